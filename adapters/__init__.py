@@ -1,0 +1,1 @@
+"""Protocol adapters: bytes in, values out, bytes back. No I/O happens in this package."""

@@ -1,0 +1,1 @@
+"""The gateway: one address, every client's protocol, and a chain of backends behind it."""

@@ -1,0 +1,1 @@
+"""The supervisor: starts, watches, switches and stops inference engines on one host."""
