@@ -1,0 +1,114 @@
+"""The JSON Schema of settings types, for the completion of editors. Knows sizes and variables; reads nothing.
+
+msgspec's own generator refuses defaults of foreign types such as `Size`, and knows nothing of `${env:NAME}`.
+"""
+
+from __future__ import annotations
+
+import inspect as python_inspect
+import math
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
+from hostler.profiles.document import Size
+
+_VARIABLE = {"type": "string", "pattern": r"\$\{env:[A-Za-z_][A-Za-z0-9_]*\}"}
+_SIZE = {
+    "description": "Bytes: a plain number, or with a unit such as 9GiB or 512MB.",
+    "anyOf": [
+        {"type": "integer", "minimum": 0},
+        {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*([kKmMgGtT]([iI]?[bB])?|[bB])?\s*$"},
+        _VARIABLE,
+    ],
+}
+_LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+
+def json_schema(shape: Any) -> dict[str, Any]:
+    """The schema of `shape`, each struct once under `$defs`. Raises `TypeError` for types that no file can hold."""
+    definitions: dict[str, Any] = {}
+    root = _of(inspect.type_info(shape), definitions)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "$defs": definitions}
+
+
+def _of(info: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    match info:
+        case inspect.Metadata():
+            return _of(info.type, definitions) | (info.extra_json_schema or {})
+        case inspect.AnyType():
+            return {}
+        case inspect.NoneType():
+            return {"type": "null"}
+        case inspect.BoolType():
+            return {"anyOf": [{"type": "boolean"}, _VARIABLE]}
+        case inspect.IntType() | inspect.FloatType():
+            kind = "integer" if isinstance(info, inspect.IntType) else "number"
+            limits = {name: limit for key, name in _LIMITS.items() if (limit := getattr(info, key)) is not None}
+            return {"anyOf": [{"type": kind, **limits}, _VARIABLE]}
+        case inspect.StrType():
+            return {"type": "string"} | ({"pattern": info.pattern} if info.pattern else {})
+        case inspect.LiteralType():
+            return {"enum": sorted(info.values, key=str)}
+        case inspect.EnumType():
+            return {"enum": [member.value for member in info.cls]}
+        case inspect.UnionType():
+            return {"anyOf": _without_repetition([_of(member, definitions) for member in info.types])}
+        case inspect.DictType():
+            return {"type": "object", "additionalProperties": _of(info.value_type, definitions)}
+        case inspect.TupleType():
+            items = [_of(item, definitions) for item in info.item_types]
+            return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
+        case inspect.CollectionType():
+            return {"type": "array", "items": _of(info.item_type, definitions)}
+        case inspect.StructType():
+            return _struct(info, definitions)
+        case inspect.CustomType() if info.cls is Size:
+            return _SIZE
+    raise TypeError(f"no schema for {info!r}")
+
+
+def _without_repetition(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The alternatives, one level deep and each once: unions of unions read badly in an editor."""
+    flat: list[dict[str, Any]] = []
+    for member in members:
+        for inner in member["anyOf"] if member.keys() == {"anyOf"} else [member]:
+            if inner not in flat:
+                flat.append(inner)
+    return sorted(flat, key=lambda alternative: alternative in ({"type": "null"}, _VARIABLE))
+
+
+def _struct(info: inspect.StructType, definitions: dict[str, Any]) -> dict[str, Any]:
+    reference = {"$ref": f"#/$defs/{info.cls.__name__}"}
+    if info.cls.__name__ in definitions:
+        return reference
+    schema = definitions[info.cls.__name__] = {"title": info.cls.__name__, "type": "object"}
+    if description := _description(info.cls):
+        schema["description"] = description
+    schema["properties"] = properties = {}
+    if info.tag_field is not None:
+        properties[info.tag_field] = {"enum": [info.tag]}
+    for field in info.fields:
+        properties[field.encode_name] = _of(field.type, definitions) | _default(field)
+    schema["required"] = [field.encode_name for field in info.fields if field.required]
+    if info.tag_field is not None:
+        schema["required"].append(info.tag_field)
+    if info.forbid_unknown_fields:
+        schema["additionalProperties"] = False
+    return reference
+
+
+def _description(cls: Any) -> str:
+    # Structs without a docstring inherit msgspec's own.
+    return python_inspect.cleandoc(cls.__doc__) if cls.__doc__ and cls.__doc__ != msgspec.Struct.__doc__ else ""
+
+
+def _default(field: inspect.Field) -> dict[str, Any]:
+    default = field.default
+    if field.default_factory is not msgspec.NODEFAULT:
+        default = field.default_factory()
+    if default is msgspec.NODEFAULT or default is msgspec.UNSET:
+        return {}
+    plain = msgspec.to_builtins(default, enc_hook=lambda value: int(value) if isinstance(value, Size) else None)
+    return {} if isinstance(plain, float) and not math.isfinite(plain) else {"default": plain}
