@@ -110,7 +110,7 @@ class Document:
     def _explained(self, path: Path, message: str, value: Any, shape: Any) -> DocumentError:
         if match := re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL):
             name = match[1]
-            return self.error((*path, name), _unknown_key(name, _known_keys(type, value, path)))
+            return self.error((*path, name), _unknown_key(name, _known_keys(shape, path)))
         if match := re.fullmatch(r"Object missing required field `(.*)`", message, re.DOTALL):
             return self.error(path, f"{match[1]} is missing")
         if match := re.fullmatch(r"Expected `(.*)`, got `(.*)`", message, re.DOTALL):
@@ -399,7 +399,7 @@ def _replaced(value: Any, path: Path, new: Any) -> Any:
     return value
 
 
-def _known_keys(shape: Any, value: Any, path: Path) -> list[str]:
+def _known_keys(shape: Any, path: Path) -> list[str]:
     """The keys that the mapping at `path` may have: asked of msgspec's own view of the type."""
     info: Any = msgspec.inspect.type_info(shape)
     for step in path:
