@@ -1,0 +1,295 @@
+"""A supervisor on another machine: `contract.Supervisor` kept over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from types import TracebackType
+from typing import TypeVar
+
+import anyio
+import httpx
+import msgspec
+
+from hostler.supervisor.contract import EngineAddress, HostStatus, SupervisorEvent, SupervisorUnreachable
+from hostler.supervisor.wire import (
+    ErrorAnswer,
+    Located,
+    SwitchAnswer,
+    SwitchOrder,
+    UnloadAnswer,
+    UnloadOrder,
+    revive,
+)
+
+LARGEST_EVENT = 16 * 1024 * 1024
+
+_Answer = TypeVar("_Answer")
+
+log = logging.getLogger(__name__)
+
+
+class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long to wait for a supervisor, in seconds, and how often to ask again.
+
+    `silence_s` bounds the pauses in a stream, which the supervisor fills with pings: longer means that it is lost.
+    `asks` is how often one switch is ordered when the connection is lost while it goes on.
+    """
+
+    connect_s: float = 2.0
+    answer_s: float = 10.0
+    unload_s: float = 120.0
+    silence_s: float = 30.0
+    asks: int = 5
+    retry_s: float = 0.25
+    max_retry_s: float = 15.0
+
+
+class _Lost(Exception):
+    """A connection that was established and then lost."""
+
+
+class SupervisorClient:
+    """Keeps the promises of `contract.Supervisor` for the one at `url`. An async context manager, or call `aclose()`.
+
+    `reachable` says whether the last thing heard was an answer; `on_reachable` is called whenever that changes.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        *,
+        http: httpx.AsyncClient | None = None,
+        limits: ClientLimits | None = None,
+        on_reachable: Callable[[bool], None] | None = None,
+    ) -> None:
+        self._url = httpx.URL(url.rstrip("/")).copy_with(userinfo=b"", query=None, fragment=None)
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._http = http
+        self._owns_http = http is None
+        self._limits = limits or ClientLimits()
+        self._on_reachable = on_reachable
+        self.reachable: bool | None = None
+
+    async def __aenter__(self) -> SupervisorClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections that this client opened."""
+        if self._http is not None and self._owns_http:
+            http, self._http = self._http, None
+            await http.aclose()
+
+    async def status(self) -> HostStatus:
+        """Everything, now. Raises `SupervisorUnreachable`."""
+        return await self._call("GET", "/models/status", HostStatus)
+
+    async def locate(self, model: str) -> EngineAddress | None:
+        """Where `model` listens, if it is ready now. Raises `UnknownProfile`, `SupervisorUnreachable`."""
+        located = await self._call("GET", "/models/locate", Located, params={"model": model})
+        return None if located.address is None else self._reached(located.address)
+
+    async def unload(self, model: str, *, epoch: int | None = None) -> None:
+        """Stop `model` and return when it is gone. Raises as `Supervisor.unload` does."""
+        order = UnloadOrder(model=model, epoch=epoch)
+        await self._call("POST", "/models/unload", UnloadAnswer, order=order, read_s=self._limits.unload_s)
+
+    async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
+        """Make `model` ready. A connection lost on the way is built again and joins the order. See `Supervisor`."""
+        order = SwitchOrder(model=model, evict=tuple(evict), epoch=epoch)
+        pause = self._limits.retry_s
+        asked = 0
+        while True:
+            asked += 1
+            try:
+                return self._reached(await self._follow(order))
+            except _Lost as lost:
+                if asked >= self._limits.asks:
+                    raise SupervisorUnreachable(str(lost)) from None
+            except SupervisorUnreachable:
+                # The first time nothing was ordered yet; later the supervisor may be on its way back.
+                if asked == 1 or asked >= self._limits.asks:
+                    raise
+            await anyio.sleep(pause)
+            pause = min(pause * 2, self._limits.max_retry_s)
+
+    @asynccontextmanager
+    async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:
+        """A subscription that outlives lost connections: each new one begins with a `Snapshot`, which repairs gaps."""
+        async with aclosing(self._events()) as events:
+            yield events
+
+    async def _events(self) -> AsyncGenerator[SupervisorEvent, None]:
+        pause = self._limits.retry_s
+        while True:
+            try:
+                async with aclosing(self._stream("GET", "/events")) as frames:
+                    async for _name, data in frames:
+                        pause = self._limits.retry_s
+                        yield self._decode(data, SupervisorEvent)  # type: ignore[arg-type]  # a union is a type to msgspec
+                raise _Lost(self._say("ended the stream of events"))
+            except (_Lost, SupervisorUnreachable) as error:
+                self._heard(False, str(error))
+            await anyio.sleep(pause * random.uniform(0.75, 1.0))
+            pause = min(pause * 2, self._limits.max_retry_s)
+
+    async def _follow(self, order: SwitchOrder) -> EngineAddress:
+        """One try at a switch. Raises `_Lost` when the supervisor took the order and was then heard no more."""
+        async with aclosing(self._stream("POST", "/models/switch", order=order)) as frames:
+            async for name, data in frames:
+                if name == "ready":
+                    return self._decode(data, SwitchAnswer).address
+                if name == "failed":
+                    raise revive(self._decode(data, ErrorAnswer).error)
+        raise _Lost(self._say("ended the stream before the switch was over"))
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        kind: type[_Answer],
+        *,
+        params: dict[str, str] | None = None,
+        order: msgspec.Struct | None = None,
+        read_s: float | None = None,
+    ) -> _Answer:
+        request = self._request(method, path, "application/json", read_s or self._limits.answer_s, params, order)
+        try:
+            response = await self._client().send(request, follow_redirects=False)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+        if response.status_code != 200:
+            raise self._refused(response.status_code, response.content)
+        self._heard(True)
+        return self._decode(response.content, kind)
+
+    async def _stream(
+        self, method: str, path: str, *, order: msgspec.Struct | None = None
+    ) -> AsyncGenerator[tuple[str, bytes], None]:
+        """The events of a stream, as names and data. Raises `_Lost` once the stream had begun."""
+        request = self._request(method, path, "text/event-stream", self._limits.silence_s, None, order)
+        try:
+            response = await self._client().send(request, stream=True, follow_redirects=False)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+        try:
+            if response.status_code != 200:
+                raise self._refused(response.status_code, await response.aread())
+            self._heard(True)
+            async for frame in _frames(response.aiter_raw()):
+                yield frame
+        except httpx.HTTPError as error:
+            what = "was silent for too long" if isinstance(error, httpx.ReadTimeout) else "was lost"
+            raise _Lost(self._say(f"{what} ({type(error).__name__})")) from None
+        finally:
+            with anyio.CancelScope(shield=True):
+                await response.aclose()
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        accept: str,
+        read_s: float,
+        params: dict[str, str] | None,
+        order: msgspec.Struct | None,
+    ) -> httpx.Request:
+        headers = {**self._headers, "Accept": accept, "Accept-Encoding": "identity"}
+        content = None
+        if order is not None:
+            headers["Content-Type"] = "application/json"
+            content = msgspec.json.encode(order)
+        timeout = httpx.Timeout(read_s, connect=self._limits.connect_s)
+        url = self._url.copy_with(raw_path=(self._url.path.rstrip("/") + path).encode())
+        return self._client().build_request(
+            method, url, params=params, headers=headers, content=content, timeout=timeout
+        )
+
+    def _client(self) -> httpx.AsyncClient:
+        if self._http is None:
+            # trust_env: a proxy meant for the internet must not see the token of a machine in the house.
+            self._http = httpx.AsyncClient(follow_redirects=False, trust_env=False)
+        return self._http
+
+    def _refused(self, status: int, content: bytes) -> Exception:
+        """The exception for an answer that is no success."""
+        if status == 401:
+            error: Exception = SupervisorUnreachable(
+                self._say("refused the token (401): give this gateway the one of the supervisor's settings")
+            )
+        else:
+            try:
+                body = msgspec.json.decode(content, type=ErrorAnswer).error
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                error = SupervisorUnreachable(self._say(f"answered {status}, not as a supervisor does"))
+            else:
+                error = revive(body)
+                if isinstance(error, SupervisorUnreachable):
+                    error = SupervisorUnreachable(self._say(f"answered {status}: {body.message}"))
+        self._heard(not isinstance(error, SupervisorUnreachable), str(error))
+        return error
+
+    def _unreachable(self, error: httpx.HTTPError) -> SupervisorUnreachable:
+        words: dict[type[httpx.HTTPError], str] = {
+            httpx.ConnectTimeout: f"did not accept a connection within {self._limits.connect_s:g} s",
+            httpx.ConnectError: "accepts no connection",
+            httpx.ReadTimeout: "accepted the request, but did not answer in time",
+        }
+        unreachable = SupervisorUnreachable(self._say(words.get(type(error), f"was lost ({type(error).__name__})")))
+        self._heard(False, str(unreachable))
+        return unreachable
+
+    def _decode(self, content: bytes, kind: type[_Answer]) -> _Answer:
+        try:
+            return msgspec.json.decode(content, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise SupervisorUnreachable(self._say(f"does not answer as a supervisor does: {error}")) from None
+
+    def _reached(self, address: EngineAddress) -> EngineAddress:
+        """An engine that listens everywhere is met where its supervisor was met."""
+        if address.host in ("0.0.0.0", "::", ""):
+            return msgspec.structs.replace(address, host=self._url.host)
+        return address
+
+    def _heard(self, reachable: bool, why: str = "") -> None:
+        if reachable is self.reachable:
+            return
+        self.reachable = reachable
+        if reachable:
+            log.info("%s", self._say("answers"))
+        else:
+            log.warning("%s", why)
+        if self._on_reachable is not None:
+            self._on_reachable(reachable)
+
+    def _say(self, what: str) -> str:
+        return f"the supervisor at {self._url} {what}"
+
+
+async def _frames(parts: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, bytes]]:
+    """Server-sent events out of bytes: names and data. Comments are dropped; lines end in a newline, nothing else."""
+    rest = b""
+    name = ""
+    data: list[bytes] = []
+    async for part in parts:
+        *lines, rest = (rest + part).split(b"\n")
+        if len(rest) > LARGEST_EVENT:
+            raise httpx.RemoteProtocolError("an event without an end")
+        for line in lines:
+            line = line.removesuffix(b"\r")
+            if not line:
+                if data:
+                    yield name, b"\n".join(data)
+                name, data = "", []
+            elif line.startswith(b"event:"):
+                name = line[6:].strip().decode(errors="replace")
+            elif line.startswith(b"data:"):
+                data.append(line[5:].removeprefix(b" "))

@@ -1,0 +1,374 @@
+"""The supervisor over HTTP, asked the way strangers and gateways ask."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import Any
+
+import anyio
+import httpx
+import msgspec
+import pytest
+from starlette.applications import Starlette
+
+from hostler.supervisor.api import LOG_BUFFER, create_app
+from hostler.supervisor.contract import Failure, HostStatus, ModelChanged, ModelStatus
+from hostler.supervisor.wire import ErrorAnswer, SwitchAnswer
+
+pytestmark = pytest.mark.anyio
+
+TOKEN = "a-long-token"
+Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
+
+
+async def _two_lines(model: str, follow: bool) -> AsyncIterator[str]:
+    yield f"{model} one"
+    yield f"{model} two"
+    if follow:
+        await anyio.sleep_forever()
+
+
+@pytest.fixture
+def app(pretended: Any) -> Starlette:
+    return create_app(
+        pretended, token=TOKEN, logs=_two_lines, metrics=lambda: "hostler_up 1\n", allowed_hosts=["gpu.lan"]
+    )
+
+
+@pytest.fixture
+async def http(app: Starlette, serve: Serve) -> AsyncIterator[httpx.AsyncClient]:
+    async with (
+        serve(app) as url,
+        httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=10) as http,
+    ):
+        yield http
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
+    name = ""
+    async for line in response.aiter_lines():
+        if line.startswith("event: "):
+            name = line[7:]
+        elif line.startswith("data: "):
+            yield name, json.loads(line[6:])
+
+
+ROUTES = [
+    ("GET", "/models/available"),
+    ("GET", "/models/status"),
+    ("GET", "/models/locate?model=alpha"),
+    ("POST", "/models/switch"),
+    ("POST", "/models/load"),
+    ("POST", "/models/unload"),
+    ("GET", "/events"),
+    ("GET", "/logs/alpha"),
+    ("GET", "/metrics"),
+    ("GET", "/nothing-here"),
+]
+ORDERS = ["/models/switch", "/models/load", "/models/unload"]
+
+
+async def test_lets_nobody_in_without_the_token(http: httpx.AsyncClient) -> None:
+    del http.headers["Authorization"]
+    for method, path in ROUTES:
+        for authorization in (None, "Bearer wrong", "Basic a-long-token", "a-long-token", "Bearer"):
+            headers = {} if authorization is None else {"Authorization": authorization}
+            body = {"model": "alpha"} if method == "POST" else None
+            answer = await http.request(method, path, headers=headers, json=body)
+            assert answer.status_code == 401, (path, authorization)
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+            assert msgspec.json.decode(answer.content, type=ErrorAnswer).error.type == "unauthenticated"
+
+
+async def test_takes_no_token_from_the_query(http: httpx.AsyncClient) -> None:
+    del http.headers["Authorization"]
+    assert (await http.get("/models/status", params={"token": TOKEN, "api_key": TOKEN})).status_code == 401
+
+
+async def test_health_is_open_and_tells_nothing(http: httpx.AsyncClient) -> None:
+    del http.headers["Authorization"]
+    answer = await http.get("/healthz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+    assert "server" not in answer.headers
+
+
+async def test_without_a_token_everybody_on_loopback_may_ask(pretended: Any, serve: Serve) -> None:
+    async with serve(create_app(pretended, token=None)) as url, httpx.AsyncClient(base_url=url) as http:
+        assert (await http.get("/models/status")).status_code == 200
+
+
+async def test_does_not_answer_to_a_foreign_name(http: httpx.AsyncClient) -> None:
+    for _method, path in [("GET", "/healthz"), *ROUTES]:
+        assert (await http.get(path, headers={"Host": "evil.example"})).status_code == 421, path
+
+
+async def test_answers_to_its_own_names(http: httpx.AsyncClient) -> None:
+    for host in ("gpu.lan", "GPU.LAN:8080", "localhost:1", "127.0.0.1", "[::1]:8080"):
+        assert (await http.get("/models/status", headers={"Host": host})).status_code == 200, host
+
+
+@pytest.mark.parametrize("hosts", [b"", b"Host: localhost\r\nHost: localhost\r\n"])
+async def test_wants_exactly_one_host(http: httpx.AsyncClient, hosts: bytes) -> None:
+    async with await anyio.connect_tcp("127.0.0.1", http.base_url.port or 0) as stream:
+        await stream.send(b"GET /healthz HTTP/1.1\r\n" + hosts + b"\r\n")
+        assert (await stream.receive()).split()[1] == b"400"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost.evil.example"},
+        {"Origin": "chrome-extension://x"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+)
+async def test_does_nothing_for_other_sites_pages(
+    http: httpx.AsyncClient, pretended: Any, headers: dict[str, str]
+) -> None:
+    for method, path in ROUTES:
+        answer = await http.request(method, path, headers=headers, json={"model": "alpha"})
+        assert answer.status_code == 403
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Private-Network": "true"}
+    assert (await http.options("/models/switch", headers=headers | preflight)).status_code == 403
+    assert pretended.starts == 0
+
+
+async def test_takes_orders_as_json_only(http: httpx.AsyncClient, pretended: Any) -> None:
+    for path in ORDERS:
+        for kind in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}):
+            answer = await http.post(path, content=b'{"model": "alpha"}', headers=kind)
+            assert answer.status_code == 415, (path, kind)
+    assert pretended.starts == 0
+
+
+async def test_changes_nothing_but_on_post(http: httpx.AsyncClient, pretended: Any) -> None:
+    for path in ORDERS:
+        for method in ("GET", "HEAD", "PUT", "DELETE"):
+            answer = await http.request(method, path, params={"model": "alpha"})
+            assert answer.status_code == 405, (path, method)
+    assert pretended.starts == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"[]", 400),
+        (b'{"model": 1}', 400),
+        (b'{"model": ""}', 400),
+        (b'{"model": "alpha", "args": ["--rm"]}', 400),
+        (b'{"model": "\\u0000"}', 400),
+        (b'{"model": "' + b"x" * 300 + b'"}', 400),
+        (b'{"model": ' + b"[" * 60_000, 400),
+        (b'{"model": "\xff"}', 400),
+        (b'{"model": "../../etc/passwd"}', 404),
+        (b'{"model": "alpha", "evict": ["../x"]}', 404),
+        (b'{"model": "' + b"x" * 70_000 + b'"}', 413),
+    ],
+)
+async def test_refuses_what_is_no_order(http: httpx.AsyncClient, pretended: Any, body: bytes, status: int) -> None:
+    answer = await http.post("/models/switch", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"]
+    assert pretended.starts == 0
+
+
+async def test_stops_reading_a_body_that_does_not_say_how_long_it_is(http: httpx.AsyncClient) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b" " * 4096
+
+    headers = {"Content-Type": "application/json"}
+    with anyio.fail_after(5):
+        answer = await http.post("/models/switch", content=endless(), headers=headers)
+    assert answer.status_code == 413
+
+
+async def test_an_unknown_model_is_told_with_those_that_exist(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/models/switch", json={"model": "gamma"})
+    error = msgspec.json.decode(answer.content, type=ErrorAnswer).error
+    assert (answer.status_code, error.type, error.models) == (404, "unknown_profile", ("alpha", "beta"))
+    assert "gamma" in error.message
+
+
+async def test_status_is_the_contract_s_own_value(http: httpx.AsyncClient, pretended: Any) -> None:
+    answer = await http.get("/models/status")
+    assert msgspec.json.decode(answer.content, type=HostStatus) == pretended.host()
+    assert answer.headers["x-request-id"]
+    assert [model["name"] for model in (await http.get("/models/available")).json()["models"]] == ["alpha", "beta"]
+
+
+async def test_a_switch_answers_with_the_address_and_what_took_how_long(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/models/switch", json={"model": "first"})
+    switched = msgspec.json.decode(answer.content, type=SwitchAnswer)
+    assert (switched.address.model, switched.address.key) == ("alpha", "engine-secret")
+    assert switched.spent == {"starting": 0.1, "loading": 0.4}
+    assert (await http.get("/models/locate", params={"model": "alpha"})).json()["address"]["port"] == 8123
+    again = msgspec.json.decode((await http.post("/models/load", json={"model": "alpha"})).content, type=SwitchAnswer)
+    assert (again.address, again.spent) == (switched.address, {})
+    assert again.elapsed_s < 0.5
+
+
+async def test_unload_stops_the_model(http: httpx.AsyncClient) -> None:
+    await http.post("/models/switch", json={"model": "alpha"})
+    assert (await http.post("/models/unload", json={"model": "alpha"})).json() == {"model": "alpha", "state": "stopped"}
+    assert (await http.get("/models/locate", params={"model": "alpha"})).json() == {"address": None}
+
+
+async def test_passes_on_which_models_to_evict(http: httpx.AsyncClient, pretended: Any) -> None:
+    await http.post("/models/switch", json={"model": "alpha", "evict": ["beta"]})
+    assert pretended.evicted == ["beta"]
+
+
+@pytest.mark.parametrize("path", ORDERS)
+async def test_an_order_of_an_old_epoch_is_refused(http: httpx.AsyncClient, path: str) -> None:
+    assert (await http.post(path, json={"model": "alpha", "epoch": 7})).status_code == 200
+    answer = await http.post(path, json={"model": "alpha", "epoch": 6})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (409, "stale_epoch")
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("not_gguf", 422), ("does_not_fit", 422), ("port_taken", 409), ("out_of_memory", 503)]
+)
+async def test_a_failure_is_told_with_its_reason(
+    http: httpx.AsyncClient, pretended: Any, kind: Any, status: int
+) -> None:
+    pretended.failure = Failure(kind=kind, message="it broke", lines=("last words",), retry_after_s=2.0)
+    answer = await http.post("/models/switch", json={"model": "alpha"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (status, "2")
+    assert msgspec.json.decode(answer.content, type=ErrorAnswer).error.failure == pretended.failure
+
+
+SSE = {"Accept": "text/event-stream"}
+
+
+async def test_a_switch_tells_its_phases_and_then_the_address(http: httpx.AsyncClient) -> None:
+    async with http.stream("POST", "/models/switch", json={"model": "alpha"}, headers=SSE) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        told = [event async for event in _events(answer)]
+    assert [(name, data.get("phase")) for name, data in told] == [
+        ("phase", "starting"),
+        ("phase", "loading"),
+        ("ready", None),
+    ]
+    assert (told[1][1]["percent"], told[1][1]["eta_s"]) == (50.0, 0.7)
+    assert told[2][1]["address"]["key"] == "engine-secret"
+    assert "engine-secret" not in json.dumps(told[:2])
+
+
+async def test_a_failing_switch_ends_its_stream_with_the_failure(http: httpx.AsyncClient, pretended: Any) -> None:
+    pretended.failure = Failure(kind="exited", message="it broke")
+    async with http.stream("POST", "/models/switch", json={"model": "alpha"}, headers=SSE) as answer:
+        told = [event async for event in _events(answer)]
+    assert told[-1][0] == "failed"
+    assert told[-1][1]["error"]["failure"]["kind"] == "exited"
+
+
+async def test_an_order_goes_on_when_its_client_leaves(http: httpx.AsyncClient, pretended: Any) -> None:
+    pretended.gate = anyio.Event()
+    order = http.stream("POST", "/models/switch", json={"model": "alpha"}, headers=SSE)
+    async with order as answer, aclosing(_events(answer)) as events:
+        await anext(events)
+    await pretended.listened_to_by(0)
+    pretended.gate.set()
+    joined = await http.post("/models/switch", json={"model": "alpha"})
+    assert joined.status_code == 200
+    assert (pretended.starts, pretended.finished) == (1, 1)
+
+
+async def test_two_orders_for_one_model_join(http: httpx.AsyncClient, pretended: Any) -> None:
+    pretended.gate = anyio.Event()
+    answers: list[httpx.Response] = []
+
+    async def order() -> None:
+        answers.append(await http.post("/models/switch", json={"model": "alpha"}))
+
+    first = http.stream("POST", "/models/switch", json={"model": "alpha"}, headers=SSE)
+    async with anyio.create_task_group() as tasks, first as answer, aclosing(_events(answer)) as events:
+        await anext(events)
+        tasks.start_soon(order)
+        await pretended.listened_to_by(2)
+        pretended.gate.set()
+        names = [name async for name, _data in events]
+    assert names[-1] == "ready"
+    assert answers[0].status_code == 200
+    assert pretended.starts == 1
+
+
+async def test_events_begin_with_a_snapshot_and_go_on_with_changes(http: httpx.AsyncClient, pretended: Any) -> None:
+    async with http.stream("GET", "/events") as answer, aclosing(_events(answer)) as events:
+        name, first = await anext(events)
+        assert (name, first["type"], len(first["host"]["profiles"])) == ("snapshot", "snapshot", 2)
+        pretended.publish(ModelChanged(status=ModelStatus(model="alpha", state="starting", since=1.0)))
+        name, second = await anext(events)
+        assert (name, second["status"]["state"]) == ("model", "starting")
+    with anyio.fail_after(5):
+        await pretended.listened_to_by(0)
+
+
+async def test_keys_are_in_no_event_and_no_status(http: httpx.AsyncClient, pretended: Any) -> None:
+    async with http.stream("GET", "/events") as answer, aclosing(_events(answer)) as events:
+        seen = [await anext(events)]
+        await http.post("/models/switch", json={"model": "alpha"})
+        while seen[-1][1].get("phase") != "ready":
+            seen.append(await anext(events))
+    assert "engine-secret" not in json.dumps(seen)
+    assert "engine-secret" not in (await http.get("/models/status")).text
+    assert "engine-secret" not in (await http.get("/metrics")).text
+
+
+async def test_streams_end_cleanly_when_the_supervisor_stops(pretended: Any, serve: Serve) -> None:
+    app = create_app(pretended, token=None, logs=_two_lines)
+    pretended.gate = anyio.Event()
+    async with httpx.AsyncClient(timeout=10) as http:
+        async with serve(app) as url:
+            events = await http.send(http.build_request("GET", f"{url}/events"), stream=True)
+            logs = await http.send(http.build_request("GET", f"{url}/logs/alpha?follow=1"), stream=True)
+            order = http.build_request("POST", f"{url}/models/switch", json={"model": "alpha"}, headers=SSE)
+            switch = await http.send(order, stream=True)
+        assert (await events.aread()).startswith(b"event: snapshot")
+        assert await logs.aread() == b"alpha one\nalpha two\n"
+        assert b"ready" not in await switch.aread()
+
+
+async def test_logs_are_plain_lines(http: httpx.AsyncClient) -> None:
+    answer = await http.get("/logs/alpha")
+    assert (answer.text, answer.headers["content-type"]) == ("alpha one\nalpha two\n", "text/plain; charset=utf-8")
+    assert (await http.get("/logs/gamma")).status_code == 404
+    assert (await http.get("/logs/%2e%2e/%2e%2e/etc/passwd")).status_code == 404
+
+
+async def test_a_slow_log_reader_loses_lines_and_holds_up_nobody(pretended: Any, serve: Serve) -> None:
+    lines = LOG_BUFFER * 40
+    written = anyio.Event()
+
+    async def flood(model: str, follow: bool) -> AsyncIterator[str]:
+        for number in range(lines):
+            yield f"{number} {'x' * 1000}"
+            if number % 100 == 0:
+                await anyio.lowlevel.checkpoint()
+        written.set()
+
+    app = create_app(pretended, token=None, logs=flood)
+    async with (
+        serve(app) as url,
+        httpx.AsyncClient(timeout=10) as http,
+        http.stream("GET", f"{url}/logs/alpha?follow=1") as answer,
+    ):
+        with anyio.fail_after(10):
+            await written.wait()
+        text = [line async for line in answer.aiter_lines()]
+    lost = sum(int(line.split()[0][1:]) for line in text if line.startswith("["))
+    assert lost > 0
+    assert lost + len([line for line in text if not line.startswith("[")]) == lines
+    assert text[-1].startswith(f"{lines - 1} ")
+
+
+async def test_metrics_are_what_the_callable_says(http: httpx.AsyncClient) -> None:
+    answer = await http.get("/metrics")
+    assert (answer.text, answer.headers["content-type"].split(";")[0]) == ("hostler_up 1\n", "text/plain")
