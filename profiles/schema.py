@@ -1,10 +1,17 @@
-"""What a profile is: a named way to run a model, and what its file says of itself. Values only."""
+"""What a profile is: a named way to run a model, as it stands in a file and complete. Values only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
+
+from hostler.profiles.document import Size
+from hostler.profiles.sources import Source, SourceError
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,3 +66,206 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     listed: bool = True
     default: bool = False
     engine: str | None = None
+
+
+class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A profile as it stands in a file. What is left out comes from `base`, else from the defaults of `Profile`.
+
+    A key that is given replaces what the base has, lists and mappings too. Names are never inherited: `aliases`,
+    `description` and `default` belong to one profile. With a `model` of its own a profile does not inherit `sha256`.
+    """
+
+    model: str | UnsetType = UNSET
+    base: str | UnsetType = UNSET
+    sha256: str | UnsetType | None = UNSET
+    aliases: tuple[str, ...] | UnsetType = UNSET
+    description: str | UnsetType = UNSET
+    context: int | UnsetType = UNSET
+    parallel: int | UnsetType = UNSET
+    batch: int | UnsetType = UNSET
+    threads: int | UnsetType | None = UNSET
+    gpu_layers: int | Literal["all", "auto"] | UnsetType | None = UNSET
+    cache_ram_mib: int | UnsetType = UNSET
+    embeddings: bool | UnsetType = UNSET
+    args: tuple[str, ...] | UnsetType = UNSET
+    env: Mapping[str, str] | UnsetType = UNSET
+    ttl_s: float | UnsetType | None = UNSET
+    start_timeout_s: float | UnsetType | None = UNSET
+    stop_grace_s: float | UnsetType | None = UNSET
+    memory: Size | UnsetType | None = UNSET
+    pinned: bool | UnsetType = UNSET
+    listed: bool | UnsetType = UNSET
+    default: bool | UnsetType = UNSET
+    engine: str | UnsetType | None = UNSET
+
+
+class ProfileError(Exception):
+    """A profile cannot be: `profile` and `key` say where, `message` why and what to do instead."""
+
+    def __init__(self, profile: str, key: str | None, message: str) -> None:
+        super().__init__(profile, key, message)
+        self.profile = profile
+        self.key = key
+        self.message = message
+
+    def __str__(self) -> str:
+        place = f"profiles.{self.profile}" + (f".{self.key}" if self.key else "")
+        return f"{place}: {self.message}"
+
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/@-]{0,127}(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,79})?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_OWN = ("base", "aliases", "description", "default")
+
+# What the supervisor gives to every engine itself, and the key of a profile that sets it (None: nothing does).
+_FLAGS: Mapping[str, str | None] = {
+    "--host": None,
+    "--port": None,
+    "--reuse-port": None,
+    "--api-key": None,
+    "--api-key-file": None,
+    "--api-prefix": None,
+    "--slot-save-path": None,
+    "--no-slots": None,
+    "--alias": "aliases",
+    "-a": "aliases",
+    **dict.fromkeys(("-m", "--model", "-mu", "--model-url", "-hf", "-hfr", "--hf-repo", "-hff", "--hf-file"), "model"),
+    **dict.fromkeys(("-c", "--ctx-size"), "context"),
+    **dict.fromkeys(("-np", "--parallel"), "parallel"),
+    **dict.fromkeys(("-b", "--batch-size"), "batch"),
+    **dict.fromkeys(("-t", "--threads"), "threads"),
+    **dict.fromkeys(("-ngl", "--gpu-layers", "--n-gpu-layers"), "gpu_layers"),
+    **dict.fromkeys(("-cram", "--cache-ram"), "cache_ram_mib"),
+    **dict.fromkeys(("--embedding", "--embeddings"), "embeddings"),
+}
+_VARIABLES: Mapping[str, str | None] = {
+    "LLAMA_API_KEY": None,
+    "LLAMA_ARG_HOST": None,
+    "LLAMA_ARG_PORT": None,
+    "LLAMA_ARG_MODEL": "model",
+    "LLAMA_ARG_HF_REPO": "model",
+    "LLAMA_ARG_ALIAS": "aliases",
+    "LLAMA_ARG_CTX_SIZE": "context",
+    "LLAMA_ARG_N_PARALLEL": "parallel",
+}
+# The least that a number may be.
+_LEAST: Mapping[str, float] = {
+    "context": 1,
+    "parallel": 1,
+    "batch": 1,
+    "threads": 1,
+    "gpu_layers": 0,
+    "cache_ram_mib": -1,
+    "ttl_s": 0,
+    "start_timeout_s": 0.1,
+    "stop_grace_s": 0,
+}
+
+
+def folded(name: str) -> str:
+    """The spelling under which two names are one: case does not count, nor does Ollama's `:latest`."""
+    return name.lower().removesuffix(":latest")
+
+
+def resolve(entries: Mapping[str, ProfileEntry]) -> tuple[Profile, ...]:
+    """The complete profiles, in the order of `entries`. Raises `ProfileError` for the first one that cannot be."""
+    profiles = tuple(_complete(name, entries) for name in entries)
+    for profile in profiles:
+        _check(profile)
+    _check_names(profiles)
+    defaults = [profile.name for profile in profiles if profile.default]
+    if len(defaults) > 1:
+        raise ProfileError(defaults[1], "default", f"{defaults[0]} is the default already: only one can be")
+    return profiles
+
+
+def _complete(name: str, entries: Mapping[str, ProfileEntry]) -> Profile:
+    given: dict[str, Any] = {}
+    for level, ancestor in enumerate(_line(name, entries)):
+        entry = entries[ancestor]
+        own = {key: value for key in entry.__struct_fields__ if (value := getattr(entry, key)) is not UNSET}
+        if "model" in given:
+            own.pop("sha256", None)
+        for key, value in own.items():
+            if key not in given and key != "base" and (level == 0 or key not in _OWN):
+                given[key] = value
+    if "model" not in given:
+        raise ProfileError(name, None, "has neither model nor base: say which file to run, or which profile to vary")
+    return Profile(name=name, **given)
+
+
+def _line(name: str, entries: Mapping[str, ProfileEntry]) -> list[str]:
+    """The profile, its base, the base's base and so on."""
+    line = [name]
+    while (base := entries[line[-1]].base) is not UNSET:
+        if base not in entries:
+            raise ProfileError(line[-1], "base", f"there is no profile {base}{_near(base, entries)}")
+        if base in line:
+            raise ProfileError(line[-1], "base", f"goes in a circle: {' -> '.join([*line[line.index(base) :], base])}")
+        line.append(base)
+    return line
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    if near := difflib.get_close_matches(name, names, n=1):
+        return f", did you mean {near[0]}?"
+    return f", there are: {', '.join(names)}" if len(names) <= 20 else ""
+
+
+def _check(profile: Profile) -> None:
+    _check_name(profile.name, profile, None)
+    for alias in profile.aliases:
+        _check_name(alias, profile, "aliases")
+    for key, least in _LEAST.items():
+        value = getattr(profile, key)
+        if isinstance(value, int | float) and not value >= least:
+            raise ProfileError(profile.name, key, f"must be at least {least}, got {value}")
+    _check_source(profile)
+    for argument in profile.args:
+        flag = argument.partition("=")[0]
+        if flag in _FLAGS:
+            raise ProfileError(profile.name, "args", f"{flag} is set by the supervisor{_instead(_FLAGS[flag])}")
+    for variable, value in profile.env.items():
+        if variable in _VARIABLES:
+            message = f"{variable} is set by the supervisor{_instead(_VARIABLES[variable])}"
+            raise ProfileError(profile.name, "env", message)
+        if not _VARIABLE.fullmatch(variable) or "\0" in value:
+            raise ProfileError(profile.name, "env", f"{variable!r} cannot be an environment variable")
+
+
+def _instead(key: str | None) -> str:
+    return f": use {key} instead" if key else ": leave it out"
+
+
+def _check_source(profile: Profile) -> None:
+    if profile.sha256 is not None and not _SHA256.fullmatch(profile.sha256):
+        raise ProfileError(profile.name, "sha256", "must be 64 hexadecimal digits in lower case")
+    try:
+        source = Source.parse(profile.model)
+    except SourceError as error:
+        raise ProfileError(profile.name, "model", str(error)) from None
+    if source.kind == "https" and profile.sha256 is None:
+        raise ProfileError(profile.name, "sha256", "is missing: a model from a web address needs its checksum")
+
+
+def _check_name(name: str, profile: Profile, key: str | None) -> None:
+    segments = name.partition(":")[0].split("/")
+    if not _NAME.fullmatch(name) or any(segment in ("", ".", "..") for segment in segments):
+        raise ProfileError(
+            profile.name,
+            key,
+            f"{name!r} cannot be a name: letters, digits and . _ - @ / are allowed, at most 128, then a :tag if need be",
+        )
+
+
+def _check_names(profiles: Iterable[Profile]) -> None:
+    taken: dict[str, tuple[Profile, str]] = {}
+    for profile in profiles:
+        for name in (profile.name, *profile.aliases):
+            key = "aliases" if name is not profile.name else None
+            other, spelling = taken.setdefault(folded(name), (profile, name))
+            if other is not profile:
+                whose = f"the name of {other.name}" if spelling == other.name else f"an alias of {other.name}"
+                raise ProfileError(profile.name, key, f"{name} is taken: {spelling} is {whose} already")
