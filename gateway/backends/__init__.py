@@ -1,1 +1,1 @@
-"""What answers requests behind the gateway, and how bytes get there and back."""
+"""Where answers come from, and how much each place is trusted at the moment."""
