@@ -179,14 +179,14 @@ async def test_refuses_what_is_no_order(http: httpx.AsyncClient, pretended: Any,
 
 
 async def test_stops_reading_a_body_that_does_not_say_how_long_it_is(http: httpx.AsyncClient) -> None:
-    async def endless() -> AsyncIterator[bytes]:
-        while True:
-            yield b" " * 4096
-
-    headers = {"Content-Type": "application/json"}
+    head = f"POST /models/switch HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+    head += "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     with anyio.fail_after(5):
-        answer = await http.post("/models/switch", content=endless(), headers=headers)
-    assert answer.status_code == 413
+        async with await anyio.connect_tcp("127.0.0.1", http.base_url.port or 0) as stream:
+            await stream.send(head.encode() + b"11000\r\n" + b" " * 0x11000)
+            answer = await stream.receive()
+            assert answer.split()[1] == b"413"
+            assert b"connection: close" in answer.lower()
 
 
 async def test_an_unknown_model_is_told_with_those_that_exist(http: httpx.AsyncClient) -> None:

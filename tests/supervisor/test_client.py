@@ -1,0 +1,283 @@
+"""The supervisor's client: against the real interface on a socket, and against answers that no supervisor gives."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import anyio
+import httpx
+import msgspec
+import pytest
+from anyio.abc import SocketStream
+from pytest_httpx import HTTPXMock, IteratorStream
+from starlette.applications import Starlette
+
+from hostler.supervisor.api import create_app
+from hostler.supervisor.client import ClientLimits, SupervisorClient
+from hostler.supervisor.contract import (
+    EngineAddress,
+    Failure,
+    HostStatus,
+    ModelChanged,
+    ModelStatus,
+    Snapshot,
+    StaleEpoch,
+    Supervisor,
+    SupervisorError,
+    SupervisorUnreachable,
+    UnknownProfile,
+)
+from hostler.supervisor.wire import ErrorAnswer, ErrorBody, SwitchAnswer
+
+pytestmark = pytest.mark.anyio
+
+TOKEN = "a-long-token"
+URL = "http://gpu.lan:8080"
+QUICK = ClientLimits(connect_s=1.0, answer_s=2.0, silence_s=0.2, asks=3, retry_s=0.01, max_retry_s=0.02)
+AT = EngineAddress(model="alpha", host="10.0.0.2", port=8123, key="k", generation=1, context=4096, parallel=1)
+Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
+
+
+@pytest.fixture
+async def client(pretended: Any, serve: Serve) -> AsyncIterator[SupervisorClient]:
+    async with serve(create_app(pretended, token=TOKEN)) as url, SupervisorClient(url, TOKEN) as client:
+        yield client
+
+
+@pytest.fixture
+async def quick() -> AsyncIterator[SupervisorClient]:
+    async with SupervisorClient(URL, TOKEN, limits=QUICK) as client:
+        yield client
+
+
+def _sse(name: str, value: msgspec.Struct) -> bytes:
+    return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode(value) + b"\n\n"
+
+
+def _stream(*parts: bytes) -> dict[str, Any]:
+    return {"headers": {"Content-Type": "text/event-stream"}, "stream": IteratorStream(list(parts))}
+
+
+def _refusal(kind: str, failure: Failure | None = None) -> bytes:
+    return msgspec.json.encode(ErrorAnswer(error=ErrorBody(type=kind, message="because", failure=failure)))
+
+
+async def test_keeps_the_contract() -> None:
+    supervisor: Supervisor = SupervisorClient(URL, None)
+    assert isinstance(supervisor, SupervisorClient)
+
+
+async def test_knows_what_the_host_knows(client: SupervisorClient, pretended: Any) -> None:
+    assert await client.status() == pretended.host()
+    assert client.reachable is True
+
+
+async def test_switches_locates_and_unloads(client: SupervisorClient, pretended: Any) -> None:
+    assert await client.locate("alpha") is None
+    address = await client.switch("alpha", evict=["beta"], epoch=3)
+    assert address == pretended.ready["alpha"]
+    assert (pretended.evicted, pretended.epoch) == (["beta"], 3)
+    assert await client.locate("alpha") == address
+    await client.unload("alpha", epoch=3)
+    assert pretended.ready == {}
+
+
+async def test_tells_errors_apart(client: SupervisorClient, pretended: Any) -> None:
+    for call in (client.switch, client.unload, client.locate):
+        with pytest.raises(UnknownProfile, match="2 models are: alpha, beta"):
+            await call("gamma")
+    pretended.epoch = 9
+    for order in (client.switch, client.unload):
+        with pytest.raises(StaleEpoch):
+            await order("alpha", epoch=8)
+    pretended.failure = Failure(kind="out_of_memory", message="no memory left", lines=("E oom",), retry_after_s=4.0)
+    with pytest.raises(SupervisorError) as raised:
+        await client.switch("alpha")
+    assert raised.value.failure == pretended.failure
+
+
+async def test_hears_a_snapshot_and_then_changes(client: SupervisorClient, pretended: Any) -> None:
+    changed = ModelChanged(status=ModelStatus(model="alpha", state="starting", since=1.0))
+    async with client.events() as events:
+        assert await anext(events) == Snapshot(host=pretended.host())
+        pretended.publish(changed)
+        assert await anext(events) == changed
+    with anyio.fail_after(5):
+        await pretended.listened_to_by(0)
+
+
+async def test_hears_a_new_snapshot_after_the_supervisor_was_away(pretended: Any, serve: Serve) -> None:
+    known: list[bool] = []
+    async with SupervisorClient("http://127.0.0.1:1", TOKEN, limits=QUICK, on_reachable=known.append) as client:
+        async with serve(create_app(pretended, token=TOKEN)) as url:
+            client._url = httpx.URL(url)  # the port is known only now
+            subscription = client.events()
+            events = await subscription.__aenter__()
+            assert isinstance(await anext(events), Snapshot)
+        pretended.epoch = 5
+        async with serve(create_app(pretended, token=TOKEN)) as url:
+            client._url = httpx.URL(url)
+            with anyio.fail_after(5):
+                again = await anext(events)
+            assert isinstance(again, Snapshot)
+            assert again.host.epoch == 5
+            await subscription.__aexit__(None, None, None)
+    assert known == [True, False, True]
+
+
+@asynccontextmanager
+async def _answering(handle: Callable[[SocketStream, int], Any]) -> AsyncIterator[str]:
+    """A server on a free port that does to each connection what `handle` does, which is told the connection's number."""
+    numbers = iter(range(1000))
+
+    async def serve(stream: SocketStream) -> None:
+        async with stream:
+            await stream.receive()
+            await handle(stream, next(numbers))
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, serve)
+        yield f"http://127.0.0.1:{listener.extra(anyio.abc.SocketAttribute.local_port)}"
+        tasks.cancel_scope.cancel()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+
+
+async def test_a_silent_stream_counts_as_lost_and_pings_keep_it() -> None:
+    async def handle(stream: SocketStream, number: int) -> None:
+        await stream.send(HEAD + _sse("snapshot", Snapshot(host=HostStatus(epoch=number))))
+        for _ in range(8):  # twice as long as the silence that is allowed
+            await anyio.sleep(0.05)
+            await stream.send(b": \n\n")
+        await stream.send(_sse("snapshot", Snapshot(host=HostStatus(epoch=number + 100))))
+        await anyio.sleep_forever()
+
+    heard: list[int] = []
+    async with (
+        _answering(handle) as url,
+        SupervisorClient(url, None, limits=QUICK) as client,
+        client.events() as events,
+    ):
+        with anyio.fail_after(5):
+            while len(heard) < 3:
+                event = await anext(events)
+                assert isinstance(event, Snapshot)
+                heard.append(event.host.epoch)
+    assert heard == [0, 100, 1]
+
+
+async def test_a_switch_whose_connection_is_lost_is_joined_again() -> None:
+    async def handle(stream: SocketStream, number: int) -> None:
+        await stream.send(HEAD + b": \n\n")
+        if number == 2:
+            await stream.send(_sse("ready", SwitchAnswer(address=AT)))
+
+    async with _answering(handle) as url, SupervisorClient(url, None, limits=QUICK) as client:
+        assert await client.switch("alpha") == AT
+
+
+async def test_a_switch_is_not_asked_for_without_end() -> None:
+    asked: list[int] = []
+
+    async def handle(stream: SocketStream, number: int) -> None:
+        asked.append(number)
+        await stream.send(HEAD)
+
+    async with _answering(handle) as url, SupervisorClient(url, None, limits=QUICK) as client:
+        with pytest.raises(SupervisorUnreachable, match="before the switch was over"):
+            await client.switch("alpha")
+    assert asked == [0, 1, 2]
+
+
+async def test_nobody_at_the_port_is_known_at_once() -> None:
+    async with SupervisorClient("http://127.0.0.1:1", TOKEN) as client:
+        with anyio.fail_after(1), pytest.raises(SupervisorUnreachable, match=r"127\.0\.0\.1:1 accepts no connection"):
+            await client.switch("alpha")
+        assert client.reachable is False
+
+
+@pytest.mark.parametrize(
+    "error",
+    [httpx.ConnectError("no"), httpx.ConnectTimeout("no"), httpx.ReadTimeout("no"), httpx.RemoteProtocolError("no")],
+)
+async def test_every_kind_of_silence_is_unreachable(
+    quick: SupervisorClient, httpx_mock: HTTPXMock, error: Exception
+) -> None:
+    httpx_mock.add_exception(error, is_reusable=True)
+    for call in (quick.status(), quick.locate("alpha"), quick.unload("alpha"), quick.switch("alpha")):
+        with pytest.raises(SupervisorUnreachable):
+            await call
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "error"),
+    [
+        (404, _refusal("unknown_profile"), UnknownProfile),
+        (409, _refusal("stale_epoch"), StaleEpoch),
+        (422, _refusal("failed", Failure(kind="not_gguf", message="because")), SupervisorError),
+        (503, _refusal("stopping"), SupervisorUnreachable),
+        (500, b"<html>proxy</html>", SupervisorUnreachable),
+        (200, b"<html>a router's page</html>", SupervisorUnreachable),
+        (200, b'{"address": 5}', SupervisorUnreachable),
+        (401, _refusal("unauthenticated"), SupervisorUnreachable),
+    ],
+)
+async def test_turns_answers_into_the_contract_s_errors(
+    quick: SupervisorClient, httpx_mock: HTTPXMock, status: int, content: bytes, error: type[Exception]
+) -> None:
+    httpx_mock.add_response(status_code=status, content=content)
+    with pytest.raises(error):
+        await quick.locate("alpha")
+
+
+async def test_follows_no_redirect(quick: SupervisorClient, httpx_mock: HTTPXMock) -> None:
+    httpx_mock.add_response(status_code=307, headers={"Location": "http://evil.example/"}, is_reusable=True)
+    for call in (quick.status(), quick.switch("alpha")):
+        with pytest.raises(SupervisorUnreachable, match="307"):
+            await call
+    assert {request.url.host for request in httpx_mock.get_requests()} == {"gpu.lan"}
+
+
+async def test_sends_the_token_and_never_says_it(httpx_mock: HTTPXMock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="hostler")
+    httpx_mock.add_response(status_code=401, content=_refusal("unauthenticated"))
+    httpx_mock.add_exception(httpx.ConnectError(TOKEN))
+    async with SupervisorClient(f"http://user:{TOKEN}@gpu.lan:8080/?key={TOKEN}", TOKEN, limits=QUICK) as client:
+        said = ""
+        for _ in range(2):
+            with pytest.raises(SupervisorUnreachable) as raised:
+                await client.status()
+            said += str(raised.value) + repr(client)
+    assert "refused the token" in said
+    assert TOKEN not in said + caplog.text
+    assert httpx_mock.get_requests()[0].headers["Authorization"] == f"Bearer {TOKEN}"
+
+
+async def test_reads_events_however_they_are_cut(httpx_mock: HTTPXMock, quick: SupervisorClient) -> None:
+    told = Failure(kind="exited", message="lines with \u2028 and \u0085 in them")
+    content = b": ping\r\n\r\n" + _sse("failed", ErrorAnswer(error=ErrorBody(type="failed", message="", failure=told)))
+    httpx_mock.add_response(**_stream(*[bytes([byte]) for byte in content]))
+    with pytest.raises(SupervisorError) as raised:
+        await quick.switch("alpha")
+    assert raised.value.failure == told
+
+
+async def test_an_engine_that_listens_everywhere_is_met_where_its_supervisor_is(
+    httpx_mock: HTTPXMock, quick: SupervisorClient
+) -> None:
+    everywhere = msgspec.structs.replace(AT, host="0.0.0.0")
+    httpx_mock.add_response(**_stream(_sse("ready", SwitchAnswer(address=everywhere))))
+    assert (await quick.switch("alpha")).host == "gpu.lan"
+
+
+async def test_leaves_a_client_alone_that_it_was_given(httpx_mock: HTTPXMock) -> None:
+    httpx_mock.add_response(json=msgspec.to_builtins(HostStatus()))
+    async with httpx.AsyncClient() as http:
+        async with SupervisorClient(URL, None, http=http) as client:
+            await client.status()
+        assert not http.is_closed
