@@ -1,0 +1,97 @@
+"""A profile as a command line: which engine, which arguments, which environment. Starts nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from hostler.profiles.schema import Profile
+from hostler.supervisor.contract import Failure, SupervisorError
+from hostler.supervisor.settings import SupervisorSettings
+
+EMBEDDED: Final = "embedded"
+
+#: Taken out of the environment that engines inherit: they are ours, or would change what a profile says.
+_NOT_INHERITED: Final = ("HOSTLER_", "LLAMA_ARG_", "LLAMA_API_KEY", "OPENROUTER_API_KEY", "OPENAI_API_KEY")
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """What to start. `environment` holds the key, `arguments` never does."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def engine_program(engine: str | None, *, path: str | None = None) -> tuple[str, ...]:
+    """The program with its own first arguments: a command line, `embedded`, or the best that is installed.
+
+    Raises `SupervisorError` with `engine_missing` that says how to get one. `path` replaces the PATH.
+    """
+    if engine is None:
+        found = shutil.which("llama-server", path=path)
+        if found:
+            return (found,)
+        if embedded_is_installed():
+            return _embedded()
+        raise _missing("no engine is installed")
+    if engine == EMBEDDED:
+        if embedded_is_installed():
+            return _embedded()
+        raise _missing("the embedded engine is not installed")
+    words = shlex.split(engine)
+    program = shutil.which(str(Path(words[0]).expanduser()), path=path) if words else None
+    if program is None:
+        raise _missing(f'the engine "{engine}" is not there or not executable')
+    return (program, *words[1:])
+
+
+def embedded_is_installed() -> bool:
+    """Whether the `[embedded]` extra is there. Looks, without importing it: that would load 34 MB."""
+    return importlib.util.find_spec("xllamacpp") is not None
+
+
+def build(
+    profile: Profile, settings: SupervisorSettings, *, file: Path, host: str, port: int, key: str,
+    inherited: Mapping[str, str],
+) -> Command:  # fmt: skip
+    """The command that serves `profile` from `file` at `host:port`, open to holders of `key` only.
+
+    A profile's context is what one request gets, so the engine is asked for that times `parallel`. Its own arguments
+    come last: the engine lets the last one of a name win.
+    """
+    arguments = [*engine_program(profile.engine or settings.engine, path=inherited.get("PATH"))]
+    arguments += ["-m", str(file), "--alias", profile.name, "--host", host, "--port", str(port)]
+    arguments += ["-c", str(profile.context * profile.parallel), "-np", str(profile.parallel)]
+    arguments += ["-b", str(profile.batch), "--cache-ram", str(profile.cache_ram_mib)]
+    if profile.threads is not None:
+        arguments += ["-t", str(profile.threads)]
+    if profile.gpu_layers is not None:
+        arguments += ["-ngl", str(profile.gpu_layers)]
+    if settings.slots_dir is not None:
+        arguments += ["--slot-save-path", settings.slots_dir]
+    if profile.embeddings:
+        arguments.append("--embeddings")
+    arguments += ["--metrics", "--no-ui", "--offline", "--cors-origins", "localhost", "--sse-ping-interval", "5"]
+    arguments += profile.args
+    environment = {name: value for name, value in inherited.items() if not name.startswith(_NOT_INHERITED)}
+    environment.update(profile.env)
+    environment["LLAMA_API_KEY"] = key
+    # The engine then tells its state on stdout and ends when its stdin does. The number itself is not used.
+    environment["LLAMA_SERVER_ROUTER_PORT"] = "1"
+    return Command(arguments=tuple(arguments), environment=environment)
+
+
+def _embedded() -> tuple[str, ...]:
+    return (sys.executable, "-m", "hostler.supervisor.engine")
+
+
+def _missing(what: str) -> SupervisorError:
+    message = f"{what}: pip install 'hostler[embedded]', or put llama-server on the PATH"
+    return SupervisorError(Failure(kind="engine_missing", message=message))

@@ -1,0 +1,72 @@
+"""Is somebody serving there, and is it really our engine? The smallest HTTP client that can tell."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterable
+
+import anyio
+import anyio.to_thread
+
+
+async def get_status(host: str, port: int, path: str, *, timeout_s: float, key: str | None = None) -> int | None:
+    """The status of one GET on a fresh connection, or `None` if there was no HTTP answer in time."""
+    writer: asyncio.StreamWriter | None = None
+    authorization = f"Authorization: Bearer {key}\r\n" if key else ""
+    question = f"GET {path} HTTP/1.1\r\nHost: {_host_header(host, port)}\r\n{authorization}Connection: close\r\n\r\n"
+    try:
+        with anyio.move_on_after(timeout_s):
+            reader, writer = await asyncio.open_connection(reachable(host), port, limit=8192)
+            writer.write(question.encode())
+            words = (await reader.readline()).split(None, 2)
+            if len(words) >= 2 and words[0].startswith(b"HTTP/"):
+                return int(words[1])
+    except (OSError, ValueError):
+        pass
+    finally:
+        if writer is not None:
+            # Closing politely would wait for the other side, which may be the one that hangs.
+            writer.transport.abort()
+    return None
+
+
+async def belongs_to(pids: Iterable[int], host: str, port: int, key: str, *, timeout_s: float = 1.0) -> bool:
+    """Whether the server at `port` is one of the processes `pids`, or at least somebody who knows `key`.
+
+    The operating system is asked first; where it does not say (no /proc, not allowed), a server that takes our key
+    and refuses another one is ours, since nobody else was told it.
+    """
+    owner = await anyio.to_thread.run_sync(_listens, tuple(pids), port)
+    if owner is not None:
+        return owner
+    mine = await get_status(host, port, "/v1/models", timeout_s=timeout_s, key=key)
+    other = await get_status(host, port, "/v1/models", timeout_s=timeout_s, key=secrets.token_urlsafe(8))
+    return mine == 200 and other in (401, 403)
+
+
+def reachable(host: str) -> str:
+    """An address to connect to for a server that is bound to `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+
+
+def _listens(pids: tuple[int, ...], port: int) -> bool | None:
+    import psutil
+
+    known = False
+    for pid in pids:
+        try:
+            process = psutil.Process(pid)
+            for one in (process, *process.children(recursive=True)):
+                for connection in one.net_connections(kind="tcp"):
+                    if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                        return True
+                known = True
+        except (psutil.Error, OSError, RuntimeError):
+            continue
+    return False if known else None
+
+
+def _host_header(host: str, port: int) -> str:
+    host = reachable(host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
