@@ -109,7 +109,7 @@ def add_profile(path: Path, name: str, entry: ProfileEntry) -> None:
     document, prefix = _as_written(old, path)
     if name in _names(document, prefix):
         raise document.error((*prefix, name), "there is a profile of that name already")
-    plain = msgspec.to_builtins(entry, enc_hook=int)
+    plain = msgspec.json.decode(msgspec.json.encode(entry, enc_hook=int))
     new = _inserted(old, document, prefix, name, plain)
     changed, _ = _as_written(new, path)
     entries = changed.to(_Loose).profiles if prefix else changed.to(dict[str, ProfileEntry])
