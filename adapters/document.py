@@ -1,0 +1,165 @@
+"""A JSON request body as bytes: checked, looked into at the top level and spliced, never materialised as a whole.
+
+`Document` answers what a gateway must know of a body before it forwards it; `patch` changes a few top-level
+members and leaves every other byte as it came.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import TypeVar
+
+import msgspec
+
+from hostler.adapters.errors import BadRequest
+
+MAX_DEPTH = 128
+MAX_KEYS = 100_000
+
+# A body this small cannot hold so many keys that reading them takes long.
+_SMALL = 64 * 1024
+
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_KEY = re.compile(rb'[ \t\n\r]*("[^"\\]*(?:\\.[^"\\]*)*")[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
+_NEXT = re.compile(rb"[ \t\n\r]*([,}])")
+_BRACKETS_ONLY = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+
+T = TypeVar("T")
+
+
+class Document:
+    """The top-level members of a JSON object, by name, as undecoded bytes.
+
+    Raises `BadRequest` for anything that is not one well-formed JSON object, and for what parsers disagree about:
+    a name that comes twice, bytes that are not UTF-8, lone surrogates, a depth beyond `MAX_DEPTH`.
+    """
+
+    __slots__ = ("members",)
+
+    def __init__(self, body: bytes) -> None:
+        _check_size(body)
+        try:
+            if not body.isascii():
+                str(body, "utf-8")
+            self.members = _decode_members(body)
+        except UnicodeDecodeError as error:
+            raise BadRequest(f"The request body is not UTF-8 (byte {error.start}).") from None
+        except RecursionError:
+            raise _too_deep() from None
+        except msgspec.ValidationError:
+            raise BadRequest("The request body must be a JSON object.") from None
+        except msgspec.DecodeError as error:
+            raise BadRequest(_malformed(body, error)) from None
+        spans(body, self.members)
+
+    def get(self, name: str, kind: type[T], *, words: str) -> T | None:
+        """The member, decoded; `None` if it is absent or null. `words` says in an error what it should have been."""
+        raw = self.members.get(name)
+        if raw is None:
+            return None
+        try:
+            return msgspec.json.decode(raw, type=kind | None)
+        except msgspec.ValidationError:
+            raise BadRequest(f"`{name}` must be {words}.", param=name) from None
+
+    def has(self, name: str) -> bool:
+        """Whether the member is there and not null."""
+        raw = self.members.get(name)
+        return raw is not None and bytes(raw) != b"null"
+
+
+def spans(body: bytes, members: Mapping[str, msgspec.Raw] | None = None) -> dict[str, tuple[int, int]]:
+    """Where each top-level member's value stands in the body. Raises `BadRequest` for a name that comes twice.
+
+    The decoder has already found every value's length; here only the names between them are read, so the work
+    does not grow with the values.
+    """
+    if members is None:
+        members = _decode_members(body)
+    found: dict[str, tuple[int, int]] = {}
+    at = body.index(b"{") + 1
+    for _ in range(len(members)):
+        match = _KEY.match(body, at)
+        if match is None:
+            raise _duplicate(body, at)
+        literal = match[1]
+        name = literal[1:-1].decode() if b"\\" not in literal else msgspec.json.decode(literal, type=str)
+        start = match.end()
+        # For a name that comes twice the decoder kept the last value: the bytes here are others, or are met again.
+        value = members.get(name, b"")
+        end = start + memoryview(value).nbytes
+        after = _NEXT.match(body, end)
+        if after is None or name in found or not body.startswith(value, start):
+            raise BadRequest(f'The request body has "{_shown(name)}" more than once.', param=_shown(name))
+        found[name] = (start, end)
+        at = after.end()
+        if after[1] == b"}":
+            break
+    else:
+        if members:
+            raise _duplicate(body, at)
+    return found
+
+
+def patch(body: bytes, changes: Mapping[str, bytes | None]) -> bytes:
+    """The body with these top-level members set to the given JSON, every other byte as it was.
+
+    Members that are absent are put first. `None` leaves the value `null`, which every server reads as absent.
+    """
+    where = spans(body)
+    edits = sorted((where[name], value or b"null") for name, value in changes.items() if name in where)
+    added = [(name, value) for name, value in changes.items() if name not in where and value is not None]
+    pieces: list[bytes] = []
+    at = 0
+    if added:
+        at = body.index(b"{") + 1
+        pieces.append(body[:at])
+        pieces.append(b",".join(msgspec.json.encode(name) + b":" + value for name, value in added))
+        if where:
+            pieces.append(b",")
+    for (start, end), value in edits:
+        pieces += (body[at:start], value)
+        at = end
+    pieces.append(body[at:])
+    return b"".join(pieces)
+
+
+def _check_size(body: bytes) -> None:
+    # Bodies that would only become expensive further on are refused here, at the speed of memory.
+    # Inside a string a quote is escaped, so what is counted are keys (and strings that begin with a colon).
+    if len(body) > _SMALL and body.count(b":") > MAX_KEYS and body.count(b'":') - body.count(b'\\":') > MAX_KEYS:
+        raise BadRequest(f"The request body has more than {MAX_KEYS} keys.")
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return
+    brackets = _outside_strings(body).translate(_STEPS, _BRACKETS_ONLY)
+    if max(accumulate(array("b", brackets)), default=0) > MAX_DEPTH:
+        raise _too_deep()
+
+
+def _outside_strings(body: bytes) -> bytes:
+    if b"\\" in body:
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return b"".join(body.split(b'"')[::2])
+
+
+def _too_deep() -> BadRequest:
+    return BadRequest(f"The request body is nested more than {MAX_DEPTH} levels deep.")
+
+
+def _duplicate(body: bytes, at: int) -> BadRequest:
+    return BadRequest(f"The request body has a key more than once (near byte {at}).")
+
+
+def _malformed(body: bytes, error: msgspec.DecodeError) -> str:
+    if not body.strip():
+        return "The request body is empty; a JSON object is expected."
+    reason = str(error).removeprefix("JSON is malformed: ")
+    return f"The request body is not valid JSON: {reason}."
+
+
+def _shown(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text[:200])

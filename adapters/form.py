@@ -1,0 +1,72 @@
+"""A `multipart/form-data` body as bytes: its short text fields read, one of them replaced, the files left alone."""
+
+from __future__ import annotations
+
+import re
+
+from hostler.adapters.errors import BadRequest
+
+# Fields are looked for between the files, however large these are; more parts than this is no upload.
+MAX_PARTS = 256
+MAX_FIELD = 4096
+
+_BOUNDARY = re.compile(r'boundary=(?:"([^"]{1,200})"|([^\s;,"]{1,200}))', re.IGNORECASE)
+_NAME = re.compile(rb'content-disposition:[^\r\n]*?[;\s]name=(?:"([^"\r\n]*)"|([^\s;]+))', re.IGNORECASE)
+
+
+def boundary(content_type: str) -> bytes:
+    """The boundary that the media type names. Raises `BadRequest` if it names none."""
+    match = _BOUNDARY.search(content_type)
+    if match is None:
+        raise BadRequest("The multipart body has no boundary in its Content-Type.")
+    return (match[1] or match[2]).encode("latin-1", "replace")
+
+
+def spans(body: bytes, content_type: str) -> dict[str, tuple[int, int]]:
+    """Where the value of each text field stands in the body. Raises `BadRequest` if the body is not such a form."""
+    mark = b"--" + boundary(content_type)
+    found: dict[str, tuple[int, int]] = {}
+    at = body.find(mark)
+    if at < 0:
+        raise BadRequest("The multipart body does not hold the boundary that its Content-Type names.")
+    for _ in range(MAX_PARTS):
+        at += len(mark)
+        if body.startswith(b"--", at):
+            return found
+        head_end = body.find(b"\r\n\r\n", at, at + 16384)
+        next_mark = body.find(b"\r\n" + mark, max(head_end, at))
+        if head_end < 0 or next_mark < 0:
+            raise BadRequest("The multipart body is cut off or malformed.")
+        head = body[at:head_end]
+        match = _NAME.search(head)
+        if match is not None and b"filename" not in head.lower() and next_mark - head_end <= MAX_FIELD:
+            name = (match[1] if match[1] is not None else match[2]).decode("utf-8", "replace")
+            if name in found and name == "model":
+                raise BadRequest("The form has `model` more than once.", param="model")
+            found[name] = (head_end + 4, next_mark)
+        at = next_mark + 2
+    raise BadRequest(f"The multipart body has more than {MAX_PARTS} parts.")
+
+
+def field(body: bytes, content_type: str, name: str) -> str | None:
+    """The text field of that name; `None` if there is none."""
+    span = spans(body, content_type).get(name)
+    if span is None:
+        return None
+    try:
+        return body[span[0] : span[1]].decode()
+    except UnicodeDecodeError:
+        raise BadRequest(f"`{name}` must be UTF-8 text.", param=name) from None
+
+
+def patch(body: bytes, content_type: str, name: str, value: str) -> bytes:
+    """The body with that text field set, every other byte as it was; a field that is absent is put first."""
+    if "\r" in value or "\n" in value:
+        raise BadRequest(f"`{name}` must be one line.", param=name)
+    span = spans(body, content_type).get(name)
+    if span is not None:
+        return b"".join((body[: span[0]], value.encode(), body[span[1] :]))
+    mark = b"--" + boundary(content_type)
+    at = body.index(mark)
+    part = f'\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+    return b"".join((body[:at], mark, part, body[at:]))

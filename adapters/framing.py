@@ -1,0 +1,117 @@
+"""Server-sent events as bytes: cut into whole events however they arrived, read, and written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from hostler.adapters.errors import BackendBroken
+
+MAX_EVENT = 16 * 1024 * 1024
+
+_END = re.compile(rb"\r?\n\r?\n")
+
+
+class EventSplitter:
+    """Holds back the beginning of an event until the rest has come.
+
+    What it gives out, joined, is the same for every way of cutting the same bytes.
+    """
+
+    __slots__ = ("_limit", "_rest")
+
+    def __init__(self, limit: int = MAX_EVENT) -> None:
+        self._rest = bytearray()
+        self._limit = limit
+
+    def feed(self, data: bytes) -> bytes:
+        """All events that are complete by now, with their blank lines; empty if there is none.
+
+        Raises `BackendBroken` for an event larger than the limit.
+        """
+        rest = self._rest
+        if not rest:
+            # Engines write an event at a time: mostly the segment is whole events.
+            if data.endswith(b"\n\n"):
+                return data
+            cut = _last_end(data, 0)
+            rest += data[cut:]
+            done = data[:cut]
+        else:
+            seen = max(len(rest) - 3, 0)
+            rest += data
+            cut = _last_end(rest, seen)
+            done = bytes(rest[:cut])
+            del rest[:cut]
+        if len(rest) > self._limit:
+            raise BackendBroken(f"The backend sent an event of more than {self._limit} bytes.")
+        return done
+
+    def rest(self) -> bytes:
+        """What is left when the stream ended: an event without its blank line, or nothing."""
+        rest = bytes(self._rest)
+        self._rest.clear()
+        return rest if rest.strip() else b""
+
+
+def _last_end(data: bytes | bytearray, start: int) -> int:
+    """Where the last whole event ends; 0 if none does."""
+    plain = data.rfind(b"\n\n", start)
+    dos = data.rfind(b"\n\r\n", start)
+    if plain >= dos:
+        return plain + 2 if plain >= 0 else 0
+    return dos + 3
+
+
+def split(block: bytes) -> list[bytes]:
+    """The events of a block of whole events, each with the blank line that ends it: joined they are the block."""
+    if b"\r" not in block:
+        return [event + b"\n\n" for event in block.removesuffix(b"\n\n").split(b"\n\n")]
+    found: list[bytes] = []
+    at = 0
+    for match in _END.finditer(block):
+        found.append(block[at : match.end()])
+        at = match.end()
+    return found
+
+
+def read(event: bytes) -> tuple[str, bytes | None]:
+    """An event's name (empty if unnamed) and its data; no data for a comment or a bare name."""
+    event = event.rstrip(b"\r\n")
+    if event.startswith(b"data:") and b"\n" not in event:
+        return "", event[6:] if event.startswith(b" ", 5) else event[5:]
+    name = ""
+    lines: list[bytes] = []
+    for line in event.splitlines():
+        if line.startswith(b"data:"):
+            lines.append(line[6:] if line.startswith(b" ", 5) else line[5:])
+        elif line.startswith(b"event:"):
+            name = line[6:].strip().decode("utf-8", "replace")
+    return name, b"\n".join(lines) if lines else None
+
+
+def events(block: bytes) -> Iterator[tuple[str, bytes]]:
+    """The name and data of each event of a block that carries data."""
+    for event in split(block):
+        name, data = read(event)
+        if data is not None:
+            yield name, data
+
+
+def only_comment(event: bytes) -> bool:
+    """Whether an event is a sign of life and nothing else."""
+    return event.lstrip(b"\r\n").startswith(b":") and all(
+        not line or line.startswith(b":") for line in event.splitlines()
+    )
+
+
+def write(data: bytes, name: str = "") -> bytes:
+    """An event. `data` must be one line, as compact JSON is."""
+    if name:
+        return b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"
+    return b"data: " + data + b"\n\n"
+
+
+def comment(text: str) -> bytes:
+    """A comment line with one newline: readers that cut at blank lines then see nothing extra."""
+    return b": " + " ".join(text.split()).encode() + b"\n"

@@ -1,0 +1,273 @@
+"""Answers as OpenAI clients read them: a backend's own bytes where they fit, chunks of another protocol written anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from hostler.adapters import framing
+from hostler.adapters.canonical import AnswerHead, Chunk, Progress, TokenLogprob, Usage
+from hostler.adapters.errors import GatewayError
+from hostler.adapters.openai.fold import AnswerFold
+from hostler.adapters.openai.history import PREFIX
+from hostler.adapters.openai.refusal import error_event, response_error_event
+from hostler.adapters.openai.wire import WIRE
+
+_encode = msgspec.json.encode
+EVENT_STREAM = "text/event-stream"
+
+
+class OpenAIEncoder:
+    """One answer to one client.
+
+    `operation` is `chat`, `completions`, or the name of one whose answers are only passed on. `progress` is the
+    setting after what the request asks for has been taken into account.
+    """
+
+    __slots__ = (
+        "_created",
+        "_events",
+        "_fold",
+        "_id",
+        "_include_usage",
+        "_length",
+        "_media_type",
+        "_model",
+        "_operation",
+        "_progress",
+        "_roles",
+        "_spoke",
+        "_streaming",
+        "_usage",
+        "_whole",
+        "_written",
+    )
+
+    def __init__(
+        self,
+        operation: str,
+        *,
+        streaming: bool,
+        include_usage: bool,
+        model: str,
+        answer_id: str,
+        created: int,
+        progress: str,
+    ) -> None:
+        self._operation = operation
+        self._streaming = streaming
+        self._include_usage = include_usage
+        self._model = model
+        self._id = answer_id
+        self._created = created
+        self._progress = progress
+        self._spoke = False
+        self.begin(AnswerHead(media_type=EVENT_STREAM))
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the client asked for an event stream."""
+        return self._streaming
+
+    @property
+    def media_type(self) -> str:
+        """The media type of the answer."""
+        return self._media_type
+
+    @property
+    def length(self) -> int | None:
+        """The length of the whole body, if it is known by now."""
+        return self._length
+
+    def begin(self, head: AnswerHead) -> None:
+        """A backend answers: whatever an earlier attempt left is forgotten."""
+        self._fold = AnswerFold()
+        self._whole = bytearray()
+        self._roles: set[int] = set()
+        self._usage: Usage | None = None
+        self._written = False
+        self._length: int | None = None
+        self._media_type = "application/json"
+        if self._streaming:
+            self._media_type = EVENT_STREAM
+        elif not head.media_type.lower().startswith(EVENT_STREAM):
+            self._media_type = head.media_type
+            self._length = head.length
+
+    def chunk(self, chunk: Chunk) -> bytes:
+        """The bytes for the client that this chunk gives; empty while a whole answer is still being folded."""
+        if chunk.wire == WIRE:
+            if self._streaming:
+                if not chunk.whole:
+                    return chunk.raw
+                self._whole += chunk.raw
+            elif chunk.whole:
+                return chunk.raw
+            elif chunk.raw:
+                self._written = True
+                self._fold.add_events(chunk.raw)
+            return b""
+        self._written = True
+        self._length = None
+        self._media_type = EVENT_STREAM if self._streaming else "application/json"
+        written = [self._event(*said) for said in self._said(chunk)]
+        if self._streaming:
+            return b"".join(framing.write(_encode(event)) for event in written)
+        for event in written:
+            self._fold.add(event)
+        return b""
+
+    def end(self) -> bytes:
+        """What ends the answer: the folded whole, or the stream's last events."""
+        if self._streaming:
+            if self._whole:
+                return self._streamed(bytes(self._whole))
+            if not self._written:
+                return b""
+            last = b"data: [DONE]\n\n"
+            if self._include_usage and self._usage is not None:
+                last = framing.write(_encode({**self._frame(), "choices": [], "usage": _usage(self._usage)})) + last
+            return last
+        if not self._written:
+            return b""
+        if self._usage is not None:
+            self._fold.add({"usage": _usage(self._usage)})
+        body = self._fold.result()
+        self._length = len(body)
+        return body
+
+    def heartbeat(self, progress: Progress) -> bytes:
+        """A sign of life: first a comment and the role, then a chunk that says what is being waited for."""
+        if not self._streaming or self._progress == "off":
+            return b""
+        line = progress_line(progress)
+        if self._progress == "comments" or self._operation not in ("chat", "completions"):
+            return framing.comment(PREFIX + line)
+        if not self._spoke:
+            self._spoke = True
+            return framing.comment(PREFIX + line) + self._sign({"role": "assistant", "content": ""}, None)
+        delta = {"reasoning_content": f"{PREFIX}{line}\n"} if self._progress == "thinking" else {}
+        return self._sign(delta, progress)
+
+    def error(self, error: GatewayError) -> bytes:
+        """The error inside the stream, and its end."""
+        if not self._streaming:
+            return b""
+        return response_error_event(error) if self._operation == "responses" else error_event(error)
+
+    def _sign(self, delta: dict[str, str], progress: Progress | None) -> bytes:
+        event = self._event(0, delta if self._operation == "chat" else "", None, ())
+        if progress is not None:
+            event["x_hostler"] = {
+                "phase": progress.phase,
+                "model": progress.model,
+                "from": progress.from_model,
+                "position": progress.position,
+                "percent": progress.percent,
+                "eta_s": progress.eta_s,
+            }
+        return framing.write(_encode(event))
+
+    def _frame(self) -> dict[str, Any]:
+        kind = "chat.completion.chunk" if self._operation == "chat" else "text_completion"
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+
+    def _event(
+        self, index: int, delta: dict[str, Any] | str, finish: str | None, logprobs: tuple[TokenLogprob, ...]
+    ) -> dict[str, Any]:
+        said = {"text": delta} if isinstance(delta, str) else {"delta": delta}
+        choice = {"index": index, **said, "logprobs": _logprobs(logprobs), "finish_reason": finish}
+        return {**self._frame(), "choices": [choice]}
+
+    def _said(self, chunk: Chunk) -> list[tuple[int, dict[str, Any] | str, str | None, tuple[TokenLogprob, ...]]]:
+        """The events that a chunk of another protocol becomes."""
+        said: list[tuple[int, dict[str, Any] | str, str | None, tuple[TokenLogprob, ...]]] = []
+        index = chunk.index
+        if chunk.usage is not None:
+            self._usage = chunk.usage
+        if self._operation == "completions":
+            if chunk.text or chunk.logprobs:
+                said.append((index, chunk.text, None, chunk.logprobs))
+            if chunk.finish:
+                said.append((index, "", chunk.finish, ()))
+            return said
+        if index not in self._roles:
+            self._roles.add(index)
+            said.append((index, {"role": "assistant", "content": None if chunk.tool_calls else ""}, None, ()))
+        if chunk.reasoning:
+            said.append((index, {"reasoning_content": chunk.reasoning}, None, ()))
+        if chunk.text or chunk.logprobs:
+            said.append((index, {"content": chunk.text}, None, chunk.logprobs))
+        if chunk.tool_calls:
+            calls = []
+            for call in chunk.tool_calls:
+                function: dict[str, Any] = {"arguments": call.arguments}
+                piece: dict[str, Any] = {"index": call.index}
+                if call.name is not None:
+                    piece |= {"id": call.id or f"call_{self._id}_{call.index}", "type": "function"}
+                    function = {"name": call.name, **function}
+                calls.append({**piece, "function": function})
+            said.append((index, {"tool_calls": calls}, None, ()))
+        if chunk.finish:
+            said.append((index, {}, chunk.finish, ()))
+        return said
+
+    def _streamed(self, body: bytes) -> bytes:
+        """A whole answer told as a stream, for a backend that does not stream though it was asked to."""
+        try:
+            answer = msgspec.json.decode(body, type=dict[str, Any])
+        except msgspec.DecodeError:
+            return b""
+        usage = answer.pop("usage", None)
+        if self._operation == "chat":
+            answer["object"] = "chat.completion.chunk"
+            for choice in answer.get("choices") or ():
+                choice["delta"] = choice.pop("message", {})
+                for place, call in enumerate(choice["delta"].get("tool_calls") or ()):
+                    call["index"] = place
+        written = framing.write(_encode(answer))
+        if usage is not None and self._include_usage:
+            written += framing.write(_encode({**answer, "choices": [], "usage": usage}))
+        return written + b"data: [DONE]\n\n"
+
+
+def progress_line(progress: Progress) -> str:
+    """What a waiting person reads: `loading b: 40% (12 s left)`."""
+    line = f"{progress.phase} {_one_line(progress.model)}"
+    if progress.phase == "queued" and progress.position is not None:
+        line += f": position {progress.position}"
+    elif progress.percent is not None:
+        line += f": {progress.percent:.0f}%"
+    if progress.eta_s is not None:
+        line += f" ({max(progress.eta_s, 0):.0f} s left)"
+    return line
+
+
+def _one_line(text: str) -> str:
+    return "".join(char for char in text[:200] if char.isprintable())
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+    if usage.reasoning_tokens:
+        body["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return body
+
+
+def _logprobs(logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
+    return {"content": [_token(token) for token in logprobs]} if logprobs else None
+
+
+def _token(token: TokenLogprob) -> dict[str, Any]:
+    said = {"token": token.token, "logprob": token.logprob, "bytes": token.bytes or tuple(token.token.encode())}
+    return {**said, "top_logprobs": [_alternative(other) for other in token.top]}
+
+
+def _alternative(token: TokenLogprob) -> dict[str, Any]:
+    return {"token": token.token, "logprob": token.logprob, "bytes": token.bytes or tuple(token.token.encode())}

@@ -1,0 +1,150 @@
+"""A whole answer out of a stream's events, without losing a field that any server puts into them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from hostler.adapters import framing
+
+_decode = msgspec.json.Decoder().decode
+
+_OBJECTS = {"chat.completion.chunk": "chat.completion"}
+# Said once, or said again the same in each event: the first one counts. Every other string is the next piece.
+_ONCE = frozenset({"id", "role", "type", "object", "format", "model", "created", "index"})
+# llama-server's own order in a whole answer; in its streams `id` stands elsewhere.
+_LLAMA_ORDER = ("choices", "created", "model", "system_fingerprint", "object", "usage", "id", "timings")
+# What only a stream has.
+_STREAM_ONLY = frozenset({"prompt_progress", "x_hostler"})
+
+
+class AnswerFold:
+    """Collects events and gives the whole answer in the form that the server itself would have sent."""
+
+    __slots__ = ("_choices", "_response", "_top")
+
+    def __init__(self) -> None:
+        self._top: dict[str, Any] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+        self._response: dict[str, Any] | None = None
+
+    def add_events(self, block: bytes) -> None:
+        """Takes in all events of a block of whole events."""
+        for _, data in framing.events(block):
+            if data != b"[DONE]":
+                event = _decode(data)
+                if isinstance(event, dict):
+                    self.add(event)
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Takes in one event."""
+        if isinstance(event.get("response"), dict):
+            self._response = {**event["response"], **_beside(event)}
+            return
+        for name, value in event.items():
+            if name == "choices":
+                self._top.setdefault("choices", None)
+                for choice in value or ():
+                    self._add_choice(choice)
+            elif name in _STREAM_ONLY:
+                continue
+            elif name == "object":
+                self._top.setdefault(name, _OBJECTS.get(value, value))
+            elif name in _ONCE:
+                self._top.setdefault(name, value)
+            elif value is not None or name not in self._top:
+                self._top[name] = value
+
+    def result(self) -> bytes:
+        """The whole answer as JSON."""
+        if self._response is not None:
+            return msgspec.json.encode(self._response)
+        top = dict(self._top)
+        top["choices"] = [_finished(self._choices[index]) for index in sorted(self._choices)]
+        if next(iter(top)) == "choices":
+            top = {name: top[name] for name in _LLAMA_ORDER if name in top} | top
+        return msgspec.json.encode(top)
+
+    def _add_choice(self, choice: dict[str, Any]) -> None:
+        index = choice.get("index") or 0
+        folded = self._choices.setdefault(index, {})
+        for name, value in choice.items():
+            if name == "delta":
+                _merge(folded.setdefault("message", {}), value or {})
+            elif name == "logprobs":
+                if isinstance(value, dict):
+                    if not isinstance(folded.get(name), dict):
+                        folded[name] = {}
+                    _merge(folded[name], value)
+                else:
+                    folded.setdefault(name, value)
+            elif name == "text":
+                _merge(folded, {"text": value})
+            elif value is not None or name not in folded:
+                folded[name] = value
+
+
+def _merge(into: dict[str, Any], piece: dict[str, Any]) -> None:
+    """Adds the next piece of a message (or of an object within one). Strings are collected in `_Words`."""
+    for name, value in piece.items():
+        known = into.get(name)
+        if value is None:
+            into.setdefault(name, None)
+        elif name == "tool_calls":
+            if not isinstance(known, _Calls):
+                known = into[name] = _Calls()
+            known.add(value)
+        elif known is None:
+            into[name] = _begun(name, value)
+        elif isinstance(known, _Words) and isinstance(value, str):
+            known.append(value)
+        elif isinstance(known, list) and isinstance(value, list):
+            known.extend(value)
+        elif isinstance(known, dict) and isinstance(value, dict):
+            _merge(known, value)
+        elif name not in _ONCE:
+            into[name] = value
+
+
+def _begun(name: str, value: Any) -> Any:
+    if isinstance(value, str) and name not in _ONCE:
+        return _Words([value])
+    if isinstance(value, dict):
+        begun: dict[str, Any] = {}
+        _merge(begun, value)
+        return begun
+    return list(value) if isinstance(value, list) else value
+
+
+class _Words(list[str]):
+    """A string that is still growing: joined once at the end, so that long answers stay cheap."""
+
+
+class _Calls:
+    """Tool calls that are still growing, by their number."""
+
+    __slots__ = ("by_index",)
+
+    def __init__(self) -> None:
+        self.by_index: dict[int, dict[str, Any]] = {}
+
+    def add(self, pieces: list[dict[str, Any]]) -> None:
+        for place, piece in enumerate(pieces):
+            index = piece.get("index")
+            call = self.by_index.setdefault(place if index is None else index, {})
+            _merge(call, {name: value for name, value in piece.items() if name != "index"})
+
+
+def _finished(value: Any) -> Any:
+    if isinstance(value, _Words):
+        return "".join(value)
+    if isinstance(value, _Calls):
+        return [_finished(value.by_index[index]) for index in sorted(value.by_index)]
+    if isinstance(value, dict):
+        return {name: _finished(inner) for name, inner in value.items()}
+    return value
+
+
+def _beside(event: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in event.items() if name == "timings"}

@@ -1,0 +1,131 @@
+"""OpenAI's protocol as clients speak it: bytes to requests, probes and errors to bytes. Answers are in `encoder.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from hostler.adapters import form
+from hostler.adapters.canonical import (
+    ChatRequest,
+    CompletionRequest,
+    EmbedRequest,
+    Origin,
+    Output,
+    Passthrough,
+    Probe,
+    Request,
+    RerankRequest,
+)
+from hostler.adapters.document import Document
+from hostler.adapters.errors import BadRequest, GatewayError, NotFound
+from hostler.adapters.listing import Listing
+from hostler.adapters.openai import models, translate
+from hostler.adapters.openai.encoder import OpenAIEncoder
+from hostler.adapters.openai.paths import FORMS, OPERATIONS
+from hostler.adapters.openai.refusal import refusal
+from hostler.adapters.openai.wire import WIRE, StreamOptions
+from hostler.adapters.protocol import Incoming, Operation, WireResponse
+
+_FORM = "multipart/form-data"
+_JSON_OUTPUT = msgspec.Raw(b'"json"')
+
+
+class OpenAIAdapter:
+    """The adapter for OpenAI's own SDKs and everything that imitates them."""
+
+    @property
+    def name(self) -> str:
+        """The protocol's name."""
+        return WIRE
+
+    @property
+    def operations(self) -> Sequence[Operation]:
+        """What clients can ask, in the order in which paths are tried."""
+        return OPERATIONS
+
+    def decode(self, operation: Operation, incoming: Incoming) -> Request:
+        """The request. Only the few fields that decide its way are read; the rest stays bytes."""
+        content_type = incoming.headers.get("content-type", "application/json")
+        origin = Origin(
+            wire=WIRE,
+            operation=operation.name,
+            body=incoming.body,
+            method=incoming.method,
+            path=incoming.path,
+            query=incoming.query,
+            content_type=content_type,
+        )
+        name = operation.name
+        if name == "models":
+            return Probe(origin=origin, kind="models")
+        if name == "model":
+            return Probe(origin=origin, kind="model", model=incoming.path_params.get("id", "").rstrip("/"))
+        if name in FORMS and content_type.lower().startswith(_FORM):
+            model = form.field(incoming.body, content_type, "model") or None
+            stream = form.field(incoming.body, content_type, "stream") == "true"
+            return Passthrough(origin=origin, model=model, output=Output(stream=stream))
+        document = Document(incoming.body)
+        model = document.get("model", str, words="a string") or None
+        if name == "chat":
+            if not document.has("messages"):
+                raise BadRequest("`messages` is missing.", param="messages")
+            if not bytes(document.members["messages"]).startswith(b"["):
+                raise BadRequest("`messages` must be an array.", param="messages")
+            return ChatRequest(origin=origin, model=model, output=_output(document))
+        if name == "completions":
+            return CompletionRequest(origin=origin, model=model, output=_output(document))
+        if name == "embeddings":
+            return EmbedRequest(origin=origin, model=model)
+        if name == "rerank":
+            return RerankRequest(origin=origin, model=model)
+        stream_ = document.get("stream", bool, words="true or false") or False
+        return Passthrough(origin=origin, model=model, output=Output(stream=stream_))
+
+    def expand(self, request: Request) -> Request:
+        """The request with everything decoded that a backend of another protocol needs."""
+        return translate.expand(request)
+
+    def answer(self, request: Request, listing: Listing) -> WireResponse:
+        """The list of models, or one of them."""
+        if isinstance(request, Probe) and request.kind == "models":
+            return models.models(listing)
+        if isinstance(request, Probe) and request.kind == "model":
+            return models.model(listing, request.model or "")
+        raise NotFound("There is nothing like that to ask for.")
+
+    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> OpenAIEncoder:  # noqa: A002
+        """An encoder for one reply. Requests for structured output or several choices get no words as progress."""
+        output = Output()
+        if isinstance(request, ChatRequest | CompletionRequest | Passthrough):
+            output = request.output
+        if progress == "thinking" and (output.schema is not None or output.choices > 1):
+            progress = "quiet"
+        return OpenAIEncoder(
+            request.origin.operation,
+            streaming=output.stream,
+            include_usage=output.include_usage,
+            model=getattr(request, "model", None) or "",
+            answer_id=id,
+            created=created,
+            progress=progress,
+        )
+
+    def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
+        """The error as a complete answer."""
+        return refusal(error)
+
+
+def _output(document: Document) -> Output:
+    options = document.get("stream_options", StreamOptions, words="an object")
+    choices = document.get("n", int, words="an integer")
+    if choices is not None and not 1 <= choices <= 1024:
+        raise BadRequest("`n` must be a number from 1 to 1024.", param="n")
+    return Output(
+        stream=document.get("stream", bool, words="true or false") or False,
+        include_usage=options is not None and options.include_usage is True,
+        choices=choices or 1,
+        schema=translate.schema(document),
+        logprobs=translate.logprobs(document),
+    )

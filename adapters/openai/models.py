@@ -1,0 +1,60 @@
+"""The lists of models as OpenAI clients read them, from the catalogue's snapshot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from hostler.adapters.errors import ModelNotFound
+from hostler.adapters.listing import Listing, ModelCard
+from hostler.adapters.openai.refusal import shown
+from hostler.adapters.protocol import WireResponse
+
+_NAMED = 20
+
+
+def models(listing: Listing) -> WireResponse:
+    """All listed models, aliases as entries of their own: the active or default one first, those that cannot chat last."""
+    cards = sorted(
+        (card for card in listing.cards if card.listed), key=lambda card: "completion" not in card.capabilities
+    )
+    data = [_entry(name, card) for card in cards for name in (card.name, *card.aliases)]
+    return WireResponse(body=msgspec.json.encode({"object": "list", "data": data}))
+
+
+def model(listing: Listing, name: str) -> WireResponse:
+    """One model by a name or an alias. Raises `ModelNotFound`."""
+    card = listing.find(name)
+    if card is None:
+        raise unknown(name, listing.names())
+    return WireResponse(body=msgspec.json.encode(_entry(name, card)))
+
+
+def unknown(name: str, names: list[str]) -> ModelNotFound:
+    """The error for a name that nobody has, with those that exist."""
+    if not names:
+        return ModelNotFound(
+            f"The model `{shown(name)}` does not exist; there are no models.", param="model", model=name
+        )
+    known = ", ".join(shown(known, 80) for known in names[:_NAMED])
+    more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ModelNotFound(
+        f"The model `{shown(name)}` does not exist; the models are: {known}{more}.", param="model", model=name
+    )
+
+
+def _entry(name: str, card: ModelCard) -> dict[str, Any]:
+    # Only flat values beside `status`: clients search these entries for prices and stumble over lists. No number here
+    # but the context that really runs may look like a context to them.
+    entry: dict[str, Any] = {
+        "id": name,
+        "object": "model",
+        "created": card.created,
+        "owned_by": "hostler",
+    }
+    if card.context > 0:
+        entry["context_length"] = card.context
+        entry["max_model_len"] = card.context
+    entry["status"] = {"value": card.state}
+    return entry

@@ -1,0 +1,231 @@
+"""Reads a backend's answer in OpenAI's protocol: forwards the bytes and notices in passing what must be noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from hostler.adapters.canonical import AnswerHead, Chunk, Usage
+from hostler.adapters.errors import BackendBroken, GatewayError
+from hostler.adapters.framing import EventSplitter, only_comment, read, split
+from hostler.adapters.openai.fields import chunks_of_event, chunks_of_whole, plain_finish, usage_of
+from hostler.adapters.openai.wire import WIRE, ErrorBody, EventBody, NoticedEvent
+
+# A whole answer is remembered up to this size, to find its token counts, unless its fields are asked for.
+_REMEMBERED = 256 * 1024
+_MAX_DECODED = 64 * 1024 * 1024
+
+_NULL = b"null"
+_notice = msgspec.json.Decoder(NoticedEvent).decode
+_decode = msgspec.json.Decoder(EventBody).decode
+_decode_error = msgspec.json.Decoder(ErrorBody | str | None).decode
+
+
+class OpenAIParser:
+    """A reader for one answer to a request for `operation`, of `choices` alternatives.
+
+    Chat and completions are complete with `[DONE]` or the last `finish_reason`, responses with their closing event,
+    everything else when the connection ends in order. With `fields`, each event is decoded too.
+    """
+
+    __slots__ = (
+        "_body",
+        "_choices",
+        "_done",
+        "_fields",
+        "_finished",
+        "_given",
+        "_head",
+        "_operation",
+        "_size",
+        "_splitter",
+        "_whole",
+    )
+
+    def __init__(self, operation: str, *, fields: bool = False, choices: int = 1) -> None:
+        self._operation = operation
+        self._fields = fields
+        self._choices = choices
+        self.begin(AnswerHead(media_type="text/event-stream"))
+
+    def begin(self, head: AnswerHead) -> None:
+        """A new answer begins; nothing of an earlier one is kept."""
+        self._head = head
+        self._whole = not head.media_type.lower().startswith("text/event-stream")
+        self._splitter = EventSplitter()
+        self._body = bytearray()
+        self._size = 0
+        self._finished = 0
+        self._done = False
+        self._given = False
+
+    def feed(self, data: bytes) -> Iterable[Chunk]:
+        """The chunks that these bytes complete. Raises `BackendBroken` for an error inside the stream."""
+        if self._whole:
+            return self._feed_whole(data)
+        block = self._splitter.feed(data)
+        if not block or self._done:
+            return ()
+        if not self._fields and not _special(block):
+            self._given = True
+            return (Chunk(wire=WIRE, raw=block),)
+        return self._read(block)
+
+    def finish(self) -> Iterable[Chunk]:
+        """The connection ended. Raises `BackendBroken` unless the answer was complete."""
+        if self._whole:
+            return self._finish_whole()
+        chunks: list[Chunk] = []
+        rest = self._splitter.rest()
+        if rest and not self._done:
+            try:
+                chunks += self._read(rest.rstrip(b"\r\n") + b"\n\n")
+            except msgspec.DecodeError:
+                raise BackendBroken("The backend's answer ended in the middle of an event.") from None
+        if not self._done:
+            if self._operation not in ("chat", "completions", "responses"):
+                return chunks
+            if self._operation == "responses" or not self._finished or self._finished < self._choices:
+                raise BackendBroken("The backend's answer ended before it was complete.")
+            self._done = True
+            chunks.append(Chunk(wire=WIRE, raw=b"data: [DONE]\n\n"))
+        return chunks
+
+    def _read(self, block: bytes) -> Iterable[Chunk]:
+        kept: list[bytes] = []
+        finish: str | None = None
+        usage: Usage | None = None
+        chunks: list[Chunk] = []
+        for event in split(block):
+            name, data = read(event)
+            if data is None:
+                if not only_comment(event):
+                    kept.append(event)
+                continue
+            if data == b"[DONE]":
+                self._done = True
+                kept.append(event)
+                break
+            try:
+                body = _decode(data) if self._fields else _notice(data)
+            except msgspec.ValidationError:
+                # JSON of another shape (llama.cpp sends a bare `null` at times): nothing to notice in it.
+                kept.append(event)
+                continue
+            except (msgspec.DecodeError, RecursionError):
+                broken = BackendBroken("The backend's answer holds an event that is not what the protocol allows.")
+                return self._then_raise(kept, chunks, finish, usage, broken)
+            error = _error_in(body, name)
+            if error is not None:
+                return self._then_raise(kept, chunks, finish, usage, error)
+            kept.append(event)
+            for choice in body.choices or ():
+                if choice.finish_reason:
+                    self._finished += 1
+                    finish = plain_finish(choice.finish_reason)
+            if body.type in ("response.completed", "response.incomplete", "response.failed"):
+                self._done = True
+                finish = "stop" if body.type == "response.completed" else "length"
+                if body.response is not None:
+                    usage = usage_of(body.response.usage, body.timings) or usage
+            usage = usage_of(body.usage, body.timings) or usage
+            if self._fields and isinstance(body, EventBody):
+                chunks += chunks_of_event(body)
+        return self._give(kept, chunks, finish, usage)
+
+    def _give(self, kept: list[bytes], chunks: list[Chunk], finish: str | None, usage: Usage | None) -> list[Chunk]:
+        if not kept:
+            return []
+        self._given = True
+        if self._fields:
+            # The bytes ride on the first chunk, so that the same answer serves a client of this protocol too.
+            chunks = chunks or [Chunk(wire=WIRE)]
+            if usage is not None and all(chunk.usage is None for chunk in chunks):
+                chunks[-1].usage = usage
+        else:
+            chunks = [Chunk(wire=WIRE, finish=finish, usage=usage)]
+        chunks[0].raw = b"".join(kept)
+        return chunks
+
+    def _then_raise(
+        self, kept: list[bytes], chunks: list[Chunk], finish: str | None, usage: Usage | None, error: GatewayError
+    ) -> Iterable[Chunk]:
+        if not self._given:
+            # Nothing is out yet: another backend may still answer, so the beginning is not given away.
+            raise error
+        return _raising(self._give(kept, chunks, finish, usage), error)
+
+    def _feed_whole(self, data: bytes) -> Iterable[Chunk]:
+        self._size += len(data)
+        limit = _MAX_DECODED if self._fields else _REMEMBERED
+        if self._size <= limit:
+            self._body += data
+        elif self._fields:
+            raise BackendBroken(f"The backend's answer is larger than {limit} bytes.")
+        else:
+            self._body.clear()
+        return () if self._fields else (Chunk(wire=WIRE, raw=data, whole=True),)
+
+    def _finish_whole(self) -> Iterable[Chunk]:
+        length = self._head.length
+        if length is not None and self._size != length:
+            raise BackendBroken(f"The backend's answer ended after {self._size} of {length} bytes.")
+        if not self._body or not self._head.media_type.lower().startswith("application/json"):
+            return () if not self._fields else (Chunk(wire=WIRE, raw=bytes(self._body), whole=True),)
+        if self._fields:
+            try:
+                return chunks_of_whole(bytes(self._body))
+            except (msgspec.DecodeError, RecursionError):
+                raise BackendBroken("The backend's answer is not what the protocol allows.") from None
+        try:
+            body = _notice(self._body)
+        except (msgspec.DecodeError, RecursionError):
+            return ()
+        finish = next((choice.finish_reason for choice in body.choices or () if choice.finish_reason), None)
+        usage = usage_of(body.usage, body.timings)
+        if finish is None and usage is None:
+            return ()
+        return (Chunk(wire=WIRE, whole=True, finish=plain_finish(finish) if finish else None, usage=usage),)
+
+
+def _special(block: bytes) -> bool:
+    # Hints only: whatever looks like one is decoded and judged then. A quote inside a string is escaped, so these
+    # names are met as names (or as a whole string, rarely).
+    return (
+        b'"error"' in block
+        or b'_reason":"' in block
+        or b'"usage"' in block
+        or b'"timings"' in block
+        or b"[DONE]" in block
+        or b'_reason": "' in block
+        or b"\n:" in block
+        or b'"response.' in block
+        or block.startswith(b":")
+    )
+
+
+def _error_in(body: EventBody | NoticedEvent, name: str) -> BackendBroken | None:
+    raw = bytes(body.error)
+    if raw == _NULL:
+        if name == "error" or body.type == "error":
+            return BackendBroken(_words(body.message))
+        if any(choice.finish_reason == "error" for choice in body.choices or ()):
+            return BackendBroken("The backend stopped with an error.")
+        return None
+    try:
+        error = _decode_error(raw)
+    except msgspec.DecodeError:
+        error = None
+    return BackendBroken(_words(error.message if isinstance(error, ErrorBody) else error))
+
+
+def _words(message: object) -> str:
+    if not isinstance(message, str) or not message.strip():
+        return "The backend reported an error in the middle of its answer."
+    return "The backend reported an error: " + "".join(c if c.isprintable() else " " for c in message[:500])
+
+
+def _raising(chunks: list[Chunk], error: GatewayError) -> Iterator[Chunk]:
+    yield from chunks
+    raise error

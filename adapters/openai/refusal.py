@@ -1,0 +1,77 @@
+"""Errors in OpenAI's words: as a whole answer, and inside a stream that has begun."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from hostler.adapters import framing
+from hostler.adapters.errors import (
+    BackendRejected,
+    GatewayError,
+    MethodNotAllowed,
+    ModelNotFound,
+    Unauthenticated,
+)
+from hostler.adapters.protocol import WireResponse
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+# Answers about the gateway's own account at a backend: the client can do nothing about them, and its key is not meant.
+_OURS = frozenset({401, 402, 403, 407})
+# Wires whose errors have this protocol's shape.
+_SAME = frozenset({"openai", "llamacpp"})
+
+
+def refusal(error: GatewayError) -> WireResponse:
+    """The error as a complete answer. What an engine of this protocol refused is passed on as it came."""
+    headers: list[tuple[str, str]] = []
+    if error.retry_after_s is not None:
+        headers.append(("Retry-After", str(max(1, math.ceil(error.retry_after_s)))))
+    if isinstance(error, Unauthenticated):
+        headers.append(("WWW-Authenticate", "Bearer"))
+    if isinstance(error, MethodNotAllowed) and error.allowed:
+        headers.append(("Allow", ", ".join(error.allowed)))
+    if isinstance(error, BackendRejected) and error.wire in _SAME and error.answer_status not in _OURS:
+        media_type = next((v for n, v in error.headers.items() if n.lower() == "content-type"), "application/json")
+        return WireResponse(status=error.answer_status, media_type=media_type, body=error.body, headers=tuple(headers))
+    status = status_of(error)
+    return WireResponse(status=status, body=msgspec.json.encode({"error": error_body(error)}), headers=tuple(headers))
+
+
+def error_event(error: GatewayError) -> bytes:
+    """The error inside a chat or completions stream, and the stream's end."""
+    return framing.write(msgspec.json.encode({"error": error_body(error)})) + b"data: [DONE]\n\n"
+
+
+def response_error_event(error: GatewayError) -> bytes:
+    """The error inside a responses stream."""
+    body = error_body(error)
+    event = {"type": "error", "code": body["code"], "message": body["message"], "param": body["param"]}
+    return framing.write(msgspec.json.encode(event), "error")
+
+
+def status_of(error: GatewayError) -> int:
+    """The status to answer with: what a backend refused for the client's own mistake stays the client's."""
+    if isinstance(error, BackendRejected) and 400 <= error.answer_status < 500 and error.answer_status not in _OURS:
+        return error.answer_status
+    return error.status
+
+
+def error_body(error: GatewayError) -> dict[str, Any]:
+    """What stands in `error`."""
+    status = status_of(error)
+    param = error.param or ("model" if isinstance(error, ModelNotFound) else None)
+    return {
+        "message": shown(error.message, 2000),
+        "type": _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
+        "param": None if param is None else shown(param),
+        "code": error.code,
+    }
+
+
+def shown(text: str, limit: int = 200) -> str:
+    """Text from outside, fit to be read: bounded, control characters escaped."""
+    cut = text if len(text) <= limit else text[: limit - 3] + "..."
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)

@@ -1,0 +1,85 @@
+"""OpenAI's protocol as backends speak it: the request to send, and the reader for its answer."""
+
+from __future__ import annotations
+
+import msgspec
+
+from hostler.adapters import document, form
+from hostler.adapters.canonical import ChatRequest, CompletionRequest, Output, Passthrough, Request
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.openai import translate
+from hostler.adapters.openai.history import without_progress
+from hostler.adapters.openai.parser import OpenAIParser
+from hostler.adapters.openai.paths import FORMS, UPSTREAM_PATHS
+from hostler.adapters.openai.wire import WIRE
+from hostler.adapters.protocol import WireRequest
+
+# Operations whose stream can be folded into the whole answer.
+_FOLDED = frozenset({"chat", "completions", "responses"})
+
+
+class OpenAIUpstream:
+    """Builds requests for a backend of this protocol, and readers for its answers.
+
+    A request that came in this protocol is sent on as it is: `model` is replaced, `stream` added where a whole
+    answer is to be folded from a stream, the gateway's own progress lines are taken out of the history, and every
+    other byte stays. A request of another protocol must be expanded; it is written anew.
+    """
+
+    def __init__(self, wire: str = WIRE, *, prefix: str = "/v1") -> None:
+        self._wire = wire
+        self._prefix = prefix
+
+    @property
+    def wire(self) -> str:
+        """The protocol's name."""
+        return self._wire
+
+    def build(self, request: Request, *, model: str, stream: bool) -> WireRequest:
+        """The request for a backend that calls the model `model`."""
+        origin = request.origin
+        if origin.wire != WIRE:
+            operation, body = translate.body(request, model=model, stream=stream)
+            return WireRequest(path=self._prefix + UPSTREAM_PATHS[operation], body=body)
+        path = self._prefix + UPSTREAM_PATHS[origin.operation]
+        if origin.operation in FORMS:
+            sent = form.patch(origin.body, origin.content_type, "model", model)
+            return WireRequest(path=path, body=sent, content_type=origin.content_type)
+        changes: dict[str, bytes | None] = {"model": msgspec.json.encode(model)}
+        if stream and origin.operation in _FOLDED and not _output(request).stream:
+            changes["stream"] = b"true"
+            if origin.operation != "responses":
+                changes["stream_options"] = _with_usage(origin.body)
+        body = without_progress(origin.body) if origin.operation == "chat" else origin.body
+        return WireRequest(path=path, body=document.patch(body, changes))
+
+    def parser(self, request: Request, *, fields: bool) -> OpenAIParser:
+        """A reader for the answer; `fields` asks for decoded fields beside the raw bytes."""
+        output = _output(request)
+        return OpenAIParser(operation_of(request), fields=fields, choices=output.choices)
+
+
+def operation_of(request: Request) -> str:
+    """The operation of this protocol that a request becomes."""
+    if request.origin.wire == WIRE:
+        return request.origin.operation
+    return translate.operation(request)
+
+
+def _output(request: Request) -> Output:
+    if isinstance(request, ChatRequest | CompletionRequest | Passthrough):
+        return request.output
+    return Output()
+
+
+def _with_usage(body: bytes) -> bytes:
+    # The whole answer that is folded from the stream must hold the counts.
+    options = document.Document(body).members.get("stream_options")
+    members: dict[str, msgspec.Raw] = {}
+    if options is not None and bytes(options) != b"null":
+        try:
+            members = msgspec.json.decode(options, type=dict[str, msgspec.Raw])
+        except msgspec.ValidationError:
+            raise BadRequest("`stream_options` must be an object.", param="stream_options") from None
+    members["include_usage"] = msgspec.Raw(b"true")
+    return msgspec.json.encode(members)
