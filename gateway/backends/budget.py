@@ -1,0 +1,47 @@
+"""How many retries the gateway allows itself, so that a failing backend is not buried under them."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import msgspec
+
+
+class BudgetRules(msgspec.Struct, frozen=True, kw_only=True):
+    """Retries may be `share` of the requests of the last `window_s` seconds, and `per_second` in any second."""
+
+    share: float = 0.1
+    per_second: int = 2
+    window_s: int = 10
+
+
+class RetryBudget:
+    """Counts requests and retries. Constant in size and effort: whole seconds are counted together."""
+
+    def __init__(self, rules: BudgetRules) -> None:
+        self._rules = rules
+        self._seconds: deque[tuple[int, int, int]] = deque(maxlen=rules.window_s)  # second, requests, retries
+        self._last: deque[float] = deque(maxlen=max(1, rules.per_second))
+
+    def request(self, now: float) -> None:
+        """A request came in (not a retry of one)."""
+        self._count(now, requests=1)
+
+    def spend(self, now: float) -> bool:
+        """Counts a retry if there is one left: only then may the caller retry."""
+        since = int(now) - self._rules.window_s
+        recent = [(requests, retries) for second, requests, retries in self._seconds if second > since]
+        earned = self._rules.share * sum(requests for requests, _ in recent)
+        few = self._rules.per_second > 0 and (len(self._last) < self._rules.per_second or now - self._last[0] >= 1.0)
+        if not few and sum(retries for _, retries in recent) + 1 > earned:
+            return False
+        self._last.append(now)
+        self._count(now, retries=1)
+        return True
+
+    def _count(self, now: float, *, requests: int = 0, retries: int = 0) -> None:
+        second = int(now)
+        if self._seconds and self._seconds[-1][0] == second:
+            _, before_requests, before_retries = self._seconds.pop()
+            requests, retries = requests + before_requests, retries + before_retries
+        self._seconds.append((second, requests, retries))

@@ -1,0 +1,101 @@
+"""What is thought of one backend and of each of its models: the breakers that an attempt passes and reports to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import msgspec
+
+from hostler.gateway.backends.breaker import Breaker, BreakerRules, BreakerState, Permit
+from hostler.gateway.backends.outcomes import VERDICTS, Advice, Outcome, Verdict
+
+
+class Pass(msgspec.Struct, frozen=True):
+    """The right to one attempt. Report it exactly once; "the client left" is a report, too."""
+
+    model: str
+    of_host: Permit
+    of_model: Permit
+
+
+class Standing:
+    """One backend: a breaker for the host and one for each of its models. Both must agree to an attempt."""
+
+    def __init__(self, rules: BreakerRules, random: Callable[[], float], cool_s: float = 5.0) -> None:
+        self._rules = rules
+        self._random = random
+        self._cool_s = cool_s
+        self._host = Breaker(rules, random)
+        self._models: dict[str, Breaker] = {}
+        self._suspects: set[str] = set()
+
+    @property
+    def host(self) -> Breaker:
+        """The host's breaker, for those who probe or look at it."""
+        return self._host
+
+    @property
+    def models(self) -> Mapping[str, Breaker]:
+        """The breakers of models that were ever asked."""
+        return MappingProxyType(self._models)
+
+    def acquire(self, model: str, now: float) -> Pass | None:
+        """The right to try `model` here now, or `None`."""
+        breaker = self._of(model)
+        if not breaker.allows(now) or (of_host := self._host.acquire(now)) is None:
+            return None
+        of_model = breaker.acquire(now)
+        assert of_model is not None, "it allowed a call a moment ago"
+        return Pass(model, of_host, of_model)
+
+    def report(
+        self, permit: Pass, outcome: Outcome, now: float, *, retry_after_s: float | None = None, down: bool = False
+    ) -> Verdict:
+        """The attempt ended so; what follows. `down`: the supervisor's heartbeat is gone as well."""
+        verdict = VERDICTS[outcome]
+        cool_s = self._cool_s if retry_after_s is None else retry_after_s
+        if verdict.host == "success":
+            self._suspects.clear()
+        host: Advice = verdict.host
+        if host == "suspect":
+            self._suspects.add(permit.model)
+            host = "failure" if len(self._suspects) > 1 else "neutral"
+        _tell(self._host, permit.of_host, host, now, verdict.open_s, cool_s, at_once=down)
+        _tell(self._of(permit.model), permit.of_model, verdict.model, now, verdict.open_s, cool_s)
+        return verdict
+
+    def retry_in(self, model: str, now: float) -> float:
+        """Seconds until an attempt makes sense again."""
+        return max(self._host.retry_in(now), self._of(model).retry_in(now))
+
+    def state(self, model: str, now: float) -> BreakerState:
+        """The stricter of both states: what an attempt at `model` would meet."""
+        states = {self._host.state(now), self._of(model).state(now)}
+        return "open" if "open" in states else "half_open" if "half_open" in states else "closed"
+
+    def recovered(self) -> None:
+        """A background probe of the host succeeded: it is used again at once. Its models keep their own breakers."""
+        self._suspects.clear()
+        self._host.close()
+
+    def _of(self, model: str) -> Breaker:
+        breaker = self._models.get(model)
+        if breaker is None:
+            breaker = self._models[model] = Breaker(self._rules, self._random)
+        return breaker
+
+
+def _tell(
+    breaker: Breaker, permit: Permit, advice: Advice, now: float, open_s: float, cool_s: float, *, at_once: bool = False
+) -> None:
+    if advice == "success":
+        breaker.success(permit, now)
+    elif advice == "failure":
+        breaker.failure(permit, now, at_once=at_once)
+    else:
+        breaker.release(permit)
+        if advice == "open":
+            breaker.trip(now, open_s)
+        elif advice == "cool":
+            breaker.cool(now + cool_s)
