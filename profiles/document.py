@@ -8,20 +8,13 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
-if TYPE_CHECKING:
-    from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
-
 T = TypeVar("T")
 Path = tuple[str | int, ...]
-
-MAX_CHARACTERS = 4 * 1024 * 1024
-MAX_NODES = 100_000
-MAX_DEPTH = 64
 
 _UNITS = {"": 1, "b": 1} | {
     letter + suffix: base**power
@@ -29,12 +22,10 @@ _UNITS = {"": 1, "b": 1} | {
     for suffix, base in (("", 1024), ("ib", 1024), ("b", 1000))
 }
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
-_SUBSTITUTION = re.compile(r"\$\$|\$\{([^}]*)\}")
-_VARIABLE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 _SECRET_KEY = re.compile(r"token|key|secret|password|authorization", re.IGNORECASE)
 _AT = re.compile(r"^(?P<message>.*?)(?: - at `(?P<key>key in )?\$?(?P<path>[^`]*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]|(\[\.\.\.\])")
-_TAG = "tag:yaml.org,2002:"
+_EMPTY: Mapping[str, Any] = {"Expected `object`, got `null`": {}, "Expected `array`, got `null`": []}
 _PLAIN_WORDS = {"array": "a list", "object": "a mapping", "null": "nothing"}
 
 
@@ -71,22 +62,33 @@ class DocumentError(Exception):
         return ": ".join(part for part in (place, self.path, self.message) if part)
 
 
+class Values(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands in a document: plain values, the line of each, and which of them came from variables.
+
+    `written` maps a place to the text that stands there (`${env:NAME}`), `unquoted` to what a plain YAML value of
+    the same text would be, `secrets` a text that must not be shown to what is shown instead.
+    """
+
+    value: Any
+    lines: dict[Path, int]
+    written: dict[Path, str]
+    unquoted: dict[Path, Any]
+    secrets: dict[str, str]
+
+
 class Document:
     """A parsed document: plain values, and where each of them stands."""
 
-    def __init__(self, source: str, value: Any, lines: Mapping[Path, int], written: Mapping[Path, str]) -> None:
+    def __init__(self, source: str, values: Values) -> None:
         self.source = source
-        self.value = value
-        self._lines = lines
-        self._written = written
-        self._from_env: dict[Path, Any] = {}
-        self._secrets: dict[str, str] = {}
+        self.value = values.value
+        self._values = values
 
     def line(self, *path: str | int) -> int | None:
         """The line of the value at `path`, or of the nearest thing around it that the document has."""
-        while path and path not in self._lines:
+        while path and path not in self._values.lines:
             path = path[:-1]
-        return self._lines.get(path)
+        return self._values.lines.get(path)
 
     def error(self, path: Path, message: str) -> DocumentError:
         """`message` about the value at `path`, with its place."""
@@ -95,12 +97,16 @@ class Document:
     def to(self, shape: type[T]) -> T:
         """The document as a `shape`. Raises `DocumentError` for the first thing that does not fit."""
         value = self.value
-        unquoted = dict(self._from_env)
+        unquoted = dict(self._values.unquoted)
         while True:
             try:
                 return msgspec.convert(value, shape, dec_hook=_decode)
             except msgspec.ValidationError as error:
                 path, message, at_key = _locate(error, value, shape)
+                # A section whose lines are all commented out is an empty one.
+                if message in _EMPTY:
+                    value = _replaced(value, path, _EMPTY[message])
+                    continue
                 # A variable is always text; where a number or a switch is expected, it is read as YAML would.
                 if not at_key and path in unquoted:
                     value = _replaced(value, path, unquoted.pop(path))
@@ -117,8 +123,8 @@ class Document:
             wanted, got = match.groups()
             text = f"expected {_words(wanted)}, got {_words(got)}"
             actual = _at(value, path)
-            if path in self._written:
-                text += f" {self._written[path]}"
+            if path in self._values.written:
+                text += f" {self._values.written[path]}"
             elif (
                 not _is_secret(path)
                 and isinstance(actual, str | int | float)
@@ -131,14 +137,9 @@ class Document:
         return self.error(path, message[:1].lower() + message[1:])
 
     def _hide(self, message: str) -> str:
-        for secret, name in self._secrets.items():
+        for secret, name in self._values.secrets.items():
             message = message.replace(secret, name)
         return message
-
-    def _came_from_env(self, path: Path, text: str, plain: Any, values: Mapping[str, str]) -> None:
-        self._from_env[path] = plain
-        self._secrets[text] = self._written[path]
-        self._secrets.update({value: f"${{env:{name}}}" for name, value in values.items() if len(value) >= 4})
 
 
 def load(text: str, source: str, shape: type[T], *, env: Mapping[str, str]) -> T:
@@ -165,181 +166,10 @@ def dotted(path: Path) -> str:
 
 
 def parse(text: str, source: str, *, env: Mapping[str, str]) -> Document:
-    """`text` as plain values that remember their lines. Raises `DocumentError` for what is not safe, plain YAML.
+    """`text` as plain values that remember their lines. Raises `DocumentError` for what is not safe, plain YAML."""
+    from hostler.profiles.yaml_values import read_values  # 0.1 s: only when there is something to read
 
-    Refused are custom tags, duplicate keys, anchors that contain themselves, and documents beyond the limits above.
-    """
-    lines: dict[Path, int] = {(): 1}
-    written: dict[Path, str] = {}
-    document = Document(source, {}, lines, written)
-    if len(text) > MAX_CHARACTERS:
-        raise DocumentError(source, None, "", f"more than {MAX_CHARACTERS} characters")
-    root = _compose(text, source)
-    if root is not None:
-        document.value = _Reader(document, lines, written, env).read(root, (), ())
-    return document
-
-
-def _compose(text: str, source: str) -> Node | None:
-    from ruamel.yaml import YAML  # 0.1 s: only when there is something to read
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
-    try:
-        root: Node | None = YAML(typ="safe", pure=True).compose(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problem = error.problem or error.context or "not valid YAML"
-        raise DocumentError(source, mark.line + 1 if mark else None, "", f"not valid YAML: {problem}") from None
-    except YAMLError as error:
-        raise DocumentError(source, None, "", f"not valid YAML: {str(error).splitlines()[0]}") from None
-    except RecursionError:
-        raise DocumentError(source, None, "", f"nested deeper than {MAX_DEPTH} levels") from None
-    return root
-
-
-class _Reader:
-    """Walks the nodes once and fills the document's maps of lines and of variables."""
-
-    def __init__(
-        self, document: Document, lines: dict[Path, int], written: dict[Path, str], env: Mapping[str, str]
-    ) -> None:
-        self._document = document
-        self._lines = lines
-        self._written = written
-        self._env = env
-        self._nodes = 0
-
-    def read(self, node: Node, path: Path, above: tuple[Node, ...]) -> Any:
-        from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
-
-        self._nodes += 1
-        if self._nodes > MAX_NODES:
-            raise self._error(node, path, f"more than {MAX_NODES} values, anchors counted each time they are used")
-        if len(above) > MAX_DEPTH:
-            raise self._error(node, path, f"nested deeper than {MAX_DEPTH} levels")
-        if any(node is other for other in above):
-            raise self._error(node, path, "an anchor may not contain itself")
-        if isinstance(node, MappingNode):
-            self._check_tag(node, path, "map")
-            return {key: self._below(value, (*path, key), node, above) for key, value in self._items(node, path)}
-        if isinstance(node, SequenceNode):
-            self._check_tag(node, path, "seq")
-            values = []
-            for index, item in enumerate(node.value):
-                self._lines[(*path, index)] = item.start_mark.line + 1
-                values.append(self._below(item, (*path, index), node, above))
-            return values
-        if not isinstance(node, ScalarNode):
-            raise self._error(node, path, "not a mapping, a list or a plain value")
-        return self._scalar(node, path)
-
-    def _below(self, node: Node, path: Path, parent: Node, above: tuple[Node, ...]) -> Any:
-        return self.read(node, path, (*above, parent))
-
-    def _items(self, node: MappingNode, path: Path) -> Iterator[tuple[str, Node]]:
-        """The pairs of a mapping; those merged in by `<<` come last and never win over its own."""
-        from ruamel.yaml.nodes import ScalarNode
-
-        own: dict[str, int] = {}
-        merged: list[Node] = []
-        for key, value in node.value:
-            if not isinstance(key, ScalarNode):
-                raise self._error(key, path, "a key must be plain text")
-            if key.tag == _TAG + "merge":
-                merged.append(value)
-                continue
-            line = key.start_mark.line + 1
-            if key.value in own:
-                raise DocumentError(
-                    self._document.source,
-                    line,
-                    dotted((*path, key.value)),
-                    f"stands here a second time, first in line {own[key.value]}",
-                )
-            own[key.value] = line
-            self._lines[(*path, key.value)] = line
-            yield key.value, value
-        yield from self._merged(merged, own, path)
-
-    def _merged(self, sources: list[Node], own: dict[str, int], path: Path) -> Iterator[tuple[str, Node]]:
-        from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
-
-        for source in sources:
-            for mapping in source.value if isinstance(source, SequenceNode) else [source]:
-                if not isinstance(mapping, MappingNode):
-                    raise self._error(mapping, path, "<< takes an anchored mapping or a list of them")
-                for key, value in mapping.value:
-                    if not isinstance(key, ScalarNode) or key.tag == _TAG + "merge":
-                        raise self._error(key, path, "a mapping merged by << may not merge others itself")
-                    if key.value not in own:
-                        own[key.value] = self._lines[(*path, key.value)] = key.start_mark.line + 1
-                        yield key.value, value
-
-    def _scalar(self, node: ScalarNode, path: Path) -> Any:
-        self._check_tag(node, path, "null", "bool", "int", "float", "str", "timestamp")
-        if node.tag not in (_TAG + "str", _TAG + "timestamp"):
-            return _plain(str(node.tag), node.value)
-        text, values = self._substituted(node, path)
-        if values:
-            self._written[path] = node.value
-            self._document._came_from_env(path, text, _resolved(text), values)
-        return text
-
-    def _substituted(self, node: ScalarNode, path: Path) -> tuple[str, dict[str, str]]:
-        values: dict[str, str] = {}
-
-        def one(match: re.Match[str]) -> str:
-            if match[0] == "$$":
-                return "$"
-            if (variable := _VARIABLE.fullmatch(match[1])) is None:
-                raise self._error(
-                    node,
-                    path,
-                    f"{match[0]} is unknown: write ${{env:NAME}} for a variable, or ${match[0]} for the text",
-                )
-            if (value := self._env.get(variable[1])) is None:
-                raise self._error(node, path, f"the environment variable {variable[1]} is not set")
-            values[variable[1]] = value
-            return value
-
-        return _SUBSTITUTION.sub(one, node.value), values
-
-    def _check_tag(self, node: Node, path: Path, *allowed: str) -> None:
-        tag = str(node.tag)
-        if tag not in [_TAG + name for name in allowed]:
-            raise self._error(node, path, f"the tag {tag.replace(_TAG, '!!')} is not allowed")
-
-    def _error(self, node: Node, path: Path, message: str) -> DocumentError:
-        line = self._lines.get(path, node.start_mark.line + 1)
-        return DocumentError(self._document.source, line, dotted(path), message)
-
-
-def _plain(tag: str, text: str) -> Any:
-    match tag.removeprefix(_TAG):
-        case "null":
-            return None
-        case "bool":
-            return text.lower() in ("true", "yes", "on")
-        case "int":
-            digits = text.replace("_", "").lower()
-            try:
-                return int(digits, 0)
-            except ValueError:  # 0755 is seven hundred and fifty-five in YAML 1.2; a huge number stays text
-                return int(digits) if re.fullmatch(r"[-+]?\d{1,40}", digits) else text
-        case _:
-            lowered = text.replace("_", "").lower()
-            return float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", lowered))
-
-
-def _resolved(text: str) -> Any:
-    """What `text` would be if it stood in the file without quotes."""
-    if re.fullmatch(r"true|false", text, re.IGNORECASE):
-        return text.lower() == "true"
-    if re.fullmatch(r"[-+]?\d{1,40}", text):
-        return int(text)
-    if re.fullmatch(r"[-+]?\d{1,40}\.\d{1,40}", text):
-        return float(text)
-    return text
+    return Document(source, read_values(text, source, env))
 
 
 def _decode(shape: Any, value: Any) -> Any:

@@ -1,0 +1,200 @@
+"""Plain values out of YAML text, with the line of each; refuses all that is not safe and plain.
+
+What the values should be is `document`'s business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from hostler.profiles.document import DocumentError, Path, Values, dotted
+
+MAX_CHARACTERS = 1024 * 1024
+MAX_NODES = 100_000
+MAX_DEPTH = 64
+
+_SUBSTITUTION = re.compile(r"\$\$|\$\{([^}]*)\}")
+_VARIABLE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
+_TAG = "tag:yaml.org,2002:"
+
+
+def read_values(text: str, source: str, env: Mapping[str, str]) -> Values:
+    """The values of one document. Raises `DocumentError`.
+
+    Refused are custom tags, duplicate keys, anchors that contain themselves, and documents beyond the limits above.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise DocumentError(source, None, "", f"more than {MAX_CHARACTERS} characters")
+    return _Reader(source, env).values(_compose(text, source))
+
+
+def _compose(text: str, source: str) -> Node | None:
+    try:
+        root: Node | None = YAML(typ="safe", pure=True).compose(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = error.problem or error.context or "not valid YAML"
+        raise DocumentError(source, mark.line + 1 if mark else None, "", f"not valid YAML: {problem}") from None
+    except YAMLError as error:
+        raise DocumentError(source, None, "", f"not valid YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise DocumentError(source, None, "", f"nested deeper than {MAX_DEPTH} levels") from None
+    return root
+
+
+class _Reader:
+    """Walks the nodes once, and notes lines and variables on the way."""
+
+    def __init__(self, source: str, env: Mapping[str, str]) -> None:
+        self._source = source
+        self._env = env
+        self._nodes = 0
+        self._lines: dict[Path, int] = {(): 1}
+        self._written: dict[Path, str] = {}
+        self._unquoted: dict[Path, Any] = {}
+        self._secrets: dict[str, str] = {}
+
+    def values(self, root: Node | None) -> Values:
+        value = {} if root is None else self.read(root, (), ())
+        return Values(
+            value=value,
+            lines=self._lines,
+            written=self._written,
+            unquoted=self._unquoted,
+            secrets=self._secrets,
+        )
+
+    def read(self, node: Node, path: Path, above: tuple[Node, ...]) -> Any:
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise self._error(node, path, f"more than {MAX_NODES} values, anchors counted each time they are used")
+        if len(above) > MAX_DEPTH:
+            raise self._error(node, path, f"nested deeper than {MAX_DEPTH} levels")
+        if any(node is other for other in above):
+            raise self._error(node, path, "an anchor may not contain itself")
+        if isinstance(node, MappingNode):
+            self._check_tag(node, path, "map")
+            return {key: self._below(value, (*path, key), node, above) for key, value in self._items(node, path)}
+        if isinstance(node, SequenceNode):
+            self._check_tag(node, path, "seq")
+            values = []
+            for index, item in enumerate(node.value):
+                self._lines[(*path, index)] = item.start_mark.line + 1
+                values.append(self._below(item, (*path, index), node, above))
+            return values
+        if not isinstance(node, ScalarNode):
+            raise self._error(node, path, "not a mapping, a list or a plain value")
+        return self._scalar(node, path)
+
+    def _below(self, node: Node, path: Path, parent: Node, above: tuple[Node, ...]) -> Any:
+        return self.read(node, path, (*above, parent))
+
+    def _items(self, node: MappingNode, path: Path) -> Iterator[tuple[str, Node]]:
+        """The pairs of a mapping; those merged in by `<<` come last and never win over its own."""
+        own: dict[str, int] = {}
+        merged: list[Node] = []
+        for key, value in node.value:
+            if not isinstance(key, ScalarNode):
+                raise self._error(key, path, "a key must be plain text")
+            if key.tag == _TAG + "merge":
+                merged.append(value)
+                continue
+            line = key.start_mark.line + 1
+            if key.value in own:
+                raise DocumentError(
+                    self._source,
+                    line,
+                    dotted((*path, key.value)),
+                    f"stands here a second time, first in line {own[key.value]}",
+                )
+            own[key.value] = line
+            self._lines[(*path, key.value)] = line
+            yield key.value, value
+        yield from self._merged(merged, own, path)
+
+    def _merged(self, sources: list[Node], own: dict[str, int], path: Path) -> Iterator[tuple[str, Node]]:
+        for source in sources:
+            for mapping in source.value if isinstance(source, SequenceNode) else [source]:
+                if not isinstance(mapping, MappingNode):
+                    raise self._error(mapping, path, "<< takes an anchored mapping or a list of them")
+                for key, value in mapping.value:
+                    if not isinstance(key, ScalarNode) or key.tag == _TAG + "merge":
+                        raise self._error(key, path, "a mapping merged by << may not merge others itself")
+                    if key.value not in own:
+                        own[key.value] = self._lines[(*path, key.value)] = key.start_mark.line + 1
+                        yield key.value, value
+
+    def _scalar(self, node: ScalarNode, path: Path) -> Any:
+        self._check_tag(node, path, "null", "bool", "int", "float", "str", "timestamp")
+        if node.tag not in (_TAG + "str", _TAG + "timestamp"):
+            return _plain(str(node.tag), node.value)
+        text, values = self._substituted(node, path)
+        if values:
+            self._written[path] = node.value
+            self._unquoted[path] = _resolved(text)
+            shown = {value: f"${{env:{name}}}" for name, value in values.items()} | {text: node.value}
+            # Shorter ones would hit ordinary words of a message.
+            self._secrets |= {secret: name for secret, name in shown.items() if len(secret) >= 4}
+        return text
+
+    def _substituted(self, node: ScalarNode, path: Path) -> tuple[str, dict[str, str]]:
+        values: dict[str, str] = {}
+
+        def one(match: re.Match[str]) -> str:
+            if match[0] == "$$":
+                return "$"
+            if (variable := _VARIABLE.fullmatch(match[1])) is None:
+                raise self._error(
+                    node,
+                    path,
+                    f"{match[0]} is unknown: write ${{env:NAME}} for a variable, or ${match[0]} for the text",
+                )
+            if (value := self._env.get(variable[1])) is None:
+                raise self._error(node, path, f"the environment variable {variable[1]} is not set")
+            values[variable[1]] = value
+            return value
+
+        return _SUBSTITUTION.sub(one, node.value), values
+
+    def _check_tag(self, node: Node, path: Path, *allowed: str) -> None:
+        tag = str(node.tag)
+        if tag not in [_TAG + name for name in allowed]:
+            raise self._error(node, path, f"the tag {tag.replace(_TAG, '!!')} is not allowed")
+
+    def _error(self, node: Node, path: Path, message: str) -> DocumentError:
+        line = self._lines.get(path, node.start_mark.line + 1)
+        return DocumentError(self._source, line, dotted(path), message)
+
+
+def _plain(tag: str, text: str) -> Any:
+    match tag.removeprefix(_TAG):
+        case "null":
+            return None
+        case "bool":
+            return text.lower() in ("true", "yes", "on")
+        case "int":
+            digits = text.replace("_", "").lower()
+            try:
+                return int(digits, 0)
+            except ValueError:  # 0755 is seven hundred and fifty-five in YAML 1.2; a huge number stays text
+                return int(digits) if re.fullmatch(r"[-+]?\d{1,40}", digits) else text
+        case _:
+            lowered = text.replace("_", "").lower()
+            return float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", lowered))
+
+
+def _resolved(text: str) -> Any:
+    """What `text` would be if it stood in the file without quotes."""
+    if re.fullmatch(r"true|false", text, re.IGNORECASE):
+        return text.lower() == "true"
+    if re.fullmatch(r"[-+]?\d{1,40}", text):
+        return int(text)
+    if re.fullmatch(r"[-+]?\d{1,40}\.\d{1,40}", text):
+        return float(text)
+    return text

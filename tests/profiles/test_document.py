@@ -1,0 +1,222 @@
+"""Settings files: what they may hold, and how well a mistake is explained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import pytest
+
+from hostler.profiles.document import DocumentError, Size, load, parse
+from hostler.profiles.yaml_values import MAX_DEPTH
+
+
+class Queue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    max_waiting: int = 10
+    room: Size | None = None
+
+
+class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    queue: Queue = Queue()
+    token: str | None = None
+    listen: tuple[str, ...] = ()
+    quiet: bool = False
+
+
+class Backend(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    url: str
+    queues: tuple[Mapping[str, Queue], ...] = ()
+    models: Mapping[str, str] = {}
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    gateway: Gateway = Gateway()
+    backends: Mapping[str, Backend] = {}
+
+
+ENV = {"SECRET": "sk-very-secret", "COUNT": "12", "SWITCH": "true", "ROOM": "2GiB", "EMPTY": ""}
+
+
+def read(text: str) -> Settings:
+    return load(text, "hostler.yaml", Settings, env=ENV)
+
+
+def complaint(text: str) -> str:
+    with pytest.raises(DocumentError) as caught:
+        read(text)
+    return str(caught.value)
+
+
+BACKENDS = """\
+backends:
+  near: {url: "http://a"}
+  far:
+    # a comment
+    url: http://b
+    queues:
+      - first: {max_waiting: 1}
+      - second:
+          max_waiting: 2
+        third:
+          room: ROOM
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "gateway:\n  queue:\n    max_waiting: ten\n",
+            'hostler.yaml:3: gateway.queue.max_waiting: expected int, got str "ten"',
+        ),
+        (
+            "gateway:\n  queue:\n    max_waitin: 1\n",
+            "hostler.yaml:3: gateway.queue.max_waitin: unknown key, did you mean max_waiting?",
+        ),
+        (
+            "gateway:\n  queue: {zzz: 1}\n",
+            "hostler.yaml:2: gateway.queue.zzz: unknown key, known ones are: max_waiting, room",
+        ),
+        ("backends:\n  lan:\n    models: {}\n", "hostler.yaml:2: backends.lan: url is missing"),
+        (
+            BACKENDS.replace("ROOM", "lots"),
+            'hostler.yaml:11: backends.far.queues[1].third.room: expected a size such as 9GiB, 512MB or 4096, got "lots"',
+        ),
+        (
+            BACKENDS.replace("ROOM", "-1"),
+            "hostler.yaml:11: backends.far.queues[1].third.room: expected a size such as 9GiB, 512MB or 4096, got -1",
+        ),
+        (
+            BACKENDS.replace("room: ROOM", "rom: 1"),
+            "hostler.yaml:11: backends.far.queues[1].third.rom: unknown key, did you mean room?",
+        ),
+        (
+            BACKENDS.replace("max_waiting: 2", "max_waiting: 2.5"),
+            "hostler.yaml:9: backends.far.queues[1].second.max_waiting: expected int, got float 2.5",
+        ),
+        (
+            "gateway:\n  listen:\n    - a\n\n    - 8000\n",
+            "hostler.yaml:5: gateway.listen[1]: expected str, got int 8000 (put it in quotes)",
+        ),
+        ("gateway:\n  listen: a\n", 'hostler.yaml:2: gateway.listen: expected a list, got str "a"'),
+        ("gateway: 7\n", "hostler.yaml:1: gateway: expected a mapping, got int 7"),
+        ("- a\n", "hostler.yaml:1: expected a mapping, got a list"),
+        ("gateway: {}\n\ngateway: {}\n", "hostler.yaml:3: gateway: stands here a second time, first in line 1"),
+        ("gateway:\n\tqueue: 1\n", "hostler.yaml:2: not valid YAML: found character '\\t' that cannot start any token"),
+        (
+            "gateway: !!python/name:os.system\n",
+            "hostler.yaml:1: gateway: the tag !!python/name:os.system is not allowed",
+        ),
+        ("gateway: {}\n---\ngateway: {}\n", "hostler.yaml:2: not valid YAML: but found another document"),
+        ("gateway:\n  token: ${env:NOPE}\n", "hostler.yaml:2: gateway.token: the environment variable NOPE is not set"),
+        (
+            "gateway:\n  token: ${HOME}\n",
+            "hostler.yaml:2: gateway.token: ${HOME} is unknown: write ${env:NAME} for a variable, or $${HOME} for the text",
+        ),
+    ],
+)
+def test_names_the_place_and_the_way_out(text: str, expected: str) -> None:
+    assert complaint(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        ("4096", 4096),
+        ("9GiB", 9 * 1024**3),
+        ("512MB", 512_000_000),
+        ("1.5 GiB", 3 * 512 * 1024**2),
+        ("4G", 4 * 1024**3),
+    ],
+)
+def test_reads_sizes_as_people_write_them(written: str, size: int) -> None:
+    room = read(f"gateway: {{queue: {{room: {written}}}}}").gateway.queue.room
+    assert room == size
+    assert isinstance(room, Size)
+
+
+@pytest.mark.parametrize("written", ["-1", "true", "1.5", "9 apples", "[]", "''", "9GiB9"])
+def test_refuses_what_is_no_size(written: str) -> None:
+    assert "gateway.queue.room: expected a size" in complaint(f"gateway: {{queue: {{room: {written}}}}}")
+
+
+def test_puts_variables_into_values_only() -> None:
+    settings = read("gateway:\n  token: a-${env:SECRET}-$${env:SECRET}-$5\nbackends: {'${env:X}': {url: $$}}")
+    assert settings.gateway.token == "a-sk-very-secret-${env:SECRET}-$5"
+    assert settings.backends["${env:X}"].url == "$"
+
+
+def test_reads_a_variable_as_the_number_or_switch_that_is_wanted() -> None:
+    settings = read(
+        "gateway: {quiet: '${env:SWITCH}', token: '${env:COUNT}', queue: {max_waiting: '${env:COUNT}', room: '${env:ROOM}'}}"
+    )
+    assert settings.gateway.queue == Queue(max_waiting=12, room=Size(2 * 1024**3))
+    assert settings.gateway.quiet is True
+    assert settings.gateway.token == "12"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gateway: {queue: {max_waiting: '${env:SECRET}'}}",
+        "gateway: {queue: {max_waiting: 'a${env:SECRET}'}}",
+        "gateway: {queue: {room: '${env:SECRET}'}}",
+        "gateway: {queue: {room: 'x${env:SECRET}'}}",
+    ],
+)
+def test_shows_the_name_of_a_variable_and_never_its_value(text: str) -> None:
+    message = complaint(text)
+    assert "${env:SECRET}" in message
+    assert "sk-very" not in message
+
+
+def test_shows_no_value_of_a_key_that_sounds_secret() -> None:
+    assert complaint("gateway: {token: 123456}") == "hostler.yaml:1: gateway.token: expected str or nothing, got int"
+
+
+def test_an_empty_variable_does_not_garble_messages() -> None:
+    text = "gateway: {token: '${env:EMPTY}', queue: {max_waiting: ten}}"
+    assert complaint(text).endswith('gateway.queue.max_waiting: expected int, got str "ten"')
+
+
+def test_takes_a_section_without_lines_for_an_empty_one() -> None:
+    assert read("gateway:\n  listen:\n  queue:\nbackends:\n") == Settings()
+    assert read("") == read("# nothing\n") == Settings()
+
+
+def test_keeps_words_that_old_yaml_took_for_switches() -> None:
+    assert read("gateway: {listen: [on, off, yes, no, 0x, 1:30]}").gateway.listen == (
+        "on",
+        "off",
+        "yes",
+        "no",
+        "0x",
+        "1:30",
+    )
+
+
+def test_merges_anchors_and_lets_own_keys_win() -> None:
+    settings = read("backends:\n  a: &a {url: x, models: {m: n}}\n  b:\n    <<: *a\n    url: y\n")
+    assert settings.backends["b"] == Backend(url="y", models={"m": "n"})
+
+
+def test_refuses_an_anchor_within_itself() -> None:
+    assert "an anchor may not contain itself" in complaint("gateway: &a\n  listen: [*a]\n")
+
+
+def test_refuses_a_billion_laughs() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    assert "more than 100000 values" in complaint("\n".join(lines))
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 5, 20_000])
+def test_refuses_what_is_nested_too_deep(depth: int) -> None:
+    assert "nested deeper than" in complaint("a: " + "[" * depth + "]" * depth)
+
+
+def test_knows_the_line_of_every_value() -> None:
+    document = parse(BACKENDS, "x.yaml", env={})
+    assert document.line("backends", "far", "queues", 1, "third", "room") == 11
+    assert document.line("backends", "far", "nowhere", "at", "all") == 3
+    assert document.line() == 1

@@ -1,0 +1,47 @@
+"""The JSON Schema of settings, as editors use it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import pytest
+
+from hostler.profiles.document import Size, schema
+from hostler.profiles.schema import ProfileEntry
+from hostler.supervisor.settings import SupervisorSettings
+
+
+class Inner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Something within."""
+
+    size: Size = Size(7)
+    mode: Literal["a", "b"] = "a"
+
+
+class Outer(msgspec.Struct, frozen=True, kw_only=True):
+    inner: Inner = Inner()
+    more: dict[str, Inner] = {}
+    count: int
+    maybe: float | None = None
+
+
+def test_describes_structs_with_defaults_and_sizes() -> None:
+    made = schema(Outer)
+    inner = made["$defs"]["Inner"]
+    assert inner["description"] == "Something within."
+    assert inner["additionalProperties"] is False
+    assert inner["properties"]["size"]["default"] == 7
+    assert inner["properties"]["mode"]["enum"] == ["a", "b"]
+    outer = made["$defs"]["Outer"]
+    assert outer["required"] == ["count"]
+    assert outer["properties"]["inner"] == {"$ref": "#/$defs/Inner", "default": {"size": 7, "mode": "a"}}
+    assert [kind.get("type") for kind in outer["properties"]["maybe"]["anyOf"]] == ["number", "string", "null"]
+
+
+@pytest.mark.parametrize("settings", [SupervisorSettings, ProfileEntry])
+def test_describes_every_key_of_the_real_settings(settings: type[msgspec.Struct]) -> None:
+    made = schema(settings)
+    properties = made["$defs"][settings.__name__]["properties"]
+    assert set(properties) == set(settings.__struct_fields__)
+    assert msgspec.json.encode(made)
