@@ -1,0 +1,222 @@
+"""How much memory a profile takes: declared, estimated, seen. Decisions are pure; only `Meter` looks at the machine."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import psutil
+
+from hostler.profiles.schema import ModelFacts, Profile
+from hostler.supervisor.arguments import said, said_number
+from hostler.supervisor.contract import Failure
+
+MIB = 1024**2
+GIB = 1024**3
+
+# The engine itself without a model. Measured: 40 MiB for the embedded one.
+PROCESS_BYTES = 48 * MIB
+
+# Vocabularies of today's models have 32,000 to 262,000 words; headers seldom say how many without the list itself.
+USUAL_VOCABULARY = 131_072
+
+# Working memory per token of a physical batch besides the logits, in multiples of the embedding's length.
+_ROWS = 12
+
+# Bytes a value, relative to the two of f16, with the scales that blocks of 32 carry.
+_CACHE_TYPES = {
+    "f32": 2.0,
+    "f16": 1.0,
+    "bf16": 1.0,
+    "q8_0": 34 / 64,
+    "q5_1": 24 / 64,
+    "q5_0": 22 / 64,
+    "q4_1": 20 / 64,
+    "q4_0": 18 / 64,
+    "iq4_nl": 18 / 64,
+}
+
+
+class Observed(msgspec.Struct, frozen=True, kw_only=True):
+    """The most that a profile's process was seen to take, in bytes. `settled` once it was looked at after answering.
+
+    Belongs to one profile with one file and one set of arguments; a different one starts anew.
+    """
+
+    rss: int = 0
+    gpu: int = 0
+    settled: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """What counts against the budget: memory of the GPU where there is any, else of the machine."""
+        return self.gpu or self.rss
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process group takes now, in bytes."""
+
+    rss: int = 0
+    gpu: int = 0
+
+
+class Need(msgspec.Struct, frozen=True, kw_only=True):
+    """What a profile will take, in bytes, and where the number comes from."""
+
+    total: int
+    weights: int = 0
+    cache: int = 0
+    other: int = 0
+    declared: bool = False
+    seen: bool = False
+
+    def __str__(self) -> str:
+        if self.declared:
+            return f"{gib(self.total)} GiB (declared)"
+        if self.seen:
+            return f"{gib(self.total)} GiB (seen)"
+        return (
+            f"{gib(self.total)} GiB ({gib(self.weights)} weights + {gib(self.cache)} cache + {gib(self.other)} other)"
+        )
+
+
+def observe(before: Observed | None, usage: Usage, *, settled: bool = False) -> Observed:
+    """What is known after one more look; peaks only grow. `settled` if the model has answered since it was started."""
+    before = before or Observed()
+    return Observed(rss=max(before.rss, usage.rss), gpu=max(before.gpu, usage.gpu), settled=before.settled or settled)
+
+
+def need(profile: Profile, facts: ModelFacts | None, seen: Observed | None = None) -> Need:
+    """What `profile` will take.
+
+    Declared wins. Else the estimate from the file's header, raised by what was seen; lowered by it only once the
+    process was seen after it had answered, since engines take their memory while they work.
+    """
+    if profile.memory is not None:
+        return Need(total=profile.memory, declared=True)
+    estimated = _estimated(profile, facts)
+    if seen is not None and seen.bytes and (seen.settled or seen.bytes > estimated.total):
+        return Need(total=seen.bytes, seen=True)
+    return estimated
+
+
+def estimate(profile: Profile, facts: ModelFacts | None, seen: Observed | None = None) -> int:
+    """`need` as one number."""
+    return need(profile, facts, seen).total
+
+
+def fits(wanted: Need, *, budget: int, used: int = 0) -> bool:
+    """Whether `wanted` fits beside models that take `used` bytes."""
+    return used + wanted.total <= budget
+
+
+def cannot_fit(profile: Profile, wanted: Need, budget: int) -> Failure:
+    """The refusal of a model that is larger than the whole budget: the sum, and what to do."""
+    ways = ["raise memory_budget"]
+    if wanted.cache > wanted.total - budget:
+        ways.append("lower this profile's context or parallel")
+    if wanted.cache and "-ctk" not in profile.args and "--cache-type-k" not in profile.args:
+        ways.append("store the cache as q8_0 (args: -ctk q8_0 -ctv q8_0 -fa on)")
+    ways.append("take a smaller quantization")
+    advice = ", or ".join([", ".join(ways[:-1]), ways[-1]])
+    message = f"{profile.name} needs {wanted}; the budget is {gib(budget)} GiB: {advice}"
+    return Failure(kind="does_not_fit", message=message)
+
+
+def gib(size: int) -> str:
+    """Bytes as GiB with one decimal; small sizes keep a second one so that they are not zero."""
+    value = size / GIB
+    return f"{value:.1f}" if value >= 0.1 or size == 0 else f"{value:.2f}"
+
+
+def _estimated(profile: Profile, facts: ModelFacts | None) -> Need:
+    """Weights, cache and the rest. Without a header only the process itself is known."""
+    facts = facts or ModelFacts()
+    tokens = said_number(profile.args, "-c", "--ctx-size", "--context-size")
+    if tokens is None or tokens <= 0:
+        tokens = profile.context * profile.parallel or facts.training_context
+    scale = sum(_cache_scale(profile, *names) for names in (("-ctk", "--cache-type-k"), ("-ctv", "--cache-type-v"))) / 2
+    cache = int(facts.kv_bytes_per_token * tokens * scale)
+    batch = said_number(profile.args, "-ub", "--ubatch-size") or min(512, profile.batch)
+    vocabulary = facts.metadata.get(f"{facts.architecture}.vocab_size")
+    words = vocabulary if isinstance(vocabulary, int) else USUAL_VOCABULARY
+    working = 4 * batch * (words + _ROWS * facts.embedding_length) if facts.bytes else 0
+    other = PROCESS_BYTES + working + max(0, profile.cache_ram_mib) * MIB
+    return Need(total=facts.bytes + cache + other, weights=facts.bytes, cache=cache, other=other)
+
+
+def _cache_scale(profile: Profile, *names: str) -> float:
+    return _CACHE_TYPES.get((said(profile.args, *names) or "f16").lower(), 1.0)
+
+
+class Meter:
+    """Looks at how much memory processes take. NVIDIA's library is used if it is there and has a device to show.
+
+    `nvml` replaces that library; `load=False` goes without.
+    """
+
+    def __init__(self, nvml: Any = None, *, load: bool = True) -> None:
+        self._nvml = nvml
+        self._load = load and nvml is None
+        self._ready = False
+
+    def measure(self, pid: int) -> Usage:
+        """What the process and its descendants take now; zero for one that is gone. May take milliseconds."""
+        rss = 0
+        pids: set[int] = set()
+        try:
+            leader = psutil.Process(pid)
+            for process in (leader, *leader.children(recursive=True)):
+                try:
+                    rss += process.memory_info().rss
+                    pids.add(process.pid)
+                except psutil.Error:
+                    continue
+        except psutil.Error:
+            pass
+        return Usage(rss=rss, gpu=self._gpu(pids) if pids else 0)
+
+    def close(self) -> None:
+        """Let go of NVIDIA's library."""
+        if self._ready:
+            self._ready = False
+            try:
+                self._nvml.nvmlShutdown()
+            except self._nvml.NVMLError:
+                pass
+
+    def _gpu(self, pids: set[int]) -> int:
+        nvml = self._library()
+        if nvml is None:
+            return 0
+        total = 0
+        try:
+            for index in range(nvml.nvmlDeviceGetCount()):
+                running = nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByIndex(index))
+                total += _of(running, pids)
+        except nvml.NVMLError:
+            return total
+        return total
+
+    def _library(self) -> Any:
+        """The library, started; `None` where there is none. Looked for once."""
+        if self._load:
+            self._load = False
+            try:
+                self._nvml = importlib.import_module("pynvml")
+            except ImportError:
+                self._nvml = None
+        if self._nvml is not None and not self._ready:
+            try:
+                self._nvml.nvmlInit()
+                self._ready = True
+            except self._nvml.NVMLError:  # the package without a driver
+                self._nvml = None
+        return self._nvml
+
+
+def _of(running: Iterable[Any], pids: set[int]) -> int:
+    # In a container the driver may not say how much a process takes.
+    return sum(process.usedGpuMemory or 0 for process in running if process.pid in pids)

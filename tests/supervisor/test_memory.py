@@ -1,0 +1,166 @@
+"""What models take, in numbers that can be added up by hand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from hostler.profiles.schema import ModelFacts, Profile
+from hostler.supervisor.memory import (
+    GIB,
+    MIB,
+    PROCESS_BYTES,
+    Meter,
+    Need,
+    Observed,
+    Usage,
+    cannot_fit,
+    estimate,
+    fits,
+    need,
+    observe,
+)
+
+PROFILE = Profile(name="qwen3-8b", model="/m.gguf", context=32768)
+FACTS = ModelFacts(
+    architecture="qwen3",
+    bytes=5 * GIB,
+    kv_bytes_per_token=131072,
+    embedding_length=4096,
+    metadata={"qwen3.vocab_size": 151936},
+)
+WORKING = 4 * 512 * (151936 + 12 * 4096)
+
+
+def test_adds_weights_cache_and_the_rest() -> None:
+    wanted = need(PROFILE, FACTS)
+    assert (wanted.weights, wanted.cache, wanted.other) == (5 * GIB, 4 * GIB, PROCESS_BYTES + WORKING)
+    assert wanted.total == estimate(PROFILE, FACTS) == 9 * GIB + PROCESS_BYTES + WORKING
+
+
+@pytest.mark.parametrize(
+    ("change", "cache"),
+    [
+        ({"parallel": 2}, 8 * GIB),
+        ({"context": 8192}, GIB),
+        ({"args": ("-c", "16384")}, 2 * GIB),
+        ({"args": ("-ctk", "q8_0", "-ctv", "q8_0")}, 4 * GIB * 34 // 64),
+        ({"args": ("--cache_type-k", "q8_0")}, (4 * GIB + 4 * GIB * 34 // 64) // 2),
+        ({"args": ("-ctk", "q8_0", "-ctk", "f16")}, 4 * GIB),
+        ({"args": ("-ctk",)}, 4 * GIB),
+    ],
+)
+def test_the_cache_grows_with_what_it_holds(change: dict[str, Any], cache: int) -> None:
+    assert need(replace(PROFILE, **change), FACTS).cache == cache
+
+
+def test_counts_the_prompt_cache_in_memory_and_the_batch() -> None:
+    plain = need(PROFILE, FACTS).other
+    assert need(replace(PROFILE, cache_ram_mib=1024), FACTS).other == plain + GIB
+    assert need(replace(PROFILE, args=("-ub", "256")), FACTS).other == PROCESS_BYTES + WORKING // 2
+
+
+def test_a_declared_size_wins_over_everything() -> None:
+    assert estimate(replace(PROFILE, memory=7), FACTS, Observed(rss=9 * GIB, settled=True)) == 7
+
+
+def test_a_file_without_a_header_takes_at_least_its_process() -> None:
+    assert estimate(PROFILE, None) == PROCESS_BYTES
+
+
+def test_what_was_seen_raises_the_estimate_at_once_and_lowers_it_after_an_answer() -> None:
+    assert estimate(PROFILE, FACTS, Observed(rss=20 * GIB)) == 20 * GIB
+    assert estimate(PROFILE, FACTS, Observed(rss=6 * GIB)) == estimate(PROFILE, FACTS)
+    assert estimate(PROFILE, FACTS, Observed(rss=6 * GIB, settled=True)) == 6 * GIB
+    assert estimate(PROFILE, FACTS, Observed(settled=True)) == estimate(PROFILE, FACTS)
+
+
+def test_memory_of_the_gpu_counts_where_there_is_any() -> None:
+    assert estimate(PROFILE, FACTS, Observed(rss=20 * GIB, gpu=8 * GIB, settled=True)) == 8 * GIB
+
+
+def test_peaks_only_grow() -> None:
+    seen = observe(None, Usage(rss=5, gpu=1))
+    seen = observe(seen, Usage(rss=3, gpu=2), settled=True)
+    assert observe(seen, Usage()) == Observed(rss=5, gpu=2, settled=True)
+
+
+def test_fits_up_to_the_last_byte() -> None:
+    assert fits(Need(total=6), budget=10, used=4)
+    assert not fits(Need(total=7), budget=10, used=4)
+
+
+def test_a_model_that_can_never_fit_is_refused_with_the_sum() -> None:
+    failure = cannot_fit(PROFILE, need(PROFILE, FACTS), 8 * GIB)
+    assert failure.kind == "does_not_fit"
+    assert failure.message.startswith(
+        "qwen3-8b needs 9.4 GiB (5.0 weights + 4.0 cache + 0.4 other); the budget is 8.0 GiB: raise memory_budget"
+    )
+    assert "context" in failure.message
+    declared = cannot_fit(PROFILE, need(replace(PROFILE, memory=9 * GIB), FACTS), 8 * GIB)
+    assert declared.message == (
+        "qwen3-8b needs 9.0 GiB (declared); the budget is 8.0 GiB: raise memory_budget, or take a smaller quantization"
+    )
+
+
+def test_measures_a_process_with_its_descendants() -> None:
+    child = "import sys; block = b'x' * (40 << 20); print(len(block), flush=True); sys.stdin.read()"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        usage = Meter(load=False).measure(process.pid)
+        process.communicate(b"")
+    assert usage.rss > 45 * MIB
+    assert usage.gpu == 0
+    assert Meter(load=False).measure(process.pid) == Usage()
+
+
+class _Nvml:
+    """NVIDIA's library with two devices."""
+
+    class NVMLError(Exception):
+        """What the library raises."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.broken = broken
+        self.starts = 0
+        self.stops = 0
+
+    def nvmlInit(self) -> None:
+        if self.broken:
+            raise self.NVMLError
+        self.starts += 1
+
+    def nvmlShutdown(self) -> None:
+        self.stops += 1
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[SimpleNamespace]:
+        return [
+            SimpleNamespace(pid=os.getpid(), usedGpuMemory=None if handle else 3 * GIB),
+            SimpleNamespace(pid=1, usedGpuMemory=9 * GIB),
+        ]
+
+
+def test_adds_what_the_process_takes_of_every_gpu() -> None:
+    nvml = _Nvml()
+    meter = Meter(nvml)
+    assert [meter.measure(os.getpid()).gpu for _ in range(2)] == [3 * GIB] * 2
+    meter.close()
+    assert (nvml.starts, nvml.stops) == (1, 1)
+
+
+def test_a_library_without_a_driver_is_as_good_as_none() -> None:
+    assert Meter(_Nvml(broken=True)).measure(os.getpid()).gpu == 0
