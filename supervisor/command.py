@@ -23,10 +23,12 @@ _NOT_INHERITED: Final = ("HOSTLER_", "LLAMA_ARG_", "LLAMA_API_KEY", "OPENROUTER_
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """What to start. `environment` holds the key, `arguments` never does."""
+    """What to start. `environment` holds the key, `arguments` never does. `context` is what one request gets."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
+    context: int = 0
+    parallel: int = 1
 
 
 def engine_program(engine: str | None, *, path: str | None = None) -> tuple[str, ...]:
@@ -85,7 +87,9 @@ def build(
     environment["LLAMA_API_KEY"] = key
     # The engine then tells its state on stdout and ends when its stdin does. The number itself is not used.
     environment["LLAMA_SERVER_ROUTER_PORT"] = "1"
-    return Command(arguments=tuple(arguments), environment=environment)
+    return Command(
+        arguments=tuple(arguments), environment=environment, context=profile.context, parallel=profile.parallel
+    )
 
 
 def _embedded() -> tuple[str, ...]:

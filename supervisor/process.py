@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -27,8 +28,13 @@ LONGEST_POLL_S: Final = 0.25
 #: Between two questions a start may wait this part of the time that it has taken: 40 ms after 2.5 seconds.
 POLL_SHARE: Final = 1 / 64
 
+#: What `Hooks.stopping` may take at most.
+SAVING_S: Final = 10.0
+
 _STATE_LINE: Final = "cmd_child_to_router:state:"
 _EXIT_LINE: Final = b"cmd_router_to_child:exit"
+
+logger = logging.getLogger(__name__)
 
 Phase = Literal["idle", "preparing", "starting", "loading", "restoring", "ready", "saving", "stopping"]
 
@@ -37,7 +43,7 @@ Build = Callable[[int, str], Command]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """The times and counts of one process; seconds."""
+    """The times and counts of one process; seconds. With `keep` it is started again by itself when it died."""
 
     start_timeout_s: float = 300.0
     stop_grace_s: float = 10.0
@@ -46,6 +52,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_backoff_s: float = 60.0
     stable_s: float = 30.0
     watchdog_s: float = 30.0
+    keep: bool = False
 
 
 class Hooks:
@@ -133,17 +140,14 @@ class ManagedProcess:
 
     def __init__(
         self, model: str, hooks: Hooks, limits: Limits, log: Log, *, host: str = "127.0.0.1", ports: range | None = None,
-        context: int = 0, parallel: int = 1, keep: bool = False, changed: Callable[[ManagedProcess], None] | None = None,
+        changed: Callable[[ManagedProcess], None] | None = None,
     ) -> None:  # fmt: skip
         self.model = model
         self.log = log
         self._hooks = hooks
-        self._limits = limits
+        self.limits = limits
         self._host = host
         self._ports = ports
-        self._context = context
-        self._parallel = parallel
-        self._keep = keep
         self._changed = changed or (lambda _: None)
         self._state: State = "stopped"
         self._phase: Phase = "idle"
@@ -181,6 +185,16 @@ class ManagedProcess:
     def failure(self) -> Failure | None:
         """Why it last failed, until it is ready again."""
         return self._failure
+
+    @property
+    def alive(self) -> bool:
+        """Whether anything of it may still run, be it on its way out."""
+        return self._life is not None
+
+    @property
+    def standing(self) -> bool:
+        """Whether it runs, or is being started, and is not on its way out."""
+        return self._life is not None and not self._life.doomed and self._life.failure is None
 
     @property
     def pid(self) -> int | None:
@@ -254,9 +268,12 @@ class ManagedProcess:
             try:
                 await self._live(life)
             finally:
-                if life.child is not None:
+                life.doomed = life.doomed or life.failure is None
+                if life.child is not None and life.child.returncode is None:
                     with anyio.CancelScope(shield=True):
-                        await life.child.end(0)
+                        await self._end(life)
+                if life.child is not None:
+                    life.child.close()
                 self._life = None
                 life.outcome.settle(Failure(kind="cancelled", message="the supervisor is stopping"))
                 life.gone.set()
@@ -272,7 +289,7 @@ class ManagedProcess:
             left = self._rest_until - time.monotonic()
             resting = self._state in ("backoff", "failed")
             if resting and left <= 0:
-                if self._keep and self._state == "backoff":
+                if self.limits.keep and self._state == "backoff":
                     self._next = Outcome()
                     continue
                 self._enter("stopped")
@@ -290,21 +307,23 @@ class ManagedProcess:
                 try:
                     await self._serve(life)
                 finally:
-                    if time.monotonic() - started >= self._limits.stable_s:
+                    if time.monotonic() - started >= self.limits.stable_s:
                         self._failures = 0
         except SupervisorError as error:
             life.failure = error.failure
-        finally:
-            if life.failure is not None:
-                # Whoever waits hears of it now, before anything is cleared away.
-                life.outcome.settle(life.failure)
+        except Exception as error:
+            logger.exception("starting or watching model %s failed", self.model)
+            life.failure = self._failed("exited", f'model "{self.model}" cannot be run: {error}')
+        if life.failure is not None:
+            # Whoever waits hears of it now, before anything is cleared away.
+            life.outcome.settle(life.failure)
         if life.child is not None and life.child.returncode is None:
             await self._end(life)
 
     async def _start(self, life: _Life) -> None:
         """Bring it to `ready`, or raise `SupervisorError`. Ends at its limit, whatever it is at."""
         build = await self._hooks.prepare()
-        limit = self._limits.start_timeout_s
+        limit = self.limits.start_timeout_s
         for attempt in (1, 2):
             self._set_phase("starting")
             with anyio.move_on_after(limit) as clock:
@@ -344,7 +363,7 @@ class ManagedProcess:
             await self._until_answers(life, life.child, port, key)
             life.address = EngineAddress(
                 model=self.model, host=self._host, port=port, key=key, generation=life.generation,
-                context=life.context or self._context, parallel=self._parallel,
+                context=life.context or command.context, parallel=command.parallel,
             )  # fmt: skip
             self._set_phase("restoring")
             await self._hooks.ready(life.address)
@@ -389,7 +408,7 @@ class ManagedProcess:
 
     async def _watch(self, address: EngineAddress) -> None:
         """Return when the engine has answered no question for `watchdog_s`; a busy one answers `/health` all the same."""
-        limit = self._limits.watchdog_s
+        limit = self.limits.watchdog_s
         if limit <= 0:
             await anyio.sleep_forever()
         pause = limit / 4
@@ -411,14 +430,14 @@ class ManagedProcess:
             if self._state in ("starting", "ready"):
                 self._enter("stopping", "saving" if gently and life.address is not None else "stopping")
             if gently and life.address is not None:
-                with anyio.CancelScope() as saving:
+                with anyio.move_on_after(SAVING_S) as saving:
                     life.child.on_exit(saving.cancel)
                     await self._hooks.stopping(life.address)
             self._set_phase("stopping")
         finally:
             with anyio.CancelScope(shield=True):
                 words = _EXIT_LINE if life.says_ready and gently else None
-                await life.child.end(self._limits.stop_grace_s if gently else 0, last_words=words)
+                await life.child.end(self.limits.stop_grace_s if gently else 0, last_words=words)
 
     def _rest(self, life: _Life) -> None:
         """The state after a life: quietly stopped, or resting after a failure."""
@@ -430,11 +449,11 @@ class ManagedProcess:
             return
         was_ready = life.address is not None
         self._failures += 1
-        pause = pause_s(self._failures, self._limits.backoff_s, self._limits.max_backoff_s)
+        pause = pause_s(self._failures, self.limits.backoff_s, self.limits.max_backoff_s)
         self._rest_until = time.monotonic() + pause
-        following = after_failure(self._failures, self._limits.max_failures)
+        following = after_failure(self._failures, self.limits.max_failures)
         self._failure = msgspec.structs.replace(failure, retry_after_s=pause if following == "failed" else None)
-        if was_ready and following == "backoff" and not self._keep and self._failures == 1:
+        if was_ready and following == "backoff" and not self.limits.keep and self._failures == 1:
             # It died while nobody was starting it: the next request starts it and need not hear of this.
             following = "stopped"
         self._enter(following, "idle")
