@@ -72,14 +72,17 @@ class Document:
         return raw is not None and bytes(raw) != b"null"
 
 
-def spans(body: bytes, members: Mapping[str, msgspec.Raw] | None = None) -> dict[str, tuple[int, int]]:
+def members(body: bytes) -> dict[str, msgspec.Raw]:
+    """The top-level members of a body that has been checked before."""
+    return _decode_members(body)
+
+
+def spans(body: bytes, members: Mapping[str, msgspec.Raw]) -> dict[str, tuple[int, int]]:
     """Where each top-level member's value stands in the body. Raises `BadRequest` for a name that comes twice.
 
     The decoder has already found every value's length; here only the names between them are read, so the work
     does not grow with the values.
     """
-    if members is None:
-        members = _decode_members(body)
     found: dict[str, tuple[int, int]] = {}
     at = body.index(b"{") + 1
     for _ in range(len(members)):
@@ -105,12 +108,13 @@ def spans(body: bytes, members: Mapping[str, msgspec.Raw] | None = None) -> dict
     return found
 
 
-def patch(body: bytes, changes: Mapping[str, bytes | None]) -> bytes:
+def patch(body: bytes, changes: Mapping[str, bytes | None], known: Mapping[str, msgspec.Raw] | None = None) -> bytes:
     """The body with these top-level members set to the given JSON, every other byte as it was.
 
     Members that are absent are put first. `None` leaves the value `null`, which every server reads as absent.
+    `known` are the body's members, if they have been read already.
     """
-    where = spans(body)
+    where = spans(body, _decode_members(body) if known is None else known)
     edits = sorted((where[name], value or b"null") for name, value in changes.items() if name in where)
     added = [(name, value) for name, value in changes.items() if name not in where and value is not None]
     pieces: list[bytes] = []

@@ -42,7 +42,11 @@ class AnswerFold:
         if isinstance(event.get("response"), dict):
             self._response = {**event["response"], **_beside(event)}
             return
+        # llama-server reports counts per choice and puts those of the first one into a whole answer.
+        later = any(choice.get("index") for choice in event.get("choices") or ())
         for name, value in event.items():
+            if later and name in ("usage", "timings") and self._top.get(name) is not None:
+                continue
             if name == "choices":
                 self._top.setdefault("choices", None)
                 for choice in value or ():
@@ -63,7 +67,11 @@ class AnswerFold:
         top = dict(self._top)
         top["choices"] = [_finished(self._choices[index]) for index in sorted(self._choices)]
         if next(iter(top)) == "choices":
+            # llama-server: its streams begin with a null content where its whole answers have an empty string.
             top = {name: top[name] for name in _LLAMA_ORDER if name in top} | top
+            for choice in top["choices"]:
+                if "message" in choice and choice["message"].get("content") is None:
+                    choice["message"]["content"] = ""
         return msgspec.json.encode(top)
 
     def _add_choice(self, choice: dict[str, Any]) -> None:

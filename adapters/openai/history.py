@@ -23,7 +23,7 @@ def without_progress(body: bytes) -> bytes:
     """
     if _MARK not in body:
         return body
-    raw = document.Document(body).members.get("messages")
+    raw = document.members(body).get("messages")
     if raw is None:
         return body
     try:

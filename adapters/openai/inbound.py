@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
 from hostler.adapters import form
 from hostler.adapters.canonical import (
     ChatRequest,
@@ -21,7 +19,7 @@ from hostler.adapters.canonical import (
 from hostler.adapters.document import Document
 from hostler.adapters.errors import BadRequest, GatewayError, NotFound
 from hostler.adapters.listing import Listing
-from hostler.adapters.openai import models, translate
+from hostler.adapters.openai import dialogue, models
 from hostler.adapters.openai.encoder import OpenAIEncoder
 from hostler.adapters.openai.paths import FORMS, OPERATIONS
 from hostler.adapters.openai.refusal import refusal
@@ -29,7 +27,6 @@ from hostler.adapters.openai.wire import WIRE, StreamOptions
 from hostler.adapters.protocol import Incoming, Operation, WireResponse
 
 _FORM = "multipart/form-data"
-_JSON_OUTPUT = msgspec.Raw(b'"json"')
 
 
 class OpenAIAdapter:
@@ -85,7 +82,7 @@ class OpenAIAdapter:
 
     def expand(self, request: Request) -> Request:
         """The request with everything decoded that a backend of another protocol needs."""
-        return translate.expand(request)
+        return dialogue.expand(request)
 
     def answer(self, request: Request, listing: Listing) -> WireResponse:
         """The list of models, or one of them."""
@@ -126,6 +123,6 @@ def _output(document: Document) -> Output:
         stream=document.get("stream", bool, words="true or false") or False,
         include_usage=options is not None and options.include_usage is True,
         choices=choices or 1,
-        schema=translate.schema(document),
-        logprobs=translate.logprobs(document),
+        schema=dialogue.schema(document),
+        logprobs=dialogue.logprobs(document),
     )

@@ -6,11 +6,10 @@ import msgspec
 
 from hostler.adapters import document, form
 from hostler.adapters.canonical import ChatRequest, CompletionRequest, Output, Passthrough, Request
-from hostler.adapters.errors import BadRequest
-from hostler.adapters.openai import translate
 from hostler.adapters.openai.history import without_progress
 from hostler.adapters.openai.parser import OpenAIParser
 from hostler.adapters.openai.paths import FORMS, UPSTREAM_PATHS
+from hostler.adapters.openai.request_body import operation, request_body
 from hostler.adapters.openai.wire import WIRE
 from hostler.adapters.protocol import WireRequest
 
@@ -39,19 +38,20 @@ class OpenAIUpstream:
         """The request for a backend that calls the model `model`."""
         origin = request.origin
         if origin.wire != WIRE:
-            operation, body = translate.body(request, model=model, stream=stream)
-            return WireRequest(path=self._prefix + UPSTREAM_PATHS[operation], body=body)
+            body = request_body(request, model=model, stream=stream)
+            return WireRequest(path=self._prefix + UPSTREAM_PATHS[operation(request)], body=body)
         path = self._prefix + UPSTREAM_PATHS[origin.operation]
         if origin.operation in FORMS:
             sent = form.patch(origin.body, origin.content_type, "model", model)
             return WireRequest(path=path, body=sent, content_type=origin.content_type)
+        body = without_progress(origin.body) if origin.operation == "chat" else origin.body
+        members = document.members(body)
         changes: dict[str, bytes | None] = {"model": msgspec.json.encode(model)}
         if stream and origin.operation in _FOLDED and not _output(request).stream:
             changes["stream"] = b"true"
             if origin.operation != "responses":
-                changes["stream_options"] = _with_usage(origin.body)
-        body = without_progress(origin.body) if origin.operation == "chat" else origin.body
-        return WireRequest(path=path, body=document.patch(body, changes))
+                changes["stream_options"] = _with_usage(members.get("stream_options"))
+        return WireRequest(path=path, body=document.patch(body, changes, members))
 
     def parser(self, request: Request, *, fields: bool) -> OpenAIParser:
         """A reader for the answer; `fields` asks for decoded fields beside the raw bytes."""
@@ -63,7 +63,7 @@ def operation_of(request: Request) -> str:
     """The operation of this protocol that a request becomes."""
     if request.origin.wire == WIRE:
         return request.origin.operation
-    return translate.operation(request)
+    return operation(request)
 
 
 def _output(request: Request) -> Output:
@@ -72,14 +72,10 @@ def _output(request: Request) -> Output:
     return Output()
 
 
-def _with_usage(body: bytes) -> bytes:
+def _with_usage(options: msgspec.Raw | None) -> bytes:
     # The whole answer that is folded from the stream must hold the counts.
-    options = document.Document(body).members.get("stream_options")
     members: dict[str, msgspec.Raw] = {}
     if options is not None and bytes(options) != b"null":
-        try:
-            members = msgspec.json.decode(options, type=dict[str, msgspec.Raw])
-        except msgspec.ValidationError:
-            raise BadRequest("`stream_options` must be an object.", param="stream_options") from None
+        members = msgspec.json.decode(options, type=dict[str, msgspec.Raw])
     members["include_usage"] = msgspec.Raw(b"true")
     return msgspec.json.encode(members)
