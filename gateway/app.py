@@ -1,0 +1,251 @@
+"""Where the parts are put together, and nowhere else: the table of layers, the backends, and what runs beside them."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import anyio
+import msgspec
+from starlette.applications import Starlette
+
+from hostler import __version__
+from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.openai.upstream import OpenAIUpstream
+from hostler.adapters.registry import load_adapters
+from hostler.gateway import keys as key_file
+from hostler.gateway.asgi import ASGIApp
+from hostler.gateway.backends.base import Endpoint, Timeouts, Transport
+from hostler.gateway.backends.lan import LanTransport
+from hostler.gateway.catalog import Catalog
+from hostler.gateway.dashboard import Dashboard
+from hostler.gateway.dispatch import Backend, Dispatch
+from hostler.gateway.edge import Edge
+from hostler.gateway.events import Bus
+from hostler.gateway.keys import KeyRing
+from hostler.gateway.layers.detect import Detect
+from hostler.gateway.layers.fallback import Fallback
+from hostler.gateway.layers.observe import Observe
+from hostler.gateway.layers.probe import Probe
+from hostler.gateway.layers.queueing import Queueing
+from hostler.gateway.layers.switch import Switch
+from hostler.gateway.routes import Surface, adapter_claims, build
+from hostler.gateway.security import FailureThrottle, Rules, Security
+from hostler.gateway.server import Server
+from hostler.gateway.settings import LOCAL, BackendSettings, Settings, SettingsError, parse_address, secret
+from hostler.gateway.switching.orchestrator import Orchestrator
+from hostler.supervisor.client import SupervisorClient
+from hostler.supervisor.contract import EngineAddress, Supervisor
+
+logger = logging.getLogger(__name__)
+
+
+class Gateway:
+    """The gateway, put together from its settings. Nothing happens until `run`.
+
+    `local` is the supervisor of this process, if there is one. Raises `SettingsError` for settings that contradict
+    each other, and for an address beyond loopback without a key.
+    """
+
+    def __init__(
+        self, settings: Settings, *, local: Supervisor | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._keys = _keys(settings)
+        self.bus = Bus()
+        self._hosts: Mapping[str, Orchestrator] = {}
+        self._supervisors = self._find_supervisors(local)
+        self._chain = _chain(settings, local)
+        self._server: Server | None = None
+        self._stopping = False
+
+    async def run(self, sockets: list[socket.socket], *, started: Callable[[], None] | None = None) -> None:
+        """Serve on these listening sockets until `stop`; then finish what is in progress. `started` is called once."""
+        settings = self._settings.gateway
+        catalog = Catalog(self._settings.backends, self._chain, version=__version__)
+        lan = LanTransport()
+        hosts = {
+            name: self._orchestrator(name, supervisor, catalog, lan) for name, supervisor in self._supervisors.items()
+        }
+        self._hosts = hosts
+        backends = _backends(self._settings, self._supervisors, lan)
+        async with anyio.create_task_group() as tasks:
+            for host in hosts.values():
+                tasks.start_soon(host.run)
+            if LOCAL in hosts:
+                # Our own supervisor answers within milliseconds; who connects first is not told that nothing is known.
+                await hosts[LOCAL].known.wait()
+            pipeline = build(
+                [
+                    lambda app: Edge(
+                        app,
+                        tasks=tasks,
+                        max_body=settings.max_body,
+                        progress=settings.switching.progress,
+                        clock=self._clock,
+                    ),
+                    lambda app: Observe(app, bus=self.bus, clock=self._clock),
+                    lambda app: Probe(app, listing=lambda: catalog.listing),
+                    lambda app: Detect(app, find=catalog.find),
+                    lambda app: Queueing(app, settings=settings.queue, clock=self._clock),
+                    lambda app: Fallback(app, clock=self._clock),
+                    lambda app: Switch(
+                        app, hosts=hosts, settings=settings.switching, used=catalog.used, clock=self._clock
+                    ),
+                ],
+                Dispatch(backends, clock=self._clock),
+            )
+            self._server = Server(
+                self._application(pipeline, catalog, hosts), drain_s=settings.drain_s, started_callback=started
+            )
+            if self._stopping:
+                self._server.stop()
+            try:
+                await self._server.serve(sockets)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await lan.aclose()
+                    for supervisor in self._supervisors.values():
+                        if isinstance(supervisor, SupervisorClient):
+                            await supervisor.aclose()
+                tasks.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """Finish what is in progress and return from `run`. A second call does not wait for it."""
+        self._stopping = True
+        self.bus.close()
+        if self._server is not None:
+            self._server.stop()
+
+    def _find_supervisors(self, local: Supervisor | None) -> dict[str, Supervisor]:
+        supervisors: dict[str, Supervisor] = {} if local is None else {LOCAL: local}
+        for name, backend in self._settings.backends.items():
+            if backend.kind == "supervisor":
+                token = secret(backend.token, backend.token_file, f"backends.{name}.token_file")
+                supervisors[name] = SupervisorClient(backend.url, token, on_reachable=partial(self._heard, name))
+        return supervisors
+
+    def _heard(self, name: str, reachable: bool) -> None:
+        # An answer to one call does not mean that the events are followed again: only a snapshot says so.
+        if not reachable and name in self._hosts:
+            self._hosts[name].heard(False)
+
+    def _orchestrator(self, name: str, supervisor: Supervisor, catalog: Catalog, lan: Transport) -> Orchestrator:
+        def release(address: EngineAddress) -> None:
+            lan.close_all(Endpoint(host=address.host, port=address.port, name=name, key=address.key))
+
+        return Orchestrator(
+            name,
+            supervisor,
+            queue=self._settings.gateway.queue,
+            switching=self._settings.gateway.switching,
+            publish=self.bus.publish,
+            changed=partial(catalog.host, name),
+            release=release,
+            clock=self._clock,
+        )
+
+    def _application(self, pipeline: ASGIApp, catalog: Catalog, hosts: Mapping[str, Orchestrator]) -> ASGIApp:
+        settings = self._settings.gateway
+        adapters = load_adapters()
+        dashboard = Dashboard(catalog, hosts, self.bus, version=__version__)
+        surface = Surface([*adapter_claims(adapters, pipeline), *dashboard.claims()])
+        dashboard.describe(surface)
+        return Security(
+            Starlette(routes=[surface]),
+            surface=surface,
+            fallback=OpenAIAdapter(),
+            keys=self._keys,
+            rules=Rules(
+                hosts=frozenset(name.lower() for name in settings.allowed_hosts),
+                origins=frozenset(settings.cors_origins),
+                open_probes=settings.open_probes,
+            ),
+            throttle=FailureThrottle(self._clock),
+        )
+
+
+def addresses(settings: Settings) -> list[tuple[str, int]]:
+    """Where the gateway is to listen."""
+    return [parse_address(text) for text in settings.gateway.listen]
+
+
+def _keys(settings: Settings) -> KeyRing | None:
+    """The keys in force, `None` if none are needed. Beyond loopback there is no gateway without keys."""
+    named = settings.gateway.api_keys_file
+    path = Path(named).expanduser() if named else key_file.default_file()
+    try:
+        keys = KeyRing(path)
+    except key_file.KeyFileError as error:
+        raise SettingsError(str(error)) from error
+    if keys:
+        return keys
+    if named and path.exists():
+        raise SettingsError(f"gateway.api_keys_file: {path} holds no keys; make one with `hostler keys add NAME`")
+    for host, port in addresses(settings):
+        if not is_loopback(host):
+            raise SettingsError(
+                f"gateway.listen: refusing to listen on {host}:{port} without API keys, since others could reach it; "
+                f"make a key with `hostler keys add NAME` (kept in {path}), or listen on 127.0.0.1:{port}"
+            )
+    if named:
+        raise SettingsError(f"gateway.api_keys_file: {path} does not exist; make a key with `hostler keys add NAME`")
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _chain(settings: Settings, local: Supervisor | None) -> tuple[str, ...]:
+    """The order in which backends are tried: as configured, else this process's own first, then as they stand."""
+    named = settings.gateway.chain
+    own = [LOCAL] if local is not None else []
+    if named is None:
+        return (*own, *settings.backends)
+    if LOCAL in named and not own:
+        raise SettingsError(f"gateway.chain names {LOCAL!r}, but only `hostler up` runs a supervisor of its own")
+    return tuple(named) if LOCAL in named else (*own, *named)
+
+
+def _backends(settings: Settings, supervisors: Mapping[str, Supervisor], lan: Transport) -> dict[str, Backend]:
+    engine = OpenAIUpstream()
+    timeouts = Timeouts(**msgspec.structs.asdict(settings.gateway.timeouts))
+    backends = {
+        name: Backend(name=name, upstream=engine, transport=lan, timeouts=timeouts, folds=True) for name in supervisors
+    }
+    for name, backend in settings.backends.items():
+        if backend.kind != "supervisor":
+            endpoint = _endpoint(name, backend)
+            backends[name] = Backend(
+                name=name,
+                upstream=engine,
+                transport=lan,
+                timeouts=timeouts,
+                endpoint=endpoint,
+                folds=backend.kind == "llamacpp",
+            )
+    return backends
+
+
+def _endpoint(name: str, backend: BackendSettings) -> Endpoint:
+    """Where a plain backend listens. Requests carry their own `/v1`, so one at the end of the address is left out."""
+    url = urlsplit(backend.url)
+    if not url.hostname:
+        raise SettingsError(f"backends.{name}.url: {backend.url!r} names no host")
+    tls = url.scheme == "https"
+    return Endpoint(
+        host=url.hostname,
+        port=url.port or (443 if tls else 80),
+        name=name,
+        key=secret(backend.api_key, backend.api_key_file, f"backends.{name}.api_key_file"),
+        tls=tls,
+        base_path=url.path.rstrip("/").removesuffix("/v1"),
+    )

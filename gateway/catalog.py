@@ -1,0 +1,181 @@
+"""Which models exist, under which names, and where each could run: one immutable snapshot, replaced whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from hostler.adapters.errors import BadRequest, ModelNotFound
+from hostler.adapters.listing import CardState, Listing, ModelCard
+from hostler.gateway.settings import BackendSettings
+from hostler.supervisor.contract import HostStatus, ModelStatus, ProfileInfo, State
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """A backend that could answer for a model, and what it calls the model."""
+
+    backend: str
+    name_there: str
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """A model under its own name, and its places in the order of the chain."""
+
+    model: str
+    places: tuple[Place, ...]
+
+
+_CARD_STATES: dict[State, CardState] = {
+    "stopped": "unloaded",
+    "starting": "loading",
+    "ready": "loaded",
+    "stopping": "unloaded",
+    "backoff": "failed",
+    "failed": "failed",
+}
+
+#: Where a model runs on several hosts, the best of its states is shown.
+_BEST_FIRST: tuple[CardState, ...] = ("loaded", "loading", "sleeping", "unloaded", "failed")
+
+#: As many names as a person reads in an error.
+NAMES_SHOWN = 20
+
+
+class Catalog:
+    """Keeps the snapshot. Its writers tell it of hosts (`host`) and of use (`used`); everybody else reads."""
+
+    def __init__(self, backends: Mapping[str, BackendSettings], chain: Sequence[str], *, version: str) -> None:
+        self._plain = {name: backend for name, backend in backends.items() if backend.kind != "supervisor"}
+        self._chain = tuple(chain)
+        self._version = version
+        self._hosts: dict[str, HostStatus] = {}
+        self._active: str | None = None
+        self._placements: dict[str, Placement] = {}
+        self._listing = Listing(version=version)
+        self._rebuild()
+
+    @property
+    def listing(self) -> Listing:
+        """The snapshot. It never changes; ask again for a newer one."""
+        return self._listing
+
+    def host(self, backend: str, status: HostStatus) -> None:
+        """What the supervisor `backend` says of itself. A host that falls silent keeps what was last known."""
+        self._hosts[backend] = status
+        self._rebuild()
+
+    def used(self, model: str) -> None:
+        """`model` is being used: it is the active one, which requests without a model's name go to."""
+        if model != self._active:
+            self._active = model
+            self._rebuild()
+
+    def find(self, name: str | None) -> Placement:
+        """Where the model of this name, alias or (`None`) the active or default one could run.
+
+        Raises `ModelNotFound` with the names that do exist, or `BadRequest` if none is named and none is active.
+        """
+        if name is None:
+            name = self._listing.active or self._listing.default
+            if name is None:
+                raise BadRequest(
+                    f'no model is named and none is running; name one in "model": {self._known()}', param="model"
+                )
+        placement = self._placements.get(name)
+        if placement is None:
+            raise ModelNotFound(self._known(), model=name, param="model")
+        return placement
+
+    def _known(self) -> str:
+        names = self._listing.names()
+        if not names:
+            return "no models are configured, or their host has not answered yet"
+        more = len(names) - NAMES_SHOWN
+        shown = ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        return f"{len(names)} models are: {shown}" if len(names) > 1 else f"the only model is: {shown}"
+
+    def _rebuild(self) -> None:
+        cards: dict[str, ModelCard] = {}
+        places: dict[str, list[Place]] = {}
+        default: str | None = None
+        for backend in self._chain:
+            host = self._hosts.get(backend)
+            if host is None:
+                continue
+            statuses = {status.model: status for status in host.models}
+            for profile in host.profiles:
+                card = _card(profile, statuses.get(profile.name))
+                known = cards.get(profile.name)
+                cards[profile.name] = card if known is None else _merge(known, card)
+                places.setdefault(profile.name, []).append(Place(backend=backend, name_there=profile.name))
+                if profile.default and default is None:
+                    default = profile.name
+        for backend_settings in self._plain.values():
+            for model in backend_settings.models:
+                if model != "*" and model not in cards:
+                    cards[model] = ModelCard(name=model, state="loaded", context=backend_settings.context or 0)
+        self._active = self._running(cards)
+        index, placements = self._index(cards, places)
+        first = self._active or default
+        ordered = tuple(sorted(cards.values(), key=lambda card: (card.name != first, card.name)))
+        self._placements = placements
+        self._listing = Listing(cards=ordered, index=index, active=self._active, default=default, version=self._version)
+
+    def _running(self, cards: Mapping[str, ModelCard]) -> str | None:
+        """The active model: the one used last as long as it runs, else any that does."""
+        last = cards.get(self._active) if self._active is not None else None
+        if last is not None and last.state in ("loaded", "loading"):
+            return last.name
+        hosted = {profile.name for host in self._hosts.values() for profile in host.profiles}
+        return next((name for name, card in sorted(cards.items()) if card.state == "loaded" and name in hosted), None)
+
+    def _index(
+        self, cards: Mapping[str, ModelCard], places: Mapping[str, list[Place]]
+    ) -> tuple[dict[str, ModelCard], dict[str, Placement]]:
+        index: dict[str, ModelCard] = {}
+        placements: dict[str, Placement] = {}
+        for name, card in cards.items():
+            hosted = {place.backend: place for place in places.get(name, [])}
+            in_order = []
+            for backend in self._chain:
+                if backend in hosted:
+                    in_order.append(hosted[backend])
+                elif backend in self._plain:
+                    models = self._plain[backend].models
+                    there = models.get(name) or models.get("*")
+                    if there:
+                        in_order.append(Place(backend=backend, name_there=there))
+            placement = Placement(model=name, places=tuple(in_order))
+            for spelling in (name, *card.aliases):
+                for accepted in (spelling, f"{spelling}:latest"):
+                    index.setdefault(accepted, card)
+                    placements.setdefault(accepted, placement)
+        return index, placements
+
+
+def _card(profile: ProfileInfo, status: ModelStatus | None) -> ModelCard:
+    return ModelCard(
+        name=profile.name,
+        aliases=profile.aliases,
+        state=_CARD_STATES[status.state] if status else "unloaded",
+        context=profile.context,
+        parallel=profile.parallel,
+        created=int(profile.modified_at),
+        modified_at=profile.modified_at,
+        size=profile.size,
+        digest=profile.digest,
+        facts=profile.facts,
+        capabilities=profile.facts.capabilities if profile.facts else ("completion",),
+        description=profile.description,
+        listed=profile.listed,
+        memory_bytes=status.memory_bytes if status else 0,
+        gpu_bytes=status.gpu_bytes if status else 0,
+        failure=status.failure.message if status and status.failure else None,
+    )
+
+
+def _merge(one: ModelCard, other: ModelCard) -> ModelCard:
+    """The same model on two hosts: the better state counts, and the smaller context, which both can keep."""
+    better = min((one, other), key=lambda card: _BEST_FIRST.index(card.state))
+    return msgspec.structs.replace(better, context=min(one.context, other.context))

@@ -1,0 +1,277 @@
+"""The gateway's own routes: health, status, events, operator calls, and a page for people."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import request_response
+
+from hostler.adapters.errors import BadRequest, GatewayError, ModelNotFound
+from hostler.adapters.listing import ModelCard
+from hostler.gateway.asgi import ASGIApp, Claim
+from hostler.gateway.catalog import Catalog
+from hostler.gateway.events import Bus
+from hostler.gateway.routes import Surface, own_claim
+from hostler.gateway.switching.orchestrator import Orchestrator
+from hostler.supervisor.contract import HostStatus
+
+if TYPE_CHECKING:
+    from sse_starlette.event import ServerSentEvent
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+#: The page needs nothing but its own style sheet, so nothing else is allowed to load, run or frame it.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; form-action 'none'; base-uri 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+class HostView(msgspec.Struct, frozen=True, kw_only=True):
+    """A host in the status. `reachable` is false while its supervisor does not answer; `host` is the last known."""
+
+    backend: str
+    reachable: bool
+    host: HostStatus | None
+    waiting: int
+    serving: int
+
+
+class StatusView(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole gateway at one moment, as `GET /admin/status` tells it."""
+
+    version: str
+    active: str | None
+    default: str | None
+    models: tuple[ModelCard, ...]
+    hosts: tuple[HostView, ...]
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of an operator call."""
+
+    model: str
+
+
+class Dashboard:
+    """Answers the gateway's own routes. It reads the catalogue and asks hosts; it owns nothing."""
+
+    def __init__(self, catalog: Catalog, hosts: Mapping[str, Orchestrator], bus: Bus, *, version: str) -> None:
+        self._catalog = catalog
+        self._hosts = hosts
+        self._bus = bus
+        self._version = version
+        self._description = b"{}"
+
+    def claims(self) -> list[Claim]:
+        """The gateway's own routes. Only `/healthz` needs no key, and it tells nothing."""
+        return [
+            own_claim("health", "/healthz", _plain(self._healthz), scope="open"),
+            own_claim("ready", "/readyz", _plain(self._readyz), scope="read"),
+            own_claim("root", "/", _plain(self._root), scope="read"),
+            own_claim("page", "/ui/", _plain(self._page), scope="read"),
+            own_claim("style", "/ui/style.css", _plain(self._style), scope="read"),
+            own_claim("status", "/admin/status", _plain(self._status), scope="read"),
+            own_claim("events", "/events", _plain(self._events), scope="read"),
+            own_claim("description", "/openapi.json", _plain(self._openapi), scope="read"),
+            own_claim("load", "/admin/load", _plain(self._load), scope="operate", methods=("POST",), writes=True),
+            own_claim("unload", "/admin/unload", _plain(self._unload), scope="operate", methods=("POST",), writes=True),
+        ]
+
+    def describe(self, surface: Surface) -> None:
+        """Build `/openapi.json` from every route there is."""
+        paths: dict[str, dict[str, object]] = {}
+        for claim in surface.claims():
+            operation = claim.operation
+            owner = claim.adapter.name if claim.adapter else "hostler"
+            path = operation.path.replace(":path}", "}")
+            for method in operation.methods:
+                entry: dict[str, object] = {
+                    "operationId": f"{owner}.{operation.name}.{method.lower()}.{path.strip('/').replace('/', '.')}",
+                    "tags": [owner],
+                    "responses": {"default": {"description": f"as {owner} answers"}},
+                }
+                if operation.scope != "open":
+                    entry["security"] = [{"key": [operation.scope]}]
+                paths.setdefault(path, {})[method.lower()] = entry
+        self._description = msgspec.json.encode(
+            {
+                "openapi": "3.1.0",
+                "info": {"title": "Hostler", "version": self._version},
+                "paths": paths,
+                "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+            }
+        )
+
+    async def _healthz(self, request: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def _readyz(self, request: Request) -> Response:
+        """Ready as soon as every host has been heard of: until then, models may be missing from lists."""
+        silent = [name for name, host in self._hosts.items() if not host.reachable]
+        return _json({"ready": not silent, "silent": silent}, status=503 if silent else 200)
+
+    async def _root(self, request: Request) -> Response:
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse("/ui/", status_code=307)
+        return Response("Ollama is running", media_type="text/plain")
+
+    async def _openapi(self, request: Request) -> Response:
+        return Response(self._description, media_type="application/json")
+
+    async def _status(self, request: Request) -> Response:
+        return _json(self.status())
+
+    def status(self) -> StatusView:
+        """The whole gateway, now."""
+        listing = self._catalog.listing
+        return StatusView(
+            version=self._version,
+            active=listing.active,
+            default=listing.default,
+            models=tuple(msgspec.structs.replace(card, facts=None) for card in listing.cards),
+            hosts=tuple(
+                HostView(
+                    backend=name,
+                    reachable=host.reachable,
+                    host=host.status,
+                    waiting=host.waiting,
+                    serving=host.serving,
+                )
+                for name, host in self._hosts.items()
+            ),
+        )
+
+    async def _events(self, request: Request) -> Response:
+        """A snapshot first, then changes; a reader that is too slow loses the oldest ones and gets a new snapshot."""
+        from sse_starlette.event import ServerSentEvent
+        from sse_starlette.sse import EventSourceResponse
+
+        subscription = self._bus.subscribe()
+
+        def encoded(kind: str, value: object) -> ServerSentEvent:
+            return ServerSentEvent(event=kind, data=msgspec.json.encode(value).decode())
+
+        async def stream() -> AsyncIterator[ServerSentEvent]:
+            lost = 0
+            try:
+                yield encoded("snapshot", self.status())
+                async for event in subscription:
+                    if subscription.lost != lost:
+                        lost = subscription.lost
+                        yield encoded("snapshot", self.status())
+                    yield encoded(event.__struct_config__.tag or "event", event)  # type: ignore[arg-type]
+            finally:
+                self._bus.unsubscribe(subscription)
+
+        return EventSourceResponse(stream(), ping=15, headers={"Cache-Control": "no-store"})
+
+    async def _load(self, request: Request) -> Response:
+        order, host = await self._order(request)
+        turn = host.ask(order.model, client="operator")
+        try:
+            while not await turn.wait(60.0):
+                pass
+            turn.address()
+        finally:
+            turn.give_back()
+        return _json({"model": order.model, "state": "loaded"})
+
+    async def _unload(self, request: Request) -> Response:
+        order, host = await self._order(request)
+        await host.unload(order.model)
+        return _json({"model": order.model, "state": "unloaded"})
+
+    async def _order(self, request: Request) -> tuple[Order, Orchestrator]:
+        """What to do and the host to do it on: the first of the chain that has the model."""
+        try:
+            order = msgspec.json.decode(await request.body(), type=Order)
+        except msgspec.MsgspecError as error:
+            raise BadRequest(f'send {{"model": "NAME"}}: {error}') from error
+        placement = self._catalog.find(order.model)
+        for place in placement.places:
+            if place.backend in self._hosts:
+                return Order(model=placement.model), self._hosts[place.backend]
+        raise ModelNotFound("no host with a supervisor has it", model=order.model, param="model")
+
+    async def _style(self, request: Request) -> Response:
+        return Response(_STYLE, media_type="text/css", headers=_PAGE_HEADERS)
+
+    async def _page(self, request: Request) -> Response:
+        body = _page(self.status(), str(request.base_url).rstrip("/"))
+        return Response(body, media_type="text/html", headers=_PAGE_HEADERS)
+
+
+def _plain(endpoint: Endpoint) -> ASGIApp:
+    """The endpoint as an ASGI application; errors become JSON."""
+
+    async def guarded(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except GatewayError as error:
+            message = error.message if error.model is None else f"{error.model!r}: {error.message}"
+            return _json({"error": {"message": message, "code": error.code}}, status=error.status)
+
+    app: Any = request_response(guarded)
+    typed: ASGIApp = app
+    return typed
+
+
+def _json(value: object, *, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status_code=status, media_type="application/json")
+
+
+def _page(status: StatusView, address: str) -> str:
+    """The page: what runs, what could, and what to paste into a client. Everything from outside is escaped."""
+    rows = "".join(
+        f"<tr><th scope='row'>{_text(card.name)}</th><td class='{card.state}'>{card.state}</td>"
+        f"<td>{card.context:,}</td><td>{_text(', '.join(card.aliases)) or '–'}</td>"
+        f"<td>{_text(card.failure or card.description) or '–'}</td></tr>"
+        for card in status.models
+    )
+    hosts = "".join(
+        f"<tr><th scope='row'>{_text(view.backend)}</th><td>{'reachable' if view.reachable else 'silent'}</td>"
+        f"<td>{view.serving}</td><td>{view.waiting}</td></tr>"
+        for view in status.hosts
+    )
+    where = _text(address)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="refresh" content="5"><title>Hostler</title><link rel="stylesheet" href="/ui/style.css"></head>
+<body><main><h1>Hostler <small>{_text(status.version)}</small></h1>
+<h2>Models</h2><div class="scroll"><table><thead><tr><th scope="col">model</th><th scope="col">state</th>
+<th scope="col">context</th><th scope="col">aliases</th><th scope="col">note</th></tr></thead><tbody>{rows}</tbody></table></div>
+<h2>Hosts</h2><div class="scroll"><table><thead><tr><th scope="col">host</th><th scope="col">supervisor</th>
+<th scope="col">serving</th><th scope="col">waiting</th></tr></thead><tbody>{hosts}</tbody></table></div>
+<h2>Connect</h2><pre>OPENAI_BASE_URL={where}/v1
+OLLAMA_HOST={where}</pre></main></body></html>"""
+
+
+def _text(value: str) -> str:
+    return html.escape(value, quote=True)
+
+
+_STYLE = """
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
+body { margin: 0; }
+main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
+h1 small { font-weight: normal; font-size: 0.5em; opacity: 0.7; }
+h2 { margin-top: 2rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: 0.4rem 0.8rem 0.4rem 0; border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
+thead th { font-weight: normal; opacity: 0.7; }
+.loaded { font-weight: 600; color: #1a7f37; }
+.loading { font-weight: 600; color: #9a6700; }
+.failed { font-weight: 600; color: #cf222e; }
+@media (prefers-color-scheme: dark) { .loaded { color: #3fb950; } .loading { color: #d29922; } .failed { color: #f85149; } }
+pre { padding: 1rem; overflow-x: auto; border: 1px solid color-mix(in srgb, currentColor 20%, transparent); border-radius: 0.4rem; }
+"""

@@ -1,0 +1,104 @@
+"""The end of a request's way: the target is asked, and its answer goes to the reply, chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from hostler.adapters.canonical import ChatRequest, Chunk, CompletionRequest, Request
+from hostler.adapters.errors import BackendRejected
+from hostler.adapters.protocol import Upstream
+from hostler.gateway.asgi import Receive, Scope, Send
+from hostler.gateway.backends.base import Answer, Endpoint, Timeouts, Transport
+from hostler.gateway.exchange import Exchange
+
+#: As much of an error answer as is read and passed on, in bytes.
+ERROR_BODY_LIMIT = 1024 * 1024
+
+
+class Backend(msgspec.Struct, frozen=True, kw_only=True):
+    """How a backend is spoken to. `endpoint` is `None` where a lease tells it.
+
+    `folds`: whole answers are asked for as streams and folded here. llama.cpp's server notices that the client of a
+    whole answer has left only when nothing else happens; a stream it stops within a token.
+    """
+
+    name: str
+    upstream: Upstream
+    transport: Transport
+    timeouts: Timeouts
+    endpoint: Endpoint | None = None
+    folds: bool = False
+
+
+class Dispatch:
+    """The innermost ASGI application of the pipeline."""
+
+    def __init__(self, backends: Mapping[str, Backend], *, clock: Callable[[], float]) -> None:
+        self._backends = backends
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.dispatch(Exchange.of(scope))
+
+    async def dispatch(self, exchange: Exchange) -> None:
+        target = exchange.target
+        assert target is not None, "the fallback layer names a target"
+        backend = self._backends[target.backend]
+        request = exchange.request
+        same_wire = request.origin.wire == backend.upstream.wire
+        if not same_wire:
+            request = exchange.adapter.expand(request)
+        stream = _streamed(request) or (backend.folds and isinstance(request, ChatRequest | CompletionRequest))
+        wire_request = backend.upstream.build(request, model=target.name_there, stream=stream)
+        parser = backend.upstream.parser(request, fields=not same_wire)
+        reply = exchange.reply
+        async with backend.transport.send(wire_request, _endpoint(backend, exchange), backend.timeouts) as answer:
+            if answer.head.status >= 400:
+                raise await _rejection(answer, backend)
+            parser.begin(answer.head)
+            reply.begin(answer.head)
+            async for segment in answer.segments():
+                for chunk in parser.feed(segment):
+                    self._notice(exchange, chunk)
+                    await reply.write(chunk)
+            for chunk in parser.finish():
+                self._notice(exchange, chunk)
+                await reply.write(chunk)
+        await reply.end()
+
+    def _notice(self, exchange: Exchange, chunk: Chunk) -> None:
+        if exchange.first_word_at is None:
+            exchange.first_word_at = self._clock()
+        if chunk.usage is not None:
+            exchange.usage = chunk.usage
+        if chunk.finish is not None:
+            exchange.finish = chunk.finish
+
+
+def _streamed(request: Request) -> bool:
+    output = getattr(request, "output", None)
+    return output is not None and output.stream
+
+
+def _endpoint(backend: Backend, exchange: Exchange) -> Endpoint:
+    if backend.endpoint is not None:
+        return backend.endpoint
+    address = exchange.address
+    assert address is not None, "a supervisor's target is asked inside a lease only"
+    return Endpoint(host=address.host, port=address.port, key=address.key, name=backend.name)
+
+
+async def _rejection(answer: Answer, backend: Backend) -> BackendRejected:
+    body = await answer.read(ERROR_BODY_LIMIT)
+    after = answer.headers.get("retry-after", "")
+    return BackendRejected(
+        f"{backend.name} answered with status {answer.head.status}",
+        backend=backend.name,
+        wire=backend.upstream.wire,
+        answer_status=answer.head.status,
+        headers={**answer.headers, "content-type": answer.head.media_type},
+        body=body,
+        retry_after_s=float(after) if after.isdigit() else None,
+    )

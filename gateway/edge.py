@@ -1,0 +1,183 @@
+"""From bytes to an exchange and back out: the body, the protocol's decoding, errors, and the client's leaving."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable
+
+import anyio
+from anyio.abc import TaskGroup
+
+from hostler.adapters.canonical import Probe
+from hostler.adapters.errors import BadRequest, ClientGone, GatewayError, TooLarge
+from hostler.adapters.protocol import Adapter, Incoming, Operation
+from hostler.gateway.asgi import CLAIM_KEY, CLIENT_KEY, EXCHANGE_KEY, ASGIApp, Receive, Scope, Send
+from hostler.gateway.exchange import Client, Exchange
+from hostler.gateway.reply import Reply
+from hostler.gateway.settings import ProgressMode
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+#: A client that sends its body may pause this long, in seconds.
+BODY_SILENCE_S = 30.0
+
+
+class Edge:
+    """The outermost layer. The only reader of the client, and the only place where errors become answers.
+
+    `tasks` is the group in which clients are watched while their request is worked on: the server does not cancel
+    an application whose client has left.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        tasks: TaskGroup,
+        max_body: int,
+        progress: ProgressMode,
+        clock: Callable[[], float],
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.app = app
+        self._tasks = tasks
+        self._max_body = max_body
+        self._progress = progress
+        self._clock = clock
+        self._wall = wall
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started_at = self._clock()
+        claim = scope[CLAIM_KEY]
+        adapter: Adapter = claim.adapter
+        operation: Operation = claim.operation
+        client: Client = scope[CLIENT_KEY]
+        if scope["method"] == "HEAD":
+            send = _without_body(send)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        request_id = _request_id(headers)
+        exchange: Exchange | None = None
+
+        def facts() -> list[tuple[str, str]]:
+            return _facts(request_id, exchange)
+
+        reply = Reply(send, facts)
+        try:
+            body = await self._read(receive, headers)
+            incoming = Incoming(
+                method=scope["method"],
+                path=(scope.get("raw_path") or scope["path"].encode()).decode("latin-1").partition("?")[0],
+                body=body,
+                query=scope["query_string"].decode("latin-1"),
+                path_params=scope["path_params"],
+                headers=headers,
+            )
+            request = adapter.decode(operation, incoming)
+            if not isinstance(request, Probe):
+                encoder = adapter.encoder(request, id=request_id, created=int(self._wall()), progress=self._progress)
+                reply.use(encoder)
+            exchange = Exchange(
+                request_id=request_id,
+                adapter=adapter,
+                operation=operation,
+                request=request,
+                reply=reply,
+                client=client,
+                started_at=started_at,
+            )
+            scope[EXCHANGE_KEY] = exchange
+            await self._watched(scope, receive, send)
+        except ClientGone:
+            return
+        except GatewayError as error:
+            await reply.fail(error, adapter.refuse(error, operation))
+        except Exception:
+            logger.exception("request %s failed in the gateway", request_id)
+            internal = GatewayError(f"something went wrong in the gateway; its log tells more under {request_id}")
+            await reply.fail(internal, adapter.refuse(internal, operation))
+
+    async def _watched(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and cancel it when its client leaves."""
+        work = anyio.CancelScope()
+        watch = anyio.CancelScope()
+
+        async def wait_for_leaving() -> None:
+            with watch:
+                # Once the body is read, the server has nothing more to say until the client leaves.
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                work.cancel()
+
+        self._tasks.start_soon(wait_for_leaving)
+        try:
+            with work:
+                await self.app(scope, receive, send)
+        finally:
+            # The server reports a disconnect after every complete answer, too: nobody may listen then.
+            watch.cancel()
+
+    async def _read(self, receive: Receive, headers: dict[str, str]) -> bytes:
+        """The whole body, as long as it is within the limit."""
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise BadRequest("compressed bodies are not taken here; send it without Content-Encoding")
+        declared = headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > self._max_body:
+            raise self._too_large()
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            with anyio.move_on_after(BODY_SILENCE_S) as waited:
+                message = await receive()
+            if waited.cancelled_caught:
+                raise BadRequest(f"the body did not arrive: nothing came for {BODY_SILENCE_S:.0f} seconds")
+            if message["type"] == "http.disconnect":
+                raise ClientGone("the client left before its request was complete")
+            part = message.get("body", b"")
+            size += len(part)
+            if size > self._max_body:
+                raise self._too_large()
+            if part:
+                parts.append(part)
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the request is larger than {self._max_body / 1024**2:.0f} MiB; the limit is gateway.max_body")
+
+
+def _request_id(headers: dict[str, str]) -> str:
+    """The client's own id of the request if it is a harmless one, else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
+
+
+def _facts(request_id: str, exchange: Exchange | None) -> list[tuple[str, str]]:
+    """The headers that tell how a request was served, as far as it is known now."""
+    facts = [("X-Request-ID", request_id)]
+    if exchange is None:
+        return facts
+    if exchange.target is not None:
+        facts += [
+            ("X-Hostler-Backend", exchange.target.backend),
+            ("X-Hostler-Model", exchange.target.model),
+            ("X-Hostler-Hop", str(exchange.hop)),
+            ("X-Hostler-Queue-Ms", str(round(exchange.queue_s * 1000))),
+            ("X-Hostler-Switch-Ms", str(round(exchange.switch_s * 1000))),
+        ]
+        if exchange.reason:
+            facts.append(("X-Hostler-Reason", " ".join(exchange.reason.split())[:200]))
+    return facts
+
+
+def _without_body(send: Send) -> Send:
+    async def head_only(message: Scope) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return head_only

@@ -1,0 +1,132 @@
+"""What happened, as values, and the bus that carries them. Publishing never waits and never fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+
+from hostler.supervisor.contract import HostStatus, ModelStatus, SwitchMoved
+
+logger = logging.getLogger(__name__)
+
+
+class RequestFinished(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
+    """One request from its arrival to its end. Times in seconds; `at` is since the epoch.
+
+    `outcome` is `ok`, `failed`, `broken` (ended in mid-answer) or `left` (the client went away). `reason` says why this
+    hop, or what went wrong. No contents, no keys: `client` is a key's name or an address.
+    """
+
+    id: str
+    at: float
+    protocol: str
+    operation: str
+    client: str
+    outcome: str
+    status: int
+    seconds: float
+    model: str | None = None
+    asked: str | None = None
+    backend: str | None = None
+    hop: int = 0
+    reason: str = ""
+    queue_s: float = 0.0
+    switch_s: float = 0.0
+    first_word_s: float | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    streamed: bool = False
+
+
+class HostChanged(msgspec.Struct, frozen=True, kw_only=True, tag="host"):
+    """Everything about a host; `reachable` is false while its supervisor does not answer."""
+
+    backend: str
+    reachable: bool
+    host: HostStatus | None = None
+
+
+class EngineChanged(msgspec.Struct, frozen=True, kw_only=True, tag="engine"):
+    """A model's process on a host changed its state, or its load moved on."""
+
+    backend: str
+    status: ModelStatus
+
+
+class SwitchChanged(msgspec.Struct, frozen=True, kw_only=True, tag="switch"):
+    """A switch on a host entered a phase."""
+
+    backend: str
+    switch: SwitchMoved
+
+
+Event = RequestFinished | HostChanged | EngineChanged | SwitchChanged
+
+
+class Subscription:
+    """A bounded view of the bus: who reads too slowly loses the oldest events and is told how many."""
+
+    def __init__(self, size: int) -> None:
+        self._events: deque[Event] = deque(maxlen=size)
+        self._wake = asyncio.Event()
+        self._closed = False
+        self.lost = 0
+
+    def put(self, event: Event) -> None:
+        if len(self._events) == self._events.maxlen:
+            self.lost += 1
+        self._events.append(event)
+        self._wake.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._wake.set()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while True:
+            while self._events:
+                yield self._events.popleft()
+            if self._closed:
+                return
+            self._wake.clear()
+            await self._wake.wait()
+
+
+class Bus:
+    """Carries events to listeners (called at once) and subscriptions (read when their owner likes)."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Callable[[Event], None]] = []
+        self._subscriptions: set[Subscription] = set()
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Call `listener` for every event from now on. It must be quick; what it raises is logged, not passed on."""
+        self._listeners.append(listener)
+
+    def subscribe(self, size: int = 1000) -> Subscription:
+        subscription = Subscription(size)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        self._subscriptions.discard(subscription)
+        subscription.close()
+
+    def publish(self, event: Event) -> None:
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                logger.exception("a listener failed on %s", type(event).__name__)
+        for subscription in self._subscriptions:
+            subscription.put(event)
+
+    def close(self) -> None:
+        """End every subscription: their readers see the end of the stream."""
+        for subscription in self._subscriptions:
+            subscription.close()

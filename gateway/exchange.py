@@ -1,0 +1,111 @@
+"""One request on its way: owned by its task, changed only by it, found by the layers through the ASGI scope."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from hostler.adapters.canonical import Request, Usage
+from hostler.adapters.protocol import Adapter, Operation
+from hostler.gateway.asgi import EXCHANGE_KEY
+from hostler.supervisor.contract import EngineAddress
+
+if TYPE_CHECKING:
+    from hostler.gateway.reply import Reply
+
+Outcome = Literal["ok", "failed", "broken", "left"]
+Scope = Literal["infer", "read", "operate"]
+ALL_SCOPES: frozenset[Scope] = frozenset({"infer", "read", "operate"})
+
+
+class Client(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks: the name of the key, else the address. `scopes` is what the key allows."""
+
+    name: str
+    scopes: frozenset[Scope] = ALL_SCOPES
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """A backend, and what it calls the model there. `model` is the gateway's own name of it."""
+
+    backend: str
+    model: str
+    name_there: str
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One try at one target, and what became of it."""
+
+    target: Target
+    seconds: float
+    failure: str | None = None
+
+
+class Exchange:
+    """A request, what is known of it so far, and the one way to answer it. Times are of the loop's clock, in seconds."""
+
+    __slots__ = (
+        "adapter",
+        "address",
+        "asked",
+        "attempts",
+        "candidates",
+        "client",
+        "deadline",
+        "finish",
+        "first_word_at",
+        "hop",
+        "id",
+        "model",
+        "operation",
+        "outcome",
+        "queue_s",
+        "reason",
+        "reply",
+        "request",
+        "started_at",
+        "switch_s",
+        "target",
+        "usage",
+    )
+
+    def __init__(
+        self,
+        *,
+        request_id: str,
+        adapter: Adapter,
+        operation: Operation,
+        request: Request,
+        reply: Reply,
+        client: Client,
+        started_at: float,
+    ) -> None:
+        self.id = request_id
+        self.adapter = adapter
+        self.operation = operation
+        self.request = request
+        self.reply = reply
+        self.client = client
+        self.started_at = started_at
+        self.asked: str | None = request.model
+        self.model: str | None = None
+        self.candidates: tuple[Target, ...] = ()
+        self.target: Target | None = None
+        self.address: EngineAddress | None = None
+        self.attempts: list[Attempt] = []
+        self.hop = 0
+        self.reason = ""
+        self.deadline: float | None = None
+        self.queue_s = 0.0
+        self.switch_s = 0.0
+        self.first_word_at: float | None = None
+        self.usage: Usage | None = None
+        self.finish: str | None = None
+        self.outcome: Outcome = "failed"
+
+    @staticmethod
+    def of(scope: Any) -> Exchange:
+        """The exchange that the edge put into this scope."""
+        exchange: Exchange = scope[EXCHANGE_KEY]
+        return exchange

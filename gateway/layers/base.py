@@ -1,0 +1,29 @@
+"""What a layer is: plain ASGI middleware whose subclasses see the exchange instead of the scope."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from hostler.gateway.asgi import ASGIApp, Receive, Scope, Send
+from hostler.gateway.exchange import Exchange
+
+CallNext = Callable[[], Awaitable[None]]
+
+
+class Layer:
+    """One duty on a request's way. `dispatch` does it and calls `call_next` once, never, or (the fallback) again.
+
+    Errors pass outwards as `GatewayError`. A layer keeps nothing of a request between two calls.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def call_next() -> None:
+            await self.app(scope, receive, send)
+
+        await self.dispatch(Exchange.of(scope), call_next)
+
+    async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
+        raise NotImplementedError

@@ -1,0 +1,107 @@
+"""The clock and the record: one log line and one event for every request, whatever becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from hostler.adapters.errors import BackendRejected, ClientGone, GatewayError
+from hostler.gateway.asgi import ASGIApp
+from hostler.gateway.events import Bus, RequestFinished
+from hostler.gateway.exchange import Exchange
+from hostler.gateway.layers.base import CallNext, Layer
+
+logger = logging.getLogger("hostler.requests")
+
+
+class Observe(Layer):
+    """Publishes a `RequestFinished` when the request has ended, and logs it."""
+
+    def __init__(
+        self, app: ASGIApp, *, bus: Bus, clock: Callable[[], float], wall: Callable[[], float] = time.time
+    ) -> None:
+        super().__init__(app)
+        self._bus = bus
+        self._clock = clock
+        self._wall = wall
+
+    async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
+        status = 0
+        try:
+            await call_next()
+            exchange.outcome = "ok"
+        except asyncio.CancelledError:
+            exchange.outcome = "left"
+            status = ClientGone.status
+            raise
+        except GatewayError as error:
+            exchange.outcome = "broken" if exchange.reply.committed else "failed"
+            status = error.answer_status if isinstance(error, BackendRejected) else error.status
+            exchange.reason = error.message
+            raise
+        except Exception as error:
+            exchange.outcome = "broken" if exchange.reply.committed else "failed"
+            status = 500
+            exchange.reason = f"{type(error).__name__} in the gateway"
+            raise
+        finally:
+            self._record(exchange, status or exchange.reply.status)
+
+    def _record(self, exchange: Exchange, status: int) -> None:
+        seconds = self._clock() - exchange.started_at
+        usage = exchange.usage
+        first = exchange.first_word_at
+        event = RequestFinished(
+            id=exchange.id,
+            at=self._wall(),
+            protocol=exchange.adapter.name,
+            operation=exchange.operation.name,
+            client=exchange.client.name,
+            outcome=exchange.outcome,
+            status=status,
+            seconds=seconds,
+            model=exchange.model,
+            asked=exchange.asked,
+            backend=exchange.target.backend if exchange.target else None,
+            hop=exchange.hop,
+            reason=exchange.reason,
+            queue_s=exchange.queue_s,
+            switch_s=exchange.switch_s,
+            first_word_s=None if first is None else first - exchange.started_at,
+            prompt_tokens=usage.prompt_tokens if usage else 0,
+            cached_tokens=usage.cached_tokens if usage else 0,
+            completion_tokens=usage.completion_tokens if usage else 0,
+            streamed=exchange.reply.patient,
+        )
+        self._bus.publish(event)
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("%s", describe(event))
+
+
+def describe(event: RequestFinished) -> str:
+    """A finished request in one line, for people."""
+    words = [event.outcome, str(event.status), f"{event.protocol}.{event.operation}"]
+    if event.model or event.asked:
+        words.append(printable(event.model or event.asked or ""))
+    if event.backend:
+        words.append(f"from {event.backend}")
+    words.append(f"for {event.client} in {event.seconds:.3f} s")
+    if event.queue_s >= 0.001:
+        words.append(f"queued {event.queue_s:.3f} s")
+    if event.switch_s >= 0.001:
+        words.append(f"switched {event.switch_s:.3f} s")
+    if event.first_word_s is not None:
+        words.append(f"first word {event.first_word_s:.3f} s")
+    if event.completion_tokens:
+        words.append(f"{event.prompt_tokens}+{event.completion_tokens} tokens")
+    if event.reason:
+        words.append(f"({printable(event.reason)})")
+    return " ".join([*words, event.id])
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """Text from outside, safe for a log: one line, no control characters, bounded."""
+    clean = "".join(character if character.isprintable() else "?" for character in text[:limit])
+    return clean + ("…" if len(text) > limit else "")

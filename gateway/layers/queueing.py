@@ -1,0 +1,23 @@
+"""How long a request may wait in all. Who waits for which model is the scheduler's business."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hostler.gateway.asgi import ASGIApp
+from hostler.gateway.exchange import Exchange
+from hostler.gateway.layers.base import CallNext, Layer
+from hostler.gateway.settings import QueueSettings
+
+
+class Queueing(Layer):
+    """Sets the moment after which the request waits no longer: one limit over all hops, not one for each."""
+
+    def __init__(self, app: ASGIApp, *, settings: QueueSettings, clock: Callable[[], float]) -> None:
+        super().__init__(app)
+        self._settings = settings
+        self._clock = clock
+
+    async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
+        exchange.deadline = self._clock() + self._settings.max_wait_s
+        await call_next()

@@ -1,0 +1,130 @@
+"""The only writer to the client. It knows how far an answer has got, and never starts a second one."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from hostler.adapters.canonical import AnswerHead, Chunk, Progress
+from hostler.adapters.errors import GatewayError
+from hostler.adapters.protocol import Encoder, WireResponse
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Facts = Callable[[], list[tuple[str, str]]]
+
+
+class Reply:
+    """Writes one answer.
+
+    `started`: the status is out. `committed`: the model's words are out, so no other backend may answer any more.
+    `ended`: nothing more will be written. `status` is the one that was sent, 0 before.
+    `facts` gives the headers that tell how the request was served, as far as that is known when it is called.
+    """
+
+    __slots__ = ("_encoder", "_facts", "_late", "_send", "committed", "ended", "started", "status")
+
+    def __init__(self, send: Send, facts: Facts) -> None:
+        self._send = send
+        self._facts = facts
+        self._encoder: Encoder | None = None
+        self._late = False
+        self.started = False
+        self.committed = False
+        self.ended = False
+        self.status = 0
+
+    def use(self, encoder: Encoder) -> None:
+        """From now on chunks are written through `encoder`."""
+        self._encoder = encoder
+
+    @property
+    def encoder(self) -> Encoder:
+        assert self._encoder is not None, "a reply needs its encoder before its first chunk"
+        return self._encoder
+
+    @property
+    def patient(self) -> bool:
+        """Whether this client can be shown progress: it asked for a stream."""
+        return self._encoder is not None and self._encoder.streaming
+
+    def begin(self, head: AnswerHead) -> None:
+        """A backend has begun to answer."""
+        self.encoder.begin(head)
+
+    async def write(self, chunk: Chunk) -> None:
+        """Send a chunk. The first one that reaches the client commits the answer."""
+        data = self.encoder.chunk(chunk)
+        if data:
+            self.committed = True
+            await self._body(data)
+
+    async def heartbeat(self, progress: Progress) -> None:
+        """Show the client that it still waits, and for what. Commits nothing but the status."""
+        data = self.encoder.heartbeat(progress)
+        if data:
+            self._late = True
+            await self._body(data)
+
+    async def end(self) -> None:
+        """The answer is complete."""
+        data = self.encoder.end()
+        self.committed = True
+        if self._late and self.encoder.streaming:
+            data += _comment(self._facts())
+        if not self.started:
+            await self._start(200, self.encoder.media_type, self.encoder.length or len(data), stream=False)
+        self.ended = True
+        await self._send({"type": "http.response.body", "body": data})
+
+    async def respond(self, response: WireResponse) -> None:
+        """Send a complete answer. Only before anything else."""
+        await self._start(
+            response.status, response.media_type, len(response.body), extra=response.headers, stream=False
+        )
+        self.ended = True
+        await self._send({"type": "http.response.body", "body": response.body})
+
+    async def fail(self, error: GatewayError, response: WireResponse) -> None:
+        """Tell the client of an error: with a status of its own if there still is time, else inside the stream.
+
+        A whole answer that has begun can only be broken off: it is left without its end, and the server closes
+        the connection, so that nobody takes the part for the whole.
+        """
+        if self.ended:
+            return
+        if not self.started:
+            await self.respond(response)
+            return
+        self.ended = True
+        if self.patient:
+            data = self.encoder.error(error)
+            await self._send({"type": "http.response.body", "body": data})
+
+    async def _body(self, data: bytes) -> None:
+        if not self.started:
+            encoder = self.encoder
+            await self._start(200, encoder.media_type, encoder.length, stream=encoder.streaming)
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _start(
+        self, status: int, media_type: str, length: int | None, *, extra: tuple[tuple[str, str], ...] = (), stream: bool
+    ) -> None:
+        headers = [(b"content-type", media_type.encode("latin-1"))]
+        if length is not None:
+            headers.append((b"content-length", b"%d" % length))
+        if stream:
+            headers += _STREAM_HEADERS
+        for name, value in (*extra, *self._facts()):
+            headers.append((name.lower().encode("latin-1"), value.encode("latin-1", "replace")))
+        self.started = True
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+_STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+
+
+def _comment(facts: list[tuple[str, str]]) -> bytes:
+    """The facts that came too late for the headers, as a comment that every reader of event streams skips."""
+    text = " ".join(f"{name.lower()}={value}" for name, value in facts)
+    return f": {text}\n\n".encode("latin-1", "replace")

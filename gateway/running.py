@@ -1,0 +1,184 @@
+"""Running the processes: logging, signals, sockets, and what a person at the terminal is told."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+
+from hostler import __version__
+from hostler.gateway import fetching
+from hostler.gateway.app import Gateway, addresses, is_loopback
+from hostler.gateway.server import ListenError, Server, bind
+from hostler.gateway.settings import Configuration, SettingsError, parse_address, secret
+from hostler.supervisor.contract import SupervisorError
+from hostler.supervisor.files import ModelFiles
+from hostler.supervisor.fleet import Fleet
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class CannotRun(Exception):
+    """The program cannot run as configured; the message says what to change."""
+
+
+def set_up_logging(level: str) -> None:
+    """Plain lines on standard error."""
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr, force=True
+    )
+    for name in ("uvicorn", "uvicorn.error", "httpx", "httpcore", "asyncio", "sse_starlette"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def up(configuration: Configuration) -> int:
+    """Gateway and supervisor in one process."""
+    sockets = _guarded(lambda: bind(addresses(configuration.settings), "gateway.listen in the configuration file"))
+    if configuration.path is None:
+        try:
+            for profile in configuration.profiles:
+                fetching.fetch(profile)
+        except fetching.SourceError as error:
+            raise CannotRun(str(error)) from error
+    started = partial(_announce, configuration, sockets)
+
+    async def main() -> None:
+        fleet = _guarded(lambda: _fleet(configuration, engine_host="127.0.0.1"))
+        together = _guarded(lambda: Gateway(configuration.settings, local=fleet))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fleet.run)
+            tasks.start_soon(_heed_signals, together.stop)
+            await together.run(sockets, started=started)
+            tasks.cancel_scope.cancel()
+
+    return _run(main)
+
+
+def gateway(configuration: Configuration) -> int:
+    """The gateway alone."""
+    if not configuration.settings.backends:
+        raise CannotRun("no backends are configured, so nothing could answer; add `backends:` or run `hostler up`")
+    alone = _guarded(lambda: Gateway(configuration.settings))
+    sockets = _guarded(lambda: bind(addresses(configuration.settings), "gateway.listen in the configuration file"))
+    started = partial(_announce, configuration, sockets)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_heed_signals, alone.stop)
+            await alone.run(sockets, started=started)
+            tasks.cancel_scope.cancel()
+
+    return _run(main)
+
+
+def supervisor(configuration: Configuration) -> int:
+    """The supervisor alone, with its HTTP interface."""
+    from hostler.supervisor.api import create_app
+
+    settings = configuration.settings.supervisor
+    token = _guarded(lambda: secret(settings.token, settings.token_file, "supervisor.token_file"))
+    host, port = parse_address(settings.listen)
+    if token is None and not is_loopback(host):
+        raise CannotRun(
+            f"supervisor.listen: refusing to listen on {host}:{port} without a token, since others could reach it; "
+            "set supervisor.token (e.g. ${env:HOSTLER_SUPERVISOR_TOKEN}), or listen on 127.0.0.1"
+        )
+    sockets = _guarded(lambda: bind([(host, port)], "supervisor.listen in the configuration file"))
+    allowed = configuration.settings.gateway.allowed_hosts
+
+    async def main() -> None:
+        fleet = _guarded(lambda: _fleet(configuration, engine_host=host))
+        app: Any = create_app(fleet, token=token, logs=fleet.logs, allowed_hosts=allowed)
+        bound = _shown(sockets[0].getsockname())
+        server = Server(app, drain_s=5.0, started_callback=lambda: _say(f"Hostler's supervisor listens on {bound}"))
+
+        def stop() -> None:
+            app.state.stopping.set()
+            server.stop()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fleet.run)
+            tasks.start_soon(_heed_signals, stop)
+            await server.serve(sockets)
+            tasks.cancel_scope.cancel()
+
+    return _run(main)
+
+
+def _fleet(configuration: Configuration, *, engine_host: str) -> Fleet:
+    files = ModelFiles(report=fetching.log_progress())
+    return Fleet(
+        configuration.profiles,
+        configuration.settings.supervisor,
+        host=engine_host,
+        prepare=files.prepare,
+        describe=files.describe,
+    )
+
+
+def _guarded(make: Callable[[], T]) -> T:
+    try:
+        return make()
+    except (SettingsError, ListenError) as error:
+        raise CannotRun(str(error)) from error
+    except SupervisorError as error:
+        raise CannotRun(error.failure.message) from error
+
+
+def _run(main: Callable[[], Awaitable[None]]) -> int:
+    anyio.run(main, backend_options={"use_uvloop": True})
+    return 0
+
+
+async def _heed_signals(stop: Callable[[], None]) -> None:
+    """Ctrl-C and SIGTERM finish what is in progress; a second one does not wait for it."""
+    asked = False
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            if asked:
+                logger.warning("stopping now")
+            else:
+                logger.info("%s: finishing what is in progress; again to stop at once", signal.Signals(number).name)
+            asked = True
+            stop()
+
+
+def _announce(configuration: Configuration, sockets: list[Any]) -> None:
+    """What a person needs to begin: the address, and lines to paste."""
+    url = f"http://{_shown(sockets[0].getsockname())}"
+    names = [profile.name for profile in configuration.profiles]
+    default = next(
+        (profile.name for profile in configuration.profiles if profile.default), names[0] if names else "NAME"
+    )
+    others = [f"http://{_shown(each.getsockname())}" for each in sockets[1:]]
+    lines = [
+        f"Hostler {__version__} listens on {url}" + (f" and {', '.join(others)}" if others else ""),
+        f"  models     {', '.join(names) or 'those of its backends'}",
+        "",
+        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\",
+        f'    -d \'{{"model": "{default}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}\'',
+        "",
+        f"  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=unused",
+        f"  export OLLAMA_HOST={url}",
+        f"  dashboard  {url}/ui/",
+        "",
+        "  Ctrl-C stops it.",
+    ]
+    _say("\n".join(lines))
+
+
+def _shown(address: tuple[Any, ...]) -> str:
+    host, port = address[0], address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _say(text: str) -> None:
+    """To the person who started us: flushed, since pipes are read by people, too."""
+    print(text, flush=True)  # noqa: T201 - this is the program's own output

@@ -1,0 +1,288 @@
+"""Who may ask at all: host names, origins, keys and scopes. Plain ASGI around everything, in front of every route."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import logging
+import socket
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from urllib.parse import urlsplit
+
+import msgspec
+
+from hostler.adapters.errors import (
+    BadRequest,
+    Busy,
+    Forbidden,
+    GatewayError,
+    Misdirected,
+    Unauthenticated,
+    UnsupportedMedia,
+)
+from hostler.adapters.protocol import Adapter, WireResponse
+from hostler.gateway.asgi import CLAIM_KEY, CLIENT_KEY, ASGIApp, Claim, Receive, Scope, Send
+from hostler.gateway.exchange import Client
+from hostler.gateway.keys import KeyRing
+from hostler.gateway.routes import Surface
+
+audit = logging.getLogger("hostler.audit")
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """What is let in. `hosts` are further names for this gateway, `origins` the web pages that may call it."""
+
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    open_probes: bool = False
+
+
+class FailureThrottle:
+    """Slows down whoever guesses keys: after `limit` wrong ones within `window_s`, an address waits. Bounded memory."""
+
+    def __init__(
+        self, clock: Callable[[], float], *, limit: int = 20, window_s: float = 60.0, remember: int = 4096
+    ) -> None:
+        self._clock = clock
+        self._limit = limit
+        self._window_s = window_s
+        self._remember = remember
+        self._failures: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def failed(self, address: str) -> float:
+        """Count a failure. Returns the seconds to wait, 0 while within the limit."""
+        now = self._clock()
+        since, count = self._failures.pop(address, (now, 0))
+        if now - since > self._window_s:
+            since, count = now, 0
+        self._failures[address] = (since, count + 1)
+        if len(self._failures) > self._remember:
+            self._failures.popitem(last=False)
+        return 0.0 if count < self._limit else self._window_s - (now - since)
+
+
+class Security:
+    """Refuses, or notes the claim and the client in the scope and passes the request on."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        surface: Surface,
+        fallback: Adapter,
+        keys: KeyRing | None,
+        rules: Rules,
+        throttle: FailureThrottle,
+    ) -> None:
+        self.app = app
+        self._surface = surface
+        self._fallback = fallback
+        self._keys = keys
+        self._rules = rules
+        self._throttle = throttle
+        self._own_name = socket.gethostname().lower()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        claim: Claim | None = None
+        origin: str | None = None
+        try:
+            headers = _headers(scope)
+            self._check_host(scope, headers)
+            origin = self._check_origin(scope, headers)
+            if scope["method"] == "OPTIONS":
+                await _send(send, self._preflight(scope, headers, origin))
+                return
+            claim = self._admit(scope, headers)
+        except GatewayError as error:
+            adapter = (claim.adapter if claim else self._surface.owner(scope["path"])) or self._fallback
+            response = adapter.refuse(error, claim.operation if claim else None)
+            await _send(send, _with_headers(response, _cors(origin)), head=scope["method"] == "HEAD")
+            return
+        if origin is not None:
+            send = _adding(send, _cors(origin))
+        await self.app(scope, receive, send)
+
+    def _check_host(self, scope: Scope, headers: dict[str, list[str]]) -> None:
+        values = headers.get("host", [])
+        if len(values) != 1 or not values[0]:
+            raise BadRequest("exactly one Host header is needed")
+        name = _host_name(values[0])
+        if name is None:
+            raise BadRequest("the Host header is not a host name")
+        server = scope.get("server")
+        bound = server[0].split("%")[0].lower() if server else ""
+        if name in _LOOPBACK_NAMES and _is_loopback(bound):
+            return
+        if name in self._rules.hosts or name in (bound, self._own_name):
+            return
+        raise Misdirected("this server does not answer to that Host; add the name to gateway.allowed_hosts")
+
+    def _check_origin(self, scope: Scope, headers: dict[str, list[str]]) -> str | None:
+        """The foreign origin that is allowed to read the answer, or `None` if there is none to tell."""
+        origins = headers.get("origin", [])
+        if not origins:
+            if "cross-site" in headers.get("sec-fetch-site", []):
+                raise Forbidden("web pages of other sites may not call this gateway; see gateway.cors_origins")
+            return None
+        origin = origins[0]
+        if len(origins) == 1 and origin in self._rules.origins:
+            return origin
+        if len(origins) == 1 and _same_origin(origin, scope, headers["host"][0]):
+            return None
+        raise Forbidden("web pages of this origin may not call this gateway; see gateway.cors_origins")
+
+    def _preflight(self, scope: Scope, headers: dict[str, list[str]], origin: str | None) -> WireResponse:
+        answer: list[tuple[str, str]] = [("Vary", "Origin")]
+        if origin is not None:
+            asked = headers.get("access-control-request-headers", [""])[0]
+            answer += [
+                ("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS"),
+                ("Access-Control-Allow-Headers", ", ".join(_tokens(asked)) or "Authorization, Content-Type"),
+                ("Access-Control-Max-Age", "600"),
+                *_cors(origin),
+            ]
+        return WireResponse(status=204, headers=tuple(answer))
+
+    def _admit(self, scope: Scope, headers: dict[str, list[str]]) -> Claim:
+        """Check the key before anything is told about routes, then the route, then the key's scope."""
+        address = scope["client"][0] if scope.get("client") else "unknown"
+        client = Client(name=address) if not self._keys else self._identify(headers)
+        if client is None:
+            open_claim = self._open_claim(scope)
+            if open_claim is None:
+                wait_s = self._throttle.failed(address) if _presented(headers) is not None else 0.0
+                if wait_s:
+                    raise Busy(
+                        "too many wrong keys from this address; wait, then use a valid one", retry_after_s=wait_s
+                    )
+                raise Unauthenticated(
+                    "a valid API key is needed: send it as `Authorization: Bearer KEY` (made with `hostler keys add NAME`)"
+                )
+            claim, parameters = open_claim
+            client = Client(name=address, scopes=frozenset())
+        else:
+            claim, parameters = self._surface.find(scope)
+            if claim.operation.scope != "open" and claim.operation.scope not in client.scopes:
+                audit.warning(
+                    "refused %s %s for key %s: it lacks the scope %s",
+                    scope["method"],
+                    claim.operation.path,
+                    client.name,
+                    claim.operation.scope,
+                )
+                raise Forbidden(f"this key lacks the scope {claim.operation.scope!r}; make one with `hostler keys add`")
+        if claim.operation.writes and scope["method"] not in _SAFE_METHODS:
+            media_type = headers.get("content-type", [""])[0].partition(";")[0].strip().lower()
+            if media_type != "application/json":
+                raise UnsupportedMedia("send this with Content-Type: application/json")
+        scope[CLAIM_KEY] = claim
+        scope["path_params"] = parameters
+        scope[CLIENT_KEY] = client
+        return claim
+
+    def _identify(self, headers: dict[str, list[str]]) -> Client | None:
+        # A missing key is looked up like a wrong one, so that both take the same time.
+        assert self._keys is not None
+        return self._keys.client(_presented(headers) or "")
+
+    def _open_claim(self, scope: Scope) -> tuple[Claim, dict[str, object]] | None:
+        try:
+            claim, parameters = self._surface.find(scope)
+        except GatewayError:
+            return None
+        operation = claim.operation
+        if operation.scope == "open" or (operation.probe and self._rules.open_probes):
+            return claim, parameters
+        return None
+
+
+def _headers(scope: Scope) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, value in scope["headers"]:
+        found.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+    return found
+
+
+def _presented(headers: dict[str, list[str]]) -> str | None:
+    """The key that the client shows: Bearer, the password of Basic, or `x-api-key`."""
+    for value in headers.get("authorization", []):
+        scheme, _, rest = value.partition(" ")
+        if scheme.lower() == "bearer" and rest.strip():
+            return rest.strip()
+        if scheme.lower() == "basic":
+            try:
+                pair = base64.b64decode(rest.strip(), validate=True).decode("utf-8")
+            except ValueError:
+                return rest
+            return pair.partition(":")[2] or pair
+    for value in headers.get("x-api-key", []):
+        if value:
+            return value
+    return None
+
+
+def _host_name(value: str) -> str | None:
+    """The host of a `Host` header without its port, in lower case; `None` for what is none."""
+    try:
+        parts = urlsplit(f"//{value}")
+        name, _ = parts.hostname, parts.port
+    except ValueError:
+        return None
+    if not name or parts.path or parts.query or parts.fragment or "@" in value:
+        return None
+    return name.rstrip(".")
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address in ("", "localhost")
+
+
+def _same_origin(origin: str, scope: Scope, host: str) -> bool:
+    return origin.lower() in (f"{scope.get('scheme', 'http')}://{host.lower()}", f"https://{host.lower()}")
+
+
+def _tokens(value: str) -> list[str]:
+    """The well-formed header names in a comma list; everything else is dropped."""
+    names = (name.strip() for name in value.split(","))
+    return [name for name in names if name and all((c.isalnum() and c.isascii()) or c in "-_" for c in name)][:50]
+
+
+def _cors(origin: str | None) -> tuple[tuple[str, str], ...]:
+    return () if origin is None else (("Access-Control-Allow-Origin", origin), ("Vary", "Origin"))
+
+
+def _with_headers(response: WireResponse, headers: Iterable[tuple[str, str]]) -> WireResponse:
+    return msgspec.structs.replace(response, headers=(*response.headers, *headers))
+
+
+async def _send(send: Send, response: WireResponse, *, head: bool = False) -> None:
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1", "replace")) for name, value in response.headers]
+    if response.status != 204:
+        headers.append((b"content-type", response.media_type.encode("latin-1")))
+        headers.append((b"content-length", b"%d" % len(response.body)))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head else response.body})
+
+
+def _adding(send: Send, extra: Iterable[tuple[str, str]]) -> Send:
+    raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in extra]
+
+    async def adding(message: Scope) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", []), *raw]}
+        await send(message)
+
+    return adding

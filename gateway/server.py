@@ -1,0 +1,96 @@
+"""Sockets and the HTTP server: bind, announce, serve, drain."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Callable, Iterator, Sequence
+
+import uvicorn
+
+from hostler.gateway.asgi import ASGIApp
+
+
+class ListenError(Exception):
+    """An address cannot be listened on; the message says which, why, and the way out."""
+
+
+def bind(addresses: Sequence[tuple[str, int]], setting: str) -> list[socket.socket]:
+    """A listening socket for each address, all or none. `setting` names the configuration key for the error."""
+    sockets: list[socket.socket] = []
+    try:
+        for host, port in addresses:
+            sockets.append(_bind_one(host, port, setting))
+    except ListenError:
+        for each in sockets:
+            each.close()
+        raise
+    return sockets
+
+
+def _bind_one(host: str, port: int, setting: str) -> socket.socket:
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise ListenError(f"cannot listen on {shown}: {error.strerror or error}; change {setting}") from error
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen(2048)
+        sock.setblocking(False)
+        sock.set_inheritable(False)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ListenError(
+                f"cannot listen on {shown}: another program does already; stop it or change {setting}"
+            ) from error
+        raise ListenError(f"cannot listen on {shown}: {error.strerror or error}; change {setting}") from error
+    return sock
+
+
+class Server(uvicorn.Server):
+    """uvicorn, without its signal handlers: whoever runs it says when to stop.
+
+    `started_callback` is called once the sockets accept connections.
+    """
+
+    def __init__(self, app: ASGIApp, *, drain_s: float, started_callback: Callable[[], None] | None = None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                ws="none",
+                http="httptools",
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=max(1, round(drain_s)),
+                backlog=2048,
+            )
+        )
+        self._started_callback = started_callback
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started and self._started_callback is not None:
+            self._started_callback()
+
+    def stop(self) -> None:
+        """Take no new requests, finish those in progress, then return from `serve`. A second call does not wait."""
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True

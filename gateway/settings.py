@@ -1,0 +1,191 @@
+"""The configuration file as typed values. Nothing here acts: whoever needs a part gets it through its constructor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from hostler.profiles.document import Document, DocumentError, Size, parse
+from hostler.profiles.schema import Profile, ProfileEntry
+from hostler.profiles.store import demo_profiles, profiles_of, read_text
+from hostler.supervisor.settings import SupervisorSettings
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+ProgressMode = Literal["thinking", "quiet", "comments", "off"]
+
+
+class QueueSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many requests may wait for a model, and for how long."""
+
+    max_waiting: Annotated[int, msgspec.Meta(ge=0)] = 10
+    max_wait_s: Seconds = 120.0
+
+
+class SwitchingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When models take turns, and what a waiting client sees meanwhile."""
+
+    patience_s: Seconds = 10.0
+    min_residency_s: Seconds = 0.0
+    progress: ProgressMode = "thinking"
+    progress_after_s: Seconds = 2.0
+    progress_every_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+
+
+class TimeoutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long a backend may take: to accept a connection, to its first byte, and between two bytes."""
+
+    connect_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    first_byte_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
+    between_bytes_s: Annotated[float, msgspec.Meta(gt=0)] = 120.0
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The gateway itself: where it listens, who may use it, and how it treats those who wait."""
+
+    listen: tuple[str, ...] = ("127.0.0.1:8000",)
+    api_keys_file: str | None = None
+    open_probes: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    max_body: Size = Size(64 * 1024**2)
+    drain_s: Seconds = 30.0
+    queue: QueueSettings = QueueSettings()
+    switching: SwitchingSettings = SwitchingSettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    chain: tuple[str, ...] | None = None
+
+
+class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Something that answers: another machine's supervisor, or a server that speaks a protocol.
+
+    `models` maps our names to the backend's; `"*"` stands for every name that is not listed.
+    """
+
+    kind: Literal["supervisor", "openai", "llamacpp"]
+    url: str
+    token: str | None = None
+    token_file: str | None = None
+    api_key: str | None = None
+    api_key_file: str | None = None
+    models: Mapping[str, str] = {}
+    context: Positive | None = None
+
+
+class BreakerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a failing backend is left alone, and for how long."""
+
+    failures: Positive = 3
+    open_s: Annotated[float, msgspec.Meta(gt=0)] = 5.0
+    max_open_s: Annotated[float, msgspec.Meta(gt=0)] = 300.0
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file. Every section may be left out."""
+
+    gateway: GatewaySettings = GatewaySettings()
+    backends: Mapping[str, BackendSettings] = {}
+    breaker: BreakerSettings = BreakerSettings()
+    supervisor: SupervisorSettings = SupervisorSettings()
+    profiles: Mapping[str, ProfileEntry] = {}
+    manifest: str | None = None
+
+
+class SettingsError(Exception):
+    """The configuration cannot be used; the message names file, line and key, and the way out."""
+
+
+def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The configuration file to use: as given, `HOSTLER_CONFIG`, `./hostler.yaml`, `/etc/hostler/hostler.yaml`, or none."""
+    named = given or environ.get("HOSTLER_CONFIG")
+    if named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            origin = "--config" if given else "HOSTLER_CONFIG"
+            raise SettingsError(f"{origin} names {path}, but there is no such file")
+        return path
+    for candidate in (Path("hostler.yaml"), Path("/etc/hostler/hostler.yaml")):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+class Configuration(msgspec.Struct, frozen=True, kw_only=True):
+    """The configuration file, read: `path` is `None` when there is no file and everything is as shipped."""
+
+    path: Path | None
+    settings: Settings
+    profiles: tuple[Profile, ...]
+
+
+def read(path: Path | None, environ: Mapping[str, str] = os.environ) -> Configuration:
+    """What the file at `path` says, with its profiles and those of its manifest. Raises `SettingsError`."""
+    if path is None:
+        return Configuration(path=None, settings=Settings(), profiles=demo_profiles())
+    try:
+        document = parse(read_text(path), str(path), env=environ)
+        settings = document.to(Settings)
+        _check(settings, document)
+        manifest = None if settings.manifest is None else path.parent / Path(settings.manifest).expanduser()
+        profiles = profiles_of(document, settings.profiles, manifest, env=environ)
+    except DocumentError as error:
+        raise SettingsError(str(error)) from error
+    return Configuration(path=path, settings=settings, profiles=profiles)
+
+
+def _check(settings: Settings, document: Document) -> None:
+    """What types alone cannot say."""
+    for index, name in enumerate(settings.gateway.chain or ()):
+        if name not in settings.backends and name != LOCAL:
+            known = ", ".join([*settings.backends, LOCAL])
+            raise document.error(("gateway", "chain", index), f"{name!r} is no backend; backends are: {known}")
+    for name, backend in settings.backends.items():
+        if name == LOCAL:
+            raise document.error(
+                ("backends", name), "this name means the supervisor of `hostler up` itself; take another one"
+            )
+        if not backend.url.startswith(("http://", "https://")):
+            raise document.error(("backends", name, "url"), f"{backend.url!r} must start with http:// or https://")
+        if backend.kind != "supervisor" and not backend.models:
+            raise document.error(
+                ("backends", name), 'models is missing: say which models it answers for, e.g. {"*": its-name-for-it}'
+            )
+    for index, listen in enumerate(settings.gateway.listen):
+        _check_address(document, ("gateway", "listen", index), listen)
+    _check_address(document, ("supervisor", "listen"), settings.supervisor.listen)
+
+
+def _check_address(document: Document, path: tuple[str | int, ...], text: str) -> None:
+    try:
+        parse_address(text)
+    except ValueError as error:
+        raise document.error(path, str(error)) from error
+
+
+#: The name under which the supervisor that runs in the gateway's own process stands in the chain.
+LOCAL = "local"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """`host:port`, `[v6]:port` or `:port` (all addresses) as host and port. Raises `ValueError`."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isdecimal() or int(port) > 65535 or (":" in host and not host.startswith("[")):
+        raise ValueError(f"{text!r} is not an address; write host:port, e.g. 127.0.0.1:8000")
+    return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)
+
+
+def secret(value: str | None, file: str | None, where: str) -> str | None:
+    """A secret given in place or in a file of its own. Raises `SettingsError`."""
+    if value is not None or file is None:
+        return value
+    try:
+        text = Path(file).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{where}: {file}: cannot be read: {error}") from error
+    if not text:
+        raise SettingsError(f"{where}: {file} is empty")
+    return text
