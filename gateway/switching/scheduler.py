@@ -493,9 +493,9 @@ class Scheduler:
             waiter = state.line.head()
             if waiter is None or not self._passes(state, waiter, now):
                 return
+            state.batch = max(0, state.batch - 1)
             self._take(waiter.ticket.id)
             self._turns.serve(waiter)
-            state.batch = max(0, state.batch - 1)
             effects.append(self._grant(waiter.ticket, state, now))
 
     def _passes(self, state: _Model, waiter: Waiter, now: float) -> bool:
