@@ -224,7 +224,7 @@ class Chunk(msgspec.Struct, kw_only=True, gc=False):
 
     `raw` holds the bytes as they came on the protocol `wire`: one or more whole events of a stream, or, when
     `whole` is set, a segment of a body that is not a stream. The other fields are filled when somebody asked
-    for them; `finish` and `usage` are always noticed. Not frozen for speed alone: nobody changes a chunk.
+    for them; `finish` and `usage` are always noticed. `vectors` are an embedding's, in the order of its inputs. Not frozen for speed alone: nobody changes a chunk.
     """
 
     wire: str = ""
@@ -236,6 +236,7 @@ class Chunk(msgspec.Struct, kw_only=True, gc=False):
     finish: str | None = None
     usage: Usage | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    vectors: tuple[tuple[float, ...], ...] = ()
     index: int = 0
 
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+from array import array
 from typing import Any
 
 import msgspec
 
 from hostler.adapters import framing
-from hostler.adapters.canonical import AnswerHead, Chunk, Progress, TokenLogprob, Usage
+from hostler.adapters.canonical import (
+    AnswerHead,
+    ChatRequest,
+    Chunk,
+    CompletionRequest,
+    Output,
+    Passthrough,
+    Progress,
+    Request,
+    TokenLogprob,
+    Usage,
+)
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.openai.fold import AnswerFold
 from hostler.adapters.openai.history import PREFIX
@@ -19,13 +32,10 @@ EVENT_STREAM = "text/event-stream"
 
 
 class OpenAIEncoder:
-    """One answer to one client.
-
-    `operation` is `chat`, `completions`, or the name of one whose answers are only passed on. `progress` is the
-    setting after what the request asks for has been taken into account.
-    """
+    """One answer to one client. Ids and times are given, for answers that came in another protocol."""
 
     __slots__ = (
+        "_base64",
         "_created",
         "_events",
         "_fold",
@@ -40,25 +50,21 @@ class OpenAIEncoder:
         "_spoke",
         "_streaming",
         "_usage",
+        "_vectors",
         "_whole",
         "_written",
     )
 
-    def __init__(
-        self,
-        operation: str,
-        *,
-        streaming: bool,
-        include_usage: bool,
-        model: str,
-        answer_id: str,
-        created: int,
-        progress: str,
-    ) -> None:
-        self._operation = operation
-        self._streaming = streaming
-        self._include_usage = include_usage
-        self._model = model
+    def __init__(self, request: Request, *, answer_id: str, created: int, progress: str) -> None:
+        output = request.output if isinstance(request, ChatRequest | CompletionRequest | Passthrough) else Output()
+        if progress == "thinking" and (output.schema is not None or output.choices > 1):
+            # Structured output and several choices are read by programs: nothing to read for a person then.
+            progress = "quiet"
+        self._operation = request.origin.operation
+        self._streaming = output.stream
+        self._include_usage = output.include_usage
+        self._model = request.model or ""
+        self._base64 = self._operation == "embeddings" and b'"base64"' in request.origin.body
         self._id = answer_id
         self._created = created
         self._progress = progress
@@ -86,6 +92,7 @@ class OpenAIEncoder:
         self._whole = bytearray()
         self._roles: set[int] = set()
         self._usage: Usage | None = None
+        self._vectors: list[tuple[float, ...]] = []
         self._written = False
         self._length: int | None = None
         self._media_type = "application/json"
@@ -109,6 +116,10 @@ class OpenAIEncoder:
                 self._fold.add_events(chunk.raw)
             return b""
         self._written = True
+        if self._operation == "embeddings":
+            self._vectors += chunk.vectors
+            self._usage = chunk.usage or self._usage
+            return b""
         self._length = None
         self._media_type = EVENT_STREAM if self._streaming else "application/json"
         written = [self._event(*said) for said in self._said(chunk)]
@@ -131,9 +142,12 @@ class OpenAIEncoder:
             return last
         if not self._written:
             return b""
-        if self._usage is not None:
-            self._fold.add({"usage": _usage(self._usage)})
-        body = self._fold.result()
+        if self._operation == "embeddings":
+            body = self._embeddings()
+        else:
+            if self._usage is not None:
+                self._fold.add({"usage": _usage(self._usage)})
+            body = self._fold.result()
         self._length = len(body)
         return body
 
@@ -212,6 +226,17 @@ class OpenAIEncoder:
         if chunk.finish:
             said.append((index, {}, chunk.finish, ()))
         return said
+
+    def _embeddings(self) -> bytes:
+        usage = self._usage or Usage()
+        written = [base64.b64encode(array("f", v)).decode() for v in self._vectors] if self._base64 else self._vectors
+        answer = {
+            "object": "list",
+            "data": [{"object": "embedding", "index": at, "embedding": one} for at, one in enumerate(written)],
+            "model": self._model,
+            "usage": {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens},
+        }
+        return _encode(answer)
 
     def _streamed(self, body: bytes) -> bytes:
         """A whole answer told as a stream, for a backend that does not stream though it was asked to."""

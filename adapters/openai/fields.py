@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+from array import array
 from typing import Any
 
 import msgspec
@@ -11,6 +13,7 @@ from hostler.adapters.openai.wire import (
     WIRE,
     ChoiceBody,
     DeltaBody,
+    EmbeddingsBody,
     EventBody,
     FunctionPiece,
     LogprobPiece,
@@ -21,6 +24,7 @@ from hostler.adapters.openai.wire import (
 )
 
 _decode = msgspec.json.Decoder(EventBody).decode
+_decode_embeddings = msgspec.json.Decoder(EmbeddingsBody).decode
 _FINISH = {"function_call": "tool_calls", "eos": "stop", "end_turn": "stop", "max_tokens": "length"}
 
 
@@ -70,6 +74,21 @@ def chunks_of_whole(body: bytes) -> list[Chunk]:
     for chunk in chunks:
         chunk.whole = True
     return chunks
+
+
+def chunks_of_embeddings(body: bytes) -> list[Chunk]:
+    """The vectors of an embeddings answer, in the order of the inputs. Raises msgspec's errors for what is no answer."""
+    answer = _decode_embeddings(body)
+    vectors = tuple(tuple(numbers_of(entry.embedding)) for entry in sorted(answer.data, key=lambda entry: entry.index))
+    return [Chunk(wire=WIRE, raw=body, whole=True, vectors=vectors, usage=usage_of(answer.usage, None))]
+
+
+def numbers_of(embedding: list[float] | str) -> list[float]:
+    """A vector's numbers, from either form."""
+    if isinstance(embedding, str):
+        numbers = array("f", base64.b64decode(embedding))
+        return numbers.tolist()
+    return embedding
 
 
 def text_of(content: Any) -> str:

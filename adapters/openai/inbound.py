@@ -94,20 +94,7 @@ class OpenAIAdapter:
 
     def encoder(self, request: Request, *, id: str, created: int, progress: str) -> OpenAIEncoder:  # noqa: A002
         """An encoder for one reply. Requests for structured output or several choices get no words as progress."""
-        output = Output()
-        if isinstance(request, ChatRequest | CompletionRequest | Passthrough):
-            output = request.output
-        if progress == "thinking" and (output.schema is not None or output.choices > 1):
-            progress = "quiet"
-        return OpenAIEncoder(
-            request.origin.operation,
-            streaming=output.stream,
-            include_usage=output.include_usage,
-            model=getattr(request, "model", None) or "",
-            answer_id=id,
-            created=created,
-            progress=progress,
-        )
+        return OpenAIEncoder(request, answer_id=id, created=created, progress=progress)
 
     def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
         """The error as a complete answer."""

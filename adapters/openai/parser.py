@@ -9,7 +9,13 @@ import msgspec
 from hostler.adapters.canonical import AnswerHead, Chunk, Usage
 from hostler.adapters.errors import BackendBroken, GatewayError
 from hostler.adapters.framing import EventSplitter, only_comment, read, split
-from hostler.adapters.openai.fields import chunks_of_event, chunks_of_whole, plain_finish, usage_of
+from hostler.adapters.openai.fields import (
+    chunks_of_embeddings,
+    chunks_of_event,
+    chunks_of_whole,
+    plain_finish,
+    usage_of,
+)
 from hostler.adapters.openai.wire import WIRE, ErrorBody, EventBody, NoticedEvent
 
 # A whole answer is remembered up to this size, to find its token counts, unless its fields are asked for.
@@ -175,8 +181,9 @@ class OpenAIParser:
             return () if not self._fields else (Chunk(wire=WIRE, raw=bytes(self._body), whole=True),)
         if self._fields:
             try:
-                return chunks_of_whole(bytes(self._body))
-            except (msgspec.DecodeError, RecursionError):
+                read_whole = chunks_of_embeddings if self._operation == "embeddings" else chunks_of_whole
+                return read_whole(bytes(self._body))
+            except (msgspec.DecodeError, RecursionError, ValueError):
                 raise BackendBroken("The backend's answer is not what the protocol allows.") from None
         try:
             body = _notice(self._body)

@@ -103,6 +103,20 @@ class ChoiceBody(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: LogprobsBody | None = None
 
 
+class VectorBody(msgspec.Struct, frozen=True, kw_only=True):
+    """One embedding: numbers, or base64 of 32-bit floats in little-endian order."""
+
+    index: int = 0
+    embedding: list[float] | str = []
+
+
+class EmbeddingsBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to an embeddings request."""
+
+    data: list[VectorBody]
+    usage: UsageBody | None = None
+
+
 class ResponseBody(msgspec.Struct, frozen=True, kw_only=True):
     """The answer object within an event of the responses stream."""
 
