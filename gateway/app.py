@@ -57,7 +57,7 @@ class Gateway:
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self._keys = _keys(settings)
+        self._keys = keys_in_force(settings)
         self.bus = Bus()
         self._hosts: Mapping[str, Orchestrator] = {}
         self._supervisors = self._find_supervisors(local)
@@ -176,7 +176,7 @@ def addresses(settings: Settings) -> list[tuple[str, int]]:
     return [parse_address(text) for text in settings.gateway.listen]
 
 
-def _keys(settings: Settings) -> KeyRing | None:
+def keys_in_force(settings: Settings) -> KeyRing | None:
     """The keys in force, `None` if none are needed. Beyond loopback there is no gateway without keys."""
     named = settings.gateway.api_keys_file
     path = Path(named).expanduser() if named else key_file.default_file()

@@ -8,6 +8,7 @@ import msgspec
 
 from hostler.adapters.errors import BadRequest, ModelNotFound
 from hostler.adapters.listing import CardState, Listing, ModelCard
+from hostler.gateway.events import printable
 from hostler.gateway.settings import BackendSettings
 from hostler.supervisor.contract import HostStatus, ModelStatus, ProfileInfo, State
 
@@ -84,7 +85,9 @@ class Catalog:
                 )
         placement = self._placements.get(name)
         if placement is None:
-            raise ModelNotFound(self._known(), model=name, param="model")
+            raise ModelNotFound(
+                f"the model `{printable(name, 100)}` does not exist; {self._known()}", model=name, param="model"
+            )
         return placement
 
     def _known(self) -> str:

@@ -130,3 +130,9 @@ class Bus:
         """End every subscription: their readers see the end of the stream."""
         for subscription in self._subscriptions:
             subscription.close()
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """Text from outside, safe for a log or a message: one line, no control characters, bounded."""
+    clean = "".join(character if character.isprintable() else "?" for character in text[:limit])
+    return clean + ("…" if len(text) > limit else "")

@@ -13,7 +13,7 @@ import anyio
 
 from hostler import __version__
 from hostler.gateway import fetching
-from hostler.gateway.app import Gateway, addresses, is_loopback
+from hostler.gateway.app import Gateway, addresses, is_loopback, keys_in_force
 from hostler.gateway.server import ListenError, Server, bind
 from hostler.gateway.settings import Configuration, SettingsError, parse_address, secret
 from hostler.supervisor.contract import SupervisorError
@@ -23,6 +23,9 @@ from hostler.supervisor.fleet import Fleet
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+#: Two signals within this time are one wish, in seconds.
+_SAME_WISH_S = 1.0
 
 
 class CannotRun(Exception):
@@ -40,6 +43,7 @@ def set_up_logging(level: str) -> None:
 
 def up(configuration: Configuration) -> int:
     """Gateway and supervisor in one process."""
+    _guarded(lambda: keys_in_force(configuration.settings))
     sockets = _guarded(lambda: bind(addresses(configuration.settings), "gateway.listen in the configuration file"))
     if configuration.path is None:
         try:
@@ -138,15 +142,21 @@ def _run(main: Callable[[], Awaitable[None]]) -> int:
 
 
 async def _heed_signals(stop: Callable[[], None]) -> None:
-    """Ctrl-C and SIGTERM finish what is in progress; a second one does not wait for it."""
-    asked = False
+    """Ctrl-C and SIGTERM finish what is in progress; a later one does not wait for it.
+
+    One that follows at once is the same wish told twice: a shell and a wrapper such as `timeout` both pass it on.
+    """
+    asked_at: float | None = None
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for number in signals:
-            if asked:
-                logger.warning("stopping now")
-            else:
+            now = anyio.current_time()
+            if asked_at is None:
+                asked_at = now
                 logger.info("%s: finishing what is in progress; again to stop at once", signal.Signals(number).name)
-            asked = True
+            elif now - asked_at < _SAME_WISH_S:
+                continue
+            else:
+                logger.warning("stopping now")
             stop()
 
 

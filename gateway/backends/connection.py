@@ -80,6 +80,7 @@ class Connection(asyncio.Protocol):
         for start in range(0, len(view), WRITE_STEP):
             while self._write_paused:
                 if not self.alive or reader.head is not None:
+                    reader.keep_s = 0.0
                     return
                 await self._wait(stall_s)
             transport.write(view[start : start + WRITE_STEP])
@@ -132,11 +133,6 @@ class Connection(asyncio.Protocol):
     def alive(self) -> bool:
         """Whether, for all that we have heard, the peer is still there."""
         return self._error is None and self._transport is not None and not self._transport.is_closing()
-
-    @property
-    def connected(self) -> bool:
-        """Whether there is a socket, so that `on_lost` has been or will be called."""
-        return self.lost or self._transport is not None
 
     def rest(self) -> None:
         """Nothing is asked of the backend now: whatever it says from here on closes the connection."""

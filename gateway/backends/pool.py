@@ -126,9 +126,9 @@ class Pool:
             await self._emptied.wait()
 
     def _discard(self, connection: Connection) -> None:
+        """For a connection that never came to be: the loop may or may not tell us of its end (uvloop does not)."""
         connection.abort()
-        if not connection.connected:
-            self._lost(connection)
+        self._lost(connection)
 
     def _lost(self, connection: Connection) -> None:
         self.connections.discard(connection)

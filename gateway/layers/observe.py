@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from hostler.adapters.errors import BackendRejected, ClientGone, GatewayError
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.events import Bus, RequestFinished
+from hostler.gateway.events import Bus, RequestFinished, printable
 from hostler.gateway.exchange import Exchange
 from hostler.gateway.layers.base import CallNext, Layer
 
@@ -99,9 +99,3 @@ def describe(event: RequestFinished) -> str:
     if event.reason:
         words.append(f"({printable(event.reason)})")
     return " ".join([*words, event.id])
-
-
-def printable(text: str, limit: int = 300) -> str:
-    """Text from outside, safe for a log: one line, no control characters, bounded."""
-    clean = "".join(character if character.isprintable() else "?" for character in text[:limit])
-    return clean + ("…" if len(text) > limit else "")
