@@ -1,0 +1,440 @@
+"""Conversation caches kept over a stop: saved by the engine, named, checked and bounded here. Starts no engine."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from hostler.profiles.gguf import parts_of
+from hostler.profiles.schema import ModelFacts, Profile
+from hostler.supervisor.arguments import said, said_number
+from hostler.supervisor.contract import EngineAddress
+from hostler.supervisor.engine_http import EngineError, ask
+
+#: This much of the disk is left to others.
+FREE_BYTES = 512 * 1024 * 1024
+
+#: How often in a row a restored conversation may be read anew before its model is not restored any more.
+STRIKES = 2
+
+_EDGE = 1024 * 1024
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+# Arguments that change how fast a model runs, not what its cache holds.
+_HARMLESS = frozenset({
+    "-t", "--threads", "-tb", "--threads-batch", "--threads-http", "-b", "--batch-size", "-ub", "--ubatch-size",
+    "-ngl", "--gpu-layers", "--n-gpu-layers", "--load-mode", "--cache-ram", "--sse-ping-interval",
+    "-to", "--timeout", "-lv", "--verbosity", "--log-verbosity",
+})  # fmt: skip
+_DRAFT = ("-md", "--model-draft", "-hfd", "--hf-repo-draft", "--spec-draft-model", "--spec-type")
+
+log = logging.getLogger(__name__)
+
+
+class SlotLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long an engine may take, in seconds: to say what its slots hold, to write one, to read one."""
+
+    list_s: float = 2.0
+    save_s: float = 20.0
+    restore_s: float = 20.0
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """What is written beside a file: whose it is and how it looked when it was whole."""
+
+    key: str
+    model: str
+    slot: int
+    n_saved: int
+    n_written: int
+    when: float
+    boot: str = ""
+
+
+class Saved(msgspec.Struct, frozen=True, kw_only=True):
+    """What a save did: conversations, their tokens and bytes; `why` nothing was kept, for the log."""
+
+    slots: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    why: str = ""
+
+
+class Restored(msgspec.Struct, frozen=True, kw_only=True):
+    """What a restore did. After `crashed` the engine must be started again; the file that did it is gone."""
+
+    slots: int = 0
+    tokens: int = 0
+    crashed: bool = False
+    why: str = ""
+
+
+class _Slot(msgspec.Struct, frozen=True):
+    id: int
+    is_processing: bool = False
+    n_prompt_tokens: int = 0
+
+
+class _FileName(msgspec.Struct, frozen=True):
+    filename: str
+
+
+class _Written(msgspec.Struct, frozen=True):
+    n_saved: int
+    n_written: int
+
+
+class _Read(msgspec.Struct, frozen=True):
+    n_restored: int
+
+
+class _Strikes(msgspec.Struct, frozen=True):
+    model: str
+    strikes: int
+
+
+def unfit(profile: Profile, facts: ModelFacts | None) -> str:
+    """Why caches of this profile cannot be kept; empty if they can.
+
+    Measured: with sliding windows and recurrent layers a restored cache is read anew, or worse, answers wrongly.
+    """
+    if facts is None:
+        return "nothing is known of the file"
+    windows = [value for name, value in facts.metadata.items() if name.endswith(".attention.sliding_window")]
+    if facts.sliding_window or any(windows):
+        return "the model has sliding windows"
+    if facts.recurrent:
+        return "the model has recurrent layers"
+    if profile.embeddings or said(profile.args, "--embedding", "--embeddings") or "--reranking" in profile.args:
+        return "the profile makes no text"
+    if any(word in _DRAFT for word in profile.args):
+        return "the state of a draft model is not saved"
+    return ""
+
+
+def file_identity(file: Path) -> str:
+    """What tells one model file from another without reading all of it: sizes, times, and both ends. Does I/O."""
+    digest = hashlib.sha256()
+    for one in parts_of(file):
+        state = one.stat()
+        digest.update(f"{one.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+    with file.open("rb") as stream:
+        digest.update(stream.read(_EDGE))
+        stream.seek(max(0, file.stat().st_size - _EDGE))
+        digest.update(stream.read(_EDGE))
+    return digest.hexdigest()
+
+
+def slot_key(profile: Profile, file: Path, build: str) -> str:
+    """What must be the same for a cache to mean the same: file, build, slot layout and all arguments that may matter.
+
+    Does I/O. To be taken for the file that an engine was started with, before or right after its start.
+    """
+    arguments: list[str] = []
+    skip = False
+    for word in profile.args:
+        skip, skipped = (not skip and word in _HARMLESS), skip
+        if not skip and not skipped:
+            arguments.append(word)
+    # Adapters and projectors are files too, and may be replaced under the same name.
+    others = [file_identity(path) for word in arguments for path in _paths(word)]
+    parts = (
+        file_identity(file),
+        build,
+        profile.parallel,
+        arguments,
+        others,
+        sorted(profile.env.items()),
+        profile.engine,
+    )
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+class SlotStore:
+    """Conversation caches in one directory, which engines are given as `--slot-save-path` and nobody else writes to.
+
+    At most `max_bytes` are kept, none longer than `max_age_s`; the oldest go first. Nothing that goes wrong here is
+    an error to anybody: the conversation is read anew.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        max_bytes: int,
+        max_age_s: float,
+        min_tokens: int,
+        limits: SlotLimits | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.directory = directory
+        self._max_bytes = max_bytes
+        self._max_age_s = max_age_s
+        self._min_tokens = min_tokens
+        self._limits = limits or SlotLimits()
+        self._clock = clock
+        self._restored: dict[str, tuple[str, int]] = {}
+
+    def prepare(self) -> None:
+        """Make the directory, and clear what a supervisor that died left in it. Before the first engine starts."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for marker in self.directory.glob("*.restoring"):
+            self._drop(marker.stem, "its last restore did not end")
+            marker.unlink(missing_ok=True)
+        for part in (*self.directory.glob("*.part"), *self.directory.glob("*.json.new")):
+            part.unlink(missing_ok=True)
+        names = {name for name, _ in self._kept()}
+        for orphan in self.directory.glob("*.kv"):
+            if orphan.stem not in names:
+                self._drop(orphan.stem, "nothing is known of it")
+        self._make_room(0)
+
+    async def save(self, address: EngineAddress, profile: Profile, facts: ModelFacts | None, key: str) -> Saved:
+        """Keep what the idle slots hold. Before the engine is told to stop, after the last answer. Never raises."""
+        self._restored.pop(profile.name, None)
+        why = unfit(profile, facts) or self._off(key)
+        if why:
+            return Saved(why=why)
+        try:
+            slots = await ask(address, "GET", "/slots", list[_Slot], timeout_s=self._limits.list_s)
+        except EngineError as error:
+            return Saved(why=str(error))
+        saved = Saved()
+        for slot in slots:
+            if slot.is_processing:
+                continue
+            if slot.n_prompt_tokens < self._min_tokens:
+                self._forget(_name(key, slot.id))
+                continue
+            one = await self._save_one(address, profile, facts, key, slot)
+            saved = Saved(
+                slots=saved.slots + one.slots,
+                tokens=saved.tokens + one.tokens,
+                bytes=saved.bytes + one.bytes,
+                why=saved.why or one.why,
+            )
+        self._make_room(0)
+        return saved
+
+    async def restore(self, address: EngineAddress, profile: Profile, facts: ModelFacts | None, key: str) -> Restored:
+        """Give a fresh engine back what it held, before the first request is let in. Never raises."""
+        self._restored.pop(profile.name, None)
+        why = unfit(profile, facts) or self._off(key)
+        if why:
+            return Restored(why=why)
+        self._make_room(0)
+        restored = Restored()
+        mine = sorted((kept.slot, name, kept) for name, kept in self._kept() if kept.key == key)
+        for slot, name, kept in mine:
+            if slot >= (said_number(profile.args, "-np", "--parallel") or profile.parallel):
+                continue
+            # The engine aborts when a single byte is missing.
+            if self._size(name) != kept.n_written or kept.boot != _boot():
+                self._drop(name, "it is not as it was written" if kept.boot == _boot() else "the machine was restarted")
+                continue
+            try:
+                await self._restore_one(address, name, kept)
+            except (EngineError, OSError) as error:
+                log.info("the conversation cache %s was not taken: %s", name, error)
+                if isinstance(error, EngineError) and error.status is None:
+                    return Restored(slots=restored.slots, tokens=restored.tokens, crashed=True, why=str(error))
+                continue
+            restored = Restored(slots=restored.slots + 1, tokens=restored.tokens + kept.n_saved)
+            shortest = min(kept.n_saved, self._restored.get(profile.name, (key, kept.n_saved))[1])
+            self._restored[profile.name] = (key, shortest)
+        return restored
+
+    def verify(self, model: str, cache_n: int, prompt_n: int | None = None) -> None:
+        """The first answer after a restore: `cache_n` tokens of its prompt were there, `prompt_n` were read.
+
+        A prompt that is as long as a restored conversation and found nothing of it is a strike; after `STRIKES` in a
+        row, over restarts, this model is not saved any more until its file, build or arguments change.
+        """
+        key, shortest = self._restored.pop(model, ("", 0))
+        if not key:
+            return
+        strikes = self._strikes(key)
+        if cache_n > 0:
+            if strikes:
+                self._strike_file(key).unlink(missing_ok=True)
+        elif prompt_n is None or prompt_n >= shortest:
+            log.warning("%s read a conversation anew that had been restored", model)
+            try:
+                self._write(self._strike_file(key), _Strikes(model=model, strikes=strikes + 1))
+            except OSError as error:
+                log.warning("%s cannot be written to: %s", self.directory, error.strerror)
+            if strikes + 1 >= STRIKES:
+                for name, kept in list(self._kept()):
+                    if kept.key == key:
+                        self._drop(name, "restoring does not help this model")
+
+    def total(self) -> int:
+        """The bytes kept now."""
+        return sum(self._size(name) or 0 for name, _ in self._kept())
+
+    async def _save_one(
+        self, address: EngineAddress, profile: Profile, facts: ModelFacts | None, key: str, slot: _Slot
+    ) -> Saved:
+        expected = slot.n_prompt_tokens * (facts.kv_bytes_per_token if facts else 0)
+        # With a cache of smaller types it will be less; the true size is looked at afterwards.
+        if expected // 4 > self._max_bytes or expected > self._free():
+            why = f"slot {slot.id} of {profile.name} holds {slot.n_prompt_tokens} tokens, too large to be kept"
+            log.info("%s", why)
+            return Saved(why=why)
+        self._make_room(min(expected, self._max_bytes))
+        temporary = f"{key[:16]}-{slot.id}-{secrets.token_hex(4)}.part"
+        part = self.directory / temporary
+        try:
+            path = f"/slots/{slot.id}?action=save"
+            body = _FileName(filename=temporary)
+            written = await ask(address, "POST", path, _Written, body=body, timeout_s=self._limits.save_s)
+            size = part.stat().st_size
+            if size != written.n_written or written.n_saved <= 0:
+                raise EngineError(f"it wrote {size} bytes and says {written.n_written}")
+            if size > self._max_bytes:
+                raise EngineError(f"{size} bytes are more than all that may be kept")
+            name = _name(key, slot.id)
+            kept = Kept(
+                key=key,
+                model=profile.name,
+                slot=slot.id,
+                n_saved=written.n_saved,
+                n_written=written.n_written,
+                when=self._clock(),
+                boot=_boot(),
+            )
+            # At no moment does a description lie beside a file that is not its own.
+            self._sidecar(name).unlink(missing_ok=True)
+            part.replace(self.directory / f"{name}.kv")
+            self._write(self._sidecar(name), kept)
+        except (EngineError, OSError) as error:
+            why = f"slot {slot.id} of {profile.name} was not kept: {error}"
+            log.info("%s", why)
+            return Saved(why=why)
+        finally:
+            part.unlink(missing_ok=True)
+        return Saved(slots=1, tokens=written.n_saved, bytes=written.n_written)
+
+    async def _restore_one(self, address: EngineAddress, name: str, kept: Kept) -> None:
+        """Raises `EngineError`. A file is gone unless the engine has said something to it: it may be what killed it."""
+        marker = self.directory / f"{name}.restoring"
+        marker.touch()
+        answered = False
+        try:
+            path = f"/slots/{kept.slot}?action=restore"
+            body = _FileName(filename=f"{name}.kv")
+            read = await ask(address, "POST", path, _Read, body=body, timeout_s=self._limits.restore_s)
+            if read.n_restored != kept.n_saved:
+                raise EngineError(f"{read.n_restored} of {kept.n_saved} tokens came back", 200)
+            answered = True
+        finally:
+            # Also when cancelled: whoever watches the engine may see its end before we do.
+            if not answered:
+                self._drop(name, "its restore did not end well")
+            # Only a supervisor that dies in here leaves the marker.
+            marker.unlink(missing_ok=True)
+
+    def _make_room(self, wanted: int) -> None:
+        """Drop what is too old, then the oldest until `wanted` more bytes may be kept."""
+        now = self._clock()
+        held: list[tuple[float, str, int]] = []
+        for name, kept in list(self._kept()):
+            size = self._size(name)
+            if size is None:
+                self._forget(name)
+            elif now - kept.when > self._max_age_s:
+                self._drop(name, "it is too old")
+            else:
+                held.append((kept.when, name, size))
+        total = sum(size for _, _, size in held)
+        for _when, name, size in sorted(held):
+            if total + wanted <= self._max_bytes:
+                break
+            self._drop(name, "others need the room")
+            total -= size
+
+    def _kept(self) -> Iterator[tuple[str, Kept]]:
+        for sidecar in sorted(self.directory.glob("*.json")):
+            try:
+                kept = msgspec.json.decode(sidecar.read_bytes(), type=Kept)
+            except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+                self._drop(sidecar.stem, "its description cannot be read")
+                continue
+            if sidecar.stem != _name(kept.key, kept.slot):
+                self._drop(sidecar.stem, "its description is of another file")
+                continue
+            yield sidecar.stem, kept
+
+    def _drop(self, name: str, why: str) -> None:
+        log.info("dropped the conversation cache %s: %s", name, why)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        for path in (self._sidecar(name), self.directory / f"{name}.kv"):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("%s cannot be removed: %s", path, error.strerror)
+
+    def _size(self, name: str) -> int | None:
+        try:
+            return (self.directory / f"{name}.kv").stat().st_size
+        except OSError:
+            return None
+
+    def _free(self) -> int:
+        try:
+            return shutil.disk_usage(self.directory).free - FREE_BYTES
+        except OSError:
+            return 0
+
+    def _off(self, key: str) -> str:
+        return "restoring did not help this model" if self._strikes(key) >= STRIKES else ""
+
+    def _strikes(self, key: str) -> int:
+        try:
+            return msgspec.json.decode(self._strike_file(key).read_bytes(), type=_Strikes).strikes
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return 0
+
+    def _strike_file(self, key: str) -> Path:
+        return self.directory / f"{key[:16]}.strikes"
+
+    def _sidecar(self, name: str) -> Path:
+        return self.directory / f"{name}.json"
+
+    def _write(self, path: Path, value: msgspec.Struct) -> None:
+        """Whole or not at all."""
+        fresh = path.with_name(path.name + ".new")
+        fresh.write_bytes(msgspec.json.encode(value))
+        fresh.replace(path)
+
+
+def _name(key: str, slot: int) -> str:
+    return f"{key[:16]}-{slot}"
+
+
+def _boot() -> str:
+    """Which start of the machine this is. What was written before a power cut may have its size and not its content."""
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _paths(word: str) -> Iterator[Path]:
+    """The files that an argument names: alone, in a list, or with a scale behind a colon."""
+    for part in word.split(","):
+        for text in (part, part.rpartition(":")[0]):
+            try:
+                if text and Path(text).is_file():
+                    yield Path(text)
+            except OSError:  # too long for a name
+                continue

