@@ -28,8 +28,9 @@ LONGEST_POLL_S: Final = 0.25
 #: Between two questions a start may wait this part of the time that it has taken: 40 ms after 2.5 seconds.
 POLL_SHARE: Final = 1 / 64
 
-#: What `Hooks.stopping` may take at most.
-SAVING_S: Final = 10.0
+#: What `Hooks.ready` and `Hooks.stopping` may take at most.
+RESTORING_S: Final = 30.0
+SAVING_S: Final = 30.0
 
 _STATE_LINE: Final = "cmd_child_to_router:state:"
 _EXIT_LINE: Final = b"cmd_router_to_child:exit"
@@ -116,7 +117,7 @@ class _Life:
         self.child: Child | None = None
         self.address: EngineAddress | None = None
         self.says_ready = False
-        self.speaks = False
+        self.was_restoring = False
         self.progress: float | None = None
         self.context = 0
         self.failure: Failure | None = None
@@ -330,8 +331,10 @@ class ManagedProcess:
                 failure = await self._start_once(life, build)
                 if failure is None:
                     return
-                if failure.kind == "port_taken" and attempt == 1 and life.child is not None:
-                    # Somebody was faster between our look and the engine's bind: once more with another port.
+                # Somebody was faster between our look and the engine's bind, or what was kept of an earlier engine
+                # killed this one (and was thrown away): once more.
+                again = failure.kind == "port_taken" or life.was_restoring
+                if again and attempt == 1 and life.child is not None:
                     await life.child.end(0)
                     continue
                 raise SupervisorError(failure)
@@ -350,7 +353,7 @@ class ManagedProcess:
             self._ports_that_failed.clear()
             return error.failure
         mark = self.log.count
-        life.says_ready = life.speaks = False
+        life.says_ready = life.was_restoring = False
         try:
             life.child = Child.start(
                 command.arguments, command.environment, lambda stdout, line: self._hear(life, stdout, line)
@@ -365,12 +368,16 @@ class ManagedProcess:
                 model=self.model, host=self._host, port=port, key=key, generation=life.generation,
                 context=life.context or command.context, parallel=command.parallel,
             )  # fmt: skip
+        if life.address is not None:
             self._set_phase("restoring")
-            await self._hooks.ready(life.address)
+            life.was_restoring = True
+            with anyio.move_on_after(RESTORING_S):
+                await self._hooks.ready(life.address)
+            # If the engine died in there, its end is in our ears before the next line runs.
+            await anyio.lowlevel.checkpoint()
         if life.child.returncode is None:
             return None
         life.address = None
-        await anyio.lowlevel.checkpoint()
         failure = explain(self.model, life.child.returncode, self.log.since(mark))
         if failure.kind == "port_taken":
             self._ports_that_failed.add(port)
@@ -463,7 +470,6 @@ class ManagedProcess:
             self.log.add(line)
             return
         news = _news(line)
-        life.speaks = True
         if news.get("state") == "ready":
             life.says_ready = True
             life.progress = 1.0

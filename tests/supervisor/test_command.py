@@ -1,0 +1,93 @@
+"""Profiles as command lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hostler.profiles.schema import Profile
+from hostler.supervisor.command import Command, build, engine_program
+from hostler.supervisor.contract import SupervisorError
+from hostler.supervisor.engine import parse
+from hostler.supervisor.settings import SupervisorSettings
+
+
+def make(inherited: Mapping[str, str] | None = None, settings: dict[str, Any] | None = None, **fields: Any) -> Command:
+    return build(
+        Profile(name="m", model="ignored", **fields), SupervisorSettings(**{"engine": sys.executable} | (settings or {})),
+        file=Path("/models/m.gguf"), host="127.0.0.1", port=8100, key="k3y", inherited=inherited or {},
+    )  # fmt: skip
+
+
+def value_of(command: Command, name: str) -> str:
+    return command.arguments[command.arguments.index(name) + 1]
+
+
+def test_the_context_of_a_profile_is_what_each_request_gets() -> None:
+    command = make(context=2048, parallel=3)
+    assert value_of(command, "-c") == "6144"
+    assert value_of(command, "-np") == "3"
+    assert (command.context, command.parallel) == (2048, 3)
+
+
+def test_the_key_is_in_the_environment_and_nowhere_else() -> None:
+    command = make()
+    assert command.environment["LLAMA_API_KEY"] == "k3y"
+    assert "k3y" not in " ".join(command.arguments)
+
+
+def test_a_profiles_own_arguments_come_last_and_win() -> None:
+    values = parse(make(args=("-b", "64", "-fa", "on"), batch=512).arguments[1:])
+    assert values["n_batch"] == 64
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings", "words"),
+    [
+        ({"threads": 2}, {}, ("-t", "2")),
+        ({"gpu_layers": "all"}, {}, ("-ngl", "all")),
+        ({"embeddings": True}, {}, ("--embeddings",)),
+        ({"cache_ram_mib": 100}, {}, ("--cache-ram", "100")),
+        ({}, {"slots_dir": "/tmp"}, ("--slot-save-path", "/tmp")),
+    ],
+)
+def test_a_field_becomes_its_argument(fields: dict[str, Any], settings: dict[str, Any], words: tuple[str, ...]) -> None:
+    arguments = make(settings=settings, **fields).arguments
+    start = arguments.index(words[0])
+    assert arguments[start : start + len(words)] == words
+    assert words[0] not in make().arguments or fields.get("cache_ram_mib")
+
+
+def test_the_embedded_engine_knows_every_argument_that_is_made() -> None:
+    full = make(threads=1, gpu_layers="auto", embeddings=True, settings={"slots_dir": "/tmp"})
+    assert parse(full.arguments[1:])["port"] == 8100
+
+
+def test_our_own_secrets_are_not_inherited_and_a_profiles_environment_is_set() -> None:
+    inherited = {"HOSTLER_SUPERVISOR_TOKEN": "t", "OPENROUTER_API_KEY": "o", "LLAMA_ARG_CTX_SIZE": "1", "HOME": "/h"}
+    environment = make(inherited, env={"OMP_NUM_THREADS": "1"}).environment
+    assert environment["HOME"] == "/h"
+    assert environment["OMP_NUM_THREADS"] == "1"
+    assert not {"HOSTLER_SUPERVISOR_TOKEN", "OPENROUTER_API_KEY", "LLAMA_ARG_CTX_SIZE"} & set(environment)
+
+
+def test_an_engine_may_be_a_command_line() -> None:
+    assert engine_program(f"{sys.executable} -I 'my engine.py'") == (sys.executable, "-I", "my engine.py")
+
+
+def test_llama_server_on_the_path_is_taken_first(tmp_path: Path) -> None:
+    program = tmp_path / "llama-server"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert engine_program(None, path=str(tmp_path)) == (str(program),)
+
+
+def test_a_missing_engine_is_refused_with_the_way_to_get_one() -> None:
+    with pytest.raises(SupervisorError) as refused:
+        engine_program("/nowhere/llama-server")
+    assert refused.value.failure.kind == "engine_missing"
+    assert "pip install 'hostler[embedded]'" in refused.value.failure.message

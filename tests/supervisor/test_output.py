@@ -1,0 +1,64 @@
+"""The ring of last lines: bounded, followed, and without secrets."""
+
+from __future__ import annotations
+
+import pytest
+
+from hostler.supervisor.output import FOLLOWER_LINES, LONGEST_LINE, LineSplitter, Log
+
+pytestmark = pytest.mark.anyio
+
+
+def test_keeps_the_last_lines_only() -> None:
+    log = Log(3)
+    for number in range(5):
+        log.add(str(number))
+    assert log.tail() == ["2", "3", "4"]
+    assert log.tail(2) == ["3", "4"]
+    assert log.tail(0) == []
+
+
+def test_tells_what_came_after_a_mark() -> None:
+    log = Log(3)
+    log.add("before")
+    mark = log.count
+    assert log.since(mark) == []
+    log.add("after")
+    assert log.since(mark) == ["after"]
+
+
+def test_a_key_never_shows() -> None:
+    log = Log()
+    log.hide("s3cret")
+    log.add("Authorization: Bearer s3cret")
+    assert "s3cret" not in "".join(log.tail())
+
+
+async def test_a_follower_gets_what_comes() -> None:
+    log = Log()
+    log.add("old")
+    with log.follow() as lines:
+        log.add("new")
+        assert await anext(lines) == "new"
+
+
+async def test_a_slow_follower_is_told_how_much_it_missed_and_holds_up_nobody() -> None:
+    log = Log(10)
+    with log.follow() as lines:
+        for number in range(FOLLOWER_LINES + 7):
+            log.add(str(number))
+        assert await anext(lines) == "[7 lines were missed]"
+        assert await anext(lines) == "7"
+
+
+def test_lines_come_whole_out_of_any_pieces() -> None:
+    splitter = LineSplitter()
+    assert splitter.feed(b"on") == []
+    assert splitter.feed("e\r\ntwö\nthr".encode()) == ["one", "twö"]
+    assert splitter.finish() == ["thr"]
+
+
+def test_a_line_without_an_end_is_cut() -> None:
+    splitter = LineSplitter()
+    [line] = splitter.feed(b"x" * (LONGEST_LINE + 100))
+    assert len(line) == LONGEST_LINE
