@@ -79,7 +79,7 @@ class Restored(msgspec.Struct, frozen=True, kw_only=True):
 class _Slot(msgspec.Struct, frozen=True):
     id: int
     is_processing: bool = False
-    n_prompt_tokens: int = 0
+    n_prompt_tokens: int | None = None
 
 
 class _FileName(msgspec.Struct, frozen=True):
@@ -145,7 +145,9 @@ def slot_key(profile: Profile, file: Path, build: str) -> str:
             arguments.append(word)
     # Adapters and projectors are files too, and may be replaced under the same name.
     others = [file_identity(path) for word in arguments for path in _paths(word)]
+    # Two profiles of one file are two people's conversations.
     parts = (
+        profile.name,
         file_identity(file),
         build,
         profile.parallel,
@@ -208,12 +210,13 @@ class SlotStore:
             return Saved(why=str(error))
         saved = Saved()
         for slot in slots:
-            if slot.is_processing:
+            # A slot that says no number was not used since the start: what it was given back then is still on disk.
+            if slot.is_processing or slot.n_prompt_tokens is None:
                 continue
             if slot.n_prompt_tokens < self._min_tokens:
                 self._forget(_name(key, slot.id))
                 continue
-            one = await self._save_one(address, profile, facts, key, slot)
+            one = await self._save_one(address, profile, facts, key, slot.id, slot.n_prompt_tokens)
             saved = Saved(
                 slots=saved.slots + one.slots,
                 tokens=saved.tokens + one.tokens,
@@ -280,19 +283,19 @@ class SlotStore:
         return sum(self._size(name) or 0 for name, _ in self._kept())
 
     async def _save_one(
-        self, address: EngineAddress, profile: Profile, facts: ModelFacts | None, key: str, slot: _Slot
+        self, address: EngineAddress, profile: Profile, facts: ModelFacts | None, key: str, slot: int, tokens: int
     ) -> Saved:
-        expected = slot.n_prompt_tokens * (facts.kv_bytes_per_token if facts else 0)
+        expected = tokens * (facts.kv_bytes_per_token if facts else 0)
         # With a cache of smaller types it will be less; the true size is looked at afterwards.
         if expected // 4 > self._max_bytes or expected > self._free():
-            why = f"slot {slot.id} of {profile.name} holds {slot.n_prompt_tokens} tokens, too large to be kept"
+            why = f"slot {slot} of {profile.name} holds {tokens} tokens, too large to be kept"
             log.info("%s", why)
             return Saved(why=why)
         self._make_room(min(expected, self._max_bytes))
-        temporary = f"{key[:16]}-{slot.id}-{secrets.token_hex(4)}.part"
+        temporary = f"{key[:16]}-{slot}-{secrets.token_hex(4)}.part"
         part = self.directory / temporary
         try:
-            path = f"/slots/{slot.id}?action=save"
+            path = f"/slots/{slot}?action=save"
             body = _FileName(filename=temporary)
             written = await ask(address, "POST", path, _Written, body=body, timeout_s=self._limits.save_s)
             size = part.stat().st_size
@@ -300,11 +303,11 @@ class SlotStore:
                 raise EngineError(f"it wrote {size} bytes and says {written.n_written}")
             if size > self._max_bytes:
                 raise EngineError(f"{size} bytes are more than all that may be kept")
-            name = _name(key, slot.id)
+            name = _name(key, slot)
             kept = Kept(
                 key=key,
                 model=profile.name,
-                slot=slot.id,
+                slot=slot,
                 n_saved=written.n_saved,
                 n_written=written.n_written,
                 when=self._clock(),
@@ -315,7 +318,7 @@ class SlotStore:
             part.replace(self.directory / f"{name}.kv")
             self._write(self._sidecar(name), kept)
         except (EngineError, OSError) as error:
-            why = f"slot {slot.id} of {profile.name} was not kept: {error}"
+            why = f"slot {slot} of {profile.name} was not kept: {error}"
             log.info("%s", why)
             return Saved(why=why)
         finally:

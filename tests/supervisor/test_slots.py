@@ -38,7 +38,7 @@ class WritingEngine:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.tokens = [1000, 500]
+        self.tokens: list[Any] = [1000, 500]
         self.busy: set[int] = set()
         self.restored: dict[int, bytes] = {}
         self.asked: list[str] = []
@@ -52,7 +52,8 @@ class WritingEngine:
             return 200, {"build_info": "b1", "total_slots": 2}
         if path == "/slots":
             listed = [
-                {"id": number, "n_ctx": 9, "is_processing": number in self.busy, "n_prompt_tokens": tokens}
+                {"id": number, "n_ctx": 9, "is_processing": number in self.busy}
+                | ({} if tokens is None else {"n_prompt_tokens": tokens})
                 for number, tokens in enumerate(self.tokens)
             ]
             return 200, listed
@@ -147,6 +148,13 @@ async def test_a_slot_that_was_emptied_loses_its_file(store: SlotStore, engine: 
     engine.tokens = [1000, 0]
     await store.save(engine.address, PROFILE, FACTS, KEY)
     assert names(tmp_path) == BOTH[:2]
+
+
+async def test_a_slot_that_nobody_used_keeps_its_file(store: SlotStore, engine: WritingEngine, tmp_path: Path) -> None:
+    await store.save(engine.address, PROFILE, FACTS, KEY)
+    engine.tokens = [None, 500]
+    await store.save(engine.address, PROFILE, FACTS, KEY)
+    assert names(tmp_path) == BOTH
 
 
 async def test_a_file_that_is_not_as_it_was_written_is_never_shown_to_an_engine(
@@ -323,6 +331,7 @@ def test_a_key_changes_with_all_that_a_cache_depends_on(tmp_path: Path) -> None:
     keys = {slot_key(profile, file, "b1"), slot_key(profile, file, "b2")}
     for change in (
         {"parallel": 1},
+        {"name": "beta"},
         {"args": (*profile.args, "-ctk", "q8_0")},
         {"args": (*profile.args, "-fa", "on")},
         {"args": (*profile.args, "-kvu")},
@@ -336,7 +345,7 @@ def test_a_key_changes_with_all_that_a_cache_depends_on(tmp_path: Path) -> None:
     file.write_bytes(b"wights!")
     os.utime(file, ns=(1, 1))
     keys.add(slot_key(profile, file, "b1"))
-    assert len(keys) == 10
+    assert len(keys) == 11
 
 
 def test_a_key_stays_when_only_speed_changes(tmp_path: Path) -> None:
