@@ -134,7 +134,12 @@ class Document:
                 if "str" in wanted.split(" | ") and not isinstance(actual, str):
                     text += " (put it in quotes)"
             return self.error(path, text)
+        if message.startswith("Invalid enum value") and (known := _known_values(shape, path)):
+            return self.error(path, f"expected {' or '.join(known)}, got {self._written_or_shown(path, value)}")
         return self.error(path, message[:1].lower() + message[1:])
+
+    def _written_or_shown(self, path: Path, value: Any) -> str:
+        return self._values.written.get(path) or _shown(_at(value, path))
 
     def _hide(self, message: str) -> str:
         for secret, name in self._values.secrets.items():
@@ -230,7 +235,25 @@ def _replaced(value: Any, path: Path, new: Any) -> Any:
 
 
 def _known_keys(shape: Any, path: Path) -> list[str]:
-    """The keys that the mapping at `path` may have: asked of msgspec's own view of the type."""
+    """The keys that the mapping at `path` may have."""
+    info = _narrowed(_inspected(shape, path))
+    return [field.encode_name for field in info.fields] if isinstance(info, msgspec.inspect.StructType) else []
+
+
+def _known_values(shape: Any, path: Path) -> list[str]:
+    """The words that may stand at `path`, and the other kinds of value that may."""
+    info = _inspected(shape, path)
+    known: list[str] = []
+    for member in info.types if isinstance(info, msgspec.inspect.UnionType) else (info,):
+        if isinstance(member, msgspec.inspect.LiteralType):
+            known += [str(value) for value in member.values]
+        elif isinstance(member, msgspec.inspect.IntType | msgspec.inspect.FloatType):
+            known.append("a number")
+    return known
+
+
+def _inspected(shape: Any, path: Path) -> Any:
+    """msgspec's own view of the type at `path`."""
     info: Any = msgspec.inspect.type_info(shape)
     for step in path:
         info = _narrowed(info)
@@ -240,8 +263,7 @@ def _known_keys(shape: Any, path: Path) -> list[str]:
             info = info.value_type
         else:
             info = getattr(info, "item_type", None)
-    info = _narrowed(info)
-    return [field.encode_name for field in info.fields] if isinstance(info, msgspec.inspect.StructType) else []
+    return info
 
 
 def _narrowed(info: Any) -> Any:

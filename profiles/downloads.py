@@ -28,10 +28,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from hostler.profiles.sources import Phase, SourceError
+from hostler.profiles.sources import BLOCK, REPORT_S, Phase, SourceError
 
-_BLOCK = 1024 * 1024
-_REPORT_S = 0.1
 _CONNECT_S = 15.0
 _SPARE_BYTES = 64 * 1024 * 1024
 
@@ -145,7 +143,7 @@ def _run_pip(requirement: str, folder: Path, moved: Moved, stop: Stop) -> None:
         listener.start()
         try:
             while guard.poll() is None:
-                stop.wait(_REPORT_S)
+                stop.wait(REPORT_S)
                 stop.check()
                 moved("downloading", _largest(scratch), _announced(said))
         finally:
@@ -292,7 +290,7 @@ def _copied(source: Any, target: Path, total: int | None, moved: Callable[[int],
     """Copy to `target`, never more than `total`; an early end is an error. Returns the sha256."""
     digest, done, last = hashlib.sha256(), 0, 0.0
     with target.open("wb") as file:
-        for block in iter(functools.partial(source.read, _BLOCK), b""):
+        for block in iter(functools.partial(source.read, BLOCK), b""):
             stop.check()
             done += len(block)
             if total is not None and done > total:
@@ -301,11 +299,9 @@ def _copied(source: Any, target: Path, total: int | None, moved: Callable[[int],
                 _check_space(target, len(block))
             digest.update(block)
             file.write(block)
-            if (now := time.monotonic()) - last >= _REPORT_S or done == total:
+            if (now := time.monotonic()) - last >= REPORT_S or done == total:
                 last = now
                 moved(done)
-        file.flush()
-        os.fsync(file.fileno())
     stop.check()
     if total is not None and done != total:
         raise SourceError(f"{done} bytes came, {total} were announced")

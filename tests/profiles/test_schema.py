@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from hostler.profiles.document import Size
@@ -31,6 +32,11 @@ def test_inherits_all_but_names_through_several_bases() -> None:
     profiles = {profile.name: profile for profile in resolve({"c": third, "b": second, "a": first})}
     assert profiles["b"] == Profile(name="b", model="/m.gguf", context=200, args=("--x", "1"), ttl_s=5.0, memory=9)
     assert profiles["c"] == Profile(name="c", model="/m.gguf", context=200, args=("--y",), ttl_s=None, memory=9)
+
+
+def test_a_profile_can_be_sent() -> None:
+    sent = msgspec.json.encode(resolve({"a": entry(memory=Size(9), gpu_layers="all")}))
+    assert b'"memory":9' in sent
 
 
 def test_does_not_inherit_the_checksum_of_another_file() -> None:

