@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from hostler.gateway.switching.eviction import Resident, Room, Use, evict
-from hostler.gateway.switching.waiting import Line, Rank, Ticket, Turns, Waiter
+from hostler.gateway.switching.waiting import Line, Places, Rank, Ticket, Turns, Waiter
 from hostler.supervisor.contract import Failure, HostStatus, ModelStatus, ProfileInfo
 
 Phase = Literal["cold", "loading", "ready", "stopping"]
@@ -164,6 +164,7 @@ class Scheduler:
         self._orders: dict[int, _Order] = {}
         self._switches = 0
         self._turns = Turns()
+        self._places = Places(rules.max_waiting)
         self._plan_due = math.inf
 
     # Tickets
@@ -183,8 +184,11 @@ class Scheduler:
             return [self._refuse(ticket, "host_gone", now)]
         elif now < model.failed_until:
             return [self._refuse(ticket, "load_failed", now)]
-        if len(self._waiting) >= self._rules.max_waiting:
-            return [self._refuse(ticket, "queue_full", now)]
+        if not self._places.free(ticket.client, self._turns, len(self._waiting), now):
+            refusal = self._refuse(ticket, "queue_full", now)
+            self._places.keep(ticket.client, self._turns, now + refusal.retry_after_s)
+            return [refusal]
+        self._places.take(ticket.client)
         model.line.add(self._turns.join(ticket))
         self._waiting[ticket.id] = model
         return self._settle(now)
@@ -476,16 +480,16 @@ class Scheduler:
         effects: list[Effect] = []
         plans = self._plan(now, effects) if self._waiting else self._no_plan()
         for state in self._models.values():
-            if state.phase != "ready":
-                continue
-            if state.line:
+            if state.phase == "ready" and state.line:
                 self._admit(state, now, effects)
-            expired = state.idle_until is not None and now >= state.idle_until
-            if not state.running and (state.leaving or (expired and not state.line)):
-                effects.append(self._stop(state))
         for plan in plans:
             if self._has_room(plan, now):
                 effects.append(self._order(plan.model, plan.victims, now))
+        for state in self._models.values():
+            if state.phase == "ready" and not state.running:
+                expired = state.idle_until is not None and now >= state.idle_until
+                if state.leaving or (expired and not state.line):
+                    effects.append(self._stop(state))
         return effects
 
     def _admit(self, state: _Model, now: float, effects: list[Effect]) -> None:
@@ -507,7 +511,7 @@ class Scheduler:
             return False
         # The batch is served together, except that a crowd of one client does not hold up another client for longer
         # than its patience: then nobody is more than a turn ahead.
-        if now < state.since + self._rules.patience_s or state.line.has_client(gate.ticket.client):
+        if now <= state.since + self._rules.patience_s or state.line.has_client(gate.ticket.client):
             return True
         return waiter.rank[1] < gate.rank[1] + 1.0
 
@@ -577,8 +581,6 @@ class Scheduler:
     def _has_room(self, plan: _Plan, now: float) -> bool:
         """Whether the victims are free to go, and what stays (also what is only about to stop) leaves enough room."""
         for victim in plan.victims:
-            if victim.phase != "ready":
-                continue  # its idle time ended just now
             if victim.running or now < victim.since + self._rules.min_residency_s:
                 return False
         if not self._room.exclusive and self._room.budget_bytes is None:

@@ -70,6 +70,38 @@ class Turns:
         return max(self._waiting.values(), default=0)
 
 
+class Places:
+    """A limited number of places to wait in, of which a crowd of one client does not get all for good.
+
+    A client that was turned away while another one held several places is kept one until shortly after it was told to
+    come back; meanwhile those who wait already get no further place in its stead.
+    """
+
+    _GRACE_S = 5.0
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._kept: dict[str, float] = {}
+
+    def free(self, client: str, turns: Turns, taken: int, now: float) -> bool:
+        """Whether there is a place for one more ticket of `client`."""
+        if self._kept and turns.waiting(client):
+            self._kept = {other: until for other, until in self._kept.items() if until > now}
+            taken += len(self._kept)
+        return taken < self.limit
+
+    def take(self, client: str) -> None:
+        """A ticket of `client` got a place."""
+        self._kept.pop(client, None)
+
+    def keep(self, client: str, turns: Turns, until: float) -> None:
+        """`client` is turned away and told to come back at `until`. Half of the places at most are kept."""
+        if turns.waiting(client) or turns.largest() < 2:
+            return
+        if client in self._kept or len(self._kept) < self.limit // 2:
+            self._kept[client] = until + self._GRACE_S
+
+
 class Line:
     """The waiters of one model. Joining and leaving cost the logarithm of its length at most."""
 
