@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -123,6 +123,39 @@ def cannot_fit(profile: Profile, wanted: Need, budget: int) -> Failure:
     advice = ", or ".join([", ".join(ways[:-1]), ways[-1]])
     message = f"{profile.name} needs {wanted}; the budget is {gib(budget)} GiB: {advice}"
     return Failure(kind="does_not_fit", message=message)
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """A running model when room is made: what it takes, and since when nobody has asked it anything."""
+
+    name: str
+    bytes: int
+    idle_since: float
+    busy: bool = False
+    pinned: bool = False
+
+
+def make_room(wanted: Need, running: Sequence[Claim], budget: int) -> tuple[str, ...] | None:
+    """Which models have to go so that `wanted` fits: idle ones, the longest unused first, and none in vain.
+
+    Busy and pinned ones stay. `None` if it does not fit even then.
+    """
+    used = sum(claim.bytes for claim in running)
+    victims: list[Claim] = []
+    for claim in sorted(running, key=lambda claim: claim.idle_since):
+        if fits(wanted, budget=budget, used=used):
+            break
+        if not claim.busy and not claim.pinned:
+            victims.append(claim)
+            used -= claim.bytes
+    if not fits(wanted, budget=budget, used=used):
+        return None
+    # Somebody small may have been chosen before somebody large turned out to be enough.
+    for claim in list(victims):
+        if fits(wanted, budget=budget, used=used + claim.bytes):
+            victims.remove(claim)
+            used += claim.bytes
+    return tuple(claim.name for claim in victims)
 
 
 def gib(size: int) -> str:

@@ -16,6 +16,7 @@ from hostler.supervisor.memory import (
     GIB,
     MIB,
     PROCESS_BYTES,
+    Claim,
     Meter,
     Need,
     Observed,
@@ -23,6 +24,7 @@ from hostler.supervisor.memory import (
     cannot_fit,
     estimate,
     fits,
+    make_room,
     need,
     observe,
 )
@@ -94,6 +96,31 @@ def test_peaks_only_grow() -> None:
 def test_fits_up_to_the_last_byte() -> None:
     assert fits(Need(total=6), budget=10, used=4)
     assert not fits(Need(total=7), budget=10, used=4)
+
+
+OLD = Claim(name="old", bytes=3, idle_since=1.0)
+NEW = Claim(name="new", bytes=3, idle_since=2.0)
+LARGE = Claim(name="large", bytes=4, idle_since=3.0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "running", "victims"),
+    [
+        (0, (OLD, NEW, LARGE), ()),
+        (3, (NEW, OLD, LARGE), ("old",)),
+        (4, (OLD, NEW, LARGE), ("old", "new")),
+        (10, (OLD, NEW, LARGE), ("old", "new", "large")),
+        (7, (replace(OLD, bytes=1), LARGE, replace(NEW, bytes=5)), ("new", "large")),
+        (3, (replace(OLD, busy=True), NEW, LARGE), ("new",)),
+        (3, (replace(OLD, pinned=True), NEW, LARGE), ("new",)),
+        (8, (replace(OLD, pinned=True), NEW, LARGE), None),
+        (11, (), None),
+    ],
+)
+def test_the_longest_unused_make_room_and_none_in_vain(
+    wanted: int, running: tuple[Claim, ...], victims: tuple[str, ...] | None
+) -> None:
+    assert make_room(Need(total=wanted), running, 10) == victims
 
 
 def test_a_model_that_can_never_fit_is_refused_with_the_sum() -> None:
