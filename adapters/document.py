@@ -23,6 +23,9 @@ MAX_KEYS = 100_000
 _SMALL = 64 * 1024
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_text = msgspec.json.Decoder(str | None)
+_flag = msgspec.json.Decoder(bool | None)
+_number = msgspec.json.Decoder(int | None)
 _KEY = re.compile(rb'[ \t\n\r]*("[^"\\]*(?:\\.[^"\\]*)*")[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
 _NEXT = re.compile(rb"[ \t\n\r]*([,}])")
 _BRACKETS_ONLY = bytes(byte for byte in range(256) if byte not in b"[]{}")
@@ -56,13 +59,25 @@ class Document:
             raise BadRequest(_malformed(body, error)) from None
         spans(body, self.members)
 
-    def get(self, name: str, kind: type[T], *, words: str) -> T | None:
+    def text(self, name: str) -> str | None:
+        """The member as a string; `None` if it is absent or null. Raises `BadRequest` if it is anything else."""
+        return self.get(name, _text, words="a string")
+
+    def flag(self, name: str) -> bool:
+        """The member as true or false; false if it is absent or null."""
+        return self.get(name, _flag, words="true or false") or False
+
+    def number(self, name: str) -> int | None:
+        """The member as an integer; `None` if it is absent or null."""
+        return self.get(name, _number, words="an integer")
+
+    def get(self, name: str, decoder: msgspec.json.Decoder[T | None], *, words: str) -> T | None:
         """The member, decoded; `None` if it is absent or null. `words` says in an error what it should have been."""
         raw = self.members.get(name)
         if raw is None:
             return None
         try:
-            return msgspec.json.decode(raw, type=kind | None)
+            return decoder.decode(raw)
         except msgspec.ValidationError:
             raise BadRequest(f"`{name}` must be {words}.", param=name) from None
 

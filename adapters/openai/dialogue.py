@@ -193,7 +193,7 @@ def logprobs(document: Document) -> int | None:
         return None
     asked: bool | int = _part(document, "logprobs", bool | int)
     if isinstance(asked, bool):
-        return (document.get("top_logprobs", int, words="an integer") or 0) if asked else None
+        return (document.number("top_logprobs") or 0) if asked else None
     return asked
 
 

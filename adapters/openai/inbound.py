@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from hostler.adapters import form
 from hostler.adapters.canonical import (
     ChatRequest,
@@ -27,6 +29,7 @@ from hostler.adapters.openai.wire import WIRE, StreamOptions
 from hostler.adapters.protocol import Incoming, Operation, WireResponse
 
 _FORM = "multipart/form-data"
+_OPTIONS = msgspec.json.Decoder(StreamOptions | None)
 
 
 class OpenAIAdapter:
@@ -64,7 +67,7 @@ class OpenAIAdapter:
             stream = form.field(incoming.body, content_type, "stream") == "true"
             return Passthrough(origin=origin, model=model, output=Output(stream=stream))
         document = Document(incoming.body)
-        model = document.get("model", str, words="a string") or None
+        model = document.text("model") or None
         if name == "chat":
             if not document.has("messages"):
                 raise BadRequest("`messages` is missing.", param="messages")
@@ -77,7 +80,7 @@ class OpenAIAdapter:
             return EmbedRequest(origin=origin, model=model)
         if name == "rerank":
             return RerankRequest(origin=origin, model=model)
-        stream_ = document.get("stream", bool, words="true or false") or False
+        stream_ = document.flag("stream")
         return Passthrough(origin=origin, model=model, output=Output(stream=stream_))
 
     def expand(self, request: Request) -> Request:
@@ -102,12 +105,12 @@ class OpenAIAdapter:
 
 
 def _output(document: Document) -> Output:
-    options = document.get("stream_options", StreamOptions, words="an object")
-    choices = document.get("n", int, words="an integer")
+    options = document.get("stream_options", _OPTIONS, words="an object")
+    choices = document.number("n")
     if choices is not None and not 1 <= choices <= 1024:
         raise BadRequest("`n` must be a number from 1 to 1024.", param="n")
     return Output(
-        stream=document.get("stream", bool, words="true or false") or False,
+        stream=document.flag("stream"),
         include_usage=options is not None and options.include_usage is True,
         choices=choices or 1,
         schema=dialogue.schema(document),

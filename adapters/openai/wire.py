@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 WIRE = "openai"
+NO_ERROR = msgspec.Raw(b"null")
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +122,7 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True):
     """The answer object within an event of the responses stream."""
 
     usage: UsageBody | None = None
-    error: msgspec.Raw = msgspec.Raw(b"null")
+    error: msgspec.Raw = NO_ERROR
 
 
 class EventBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +131,7 @@ class EventBody(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[ChoiceBody] | None = None
     usage: UsageBody | None = None
     timings: Timings | None = None
-    error: msgspec.Raw = msgspec.Raw(b"null")
+    error: msgspec.Raw = NO_ERROR
     type: str | None = None
     response: ResponseBody | None = None
     message: Any = None
@@ -148,7 +149,7 @@ class NoticedEvent(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[NoticedChoice] | None = None
     usage: UsageBody | None = None
     timings: Timings | None = None
-    error: msgspec.Raw = msgspec.Raw(b"null")
+    error: msgspec.Raw = NO_ERROR
     type: str | None = None
     response: ResponseBody | None = None
     message: Any = None

@@ -1,0 +1,91 @@
+"""The OpenAI adapter, its upstream side, and recorded answers of real servers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hostler.adapters.canonical import AnswerHead, Chunk, Request
+from hostler.adapters.openai.encoder import OpenAIEncoder
+from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.openai.parser import OpenAIParser
+from hostler.adapters.openai.upstream import OpenAIUpstream
+from hostler.adapters.protocol import Incoming
+
+TRANSCRIPTS = Path(__file__).parent.parent / "transcripts"
+STREAM = AnswerHead(media_type="text/event-stream")
+
+Ask = Callable[..., Request]
+
+
+@pytest.fixture
+def adapter() -> OpenAIAdapter:
+    return OpenAIAdapter()
+
+
+@pytest.fixture
+def upstream() -> OpenAIUpstream:
+    return OpenAIUpstream()
+
+
+@pytest.fixture
+def transcript() -> Callable[[str], bytes]:
+    return lambda name: (TRANSCRIPTS / name).read_bytes()
+
+
+@pytest.fixture
+def ask(adapter: OpenAIAdapter) -> Ask:
+    """Decodes a request: `ask("/v1/chat/completions", {...})`, or raw bytes instead of a dict."""
+
+    def decode(path: str, body: dict[str, Any] | bytes = b"", **more: Any) -> Request:
+        operation = next(found for found in adapter.operations if found.path == path)
+        method = operation.methods[0]
+        sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return adapter.decode(operation, Incoming(method=method, path=path, body=sent, **more))
+
+    return decode
+
+
+@pytest.fixture
+def chat(ask: Ask) -> Callable[..., Request]:
+    """A chat request with these fields beside a model and one message."""
+
+    def decode(**fields: Any) -> Request:
+        body = {"model": "a", "messages": [{"role": "user", "content": "Say hi"}], **fields}
+        return ask("/v1/chat/completions", body)
+
+    return decode
+
+
+@pytest.fixture
+def begin(adapter: OpenAIAdapter) -> Callable[..., OpenAIEncoder]:
+    """An encoder for a request to which a backend answers."""
+
+    def make(request: Request, head: AnswerHead = STREAM, *, progress: str = "thinking") -> OpenAIEncoder:
+        encoder = adapter.encoder(request, id="chatcmpl-1", created=1700000000, progress=progress)
+        encoder.begin(head)
+        return encoder
+
+    return make
+
+
+@pytest.fixture
+def parse() -> Callable[..., list[Chunk]]:
+    """All chunks of an answer that came in these segments."""
+
+    def run(
+        segments: Iterable[bytes], *, head: AnswerHead = STREAM, operation: str = "chat", **options: Any
+    ) -> list[Chunk]:
+        parser = OpenAIParser(operation, **options)
+        parser.begin(head)
+        chunks: list[Chunk] = []
+        for segment in segments:
+            chunks.extend(parser.feed(segment))
+        chunks.extend(parser.finish())
+        return chunks
+
+    return run

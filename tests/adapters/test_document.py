@@ -1,0 +1,144 @@
+"""Bodies are looked into and spliced without losing a byte, and hostile ones are refused fast."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostler.adapters import document
+from hostler.adapters.document import Document
+from hostler.adapters.errors import BadRequest
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**12), 10**12)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+keys = st.sampled_from(["model", "stream", "messages", 'mo"del', "\\", "model ", "é", ""]) | st.text(max_size=6)
+objects = st.dictionaries(keys, values, max_size=6)
+layouts = st.fixed_dictionaries(
+    {
+        "ensure_ascii": st.booleans(),
+        "indent": st.sampled_from([None, 0, 2]),
+        "separators": st.sampled_from([(",", ":"), (" ,\t", " : ")]),
+    }
+)
+
+
+def encodable(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@given(objects.filter(encodable), layouts, st.sampled_from(["", " ", "\n\t"]))
+def test_patch_changes_the_named_members_and_no_other_byte(
+    body: dict[str, Any], layout: dict[str, Any], space: str
+) -> None:
+    text = (space + json.dumps(body, **layout) + space).encode()
+    patched = document.patch(text, {"model": b'"new"', "stream": b"true"})
+    assert json.loads(patched) == {**body, "model": "new", "stream": True}
+    where = document.spans(text, document.members(text))
+    rest = [
+        text[end:start]
+        for (_, end), (start, _) in zip([(0, 0), *where.values()], [*where.values(), (len(text), 0)], strict=True)
+    ]
+    at = 0
+    for piece in rest:
+        # The stretches between the values stand in the new body, in their order. New members come after the brace.
+        for part in (piece[: piece.index(b"{") + 1], piece[piece.index(b"{") + 1 :]) if at == 0 else (piece,):
+            at = patched.index(part, at) + len(part)
+
+
+@given(objects.filter(encodable))
+def test_patch_with_the_same_values_gives_the_same_bytes(body: dict[str, Any]) -> None:
+    text = json.dumps(body).encode()
+    same = {name: json.dumps(value).encode() for name, value in body.items()}
+    assert document.patch(text, same) == text
+
+
+def test_a_model_deeper_in_the_body_is_left_alone() -> None:
+    body = b'{"metadata":{"model":"x"},"messages":[{"model":"y","content":"\\"model\\":\\"z\\""}],"model":"a"}'
+    assert document.patch(body, {"model": b'"b"'}) == body[:-3] + b'b"}'
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "is empty"),
+        (b"  ", "is empty"),
+        (b"[]", "must be a JSON object"),
+        (b"null", "must be a JSON object"),
+        (b"{", "not valid JSON"),
+        (b'{"a":1}x', "not valid JSON"),
+        (b'{"a":NaN}', "not valid JSON"),
+        (b'{"a":"\\ud800"}', "not valid JSON"),
+        (b'{"a":"\xed\xa0\x80"}', "not UTF-8"),
+        (b'{"a":"\xff"}', "not UTF-8"),
+        (b'{"model":"a","model":"b"}', '"model" more than once'),
+        (b'{"model":"a","model":"a"}', "more than once"),
+        (b'{"model":"aa","x":1,"m\\u006fdel":"b"}', '"model" more than once'),
+        (b'{"a":12,"a":1}', '"a" more than once'),
+    ],
+)
+def test_what_parsers_disagree_about_is_refused(body: bytes, words: str) -> None:
+    with pytest.raises(BadRequest, match=words):
+        Document(body)
+
+
+def nested(depth: int) -> bytes:
+    return b'{"a":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
+
+
+def test_depth_is_limited_exactly() -> None:
+    assert Document(nested(document.MAX_DEPTH)).members
+    with pytest.raises(BadRequest, match="nested"):
+        Document(nested(document.MAX_DEPTH + 1))
+
+
+def test_brackets_in_strings_are_not_depth() -> None:
+    assert Document(json.dumps({"content": '["\\' * 5000}).encode()).members
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        nested(100_000),
+        b"[" * 100_000,
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        json.dumps({f"k{number}": number for number in range(10**6)}).encode(),
+        b'{"model":"a",' + b",".join([b'"model":"b"'] * 90_000) + b"}",
+    ],
+    ids=["arrays", "only arrays", "objects", "keys", "duplicates"],
+)
+def test_hostile_bodies_are_refused_in_a_tenth_of_a_second(body: bytes) -> None:
+    took = []
+    for _ in range(3):
+        began = time.process_time()
+        with pytest.raises(BadRequest):
+            Document(body)
+        took.append(time.process_time() - began)
+    assert min(took) < 0.1
+
+
+def test_a_wrong_type_names_the_field() -> None:
+    with pytest.raises(BadRequest, match="`model` must be a string") as caught:
+        Document(b'{"model":1}').text("model")
+    assert caught.value.param == "model"
+
+
+def test_null_is_absent() -> None:
+    body = Document(b'{"model":null}')
+    assert body.text("model") is None
+    assert not body.has("model")

@@ -1,0 +1,107 @@
+"""Signs of life and errors inside an OpenAI stream, in the form that no client mistakes for an answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hostler.adapters import framing
+from hostler.adapters.canonical import Progress
+from hostler.adapters.errors import ModelUnavailable
+
+LOADING = Progress(phase="loading", model="b", from_model="a", percent=40.2, eta_s=11.6)
+QUEUED = Progress(phase="queued", model="b", position=3, waited_s=2.0)
+
+
+def chunks(data: bytes) -> list[Any]:
+    return [json.loads(found) for _, found in framing.events(data)]
+
+
+def test_the_first_sign_is_a_comment_and_the_role(chat: Any, begin: Any) -> None:
+    sign = begin(chat(stream=True)).heartbeat(LOADING)
+    comment, _, rest = sign.partition(b"\n")
+    assert comment == b": [hostler] loading b: 40% (12 s left)"
+    assert rest.startswith(b"data: ")
+    assert rest.endswith(b"\n\n")
+    assert chunks(sign)[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+
+
+def test_thinking_shows_a_line_and_the_facts(chat: Any, begin: Any) -> None:
+    encoder = begin(chat(stream=True))
+    encoder.heartbeat(QUEUED)
+    sign = chunks(encoder.heartbeat(LOADING))[0]
+    assert sign["choices"] == [
+        {
+            "index": 0,
+            "delta": {"reasoning_content": "[hostler] loading b: 40% (12 s left)\n"},
+            "logprobs": None,
+            "finish_reason": None,
+        }
+    ]
+    assert sign["x_hostler"] == {
+        "phase": "loading",
+        "model": "b",
+        "from": "a",
+        "position": None,
+        "percent": 40.2,
+        "eta_s": 11.6,
+    }
+    waiting = chunks(encoder.heartbeat(QUEUED))[0]
+    assert waiting["choices"][0]["delta"]["reasoning_content"] == "[hostler] queued b: position 3\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "setting"),
+    [({}, "quiet"), ({"n": 2}, "thinking"), ({"response_format": {"type": "json_object"}}, "thinking")],
+)
+def test_quiet_says_nothing_to_people(chat: Any, begin: Any, fields: dict[str, Any], setting: str) -> None:
+    encoder = begin(chat(stream=True, **fields), progress=setting)
+    encoder.heartbeat(LOADING)
+    sign = chunks(encoder.heartbeat(LOADING))[0]
+    assert sign["choices"][0]["delta"] == {}
+    assert sign["x_hostler"]["phase"] == "loading"
+
+
+def test_comments_are_only_comments(chat: Any, begin: Any) -> None:
+    encoder = begin(chat(stream=True), progress="comments")
+    assert encoder.heartbeat(LOADING) == encoder.heartbeat(LOADING) == b": [hostler] loading b: 40% (12 s left)\n"
+
+
+def test_off_and_whole_answers_have_no_signs(chat: Any, begin: Any) -> None:
+    assert begin(chat(stream=True), progress="off").heartbeat(LOADING) == b""
+    assert begin(chat()).heartbeat(LOADING) == b""
+
+
+def test_responses_get_comments_alone(ask: Any, begin: Any) -> None:
+    encoder = begin(ask("/v1/responses", {"input": "x", "stream": True}))
+    assert encoder.heartbeat(LOADING).startswith(b": ")
+    assert chunks(encoder.heartbeat(LOADING)) == []
+
+
+def test_completions_get_empty_text(ask: Any, begin: Any) -> None:
+    encoder = begin(ask("/v1/completions", {"prompt": "x", "stream": True}))
+    encoder.heartbeat(LOADING)
+    sign = chunks(encoder.heartbeat(LOADING))[0]
+    assert (sign["object"], sign["choices"][0]["text"]) == ("text_completion", "")
+
+
+def test_a_model_name_cannot_break_the_stream(chat: Any, begin: Any) -> None:
+    encoder = begin(chat(stream=True))
+    sign = encoder.heartbeat(Progress(phase="loading", model='b\n\ndata: {"evil":1}\n\n'))
+    assert len(chunks(sign)) == 1
+
+
+def test_an_error_ends_the_stream(chat: Any, begin: Any) -> None:
+    data = begin(chat(stream=True)).error(ModelUnavailable("b failed to load"))
+    assert data.endswith(b"data: [DONE]\n\n")
+    assert json.loads(data.split(b"\n\n")[0][6:]) == {
+        "error": {"message": "b failed to load", "type": "server_error", "param": None, "code": "model_not_available"}
+    }
+
+
+def test_an_error_in_a_responses_stream_is_an_event_of_its_own(ask: Any, begin: Any) -> None:
+    encoder = begin(ask("/v1/responses", {"input": "x", "stream": True}))
+    name, data = next(framing.events(encoder.error(ModelUnavailable("no"))))
+    assert (name, json.loads(data)["type"], json.loads(data)["code"]) == ("error", "error", "model_not_available")

@@ -1,0 +1,129 @@
+"""Errors and model lists as OpenAI clients read them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hostler.adapters.errors import (
+    BackendRejected,
+    BackendTimeout,
+    BadRequest,
+    Busy,
+    Forbidden,
+    GatewayError,
+    MethodNotAllowed,
+    ModelNotFound,
+    ModelUnavailable,
+    TooLarge,
+    Unauthenticated,
+)
+from hostler.adapters.listing import Listing, ModelCard
+from hostler.adapters.openai.inbound import OpenAIAdapter
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind", "code"),
+    [
+        (BadRequest("x"), 400, "invalid_request_error", "invalid_request"),
+        (Unauthenticated("x"), 401, "authentication_error", "invalid_api_key"),
+        (Forbidden("x"), 403, "permission_error", "forbidden"),
+        (ModelNotFound("x"), 404, "invalid_request_error", "model_not_found"),
+        (TooLarge("x"), 413, "invalid_request_error", "request_too_large"),
+        (Busy("x"), 429, "rate_limit_error", "queue_full"),
+        (ModelUnavailable("x"), 503, "server_error", "model_not_available"),
+        (BackendTimeout("x"), 504, "server_error", "backend_timeout"),
+    ],
+)
+def test_each_error_has_its_status_and_type(
+    adapter: OpenAIAdapter, error: GatewayError, status: int, kind: str, code: str
+) -> None:
+    answer = adapter.refuse(error)
+    body = json.loads(answer.body)["error"]
+    assert (answer.status, body["type"], body["code"], body["message"]) == (status, kind, code, "x")
+    assert set(body) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(("seconds", "header"), [(0.0, "1"), (0.2, "1"), (1.1, "2"), (60, "60")])
+def test_retry_after_is_rounded_up(adapter: OpenAIAdapter, seconds: float, header: str) -> None:
+    assert ("Retry-After", header) in adapter.refuse(Busy("x", retry_after_s=seconds)).headers
+
+
+def test_challenges_and_allowed_methods_are_told(adapter: OpenAIAdapter) -> None:
+    assert adapter.refuse(Unauthenticated("x")).headers == (("WWW-Authenticate", "Bearer"),)
+    assert adapter.refuse(MethodNotAllowed("x", allowed=("GET", "POST"))).headers == (("Allow", "GET, POST"),)
+
+
+def rejected(status: int, wire: str = "openai") -> BackendRejected:
+    return BackendRejected(
+        "the backend refused the request",
+        backend="main", wire=wire, answer_status=status, headers={"Content-Type": "application/json; charset=utf-8"}, body=b'{"error":{"message":"secret"}}',
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 501])
+@pytest.mark.parametrize("wire", ["openai", "llamacpp"])
+def test_what_an_engine_refuses_is_passed_on_unchanged(adapter: OpenAIAdapter, status: int, wire: str) -> None:
+    answer = adapter.refuse(rejected(status, wire))
+    assert (answer.status, answer.body) == (status, b'{"error":{"message":"secret"}}')
+    assert answer.media_type == "application/json; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(rejected(400, "ollama"), 400), (rejected(500, "ollama"), 502), (rejected(401), 502)]
+)
+def test_other_refusals_tell_only_their_kind(adapter: OpenAIAdapter, error: BackendRejected, status: int) -> None:
+    answer = adapter.refuse(error)
+    assert answer.status == status
+    assert b"secret" not in answer.body
+
+
+def test_control_characters_are_shown_escaped(adapter: OpenAIAdapter) -> None:
+    message = json.loads(adapter.refuse(BadRequest("a\x00b\x1b[31m\u202e" + "x" * 5000)).body)["error"]["message"]
+    assert message.startswith("a\\x00b\\x1b[31m\\u202exx")
+    assert len(message) < 2100
+
+
+CARDS = (
+    ModelCard(name="big", aliases=("gpt-4", "b"), context=8192, created=17, state="loaded"),
+    ModelCard(name="vectors", context=512, created=18, capabilities=("embedding",)),
+    ModelCard(name="small", context=2048, created=19),
+    ModelCard(name="hidden", listed=False),
+)
+LISTING = Listing(
+    cards=CARDS, index={name: card for card in CARDS for name in (card.name, *card.aliases)}, active="big"
+)
+
+
+def test_the_list_names_the_active_model_first_and_every_alias(adapter: OpenAIAdapter, ask: Any) -> None:
+    answer = json.loads(adapter.answer(ask("/v1/models"), LISTING).body)
+    assert [entry["id"] for entry in answer["data"]] == ["big", "gpt-4", "b", "small", "vectors"]
+    assert answer["data"][1] == {
+        "id": "gpt-4", "object": "model", "created": 17, "owned_by": "hostler",
+        "context_length": 8192, "max_model_len": 8192, "status": {"value": "loaded"},
+    }  # fmt: skip
+
+
+def test_one_model_is_told_by_name_or_alias(adapter: OpenAIAdapter, ask: Any) -> None:
+    for name in ("big", "gpt-4", "hidden"):
+        probe = ask("/models/{id:path}", path_params={"id": name})
+        assert json.loads(adapter.answer(probe, LISTING).body)["id"] == name
+
+
+def test_an_unknown_model_is_answered_with_the_known_ones(adapter: OpenAIAdapter, ask: Any) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        adapter.answer(ask("/models/{id:path}", path_params={"id": "x\x00" + "y" * 9000}), LISTING)
+    body = json.loads(adapter.refuse(caught.value).body)["error"]
+    assert body["message"].startswith("The model `x\\x00yyy")
+    assert body["message"].endswith("does not exist; the models are: big, vectors, small.")
+    assert (body["code"], body["param"], len(body["message"]) < 400) == ("model_not_found", "model", True)
+
+
+def test_at_most_twenty_models_are_named() -> None:
+    from hostler.adapters.openai.models import unknown
+
+    message = unknown("x", [f"m{number}" for number in range(50)]).message
+    assert "m19, and 30 more" in message
+    assert "m20" not in message

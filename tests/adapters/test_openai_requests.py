@@ -1,0 +1,270 @@
+"""OpenAI requests: what is read of them, what is refused, and what a backend gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from hostler.adapters.canonical import (
+    ChatRequest,
+    CompletionRequest,
+    Dialogue,
+    EmbedRequest,
+    Media,
+    Origin,
+    Output,
+    Passthrough,
+    Probe,
+    Request,
+    RerankRequest,
+    Text,
+    ToolCall,
+)
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.openai.upstream import OpenAIUpstream
+
+Chat = Callable[..., ChatRequest]
+
+
+def test_every_operation_exists_with_and_without_prefix_and_slash(adapter: OpenAIAdapter) -> None:
+    paths = {operation.path: operation.name for operation in adapter.operations}
+    for path, name in (("/chat/completions", "chat"), ("/embeddings", "embeddings"), ("/models", "models")):
+        assert [paths[p] for p in (f"/v1{path}", f"/v1{path}/", path, f"{path}/")] == [name] * 4
+    assert paths["/v1/models/{id:path}"] == "model"
+
+
+def test_only_the_fields_that_decide_the_way_are_read(chat: Chat) -> None:
+    request = chat(stream=True, stream_options={"include_usage": True}, n=2, unknown={"x": [1]})
+    assert request.model == "a"
+    assert request.output == Output(stream=True, include_usage=True, choices=2)
+    assert request.dialogue is None
+
+
+@pytest.mark.parametrize("body", [{"messages": []}, {"model": None, "messages": []}, {"model": "", "messages": []}])
+def test_no_model_is_none(ask: Any, body: dict[str, Any]) -> None:
+    assert ask("/v1/chat/completions", body).model is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": 1}, "model"),
+        ({"stream": "true"}, "stream"),
+        ({"stream_options": 1}, "stream_options"),
+        ({"n": 0}, "n"),
+        ({"n": "2"}, "n"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": None}, "messages"),
+        ({"response_format": {"type": 1}}, "response_format.type"),
+    ],
+)
+def test_a_wrong_field_is_named(chat: Chat, fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        chat(**fields)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "schema"),
+    [
+        ({}, None),
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, b'"json"'),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"a": 1}}}}, b'{"a": 1}'),
+        ({"json_schema": {"a": 1}}, b'{"a": 1}'),
+    ],
+)
+def test_structured_output_is_noticed(chat: Chat, fields: dict[str, Any], schema: bytes | None) -> None:
+    found = chat(**fields).output.schema
+    assert (None if found is None else bytes(found)) == schema
+
+
+def test_other_operations_become_their_own_kinds(ask: Any) -> None:
+    assert isinstance(ask("/v1/completions", {"model": "a", "prompt": "x"}), CompletionRequest)
+    assert isinstance(ask("/v1/embeddings", {"model": "a", "input": "x"}), EmbedRequest)
+    assert isinstance(ask("/v1/rerank", {"model": "a", "query": "x"}), RerankRequest)
+    assert ask("/v1/responses", {"model": "a", "stream": True}).output.stream
+    assert isinstance(ask("/v1/audio/speech", {"model": "a"}), Passthrough)
+
+
+def test_probes_name_what_is_asked(ask: Any) -> None:
+    assert ask("/models/").kind == "models"
+    probe = ask("/v1/models/{id:path}", path_params={"id": "org/model:q4/"})
+    assert isinstance(probe, Probe)
+    assert (probe.kind, probe.model) == ("model", "org/model:q4")
+
+
+def test_an_upload_is_read_and_forwarded_as_a_form(ask: Any, upstream: OpenAIUpstream) -> None:
+    kind = "multipart/form-data; boundary=q"
+    body = b'--q\r\nContent-Disposition: form-data; name="model"\r\n\r\nw\r\n--q\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n\x00\xff\r\n--q--\r\n'
+    request = ask("/v1/audio/transcriptions", body, headers={"content-type": kind})
+    sent = upstream.build(request, model="large", stream=False)
+    assert (request.model, sent.path, sent.content_type) == ("w", "/v1/audio/transcriptions", kind)
+    assert sent.body == body.replace(b"\r\n\r\nw\r\n", b"\r\n\r\nlarge\r\n")
+
+
+def test_a_stream_is_forwarded_with_only_the_model_changed(ask: Any, upstream: OpenAIUpstream) -> None:
+    body = b'{ "stream":true,"model" : "a", "messages":[ {"role":"user","content":"\\u00e9"} ], "x":1e400 }'
+    sent = upstream.build(ask("/chat/completions", body), model="b/c", stream=True)
+    assert (sent.path, sent.body) == ("/v1/chat/completions", body.replace(b'"a"', b'"b/c"'))
+
+
+def test_a_whole_answer_is_asked_for_as_a_stream_with_counts(chat: Chat, upstream: OpenAIUpstream) -> None:
+    sent = json.loads(upstream.build(chat(stream=False, stream_options={"x": 1}), model="b", stream=True).body)
+    assert (sent["stream"], sent["stream_options"]) == (True, {"x": 1, "include_usage": True})
+    plain = json.loads(upstream.build(chat(), model="b", stream=False).body)
+    assert "stream" not in plain
+
+
+def test_our_progress_lines_are_taken_out_of_the_history(ask: Any, upstream: OpenAIUpstream) -> None:
+    shown = "[hostler] loading b: 40% (12 s left)\n[hostler] ready b\nLet me think.\nabout [hostler] x\n"
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "[hostler] mine stays"},
+        {"role": "assistant", "reasoning_content": shown, "reasoning": "[hostler] last", "content": "Hi", "extra": 1},
+    ]
+    request = ask("/v1/chat/completions", {"model": "a", "messages": messages, "x": 1.0})
+    sent = json.loads(upstream.build(request, model="a", stream=False).body)
+    assert sent["messages"][0] == messages[0]
+    assert sent["messages"][1] == {
+        **messages[1],
+        "reasoning_content": "Let me think.\nabout [hostler] x\n",
+        "reasoning": "",
+    }
+
+
+FULL: dict[str, Any] = {
+    "messages": [
+        {"role": "system", "content": "Be kind."},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "What is this?"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+                {"type": "image_url", "image_url": {"url": "https://x.example/a.png"}},
+                {"type": "input_audio", "input_audio": {"data": "BBBB", "format": "mp3"}},
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": None,
+            "reasoning_content": "Hm.",
+            "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at":1}'}}],
+        },
+        {"role": "tool", "content": "a cat", "tool_call_id": "c1"},
+    ],
+    "tools": [
+        {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}
+    ],
+    "tool_choice": {"type": "function", "function": {"name": "look"}},
+    "parallel_tool_calls": False,
+    "temperature": 1,
+    "top_p": 0.9,
+    "top_k": 40,
+    "min_p": 0.05,
+    "repeat_penalty": 1.1,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.25,
+    "seed": 7,
+    "max_tokens": 100,
+    "stop": ["\n"],
+    "reasoning_effort": "low",
+    "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": {"a": 1}}},
+    "logprobs": True,
+    "top_logprobs": 3,
+}
+
+
+def test_a_chat_is_understood_in_full(adapter: OpenAIAdapter, chat: Chat) -> None:
+    request = adapter.expand(chat(**FULL))
+    assert isinstance(request, ChatRequest)
+    dialogue = request.dialogue
+    assert isinstance(dialogue, Dialogue)
+    assert dialogue.messages[1].parts == (
+        Text(text="What is this?"),
+        Media(kind="image", data="AAAA", mime="image/png"),
+        Media(kind="image", url="https://x.example/a.png"),
+        Media(kind="audio", data="BBBB", mime="audio/mp3"),
+    )
+    assert dialogue.messages[2].reasoning == "Hm."
+    assert dialogue.messages[2].tool_calls == (ToolCall(id="c1", name="look", arguments='{"at":1}'),)
+    assert (dialogue.tools[0].name, dialogue.tool_choice, dialogue.thinking) == ("look", "look", "low")
+    assert dialogue.sampling.stop == ("\n",)
+    assert request.output.logprobs == 3
+
+
+def crossed(request: Request) -> Request:
+    """The request as if it had come in another protocol."""
+    return msgspec.structs.replace(request, origin=Origin(wire="other", operation="x"))
+
+
+def test_what_was_understood_is_written_again(adapter: OpenAIAdapter, chat: Chat, upstream: OpenAIUpstream) -> None:
+    request = crossed(adapter.expand(chat(**FULL, stream=True)))
+    sent = upstream.build(request, model="b", stream=True)
+    assert sent.path == "/v1/chat/completions"
+    assert json.loads(sent.body) == {
+        **FULL,
+        "model": "b",
+        "temperature": 1.0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "chat_template_kwargs": {"enable_thinking": True},
+    }
+
+
+def test_completions_embeddings_and_rerankings_cross_over(
+    adapter: OpenAIAdapter, ask: Any, upstream: OpenAIUpstream
+) -> None:
+    def sent(path: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        built = upstream.build(crossed(adapter.expand(ask(path, body))), model="b", stream=False)
+        return built.path, json.loads(built.body)
+
+    assert sent("/v1/completions", {"prompt": ["x"], "suffix": "y", "max_tokens": 3, "stop": "z"}) == (
+        "/v1/completions",
+        {"model": "b", "prompt": "x", "suffix": "y", "max_tokens": 3, "stop": ["z"], "stream": False},
+    )
+    assert sent("/v1/embeddings", {"input": "x", "dimensions": 8}) == (
+        "/v1/embeddings",
+        {"model": "b", "input": ["x"], "encoding_format": "float", "dimensions": 8},
+    )
+    assert sent("/v1/rerank", {"query": "q", "documents": ["x", {"text": "y"}], "top_n": 1}) == (
+        "/v1/rerank",
+        {"model": "b", "query": "q", "documents": ["x", "y"], "top_n": 1},
+    )
+
+
+def test_tool_results_without_an_id_find_their_call(
+    upstream: OpenAIUpstream, adapter: OpenAIAdapter, chat: Chat
+) -> None:
+    calls = [{"function": {"name": name, "arguments": "{}"}} for name in ("one", "two")]
+    messages = [
+        {"role": "assistant", "tool_calls": calls},
+        {"role": "tool", "name": "two", "content": "2"},
+        {"role": "tool", "content": "1"},
+    ]
+    request = crossed(adapter.expand(chat(messages=messages)))
+    sent = json.loads(upstream.build(request, model="b", stream=False).body)["messages"]
+    assert [call["id"] for call in sent[0]["tool_calls"]] == ["call_1", "call_2"]
+    assert [message["tool_call_id"] for message in sent[1:]] == ["call_2", "call_1"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": [{"role": 1}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "messages[0].content[0]"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"stop": [1]}, "stop[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:x,y"}]}]}, "messages"),
+    ],
+)
+def test_what_cannot_be_understood_is_named(
+    adapter: OpenAIAdapter, chat: Chat, fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(BadRequest) as caught:
+        adapter.expand(chat(**fields))
+    assert caught.value.param == param

@@ -1,0 +1,57 @@
+"""Adapters are found through entry points; broken ones are named and left out, conflicts are named and refused."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.protocol import Operation
+from hostler.adapters.registry import AdapterConflict, check_conflicts, load_adapters
+
+OPENAI = EntryPoint("openai", "hostler.adapters.openai.inbound:OpenAIAdapter", "hostler.adapters")
+
+
+class Other(OpenAIAdapter):
+    """Claims one of OpenAI's paths, perhaps with a header."""
+
+    header: str | None = None
+
+    @property
+    def name(self) -> str:
+        return "other"
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        return (Operation(name="mine", path="/v1/models", methods=("GET",), header=self.header),)
+
+
+def test_the_built_in_adapter_is_found() -> None:
+    assert "openai" in [adapter.name for adapter in load_adapters()]
+
+
+@pytest.mark.parametrize("value", ["nowhere_at_all:Thing", "json:Nothing", "json:JSONEncoder", "math:sqrt"])
+def test_a_broken_adapter_is_named_and_left_out(caplog: pytest.LogCaptureFixture, value: str) -> None:
+    with caplog.at_level(logging.ERROR):
+        adapters = load_adapters([EntryPoint("broken", value, "hostler.adapters"), OPENAI])
+    assert [adapter.name for adapter in adapters] == ["openai"]
+    assert f"broken ({value}) is left out" in caplog.text
+
+
+def test_a_name_is_taken_once(caplog: pytest.LogCaptureFixture) -> None:
+    again = EntryPoint("zzz", OPENAI.value, OPENAI.group)
+    assert len(load_adapters([again, OPENAI])) == 1
+    assert "one of that name already" in caplog.text
+
+
+def test_two_claims_on_a_path_are_refused_naming_both() -> None:
+    with pytest.raises(AdapterConflict, match="openai and other both claim GET /v1/models"):
+        check_conflicts([OpenAIAdapter(), Other()])
+
+
+def test_a_header_tells_two_claims_apart() -> None:
+    other = Other()
+    other.header = "anthropic-version"
+    check_conflicts([OpenAIAdapter(), other])
