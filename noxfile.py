@@ -1,0 +1,220 @@
+"""What must hold before a change is done. `nox` runs all of it, `nox -s tests` one part, `nox -s tests -- -k name` less."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nox
+
+nox.needs_version = ">=2025.5"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "imports", "tests", "package"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+#: A person's settings must not reach the checks. What was fetched stays where it is, so that it is fetched once.
+CLEAN = {"HOSTLER_CONFIG": None, "HOSTLER_API_KEY": None}
+
+#: How long a fresh installation may take to its first answer, the machine being busy and the model being here.
+PATIENCE_S = 120.0
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Form: ruff's formatter and ruff's rules. `nox -s lint -- --fix` repairs what can be repaired."""
+    _install(session, "lint")
+    fix = "--fix" in session.posargs
+    session.run("ruff", "format", *([] if fix else ["--check", "--diff"]), ".")
+    session.run("ruff", "check", *(["--fix"] if fix else []), ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types: mypy, strict, over the packages and this file."""
+    _install(session, "types", "-e", ".")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """Who may import whom: the contracts in pyproject.toml, explained in docs/architecture.md."""
+    _install(session, "imports", "-e", ".")
+    session.run("lint-imports", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole suite, with the real engine and the real model, which is fetched the first time."""
+    _install(session, "tests", "-e", ".[embedded]")
+    with _folder(session) as folder, session.chdir(folder):
+        model = _pull(session, Path(session.bin) / "hostler")
+    session.run("pytest", *session.posargs, env={**CLEAN, "HOSTLER_TEST_MODEL": str(model)})
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """What strangers get: sdist, a wheel made from it, installed by path into empty environments, and a real answer."""
+    _install(session, "package")
+    with _folder(session) as folder:
+        session.run("python", "-m", "build", "--outdir", str(folder), ".", silent=True)
+        (wheel,) = folder.glob("*.whl")
+        session.log(f"{wheel.name}: {wheel.stat().st_size / 1024:.0f} KiB, made from the sdist")
+        with session.chdir(folder):
+            _check_without_engine(session, folder / "plain", wheel)
+            _check_with_engine(session, folder / "embedded", wheel)
+
+
+def _check_without_engine(session: nox.Session, environment: Path, wheel: Path) -> None:
+    """The wheel alone: all of it and nothing else is installed, the commands run, a missing engine is explained."""
+    _fresh(session, environment, str(wheel))
+    hostler, python = environment / "bin" / "hostler", environment / "bin" / "python"
+    session.run(str(python), "-c", INSTALLED, external=True)
+    version = _output(session, hostler, "--version")
+    if version != f"hostler {wheel.name.split('-')[1]}":
+        session.error(f"{wheel.name} says it is {version!r}")
+    _output(session, hostler, "check")
+    _output(session, hostler, "check", "--json")
+    if "properties" not in str(json.loads(_output(session, hostler, "schema"))):
+        session.error("`hostler schema` prints no schema")
+    _output(session, python, "-m", "hostler.gateway", "--help")
+    engine = subprocess.run(
+        [python, "-m", "hostler.supervisor.engine", "-m", "missing.gguf"], env=_environment(), capture_output=True
+    )
+    if engine.returncode == 0 or b"Traceback" in engine.stderr:
+        session.error(f"the engine should say that it is not installed, but said {engine.stderr.decode()!r}")
+
+
+def _check_with_engine(session: nox.Session, environment: Path, wheel: Path) -> None:
+    """The wheel with its engine: `hostler up` answers a question, and leaves nothing behind when it is stopped."""
+    _fresh(session, environment, f"{wheel}[embedded]")
+    hostler = environment / "bin" / "hostler"
+    _output(session, environment / "bin" / "python", "-m", "hostler.supervisor.engine", "--help")
+    _pull(session, hostler)
+    # The shipped profiles, on a free port: other programs, and other copies of this check, may run here.
+    configuration = Path("port-of-its-own.yaml")
+    configuration.write_text('gateway: {listen: ["127.0.0.1:0"]}\nsupervisor: {engine: embedded}\n', encoding="utf-8")
+    with _running(session, hostler, "up", "--config", configuration, "--log-level", "warning") as url:
+        answer = _answer(url)
+        engines = _engines(url)
+    if not engines or any(Path(f"/proc/{pid}").exists() for pid in engines):
+        session.error(f"an engine should have run and be gone, but these ran: {engines}")
+    session.log(f"the fresh installation answers: {answer!r}")
+    if not answer.strip():
+        session.error("the first answer is empty")
+
+
+#: Runs inside a fresh environment: which files has the installation brought along, and may they be where they are?
+INSTALLED = """
+import sys
+from importlib.metadata import files
+
+paths = {str(path) for path in files("hostler")}
+wanted = {"hostler/py.typed", "hostler/profiles/demo.yaml", "hostler/gateway/cli.py", "hostler/supervisor/fleet.py",
+          "hostler/adapters/openai/inbound.py", "hostler/gateway/layers/base.py", "hostler/gateway/backends/base.py"}
+missing = wanted - paths
+strange = {path for path in paths if not path.startswith(("hostler/", "hostler-", "../../../bin/hostler"))}
+if missing or strange:
+    sys.exit(f"missing in the wheel: {sorted(missing)}; in places that belong to others: {sorted(strange)}")
+"""
+
+
+def _install(session: nox.Session, group: str, *more: str) -> None:
+    session.install(*nox.project.dependency_groups(PROJECT, group), *more)
+
+
+@contextmanager
+def _folder(session: nox.Session) -> Iterator[Path]:
+    """A folder of this session's own, away from the checkout, so that nothing is found there by accident."""
+    folder = Path(session.create_tmp()).resolve() / "room"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fresh(session: nox.Session, environment: Path, requirement: str) -> None:
+    """A new virtual environment with `requirement` and what it depends on, and nothing else."""
+    session.run("python", "-m", "virtualenv", "--quiet", str(environment))
+    session.run(
+        str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", requirement,
+        env={"PIP_DISABLE_PIP_VERSION_CHECK": "1"}, external=True,
+    )  # fmt: skip
+
+
+def _output(session: nox.Session, program: Path, *arguments: str) -> str:
+    """What a command prints; a failing one fails the session."""
+    output = session.run(str(program), *arguments, silent=True, external=True, env=CLEAN)
+    return str(output).strip()
+
+
+def _pull(session: nox.Session, hostler: Path) -> Path:
+    """The shipped model, fetched unless it is here already."""
+    last = _output(session, hostler, "pull", "smollm2").splitlines()[-1]
+    return Path(last.partition(": ")[2])
+
+
+def _environment() -> Mapping[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in CLEAN}
+
+
+@contextmanager
+def _running(session: nox.Session, *command: str | Path) -> Iterator[str]:
+    """A gateway for as long as the block lasts; its address. Fails if it does not come up, or does not leave well."""
+    process = subprocess.Popen(
+        command, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    overdue = threading.Timer(PATIENCE_S, process.kill)
+    overdue.start()
+    try:
+        said: list[str] = []
+        for line in process.stdout:
+            said.append(line)
+            if found := re.search(r"listens on (http://\S+)", line):
+                yield found[1]
+                break
+        else:
+            session.error(f"no gateway came up within {PATIENCE_S:.0f} s; it said: {''.join(said)!r}")
+        process.send_signal(signal.SIGTERM)
+        process.stdout.read()
+        if process.wait() != 0:
+            session.error(f"the gateway left with exit code {process.returncode}")
+    finally:
+        overdue.cancel()
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def _answer(url: str) -> str:
+    """A whole answer to a chat."""
+    question = {"model": "smollm2", "max_tokens": 12, "messages": [{"role": "user", "content": "Say hello."}]}
+    return str(_ask(f"{url}/v1/chat/completions", question)["choices"][0]["message"]["content"])
+
+
+def _engines(url: str) -> list[int]:
+    """The processes that run models now."""
+    hosts = _ask(f"{url}/admin/status", None)["hosts"]
+    return [model["pid"] for host in hosts for model in host["host"]["models"] if model["pid"]]
+
+
+def _ask(url: str, body: dict[str, Any] | None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=PATIENCE_S) as answer:
+        return json.load(answer)
