@@ -1,0 +1,141 @@
+"""Which library carries the hot path: CPU of `lan.py`, aiohttp and httpx for the same requests, in alternating runs.
+
+`python -m bench clients`. aiohttp is measured only where it is installed; it is no dependency.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import httpx
+import uvloop
+
+from bench.processes import backend
+from hostler.adapters.protocol import WireRequest
+from hostler.gateway.backends.base import Endpoint, Timeouts
+from hostler.gateway.backends.lan import LanTransport
+
+WHOLE = b'{"model": "small", "messages": [{"role": "user", "content": "hello"}], "stream": false}'
+STREAM = b'{"model": "small", "messages": [{"role": "user", "content": "hello"}], "stream": true}'
+PATH = "/v1/chat/completions"
+JSON = {"content-type": "application/json"}
+
+Ask = Callable[[bytes], Awaitable[int]]
+
+
+async def lan(port: int, stack: AsyncExitStack) -> Ask:
+    transport = LanTransport()
+    stack.push_async_callback(transport.aclose)
+    endpoint, timeouts = Endpoint(host="127.0.0.1", port=port, name="bench"), Timeouts()
+
+    async def ask(body: bytes) -> int:
+        size = 0
+        async with transport.send(WireRequest(path=PATH, body=body), endpoint, timeouts) as answer:
+            async for segment in answer.segments():
+                size += len(segment)
+        return size
+
+    return ask
+
+
+async def aiohttp(port: int, stack: AsyncExitStack) -> Ask:
+    import aiohttp
+
+    # A session each for whole answers and for streams, whose connection the backend closes without saying so.
+    kept, fresh = [
+        await stack.enter_async_context(
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=close), auto_decompress=False)
+        )
+        for close in (False, True)
+    ]
+    url = f"http://127.0.0.1:{port}{PATH}"
+
+    async def ask(body: bytes) -> int:
+        size = 0
+        async with (fresh if body is STREAM else kept).post(url, data=body, headers=JSON) as answer:
+            async for segment in answer.content.iter_any():
+                size += len(segment)
+        return size
+
+    return ask
+
+
+async def with_httpx(port: int, stack: AsyncExitStack) -> Ask:
+    kept, fresh = [
+        await stack.enter_async_context(
+            httpx.AsyncClient(
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=most, keepalive_expiry=2),
+                trust_env=False,
+            )
+        )
+        for most in (None, 0)
+    ]
+    url = f"http://127.0.0.1:{port}{PATH}"
+
+    async def ask(body: bytes) -> int:
+        size = 0
+        client = fresh if body is STREAM else kept
+        async with client.stream("POST", url, content=body, headers=JSON) as answer:
+            async for segment in answer.aiter_raw():
+                size += len(segment)
+        return size
+
+    return ask
+
+
+CLIENTS = {"lan.py": lan, "aiohttp": aiohttp, "httpx": with_httpx}
+
+
+async def run(ask: Ask, body: bytes, connections: int, seconds: float) -> tuple[float, float, float]:
+    """CPU µs a request, requests a second, median latency in ms."""
+    latencies: list[float] = []
+    until = time.perf_counter() + seconds
+
+    async def worker() -> None:
+        while (started := time.perf_counter()) < until:
+            assert await ask(body) > 100
+            latencies.append(time.perf_counter() - started)
+
+    cpu, wall = time.process_time(), time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(connections):
+            group.create_task(worker())
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return cpu / len(latencies) * 1e6, len(latencies) / wall, statistics.median(latencies) * 1e3
+
+
+async def compare(port: int, seconds: float, rounds: int) -> list[dict[str, object]]:
+    """One row per client, kind and number of connections: medians over the rounds."""
+    taken: dict[tuple[str, str, int], list[tuple[float, float, float]]] = {}
+    async with AsyncExitStack() as stack:
+        asks: dict[str, Ask] = {}
+        for name, make in CLIENTS.items():
+            try:
+                asks[name] = await make(port, stack)
+            except ImportError:
+                print(f"{name}: skipped, it is not installed")
+        for _ in range(rounds):
+            for connections in (1, 32):
+                for kind, body in (("whole", WHOLE), ("stream", STREAM)):
+                    for name, ask in asks.items():
+                        await ask(body)
+                        taken.setdefault((name, kind, connections), []).append(
+                            await run(ask, body, connections, seconds)
+                        )
+    rows: list[dict[str, object]] = []
+    for (name, kind, connections), results in sorted(taken.items(), key=lambda item: (item[0][1:], item[0][0])):
+        cpu, rate, p50 = (statistics.median(column) for column in zip(*results, strict=True))
+        rows.append(
+            {"client": name, "kind": kind, "connections": connections, "cpu_us": cpu, "per_s": rate, "p50_ms": p50}
+        )
+    return rows
+
+
+def main(seconds: float, rounds: int) -> list[dict[str, object]]:
+    """Runs the comparison against a backend of its own."""
+    with backend() as port:
+        return uvloop.run(compare(port, seconds, rounds))
