@@ -10,16 +10,13 @@ from typing import Literal
 
 import msgspec
 
-from hostler.gateway.switching.eviction import Resident, Room, Use, evict
+from hostler.gateway.switching.estimates import until_place, until_served
+from hostler.gateway.switching.eviction import Resident, Room, evict
+from hostler.gateway.switching.model import Model, Phase
 from hostler.gateway.switching.waiting import Line, Places, Rank, Ticket, Turns, Waiter
-from hostler.supervisor.contract import Failure, HostStatus, ModelStatus, ProfileInfo
-
-Phase = Literal["cold", "loading", "ready", "stopping"]
+from hostler.supervisor.contract import Failure, HostStatus, ModelStatus
 
 Cause = Literal["queue_full", "wait_limit", "load_failed", "does_not_fit", "unloaded", "unknown_model", "host_gone"]
-
-# What a load and an answer are taken to last before any was seen, in seconds.
-_LOAD_S, _SERVICE_S = 10.0, 5.0
 
 
 class SchedulerRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,59 +83,24 @@ class SchedulerView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Lease(msgspec.Struct, frozen=True):
-    model: _Model
+    model: Model
     process: int
     since: float
-
-
-class _Model(msgspec.Struct, eq=False):
-    """What the scheduler knows of a model. `process` counts its processes: leases of an old one count no more."""
-
-    name: str
-    line: Line
-    known: bool = True
-    default_parallel: int = 1
-    parallel: int = 1
-    ttl_s: float | None = None
-    pinned: bool = False
-    memory_bytes: int = 0
-    phase: Phase = "cold"
-    process: int = 0
-    running: int = 0
-    switch: int | None = None
-    since: float = 0.0
-    used_at: float = 0.0
-    idle_until: float | None = None
-    # Tickets that rank behind the gate do not get in: somebody waited long enough for the room that this model takes.
-    gate: Waiter | None = None
-    # How many of those who waited when the model became ready are still in line: they are served together.
-    batch: int = 0
-    leaving: bool = False
-    load_s: float | None = None
-    service_s: float | None = None
-    failure: Failure | None = None
-    failed_until: float = -math.inf
-
-    def learn_load(self, seconds: float) -> None:
-        self.load_s = seconds if self.load_s is None else 0.5 * self.load_s + 0.5 * seconds
-
-    def learn_service(self, seconds: float) -> None:
-        self.service_s = seconds if self.service_s is None else 0.8 * self.service_s + 0.2 * seconds
 
 
 class _Order(msgspec.Struct, eq=False):
     """A switch that was ordered and has not reported yet."""
 
-    model: _Model
-    victims: list[_Model]
+    model: Model
+    victims: list[Model]
 
 
 class _Plan(msgspec.Struct, eq=False):
     """A model that may come next, who waits for it, and what has to make room."""
 
-    model: _Model
+    model: Model
     head: Waiter
-    victims: list[_Model]
+    victims: list[Model]
     due: float
 
 
@@ -158,8 +120,8 @@ class Scheduler:
         self._rules = rules
         self._room = Room()
         self._connected = False
-        self._models: dict[str, _Model] = {}
-        self._waiting: dict[int, _Model] = {}
+        self._models: dict[str, Model] = {}
+        self._waiting: dict[int, Model] = {}
         self._leases: dict[int, _Lease] = {}
         self._orders: dict[int, _Order] = {}
         self._switches = 0
@@ -203,9 +165,10 @@ class Scheduler:
         if lease.process != model.process:
             return []
         model.running -= 1
-        model.used_at = now
         if not model.running:
-            model.idle_until = self._idle_until(model, now, keep_alive_s)
+            model.use(now, keep_alive_s)
+        elif not model.line:
+            return []
         if not self._waiting and not model.leaving and (model.idle_until is None or model.idle_until > now):
             return []
         return self._settle(now)
@@ -229,7 +192,7 @@ class Scheduler:
             return []
         if order is not None:
             state.learn_load(now - state.since)
-        self._make_ready(state, now, parallel)
+        state.become_ready(now, parallel)
         return self._settle(now)
 
     def failed(self, switch_id: int, model: str, now: float, failure: Failure | None = None) -> list[Effect]:
@@ -241,7 +204,7 @@ class Scheduler:
         state = self._models.get(model)
         if state is None or state.switch != switch_id:
             return self._settle(now) if order else []
-        self._make_cold(state)
+        state.become_cold()
         if failure is not None and failure.retry_after_s:
             state.failure, state.failed_until = failure, now + failure.retry_after_s
         effects: list[Effect] = self._refuse_line(state, "load_failed", now, failure)
@@ -258,7 +221,7 @@ class Scheduler:
         state = self._models.get(model)
         if state is None or state.phase == "cold" or state.switch is not None:
             return []  # a load under way reports by `loaded` or `failed`
-        self._make_cold(state)
+        state.become_cold()
         return self._settle(now)
 
     def unload(self, model: str, now: float, *, force: bool = False) -> list[Effect]:
@@ -269,8 +232,7 @@ class Scheduler:
             return []
         effects: list[Effect] = self._refuse_line(state, "unloaded", now, None)
         if state.phase == "loading":
-            state.switch = None  # its result will find nobody
-            effects.append(self._stop(state))
+            effects.append(self._stop(state))  # the result of its switch will find nobody
         elif state.phase == "ready":
             state.leaving = True
             if force:
@@ -285,7 +247,9 @@ class Scheduler:
         statuses = {entry.model: entry for entry in status.models}
         effects: list[Effect] = []
         for profile in profiles.values():
-            self._learn(profile)
+            if profile.name not in self._models:
+                self._models[profile.name] = Model(profile.name, Line())
+            self._models[profile.name].learn_profile(profile)
         for state in list(self._models.values()):
             state.known = state.name in profiles
             if not state.known:
@@ -298,9 +262,10 @@ class Scheduler:
     def lost(self, now: float) -> list[Effect]:
         """The supervisor does not answer: nobody waits for it. Models that were ready may still answer."""
         self._connected = False
-        return [
-            effect for state in self._models.values() for effect in self._refuse_line(state, "host_gone", now, None)
-        ]
+        effects: list[Effect] = []
+        for state in self._models.values():
+            effects += self._refuse_line(state, "host_gone", now, None)
+        return effects + self._settle(now)
 
     # Time
 
@@ -308,8 +273,8 @@ class Scheduler:
         """Time has passed. Too early or too often does no harm."""
         effects: list[Effect] = []
         for state in self._models.values():
-            while state.line and now >= state.line.oldest_at() + self._rules.max_wait_s:
-                waiter = self._take(state.line.oldest().ticket.id)
+            while state.line and now >= state.line.oldest().at + self._rules.max_wait_s:
+                waiter = self._take(state.line.oldest().id)
                 self._turns.leave(waiter)
                 effects.append(self._refuse(waiter.ticket, "wait_limit", now))
         return effects + self._settle(now)
@@ -319,7 +284,7 @@ class Scheduler:
         due = self._plan_due
         for state in self._models.values():
             if state.line:
-                due = min(due, state.line.oldest_at() + self._rules.max_wait_s)
+                due = min(due, state.line.oldest().at + self._rules.max_wait_s)
             elif state.idle_until is not None and state.phase == "ready":
                 due = min(due, state.idle_until)
         return None if due == math.inf else due
@@ -339,31 +304,25 @@ class Scheduler:
         models = tuple(
             ModelView(
                 model=state.name, phase=state.phase, running=state.running, parallel=state.parallel,
-                waiting=len(state.line), draining=state.gate is not None or state.leaving, load_s=self._load_s(state),
+                waiting=len(state.line), draining=state.gate is not None or state.leaving, load_s=state.load_s,
             )
             for state in self._models.values()
         )  # fmt: skip
         waiting = tuple(waiter.ticket for waiter in self._in_order())
         return SchedulerView(models=models, waiting=waiting, max_waiting=self._rules.max_waiting)
 
-    def estimate(self, model: str, now: float) -> float:
-        """In how many seconds a request for `model` that comes now would be served, from what was seen so far."""
+    def estimate(self, model: str, now: float, ticket_id: int | None = None) -> float:
+        """In how many seconds a request for `model` that comes now, or the ticket in line, would be served, from what
+        was seen so far."""
         state = self._models.get(model)
         if state is None:
             return 0.0
-        served = self._service_s(state) / state.parallel
-        if state.phase == "ready" and state.gate is None and not state.leaving:
-            busy = len(state.line) + (state.running >= state.parallel)
-            return busy * served
-        ahead = 0.0 if state.phase == "loading" else self._until_room(state)
-        load = self._load_s(state)
-        if state.phase == "loading":
-            load = max(load - (now - state.since), 0.1 * load)
-        return ahead + load + len(state.line) * served
+        ahead = len(state.line) if ticket_id is None else state.line.ahead_of(ticket_id)
+        return until_served(state, ahead, self._models.values(), now)
 
     # Inside: tickets
 
-    def _grant(self, ticket: Ticket, model: _Model, now: float) -> Grant:
+    def _grant(self, ticket: Ticket, model: Model, now: float) -> Grant:
         model.running += 1
         model.idle_until = None
         self._leases[ticket.id] = _Lease(model, model.process, now)
@@ -381,14 +340,14 @@ class Scheduler:
         if cause == "load_failed" and model is not None and now < model.failed_until:
             failure, retry_after_s = model.failure, model.failed_until - now
         elif cause == "queue_full":
-            retry_after_s = max(1.0, self._until_place(now))
+            retry_after_s = max(1.0, until_place(self._models.values(), now))
         elif cause == "wait_limit":
             retry_after_s = max(1.0, self.estimate(ticket.model, now))
         return Refuse(
             ticket=ticket.id, model=ticket.model, cause=cause, retry_after_s=retry_after_s, failure=failure
         )  # fmt: skip
 
-    def _refuse_line(self, model: _Model, cause: Cause, now: float, failure: Failure | None) -> list[Effect]:
+    def _refuse_line(self, model: Model, cause: Cause, now: float, failure: Failure | None) -> list[Effect]:
         effects: list[Effect] = []
         for waiter in model.line.waiters():
             self._turns.leave(self._take(waiter.ticket.id))
@@ -401,18 +360,7 @@ class Scheduler:
 
     # Inside: models
 
-    def _learn(self, profile: ProfileInfo) -> None:
-        state = self._models.get(profile.name)
-        if state is None:
-            state = self._models[profile.name] = _Model(profile.name, Line())
-        state.default_parallel = max(1, profile.parallel)
-        state.ttl_s, state.pinned, state.memory_bytes = profile.ttl_s, profile.pinned, profile.memory_bytes
-        if state.phase != "ready":
-            state.parallel = state.default_parallel
-        if state.load_s is None:
-            state.load_s = profile.load_s
-
-    def _reconcile(self, state: _Model, status: ModelStatus | None, now: float) -> None:
+    def _reconcile(self, state: Model, status: ModelStatus | None, now: float) -> None:
         seen = "stopped" if status is None else status.state
         if status is not None and status.failure is not None and seen == "failed" and status.failure.retry_after_s:
             state.failure, state.failed_until = status.failure, now + status.failure.retry_after_s
@@ -421,41 +369,19 @@ class Scheduler:
         if state.switch is not None:
             return  # our own order reports by itself; the snapshot may be older than the order
         if seen == "ready" and state.phase in ("cold", "loading"):
-            self._make_ready(state, now, 0)
+            state.become_ready(now, 0)
         elif seen == "starting" and state.phase in ("cold", "ready"):
-            self._make_cold(state)
-            state.phase, state.since = "loading", now
+            state.become_loading(now, None)
         elif seen == "stopping" and state.phase != "stopping":
-            self._make_cold(state)
-            state.phase = "stopping"
+            state.become_stopping()
         elif seen in ("stopped", "backoff", "failed"):
-            self._make_cold(state)
+            state.become_cold()
 
-    def _make_ready(self, state: _Model, now: float, parallel: int) -> None:
-        state.phase, state.switch, state.since, state.used_at = "ready", None, now, now
-        state.parallel = parallel or state.default_parallel
-        state.leaving, state.gate = False, None
-        state.failure, state.failed_until = None, -math.inf
-        state.batch = len(state.line)
-        state.idle_until = self._idle_until(state, now, None)
-
-    def _make_cold(self, state: _Model) -> None:
-        if state.phase != "cold":
-            state.process += 1
-        state.phase, state.switch, state.running, state.idle_until = "cold", None, 0, None
-        state.leaving, state.gate, state.batch = False, None, 0
-
-    def _stop(self, state: _Model) -> Unload:
-        self._make_cold(state)
-        state.phase = "stopping"
-        return Unload(model=state.name)
-
-    def _order(self, state: _Model, victims: list[_Model], now: float) -> Switch:
+    def _order(self, state: Model, victims: list[Model], now: float) -> Switch:
         for victim in victims:
-            self._make_cold(victim)
-            victim.phase = "stopping"
+            victim.become_stopping()
         self._switches += 1
-        state.phase, state.switch, state.since = "loading", self._switches, now
+        state.become_loading(now, self._switches)
         self._orders[self._switches] = _Order(state, victims)
         return Switch(id=self._switches, model=state.name, evict=tuple(victim.name for victim in victims))
 
@@ -465,13 +391,13 @@ class Scheduler:
         if order is not None:
             for victim in order.victims:
                 if victim.phase == "stopping":
-                    self._make_cold(victim)
+                    victim.become_cold()
         return order
 
     @staticmethod
-    def _idle_until(state: _Model, now: float, keep_alive_s: float | None) -> float | None:
-        keep_s = state.ttl_s if keep_alive_s is None else keep_alive_s
-        return None if keep_s is None or state.pinned or keep_s == math.inf else now + keep_s
+    def _stop(state: Model) -> Unload:
+        state.become_stopping()
+        return Unload(model=state.name)
 
     # Inside: decisions
 
@@ -492,7 +418,7 @@ class Scheduler:
                     effects.append(self._stop(state))
         return effects
 
-    def _admit(self, state: _Model, now: float, effects: list[Effect]) -> None:
+    def _admit(self, state: Model, now: float, effects: list[Effect]) -> None:
         while state.running < state.parallel and not state.leaving:
             waiter = state.line.head()
             if waiter is None or not self._passes(state, waiter, now):
@@ -502,7 +428,7 @@ class Scheduler:
             self._turns.serve(waiter)
             effects.append(self._grant(waiter.ticket, state, now))
 
-    def _passes(self, state: _Model, waiter: Waiter, now: float) -> bool:
+    def _passes(self, state: Model, waiter: Waiter, now: float) -> bool:
         """Whether the waiter gets in although somebody else's patience ran out."""
         gate = state.gate
         if gate is None or waiter.rank < gate.rank:
@@ -524,59 +450,48 @@ class Scheduler:
     def _plan(self, now: float, effects: list[Effect]) -> list[_Plan]:
         """What should be loaded next, in the order of those who wait, and the gates that this takes."""
         self._no_plan()
-        wanted: list[tuple[Rank, _Model, Waiter]] = []
+        wanted: list[tuple[Rank, Model, Waiter]] = []
         live: dict[str, Resident] = {}
         for state in self._models.values():
             if state.phase != "cold":
-                live[state.name] = self._resident(state)
+                live[state.name] = state.resident()
             head = state.line.head()
             if head is not None and state.phase == "cold":
                 wanted.append((head.rank, state, head))
             elif head is not None and state.phase == "loading" and state.switch is None:
                 effects.append(self._order(state, [], now))  # somebody else's load: joined, so that it reports to us
         plans: list[_Plan] = []
+        # Where one model runs at a time, one that is on its way there is an answer for all others.
+        taken = self._room.exclusive and any(other.use == "moving" and not other.pinned for other in live.values())
         for _, state, head in sorted(wanted, key=lambda entry: entry[0]):
-            names = evict(self._resident(state), live.values(), self._room)
+            due = state.line.oldest().at + self._rules.patience_s
+            blocked = taken and not state.pinned
+            names = frozenset() if blocked else evict(state.resident(), live.values(), self._room)
             if names is None:
                 effects += self._refuse_line(state, "does_not_fit", now, None)
                 continue
-            due = state.line.oldest_at() + self._rules.patience_s
-            if any(live[name].use == "moving" for name in names):
+            if blocked or any(live[name].use == "moving" for name in names):
                 # Its turn comes after a switch that is under way or comes first; its patience counts for that one too.
                 for plan in plans:
                     plan.due = min(plan.due, due)
                 continue
             for name in names:
                 del live[name]
-            live[state.name] = self._resident(state, "moving")
+            live[state.name] = state.resident("moving")
+            taken = taken or (self._room.exclusive and not state.pinned)
             plans.append(_Plan(state, head, [self._models[name] for name in sorted(names)], due))
         for plan in plans:
             for victim in plan.victims:
                 self._close(victim, plan, now)
         return plans
 
-    def _close(self, victim: _Model, plan: _Plan, now: float) -> None:
+    def _close(self, victim: Model, plan: _Plan, now: float) -> None:
         patience_s = self._rules.patience_s
         for due in (plan.due, victim.since + patience_s, victim.since + self._rules.min_residency_s):
             if due > now:
                 self._plan_due = min(self._plan_due, due)
         if now >= plan.due:
             victim.gate = plan.head
-
-    def _resident(self, state: _Model, use: Use | None = None) -> Resident:
-        if use is None:
-            use = (
-                "moving"
-                if state.phase in ("loading", "stopping")
-                else "busy"
-                if state.running or state.line
-                else "idle"
-            )
-        # Busy ones by the time they became ready: by last use, two busy models would be drained in turns, neither ever empty.
-        used_at = state.since if use == "busy" else state.used_at
-        return Resident(
-            model=state.name, memory_bytes=state.memory_bytes, pinned=state.pinned, use=use, used_at=used_at
-        )  # fmt: skip
 
     def _has_room(self, plan: _Plan, now: float) -> bool:
         """Whether the victims are free to go, and what stays (also what is only about to stop) leaves enough room."""
@@ -586,46 +501,6 @@ class Scheduler:
         if not self._room.exclusive and self._room.budget_bytes is None:
             return True
         rest = [
-            self._resident(state)
-            for state in self._models.values()
-            if state.phase != "cold" and state not in plan.victims
+            state.resident() for state in self._models.values() if state.phase != "cold" and state not in plan.victims
         ]
-        return evict(self._resident(plan.model), rest, self._room) == frozenset()
-
-    # Inside: expectations
-
-    def _load_s(self, state: _Model) -> float:
-        return _LOAD_S if state.load_s is None else state.load_s
-
-    def _service_s(self, state: _Model) -> float:
-        return _SERVICE_S if state.service_s is None else state.service_s
-
-    def _until_room(self, state: _Model) -> float:
-        """Until the loads and answers that come before a load of `state` are over, roughly."""
-        head = state.line.head()
-        seconds = 0.0
-        for other in self._models.values():
-            if other is state:
-                continue
-            if other.phase == "loading" or (
-                other.phase == "cold" and (first := other.line.head()) and (head is None or first.rank < head.rank)
-            ):
-                seconds += self._load_s(other) + len(other.line) * self._service_s(other) / other.parallel
-            elif other.phase == "ready" and other.running:
-                seconds += self._service_s(other)
-        return seconds
-
-    def _until_place(self, now: float) -> float:
-        """Until one of those who wait is served and leaves a place in the queue."""
-        first = math.inf
-        for state in self._models.values():
-            if not state.line:
-                continue
-            if state.phase == "ready":
-                first = min(first, self._service_s(state) / state.parallel)
-            elif state.phase == "loading":
-                load = self._load_s(state)
-                first = min(first, max(load - (now - state.since), 0.1 * load))
-            else:
-                first = min(first, self._until_room(state) + self._load_s(state))
-        return 0.0 if first == math.inf else first
+        return evict(plan.model.resident(), rest, self._room) == frozenset()

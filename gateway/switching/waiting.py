@@ -145,13 +145,14 @@ class Line:
             heapq.heappop(self._by_rank)
         return None
 
-    def oldest_at(self) -> float:
-        """When the one that waits longest arrived. The line must not be empty."""
-        return next(iter(self._by_age.values())).ticket.at
-
-    def oldest(self) -> Waiter:
+    def oldest(self) -> Ticket:
         """The one that waits longest. The line must not be empty."""
-        return next(iter(self._by_age.values()))
+        return next(iter(self._by_age.values())).ticket
+
+    def ahead_of(self, ticket_id: int) -> int:
+        """How many in this line are served before the ticket; everybody, if it is not in it."""
+        waiter = self._by_age.get(ticket_id)
+        return sum(waiter is None or other.rank < waiter.rank for other in self._by_age.values())
 
     def has_client(self, client: str) -> bool:
         """Whether a ticket of `client` is in this line."""

@@ -696,6 +696,15 @@ def test_a_lost_host_refuses_those_who_wait_but_not_what_is_ready() -> None:
     assert desk.ask("a") in desk.using
 
 
+def test_nobody_is_held_back_for_those_whom_a_lost_host_refused() -> None:
+    desk = serving(profile("a", 2), B, patience_s=1.0, max_waiting=1)
+    desk.ask("a")
+    desk.ask("b")
+    desk.until(2.0)
+    desk.note(desk.scheduler.lost(2.0))
+    assert desk.ask("a") in desk.using
+
+
 def test_nothing_is_promised_before_the_host_is_known() -> None:
     scheduler = Scheduler(RULES)
     [effect] = scheduler.request(Ticket(id=1, model="a", at=0.0), 0.0)
@@ -733,6 +742,13 @@ def test_expectations_grow_with_what_is_ahead() -> None:
     desk.ask("a")
     assert desk.scheduler.estimate("a", 0.0) > 0.0
     assert desk.scheduler.estimate("b", 0.0) > 20.0
+
+
+def test_those_in_line_are_told_their_own_expectation() -> None:
+    desk = Desk(profile("a", load_s=4.0))
+    first, second = desk.ask("a"), desk.ask("a")
+    assert desk.scheduler.estimate("a", 1.0, first) == 3.0
+    assert desk.scheduler.estimate("a", 1.0, second) > 3.0
 
 
 def test_everybody_can_be_told_their_position() -> None:

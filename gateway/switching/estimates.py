@@ -1,0 +1,56 @@
+"""How long it will take, from how long it took: what `Retry-After` and the time shown to those who wait come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from hostler.gateway.switching.model import Model
+
+
+def until_served(model: Model, ahead: int, others: Collection[Model], now: float) -> float:
+    """In how many seconds a request for `model` is served that has `ahead` others before it in the model's line."""
+    served = model.service_s / model.parallel
+    if model.phase == "ready" and model.gate is None and not model.leaving:
+        return (ahead + (model.running >= model.parallel)) * served
+    if model.phase == "loading":
+        return _rest_of_load(model, now) + ahead * served
+    return _until_room(model, others, now) + model.load_s + ahead * served
+
+
+def until_place(models: Collection[Model], now: float) -> float:
+    """In how many seconds one of those who wait is served and leaves a place; 0 if nobody waits."""
+    firsts = [_until_next(model, models, now) for model in models if model.line]
+    return min(firsts, default=0.0)
+
+
+def _until_next(model: Model, models: Collection[Model], now: float) -> float:
+    """Until the first in the model's line is served."""
+    if model.phase == "ready" and model.gate is None and not model.leaving:
+        return model.service_s / model.parallel
+    if model.phase == "loading":
+        return _rest_of_load(model, now)
+    return _until_room(model, models, now) + model.load_s
+
+
+def _rest_of_load(model: Model, now: float) -> float:
+    return max(model.load_s - (now - model.since), 0.1 * model.load_s)
+
+
+def _until_room(model: Model, models: Collection[Model], now: float) -> float:
+    """Until the loads and answers that come before a load of `model` are over."""
+    head = model.line.head()
+    rank = (math.inf, math.inf, math.inf) if head is None else head.rank
+    seconds = 0.0
+    for other in models:
+        if other is model:
+            continue
+        first = other.line.head()
+        line_s = len(other.line) * other.service_s / other.parallel
+        if other.phase == "loading":
+            seconds += _rest_of_load(other, now) + line_s
+        elif other.phase == "ready" and other.running:
+            seconds += other.service_s
+        elif other.phase == "cold" and first is not None and first.rank < rank:
+            seconds += other.load_s + line_s
+    return seconds
