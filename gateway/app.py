@@ -109,6 +109,8 @@ class Gateway:
             try:
                 await self._server.serve(sockets)
             finally:
+                for each in sockets:
+                    each.close()
                 with anyio.CancelScope(shield=True):
                     await lan.aclose()
                     for supervisor in self._supervisors.values():

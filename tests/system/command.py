@@ -1,0 +1,67 @@
+"""`hostler` as a person runs it: a process of its own, its address read from what it prints."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_ADDRESS = re.compile(r"listens on (http://\S+|\S+:\d+)")
+
+
+class Running:
+    """A running command. `address` is a URL for a gateway, host and port for a supervisor."""
+
+    def __init__(self, process: subprocess.Popen[str], address: str, printed: list[str], errors: Path) -> None:
+        self.process = process
+        self.address = address
+        self.printed = printed
+        self._errors = errors
+
+    @property
+    def log(self) -> str:
+        """Everything on standard error so far."""
+        return self._errors.read_text()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send the signal and wait for the end."""
+        self.process.send_signal(number)
+        return self.process.wait(40)
+
+
+@contextmanager
+def hostler(*arguments: str, errors: Path, environ: dict[str, str] | None = None) -> Iterator[Running]:
+    """Run `hostler ARGUMENTS` until the context ends; inside it listens."""
+    with errors.open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hostler.gateway", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, **(environ or {})},
+        )
+    assert process.stdout is not None
+    try:
+        printed: list[str] = []
+        for line in process.stdout:
+            printed.append(line.rstrip("\n"))
+            if match := _ADDRESS.search(line):
+                break
+        else:
+            raise AssertionError(f"hostler ended with {process.wait()}: {errors.read_text()}")
+        yield Running(process, match[1], printed, errors)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        process.stdout.close()

@@ -1,0 +1,104 @@
+"""Leaving well: clients that go, engines that die, and what those who wait are told."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import anyio
+import httpx
+import pytest
+from system.house import House, OpenHouse, data_events
+
+pytestmark = pytest.mark.anyio
+
+SLOW = {"chunks": 200, "chunk_delay": 0.02}
+
+
+async def serving(house: House) -> int:
+    return int((await house.status())["hosts"][0]["serving"])
+
+
+async def test_a_client_that_leaves_in_mid_stream_stops_the_engine(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": SLOW}}) as house:
+        async with house.stream("a") as answer:
+            lines = answer.aiter_lines()
+            for _ in range(5):
+                await anext(lines)
+        await house.until(lambda: house.events("gone"), 1.0)
+        assert await serving(house) == 0
+
+
+async def test_a_client_that_leaves_while_waiting_for_a_whole_answer_stops_the_engine(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"parallel": 2, "script": SLOW}}) as house, house.stream("a") as other:
+        others = other.aiter_lines()
+        await anext(others)
+        with pytest.raises(httpx.ReadTimeout):
+            await house.http.post("/v1/chat/completions", json={"model": "a", "messages": []}, timeout=0.3)
+        # The other stream goes on, and the engine hears of the leaving all the same.
+        await house.until(lambda: house.events("gone"), 1.0)
+        assert await serving(house) == 1
+
+
+async def test_an_engine_killed_in_mid_stream_is_an_error_and_no_end(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {**SLOW, "crash_at_chunk": 5}}}) as house:
+        async with house.stream("a") as answer:
+            text = (await answer.aread()).decode()
+        events = data_events(text)
+        assert events[-1]["error"]["code"] == "backend_broken"
+        assert all(event["choices"][0]["finish_reason"] is None for event in events[:-1])
+
+
+async def test_a_whole_answer_of_a_killed_engine_is_an_error(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {**SLOW, "crash_at_chunk": 5}}}) as house:
+        answer = await house.chat("a")
+        assert answer.status_code == 502
+        assert answer.json()["error"]["code"] == "backend_broken"
+
+
+@pytest.mark.parametrize("script", [{"break_at_chunk": 3}, {"end_at_chunk": 3}])
+async def test_an_answer_without_its_end_is_never_complete(open_house: OpenHouse, script: dict[str, int]) -> None:
+    async with open_house({"a": {"script": {"chunks": 10, **script}}}) as house:
+        async with house.stream("a") as answer:
+            text = (await answer.aread()).decode()
+        assert "error" in data_events(text)[-1]
+        assert (await house.chat("a")).status_code == 502
+
+
+async def test_an_engine_that_died_while_idle_is_started_again(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}) as house:
+        await house.chat("a")
+        pid = house.events("start")[0]["pid"]
+        os.kill(pid, signal.SIGKILL)
+        assert (await house.chat("a")).status_code == 200
+        assert house.starts() == ["a", "a"]
+
+
+async def test_an_error_answer_of_the_engine_passes_as_it_is(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"status": 400, "error": "scripted"}}}) as house:
+        answer = await house.chat("a")
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"] == "scripted"
+
+
+async def test_stopping_finishes_the_answer_in_progress(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"chunks": 20, "chunk_delay": 0.02}}}) as house:
+        async with house.stream("a") as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            house.gateway.stop()
+            rest = [line async for line in lines]
+        assert "data: [DONE]" in rest
+        with pytest.raises(httpx.ConnectError):
+            await house.http.get("/healthz")
+
+
+async def test_two_streams_run_at_once_if_the_profile_has_two_slots(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"parallel": 2, "script": SLOW}}) as house, house.stream("a") as one:
+        first = one.aiter_lines()
+        await anext(first)
+        with anyio.fail_after(5):
+            async with house.stream("a") as two:
+                second = two.aiter_lines()
+                await anext(second)
+                assert await serving(house) == 2

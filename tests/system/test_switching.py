@@ -1,0 +1,166 @@
+"""Switching, seen from a client: one process a model, one model at a time, nobody cut off."""
+
+from __future__ import annotations
+
+import anyio
+import httpx
+import pytest
+from system.house import OpenHouse, data_events
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_starts_a_cold_model_once_and_answers(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}, "b": {}}) as house:
+        answer = await house.chat("a")
+        assert answer.status_code == 200
+        assert answer.json()["choices"][0]["message"]["content"].strip() == "word0 word1 word2 word3 word4"
+        assert house.starts() == ["a"]
+
+
+async def test_requests_that_arrive_during_a_load_share_one_process(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"ready_after": 0.3}}}) as house:
+        answers: list[httpx.Response] = []
+
+        async def ask() -> None:
+            answers.append(await house.chat("a"))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(6):
+                tasks.start_soon(ask)
+        assert [answer.status_code for answer in answers] == [200] * 6
+        assert house.starts() == ["a"]
+
+
+async def test_stops_the_old_model_before_the_new_one_starts(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}, "b": {}}) as house:
+        await house.chat("a")
+        await house.chat("b")
+        order = [(note["event"], note["model"]) for note in house.events() if note["event"] in ("start", "stop")]
+        assert order == [("start", "a"), ("stop", "a"), ("start", "b")]
+
+
+async def test_a_stream_ends_by_itself_before_its_model_is_stopped(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"chunks": 20, "chunk_delay": 0.02}}, "b": {}}) as house:
+        async with anyio.create_task_group() as tasks, house.stream("a") as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            tasks.start_soon(house.chat, "b")
+            text = [line async for line in lines]
+        assert "data: [DONE]" in text
+        assert house.starts() == ["a", "b"]
+
+
+async def test_alternating_requests_cost_one_switch(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"first_delay": 0.1}}, "b": {}}) as house:
+        await house.chat("a")
+        async with anyio.create_task_group() as tasks:
+            for model in "ababab":
+                tasks.start_soon(house.chat, model)
+        assert house.starts() == ["a", "b"]
+
+
+async def test_a_model_with_another_wish_waits_no_longer_than_patience(open_house: OpenHouse) -> None:
+    profiles = {"a": {"script": {"chunks": 3, "chunk_delay": 0.02}}, "b": {}}
+    async with open_house(profiles, gateway={"switching": {"patience_s": 0.5}}) as house:
+        await house.chat("a")
+        async with anyio.create_task_group() as tasks:
+
+            async def keep_asking() -> None:
+                while True:
+                    await house.chat("a")
+
+            tasks.start_soon(keep_asking)
+            tasks.start_soon(keep_asking)
+            with anyio.fail_after(8):
+                answer = await house.chat("b")
+            tasks.cancel_scope.cancel()
+        assert answer.status_code == 200
+
+
+async def test_a_model_nobody_waits_for_any_more_is_not_loaded(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"chunks": 30, "chunk_delay": 0.02}}, "b": {}}) as house:
+        async with house.stream("a") as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            with pytest.raises(httpx.ReadTimeout):
+                body = {"model": "b", "messages": []}
+                await house.http.post("/v1/chat/completions", json=body, timeout=0.1)
+            async for _ in lines:
+                pass
+        assert (await house.chat("a")).status_code == 200
+        assert house.starts() == ["a"]
+
+
+async def test_more_than_may_wait_are_refused_with_an_honest_time(open_house: OpenHouse) -> None:
+    profiles = {"a": {"script": {"ready_after": 0.5}}}
+    async with open_house(profiles, gateway={"queue": {"max_waiting": 10}}) as house:
+        answers: list[httpx.Response] = []
+
+        async def ask() -> None:
+            answers.append(await house.chat("a"))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(13):
+                tasks.start_soon(ask)
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert len(refused) == 3
+        assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+        assert refused[0].json()["error"]["code"] == "queue_full"
+        assert (await house.status())["hosts"][0]["waiting"] == 0
+
+
+async def test_progress_is_shown_and_then_the_answer(open_house: OpenHouse) -> None:
+    settings = {"switching": {"progress_after_s": 0.05, "progress_every_s": 0.05}}
+    async with open_house({"a": {"script": {"ready_after": 0.4}}}, gateway=settings) as house:
+        async with house.stream("a") as answer:
+            text = (await answer.aread()).decode()
+        events = data_events(text)
+        shown = [event for event in events if "x_hostler" in event]
+        assert shown
+        assert {event["x_hostler"]["model"] for event in shown} == {"a"}
+        words = "".join(event["choices"][0]["delta"].get("content") or "" for event in events if event["choices"])
+        assert words.split() == ["word0", "word1", "word2", "word3", "word4"]
+        assert "data: [DONE]" in text
+
+
+async def test_a_failed_load_after_progress_is_an_error_in_the_stream(open_house: OpenHouse) -> None:
+    settings = {"switching": {"progress_after_s": 0.05, "progress_every_s": 0.05}}
+    script = {"never_ready": True, "exit_code": 1, "exit_after": 0.4, "stderr": "E out of luck\n"}
+    async with open_house({"a": {"script": script}}, gateway=settings) as house:
+        async with house.stream("a") as answer:
+            assert answer.status_code == 200
+            text = (await answer.aread()).decode()
+        assert data_events(text)[-1]["error"]["code"] == "model_not_available"
+
+
+async def test_a_failed_load_is_told_with_the_engines_last_words(open_house: OpenHouse) -> None:
+    script = {"exit_code": 1, "stderr": "E out of luck\n"}
+    async with open_house({"a": {"script": script}}) as house:
+        answer = await house.chat("a")
+        assert answer.status_code == 503
+        assert "out of luck" in answer.json()["error"]["message"]
+
+
+async def test_a_request_without_a_model_goes_to_the_active_one(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}, "b": {}}) as house:
+        nobody = await house.chat(None)
+        assert nobody.status_code == 400
+        assert house.starts() == []
+        await house.chat("b")
+        answer = await house.chat(None)
+        assert answer.json()["model"] == "b"
+
+
+async def test_aliases_reach_their_profile(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"aliases": ["org/small"]}}) as house:
+        for name in ("org/small", "org/small:latest", "a:latest"):
+            assert (await house.chat(name)).json()["model"] == "a"
+        assert (await house.http.get("/v1/models/org/small")).json()["id"] == "org/small"
+
+
+async def test_probes_start_nothing(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"default": True}}) as house:
+        for path in ("/v1/models", "/models", "/v1/models/a", "/healthz", "/readyz", "/admin/status", "/"):
+            assert (await house.http.get(path)).status_code == 200, path
+        assert house.starts() == []
