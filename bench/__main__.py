@@ -1,0 +1,51 @@
+"""`python -m bench`: the proxies side by side; `python -m bench clients`: what could carry the hot path."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import msgspec
+
+from bench import clients
+from bench.compare import SCENARIOS, compare
+from bench.proxies import PROXIES
+from bench.report import plot, table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=["proxies", "clients"], default="proxies")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of one run")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each pair; the rows are medians")
+    parser.add_argument("--only", default=",".join(PROXIES), help="which proxies, separated by commas")
+    parser.add_argument("--scenarios", default="", help=", ".join(scenario.name for scenario in SCENARIOS))
+    parser.add_argument("--json", type=Path, help="write the rows here too")
+    parser.add_argument("--plot", type=Path, help="draw a PNG here")
+    for name in PROXIES:
+        if name != "direct":
+            parser.add_argument(f"--{name}", metavar="PROGRAM", help=f"the {name} to run")
+    options = parser.parse_args()
+    if options.what == "clients":
+        for row in clients.main(options.seconds, options.rounds):
+            print(
+                "{kind:7} {connections:3} {client:8} {cpu_us:8.1f} µs CPU {per_s:8.0f}/s {p50_ms:8.3f} ms".format(**row)
+            )
+        return
+    given = vars(options)
+    programs = {name: path for name in PROXIES if (path := given.get(name.replace("-", "_")))}
+    names = [name for name in PROXIES if name in options.only.split(",")]
+    scenarios = [name for name in options.scenarios.split(",") if name]
+    rows, skipped = compare(names, programs, scenarios, options.seconds, options.rounds)
+    print(table(rows))
+    for reason in skipped:
+        print(f"skipped: {reason}")
+    if options.json:
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode({"rows": rows, "skipped": skipped})))
+    if options.plot:
+        print(plot(rows, options.plot), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
