@@ -164,7 +164,7 @@ def _pip() -> list[str]:
         if found := shutil.which(name):
             return [found]
     if found := shutil.which("uv"):
-        return [found, "tool", "run", "pip"]
+        return [found, "tool", "run", "--python", sys.executable, "pip"]
     raise SourceError("there is no pip in this environment and no pip or uv on the PATH")
 
 

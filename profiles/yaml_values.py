@@ -185,8 +185,11 @@ def _plain(tag: str, text: str) -> Any:
             except ValueError:  # 0755 is seven hundred and fifty-five in YAML 1.2; a huge number stays text
                 return int(digits) if re.fullmatch(r"[-+]?\d{1,40}", digits) else text
         case _:
-            lowered = text.replace("_", "").lower()
-            return float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", lowered))
+            lowered = re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text.replace("_", "").lower())
+            try:
+                return float(lowered)
+            except ValueError:  # `._` has the shape of a number, but is none
+                return text
 
 
 def _resolved(text: str) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hostler.profiles.document import DocumentError, Size, load, parse
 from hostler.profiles.yaml_values import MAX_DEPTH
@@ -210,7 +212,7 @@ def test_refuses_a_billion_laughs() -> None:
     assert "more than 100000 values" in complaint("\n".join(lines))
 
 
-@pytest.mark.parametrize("depth", [MAX_DEPTH + 5, 20_000])
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 5, 3000])
 def test_refuses_what_is_nested_too_deep(depth: int) -> None:
     assert "nested deeper than" in complaint("a: " + "[" * depth + "]" * depth)
 
@@ -220,3 +222,27 @@ def test_knows_the_line_of_every_value() -> None:
     assert document.line("backends", "far", "queues", 1, "third", "room") == 11
     assert document.line("backends", "far", "nowhere", "at", "all") == 3
     assert document.line() == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("0x10", 16), ("0o17", 15), ("010", 10), ("1_000", 1000), ("+1", 1), ("1e3", 1000.0), ("-.inf", float("-inf")),
+        ("~", None), ("2020-01-01", "2020-01-01"), ("._", "._"), ("1:30", "1:30"), ("'1'", "1"), ("True", True),
+    ],
+)  # fmt: skip
+def test_reads_plain_words_as_yaml_1_2(written: str, value: object) -> None:
+    assert parse(f"a: {written}", "x", env={}).value == {"a": value}
+
+
+PIECES = ["a", ": ", "- ", "\n", "  ", "{", "}", "[", "]", "&a ", "*a", "<<: ", "!!x ", "'", '"', "|", ">", "${env:A}", "$", "#",
+          "%", "? ", "1", ".", "_", "---\n", "~", "\0", "\ufeff", "ä"]  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
+def test_any_text_gives_values_or_a_complaint(text: str) -> None:
+    try:
+        load(text, "x", Settings, env={"A": "b"})
+    except DocumentError as error:
+        assert str(error).startswith("x:")
