@@ -23,6 +23,7 @@ MAX_KEYS = 100_000
 _SMALL = 64 * 1024
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_entries = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _text = msgspec.json.Decoder(str | None)
 _flag = msgspec.json.Decoder(bool | None)
 _number = msgspec.json.Decoder(int | None)
@@ -44,7 +45,7 @@ class Document:
     __slots__ = ("members",)
 
     def __init__(self, body: bytes) -> None:
-        _check_size(body)
+        _check_keys(body)
         try:
             if not body.isascii():
                 str(body, "utf-8")
@@ -58,6 +59,7 @@ class Document:
         except msgspec.DecodeError as error:
             raise BadRequest(_malformed(body, error)) from None
         spans(body, self.members)
+        _check_depth(self.members)
 
     def text(self, name: str) -> str | None:
         """The member as a string; `None` if it is absent or null. Raises `BadRequest` if it is anything else."""
@@ -147,16 +149,41 @@ def patch(body: bytes, changes: Mapping[str, bytes | None], known: Mapping[str, 
     return b"".join(pieces)
 
 
-def _check_size(body: bytes) -> None:
-    # Bodies that would only become expensive further on are refused here, at the speed of memory.
+def check_size(body: bytes) -> None:
+    """Raises `BadRequest` for a body with too many keys or nested too deep, before anything decodes it."""
+    _check_keys(body)
+    if _brackets(body) > MAX_DEPTH and _depth(body) > MAX_DEPTH:
+        raise _too_deep()
+
+
+def _check_keys(body: bytes) -> None:
     # Inside a string a quote is escaped, so what is counted are keys (and strings that begin with a colon).
     if len(body) > _SMALL and body.count(b":") > MAX_KEYS and body.count(b'":') - body.count(b'\\":') > MAX_KEYS:
         raise BadRequest(f"The request body has more than {MAX_KEYS} keys.")
-    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
-        return
-    brackets = _outside_strings(body).translate(_STEPS, _BRACKETS_ONLY)
-    if max(accumulate(array("b", brackets)), default=0) > MAX_DEPTH:
-        raise _too_deep()
+
+
+def _check_depth(members: Mapping[str, msgspec.Raw]) -> None:
+    # What holds few brackets cannot be deep. Long lists (messages, tools) are looked at entry by entry, so that only
+    # an entry with many brackets of its own is read character by character.
+    for member in members.values():
+        value = bytes(member)
+        if _brackets(value) < MAX_DEPTH:
+            continue
+        if value.startswith(b"["):
+            for entry in map(bytes, _decode_entries(value)):
+                if _brackets(entry) >= MAX_DEPTH - 1 and _depth(entry) > MAX_DEPTH - 2:
+                    raise _too_deep()
+        elif _depth(value) > MAX_DEPTH - 1:
+            raise _too_deep()
+
+
+def _brackets(value: bytes) -> int:
+    return value.count(b"[") + value.count(b"{")
+
+
+def _depth(value: bytes) -> int:
+    brackets = _outside_strings(value).translate(_STEPS, _BRACKETS_ONLY)
+    return max(accumulate(array("b", brackets)), default=0)
 
 
 def _outside_strings(body: bytes) -> bytes:

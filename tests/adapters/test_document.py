@@ -101,10 +101,18 @@ def nested(depth: int) -> bytes:
     return b'{"a":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
 
 
-def test_depth_is_limited_exactly() -> None:
+@pytest.mark.parametrize("wide", ["", "{}", '"[[{{",' * 200 + "[]", "[]," * 400 + "{}"])
+def test_depth_is_limited_exactly(wide: str) -> None:
+    def body(depth: int) -> bytes:
+        inner = '{"b":' * (depth - 2) + "[" + wide + "]" + "}" * (depth - 2)
+        return b'{"x":[' + wide.encode() + b'],"a":' + inner.encode() + b"}"
+
+    most = document.MAX_DEPTH - ("[]" in wide or "{}" in wide)
+    assert Document(body(most)).members
     assert Document(nested(document.MAX_DEPTH)).members
-    with pytest.raises(BadRequest, match="nested"):
-        Document(nested(document.MAX_DEPTH + 1))
+    for deep in (body(most + 1), nested(document.MAX_DEPTH + 1)):
+        with pytest.raises(BadRequest, match="nested"):
+            Document(deep)
 
 
 def test_brackets_in_strings_are_not_depth() -> None:

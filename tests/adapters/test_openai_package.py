@@ -1,0 +1,71 @@
+"""What the encoder writes is what OpenAI's own package reads, whatever the chunks were."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from openai.types import Completion, CreateEmbeddingResponse
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from hostler.adapters import framing
+from hostler.adapters.canonical import AnswerHead, Chunk, Progress, TokenLogprob, ToolCall, Usage
+
+words = st.text(max_size=10)
+tokens = st.builds(TokenLogprob, token=words, logprob=st.floats(-20, 0))
+calls = st.builds(ToolCall, index=st.integers(0, 2), id=st.none() | words, name=st.just("look"), arguments=words)
+chunks = st.builds(
+    Chunk,
+    wire=st.just("other"),
+    text=words,
+    reasoning=words,
+    tool_calls=st.lists(calls, max_size=2).map(tuple),
+    logprobs=st.lists(tokens, max_size=2).map(tuple),
+    index=st.integers(0, 1),
+)
+counts = st.none() | st.builds(Usage, prompt_tokens=st.integers(0, 9), completion_tokens=st.integers(0, 9))
+reasons = st.sampled_from(["stop", "length", "tool_calls", "content_filter"])
+stateless = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+
+
+@stateless
+@given(said=st.lists(chunks, min_size=1, max_size=6), usage=counts, finish=reasons, waits=st.integers(0, 3))
+def test_any_stream_is_read_by_the_package(
+    chat: Any, begin: Any, said: list[Chunk], usage: Usage | None, finish: str, waits: int
+) -> None:
+    encoder = begin(chat(stream=True, stream_options={"include_usage": True}))
+    signs = [encoder.heartbeat(Progress(phase="loading", model="b", percent=1.0)) for _ in range(waits)]
+    end = Chunk(wire="other", finish=finish, usage=usage)
+    written = b"".join([*signs, *(encoder.chunk(chunk) for chunk in (*said, end)), encoder.end()])
+    *events, done = [data for _, data in framing.events(written)]
+    read = [ChatCompletionChunk.model_validate(json.loads(data)) for data in events]
+    assert done == b"[DONE]"
+    text = "".join(choice.delta.content or "" for chunk in read for choice in chunk.choices)
+    assert text == "".join(chunk.text for chunk in said)
+    assert [chunk.usage for chunk in read if chunk.usage is not None] == [] or usage is not None
+
+
+@stateless
+@given(said=st.lists(chunks, min_size=1, max_size=6), usage=counts, finish=reasons)
+def test_any_whole_answer_is_read_by_the_package(
+    chat: Any, begin: Any, said: list[Chunk], usage: Usage | None, finish: str
+) -> None:
+    encoder = begin(chat())
+    for chunk in (*said, *(Chunk(wire="other", finish=finish, index=index, usage=usage) for index in (0, 1))):
+        encoder.chunk(chunk)
+    answer = ChatCompletion.model_validate(json.loads(encoder.end()))
+    for choice in answer.choices:
+        mine = [chunk for chunk in said if chunk.index == choice.index]
+        assert (choice.message.content or "") == "".join(chunk.text for chunk in mine)
+        assert choice.finish_reason == finish
+
+
+def test_completions_and_embeddings_are_read_by_the_package(ask: Any, begin: Any) -> None:
+    encoder = begin(ask("/v1/completions", {"model": "a", "prompt": "x"}))
+    encoder.chunk(Chunk(wire="other", text="Hi", finish="stop"))
+    assert Completion.model_validate(json.loads(encoder.end())).choices[0].text == "Hi"
+    encoder = begin(ask("/v1/embeddings", {"model": "a", "input": "x"}), AnswerHead())
+    encoder.chunk(Chunk(wire="other", whole=True, vectors=((0.5, 1.0),)))
+    assert CreateEmbeddingResponse.model_validate(json.loads(encoder.end())).data[0].embedding == [0.5, 1.0]
