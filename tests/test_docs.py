@@ -1,0 +1,253 @@
+"""The documents are true: every setting has its row, every example loads, every link and file that is named exists.
+
+Blocks marked `yaml` in Markdown are configuration files of ours; other programs' files are marked otherwise (`yml`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import pytest
+import typer
+from msgspec import inspect
+
+from hostler.gateway import settings
+from hostler.gateway.cli import app
+from hostler.gateway.settings import Settings
+from hostler.profiles.document import Size, parse
+from hostler.profiles.schema import Profile, ProfileEntry
+from hostler.profiles.store import read_profiles
+
+ROOT = Path(__file__).parent.parent
+CONFIGURATION = ROOT / "docs" / "configuration.md"
+PAGES = sorted(path for pattern in ("*.md", "docs/*.md", "deploy/*.md", "bench/*.md") for path in ROOT.glob(pattern))
+NOTHING = "–"
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A line of the tables in docs/configuration.md."""
+
+    key: str
+    type: str
+    default: str
+    unit: str
+    meaning: str
+    example: str
+
+
+def rows() -> dict[str, Row]:
+    found = {}
+    for line in CONFIGURATION.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if len(cells) == 6 and cells[0].startswith("`"):
+            row = Row(cells[0].strip("`"), *cells[1:])
+            assert row.key not in found, f"{row.key} has two rows"
+            found[row.key] = row
+    return found
+
+
+def keys(shape: Any = Settings, prefix: str = "") -> Iterator[tuple[str, Any, inspect.Field]]:
+    """Every key that a file can have, with the type that holds it; `NAME` stands for names that people choose."""
+    for field in inspect.type_info(shape).fields:  # type: ignore[attr-defined]
+        key = prefix + field.encode_name
+        match _given(field.type):
+            case [inspect.StructType(cls=inner)]:
+                yield from keys(inner, f"{key}.")
+            case [inspect.DictType(value_type=inspect.StructType(cls=inner))]:
+                yield from keys(inner, f"{key}.NAME.")
+            case _:
+                yield key, shape, field
+
+
+def _given(kind: inspect.Type) -> list[inspect.Type]:
+    """What a value can be when there is one."""
+    members = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+    kinds = [member.type if isinstance(member, inspect.Metadata) else member for member in members]
+    return [member for member in kinds if not isinstance(member, inspect.NoneType)]
+
+
+def words(kind: inspect.Type) -> str:
+    """A type as the document calls it."""
+    return " or ".join(sorted((_word(each) for each in _given(kind)), key=lambda word: word.startswith("one of")))
+
+
+def _word(kind: inspect.Type) -> str:
+    match kind:
+        case inspect.StrType():
+            return "text"
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.IntType():
+            return "whole number"
+        case inspect.FloatType():
+            return "number"
+        case inspect.CustomType(cls=cls) if cls is Size:
+            return "size"
+        case inspect.LiteralType(values=values):
+            return "one of " + ", ".join(f"`{value}`" for value in sorted(values))
+        case inspect.VarTupleType(item_type=item):
+            return f"list of {words(item)}"
+        case inspect.DictType(value_type=value):
+            return f"mapping of {words(value)}"
+    raise AssertionError(f"no word for {kind}")
+
+
+def default_of(shape: Any, field: inspect.Field) -> Any:
+    """What holds when the key is left out: of a profile's entry, what the profile itself says."""
+    if shape is ProfileEntry:
+        complete = {each.name: each for each in inspect.type_info(Profile).fields}  # type: ignore[attr-defined]
+        field = complete[field.name]
+    if field.default_factory is not msgspec.NODEFAULT:
+        return field.default_factory()
+    return field.default
+
+
+KEYS = {key: (shape, field) for key, shape, field in keys()}
+ROWS = rows()
+each_key = pytest.mark.parametrize("key", KEYS)
+
+
+def test_every_key_has_a_row_and_every_row_a_key() -> None:
+    assert sorted(ROWS) == sorted(KEYS)
+
+
+@each_key
+def test_the_type_of_a_key_is_as_documented(key: str) -> None:
+    assert ROWS[key].type == words(KEYS[key][1].type)
+
+
+@each_key
+def test_the_default_of_a_key_is_as_documented(key: str) -> None:
+    shape, field = KEYS[key]
+    written = ROWS[key].default
+    if shape is ProfileEntry and field.name in ("model", "base"):
+        assert written == NOTHING
+        return
+    default = default_of(shape, field)
+    if default is msgspec.NODEFAULT:
+        assert written == "required"
+    elif default is None:
+        assert written == NOTHING
+    else:
+        value = parse(f"value: {written.strip('`')}", "the table", env={}).value["value"]
+        plain = msgspec.json.decode(msgspec.json.encode(default, enc_hook=int))
+        assert (Size.parse(value) if isinstance(default, Size) else value) == plain
+
+
+@each_key
+def test_the_unit_of_a_key_is_documented(key: str) -> None:
+    row = ROWS[key]
+    if key.endswith("_s"):
+        assert row.unit == "seconds"
+    elif row.type == "size":
+        assert row.unit == "bytes"
+    else:
+        assert (row.unit != NOTHING) == ("number" in row.type)
+
+
+@each_key
+def test_the_example_of_a_key_is_a_valid_file(key: str, tmp_path: Path) -> None:
+    *sections, name = key.split(".")
+    lines = {f"{name}: {ROWS[key].example.strip('`')}"}
+    if sections and sections[0] == "backends":
+        lines |= {line for line in ("kind: supervisor", "url: http://h:1") if not line.startswith(f"{name}:")}
+    if sections and sections[0] == "profiles" and name not in ("model", "base"):
+        lines.add("model: /models/some.gguf")
+    indent = "  " * len(sections)
+    text = "".join(f"{'  ' * depth}{section}:\n" for depth, section in enumerate(sections))
+    text += "".join(f"{indent}{line}\n" for line in lines)
+    if key == "profiles.NAME.base":
+        text += "  smollm2: {model: /models/some.gguf}\n"
+    (tmp_path / "profiles.yaml").write_text("other: {model: /models/other.gguf}\n", encoding="utf-8")
+    file = tmp_path / "hostler.yaml"
+    file.write_text(text, encoding="utf-8")
+    settings.read(file, environ={})
+
+
+def examples() -> Iterator[Any]:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for found in re.finditer(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            line = text.count("\n", 0, found.start()) + 2
+            yield pytest.param(found[1], id=f"{page.relative_to(ROOT)}:{line}")
+
+
+@pytest.mark.parametrize("text", [*examples()])
+def test_an_example_in_a_document_loads(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "hostler.yaml"
+    file.write_text(text, encoding="utf-8")
+    # A manifest that an example names belongs to the reader; it need not be here.
+    if named := re.search(r"^manifest: (\S+)", text, re.MULTILINE):
+        file.write_text(text.replace(named[0], "manifest: profiles.yaml"), encoding="utf-8")
+        (tmp_path / "profiles.yaml").write_text("other: {model: /models/other.gguf}\n", encoding="utf-8")
+    settings.read(file, environ=dict.fromkeys(re.findall(r"\$\{env:(\w+)\}", text), "secret"))
+
+
+def shipped() -> Iterator[Any]:
+    for path in [
+        *ROOT.glob("profiles/*.yaml"),
+        *ROOT.glob("deploy/*manifest*.yaml"),
+        *ROOT.glob("deploy/hostler*.yaml"),
+    ]:
+        yield pytest.param(path, id=str(path.relative_to(ROOT)))
+
+
+@pytest.mark.parametrize("file", [*shipped()])
+def test_a_shipped_file_loads(file: Path) -> None:
+    variables = dict.fromkeys(re.findall(r"\$\{env:(\w+)\}", file.read_text(encoding="utf-8")), "secret")
+    if file.name.startswith("hostler"):
+        settings.read(file, environ=variables)
+    else:
+        assert read_profiles(file, env=variables)
+
+
+def commands(command: click.Command, name: str) -> Iterator[str]:
+    if isinstance(command, click.Group):
+        for inner, each in command.commands.items():
+            yield from commands(each, f"{name} {inner}")
+    else:
+        yield name
+
+
+@pytest.mark.parametrize("command", [*commands(typer.main.get_command(app), "hostler")])
+def test_a_command_is_documented(command: str) -> None:
+    assert re.search(rf"^\|.*`{command}[ `]", CONFIGURATION.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links() -> Iterator[Any]:
+    for page in PAGES:
+        for target in sorted(set(re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")))):
+            if not re.match(r"[a-z]+:", target):
+                yield pytest.param(page, target, id=f"{page.relative_to(ROOT)} -> {target}")
+
+
+@pytest.mark.parametrize(("page", "target"), [*links()])
+def test_a_link_in_a_document_leads_somewhere(page: Path, target: str) -> None:
+    path, _, anchor = target.partition("#")
+    file = (page.parent / path).resolve() if path else page
+    assert file.exists()
+    if anchor:
+        assert anchor in anchors(file)
+
+
+def files_named() -> Iterator[Any]:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        pattern = r"`((?:gateway|adapters|supervisor|profiles|tests|docs|deploy)/[\w./-]*)`"
+        for name in sorted(set(re.findall(pattern, text))):
+            yield pytest.param(name, id=f"{page.relative_to(ROOT)}: {name}")
+
+
+@pytest.mark.parametrize("name", [*files_named()])
+def test_a_file_that_a_document_names_exists(name: str) -> None:
+    assert (ROOT / name).exists()
