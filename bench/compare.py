@@ -68,14 +68,9 @@ class Row(msgspec.Struct, kw_only=True):
 def load(url: str, proxy: Proxy, scenario: Scenario, seconds: float) -> dict[str, object]:
     """One run of the load generator."""
     command = [sys.executable, "-m", "bench.load", "--url", url + scenario.path, "--body", scenario.body(proxy.model)]
-    command += [
-        "--connections",
-        str(scenario.connections),
-        "--seconds",
-        str(scenario.seconds or seconds),
-        "--warm",
-        "0",
-    ]
+    command += ["--connections", str(scenario.connections), "--seconds", str(scenario.seconds or seconds)]
+    if proxy.closes_silently:
+        command.append("--fresh")
     for header in proxy.headers:
         command += ["--header", header]
     done = subprocess.run(command, capture_output=True, check=True, timeout=300)

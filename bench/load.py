@@ -91,7 +91,7 @@ class Load:
     """A run: what is asked, for how long, and what was seen."""
 
     def __init__(
-        self, url: str, body: bytes, headers: dict[str, str], connections: int, warm_s: float, seconds: float
+        self, url: str, body: bytes, headers: dict[str, str], connections: int, seconds: float, fresh: bool
     ) -> None:
         parts = urlsplit(url)
         self.host, self.port = parts.hostname or "", parts.port or 80
