@@ -139,12 +139,13 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True, tag="completi
 
 
 class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
-    """Texts to be turned into vectors."""
+    """Texts to be turned into vectors. `normalize` of `False` asks for them as the model gives them."""
 
     origin: Origin
     model: str | None = None
     inputs: tuple[str, ...] | None = None
     dimensions: int | None = None
+    normalize: bool | None = None
     keep_alive_s: float | None = None
 
 
