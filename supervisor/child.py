@@ -36,6 +36,7 @@ class Child:
         self._pidfd: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._listeners: list[Callable[[], None]] = []
+        self._empty = False
         self.pid = popen.pid
         self.returncode: int | None = None
         self.exited = anyio.Event()
@@ -56,6 +57,11 @@ class Child:
         child._watch()
         return child
 
+    @property
+    def running(self) -> bool:
+        """Whether it runs this moment: the system is asked, which may know of an end before we were told."""
+        return self.returncode is None and not self._is_zombie()
+
     def tell(self, line: bytes) -> bool:
         """Write one line to its standard input; whether that was possible. Never waits."""
         stdin = self._popen.stdin
@@ -68,6 +74,8 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Send a signal to the whole group; nothing happens if it is gone."""
+        if self._empty:
+            return
         try:
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):
@@ -137,16 +145,17 @@ class Child:
             self._timer = self._loop.call_later(_ASK_S, self._ask)
 
     def _ask(self) -> None:
-        """Without a descriptor for the process: look whether it is a zombie now, leaving it one."""
-        try:
-            state = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
+        """Look whether it ended, where the system offers no descriptor that would tell."""
+        if self._is_zombie():
             self._ended()
-            return
-        if state is None:
-            self._timer = self._loop.call_later(_ASK_S, self._ask)
         else:
-            self._ended()
+            self._timer = self._loop.call_later(_ASK_S, self._ask)
+
+    def _is_zombie(self) -> bool:
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
 
     def _ended(self) -> None:
         if self._pidfd is not None:
@@ -156,6 +165,7 @@ class Child:
         # The zombie still holds the number of the group, so this cannot hit a stranger's.
         self.signal(signal.SIGKILL)
         self.returncode = self._popen.wait()
+        self._empty = not self._group_exists()
         for descriptor in [*self._splitters]:
             self._read(descriptor)
             if descriptor in self._splitters:
@@ -193,11 +203,18 @@ class Child:
     async def _group_is_gone(self) -> None:
         """Wait until SIGKILL has done its work on grandchildren. Bounded: zombies that nobody reaps stay in a group."""
         for pause in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1):
-            try:
-                os.killpg(self.pid, 0)
-            except (ProcessLookupError, PermissionError):
+            if self._empty or not self._group_exists():
+                # From now on the number may belong to somebody else's group.
+                self._empty = True
                 return
             await anyio.sleep(pause)
+
+    def _group_exists(self) -> bool:
+        try:
+            os.killpg(self.pid, 0)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
 
 
 def _end_with_parent() -> Callable[[], None] | None:

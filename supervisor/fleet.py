@@ -131,7 +131,7 @@ class Fleet:
         if address is not None and not self._in_the_way(member, evict):
             return address
         order = self._orders.get(model)
-        if order is None or not order.evict.issuperset(evict):
+        if order is None or order.outcome.settled or not order.evict.issuperset(evict):
             order = self._begin(member, evict)
         return await order.outcome.get()
 
@@ -206,7 +206,7 @@ class Fleet:
             for member in leaving:
                 stops.start_soon(self._stop_member, member)
         for name in [name for name, member in self._members.items() if member.retired]:
-            self._members.pop(name).scope.cancel()
+            self._members.pop(name).leave()
         self._members = {name: self._members[name] for name in wanted}
         await self._describe_all()
 
@@ -432,7 +432,7 @@ class _Member:
         self.file: Path | None = None
         self.description = Description()
         self.retired = False
-        self.scope = anyio.CancelScope()
+        self._scope: anyio.CancelScope | None = None
 
     @property
     def name(self) -> str:
@@ -440,8 +440,14 @@ class _Member:
 
     async def run(self) -> None:
         """Its process' task, which ends with the member."""
-        with self.scope:
+        with anyio.CancelScope() as self._scope:
             await self.process.run()
+
+    def leave(self) -> None:
+        """End the task, now or when it starts."""
+        self.retired = True
+        if self._scope is not None:
+            self._scope.cancel()
 
     def become(self, profile: Profile, limits: Limits) -> None:
         """Take over a new profile of the same name."""

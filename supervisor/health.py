@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import anyio
 import anyio.to_thread
+import psutil
 
 
 async def get_status(host: str, port: int, path: str, *, timeout_s: float, key: str | None = None) -> int | None:
@@ -51,20 +52,22 @@ def reachable(host: str) -> str:
 
 
 def _listens(pids: tuple[int, ...], port: int) -> bool | None:
-    import psutil
-
     known = False
     for pid in pids:
         try:
             process = psutil.Process(pid)
-            for one in (process, *process.children(recursive=True)):
-                for connection in one.net_connections(kind="tcp"):
-                    if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
-                        return True
-                known = True
+            # Looking for children reads every process there is: only for an engine that does not listen itself.
+            if _has_port(process, port) or any(_has_port(one, port) for one in process.children(recursive=True)):
+                return True
+            known = True
         except (psutil.Error, OSError, RuntimeError):
             continue
     return False if known else None
+
+
+def _has_port(process: psutil.Process, port: int) -> bool:
+    connections = process.net_connections(kind="tcp")
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in connections)
 
 
 def _host_header(host: str, port: int) -> str:

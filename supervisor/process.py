@@ -129,7 +129,7 @@ class _Life:
 
     @property
     def serving(self) -> bool:
-        return self.address is not None and not self.doomed and self.child is not None and self.child.returncode is None
+        return self.address is not None and not self.doomed and self.child is not None and self.child.running
 
 
 class ManagedProcess:
@@ -226,9 +226,9 @@ class ManagedProcess:
         pause is over; from all other states it starts now.
         """
         life = self._life
-        if life is not None and not life.doomed and (life.child is None or life.child.returncode is None):
+        if life is not None and not life.doomed and (life.child is None or life.child.running):
             return life.outcome
-        if self._state == "failed" and self._failure is not None:
+        if self._failures >= self.limits.max_failures and self._failure is not None:
             left = self._rest_until - time.monotonic()
             if left > 0:
                 refused = Outcome()
@@ -270,11 +270,11 @@ class ManagedProcess:
                 await self._live(life)
             finally:
                 life.doomed = life.doomed or life.failure is None
-                if life.child is not None and life.child.returncode is None:
-                    with anyio.CancelScope(shield=True):
-                        await self._end(life)
                 if life.child is not None:
-                    life.child.close()
+                    with anyio.CancelScope(shield=True):
+                        if life.child.returncode is None:
+                            await self._end(life)
+                        await life.child.end(0)
                 self._life = None
                 life.outcome.settle(Failure(kind="cancelled", message="the supervisor is stopping"))
                 life.gone.set()
@@ -315,9 +315,9 @@ class ManagedProcess:
         except Exception as error:
             logger.exception("starting or watching model %s failed", self.model)
             life.failure = self._failed("exited", f'model "{self.model}" cannot be run: {error}')
-        if life.failure is not None:
-            # Whoever waits hears of it now, before anything is cleared away.
-            life.outcome.settle(life.failure)
+        if life.failure is not None and not life.doomed:
+            # Whoever waits hears of it now, before anything is cleared away; whoever asks next finds it counted.
+            life.outcome.settle(self._count(life.failure))
         if life.child is not None and life.child.returncode is None:
             await self._end(life)
 
@@ -446,21 +446,24 @@ class ManagedProcess:
                 words = _EXIT_LINE if life.says_ready and gently else None
                 await life.child.end(self.limits.stop_grace_s if gently else 0, last_words=words)
 
+    def _count(self, failure: Failure) -> Failure:
+        """One more failure in a row; returns it with how long that makes us fail fast."""
+        self._failures += 1
+        pause = pause_s(self._failures, self.limits.backoff_s, self.limits.max_backoff_s)
+        self._rest_until = time.monotonic() + pause
+        fast = after_failure(self._failures, self.limits.max_failures) == "failed"
+        self._failure = msgspec.structs.replace(failure, retry_after_s=pause if fast else None)
+        return self._failure
+
     def _rest(self, life: _Life) -> None:
         """The state after a life: quietly stopped, or resting after a failure."""
-        failure = life.failure
-        if failure is None or life.doomed:
+        if life.failure is None or life.doomed:
             if self._state == "starting":
                 self._enter("stopping")
             self._enter("stopped")
             return
-        was_ready = life.address is not None
-        self._failures += 1
-        pause = pause_s(self._failures, self.limits.backoff_s, self.limits.max_backoff_s)
-        self._rest_until = time.monotonic() + pause
         following = after_failure(self._failures, self.limits.max_failures)
-        self._failure = msgspec.structs.replace(failure, retry_after_s=pause if following == "failed" else None)
-        if was_ready and following == "backoff" and not self.limits.keep and self._failures == 1:
+        if life.address is not None and following == "backoff" and not self.limits.keep and self._failures == 1:
             # It died while nobody was starting it: the next request starts it and need not hear of this.
             following = "stopped"
         self._enter(following, "idle")

@@ -1,0 +1,408 @@
+"""A whole host: orders that join, the exclusive rule, epochs, changed profiles, and what listeners are told."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from hostler.profiles.schema import Profile
+from hostler.profiles.sources import SourceError
+from hostler.supervisor.contract import (
+    EngineAddress,
+    Failure,
+    ModelChanged,
+    ModelStatus,
+    ProfileInfo,
+    Snapshot,
+    StaleEpoch,
+    Supervisor,
+    SupervisorError,
+    SupervisorEvent,
+    SwitchMoved,
+    UnknownProfile,
+)
+from hostler.supervisor.fleet import Fleet
+from hostler.supervisor.health import get_status
+from hostler.supervisor.settings import SupervisorSettings
+from hostler.supervisor.subscription import WAITING_EVENTS
+
+pytestmark = pytest.mark.anyio
+
+Scripted = Callable[..., Profile]
+Running = Callable[[Fleet], AbstractAsyncContextManager[Fleet]]
+
+EXCLUSIVE = SupervisorSettings(stop_grace_s=5, backoff_s=0.05, max_backoff_s=0.4)
+SHARED = msgspec.structs.replace(EXCLUSIVE, exclusive=False)
+
+
+async def refusal(fleet: Fleet, model: str) -> Failure:
+    with pytest.raises(SupervisorError) as refused:
+        await fleet.switch(model)
+    return refused.value.failure
+
+
+def states(fleet: Fleet) -> dict[str, str]:
+    return {status.model: status.state for status in fleet.status_now().models}
+
+
+async def until(fleet: Fleet, model: str, state: str) -> None:
+    """Wait until the fleet tells that `model` is in `state`."""
+    with anyio.fail_after(10):
+        async with fleet.events() as events:
+            async for event in events:
+                if isinstance(event, Snapshot) and states(fleet)[model] == state:
+                    return
+                if isinstance(event, ModelChanged) and (event.status.model, event.status.state) == (model, state):
+                    return
+
+
+def test_keeps_the_contract(scripted: Scripted) -> None:
+    supervisor: Supervisor = Fleet([scripted("a")], EXCLUSIVE)
+    assert supervisor is not None
+
+
+async def test_a_model_is_started_once_for_all_who_want_it(scripted: Scripted, running: Running, journal: Any) -> None:
+    async with running(Fleet([scripted("a", ready_after=0.1)], EXCLUSIVE)) as fleet:
+        addresses: list[EngineAddress] = []
+
+        async def want() -> None:
+            addresses.append(await fleet.switch("a"))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(6):
+                tasks.start_soon(want)
+        assert len(set(addresses)) == 1
+        assert len(journal.events("start")) == 1
+        [address] = set(addresses)
+        assert await get_status(address.host, address.port, "/v1/models", timeout_s=2, key=address.key) == 200
+        assert await fleet.locate("a") == address
+
+
+async def test_on_an_exclusive_host_the_old_model_is_gone_before_the_new_one_starts(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    async with running(Fleet([scripted("a", slow_exit=0.1), scripted("b")], EXCLUSIVE)) as fleet:
+        await fleet.switch("a")
+        await fleet.switch("b")
+        await fleet.switch("a")
+        assert states(fleet) == {"a": "ready", "b": "stopped"}
+    assert journal.kinds()[:5] == [("start", "a"), ("stop", "a"), ("start", "b"), ("stop", "b"), ("start", "a")]
+
+
+async def test_two_switches_never_overlap_on_an_exclusive_host(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    names = ["a", "b", "c"]
+    async with running(Fleet([scripted(name, ready_after=0.1) for name in names], EXCLUSIVE)) as fleet:
+        async with anyio.create_task_group() as tasks:
+            for name in names:
+                tasks.start_soon(fleet.switch, name)
+        assert sorted(states(fleet).values()) == ["ready", "stopped", "stopped"]
+    alive = 0
+    for event, _ in journal.kinds():
+        alive += 1 if event == "start" else -1
+        assert alive <= 1
+
+
+async def test_models_that_may_live_together_load_side_by_side(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    async with running(Fleet([scripted("a", ready_after=0.5), scripted("b", ready_after=0.5)], SHARED)) as fleet:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fleet.switch, "a")
+            tasks.start_soon(fleet.switch, "b")
+        assert states(fleet) == {"a": "ready", "b": "ready"}
+    starts = [event["time"] for event in journal.events("start")]
+    assert max(starts) < min(event["time"] for event in journal.events("ready"))
+
+
+async def test_models_named_by_the_gateway_are_stopped_first(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    async with running(Fleet([scripted("a"), scripted("b"), scripted("c")], SHARED)) as fleet:
+        await fleet.switch("a")
+        await fleet.switch("b")
+        await fleet.switch("c", evict=["a"])
+        assert states(fleet) == {"a": "stopped", "b": "ready", "c": "ready"}
+        await fleet.switch("c", evict=["b"])
+        assert states(fleet) == {"a": "stopped", "b": "stopped", "c": "ready"}
+
+
+async def test_the_hosts_own_rule_makes_room_or_refuses(scripted: Scripted, running: Running, journal: Any) -> None:
+    def make_room(wanted: ProfileInfo, live: Sequence[ModelStatus]) -> list[str]:
+        if wanted.name == "huge":
+            raise SupervisorError(Failure(kind="does_not_fit", message="9 GiB of 8"))
+        return [status.model for status in live][:1] if len(live) >= 2 else []
+
+    profiles = [scripted(name) for name in ("a", "b", "c", "huge")]
+    async with running(Fleet(profiles, SHARED, make_room=make_room)) as fleet:
+        await fleet.switch("a")
+        await fleet.switch("b")
+        await fleet.switch("c")
+        assert states(fleet) == {"a": "stopped", "b": "ready", "c": "ready", "huge": "stopped"}
+        assert (await refusal(fleet, "huge")).kind == "does_not_fit"
+        assert states(fleet)["c"] == "ready"
+
+
+async def test_a_pinned_model_stays_beside_an_exclusive_one(scripted: Scripted, running: Running, journal: Any) -> None:
+    profiles = [scripted("p", profile={"pinned": True}), scripted("a"), scripted("b")]
+    async with running(Fleet(profiles, EXCLUSIVE)) as fleet:
+        pinned = await fleet.switch("p")
+        await fleet.switch("a")
+        await fleet.switch("b")
+        assert states(fleet) == {"p": "ready", "a": "stopped", "b": "ready"}
+        assert await fleet.switch("p") == pinned
+        assert states(fleet)["b"] == "ready"
+
+
+async def test_a_caller_that_leaves_leaves_the_order_running(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    async with running(Fleet([scripted("a"), scripted("b", ready_after=0.2)], EXCLUSIVE)) as fleet:
+        await fleet.switch("a")
+        with anyio.move_on_after(0.05):
+            await fleet.switch("b")
+        await until(fleet, "b", "ready")
+        assert states(fleet) == {"a": "stopped", "b": "ready"}
+
+
+async def test_a_slow_stop_delays_nobody_else(scripted: Scripted, running: Running, journal: Any) -> None:
+    async with running(Fleet([scripted("a"), scripted("b", slow_exit=0.5)], SHARED)) as fleet:
+        await fleet.switch("a")
+        await fleet.switch("b")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fleet.unload, "b")
+            await until(fleet, "b", "stopping")
+            began = time.monotonic()
+            await fleet.switch("a")
+            assert time.monotonic() - began <= 0.05
+            assert states(fleet)["b"] == "stopping"
+
+
+async def test_a_deaf_model_holds_up_a_switch_for_its_grace_only(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    settings = msgspec.structs.replace(EXCLUSIVE, stop_grace_s=1)
+    async with running(Fleet([scripted("a", deaf=True), scripted("b")], settings)) as fleet:
+        await fleet.switch("a")
+        ordered = time.time()
+        await fleet.switch("b")
+        [start] = journal.events("start", "b")
+        assert 1.0 <= start["time"] - ordered <= 1.5
+
+
+async def test_unloading_a_load_and_asking_again_succeeds(scripted: Scripted, running: Running, journal: Any) -> None:
+    async with running(Fleet([scripted("a", ready_after=0.2, slow_exit=0.1)], EXCLUSIVE)) as fleet:
+        outcomes: list[str] = []
+
+        async def first() -> None:
+            outcomes.append((await refusal(fleet, "a")).kind)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(first)
+            await until(fleet, "a", "starting")
+            tasks.start_soon(fleet.unload, "a")
+            await until(fleet, "a", "stopping")
+            assert (await fleet.switch("a")).generation == 2
+        assert outcomes == ["cancelled"]
+
+
+async def test_unloading_what_waits_for_its_turn_cancels_only_that(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    async with running(Fleet([scripted("a", ready_after=0.3), scripted("b")], EXCLUSIVE)) as fleet:
+        outcomes: list[str] = []
+
+        async def want(model: str) -> None:
+            try:
+                outcomes.append((await fleet.switch(model)).model)
+            except SupervisorError as error:
+                outcomes.append(error.failure.kind)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(want, "a")
+            await until(fleet, "a", "starting")
+            tasks.start_soon(want, "b")
+            await anyio.wait_all_tasks_blocked()
+            await fleet.unload("b")
+        assert outcomes == ["cancelled", "a"]
+        assert journal.events("start", "b") == []
+
+
+async def test_a_failed_load_says_why(scripted: Scripted, running: Running, journal: Any) -> None:
+    line = "0.00.003.960 E gguf_init_from_file: failed to open GGUF file '/x.gguf' (No such file or directory)"
+    async with running(Fleet([scripted("a", exit_code=1, stderr=line)], EXCLUSIVE)) as fleet:
+        failure = await refusal(fleet, "a")
+        assert failure.kind == "file_missing"
+        assert "/x.gguf" in failure.message
+        await until(fleet, "a", "backoff")
+        [status] = fleet.status_now().models
+        assert status.failure is not None
+        assert [text async for text in fleet.logs("a")] == [line]
+
+
+async def test_a_file_that_cannot_be_had_does_not_cost_the_running_model(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    async def prepare(profile: Profile) -> Path:
+        if profile.name == "far":
+            raise SourceError("far away")
+        return Path(profile.model)
+
+    async with running(Fleet([scripted("a"), scripted("far")], EXCLUSIVE, prepare=prepare)) as fleet:
+        await fleet.switch("a")
+        failure = await refusal(fleet, "far")
+        assert (failure.kind, failure.message) == ("source_unavailable", "far away")
+        assert states(fleet)["a"] == "ready"
+
+
+async def test_an_old_epoch_is_refused_and_changes_nothing(scripted: Scripted, running: Running, journal: Any) -> None:
+    async with running(Fleet([scripted("a"), scripted("b")], EXCLUSIVE)) as fleet:
+        await fleet.switch("a", epoch=7)
+        with pytest.raises(StaleEpoch):
+            await fleet.switch("b", epoch=6)
+        with pytest.raises(StaleEpoch):
+            await fleet.unload("a", epoch=6)
+        assert states(fleet) == {"a": "ready", "b": "stopped"}
+        assert fleet.status_now().epoch == 7
+
+
+async def test_an_unknown_name_is_refused_with_those_that_exist(scripted: Scripted, running: Running) -> None:
+    async with running(Fleet([scripted("a")], EXCLUSIVE)) as fleet:
+        with pytest.raises(UnknownProfile, match=r'"x".* a'):
+            await fleet.switch("x")
+        with pytest.raises(UnknownProfile):
+            await fleet.locate("x")
+
+
+async def test_a_switch_is_told_phase_by_phase(scripted: Scripted, running: Running, journal: Any) -> None:
+    async with running(Fleet([scripted("a"), scripted("b", ready_after=0.1, speak=True)], EXCLUSIVE)) as fleet:
+        await fleet.switch("a")
+        moves: list[SwitchMoved] = []
+        async with fleet.events() as events:
+            assert isinstance(await anext(events), Snapshot)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(fleet.switch, "b")
+                async for event in events:
+                    if isinstance(event, SwitchMoved):
+                        moves.append(event)
+                        if event.phase == "ready":
+                            break
+        phases = [move.phase for move in moves]
+        assert list(dict.fromkeys(phases)) == ["saving", "stopping", "starting", "loading", "restoring", "ready"]
+        assert {move.from_models for move in moves} == {("a",)}
+        assert len({move.id for move in moves}) == 1
+        last = moves[-1]
+        assert last.percent == 100
+        assert set(last.spent) >= {"saving", "stopping", "starting", "loading", "restoring"}
+        assert last.spent["loading"] >= 0.09
+        assert abs(sum(last.spent.values()) - last.elapsed_s) < 0.02
+
+
+async def test_load_times_are_remembered_and_make_an_eta(
+    scripted: Scripted, running: Running, journal: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "state" / "load-times.json"
+    profiles = [scripted("a", ready_after=0.2)]
+    async with running(Fleet(profiles, EXCLUSIVE, load_times=file)) as fleet:
+        await fleet.switch("a")
+        with anyio.fail_after(5):
+            while not file.exists():
+                await anyio.lowlevel.checkpoint()
+    async with running(Fleet(profiles, EXCLUSIVE, load_times=file)) as fleet:
+        [info] = fleet.status_now().profiles
+        assert info.load_s is not None
+        assert 0.2 <= info.load_s <= 2
+        async with fleet.events() as events, anyio.create_task_group() as tasks:
+            tasks.start_soon(fleet.switch, "a")
+            first = await anext(event async for event in events if isinstance(event, SwitchMoved))
+            assert first.eta_s is not None
+            assert 0.2 <= first.eta_s <= 2
+
+
+async def test_a_slow_listener_gets_a_snapshot_instead_of_what_it_missed(scripted: Scripted, running: Running) -> None:
+    async with running(Fleet([scripted("a")], EXCLUSIVE)) as fleet, fleet.events() as events:
+        assert isinstance(await anext(events), Snapshot)
+        for _ in range(WAITING_EVENTS + 1):
+            await fleet.replace_profiles([scripted("a")])
+        missed: SupervisorEvent = await anext(events)
+        assert isinstance(missed, Snapshot)
+        with anyio.move_on_after(0.01) as nothing_more:
+            await anext(events)
+        assert nothing_more.cancelled_caught
+
+
+async def test_unchanged_profiles_keep_their_engines_and_changed_ones_lose_them(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    async with running(Fleet([scripted("a"), scripted("b"), scripted("c")], SHARED)) as fleet:
+        kept = await fleet.switch("a")
+        for name in ("b", "c"):
+            await fleet.switch(name)
+        described = scripted("a", profile={"description": "other words", "aliases": ("first",)})
+        fresh = [described, scripted("b", profile={"context": 2048}), scripted("d")]
+        assert fleet.outdated(fresh) == ("b", "c")
+        await fleet.replace_profiles(fresh)
+        assert states(fleet) == {"a": "ready", "b": "stopped", "d": "stopped"}
+        assert await fleet.switch("a") == kept
+        assert fleet.status_now().profiles[0].aliases == ("first",)
+        assert (await fleet.switch("b")).context == 2048
+        await fleet.switch("d")
+        with pytest.raises(UnknownProfile):
+            await fleet.switch("c")
+
+
+async def test_unloading_forgives_a_model_that_failed(scripted: Scripted, running: Running, journal: Any) -> None:
+    settings = msgspec.structs.replace(EXCLUSIVE, backoff_s=60, max_backoff_s=60)
+    async with running(Fleet([scripted("a", exit_code=1, exit_times=3)], settings)) as fleet:
+        for _ in range(3):
+            await refusal(fleet, "a")
+        assert (await refusal(fleet, "a")).retry_after_s
+        await fleet.unload("a")
+        await fleet.switch("a")
+
+
+async def test_followed_logs_go_on_over_a_restart(scripted: Scripted, running: Running, journal: Any) -> None:
+    async with running(Fleet([scripted("a", stderr="hello")], EXCLUSIVE)) as fleet:
+        seen: list[str] = []
+        async with anyio.create_task_group() as tasks:
+
+            async def follow() -> None:
+                async for line in fleet.logs("a", follow=True):
+                    seen.append(line)
+                    if seen.count("hello") == 2:
+                        return
+
+            tasks.start_soon(follow)
+            await fleet.switch("a")
+            await fleet.unload("a")
+            await fleet.switch("a")
+
+
+async def test_cancelling_ends_all_engines_side_by_side(scripted: Scripted, running: Running, journal: Any) -> None:
+    profiles = [scripted(name, slow_exit=0.5) for name in ("a", "b", "c")]
+    async with running(Fleet(profiles, SHARED)) as fleet:
+        for profile in profiles:
+            await fleet.switch(profile.name)
+        began = time.monotonic()
+    assert time.monotonic() - began <= 1.2
+    assert [event["code"] for event in journal.events("stop")] == [0, 0, 0]
+
+
+async def test_a_killed_engine_is_started_again_for_the_next_request(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    async with running(Fleet([scripted("a")], EXCLUSIVE)) as fleet:
+        await fleet.switch("a")
+        [pid] = journal.pids()
+        os.kill(pid, 9)
+        await until(fleet, "a", "stopped")
+        assert (await fleet.switch("a")).generation == 2

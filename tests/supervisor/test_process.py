@@ -1,0 +1,404 @@
+"""One process through its lives, with scripted engines that misbehave in every known way."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from hostler.profiles.schema import Profile
+from hostler.supervisor.command import build
+from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError
+from hostler.supervisor.health import get_status
+from hostler.supervisor.output import Log
+from hostler.supervisor.process import Build, Hooks, Limits, ManagedProcess
+from hostler.supervisor.settings import SupervisorSettings
+
+pytestmark = pytest.mark.anyio
+
+Make = Callable[..., AbstractAsyncContextManager["Watched"]]
+
+
+class Plan(Hooks):
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.saved: list[EngineAddress] = []
+
+    async def prepare(self) -> Build:
+        return lambda port, key: build(
+            self.profile, SupervisorSettings(), file=Path(self.profile.model), host="127.0.0.1", port=port, key=key,
+            inherited=dict(os.environ),
+        )  # fmt: skip
+
+    async def stopping(self, address: EngineAddress) -> None:
+        self.saved.append(address)
+
+
+@pytest.fixture
+def process(scripted: Callable[..., Profile]) -> Make:
+    """`async with process(ready_after=0.1) as one:` is a process that behaves like that."""
+
+    @asynccontextmanager
+    async def make(
+        *, limits: Limits | None = None, ports: range | None = None, hooks: type[Plan] = Plan, **script: Any
+    ) -> AsyncIterator[Watched]:
+        one = Watched(hooks(scripted("m", **script)), limits or QUICK, ports)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one.run)
+            yield one
+            tasks.cancel_scope.cancel()
+
+    return make
+
+
+QUICK = Limits(start_timeout_s=10, stop_grace_s=5, backoff_s=0.05, max_backoff_s=0.4, stable_s=60, watchdog_s=60)
+
+
+async def failure_of(one: Watched) -> Failure:
+    with pytest.raises(SupervisorError) as refused:
+        await one.ensure_ready()
+    return refused.value.failure
+
+
+class Watched(ManagedProcess):
+    """A process whose steps a test can wait for."""
+
+    def __init__(self, hooks: Hooks, limits: Limits, ports: range | None) -> None:
+        self.moved = anyio.Event()
+        super().__init__("m", hooks, limits, Log(), ports=ports, changed=lambda _: self.moved.set())
+
+
+async def entered(one: Watched, *states: str) -> None:
+    """Wait until it is in one of these states."""
+    with anyio.fail_after(10):
+        while one.state not in states:
+            one.moved = anyio.Event()
+            await one.moved.wait()
+
+
+@pytest.mark.parametrize("ready_after", [0.0, 0.1, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("speak", [False, True])
+async def test_waiters_are_told_soon_after_the_engine_is_ready(
+    process: Make, journal: Any, ready_after: float, speak: bool
+) -> None:
+    async with process(ready_after=ready_after, speak=speak) as one:
+        address = await one.ensure_ready()
+        told = time.time()
+        [ready] = journal.events("ready")
+        assert told - ready["time"] <= 0.1
+        assert await get_status(address.host, address.port, "/v1/models", timeout_s=2, key=address.key) == 200
+
+
+async def test_one_process_serves_all_who_wait(process: Make, journal: Any) -> None:
+    async with process(ready_after=0.1) as one:
+        addresses: list[EngineAddress] = []
+
+        async def wait() -> None:
+            addresses.append(await one.ensure_ready())
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(6):
+                tasks.start_soon(wait)
+        assert len(addresses) == 6
+        assert len({address.generation for address in addresses}) == 1
+        assert len(journal.events("start")) == 1
+
+
+async def test_a_waiter_that_leaves_leaves_the_order_running(process: Make, journal: Any) -> None:
+    async with process(ready_after=0.2) as one:
+        with anyio.move_on_after(0.05):
+            await one.ensure_ready()
+        await entered(one, "ready")
+        assert (await one.ensure_ready()).generation == 1
+
+
+@pytest.mark.parametrize("speak", [False, True])
+async def test_stops_and_starts_again_as_another_generation(process: Make, journal: Any, speak: bool) -> None:
+    async with process(speak=speak) as one:
+        first = await one.ensure_ready()
+        await one.stop()
+        assert one.state == "stopped"
+        assert one.address is None
+        assert [event["code"] for event in journal.events("stop")] == [0]
+        second = await one.ensure_ready()
+        assert second.generation == first.generation + 1
+        assert second.key != first.key
+
+
+async def test_stopping_what_does_not_run_returns_at_once(process: Make) -> None:
+    async with process() as one:
+        await one.stop()
+        assert one.state == "stopped"
+
+
+async def test_a_death_while_loading_is_told_at_once_with_its_reason(process: Make, journal: Any) -> None:
+    line = "0.00.001.000 E llama_model_load: error loading model: unknown model architecture: 'odd'"
+    async with process(exit_code=1, exit_after=0.2, ready_after=5, stderr=line) as one:
+        failure = await failure_of(one)
+        [stop] = journal.events("stop")
+        assert time.time() - stop["time"] <= 0.3
+        assert failure.kind == "unknown_architecture"
+        assert failure.exit_code == 1
+        assert line in failure.lines
+
+
+async def test_a_new_request_after_a_failed_load_tries_again(process: Make, journal: Any) -> None:
+    async with process(exit_code=1, exit_times=1) as one:
+        assert (await failure_of(one)).kind == "exited"
+        assert (await one.ensure_ready()).generation == 2
+        assert one.failure is None
+
+
+async def test_fails_fast_after_too_many_failures_until_the_pause_is_over(process: Make, journal: Any) -> None:
+    async with process(exit_code=3, stderr="it is broken") as one:
+        for _ in range(3):
+            await failure_of(one)
+        await entered(one, "failed")
+        began = time.monotonic()
+        failure = await failure_of(one)
+        assert time.monotonic() - began <= 0.01
+        assert failure.lines == ("it is broken",)
+        assert 0 < (failure.retry_after_s or 0) <= 0.4
+        assert len(journal.events("start")) == 3
+        await entered(one, "stopped")
+        assert (await failure_of(one)).kind == "exited"
+        assert len(journal.events("start")) == 4
+        # One more failure is enough now: it has not been well since.
+        await entered(one, "failed")
+
+
+async def test_forgiven_failures_are_forgotten(process: Make, journal: Any) -> None:
+    async with process(exit_code=3, exit_times=3, limits=Limits(max_backoff_s=60, backoff_s=60)) as one:
+        for _ in range(3):
+            await failure_of(one)
+        await entered(one, "failed")
+        one.forgive()
+        assert (await one.ensure_ready()).generation == 4
+
+
+async def test_failures_are_forgotten_after_it_stayed_ready(process: Make, journal: Any) -> None:
+    async with process(limits=Limits(stable_s=0, max_failures=2, backoff_s=0.01)) as one:
+        for generation in (1, 2, 3):
+            assert (await one.ensure_ready()).generation == generation
+            assert one.pid is not None
+            os.kill(one.pid, 9)
+            await entered(one, "stopped", "backoff")
+            assert one.state == "stopped"
+
+
+async def test_a_crash_while_nobody_waits_is_not_seen_by_the_next_request(process: Make, journal: Any) -> None:
+    async with process() as one:
+        await one.ensure_ready()
+        assert one.pid is not None
+        os.kill(one.pid, 9)
+        await entered(one, "stopped")
+        assert (await one.ensure_ready()).generation == 2
+
+
+async def test_one_that_is_kept_comes_back_by_itself(process: Make, journal: Any) -> None:
+    async with process(limits=Limits(keep=True, backoff_s=0.01)) as one:
+        await one.ensure_ready()
+        assert one.pid is not None
+        os.kill(one.pid, 9)
+        await entered(one, "backoff", "starting")
+        await entered(one, "ready")
+        assert one.generation == 2
+
+
+async def test_a_deaf_engine_is_killed_after_its_grace(process: Make, journal: Any) -> None:
+    async with process(deaf=True, limits=Limits(stop_grace_s=0.3)) as one:
+        await one.ensure_ready()
+        began = time.monotonic()
+        await one.stop()
+        assert 0.3 <= time.monotonic() - began <= 0.8
+
+
+async def test_a_deaf_grandchild_does_not_outlive_its_engine(process: Make, journal: Any) -> None:
+    async with process(grandchild=True) as one:
+        await one.ensure_ready()
+        assert len(journal.pids()) == 2
+        await one.stop()
+        assert_all_gone(journal.pids())
+
+
+async def test_a_deaf_grandchild_does_not_outlive_a_crash(process: Make, journal: Any) -> None:
+    async with process(grandchild=True, exit_code=1, exit_after=0.3, ready_after=5) as one:
+        began = time.monotonic()
+        await failure_of(one)
+        assert time.monotonic() - began <= 1.5
+        await entered(one, "backoff", "stopped")
+        assert_all_gone(journal.pids())
+
+
+def assert_all_gone(pids: list[int]) -> None:
+    for pid in pids:
+        status = Path(f"/proc/{pid}/stat")
+        try:
+            # Where nobody reaps orphans they stay zombies, which run no more.
+            assert status.read_text().rpartition(")")[2].split()[0] == "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("script", [{"hang": True}, {"never_ready": True}, {"listen_after": 30}])
+async def test_one_that_never_gets_ready_is_killed_at_its_limit(
+    process: Make, journal: Any, script: dict[str, Any]
+) -> None:
+    async with process(limits=Limits(start_timeout_s=0.7), **script) as one:
+        began = time.monotonic()
+        failure = await failure_of(one)
+        assert failure.kind == "start_timeout"
+        assert time.monotonic() - began <= 1.5
+        await entered(one, "backoff", "stopped")
+
+
+async def test_can_be_stopped_while_it_starts(process: Make, journal: Any) -> None:
+    async with process(ready_after=20) as one:
+        order = one.order()
+        await entered(one, "starting")
+        await one.stop()
+        with pytest.raises(SupervisorError) as refused:
+            await order.get()
+        assert refused.value.failure.kind == "cancelled"
+        assert one.state == "stopped"
+
+
+async def test_the_result_of_an_old_start_never_reaches_a_new_waiter(process: Make, journal: Any) -> None:
+    for _ in range(3):
+        async with process(ready_after=0.15, slow_exit=0.1) as one:
+            old = one.order()
+            await anyio.sleep(0.05)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(one.stop)
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+                address = await one.ensure_ready()
+            assert address.generation == 2
+            with pytest.raises(SupervisorError):
+                await old.get()
+
+
+async def test_somebody_elses_answer_on_the_port_does_not_count(process: Make, journal: Any) -> None:
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0) as listener:
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+
+        async def answer(stream: anyio.abc.SocketStream) -> None:
+            async with stream:
+                await stream.receive()
+                await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, answer)
+
+            class Elsewhere(Plan):
+                async def prepare(self) -> Build:
+                    original = await super().prepare()
+                    return lambda _, key: original(port, key)
+
+            async with process(hooks=Elsewhere, listen_after=0.3) as one:
+                failure = await failure_of(one)
+                assert failure.kind == "port_taken"
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_taken_port_of_the_range_is_passed_over(process: Make, journal: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        first: int = taken.getsockname()[1]
+        async with process(ports=range(first, first + 5)) as one:
+            assert first < (await one.ensure_ready()).port < first + 5
+
+
+async def test_a_range_without_a_free_port_is_refused_by_name(process: Make) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port: int = taken.getsockname()[1]
+        async with process(ports=range(port, port + 1)) as one:
+            failure = await failure_of(one)
+            assert failure.kind == "port_taken"
+            assert f"engine_ports {port}-{port}" in failure.message
+
+
+async def test_an_engine_that_answers_nothing_any_more_is_put_down(process: Make, journal: Any) -> None:
+    async with process(hang_after=0.1, limits=Limits(watchdog_s=0.4, backoff_s=0.01)) as one:
+        await one.ensure_ready()
+        await entered(one, "stopped", "backoff")
+        assert one.failure is not None
+        assert one.failure.kind == "unresponsive"
+
+
+async def test_a_busy_engine_is_left_alone(process: Make, journal: Any) -> None:
+    async with process(limits=Limits(watchdog_s=0.2)) as one:
+        await one.ensure_ready()
+        await anyio.sleep(0.6)
+        assert one.state == "ready"
+
+
+async def test_is_asked_to_keep_its_conversations_before_it_ends(process: Make, journal: Any) -> None:
+    answered: list[int | None] = []
+
+    class Saving(Plan):
+        async def stopping(self, address: EngineAddress) -> None:
+            answered.append(await get_status(address.host, address.port, "/slots", timeout_s=2, key=address.key))
+
+    async with process(hooks=Saving) as one:
+        await one.ensure_ready()
+        await one.stop()
+    assert answered == [200]
+
+
+async def test_an_engine_that_dies_over_what_was_kept_is_started_once_more(process: Make, journal: Any) -> None:
+    died: list[int] = []
+
+    class Deadly(Plan):
+        async def ready(self, address: EngineAddress) -> None:
+            if not died:
+                [pid] = journal.pids()
+                died.append(pid)
+                os.kill(pid, 6)
+                await get_status(address.host, address.port, "/slots", timeout_s=2, key=address.key)
+
+    async with process(hooks=Deadly) as one:
+        await one.ensure_ready()
+        assert len(journal.events("start")) == 2
+
+
+async def test_cancelling_the_task_leaves_no_process_in_any_phase(process: Make, journal: Any) -> None:
+    for pause in (0.0, 0.02, 0.05, 0.1, 0.3):
+        async with process(ready_after=0.1, grandchild=True) as one:
+            one.order()
+            await anyio.sleep(pause)
+    assert_all_gone(journal.pids())
+
+
+async def test_keys_show_up_in_no_line(process: Make, journal: Any) -> None:
+    async with process() as one:
+        address = await one.ensure_ready()
+        one.log.add(f"Authorization: Bearer {address.key}")
+        assert address.key not in "\n".join(one.log.tail())
+
+
+async def test_an_engine_that_cannot_be_executed_is_missing(process: Make, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_bytes(b"\x7fELFnonsense")
+    broken.chmod(0o755)
+
+    class Broken(Plan):
+        async def prepare(self) -> Build:
+            import msgspec
+
+            original = await super().prepare()
+            return lambda port, key: msgspec.structs.replace(original(port, key), arguments=(str(broken),))
+
+    async with process(hooks=Broken) as one:
+        assert (await failure_of(one)).kind == "engine_missing"
