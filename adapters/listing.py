@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from hostler.adapters.spelling import folded
 from hostler.profiles.schema import ModelFacts
 
 CardState = Literal["unloaded", "loading", "loaded", "sleeping", "failed"]
@@ -56,6 +57,14 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
     def find(self, name: str) -> ModelCard | None:
         """The card for a name or an alias exactly as spelled; protocols with looser names fold them first."""
         return self.index.get(name)
+
+    def find_folded(self, name: str) -> ModelCard | None:
+        """The card for a name in any spelling that Ollama takes: `Library/NAME:Latest`. An exact one is preferred."""
+        card = self.index.get(name)
+        if card is not None:
+            return card
+        wanted = folded(name)
+        return next((card for spelling, card in self.index.items() if folded(spelling) == wanted), None)
 
     def names(self) -> list[str]:
         """The names of the listed models, in order, without aliases."""

@@ -7,13 +7,13 @@ An adapter does no I/O, has no clock and keeps no state between requests. Third-
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from hostler.adapters.canonical import AnswerHead, Chunk, Progress, Request
 from hostler.adapters.errors import GatewayError
-from hostler.adapters.listing import Listing
+from hostler.adapters.listing import Listing, ModelCard
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +98,34 @@ class Encoder(Protocol):
 
     def error(self, error: GatewayError) -> bytes:
         """The error inside a stream that has begun, with whatever ends the stream visibly as failed."""
+        ...
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """How long an answer took, in seconds: waiting for its turn, switching models, and in all."""
+
+    queue_s: float = 0.0
+    switch_s: float = 0.0
+    total_s: float = 0.0
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """What an encoder may promise besides: its answers tell how long they took. `timing` is called once, before `end`."""
+
+    def timing(self, timing: Timing) -> None: ...
+
+
+@runtime_checkable
+class Admitting(Protocol):
+    """What an adapter may promise besides: it judges a request by the model that was found for it."""
+
+    def admit(self, request: Request, card: ModelCard) -> Request:
+        """The request, with what the protocol makes depend on the model filled in.
+
+        Called once, when the model is known and before anything waits. Raises a `GatewayError` if the protocol
+        demands a refusal (a model without tools, a request to think to one that cannot).
+        """
         ...
 
 

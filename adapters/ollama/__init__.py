@@ -1,0 +1,1 @@
+"""Ollama's protocol, for its clients and for backends that speak it."""

@@ -1,0 +1,140 @@
+"""Ollama's protocol as clients speak it: bytes to requests, probes and orders to answers. Answers are in `encoder.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from hostler.adapters.canonical import ChatRequest, CompletionRequest, Media, Origin, Probe, Request
+from hostler.adapters.errors import BadRequest, GatewayError, NotFound
+from hostler.adapters.listing import Listing, ModelCard
+from hostler.adapters.ollama import models, orders, requests
+from hostler.adapters.ollama.encoder import OllamaEncoder
+from hostler.adapters.ollama.gojson import quoted, read
+from hostler.adapters.ollama.names import named
+from hostler.adapters.ollama.paths import OPERATIONS
+from hostler.adapters.ollama.refusal import refusal
+from hostler.adapters.ollama.wire import VERSION, WIRE
+from hostler.adapters.protocol import Incoming, Operation, WireResponse
+from hostler.adapters.spelling import DEFAULT_HOST, DEFAULT_NAMESPACE, ollama_name
+
+_DECODERS: Mapping[str, Callable[[Origin], Request]] = {
+    "chat": requests.chat,
+    "generate": requests.generate,
+    "embed": requests.embed,
+    "embeddings": requests.embeddings,
+}
+_COPILOT = "githubcopilotchat/"
+_STATUS = {"cloud": {"disabled": True, "source": "env"}}
+
+
+class OllamaAdapter:
+    """The adapter for Ollama's own clients and everything that was written for its interface."""
+
+    @property
+    def name(self) -> str:
+        """The protocol's name."""
+        return WIRE
+
+    @property
+    def operations(self) -> Sequence[Operation]:
+        """What clients can ask."""
+        return OPERATIONS
+
+    def decode(self, operation: Operation, incoming: Incoming) -> Request:
+        """The request, understood in full. The model's name stays as it was sent: the answer repeats it."""
+        origin = Origin(
+            wire=WIRE,
+            operation=operation.name,
+            body=incoming.body,
+            method=incoming.method,
+            path=incoming.path,
+            query=incoming.query,
+        )
+        decoder = _DECODERS.get(operation.name)
+        if decoder is not None:
+            return decoder(origin)
+        kind, asked = operation.name, None
+        if kind == "show":
+            fields = read(incoming.body, "ShowRequest")
+            asked = named(fields.string("model") or fields.string("name"), missing="model is required")
+            if incoming.headers.get("user-agent", "").lower().startswith(_COPILOT):
+                kind = "show-copilot"
+        elif kind in ("blob", "upload"):
+            asked = incoming.path_params.get("digest", "")
+        return Probe(origin=origin, kind=kind, model=asked)
+
+    def expand(self, request: Request) -> Request:
+        """The request: it was understood in full when it came."""
+        return request
+
+    def admit(self, request: Request, card: ModelCard) -> Request:
+        """Refuses what the model cannot do, and lets a model think that can if nobody says otherwise.
+
+        Of a model whose file nobody has read nothing is known, so nothing is refused.
+        """
+        if card.facts is None or not isinstance(request, ChatRequest | CompletionRequest):
+            return request
+        able = card.capabilities
+        sent = request.model or ""
+        if "completion" not in able:
+            raise BadRequest(f"{quoted(sent)} does not support {request.origin.operation}", param="model")
+        full = f"{DEFAULT_HOST}/{DEFAULT_NAMESPACE}/{ollama_name(card.name)}"
+        if isinstance(request, CompletionRequest):
+            if request.suffix is not None and "insert" not in able:
+                raise BadRequest(f"{full} does not support insert", param="suffix")
+            return request
+        dialogue = request.dialogue
+        if dialogue is None:
+            return request
+        if dialogue.tools and "tools" not in able:
+            raise BadRequest(f"{full} does not support tools", param="tools")
+        media = {part.kind for message in dialogue.messages for part in message.parts if isinstance(part, Media)}
+        if "image" in media and "vision" not in able:
+            raise BadRequest(f"{full} does not support vision", param="images")
+        if "audio" in media and "audio" not in able:
+            raise BadRequest(f"{full} does not support audio", param="images")
+        thinks = "thinking" in able
+        if dialogue.thinking and not thinks:
+            raise BadRequest(f"{quoted(sent)} does not support thinking", param="think")
+        if dialogue.thinking is None and thinks:
+            return msgspec.structs.replace(request, dialogue=msgspec.structs.replace(dialogue, thinking=True))
+        return request
+
+    def answer(self, request: Request, listing: Listing) -> WireResponse:
+        """The answer to a probe or an order."""
+        if not isinstance(request, Probe):
+            raise NotFound("There is nothing like that to ask for.")
+        kind, body, asked = request.kind, request.origin.body, request.model or ""
+        simple: Mapping[str, Callable[[], WireResponse]] = {
+            "version": lambda: models.respond({"version": VERSION}),
+            "tags": lambda: models.tags(listing),
+            "ps": lambda: models.running(listing),
+            "show": lambda: models.show(listing, asked),
+            "show-copilot": lambda: models.show(listing, asked, basename=True),
+            "status": lambda: models.respond(_STATUS),
+            "recommendations": lambda: models.respond({"recommendations": []}),
+            "me": lambda: orders.account(kind),
+            "signout": lambda: orders.account(kind),
+            "search": lambda: orders.web(kind, body),
+            "fetch": lambda: orders.web(kind, body),
+            "pull": lambda: orders.pull(listing, body),
+            "push": lambda: orders.push(listing, body),
+            "create": lambda: orders.create(body),
+            "copy": lambda: orders.copy(listing, body),
+            "delete": lambda: orders.delete(listing, body),
+            "blob": lambda: orders.blob(asked),
+            "upload": lambda: orders.upload(asked),
+        }
+        if kind not in simple:
+            raise NotFound("There is nothing like that to ask for.")
+        return simple[kind]()
+
+    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> OllamaEncoder:  # noqa: A002
+        """An encoder for one reply. There is no progress in this protocol."""
+        return OllamaEncoder(request, answer_id=id, created=created)
+
+    def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
+        """The error as a complete answer."""
+        return refusal(error, operation)

@@ -1,0 +1,41 @@
+"""What Ollama's clients can ask, by path. `/` and `HEAD /` are the gateway's own."""
+
+from __future__ import annotations
+
+from hostler.adapters.protocol import Operation
+
+
+def _probe(name: str, path: str, *methods: str) -> Operation:
+    return Operation(name=name, path=path, methods=methods or ("GET",), scope="read", probe=True)
+
+
+def _order(name: str, path: str, method: str = "POST") -> Operation:
+    # Nothing here changes anything yet, but it is asked for by those who want to change something.
+    return Operation(name=name, path=path, methods=(method,), scope="operate")
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(name="chat", path="/api/chat"),
+    Operation(name="generate", path="/api/generate"),
+    Operation(name="embed", path="/api/embed"),
+    Operation(name="embeddings", path="/api/embeddings"),
+    _probe("version", "/api/version"),
+    _probe("tags", "/api/tags"),
+    _probe("tags", "/api/tags/"),
+    _probe("ps", "/api/ps"),
+    _probe("show", "/api/show", "POST"),
+    _probe("status", "/api/status"),
+    _probe("me", "/api/me", "POST"),
+    _probe("recommendations", "/api/experimental/model-recommendations"),
+    Operation(name="pull", path="/api/pull", scope="read"),
+    Operation(name="search", path="/api/experimental/web_search", scope="read"),
+    Operation(name="fetch", path="/api/experimental/web_fetch", scope="read"),
+    Operation(name="blob", path="/api/blobs/{digest}", methods=("HEAD",), scope="read"),
+    _order("upload", "/api/blobs/{digest}"),
+    _order("push", "/api/push"),
+    _order("create", "/api/create"),
+    _order("copy", "/api/copy"),
+    _order("delete", "/api/delete", "DELETE"),
+    _order("signout", "/api/signout"),
+    _order("signout", "/api/user/keys/{key}", "DELETE"),
+)

@@ -1,0 +1,33 @@
+"""The spellings under which one model is known to clients: Ollama's form of a name, and the form that names are compared in."""
+
+from __future__ import annotations
+
+DEFAULT_HOST = "registry.ollama.ai"
+DEFAULT_NAMESPACE = "library"
+DEFAULT_TAG = "latest"
+
+
+def ollama_name(name: str) -> str:
+    """The name as Ollama shows it: always with a tag, without the default host and namespace.
+
+    What cannot stand in such a name (`@`, a third slash, a dot in the namespace) becomes `-`.
+    """
+    name = name.strip().replace("@", "-").removesuffix(":local")
+    head, colon, tag = name.rpartition(":")
+    if not colon or "/" in tag:
+        head, tag = name, ""
+    head = _without(_without(head, DEFAULT_HOST), DEFAULT_NAMESPACE)
+    namespace, slash, model = head.partition("/")
+    if slash:
+        head = f"{namespace.replace('.', '-')}/{model.replace('/', '-')}"
+    return f"{head}:{tag or DEFAULT_TAG}"
+
+
+def folded(name: str) -> str:
+    """The form in which two spellings of one name are equal: case, default host, namespace and tag do not count."""
+    return ollama_name(name).lower().removesuffix(f":{DEFAULT_TAG}")
+
+
+def _without(name: str, default: str) -> str:
+    start = len(default) + 1
+    return name[start:] if name[:start].lower() == f"{default}/" else name
