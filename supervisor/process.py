@@ -361,6 +361,7 @@ class ManagedProcess:
         except OSError as error:
             kind: FailureKind = "out_of_memory" if error.errno == 12 else "engine_missing"
             return self._failed(kind, f"the engine {command.arguments[0]} cannot be started: {error.strerror}")
+        self._changed(self)
         with anyio.CancelScope() as waiting:
             life.child.on_exit(waiting.cancel)
             await self._until_answers(life, life.child, port, key)

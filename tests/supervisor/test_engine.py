@@ -1,0 +1,201 @@
+"""The embedded engine: its arguments, and the real thing with the real model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hostler.supervisor.engine import FLAGS, BadArgument, parse
+
+Start = Callable[..., "Engine"]
+
+
+@pytest.mark.parametrize(
+    ("words", "where", "value"),
+    [
+        (["-c", "4096"], "n_ctx", 4096),
+        (["--ctx-size", "4096"], "n_ctx", 4096),
+        (["--ctx_size", "4096"], "n_ctx", 4096),
+        (["-c", "1", "-c", "2"], "n_ctx", 2),
+        (["-a", "b,a"], "model_alias", {"a", "b"}),
+        (["--host", "127.0.0.1,::1"], "hostnames", ["127.0.0.1", "::1"]),
+        (["-ngl", "all"], "n_gpu_layers", -2),
+        (["--gpu-layers", "auto"], "n_gpu_layers", -1),
+        (["--n-gpu-layers", "0"], "n_gpu_layers", 0),
+        (["-cram", "-1"], "cache_ram_mib", -1),
+        (["--slot-save-path", "/tmp"], "slot_save_path", "/tmp/"),
+        (["--no-webui"], "ui", False),
+        (["--no-jinja"], "use_jinja", False),
+        (["-fit", "off"], "fit_params", False),
+        (["--rope-scale", "4"], "rope_freq_scale", 0.25),
+        (["--rerank"], "embedding", True),
+        (
+            ["--chat-template-kwargs", '{"enable_thinking": false}'],
+            "default_template_kwargs",
+            {"enable_thinking": "false"},
+        ),
+    ],
+)
+def test_an_argument_becomes_a_value(words: list[str], where: str, value: object) -> None:
+    assert parse(words)[where] == value
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--no-mmap"], "error: invalid argument: --no-mmap"),
+        (["stray"], "error: invalid argument: stray"),
+        (["-c", "many"], 'error while handling argument "-c": '),
+        (["-c"], 'error while handling argument "-c": expected value'),
+        (["--slot-save-path", "/nonexistent"], "not a directory: /nonexistent"),
+        (["-fa", "perhaps"], "expected one of: on, off, auto"),
+        (["-ctk", "q3"], "unsupported cache type: q3"),
+    ],
+)
+def test_a_bad_argument_is_refused_by_name(words: list[str], line: str) -> None:
+    with pytest.raises(BadArgument) as refused:
+        parse(words)
+    assert line in str(refused.value)
+
+
+def test_no_argument_has_two_meanings() -> None:
+    names = [name for flag in FLAGS for name in flag.names]
+    assert len(names) == len(set(names))
+
+
+def test_every_value_has_its_place_in_the_engine() -> None:
+    xllamacpp = pytest.importorskip("xllamacpp")
+    for flag in FLAGS:
+        owner = xllamacpp.CommonParams()
+        for part in flag.where.split("."):
+            assert hasattr(owner, part), flag.names
+            owner = getattr(owner, part)
+
+
+def test_an_unknown_argument_is_one_line_and_exit_code_one() -> None:
+    done = subprocess.run([sys.executable, "-m", "hostler.supervisor.engine", "--nope"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: invalid argument: --nope\n")
+
+
+class Engine:
+    """The real engine as a child, with pipes."""
+
+    def __init__(self, model: Path, *arguments: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "hostler.supervisor.engine", "-m", str(model), "--port", str(self.port), "-c", "512",
+             "-b", "128", "-np", "1", "--cache-ram", "0", *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
+            env={**os.environ, "LLAMA_API_KEY": "k3y", "LLAMA_SERVER_ROUTER_PORT": "1"},
+        )  # fmt: skip
+
+    def until(self, state: str) -> dict[str, Any]:
+        """Read its standard output until it says that it is in `state`."""
+        assert self.child.stdout is not None
+        for line in self.child.stdout:
+            if line.startswith("cmd_child_to_router:state:"):
+                news: dict[str, Any] = json.loads(line.partition("state:")[2])
+                if news["state"] == state:
+                    return news
+        raise AssertionError(f"it ended without being {state}")
+
+    def ask(self, path: str, body: object = None, *, key: str = "k3y", origin: str = "") -> Any:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json", "Origin": origin},
+        )
+        return urllib.request.urlopen(request, timeout=30)
+
+
+@pytest.fixture
+def engine(real_model: Path) -> Iterator[Start]:
+    pytest.importorskip("xllamacpp")
+    started: list[Engine] = []
+
+    def start(*arguments: str, model: Path | None = None) -> Engine:
+        started.append(Engine(model or real_model, *arguments))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.child.kill()
+        one.child.communicate()
+
+
+@pytest.mark.engine
+def test_serves_says_so_and_lets_nobody_else_in(engine: Start) -> None:
+    one = engine("--alias", "little", "--metrics")
+    ready = one.until("ready")
+    assert ready["payload"]["meta"]["n_ctx"] == 512
+    with one.ask("/v1/models", origin="http://evil.example") as answer:
+        assert json.load(answer)["data"][0]["id"] == "little"
+        assert not answer.headers.get("Access-Control-Allow-Origin")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        one.ask("/v1/models", key="another")
+    body = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 4}
+    with one.ask("/v1/chat/completions", body) as answer:
+        assert json.load(answer)["usage"]["completion_tokens"] == 4
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("how", ["signal", "command", "end of stdin"])
+def test_leaves_at_once_when_told(engine: Start, how: str, busy: bool) -> None:
+    one = engine()
+    one.until("ready")
+    assert one.child.stdin is not None
+    body = {
+        "messages": [{"role": "user", "content": "Tell a story."}],
+        "max_tokens": 400,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    with one.ask("/v1/chat/completions", body) if busy else contextlib.nullcontext() as answer:
+        if busy:
+            assert answer.readline().startswith(b"data: ")
+        began = time.monotonic()
+        if how == "signal":
+            one.child.send_signal(signal.SIGTERM)
+        elif how == "command":
+            one.child.stdin.write("cmd_router_to_child:exit\n")
+        else:
+            one.child.stdin.close()
+            one.child.stdin = None
+        # It says that it is ready a moment before it is ready to be polite.
+        allowed = {"signal": (0, -signal.SIGTERM), "command": (0,), "end of stdin": (1,)}[how]
+        assert one.child.wait(5) in allowed
+        assert time.monotonic() - began <= 1
+
+
+@pytest.mark.engine
+def test_a_signal_ends_a_load_too(engine: Start) -> None:
+    one = engine()
+    one.until("loading")
+    one.child.send_signal(signal.SIGTERM)
+    assert one.child.wait(5) == -signal.SIGTERM
+
+
+@pytest.mark.engine
+def test_what_is_no_model_ends_it_with_a_line_that_says_so(engine: Start, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_text("hello, this is no model")
+    one = engine(model=file)
+    _, errors = one.child.communicate(timeout=30)
+    assert one.child.returncode == 1
+    assert "invalid magic characters" in errors

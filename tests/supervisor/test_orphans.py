@@ -1,0 +1,107 @@
+"""kill -9 of whoever runs the fleet, at any moment: no engine is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems end only engines that read their stdin")
+
+#: Starts one engine and says when it is started, and when it is ready.
+PROGRAM = """
+import sys, anyio
+from hostler.profiles.schema import Profile
+from hostler.supervisor.contract import ModelChanged
+from hostler.supervisor.fleet import Fleet
+from hostler.supervisor.settings import SupervisorSettings
+
+async def main():
+    engine, model, log, script = sys.argv[1:]
+    profile = Profile(name="m", model=model, engine=engine, context=512, env={"FAKE_LOG": log, "FAKE_ENGINE": script})
+    fleet = Fleet([profile], SupervisorSettings())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fleet.run)
+        await fleet.started()
+        async with fleet.events() as events:
+            tasks.start_soon(fleet.switch, "m")
+            async for event in events:
+                if isinstance(event, ModelChanged) and event.status.pid:
+                    print(event.status.state, event.status.pid, flush=True)
+
+anyio.run(main)
+"""
+
+
+class Parent:
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, text=True)
+
+    def until(self, state: str) -> int:
+        """The engine's process id, once it is in `state`."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            said, pid = line.split()
+            if said == state:
+                return int(pid)
+        raise AssertionError(f"the engine never was {state}")
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def parents() -> Iterator[list[Parent]]:
+    parents: list[Parent] = []
+    yield parents
+    for parent in parents:
+        parent.kill()
+
+
+def assert_gone(pid: int) -> None:
+    try:
+        psutil.Process(pid).wait(3)
+    except psutil.NoSuchProcess:
+        return
+    except psutil.TimeoutExpired:
+        # Nobody may be there to reap it: dead is enough.
+        assert psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.parametrize(
+    "script", ["{}", '{"ready_after": 30}', '{"listen_after": 30, "deaf": true}', '{"speak": true}']
+)
+def test_a_scripted_engine_goes_with_its_supervisor(
+    parents: list[Parent], fake_engine: str, journal: Any, tmp_path: Path, script: str
+) -> None:
+    parents.append(Parent(fake_engine, str(tmp_path), str(journal.file), script))
+    pid = parents[0].until("ready" if script in ("{}", '{"speak": true}') else "starting")
+    parents[0].kill()
+    assert_gone(pid)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("pause", [0.0, 0.1, 0.25, 0.4, None])
+def test_the_real_engine_goes_with_its_supervisor(
+    parents: list[Parent], real_model: Path, tmp_path: Path, pause: float | None
+) -> None:
+    pytest.importorskip("xllamacpp")
+    parents.append(Parent("embedded", str(real_model), str(tmp_path / "log"), "{}"))
+    pid = parents[0].until("ready" if pause is None else "starting")
+    # Not to wait for something: to hit another moment of its start.
+    time.sleep(pause or 0)
+    parents[0].kill()
+    assert_gone(pid)
