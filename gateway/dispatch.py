@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from hostler.adapters.canonical import ChatRequest, Chunk, CompletionRequest, Request
+from hostler.adapters.canonical import Chunk, Request
 from hostler.adapters.errors import BackendRejected
 from hostler.adapters.protocol import Upstream
 from hostler.gateway.asgi import Receive, Scope, Send
@@ -50,7 +50,7 @@ class Dispatch:
         same_wire = request.origin.wire == backend.upstream.wire
         if not same_wire:
             request = exchange.adapter.expand(request)
-        stream = _streamed(request) or (backend.folds and isinstance(request, ChatRequest | CompletionRequest))
+        stream = backend.folds or _streamed(request)
         wire_request = backend.upstream.build(request, model=target.name_there, stream=stream)
         parser = backend.upstream.parser(request, fields=not same_wire)
         reply = exchange.reply

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import anyio
+import msgspec
 from anyio.abc import TaskGroup
 
 from hostler.adapters.canonical import Probe
@@ -62,6 +63,7 @@ class Edge:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = _request_id(headers)
         exchange: Exchange | None = None
+        body: bytes | None = None
 
         def facts() -> list[tuple[str, str]]:
             return _facts(request_id, exchange)
@@ -95,7 +97,11 @@ class Edge:
         except ClientGone:
             return
         except GatewayError as error:
-            await reply.fail(error, adapter.refuse(error, operation))
+            response = adapter.refuse(error, operation)
+            if body is None:
+                # Not read to its end: without closing, the server would go on reading what may never end.
+                response = msgspec.structs.replace(response, headers=(*response.headers, ("Connection", "close")))
+            await reply.fail(error, response)
         except Exception:
             logger.exception("request %s failed in the gateway", request_id)
             internal = GatewayError(f"something went wrong in the gateway; its log tells more under {request_id}")

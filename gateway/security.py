@@ -45,7 +45,7 @@ class FailureThrottle:
     """Slows down whoever guesses keys: after `limit` wrong ones within `window_s`, an address waits. Bounded memory."""
 
     def __init__(
-        self, clock: Callable[[], float], *, limit: int = 20, window_s: float = 60.0, remember: int = 4096
+        self, clock: Callable[[], float], *, limit: int = 200, window_s: float = 60.0, remember: int = 4096
     ) -> None:
         self._clock = clock
         self._limit = limit
@@ -106,7 +106,9 @@ class Security:
         except GatewayError as error:
             adapter = (claim.adapter if claim else self._surface.owner(scope["path"])) or self._fallback
             response = adapter.refuse(error, claim.operation if claim else None)
-            await _send(send, _with_headers(response, _cors(origin)), head=scope["method"] == "HEAD")
+            # The body was not read: without closing, the server would go on reading what may never end.
+            closing = () if scope["method"] in _SAFE_METHODS else (("Connection", "close"),)
+            await _send(send, _with_headers(response, (*closing, *_cors(origin))), head=scope["method"] == "HEAD")
             return
         if origin is not None:
             send = _adding(send, _cors(origin))
@@ -172,7 +174,7 @@ class Security:
             client = Client(name=address, scopes=frozenset())
         else:
             claim, parameters = self._surface.find(scope)
-            if claim.operation.scope != "open" and claim.operation.scope not in client.scopes:
+            if not _allows(client, claim):
                 audit.warning(
                     "refused %s %s for key %s: it lacks the scope %s",
                     scope["method"],
@@ -204,6 +206,14 @@ class Security:
         if operation.scope == "open" or (operation.probe and self._rules.open_probes):
             return claim, parameters
         return None
+
+
+def _allows(client: Client, claim: Claim) -> bool:
+    """Whether the key's scopes cover the operation. Whoever may ask models may also ask which there are."""
+    operation = claim.operation
+    if operation.scope == "open" or operation.scope in client.scopes:
+        return True
+    return operation.probe and "infer" in client.scopes
 
 
 def _headers(scope: Scope) -> dict[str, list[str]]:

@@ -169,7 +169,7 @@ class AnswerReader:
         bodiless = self._method == "HEAD" or status in (204, 304)
         self.until_close = not (bodiless or chunked or length is not None)
         # llama-server closes the connection after each chunked stream, and does not say so before.
-        if not chunked and not self.until_close and self._parser.should_keep_alive():
+        if version == "1.1" and not chunked and not self.until_close and self._parser.should_keep_alive():
             self.keep_s = max(0.0, keep_for)
         self.head = AnswerHead(status=status, media_type=media_type, length=0 if status == 204 else length)
         self._count = self._size = 0

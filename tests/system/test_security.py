@@ -1,0 +1,189 @@
+"""Who is let in: host names, origins, keys and scopes, on every route."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import httpx
+import pytest
+from system.house import House, OpenHouse
+
+from hostler.gateway import keys
+from hostler.gateway.app import Gateway
+from hostler.gateway.settings import GatewaySettings, Settings, SettingsError
+
+pytestmark = pytest.mark.anyio
+
+
+async def routes(house: House, key: str | None = None) -> list[tuple[str, str]]:
+    """Every method and path of the description."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    paths = (await house.http.get("/openapi.json", headers=headers)).json()["paths"]
+    return [(method.upper(), path.replace("{id}", "a")) for path, entry in paths.items() for method in entry]
+
+
+async def test_without_a_key_only_health_is_open(open_house: OpenHouse, tmp_path: Path) -> None:
+    key = keys.add(tmp_path / "keys", "bob", ["infer", "read"])
+    async with open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house:
+        for method, path in await routes(house, key):
+            if path == "/healthz":
+                continue
+            for headers in ({}, {"Authorization": "Bearer wrong"}):
+                answer = await house.http.request(method, path, headers=headers)
+                assert answer.status_code == 401, (method, path)
+                assert answer.headers["www-authenticate"].startswith("Bearer")
+                assert "error" in answer.json()
+        assert (await house.http.get("/no/such/path")).status_code == 401
+        health = await house.http.get("/healthz")
+        assert health.json() == {"status": "ok"}
+
+
+async def test_a_key_works_in_each_of_its_forms(open_house: OpenHouse, tmp_path: Path) -> None:
+    key = keys.add(tmp_path / "keys", "bob", ["infer"])
+    basic = base64.b64encode(f"user:{key}".encode()).decode()
+    async with open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house:
+        for headers in (
+            {"Authorization": f"Bearer {key}"},
+            {"Authorization": f"Basic {basic}"},
+            {"x-api-key": key},
+        ):
+            assert (await house.http.get("/v1/models", headers=headers)).status_code == 200
+        assert (await house.http.get("/v1/models", params={"api_key": key})).status_code == 401
+
+
+async def test_a_key_without_the_scope_is_refused_and_audited(
+    open_house: OpenHouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = keys.add(tmp_path / "keys", "bob", ["infer"])
+    async with open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house:
+        answer = await house.http.post("/admin/unload", json={"model": "a"}, headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == 403
+    assert any(record.name == "hostler.audit" and "bob" in record.message for record in caplog.records)
+
+
+async def test_a_clients_key_never_reaches_the_engine(open_house: OpenHouse, tmp_path: Path) -> None:
+    key = keys.add(tmp_path / "keys", "bob", ["infer"])
+    async with open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house:
+        headers = {"Authorization": f"Bearer {key}", "Cookie": "secret=1", "X-Forwarded-For": "1.2.3.4"}
+        body = {"model": "a", "messages": []}
+        assert (await house.http.post("/v1/chat/completions", json=body, headers=headers)).status_code == 200
+        seen = [note["headers"] for note in house.events("request") if "completions" in note["path"]][-1]
+    assert key not in str(seen)
+    assert "secret" not in str(seen)
+    assert "1.2.3.4" not in str(seen)
+
+
+async def test_other_host_names_are_refused_on_every_route(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}, gateway={"allowed_hosts": ["llm.lan"]}) as house:
+        for method, path in await routes(house):
+            answer = await house.http.request(method, path, headers={"Host": "evil.example"})
+            assert answer.status_code == 421, (method, path)
+        for name in ("llm.lan", "localhost:1234", "127.0.0.1"):
+            assert (await house.http.get("/v1/models", headers={"Host": name})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "file://", "chrome-extension://x", "http://localhost.evil.example"]
+)
+async def test_foreign_pages_are_refused_on_every_route(open_house: OpenHouse, origin: str) -> None:
+    async with open_house({"a": {}}) as house:
+        for method, path in await routes(house):
+            for verb in (method, "OPTIONS"):
+                answer = await house.http.request(verb, path, headers={"Origin": origin})
+                assert answer.status_code == 403, (verb, path)
+                assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert house.starts() == []
+
+
+async def test_a_configured_origin_may_read_answers_and_errors(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}, gateway={"cors_origins": ["https://ui.lan"]}) as house:
+        headers = {"Origin": "https://ui.lan"}
+        preflight = await house.http.options(
+            "/v1/chat/completions",
+            headers={**headers, "Access-Control-Request-Headers": "authorization, x-ok, bad header"},
+        )
+        assert preflight.status_code == 204
+        assert preflight.headers["access-control-allow-headers"] == "authorization, x-ok"
+        assert "access-control-allow-private-network" not in preflight.headers
+        for answer in (
+            await house.http.get("/v1/models", headers=headers),
+            await house.http.get("/v1/models/none", headers=headers),
+        ):
+            assert answer.headers["access-control-allow-origin"] == "https://ui.lan"
+
+
+async def test_orders_need_json_and_another_method_than_get(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}) as house:
+        for path in ("/admin/load", "/admin/unload"):
+            assert (await house.http.get(path)).status_code == 405
+            plain = await house.http.post(path, content=b'{"model": "a"}', headers={"Content-Type": "text/plain"})
+            assert plain.status_code == 415
+            foreign = await house.http.post(path, json={"model": "a"}, headers={"Sec-Fetch-Site": "cross-site"})
+            assert foreign.status_code == 403
+        assert house.starts() == []
+
+
+async def test_too_large_a_body_is_refused(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}, gateway={"max_body": "1KiB"}) as house:
+        answer = await house.http.post("/v1/chat/completions", content=b"x" * 2000)
+        assert answer.status_code == 413
+
+        async def endless() -> object:
+            while True:
+                yield b"x" * 512
+
+        try:
+            chunked = await house.http.post("/v1/chat/completions", content=endless())
+        except httpx.TransportError:
+            return  # closed while we were still sending
+        assert chunked.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "a/../b", "%2e%2e", "nul\x00", "x" * 10_000, "<img src=x>", "\u202ea"]
+)
+async def test_strange_names_are_unknown_and_reach_no_supervisor(open_house: OpenHouse, name: str) -> None:
+    async with open_house({"a": {}}) as house:
+        answer = await house.chat(name)
+        assert answer.status_code in (400, 404)
+        assert len(answer.content) < 2000
+        assert house.starts() == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b"{" + b",".join(b'"k%d":1' % number for number in range(200_000)) + b"}",
+        b'{"model":"a","model":"b","messages":[]}',
+        b'{"model":"a","temperature":NaN,"messages":[]}',
+        b'{"model":"\\ud800","messages":[]}',
+        b"[]",
+        b"",
+        b"{",
+    ],
+)
+async def test_bad_json_is_refused_before_anything_happens(open_house: OpenHouse, body: bytes) -> None:
+    async with open_house({"a": {"default": True}}) as house:
+        answer = await house.http.post("/v1/chat/completions", content=body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["type"] == "invalid_request_error"
+        assert house.starts() == []
+
+
+async def test_the_page_escapes_what_comes_from_outside(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"description": "<img src=x onerror=alert(1)>"}}) as house:
+        page = await house.http.get("/ui/", headers={"Accept": "text/html"})
+        assert "<img" not in page.text
+        assert "&lt;img" in page.text
+        assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+        assert "unsafe-inline" not in page.headers["content-security-policy"]
+
+
+async def test_beyond_loopback_there_is_no_gateway_without_keys(tmp_path: Path) -> None:
+    settings = Settings(gateway=GatewaySettings(listen=("0.0.0.0:8000",), api_keys_file=str(tmp_path / "keys")))
+    with pytest.raises(SettingsError, match="hostler keys add"):
+        Gateway(settings)
+    keys.add(tmp_path / "keys", "bob", ["infer"])
+    Gateway(settings)
