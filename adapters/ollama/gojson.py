@@ -43,6 +43,10 @@ class Fields:
         """The member, whatever it is; `None` if absent."""
         return self._members.get(name)
 
+    def all(self) -> dict[str, Any]:
+        """All members that are not null, by their names in lower case."""
+        return dict(self._members)
+
     def string(self, name: str) -> str:
         """A string, empty if absent."""
         value = self._members.get(name, "")

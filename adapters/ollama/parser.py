@@ -1,0 +1,132 @@
+"""Reads a backend's answer in Ollama's protocol, line by line or as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from hostler.adapters.canonical import AnswerHead, Chunk, TokenLogprob, ToolCall, Usage
+from hostler.adapters.errors import BackendBroken
+from hostler.adapters.ollama.wire import WIRE, AnswerBody, CallBody, LogprobBody
+
+MAX_LINE = 16 * 1024 * 1024
+MAX_WHOLE = 64 * 1024 * 1024
+
+_decode = msgspec.json.Decoder(AnswerBody).decode
+
+
+class OllamaParser:
+    """A reader for one answer to a request for `operation`: complete with `done`, or with an embedding's vectors.
+
+    Every chunk has its fields and its bytes: a line, or the whole body.
+    """
+
+    __slots__ = ("_calls", "_done", "_head", "_operation", "_rest", "_whole")
+
+    def __init__(self, operation: str) -> None:
+        self._operation = operation
+        self.begin(AnswerHead(media_type="application/x-ndjson"))
+
+    def begin(self, head: AnswerHead) -> None:
+        """A new answer begins; nothing of an earlier one is kept."""
+        self._head = head
+        self._whole = head.media_type.lower().startswith("application/json")
+        self._rest = bytearray()
+        self._done = False
+        self._calls = 0
+
+    def feed(self, data: bytes) -> Iterator[Chunk]:
+        """The chunks that these bytes complete. Raises `BackendBroken` for an error inside the stream."""
+        seen = len(self._rest)
+        self._rest += data
+        if self._whole:
+            if len(self._rest) > MAX_WHOLE:
+                raise BackendBroken(f"The backend's answer is larger than {MAX_WHOLE} bytes.")
+            return
+        start = 0
+        while (end := self._rest.find(b"\n", max(start, seen))) >= 0:
+            line = bytes(self._rest[start : end + 1])
+            start = end + 1
+            yield from self._read(line)
+        del self._rest[:start]
+        if len(self._rest) > MAX_LINE:
+            raise BackendBroken(f"The backend sent a line of more than {MAX_LINE} bytes.")
+
+    def finish(self) -> Iterable[Chunk]:
+        """The connection ended. Raises `BackendBroken` unless the answer was complete."""
+        rest = bytes(self._rest)
+        self._rest.clear()
+        length = self._head.length
+        if self._whole and length is not None and len(rest) != length:
+            raise BackendBroken(f"The backend's answer ended after {len(rest)} of {length} bytes.")
+        chunks = list(self._read(rest))
+        if not self._done:
+            raise BackendBroken("The backend's answer ended before it was complete.")
+        return chunks
+
+    def _read(self, line: bytes) -> Iterator[Chunk]:
+        if not line.strip() or self._done:
+            return
+        try:
+            body = _decode(line)
+        except (msgspec.DecodeError, RecursionError):
+            raise BackendBroken("The backend's answer is not what the protocol allows.") from None
+        if body.error is not msgspec.UNSET:
+            raise BackendBroken(_words(body.error))
+        vectors = body.embeddings if body.embeddings is not None else [body.embedding or []]
+        embeds = self._operation in ("embed", "embeddings")
+        self._done = bool(body.done) or (embeds and (body.embeddings is not None or body.embedding is not None))
+        yield Chunk(
+            wire=WIRE,
+            raw=line,
+            whole=self._whole,
+            text=(body.message.content if body.message is not None else body.response) or "",
+            reasoning=(body.message.thinking if body.message is not None else body.thinking) or "",
+            tool_calls=self._called(body),
+            finish=self._finish(body) if body.done else None,
+            usage=_usage(body) if self._done else None,
+            logprobs=tuple(_logprob(entry) for entry in body.logprobs or ()),
+            vectors=tuple(tuple(vector) for vector in vectors) if embeds else (),
+        )
+
+    def _called(self, body: AnswerBody) -> tuple[ToolCall, ...]:
+        pieces: list[CallBody] = (body.message.tool_calls if body.message is not None else body.tool_calls) or []
+        calls = []
+        for piece in pieces:
+            # Older servers number every call 0: what counts is the order.
+            arguments = bytes(piece.function.arguments).decode()
+            calls.append(
+                ToolCall(index=self._calls, id=piece.id or None, name=piece.function.name, arguments=arguments)
+            )
+            self._calls += 1
+        return tuple(calls)
+
+    def _finish(self, body: AnswerBody) -> str:
+        if body.done_reason == "length":
+            return "length"
+        return "tool_calls" if self._calls else "stop"
+
+
+def _usage(body: AnswerBody) -> Usage:
+    return Usage(
+        prompt_tokens=body.prompt_eval_count,
+        completion_tokens=body.eval_count,
+        prompt_ms=body.prompt_eval_duration / 1e6 if body.prompt_eval_duration else None,
+        completion_ms=body.eval_duration / 1e6 if body.eval_duration else None,
+    )
+
+
+def _logprob(body: LogprobBody) -> TokenLogprob:
+    return TokenLogprob(
+        token=body.token,
+        logprob=body.logprob,
+        bytes=None if body.bytes is None else tuple(body.bytes),
+        top=tuple(_logprob(other) for other in body.top_logprobs or ()),
+    )
+
+
+def _words(error: object) -> str:
+    if not isinstance(error, str) or not error.strip():
+        return "The backend reported an error in the middle of its answer."
+    return "The backend reported an error: " + "".join(c if c.isprintable() else " " for c in error[:500])
