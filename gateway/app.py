@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -124,6 +124,15 @@ class Gateway:
         self.bus.close()
         if self._server is not None:
             self._server.stop()
+
+    async def quiet(self, models: Sequence[str]) -> None:
+        """Wait until this process's own supervisor serves none of the models, at most `gateway.drain_s`."""
+        host = self._hosts.get(LOCAL)
+        if host is None:
+            return
+        with anyio.move_on_after(self._settings.gateway.drain_s):
+            while any(host.serves(model) for model in models):  # noqa: ASYNC110 - an event would cost every answer
+                await anyio.sleep(0.05)
 
     def _find_supervisors(self, local: Supervisor | None) -> dict[str, Supervisor]:
         supervisors: dict[str, Supervisor] = {} if local is None else {LOCAL: local}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,8 +15,10 @@ import anyio
 from hostler import __version__
 from hostler.gateway import fetching
 from hostler.gateway.app import Gateway, addresses, is_loopback, keys_in_force
+from hostler.gateway.reloading import Reloader
 from hostler.gateway.server import ListenError, Server, bind
 from hostler.gateway.settings import Configuration, SettingsError, parse_address, secret
+from hostler.profiles.schema import Profile
 from hostler.supervisor.contract import SupervisorError
 from hostler.supervisor.files import ModelFiles
 from hostler.supervisor.fleet import Fleet
@@ -45,7 +48,7 @@ def up(configuration: Configuration) -> int:
     """Gateway and supervisor in one process."""
     _guarded(lambda: keys_in_force(configuration.settings))
     sockets = _guarded(lambda: bind(addresses(configuration.settings), "gateway.listen in the configuration file"))
-    if configuration.path is None:
+    if configuration.shipped:
         try:
             for profile in configuration.profiles:
                 fetching.fetch(profile)
@@ -59,6 +62,7 @@ def up(configuration: Configuration) -> int:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(fleet.run)
             tasks.start_soon(_heed_signals, together.stop)
+            tasks.start_soon(Reloader(configuration, partial(_take_over, fleet, together), os.environ).run)
             await together.run(sockets, started=started)
             tasks.cancel_scope.cancel()
 
@@ -110,10 +114,17 @@ def supervisor(configuration: Configuration) -> int:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(fleet.run)
             tasks.start_soon(_heed_signals, stop)
+            tasks.start_soon(Reloader(configuration, fleet.replace_profiles, os.environ).run)
             await server.serve(sockets)
             tasks.cancel_scope.cancel()
 
     return _run(main)
+
+
+async def _take_over(fleet: Fleet, gateway: Gateway, profiles: Sequence[Profile]) -> None:
+    """Take over changed profiles; the answers of engines that have to go for it end first."""
+    await gateway.quiet(fleet.outdated(profiles))
+    await fleet.replace_profiles(profiles)
 
 
 def _fleet(configuration: Configuration, *, engine_host: str) -> Fleet:

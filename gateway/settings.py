@@ -115,17 +115,18 @@ def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Pat
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
-    """The configuration file, read: `path` is `None` when there is no file and everything is as shipped."""
+    """The configuration file, read: `path` is `None` when there is no file. `shipped`: no profiles are configured."""
 
     path: Path | None
     settings: Settings
     profiles: tuple[Profile, ...]
+    shipped: bool = False
 
 
 def read(path: Path | None, environ: Mapping[str, str] = os.environ) -> Configuration:
     """What the file at `path` says, with its profiles and those of its manifest. Raises `SettingsError`."""
     if path is None:
-        return Configuration(path=None, settings=Settings(), profiles=demo_profiles())
+        return Configuration(path=None, settings=Settings(), profiles=demo_profiles(), shipped=True)
     try:
         document = parse(read_text(path), str(path), env=environ)
         settings = document.to(Settings)
@@ -134,7 +135,8 @@ def read(path: Path | None, environ: Mapping[str, str] = os.environ) -> Configur
         profiles = profiles_of(document, settings.profiles, manifest, env=environ)
     except DocumentError as error:
         raise SettingsError(str(error)) from error
-    return Configuration(path=path, settings=settings, profiles=profiles)
+    shipped = not settings.profiles and manifest is None
+    return Configuration(path=path, settings=settings, profiles=profiles, shipped=shipped)
 
 
 def _check(settings: Settings, document: Document) -> None:

@@ -238,6 +238,10 @@ class Orchestrator:
         """How many requests are being answered."""
         return sum(turn.settled for turn in self._turns.values())
 
+    def serves(self, model: str) -> bool:
+        """Whether an answer of `model` is in progress."""
+        return any(turn.settled and turn.model == model for turn in self._turns.values())
+
     def estimate(self, model: str) -> float:
         """In how many seconds a request for `model` that comes now would be served."""
         return self._scheduler.estimate(model, self._clock())

@@ -1,0 +1,77 @@
+"""Saved changes of the configuration file and its manifest, taken over while running. A broken file changes nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from hostler.gateway.settings import Configuration, Settings, SettingsError, read
+from hostler.profiles.schema import Profile
+from hostler.profiles.store import diff
+
+logger = logging.getLogger(__name__)
+
+#: Editors write a file in several steps; what comes within this time is one change, in milliseconds.
+_TOGETHER_MS = 300
+
+Apply = Callable[[Sequence[Profile]], Awaitable[None]]
+
+
+class Reloader:
+    """Reads the configuration again when it changes, and hands changed profiles to `apply`.
+
+    Other sections take effect at the next start: their change is logged, so that nobody waits for it.
+    """
+
+    def __init__(self, configuration: Configuration, apply: Apply, environ: Mapping[str, str]) -> None:
+        self._configuration = configuration
+        self._apply = apply
+        self._environ = environ
+
+    async def run(self) -> None:
+        """Watch until cancelled. Returns at once when there is no file to watch."""
+        path = self._configuration.path
+        if path is None:
+            return
+        from watchfiles import awatch
+
+        async for _ in awatch(*self._folders(path), step=_TOGETHER_MS, recursive=False):
+            await self.reload()
+
+    async def reload(self) -> bool:
+        """Read the file again and apply what changed. Returns whether the file was valid."""
+        try:
+            fresh = read(self._configuration.path, self._environ)
+        except SettingsError as error:
+            logger.error("%s; what was configured before stays in force", error)
+            return False
+        old, self._configuration = self._configuration, fresh
+        self._tell_of_other_changes(old.settings, fresh.settings)
+        changes = diff(old.profiles, fresh.profiles)
+        if changes:
+            logger.info(
+                "profiles changed: %s",
+                "; ".join(
+                    f"{what} {', '.join(names)}" for what, names in msgspec.structs.asdict(changes).items() if names
+                ),
+            )
+            await self._apply(fresh.profiles)
+        return True
+
+    def _folders(self, path: Path) -> set[Path]:
+        """The folders to watch: a file itself is replaced by most editors, and a link's target may be elsewhere."""
+        files = [path]
+        manifest = self._configuration.settings.manifest
+        if manifest is not None:
+            files.append(path.parent / Path(manifest).expanduser())
+        return {each.parent for file in files for each in (file.absolute(), file.resolve()) if each.parent.is_dir()}
+
+    def _tell_of_other_changes(self, old: Settings, new: Settings) -> None:
+        for section in old.__struct_fields__:
+            if section in ("profiles", "manifest"):
+                continue
+            if getattr(old, section) != getattr(new, section):
+                logger.warning("%s: changed; this takes effect at the next start", section)
