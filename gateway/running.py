@@ -20,8 +20,8 @@ from hostler.gateway.server import ListenError, Server, bind
 from hostler.gateway.settings import Configuration, SettingsError, parse_address, secret
 from hostler.profiles.schema import Profile
 from hostler.supervisor.contract import SupervisorError
-from hostler.supervisor.files import ModelFiles
 from hostler.supervisor.fleet import Fleet
+from hostler.supervisor.host import open_host
 
 logger = logging.getLogger(__name__)
 
@@ -128,14 +128,15 @@ async def _take_over(fleet: Fleet, gateway: Gateway, profiles: Sequence[Profile]
 
 
 def _fleet(configuration: Configuration, *, engine_host: str) -> Fleet:
-    files = ModelFiles(report=fetching.log_progress())
-    return Fleet(
-        configuration.profiles,
-        configuration.settings.supervisor,
-        host=engine_host,
-        prepare=files.prepare,
-        describe=files.describe,
-    )
+    try:
+        return open_host(
+            configuration.profiles,
+            configuration.settings.supervisor,
+            host=engine_host,
+            report=fetching.log_progress(),
+        )
+    except OSError as error:
+        raise CannotRun(f"supervisor.slots_dir: {error}; name a folder that can be written to") from error
 
 
 def _guarded(make: Callable[[], T]) -> T:

@@ -43,6 +43,10 @@ class ModelFiles:
             memory_bytes=estimate(profile, facts),
         )
 
+    def facts(self, path: Path) -> ModelFacts | None:
+        """What the file says of itself, remembered. Raises `GGUFError`; blocks."""
+        return self._facts.read(path)
+
     def _read(self, profile: Profile, path: Path) -> ModelFacts | None:
         try:
             return self._facts.read(path)

@@ -16,8 +16,8 @@ import httpx
 from hostler.gateway.app import Gateway
 from hostler.gateway.server import bind
 from hostler.gateway.settings import read
-from hostler.supervisor.files import ModelFiles
 from hostler.supervisor.fleet import Fleet
+from hostler.supervisor.host import open_host
 
 FAKE_ENGINE = Path(__file__).parent.parent / "fakes" / "fake_engine.py"
 
@@ -100,13 +100,8 @@ def house_in(tmp_path: Path) -> OpenHouse:
         path = tmp_path / "hostler.yaml"
         path.write_text(json.dumps(document))
         configuration = read(path)
-        files = ModelFiles()
-        fleet = Fleet(
-            configuration.profiles,
-            configuration.settings.supervisor,
-            prepare=files.prepare,
-            describe=files.describe,
-        )
+        environ = {"HOSTLER_CACHE": str(tmp_path / "cache")}
+        fleet = open_host(configuration.profiles, configuration.settings.supervisor, environ=environ)
         together = Gateway(configuration.settings, local=fleet)
         sockets = bind([("127.0.0.1", 0)], "gateway.listen")
         url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"

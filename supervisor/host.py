@@ -1,0 +1,84 @@
+"""A host put together: a fleet with its files, its conversation caches and its memory, from settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from hostler.profiles.schema import Profile
+from hostler.profiles.sources import FetchProgress, cache_directory
+from hostler.supervisor.contract import ModelStatus, ProfileInfo, SupervisorError
+from hostler.supervisor.files import ModelFiles
+from hostler.supervisor.fleet import Fleet, MakeRoom
+from hostler.supervisor.keeper import SlotKeeper
+from hostler.supervisor.memory import Claim, Need, cannot_fit, make_room
+from hostler.supervisor.settings import SupervisorSettings
+from hostler.supervisor.slots import SlotStore
+
+
+def open_host(
+    profiles: Sequence[Profile],
+    settings: SupervisorSettings,
+    *,
+    host: str = "127.0.0.1",
+    report: Callable[[FetchProgress], None] = lambda _: None,
+    environ: Mapping[str, str] = os.environ,
+) -> Fleet:
+    """The fleet of this machine; `Fleet.run` starts it. `host` is where engines listen unless the settings say so.
+
+    Conversation caches and remembered load times are kept in the cache folder unless the settings name another one.
+    Raises `OSError` if the folder cannot be made.
+    """
+    files = ModelFiles(report=report)
+    state = cache_directory(environ)
+    keeper = None
+    if settings.slots_max > 0:
+        folder = Path(settings.slots_dir).expanduser() if settings.slots_dir else state / "slots"
+        settings = msgspec.structs.replace(settings, slots_dir=str(folder))
+        store = SlotStore(
+            folder,
+            max_bytes=settings.slots_max,
+            max_age_s=settings.slots_max_age_s,
+            min_tokens=settings.slots_min_tokens,
+        )
+        # Before the first engine: it refuses to start with a folder that is not there.
+        store.prepare()
+        keeper = SlotKeeper(store, files.facts)
+    else:
+        settings = msgspec.structs.replace(settings, slots_dir=None)
+    budget = None if settings.exclusive else settings.memory_budget
+    return Fleet(
+        profiles,
+        settings,
+        host=host,
+        prepare=files.prepare,
+        describe=files.describe,
+        make_room=None if budget is None else room_in(budget, profiles),
+        keeper=keeper,
+        load_times=state / "load-times.json",
+    )
+
+
+def room_in(budget: int, profiles: Sequence[Profile]) -> MakeRoom:
+    """The rule of a host with a memory budget, for orders that do not say themselves who has to go.
+
+    A gateway drains and names the models that make room. Nobody here knows who is being used, so of the others those
+    that were started first go, and pinned ones never.
+    """
+    pinned = {profile.name for profile in profiles if profile.pinned}
+
+    def make(wanted: ProfileInfo, running: Sequence[ModelStatus]) -> Collection[str]:
+        need = Need(total=wanted.memory_bytes)
+        claims = [
+            Claim(name=each.model, bytes=each.memory_bytes, idle_since=each.since, pinned=each.model in pinned)
+            for each in running
+        ]
+        victims = make_room(need, claims, budget)
+        if victims is None:
+            raise SupervisorError(cannot_fit(Profile(name=wanted.name, model=""), need, budget))
+        return victims
+
+    return make
