@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from hostler.adapters.canonical import AnswerHead, Chunk, Progress, Request
-from hostler.adapters.errors import GatewayError
+from hostler.adapters.errors import BackendRejected, GatewayError
 from hostler.adapters.listing import Listing, ModelCard
 
 
@@ -126,6 +126,15 @@ class Admitting(Protocol):
         Called once, when the model is known and before anything waits. Raises a `GatewayError` if the protocol
         demands a refusal (a model without tools, a request to think to one that cannot).
         """
+        ...
+
+
+@runtime_checkable
+class Amending(Protocol):
+    """What an adapter may promise besides: it knows another way to say what a backend refused."""
+
+    def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
+        """The request to send to the same backend instead, smaller each time; `None` to let the refusal stand."""
         ...
 
 

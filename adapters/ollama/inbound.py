@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from hostler.adapters.canonical import ChatRequest, CompletionRequest, Media, Origin, Probe, Request
-from hostler.adapters.errors import BadRequest, GatewayError, NotFound
+from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
 from hostler.adapters.listing import Listing, ModelCard
 from hostler.adapters.ollama import models, orders, requests
 from hostler.adapters.ollama.encoder import OllamaEncoder
@@ -15,6 +15,7 @@ from hostler.adapters.ollama.gojson import quoted, read
 from hostler.adapters.ollama.names import named
 from hostler.adapters.ollama.paths import OPERATIONS
 from hostler.adapters.ollama.refusal import refusal
+from hostler.adapters.ollama.shortening import shortened
 from hostler.adapters.ollama.wire import VERSION, WIRE
 from hostler.adapters.protocol import Incoming, Operation, WireResponse
 from hostler.adapters.spelling import DEFAULT_HOST, DEFAULT_NAMESPACE, ollama_name
@@ -101,6 +102,10 @@ class OllamaAdapter:
         if dialogue.thinking is None and thinks:
             return msgspec.structs.replace(request, dialogue=msgspec.structs.replace(dialogue, thinking=True))
         return request
+
+    def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
+        """The request without its oldest turns, or with its longest text cut, when it did not fit into the context."""
+        return shortened(request, rejected)
 
     def answer(self, request: Request, listing: Listing) -> WireResponse:
         """The answer to a probe or an order."""

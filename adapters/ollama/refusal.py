@@ -22,6 +22,7 @@ from hostler.adapters.ollama import gojson
 from hostler.adapters.ollama.gojson import quoted
 from hostler.adapters.ollama.names import of_cloud
 from hostler.adapters.ollama.orders import unknown_cloud
+from hostler.adapters.ollama.shortening import overflow
 from hostler.adapters.ollama.wire import JSON, PLAIN
 from hostler.adapters.protocol import Operation, WireResponse
 from hostler.adapters.spelling import ollama_name
@@ -99,7 +100,7 @@ def _rejected(error: BackendRejected, operation: str) -> tuple[int, str]:
     status = error.answer_status
     if status in _OURS:
         return 500, _bounded(error.message)
-    if operation in _EMBEDS and "too large to process" in text:
+    if operation in _EMBEDS and overflow(error) is not None:
         return 400, TOO_LONG
     if operation == "embeddings" and status == 501:
         status = 500
