@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -67,22 +68,24 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """What strangers get: sdist, a wheel made from it, installed by path into empty environments, and a real answer."""
+    """What strangers get: sdist, a wheel made from it, installed by path where nothing else is, and a real answer."""
     _install(session, "package")
     with _folder(session) as folder:
         session.run("python", "-m", "build", "--outdir", str(folder), ".", silent=True)
         (wheel,) = folder.glob("*.whl")
         session.log(f"{wheel.name}: {wheel.stat().st_size / 1024:.0f} KiB, made from the sdist")
         with session.chdir(folder):
-            _check_without_engine(session, folder / "plain", wheel)
-            _check_with_engine(session, folder / "embedded", wheel)
+            environment = folder / "environment"
+            session.run("python", "-m", "virtualenv", "--quiet", str(environment))
+            _check_without_engine(session, environment, wheel)
+            _check_with_engine(session, environment, wheel)
 
 
 def _check_without_engine(session: nox.Session, environment: Path, wheel: Path) -> None:
     """The wheel alone: all of it and nothing else is installed, the commands run, a missing engine is explained."""
-    _fresh(session, environment, str(wheel))
+    _pip(session, environment, str(wheel))
     hostler, python = environment / "bin" / "hostler", environment / "bin" / "python"
-    session.run(str(python), "-c", INSTALLED, external=True)
+    session.run(str(python), "-c", INSTALLED, external=True, log=False)
     version = _output(session, hostler, "--version")
     if version != f"hostler {wheel.name.split('-')[1]}":
         session.error(f"{wheel.name} says it is {version!r}")
@@ -100,7 +103,7 @@ def _check_without_engine(session: nox.Session, environment: Path, wheel: Path) 
 
 def _check_with_engine(session: nox.Session, environment: Path, wheel: Path) -> None:
     """The wheel with its engine: `hostler up` answers a question, and leaves nothing behind when it is stopped."""
-    _fresh(session, environment, f"{wheel}[embedded]")
+    _pip(session, environment, f"{wheel}[embedded]")
     hostler = environment / "bin" / "hostler"
     _output(session, environment / "bin" / "python", "-m", "hostler.supervisor.engine", "--help")
     _pull(session, hostler)
@@ -108,8 +111,8 @@ def _check_with_engine(session: nox.Session, environment: Path, wheel: Path) -> 
     configuration = Path("port-of-its-own.yaml")
     configuration.write_text('gateway: {listen: ["127.0.0.1:0"]}\nsupervisor: {engine: embedded}\n', encoding="utf-8")
     with _running(session, hostler, "up", "--config", configuration, "--log-level", "warning") as url:
-        answer = _answer(url)
-        engines = _engines(url)
+        answer = _answer(session, url)
+        engines = _engines(session, url)
     if not engines or any(Path(f"/proc/{pid}").exists() for pid in engines):
         session.error(f"an engine should have run and be gone, but these ran: {engines}")
     session.log(f"the fresh installation answers: {answer!r}")
@@ -148,13 +151,11 @@ def _folder(session: nox.Session) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fresh(session: nox.Session, environment: Path, requirement: str) -> None:
-    """A new virtual environment with `requirement` and what it depends on, and nothing else."""
-    session.run("python", "-m", "virtualenv", "--quiet", str(environment))
-    session.run(
-        str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", requirement,
-        env={"PIP_DISABLE_PIP_VERSION_CHECK": "1"}, external=True,
-    )  # fmt: skip
+def _pip(session: nox.Session, environment: Path, requirement: str) -> None:
+    """Install into an environment of its own, as a person would."""
+    python = environment / "bin" / "python"
+    settings = {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    session.run(str(python), "-m", "pip", "install", "--quiet", requirement, env=settings, external=True)
 
 
 def _output(session: nox.Session, program: Path, *arguments: str) -> str:
@@ -202,21 +203,25 @@ def _running(session: nox.Session, *command: str | Path) -> Iterator[str]:
         process.stdout.close()
 
 
-def _answer(url: str) -> str:
+def _answer(session: nox.Session, url: str) -> str:
     """A whole answer to a chat."""
     question = {"model": "smollm2", "max_tokens": 12, "messages": [{"role": "user", "content": "Say hello."}]}
-    return str(_ask(f"{url}/v1/chat/completions", question)["choices"][0]["message"]["content"])
+    return str(_ask(session, f"{url}/v1/chat/completions", question)["choices"][0]["message"]["content"])
 
 
-def _engines(url: str) -> list[int]:
+def _engines(session: nox.Session, url: str) -> list[int]:
     """The processes that run models now."""
-    hosts = _ask(f"{url}/admin/status", None)["hosts"]
+    hosts = _ask(session, f"{url}/admin/status", None)["hosts"]
     return [model["pid"] for host in hosts for model in host["host"]["models"] if model["pid"]]
 
 
-def _ask(url: str, body: dict[str, Any] | None) -> Any:
+def _ask(session: nox.Session, url: str, body: dict[str, Any] | None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=PATIENCE_S) as answer:
-        return json.load(answer)
+    try:
+        with opener.open(request, timeout=PATIENCE_S) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            session.error(f"{url} answers with status {error.code}: {error.read().decode()}")
