@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
 
 import anyio
 import anyio.to_thread
 import psutil
+
+#: How /proc/net/tcp says that a socket listens.
+_LISTEN: Final = "0A"
 
 
 async def get_status(host: str, port: int, path: str, *, timeout_s: float, key: str | None = None) -> int | None:
@@ -38,7 +44,10 @@ async def belongs_to(pids: Iterable[int], host: str, port: int, key: str, *, tim
     The operating system is asked first; where it does not say (no /proc, not allowed), a server that takes our key
     and refuses another one is ours, since nobody else was told it.
     """
-    owner = await anyio.to_thread.run_sync(_listens, tuple(pids), port)
+    pids = tuple(pids)
+    if any(_proc_says_so(pid, port) for pid in pids):
+        return True
+    owner = await anyio.to_thread.run_sync(_listens, pids, port)
     if owner is not None:
         return owner
     mine = await get_status(host, port, "/v1/models", timeout_s=timeout_s, key=key)
@@ -49,6 +58,23 @@ async def belongs_to(pids: Iterable[int], host: str, port: int, key: str, *, tim
 def reachable(host: str) -> str:
     """An address to connect to for a server that is bound to `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+
+
+def _proc_says_so(pid: int, port: int) -> bool:
+    """The quick way to a yes on Linux, well below a millisecond. A no means nothing."""
+    folder = Path("/proc", str(pid))
+    try:
+        sockets = set()
+        for table in ("tcp", "tcp6"):
+            for line in (folder / "net" / table).read_text().splitlines()[1:]:
+                words = line.split()
+                if words[3] == _LISTEN and int(words[1].rpartition(":")[2], 16) == port:
+                    sockets.add(f"socket:[{words[9]}]")
+        # Paths as strings: an engine may hold hundreds of descriptors.
+        with os.scandir(folder / "fd") as entries:
+            return bool(sockets) and any(os.readlink(entry) in sockets for entry in entries)  # noqa: PTH115
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 def _listens(pids: tuple[int, ...], port: int) -> bool | None:
