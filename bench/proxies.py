@@ -136,7 +136,7 @@ class VllmRouter(Proxy):
         )
         return [
             *(program, "--host", "127.0.0.1", "--port", str(port), "--worker-urls", f"http://127.0.0.1:{backend}"),
-            *("--policy", "round_robin", "--prometheus-port", str(free_port()), "--log-level", "warn"),
+            *("--policy", "round_robin", "--prometheus-port", str(free_port()), "--log-level", "error"),
         ]
 
 
