@@ -34,6 +34,7 @@ from hostler.gateway.layers.observe import Observe
 from hostler.gateway.layers.probe import Probe
 from hostler.gateway.layers.queueing import Queueing
 from hostler.gateway.layers.switch import Switch
+from hostler.gateway.metrics import Metrics
 from hostler.gateway.routes import Surface, adapter_claims, build
 from hostler.gateway.security import FailureThrottle, Rules, Security
 from hostler.gateway.server import Server
@@ -165,7 +166,9 @@ class Gateway:
     def _application(self, pipeline: ASGIApp, catalog: Catalog, hosts: Mapping[str, Orchestrator]) -> ASGIApp:
         settings = self._settings.gateway
         adapters = load_adapters()
-        dashboard = Dashboard(catalog, hosts, self.bus, version=__version__)
+        metrics = Metrics(lambda: [(name, host.waiting, host.serving) for name, host in hosts.items()])
+        self.bus.listen(metrics.hear)
+        dashboard = Dashboard(catalog, hosts, self.bus, metrics=metrics.render, version=__version__)
         surface = Surface([*adapter_claims(adapters, pipeline), *dashboard.claims()])
         dashboard.describe(surface)
         return Security(

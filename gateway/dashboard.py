@@ -64,10 +64,19 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Dashboard:
     """Answers the gateway's own routes. It reads the catalogue and asks hosts; it owns nothing."""
 
-    def __init__(self, catalog: Catalog, hosts: Mapping[str, Orchestrator], bus: Bus, *, version: str) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        hosts: Mapping[str, Orchestrator],
+        bus: Bus,
+        *,
+        metrics: Callable[[], bytes],
+        version: str,
+    ) -> None:
         self._catalog = catalog
         self._hosts = hosts
         self._bus = bus
+        self._metrics = metrics
         self._version = version
         self._description = b"{}"
 
@@ -76,6 +85,7 @@ class Dashboard:
         return [
             own_claim("health", "/healthz", _plain(self._healthz), scope="open"),
             own_claim("ready", "/readyz", _plain(self._readyz), scope="read"),
+            own_claim("metrics", "/metrics", _plain(self._tell_metrics), scope="read"),
             own_claim("root", "/", _plain(self._root), scope="read"),
             own_claim("page", "/ui/", _plain(self._page), scope="read"),
             own_claim("style", "/ui/style.css", _plain(self._style), scope="read"),
@@ -118,6 +128,9 @@ class Dashboard:
         """Ready as soon as every host has been heard of: until then, models may be missing from lists."""
         silent = [name for name, host in self._hosts.items() if not host.reachable]
         return _json({"ready": not silent, "silent": silent}, status=503 if silent else 200)
+
+    async def _tell_metrics(self, request: Request) -> Response:
+        return Response(self._metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _root(self, request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
@@ -217,8 +230,7 @@ def _plain(endpoint: Endpoint) -> ASGIApp:
         try:
             return await endpoint(request)
         except GatewayError as error:
-            message = error.message if error.model is None else f"{error.model!r}: {error.message}"
-            return _json({"error": {"message": message, "code": error.code}}, status=error.status)
+            return _json({"error": {"message": error.message, "code": error.code}}, status=error.status)
 
     app: Any = request_response(guarded)
     typed: ASGIApp = app

@@ -18,7 +18,7 @@ class RequestFinished(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     """One request from its arrival to its end. Times in seconds; `at` is since the epoch.
 
     `outcome` is `ok`, `failed`, `broken` (ended in mid-answer) or `left` (the client went away). `reason` says why this
-    hop, or what went wrong. No contents, no keys: `client` is a key's name or an address.
+    hop, or what went wrong, `code` the stable word for the latter. No contents, no keys: `client` is a key's name or an address.
     """
 
     id: str
@@ -34,6 +34,7 @@ class RequestFinished(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     backend: str | None = None
     hop: int = 0
     reason: str = ""
+    code: str = ""
     queue_s: float = 0.0
     switch_s: float = 0.0
     first_word_s: float | None = None
@@ -65,7 +66,26 @@ class SwitchChanged(msgspec.Struct, frozen=True, kw_only=True, tag="switch"):
     switch: SwitchMoved
 
 
-Event = RequestFinished | HostChanged | EngineChanged | SwitchChanged
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """A request in line, `position` counts from 1. `id` is the request's own, which `POST /admin/cancel` takes."""
+
+    id: str
+    model: str
+    client: str
+    position: int
+    waited_s: float
+    eta_s: float
+
+
+class QueueChanged(msgspec.Struct, frozen=True, kw_only=True, tag="queue"):
+    """Who waits on a host, in the order of service, and how many are being served."""
+
+    backend: str
+    waiting: tuple[Waiting, ...]
+    serving: int
+
+
+Event = RequestFinished | HostChanged | EngineChanged | SwitchChanged | QueueChanged
 
 
 class Subscription:

@@ -28,28 +28,29 @@ class Observe(Layer):
         self._wall = wall
 
     async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
-        status = 0
+        status, code = 0, ""
         try:
             await call_next()
             exchange.outcome = "ok"
         except asyncio.CancelledError:
             exchange.outcome = "left"
-            status = ClientGone.status
+            status, code = ClientGone.status, ClientGone.code
             raise
         except GatewayError as error:
             exchange.outcome = "broken" if exchange.reply.committed else "failed"
             status = error.answer_status if isinstance(error, BackendRejected) else error.status
+            code = error.code
             exchange.reason = error.message
             raise
         except Exception as error:
             exchange.outcome = "broken" if exchange.reply.committed else "failed"
-            status = 500
+            status, code = 500, GatewayError.code
             exchange.reason = f"{type(error).__name__} in the gateway"
             raise
         finally:
-            self._record(exchange, status or exchange.reply.status)
+            self._record(exchange, status or exchange.reply.status, code)
 
-    def _record(self, exchange: Exchange, status: int) -> None:
+    def _record(self, exchange: Exchange, status: int, code: str) -> None:
         seconds = self._clock() - exchange.started_at
         usage = exchange.usage
         first = exchange.first_word_at
@@ -67,6 +68,7 @@ class Observe(Layer):
             backend=exchange.target.backend if exchange.target else None,
             hop=exchange.hop,
             reason=exchange.reason,
+            code=code,
             queue_s=exchange.queue_s,
             switch_s=exchange.switch_s,
             first_word_s=None if first is None else first - exchange.started_at,

@@ -1,0 +1,74 @@
+"""The gateway's own routes: what it tells of itself."""
+
+from __future__ import annotations
+
+import json
+
+import anyio
+import pytest
+from system.house import OpenHouse
+
+pytestmark = pytest.mark.anyio
+
+
+def value(text: str, start: str) -> float:
+    """The sum of all samples whose line begins like this."""
+    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(start))
+
+
+async def test_metrics_count_requests_switches_and_states(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}, "b": {}}) as house:
+        await house.chat("a")
+        await house.chat("b")
+        await house.chat("no-such-model")
+        text = (await house.http.get("/metrics")).text
+    assert value(text, 'gen_ai_server_request_duration_seconds_count{backend="local"') == 2
+    assert value(text, 'gen_ai_client_token_usage_count{backend="local",model="a",type="output"}') == 1
+    assert value(text, "hostler_switch_duration_seconds_count") == 2
+    assert value(text, 'hostler_switch_duration_seconds_count{backend="local",from="a",outcome="ready",to="b"}') == 1
+    assert value(text, 'hostler_model_state{backend="local",model="b",state="ready"}') == 1
+    assert value(text, "hostler_queue_depth") == 0
+    assert "no-such-model" not in text
+
+
+async def test_refusals_are_counted_by_reason(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"ready_after": 0.3}}}, gateway={"queue": {"max_waiting": 1}}) as house:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(house.chat, "a")
+        text = (await house.http.get("/metrics")).text
+    assert value(text, 'hostler_rejected_total{reason="queue_full"}') == 2
+
+
+async def test_events_begin_with_a_snapshot(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}) as house, house.http.stream("GET", "/events") as answer:
+        lines = answer.aiter_lines()
+        assert await anext(lines) == "event: snapshot"
+        snapshot = json.loads((await anext(lines)).removeprefix("data: "))
+        assert [model["name"] for model in snapshot["models"]] == ["a"]
+        await house.chat("a")
+        with anyio.fail_after(5):
+            async for line in lines:
+                if line == "event: request":
+                    break
+        finished = json.loads((await anext(lines)).removeprefix("data: "))
+        assert finished["model"] == "a"
+        assert finished["outcome"] == "ok"
+
+
+async def test_an_operator_loads_and_unloads(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}) as house:
+        assert (await house.http.post("/admin/load", json={"model": "a"})).json()["state"] == "loaded"
+        assert house.starts() == ["a"]
+        assert (await house.http.post("/admin/unload", json={"model": "a"})).status_code == 200
+        await house.until(lambda: house.events("stop"))
+        unknown = await house.http.post("/admin/load", json={"model": "x"})
+        assert unknown.status_code == 404
+        assert "`x`" in unknown.json()["error"]["message"]
+
+
+async def test_the_root_is_a_page_for_browsers_and_words_for_others(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}) as house:
+        assert (await house.http.get("/")).text == "Ollama is running"
+        browser = await house.http.get("/", headers={"Accept": "text/html"}, follow_redirects=True)
+        assert "<h1>Hostler" in browser.text
