@@ -1,0 +1,299 @@
+"""Ollama's request bodies: understood in full, with Ollama's defaults, and refused in Ollama's words."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from typing import Any
+
+import msgspec
+import pytest
+from fakes.ollama_desk import HI, Desk
+
+from hostler.adapters.canonical import (
+    ChatRequest,
+    CompletionRequest,
+    Control,
+    Dialogue,
+    EmbedRequest,
+    Media,
+    Request,
+    Sampling,
+    Text,
+)
+
+PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(40)).decode()
+DEFAULTS = Sampling(
+    temperature=0.8, top_p=0.9, top_k=40, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_last_n=64,
+    presence_penalty=0.0, frequency_penalty=0.0,
+)  # fmt: skip
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def dialogue(request: Request) -> Dialogue:
+    assert isinstance(request, ChatRequest)
+    assert request.dialogue is not None
+    return request.dialogue
+
+
+def said(request: Request) -> list[tuple[str, str]]:
+    messages = dialogue(request).messages
+    return [(m.role, "".join(part.text for part in m.parts if isinstance(part, Text))) for m in messages]
+
+
+def test_a_chat_is_understood_and_streams_unless_told_otherwise(desk: Desk) -> None:
+    request = desk.chat()
+    assert isinstance(request, ChatRequest)
+    assert (request.model, request.output.stream, said(request)) == ("smol", True, [("user", "hi")])
+    for stream, streams in ((True, True), (None, True), (False, False)):
+        asked = desk.chat(stream=stream)
+        assert isinstance(asked, ChatRequest) and asked.output.stream is streams
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ({}, {}),
+        (None, {}),
+        ({"temperature": None, "stop": None}, {}),
+        ({"temperature": 0, "top_k": 1.9, "min_p": 0.1}, {"temperature": 0.0, "top_k": 1, "min_p": 0.1}),
+        ({"num_predict": -1, "seed": -1}, {}),
+        ({"num_predict": 2.9, "seed": 7}, {"max_tokens": 2, "seed": 7}),
+        ({"num_predict": 0}, {"max_tokens": 0}),
+        ({"stop": ["a", ""]}, {"stop": ("a",)}),
+        ({"num_ctx": 8192, "num_gpu": 1, "mirostat": 2, "unheard_of": {}}, {}),
+        ({"top_k": 1e300}, {"top_k": 2**31 - 1}),
+    ],
+)
+def test_options_become_sampling_with_ollamas_own_defaults(desk: Desk, options: Any, changed: dict[str, Any]) -> None:
+    assert dialogue(desk.chat(options=options)).sampling == msgspec.structs.replace(DEFAULTS, **changed)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"temperature": "x"}, '"temperature" must be of type float32'),
+        ({"temperature": True}, '"temperature" must be of type float32'),
+        ({"top_k": "1"}, '"top_k" must be of type integer'),
+        ({"num_ctx": []}, '"num_ctx" must be of type integer'),
+        ({"stop": "a"}, '"stop" must be of type array'),
+        ({"stop": [1]}, '"stop" must be of an array of strings'),
+        ({"use_mmap": 1}, '"use_mmap" must be of type boolean'),
+    ],
+)
+def test_an_option_of_a_wrong_type_is_a_500_as_in_ollama(desk: Desk, options: dict[str, Any], kind: str) -> None:
+    response = desk.ask("chat", {"model": "smol", "messages": HI, "options": options})
+    assert (response.status, json.loads(response.body)) == (500, {"error": f"option {kind}"})
+
+
+def test_messages_keep_their_images_calls_thinking_and_names(desk: Desk) -> None:
+    arguments = {"b": 1, "a": {"z": []}}
+    request = desk.chat(
+        model="able",
+        messages=[
+            {"role": "USER", "content": "look", "images": [PNG]},
+            {
+                "role": "assistant",
+                "thinking": "hm",
+                "tool_calls": [{"id": "i", "function": {"name": "f", "arguments": arguments}}],
+            },
+            {"role": "tool", "content": "1", "tool_name": "f", "tool_call_id": "i"},
+        ],
+        tools=[{"type": "function", "function": {"name": "f", "parameters": {"oneOf": [], "minimum": 1}}}],
+    )
+    user, assistant, tool = dialogue(request).messages
+    assert user.role == "user"
+    assert user.parts == (Media(kind="image", data=PNG, mime="image/png"), Text(text="look"))
+    assert (assistant.reasoning, assistant.tool_calls[0].id) == ("hm", "i")
+    assert assistant.tool_calls[0].arguments == '{"b":1,"a":{"z":[]}}'
+    assert (tool.role, tool.name, tool.tool_call_id) == ("tool", "f", "i")
+    assert bytes(dialogue(request).tools[0].parameters or b"") == b'{"oneOf":[],"minimum":1}'
+
+
+@pytest.mark.parametrize(
+    ("start", "kind", "mime"),
+    [
+        (b"RIFF\0\0\0\0WAVEfmt ", "audio", "audio/wav"),
+        (b"ID3\4", "audio", "audio/mp3"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "image", "image/webp"),
+        (b"\xff\xd8\xff\xe0", "image", "image/jpeg"),
+        (b"GIF89a", "image", "image/gif"),
+    ],
+)
+def test_media_are_told_apart_by_their_first_bytes(desk: Desk, start: bytes, kind: str, mime: str) -> None:
+    data = base64.b64encode(start + bytes(20)).decode()
+    request = desk.chat(model="far", messages=[{"role": "user", "images": [data]}])
+    assert dialogue(request).messages[0].parts == (Media(kind=kind, data=data, mime=mime),)  # type: ignore[arg-type]
+
+
+def test_names_of_members_are_read_in_any_case_and_the_rest_of_the_body_is_left_alone(desk: Desk) -> None:
+    body = b' {"MODEL":"smol","Messages":[{"Role":"user","CONTENT":"\\ud800x"}],"nonsense":[1]} {trailing'
+    assert said(desk.decode("chat", body)) == [("user", "\ufffdx")]
+
+
+@pytest.mark.parametrize("level", ["high", "medium", "low", "max", True, False])
+def test_thinking_is_asked_for_by_level_or_flag(desk: Desk, level: str | bool) -> None:
+    assert dialogue(desk.chat(model="able", think=level)).thinking == level
+
+
+def test_a_model_that_can_think_does_so_unless_told_otherwise(desk: Desk) -> None:
+    assert dialogue(desk.chat(model="able")).thinking is True
+    assert dialogue(desk.chat(model="smol")).thinking is None
+    assert dialogue(desk.chat(model="smol", think=False)).thinking is False
+
+
+@pytest.mark.parametrize(
+    ("wanted", "schema"),
+    [("json", b'"json"'), ({"type": "object", "b": 1, "a": 2}, b'{"type":"object","b":1,"a":2}'), ("", None)],
+)
+def test_a_format_becomes_the_schema_of_the_answer(desk: Desk, wanted: Any, schema: bytes | None) -> None:
+    request = desk.chat(format=wanted)
+    assert isinstance(request, ChatRequest)
+    assert (None if request.output.schema is None else bytes(request.output.schema)) == schema
+
+
+@pytest.mark.parametrize(
+    ("keep_alive", "seconds"),
+    [(None, None), (0, 0.0), ("0s", 0.0), ("0", 0.0), (1.5, 1.5), ("1h30m", 5400.0), ("300ms", 0.3), (-1, math.inf), ("-1s", math.inf)],
+)  # fmt: skip
+def test_keep_alive_is_read_as_seconds_or_a_duration(desk: Desk, keep_alive: Any, seconds: float | None) -> None:
+    request = desk.chat(keep_alive=keep_alive)
+    assert isinstance(request, ChatRequest)
+    assert request.keep_alive_s == pytest.approx(seconds) if seconds is not None else request.keep_alive_s is None
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "kind"),
+    [
+        ("chat", {"model": "smol"}, "load"),
+        ("chat", {"model": "smol", "messages": [], "keep_alive": "0s"}, "unload"),
+        ("chat", {"model": "smol", "messages": [], "keep_alive": -1}, "load"),
+        ("generate", {"model": "smol"}, "load"),
+        ("generate", {"model": "smol", "prompt": "", "keep_alive": 0.0}, "unload"),
+        ("embed", {"model": "smol", "input": []}, "load"),
+        ("embed", {"model": "smol", "input": ""}, "load"),
+        ("embeddings", {"model": "smol"}, "load"),
+    ],
+)
+def test_a_request_that_says_nothing_loads_or_unloads_its_model(desk: Desk, name: str, body: Any, kind: str) -> None:
+    request = desk.decode(name, body)
+    assert isinstance(request, Control)
+    assert (request.kind, request.model) == (kind, "smol")
+
+
+def test_a_prompt_becomes_a_chat_so_that_the_models_own_template_is_used(desk: Desk) -> None:
+    request = desk.decode("generate", {"model": "able", "prompt": "p", "system": "s", "images": [PNG]})
+    assert said(request) == [("system", "s"), ("user", "p")]
+    assert isinstance(dialogue(request).messages[1].parts[0], Media)
+
+
+def test_a_raw_prompt_is_completed_as_it_stands(desk: Desk) -> None:
+    request = desk.decode("generate", {"model": "smol", "prompt": "p", "raw": True})
+    assert isinstance(request, CompletionRequest)
+    assert (request.prompt, request.suffix, request.sampling) == ("p", None, DEFAULTS)
+
+
+def test_a_suffix_asks_for_what_stands_between(desk: Desk) -> None:
+    request = desk.decode("generate", {"model": "able", "prompt": "p", "suffix": "s"})
+    assert isinstance(request, CompletionRequest)
+    assert (request.prompt, request.suffix) == ("p", "s")
+
+
+def test_tokens_of_a_real_ollama_are_no_conversation(desk: Desk) -> None:
+    for context in ([1, 2, 3], [4738899], [4738899, 10**9, 1], [4738899, 3, "x"], [4738899, 3, 7], [True]):
+        request = desk.decode("generate", {"model": "smol", "prompt": "p", "context": context})
+        assert said(request) == [("user", "p")]
+
+
+def test_embeddings_take_one_text_or_several(desk: Desk) -> None:
+    one = desk.decode("embed", {"model": "vectors", "input": "a", "dimensions": 2})
+    several = desk.decode("embed", {"model": "vectors", "input": ["a", ""]})
+    older = desk.decode("embeddings", {"model": "vectors", "prompt": "a"})
+    assert isinstance(one, EmbedRequest) and (one.inputs, one.dimensions, one.normalize) == (("a",), 2, None)
+    assert isinstance(several, EmbedRequest) and several.inputs == ("a", "")
+    assert isinstance(older, EmbedRequest) and (older.inputs, older.normalize) == (("a",), False)
+
+
+def test_log_probabilities_are_asked_for_with_at_least_one_alternative(desk: Desk) -> None:
+    for fields, wanted in (({}, None), ({"logprobs": True}, 1), ({"logprobs": True, "top_logprobs": 3}, 3)):
+        request = desk.chat(**fields)
+        assert isinstance(request, ChatRequest) and request.output.logprobs == wanted
+
+
+BAD = [
+    (b"", "missing request body"),
+    (b" \n", "missing request body"),
+    (b"{b}", "invalid character 'b' looking for beginning of object key string"),
+    (b"x", "invalid character 'x' looking for beginning of value"),
+    (b'{"a" 1}', "invalid character '1' after object key"),
+    (b'{"a":1 "b"}', "invalid character '\"' after object key:value pair"),
+    (b'{"a":[1 2]}', "invalid character '2' after array element"),
+    (b'{"a":1,}', "invalid character '}' looking for beginning of object key string"),
+    (b'{"a":NaN}', "invalid character 'N' looking for beginning of value"),
+    (b'{"a":"\\x"}', "invalid character 'x' in string escape code"),
+    (b'{"model":"x"', "unexpected EOF"),
+    (b'{"model":"x', "unexpected EOF"),
+    (b"[1]", "json: cannot unmarshal array into Go value of type api.ChatRequest"),
+    ({"model": 1}, "json: cannot unmarshal number into Go struct field ChatRequest.model of type string"),
+    ({"model": ""}, "model is required"),
+    ({}, "model is required"),
+    ({"model": "a b"}, "invalid model name"),
+    ({"messages": {}}, "json: cannot unmarshal object into Go struct field ChatRequest.messages of type []api.Message"),
+    ({"messages": [{"content": ["x"]}]}, "json: cannot unmarshal array into Go struct field Message.content of type string"),
+    ({"stream": 1}, "json: cannot unmarshal number into Go struct field ChatRequest.stream of type bool"),
+    ({"think": "maybe"}, 'invalid think value: "maybe" (must be "high", "medium", "low", "max", true, or false)'),
+    ({"think": True}, '"smol" does not support thinking'),
+    ({"top_logprobs": 21}, "top_logprobs must be between 0 and 20"),
+    ({"keep_alive": "10"}, 'time: missing unit in duration "10"'),
+    ({"keep_alive": "1d"}, 'time: unknown unit "d" in duration "1d"'),
+    ({"keep_alive": ""}, 'time: invalid duration ""'),
+    ({"keep_alive": True}, "Unsupported type: 'bool'"),
+    ({"tools": [{"function": {"name": "f"}}]}, "registry.ollama.ai/library/smol:latest does not support tools"),
+    ({"messages": [{"role": "user", "images": [PNG]}]}, "registry.ollama.ai/library/smol:latest does not support vision"),
+    ({"messages": [{"role": "user", "images": ["data:image/png;base64,AAAA"]}]}, "illegal base64 data at input byte 4"),
+    ({"model": "vectors"}, '"vectors" does not support chat'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "words"), BAD)
+def test_what_cannot_be_is_refused_in_ollamas_words(desk: Desk, body: Any, words: str) -> None:
+    if isinstance(body, dict):
+        body = {"model": "smol", "messages": HI} | body if body else {}
+    response = desk.ask("chat", body)
+    assert (response.status, json.loads(response.body)) == (400, {"error": words})
+    assert response.media_type.startswith("application/json")
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "status", "words"),
+    [
+        ("generate", {}, 404, "model '' not found"),
+        ("embed", {}, 404, "model '' not found"),
+        ("embeddings", {}, 400, "model is required"),
+        ("generate", {"model": "smol", "prompt": "p", "raw": True, "system": "s"}, 400, "raw mode does not support template, system, or context"),
+        ("generate", {"model": "smol", "prompt": "p", "raw": True, "context": [1]}, 400, "raw mode does not support template, system, or context"),
+        ("generate", {"model": "smol", "prompt": "p", "suffix": "s"}, 400, "registry.ollama.ai/library/smol:latest does not support insert"),
+        ("generate", {"model": "vectors", "prompt": "p"}, 400, '"vectors" does not support generate'),
+        ("embed", {"model": "vectors", "input": [1]}, 400, "invalid input type"),
+        ("embed", {"model": "vectors", "input": {}}, 400, "invalid input type"),
+        ("chat", {"model": "smol", "messages": HI, "format": "xml"}, 500, 'invalid format: "\\"xml\\""; expected "json" or a valid JSON Schema object'),
+    ],
+)  # fmt: skip
+def test_each_operation_has_its_own_words(desk: Desk, name: str, body: Any, status: int, words: str) -> None:
+    response = desk.ask(name, body)
+    assert (response.status, json.loads(response.body)) == (status, {"error": words})
+
+
+def test_nothing_is_refused_for_a_model_of_which_nothing_is_known(desk: Desk) -> None:
+    request = desk.chat(model="org/sub/far@v1", think=True, tools=[{"function": {"name": "f"}}])
+    assert dialogue(request).tools[0].name == "f"
+
+
+def test_a_body_that_is_nested_too_deep_or_has_too_many_keys_is_refused(desk: Desk) -> None:
+    for body in (b'{"a":' * 200 + b"1" + b"}" * 200, b"[" * 100_000, b"{" + b'"a":1,' * 200_000 + b'"b":1}'):
+        assert desk.ask("chat", body).status == 400

@@ -1,0 +1,115 @@
+"""The Ollama adapter behind a desk: bytes go in, and the request, the answer or the refusal comes out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from hostler.adapters.canonical import AnswerHead, Chunk, Probe, Request
+from hostler.adapters.errors import GatewayError
+from hostler.adapters.listing import Listing, ModelCard
+from hostler.adapters.ollama.inbound import OllamaAdapter
+from hostler.adapters.protocol import Incoming, Operation, Timing, WireResponse
+from hostler.profiles.schema import ModelFacts
+
+FACTS = ModelFacts(
+    architecture="llama",
+    parameters=134515008,
+    quantization="Q4_1",
+    training_context=8192,
+    embedding_length=576,
+    chat_template="{{ messages }}",
+    capabilities=("completion",),
+    metadata={
+        "general.architecture": "llama",
+        "general.name": "Smol",
+        "llama.context_length": 8192,
+        "llama.rope.scaling.original_context_length": 2048,
+        "llama.attention.layer_norm_rms_epsilon": 1e-05,
+        "tokenizer.chat_template": "{{ messages }}",
+        "tokenizer.ggml.tokens": None,
+    },
+)
+SMOL = ModelCard(
+    name="smol",
+    aliases=("tiny",),
+    state="loaded",
+    context=4096,
+    modified_at=1_700_000_000.25,
+    size=98362745,
+    digest="ab" * 32,
+    facts=FACTS,
+    memory_bytes=150_000_000,
+    expires_at=1_700_000_300.0,
+)
+ABLE = msgspec.structs.replace(
+    SMOL,
+    name="Able",
+    aliases=(),
+    state="unloaded",
+    modified_at=1_700_000_001.0,
+    digest="cd" * 32,
+    expires_at=None,
+    capabilities=("completion", "vision", "tools", "thinking", "insert"),
+)
+REMOTE = ModelCard(name="org/sub/far@v1", state="loaded", context=32768)
+VECTORS = msgspec.structs.replace(
+    SMOL, name="vectors", aliases=(), state="loading", digest="ef" * 32, expires_at=None, capabilities=("embedding",)
+)
+CARDS = (SMOL, ABLE, REMOTE, VECTORS)
+LISTING = Listing(
+    cards=CARDS, index={name: card for card in CARDS for name in (card.name, *card.aliases)}, active="smol"
+)
+HI = [{"role": "user", "content": "hi"}]
+
+
+class Desk:
+    """Everything a test asks of the adapter. Bodies are bytes, or something to be written as JSON."""
+
+    def __init__(self, listing: Listing = LISTING) -> None:
+        self.adapter = OllamaAdapter()
+        self.listing = listing
+
+    def operation(self, name: str) -> Operation:
+        return next(operation for operation in self.adapter.operations if operation.name == name)
+
+    def decode(self, name: str, body: Any = b"", **more: Any) -> Request:
+        """The request as it is after its model was found. Raises what the adapter raises."""
+        operation = self.operation(name)
+        sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = self.adapter.decode(
+            operation, Incoming(method=operation.methods[0], path=operation.path, body=sent, **more)
+        )
+        card = self.listing.find_folded(request.model or "")
+        return request if card is None or isinstance(request, Probe) else self.adapter.admit(request, card)
+
+    def ask(self, name: str, body: Any = b"", **more: Any) -> WireResponse:
+        """The answer to a probe or an order, or the refusal."""
+        try:
+            request = self.decode(name, body, **more)
+            return self.adapter.answer(request, self.listing)
+        except GatewayError as error:
+            return self.adapter.refuse(error, self.operation(name))
+
+    def told(self, name: str, body: Any = b"", **more: Any) -> Any:
+        """The JSON of `ask`."""
+        return json.loads(self.ask(name, body, **more).body)
+
+    def chat(self, **fields: Any) -> Request:
+        return self.decode("chat", {"model": "smol", "messages": HI, **fields})
+
+    def answer(
+        self, request: Request, *chunks: Chunk, head: AnswerHead | None = None, timing: Timing | None = None
+    ) -> bytes:
+        """All that a client reads of an answer of these chunks."""
+        encoder = self.adapter.encoder(request, id="req-1", created=1_700_000_000, progress="thinking")
+        encoder.begin(head or AnswerHead(media_type="text/event-stream"))
+        written = [encoder.chunk(chunk) for chunk in chunks]
+        if timing is not None:
+            encoder.timing(timing)
+        return b"".join([*written, encoder.end()])
+
+    def lines(self, request: Request, *chunks: Chunk, **more: Any) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.answer(request, *chunks, **more).splitlines()]
