@@ -159,6 +159,17 @@ class RerankRequest(msgspec.Struct, frozen=True, kw_only=True, tag="rerank"):
     top_n: int | None = None
 
 
+class CountRequest(msgspec.Struct, frozen=True, kw_only=True, tag="count"):
+    """How many tokens would this conversation take? Nothing is generated.
+
+    The answer is one chunk whose `usage.prompt_tokens` is the number.
+    """
+
+    origin: Origin
+    model: str | None = None
+    dialogue: Dialogue | None = None
+
+
 class Passthrough(msgspec.Struct, frozen=True, kw_only=True, tag="passthrough"):
     """A request that only the engine itself understands: forwarded as it is, answered as it comes."""
 
@@ -187,10 +198,8 @@ class Control(msgspec.Struct, frozen=True, kw_only=True, tag="control"):
     keep_alive_s: float | None = None
 
 
-Request = (
-    ChatRequest | CompletionRequest | EmbedRequest | RerankRequest | Passthrough | Probe | Control
-)
-Inference = ChatRequest | CompletionRequest | EmbedRequest | RerankRequest | Passthrough
+Request = ChatRequest | CompletionRequest | EmbedRequest | RerankRequest | CountRequest | Passthrough | Probe | Control
+Inference = ChatRequest | CompletionRequest | EmbedRequest | RerankRequest | CountRequest | Passthrough
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,7 +259,17 @@ class AnswerHead(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Phase = Literal[
-    "queued", "draining", "saving", "stopping", "starting", "loading", "restoring", "ready", "failed", "waking", "fallback"
+    "queued",
+    "draining",
+    "saving",
+    "stopping",
+    "starting",
+    "loading",
+    "restoring",
+    "ready",
+    "failed",
+    "waking",
+    "fallback",
 ]
 
 

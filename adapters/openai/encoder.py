@@ -23,9 +23,9 @@ from hostler.adapters.canonical import (
 )
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.openai.fold import AnswerFold
-from hostler.adapters.openai.history import PREFIX
 from hostler.adapters.openai.refusal import error_event, response_error_event
 from hostler.adapters.openai.wire import WIRE
+from hostler.adapters.progress import PREFIX, progress_line
 
 _encode = msgspec.json.encode
 EVENT_STREAM = "text/event-stream"
@@ -255,22 +255,6 @@ class OpenAIEncoder:
         if usage is not None and self._include_usage:
             written += framing.write(_encode({**answer, "choices": [], "usage": usage}))
         return written + b"data: [DONE]\n\n"
-
-
-def progress_line(progress: Progress) -> str:
-    """What a waiting person reads: `loading b: 40% (12 s left)`."""
-    line = f"{progress.phase} {_one_line(progress.model)}"
-    if progress.phase == "queued" and progress.position is not None:
-        line += f": position {progress.position}"
-    elif progress.percent is not None:
-        line += f": {progress.percent:.0f}%"
-    if progress.eta_s is not None:
-        line += f" ({max(progress.eta_s, 0):.0f} s left)"
-    return line
-
-
-def _one_line(text: str) -> str:
-    return "".join(char for char in text[:200] if char.isprintable())
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from hostler.adapters.canonical import Chunk, TokenLogprob, ToolCall, Usage
 from hostler.adapters.openai.wire import (
     WIRE,
     ChoiceBody,
+    CountBody,
     DeltaBody,
     EmbeddingsBody,
     EventBody,
@@ -25,6 +26,7 @@ from hostler.adapters.openai.wire import (
 
 _decode = msgspec.json.Decoder(EventBody).decode
 _decode_embeddings = msgspec.json.Decoder(EmbeddingsBody).decode
+_decode_count = msgspec.json.Decoder(CountBody).decode
 _FINISH = {"function_call": "tool_calls", "eos": "stop", "end_turn": "stop", "max_tokens": "length"}
 
 
@@ -81,6 +83,12 @@ def chunks_of_embeddings(body: bytes) -> list[Chunk]:
     answer = _decode_embeddings(body)
     vectors = tuple(tuple(numbers_of(entry.embedding)) for entry in sorted(answer.data, key=lambda entry: entry.index))
     return [Chunk(wire=WIRE, raw=body, whole=True, vectors=vectors, usage=usage_of(answer.usage, None))]
+
+
+def chunks_of_count(body: bytes) -> list[Chunk]:
+    """The number of tokens that a conversation takes. Raises msgspec's errors for what is no answer."""
+    counted = _decode_count(body).input_tokens
+    return [Chunk(wire=WIRE, raw=body, whole=True, usage=Usage(prompt_tokens=counted))]
 
 
 def numbers_of(embedding: list[float] | str) -> list[float]:

@@ -7,8 +7,7 @@ import re
 import msgspec
 
 from hostler.adapters import document
-
-PREFIX = "[hostler] "
+from hostler.adapters.progress import PREFIX
 
 _MARK = PREFIX.encode()
 _LINES = re.compile(r"^\[hostler\] [^\n]*(?:\n|\Z)", re.MULTILINE)

@@ -10,6 +10,7 @@ from hostler.adapters.canonical import AnswerHead, Chunk, Usage
 from hostler.adapters.errors import BackendBroken, GatewayError
 from hostler.adapters.framing import EventSplitter, only_comment, read, split
 from hostler.adapters.openai.fields import (
+    chunks_of_count,
     chunks_of_embeddings,
     chunks_of_event,
     chunks_of_whole,
@@ -25,6 +26,7 @@ _MAX_DECODED = 64 * 1024 * 1024
 _NULL = b"null"
 # Operations whose streams are JSON throughout and end with a sign that they are complete.
 _CLOSED = frozenset({"chat", "completions", "responses"})
+_READERS = {"embeddings": chunks_of_embeddings, "count": chunks_of_count}
 _notice = msgspec.json.Decoder(NoticedEvent).decode
 _decode = msgspec.json.Decoder(EventBody).decode
 _decode_error = msgspec.json.Decoder(ErrorBody | str | None).decode
@@ -189,8 +191,7 @@ class OpenAIParser:
             return () if not self._fields else (Chunk(wire=WIRE, raw=bytes(self._body), whole=True),)
         if self._fields:
             try:
-                read_whole = chunks_of_embeddings if self._operation == "embeddings" else chunks_of_whole
-                return read_whole(bytes(self._body))
+                return _READERS.get(self._operation, chunks_of_whole)(bytes(self._body))
             except (msgspec.DecodeError, RecursionError, ValueError):
                 raise BackendBroken("The backend's answer is not what the protocol allows.") from None
         try:

@@ -47,4 +47,4 @@ def _operations() -> tuple[Operation, ...]:
 OPERATIONS = _operations()
 
 # Where a backend takes each operation, below its prefix.
-UPSTREAM_PATHS = {**dict(_POSTS), "rerank": "/rerank"}
+UPSTREAM_PATHS = {**dict(_POSTS), "rerank": "/rerank", "count": "/chat/completions/input_tokens"}

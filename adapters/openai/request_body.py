@@ -9,6 +9,7 @@ import msgspec
 from hostler.adapters.canonical import (
     ChatRequest,
     CompletionRequest,
+    CountRequest,
     Dialogue,
     EmbedRequest,
     Media,
@@ -35,6 +36,8 @@ def operation(request: Request) -> str:
         return "embeddings"
     if isinstance(request, RerankRequest):
         return "rerank"
+    if isinstance(request, CountRequest):
+        return "count"
     raise BadRequest("The backend of this model does not understand this kind of request.")
 
 
@@ -44,6 +47,9 @@ def request_body(request: Request, *, model: str, stream: bool) -> bytes:
     if isinstance(request, ChatRequest) and request.dialogue is not None:
         body["messages"] = messages(request.dialogue)
         body |= _chat(request.dialogue) | _output(request.output, stream=stream)
+    elif isinstance(request, CountRequest) and request.dialogue is not None:
+        body["messages"] = messages(request.dialogue)
+        body |= _chat(request.dialogue)
     elif isinstance(request, CompletionRequest) and request.prompt is not None:
         body["prompt"] = request.prompt
         if request.suffix is not None:

@@ -118,6 +118,12 @@ class EmbeddingsBody(msgspec.Struct, frozen=True, kw_only=True):
     usage: UsageBody | None = None
 
 
+class CountBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a question for the number of tokens of a conversation."""
+
+    input_tokens: int
+
+
 class ResponseBody(msgspec.Struct, frozen=True, kw_only=True):
     """The answer object within an event of the responses stream."""
 

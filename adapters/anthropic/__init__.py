@@ -1,0 +1,1 @@
+"""Anthropic's Messages protocol, as clients speak it (`inbound`) and as backends do (`upstream`)."""

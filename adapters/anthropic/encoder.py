@@ -1,0 +1,216 @@
+"""Answers as Anthropic clients read them: chunks of any protocol written as events, or folded into one message.
+
+A backend of this very protocol has its bytes passed on as they came.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from hostler.adapters import framing
+from hostler.adapters.anthropic.blocks import Blocks
+from hostler.adapters.anthropic.fold import MessageFold
+from hostler.adapters.anthropic.refusal import error_event
+from hostler.adapters.anthropic.wire import EVENT_STREAM, WIRE
+from hostler.adapters.canonical import AnswerHead, ChatRequest, Chunk, Progress, Request, Usage
+from hostler.adapters.errors import GatewayError
+from hostler.adapters.progress import PREFIX, progress_line
+
+_encode = msgspec.json.encode
+_NOT_IN_IDS = re.compile(r"[^A-Za-z0-9_]+")
+_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
+_PING = framing.write(b'{"type":"ping"}', "ping")
+
+
+class AnthropicEncoder:
+    """One answer to one client."""
+
+    __slots__ = (
+        "_blocks",
+        "_finish",
+        "_fold",
+        "_forwarded",
+        "_id",
+        "_length",
+        "_media_type",
+        "_model",
+        "_pinged",
+        "_progress",
+        "_started",
+        "_stop",
+        "_streaming",
+        "_usage",
+    )
+
+    def __init__(self, request: Request, *, answer_id: str, progress: str) -> None:
+        self._streaming = isinstance(request, ChatRequest) and request.output.stream
+        self._model = request.model or ""
+        self._id = _NOT_IN_IDS.sub("_", answer_id.removeprefix("req-"))
+        self._progress = progress
+        self.begin(AnswerHead(media_type=EVENT_STREAM))
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the client asked for an event stream."""
+        return self._streaming
+
+    @property
+    def media_type(self) -> str:
+        """The media type of the answer."""
+        return self._media_type
+
+    @property
+    def length(self) -> int | None:
+        """The length of the whole body, if it is known by now."""
+        return self._length
+
+    def begin(self, head: AnswerHead) -> None:
+        """A backend answers: whatever an earlier attempt left is forgotten."""
+        self._blocks = Blocks(self._id)
+        self._fold = MessageFold()
+        self._usage = Usage()
+        self._finish: str | None = None
+        self._stop: str | None = None
+        self._started = False
+        self._pinged = False
+        self._forwarded = False
+        self._length: int | None = None
+        self._media_type = EVENT_STREAM if self._streaming else "application/json"
+
+    def chunk(self, chunk: Chunk) -> bytes:
+        """The bytes for the client that this chunk gives; empty while a whole answer is still being folded."""
+        if chunk.wire == WIRE and chunk.raw and chunk.whole is not self._streaming:
+            self._forwarded = True
+            return chunk.raw
+        if chunk.usage is not None:
+            self._usage = chunk.usage
+        if chunk.index or self._forwarded:
+            # This protocol has one answer to a request.
+            return b""
+        self._finish = chunk.finish or self._finish
+        return self._written(self._blocks.add(chunk))
+
+    def end(self) -> bytes:
+        """What ends the answer: the folded whole, or the stream's last events."""
+        if self._forwarded:
+            return b""
+        written = self._written([*self._blocks.end(), *self._last()])
+        if self._streaming:
+            return written
+        body = self._fold.result()
+        self._length = len(body)
+        return body
+
+    def heartbeat(self, progress: Progress) -> bytes:
+        """A sign of life: a comment that says what is being waited for, and the protocol's own `ping`."""
+        if not self._streaming or self._progress == "off":
+            return b""
+        sign = framing.comment(PREFIX + progress_line(progress))
+        return sign if self._progress == "comments" else sign + _PING
+
+    def error(self, error: GatewayError) -> bytes:
+        """The error inside the stream, which it ends."""
+        return error_event(error) if self._streaming else b""
+
+    def _written(self, events: list[dict[str, Any]]) -> bytes:
+        if events and not self._started:
+            self._started = True
+            events = [self._first(), *events]
+        if not self._streaming:
+            for event in events:
+                self._fold.add(event)
+            return b""
+        written = bytearray()
+        for event in events:
+            written += framing.write(_encode(event), event["type"])
+            if event["type"] == "content_block_start" and not self._pinged:
+                self._pinged = True
+                written += _PING
+        return bytes(written)
+
+    def _first(self) -> dict[str, Any]:
+        message: dict[str, Any] = {
+            "id": f"msg_{self._id}",
+            "type": "message",
+            "role": "assistant",
+            "model": self._model,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": {**self._counts(), "output_tokens": 0},
+        }
+        return {"type": "message_start", "message": message}
+
+    def _last(self) -> list[dict[str, Any]]:
+        finish = self._finish or "stop"
+        reason = _REASONS.get(finish, "end_turn")
+        if finish == "stop" and self._blocks.called:
+            # Some servers do not say that they stopped for a tool.
+            reason = "tool_use"
+        elif finish == "stop" and self._stop is not None:
+            reason = "stop_sequence"
+        usage: dict[str, Any] = {**self._counts(), "output_tokens": self._usage.completion_tokens}
+        if self._usage.reasoning_tokens:
+            usage["output_tokens_details"] = {"thinking_tokens": self._usage.reasoning_tokens}
+        delta = {"stop_reason": reason, "stop_sequence": self._stop}
+        return [{"type": "message_delta", "delta": delta, "usage": usage}, {"type": "message_stop"}]
+
+    def _counts(self) -> dict[str, Any]:
+        # What came out of an engine's cache is not counted again under `input_tokens`.
+        cached = min(self._usage.cached_tokens, self._usage.prompt_tokens)
+        return {
+            "input_tokens": self._usage.prompt_tokens - cached,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": cached,
+        }
+
+
+class CountEncoder:
+    """The answer to "how many tokens would this take"."""
+
+    __slots__ = ("_length", "_usage")
+
+    def __init__(self) -> None:
+        self.begin(AnswerHead())
+
+    @property
+    def streaming(self) -> bool:
+        """Never: the answer is one number."""
+        return False
+
+    @property
+    def media_type(self) -> str:
+        """The media type of the answer."""
+        return "application/json"
+
+    @property
+    def length(self) -> int | None:
+        """The length of the body, once it is known."""
+        return self._length
+
+    def begin(self, head: AnswerHead) -> None:
+        """A backend answers."""
+        self._usage = Usage()
+        self._length: int | None = None
+
+    def chunk(self, chunk: Chunk) -> bytes:
+        """Nothing yet: the number is written at the end."""
+        self._usage = chunk.usage or self._usage
+        return b""
+
+    def end(self) -> bytes:
+        """The number."""
+        body = _encode({"input_tokens": self._usage.prompt_tokens})
+        self._length = len(body)
+        return body
+
+    def heartbeat(self, progress: Progress) -> bytes:
+        """Nothing: a whole answer just waits."""
+        return b""
+
+    def error(self, error: GatewayError) -> bytes:
+        """Nothing: there is no stream."""
+        return b""

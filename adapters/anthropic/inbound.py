@@ -1,0 +1,83 @@
+"""Anthropic's protocol as clients speak it: bytes to requests, probes and errors to bytes.
+
+Answers are in `encoder.py`. Requests are understood in full at once and written anew for engines, even for those that
+speak this protocol after a fashion: llama-server names a hit stop sequence `end_turn`, answers with errors and ids of
+OpenAI's, and hands system turns to chat templates that refuse them. Only Anthropic's own servers get the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hostler.adapters.anthropic import dialogue, models
+from hostler.adapters.anthropic.encoder import AnthropicEncoder, CountEncoder
+from hostler.adapters.anthropic.paths import COUNT, MESSAGES, MODEL, MODELS, OPERATIONS
+from hostler.adapters.anthropic.refusal import refusal
+from hostler.adapters.anthropic.wire import WIRE
+from hostler.adapters.canonical import ChatRequest, CountRequest, Origin, Output, Probe, Request
+from hostler.adapters.document import Document
+from hostler.adapters.errors import BadRequest, GatewayError, NotFound
+from hostler.adapters.listing import Listing
+from hostler.adapters.protocol import Encoder, Incoming, Operation, WireResponse
+
+
+class AnthropicAdapter:
+    """The adapter for Anthropic's own SDKs, Claude Code, and everything that imitates them."""
+
+    @property
+    def name(self) -> str:
+        """The protocol's name."""
+        return WIRE
+
+    @property
+    def operations(self) -> Sequence[Operation]:
+        """What clients can ask, in the order in which paths are tried."""
+        return OPERATIONS
+
+    def decode(self, operation: Operation, incoming: Incoming) -> Request:
+        """The request, with its conversation. Fields that are not known are read over."""
+        origin = Origin(
+            wire=WIRE,
+            operation=operation.name,
+            body=incoming.body,
+            method=incoming.method,
+            path=incoming.path,
+            query=incoming.query,
+            content_type=incoming.headers.get("content-type", "application/json"),
+        )
+        if operation.name == MODELS:
+            return Probe(origin=origin, kind=MODELS)
+        if operation.name == MODEL:
+            return Probe(origin=origin, kind=MODEL, model=incoming.path_params.get("id", "").rstrip("/"))
+        Document(incoming.body)
+        body = dialogue.read(incoming.body)
+        if not body.messages:
+            raise BadRequest("messages: at least one message is required", param="messages")
+        if operation.name == COUNT:
+            return CountRequest(origin=origin, model=body.model or None, dialogue=dialogue.dialogue(body))
+        if body.max_tokens is not None and body.max_tokens < 0:
+            raise BadRequest("max_tokens: must be 0 or more", param="max_tokens")
+        output = Output(stream=body.stream is True, include_usage=True, schema=dialogue.schema(body))
+        return ChatRequest(origin=origin, model=body.model or None, output=output, dialogue=dialogue.dialogue(body))
+
+    def expand(self, request: Request) -> Request:
+        """The same request: it was understood in full when it came."""
+        return request
+
+    def answer(self, request: Request, listing: Listing) -> WireResponse:
+        """The list of models, or one of them."""
+        if isinstance(request, Probe) and request.kind == MODELS:
+            return models.models(listing, request.origin.query)
+        if isinstance(request, Probe) and request.kind == MODEL:
+            return models.model(listing, request.model or "")
+        raise NotFound("There is nothing like that to ask for.")
+
+    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> Encoder:  # noqa: A002
+        """An encoder for one reply."""
+        if request.origin.operation == MESSAGES:
+            return AnthropicEncoder(request, answer_id=id, progress=progress)
+        return CountEncoder()
+
+    def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
+        """The error as a complete answer."""
+        return refusal(error)

@@ -1,0 +1,89 @@
+"""The lists of models as Anthropic clients read them, from the catalogue's snapshot."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from hostler.adapters.anthropic.refusal import shown
+from hostler.adapters.errors import BadRequest, ModelNotFound
+from hostler.adapters.listing import Listing, ModelCard
+from hostler.adapters.protocol import WireResponse
+
+_MOST = 1000
+_ESCAPED = re.compile(rb"%([0-9A-Fa-f]{2})")
+_NAMED = 20
+
+
+def models(listing: Listing, query: str) -> WireResponse:
+    """The models that can chat, with their aliases, in the catalogue's order. The query's page of them, or all."""
+    entries = [
+        _entry(name, card)
+        for card in listing.cards
+        if card.listed and "completion" in card.capabilities
+        for name in (card.name, *card.aliases)
+    ]
+    page, more = _page(entries, _asked(query))
+    answer = {
+        "data": page,
+        "has_more": more,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+    }
+    return WireResponse(body=msgspec.json.encode(answer))
+
+
+def model(listing: Listing, name: str) -> WireResponse:
+    """One model by a name or an alias. Raises `ModelNotFound`."""
+    card = listing.find(name)
+    if card is None:
+        names = listing.names()
+        known = (
+            f"the models are: {', '.join(shown(known, 80) for known in names[:_NAMED])}" if names else "there are none"
+        )
+        raise ModelNotFound(f"model: {shown(name)} does not exist; {known}", param="model", model=name)
+    return WireResponse(body=msgspec.json.encode(_entry(name, card)))
+
+
+def _page(entries: list[dict[str, Any]], asked: dict[str, str]) -> tuple[list[dict[str, Any]], bool]:
+    limit = asked.get("limit", str(_MOST))
+    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= _MOST:
+        raise BadRequest(f"limit: must be a number from 1 to {_MOST}", param="limit")
+    count = int(limit)
+    places = {entry["id"]: place for place, entry in enumerate(entries)}
+    after, before = asked.get("after_id"), asked.get("before_id")
+    for name, given in (("after_id", after), ("before_id", before)):
+        if given is not None and given not in places:
+            raise BadRequest(f"{name}: there is no model {shown(given)} in the list", param=name)
+    if before is not None:
+        end = places[before]
+        start = max(end - count, 0)
+        return entries[start:end], start > 0
+    start = 0 if after is None else places[after] + 1
+    return entries[start : start + count], start + count < len(entries)
+
+
+def _asked(query: str) -> dict[str, str]:
+    pairs = (pair.partition("=") for pair in query.split("&"))
+    return {_plain(name): _plain(value) for name, _, value in pairs if value}
+
+
+def _plain(text: str) -> str:
+    written = text.replace("+", " ").encode()
+    return _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), written).decode("utf-8", "replace")
+
+
+def _entry(name: str, card: ModelCard) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "type": "model",
+        "id": name,
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(card.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "lifecycle": "active",
+    }
+    if card.context > 0:
+        entry |= {"max_input_tokens": card.context, "max_tokens": card.context}
+    return entry

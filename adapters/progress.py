@@ -1,0 +1,24 @@
+"""What a waiting client is told, in words: one line, the same in every protocol that has a place for it."""
+
+from __future__ import annotations
+
+from hostler.adapters.canonical import Progress
+
+#: Begins every line that is the gateway's and not the model's.
+PREFIX = "[hostler] "
+
+
+def progress_line(progress: Progress) -> str:
+    """What a waiting person reads: `loading b: 40% (12 s left)`."""
+    line = f"{progress.phase} {_one_line(progress.model)}"
+    if progress.phase == "queued" and progress.position is not None:
+        line += f": position {progress.position}"
+    elif progress.percent is not None:
+        line += f": {progress.percent:.0f}%"
+    if progress.eta_s is not None:
+        line += f" ({max(progress.eta_s, 0):.0f} s left)"
+    return line
+
+
+def _one_line(text: str) -> str:
+    return "".join(char for char in text[:200] if char.isprintable())
