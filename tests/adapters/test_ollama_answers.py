@@ -1,0 +1,239 @@
+"""Answers to Ollama's clients: lines that the official package reads, whole answers folded from the same chunks."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import ollama
+import pytest
+from fakes.ollama_desk import Desk
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostler.adapters.canonical import AnswerHead, ChatRequest, Chunk, Progress, Text, TokenLogprob, ToolCall, Usage
+from hostler.adapters.errors import BackendBroken, Busy
+from hostler.adapters.protocol import Timed, Timing
+
+COUNTS = Usage(prompt_tokens=11, completion_tokens=6, cached_tokens=3, prompt_ms=690.582, completion_ms=8312.151)
+METRICS = {
+    "total_duration": 10_192_426_603,
+    "load_duration": 1_187_045_333,
+    "prompt_eval_count": 11,
+    "prompt_eval_duration": 690_582_000,
+    "eval_count": 6,
+    "eval_duration": 8_312_151_000,
+}
+TIMING = Timing(queue_s=0.187045333, switch_s=1.0, total_s=10.192426603)
+WHEN = "2023-11-14T22:13:20Z"
+
+pieces = st.builds(
+    Chunk,
+    wire=st.just("openai"),
+    text=st.text(max_size=8),
+    reasoning=st.text(max_size=4),
+    usage=st.none() | st.just(COUNTS),
+)
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def say(text: str = "", **more: Any) -> Chunk:
+    return Chunk(wire="openai", text=text, **more)
+
+
+def call(index: int, name: str | None = None, arguments: str = "", call_id: str | None = None) -> Chunk:
+    return say(tool_calls=(ToolCall(index=index, id=call_id, name=name, arguments=arguments),))
+
+
+def test_a_chat_is_told_in_lines_with_the_counts_in_the_last(desk: Desk) -> None:
+    request = desk.chat(model=" SMOL:Latest")
+    lines = desk.lines(request, say(), say("I"), say(" am"), say(finish="length"), say(usage=COUNTS), timing=TIMING)
+    head = {"model": " SMOL:Latest", "created_at": WHEN}
+    assert lines == [
+        {**head, "message": {"role": "assistant", "content": "I"}, "done": False},
+        {**head, "message": {"role": "assistant", "content": " am"}, "done": False},
+        {**head, "message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "length", **METRICS},
+    ]
+
+
+def test_a_whole_answer_is_one_object_of_the_same_chunks(desk: Desk) -> None:
+    request = desk.chat(stream=False)
+    chunks = say(reasoning="h"), say(reasoning="m"), say("I"), say(" am", finish="stop", usage=COUNTS)
+    body = desk.answer(request, *chunks, timing=TIMING)
+    assert b"\n" not in body
+    assert json.loads(body) == {
+        "model": "smol",
+        "created_at": WHEN,
+        "message": {"role": "assistant", "content": "I am", "thinking": "hm"},
+        "done": True,
+        "done_reason": "stop",
+        **METRICS,
+    }
+
+
+def test_lines_are_plain_json_without_blank_ones_and_safe_in_html(desk: Desk) -> None:
+    body = desk.answer(desk.chat(), say("<&>\n"), say(finish="stop"))
+    assert body.endswith(b"\n") and b"\n\n" not in body and b"<" not in body
+    assert json.loads(body.splitlines()[0])["message"]["content"] == "<&>\n"
+
+
+def test_each_media_type_is_ollamas(desk: Desk) -> None:
+    def media_type(**fields: Any) -> str:
+        return desk.adapter.encoder(desk.chat(**fields), id="", created=0, progress="off").media_type
+
+    assert media_type() == "application/x-ndjson"
+    assert media_type(stream=False) == media_type(messages=[]) == "application/json; charset=utf-8"
+
+
+def test_thinking_comes_under_its_own_name_before_the_words(desk: Desk) -> None:
+    lines = desk.lines(desk.chat(model="able"), say(reasoning="hmm "), say("yes"), say(finish="stop"))
+    assert lines[0]["message"] == {"role": "assistant", "content": "", "thinking": "hmm "}
+    assert lines[1]["message"] == {"role": "assistant", "content": "yes"}
+
+
+def test_each_call_of_a_tool_is_a_line_of_its_own_once_it_is_complete(desk: Desk) -> None:
+    lines = desk.lines(
+        desk.chat(),
+        call(0, "f", '{"b":1,', "abc"),
+        call(0, arguments='"a":"x"}'),
+        call(1, "g"),
+        say(finish="tool_calls"),
+    )
+    told = [line["message"].get("tool_calls") for line in lines]
+    assert told[0] == [{"id": "abc", "function": {"index": 0, "name": "f", "arguments": {"b": 1, "a": "x"}}}]
+    assert list(told[0][0]["function"]["arguments"]) == ["b", "a"]
+    assert told[1][0]["function"] == {"index": 1, "name": "g", "arguments": {}}
+    assert told[1][0]["id"].startswith("call_") and len(told[1][0]["id"]) == 13
+    assert told[2] is None and (lines[2]["done"], lines[2]["done_reason"]) == (True, "stop")
+
+
+def test_a_whole_answer_has_all_calls_in_its_message(desk: Desk) -> None:
+    chunks = call(0, "f", "{}", "a"), call(1, "g", "{}", "b"), say(finish="tool_calls")
+    message = json.loads(desk.answer(desk.chat(stream=False), *chunks))["message"]
+    assert [each["id"] for each in message["tool_calls"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_arguments_that_are_no_object_are_an_error_and_no_answer(desk: Desk, stream: bool) -> None:
+    with pytest.raises(BackendBroken, match='invalid tool call arguments for "f"'):
+        desk.answer(desk.chat(stream=stream), call(0, "f", '{"a":'), say(finish="tool_calls"))
+
+
+def test_log_probabilities_are_a_flat_list_with_alternatives_only_if_asked_for(desk: Desk) -> None:
+    token = TokenLogprob(token="I", logprob=-2.17, top=(TokenLogprob(token="I", logprob=-2.17, bytes=(73,)),))
+    plain = desk.lines(desk.chat(logprobs=True), say("I", logprobs=(token,)), say(finish="stop"))
+    assert plain[0]["logprobs"] == [{"token": "I", "logprob": -2.17, "bytes": [73]}]
+    assert "logprobs" not in plain[1]
+    rich = json.loads(
+        desk.answer(desk.chat(logprobs=True, top_logprobs=1, stream=False), say("I", logprobs=(token,)), say("!"))
+    )
+    assert rich["logprobs"][0]["top_logprobs"] == [{"token": "I", "logprob": -2.17, "bytes": [73]}]
+    unasked = desk.lines(desk.chat(), say("I", logprobs=(token,)), say(finish="stop"))
+    assert "logprobs" not in unasked[0]
+
+
+def test_without_a_clock_the_total_is_what_the_engine_told(desk: Desk) -> None:
+    last = desk.lines(desk.chat(), say("x", finish="stop", usage=COUNTS))[-1]
+    assert last["total_duration"] == 9_002_733_000 and "load_duration" not in last
+    bare = desk.lines(desk.chat(), say("x", finish="stop"))[-1]
+    assert not [name for name in bare if name.endswith(("duration", "count"))]
+
+
+def test_the_encoder_lets_itself_be_told_the_time(desk: Desk) -> None:
+    assert isinstance(desk.adapter.encoder(desk.chat(), id="", created=0, progress="off"), Timed)
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "answer"),
+    [
+        ("chat", {"model": "smol", "messages": []}, {"message": {"role": "assistant", "content": ""}, "done_reason": "load"}),
+        ("chat", {"model": "smol", "keep_alive": 0}, {"message": {"role": "assistant", "content": ""}, "done_reason": "unload"}),
+        ("generate", {"model": "smol"}, {"response": "", "done_reason": "load"}),
+        ("generate", {"model": "smol", "keep_alive": 0}, {"response": "", "done_reason": "unload"}),
+    ],
+)  # fmt: skip
+def test_loading_and_unloading_are_answered_in_one_object(
+    desk: Desk, name: str, body: dict[str, Any], answer: dict[str, Any]
+) -> None:
+    told = json.loads(desk.answer(desk.decode(name, body)))
+    assert told == {"model": "smol", "created_at": WHEN, "done": True, **answer}
+
+
+def test_a_generated_text_comes_as_response_with_a_context_that_continues_it(desk: Desk) -> None:
+    first = desk.decode("generate", {"model": "smol", "prompt": "I am Bob", "system": "Be kind"})
+    lines = desk.lines(first, say("Hi"), say(" Bob"), say(finish="stop"))
+    assert [line["response"] for line in lines] == ["Hi", " Bob", ""]
+    assert "context" not in lines[0]
+    second = desk.decode("generate", {"model": "smol", "prompt": "Who am I?", "context": lines[-1]["context"]})
+    assert isinstance(second, ChatRequest) and second.dialogue is not None
+    turns = [
+        (m.role, "".join(part.text for part in m.parts if isinstance(part, Text))) for m in second.dialogue.messages
+    ]
+    assert turns == [("system", "Be kind"), ("user", "I am Bob"), ("assistant", "Hi Bob"), ("user", "Who am I?")]
+
+
+def test_a_raw_text_has_no_context(desk: Desk) -> None:
+    request = desk.decode("generate", {"model": "smol", "prompt": "p", "raw": True, "stream": False})
+    told = json.loads(desk.answer(request, say("x", finish="stop")))
+    assert told["response"] == "x" and "context" not in told
+
+
+def test_embeddings_have_length_one_also_when_they_are_cut(desk: Desk) -> None:
+    request = desk.decode("embed", {"model": "vectors", "input": ["a", "b"], "dimensions": 2})
+    chunk = say(vectors=((3.0, 4.0, 12.0), (0.0, 0.0, 1.0)), usage=Usage(prompt_tokens=2))
+    assert json.loads(desk.answer(request, chunk, timing=Timing(total_s=1.5, switch_s=0.5))) == {
+        "model": "vectors",
+        "embeddings": [[0.6, 0.8], [0.0, 0.0]],
+        "total_duration": 1_500_000_000,
+        "load_duration": 500_000_000,
+        "prompt_eval_count": 2,
+    }
+
+
+def test_the_older_embedding_is_given_as_it_came(desk: Desk) -> None:
+    request = desk.decode("embeddings", {"model": "vectors", "prompt": "a"})
+    assert json.loads(desk.answer(request, say(vectors=((3.0, 4.0),)))) == {"embedding": [3.0, 4.0]}
+
+
+def test_no_text_has_no_vectors(desk: Desk) -> None:
+    assert json.loads(desk.answer(desk.decode("embed", {"model": "vectors"}))) == {"model": "vectors", "embeddings": []}
+    assert json.loads(desk.answer(desk.decode("embeddings", {"model": "vectors"}))) == {"embedding": []}
+
+
+def test_an_attempt_that_failed_leaves_nothing_in_the_answer_of_the_next(desk: Desk) -> None:
+    encoder = desk.adapter.encoder(desk.chat(stream=False), id="", created=0, progress="off")
+    head = desk.adapter.encoder(desk.chat(), id="", created=0, progress="off")
+    assert head.heartbeat(Progress(phase="loading", model="smol")) == b""
+    encoder.begin(AnswerHead())
+    encoder.chunk(say("half", tool_calls=(ToolCall(name="f"),)))
+    encoder.begin(AnswerHead())
+    encoder.chunk(say("whole", finish="stop"))
+    assert json.loads(encoder.end())["message"] == {"role": "assistant", "content": "whole"}
+
+
+def test_an_error_in_a_stream_is_a_line_and_nothing_follows(desk: Desk) -> None:
+    encoder = desk.adapter.encoder(desk.chat(), id="", created=0, progress="off")
+    assert json.loads(encoder.error(BackendBroken("it died"))) == {"error": "it died"}
+    assert json.loads(encoder.error(Busy("full", model="smol"))) == {
+        "error": "server busy, please try again.  maximum pending requests exceeded"
+    }
+
+
+@given(said=st.lists(pieces, max_size=12), finish=st.sampled_from(["stop", "length", "tool_calls", "content_filter"]))
+def test_any_answer_is_read_by_the_official_package(said: list[Chunk], finish: str) -> None:
+    desk = Desk()
+    chunks = [*said, say(finish=finish)]
+    text, thinking = "".join(c.text for c in said), "".join(c.reasoning for c in said)
+    lines = [ollama.ChatResponse.model_validate(line) for line in desk.lines(desk.chat(), *chunks)]
+    assert [line.done for line in lines] == [False] * (len(lines) - 1) + [True]
+    assert "".join(line.message.content or "" for line in lines) == text
+    assert "".join(line.message.thinking or "" for line in lines) == thinking
+    whole = ollama.ChatResponse.model_validate_json(desk.answer(desk.chat(stream=False), *chunks))
+    assert (whole.message.content, whole.message.thinking or "", whole.done) == (text, thinking, True)
+    generated = desk.decode("generate", {"model": "smol", "prompt": "p"})
+    parts = [ollama.GenerateResponse.model_validate(line) for line in desk.lines(generated, *chunks)]
+    assert "".join(part.response or "" for part in parts) == text

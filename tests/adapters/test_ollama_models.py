@@ -1,0 +1,220 @@
+"""Ollama's lists, descriptions and orders: answered from the catalogue, in the shapes that its clients read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import ollama
+import pytest
+from fakes.ollama_desk import ABLE, SMOL, Desk
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostler.adapters.canonical import Probe
+from hostler.adapters.listing import Listing
+from hostler.adapters.ollama.gotime import timestamp
+from hostler.adapters.ollama.models import human_number
+from hostler.adapters.spelling import folded, ollama_name
+
+HEX = "0123456789abcdef"
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def test_tags_list_every_name_with_the_newest_first(desk: Desk) -> None:
+    models = desk.told("tags")["models"]
+    assert [model["name"] for model in models] == [
+        "Able:latest", "smol:latest", "tiny:latest", "vectors:latest", "org/sub-far-v1:latest",
+    ]  # fmt: skip
+    assert models[1] == {
+        "name": "smol:latest",
+        "model": "smol:latest",
+        "modified_at": "2023-11-14T22:13:20.25Z",
+        "size": 98362745,
+        "digest": "ab" * 32,
+        "details": {
+            "parent_model": "",
+            "format": "gguf",
+            "family": "llama",
+            "families": ["llama"],
+            "parameter_size": "134.52M",
+            "quantization_level": "Q4_1",
+            "context_length": 4096,
+            "embedding_length": 576,
+        },
+        "capabilities": ["completion"],
+    }
+
+
+def test_a_model_of_which_nothing_is_known_has_every_field_that_clients_demand(desk: Desk) -> None:
+    far = desk.told("tags")["models"][-1]
+    assert far["size"] > 0 and len(far["digest"]) == 64 and set(far["digest"]) <= set(HEX)
+    assert all(isinstance(far["details"][name], str) for name in ("format", "family", "parameter_size"))
+    info = desk.told("show", {"model": "org/sub/far@v1"})["model_info"]
+    assert info[f"{info['general.architecture']}.context_length"] == 32768
+
+
+def test_no_models_are_an_empty_list() -> None:
+    empty = Desk(Listing())
+    assert empty.told("tags") == empty.told("ps") == {"models": []}
+
+
+def test_a_model_that_is_not_to_be_listed_is_not_but_can_be_shown() -> None:
+    hidden = msgspec.structs.replace(SMOL, listed=False)
+    desk = Desk(Listing(cards=(hidden,), index={"smol": hidden}))
+    assert desk.told("tags") == {"models": []}
+    assert desk.ask("show", {"model": "smol"}).status == 200
+
+
+def test_ps_shows_what_runs_or_is_being_loaded_and_for_how_long(desk: Desk) -> None:
+    models = desk.told("ps")["models"]
+    assert [model["name"] for model in models] == ["org/sub-far-v1:latest", "vectors:latest", "smol:latest"]
+    assert models[0]["expires_at"].startswith("2318")
+    assert {name: models[2][name] for name in ("size", "size_vram", "context_length", "expires_at")} == {
+        "size": 150_000_000,
+        "size_vram": 0,
+        "context_length": 4096,
+        "expires_at": "2023-11-14T22:18:20Z",
+    }
+    assert len(models[2]["details"]) == 6
+
+
+def test_show_names_one_context_and_it_is_the_one_that_runs(desk: Desk) -> None:
+    told = desk.told("show", {"name": "smol"})
+    info = told["model_info"]
+    assert {key: info[key] for key in info if key.endswith("context_length")} == {"llama.context_length": 4096}
+    assert told["parameters"] == "num_ctx                        4096"
+    assert "8192" not in json.dumps(told)
+    assert info["general.parameter_count"] == 134515008 and info["tokenizer.ggml.tokens"] is None
+    assert not {"general.name", "tokenizer.chat_template"} & set(info)
+    assert (told["template"], told["capabilities"]) == ("{{ messages }}", ["completion"])
+
+
+def test_copilot_finds_the_name_it_asked_for(desk: Desk) -> None:
+    told = desk.told("show", {"model": "tiny"}, headers={"user-agent": "GitHubCopilotChat/0.30"})
+    assert told["model_info"]["general.basename"] == "tiny"
+    assert "general.basename" not in desk.told("show", {"model": "tiny"})["model_info"]
+
+
+def test_the_official_package_reads_every_list(desk: Desk) -> None:
+    assert len(ollama.ListResponse.model_validate_json(desk.ask("tags").body).models) == 5
+    assert len(ollama.ProcessResponse.model_validate_json(desk.ask("ps").body).models) == 3
+    assert ollama.ShowResponse.model_validate_json(desk.ask("show", {"model": "smol"}).body).modelinfo
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["smol", "SMOL:Latest", "library/smol", "registry.ollama.ai/library/smol:latest", " smol ", "Registry.Ollama.AI/Library/Smol", "tiny", "smol:local"],
+)  # fmt: skip
+def test_every_spelling_of_ollama_finds_the_model(desk: Desk, spelling: str) -> None:
+    assert desk.told("show", {"model": spelling})["modelfile"].splitlines()[1] == "FROM smol:latest"
+    assert desk.listing.find_folded(spelling) is SMOL
+
+
+@pytest.mark.parametrize("spelling", ["org/sub/far@v1", "org/sub-far-v1", "Org/Sub-Far-V1:latest"])
+def test_a_name_that_ollama_could_not_have_is_found_under_its_own_and_the_one_shown(desk: Desk, spelling: str) -> None:
+    card = desk.listing.find_folded(spelling)
+    assert card is not None and card.name == "org/sub/far@v1"
+
+
+@pytest.mark.parametrize("spelling", ["smo", "smol:8b", "other/smol", "", "smol/", "smol:"])
+def test_other_names_find_nothing_or_the_same(desk: Desk, spelling: str) -> None:
+    card = desk.listing.find_folded(spelling)
+    assert card is None or (spelling == "smol:" and card is SMOL)
+
+
+@given(name=st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._/@-]{0,20}(:[a-z0-9]{1,4})?", fullmatch=True))
+def test_the_shown_name_means_the_model_it_is_shown_for(name: str) -> None:
+    assert folded(ollama_name(name)) == folded(name) == folded(name.upper())
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(134515008, "134.52M"), (3212749888, "3.2B"), (7_000_000_000, "7B"), (22_000_000, "22M"), (1500, "2K"), (12, "12")],
+)  # fmt: skip
+def test_parameters_are_counted_as_people_do(count: int, words: str) -> None:
+    assert human_number(count) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "1970-01-01T00:00:00Z"), (1.5, "1970-01-01T00:00:01.5Z"), (float("inf"), "2318-01-01T00:00:00Z")],
+)
+def test_times_have_a_zone_and_no_trailing_zeros(seconds: float, text: str) -> None:
+    assert timestamp(seconds) == text
+
+
+def test_a_pull_of_a_known_model_succeeds_at_once(desk: Desk) -> None:
+    response = desk.ask("pull", {"name": "Able:latest"})
+    lines = [json.loads(line) for line in response.body.splitlines()]
+    assert response.media_type == "application/x-ndjson"
+    assert [line["status"] for line in lines] == [
+        "pulling manifest", "pulling cdcdcdcdcdcd", "verifying sha256 digest", "writing manifest", "success",
+    ]  # fmt: skip
+    assert lines[1]["digest"] == "sha256:" + ABLE.digest
+    assert desk.told("pull", {"model": "able", "stream": False}) == {"status": "success"}
+
+
+def test_a_pull_of_an_unknown_model_fails_in_the_stream(desk: Desk) -> None:
+    response = desk.ask("pull", {"model": "nope"})
+    assert response.status == 200
+    assert json.loads(response.body.splitlines()[-1]) == {"error": "pull model manifest: file does not exist"}
+    whole = desk.ask("pull", {"model": "nope", "stream": False})
+    assert (whole.status, json.loads(whole.body)["error"]) == (500, "pull model manifest: file does not exist")
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "status", "words"),
+    [
+        ("show", {"model": "Nope"}, 404, "model 'Nope:latest' not found"),
+        ("show", {}, 400, "model is required"),
+        ("delete", {"model": "nope"}, 404, "model 'nope' not found"),
+        ("delete", {"name": "smol"}, 403, "not supported"),
+        ("delete", {"model": "a b"}, 400, 'name "a b" is invalid'),
+        ("copy", {"source": "nope", "destination": "x"}, 404, 'model "nope" not found'),
+        ("copy", {"source": "", "destination": "x"}, 400, 'source "" is invalid'),
+        ("copy", {"source": "smol", "destination": "x"}, 403, "not supported"),
+        ("create", {}, 400, "invalid model name"),
+        ("create", {"model": "x", "from": "smol"}, 403, "not supported"),
+        ("push", {}, 400, "model is required"),
+        ("pull", {}, 400, "invalid model name"),
+        ("pull", b"", 400, "missing request body"),
+        ("me", b"", 401, "unauthorized"),
+        ("signout", b"", 401, "you are not currently signed in"),
+        ("search", {"query": "x"}, 403, "ollama cloud is disabled: web search is unavailable"),
+        ("search", b"", 400, "missing request body"),
+        ("fetch", {"url": "x"}, 403, "ollama cloud is disabled: web fetch is unavailable"),
+    ],
+)
+def test_orders_that_cannot_be_carried_out_say_why(desk: Desk, name: str, body: Any, status: int, words: str) -> None:
+    response = desk.ask(name, body)
+    assert response.status == status
+    error = json.loads(response.body)["error"]
+    assert words in error if "supported" in words else words == error
+
+
+def test_a_push_fails_in_the_stream(desk: Desk) -> None:
+    response = desk.ask("push", {"model": "nope"})
+    assert response.status == 200 and json.loads(response.body.splitlines()[-1]) == {"error": 'model "nope" not found'}
+
+
+@pytest.mark.parametrize(("digest", "status"), [("sha256:" + "a" * 64, 404), ("sha256:xyz", 400), ("", 400)])
+def test_no_blob_is_ever_here(desk: Desk, digest: str, status: int) -> None:
+    assert desk.ask("blob", path_params={"digest": digest}).status == status
+
+
+def test_small_questions_are_answered(desk: Desk) -> None:
+    assert desk.told("version") == {"version": "0.34.0"}
+    assert desk.told("status") == {"cloud": {"disabled": True, "source": "env"}}
+    assert desk.told("recommendations") == {"recommendations": []}
+
+
+def test_every_question_about_models_is_a_probe(desk: Desk) -> None:
+    for operation in desk.adapter.operations:
+        if operation.probe:
+            assert isinstance(desk.decode(operation.name, {"model": "smol"}), Probe)

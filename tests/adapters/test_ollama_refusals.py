@@ -1,0 +1,139 @@
+"""Errors as Ollama's clients read them: a string under `error`, in Ollama's words and with its status."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fakes.ollama_desk import Desk
+
+from hostler.adapters.canonical import ChatRequest, EmbedRequest
+from hostler.adapters.errors import (
+    BackendBroken,
+    BackendRejected,
+    BackendUnavailable,
+    Busy,
+    GatewayError,
+    MethodNotAllowed,
+    ModelNotFound,
+    ModelUnavailable,
+    NotFound,
+    Stopping,
+    Unauthenticated,
+    Waited,
+)
+
+TOO_LONG = json.dumps(
+    {
+        "error": {
+            "code": 400,
+            "message": "request (1000 tokens) exceeds the available context size (500 tokens), try increasing it",
+            "type": "exceed_context_size_error",
+        }
+    }
+).encode()
+TOO_LARGE = b'{"error":{"code":500,"message":"input (600 tokens) is too large to process. increase the physical batch size (current batch size: 512)"}}'
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def rejected(status: int, body: bytes, wire: str = "openai") -> BackendRejected:
+    return BackendRejected("main-pc says no", backend="main-pc", wire=wire, answer_status=status, headers={}, body=body)
+
+
+def unknown(name: str) -> ModelNotFound:
+    return ModelNotFound("2 models are: a, b", model=name)
+
+
+@pytest.mark.parametrize(
+    ("error", "operation", "status", "words"),
+    [
+        (unknown("X"), "chat", 404, "model 'X' not found"),
+        (unknown("x"), "generate", 404, "model 'x' not found"),
+        (unknown("X"), "show", 404, "model 'X:latest' not found"),
+        (unknown("x"), "embed", 404, 'model "x" not found, try pulling it first'),
+        (unknown("x"), "embeddings", 404, 'model "x" not found, try pulling it first'),
+        (unknown("x"), "copy", 404, 'model "x" not found'),
+        (unknown("gpt:cloud"), "chat", 403, "ollama cloud is disabled: remote model is unavailable"),
+        (unknown("gpt:120b-cloud"), "chat", 403, "ollama cloud is disabled: remote model is unavailable"),
+        (Busy("10 wait", model="x"), "chat", 503, "server busy, please try again.  maximum pending requests exceeded"),
+        (Busy("too many wrong keys"), None, 429, "too many wrong keys"),
+        (Waited("120 s"), "chat", 503, "120 s"),
+        (Stopping("bye"), "chat", 503, "bye"),
+        (ModelUnavailable("out of memory"), "chat", 500, "out of memory"),
+        (BackendBroken("it died"), "chat", 500, "it died"),
+        (BackendUnavailable("nobody there"), "chat", 500, "nobody there"),
+        (Unauthenticated("a key is needed"), "chat", 401, "a key is needed"),
+        (rejected(400, b'{"error":{"message":"bad grammar","code":400}}'), "chat", 400, "bad grammar"),
+        (rejected(404, b'{"error":"model gone"}', "ollama"), "chat", 404, "model gone"),
+        (rejected(500, b"<html>"), "chat", 500, "main-pc says no"),
+        (rejected(401, b'{"error":{"message":"sk-secret is wrong"}}'), "chat", 500, "main-pc says no"),
+        (rejected(501, b'{"error":{"message":"This server does not support embeddings."}}'), "embed", 501, "This server does not support embeddings."),
+        (rejected(501, b'{"error":{"message":"This server does not support embeddings."}}'), "embeddings", 500, "This server does not support embeddings."),
+        (rejected(500, TOO_LARGE), "embed", 400, "the input length exceeds the context length"),
+        (GatewayError("oops\x00\n"), "chat", 500, "oops?\n"),
+    ],
+)  # fmt: skip
+def test_errors_have_ollamas_words_and_status(
+    desk: Desk, error: GatewayError, operation: str | None, status: int, words: str
+) -> None:
+    response = desk.adapter.refuse(error, desk.operation(operation) if operation else None)
+    assert (response.status, json.loads(response.body)) == (status, {"error": words})
+    assert response.media_type == "application/json; charset=utf-8"
+
+
+def test_whoever_is_too_early_is_told_when_to_come_back(desk: Desk) -> None:
+    response = desk.adapter.refuse(Busy("10 wait", model="x", retry_after_s=2.2), desk.operation("chat"))
+    assert ("Retry-After", "3") in response.headers
+
+
+def test_unknown_paths_and_wrong_methods_are_plain_text(desk: Desk) -> None:
+    lost = desk.adapter.refuse(NotFound("there is no GET /api/x here"))
+    assert (lost.status, lost.media_type, lost.body) == (404, "text/plain; charset=utf-8", b"404 page not found")
+    wrong = desk.adapter.refuse(MethodNotAllowed("no", allowed=("GET", "HEAD")))
+    assert (wrong.status, wrong.body, wrong.headers) == (405, b"405 method not allowed", (("Allow", "GET, HEAD"),))
+
+
+def turns(*pairs: tuple[str, str], **fields: object) -> dict[str, object]:
+    return {"messages": [{"role": role, "content": text} for role, text in pairs], **fields}
+
+
+def test_a_conversation_that_does_not_fit_loses_its_oldest_turns_but_not_the_system(desk: Desk) -> None:
+    told = turns(("system", "s"), ("user", "a" * 300), ("assistant", "b" * 300), ("user", "c" * 300))
+    shorter = desk.adapter.amend(desk.chat(**told), rejected(400, TOO_LONG))
+    assert isinstance(shorter, ChatRequest) and shorter.dialogue is not None
+    assert [message.role for message in shorter.dialogue.messages] == ["system", "user"]
+
+
+def test_a_result_does_not_stay_without_its_call(desk: Desk) -> None:
+    told = turns(("user", "a" * 900), ("assistant", "b" * 900), ("tool", "1"), ("user", "c" * 800))
+    shorter = desk.adapter.amend(desk.chat(**told), rejected(400, TOO_LONG))
+    assert isinstance(shorter, ChatRequest) and shorter.dialogue is not None
+    assert [message.role for message in shorter.dialogue.messages] == ["user"]
+
+
+def test_each_amendment_is_smaller_until_only_the_refusal_is_left(desk: Desk) -> None:
+    request = desk.chat(**turns(("system", "s"), *[("user", "word " * 20)] * 12))
+    sizes = []
+    while request is not None:
+        assert isinstance(request, ChatRequest) and request.dialogue is not None
+        sizes.append(len(request.dialogue.messages))
+        request = desk.adapter.amend(request, rejected(400, TOO_LONG))
+    assert sizes[0] == 13 and sizes[-1] == 2 and sizes == sorted(set(sizes), reverse=True)
+
+
+def test_nothing_is_cut_if_the_client_does_not_want_it_or_something_else_was_wrong(desk: Desk) -> None:
+    told = turns(("user", "a"), ("user", "b"))
+    assert desk.adapter.amend(desk.chat(**told, truncate=False), rejected(400, TOO_LONG)) is None
+    assert desk.adapter.amend(desk.chat(**told), rejected(400, b'{"error":"bad"}')) is None
+    assert desk.adapter.amend(desk.chat(), rejected(400, TOO_LONG)) is None
+
+
+def test_the_longest_text_is_cut_for_an_embedding(desk: Desk) -> None:
+    request = desk.decode("embed", {"model": "vectors", "input": ["short", "x" * 1200]})
+    shorter = desk.adapter.amend(request, rejected(500, TOO_LARGE))
+    assert isinstance(shorter, EmbedRequest) and shorter.inputs is not None
+    assert shorter.inputs[0] == "short" and 900 < len(shorter.inputs[1]) < 1024
