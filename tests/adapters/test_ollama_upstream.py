@@ -1,0 +1,239 @@
+"""Ollama servers as backends: what is sent to them, and their answers, however the bytes were cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from fakes.ollama_desk import HI, Desk
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostler.adapters.canonical import AnswerHead, Chunk, EmbedRequest, Origin, Request, RerankRequest, ToolCall, Usage
+from hostler.adapters.errors import BackendBroken, BadRequest
+from hostler.adapters.ollama import memory
+from hostler.adapters.ollama.parser import OllamaParser
+from hostler.adapters.ollama.upstream import OllamaUpstream
+from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.protocol import Incoming
+
+TRANSCRIPTS = Path(__file__).parent.parent / "transcripts" / "ollama"
+LINES = AnswerHead(media_type="application/x-ndjson")
+JSON = AnswerHead(media_type="application/json; charset=utf-8")
+STREAMS = {"chat": "chat", "tools": "chat", "generate": "generate"}
+
+
+def transcript(name: str) -> bytes:
+    return (TRANSCRIPTS / name).read_bytes()
+
+
+def parse(segments: Iterable[bytes], *, head: AnswerHead = LINES, operation: str = "chat") -> list[Chunk]:
+    parser = OllamaParser(operation)
+    parser.begin(head)
+    chunks = [chunk for segment in segments for chunk in parser.feed(segment)]
+    return chunks + list(parser.finish())
+
+
+def from_openai(path: str = "/v1/chat/completions", **body: Any) -> Request:
+    adapter = OpenAIAdapter()
+    operation = next(found for found in adapter.operations if found.path == path)
+    sent = json.dumps({"model": "a", **body}).encode()
+    return adapter.expand(adapter.decode(operation, Incoming(method="POST", path=path, body=sent)))
+
+
+def sent_to(request: Request, *, stream: bool = True) -> tuple[str, dict[str, Any]]:
+    wire = OllamaUpstream().build(request, model="there", stream=stream)
+    return wire.path, json.loads(wire.body)
+
+
+@given(name=st.sampled_from(sorted(STREAMS)), places=st.lists(st.integers(0, 10_000), max_size=20))
+def test_any_cutting_gives_the_same_chunks(name: str, places: list[int]) -> None:
+    stream = transcript(f"{name}.ndjson")
+    edges = [0, *sorted({place % len(stream) for place in places}), len(stream)]
+    segments = [stream[a:b] for a, b in pairwise(edges)]
+    assert parse(segments, operation=STREAMS[name]) == parse([stream], operation=STREAMS[name])
+
+
+def test_a_stream_is_understood_in_full() -> None:
+    thought, word, rest, last = parse([transcript("chat.ndjson")])
+    assert (thought.reasoning, word.text, rest.text) == ("hmm ", "I", " <am>\né")
+    assert (word.logprobs[0].token, word.logprobs[0].bytes, len(word.logprobs[0].top)) == ("I", (73,), 1)
+    assert (last.finish, last.text) == ("length", "")
+    assert last.usage == Usage(prompt_tokens=11, completion_tokens=6, prompt_ms=690.582, completion_ms=8312.151)
+
+
+def test_calls_are_numbered_and_end_with_a_finish_of_their_own() -> None:
+    first, second, last = parse([transcript("tools.ndjson")])
+    assert first.tool_calls == (ToolCall(index=0, id="abc", name="f", arguments='{"b":1,"a":"x"}'),)
+    assert second.tool_calls == (ToolCall(index=1, name="g", arguments="{}"),)
+    assert last.finish == "tool_calls"
+
+
+def test_whole_answers_are_chunks_too() -> None:
+    body = transcript("chat.json")
+    (chunk,) = parse([body[:9], body[9:]], head=JSON)
+    assert (chunk.text, chunk.reasoning, chunk.finish, chunk.whole) == ("I am", "hm", "stop", True)
+    (vectors,) = parse([transcript("embed.json")], head=JSON, operation="embed")
+    assert vectors.vectors == ((0.6, 0.8), (1.0, 0.0)) and vectors.usage == Usage(prompt_tokens=4)
+    (older,) = parse([b'{"embedding":[3,4]}'], head=JSON, operation="embeddings")
+    assert older.vectors == ((3.0, 4.0),)
+
+
+@pytest.mark.parametrize("name", sorted(STREAMS))
+def test_an_answer_without_its_end_is_broken_wherever_it_stops(name: str) -> None:
+    stream = transcript(f"{name}.ndjson")
+    for end in range(0, len(stream) - 1, 7):
+        with pytest.raises(BackendBroken):
+            parse([stream[:end]], operation=STREAMS[name])
+
+
+@pytest.mark.parametrize(
+    ("stream", "words"),
+    [
+        (b'{"error":"llama-server chat error: x"}\n', "llama-server chat error: x"),
+        (b'{"message":{"content":"a"},"done":false}\n{"error":null}\n', "reported an error"),
+        (b"<html>\n", "not what the protocol allows"),
+        (b"[]\n", "not what the protocol allows"),
+        (b"", "before it was complete"),
+        (b'{"message":{"role":"assistant","content":"a"},"done":false}', "before it was complete"),
+    ],
+)
+def test_errors_in_the_stream_are_errors(stream: bytes, words: str) -> None:
+    with pytest.raises(BackendBroken, match=words):
+        parse([stream])
+
+
+def test_a_whole_answer_that_is_cut_off_is_broken() -> None:
+    body = transcript("chat.json")
+    with pytest.raises(BackendBroken, match="ended after"):
+        parse([body[:-5]], head=AnswerHead(length=len(body)))
+
+
+def test_a_conversation_of_openai_is_written_as_ollamas() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"b": 1, "a": 2}'}}
+    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"minimum": 1}}}
+    path, body = sent_to(
+        from_openai(
+            messages=[
+                {"role": "developer", "content": "s"},
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "t"},
+                        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+                    ],
+                },
+                {"role": "assistant", "content": None, "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "c1", "content": "1"},
+            ],
+            tools=[tool],
+            max_tokens=5,
+            temperature=0,
+            stop="x",
+            reasoning_effort="minimal",
+            response_format={"type": "json_schema", "json_schema": {"schema": {"type": "object"}}},
+            logprobs=True,
+            top_logprobs=2,
+        )
+    )
+    assert path == "/api/chat"
+    assert body == {
+        "model": "there",
+        "messages": [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "t", "images": ["AAAA"]},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": "c1", "function": {"index": 0, "name": "f", "arguments": {"b": 1, "a": 2}}}],
+            },
+            {"role": "tool", "content": "1", "tool_name": "f", "tool_call_id": "c1"},
+        ],
+        "tools": [tool],
+        "stream": True,
+        "format": {"type": "object"},
+        "logprobs": True,
+        "top_logprobs": 2,
+        "think": "low",
+        "options": {"temperature": 0.0, "stop": ["x"], "num_predict": 5},
+    }
+
+
+def test_what_is_not_said_is_not_sent() -> None:
+    assert sent_to(from_openai(messages=HI), stream=False)[1] == {"model": "there", "messages": HI, "stream": False}
+
+
+def test_prompts_and_texts_have_their_own_paths() -> None:
+    assert sent_to(from_openai("/v1/completions", prompt="p", max_tokens=1)) == (
+        "/api/generate",
+        {"model": "there", "prompt": "p", "raw": True, "stream": True, "options": {"num_predict": 1}},
+    )
+    assert sent_to(from_openai("/v1/completions", prompt="p", suffix="s"))[1]["suffix"] == "s"
+    assert sent_to(from_openai("/v1/embeddings", input=["a", "b"])) == (
+        "/api/embed",
+        {"model": "there", "input": ["a", "b"]},
+    )
+    plain = EmbedRequest(origin=Origin(wire="llamacpp", operation="x"), inputs=("a",), normalize=False, keep_alive_s=9)
+    assert sent_to(plain) == ("/api/embeddings", {"model": "there", "prompt": "a", "keep_alive": 9.0})
+
+
+def test_what_an_ollama_server_cannot_do_is_refused() -> None:
+    far = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]}]
+    with pytest.raises(BadRequest, match="data only"):
+        sent_to(from_openai(messages=far))
+    with pytest.raises(BadRequest, match="does not understand"):
+        sent_to(RerankRequest(origin=Origin(wire="openai", operation="rerank"), query="q"))
+
+
+def test_a_body_of_ollamas_own_goes_through_with_its_model_replaced() -> None:
+    body = b'{ "model" : "smol","messages":[{"role":"user","content":"x"}],  "new":{"b":1,"a":1.0} }'
+    request = Desk().decode("chat", body)
+    sent = OllamaUpstream().build(request, model="there", stream=True)
+    assert (sent.path, sent.body) == ("/api/chat", body.replace(b'"smol"', b'"there"'))
+    whole = OllamaUpstream().build(request, model="there", stream=False)
+    assert json.loads(whole.body)["stream"] is False
+
+
+def test_a_body_that_only_go_reads_is_written_anew() -> None:
+    request = Desk().decode("chat", b'{"MODEL":"smol","Messages":[{"role":"user","content":"x"}],"new":1} trailing')
+    sent = json.loads(OllamaUpstream().build(request, model="there", stream=True).body)
+    assert sent == {"model": "there", "messages": [{"role": "user", "content": "x"}], "new": 1}
+
+
+def test_a_context_that_this_gateway_made_is_not_sent_as_tokens() -> None:
+    for context, sent in ((memory.pack([("user", "a")]), None), ([1, 2], [1, 2])):
+        request = Desk().decode("generate", {"model": "smol", "prompt": "p", "context": context})
+        assert sent_to(request)[1]["context"] == sent
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_ollama_client_reads_an_ollama_servers_bytes_under_the_name_it_asked_for(stream: bool) -> None:
+    desk = Desk()
+    body = transcript("chat.ndjson" if stream else "chat.json")
+    head = LINES if stream else JSON
+    answer = desk.answer(desk.chat(model="SMOL", stream=stream), *parse([body], head=head), head=head)
+    assert answer == body.replace(b'"model":"there"', b'"model":"SMOL"')
+
+
+def test_a_stream_is_folded_for_a_client_that_wants_the_whole() -> None:
+    desk = Desk()
+    answer = json.loads(desk.answer(desk.chat(stream=False), *parse([transcript("chat.ndjson")]), head=LINES))
+    assert answer["message"] == {"role": "assistant", "content": "I <am>\né", "thinking": "hmm "}
+    assert (answer["done_reason"], answer["eval_count"]) == ("length", 6)
+
+
+def test_an_openai_client_reads_an_ollama_servers_answer() -> None:
+    adapter = OpenAIAdapter()
+    request = from_openai(messages=HI, stream=False)
+    encoder = adapter.encoder(request, id="c", created=1, progress="off")
+    encoder.begin(LINES)
+    for chunk in parse([transcript("tools.ndjson")]):
+        assert encoder.chunk(chunk) == b""
+    choice = msgspec.json.decode(encoder.end())["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["f", "g"]
