@@ -2,7 +2,7 @@
 
     GatewayError
     ├── BadRequest · Unauthenticated · Forbidden · NotFound · ModelNotFound · MethodNotAllowed · TooLarge
-    │   UnsupportedMedia · Misdirected · Busy · Waited · ModelUnavailable · Stopping · ClientGone
+    │   UnsupportedMedia · Misdirected · Busy · Waited · ModelUnavailable · Stopping · ClientGone · Cancelled
     └── BackendError
         ├── BackendUnavailable   never connected: nothing was sent, trying elsewhere is free
         ├── BackendTimeout       connected, but silent for too long
@@ -123,6 +123,12 @@ class ClientGone(GatewayError):
     status, code = 499, "client_closed_request"
 
 
+class Cancelled(GatewayError):
+    """Somebody who may do so ended the request. A status that clients do not try again after by themselves."""
+
+    status, code = 499, "request_cancelled"
+
+
 class BackendError(GatewayError):
     """Something behind the gateway failed; `backend` names it as the configuration does."""
 
@@ -134,9 +140,15 @@ class BackendError(GatewayError):
 
 
 class BackendUnavailable(BackendError):
-    """Never connected: nothing of the request can have been received."""
+    """Never connected: nothing of the request can have been received. `timed_out`: it was waited for in vain."""
 
     code = "backend_unavailable"
+
+    def __init__(
+        self, message: str, *, backend: str = "", retry_after_s: float | None = None, timed_out: bool = False
+    ) -> None:
+        super().__init__(message, backend=backend, retry_after_s=retry_after_s)
+        self.timed_out = timed_out
 
 
 class BackendTimeout(BackendError):
@@ -162,6 +174,15 @@ class BackendRejected(BackendError):
 
 
 class BackendBroken(BackendError):
-    """The answer ended without its end, was reset, or is not what the protocol allows."""
+    """The answer ended without its end, was reset, is not what the protocol allows, or holds an error.
+
+    `answer_status` is the status that such an error names, if it does.
+    """
 
     code = "backend_broken"
+
+    def __init__(
+        self, message: str, *, backend: str = "", retry_after_s: float | None = None, answer_status: int | None = None
+    ) -> None:
+        super().__init__(message, backend=backend, retry_after_s=retry_after_s)
+        self.answer_status = answer_status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -20,44 +21,60 @@ ALL_SCOPES: frozenset[Scope] = frozenset({"infer", "read", "operate"})
 
 
 class Client(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asks: the name of the key, else the address. `scopes` is what the key allows."""
+    """Who asks: the name of the key, else the address. `scopes` is what the key allows.
+
+    `local_only`: what this client asks never leaves the house.
+    """
 
     name: str
     scopes: frozenset[Scope] = ALL_SCOPES
+    local_only: bool = False
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend, and what it calls the model there. `model` is the gateway's own name of it."""
+    """A backend, and what it calls the model there. `model` is the gateway's own name of it.
+
+    `context` is how many tokens a request may have there, 0 if that is not known.
+    """
 
     backend: str
     model: str
     name_there: str
+    context: int = 0
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One try at one target, and what became of it."""
+    """One try at one target, and what became of it: `answered`, or the kind of failure."""
 
     target: Target
     seconds: float
-    failure: str | None = None
+    outcome: str = "answered"
 
 
 class Exchange:
-    """A request, what is known of it so far, and the one way to answer it. Times are of the loop's clock, in seconds."""
+    """A request, what is known of it so far, and the one way to answer it. Times are of the loop's clock, in seconds.
+
+    `local_only`: it must not leave the house. `only` names the one backend that may answer it. `answering` is called
+    with each attempt's first word. `cost` is what its attempts cost in US dollars, as far as backends tell.
+    """
 
     __slots__ = (
         "adapter",
         "address",
+        "answering",
         "asked",
         "attempts",
         "candidates",
         "client",
+        "cost",
         "deadline",
         "finish",
         "first_word_at",
         "hop",
         "id",
+        "local_only",
         "model",
+        "only",
         "operation",
         "outcome",
         "queue_s",
@@ -80,6 +97,8 @@ class Exchange:
         reply: Reply,
         client: Client,
         started_at: float,
+        local_only: bool = False,
+        only: str | None = None,
     ) -> None:
         self.id = request_id
         self.adapter = adapter
@@ -88,6 +107,8 @@ class Exchange:
         self.reply = reply
         self.client = client
         self.started_at = started_at
+        self.local_only = local_only
+        self.only = only
         self.asked: str | None = request.model
         self.model: str | None = None
         self.candidates: tuple[Target, ...] = ()
@@ -103,6 +124,8 @@ class Exchange:
         self.usage: Usage | None = None
         self.finish: str | None = None
         self.outcome: Outcome = "failed"
+        self.answering: Callable[[], None] | None = None
+        self.cost: float | None = None
 
     @staticmethod
     def of(scope: Any) -> Exchange:

@@ -22,13 +22,17 @@ _PREFIX = "hst-"
 _RELOAD_S = 1.0
 
 
-class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One line of the key file. `hash` is the SHA-256 of the whole key in hex, `created` seconds since the epoch."""
+class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One line of the key file. `hash` is the SHA-256 of the whole key in hex, `created` seconds since the epoch.
+
+    `local_only`: what is asked with this key never leaves the house.
+    """
 
     name: str
     hash: str
     scopes: tuple[Scope, ...]
     created: int
+    local_only: bool = False
 
 
 class KeyFileError(Exception):
@@ -60,7 +64,7 @@ def read(path: Path) -> tuple[KeyRecord, ...]:
     return tuple(records)
 
 
-def add(path: Path, name: str, scopes: Iterable[Scope]) -> str:
+def add(path: Path, name: str, scopes: Iterable[Scope], *, local_only: bool = False) -> str:
     """Make a key, keep its hash under `name`, and return the key: it is shown this once. Raises `KeyFileError`."""
     records = read(path)
     if any(record.name == name for record in records):
@@ -72,6 +76,7 @@ def add(path: Path, name: str, scopes: Iterable[Scope]) -> str:
         hash=_digest(key),
         scopes=tuple(sorted(wanted & ALL_SCOPES)),
         created=int(time.time()),
+        local_only=local_only,
     )
     _write(path, (*records, record))
     return key
@@ -125,7 +130,9 @@ class KeyRing:
         for record in self._records:
             if hmac.compare_digest(record.hash, digest):
                 found = record
-        return None if found is None else Client(name=found.name, scopes=frozenset(found.scopes))
+        if found is None:
+            return None
+        return Client(name=found.name, scopes=frozenset(found.scopes), local_only=found.local_only)
 
     def _refresh(self) -> None:
         now = self._clock()

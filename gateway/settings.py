@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -27,13 +30,17 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class SwitchingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When models take turns, and what a waiting client sees meanwhile."""
+    """When models take turns, and what a waiting client sees meanwhile.
+
+    Progress begins just before clients and proxies that want a byte within a second give up, and late enough for the
+    errors that come early (a file that is missing, an argument that the engine refuses) to keep their own status.
+    """
 
     patience_s: Seconds = 10.0
     min_residency_s: Seconds = 0.0
     progress: ProgressMode = "thinking"
-    progress_after_s: Seconds = 2.0
-    progress_every_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    progress_after_s: Seconds = 0.9
+    progress_every_s: Annotated[float, msgspec.Meta(gt=0)] = 1.5
 
 
 class TimeoutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,6 +49,20 @@ class TimeoutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     connect_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
     first_byte_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
     between_bytes_s: Annotated[float, msgspec.Meta(gt=0)] = 120.0
+
+
+class ProbingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often backends are asked for a sign of life: as long as all is well, and when one seems to be down."""
+
+    every_s: Annotated[float, msgspec.Meta(gt=0)] = 15.0
+    down_every_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+
+
+class SpendingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What backends outside the house may cost in a day, and the file that remembers it."""
+
+    daily_limit: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    file: str | None = None
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,16 +78,27 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     queue: QueueSettings = QueueSettings()
     switching: SwitchingSettings = SwitchingSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
+    probing: ProbingSettings = ProbingSettings()
+    spending: SpendingSettings = SpendingSettings()
     chain: tuple[str, ...] | None = None
+
+
+class WakeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a sleeping machine is woken (Wake-on-LAN), and how long a request waits for it."""
+
+    mac: str
+    broadcast: str = "255.255.255.255"
+    wait_s: Seconds = 60.0
 
 
 class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Something that answers: another machine's supervisor, or a server that speaks a protocol.
 
-    `models` maps our names to the backend's; `"*"` stands for every name that is not listed.
+    `models` maps our names to the backend's; `"*"` stands for every name that is not listed. `local` says whether it
+    stands in the house; left out, its kind and address tell.
     """
 
-    kind: Literal["supervisor", "openai", "llamacpp"]
+    kind: Literal["supervisor", "openai", "llamacpp", "ollama", "anthropic"]
     url: str
     token: str | None = None
     token_file: str | None = None
@@ -74,6 +106,17 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     api_key_file: str | None = None
     models: Mapping[str, str] = {}
     context: Positive | None = None
+    local: bool | None = None
+    referer: str | None = None
+    title: str | None = None
+    wake: WakeSettings | None = None
+
+    @property
+    def in_the_house(self) -> bool:
+        """Whether what is sent there stays with us: told so, a supervisor, or an address that only a house can have."""
+        if self.local is not None:
+            return self.local
+        return self.kind == "supervisor" or _is_ours(urlsplit(self.url).hostname or "")
 
 
 class BreakerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,6 +140,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 class SettingsError(Exception):
     """The configuration cannot be used; the message names file, line and key, and the way out."""
+
+
+#: Endings of names that no public name server knows (RFC 6761, 6762, 8375, and ICANN's word on `internal`).
+_OUR_ENDINGS = (".localhost", ".local", ".home.arpa", ".internal")
+
+
+def _is_ours(host: str) -> bool:
+    """Whether an address is one that only exists at home. A name that anybody could own is none."""
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:
+        return host == "localhost" or host.endswith(_OUR_ENDINGS)
 
 
 def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Path | None:
@@ -152,13 +207,56 @@ def _check(settings: Settings, document: Document) -> None:
             )
         if not backend.url.startswith(("http://", "https://")):
             raise document.error(("backends", name, "url"), f"{backend.url!r} must start with http:// or https://")
+        _check_told(document, name, backend)
+        if backend.wake is not None:
+            _check_wake(document, name, backend, backend.wake)
         if backend.kind != "supervisor" and not backend.models:
             raise document.error(
                 ("backends", name), 'models is missing: say which models it answers for, e.g. {"*": its-name-for-it}'
             )
+    _check_chains(settings, document)
     for index, listen in enumerate(settings.gateway.listen):
         _check_address(document, ("gateway", "listen", index), listen)
     _check_address(document, ("supervisor", "listen"), settings.supervisor.listen)
+
+
+def _check_told(document: Document, name: str, backend: BackendSettings) -> None:
+    """What is sent as a header must fit into one."""
+    for key in ("referer", "title"):
+        value = getattr(backend, key)
+        if value is not None and not re.fullmatch(r"[\x20-\x7e\xa0-\xff]+", value):
+            raise document.error(("backends", name, key), "must be one line of plain text")
+
+
+def _check_wake(document: Document, name: str, backend: BackendSettings, wake: WakeSettings) -> None:
+    path = ("backends", name, "wake")
+    if backend.kind != "supervisor":
+        raise document.error(path, "only a supervisor tells when it is awake; leave it out or set kind: supervisor")
+    if not re.fullmatch(r"[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}", wake.mac):
+        raise document.error((*path, "mac"), f"{wake.mac!r} is no MAC address; write it like 01:23:45:67:89:ab")
+    host, _, port = wake.broadcast.partition(":")
+    try:
+        ipaddress.IPv4Address(host)
+        if port and not 0 < int(port) <= 65535:
+            raise ValueError
+    except ValueError:
+        raise document.error(
+            (*path, "broadcast"),
+            f"{wake.broadcast!r} is no address; write the network's broadcast address, e.g. 192.168.1.255",
+        ) from None
+
+
+def _check_chains(settings: Settings, document: Document) -> None:
+    """A profile's own chain names backends of this file. A machine with a supervisor alone has none to compare with."""
+    if not settings.backends:
+        return
+    for profile, entry in settings.profiles.items():
+        for index, name in enumerate(entry.chain or ()):
+            if name not in settings.backends and name != LOCAL:
+                known = ", ".join([*settings.backends, LOCAL])
+                raise document.error(
+                    ("profiles", profile, "chain", index), f"{name!r} is no backend; backends are: {known}"
+                )
 
 
 def _check_address(document: Document, path: tuple[str | int, ...], text: str) -> None:

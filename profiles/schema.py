@@ -41,7 +41,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A named way to run a model, complete: inheritance is resolved and defaults are filled in.
 
     `model` is a path, `hf:org/repo/file.gguf`, `https://...` with `sha256`, or `pypi:package==version/file.gguf`.
-    Times are in seconds, `memory` in bytes. `ttl_s` of `None` never unloads.
+    Times are in seconds, `memory` in bytes. `ttl_s` of `None` never unloads. `chain` names the gateway's backends that
+    may answer for it, in order, instead of the general chain; `local_only` keeps its requests in the house.
     """
 
     name: str
@@ -66,6 +67,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     listed: bool = True
     default: bool = False
     engine: str | None = None
+    chain: tuple[str, ...] | None = None
+    local_only: bool = False
 
 
 class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,6 +100,8 @@ class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     listed: bool | UnsetType = UNSET
     default: bool | UnsetType = UNSET
     engine: str | UnsetType | None = UNSET
+    chain: tuple[str, ...] | UnsetType | None = UNSET
+    local_only: bool | UnsetType = UNSET
 
 
 class ProfileError(Exception):

@@ -100,6 +100,8 @@ class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
     default: bool = False
     memory_bytes: int = 0
     load_s: float | None = None
+    chain: tuple[str, ...] | None = None
+    local_only: bool = False
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):

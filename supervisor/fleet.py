@@ -417,7 +417,7 @@ class Fleet:
             context=profile.context, parallel=profile.parallel, size=description.size, digest=description.digest,
             modified_at=description.modified_at, facts=description.facts, ttl_s=profile.ttl_s, pinned=profile.pinned,
             listed=profile.listed, default=profile.default, memory_bytes=description.memory_bytes,
-            load_s=self._load_times.get(profile.name),
+            load_s=self._load_times.get(profile.name), chain=profile.chain, local_only=profile.local_only,
         )  # fmt: skip
 
 

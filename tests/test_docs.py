@@ -154,8 +154,13 @@ def test_the_unit_of_a_key_is_documented(key: str) -> None:
 def test_the_example_of_a_key_is_a_valid_file(key: str, tmp_path: Path) -> None:
     *sections, name = key.split(".")
     lines = {f"{name}: {ROWS[key].example.strip('`')}"}
-    if sections and sections[0] == "backends":
-        lines |= {line for line in ("kind: supervisor", "url: http://h:1") if not line.startswith(f"{name}:")}
+    beside = {line for line in ("kind: supervisor", "url: http://h:1") if not line.startswith(f"{name}:")}
+    if sections and sections[-1] == "wake":
+        lines |= {line for line in ('mac: "01:23:45:67:89:ab"',) if not line.startswith(f"{name}:")}
+        sections[-1:] = []
+        lines = {f"wake: {{{', '.join(sorted(lines))}}}", *beside}
+    elif sections and sections[0] == "backends":
+        lines |= beside
     if sections and sections[0] == "profiles" and name not in ("model", "base"):
         lines.add("model: /models/some.gguf")
     indent = "  " * len(sections)

@@ -93,7 +93,7 @@ class Pool:
         except TimeoutError as error:
             self._discard(connection)
             raise BackendUnavailable(
-                f'backend "{backend}" took no connection in {connect_s:g} s', backend=backend
+                f'backend "{backend}" took no connection in {connect_s:g} s', backend=backend, timed_out=True
             ) from error
         except (OSError, ssl.CertificateError) as error:
             self._discard(connection)

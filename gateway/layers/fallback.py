@@ -31,7 +31,7 @@ class Fallback(Layer):
             try:
                 await call_next()
             except GatewayError as error:
-                exchange.attempts.append(Attempt(target=target, seconds=self._clock() - began, failure=error.message))
+                exchange.attempts.append(Attempt(target=target, seconds=self._clock() - began, outcome=error.code))
                 if exchange.reply.committed or not _another_may_do_better(error):
                     raise
                 failures.append((target, error))
