@@ -120,8 +120,8 @@ class Backend(asyncio.Protocol):
             at = lower.find(b"\r\ncontent-length:")
             length = int(lower[at + 17 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
             if at < 0 and b"\r\ntransfer-encoding:" in lower:
-                body, found, rest = dechunked(rest)
-                if not found:
+                body, complete, rest = dechunked(rest)
+                if not complete:
                     return
                 self.data = rest
             elif len(rest) < length:
@@ -182,7 +182,7 @@ class Backend(asyncio.Protocol):
 
 def dechunked(data: bytes) -> tuple[bytes, bool, bytes]:
     """The body of a chunked request, whether it is complete, and what follows it."""
-    pieces = []
+    pieces: list[bytes] = []
     while True:
         size, found, data = data.partition(b"\r\n")
         if not found:

@@ -108,7 +108,7 @@ async def run(ask: Ask, body: bytes, connections: int, seconds: float) -> tuple[
     return cpu / len(latencies) * 1e6, len(latencies) / wall, statistics.median(latencies) * 1e3
 
 
-async def compare(port: int, seconds: float, rounds: int) -> list[dict[str, object]]:
+async def compare(port: int, seconds: float, rounds: int) -> list[dict[str, str | int | float]]:
     """One row per client, kind and number of connections: medians over the rounds."""
     taken: dict[tuple[str, str, int], list[tuple[float, float, float]]] = {}
     async with AsyncExitStack() as stack:
@@ -126,7 +126,7 @@ async def compare(port: int, seconds: float, rounds: int) -> list[dict[str, obje
                         taken.setdefault((name, kind, connections), []).append(
                             await run(ask, body, connections, seconds)
                         )
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, str | int | float]] = []
     for (name, kind, connections), results in sorted(taken.items(), key=lambda item: (item[0][1:], item[0][0])):
         cpu, rate, p50 = (statistics.median(column) for column in zip(*results, strict=True))
         rows.append(
@@ -135,7 +135,7 @@ async def compare(port: int, seconds: float, rounds: int) -> list[dict[str, obje
     return rows
 
 
-def main(seconds: float, rounds: int) -> list[dict[str, object]]:
+def main(seconds: float, rounds: int) -> list[dict[str, str | int | float]]:
     """Runs the comparison against a backend of its own."""
     with backend() as port:
         return uvloop.run(compare(port, seconds, rounds))

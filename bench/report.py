@@ -29,7 +29,7 @@ def table(rows: list[Row]) -> str:
 def plot(rows: list[Row], path: Path) -> str:
     """Draws CPU a request and added latency; says what it did."""
     try:
-        import matplotlib as mpl
+        import matplotlib as mpl  # type: ignore[import-not-found,unused-ignore]
 
         mpl.use("Agg")
         from matplotlib import pyplot
