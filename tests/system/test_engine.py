@@ -13,8 +13,6 @@ import psutil
 import pytest
 from system.command import Running, hostler
 
-from hostler.profiles.downloads import Stop
-from hostler.profiles.sources import cache_directory, fetch_now
 from hostler.profiles.store import demo_profiles
 
 # One thread: two that wait for each other at every step take seconds for a word when something else runs, too.
@@ -44,10 +42,8 @@ def configured(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(tmp_path_factory: pytest.TempPathFactory, real_model: Path) -> Iterator[Running]:
     """`hostler up` as everybody runs it."""
-    for profile in demo_profiles():
-        fetch_now(profile, cache_directory(), lambda _: None, Stop())
     folder = tmp_path_factory.mktemp("up")
     with hostler("up", "--config", configured(folder), errors=folder / "log") as up:
         yield up
@@ -157,7 +153,7 @@ def test_an_engine_killed_in_mid_stream_is_an_error_and_the_next_request_works(
     assert answer.choices[0].message.content
 
 
-def test_a_killed_gateway_leaves_no_engine(tmp_path: Path) -> None:
+def test_a_killed_gateway_leaves_no_engine(tmp_path: Path, real_model: Path) -> None:
     with hostler("up", "--config", configured(tmp_path), errors=tmp_path / "log") as up:
         httpx.post(
             f"{up.address}/v1/completions", json={"model": "smollm2", "prompt": "a", "max_tokens": 1}, timeout=60
@@ -169,7 +165,7 @@ def test_a_killed_gateway_leaves_no_engine(tmp_path: Path) -> None:
         assert alive == []
 
 
-def test_a_stopped_gateway_finishes_its_answer_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_stopped_gateway_finishes_its_answer_and_leaves_nothing(tmp_path: Path, real_model: Path) -> None:
     with hostler("up", "--config", configured(tmp_path), errors=tmp_path / "log") as up:
         asked = {"model": "smollm2", "prompt": "Once upon a time", "max_tokens": 40, "stream": True}
         with httpx.stream("POST", f"{up.address}/v1/completions", json=asked, timeout=60) as answer:
