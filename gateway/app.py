@@ -25,7 +25,7 @@ from hostler.gateway.backends.lan import LanTransport
 from hostler.gateway.catalog import Catalog
 from hostler.gateway.dashboard import Dashboard
 from hostler.gateway.dispatch import Backend, Dispatch
-from hostler.gateway.edge import Edge
+from hostler.gateway.edge import Edge, InProgress
 from hostler.gateway.events import Bus
 from hostler.gateway.keys import KeyRing
 from hostler.gateway.layers.detect import Detect
@@ -39,11 +39,18 @@ from hostler.gateway.routes import Surface, adapter_claims, build
 from hostler.gateway.security import FailureThrottle, Rules, Security
 from hostler.gateway.server import Server
 from hostler.gateway.settings import LOCAL, BackendSettings, Settings, SettingsError, parse_address, secret
+from hostler.gateway.switching.hosts import nearest_first
 from hostler.gateway.switching.orchestrator import Orchestrator
-from hostler.supervisor.client import SupervisorClient
+from hostler.supervisor.client import ClientLimits, SupervisorClient
 from hostler.supervisor.contract import EngineAddress, Supervisor
 
 logger = logging.getLogger(__name__)
+
+#: A gateway starts without having heard of the supervisors of other machines after this long, in seconds.
+_FIRST_WORD_S = 1.0
+
+#: A supervisor that does not answer is asked again after this long at most, in seconds.
+_ASK_AGAIN_S = 2.0
 
 
 class Gateway:
@@ -61,6 +68,7 @@ class Gateway:
         self._keys = keys_in_force(settings)
         self.bus = Bus()
         self._hosts: Mapping[str, Orchestrator] = {}
+        self._in_progress = InProgress()
         self._supervisors = self._find_supervisors(local)
         self._chain = _chain(settings, local)
         self._server: Server | None = None
@@ -79,9 +87,12 @@ class Gateway:
         async with anyio.create_task_group() as tasks:
             for host in hosts.values():
                 tasks.start_soon(host.run)
+            # Supervisors answer within milliseconds; who connects first is not told that nothing is known.
             if LOCAL in hosts:
-                # Our own supervisor answers within milliseconds; who connects first is not told that nothing is known.
                 await hosts[LOCAL].known.wait()
+            with anyio.move_on_after(_FIRST_WORD_S):
+                for host in hosts.values():
+                    await host.known.wait()
             pipeline = build(
                 [
                     lambda app: Edge(
@@ -89,11 +100,12 @@ class Gateway:
                         tasks=tasks,
                         max_body=settings.max_body,
                         progress=settings.switching.progress,
+                        in_progress=self._in_progress,
                         clock=self._clock,
                     ),
                     lambda app: Observe(app, bus=self.bus, clock=self._clock),
                     lambda app: Probe(app, listing=lambda: catalog.listing),
-                    lambda app: Detect(app, find=catalog.find),
+                    lambda app: Detect(app, find=catalog.find, order=lambda targets: nearest_first(targets, hosts)),
                     lambda app: Queueing(app, settings=settings.queue, clock=self._clock),
                     lambda app: Fallback(app, clock=self._clock),
                     lambda app: Switch(
@@ -140,7 +152,12 @@ class Gateway:
         for name, backend in self._settings.backends.items():
             if backend.kind == "supervisor":
                 token = secret(backend.token, backend.token_file, f"backends.{name}.token_file")
-                supervisors[name] = SupervisorClient(backend.url, token, on_reachable=partial(self._heard, name))
+                supervisors[name] = SupervisorClient(
+                    backend.url,
+                    token,
+                    limits=ClientLimits(max_retry_s=_ASK_AGAIN_S),
+                    on_reachable=partial(self._heard, name),
+                )
         return supervisors
 
     def _heard(self, name: str, reachable: bool) -> None:
@@ -168,7 +185,7 @@ class Gateway:
         adapters = load_adapters()
         metrics = Metrics(lambda: [(name, host.waiting, host.serving) for name, host in hosts.items()])
         self.bus.listen(metrics.hear)
-        dashboard = Dashboard(catalog, hosts, self.bus, metrics=metrics.render, version=__version__)
+        dashboard = Dashboard(catalog, hosts, self.bus, self._in_progress, metrics=metrics.render, version=__version__)
         surface = Surface([*adapter_claims(adapters, pipeline), *dashboard.claims()])
         dashboard.describe(surface)
         return Security(

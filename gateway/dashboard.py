@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import html
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import request_response
 
-from hostler.adapters.errors import BadRequest, GatewayError, ModelNotFound
+from hostler.adapters.errors import BadRequest, GatewayError, ModelNotFound, NotFound
 from hostler.adapters.listing import ModelCard
 from hostler.gateway.asgi import ASGIApp, Claim
 from hostler.gateway.catalog import Catalog
-from hostler.gateway.events import Bus
+from hostler.gateway.edge import InProgress
+from hostler.gateway.events import Bus, Waiting
 from hostler.gateway.routes import Surface, own_claim
 from hostler.gateway.switching.orchestrator import Orchestrator
 from hostler.supervisor.contract import HostStatus
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from sse_starlette.event import ServerSentEvent
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+
+_Body = TypeVar("_Body", bound=msgspec.Struct)
 
 #: The page needs nothing but its own style sheet, so nothing else is allowed to load, run or frame it.
 _PAGE_HEADERS = {
@@ -36,13 +39,17 @@ _PAGE_HEADERS = {
 
 
 class HostView(msgspec.Struct, frozen=True, kw_only=True):
-    """A host in the status. `reachable` is false while its supervisor does not answer; `host` is the last known."""
+    """A host in the status. `reachable` is false while its supervisor does not answer; `host` is the last known.
+
+    `queue` is who waits, in the order of service.
+    """
 
     backend: str
     reachable: bool
     host: HostStatus | None
     waiting: int
     serving: int
+    queue: tuple[Waiting, ...] = ()
 
 
 class StatusView(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +68,19 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     model: str
 
 
+class UnloadOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of an unload. With `force` (the default) answers in progress are cut off, else they end first."""
+
+    model: str
+    force: bool = True
+
+
+class CancelOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of a cancellation: the request's id, as `X-Request-ID`, the log and `/events` tell it."""
+
+    id: str
+
+
 class Dashboard:
     """Answers the gateway's own routes. It reads the catalogue and asks hosts; it owns nothing."""
 
@@ -69,6 +89,7 @@ class Dashboard:
         catalog: Catalog,
         hosts: Mapping[str, Orchestrator],
         bus: Bus,
+        in_progress: InProgress,
         *,
         metrics: Callable[[], bytes],
         version: str,
@@ -76,6 +97,7 @@ class Dashboard:
         self._catalog = catalog
         self._hosts = hosts
         self._bus = bus
+        self._in_progress = in_progress
         self._metrics = metrics
         self._version = version
         self._description = b"{}"
@@ -94,6 +116,7 @@ class Dashboard:
             own_claim("description", "/openapi.json", _plain(self._openapi), scope="read"),
             own_claim("load", "/admin/load", _plain(self._load), scope="operate", methods=("POST",), writes=True),
             own_claim("unload", "/admin/unload", _plain(self._unload), scope="operate", methods=("POST",), writes=True),
+            own_claim("cancel", "/admin/cancel", _plain(self._cancel), scope="operate", methods=("POST",), writes=True),
         ]
 
     def describe(self, surface: Surface) -> None:
@@ -158,6 +181,7 @@ class Dashboard:
                     host=host.status,
                     waiting=host.waiting,
                     serving=host.serving,
+                    queue=host.queue(),
                 )
                 for name, host in self._hosts.items()
             ),
@@ -188,32 +212,38 @@ class Dashboard:
         return EventSourceResponse(stream(), ping=15, headers={"Cache-Control": "no-store"})
 
     async def _load(self, request: Request) -> Response:
-        order, host = await self._order(request)
-        turn = host.ask(order.model, client="operator")
+        model, hosts = self._hosts_of((await _body(request, Order)).model)
+        turn = min(hosts, key=lambda host: host.nearness(model)).ask(model, client="operator")
         try:
             while not await turn.wait(60.0):
-                pass
+                turn.news()
             turn.address()
         finally:
             turn.give_back()
-        return _json({"model": order.model, "state": "loaded"})
+        return _json({"model": model, "state": "loaded"})
 
     async def _unload(self, request: Request) -> Response:
-        order, host = await self._order(request)
-        await host.unload(order.model)
-        return _json({"model": order.model, "state": "unloaded"})
+        order = await _body(request, UnloadOrder)
+        model, hosts = self._hosts_of(order.model)
+        for host in hosts:
+            await host.unload(model, force=order.force)
+        state = "draining" if any(host.serves(model) for host in hosts) and not order.force else "unloaded"
+        return _json({"model": model, "state": state})
 
-    async def _order(self, request: Request) -> tuple[Order, Orchestrator]:
-        """What to do and the host to do it on: the first of the chain that has the model."""
-        try:
-            order = msgspec.json.decode(await request.body(), type=Order)
-        except msgspec.MsgspecError as error:
-            raise BadRequest(f'send {{"model": "NAME"}}: {error}') from error
-        placement = self._catalog.find(order.model)
-        for place in placement.places:
-            if place.backend in self._hosts:
-                return Order(model=placement.model), self._hosts[place.backend]
-        raise ModelNotFound("no host with a supervisor has it", model=order.model, param="model")
+    async def _cancel(self, request: Request) -> Response:
+        order = await _body(request, CancelOrder)
+        cancelled = self._in_progress.cancel(order.id)
+        if not cancelled:
+            raise NotFound("no request with this id is in progress; GET /events tells the ids of those that wait")
+        return _json({"id": order.id, "cancelled": cancelled})
+
+    def _hosts_of(self, name: str) -> tuple[str, list[Orchestrator]]:
+        """The model's own name, and every host with a supervisor that has it, in the order of the chain."""
+        placement = self._catalog.find(name)
+        hosts = [self._hosts[place.backend] for place in placement.places if place.backend in self._hosts]
+        if not hosts:
+            raise ModelNotFound("no host with a supervisor has it", model=name, param="model")
+        return placement.model, hosts
 
     async def _style(self, request: Request) -> Response:
         return Response(_STYLE, media_type="text/css", headers=_PAGE_HEADERS)
@@ -221,6 +251,15 @@ class Dashboard:
     async def _page(self, request: Request) -> Response:
         body = _page(self.status(), str(request.base_url).rstrip("/"))
         return Response(body, media_type="text/html", headers=_PAGE_HEADERS)
+
+
+async def _body(request: Request, kind: type[_Body]) -> _Body:
+    """What to do. Raises `BadRequest` with the fields that can be given."""
+    try:
+        return msgspec.json.decode(await request.body(), type=kind)
+    except msgspec.MsgspecError as error:
+        fields = ", ".join(kind.__struct_fields__)
+        raise BadRequest(f"send a JSON object with {fields}: {error}") from error
 
 
 def _plain(endpoint: Endpoint) -> ASGIApp:

@@ -6,14 +6,15 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
 from hostler.adapters.canonical import Probe
-from hostler.adapters.errors import BadRequest, ClientGone, GatewayError, TooLarge
+from hostler.adapters.errors import BadRequest, Cancelled, ClientGone, GatewayError, TooLarge
 from hostler.adapters.protocol import Adapter, Incoming, Operation
 from hostler.gateway.asgi import CLAIM_KEY, CLIENT_KEY, EXCHANGE_KEY, ASGIApp, Receive, Scope, Send
 from hostler.gateway.exchange import Client, Exchange
@@ -26,6 +27,32 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 #: A client that sends its body may pause this long, in seconds.
 BODY_SILENCE_S = 30.0
+
+
+class InProgress:
+    """The requests on their way, by their id, each with what ends it. Clients may choose ids, so two can share one."""
+
+    def __init__(self) -> None:
+        self._ends: dict[str, list[Callable[[], None]]] = {}
+
+    @contextmanager
+    def entered(self, request_id: str, end: Callable[[], None]) -> Iterator[None]:
+        """The request is on its way as long as the context lasts; `end` ends it."""
+        ends = self._ends.setdefault(request_id, [])
+        ends.append(end)
+        try:
+            yield
+        finally:
+            ends.remove(end)
+            if not ends:
+                del self._ends[request_id]
+
+    def cancel(self, request_id: str) -> int:
+        """End the requests with this id; how many there were."""
+        ends = list(self._ends.get(request_id, ()))
+        for end in ends:
+            end()
+        return len(ends)
 
 
 class Edge:
@@ -42,6 +69,7 @@ class Edge:
         tasks: TaskGroup,
         max_body: int,
         progress: ProgressMode,
+        in_progress: InProgress,
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -49,6 +77,7 @@ class Edge:
         self._tasks = tasks
         self._max_body = max_body
         self._progress = progress
+        self._in_progress = in_progress
         self._clock = clock
         self._wall = wall
 
@@ -93,7 +122,7 @@ class Edge:
                 started_at=started_at,
             )
             scope[EXCHANGE_KEY] = exchange
-            await self._watched(scope, receive, send)
+            await self._watched(exchange, scope, receive, send)
         except ClientGone:
             return
         except GatewayError as error:
@@ -107,10 +136,17 @@ class Edge:
             internal = GatewayError(f"something went wrong in the gateway; its log tells more under {request_id}")
             await reply.fail(internal, adapter.refuse(internal, operation))
 
-    async def _watched(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and cancel it when its client leaves."""
+    async def _watched(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and cancel it when its client leaves, or when somebody who may do so ends it."""
         work = anyio.CancelScope()
         watch = anyio.CancelScope()
+        ended = False
+
+        def end() -> None:
+            nonlocal ended
+            ended = True
+            exchange.reason = "cancelled by an operator"
+            work.cancel()
 
         async def wait_for_leaving() -> None:
             with watch:
@@ -121,11 +157,13 @@ class Edge:
 
         self._tasks.start_soon(wait_for_leaving)
         try:
-            with work:
+            with self._in_progress.entered(exchange.id, end), work:
                 await self.app(scope, receive, send)
         finally:
             # The server reports a disconnect after every complete answer, too: nobody may listen then.
             watch.cancel()
+        if ended and work.cancelled_caught:
+            raise Cancelled("the request was cancelled by an operator")
 
     async def _read(self, receive: Receive, headers: dict[str, str]) -> bytes:
         """The whole body, as long as it is within the limit."""

@@ -10,20 +10,24 @@ from hostler.gateway.exchange import Exchange, Target
 from hostler.gateway.layers.base import CallNext, Layer
 
 Find = Callable[[str | None], Placement]
+Order = Callable[[tuple[Target, ...]], tuple[Target, ...]]
 
 
 class Detect(Layer):
-    """Turns the name in the request into candidates. `find` raises `ModelNotFound` with the names that do exist."""
+    """Turns the name in the request into candidates. `find` raises `ModelNotFound` with the names that do exist, and
+    `order` puts first, among hosts that are as good as each other, the one that would answer soonest."""
 
-    def __init__(self, app: ASGIApp, *, find: Find) -> None:
+    def __init__(self, app: ASGIApp, *, find: Find, order: Order) -> None:
         super().__init__(app)
         self._find = find
+        self._order = order
 
     async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
         placement = self._find(exchange.request.model)
         exchange.model = placement.model
-        exchange.candidates = tuple(
+        candidates = tuple(
             Target(backend=place.backend, model=placement.model, name_there=place.name_there)
             for place in placement.places
         )
+        exchange.candidates = self._order(candidates) if len(candidates) > 1 else candidates
         await call_next()

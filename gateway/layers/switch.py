@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from hostler.adapters.canonical import Control
-from hostler.adapters.errors import BackendUnavailable, Waited
+from hostler.adapters.errors import BackendError, BackendUnavailable, Waited
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.exchange import Exchange, Target
 from hostler.gateway.layers.base import CallNext, Layer
 from hostler.gateway.settings import SwitchingSettings
-from hostler.gateway.switching.orchestrator import Orchestrator, Turn
+from hostler.gateway.switching.explain import unloaded
+from hostler.gateway.switching.orchestrator import Orchestrator
+from hostler.gateway.switching.turn import Turn
 
 
 class Switch(Layer):
@@ -53,7 +55,7 @@ class Switch(Layer):
 
     async def _leased(self, exchange: Exchange, host: Orchestrator, target: Target, call_next: CallNext) -> None:
         keep_alive_s = getattr(exchange.request, "keep_alive_s", None)
-        turn = host.ask(target.model, client=exchange.client.name, keep_alive_s=keep_alive_s)
+        turn = host.ask(target.model, client=exchange.client.name, request_id=exchange.id, keep_alive_s=keep_alive_s)
         try:
             if not turn.settled:
                 try:
@@ -64,6 +66,10 @@ class Switch(Layer):
             exchange.address = turn.address()
             self._used(target.model)
             await call_next()
+        except BackendError as error:
+            if turn.taken_away:
+                raise unloaded(target.model) from error
+            raise
         finally:
             turn.give_back()
 
@@ -72,9 +78,11 @@ class Switch(Layer):
         now = self._clock()
         deadline = exchange.deadline if exchange.deadline is not None else float("inf")
         shows = exchange.reply.patient and self._settings.progress != "off"
-        due = max(now, exchange.started_at + self._settings.progress_after_s) if shows else float("inf")
+        first = due = max(now, exchange.started_at + self._settings.progress_after_s) if shows else float("inf")
         while not await turn.wait(min(due, deadline) - now):
             now = self._clock()
+            if turn.news() and now >= first:
+                due = now
             if now >= deadline:
                 raise Waited(
                     f"{turn.model} could not be had within {now - exchange.started_at:.0f} seconds "

@@ -1,9 +1,12 @@
-"""A supervisor's failure in words for a client: what happened and the way out, without paths or words that clients parse."""
+"""Why a model cannot be had, as errors for clients: what happened and the way out, without paths or words that clients parse."""
 
 from __future__ import annotations
 
+import math
 import re
 
+from hostler.adapters.errors import BackendUnavailable, Busy, GatewayError, ModelUnavailable, Waited
+from hostler.gateway.switching.scheduler import Refuse
 from hostler.supervisor.contract import Failure, FailureKind
 
 _WHAT: dict[FailureKind, str] = {
@@ -45,3 +48,59 @@ def explain(model: str, host: str, failure: Failure | None) -> str:
     if said:
         words += "; the engine said last: " + " | ".join(said[-_LINES_SHOWN:])
     return words
+
+
+def silent(host: str) -> GatewayError:
+    """Nobody speaks for the host."""
+    return BackendUnavailable(
+        f"the supervisor of {host} does not answer; start it with `hostler supervisor` on that machine", backend=host
+    )
+
+
+def overtaken(model: str, host: str) -> GatewayError:
+    """The host takes orders from a gateway that was started later."""
+    return ModelUnavailable(
+        f"{model} could not be loaded on {host}: another gateway has taken over that host; restart this one to take it "
+        "back",
+        model=model,
+    )
+
+
+def no_profile(model: str, host: str) -> GatewayError:
+    """The host knew the model before."""
+    return ModelUnavailable(f"{host} has no profile {model!r} any more", model=model)
+
+
+def unloaded(model: str) -> GatewayError:
+    """Somebody asked for the model to be stopped."""
+    return ModelUnavailable(f"{model} was unloaded on request; ask again to load it", model=model)
+
+
+def refusal(refuse: Refuse, host: str) -> GatewayError:
+    """A refused turn as the error that its client is told."""
+    model, after = refuse.model, refuse.retry_after_s
+    if refuse.cause == "queue_full":
+        return Busy(
+            f"{host} is busy and its queue is full; try again in about {max(1, math.ceil(after))} seconds",
+            retry_after_s=after,
+            model=model,
+        )
+    if refuse.cause == "wait_limit":
+        return Waited(
+            f"{model} could not be had in time (gateway.queue.max_wait_s); try again, or use a model that is running",
+            retry_after_s=after,
+            model=model,
+        )
+    if refuse.cause == "host_gone":
+        return silent(host)
+    if refuse.cause == "unknown_model":
+        return no_profile(model, host)
+    if refuse.cause == "unloaded":
+        return unloaded(model)
+    if refuse.cause == "does_not_fit":
+        return ModelUnavailable(
+            f"{model} can never fit into the memory budget of {host}; raise supervisor.memory_budget or give the "
+            "profile a smaller size",
+            model=model,
+        )
+    return ModelUnavailable(explain(model, host, refuse.failure), retry_after_s=after or None, model=model)

@@ -13,11 +13,21 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from hostler.adapters.canonical import Progress
-from hostler.adapters.errors import BackendUnavailable, Busy, GatewayError, ModelUnavailable, Waited
-from hostler.gateway.events import EngineChanged, Event, HostChanged, SwitchChanged
+from hostler.adapters.errors import GatewayError
+from hostler.gateway.events import EngineChanged, Event, HostChanged, QueueChanged, SwitchChanged, Waiting
 from hostler.gateway.settings import QueueSettings, SwitchingSettings
-from hostler.gateway.switching.explain import explain
-from hostler.gateway.switching.scheduler import Effect, Grant, Refuse, Scheduler, SchedulerRules, Switch, Unload
+from hostler.gateway.switching.explain import no_profile, overtaken, refusal, silent
+from hostler.gateway.switching.scheduler import (
+    Effect,
+    Grant,
+    Nearness,
+    Refuse,
+    Scheduler,
+    SchedulerRules,
+    Switch,
+    Unload,
+)
+from hostler.gateway.switching.turn import Turn
 from hostler.gateway.switching.waiting import Ticket
 from hostler.supervisor.contract import (
     EngineAddress,
@@ -38,83 +48,7 @@ from hostler.supervisor.contract import (
 logger = logging.getLogger(__name__)
 
 #: A subscription that ended is taken up again after this long, in seconds.
-_RESUBSCRIBE_S = 1.0
-
-
-class Turn:
-    """A place in line for a model, and later the lease of it. Whoever asked gives it back, whatever happened."""
-
-    __slots__ = (
-        "_address",
-        "_error",
-        "_event",
-        "_keep_alive_s",
-        "_owner",
-        "asked_at",
-        "id",
-        "model",
-        "switch_s",
-        "waited_s",
-    )
-
-    def __init__(
-        self, owner: Orchestrator, turn_id: int, model: str, asked_at: float, keep_alive_s: float | None
-    ) -> None:
-        self._owner = owner
-        self._address: EngineAddress | None = None
-        self._error: GatewayError | None = None
-        self._event: anyio.Event | None = None
-        self._keep_alive_s = keep_alive_s
-        self.id = turn_id
-        self.model = model
-        self.asked_at = asked_at
-        self.waited_s = 0.0
-        self.switch_s = 0.0
-
-    @property
-    def settled(self) -> bool:
-        """Whether the waiting is over, one way or the other."""
-        return self._address is not None or self._error is not None
-
-    async def wait(self, seconds: float) -> bool:
-        """Wait until the turn has come or been refused, at most `seconds`. Returns `settled`."""
-        if not self.settled:
-            if self._event is None:
-                self._event = anyio.Event()
-            with anyio.move_on_after(max(0.0, seconds)):
-                await self._event.wait()
-        return self.settled
-
-    def address(self) -> EngineAddress:
-        """Where the model listens. Raises the reason if the turn was refused."""
-        if self._error is not None:
-            raise self._error
-        assert self._address is not None, "the turn has not come yet"
-        return self._address
-
-    def progress(self) -> Progress:
-        """What is being waited for, now."""
-        return self._owner.progress(self)
-
-    def estimate_s(self) -> float:
-        """In how many seconds a request for the model that comes now would be served."""
-        return self._owner.estimate(self.model)
-
-    def give_back(self) -> None:
-        """The lease ends, or the place in line is left. A second time does nothing."""
-        self._owner.give_back(self, self._keep_alive_s)
-
-    def grant(self, address: EngineAddress) -> None:
-        self._address = address
-        self._settle()
-
-    def refuse(self, error: GatewayError) -> None:
-        self._error = error
-        self._settle()
-
-    def _settle(self) -> None:
-        if self._event is not None:
-            self._event.set()
+_RESUBSCRIBE_S = 0.25
 
 
 class Orchestrator:
@@ -122,7 +56,8 @@ class Orchestrator:
 
     `changed` is told every new status, `release` every address whose engine is about to stop: connections to it
     must be closed first, since an engine with an open one takes its time to end. All methods but `run` and
-    `unload` are plain calls, atomic by themselves.
+    `unload` are plain calls, atomic by themselves: a request for a loaded model costs a few look-ups, whatever else
+    the host is at.
     """
 
     def __init__(
@@ -158,7 +93,9 @@ class Orchestrator:
         self._addresses: dict[str, EngineAddress] = {}
         self._loads: dict[str, tuple[float, float]] = {}
         self._moved: dict[str, SwitchMoved] = {}
+        self._stops: dict[str, anyio.Event] = {}
         self._tasks: TaskGroup | None = None
+        self._following: anyio.CancelScope | None = None
         self._wake = anyio.Event()
         self._armed = math.inf
         self.status: HostStatus | None = None
@@ -171,61 +108,94 @@ class Orchestrator:
             self._tasks = tasks
             tasks.start_soon(self._keep_time)
             while True:
-                try:
-                    async with self._supervisor.events() as events:
-                        async for event in events:
-                            await self._see(event)
-                except SupervisorUnreachable as error:
-                    logger.warning("%s: %s", self.name, error)
-                except Exception:
-                    logger.exception("%s: the supervisor's events could not be followed", self.name)
+                with anyio.CancelScope() as self._following:
+                    await self._follow()
                 self.heard(False)
                 await anyio.sleep(_RESUBSCRIBE_S)
 
-    def ask(self, model: str, *, client: str = "", keep_alive_s: float | None = None, priority: int = 0) -> Turn:
+    async def _follow(self) -> None:
+        try:
+            async with self._supervisor.events() as events:
+                async for event in events:
+                    await self._see(event)
+        except SupervisorUnreachable as error:
+            logger.warning("%s: %s", self.name, error)
+        except Exception:
+            logger.exception("%s: the supervisor's events could not be followed", self.name)
+
+    def ask(
+        self,
+        model: str,
+        *,
+        client: str = "",
+        request_id: str = "",
+        keep_alive_s: float | None = None,
+        priority: int = 0,
+    ) -> Turn:
         """A turn for `model`: settled at once when it is loaded and free, or when nobody else may wait."""
         now = self._clock()
-        turn = Turn(self, next(self._ids), model, now, keep_alive_s)
+        turn = Turn(
+            self, turn_id=next(self._ids), model=model, asked_at=now, client=client, request_id=request_id,
+            keep_alive_s=keep_alive_s,
+        )  # fmt: skip
         self._turns[turn.id] = turn
         ticket = Ticket(id=turn.id, model=model, at=now, client=client, priority=priority)
         self._carry_out(self._scheduler.request(ticket, now), now)
         if not turn.settled:
+            turn.queued = True
+            self._tell_queue(now)
             self._rearm()
         return turn
 
-    def give_back(self, turn: Turn, keep_alive_s: float | None) -> None:
+    def give_back(self, turn: Turn) -> None:
         """See `Turn.give_back`."""
         if self._turns.pop(turn.id, None) is None:
             return
         now = self._clock()
         if turn.settled:
-            effects = self._scheduler.release(turn.id, now, keep_alive_s)
+            effects = self._scheduler.release(turn.id, now, turn.keep_alive_s)
         else:
             effects = self._scheduler.leave(turn.id, now)
         self._carry_out(effects, now)
+        if not turn.settled:
+            self._tell_queue(now)
         self._rearm()
 
     def lost(self, address: EngineAddress) -> None:
         """Nobody listens at this address any more: the next request starts the model afresh."""
-        known = self._addresses.get(address.model)
-        if known is not None and known.generation == address.generation:
+        if self._addresses.get(address.model) == address:
             del self._addresses[address.model]
             now = self._clock()
             self._carry_out(self._scheduler.gone(address.model, now), now)
 
-    async def unload(self, model: str) -> None:
-        """Stop `model` on request: those in line for it are refused, the answers in progress end first."""
+    async def unload(self, model: str, *, force: bool = False) -> None:
+        """Stop `model` on request; those in line for it are refused.
+
+        With `force` it is stopped at once, answers in progress are cut off, and this returns when its process is gone.
+        Else they end first, and this returns at once if there are any.
+        """
         now = self._clock()
-        self._carry_out(self._scheduler.unload(model, now), now)
+        if force:
+            for turn in self._turns.values():
+                turn.taken_away = turn.taken_away or (turn.leased and turn.model == model)
+        self._carry_out(self._scheduler.unload(model, now, force=force), now)
+        self._rearm()
+        stopped = self._stops.get(model)
+        if stopped is not None:
+            await stopped.wait()
 
     def heard(self, reachable: bool) -> None:
-        """Whether the supervisor answers. While it does not, nobody waits for it."""
+        """Whether the supervisor answers. While it does not, nobody waits for it, and its events are asked for anew."""
         if reachable is self.reachable:
             return
         self.reachable = reachable
         if not reachable:
             now = self._clock()
+            self._moved.clear()
             self._carry_out(self._scheduler.lost(now), now)
+            if self._following is not None:
+                # A call that found nobody says more than a silent connection: only a new snapshot tells how things are.
+                self._following.cancel()
         self._publish(HostChanged(backend=self.name, reachable=reachable, host=self.status))
 
     @property
@@ -236,29 +206,50 @@ class Orchestrator:
     @property
     def serving(self) -> int:
         """How many requests are being answered."""
-        return sum(turn.settled for turn in self._turns.values())
+        return sum(turn.leased for turn in self._turns.values())
 
     def serves(self, model: str) -> bool:
         """Whether an answer of `model` is in progress."""
-        return any(turn.settled and turn.model == model for turn in self._turns.values())
+        return any(turn.leased and turn.model == model for turn in self._turns.values())
 
-    def estimate(self, model: str) -> float:
-        """In how many seconds a request for `model` that comes now would be served."""
-        return self._scheduler.estimate(model, self._clock())
+    def nearness(self, model: str) -> Nearness:
+        """How near a request for `model` that comes now is to being served here."""
+        return self._scheduler.nearness(model, self._clock())
+
+    def estimate(self, turn: Turn) -> float:
+        """See `Turn.estimate_s`."""
+        return self._scheduler.estimate(turn.model, self._clock(), turn.id)
+
+    def queue(self) -> tuple[Waiting, ...]:
+        """Who waits, in the order of service."""
+        now = self._clock()
+        return tuple(
+            Waiting(
+                id=turn.request_id,
+                model=turn.model,
+                client=turn.client,
+                position=position,
+                waited_s=round(now - turn.asked_at, 3),
+                eta_s=round(self._scheduler.estimate(turn.model, now, turn.id), 3),
+            )
+            for position, ticket in enumerate(self._scheduler.snapshot().waiting, start=1)
+            if (turn := self._turns.get(ticket.id)) is not None
+        )
 
     def progress(self, turn: Turn) -> Progress:
         """What a turn waits for: the switch to its model, or its place in line."""
         now = self._clock()
         moved = self._moved.get(turn.model)
-        waited_s = now - turn.asked_at
+        waited_s, position = now - turn.asked_at, self._scheduler.position(turn.id)
+        eta_s = self._scheduler.estimate(turn.model, now, turn.id)
         if moved is not None and moved.phase not in ("ready", "failed"):
             return Progress(
                 phase=moved.phase,
                 model=turn.model,
                 from_model=moved.from_models[0] if moved.from_models else None,
-                position=self._scheduler.position(turn.id),
+                position=position,
                 percent=moved.percent,
-                eta_s=moved.eta_s,
+                eta_s=eta_s if moved.eta_s is None else moved.eta_s,
                 waited_s=waited_s,
             )
         others = [address.model for address in self._addresses.values() if address.model != turn.model]
@@ -266,8 +257,8 @@ class Orchestrator:
             phase="queued",
             model=turn.model,
             from_model=others[0] if len(others) == 1 else None,
-            position=self._scheduler.position(turn.id),
-            eta_s=self.estimate(turn.model) or None,
+            position=position,
+            eta_s=eta_s or None,
             waited_s=waited_s,
         )
 
@@ -275,7 +266,7 @@ class Orchestrator:
 
     async def _see(self, event: SupervisorEvent) -> None:
         if isinstance(event, Snapshot):
-            host = await self._located(event.host)
+            host = await self._located(event.host, fresh=not self.reachable)
             self.status = host
             self._changed(host)
             self.heard(True)
@@ -288,7 +279,12 @@ class Orchestrator:
             await self._model_changed(event.status)
             self._publish(EngineChanged(backend=self.name, status=event.status))
         else:
+            before = self._moved.get(event.model)
             self._moved[event.model] = event
+            if before is None or (before.id, before.phase) != (event.id, event.phase):
+                for turn in self._turns.values():
+                    if turn.model == event.model and not turn.settled:
+                        turn.tell()
             self._publish(SwitchChanged(backend=self.name, switch=event))
 
     async def _model_changed(self, status: ModelStatus) -> None:
@@ -306,17 +302,33 @@ class Orchestrator:
                 self._rearm()
         elif status.state != "starting" and (known is None or known.generation <= status.generation):
             self._addresses.pop(status.model, None)
-            self._carry_out(self._scheduler.gone(status.model, now), now)
+            if status.model not in self._stops:  # what we stop ourselves is reported when it is gone for good
+                self._carry_out(self._scheduler.gone(status.model, now), now)
 
-    async def _located(self, host: HostStatus) -> HostStatus:
-        """The status, with every ready model's address known; one that is gone by now counts as stopped."""
+    async def _located(self, host: HostStatus, *, fresh: bool) -> HostStatus:
+        """The status, with every ready model's address known; one that is gone by now counts as stopped.
+
+        `fresh`: the first one after a silence. The supervisor may be another one by now, which counts generations from
+        the beginning, so nothing that was known before counts. A later one may be older than an order's result.
+        """
         models = []
         for status in host.models:
             known = self._addresses.get(status.model)
-            if status.state == "ready" and (known is None or known.generation != status.generation):
-                if not await self._locate(status.model):
+            if known is not None and not fresh and known.generation > status.generation:
+                status = msgspec.structs.replace(status, state="ready", generation=known.generation)
+            elif status.state == "ready":
+                if fresh and known is not None:
+                    del self._addresses[status.model]
+                if (fresh or known is None or known.generation < status.generation) and not await self._locate(
+                    status.model
+                ):
                     status = msgspec.structs.replace(status, state="stopped")
-            elif status.state not in ("ready", "starting"):
+                if known is not None and self._addresses.get(status.model, known) != known:
+                    now = self._clock()
+                    self._carry_out(self._scheduler.gone(status.model, now), now)
+            elif known is not None and status.state == "starting" and known.generation == status.generation:
+                status = msgspec.structs.replace(status, state="ready")
+            else:
                 self._addresses.pop(status.model, None)
             models.append(status)
         return msgspec.structs.replace(host, models=tuple(models))
@@ -335,46 +347,54 @@ class Orchestrator:
 
     # What the scheduler decides
 
-    def _carry_out(self, effects: list[Effect], now: float) -> None:
+    def _carry_out(self, effects: list[Effect], now: float, refused_as: GatewayError | None = None) -> None:
+        """Do it. `refused_as` is what those are told whose load has just failed, if it was not the engine's fault."""
+        queue_moved = False
         for effect in effects:
-            if isinstance(effect, Grant):
-                self._grant(effect, now)
-            elif isinstance(effect, Refuse):
+            if isinstance(effect, Grant | Refuse):
                 turn = self._turns.get(effect.ticket)
-                if turn is not None:
-                    turn.waited_s = now - turn.asked_at
+                if turn is None:
+                    continue
+                queue_moved = queue_moved or turn.queued
+                turn.waited_s = now - turn.asked_at
+                if isinstance(effect, Grant):
+                    began, ended = self._loads.get(effect.model, (0.0, 0.0))
+                    turn.switch_s = max(0.0, ended - max(began, turn.asked_at))
+                    turn.grant(self._addresses[effect.model])
+                elif refused_as is not None and effect.cause == "load_failed":
+                    turn.refuse(refused_as)
+                else:
                     turn.refuse(refusal(effect, self.name))
             elif self._tasks is None:
                 raise RuntimeError("the orchestrator is not running")
             elif isinstance(effect, Switch):
                 self._tasks.start_soon(self._switch, effect)
             else:
+                self._stops.setdefault(effect.model, anyio.Event())
                 self._tasks.start_soon(self._unload, effect)
+        if queue_moved:
+            self._tell_queue(now)
 
-    def _grant(self, grant: Grant, now: float) -> None:
-        turn = self._turns.get(grant.ticket)
-        if turn is None:
-            return
-        turn.waited_s = now - turn.asked_at
-        began, ended = self._loads.get(grant.model, (0.0, 0.0))
-        turn.switch_s = max(0.0, ended - max(began, turn.asked_at))
-        turn.grant(self._addresses[grant.model])
+    def _tell_queue(self, now: float) -> None:
+        self._publish(QueueChanged(backend=self.name, waiting=self.queue(), serving=self.serving))
 
     async def _switch(self, order: Switch) -> None:
         began = self._clock()
         for victim in order.evict:
             self._leave(victim)
         failure: Failure | None = None
+        told: GatewayError | None = None
         try:
             address = await self._supervisor.switch(order.model, evict=order.evict, epoch=self._epoch)
         except SupervisorError as error:
             failure = error.failure
-        except UnknownProfile:
-            failure = Failure(kind="exited", message=f"{self.name} has no profile {order.model!r} any more")
-        except StaleEpoch:
-            failure = Failure(kind="cancelled", message=f"another gateway has taken over {self.name}")
-        except SupervisorUnreachable:
-            failure = Failure(kind="exited", message=f"the supervisor of {self.name} does not answer")
+        except UnknownProfile as error:
+            failure, told = Failure(kind="exited", message=str(error)), no_profile(order.model, self.name)
+        except StaleEpoch as error:
+            failure, told = Failure(kind="cancelled", message=str(error)), overtaken(order.model, self.name)
+        except SupervisorUnreachable as error:
+            failure, told = Failure(kind="cancelled", message=str(error)), silent(self.name)
+            self.heard(False)
         except Exception as error:
             logger.exception("%s: switching to %s failed", self.name, order.model)
             failure = Failure(kind="exited", message=f"{type(error).__name__} while switching")
@@ -385,7 +405,7 @@ class Orchestrator:
             self._carry_out(self._scheduler.loaded(order.id, order.model, now, address.parallel), now)
         else:
             logger.warning("%s: %s could not be loaded: %s", self.name, order.model, failure.message)
-            self._carry_out(self._scheduler.failed(order.id, order.model, now, failure), now)
+            self._carry_out(self._scheduler.failed(order.id, order.model, now, failure), now, told)
         self._rearm()
 
     async def _unload(self, order: Unload) -> None:
@@ -394,8 +414,12 @@ class Orchestrator:
             await self._supervisor.unload(order.model, epoch=self._epoch)
         except (SupervisorError, SupervisorUnreachable, UnknownProfile, StaleEpoch) as error:
             logger.warning("%s: %s could not be stopped: %s", self.name, order.model, error)
+        finally:
+            stopped = self._stops.pop(order.model, None)
+            if stopped is not None:
+                stopped.set()
         now = self._clock()
-        self._carry_out(self._scheduler.gone(order.model, now), now)
+        self._carry_out(self._scheduler.unloaded(order.model, now), now)
         self._rearm()
 
     def _leave(self, model: str) -> None:
@@ -421,37 +445,3 @@ class Orchestrator:
             now = self._clock()
             if now >= self._armed:
                 self._carry_out(self._scheduler.tick(now), now)
-
-
-def refusal(refuse: Refuse, host: str) -> GatewayError:
-    """A refused turn as the error that its client is told."""
-    model, after = refuse.model, refuse.retry_after_s
-    if refuse.cause == "queue_full":
-        return Busy(
-            f"{host} is busy and its queue is full; try again in about {max(1, math.ceil(after))} seconds",
-            retry_after_s=after,
-            model=model,
-        )
-    if refuse.cause == "wait_limit":
-        return Waited(
-            f"{model} could not be had in time (gateway.queue.max_wait_s); try again, or use a model that is running",
-            retry_after_s=after,
-            model=model,
-        )
-    if refuse.cause == "host_gone":
-        return BackendUnavailable(
-            f"the supervisor of {host} does not answer; start it with `hostler supervisor` on that machine",
-            backend=host,
-            retry_after_s=after,
-        )
-    if refuse.cause == "unknown_model":
-        return ModelUnavailable(f"{host} has no profile {model!r} any more", model=model)
-    if refuse.cause == "unloaded":
-        return ModelUnavailable(f"{model} was unloaded on request; ask again to load it", model=model)
-    if refuse.cause == "does_not_fit":
-        return ModelUnavailable(
-            f"{model} can never fit into the memory budget of {host}; raise supervisor.memory_budget or give the "
-            "profile a smaller size",
-            model=model,
-        )
-    return ModelUnavailable(explain(model, host, refuse.failure), retry_after_s=after or None, model=model)

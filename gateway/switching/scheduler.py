@@ -54,12 +54,27 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Unload(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Stop `model`; report `gone`, also if the order failed."""
+    """Stop `model`; report `unloaded`, also if the order failed."""
 
     model: str
 
 
 Effect = Grant | Refuse | Switch | Unload
+
+
+class Nearness(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """What lies between a request and its answer on a host; less is nearer.
+
+    `steps`: 0 the model is loaded · 1 is being loaded · 2 fits beside what is loaded · 3 something has to go for it ·
+    4 it cannot be had. Then how busy the model is, in answers for each slot, then how busy the host is.
+    """
+
+    steps: int
+    busy: float = 0.0
+    around: int = 0
+
+
+NOWHERE = Nearness(steps=4)
 
 
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,6 +239,11 @@ class Scheduler:
         state.become_cold()
         return self._settle(now)
 
+    def unloaded(self, model: str, now: float) -> list[Effect]:
+        """An `Unload` was carried out, or failed. If a fresh process is there already, this says nothing of it."""
+        state = self._models.get(model)
+        return self.gone(model, now) if state is not None and state.phase == "stopping" else []
+
     def unload(self, model: str, now: float, *, force: bool = False) -> list[Effect]:
         """Somebody asked for `model` to be stopped: its queue is refused; it is stopped when the running answers have
         ended, or at once with `force`. Later requests wait for a fresh process."""
@@ -298,6 +318,23 @@ class Scheduler:
             return None
         order = [waiter.ticket.id for waiter in self._in_order()]
         return order.index(ticket_id) + 1
+
+    def nearness(self, model: str, now: float) -> Nearness:
+        """How near a request for `model` is to being served here."""
+        state = self._models.get(model)
+        if state is None or not state.known or (state.phase != "ready" and not self._connected):
+            return NOWHERE
+        others = [other.resident() for other in self._models.values() if other.phase != "cold"]
+        if state.phase == "ready":
+            steps = 0
+        elif state.phase == "loading":
+            steps = 1
+        elif now < state.failed_until or (names := evict(state.resident(), others, self._room)) is None:
+            return NOWHERE
+        else:
+            steps = 3 if names else 2
+        busy = (len(state.line) + state.running) / state.parallel
+        return Nearness(steps=steps, busy=busy, around=len(self._waiting) + len(self._leases))
 
     def snapshot(self) -> SchedulerView:
         """Everything, for dashboards."""
