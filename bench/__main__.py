@@ -29,9 +29,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "clients":
         for row in clients.main(options.seconds, options.rounds):
-            print(
-                "{kind:7} {connections:3} {client:8} {cpu_us:8.1f} µs CPU {per_s:8.0f}/s {p50_ms:8.3f} ms".format(**row)
-            )
+            numbers = f"{row['cpu_us']:8.1f} µs CPU {row['per_s']:8.0f}/s {row['p50_ms']:8.3f} ms"
+            print(f"{row['kind']:7} {row['connections']:3} {row['client']:8} {numbers}")
         return
     given = vars(options)
     programs = {name: path for name in PROXIES if (path := given.get(name.replace("-", "_")))}
