@@ -56,5 +56,7 @@ def _entry(name: str, card: ModelCard) -> dict[str, Any]:
     if card.context > 0:
         entry["context_length"] = card.context
         entry["max_model_len"] = card.context
-    entry["status"] = {"value": card.state}
+    # In the words of llama-server's router, whose clients read this list too: it has no state for a failed model.
+    failed = card.state == "failed"
+    entry["status"] = {"value": "unloaded", "failed": True} if failed else {"value": card.state}
     return entry

@@ -21,7 +21,7 @@ _POSTS: tuple[tuple[str, str], ...] = (
 
 # Paths that are llama.cpp's own at the root. An adapter that claims `/completions` and `/embeddings` there too, which
 # llama.cpp answers in its native form, needs them named here.
-_ONLY_V1 = frozenset({"rerank"})
+_ONLY_V1 = frozenset({"completions", "embeddings", "rerank"})
 
 # Operations whose body is a form with files instead of JSON.
 FORMS = frozenset({"transcriptions", "translations", "image_edits", "image_variations"})

@@ -1,0 +1,153 @@
+"""Reads an engine's answer on its own routes: forwards the bytes and notices the counts, the end, and errors in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from hostler.adapters.canonical import AnswerHead, Chunk, Usage
+from hostler.adapters.errors import BackendBroken, GatewayError
+from hostler.adapters.framing import EventSplitter, only_comment, read, split
+from hostler.adapters.llamacpp.wire import EVENT_STREAM, NO_ERROR, WIRE, ErrorBody, Piece
+
+# A whole answer is remembered up to this size, to find its counts.
+_REMEMBERED = 256 * 1024
+
+_notice = msgspec.json.Decoder(Piece).decode
+_notice_all = msgspec.json.Decoder(Piece | list[Piece]).decode
+_decode_error = msgspec.json.Decoder(ErrorBody).decode
+
+
+class LlamaCppParser:
+    """A reader for one answer. A stream of completions is complete when `answers` of them have said that they stop.
+
+    There is no `[DONE]`. `answers` of 0 means that nothing is known of the stream: it ends when the connection does.
+    """
+
+    __slots__ = ("_answers", "_body", "_given", "_size", "_splitter", "_stopped", "_usage", "_whole")
+
+    def __init__(self, *, answers: int = 0) -> None:
+        self._answers = answers
+        self.begin(AnswerHead(media_type=EVENT_STREAM))
+
+    def begin(self, head: AnswerHead) -> None:
+        """A new answer begins; nothing of an earlier one is kept."""
+        self._whole = not head.media_type.lower().startswith(EVENT_STREAM)
+        self._splitter = EventSplitter()
+        self._stopped: set[int] = set()
+        self._usage = Usage()
+        self._body = bytearray()
+        self._size = 0
+        self._given = False
+
+    def feed(self, data: bytes) -> Iterable[Chunk]:
+        """The chunks that these bytes complete. Raises `BackendBroken` for an error inside the stream."""
+        if self._whole:
+            self._size += len(data)
+            if self._size <= _REMEMBERED:
+                self._body += data
+            return (Chunk(wire=WIRE, raw=data, whole=True),)
+        block = self._splitter.feed(data)
+        if not block:
+            return ()
+        return self._read(block) if self._answers else (Chunk(wire=WIRE, raw=block),)
+
+    def finish(self) -> Iterable[Chunk]:
+        """The connection ended. Raises `BackendBroken` unless the answer was complete."""
+        if self._whole:
+            return self._finish_whole()
+        chunks: list[Chunk] = []
+        rest = self._splitter.rest()
+        if rest:
+            if not self._answers:
+                return (Chunk(wire=WIRE, raw=rest),)
+            chunks += self._read(rest.rstrip(b"\r\n") + b"\n\n")
+        if len(self._stopped) < self._answers:
+            raise BackendBroken("The backend's answer ended before it was complete.")
+        return chunks
+
+    def _read(self, block: bytes) -> Iterable[Chunk]:
+        kept: list[bytes] = []
+        finish: str | None = None
+        usage: Usage | None = None
+        for event in split(block):
+            _, data = read(event)
+            if data is None:
+                if not only_comment(event):
+                    kept.append(event)
+                continue
+            try:
+                piece = _notice(data)
+            except msgspec.ValidationError:
+                kept.append(event)  # JSON of another shape: nothing to notice in it
+                continue
+            except (msgspec.DecodeError, RecursionError):
+                broken = BackendBroken("The backend's answer holds an event that is not what the protocol allows.")
+                return self._then_raise(kept, finish, usage, broken)
+            if piece.error is not NO_ERROR and bytes(piece.error) != b"null":
+                return self._then_raise(kept, finish, usage, BackendBroken(_words(piece.error)))
+            kept.append(event)
+            if piece.stop:
+                self._stopped.add(piece.index)
+                self._usage = usage = _sum(self._usage, piece)
+                finish = _finish(piece)
+        return self._give(kept, finish, usage)
+
+    def _give(self, kept: list[bytes], finish: str | None, usage: Usage | None) -> list[Chunk]:
+        if not kept:
+            return []
+        self._given = True
+        return [Chunk(wire=WIRE, raw=b"".join(kept), finish=finish, usage=usage)]
+
+    def _then_raise(
+        self, kept: list[bytes], finish: str | None, usage: Usage | None, error: GatewayError
+    ) -> Iterable[Chunk]:
+        if not self._given:
+            # Nothing is out yet: another backend may still answer, so the beginning is not given away.
+            raise error
+        return _raising(self._give(kept, finish, usage), error)
+
+    def _finish_whole(self) -> Iterable[Chunk]:
+        if not self._answers or self._size > _REMEMBERED:
+            return ()
+        try:
+            found = _notice_all(self._body)
+        except (msgspec.DecodeError, RecursionError):
+            return ()
+        usage = Usage()
+        pieces = found if isinstance(found, list) else [found]
+        for piece in pieces:
+            usage = _sum(usage, piece)
+        finish = _finish(pieces[-1]) if pieces and pieces[-1].stop else None
+        return (Chunk(wire=WIRE, whole=True, finish=finish, usage=usage),)
+
+
+def _sum(known: Usage, piece: Piece) -> Usage:
+    timings = piece.timings
+    return Usage(
+        prompt_tokens=known.prompt_tokens + piece.tokens_evaluated,
+        completion_tokens=known.completion_tokens + piece.tokens_predicted,
+        cached_tokens=known.cached_tokens + (timings.cache_n if timings else 0),
+        prompt_ms=timings.prompt_ms if timings else known.prompt_ms,
+        completion_ms=timings.predicted_ms if timings else known.completion_ms,
+    )
+
+
+def _finish(piece: Piece) -> str:
+    return "length" if piece.stop_type == "limit" else "stop"
+
+
+def _words(raw: msgspec.Raw) -> str:
+    try:
+        message = _decode_error(raw).message
+    except msgspec.DecodeError:
+        message = ""
+    if not message.strip():
+        return "The backend reported an error in the middle of its answer."
+    return "The backend reported an error: " + "".join(c if c.isprintable() else " " for c in message[:500])
+
+
+def _raising(chunks: list[Chunk], error: GatewayError) -> Iterator[Chunk]:
+    yield from chunks
+    raise error

@@ -1,0 +1,58 @@
+"""What llama.cpp's clients can ask and where: the operations as one table."""
+
+from __future__ import annotations
+
+from hostler.adapters.protocol import Operation
+
+
+def _each(name: str, *paths: str) -> list[Operation]:
+    return [Operation(name=name, path=path) for path in paths]
+
+
+def _probe(name: str, *paths: str, scope: str = "read") -> list[Operation]:
+    return [Operation(name=name, path=path, methods=("GET",), scope=scope, probe=True) for path in paths]
+
+
+def _refused(name: str, path: str, *methods: str, scope: str = "infer") -> Operation:
+    return Operation(name=name, path=path, methods=methods or ("POST",), scope=scope)
+
+
+# The catch-all's name: any path that nobody else knows.
+OTHER = "other"
+
+OPERATIONS: tuple[Operation, ...] = (
+    # As on llama-server itself, whether it is there may be asked without a key: the answer tells nothing else.
+    *_probe("health", "/health", "/v1/health", scope="open"),
+    *_probe("props", "/props", "/v1/props"),
+    *_probe("slots", "/slots"),
+    *_probe("version", "/version"),
+    *_each("completion", "/completion", "/completions", "/completions/"),
+    *_each("infill", "/infill"),
+    *_each("embedding", "/embedding", "/embeddings", "/embeddings/"),
+    *_each("rerank", "/rerank", "/reranking", "/v1/reranking"),
+    *_each("tokenize", "/tokenize"),
+    *_each("detokenize", "/detokenize"),
+    *_each("apply_template", "/apply-template"),
+    *_each("count", "/chat/completions/input_tokens", "/v1/chat/completions/input_tokens"),
+    *_each("count", "/responses/input_tokens", "/v1/responses/input_tokens"),
+    *_each("control", "/v1/chat/completions/control"),
+    *_each("decide", "/v1/systemone"),
+    Operation(name="adapters", path="/lora-adapters", methods=("GET",)),
+    # The scales are the engine's, for all its clients.
+    Operation(name="scale", path="/lora-adapters", scope="operate", writes=True),
+    Operation(name="load", path="/models/load", scope="operate", writes=True),
+    Operation(name="unload", path="/models/unload", scope="operate", writes=True),
+    # Known, and not done here: said in llama-server's words.
+    _refused("watch", "/models/sse", "GET"),
+    _refused("fetch", "/models", "POST", "DELETE", scope="operate"),
+    _refused("set_props", "/props", scope="operate"),
+    _refused("slot", "/slots/{id}", scope="operate"),
+    _refused("stream", "/v1/stream", "GET", "DELETE"),
+    _refused("lookup", "/v1/streams/lookup"),
+    _refused("tools", "/tools", "GET", "POST"),
+    _refused("proxy", "/cors-proxy", "GET", "POST"),
+    Operation(name=OTHER, path="/{rest:path}", methods=("GET", "POST")),
+)
+
+# Operations that answer with a completion in llama-server's own form.
+COMPLETIONS = frozenset({"completion", "infill"})

@@ -1,0 +1,123 @@
+"""LM Studio's protocol as clients speak it. What generates is handed to OpenAI's adapter as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from hostler.adapters.canonical import AnswerHead, Chunk, Control, Origin, Probe, Progress, Request
+from hostler.adapters.document import Document
+from hostler.adapters.errors import BadRequest, GatewayError, NotFound
+from hostler.adapters.listing import Listing
+from hostler.adapters.lmstudio import models
+from hostler.adapters.lmstudio.paths import DELEGATED, OPERATIONS
+from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.protocol import Encoder, Incoming, Operation, WireResponse
+
+WIRE = "lmstudio"
+
+
+class LMStudioAdapter:
+    """The adapter for clients of LM Studio's own interface, Hermes among them."""
+
+    def __init__(self) -> None:
+        self._openai = OpenAIAdapter()
+
+    @property
+    def name(self) -> str:
+        """The protocol's name."""
+        return WIRE
+
+    @property
+    def operations(self) -> Sequence[Operation]:
+        """What clients can ask."""
+        return OPERATIONS
+
+    def decode(self, operation: Operation, incoming: Incoming) -> Request:
+        """The request. To load a model is a question here: it is answered at once, and nothing is loaded."""
+        delegated = DELEGATED.get(operation.path)
+        if delegated is not None:
+            return self._openai.decode(Operation(name=delegated, path=f"/v1/{delegated}"), incoming)
+        name = operation.name
+        origin = Origin(
+            wire=WIRE,
+            operation=name,
+            body=incoming.body,
+            method=incoming.method,
+            path=incoming.path,
+            query=incoming.query,
+        )
+        if name == "load":
+            return Probe(origin=origin, kind=name, model=_needed(incoming.body, "model"))
+        if name == "unload":
+            return Control(origin=origin, kind="unload", model=_needed(incoming.body, "instance_id", "model"))
+        asked = incoming.path_params.get("id", "").rstrip("/") if name == "entry" else None
+        return Probe(origin=origin, kind=name, model=asked)
+
+    def expand(self, request: Request) -> Request:
+        """The request with everything decoded that a backend of another protocol needs."""
+        return self._openai.expand(request)
+
+    def answer(self, request: Request, listing: Listing) -> WireResponse:
+        """The lists, one model, or that it is loaded."""
+        kind = request.kind if isinstance(request, Probe) else ""
+        if kind == "models":
+            return models.native(listing)
+        if kind == "list":
+            return models.older(listing)
+        if kind == "entry":
+            return models.older_entry(listing, request.model or "")
+        if kind == "load":
+            asked = request.model or ""
+            return models.loaded(models.find(listing, asked), asked)
+        raise NotFound("There is nothing like that to ask for.")
+
+    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> Encoder:  # noqa: A002
+        """An encoder for one reply."""
+        if isinstance(request, Control):
+            return _Unloaded(request.model)
+        return self._openai.encoder(request, id=id, created=created, progress=progress)
+
+    def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
+        """The error as a complete answer, in OpenAI's words, which LM Studio uses too."""
+        return self._openai.refuse(error, operation)
+
+
+class _Unloaded:
+    """The answer to an order that has been carried out."""
+
+    streaming = False
+    media_type = "application/json"
+    length: int | None = None
+
+    def __init__(self, instance: str) -> None:
+        self._instance = instance
+
+    def begin(self, head: AnswerHead) -> None:
+        """There is nothing to forget."""
+
+    def chunk(self, chunk: Chunk) -> bytes:
+        """No engine says anything to this."""
+        return b""
+
+    def end(self) -> bytes:
+        """What was unloaded."""
+        return msgspec.json.encode({"instance_id": self._instance})
+
+    def heartbeat(self, progress: Progress) -> bytes:
+        """Nothing: the answer is not a stream."""
+        return b""
+
+    def error(self, error: GatewayError) -> bytes:
+        """Nothing: the answer is not a stream."""
+        return b""
+
+
+def _needed(body: bytes, *names: str) -> str:
+    document = Document(body)
+    for name in names:
+        value = document.text(name)
+        if value:
+            return value
+    raise BadRequest(f"`{names[0]}` is missing.", param=names[0])

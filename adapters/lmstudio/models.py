@@ -1,0 +1,125 @@
+"""Models as LM Studio lists them, from the catalogue's snapshot. Contexts are the ones that really run."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from hostler.adapters.listing import Listing, ModelCard
+from hostler.adapters.openai.models import unknown
+from hostler.adapters.protocol import WireResponse
+from hostler.profiles.schema import ModelFacts
+
+PUBLISHER = "hostler"
+
+_NO_FACTS = ModelFacts()
+_BITS = re.compile(r"[0-9]+")
+
+
+def respond(body: object, *, status: int = 200) -> WireResponse:
+    """A whole answer."""
+    return WireResponse(status=status, body=msgspec.json.encode(body))
+
+
+def find(listing: Listing, name: str) -> ModelCard:
+    """The card of a name or an alias. Raises `ModelNotFound`."""
+    card = listing.find(name)
+    if card is None:
+        raise unknown(name, listing.names())
+    return card
+
+
+def native(listing: Listing) -> WireResponse:
+    """`GET /api/v1/models`: all listed models, aliases as entries of their own, each with a loaded instance.
+
+    Every model is served on demand. Without an instance clients would ask for it to be loaded, with a context of
+    their own choice.
+    """
+    return respond({"models": [_native(name, card) for name, card in _named(listing)]})
+
+
+def loaded(card: ModelCard, name: str) -> WireResponse:
+    """`POST /api/v1/models/load`: done already, with the context that the model runs with, whatever was asked for."""
+    body = {
+        "type": _type(card),
+        "instance_id": name,
+        "load_time_seconds": 0.0,
+        "status": "loaded",
+        "load_config": _context(card, "context_length"),
+    }
+    return respond(body)
+
+
+def older(listing: Listing) -> WireResponse:
+    """`GET /api/v0/models`."""
+    return respond({"object": "list", "data": [_older(name, card) for name, card in _named(listing)]})
+
+
+def older_entry(listing: Listing, name: str) -> WireResponse:
+    """`GET /api/v0/models/{id}`. Raises `ModelNotFound`."""
+    return respond(_older(name, find(listing, name)))
+
+
+def _named(listing: Listing) -> list[tuple[str, ModelCard]]:
+    return [(name, card) for card in listing.cards if card.listed for name in (card.name, *card.aliases)]
+
+
+def _native(name: str, card: ModelCard) -> dict[str, Any]:
+    facts = card.facts or _NO_FACTS
+    return {
+        "type": _type(card),
+        "publisher": PUBLISHER,
+        "key": name,
+        "display_name": name,
+        "architecture": facts.architecture or "llama",
+        "quantization": {"name": facts.quantization, "bits_per_weight": _bits(facts.quantization)},
+        "size_bytes": card.size,
+        "params_string": _size(facts.parameters),
+        "loaded_instances": [{"id": name, "config": _context(card, "context_length")}],
+        **_context(card, "max_context_length"),
+        "format": "gguf",
+        "capabilities": {"vision": "vision" in card.capabilities, "trained_for_tool_use": "tools" in card.capabilities},
+        "description": card.description or None,
+    }
+
+
+def _older(name: str, card: ModelCard) -> dict[str, Any]:
+    facts = card.facts or _NO_FACTS
+    kind = _type(card)
+    running = card.state in ("loaded", "sleeping")
+    return {
+        "id": name,
+        "object": "model",
+        "type": "embeddings" if kind == "embedding" else "vlm" if "vision" in card.capabilities else "llm",
+        "publisher": PUBLISHER,
+        "arch": facts.architecture or "llama",
+        "compatibility_type": "gguf",
+        "quantization": facts.quantization,
+        "state": "loaded" if running else "not-loaded",
+        **_context(card, "max_context_length"),
+        **(_context(card, "loaded_context_length") if running else {}),
+        "capabilities": ["tool_use"] if "tools" in card.capabilities else [],
+    }
+
+
+def _type(card: ModelCard) -> str:
+    return "llm" if "completion" in card.capabilities else "embedding"
+
+
+def _context(card: ModelCard, key: str) -> dict[str, int]:
+    # Of a model that runs elsewhere it may not be known; a zero would be read as one.
+    return {key: card.context} if card.context else {}
+
+
+def _bits(quantization: str) -> int | None:
+    match = _BITS.search(quantization)
+    return int(match[0]) if match is not None else None
+
+
+def _size(parameters: int) -> str | None:
+    """As it stands in names of models: `135M`, `8B`."""
+    if parameters >= 1_000_000_000:
+        return f"{parameters / 1e9:.1f}".removesuffix(".0") + "B"
+    return f"{parameters / 1e6:.0f}M" if parameters else None

@@ -1,0 +1,29 @@
+"""What LM Studio's clients can ask and where: the operations as one table."""
+
+from __future__ import annotations
+
+from hostler.adapters.protocol import Operation
+
+# Paths of the older interface, answered as OpenAI's: path -> OpenAI's name for it.
+DELEGATED = {
+    "/api/v0/chat/completions": "chat",
+    "/api/v0/completions": "completions",
+    "/api/v0/embeddings": "embeddings",
+}
+
+
+def _probe(name: str, path: str) -> Operation:
+    return Operation(name=name, path=path, methods=("GET",), scope="read", probe=True)
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    _probe("models", "/api/v1/models"),
+    _probe("models", "/api/v1/models/"),
+    # Asked for by clients that only want to chat: nothing is loaded before the first request, so this needs no more.
+    Operation(name="load", path="/api/v1/models/load"),
+    Operation(name="unload", path="/api/v1/models/unload", scope="operate", writes=True),
+    _probe("list", "/api/v0/models"),
+    _probe("list", "/api/v0/models/"),
+    _probe("entry", "/api/v0/models/{id:path}"),
+    *(Operation(name=name, path=path) for path, name in DELEGATED.items()),
+)
