@@ -67,7 +67,7 @@ class OllamaEncoder:
         asked = output is not None and output.logprobs is not None
         self._top = requests.alternatives(request.origin.body) if asked else -1
         self._id = answer_id
-        self._created = created
+        self._created = timestamp(created)
         self._timing: Timing | None = None
         self.begin(AnswerHead())
 
@@ -173,7 +173,7 @@ class OllamaEncoder:
         return b""
 
     def _frame(self, said: dict[str, Any]) -> dict[str, Any]:
-        return {"model": self._model, "created_at": timestamp(self._created), **said}
+        return {"model": self._model, "created_at": self._created, **said}
 
     def _message(self, text: str, reasoning: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
         thinking = {"thinking": reasoning} if reasoning else {}

@@ -33,6 +33,7 @@ from hostler.adapters.ollama.options import sampling
 
 _ANY_OBJECT = msgspec.Raw(b'"json"')
 _LEVELS = ("high", "medium", "low", "max")
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\r\n"
 _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=\r\n]")
 
 
@@ -223,19 +224,18 @@ def _media(fields: Fields) -> list[Media]:
 
 
 def _medium(data: str) -> Media:
-    stray = _NOT_BASE64.search(data)
-    if stray is not None:
-        raise BadRequest(f"illegal base64 data at input byte {stray.start()}", param="images")
-    try:
-        # Enough for every magic number.
-        start = binascii.a2b_base64(data[:64].replace("\n", "").replace("\r", "")[:48])
-        whole = len(data.replace("\n", "").replace("\r", "")) % 4 == 0
-    except binascii.Error:
-        start, whole = b"", False
-    if not whole:
-        raise BadRequest(f"illegal base64 data at input byte {len(data)}", param="images")
+    # Deleting what may be there is much faster than searching for what may not.
+    if data.encode("ascii", "replace").translate(None, _BASE64):
+        stray = _NOT_BASE64.search(data)
+        raise BadRequest(f"illegal base64 data at input byte {stray.start() if stray else 0}", param="images")
     if "\n" in data or "\r" in data:
         data = data.replace("\n", "").replace("\r", "")
+    try:
+        start = binascii.a2b_base64(data[:48])
+    except binascii.Error:
+        start = b""
+    if len(data) % 4 or not start:
+        raise BadRequest(f"illegal base64 data at input byte {len(data)}", param="images")
     mime = _mime(start)
     return Media(kind="audio" if mime.startswith("audio/") else "image", data=data, mime=mime)
 
