@@ -99,6 +99,27 @@ def numbers_of(embedding: list[float] | str) -> list[float]:
     return embedding
 
 
+def says_nothing(event: EventBody) -> bool:
+    """Whether an event only opens an answer: choices without a word, an end or a count."""
+    if not event.choices or event.usage is not None or event.timings is not None or event.type is not None:
+        return False
+    return all(_is_empty(choice) for choice in event.choices)
+
+
+def _is_empty(choice: ChoiceBody) -> bool:
+    said = choice.delta
+    if choice.finish_reason is not None or choice.text or choice.message is not None or choice.logprobs is not None:
+        return False
+    return said is None or not (
+        said.content
+        or said.reasoning_content
+        or said.reasoning
+        or said.refusal
+        or said.tool_calls
+        or said.function_call is not None
+    )
+
+
 def text_of(content: Any) -> str:
     """The words of a `content` that is a string, a list of parts, or null."""
     if isinstance(content, str):

@@ -15,6 +15,7 @@ from hostler.adapters.openai.fields import (
     chunks_of_event,
     chunks_of_whole,
     plain_finish,
+    says_nothing,
     usage_of,
 )
 from hostler.adapters.openai.wire import NO_ERROR, WIRE, ErrorBody, EventBody, NoticedEvent
@@ -26,6 +27,9 @@ _MAX_DECODED = 64 * 1024 * 1024
 _NULL = b"null"
 # Operations whose streams are JSON throughout and end with a sign that they are complete.
 _CLOSED = frozenset({"chat", "completions", "responses"})
+# What opens an answer without a word of it is held back up to so many chunks: a backend that fails right after it has
+# not begun to answer, and another one may.
+_MAX_HELD = 16
 _READERS = {"embeddings": chunks_of_embeddings, "count": chunks_of_count}
 _notice = msgspec.json.Decoder(NoticedEvent).decode
 _decode = msgspec.json.Decoder(EventBody).decode
@@ -47,6 +51,7 @@ class OpenAIParser:
         "_finished",
         "_given",
         "_head",
+        "_held",
         "_operation",
         "_size",
         "_splitter",
@@ -69,6 +74,7 @@ class OpenAIParser:
         self._finished = 0
         self._done = False
         self._given = False
+        self._held: list[Chunk] = []
 
     def feed(self, data: bytes) -> Iterable[Chunk]:
         """The chunks that these bytes complete. Raises `BackendBroken` for an error inside the stream."""
@@ -77,8 +83,13 @@ class OpenAIParser:
         block = self._splitter.feed(data)
         if not block or self._done:
             return ()
-        if not self._fields and block.startswith(b"data: {") and block.count(b"\n") == 2 and _is_plain(block[6:-2]):
-            self._given = True
+        if (
+            self._given
+            and not self._fields
+            and block.startswith(b"data: {")
+            and block.count(b"\n") == 2
+            and _is_plain(block[6:-2])
+        ):
             return (Chunk(wire=WIRE, raw=block),)
         return self._read(block)
 
@@ -96,7 +107,7 @@ class OpenAIParser:
             chunks += self._read(rest.rstrip(b"\r\n") + b"\n\n")
         if not self._done:
             if self._operation not in _CLOSED:
-                return chunks
+                return [*self._held, *chunks]
             if self._operation == "responses" or not self._finished or self._finished < self._choices:
                 raise BackendBroken("The backend's answer ended before it was complete.")
             self._done = True
@@ -108,6 +119,7 @@ class OpenAIParser:
         finish: str | None = None
         usage: Usage | None = None
         chunks: list[Chunk] = []
+        wordless = not self._given
         for event in split(block):
             name, data = read(event)
             if data is None:
@@ -116,6 +128,7 @@ class OpenAIParser:
                 continue
             if data == b"[DONE]":
                 self._done = True
+                wordless = False
                 kept.append(event)
                 break
             try:
@@ -123,6 +136,7 @@ class OpenAIParser:
             except msgspec.ValidationError:
                 # JSON of another shape (llama.cpp sends a bare `null` at times): nothing to notice in it.
                 kept.append(event)
+                wordless = False
                 continue
             except (msgspec.DecodeError, RecursionError):
                 if self._operation not in _CLOSED:
@@ -134,6 +148,7 @@ class OpenAIParser:
             if error is not None:
                 return self._then_raise(kept, chunks, finish, usage, error)
             kept.append(event)
+            wordless = wordless and b'"prompt_progress"' not in data and _opens(data)
             for choice in body.choices or ():
                 if choice.finish_reason:
                     self._finished += 1
@@ -146,12 +161,19 @@ class OpenAIParser:
             usage = usage_of(body.usage, body.timings) or usage
             if self._fields and isinstance(body, EventBody):
                 chunks += chunks_of_event(body)
-        return self._give(kept, chunks, finish, usage)
+        if not kept:
+            return []
+        given = self._give(kept, chunks, finish, usage)
+        if wordless and len(self._held) < _MAX_HELD:
+            self._held += given
+            return []
+        self._given = True
+        held, self._held = self._held, []
+        return held + given
 
     def _give(self, kept: list[bytes], chunks: list[Chunk], finish: str | None, usage: Usage | None) -> list[Chunk]:
         if not kept:
             return []
-        self._given = True
         if self._fields:
             # The bytes ride on the first chunk, so that the same answer serves a client of this protocol too.
             chunks = chunks or [Chunk(wire=WIRE)]
@@ -190,6 +212,7 @@ class OpenAIParser:
         if not self._body or not self._head.media_type.lower().startswith("application/json"):
             return () if not self._fields else (Chunk(wire=WIRE, raw=bytes(self._body), whole=True),)
         if self._fields:
+            self._look_for_error()
             try:
                 return _READERS.get(self._operation, chunks_of_whole)(bytes(self._body))
             except (msgspec.DecodeError, RecursionError, ValueError):
@@ -200,9 +223,20 @@ class OpenAIParser:
             return ()
         finish = next((choice.finish_reason for choice in body.choices or () if choice.finish_reason), None)
         usage = usage_of(body.usage, body.timings)
+        error = _error_in(body, "")
+        if error is not None:
+            raise error
         if finish is None and usage is None:
             return ()
         return (Chunk(wire=WIRE, whole=True, finish=plain_finish(finish) if finish else None, usage=usage),)
+
+    def _look_for_error(self) -> None:
+        try:
+            error = _error_in(_notice(self._body), "")
+        except (msgspec.DecodeError, RecursionError):
+            return
+        if error is not None:
+            raise error
 
 
 def _is_json(data: bytes) -> bool:
@@ -227,19 +261,33 @@ def _is_plain(data: bytes) -> bool:
     return not event.choices or all(choice.finish_reason is None for choice in event.choices)
 
 
+def _opens(data: bytes) -> bool:
+    """Whether an event opens the answer and says nothing yet."""
+    try:
+        return says_nothing(_decode(data))
+    except msgspec.DecodeError:
+        return False
+
+
 def _error_in(body: EventBody | NoticedEvent, name: str) -> BackendBroken | None:
-    raw = bytes(body.error)
+    choices = body.choices or ()
+    raw = next(
+        (bytes(error) for error in (body.error, *(choice.error for choice in choices)) if error != NO_ERROR), _NULL
+    )
     if raw == _NULL:
         if name == "error" or body.type == "error":
             return BackendBroken(_words(body.message))
-        if any(choice.finish_reason == "error" for choice in body.choices or ()):
+        if any(choice.finish_reason == "error" for choice in choices):
             return BackendBroken("The backend stopped with an error.")
         return None
     try:
         error = _decode_error(raw)
     except msgspec.DecodeError:
         error = None
-    return BackendBroken(_words(error.message if isinstance(error, ErrorBody) else error))
+    if not isinstance(error, ErrorBody):
+        return BackendBroken(_words(error))
+    code = error.code if isinstance(error.code, int) and 400 <= error.code <= 599 else None
+    return BackendBroken(_words(error.message), answer_status=code)
 
 
 def _words(message: object) -> str:

@@ -102,6 +102,7 @@ class ChoiceBody(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None = None
     finish_reason: str | None = None
     logprobs: LogprobsBody | None = None
+    error: msgspec.Raw = NO_ERROR
 
 
 class VectorBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,6 +148,7 @@ class NoticedChoice(msgspec.Struct, frozen=True, kw_only=True):
     """A choice, as far as somebody who only forwards it looks."""
 
     finish_reason: str | None = None
+    error: msgspec.Raw = NO_ERROR
 
 
 class NoticedEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -361,3 +361,59 @@ def test_a_new_attempt_forgets_the_one_before(chat: Any, begin: Any) -> None:
     encoder.begin(AnswerHead(media_type="text/event-stream"))
     encoder.chunk(Chunk(wire="other", text="kept", finish="stop"))
     assert json.loads(encoder.end())["choices"][0]["message"]["content"] == "kept"
+
+
+def parser_of(operation: str = "chat", **more: Any) -> Any:
+    from hostler.adapters.openai.parser import OpenAIParser
+
+    return OpenAIParser(operation, **more)
+
+
+@pytest.mark.parametrize("fields", [False, True])
+@pytest.mark.parametrize("error", ERRORS)
+def test_an_opening_without_a_word_is_held_back_until_one_comes(error: bytes, fields: bool) -> None:
+    parser = parser_of(fields=fields)
+    assert [*parser.feed(delta(role="assistant", content=""))] == []
+    with pytest.raises(BackendBroken):
+        parser.feed(error)
+    parser.begin(AnswerHead(media_type="text/event-stream"))
+    opening, word = delta(role="assistant", content=""), delta(content="Hi")
+    assert [*parser.feed(opening)] == []
+    assert b"".join(chunk.raw for chunk in parser.feed(word)) == opening + word
+
+
+def test_an_opening_is_not_held_back_for_ever() -> None:
+    parser = parser_of()
+    given = [chunk for _ in range(100) for chunk in parser.feed(delta(content=""))]
+    assert b"".join(chunk.raw for chunk in given) == delta(content="") * 100
+
+
+def test_how_far_a_prompt_is_read_is_shown_at_once() -> None:
+    progress = event(choices=[{"index": 0, "delta": {}, "finish_reason": None}], prompt_progress={"processed": 1})
+    assert [*parser_of().feed(progress)]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [({"code": 402, "message": "pay"}, 402), ({"code": "rate_limited", "message": "slow"}, None), ("oops", None)],
+)
+def test_an_error_tells_the_status_that_it_names(error: Any, status: int | None) -> None:
+    with pytest.raises(BackendBroken) as broken:
+        parser_of().feed(event(error=error))
+    assert broken.value.answer_status == status
+
+
+@pytest.mark.parametrize("fields", [False, True])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"code": 502, "message": "provider failed"}},
+        {"choices": [{"finish_reason": "error", "error": {"code": 502, "message": "provider failed"}}]},
+    ],
+)
+def test_a_whole_answer_with_an_error_inside_is_no_answer(body: dict[str, Any], fields: bool) -> None:
+    parser = parser_of(fields=fields)
+    parser.begin(JSON)
+    with pytest.raises(BackendBroken, match="provider failed") as broken:
+        [*parser.feed(json.dumps(body).encode()), *parser.finish()]
+    assert broken.value.answer_status == 502
