@@ -38,7 +38,14 @@ class Reloader:
             return
         from watchfiles import awatch
 
-        async for _ in awatch(*self._folders(path), step=_TOGETHER_MS, recursive=False):
+        files = self._files(path)
+        folders = {each.parent for each in files if each.parent.is_dir()}
+
+        def ours(_change: object, changed: str) -> bool:
+            # A folder may hold anything, our own log among it.
+            return Path(changed) in files
+
+        async for _ in awatch(*folders, watch_filter=ours, step=_TOGETHER_MS, recursive=False):
             await self.reload()
 
     async def reload(self) -> bool:
@@ -61,13 +68,13 @@ class Reloader:
             await self._apply(fresh.profiles)
         return True
 
-    def _folders(self, path: Path) -> set[Path]:
-        """The folders to watch: a file itself is replaced by most editors, and a link's target may be elsewhere."""
+    def _files(self, path: Path) -> set[Path]:
+        """The files that count, as named and as their links point: most editors replace a file rather than write it."""
         files = [path]
         manifest = self._configuration.settings.manifest
         if manifest is not None:
             files.append(path.parent / Path(manifest).expanduser())
-        return {each.parent for file in files for each in (file.absolute(), file.resolve()) if each.parent.is_dir()}
+        return {each for file in files for each in (file.absolute(), file.resolve())}
 
     def _tell_of_other_changes(self, old: Settings, new: Settings) -> None:
         for section in old.__struct_fields__:

@@ -40,7 +40,7 @@ def set_up_logging(level: str) -> None:
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr, force=True
     )
-    for name in ("uvicorn", "uvicorn.error", "httpx", "httpcore", "asyncio", "sse_starlette"):
+    for name in ("uvicorn", "uvicorn.error", "httpx", "httpcore", "asyncio", "sse_starlette", "watchfiles"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
