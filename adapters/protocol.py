@@ -167,6 +167,15 @@ class Upstream(Protocol):
         ...
 
 
+@runtime_checkable
+class Polyglot(Protocol):
+    """What an upstream may promise besides: it speaks more protocols than the one it is named after."""
+
+    def speaks(self, wire: str) -> bool:
+        """Whether a request of this protocol is sent on as it is, without being expanded."""
+        ...
+
+
 class Adapter(Protocol):
     """A protocol as clients speak it."""
 

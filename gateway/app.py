@@ -15,6 +15,7 @@ import msgspec
 from starlette.applications import Starlette
 
 from hostler import __version__
+from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.openai.inbound import OpenAIAdapter
 from hostler.adapters.openai.upstream import OpenAIUpstream
 from hostler.adapters.registry import load_adapters
@@ -247,7 +248,7 @@ def _chain(settings: Settings, local: Supervisor | None) -> tuple[str, ...]:
 
 
 def _backends(settings: Settings, supervisors: Mapping[str, Supervisor], lan: Transport) -> dict[str, Backend]:
-    engine = OpenAIUpstream()
+    engine, plain = LlamaCppUpstream(), OpenAIUpstream()
     timeouts = Timeouts(**msgspec.structs.asdict(settings.gateway.timeouts))
     backends = {
         name: Backend(name=name, upstream=engine, transport=lan, timeouts=timeouts, folds=True) for name in supervisors
@@ -257,7 +258,7 @@ def _backends(settings: Settings, supervisors: Mapping[str, Supervisor], lan: Tr
             endpoint = _endpoint(name, backend)
             backends[name] = Backend(
                 name=name,
-                upstream=engine,
+                upstream=engine if backend.kind == "llamacpp" else plain,
                 transport=lan,
                 timeouts=timeouts,
                 endpoint=endpoint,

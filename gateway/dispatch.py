@@ -8,7 +8,7 @@ import msgspec
 
 from hostler.adapters.canonical import Chunk, Request
 from hostler.adapters.errors import BackendRejected
-from hostler.adapters.protocol import Upstream
+from hostler.adapters.protocol import Polyglot, Upstream
 from hostler.gateway.asgi import Receive, Scope, Send
 from hostler.gateway.backends.base import Answer, Endpoint, Timeouts, Transport
 from hostler.gateway.exchange import Exchange
@@ -47,7 +47,7 @@ class Dispatch:
         assert target is not None, "the fallback layer names a target"
         backend = self._backends[target.backend]
         request = exchange.request
-        same_wire = request.origin.wire == backend.upstream.wire
+        same_wire = _speaks(backend.upstream, request.origin.wire)
         if not same_wire:
             request = exchange.adapter.expand(request)
         stream = backend.folds or _streamed(request)
@@ -75,6 +75,10 @@ class Dispatch:
             exchange.usage = chunk.usage
         if chunk.finish is not None:
             exchange.finish = chunk.finish
+
+
+def _speaks(upstream: Upstream, wire: str) -> bool:
+    return wire == upstream.wire or (isinstance(upstream, Polyglot) and upstream.speaks(wire))
 
 
 def _streamed(request: Request) -> bool:

@@ -34,6 +34,8 @@ class Surface(BaseRoute):
                 methods = self._by_pattern[path] = {}
                 regex, _, convertors = compile_path(path)
                 self._patterns.append((regex, convertors, methods))
+                # A pattern that any path fits is tried when nobody else knows the path, whoever came first.
+                self._patterns.sort(key=lambda each: each[0].pattern.startswith("^/(?P<"))
         else:
             methods = self._exact.setdefault(path, {})
         for method in claim.operation.methods:
