@@ -36,6 +36,8 @@ from hostler.supervisor.wire import (
     Available,
     ErrorAnswer,
     ErrorBody,
+    FirstAnswer,
+    Heard,
     Located,
     SwitchAnswer,
     SwitchOrder,
@@ -82,6 +84,7 @@ def create_app(
         Route("/models/switch", api.switch, methods=["POST"]),
         Route("/models/load", api.switch, methods=["POST"]),
         Route("/models/unload", api.unload, methods=["POST"]),
+        Route("/models/answered", api.answered, methods=["POST"]),
         Route("/events", api.events, methods=["GET"]),
     ]
     if logs is not None:
@@ -155,6 +158,12 @@ class _Api:
 
         await _until(self.stopping, wait)
         return _json(self._answered(answers))
+
+    async def answered(self, request: Request) -> Response:
+        told = await read_body(request, FirstAnswer)
+        model = await self._known(told.model)
+        await self._supervisor.answered(model, generation=told.generation, cached=told.cached, prompt=told.prompt)
+        return _json(Heard())
 
     async def events(self, request: Request) -> Response:
         async def narrate(emit: Emit) -> None:

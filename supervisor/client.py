@@ -16,6 +16,8 @@ import msgspec
 from hostler.supervisor.contract import EngineAddress, HostStatus, SupervisorEvent, SupervisorUnreachable
 from hostler.supervisor.wire import (
     ErrorAnswer,
+    FirstAnswer,
+    Heard,
     Located,
     SwitchAnswer,
     SwitchOrder,
@@ -96,6 +98,11 @@ class SupervisorClient:
         """Where `model` listens, if it is ready now. Raises `UnknownProfile`, `SupervisorUnreachable`."""
         located = await self._call("GET", "/models/locate", Located, params={"model": model})
         return None if located.address is None else self._reached(located.address)
+
+    async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
+        """See `Supervisor`."""
+        told = FirstAnswer(model=model, generation=generation, cached=cached, prompt=prompt)
+        await self._call("POST", "/models/answered", Heard, order=told)
 
     async def unload(self, model: str, *, epoch: int | None = None) -> None:
         """Stop `model` and return when it is gone. Raises as `Supervisor.unload` does."""

@@ -190,6 +190,14 @@ class Supervisor(Protocol):
         """Where `model` listens, if it is ready now."""
         ...
 
+    async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
+        """The first answer of that generation has ended: `cached` of its `prompt` tokens need not be read.
+
+        Tells whether a conversation that was given back after the start was of any use. An older generation is
+        ignored. Raises `UnknownProfile`, `SupervisorUnreachable`.
+        """
+        ...
+
     def events(self) -> AbstractAsyncContextManager[AsyncIterator[SupervisorEvent]]:
         """A subscription: first a `Snapshot`, then changes. Bounded: a slow listener gets a new `Snapshot` instead."""
         ...

@@ -52,13 +52,16 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Keeper:
-    """What outlives an engine: both are called while it answers and nobody else uses it. Neither may fail."""
+    """What outlives an engine: the first two are called while it answers and nobody else uses it. Neither may fail."""
 
     async def restore(self, profile: Profile, address: EngineAddress, file: Path) -> None:
         """The engine is ready; nobody has been told yet."""
 
     async def save(self, profile: Profile, address: EngineAddress, file: Path) -> None:
         """The engine will be stopped next."""
+
+    async def answered(self, profile: Profile, *, cached: int, prompt: int) -> None:
+        """The first answer since then: `cached` of its `prompt` tokens need not be read."""
 
 
 Prepare = Callable[[Profile], Awaitable[Path]]
@@ -148,6 +151,12 @@ class Fleet:
     async def locate(self, model: str) -> EngineAddress | None:
         """Where `model` listens, if it is ready now."""
         return self._member(model).process.address
+
+    async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
+        """See `contract.Supervisor`."""
+        member = self._member(model)
+        if member.process.generation == generation:
+            await self._keeper.answered(member.profile, cached=cached, prompt=prompt)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:

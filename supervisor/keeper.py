@@ -52,5 +52,9 @@ class SlotKeeper(Keeper):
         if saved.slots:
             log.info("kept %d conversations of %s, %d bytes", saved.slots, profile.name, saved.bytes)
 
+    async def answered(self, profile: Profile, *, cached: int, prompt: int) -> None:
+        """What was given back must have helped; else it is not done for this model any more."""
+        await anyio.to_thread.run_sync(self._store.verify, profile.name, cached, prompt)
+
     def _look(self, profile: Profile, file: Path, build: str) -> tuple[str, ModelFacts | None]:
         return slot_key(profile, file, build), self._facts(file)

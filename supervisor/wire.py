@@ -37,6 +37,19 @@ class UnloadOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     epoch: int | None = None
 
 
+class FirstAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /models/answered`."""
+
+    model: str
+    generation: int
+    cached: int
+    prompt: int
+
+
+class Heard(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to what needs none."""
+
+
 class SwitchAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """A model is ready: where, and which phase took how long. `spent` is empty when it was ready already."""
 

@@ -66,6 +66,7 @@ class Switch(Layer):
             exchange.address = turn.address()
             self._used(target.model)
             await call_next()
+            host.answered(exchange.address, exchange.usage)
         except BackendError as error:
             if turn.taken_away:
                 raise unloaded(target.model) from error

@@ -12,7 +12,7 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from hostler.adapters.canonical import Progress
+from hostler.adapters.canonical import Progress, Usage
 from hostler.adapters.errors import GatewayError
 from hostler.gateway.events import EngineChanged, Event, HostChanged, QueueChanged, SwitchChanged, Waiting
 from hostler.gateway.settings import QueueSettings, SwitchingSettings
@@ -94,6 +94,7 @@ class Orchestrator:
         self._loads: dict[str, tuple[float, float]] = {}
         self._moved: dict[str, SwitchMoved] = {}
         self._stops: dict[str, anyio.Event] = {}
+        self._first_answers: dict[str, EngineAddress] = {}
         self._tasks: TaskGroup | None = None
         self._following: anyio.CancelScope | None = None
         self._wake = anyio.Event()
@@ -160,6 +161,21 @@ class Orchestrator:
         if not turn.settled:
             self._tell_queue(now)
         self._rearm()
+
+    def answered(self, address: EngineAddress, usage: Usage | None) -> None:
+        """An answer has ended. The supervisor hears of the first one of each process, which shows what it remembered."""
+        told = self._first_answers.get(address.model) == address
+        self._first_answers[address.model] = address
+        if not told and usage is not None and self._tasks is not None:
+            self._tasks.start_soon(self._tell_answered, address, usage)
+
+    async def _tell_answered(self, address: EngineAddress, usage: Usage) -> None:
+        try:
+            await self._supervisor.answered(
+                address.model, generation=address.generation, cached=usage.cached_tokens, prompt=usage.prompt_tokens
+            )
+        except (SupervisorUnreachable, UnknownProfile) as error:
+            logger.debug("%s: %s", self.name, error)
 
     def lost(self, address: EngineAddress) -> None:
         """Nobody listens at this address any more: the next request starts the model afresh."""

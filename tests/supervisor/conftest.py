@@ -86,6 +86,7 @@ class PretendedHost:
         self.starts = 0
         self.finished = 0
         self.evicted: list[str] = []
+        self.answers: list[tuple[str, int, int, int]] = []
         self._listeners_changed = anyio.Event()
         self._listeners: list[anyio.abc.ObjectSendStream[SupervisorEvent]] = []
         self._orders: dict[str, anyio.Event] = {}
@@ -156,6 +157,10 @@ class PretendedHost:
     async def locate(self, model: str) -> EngineAddress | None:
         self._admit(model, None)
         return self.ready.get(model)
+
+    async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
+        self._admit(model, None)
+        self.answers.append((model, generation, cached, prompt))
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:
