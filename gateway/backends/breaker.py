@@ -65,6 +65,10 @@ class Breaker:
         self._probing = self._state == "half_open"
         return Permit(self._era, self._probing)
 
+    def continued(self) -> Permit:
+        """A permit for the rest of a call that has been reported as a success: it is no probe any more."""
+        return Permit(self._era, False)
+
     def success(self, permit: Permit, now: float) -> None:
         """The call went well."""
         if not self._give_back(permit):

@@ -12,11 +12,12 @@ Outcome = Literal[
     "unreachable",  # refused, no route, no such name: nothing was sent
     "connect_timeout",
     "loading",  # 503 "loading", or the supervisor says that it is switching
+    "not_had",  # the supervisor answers, but cannot have the model now: its queue is full, or the load failed
     "busy",  # 429, or 503 with Retry-After
     "server_error",  # 5xx, or an error inside the answer, or its end, before the first word
     "rejected",  # 400, 404, 413, 422: this request, not this backend
     "key_refused",  # 401, 403
-    "unpaid",  # 402
+    "unpaid",  # 402 (one with Retry-After is "busy": a limit on what is in flight)
     "first_byte_timeout",
     "broken",  # silence, end or error after the first word
     "client_left",
@@ -50,6 +51,7 @@ VERDICTS: Mapping[Outcome, Verdict] = {
     "unreachable": Verdict(host="failure"),
     "connect_timeout": Verdict(host="failure"),
     "loading": Verdict(again="wait", onward="past_limit"),
+    "not_had": Verdict(),
     "busy": Verdict(again="if_short", model="cool"),
     "server_error": Verdict(again="budget", model="failure", host="suspect"),
     "rejected": Verdict(onward="if_other"),
@@ -62,15 +64,15 @@ VERDICTS: Mapping[Outcome, Verdict] = {
 
 
 def outcome_of_status(status: int, *, retry_after: bool, loading: bool = False) -> Outcome:
-    """The outcome of a complete answer with an error status, before the first word."""
+    """The outcome of a complete answer with a status other than success: a redirect is an error, too."""
     if loading:
         return "loading"
+    if status == 429 or (status in (402, 503) and retry_after):
+        return "busy"
     if status == 402:
         return "unpaid"
-    if status in (401, 403):
+    if status in (401, 403, 407):
         return "key_refused"
-    if status == 429 or (status == 503 and retry_after):
-        return "busy"
-    if status == 408 or status >= 500:
+    if status < 400 or status == 408 or status >= 500:
         return "server_error"
-    return "answered" if status < 400 else "rejected"
+    return "rejected"

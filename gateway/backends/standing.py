@@ -12,11 +12,15 @@ from hostler.gateway.backends.outcomes import VERDICTS, Advice, Outcome, Verdict
 
 
 class Pass(msgspec.Struct, frozen=True):
-    """The right to one attempt. Report it exactly once; "the client left" is a report, too."""
+    """The right to one attempt. Report it exactly once; "the client left" is a report, too.
+
+    `counted`: its first word has been counted as a success already.
+    """
 
     model: str
     of_host: Permit
     of_model: Permit
+    counted: bool = False
 
 
 class Standing:
@@ -49,11 +53,21 @@ class Standing:
         assert of_model is not None, "it allowed a call a moment ago"
         return Pass(model, of_host, of_model)
 
+    def began(self, permit: Pass, now: float) -> Pass:
+        """The first word came. It counts now, since the rest of the answer may take minutes: report the pass that is
+        given back when the attempt ends."""
+        if permit.counted:
+            return permit
+        self.report(permit, "answered", now)
+        return Pass(permit.model, self._host.continued(), self._of(permit.model).continued(), counted=True)
+
     def report(
         self, permit: Pass, outcome: Outcome, now: float, *, retry_after_s: float | None = None, down: bool = False
     ) -> Verdict:
         """The attempt ended so; what follows. `down`: the supervisor's heartbeat is gone as well."""
         verdict = VERDICTS[outcome]
+        if permit.counted and outcome == "answered":
+            return verdict
         cool_s = self._cool_s if retry_after_s is None else retry_after_s
         if verdict.host == "success":
             self._suspects.clear()
@@ -78,6 +92,20 @@ class Standing:
         """A background probe of the host succeeded: it is used again at once. Its models keep their own breakers."""
         self._suspects.clear()
         self._host.close()
+
+    def mended(self, model: str) -> None:
+        """Somebody tried `model` on purpose, and it answered: nothing that was held against it counts any more."""
+        self.recovered()
+        self._of(model).close()
+
+    def unanswered(self, now: float, for_s: float) -> None:
+        """A background probe of the host failed. As long as probes go on failing, no request has to find it out:
+        `for_s` is when the next probe's result will be known."""
+        permit = self._host.acquire(now) if self._host.state(now) == "closed" else None
+        if permit is not None:
+            self._host.failure(permit, now)
+        elif self._host.state(now) != "closed":
+            self._host.trip(now, max(for_s, self._host.retry_in(now)))
 
     def _of(self, model: str) -> Breaker:
         breaker = self._models.get(model)

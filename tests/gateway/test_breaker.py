@@ -181,6 +181,7 @@ ROWS: dict[Outcome, tuple[str, str, str, str]] = {
     "unreachable": ("no", "yes", "neutral", "failure"),
     "connect_timeout": ("no", "yes", "neutral", "failure"),
     "loading": ("wait", "past_limit", "neutral", "neutral"),
+    "not_had": ("no", "yes", "neutral", "neutral"),
     "busy": ("if_short", "yes", "cool", "neutral"),
     "server_error": ("budget", "yes", "failure", "suspect"),
     "rejected": ("no", "if_other", "neutral", "neutral"),
@@ -207,6 +208,7 @@ def test_the_table_says_what_follows(outcome: Outcome) -> None:
     ("unreachable", 3, "open", "closed", 5),
     ("connect_timeout", 3, "open", "closed", 5),
     ("loading", 9, "closed", "closed", 0),
+    ("not_had", 9, "closed", "closed", 0),
     ("busy", 1, "closed", "closed", 7),
     ("server_error", 3, "closed", "open", 5),
     ("rejected", 9, "closed", "closed", 0),
@@ -278,7 +280,7 @@ def test_a_recovered_host_is_used_again_after_one_background_probe() -> None:
 
 
 @pytest.mark.parametrize(("status", "retry_after", "loading", "outcome"), [
-    (200, False, False, "answered"), (400, False, False, "rejected"), (401, False, False, "key_refused"),
+    (302, False, False, "server_error"), (402, True, False, "busy"), (407, False, False, "key_refused"), (400, False, False, "rejected"), (401, False, False, "key_refused"),
     (402, False, False, "unpaid"), (403, False, False, "key_refused"), (404, False, False, "rejected"),
     (413, False, False, "rejected"), (422, False, False, "rejected"), (429, False, False, "busy"),
     (429, True, False, "busy"), (500, False, False, "server_error"), (502, False, False, "server_error"),
@@ -287,3 +289,49 @@ def test_a_recovered_host_is_used_again_after_one_background_probe() -> None:
 ])  # fmt: skip
 def test_a_status_is_an_outcome(status: int, retry_after: bool, loading: bool, outcome: Outcome) -> None:
     assert outcome_of_status(status, retry_after=retry_after, loading=loading) == outcome
+
+
+def test_the_first_word_counts_before_the_answer_has_ended() -> None:
+    subject = Standing(BreakerRules(jitter=0.0), lambda: 0.0)
+    for _ in range(3):
+        report(subject, "m", "unreachable", 0.0)
+    first = subject.acquire("m", 5.0)
+    assert first is not None and subject.acquire("m", 5.0) is None
+    first = subject.began(first, 6.0)
+    second = subject.acquire("m", 6.0)
+    assert second is not None
+    subject.report(subject.began(second, 7.0), "answered", 8.0)
+    assert subject.host.state(8.0) == "closed"
+    subject.report(first, "broken", 9.0)
+    assert subject.acquire("m", 9.0) is not None
+
+
+def test_an_answer_that_breaks_off_is_a_failure_although_it_began() -> None:
+    subject = Standing(BreakerRules(jitter=0.0), lambda: 0.0)
+    for _ in range(3):
+        permit = subject.acquire("m", 0.0)
+        assert permit is not None
+        subject.report(permit, "server_error", 0.0)
+    permit = subject.acquire("m", 5.0)
+    assert permit is not None
+    subject.report(subject.began(permit, 5.0), "broken", 6.0)
+    assert subject.state("m", 6.0) == "open"
+
+
+def test_failing_probes_keep_a_host_closed_to_requests() -> None:
+    subject = Standing(BreakerRules(jitter=0.0), lambda: 0.0)
+    for at in range(3):
+        subject.unanswered(float(at), 10.0)
+    assert subject.state("m", 2.0) == "open"
+    for at in range(3, 100, 8):
+        subject.unanswered(float(at), 10.0)
+        assert subject.acquire("m", at + 7.9) is None
+    subject.recovered()
+    assert subject.acquire("m", 100.0) is not None
+
+
+def test_what_was_mended_by_hand_is_used_at_once() -> None:
+    subject = Standing(BreakerRules(jitter=0.0), lambda: 0.0)
+    report(subject, "m", "unpaid", 0.0)
+    subject.mended("m")
+    assert subject.acquire("m", 0.1) is not None
