@@ -188,6 +188,9 @@ def keys_add(
         list[KeyScope] | None,
         typer.Option("--scope", help="What it allows; may be given several times. Default: infer and read."),
     ] = None,
+    priority: Annotated[
+        int, typer.Option("--priority", help="Of those who wait for a model, the higher is served first.")
+    ] = 0,
     config: ConfigOption = None,
 ) -> None:
     """Make a key. It is shown once and kept as a hash."""
@@ -195,7 +198,8 @@ def keys_add(
 
     path = _key_file(config)
     try:
-        key = keys.add(path, name, [each.value for each in scope or (KeyScope.infer, KeyScope.read)])
+        scopes = [each.value for each in scope or (KeyScope.infer, KeyScope.read)]
+        key = keys.add(path, name, scopes, priority=priority)
     except (keys.KeyFileError, OSError) as error:
         _fail(str(error), EXIT_FAILED)
     typer.echo(f"kept as a hash in {path}; this is the only time the key is shown:", err=True)

@@ -23,12 +23,14 @@ ALL_SCOPES: frozenset[Scope] = frozenset({"infer", "read", "operate"})
 class Client(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks: the name of the key, else the address. `scopes` is what the key allows.
 
-    `local_only`: what this client asks never leaves the house.
+    `local_only`: what this client asks never leaves the house. `priority`: of those who wait, the higher is served
+    first.
     """
 
     name: str
     scopes: frozenset[Scope] = ALL_SCOPES
     local_only: bool = False
+    priority: int = 0
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

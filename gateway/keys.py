@@ -25,7 +25,8 @@ _RELOAD_S = 1.0
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One line of the key file. `hash` is the SHA-256 of the whole key in hex, `created` seconds since the epoch.
 
-    `local_only`: what is asked with this key never leaves the house.
+    `local_only`: what is asked with this key never leaves the house. `priority`: of those who wait, requests with a
+    higher one are served first.
     """
 
     name: str
@@ -33,6 +34,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     scopes: tuple[Scope, ...]
     created: int
     local_only: bool = False
+    priority: int = 0
 
 
 class KeyFileError(Exception):
@@ -64,7 +66,7 @@ def read(path: Path) -> tuple[KeyRecord, ...]:
     return tuple(records)
 
 
-def add(path: Path, name: str, scopes: Iterable[Scope], *, local_only: bool = False) -> str:
+def add(path: Path, name: str, scopes: Iterable[Scope], *, local_only: bool = False, priority: int = 0) -> str:
     """Make a key, keep its hash under `name`, and return the key: it is shown this once. Raises `KeyFileError`."""
     records = read(path)
     if any(record.name == name for record in records):
@@ -77,6 +79,7 @@ def add(path: Path, name: str, scopes: Iterable[Scope], *, local_only: bool = Fa
         scopes=tuple(sorted(wanted & ALL_SCOPES)),
         created=int(time.time()),
         local_only=local_only,
+        priority=priority,
     )
     _write(path, (*records, record))
     return key
@@ -132,7 +135,9 @@ class KeyRing:
                 found = record
         if found is None:
             return None
-        return Client(name=found.name, scopes=frozenset(found.scopes), local_only=found.local_only)
+        return Client(
+            name=found.name, scopes=frozenset(found.scopes), local_only=found.local_only, priority=found.priority
+        )
 
     def _refresh(self) -> None:
         now = self._clock()

@@ -55,7 +55,14 @@ class Switch(Layer):
 
     async def _leased(self, exchange: Exchange, host: Orchestrator, target: Target, call_next: CallNext) -> None:
         keep_alive_s = getattr(exchange.request, "keep_alive_s", None)
-        turn = host.ask(target.model, client=exchange.client.name, request_id=exchange.id, keep_alive_s=keep_alive_s)
+        client = exchange.client
+        turn = host.ask(
+            target.model,
+            client=client.name,
+            request_id=exchange.id,
+            keep_alive_s=keep_alive_s,
+            priority=client.priority,
+        )
         try:
             if not turn.settled:
                 try:

@@ -1,4 +1,4 @@
-"""A house to test in: gateway and supervisor in this event loop, on real sockets, with engines as real children."""
+"""A house to test in: gateway and supervisors in this event loop, on real sockets, with engines as real children."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ import anyio
 import httpx
 
 from hostler.gateway.app import Gateway
-from hostler.gateway.server import bind
-from hostler.gateway.settings import read
+from hostler.gateway.keys import add
+from hostler.gateway.server import Server, bind
+from hostler.gateway.settings import Configuration, read
+from hostler.supervisor.api import create_app
 from hostler.supervisor.fleet import Fleet
 from hostler.supervisor.host import open_host
 
 FAKE_ENGINE = Path(__file__).parent.parent / "fakes" / "fake_engine.py"
 
+Profiles = dict[str, dict[str, Any]]
 OpenHouse = Callable[..., AbstractAsyncContextManager["House"]]
 
+_TOKEN = "between-hosts"
 
-class House:
-    """A running gateway with a supervisor of its own."""
 
-    def __init__(self, url: str, log: Path, fleet: Fleet, gateway: Gateway, http: httpx.AsyncClient) -> None:
-        self.url = url
-        self.fleet = fleet
-        self.gateway = gateway
-        self.http = http
+class Engines:
+    """What scripted engines noted."""
+
+    def __init__(self, log: Path) -> None:
         self._log = log
 
     def events(self, kind: str | None = None, model: str | None = None) -> list[dict[str, Any]]:
-        """What the scripted engines noted, in order."""
+        """The notes, in order."""
         text = self._log.read_text() if self._log.exists() else ""
         notes = [json.loads(line) for line in text.splitlines()]
         return [note for note in notes if kind in (None, note["event"]) and model in (None, note["model"])]
@@ -44,65 +45,83 @@ class House:
         """The models whose engines were started, in order."""
         return [note["model"] for note in self.events("start", model)]
 
+    def asked(self, model: str | None = None) -> list[dict[str, Any]]:
+        """The questions that reached them."""
+        return [note for note in self.events("request", model) if note["method"] == "POST"]
+
     async def until(self, condition: Callable[[], object], seconds: float = 10.0) -> None:
         """Wait for something outside this process to become true."""
         with anyio.fail_after(seconds):
             while not condition():  # noqa: ASYNC110 - what is waited for is a file that another process writes
                 await anyio.sleep(0.005)
 
-    async def chat(self, model: str | None, **more: Any) -> httpx.Response:
+
+class House(Engines):
+    """A running gateway, with a supervisor of its own if it has profiles."""
+
+    def __init__(self, url: str, log: Path, fleet: Fleet, gateway: Gateway, http: httpx.AsyncClient) -> None:
+        super().__init__(log)
+        self.url = url
+        self.fleet = fleet
+        self.gateway = gateway
+        self.http = http
+
+    async def chat(self, model: str | None, *, key: str | None = None, **more: Any) -> httpx.Response:
         """A whole answer."""
         body: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], **more}
         if model is not None:
             body["model"] = model
-        return await self.http.post("/v1/chat/completions", json=body)
+        return await self.http.post("/v1/chat/completions", json=body, headers=_bearer(key))
 
-    def stream(self, model: str, **more: Any) -> AbstractAsyncContextManager[httpx.Response]:
+    def stream(self, model: str, *, key: str | None = None, **more: Any) -> AbstractAsyncContextManager[httpx.Response]:
         """A streamed answer."""
         body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "Hello"}], **more}
-        return self.http.stream("POST", "/v1/chat/completions", json=body)
+        return self.http.stream("POST", "/v1/chat/completions", json=body, headers=_bearer(key))
+
+    async def order(self, what: str, **body: Any) -> httpx.Response:
+        """An operator's call."""
+        return await self.http.post(f"/admin/{what}", json=body)
 
     async def status(self) -> dict[str, Any]:
         """The gateway's own view."""
         return (await self.http.get("/admin/status")).json()  # type: ignore[no-any-return]
 
+    async def counts(self) -> tuple[int, int]:
+        """How many are served and how many wait, on its first host."""
+        host = (await self.status())["hosts"][0]
+        return int(host["serving"]), int(host["waiting"])
+
+    async def until_counts(self, serving: int, waiting: int) -> None:
+        """Wait until so many are served and so many wait."""
+        with anyio.fail_after(10):
+            while await self.counts() != (serving, waiting):  # noqa: ASYNC110 - the gateway is asked as an operator would
+                await anyio.sleep(0.002)
+
+
+class Host(Engines):
+    """A running supervisor of another machine."""
+
+    def __init__(self, port: int, log: Path) -> None:
+        super().__init__(log)
+        self.port = port
+
+    @property
+    def backend(self) -> dict[str, str]:
+        """How a gateway's configuration names it."""
+        return {"kind": "supervisor", "url": f"http://127.0.0.1:{self.port}", "token": _TOKEN}
+
 
 def house_in(tmp_path: Path) -> OpenHouse:
     """`async with open_house({"a": {...}, "b": {...}}) as house`: profiles by name, each with an optional script.
 
-    A profile's `script` is what the fake engine reads; everything else goes into the configuration file.
+    A profile's `script` is what the fake engine reads; everything else goes into the configuration file. Without
+    profiles it is a gateway alone, whose `backends` answer.
     """
 
     @asynccontextmanager
-    async def opened(
-        profiles: dict[str, dict[str, Any]],
-        *,
-        gateway: dict[str, Any] | None = None,
-        supervisor: dict[str, Any] | None = None,
-    ) -> AsyncIterator[House]:
-        model, log = tmp_path / "model.gguf", tmp_path / "engines.log"
-        model.write_bytes(b"not read by the scripted engine")
-        entries = {}
-        for name, profile in profiles.items():
-            plain = dict(profile)
-            script = {"log": str(log), **plain.pop("script", {})}
-            entries[name] = {"model": str(model), **plain, "env": {"FAKE_ENGINE": json.dumps(script)}}
-        document = {
-            "gateway": {"listen": ["127.0.0.1:0"], "api_keys_file": None, **(gateway or {})},
-            "supervisor": {
-                "engine": f"{sys.executable} -I -S {FAKE_ENGINE}",
-                "stop_grace_s": 1.0,
-                "backoff_s": 0.05,
-                **(supervisor or {}),
-            },
-            "profiles": entries,
-        }
-        path = tmp_path / "hostler.yaml"
-        path.write_text(json.dumps(document))
-        configuration = read(path)
-        environ = {"HOSTLER_CACHE": str(tmp_path / "cache")}
-        fleet = open_host(configuration.profiles, configuration.settings.supervisor, environ=environ)
-        together = Gateway(configuration.settings, local=fleet)
+    async def opened(profiles: Profiles, **sections: dict[str, Any]) -> AsyncIterator[House]:
+        configuration, fleet = _host_in(tmp_path, profiles, sections)
+        together = Gateway(configuration.settings, local=fleet if profiles else None)
         sockets = bind([("127.0.0.1", 0)], "gateway.listen")
         url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
         started, ended = anyio.Event(), anyio.Event()
@@ -117,13 +136,76 @@ def house_in(tmp_path: Path) -> OpenHouse:
             await started.wait()
             limits = httpx.Limits(max_connections=200)
             async with httpx.AsyncClient(base_url=url, timeout=30, limits=limits, trust_env=False) as http:
-                yield House(url, log, fleet, together, http)
+                yield House(url, tmp_path / "engines.log", fleet, together, http)
             together.stop()
             together.stop()
             await ended.wait()
             tasks.cancel_scope.cancel()
 
     return opened
+
+
+@asynccontextmanager
+async def another_host(folder: Path, profiles: Profiles, *, port: int = 0, **sections: Any) -> AsyncIterator[Host]:
+    """Another machine: a supervisor behind its HTTP interface, on this port. It ends with the context, engines and all."""
+    _, fleet = _host_in(folder, profiles, sections)
+    app: Any = create_app(fleet, token=_TOKEN, logs=fleet.logs)
+    sockets = bind([("127.0.0.1", port)], "supervisor.listen")
+    started, ended = anyio.Event(), anyio.Event()
+    server = Server(app, drain_s=1.0, started_callback=started.set)
+
+    async def serve() -> None:
+        await server.serve(sockets)
+        ended.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fleet.run)
+        tasks.start_soon(serve)
+        await started.wait()
+        yield Host(sockets[0].getsockname()[1], folder / "engines.log")
+        app.state.stopping.set()
+        server.stop()
+        server.stop()
+        await ended.wait()
+        tasks.cancel_scope.cancel()
+
+
+def keys_in(folder: Path, **priorities: int) -> tuple[str, dict[str, str]]:
+    """A key file with a key of all scopes for each name, and the keys by name."""
+    path = folder / "keys"
+    scopes = ("infer", "read", "operate")
+    return str(path), {name: add(path, name, scopes, priority=level) for name, level in priorities.items()}
+
+
+def _host_in(folder: Path, profiles: Profiles, sections: dict[str, Any]) -> tuple[Configuration, Fleet]:
+    folder.mkdir(exist_ok=True)
+    model = folder / "model.gguf"
+    model.write_bytes(b"not read by the scripted engine")
+    entries = {}
+    for name, profile in profiles.items():
+        plain = dict(profile)
+        script = {"log": str(folder / "engines.log"), **plain.pop("script", {})}
+        entries[name] = {"model": str(model), **plain, "env": {"FAKE_ENGINE": json.dumps(script)}}
+    document = {
+        "gateway": {"listen": ["127.0.0.1:0"], "api_keys_file": None, **sections.get("gateway", {})},
+        "supervisor": {
+            "engine": f"{sys.executable} -I -S {FAKE_ENGINE}",
+            "stop_grace_s": 1.0,
+            "backoff_s": 0.05,
+            **sections.get("supervisor", {}),
+        },
+        "backends": sections.get("backends", {}),
+        "profiles": entries,
+    }
+    path = folder / "hostler.yaml"
+    path.write_text(json.dumps(document))
+    configuration = read(path)
+    environ = {"HOSTLER_CACHE": str(folder / "cache")}
+    return configuration, open_host(configuration.profiles, configuration.settings.supervisor, environ=environ)
+
+
+def _bearer(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
 
 
 def data_events(text: str) -> list[Any]:
