@@ -1,0 +1,36 @@
+"""A backend as a hop of the chain: what is thought of it, and what it takes to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from hostler.gateway.backends.spending import Spending
+from hostler.gateway.backends.standing import Standing
+from hostler.gateway.backends.waking import Waker
+
+
+def _always() -> bool:
+    return True
+
+
+def _nothing() -> None:
+    return None
+
+
+class Hop(msgspec.Struct, frozen=True, kw_only=True):
+    """One backend. `local`: what is sent there stays in the house; else `spending` counts what it costs.
+
+    `supervised`: engines of ours answer, so that errors are ours to explain. `reachable` tells whether it is there as
+    far as the background knows; `suspect` asks the background to look at once.
+    """
+
+    name: str
+    standing: Standing
+    local: bool = True
+    supervised: bool = False
+    reachable: Callable[[], bool] = _always
+    suspect: Callable[[], None] = _nothing
+    waker: Waker | None = None
+    spending: Spending | None = None

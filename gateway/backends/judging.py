@@ -1,0 +1,159 @@
+"""What an attempt's error means: its outcome in the table, and the words for it that may be told to anybody.
+
+Plain functions. The words name backends and kinds of failure, never addresses, paths or what a backend said.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from hostler.adapters.errors import (
+    BackendBroken,
+    BackendError,
+    BackendRejected,
+    BackendTimeout,
+    BackendUnavailable,
+    Busy,
+    GatewayError,
+    ModelUnavailable,
+    Waited,
+)
+from hostler.gateway.backends.outcomes import Outcome, outcome_of_status
+
+#: What about a request was rejected: it is too long for the context, the model is not there, its contents were
+#: refused by a filter, or the request itself is wrong.
+Fault = Literal["context", "model", "contents", "request"]
+
+#: Why a backend was not even asked.
+Skip = Literal["resting", "outside", "spent", "too_long", "not_asked_for", "enough_tried", "cannot"]
+
+WORDS: Mapping[Outcome | Skip, str] = {
+    "answered": "answered",
+    "unreachable": "cannot be reached",
+    "connect_timeout": "takes no connection",
+    "loading": "was not ready in time",
+    "not_had": "cannot have the model now",
+    "busy": "is busy",
+    "server_error": "failed",
+    "rejected": "refused the request",
+    "key_refused": "refused our key",
+    "unpaid": "wants to be paid",
+    "first_byte_timeout": "did not answer in time",
+    "broken": "broke off its answer",
+    "client_left": "was given up",
+    "resting": "is left alone after failures",
+    "outside": "is outside the house, and the request must stay inside",
+    "spent": "is left out until tomorrow: the daily limit is spent",
+    "too_long": "has too small a context",
+    "not_asked_for": "was not asked for",
+    "enough_tried": "was not tried: three backends are enough for one request",
+    "cannot": "does not understand this kind of request",
+}
+
+_LONGEST_WAIT_S = 86400.0
+
+
+def outcome_of(error: GatewayError, *, committed: bool) -> Outcome | None:
+    """The row of the table that an attempt's error belongs to; `None` if it says nothing about the backend."""
+    if isinstance(error, BackendError):
+        if committed:
+            return "broken"
+        if isinstance(error, BackendUnavailable):
+            return "connect_timeout" if error.timed_out else "unreachable"
+        if isinstance(error, BackendTimeout):
+            return "first_byte_timeout"
+        if isinstance(error, BackendRejected):
+            return _of_rejection(error)
+        if isinstance(error, BackendBroken) and error.answer_status is not None:
+            return outcome_of_status(error.answer_status, retry_after=error.retry_after_s is not None)
+        return "server_error"
+    if isinstance(error, Waited):
+        return "loading"
+    if isinstance(error, Busy | ModelUnavailable):
+        return "not_had"
+    return None
+
+
+def _of_rejection(error: BackendRejected) -> Outcome:
+    status, told = error.answer_status, error.retry_after_s is not None
+    if status == 503 and _is_loading(error.body):
+        return "loading"
+    if status == 403 and fault_of(error) == "contents":
+        return "rejected"
+    return outcome_of_status(status, retry_after=told)
+
+
+def fault_of(error: GatewayError) -> Fault:
+    """What was wrong with a rejected request."""
+    if not isinstance(error, BackendRejected):
+        return "request"
+    told = _error_in(error.body)
+    kind, code, message = str(told.get("type", "")), str(told.get("code", "")), str(told.get("message", "")).lower()
+    if (
+        kind == "exceed_context_size_error"
+        or code == "context_length_exceeded"
+        or error.answer_status == 413
+        or "maximum context length" in message
+        or "prompt is too long" in message
+    ):
+        return "context"
+    metadata = told.get("metadata")
+    if (
+        error.answer_status == 403
+        and isinstance(metadata, dict)
+        and ("reasons" in metadata or "flagged_input" in metadata)
+    ):
+        return "contents"
+    if error.answer_status == 404 or code == "model_not_found":
+        return "model"
+    return "request"
+
+
+def _is_loading(body: bytes) -> bool:
+    told = _error_in(body)
+    return told.get("type") == "unavailable_error" and "loading" in str(told.get("message", "")).lower()
+
+
+def _error_in(body: bytes) -> dict[str, Any]:
+    """The `error` object of an error answer, in the shape that OpenAI's, Anthropic's and llama.cpp's share."""
+    try:
+        decoded = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+    told = decoded.get("error") if isinstance(decoded, dict) else None
+    return told if isinstance(told, dict) else {"message": told or ""}
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """The seconds that `Retry-After` asks for, in either of its forms; `None` if it says nothing sensible.
+
+    `now` is in seconds since the epoch. A day is the longest that is believed.
+    """
+    text = headers.get("retry-after", "").strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            at = datetime.datetime.strptime(text, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=datetime.UTC)
+        except ValueError:
+            return None
+        seconds = at.timestamp() - now
+    return min(max(0.0, seconds), _LONGEST_WAIT_S) if seconds == seconds else None
+
+
+#: No tokenizer is known to make more of a text: long runs of spaces and the like aside, a token is 2 to 5 bytes.
+_BYTES_PER_TOKEN = 8
+_NOT_TEXT = (b"data:", b'"images"', b'"input_audio"', b"base64")
+
+
+def tokens_at_least(body: bytes) -> int:
+    """How many tokens a request has at the very least, guessed from its bytes; 0 if it carries pictures or sounds."""
+    if len(body) < 4 * 1024 or any(mark in body for mark in _NOT_TEXT):
+        return 0
+    # Escapes (\\u00e9, \\n) take up to three times the bytes of what they stand for.
+    size = len(body) if body.count(b"\\") * 50 < len(body) else len(body) // 3
+    return size // _BYTES_PER_TOKEN
