@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from hostler.adapters.anthropic.system import reminder, system_prompt
-from hostler.adapters.anthropic.wire import Block, ChoiceBody, MessageBody, RequestBody, Source, ToolBody
+from hostler.adapters.anthropic.wire import NULL, Block, ChoiceBody, MessageBody, RequestBody, Source, ToolBody
 from hostler.adapters.canonical import Dialogue, Media, Message, Part, Sampling, Text, Tool, ToolCall
 from hostler.adapters.errors import BadRequest
 
 _decode = msgspec.json.Decoder(RequestBody).decode
-_NULL = b"null"
 
 # What a model's own server-side tools left in the history: nothing that another model could read.
 _TRACES = frozenset({"server_tool_use", "container_upload", "fallback", "compaction"})
@@ -63,9 +62,7 @@ def dialogue(body: RequestBody) -> Dialogue:
 def schema(body: RequestBody) -> msgspec.Raw | None:
     """The JSON Schema that the answer shall follow, or `None`."""
     wanted = (body.output_config.format if body.output_config else None) or body.output_format
-    if wanted is None or wanted.schema is None or bytes(wanted.schema) == _NULL:
-        return None
-    return msgspec.Raw(bytes(wanted.schema))
+    return None if wanted is None else _given(wanted.schema)
 
 
 def _turns(turns: Sequence[MessageBody]) -> Iterable[Message]:
@@ -113,7 +110,7 @@ def _answer(blocks: Sequence[Block]) -> Message:
             thoughts.append(block.thinking or "")
         elif block.type == "tool_use":
             arguments = bytes(block.input)
-            written = "{}" if arguments == _NULL else arguments.decode()
+            written = "{}" if arguments == NULL else arguments.decode()
             calls.append(ToolCall(index=len(calls), id=block.id, name=block.name or "", arguments=written))
         elif block.type != "redacted_thinking":
             parts += _parts(block)
@@ -206,9 +203,12 @@ def _tool(tool: ToolBody, place: int) -> Tool:
         )
     if not tool.name:
         raise BadRequest(f"tools.{place}.name: Field required", param=f"tools.{place}.name")
-    given = None if tool.input_schema is None else bytes(tool.input_schema)
-    parameters = None if given in (None, _NULL) else msgspec.Raw(given)
-    return Tool(name=tool.name, description=tool.description, parameters=parameters)
+    return Tool(name=tool.name, description=tool.description, parameters=_given(tool.input_schema))
+
+
+def _given(raw: msgspec.Raw) -> msgspec.Raw | None:
+    # The decoder's own piece keeps the whole body alive.
+    return None if bytes(raw) == NULL else msgspec.Raw(bytes(raw))
 
 
 def _choice(choice: ChoiceBody | None) -> str | None:

@@ -8,6 +8,7 @@ import msgspec
 
 WIRE = "anthropic"
 EVENT_STREAM = "text/event-stream"
+NULL = b"null"
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +51,7 @@ class ToolBody(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     type: str | None = None
     description: str | None = None
-    input_schema: msgspec.Raw | None = None
+    input_schema: msgspec.Raw = msgspec.Raw(NULL)
 
 
 class ChoiceBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +73,7 @@ class FormatBody(msgspec.Struct, frozen=True, kw_only=True):
     """The form that the answer must have."""
 
     type: str = "json_schema"
-    schema: msgspec.Raw | None = None
+    schema: msgspec.Raw = msgspec.Raw(NULL)
 
 
 class OutputBody(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,256 @@
+"""Answers as Anthropic clients read them: the sequence of events, whole messages, signs of life, errors in a stream."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hostler.adapters import framing
+from hostler.adapters.anthropic.inbound import AnthropicAdapter
+from hostler.adapters.canonical import AnswerHead, Chunk, Progress, ToolCall, Usage
+from hostler.adapters.errors import Busy, ModelUnavailable
+from hostler.adapters.openai.parser import OpenAIParser
+
+LOADING = Progress(phase="loading", model="b", from_model="a", percent=40.2, eta_s=11.6)
+
+
+@pytest.fixture
+def adapter() -> AnthropicAdapter:
+    return AnthropicAdapter()
+
+
+@pytest.fixture
+def encoder(ask: Any, begin: Any) -> Any:
+    """An encoder for a streamed answer, or for a whole one."""
+
+    def make(stream: bool = True, **options: Any) -> Any:
+        body = {"model": "a", "max_tokens": 9, "stream": stream, "messages": [{"role": "user", "content": "Hi"}]}
+        return begin(ask("/v1/messages", body), **options)
+
+    return make
+
+
+def said(**fields: Any) -> Chunk:
+    return Chunk(wire="openai", raw=b"data: {}\n\n", **fields)
+
+
+def called(index: int, arguments: str, name: str | None = None, id: str | None = None) -> Chunk:  # noqa: A002
+    return said(tool_calls=(ToolCall(index=index, id=id, name=name, arguments=arguments),))
+
+
+def events(data: bytes) -> list[dict[str, Any]]:
+    found = []
+    for name, body in framing.events(data):
+        event = json.loads(body)
+        assert event["type"] == name
+        found.append(event)
+    return found
+
+
+def streamed(encoder: Any, *chunks: Chunk) -> list[dict[str, Any]]:
+    return events(b"".join([*(encoder.chunk(chunk) for chunk in chunks), encoder.end()]))
+
+
+def whole(encoder: Any, *chunks: Chunk) -> dict[str, Any]:
+    for chunk in chunks:
+        assert encoder.chunk(chunk) == b""
+    body = encoder.end()
+    assert encoder.length == len(body)
+    answer: dict[str, Any] = json.loads(body)
+    return answer
+
+
+COUNTED = Usage(prompt_tokens=30, cached_tokens=20, completion_tokens=7)
+
+
+def test_a_streamed_answer_has_anthropics_sequence_of_events(encoder: Any) -> None:
+    found = streamed(
+        encoder(), said(), said(reasoning="Hm"), said(text="Hel"), said(text="lo"), said(finish="stop", usage=COUNTED)
+    )
+    assert [event["type"] for event in found] == [
+        "message_start", "content_block_start", "ping", "content_block_delta", "content_block_delta",
+        "content_block_stop", "content_block_start", "content_block_delta", "content_block_delta",
+        "content_block_stop", "message_delta", "message_stop",
+    ]  # fmt: skip
+    message = found[0]["message"]
+    assert (message["id"], message["type"], message["role"], message["model"]) == (
+        "msg_chatcmpl_1",
+        "message",
+        "assistant",
+        "a",
+    )
+    assert (message["content"], message["stop_reason"]) == ([], None)
+    assert [event["delta"] for event in found if event["type"] == "content_block_delta"] == [
+        {"type": "thinking_delta", "thinking": "Hm"},
+        {"type": "signature_delta", "signature": ""},
+        {"type": "text_delta", "text": "Hel"},
+        {"type": "text_delta", "text": "lo"},
+    ]
+    assert [event["index"] for event in found if event["type"] == "content_block_start"] == [0, 1]
+    assert found[-2]["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
+    assert found[-2]["usage"] == {
+        "input_tokens": 10, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 20, "output_tokens": 7,
+    }  # fmt: skip
+
+
+def test_a_whole_answer_is_its_chunks_folded(encoder: Any) -> None:
+    answer = whole(
+        encoder(stream=False),
+        said(reasoning="H"), said(reasoning="m"), said(text="Hel"), said(text="lo"),
+        called(0, '{"a"', "look", "toolu_1"), called(0, ":1}"),
+        said(finish="tool_calls", usage=COUNTED),
+    )  # fmt: skip
+    assert answer == {
+        "id": "msg_chatcmpl_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "a",
+        "content": [
+            {"type": "thinking", "thinking": "Hm", "signature": ""},
+            {"type": "text", "text": "Hello"},
+            {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"a": 1}},
+        ],
+        "stop_reason": "tool_use",
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": 10, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 20, "output_tokens": 7,
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_empty_answer_is_still_a_message(encoder: Any, stream: bool) -> None:
+    if stream:
+        found = streamed(encoder(), said(finish="stop"))
+        assert [event["type"] for event in found] == ["message_start", "message_delta", "message_stop"]
+    else:
+        assert whole(encoder(stream=False), said(finish="stop"))["content"] == []
+
+
+@pytest.mark.parametrize(
+    ("finish", "reason"),
+    [("stop", "end_turn"), ("length", "max_tokens"), ("tool_calls", "tool_use"), ("content_filter", "refusal"), ("?", "end_turn")],
+)  # fmt: skip
+def test_reasons_to_stop_are_translated(encoder: Any, finish: str, reason: str) -> None:
+    assert whole(encoder(stream=False), said(text="x", finish=finish))["stop_reason"] == reason
+
+
+def test_who_called_a_tool_stopped_for_it(encoder: Any) -> None:
+    assert whole(encoder(stream=False), called(0, "{}", "look"), said(finish="stop"))["stop_reason"] == "tool_use"
+
+
+def tools_of(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Each tool's name and arguments. One block must be stopped before the next one starts."""
+    tools: list[tuple[str, str]] = []
+    opened: int | None = None
+    for event in found:
+        if event["type"] == "content_block_start":
+            assert opened is None
+            opened = event["index"]
+            if event["content_block"]["type"] == "tool_use":
+                tools.append((event["content_block"]["name"], ""))
+        elif event["type"] == "content_block_delta":
+            assert event["index"] == opened
+            if event["delta"]["type"] == "input_json_delta":
+                tools[-1] = (tools[-1][0], tools[-1][1] + event["delta"]["partial_json"])
+        elif event["type"] == "content_block_stop":
+            assert event["index"] == opened
+            opened = None
+    assert opened is None
+    return tools
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [called(0, '{"x":', "a"), called(0, "1}"), called(1, '{"y":', "b"), called(1, "2}")],
+        [called(0, "", "a"), called(1, "", "b"), called(0, '{"x":'), called(1, '{"y":2}'), called(0, "1}")],
+        [called(0, '{"x":', "a"), called(1, '{"y":2}', "b"), called(0, "1}")],
+        [called(0, '{"x":1}', "a", "1"), called(0, '{"y":2}', "b", "2")],
+        [said(tool_calls=(*called(0, '{"x":1}', "a").tool_calls, *called(1, '{"y":2}', "b").tool_calls))],
+    ],
+    ids=["in order", "mixed", "overlapping", "all numbered 0", "at once"],
+)
+def test_several_calls_are_blocks_one_after_the_other(encoder: Any, pieces: list[Chunk]) -> None:
+    found = streamed(encoder(), *pieces, said(finish="tool_calls"))
+    assert tools_of(found) == [("a", '{"x":1}'), ("b", '{"y":2}')]
+    ids = [e["content_block"]["id"] for e in found if e["type"] == "content_block_start"]
+    assert len(set(ids)) == 2
+
+
+def test_text_after_an_unfinished_call_waits_for_it(encoder: Any) -> None:
+    found = streamed(
+        encoder(), called(0, '{"x":', "a"), said(text="so"), called(0, "1}"), said(text="!"), said(finish="stop")
+    )
+    assert tools_of(found) == [("a", '{"x":1}')]
+    texts = [e["delta"]["text"] for e in found if e["type"] == "content_block_delta" and "text" in e["delta"]]
+    assert "".join(texts) == "so!"
+
+
+def test_arguments_reach_the_client_as_they_come(encoder: Any) -> None:
+    answer = encoder()
+    answer.chunk(called(0, "", "look", "t"))
+    assert events(answer.chunk(called(0, '{"a"')))[0]["delta"] == {"type": "input_json_delta", "partial_json": '{"a"'}
+
+
+@pytest.mark.parametrize("arguments", ["", "{", "[]", "no"])
+def test_arguments_that_are_no_object_are_none_in_a_whole_answer(encoder: Any, arguments: str) -> None:
+    answer = whole(encoder(stream=False), called(0, arguments, "look"), said(finish="length"))
+    assert answer["content"][0]["input"] == {}
+
+
+def test_a_second_attempt_begins_anew(encoder: Any) -> None:
+    answer = encoder(stream=False)
+    answer.chunk(said(text="half"))
+    answer.begin(AnswerHead())
+    assert whole(answer, said(text="whole", finish="stop"))["content"] == [{"type": "text", "text": "whole"}]
+
+
+def test_nothing_is_committed_before_the_first_word(encoder: Any) -> None:
+    assert encoder().chunk(said()) == b""
+
+
+def test_a_sign_of_life_is_a_comment_and_a_ping(encoder: Any) -> None:
+    for progress in ("thinking", "quiet"):
+        sign = encoder(progress=progress).heartbeat(LOADING)
+        assert sign == b': [hostler] loading b: 40% (12 s left)\nevent: ping\ndata: {"type":"ping"}\n\n'
+    assert encoder(progress="comments").heartbeat(LOADING) == b": [hostler] loading b: 40% (12 s left)\n"
+    assert encoder(progress="off").heartbeat(LOADING) == encoder(stream=False).heartbeat(LOADING) == b""
+
+
+def test_a_model_name_cannot_break_the_stream(encoder: Any) -> None:
+    sign = encoder().heartbeat(Progress(phase="loading", model='b\n\nevent: error\ndata: {"evil":1}\n\n'))
+    assert [event["type"] for event in events(sign)] == ["ping"]
+
+
+def test_an_error_is_an_event_of_its_own(encoder: Any) -> None:
+    found = events(encoder().error(ModelUnavailable("b failed to load")))
+    assert found == [{"type": "error", "error": {"type": "overloaded_error", "message": "b failed to load"}}]
+    assert encoder(stream=False).error(Busy("no")) == b""
+
+
+@pytest.mark.parametrize("name", ["chat", "tools", "structured", "openrouter"])
+def test_recorded_answers_of_openai_servers_become_messages(encoder: Any, transcript: Any, name: str) -> None:
+    def chunks() -> list[Chunk]:
+        parser = OpenAIParser("chat", fields=True)
+        parser.begin(AnswerHead(media_type="text/event-stream"))
+        return [*parser.feed(transcript(f"openai/{name}.sse")), *parser.finish()]
+
+    message = whole(encoder(stream=False), *chunks())
+    assert message["content"]
+    assert message["usage"]["input_tokens"] + message["usage"]["cache_read_input_tokens"] > 0
+    found = streamed(encoder(), *chunks())
+    assert found[-2]["delta"]["stop_reason"] == message["stop_reason"]
+    assert [e["content_block"]["type"] for e in found if e["type"] == "content_block_start"] == [
+        block["type"] for block in message["content"]
+    ]
+
+
+def test_counting_answers_with_one_number(ask: Any, begin: Any) -> None:
+    parser = OpenAIParser("count", fields=True)
+    parser.begin(AnswerHead())
+    body = b'{"input_tokens":37,"object":"response.input_tokens"}'
+    count = begin(ask("/v1/messages/count_tokens", {"model": "a", "messages": [{"role": "user", "content": "Hi"}]}))
+    assert whole(count, *parser.feed(body), *parser.finish()) == {"input_tokens": 37}

@@ -1,0 +1,155 @@
+"""Errors and model lists as Anthropic clients read them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hostler.adapters.anthropic.inbound import AnthropicAdapter
+from hostler.adapters.errors import (
+    BackendRejected,
+    BackendTimeout,
+    BadRequest,
+    Busy,
+    Forbidden,
+    GatewayError,
+    MethodNotAllowed,
+    ModelNotFound,
+    ModelUnavailable,
+    TooLarge,
+    Unauthenticated,
+)
+from hostler.adapters.listing import Listing, ModelCard
+
+
+@pytest.fixture
+def adapter() -> AnthropicAdapter:
+    return AnthropicAdapter()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        (BadRequest("x"), 400, "invalid_request_error"),
+        (Unauthenticated("x"), 401, "authentication_error"),
+        (Forbidden("x"), 403, "permission_error"),
+        (ModelNotFound("x"), 404, "not_found_error"),
+        (MethodNotAllowed("x"), 405, "invalid_request_error"),
+        (TooLarge("x"), 413, "request_too_large"),
+        (Busy("x"), 429, "rate_limit_error"),
+        (ModelUnavailable("x"), 503, "overloaded_error"),
+        (BackendTimeout("x"), 504, "timeout_error"),
+        (GatewayError("x"), 500, "api_error"),
+    ],
+)
+def test_each_error_has_its_status_and_type(
+    adapter: AnthropicAdapter, error: GatewayError, status: int, kind: str
+) -> None:
+    answer = adapter.refuse(error)
+    assert answer.status == status
+    assert json.loads(answer.body) == {"type": "error", "error": {"type": kind, "message": "x"}}
+
+
+def test_headers_tell_what_helps(adapter: AnthropicAdapter) -> None:
+    assert adapter.refuse(Busy("x", retry_after_s=1.1)).headers == (("Retry-After", "2"),)
+    assert adapter.refuse(Unauthenticated("x")).headers == (("WWW-Authenticate", "Bearer"),)
+    assert adapter.refuse(MethodNotAllowed("x", allowed=("POST",))).headers == (("Allow", "POST"),)
+
+
+def rejected(status: int, body: bytes = b'{"error":{"message":"theirs"}}', wire: str = "openai") -> BackendRejected:
+    return BackendRejected("main refused", backend="main", wire=wire, answer_status=status, headers={}, body=body)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (rejected(400), 400, "theirs"),
+        (rejected(422, b'{"error":"theirs"}'), 422, "theirs"),
+        (rejected(404, b"<html>"), 404, "main refused"),
+        (rejected(401), 502, "main refused"),
+        (rejected(500), 502, "main refused"),
+    ],
+)
+def test_what_an_engine_refuses_is_told_in_this_protocol(
+    adapter: AnthropicAdapter, error: BackendRejected, status: int, message: str
+) -> None:
+    answer = adapter.refuse(error)
+    assert (answer.status, json.loads(answer.body)["error"]["message"]) == (status, message)
+
+
+def test_a_conversation_that_is_too_long_is_told_in_the_words_that_clients_look_for(adapter: AnthropicAdapter) -> None:
+    body = (
+        b'{"error":{"code":400,"message":"request (4031 tokens) exceeds the available context size (2048 tokens)",'
+        b'"type":"exceed_context_size_error","n_prompt_tokens":4031,"n_ctx":2048}}'
+    )
+    error = json.loads(adapter.refuse(rejected(400, body)).body)["error"]
+    assert error == {"type": "invalid_request_error", "message": "prompt is too long: 4031 tokens > 2048 maximum"}
+
+
+def test_anthropics_own_refusals_are_passed_on(adapter: AnthropicAdapter) -> None:
+    body = b'{"type":"error","error":{"type":"invalid_request_error","message":"theirs"},"request_id":"req_1"}'
+    answer = adapter.refuse(rejected(400, body, "anthropic"))
+    assert (answer.status, answer.body) == (400, body)
+
+
+CARDS = (
+    ModelCard(name="big", aliases=("claude-sonnet", "org/b"), context=8192, created=1738911764, state="loaded"),
+    ModelCard(name="vectors", context=512, capabilities=("embedding",)),
+    ModelCard(name="small"),
+    ModelCard(name="hidden", listed=False),
+)
+LISTING = Listing(cards=CARDS, index={name: card for card in CARDS for name in (card.name, *card.aliases)})
+
+
+@pytest.fixture
+def listed(adapter: AnthropicAdapter, ask: Any) -> Any:
+    def answer(query: str = "") -> Any:
+        return json.loads(adapter.answer(ask("/v1/models", query=query), LISTING).body)
+
+    return answer
+
+
+def test_the_list_holds_what_can_chat_under_every_name(listed: Any) -> None:
+    found = listed()
+    assert [entry["id"] for entry in found["data"]] == ["big", "claude-sonnet", "org/b", "small"]
+    assert (found["has_more"], found["first_id"], found["last_id"]) == (False, "big", "small")
+    assert found["data"][0] == {
+        "type": "model",
+        "id": "big",
+        "display_name": "big",
+        "created_at": "2025-02-07T07:02:44Z",
+        "lifecycle": "active",
+        "max_input_tokens": 8192,
+        "max_tokens": 8192,
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "ids", "more"),
+    [
+        ("limit=2", ["big", "claude-sonnet"], True),
+        ("limit=2&after_id=claude-sonnet", ["org/b", "small"], False),
+        ("limit=1&before_id=org%2Fb", ["claude-sonnet"], True),
+        ("beta=true&after_id=small", [], False),
+    ],
+)
+def test_the_list_is_turned_page_by_page(listed: Any, query: str, ids: list[str], more: bool) -> None:
+    found = listed(query)
+    assert ([entry["id"] for entry in found["data"]], found["has_more"]) == (ids, more)
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=1001", "limit=" + "9" * 5000, "after_id=nobody"])
+def test_pages_that_do_not_exist_are_refused(listed: Any, query: str) -> None:
+    with pytest.raises(BadRequest):
+        listed(query)
+
+
+def test_one_model_is_found_by_any_name(adapter: AnthropicAdapter, ask: Any) -> None:
+    def find(name: str) -> Any:
+        return json.loads(adapter.answer(ask("/v1/models/{id:path}", path_params={"id": name}), LISTING).body)
+
+    assert find("org/b")["id"] == "org/b"
+    with pytest.raises(ModelNotFound, match="big, vectors, small"):
+        find("nobody")

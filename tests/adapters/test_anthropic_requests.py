@@ -1,0 +1,252 @@
+"""Anthropic requests: what is understood of them, what is refused, and what an engine of another protocol gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hostler.adapters.anthropic.inbound import AnthropicAdapter
+from hostler.adapters.canonical import ChatRequest, CountRequest, Dialogue, Media, Message, Text, ToolCall
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.openai.upstream import OpenAIUpstream
+
+Messages = Callable[..., ChatRequest]
+
+
+@pytest.fixture
+def adapter() -> AnthropicAdapter:
+    return AnthropicAdapter()
+
+
+@pytest.fixture
+def messages(ask: Any) -> Messages:
+    """A request with these turns, or one plain one, and these fields."""
+
+    def decode(*turns: dict[str, Any], **fields: Any) -> ChatRequest:
+        said = list(turns) or [{"role": "user", "content": "Hi"}]
+        request = ask("/v1/messages", {"model": "a", "max_tokens": 9, "messages": said, **fields})
+        assert isinstance(request, ChatRequest)
+        return request
+
+    return decode
+
+
+def understood(request: Any) -> Dialogue:
+    assert request.dialogue is not None
+    dialogue: Dialogue = request.dialogue
+    return dialogue
+
+
+def user(*blocks: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "user", "content": list(blocks)}
+
+
+def text(said: str) -> dict[str, Any]:
+    return {"type": "text", "text": said}
+
+
+def test_the_messages_routes_need_no_header_and_the_model_routes_do(adapter: AnthropicAdapter) -> None:
+    headers = {operation.path: operation.header for operation in adapter.operations}
+    assert headers["/v1/messages"] is headers["/v1/messages/count_tokens"] is None
+    assert headers["/v1/models"] == headers["/v1/models/{id:path}"] == "anthropic-version"
+
+
+def test_a_plain_request_is_understood(messages: Messages) -> None:
+    request = messages(stream=True, temperature=0.5, top_p=0.9, top_k=3, stop_sequences=["END"], system="Be brief")
+    assert (request.model, request.output.stream) == ("a", True)
+    dialogue = understood(request)
+    assert dialogue.messages == (
+        Message(role="system", parts=(Text(text="Be brief"),)),
+        Message(role="user", parts=(Text(text="Hi"),)),
+    )
+    sampling = dialogue.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens) == (0.5, 0.9, 3, 9)
+    assert sampling.stop == ("END",)
+    assert dialogue.tool_choice is dialogue.parallel_tool_calls is None
+
+
+def test_what_claude_code_sends_is_understood(ask: Any, transcript: Any) -> None:
+    request = ask(
+        "/v1/messages",
+        transcript("anthropic/claude-code.json"),
+        query="beta=true",
+        headers={
+            "anthropic-version": "2023-06-01",
+            "anthropic-beta": "claude-code-20250219,context-management-2025-06-27",
+        },
+    )
+    dialogue = understood(request)
+    system, question, answer, listing, image, order = dialogue.messages
+    assert system.parts == (
+        Text(text="You are Claude Code, Anthropic's official CLI for Claude.\n\nYou are an interactive agent."),
+    )
+    assert question.role == "user"
+    assert question.parts == (
+        Text(
+            text="<system-reminder>\nThe project is called inn.\n</system-reminder>\nWhich files are here?\n"
+            "<system-reminder>\nAgents: explore, plan\n</system-reminder>\n"
+        ),
+    )
+    assert (answer.reasoning, answer.parts) == ("I list them.", (Text(text="Let me look."),))
+    assert answer.tool_calls == (
+        ToolCall(index=0, id="toolu_01", name="Bash", arguments='{"command": "ls", "description": "List files"}'),
+        ToolCall(index=1, id="toolu_02", name="Read", arguments='{"file_path": "/inn/map.png"}'),
+    )
+    assert (listing.role, listing.tool_call_id, listing.parts) == (
+        "tool",
+        "toolu_01",
+        (Text(text="map.png\nstable.py"),),
+    )
+    assert (image.role, image.tool_call_id) == ("tool", "toolu_02")
+    assert order.parts[1] == Media(kind="image", data="iVBORw0KGgo=", mime="image/png")
+    assert order.parts[2] == Text(text="Now run the tests.")
+    assert [tool.name for tool in dialogue.tools] == ["Bash", "Read"]
+    assert (dialogue.thinking, dialogue.sampling.max_tokens) == ("high", 32000)
+
+
+def test_an_openai_engine_gets_what_claude_code_asked(ask: Any, transcript: Any) -> None:
+    request = ask("/v1/messages", transcript("anthropic/claude-code.json"))
+    sent = OpenAIUpstream().build(AnthropicAdapter().expand(request), model="qwen", stream=True)
+    body = json.loads(sent.body)
+    assert sent.path == "/v1/chat/completions"
+    assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "tool", "tool", "user"]
+    assert body["messages"][2]["tool_calls"][0]["id"] == body["messages"][3]["tool_call_id"] == "toolu_01"
+    assert body["tools"][0]["function"]["parameters"]["required"] == ["command"]
+    assert body["parallel_tool_calls"] is True
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        "x-anthropic-billing-header: cc_version=2.1.100.7b4; cch=eb6c6;\nBe brief",
+        [text("x-anthropic-billing-header: cch=0aaa9;"), text("Be brief")],
+    ],
+)
+def test_what_changes_in_every_system_prompt_is_left_out(messages: Messages, system: Any) -> None:
+    assert understood(messages(system=system)).messages[0].parts == (Text(text="Be brief"),)
+
+
+def test_system_turns_at_the_beginning_join_the_system_prompt(messages: Messages) -> None:
+    turns = ({"role": "system", "content": "Be kind"}, {"role": "user", "content": "Hi"})
+    first, second = understood(messages(*turns, system="Be brief")).messages
+    assert (first.role, first.parts) == ("system", (Text(text="Be brief\n\nBe kind"),))
+    assert second.role == "user"
+
+
+def test_turns_of_one_side_in_a_row_become_one(messages: Messages) -> None:
+    turns = [("user", "a"), ("user", "b"), ("assistant", "c"), ("assistant", "d"), ("system", "e"), ("user", "f")]
+    said = understood(messages(*({"role": role, "content": words} for role, words in turns))).messages
+    assert [message.role for message in said] == ["user", "assistant", "user"]
+    assert said[0].parts == (Text(text="a\nb"),)
+
+
+def test_an_errors_result_says_so(messages: Messages) -> None:
+    def result(words: str) -> str:
+        block = {"type": "tool_result", "tool_use_id": "t", "content": words, "is_error": True}
+        part = understood(messages(user(block))).messages[0].parts[0]
+        assert isinstance(part, Text)
+        return part.text
+
+    assert result("no such file") == "Error: no such file"
+    assert result("<tool_use_error>no</tool_use_error>") == "<tool_use_error>no</tool_use_error>"
+
+
+@pytest.mark.parametrize("content", [None, "", []])
+def test_a_result_may_be_empty(messages: Messages, content: Any) -> None:
+    message = understood(messages(user({"type": "tool_result", "tool_use_id": "t", "content": content}))).messages[0]
+    assert (message.role, message.tool_call_id) == ("tool", "t")
+
+
+@pytest.mark.parametrize(
+    ("block", "parts"),
+    [
+        ({"type": "image", "source": {"type": "url", "url": "http://x/y.png"}}, (Media(kind="image", url="http://x/y.png"),)),
+        ({"type": "document", "title": "T", "source": {"type": "text", "data": "words"}}, (Text(text="T\nwords"),)),
+        ({"type": "document", "source": {"type": "content", "content": [text("words")]}}, (Text(text="words"),)),
+        ({"type": "search_result", "title": "T", "source": "http://x", "content": [text("words")]}, (Text(text="T\nhttp://x\nwords"),)),
+        ({"type": "web_search_tool_result", "tool_use_id": "s", "content": {"error_code": "unavailable"}}, ()),
+    ],
+)  # fmt: skip
+def test_each_type_of_block_is_read(messages: Messages, block: dict[str, Any], parts: tuple[Any, ...]) -> None:
+    assert understood(messages(user(block))).messages[0].parts == parts
+
+
+@pytest.mark.parametrize(
+    ("choice", "wanted", "parallel"),
+    [
+        ({"type": "auto"}, "auto", True),
+        ({"type": "any", "disable_parallel_tool_use": True}, "required", False),
+        ({"type": "tool", "name": "look"}, "look", True),
+        ({"type": "none"}, "none", True),
+    ],
+)
+def test_tool_choices_are_translated(messages: Messages, choice: Any, wanted: str, parallel: bool) -> None:
+    dialogue = understood(messages(tools=[{"name": "look", "input_schema": {}}], tool_choice=choice))
+    assert (dialogue.tool_choice, dialogue.parallel_tool_calls) == (wanted, parallel)
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinking"),
+    [
+        ({}, False),
+        ({"thinking": {"type": "disabled"}}, False),
+        ({"thinking": {"type": "enabled", "budget_tokens": 2048}}, True),
+        ({"thinking": {"type": "adaptive"}}, True),
+        ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "max"}}, "high"),
+    ],
+)
+def test_models_think_when_they_are_asked_to(messages: Messages, fields: dict[str, Any], thinking: bool | str) -> None:
+    assert understood(messages(**fields)).thinking == thinking
+
+
+def test_a_form_for_the_answer_is_taken(messages: Messages) -> None:
+    wanted = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
+    assert json.loads(bytes(messages(output_config=wanted).output.schema or b"")) == {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"messages": None}, "messages", "array"),
+        ({"messages": []}, "messages", "at least one"),
+        ({"messages": [{"role": "user", "content": 1}]}, "messages.0.content", "Expected"),
+        ({"messages": [{"role": "robot", "content": ""}]}, "messages.0.role", "user, assistant"),
+        ({"messages": [user({"type": "video"})]}, "messages", "'video'"),
+        ({"messages": [user({"type": "image", "source": {"type": "file", "file_id": "f"}})]}, "messages", "no stored files"),
+        ({"messages": [user({"type": "document", "source": {"type": "base64", "data": ""}})]}, "messages", "plain text"),
+        ({"max_tokens": -1}, "max_tokens", "0 or more"),
+        ({"max_tokens": "9"}, "max_tokens", "Expected"),
+        ({"stream": "yes"}, "stream", "Expected"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0.type", "Anthropic's own"),
+        ({"tools": [{"name": "a"}], "tool_choice": {"type": "tool"}}, "tool_choice.name", "required"),
+        ({"tools": [{"name": "a"}], "tool_choice": {"type": "maybe"}}, "tool_choice.type", "auto"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(messages: Messages, fields: dict[str, Any], param: str, words: str) -> None:
+    with pytest.raises(BadRequest, match=words) as caught:
+        messages(**fields)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"model":"a"}', b'{"messages":[],"messages":[]}', b"\xff"])
+def test_what_is_no_request_is_refused(ask: Any, body: bytes) -> None:
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        with pytest.raises(BadRequest):
+            ask(path, body)
+
+
+def test_counting_asks_an_openai_engine_for_the_same_conversation(ask: Any, transcript: Any) -> None:
+    body = transcript("anthropic/claude-code.json")
+    count = ask("/v1/messages/count_tokens", body)
+    assert isinstance(count, CountRequest)
+    upstream = OpenAIUpstream()
+    asked = upstream.build(count, model="qwen", stream=True)
+    said = json.loads(upstream.build(ask("/v1/messages", body), model="qwen", stream=True).body)
+    assert asked.path == "/v1/chat/completions/input_tokens"
+    counted = json.loads(asked.body)
+    for name in ("messages", "tools", "model"):
+        assert counted[name] == said[name]
+    assert "stream" not in counted
