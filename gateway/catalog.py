@@ -21,9 +21,10 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """A model under its own name, and its places in the order of the chain."""
+    """A model under its own name, what clients may see of it, and its places in the order of the chain."""
 
     model: str
+    card: ModelCard
     places: tuple[Place, ...]
 
 
@@ -73,7 +74,7 @@ class Catalog:
             self._rebuild()
 
     def find(self, name: str | None) -> Placement:
-        """Where the model of this name, alias or (`None`) the active or default one could run.
+        """Where the model of this name or alias, in any spelling, or (`None`) the active or default one could run.
 
         Raises `ModelNotFound` with the names that do exist, or `BadRequest` if none is named and none is active.
         """
@@ -84,6 +85,9 @@ class Catalog:
                     f'no model is named and none is running; name one in "model": {self._known()}', param="model"
                 )
         placement = self._placements.get(name)
+        if placement is None:
+            card = self._listing.find_folded(name)
+            placement = self._placements.get(card.name) if card is not None else None
         if placement is None:
             raise ModelNotFound(
                 f"the model `{printable(name, 100)}` does not exist; {self._known()}", model=name, param="model"
@@ -149,7 +153,7 @@ class Catalog:
                     there = models.get(name) or models.get("*")
                     if there:
                         in_order.append(Place(backend=backend, name_there=there))
-            placement = Placement(model=name, places=tuple(in_order))
+            placement = Placement(model=name, card=card, places=tuple(in_order))
             for spelling in (name, *card.aliases):
                 for accepted in (spelling, f"{spelling}:latest"):
                     index.setdefault(accepted, card)

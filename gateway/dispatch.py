@@ -6,15 +6,18 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from hostler.adapters.canonical import Chunk, Request
+from hostler.adapters.canonical import AnswerHead, Chunk, Control, Request
 from hostler.adapters.errors import BackendRejected
-from hostler.adapters.protocol import Polyglot, Upstream
+from hostler.adapters.protocol import Amending, Polyglot, Timed, Timing, Upstream
 from hostler.gateway.asgi import Receive, Scope, Send
 from hostler.gateway.backends.base import Answer, Endpoint, Timeouts, Transport
 from hostler.gateway.exchange import Exchange
 
 #: As much of an error answer as is read and passed on, in bytes.
 ERROR_BODY_LIMIT = 1024 * 1024
+
+#: How often a refused request may be said in another way, each time smaller.
+AMENDMENTS = 8
 
 
 class Backend(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,10 +46,32 @@ class Dispatch:
         await self.dispatch(Exchange.of(scope))
 
     async def dispatch(self, exchange: Exchange) -> None:
+        request = exchange.request
+        if isinstance(request, Control):
+            # The layers have done what was asked; there is nothing to ask a backend.
+            exchange.reply.begin(AnswerHead())
+        else:
+            for _ in range(AMENDMENTS):
+                try:
+                    await self._ask(exchange, request)
+                    break
+                except BackendRejected as rejected:
+                    amended = _amended(exchange, request, rejected)
+                    if amended is None:
+                        raise
+                    request = amended
+            else:
+                await self._ask(exchange, request)
+        if isinstance(exchange.reply.encoder, Timed):
+            total_s = self._clock() - exchange.started_at
+            timing = Timing(queue_s=exchange.queue_s, switch_s=exchange.switch_s, total_s=total_s)
+            exchange.reply.encoder.timing(timing)
+        await exchange.reply.end()
+
+    async def _ask(self, exchange: Exchange, request: Request) -> None:
         target = exchange.target
         assert target is not None, "the fallback layer names a target"
         backend = self._backends[target.backend]
-        request = exchange.request
         same_wire = _speaks(backend.upstream, request.origin.wire)
         if not same_wire:
             request = exchange.adapter.expand(request)
@@ -66,7 +91,6 @@ class Dispatch:
             for chunk in parser.finish():
                 self._notice(exchange, chunk)
                 await reply.write(chunk)
-        await reply.end()
 
     def _notice(self, exchange: Exchange, chunk: Chunk) -> None:
         if exchange.first_word_at is None:
@@ -75,6 +99,13 @@ class Dispatch:
             exchange.usage = chunk.usage
         if chunk.finish is not None:
             exchange.finish = chunk.finish
+
+
+def _amended(exchange: Exchange, request: Request, rejected: BackendRejected) -> Request | None:
+    """Another way to say what was refused, if the protocol knows one and nothing was answered yet."""
+    if exchange.reply.committed or not isinstance(exchange.adapter, Amending):
+        return None
+    return exchange.adapter.amend(request, rejected)
 
 
 def _speaks(upstream: Upstream, wire: str) -> bool:

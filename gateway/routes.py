@@ -23,6 +23,7 @@ class Surface(BaseRoute):
         self._exact: dict[str, dict[str, list[Claim]]] = {}
         self._patterns: list[tuple[Any, Mapping[str, Any], dict[str, list[Claim]]]] = []
         self._by_pattern: dict[str, dict[str, list[Claim]]] = {}
+        self._neighbours: dict[str, Adapter] = {}
         for claim in claims:
             self._add(claim)
 
@@ -48,6 +49,11 @@ class Surface(BaseRoute):
                     )
             rivals.append(claim)
             rivals.sort(key=lambda each: each.operation.header is None)
+
+        if claim.adapter is not None:
+            segments = path.split("/")
+            for length in range(2, len(segments)):
+                self._neighbours.setdefault("/".join(segments[:length]), claim.adapter)
 
     def claims(self) -> Iterable[Claim]:
         """Every claim once per path, for documentation."""
@@ -76,11 +82,19 @@ class Surface(BaseRoute):
         raise NotFound(f"there is no {scope['method']} {path[:200]} here")
 
     def owner(self, path: str) -> Adapter | None:
-        """The adapter whose client is probably asking, whatever the method; for errors before a claim is found."""
+        """The adapter whose client is probably asking, whatever the method; for errors before a claim is found.
+
+        For a path that nobody claims, that is the one with the nearest neighbour: the most leading segments shared.
+        """
         methods = self._exact.get(path)
         if methods is None:
             methods = next((table for regex, _, table in self._patterns if regex.match(path)), {})
-        return next((claim.adapter for claims in methods.values() for claim in claims), None)
+        owner = next((claim.adapter for claims in methods.values() for claim in claims), None)
+        segments = path.split("/")
+        while owner is None and len(segments) > 2:
+            segments.pop()
+            owner = self._neighbours.get("/".join(segments))
+        return owner
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if scope["type"] != "http":

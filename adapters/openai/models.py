@@ -25,7 +25,7 @@ def models(listing: Listing) -> WireResponse:
 
 def model(listing: Listing, name: str) -> WireResponse:
     """One model by a name or an alias. Raises `ModelNotFound`."""
-    card = listing.find(name)
+    card = listing.find_folded(name)
     if card is None:
         raise unknown(name, listing.names())
     return WireResponse(body=msgspec.json.encode(_entry(name, card)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hostler.adapters.protocol import Admitting
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.catalog import Placement
 from hostler.gateway.exchange import Exchange, Target
@@ -25,6 +26,8 @@ class Detect(Layer):
     async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
         placement = self._find(exchange.request.model)
         exchange.model = placement.model
+        if isinstance(exchange.adapter, Admitting):
+            exchange.request = exchange.adapter.admit(exchange.request, placement.card)
         candidates = tuple(
             Target(backend=place.backend, model=placement.model, name_there=place.name_there)
             for place in placement.places
