@@ -86,7 +86,7 @@ class LlamaCppParser:
                 broken = BackendBroken("The backend's answer holds an event that is not what the protocol allows.")
                 return self._then_raise(kept, finish, usage, broken)
             if piece.error is not NO_ERROR and bytes(piece.error) != b"null":
-                return self._then_raise(kept, finish, usage, BackendBroken(_words(piece.error)))
+                return self._then_raise(kept, finish, usage, _broken(piece.error))
             kept.append(event)
             if piece.stop:
                 self._stopped.add(piece.index)
@@ -138,14 +138,16 @@ def _finish(piece: Piece) -> str:
     return "length" if piece.stop_type == "limit" else "stop"
 
 
-def _words(raw: msgspec.Raw) -> str:
+def _broken(raw: msgspec.Raw) -> BackendBroken:
     try:
-        message = _decode_error(raw).message
+        error = _decode_error(raw)
     except msgspec.DecodeError:
-        message = ""
-    if not message.strip():
-        return "The backend reported an error in the middle of its answer."
-    return "The backend reported an error: " + "".join(c if c.isprintable() else " " for c in message[:500])
+        error = ErrorBody()
+    code = error.code if error.code is not None and 400 <= error.code <= 599 else None
+    if not error.message.strip():
+        return BackendBroken("The backend reported an error in the middle of its answer.", answer_status=code)
+    words = "".join(c if c.isprintable() else " " for c in error.message[:500])
+    return BackendBroken(f"The backend reported an error: {words}", answer_status=code)
 
 
 def _raising(chunks: list[Chunk], error: GatewayError) -> Iterator[Chunk]:

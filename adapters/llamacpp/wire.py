@@ -34,3 +34,4 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
     """What stands in `error`."""
 
     message: str = ""
+    code: int | None = None

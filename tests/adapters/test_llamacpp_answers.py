@@ -1,0 +1,175 @@
+"""Native answers: forwarded byte by byte, or folded into what llama-server itself would have said; broken ones are noticed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hostler.adapters.canonical import AnswerHead, Chunk, Control, Origin, Output, Passthrough, Progress, Usage
+from hostler.adapters.errors import BackendBroken, ModelUnavailable
+from hostler.adapters.llamacpp.inbound import LlamaCppAdapter
+from hostler.adapters.llamacpp.parser import LlamaCppParser
+from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
+from hostler.adapters.protocol import Encoder
+
+Transcript = Callable[[str], bytes]
+STREAM = AnswerHead(media_type="text/event-stream")
+WHOLE = AnswerHead(media_type="application/json; charset=utf-8")
+STREAMS = {"completion": 1, "words": 1, "prompts": 2}
+fixtures_are_stateless = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+
+
+def completion(*, stream: bool = False, operation: str = "completion", **fields: Any) -> Passthrough:
+    origin = Origin(wire="llamacpp", operation=operation, body=json.dumps(fields).encode(), path="/completion")
+    return Passthrough(origin=origin, model="a", output=Output(stream=stream))
+
+
+def parse(segments: Iterable[bytes], *, head: AnswerHead = STREAM, answers: int = 1) -> list[Chunk]:
+    parser = LlamaCppParser(answers=answers)
+    parser.begin(head)
+    chunks = [chunk for segment in segments for chunk in parser.feed(segment)]
+    return [*chunks, *parser.finish()]
+
+
+def encoder(request: Passthrough | Control, head: AnswerHead = STREAM, *, progress: str = "thinking") -> Encoder:
+    made = LlamaCppAdapter().encoder(request, id="x", created=1, progress=progress)
+    made.begin(head)
+    return made
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_stream_is_forwarded_as_it_came(transcript: Transcript, name: str) -> None:
+    stream = transcript(f"llamacpp/{name}.sse")
+    made = encoder(completion(stream=True, prompt="x"))
+    chunks = parse([b":\n\n", stream[:100], stream[100:]], answers=STREAMS[name])
+    assert b"".join(made.chunk(chunk) for chunk in chunks) + made.end() == stream
+
+
+@fixtures_are_stateless
+@given(name=st.sampled_from(sorted(STREAMS)), places=st.lists(st.integers(0, 10_000), max_size=20), dos=st.booleans())
+def test_any_cutting_gives_the_same_answer(transcript: Transcript, name: str, places: list[int], dos: bool) -> None:
+    stream = transcript(f"llamacpp/{name}.sse")
+    stream = stream.replace(b"\n", b"\r\n") if dos else stream
+    edges = [0, *sorted({place % len(stream) for place in places}), len(stream)]
+    chunks = parse([stream[a:b] for a, b in pairwise(edges)], answers=STREAMS[name])
+    assert b"".join(chunk.raw for chunk in chunks) == stream
+    last = [chunk for chunk in chunks if chunk.usage][-1]
+    assert (last.usage, last.finish) == (
+        {
+            "completion": Usage(prompt_tokens=5, completion_tokens=6, prompt_ms=308.407, completion_ms=3195.985),
+            "words": Usage(prompt_tokens=3, completion_tokens=8, prompt_ms=151.466, completion_ms=3304.143),
+        }.get(name, last.usage),
+        "stop" if name == "words" else "length",
+    )
+
+
+def test_several_prompts_are_counted_together(transcript: Transcript) -> None:
+    usage = [chunk.usage for chunk in parse([transcript("llamacpp/prompts.sse")], answers=2) if chunk.usage][-1]
+    whole = [chunk.usage for chunk in parse([transcript("llamacpp/prompts.json")], head=WHOLE) if chunk.usage][-1]
+    assert (usage.prompt_tokens, usage.completion_tokens) == (2, 4) == (whole.prompt_tokens, whole.completion_tokens)
+
+
+@pytest.mark.parametrize("name", ["completion", "words"])
+def test_a_folded_answer_is_the_one_the_server_gives(transcript: Transcript, name: str) -> None:
+    made = encoder(completion(prompt="x", return_tokens=name == "words"))
+    said = [made.chunk(chunk) for chunk in parse([transcript(f"llamacpp/{name}.sse")])]
+    body = made.end()
+    folded, real = json.loads(body), json.loads(transcript(f"llamacpp/{name}.json"))
+    assert not any(said)
+    assert (made.media_type, made.length) == ("application/json; charset=utf-8", len(body))
+    assert list(folded) == list(real)
+    for answer in (folded, real):
+        answer.pop("timings")
+    assert folded == real
+
+
+def test_a_whole_answer_is_forwarded_as_it_came(transcript: Transcript) -> None:
+    body = transcript("llamacpp/prompts.json")
+    head = AnswerHead(media_type="application/json; charset=utf-8", length=len(body))
+    made = encoder(completion(prompt=["One", "Two"]), head)
+    assert b"".join(made.chunk(chunk) for chunk in parse([body[:9], body[9:]], head=head)) + made.end() == body
+    assert (made.media_type, made.length) == (head.media_type, len(body))
+
+
+def test_a_whole_answer_to_who_asked_for_a_stream_is_told_as_one() -> None:
+    made = encoder(completion(stream=True, prompt="x"), WHOLE)
+    said = b"".join(made.chunk(chunk) for chunk in parse([b'{\n "content": "a b",\n "stop": true}'], head=WHOLE))
+    assert said + made.end() == b'data: {"content":"a b","stop":true}\n\n'
+
+
+def test_a_stream_that_ends_early_is_broken(transcript: Transcript) -> None:
+    events = transcript("llamacpp/completion.sse").split(b"\n\n")
+    with pytest.raises(BackendBroken, match="before it was complete"):
+        parse([b"\n\n".join(events[:-2]) + b"\n\n"])
+    with pytest.raises(BackendBroken, match="before it was complete"):
+        parse([transcript("llamacpp/completion.sse")], answers=2)
+
+
+def test_text_in_place_of_an_event_is_broken() -> None:
+    with pytest.raises(BackendBroken, match="not what the protocol allows"):
+        parse([b'data: {"content": "a", "stop": false}\n\nproxy error: Failed to read\n\ndata: proxy error\n\n'])
+
+
+def test_an_error_in_the_stream_is_one() -> None:
+    error = b'data: {"error":{"code":500,"message":"out of cells","type":"server_error"}}\n\n'
+    parser = LlamaCppParser(answers=1)
+    with pytest.raises(BackendBroken, match="out of cells") as raised:
+        list(parser.feed(error))
+    assert raised.value.answer_status == 500
+    parser.begin(STREAM)
+    first = list(parser.feed(b'data: {"content":"a","stop":false}\n\n'))
+    assert len(first) == 1
+    with pytest.raises(BackendBroken):
+        list(parser.feed(error))
+
+
+def test_nothing_of_an_earlier_attempt_is_folded() -> None:
+    made = encoder(completion(prompt="x"))
+    made.chunk(Chunk(wire="llamacpp", raw=b'data: {"content":"old","stop":false}\n\n'))
+    made.begin(STREAM)
+    made.chunk(Chunk(wire="llamacpp", raw=b'data: {"content":"new","stop":true}\n\n'))
+    assert json.loads(made.end())["content"] == "new"
+
+
+def test_a_stream_of_an_unknown_kind_ends_with_its_connection() -> None:
+    stream = b"event: x\ndata: not json\n\ndata: cut"
+    made = encoder(completion(stream=True, operation="other"))
+    assert b"".join(made.chunk(chunk) for chunk in parse([stream], answers=0)) + made.end() == stream
+
+
+def test_the_parser_knows_how_many_answers_to_expect(transcript: Transcript) -> None:
+    upstream = LlamaCppUpstream()
+    for request, name in ((completion(prompt=["a", "b"]), "prompts"), (completion(prompt="a"), "completion")):
+        parser = upstream.parser(request, fields=False)
+        parser.begin(STREAM)
+        list(parser.feed(transcript(f"llamacpp/{name}.sse")))
+        assert list(parser.finish()) == []
+    chosen = upstream.parser(completion(prompt="a", response_fields=["content"]), fields=False)
+    chosen.begin(STREAM)
+    assert list(chosen.feed(b'data: {"content":""}\n\n'))
+    assert list(chosen.finish()) == []
+
+
+def test_signs_of_life_are_comments() -> None:
+    progress = Progress(phase="loading", model="b\nc", percent=40)
+    assert encoder(completion(stream=True)).heartbeat(progress) == b": [hostler] loading bc: 40%\n\n"
+    assert encoder(completion(stream=True), progress="off").heartbeat(progress) == b""
+    assert encoder(completion()).heartbeat(progress) == b""
+
+
+def test_an_error_after_the_beginning_is_told_in_the_stream() -> None:
+    error = ModelUnavailable("gone")
+    said = encoder(completion(stream=True)).error(error)
+    assert said == b'data: {"error":{"code":503,"message":"gone","type":"unavailable_error"}}\n\n'
+    assert encoder(completion()).error(error) == b""
+
+
+def test_an_order_is_answered_when_it_is_carried_out() -> None:
+    made = encoder(Control(origin=Origin(wire="llamacpp", operation="load"), kind="load", model="a"), AnswerHead())
+    assert (made.end(), made.streaming) == (b'{"success":true}', False)

@@ -1,0 +1,252 @@
+"""llama-server's routes as requests: what is asked of which engine, and what may never reach one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostler.adapters.canonical import (
+    ChatRequest,
+    CompletionRequest,
+    Control,
+    EmbedRequest,
+    Passthrough,
+    Probe,
+    Request,
+)
+from hostler.adapters.errors import BadRequest, MethodNotAllowed, ModelUnavailable, NotFound
+from hostler.adapters.listing import ModelCard
+from hostler.adapters.llamacpp.inbound import LlamaCppAdapter
+from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
+from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.openai.upstream import OpenAIUpstream
+from hostler.adapters.protocol import Incoming
+from hostler.adapters.registry import check_conflicts
+
+ADAPTER = LlamaCppAdapter()
+UPSTREAM = LlamaCppUpstream()
+
+
+def ask(method: str, path: str, body: Any = b"", *, query: str = "", **headers: str) -> Request:
+    """The request that these bytes become; a path that nobody knows goes to the catch-all."""
+    known = [one for one in ADAPTER.operations if method in one.methods]
+    operation = next((one for one in known if one.path == path), ADAPTER.operations[-1])
+    sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return ADAPTER.decode(operation, Incoming(method=method, path=path, body=sent, query=query, headers=named))
+
+
+def sent(request: Request, *, model: str = "there", stream: bool = True) -> Any:
+    """The JSON that an engine gets."""
+    return json.loads(UPSTREAM.build(request, model=model, stream=stream).body)
+
+
+def test_no_path_is_claimed_twice_beside_openai() -> None:
+    check_conflicts([OpenAIAdapter(), ADAPTER])
+
+
+@pytest.mark.parametrize(
+    "path", ["/completion", "/infill", "/tokenize", "/detokenize", "/apply-template", "/embedding", "/v1/systemone"]
+)
+def test_what_only_an_engine_understands_is_sent_to_it_as_it_came(path: str) -> None:
+    request = ask("POST", path, b'{ "model":"a", "content" : "x", "new": [1.0] }')
+    wire = UPSTREAM.build(request, model="a", stream=False)
+    assert isinstance(request, Passthrough)
+    assert (wire.method, wire.path, wire.body) == ("POST", path, b'{ "model":"a", "content" : "x", "new": [1.0] }')
+
+
+@pytest.mark.parametrize(
+    ("body", "query", "model"),
+    [({"model": "a"}, "", "a"), ({}, "model=b%2Fc", "b/c"), ({"model": "a"}, "model=b", "a"), ({}, "", None)],
+)
+def test_a_model_is_named_in_the_body_or_the_query(body: Any, query: str, model: str | None) -> None:
+    assert ask("POST", "/tokenize", body, query=query).model == model
+    assert ask("POST", "/unknown/path", body, query=query).model == model
+
+
+def test_the_engine_is_told_its_own_name_of_the_model() -> None:
+    assert sent(ask("POST", "/tokenize", {"model": "alias", "content": "x"}))["model"] == "there"
+    assert sent(ask("POST", "/tokenize", {"content": "x"}))["model"] == "there"
+    assert sent(ask("POST", "/unknown", {"x": 1})) == {"x": 1}
+    lora = ask("GET", "/lora-adapters", query="a=1&model=alias&xmodel=2")
+    assert UPSTREAM.build(lora, model="t/here", stream=True).path == "/lora-adapters?a=1&model=t%2Fhere&xmodel=2"
+
+
+def test_a_list_as_body_is_forwarded_untouched() -> None:
+    request = ask("POST", "/lora-adapters", b'[{"id": 0, "scale": 0.5}]', query="model=a")
+    assert request.model == "a"
+    assert UPSTREAM.build(request, model="a", stream=True).body == b'[{"id": 0, "scale": 0.5}]'
+
+
+@pytest.mark.parametrize(
+    ("fields", "streams"),
+    [
+        ({"prompt": "x"}, True), ({"prompt": [1, 2]}, True), ({"prompt": ["x", 2]}, True), ({"prompt": []}, True),
+        ({"prompt": ["x", "y"]}, False), ({"prompt": [[1], [2]]}, False), ({"prompt": "x", "n": 2}, False),
+        ({"prompt": "x", "response_fields": ["content"]}, False), ({"prompt": "x", "n": 1}, True),
+    ],
+)  # fmt: skip
+def test_one_whole_completion_is_asked_for_as_a_stream(fields: dict[str, Any], streams: bool) -> None:
+    request = ask("POST", "/completion", fields)
+    assert sent(request).get("stream", False) is streams
+    assert "stream" not in sent(request, stream=False)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("/completions", {"prompt": "x"}, Passthrough),
+        ("/completions", {"prompt": "x", "model": "a", "n_predict": 4}, Passthrough),
+        ("/completions", {"prompt": "x", "model": "a", "max_tokens": 4}, CompletionRequest),
+        ("/completions/", {"prompt": "x", "max_tokens": 4}, CompletionRequest),
+        ("/embeddings", {"content": "x", "model": "a"}, Passthrough),
+        ("/embeddings", {"input": "x"}, Passthrough),
+        ("/embeddings", {"input": "x", "model": "a"}, EmbedRequest),
+        ("/embedding", {"input": "x", "model": "a"}, Passthrough),
+    ],
+)
+def test_where_two_protocols_meet_the_words_tell_which_is_meant(path: str, body: Any, kind: type) -> None:
+    request = ask("POST", path, body)
+    assert type(request) is kind
+    assert (request.origin.wire == "openai") == (kind is not Passthrough)
+
+
+def test_openais_own_package_is_answered_in_its_own_form() -> None:
+    assert isinstance(ask("POST", "/completions", {"prompt": "x"}, x_stainless_lang="python"), CompletionRequest)
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/reranking", "/v1/reranking"])
+def test_reranking_is_the_same_on_every_path(path: str) -> None:
+    wire = UPSTREAM.build(ask("POST", path, {"query": "q", "documents": ["d"]}), model="m", stream=True)
+    assert wire.path == "/v1/rerank"
+
+
+def test_models_are_loaded_and_unloaded_by_order() -> None:
+    order = ask("POST", "/models/load", {"model": "a"})
+    assert isinstance(order, Control)
+    assert (order.kind, order.model) == ("load", "a")
+    with pytest.raises(BadRequest, match="model name is missing from the request"):
+        ask("POST", "/models/unload", {})
+    changing = {
+        one.path: (one.scope, one.writes) for one in ADAPTER.operations if one.scope == "operate" and one.writes
+    }
+    assert changing.keys() == {"/models/load", "/models/unload", "/lora-adapters"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "words"), [("load", "loaded", "already"), ("unload", "failed", "not running")]
+)
+def test_an_order_that_is_carried_out_already_is_refused(kind: str, state: Any, words: str) -> None:
+    with pytest.raises(BadRequest, match=words):
+        ADAPTER.admit(ask("POST", f"/models/{kind}", {"model": "a"}), ModelCard(name="a", state=state))
+
+
+def test_to_look_never_loads_a_model() -> None:
+    idle, running = ModelCard(name="a"), ModelCard(name="a", state="loaded")
+    for request in (ask("GET", "/lora-adapters", query="model=a"), ask("GET", "/x"), ask("POST", "/x", {"y": 1})):
+        assert ADAPTER.admit(request, running) is request
+        with pytest.raises(ModelUnavailable):
+            ADAPTER.admit(request, idle)
+    named = ask("POST", "/x", {"model": "a"})
+    assert ADAPTER.admit(named, idle) is named
+
+
+# Paths that nobody knows.
+
+
+def test_an_unknown_path_goes_to_the_engine_of_the_model_in_its_body() -> None:
+    body = b'{"model":"a","stream":true,"x":1}'
+    request = ask("POST", "/v1/audio/new", body, query="y=2", content_type="application/json")
+    assert isinstance(request, Passthrough)
+    assert (request.model, request.output.stream) == ("a", True)
+    wire = UPSTREAM.build(request, model="b", stream=True)
+    assert (wire.path, wire.body) == ("/v1/audio/new?y=2", b'{"model":"b","stream":true,"x":1}')
+
+
+def test_an_unknown_path_takes_a_form_with_files() -> None:
+    kind = "multipart/form-data; boundary=B"
+    form = b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\na\r\n--B--\r\n'
+    request = ask("POST", "/v1/x", form, content_type=kind)
+    wire = UPSTREAM.build(request, model="b", stream=True)
+    assert (request.model, wire.content_type, wire.body) == ("a", kind, form.replace(b"\r\na\r\n", b"\r\nb\r\n"))
+
+
+def test_a_body_of_another_kind_is_forwarded_unread() -> None:
+    request = ask("POST", "/v1/x", b"\x00model", content_type="application/octet-stream")
+    wire = UPSTREAM.build(request, model="b", stream=True)
+    assert (request.model, wire.body, wire.content_type) == (None, b"\x00model", "application/octet-stream")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/slots/0", "/x/slots/0", "/SLOTS/0", "/props/", "/v1/props", "/admin/x", "/ui/x", "/metrics/x", "/events/",
+        "/api/x", "/cors-proxy/x", "/tools/x", "/v1/stream/x", "/v1/streams/x", "/prefix/v1/stream", "/v1/lora-adapters",
+        "/x/models/load", "/healthz/", "/openapi.json/", "/x/version", "/", "//x", "/x//y", "/x/../slots", "/../x",
+        "/./x", "/x/.", "/x%2e%2e/slots", "/x/%2e%2e/slots", "/%73lots/0", "/x%2fslots", "/x;y", "/x\\y", "/x\x00", "/.env",
+        "/x y", "/x?y", "/\u00e9", "/" + "x" * 600,
+    ],
+)  # fmt: skip
+def test_what_is_not_a_question_to_a_model_is_never_forwarded(path: str) -> None:
+    for method in ("GET", "POST"):
+        operation = ADAPTER.operations[-1]
+        with pytest.raises(NotFound):
+            ADAPTER.decode(operation, Incoming(method=method, path=path, body=b'{"model": "a"}'))
+
+
+@given(st.text("/.%\\;slots2eEfFX05", max_size=30))
+def test_a_forwarded_path_means_the_same_to_everybody(rest: str) -> None:
+    try:
+        request = ask("POST", "/" + rest)
+    except NotFound:
+        return
+    segments = request.origin.path.strip("/").split("/")
+    assert not {"", ".", "..", "slots"}.intersection(segments)
+    assert "%" not in request.origin.path
+
+
+def test_a_known_path_keeps_its_methods() -> None:
+    with pytest.raises(MethodNotAllowed) as raised:
+        ADAPTER.decode(ADAPTER.operations[-1], Incoming(method="POST", path="/v1/models/a", body=b"{}"))
+    assert raised.value.allowed == ("GET", "HEAD")
+    assert {method for one in ADAPTER.operations if "{rest" in one.path for method in one.methods} == {"GET", "POST"}
+
+
+@pytest.mark.parametrize("body", [b'{"model": 1}', b'{"model": "a", "model": "b"}', b'{"x"', b'"model"'])
+def test_a_malformed_body_is_refused_wherever_it_is_sent(body: bytes) -> None:
+    for path in ("/tokenize", "/unknown"):
+        with pytest.raises(BadRequest):
+            ask("POST", path, body, content_type="application/json")
+
+
+def test_a_backend_of_another_protocol_is_not_asked_what_it_cannot_know() -> None:
+    for request in (ask("POST", "/tokenize", {"content": "x"}), ask("POST", "/unknown", {"model": "a"})):
+        with pytest.raises(BadRequest, match="does not understand"):
+            OpenAIUpstream().build(ADAPTER.expand(request), model="a", stream=True)
+
+
+def test_an_engine_is_spoken_to_in_every_protocol_of_its_own() -> None:
+    chat = OpenAIAdapter().decode(
+        next(one for one in OpenAIAdapter().operations if one.name == "chat"),
+        Incoming(method="POST", path="/v1/chat/completions", body=b'{"messages": []}'),
+    )
+    assert isinstance(chat, ChatRequest)
+    assert UPSTREAM.build(chat, model="a", stream=True) == OpenAIUpstream().build(chat, model="a", stream=True)
+    assert [UPSTREAM.speaks(wire) for wire in ("openai", "llamacpp", "anthropic", "ollama")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert LlamaCppUpstream(OpenAIUpstream("anthropic")).speaks("anthropic")
+
+
+def test_a_probe_is_no_request_to_an_engine() -> None:
+    probes = [one for one in ADAPTER.operations if one.probe]
+    assert {one.name for one in probes} == {"health", "props", "slots", "version"}
+    for one in probes:
+        assert isinstance(ask("GET", one.path, query="model=a&autoload=true"), Probe)

@@ -1,0 +1,167 @@
+"""What llama-server tells of itself, from the catalogue alone, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hostler.adapters import errors
+from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, ModelNotFound
+from hostler.adapters.listing import Listing, ModelCard
+from hostler.adapters.llamacpp.inbound import LlamaCppAdapter
+from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.protocol import Incoming
+from hostler.profiles.schema import ModelFacts
+
+ADAPTER = LlamaCppAdapter()
+A = ModelCard(
+    name="a", aliases=("tiny",), context=2048, parallel=2, state="loaded", capabilities=("completion", "tools")
+)
+B = ModelCard(
+    name="b", context=1024, facts=ModelFacts(chat_template="{{ x }}", quantization="Q4_1", training_context=8192)
+)
+LISTING = Listing(cards=(B, A), index={"a": A, "tiny": A, "b": B}, active="a", version="1.2")
+
+
+def get(path: str, query: str = "", *, listing: Listing = LISTING, method: str = "GET") -> tuple[int, Any]:
+    operation = next(one for one in ADAPTER.operations if one.path == path and method in one.methods)
+    response = ADAPTER.answer(ADAPTER.decode(operation, Incoming(method=method, path=path, query=query)), listing)
+    return response.status, json.loads(response.body)
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/health"])
+def test_health_is_open_and_tells_nothing(path: str) -> None:
+    assert get(path) == (200, {"status": "ok"})
+    assert {one.scope for one in ADAPTER.operations if one.path == path} == {"open"}
+
+
+@pytest.mark.parametrize("path", ["/props", "/v1/props"])
+def test_props_are_of_the_active_model_or_the_one_that_is_named(path: str) -> None:
+    _, active = get(path)
+    _, named = get(path, "model=b&autoload=false")
+    assert (active["model_alias"], active["default_generation_settings"]["n_ctx"], active["total_slots"]) == (
+        "a",
+        2048,
+        2,
+    )
+    assert active["role"] == "router"
+    assert "role" not in named
+    assert (named["model_alias"], named["default_generation_settings"]["n_ctx"]) == ("b", 1024)
+    assert (named["chat_template"], named["model_ftype"]) == ("{{ x }}", "Q4_1")
+
+
+def test_no_context_but_the_running_one_is_told() -> None:
+    assert "8192" not in json.dumps([get("/props", "model=b"), get("/slots", "model=b")])
+
+
+def test_props_exist_without_any_model() -> None:
+    assert get("/props", listing=Listing())[1]["default_generation_settings"]["n_ctx"] == 0
+    assert get("/slots", listing=Listing()) == (200, [])
+
+
+def test_slots_are_as_many_as_the_model_has() -> None:
+    assert get("/slots")[1] == [
+        {"id": number, "n_ctx": 2048, "speculative": False, "is_processing": False} for number in (0, 1)
+    ]
+    assert len(get("/slots", "model=b&fail_on_no_slot=1")[1]) == 1
+
+
+def test_an_unknown_model_is_not_found() -> None:
+    with pytest.raises(ModelNotFound, match="the models are: b, a"):
+        get("/props", "model=c")
+
+
+def test_a_query_that_is_ambiguous_is_refused() -> None:
+    for query in ("model=a&model=b", "&".join(f"x{number}=1" for number in range(100))):
+        with pytest.raises(BadRequest):
+            get("/props", query)
+
+
+def test_the_version_is_the_gateways() -> None:
+    assert get("/version") == (200, {"version": "1.2"})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "kind"),
+    [
+        ("POST", "/props", 501, "not_supported_error"), ("POST", "/slots/{id}", 501, "not_supported_error"),
+        ("POST", "/models", 501, "not_supported_error"), ("DELETE", "/models", 501, "not_supported_error"),
+        ("GET", "/models/sse", 501, "not_supported_error"), ("GET", "/v1/stream", 501, "not_supported_error"),
+        ("DELETE", "/v1/stream", 501, "not_supported_error"), ("GET", "/tools", 403, "feature_disabled"),
+        ("POST", "/cors-proxy", 403, "feature_disabled"),
+    ],
+)  # fmt: skip
+def test_what_is_not_done_here_is_refused_in_words(method: str, path: str, status: int, kind: str) -> None:
+    told, body = get(path, method=method)
+    assert (told, body["error"]["code"], body["error"]["type"]) == (status, status, kind)
+    assert body["error"]["message"]
+
+
+def test_no_stream_can_be_resumed() -> None:
+    assert get("/v1/streams/lookup", method="POST") == (200, [])
+
+
+def test_the_list_of_models_serves_both_protocols() -> None:
+    failed = ModelCard(name="c", state="failed")
+    openai = OpenAIAdapter()
+    operation = next(one for one in openai.operations if one.path == "/models")
+    request = openai.decode(operation, Incoming(method="GET", path="/models"))
+    body = json.loads(openai.answer(request, Listing(cards=(A, failed))).body)
+    assert [(entry["id"], entry["status"]) for entry in body["data"]] == [
+        ("a", {"value": "loaded"}), ("tiny", {"value": "loaded"}), ("c", {"value": "unloaded", "failed": True}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        (errors.BadRequest("x"), 400, "invalid_request_error"),
+        (errors.Unauthenticated("x"), 401, "authentication_error"),
+        (errors.Forbidden("x"), 403, "permission_error"),
+        (errors.ModelNotFound("x", model="m"), 404, "not_found_error"),
+        (errors.MethodNotAllowed("x", allowed=("GET",)), 405, "invalid_request_error"),
+        (errors.Busy("x", retry_after_s=1.2), 429, "rate_limit_error"),
+        (errors.ModelUnavailable("x"), 503, "unavailable_error"),
+        (errors.BackendUnavailable("x"), 502, "server_error"),
+    ],
+)
+def test_errors_have_llama_servers_shape(error: GatewayError, status: int, kind: str) -> None:
+    response = ADAPTER.refuse(error)
+    assert response.status == status
+    assert json.loads(response.body) == {"error": {"code": status, "message": "x", "type": kind}}
+
+
+def test_refusals_carry_the_headers_that_belong_to_them() -> None:
+    assert ADAPTER.refuse(errors.Busy("x", retry_after_s=1.2)).headers == (("Retry-After", "2"),)
+    assert ADAPTER.refuse(errors.Unauthenticated("x")).headers == (("WWW-Authenticate", "Bearer"),)
+    assert ADAPTER.refuse(errors.MethodNotAllowed("x", allowed=("GET", "HEAD"))).headers == (("Allow", "GET, HEAD"),)
+
+
+def rejected(status: int) -> BackendRejected:
+    return BackendRejected(
+        "x",
+        backend="b",
+        wire="openai",
+        answer_status=status,
+        headers={"content-type": "application/json"},
+        body=b'{"e":1}',
+    )
+
+
+def test_what_an_engine_refuses_is_passed_on_as_it_came() -> None:
+    response = ADAPTER.refuse(rejected(501))
+    assert (response.status, response.body) == (501, b'{"e":1}')
+
+
+def test_what_is_about_our_own_key_stays_here() -> None:
+    response = ADAPTER.refuse(rejected(401))
+    assert response.status == 502
+    assert b'"e"' not in response.body
+
+
+def test_nobody_to_ask_on_an_unknown_path_is_unavailable() -> None:
+    nobody = BadRequest("no model is named and none is running", param="model")
+    assert ADAPTER.refuse(nobody, ADAPTER.operations[-1]).status == 503
+    assert ADAPTER.refuse(nobody, ADAPTER.operations[0]).status == 400

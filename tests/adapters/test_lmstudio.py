@@ -1,0 +1,146 @@
+"""LM Studio's lists and orders, from the catalogue alone; what generates is OpenAI's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hostler.adapters.canonical import AnswerHead, ChatRequest, CompletionRequest, Control, EmbedRequest, Request
+from hostler.adapters.errors import BadRequest, ModelNotFound, NotFound
+from hostler.adapters.listing import Listing, ModelCard
+from hostler.adapters.llamacpp.inbound import LlamaCppAdapter
+from hostler.adapters.lmstudio.inbound import LMStudioAdapter
+from hostler.adapters.ollama.inbound import OllamaAdapter
+from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.protocol import Incoming
+from hostler.adapters.registry import check_conflicts
+from hostler.profiles.schema import ModelFacts
+
+ADAPTER = LMStudioAdapter()
+FACTS = ModelFacts(
+    architecture="qwen3", parameters=8_190_000_000, quantization="Q4_K_M", training_context=131072, bytes=5
+)
+A = ModelCard(
+    name="a/b", aliases=("tiny",), context=32768, size=5, state="loaded", facts=FACTS,
+    capabilities=("completion", "tools", "vision"),
+)  # fmt: skip
+E = ModelCard(name="e", context=512, capabilities=("embedding",))
+CLOUD = ModelCard(name="cloud", state="loaded")
+HIDDEN = ModelCard(name="hidden", listed=False)
+LISTING = Listing(cards=(A, CLOUD, E, HIDDEN), index={"a/b": A, "tiny": A, "e": E, "cloud": CLOUD, "hidden": HIDDEN})
+
+
+def ask(method: str, path: str, body: Any = b"", *, pattern: str | None = None, **params: str) -> Request:
+    operation = next(one for one in ADAPTER.operations if one.path == (pattern or path) and method in one.methods)
+    sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return ADAPTER.decode(operation, Incoming(method=method, path=path, body=sent, path_params=params))
+
+
+def answered(request: Request) -> Any:
+    response = ADAPTER.answer(request, LISTING)
+    assert (response.status, response.media_type) == (200, "application/json")
+    return json.loads(response.body)
+
+
+def test_no_path_is_claimed_twice() -> None:
+    check_conflicts([OpenAIAdapter(), OllamaAdapter(), LlamaCppAdapter(), ADAPTER])
+
+
+def test_the_list_is_in_lm_studios_shape_with_the_context_that_runs() -> None:
+    first = answered(ask("GET", "/api/v1/models"))["models"][0]
+    assert first == {
+        "type": "llm", "publisher": "hostler", "key": "a/b", "display_name": "a/b", "architecture": "qwen3",
+        "quantization": {"name": "Q4_K_M", "bits_per_weight": 4}, "size_bytes": 5, "params_string": "8.2B",
+        "loaded_instances": [{"id": "a/b", "config": {"context_length": 32768}}], "max_context_length": 32768,
+        "format": "gguf", "capabilities": {"vision": True, "trained_for_tool_use": True}, "description": None,
+    }  # fmt: skip
+
+
+def test_every_name_is_listed_with_a_loaded_instance() -> None:
+    models = answered(ask("GET", "/api/v1/models/"))["models"]
+    assert [model["key"] for model in models] == ["a/b", "tiny", "cloud", "e"]
+    assert all(model["loaded_instances"][0]["id"] == model["key"] for model in models)
+    assert [model["type"] for model in models] == ["llm", "llm", "llm", "embedding"]
+
+
+def test_a_context_that_nobody_knows_is_not_told() -> None:
+    cloud = answered(ask("GET", "/api/v1/models"))["models"][2]
+    assert cloud["loaded_instances"] == [{"id": "cloud", "config": {}}]
+    assert "max_context_length" not in cloud
+
+
+def test_the_training_context_is_told_nowhere() -> None:
+    lists = [answered(ask("GET", path)) for path in ("/api/v1/models", "/api/v0/models")]
+    assert "131072" not in json.dumps(lists)
+
+
+def test_the_older_list_tells_the_state() -> None:
+    body = answered(ask("GET", "/api/v0/models"))
+    assert body["object"] == "list"
+    first, _, _, last = body["data"]
+    assert first == {
+        "id": "a/b", "object": "model", "type": "vlm", "publisher": "hostler", "arch": "qwen3",
+        "compatibility_type": "gguf", "quantization": "Q4_K_M", "state": "loaded", "max_context_length": 32768,
+        "loaded_context_length": 32768, "capabilities": ["tool_use"],
+    }  # fmt: skip
+    assert (last["type"], last["state"], "loaded_context_length" in last) == ("embeddings", "not-loaded", False)
+
+
+@pytest.mark.parametrize("name", ["a/b", "tiny", "a/b/", "hidden"])
+def test_one_model_is_found_by_each_of_its_names(name: str) -> None:
+    request = ask("GET", f"/api/v0/models/{name}", pattern="/api/v0/models/{id:path}", id=name)
+    assert answered(request)["id"] == name.rstrip("/")
+
+
+def test_to_load_is_answered_at_once_with_the_context_that_runs() -> None:
+    request = ask("POST", "/api/v1/models/load", {"model": "tiny", "context_length": 131072})
+    assert answered(request) == {
+        "type": "llm", "instance_id": "tiny", "load_time_seconds": 0.0, "status": "loaded",
+        "load_config": {"context_length": 32768},
+    }  # fmt: skip
+
+
+def test_to_load_an_unknown_model_is_not_found() -> None:
+    with pytest.raises(ModelNotFound) as raised:
+        answered(ask("POST", "/api/v1/models/load", {"model": "x"}))
+    response = ADAPTER.refuse(raised.value)
+    assert (response.status, json.loads(response.body)["error"]["code"]) == (404, "model_not_found")
+
+
+def test_to_unload_is_an_operators_order() -> None:
+    request = ask("POST", "/api/v1/models/unload", {"instance_id": "tiny"})
+    assert isinstance(request, Control)
+    assert (request.kind, request.model) == ("unload", "tiny")
+    operation = next(one for one in ADAPTER.operations if one.name == "unload")
+    assert (operation.scope, operation.writes) == ("operate", True)
+    made = ADAPTER.encoder(request, id="x", created=1, progress="thinking")
+    made.begin(AnswerHead())
+    assert (made.streaming, json.loads(made.end())) == (False, {"instance_id": "tiny"})
+
+
+def test_orders_need_a_model() -> None:
+    for path in ("/api/v1/models/load", "/api/v1/models/unload"):
+        for body in ({}, {"model": 1}, b"[]"):
+            with pytest.raises(BadRequest):
+                ask("POST", path, body)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind", "name"),
+    [
+        ("/api/v0/chat/completions", {"model": "a", "messages": []}, ChatRequest, "chat"),
+        ("/api/v0/completions", {"model": "a", "prompt": "x"}, CompletionRequest, "completions"),
+        ("/api/v0/embeddings", {"model": "a", "input": "x"}, EmbedRequest, "embeddings"),
+    ],
+)
+def test_what_generates_is_openais(path: str, body: Any, kind: type, name: str) -> None:
+    request = ask("POST", path, body)
+    assert type(request) is kind
+    assert (request.origin.wire, request.origin.operation, request.model) == ("openai", name, "a")
+
+
+def test_nothing_else_is_answered() -> None:
+    with pytest.raises(NotFound):
+        ADAPTER.answer(ask("POST", "/api/v0/completions", {"model": "a", "prompt": "x"}), LISTING)
