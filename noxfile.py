@@ -110,7 +110,7 @@ def _check_with_engine(session: nox.Session, environment: Path, wheel: Path) -> 
     # The shipped profiles, on a free port: other programs, and other copies of this check, may run here.
     configuration = Path("port-of-its-own.yaml")
     configuration.write_text('gateway: {listen: ["127.0.0.1:0"]}\nsupervisor: {engine: embedded}\n', encoding="utf-8")
-    with _running(session, hostler, "up", "--config", configuration, "--log-level", "warning") as url:
+    with _running(session, hostler, "up", "--config", configuration) as url:
         answer = _answer(session, url)
         engines = _engines(session, url)
     if not engines or any(Path(f"/proc/{pid}").exists() for pid in engines):
@@ -176,31 +176,38 @@ def _environment() -> Mapping[str, str]:
 
 @contextmanager
 def _running(session: nox.Session, *command: str | Path) -> Iterator[str]:
-    """A gateway for as long as the block lasts; its address. Fails if it does not come up, or does not leave well."""
-    process = subprocess.Popen(
-        command, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stdout is not None
-    overdue = threading.Timer(PATIENCE_S, process.kill)
-    overdue.start()
-    try:
-        said: list[str] = []
-        for line in process.stdout:
-            said.append(line)
-            if found := re.search(r"listens on (http://\S+)", line):
-                yield found[1]
-                break
-        else:
-            session.error(f"no gateway came up within {PATIENCE_S:.0f} s; it said: {''.join(said)!r}")
-        process.send_signal(signal.SIGTERM)
-        process.stdout.read()
-        if process.wait() != 0:
-            session.error(f"the gateway left with exit code {process.returncode}")
-    finally:
-        overdue.cancel()
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    """A gateway for as long as the block lasts; its address. Fails, with its log, if it does not come up or leave well."""
+    with Path("log").open("w+", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        overdue = threading.Timer(PATIENCE_S, process.kill)
+        overdue.start()
+        well = False
+        try:
+            for line in process.stdout:
+                if found := re.search(r"listens on (http://\S+)", line):
+                    yield found[1]
+                    break
+            else:
+                session.error(f"no gateway came up within {PATIENCE_S:.0f} s")
+            if process.poll() is not None:
+                session.error(f"the gateway ended by itself, with exit code {process.returncode}")
+            process.send_signal(signal.SIGTERM)
+            process.stdout.read()
+            if process.wait() != 0:
+                session.error(f"the gateway was stopped, but left with exit code {process.returncode}")
+            well = True
+        finally:
+            overdue.cancel()
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            if not well:
+                log.seek(0)
+                session.log(f"the gateway's log:\n{log.read()}")
 
 
 def _answer(session: nox.Session, url: str) -> str:
