@@ -93,6 +93,8 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     """The shape of the answer that the client asked for.
 
     `schema` is a JSON Schema as bytes, or the JSON text `"json"` for any JSON object; `None` is free text.
+    `details` asks an engine for what most protocols do not tell: how long the prompt is, before the first word, and
+    which stop sequence was met.
     """
 
     stream: bool = False
@@ -100,6 +102,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     choices: int = 1
     schema: msgspec.Raw | None = None
     logprobs: int | None = None
+    details: bool = False
 
 
 class Dialogue(msgspec.Struct, frozen=True, kw_only=True):
@@ -234,7 +237,7 @@ class Chunk(msgspec.Struct, kw_only=True, gc=False):
 
     `raw` holds the bytes as they came on the protocol `wire`: one or more whole events of a stream, or, when
     `whole` is set, a segment of a body that is not a stream. The other fields are filled when somebody asked
-    for them; `finish` and `usage` are always noticed. `vectors` are an embedding's, in the order of its inputs. Not frozen for speed alone: nobody changes a chunk.
+    for them; `finish` and `usage` are always noticed. `stop` is the stop sequence that was met, where the backend tells. `vectors` are an embedding's, in the order of its inputs. Not frozen for speed alone: nobody changes a chunk.
     """
 
     wire: str = ""
@@ -244,6 +247,7 @@ class Chunk(msgspec.Struct, kw_only=True, gc=False):
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     finish: str | None = None
+    stop: str | None = None
     usage: Usage | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     vectors: tuple[tuple[float, ...], ...] = ()

@@ -91,6 +91,7 @@ class AnthropicEncoder:
             # This protocol has one answer to a request.
             return b""
         self._finish = chunk.finish or self._finish
+        self._stop = chunk.stop or self._stop
         return self._written(self._blocks.add(chunk))
 
     def end(self) -> bytes:

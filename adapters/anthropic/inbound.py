@@ -57,7 +57,7 @@ class AnthropicAdapter:
             return CountRequest(origin=origin, model=body.model or None, dialogue=dialogue.dialogue(body))
         if body.max_tokens is not None and body.max_tokens < 0:
             raise BadRequest("max_tokens: must be 0 or more", param="max_tokens")
-        output = Output(stream=body.stream is True, include_usage=True, schema=dialogue.schema(body))
+        output = Output(stream=body.stream is True, include_usage=True, schema=dialogue.schema(body), details=True)
         return ChatRequest(origin=origin, model=body.model or None, output=output, dialogue=dialogue.dialogue(body))
 
     def expand(self, request: Request) -> Request:

@@ -27,7 +27,7 @@ class LlamaCppUpstream:
     """
 
     def __init__(self, *also: Upstream, prefix: str = "/v1") -> None:
-        self._openai = OpenAIUpstream(prefix=prefix)
+        self._openai = OpenAIUpstream(prefix=prefix, engine=True)
         self._others = {upstream.wire: upstream for upstream in also}
 
     @property

@@ -59,6 +59,8 @@ def chunks_of_event(event: EventBody) -> list[Chunk]:
     """One chunk for each choice in an event, and one for counts that come without a choice."""
     usage = usage_of(event.usage, event.timings)
     chunks = [_chunk(choice, choice.delta) for choice in event.choices or ()]
+    if chunks and event.verbose is not None:
+        chunks[-1].stop = event.verbose.stopping_word or None
     if usage is not None:
         if chunks:
             chunks[-1].usage = usage
@@ -141,6 +143,9 @@ def _chunk(choice: ChoiceBody, said: DeltaBody | None) -> Chunk:
             chunk.tool_calls = (_call(0, None, said.function_call),)
     if choice.finish_reason:
         chunk.finish = plain_finish(choice.finish_reason)
+    # vLLM and SGLang name the stop sequence here, or the number of the token that ended the answer.
+    met = choice.stop_reason or choice.matched_stop
+    chunk.stop = met if isinstance(met, str) else None
     if choice.logprobs is not None:
         chunk.logprobs = _logprobs(choice.logprobs)
     return chunk

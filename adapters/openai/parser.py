@@ -53,6 +53,7 @@ class OpenAIParser:
         "_head",
         "_held",
         "_operation",
+        "_prompt",
         "_size",
         "_splitter",
         "_whole",
@@ -75,6 +76,7 @@ class OpenAIParser:
         self._done = False
         self._given = False
         self._held: list[Chunk] = []
+        self._prompt: Usage | None = None
 
     def feed(self, data: bytes) -> Iterable[Chunk]:
         """The chunks that these bytes complete. Raises `BackendBroken` for an error inside the stream."""
@@ -147,6 +149,11 @@ class OpenAIParser:
             error = _error_in(body, name)
             if error is not None:
                 return self._then_raise(kept, chunks, finish, usage, error)
+            if self._fields and isinstance(body, EventBody) and body.prompt_progress is not None:
+                # Asked for on behalf of another protocol: told with the first word, and no word itself.
+                read_so_far = body.prompt_progress
+                self._prompt = Usage(prompt_tokens=read_so_far.total, cached_tokens=read_so_far.cache)
+                continue
             kept.append(event)
             wordless = wordless and b'"prompt_progress"' not in data and _opens(data)
             for choice in body.choices or ():
@@ -183,6 +190,8 @@ class OpenAIParser:
                 chunks[-1].usage = usage
         else:
             chunks = [Chunk(wire=WIRE, finish=finish, usage=usage)]
+        if self._prompt is not None and chunks[0].usage is None:
+            chunks[0].usage, self._prompt = self._prompt, None
         chunks[0].raw = b"".join(kept)
         return chunks
 

@@ -41,12 +41,17 @@ def operation(request: Request) -> str:
     raise BadRequest("The backend of this model does not understand this kind of request.")
 
 
-def request_body(request: Request, *, model: str, stream: bool) -> bytes:
-    """The body for a backend that calls the model `model`. The request must be expanded."""
+def request_body(request: Request, *, model: str, stream: bool, engine: bool = False) -> bytes:
+    """The body for a backend that calls the model `model`. The request must be expanded.
+
+    `engine` allows llama.cpp's own fields that strict servers refuse.
+    """
     body: dict[str, Any] = {"model": model}
     if isinstance(request, ChatRequest) and request.dialogue is not None:
         body["messages"] = messages(request.dialogue)
         body |= _chat(request.dialogue) | _output(request.output, stream=stream)
+        if engine and request.output.details:
+            body |= _details(request.dialogue, stream=stream)
     elif isinstance(request, CountRequest) and request.dialogue is not None:
         body["messages"] = messages(request.dialogue)
         body |= _chat(request.dialogue)
@@ -175,6 +180,13 @@ def _output(output: Output, *, stream: bool) -> dict[str, Any]:
             wanted = {"name": "answer", "strict": True, "schema": output.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": wanted}
     return body
+
+
+def _details(dialogue: Dialogue, *, stream: bool) -> dict[str, Any]:
+    # The stop sequence that was met stands only among what the server tells for debugging, the whole prompt included:
+    # it is asked for only where there is a stop sequence to be met.
+    details = {"return_progress": True} if stream else {}
+    return details | ({"verbose": True} if dialogue.sampling.stop else {})
 
 
 def _plain_output(output: Output, *, stream: bool) -> dict[str, Any]:

@@ -23,11 +23,13 @@ class OpenAIUpstream:
     A request that came in this protocol is sent on as it is: `model` is replaced, `stream` added where a whole
     answer is to be folded from a stream, the gateway's own progress lines are taken out of the history, and every
     other byte stays. A request of another protocol must be expanded; it is written anew.
+    `engine`: the backend is llama.cpp's server, which can be asked for more.
     """
 
-    def __init__(self, wire: str = WIRE, *, prefix: str = "/v1") -> None:
+    def __init__(self, wire: str = WIRE, *, prefix: str = "/v1", engine: bool = False) -> None:
         self._wire = wire
         self._prefix = prefix
+        self._engine = engine
 
     @property
     def wire(self) -> str:
@@ -38,7 +40,7 @@ class OpenAIUpstream:
         """The request for a backend that calls the model `model`."""
         origin = request.origin
         if origin.wire != WIRE:
-            body = request_body(request, model=model, stream=stream)
+            body = request_body(request, model=model, stream=stream, engine=self._engine)
             return WireRequest(path=self._prefix + UPSTREAM_PATHS[operation(request)], body=body)
         path = self._prefix + UPSTREAM_PATHS[origin.operation]
         if origin.operation in FORMS:

@@ -29,6 +29,19 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     predicted_ms: float | None = None
 
 
+class ProgressBody(msgspec.Struct, frozen=True, kw_only=True):
+    """llama.cpp's account of a prompt that is being read: its length, and how much of it was known already."""
+
+    total: int = 0
+    cache: int = 0
+
+
+class VerboseBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What llama.cpp tells for debugging, as far as it is of use: the stop sequence that was met."""
+
+    stopping_word: str | None = None
+
+
 class TokenDetails(msgspec.Struct, frozen=True, kw_only=True):
     """What kinds of tokens a count is made of."""
 
@@ -102,6 +115,8 @@ class ChoiceBody(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None = None
     finish_reason: str | None = None
     logprobs: LogprobsBody | None = None
+    stop_reason: Any = None
+    matched_stop: Any = None
     error: msgspec.Raw = NO_ERROR
 
 
@@ -142,6 +157,8 @@ class EventBody(msgspec.Struct, frozen=True, kw_only=True):
     type: str | None = None
     response: ResponseBody | None = None
     message: Any = None
+    prompt_progress: ProgressBody | None = None
+    verbose: VerboseBody | None = msgspec.field(default=None, name="__verbose")
 
 
 class NoticedChoice(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,110 @@
+"""What an engine tells Anthropic's clients only when asked: the prompt's length at once, and the stop sequence it met."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hostler.adapters import framing
+from hostler.adapters.anthropic.inbound import AnthropicAdapter
+from hostler.adapters.canonical import AnswerHead, Chunk
+from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
+from hostler.adapters.openai.parser import OpenAIParser
+from hostler.adapters.openai.upstream import OpenAIUpstream
+
+STREAM = AnswerHead(media_type="text/event-stream")
+
+
+@pytest.fixture
+def adapter() -> AnthropicAdapter:
+    return AnthropicAdapter()
+
+
+@pytest.fixture
+def request_for(ask: Any) -> Any:
+    def make(**fields: Any) -> Any:
+        body = {"model": "a", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}], **fields}
+        return ask("/v1/messages", body)
+
+    return make
+
+
+def event(**body: Any) -> bytes:
+    return framing.write(json.dumps(body).encode())
+
+
+def delta(finish: str | None = None, choice: dict[str, Any] | None = None, **said: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": said, "finish_reason": finish, **(choice or {})}]}
+
+
+PROGRESS = event(**delta(content=None), prompt_progress={"total": 23, "cache": 3, "processed": 23, "time_ms": 9})
+WORD = event(**delta(content="is "))
+USAGE = event(choices=[], usage={"prompt_tokens": 23, "completion_tokens": 6})
+DONE = b"data: [DONE]\n\n"
+
+
+def parsed(*segments: bytes) -> list[Chunk]:
+    parser = OpenAIParser("chat", fields=True)
+    parser.begin(STREAM)
+    return [*(chunk for segment in segments for chunk in parser.feed(segment)), *parser.finish()]
+
+
+def test_an_engine_is_asked_for_details(request_for: Any) -> None:
+    sent = json.loads(LlamaCppUpstream().build(request_for(stop_sequences=["X"]), model="a", stream=True).body)
+    assert (sent["return_progress"], sent["verbose"]) == (True, True)
+
+
+def test_the_whole_prompt_is_not_told_back_for_nothing(request_for: Any) -> None:
+    assert "verbose" not in json.loads(LlamaCppUpstream().build(request_for(), model="a", stream=True).body)
+
+
+def test_servers_that_may_be_strict_are_not_asked(request_for: Any) -> None:
+    sent = json.loads(OpenAIUpstream().build(request_for(stop_sequences=["X"]), model="a", stream=True).body)
+    assert not {"return_progress", "verbose"} & sent.keys()
+
+
+def streamed(begin: Any, request: Any, chunks: list[Chunk]) -> list[Any]:
+    encoder = begin(request)
+    data = b"".join([*(encoder.chunk(chunk) for chunk in chunks), encoder.end()])
+    return [json.loads(found) for _, found in framing.events(data)]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_prompts_length_stands_in_the_first_event(request_for: Any, begin: Any, at_once: bool) -> None:
+    segments = [PROGRESS, WORD, event(**delta("stop")), USAGE, DONE]
+    chunks = parsed(b"".join(segments)) if at_once else parsed(*segments)
+    found = streamed(begin, request_for(stream=True), chunks)
+    assert found[0]["message"]["usage"]["input_tokens"] == 20
+    assert found[0]["message"]["usage"]["cache_read_input_tokens"] == 3
+    assert found[-2]["usage"]["output_tokens"] == 6
+
+
+def test_reading_the_prompt_is_no_word(request_for: Any) -> None:
+    parser = OpenAIParser("chat", fields=True)
+    parser.begin(STREAM)
+    assert list(parser.feed(PROGRESS)) == []
+
+
+@pytest.mark.parametrize(
+    ("last", "reason", "word"),
+    [
+        ({**delta("stop"), "__verbose": {"stop_type": "word", "stopping_word": "Paris"}}, "stop_sequence", "Paris"),
+        ({**delta("stop"), "__verbose": {"stop_type": "eos", "stopping_word": ""}}, "end_turn", None),
+        (delta("stop", {"stop_reason": "Paris"}), "stop_sequence", "Paris"),
+        (delta("stop", {"stop_reason": 151645}), "end_turn", None),
+        (delta("stop", {"matched_stop": "Paris"}), "stop_sequence", "Paris"),
+        (delta("length"), "max_tokens", None),
+    ],
+    ids=["llama.cpp", "llama.cpp's own end", "vLLM", "vLLM's token", "SGLang", "none"],
+)
+def test_a_stop_sequence_that_was_met_is_named(
+    request_for: Any, begin: Any, last: dict[str, Any], reason: str, word: str | None
+) -> None:
+    chunks = parsed(WORD, event(**last), USAGE, DONE)
+    for stream in (True, False):
+        encoder = begin(request_for(stream=stream))
+        data = b"".join([*(encoder.chunk(chunk) for chunk in chunks), encoder.end()])
+        found = [json.loads(body) for _, body in framing.events(data)][-2]["delta"] if stream else json.loads(data)
+        assert (found["stop_reason"], found["stop_sequence"]) == (reason, word)
