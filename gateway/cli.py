@@ -10,11 +10,12 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
 if TYPE_CHECKING:
+    from hostler.gateway.exchange import Scope
     from hostler.gateway.settings import Configuration
 
 EXIT_FAILED = 1
@@ -198,7 +199,7 @@ def keys_add(
 
     path = _key_file(config)
     try:
-        scopes = [each.value for each in scope or (KeyScope.infer, KeyScope.read)]
+        scopes = cast("list[Scope]", [each.value for each in scope or (KeyScope.infer, KeyScope.read)])
         key = keys.add(path, name, scopes, priority=priority)
     except (keys.KeyFileError, OSError) as error:
         _fail(str(error), EXIT_FAILED)

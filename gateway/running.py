@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -59,9 +60,8 @@ def up(configuration: Configuration) -> int:
     async def main() -> None:
         fleet = _guarded(lambda: _fleet(configuration, engine_host="127.0.0.1"))
         together = _guarded(lambda: Gateway(configuration.settings, local=fleet))
-        async with anyio.create_task_group() as tasks:
+        async with _heeding_signals(together.stop), anyio.create_task_group() as tasks:
             tasks.start_soon(fleet.run)
-            tasks.start_soon(_heed_signals, together.stop)
             tasks.start_soon(Reloader(configuration, partial(_take_over, fleet, together), os.environ).run)
             await together.run(sockets, started=started)
             tasks.cancel_scope.cancel()
@@ -78,10 +78,8 @@ def gateway(configuration: Configuration) -> int:
     started = partial(_announce, configuration, sockets)
 
     async def main() -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_heed_signals, alone.stop)
+        async with _heeding_signals(alone.stop):
             await alone.run(sockets, started=started)
-            tasks.cancel_scope.cancel()
 
     return _run(main)
 
@@ -111,9 +109,8 @@ def supervisor(configuration: Configuration) -> int:
             app.state.stopping.set()
             server.stop()
 
-        async with anyio.create_task_group() as tasks:
+        async with _heeding_signals(stop), anyio.create_task_group() as tasks:
             tasks.start_soon(fleet.run)
-            tasks.start_soon(_heed_signals, stop)
             tasks.start_soon(Reloader(configuration, fleet.replace_profiles, os.environ).run)
             await server.serve(sockets)
             tasks.cancel_scope.cancel()
@@ -151,6 +148,18 @@ def _guarded(make: Callable[[], T]) -> T:
 def _run(main: Callable[[], Awaitable[None]]) -> int:
     anyio.run(main, backend_options={"use_uvloop": True})
     return 0
+
+
+@asynccontextmanager
+async def _heeding_signals(stop: Callable[[], None]) -> AsyncIterator[None]:
+    """Signals are heeded until everything inside has ended: one that comes while engines are being stopped must not
+    end the process before they are."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_heed_signals, stop)
+        try:
+            yield
+        finally:
+            tasks.cancel_scope.cancel()
 
 
 async def _heed_signals(stop: Callable[[], None]) -> None:
