@@ -197,7 +197,7 @@ class Adapter(Protocol):
         """The answer to a probe, from the catalogue alone. Raises `ModelNotFound` for a model it does not hold."""
         ...
 
-    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> Encoder:
+    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> Encoder:  # noqa: A002
         """An encoder for one reply; `id` and `created` (seconds) are for answers that need them made up.
 
         `progress` is the setting: `thinking`, `quiet`, `comments` or `off`.
