@@ -1,37 +1,62 @@
-"""Answers as llama-server's clients read them: the engine's own bytes, or a stream of them folded into the whole."""
+"""Answers as llama-server's clients read them: the engine's own bytes, a stream folded, or another backend's written anew."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import msgspec
 
 from hostler.adapters import framing
-from hostler.adapters.canonical import AnswerHead, Chunk, Control, Passthrough, Progress, Request
+from hostler.adapters.canonical import (
+    AnswerHead,
+    Chunk,
+    CompletionRequest,
+    Control,
+    Passthrough,
+    Progress,
+    Request,
+    Usage,
+)
 from hostler.adapters.errors import GatewayError
+from hostler.adapters.llamacpp.completion import asks_for_tokens
 from hostler.adapters.llamacpp.fold import CompletionFold
+from hostler.adapters.llamacpp.paths import COMPLETIONS
 from hostler.adapters.llamacpp.refusal import error_event
-from hostler.adapters.llamacpp.wire import EVENT_STREAM, JSON
+from hostler.adapters.llamacpp.upstream import is_object
+from hostler.adapters.llamacpp.wire import EVENT_STREAM, JSON, WIRE
 from hostler.adapters.progress import PREFIX, progress_line
+
+_encode = msgspec.json.encode
 
 
 class LlamaCppEncoder:
     """One answer to one client."""
 
     __slots__ = (
-        "_control",
+        "_finish",
         "_fold",
         "_folds",
         "_length",
         "_media_type",
         "_progress",
+        "_request",
         "_streaming",
         "_tokens",
+        "_usage",
         "_whole",
+        "_written",
     )
 
-    def __init__(self, request: Request, *, tokens: bool, progress: str) -> None:
-        self._streaming = isinstance(request, Passthrough) and request.output.stream
-        self._control = isinstance(request, Control)
-        self._tokens = tokens
+    def __init__(self, request: Request, *, progress: str) -> None:
+        origin = request.origin
+        self._request = request
+        self._streaming = isinstance(request, CompletionRequest | Passthrough) and request.output.stream
+        self._tokens = (
+            origin.operation in COMPLETIONS
+            and not self._streaming
+            and is_object(origin.body)
+            and asks_for_tokens(origin.body)
+        )
         self._progress = progress
         self.begin(AnswerHead(media_type=JSON))
 
@@ -54,6 +79,9 @@ class LlamaCppEncoder:
         """A backend answers: whatever an earlier attempt left is forgotten."""
         self._fold = CompletionFold(tokens=self._tokens)
         self._whole = bytearray()
+        self._written = 0
+        self._usage: Usage | None = None
+        self._finish: str | None = None
         self._length: int | None = None
         events = head.media_type.lower().startswith(EVENT_STREAM)
         self._folds = events and not self._streaming
@@ -65,6 +93,8 @@ class LlamaCppEncoder:
 
     def chunk(self, chunk: Chunk) -> bytes:
         """The bytes for the client that this chunk gives; empty while a whole answer is still being folded."""
+        if chunk.wire != WIRE:
+            return self._anew(chunk)
         if self._streaming and chunk.whole:
             self._whole += chunk.raw
             return b""
@@ -74,11 +104,14 @@ class LlamaCppEncoder:
         return chunk.raw
 
     def end(self) -> bytes:
-        """What ends the answer: the folded whole; nothing after a stream, which has told its end itself."""
-        if self._control:
+        """What ends the answer: the folded whole; nothing after an engine's stream, which has told its end itself."""
+        if isinstance(self._request, Control):
             return b'{"success":true}'
+        last = b""
+        if self._written:
+            last = self._said(framing.write(_encode(self._last())))
         if self._streaming:
-            return _told(bytes(self._whole))
+            return last or _told(bytes(self._whole))
         if not self._folds:
             return b""
         body = self._fold.result()
@@ -94,6 +127,50 @@ class LlamaCppEncoder:
     def error(self, error: GatewayError) -> bytes:
         """The error inside the stream. There is nothing else that ends one."""
         return error_event(error) if self._streaming else b""
+
+    def _anew(self, chunk: Chunk) -> bytes:
+        """An answer of another protocol, as the engine would tell it."""
+        self._written += 1
+        self._folds = not self._streaming
+        self._media_type, self._length = (EVENT_STREAM if self._streaming else JSON), None
+        self._usage = chunk.usage or self._usage
+        self._finish = chunk.finish or self._finish
+        if not chunk.text:
+            return b""
+        piece = {"index": 0, "content": chunk.text, "tokens": [], "stop": False, "id_slot": -1}
+        return self._said(framing.write(_encode({**piece, "tokens_predicted": self._written})))
+
+    def _said(self, event: bytes) -> bytes:
+        if self._streaming:
+            return event
+        self._fold.add_events(event)
+        return b""
+
+    def _last(self) -> dict[str, Any]:
+        usage = self._usage or Usage()
+        request = self._request
+        return {
+            "index": 0,
+            "content": "",
+            "tokens": [],
+            "id_slot": -1,
+            "stop": True,
+            "model": request.model or "",
+            "tokens_predicted": usage.completion_tokens,
+            "tokens_evaluated": usage.prompt_tokens,
+            "generation_settings": {},
+            "prompt": request.prompt if isinstance(request, CompletionRequest) else None,
+            "has_new_line": False,
+            "truncated": False,
+            "stop_type": "limit" if self._finish == "length" else "eos",
+            "stopping_word": "",
+            "tokens_cached": usage.cached_tokens,
+            "timings": {
+                "cache_n": usage.cached_tokens,
+                "prompt_n": usage.prompt_tokens - usage.cached_tokens,
+                "predicted_n": usage.completion_tokens,
+            },
+        }
 
 
 def _told(body: bytes) -> bytes:

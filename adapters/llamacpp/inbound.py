@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
-from hostler.adapters import document
-from hostler.adapters.canonical import Control, Origin, Output, Passthrough, Probe, Request
+from hostler.adapters.canonical import CompletionRequest, Control, Origin, Output, Passthrough, Probe, Request
 from hostler.adapters.document import Document, check_size
 from hostler.adapters.errors import BadRequest, GatewayError, ModelUnavailable, NotFound
 from hostler.adapters.listing import Listing, ModelCard
-from hostler.adapters.llamacpp import other, server
+from hostler.adapters.llamacpp import completion, other, server
 from hostler.adapters.llamacpp.encoder import LlamaCppEncoder
-from hostler.adapters.llamacpp.paths import COMPLETIONS, OPERATIONS, OTHER
+from hostler.adapters.llamacpp.paths import COMPLETIONS, LOOK, OPERATIONS, UNKNOWN
 from hostler.adapters.llamacpp.refusal import refusal
 from hostler.adapters.llamacpp.wire import WIRE
 from hostler.adapters.openai.inbound import OpenAIAdapter
@@ -59,8 +56,8 @@ class LlamaCppAdapter:
     def decode(self, operation: Operation, incoming: Incoming) -> Request:
         """The request. A model is named in the body or in the query."""
         name = operation.name
-        if name == OTHER:
-            return other.decode(incoming)
+        if name in UNKNOWN:
+            return other.decode(name, incoming)
         if name == "rerank":
             return self._openai.decode(_RERANK, incoming)
         origin = Origin(
@@ -88,12 +85,16 @@ class LlamaCppAdapter:
         shared = _SHARED.get(origin.path)
         if shared is not None and _is_openai(body, incoming):
             return self._openai.decode(shared, incoming)
-        stream = name in COMPLETIONS and body.flag("stream")
-        return Passthrough(origin=origin, model=model, output=Output(stream=stream))
+        output = Output(stream=name in COMPLETIONS and body.flag("stream"))
+        if name == "completion" and completion.plain(body.members):
+            return CompletionRequest(origin=origin, model=model, output=output)
+        return Passthrough(origin=origin, model=model, output=output)
 
     def expand(self, request: Request) -> Request:
         """The request with everything decoded that a backend of another protocol needs; most is the engine's alone."""
-        return request if request.origin.wire == WIRE else self._openai.expand(request)
+        if request.origin.wire != WIRE:
+            return self._openai.expand(request)
+        return completion.expand(request) if isinstance(request, CompletionRequest) else request
 
     def admit(self, request: Request, card: ModelCard) -> Request:
         """Refuses orders that are carried out already, and lets nothing load a model that did not name one to be asked."""
@@ -107,7 +108,9 @@ class LlamaCppAdapter:
         origin = request.origin
         if origin.wire != WIRE or running:
             return request
-        if origin.operation == OTHER and request.model is None:
+        if origin.operation == LOOK:
+            raise NotFound(f"there is no {origin.method} {origin.path} here, and no model runs that could know it")
+        if origin.operation in UNKNOWN and request.model is None:
             raise ModelUnavailable('no model is named and none is running; name one in "model", or load one')
         if origin.method in _READS:
             raise ModelUnavailable(f"model is not loaded: {card.name}", model=card.name)
@@ -124,16 +127,11 @@ class LlamaCppAdapter:
         origin = request.origin
         if origin.wire != WIRE:
             return self._openai.encoder(request, id=id, created=created, progress=progress)
-        tokens = origin.operation in COMPLETIONS and _true(document.members(origin.body).get("return_tokens"))
-        return LlamaCppEncoder(request, tokens=tokens, progress=progress)
+        return LlamaCppEncoder(request, progress=progress)
 
     def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
         """The error as a complete answer."""
         return refusal(error, operation)
-
-
-def _true(raw: msgspec.Raw | None) -> bool:
-    return raw is not None and bytes(raw) == b"true"
 
 
 def _is_openai(body: Document, incoming: Incoming) -> bool:

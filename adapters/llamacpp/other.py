@@ -8,7 +8,6 @@ from hostler.adapters import form
 from hostler.adapters.canonical import Origin, Output, Passthrough
 from hostler.adapters.document import Document
 from hostler.adapters.errors import BadRequest, MethodNotAllowed, NotFound
-from hostler.adapters.llamacpp.paths import OTHER
 from hostler.adapters.llamacpp.server import parameter
 from hostler.adapters.llamacpp.wire import WIRE
 from hostler.adapters.protocol import Incoming
@@ -40,13 +39,13 @@ _NOT_FORWARDED = frozenset(
 )
 
 
-def decode(incoming: Incoming) -> Passthrough:
+def decode(operation: str, incoming: Incoming) -> Passthrough:
     """The request as it goes to the engine. Raises `NotFound` for paths that are nobody's or not an engine's business."""
     _check(incoming)
     content_type = incoming.headers.get("content-type", "application/json")
     origin = Origin(
         wire=WIRE,
-        operation=OTHER,
+        operation=operation,
         body=incoming.body,
         method=incoming.method,
         path=incoming.path,

@@ -17,8 +17,9 @@ def _refused(name: str, path: str, *methods: str, scope: str = "infer") -> Opera
     return Operation(name=name, path=path, methods=methods or ("POST",), scope=scope)
 
 
-# The catch-all's name: any path that nobody else knows.
-OTHER = "other"
+# The catch-all: any path that nobody else knows, to be asked or to be looked at.
+OTHER, LOOK = "other", "look"
+UNKNOWN = frozenset({OTHER, LOOK})
 
 OPERATIONS: tuple[Operation, ...] = (
     # As on llama-server itself, whether it is there may be asked without a key: the answer tells nothing else.
@@ -51,7 +52,8 @@ OPERATIONS: tuple[Operation, ...] = (
     _refused("lookup", "/v1/streams/lookup"),
     _refused("tools", "/tools", "GET", "POST"),
     _refused("proxy", "/cors-proxy", "GET", "POST"),
-    Operation(name=OTHER, path="/{rest:path}", methods=("GET", "POST")),
+    Operation(name=LOOK, path="/{rest:path}", methods=("GET",)),
+    Operation(name=OTHER, path="/{rest:path}"),
 )
 
 # Operations that answer with a completion in llama-server's own form.

@@ -9,7 +9,7 @@ import msgspec
 
 from hostler.adapters import framing
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, MethodNotAllowed, Unauthenticated
-from hostler.adapters.llamacpp.paths import OTHER
+from hostler.adapters.llamacpp.paths import LOOK, UNKNOWN
 from hostler.adapters.llamacpp.wire import JSON
 from hostler.adapters.openai.refusal import refusal as openai_refusal
 from hostler.adapters.openai.refusal import shown, status_of
@@ -39,9 +39,9 @@ def refusal(error: GatewayError, operation: Operation | None = None) -> WireResp
     if isinstance(error, MethodNotAllowed) and error.allowed:
         headers.append(("Allow", ", ".join(error.allowed)))
     status = status_of(error)
-    if operation is not None and operation.name == OTHER and isinstance(error, BadRequest) and error.param == "model":
+    if operation is not None and operation.name in UNKNOWN and isinstance(error, BadRequest) and error.param == "model":
         # A path that nobody knows, and no model that runs or is named: there is nobody to ask.
-        status = 503
+        status = 404 if operation.name == LOOK else 503
     return respond({"error": error_body(error.message, status)}, status=status, headers=tuple(headers))
 
 

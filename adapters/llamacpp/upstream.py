@@ -11,7 +11,7 @@ from hostler.adapters import document, form
 from hostler.adapters.canonical import Request
 from hostler.adapters.llamacpp.completion import chosen, foldable, prompts
 from hostler.adapters.llamacpp.parser import LlamaCppParser
-from hostler.adapters.llamacpp.paths import COMPLETIONS, OTHER
+from hostler.adapters.llamacpp.paths import COMPLETIONS, UNKNOWN
 from hostler.adapters.llamacpp.wire import WIRE
 from hostler.adapters.openai.upstream import OpenAIUpstream
 from hostler.adapters.protocol import Parser, Upstream, WireRequest
@@ -54,7 +54,7 @@ class LlamaCppUpstream:
             members = document.members(body)
             changes: dict[str, bytes | None] = {}
             # A route that is not known here may be strict about what it takes: nothing is added there.
-            if origin.operation != OTHER or "model" in members:
+            if origin.operation not in UNKNOWN or "model" in members:
                 changes["model"] = msgspec.json.encode(model)
             if stream and origin.operation in COMPLETIONS and foldable(members):
                 changes["stream"] = b"true"
@@ -69,6 +69,7 @@ class LlamaCppUpstream:
         if origin.operation not in COMPLETIONS or not is_object(origin.body):
             return LlamaCppParser()
         members = document.members(origin.body)
+        # Whose fields are chosen, the end of the stream may be among those left out.
         return LlamaCppParser(answers=0 if chosen(members) else prompts(members))
 
     def _for(self, wire: str) -> Upstream:

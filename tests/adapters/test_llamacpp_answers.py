@@ -7,11 +7,22 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hostler.adapters.canonical import AnswerHead, Chunk, Control, Origin, Output, Passthrough, Progress, Usage
+from hostler.adapters.canonical import (
+    AnswerHead,
+    Chunk,
+    CompletionRequest,
+    Control,
+    Origin,
+    Output,
+    Passthrough,
+    Progress,
+    Usage,
+)
 from hostler.adapters.errors import BackendBroken, ModelUnavailable
 from hostler.adapters.llamacpp.inbound import LlamaCppAdapter
 from hostler.adapters.llamacpp.parser import LlamaCppParser
@@ -42,7 +53,9 @@ def parse(segments: Iterable[bytes], *, head: AnswerHead = STREAM, answers: int 
     return [*chunks, *parser.finish()]
 
 
-def encoder(request: Passthrough | Control, head: AnswerHead = STREAM, *, progress: str = "thinking") -> Encoder:
+def encoder(
+    request: CompletionRequest | Passthrough | Control, head: AnswerHead = STREAM, *, progress: str = "thinking"
+) -> Encoder:
     made = LlamaCppAdapter().encoder(request, id="x", created=1, progress=progress)
     made.begin(head)
     return made
@@ -153,6 +166,21 @@ def test_the_parser_knows_how_many_answers_to_expect(transcript: Transcript) -> 
     chosen.begin(STREAM)
     assert list(chosen.feed(b'data: {"content":""}\n\n'))
     assert list(chosen.finish()) == []
+
+
+def test_an_answer_of_another_protocol_is_told_as_the_engine_would() -> None:
+    usage = Usage(prompt_tokens=5, completion_tokens=2, cached_tokens=1)
+    chunks = [Chunk(wire="openai", text="a"), Chunk(wire="openai", text="b", finish="length"), Chunk(usage=usage)]
+    request = CompletionRequest(origin=completion(prompt="x").origin, model="a", output=Output(stream=True), prompt="x")
+    made = encoder(request)
+    stream = b"".join(made.chunk(chunk) for chunk in chunks) + made.end()
+    assert b"".join(chunk.raw for chunk in parse([stream])) == stream
+    assert [chunk.finish for chunk in parse([stream])] == ["length"]
+    whole = encoder(msgspec.structs.replace(request, output=Output()), WHOLE)
+    assert not any(whole.chunk(chunk) for chunk in chunks)
+    answer = json.loads(whole.end())
+    assert (answer["content"], answer["stop"], answer["prompt"], answer["stop_type"]) == ("ab", True, "x", "limit")
+    assert (answer["tokens_evaluated"], answer["tokens_predicted"], answer["timings"]["cache_n"]) == (5, 2, 1)
 
 
 def test_signs_of_life_are_comments() -> None:

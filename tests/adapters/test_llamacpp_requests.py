@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 
 from hostler.adapters.canonical import (
     ChatRequest,
-    CompletionRequest,
     Control,
-    EmbedRequest,
     Passthrough,
     Probe,
     Request,
@@ -34,7 +32,7 @@ UPSTREAM = LlamaCppUpstream()
 def ask(method: str, path: str, body: Any = b"", *, query: str = "", **headers: str) -> Request:
     """The request that these bytes become; a path that nobody knows goes to the catch-all."""
     known = [one for one in ADAPTER.operations if method in one.methods]
-    operation = next((one for one in known if one.path == path), ADAPTER.operations[-1])
+    operation = next((one for one in known if one.path == path), known[-1])
     sent = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return ADAPTER.decode(operation, Incoming(method=method, path=path, body=sent, query=query, headers=named))
@@ -55,7 +53,7 @@ def test_no_path_is_claimed_twice_beside_openai() -> None:
 def test_what_only_an_engine_understands_is_sent_to_it_as_it_came(path: str) -> None:
     request = ask("POST", path, b'{ "model":"a", "content" : "x", "new": [1.0] }')
     wire = UPSTREAM.build(request, model="a", stream=False)
-    assert isinstance(request, Passthrough)
+    assert request.origin.wire == "llamacpp"
     assert (wire.method, wire.path, wire.body) == ("POST", path, b'{ "model":"a", "content" : "x", "new": [1.0] }')
 
 
@@ -97,26 +95,56 @@ def test_one_whole_completion_is_asked_for_as_a_stream(fields: dict[str, Any], s
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "kind"),
+    ("path", "body", "wire"),
     [
-        ("/completions", {"prompt": "x"}, Passthrough),
-        ("/completions", {"prompt": "x", "model": "a", "n_predict": 4}, Passthrough),
-        ("/completions", {"prompt": "x", "model": "a", "max_tokens": 4}, CompletionRequest),
-        ("/completions/", {"prompt": "x", "max_tokens": 4}, CompletionRequest),
-        ("/embeddings", {"content": "x", "model": "a"}, Passthrough),
-        ("/embeddings", {"input": "x"}, Passthrough),
-        ("/embeddings", {"input": "x", "model": "a"}, EmbedRequest),
-        ("/embedding", {"input": "x", "model": "a"}, Passthrough),
+        ("/completions", {"prompt": "x"}, "llamacpp"),
+        ("/completions", {"prompt": "x", "model": "a", "n_predict": 4}, "llamacpp"),
+        ("/completions", {"prompt": "x", "model": "a", "max_tokens": 4}, "openai"),
+        ("/completions/", {"prompt": "x", "max_tokens": 4}, "openai"),
+        ("/completion", {"prompt": "x", "max_tokens": 4}, "llamacpp"),
+        ("/embeddings", {"content": "x", "model": "a"}, "llamacpp"),
+        ("/embeddings", {"input": "x"}, "llamacpp"),
+        ("/embeddings", {"input": "x", "model": "a"}, "openai"),
+        ("/embedding", {"input": "x", "model": "a"}, "llamacpp"),
     ],
 )
-def test_where_two_protocols_meet_the_words_tell_which_is_meant(path: str, body: Any, kind: type) -> None:
-    request = ask("POST", path, body)
-    assert type(request) is kind
-    assert (request.origin.wire == "openai") == (kind is not Passthrough)
+def test_where_two_protocols_meet_the_words_tell_which_is_meant(path: str, body: Any, wire: str) -> None:
+    assert ask("POST", path, body).origin.wire == wire
 
 
 def test_openais_own_package_is_answered_in_its_own_form() -> None:
-    assert isinstance(ask("POST", "/completions", {"prompt": "x"}, x_stainless_lang="python"), CompletionRequest)
+    assert ask("POST", "/completions", {"prompt": "x"}, x_stainless_lang="python").origin.wire == "openai"
+
+
+def test_a_plain_completion_can_be_answered_by_any_backend() -> None:
+    fields = {
+        "prompt": "x",
+        "n_predict": 4,
+        "seed": -1,
+        "stop": ["y"],
+        "temperature": 0,
+        "json_schema": {},
+        "id_slot": 0,
+    }
+    request = ADAPTER.expand(ask("POST", "/completion", fields))
+    body = json.loads(OpenAIUpstream().build(request, model="cloud", stream=True).body)
+    assert body.pop("stream_options") == {"include_usage": True}
+    assert body == {
+        "model": "cloud", "prompt": "x", "max_tokens": 4, "stop": ["y"], "temperature": 0.0, "json_schema": {},
+        "stream": True,
+    }  # fmt: skip
+
+
+def test_a_completion_that_only_an_engine_can_answer_is_not_translated() -> None:
+    for fields in (
+        {"prompt": [1, 2]},
+        {"prompt": ["x", "y"]},
+        {"prompt": "x", "n": 2},
+        {"prompt": {"prompt_string": "x"}},
+    ):
+        assert isinstance(ask("POST", "/completion", fields), Passthrough)
+    with pytest.raises(BadRequest, match="temperature"):
+        ADAPTER.expand(ask("POST", "/completion", {"prompt": "x", "temperature": "hot"}))
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/reranking", "/v1/reranking"])
@@ -147,9 +175,14 @@ def test_an_order_that_is_carried_out_already_is_refused(kind: str, state: Any, 
 
 def test_to_look_never_loads_a_model() -> None:
     idle, running = ModelCard(name="a"), ModelCard(name="a", state="loaded")
-    for request in (ask("GET", "/lora-adapters", query="model=a"), ask("GET", "/x"), ask("POST", "/x", {"y": 1})):
+    for request, error in (
+        (ask("GET", "/lora-adapters", query="model=a"), ModelUnavailable),
+        (ask("POST", "/x", {"y": 1}), ModelUnavailable),
+        (ask("GET", "/x"), NotFound),
+        (ask("GET", "/x", query="model=a"), NotFound),
+    ):
         assert ADAPTER.admit(request, running) is request
-        with pytest.raises(ModelUnavailable):
+        with pytest.raises(error):
             ADAPTER.admit(request, idle)
     named = ask("POST", "/x", {"model": "a"})
     assert ADAPTER.admit(named, idle) is named
