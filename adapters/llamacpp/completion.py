@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import msgspec
 
+from hostler.adapters import document
 from hostler.adapters.canonical import CompletionRequest, Sampling
-from hostler.adapters.document import Document
 from hostler.adapters.errors import BadRequest
 
 _entries = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -59,9 +59,9 @@ def expand(request: CompletionRequest) -> CompletionRequest:
     return msgspec.structs.replace(request, prompt=body.prompt, sampling=Sampling(**values), output=output)
 
 
-def asks_for_tokens(request_body: bytes) -> bool:
-    """Whether a whole answer is to hold the tokens as numbers."""
-    return bytes(Document(request_body).members.get("return_tokens", msgspec.Raw(b""))) == b"true"
+def asks_for_tokens(body: bytes) -> bool:
+    """Whether a whole answer is to hold the tokens as numbers. The body has been checked before."""
+    return bytes(document.members(body).get("return_tokens", msgspec.Raw(b""))) == b"true"
 
 
 def prompts(members: Mapping[str, msgspec.Raw]) -> int:
