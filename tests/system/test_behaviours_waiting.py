@@ -1,0 +1,215 @@
+"""Who waits, how many, in which order, and how they are turned away."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+from system.house import OpenHouse, keys_in
+
+pytestmark = pytest.mark.anyio
+
+LONG = {"chunks": 500, "chunk_delay": 0.02}
+
+
+async def test_a_load_whose_only_waiter_left_is_finished_and_kept(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"ttl_s": 30, "script": {"ready_after": 0.4}}}) as house:
+        with pytest.raises(httpx.ReadTimeout):
+            await house.http.post("/v1/chat/completions", json={"model": "a", "messages": []}, timeout=0.1)
+        await house.until_counts(0, 0)
+        await house.until(lambda: house.events("ready"))
+        began = time.monotonic()
+        assert (await house.chat("a")).status_code == 200
+        assert time.monotonic() - began < 0.4
+        assert house.starts() == ["a"]
+        assert house.events("stop") == []
+
+
+async def test_the_engine_sees_within_200_ms_that_a_streaming_client_left(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": LONG}}) as house:
+        delays = []
+        for _ in range(3):  # a busy machine may be late once, but not every time
+            async with house.stream("a") as answer:
+                lines = answer.aiter_lines()
+                for _ in range(5):
+                    await anext(lines)
+            left, seen = time.time(), len(delays)
+            await house.until(lambda seen=seen: len(house.events("gone")) > seen)
+            delays.append(house.events("gone")[-1]["time"] - left)
+        assert min(delays) <= 0.2
+
+
+async def test_a_client_that_leaves_the_line_makes_room_for_the_next_at_once(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": LONG}}, gateway={"queue": {"max_waiting": 1}}) as house:
+        waiting = anyio.CancelScope()
+        async with house.stream("a") as running, anyio.create_task_group() as tasks:
+            lines = running.aiter_lines()
+            await anext(lines)
+
+            async def wait() -> None:
+                with waiting:
+                    await house.chat("a")
+
+            tasks.start_soon(wait)
+            await house.until_counts(1, 1)
+            assert (await house.chat("a")).status_code == 429
+            waiting.cancel()
+            await house.until_counts(1, 0)
+            tasks.start_soon(house.chat, "a")
+            await house.until_counts(1, 1)
+            await running.aclose()
+            tasks.cancel_scope.cancel()
+
+
+async def test_those_who_are_served_do_not_count_as_waiting(open_house: OpenHouse) -> None:
+    gateway = {"queue": {"max_waiting": 2}}
+    async with open_house(
+        {"a": {"parallel": 2, "script": {"queue": True, "first_delay": 0.5}}}, gateway=gateway
+    ) as house:
+        await house.chat("a")
+        codes: list[int] = []
+
+        async def ask() -> None:
+            codes.append((await house.chat("a")).status_code)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(ask)
+            await house.until_counts(2, 2)
+            assert (await house.chat("a")).status_code == 429
+        assert codes == [200] * 4
+        assert await house.counts() == (0, 0)
+
+
+async def test_an_engine_never_gets_more_questions_than_it_has_slots(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"first_delay": 0.05}}}) as house:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(house.chat, "a")
+        running = most = 0
+        for note in house.events():
+            running += (note["event"] == "request" and note["method"] == "POST") - (note["event"] == "done")
+            most = max(most, running)
+        assert most == 1
+        assert len(house.events("done")) == 8
+
+
+async def test_a_full_queue_is_told_before_any_stream_begins(open_house: OpenHouse) -> None:
+    gateway = {"queue": {"max_waiting": 1}, "switching": {"progress_after_s": 0, "progress_every_s": 0.05}}
+    async with open_house({"a": {"script": {"ready_after": 0.5}}}, gateway=gateway) as house:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(house.chat, "a")
+            await house.until_counts(0, 1)
+            async with house.stream("a") as refused:
+                body = (await refused.aread()).decode()
+        assert refused.status_code == 429
+        assert refused.headers["content-type"].startswith("application/json")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert '"queue_full"' in body
+
+
+async def test_retry_after_is_what_is_left_of_the_load_by_what_it_took_before(open_house: OpenHouse) -> None:
+    profiles = {"a": {"script": {"ready_after": 1.3}}}
+    async with open_house(profiles, gateway={"queue": {"max_waiting": 1}}) as house:
+        await house.chat("a")
+        await house.order("unload", model="a")
+        told: list[int] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(house.chat, "a")
+            await house.until_counts(0, 1)
+            while (answer := await house.chat("a")).status_code == 429:
+                told.append(int(answer.headers["retry-after"]))
+        assert told == sorted(told, reverse=True)
+        assert set(told) == {2, 1}
+
+
+async def test_a_swarm_of_one_client_does_not_hold_up_the_chat_of_another(
+    open_house: OpenHouse, tmp_path: Path
+) -> None:
+    path, keys = keys_in(tmp_path, swarm=0, person=0)
+    async with open_house({"a": {"script": {"first_delay": 0.1}}}, gateway={"api_keys_file": path}) as house:
+        house.http.headers["Authorization"] = f"Bearer {keys['person']}"
+        await house.chat("a")
+        served: list[str] = []
+
+        async def ask(who: str) -> None:
+            answer = await house.chat("a", key=keys[who])
+            assert answer.status_code == 200
+            served.append(who)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(ask, "swarm")
+            await house.until_counts(1, 7)
+            tasks.start_soon(ask, "person")
+        assert served.index("person") <= 2
+
+
+async def test_a_crowd_of_one_client_does_not_keep_another_out_for_good(open_house: OpenHouse, tmp_path: Path) -> None:
+    path, keys = keys_in(tmp_path, swarm=0, person=0)
+    gateway = {"api_keys_file": path, "queue": {"max_waiting": 4}}
+    async with open_house({"a": {"script": {"first_delay": 0.15}}}, gateway=gateway) as house:
+        house.http.headers["Authorization"] = f"Bearer {keys['person']}"
+        async with anyio.create_task_group() as tasks:
+
+            async def keep_asking() -> None:
+                while True:
+                    await house.chat("a", key=keys["swarm"])
+
+            for _ in range(8):
+                tasks.start_soon(keep_asking)
+            await house.until_counts(1, 4)
+            refused = await house.chat("a")
+            assert refused.status_code == 429
+            with anyio.fail_after(int(refused.headers["retry-after"]) + 5.0):
+                while (await house.chat("a")).status_code == 429:
+                    await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+
+
+async def test_waiting_ends_with_an_error_at_its_limit(open_house: OpenHouse) -> None:
+    gateway = {"queue": {"max_wait_s": 0.4}}
+    async with open_house({"a": {"script": LONG}, "b": {}}, gateway=gateway) as house:
+        async with house.stream("a") as running:
+            lines = running.aiter_lines()
+            await anext(lines)
+            began = time.monotonic()
+            answer = await house.chat("b")
+            assert 0.35 <= time.monotonic() - began <= 1.5
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "wait_limit_reached"
+        assert int(answer.headers["retry-after"]) >= 1
+        assert house.starts() == ["a"]
+
+
+async def test_an_operator_can_end_a_request_that_waits_and_one_that_is_answered(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": LONG}, "b": {}}) as house:
+        answers: list[httpx.Response] = []
+
+        async def wait() -> None:
+            headers = {"X-Request-ID": "the-second"}
+            body = {"model": "b", "messages": []}
+            answers.append(await house.http.post("/v1/chat/completions", json=body, headers=headers))
+
+        async with house.stream("a") as running, anyio.create_task_group() as tasks:
+            lines = running.aiter_lines()
+            await anext(lines)
+            tasks.start_soon(wait)
+            await house.until_counts(1, 1)
+            waiting = (await house.status())["hosts"][0]["queue"]
+            assert [(each["id"], each["model"], each["position"]) for each in waiting] == [("the-second", "b", 1)]
+            assert (await house.order("cancel", id="the-second")).json() == {"id": "the-second", "cancelled": 1}
+            await house.until(lambda: answers, 2.0)
+            assert await house.counts() == (1, 0)
+            assert (await house.order("cancel", id=running.headers["x-request-id"])).status_code == 200
+            rest = [line async for line in lines]
+            await house.until(lambda: house.events("gone"), 1.0)
+        assert answers[0].status_code == 499
+        assert answers[0].json()["error"]["code"] == "request_cancelled"
+        assert any('"request_cancelled"' in line for line in rest)
+        assert await house.counts() == (0, 0)
+        assert house.starts() == ["a"]
+        assert (await house.order("cancel", id="the-second")).status_code == 404
