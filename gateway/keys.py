@@ -75,7 +75,7 @@ def add(path: Path, name: str, scopes: Iterable[Scope], *, local_only: bool = Fa
     key = _PREFIX + secrets.token_urlsafe(32)
     record = KeyRecord(
         name=name,
-        hash=_digest(key),
+        hash=digest(key),
         scopes=tuple(sorted(wanted & ALL_SCOPES)),
         created=int(time.time()),
         local_only=local_only,
@@ -108,7 +108,8 @@ def _write(path: Path, records: Iterable[KeyRecord]) -> None:
     temporary.replace(path)
 
 
-def _digest(key: str) -> str:
+def digest(key: str) -> str:
+    """What is kept of a key."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -127,11 +128,14 @@ class KeyRing:
 
     def client(self, key: str) -> Client | None:
         """Whose key this is. Every record is compared, and each in constant time."""
+        return self.holder(digest(key))
+
+    def holder(self, hashed: str) -> Client | None:
+        """Whose key has this hash."""
         self._refresh()
-        digest = _digest(key)
         found: KeyRecord | None = None
         for record in self._records:
-            if hmac.compare_digest(record.hash, digest):
+            if hmac.compare_digest(record.hash, hashed):
                 found = record
         if found is None:
             return None
