@@ -59,6 +59,11 @@ def expand(request: CompletionRequest) -> CompletionRequest:
     return msgspec.structs.replace(request, prompt=body.prompt, sampling=Sampling(**values), output=output)
 
 
+def prompt(body: bytes) -> msgspec.Raw | None:
+    """The prompt as it stands in a body that has been checked before."""
+    return document.members(body).get("prompt")
+
+
 def asks_for_tokens(body: bytes) -> bool:
     """Whether a whole answer is to hold the tokens as numbers. The body has been checked before."""
     return bytes(document.members(body).get("return_tokens", msgspec.Raw(b""))) == b"true"

@@ -18,7 +18,7 @@ from hostler.adapters.canonical import (
     Usage,
 )
 from hostler.adapters.errors import GatewayError
-from hostler.adapters.llamacpp.completion import asks_for_tokens
+from hostler.adapters.llamacpp.completion import asks_for_tokens, prompt
 from hostler.adapters.llamacpp.fold import CompletionFold
 from hostler.adapters.llamacpp.paths import COMPLETIONS
 from hostler.adapters.llamacpp.refusal import error_event
@@ -159,7 +159,7 @@ class LlamaCppEncoder:
             "tokens_predicted": usage.completion_tokens,
             "tokens_evaluated": usage.prompt_tokens,
             "generation_settings": {},
-            "prompt": request.prompt if isinstance(request, CompletionRequest) else None,
+            "prompt": prompt(request.origin.body),
             "has_new_line": False,
             "truncated": False,
             "stop_type": "limit" if self._finish == "length" else "eos",

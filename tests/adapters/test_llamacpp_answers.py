@@ -171,7 +171,7 @@ def test_the_parser_knows_how_many_answers_to_expect(transcript: Transcript) -> 
 def test_an_answer_of_another_protocol_is_told_as_the_engine_would() -> None:
     usage = Usage(prompt_tokens=5, completion_tokens=2, cached_tokens=1)
     chunks = [Chunk(wire="openai", text="a"), Chunk(wire="openai", text="b", finish="length"), Chunk(usage=usage)]
-    request = CompletionRequest(origin=completion(prompt="x").origin, model="a", output=Output(stream=True), prompt="x")
+    request = CompletionRequest(origin=completion(prompt="x").origin, model="a", output=Output(stream=True))
     made = encoder(request)
     stream = b"".join(made.chunk(chunk) for chunk in chunks) + made.end()
     assert b"".join(chunk.raw for chunk in parse([stream])) == stream
