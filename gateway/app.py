@@ -16,12 +16,17 @@ from starlette.applications import Starlette
 
 from hostler import __version__
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
+from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.inbound import OpenAIAdapter
 from hostler.adapters.openai.upstream import OpenAIUpstream
+from hostler.adapters.protocol import Upstream
 from hostler.adapters.registry import load_adapters
 from hostler.gateway import keys as key_file
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.backends.base import Endpoint, Timeouts, Transport
+from hostler.gateway.backends.budget import BudgetRules, RetryBudget
+from hostler.gateway.backends.chain import Address, Chain
+from hostler.gateway.backends.cloud import CloudTransport
 from hostler.gateway.backends.lan import LanTransport
 from hostler.gateway.catalog import Catalog
 from hostler.gateway.dashboard import Dashboard
@@ -84,10 +89,24 @@ class Gateway:
             name: self._orchestrator(name, supervisor, catalog, lan) for name, supervisor in self._supervisors.items()
         }
         self._hosts = hosts
-        backends = _backends(self._settings, self._supervisors, lan)
+        cloud = CloudTransport()
+        backends = _backends(self._settings, self._supervisors, lan, cloud)
+        chain = Chain(
+            self._settings,
+            supervisors=self._supervisors,
+            addresses={
+                name: Address(endpoint=backend.endpoint, headers=backend.headers)
+                for name, backend in backends.items()
+                if backend.endpoint is not None
+            },
+            reachable=lambda name: hosts[name].reachable,
+            bus=self.bus,
+            clock=self._clock,
+        )
         async with anyio.create_task_group() as tasks:
             for host in hosts.values():
                 tasks.start_soon(host.run)
+            tasks.start_soon(chain.run)
             # Supervisors answer within milliseconds; who connects first is not told that nothing is known.
             if LOCAL in hosts:
                 await hosts[LOCAL].known.wait()
@@ -108,7 +127,13 @@ class Gateway:
                     lambda app: Probe(app, listing=lambda: catalog.listing),
                     lambda app: Detect(app, find=catalog.find, order=lambda targets: nearest_first(targets, hosts)),
                     lambda app: Queueing(app, settings=settings.queue, clock=self._clock),
-                    lambda app: Fallback(app, clock=self._clock),
+                    lambda app: Fallback(
+                        app,
+                        hops=chain.hops,
+                        budget=RetryBudget(BudgetRules()),
+                        settings=settings.switching,
+                        clock=self._clock,
+                    ),
                     lambda app: Switch(
                         app, hosts=hosts, settings=settings.switching, used=catalog.used, clock=self._clock
                     ),
@@ -127,6 +152,8 @@ class Gateway:
                     each.close()
                 with anyio.CancelScope(shield=True):
                     await lan.aclose()
+                    await cloud.aclose()
+                    await chain.aclose()
                     for supervisor in self._supervisors.values():
                         if isinstance(supervisor, SupervisorClient):
                             await supervisor.aclose()
@@ -247,24 +274,45 @@ def _chain(settings: Settings, local: Supervisor | None) -> tuple[str, ...]:
     return tuple(named) if LOCAL in named else (*own, *named)
 
 
-def _backends(settings: Settings, supervisors: Mapping[str, Supervisor], lan: Transport) -> dict[str, Backend]:
-    engine, plain = LlamaCppUpstream(), OpenAIUpstream()
+def _backends(
+    settings: Settings, supervisors: Mapping[str, Supervisor], lan: Transport, cloud: Transport
+) -> dict[str, Backend]:
+    engine = LlamaCppUpstream()
+    upstreams: dict[str, Upstream] = {"llamacpp": engine, "openai": OpenAIUpstream(), "ollama": OllamaUpstream()}
     timeouts = Timeouts(**msgspec.structs.asdict(settings.gateway.timeouts))
     backends = {
         name: Backend(name=name, upstream=engine, transport=lan, timeouts=timeouts, folds=True) for name in supervisors
     }
     for name, backend in settings.backends.items():
         if backend.kind != "supervisor":
-            endpoint = _endpoint(name, backend)
+            if backend.kind not in upstreams:
+                raise SettingsError(f"backends.{name}.kind: {backend.kind} cannot be asked yet; remove this backend")
             backends[name] = Backend(
                 name=name,
-                upstream=engine if backend.kind == "llamacpp" else plain,
-                transport=lan,
+                upstream=upstreams[backend.kind],
+                transport=lan if backend.in_the_house else cloud,
                 timeouts=timeouts,
-                endpoint=endpoint,
+                endpoint=_endpoint(name, backend),
                 folds=backend.kind == "llamacpp",
+                headers=_headers(name, backend),
             )
     return backends
+
+
+def _headers(name: str, backend: BackendSettings) -> tuple[tuple[str, str], ...]:
+    """What every request to a plain backend says beside its body."""
+    headers = []
+    if backend.referer is not None:
+        headers.append(("HTTP-Referer", backend.referer))
+    if backend.title is not None:
+        headers.append(("X-Title", backend.title))
+    if backend.kind == "anthropic" and (key := _key(name, backend)) is not None:
+        headers.append(("x-api-key", key))
+    return tuple(headers)
+
+
+def _key(name: str, backend: BackendSettings) -> str | None:
+    return secret(backend.api_key, backend.api_key_file, f"backends.{name}.api_key_file")
 
 
 def _endpoint(name: str, backend: BackendSettings) -> Endpoint:
@@ -277,7 +325,7 @@ def _endpoint(name: str, backend: BackendSettings) -> Endpoint:
         host=url.hostname,
         port=url.port or (443 if tls else 80),
         name=name,
-        key=secret(backend.api_key, backend.api_key_file, f"backends.{name}.api_key_file"),
+        key=None if backend.kind == "anthropic" else _key(name, backend),  # Anthropic's goes into a header of its own
         tls=tls,
         base_path=url.path.rstrip("/").removesuffix("/v1"),
     )

@@ -14,18 +14,23 @@ from hostler.supervisor.contract import HostStatus, ModelStatus, ProfileInfo, St
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend that could answer for a model, and what it calls the model."""
+    """A backend that could answer for a model, what it calls the model, and the context there (0: not known)."""
 
     backend: str
     name_there: str
+    context: int = 0
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """A model under its own name, what clients may see of it, and its places in the order of the chain."""
+    """A model under its own name, what clients may see of it, and its places in the order of the chain.
+
+    `local_only`: requests for it must not leave the house.
+    """
 
     model: str
     card: ModelCard
     places: tuple[Place, ...]
+    local_only: bool = False
 
 
 _CARD_STATES: dict[State, CardState] = {
@@ -51,6 +56,7 @@ class Catalog:
         self._plain = {name: backend for name, backend in backends.items() if backend.kind != "supervisor"}
         self._chain = tuple(chain)
         self._version = version
+        self._silent = {name for name in (*backends, *chain) if name not in self._plain}
         self._hosts: dict[str, HostStatus] = {}
         self._active: str | None = None
         self._placements: dict[str, Placement] = {}
@@ -65,6 +71,7 @@ class Catalog:
     def host(self, backend: str, status: HostStatus) -> None:
         """What the supervisor `backend` says of itself. A host that falls silent keeps what was last known."""
         self._hosts[backend] = status
+        self._silent.discard(backend)
         self._rebuild()
 
     def used(self, model: str) -> None:
@@ -115,7 +122,9 @@ class Catalog:
                 card = _card(profile, statuses.get(profile.name))
                 known = cards.get(profile.name)
                 cards[profile.name] = card if known is None else _merge(known, card)
-                places.setdefault(profile.name, []).append(Place(backend=backend, name_there=profile.name))
+                places.setdefault(profile.name, []).append(
+                    Place(backend=backend, name_there=profile.name, context=profile.context)
+                )
                 if profile.default and default is None:
                     default = profile.name
         for backend_settings in self._plain.values():
@@ -144,16 +153,23 @@ class Catalog:
         placements: dict[str, Placement] = {}
         for name, card in cards.items():
             hosted = {place.backend: place for place in places.get(name, [])}
+            profiles = [host.profiles for host in map(self._hosts.get, self._chain) if host is not None]
+            described = [profile for each in profiles for profile in each if profile.name == name]
+            chain = next((profile.chain for profile in described if profile.chain is not None), self._chain)
             in_order = []
-            for backend in self._chain:
+            for backend in chain:
                 if backend in hosted:
                     in_order.append(hosted[backend])
                 elif backend in self._plain:
-                    models = self._plain[backend].models
-                    there = models.get(name) or models.get("*")
+                    plain = self._plain[backend]
+                    there = plain.models.get(name) or plain.models.get("*")
                     if there:
-                        in_order.append(Place(backend=backend, name_there=there))
-            placement = Placement(model=name, card=card, places=tuple(in_order))
+                        in_order.append(Place(backend=backend, name_there=there, context=plain.context or 0))
+                elif backend in self._silent:
+                    # Nothing was ever heard of it: it may sleep, and may have the model.
+                    in_order.append(Place(backend=backend, name_there=name))
+            local_only = any(profile.local_only for profile in described)
+            placement = Placement(model=name, card=card, places=tuple(in_order), local_only=local_only)
             for spelling in (name, *card.aliases):
                 for accepted in (spelling, f"{spelling}:latest"):
                     index.setdefault(accepted, card)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Mapping
 
 import msgspec
 
 from hostler.adapters.canonical import AnswerHead, Chunk, Control, Request
-from hostler.adapters.errors import BackendRejected
-from hostler.adapters.protocol import Amending, Polyglot, Timed, Timing, Upstream
+from hostler.adapters.errors import BackendBroken, BackendRejected, BackendTimeout
+from hostler.adapters.protocol import Amending, Parser, Polyglot, Timed, Timing, Upstream
 from hostler.gateway.asgi import Receive, Scope, Send
 from hostler.gateway.backends.base import Answer, Endpoint, Timeouts, Transport
+from hostler.gateway.backends.judging import retry_after
 from hostler.gateway.exchange import Exchange
+
+#: A whole answer up to this size is read to its end before it is passed on, since it may end with an error.
+HELD_BACK = 256 * 1024
 
 #: As much of an error answer as is read and passed on, in bytes.
 ERROR_BODY_LIMIT = 1024 * 1024
@@ -24,7 +30,8 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     """How a backend is spoken to. `endpoint` is `None` where a lease tells it.
 
     `folds`: whole answers are asked for as streams and folded here. llama.cpp's server notices that the client of a
-    whole answer has left only when nothing else happens; a stream it stops within a token.
+    whole answer has left only when nothing else happens; a stream it stops within a token. `headers` go with every
+    request.
     """
 
     name: str
@@ -33,6 +40,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     timeouts: Timeouts
     endpoint: Endpoint | None = None
     folds: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class Dispatch:
@@ -77,24 +85,52 @@ class Dispatch:
             request = exchange.adapter.expand(request)
         stream = backend.folds or _streamed(request)
         wire_request = backend.upstream.build(request, model=target.name_there, stream=stream)
+        if backend.headers:
+            wire_request = msgspec.structs.replace(wire_request, headers=(*wire_request.headers, *backend.headers))
         parser = backend.upstream.parser(request, fields=not same_wire)
-        reply = exchange.reply
         async with backend.transport.send(wire_request, _endpoint(backend, exchange), backend.timeouts) as answer:
-            if answer.head.status >= 400:
+            if not 200 <= answer.head.status < 300:
                 raise await _rejection(answer, backend)
             parser.begin(answer.head)
-            reply.begin(answer.head)
-            async for segment in answer.segments():
-                for chunk in parser.feed(segment):
-                    self._notice(exchange, chunk)
-                    await reply.write(chunk)
-            for chunk in parser.finish():
-                self._notice(exchange, chunk)
-                await reply.write(chunk)
+            exchange.reply.begin(answer.head)
+            try:
+                await self._forward(exchange, answer, parser, backend.timeouts.first_byte_s)
+            except BackendBroken as broken:
+                broken.backend = broken.backend or backend.name
+                raise
+
+    async def _forward(self, exchange: Exchange, answer: Answer, parser: Parser, first_word_s: float) -> None:
+        """Write the answer's chunks as they come. Pieces of a whole answer wait until it is known to hold no error.
+
+        Signs of life are no words: a backend that sends nothing else must come to the point in `first_word_s`, too.
+        """
+        reply, held, size = exchange.reply, list[Chunk](), 0
+        try:
+            async with asyncio.timeout(first_word_s) as limit:
+                async for segment in answer.segments():
+                    for chunk in parser.feed(segment):
+                        if exchange.first_word_at is None:
+                            limit.reschedule(None)
+                        self._notice(exchange, chunk)
+                        if chunk.whole and size <= HELD_BACK:
+                            held.append(chunk)
+                            size += len(chunk.raw)
+                            continue
+                        while held:
+                            await reply.write(held.pop(0))
+                        await reply.write(chunk)
+        except TimeoutError as error:
+            raise BackendTimeout("signs of life came, but no word in time") from error
+        last = list(parser.finish()) if held else parser.finish()
+        for chunk in (*held, *last) if held else last:
+            self._notice(exchange, chunk)
+            await reply.write(chunk)
 
     def _notice(self, exchange: Exchange, chunk: Chunk) -> None:
         if exchange.first_word_at is None:
             exchange.first_word_at = self._clock()
+            if exchange.answering is not None:
+                exchange.answering()
         if chunk.usage is not None:
             exchange.usage = chunk.usage
         if chunk.finish is not None:
@@ -127,7 +163,6 @@ def _endpoint(backend: Backend, exchange: Exchange) -> Endpoint:
 
 async def _rejection(answer: Answer, backend: Backend) -> BackendRejected:
     body = await answer.read(ERROR_BODY_LIMIT)
-    after = answer.headers.get("retry-after", "")
     return BackendRejected(
         f"{backend.name} answered with status {answer.head.status}",
         backend=backend.name,
@@ -135,5 +170,5 @@ async def _rejection(answer: Answer, backend: Backend) -> BackendRejected:
         answer_status=answer.head.status,
         headers={**answer.headers, "content-type": answer.head.media_type},
         body=body,
-        retry_after_s=float(after) if after.isdigit() else None,
+        retry_after_s=retry_after(answer.headers, time.time()),
     )

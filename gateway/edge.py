@@ -14,7 +14,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from hostler.adapters.canonical import Probe
-from hostler.adapters.errors import BadRequest, Cancelled, ClientGone, GatewayError, TooLarge
+from hostler.adapters.errors import BadRequest, Cancelled, ClientGone, Forbidden, GatewayError, TooLarge
 from hostler.adapters.protocol import Adapter, Incoming, Operation
 from hostler.gateway.asgi import CLAIM_KEY, CLIENT_KEY, EXCHANGE_KEY, ASGIApp, Receive, Scope, Send
 from hostler.gateway.exchange import Client, Exchange
@@ -120,6 +120,8 @@ class Edge:
                 reply=reply,
                 client=client,
                 started_at=started_at,
+                local_only=client.local_only or _wish(headers, "x-hostler-local-only") is not None,
+                only=_only(headers, client),
             )
             scope[EXCHANGE_KEY] = exchange
             await self._watched(exchange, scope, receive, send)
@@ -198,6 +200,20 @@ def _request_id(headers: dict[str, str]) -> str:
     """The client's own id of the request if it is a harmless one, else a new one."""
     given = headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
+
+
+def _wish(headers: dict[str, str], name: str) -> str | None:
+    """What a client says in a header of ours; `None` if it says nothing, or no."""
+    value = headers.get(name, "").strip()
+    return None if value.lower() in ("", "false", "0", "no") else value
+
+
+def _only(headers: dict[str, str], client: Client) -> str | None:
+    """The one backend that is to answer, for those who look after backends."""
+    name = _wish(headers, "x-hostler-only")
+    if name is not None and "operate" not in client.scopes:
+        raise Forbidden("naming a backend with X-Hostler-Only needs a key with the scope operate")
+    return name
 
 
 def _facts(request_id: str, exchange: Exchange | None) -> list[tuple[str, str]]:

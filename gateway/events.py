@@ -14,8 +14,16 @@ from hostler.supervisor.contract import HostStatus, ModelStatus, SwitchMoved
 logger = logging.getLogger(__name__)
 
 
+class AttemptMade(msgspec.Struct, frozen=True, kw_only=True):
+    """One try at one backend: `answered`, or the kind of failure."""
+
+    backend: str
+    outcome: str
+    seconds: float
+
+
 class RequestFinished(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
-    """One request from its arrival to its end. Times in seconds; `at` is since the epoch.
+    """One request from its arrival to its end. Times in seconds; `at` is since the epoch; `cost` in US dollars.
 
     `outcome` is `ok`, `failed`, `broken` (ended in mid-answer) or `left` (the client went away). `reason` says why this
     hop, or what went wrong, `code` the stable word for the latter. No contents, no keys: `client` is a key's name or an address.
@@ -42,6 +50,17 @@ class RequestFinished(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     cached_tokens: int = 0
     completion_tokens: int = 0
     streamed: bool = False
+    attempts: tuple[AttemptMade, ...] = ()
+    cost: float | None = None
+
+
+class BreakerChanged(msgspec.Struct, frozen=True, kw_only=True, tag="breaker"):
+    """A backend (`model` is `None`), or one model there, is left alone (`open`), tried (`half_open`) or used (`closed`)."""
+
+    backend: str
+    model: str | None
+    state: str
+    before: str
 
 
 class HostChanged(msgspec.Struct, frozen=True, kw_only=True, tag="host"):
@@ -85,7 +104,7 @@ class QueueChanged(msgspec.Struct, frozen=True, kw_only=True, tag="queue"):
     serving: int
 
 
-Event = RequestFinished | HostChanged | EngineChanged | SwitchChanged | QueueChanged
+Event = RequestFinished | BreakerChanged | HostChanged | EngineChanged | SwitchChanged | QueueChanged
 
 
 class Subscription:

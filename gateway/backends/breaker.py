@@ -31,12 +31,18 @@ class Permit(msgspec.Struct, frozen=True):
 class Breaker:
     """State by state: `closed` lets every call through · `open` none, until its time is over · `half_open` one at a time.
 
-    A call that began before the state changed says nothing about the state after it: its result is not counted.
+    `changed` is told the state before and after each change. A call that began before the state changed says nothing about the state after it: its result is not counted.
     """
 
-    def __init__(self, rules: BreakerRules, random: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        rules: BreakerRules,
+        random: Callable[[], float],
+        changed: Callable[[BreakerState, BreakerState], None] | None = None,
+    ) -> None:
         self._rules = rules
         self._random = random
+        self._changed = changed
         self._state: BreakerState = "closed"
         self._era = 0
         self._failures = 0
@@ -122,7 +128,9 @@ class Breaker:
         return True
 
     def _become(self, state: BreakerState) -> None:
-        self._state = state
+        before, self._state = self._state, state
         self._era += 1
         self._failures = self._successes = 0
         self._probing = False
+        if self._changed is not None and before != state:
+            self._changed(before, state)

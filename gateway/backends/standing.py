@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 import msgspec
 
 from hostler.gateway.backends.breaker import Breaker, BreakerRules, BreakerState, Permit
 from hostler.gateway.backends.outcomes import VERDICTS, Advice, Outcome, Verdict
+
+Changed = Callable[[str | None, BreakerState, BreakerState], None]
 
 
 class Pass(msgspec.Struct, frozen=True):
@@ -24,13 +27,19 @@ class Pass(msgspec.Struct, frozen=True):
 
 
 class Standing:
-    """One backend: a breaker for the host and one for each of its models. Both must agree to an attempt."""
+    """One backend: a breaker for the host and one for each of its models. Both must agree to an attempt.
 
-    def __init__(self, rules: BreakerRules, random: Callable[[], float], cool_s: float = 5.0) -> None:
+    `changed` is told of every change of state: the model (`None`: the host), the state before and the state after.
+    """
+
+    def __init__(
+        self, rules: BreakerRules, random: Callable[[], float], cool_s: float = 5.0, changed: Changed | None = None
+    ) -> None:
         self._rules = rules
         self._random = random
         self._cool_s = cool_s
-        self._host = Breaker(rules, random)
+        self._changed = changed
+        self._host = self._breaker(None)
         self._models: dict[str, Breaker] = {}
         self._suspects: set[str] = set()
 
@@ -46,12 +55,15 @@ class Standing:
 
     def acquire(self, model: str, now: float) -> Pass | None:
         """The right to try `model` here now, or `None`."""
-        breaker = self._of(model)
-        if not breaker.allows(now) or (of_host := self._host.acquire(now)) is None:
+        if not self.allows(model, now):
             return None
-        of_model = breaker.acquire(now)
-        assert of_model is not None, "it allowed a call a moment ago"
+        of_host, of_model = self._host.acquire(now), self._of(model).acquire(now)
+        assert of_host is not None and of_model is not None, "they allowed a call a moment ago"
         return Pass(model, of_host, of_model)
+
+    def allows(self, model: str, now: float) -> bool:
+        """Whether `acquire` would give a pass. Changes nothing."""
+        return self._of(model).allows(now) and self._host.allows(now)
 
     def began(self, permit: Pass, now: float) -> Pass:
         """The first word came. It counts now, since the rest of the answer may take minutes: report the pass that is
@@ -110,8 +122,11 @@ class Standing:
     def _of(self, model: str) -> Breaker:
         breaker = self._models.get(model)
         if breaker is None:
-            breaker = self._models[model] = Breaker(self._rules, self._random)
+            breaker = self._models[model] = self._breaker(model)
         return breaker
+
+    def _breaker(self, model: str | None) -> Breaker:
+        return Breaker(self._rules, self._random, None if self._changed is None else partial(self._changed, model))
 
 
 def _tell(

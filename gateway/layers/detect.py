@@ -26,10 +26,11 @@ class Detect(Layer):
     async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
         placement = self._find(exchange.request.model)
         exchange.model = placement.model
+        exchange.local_only = exchange.local_only or placement.local_only
         if isinstance(exchange.adapter, Admitting):
             exchange.request = exchange.adapter.admit(exchange.request, placement.card)
         candidates = tuple(
-            Target(backend=place.backend, model=placement.model, name_there=place.name_there)
+            Target(backend=place.backend, model=placement.model, name_there=place.name_there, context=place.context)
             for place in placement.places
         )
         exchange.candidates = self._order(candidates) if len(candidates) > 1 else candidates

@@ -1,61 +1,307 @@
-"""One candidate after the other, until one answers. After the first word nobody else may."""
+"""Along the chain: one hop after the other, until one answers. After the first word nobody else may."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 
-from hostler.adapters.errors import BackendError, BackendRejected, Busy, GatewayError, ModelUnavailable, Waited
+import anyio
+import msgspec
+
+from hostler.adapters.canonical import ChatRequest, CompletionRequest, Control, Phase, Progress
+from hostler.adapters.errors import (
+    BackendRejected,
+    BackendUnavailable,
+    BadRequest,
+    GatewayError,
+    ModelUnavailable,
+    Waited,
+)
 from hostler.gateway.asgi import ASGIApp
+from hostler.gateway.backends.budget import RetryBudget
+from hostler.gateway.backends.hop import Hop
+from hostler.gateway.backends.judging import WORDS, Skip, fault_of, outcome_of, tokens_at_least
+from hostler.gateway.backends.outcomes import VERDICTS, Outcome
+from hostler.gateway.backends.standing import Pass
+from hostler.gateway.backends.walk import Passed, failure, presentable, reason
+from hostler.gateway.events import printable
 from hostler.gateway.exchange import Attempt, Exchange, Target
 from hostler.gateway.layers.base import CallNext, Layer
+from hostler.gateway.settings import SwitchingSettings
 
-#: Statuses that say "this request is wrong" rather than "I cannot": another backend would say the same.
-_CLIENTS_FAULT = frozenset({400, 404, 405, 409, 411, 413, 414, 415, 422, 431})
+logger = logging.getLogger(__name__)
+
+#: As many backends are asked for one request at most; those that are passed over do not count.
+MAX_HOPS = 3
+#: A `Retry-After` up to this is waited for, in seconds; a longer one belongs to the next hop.
+SHORT_WAIT_S = 3.0
+#: How often a backend that is loading is asked whether it is ready, in seconds.
+_ASK_LOADING_S = 0.5
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that did not answer."""
+
+    outcome: Outcome
+    error: GatewayError
 
 
 class Fallback(Layer):
-    """Tries the candidates in order. A failure before the first word goes to the next one."""
+    """Asks the candidates in order, as the table of outcomes says, and tells the breakers how each attempt went."""
 
-    def __init__(self, app: ASGIApp, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hops: Mapping[str, Hop],
+        budget: RetryBudget,
+        settings: SwitchingSettings,
+        clock: Callable[[], float],
+    ) -> None:
         super().__init__(app)
+        self._hops = hops
+        self._budget = budget
+        self._settings = settings
         self._clock = clock
 
     async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
-        failures: list[tuple[Target, GatewayError]] = []
         if not exchange.candidates:
             raise ModelUnavailable(f"no backend of the chain can run {exchange.model}", model=exchange.model)
-        for hop, target in enumerate(exchange.candidates):
-            exchange.hop, exchange.target, exchange.address = hop, target, None
-            exchange.reason = f"after {failures[-1][0].backend}: {failures[-1][1].message}" if failures else ""
-            began = self._clock()
-            try:
-                await call_next()
-            except GatewayError as error:
-                exchange.attempts.append(Attempt(target=target, seconds=self._clock() - began, outcome=error.code))
-                if exchange.reply.committed or not _another_may_do_better(error):
-                    raise
-                failures.append((target, error))
-            else:
-                exchange.attempts.append(Attempt(target=target, seconds=self._clock() - began))
+        self._budget.request(self._clock())
+        walk: list[Passed] = []
+        for number, target in enumerate(exchange.candidates):
+            hop = self._hops[target.backend]
+            later = exchange.candidates[number + 1 :]
+            skip = self._skip(exchange, hop, target, later, walk)
+            if skip is not None:
+                walk.append(Passed(hop=hop, why=skip, retry_after_s=self._retry_in(hop, target, skip)))
+                continue
+            exchange.hop, exchange.target, exchange.address = number, target, None
+            exchange.reason = reason(walk)
+            passed = await self._ask(exchange, hop, target, later, call_next)
+            if passed is None:
                 return
-        if len(failures) == 1:
-            raise failures[0][1]
-        raise _all_failed(exchange, failures)
+            walk.append(passed)
+        exchange.reason = reason(walk)
+        raise failure(exchange.model, walk)
+
+    def _skip(
+        self, exchange: Exchange, hop: Hop, target: Target, later: tuple[Target, ...], walk: list[Passed]
+    ) -> Skip | None:
+        """Why this hop is not even asked, if it is not."""
+        if exchange.only is not None:
+            if target.backend != exchange.only:
+                return "not_asked_for"
+            return "outside" if exchange.local_only and not hop.local else None
+        if exchange.local_only and not hop.local:
+            return "outside"
+        if not hop.local and hop.spending is not None and hop.spending.reached:
+            return "spent"
+        if isinstance(exchange.request, Control):
+            return None
+        if _too_long(exchange, target, later):
+            return "too_long"
+        if sum(each.error is not None for each in walk) >= MAX_HOPS:
+            return "enough_tried"
+        if not hop.standing.allows(target.name_there, self._clock()):
+            return "resting"
+        return None
+
+    def _retry_in(self, hop: Hop, target: Target, skip: Skip) -> float | None:
+        if skip == "spent" and hop.spending is not None:
+            return hop.spending.resumes_in()
+        if skip == "resting":
+            return max(0.1, hop.standing.retry_in(target.name_there, self._clock()))
+        return None
+
+    async def _ask(
+        self,
+        exchange: Exchange,
+        hop: Hop,
+        target: Target,
+        later: tuple[Target, ...],
+        call_next: CallNext,
+    ) -> Passed | None:
+        """Ask one hop, again if the table says so. `None` if it answered; raises what no other hop may mend."""
+        retried = _retries(exchange) > 0
+        while True:
+            # An order is no call to a model; and whoever names the backend on purpose may ask a closed one.
+            order = isinstance(exchange.request, Control)
+            permit = None if order else hop.standing.acquire(target.name_there, self._clock())
+            failed = await self._attempt(exchange, hop, target, permit, call_next)
+            if failed is None:
+                return None
+            error, verdict = failed.error, VERDICTS[failed.outcome]
+            if exchange.reply.committed or verdict.onward == "never":
+                raise presentable(error, hop)
+            again_in = self._again_in(exchange, failed, hop, target, retried)
+            if again_in is not None:
+                retried = retried or verdict.again != "wait"
+                await self._pause(exchange, again_in, "loading" if verdict.again == "wait" else "fallback")
+                if hop.standing.allows(target.name_there, self._clock()):
+                    continue
+            if verdict.onward == "if_other" and not _another_may(error, target, later):
+                raise presentable(error, hop)
+            after = error.retry_after_s
+            if after is None:
+                after = hop.standing.retry_in(target.name_there, self._clock()) or None
+            return Passed(hop=hop, why=failed.outcome, error=error, retry_after_s=after)
+
+    async def _attempt(
+        self, exchange: Exchange, hop: Hop, target: Target, permit: Pass | None, call_next: CallNext
+    ) -> Failed | None:
+        """One try. However it ends, the breakers are told, once."""
+        held = permit
+        began_at = self._clock()
+        outcome: Outcome = "client_left"
+        error: GatewayError | None = None
+
+        def answering() -> None:
+            nonlocal held
+            if held is not None:
+                held = hop.standing.began(held, self._clock())
+
+        exchange.answering, exchange.first_word_at = answering, None
+        exchange.usage = exchange.finish = None
+        try:
+            if hop.waker is not None and not hop.reachable():
+                await self._wake(exchange, hop, target)
+            await call_next()
+            outcome = "answered"
+            return None
+        except GatewayError as caught:
+            error = caught
+            judged = outcome_of(caught, committed=exchange.reply.committed)
+            if judged is None:
+                if not isinstance(caught, BadRequest) or exchange.reply.committed:
+                    raise
+                judged = "rejected"  # this backend's protocol has no words for the request; another one's may
+            outcome = judged
+            return Failed(outcome=judged, error=caught)
+        finally:
+            exchange.answering = None
+            exchange.attempts.append(Attempt(target=target, seconds=self._clock() - began_at, outcome=outcome))
+            self._record_cost(exchange, hop, outcome)
+            self._tell(exchange, hop, target, held, outcome, error)
+
+    def _tell(
+        self,
+        exchange: Exchange,
+        hop: Hop,
+        target: Target,
+        held: Pass | None,
+        outcome: Outcome,
+        error: GatewayError | None,
+    ) -> None:
+        """The breakers, the background and people hear how the attempt went."""
+        if held is not None:
+            after = error.retry_after_s if error is not None else None
+            down = outcome == "unreachable" and not hop.reachable()
+            hop.standing.report(held, outcome, self._clock(), retry_after_s=after, down=down)
+        elif outcome == "answered" and exchange.only is not None:
+            hop.standing.mended(target.name_there)
+        if outcome in ("unreachable", "connect_timeout", "first_byte_timeout", "server_error", "broken"):
+            hop.suspect()
+        if error is None:
+            return
+        said = error.body[:300] if isinstance(error, BackendRejected) else error.message
+        if isinstance(said, bytes):
+            said = said.decode("utf-8", "replace")
+        told = (exchange.id, hop.name, WORDS[outcome], printable(said))
+        if VERDICTS[outcome].alert:
+            logger.error("%s: %s %s, and is left alone for a while; look after its key and account: %s", *told)
+        else:
+            logger.info("%s: %s %s: %s", *told)
+
+    def _record_cost(self, exchange: Exchange, hop: Hop, outcome: Outcome) -> None:
+        cost = exchange.usage.cost if exchange.usage is not None else None
+        if cost is not None:
+            exchange.cost = (exchange.cost or 0.0) + cost
+        known = cost is not None or outcome == "answered" or exchange.first_word_at is not None
+        if known and not hop.local and hop.spending is not None:
+            hop.spending.add(hop.name, cost)
+
+    def _again_in(self, exchange: Exchange, failed: Failed, hop: Hop, target: Target, retried: bool) -> float | None:
+        """In how many seconds the same hop is to be asked again; `None` if it is not."""
+        now = self._clock()
+        match VERDICTS[failed.outcome].again:
+            case "wait":
+                left = (exchange.deadline or now) - now
+                return None if isinstance(failed.error, Waited) or left <= 0 else min(_ASK_LOADING_S, left)
+            case "if_short":
+                after = failed.error.retry_after_s
+                if retried or after is None or after > SHORT_WAIT_S or not self._budget.spend(now):
+                    return None
+                return max(after, hop.standing.retry_in(target.name_there, now)) + 0.005
+            case "budget":
+                return 0.0 if not retried and self._budget.spend(now) else None
+        return None
+
+    async def _wake(self, exchange: Exchange, hop: Hop, target: Target) -> None:
+        """Call the machine and wait for it, together with everybody else who does."""
+        assert hop.waker is not None
+        until = hop.waker.call()
+        if until is None:
+            raise BackendUnavailable(f"{hop.name} sleeps, and was called in vain a moment ago", backend=hop.name)
+        if exchange.deadline is not None:
+            until = min(until, exchange.deadline)
+        if not await self._shown(exchange, until, "waking", hop.waker.wait):
+            raise BackendUnavailable(f"{hop.name} sleeps, and did not wake up in time", backend=hop.name)
+
+    async def _pause(self, exchange: Exchange, seconds: float, phase: Phase) -> None:
+        async def sleep(for_s: float) -> bool:
+            await anyio.sleep(max(0.0, for_s))
+            return False
+
+        if seconds > 0:
+            await self._shown(exchange, self._clock() + seconds, phase, sleep)
+
+    async def _shown(
+        self, exchange: Exchange, until: float, phase: Phase, wait: Callable[[float], Awaitable[bool]]
+    ) -> bool:
+        """Wait for something, at most until then, and show streaming clients that it is waited for."""
+        settings, now = self._settings, self._clock()
+        began_at = now
+        shows = exchange.reply.patient and settings.progress != "off"
+        due = max(now, exchange.started_at + settings.progress_after_s) if shows else float("inf")
+        while True:
+            if await wait(min(due, until) - now):
+                return True
+            now = self._clock()
+            if now >= until:
+                return False
+            if now >= due:
+                model = exchange.model or ""
+                eta_s = until - now if phase == "waking" else None
+                await exchange.reply.heartbeat(Progress(phase=phase, model=model, eta_s=eta_s, waited_s=now - began_at))
+                now = self._clock()
+                due = now + settings.progress_every_s
 
 
-def _another_may_do_better(error: GatewayError) -> bool:
-    if isinstance(error, BackendRejected):
-        return error.answer_status not in _CLIENTS_FAULT
-    return isinstance(error, BackendError | ModelUnavailable | Busy | Waited)
+def _too_long(exchange: Exchange, target: Target, later: tuple[Target, ...]) -> bool:
+    """Whether the prompt cannot fit here, and somebody else may have room: else the engine says by how much."""
+    request = exchange.request
+    if not target.context or not isinstance(request, ChatRequest | CompletionRequest):
+        return False
+    roomier = any(not other.context or other.context > target.context for other in later)
+    return roomier and tokens_at_least(request.origin.body) > target.context
 
 
-def _all_failed(exchange: Exchange, failures: list[tuple[Target, GatewayError]]) -> GatewayError:
-    """Every hop failed: what each said. If all are merely busy, that is what the client is told."""
-    waits = [error.retry_after_s for _, error in failures if error.retry_after_s is not None]
-    retry_after_s = min(waits) if waits else None
-    reasons = "; ".join(f"{target.backend}: {error.message}" for target, error in failures)
-    if all(isinstance(error, Busy) for _, error in failures):
-        return Busy(reasons, retry_after_s=retry_after_s, model=exchange.model)
-    return ModelUnavailable(
-        f"no backend could answer for {exchange.model}: {reasons}", retry_after_s=retry_after_s, model=exchange.model
-    )
+def _retries(exchange: Exchange) -> int:
+    """How often the same target was asked again, waiting for one that loads aside."""
+    count = 0
+    for before, after in zip(exchange.attempts, exchange.attempts[1:], strict=False):
+        count += before.target == after.target and before.outcome != "loading"
+    return count
+
+
+def _another_may(error: GatewayError, target: Target, later: tuple[Target, ...]) -> bool:
+    """Whether a later hop may take what this one rejected."""
+    if isinstance(error, BadRequest):
+        return True
+    match fault_of(error):
+        case "context":
+            return any(not other.context or other.context > target.context for other in later)
+        case "model" | "contents":
+            return bool(later)
+    return False

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from hostler.adapters.errors import BackendRejected, ClientGone, GatewayError
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.events import Bus, RequestFinished, printable
+from hostler.gateway.events import AttemptMade, Bus, RequestFinished, printable
 from hostler.gateway.exchange import Exchange
 from hostler.gateway.layers.base import CallNext, Layer
 
@@ -76,6 +76,11 @@ class Observe(Layer):
             cached_tokens=usage.cached_tokens if usage else 0,
             completion_tokens=usage.completion_tokens if usage else 0,
             streamed=exchange.reply.patient,
+            attempts=tuple(
+                AttemptMade(backend=each.target.backend, outcome=each.outcome, seconds=each.seconds)
+                for each in exchange.attempts
+            ),
+            cost=exchange.cost,
         )
         self._bus.publish(event)
         if logger.isEnabledFor(logging.INFO):
@@ -98,6 +103,8 @@ def describe(event: RequestFinished) -> str:
         words.append(f"first word {event.first_word_s:.3f} s")
     if event.completion_tokens:
         words.append(f"{event.prompt_tokens}+{event.completion_tokens} tokens")
+    if event.cost is not None:
+        words.append(f"${event.cost:.6f}")
     if event.reason:
         words.append(f"({printable(event.reason)})")
     return " ".join([*words, event.id])

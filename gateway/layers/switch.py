@@ -46,9 +46,10 @@ class Switch(Layer):
             return
         try:
             await self._leased(exchange, host, target, call_next)
-        except BackendUnavailable:
+        except BackendUnavailable as error:
             # The engine died while it was idle and nobody had noticed: nothing was sent, so one fresh start is free.
-            if exchange.reply.committed or exchange.address is None:
+            # Where a connection was waited for in vain it is the machine that is gone.
+            if error.timed_out or exchange.reply.committed or exchange.address is None:
                 raise
             host.lost(exchange.address)
             await self._leased(exchange, host, target, call_next)

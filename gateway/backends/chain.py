@@ -1,0 +1,147 @@
+"""The backends as hops: what is thought of each, who watches it, how it is woken, and what it may cost."""
+
+from __future__ import annotations
+
+import random as chance
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from hostler.gateway.backends.base import Endpoint
+from hostler.gateway.backends.breaker import BreakerRules, BreakerState
+from hostler.gateway.backends.hop import Hop
+from hostler.gateway.backends.prober import ANSWER_S, HttpProbe, Probed, Prober
+from hostler.gateway.backends.spending import Spending, default_file
+from hostler.gateway.backends.standing import Standing
+from hostler.gateway.backends.waking import Waker
+from hostler.gateway.events import BreakerChanged, Bus, Event, HostChanged
+from hostler.gateway.settings import Settings
+from hostler.supervisor.contract import Supervisor, SupervisorUnreachable
+
+#: What a server of each kind is asked for a sign of life.
+_PROBES = {"openai": "/v1/models", "llamacpp": "/health", "ollama": "/api/version", "anthropic": "/v1/models"}
+#: Clouds that are down are asked so many times as rarely as machines in the house.
+_CLOUD_PATIENCE = 10.0
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a plain backend listens, and what every request there says."""
+
+    endpoint: Endpoint
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Chain:
+    """All backends as hops. `run` watches them until cancelled; `aclose` lets go of connections.
+
+    `reachable` tells whether a supervisor's heartbeat is there.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        supervisors: Mapping[str, Supervisor],
+        addresses: Mapping[str, Address],
+        reachable: Callable[[str], bool],
+        bus: Bus,
+        clock: Callable[[], float],
+        random: Callable[[], float] = chance.random,
+    ) -> None:
+        self._settings = settings
+        self._bus = bus
+        self._clock = clock
+        self._random = random
+        limits = settings.gateway.spending
+        file = Path(limits.file).expanduser() if limits.file else default_file()
+        self.spending = Spending(file, limits.daily_limit, time.time)
+        self._probes: list[HttpProbe] = []
+        standings = {name: self._standing(name) for name in (*supervisors, *addresses)}
+        watched = [self._supervised(name, each, standings[name]) for name, each in supervisors.items()]
+        watched += [self._plain(name, each, standings[name]) for name, each in addresses.items()]
+        self._prober = Prober(watched, clock=clock, random=random)
+        self.hops: dict[str, Hop] = {}
+        for name in supervisors:
+            entry = settings.backends.get(name)
+            wake = entry.wake if entry is not None else None
+            self.hops[name] = Hop(
+                name=name,
+                standing=standings[name],
+                local=entry is None or entry.in_the_house,
+                supervised=True,
+                reachable=partial(reachable, name),
+                suspect=self._prober.watch(name).suspect,
+                waker=None if wake is None else Waker(name, wake, clock),
+                spending=self.spending,
+            )
+        for name in addresses:
+            watch = self._prober.watch(name)
+            self.hops[name] = Hop(
+                name=name,
+                standing=standings[name],
+                local=settings.backends[name].in_the_house,
+                reachable=partial(getattr, watch, "up"),
+                suspect=watch.suspect,
+                spending=self.spending,
+            )
+        bus.listen(self._hear)
+
+    async def run(self) -> None:
+        """Watch the backends until cancelled."""
+        await self._prober.run()
+
+    async def aclose(self) -> None:
+        """Close the connections that watching opened."""
+        for probe in self._probes:
+            await probe.aclose()
+
+    def _hear(self, event: Event) -> None:
+        """A supervisor's heartbeat came or went: its host is used again at once, and whoever waits for it goes on."""
+        if not isinstance(event, HostChanged) or event.backend not in self.hops:
+            return
+        hop = self.hops[event.backend]
+        if event.reachable:
+            hop.standing.recovered()
+        if hop.waker is not None:
+            hop.waker.heard(event.reachable)
+
+    def _standing(self, name: str) -> Standing:
+        rules = self._settings.breaker
+        return Standing(
+            BreakerRules(failures=rules.failures, open_s=rules.open_s, max_open_s=rules.max_open_s),
+            self._random,
+            changed=partial(self._changed, name),
+        )
+
+    def _changed(self, name: str, model: str | None, before: BreakerState, state: BreakerState) -> None:
+        self._bus.publish(BreakerChanged(backend=name, model=model, state=state, before=before))
+
+    def _supervised(self, name: str, supervisor: Supervisor, standing: Standing) -> Probed:
+        async def ask() -> bool:
+            try:
+                await supervisor.status()
+            except SupervisorUnreachable:
+                return False
+            return True
+
+        takes_s = 2 * self._settings.gateway.timeouts.connect_s
+        return Probed(name=name, standing=standing, ask=ask, takes_s=takes_s)
+
+    def _plain(self, name: str, address: Address, standing: Standing) -> Probed:
+        backend, probing = self._settings.backends[name], self._settings.gateway.probing
+        local, connect_s = backend.in_the_house, self._settings.gateway.timeouts.connect_s
+        probe = HttpProbe(
+            address.endpoint, _PROBES[backend.kind], address.headers, connect_s=connect_s, proxied=not local
+        )
+        self._probes.append(probe)
+        return Probed(
+            name=name,
+            standing=standing,
+            ask=probe,
+            takes_s=connect_s + ANSWER_S,
+            every_s=probing.every_s if local else None,
+            down_every_s=probing.down_every_s * (1.0 if local else _CLOUD_PATIENCE),
+        )

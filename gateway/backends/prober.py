@@ -1,0 +1,141 @@
+"""Asks backends for a sign of life in the background, so that requests need not find out who is down.
+
+One task and one probe at a time for each backend. What a probe says goes to the backend's `Standing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+import httpx
+import msgspec
+
+from hostler.gateway.backends.base import Endpoint
+from hostler.gateway.backends.standing import Standing
+
+#: A probe takes so long at most, from its first byte to the head of the answer, in seconds.
+ANSWER_S = 5.0
+
+Ask = Callable[[], Awaitable[bool]]
+
+
+class Probed(msgspec.Struct, frozen=True, kw_only=True):
+    """A backend to watch. `ask` tells whether it answers, and never raises.
+
+    `every_s` of `None` asks only when somebody suspects something. `down_every_s` of `None` asks once then: something
+    else tells when the backend is back.
+    """
+
+    name: str
+    standing: Standing
+    ask: Ask
+    takes_s: float
+    every_s: float | None = None
+    down_every_s: float | None = None
+
+
+class Watch:
+    """One backend's probes, as long as `run` runs."""
+
+    def __init__(self, probed: Probed, clock: Callable[[], float], random: Callable[[], float]) -> None:
+        self._probed = probed
+        self._clock = clock
+        self._random = random
+        self._suspected = anyio.Event()
+        self.up = True
+        self.probes = 0
+
+    def suspect(self) -> None:
+        """An attempt could not reach it: it is asked at once, and until it has answered no request has to."""
+        if not self._suspected.is_set():
+            self._probed.standing.host.cool(self._clock() + self._probed.takes_s)
+            self._suspected.set()
+
+    async def run(self) -> None:
+        """Ask again and again, until cancelled."""
+        probed = self._probed
+        if probed.every_s is not None:
+            await self._rest(min(1.0, probed.every_s))  # not all at once
+        while True:
+            if probed.every_s is not None or self._suspected.is_set():
+                await self._probe()
+            interval_s = probed.every_s if self.up else probed.down_every_s
+            await self._rest(interval_s)
+
+    async def _probe(self) -> None:
+        probed = self._probed
+        self.probes += 1
+        answers = await probed.ask()
+        self._suspected = anyio.Event()
+        self.up = answers
+        if answers:
+            probed.standing.recovered()
+        else:
+            # Until the next probe has been answered, with what chance may add.
+            next_s = (probed.down_every_s or 0.0) * 1.2 + probed.takes_s
+            probed.standing.unanswered(self._clock(), next_s)
+            if probed.down_every_s is None:
+                self.up = True
+
+    async def _rest(self, seconds: float | None) -> None:
+        """Sleep so long, give or take a fifth, or until somebody suspects something."""
+        if seconds is None:
+            await self._suspected.wait()
+            return
+        with anyio.move_on_after(seconds * (0.8 + 0.4 * self._random())):
+            if self.up:
+                await self._suspected.wait()
+            else:
+                await anyio.sleep_forever()  # it is known to be down: it is asked at its own pace
+
+
+class Prober:
+    """The watches over all backends."""
+
+    def __init__(self, probed: Sequence[Probed], *, clock: Callable[[], float], random: Callable[[], float]) -> None:
+        self._watches = {each.name: Watch(each, clock, random) for each in probed}
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            for watch in self._watches.values():
+                tasks.start_soon(watch.run)
+
+    def watch(self, name: str) -> Watch:
+        """The watch over a backend."""
+        return self._watches[name]
+
+
+class HttpProbe:
+    """The cheapest question a plain server answers: its list of models, or its health; only the head is read."""
+
+    def __init__(
+        self, endpoint: Endpoint, path: str, headers: Sequence[tuple[str, str]], *, connect_s: float, proxied: bool
+    ) -> None:
+        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+        scheme = "https" if endpoint.tls else "http"
+        self._url = f"{scheme}://{host}:{endpoint.port}{endpoint.base_path.rstrip('/')}{path}"
+        self._headers = [("User-Agent", "hostler"), *headers]
+        if endpoint.key is not None:
+            self._headers.append(("Authorization", f"Bearer {endpoint.key}"))
+        self._timeout = httpx.Timeout(ANSWER_S, connect=connect_s)
+        self._proxied = proxied
+        self._client: httpx.AsyncClient | None = None
+
+    async def __call__(self) -> bool:
+        """Whether somebody answers. A refused key is an answer; what a broken proxy says in its place is none."""
+        if self._client is None:
+            limits = httpx.Limits(max_keepalive_connections=0)
+            self._client = httpx.AsyncClient(trust_env=self._proxied, limits=limits, timeout=self._timeout)
+        try:
+            async with self._client.stream("GET", self._url, headers=self._headers) as answer:
+                return answer.status_code < 500 or answer.status_code == 503
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError):
+            return False
+
+    async def aclose(self) -> None:
+        """Close the client."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
