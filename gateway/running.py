@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import anyio
 
 from hostler import __version__
-from hostler.gateway import fetching
+from hostler.gateway import fetching, notify
 from hostler.gateway.app import Gateway, addresses, is_loopback, keys_in_force
 from hostler.gateway.reloading import Reloader
 from hostler.gateway.server import ListenError, Server, bind
@@ -48,7 +49,7 @@ def set_up_logging(level: str) -> None:
 def up(configuration: Configuration) -> int:
     """Gateway and supervisor in one process."""
     _guarded(lambda: keys_in_force(configuration.settings))
-    sockets = _guarded(lambda: bind(addresses(configuration.settings), "gateway.listen in the configuration file"))
+    sockets = _listen(addresses(configuration.settings), "gateway.listen")
     if configuration.shipped:
         try:
             for profile in configuration.profiles:
@@ -74,7 +75,7 @@ def gateway(configuration: Configuration) -> int:
     if not configuration.settings.backends:
         raise CannotRun("no backends are configured, so nothing could answer; add `backends:` or run `hostler up`")
     alone = _guarded(lambda: Gateway(configuration.settings))
-    sockets = _guarded(lambda: bind(addresses(configuration.settings), "gateway.listen in the configuration file"))
+    sockets = _listen(addresses(configuration.settings), "gateway.listen")
     started = partial(_announce, configuration, sockets)
 
     async def main() -> None:
@@ -96,14 +97,19 @@ def supervisor(configuration: Configuration) -> int:
             f"supervisor.listen: refusing to listen on {host}:{port} without a token, since others could reach it; "
             "set supervisor.token (e.g. ${env:HOSTLER_SUPERVISOR_TOKEN}), or listen on 127.0.0.1"
         )
-    sockets = _guarded(lambda: bind([(host, port)], "supervisor.listen in the configuration file"))
+    sockets = _listen([(host, port)], "supervisor.listen")
     allowed = configuration.settings.gateway.allowed_hosts
 
     async def main() -> None:
         fleet = _guarded(lambda: _fleet(configuration, engine_host=host))
         app: Any = create_app(fleet, token=token, logs=fleet.logs, allowed_hosts=allowed)
         bound = _shown(sockets[0].getsockname())
-        server = Server(app, drain_s=5.0, started_callback=lambda: _say(f"Hostler's supervisor listens on {bound}"))
+
+        def announce() -> None:
+            _say(f"Hostler's supervisor listens on {bound}")
+            notify.tell("READY=1")
+
+        server = Server(app, drain_s=5.0, started_callback=announce)
 
         def stop() -> None:
             app.state.stopping.set()
@@ -122,6 +128,11 @@ async def _take_over(fleet: Fleet, gateway: Gateway, profiles: Sequence[Profile]
     """Take over changed profiles; the answers of engines that have to go for it end first."""
     await gateway.quiet(fleet.outdated(profiles))
     await fleet.replace_profiles(profiles)
+
+
+def _listen(places: Sequence[tuple[str, int]], setting: str) -> list[socket.socket]:
+    """Listening sockets: those that systemd opened for us, else our own."""
+    return notify.inherited() or _guarded(lambda: bind(places, f"{setting} in the configuration file"))
 
 
 def _fleet(configuration: Configuration, *, engine_host: str) -> Fleet:
@@ -156,6 +167,7 @@ async def _heeding_signals(stop: Callable[[], None]) -> AsyncIterator[None]:
     end the process before they are."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_heed_signals, stop)
+        tasks.start_soon(notify.keep_watchdog)
         try:
             yield
         finally:
@@ -173,6 +185,7 @@ async def _heed_signals(stop: Callable[[], None]) -> None:
             now = anyio.current_time()
             if asked_at is None:
                 asked_at = now
+                notify.tell("STOPPING=1")
                 logger.info("%s: finishing what is in progress; again to stop at once", signal.Signals(number).name)
             elif now - asked_at < _SAME_WISH_S:
                 continue
@@ -203,6 +216,7 @@ def _announce(configuration: Configuration, sockets: list[Any]) -> None:
         "  Ctrl-C stops it.",
     ]
     _say("\n".join(lines))
+    notify.tell("READY=1")
 
 
 def _shown(address: tuple[Any, ...]) -> str:

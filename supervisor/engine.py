@@ -390,13 +390,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         print(error, file=sys.stderr)  # noqa: T201
         sys.exit(1)
     except ImportError as error:
-        hint = "pip install 'hostler[embedded]'"
-        print(f"error: the embedded engine is not installed ({error}): {hint}", file=sys.stderr)  # noqa: T201
+        print(f"error: the embedded engine cannot be loaded ({error}): {_way_out(error)}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
     waking, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     serve(params, orders, waking)
+
+
+def _way_out(error: ImportError) -> str:
+    if "libgomp" in str(error):
+        return "install OpenMP's library, on Debian and Ubuntu: apt install libgomp1"
+    return "pip install 'hostler[embedded]'"
 
 
 if __name__ == "__main__":

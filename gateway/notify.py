@@ -1,0 +1,49 @@
+"""What systemd is told and what it hands over: readiness, stopping, a watchdog, and sockets that were opened for us."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+
+import anyio
+
+#: The first descriptor that systemd passes on.
+_FIRST = 3
+
+
+def inherited(environ: Mapping[str, str] = os.environ) -> list[socket.socket]:
+    """The listening sockets that a socket unit opened for this very process; none without one.
+
+    With them, a restart refuses no connection: systemd keeps the sockets, and clients wait in their backlog.
+    """
+    if environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    sockets = [socket.socket(fileno=_FIRST + number) for number in range(int(environ.get("LISTEN_FDS", "0")))]
+    for each in sockets:
+        each.setblocking(False)
+        each.set_inheritable(False)
+    return sockets
+
+
+def tell(state: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Tell systemd, e.g. `READY=1`. Whether there was anybody to tell."""
+    path = environ.get("NOTIFY_SOCKET")
+    if not path:
+        return False
+    address = "\0" + path[1:] if path.startswith("@") else path
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(state.encode(), address)
+    except OSError:
+        return False
+    return True
+
+
+async def keep_watchdog(environ: Mapping[str, str] = os.environ) -> None:
+    """Tell systemd that the event loop still turns, twice as often as it asks for. Returns if it does not ask."""
+    interval_s = int(environ.get("WATCHDOG_USEC", "0")) / 1e6 / 2
+    if interval_s <= 0 or environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return
+    while tell("WATCHDOG=1", environ):  # noqa: ASYNC110 - this is a clock, not a wait
+        await anyio.sleep(interval_s)
