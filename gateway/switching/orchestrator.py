@@ -17,6 +17,7 @@ from hostler.adapters.errors import GatewayError
 from hostler.gateway.events import EngineChanged, Event, HostChanged, QueueChanged, SwitchChanged, Waiting
 from hostler.gateway.settings import QueueSettings, SwitchingSettings
 from hostler.gateway.switching.explain import no_profile, overtaken, refusal, silent
+from hostler.gateway.switching.forecast import Forecast
 from hostler.gateway.switching.scheduler import (
     Effect,
     Grant,
@@ -24,6 +25,7 @@ from hostler.gateway.switching.scheduler import (
     Refuse,
     Scheduler,
     SchedulerRules,
+    SchedulerView,
     Switch,
     Unload,
 )
@@ -236,6 +238,14 @@ class Orchestrator:
         """See `Turn.estimate_s`."""
         return self._scheduler.estimate(turn.model, self._clock(), turn.id)
 
+    def view(self) -> SchedulerView:
+        """Models and tickets as the scheduler sees them; times are of the gateway's clock."""
+        return self._scheduler.snapshot()
+
+    def forecast(self, model: str) -> Forecast | None:
+        """What would happen here if `model` were asked for now; `None` if this host has no such model."""
+        return self._scheduler.forecast(model, self._clock())
+
     def queue(self) -> tuple[Waiting, ...]:
         """Who waits, in the order of service."""
         now = self._clock()
@@ -257,7 +267,9 @@ class Orchestrator:
         now = self._clock()
         moved = self._moved.get(turn.model)
         waited_s, position = now - turn.asked_at, self._scheduler.position(turn.id)
-        eta_s = self._scheduler.estimate(turn.model, now, turn.id)
+        # A guess helps to say when to come back, but a time that nobody measured is not shown running down.
+        known = self._scheduler.knows_time(turn.model)
+        eta_s = self._scheduler.estimate(turn.model, now, turn.id) if known else None
         if moved is not None and moved.phase not in ("ready", "failed"):
             return Progress(
                 phase=moved.phase,
@@ -274,7 +286,7 @@ class Orchestrator:
             model=turn.model,
             from_model=others[0] if len(others) == 1 else None,
             position=position,
-            eta_s=eta_s or None,
+            eta_s=eta_s,
             waited_s=waited_s,
         )
 

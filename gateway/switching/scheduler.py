@@ -12,6 +12,7 @@ import msgspec
 
 from hostler.gateway.switching.estimates import until_place, until_served
 from hostler.gateway.switching.eviction import Resident, Room, evict
+from hostler.gateway.switching.forecast import Forecast, forecast
 from hostler.gateway.switching.model import Model, Phase
 from hostler.gateway.switching.waiting import Line, Places, Rank, Ticket, Turns, Waiter
 from hostler.supervisor.contract import Failure, HostStatus, ModelStatus
@@ -78,7 +79,10 @@ NOWHERE = Nearness(steps=4)
 
 
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):
-    """A model for dashboards. `draining`: it takes no new requests because another one's turn has come."""
+    """A model for dashboards. `draining`: it takes no new requests because another one's turn has come.
+
+    `idle_until` is when it will be unloaded if nobody asks for it, by the clock that the scheduler is told.
+    """
 
     model: str
     phase: Phase
@@ -87,6 +91,7 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     draining: bool
     load_s: float
+    idle_until: float | None = None
 
 
 class SchedulerView(msgspec.Struct, frozen=True, kw_only=True):
@@ -342,6 +347,7 @@ class Scheduler:
             ModelView(
                 model=state.name, phase=state.phase, running=state.running, parallel=state.parallel,
                 waiting=len(state.line), draining=state.gate is not None or state.leaving, load_s=state.load_s,
+                idle_until=state.idle_until if state.phase == "ready" else None,
             )
             for state in self._models.values()
         )  # fmt: skip
@@ -356,6 +362,18 @@ class Scheduler:
             return 0.0
         ahead = len(state.line) if ticket_id is None else state.line.ahead_of(ticket_id)
         return until_served(state, ahead, self._models.values(), now)
+
+    def forecast(self, model: str, now: float) -> Forecast | None:
+        """What would happen if `model` were asked for now; `None` if this host has no such model."""
+        state = self._models.get(model)
+        if state is None or not state.known:
+            return None
+        return forecast(state, self._models, self._room, self.estimate(model, now), now)
+
+    def knows_time(self, model: str) -> bool:
+        """Whether an estimate for the model rests on a load that was seen."""
+        state = self._models.get(model)
+        return state is not None and (state.phase == "ready" or state.seen_load_s is not None)
 
     # Inside: tickets
 
