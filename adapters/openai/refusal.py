@@ -64,11 +64,29 @@ def error_body(error: GatewayError) -> dict[str, Any]:
     status = status_of(error)
     param = error.param or ("model" if isinstance(error, ModelNotFound) else None)
     return {
-        "message": shown(error.message, 2000),
+        "message": shown(_message(error), 2000),
         "type": _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
         "param": None if param is None else shown(param),
         "code": error.code,
     }
+
+
+class _Said(msgspec.Struct):
+    message: str
+
+
+class _Refused(msgspec.Struct):
+    error: _Said
+
+
+def _message(error: GatewayError) -> str:
+    """What to say: in a stream that has begun, an engine's refusal can only be told, not passed on as it came."""
+    if isinstance(error, BackendRejected) and error.wire in _SAME and error.answer_status not in _OURS:
+        try:
+            return msgspec.json.decode(error.body, type=_Refused).error.message or error.message
+        except (msgspec.DecodeError, RecursionError):
+            pass
+    return error.message
 
 
 def shown(text: str, limit: int = 200) -> str:

@@ -1,0 +1,203 @@
+"""What a client sees while it waits, and that nothing of it changes or delays the answer."""
+
+from __future__ import annotations
+
+import json
+import time
+from itertools import pairwise
+from typing import Any
+
+import anyio
+import httpx
+import openai
+import pytest
+from system.house import House, OpenHouse, data_events
+
+pytestmark = pytest.mark.anyio
+
+EAGER = {"switching": {"progress_after_s": 0, "progress_every_s": 0.05}}
+OFF = {"switching": {"progress": "off"}}
+QUESTION = [{"role": "user", "content": "Hello"}]
+
+
+async def test_a_cold_stream_gets_bytes_within_a_second_and_then_every_two_seconds(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"ready_after": 3.2}}}) as house:
+        times = [time.monotonic()]
+        async with house.stream("a") as answer:
+            async for _ in answer.aiter_raw():
+                times.append(time.monotonic())
+        gaps = [later - earlier for earlier, later in pairwise(times)]
+        assert gaps[0] <= 1.0
+        assert max(gaps) <= 2.0
+        assert answer.status_code == 200
+
+
+async def test_an_error_that_comes_early_keeps_its_own_status(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"never_ready": True, "exit_code": 1, "exit_after": 0.3}}}) as house:
+        async with house.stream("a") as answer:
+            await answer.aread()
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "model_not_available"
+
+
+async def test_the_first_word_follows_at_once_when_the_model_is_ready(open_house: OpenHouse) -> None:
+    gateway = {"switching": {"progress_after_s": 0.1, "progress_every_s": 20}}
+    async with open_house({"a": {"script": {"ready_after": 0.5}}}, gateway=gateway) as house:
+        delays = []
+        for _ in range(3):  # a busy machine may be late once, but not every time
+            async with house.stream("a") as answer:
+                async for line in answer.aiter_lines():
+                    if '"word0' in line:
+                        delays.append(time.time() - house.events("ready")[-1]["time"])
+                        break
+            if delays[-1] <= 0.1:
+                break
+            await house.order("unload", model="a")
+        assert min(delays) <= 0.1
+
+
+async def test_every_phase_of_a_switch_is_told_and_the_second_load_knows_its_time(open_house: OpenHouse) -> None:
+    gateway = {"switching": {"progress_after_s": 0, "progress_every_s": 0.2}}
+    profiles = {"a": {"script": {"ready_after": 0.5, "slow_exit": 0.2}}, "b": {"script": {"ready_after": 0.5}}}
+    async with open_house(profiles, gateway=gateway) as house:
+        await house.chat("b")
+        await house.chat("a")
+        async with house.stream("b") as answer:
+            events = data_events((await answer.aread()).decode())
+        told = [event["x_hostler"] for event in events if "x_hostler" in event]
+        assert {"stopping", "starting", "loading"} <= {each["phase"] for each in told}
+        assert {each["from"] for each in told if each["phase"] == "stopping"} == {"a"}
+        loading = [each for each in told if each["phase"] == "loading"]
+        assert all(each["eta_s"] is not None and each["eta_s"] < 2 for each in loading)
+        percents = [each["percent"] for each in loading]
+        assert percents == sorted(percents)
+        assert percents[-1] > 30
+
+
+async def test_openais_own_package_reads_a_stream_with_progress_in_it(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"ready_after": 0.4}}}, gateway=EAGER) as house:
+        async with openai.AsyncOpenAI(base_url=f"{house.url}/v1", api_key="unused", max_retries=0) as client:
+            stream = await client.chat.completions.create(model="a", messages=QUESTION, stream=True)  # type: ignore[arg-type]
+            chunks = [chunk async for chunk in stream]
+            words = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+            assert words.split() == ["word0", "word1", "word2", "word3", "word4"]
+            assert any("x_hostler" in (chunk.model_extra or {}) for chunk in chunks)
+            assert [chunk.choices[0].finish_reason for chunk in chunks][-1] == "stop"
+            await house.order("unload", model="a")
+            async with client.chat.completions.stream(model="a", messages=QUESTION) as events:  # type: ignore[arg-type]
+                final = await events.get_final_completion()
+        assert (final.choices[0].message.content or "").split() == words.split()
+
+
+async def test_openais_own_package_raises_what_failed_after_progress_began(open_house: OpenHouse) -> None:
+    script = {"never_ready": True, "exit_code": 1, "exit_after": 0.3}
+    async with open_house({"a": {"script": script}}, gateway=EAGER) as house:
+        async with openai.AsyncOpenAI(base_url=f"{house.url}/v1", api_key="unused", max_retries=0) as client:
+            stream = await client.chat.completions.create(model="a", messages=QUESTION, stream=True)  # type: ignore[arg-type]
+            with pytest.raises(openai.APIError) as failed:
+                async for _ in stream:
+                    pass
+        assert failed.value.code == "model_not_available"
+
+
+async def test_an_engines_refusal_after_progress_began_is_an_event(open_house: OpenHouse) -> None:
+    script = {"ready_after": 0.3, "status": 400, "error": "scripted refusal"}
+    async with open_house({"a": {"script": script}}, gateway=EAGER) as house:
+        async with house.stream("a") as answer:
+            text = (await answer.aread()).decode()
+        assert answer.status_code == 200
+        events = data_events(text)
+        assert "scripted refusal" in events[-1]["error"]["message"]
+        assert "x_hostler" in events[-2]
+
+
+async def test_a_hot_model_answers_as_fast_while_another_loads_before_an_audience(open_house: OpenHouse) -> None:
+    profiles: dict[str, Any] = {
+        "hot": {"memory": "1GiB"},
+        "cold": {"memory": "1GiB", "parallel": 4, "script": {"ready_after": 1.0}},
+    }
+    async with open_house(profiles, gateway=EAGER, supervisor={"memory_budget": "10GiB"}) as house:
+        await house.chat("hot")
+
+        async def quickest() -> float:
+            seconds = []
+            for _ in range(8):
+                began = time.monotonic()
+                assert (await house.chat("hot")).status_code == 200
+                seconds.append(time.monotonic() - began)
+            return min(seconds)
+
+        before = await quickest()
+        async with anyio.create_task_group() as tasks:
+
+            async def watch() -> None:
+                async with house.stream("cold") as answer:
+                    await answer.aread()
+
+            for _ in range(4):
+                tasks.start_soon(watch)
+            await house.until(lambda: house.starts("cold"))
+            meanwhile = await quickest()
+            assert not house.events("ready", "cold")
+        assert meanwhile <= before + 0.02
+
+
+async def test_ollamas_stream_gets_nothing_extra_and_the_responses_stream_comments(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"ready_after": 0.3}}}, gateway=EAGER) as house:
+        lines = (await posted(house, "/api/chat", {"model": "a", "messages": QUESTION})).text.splitlines()
+        await house.order("unload", model="a")
+        responses = (await posted(house, "/v1/responses", {"model": "a", "input": "Hello", "stream": True})).text
+    words = [answer["message"]["content"].strip() for answer in map(json.loads, lines) if not answer["done"]]
+    assert words == ["word0", "word1", "word2", "word3", "word4"]
+    # This engine knows nothing of responses, so that the refusal is the first event; all before it are comments.
+    shown, _, rest = responses.partition("event: error\n")
+    assert "loading a" in shown
+    assert rest
+    assert all(line.startswith(":") for line in shown.splitlines() if line)
+
+
+async def posted(
+    house: House, path: str, body: dict[str, Any], headers: dict[str, str] | None = None
+) -> httpx.Response:
+    return await house.http.post(path, json=body, headers=headers)
+
+
+async def test_without_progress_a_stream_is_the_engines_own_byte_for_byte(open_house: OpenHouse) -> None:
+    body = {"model": "a", "messages": QUESTION, "stream": True, "stream_options": {"include_usage": True}}
+    async with open_house({"a": {"script": {"ready_after": 0.3}}}, gateway=OFF) as house:
+        await posted(house, "/v1/chat/completions", body)
+        warm = (await posted(house, "/v1/chat/completions", body)).content
+        own = await engines_own(house, body)
+        await house.order("unload", model="a")
+        # The engine counts from the beginning and has read nothing yet.
+        cold = (await posted(house, "/v1/chat/completions", body)).content
+        await engines_own(house, body)
+    assert warm == renumbered(own, 3, 2)
+    assert len(house.starts()) == 2
+    usage = data_events(own.decode())[-1]
+    fresh = {"cached_tokens": 0, "cache_n": 0, "prompt_n": usage["usage"]["prompt_tokens"]}
+    for name, value in fresh.items():
+        old = usage["timings"].get(name, usage["usage"]["prompt_tokens_details"].get(name))
+        own = own.replace(f'"{name}": {old}'.encode(), f'"{name}": {value}'.encode())
+    assert cold == renumbered(own, 3, 1)
+
+
+async def test_a_whole_answer_says_what_the_engines_own_says(open_house: OpenHouse) -> None:
+    body = {"model": "a", "messages": QUESTION}
+    async with open_house({"a": {}}) as house:
+        await posted(house, "/v1/chat/completions", body)
+        ours = (await posted(house, "/v1/chat/completions", body)).content
+        own = await engines_own(house, body)
+    assert json.loads(ours) == json.loads(renumbered(own, 3, 2))
+
+
+async def engines_own(house: House, body: dict[str, Any]) -> bytes:
+    """What the engine says to somebody who asks it without a gateway."""
+    address = await house.fleet.locate("a")
+    assert address is not None
+    url = f"http://{address.host}:{address.port}/v1/chat/completions"
+    return (await house.http.post(url, json=body, headers={"Authorization": f"Bearer {address.key}"})).content
+
+
+def renumbered(answer: bytes, number: int, other: int) -> bytes:
+    return answer.replace(f"chatcmpl-{number}".encode(), f"chatcmpl-{other}".encode())
