@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import IO, Final
 
 import anyio
@@ -49,9 +52,11 @@ class Child:
 
         To be called on the thread that lives as long as the child may: Linux ends it with that thread.
         """
+        launcher = _launcher(environment.get("PATH")) if _plainly_runs(arguments[0]) else ()
         popen = subprocess.Popen(
-            list(arguments), env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, bufsize=0, start_new_session=True, preexec_fn=_end_with_parent(),
+            [*launcher, *arguments], env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, bufsize=0, start_new_session=True,
+            preexec_fn=None if launcher else _end_with_parent(),
         )  # fmt: skip
         child = cls(popen, heard)
         child._watch()
@@ -215,6 +220,42 @@ class Child:
         except (ProcessLookupError, PermissionError):
             return False
         return True
+
+
+@cache
+def _launcher(path: str | None) -> tuple[str, ...]:
+    """What starts a program that is killed when we die: `setpriv` of util-linux and a shell, which become that program.
+
+    The shell makes sure that we had not died before `setpriv` asked to be killed with us. Empty where this does not
+    work: then the same is done between fork and exec, for which Python has to copy this whole process, and for 8 ms
+    nobody is answered.
+    """
+    if not sys.platform.startswith("linux"):
+        return ()
+    setpriv, shell = (shutil.which(name, path=path or os.defpath) for name in ("setpriv", "sh"))
+    if setpriv is None or shell is None:
+        return ()
+    script = '[ "$PPID" = "$1" ] && shift && exec "$@"'
+    launcher = (setpriv, "--pdeathsig", "KILL", "--", shell, "-c", script, "hostler", str(os.getpid()))
+    try:
+        tried = subprocess.run([*launcher, "true"], capture_output=True, timeout=2, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return launcher if tried.returncode == 0 else ()
+
+
+def _plainly_runs(program: str) -> bool:
+    """Whether this file is a script, or made for the machine that we were made for. About all others the system is asked."""
+    try:
+        head, ours = (_head(path) for path in (program, sys.executable))
+    except OSError:
+        return False
+    return os.access(program, os.X_OK) and (head.startswith(b"#!") or (head[:6], head[18:]) == (ours[:6], ours[18:]))
+
+
+def _head(program: str) -> bytes:
+    with Path(program).open("rb") as file:
+        return file.read(20)
 
 
 def _end_with_parent() -> Callable[[], None] | None:

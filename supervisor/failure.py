@@ -16,6 +16,7 @@ _PREFIX: Final = re.compile(r"^\d+\.\d\d\.\d\d\d\.\d\d\d ([A-Z]) (?:\S+\s+\S+:\s
 
 #: The first pattern that any line matches decides; order is from the most telling to the least.
 _SIGNS: Final[tuple[tuple[FailureKind, re.Pattern[str], str], ...]] = (
+    ("engine_missing", re.compile(r"^hostler: (?:line )?\d+: (?:exec: )?(?P<what>.+)"), "the engine cannot be started: {what}"),
     ("bad_argument", re.compile(r"error: invalid argument: (?P<what>.+)"), "the engine does not know the argument {what}"),
     ("bad_argument", re.compile(r"error while handling argument (?P<what>.+)"), "the engine refuses the argument {what}"),
     ("port_taken", re.compile(r"couldn't bind HTTP server socket|[Aa]ddress already in use"), "its port is in use by another program"),

@@ -9,7 +9,8 @@ from typing import Final
 import anyio
 
 from hostler.supervisor.contract import EngineAddress, Failure, SwitchMoved, SwitchPhase
-from hostler.supervisor.process import ManagedProcess, Outcome, Phase
+from hostler.supervisor.outcome import Outcome
+from hostler.supervisor.process import ManagedProcess, Phase
 
 #: How often the progress of a load is told.
 TICK_S: Final = 0.5

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import anyio
 import msgspec
@@ -16,23 +15,17 @@ from hostler.supervisor.child import Child
 from hostler.supervisor.command import Command
 from hostler.supervisor.contract import EngineAddress, Failure, FailureKind, State, SupervisorError
 from hostler.supervisor.failure import LINES_KEPT, explain
-from hostler.supervisor.health import belongs_to, get_status, reachable
+from hostler.supervisor.health import get_status
+from hostler.supervisor.outcome import Outcome
 from hostler.supervisor.output import Log
 from hostler.supervisor.ports import free_port
+from hostler.supervisor.readiness import EXIT_LINE, Readiness, until_silent
 from hostler.supervisor.states import advance, after_failure, pause_s
-
-FIRST_POLL_S: Final = 0.005
-LONGEST_POLL_S: Final = 0.25
-
-#: Between two questions a start may wait this part of the time that it has taken: 25 ms after 2.5 seconds.
-POLL_SHARE: Final = 1 / 100
 
 #: What `Hooks.ready` and `Hooks.stopping` may take at most.
 RESTORING_S: Final = 30.0
 SAVING_S: Final = 30.0
 
-_STATE_LINE: Final = "cmd_child_to_router:state:"
-_EXIT_LINE: Final = b"cmd_router_to_child:exit"
 
 logger = logging.getLogger(__name__)
 
@@ -72,37 +65,6 @@ class Hooks:
         """The engine still answers; it will be stopped next."""
 
 
-class Outcome:
-    """What an order came to: an address or a failure. Any number may wait for it, cancelling one touches no other."""
-
-    def __init__(self) -> None:
-        self._settled = anyio.Event()
-        self._address: EngineAddress | None = None
-        self._failure: Failure | None = None
-
-    @property
-    def settled(self) -> bool:
-        return self._settled.is_set()
-
-    def settle(self, result: EngineAddress | Failure) -> None:
-        """Tell all who wait. Only the first result counts."""
-        if self._settled.is_set():
-            return
-        if isinstance(result, Failure):
-            self._failure = result
-        else:
-            self._address = result
-        self._settled.set()
-
-    async def get(self) -> EngineAddress:
-        """Wait for it; raises `SupervisorError`."""
-        await self._settled.wait()
-        if self._address is None:
-            assert self._failure is not None
-            raise SupervisorError(self._failure)
-        return self._address
-
-
 class _Life:
     """One generation, from the order to the end of its last process. Its results reach only those who wait for it."""
 
@@ -111,14 +73,11 @@ class _Life:
         self.outcome = outcome
         self.scope = anyio.CancelScope()
         self.gone = anyio.Event()
-        self.news = anyio.Event()
+        self.readiness = Readiness()
         self.doomed = False
         self.child: Child | None = None
         self.address: EngineAddress | None = None
-        self.says_ready = False
         self.was_restoring = False
-        self.progress: float | None = None
-        self.context = 0
         self.failure: Failure | None = None
 
     def doom(self) -> None:
@@ -204,7 +163,7 @@ class ManagedProcess:
     @property
     def progress(self) -> float | None:
         """How much of the file is loaded, 0 to 1, if the engine says so."""
-        return self._life.progress if self._life is not None and self._state == "starting" else None
+        return self._life.readiness.progress if self._life is not None and self._state == "starting" else None
 
     @property
     def address(self) -> EngineAddress | None:
@@ -352,7 +311,8 @@ class ManagedProcess:
             self._ports_that_failed.clear()
             return error.failure
         mark = self.log.count
-        life.says_ready = life.was_restoring = False
+        readiness = life.readiness = Readiness()
+        life.was_restoring = False
         try:
             life.child = Child.start(
                 command.arguments, command.environment, lambda stdout, line: self._hear(life, stdout, line)
@@ -363,10 +323,12 @@ class ManagedProcess:
         self._changed(self)
         with anyio.CancelScope() as waiting:
             life.child.on_exit(waiting.cancel)
-            await self._until_answers(life, life.child, port, key)
+            await readiness.until_answers(
+                life.child.pid, self._host, port, key, answering=lambda: self._set_phase("loading")
+            )
             life.address = EngineAddress(
                 model=self.model, host=self._host, port=port, key=key, generation=life.generation,
-                context=life.context or command.context, parallel=command.parallel,
+                context=readiness.context or command.context, parallel=command.parallel,
             )  # fmt: skip
         if life.address is not None:
             self._set_phase("restoring")
@@ -385,24 +347,6 @@ class ManagedProcess:
             self._ports_that_failed.add(port)
         return failure
 
-    async def _until_answers(self, life: _Life, child: Child, port: int, key: str) -> None:
-        """Return when our own process serves. Somebody else's answer on that port does not count."""
-        began = time.monotonic()
-        ours = False
-        while True:
-            life.news = anyio.Event()
-            status = await get_status(self._host, port, "/health", timeout_s=0.5)
-            if status is not None and self._phase == "starting":
-                self._set_phase("loading")
-            if status is not None and not ours:
-                # Usually found out while it loads, so that it costs nothing when it is ready.
-                ours = life.says_ready or await belongs_to((child.pid,), self._host, port, key)
-            if status == 200 and ours:
-                return
-            pause = min(LONGEST_POLL_S, max(FIRST_POLL_S, (time.monotonic() - began) * POLL_SHARE))
-            with anyio.move_on_after(0.002 if life.says_ready else pause):
-                await life.news.wait()
-
     async def _serve(self, life: _Life) -> None:
         """Be ready until the process dies, hangs, or is stopped. Raises `SupervisorError` for the first two."""
         child, address = life.child, life.address
@@ -414,26 +358,10 @@ class ManagedProcess:
         life.outcome.settle(address)
         with anyio.CancelScope() as serving:
             child.on_exit(serving.cancel)
-            await self._watch(address)
+            await until_silent(address, self.limits.watchdog_s)
             message = f'the engine of model "{self.model}" accepts connections but answers nothing any more'
             raise SupervisorError(self._failed("unresponsive", message))
         raise SupervisorError(explain(self.model, child.returncode, self.log.since(mark), ready=True))
-
-    async def _watch(self, address: EngineAddress) -> None:
-        """Return when the engine has answered no question for `watchdog_s`; a busy one answers `/health` all the same."""
-        limit = self.limits.watchdog_s
-        if limit <= 0:
-            await anyio.sleep_forever()
-        pause = limit / 4
-        last_answer = time.monotonic()
-        while time.monotonic() - last_answer < limit:
-            await anyio.sleep(pause)
-            asked = time.monotonic()
-            if await get_status(reachable(address.host), address.port, "/health", timeout_s=pause) is not None:
-                last_answer = asked
-            elif time.monotonic() - asked < pause / 2:
-                # Refused at once: it is still there, so give it the rest of the time, without a hurry.
-                await anyio.sleep(pause / 2)
 
     async def _end(self, life: _Life) -> None:
         """Stop a process that still runs; a hanging or failed one without ceremony."""
@@ -449,7 +377,7 @@ class ManagedProcess:
             self._set_phase("stopping")
         finally:
             with anyio.CancelScope(shield=True):
-                words = _EXIT_LINE if life.says_ready and gently else None
+                words = EXIT_LINE if life.readiness.says_ready and gently else None
                 await life.child.end(self.limits.stop_grace_s if gently else 0, last_words=words)
 
     def _count(self, failure: Failure) -> Failure:
@@ -475,23 +403,12 @@ class ManagedProcess:
         self._enter(following, "idle")
 
     def _hear(self, life: _Life, from_stdout: bool, line: str) -> None:
-        if not (from_stdout and line.startswith(_STATE_LINE)):
+        if not (from_stdout and life.readiness.hear(line)):
             self.log.add(line)
-            return
-        news = _news(line)
-        if news.get("state") == "ready":
-            life.says_ready = True
-            life.progress = 1.0
-            life.context = _context_of(news)
-        elif news.get("state") == "loading":
-            value = news.get("payload", {}).get("value")
-            if isinstance(value, int | float):
-                life.progress = min(1.0, max(0.0, float(value)))
-            if self._phase == "starting":
-                self._set_phase("loading")
-            else:
-                self._changed(self)
-        life.news.set()
+        elif self._phase == "starting":
+            self._set_phase("loading")
+        else:
+            self._changed(self)
 
     def _failed(self, kind: FailureKind, message: str) -> Failure:
         return Failure(kind=kind, message=message, lines=tuple(self.log.tail(LINES_KEPT)))
@@ -507,20 +424,3 @@ class ManagedProcess:
         if phase != self._phase:
             self._phase = phase
             self._changed(self)
-
-
-def _news(line: str) -> dict[str, Any]:
-    try:
-        news = json.loads(line[len(_STATE_LINE) :])
-    except ValueError:
-        return {}
-    if not isinstance(news, dict) or not isinstance(news.get("payload", {}), dict):
-        return {}
-    return news
-
-
-def _context_of(news: dict[str, Any]) -> int:
-    """The context that one request really gets, as the engine says it."""
-    meta = news.get("payload", {}).get("meta")
-    value = meta.get("n_ctx") if isinstance(meta, dict) else None
-    return value if isinstance(value, int) else 0

@@ -36,6 +36,7 @@ FIT = "0.00.004.192 E common_fit_params: encountered an error while trying to fi
         ),
         ("0.00.008.000 E srv start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 18101", "port_taken"),
         ("error: invalid argument: --no-such-flag", "bad_argument"),
+        ("hostler: 1: exec: /opt/llama-server: not found", "engine_missing"),
         ('error while handling argument "-c": stoi', "bad_argument"),
     ],
 )

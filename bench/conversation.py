@@ -1,0 +1,213 @@
+"""What a switch costs: a long conversation that goes away and comes back, and the time that is ours beside the engine's.
+
+`python -m bench.conversation` runs both; `engine` or `instant` one of them. The real engine is the embedded one with the
+shipped model, which is fetched the first time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.processes import free_port, running
+
+INSTANT = Path(__file__).with_name("instant.py")
+#: About this many tokens are in the conversation that goes away and comes back.
+TOKENS = 3000
+#: Said again and again, with a number, so that the engine finds nothing twice in it.
+LINE = "In the year {} the ferry crossed the river with {} sheep, {} goats and a cart full of apples. "
+TOKENS_OF_LINE = 30
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client saw, in seconds from its request on, and what the engine says it did."""
+
+    first_byte_s: float
+    seconds: float
+    prompt_n: int | None
+    cache_n: int | None
+    text: str
+
+
+@contextmanager
+def gateway(document: dict[str, Any], folder: Path) -> Iterator[http.client.HTTPConnection]:
+    """`hostler up` with this configuration and a connection to it."""
+    path, log = folder / "hostler.yaml", folder / "log"
+    port = free_port()
+    path.write_text(json.dumps({"gateway": {"listen": [f"127.0.0.1:{port}"]}, **document}))
+    command = [sys.executable, "-m", "hostler.gateway", "up", "--config", str(path)]
+    environ = {"HOSTLER_SLOTS": "", "PYTHONUNBUFFERED": "1"}
+    with running(command, log, environ) as process:
+        deadline = time.monotonic() + 120
+        while "listens on" not in log.read_text():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"hostler did not start:\n{log.read_text()}")
+            time.sleep(0.02)
+        yield http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+
+
+def ask(connection: http.client.HTTPConnection, model: str, messages: list[dict[str, str]], most: int = 8) -> Answer:
+    """One streamed answer."""
+    body = {
+        "model": model, "messages": messages, "max_tokens": most, "stream": True, "temperature": 0,
+        "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    content = json.dumps(body).encode()
+    began = time.perf_counter()
+    connection.request("POST", "/v1/chat/completions", content, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    first = response.read(1)
+    first_byte_s = time.perf_counter() - began
+    data = first + response.read()
+    seconds = time.perf_counter() - began
+    if response.status != 200:
+        raise RuntimeError(f"{response.status}: {data.decode()}")
+    timings: dict[str, Any] = {}
+    text = ""
+    for line in data.split(b"\n"):
+        if line.startswith(b"data: {"):
+            event = json.loads(line[6:])
+            timings = event.get("timings") or timings
+            text += "".join(choice["delta"].get("content") or "" for choice in event["choices"])
+    return Answer(
+        first_byte_s=first_byte_s, seconds=seconds, prompt_n=timings.get("prompt_n"), cache_n=timings.get("cache_n"),
+        text=text,
+    )  # fmt: skip
+
+
+def switches(connection: http.client.HTTPConnection) -> list[dict[str, Any]]:
+    """The last switches and where their time went, as the gateway tells it."""
+    connection.request("GET", "/admin/status", headers={"Accept": "application/json"})
+    return json.loads(connection.getresponse().read()).get("switches", [])  # type: ignore[no-any-return]
+
+
+def conversation() -> list[dict[str, str]]:
+    """About `TOKENS` tokens that repeat nothing."""
+    lines = [LINE.format(1000 + n, 17 * n % 97, 31 * n % 89) for n in range(TOKENS // TOKENS_OF_LINE)]
+    return [{"role": "user", "content": "".join(lines) + "How many sheep crossed in the first year?"}]
+
+
+def engine(kept: bool, threads: int) -> None:
+    """A, then B, then A again, with a long conversation in A."""
+    from hostler.profiles.store import demo_profiles
+
+    shipped = demo_profiles()[0]
+    profile = {"model": shipped.model, "sha256": shipped.sha256, "context": 8192, "threads": threads}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        document = {
+            "supervisor": {
+                "engine": "embedded", "slots_dir": str(folder / "slots"), "slots_max": "8GiB" if kept else 0
+            },
+            "profiles": {"a": {**profile, "default": True}, "b": profile},
+        }  # fmt: skip
+        with gateway(document, folder) as connection:
+            said = conversation()
+            first = ask(connection, "a", said)
+            asked = [*said, {"role": "assistant", "content": first.text}, {"role": "user", "content": "Thank you."}]
+            other = ask(connection, "b", [{"role": "user", "content": "Hello!"}])
+            back = ask(connection, "a", asked)
+            size = sum(file.stat().st_size for file in (folder / "slots").glob("*.kv")) if kept else 0
+            print(
+                f"conversations {'kept' if kept else 'not kept'} over a switch"
+                + (f", {size / 1e6:.1f} MB on disk" if kept else "")
+            )
+            for what, answer in (("first answer of A", first), ("B, short", other), ("A again", back)):
+                read = answer.prompt_n or 0
+                total = read + (answer.cache_n or 0)
+                print(
+                    f"  {what:18} first byte {answer.first_byte_s:7.3f} s   prompt {total:5} tokens, "
+                    f"read {read:5} ({100 * read / max(1, total):5.1f} %)"
+                )
+        spent(folder / "log")
+
+
+def spent(log: Path) -> None:
+    """Where the switches' time went, out of the log."""
+    for line in log.read_text().splitlines():
+        if re.search(r"is ready after|conversations of|conversations back", line):
+            print("  " + line.partition(": ")[2])
+
+
+def bare_start(times: int = 20) -> float:
+    """Seconds from starting the instant engine to its first answer, without anybody else: the median."""
+    taken = []
+    for _ in range(times):
+        port = free_port()
+        began = time.perf_counter()
+        process = subprocess.Popen([sys.executable, "-I", "-S", "-E", str(INSTANT), "--port", str(port)])
+        while True:
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            try:
+                connection.request("GET", "/health")
+                connection.getresponse().read()
+                break
+            except OSError:
+                time.sleep(0.0002)
+            finally:
+                connection.close()
+        taken.append(time.perf_counter() - began)
+        process.kill()
+        process.wait()
+    return statistics.median(taken)
+
+
+def instant(times: int = 20) -> None:
+    """Alternating switches with an engine that takes no time."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = folder / "model.gguf"
+        model.write_bytes(b"not read")
+        profile = {"model": str(model)}
+        document = {
+            "gateway": {},
+            "supervisor": {"engine": f"{sys.executable} -I -S -E {INSTANT}", "slots_dir": str(folder / "slots")},
+            "profiles": {"a": profile, "b": profile},
+        }
+        del document["gateway"]
+        with gateway(document, folder) as connection:
+            for model_name in ("a", "b"):
+                ask(connection, model_name, [{"role": "user", "content": "Hi"}])
+            taken = [
+                ask(connection, "ab"[n % 2], [{"role": "user", "content": "Hi"}]).first_byte_s for n in range(times)
+            ]
+            hot = statistics.median(
+                ask(connection, "ab"[(times - 1) % 2], [{"role": "user", "content": "Hi"}]).first_byte_s
+                for _ in range(20)
+            )
+        spent(folder / "log")
+    median, bare = statistics.median(taken), bare_start()
+    print(f"{times} alternating switches, instant engine: request to first byte")
+    print(f"  median {1000 * median:6.1f} ms, best {1000 * min(taken):.1f}, worst {1000 * max(taken):.1f}")
+    print(f"  of it the engine's own start {1000 * bare:.1f} ms, a request without a switch {1000 * hot:.1f} ms")
+    print(f"  the switch itself {1000 * (median - bare - hot):.1f} ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.conversation", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=["engine", "instant", "both"], default="both")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the real engine")
+    options = parser.parse_args()
+    if options.what != "engine":
+        instant()
+    if options.what != "instant":
+        for kept in (False, True):
+            engine(kept, options.threads)
+
+
+if __name__ == "__main__":
+    main()

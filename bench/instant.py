@@ -1,0 +1,66 @@
+"""An engine that is ready as soon as Python is, for what a switch costs beside the engine: `python -I -S -E instant.py ...`.
+
+It takes llama-server's arguments and answers what a gateway and a supervisor ask, one request a connection.
+"""
+
+import _socket
+import sys
+
+ANSWER = (
+    b'data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":'
+    b'{"role":"assistant","content":"word"},"finish_reason":null}]}\n\n'
+    b'data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{},'
+    b'"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}\n\n'
+    b"data: [DONE]\n\n"
+)
+GETS = {
+    b"/health": b'{"status":"ok"}',
+    b"/slots": b'[{"id":0,"is_processing":false}]',
+    b"/props": b'{"build_info":"instant","total_slots":1,"default_generation_settings":{"n_ctx":4096}}',
+}
+
+
+def main() -> None:
+    """Serve for ever; SIGTERM ends it, as nothing is done about it."""
+    port = int(sys.argv[sys.argv.index("--port") + 1])
+    listening = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+    listening.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+    listening.bind(("127.0.0.1", port))
+    listening.listen(128)
+    while True:
+        descriptor, _ = listening._accept()
+        connection = _socket.socket(fileno=descriptor)
+        try:
+            answer(connection)
+        except OSError:
+            pass
+        connection.close()
+
+
+def answer(connection: _socket.socket) -> None:
+    """One request, read to its end."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        piece = connection.recv(65536)
+        if not piece:
+            return
+        received += piece
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = 0
+    for line in head.lower().split(b"\r\n"):
+        if line.startswith(b"content-length:"):
+            length = int(line[15:])
+    while len(body) < length:
+        body += connection.recv(65536)
+    method, path = head.split(b" ", 2)[:2]
+    if method == b"GET":
+        content, kind = GETS.get(path, b"{}"), b"application/json"
+    else:
+        content, kind = ANSWER, b"text/event-stream"
+    connection.sendall(
+        b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
+        % (kind, len(content), content)
+    )
+
+
+main()
