@@ -9,8 +9,8 @@ def _each(name: str, *paths: str) -> list[Operation]:
     return [Operation(name=name, path=path) for path in paths]
 
 
-def _probe(name: str, *paths: str, scope: str = "read") -> list[Operation]:
-    return [Operation(name=name, path=path, methods=("GET",), scope=scope, probe=True) for path in paths]
+def _probe(name: str, *paths: str) -> list[Operation]:
+    return [Operation(name=name, path=path, methods=("GET",), scope="read", probe=True) for path in paths]
 
 
 def _refused(name: str, path: str, *methods: str, scope: str = "infer") -> Operation:
@@ -22,8 +22,8 @@ OTHER, LOOK = "other", "look"
 UNKNOWN = frozenset({OTHER, LOOK})
 
 OPERATIONS: tuple[Operation, ...] = (
-    # As on llama-server itself, whether it is there may be asked without a key: the answer tells nothing else.
-    *_probe("health", "/health", "/v1/health", scope="open"),
+    # Unlike llama-server's own it needs a key, as everything here but `/healthz`; `open_probes` opens it.
+    *_probe("health", "/health", "/v1/health"),
     *_probe("props", "/props", "/v1/props"),
     *_probe("slots", "/slots"),
     *_probe("version", "/version"),

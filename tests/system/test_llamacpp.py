@@ -1,0 +1,88 @@
+"""llama.cpp's and LM Studio's clients against the whole product: which engine answers, and what never starts one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from system.house import OpenHouse, data_events
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_probing_starts_no_engine(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"default": True}, "b": {}}) as house:
+        for path in (
+            "/health", "/v1/health", "/props", "/v1/props", "/props?model=b", "/slots", "/slots?model=b", "/version",
+            "/models", "/api/v1/models", "/api/v0/models", "/api/v0/models/a",
+        ):  # fmt: skip
+            assert (await house.http.get(path)).status_code == 200, path
+        for path in ("/lora-adapters", "/lora-adapters?model=a", "/favicon.ico", "/v1/unknown", "/x?model=a"):
+            assert (await house.http.get(path)).status_code in (404, 503), path
+        load = await house.http.post("/api/v1/models/load", json={"model": "a", "context_length": 64000})
+        assert load.status_code == 200
+        assert (await house.http.post("/unknown", json={"x": 1})).status_code == 503
+        assert house.starts() == []
+
+
+async def test_a_whole_native_completion_is_asked_for_as_a_stream(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}) as house:
+        answer = (await house.http.post("/completion", json={"prompt": "x", "model": "a"})).json()
+        assert (answer["content"], answer["stop"]) == ("word0 word1 word2 word3 word4 ", True)
+        sent = json.loads(house.events("request")[-1]["body"])
+        assert sent == {"prompt": "x", "model": "a", "stream": True}
+
+
+async def test_a_native_stream_is_the_engines_own(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}) as house:
+        body: dict[str, Any] = {"prompt": "x", "model": "a", "stream": True}
+        events = data_events((await house.http.post("/completion", json=body)).text)
+        assert [event["stop"] for event in events] == [False] * 5 + [True]
+
+
+async def test_a_native_stream_that_breaks_ends_with_an_error(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"end_at_chunk": 3}}}) as house:
+        body: dict[str, Any] = {"prompt": "x", "model": "a", "stream": True}
+        events = data_events((await house.http.post("/completion", json=body)).text)
+        assert "before it was complete" in events[-1]["error"]["message"]
+
+
+async def test_without_a_model_the_active_engine_is_asked(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}, "b": {}}) as house:
+        await house.chat("b")
+        answer = await house.http.post("/tokenize", json={"content": "one two"})
+        assert answer.json() == {"tokens": [0, 1]}
+        assert answer.headers["x-hostler-model"] == "b"
+        assert (await house.http.get("/props")).json()["model_alias"] == "b"
+        assert house.starts() == ["b"]
+
+
+async def test_an_unknown_path_goes_to_the_engine_of_its_model(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}) as house:
+        answer = await house.http.post("/v2/tokenize?x=1", json={"model": "a", "content": "one two"})
+        assert answer.json() == {"tokens": [0, 1]}
+        assert house.events("request")[-1]["path"] == "/v2/tokenize?x=1"
+        assert (await house.http.get("/unknown")).status_code == 404
+        assert house.events("request")[-1]["path"] == "/unknown"
+
+
+async def test_an_engines_slots_are_out_of_reach(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}) as house:
+        await house.chat("a")
+        before = len(house.events("request"))
+        for path in ("/slots/0?action=erase", "/x/slots/0?action=erase", "/x/%2e%2e/slots/0?action=erase"):
+            assert (await house.http.post(path, json={"filename": "x"})).status_code in (404, 501), path
+        assert len(house.events("request")) == before
+
+
+async def test_models_are_loaded_and_unloaded_by_order(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}) as house:
+        for path, state in (("/models/load", "loaded"), ("/models/unload", "unloaded")):
+            assert (await house.http.post(path, json={"model": "a"})).json() == {"success": True}
+            (entry,) = (await house.http.get("/models")).json()["data"]
+            assert entry["status"] == {"value": state}
+            again = await house.http.post(path, json={"model": "a"})
+            assert (again.status_code, again.json()["error"]["code"]) == (400, 400)
+        assert (await house.http.post("/models/load", json={"model": "x"})).status_code == 404
+        assert house.starts() == ["a"]
