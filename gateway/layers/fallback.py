@@ -200,7 +200,7 @@ class Fallback(Layer):
             hop.standing.report(held, outcome, self._clock(), retry_after_s=after, down=down)
         elif outcome == "answered" and exchange.only is not None:
             hop.standing.mended(target.name_there)
-        if outcome in ("unreachable", "connect_timeout", "first_byte_timeout", "server_error", "broken"):
+        if outcome in ("unreachable", "connect_timeout"):
             hop.suspect()
         if error is None:
             return

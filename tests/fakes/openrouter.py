@@ -1,0 +1,310 @@
+"""A scripted OpenRouter on loopback: it answers as told, and misbehaves in every way that was ever seen."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+WORDS = ("One", " two", " three")
+COST = 0.25
+
+
+class Asked:
+    """A request as it came."""
+
+    def __init__(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
+        self.method = method
+        self.path = path
+        self.headers = headers
+        self.body = body
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The body as JSON."""
+        return json.loads(self.body) if self.body else {}  # type: ignore[no-any-return]
+
+
+class Router:
+    """`script` holds the behaviours of the next requests, `then` the one after that. See `BEHAVIOURS`.
+
+    A behaviour is a name, or a status with its `Retry-After`: `(429, "1")`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.script: list[Any] = []
+        self.then: Any = "answer"
+        self.asked: list[Asked] = []
+        self.probes: list[str] = []
+        self.probe_status = 200
+        self.open = 0
+        self.url = ""
+        self.gone = asyncio.Event()
+        self.answered = 0
+        self._server: asyncio.Server | None = None
+        self._port = 0
+
+    async def start(self) -> None:
+        """Listen, on the same port as before."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}/api/v1"
+
+    async def stop(self) -> None:
+        """Refuse every connection from now on."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+            server.close_clients() if hasattr(server, "close_clients") else None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open += 1
+        try:
+            while self._server is not None and await self._one(reader, writer):
+                pass
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self.open -= 1
+            self.gone.set()
+            writer.close()
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        first, *lines = head.rstrip().split("\r\n")
+        method, path, _ = first.split(" ", 2)
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        if method == "GET":
+            self.probes.append(path)
+            await whole(writer, {"data": []}, status=self.probe_status)
+            return True
+        asked = Asked(method, path, headers, body)
+        self.asked.append(asked)
+        behaviour = self.script.pop(0) if self.script else self.then
+        if isinstance(behaviour, tuple):
+            await refuse(writer, *behaviour)
+            return True
+        keep: bool = await BEHAVIOURS[behaviour](self, writer, asked.json)
+        return keep
+
+
+Behaviour = Callable[[Router, asyncio.StreamWriter, dict[str, Any]], Any]
+SECRET_WORDS = "prompt-of-somebody /srv/models/x.gguf https://internal.example/key?k=sk-or-secret"
+
+
+async def send(writer: asyncio.StreamWriter, data: bytes) -> None:
+    writer.write(data)
+    await writer.drain()
+
+
+async def whole(writer: asyncio.StreamWriter, body: Any, *, status: int = 200, extra: str = "") -> None:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = (
+        f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+        f"Server: cloudflare\r\nSet-Cookie: session=1\r\nAccess-Control-Allow-Origin: *\r\n{extra}\r\n"
+    )
+    await send(writer, head.encode() + data)
+
+
+async def refuse(writer: asyncio.StreamWriter, status: int, retry_after: str | None = None, **error: Any) -> None:
+    extra = f"Retry-After: {retry_after}\r\n" if retry_after is not None else ""
+    body = {"error": {"code": status, "message": SECRET_WORDS, **error}, "user_id": "user_secret"}
+    await whole(writer, body, status=status, extra=extra)
+
+
+async def begin(writer: asyncio.StreamWriter) -> None:
+    await send(
+        writer,
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n",
+    )
+
+
+async def piece(writer: asyncio.StreamWriter, data: bytes) -> None:
+    await send(writer, b"%x\r\n%s\r\n" % (len(data), data))
+
+
+def event(**body: Any) -> bytes:
+    return b"data: " + json.dumps({"id": "gen-1", "object": "chat.completion.chunk", **body}).encode() + b"\n\n"
+
+
+def delta(finish: str | None = None, **said: Any) -> bytes:
+    return event(choices=[{"index": 0, "delta": said, "finish_reason": finish}])
+
+
+def usage() -> dict[str, Any]:
+    return {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8, "cost": COST}
+
+
+async def answer(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    text = f"{router.name}:" + "".join(WORDS)
+    if not body.get("stream"):
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        await whole(writer, {"id": "gen-1", "provider": "P", "choices": [choice], "usage": usage()})
+    else:
+        await begin(writer)
+        await piece(writer, delta(role="assistant", content=""))
+        for word in (f"{router.name}:", *WORDS):
+            await piece(writer, delta(content=word))
+        await piece(writer, delta("stop") + event(choices=[], usage=usage()) + b"data: [DONE]\n\n")
+        await send(writer, b"0\r\n\r\n")
+    router.answered += 1
+    return True
+
+
+async def processing(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    await begin(writer)
+    for _ in range(3):
+        await piece(writer, b": OPENROUTER PROCESSING\n\n")
+    for word in (f"{router.name}:", *WORDS):
+        await piece(writer, delta(content=word))
+    await piece(writer, delta("stop") + event(choices=[], usage=usage()) + b"data: [DONE]\n\n")
+    await send(writer, b"0\r\n\r\n")
+    return True
+
+
+async def only_processing(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    await begin(writer)
+    while not writer.is_closing():
+        await piece(writer, b": OPENROUTER PROCESSING\n\n")
+        await asyncio.sleep(0.02)
+    return False
+
+
+async def error_in_200(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    error = {"code": 502, "message": SECRET_WORDS}
+    if not body.get("stream"):
+        await whole(writer, {"error": error})
+        return True
+    await begin(writer)
+    await piece(writer, b": OPENROUTER PROCESSING\n\n" + event(error=error))
+    await send(writer, b"0\r\n\r\n")
+    return True
+
+
+async def error_after_role(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    error = {"code": 502, "message": SECRET_WORDS}
+    if not body.get("stream"):
+        choice = {"index": 0, "message": {"content": ""}, "finish_reason": "error", "error": error}
+        await whole(writer, {"choices": [choice]})
+        return True
+    await begin(writer)
+    await piece(writer, delta(role="assistant", content=""))
+    await piece(writer, event(error=error, choices=[{"index": 0, "delta": {"content": ""}, "finish_reason": "error"}]))
+    await send(writer, b"0\r\n\r\n")
+    return True
+
+
+async def in_band(code: int, writer: asyncio.StreamWriter) -> bool:
+    await begin(writer)
+    await piece(writer, event(error={"code": code, "message": SECRET_WORDS}))
+    await send(writer, b"0\r\n\r\n")
+    return True
+
+
+async def in_band_402(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    return await in_band(402, writer)
+
+
+async def in_band_429(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    return await in_band(429, writer)
+
+
+async def some_words(router: Router, writer: asyncio.StreamWriter) -> None:
+    await begin(writer)
+    await piece(writer, delta(role="assistant", content="") + delta(content=f"{router.name}:"))
+    await piece(writer, delta(content=WORDS[0]))
+
+
+async def error_after_words(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    await some_words(router, writer)
+    await piece(writer, event(error={"code": 502, "message": SECRET_WORDS}, choices=[{"finish_reason": "error"}]))
+    await send(writer, b"0\r\n\r\n")
+    return True
+
+
+async def cut_after_words(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    await some_words(router, writer)
+    await send(writer, b"0\r\n\r\n")
+    return True
+
+
+async def reset_after_words(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    await some_words(router, writer)
+    writer.transport.abort()
+    return False
+
+
+async def stall_after_words(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    await some_words(router, writer)
+    return await stall(router, writer, body)
+
+
+async def stall(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    for _ in range(3000):
+        if writer.is_closing() or router._server is None:
+            break
+        await asyncio.sleep(0.01)
+        writer.write(b"")
+    return False
+
+
+async def reset(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    writer.transport.abort()
+    return False
+
+
+async def redirect(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    await whole(writer, {}, status=302, extra=f"Location: {router.url}/elsewhere\r\n")
+    return True
+
+
+async def garbage(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    await send(writer, b"<html>gateway</html>\r\n\r\n")
+    return False
+
+
+async def loading(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    error = {"code": 503, "message": "Loading model", "type": "unavailable_error"}
+    await whole(writer, {"error": error}, status=503)
+    return True
+
+
+async def too_long(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    error = {"code": 400, "type": "exceed_context_size_error", "message": "the request exceeds the context size"}
+    await whole(writer, {"error": error}, status=400)
+    return True
+
+
+async def flagged(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    await refuse(writer, 403, metadata={"reasons": ["violence"], "flagged_input": SECRET_WORDS})
+    return True
+
+
+BEHAVIOURS: dict[str, Behaviour] = {
+    each.__name__: each
+    for each in (
+        *(answer, processing, only_processing, error_in_200, error_after_role, in_band_402, in_band_429),
+        *(error_after_words, cut_after_words, reset_after_words, stall_after_words, stall, reset, redirect, garbage),
+        *(loading, too_long, flagged),
+    )
+}
+
+
+@asynccontextmanager
+async def open_router(name: str) -> AsyncIterator[Router]:
+    """A router that listens."""
+    router = Router(name)
+    await router.start()
+    try:
+        yield router
+    finally:
+        await router.stop()
+        for _ in range(500):
+            if not router.open:
+                break
+            await asyncio.sleep(0.01)

@@ -1,0 +1,311 @@
+"""The chain on sockets: a cloud that misbehaves in every way, and a box in the house that stands in for it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from fakes.openrouter import COST, SECRET_WORDS, Router, open_router
+from system.chain import error_in, open_chain, plain, said
+
+pytestmark = pytest.mark.anyio
+
+ALL = "".join(("One", " two", " three"))
+
+
+@pytest.fixture
+async def cloud() -> AsyncIterator[Router]:
+    async with open_router("cloud") as router:
+        yield router
+
+
+@pytest.fixture
+async def box() -> AsyncIterator[Router]:
+    async with open_router("box") as router:
+        yield router
+
+
+def pair(cloud: Router, box: Router, **more: Any) -> dict[str, Any]:
+    return {"cloud": plain(cloud, local=False, api_key="sk-or-secret", **more), "box": plain(box)}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_first_hop_answers_under_its_own_name_for_the_model(
+    tmp_path: Path, cloud: Router, box: Router, stream: bool
+) -> None:
+    async with open_chain(tmp_path, pair(cloud, box)) as chain:
+        response = await chain.ask(stream=stream)
+        assert said(response) == f"cloud:{ALL}"
+        assert cloud.asked[0].path == "/api/v1/chat/completions"
+        assert cloud.asked[0].json["model"] == "cloud/m"
+        assert response.headers["x-hostler-backend"] == "cloud"
+        assert response.headers["x-hostler-hop"] == "0"
+        assert "x-hostler-reason" not in response.headers
+        assert not {"set-cookie", "access-control-allow-origin"} & set(response.headers)
+        assert chain.finished[0].cost == COST
+        assert [each.outcome for each in chain.finished[0].attempts] == ["answered"]
+
+
+# What the cloud does, what becomes of it, and how often it is asked.
+BEFORE_THE_FIRST_WORD = [
+    ("error_in_200", "server_error", 2),
+    ("error_after_role", "server_error", 2),
+    ("reset", "server_error", 2),
+    ("garbage", "server_error", 2),
+    ("redirect", "server_error", 2),
+    ((500,), "server_error", 2),
+    ((502,), "server_error", 2),
+    ((504,), "server_error", 2),
+    ((503,), "server_error", 2),
+    ((429, "0.05"), "busy", 2),
+    ((429, "60"), "busy", 1),
+    ((429,), "busy", 1),
+    ((503, "60"), "busy", 1),
+    ((402, "60"), "busy", 1),
+    ((401,), "key_refused", 1),
+    ((403,), "key_refused", 1),
+    ((402,), "unpaid", 1),
+    ((404,), "rejected", 1),
+    ("flagged", "rejected", 1),
+    ("stall", "first_byte_timeout", 1),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("behaviour", "outcome", "times"), BEFORE_THE_FIRST_WORD)
+async def test_before_the_first_word_the_next_hop_answers(
+    tmp_path: Path, cloud: Router, box: Router, behaviour: Any, outcome: str, times: int, stream: bool
+) -> None:
+    cloud.then = behaviour
+    async with open_chain(tmp_path, pair(cloud, box)) as chain:
+        response = await chain.ask(stream=stream)
+        assert response.status_code == 200
+        assert said(response) == f"box:{ALL}"
+        assert response.headers["x-hostler-backend"] == "box"
+        assert response.headers["x-hostler-hop"] == "1"
+        assert response.headers["x-hostler-reason"] == f"cloud: {outcome}"
+        assert len(cloud.asked) == times
+        attempts = [(each.backend, each.outcome) for each in chain.finished[0].attempts]
+        assert attempts == [("cloud", outcome)] * times + [("box", "answered")]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "outcome"),
+    [("in_band_402", "unpaid"), ("in_band_429", "busy"), ("only_processing", "first_byte_timeout")],
+)
+async def test_errors_and_silence_inside_a_stream_count_as_what_they_are(
+    tmp_path: Path, cloud: Router, box: Router, behaviour: str, outcome: str
+) -> None:
+    cloud.then = behaviour
+    async with open_chain(tmp_path, pair(cloud, box)) as chain:
+        response = await chain.ask(stream=True)
+        assert said(response) == f"box:{ALL}"
+        assert response.headers["x-hostler-reason"] == f"cloud: {outcome}"
+
+
+async def test_signs_of_life_are_not_passed_on(tmp_path: Path, cloud: Router, box: Router) -> None:
+    cloud.then = "processing"
+    async with open_chain(tmp_path, pair(cloud, box)) as chain:
+        response = await chain.ask(stream=True)
+        assert said(response) == f"cloud:{ALL}"
+        assert "OPENROUTER" not in response.text
+
+
+@pytest.mark.parametrize(
+    "behaviour", ["error_after_words", "cut_after_words", "reset_after_words", "stall_after_words"]
+)
+async def test_after_the_first_word_nobody_else_answers_and_the_break_is_seen(
+    tmp_path: Path, cloud: Router, box: Router, behaviour: str
+) -> None:
+    cloud.then = behaviour
+    async with open_chain(tmp_path, pair(cloud, box)) as chain:
+        response = await chain.ask(stream=True)
+        assert said(response) == "cloud:One"
+        error = error_in(response)
+        assert error is not None
+        assert SECRET_WORDS not in response.text
+        assert box.asked == []
+        assert len(cloud.asked) == 1
+        assert chain.finished[0].outcome == "broken"
+        assert [each.outcome for each in chain.finished[0].attempts] == ["broken"]
+
+
+@pytest.mark.parametrize("status", [400, 422])
+async def test_what_the_client_did_wrong_goes_to_nobody_else(
+    tmp_path: Path, cloud: Router, box: Router, status: int
+) -> None:
+    cloud.then = (status,)
+    async with open_chain(tmp_path, pair(cloud, box)) as chain:
+        response = await chain.ask()
+        assert response.status_code == status
+        assert box.asked == []
+        for secret in (*SECRET_WORDS.split(), "user_secret"):
+            assert secret not in response.text
+
+
+async def test_what_a_backend_in_the_house_refuses_is_passed_on_unchanged(tmp_path: Path, box: Router) -> None:
+    box.then = "too_long"
+    async with open_chain(tmp_path, {"box": plain(box)}) as chain:
+        response = await chain.ask()
+        assert response.status_code == 400
+        assert response.json()["error"]["type"] == "exceed_context_size_error"
+
+
+async def test_a_prompt_that_is_too_long_for_one_goes_to_one_with_more_room(
+    tmp_path: Path, cloud: Router, box: Router
+) -> None:
+    box.then = "too_long"
+    backends = {"box": plain(box, context=4096), "cloud": plain(cloud, local=False, context=131072)}
+    async with open_chain(tmp_path, backends) as chain:
+        response = await chain.ask()
+        assert said(response) == f"cloud:{ALL}"
+        assert response.headers["x-hostler-reason"] == "box: rejected"
+        box.asked.clear()
+        response = await chain.ask(messages=[{"role": "user", "content": "word " * 20000}])
+        assert said(response) == f"cloud:{ALL}"
+        assert response.headers["x-hostler-reason"] == "box: too_long"
+        assert box.asked == []
+
+
+async def test_one_that_is_loading_is_waited_for(tmp_path: Path, cloud: Router, box: Router) -> None:
+    box.script = ["loading", "loading"]
+    switching = {"progress_after_s": 0, "progress_every_s": 0.1}
+    async with open_chain(
+        tmp_path, {"box": plain(box), "cloud": plain(cloud)}, gateway={"switching": switching}
+    ) as chain:
+        response = await chain.ask(stream=True)
+        assert said(response) == f"box:{ALL}"
+        assert "loading" in response.text
+        assert cloud.asked == []
+
+
+async def test_one_that_loads_for_too_long_is_passed_over(tmp_path: Path, cloud: Router, box: Router) -> None:
+    box.then = "loading"
+    backends = {"box": plain(box), "cloud": plain(cloud)}
+    async with open_chain(tmp_path, backends, gateway={"queue": {"max_wait_s": 0.6}}) as chain:
+        response = await chain.ask()
+        assert said(response) == f"cloud:{ALL}"
+        assert response.headers["x-hostler-reason"] == "box: loading"
+
+
+async def test_headers_are_as_configured_and_the_clients_stay_here(tmp_path: Path, cloud: Router, box: Router) -> None:
+    backends = pair(cloud, box, referer="https://house.example", title="Our house")
+    async with open_chain(tmp_path, backends) as chain:
+        headers = {
+            "Authorization": "Bearer of-the-client", "Cookie": "a=b", "X-Forwarded-For": "10.1.2.3",
+            "HTTP-Referer": "https://client.example", "X-Title": "client", "User-Agent": "client/1",
+        }  # fmt: skip
+        await chain.ask(
+            headers=headers, api_base="http://evil.example", api_key="sk-evil", provider={"url": "http://e"}
+        )
+        cloud.then = (500,)
+        await chain.ask(headers=headers)
+        sent = cloud.asked[0].headers
+        assert sent["authorization"] == "Bearer sk-or-secret"
+        assert sent["http-referer"] == "https://house.example"
+        assert sent["x-title"] == "Our house"
+        for asked in (*cloud.asked, *box.asked):
+            assert not {"cookie", "x-forwarded-for"} & set(asked.headers)
+            assert "client" not in json.dumps(asked.headers)
+        assert "authorization" not in box.asked[0].headers
+        assert "sk-or-secret" not in json.dumps([box.asked[0].headers, box.asked[0].json])
+
+
+async def test_all_down_is_503_with_each_hops_reason_and_nothing_else(
+    tmp_path: Path, cloud: Router, box: Router
+) -> None:
+    cloud.then = (402,)
+    await box.stop()
+    async with open_chain(tmp_path, pair(cloud, box)) as chain:
+        for _ in range(2):
+            response = await chain.ask()
+            assert response.status_code == 503
+            assert int(response.headers["retry-after"]) >= 1
+            message = response.json()["error"]["message"]
+            assert "cloud" in message
+            assert "box" in message
+            for secret in (*SECRET_WORDS.split(), "127.0.0.1", "sk-or"):
+                assert secret not in response.text + str(response.headers)
+        assert "unpaid" in chain.finished[0].reason
+        assert "resting" in chain.finished[1].reason
+        assert len(cloud.asked) == 1
+
+
+async def test_retry_after_is_passed_on_when_all_are_busy(tmp_path: Path, cloud: Router, box: Router) -> None:
+    cloud.then, box.then = (429, "50"), (429, "20")
+    async with open_chain(tmp_path, pair(cloud, box)) as chain:
+        response = await chain.ask()
+        assert response.status_code == 429
+        assert response.headers["retry-after"] == "20"
+
+
+async def test_a_dead_host_costs_the_following_requests_nothing_and_is_used_again_when_it_is_back(
+    tmp_path: Path, cloud: Router, box: Router
+) -> None:
+    await box.stop()
+    backends = {"box": plain(box), "cloud": plain(cloud)}
+    async with open_chain(tmp_path, backends) as chain:
+        await chain.ask()
+        began_at = time.perf_counter()
+        for _ in range(20):
+            assert said(await chain.ask()) == f"cloud:{ALL}"
+        dead = (time.perf_counter() - began_at) / 20
+        assert [len(each.attempts) for each in chain.finished[1:]] == [1] * 20
+        assert dead < 0.1
+        await box.start()
+        with anyio.fail_after(5):
+            while said(await chain.ask()) != f"box:{ALL}":
+                pass
+
+
+async def test_a_client_that_leaves_says_nothing_about_the_backend(tmp_path: Path, cloud: Router, box: Router) -> None:
+    cloud.then = "stall_after_words"
+    async with open_chain(tmp_path, pair(cloud, box)) as chain:
+        for _ in range(5):
+            async with chain.streamed() as response:
+                await anext(response.aiter_text())
+        await chain.until(lambda: not cloud.open and len(chain.finished) == 5)
+        assert {event.outcome for event in chain.finished} == {"left"}
+        cloud.then = "answer"
+        assert said(await chain.ask()) == f"cloud:{ALL}"
+
+
+async def test_what_must_stay_in_the_house_stays(tmp_path: Path, cloud: Router, box: Router) -> None:
+    async with open_chain(tmp_path, pair(cloud, box)) as chain:
+        inside = {"X-Hostler-Local-Only": "true"}
+        response = await chain.ask(headers=inside)
+        assert said(response) == f"box:{ALL}"
+        assert response.headers["x-hostler-reason"] == "cloud: outside"
+        await box.stop()
+        assert (await chain.ask(headers=inside)).status_code == 503
+        assert cloud.asked == []
+        assert said(await chain.ask(headers={"X-Hostler-Local-Only": "false"})) == f"cloud:{ALL}"
+
+
+async def test_nothing_in_the_house_can_answer_is_a_refusal(tmp_path: Path, cloud: Router) -> None:
+    async with open_chain(tmp_path, {"cloud": plain(cloud, local=False)}) as chain:
+        response = await chain.ask(headers={"X-Hostler-Local-Only": "true"})
+        assert response.status_code == 403
+        assert "house" in response.json()["error"]["message"]
+        assert cloud.asked == []
+
+
+async def test_the_daily_limit_is_kept_over_a_restart(tmp_path: Path, cloud: Router, box: Router) -> None:
+    gateway = {"spending": {"daily_limit": 2 * COST, "file": str(tmp_path / "spent.json")}}
+    async with open_chain(tmp_path, pair(cloud, box), gateway=gateway) as chain:
+        assert said(await chain.ask()) == f"cloud:{ALL}"
+        assert said(await chain.ask(stream=True)) == f"cloud:{ALL}"
+        response = await chain.ask()
+        assert said(response) == f"box:{ALL}"
+        assert response.headers["x-hostler-reason"] == "cloud: spent"
+    await box.stop()
+    async with open_chain(tmp_path, pair(cloud, box), gateway=gateway) as chain:
+        response = await chain.ask()
+        assert response.status_code == 503
+        assert "daily limit" in response.json()["error"]["message"]
+        assert len(cloud.asked) == 2
