@@ -15,6 +15,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 
     `wire` names the protocol (`openai`, `ollama`, ...), `operation` the adapter's operation, `path` is the
     path on the wire as it came (percent-encoding kept), `query` is without the question mark.
+    `headers` are those that belong to the protocol itself and go on to a backend of the same one; never credentials.
     """
 
     wire: str
@@ -24,6 +25,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     path: str = ""
     query: str = ""
     content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class Text(msgspec.Struct, frozen=True, kw_only=True, tag="text"):

@@ -19,6 +19,10 @@ _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
+class Beyond(BadRequest):
+    """What only Anthropic's own servers can read or do: no mistake of the client's, but nothing for other models."""
+
+
 def read(body: bytes) -> RequestBody:
     """The request as typed values. Raises `BadRequest` naming the field that cannot be understood."""
     try:
@@ -36,7 +40,7 @@ def read(body: bytes) -> RequestBody:
 
 
 def dialogue(body: RequestBody) -> Dialogue:
-    """The conversation. Raises `BadRequest` for what no model here can read or do."""
+    """The conversation. Raises `BadRequest` for a mistake, `Beyond` for what other models cannot read or do."""
     system, turns = system_prompt(body.system, body.messages)
     messages = [Message(role="system", parts=(Text(text=system),))] if system else []
     messages += _turns(turns)
@@ -149,7 +153,7 @@ def _parts(block: Block) -> list[Part]:
         return [Text(text=f"The tool {block.tool_name} is available.")]
     if kind in _TRACES or kind.endswith("_tool_result"):
         return []
-    raise BadRequest(f"messages: a content block of the type {kind[:50]!r} is not understood here", param="messages")
+    raise Beyond(f"messages: a content block of the type {kind[:50]!r} is not understood here", param="messages")
 
 
 def _image(source: Source) -> Media:
@@ -157,7 +161,7 @@ def _image(source: Source) -> Media:
         return Media(kind="image", data=source.data, mime=source.media_type)
     if source.type == "url" and source.url is not None:
         return Media(kind="image", url=source.url)
-    raise BadRequest(
+    raise Beyond(
         "messages: an image must be given as base64 data or as a URL; there are no stored files here", param="messages"
     )
 
@@ -169,7 +173,7 @@ def _document(block: Block, source: Source) -> list[Part]:
     if source.type == "content":
         inner = [Block(text=source.content)] if isinstance(source.content, str) else source.content or []
         return [*title, *(part for each in inner for part in _parts(each))]
-    raise BadRequest(
+    raise Beyond(
         "messages: documents are read here as plain text only; send a PDF's text or images of its pages",
         param="messages",
     )
@@ -196,7 +200,7 @@ def _joined(parts: Sequence[Part]) -> tuple[Part, ...]:
 
 def _tool(tool: ToolBody, place: int) -> Tool:
     if tool.type not in (None, "custom"):
-        raise BadRequest(
+        raise Beyond(
             f"tools.{place}: {str(tool.type)[:60]} is a tool of Anthropic's own; the models here have only the tools "
             "that the client brings along, with `name` and `input_schema`",
             param=f"tools.{place}.type",

@@ -30,6 +30,7 @@ class AnthropicEncoder:
 
     __slots__ = (
         "_blocks",
+        "_declared",
         "_finish",
         "_fold",
         "_forwarded",
@@ -69,6 +70,7 @@ class AnthropicEncoder:
 
     def begin(self, head: AnswerHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
+        self._declared = head.length
         self._blocks = Blocks(self._id)
         self._fold = MessageFold()
         self._usage = Usage()
@@ -84,6 +86,8 @@ class AnthropicEncoder:
         """The bytes for the client that this chunk gives; empty while a whole answer is still being folded."""
         if chunk.wire == WIRE and chunk.raw and chunk.whole is not self._streaming:
             self._forwarded = True
+            if chunk.whole:
+                self._length = self._declared
             return chunk.raw
         if chunk.usage is not None:
             self._usage = chunk.usage

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from hostler.adapters.anthropic import dialogue, models
 from hostler.adapters.anthropic.encoder import AnthropicEncoder, CountEncoder
-from hostler.adapters.anthropic.paths import COUNT, MESSAGES, MODEL, MODELS, OPERATIONS
+from hostler.adapters.anthropic.paths import COUNT, FORWARDED, MESSAGES, MODEL, MODELS, OPERATIONS
 from hostler.adapters.anthropic.refusal import refusal
 from hostler.adapters.anthropic.wire import WIRE
 from hostler.adapters.canonical import ChatRequest, CountRequest, Origin, Output, Probe, Request
@@ -35,7 +37,7 @@ class AnthropicAdapter:
         return OPERATIONS
 
     def decode(self, operation: Operation, incoming: Incoming) -> Request:
-        """The request, with its conversation. Fields that are not known are read over."""
+        """The request, with its conversation if any model can follow it. Fields that are not known are read over."""
         origin = Origin(
             wire=WIRE,
             operation=operation.name,
@@ -44,6 +46,7 @@ class AnthropicAdapter:
             path=incoming.path,
             query=incoming.query,
             content_type=incoming.headers.get("content-type", "application/json"),
+            headers=tuple((name, incoming.headers[name]) for name in FORWARDED if name in incoming.headers),
         )
         if operation.name == MODELS:
             return Probe(origin=origin, kind=MODELS)
@@ -53,15 +56,24 @@ class AnthropicAdapter:
         body = dialogue.read(incoming.body)
         if not body.messages:
             raise BadRequest("messages: at least one message is required", param="messages")
+        try:
+            conversation = dialogue.dialogue(body)
+        except dialogue.Beyond:
+            # Anthropic's own servers can: whether one of them answers is not known yet.
+            conversation = None
+        model = body.model or None
         if operation.name == COUNT:
-            return CountRequest(origin=origin, model=body.model or None, dialogue=dialogue.dialogue(body))
+            return CountRequest(origin=origin, model=model, dialogue=conversation)
         if body.max_tokens is not None and body.max_tokens < 0:
             raise BadRequest("max_tokens: must be 0 or more", param="max_tokens")
         output = Output(stream=body.stream is True, include_usage=True, schema=dialogue.schema(body), details=True)
-        return ChatRequest(origin=origin, model=body.model or None, output=output, dialogue=dialogue.dialogue(body))
+        return ChatRequest(origin=origin, model=model, output=output, dialogue=conversation)
 
     def expand(self, request: Request) -> Request:
-        """The same request: it was understood in full when it came."""
+        """The request with its conversation. Raises `BadRequest` if only Anthropic's own servers could answer it."""
+        if isinstance(request, ChatRequest | CountRequest) and request.dialogue is None:
+            conversation = dialogue.dialogue(dialogue.read(request.origin.body))
+            return msgspec.structs.replace(request, dialogue=conversation)
         return request
 
     def answer(self, request: Request, listing: Listing) -> WireResponse:

@@ -7,6 +7,9 @@ from hostler.adapters.protocol import Operation
 # The header that every official client sends. The paths of the model list are OpenAI's, too: it tells them apart.
 HEADER = "anthropic-version"
 
+# What else a backend of this protocol must know of a request, beside its body: the form of both.
+FORWARDED = (HEADER, "anthropic-beta")
+
 MESSAGES = "messages"
 COUNT = "count_tokens"
 MODELS = "models"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import msgspec
@@ -25,6 +26,8 @@ _TYPES = {
 }
 # Answers about the gateway's own account at a backend: the client can do nothing about them, and its key is not meant.
 _OURS = frozenset({401, 402, 403, 407})
+
+_MISREAD = re.compile("context|token|too long", re.IGNORECASE)
 
 
 class _Detail(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +79,7 @@ def _status(error: GatewayError) -> int:
 
 
 def _message(error: GatewayError) -> str:
-    if not isinstance(error, BackendRejected) or error.answer_status in _OURS or error.answer_status >= 500:
+    if not isinstance(error, BackendRejected) or error.answer_status in _OURS:
         return error.message
     try:
         said = msgspec.json.decode(error.body, type=_Rejected).error
@@ -87,4 +90,9 @@ def _message(error: GatewayError) -> str:
             # Anthropic's own words: clients look for them, shorten the conversation and ask again.
             return f"prompt is too long: {said.n_prompt_tokens} tokens > {said.n_ctx} maximum"
         said = said.message
-    return said if isinstance(said, str) and said else error.message
+    if not isinstance(said, str) or not said:
+        return error.message
+    if error.answer_status < 500:
+        return said
+    # Some clients take any failure that speaks of these for a conversation that is too long, and shorten it.
+    return error.message if _MISREAD.search(said) else f"{error.message}: {said}"

@@ -69,7 +69,8 @@ def rejected(status: int, body: bytes = b'{"error":{"message":"theirs"}}', wire:
         (rejected(422, b'{"error":"theirs"}'), 422, "theirs"),
         (rejected(404, b"<html>"), 404, "main refused"),
         (rejected(401), 502, "main refused"),
-        (rejected(500), 502, "main refused"),
+        (rejected(500), 502, "main refused: theirs"),
+        (rejected(500, b'{"error":{"message":"no memory for the context"}}'), 502, "main refused"),
     ],
 )
 def test_what_an_engine_refuses_is_told_in_this_protocol(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hostler.adapters.anthropic.inbound import AnthropicAdapter
+from hostler.adapters.anthropic.upstream import AnthropicUpstream
 from hostler.adapters.canonical import ChatRequest, CountRequest, Dialogue, Media, Message, Text, ToolCall
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.openai.upstream import OpenAIUpstream
@@ -214,13 +215,9 @@ def test_a_form_for_the_answer_is_taken(messages: Messages) -> None:
         ({"messages": []}, "messages", "at least one"),
         ({"messages": [{"role": "user", "content": 1}]}, "messages.0.content", "Expected"),
         ({"messages": [{"role": "robot", "content": ""}]}, "messages.0.role", "user, assistant"),
-        ({"messages": [user({"type": "video"})]}, "messages", "'video'"),
-        ({"messages": [user({"type": "image", "source": {"type": "file", "file_id": "f"}})]}, "messages", "no stored files"),
-        ({"messages": [user({"type": "document", "source": {"type": "base64", "data": ""}})]}, "messages", "plain text"),
         ({"max_tokens": -1}, "max_tokens", "0 or more"),
         ({"max_tokens": "9"}, "max_tokens", "Expected"),
         ({"stream": "yes"}, "stream", "Expected"),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0.type", "Anthropic's own"),
         ({"tools": [{"name": "a"}], "tool_choice": {"type": "tool"}}, "tool_choice.name", "required"),
         ({"tools": [{"name": "a"}], "tool_choice": {"type": "maybe"}}, "tool_choice.type", "auto"),
     ],
@@ -229,6 +226,25 @@ def test_mistakes_are_named(messages: Messages, fields: dict[str, Any], param: s
     with pytest.raises(BadRequest, match=words) as caught:
         messages(**fields)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"messages": [user({"type": "video"})]}, "'video'"),
+        ({"messages": [user({"type": "image", "source": {"type": "file", "file_id": "f"}})]}, "no stored files"),
+        ({"messages": [user({"type": "document", "source": {"type": "base64", "data": ""}})]}, "plain text"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "Anthropic's own"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+def test_what_only_anthropics_servers_can_do_is_refused_for_others(
+    ask: Any, adapter: AnthropicAdapter, path: str, fields: dict[str, Any], words: str
+) -> None:
+    request = ask(path, {"model": "a", "messages": [{"role": "user", "content": "Hi"}], **fields})
+    with pytest.raises(BadRequest, match=words):
+        adapter.expand(request)
+    assert json.loads(AnthropicUpstream().build(request, model="claude", stream=False).body)["model"] == "claude"
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"model":"a"}', b'{"messages":[],"messages":[]}', b"\xff"])

@@ -1,0 +1,212 @@
+"""Reads a backend's answer in Anthropic's protocol: forwards the bytes, or understands them for other protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from hostler.adapters.anthropic.answer_body import AnswerBlock, AnswerUsage, EventBody, WholeBody
+from hostler.adapters.anthropic.wire import EVENT_STREAM, WIRE
+from hostler.adapters.canonical import AnswerHead, Chunk, ToolCall, Usage
+from hostler.adapters.errors import BackendBroken, GatewayError
+from hostler.adapters.framing import EventSplitter, read, split
+
+_MAX_WHOLE = 64 * 1024 * 1024
+_FINISH = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "pause_turn": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+# What comes before the first word.
+_OPENING = frozenset({"message_start", "ping"})
+_decode = msgspec.json.Decoder(EventBody).decode
+_decode_whole = msgspec.json.Decoder(WholeBody).decode
+
+
+class AnthropicParser:
+    """A reader for one answer. A stream is complete with `message_stop`, a whole answer when the connection ends.
+
+    With `fields`, chunks hold what was said and no bytes. Without, they hold the bytes, and `finish` and `usage`.
+    """
+
+    __slots__ = (
+        "_body",
+        "_calls",
+        "_done",
+        "_empty",
+        "_fields",
+        "_given",
+        "_head",
+        "_held",
+        "_splitter",
+        "_usage",
+        "_whole",
+    )
+
+    def __init__(self, *, fields: bool = False) -> None:
+        self._fields = fields
+        self.begin(AnswerHead(media_type=EVENT_STREAM))
+
+    def begin(self, head: AnswerHead) -> None:
+        """A new answer begins; nothing of an earlier one is kept."""
+        self._head = head
+        self._whole = not head.media_type.lower().startswith(EVENT_STREAM)
+        self._splitter = EventSplitter()
+        self._body = bytearray()
+        self._usage = AnswerUsage()
+        self._calls: dict[int, int] = {}
+        self._empty: set[int] = set()
+        self._held = b""
+        self._given = False
+        self._done = False
+
+    def feed(self, data: bytes) -> Iterable[Chunk]:
+        """The chunks that these bytes complete. Raises `BackendBroken` for an error inside the stream."""
+        if self._whole:
+            self._body += data
+            if len(self._body) > _MAX_WHOLE:
+                raise BackendBroken(f"The backend's answer is larger than {_MAX_WHOLE} bytes.")
+            return () if self._fields else (Chunk(wire=WIRE, raw=data, whole=True),)
+        block = self._splitter.feed(data)
+        return self._read(block) if block and not self._done else ()
+
+    def finish(self) -> Iterable[Chunk]:
+        """The connection ended. Raises `BackendBroken` unless the answer was complete."""
+        if self._whole:
+            return self._finish_whole()
+        rest = self._splitter.rest()
+        chunks = list(self._read(rest.rstrip(b"\r\n") + b"\n\n")) if rest and not self._done else []
+        if not self._done:
+            raise BackendBroken("The backend's answer ended before it was complete.")
+        return chunks
+
+    def _read(self, block: bytes) -> Iterable[Chunk]:
+        chunks: list[Chunk] = []
+        try:
+            for event in split(block):
+                chunk = self._event(event)
+                if chunk is not None:
+                    chunks.append(chunk)
+                if self._done:
+                    break
+        except GatewayError as error:
+            if not self._given:
+                # Nothing is out yet: another backend may still answer.
+                raise
+            return _raising(chunks, error)
+        self._given = self._given or bool(chunks)
+        return chunks
+
+    def _event(self, event: bytes) -> Chunk | None:
+        name, data = read(event)
+        if data is None:
+            return None
+        try:
+            body = _decode(data)
+        except msgspec.ValidationError:
+            # JSON of another shape: next month's event.
+            body = EventBody(type=name)
+        except (msgspec.DecodeError, RecursionError):
+            raise BackendBroken("The backend's answer holds an event that is not what the protocol allows.") from None
+        kind = body.type or name
+        if kind == "error":
+            raise BackendBroken(_words(body))
+        chunk = self._understood(kind, body)
+        if self._fields:
+            said = chunk.text or chunk.reasoning or chunk.tool_calls or chunk.finish or chunk.usage
+            return chunk if said else None
+        return self._forwarded(kind, event, chunk)
+
+    def _forwarded(self, kind: str, event: bytes, chunk: Chunk) -> Chunk | None:
+        if not self._given and kind in _OPENING:
+            self._held += event
+            return None
+        raw, self._held = self._held + event, b""
+        self._given = True
+        return Chunk(wire=WIRE, raw=raw, finish=chunk.finish, usage=chunk.usage)
+
+    def _understood(self, kind: str, body: EventBody) -> Chunk:
+        chunk = Chunk(wire=WIRE)
+        if kind == "message_start" and body.message is not None:
+            self._usage = body.message.usage or self._usage
+        elif kind == "content_block_start" and body.content_block is not None:
+            self._begin_block(body.index, body.content_block, chunk)
+        elif kind == "content_block_delta" and body.delta is not None:
+            chunk.text = body.delta.text or ""
+            chunk.reasoning = body.delta.thinking or ""
+            if body.delta.partial_json and body.index in self._calls:
+                self._empty.discard(body.index)
+                chunk.tool_calls = (ToolCall(index=self._calls[body.index], arguments=body.delta.partial_json),)
+        elif kind == "content_block_stop" and body.index in self._empty:
+            chunk.tool_calls = (ToolCall(index=self._calls[body.index], arguments="{}"),)
+        elif kind == "message_delta":
+            self._usage = self._usage.then(body.usage)
+            chunk.usage = _usage(self._usage)
+            if body.delta is not None and body.delta.stop_reason:
+                chunk.finish = _FINISH.get(body.delta.stop_reason, body.delta.stop_reason)
+                chunk.stop = body.delta.stop_sequence
+        elif kind == "message_stop":
+            self._done = True
+        return chunk
+
+    def _begin_block(self, index: int, block: AnswerBlock, chunk: Chunk) -> None:
+        chunk.text = block.text or ""
+        chunk.reasoning = block.thinking or ""
+        if block.type == "tool_use":
+            number = self._calls[index] = len(self._calls)
+            self._empty.add(index)
+            chunk.tool_calls = (ToolCall(index=number, id=block.id, name=block.name),)
+
+    def _finish_whole(self) -> Iterable[Chunk]:
+        length = self._head.length
+        if length is not None and len(self._body) != length:
+            raise BackendBroken(f"The backend's answer ended after {len(self._body)} of {length} bytes.")
+        try:
+            body = _decode_whole(self._body)
+        except (msgspec.DecodeError, RecursionError):
+            if not self._fields:
+                return ()
+            raise BackendBroken("The backend's answer is not what the protocol allows.") from None
+        chunk = Chunk(wire=WIRE, whole=True)
+        if body.input_tokens is not None:
+            chunk.usage = Usage(prompt_tokens=body.input_tokens)
+        elif body.usage is not None:
+            chunk.usage = _usage(body.usage)
+        if body.stop_reason:
+            chunk.finish = _FINISH.get(body.stop_reason, body.stop_reason)
+            chunk.stop = body.stop_sequence
+        if self._fields:
+            chunk.text = "".join(block.text or "" for block in body.content or ())
+            chunk.reasoning = "".join(block.thinking or "" for block in body.content or ())
+            calls = [block for block in body.content or () if block.type == "tool_use"]
+            chunk.tool_calls = tuple(
+                ToolCall(index=at, id=call.id, name=call.name, arguments=bytes(call.input).decode())
+                for at, call in enumerate(calls)
+            )
+        return (chunk,)
+
+
+def _usage(body: AnswerUsage) -> Usage:
+    cached = body.cache_read_input_tokens or 0
+    return Usage(
+        prompt_tokens=(body.input_tokens or 0) + cached + (body.cache_creation_input_tokens or 0),
+        completion_tokens=body.output_tokens or 0,
+        cached_tokens=cached,
+    )
+
+
+def _words(body: EventBody) -> str:
+    message = body.error.message if body.error is not None else None
+    if not isinstance(message, str) or not message.strip():
+        return "The backend reported an error in the middle of its answer."
+    return "The backend reported an error: " + "".join(c if c.isprintable() else " " for c in message[:500])
+
+
+def _raising(chunks: list[Chunk], error: GatewayError) -> Iterator[Chunk]:
+    yield from chunks
+    raise error

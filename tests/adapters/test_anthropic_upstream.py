@@ -1,0 +1,273 @@
+"""Backends that speak Anthropic's protocol: what they are asked, and how their answers are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hostler.adapters import framing
+from hostler.adapters.anthropic.inbound import AnthropicAdapter
+from hostler.adapters.anthropic.parser import AnthropicParser
+from hostler.adapters.anthropic.upstream import AnthropicUpstream
+from hostler.adapters.canonical import AnswerHead, Chunk, EmbedRequest, Origin, Request, Usage
+from hostler.adapters.errors import BackendBroken, BadRequest
+from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.protocol import Incoming
+
+STREAM = AnswerHead(media_type="text/event-stream; charset=utf-8")
+fixtures_are_stateless = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+
+
+@pytest.fixture
+def adapter() -> AnthropicAdapter:
+    return AnthropicAdapter()
+
+
+@pytest.fixture
+def foreign() -> Callable[..., Request]:
+    """An OpenAI client's request, expanded."""
+
+    def make(*messages: dict[str, Any], **fields: Any) -> Request:
+        openai = OpenAIAdapter()
+        operation = openai.operations[0]
+        body = {"model": "a", "messages": list(messages) or [{"role": "user", "content": "Hi"}], **fields}
+        incoming = Incoming(method="POST", path=operation.path, body=json.dumps(body).encode())
+        return openai.expand(openai.decode(operation, incoming))
+
+    return make
+
+
+def written(request: Request, **options: Any) -> Any:
+    sent = AnthropicUpstream().build(request, model="claude", stream=options.get("stream", True))
+    assert sent.path == "/v1/messages"
+    assert sent.headers == (("anthropic-version", "2023-06-01"),)
+    return json.loads(sent.body)
+
+
+def test_a_request_of_the_same_protocol_is_sent_on_as_it_came(ask: Any, transcript: Any) -> None:
+    body = transcript("anthropic/claude-code.json")
+    headers = {"anthropic-version": "2024-01-01", "anthropic-beta": "a,b", "x-api-key": "secret", "authorization": "no"}
+    sent = AnthropicUpstream().build(
+        ask("/v1/messages", body, query="beta=true", headers=headers), model="claude", stream=True
+    )
+    assert sent.body == body.replace(b'"claude-sonnet-4-5"', b'"claude"')
+    assert sent.path == "/v1/messages?beta=true"
+    assert sent.headers == (("anthropic-version", "2024-01-01"), ("anthropic-beta", "a,b"))
+
+
+def test_a_conversation_of_another_protocol_is_written_anew(foreign: Any) -> None:
+    calls = [{"id": "c.1", "type": "function", "function": {"name": "look", "arguments": '{"at":"x"}'}}]
+    request = foreign(
+        {"role": "system", "content": "Be brief"},
+        {"role": "user", "content": [
+            {"type": "text", "text": "Look"},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBO"}},
+        ]},
+        {"role": "assistant", "content": None, "tool_calls": calls, "reasoning_content": "Hm"},
+        {"role": "tool", "tool_call_id": "c.1", "content": "a map"},
+        {"role": "user", "content": "And?"},
+        tools=[{"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object"}}}],
+        tool_choice="required", parallel_tool_calls=False, max_tokens=50, temperature=1.5, top_p=0.9, stop=["END", "\n"],
+    )  # fmt: skip
+    assert written(request) == {
+        "model": "claude",
+        "system": "Be brief",
+        "messages": [
+            {"role": "user", "content": [
+                {"type": "text", "text": "Look"},
+                {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBO"}},
+            ]},
+            {"role": "assistant", "content": [
+                {"type": "tool_use", "id": "c_1", "name": "look", "input": {"at": "x"}},
+            ]},
+            {"role": "user", "content": [
+                {"type": "tool_result", "tool_use_id": "c_1", "content": [{"type": "text", "text": "a map"}]},
+                {"type": "text", "text": "And?"},
+            ]},
+        ],
+        "tools": [{"name": "look", "input_schema": {"type": "object"}, "description": "d"}],
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+        "max_tokens": 50,
+        "stop_sequences": ["END"],
+        "temperature": 1.0,
+        "top_p": 0.9,
+        "stream": True,
+    }  # fmt: skip
+
+
+def test_a_limit_is_always_given_and_empty_words_are_not(foreign: Any) -> None:
+    body = written(
+        foreign(
+            {"role": "user", "content": "a"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "b"}
+        )
+    )
+    assert body["max_tokens"] == 4096
+    assert [message["role"] for message in body["messages"]] == ["user"]
+
+
+def test_an_answer_to_be_continued_does_not_end_with_a_space(foreign: Any) -> None:
+    body = written(foreign({"role": "user", "content": "a"}, {"role": "assistant", "content": "It is \n"}))
+    assert body["messages"][-1]["content"] == [{"type": "text", "text": "It is"}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinking"),
+    [
+        ({"reasoning_effort": "low", "max_tokens": 8000}, {"type": "enabled", "budget_tokens": 1024}),
+        ({"reasoning_effort": "high", "max_tokens": 8000}, {"type": "enabled", "budget_tokens": 4000}),
+        ({"reasoning_effort": "high", "max_tokens": 900}, None),
+        ({"reasoning_effort": "none"}, None),
+        ({}, None),
+    ],
+)
+def test_thinking_has_a_budget_within_the_limit(foreign: Any, fields: dict[str, Any], thinking: Any) -> None:
+    body = written(foreign(temperature=0.5, **fields))
+    assert body.get("thinking") == thinking
+    assert ("temperature" in body) is (thinking is None)
+
+
+def test_what_it_cannot_do_is_refused(foreign: Any, ask: Any) -> None:
+    sound = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
+    with pytest.raises(BadRequest, match="sound"):
+        written(foreign({"role": "user", "content": [sound]}))
+    with pytest.raises(BadRequest):
+        written(EmbedRequest(origin=Origin(wire="openai", operation="embeddings"), inputs=("x",)))
+
+
+def test_a_form_for_the_answer_is_passed_on(foreign: Any) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+    body = written(foreign(response_format=form))
+    assert body["output_config"] == {"format": {"type": "json_schema", "schema": {"type": "object"}}}
+
+
+def parsed(segments: Iterable[bytes], head: AnswerHead = STREAM, *, fields: bool = True) -> list[Chunk]:
+    parser = AnthropicParser(fields=fields)
+    parser.begin(head)
+    return [*(chunk for segment in segments for chunk in parser.feed(segment)), *parser.finish()]
+
+
+def understood(chunks: list[Chunk]) -> tuple[Any, ...]:
+    calls: dict[int, tuple[Any, ...]] = {}
+    for call in (call for chunk in chunks for call in chunk.tool_calls):
+        known = calls.get(call.index, (call.id, call.name, ""))
+        calls[call.index] = (*known[:2], known[2] + call.arguments)
+    return (
+        "".join(chunk.text for chunk in chunks),
+        "".join(chunk.reasoning for chunk in chunks),
+        {index: (*call[:2], json.loads(call[2])) for index, call in calls.items()},
+        [chunk.finish for chunk in chunks if chunk.finish],
+        [chunk.stop for chunk in chunks if chunk.stop],
+        [chunk.usage for chunk in chunks if chunk.usage][-1],
+    )
+
+
+@pytest.mark.parametrize("name", ["anthropic.sse", "anthropic.json"])
+def test_an_answer_is_understood_in_full(transcript: Any, name: str) -> None:
+    head = STREAM if name.endswith("sse") else AnswerHead()
+    assert understood(parsed([transcript(f"anthropic/{name}")], head)) == (
+        "Let me look.",
+        "The map first.",
+        {0: ("toolu_01", "Read", {"file_path": "/inn/map.png"}), 1: ("toolu_02", "Pwd", {})},
+        ["tool_calls"],
+        [],
+        Usage(prompt_tokens=20, cached_tokens=6, completion_tokens=89),
+    )
+
+
+@pytest.mark.parametrize("name", ["llama-server.sse", "llama-server.json"])
+def test_llama_servers_answers_are_understood_too(transcript: Any, name: str) -> None:
+    head = STREAM if name.endswith("sse") else AnswerHead(media_type="application/json; charset=utf-8")
+    text, _, _, finish, stop, usage = understood(parsed([transcript(f"anthropic/{name}")], head))
+    assert (text, finish, stop) == ("The capital of France is ", ["stop"], ["Paris"])
+    assert (usage.prompt_tokens, usage.completion_tokens) == (23, 6)
+
+
+def cut(stream: bytes, places: list[int]) -> list[bytes]:
+    edges = [0, *sorted({place % len(stream) for place in places}), len(stream)]
+    return [stream[a:b] for a, b in pairwise(edges)]
+
+
+@fixtures_are_stateless
+@given(name=st.sampled_from(["anthropic", "llama-server"]), places=st.lists(st.integers(0, 10_000), max_size=30))
+def test_any_cutting_gives_the_same_answer(transcript: Any, name: str, places: list[int]) -> None:
+    stream = transcript(f"anthropic/{name}.sse")
+    assert understood(parsed(cut(stream, places))) == understood(parsed([stream]))
+    forwarded = parsed(cut(stream, places), fields=False)
+    assert b"".join(chunk.raw for chunk in forwarded) == stream
+    assert [chunk.finish for chunk in forwarded if chunk.finish] == understood(parsed([stream]))[3]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_of_the_same_protocol_gets_the_very_bytes(ask: Any, begin: Any, transcript: Any, stream: bool) -> None:
+    body = transcript("anthropic/anthropic.sse" if stream else "anthropic/anthropic.json")
+    head = STREAM if stream else AnswerHead(length=len(body))
+    encoder = begin(ask("/v1/messages", {"messages": [{"role": "user", "content": "Hi"}], "stream": stream}), head)
+    got = [encoder.chunk(chunk) for chunk in parsed([body[:300], body[300:]], head, fields=False)]
+    assert b"".join([*got, encoder.end()]) == body
+    assert encoder.length == (None if stream else len(body))
+
+
+@pytest.mark.parametrize("fields", [True, False])
+def test_nothing_is_given_before_the_first_word(transcript: Any, fields: bool) -> None:
+    opening = transcript("anthropic/anthropic.sse").split(b"event: content_block_start")[0] + framing.write(
+        b'{"type":"ping"}', "ping"
+    )
+    parser = AnthropicParser(fields=fields)
+    parser.begin(STREAM)
+    assert list(parser.feed(opening)) == []
+    with pytest.raises(BackendBroken, match="Overloaded"):
+        list(
+            parser.feed(
+                framing.write(b'{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}', "error")
+            )
+        )
+
+
+@pytest.mark.parametrize("fields", [True, False])
+def test_an_error_in_mid_answer_comes_after_what_was_said(fields: bool) -> None:
+    word = framing.write(
+        b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"}}', "content_block_delta"
+    )
+    parser = AnthropicParser(fields=fields)
+    parser.begin(STREAM)
+    assert len(list(parser.feed(word))) == 1
+    got = []
+    with pytest.raises(BackendBroken, match="in the middle"):
+        for chunk in parser.feed(word + framing.write(b'{"type":"error"}', "error")):
+            got.append(chunk)
+    assert len(got) == 1
+
+
+@pytest.mark.parametrize("fields", [True, False])
+def test_an_answer_without_its_end_is_broken(transcript: Any, fields: bool) -> None:
+    stream = transcript("anthropic/anthropic.sse").partition(b"event: message_stop")[0]
+    with pytest.raises(BackendBroken):
+        parsed([stream], fields=fields)
+    with pytest.raises(BackendBroken):
+        parsed([b'{"content":[]'], AnswerHead(length=50), fields=fields)
+
+
+def test_events_of_next_month_are_read_over() -> None:
+    strange = framing.write(b'{"type":"sunrise","index":"x"}', "sunrise") + framing.write(
+        b'{"type":"message_stop"}', "message_stop"
+    )
+    assert parsed([strange]) == []
+    assert b"".join(chunk.raw for chunk in parsed([strange], fields=False)) == strange
+
+
+def test_counts_are_asked_for_and_read(ask: Any, begin: Any) -> None:
+    count = ask("/v1/messages/count_tokens", {"model": "a", "messages": [{"role": "user", "content": "Hi"}]})
+    upstream = AnthropicUpstream()
+    assert upstream.build(count, model="claude", stream=True).path == "/v1/messages/count_tokens"
+    parser = upstream.parser(count, fields=False)
+    parser.begin(AnswerHead())
+    encoder = begin(count)
+    for chunk in (*parser.feed(b'{"input_tokens":37}'), *parser.finish()):
+        assert encoder.chunk(chunk) == b""
+    assert json.loads(encoder.end()) == {"input_tokens": 37}
