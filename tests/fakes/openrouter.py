@@ -42,10 +42,10 @@ class Router:
         self.probe_status = 200
         self.open = 0
         self.url = ""
-        self.gone = asyncio.Event()
         self.answered = 0
         self._server: asyncio.Server | None = None
         self._port = 0
+        self._streams: dict[asyncio.StreamWriter, asyncio.StreamReader] = {}
 
     async def start(self) -> None:
         """Listen, on the same port as before."""
@@ -58,10 +58,16 @@ class Router:
         server, self._server = self._server, None
         if server is not None:
             server.close()
-            server.close_clients() if hasattr(server, "close_clients") else None
+            for writer in self._streams:
+                writer.transport.abort()
+
+    def left(self, writer: asyncio.StreamWriter) -> bool:
+        """Whether the other side has closed this connection."""
+        return writer.is_closing() or writer not in self._streams or self._streams[writer].at_eof()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
+        self._streams[writer] = reader
         try:
             while self._server is not None and await self._one(reader, writer):
                 pass
@@ -69,7 +75,7 @@ class Router:
             pass
         finally:
             self.open -= 1
-            self.gone.set()
+            del self._streams[writer]
             writer.close()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
@@ -169,7 +175,7 @@ async def processing(router: Router, writer: asyncio.StreamWriter, body: dict[st
 
 async def only_processing(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
     await begin(writer)
-    while not writer.is_closing():
+    while not router.left(writer):
         await piece(writer, b": OPENROUTER PROCESSING\n\n")
         await asyncio.sleep(0.02)
     return False
@@ -245,11 +251,8 @@ async def stall_after_words(router: Router, writer: asyncio.StreamWriter, body: 
 
 
 async def stall(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
-    for _ in range(3000):
-        if writer.is_closing() or router._server is None:
-            break
+    while not router.left(writer):
         await asyncio.sleep(0.01)
-        writer.write(b"")
     return False
 
 

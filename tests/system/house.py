@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import httpx
+from anyio.abc import TaskGroup
 
 from hostler.gateway.app import Gateway
 from hostler.gateway.keys import add
@@ -97,18 +98,52 @@ class House(Engines):
             while await self.counts() != (serving, waiting):  # noqa: ASYNC110 - the gateway is asked as an operator would
                 await anyio.sleep(0.002)
 
+    async def until_status(self, condition: Callable[[dict[str, dict[str, Any]]], bool]) -> None:
+        """Wait until the gateway says so of its hosts."""
+        with anyio.fail_after(10):
+            while not condition({host["backend"]: host for host in (await self.status())["hosts"]}):
+                await anyio.sleep(0.005)
+
 
 class Host(Engines):
     """A running supervisor of another machine."""
 
-    def __init__(self, port: int, log: Path) -> None:
+    def __init__(self, fleet: Fleet, port: int, log: Path, tasks: TaskGroup) -> None:
         super().__init__(log)
+        self.fleet = fleet
         self.port = port
+        self._tasks = tasks
 
     @property
     def backend(self) -> dict[str, str]:
         """How a gateway's configuration names it."""
         return {"kind": "supervisor", "url": f"http://127.0.0.1:{self.port}", "token": _TOKEN}
+
+    async def speak(self) -> None:
+        """Its HTTP interface listens."""
+        self._stop, self._stopped, listens = anyio.Event(), anyio.Event(), anyio.Event()
+        self._tasks.start_soon(self._serve, self._stop, self._stopped, listens)
+        await listens.wait()
+
+    async def fall_silent(self) -> None:
+        """Its HTTP interface ends, and every connection with it; its engines run on."""
+        self._stop.set()
+        await self._stopped.wait()
+
+    async def _serve(self, stop: anyio.Event, stopped: anyio.Event, listens: anyio.Event) -> None:
+        app: Any = create_app(self.fleet, token=_TOKEN, logs=self.fleet.logs)
+        sockets = bind([("127.0.0.1", self.port)], "supervisor.listen")
+        self.port = sockets[0].getsockname()[1]
+        server = Server(app, drain_s=1.0, started_callback=listens.set)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve, sockets)
+            await stop.wait()
+            app.state.stopping.set()
+            server.stop()
+            server.stop()
+        for each in sockets:
+            each.close()
+        stopped.set()
 
 
 def house_in(tmp_path: Path) -> OpenHouse:
@@ -149,24 +184,12 @@ def house_in(tmp_path: Path) -> OpenHouse:
 async def another_host(folder: Path, profiles: Profiles, *, port: int = 0, **sections: Any) -> AsyncIterator[Host]:
     """Another machine: a supervisor behind its HTTP interface, on this port. It ends with the context, engines and all."""
     _, fleet = _host_in(folder, profiles, sections)
-    app: Any = create_app(fleet, token=_TOKEN, logs=fleet.logs)
-    sockets = bind([("127.0.0.1", port)], "supervisor.listen")
-    started, ended = anyio.Event(), anyio.Event()
-    server = Server(app, drain_s=1.0, started_callback=started.set)
-
-    async def serve() -> None:
-        await server.serve(sockets)
-        ended.set()
-
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(fleet.run)
-        tasks.start_soon(serve)
-        await started.wait()
-        yield Host(sockets[0].getsockname()[1], folder / "engines.log")
-        app.state.stopping.set()
-        server.stop()
-        server.stop()
-        await ended.wait()
+        host = Host(fleet, port, folder / "engines.log", tasks)
+        await host.speak()
+        yield host
+        await host.fall_silent()
         tasks.cancel_scope.cancel()
 
 

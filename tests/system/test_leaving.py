@@ -70,7 +70,8 @@ async def test_an_engine_that_died_while_idle_is_started_again(open_house: OpenH
         await house.chat("a")
         pid = house.events("start")[0]["pid"]
         os.kill(pid, signal.SIGKILL)
-        assert (await house.chat("a")).status_code == 200
+        answer = await house.chat("a")
+        assert answer.status_code == 200, answer.text
         assert house.starts() == ["a", "a"]
 
 
