@@ -52,6 +52,9 @@ logger = logging.getLogger(__name__)
 #: A subscription that ended is taken up again after this long, in seconds.
 _RESUBSCRIBE_S = 0.25
 
+#: How long a supervisor may take to notice a dead engine: the first pause before it is asked again, and the last.
+_UNNOTICED_S, _UNNOTICED_LIMIT_S = 0.01, 1.0
+
 
 class Orchestrator:
     """One host: its scheduler, its supervisor, and the addresses of its engines.
@@ -93,6 +96,7 @@ class Orchestrator:
         self._ids = itertools.count(1)
         self._turns: dict[int, Turn] = {}
         self._addresses: dict[str, EngineAddress] = {}
+        self._dead: dict[str, EngineAddress] = {}
         self._loads: dict[str, tuple[float, float]] = {}
         self._moved: dict[str, SwitchMoved] = {}
         self._stops: dict[str, anyio.Event] = {}
@@ -176,13 +180,14 @@ class Orchestrator:
             await self._supervisor.answered(
                 address.model, generation=address.generation, cached=usage.cached_tokens, prompt=usage.prompt_tokens
             )
-        except (SupervisorUnreachable, UnknownProfile) as error:
+        except (SupervisorError, SupervisorUnreachable, UnknownProfile, StaleEpoch) as error:
             logger.debug("%s: %s", self.name, error)
 
     def lost(self, address: EngineAddress) -> None:
         """Nobody listens at this address any more: the next request starts the model afresh."""
         if self._addresses.get(address.model) == address:
             del self._addresses[address.model]
+            self._dead[address.model] = address
             now = self._clock()
             self._carry_out(self._scheduler.gone(address.model, now), now)
 
@@ -413,7 +418,7 @@ class Orchestrator:
         failure: Failure | None = None
         told: GatewayError | None = None
         try:
-            address = await self._supervisor.switch(order.model, evict=order.evict, epoch=self._epoch)
+            address = await self._reach(order)
         except SupervisorError as error:
             failure = error.failure
         except UnknownProfile as error:
@@ -435,6 +440,23 @@ class Orchestrator:
             logger.warning("%s: %s could not be loaded: %s", self.name, order.model, failure.message)
             self._carry_out(self._scheduler.failed(order.id, order.model, now, failure), now, told)
         self._rearm()
+
+    async def _reach(self, order: Switch) -> EngineAddress:
+        """Where the supervisor says the model listens, and not an address that has just refused us.
+
+        A process that was killed answers nobody a moment before its supervisor hears of it. One that lets nobody in and
+        lives on is ended.
+        """
+        pause_s = _UNNOTICED_S
+        while True:
+            address = await self._supervisor.switch(order.model, evict=order.evict, epoch=self._epoch)
+            if address != self._dead.get(order.model):
+                self._dead.pop(order.model, None)
+                return address
+            await anyio.sleep(pause_s)
+            pause_s *= 2
+            if pause_s > _UNNOTICED_LIMIT_S:
+                await self._supervisor.unload(order.model, epoch=self._epoch)
 
     async def _unload(self, order: Unload) -> None:
         self._leave(order.model)

@@ -1,0 +1,96 @@
+"""The orchestrator against a supervisor that says what the test wants."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from hostler.gateway.settings import QueueSettings, SwitchingSettings
+from hostler.gateway.switching.orchestrator import Orchestrator
+from hostler.supervisor.contract import EngineAddress, HostStatus, ProfileInfo, Snapshot, SupervisorEvent
+
+pytestmark = pytest.mark.anyio
+
+
+def address(generation: int) -> EngineAddress:
+    return EngineAddress(
+        model="a", host="127.0.0.1", port=1, key=f"key{generation}", generation=generation, context=1, parallel=1
+    )
+
+
+class Scripted:
+    """Answers `switch` with one address after the other, the last one for ever."""
+
+    def __init__(self, *answers: EngineAddress) -> None:
+        self._answers = list(answers)
+        self.unloaded = 0
+
+    async def status(self) -> HostStatus:
+        return HostStatus(profiles=(ProfileInfo(name="a"),))
+
+    async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
+        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+
+    async def unload(self, model: str, *, epoch: int | None = None) -> None:
+        self.unloaded += 1
+        self._answers = [address(9)]
+
+    async def locate(self, model: str) -> EngineAddress | None:
+        return None
+
+    async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
+        pass
+
+    @asynccontextmanager
+    async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:
+        async def only_a_snapshot() -> AsyncIterator[SupervisorEvent]:
+            yield Snapshot(host=await self.status())
+            await anyio.sleep_forever()
+
+        yield only_a_snapshot()
+
+
+@asynccontextmanager
+async def orchestrating(supervisor: Scripted) -> AsyncIterator[Orchestrator]:
+    host = Orchestrator(
+        "pc",
+        supervisor,
+        queue=QueueSettings(),
+        switching=SwitchingSettings(),
+        publish=lambda event: None,
+        changed=lambda status: None,
+        release=lambda address: None,
+        clock=time.monotonic,
+    )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(host.run)
+        await host.known.wait()
+        yield host
+        tasks.cancel_scope.cancel()
+
+
+async def leased(host: Orchestrator) -> EngineAddress:
+    turn = host.ask("a")
+    assert await turn.wait(5)
+    turn.give_back()
+    return turn.address()
+
+
+async def test_asks_again_while_the_supervisor_has_not_noticed_a_dead_engine() -> None:
+    supervisor = Scripted(address(1), address(1), address(1), address(2))
+    async with orchestrating(supervisor) as host:
+        host.lost(await leased(host))
+        assert await leased(host) == address(2)
+    assert supervisor.unloaded == 0
+
+
+async def test_ends_an_engine_that_lives_but_lets_nobody_in() -> None:
+    supervisor = Scripted(address(1))
+    async with orchestrating(supervisor) as host:
+        host.lost(await leased(host))
+        assert await leased(host) == address(9)
+    assert supervisor.unloaded == 1
