@@ -101,7 +101,7 @@ class House(Engines):
     async def until_status(self, condition: Callable[[dict[str, dict[str, Any]]], bool]) -> None:
         """Wait until the gateway says so of its hosts."""
         with anyio.fail_after(10):
-            while not condition({host["backend"]: host for host in (await self.status())["hosts"]}):
+            while not condition({host["backend"]: host for host in (await self.status())["hosts"]}):  # noqa: ASYNC110
                 await anyio.sleep(0.005)
 
 
@@ -135,15 +135,17 @@ class Host(Engines):
         sockets = bind([("127.0.0.1", self.port)], "supervisor.listen")
         self.port = sockets[0].getsockname()[1]
         server = Server(app, drain_s=1.0, started_callback=listens.set)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(server.serve, sockets)
-            await stop.wait()
-            app.state.stopping.set()
-            server.stop()
-            server.stop()
-        for each in sockets:
-            each.close()
-        stopped.set()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(server.serve, sockets)
+                await stop.wait()
+                app.state.stopping.set()
+                server.stop()
+                server.stop()
+        finally:
+            for each in sockets:
+                each.close()
+            stopped.set()
 
 
 def house_in(tmp_path: Path) -> OpenHouse:
@@ -187,10 +189,14 @@ async def another_host(folder: Path, profiles: Profiles, *, port: int = 0, **sec
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(fleet.run)
         host = Host(fleet, port, folder / "engines.log", tasks)
+        await fleet.started()
         await host.speak()
-        yield host
-        await host.fall_silent()
-        tasks.cancel_scope.cancel()
+        try:
+            yield host
+        finally:
+            with anyio.CancelScope(shield=True):
+                await host.fall_silent()
+            tasks.cancel_scope.cancel()
 
 
 def keys_in(folder: Path, **priorities: int) -> tuple[str, dict[str, str]]:

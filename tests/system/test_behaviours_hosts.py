@@ -1,0 +1,185 @@
+"""Several machines: which one is asked, and what happens while one of them is silent or comes back another."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from system.house import House, OpenHouse, another_host, data_events
+
+pytestmark = pytest.mark.anyio
+
+LONG = {"chunks": 500, "chunk_delay": 0.02}
+
+
+async def reachable(house: House, expected: bool) -> None:
+    """Wait until the gateway knows whether its one host answers."""
+    await house.until_status(lambda hosts: hosts["one"]["reachable"] is expected)
+
+
+async def loaded(house: House, *backends: str) -> None:
+    """Wait until the gateway knows that model `a` is loaded on these hosts."""
+
+    def so(hosts: dict[str, dict[str, Any]]) -> bool:
+        return all(
+            any(each["model"] == "a" and each["state"] == "ready" for each in hosts[name]["host"]["models"])
+            for name in backends
+        )
+
+    await house.until_status(so)
+
+
+async def answering(house: House, model: str) -> str:
+    answer = await house.chat(model)
+    assert answer.status_code == 200, answer.text
+    return answer.headers["x-hostler-backend"]
+
+
+async def test_a_model_on_two_hosts_is_asked_where_it_is_loaded(open_house: OpenHouse, tmp_path: Path) -> None:
+    async with (
+        another_host(tmp_path / "one", {"a": {}, "b": {}}) as one,
+        another_host(tmp_path / "two", {"a": {}}) as two,
+        open_house({}, backends={"one": one.backend, "two": two.backend}) as house,
+    ):
+        await two.fleet.switch("a")
+        await loaded(house, "two")
+        assert await answering(house, "a") == "two"
+        assert one.starts() == []
+
+
+async def test_a_cold_model_goes_where_nothing_has_to_make_room_for_it(open_house: OpenHouse, tmp_path: Path) -> None:
+    async with (
+        another_host(tmp_path / "one", {"a": {}, "b": {}}) as one,
+        another_host(tmp_path / "two", {"a": {}}) as two,
+        open_house({}, backends={"one": one.backend, "two": two.backend}) as house,
+    ):
+        assert await answering(house, "b") == "one"
+        assert await answering(house, "a") == "two"
+        assert one.events("stop") == []
+
+
+async def test_of_two_hosts_that_have_the_model_the_less_busy_one_is_asked(
+    open_house: OpenHouse, tmp_path: Path
+) -> None:
+    profile: dict[str, Any] = {"a": {"parallel": 2, "script": LONG}}
+    async with (
+        another_host(tmp_path / "one", profile) as one,
+        another_host(tmp_path / "two", profile) as two,
+        open_house({}, backends={"one": one.backend, "two": two.backend}) as house,
+    ):
+        for each in (one, two):
+            await each.fleet.switch("a")
+        await loaded(house, "one", "two")
+        async with house.stream("a") as first, house.stream("a") as second:
+            lines = [answer.aiter_lines() for answer in (first, second)]
+            for each_of_both in lines:
+                await anext(each_of_both)
+            assert {answer.headers["x-hostler-backend"] for answer in (first, second)} == {"one", "two"}
+
+
+async def test_a_backend_between_two_hosts_stays_between_them(open_house: OpenHouse, tmp_path: Path) -> None:
+    async with another_host(tmp_path / "one", {"a": {}}) as one, another_host(tmp_path / "two", {"a": {}}) as two:
+        plain = {"kind": "openai", "url": "http://127.0.0.1:9", "models": {"*": "x"}}
+        backends = {"one": one.backend, "plain": plain, "two": two.backend}
+        async with open_house({}, backends=backends) as house:
+            await two.fleet.switch("a")
+            await loaded(house, "two")
+            assert await answering(house, "a") == "one"
+
+
+async def test_a_load_that_fails_on_one_host_is_answered_by_the_next(open_house: OpenHouse, tmp_path: Path) -> None:
+    broken = {"a": {"script": {"exit_code": 1}}}
+    async with another_host(tmp_path / "one", broken) as one, another_host(tmp_path / "two", {"a": {}}) as two:
+        gateway = {"switching": {"progress_after_s": 0, "progress_every_s": 0.05}}
+        async with open_house({}, gateway=gateway, backends={"one": one.backend, "two": two.backend}) as house:
+            async with house.stream("a") as answer:
+                text = (await answer.aread()).decode()
+            words = [event["choices"][0]["delta"].get("content") or "" for event in data_events(text)]
+            assert "".join(words).split()[-1] == "word4"
+            assert "x-hostler-backend=two" in text
+            assert len(one.starts()) >= 1
+
+
+async def test_a_silent_supervisors_loaded_model_still_answers(open_house: OpenHouse, tmp_path: Path) -> None:
+    async with (
+        another_host(tmp_path / "one", {"a": {}, "b": {}}) as one,
+        open_house({}, backends={"one": one.backend}) as house,
+    ):
+        await house.chat("a")
+        await one.fall_silent()
+        await reachable(house, False)
+        assert (await house.chat("a")).status_code == 200
+        began = time.monotonic()
+        refused = await house.chat("b")
+        assert refused.status_code in (502, 503)
+        assert refused.json()["error"]["message"].startswith("no backend could answer for b: one")
+        assert time.monotonic() - began < 1.0
+        await one.speak()
+        await reachable(house, True)
+        assert (await house.chat("b")).status_code == 200
+        assert one.starts() == ["a", "b"]
+
+
+async def test_what_happened_during_a_silence_is_made_good_afterwards(open_house: OpenHouse, tmp_path: Path) -> None:
+    async with (
+        another_host(tmp_path / "one", {"a": {}, "b": {}}) as one,
+        open_house({}, backends={"one": one.backend}) as house,
+    ):
+        await house.chat("a")
+        await one.fall_silent()
+        await reachable(house, False)
+        await one.fleet.switch("b")
+        await one.speak()
+        await reachable(house, True)
+        assert (await house.chat("b")).status_code == 200
+        assert one.starts() == ["a", "b"]
+        assert (await house.chat("a")).status_code == 200
+
+
+async def test_a_supervisor_that_was_restarted_is_known_anew(open_house: OpenHouse, tmp_path: Path) -> None:
+    async with (
+        another_host(tmp_path / "one", {"a": {}}) as one,
+        open_house({}, backends={"one": one.backend}) as house,
+    ):
+        for _ in range(2):
+            await house.chat("a")
+            await house.order("unload", model="a")
+        await house.chat("a")
+        port = one.port
+        await one.fall_silent()
+        await reachable(house, False)
+        # The next one counts its processes from the beginning, and has the model loaded before anybody asks.
+        async with another_host(tmp_path / "again", {"a": {}}, port=port) as again:
+            await again.fleet.switch("a")
+            await reachable(house, True)
+            asked = len(one.asked())
+            assert (await house.chat("a")).status_code == 200
+            # The engine of the old one would still answer.
+            assert len(one.asked()) == asked
+            assert len(again.asked()) == 1
+            assert again.starts() == ["a"]
+
+
+async def test_who_waits_for_a_supervisor_that_falls_silent_goes_on_to_the_next_host(
+    open_house: OpenHouse, tmp_path: Path
+) -> None:
+    slow = {"a": {"script": {"ready_after": 20}}}
+    async with (
+        another_host(tmp_path / "one", slow) as one,
+        another_host(tmp_path / "two", {"a": {}}) as two,
+        open_house({}, backends={"one": one.backend, "two": two.backend}) as house,
+    ):
+        async with anyio.create_task_group() as tasks:
+            backends: list[str] = []
+
+            async def ask() -> None:
+                backends.append(await answering(house, "a"))
+
+            tasks.start_soon(ask)
+            await one.until(lambda: one.starts())
+            await one.fall_silent()
+            await house.until(lambda: backends)
+        assert backends == ["two"]
