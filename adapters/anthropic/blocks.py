@@ -30,8 +30,10 @@ class _Block:
         """Whether nothing more can belong to it: a tool's arguments are one JSON object."""
         if self.kind != TOOL:
             return True
-        written = "".join(self.pieces).strip()
-        if not (written.startswith("{") and written.endswith("}")):
+        if not self.pieces or not self.pieces[-1].rstrip().endswith("}"):
+            return False
+        written = "".join(self.pieces)
+        if not written.lstrip().startswith("{"):
             return False
         try:
             _any(written)

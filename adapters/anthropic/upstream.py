@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from hostler.adapters import document
+from hostler.adapters.anthropic.history import without_unsigned
 from hostler.adapters.anthropic.parser import AnthropicParser
 from hostler.adapters.anthropic.paths import COUNT, HEADER, MESSAGES, PATHS
 from hostler.adapters.anthropic.request_body import request_body
@@ -20,8 +21,9 @@ class AnthropicUpstream:
     """Builds requests for a backend of this protocol, and readers for its answers.
 
     A request that came in this protocol is sent on as it is, with `model` replaced and its own protocol headers: what
-    such a server alone knows (signed thoughts, caching, tools that it runs itself) stays whole. A request of another
-    protocol must be expanded; it is written anew.
+    such a server alone knows (signed thoughts, caching, tools that it runs itself) stays whole. Only thoughts without a
+    signature, of other models that answered before, are left out. A request of another protocol must be expanded; it is
+    written anew.
     """
 
     @property
@@ -41,7 +43,7 @@ class AnthropicUpstream:
         headers = origin.headers if any(name == HEADER for name, _ in origin.headers) else (_VERSION, *origin.headers)
         return WireRequest(
             path=f"{path}?{origin.query}" if origin.query else path,
-            body=document.patch(origin.body, {"model": msgspec.json.encode(model)}),
+            body=document.patch(without_unsigned(origin.body), {"model": msgspec.json.encode(model)}),
             headers=headers,
         )
 

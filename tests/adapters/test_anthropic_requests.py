@@ -12,6 +12,7 @@ from hostler.adapters.anthropic.inbound import AnthropicAdapter
 from hostler.adapters.anthropic.upstream import AnthropicUpstream
 from hostler.adapters.canonical import ChatRequest, CountRequest, Dialogue, Media, Message, Text, ToolCall
 from hostler.adapters.errors import BadRequest
+from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.upstream import OpenAIUpstream
 
 Messages = Callable[..., ChatRequest]
@@ -117,6 +118,14 @@ def test_an_openai_engine_gets_what_claude_code_asked(ask: Any, transcript: Any)
     assert body["messages"][2]["tool_calls"][0]["id"] == body["messages"][3]["tool_call_id"] == "toolu_01"
     assert body["tools"][0]["function"]["parameters"]["required"] == ["command"]
     assert body["parallel_tool_calls"] is True
+
+
+def test_an_ollama_server_gets_what_claude_code_asked(ask: Any, transcript: Any) -> None:
+    request = ask("/v1/messages", transcript("anthropic/claude-code.json"))
+    body = json.loads(OllamaUpstream().build(request, model="qwen", stream=True).body)
+    assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "tool", "tool", "user"]
+    assert body["messages"][-1]["images"] == ["iVBORw0KGgo="]
+    assert body["options"]["num_predict"] == 32000
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,21 @@ def test_a_request_of_the_same_protocol_is_sent_on_as_it_came(ask: Any, transcri
     assert sent.headers == (("anthropic-version", "2024-01-01"), ("anthropic-beta", "a,b"))
 
 
+@pytest.mark.parametrize("signature", ["", None])
+def test_thoughts_that_nobody_signed_are_left_out(ask: Any, signature: str | None) -> None:
+    unsigned = {"type": "thinking", "thinking": "Hm", "signature": signature}
+    signed = {**unsigned, "signature": "EqQB"}
+    hello = {"role": "assistant", "content": [{"type": "text", "text": 'Hello "signature":""'}]}
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": [unsigned, *hello["content"]]},
+        {"role": "assistant", "content": [unsigned]},
+        {"role": "assistant", "content": [signed]},
+    ]
+    sent = AnthropicUpstream().build(ask("/v1/messages", {"model": "a", "messages": turns}), model="b", stream=False)
+    assert json.loads(sent.body)["messages"] == [turns[0], hello, turns[3]]
+
+
 def test_a_conversation_of_another_protocol_is_written_anew(foreign: Any) -> None:
     calls = [{"id": "c.1", "type": "function", "function": {"name": "look", "arguments": '{"at":"x"}'}}]
     request = foreign(
