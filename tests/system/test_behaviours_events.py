@@ -1,0 +1,78 @@
+"""What `GET /events` tells: everything at first, then whatever changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import pytest
+from system.house import House, OpenHouse
+
+pytestmark = pytest.mark.anyio
+
+
+async def told(lines: AsyncIterator[str]) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """The events of a stream as names and values."""
+    name = ""
+    async for line in lines:
+        if line.startswith("event:"):
+            name = line[6:].strip()
+        elif line.startswith("data:"):
+            yield name, json.loads(line[5:])
+
+
+async def listen(house: House, heard: list[tuple[str, dict[str, Any]]]) -> None:
+    async with house.http.stream("GET", "/events") as answer:
+        async for event in told(answer.aiter_lines()):
+            heard.append(event)
+
+
+async def test_events_begin_with_everything_and_go_on_with_queues_switches_and_requests(open_house: OpenHouse) -> None:
+    profiles = {"a": {"script": {"chunks": 20, "chunk_delay": 0.02}}, "b": {"script": {"ready_after": 0.2}}}
+    async with open_house(profiles) as house:
+        await house.chat("a")
+        heard: list[tuple[str, dict[str, Any]]] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listen, house, heard)
+            await house.until(lambda: heard)
+            name, everything = heard[0]
+            assert name == "snapshot"
+            assert {model["name"]: model["state"] for model in everything["models"]} == {"a": "loaded", "b": "unloaded"}
+            async with house.stream("a") as running:
+                lines = running.aiter_lines()
+                await anext(lines)
+                tasks.start_soon(house.chat, "b")
+                async for _ in lines:
+                    pass
+            await house.until(lambda: sum(name == "request" for name, _ in heard) == 2)
+            tasks.cancel_scope.cancel()
+        queues = [value for name, value in heard if name == "queue"]
+        assert [each["model"] for each in queues[0]["waiting"]] == ["b"]
+        assert queues[0]["waiting"][0]["position"] == 1
+        assert queues[0]["serving"] == 1
+        assert queues[-1]["waiting"] == []
+        phases = [
+            value["switch"]["phase"] for name, value in heard if name == "switch" and value["switch"]["model"] == "b"
+        ]
+        assert list(dict.fromkeys(phases))[-1] == "ready"
+        assert "loading" in phases
+        states = [(v["status"]["model"], v["status"]["state"]) for name, v in heard if name == "engine"]
+        assert states.index(("a", "stopping")) < states.index(("a", "stopped")) < states.index(("b", "ready"))
+        requests = {value["model"]: value for name, value in heard if name == "request"}
+        assert requests["b"]["outcome"] == "ok"
+        assert requests["b"]["switch_s"] >= 0.2
+
+
+async def test_a_request_for_a_loaded_and_free_model_moves_no_queue(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}) as house:
+        await house.chat("a")
+        heard: list[tuple[str, dict[str, Any]]] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listen, house, heard)
+            await house.until(lambda: heard)
+            await house.chat("a")
+            await house.until(lambda: any(name == "request" for name, _ in heard))
+            tasks.cancel_scope.cancel()
+        assert not [name for name, _ in heard if name == "queue"]
