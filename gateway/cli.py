@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 import typer
 
 if TYPE_CHECKING:
+    from hostler.gateway.backends.doctor import Desk
     from hostler.gateway.exchange import Scope
     from hostler.gateway.settings import Configuration
 
@@ -182,6 +183,68 @@ def pull(
         typer.echo(f"{name}: {path}")
 
 
+@app.command()
+def route(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's name or alias.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask nobody; only tell who would be asked.")] = False,
+    local_only: Annotated[bool, typer.Option("--local-only", help="As for a request that must stay inside.")] = False,
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell who would answer for a model, and why not the others; without --dry-run, let it say one word."""
+    from hostler.gateway.backends import doctor
+
+    desk = _desk(config, url)
+    try:
+        found = desk.route(model, local_only=local_only)
+        if not dry_run:
+            status, headers, _ = desk.say(model)
+            told = {name.lower(): value for name, value in headers.items()}
+            found["answer"] = {
+                "status": status,
+                "backend": told.get("x-hostler-backend"),
+                "hop": told.get("x-hostler-hop"),
+                "reason": told.get("x-hostler-reason", ""),
+            }
+    except doctor.GatewayRefused as error:
+        _fail(str(error), EXIT_FAILED if error.there else EXIT_NO_GATEWAY)
+    if as_json:
+        _print_json(found)
+        return
+    _table(("HOP", "BACKEND", "NAME THERE", "STANDS", "NOW"), doctor.route_columns(found))
+    if not dry_run:
+        answer = found["answer"]
+        typer.echo(
+            f"answered with status {answer['status']} by {answer['backend'] or 'nobody'} {answer['reason']}".rstrip()
+        )
+
+
+@app.command()
+def doctor(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Else the active or the default one.")] = None,
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send one real word through each backend of the running gateway; tell how long it took and what to mend."""
+    from hostler.gateway.backends import doctor as practice
+
+    desk = _desk(config, url)
+    try:
+        found = desk.route(model)
+        findings = [desk.examine(found["model"], hop) for hop in found["hops"]]
+    except practice.GatewayRefused as error:
+        _fail(str(error), EXIT_FAILED if error.there else EXIT_NO_GATEWAY)
+    if as_json:
+        _print_json({"model": found["model"], "hops": findings})
+    else:
+        typer.echo(f"{found['model']}:")
+        _table(("BACKEND", "RESULT", "TOOK", "SWITCHING", "WHAT TO DO"), practice.columns(findings))
+    if not findings or not all(finding.ok for finding in findings):
+        raise typer.Exit(EXIT_FAILED)
+
+
 @keys_app.command("add")
 def keys_add(
     name: Annotated[str, typer.Argument(help="Whose key it is; shown in logs.")],
@@ -192,6 +255,9 @@ def keys_add(
     priority: Annotated[
         int, typer.Option("--priority", help="Of those who wait for a model, the higher is served first.")
     ] = 0,
+    local_only: Annotated[
+        bool, typer.Option("--local-only", help="What is asked with it never leaves the house.")
+    ] = False,
     config: ConfigOption = None,
 ) -> None:
     """Make a key. It is shown once and kept as a hash."""
@@ -200,7 +266,7 @@ def keys_add(
     path = _key_file(config)
     try:
         scopes = cast("list[Scope]", [each.value for each in scope or (KeyScope.infer, KeyScope.read)])
-        key = keys.add(path, name, scopes, priority=priority)
+        key = keys.add(path, name, scopes, priority=priority, local_only=local_only)
     except (keys.KeyFileError, OSError) as error:
         _fail(str(error), EXIT_FAILED)
     typer.echo(f"kept as a hash in {path}; this is the only time the key is shown:", err=True)
@@ -264,6 +330,13 @@ def profiles_add(
     except (DocumentError, settings.SettingsError, OSError) as error:
         _fail(str(error), EXIT_FAILED)
     typer.echo(f"added {named} to {target}")
+
+
+def _desk(config: str | None, url: str | None) -> Desk:
+    from hostler.gateway import inspecting
+    from hostler.gateway.backends.doctor import Desk
+
+    return Desk(inspecting.address(_configuration(config), url), os.environ.get("HOSTLER_API_KEY"))
 
 
 def _run(program: Any, config: str | None, level: LogLevel) -> None:

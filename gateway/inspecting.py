@@ -24,8 +24,8 @@ class NoGateway(Exception):
 
 def ask(configuration: Configuration, url: str | None) -> dict[str, Any]:
     """The running gateway's status. The key is taken from HOSTLER_API_KEY. Raises `NoGateway`."""
-    address = url.rstrip("/") if url else _address(configuration)
-    request = urllib.request.Request(f"{address}/admin/status")
+    where = address(configuration, url)
+    request = urllib.request.Request(f"{where}/admin/status")
     key = os.environ.get("HOSTLER_API_KEY")
     if key:
         request.add_header("Authorization", f"Bearer {key}")
@@ -37,13 +37,11 @@ def ask(configuration: Configuration, url: str | None) -> dict[str, Any]:
         with error:
             if error.code in (401, 403):
                 raise NoGateway(
-                    f"the gateway at {address} wants a key with the scope read: put it into HOSTLER_API_KEY"
+                    f"the gateway at {where} wants a key with the scope read: put it into HOSTLER_API_KEY"
                 ) from error
-            raise NoGateway(f"{address} answers with status {error.code}: is it a Hostler gateway?") from error
+            raise NoGateway(f"{where} answers with status {error.code}: is it a Hostler gateway?") from error
     except (OSError, ValueError) as error:
-        raise NoGateway(
-            f"no gateway answers at {address}; start one with `hostler up`, or name it with --url"
-        ) from error
+        raise NoGateway(f"no gateway answers at {where}; start one with `hostler up`, or name it with --url") from error
     return status
 
 
@@ -146,7 +144,10 @@ def key_columns(records: Iterable[KeyRecord]) -> list[tuple[str, ...]]:
     ]
 
 
-def _address(configuration: Configuration) -> str:
+def address(configuration: Configuration, url: str | None = None) -> str:
+    """Where to ask the gateway: as told, else the first of `gateway.listen`."""
+    if url:
+        return url.rstrip("/")
     host, port = parse_address(configuration.settings.gateway.listen[0])
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"

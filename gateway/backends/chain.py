@@ -13,6 +13,8 @@ import msgspec
 from hostler.gateway.backends.base import Endpoint
 from hostler.gateway.backends.breaker import BreakerRules, BreakerState
 from hostler.gateway.backends.hop import Hop
+from hostler.gateway.backends.judging import WORDS, Skip
+from hostler.gateway.backends.outcomes import Outcome
 from hostler.gateway.backends.prober import ANSWER_S, HttpProbe, Probed, Prober
 from hostler.gateway.backends.spending import Spending, default_file
 from hostler.gateway.backends.standing import Standing
@@ -32,6 +34,21 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
 
     endpoint: Endpoint
     headers: tuple[tuple[str, str], ...] = ()
+
+
+class HopView(msgspec.Struct, frozen=True, kw_only=True):
+    """A hop as it stands now. `why_not` is why it would not be asked, `words` the same for people."""
+
+    backend: str
+    name_there: str
+    context: int
+    local: bool
+    supervised: bool
+    reachable: bool
+    state: BreakerState
+    retry_in_s: float
+    why_not: str | None
+    words: str
 
 
 class Chain:
@@ -97,6 +114,31 @@ class Chain:
         """Close the connections that watching opened."""
         for probe in self._probes:
             await probe.aclose()
+
+    def view(self, name: str, name_there: str, context: int, *, local_only: bool) -> HopView:
+        """How a request would find this hop now."""
+        hop, now = self.hops[name], self._clock()
+        why_not: Skip | Outcome | None = None
+        if local_only and not hop.local:
+            why_not = "outside"
+        elif not hop.local and self.spending.reached:
+            why_not = "spent"
+        elif not hop.standing.allows(name_there, now):
+            why_not = "resting"
+        elif hop.supervised and not hop.reachable() and hop.waker is None:
+            why_not = "unreachable"
+        return HopView(
+            backend=name,
+            name_there=name_there,
+            context=context,
+            local=hop.local,
+            supervised=hop.supervised,
+            reachable=hop.reachable(),
+            state=hop.standing.state(name_there, now),
+            retry_in_s=round(hop.standing.retry_in(name_there, now), 3),
+            why_not=why_not,
+            words=WORDS[why_not] if why_not is not None else "",
+        )
 
     def _hear(self, event: Event) -> None:
         """A supervisor's heartbeat came or went: its host is used again at once, and whoever waits for it goes on."""
