@@ -19,7 +19,8 @@ from hostler.adapters.listing import Listing, ModelCard
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """One thing a client can ask: `name` is the adapter's word for it, `path` a Starlette path pattern.
 
-    `header` claims the path only for requests that carry that header, so that two protocols can share a path.
+    `header` claims the path only for requests that carry that header, `query` only for those with that parameter, so
+    that two protocols can share a path.
     `scope` is what a key must allow: `infer`, `read` or `operate`. `probe` marks operations that are answered
     from the catalogue, which may be open without a key. `writes` marks those that change the gateway's state.
     """
@@ -28,6 +29,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     methods: tuple[str, ...] = ("POST",)
     header: str | None = None
+    query: str | None = None
     scope: str = "infer"
     probe: bool = False
     writes: bool = False

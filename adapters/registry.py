@@ -45,12 +45,12 @@ def load_adapters(points: Iterable[EntryPoint] | None = None) -> tuple[Adapter, 
 
 def check_conflicts(adapters: Sequence[Adapter]) -> None:
     """Raises `AdapterConflict`, naming both, if two adapters claim one method and path with the same header or none."""
-    claimed: dict[tuple[str, str, str | None], str] = {}
+    claimed: dict[tuple[str, str, str | None, str | None], str] = {}
     for adapter in adapters:
         for operation in adapter.operations:
             header = operation.header.lower() if operation.header else None
             for method in operation.methods:
-                key = (method, operation.path, header)
+                key = (method, operation.path, header, operation.query)
                 other = claimed.setdefault(key, adapter.name)
                 if other != adapter.name:
                     told = f" with the header {header}" if header else ""

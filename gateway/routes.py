@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+from urllib.parse import parse_qs
 
 from starlette.routing import BaseRoute, Match, compile_path
 
@@ -42,13 +43,13 @@ class Surface(BaseRoute):
         for method in claim.operation.methods:
             rivals = methods.setdefault(method, [])
             for rival in rivals:
-                if rival.operation.header == claim.operation.header:
+                if _condition(rival) == _condition(claim):
                     raise RouteConflict(
                         f"{method} {path} is claimed by both {_owner(rival)} and {_owner(claim)}; "
                         "remove one of them or tell them apart by a header"
                     )
             rivals.append(claim)
-            rivals.sort(key=lambda each: each.operation.header is None)
+            rivals.sort(key=lambda each: _condition(each) == (None, None))
 
         if claim.adapter is not None:
             segments = path.split("/")
@@ -138,17 +139,26 @@ def _choose(methods: Mapping[str, list[Claim]], scope: Scope) -> Claim:
     rivals = methods.get(method) or (methods.get("GET") if method == "HEAD" else None)
     if not rivals:
         raise _not_allowed(scope, tuple(methods))
-    if len(rivals) > 1:
-        present = {name for name, _ in scope["headers"]}
-        for claim in rivals:
-            if claim.operation.header is not None and claim.operation.header.encode("latin-1") in present:
-                return claim
-    claim = rivals[-1]
-    if claim.operation.header is not None and claim.operation.header.encode("latin-1") not in {
-        name for name, _ in scope["headers"]
-    }:
-        raise NotFound(f"{method} {scope['path'][:200]} needs the header {claim.operation.header}")
-    return claim
+    for claim in rivals:
+        if _meets(claim.operation, scope):
+            return claim
+    operation = rivals[-1].operation
+    needed = f"the header {operation.header}" if operation.header else f"the parameter {operation.query}"
+    raise NotFound(f"{method} {scope['path'][:200]} needs {needed}")
+
+
+def _condition(claim: Claim) -> tuple[str | None, str | None]:
+    """What a request must carry beside the path for this claim."""
+    return claim.operation.header, claim.operation.query
+
+
+def _meets(operation: Operation, scope: Scope) -> bool:
+    if operation.header is not None:
+        wanted = operation.header.encode("latin-1")
+        return any(name == wanted for name, _ in scope["headers"])
+    if operation.query is not None:
+        return operation.query in parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    return True
 
 
 def _not_allowed(scope: Scope, allowed: Iterable[str]) -> MethodNotAllowed:

@@ -72,6 +72,8 @@ class LlamaCppAdapter:
         named = server.parameter(incoming.query, "model")
         if name in _PROBES:
             return Probe(origin=origin, kind=name, model=named)
+        if name == "metrics":
+            return Passthrough(origin=origin, model=named)
         if name in ("adapters", "scale"):
             # A list, so the model can stand in the query only.
             check_size(incoming.body)

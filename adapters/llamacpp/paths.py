@@ -22,8 +22,11 @@ OTHER, LOOK = "other", "look"
 UNKNOWN = frozenset({OTHER, LOOK})
 
 OPERATIONS: tuple[Operation, ...] = (
-    # Unlike llama-server's own it needs a key, as everything here but `/healthz`; `open_probes` opens it.
-    *_probe("health", "/health", "/v1/health"),
+    # As llama-server's own it needs no key: it tells that somebody listens, and nothing else.
+    *(
+        Operation(name="health", path=path, methods=("GET",), scope="open", probe=True)
+        for path in ("/health", "/v1/health")
+    ),
     *_probe("props", "/props", "/v1/props"),
     *_probe("slots", "/slots"),
     *_probe("version", "/version"),
@@ -38,6 +41,8 @@ OPERATIONS: tuple[Operation, ...] = (
     *_each("count", "/responses/input_tokens", "/v1/responses/input_tokens"),
     *_each("control", "/v1/chat/completions/control"),
     *_each("decide", "/v1/systemone"),
+    # An engine's own counters. Without a model's name, `/metrics` is the gateway's.
+    Operation(name="metrics", path="/metrics", methods=("GET",), query="model", scope="read"),
     Operation(name="adapters", path="/lora-adapters", methods=("GET",)),
     # The scales are the engine's, for all its clients.
     Operation(name="scale", path="/lora-adapters", scope="operate", writes=True),

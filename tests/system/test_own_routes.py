@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import anyio
 import pytest
 from system.house import OpenHouse
+
+from hostler.gateway import keys
 
 pytestmark = pytest.mark.anyio
 
@@ -72,3 +75,23 @@ async def test_the_root_is_a_page_for_browsers_and_words_for_others(open_house: 
         assert (await house.http.get("/")).text == "Ollama is running"
         browser = await house.http.get("/", headers={"Accept": "text/html"}, follow_redirects=True)
         assert "<h1>Hostler" in browser.text
+
+
+async def test_an_engines_own_metrics_are_told_only_while_it_runs(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}) as house:
+        asleep = await house.http.get("/metrics", params={"model": "a"})
+        assert asleep.status_code == 503
+        assert house.starts() == []
+        await house.chat("a")
+        await house.http.get("/metrics", params={"model": "a"})
+        asked = [note["path"] for note in house.events("request") if note["method"] == "GET"]
+        assert any(path.startswith("/metrics") for path in asked)
+
+
+async def test_liveness_for_llama_servers_clients_needs_no_key_and_tells_nothing(
+    open_house: OpenHouse, tmp_path: Path
+) -> None:
+    keys.add(tmp_path / "keys", "bob", ["infer"])
+    async with open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house:
+        for path in ("/health", "/v1/health"):
+            assert (await house.http.get(path)).json() == {"status": "ok"}
