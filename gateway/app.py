@@ -29,7 +29,7 @@ from hostler.gateway.backends.chain import Address, Chain
 from hostler.gateway.backends.cloud import CloudTransport
 from hostler.gateway.backends.lan import LanTransport
 from hostler.gateway.catalog import Catalog
-from hostler.gateway.dashboard import Dashboard
+from hostler.gateway.desk import Desk
 from hostler.gateway.dispatch import Backend, Dispatch
 from hostler.gateway.edge import Edge, InProgress
 from hostler.gateway.events import Bus
@@ -40,11 +40,11 @@ from hostler.gateway.layers.observe import Observe
 from hostler.gateway.layers.probe import Probe
 from hostler.gateway.layers.queueing import Queueing
 from hostler.gateway.layers.switch import Switch
-from hostler.gateway.metrics import Metrics
-from hostler.gateway.routes import Surface, adapter_claims, build
-from hostler.gateway.security import FailureThrottle, Rules, Security
+from hostler.gateway.routes import adapter_claims, build
+from hostler.gateway.security import Rules, Security
 from hostler.gateway.server import Server
 from hostler.gateway.settings import LOCAL, BackendSettings, Settings, SettingsError, parse_address, secret
+from hostler.gateway.status import ChainView, chain_view
 from hostler.gateway.switching.hosts import nearest_first
 from hostler.gateway.switching.orchestrator import Orchestrator
 from hostler.supervisor.client import ClientLimits, SupervisorClient
@@ -62,12 +62,17 @@ _ASK_AGAIN_S = 2.0
 class Gateway:
     """The gateway, put together from its settings. Nothing happens until `run`.
 
-    `local` is the supervisor of this process, if there is one. Raises `SettingsError` for settings that contradict
+    `local` is the supervisor of this process, if there is one; `history` the file to remember in. Raises `SettingsError` for settings that contradict
     each other, and for an address beyond loopback without a key.
     """
 
     def __init__(
-        self, settings: Settings, *, local: Supervisor | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings,
+        *,
+        local: Supervisor | None = None,
+        history: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -77,6 +82,8 @@ class Gateway:
         self._in_progress = InProgress()
         self._supervisors = self._find_supervisors(local)
         self._chain = _chain(settings, local)
+        self._history = history
+        self._desk: Desk | None = None
         self._server: Server | None = None
         self._stopping = False
 
@@ -103,7 +110,19 @@ class Gateway:
             bus=self.bus,
             clock=self._clock,
         )
+        desk = self._desk = Desk(
+            bus=self.bus,
+            catalog=catalog,
+            hosts=hosts,
+            supervisors=self._supervisors,
+            chain=partial(self._chain_view, chain),
+            in_progress=self._in_progress,
+            keys=self._keys,
+            history=self._history,
+            clock=self._clock,
+        )
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(desk.run)
             for host in hosts.values():
                 tasks.start_soon(host.run)
             tasks.start_soon(chain.run)
@@ -140,9 +159,7 @@ class Gateway:
                 ],
                 Dispatch(backends, clock=self._clock),
             )
-            self._server = Server(
-                self._application(pipeline, catalog, hosts), drain_s=settings.drain_s, started_callback=started
-            )
+            self._server = Server(self._application(pipeline, desk), drain_s=settings.drain_s, started_callback=started)
             if self._stopping:
                 self._server.stop()
             try:
@@ -163,6 +180,8 @@ class Gateway:
         """Finish what is in progress and return from `run`. A second call does not wait for it."""
         self._stopping = True
         self.bus.close()
+        if self._desk is not None:
+            self._desk.close()
         if self._server is not None:
             self._server.stop()
 
@@ -208,14 +227,13 @@ class Gateway:
             clock=self._clock,
         )
 
-    def _application(self, pipeline: ASGIApp, catalog: Catalog, hosts: Mapping[str, Orchestrator]) -> ASGIApp:
+    def _chain_view(self, chain: Chain) -> ChainView:
+        kinds = {name: LOCAL if name == LOCAL else self._settings.backends[name].kind for name in self._chain}
+        return chain_view(chain.hops, kinds, now=self._clock(), wall=time.time())
+
+    def _application(self, pipeline: ASGIApp, desk: Desk) -> ASGIApp:
         settings = self._settings.gateway
-        adapters = load_adapters()
-        metrics = Metrics(lambda: [(name, host.waiting, host.serving) for name, host in hosts.items()])
-        self.bus.listen(metrics.hear)
-        dashboard = Dashboard(catalog, hosts, self.bus, self._in_progress, metrics=metrics.render, version=__version__)
-        surface = Surface([*adapter_claims(adapters, pipeline), *dashboard.claims()])
-        dashboard.describe(surface)
+        surface = desk.surface(adapter_claims(load_adapters(), pipeline))
         return Security(
             Starlette(routes=[surface]),
             surface=surface,
@@ -226,7 +244,8 @@ class Gateway:
                 origins=frozenset(settings.cors_origins),
                 open_probes=settings.open_probes,
             ),
-            throttle=FailureThrottle(self._clock),
+            throttle=desk.throttle,
+            sessions=desk.sessions,
         )
 
 

@@ -33,26 +33,33 @@ class InProgress:
     """The requests on their way, by their id, each with what ends it. Clients may choose ids, so two can share one."""
 
     def __init__(self) -> None:
-        self._ends: dict[str, list[Callable[[], None]]] = {}
+        self._ends: dict[str, list[tuple[Exchange, Callable[[], None]]]] = {}
 
     @contextmanager
-    def entered(self, request_id: str, end: Callable[[], None]) -> Iterator[None]:
+    def entered(self, exchange: Exchange, end: Callable[[], None]) -> Iterator[None]:
         """The request is on its way as long as the context lasts; `end` ends it."""
-        ends = self._ends.setdefault(request_id, [])
-        ends.append(end)
+        entry = (exchange, end)
+        entries = self._ends.setdefault(exchange.id, [])
+        entries.append(entry)
         try:
             yield
         finally:
-            ends.remove(end)
-            if not ends:
-                del self._ends[request_id]
+            entries.remove(entry)
+            if not entries:
+                del self._ends[exchange.id]
+
+    def exchanges(self) -> Iterator[Exchange]:
+        """All of them, the oldest first as long as ids are distinct."""
+        for entries in self._ends.values():
+            for exchange, _ in entries:
+                yield exchange
 
     def cancel(self, request_id: str) -> int:
         """End the requests with this id; how many there were."""
-        ends = list(self._ends.get(request_id, ()))
-        for end in ends:
+        entries = list(self._ends.get(request_id, ()))
+        for _, end in entries:
             end()
-        return len(ends)
+        return len(entries)
 
 
 class Edge:
@@ -159,7 +166,7 @@ class Edge:
 
         self._tasks.start_soon(wait_for_leaving)
         try:
-            with self._in_progress.entered(exchange.id, end), work:
+            with self._in_progress.entered(exchange, end), work:
                 await self.app(scope, receive, send)
         finally:
             # The server reports a disconnect after every complete answer, too: nobody may listen then.

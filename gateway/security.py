@@ -25,7 +25,9 @@ from hostler.adapters.protocol import Adapter, WireResponse
 from hostler.gateway.asgi import CLAIM_KEY, CLIENT_KEY, ASGIApp, Claim, Receive, Scope, Send
 from hostler.gateway.exchange import Client
 from hostler.gateway.keys import KeyRing
+from hostler.gateway.page import door, wants_page
 from hostler.gateway.routes import Surface
+from hostler.gateway.sessions import Sessions, cookie_name, from_our_page, session_cookie
 
 audit = logging.getLogger("hostler.audit")
 
@@ -64,6 +66,13 @@ class FailureThrottle:
             self._failures.popitem(last=False)
         return 0.0 if count < self._limit else self._window_s - (now - since)
 
+    def refusal(self, address: str, words: str) -> GatewayError:
+        """Count a failure; the error that it deserves."""
+        wait_s = self.failed(address)
+        if wait_s:
+            return Busy("too many wrong keys from this address; wait, then use a valid one", retry_after_s=wait_s)
+        return Unauthenticated(words)
+
 
 class Security:
     """Refuses, or notes the claim and the client in the scope and passes the request on."""
@@ -77,6 +86,7 @@ class Security:
         keys: KeyRing | None,
         rules: Rules,
         throttle: FailureThrottle,
+        sessions: Sessions | None = None,
     ) -> None:
         self.app = app
         self._surface = surface
@@ -84,6 +94,7 @@ class Security:
         self._keys = keys
         self._rules = rules
         self._throttle = throttle
+        self._sessions = sessions
         self._own_name = socket.gethostname().lower()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,8 +113,13 @@ class Security:
             if scope["method"] == "OPTIONS":
                 await _send(send, self._preflight(scope, headers, origin))
                 return
-            claim = self._admit(scope, headers)
+            claim = self._admit(scope, headers, origin)
         except GatewayError as error:
+            if isinstance(error, Unauthenticated) and wants_page(
+                scope["method"], scope["path"], ",".join(headers.get("accept", []))
+            ):
+                await _send(send, door())
+                return
             adapter = (claim.adapter if claim else self._surface.owner(scope["path"])) or self._fallback
             response = adapter.refuse(error, claim.operation if claim else None)
             # The body was not read: without closing, the server would go on reading what may never end.
@@ -155,21 +171,17 @@ class Security:
             ]
         return WireResponse(status=204, headers=tuple(answer))
 
-    def _admit(self, scope: Scope, headers: dict[str, list[str]]) -> Claim:
+    def _admit(self, scope: Scope, headers: dict[str, list[str]], origin: str | None) -> Claim:
         """Check the key before anything is told about routes, then the route, then the key's scope."""
         address = scope["client"][0] if scope.get("client") else "unknown"
-        client = Client(name=address) if not self._keys else self._identify(headers)
+        client = Client(name=address) if not self._keys else self._identify(scope, headers, origin)
         if client is None:
             open_claim = self._open_claim(scope)
             if open_claim is None:
-                wait_s = self._throttle.failed(address) if _presented(headers) is not None else 0.0
-                if wait_s:
-                    raise Busy(
-                        "too many wrong keys from this address; wait, then use a valid one", retry_after_s=wait_s
-                    )
-                raise Unauthenticated(
-                    "a valid API key is needed: send it as `Authorization: Bearer KEY` (made with `hostler keys add NAME`)"
-                )
+                words = "a valid API key is needed: send it as `Authorization: Bearer KEY` (made with `hostler keys add NAME`)"
+                if _presented(headers) is not None:
+                    raise self._throttle.refusal(address, words)
+                raise Unauthenticated(words)
             claim, parameters = open_claim
             client = Client(name=address, scopes=frozenset())
         else:
@@ -192,10 +204,16 @@ class Security:
         scope[CLIENT_KEY] = client
         return claim
 
-    def _identify(self, headers: dict[str, list[str]]) -> Client | None:
-        # A missing key is looked up like a wrong one, so that both take the same time.
+    def _identify(self, scope: Scope, headers: dict[str, list[str]], origin: str | None) -> Client | None:
         assert self._keys is not None
-        return self._keys.client(_presented(headers) or "")
+        presented = _presented(headers)
+        if presented is None and self._sessions is not None and origin is None:
+            server = scope.get("server")
+            token = session_cookie(cookie_name(server[1] if server else 0), headers)
+            if token is not None and from_our_page(scope["method"], headers):
+                return self._sessions.client(token)
+        # A missing key is looked up like a wrong one, so that both take the same time.
+        return self._keys.client(presented or "")
 
     def _open_claim(self, scope: Scope) -> tuple[Claim, dict[str, object]] | None:
         try:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
 from typing import TypeVar
+from urllib.parse import quote
 
 import anyio
 import httpx
@@ -133,6 +134,28 @@ class SupervisorClient:
         """A subscription that outlives lost connections: each new one begins with a `Snapshot`, which repairs gaps."""
         async with aclosing(self._events()) as events:
             yield events
+
+    async def logs(self, model: str, follow: bool = False) -> AsyncGenerator[str, None]:
+        """The lines that are kept of a model's engines; with `follow` those to come, too. Raises as `locate` does."""
+        params = {"follow": "1"} if follow else {}
+        path = f"/logs/{quote(model, safe='')}"
+        # An engine may be silent for days.
+        request = self._request("GET", path, "text/plain", self._limits.answer_s, params, None)
+        request.extensions["timeout"]["read"] = None
+        try:
+            response = await self._client().send(request, stream=True, follow_redirects=False)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+        try:
+            if response.status_code != 200:
+                raise self._refused(response.status_code, await response.aread())
+            async for line in response.aiter_lines():
+                yield line
+        except httpx.HTTPError as error:
+            raise SupervisorUnreachable(self._say(f"was lost ({type(error).__name__})")) from None
+        finally:
+            with anyio.CancelScope(shield=True):
+                await response.aclose()
 
     async def _events(self) -> AsyncGenerator[SupervisorEvent, None]:
         pause = self._limits.retry_s

@@ -49,6 +49,16 @@ class Spending:
         return sum(self._current().spent.values())
 
     @property
+    def limit(self) -> float | None:
+        """What a day may cost, if there is a limit."""
+        return self._limit
+
+    @property
+    def by_backend(self) -> Mapping[str, float]:
+        """What each backend has cost today."""
+        return self._current().spent
+
+    @property
     def reached(self) -> bool:
         """Whether no more may be spent today."""
         return self._limit is not None and self.today >= self._limit

@@ -1,0 +1,62 @@
+"""How the gateway's own routes read bodies and answer: JSON in, JSON out, errors as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import request_response
+
+from hostler.adapters.errors import BadRequest, GatewayError
+from hostler.gateway.asgi import ASGIApp
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+_Body = TypeVar("_Body", bound=msgspec.Struct)
+
+
+async def body(request: Request, kind: type[_Body]) -> _Body:
+    """What to do. Raises `BadRequest` with the fields that can be given."""
+    try:
+        return msgspec.json.decode(await request.body(), type=kind)
+    except msgspec.MsgspecError as error:
+        fields = ", ".join(kind.__struct_fields__)
+        raise BadRequest(f"send a JSON object with {fields}: {error}") from error
+
+
+def whole_number(request: Request, name: str, default: int, *, least: int, most: int) -> int:
+    """A number in the query, kept within its limits. Raises `BadRequest` for what is none."""
+    text = request.query_params.get(name, "")
+    if not text:
+        return default
+    try:
+        return max(least, min(most, int(text)))
+    except ValueError as error:
+        raise BadRequest(f"{name} takes a whole number from {least} to {most}") from error
+
+
+def plain(endpoint: Endpoint) -> ASGIApp:
+    """The endpoint as an ASGI application; errors become JSON."""
+
+    async def guarded(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except GatewayError as error:
+            return json_response({"error": {"message": error.message, "code": error.code}}, status=error.status)
+
+    app: Any = request_response(guarded)
+    typed: ASGIApp = app
+    return typed
+
+
+def json_response(value: object, *, status: int = 200) -> Response:
+    """A value as JSON that nobody keeps."""
+    return Response(
+        msgspec.json.encode(value),
+        status_code=status,
+        media_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )

@@ -1,0 +1,111 @@
+"""The front desk: everything that the gateway answers about itself, put together, and what runs for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import anyio
+
+from hostler import __version__
+from hostler.gateway.asgi import Claim
+from hostler.gateway.catalog import Catalog
+from hostler.gateway.dashboard import Dashboard
+from hostler.gateway.edge import InProgress
+from hostler.gateway.events import Bus
+from hostler.gateway.history import History
+from hostler.gateway.keys import KeyRing
+from hostler.gateway.logbook import Logbook
+from hostler.gateway.logs import Logs
+from hostler.gateway.metrics import Metrics
+from hostler.gateway.operating import Operating
+from hostler.gateway.page import Page
+from hostler.gateway.routes import Surface
+from hostler.gateway.security import FailureThrottle
+from hostler.gateway.sessions import Sessions
+from hostler.gateway.status import ChainView, Status
+from hostler.gateway.switching.orchestrator import Orchestrator
+
+
+@runtime_checkable
+class KeepsLogs(Protocol):
+    """A supervisor that lets us read what its engines write."""
+
+    def logs(self, model: str, follow: bool = False) -> AsyncIterator[str]: ...
+
+
+class Desk:
+    """Answers operators and onlookers. `run` keeps history, logs and live views going; `close` ends the live views.
+
+    `history` is the file to remember in, `None` to forget at the end. `sessions` is `None` where no keys are needed.
+    """
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        catalog: Catalog,
+        hosts: Mapping[str, Orchestrator],
+        supervisors: Mapping[str, object],
+        chain: Callable[[], ChainView],
+        in_progress: InProgress,
+        keys: KeyRing | None,
+        history: Path | None,
+        clock: Callable[[], float],
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        status = Status(
+            catalog,
+            hosts,
+            exchanges=in_progress.exchanges,
+            chain=chain,
+            version=__version__,
+            clock=clock,
+            wall=wall,
+        )
+        metrics = Metrics(lambda: [(name, host.waiting, host.serving) for name, host in hosts.items()])
+        self.throttle = FailureThrottle(clock)
+        self.sessions = Sessions(keys, clock) if keys else None
+        self._history = History(history, moment=status.moment, wall=wall)
+        self._logbook = Logbook()
+        self._dashboard = Dashboard(status, hosts, self._history, metrics=metrics.render, version=__version__)
+        self._logs = Logs(
+            self._logbook,
+            {
+                name: partial(each.logs, follow=True)
+                for name, each in supervisors.items()
+                if isinstance(each, KeepsLogs)
+            },
+        )
+        self._operating = Operating(catalog, hosts, in_progress)
+        self._page = Page(
+            status.view,
+            self.sessions,
+            lambda address: self.throttle.refusal(
+                address, "this key is not valid; make one with `hostler keys add NAME`"
+            ),
+        )
+        for listener in (metrics.hear, self._history.hear, self._dashboard.hear):
+            bus.listen(listener)
+
+    def surface(self, claims: Iterable[Claim]) -> Surface:
+        """All routes: those of the protocols, and the gateway's own."""
+        own = (*self._dashboard.claims(), *self._operating.claims(), *self._logs.claims(), *self._page.claims())
+        surface = Surface([*claims, *own])
+        self._dashboard.describe(surface.claims())
+        return surface
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        with self._logbook.opened():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._history.run)
+                tasks.start_soon(self._dashboard.run)
+
+    def close(self) -> None:
+        """End every live view."""
+        self._dashboard.close()
+        self._logs.close()

@@ -1,0 +1,301 @@
+"""What happened, kept over restarts in SQLite: figures of requests (no contents), switches, breakers, moments. Bounded."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from hostler.gateway.events import BreakerChanged, Event, RequestFinished, SwitchChanged
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+Kind = Literal["requests", "switches", "breakers"]
+KINDS: tuple[Kind, ...] = ("requests", "switches", "breakers")
+
+#: As many of each are kept; the oldest go first.
+LIMITS: Mapping[str, int] = {"requests": 10_000, "switches": 20_000, "breakers": 20_000, "moments": 20_000}
+
+#: Events that wait to be written; more than this within a second only happens to a benchmark.
+_MOST_PENDING = 20_000
+_WRITE_EVERY_S = 1.0
+_MOMENT_EVERY_S = 15.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS requests (n INTEGER PRIMARY KEY, at REAL NOT NULL, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS switches (n INTEGER PRIMARY KEY, at REAL NOT NULL, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS breakers (n INTEGER PRIMARY KEY, at REAL NOT NULL, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS moments (n INTEGER PRIMARY KEY, at REAL NOT NULL, body BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS requests_at ON requests (at);
+CREATE INDEX IF NOT EXISTS switches_at ON switches (at);
+CREATE INDEX IF NOT EXISTS moments_at ON moments (at);
+"""
+
+
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """How things were at one time: who waits, who is served, and what the models of each backend take, in bytes."""
+
+    waiting: int
+    serving: int
+    memory: dict[str, int] = {}
+
+
+class Past(msgspec.Struct, frozen=True, kw_only=True):
+    """A thing that happened: `at` in seconds since the epoch, `n` grows with every one of its kind."""
+
+    n: int
+    at: float
+    event: msgspec.Raw
+
+
+class Bucket(msgspec.Struct, frozen=True, kw_only=True):
+    """A stretch of time in figures; `None` where nothing happened. Times in seconds, memory in bytes."""
+
+    at: float
+    requests: int = 0
+    failed: int = 0
+    first_word_s: float | None = None
+    first_word_p95_s: float | None = None
+    tokens_per_s: float | None = None
+    queue_s: float | None = None
+    switches: int = 0
+    switch_s: float | None = None
+    memory: int | None = None
+    waiting: int | None = None
+
+
+class _Figures(msgspec.Struct):
+    """The part of a kept request that figures are made of."""
+
+    seconds: float
+    outcome: str
+    queue_s: float = 0.0
+    switch_s: float = 0.0
+    first_word_s: float | None = None
+    completion_tokens: int = 0
+
+
+def default_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where it is kept when the configuration names no file."""
+    if directory := environ.get("STATE_DIRECTORY"):  # systemd's; several are joined by colons
+        return Path(directory.partition(":")[0]) / "history.sqlite3"
+    base = environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "hostler" / "history.sqlite3"
+
+
+class History:
+    """Listens to events, writes them about once a second from another thread, and answers questions.
+
+    Without a file it is kept in memory. A file that is damaged is put aside; a disk that is full is reported once, and
+    stops nothing.
+    """
+
+    def __init__(
+        self,
+        file: Path | None,
+        *,
+        moment: Callable[[], Moment],
+        limits: Mapping[str, int] = LIMITS,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._file = file
+        self._moment = moment
+        self._limits = limits
+        self._wall = wall
+        self._database: sqlite3.Connection | None = None
+        self._pending: deque[tuple[str, float, Event | Moment]] = deque(maxlen=_MOST_PENDING)
+        self._one_at_a_time = anyio.CapacityLimiter(1)
+        self._complained = False
+
+    def hear(self, event: Event) -> None:
+        """A listener for the bus."""
+        if isinstance(event, RequestFinished):
+            # Probes are no requests: clients that ask every few seconds would push everything else out.
+            if event.backend is not None or event.outcome != "ok":
+                self._pending.append(("requests", event.at, event))
+        elif isinstance(event, SwitchChanged):
+            if event.switch.phase in ("ready", "failed"):
+                self._pending.append(("switches", self._wall(), event))
+        elif isinstance(event, BreakerChanged):
+            self._pending.append(("breakers", self._wall(), event))
+
+    async def run(self) -> None:
+        """Write until cancelled, and once more then."""
+        await self._in_thread(self._open)
+        noted = -_MOMENT_EVERY_S
+        try:
+            while True:
+                now = self._wall()
+                if not 0 <= now - noted < _MOMENT_EVERY_S:
+                    noted = now
+                    self._pending.append(("moments", now, self._moment()))
+                await self.flush()
+                await anyio.sleep(_WRITE_EVERY_S)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.flush()
+                await self._in_thread(self._close)
+
+    async def flush(self) -> None:
+        """Write what has happened so far."""
+        if self._pending:
+            fresh = list(self._pending)
+            self._pending.clear()
+            await self._in_thread(lambda: self._write(fresh))
+
+    async def past(self, kind: Kind, *, limit: int = 200, before: int | None = None) -> list[Past]:
+        """The last things of a kind, the newest first; `before` a number, for the page after."""
+        await self.flush()
+        return await self._in_thread(lambda: self._past(kind, limit, before)) or []
+
+    async def figures(self, *, seconds: float, buckets: int) -> list[Bucket]:
+        """The last `seconds` in so many stretches of equal length, the oldest first."""
+        await self.flush()
+        now = self._wall()
+        return await self._in_thread(lambda: self._figures(now - seconds, seconds / buckets, buckets)) or []
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T | None:
+        try:
+            return await anyio.to_thread.run_sync(work, limiter=self._one_at_a_time)
+        except (sqlite3.Error, OSError) as error:
+            if not self._complained:
+                logger.error("%s: history cannot be kept: %s", self._file or "memory", error)
+            self._complained = True
+            return None
+
+    # In the other thread, one at a time.
+
+    def _open(self) -> None:
+        if self._file is None:
+            self._database = _database(":memory:")
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self._database = _database(str(self._file))
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            aside = self._file.with_name(self._file.name + ".damaged")
+            logger.error("%s: is damaged (%s); it is put aside as %s", self._file, error, aside)
+            self._file.replace(aside)
+            self._database = _database(str(self._file))
+
+    def _close(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def _write(self, fresh: Iterable[tuple[str, float, Event | Moment]]) -> None:
+        if self._database is None:
+            return
+        rows: dict[str, list[tuple[float, bytes]]] = {}
+        for table, at, value in fresh:
+            rows.setdefault(table, []).append((at, msgspec.json.encode(value)))
+        with self._database:
+            for table, values in rows.items():
+                self._database.executemany(f"INSERT INTO {table} (at, body) VALUES (?, ?)", values)
+                self._database.execute(
+                    f"DELETE FROM {table} WHERE n <= (SELECT max(n) FROM {table}) - ?",
+                    (self._limits[table],),
+                )
+        self._complained = False
+
+    def _past(self, kind: Kind, limit: int, before: int | None) -> list[Past]:
+        if self._database is None:
+            return []
+        found = self._database.execute(
+            f"SELECT n, at, body FROM {kind} WHERE n < ? ORDER BY n DESC LIMIT ?",
+            (2**62 if before is None else before, limit),
+        )
+        return [Past(n=n, at=at, event=msgspec.Raw(body)) for n, at, body in found]
+
+    def _figures(self, since: float, width: float, count: int) -> list[Bucket]:
+        requests: list[list[_Figures]] = [[] for _ in range(count)]
+        switches: list[list[float]] = [[] for _ in range(count)]
+        moments: list[Moment | None] = [None] * count
+        if self._database is None:
+            return []
+
+        def rows(table: str) -> Iterable[tuple[int, bytes]]:
+            found = self._database.execute(  # type: ignore[union-attr]  # it is open: asked above
+                f"SELECT at, body FROM {table} WHERE at >= ? ORDER BY n",
+                (since,),
+            )
+            for at, body in found:
+                yield min(count - 1, int((at - since) / width)), body
+
+        for number, body in rows("requests"):
+            requests[number].append(msgspec.json.decode(body, type=_Figures))
+        for number, body in rows("switches"):
+            switches[number].append(msgspec.json.decode(body, type=_Switched).switch.elapsed_s)
+        for number, body in rows("moments"):
+            moments[number] = msgspec.json.decode(body, type=Moment)
+        return [
+            _bucket(since + number * width, requests[number], switches[number], moments[number])
+            for number in range(count)
+        ]
+
+
+class _Elapsed(msgspec.Struct):
+    elapsed_s: float = 0.0
+
+
+class _Switched(msgspec.Struct):
+    switch: _Elapsed
+
+
+def _bucket(at: float, requests: list[_Figures], switches: list[float], moment: Moment | None) -> Bucket:
+    first_words = [each.first_word_s for each in requests if each.first_word_s is not None]
+    speeds = [
+        (each.completion_tokens - 1) / (each.seconds - each.first_word_s)
+        for each in requests
+        if each.first_word_s is not None and each.completion_tokens > 1 and each.seconds > each.first_word_s
+    ]
+    return Bucket(
+        at=at,
+        requests=len(requests),
+        failed=sum(each.outcome in ("failed", "broken") for each in requests),
+        first_word_s=_percentile(first_words, 0.5),
+        first_word_p95_s=_percentile(first_words, 0.95),
+        tokens_per_s=_percentile(speeds, 0.5),
+        queue_s=max((each.queue_s for each in requests), default=None),
+        switches=len(switches),
+        switch_s=max(switches, default=None),
+        memory=None if moment is None else sum(moment.memory.values()),
+        waiting=None if moment is None else moment.waiting,
+    )
+
+
+def _percentile(values: list[float], share: float) -> float | None:
+    if not values:
+        return None
+    values.sort()
+    return round(values[min(len(values) - 1, int(share * len(values)))], 4)
+
+
+def _database(name: str) -> sqlite3.Connection:
+    # Used by one thread at a time, but not always by the same one.
+    database = sqlite3.connect(name, check_same_thread=False, timeout=2.0)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.execute("PRAGMA journal_size_limit = 1048576")
+        database.executescript(_SCHEMA)
+        # Reads the first page of every table: a damaged file is noticed now rather than at the first write.
+        for table in LIMITS:
+            database.execute(f"SELECT n FROM {table} ORDER BY n DESC LIMIT 1").fetchone()
+    except BaseException:
+        database.close()
+        raise
+    return database
