@@ -267,6 +267,7 @@ class AnswerHead(msgspec.Struct, frozen=True, kw_only=True):
 Phase = Literal[
     "queued",
     "draining",
+    "fetching",
     "saving",
     "stopping",
     "starting",

@@ -102,7 +102,7 @@ def supervisor(configuration: Configuration) -> int:
 
     async def main() -> None:
         fleet = _guarded(lambda: _fleet(configuration, engine_host=host))
-        app: Any = create_app(fleet, token=token, logs=fleet.logs, allowed_hosts=allowed)
+        app: Any = create_app(fleet, token=token, logs=fleet.logs, metrics=fleet.metrics.render, allowed_hosts=allowed)
         bound = _shown(sockets[0].getsockname())
 
         def announce() -> None:

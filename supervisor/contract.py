@@ -129,7 +129,9 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0
 
 
-SwitchPhase = Literal["draining", "saving", "stopping", "starting", "loading", "restoring", "ready", "failed"]
+SwitchPhase = Literal[
+    "draining", "fetching", "saving", "stopping", "starting", "loading", "restoring", "ready", "failed"
+]
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):

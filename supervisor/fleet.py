@@ -1,22 +1,22 @@
-"""All engines of one host: carries out orders, keeps the host's rule of how many models may live, tells what happens."""
+"""All engines of one host: carries out orders, one after the other where its rule wants that, and tells what happens."""
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import os
 import secrets
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 import anyio
 import anyio.to_thread
-import msgspec
 from anyio.abc import TaskGroup
 
-from hostler.profiles.schema import ModelFacts, Profile
-from hostler.profiles.sources import SourceError
+from hostler.profiles.schema import Profile
+from hostler.profiles.sources import FetchProgress, SourceError
 from hostler.supervisor.command import Command, build
 from hostler.supervisor.contract import (
     EngineAddress,
@@ -24,100 +24,64 @@ from hostler.supervisor.contract import (
     HostStatus,
     ModelChanged,
     ModelStatus,
-    ProfileInfo,
     Snapshot,
     StaleEpoch,
     SupervisorError,
     SupervisorEvent,
     UnknownProfile,
 )
+from hostler.supervisor.files import Describe, Prepare, local_path, look_at_file
+from hostler.supervisor.keeper import Keeper
 from hostler.supervisor.loadtimes import LoadTimes
+from hostler.supervisor.member import Member, engine_of
+from hostler.supervisor.memory import Meter, Usage
+from hostler.supervisor.metrics import HostMetrics
 from hostler.supervisor.order import Order
 from hostler.supervisor.output import Log
 from hostler.supervisor.pagecache import read_ahead
 from hostler.supervisor.ports import parse_range
 from hostler.supervisor.process import Build, Hooks, Limits, ManagedProcess
+from hostler.supervisor.room import Room
 from hostler.supervisor.settings import SupervisorSettings
 from hostler.supervisor.subscription import Subscriptions
 
+#: How often is looked what engines take, besides when they get ready, first answer, and end.
+MEASURE_S: Final = 15.0
 
-class Description(msgspec.Struct, frozen=True, kw_only=True):
-    """What can be said of a profile's file without running it."""
-
-    facts: ModelFacts | None = None
-    size: int = 0
-    digest: str = ""
-    modified_at: float = 0.0
-    memory_bytes: int = 0
-
-
-class Keeper:
-    """What outlives an engine: the first two are called while it answers and nobody else uses it. Neither may fail."""
-
-    async def restore(self, profile: Profile, address: EngineAddress, file: Path) -> None:
-        """The engine is ready; nobody has been told yet."""
-
-    async def save(self, profile: Profile, address: EngineAddress, file: Path) -> None:
-        """The engine will be stopped next."""
-
-    async def answered(self, profile: Profile, *, cached: int, prompt: int) -> None:
-        """The first answer since then: `cached` of its `prompt` tokens need not be read."""
-
-
-Prepare = Callable[[Profile], Awaitable[Path]]
-"""Turns a profile's `model` into a file on disk; quick when it is there. Raises `SourceError` or `SupervisorError`."""
-
-Describe = Callable[[Profile], Description]
-"""Reads what can be known of a profile's file; runs in a thread, and must not fail for a file that is not there."""
-
-MakeRoom = Callable[[ProfileInfo, Sequence[ModelStatus]], Collection[str]]
-"""Which of the running models have to go for one more. Raises `SupervisorError` (`does_not_fit`)."""
-
-
-async def local_path(profile: Profile) -> Path:
-    """The simplest `Prepare`: the profile names a file."""
-    return _as_path(profile)
-
-
-def look_at_file(profile: Profile) -> Description:
-    """The simplest `Describe`: size and time of the file, and a digest that tells profiles apart."""
-    digest = hashlib.sha256(f"{profile.name}\n{profile.model}\n{profile.context}".encode()).hexdigest()
-    try:
-        status = _as_path(profile).stat()
-    except (OSError, ValueError):
-        return Description(digest=digest, memory_bytes=profile.memory or 0)
-    return Description(
-        digest=digest, size=status.st_size, modified_at=status.st_mtime, memory_bytes=profile.memory or 0
-    )
+logger = logging.getLogger(__name__)
 
 
 class Fleet:
     """Keeps the promises of `contract.Supervisor` on this very machine.
 
     `run` must be running: everything happens in its task group. On an exclusive host one model lives at a time, pinned
-    ones beside it; two models' switches never overlap. Else `make_room` decides who has to go.
+    ones beside it; two models' switches never overlap. Else several do, within their budget. Pinned models are started
+    by themselves. `metrics` counts what happens.
     """
 
     def __init__(
         self, profiles: Sequence[Profile], settings: SupervisorSettings, *, host: str = "127.0.0.1",
-        prepare: Prepare = local_path, describe: Describe = look_at_file, make_room: MakeRoom | None = None,
-        keeper: Keeper | None = None, load_times: Path | None = None,
+        prepare: Prepare = local_path, describe: Describe = look_at_file,
+        keeper: Keeper | None = None, load_times: Path | None = None, meter: Meter | None = None,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._host = settings.engine_host or host
         self._ports = parse_range(settings.engine_ports)
         self._prepare = prepare
         self._describe = describe
-        self._make_room = make_room
         self._keeper = keeper or Keeper()
         self._load_times = LoadTimes(load_times)
-        self._exclusive = settings.exclusive if settings.exclusive is not None else settings.memory_budget is None
+        exclusive = settings.exclusive if settings.exclusive is not None else settings.memory_budget is None
+        self._room = Room(exclusive=exclusive, budget=settings.memory_budget)
+        self._meter = meter or Meter()
         self._epoch = 0
         self._orders: dict[str, Order] = {}
         self._turn = anyio.Lock()
         self._tasks: TaskGroup | None = None
         self._started = anyio.Event()
         self._listeners = Subscriptions(lambda: Snapshot(host=self.status_now()))
+        self.metrics = HostMetrics(self.status_now)
+        self._listeners.tap(self.metrics.hear)
         self._members = {profile.name: self._enlist(profile) for profile in profiles}
 
     # The contract.
@@ -131,7 +95,7 @@ class Fleet:
         self._see(epoch)
         member = self._member(model)
         address = member.process.address
-        if address is not None and not self._in_the_way(member, evict):
+        if address is not None and not self._room.in_the_way(member, self._others(member), evict):
             return address
         order = self._orders.get(model)
         if order is None or order.outcome.settled or not order.evict.issuperset(evict):
@@ -157,6 +121,8 @@ class Fleet:
         member = self._member(model)
         if member.process.generation == generation:
             await self._keeper.answered(member.profile, cached=cached, prompt=prompt)
+            # Engines take their memory while they work: from now on a look says how much it really is.
+            await self._measure(member, settled=True)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:
@@ -176,9 +142,16 @@ class Fleet:
                     tasks.start_soon(member.run)
                 tasks.start_soon(self._describe_all)
                 self._started.set()
-                await anyio.sleep_forever()
+                for member in self._members.values():
+                    if member.profile.pinned:
+                        tasks.start_soon(self._start_pinned, member)
+                while True:
+                    await anyio.sleep(MEASURE_S)
+                    for member in list(self._members.values()):
+                        await self._measure(member)
         finally:
             self._tasks = None
+            self._meter.close()
 
     async def started(self) -> None:
         """Wait until `run` takes orders."""
@@ -201,14 +174,20 @@ class Fleet:
         """
         wanted = {profile.name: profile for profile in profiles}
         leaving = [self._members[name] for name in self.outdated(profiles)]
+        pinned = [member for member in leaving if member.name in wanted and wanted[member.name].pinned]
         for name, profile in wanted.items():
             member = self._members.get(name)
             if member is None:
                 self._members[name] = self._enlist(profile)
+                if profile.pinned:
+                    pinned.append(self._members[name])
                 if self._tasks is not None:
                     self._tasks.start_soon(self._members[name].run)
             else:
+                newly = profile.pinned and not member.profile.pinned
                 member.become(profile, self._limits(profile))
+                if newly:
+                    pinned.append(member)
         for name in [name for name in self._members if name not in wanted]:
             self._members[name].retired = True
         async with anyio.create_task_group() as stops:
@@ -218,6 +197,9 @@ class Fleet:
             self._members.pop(name).leave()
         self._members = {name: self._members[name] for name in wanted}
         await self._describe_all()
+        if self._tasks is not None:
+            for member in dict.fromkeys(pinned):
+                self._tasks.start_soon(self._start_pinned, member)
 
     def outdated(self, profiles: Sequence[Profile]) -> tuple[str, ...]:
         """The models whose engine `replace_profiles` would stop: gone, or run by another command from now on."""
@@ -225,23 +207,23 @@ class Fleet:
         return tuple(
             name
             for name, member in self._members.items()
-            if name not in wanted or _engine_of(wanted[name]) != _engine_of(member.profile)
+            if name not in wanted or engine_of(wanted[name]) != engine_of(member.profile)
         )
 
     def status_now(self) -> HostStatus:
         """Everything, now; without waiting."""
         members = [member for member in self._members.values() if not member.retired]
         return HostStatus(
-            profiles=tuple(self._info(member) for member in members),
+            profiles=tuple(member.info(self._load_times.get(member.name)) for member in members),
             models=tuple(self._status(member) for member in members),
-            exclusive=self._exclusive,
+            exclusive=self._room.exclusive,
             budget_bytes=self._settings.memory_budget,
             epoch=self._epoch,
         )
 
     # How an order is carried out.
 
-    def _begin(self, member: _Member, evict: Sequence[str]) -> Order:
+    def _begin(self, member: Member, evict: Sequence[str]) -> Order:
         if self._tasks is None or member.retired:
             raise SupervisorError(Failure(kind="cancelled", message="the supervisor is not running"))
         order = Order(
@@ -252,7 +234,7 @@ class Fleet:
         self._tasks.start_soon(self._carry_out, member, order)
         return order
 
-    async def _carry_out(self, member: _Member, order: Order) -> None:
+    async def _carry_out(self, member: Member, order: Order) -> None:
         try:
             with order.scope:
                 async with anyio.create_task_group() as tasks:
@@ -267,25 +249,27 @@ class Fleet:
             self._load_times.learn(member.name, order.load_s)
             await anyio.to_thread.run_sync(self._load_times.write)
 
-    async def _fulfil(self, member: _Member, order: Order) -> None:
+    async def _fulfil(self, member: Member, order: Order) -> None:
         try:
             # A file that cannot be had must not cost the model that runs now.
-            await self._file_of(member)
+            await self._file_of(member, order.fetching)
+            if self._room.budget is not None and member.description.facts is None:
+                await self._describe_one(member)
             async with self._turn:
                 await self._clear_the_way(member, order)
                 outcome = member.process.order()
-                if self._exclusive:
+                if self._room.exclusive:
                     address = await outcome.get()
-            if not self._exclusive:
+            if not self._room.exclusive:
                 address = await outcome.get()
         except SupervisorError as error:
             order.fail(error.failure)
         else:
             order.done(address)
 
-    async def _clear_the_way(self, member: _Member, order: Order) -> None:
+    async def _clear_the_way(self, member: Member, order: Order) -> None:
         """Stop, side by side, all that may not live beside `member`."""
-        victims = self._victims(member, order)
+        victims = self._room.victims(member, self._others(member), order.evict)
         order.victims = tuple(victim.name for victim in victims)
         if not victims:
             return
@@ -297,28 +281,16 @@ class Fleet:
             for victim in victims:
                 stops.start_soon(victim.process.stop)
 
-    def _victims(self, member: _Member, order: Order) -> list[_Member]:
-        others = [other for other in self._members.values() if other is not member and other.process.alive]
-        if self._exclusive:
-            return [other for other in others if other.name in order.evict or not other.profile.pinned]
-        names = set(order.evict)
-        # What is on its way out holds its memory until it is gone.
-        names.update(other.name for other in others if not other.process.standing)
-        if self._make_room is not None and not member.process.standing:
-            standing = [self._status(other) for other in others if other.name not in names]
-            names.update(self._make_room(self._info(member), standing))
-        return [other for other in others if other.name in names]
+    def _others(self, member: Member) -> list[Member]:
+        return [other for other in self._members.values() if other is not member and other.process.alive]
 
-    def _in_the_way(self, member: _Member, evict: Sequence[str]) -> bool:
-        """Whether somebody has to be stopped although `member` is ready."""
-        return any(
-            other is not member
-            and other.process.standing
-            and (other.name in evict or (self._exclusive and not other.profile.pinned and not member.profile.pinned))
-            for other in self._members.values()
-        )
+    async def _start_pinned(self, member: Member) -> None:
+        try:
+            await self.switch(member.name)
+        except (SupervisorError, UnknownProfile) as error:
+            logger.warning("the pinned model %s could not be started: %s", member.name, error)
 
-    async def _stop_member(self, member: _Member) -> None:
+    async def _stop_member(self, member: Member) -> None:
         order = self._orders.pop(member.name, None)
         if order is not None:
             order.cancel(Failure(kind="cancelled", message=f'the profile of model "{member.name}" was changed'))
@@ -332,16 +304,16 @@ class Fleet:
         finally:
             given_up.set()
 
-    async def _file_of(self, member: _Member) -> Path:
+    async def _file_of(self, member: Member, report: Callable[[FetchProgress], None] = lambda _: None) -> Path:
         try:
-            member.file = await self._prepare(member.profile)
+            member.file = await self._prepare(member.profile, report)
         except SourceError as error:
             raise SupervisorError(Failure(kind="source_unavailable", message=str(error))) from error
         return member.file
 
     # What members' processes ask for.
 
-    async def plan(self, member: _Member) -> Build:
+    async def plan(self, member: Member) -> Build:
         """How to start a member's engine, given a port and a key; its file is there then."""
         file = member.file if member.file is not None and member.file.exists() else await self._file_of(member)
         profile = member.profile
@@ -353,13 +325,15 @@ class Fleet:
 
         return command
 
-    async def restore(self, member: _Member, address: EngineAddress) -> None:
+    async def restore(self, member: Member, address: EngineAddress) -> None:
         """Give an engine back what its predecessor had."""
         if member.file is not None:
             await self._keeper.restore(member.profile, address, member.file)
 
-    async def save(self, member: _Member, address: EngineAddress) -> None:
+    async def save(self, member: Member, address: EngineAddress) -> None:
         """Keep what an engine has before it goes."""
+        if self._tasks is not None:
+            self._tasks.start_soon(self._measure, member)
         if member.file is not None:
             await self._keeper.save(member.profile, address, member.file)
 
@@ -372,7 +346,7 @@ class Fleet:
             raise StaleEpoch(f"epoch {epoch} is over, {self._epoch} has been seen")
         self._epoch = epoch
 
-    def _member(self, model: str) -> _Member:
+    def _member(self, model: str) -> Member:
         member = self._members.get(model)
         if member is None or member.retired:
             raise UnknownProfile(f'no profile "{model}" on this host; there are: {", ".join(sorted(self._members))}')
@@ -387,8 +361,8 @@ class Fleet:
             stable_s=settings.stable_s, watchdog_s=settings.watchdog_s, keep=profile.pinned,
         )  # fmt: skip
 
-    def _enlist(self, profile: Profile) -> _Member:
-        member = _Member(profile, Log(self._settings.log_lines))
+    def _enlist(self, profile: Profile) -> Member:
+        member = Member(profile, Log(self._settings.log_lines))
         member.process = ManagedProcess(
             profile.name, _MemberHooks(self, member), self._limits(profile), member.log, host=self._host,
             ports=self._ports, changed=self._changed,
@@ -401,14 +375,37 @@ class Fleet:
             return
         for order in list(self._orders.values()):
             order.hear(process)
+        if process.pid is None:
+            member.usage = Usage()
+        elif process.state == "ready" and self._tasks is not None:
+            self._tasks.start_soon(self._measure, member)
         self._listeners.publish(ModelChanged(status=self._status(member)))
 
     async def _describe_all(self) -> None:
         for member in list(self._members.values()):
-            member.description = await anyio.to_thread.run_sync(self._describe, member.profile)
+            await self._describe_one(member)
         self._listeners.publish(Snapshot(host=self.status_now()))
 
-    def _status(self, member: _Member) -> ModelStatus:
+    async def _describe_one(self, member: Member) -> None:
+        member.description = await anyio.to_thread.run_sync(self._describe, member.profile)
+
+    async def _measure(self, member: Member, settled: bool = False) -> None:
+        """Look what a member's processes take; told only if it is another amount than before."""
+        pid = member.process.pid
+        if pid is None:
+            return
+        usage = await anyio.to_thread.run_sync(self._meter.measure, pid)
+        if member.process.pid != pid or not usage.rss:
+            return
+        before, need = member.usage, member.need.total
+        member.measured(usage, settled=settled)
+        if _differs(before.rss, usage.rss) or _differs(before.gpu, usage.gpu):
+            self._listeners.publish(ModelChanged(status=self._status(member)))
+        if self._room.budget is not None and _differs(need, member.need.total):
+            # Who makes room elsewhere has to know.
+            self._listeners.publish(Snapshot(host=self.status_now()))
+
+    def _status(self, member: Member) -> ModelStatus:
         process = member.process
         order = self._orders.get(member.name)
         starting = process.state == "starting"
@@ -416,60 +413,14 @@ class Fleet:
             model=member.name, state=process.state, since=process.since, generation=process.generation,
             pid=process.pid, percent=order.percent if order is not None and starting else None,
             eta_s=order.eta_s if order is not None and starting else None,
-            memory_bytes=_resident(process.pid), failure=process.failure,
+            memory_bytes=member.usage.rss, gpu_bytes=member.usage.gpu, failure=process.failure,
         )  # fmt: skip
-
-    def _info(self, member: _Member) -> ProfileInfo:
-        profile, description = member.profile, member.description
-        return ProfileInfo(
-            name=profile.name, aliases=profile.aliases, description=profile.description,
-            context=profile.context, parallel=profile.parallel, size=description.size, digest=description.digest,
-            modified_at=description.modified_at, facts=description.facts, ttl_s=profile.ttl_s, pinned=profile.pinned,
-            listed=profile.listed, default=profile.default, memory_bytes=description.memory_bytes,
-            load_s=self._load_times.get(profile.name), chain=profile.chain, local_only=profile.local_only,
-        )  # fmt: skip
-
-
-class _Member:
-    """A profile with its process, its output and what is known of its file."""
-
-    process: ManagedProcess
-
-    def __init__(self, profile: Profile, log: Log) -> None:
-        self.profile = profile
-        self.log = log
-        self.file: Path | None = None
-        self.description = Description()
-        self.retired = False
-        self._scope: anyio.CancelScope | None = None
-
-    @property
-    def name(self) -> str:
-        return self.profile.name
-
-    async def run(self) -> None:
-        """Its process' task, which ends with the member."""
-        with anyio.CancelScope() as self._scope:
-            await self.process.run()
-
-    def leave(self) -> None:
-        """End the task, now or when it starts."""
-        self.retired = True
-        if self._scope is not None:
-            self._scope.cancel()
-
-    def become(self, profile: Profile, limits: Limits) -> None:
-        """Take over a new profile of the same name."""
-        if profile.model != self.profile.model:
-            self.file = None
-        self.profile = profile
-        self.process.limits = limits
 
 
 class _MemberHooks(Hooks):
     """What a fleet does at the fixed points of a member's life."""
 
-    def __init__(self, fleet: Fleet, member: _Member) -> None:
+    def __init__(self, fleet: Fleet, member: Member) -> None:
         self._fleet = fleet
         self._member = member
 
@@ -483,29 +434,10 @@ class _MemberHooks(Hooks):
         await self._fleet.save(self._member, address)
 
 
-def _engine_of(profile: Profile) -> Profile:
-    """The part of a profile that makes a command: two profiles that are equal in it can share a running engine."""
-    return msgspec.structs.replace(
-        profile, aliases=(), description="", ttl_s=None, start_timeout_s=None, stop_grace_s=None, memory=None,
-        pinned=False, listed=True, default=False,
-    )  # fmt: skip
-
-
-def _as_path(profile: Profile) -> Path:
-    return Path(profile.model).expanduser()
+def _differs(before: int, now: int) -> bool:
+    """By more than a twentieth, which is worth telling."""
+    return abs(now - before) * 20 > max(before, now)
 
 
 def _first(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
-
-
-def _resident(pid: int | None) -> int:
-    """Bytes of main memory that a process holds; 0 if the system does not say."""
-    if pid is None:
-        return 0
-    import psutil
-
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except (psutil.Error, OSError):
-        return 0

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hostler.supervisor.throttle import Throttle
 from hostler.supervisor.wire import ErrorAnswer, ErrorBody
 
 BODY_LIMIT = 64 * 1024
@@ -25,7 +26,7 @@ _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 # Answered before the body was read to its end: without closing, the server would go on reading what may never end.
-_BODY_UNREAD = frozenset({400, 401, 403, 408, 413, 415, 421})
+_BODY_UNREAD = frozenset({400, 401, 403, 408, 413, 415, 421, 429})
 
 _Body = TypeVar("_Body")
 
@@ -33,21 +34,26 @@ _Body = TypeVar("_Body")
 class Refusal(Exception):
     """A request that is not carried out; the message names the thing and the way out."""
 
-    def __init__(self, status: int, kind: str, message: str, *, models: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, status: int, kind: str, message: str, *, models: tuple[str, ...] = (), retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.retry_after_s = retry_after_s
         self.body = ErrorBody(type=kind, message=message, models=models)
 
 
-def refusal_answer(status: int, body: ErrorBody) -> Response:
+def refusal_answer(status: int, body: ErrorBody, *, retry_after_s: float | None = None) -> Response:
     """`body` as JSON, with the headers that its status and its failure call for."""
     headers = {}
     if status in _BODY_UNREAD:
         headers["Connection"] = "close"
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="hostler-supervisor"'
-    if body.failure is not None and body.failure.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, round(body.failure.retry_after_s)))
+    if body.failure is not None:
+        retry_after_s = body.failure.retry_after_s
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, round(retry_after_s)))
     content = msgspec.json.encode(ErrorAnswer(error=body))
     return Response(content, status_code=status, media_type="application/json", headers=headers)
 
@@ -65,6 +71,7 @@ class Guard:
         self._digest = None if token is None else _digest(token.encode())
         self._hosts = _LOCAL | {_host_of(name) for name in allowed_hosts}
         self._open_paths = frozenset(open_paths)
+        self._throttle = Throttle()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -91,7 +98,8 @@ class Guard:
         try:
             self._check(scope, headers)
         except Refusal as refusal:
-            await refusal_answer(refusal.status, refusal.body)(scope, receive, stamped)
+            answer = refusal_answer(refusal.status, refusal.body, retry_after_s=refusal.retry_after_s)
+            await answer(scope, receive, stamped)
             return
         await self._app(scope, receive, stamped)
 
@@ -109,15 +117,21 @@ class Guard:
         if any(origin.lower() != same for origin in origins) or _only(headers, b"sec-fetch-site") == "cross-site":
             raise Refusal(403, "forbidden", "requests from other sites' pages are not carried out")
         if scope["path"] not in self._open_paths:
-            self._check_token(headers)
+            self._check_token(headers, (scope.get("client") or ("",))[0])
 
-    def _check_token(self, headers: list[tuple[bytes, bytes]]) -> None:
+    def _check_token(self, headers: list[tuple[bytes, bytes]], address: str) -> None:
         if self._digest is None:
             return
         values = [value for name, value in headers if name == b"authorization"]
         scheme, _, token = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
         # Digests are compared even if nothing was sent, so that a missing and a wrong token take the same time.
         if not hmac.compare_digest(_digest(token.strip()), self._digest) or scheme.lower() != b"bearer":
+            wait_s = self._throttle.failed(address) if values else 0.0
+            if wait_s > 0:
+                raise Refusal(
+                    429, "throttled", "too many wrong tokens from this address; wait, then use the right one",
+                    retry_after_s=wait_s,
+                )  # fmt: skip
             raise Refusal(401, "unauthenticated", "the supervisor's token is needed: Authorization: Bearer <token>")
 
 

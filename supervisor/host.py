@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress, cache_directory
-from hostler.supervisor.contract import ModelStatus, ProfileInfo, SupervisorError
 from hostler.supervisor.files import ModelFiles
-from hostler.supervisor.fleet import Fleet, MakeRoom
+from hostler.supervisor.fleet import Fleet
 from hostler.supervisor.keeper import SlotKeeper
-from hostler.supervisor.memory import Claim, Need, cannot_fit, make_room
 from hostler.supervisor.settings import SupervisorSettings
 from hostler.supervisor.slots import SlotStore
 
@@ -49,36 +47,12 @@ def open_host(
         keeper = SlotKeeper(store, files.facts)
     else:
         settings = msgspec.structs.replace(settings, slots_dir=None)
-    budget = None if settings.exclusive else settings.memory_budget
     return Fleet(
         profiles,
         settings,
         host=host,
         prepare=files.prepare,
         describe=files.describe,
-        make_room=None if budget is None else room_in(budget, profiles),
         keeper=keeper,
         load_times=state / "load-times.json",
     )
-
-
-def room_in(budget: int, profiles: Sequence[Profile]) -> MakeRoom:
-    """The rule of a host with a memory budget, for orders that do not say themselves who has to go.
-
-    A gateway drains and names the models that make room. Nobody here knows who is being used, so of the others those
-    that were started first go, and pinned ones never.
-    """
-    pinned = {profile.name for profile in profiles if profile.pinned}
-
-    def make(wanted: ProfileInfo, running: Sequence[ModelStatus]) -> Collection[str]:
-        need = Need(total=wanted.memory_bytes)
-        claims = [
-            Claim(name=each.model, bytes=each.memory_bytes, idle_since=each.since, pinned=each.model in pinned)
-            for each in running
-        ]
-        victims = make_room(need, claims, budget)
-        if victims is None:
-            raise SupervisorError(cannot_fit(Profile(name=wanted.name, model=""), need, budget))
-        return victims
-
-    return make

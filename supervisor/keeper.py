@@ -12,10 +12,22 @@ from hostler.profiles.gguf_header import GGUFError
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.engine_http import EngineError, engine_build
-from hostler.supervisor.fleet import Keeper
 from hostler.supervisor.slots import SlotStore, slot_key
 
 log = logging.getLogger(__name__)
+
+
+class Keeper:
+    """What outlives an engine: the first two are called while it answers and nobody else uses it. Neither may fail."""
+
+    async def restore(self, profile: Profile, address: EngineAddress, file: Path) -> None:
+        """The engine is ready; nobody has been told yet."""
+
+    async def save(self, profile: Profile, address: EngineAddress, file: Path) -> None:
+        """The engine will be stopped next."""
+
+    async def answered(self, profile: Profile, *, cached: int, prompt: int) -> None:
+        """The first answer since then: `cached` of its `prompt` tokens need not be read."""
 
 
 class SlotKeeper(Keeper):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -112,8 +113,15 @@ def fits(wanted: Need, *, budget: int, used: int = 0) -> bool:
     return used + wanted.total <= budget
 
 
-def cannot_fit(profile: Profile, wanted: Need, budget: int) -> Failure:
-    """The refusal of a model that is larger than the whole budget: the sum, and what to do."""
+def cannot_fit(profile: Profile, wanted: Need, budget: int, *, beside: Sequence[str] = ()) -> Failure:
+    """The refusal of a model that is larger than the budget, or than what pinned ones (`beside`) leave of it.
+
+    It says the sum, and what to do.
+    """
+    if beside:
+        message = f"{profile.name} needs {wanted}, which the budget of {gib(budget)} GiB does not leave beside "
+        message += f"{', '.join(beside)} ({'is' if len(beside) == 1 else 'are'} pinned): raise memory_budget, or unpin"
+        return Failure(kind="does_not_fit", message=message)
     ways = ["raise memory_budget"]
     if wanted.cache > wanted.total - budget:
         ways.append("lower this profile's context or parallel")
@@ -199,16 +207,12 @@ class Meter:
         """What the process and its descendants take now; zero for one that is gone. May take milliseconds."""
         rss = 0
         pids: set[int] = set()
-        try:
-            leader = psutil.Process(pid)
-            for process in (leader, *leader.children(recursive=True)):
-                try:
-                    rss += process.memory_info().rss
-                    pids.add(process.pid)
-                except psutil.Error:
-                    continue
-        except psutil.Error:
-            pass
+        for each in _with_descendants(pid):
+            try:
+                rss += psutil.Process(each).memory_info().rss
+                pids.add(each)
+            except psutil.Error:
+                continue
         return Usage(rss=rss, gpu=self._gpu(pids) if pids else 0)
 
     def close(self) -> None:
@@ -248,6 +252,20 @@ class Meter:
             except self._nvml.NVMLError:  # the package without a driver
                 self._nvml = None
         return self._nvml
+
+
+def _with_descendants(pid: int) -> list[int]:
+    found = [pid]
+    try:
+        for parent in found:
+            # Linux says it per thread; elsewhere every process there is must be read.
+            for children in Path(f"/proc/{parent}/task").glob("*/children"):
+                found += map(int, children.read_text().split())
+        if len(found) == 1 and not Path(f"/proc/{pid}/task/{pid}/children").exists():
+            found += [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except (OSError, psutil.Error):
+        pass
+    return found
 
 
 def _of(running: Iterable[Any], pids: set[int]) -> int:

@@ -8,6 +8,7 @@ from typing import Final
 
 import anyio
 
+from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import EngineAddress, Failure, SwitchMoved, SwitchPhase
 from hostler.supervisor.outcome import Outcome
 from hostler.supervisor.process import ManagedProcess, Phase
@@ -16,7 +17,7 @@ from hostler.supervisor.process import ManagedProcess, Phase
 TICK_S: Final = 0.5
 
 _ORDER: Final[tuple[SwitchPhase, ...]] = (
-    "draining", "saving", "stopping", "starting", "loading", "restoring", "ready", "failed",
+    "draining", "fetching", "saving", "stopping", "starting", "loading", "restoring", "ready", "failed",
 )  # fmt: skip
 
 _OF_TARGET: Final[dict[Phase, SwitchPhase]] = {
@@ -44,6 +45,7 @@ class Order:
         self._phase: SwitchPhase | None = None
         self._spent: dict[str, float] = {}
         self._progress: float | None = None
+        self._fetched: float | None = None
 
     def hear(self, process: ManagedProcess) -> None:
         """Some process changed: it may be the one that is wanted, or one that has to go for it."""
@@ -54,6 +56,12 @@ class Order:
                 self.enter(phase)
         elif process.model in self.victims and process.phase in ("saving", "stopping"):
             self.enter("saving" if process.phase == "saving" else "stopping")
+
+    def fetching(self, progress: FetchProgress) -> None:
+        """The model's file is being fetched."""
+        if progress.phase != "done" and self._phase is None:
+            self.enter("fetching")
+        self._fetched = progress.completed / progress.total if progress.total else None
 
     def enter(self, phase: SwitchPhase, failure: Failure | None = None) -> None:
         """The next phase; an earlier one or the same is ignored."""
@@ -88,14 +96,16 @@ class Order:
         """Tell how far the load is, every now and then, for ever."""
         while True:
             await anyio.sleep(TICK_S)
-            if self._phase in ("starting", "loading", "restoring"):
+            if self._phase in ("fetching", "starting", "loading", "restoring"):
                 self._tell(self.moved())
 
     @property
     def percent(self) -> float | None:
-        """How much of the load is done: by the time it took before, else by what the engine says."""
+        """How much is fetched, or loaded: by the time it took before, else by what the engine says."""
         if self._phase == "ready":
             return 100.0
+        if self._phase == "fetching":
+            return None if self._fetched is None else 100.0 * self._fetched
         if self._phase not in ("starting", "loading", "restoring"):
             return None
         if self._expected_s:
@@ -105,6 +115,9 @@ class Order:
     @property
     def eta_s(self) -> float | None:
         """Seconds until ready, if loads of this model are known to take a certain time."""
+        if self._phase == "fetching":
+            took = time.monotonic() - self._entered
+            return took / self._fetched - took + (self._expected_s or 0.0) if self._fetched else None
         if self._expected_s is None or self._phase in ("ready", "failed"):
             return None
         return max(0.0, self._expected_s - self._loading_s())

@@ -21,14 +21,21 @@ class Subscriptions:
     def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
         self._snapshot = snapshot
         self._listeners: set[_Subscription] = set()
+        self._taps: list[Callable[[SupervisorEvent], None]] = []
 
     def __len__(self) -> int:
         return len(self._listeners)
 
     def publish(self, event: SupervisorEvent) -> None:
         """Hand an event to everybody; never waits, never fails."""
+        for tap in self._taps:
+            tap(event)
         for listener in self._listeners:
             listener.offer(event)
+
+    def tap(self, listener: Callable[[SupervisorEvent], None]) -> None:
+        """Call `listener` with every single event from now on. It must be quick, and must not fail."""
+        self._taps.append(listener)
 
     @contextmanager
     def open(self) -> Iterator[AsyncIterator[SupervisorEvent]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,13 @@ import anyio
 import msgspec
 import pytest
 
+from hostler.profiles.document import Size
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import SourceError
 from hostler.supervisor.contract import (
     EngineAddress,
     Failure,
     ModelChanged,
-    ModelStatus,
-    ProfileInfo,
     Snapshot,
     StaleEpoch,
     Supervisor,
@@ -31,6 +30,7 @@ from hostler.supervisor.contract import (
 )
 from hostler.supervisor.fleet import Fleet
 from hostler.supervisor.health import get_status
+from hostler.supervisor.memory import GIB
 from hostler.supervisor.settings import SupervisorSettings
 from hostler.supervisor.subscription import WAITING_EVENTS
 
@@ -137,18 +137,16 @@ async def test_models_named_by_the_gateway_are_stopped_first(
 
 
 async def test_the_hosts_own_rule_makes_room_or_refuses(scripted: Scripted, running: Running, journal: Any) -> None:
-    def make_room(wanted: ProfileInfo, live: Sequence[ModelStatus]) -> list[str]:
-        if wanted.name == "huge":
-            raise SupervisorError(Failure(kind="does_not_fit", message="9 GiB of 8"))
-        return [status.model for status in live][:1] if len(live) >= 2 else []
-
-    profiles = [scripted(name) for name in ("a", "b", "c", "huge")]
-    async with running(Fleet(profiles, SHARED, make_room=make_room)) as fleet:
+    sizes = {"a": 3, "b": 3, "c": 4, "huge": 9}
+    profiles = [scripted(name, profile={"memory": size * GIB}) for name, size in sizes.items()]
+    async with running(Fleet(profiles, msgspec.structs.replace(SHARED, memory_budget=Size(8 * GIB)))) as fleet:
         await fleet.switch("a")
         await fleet.switch("b")
         await fleet.switch("c")
         assert states(fleet) == {"a": "stopped", "b": "ready", "c": "ready", "huge": "stopped"}
-        assert (await refusal(fleet, "huge")).kind == "does_not_fit"
+        failure = await refusal(fleet, "huge")
+        assert failure.kind == "does_not_fit"
+        assert failure.message.startswith("huge needs 9.0 GiB (declared); the budget is 8.0 GiB")
         assert states(fleet)["c"] == "ready"
 
 
@@ -252,7 +250,7 @@ async def test_a_failed_load_says_why(scripted: Scripted, running: Running, jour
 async def test_a_file_that_cannot_be_had_does_not_cost_the_running_model(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
-    async def prepare(profile: Profile) -> Path:
+    async def prepare(profile: Profile, report: object) -> Path:
         if profile.name == "far":
             raise SourceError("far away")
         return Path(profile.model)

@@ -1,0 +1,57 @@
+"""A host's rule: which models may live side by side, and who has to go for one more. Stops nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from hostler.supervisor.contract import SupervisorError
+from hostler.supervisor.member import Member
+from hostler.supervisor.memory import Claim, cannot_fit, fits, make_room
+
+
+class Room:
+    """`exclusive`: one model at a time, pinned ones beside it. Else as many as fit into `budget` bytes (`None`: any number)."""
+
+    def __init__(self, *, exclusive: bool, budget: int | None) -> None:
+        self.exclusive = exclusive
+        self.budget = budget
+
+    def victims(self, wanted: Member, others: Sequence[Member], evict: Collection[str]) -> list[Member]:
+        """Who of `others`, which are all alive, is to be stopped before `wanted` starts.
+
+        The gateway has named and drained those of `evict`. Nobody here knows who is being used, so beyond them those
+        that were started first go, and pinned ones never. Raises `SupervisorError` if it cannot fit even then.
+        """
+        if self.exclusive:
+            return [
+                other for other in others if other.name in evict or not (other.profile.pinned or wanted.profile.pinned)
+            ]
+        # What is on its way out holds its memory until it is gone.
+        names = {other.name for other in others if other.name in evict or not other.process.standing}
+        if self.budget is not None and not wanted.process.standing:
+            need = wanted.need
+            staying = [other for other in others if other.name not in names]
+            claims = [
+                Claim(
+                    name=other.name,
+                    bytes=other.need.total,
+                    idle_since=other.process.since,
+                    pinned=other.profile.pinned,
+                )
+                for other in staying
+            ]
+            chosen = make_room(need, claims, self.budget)
+            if chosen is None:
+                pinned = [claim for claim in claims if claim.pinned]
+                beside = [] if not fits(need, budget=self.budget) else [claim.name for claim in pinned]
+                raise SupervisorError(cannot_fit(wanted.profile, need, self.budget, beside=beside))
+            names.update(chosen)
+        return [other for other in others if other.name in names]
+
+    def in_the_way(self, wanted: Member, others: Sequence[Member], evict: Collection[str]) -> bool:
+        """Whether somebody has to be stopped although `wanted` is ready."""
+        return any(
+            other.process.standing
+            and (other.name in evict or (self.exclusive and not other.profile.pinned and not wanted.profile.pinned))
+            for other in others
+        )
