@@ -1,0 +1,142 @@
+"""Many requests through a chain whose hops die, stall, reset and recover at random.
+
+`HOSTLER_SOAK=2000` makes it as many; `HOSTLER_SOAK_SEED` repeats one run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from fakes.openrouter import Router, open_router
+from system.chain import OpenChain, error_in, open_chain, plain, said
+
+from hostler.gateway.events import BreakerChanged
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
+
+REQUESTS = int(os.environ.get("HOSTLER_SOAK", "300"))
+SEED = int(os.environ.get("HOSTLER_SOAK_SEED", "0")) or random.randrange(1, 10**6)
+AT_ONCE = 16
+ALL = "One two three"
+TROUBLE: tuple[Any, ...] = (
+    "reset", "stall", "garbage", "error_in_200", "error_after_role", "error_after_words", "cut_after_words",
+    "reset_after_words", "stall_after_words", "loading", "processing", (500,), (502,), (503, "0.1"), (429, "0.1"), (429, "5"),
+)  # fmt: skip
+
+
+async def make_trouble(routers: list[Router], chance: random.Random) -> None:
+    """Now one hop, now another is in trouble, dead, or well again."""
+    while True:
+        router = chance.choice(routers)
+        kind = chance.random()
+        if kind < 0.4:
+            router.then = "answer"
+            await router.start()
+        elif kind < 0.6:
+            await router.stop()
+        else:
+            router.then = chance.choice(TROUBLE)
+        await anyio.sleep(chance.uniform(0.005, 0.08))
+
+
+def judge(response: httpx.Response, names: tuple[str, ...]) -> str:
+    """`complete`, `refused` or `broken`; anything else is a lie to the client."""
+    if response.status_code != 200:
+        assert response.status_code in (429, 502, 503, 504), response.text
+        assert error_in(response) is not None
+        return "refused"
+    words = said(response)
+    error = error_in(response)
+    whole = tuple(f"{name}:{ALL}" for name in names)
+    if error is None:
+        assert words in whole, response.text
+        streamed = response.headers["content-type"].startswith("text/event-stream")
+        assert not streamed or response.text.count("data: [DONE]") == 1
+        return "complete"
+    # Words of one backend and no other: the beginning of its answer.
+    assert words == "" or any(text.startswith(words) for text in whole), response.text
+    return "broken"
+
+
+async def test_every_answer_is_complete_or_visibly_broken_and_nothing_is_left(tmp_path: Path) -> None:
+    print(f"HOSTLER_SOAK_SEED={SEED}")
+    chance = random.Random(SEED)
+    names = ("main", "cloud", "box")
+    tasks_before = len(asyncio.all_tasks())
+    verdicts: list[str] = []
+    async with AsyncExitStack() as stack:
+        routers = [await stack.enter_async_context(open_router(name)) for name in names]
+        backends = {router.name: plain(router, local=router.name != "cloud") for router in routers}
+        more = {
+            "timeouts": {"connect_s": 0.5, "first_byte_s": 0.3, "between_bytes_s": 0.3},
+            "probing": {"every_s": 0.2, "down_every_s": 0.03},
+            "queue": {"max_wait_s": 1.0},
+        }
+        breaker = {"failures": 3, "open_s": 0.2, "max_open_s": 0.5}
+        async with open_chain(tmp_path, backends, gateway=more, breaker=breaker) as chain:
+            await asked(chain, routers, chance, verdicts, names)
+            assert len(verdicts) == REQUESTS
+            await chain.until(lambda: len(chain.finished) == REQUESTS)
+            ids = [event.id for event in chain.finished]
+            assert len(set(ids)) == REQUESTS
+            assert all(sum(each.outcome == "answered" for each in event.attempts) <= 1 for event in chain.finished)
+            assert all(len({each.backend for each in event.attempts}) <= 3 for event in chain.finished)
+            assert all(len(event.attempts) <= 4 for event in chain.finished if "loading" not in str(event.attempts))
+            assert verdicts.count("complete") > REQUESTS / 4
+            assert any(isinstance(event, BreakerChanged) for event in chain.events)
+            await none_is_stuck(chain, routers)
+    assert [router.open for router in routers] == [0, 0, 0]
+    assert len(asyncio.all_tasks()) <= tasks_before
+
+
+async def asked(
+    chain: OpenChain, routers: list[Router], chance: random.Random, verdicts: list[str], names: tuple[str, ...]
+) -> None:
+    numbers = iter(range(REQUESTS))
+
+    async def client() -> None:
+        for number in numbers:
+            stream = number % 3 != 0
+            try:
+                response = await chain.ask(stream=stream, user=f"request-{number}")
+            except httpx.RemoteProtocolError:
+                assert not stream  # a whole answer that has begun can only be broken off
+                verdicts.append("broken")
+            else:
+                verdicts.append(judge(response, names))
+
+    async with anyio.create_task_group() as trouble:
+        trouble.start_soon(make_trouble, routers, chance)
+        async with anyio.create_task_group() as clients:
+            for _ in range(AT_ONCE):
+                clients.start_soon(client)
+        trouble.cancel_scope.cancel()
+
+
+async def none_is_stuck(chain: OpenChain, routers: list[Router]) -> None:
+    """When all is well again, each hop is used again: by whoever comes, once its time is over."""
+    for router in routers:
+        router.then = "answer"
+        router.script.clear()
+        await router.start()
+    for router in routers:
+        with anyio.fail_after(10):
+            # A cloud that asked to be left alone for 5 s is.
+            while True:
+                response = await chain.ask(headers={"X-Hostler-Only": router.name})
+                if response.status_code == 200 and said(response) == f"{router.name}:{ALL}":
+                    break
+    for router in routers:
+        router.answered = 0
+    for _ in range(5):
+        response = await chain.ask()
+        assert said(response) == f"main:{ALL}"
+        assert response.headers["x-hostler-hop"] == "0"
