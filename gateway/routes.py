@@ -36,8 +36,8 @@ class Surface(BaseRoute):
                 methods = self._by_pattern[path] = {}
                 regex, _, convertors = compile_path(path)
                 self._patterns.append((regex, convertors, methods))
-                # A pattern that any path fits is tried when nobody else knows the path, whoever came first.
-                self._patterns.sort(key=lambda each: each[0].pattern.startswith("^/(?P<"))
+                # The more a pattern says, the earlier it is tried, whoever came first; the one that any path fits is last.
+                self._patterns.sort(key=lambda each: -each[0].pattern.index("(?P<"))
         else:
             methods = self._exact.setdefault(path, {})
         for method in claim.operation.methods:
@@ -82,15 +82,17 @@ class Surface(BaseRoute):
             raise _not_allowed(scope, allowed)
         raise NotFound(f"there is no {scope['method']} {path[:200]} here")
 
-    def owner(self, path: str) -> Adapter | None:
+    def owner(self, scope: Scope) -> Adapter | None:
         """The adapter whose client is probably asking, whatever the method; for errors before a claim is found.
 
         For a path that nobody claims, that is the one with the nearest neighbour: the most leading segments shared.
         """
+        path = scope["path"]
         methods = self._exact.get(path)
         if methods is None:
             methods = next((table for regex, _, table in self._patterns if regex.match(path)), {})
-        owner = next((claim.adapter for claims in methods.values() for claim in claims), None)
+        claims = [claim for rivals in methods.values() for claim in rivals]
+        owner = next((claim.adapter for claim in claims if _meets(claim.operation, scope)), None)
         segments = path.split("/")
         while owner is None and len(segments) > 2:
             segments.pop()

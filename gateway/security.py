@@ -120,7 +120,7 @@ class Security:
             ):
                 await _send(send, door())
                 return
-            adapter = (claim.adapter if claim else self._surface.owner(scope["path"])) or self._fallback
+            adapter = (claim.adapter if claim else self._surface.owner(scope)) or self._fallback
             response = adapter.refuse(error, claim.operation if claim else None)
             # The body was not read: without closing, the server would go on reading what may never end.
             closing = () if scope["method"] in _SAFE_METHODS else (("Connection", "close"),)

@@ -13,7 +13,7 @@ from hostler.adapters.ollama import models, orders, requests
 from hostler.adapters.ollama.encoder import OllamaEncoder
 from hostler.adapters.ollama.gojson import quoted, read
 from hostler.adapters.ollama.names import named
-from hostler.adapters.ollama.paths import OPERATIONS
+from hostler.adapters.ollama.paths import OPERATIONS, UNKNOWN
 from hostler.adapters.ollama.refusal import refusal
 from hostler.adapters.ollama.shortening import shortened
 from hostler.adapters.ollama.wire import VERSION, WIRE
@@ -45,6 +45,8 @@ class OllamaAdapter:
 
     def decode(self, operation: Operation, incoming: Incoming) -> Request:
         """The request, understood in full. The model's name stays as it was sent: the answer repeats it."""
+        if operation.name == UNKNOWN:
+            raise NotFound(f"there is no {incoming.path[:200]} here")
         origin = Origin(
             wire=WIRE,
             operation=operation.name,

@@ -14,6 +14,9 @@ def _order(name: str, path: str, method: str = "POST") -> Operation:
     return Operation(name=name, path=path, methods=(method,), scope="operate")
 
 
+# Whatever else is asked below /api: clients tell servers apart by how they say that they do not know it.
+UNKNOWN = "unknown"
+
 OPERATIONS: tuple[Operation, ...] = (
     Operation(name="chat", path="/api/chat"),
     Operation(name="generate", path="/api/generate"),
@@ -38,4 +41,5 @@ OPERATIONS: tuple[Operation, ...] = (
     _order("delete", "/api/delete", "DELETE"),
     _order("signout", "/api/signout"),
     _order("signout", "/api/user/keys/{key}", "DELETE"),
+    Operation(name=UNKNOWN, path="/api/{rest:path}", methods=("GET", "POST", "PUT", "PATCH", "DELETE"), scope="read"),
 )

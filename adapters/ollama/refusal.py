@@ -22,6 +22,7 @@ from hostler.adapters.ollama import gojson
 from hostler.adapters.ollama.gojson import quoted
 from hostler.adapters.ollama.names import of_cloud
 from hostler.adapters.ollama.orders import unknown_cloud
+from hostler.adapters.ollama.paths import UNKNOWN
 from hostler.adapters.ollama.shortening import overflow
 from hostler.adapters.ollama.wire import JSON, PLAIN
 from hostler.adapters.protocol import Operation, WireResponse
@@ -55,7 +56,7 @@ def refusal(error: GatewayError, operation: Operation | None = None) -> WireResp
         if error.allowed:
             headers.append(("Allow", ", ".join(error.allowed)))
         return WireResponse(status=405, media_type=PLAIN, body=b"405 method not allowed", headers=tuple(headers))
-    if isinstance(error, NotFound) and operation is None:
+    if isinstance(error, NotFound) and (operation is None or operation.name == UNKNOWN):
         return WireResponse(status=404, media_type=PLAIN, body=b"404 page not found", headers=tuple(headers))
     name = operation.name if operation is not None else ""
     status, text = _said(error, name)
