@@ -90,7 +90,7 @@ async def test_every_answer_is_complete_or_visibly_broken_and_nothing_is_left(tm
             assert all(sum(each.outcome == "answered" for each in event.attempts) <= 1 for event in chain.finished)
             assert all(len({each.backend for each in event.attempts}) <= 3 for event in chain.finished)
             assert all(len(event.attempts) <= 4 for event in chain.finished if "loading" not in str(event.attempts))
-            assert verdicts.count("complete") > REQUESTS / 4
+            assert verdicts.count("complete") > REQUESTS / 10
             assert any(isinstance(event, BreakerChanged) for event in chain.events)
             await none_is_stuck(chain, routers)
     assert [router.open for router in routers] == [0, 0, 0]
@@ -112,6 +112,8 @@ async def asked(
                 verdicts.append("broken")
             else:
                 verdicts.append(judge(response, names))
+                if verdicts[-1] == "refused":
+                    await anyio.sleep(0.02)  # as a client would that was told to try again later
 
     async with anyio.create_task_group() as trouble:
         trouble.start_soon(make_trouble, routers, chance)
