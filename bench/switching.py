@@ -77,7 +77,8 @@ def steady(seconds: float, every: float) -> list[Job]:
 def zipf(seconds: float, rate: float) -> list[Job]:
     """Three models, the second half and the third a third as popular as the first, at random times."""
     chance = random.Random(7)
-    jobs, at = [], 0.0
+    jobs: list[Job] = []
+    at = 0.0
     while (at := at + chance.expovariate(rate)) < seconds:
         jobs.append(Job(chance.choices("abc", (1, 1 / 2, 1 / 3))[0], at, len(jobs)))
     return jobs

@@ -91,17 +91,25 @@ async def test_a_key_of_higher_priority_gets_its_model_first(open_house: OpenHou
         assert house.starts() == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("seconds", [0, 0.1, 0.3, 0.6, 1.0, 1.3, 2.5])
-async def test_an_engine_is_asked_within_100_ms_of_being_ready(open_house: OpenHouse, seconds: float) -> None:
-    async with open_house({"a": {"script": {"ready_after": seconds}}}) as house:
-        delays = []
-        for _ in range(3):  # a busy machine may be late once, but not every time
-            assert (await house.chat("a")).status_code == 200
-            delays.append(house.asked()[-1]["time"] - house.events("ready")[-1]["time"])
-            if delays[-1] <= 0.1:
-                break
-            await house.order("unload", model="a")
-        assert min(delays) <= 0.1
+async def test_an_engine_is_asked_within_100_ms_of_being_ready_whenever_that_is(open_house: OpenHouse) -> None:
+    profiles = {
+        f"ready-after-{seconds}": {"memory": "1GiB", "script": {"ready_after": seconds}}
+        for seconds in (0, 0.1, 0.3, 0.6, 1.0, 1.3, 2.5)
+    }
+    async with open_house(profiles, supervisor=SHARED) as house:
+        late = dict.fromkeys(profiles, 1.0)
+
+        async def ask(model: str) -> None:
+            assert (await house.chat(model)).status_code == 200
+            late[model] = house.asked(model)[-1]["time"] - house.events("ready", model)[-1]["time"]
+
+        for _ in range(3):  # a busy machine may be late for a model once, but not every time
+            async with anyio.create_task_group() as tasks:
+                for model, seconds in late.items():
+                    if seconds > 0.1:
+                        await house.order("unload", model=model)
+                        tasks.start_soon(ask, model)
+        assert max(late.values()) <= 0.1
 
 
 async def test_a_model_that_ignores_sigterm_is_killed_when_its_grace_is_over(open_house: OpenHouse) -> None:
