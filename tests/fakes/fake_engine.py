@@ -48,6 +48,7 @@ SCRIPT = {
     "usage": True,  # say it in a last chunk when asked for
     "queue": False,  # at most -np answers at a time, as the real one
     "tokens_per_char": 0.25,
+    "forgetful": False,  # takes a conversation back and reads it anew all the same
 }
 
 
@@ -332,11 +333,12 @@ class Engine:
         if action == "restore":
             try:
                 with open(file, "rb") as source:  # noqa: PTH123
-                    slot["tokens"] = int(source.readline())
+                    restored = int(source.readline())
                     size = source.seek(0, 2)
             except (OSError, ValueError):
                 return self.refuse(connection, 400, "Unable to restore slot", "invalid_request_error")
-            return self.send(connection, 200, {**facts, "n_restored": slot["tokens"], "n_read": size})
+            slot["tokens"] = 0 if self.script["forgetful"] else restored
+            return self.send(connection, 200, {**facts, "n_restored": restored, "n_read": size})
         slot["tokens"] = 0
         return self.send(connection, 200, {"id_slot": number, "n_erased": 1})
 

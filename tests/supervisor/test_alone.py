@@ -1,0 +1,273 @@
+"""`hostler supervisor` as people run it: a process of its own, spoken to over HTTP, with scripted engines."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from system.command import Running, hostler
+
+TOKEN = "between-house-and-host"
+
+
+class Alone:
+    """A running supervisor with its configuration, which can be saved again."""
+
+    def __init__(self, folder: Path, document: dict[str, Any]) -> None:
+        self.folder = folder
+        self.document = document
+        self.path = folder / "hostler.yaml"
+        self.running: Running
+
+    def save(self, text: str | None = None) -> None:
+        self.path.write_text(json.dumps(self.document) if text is None else text)
+
+    def client(self) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        return httpx.Client(base_url=f"http://{self.running.address}", headers=headers, trust_env=False, timeout=20)
+
+    def switch(self, model: str, **more: Any) -> dict[str, Any]:
+        with self.client() as http:
+            answer = http.post("/models/switch", json={"model": model, **more})
+            assert answer.status_code == 200, answer.text
+            return answer.json()["address"]  # type: ignore[no-any-return]
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        with self.client() as http:
+            return {model["model"]: model for model in http.get("/models/status").json()["models"]}
+
+
+def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Wait for what another process does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def free_ports(count: int) -> tuple[int, int]:
+    """A range in which nothing listened a moment ago."""
+    for first in range(20_000, 60_000, 97):
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first, first + count - 1
+    raise AssertionError("no free ports")
+
+
+@pytest.fixture
+def document(tmp_path: Path, fake_engine: str, journal: Any) -> dict[str, Any]:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"not read by the scripted engine")
+    first, last = free_ports(8)
+    script = {"log": str(journal.file), "ready_after": 0.05}
+    profile = {"model": str(model), "env": {"FAKE_ENGINE": json.dumps(script)}}
+    return {
+        "supervisor": {
+            "listen": "127.0.0.1:0", "token": "${env:TEST_TOKEN}", "engine": fake_engine, "engine_ports": f"{first}-{last}",
+            "engine_host": "127.0.0.1", "stop_grace_s": 2, "slots_dir": str(tmp_path / "slots"),
+        },
+        "profiles": {"a": profile, "b": profile},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def alone(tmp_path: Path, document: dict[str, Any]) -> Iterator[Alone]:
+    one = Alone(tmp_path, document)
+    one.save()
+    with started(one):
+        yield one
+
+
+@contextmanager
+def started(one: Alone) -> Iterator[Alone]:
+    """Runs it until the context ends."""
+    environ = {"TEST_TOKEN": TOKEN, "HOSTLER_CACHE": str(one.folder / "cache")}
+    command = ("supervisor", "--config", str(one.path), "--log-level", "debug")
+    with hostler(*command, errors=one.folder / "log", environ=environ) as one.running:
+        yield one
+
+
+def events_of(response: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
+    name = ""
+    for line in response.iter_lines():
+        if line.startswith("event: "):
+            name = line[7:]
+        elif line.startswith("data: "):
+            yield name, json.loads(line[6:])
+
+
+def test_a_switch_is_told_phase_by_phase_and_ends_with_where_the_engine_listens(alone: Alone) -> None:
+    alone.switch("a")
+    with (
+        alone.client() as http,
+        http.stream("POST", "/models/switch", json={"model": "b"}, headers={"Accept": "text/event-stream"}) as response,
+    ):
+        told = list(events_of(response))
+    phases = [data["phase"] for name, data in told if name == "phase"]
+    assert phases == sorted(set(phases), key=phases.index)
+    assert [phase for phase in phases if phase != "saving"] == ["stopping", "starting", "loading", "restoring"]
+    assert told[0][1]["from_models"] == ["a"]
+    name, last = told[-1]
+    assert name == "ready"
+    assert last["address"]["model"] == "b"
+    assert {"stopping", "starting", "loading"} <= set(last["spent"])
+
+
+def test_engines_listen_where_the_settings_say_and_want_their_own_key(alone: Alone, document: dict[str, Any]) -> None:
+    at = alone.switch("a")
+    first, last = map(int, document["supervisor"]["engine_ports"].split("-"))
+    assert at["host"] == "127.0.0.1"
+    assert first <= at["port"] <= last
+    url = f"http://127.0.0.1:{at['port']}/v1/models"
+    assert httpx.get(url, trust_env=False).status_code == 401
+    assert httpx.get(url, trust_env=False, headers={"Authorization": f"Bearer {at['key']}"}).status_code == 200
+    other = alone.switch("b")
+    assert other["key"] != at["key"]
+
+
+def test_nobody_is_let_in_without_the_token(alone: Alone) -> None:
+    with alone.client() as http:
+        del http.headers["Authorization"]
+        for path in ("/models/available", "/models/status", "/models/locate?model=a", "/events", "/logs/a", "/metrics"):
+            assert http.get(path).status_code == 401, path
+        for path in ("switch", "load", "unload", "answered"):
+            assert http.post(f"/models/{path}", json={"model": "a"}).status_code == 401, path
+        assert http.get("/healthz").json() == {"status": "ok"}
+
+
+def test_an_order_of_an_older_gateway_is_refused(alone: Alone) -> None:
+    alone.switch("a", epoch=7)
+    with alone.client() as http:
+        for path in ("switch", "load", "unload"):
+            refused = http.post(f"/models/{path}", json={"model": "b", "epoch": 6})
+            assert (refused.status_code, refused.json()["error"]["type"]) == (409, "stale_epoch")
+    assert alone.status()["a"]["state"] == "ready"
+
+
+def test_events_begin_with_everything_and_go_on_with_what_changes(alone: Alone) -> None:
+    with alone.client() as http, http.stream("GET", "/events") as response:
+        events = events_of(response)
+        name, first = next(events)
+        assert name == "snapshot"
+        assert [profile["name"] for profile in first["host"]["profiles"]] == ["a", "b"]
+        alone.switch("a")
+        states = []
+        for name, data in events:
+            if name == "model" and data["status"]["model"] == "a":
+                states.append(data["status"]["state"])
+                if states[-1] == "ready":
+                    break
+        assert states[0] == "starting"
+
+
+def test_logs_are_followed_over_a_restart(alone: Alone) -> None:
+    alone.switch("a")
+    with alone.client() as http, http.stream("GET", "/logs/a?follow=1") as response:
+        lines = response.iter_lines()
+        assert "model loaded" in next(lines)
+        alone.switch("b")
+        alone.switch("a")
+        assert "model loaded" in next(lines)
+
+
+def test_keys_and_the_token_show_nowhere(alone: Alone) -> None:
+    with alone.client() as http, http.stream("GET", "/events") as response:
+        events = events_of(response)
+        heard = [next(events)]
+        address = alone.switch("a")
+        while not (heard[-1][0] == "model" and heard[-1][1]["status"]["state"] == "ready"):
+            heard.append(next(events))
+        told = [json.dumps(heard), http.get("/models/status").text, http.get("/models/available").text]
+        told += [http.get("/logs/a").text, http.get("/metrics").text]
+    pid = alone.status()["a"]["pid"]
+    told += [Path(f"/proc/{each}/cmdline").read_text() for each in (pid, alone.running.process.pid)]
+    alone.running.stop()
+    told.append(alone.running.log)
+    for secret in (address["key"], TOKEN):
+        assert not [text for text in told if secret in text]
+
+
+def test_metrics_tell_what_happened_and_what_is(alone: Alone) -> None:
+    alone.switch("a")
+    alone.switch("b")
+    with alone.client() as http:
+        until(lambda: alone.status()["b"]["memory_bytes"] > 1_000_000)
+        text = http.get("/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert values['hostler_supervisor_starts_total{model="a"}'] == "1.0"
+    assert values['hostler_supervisor_model_state{model="b",state="ready"}'] == "1.0"
+    assert values['hostler_supervisor_model_state{model="a",state="ready"}'] == "0.0"
+    assert float(values['hostler_supervisor_model_memory_bytes{model="b",where="ram"}']) > 1_000_000
+    assert values['hostler_supervisor_switch_duration_seconds_count{model="b",outcome="ready"}'] == "1.0"
+    assert float(values['hostler_supervisor_switch_phase_seconds_total{phase="loading"}']) > 0
+    assert float(values['hostler_supervisor_model_load_seconds{model="a"}']) > 0.04
+
+
+def test_saved_changes_touch_only_what_changed(alone: Alone) -> None:
+    before = alone.switch("a")
+    alone.document["profiles"]["b"] = {**alone.document["profiles"]["b"], "context": 512}
+    alone.document["profiles"]["c"] = {"base": "a"}
+    alone.save()
+    until(lambda: "c" in alone.status())
+    assert alone.switch("a") == before
+    alone.save("profiles: {a: {modell: x}}")
+    until(lambda: "hostler.yaml:1" in alone.running.log)
+    assert alone.switch("a") == before
+    alone.document["profiles"]["a"] = {**alone.document["profiles"]["a"], "context": 1024}
+    alone.save()
+    until(lambda: alone.status()["a"]["state"] == "stopped")
+    assert alone.switch("a")["context"] == 1024
+
+
+@pytest.mark.parametrize("when", ["ready", "starting", "stopping"])
+def test_killed_it_leaves_nothing_and_the_next_one_works(alone: Alone, journal: Any, when: str) -> None:
+    if when == "ready":
+        alone.switch("a")
+    else:
+        if when == "stopping":
+            alone.document["profiles"]["a"]["env"] = {
+                "FAKE_ENGINE": json.dumps({"log": str(journal.file), "slow_exit": 5})
+            }
+            alone.save()
+            until(lambda: "profiles changed" in alone.running.log)
+            alone.switch("a")
+        with alone.client() as http, http.stream("GET", "/events") as response:
+            told = {"Accept": "text/event-stream"}
+            with alone.client() as other, other.stream("POST", "/models/switch", json={"model": "b"}, headers=told):
+                for name, data in events_of(response):
+                    if name == "model" and data["status"]["state"] == when and data["status"]["pid"]:
+                        break
+                alone.running.process.send_signal(signal.SIGKILL)
+                alone.running.process.wait()
+    alone.running.process.send_signal(signal.SIGKILL)
+    alone.running.process.wait()
+    for pid in journal.pids():
+        until(lambda pid=pid: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)  # type: ignore[misc]  # a default
+    assert not [file for file in alone.folder.rglob("*") if file.suffix in (".new", ".part", ".restoring")]
+    with started(alone):
+        assert alone.switch("a")["model"] == "a"
+
+
+def test_told_to_stop_it_ends_streams_and_engines(alone: Alone, journal: Any) -> None:
+    alone.switch("a")
+    with alone.client() as http, http.stream("GET", "/events") as response:
+        events = events_of(response)
+        next(events)
+        began = time.monotonic()
+        assert alone.running.stop() == 0
+        assert time.monotonic() - began < 5
+        assert not [name for name, _ in events if name == "snapshot"]
+    assert journal.events("stop", "a")
