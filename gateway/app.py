@@ -136,7 +136,6 @@ class Gateway:
                 [
                     lambda app: Edge(
                         app,
-                        tasks=tasks,
                         max_body=settings.max_body,
                         progress=settings.switching.progress,
                         in_progress=self._in_progress,

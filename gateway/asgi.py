@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -19,6 +19,21 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 CLAIM_KEY = "hostler.claim"
 CLIENT_KEY = "hostler.client"
 EXCHANGE_KEY = "hostler.exchange"
+
+#: The client's end of the request (a `Line`).
+LINE_KEY = "hostler.line"
+
+
+class Line(Protocol):
+    """What the server tells about a request beyond ASGI, without a task that waits for it."""
+
+    def whole_body(self) -> bytes | None:
+        """The whole body if it is here by now, which ends reading; else `None`, and `receive` gives it."""
+        ...
+
+    def on_leaving(self, callback: Callable[[], None] | None) -> None:
+        """Call this once if the client leaves before the answer is complete, at once if it has left. `None` takes it back."""
+        ...
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

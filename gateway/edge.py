@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -9,14 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import anyio
 import msgspec
-from anyio.abc import TaskGroup
 
 from hostler.adapters.canonical import Probe
 from hostler.adapters.errors import BadRequest, Cancelled, ClientGone, Forbidden, GatewayError, TooLarge
 from hostler.adapters.protocol import Adapter, Incoming, Operation
-from hostler.gateway.asgi import CLAIM_KEY, CLIENT_KEY, EXCHANGE_KEY, ASGIApp, Receive, Scope, Send
+from hostler.gateway.asgi import CLAIM_KEY, CLIENT_KEY, EXCHANGE_KEY, LINE_KEY, ASGIApp, Line, Receive, Scope, Send
 from hostler.gateway.exchange import Client, Exchange
 from hostler.gateway.reply import Reply
 from hostler.gateway.settings import ProgressMode
@@ -24,9 +23,6 @@ from hostler.gateway.settings import ProgressMode
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-#: A client that sends its body may pause this long, in seconds.
-BODY_SILENCE_S = 30.0
 
 
 class InProgress:
@@ -65,15 +61,13 @@ class InProgress:
 class Edge:
     """The outermost layer. The only reader of the client, and the only place where errors become answers.
 
-    `tasks` is the group in which clients are watched while their request is worked on: the server does not cancel
-    an application whose client has left.
+    A request is cancelled as soon as its client leaves; the server tells of that (`Line`).
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        tasks: TaskGroup,
         max_body: int,
         progress: ProgressMode,
         in_progress: InProgress,
@@ -81,7 +75,6 @@ class Edge:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.app = app
-        self._tasks = tasks
         self._max_body = max_body
         self._progress = progress
         self._in_progress = in_progress
@@ -94,8 +87,6 @@ class Edge:
         adapter: Adapter = claim.adapter
         operation: Operation = claim.operation
         client: Client = scope[CLIENT_KEY]
-        if scope["method"] == "HEAD":
-            send = _without_body(send)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = _request_id(headers)
         exchange: Exchange | None = None
@@ -106,7 +97,7 @@ class Edge:
 
         reply = Reply(send, facts)
         try:
-            body = await self._read(receive, headers)
+            body = await self._read(scope[LINE_KEY], receive, headers)
             incoming = Incoming(
                 method=scope["method"],
                 path=(scope.get("raw_path") or scope["path"].encode()).decode("latin-1").partition("?")[0],
@@ -147,57 +138,57 @@ class Edge:
 
     async def _watched(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and cancel it when its client leaves, or when somebody who may do so ends it."""
-        work = anyio.CancelScope()
-        watch = anyio.CancelScope()
-        ended = False
+        task = asyncio.current_task()
+        assert task is not None
+        line: Line = scope[LINE_KEY]
+        left = ended = False
+
+        def leave() -> None:
+            nonlocal left
+            if not ended:
+                left = True
+                task.cancel()
 
         def end() -> None:
             nonlocal ended
-            ended = True
-            exchange.reason = "cancelled by an operator"
-            work.cancel()
+            if not (left or ended):
+                ended = True
+                exchange.reason = "cancelled by an operator"
+                task.cancel()
 
-        async def wait_for_leaving() -> None:
-            with watch:
-                # Once the body is read, the server has nothing more to say until the client leaves.
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                work.cancel()
-
-        self._tasks.start_soon(wait_for_leaving)
+        line.on_leaving(leave)
         try:
-            with self._in_progress.entered(exchange, end), work:
+            with self._in_progress.entered(exchange, end):
                 await self.app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not (left or ended) or task.uncancel() > 0:
+                raise  # the server stops
+            if ended:
+                raise Cancelled("the request was cancelled by an operator") from None
         finally:
-            # The server reports a disconnect after every complete answer, too: nobody may listen then.
-            watch.cancel()
-        if ended and work.cancelled_caught:
-            raise Cancelled("the request was cancelled by an operator")
+            line.on_leaving(None)
 
-    async def _read(self, receive: Receive, headers: dict[str, str]) -> bytes:
-        """The whole body, as long as it is within the limit."""
+    async def _read(self, line: Line, receive: Receive, headers: dict[str, str]) -> bytes:
+        """The whole body, as long as it is within the limit. The server ends what pauses for too long."""
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise BadRequest("compressed bodies are not taken here; send it without Content-Encoding")
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_body:
             raise self._too_large()
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            with anyio.move_on_after(BODY_SILENCE_S) as waited:
-                message = await receive()
-            if waited.cancelled_caught:
-                raise BadRequest(f"the body did not arrive: nothing came for {BODY_SILENCE_S:.0f} seconds")
+        whole = line.whole_body()
+        parts = [] if whole is None else [whole]
+        size = 0 if whole is None else len(whole)
+        more = whole is None
+        while more and size <= self._max_body:
+            message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone("the client left before its request was complete")
-            part = message.get("body", b"")
-            size += len(part)
-            if size > self._max_body:
-                raise self._too_large()
-            if part:
-                parts.append(part)
-            if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.append(message["body"])
+            size += len(parts[-1])
+            more = message["more_body"]
+        if size > self._max_body:
+            raise self._too_large()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the request is larger than {self._max_body / 1024**2:.0f} MiB; the limit is gateway.max_body")
@@ -239,12 +230,3 @@ def _facts(request_id: str, exchange: Exchange | None) -> list[tuple[str, str]]:
         if exchange.reason:
             facts.append(("X-Hostler-Reason", " ".join(exchange.reason.split())[:200]))
     return facts
-
-
-def _without_body(send: Send) -> Send:
-    async def head_only(message: Scope) -> None:
-        if message["type"] == "http.response.body":
-            message = {**message, "body": b""}
-        await send(message)
-
-    return head_only

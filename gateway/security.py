@@ -128,7 +128,9 @@ class Security:
             return
         if origin is not None:
             send = _adding(send, _cors(origin))
-        await self.app(scope, receive, send)
+        # Starlette's wrappers are for the gateway's own routes: the pipeline answers for its errors itself.
+        app = self.app if claim.adapter is None else claim.app
+        await app(scope, receive, send)
 
     def _check_host(self, scope: Scope, headers: dict[str, list[str]]) -> None:
         values = headers.get("host", [])

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import anyio
 import uvicorn
 
 from hostler.gateway.asgi import ASGIApp
+from hostler.gateway.http1 import ClientConnection
+
+#: How often connections are looked at for having taken too long, in turns of the main loop.
+_SWEEP_EVERY = 10
 
 
 class ListenError(Exception):
@@ -73,8 +79,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 ws="none",
-                http="httptools",
-                timeout_keep_alive=75,
+                http=ClientConnection,
                 timeout_graceful_shutdown=max(1, round(drain_s)),
                 backlog=2048,
             )
@@ -96,8 +101,15 @@ class Server(uvicorn.Server):
         counter = 0
         while not await self.on_tick(counter):
             counter = (counter + 1) % 864000
+            if counter % _SWEEP_EVERY == 0:
+                self._sweep()
             with anyio.move_on_after(0.1):
                 await self._stopping.wait()
+
+    def _sweep(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for connection in list(cast(set[ClientConnection], self.server_state.connections)):
+            connection.expire(now)
 
     def stop(self) -> None:
         """Take no new requests, finish those in progress, then return from `serve`. A second call does not wait."""

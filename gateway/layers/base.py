@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
-from hostler.gateway.asgi import ASGIApp, Receive, Scope, Send
+from hostler.gateway.asgi import EXCHANGE_KEY, ASGIApp, Receive, Scope, Send
 from hostler.gateway.exchange import Exchange
 
 CallNext = Callable[[], Awaitable[None]]
@@ -19,11 +20,9 @@ class Layer:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def call_next() -> None:
-            await self.app(scope, receive, send)
-
-        await self.dispatch(Exchange.of(scope), call_next)
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # No coroutine of its own: every piece of an answer would have to pass through it.
+        return self.dispatch(scope[EXCHANGE_KEY], partial(self.app, scope, receive, send))
 
     async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
         raise NotImplementedError

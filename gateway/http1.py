@@ -1,0 +1,557 @@
+"""HTTP/1.1 to one client: strict reading, few writes, and an end to everything that a client could drag out.
+
+It knows nothing of paths or keys: what a request means is the application's business (`Call` is its ASGI side).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
+
+import httptools
+import msgspec
+
+from hostler.gateway.asgi import LINE_KEY, ASGIApp, Message, Scope
+
+if TYPE_CHECKING:
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+logger = logging.getLogger(__name__)
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one client may take of time (seconds) and room.
+
+    `head_s` runs from a request's first byte, or the connection's beginning, to the end of the head; a body may pause
+    for `body_s`. `idle_s` is how long a connection lies unused between requests, `stall_s` how long a client takes
+    nothing of its answer. After an
+    answer to a request that was not read to its end, what still comes is thrown away for `linger_s`, so that the
+    answer is not lost with it.
+    """
+
+    head_s: float = 10.0
+    body_s: float = 30.0
+    idle_s: float = 75.0
+    stall_s: float = 300.0
+    linger_s: float = 2.0
+    head_bytes: int = 64 * 1024
+    headers: int = 100
+    unread_bytes: int = 256 * 1024
+    pipelined: int = 16
+
+
+LIMITS = Limits()
+
+_NEVER = float("inf")
+_ASGI = {"version": "3.0", "spec_version": "2.4"}
+_STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus if status >= 200
+}
+_NO_BODY = frozenset({204, 304})
+
+
+class ClientConnection(asyncio.Protocol):
+    """The server's side of one connection. Requests that come while one is being answered wait for their turn.
+
+    Made by uvicorn's server, which counts connections and tasks in `server_state` and calls `shutdown`; whoever runs
+    the server calls `expire` about once a second. `transport` is `None` once the socket is gone; of the requests,
+    `reading` is the one whose body still comes, `answering` the one whose turn it is.
+    """
+
+    __slots__ = (
+        "_app", "_chunked", "_client", "_closing", "_deadline", "_discarding", "_expects", "_fields", "_head_size", "_in_head",
+        "_parser", "_paused", "_pipeline", "_refusal", "_server", "_state", "_url", "_writable", "answering", "limits",
+        "loop", "reading", "transport", "write_paused",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._app = cast(ASGIApp, config.loaded_app)
+        self._state = server_state
+        self.loop = _loop or asyncio.get_running_loop()
+        self.transport: asyncio.Transport | None = None
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._client: tuple[str, int] | None = None
+        self._server: tuple[str, int] | None = None
+        self._deadline = _NEVER
+        self._url = b""
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._head_size = 0
+        self._in_head = False
+        self._chunked = False
+        self._expects = False
+        self._refusal: tuple[int, str] | None = None
+        self._discarding = False
+        self._closing = False
+        self._paused = False
+        self._writable: asyncio.Future[None] | None = None
+        self._pipeline: deque[Call] = deque()
+        self.limits = LIMITS
+        self.answering: Call | None = None
+        self.reading: Call | None = None
+        self.write_paused = False
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._client = _address(transport.get_extra_info("peername"))
+        self._server = _address(transport.get_extra_info("sockname"))
+        self._state.connections.add(cast(Any, self))
+        self._deadline = self.loop.time() + self.limits.head_s
+
+    def data_received(self, data: bytes) -> None:
+        if self._discarding:
+            return
+        if not self._in_head and self.reading is None and self.answering is None:
+            self._deadline = self.loop.time() + self.limits.head_s
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # Nobody here speaks anything else: the request is answered as it is, and what follows it is not read.
+            self._discarding = True
+            last = self._pipeline[-1] if self._pipeline else self.answering
+            if last is not None:
+                last.keep = False
+        except httptools.HttpParserError:
+            self._refuse(*(self._refusal or (400, "this is not a well-formed HTTP/1.1 request")))
+        else:
+            if self._in_head:
+                self._head_size += len(data)
+                if self._head_size > self.limits.head_bytes:
+                    self._refuse(431, "the request's head is too large")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self._deadline = _NEVER
+        self._parser = None
+        self._state.connections.discard(cast(Any, self))
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        waiting, self._pipeline = self._pipeline, deque()
+        waiting.clear()
+        if self.reading is not None:
+            self.reading.lose()
+        if self.answering is not None:
+            self.answering.lose()
+        self.reading = None
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        self._deadline = self.loop.time() + self.limits.stall_s
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        self._deadline = _NEVER if self.answering is not None else self.loop.time() + self.limits.idle_s
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        self._url = b""
+        self._fields = []
+        self._head_size = 0
+        self._chunked = self._expects = False
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_size += len(name) + len(value) + 4
+        if self._head_size > self.limits.head_bytes or len(self._fields) >= self.limits.headers:
+            self._give_up(431, "the request has too many or too large headers")
+        if not self._in_head:
+            return  # trailers: nobody needs them, and they must not pass for headers
+        name = name.lower()
+        if name == b"transfer-encoding":
+            self._chunked = True
+            if value.strip().lower() != b"chunked":
+                self._give_up(501, "Transfer-Encoding can only be chunked here")
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self._expects = True
+        self._fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        parser = self._parser
+        version = parser.get_http_version()
+        url = self._url
+        if version != "1.1" and (version != "1.0" or self._chunked):
+            self._give_up(400, "HTTP/1.1 is spoken here")
+        if not url.startswith(b"/") and url != b"*":
+            self._give_up(400, "the request names no path of this server")
+        self._in_head = False
+        self._deadline = self.loop.time() + self.limits.body_s
+        raw_path, _, query = url.partition(b"#")[0].partition(b"?")
+        path = raw_path.decode("ascii")
+        if "%" in path:
+            path = unquote(path)
+        scope = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": version,
+            "server": self._server,
+            "client": self._client,
+            "scheme": "http",
+            "root_path": "",
+            "method": parser.get_method().decode("ascii"),
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self._fields,
+        }
+        call = Call(self, scope, keep=version == "1.1" and parser.should_keep_alive(), expects=self._expects)
+        scope[LINE_KEY] = call
+        self.reading = call
+        if self.answering is None:
+            self._start(call)
+        else:
+            self._pipeline.append(call)
+            if len(self._pipeline) >= self.limits.pipelined:
+                self.pause_reading()
+
+    def on_body(self, body: bytes) -> None:
+        if self.reading is not None:
+            self._deadline = self.loop.time() + self.limits.body_s
+            self.reading.take(body)
+
+    def on_message_complete(self) -> None:
+        call, self.reading = self.reading, None
+        self._deadline = _NEVER
+        if call is not None:
+            call.take_end()
+
+    # What calls use.
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """What every answer carries: the date."""
+        return self._state.default_headers
+
+    async def writable(self) -> None:
+        """Until the client has taken most of what was written, or has left."""
+        while self.write_paused and self.transport is not None:
+            if self._writable is None or self._writable.done():
+                self._writable = self.loop.create_future()
+            await self._writable
+
+    def pause_reading(self) -> None:
+        """Read nothing for now: the kernel, and then the client, hold what comes."""
+        if not self._paused and self.transport is not None:
+            self._paused = True
+            self._deadline = _NEVER
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        if self._paused and self.transport is not None:
+            self._paused = False
+            if self.reading is not None:
+                self._deadline = self.loop.time() + self.limits.body_s
+            self.transport.resume_reading()
+
+    def answered(self, call: Call) -> None:
+        """The answer is complete, or will never be."""
+        self._state.total_requests += 1
+        self.answering = None
+        transport = self.transport
+        if transport is None or self._closing:
+            return
+        if call is self.reading:
+            self._linger()
+        elif not call.keep:
+            transport.close()
+        elif self._pipeline:
+            self._start(self._pipeline.popleft())
+            self.resume_reading()
+        elif self._refusal is not None:
+            self._tell(*self._refusal)
+        else:
+            self.resume_reading()
+            if not self.write_paused:
+                self._deadline = self.loop.time() + (self.limits.head_s if self._in_head else self.limits.idle_s)
+
+    # What the server calls.
+
+    def shutdown(self) -> None:
+        """The server stops: an answer in progress is finished, nothing else is taken."""
+        if self.answering is not None:
+            self.answering.keep = False
+        elif self.transport is not None:
+            self.transport.close()
+
+    def expire(self, now: float) -> None:
+        """Close what has taken too long."""
+        if now < self._deadline or self.transport is None:
+            return
+        if self._in_head and self.answering is None and not self._discarding:
+            self._refuse(408, "the request's head did not arrive in time")
+        elif self.reading is not None and not self.write_paused and not self._discarding:
+            self._refuse(408, f"the body did not arrive: nothing came for {self.limits.body_s:.0f} seconds")
+        elif self.write_paused or self._discarding:
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def _start(self, call: Call) -> None:
+        self.answering = call
+        task = self.loop.create_task(call.run(self._app))
+        self._state.tasks.add(task)
+        task.add_done_callback(self._state.tasks.discard)
+
+    def _give_up(self, status: int, why: str) -> None:
+        self._refusal = (status, why)
+        raise ValueError(why)  # what the parser makes of it is caught where it is fed
+
+    def _refuse(self, status: int, why: str) -> None:
+        """Nothing more can be read. Answers to what came before are given first."""
+        self._refusal = (status, why)
+        self._in_head = False
+        reading, self.reading = self.reading, None
+        if reading is not None and reading is not self.answering:
+            self._pipeline.remove(reading)
+        self._discarding = True
+        if reading is not None and reading is self.answering:
+            # The body is no body: whoever works on the request is told that nothing more will come.
+            if reading.started:
+                reading.keep = False
+            else:
+                self._tell(status, why)
+            reading.lose()
+        elif self.answering is None:
+            self._tell(status, why)
+
+    def _tell(self, status: int, why: str) -> None:
+        body = msgspec.json.encode({"error": {"message": why, "type": "invalid_request_error", "code": status}})
+        if self.transport is not None:
+            self.transport.write(
+                b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+                % (_STATUS_LINES[status], len(body), body)
+            )
+            self._linger()
+
+    def _linger(self) -> None:
+        """Close, but not before the client had a chance to read the answer: unread bytes would take it down."""
+        self._discarding = self._closing = True
+        self._deadline = self.loop.time() + self.limits.linger_s
+        if self.transport is not None:
+            self.resume_reading()
+            self.transport.write_eof()
+
+
+class Call:
+    """One request and its answer, as ASGI sees them (`scope`, `receive`, `send`) and as a `Line`."""
+
+    __slots__ = (
+        "_bodiless", "_chunked", "_connection", "_expects", "_head", "_leaving", "_more", "_parts", "_remaining", "_scope",
+        "_size", "_told", "_waiter", "complete", "gone", "keep", "started",
+    )  # fmt: skip
+
+    def __init__(self, connection: ClientConnection, scope: Scope, *, keep: bool, expects: bool) -> None:
+        self._connection = connection
+        self._scope = scope
+        self._expects = expects
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._more = True
+        self._told = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._leaving: Callable[[], None] | None = None
+        self._head: bytes | None = None
+        self._bodiless = scope["method"] == "HEAD"
+        self._chunked = False
+        self._remaining: int | None = None
+        self.keep = keep
+        self.started = False
+        self.complete = False
+        self.gone = False
+
+    # The request's side.
+
+    def take(self, body: bytes) -> None:
+        """A piece of the body has come."""
+        self._parts.append(body)
+        self._size += len(body)
+        if self._size > self._connection.limits.unread_bytes:
+            self._connection.pause_reading()
+        self._wake()
+
+    def take_end(self) -> None:
+        """The request is complete."""
+        self._more = False
+        self._wake()
+
+    def lose(self) -> None:
+        """The client has left."""
+        if self.gone:
+            return
+        self.gone = True
+        self._wake()
+        if self._leaving is not None:
+            self._leaving()
+
+    def whole_body(self) -> bytes | None:
+        """See `Line.whole_body`."""
+        if self._more or self.gone:
+            return None
+        self._told = True
+        return self._taken()
+
+    def _taken(self) -> bytes:
+        parts, self._parts, self._size = self._parts, [], 0
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def on_leaving(self, callback: Callable[[], None] | None) -> None:
+        """See `Line.on_leaving`."""
+        self._leaving = callback
+        if callback is not None and self.gone:
+            callback()
+
+    async def receive(self) -> Message:
+        """ASGI's `receive`. Only one task may wait in it."""
+        while not (self.gone or self.complete):
+            if self._parts or not (self._more or self._told):
+                self._told = not self._more
+                body = self._taken()
+                self._connection.resume_reading()
+                return {"type": "http.request", "body": body, "more_body": self._more}
+            await self._wait()
+        return {"type": "http.disconnect"}
+
+    # The answer's side.
+
+    async def send(self, message: Message) -> None:
+        """ASGI's `send`. The head waits for the first piece of the body, at most until the loop's next turn."""
+        connection = self._connection
+        if connection.write_paused:
+            await connection.writable()
+        transport = connection.transport
+        if self.gone or transport is None:
+            return
+        if message["type"] == "http.response.start":
+            if self.started:
+                raise RuntimeError("an answer was begun twice")
+            self.started = True
+            self._head = self._encoded_head(message["status"], message.get("headers", ()))
+            connection.loop.call_soon(self._flush)
+            return
+        if not self.started or self.complete:
+            raise RuntimeError("a body outside of an answer")
+        body = message.get("body", b"")
+        more = message.get("more_body", False)
+        if self._bodiless:
+            data = b""
+        elif self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            if not more:
+                data += b"0\r\n\r\n"
+        else:
+            data = body
+            if self._remaining is not None:
+                self._remaining -= len(body)
+                if self._remaining < 0 or (self._remaining and not more):
+                    raise RuntimeError("an answer of another length than its Content-Length")
+        head, self._head = self._head, None
+        if head is not None:
+            data = head + data
+        if data:
+            transport.write(data)
+        if not more:
+            self.complete = True
+            self._wake()
+            connection.answered(self)
+
+    async def run(self, app: ASGIApp) -> None:
+        """Let the application answer. Whatever it does, the connection is in a state that the client understands."""
+        try:
+            await app(self._scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            self._break_off()
+            raise
+        except Exception:
+            logger.exception("%s %s failed", self._scope["method"], self._scope["path"][:200])
+        if self.complete or self.gone:
+            if not self.complete:
+                self._connection.answered(self)
+            return
+        if self.started:
+            # Without its end, so that nobody takes the part for the whole.
+            self._break_off()
+            return
+        self.keep = False
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"21")]
+        await self.send({"type": "http.response.start", "status": 500, "headers": headers})
+        await self.send({"type": "http.response.body", "body": b"Internal Server Error"})
+
+    def _encoded_head(self, status: int, headers: Any) -> bytes:
+        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        length: bytes | None = None
+        closes = False
+        for name, value in (*self._connection.default_headers, *headers):
+            if name == b"content-length":
+                length = value
+            elif name == b"connection" and b"close" in value.lower():
+                closes = True
+                self.keep = False
+            lines.append(b"%b: %b\r\n" % (name, value))
+        if not self.keep and not closes:
+            lines.append(b"connection: close\r\n")
+        if status in _NO_BODY:
+            self._bodiless = True
+        elif length is not None:
+            self._remaining = int(length)
+        elif self._scope["http_version"] == "1.1" and not self._bodiless:
+            self._chunked = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        head = b"".join(lines)
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+            raise RuntimeError("a header of the answer holds a line break")
+        return head + b"\r\n"
+
+    def _flush(self) -> None:
+        head, self._head = self._head, None
+        transport = self._connection.transport
+        if head is not None and transport is not None:
+            transport.write(head)
+
+    def _break_off(self) -> None:
+        transport = self._connection.transport
+        self.keep = False
+        if transport is not None and not self.complete:
+            self._flush()
+            if self._remaining is None and not self._chunked:
+                transport.abort()  # the end of the connection would be the end of the answer
+            else:
+                transport.close()
+
+    async def _wait(self) -> None:
+        if self._expects and not self.started:
+            self._expects = False
+            transport = self._connection.transport
+            if transport is not None and self._more:
+                transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._waiter = self._connection.loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _address(name: Any) -> tuple[str, int] | None:
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) and len(name) >= 2 else None
