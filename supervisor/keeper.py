@@ -12,7 +12,8 @@ from hostler.profiles.gguf_header import GGUFError
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.engine_http import EngineError, engine_build
-from hostler.supervisor.slots import SlotStore, slot_key
+from hostler.supervisor.member import engine_of
+from hostler.supervisor.slots import SlotStore, signature, slot_key
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class SlotKeeper(Keeper):
     def __init__(self, store: SlotStore, facts: Callable[[Path], ModelFacts | None]) -> None:
         self._store = store
         self._facts = facts
+        self._looked: dict[str, tuple[object, str, ModelFacts | None]] = {}
         self._known: dict[str, tuple[int, str, ModelFacts | None]] = {}
 
     async def restore(self, profile: Profile, address: EngineAddress, file: Path) -> None:
@@ -46,7 +48,10 @@ class SlotKeeper(Keeper):
         self._known.pop(profile.name, None)
         try:
             build = await engine_build(address)
-            key, facts = await anyio.to_thread.run_sync(self._look, profile, file, build)
+            seen = (build, engine_of(profile), signature(profile, file))
+            if self._looked.get(profile.name, (None,))[0] != seen:
+                self._looked[profile.name] = (seen, *await anyio.to_thread.run_sync(self._look, profile, file, build))
+            _, key, facts = self._looked[profile.name]
         except (EngineError, GGUFError, OSError) as error:
             log.info("conversations of %s are not kept: %s", profile.name, error)
             return

@@ -132,6 +132,12 @@ def file_identity(file: Path) -> str:
     return digest.hexdigest()
 
 
+def signature(profile: Profile, file: Path) -> tuple[object, ...]:
+    """What changes when one of the files does that `slot_key` reads. A few looks at their names and times."""
+    files = (*parts_of(file), *(path for word in profile.args for path in _paths(word)))
+    return tuple((str(path), state.st_size, state.st_mtime_ns) for path in files for state in (path.stat(),))
+
+
 def slot_key(profile: Profile, file: Path, build: str) -> str:
     """What must be the same for a cache to mean the same: file, build, slot layout and all arguments that may matter.
 

@@ -15,7 +15,7 @@ import pytest
 
 from hostler.profiles.document import Size
 from hostler.profiles.schema import Profile
-from hostler.profiles.sources import SourceError
+from hostler.profiles.sources import FetchProgress, SourceError
 from hostler.supervisor.contract import (
     EngineAddress,
     Failure,
@@ -303,6 +303,34 @@ async def test_a_switch_is_told_phase_by_phase(scripted: Scripted, running: Runn
         assert set(last.spent) >= {"saving", "stopping", "starting", "loading", "restoring"}
         assert last.spent["loading"] >= 0.09
         assert abs(sum(last.spent.values()) - last.elapsed_s) < 0.02
+
+
+async def test_a_download_is_a_phase_with_its_own_progress(scripted: Scripted, running: Running, journal: Any) -> None:
+    seen = anyio.Event()
+
+    async def prepare(profile: Profile, report: Callable[[FetchProgress], None]) -> Path:
+        if profile.name == "far" and not seen.is_set():
+            report(FetchProgress(file="far.gguf", phase="downloading", completed=25, total=100))
+            await seen.wait()
+            report(FetchProgress(file="far.gguf", phase="done", completed=100, total=100))
+        return Path(profile.model)
+
+    async with running(Fleet([scripted("a"), scripted("far")], EXCLUSIVE, prepare=prepare)) as fleet:
+        await fleet.switch("a")
+        moves: list[SwitchMoved] = []
+        async with fleet.events() as events, anyio.create_task_group() as tasks:
+            tasks.start_soon(fleet.switch, "far")
+            async for event in events:
+                if isinstance(event, SwitchMoved):
+                    moves.append(event)
+                    if event.phase == "ready":
+                        break
+                    if event.percent == 25:
+                        # All the while the other one answers.
+                        assert states(fleet)["a"] == "ready"
+                        seen.set()
+        assert list(dict.fromkeys(move.phase for move in moves))[:3] == ["fetching", "saving", "stopping"]
+        assert moves[-1].spent["fetching"] > 0
 
 
 async def test_load_times_are_remembered_and_make_an_eta(
