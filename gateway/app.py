@@ -15,6 +15,7 @@ import msgspec
 from starlette.applications import Starlette
 
 from hostler import __version__
+from hostler.adapters.anthropic.upstream import AnthropicUpstream
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.inbound import OpenAIAdapter
@@ -33,6 +34,7 @@ from hostler.gateway.desk import Desk
 from hostler.gateway.dispatch import Backend, Dispatch
 from hostler.gateway.edge import Edge, InProgress
 from hostler.gateway.events import Bus
+from hostler.gateway.explaining import Route
 from hostler.gateway.keys import KeyRing
 from hostler.gateway.layers.detect import Detect
 from hostler.gateway.layers.fallback import Fallback
@@ -158,7 +160,11 @@ class Gateway:
                 ],
                 Dispatch(backends, clock=self._clock),
             )
-            self._server = Server(self._application(pipeline, desk), drain_s=settings.drain_s, started_callback=started)
+            self._server = Server(
+                self._application(pipeline, desk, Route(catalog.find, chain)),
+                drain_s=settings.drain_s,
+                started_callback=started,
+            )
             if self._stopping:
                 self._server.stop()
             try:
@@ -230,9 +236,9 @@ class Gateway:
         kinds = {name: LOCAL if name == LOCAL else self._settings.backends[name].kind for name in self._chain}
         return chain_view(chain.hops, kinds, now=self._clock(), wall=time.time())
 
-    def _application(self, pipeline: ASGIApp, desk: Desk) -> ASGIApp:
+    def _application(self, pipeline: ASGIApp, desk: Desk, route: Route) -> ASGIApp:
         settings = self._settings.gateway
-        surface = desk.surface(adapter_claims(load_adapters(), pipeline))
+        surface = desk.surface([*adapter_claims(load_adapters(), pipeline), route.claim()])
         return Security(
             Starlette(routes=[surface]),
             surface=surface,
@@ -296,15 +302,18 @@ def _backends(
     settings: Settings, supervisors: Mapping[str, Supervisor], lan: Transport, cloud: Transport
 ) -> dict[str, Backend]:
     engine = LlamaCppUpstream()
-    upstreams: dict[str, Upstream] = {"llamacpp": engine, "openai": OpenAIUpstream(), "ollama": OllamaUpstream()}
+    upstreams: dict[str, Upstream] = {
+        "llamacpp": engine,
+        "openai": OpenAIUpstream(),
+        "ollama": OllamaUpstream(),
+        "anthropic": AnthropicUpstream(),
+    }
     timeouts = Timeouts(**msgspec.structs.asdict(settings.gateway.timeouts))
     backends = {
         name: Backend(name=name, upstream=engine, transport=lan, timeouts=timeouts, folds=True) for name in supervisors
     }
     for name, backend in settings.backends.items():
         if backend.kind != "supervisor":
-            if backend.kind not in upstreams:
-                raise SettingsError(f"backends.{name}.kind: {backend.kind} cannot be asked yet; remove this backend")
             backends[name] = Backend(
                 name=name,
                 upstream=upstreams[backend.kind],

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -15,13 +16,13 @@ from hostler.gateway.backends.breaker import BreakerRules, BreakerState
 from hostler.gateway.backends.hop import Hop
 from hostler.gateway.backends.judging import WORDS, Skip
 from hostler.gateway.backends.outcomes import Outcome
-from hostler.gateway.backends.prober import ANSWER_S, HttpProbe, Probed, Prober
+from hostler.gateway.backends.prober import ANSWER_S, Ask, HttpProbe, Probed, Prober
 from hostler.gateway.backends.spending import Spending, default_file
 from hostler.gateway.backends.standing import Standing
 from hostler.gateway.backends.waking import Waker
 from hostler.gateway.events import BreakerChanged, Bus, Event, HostChanged
 from hostler.gateway.settings import Settings
-from hostler.supervisor.contract import Supervisor, SupervisorUnreachable
+from hostler.supervisor.contract import Supervisor
 
 #: What a server of each kind is asked for a sign of life.
 _PROBES = {"openai": "/v1/models", "llamacpp": "/health", "ollama": "/api/version", "anthropic": "/v1/models"}
@@ -51,6 +52,10 @@ class HopView(msgspec.Struct, frozen=True, kw_only=True):
     words: str
 
 
+async def _answers() -> bool:
+    return True
+
+
 class Chain:
     """All backends as hops. `run` watches them until cancelled; `aclose` lets go of connections.
 
@@ -77,7 +82,7 @@ class Chain:
         self.spending = Spending(file, limits.daily_limit, time.time)
         self._probes: list[HttpProbe] = []
         standings = {name: self._standing(name) for name in (*supervisors, *addresses)}
-        watched = [self._supervised(name, each, standings[name]) for name, each in supervisors.items()]
+        watched = [self._supervised(name, standings[name]) for name in supervisors]
         watched += [self._plain(name, each, standings[name]) for name, each in addresses.items()]
         self._prober = Prober(watched, clock=clock, random=random)
         self.hops: dict[str, Hop] = {}
@@ -161,16 +166,22 @@ class Chain:
     def _changed(self, name: str, model: str | None, before: BreakerState, state: BreakerState) -> None:
         self._bus.publish(BreakerChanged(backend=name, model=model, state=state, before=before))
 
-    def _supervised(self, name: str, supervisor: Supervisor, standing: Standing) -> Probed:
-        async def ask() -> bool:
-            try:
-                await supervisor.status()
-            except SupervisorUnreachable:
-                return False
-            return True
-
-        takes_s = 2 * self._settings.gateway.timeouts.connect_s
-        return Probed(name=name, standing=standing, ask=ask, takes_s=takes_s)
+    def _supervised(self, name: str, standing: Standing) -> Probed:
+        """A supervisor's heartbeat tells of its return; but a machine that vanished is noticed by asking sooner."""
+        backend = self._settings.backends.get(name)
+        connect_s = self._settings.gateway.timeouts.connect_s
+        ask: Ask = _answers
+        if backend is not None:
+            url = urlsplit(backend.url)
+            tls = url.scheme == "https"
+            port = url.port or (443 if tls else 80)
+            endpoint = Endpoint(host=url.hostname or "", port=port, name=name, tls=tls, base_path=url.path.rstrip("/"))
+            ask = HttpProbe(endpoint, "/healthz", (), connect_s=connect_s, proxied=False)
+            self._probes.append(ask)
+        # A machine that can be woken must be tried by a request now and then: that is what wakes it.
+        sleeps = backend is None or backend.wake is not None
+        down_every_s = None if sleeps else self._settings.gateway.probing.down_every_s
+        return Probed(name=name, standing=standing, ask=ask, takes_s=2 * connect_s, down_every_s=down_every_s)
 
     def _plain(self, name: str, address: Address, standing: Standing) -> Probed:
         backend, probing = self._settings.backends[name], self._settings.gateway.probing

@@ -66,6 +66,7 @@ class Watch:
     async def _probe(self) -> None:
         probed = self._probed
         self.probes += 1
+        suspected = self._suspected.is_set()
         answers = await probed.ask()
         self._suspected = anyio.Event()
         self.up = answers
@@ -74,7 +75,7 @@ class Watch:
         else:
             # Until the next probe has been answered, with what chance may add.
             next_s = (probed.down_every_s or 0.0) * 1.2 + probed.takes_s
-            probed.standing.unanswered(self._clock(), next_s)
+            probed.standing.unanswered(self._clock(), next_s, confirms=suspected)
             if probed.down_every_s is None:
                 self.up = True
 

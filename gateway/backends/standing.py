@@ -110,13 +110,13 @@ class Standing:
         self.recovered()
         self._of(model).close()
 
-    def unanswered(self, now: float, for_s: float) -> None:
+    def unanswered(self, now: float, for_s: float, *, confirms: bool = False) -> None:
         """A background probe of the host failed. As long as probes go on failing, no request has to find it out:
-        `for_s` is when the next probe's result will be known."""
-        permit = self._host.acquire(now) if self._host.state(now) == "closed" else None
-        if permit is not None:
-            self._host.failure(permit, now)
-        elif self._host.state(now) != "closed":
+        `for_s` is when the next probe's result will be known. `confirms`: an attempt could not reach it either."""
+        if self._host.state(now) == "closed" and not confirms:
+            if (permit := self._host.acquire(now)) is not None:
+                self._host.failure(permit, now)
+        else:
             self._host.trip(now, max(for_s, self._host.retry_in(now)))
 
     def _of(self, model: str) -> Breaker:

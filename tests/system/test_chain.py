@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import anyio
 import pytest
 from fakes.openrouter import COST, SECRET_WORDS, Router, open_router
 from system.chain import error_in, open_chain, plain, said
+
+from hostler.gateway import keys
 
 pytestmark = pytest.mark.anyio
 
@@ -309,3 +312,89 @@ async def test_the_daily_limit_is_kept_over_a_restart(tmp_path: Path, cloud: Rou
         assert response.status_code == 503
         assert "daily limit" in response.json()["error"]["message"]
         assert len(cloud.asked) == 2
+
+
+async def test_whoever_looks_after_backends_may_name_one(tmp_path: Path, cloud: Router, box: Router) -> None:
+    cloud.script = [(402,)]
+    async with open_chain(tmp_path, pair(cloud, box)) as chain:
+        assert said(await chain.ask()) == f"box:{ALL}"
+        response = await chain.ask(headers={"X-Hostler-Only": "box"})
+        assert said(response) == f"box:{ALL}"
+        assert (await chain.ask()).headers["x-hostler-reason"] == "cloud: resting"
+        # A closed one is asked all the same, and its answer opens it to everybody.
+        assert said(await chain.ask(headers={"X-Hostler-Only": "cloud"})) == f"cloud:{ALL}"
+        assert said(await chain.ask()) == f"cloud:{ALL}"
+        both = {"X-Hostler-Only": "cloud", "X-Hostler-Local-Only": "true"}
+        assert (await chain.ask(headers=both)).status_code in (403, 503)
+
+
+async def test_a_key_may_keep_its_requests_in_the_house(tmp_path: Path, cloud: Router, box: Router) -> None:
+    file = tmp_path / "keys"
+    inside = keys.add(file, "child", ["infer"], local_only=True)
+    free = keys.add(file, "adult", ["infer", "read"])
+    async with open_chain(tmp_path, pair(cloud, box), gateway={"api_keys_file": str(file)}) as chain:
+        for key, answers in ((inside, "box"), (free, "cloud")):
+            response = await chain.ask(headers={"Authorization": f"Bearer {key}"})
+            assert response.headers["x-hostler-backend"] == answers
+            assert key not in json.dumps([asked.headers for asked in (*cloud.asked, *box.asked)])
+        named = await chain.ask(headers={"Authorization": f"Bearer {free}", "X-Hostler-Only": "cloud"})
+        assert named.status_code == 403
+        assert len(cloud.asked) == 1
+
+
+async def test_one_tells_how_a_model_would_be_served_without_asking_anybody(
+    tmp_path: Path, cloud: Router, box: Router
+) -> None:
+    cloud.then = (402,)
+    async with open_chain(tmp_path, pair(cloud, box)) as chain:
+        first = (await chain.http.get("/admin/route", params={"model": "m"})).json()
+        assert first["first"] == "cloud"
+        assert [hop["name_there"] for hop in first["hops"]] == ["cloud/m", "box/m"]
+        assert cloud.asked == []
+        await chain.ask()
+        then = (await chain.http.get("/admin/route", params={"model": "m"})).json()
+        assert then["first"] == "box"
+        assert then["hops"][0]["why_not"] == "resting"
+        assert then["hops"][0]["retry_in_s"] > 6 * 3600 - 60
+        inside = (await chain.http.get("/admin/route", params={"model": "m", "local_only": "true"})).json()
+        assert inside["hops"][0]["why_not"] == "outside"
+        assert (await chain.http.get("/admin/route", params={"model": "nobody"})).status_code == 404
+
+
+async def test_the_doctor_tells_what_to_mend(tmp_path: Path, cloud: Router, box: Router) -> None:
+    cloud.then = (401,)
+    async with open_chain(tmp_path, pair(cloud, box)) as chain:
+        arguments = ["doctor", "m", "--url", str(chain.http.base_url), "--json"]
+        done = await anyio.run_process([sys.executable, "-m", "hostler.gateway", *arguments], check=False)
+        assert done.returncode == 1
+        sick, well = json.loads(done.stdout)["hops"]
+        assert (sick["backend"], sick["ok"], sick["kind"]) == ("cloud", False, "key_refused")
+        assert "backends.cloud.api_key" in sick["advice"]
+        assert (well["backend"], well["ok"]) == ("box", True)
+        assert box.asked[0].json["max_tokens"] == 1
+        arguments = ["route", "m", "--dry-run", "--url", str(chain.http.base_url)]
+        done = await anyio.run_process([sys.executable, "-m", "hostler.gateway", *arguments])
+        assert b"is left alone after failures" in done.stdout
+        assert b"would answer" in done.stdout
+
+
+async def test_a_command_without_a_gateway_says_so(tmp_path: Path) -> None:
+    for command in (["doctor", "m"], ["route", "m", "--dry-run"]):
+        arguments = [*command, "--url", "http://127.0.0.1:9"]
+        done = await anyio.run_process([sys.executable, "-m", "hostler.gateway", *arguments], check=False)
+        assert done.returncode == 3
+        assert b"no gateway answers" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["llamacpp", "ollama", "anthropic"])
+async def test_backends_of_every_kind_are_hops(tmp_path: Path, cloud: Router, box: Router, kind: str) -> None:
+    cloud.then = (500,)
+    backends = {"other": {**plain(cloud), "kind": kind, "api_key": "sk-other"}, "box": plain(box)}
+    async with open_chain(tmp_path, backends) as chain:
+        response = await chain.ask()
+        assert said(response) == f"box:{ALL}"
+        assert response.headers["x-hostler-reason"] == "other: server_error"
+        sent = cloud.asked[0]
+        assert sent.json["model"] == "cloud/m"
+        assert sent.path.startswith("/api/")
+        assert sent.headers["x-api-key" if kind == "anthropic" else "authorization"].endswith("sk-other")
