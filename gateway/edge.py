@@ -92,7 +92,7 @@ class Edge:
         exchange: Exchange | None = None
         body: bytes | None = None
 
-        def facts() -> list[tuple[str, str]]:
+        def facts() -> list[tuple[bytes, bytes]]:
             return _facts(request_id, exchange)
 
         reply = Reply(send, facts)
@@ -214,19 +214,19 @@ def _only(headers: dict[str, str], client: Client) -> str | None:
     return name
 
 
-def _facts(request_id: str, exchange: Exchange | None) -> list[tuple[str, str]]:
+def _facts(request_id: str, exchange: Exchange | None) -> list[tuple[bytes, bytes]]:
     """The headers that tell how a request was served, as far as it is known now."""
-    facts = [("X-Request-ID", request_id)]
-    if exchange is None:
+    facts = [(b"x-request-id", request_id.encode("latin-1"))]
+    if exchange is None or exchange.target is None:
         return facts
-    if exchange.target is not None:
-        facts += [
-            ("X-Hostler-Backend", exchange.target.backend),
-            ("X-Hostler-Model", exchange.target.model),
-            ("X-Hostler-Hop", str(exchange.hop)),
-            ("X-Hostler-Queue-Ms", str(round(exchange.queue_s * 1000))),
-            ("X-Hostler-Switch-Ms", str(round(exchange.switch_s * 1000))),
-        ]
-        if exchange.reason:
-            facts.append(("X-Hostler-Reason", " ".join(exchange.reason.split())[:200]))
+    facts += (
+        (b"x-hostler-backend", exchange.target.backend.encode("latin-1", "replace")),
+        (b"x-hostler-model", exchange.target.model.encode("latin-1", "replace")),
+        (b"x-hostler-hop", b"%d" % exchange.hop),
+        (b"x-hostler-queue-ms", b"%d" % round(exchange.queue_s * 1000)),
+        (b"x-hostler-switch-ms", b"%d" % round(exchange.switch_s * 1000)),
+    )
+    if exchange.reason:
+        why = " ".join(exchange.reason.split())[:200]
+        facts.append((b"x-hostler-reason", why.encode("latin-1", "replace")))
     return facts

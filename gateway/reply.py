@@ -10,7 +10,7 @@ from hostler.adapters.errors import GatewayError
 from hostler.adapters.protocol import Encoder, WireResponse
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Facts = Callable[[], list[tuple[str, str]]]
+Facts = Callable[[], list[tuple[bytes, bytes]]]
 
 
 class Reply:
@@ -18,7 +18,8 @@ class Reply:
 
     `started`: the status is out. `committed`: the model's words are out, so no other backend may answer any more.
     `ended`: nothing more will be written. `status` is the one that was sent, 0 before.
-    `facts` gives the headers that tell how the request was served, as far as that is known when it is called.
+    `facts` gives the headers, names in lower case, that tell how the request was served, as far as that is known when
+    it is called.
     """
 
     __slots__ = ("_encoder", "_facts", "_late", "_send", "committed", "ended", "started", "status")
@@ -114,8 +115,9 @@ class Reply:
             headers.append((b"content-length", b"%d" % length))
         if stream:
             headers += _STREAM_HEADERS
-        for name, value in (*extra, *self._facts()):
+        for name, value in extra:
             headers.append((name.lower().encode("latin-1"), value.encode("latin-1", "replace")))
+        headers += self._facts()
         self.started = True
         self.status = status
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
@@ -124,7 +126,6 @@ class Reply:
 _STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
 
-def _comment(facts: list[tuple[str, str]]) -> bytes:
+def _comment(facts: list[tuple[bytes, bytes]]) -> bytes:
     """The facts that came too late for the headers, as a comment that every reader of event streams skips."""
-    text = " ".join(f"{name.lower()}={value}" for name, value in facts)
-    return f": {text}\n\n".encode("latin-1", "replace")
+    return b": %b\n\n" % b" ".join(b"%b=%b" % fact for fact in facts)

@@ -32,6 +32,8 @@ from hostler.gateway.sessions import Sessions, cookie_name, from_our_page, sessi
 audit = logging.getLogger("hostler.audit")
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+#: As many `Host` headers are remembered as good ones.
+_REMEMBERED_HOSTS = 256
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -96,6 +98,7 @@ class Security:
         self._throttle = throttle
         self._sessions = sessions
         self._own_name = socket.gethostname().lower()
+        self._good_hosts: set[tuple[str, str]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -136,14 +139,18 @@ class Security:
         values = headers.get("host", [])
         if len(values) != 1 or not values[0]:
             raise BadRequest("exactly one Host header is needed")
+        server = scope.get("server")
+        known = (values[0], server[0] if server else "")
+        if known in self._good_hosts:
+            return
         name = _host_name(values[0])
         if name is None:
             raise BadRequest("the Host header is not a host name")
-        server = scope.get("server")
-        bound = server[0].split("%")[0].lower() if server else ""
-        if name in _LOOPBACK_NAMES and _is_loopback(bound):
-            return
-        if name in self._rules.hosts or name in (bound, self._own_name):
+        bound = known[1].split("%")[0].lower()
+        if (name in _LOOPBACK_NAMES and _is_loopback(bound)) or name in (*self._rules.hosts, bound, self._own_name):
+            if len(self._good_hosts) >= _REMEMBERED_HOSTS:
+                self._good_hosts.clear()
+            self._good_hosts.add(known)
             return
         raise Misdirected("this server does not answer to that Host; add the name to gateway.allowed_hosts")
 

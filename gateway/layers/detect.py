@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from hostler.adapters.protocol import Admitting
 from hostler.gateway.asgi import ASGIApp
@@ -22,13 +23,18 @@ class Detect(Layer):
         super().__init__(app)
         self._find = find
         self._order = order
+        self._admitting: dict[type, bool] = {}
 
     async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
         placement = self._find(exchange.request.model)
         exchange.model = placement.model
         exchange.local_only = exchange.local_only or placement.local_only
-        if isinstance(exchange.adapter, Admitting):
-            exchange.request = exchange.adapter.admit(exchange.request, placement.card)
+        adapter = exchange.adapter
+        admitting = self._admitting.get(type(adapter))
+        if admitting is None:  # asked once: Python takes 10 µs to answer
+            admitting = self._admitting[type(adapter)] = isinstance(adapter, Admitting)
+        if admitting:
+            exchange.request = cast(Admitting, adapter).admit(exchange.request, placement.card)
         candidates = tuple(
             Target(backend=place.backend, model=placement.model, name_there=place.name_there, context=place.context)
             for place in placement.places
