@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -398,3 +400,36 @@ async def test_backends_of_every_kind_are_hops(tmp_path: Path, cloud: Router, bo
         assert sent.json["model"] == "cloud/m"
         assert sent.path.startswith("/api/")
         assert sent.headers["x-api-key" if kind == "anthropic" else "authorization"].endswith("sk-other")
+
+
+@contextmanager
+def deaf() -> Iterator[str]:
+    """The address of a machine that takes no connection and refuses none, as one that sleeps."""
+    with socket.socket() as listener, ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):  # what the kernel takes by itself is full after this
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+async def test_a_host_that_takes_no_connection_costs_the_first_request_the_limit_and_the_others_nothing(
+    tmp_path: Path, cloud: Router
+) -> None:
+    with deaf() as url:
+        backends = {"pc": {"kind": "llamacpp", "url": url, "models": {"*": "m"}}, "cloud": plain(cloud)}
+        timeouts = {"connect_s": 0.3, "first_byte_s": 5, "between_bytes_s": 5}
+        async with open_chain(tmp_path, backends, gateway={"timeouts": timeouts}) as chain:
+            assert said(await chain.ask()) == f"cloud:{ALL}"
+            for _ in range(30):
+                await chain.ask()
+            first, *others = chain.finished
+            assert first.reason == "pc: connect_timeout"
+            assert 0.3 <= first.seconds < 0.6
+            assert {event.reason for event in others} == {"pc: resting"}
+            assert sorted(event.seconds for event in others)[15] < 0.05
+            # Nor later: as long as the background finds nobody there, no request has to.
+            await anyio.sleep(1)
+            assert (await chain.ask()).headers["x-hostler-reason"] == "pc: resting"

@@ -1,0 +1,364 @@
+"""The way along the chain: each row of the table as the layer carries it out."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from hostler.adapters.canonical import ChatRequest, Control, Origin, Output, Progress, Usage
+from hostler.adapters.errors import (
+    BackendBroken,
+    BackendRejected,
+    BackendTimeout,
+    BackendUnavailable,
+    BadRequest,
+    Busy,
+    Forbidden,
+    GatewayError,
+    ModelUnavailable,
+    NotFound,
+    Waited,
+)
+from hostler.gateway.backends.breaker import BreakerRules
+from hostler.gateway.backends.budget import BudgetRules, RetryBudget
+from hostler.gateway.backends.hop import Hop
+from hostler.gateway.backends.spending import Spending
+from hostler.gateway.backends.standing import Standing
+from hostler.gateway.backends.waking import Waker
+from hostler.gateway.exchange import Client, Exchange, Target
+from hostler.gateway.layers.fallback import Fallback
+from hostler.gateway.settings import SwitchingSettings, WakeSettings
+
+pytestmark = pytest.mark.anyio
+
+Step = GatewayError | str | Callable[[Exchange], Awaitable[None]]
+
+
+class FakeReply:
+    """As much of a reply as the layer looks at."""
+
+    def __init__(self) -> None:
+        self.committed = False
+        self.patient = True
+        self.beats: list[Progress] = []
+
+    async def heartbeat(self, progress: Progress) -> None:
+        self.beats.append(progress)
+
+
+class Road:
+    """A chain of hops `a`, `b`, `c`, ... and what happens at each, in order; then `answered`."""
+
+    def __init__(self, *names: str, contexts: dict[str, int] | None = None, **steps: list[Step]) -> None:
+        self.now = 100.0
+        self.clock: Callable[[], float] = lambda: self.now
+        self.steps = steps
+        self.asked: list[str] = []
+        self.suspected: list[str] = []
+        self.standings = {name: Standing(BreakerRules(jitter=0.0), lambda: 0.0) for name in names}
+        self.hops = {
+            name: Hop(name=name, standing=self.standings[name], suspect=lambda name=name: self.suspected.append(name))  # type: ignore[misc]  # a default binds the name
+            for name in names
+        }
+        self.reply = FakeReply()
+        self.contexts = contexts or {}
+        self.budget = RetryBudget(BudgetRules())
+
+    def exchange(self, request: Any = None, **more: Any) -> Exchange:
+        origin = Origin(wire="openai", operation="chat", body=more.pop("body", b"{}"))
+        exchange = Exchange(
+            request_id="r",
+            adapter=None,  # type: ignore[arg-type]  # nobody on this way speaks a protocol
+            operation=None,  # type: ignore[arg-type]
+            request=request or ChatRequest(origin=origin, model="m", output=Output(stream=True)),
+            reply=self.reply,  # type: ignore[arg-type]
+            client=Client(name="c"),
+            started_at=self.clock(),
+            **more,
+        )
+        exchange.model = "m"
+        exchange.deadline = self.clock() + 120
+        exchange.candidates = tuple(
+            Target(backend=name, model="m", name_there=f"{name}/m", context=self.contexts.get(name, 0))
+            for name in self.hops
+        )
+        return exchange
+
+    async def go(self, exchange: Exchange | None = None) -> Exchange:
+        exchange = exchange or self.exchange()
+        layer = Fallback(
+            None,  # type: ignore[arg-type]  # `dispatch` is called by itself
+            hops=self.hops,
+            budget=self.budget,
+            settings=SwitchingSettings(progress_after_s=0, progress_every_s=0.01),
+            clock=self.clock,
+        )
+
+        async def call_next() -> None:
+            assert exchange.target is not None
+            name = exchange.target.backend
+            self.asked.append(name)
+            steps = self.steps.get(name, [])
+            step = steps.pop(0) if steps else "answered"
+            if isinstance(step, GatewayError):
+                raise step
+            if callable(step):
+                await step(exchange)
+
+        await layer.dispatch(exchange, call_next)
+        return exchange
+
+
+def rejected(status: int, after: float | None = None, body: bytes = b"{}") -> BackendRejected:
+    return BackendRejected(
+        "x", backend="a", wire="openai", answer_status=status, headers={}, body=body, retry_after_s=after
+    )
+
+
+def outcomes(exchange: Exchange) -> list[tuple[str, str]]:
+    return [(attempt.target.backend, attempt.outcome) for attempt in exchange.attempts]
+
+
+# What a does (as often as it is asked), how often it is asked, and its breakers after three requests: (host, model).
+ROWS: list[tuple[Callable[[], GatewayError], str, int, str, str]] = [
+    (lambda: BackendUnavailable("x"), "unreachable", 1, "open", "closed"),
+    (lambda: BackendUnavailable("x", timed_out=True), "connect_timeout", 1, "open", "closed"),
+    (lambda: Waited("x"), "loading", 1, "closed", "closed"),
+    (lambda: Busy("x"), "not_had", 1, "closed", "closed"),
+    (lambda: ModelUnavailable("x"), "not_had", 1, "closed", "closed"),
+    (lambda: rejected(500), "server_error", 2, "closed", "open"),
+    (lambda: BackendBroken("x"), "server_error", 2, "closed", "open"),
+    (lambda: rejected(404), "rejected", 1, "closed", "closed"),
+    (lambda: rejected(401), "key_refused", 1, "closed", "open"),
+    (lambda: rejected(402), "unpaid", 1, "closed", "open"),
+    (lambda: BackendTimeout("x"), "first_byte_timeout", 1, "closed", "open"),
+]
+
+
+@pytest.mark.parametrize(("make", "outcome", "times", "host", "model"), ROWS)
+async def test_a_row_of_the_table(
+    make: Callable[[], GatewayError], outcome: str, times: int, host: str, model: str
+) -> None:
+    road = Road("a", "b", a=[make() for _ in range(9)])
+    first = await road.go()
+    assert outcomes(first) == [("a", outcome)] * times + [("b", "answered")]
+    assert first.reason == f"a: {outcome}"
+    assert first.hop == 1
+    for _ in range(2):
+        await road.go()
+    standing = road.standings["a"]
+    assert (standing.host.state(road.now), standing.models["a/m"].state(road.now)) == (host, model)
+    assert road.asked[-1] == "b"
+
+
+async def test_a_short_retry_after_is_waited_for_once_and_shown() -> None:
+    road = Road("a", "b", a=[rejected(429, 0.02)])
+    road.clock = clock = anyio.current_time
+    began_at = clock()
+    exchange = await road.go()
+    assert outcomes(exchange) == [("a", "busy"), ("a", "answered")]
+    assert clock() - began_at >= 0.02
+    assert road.reply.beats
+    assert road.reply.beats[0].phase == "fallback"
+
+
+async def test_a_long_retry_after_is_left_to_the_next_hop_and_heeded_by_the_following_requests() -> None:
+    road = Road("a", "b", a=[rejected(429, 60)])
+    assert outcomes(await road.go()) == [("a", "busy"), ("b", "answered")]
+    assert outcomes(await road.go()) == [("b", "answered")]
+    road.now += 61
+    assert outcomes(await road.go()) == [("a", "answered")]
+
+
+async def test_at_most_one_retry_and_three_hops_for_a_request() -> None:
+    road = Road("a", "b", "c", "d", **{name: [rejected(500) for _ in range(9)] for name in "abc"})
+    with pytest.raises(ModelUnavailable, match="d was not tried"):
+        await road.go()
+    assert road.asked == ["a", "a", "b", "c"]
+
+
+async def test_without_budget_nothing_is_retried() -> None:
+    road = Road("a", "b", a=[rejected(500) for _ in range(9)])
+    road.budget = RetryBudget(BudgetRules(share=0.0, per_second=0))
+    assert outcomes(await road.go()) == [("a", "server_error"), ("b", "answered")]
+
+
+@pytest.mark.parametrize("status", [400, 422, 409])
+async def test_a_wrong_request_goes_nowhere_else(status: int) -> None:
+    road = Road("a", "b", a=[rejected(status)])
+    with pytest.raises(BackendRejected):
+        await road.go()
+    assert road.asked == ["a"]
+
+
+async def test_a_request_that_one_protocol_has_no_words_for_goes_to_another() -> None:
+    road = Road("a", "b", a=[BadRequest("no words")])
+    assert outcomes(await road.go()) == [("a", "rejected"), ("b", "answered")]
+    with pytest.raises(BadRequest, match="first"):
+        await Road("a", "b", a=[BadRequest("first")], b=[BadRequest("second")]).go()
+
+
+async def test_what_is_too_long_goes_only_where_there_is_more_room() -> None:
+    body = b'{"error": {"type": "exceed_context_size_error"}}'
+    contexts = {"a": 4096, "b": 4096, "c": 8192}
+    road = Road("a", "b", contexts=contexts, a=[rejected(400, body=body)])
+    with pytest.raises(BackendRejected):
+        await road.go()
+    road = Road("a", "c", contexts=contexts, a=[rejected(400, body=body)])
+    assert outcomes(await road.go()) == [("a", "rejected"), ("c", "answered")]
+
+
+async def test_a_prompt_that_cannot_fit_skips_a_hop_only_if_another_has_room() -> None:
+    long = b'{"content": "%s"}' % (b"word " * 20_000)
+    road = Road("a", "b", contexts={"a": 4096, "b": 131072})
+    assert outcomes(await road.go(road.exchange(body=long))) == [("b", "answered")]
+    road = Road("a", "b", contexts={"a": 4096, "b": 2048})
+    assert outcomes(await road.go(road.exchange(body=long))) == [("a", "answered")]
+
+
+async def test_after_the_first_word_nobody_else_is_asked() -> None:
+    async def break_off(exchange: Exchange) -> None:
+        assert exchange.answering is not None
+        exchange.answering()
+        exchange.reply.committed = True
+        raise BackendBroken("x")
+
+    road = Road("a", "b", a=[break_off])
+    exchange = road.exchange()
+    with pytest.raises(BackendBroken):
+        await road.go(exchange)
+    assert outcomes(exchange) == [("a", "broken")]
+
+
+async def test_a_client_that_leaves_gives_its_pass_back() -> None:
+    road = Road("a", a=[BackendUnavailable("x") for _ in range(3)])
+    for _ in range(3):
+        with pytest.raises(ModelUnavailable):
+            await road.go()
+    road.now += 5
+
+    async def hang(exchange: Exchange) -> None:
+        await anyio.sleep_forever()
+
+    road.steps["a"] = [hang]
+    with anyio.move_on_after(0.01):
+        await road.go()
+    assert road.asked == ["a"] * 4
+    assert outcomes(await road.go()) == [("a", "answered")]
+
+
+async def test_a_fault_of_our_own_says_nothing_about_a_backend() -> None:
+    async def fault(exchange: Exchange) -> None:
+        raise ZeroDivisionError
+
+    road = Road("a", "b", a=[fault, NotFound("x")])
+    with pytest.raises(ZeroDivisionError):
+        await road.go()
+    with pytest.raises(NotFound):
+        await road.go()
+    assert road.asked == ["a", "a"]
+    assert road.standings["a"].state("a/m", road.now) == "closed"
+
+
+async def test_all_down_tells_each_hops_reason_and_when_the_first_is_tried_again() -> None:
+    road = Road("a", "b", a=[rejected(402)], b=[BackendTimeout("/secret") for _ in range(3)])
+    for _ in range(3):
+        with pytest.raises(ModelUnavailable) as raised:
+            await road.go()
+    with pytest.raises(ModelUnavailable) as raised:
+        await road.go()
+    assert raised.value.retry_after_s == 5.0
+    assert raised.value.message == (
+        "no backend could answer for m: a is left alone after failures (resting); "
+        "b is left alone after failures (resting)"
+    )
+
+
+async def test_only_what_cannot_be_reached_is_suspected() -> None:
+    road = Road("a", "b", "c", a=[BackendUnavailable("x")], b=[rejected(503)])
+    await road.go()
+    assert road.suspected == ["a"]
+
+
+async def test_what_must_stay_inside_never_reaches_the_outside(tmp_path: Path) -> None:
+    road = Road("a", "b")
+    outside = Hop(name="a", standing=road.standings["a"], local=False)
+    road.hops["a"] = outside
+    assert outcomes(await road.go(road.exchange(local_only=True))) == [("b", "answered")]
+    road.hops = {"a": outside}
+    for more in ({}, {"only": "a"}):
+        with pytest.raises(Forbidden):
+            await road.go(road.exchange(local_only=True, **more))
+    assert road.asked == ["b"]
+
+
+async def test_costs_are_counted_and_end_at_the_limit(tmp_path: Path) -> None:
+    async def cost(exchange: Exchange) -> None:
+        exchange.usage = Usage(cost=0.6)
+
+    road = Road("a", "b", a=[cost, cost])
+    spending = Spending(tmp_path / "spent", 1.0, lambda: 1e9)
+    road.hops["a"] = Hop(name="a", standing=road.standings["a"], local=False, spending=spending)
+    assert (await road.go()).cost == 0.6
+    assert (await road.go()).cost == 0.6
+    last = await road.go()
+    assert (outcomes(last), last.reason, last.cost) == ([("b", "answered")], "a: spent", None)
+
+
+async def test_an_order_asks_no_breaker_and_closes_none() -> None:
+    road = Road("a", a=[BackendUnavailable("x") for _ in range(3)])
+    for _ in range(3):
+        with pytest.raises(ModelUnavailable):
+            await road.go()
+    order = Control(origin=Origin(wire="ollama", operation="chat"), kind="unload", model="m")
+    assert outcomes(await road.go(road.exchange(order))) == [("a", "answered")]
+    assert road.standings["a"].state("a/m", road.now) == "open"
+
+
+class Calling(Waker):
+    """Counts its calls and sends nothing."""
+
+    def _send(self) -> None:
+        pass
+
+
+async def test_a_sleeping_machine_is_called_once_however_many_wait_and_they_go_on_when_it_is_awake() -> None:
+    road = Road("a", "b")
+    clock = anyio.current_time
+    waker = Calling("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=5), clock)
+    awake = False
+    road.hops["a"] = Hop(name="a", standing=road.standings["a"], supervised=True, reachable=lambda: awake, waker=waker)
+    road.clock = clock
+    async with anyio.create_task_group() as tasks:
+        for _ in range(10):
+            tasks.start_soon(road.go)
+        with anyio.fail_after(5):
+            while not road.reply.beats:
+                await anyio.lowlevel.checkpoint()
+        awake = True
+        waker.heard(True)
+    assert waker.calls == 1
+    assert road.asked == ["a"] * 10
+    assert {beat.phase for beat in road.reply.beats} == {"waking"}
+
+
+async def test_a_machine_that_does_not_wake_up_is_passed_over_and_left_in_peace() -> None:
+    road = Road("a", "b")
+    clock = anyio.current_time
+    waker = Calling("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=0.05), clock)
+    standing = Standing(BreakerRules(jitter=0.0, open_s=0.001, max_open_s=0.001), lambda: 0.0)
+    road.hops["a"] = Hop(name="a", standing=standing, supervised=True, reachable=lambda: False, waker=waker)
+    road.clock = clock
+    began_at = clock()
+    first = await road.go()
+    assert outcomes(first) == [("a", "unreachable"), ("b", "answered")]
+    assert clock() - began_at >= 0.05
+    began_at = clock()
+    await anyio.sleep(0.002)
+    await road.go()
+    assert clock() - began_at < 0.05
+    assert waker.calls == 1

@@ -1,0 +1,147 @@
+"""Machines of the chain that sleep, wake, die and come back: supervisors as processes of their own."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from fakes.openrouter import Router, open_router
+from system.chain import open_chain, plain, said
+from system.command import hostler
+from system.house import FAKE_ENGINE, free_port
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+
+ALL = "One two three"
+
+
+@pytest.fixture
+async def cloud() -> AsyncIterator[Router]:
+    async with open_router("cloud") as router:
+        yield router
+
+
+class Machine:
+    """A machine with a supervisor on a port of its own; `on` starts it, `off` pulls the plug."""
+
+    def __init__(self, folder: Path, **profile: Any) -> None:
+        self.port = free_port()
+        self._folder = folder
+        model = folder / "model.gguf"
+        model.write_bytes(b"not read by the scripted engine")
+        self._file = folder / "machine.yaml"
+        self._file.write_text(
+            json.dumps(
+                {
+                    "supervisor": {
+                        "listen": f"127.0.0.1:{self.port}",
+                        "engine": f"{sys.executable} -I -S {FAKE_ENGINE}",
+                        "stop_grace_s": 1.0,
+                    },
+                    "profiles": {"m": {"model": str(model), "env": {"FAKE_ENGINE": "{}"}, **profile}},
+                }
+            )
+        )
+        self._stack = ExitStack()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"kind": "supervisor", "url": f"http://127.0.0.1:{self.port}"}
+
+    async def on(self) -> None:
+        running = hostler("supervisor", "--config", str(self._file), errors=self._folder / "machine.log")
+        await anyio.to_thread.run_sync(self._stack.enter_context, running)
+
+    async def off(self) -> None:
+        await anyio.to_thread.run_sync(self._stack.close)
+
+
+async def test_a_sleeping_machine_is_woken_by_one_packet_and_answers_those_who_waited(
+    tmp_path: Path, cloud: Router
+) -> None:
+    machine = Machine(tmp_path)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as card:
+        card.bind(("127.0.0.1", 0))
+        card.setblocking(False)
+        wake = {"mac": "01:23:45:67:89:ab", "broadcast": f"127.0.0.1:{card.getsockname()[1]}", "wait_s": 30}
+        backends = {"pc": {**machine.settings, "wake": wake}, "cloud": plain(cloud)}
+        switching = {"progress_after_s": 0, "progress_every_s": 0.1}
+        async with open_chain(tmp_path, backends, gateway={"switching": switching}) as chain:
+            responses = []
+
+            async def ask() -> None:
+                responses.append(await chain.ask(stream=True))
+
+            async with anyio.create_task_group() as clients:
+                for _ in range(3):
+                    clients.start_soon(ask)
+                await anyio.wait_readable(card)
+                await machine.on()
+            try:
+                for response in responses:
+                    assert response.headers.get("x-hostler-reason") is None
+                    assert "wak" in response.text.lower()
+                assert [event.backend for event in chain.finished] == ["pc"] * 3
+                assert cloud.asked == []
+                card.recv(200)
+                with pytest.raises(BlockingIOError):
+                    card.recv(200)
+            finally:
+                await machine.off()
+
+
+async def test_a_machine_that_does_not_wake_up_is_passed_over(tmp_path: Path, cloud: Router) -> None:
+    machine = Machine(tmp_path)
+    wake = {"mac": "01:23:45:67:89:ab", "broadcast": "127.0.0.1:9", "wait_s": 0.3}
+    backends = {"pc": {**machine.settings, "wake": wake}, "cloud": plain(cloud)}
+    async with open_chain(tmp_path, backends) as chain:
+        for _ in range(3):
+            response = await chain.ask()
+            assert said(response) == f"cloud:{ALL}"
+        first, *others = chain.finished
+        assert first.reason == "pc: unreachable"
+        assert first.seconds >= 0.3
+        assert all(event.seconds < 0.25 for event in others)
+
+
+async def test_a_machine_that_dies_and_comes_back_is_used_again(tmp_path: Path, cloud: Router) -> None:
+    machine = Machine(tmp_path)
+    await machine.on()
+    try:
+        async with open_chain(tmp_path, {"pc": machine.settings, "cloud": plain(cloud)}) as chain:
+            assert (await chain.ask()).headers["x-hostler-backend"] == "pc"
+            await machine.off()
+            for _ in range(5):
+                assert said(await chain.ask()) == f"cloud:{ALL}"
+            await machine.on()
+            with anyio.fail_after(20):
+                while (await chain.ask()).headers["x-hostler-backend"] != "pc":  # noqa: ASYNC110 - a process comes up
+                    await anyio.sleep(0.05)
+    finally:
+        await machine.off()
+
+
+async def test_a_profile_says_who_may_answer_for_it_and_that_it_stays_inside(tmp_path: Path, cloud: Router) -> None:
+    machine = Machine(tmp_path, chain=["second", "pc"], local_only=True)
+    await machine.on()
+    try:
+        async with open_router("second") as second:
+            backends = {
+                "pc": machine.settings,
+                "cloud": plain(cloud, local=False),
+                "second": plain(second, local=False),
+            }
+            async with open_chain(tmp_path, backends) as chain:
+                response = await chain.ask()
+                assert response.headers["x-hostler-backend"] == "pc"
+                assert response.headers["x-hostler-reason"] == "second: outside"
+                assert cloud.asked == second.asked == []
+    finally:
+        await machine.off()
