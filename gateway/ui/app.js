@@ -1,1 +1,105 @@
+// The frame of the page: sections, the connection's state, the theme.
 
+import { h, say, set, show } from "./dom.js";
+import { connect, state, watch } from "./store.js";
+import * as present from "./now.js";
+import * as flow from "./flow.js";
+import * as switching from "./switching.js";
+import * as chain from "./chain.js";
+import * as charts from "./charts.js";
+import * as tryit from "./tryit.js";
+import * as logs from "./logs.js";
+import * as connecting from "./connect.js";
+
+const SECTIONS = [
+  ["now", "Now", present],
+  ["flow", "Flow", flow],
+  ["switching", "Switching", switching],
+  ["chain", "Chain", chain],
+  ["charts", "Charts", charts],
+  ["try", "Try it", tryit],
+  ["logs", "Logs", logs],
+  ["connect", "Connect", connecting],
+];
+
+const main = document.getElementById("main");
+const nav = document.getElementById("nav");
+const status = document.getElementById("link");
+const links = new Map();
+const views = new Map();
+let current = null;
+
+function build() {
+  const list = h("ul");
+  for (const [id, title] of SECTIONS) {
+    const anchor = h("a", { href: `#${id}` }, title);
+    links.set(id, anchor);
+    list.append(h("li", {}, anchor));
+  }
+  nav.append(list);
+  document.body.append(
+    h("div", { class: "told" }, h("p", { id: "said", role: "status" }), h("p", { id: "warned", role: "alert" })),
+  );
+}
+
+function go(focus) {
+  const [id, title, section] = SECTIONS.find(([name]) => `#${name}` === location.hash) ?? SECTIONS[0];
+  if (current === id) return;
+  views.get(current)?.leave?.();
+  current = id;
+  for (const [name, anchor] of links) set(anchor, "aria-current", name === id ? "page" : null);
+  if (!views.has(id)) {
+    const root = h("section", { class: "view", "aria-labelledby": `title-${id}` });
+    root.append(h("h2", { id: `title-${id}`, tabindex: "-1" }, title));
+    views.set(id, { root, ...section.build(root) });
+  }
+  const view = views.get(id);
+  main.replaceChildren(view.root);
+  document.title = `${title} · Hostler`;
+  view.enter?.();
+  view.update?.();
+  if (focus) document.getElementById(`title-${id}`).focus({ preventScroll: true });
+  scrollTo(0, 0);
+}
+
+const LINKS = { live: "live", connecting: "connecting …", reconnecting: "connection lost, trying again …", paused: "paused" };
+
+function update() {
+  say(status, LINKS[state.link]);
+  set(status, "data-kind", state.link);
+  views.get(current)?.update?.();
+}
+
+const THEMES = ["auto", "light", "dark"];
+
+function theme() {
+  const button = document.getElementById("theme");
+  let chosen = "auto";
+  try {
+    chosen = localStorage.getItem("hostler-theme") ?? "auto";
+  } catch {
+    /* nothing may be remembered here */
+  }
+  const apply = () => {
+    set(document.documentElement, "data-theme", chosen === "auto" ? null : chosen);
+    say(button, `Theme: ${chosen}`);
+  };
+  button.addEventListener("click", () => {
+    chosen = THEMES[(THEMES.indexOf(chosen) + 1) % THEMES.length];
+    try {
+      localStorage.setItem("hostler-theme", chosen);
+    } catch {
+      /* until the page is left, then */
+    }
+    apply();
+  });
+  apply();
+  show(button, true);
+}
+
+build();
+theme();
+watch(update);
+addEventListener("hashchange", () => go(true));
+go(false);
+connect();

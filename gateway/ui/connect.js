@@ -1,0 +1,112 @@
+// Connect: settings to paste into the programs that people use, with this gateway's own address.
+
+import { get } from "./api.js";
+import { h, tell } from "./dom.js";
+import { state } from "./store.js";
+
+const KEYED = document.querySelector("form[action='/ui/logout']") !== null;
+
+export function build(root) {
+  const list = h("div", { class: "recipes" });
+  const intro = h(
+    "p",
+    { class: "soft" },
+    KEYED ? "Put your key where it says YOUR_KEY; an administrator makes one with `hostler keys add NAME`." : "No key is needed on this machine; programs that insist on one take any word.",
+  );
+  root.append(intro, list);
+  let drawn = "";
+  let protocols = new Set();
+  get("/openapi.json")
+    .then((description) => {
+      protocols = new Set(Object.values(description.paths).flatMap((methods) => Object.values(methods).flatMap((each) => each.tags)));
+      drawn = "";
+      update();
+    })
+    .catch((error) => tell(error.message, true));
+  const update = () => {
+    const model = state.active ?? state.default ?? state.models[0]?.name ?? "MODEL";
+    const key = JSON.stringify([model, [...protocols]]);
+    if (key === drawn || !protocols.size) return;
+    drawn = key;
+    list.replaceChildren(...recipes(model).filter((each) => protocols.has(each.protocol)).map(card));
+  };
+  return { update };
+}
+
+function card({ title, where, text }) {
+  const code = h("pre", { tabindex: "0", "aria-label": `Settings for ${title}` }, h("code", {}, text));
+  const copy = h("button", { type: "button", class: "quiet", "aria-label": `Copy the settings for ${title}`, on: { click: () => copied(text, code) } }, "Copy");
+  return h("section", { class: "card", "aria-label": title }, h("div", { class: "head" }, h("h3", {}, title), h("span", { class: "end" }, copy)), h("p", { class: "soft small" }, where), code);
+}
+
+async function copied(text, code) {
+  try {
+    await navigator.clipboard.writeText(text);
+    tell("Copied.");
+  } catch {
+    // Browsers give pages without TLS no clipboard: the text is selected, ready to be copied.
+    getSelection().selectAllChildren(code);
+    tell(document.execCommand("copy") ? "Copied." : "Selected: press Ctrl+C.");
+  }
+}
+
+function recipes(model) {
+  const url = location.origin;
+  const key = KEYED ? "YOUR_KEY" : "unused";
+  const shell = (word) => `'${word.replaceAll("'", "'\\''")}'`;
+  return [
+    {
+      protocol: "openai",
+      title: "Hermes Desktop and Hermes Agent",
+      where: "In ~/.hermes/config.yaml; or in the app: Settings, Providers, a custom endpoint.",
+      text: `model:\n  provider: custom\n  base_url: ${url}/v1\n  api_key: ${key}\n  default: ${JSON.stringify(model)}`,
+    },
+    {
+      protocol: "openai",
+      title: "OpenAI SDKs",
+      where: "In the environment of the program, or in its code.",
+      text: `export OPENAI_BASE_URL=${url}/v1\nexport OPENAI_API_KEY=${key}\n\n# Python\nfrom openai import OpenAI\nclient = OpenAI(base_url="${url}/v1", api_key="${key}")\nclient.chat.completions.create(model=${JSON.stringify(model)},\n    messages=[{"role": "user", "content": "Hello!"}])`,
+    },
+    {
+      protocol: "openai",
+      title: "curl",
+      where: "In a terminal.",
+      text: `curl ${url}/v1/chat/completions \\\n  -H 'Content-Type: application/json' \\\n${KEYED ? `  -H 'Authorization: Bearer ${key}' \\\n` : ""}  -d ${shell(JSON.stringify({ model, messages: [{ role: "user", content: "Hello!" }] }))}`,
+    },
+    {
+      protocol: "openai",
+      title: "Open WebUI",
+      where: "In the environment of its container; or Admin Panel, Settings, Connections, OpenAI API.",
+      text: `ENABLE_OPENAI_API=true\nOPENAI_API_BASE_URL=${reachable(url)}/v1\nOPENAI_API_KEY=${key}`,
+    },
+    {
+      protocol: "ollama",
+      title: "Ollama clients",
+      where: "In the environment of `ollama` and of programs that use its library.",
+      text: `export OLLAMA_HOST=${url}\nollama run ${shell(model)}${KEYED ? `\n\n# Python\nfrom ollama import Client\nClient(host="${url}", headers={"Authorization": "Bearer ${key}"})` : ""}`,
+    },
+    {
+      protocol: "anthropic",
+      title: "Claude Code",
+      where: "In the terminal in which `claude` is started.",
+      text: `export ANTHROPIC_BASE_URL=${url}\nexport ANTHROPIC_AUTH_TOKEN=${key}\nexport ANTHROPIC_MODEL=${shell(model)}\nexport ANTHROPIC_SMALL_FAST_MODEL=${shell(model)}\nclaude`,
+    },
+    {
+      protocol: "lmstudio",
+      title: "LM Studio clients",
+      where: "As the address of the server.",
+      text: `${url}`,
+    },
+    {
+      protocol: "llamacpp",
+      title: "llama.cpp's clients",
+      where: "As the address of llama-server.",
+      text: `${url}`,
+    },
+  ];
+}
+
+/** Inside a container, this machine has another name. */
+function reachable(url) {
+  return url.replace(/\/\/(127\.0\.0\.1|localhost|\[::1\])/, "//host.docker.internal");
+}

@@ -1,0 +1,167 @@
+// Flow: requests on their way and the last ones, each with its way in time.
+
+import { badge, facts, h, keyed, say, set, show } from "./dom.js";
+import { clock, count, money, seconds, speed } from "./format.js";
+import { cancel } from "./orders.js";
+import { mayOperate } from "./rights.js";
+import { now, state } from "./store.js";
+
+const OUTCOMES = {
+  ok: ["ok", "good"],
+  failed: ["failed", "bad"],
+  broken: ["broke off", "bad"],
+  left: ["client left", "warn"],
+  waiting: ["waiting", "warn"],
+  reading: ["reading", ""],
+  writing: ["writing", "good"],
+};
+
+const COLUMNS = ["time", "outcome", "model", "client", "protocol", "queue", "switch", "first word", "speed", "total"];
+
+export function build(root) {
+  const search = h("input", { type: "search", id: "flow-search", autocomplete: "off" });
+  const only = h("select", { id: "flow-only" }, h("option", { value: "" }, "all"), h("option", { value: "bad" }, "with problems"), h("option", { value: "hop" }, "by a later hop"));
+  const flying = h("ol", { class: "flow", "aria-label": "Requests in flight" });
+  const past = h("ol", { class: "flow", "aria-label": "Last requests" });
+  const none = h("p", { class: "soft" }, "Nothing is in flight.");
+  const empty = h("p", { class: "soft" }, "Nothing to show yet.");
+  const summary = h("p", { class: "soft small" });
+  root.append(
+    h("div", { class: "card flying" }, h("h3", {}, "In flight"), none, columns(), flying),
+    h(
+      "div",
+      { class: "card" },
+      h("h3", {}, "Last requests"),
+      h(
+        "div",
+        { class: "fields" },
+        h("div", { class: "field wide" }, h("label", { for: "flow-search" }, "Model, client, backend or id"), search),
+        h("div", { class: "field" }, h("label", { for: "flow-only" }, "Show"), only),
+      ),
+      summary,
+      empty,
+      columns(),
+      past,
+    ),
+  );
+  const update = () => {
+    show(none, !state.flights.length);
+    keyed(flying, state.flights, (each) => each.id, (each) => row(each, true));
+    const words = search.value.trim().toLowerCase();
+    const shown = state.requests.filter((each) => fits(each, words, only.value));
+    keyed(past, shown, (each) => `${each.id} ${each.at}`, (each) => row(each, false));
+    show(empty, !shown.length);
+    const bad = shown.filter((each) => each.outcome !== "ok").length;
+    say(summary, shown.length ? `${shown.length} shown, ${bad || "none"} with problems` : "");
+  };
+  search.addEventListener("input", update);
+  only.addEventListener("change", update);
+  return { update };
+}
+
+function columns() {
+  return h("div", { class: "columns", "aria-hidden": "true" }, ...COLUMNS.map((name, index) => h("span", { class: index > 4 ? "num" : "" }, name)));
+}
+
+function fits(request, words, only) {
+  if (only === "bad" && request.outcome === "ok") return false;
+  if (only === "hop" && !request.hop) return false;
+  if (!words) return true;
+  return [request.model, request.asked, request.client, request.backend, request.id, request.protocol].some((text) => text?.toLowerCase().includes(words));
+}
+
+function row(first, live) {
+  const cells = Object.fromEntries(COLUMNS.map((name, index) => [name, h("span", index > 4 ? { class: "num", "data-label": name } : { class: name === "model" ? "name" : "" })]));
+  const kind = badge();
+  cells.outcome.append(kind.node);
+  const summary = h("summary", {}, ...COLUMNS.map((name) => cells[name]));
+  const inside = h("div", { class: "inside" });
+  const details = h("details", {}, summary, inside);
+  const stop = live && mayOperate && h("button", { type: "button", class: "danger", "aria-label": `Cancel ${first.id}`, on: { click: () => cancel(first.id, stop) } }, "Cancel");
+  const node = h("li", {}, details, stop);
+  let request = first;
+  let body = null;
+  const open = () => {
+    if (!details.open) return;
+    if (!body) inside.append(...(body = detail(live)).nodes);
+    body.update(request);
+  };
+  details.addEventListener("toggle", open);
+  const update = (fresh) => {
+    request = fresh;
+    const total = live ? Math.max(0, now() - request.at) : request.seconds;
+    const [word, colour] = OUTCOMES[live ? request.phase : request.outcome] ?? [request.outcome, ""];
+    kind.update(word, colour);
+    // A request is told when it ends: `at` is its end then, and its arrival while it is on its way.
+    say(cells.time, clock(live ? request.at : request.at - request.seconds));
+    const model = request.model ?? request.asked ?? "no model";
+    say(cells.model, request.asked && request.model && request.asked !== request.model ? `${request.asked} → ${model}` : model);
+    say(cells.client, request.client);
+    say(cells.protocol, request.protocol);
+    say(cells.queue, request.queue_s >= 0.001 ? seconds(request.queue_s) : "–");
+    say(cells.switch, request.switch_s >= 0.001 ? seconds(request.switch_s) : "–");
+    say(cells["first word"], seconds(request.first_word_s));
+    const rate = live ? null : speed(request);
+    say(cells.speed, rate ? `${rate.toFixed(rate < 10 ? 1 : 0)} t/s` : "–");
+    say(cells.total, seconds(total));
+    open();
+  };
+  return { node, update };
+}
+
+const PARTS = [
+  ["queue", "in the queue"],
+  ["switch", "switching"],
+  ["prefill", "reading the prompt"],
+  ["writing", "writing"],
+];
+
+function detail(live) {
+  const bar = h("div", { class: "bar", role: "img" });
+  const pieces = PARTS.map(([part]) => h("span", { "data-part": part }));
+  bar.append(...pieces);
+  const keys = PARTS.map(([part]) => h("li", { "data-part": part }));
+  const told = facts({
+    id: "Request",
+    began: "Began",
+    asked: "Asked for",
+    served: "Served by",
+    why: "Why there",
+    outcome: "Outcome",
+    tokens: "Tokens",
+    operation: "Operation",
+    cost: "Cost",
+  });
+  const attempts = h("ol", { class: "small" });
+  const update = (request) => {
+    const total = live ? Math.max(0, now() - request.at) : request.seconds;
+    const before = request.queue_s + request.switch_s;
+    const first = request.first_word_s ?? (live && request.phase !== "writing" ? total : total);
+    const lengths = [request.queue_s, request.switch_s, Math.max(0, first - before), Math.max(0, total - first)];
+    if (live && request.phase === "waiting") lengths.splice(0, 4, total, 0, 0, 0);
+    const sum = lengths.reduce((one, other) => one + other, 0) || 1;
+    PARTS.forEach(([, words], index) => {
+      show(pieces[index], lengths[index] / sum > 0.001);
+      pieces[index].style.flexGrow = lengths[index] / sum;
+      say(keys[index], `${words} ${seconds(lengths[index])}`);
+    });
+    set(bar, "aria-label", PARTS.map(([, words], index) => `${words} ${seconds(lengths[index])}`).join(", "));
+    told.update({
+      id: request.id,
+      began: clock(live ? request.at : request.at - request.seconds),
+      asked: request.asked ?? "no model named",
+      served: request.backend ? `${request.model ?? ""} on ${request.backend}${request.hop ? `, hop ${request.hop + 1}` : ""}` : "nobody",
+      why: request.backend ? request.reason || (request.hop ? "" : "the first in the chain") : "",
+      outcome: live ? request.phase : [request.status, request.code, request.backend ? "" : request.reason].filter(Boolean).join(" · "),
+      tokens: request.prompt_tokens || request.completion_tokens ? `${count(request.prompt_tokens)} read${request.cached_tokens ? ` (${count(request.cached_tokens)} remembered)` : ""}, ${count(request.completion_tokens)} written` : "",
+      operation: `${request.protocol} ${request.operation}${request.streamed ? ", streamed" : ""}`,
+      cost: request.cost ? money(request.cost) : "",
+    });
+    const tried = request.attempts ?? [];
+    show(attempts, tried.length > 1);
+    if (tried.length > 1 && attempts.childElementCount !== tried.length) {
+      attempts.replaceChildren(...tried.map((each) => h("li", {}, `${each.backend}: ${each.outcome.replaceAll("_", " ")} after ${seconds(each.seconds)}`)));
+    }
+  };
+  return { nodes: [bar, h("ul", { class: "key" }, ...keys), told.node, attempts], update };
+}

@@ -1,0 +1,135 @@
+// Now: hosts and their models, and what an operator may do with them.
+
+import { badge, facts, h, keyed, say, set, show } from "./dom.js";
+import { bytes, count, plural, seconds } from "./format.js";
+import { load, unload } from "./orders.js";
+import { mayOperate } from "./rights.js";
+import { now, state } from "./store.js";
+
+const STATES = {
+  stopped: ["not loaded", ""],
+  starting: ["loading", "warn"],
+  ready: ["ready", "good"],
+  stopping: ["stopping", "warn"],
+  backoff: ["trying again soon", "bad"],
+  failed: ["failed", "bad"],
+};
+
+export function build(root) {
+  const nothing = h("p", { class: "soft" }, "No host with a supervisor is configured; Chain shows the other backends.");
+  const hosts = h("div");
+  root.append(nothing, hosts);
+  return {
+    update() {
+      show(nothing, state.link === "live" && !state.hosts.length);
+      keyed(hosts, state.hosts, (host) => host.backend, hostCard);
+    },
+  };
+}
+
+function hostCard(first) {
+  const reach = badge();
+  const rule = h("span", { class: "soft small" });
+  const load_ = h("span", { class: "soft small end" });
+  const models = h("ul", { class: "models" });
+  const silent = h("p", { class: "bad" }, "Its supervisor does not answer; this is how things were last.");
+  const title = `host-${first.backend}`;
+  const node = h(
+    "section",
+    { class: "card", "aria-labelledby": title },
+    h("div", { class: "head" }, h("h3", { id: title }, first.backend), reach.node, rule, load_),
+    silent,
+    models,
+  );
+  const update = (host) => {
+    reach.update(host.reachable ? "reachable" : "silent", host.reachable ? "good" : "bad");
+    show(silent, !host.reachable);
+    const used = (host.host?.models ?? []).reduce((sum, each) => sum + each.memory_bytes + each.gpu_bytes, 0);
+    const budget = host.host?.budget_bytes;
+    say(rule, host.host?.exclusive ? "one model at a time" : budget ? `${bytes(used)} of ${bytes(budget)} in use` : "several models at a time");
+    say(load_, `${host.serving ? plural(host.serving, "answer") : "no answers"} in progress, ${host.waiting || "nobody"} waiting`);
+    keyed(models, rowsOf(host), (row) => row.profile.name, modelRow);
+  };
+  return { node, update };
+}
+
+function rowsOf(host) {
+  const statuses = new Map((host.host?.models ?? []).map((each) => [each.model, each]));
+  const engines = new Map((host.engines ?? []).map((each) => [each.model, each]));
+  const rows = (host.host?.profiles ?? []).map((profile) => ({
+    host,
+    profile,
+    status: statuses.get(profile.name),
+    engine: engines.get(profile.name),
+  }));
+  const rank = (row) => ["ready", "starting", "stopping"].indexOf(row.status?.state ?? "") + 1 || 9;
+  return rows.sort((one, other) => rank(one) - rank(other) || one.profile.name.localeCompare(other.profile.name));
+}
+
+function modelRow({ profile: { name } }) {
+  let row = null;
+  const kind = badge();
+  const active = badge("active", "good");
+  const also = h("p", { class: "soft small" });
+  const told = facts({ memory: "Memory", context: "Context", slots: "Slots in use", waiting: "Waiting", idle: "Unloads in", load: "Loads in" });
+  const bar = h("progress", { max: "100", "aria-label": `loading ${name}` });
+  const step = h("p", { class: "small soft" });
+  const failure = h("p", { class: "bad small" });
+  const loads = h("button", { type: "button", "aria-label": `Load ${name}`, on: { click: () => load(name, loads) } }, "Load");
+  const what = h("button", { type: "button", class: "quiet", "aria-label": `What if ${name} is loaded now?`, on: { click: () => load(name, loads, { always: true }) } }, "What if?");
+  const unloads = h(
+    "button",
+    { type: "button", class: "quiet", "aria-label": `Unload ${name}`, on: { click: () => unload(name, row.engine?.running ?? 0, unloads) } },
+    "Unload",
+  );
+  const node = h(
+    "li",
+    {},
+    h("div", { class: "head" }, h("h4", {}, name), kind.node, active.node),
+    also,
+    bar,
+    step,
+    told.node,
+    failure,
+    mayOperate && h("div", { class: "actions" }, loads, what, unloads),
+  );
+  const update = (fresh) => {
+    row = fresh;
+    const { profile, status, engine } = row;
+    const current = status?.state ?? "stopped";
+    const [word, colour] = STATES[current] ?? [current, ""];
+    kind.update(engine?.draining ? "finishing its answers" : word, engine?.draining ? "warn" : colour);
+    set(node, "data-state", current);
+    show(active.node, state.active === name && current === "ready");
+    say(also, [profile.aliases.length ? `also ${profile.aliases.join(", ")}` : "", profile.pinned ? "pinned" : "", profile.description].filter(Boolean).join(" · "));
+    show(also, also.textContent);
+    const loading = current === "starting";
+    show(bar, loading);
+    if (status?.percent === null || status?.percent === undefined) bar.removeAttribute("value");
+    else bar.value = status.percent;
+    const running = state.running.get(row.host.backend);
+    const phase = running?.switch.model === name ? running.switch.phase : loading ? "starting" : "";
+    const eta = status?.eta_s ?? running?.switch.eta_s;
+    say(step, phase && [phase, status?.percent != null && `${Math.round(status.percent)} %`, eta != null && `about ${seconds(eta)} left`].filter(Boolean).join(", "));
+    show(step, phase);
+    const memory = (status?.memory_bytes ?? 0) + (status?.gpu_bytes ?? 0);
+    told.update({
+      memory: memory ? bytes(memory) : profile.memory_bytes ? `needs ${bytes(profile.memory_bytes)}` : "",
+      context: profile.context ? count(profile.context) : "",
+      slots: current === "ready" && engine ? `${engine.running} of ${engine.parallel}` : "",
+      waiting: engine?.waiting || "",
+      idle: current === "ready" ? (profile.pinned ? "never" : engine?.idle_until ? seconds(Math.max(0, engine.idle_until - now())) : "") : "",
+      load: current === "stopped" && engine ? `about ${seconds(engine.load_s)}` : "",
+    });
+    say(failure, status?.failure?.message);
+    show(failure, status?.failure);
+    const up = ["ready", "starting"].includes(current);
+    show(loads, !up);
+    show(what, !up);
+    show(unloads, up);
+    const rivals = row.host.host?.exclusive && rowsOf(row.host).some((other) => other.status?.state === "ready");
+    say(loads, rivals ? "Switch to it" : "Load");
+    set(loads, "aria-label", rivals ? `Switch to ${name}` : `Load ${name}`);
+  };
+  return { node, update };
+}

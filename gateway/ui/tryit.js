@@ -1,0 +1,224 @@
+// Try it: a chat with any model, as any client would have it.
+
+import { events, leave, problem } from "./api.js";
+import { h, say, set, show, tell } from "./dom.js";
+import { count, seconds } from "./format.js";
+import { mayInfer } from "./rights.js";
+import { state } from "./store.js";
+
+const CLOCK = {
+  type: "function",
+  function: {
+    name: "current_time",
+    description: "Tells the date and the time.",
+    parameters: { type: "object", properties: { zone: { type: "string", description: "a time zone" } } },
+  },
+};
+
+export function build(root) {
+  if (!mayInfer) {
+    root.append(h("p", {}, "Your key may look, but not use models: it lacks the scope infer."));
+    return {};
+  }
+  const model = h("select", { id: "try-model" });
+  const system = h("input", { id: "try-system", autocomplete: "off", placeholder: "none" });
+  const limit = h("input", { id: "try-limit", type: "number", min: "1", max: "100000", placeholder: "none", inputmode: "numeric" });
+  const tools = h("input", { id: "try-tools", type: "checkbox" });
+  const text = h("textarea", { id: "try-text", rows: "3", placeholder: "Say something" });
+  const send = h("button", { type: "submit" }, "Send");
+  const stop = h("button", { type: "button", class: "danger", hidden: true }, "Stop");
+  const clear = h("button", { type: "button", class: "quiet" }, "New chat");
+  const talk = h("ol", { class: "talk", "aria-label": "Conversation" });
+  const step = h("p", { class: "small", role: "status" });
+  const bar = h("progress", { max: "100", hidden: true, "aria-label": "until the model answers" });
+  const form = h(
+    "form",
+    { class: "card" },
+    h(
+      "div",
+      { class: "fields" },
+      h("div", { class: "field wide" }, h("label", { for: "try-model" }, "Model"), model),
+      h("div", { class: "field wide" }, h("label", { for: "try-system" }, "System prompt"), system),
+      h("div", { class: "field" }, h("label", { for: "try-limit" }, "Most tokens"), limit),
+      h("div", { class: "field line" }, tools, h("label", { for: "try-tools" }, "Offer a tool (the time)")),
+    ),
+    h("div", { class: "field" }, h("label", { for: "try-text" }, "Message"), text),
+    h("div", { class: "actions" }, send, stop, clear),
+    step,
+    bar,
+  );
+  root.append(h("p", { class: "soft small" }, "Nothing of this is kept: neither here nor by the gateway."), talk, form);
+
+  let messages = [];
+  let abort = null;
+
+  const options = () => {
+    const names = state.models.filter((each) => each.listed).map((each) => each.name);
+    if (names.join("\n") === model.dataset.names) return;
+    const chosen = model.value || state.active || state.default;
+    model.dataset.names = names.join("\n");
+    model.replaceChildren(...names.map((name) => h("option", { value: name, selected: name === chosen }, name)));
+  };
+
+  const busy = (working) => {
+    send.disabled = working;
+    show(stop, working);
+    if (!working) show(bar, false);
+  };
+
+  const run = async () => {
+    const answer = entry("assistant", model.value);
+    talk.append(answer.node);
+    abort = new AbortController();
+    busy(true);
+    say(step, "Waiting …");
+    const began = performance.now();
+    try {
+      const body = { model: model.value, stream: true, stream_options: { include_usage: true }, messages: [...(system.value ? [{ role: "system", content: system.value }] : []), ...messages] };
+      if (limit.value) body.max_tokens = Number(limit.value);
+      if (tools.checked) body.tools = [CLOCK];
+      const response = await fetch("/v1/chat/completions", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: abort.signal });
+      if (!response.ok) {
+        if (response.status === 401) leave();
+        throw new Error(problem(await response.json().catch(() => null), response.status));
+      }
+      answer.via(response.headers);
+      await read(response.body, answer, began);
+    } catch (error) {
+      if (error.name === "AbortError") answer.note("stopped");
+      else {
+        answer.fail(error.message);
+        tell(error.message, true);
+      }
+      say(step, "");
+    }
+    busy(false);
+    abort = null;
+    const said = answer.message();
+    if (said) messages.push(said);
+    else messages.pop();
+    text.focus();
+  };
+
+  const read = async (stream, answer, began) => {
+    let first = null;
+    let usage = null;
+    for await (const { data } of events(stream)) {
+      if (data === "[DONE]") break;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new Error(problem(chunk, 0));
+      if (chunk.x_hostler) {
+        waiting(chunk.x_hostler);
+        continue;
+      }
+      if (chunk.usage) usage = chunk.usage;
+      const choice = chunk.choices?.[0];
+      if (!choice) continue;
+      if (answer.add(choice.delta ?? {}) && first === null) {
+        first = (performance.now() - began) / 1000;
+        show(bar, false);
+        say(step, "Answering …");
+      }
+      if (choice.finish_reason) answer.finish = choice.finish_reason;
+    }
+    const total = (performance.now() - began) / 1000;
+    const told = [first !== null && `first word after ${seconds(first)}`, `${seconds(total)} in all`];
+    if (usage) told.push(`${count(usage.prompt_tokens)} + ${count(usage.completion_tokens)} tokens`);
+    if (answer.finish && answer.finish !== "stop") told.push(answer.finish === "length" ? "cut at the limit" : answer.finish.replaceAll("_", " "));
+    answer.note(told.filter(Boolean).join(" · "));
+    say(step, "Done.");
+  };
+
+  const waiting = (progress) => {
+    const words = [progress.phase === "queued" ? `in line${progress.position ? `, place ${progress.position}` : ""}` : `${progress.phase} ${progress.model}`];
+    if (progress.percent !== null && progress.percent !== undefined) words.push(`${Math.round(progress.percent)} %`);
+    if (progress.eta_s) words.push(`about ${seconds(progress.eta_s)} left`);
+    say(step, words.join(", "));
+    show(bar, true);
+    if (progress.percent === null || progress.percent === undefined) bar.removeAttribute("value");
+    else bar.value = progress.percent;
+  };
+
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const said = text.value.trim();
+    if (!said || abort || !model.value) return;
+    text.value = "";
+    messages.push({ role: "user", content: said });
+    const mine = entry("user", "You");
+    mine.add({ content: said });
+    talk.append(mine.node);
+    run();
+  });
+  text.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      form.requestSubmit();
+    }
+  });
+  stop.addEventListener("click", () => abort?.abort());
+  clear.addEventListener("click", () => {
+    abort?.abort();
+    messages = [];
+    talk.replaceChildren();
+    say(step, "");
+    text.focus();
+  });
+  return { update: options };
+}
+
+/** One turn of the conversation: thinking, words and tool calls as they come. */
+function entry(role, name) {
+  const thought = h("div");
+  const thinking = h("details", { open: true, hidden: true }, h("summary", {}, "Thinking"), thought);
+  const words = h("div", { class: "said" });
+  const calls = h("div");
+  const foot = h("p", { class: "soft small" });
+  const from = h("p", { class: "soft small" }, name);
+  const node = h("li", { "data-role": role }, from, thinking, words, calls, foot);
+  const called = new Map();
+  let content = "";
+  const result = {
+    node,
+    finish: "",
+    add(delta) {
+      const thinks = delta.reasoning_content ?? delta.reasoning;
+      if (thinks) {
+        show(thinking, true);
+        thought.append(thinks);
+      }
+      if (delta.content) {
+        content += delta.content;
+        words.append(delta.content);
+      }
+      for (const call of delta.tool_calls ?? []) {
+        let known = called.get(call.index ?? 0);
+        if (!known) {
+          known = { id: call.id, name: "", arguments: "", node: h("pre", { tabindex: "0", "aria-label": "tool call" }) };
+          called.set(call.index ?? 0, known);
+          calls.append(h("p", { class: "small" }, "The model calls a tool:"), known.node);
+        }
+        known.id ??= call.id;
+        known.name += call.function?.name ?? "";
+        known.arguments += call.function?.arguments ?? "";
+        say(known.node, `${known.name}(${known.arguments})`);
+      }
+      return Boolean(thinks || delta.content || delta.tool_calls?.length);
+    },
+    via(headers) {
+      const backend = headers.get("x-hostler-backend");
+      const served = headers.get("x-hostler-model");
+      if (backend) say(from, `${served ?? name} on ${backend}`);
+    },
+    note(text) {
+      say(foot, text);
+      if (content) thinking.open = false;
+    },
+    fail(text) {
+      set(foot, "class", "bad small");
+      say(foot, text);
+    },
+    message: () => (content ? { role: "assistant", content } : null),
+  };
+  return result;
+}
