@@ -99,6 +99,8 @@ class Gateway:
         }
         self._hosts = hosts
         cloud = CloudTransport()
+        if not all(backend.in_the_house for backend in self._settings.backends.values()):
+            cloud.client()  # loads certificates, which nobody should wait for later
         backends = _backends(self._settings, self._supervisors, lan, cloud)
         chain = Chain(
             self._settings,

@@ -128,7 +128,10 @@ class HttpProbe:
         """Whether somebody answers. A refused key is an answer; what a broken proxy says in its place is none."""
         if self._client is None:
             limits = httpx.Limits(max_keepalive_connections=0)
-            self._client = httpx.AsyncClient(trust_env=self._proxied, limits=limits, timeout=self._timeout)
+            # Without TLS no certificates are needed, and loading them holds everything up for 40 ms.
+            self._client = httpx.AsyncClient(
+                verify=self._url.startswith("https:"), trust_env=self._proxied, limits=limits, timeout=self._timeout
+            )
         try:
             async with self._client.stream("GET", self._url, headers=self._headers) as answer:
                 return answer.status_code < 500 or answer.status_code == 503
