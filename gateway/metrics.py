@@ -27,6 +27,7 @@ class Metrics:
     def __init__(self, waiting: Callable[[], Iterable[tuple[str, int, int]]]) -> None:
         self._registry = CollectorRegistry()
         registry = self._registry
+        self._known: dict[tuple[Histogram, tuple[str, ...]], Histogram] = {}
         self._duration = Histogram(
             "gen_ai_server_request_duration_seconds",
             "From a request's arrival to the end of its answer.",
@@ -101,17 +102,25 @@ class Metrics:
         if backend == "":
             # Probes, and what was refused at the door: counted by duration, under no model's name.
             model = ""
-        self._duration.labels(event.protocol, event.operation, model, backend, event.outcome).observe(event.seconds)
+        series = self._series
+        series(self._duration, event.protocol, event.operation, model, backend, event.outcome).observe(event.seconds)
         if backend == "":
             return
-        self._queue_wait.labels(model).observe(event.queue_s)
+        series(self._queue_wait, model).observe(event.queue_s)
         if event.first_word_s is not None:
-            self._first_word.labels(model, backend).observe(event.first_word_s)
+            series(self._first_word, model, backend).observe(event.first_word_s)
         if event.completion_tokens:
-            self._tokens.labels(model, backend, "input").observe(event.prompt_tokens)
-            self._tokens.labels(model, backend, "output").observe(event.completion_tokens)
+            series(self._tokens, model, backend, "input").observe(event.prompt_tokens)
+            series(self._tokens, model, backend, "output").observe(event.completion_tokens)
         if event.hop and event.outcome == "ok":
             self._fallbacks.labels(model, backend).inc()
+
+    def _series(self, metric: Histogram, *labels: str) -> Histogram:
+        """The metric's series for these labels. The library would check and lock for each event."""
+        known = self._known.get((metric, labels))
+        if known is None:
+            known = self._known[metric, labels] = metric.labels(*labels)
+        return known
 
     def _switched(self, backend: str, switch: SwitchMoved) -> None:
         if switch.phase in ("ready", "failed"):
