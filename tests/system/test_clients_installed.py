@@ -1,0 +1,172 @@
+"""Other people's clients, unmodified, each in an environment of its own, against the whole product.
+
+They are many and heavy, so that the folder with their environments is made elsewhere and named by
+`HOSTLER_TEST_CLIENTS`: `langchain`, `litellm`, `llm` and `hermes` for Python, `js` with its `node_modules`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from system.house import House, OpenHouse
+
+INSTALLED = os.environ.get("HOSTLER_TEST_CLIENTS")
+PROGRAMS = Path(__file__).parent / "programs"
+WORDS = "word0 word1 word2 word3 word4 "
+
+# Every model takes a moment to load, and whoever waits for it is told at once and often.
+PROFILES: dict[str, Any] = {
+    "a": {"default": True, "aliases": ["alpha"], "context": 65536, "script": {"ready_after": 0.6}},
+    "org/b": {"context": 70000, "script": {"ready_after": 0.6}},
+}
+EAGER = {"switching": {"progress_after_s": 0, "progress_every_s": 0.1}}
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(INSTALLED is None, reason="HOSTLER_TEST_CLIENTS names no folder with their environments"),
+]
+
+
+async def run(command: list[str], folder: Path, **environ: str) -> str:
+    """What a command prints. It gets a home of its own and no settings of the person who runs the tests."""
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "TMPDIR")}
+    done = await anyio.run_process(
+        command, cwd=folder, env={**kept, "HOME": str(folder), "NO_PROXY": "127.0.0.1", **environ}, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
+    return done.stdout.decode()
+
+
+async def python(client: str, house: House, folder: Path, **environ: str) -> Any:
+    """What the program of a client for Python tells."""
+    program = str(PROGRAMS / f"{client}_client.py")
+    command = [f"{INSTALLED}/{client}/bin/python", program, house.url, "a", "org/b"]
+    return json.loads((await run(command, folder, **environ)).splitlines()[-1])
+
+
+async def node(client: str, house: House, folder: Path) -> Any:
+    """What the program of a client for JavaScript tells. Packages are looked for beside the program."""
+    program = folder / f"{client}_client.mjs"
+    program.write_text((PROGRAMS / program.name).read_text())
+    (folder / "node_modules").symlink_to(f"{INSTALLED}/js/node_modules")
+    return json.loads(await run(["node", str(program), house.url, "a", "org/b"], folder))
+
+
+async def test_langchain_reads_streams_with_progress_in_them(open_house: OpenHouse, tmp_path: Path) -> None:
+    async with open_house(PROFILES, gateway=EAGER) as house:
+        told = await python("langchain", house, tmp_path)
+        assert house.starts() == ["a", "org/b"]
+    answer = {"words": WORDS, "usage": 5, "whole": WORDS}
+    assert told == {"openai": answer, "ollama": answer}
+
+
+async def test_litellm_reads_streams_with_progress_in_them_in_every_protocol(
+    open_house: OpenHouse, tmp_path: Path
+) -> None:
+    async with open_house(PROFILES, gateway=EAGER) as house:
+        told = await python("litellm", house, tmp_path, LITELLM_LOCAL_MODEL_COST_MAP="True")
+        assert house.starts() == ["a", "org/b"] * 3 + ["a"]
+    assert set(told) == {"openai", "hosted_vllm", "lm_studio", "llamafile", "ollama_chat", "ollama", "anthropic"}
+    for protocol, answer in told.items():
+        assert answer == {"words": WORDS, "finish": "stop", "whole": WORDS, "usage": 5}, protocol
+
+
+async def test_llm_with_its_plugin_for_ollama_lists_and_asks(open_house: OpenHouse, tmp_path: Path) -> None:
+    async with open_house(PROFILES, gateway=EAGER) as house:
+        environ = {"OLLAMA_HOST": house.url, "LLM_USER_PATH": str(tmp_path)}
+        command = f"{INSTALLED}/llm/bin/llm"
+        listed = await run([command, "models"], tmp_path, **environ)
+        assert "ollama/org/b" in listed
+        assert house.starts() == []
+        assert await run([command, "-m", "ollama/a", "Hello"], tmp_path, **environ) == WORDS + "\n"
+        whole = [command, "-m", "ollama/org/b", "--no-stream", "-s", "Be brief", "-o", "temperature", "0", "Hello"]
+        assert await run(whole, tmp_path, **environ) == WORDS + "\n"
+
+
+async def test_ollamas_package_for_javascript(open_house: OpenHouse, tmp_path: Path) -> None:
+    async with open_house(PROFILES, gateway=EAGER) as house:
+        told = await node("ollama", house, tmp_path)
+    assert told == {
+        "models": ["a:latest", "alpha:latest", "org/b:latest"],
+        "capabilities": ["completion"],
+        "words": WORDS,
+        "finish": [True, "stop", 5],
+        "whole": WORDS,
+        "generated": WORDS,
+        "running": ["org/b:latest"],
+        "refused": [404, "model 'no-such-model' not found"],
+    }
+
+
+async def test_openais_package_for_javascript_reads_a_stream_with_progress_in_it(
+    open_house: OpenHouse, tmp_path: Path
+) -> None:
+    async with open_house(PROFILES, gateway=EAGER) as house:
+        told = await node("openai", house, tmp_path)
+    assert told.pop("waited") >= 3
+    models = ["org/b", "a", "alpha"]
+    assert told == {"words": WORDS, "helped": WORDS, "whole": WORDS, "models": models}
+
+
+async def test_anthropics_package_for_javascript_reads_a_stream_with_progress_in_it(
+    open_house: OpenHouse, tmp_path: Path
+) -> None:
+    async with open_house(PROFILES, gateway=EAGER) as house:
+        told = await node("anthropic", house, tmp_path)
+    models = ["org/b", "a", "alpha"]
+    assert told == {"words": WORDS, "finish": "end_turn", "usage": 5, "whole": WORDS, "models": models}
+
+
+async def test_vercels_package_reads_a_stream_with_progress_in_it(open_house: OpenHouse, tmp_path: Path) -> None:
+    async with open_house(PROFILES, gateway=EAGER) as house:
+        told = await node("ai", house, tmp_path)
+    answer = {"words": WORDS, "errors": [], "finish": "stop", "usage": 5, "whole": WORDS}
+    assert told == {"openai": answer, "compatible": answer}
+
+
+def hermes_home(house: House, folder: Path, provider: str, model: str) -> str:
+    """The folder with Hermes' settings: this model of this gateway."""
+    home = folder / "hermes"
+    home.mkdir(exist_ok=True)
+    chosen = {"provider": provider, "base_url": f"{house.url}/v1", "default": model}
+    (home / "config.yaml").write_text(json.dumps({"model": chosen}))
+    return str(home)
+
+
+async def test_hermes_finds_out_what_it_needs_and_starts_no_engine(open_house: OpenHouse, tmp_path: Path) -> None:
+    async with open_house(PROFILES) as house:
+        told = await python("hermes", house, tmp_path, HERMES_HOME=hermes_home(house, tmp_path, "custom", "a"))
+        assert house.starts() == []
+    assert told == {
+        "kind": "lm-studio",
+        "models": ["a", "alpha", "org/b"],
+        "models at the root": ["a", "alpha", "org/b"],
+        "context": [65536, 70000],
+        "known": True,
+        "unknown": False,
+        "known to LM Studio's": True,
+        "unknown to LM Studio's": False,
+        "loaded": 70000,
+        "switched": [True, "org/b"],
+    }
+
+
+@pytest.mark.parametrize("provider", ["custom", "lmstudio"])
+async def test_hermes_chats_with_one_model_then_with_the_other(
+    open_house: OpenHouse, tmp_path: Path, provider: str
+) -> None:
+    async with open_house(PROFILES, gateway=EAGER) as house:
+        for model in ("a", "org/b"):
+            home = hermes_home(house, tmp_path, provider, model)
+            command = [f"{INSTALLED}/hermes/bin/hermes", "-z", "Hello"]
+            assert WORDS.strip() in await run(command, tmp_path, HERMES_HOME=home)
+        assert house.starts() == ["a", "org/b"]
+        asked = [json.loads(note["body"]) for note in house.asked()]
+        assert [body["model"] for body in asked] == ["a", "org/b"]
+        assert all(body["tools"] for body in asked)
