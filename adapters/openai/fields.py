@@ -181,4 +181,7 @@ def _token(piece: LogprobPiece) -> TokenLogprob:
 
 
 def _first(*numbers: int | None) -> int:
-    return next((number for number in numbers if number is not None), 0)
+    for number in numbers:
+        if number is not None:
+            return number
+    return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -9,6 +10,10 @@ import msgspec
 from hostler.adapters import framing
 
 _decode = msgspec.json.Decoder().decode
+_decode_text = msgspec.json.Decoder(str).decode
+
+# Where an event that is nothing but the next piece of a message holds it.
+_PIECE = re.compile(rb'"delta":\s*\{\s*"(content|reasoning_content)":\s*("(?:[^"\\]|\\.)*")')
 
 _OBJECTS = {"chat.completion.chunk": "chat.completion"}
 # Said once, or said again the same in each event: the first one counts. Every other string is the next piece.
@@ -22,20 +27,26 @@ _STREAM_ONLY = frozenset({"prompt_progress", "x_hostler"})
 class AnswerFold:
     """Collects events and gives the whole answer in the form that the server itself would have sent."""
 
-    __slots__ = ("_choices", "_response", "_top")
+    __slots__ = ("_after", "_before", "_choices", "_response", "_top", "_words")
 
     def __init__(self) -> None:
+        self._before = self._after = b""
+        self._words: _Words | None = None
         self._top: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
         self._response: dict[str, Any] | None = None
 
     def add_events(self, block: bytes) -> None:
         """Takes in all events of a block of whole events."""
-        for _, data in framing.events(block):
-            if data != b"[DONE]":
+        for whole in framing.split(block):
+            if self._is_next_piece(whole):
+                continue
+            _, data = framing.read(whole)
+            if data is not None and data != b"[DONE]":
                 event = _decode(data)
                 if isinstance(event, dict):
                     self.add(event)
+                    self._learn(whole, event)
 
     def add(self, event: dict[str, Any]) -> None:
         """Takes in one event."""
@@ -59,6 +70,43 @@ class AnswerFold:
                 self._top.setdefault(name, value)
             elif value is not None or name not in self._top:
                 self._top[name] = value
+
+    def _is_next_piece(self, event: bytes) -> bool:
+        """Take the event in without decoding it if it is the one before, byte for byte, but for the piece of text."""
+        before, after = self._before, self._after
+        if (
+            self._words is None
+            or not event.startswith(before)
+            or not event.endswith(after)
+            or len(event) < len(before) + len(after)
+        ):
+            return False
+        try:
+            self._words.append(_decode_text(event[len(before) : len(event) - len(after)]))
+        except msgspec.DecodeError:
+            return False
+        return True
+
+    def _learn(self, whole: bytes, event: dict[str, Any]) -> None:
+        """Remember what stands around the piece, if nothing else in such an event adds to the answer."""
+        self._words = None
+        choices = event.get("choices")
+        if not isinstance(choices, list) or len(choices) != 1 or len(self._choices) != 1:
+            return
+        choice = choices[0]
+        delta = choice.get("delta")
+        if (
+            not isinstance(delta, dict)
+            or len(delta) != 1
+            or any(choice.get(name) for name in choice if name != "delta")
+        ):
+            return
+        match = _PIECE.search(whole)
+        if match is None or len(_PIECE.findall(whole)) != 1:
+            return
+        words = self._choices[choice.get("index") or 0]["message"].get(match[1].decode())
+        if isinstance(words, _Words):
+            self._before, self._after, self._words = whole[: match.start(2)], whole[match.end(2) :], words
 
     def result(self) -> bytes:
         """The whole answer as JSON."""
