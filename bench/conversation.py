@@ -1,6 +1,6 @@
 """What a switch costs: a long conversation that goes away and comes back, and the time that is ours beside the engine's.
 
-`python -m bench.conversation` runs both; `engine` or `instant` one of them. The real engine is the embedded one with the
+`python -m bench.conversation` runs all; `engine`, `instant` or `ready` one part. The real engine is the embedded one with the
 shipped model, which is fetched the first time.
 """
 
@@ -10,7 +10,6 @@ import argparse
 import http.client
 import json
 import os
-import re
 import statistics
 import struct
 import subprocess
@@ -38,6 +37,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What a client saw, in seconds from its request on, and what the engine says it did."""
 
     first_byte_s: float
+    first_word_s: float
     seconds: float
     prompt_n: int | None
     cache_n: int | None
@@ -51,7 +51,7 @@ def gateway(document: dict[str, Any], folder: Path) -> Iterator[http.client.HTTP
     port = free_port()
     path.write_text(json.dumps({"gateway": {"listen": [f"127.0.0.1:{port}"]}, **document}))
     command = [sys.executable, "-m", "hostler.gateway", "up", "--config", str(path)]
-    environ = {"HOSTLER_SLOTS": "", "PYTHONUNBUFFERED": "1"}
+    environ = {"PYTHONUNBUFFERED": "1"}
     with running(command, log, environ) as process:
         deadline = time.monotonic() + 120
         while "listens on" not in log.read_text():
@@ -73,27 +73,23 @@ def ask(connection: http.client.HTTPConnection, model: str, messages: list[dict[
     response = connection.getresponse()
     first = response.read(1)
     first_byte_s = time.perf_counter() - began
-    data = first + response.read()
-    seconds = time.perf_counter() - began
     if response.status != 200:
-        raise RuntimeError(f"{response.status}: {data.decode()}")
+        raise RuntimeError(f"{response.status}: {(first + response.read()).decode()}")
     timings: dict[str, Any] = {}
-    text = ""
-    for line in data.split(b"\n"):
+    text, first_word_s, line = "", 0.0, first + response.readline()
+    while line:
         if line.startswith(b"data: {"):
             event = json.loads(line[6:])
             timings = event.get("timings") or timings
             text += "".join(choice["delta"].get("content") or "" for choice in event["choices"])
+            if text and not first_word_s:
+                first_word_s = time.perf_counter() - began
+        line = response.readline()
+    seconds = time.perf_counter() - began
     return Answer(
-        first_byte_s=first_byte_s, seconds=seconds, prompt_n=timings.get("prompt_n"), cache_n=timings.get("cache_n"),
+        first_byte_s=first_byte_s, first_word_s=first_word_s, seconds=seconds, prompt_n=timings.get("prompt_n"), cache_n=timings.get("cache_n"),
         text=text,
     )  # fmt: skip
-
-
-def switches(connection: http.client.HTTPConnection) -> list[dict[str, Any]]:
-    """The last switches and where their time went, as the gateway tells it."""
-    connection.request("GET", "/admin/status", headers={"Accept": "application/json"})
-    return json.loads(connection.getresponse().read()).get("switches", [])  # type: ignore[no-any-return]
 
 
 def conversation() -> list[dict[str, str]]:
@@ -131,17 +127,17 @@ def engine(kept: bool, threads: int) -> None:
                 read = answer.prompt_n or 0
                 total = read + (answer.cache_n or 0)
                 print(
-                    f"  {what:18} first byte {answer.first_byte_s:7.3f} s   prompt {total:5} tokens, "
+                    f"  {what:18} first word {answer.first_word_s:7.3f} s   prompt {total:5} tokens, "
                     f"read {read:5} ({100 * read / max(1, total):5.1f} %)"
                 )
         spent(folder / "log")
 
 
 def spent(log: Path) -> None:
-    """Where the switches' time went, out of the log."""
+    """What was kept and given back, out of the log."""
     for line in log.read_text().splitlines():
-        if re.search(r"is ready after|conversations of|conversations back", line):
-            print("  " + line.partition(": ")[2])
+        if " kept " in line or "conversations back" in line or "is ready after" in line:
+            print("  " + line.rpartition(": ")[2])
 
 
 def write_gguf(path: Path) -> None:
@@ -191,11 +187,9 @@ def instant(times: int = 20) -> None:
         write_gguf(model)
         profile = {"model": str(model)}
         document = {
-            "gateway": {},
             "supervisor": {"engine": f"{sys.executable} -I -S -E {INSTANT}", "slots_dir": str(folder / "slots")},
             "profiles": {"a": profile, "b": profile},
         }
-        del document["gateway"]
         with gateway(document, folder) as connection:
             for model_name in ("a", "b"):
                 ask(connection, model_name, [{"role": "user", "content": "Hi"}])
@@ -206,7 +200,6 @@ def instant(times: int = 20) -> None:
                 ask(connection, "ab"[(times - 1) % 2], [{"role": "user", "content": "Hi"}]).first_byte_s
                 for _ in range(20)
             )
-        spent(folder / "log")
     median, bare = statistics.median(taken), bare_start()
     print(f"{times} alternating switches, instant engine: request to first byte")
     print(f"  median {1000 * median:6.1f} ms, best {1000 * min(taken):.1f}, worst {1000 * max(taken):.1f}")
@@ -214,14 +207,47 @@ def instant(times: int = 20) -> None:
     print(f"  the switch itself {1000 * (median - bare - hot):.1f} ms")
 
 
+def ready() -> None:
+    """From the moment in which a scripted engine gets ready to the first byte of its answer, for slow and quick ones."""
+    scripted = Path(__file__).parents[1] / "tests" / "fakes" / "fake_engine.py"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model, notes = folder / "model.gguf", folder / "notes"
+        write_gguf(model)
+        delays = {f"after-{seconds}": seconds for seconds in (0, 0.1, 0.3, 0.6, 1.0, 1.3, 2.5)}
+        profiles = {
+            each: {"model": str(model), "env": {"FAKE_ENGINE": json.dumps({"ready_after": s, "log": str(notes)})}}
+            for each, s in delays.items()
+        }
+        settings = {"engine": f"{sys.executable} -I -S {scripted}", "slots_dir": str(folder / "slots")}
+        print("from ready to the first byte, for engines that get ready after")
+        with gateway({"supervisor": settings, "profiles": profiles}, folder) as connection:
+            for each, seconds in delays.items():
+                taken = []
+                for _ in range(3):
+                    began = time.time()
+                    answer = ask(connection, each, [{"role": "user", "content": "Hi"}])
+                    events = [json.loads(line) for line in notes.read_text().splitlines()]
+                    at = [event["time"] for event in events if (event["event"], event["model"]) == ("ready", each)][-1]
+                    taken.append(began + answer.first_word_s - at)
+                    ask(
+                        connection,
+                        next(other for other in delays if other != each),
+                        [{"role": "user", "content": "Hi"}],
+                    )
+                print(f"  {seconds:3} s   {1000 * statistics.median(taken):6.1f} ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.conversation", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["engine", "instant", "both"], default="both")
+    parser.add_argument("what", nargs="?", choices=["engine", "instant", "ready"])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the real engine")
     options = parser.parse_args()
-    if options.what != "engine":
+    if options.what in (None, "instant"):
         instant()
-    if options.what != "instant":
+    if options.what in (None, "ready"):
+        ready()
+    if options.what in (None, "engine"):
         for kept in (False, True):
             engine(kept, options.threads)
 

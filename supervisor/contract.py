@@ -105,7 +105,10 @@ class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One model's process. `since` is in seconds since the epoch, `percent` is of the load under way."""
+    """One model's process. `since` is in seconds since the epoch, `percent` is of the load under way.
+
+    `spent` is where the time of the last switch to it went, in seconds by phase.
+    """
 
     model: str
     state: State
@@ -116,6 +119,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     eta_s: float | None = None
     memory_bytes: int = 0
     gpu_bytes: int = 0
+    spent: dict[str, float] = {}
     failure: Failure | None = None
 
 

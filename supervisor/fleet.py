@@ -266,6 +266,9 @@ class Fleet:
             order.fail(error.failure)
         else:
             order.done(address)
+            member.spent = order.spent
+            where = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in member.spent.items())
+            logger.info("%s is ready after %.3f s (%s)", member.name, sum(member.spent.values()), where or "it was")
 
     async def _clear_the_way(self, member: Member, order: Order) -> None:
         """Stop, side by side, all that may not live beside `member`."""
@@ -413,7 +416,7 @@ class Fleet:
             model=member.name, state=process.state, since=process.since, generation=process.generation,
             pid=process.pid, percent=order.percent if order is not None and starting else None,
             eta_s=order.eta_s if order is not None and starting else None,
-            memory_bytes=member.usage.rss, gpu_bytes=member.usage.gpu, failure=process.failure,
+            memory_bytes=member.usage.rss, gpu_bytes=member.usage.gpu, spent=member.spent, failure=process.failure,
         )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ class Member:
         self.description = Description()
         self.retired = False
         self.usage = Usage()
+        self.spent: dict[str, float] = {}
         self._seen: Observed | None = None
         self._scope: anyio.CancelScope | None = None
 

@@ -100,6 +100,11 @@ class Order:
                 self._tell(self.moved())
 
     @property
+    def spent(self) -> dict[str, float]:
+        """Where the time went so far: finished phases, in seconds."""
+        return {phase: round(seconds, 6) for phase, seconds in self._spent.items()}
+
+    @property
     def percent(self) -> float | None:
         """How much is fetched, or loaded: by the time it took before, else by what the engine says."""
         if self._phase == "ready":

@@ -303,6 +303,7 @@ async def test_a_switch_is_told_phase_by_phase(scripted: Scripted, running: Runn
         assert set(last.spent) >= {"saving", "stopping", "starting", "loading", "restoring"}
         assert last.spent["loading"] >= 0.09
         assert abs(sum(last.spent.values()) - last.elapsed_s) < 0.02
+        assert fleet.status_now().models[1].spent == pytest.approx(last.spent, abs=1e-5)
 
 
 async def test_a_download_is_a_phase_with_its_own_progress(scripted: Scripted, running: Running, journal: Any) -> None:
