@@ -7,7 +7,7 @@ import re
 
 from hostler.adapters.errors import BackendUnavailable, Busy, GatewayError, ModelUnavailable, Waited
 from hostler.gateway.switching.scheduler import Refuse
-from hostler.supervisor.contract import Failure, FailureKind
+from hostler.supervisor.contract import Failure, FailureKind, HostStatus
 
 _WHAT: dict[FailureKind, str] = {
     "file_missing": "its file is not there",
@@ -76,7 +76,7 @@ def unloaded(model: str) -> GatewayError:
     return ModelUnavailable(f"{model} was unloaded on request; ask again to load it", model=model)
 
 
-def refusal(refuse: Refuse, host: str) -> GatewayError:
+def refusal(refuse: Refuse, host: str, status: HostStatus | None = None) -> GatewayError:
     """A refused turn as the error that its client is told."""
     model, after = refuse.model, refuse.retry_after_s
     if refuse.cause == "queue_full":
@@ -99,8 +99,18 @@ def refusal(refuse: Refuse, host: str) -> GatewayError:
         return unloaded(model)
     if refuse.cause == "does_not_fit":
         return ModelUnavailable(
-            f"{model} can never fit into the memory budget of {host}; raise supervisor.memory_budget or give the "
-            "profile a smaller size",
+            f"{model} can never fit into the memory budget of {host}{_sum(model, status)}; raise "
+            "supervisor.memory_budget or give the profile a smaller size",
             model=model,
         )
     return ModelUnavailable(explain(model, host, refuse.failure), retry_after_s=after or None, model=model)
+
+
+def _sum(model: str, status: HostStatus | None) -> str:
+    """What it needs and what there is, if that is known."""
+    needs = [profile.memory_bytes for profile in status.profiles if profile.name == model] if status else []
+    if status is None or not needs or status.budget_bytes is None:
+        return ""
+    pinned = sum(profile.memory_bytes for profile in status.profiles if profile.pinned and profile.name != model)
+    beside = f", {pinned / 2**30:.1f} of them for pinned models" if pinned else ""
+    return f": it needs {needs[0] / 2**30:.1f} GiB of {status.budget_bytes / 2**30:.1f} GiB{beside}"

@@ -397,7 +397,7 @@ class Orchestrator:
                 elif refused_as is not None and effect.cause == "load_failed":
                     turn.refuse(refused_as)
                 else:
-                    turn.refuse(refusal(effect, self.name))
+                    turn.refuse(refusal(effect, self.name, self.status))
             elif self._tasks is None:
                 raise RuntimeError("the orchestrator is not running")
             elif isinstance(effect, Switch):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from system.house import house_in
 
 from hostler.profiles.document import Size
 from hostler.profiles.schema import ModelFacts, Profile
@@ -175,3 +177,13 @@ async def test_an_unchanged_amount_is_not_told_again(scripted: Scripted, running
             await fleet.unload("a")
             told = await anext(event async for event in events if isinstance(event, ModelChanged))
             assert told.status.state == "stopping"
+
+
+async def test_a_client_is_told_the_sum_when_its_model_can_never_fit(tmp_path: Path) -> None:
+    profiles = {"a": {"memory": "3GiB"}, "huge": {"memory": "9GiB"}}
+    async with house_in(tmp_path)(profiles, supervisor={"memory_budget": "8GiB"}) as house:
+        assert (await house.chat("a")).status_code == 200
+        answer = await house.chat("huge")
+        assert answer.status_code == 503
+        assert "it needs 9.0 GiB of 8.0 GiB" in answer.json()["error"]["message"]
+        assert house.starts() == ["a"]
