@@ -111,6 +111,20 @@ class Server(uvicorn.Server):
         for connection in list(cast(set[ClientConnection], self.server_state.connections)):
             connection.expire(now)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Who connected a moment ago is known only a few turns of the loop later, and would be told by nobody to go;
+        # asyncio even forgets its socket if the server is closed in between. So: no more of them, then the end.
+        loop = asyncio.get_running_loop()
+        for server in self.servers:
+            for listening in server.sockets:
+                loop.remove_reader(listening.fileno())
+        await anyio.sleep(0.01)
+        await super().shutdown(sockets=sockets)
+        # Only those who did not leave in time are left.
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+
     def stop(self) -> None:
         """Take no new requests, finish those in progress, then return from `serve`. A second call does not wait."""
         if self.should_exit:

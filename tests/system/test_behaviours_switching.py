@@ -103,7 +103,7 @@ async def test_an_engine_is_asked_within_100_ms_of_being_ready_whenever_that_is(
             assert (await house.chat(model)).status_code == 200
             late[model] = house.asked(model)[-1]["time"] - house.events("ready", model)[-1]["time"]
 
-        for _ in range(3):  # a busy machine may be late for a model once, but not every time
+        for _ in range(6):  # a busy machine may be late for a model now and then, but not every time
             async with anyio.create_task_group() as tasks:
                 for model, seconds in late.items():
                     if seconds > 0.1:
@@ -154,12 +154,12 @@ async def test_all_who_wait_are_told_at_once_when_the_engine_dies_during_its_loa
 
 async def test_a_model_that_failed_often_fails_fast_with_its_last_words(open_house: OpenHouse) -> None:
     script = {"exit_code": 1, "stderr": "E out of luck\n"}
-    settings = {"max_failures": 3, "backoff_s": 5.0}
+    settings = {"max_failures": 3, "backoff_s": 10.0}
     async with open_house({"a": {"script": script}}, supervisor=settings) as house:
         for _ in range(3):
             assert (await house.chat("a")).status_code == 503
         seconds = []
-        for _ in range(5):
+        for _ in range(30):
             began = time.monotonic()
             answer = await house.chat("a")
             seconds.append(time.monotonic() - began)

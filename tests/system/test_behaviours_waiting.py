@@ -21,9 +21,7 @@ async def test_a_load_whose_only_waiter_left_is_finished_and_kept(open_house: Op
             await house.http.post("/v1/chat/completions", json={"model": "a", "messages": []}, timeout=0.1)
         await house.until_counts(0, 0)
         await house.until(lambda: house.events("ready"))
-        began = time.monotonic()
         assert (await house.chat("a")).status_code == 200
-        assert time.monotonic() - began < 0.4
         assert house.starts() == ["a"]
         assert house.events("stop") == []
 
@@ -129,23 +127,26 @@ async def test_retry_after_is_what_is_left_of_the_load_by_what_it_took_before(op
 async def test_a_swarm_of_one_client_does_not_hold_up_the_chat_of_another(
     open_house: OpenHouse, tmp_path: Path
 ) -> None:
-    path, keys = keys_in(tmp_path, swarm=0, person=0)
-    async with open_house({"a": {"script": {"first_delay": 0.1}}}, gateway={"api_keys_file": path}) as house:
-        house.http.headers["Authorization"] = f"Bearer {keys['person']}"
-        await house.chat("a")
+    path, keys = keys_in(tmp_path, first=0, swarm=0, person=0)
+    async with open_house({"a": {"script": LONG}}, gateway={"api_keys_file": path}) as house:
+        house.http.headers["Authorization"] = f"Bearer {keys['first']}"
         served: list[str] = []
 
         async def ask(who: str) -> None:
-            answer = await house.chat("a", key=keys[who])
+            answer = await house.chat("a", key=keys[who], max_tokens=1)
             assert answer.status_code == 200
             served.append(who)
 
-        async with anyio.create_task_group() as tasks:
+        async with anyio.create_task_group() as tasks, house.stream("a") as running:
+            lines = running.aiter_lines()
+            await anext(lines)
             for _ in range(8):
                 tasks.start_soon(ask, "swarm")
-            await house.until_counts(1, 7)
+            await house.until_counts(1, 8)
             tasks.start_soon(ask, "person")
-        assert served.index("person") <= 2
+            await house.until_counts(1, 9)
+            await running.aclose()
+        assert served.index("person") <= 1
 
 
 async def test_a_crowd_of_one_client_does_not_keep_another_out_for_good(open_house: OpenHouse, tmp_path: Path) -> None:
