@@ -11,8 +11,8 @@ from hostler.adapters import framing
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, MethodNotAllowed, Unauthenticated
 from hostler.adapters.llamacpp.paths import LOOK, UNKNOWN
 from hostler.adapters.llamacpp.wire import JSON
+from hostler.adapters.openai.refusal import message_of, shown, status_of
 from hostler.adapters.openai.refusal import refusal as openai_refusal
-from hostler.adapters.openai.refusal import shown, status_of
 from hostler.adapters.protocol import Operation, WireResponse
 
 _TYPES = {
@@ -42,7 +42,7 @@ def refusal(error: GatewayError, operation: Operation | None = None) -> WireResp
     if operation is not None and operation.name in UNKNOWN and isinstance(error, BadRequest) and error.param == "model":
         # A path that nobody knows, and no model that runs or is named: there is nobody to ask.
         status = 404 if operation.name == LOOK else 503
-    return respond({"error": error_body(error.message, status)}, status=status, headers=tuple(headers))
+    return respond({"error": error_body(message_of(error), status)}, status=status, headers=tuple(headers))
 
 
 def respond(body: object, *, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> WireResponse:
@@ -57,7 +57,7 @@ def refused(status: int, message: str, kind: str | None = None) -> WireResponse:
 
 def error_event(error: GatewayError) -> bytes:
     """The error inside a stream that has begun."""
-    return framing.write(msgspec.json.encode({"error": error_body(error.message, status_of(error))}))
+    return framing.write(msgspec.json.encode({"error": error_body(message_of(error), status_of(error))}))
 
 
 def error_body(message: str, status: int, kind: str | None = None) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def error_body(error: GatewayError) -> dict[str, Any]:
     status = status_of(error)
     param = error.param or ("model" if isinstance(error, ModelNotFound) else None)
     return {
-        "message": shown(_message(error), 2000),
+        "message": shown(message_of(error), 2000),
         "type": _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
         "param": None if param is None else shown(param),
         "code": error.code,
@@ -76,16 +76,21 @@ class _Said(msgspec.Struct):
 
 
 class _Refused(msgspec.Struct):
-    error: _Said
+    error: _Said | str
 
 
-def _message(error: GatewayError) -> str:
-    """What to say: in a stream that has begun, an engine's refusal can only be told, not passed on as it came."""
-    if isinstance(error, BackendRejected) and error.wire in _SAME and error.answer_status not in _OURS:
+def message_of(error: GatewayError) -> str:
+    """What to say of it: where a backend's refusal cannot be passed on as it came, its own words are told.
+
+    A failure of a backend of another protocol stays in the gateway's words: clients look for meanings in them.
+    """
+    told = isinstance(error, BackendRejected) and (error.wire in _SAME or error.answer_status < 500)
+    if told and isinstance(error, BackendRejected) and error.answer_status not in _OURS:
         try:
-            return msgspec.json.decode(error.body, type=_Refused).error.message or error.message
+            said = msgspec.json.decode(error.body, type=_Refused).error
         except (msgspec.DecodeError, RecursionError):
-            pass
+            return error.message
+        return (said if isinstance(said, str) else said.message) or error.message
     return error.message
 
 
