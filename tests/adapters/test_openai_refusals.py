@@ -71,9 +71,12 @@ def test_what_an_engine_refuses_is_passed_on_unchanged(adapter: OpenAIAdapter, s
     assert answer.media_type == "application/json; charset=utf-8"
 
 
-@pytest.mark.parametrize(
-    ("error", "status"), [(rejected(400, "ollama"), 400), (rejected(500, "ollama"), 502), (rejected(401), 502)]
-)
+def test_what_a_server_of_another_protocol_refuses_is_said_in_this_one(adapter: OpenAIAdapter) -> None:
+    answer = adapter.refuse(rejected(400, "anthropic"))
+    assert (answer.status, json.loads(answer.body)["error"]["message"]) == (400, "secret")
+
+
+@pytest.mark.parametrize(("error", "status"), [(rejected(500, "ollama"), 502), (rejected(401), 502)])
 def test_other_refusals_tell_only_their_kind(adapter: OpenAIAdapter, error: BackendRejected, status: int) -> None:
     answer = adapter.refuse(error)
     assert answer.status == status
