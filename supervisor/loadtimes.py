@@ -24,10 +24,11 @@ class LoadTimes:
         self._seconds[model] = round(seconds if before is None else 0.3 * before + 0.7 * seconds, 3)
 
     def read(self) -> None:
-        """Take over what the file remembers."""
+        """Take over what the file remembers, and remove what was left of one by a supervisor that died."""
         if self._file is None:
             return
         try:
+            self._fresh(self._file).unlink(missing_ok=True)
             known = msgspec.json.decode(self._file.read_bytes(), type=dict[str, float])
         except (OSError, msgspec.DecodeError):
             return
@@ -37,10 +38,14 @@ class LoadTimes:
         """Keep what is known; the file is whole at every moment. Not being able to is not worth a failure."""
         if self._file is None:
             return
-        fresh = self._file.with_name(self._file.name + ".new")
+        fresh = self._fresh(self._file)
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             fresh.write_bytes(msgspec.json.encode(self._seconds))
             fresh.replace(self._file)
         except OSError:
             return
+
+    @staticmethod
+    def _fresh(file: Path) -> Path:
+        return file.with_name(file.name + ".new")
