@@ -6,7 +6,7 @@ import { cancel } from "./orders.js";
 import { mayOperate } from "./rights.js";
 import { state } from "./store.js";
 
-const PHASES = ["draining", "saving", "stopping", "starting", "loading", "restoring", "ready"];
+const PHASES = ["draining", "fetching", "saving", "stopping", "starting", "loading", "restoring", "ready"];
 
 export function build(root) {
   const none = h("p", { class: "soft" }, "No switch is under way.");
