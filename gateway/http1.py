@@ -46,8 +46,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     pipelined: int = 16
 
 
-LIMITS = Limits()
-
 _NEVER = float("inf")
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
 _STATUS_LINES = {
@@ -60,7 +58,7 @@ class ClientConnection(asyncio.Protocol):
     """The server's side of one connection. Requests that come while one is being answered wait for their turn.
 
     Made by uvicorn's server, which counts connections and tasks in `server_state` and calls `shutdown`; whoever runs
-    the server calls `expire` about once a second. `transport` is `None` once the socket is gone; of the requests,
+    the server calls `expire` now and then. `transport` is `None` once the socket is gone; of the requests,
     `reading` is the one whose body still comes, `answering` the one whose turn it is.
     """
 
@@ -76,6 +74,8 @@ class ClientConnection(asyncio.Protocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: Limits,
     ) -> None:
         self._app = cast(ASGIApp, config.loaded_app)
         self._state = server_state
@@ -97,7 +97,7 @@ class ClientConnection(asyncio.Protocol):
         self._paused = False
         self._writable: asyncio.Future[None] | None = None
         self._pipeline: deque[Call] = deque()
-        self.limits = LIMITS
+        self.limits = limits
         self.answering: Call | None = None
         self.reading: Call | None = None
         self.write_paused = False

@@ -7,16 +7,17 @@ import contextlib
 import errno
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import anyio
 import uvicorn
 
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.http1 import ClientConnection
+from hostler.gateway.http1 import ClientConnection, Limits
 
 #: How often connections are looked at for having taken too long, in turns of the main loop.
-_SWEEP_EVERY = 10
+_SWEEP_EVERY = 5
 
 
 class ListenError(Exception):
@@ -69,7 +70,14 @@ class Server(uvicorn.Server):
     `started_callback` is called once the sockets accept connections.
     """
 
-    def __init__(self, app: ASGIApp, *, drain_s: float, started_callback: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        drain_s: float,
+        started_callback: Callable[[], None] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -79,7 +87,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 ws="none",
-                http=ClientConnection,
+                http=cast(Any, partial(ClientConnection, limits=limits or Limits())),
                 timeout_graceful_shutdown=max(1, round(drain_s)),
                 backlog=2048,
             )
