@@ -64,7 +64,10 @@ VERDICTS: Mapping[Outcome, Verdict] = {
 
 
 def outcome_of_status(status: int, *, retry_after: bool, loading: bool = False) -> Outcome:
-    """The outcome of a complete answer with a status other than success: a redirect is an error, too."""
+    """The outcome of a complete answer with a status other than success: a redirect is an error, too.
+
+    501 is not a failure: the model cannot do what was asked (embeddings, infill), and will not be able to a moment later.
+    """
     if loading:
         return "loading"
     if status == 429 or (status in (402, 503) and retry_after):
@@ -73,6 +76,6 @@ def outcome_of_status(status: int, *, retry_after: bool, loading: bool = False) 
         return "unpaid"
     if status in (401, 403, 407):
         return "key_refused"
-    if status < 400 or status == 408 or status >= 500:
+    if status < 400 or status == 408 or (status >= 500 and status != 501):
         return "server_error"
     return "rejected"

@@ -285,7 +285,7 @@ def test_a_recovered_host_is_used_again_after_one_background_probe() -> None:
     (413, False, False, "rejected"), (422, False, False, "rejected"), (429, False, False, "busy"),
     (429, True, False, "busy"), (500, False, False, "server_error"), (502, False, False, "server_error"),
     (503, False, False, "server_error"), (503, True, False, "busy"), (503, False, True, "loading"),
-    (503, True, True, "loading"), (504, False, False, "server_error"),
+    (503, True, True, "loading"), (504, False, False, "server_error"), (501, False, False, "rejected"),
 ])  # fmt: skip
 def test_a_status_is_an_outcome(status: int, retry_after: bool, loading: bool, outcome: Outcome) -> None:
     assert outcome_of_status(status, retry_after=retry_after, loading=loading) == outcome
