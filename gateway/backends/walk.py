@@ -80,8 +80,8 @@ def failure(model: str | None, passed: Sequence[Passed]) -> GatewayError:
 def presentable(error: GatewayError, hop: Hop) -> GatewayError:
     """The error as it may leave the house: what a foreign backend said stays in the log."""
     if isinstance(error, BackendRejected):
-        if 400 <= error.answer_status < 500 and hop.local:
-            return error
+        if hop.local and (400 <= error.answer_status < 500 or error.answer_status == 501):
+            return error  # 501: what this model cannot do, in its engine's own words
         if 400 <= error.answer_status < 500:
             return BackendRejected(
                 _FAULTS[fault_of(error)].format(hop.name),

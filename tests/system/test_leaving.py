@@ -82,6 +82,15 @@ async def test_an_error_answer_of_the_engine_passes_as_it_is(open_house: OpenHou
         assert answer.json()["error"]["message"] == "scripted"
 
 
+async def test_what_a_model_cannot_do_is_told_as_its_engine_says_it(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}) as house:
+        answer = await house.http.post("/v1/embeddings", json={"model": "a", "input": "x"})
+        assert answer.status_code == 501
+        assert "does not support embeddings" in answer.json()["error"]["message"]
+        asked = [note for note in house.events("request") if note["path"] == "/v1/embeddings"]
+        assert len(asked) == 1
+
+
 async def test_stopping_finishes_the_answer_in_progress(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": {"chunks": 20, "chunk_delay": 0.02}}}) as house:
         async with house.stream("a") as answer:
