@@ -48,6 +48,9 @@ from hostler.supervisor.subscription import Subscriptions
 #: How often is looked what engines take, besides when they get ready, first answer, and end.
 MEASURE_S: Final = 15.0
 
+#: After it got ready the first request goes before the first look.
+MEASURE_AFTER_S: Final = 0.2
+
 logger = logging.getLogger(__name__)
 
 
@@ -381,7 +384,7 @@ class Fleet:
         if process.pid is None:
             member.usage = Usage()
         elif process.state == "ready" and self._tasks is not None:
-            self._tasks.start_soon(self._measure, member)
+            self._tasks.start_soon(self._measure, member, False, MEASURE_AFTER_S)
         self._listeners.publish(ModelChanged(status=self._status(member)))
 
     async def _describe_all(self) -> None:
@@ -392,8 +395,9 @@ class Fleet:
     async def _describe_one(self, member: Member) -> None:
         member.description = await anyio.to_thread.run_sync(self._describe, member.profile)
 
-    async def _measure(self, member: Member, settled: bool = False) -> None:
+    async def _measure(self, member: Member, settled: bool = False, after_s: float = 0.0) -> None:
         """Look what a member's processes take; told only if it is another amount than before."""
+        await anyio.sleep(after_s)
         pid = member.process.pid
         if pid is None:
             return
