@@ -25,6 +25,11 @@ from hostler.adapters.errors import BadRequest
 
 _ANY_OBJECT = b'"json"'
 
+# OpenAI itself refuses whatever it does not know. Other servers know some more, which they get where a client asks for
+# something else than what every client of Ollama's sends along; nobody knows the rest.
+_USUAL = {"top_k": 40, "min_p": 0.0, "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+_BEYOND = frozenset({"typical_p", "repeat_last_n"})
+
 
 def operation(request: Request) -> str:
     """The operation of this protocol that a canonical request becomes."""
@@ -49,17 +54,17 @@ def request_body(request: Request, *, model: str, stream: bool, engine: bool = F
     body: dict[str, Any] = {"model": model}
     if isinstance(request, ChatRequest) and request.dialogue is not None:
         body["messages"] = messages(request.dialogue)
-        body |= _chat(request.dialogue) | _output(request.output, stream=stream)
+        body |= _chat(request.dialogue, engine=engine) | _output(request.output, stream=stream)
         if engine and request.output.details:
             body |= _details(request.dialogue, stream=stream)
     elif isinstance(request, CountRequest) and request.dialogue is not None:
         body["messages"] = messages(request.dialogue)
-        body |= _chat(request.dialogue)
+        body |= _chat(request.dialogue, engine=engine)
     elif isinstance(request, CompletionRequest) and request.prompt is not None:
         body["prompt"] = request.prompt
         if request.suffix is not None:
             body["suffix"] = request.suffix
-        body |= _sampling(request.sampling or Sampling()) | _plain_output(request.output, stream=stream)
+        body |= _sampling(request.sampling or Sampling(), engine=engine) | _plain_output(request.output, stream=stream)
     elif isinstance(request, EmbedRequest) and request.inputs is not None:
         body |= {"input": request.inputs, "encoding_format": "float"}
         if request.dimensions is not None:
@@ -127,7 +132,7 @@ def _media(part: Media) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def _chat(dialogue: Dialogue) -> dict[str, Any]:
+def _chat(dialogue: Dialogue, *, engine: bool) -> dict[str, Any]:
     body: dict[str, Any] = {}
     if dialogue.tools:
         body["tools"] = [_tool(tool) for tool in dialogue.tools]
@@ -143,7 +148,7 @@ def _chat(dialogue: Dialogue) -> dict[str, Any]:
     if thinking is not None:
         # llama.cpp's templates know the switch by this name; other servers read over it.
         body["chat_template_kwargs"] = {"enable_thinking": thinking is not False}
-    return body | _sampling(dialogue.sampling)
+    return body | _sampling(dialogue.sampling, engine=engine)
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
@@ -155,9 +160,15 @@ def _tool(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _sampling(sampling: Sampling) -> dict[str, Any]:
+def _sampling(sampling: Sampling, *, engine: bool) -> dict[str, Any]:
     # The field names are llama.cpp's own, which are OpenAI's where OpenAI has them.
-    return {name: value for name, value in msgspec.structs.asdict(sampling).items() if value is not None}
+    said = {name: value for name, value in msgspec.structs.asdict(sampling).items() if value is not None}
+    if engine:
+        return said
+    body = {name: value for name, value in said.items() if name not in _BEYOND and value != _USUAL.get(name)}
+    if "repeat_penalty" in body:
+        body["repetition_penalty"] = body.pop("repeat_penalty")
+    return body
 
 
 def _stream(output: Output, *, stream: bool) -> dict[str, Any]:

@@ -202,9 +202,9 @@ def crossed(request: Request) -> Request:
     return msgspec.structs.replace(request, origin=Origin(wire="other", operation="x"))
 
 
-def test_what_was_understood_is_written_again(adapter: OpenAIAdapter, chat: Chat, upstream: OpenAIUpstream) -> None:
+def test_what_was_understood_is_written_again(adapter: OpenAIAdapter, chat: Chat) -> None:
     request = crossed(adapter.expand(chat(**FULL, stream=True)))
-    sent = upstream.build(request, model="b", stream=True)
+    sent = OpenAIUpstream(engine=True).build(request, model="b", stream=True)
     assert sent.path == "/v1/chat/completions"
     assert json.loads(sent.body) == {
         **FULL,

@@ -370,6 +370,18 @@ async def test_a_chat_arrives_as_it_was_asked_and_as_it_was_told(
             assert heard(*teller.asked[-1]) == CONVERSATION
 
 
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+async def test_a_plain_server_is_not_told_what_openai_would_refuse(tmp_path: Path, path: str) -> None:
+    question: dict[str, Any] = {"prompt": "Once", "raw": True, "messages": [{"role": "user", "content": "Hi"}]}
+    async with meeting(tmp_path, "openai") as (teller, http):
+        await http.post(path, json={"model": "m", **question})
+        await http.post(path, json={"model": "m", **question, "options": {"top_k": 5, "repeat_penalty": 1.5}})
+    (_, usual), (_, special) = teller.asked
+    # OpenAI's own words, and no others.
+    assert set(usual) <= {"model", "messages", "prompt", "temperature", "top_p", "stream", "stream_options"}
+    assert (special["top_k"], special["repetition_penalty"]) == (5, 1.5)
+
+
 @pytest.mark.parametrize("client", PROMPTS)
 @pytest.mark.parametrize("backend", BACKENDS[:3])
 @each_mode
