@@ -25,8 +25,9 @@ from hostler.supervisor.fleet import Fleet
 from hostler.supervisor.settings import SupervisorSettings
 
 async def main():
-    engine, model, log, script = sys.argv[1:]
-    profile = Profile(name="m", model=model, engine=engine, context=512, env={"FAKE_LOG": log, "FAKE_ENGINE": script})
+    engine, model, log, script, *path = sys.argv[1:]
+    env = {"FAKE_LOG": log, "FAKE_ENGINE": script} | ({"PATH": path[0]} if path else {})
+    profile = Profile(name="m", model=model, engine=engine, context=512, env=env)
     fleet = Fleet([profile], SupervisorSettings())
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(fleet.run)
@@ -89,6 +90,15 @@ def test_a_scripted_engine_goes_with_its_supervisor(
 ) -> None:
     parents.append(Parent(fake_engine, str(tmp_path), str(journal.file), script))
     pid = parents[0].until("ready" if script in ("{}", '{"speak": true}') else "starting")
+    parents[0].kill()
+    assert_gone(pid)
+
+
+def test_where_nothing_can_launch_an_engine_it_goes_with_its_supervisor_all_the_same(
+    parents: list[Parent], fake_engine: str, journal: Any, tmp_path: Path
+) -> None:
+    parents.append(Parent(fake_engine, str(tmp_path), str(journal.file), "{}", "/nowhere"))
+    pid = parents[0].until("ready")
     parents[0].kill()
     assert_gone(pid)
 
