@@ -1,4 +1,4 @@
-"""`python -m bench`: the proxies side by side; `python -m bench clients`: what could carry the hot path."""
+"""`python -m bench`: the proxies side by side; `... clients`: what could carry the hot path; `... scale`: many at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import clients
+from bench import clients, scale
 from bench.compare import SCENARIOS, compare
 from bench.proxies import PROXIES
 from bench.report import plot, table
@@ -16,7 +16,7 @@ from bench.report import plot, table
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["proxies", "clients"], default="proxies")
+    parser.add_argument("what", nargs="?", choices=["proxies", "clients", "scale"], default="proxies")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one run")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each pair; the rows are medians")
     parser.add_argument("--only", default=",".join(PROXIES), help="which proxies, separated by commas")
@@ -31,6 +31,9 @@ def main() -> None:
         for row in clients.main(options.seconds, options.rounds):
             numbers = f"{row['cpu_us']:8.1f} µs CPU {row['per_s']:8.0f}/s {row['p50_ms']:8.3f} ms"
             print(f"{row['kind']:7} {row['connections']:3} {row['client']:8} {numbers}")
+        return
+    if options.what == "scale":
+        print(scale.table(scale.scale(PROXIES["hostler"](options.hostler))))
         return
     given = vars(options)
     programs = {name: path for name in PROXIES if (path := given.get(name.replace("-", "_")))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import sys
@@ -80,11 +81,14 @@ class Hostler(Proxy):
     headers = ("authorization: Bearer bench-key",)
 
     def command(self, backend: int, port: int, directory: Path) -> list[str]:
-        config = directory / "hostler.yaml"
+        config, keys = directory / "hostler.yaml", directory / "hostler.keys"
+        record = {"name": "bench", "hash": hashlib.sha256(b"bench-key").hexdigest(), "scopes": ["infer"], "created": 0}
+        keys.write_text(json.dumps(record) + "\n")
         config.write_text(
             f"""\
 gateway:
   listen: ["127.0.0.1:{port}"]
+  api_keys_file: {keys}
   queue: {{max_waiting: 1000, max_wait_s: 120}}
   chain: [box]
 backends:

@@ -361,8 +361,7 @@ async def test_a_client_that_takes_nothing_ends_and_holds_little_meanwhile(app: 
 async def test_leaving_is_told_at_once(app: Application, path: bytes) -> None:
     async with serving(app) as connect, connect() as client:
         client.writer.write(GET.replace(b"/get", path))
-        while not app.seen:
-            await asyncio.sleep(0.001)
+        await app.arrived.wait()
         raw: Any = client.writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.writer.transport.abort()
