@@ -92,7 +92,9 @@ class Dashboard:
         paths: dict[str, dict[str, object]] = {}
         for claim in claims:
             operation = claim.operation
-            if claim.adapter is not None and operation.scope == "open":
+            if operation.scope == "open" and operation.name != "health":
+                continue  # the page's door, for browsers
+            if operation.scope == "open" and claim.adapter is not None:
                 continue  # another server's sign of life, kept for its clients: nothing to be described as ours
             owner = claim.adapter.name if claim.adapter else "hostler"
             path = operation.path.replace(":path}", "}")

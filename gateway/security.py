@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import logging
+import secrets
 import socket
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -127,7 +128,8 @@ class Security:
             response = adapter.refuse(error, claim.operation if claim else None)
             # The body was not read: without closing, the server would go on reading what may never end.
             closing = () if scope["method"] in _SAFE_METHODS else (("Connection", "close"),)
-            await _send(send, _with_headers(response, (*closing, *_cors(origin))), head=scope["method"] == "HEAD")
+            facts = (("X-Request-ID", f"req-{secrets.token_hex(8)}"), *closing, *_cors(origin))
+            await _send(send, _with_headers(response, facts), head=scope["method"] == "HEAD")
             return
         if origin is not None:
             send = _adding(send, _cors(origin))

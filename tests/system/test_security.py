@@ -34,6 +34,7 @@ async def test_without_a_key_only_health_is_open(open_house: OpenHouse, tmp_path
                 assert answer.status_code == 401, (method, path)
                 assert answer.headers["www-authenticate"].startswith("Bearer")
                 assert method == "HEAD" or "error" in answer.json()
+                assert answer.headers["x-request-id"]
         assert (await house.http.get("/no/such/path")).status_code == 401
         health = await house.http.get("/healthz")
         assert health.json() == {"status": "ok"}
