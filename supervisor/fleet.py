@@ -401,7 +401,12 @@ class Fleet:
         pid = member.process.pid
         if pid is None:
             return
-        usage = await anyio.to_thread.run_sync(self._meter.measure, pid)
+        try:
+            usage = await anyio.to_thread.run_sync(self._meter.measure, pid)
+        except Exception:
+            # Drivers fail in many ways, and none of them may end a host.
+            logger.exception("what %s takes could not be measured", member.name)
+            return
         if member.process.pid != pid or not usage.rss:
             return
         before, need = member.usage, member.need.total

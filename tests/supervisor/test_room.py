@@ -187,3 +187,15 @@ async def test_a_client_is_told_the_sum_when_its_model_can_never_fit(tmp_path: P
         assert answer.status_code == 503
         assert "it needs 9.0 GiB of 8.0 GiB" in answer.json()["error"]["message"]
         assert house.starts() == ["a"]
+
+
+async def test_a_driver_that_fails_ends_nothing(scripted: Scripted, running: Running, journal: Any) -> None:
+    class Broken(PretendedMeter):
+        def measure(self, pid: int) -> Usage:
+            raise RuntimeError("the driver has left")
+
+    meter: Any = Broken(Usage())
+    async with running(Fleet([scripted("a")], SHARED, meter=meter)) as fleet:
+        address = await fleet.switch("a")
+        await fleet.answered("a", generation=address.generation, cached=0, prompt=5)
+        assert states(fleet) == {"a": "ready"}
