@@ -145,8 +145,8 @@ def _chat(dialogue: Dialogue, *, engine: bool) -> dict[str, Any]:
     thinking = dialogue.thinking
     if isinstance(thinking, str):
         body["reasoning_effort"] = thinking
-    if thinking is not None:
-        # llama.cpp's templates know the switch by this name; other servers read over it.
+    if thinking is not None and engine:
+        # llama.cpp's templates know the switch by this name; OpenAI itself refuses it.
         body["chat_template_kwargs"] = {"enable_thinking": thinking is not False}
     return body | _sampling(dialogue.sampling, engine=engine)
 

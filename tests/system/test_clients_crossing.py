@@ -370,16 +370,23 @@ async def test_a_chat_arrives_as_it_was_asked_and_as_it_was_told(
             assert heard(*teller.asked[-1]) == CONVERSATION
 
 
-@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/v1/messages"])
 async def test_a_plain_server_is_not_told_what_openai_would_refuse(tmp_path: Path, path: str) -> None:
-    question: dict[str, Any] = {"prompt": "Once", "raw": True, "messages": [{"role": "user", "content": "Hi"}]}
+    question: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "prompt": "Once", "raw": True}
     async with meeting(tmp_path, "openai") as (teller, http):
-        await http.post(path, json={"model": "m", **question})
-        await http.post(path, json={"model": "m", **question, "options": {"top_k": 5, "repeat_penalty": 1.5}})
-    (_, usual), (_, special) = teller.asked
-    # OpenAI's own words, and no others.
-    assert set(usual) <= {"model", "messages", "prompt", "temperature", "top_p", "stream", "stream_options"}
-    assert (special["top_k"], special["repetition_penalty"]) == (5, 1.5)
+        await http.post(path, json={"model": "m", "max_tokens": 9, **question})
+    ((_, body),) = teller.asked
+    known = {"model", "messages", "prompt", "temperature", "top_p", "max_tokens", "stream", "stream_options"}
+    assert set(body) <= known
+
+
+async def test_a_plain_server_is_told_what_the_client_asked_for_beyond(tmp_path: Path) -> None:
+    options = {"top_k": 5, "repeat_penalty": 1.5}
+    messages = [{"role": "user", "content": "Hi"}]
+    async with meeting(tmp_path, "openai") as (teller, http):
+        await http.post("/api/chat", json={"model": "m", "messages": messages, "options": options})
+    ((_, body),) = teller.asked
+    assert (body["top_k"], body["repetition_penalty"]) == (5, 1.5)
 
 
 @pytest.mark.parametrize("client", PROMPTS)
