@@ -15,6 +15,7 @@ from hostler.adapters.errors import BadRequest
 _MAX_TOKENS = 4096
 _LEAST_BUDGET = 1024
 _BUDGETS = {"minimal": 1024, "low": 1024, "medium": 4096, "high": 16384, "xhigh": 32768}
+_USUAL = {"temperature": 0.8, "top_p": 0.9, "top_k": 40}
 _NOT_IN_IDS = re.compile(r"[^A-Za-z0-9_-]")
 _ANY_OBJECT = b'"json"'
 
@@ -127,11 +128,13 @@ def _settings(dialogue: Dialogue, choice: dict[str, Any] | None) -> dict[str, An
     if budget:
         # Thinking allows no other way of drawing tokens.
         return {**body, "thinking": {"type": "enabled", "budget_tokens": budget}}
-    if sampling.temperature is not None:
+    # Newer models take none of these, and no model of today both of the first two: they get what was asked for, and not
+    # what every client of Ollama's sends along.
+    if sampling.temperature is not None and sampling.temperature != _USUAL["temperature"]:
         body["temperature"] = min(max(sampling.temperature, 0.0), 1.0)
-    if sampling.top_p is not None:
+    elif sampling.top_p is not None and sampling.top_p != _USUAL["top_p"]:
         body["top_p"] = sampling.top_p
-    if sampling.top_k is not None and sampling.top_k > 0:
+    if sampling.top_k is not None and sampling.top_k > 0 and sampling.top_k != _USUAL["top_k"]:
         body["top_k"] = sampling.top_k
     return body
 

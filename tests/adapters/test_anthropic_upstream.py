@@ -111,7 +111,6 @@ def test_a_conversation_of_another_protocol_is_written_anew(foreign: Any) -> Non
         "max_tokens": 50,
         "stop_sequences": ["END"],
         "temperature": 1.0,
-        "top_p": 0.9,
         "stream": True,
     }  # fmt: skip
 

@@ -73,7 +73,7 @@ def openai_asks(stream: bool) -> tuple[str, dict[str, Any]]:
             {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
         ]},
     ]  # fmt: skip
-    more = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 77, "stop": ["END"]}
+    more = {"temperature": 0.5, "top_p": 0.7, "max_tokens": 77, "stop": ["END"]}
     body = {"messages": turns, "tools": tools, "stream": stream, **more}
     return "/v1/chat/completions", body | ({"stream_options": {"include_usage": True}} if stream else {})
 
@@ -121,7 +121,7 @@ def ollama_asks(stream: bool) -> tuple[str, dict[str, Any]]:
         {"role": "tool", "tool_name": "weather", "content": "rain"},
         {"role": "user", "content": "And here?", "images": ["iVBORw0KGgo="]},
     ]  # fmt: skip
-    options = {"temperature": 0.5, "top_p": 0.9, "num_predict": 77, "stop": ["END"]}
+    options = {"temperature": 0.5, "top_p": 0.7, "num_predict": 77, "stop": ["END"]}
     return "/api/chat", {"messages": turns, "tools": tools, "stream": stream, "options": options}
 
 
@@ -156,7 +156,7 @@ def anthropic_asks(stream: bool) -> tuple[str, dict[str, Any]]:
         ]},
     ]  # fmt: skip
     tools = [{"name": "weather", "description": "Tells it", "input_schema": TOOL}]
-    more = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 77, "stop_sequences": ["END"]}
+    more = {"temperature": 0.5, "top_p": 0.7, "max_tokens": 77, "stop_sequences": ["END"]}
     return "/v1/messages", {"system": "Be brief.", "messages": turns, "tools": tools, "stream": stream, **more}
 
 
@@ -335,7 +335,8 @@ def _heard_by_anthropic(body: dict[str, Any]) -> dict[str, Any]:
         "model": body["model"],
         "turns": turns,
         "tools": [(tool["name"], tool["description"], tool["input_schema"]) for tool in body["tools"]],
-        "sampling": (body["temperature"], body["top_p"], body["max_tokens"], body["stop_sequences"]),
+        # Its models take either a temperature or this.
+        "sampling": (body["temperature"], body.get("top_p", 0.7), body["max_tokens"], body["stop_sequences"]),
     }
 
 
@@ -349,7 +350,7 @@ CONVERSATION = {
         ("user", "And here?", ["iVBORw0KGgo="], []),
     ],
     "tools": [("weather", "Tells it", TOOL)],
-    "sampling": (0.5, 0.9, 77, ["END"]),
+    "sampling": (0.5, 0.7, 77, ["END"]),
 }
 
 
@@ -378,6 +379,14 @@ async def test_a_plain_server_is_not_told_what_openai_would_refuse(tmp_path: Pat
     ((_, body),) = teller.asked
     known = {"model", "messages", "prompt", "temperature", "top_p", "max_tokens", "stream", "stream_options"}
     assert set(body) <= known
+
+
+async def test_anthropic_is_not_told_what_every_client_of_ollamas_sends_along(tmp_path: Path) -> None:
+    question = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+    async with meeting(tmp_path, "anthropic") as (teller, http):
+        await http.post("/api/chat", json=question)
+    ((_, body),) = teller.asked
+    assert set(body) == {"model", "messages", "max_tokens", "stream"}
 
 
 async def test_a_plain_server_is_told_what_the_client_asked_for_beyond(tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""docs/compatibility.md is true: every route has its row, every row a route, and what it says is what happens."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from hostler.adapters.anthropic.upstream import AnthropicUpstream
+from hostler.adapters.canonical import Probe, Request
+from hostler.adapters.errors import BadRequest, GatewayError
+from hostler.adapters.listing import Listing, ModelCard
+from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
+from hostler.adapters.ollama.upstream import OllamaUpstream
+from hostler.adapters.openai.upstream import OpenAIUpstream
+from hostler.adapters.protocol import Adapter, Admitting, Incoming, Operation, Polyglot, Upstream
+from hostler.adapters.registry import load_adapters
+
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "compatibility.md").read_text(encoding="utf-8")
+ADAPTERS = {adapter.name: adapter for adapter in load_adapters()}
+BUILT_IN = ("openai", "anthropic", "ollama", "llamacpp", "lmstudio")
+BACKENDS: dict[str, Upstream] = {
+    "engine": LlamaCppUpstream(),
+    "openai": OpenAIUpstream(),
+    "ollama": OllamaUpstream(),
+    "anthropic": AnthropicUpstream(),
+}
+
+CARD = ModelCard(name="m", state="loaded", context=4096, digest="ab" * 32)
+LISTING = Listing(cards=(CARD,), index={"m": CARD}, active="m", version="1")
+
+# Something of everything that some operation asks for.
+BODY = {
+    "model": "m", "name": "m", "source": "m", "destination": "n", "instance_id": "m", "max_tokens": 9, "input": "x",
+    "messages": [{"role": "user", "content": "x"}], "prompt": "x", "content": "x", "query": "x", "documents": ["x"],
+    "tokens": [1], "input_prefix": "x", "input_suffix": "x", "raw": True,
+}  # fmt: skip
+
+
+def tables(heading: str) -> list[list[str]]:
+    """The rows of a section's tables, without their heads."""
+    section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
+    ends = [place for place, row in enumerate(rows) if set("".join(row)) <= {"-"}]
+    return [row for place, row in enumerate(rows) if place not in ends and place + 1 not in ends]
+
+
+def verdicts(adapter: str) -> dict[tuple[str, str], str]:
+    """What the page says of each method and path of an adapter."""
+    found: dict[tuple[str, str], str] = {}
+    for methods, paths, verdict, *_ in tables(adapter):
+        for method in methods.split(", "):
+            for path in re.findall(r"`(/[^`]*)`", paths):
+                assert (method, path) not in found, f"{method} {path} has two rows"
+                found[method, path] = verdict
+    return found
+
+
+def routes(adapter: Adapter) -> dict[tuple[str, str], Operation]:
+    """The operations by method and path. A path with a trailing slash goes with the one without."""
+    found = {(method, each.path): each for each in adapter.operations for method in each.methods}
+    return {
+        key: each for key, each in found.items() if (key[0], key[1].removesuffix("/")) not in found or key[1][-1] != "/"
+    }
+
+
+ROWS = [(name, *key) for name in BUILT_IN for key in verdicts(name)]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_route_has_a_row_and_every_row_a_route(name: str) -> None:
+    assert sorted(verdicts(name)) == sorted(routes(ADAPTERS[name]))
+
+
+def test_every_built_in_adapter_has_its_section() -> None:
+    assert set(BUILT_IN) == set(ADAPTERS)
+
+
+@pytest.mark.parametrize(("name", "method", "path"), ROWS)
+def test_a_route_is_refused_exactly_where_the_page_says_so(name: str, method: str, path: str) -> None:
+    verdict = verdicts(name)[method, path]
+    assert verdict in ("full", "partial", "refused")
+    operation = routes(ADAPTERS[name])[method, path]
+    assert refused(ADAPTERS[name], operation, method) == (verdict == "refused")
+
+
+def refused(adapter: Adapter, operation: Operation, method: str) -> bool:
+    """Whether the protocol itself refuses, whatever the backend."""
+    try:
+        request = asked(adapter, operation, method)
+        if not isinstance(request, Probe):
+            return False
+        answer = adapter.answer(request, LISTING)
+    except GatewayError:
+        return True
+    # A stream of lines may hold its refusal inside.
+    return answer.status >= 400 or b'"error"' in answer.body
+
+
+def asked(adapter: Adapter, operation: Operation, method: str) -> Request:
+    values = {"id": "m", "digest": "sha256:" + "ab" * 32, "key": "x", "rest": "somewhere"}
+    path = re.sub(r"{(\w+)(:path)?}", lambda match: values[match[1]], operation.path)
+    body = b"" if method in ("GET", "HEAD") else json.dumps(BODY).encode()
+    if operation.name in ("transcriptions", "translations", "image_edits", "image_variations"):
+        headers = {"content-type": "multipart/form-data; boundary=b"}
+        body = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--b--\r\n'
+    else:
+        headers = {"content-type": "application/json"}
+    if operation.header is not None:
+        headers[operation.header] = "x"
+    query = "" if operation.query is None else f"{operation.query}=m"
+    incoming = Incoming(method=method, path=path, body=body, query=query, path_params=values, headers=headers)
+    request = adapter.decode(operation, incoming)
+    orders = operation.name in ("load", "unload")
+    return (
+        request
+        if isinstance(request, Probe) or orders or not isinstance(adapter, Admitting)
+        else adapter.admit(request, CARD)
+    )
+
+
+CROSSINGS = [
+    (path.rstrip("…"), backend, cell)
+    for what, *cells in tables("From any protocol to any backend")
+    for path in re.findall(r"`(/[^`]*)`", what)
+    for backend, cell in zip(BACKENDS, cells, strict=True)
+]
+
+
+@pytest.mark.parametrize(("path", "backend", "cell"), CROSSINGS, ids=[f"{path}-{to}" for path, to, _ in CROSSINGS])
+def test_a_kind_of_request_meets_a_kind_of_backend_as_the_page_says(path: str, backend: str, cell: str) -> None:
+    adapter, operation = next(
+        (adapter, each) for adapter in ADAPTERS.values() for each in adapter.operations if each.path.startswith(path)
+    )
+    request = asked(adapter, operation, operation.methods[0])
+    upstream = BACKENDS[backend]
+    speaks = isinstance(upstream, Polyglot) and upstream.speaks(request.origin.wire)
+    try:
+        expanded = request if speaks or request.origin.wire == upstream.wire else adapter.expand(request)
+        upstream.build(expanded, model="there", stream=False)
+    except BadRequest as error:
+        assert cell == "refused", error.message
+    else:
+        assert cell != "refused"
+    assert re.fullmatch(r"full|partial \[\d\]|refused", cell)
+
+
+def test_every_exception_is_explained_and_used() -> None:
+    section = PAGE.partition("\n## From any protocol to any backend\n")[2].partition("\n## ")[0]
+    used = {int(number) for number in re.findall(r"partial \[(\d)\]", section)}
+    explained = {int(number) for number in re.findall(r"^(\d)\. ", section, re.MULTILINE)}
+    assert used == explained
+
+
+@pytest.mark.parametrize(
+    "marker", ["openai", "ollama", "anthropic", "langchain-openai", "litellm", "llm-ollama", "hermes-agent"]
+)
+def test_every_client_that_is_promised_has_its_row(marker: str) -> None:
+    rows: list[list[str]] = tables("Clients that were tried, unmodified")
+    assert any(f"`{marker}`" in row[0] for row in rows)
