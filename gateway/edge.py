@@ -135,6 +135,8 @@ class Edge:
             logger.exception("request %s failed in the gateway", request_id)
             internal = GatewayError(f"something went wrong in the gateway; its log tells more under {request_id}")
             await reply.fail(internal, adapter.refuse(internal, operation))
+        finally:
+            exchange = None  # or the reply, its facts and the exchange would be left to the garbage collector
 
     async def _watched(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and cancel it when its client leaves, or when somebody who may do so ends it."""

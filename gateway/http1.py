@@ -355,13 +355,14 @@ class Call:
     """One request and its answer, as ASGI sees them (`scope`, `receive`, `send`) and as a `Line`."""
 
     __slots__ = (
-        "_bodiless", "_chunked", "_connection", "_expects", "_head", "_leaving", "_more", "_parts", "_remaining", "_scope",
+        "_bodiless", "_chunked", "_connection", "_expects", "_head", "_leaving", "_more", "_old", "_parts", "_remaining", "_scope",
         "_size", "_told", "_waiter", "complete", "gone", "keep", "started",
     )  # fmt: skip
 
     def __init__(self, connection: ClientConnection, scope: Scope, *, keep: bool, expects: bool) -> None:
         self._connection = connection
         self._scope = scope
+        self._old = scope["http_version"] == "1.0"
         self._expects = expects
         self._parts: list[bytes] = []
         self._size = 0
@@ -475,13 +476,15 @@ class Call:
 
     async def run(self, app: ASGIApp) -> None:
         """Let the application answer. Whatever it does, the connection is in a state that the client understands."""
+        # The scope refers to this object: held on to, each request would be left to the garbage collector.
+        scope, self._scope = self._scope, {}
         try:
-            await app(self._scope, self.receive, self.send)
+            await app(scope, self.receive, self.send)
         except asyncio.CancelledError:
             self._break_off()
             raise
         except Exception:
-            logger.exception("%s %s failed", self._scope["method"], self._scope["path"][:200])
+            logger.exception("%s %s failed", scope["method"], scope["path"][:200])
         if self.complete or self.gone:
             if not self.complete:
                 self._connection.answered(self)
@@ -512,7 +515,7 @@ class Call:
             self._bodiless = True
         elif length is not None:
             self._remaining = int(length)
-        elif self._scope["http_version"] == "1.1" and not self._bodiless:
+        elif not self._old and not self._bodiless:
             self._chunked = True
             lines.append(b"transfer-encoding: chunked\r\n")
         head = b"".join(lines)

@@ -57,7 +57,10 @@ class Reply:
         data = self.encoder.chunk(chunk)
         if data:
             self.committed = True
-            await self._body(data)
+            if self.started:
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            else:
+                await self._body(data)
 
     async def heartbeat(self, progress: Progress) -> None:
         """Show the client that it still waits, and for what. Commits nothing but the status."""
