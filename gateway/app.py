@@ -29,7 +29,7 @@ from hostler.gateway.backends.budget import BudgetRules, RetryBudget
 from hostler.gateway.backends.chain import Address, Chain
 from hostler.gateway.backends.cloud import CloudTransport
 from hostler.gateway.backends.lan import LanTransport
-from hostler.gateway.catalog import Catalog
+from hostler.gateway.catalog import Catalog, with_ends
 from hostler.gateway.desk import Desk
 from hostler.gateway.dispatch import Backend, Dispatch
 from hostler.gateway.edge import Edge, InProgress
@@ -146,7 +146,7 @@ class Gateway:
                         clock=self._clock,
                     ),
                     lambda app: Observe(app, bus=self.bus, clock=self._clock),
-                    lambda app: Probe(app, listing=lambda: catalog.listing),
+                    lambda app: Probe(app, listing=lambda: with_ends(catalog.listing, _ends(hosts, self._clock()))),
                     lambda app: Detect(app, find=catalog.find, order=lambda targets: nearest_first(targets, hosts)),
                     lambda app: Queueing(app, settings=settings.queue, clock=self._clock),
                     lambda app: Fallback(
@@ -254,6 +254,16 @@ class Gateway:
             throttle=desk.throttle,
             sessions=desk.sessions,
         )
+
+
+def _ends(hosts: Mapping[str, Orchestrator], now: float) -> dict[str, float]:
+    """When idle models will be unloaded, in seconds since the epoch; on several hosts, the last of the moments."""
+    wall = time.time()
+    ends: dict[str, float] = {}
+    for host in hosts.values():
+        for model, seconds in host.idle_for(now).items():
+            ends[model] = max(ends.get(model, 0.0), wall + seconds)
+    return ends
 
 
 def addresses(settings: Settings) -> list[tuple[str, int]]:

@@ -33,6 +33,22 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     local_only: bool = False
 
 
+def with_ends(listing: Listing, ends: Mapping[str, float]) -> Listing:
+    """The listing with the moments, in seconds since the epoch, at which idle models will be unloaded."""
+    changed = {
+        card.name: msgspec.structs.replace(card, expires_at=ends[card.name])
+        for card in listing.cards
+        if card.name in ends
+    }
+    if not changed:
+        return listing
+    return msgspec.structs.replace(
+        listing,
+        cards=tuple(changed.get(card.name, card) for card in listing.cards),
+        index={spelling: changed.get(card.name, card) for spelling, card in listing.index.items()},
+    )
+
+
 _CARD_STATES: dict[State, CardState] = {
     "stopped": "unloaded",
     "starting": "loading",

@@ -231,6 +231,14 @@ class Orchestrator:
         """How many requests are being answered."""
         return sum(turn.leased for turn in self._turns.values())
 
+    def idle_for(self, now: float) -> dict[str, float]:
+        """In how many seconds each loaded model will be unloaded if nobody asks for it; those that stay are left out."""
+        return {
+            view.model: view.idle_until - now
+            for view in self.view().models
+            if view.idle_until is not None
+        }
+
     def serves(self, model: str) -> bool:
         """Whether an answer of `model` is in progress."""
         return any(turn.leased and turn.model == model for turn in self._turns.values())

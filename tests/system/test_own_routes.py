@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
@@ -95,3 +96,15 @@ async def test_liveness_for_llama_servers_clients_needs_no_key_and_tells_nothing
     async with open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house:
         for path in ("/health", "/v1/health"):
             assert (await house.http.get(path)).json() == {"status": "ok"}
+
+
+async def test_ollama_clients_see_when_an_idle_model_will_go(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"ttl_s": 600}, "b": {}}) as house:
+        before = datetime.now(UTC)
+        await house.chat("a")
+        (running,) = (await house.http.get("/api/ps")).json()["models"]
+        left = datetime.fromisoformat(running["expires_at"]) - before
+        assert 590 < left.total_seconds() < 630
+        await house.chat("b")
+        (running,) = (await house.http.get("/api/ps")).json()["models"]
+        assert datetime.fromisoformat(running["expires_at"]).year > 2300
