@@ -1,0 +1,223 @@
+"""Whatever a model says, every protocol's encoder writes what the protocol's own parser reads, and nothing is lost.
+
+Also over two protocols: what one has read, any other writes and reads again, however the bytes are cut on the way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hostler.adapters.anthropic.inbound import AnthropicAdapter
+from hostler.adapters.anthropic.parser import AnthropicParser
+from hostler.adapters.canonical import AnswerHead, Chunk, Progress, Request, ToolCall, Usage
+from hostler.adapters.errors import BackendBroken
+from hostler.adapters.llamacpp.inbound import LlamaCppAdapter
+from hostler.adapters.llamacpp.parser import LlamaCppParser
+from hostler.adapters.ollama.inbound import OllamaAdapter
+from hostler.adapters.ollama.parser import OllamaParser
+from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.openai.parser import OpenAIParser
+from hostler.adapters.protocol import Adapter, Encoder, Incoming, Parser
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+class Tongue(msgspec.Struct, frozen=True):
+    """A protocol in one of its forms: who decodes and encodes, the path, the body, and who reads what was written."""
+
+    adapter: Adapter
+    path: str
+    body: dict[str, Any]
+    parser: Callable[[], Parser]
+
+    def request(self, *, stream: bool) -> Request:
+        operation = next(each for each in self.adapter.operations if each.path == self.path)
+        body = json.dumps({"model": "m", "stream": stream, **self.body}).encode()
+        return self.adapter.decode(operation, Incoming(method="POST", path=self.path, body=body))
+
+
+CHATS = {
+    "openai": Tongue(
+        OpenAIAdapter(), "/v1/chat/completions", {"messages": HELLO, "stream_options": {"include_usage": True}},
+        lambda: OpenAIParser("chat", fields=True),
+    ),
+    "ollama": Tongue(OllamaAdapter(), "/api/chat", {"messages": HELLO}, lambda: OllamaParser("chat")),
+    "anthropic": Tongue(
+        AnthropicAdapter(), "/v1/messages", {"messages": HELLO, "max_tokens": 9}, lambda: AnthropicParser(fields=True)
+    ),
+}  # fmt: skip
+PROMPTS = {
+    "openai": Tongue(
+        OpenAIAdapter(), "/v1/completions", {"prompt": "x", "stream_options": {"include_usage": True}},
+        lambda: OpenAIParser("completions", fields=True),
+    ),
+    "ollama": Tongue(
+        OllamaAdapter(), "/api/generate", {"prompt": "x", "raw": True}, lambda: OllamaParser("generate")
+    ),
+}  # fmt: skip
+NATIVE = Tongue(LlamaCppAdapter(), "/completion", {"prompt": "x"}, lambda: LlamaCppParser(answers=1))
+
+words = st.text(min_size=1, max_size=8)
+names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_-]{0,9}", fullmatch=True)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+arguments = st.dictionaries(st.text(min_size=1, max_size=5), values, max_size=3)
+waits = Progress(phase="loading", model="m", percent=40.0, eta_s=3.0)
+
+
+class Said(msgspec.Struct):
+    """What a stream of chunks means."""
+
+    words: str = ""
+    thoughts: str = ""
+    calls: list[tuple[str, Any]] = []
+    finish: str | None = None
+    counts: tuple[int, int] | None = None
+
+
+def meaning(chunks: Iterable[Chunk]) -> Said:
+    said, calls = Said(), dict[int, list[str]]()
+    for chunk in chunks:
+        said.words += chunk.text
+        said.thoughts += chunk.reasoning
+        for call in chunk.tool_calls:
+            known = calls.setdefault(call.index, ["", ""])
+            known[0] += call.name or ""
+            known[1] += call.arguments
+        said.finish = chunk.finish or said.finish
+        if chunk.usage is not None:
+            said.counts = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
+    said.calls = [(name, json.loads(arguments or "{}")) for name, arguments in calls.values()]
+    return said
+
+
+@st.composite
+def stories(draw: st.DrawFn, *, plain: bool = False) -> list[Chunk]:
+    """A backend's answer as chunks: thoughts and words in any order, calls in fragments, an end, and counts."""
+    thought = st.builds(lambda text: Chunk(reasoning=text), words)
+    word = st.builds(lambda text: Chunk(text=text), words)
+    chunks = draw(st.lists(word if plain else thought | word, max_size=6))
+    called = [] if plain else draw(st.lists(st.tuples(names, arguments), max_size=3))
+    for index, (name, given_arguments) in enumerate(called):
+        text = json.dumps(given_arguments, ensure_ascii=draw(st.booleans()))
+        cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=3)))
+        first, *rest = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+        chunks.append(Chunk(tool_calls=(ToolCall(index=index, id=f"call_{index}", name=name, arguments=first),)))
+        chunks += [Chunk(tool_calls=(ToolCall(index=index, arguments=piece),)) for piece in rest]
+    finish = "tool_calls" if called else draw(st.sampled_from(["stop", "length"]))
+    usage = Usage(prompt_tokens=draw(st.integers(1, 9999)), completion_tokens=draw(st.integers(1, 9999)))
+    # Some tell the counts with the end, some after it.
+    together = draw(st.booleans())
+    chunks.append(Chunk(finish=finish, usage=usage if together else None))
+    return chunks if together else [*chunks, Chunk(usage=usage)]
+
+
+def written(tongue: Tongue, chunks: Iterable[Chunk], *, stream: bool, beats: int = 0) -> tuple[AnswerHead, bytes]:
+    """What a client of this protocol gets."""
+    request = tongue.request(stream=stream)
+    encoder: Encoder = tongue.adapter.encoder(request, id="id-1", created=1_700_000_000, progress="thinking")
+    parts = [encoder.heartbeat(waits) for _ in range(beats)]
+    encoder.begin(AnswerHead(media_type="text/event-stream"))
+    parts += [encoder.chunk(chunk) for chunk in chunks]
+    parts.append(encoder.end())
+    body = b"".join(parts)
+    return AnswerHead(media_type=encoder.media_type, length=None if stream else len(body)), body
+
+
+def read(tongue: Tongue, head: AnswerHead, body: bytes, cuts: Iterable[int] = ()) -> list[Chunk]:
+    """What the protocol's own parser makes of it, in pieces cut at these places."""
+    parser = tongue.parser()
+    parser.begin(head)
+    places = sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts)})
+    chunks = [chunk for start, end in pairwise(places) for chunk in parser.feed(body[start:end])]
+    return [*chunks, *parser.finish()]
+
+
+cuts = st.lists(st.integers(0, 100_000), max_size=8)
+each_mode = pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+
+
+@each_mode
+@pytest.mark.parametrize("second", CHATS)
+@pytest.mark.parametrize("first", CHATS)
+@settings(max_examples=40)
+@given(story=stories(), places=cuts)
+def test_a_chat_survives_any_two_protocols(
+    first: str, second: str, stream: bool, story: list[Chunk], places: list[int]
+) -> None:
+    there = read(CHATS[first], *written(CHATS[first], story, stream=stream), places)
+    assert meaning(there) == meaning(story)
+    # As the gateway does it: a protocol's bytes go through as they are only to its own clients.
+    foreign = [msgspec.structs.replace(chunk, wire="", raw=b"", whole=False) for chunk in there]
+    back = read(CHATS[second], *written(CHATS[second], foreign, stream=stream), places)
+    assert meaning(back) == meaning(story)
+
+
+@each_mode
+@pytest.mark.parametrize("second", PROMPTS)
+@pytest.mark.parametrize("first", PROMPTS)
+@settings(max_examples=40)
+@given(story=stories(plain=True), places=cuts)
+def test_a_continued_prompt_survives_any_two_protocols(
+    first: str, second: str, stream: bool, story: list[Chunk], places: list[int]
+) -> None:
+    there = read(PROMPTS[first], *written(PROMPTS[first], story, stream=stream), places)
+    assert meaning(there) == meaning(story)
+    foreign = [msgspec.structs.replace(chunk, wire="", raw=b"", whole=False) for chunk in there]
+    back = read(PROMPTS[second], *written(PROMPTS[second], foreign, stream=stream), places)
+    assert meaning(back) == meaning(story)
+
+
+@settings(max_examples=60)
+@given(story=stories(plain=True), places=cuts)
+def test_llamacpps_own_stream_is_read_by_its_own_parser(story: list[Chunk], places: list[int]) -> None:
+    head, body = written(NATIVE, story, stream=True)
+    chunks = read(NATIVE, head, body, places)
+    assert b"".join(chunk.raw for chunk in chunks) == body
+    told = [json.loads(line[5:]) for line in body.split(b"\n") if line.startswith(b"data:")]
+    assert "".join(event["content"] for event in told) == meaning(story).words
+    assert chunks[-1].usage is not None
+    assert (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens) == meaning(story).counts
+
+
+@pytest.mark.parametrize("name", CHATS)
+@settings(max_examples=40)
+@given(story=stories(), places=cuts, beats=st.integers(1, 4))
+def test_signs_of_life_before_an_answer_change_nothing_of_it(
+    name: str, story: list[Chunk], places: list[int], beats: int
+) -> None:
+    head, body = written(CHATS[name], story, stream=True, beats=beats)
+    assert (b"loading m" in body) == (name != "ollama")
+    said = meaning(read(CHATS[name], head, body, places))
+    shown = [line for line in said.thoughts.split("\n") if line.startswith("[hostler] ")]
+    said.thoughts = said.thoughts.removeprefix("".join(f"{line}\n" for line in shown))
+    assert said == meaning(story)
+
+
+@pytest.mark.parametrize("name", CHATS)
+@settings(max_examples=60)
+@given(story=stories(), data=st.data())
+def test_a_stream_that_is_cut_off_is_never_taken_for_whole(name: str, story: list[Chunk], data: st.DataObject) -> None:
+    head, body = written(CHATS[name], story, stream=True)
+    cut = data.draw(st.integers(0, len(body) - 1))
+    try:
+        said = meaning(read(CHATS[name], head, body[:cut]))
+    except BackendBroken:
+        return
+    # Only the last sign that nothing follows may be missing.
+    assert (said.words, said.calls, said.finish) == (
+        meaning(story).words,
+        meaning(story).calls,
+        meaning(story).finish,
+    )
