@@ -172,6 +172,9 @@ class Gateway:
             try:
                 await self._server.serve(sockets)
             finally:
+                # Cancelled, the server has not let go of them; the loop must before their numbers are given out again.
+                for server in getattr(self._server, "servers", ()):
+                    server.close()
                 for each in sockets:
                     each.close()
                 with anyio.CancelScope(shield=True):

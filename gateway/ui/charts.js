@@ -87,7 +87,7 @@ function figure({ title, keys, names, unit, bars, area }) {
   const draw = (buckets) => {
     const series = keys.map((key) => buckets.map((each) => each[key]));
     const values = series.flat().filter((value) => value !== null && value !== undefined);
-    const top = nice(Math.max(0, ...values), unit === whole);
+    const top = nice(Math.max(0, ...values), unit === whole, unit === bytes ? 1024 : 1000);
     const x = (index) => LEFT + ((index + 0.5) / buckets.length) * (WIDTH - LEFT - 4);
     const y = (value) => HEIGHT - BOTTOM - (value / top) * (HEIGHT - BOTTOM - 8);
     const marks = [];
@@ -142,10 +142,11 @@ function linesOf(line, number, x, y, area) {
   return marks;
 }
 
-/** The next round number above. */
-function nice(value, integer) {
+/** The next round number above, in steps of the unit: a thousand, or 1024. */
+function nice(value, integer, step) {
   if (value <= 0) return 1;
-  const power = 10 ** Math.floor(Math.log10(value));
+  const unit = step ** Math.floor(Math.log(value) / Math.log(step));
+  const power = unit * 10 ** Math.floor(Math.log10(value / unit));
   const top = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= value) ?? value;
   return integer ? Math.max(1, Math.ceil(top)) : top;
 }

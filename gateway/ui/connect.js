@@ -4,6 +4,7 @@ import { get } from "./api.js";
 import { h, tell } from "./dom.js";
 import { state } from "./store.js";
 
+const LOOPBACK = ["127.0.0.1", "localhost", "[::1]"].includes(location.hostname);
 const KEYED = document.querySelector("form[action='/ui/logout']") !== null;
 
 export function build(root) {
@@ -76,8 +77,8 @@ function recipes(model) {
     {
       protocol: "openai",
       title: "Open WebUI",
-      where: "In the environment of its container; or Admin Panel, Settings, Connections, OpenAI API.",
-      text: `ENABLE_OPENAI_API=true\nOPENAI_API_BASE_URL=${reachable(url)}/v1\nOPENAI_API_KEY=${key}`,
+      where: `In the environment of its container${LOOPBACK ? ", which needs `--network host` to reach this address" : ""}; or Admin Panel, Settings, Connections, OpenAI API.`,
+      text: `ENABLE_OPENAI_API=true\nOPENAI_API_BASE_URL=${url}/v1\nOPENAI_API_KEY=${key}`,
     },
     {
       protocol: "ollama",
@@ -104,9 +105,4 @@ function recipes(model) {
       text: `${url}`,
     },
   ];
-}
-
-/** Inside a container, this machine has another name. */
-function reachable(url) {
-  return url.replace(/\/\/(127\.0\.0\.1|localhost|\[::1\])/, "//host.docker.internal");
 }

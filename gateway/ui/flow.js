@@ -11,6 +11,7 @@ const OUTCOMES = {
   failed: ["failed", "bad"],
   broken: ["broke off", "bad"],
   left: ["client left", "warn"],
+  cancelled: ["cancelled", "warn"],
   waiting: ["waiting", "warn"],
   reading: ["reading", ""],
   writing: ["writing", "good"],
@@ -90,7 +91,8 @@ function row(first, live) {
   const update = (fresh) => {
     request = fresh;
     const total = live ? Math.max(0, now() - request.at) : request.seconds;
-    const [word, colour] = OUTCOMES[live ? request.phase : request.outcome] ?? [request.outcome, ""];
+    const cancelled = request.outcome === "left" && request.reason.startsWith("cancelled");
+    const [word, colour] = OUTCOMES[live ? request.phase : cancelled ? "cancelled" : request.outcome] ?? [request.outcome, ""];
     kind.update(word, colour);
     // A request is told when it ends: `at` is its end then, and its arrival while it is on its way.
     say(cells.time, clock(live ? request.at : request.at - request.seconds));
@@ -151,8 +153,8 @@ function detail(live) {
       began: clock(live ? request.at : request.at - request.seconds),
       asked: request.asked ?? "no model named",
       served: request.backend ? `${request.model ?? ""} on ${request.backend}${request.hop ? `, hop ${request.hop + 1}` : ""}` : "nobody",
-      why: request.backend ? request.reason || (request.hop ? "" : "the first in the chain") : "",
-      outcome: live ? request.phase : [request.status, request.code, request.backend ? "" : request.reason].filter(Boolean).join(" · "),
+      why: request.backend && (live || request.outcome === "ok") ? request.reason || (request.hop ? "" : "the first in the chain") : "",
+      outcome: live ? request.phase : [request.status, request.code, request.outcome === "ok" ? "" : request.reason].filter(Boolean).join(" · "),
       tokens: request.prompt_tokens || request.completion_tokens ? `${count(request.prompt_tokens)} read${request.cached_tokens ? ` (${count(request.cached_tokens)} remembered)` : ""}, ${count(request.completion_tokens)} written` : "",
       operation: `${request.protocol} ${request.operation}${request.streamed ? ", streamed" : ""}`,
       cost: request.cost ? money(request.cost) : "",

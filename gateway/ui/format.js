@@ -39,7 +39,7 @@ export function moment(at) {
 }
 
 export function money(value) {
-  return `$${value < 1 ? value.toFixed(4) : value.toFixed(2)}`;
+  return value === 0 ? "$0" : `$${value < 1 ? value.toFixed(4) : value.toFixed(2)}`;
 }
 
 /** Words per second of an answer, from its first word on. */

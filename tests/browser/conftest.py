@@ -1,0 +1,87 @@
+"""A real browser in front of a real house. Needs Chromium: `CHROMIUM` names another one than /usr/bin/chromium."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, Page, async_playwright
+from system.house import OpenHouse, house_in
+
+#: The browser asks nobody but the house.
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--no-proxy-server",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+OpenPage = Callable[..., AbstractAsyncContextManager[Page]]
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    """One loop for all tests of a file, since the browser lives in it."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
+    """Chromium, started once for each file."""
+    async with async_playwright() as playwright:
+        program = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+        browser = await playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+def open_house(tmp_path: Path) -> OpenHouse:
+    """See `house_in`."""
+    return house_in(tmp_path)
+
+
+@pytest.fixture
+def open_page(browser: Browser, request: pytest.FixtureRequest, tmp_path: Path) -> OpenPage:
+    """`async with open_page(url) as page`: a window of its own. What it complains about fails the test.
+
+    A picture of how it looked in the end is kept in HOSTLER_TEST_ARTEFACTS, else in the test's own folder.
+    """
+
+    @asynccontextmanager
+    async def opened(url: str, *, complains: bool = False, **options: Any) -> AsyncIterator[Page]:
+        problems: list[str] = []
+        options = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **options}
+        context = await browser.new_context(**options)
+        try:
+            page = await context.new_page()
+            page.set_default_timeout(10_000)
+            page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
+            page.on("dialog", lambda dialog: problems.append(f"a script said: {dialog.message}"))
+            page.on("pageerror", lambda error: problems.append(str(error)))
+            await page.goto(url)
+            try:
+                yield page
+            finally:
+                await page.screenshot(path=artefacts(tmp_path) / f"{request.node.name}.png", full_page=True)
+        finally:
+            await context.close()
+        assert complains or not problems
+
+    return opened
+
+
+def artefacts(tmp_path: Path) -> Path:
+    """Where pictures go."""
+    folder = Path(os.environ.get("HOSTLER_TEST_ARTEFACTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,82 @@
+"""Talking to a model on the page, as any client would."""
+
+from __future__ import annotations
+
+import pytest
+from browser.conftest import OpenPage
+from playwright.async_api import Page, expect
+from system.house import OpenHouse
+
+pytestmark = pytest.mark.anyio
+
+
+async def say(page: Page, text: str) -> None:
+    """Type and send, by keyboard."""
+    await page.get_by_label("Message").fill(text)
+    await page.get_by_label("Message").press("Enter")
+
+
+async def test_an_answer_is_shown_with_its_thinking(open_house: OpenHouse, open_page: OpenPage) -> None:
+    async with open_house({"a": {"script": {"reasoning": 2}}}) as house, open_page(f"{house.url}/ui/#try") as page:
+        await say(page, "Hello")
+        answer = page.get_by_role("list", name="Conversation").get_by_role("listitem").nth(1)
+        await expect(answer.locator(".said")).to_have_text("word2 word3 word4 ")
+        await expect(answer.locator("details")).to_contain_text("word0 word1")
+        await expect(answer).to_contain_text("a on local")
+        await expect(answer).to_contain_text("tokens")
+        await say(page, "And now?")
+        await expect(page.get_by_role("list", name="Conversation").get_by_role("listitem")).to_have_count(4)
+        asked = house.asked("a")[-1]
+    assert asked["method"] == "POST"
+
+
+async def test_whoever_waits_for_a_load_sees_how_far_it_is(open_house: OpenHouse, open_page: OpenPage) -> None:
+    script = {"ready_after": 2.5, "speak": True}
+    async with open_house({"a": {"script": script}}) as house, open_page(f"{house.url}/ui/#try") as page:
+        await say(page, "Hello")
+        await expect(page.get_by_role("progressbar", name="until the model answers")).to_be_visible()
+        await expect(page.locator("form.card [role=status]")).to_contain_text("loading a")
+        await expect(page.locator(".said").nth(1)).to_have_text("word0 word1 word2 word3 word4 ")
+        assert await page.locator(".talk details").nth(1).is_hidden()  # the gateway's progress is no thinking
+
+
+async def test_an_answer_is_stopped(open_house: OpenHouse, open_page: OpenPage) -> None:
+    script = {"chunks": 500, "chunk_delay": 0.05}
+    async with open_house({"a": {"script": script}}) as house, open_page(f"{house.url}/ui/#try") as page:
+        await say(page, "Hello")
+        await expect(page.locator(".said").nth(1)).to_contain_text("word2")
+        await page.get_by_role("button", name="Stop").click()
+        await expect(page.get_by_role("list", name="Conversation")).to_contain_text("stopped")
+        await expect(page.get_by_role("button", name="Send")).to_be_enabled()
+        await house.until(lambda: house.events("gone"))
+
+
+async def test_an_error_is_told_in_the_gateways_words(open_house: OpenHouse, open_page: OpenPage) -> None:
+    script = {"exit_code": 1, "stderr": "error: no such architecture\n"}
+    async with (
+        open_house({"a": {"script": script}}) as house,
+        open_page(f"{house.url}/ui/#try", complains=True) as page,
+    ):
+        await say(page, "Hello")
+        await expect(page.get_by_role("alert")).to_contain_text("a could not be loaded on local")
+
+
+async def test_a_tool_call_is_shown(open_house: OpenHouse, open_page: OpenPage) -> None:
+    async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/#try") as page:
+        call = (
+            '{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"c1","type":"function",'
+            '"function":{"name":"current_time","arguments":"{\\"zone\\": "}}]}}]}'
+        )
+        rest = '{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"\\"UTC\\"}"}}]}}]}'
+        answer = f"data: {call}\n\ndata: {rest}\n\ndata: [DONE]\n\n"
+        sent = []
+
+        async def play(route, request):  # type: ignore[no-untyped-def]  # playwright's own types
+            sent.append(request.post_data_json)
+            await route.fulfill(status=200, content_type="text/event-stream", body=answer)
+
+        await page.route("**/v1/chat/completions", play)
+        await page.get_by_label("Offer a tool").check()
+        await say(page, "What time is it?")
+        await expect(page.get_by_label("tool call")).to_have_text('current_time({"zone": "UTC"})')
+    assert sent[0]["tools"][0]["function"]["name"] == "current_time"

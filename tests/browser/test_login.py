@@ -1,0 +1,85 @@
+"""Coming in with a key, what a key may do, and going out again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from browser.conftest import OpenPage
+from playwright.async_api import expect
+from system.house import OpenHouse
+
+from hostler.gateway import keys
+
+pytestmark = pytest.mark.anyio
+
+
+def keyed(folder: Path, *scopes: keys.Scope) -> tuple[str, dict[str, str]]:
+    """A key of these scopes, and the gateway's settings."""
+    return keys.add(folder / "keys", "anna", scopes), {"api_keys_file": str(folder / "keys")}
+
+
+async def test_an_operator_logs_in_acts_and_logs_out(
+    open_house: OpenHouse, open_page: OpenPage, tmp_path: Path
+) -> None:
+    key, gateway = keyed(tmp_path, "infer", "read", "operate")
+    async with open_house({"a": {}}, gateway=gateway) as house, open_page(house.url, complains=True) as page:
+        await page.get_by_label("API key").fill("hst-wrong")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("alert")).to_contain_text("not valid")
+        await page.get_by_label("API key").fill(key)
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page.locator("#link")).to_have_text("live")
+        (cookie,) = await page.context.cookies()
+        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+        assert key not in await page.content()
+        await page.get_by_role("button", name="Load a").click()
+        await expect(page.locator(".models")).to_contain_text("ready")
+        await page.get_by_role("link", name="Try it").click()
+        await page.get_by_label("Message").fill("Hello")
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".said").nth(1)).to_contain_text("word4")
+        await page.get_by_role("button", name="Log out").click()
+        await expect(page.get_by_label("API key")).to_be_visible()
+        await page.goto(f"{house.url}/ui/")
+        await expect(page.get_by_label("API key")).to_be_visible()
+
+
+async def test_who_may_only_look_is_shown_no_orders(open_house: OpenHouse, open_page: OpenPage, tmp_path: Path) -> None:
+    key, gateway = keyed(tmp_path, "read")
+    async with open_house({"a": {}}, gateway=gateway) as house, open_page(house.url, complains=True) as page:
+        await page.get_by_label("API key").fill(key)
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".models")).to_contain_text("not loaded")
+        assert await page.get_by_role("button", name="Load a").count() == 0
+        refused = await page.evaluate(
+            "fetch('/admin/load', {method: 'POST', headers: {'Content-Type': 'application/json'}, "
+            "body: JSON.stringify({model: 'a'})}).then((answer) => answer.status)"
+        )
+        assert refused == 403
+
+
+async def test_a_revoked_key_ends_its_session(open_house: OpenHouse, open_page: OpenPage, tmp_path: Path) -> None:
+    key, gateway = keyed(tmp_path, "read")
+    keys.add(tmp_path / "keys", "another", ["read"])
+    async with open_house({"a": {}}, gateway=gateway) as house, open_page(house.url, complains=True) as page:
+        await page.get_by_label("API key").fill(key)
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#link")).to_have_text("live")
+        keys.revoke(tmp_path / "keys", "anna")
+        await page.wait_for_timeout(1100)  # the file is looked at once a second
+        await page.reload()
+        await expect(page.get_by_label("API key")).to_be_visible()
+
+
+async def test_without_scripts_there_is_a_page_and_a_way_in(
+    open_house: OpenHouse, open_page: OpenPage, tmp_path: Path
+) -> None:
+    key, gateway = keyed(tmp_path, "read")
+    async with (
+        open_house({"a": {}}, gateway=gateway) as house,
+        open_page(house.url, java_script_enabled=False, complains=True) as page,
+    ):
+        await page.get_by_label("API key").fill(key)
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page.get_by_role("rowheader", name="a", exact=True)).to_be_visible()

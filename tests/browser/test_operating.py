@@ -1,0 +1,133 @@
+"""What an operator does on the page: watch, switch, unload, cancel."""
+
+from __future__ import annotations
+
+import re
+
+import anyio
+import pytest
+from browser.conftest import OpenPage
+from fakes.relay import relay_to
+from playwright.async_api import Locator, Page, expect
+from system.house import OpenHouse
+
+pytestmark = pytest.mark.anyio
+
+SLOW = {"ready_after": 0.6, "speak": True}
+TALKATIVE = {"chunks": 400, "chunk_delay": 0.05}
+
+
+def model(page: Page, name: str) -> Locator:
+    """The box of a model."""
+    return page.locator(".models > li").filter(has=page.get_by_role("heading", name=name, exact=True))
+
+
+async def test_a_switch_is_watched_from_its_order_to_its_end(open_house: OpenHouse, open_page: OpenPage) -> None:
+    async with open_house({"a": {}, "b": {"script": SLOW}}) as house:
+        await house.chat("a")
+        async with open_page(f"{house.url}/ui/") as page:
+            await expect(model(page, "a")).to_contain_text("ready")
+            await page.get_by_role("button", name="Switch to b").click()
+            dialog = page.get_by_role("dialog")
+            await expect(dialog).to_contain_text("a will be stopped on local")
+            await dialog.get_by_role("button", name="Switch now").click()
+            await page.get_by_role("link", name="Switching").click()
+            await expect(page.get_by_role("heading", name="a → b")).to_be_visible()
+            await expect(page.locator(".phases [data-state=current]")).to_be_visible()
+            last = page.get_by_role("region", name="Last switches").get_by_role("row").nth(1)
+            await expect(last).to_contain_text("b")
+            await expect(last).to_contain_text("ready")
+            await page.get_by_role("link", name="Now").click()
+            await expect(model(page, "b")).to_contain_text("ready")
+            await expect(model(page, "a")).to_contain_text("not loaded")
+    assert house.starts() == ["a", "b"]
+
+
+async def test_what_a_switch_would_mean_is_told_without_doing_it(open_house: OpenHouse, open_page: OpenPage) -> None:
+    async with (
+        open_house({"a": {"script": TALKATIVE}, "b": {}}) as house,
+        house.stream("a"),
+        open_page(f"{house.url}/ui/") as page,
+    ):
+        await page.get_by_role("button", name="What if b is loaded now?").click()
+        dialog = page.get_by_role("dialog")
+        await expect(dialog).to_contain_text("1 answer in progress will be finished first")
+        await page.keyboard.press("Escape")
+        await expect(dialog).to_have_count(0)
+        await expect(model(page, "a")).to_contain_text("1 of 1")
+    assert house.starts() == ["a"]
+
+
+async def test_a_model_with_answers_is_unloaded_as_the_operator_chooses(
+    open_house: OpenHouse, open_page: OpenPage
+) -> None:
+    async with open_house({"a": {"script": TALKATIVE}}) as house, house.stream("a") as answer:
+        async with open_page(f"{house.url}/ui/") as page:
+            await expect(model(page, "a")).to_contain_text("1 of 1")
+            await page.get_by_role("button", name="Unload a").click()
+            await page.get_by_role("dialog").get_by_role("button", name="Cut them off").click()
+            await expect(model(page, "a")).to_contain_text("not loaded")
+        assert "unloaded on request" in "".join([part async for part in answer.aiter_text()])
+
+
+async def test_a_request_in_flight_is_seen_and_cancelled(open_house: OpenHouse, open_page: OpenPage) -> None:
+    async with open_house({"a": {"script": TALKATIVE}}) as house:
+        async with open_page(f"{house.url}/ui/#flow") as page, anyio.create_task_group() as tasks:
+            answers = []
+
+            async def ask() -> None:
+                async with house.stream("a") as answer:
+                    answers.append("".join([part async for part in answer.aiter_text()]))
+
+            tasks.start_soon(ask)
+            flying = page.get_by_role("list", name="Requests in flight")
+            await expect(flying).to_contain_text("writing")
+            await flying.get_by_role("button", name="Cancel").click()
+            last = page.get_by_role("list", name="Last requests").get_by_role("listitem")
+            await expect(last).to_have_count(1)
+            await expect(last).to_contain_text("cancelled")
+            await expect(flying.get_by_role("listitem")).to_have_count(0)
+        assert "cancelled by an operator" in answers[0]
+
+
+async def test_a_request_opens_to_its_way_in_time(open_house: OpenHouse, open_page: OpenPage) -> None:
+    async with open_house({"a": {}, "b": {"script": SLOW}}) as house:
+        await house.chat("a")
+        await house.chat("b")
+        async with open_page(f"{house.url}/ui/#flow") as page:
+            first = page.get_by_role("list", name="Last requests").get_by_role("listitem").first
+            await first.locator("summary").click()
+            way = re.compile(r"in the queue .*switching .*reading the prompt .*writing")
+            await expect(first.get_by_role("img")).to_have_accessible_name(way)
+            await expect(first).to_contain_text("b on local")
+            await expect(first).to_contain_text("the first in the chain")
+
+
+async def test_those_who_wait_are_listed_in_the_order_of_service(open_house: OpenHouse, open_page: OpenPage) -> None:
+    profiles = {"a": {"script": TALKATIVE}, "b": {}}
+    async with open_house(profiles) as house, house.stream("a"), anyio.create_task_group() as tasks:
+        async with open_page(f"{house.url}/ui/#switching") as page:
+            for _ in range(2):
+                tasks.start_soon(house.chat, "b")
+            queue = page.get_by_role("region", name="Queue").locator("tbody tr")
+            await expect(queue).to_have_count(2)
+            await expect(queue.first).to_contain_text("b")
+            await queue.first.get_by_role("button", name="Cancel").click()
+            await expect(queue).to_have_count(1)
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_lost_connection_is_told_and_mended(open_house: OpenHouse, open_page: OpenPage) -> None:
+    async with (
+        open_house({"a": {}}) as house,
+        relay_to(house.url) as wire,
+        open_page(f"http://127.0.0.1:{wire.port}/ui/", complains=True) as page,
+    ):
+        link = page.locator("#link")
+        await expect(link).to_have_text("live")
+        await wire.cut()
+        await expect(link).to_contain_text("connection lost")
+        await house.chat("a")
+        wire.mend()
+        await expect(link).to_have_text("live")
+        await expect(model(page, "a")).to_contain_text("ready")
