@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 #: Editors write a file in several steps; what comes within this time is one change, in milliseconds.
 _TOGETHER_MS = 300
+
+#: How often files are looked at without being told of a change, in milliseconds.
+_LOOK_MS = 2000
 
 Apply = Callable[[Sequence[Profile]], Awaitable[None]]
 
@@ -30,6 +33,7 @@ class Reloader:
         self._configuration = configuration
         self._apply = apply
         self._environ = environ
+        self._seen = set() if configuration.path is None else _stamps(self._files(configuration.path))
 
     async def run(self) -> None:
         """Watch until cancelled. Returns at once when there is no file to watch."""
@@ -45,8 +49,18 @@ class Reloader:
             # A folder may hold anything, our own log among it.
             return Path(changed) in files
 
-        async for _ in awatch(*folders, watch_filter=ours, step=_TOGETHER_MS, recursive=False):
-            await self.reload()
+        # Now and then the files are looked at anyway: nobody tells of what was saved before the watching began.
+        async for told in awatch(
+            *folders,
+            watch_filter=ours,
+            step=_TOGETHER_MS,
+            recursive=False,
+            rust_timeout=_LOOK_MS,
+            yield_on_timeout=True,
+        ):
+            before, self._seen = self._seen, _stamps(files)
+            if told or before != self._seen:
+                await self.reload()
 
     async def reload(self) -> bool:
         """Read the file again and apply what changed. Returns whether the file was valid."""
@@ -82,3 +96,15 @@ class Reloader:
                 continue
             if getattr(old, section) != getattr(new, section):
                 logger.warning("%s: changed; this takes effect at the next start", section)
+
+
+def _stamps(files: Iterable[Path]) -> set[tuple[Path, int, int]]:
+    """What changes when one of the files does."""
+    found = set()
+    for file in files:
+        try:
+            state = file.stat()
+        except OSError:
+            continue
+        found.add((file, state.st_mtime_ns, state.st_size))
+    return found

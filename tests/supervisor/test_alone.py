@@ -31,6 +31,10 @@ class Alone:
     def save(self, text: str | None = None) -> None:
         self.path.write_text(json.dumps(self.document) if text is None else text)
 
+    def kill(self) -> None:
+        self.running.process.send_signal(signal.SIGKILL)
+        self.running.process.wait()
+
     def client(self) -> httpx.Client:
         headers = {"Authorization": f"Bearer {TOKEN}"}
         return httpx.Client(base_url=f"http://{self.running.address}", headers=headers, trust_env=False, timeout=20)
@@ -233,35 +237,50 @@ def test_saved_changes_touch_only_what_changed(alone: Alone) -> None:
 
 
 @pytest.mark.parametrize("when", ["ready", "starting", "stopping"])
-def test_killed_it_leaves_nothing_and_the_next_one_works(alone: Alone, journal: Any, when: str) -> None:
-    if when == "ready":
-        alone.switch("a")
-    else:
-        if when == "stopping":
-            alone.document["profiles"]["a"]["env"] = {
-                "FAKE_ENGINE": json.dumps({"log": str(journal.file), "slow_exit": 5})
-            }
-            alone.save()
-            until(lambda: "profiles changed" in alone.running.log)
+def test_killed_it_leaves_nothing_and_the_next_one_works(
+    tmp_path: Path, document: dict[str, Any], journal: Any, when: str
+) -> None:
+    script = {"log": str(journal.file), "ready_after": 0.05, "slow_exit": 5 if when == "stopping" else 0}
+    document["profiles"]["a"] = {**document["profiles"]["a"], "env": {"FAKE_ENGINE": json.dumps(script)}}
+    alone = Alone(tmp_path, document)
+    alone.save()
+    with started(alone):
+        if when != "starting":
             alone.switch("a")
-        with alone.client() as http, http.stream("GET", "/events") as response:
+        if when != "ready":
             told = {"Accept": "text/event-stream"}
-            with alone.client() as other, other.stream("POST", "/models/switch", json={"model": "b"}, headers=told):
+            with (
+                alone.client() as http,
+                http.stream("GET", "/events") as response,
+                alone.client() as other,
+                other.stream("POST", "/models/switch", json={"model": "b"}, headers=told),
+            ):
                 for name, data in events_of(response):
                     if name == "model" and data["status"]["state"] == when and data["status"]["pid"]:
                         break
-                alone.running.process.send_signal(signal.SIGKILL)
-                alone.running.process.wait()
-    alone.running.process.send_signal(signal.SIGKILL)
-    alone.running.process.wait()
+                alone.kill()
+        alone.kill()
     for pid in journal.pids():
-        until(lambda pid=pid: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)  # type: ignore[misc]  # a default
+        until(lambda pid=pid: is_gone(pid))  # type: ignore[misc]  # a default
     for file in alone.folder.rglob("*.json"):
         json.loads(file.read_bytes())
     with started(alone):
         assert alone.switch("a")["model"] == "a"
         # What had just been begun is cleared away.
         until(lambda: not [file for file in alone.folder.rglob("*") if file.suffix in (".new", ".part", ".restoring")])
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_what_is_saved_as_soon_as_it_runs_is_taken_over_too(alone: Alone) -> None:
+    alone.document["profiles"]["c"] = {"base": "a"}
+    alone.save()
+    until(lambda: "c" in alone.status())
 
 
 def test_told_to_stop_it_ends_streams_and_engines(alone: Alone, journal: Any) -> None:
