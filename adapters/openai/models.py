@@ -15,11 +15,11 @@ _NAMED = 20
 
 
 def models(listing: Listing) -> WireResponse:
-    """All listed models, aliases as entries of their own: the active or default one first, those that cannot chat last."""
-    cards = sorted(
-        (card for card in listing.cards if card.listed), key=lambda card: "completion" not in card.capabilities
-    )
-    data = [_entry(name, card) for card in cards for name in (card.name, *card.aliases)]
+    """All listed models by name, aliases as entries of their own: the active or default one first, those that cannot chat last."""
+    first = listing.active or listing.default
+    named = [(name, card) for card in listing.cards if card.listed for name in (card.name, *card.aliases)]
+    named.sort(key=lambda each: (each[0] != first, "completion" not in each[1].capabilities, each[0]))
+    data = [_entry(name, card) for name, card in named]
     return WireResponse(body=msgspec.json.encode({"object": "list", "data": data}))
 
 

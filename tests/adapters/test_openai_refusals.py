@@ -100,10 +100,10 @@ LISTING = Listing(
 )
 
 
-def test_the_list_names_the_active_model_first_and_every_alias(adapter: OpenAIAdapter, ask: Any) -> None:
+def test_the_list_names_the_active_model_first_then_all_names_in_order(adapter: OpenAIAdapter, ask: Any) -> None:
     answer = json.loads(adapter.answer(ask("/v1/models"), LISTING).body)
-    assert [entry["id"] for entry in answer["data"]] == ["big", "gpt-4", "b", "small", "vectors"]
-    assert answer["data"][1] == {
+    assert [entry["id"] for entry in answer["data"]] == ["big", "b", "gpt-4", "small", "vectors"]
+    assert answer["data"][2] == {
         "id": "gpt-4", "object": "model", "created": 17, "owned_by": "hostler",
         "context_length": 8192, "max_model_len": 8192, "status": {"value": "loaded"},
     }  # fmt: skip
