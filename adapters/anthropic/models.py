@@ -38,7 +38,7 @@ def models(listing: Listing, query: str) -> WireResponse:
 
 def model(listing: Listing, name: str) -> WireResponse:
     """One model by a name or an alias. Raises `ModelNotFound`."""
-    card = listing.find(name)
+    card = listing.find_folded(name)
     if card is None:
         names = listing.names()
         known = (

@@ -56,7 +56,7 @@ def answer(kind: str, model: str | None, listing: Listing) -> WireResponse:
 def _card(listing: Listing, name: str | None) -> ModelCard | None:
     """The model that is named; if none is, the active one, else the default, else the first."""
     if name is not None:
-        card = listing.find(name)
+        card = listing.find_folded(name)
         if card is None:
             raise unknown(name, listing.names())
         return card

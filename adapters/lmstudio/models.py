@@ -25,7 +25,7 @@ def respond(body: object, *, status: int = 200) -> WireResponse:
 
 def find(listing: Listing, name: str) -> ModelCard:
     """The card of a name or an alias. Raises `ModelNotFound`."""
-    card = listing.find(name)
+    card = listing.find_folded(name)
     if card is None:
         raise unknown(name, listing.names())
     return card
