@@ -117,6 +117,7 @@ class History:
         self._pending: deque[tuple[str, float, Event | Moment]] = deque(maxlen=_MOST_PENDING)
         self._one_at_a_time = anyio.CapacityLimiter(1)
         self._complained = False
+        self._opened = anyio.Event()
 
     def hear(self, event: Event) -> None:
         """A listener for the bus."""
@@ -133,6 +134,7 @@ class History:
     async def run(self) -> None:
         """Write until cancelled, and once more then."""
         await self._in_thread(self._open)
+        self._opened.set()
         noted = -_MOMENT_EVERY_S
         try:
             while True:
@@ -148,7 +150,8 @@ class History:
                 await self._in_thread(self._close)
 
     async def flush(self) -> None:
-        """Write what has happened so far."""
+        """Write what has happened so far. Waits for `run` to have opened the file."""
+        await self._opened.wait()
         if self._pending:
             fresh = list(self._pending)
             self._pending.clear()

@@ -1,0 +1,142 @@
+"""What is remembered over restarts, how much of it, and what is made of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+from hostler.gateway.events import BreakerChanged, Event, RequestFinished, SwitchChanged
+from hostler.gateway.history import History, Moment
+from hostler.supervisor.contract import SwitchMoved
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = {"requests": 10, "switches": 10, "breakers": 10, "moments": 10}
+
+
+class Time:
+    """A clock on the wall that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def request(number: int = 0, at: float = 1_000_000.0, **more: object) -> RequestFinished:
+    fields = {"status": 200, "outcome": "ok", "backend": "local", "model": "a", "seconds": 3.0, **more}
+    return RequestFinished(id=f"req-{number}", at=at, protocol="openai", operation="chat", client="anna", **fields)  # type: ignore[arg-type]
+
+
+def switch(phase: str, elapsed_s: float = 2.0) -> SwitchChanged:
+    return SwitchChanged(backend="local", switch=SwitchMoved(id="s", model="a", phase=phase, elapsed_s=elapsed_s))  # type: ignore[arg-type]
+
+
+def history(file: Path | None, time: Time | None = None) -> History:
+    return History(
+        file, moment=lambda: Moment(waiting=1, serving=2, memory={"local": 7}), limits=LIMITS, wall=time or Time()
+    )
+
+
+async def lived(file: Path | None, *events: Event) -> None:
+    """A gateway that hears these events and ends."""
+    kept = history(file)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(kept.run)
+        for event in events:
+            kept.hear(event)
+        await kept.flush()
+        tasks.cancel_scope.cancel()
+
+
+async def remembered(file: Path | None, kind: str) -> list[dict[str, object]]:
+    """What the next gateway knows."""
+    kept = history(file)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(kept.run)
+        past = await kept.past(kind)  # type: ignore[arg-type]
+        tasks.cancel_scope.cancel()
+    return [msgspec.json.decode(each.event) for each in past]
+
+
+async def test_requests_switches_and_breakers_survive_a_restart(tmp_path: Path) -> None:
+    file = tmp_path / "state" / "history.sqlite3"
+    opened = BreakerChanged(backend="cloud", model=None, state="open", before="closed")
+    await lived(file, request(1), switch("starting"), switch("ready"), opened)
+    assert [each["id"] for each in await remembered(file, "requests")] == ["req-1"]
+    assert [each["switch"]["phase"] for each in await remembered(file, "switches")] == ["ready"]  # type: ignore[index]
+    assert [each["state"] for each in await remembered(file, "breakers")] == ["open"]
+
+
+async def test_only_so_many_are_kept_the_newest_of_them(tmp_path: Path) -> None:
+    file = tmp_path / "history.sqlite3"
+    await lived(file, *(request(number) for number in range(25)))
+    await lived(file, *(request(number) for number in range(25, 30)))
+    assert [each["id"] for each in await remembered(file, "requests")] == [f"req-{n}" for n in range(29, 19, -1)]
+
+
+async def test_probes_push_nothing_out(tmp_path: Path) -> None:
+    file = tmp_path / "history.sqlite3"
+    await lived(file, request(1), *(request(number, backend=None) for number in range(2, 50)))
+    assert [each["id"] for each in await remembered(file, "requests")] == ["req-1"]
+
+
+async def test_a_damaged_file_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "history.sqlite3"
+    file.write_bytes(b"no database at all " * 100)
+    await lived(file, request(1))
+    assert [each["id"] for each in await remembered(file, "requests")] == ["req-1"]
+    assert (tmp_path / "history.sqlite3.damaged").exists()
+    assert "is damaged" in caplog.text
+
+
+async def test_a_place_that_cannot_be_written_to_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    await lived(tmp_path / "file" / "history.sqlite3", request(1), request(2))
+    assert caplog.text.count("history cannot be kept") == 1
+
+
+async def test_without_a_file_it_lasts_as_long_as_the_gateway() -> None:
+    kept = history(None)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(kept.run)
+        kept.hear(request(1))
+        assert len(await kept.past("requests")) == 1
+        tasks.cancel_scope.cancel()
+
+
+async def test_pages_of_the_past_join(tmp_path: Path) -> None:
+    file = tmp_path / "history.sqlite3"
+    await lived(file, *(request(number) for number in range(6)))
+    kept = history(file)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(kept.run)
+        first = await kept.past("requests", limit=4)
+        rest = await kept.past("requests", limit=4, before=first[-1].n)
+        tasks.cancel_scope.cancel()
+    ids = [msgspec.json.decode(each.event)["id"] for each in (*first, *rest)]
+    assert ids == [f"req-{number}" for number in range(5, -1, -1)]
+
+
+async def test_figures_are_those_of_each_stretch() -> None:
+    time = Time()
+    kept = history(None, time)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(kept.run)
+        await kept.flush()
+        for number, first_word_s in enumerate((0.2, 0.4, 0.9)):
+            kept.hear(request(number, at=time.now - 90, first_word_s=first_word_s, completion_tokens=11, queue_s=1.5))
+        kept.hear(request(3, at=time.now - 30, outcome="failed", first_word_s=None))
+        kept.hear(switch("failed", 4.0))
+        early, late = await kept.figures(seconds=120, buckets=2)
+        tasks.cancel_scope.cancel()
+    assert (early.requests, early.failed, early.first_word_s, early.queue_s) == (3, 0, 0.4, 1.5)
+    assert early.tokens_per_s == pytest.approx(10 / 2.6, abs=0.01)
+    assert (late.requests, late.failed, late.first_word_s) == (1, 1, None)
+    assert (late.switches, late.switch_s, late.memory, late.waiting) == (1, 4.0, 7, 1)
