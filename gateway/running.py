@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import anyio
 
 from hostler import __version__
-from hostler.gateway import fetching, notify
+from hostler.gateway import fetching, history, notify
 from hostler.gateway.app import Gateway, addresses, is_loopback, keys_in_force
 from hostler.gateway.reloading import Reloader
 from hostler.gateway.server import ListenError, Server, bind
@@ -78,7 +78,7 @@ def up(configuration: Configuration) -> int:
 
     async def main() -> None:
         fleet = _guarded(lambda: _fleet(configuration, engine_host="127.0.0.1"))
-        together = _guarded(lambda: Gateway(configuration.settings, local=fleet))
+        together = _guarded(lambda: Gateway(configuration.settings, local=fleet, history=history.default_file()))
         async with _heeding_signals(together.stop), anyio.create_task_group() as tasks:
             tasks.start_soon(fleet.run)
             tasks.start_soon(Reloader(configuration, partial(_take_over, fleet, together), os.environ).run)
@@ -92,7 +92,7 @@ def gateway(configuration: Configuration) -> int:
     """The gateway alone."""
     if not configuration.settings.backends:
         raise CannotRun("no backends are configured, so nothing could answer; add `backends:` or run `hostler up`")
-    alone = _guarded(lambda: Gateway(configuration.settings))
+    alone = _guarded(lambda: Gateway(configuration.settings, history=history.default_file()))
     sockets = _listen(addresses(configuration.settings), "gateway.listen")
     started = partial(_announce, configuration, sockets)
 

@@ -1,0 +1,149 @@
+"""Sessions of the page: what a cookie may stand for, and what it may not be used for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+from system.house import House, OpenHouse
+
+from hostler.gateway import keys
+from hostler.gateway.keys import KeyRing
+from hostler.gateway.sessions import LASTS_S, Sessions
+
+pytestmark = pytest.mark.anyio
+
+BROWSER = {"Accept": "text/html,*/*"}
+
+
+def keyed(folder: Path, *scopes: keys.Scope) -> tuple[str, dict[str, str]]:
+    """A key of these scopes, and the gateway's settings."""
+    return keys.add(folder / "keys", "anna", scopes), {"api_keys_file": str(folder / "keys")}
+
+
+async def login(house: House, key: str) -> httpx.Response:
+    """As a person does; the cookie stays in the client."""
+    return await house.http.post("/ui/login", data={"key": key}, headers={"Origin": house.url})
+
+
+def ours(house: House) -> dict[str, str]:
+    """What a browser says of requests of our own page."""
+    return {"Origin": house.url, "Sec-Fetch-Site": "same-origin"}
+
+
+async def test_a_browser_without_a_key_is_asked_for_one(open_house: OpenHouse, tmp_path: Path) -> None:
+    _, gateway = keyed(tmp_path, "read")
+    async with open_house({"secret-model": {}}, gateway=gateway) as house:
+        for path in ("/", "/ui", "/ui/"):
+            answer = await house.http.get(path, headers=BROWSER)
+            assert answer.status_code == 401
+            assert 'name="key"' in answer.text
+            assert "secret-model" not in answer.text
+            rules = answer.headers["content-security-policy"]
+            assert "unsafe" not in rules
+            assert "frame-ancestors 'none'" in rules
+        assert (await house.http.get("/ui/app.js")).status_code == 401
+
+
+async def test_a_login_opens_what_its_key_opens(open_house: OpenHouse, tmp_path: Path) -> None:
+    key, gateway = keyed(tmp_path, "read", "infer")
+    async with open_house({"a": {}}, gateway=gateway) as house:
+        answer = await login(house, key)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/ui/")
+        cookie = answer.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=strict" in cookie
+        assert key.lower() not in cookie
+        assert (await house.http.get("/admin/status")).status_code == 200
+        assert (await house.http.get("/ui/app.js")).status_code == 200
+        assert (await house.http.post("/admin/load", json={"model": "a"}, headers=ours(house))).status_code == 403
+        chat = {"model": "a", "messages": [{"role": "user", "content": "Hello"}]}
+        assert (await house.http.post("/v1/chat/completions", json=chat, headers=ours(house))).status_code == 200
+
+
+async def test_a_cookie_is_of_no_use_to_other_pages(open_house: OpenHouse, tmp_path: Path) -> None:
+    key, gateway = keyed(tmp_path, "read", "infer", "operate")
+    gateway = {**gateway, "cors_origins": ["https://friend.example"]}
+    async with open_house({"a": {}}, gateway=gateway) as house:
+        await login(house, key)
+        for headers in (
+            {},  # no browser: whoever changes something by cookie names its origin
+            {"Origin": "https://evil.example"},
+            {"Origin": "https://friend.example"},  # may call, but with a key of its own
+            {"Origin": "null"},
+            {"Sec-Fetch-Site": "same-site", "Origin": house.url},  # another port of this machine
+            {"Sec-Fetch-Site": "cross-site"},
+        ):
+            answer = await house.http.post("/admin/load", json={"model": "a"}, headers=headers)
+            assert answer.status_code in (401, 403), headers
+        same_site = {"Sec-Fetch-Site": "same-site"}
+        assert (await house.http.get("/admin/status", headers=same_site)).status_code == 401
+        assert house.starts() == []
+
+
+async def test_orders_by_cookie_need_json(open_house: OpenHouse, tmp_path: Path) -> None:
+    key, gateway = keyed(tmp_path, "operate", "read")
+    async with open_house({"a": {}}, gateway=gateway) as house:
+        await login(house, key)
+        headers = {**ours(house), "Content-Type": "text/plain"}
+        answer = await house.http.post("/admin/load", content=b'{"model": "a"}', headers=headers)
+        assert answer.status_code == 415
+
+
+async def test_logging_out_ends_the_session_for_whoever_copied_it(open_house: OpenHouse, tmp_path: Path) -> None:
+    key, gateway = keyed(tmp_path, "read")
+    async with open_house({"a": {}}, gateway=gateway) as house:
+        answer = await login(house, key)
+        copied = {"Cookie": re.split(r";", answer.headers["set-cookie"])[0]}
+        assert (await house.http.post("/ui/logout", headers=ours(house))).status_code == 303
+        house.http.cookies.clear()
+        assert (await house.http.get("/admin/status", headers=copied)).status_code == 401
+
+
+async def test_wrong_keys_are_refused_and_slowed_down(open_house: OpenHouse, tmp_path: Path) -> None:
+    _, gateway = keyed(tmp_path, "read")
+    async with open_house({"a": {}}, gateway=gateway) as house:
+        first = await login(house, "<b>wrong</b>")
+        assert first.status_code == 401
+        assert "<b>" not in first.text
+        for _ in range(250):
+            last = await house.http.post("/ui/login", json={"key": "wrong"}, headers={"Origin": house.url})
+        assert last.status_code == 429
+
+
+async def test_a_key_for_models_alone_does_not_open_the_page(open_house: OpenHouse, tmp_path: Path) -> None:
+    key, gateway = keyed(tmp_path, "infer")
+    async with open_house({"a": {}}, gateway=gateway) as house:
+        answer = await login(house, key)
+        assert answer.status_code == 403
+        assert "set-cookie" not in answer.headers
+        assert "scope read" in answer.text
+
+
+async def test_a_session_ends_by_itself(tmp_path: Path) -> None:
+    key, _ = keyed(tmp_path, "read")
+    now = [0.0]
+    sessions = Sessions(KeyRing(tmp_path / "keys", clock=lambda: now[0]), lambda: now[0])
+    begun = sessions.begin(key)
+    assert begun is not None
+    assert sessions.client(begun[0]) is not None
+    now[0] = LASTS_S + 1
+    assert sessions.client(begun[0]) is None
+    assert sessions.begin("wrong") is None
+
+
+async def test_the_page_allows_nothing_but_itself(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}) as house:
+        answer = await house.http.get("/ui/", headers=BROWSER)
+        rules = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in rules
+        assert "script-src 'self'" in rules
+        assert "style-src 'self'" in rules
+        assert "unsafe" not in rules
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", answer.text)
+        script = await house.http.get("/ui/app.js")
+        unchanged = await house.http.get("/ui/app.js", headers={"If-None-Match": script.headers["etag"]})
+        assert (script.status_code, unchanged.status_code) == (200, 304)
