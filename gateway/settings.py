@@ -39,7 +39,7 @@ class SwitchingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     patience_s: Seconds = 10.0
     min_residency_s: Seconds = 0.0
     progress: ProgressMode = "thinking"
-    progress_after_s: Seconds = 0.9
+    progress_after_s: Seconds = 0.75
     progress_every_s: Annotated[float, msgspec.Meta(gt=0)] = 1.5
 
 

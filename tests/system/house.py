@@ -94,9 +94,11 @@ class House(Engines):
 
     async def until_counts(self, serving: int, waiting: int) -> None:
         """Wait until so many are served and so many wait."""
-        with anyio.fail_after(10):
-            while await self.counts() != (serving, waiting):  # noqa: ASYNC110 - the gateway is asked as an operator would
+        counts = (-1, -1)
+        with anyio.move_on_after(10):
+            while (counts := await self.counts()) != (serving, waiting):  # noqa: ASYNC110 - asked as an operator would
                 await anyio.sleep(0.002)
+        assert counts == (serving, waiting)
 
     async def until_status(self, condition: Callable[[dict[str, dict[str, Any]]], bool]) -> None:
         """Wait until the gateway says so of its hosts."""
