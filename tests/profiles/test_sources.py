@@ -162,6 +162,14 @@ def slow_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: Path) -> Pa
         "threading.Event().wait()\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    # In an environment without a pip of its own, the one on the PATH is run.
+    script = tmp_path / "bin" / "pip3"
+    script.parent.mkdir()
+    path = os.environ["PATH"]
+    real = f'[ -n "$PYTHONPATH" ] || PATH="{path}" exec pip3 "$@"'
+    script.write_text(f"#!/bin/sh\n{real}\nexec {sys.executable} {package / '__main__.py'}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{path}")
     return started
 
 
