@@ -1,0 +1,107 @@
+"""What the page is fed with: streams of events and logs, history, figures, forecasts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from system.house import OpenHouse, another_host
+
+pytestmark = pytest.mark.anyio
+
+
+async def frames(answer: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
+    """The events of a stream."""
+    name = ""
+    async for line in answer.aiter_lines():
+        if line.startswith("event: "):
+            name = line[7:]
+        elif line.startswith("data: "):
+            yield name, json.loads(line[6:])
+
+
+async def until_lines(answer: httpx.Response, text: str) -> list[dict[str, Any]]:
+    """The lines of a log up to one with this text."""
+    lines: list[dict[str, Any]] = []
+    with anyio.fail_after(10):
+        async for name, data in frames(answer):
+            if name == "lines":
+                lines += data
+            if any(text in line["text"] for line in lines):
+                return lines
+    raise AssertionError(f"{text!r} is not among {lines}")
+
+
+async def test_requests_on_their_way_are_told_while_somebody_watches(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"chunks": 400, "chunk_delay": 0.05}}}) as house:
+        async with house.http.stream("GET", "/events") as events, house.stream("a", key=None):
+            with anyio.fail_after(10):
+                async for name, data in frames(events):
+                    if name == "pulse" and data["flights"] and data["flights"][0]["phase"] == "writing":
+                        break
+            flight, host = data["flights"][0], data["hosts"][0]
+        assert (flight["model"], flight["backend"], flight["protocol"]) == ("a", "local", "openai")
+        assert (host["engines"][0]["running"], host["serving"]) == (1, 1)
+
+
+async def test_the_status_tells_when_an_idle_model_goes(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"ttl_s": 100}}) as house:
+        await house.chat("a")
+        status = await house.status()
+        engine = status["hosts"][0]["engines"][0]
+        assert 90 < engine["idle_until"] - status["at"] <= 101
+
+
+async def test_what_happened_can_be_read_back(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}) as house:
+        await house.chat("a")
+        await house.http.get("/v1/models")
+        requests = (await house.http.get("/admin/history", params={"kind": "requests"})).json()
+        switches = (await house.http.get("/admin/history", params={"kind": "switches"})).json()
+        assert [each["event"]["model"] for each in requests] == ["a"]
+        assert [each["event"]["switch"]["phase"] for each in switches] == ["ready"]
+        buckets = (await house.http.get("/admin/figures", params={"minutes": "5", "buckets": "5"})).json()
+        assert [each["requests"] for each in buckets] == [0, 0, 0, 0, 1]
+        assert (await house.http.get("/admin/history", params={"kind": "prompts"})).status_code == 404
+        assert (await house.http.get("/admin/history", params={"limit": "many"})).status_code == 400
+
+
+async def test_an_operator_is_told_what_a_switch_would_mean(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}, "b": {}}) as house:
+        await house.chat("a")
+        told = (await house.http.get("/admin/forecast", params={"model": "b"})).json()
+        assert told["hosts"]["local"]["stops"] == ["a"]
+        assert house.starts() == ["a"]
+        assert (await house.http.get("/admin/forecast", params={"model": "x"})).status_code == 404
+
+
+async def test_logs_of_an_engine_are_followed(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"stderr": "hello from the engine\n"}}}) as house:
+        where = {"backend": "local", "model": "a"}
+        async with house.http.stream("GET", "/admin/logs", params=where) as log:
+            await house.chat("a")
+            await until_lines(log, "hello from the engine")
+
+
+async def test_logs_of_an_engine_on_another_machine_are_followed(open_house: OpenHouse, tmp_path: Path) -> None:
+    profiles = {"a": {"script": {"stderr": "hello from afar\n"}}}
+    async with another_host(tmp_path / "far", profiles) as far, open_house({}, backends={"far": far.backend}) as house:
+        await house.chat("a")
+        where = {"backend": "far", "model": "a"}
+        async with house.http.stream("GET", "/admin/logs", params=where) as log:
+            await until_lines(log, "hello from afar")
+
+
+async def test_the_gateways_own_log_is_followed(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"exit_code": 1}}}) as house:
+        await house.chat("a")
+        async with house.http.stream("GET", "/admin/logs") as log:
+            lines = await until_lines(log, "could not be loaded")
+        assert lines[-1]["level"] == "warning"
+        unknown = await house.http.get("/admin/logs", params={"backend": "x", "model": "a"})
+        assert unknown.status_code == 404
