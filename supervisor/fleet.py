@@ -51,6 +51,9 @@ MEASURE_S: Final = 15.0
 #: After it got ready the first request goes before the first look.
 MEASURE_AFTER_S: Final = 0.2
 
+#: Who follows a host that has just started is told of it when its models' files have been read, or after this long.
+DESCRIBED_S: Final = 1.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -82,6 +85,7 @@ class Fleet:
         self._turn = anyio.Lock()
         self._tasks: TaskGroup | None = None
         self._started = anyio.Event()
+        self._described = anyio.Event()
         self._listeners = Subscriptions(lambda: Snapshot(host=self.status_now()))
         self.metrics = HostMetrics(self.status_now)
         self._listeners.tap(self.metrics.hear)
@@ -130,6 +134,9 @@ class Fleet:
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:
         """See `contract.Supervisor`."""
+        # What clients are told of a model should not change a moment after the start.
+        with anyio.move_on_after(DESCRIBED_S):
+            await self._described.wait()
         with self._listeners.open() as events:
             yield events
 
@@ -390,6 +397,7 @@ class Fleet:
     async def _describe_all(self) -> None:
         for member in list(self._members.values()):
             await self._describe_one(member)
+        self._described.set()
         self._listeners.publish(Snapshot(host=self.status_now()))
 
     async def _describe_one(self, member: Member) -> None:
