@@ -1,0 +1,169 @@
+"""Every route of every adapter, both ways: what a client asks, what an engine is sent for it, and what the client gets.
+
+The transcripts are `routes.json` in each adapter's folder. After a change that is meant, write them anew with
+`HOSTLER_WRITE_TRANSCRIPTS=1` and read the difference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hostler.adapters.canonical import AnswerHead, Chunk, Control, Probe, ToolCall, Usage
+from hostler.adapters.errors import GatewayError
+from hostler.adapters.listing import Listing, ModelCard
+from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
+from hostler.adapters.protocol import Adapter, Incoming, Operation
+from hostler.adapters.registry import load_adapters
+from hostler.profiles.schema import ModelFacts
+
+FOLDER = Path(__file__).parent.parent / "transcripts"
+WRITES = os.environ.get("HOSTLER_WRITE_TRANSCRIPTS") == "1"
+ADAPTERS = {adapter.name: adapter for adapter in load_adapters()}
+
+FACTS = ModelFacts(architecture="llama", parameters=134515008, quantization="Q4_1", metadata={"llama.block_count": 30})
+SMOL = ModelCard(
+    name="org/smol", aliases=("tiny",), state="loaded", context=4096, created=1_700_000_000, digest="ab" * 32,
+    modified_at=1_700_000_000.25, size=98362745, facts=FACTS, capabilities=("completion", "tools"),
+)  # fmt: skip
+COLD = ModelCard(name="cold", context=32768, created=1_700_000_001, digest="cd" * 32, modified_at=1_700_000_001.0)
+LISTING = Listing(
+    cards=(SMOL, COLD),
+    index={"org/smol": SMOL, "tiny": SMOL, "cold": COLD},
+    active="org/smol",
+    version="1.0",
+)
+
+# What the model says to whatever asks it for words.
+SAID = (
+    Chunk(reasoning="Hm."),
+    Chunk(text="It "),
+    Chunk(text="is."),
+    Chunk(tool_calls=(ToolCall(index=0, id="call_1", name="look", arguments='{"at":'),)),
+    Chunk(tool_calls=(ToolCall(index=0, arguments='"x"}'),)),
+    Chunk(finish="tool_calls", usage=Usage(prompt_tokens=7, completion_tokens=5)),
+)
+HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
+FORM = '--b\r\nContent-Disposition: form-data; name="model"\r\n\r\ntiny\r\n--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nRIFF\r\n--b--\r\n'
+
+#: What is asked on a route, by the name of its operation.
+ASKED: dict[str, Any] = {
+    "chat": HELLO, "completions": {"prompt": "Once"}, "completion": {"prompt": "Once"}, "generate": {"prompt": "Hello"},
+    "messages": {"max_tokens": 9, **HELLO}, "count_tokens": HELLO, "count": HELLO, "responses": {"input": "Hello"},
+    "embeddings": {"input": "one", "prompt": "one"}, "embed": {"input": ["one", "two"]}, "embedding": {"content": "one"},
+    "rerank": {"query": "q", "documents": ["d", "e"]}, "infill": {"input_prefix": "a", "input_suffix": "b"},
+    "tokenize": {"content": "one two"}, "detokenize": {"tokens": [1, 2]}, "apply_template": HELLO,
+    "speech": {"input": "Hello"}, "images": {"prompt": "a cat"}, "moderations": {"input": "Hello"},
+    "copy": {"source": "tiny", "destination": "small"}, "unload": {"instance_id": "tiny"}, "scale": [{"id": 0}],
+}  # fmt: skip
+FORMS = ("transcriptions", "translations", "image_edits", "image_variations")
+
+
+def question(operation: Operation, method: str) -> dict[str, Any]:
+    """A request for an operation, as it is kept in a transcript."""
+    path = re.sub(r"{(\w+)(:path)?}", lambda found: VALUES[found[1]], operation.path)
+    asked: dict[str, Any] = {"method": method, "path": path}
+    if operation.query is not None:
+        asked["query"] = f"{operation.query}=tiny"
+    if operation.header is not None:
+        asked["headers"] = {operation.header: "2023-06-01"}
+    if operation.name in FORMS:
+        asked["headers"] = {"content-type": "multipart/form-data; boundary=b"}
+        asked["body"] = FORM
+    elif method == "POST":
+        body = ASKED.get(operation.name, {})
+        asked["body"] = {"model": "tiny", **body} if isinstance(body, dict) else body
+    return asked
+
+
+VALUES = {"id": "tiny", "digest": "sha256:" + "ab" * 32, "key": "x", "rest": "some/path"}
+
+
+def answered(adapter: Adapter, operation: Operation, asked: dict[str, Any]) -> dict[str, Any]:
+    """What becomes of a request: what is sent to an engine, and what the client gets, whole and streamed."""
+    told: dict[str, Any] = {"ask": asked}
+    try:
+        request = decoded(adapter, operation, asked)
+        if isinstance(request, Probe):
+            answer = adapter.answer(request, LISTING)
+            return {**told, "answer": readable(answer.body), "status": answer.status, "type": answer.media_type}
+        told["becomes"] = type(request).__name__
+        if isinstance(request, Control):
+            return told
+        upstream = LlamaCppUpstream()
+        expanded = request if upstream.speaks(request.origin.wire) else adapter.expand(request)
+        sent = upstream.build(expanded, model="org/smol", stream=True)
+        told["sent"] = {"method": sent.method, "path": sent.path, "body": readable(sent.body)}
+    except GatewayError as error:
+        answer = adapter.refuse(error, operation)
+        return {**told, "answer": readable(answer.body), "status": answer.status, "type": answer.media_type}
+    if told["becomes"] in ("ChatRequest", "CompletionRequest"):
+        for form, stream in (("answer", False), ("streamed", True)):
+            again = decoded(adapter, operation, {**asked, "body": {**asked["body"], "stream": stream}})
+            encoder = adapter.encoder(again, id="id-1", created=1_700_000_000, progress="off")
+            encoder.begin(AnswerHead(media_type="text/event-stream"))
+            body = b"".join([*(encoder.chunk(chunk) for chunk in SAID), encoder.end()])
+            told[form], told["type" if form == "answer" else "streamed type"] = readable(body), encoder.media_type
+    return told
+
+
+def decoded(adapter: Adapter, operation: Operation, asked: dict[str, Any]) -> Any:
+    body = asked.get("body", "")
+    return adapter.decode(
+        operation,
+        Incoming(
+            method=asked["method"],
+            path=asked["path"],
+            query=asked.get("query", ""),
+            headers=asked.get("headers", {}),
+            body=body.encode() if isinstance(body, str) else json.dumps(body).encode(),
+            path_params=VALUES,
+        ),
+    )
+
+
+def readable(body: bytes) -> Any:
+    """A body as people read it: JSON as such, lines as lines."""
+    try:
+        return json.loads(body)
+    except ValueError:
+        text = body.decode()
+        return text.splitlines() if "\n" in text else text
+
+
+def each_operation() -> list[Any]:
+    """Every operation on the first of its paths for each method."""
+    found: dict[tuple[str, str, str], Operation] = {}
+    for adapter in ADAPTERS.values():
+        for operation in adapter.operations:
+            for method in operation.methods:
+                found.setdefault((adapter.name, operation.name, method), operation)
+    return [pytest.param(*key, operation, id="-".join(key)) for key, operation in found.items()]
+
+
+def load(adapter: str) -> dict[str, Any]:
+    file = FOLDER / adapter / "routes.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+@pytest.mark.parametrize(("adapter", "name", "method", "operation"), each_operation())
+def test_a_route_is_spoken_as_it_was_recorded(adapter: str, name: str, method: str, operation: Operation) -> None:
+    key = f"{method} {name}"
+    recorded = load(adapter)
+    if WRITES:
+        recorded[key] = answered(ADAPTERS[adapter], operation, question(operation, method))
+        file = FOLDER / adapter / "routes.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(recorded, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert answered(ADAPTERS[adapter], operation, recorded[key]["ask"]) == recorded[key]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_nothing_is_recorded_of_routes_that_are_gone(adapter: str) -> None:
+    there = {f"{method} {each.name}" for each in ADAPTERS[adapter].operations for method in each.methods}
+    assert set(load(adapter)) == there
