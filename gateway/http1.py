@@ -115,7 +115,8 @@ class ClientConnection(asyncio.Protocol):
         if self._discarding:
             return
         if not self._in_head and self.reading is None and self.answering is None:
-            self._deadline = self.loop.time() + self.limits.head_s
+            # Empty lines before a request may come, but win no time.
+            self._deadline = min(self._deadline, self.loop.time() + self.limits.head_s)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:

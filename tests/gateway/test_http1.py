@@ -336,8 +336,20 @@ async def test_silent_and_idle_connections_end_without_a_word(app: Application) 
     assert (await asked(app, GET, QUICK)).count(b"HTTP/1.1") == 1
 
 
+async def test_empty_lines_win_no_time(app: Application) -> None:
+    async with serving(app, QUICK) as connect, connect() as client:
+        rest = asyncio.ensure_future(client.rest())
+        while not rest.done():
+            client.writer.write(b"\r\n")
+            await asyncio.wait([rest], timeout=0.05)
+        with contextlib.suppress(ConnectionError):
+            assert await rest == b""
+    assert app.seen == []
+
+
 async def test_many_half_open_connections_end_and_others_are_served(app: Application) -> None:
-    async with serving(app, QUICK) as connect, contextlib.AsyncExitStack() as stack:
+    limits = Limits(head_s=1.5)
+    async with serving(app, limits) as connect, contextlib.AsyncExitStack() as stack:
         halves = [await stack.enter_async_context(connect()) for _ in range(200)]
         for half in halves:
             half.writer.write(b"POST /echo HT")
