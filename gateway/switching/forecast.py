@@ -16,7 +16,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
 
     `possible`: it fits at all. `stops` are the models that would go, `answers` how many answers of theirs are in progress
     and end first, `displaced` how many requests wait for those models and would then wait for a switch back. `ahead` is
-    how many requests are served before. `ready_s` is when an answer could begin.
+    how many others are in line. `ready_s` is when an answer could begin.
     """
 
     model: str
@@ -37,7 +37,7 @@ def forecast(model: Model, models: Mapping[str, Model], room: Room, ready_s: flo
     if model.phase == "cold":
         stops = evict(model.resident(), [other.resident() for other in others], room)
     victims = [models[name] for name in sorted(stops or ())]
-    ahead = sum(len(other.line) for other in models.values()) if model.phase == "cold" else len(model.line)
+    lines = [model] if model.phase != "cold" else [other for other in models.values() if other not in victims]
     return Forecast(
         model=model.name,
         state=model.phase,
@@ -45,7 +45,7 @@ def forecast(model: Model, models: Mapping[str, Model], room: Room, ready_s: flo
         stops=tuple(victim.name for victim in victims),
         answers=sum(victim.running for victim in victims),
         displaced=sum(len(victim.line) for victim in victims),
-        ahead=ahead,
+        ahead=sum(len(other.line) for other in lines),
         load_s=round(model.load_s, 3),
         ready_s=round(ready_s, 3) if math.isfinite(ready_s) else 0.0,
     )

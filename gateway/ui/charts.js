@@ -22,11 +22,11 @@ const rate = (value) => `${value.toFixed(value < 10 ? 1 : 0)} t/s`;
 const whole = (value) => String(Math.round(value));
 
 const CHARTS = [
-  { title: "Time to first word", keys: ["first_word_s", "first_word_p95_s"], names: ["median", "95 of 100"], unit: seconds },
+  { title: "Time to first word", keys: ["first_word_s", "first_word_p95_s"], names: ["median", "95th percentile"], unit: seconds },
   { title: "Speed", keys: ["tokens_per_s"], names: ["tokens per second"], unit: rate },
   { title: "Longest wait in the queue", keys: ["queue_s"], names: ["longest wait"], unit: seconds },
   { title: "Requests", keys: ["requests", "failed"], names: ["all", "failed"], unit: whole, bars: true },
-  { title: "Switches", keys: ["switches"], names: ["switches"], unit: whole, bars: true },
+  { title: "Switches", keys: ["switches"], names: ["in all"], unit: whole, bars: true },
   { title: "Longest switch", keys: ["switch_s"], names: ["longest switch"], unit: seconds },
   { title: "Memory of models", keys: ["memory"], names: ["memory"], unit: bytes, area: true },
 ];
@@ -107,7 +107,7 @@ function figure({ title, keys, names, unit, bars, area }) {
     const latest = series.map((line) => line.findLast((value) => value !== null && value !== undefined));
     const told = bars ? series.map((line, number) => `${names[number]} ${line.reduce((sum, value) => sum + (value ?? 0), 0)}`) : latest.map((value, number) => (value === undefined ? "" : `${keys.length > 1 ? `${names[number]} ` : ""}${unit(value)}`)).filter(Boolean);
     say(last, told.join(", "));
-    set(svg, "aria-label", values.length ? `${title}: ${bars ? "in all" : "lately"} ${told.join(", ")}; at most ${unit(Math.max(...values))}` : `${title}: nothing yet`);
+    set(svg, "aria-label", values.length ? `${title}: ${bars ? "" : "lately "}${told.join(", ")}; at most ${unit(Math.max(...values))}` : `${title}: nothing yet`);
   };
   return { node, draw };
 }

@@ -26,7 +26,7 @@ export function outlook(view, backend) {
   else if (view.state === "cold" && view.possible) told.push(`Nothing has to go for it on ${backend}.`);
   if (view.answers) told.push(`${plural(view.answers, "answer")} in progress will be finished first.`);
   if (view.displaced) told.push(`${plural(view.displaced, "request")} for what is stopped will then wait for a switch back.`);
-  if (view.ahead) told.push(`${plural(view.ahead, "request")} in line may be served before.`);
+  if (view.ahead) told.push(`${plural(view.ahead, "other request")} in line may be served before.`);
   if (view.possible && view.state !== "ready") told.push(`Loading takes about ${seconds(view.load_s)}; an answer could begin in about ${seconds(view.ready_s)}.`);
   return told;
 }
