@@ -9,7 +9,7 @@ import pytest
 from browser.conftest import OpenPage
 from fakes.relay import relay_to
 from playwright.async_api import Locator, Page, expect
-from system.house import OpenHouse
+from system.house import OpenHouse, free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -131,3 +131,21 @@ async def test_a_lost_connection_is_told_and_mended(open_house: OpenHouse, open_
         wire.mend()
         await expect(link).to_have_text("live")
         await expect(model(page, "a")).to_contain_text("ready")
+
+
+async def test_a_backend_that_fails_is_seen_being_left_alone(open_house: OpenHouse, open_page: OpenPage) -> None:
+    dead = {"kind": "openai", "url": f"http://127.0.0.1:{free_port()}/v1", "models": {"m": "m"}}
+    probing = {"every_s": 60, "down_every_s": 60}
+    async with (
+        open_house({"a": {}}, backends={"dead": dead}, gateway={"probing": probing}) as house,
+        open_page(f"{house.url}/ui/#chain") as page,
+    ):
+        hop = page.locator(".hops > li").filter(has=page.get_by_role("heading", name="dead", exact=True))
+        await expect(hop).to_contain_text("openai")
+        for _ in range(3):
+            await house.chat("m")
+        await expect(hop).to_contain_text("left alone")
+        await expect(hop).to_contain_text("unreachable")
+        await expect(page.get_by_text(re.compile("dead: in use → left alone"))).to_be_visible()
+        local = page.locator(".hops > li").first
+        await expect(local).to_contain_text("in use")

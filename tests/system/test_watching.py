@@ -105,3 +105,18 @@ async def test_the_gateways_own_log_is_followed(open_house: OpenHouse) -> None:
         assert lines[-1]["level"] == "warning"
         unknown = await house.http.get("/admin/logs", params={"backend": "x", "model": "a"})
         assert unknown.status_code == 404
+
+
+async def test_what_is_said_is_recorded_nowhere(open_house: OpenHouse, caplog: pytest.LogCaptureFixture) -> None:
+    asked, answered = "a-very-private-question", "a-very-private-answer"
+    caplog.set_level("DEBUG", logger="hostler")
+    async with open_house({"a": {"script": {"text": answered}}}) as house:
+        messages = [{"role": "user", "content": asked}]
+        assert answered in (await house.chat("a", messages=messages)).text
+        told = [
+            (await house.http.get(path)).text
+            for path in ("/admin/history", "/admin/history?kind=switches", "/admin/status", "/metrics")
+        ]
+    for text in (*told, caplog.text):
+        assert asked not in text
+        assert answered not in text
