@@ -21,7 +21,7 @@ import nox
 nox.needs_version = ">=2025.5"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "imports", "tests", "package"]
+nox.options.sessions = ["lint", "types", "imports", "tests", "browser", "package"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -61,9 +61,26 @@ def imports(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The whole suite, with the real engine and the real model, which is fetched the first time."""
     _install(session, "tests", "-e", ".[embedded]")
-    with _folder(session) as folder, session.chdir(folder):
-        model = _pull(session, Path(session.bin) / "hostler")
-    session.run("pytest", *session.posargs, env={**CLEAN, "HOSTLER_TEST_MODEL": str(model)})
+    session.run("pytest", "--ignore=tests/browser", *session.posargs, env=CLEAN)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The dashboard, as people use it, in a real Chromium: CHROMIUM names it, else it is looked for on the PATH."""
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        session.skip("there is no Chromium; on Debian: apt install chromium")
+    _install(session, "browser", "-e", ".")
+    session.run("pytest", "tests/browser", *session.posargs, env={**CLEAN, "CHROMIUM": found})
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """What the gateway costs beside talking to the backend directly, in about a minute. No judgement, figures only."""
+    _install(session, "bench", "-e", ".")
+    scenarios = "embed-1,embed-32,chat-32,stream-32"
+    short = ["--only", "direct,hostler", "--seconds", "1", "--rounds", "2", "--scenarios", scenarios]
+    session.run("python", "-m", "bench", *(session.posargs or short), env=CLEAN)
 
 
 @nox.session
