@@ -109,7 +109,7 @@ def test_the_list_of_models_serves_both_protocols() -> None:
     request = openai.decode(operation, Incoming(method="GET", path="/models"))
     body = json.loads(openai.answer(request, Listing(cards=(A, failed))).body)
     assert [(entry["id"], entry["status"]) for entry in body["data"]] == [
-        ("a", {"value": "loaded"}), ("tiny", {"value": "loaded"}), ("c", {"value": "unloaded", "failed": True}),
+        ("a", {"value": "loaded"}), ("c", {"value": "unloaded", "failed": True}), ("tiny", {"value": "loaded"}),
     ]  # fmt: skip
 
 
