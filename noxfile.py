@@ -74,6 +74,29 @@ def browser(session: nox.Session) -> None:
     session.run("pytest", "tests/browser", *session.posargs, env={**CLEAN, "CHROMIUM": found})
 
 
+#: Clients too large for the environment of the other tests, each with its own; and those of Node.
+CLIENTS = {
+    "langchain": ["langchain-openai", "langchain-ollama"],
+    "litellm": ["litellm"],
+    "llm": ["llm", "llm-ollama"],
+    "hermes": ["hermes-agent==0.19.0"],
+}
+NODE_CLIENTS = ["ollama", "openai", "@anthropic-ai/sdk", "ai@6", "@ai-sdk/openai@3", "@ai-sdk/openai-compatible@2"]
+
+
+@nox.session(default=False)
+def clients(session: nox.Session) -> None:
+    """Other people's clients, unmodified, against a running Hostler. Needs node and npm; takes minutes to install."""
+    _install(session, "tests", "-e", ".")
+    folder = Path(session.create_tmp()).resolve() / "clients"
+    for name, packages in CLIENTS.items():
+        session.run("python", "-m", "venv", str(folder / name))
+        session.run(str(folder / name / "bin" / "pip"), "install", "-q", *packages, external=True)
+    session.run("npm", "install", "--silent", "--prefix", str(folder / "js"), *NODE_CLIENTS, external=True)
+    environment = {**CLEAN, "HOSTLER_TEST_CLIENTS": str(folder)}
+    session.run("pytest", "tests/system/test_clients_installed.py", *session.posargs, env=environment)
+
+
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """What the gateway costs beside talking to the backend directly, in about a minute. No judgement, figures only."""

@@ -1,13 +1,13 @@
 """Everything that can go wrong with a request, as one tree; each adapter says it in its protocol's own words.
 
-    GatewayError
-    ├── BadRequest · Unauthenticated · Forbidden · NotFound · ModelNotFound · MethodNotAllowed · TooLarge
-    │   UnsupportedMedia · Misdirected · Busy · Waited · ModelUnavailable · Stopping · ClientGone · Cancelled
-    └── BackendError
-        ├── BackendUnavailable   never connected: nothing was sent, trying elsewhere is free
-        ├── BackendTimeout       connected, but silent for too long
-        ├── BackendRejected      a complete answer with an error status
-        └── BackendBroken        the answer ended in the middle, or is no answer at all
+GatewayError
+├── BadRequest · Unauthenticated · Forbidden · NotFound · ModelNotFound · MethodNotAllowed · TooLarge
+│   UnsupportedMedia · Misdirected · Busy · Waited · ModelUnavailable · Stopping · ClientGone · Cancelled
+└── BackendError
+    ├── BackendUnavailable   never connected: nothing was sent, trying elsewhere is free
+    ├── BackendTimeout       connected, but silent for too long
+    ├── BackendRejected      a complete answer with an error status
+    └── BackendBroken        the answer ended in the middle, or is no answer at all
 """
 
 from __future__ import annotations
@@ -163,7 +163,14 @@ class BackendRejected(BackendError):
     code = "backend_rejected"
 
     def __init__(
-        self, message: str, *, backend: str, wire: str, answer_status: int, headers: Mapping[str, str], body: bytes,
+        self,
+        message: str,
+        *,
+        backend: str,
+        wire: str,
+        answer_status: int,
+        headers: Mapping[str, str],
+        body: bytes,
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message, backend=backend, retry_after_s=retry_after_s)

@@ -233,11 +233,7 @@ class Orchestrator:
 
     def idle_for(self, now: float) -> dict[str, float]:
         """In how many seconds each loaded model will be unloaded if nobody asks for it; those that stay are left out."""
-        return {
-            view.model: view.idle_until - now
-            for view in self.view().models
-            if view.idle_until is not None
-        }
+        return {view.model: view.idle_until - now for view in self.view().models if view.idle_until is not None}
 
     def serves(self, model: str) -> bool:
         """Whether an answer of `model` is in progress."""
@@ -307,6 +303,9 @@ class Orchestrator:
 
     async def _see(self, event: SupervisorEvent) -> None:
         if isinstance(event, Snapshot):
+            if self.status is None:
+                # A clock that was set back must not lock us out: who comes later counts on from what was seen.
+                self._epoch = max(self._epoch, event.host.epoch + 1)
             host = await self._located(event.host, fresh=not self.reachable)
             self.status = host
             self._changed(host)

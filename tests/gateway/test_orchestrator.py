@@ -28,11 +28,14 @@ class Scripted:
     def __init__(self, *answers: EngineAddress) -> None:
         self._answers = list(answers)
         self.unloaded = 0
+        self.epoch = 0
+        self.ordered: int | None = None
 
     async def status(self) -> HostStatus:
-        return HostStatus(profiles=(ProfileInfo(name="a"),))
+        return HostStatus(profiles=(ProfileInfo(name="a"),), epoch=self.epoch)
 
     async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
+        self.ordered = epoch
         return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
 
     async def unload(self, model: str, *, epoch: int | None = None) -> None:
@@ -94,3 +97,11 @@ async def test_ends_an_engine_that_lives_but_lets_nobody_in() -> None:
         host.lost(await leased(host))
         assert await leased(host) == address(9)
     assert supervisor.unloaded == 1
+
+
+async def test_a_clock_that_was_set_back_does_not_lock_the_gateway_out() -> None:
+    supervisor = Scripted(address(1))
+    supervisor.epoch = int(time.time()) + 1_000_000
+    async with orchestrating(supervisor) as host:
+        await leased(host)
+    assert supervisor.ordered == supervisor.epoch + 1
