@@ -108,12 +108,21 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> SlotStore:
-    limits = SlotLimits(list_s=1.0, save_s=0.2, restore_s=0.2)
-    store = SlotStore(tmp_path, max_bytes=10_000, max_age_s=100.0, min_tokens=256, limits=limits, clock=clock)
+def store_in(directory: Path, clock: Clock, limits: SlotLimits) -> SlotStore:
+    store = SlotStore(directory, max_bytes=10_000, max_age_s=100.0, min_tokens=256, limits=limits, clock=clock)
     store.prepare()
     return store
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock) -> SlotStore:
+    return store_in(tmp_path, clock, SlotLimits())
+
+
+@pytest.fixture
+def impatient(tmp_path: Path, clock: Clock) -> SlotStore:
+    """The same, for engines that do not answer."""
+    return store_in(tmp_path, clock, SlotLimits(save_s=0.2, restore_s=0.2))
 
 
 def names(directory: Path) -> list[str]:
@@ -175,22 +184,22 @@ async def test_a_save_that_wrote_less_than_it_says_is_not_kept(
 
 
 async def test_a_failed_save_leaves_the_earlier_file_alone(
-    store: SlotStore, engine: WritingEngine, tmp_path: Path
+    store: SlotStore, impatient: SlotStore, engine: WritingEngine, tmp_path: Path
 ) -> None:
     await store.save(engine.address, PROFILE, FACTS, KEY)
     engine.deaf = True
     with anyio.fail_after(2):
-        assert (await store.save(engine.address, PROFILE, FACTS, KEY)).slots == 0
+        assert (await impatient.save(engine.address, PROFILE, FACTS, KEY)).slots == 0
     assert names(tmp_path) == BOTH
 
 
 @pytest.mark.parametrize("how", ["dies", "deaf"])
 async def test_a_file_that_kills_or_hangs_the_engine_is_gone(
-    store: SlotStore, engine: WritingEngine, tmp_path: Path, how: str
+    store: SlotStore, impatient: SlotStore, engine: WritingEngine, tmp_path: Path, how: str
 ) -> None:
     await store.save(engine.address, PROFILE, FACTS, KEY)
     setattr(engine, how, True)
-    restored = await store.restore(engine.address, PROFILE, FACTS, KEY)
+    restored = await impatient.restore(engine.address, PROFILE, FACTS, KEY)
     assert (restored.crashed, restored.slots) == (True, 0)
     assert names(tmp_path) == BOTH[2:]
 
