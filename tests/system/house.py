@@ -239,6 +239,16 @@ def _bearer(key: str | None) -> dict[str, str]:
     return {} if key is None else {"Authorization": f"Bearer {key}"}
 
 
+async def first_word(answer: httpx.Response) -> AsyncIterator[str]:
+    """Wait until the model speaks; the lines that follow. Before that there may be progress."""
+    # Kept by the answer: if nobody had the generator, its end would be the answer's.
+    lines: AsyncIterator[str] = answer.extensions.setdefault("lines", answer.aiter_lines())
+    async for line in lines:
+        if '"word0' in line:
+            break
+    return lines
+
+
 def data_events(text: str) -> list[Any]:
     """The JSON events of an event stream, without `[DONE]` and comments."""
     events = []

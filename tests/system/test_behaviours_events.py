@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from system.house import House, OpenHouse
+from system.house import House, OpenHouse, first_word
 
 pytestmark = pytest.mark.anyio
 
@@ -41,8 +41,7 @@ async def test_events_begin_with_everything_and_go_on_with_queues_switches_and_r
             assert name == "snapshot"
             assert {model["name"]: model["state"] for model in everything["models"]} == {"a": "loaded", "b": "unloaded"}
             async with house.stream("a") as running:
-                lines = running.aiter_lines()
-                await anext(lines)
+                lines = await first_word(running)
                 tasks.start_soon(house.chat, "b")
                 async for _ in lines:
                     pass

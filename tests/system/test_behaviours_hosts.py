@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from system.house import House, OpenHouse, another_host, data_events
+from system.house import House, OpenHouse, another_host, data_events, first_word
 
 pytestmark = pytest.mark.anyio
 
@@ -74,9 +74,8 @@ async def test_of_two_hosts_that_have_the_model_the_less_busy_one_is_asked(
             await each.fleet.switch("a")
         await loaded(house, "one", "two")
         async with house.stream("a") as first, house.stream("a") as second:
-            lines = [answer.aiter_lines() for answer in (first, second)]
-            for each_of_both in lines:
-                await anext(each_of_both)
+            lines = [await first_word(answer) for answer in (first, second)]
+            assert len(lines) == 2
             assert {answer.headers["x-hostler-backend"] for answer in (first, second)} == {"one", "two"}
 
 

@@ -12,7 +12,7 @@ import anyio
 import httpx
 import psutil
 import pytest
-from system.house import House, OpenHouse, keys_in
+from system.house import House, OpenHouse, first_word, keys_in
 
 pytestmark = pytest.mark.anyio
 
@@ -77,8 +77,7 @@ async def test_a_key_of_higher_priority_gets_its_model_first(open_house: OpenHou
     async with open_house(profiles, gateway={"api_keys_file": path}) as house:
         house.http.headers["Authorization"] = f"Bearer {keys['everybody']}"
         async with house.stream("a") as answer, anyio.create_task_group() as tasks:
-            lines = answer.aiter_lines()
-            await anext(lines)
+            await first_word(answer)
             tasks.start_soon(house.chat, "c")
             await house.until_counts(1, 1)
 
@@ -243,8 +242,7 @@ async def test_an_unload_that_takes_long_delays_nobody_else(open_house: OpenHous
     async with open_house(profiles, supervisor=SHARED) as house:
         await in_line(house, "abc")
         async with anyio.create_task_group() as tasks, house.stream("a") as answer:
-            lines = answer.aiter_lines()
-            await anext(lines)
+            lines = await first_word(answer)
             tasks.start_soon(lambda: house.order("unload", model="b"))
             await house.until(lambda: models_in(house, "stopping"))
             seconds = []
@@ -272,8 +270,7 @@ async def test_an_unload_ends_the_answers_in_progress_and_frees_their_places(ope
             answers.append(await house.chat("a"))
 
         async with anyio.create_task_group() as tasks, house.stream("a") as answer:
-            lines = answer.aiter_lines()
-            await anext(lines)
+            lines = await first_word(answer)
             tasks.start_soon(ask)
             await house.until(lambda: len(house.asked()) == 2)
             pid = house.events("start")[0]["pid"]
@@ -289,8 +286,7 @@ async def test_an_unload_ends_the_answers_in_progress_and_frees_their_places(ope
 
 async def test_an_unload_without_force_lets_the_answers_in_progress_end(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": SHORT}}) as house, house.stream("a") as answer:
-        lines = answer.aiter_lines()
-        await anext(lines)
+        lines = await first_word(answer)
         order = await house.order("unload", model="a", force=False)
         assert order.json()["state"] == "draining"
         assert "data: [DONE]" in [line async for line in lines]
@@ -305,8 +301,7 @@ async def test_an_unload_fails_those_who_wait_for_the_model_and_nobody_else(open
             answers[model] = await house.chat(model)
 
         async with house.stream("a") as answer, anyio.create_task_group() as tasks:
-            lines = answer.aiter_lines()
-            await anext(lines)
+            await first_word(answer)
             tasks.start_soon(ask, "b")
             tasks.start_soon(ask, "c")
             await house.until_counts(1, 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
-from system.house import OpenHouse, keys_in
+from system.house import OpenHouse, first_word, keys_in
 
 pytestmark = pytest.mark.anyio
 
@@ -45,8 +45,7 @@ async def test_a_client_that_leaves_the_line_makes_room_for_the_next_at_once(ope
     async with open_house({"a": {"script": LONG}}, gateway={"queue": {"max_waiting": 1}}) as house:
         waiting = anyio.CancelScope()
         async with house.stream("a") as running, anyio.create_task_group() as tasks:
-            lines = running.aiter_lines()
-            await anext(lines)
+            await first_word(running)
 
             async def wait() -> None:
                 with waiting:
@@ -137,8 +136,7 @@ async def test_a_swarm_of_one_client_does_not_hold_up_the_chat_of_another(
             served.append(who)
 
         async with anyio.create_task_group() as tasks, house.stream("a") as running:
-            lines = running.aiter_lines()
-            await anext(lines)
+            await first_word(running)
             for _ in range(8):
                 tasks.start_soon(ask, "swarm")
             await house.until_counts(1, 8)
@@ -174,8 +172,7 @@ async def test_waiting_ends_with_an_error_at_its_limit(open_house: OpenHouse) ->
     gateway = {"queue": {"max_wait_s": 0.4}}
     async with open_house({"a": {"script": LONG}, "b": {}}, gateway=gateway) as house:
         async with house.stream("a") as running:
-            lines = running.aiter_lines()
-            await anext(lines)
+            await first_word(running)
             began = time.monotonic()
             answer = await house.chat("b")
             assert 0.35 <= time.monotonic() - began <= 1.5
@@ -195,8 +192,7 @@ async def test_an_operator_can_end_a_request_that_waits_and_one_that_is_answered
             answers.append(await house.http.post("/v1/chat/completions", json=body, headers=headers))
 
         async with house.stream("a") as running, anyio.create_task_group() as tasks:
-            lines = running.aiter_lines()
-            await anext(lines)
+            lines = await first_word(running)
             tasks.start_soon(wait)
             await house.until_counts(1, 1)
             waiting = (await house.status())["hosts"][0]["queue"]
