@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from hostler.profiles.schema import Profile
@@ -344,9 +345,18 @@ async def test_an_engine_that_answers_nothing_any_more_is_put_down(process: Make
 
 
 async def test_a_busy_engine_is_left_alone(process: Make, journal: Any) -> None:
-    async with process(limits=Limits(watchdog_s=0.2)) as one:
-        await one.ensure_ready()
-        await anyio.sleep(0.6)
+    async with process(limits=Limits(watchdog_s=0.2), chunks=8, chunk_delay=0.1) as one:
+        address = await one.ensure_ready()
+        # It works on one answer for longer than the watchdog has patience.
+        asked = msgspec.json.encode({"messages": []})
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {address.key}\r\n"
+            f"Content-Length: {len(asked)}\r\nConnection: close\r\n\r\n"
+        )
+        async with await anyio.connect_tcp(address.host, address.port) as engine:
+            await engine.send(head.encode() + asked)
+            answer = b"".join([part async for part in engine])
+        assert b"word7" in answer
         assert one.state == "ready"
 
 
