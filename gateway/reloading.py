@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import anyio
 import msgspec
 
 from hostler.gateway.settings import Configuration, Settings, SettingsError, read
@@ -40,9 +41,19 @@ class Reloader:
         path = self._configuration.path
         if path is None:
             return
+        files = self._files(path)
+        try:
+            await self._watch(files)
+        except (OSError, RuntimeError) as error:
+            # The system's table of watchers is full, or its files are: both end a watcher, and neither a gateway.
+            logger.warning("nobody tells of saved changes (%s); files are looked at every %g s", error, _LOOK_MS / 1000)
+        while True:
+            await anyio.sleep(_LOOK_MS / 1000)
+            await self._look(files)
+
+    async def _watch(self, files: set[Path]) -> None:
         from watchfiles import awatch
 
-        files = self._files(path)
         folders = {each.parent for each in files if each.parent.is_dir()}
 
         def ours(_change: object, changed: str) -> bool:
@@ -58,18 +69,21 @@ class Reloader:
             rust_timeout=_LOOK_MS,
             yield_on_timeout=True,
         ):
-            before, self._seen = self._seen, _stamps(files)
-            if told or before != self._seen:
-                await self.reload()
+            await self._look(files, told=bool(told))
+
+    async def _look(self, files: set[Path], *, told: bool = False) -> None:
+        before, self._seen = self._seen, _stamps(files)
+        if told or before != self._seen:
+            await self.reload()
 
     async def reload(self) -> bool:
-        """Read the file again and apply what changed. Returns whether the file was valid."""
+        """Read the file again and apply what changed. Returns whether it is in force now."""
         try:
             fresh = read(self._configuration.path, self._environ)
         except SettingsError as error:
             logger.error("%s; what was configured before stays in force", error)
             return False
-        old, self._configuration = self._configuration, fresh
+        old = self._configuration
         self._tell_of_other_changes(old.settings, fresh.settings)
         changes = diff(old.profiles, fresh.profiles)
         if changes:
@@ -79,7 +93,12 @@ class Reloader:
                     f"{what} {', '.join(names)}" for what, names in msgspec.structs.asdict(changes).items() if names
                 ),
             )
-            await self._apply(fresh.profiles)
+            try:
+                await self._apply(fresh.profiles)
+            except Exception:
+                logger.exception("profiles could not be changed; they are tried again with the next change")
+                return False
+        self._configuration = fresh
         return True
 
     def _files(self, path: Path) -> set[Path]:

@@ -97,7 +97,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
         models = cache / "models"
         match self.kind:
             case "path":
-                return Path(self.file).expanduser()
+                return _expanded(self.file)
             case "pypi":
                 return models / "pypi" / f"{self.origin}-{self.version}" / self.file
             case "hf":
@@ -201,13 +201,29 @@ def _is_plain(path: str) -> bool:
     )
 
 
+def _expanded(path: str) -> Path:
+    """The path with `~` resolved, where somebody of that name has a home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is there and may be looked at. `Path.is_file` raises for a forbidden folder or a name too long."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _believed(source: Source, sha256: str | None, cache: Path) -> Path | None:
     """The file, if nothing stands against it; without reading it."""
     candidates = [source.place(cache)]
     if source.kind == "hf":
         candidates += _in_hub_cache(source)
     for path in candidates:
-        if not path.is_file():
+        if not _is_file(path):
             continue
         if source.kind == "path" and sha256 is None:
             return path
@@ -227,7 +243,11 @@ def _fetch_part(
         return path
     target = source.place(cache)
     if source.kind == "path":
-        return _verified_path(target, sha256, cache, report, stop)
+        try:
+            return _verified_path(target, sha256, cache, report, stop)
+        except OSError as error:
+            reason = error.strerror or error
+            raise SourceError(f"{target} cannot be read: {reason}. Set model: to a file that can be.") from error
     key = hashlib.sha256(str(target).encode()).hexdigest()[:32]
     try:
         with _locked(cache / "models" / ".locks" / key, lambda: report(_waiting(source)), stop):
@@ -277,7 +297,7 @@ def _download(
 def _verified_path(
     path: Path, sha256: str | None, cache: Path, report: Callable[[FetchProgress], None], stop: Stop
 ) -> Path:
-    if not path.is_file():
+    if not path.is_file():  # raises what keeps us from looking
         raise SourceError(f"{path} is not there. Put the file there or set model: to where it is.")
     if not _verify(path, sha256, cache, report, stop):
         raise SourceError(f"{path} is not the file that sha256: names. Replace the file or correct sha256:.")
@@ -323,7 +343,7 @@ def _proof_file(path: Path, cache: Path) -> Path:
 def _proof(path: Path, cache: Path) -> _Proof | None:
     try:
         return msgspec.json.decode(_proof_file(path, cache).read_bytes(), type=_Proof)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

@@ -33,7 +33,7 @@ from hostler.supervisor.contract import (
 from hostler.supervisor.files import Describe, Prepare, local_path, look_at_file
 from hostler.supervisor.keeper import Keeper
 from hostler.supervisor.loadtimes import LoadTimes
-from hostler.supervisor.member import Member, engine_of
+from hostler.supervisor.member import Description, Member, engine_of
 from hostler.supervisor.memory import Meter, Usage
 from hostler.supervisor.metrics import HostMetrics
 from hostler.supervisor.order import Order
@@ -274,6 +274,10 @@ class Fleet:
                 address = await outcome.get()
         except SupervisorError as error:
             order.fail(error.failure)
+        except Exception as error:
+            # Whatever a disk or a file may do to us: it costs this order, not the host.
+            logger.exception("model %s could not be started", member.name)
+            order.fail(Failure(kind="exited", message=f'starting model "{member.name}" failed: {error}'))
         else:
             order.done(address)
             member.spent = order.spent
@@ -320,7 +324,7 @@ class Fleet:
     async def _file_of(self, member: Member, report: Callable[[FetchProgress], None] = lambda _: None) -> Path:
         try:
             member.file = await self._prepare(member.profile, report)
-        except SourceError as error:
+        except (SourceError, OSError) as error:
             raise SupervisorError(Failure(kind="source_unavailable", message=str(error))) from error
         return member.file
 
@@ -401,7 +405,12 @@ class Fleet:
         self._listeners.publish(Snapshot(host=self.status_now()))
 
     async def _describe_one(self, member: Member) -> None:
-        member.description = await anyio.to_thread.run_sync(self._describe, member.profile)
+        try:
+            member.description = await anyio.to_thread.run_sync(self._describe, member.profile)
+        except Exception:
+            # Less is known of one model then; the others are served as before.
+            logger.exception("what is known of the file of %s could not be read", member.name)
+            member.description = Description()
 
     async def _measure(self, member: Member, settled: bool = False, after_s: float = 0.0) -> None:
         """Look what a member's processes take; told only if it is another amount than before."""

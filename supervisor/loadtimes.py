@@ -30,7 +30,7 @@ class LoadTimes:
         try:
             self._fresh(self._file).unlink(missing_ok=True)
             known = msgspec.json.decode(self._file.read_bytes(), type=dict[str, float])
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return
         self._seconds = known | self._seconds
 

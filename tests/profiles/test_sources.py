@@ -367,3 +367,18 @@ def test_importing_costs_no_network_code() -> None:
     code = "import sys, hostler.profiles.store\nprint([m for m in ('urllib.request', 'http.client', 'ruamel.yaml') if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("model", ["/" + "y" * 300 + ".gguf", "~nobody-of-this-name/x.gguf"])
+async def test_a_path_that_cannot_be_looked_at_is_a_source_error(model: str, tmp_path: Path) -> None:
+    assert cached(profile(model), cache_dir=tmp_path) is None
+    with pytest.raises(SourceError, match="gguf"):
+        await fetch(profile(model), cache_dir=tmp_path)
+
+
+def test_a_note_that_is_not_text_proves_nothing(tmp_path: Path) -> None:
+    file = Source.parse(TINY).place(tmp_path)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"GGUF")
+    file.with_name("tiny.gguf.json").write_bytes(b'{"size":4,"mtime_ns":1,"sha256":"\xff"}')
+    assert known_sha256(file, cache_dir=tmp_path) is None

@@ -30,6 +30,7 @@ from hostler.supervisor.contract import (
 )
 from hostler.supervisor.fleet import Fleet
 from hostler.supervisor.health import get_status
+from hostler.supervisor.member import Description
 from hostler.supervisor.memory import GIB
 from hostler.supervisor.settings import SupervisorSettings
 from hostler.supervisor.subscription import WAITING_EVENTS
@@ -433,3 +434,30 @@ async def test_a_killed_engine_is_started_again_for_the_next_request(
         os.kill(pid, 9)
         await until(fleet, "a", "stopped")
         assert (await fleet.switch("a")).generation == 2
+
+
+async def test_a_file_that_nobody_may_read_costs_its_own_model_only(scripted: Scripted, running: Running) -> None:
+    def describe(profile: Profile) -> Description:
+        if profile.name == "b":
+            raise PermissionError(13, "Permission denied")
+        return Description(size=7)
+
+    async def prepare(profile: Profile, _: Callable[[FetchProgress], None]) -> Path:
+        if profile.name == "b":
+            raise PermissionError(13, "Permission denied")
+        return Path(profile.model)
+
+    profiles = [scripted("b"), scripted("a")]
+    async with running(Fleet(profiles, EXCLUSIVE, prepare=prepare, describe=describe)) as fleet:
+        refused = await refusal(fleet, "b")
+        assert (refused.kind, "Permission denied" in refused.message) == ("source_unavailable", True)
+        await fleet.switch("a")
+        await fleet.replace_profiles(profiles)
+        assert [profile.size for profile in fleet.status_now().profiles] == [0, 7]
+
+
+async def test_damaged_load_times_are_as_good_as_none(tmp_path: Path, scripted: Scripted, running: Running) -> None:
+    file = tmp_path / "load-times.json"
+    file.write_bytes(b'{"\xff": 1}')
+    async with running(Fleet([scripted("a")], EXCLUSIVE, load_times=file)) as fleet:
+        await fleet.switch("a")
