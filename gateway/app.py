@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -90,7 +91,12 @@ class Gateway:
         self._stopping = False
 
     async def run(self, sockets: list[socket.socket], *, started: Callable[[], None] | None = None) -> None:
-        """Serve on these listening sockets until `stop`; then finish what is in progress. `started` is called once."""
+        """Serve on these listening sockets until `stop`; then finish what is in progress. `started` is called once.
+
+        Raises `SettingsError` for a socket beyond loopback without a key, whoever opened it.
+        """
+        if self._keys is None:
+            _refuse_beyond_loopback(places(sockets), key_file.default_file())
         settings = self._settings.gateway
         catalog = Catalog(self._settings.backends, self._chain, version=__version__)
         lan = LanTransport()
@@ -274,8 +280,14 @@ def addresses(settings: Settings) -> list[tuple[str, int]]:
     return [parse_address(text) for text in settings.gateway.listen]
 
 
-def keys_in_force(settings: Settings) -> KeyRing | None:
-    """The keys in force, `None` if none are needed. Beyond loopback there is no gateway without keys."""
+def places(sockets: Iterable[socket.socket]) -> list[tuple[str, int]]:
+    """Where these sockets really are: a socket unit may have opened them elsewhere than the configuration says."""
+    return [(name[0], name[1]) for name in (each.getsockname() for each in sockets)]
+
+
+def keys_in_force(settings: Settings, sockets: Iterable[socket.socket] = ()) -> KeyRing | None:
+    """The keys in force, `None` if none are needed. Beyond loopback there is no gateway without keys, neither at a
+    configured address nor on a socket."""
     named = settings.gateway.api_keys_file
     path = Path(named).expanduser() if named else key_file.default_file()
     try:
@@ -286,20 +298,28 @@ def keys_in_force(settings: Settings) -> KeyRing | None:
         return keys
     if named and path.exists():
         raise SettingsError(f"gateway.api_keys_file: {path} holds no keys; make one with `hostler keys add NAME`")
-    for host, port in addresses(settings):
-        if not is_loopback(host):
-            raise SettingsError(
-                f"gateway.listen: refusing to listen on {host}:{port} without API keys, since others could reach it; "
-                f"make a key with `hostler keys add NAME` (kept in {path}), or listen on 127.0.0.1:{port}"
-            )
+    _refuse_beyond_loopback([*addresses(settings), *places(sockets)], path)
     if named:
         raise SettingsError(f"gateway.api_keys_file: {path} does not exist; make a key with `hostler keys add NAME`")
     return None
 
 
+def _refuse_beyond_loopback(where: Iterable[tuple[str, int]], path: Path) -> None:
+    for host, port in where:
+        if not is_loopback(host):
+            raise SettingsError(
+                f"gateway.listen: refusing to listen on {host}:{port} without API keys, since others could reach it; "
+                f"make a key with `hostler keys add NAME` (kept in {path}), or listen on 127.0.0.1:{port}"
+            )
+
+
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    """Whether only this machine can reach an address. IPv4 within IPv6 is what it stands for."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def _chain(settings: Settings, local: Supervisor | None) -> tuple[str, ...]:

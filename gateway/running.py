@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ import anyio
 
 from hostler import __version__
 from hostler.gateway import fetching, history, notify
-from hostler.gateway.app import Gateway, addresses, is_loopback, keys_in_force
+from hostler.gateway.app import Gateway, addresses, is_loopback, keys_in_force, places
 from hostler.gateway.reloading import Reloader
 from hostler.gateway.server import ListenError, Server, bind
 from hostler.gateway.settings import Configuration, SettingsError, parse_address, secret
@@ -68,6 +68,7 @@ def up(configuration: Configuration) -> int:
     """Gateway and supervisor in one process."""
     _guarded(lambda: keys_in_force(configuration.settings))
     sockets = _listen(addresses(configuration.settings), "gateway.listen")
+    _guarded(lambda: keys_in_force(configuration.settings, sockets))
     if configuration.shipped:
         try:
             for profile in configuration.profiles:
@@ -94,6 +95,7 @@ def gateway(configuration: Configuration) -> int:
         raise CannotRun("no backends are configured, so nothing could answer; add `backends:` or run `hostler up`")
     alone = _guarded(lambda: Gateway(configuration.settings, history=history.default_file()))
     sockets = _listen(addresses(configuration.settings), "gateway.listen")
+    _guarded(lambda: keys_in_force(configuration.settings, sockets))
     started = partial(_announce, configuration, sockets)
 
     async def main() -> None:
@@ -110,12 +112,11 @@ def supervisor(configuration: Configuration) -> int:
     settings = configuration.settings.supervisor
     token = _guarded(lambda: secret(settings.token, settings.token_file, "supervisor.token_file"))
     host, port = parse_address(settings.listen)
-    if token is None and not is_loopback(host):
-        raise CannotRun(
-            f"supervisor.listen: refusing to listen on {host}:{port} without a token, since others could reach it; "
-            "set supervisor.token (e.g. ${env:HOSTLER_SUPERVISOR_TOKEN}), or listen on 127.0.0.1"
-        )
+    if token is None:
+        _refuse_without_token([(host, port)])
     sockets = _listen([(host, port)], "supervisor.listen")
+    if token is None:
+        _refuse_without_token(places(sockets))
     allowed = configuration.settings.gateway.allowed_hosts
 
     async def main() -> None:
@@ -148,9 +149,22 @@ async def _take_over(fleet: Fleet, gateway: Gateway, profiles: Sequence[Profile]
     await fleet.replace_profiles(profiles)
 
 
-def _listen(places: Sequence[tuple[str, int]], setting: str) -> list[socket.socket]:
-    """Listening sockets: those that systemd opened for us, else our own."""
-    return notify.inherited() or _guarded(lambda: bind(places, f"{setting} in the configuration file"))
+def _refuse_without_token(where: Iterable[tuple[str, int]]) -> None:
+    for host, port in where:
+        if not is_loopback(host):
+            raise CannotRun(
+                f"supervisor.listen: refusing to listen on {host}:{port} without a token, since others could reach it; "
+                "set supervisor.token (e.g. ${env:HOSTLER_SUPERVISOR_TOKEN}), or listen on 127.0.0.1"
+            )
+
+
+def _listen(wanted: Sequence[tuple[str, int]], setting: str) -> list[socket.socket]:
+    """Listening sockets: those that systemd opened for us, else our own. What they are is checked by the caller:
+    systemd's need not be where `wanted` says."""
+    handed = notify.inherited()
+    if any(each.family not in (socket.AF_INET, socket.AF_INET6) for each in handed):
+        raise CannotRun("a socket was handed over that is no TCP socket; write ListenStream=ADDRESS:PORT in its unit")
+    return handed or _guarded(lambda: bind(wanted, f"{setting} in the configuration file"))
 
 
 def _fleet(configuration: Configuration, *, engine_host: str) -> Fleet:

@@ -1,0 +1,104 @@
+"""Sockets that were opened for us: who may be listened to on them, and how their clients call us."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from hostler.gateway import keys
+from hostler.gateway.app import Gateway, is_loopback, keys_in_force
+from hostler.gateway.settings import BackendSettings, GatewaySettings, Settings, SettingsError
+
+_AS_SYSTEMD = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.executable, [sys.executable, "-m", "hostler.gateway", *sys.argv[2:]])
+"""
+
+
+@contextmanager
+def bound(host: str, *, listening: bool = False) -> Iterator[socket.socket]:
+    """A socket of this address; one of IPv6 takes clients of IPv4, too."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+        if ":" in host:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind((host, 0))
+        if listening:
+            sock.listen()
+            sock.setblocking(False)
+        yield sock
+
+
+def handed(folder: Path, command: str, sock: socket.socket) -> subprocess.CompletedProcess[str]:
+    """Run a command that cannot run, with a socket as a socket unit hands it over; without keys."""
+    path = folder / "hostler.yaml"
+    path.write_text(
+        json.dumps(
+            {
+                "gateway": {"listen": ["127.0.0.1:0"]},
+                "supervisor": {"listen": "127.0.0.1:0"},
+                "backends": {"b": {"kind": "openai", "url": "http://127.0.0.1:1", "models": {"*": "m"}}},
+                "profiles": {"a": {"model": "/nowhere.gguf"}},
+            }
+        )
+    )
+    return subprocess.run(
+        [sys.executable, "-c", _AS_SYSTEMD, str(sock.fileno()), command, "--config", str(path)],
+        pass_fds=[sock.fileno()],
+        env={"XDG_CONFIG_HOME": str(folder), "PATH": "/usr/bin:/bin", "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "way_out"), [("up", "keys add"), ("gateway", "keys add"), ("supervisor", "supervisor.token")]
+)
+def test_a_socket_beyond_loopback_needs_keys_whoever_opened_it(tmp_path: Path, command: str, way_out: str) -> None:
+    with bound("0.0.0.0") as sock:  # does not listen, so nobody can come in meanwhile
+        done = handed(tmp_path, command, sock)
+    assert done.returncode == 2, done.stderr
+    assert "refusing to listen on 0.0.0.0:" in done.stderr
+    assert way_out in done.stderr
+
+
+@pytest.mark.anyio
+async def test_a_gateway_without_keys_serves_on_no_socket_beyond_loopback(tmp_path: Path) -> None:
+    gateway = Gateway(Settings(backends={"b": BackendSettings(kind="openai", url="http://127.0.0.1:1")}))
+    with bound("0.0.0.0") as sock, pytest.raises(SettingsError, match="without API keys"):
+        await gateway.run([sock])
+
+
+@pytest.mark.parametrize(
+    ("host", "alone"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("::ffff:127.0.0.1", True),
+        ("::ffff:10.0.0.1", False),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("fe80::1%eth0", False),
+        ("127.0.0.1.evil.example", False),
+        ("", False),
+    ],
+)
+def test_knows_what_only_this_machine_can_reach(host: str, alone: bool) -> None:
+    assert is_loopback(host) == alone
+
+
+def test_with_keys_any_socket_will_do(tmp_path: Path) -> None:
+    keys.add(tmp_path / "keys", "bob", ["infer"])
+    with bound("0.0.0.0") as sock:
+        assert keys_in_force(Settings(gateway=GatewaySettings(api_keys_file=str(tmp_path / "keys"))), [sock])
