@@ -6,6 +6,7 @@ It knows nothing of paths or keys: what a request means is the application's bus
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -558,4 +559,10 @@ class Call:
 
 
 def _address(name: Any) -> tuple[str, int] | None:
-    return (str(name[0]), int(name[1])) if isinstance(name, tuple) and len(name) >= 2 else None
+    """Who it is, or who we are. On a socket for both, IPv4 comes dressed as IPv6: it is told as what it is."""
+    if not isinstance(name, tuple) or len(name) < 2:
+        return None
+    host = str(name[0])
+    if host.startswith("::ffff:") and (mapped := ipaddress.IPv6Address(host.partition("%")[0]).ipv4_mapped):
+        host = str(mapped)
+    return host, int(name[1])

@@ -8,13 +8,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import anyio
+import httpx
 import pytest
 
 from hostler.gateway import keys
 from hostler.gateway.app import Gateway, is_loopback, keys_in_force
+from hostler.gateway.asgi import Receive, Scope, Send
+from hostler.gateway.server import Server
 from hostler.gateway.settings import BackendSettings, GatewaySettings, Settings, SettingsError
+from hostler.supervisor.guard import Guard
 
 _AS_SYSTEMD = """
 import os, sys
@@ -22,6 +28,8 @@ os.dup2(int(sys.argv[1]), 3)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
 os.execv(sys.executable, [sys.executable, "-m", "hostler.gateway", *sys.argv[2:]])
 """
+
+ALONE = Settings(backends={"b": BackendSettings(kind="openai", url="http://127.0.0.1:1", models={"*": "m"})})
 
 
 @contextmanager
@@ -73,7 +81,7 @@ def test_a_socket_beyond_loopback_needs_keys_whoever_opened_it(tmp_path: Path, c
 
 @pytest.mark.anyio
 async def test_a_gateway_without_keys_serves_on_no_socket_beyond_loopback(tmp_path: Path) -> None:
-    gateway = Gateway(Settings(backends={"b": BackendSettings(kind="openai", url="http://127.0.0.1:1")}))
+    gateway = Gateway(ALONE)
     with bound("0.0.0.0") as sock, pytest.raises(SettingsError, match="without API keys"):
         await gateway.run([sock])
 
@@ -102,3 +110,31 @@ def test_with_keys_any_socket_will_do(tmp_path: Path) -> None:
     keys.add(tmp_path / "keys", "bob", ["infer"])
     with bound("0.0.0.0") as sock:
         assert keys_in_force(Settings(gateway=GatewaySettings(api_keys_file=str(tmp_path / "keys"))), [sock])
+
+
+async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.2"])
+@pytest.mark.parametrize("door", ["gateway", "supervisor"])
+async def test_clients_of_ipv4_come_in_on_a_socket_for_both(door: str, name: str) -> None:
+    started = anyio.Event()
+    with bound("::ffff:127.0.0.2", listening=True) as sock:
+        port = sock.getsockname()[1]
+        if door == "gateway":
+            gateway = Gateway(ALONE)
+            serve, stop = partial(gateway.run, [sock], started=started.set), gateway.stop
+        else:
+            guard = Guard(nothing, token=None, allowed_hosts=(), open_paths=())
+            server = Server(guard, drain_s=1.0, started_callback=started.set)
+            serve, stop = partial(server.serve, [sock]), server.stop
+        async with anyio.create_task_group() as tasks, httpx.AsyncClient(trust_env=False) as http:
+            tasks.start_soon(serve)
+            await started.wait()
+            url = f"http://127.0.0.2:{port}/healthz"
+            assert (await http.get(url, headers={"Host": f"{name}:{port}"})).status_code in (200, 204)
+            assert (await http.get(url, headers={"Host": "evil.example"})).status_code == 421
+            stop()
