@@ -71,7 +71,10 @@ def browser(session: nox.Session) -> None:
     if found is None:
         session.skip("there is no Chromium; on Debian: apt install chromium")
     _install(session, "browser", "-e", ".")
-    session.run("pytest", "tests/browser", *session.posargs, env={**CLEAN, "CHROMIUM": found})
+    pictures = Path(session.create_tmp()).resolve() / "pictures"
+    pictures.mkdir(exist_ok=True)
+    environment = {**CLEAN, "CHROMIUM": found, "HOSTLER_TEST_ARTEFACTS": str(pictures)}
+    session.run("pytest", "tests/browser", *session.posargs, env=environment)
 
 
 #: Clients too large for the environment of the other tests, each with its own; and those of Node.
@@ -166,7 +169,7 @@ import sys
 from importlib.metadata import files
 
 paths = {str(path) for path in files("hostler")}
-wanted = {"hostler/py.typed", "hostler/profiles/demo.yaml", "hostler/gateway/cli.py", "hostler/supervisor/fleet.py",
+wanted = {"hostler/py.typed", "hostler/profiles/demo.yaml", "hostler/gateway/cli.py", "hostler/gateway/ui/app.js", "hostler/supervisor/fleet.py",
           "hostler/adapters/openai/inbound.py", "hostler/gateway/layers/base.py", "hostler/gateway/backends/base.py"}
 missing = wanted - paths
 strange = {path for path in paths if not path.startswith(("hostler/", "hostler-", "../../../bin/hostler"))}
