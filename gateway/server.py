@@ -19,6 +19,16 @@ from hostler.gateway.http1 import ClientConnection, Limits
 #: How often connections are looked at for having taken too long, in turns of the main loop.
 _SWEEP_EVERY = 5
 
+#: While the last requests end: how often is looked whether they have, in seconds.
+_DRAIN_TICK_S = 0.05
+
+#: What is cut off has this long, in seconds, for its last words, and those for their way to the client.
+_LAST_WORDS_S = 2.0
+_FLUSH_S = 0.2
+
+#: What was cut off and would not end is waited for this much longer, in seconds.
+_CLEAN_UP_S = 2.0
+
 
 class ListenError(Exception):
     """An address cannot be listened on; the message says which, why, and the way out."""
@@ -67,7 +77,9 @@ def _bind_one(host: str, port: int, setting: str) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn, without its signal handlers: whoever runs it says when to stop.
 
-    `started_callback` is called once the sockets accept connections.
+    `started_callback` is called once the sockets accept connections. Requests in progress have `drain_s` seconds when it
+    stops; then they are cancelled, and have a moment for their last words. None is left when `serve` ends, however it
+    does.
     """
 
     def __init__(
@@ -88,12 +100,19 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 ws="none",
                 http=cast(Any, partial(ClientConnection, limits=limits or Limits())),
-                timeout_graceful_shutdown=max(1, round(drain_s)),
                 backlog=2048,
             )
         )
+        self._drain_s = drain_s
         self._started_callback = started_callback
         self._stopping = anyio.Event()
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().serve(sockets)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._cut_off()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -116,7 +135,7 @@ class Server(uvicorn.Server):
 
     def _sweep(self) -> None:
         now = asyncio.get_running_loop().time()
-        for connection in list(cast(set[ClientConnection], self.server_state.connections)):
+        for connection in list(self._connections):
             connection.expire(now)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -127,11 +146,35 @@ class Server(uvicorn.Server):
             for listening in server.sockets:
                 loop.remove_reader(listening.fileno())
         await anyio.sleep(0.01)
-        await super().shutdown(sockets=sockets)
-        # Only those who did not leave in time are left.
-        for connection in list(self.server_state.connections):
-            if connection.transport is not None:
-                connection.transport.abort()
+        for server in self.servers:
+            server.close()
+        for each in sockets or ():
+            each.close()
+        for connection in list(self._connections):
+            connection.shutdown()
+        with anyio.move_on_after(self._drain_s):
+            while (self._connections or self.server_state.tasks) and not self.force_exit:
+                await anyio.sleep(_DRAIN_TICK_S)
+                self._sweep()
+
+    async def _cut_off(self) -> None:
+        """End whoever did not leave in time: first the requests, which may still tell their clients why."""
+        for limit in (_LAST_WORDS_S, _CLEAN_UP_S):
+            tasks = set(self.server_state.tasks)
+            for task in tasks:
+                task.cancel("the server stops")
+            if tasks:
+                await asyncio.wait(tasks, timeout=limit)
+            with anyio.move_on_after(_FLUSH_S):
+                while self._connections:  # noqa: ASYNC110 - sockets are closed in several places
+                    await anyio.sleep(0.01)
+            for connection in list(self._connections):
+                if connection.transport is not None:
+                    connection.transport.abort()
+
+    @property
+    def _connections(self) -> set[ClientConnection]:
+        return cast(set[ClientConnection], self.server_state.connections)
 
     def stop(self) -> None:
         """Take no new requests, finish those in progress, then return from `serve`. A second call does not wait."""
