@@ -198,6 +198,8 @@ class Gateway:
         self.bus.close()
         if self._desk is not None:
             self._desk.close()
+        for host in self._hosts.values():
+            host.stop()
         if self._server is not None:
             self._server.stop()
 

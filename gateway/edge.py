@@ -10,17 +10,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import anyio
 import msgspec
 
 from hostler.adapters.canonical import Probe
-from hostler.adapters.errors import BadRequest, Cancelled, ClientGone, Forbidden, GatewayError, TooLarge
+from hostler.adapters.errors import BadRequest, Cancelled, ClientGone, Forbidden, GatewayError, Stopping, TooLarge
 from hostler.adapters.protocol import Adapter, Incoming, Operation
 from hostler.gateway.asgi import CLAIM_KEY, CLIENT_KEY, EXCHANGE_KEY, LINE_KEY, ASGIApp, Line, Receive, Scope, Send
-from hostler.gateway.exchange import Client, Exchange
+from hostler.gateway.exchange import CUT_OFF, Client, Exchange
 from hostler.gateway.reply import Reply
 from hostler.gateway.settings import ProgressMode
 
 logger = logging.getLogger(__name__)
+
+#: What a stopping gateway still says may take this long, in seconds: a client that reads nothing is not waited for.
+_LAST_WORD_S = 1.0
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -61,7 +65,8 @@ class InProgress:
 class Edge:
     """The outermost layer. The only reader of the client, and the only place where errors become answers.
 
-    A request is cancelled as soon as its client leaves; the server tells of that (`Line`).
+    A request is cancelled as soon as its client leaves; the server tells of that (`Line`). Cancelled by anybody else, it
+    is cut off by the end of the gateway, and its client is told so.
     """
 
     def __init__(
@@ -125,6 +130,14 @@ class Edge:
             await self._watched(exchange, scope, receive, send)
         except ClientGone:
             return
+        except asyncio.CancelledError:
+            # Neither the client nor an operator: what is in progress has had its time, and the gateway stops.
+            task = asyncio.current_task()
+            if task is None or task.uncancel() > 0:
+                raise
+            stopping = Stopping(CUT_OFF)
+            with anyio.move_on_after(_LAST_WORD_S, shield=True):
+                await reply.fail(stopping, adapter.refuse(stopping, operation))
         except GatewayError as error:
             response = adapter.refuse(error, operation)
             if body is None:
@@ -149,12 +162,14 @@ class Edge:
             nonlocal left
             if not ended:
                 left = True
+                exchange.ending = ClientGone("the client left before its answer was complete")
                 task.cancel()
 
         def end() -> None:
             nonlocal ended
             if not (left or ended):
                 ended = True
+                exchange.ending = Cancelled("the request was cancelled by an operator")
                 exchange.reason = "cancelled by an operator"
                 task.cancel()
 
@@ -165,8 +180,8 @@ class Edge:
         except asyncio.CancelledError:
             if not (left or ended) or task.uncancel() > 0:
                 raise  # the server stops
-            if ended:
-                raise Cancelled("the request was cancelled by an operator") from None
+            if ended and exchange.ending is not None:
+                raise exchange.ending from None
         finally:
             line.on_leaving(None)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from hostler.adapters.canonical import Request, Usage
+from hostler.adapters.errors import GatewayError
 from hostler.adapters.protocol import Adapter, Operation
 from hostler.gateway.asgi import EXCHANGE_KEY
 from hostler.supervisor.contract import EngineAddress
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 Outcome = Literal["ok", "failed", "broken", "left"]
 Scope = Literal["infer", "read", "operate"]
+#: What those are told whose answers are cut off by the end of the gateway.
+CUT_OFF = "the gateway stops, and has waited for this answer as long as it may; ask again in a moment"
+
 ALL_SCOPES: frozenset[Scope] = frozenset({"infer", "read", "operate"})
 
 
@@ -58,6 +62,7 @@ class Exchange:
 
     `local_only`: it must not leave the house. `only` names the one backend that may answer it. `answering` is called
     with each attempt's first word. `cost` is what its attempts cost in US dollars, as far as backends tell.
+    `ending` says why the edge cancelled it; what is cancelled without one is cut off by the end of the gateway.
     """
 
     __slots__ = (
@@ -70,6 +75,7 @@ class Exchange:
         "client",
         "cost",
         "deadline",
+        "ending",
         "finish",
         "first_word_at",
         "hop",
@@ -120,6 +126,7 @@ class Exchange:
         self.hop = 0
         self.reason = ""
         self.deadline: float | None = None
+        self.ending: GatewayError | None = None
         self.queue_s = 0.0
         self.switch_s = 0.0
         self.first_word_at: float | None = None

@@ -7,10 +7,10 @@ import logging
 import time
 from collections.abc import Callable
 
-from hostler.adapters.errors import BackendRejected, ClientGone, GatewayError
+from hostler.adapters.errors import BackendRejected, GatewayError, Stopping
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.events import AttemptMade, Bus, RequestFinished, printable
-from hostler.gateway.exchange import Exchange
+from hostler.gateway.exchange import CUT_OFF, Exchange
 from hostler.gateway.layers.base import CallNext, Layer
 
 logger = logging.getLogger("hostler.requests")
@@ -33,8 +33,13 @@ class Observe(Layer):
             await call_next()
             exchange.outcome = "ok"
         except asyncio.CancelledError:
-            exchange.outcome = "left"
-            status, code = ClientGone.status, ClientGone.code
+            ending = exchange.ending or Stopping(CUT_OFF)
+            if isinstance(ending, Stopping):
+                exchange.outcome = "broken" if exchange.reply.committed else "failed"
+                exchange.reason = ending.message
+            else:
+                exchange.outcome = "left"
+            status, code = ending.status, ending.code
             raise
         except GatewayError as error:
             exchange.outcome = "broken" if exchange.reply.committed else "failed"

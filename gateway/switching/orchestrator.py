@@ -13,7 +13,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from hostler.adapters.canonical import Progress, Usage
-from hostler.adapters.errors import GatewayError
+from hostler.adapters.errors import GatewayError, Stopping
 from hostler.gateway.events import EngineChanged, Event, HostChanged, QueueChanged, SwitchChanged, Waiting
 from hostler.gateway.settings import QueueSettings, SwitchingSettings
 from hostler.gateway.switching.explain import no_profile, overtaken, refusal, silent
@@ -54,6 +54,10 @@ _RESUBSCRIBE_S = 0.25
 
 #: How long a supervisor may take to notice a dead engine: the first pause before it is asked again, and the last.
 _UNNOTICED_S, _UNNOTICED_LIMIT_S = 0.01, 1.0
+
+
+#: What those in line are told when the gateway stops.
+_STOPS = "the gateway stops, and begins nothing new; ask again in a moment"
 
 
 class Orchestrator:
@@ -105,6 +109,7 @@ class Orchestrator:
         self._following: anyio.CancelScope | None = None
         self._wake = anyio.Event()
         self._armed = math.inf
+        self._stopping = False
         self.status: HostStatus | None = None
         self.reachable = False
         self.known = anyio.Event()
@@ -148,11 +153,28 @@ class Orchestrator:
         self._turns[turn.id] = turn
         ticket = Ticket(id=turn.id, model=model, at=now, client=client, priority=priority)
         self._carry_out(self._scheduler.request(ticket, now), now)
+        if not turn.settled and self._stopping:
+            turn.refuse(Stopping(_STOPS))
+            self._carry_out(self._scheduler.leave(turn.id, now), now)
         if not turn.settled:
             turn.queued = True
             self._tell_queue(now)
             self._rearm()
         return turn
+
+    def stop(self) -> None:
+        """Refuse those who wait, and from now on whoever would have to. Leases go on until they are given back."""
+        self._stopping = True
+        now = self._clock()
+        waiting = [turn for turn in self._turns.values() if not turn.settled]
+        # All are refused before the first one leaves its place, or that would be given to the next of them.
+        for turn in waiting:
+            turn.refuse(Stopping(_STOPS))
+        for turn in waiting:
+            self._carry_out(self._scheduler.leave(turn.id, now), now)
+        if waiting:
+            self._tell_queue(now)
+            self._rearm()
 
     def give_back(self, turn: Turn) -> None:
         """See `Turn.give_back`."""

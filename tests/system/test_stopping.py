@@ -1,0 +1,82 @@
+"""What clients are told when the gateway stops before their answer is complete."""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+import httpx
+import pytest
+from system.house import House, OpenHouse, data_events, first_word
+
+pytestmark = pytest.mark.anyio
+
+ENDLESS = {"chunks": 2000, "chunk_delay": 0.02}
+
+
+class Asked:
+    """A whole answer that is waited for beside the test."""
+
+    def __init__(self, house: House, model: str) -> None:
+        self._house = house
+        self._model = model
+        self.answer: httpx.Response | None = None
+        self.done = anyio.Event()
+
+    async def __call__(self) -> None:
+        self.answer = await self._house.chat(self._model)
+        self.done.set()
+
+
+def is_refusal(answer: httpx.Response | None) -> bool:
+    assert answer is not None
+    error = answer.json()["error"]
+    return answer.status_code == 503 and error["code"] == "shutting_down"
+
+
+async def test_answers_cut_off_at_the_limit_say_so(open_house: OpenHouse, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "hostler.requests")
+    profiles = {"a": {"parallel": 2, "script": ENDLESS}}
+    async with open_house(profiles, gateway={"drain_s": 0.3}) as house, anyio.create_task_group() as tasks:
+        whole = Asked(house, "a")
+        async with house.stream("a") as stream:
+            lines = await first_word(stream)
+            tasks.start_soon(whole)
+            await house.until_counts(serving=2, waiting=0)
+            house.gateway.stop()
+            rest = [line async for line in lines]
+        await whole.done.wait()
+        assert data_events("\n".join(rest))[-1]["error"]["code"] == "shutting_down"
+        assert is_refusal(whole.answer)
+    said = [record.getMessage() for record in caplog.records if record.name == "hostler.requests"]
+    assert sorted(line.split()[0] for line in said) == ["broken", "failed"]
+    assert all(line.split()[1] == "503" and "stop" in line for line in said)
+
+
+async def test_a_second_word_to_stop_is_told_too(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": ENDLESS}}) as house, house.stream("a") as stream:
+        lines = await first_word(stream)
+        house.gateway.stop()
+        house.gateway.stop()
+        with anyio.fail_after(2):
+            rest = [line async for line in lines]
+        assert data_events("\n".join(rest))[-1]["error"]["code"] == "shutting_down"
+
+
+async def test_those_in_line_are_refused_at_once_and_answers_go_on(open_house: OpenHouse) -> None:
+    profiles = {"a": {"script": {"chunks": 60, "chunk_delay": 0.02}}, "b": {}}
+    async with open_house(profiles) as house, anyio.create_task_group() as tasks:
+        same, other = Asked(house, "a"), Asked(house, "b")
+        async with house.stream("a") as stream:
+            lines = await first_word(stream)
+            tasks.start_soon(same)
+            tasks.start_soon(other)
+            await house.until_counts(serving=1, waiting=2)
+            house.gateway.stop()
+            with anyio.fail_after(0.5):
+                await same.done.wait()
+                await other.done.wait()
+            rest = [line async for line in lines]
+        assert "data: [DONE]" in rest
+        assert is_refusal(same.answer)
+        assert is_refusal(other.answer)
