@@ -6,23 +6,40 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import request_response
 
-from hostler.adapters.errors import BadRequest, GatewayError
+from hostler.adapters.errors import BadRequest, ClientGone, GatewayError, TooLarge
 from hostler.gateway.asgi import ASGIApp
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
+#: An order names a model or a request: it has no more bytes than this.
+_LONGEST_ORDER = 64 * 1024
+
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
-async def body(request: Request, kind: type[_Body]) -> _Body:
-    """What to do. Raises `BadRequest` with the fields that can be given."""
+async def sent(request: Request, *, most: int) -> bytes:
+    """The whole body. Raises `TooLarge` as soon as it has more than `most` bytes, and `ClientGone`."""
+    content = bytearray()
     try:
-        return msgspec.json.decode(await request.body(), type=kind)
-    except msgspec.MsgspecError as error:
+        async for part in request.stream():
+            content += part
+            if len(content) > most:
+                raise TooLarge(f"a body has at most {most} bytes here")
+    except ClientDisconnect as error:
+        raise ClientGone("the client left before its request was complete") from error
+    return bytes(content)
+
+
+async def body(request: Request, kind: type[_Body]) -> _Body:
+    """What to do. Raises `BadRequest` with the fields that can be given, `TooLarge` and `ClientGone`."""
+    content = await sent(request, most=_LONGEST_ORDER)
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         fields = ", ".join(kind.__struct_fields__)
         raise BadRequest(f"send a JSON object with {fields}: {error}") from error
 

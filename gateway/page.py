@@ -13,9 +13,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from hostler.adapters.errors import BadRequest, GatewayError, TooLarge, UnsupportedMedia
+from hostler.adapters.errors import BadRequest, GatewayError, UnsupportedMedia
 from hostler.adapters.protocol import WireResponse
-from hostler.gateway.answers import json_response, plain
+from hostler.gateway.answers import json_response, plain, sent
 from hostler.gateway.asgi import CLIENT_KEY, Claim
 from hostler.gateway.exchange import Client
 from hostler.gateway.routes import own_claim
@@ -151,19 +151,15 @@ async def _presented(request: Request, *, wanted: bool = True) -> tuple[bool, st
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("application/x-www-form-urlencoded", "application/json", "" if not wanted else "-"):
         raise UnsupportedMedia("send this as a form or with Content-Type: application/json")
-    sent = b""
-    async for part in request.stream():
-        sent += part
-        if len(sent) > _LONGEST_FORM:
-            raise TooLarge("a key is not that long")
+    content = await sent(request, most=_LONGEST_FORM)
     if not wanted:
         return True, ""
     if kind == "application/json":
         try:
-            return False, msgspec.json.decode(sent, type=Login).key
-        except msgspec.MsgspecError as error:
+            return False, msgspec.json.decode(content, type=Login).key
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequest(f"send a JSON object with key: {error}") from error
-    return True, parse_qs(sent.decode("utf-8", "replace")).get("key", [""])[0].strip()
+    return True, parse_qs(content.decode("utf-8", "replace")).get("key", [""])[0].strip()
 
 
 def wants_page(method: str, path: str, accept: str) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
+import httpx
 import pytest
 from system.house import OpenHouse
 
@@ -108,3 +110,30 @@ async def test_ollama_clients_see_when_an_idle_model_will_go(open_house: OpenHou
         await house.chat("b")
         (running,) = (await house.http.get("/api/ps")).json()["models"]
         assert datetime.fromisoformat(running["expires_at"]).year > 2300
+
+
+@pytest.mark.parametrize("path", ["/admin/load", "/admin/unload", "/admin/cancel"])
+async def test_an_order_may_be_long_but_not_endless(open_house: OpenHouse, path: str) -> None:
+    async with open_house({"a": {}}) as house:
+        for pad, status in ((60 * 1024, 404), (200 * 1024, 413)):
+            asked = json.dumps({"id" if path.endswith("cancel") else "model": "x" * pad}).encode()
+            answer = await house.http.post(path, content=asked, headers={"Content-Type": "application/json"})
+            assert answer.status_code == status, path
+            assert len(answer.content) < 2000
+
+
+@pytest.mark.parametrize("path", ["/admin/load", "/ui/login"])
+async def test_who_sends_without_end_is_told_to_stop(open_house: OpenHouse, tmp_path: Path, path: str) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b" " * 16 * 1024
+
+    key = keys.add(tmp_path / "keys", "bob", ["operate"])
+    async with open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        with anyio.fail_after(10):
+            try:
+                answer = await house.http.post(path, content=endless(), headers=headers)
+            except httpx.TransportError:
+                answer = None  # closed while we were still sending
+        assert answer is None or answer.status_code == 413
