@@ -65,7 +65,7 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_app", "_chunked", "_client", "_closing", "_deadline", "_discarding", "_expects", "_fields", "_head_size", "_in_head",
-        "_parser", "_paused", "_pipeline", "_refusal", "_server", "_state", "_url", "_writable", "answering", "limits",
+        "_parser", "_paused", "_pipeline", "_refusal", "_server", "_stalled_at", "_state", "_url", "_writable", "answering", "limits",
         "loop", "reading", "transport", "write_paused",
     )  # fmt: skip
 
@@ -86,6 +86,7 @@ class ClientConnection(asyncio.Protocol):
         self._client: tuple[str, int] | None = None
         self._server: tuple[str, int] | None = None
         self._deadline = _NEVER
+        self._stalled_at = _NEVER
         self._url = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self._head_size = 0
@@ -150,12 +151,15 @@ class ClientConnection(asyncio.Protocol):
         self.reading = None
 
     def pause_writing(self) -> None:
+        # Apart from the deadline of what is read, which further requests move.
         self.write_paused = True
-        self._deadline = self.loop.time() + self.limits.stall_s
+        self._stalled_at = self.loop.time() + self.limits.stall_s
 
     def resume_writing(self) -> None:
         self.write_paused = False
-        self._deadline = _NEVER if self.answering is not None else self.loop.time() + self.limits.idle_s
+        self._stalled_at = _NEVER
+        if self.answering is None and not self._discarding:
+            self._await_request()
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
 
@@ -283,7 +287,7 @@ class ClientConnection(asyncio.Protocol):
         else:
             self.resume_reading()
             if not self.write_paused:
-                self._deadline = self.loop.time() + (self.limits.head_s if self._in_head else self.limits.idle_s)
+                self._await_request()
 
     # What the server calls.
 
@@ -296,16 +300,24 @@ class ClientConnection(asyncio.Protocol):
 
     def expire(self, now: float) -> None:
         """Close what has taken too long."""
-        if now < self._deadline or self.transport is None:
+        if self.transport is None:
             return
+        if now >= self._stalled_at:
+            self.transport.abort()
+            return
+        if now < self._deadline or (self.write_paused and not self._discarding):
+            return  # who takes nothing is not written to either
         if self._in_head and self.answering is None and not self._discarding:
             self._refuse(408, "the request's head did not arrive in time")
-        elif self.reading is not None and not self.write_paused and not self._discarding:
+        elif self.reading is not None and not self._discarding:
             self._refuse(408, f"the body did not arrive: nothing came for {self.limits.body_s:.0f} seconds")
-        elif self.write_paused or self._discarding:
+        elif self._discarding:
             self.transport.abort()
         else:
             self.transport.close()
+
+    def _await_request(self) -> None:
+        self._deadline = self.loop.time() + (self.limits.head_s if self._in_head else self.limits.idle_s)
 
     def _start(self, call: Call) -> None:
         self.answering = call
@@ -325,6 +337,7 @@ class ClientConnection(asyncio.Protocol):
         if reading is not None and reading is not self.answering:
             self._pipeline.remove(reading)
         self._discarding = True
+        self._deadline = _NEVER  # an answer in progress has its own time
         if reading is not None and reading is self.answering:
             # The body is no body: whoever works on the request is told that nothing more will come.
             if reading.started:

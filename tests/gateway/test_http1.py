@@ -369,6 +369,29 @@ async def test_a_client_that_takes_nothing_ends_and_holds_little_meanwhile(app: 
     assert app.sent < 64 * 1024 * 1024
 
 
+@pytest.mark.parametrize("more", [GET, GET[:10], POST + b"Content-Length: 9\r\n\r\n", b"\r\n"])
+async def test_further_requests_win_no_time_for_a_client_that_takes_nothing(app: Application, more: bytes) -> None:
+    async with serving(app, QUICK) as connect, connect() as client:
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        client.writer.write(GET.replace(b"get", b"flood"))
+        await app.arrived.wait()
+        before = 0
+        while not app.sent or app.sent != before:
+            before = app.sent
+            await asyncio.sleep(0.05)
+        client.writer.write(more)
+        with anyio.fail_after(2):
+            await app.left.wait()
+
+
+async def test_a_broken_request_cuts_off_no_answer_before_it(app: Application) -> None:
+    async with serving(app, QUICK) as connect, connect() as client:
+        client.writer.write(GET.replace(b"get", b"wait") + POST + b"Transfer-Encoding: chunked\r\n\r\nno\r\n")
+        await app.arrived.wait()
+        await asyncio.sleep(3 * QUICK.body_s)
+        assert not app.left.is_set()
+
+
 @pytest.mark.parametrize("path", [b"/wait", b"/flood"])
 async def test_leaving_is_told_at_once(app: Application, path: bytes) -> None:
     async with serving(app) as connect, connect() as client:
