@@ -16,6 +16,10 @@ import msgspec
 
 from hostler.adapters.errors import BadRequest
 
+#: What decoding raises for bytes that are not JSON, or not the JSON that was asked for: besides msgspec's own errors
+#: Python's, for text that is not UTF-8 and for what is nested too deep.
+NOT_JSON = (msgspec.DecodeError, UnicodeError, RecursionError)
+
 MAX_DEPTH = 128
 MAX_KEYS = 100_000
 

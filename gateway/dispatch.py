@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import cast
@@ -9,12 +10,14 @@ from typing import cast
 import msgspec
 
 from hostler.adapters.canonical import AnswerHead, Chunk, Control, Request
-from hostler.adapters.errors import BackendBroken, BackendRejected, BackendTimeout
+from hostler.adapters.errors import BackendBroken, BackendRejected, BackendTimeout, GatewayError
 from hostler.adapters.protocol import Amending, Parser, Polyglot, Timed, Timing, Upstream
 from hostler.gateway.asgi import EXCHANGE_KEY, Receive, Scope, Send
 from hostler.gateway.backends.base import Answer, Endpoint, Timeouts, Transport
 from hostler.gateway.backends.judging import retry_after
 from hostler.gateway.exchange import Exchange
+
+logger = logging.getLogger(__name__)
 
 #: A whole answer up to this size is read to its end before it is passed on, since it may end with an error.
 HELD_BACK = 256 * 1024
@@ -99,6 +102,13 @@ class Dispatch:
             except BackendBroken as broken:
                 broken.backend = broken.backend or backend.name
                 raise
+            except GatewayError:
+                raise
+            except Exception as error:
+                # No reader foresees everything that a backend may say: it costs this backend, not the request.
+                logger.exception("%s: the answer of %s could not be read", exchange.id, backend.name)
+                words = "The backend's answer is not what the protocol allows."
+                raise BackendBroken(words, backend=backend.name) from error
 
     async def _forward(self, exchange: Exchange, answer: Answer, parser: Parser, first_word_s: float) -> None:
         """Write the answer's chunks as they come. Pieces of a whole answer wait until it is known to hold no error.

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters.canonical import Chunk, ToolCall
+from hostler.adapters.document import NOT_JSON
 
 _Event = dict[str, Any]
 _any = msgspec.json.Decoder().decode
@@ -37,7 +38,7 @@ class _Block:
             return False
         try:
             _any(written)
-        except (msgspec.DecodeError, RecursionError):
+        except NOT_JSON:
             return False
         return True
 

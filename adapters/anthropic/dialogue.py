@@ -9,6 +9,7 @@ import msgspec
 from hostler.adapters.anthropic.system import reminder, system_prompt
 from hostler.adapters.anthropic.wire import NULL, Block, ChoiceBody, MessageBody, RequestBody, Source, ToolBody
 from hostler.adapters.canonical import Dialogue, Media, Message, Part, Sampling, Text, Tool, ToolCall
+from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import BadRequest
 
 _decode = msgspec.json.Decoder(RequestBody).decode
@@ -35,7 +36,7 @@ def read(body: bytes) -> RequestBody:
             raise BadRequest(f"{place}: {reason}", param=place) from None
         missing = reason.removeprefix("Object missing required field `").rstrip("`")
         raise BadRequest(f"{missing}: Field required" if missing != reason else reason, param=missing) from None
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         raise BadRequest("The request body is not valid JSON.") from None
 
 

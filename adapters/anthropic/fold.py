@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from hostler.adapters.document import NOT_JSON
+
 
 class MessageFold:
     """Collects the events of one answer."""
@@ -48,5 +50,5 @@ def _arguments(words: str) -> dict[str, Any]:
     """A call's arguments. What is no object (cut off at the limit, for one) cannot be told in a whole answer."""
     try:
         return msgspec.json.decode(words, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         return {}

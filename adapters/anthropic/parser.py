@@ -9,6 +9,7 @@ import msgspec
 from hostler.adapters.anthropic.answer_body import AnswerBlock, AnswerUsage, EventBody, WholeBody
 from hostler.adapters.anthropic.wire import EVENT_STREAM, WIRE
 from hostler.adapters.canonical import AnswerHead, Chunk, ToolCall, Usage
+from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import BackendBroken, GatewayError
 from hostler.adapters.framing import EventSplitter, read, split
 
@@ -111,7 +112,7 @@ class AnthropicParser:
         except msgspec.ValidationError:
             # JSON of another shape: next month's event.
             body = EventBody(type=name)
-        except (msgspec.DecodeError, RecursionError):
+        except NOT_JSON:
             raise BackendBroken("The backend's answer holds an event that is not what the protocol allows.") from None
         kind = body.type or name
         if kind == "error":
@@ -168,7 +169,12 @@ class AnthropicParser:
             raise BackendBroken(f"The backend's answer ended after {len(self._body)} of {length} bytes.")
         try:
             body = _decode_whole(self._body)
-        except (msgspec.DecodeError, RecursionError):
+            called = [block for block in body.content or () if block.type == "tool_use"]
+            calls = tuple(
+                ToolCall(index=at, id=call.id, name=call.name, arguments=bytes(call.input).decode())
+                for at, call in enumerate(called)
+            )
+        except NOT_JSON:
             if not self._fields:
                 return ()
             raise BackendBroken("The backend's answer is not what the protocol allows.") from None
@@ -183,11 +189,7 @@ class AnthropicParser:
         if self._fields:
             chunk.text = "".join(block.text or "" for block in body.content or ())
             chunk.reasoning = "".join(block.thinking or "" for block in body.content or ())
-            calls = [block for block in body.content or () if block.type == "tool_use"]
-            chunk.tool_calls = tuple(
-                ToolCall(index=at, id=call.id, name=call.name, arguments=bytes(call.input).decode())
-                for at, call in enumerate(calls)
-            )
+            chunk.tool_calls = calls
         return (chunk,)
 
 

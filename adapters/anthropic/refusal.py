@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters import framing
+from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import BackendRejected, GatewayError, MethodNotAllowed, Unauthenticated
 from hostler.adapters.protocol import WireResponse
 
@@ -83,7 +84,7 @@ def _message(error: GatewayError) -> str:
         return error.message
     try:
         said = msgspec.json.decode(error.body, type=_Rejected).error
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         return error.message
     if isinstance(said, _Detail):
         if said.n_prompt_tokens is not None and said.n_ctx is not None:

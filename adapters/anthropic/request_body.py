@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters.canonical import ChatRequest, CountRequest, Dialogue, Media, Message, Output, Part, Text, Tool
+from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import BadRequest
 
 # The protocol demands a limit; this one is what its smaller servers take if there is none.
@@ -87,7 +88,7 @@ def _source(media: Media) -> dict[str, Any]:
 def _input(arguments: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(arguments or "{}", type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         return {}
 
 

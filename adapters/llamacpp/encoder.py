@@ -17,6 +17,7 @@ from hostler.adapters.canonical import (
     Request,
     Usage,
 )
+from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.llamacpp.completion import asks_for_tokens, prompt
 from hostler.adapters.llamacpp.fold import CompletionFold
@@ -177,5 +178,5 @@ def _told(body: bytes) -> bytes:
     """A whole answer told as a stream, for an engine that does not stream though it was asked to."""
     try:
         return framing.write(msgspec.json.format(body, indent=-1)) if body else b""
-    except msgspec.DecodeError:
+    except NOT_JSON:
         return b""

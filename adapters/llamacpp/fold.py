@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 
 from hostler.adapters import framing
+from hostler.adapters.document import NOT_JSON
+from hostler.adapters.errors import BackendBroken
 
 _decode = msgspec.json.Decoder().decode
 _PROBABILITIES = "completion_probabilities"
@@ -25,9 +27,13 @@ class CompletionFold:
         self._last: dict[str, Any] = {}
 
     def add_events(self, block: bytes) -> None:
-        """Takes in all events of a block of whole events."""
+        """Takes in all events of a block of whole events. Raises `BackendBroken` for what cannot be one."""
         for _, data in framing.events(block):
-            event = _decode(data)
+            try:
+                event = _decode(data)
+            except NOT_JSON:
+                words = "The backend's answer holds an event that is not what the protocol allows."
+                raise BackendBroken(words) from None
             if isinstance(event, dict):
                 self._add(event)
 

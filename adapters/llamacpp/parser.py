@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from hostler.adapters.canonical import AnswerHead, Chunk, Usage
+from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import BackendBroken, GatewayError
 from hostler.adapters.framing import EventSplitter, only_comment, read, split
 from hostler.adapters.llamacpp.wire import EVENT_STREAM, NO_ERROR, WIRE, ErrorBody, Piece
@@ -82,7 +83,7 @@ class LlamaCppParser:
             except msgspec.ValidationError:
                 kept.append(event)  # JSON of another shape: nothing to notice in it
                 continue
-            except (msgspec.DecodeError, RecursionError):
+            except NOT_JSON:
                 broken = BackendBroken("The backend's answer holds an event that is not what the protocol allows.")
                 return self._then_raise(kept, finish, usage, broken)
             if piece.error is not NO_ERROR and bytes(piece.error) != b"null":
@@ -113,7 +114,7 @@ class LlamaCppParser:
             return ()
         try:
             found = _notice_all(self._body)
-        except (msgspec.DecodeError, RecursionError):
+        except NOT_JSON:
             return ()
         usage = Usage()
         pieces = found if isinstance(found, list) else [found]
@@ -141,7 +142,7 @@ def _finish(piece: Piece) -> str:
 def _broken(raw: msgspec.Raw) -> BackendBroken:
     try:
         error = _decode_error(raw)
-    except msgspec.DecodeError:
+    except NOT_JSON:
         error = ErrorBody()
     code = error.code if error.code is not None and 400 <= error.code <= 599 else None
     if not error.message.strip():

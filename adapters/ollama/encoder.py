@@ -23,6 +23,7 @@ from hostler.adapters.canonical import (
     TokenLogprob,
     Usage,
 )
+from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import BackendBroken, GatewayError
 from hostler.adapters.ollama import gojson, memory, requests
 from hostler.adapters.ollama.gotime import nanoseconds, timestamp
@@ -215,7 +216,7 @@ class OllamaEncoder:
             arguments = "".join(pieces)
             try:
                 parsed = msgspec.json.decode(arguments, type=dict[str, msgspec.Raw]) if arguments.strip() else {}
-            except (msgspec.DecodeError, RecursionError):
+            except NOT_JSON:
                 raise BackendBroken(
                     f"llama-server returned invalid tool call arguments for {gojson.quoted(name)}: {arguments[:200]}"
                 ) from None

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from hostler.adapters.document import NOT_JSON
+
 _MARK = 0x484F53  # "HOS": no model has so large a vocabulary, so tokens of a real Ollama are never taken for ours.
 _STEP = 3
 _MAX_BYTES = 16 * 1024 * 1024
@@ -43,5 +45,5 @@ def unpack(context: Sequence[object]) -> _Turns:
         reader = zlib.decompressobj()
         text = reader.decompress(squeezed, _MAX_BYTES)
         return msgspec.json.decode(text, type=_Turns) if reader.eof else []
-    except (zlib.error, msgspec.DecodeError):
+    except (zlib.error, *NOT_JSON):
         return []

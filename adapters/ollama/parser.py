@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from hostler.adapters.canonical import AnswerHead, Chunk, TokenLogprob, ToolCall, Usage
+from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.ollama.wire import WIRE, AnswerBody, CallBody, LogprobBody
 
@@ -70,7 +71,8 @@ class OllamaParser:
             return
         try:
             body = _decode(line)
-        except (msgspec.DecodeError, RecursionError):
+            calls = self._called(body)
+        except NOT_JSON:
             raise BackendBroken("The backend's answer is not what the protocol allows.") from None
         if body.error is not msgspec.UNSET:
             raise BackendBroken(_words(body.error))
@@ -83,7 +85,7 @@ class OllamaParser:
             whole=self._whole,
             text=(body.message.content if body.message is not None else body.response) or "",
             reasoning=(body.message.thinking if body.message is not None else body.thinking) or "",
-            tool_calls=self._called(body),
+            tool_calls=calls,
             finish=self._finish(body) if body.done else None,
             usage=_usage(body) if self._done else None,
             logprobs=tuple(_logprob(entry) for entry in body.logprobs or ()),

@@ -6,6 +6,7 @@ import math
 
 import msgspec
 
+from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import (
     BackendError,
     BackendRejected,
@@ -112,7 +113,7 @@ def _message_in(body: bytes) -> str:
     """What a backend's own error says, whichever of the two shapes it has."""
     try:
         said = msgspec.json.decode(body, type=_Rejected).error
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         return ""
     return said if isinstance(said, str) else said.message
 

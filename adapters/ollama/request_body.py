@@ -20,6 +20,7 @@ from hostler.adapters.canonical import (
     Text,
     ToolCall,
 )
+from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.ollama import gojson
 
@@ -112,7 +113,7 @@ def _answered(message: Message, called: dict[str, str]) -> dict[str, str]:
 def _call(place: int, call: ToolCall) -> dict[str, Any]:
     try:
         arguments = msgspec.json.decode(call.arguments or "{}", type=dict[str, msgspec.Raw])
-    except msgspec.DecodeError:
+    except NOT_JSON:
         raise BadRequest(
             f"The arguments of the call of `{call.name}` are not a JSON object, which the backend of this model needs.",
             param="messages",

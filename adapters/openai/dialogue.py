@@ -21,7 +21,7 @@ from hostler.adapters.canonical import (
     Tool,
     ToolCall,
 )
-from hostler.adapters.document import Document
+from hostler.adapters.document import NOT_JSON, Document
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.openai.wire import FunctionPiece, ToolCallPiece
 
@@ -322,7 +322,7 @@ def _read(body: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _wrong(error) from None
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         raise BadRequest("The request body is not valid JSON.") from None
 
 

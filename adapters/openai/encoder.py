@@ -21,8 +21,9 @@ from hostler.adapters.canonical import (
     TokenLogprob,
     Usage,
 )
+from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import GatewayError
-from hostler.adapters.openai.fold import AnswerFold
+from hostler.adapters.openai.fold import AnswerFold, misshapen, objects
 from hostler.adapters.openai.refusal import error_event, response_error_event
 from hostler.adapters.openai.wire import WIRE
 from hostler.adapters.progress import PREFIX, progress_line
@@ -242,14 +243,14 @@ class OpenAIEncoder:
         """A whole answer told as a stream, for a backend that does not stream though it was asked to."""
         try:
             answer = msgspec.json.decode(body, type=dict[str, Any])
-        except msgspec.DecodeError:
-            return b""
+        except NOT_JSON:
+            raise misshapen() from None
         usage = answer.pop("usage", None)
         if self._operation == "chat":
             answer["object"] = "chat.completion.chunk"
-            for choice in answer.get("choices") or ():
-                choice["delta"] = choice.pop("message", {})
-                for place, call in enumerate(choice["delta"].get("tool_calls") or ()):
+            for choice in objects(answer.get("choices")):
+                choice["delta"] = delta = objects([choice.pop("message", None) or {}])[0]
+                for place, call in enumerate(objects(delta.get("tool_calls"))):
                     call["index"] = place
         written = framing.write(_encode(answer))
         if usage is not None and self._include_usage:

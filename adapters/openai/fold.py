@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 
 from hostler.adapters import framing
+from hostler.adapters.document import NOT_JSON
+from hostler.adapters.errors import BackendBroken
 
 _decode = msgspec.json.Decoder().decode
 _decode_text = msgspec.json.Decoder(str).decode
@@ -37,35 +39,39 @@ class AnswerFold:
         self._response: dict[str, Any] | None = None
 
     def add_events(self, block: bytes) -> None:
-        """Takes in all events of a block of whole events."""
+        """Takes in all events of a block of whole events. Raises `BackendBroken` for what cannot be one."""
         for whole in framing.split(block):
             if self._is_next_piece(whole):
                 continue
             _, data = framing.read(whole)
             if data is not None and data != b"[DONE]":
-                event = _decode(data)
+                try:
+                    event = _decode(data)
+                except NOT_JSON:
+                    raise misshapen() from None
                 if isinstance(event, dict):
                     self.add(event)
                     self._learn(whole, event)
 
     def add(self, event: dict[str, Any]) -> None:
-        """Takes in one event."""
+        """Takes in one event. Raises `BackendBroken` if its parts are not what the protocol allows."""
         if isinstance(event.get("response"), dict):
             self._response = {**event["response"], **_beside(event)}
             return
         # llama-server reports counts per choice and puts those of the first one into a whole answer.
-        later = any(choice.get("index") for choice in event.get("choices") or ())
+        choices = objects(event.get("choices"))
+        later = any(choice.get("index") for choice in choices)
         for name, value in event.items():
             if later and name in ("usage", "timings") and self._top.get(name) is not None:
                 continue
             if name == "choices":
                 self._top.setdefault("choices", None)
-                for choice in value or ():
+                for choice in choices:
                     self._add_choice(choice)
             elif name in _STREAM_ONLY:
                 continue
             elif name == "object":
-                self._top.setdefault(name, _OBJECTS.get(value, value))
+                self._top.setdefault(name, _OBJECTS.get(value, value) if isinstance(value, str) else value)
             elif name in _ONCE:
                 self._top.setdefault(name, value)
             elif value is not None or name not in self._top:
@@ -83,7 +89,7 @@ class AnswerFold:
             return False
         try:
             self._words.append(_decode_text(event[len(before) : len(event) - len(after)]))
-        except msgspec.DecodeError:
+        except NOT_JSON:
             return False
         return True
 
@@ -118,16 +124,16 @@ class AnswerFold:
             # llama-server: its streams begin with a null content where its whole answers have an empty string.
             top = {name: top[name] for name in _LLAMA_ORDER if name in top} | top
             for choice in top["choices"]:
-                if "message" in choice and choice["message"].get("content") is None:
+                if isinstance(choice.get("message"), dict) and choice["message"].get("content") is None:
                     choice["message"]["content"] = ""
         return msgspec.json.encode(top)
 
     def _add_choice(self, choice: dict[str, Any]) -> None:
-        index = choice.get("index") or 0
+        index = _number(choice.get("index") or 0)
         folded = self._choices.setdefault(index, {})
         for name, value in choice.items():
             if name == "delta":
-                _merge(folded.setdefault("message", {}), value or {})
+                _merge(_object(folded.setdefault("message", {})), _object(value or {}))
             elif name == "logprobs":
                 if isinstance(value, dict):
                     if not isinstance(folded.get(name), dict):
@@ -139,6 +145,32 @@ class AnswerFold:
                 _merge(folded, {"text": value})
             elif value is not None or name not in folded:
                 folded[name] = value
+
+
+def misshapen() -> BackendBroken:
+    """The error for an event or an answer whose parts are not what the protocol allows."""
+    return BackendBroken("The backend's answer holds an event that is not what the protocol allows.")
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The value, which is a list of objects; empty for null. Raises `BackendBroken` if it is not."""
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise misshapen()
+    return value
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise misshapen()
+    return value
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int):
+        raise misshapen()
+    return value
 
 
 def _merge(into: dict[str, Any], piece: dict[str, Any]) -> None:
@@ -185,10 +217,10 @@ class _Calls:
     def __init__(self) -> None:
         self.by_index: dict[int, dict[str, Any]] = {}
 
-    def add(self, pieces: list[dict[str, Any]]) -> None:
-        for place, piece in enumerate(pieces):
+    def add(self, pieces: Any) -> None:
+        for place, piece in enumerate(objects(pieces)):
             index = piece.get("index")
-            call = self.by_index.setdefault(place if index is None else index, {})
+            call = self.by_index.setdefault(place if index is None else _number(index), {})
             _merge(call, {name: value for name, value in piece.items() if name != "index"})
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from hostler.adapters.canonical import AnswerHead, Chunk, Usage
+from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import BackendBroken, GatewayError
 from hostler.adapters.framing import EventSplitter, only_comment, read, split
 from hostler.adapters.openai.fields import (
@@ -137,7 +138,7 @@ class OpenAIParser:
                 kept.append(event)
                 wordless = False
                 continue
-            except (msgspec.DecodeError, RecursionError):
+            except NOT_JSON:
                 if self._operation not in _CLOSED:
                     kept.append(event)
                     continue
@@ -221,11 +222,11 @@ class OpenAIParser:
             self._look_for_error()
             try:
                 return _READERS.get(self._operation, chunks_of_whole)(bytes(self._body))
-            except (msgspec.DecodeError, RecursionError, ValueError):
+            except (*NOT_JSON, ValueError):
                 raise BackendBroken("The backend's answer is not what the protocol allows.") from None
         try:
             body = _notice(self._body)
-        except (msgspec.DecodeError, RecursionError):
+        except NOT_JSON:
             return ()
         finish = next((choice.finish_reason for choice in body.choices or () if choice.finish_reason), None)
         usage = usage_of(body.usage, body.timings)
@@ -239,7 +240,7 @@ class OpenAIParser:
     def _look_for_error(self) -> None:
         try:
             error = _error_in(_notice(self._body), "")
-        except (msgspec.DecodeError, RecursionError):
+        except NOT_JSON:
             return
         if error is not None:
             raise error
@@ -250,7 +251,7 @@ def _is_json(data: bytes) -> bool:
         _notice(data)
     except msgspec.ValidationError:
         return True
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         return False
     return True
 
@@ -262,7 +263,7 @@ def _is_next_token(block: bytes) -> bool:
         return False
     try:
         event = _notice(block[6:-2])
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         return False
     if event.usage is not None or event.timings is not None or event.type is not None or event.error is not NO_ERROR:
         return False
@@ -278,7 +279,7 @@ def _opens(data: bytes) -> bool:
     """Whether an event opens the answer and says nothing yet."""
     try:
         return says_nothing(_decode(data))
-    except msgspec.DecodeError:
+    except NOT_JSON:
         return False
 
 
@@ -298,7 +299,7 @@ def _error_in(body: EventBody | NoticedEvent, name: str) -> BackendBroken | None
         return None
     try:
         error = _decode_error(raw)
-    except msgspec.DecodeError:
+    except NOT_JSON:
         error = None
     if not isinstance(error, ErrorBody):
         return BackendBroken(_words(error))

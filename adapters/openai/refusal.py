@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters import framing
+from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import (
     BackendRejected,
     GatewayError,
@@ -88,7 +89,7 @@ def message_of(error: GatewayError) -> str:
     if told and isinstance(error, BackendRejected) and error.answer_status not in _OURS:
         try:
             said = msgspec.json.decode(error.body, type=_Refused).error
-        except (msgspec.DecodeError, RecursionError):
+        except NOT_JSON:
             return error.message
         return (said if isinstance(said, str) else said.message) or error.message
     return error.message

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import (
     BackendBroken,
     BackendError,
@@ -122,7 +123,7 @@ def _error_in(body: bytes) -> dict[str, Any]:
     """The `error` object of an error answer, in the shape that OpenAI's, Anthropic's and llama.cpp's share."""
     try:
         decoded = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         return {}
     told = decoded.get("error") if isinstance(decoded, dict) else None
     return told if isinstance(told, dict) else {"message": told or ""}

@@ -99,7 +99,7 @@ class Spending:
             return msgspec.json.decode(self._file.read_bytes(), type=Day)
         except FileNotFoundError:
             pass
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             logger.error("%s: cannot be read, so today's spending begins at 0: %s", self._file, error)
         return Day(day="")
 

@@ -237,3 +237,11 @@ def test_an_openai_client_reads_an_ollama_servers_answer() -> None:
     choice = msgspec.json.decode(encoder.end())["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
     assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["f", "g"]
+
+
+@pytest.mark.parametrize(
+    "message", [b'{"content":"\xff"}', b'{"tool_calls":[{"function":{"name":"f","arguments":{"a":"\xff"}}}]}']
+)
+def test_an_answer_that_is_not_text_is_broken(message: bytes) -> None:
+    with pytest.raises(BackendBroken):
+        parse([b'{"message":' + message + b',"done":true}\n'])

@@ -417,3 +417,21 @@ def test_a_whole_answer_with_an_error_inside_is_no_answer(body: dict[str, Any], 
     with pytest.raises(BackendBroken, match="provider failed") as broken:
         [*parser.feed(json.dumps(body).encode()), *parser.finish()]
     assert broken.value.answer_status == 502
+
+
+@pytest.mark.parametrize("media_type", ["text/event-stream", "application/json"])
+def test_an_answer_that_is_not_text_is_broken(media_type: str) -> None:
+    parser = parser_of(fields=True)
+    parser.begin(AnswerHead(media_type=media_type))
+    choice = b'{"choices":[{"delta":{"content":"\xff"},"message":{"content":"\xff"}}]}'
+    with pytest.raises(BackendBroken):
+        parser.feed(choice if media_type == "application/json" else b"data: " + choice + b"\n\n")
+        parser.finish()
+
+
+@pytest.mark.parametrize("choices", [b'"x"', b'["x"]', b'[{"message":"x"}]', b'[{"message":{"tool_calls":["x"]}}]'])
+def test_a_whole_answer_of_another_shape_cannot_be_told_as_a_stream(choices: bytes, chat: Any, begin: Any) -> None:
+    encoder = begin(chat(stream=True))
+    encoder.chunk(Chunk(wire="openai", raw=b'{"choices":' + choices + b"}", whole=True))
+    with pytest.raises(BackendBroken):
+        encoder.end()

@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hostler.adapters.errors import BackendBroken
 from hostler.adapters.openai.fold import AnswerFold
 
 TEXTS = st.text(max_size=6) | st.sampled_from(['"delta":{"content":"', '}}],"x":{"', "\\", '"', "\u2028", "é\n"])
@@ -54,3 +56,49 @@ def test_a_piece_that_is_no_text_is_read_the_long_way() -> None:
     for content in ('"a"', '"b"', "null", '"c"', '"d"'):
         fold.add_events(b'data: {"choices":[{"index":0,"delta":{"content":%b}}]}\n\n' % content.encode())
     assert msgspec.json.decode(fold.result())["choices"][0]["message"]["content"] == "abcd"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'{"choices":["x"]}',
+        b'{"choices":"x"}',
+        b'{"choices":[{"delta":"hi"}]}',
+        b'{"choices":[{"index":"a","delta":{}}]}',
+        b'{"choices":[{"message":"hi"},{"delta":{"content":"a"}}]}',
+        b'{"choices":[{"delta":{"tool_calls":"x"}}]}',
+        b'{"choices":[{"delta":{"tool_calls":[{"index":[]}]}}]}',
+        b'{"choices":[{"delta":{"content":"\xff"}}]}',
+    ],
+)
+def test_events_of_another_shape_are_a_broken_answer(event: bytes) -> None:
+    with pytest.raises(BackendBroken):
+        AnswerFold().add_events(b"data: " + event + b"\n\n")
+
+
+NAMES = st.sampled_from(
+    ["choices", "delta", "message", "index", "tool_calls", "object", "logprobs", "text", "usage", "content", "function"]
+)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 2) | st.sampled_from(["", "a"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(
+    st.lists(
+        st.dictionaries(NAMES, ANYTHING, max_size=3)
+        | st.builds(lambda choice: {"choices": [choice]}, st.dictionaries(NAMES, ANYTHING, max_size=3)),
+        max_size=4,
+    )
+)
+def test_whatever_a_backend_sends_is_folded_or_broken(events: list[Any]) -> None:
+    fold = AnswerFold()
+    try:
+        for event in events:
+            fold.add_events(b"data: " + msgspec.json.encode(event) + b"\n\n")
+        if events:
+            fold.result()
+    except BackendBroken:
+        pass

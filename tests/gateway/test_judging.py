@@ -112,3 +112,10 @@ def test_an_address_is_in_the_house_only_if_it_cannot_be_elsewhere(url: str, ins
     assert BackendSettings(kind="openai", url=url).in_the_house is inside
     assert BackendSettings(kind="supervisor", url=url).in_the_house
     assert BackendSettings(kind="openai", url=url, local=not inside).in_the_house is not inside
+
+
+def test_a_refusal_that_is_not_text_has_no_words() -> None:
+    refused = BackendRejected(
+        "x", backend="b", wire="openai", answer_status=400, headers={}, body=b'{"error":{"message":"\xff"}}'
+    )
+    assert fault_of(refused) == "request"

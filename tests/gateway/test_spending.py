@@ -86,3 +86,8 @@ def test_a_place_that_cannot_be_written_is_reported_once(tmp_path: Path, caplog:
 def test_the_file_is_where_state_belongs() -> None:
     assert default_file({"STATE_DIRECTORY": "/var/lib/hostler:/x"}) == Path("/var/lib/hostler/spending.json")
     assert default_file({"XDG_STATE_HOME": "/home/u/.s"}) == Path("/home/u/.s/hostler/spending.json")
+
+
+def test_a_file_that_is_not_text_begins_the_day_at_nothing(tmp_path: Path) -> None:
+    (tmp_path / "spent").write_bytes(b'{"day":"\xff"}')
+    assert Spending(tmp_path / "spent", 1.0, Wall()).today == 0

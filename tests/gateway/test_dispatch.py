@@ -1,0 +1,66 @@
+"""Asking a backend: what its reader did not foresee is the backend's failure."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hostler.adapters.canonical import AnswerHead, ChatRequest, Origin, Output
+from hostler.adapters.errors import BackendBroken
+from hostler.adapters.protocol import WireRequest
+from hostler.gateway.backends.base import Endpoint, Timeouts
+from hostler.gateway.dispatch import Backend, Dispatch
+
+pytestmark = pytest.mark.anyio
+
+
+class SurprisedParser:
+    def begin(self, head: AnswerHead) -> None: ...
+
+    def feed(self, data: bytes) -> list[Any]:
+        raise AttributeError(data)
+
+
+class SurprisedUpstream:
+    wire = "openai"
+
+    def build(self, *_: Any, **__: Any) -> WireRequest:
+        return WireRequest(path="/")
+
+    def parser(self, *_: Any, **__: Any) -> SurprisedParser:
+        return SurprisedParser()
+
+
+class OneAnswer:
+    head = AnswerHead(media_type="text/event-stream")
+
+    @asynccontextmanager
+    async def send(self, *_: Any) -> AsyncIterator[OneAnswer]:
+        yield self
+
+    async def segments(self) -> AsyncIterator[bytes]:
+        yield b"data: 1\n\n"
+
+
+async def test_an_answer_that_surprises_its_reader_is_broken() -> None:
+    backend = Backend(
+        name="b",
+        upstream=SurprisedUpstream(),  # type: ignore[arg-type]  # as much of it as is asked
+        transport=OneAnswer(),  # type: ignore[arg-type]
+        timeouts=Timeouts(),
+        endpoint=Endpoint(host="127.0.0.1", port=1, name="b"),
+    )
+    origin = Origin(wire="openai", operation="chat", body=b"{}")
+    exchange: Any = SimpleNamespace(
+        id="r",
+        request=ChatRequest(origin=origin, model="m", output=Output(stream=True)),
+        target=SimpleNamespace(backend="b", name_there="m"),
+        reply=SimpleNamespace(begin=lambda head: None),
+    )
+    with pytest.raises(BackendBroken) as broken:
+        await Dispatch({"b": backend}, clock=lambda: 0.0).dispatch(exchange)
+    assert broken.value.backend == "b"
