@@ -68,7 +68,7 @@ class Desk:
         )
         metrics = Metrics(lambda: [(name, host.waiting, host.serving) for name, host in hosts.items()])
         self.throttle = FailureThrottle(clock)
-        self.sessions = Sessions(keys, clock) if keys else None
+        self.sessions = Sessions(keys, clock) if keys is not None else None
         self._history = History(history, moment=status.moment, wall=wall)
         self._logbook = Logbook()
         self._dashboard = Dashboard(status, hosts, self._history, metrics=metrics.render, version=__version__)

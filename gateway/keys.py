@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -68,9 +70,6 @@ def read(path: Path) -> tuple[KeyRecord, ...]:
 
 def add(path: Path, name: str, scopes: Iterable[Scope], *, local_only: bool = False, priority: int = 0) -> str:
     """Make a key, keep its hash under `name`, and return the key: it is shown this once. Raises `KeyFileError`."""
-    records = read(path)
-    if any(record.name == name for record in records):
-        raise KeyFileError(f"{path}: a key named {name!r} exists; revoke it first or take another name")
     wanted = frozenset(scopes)
     key = _PREFIX + secrets.token_urlsafe(32)
     record = KeyRecord(
@@ -81,22 +80,40 @@ def add(path: Path, name: str, scopes: Iterable[Scope], *, local_only: bool = Fa
         local_only=local_only,
         priority=priority,
     )
-    _write(path, (*records, record))
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _alone(path):
+        records = read(path)
+        if any(each.name == name for each in records):
+            raise KeyFileError(f"{path}: a key named {name!r} exists; revoke it first or take another name")
+        _write(path, (*records, record))
     return key
 
 
 def revoke(path: Path, name: str) -> bool:
     """Forget the key of that name; whether there was one."""
-    records = read(path)
-    kept = tuple(record for record in records if record.name != name)
-    if len(kept) == len(records):
+    if not path.exists():
         return False
-    _write(path, kept)
+    with _alone(path):
+        records = read(path)
+        kept = tuple(record for record in records if record.name != name)
+        if len(kept) == len(records):
+            return False
+        _write(path, kept)
     return True
 
 
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Nobody else changes the key file meanwhile. What is locked is a file beside it: itself, it is replaced."""
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _write(path: Path, records: Iterable[KeyRecord]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     text = "# Hostler's API keys, hashed. `hostler keys add|list|revoke` changes this file.\n"
     text += "".join(msgspec.json.encode(record).decode() + "\n" for record in records)
@@ -114,7 +131,10 @@ def digest(key: str) -> str:
 
 
 class KeyRing:
-    """The keys in force. A changed file is read again within a second; a broken one is reported and the old keys stay."""
+    """The keys in force. A changed file is read again within a second; a broken one is reported and the old keys stay.
+
+    Without any key left there is nobody whose key could be right: whether keys are needed was decided at the start.
+    """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
@@ -158,8 +178,7 @@ class KeyRing:
             logger.error("%s; the keys read before stay in force", error)
             return
         if not records:
-            logger.error("%s holds no keys any more; the keys read before stay in force until a restart", self._path)
-            return
+            logger.warning("%s holds no keys any more: nobody is let in until `hostler keys add NAME`", self._path)
         self._records = records
 
     def _mark(self) -> tuple[int, int] | None:

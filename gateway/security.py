@@ -185,7 +185,7 @@ class Security:
     def _admit(self, scope: Scope, headers: dict[str, list[str]], origin: str | None) -> Claim:
         """Check the key before anything is told about routes, then the route, then the key's scope."""
         address = scope["client"][0] if scope.get("client") else "unknown"
-        client = Client(name=address) if not self._keys else self._identify(scope, headers, origin)
+        client = Client(name=address) if self._keys is None else self._identify(scope, headers, origin)
         if client is None:
             open_claim = self._open_claim(scope)
             if open_claim is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
+import anyio
 import httpx
 import pytest
 from system.house import House, OpenHouse
@@ -188,3 +189,23 @@ async def test_beyond_loopback_there_is_no_gateway_without_keys(tmp_path: Path) 
         Gateway(settings)
     keys.add(tmp_path / "keys", "bob", ["infer"])
     Gateway(settings)
+
+
+async def test_nobody_is_let_in_once_the_last_key_is_revoked(open_house: OpenHouse, tmp_path: Path) -> None:
+    key = keys.add(tmp_path / "keys", "bob", ["infer", "read"])
+    async with open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house:
+        login = await house.http.post("/ui/login", json={"key": key})
+        assert login.status_code == 200
+        assert keys.revoke(tmp_path / "keys", "bob")
+        held = {"Authorization": f"Bearer {key}"}
+        with anyio.fail_after(10):
+            while (await house.http.get("/v1/models", headers=held)).status_code != 401:  # noqa: ASYNC110 - a file
+                await anyio.sleep(0.05)
+        assert (await house.http.get("/admin/status")).status_code == 401
+        house.http.cookies.clear()
+        for headers in ({}, held, {"x-api-key": ""}):
+            assert (await house.http.get("/v1/models", headers=headers)).status_code == 401
+        new = keys.add(tmp_path / "keys", "eve", ["infer", "read"])
+        with anyio.fail_after(10):
+            while (await house.chat("a", key=new)).status_code != 200:  # noqa: ASYNC110 - a file
+                await anyio.sleep(0.05)
