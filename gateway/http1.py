@@ -65,7 +65,7 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_app", "_chunked", "_client", "_closing", "_deadline", "_discarding", "_expects", "_fields", "_head_size", "_in_head",
-        "_parser", "_paused", "_pipeline", "_refusal", "_server", "_stalled_at", "_state", "_url", "_writable", "answering", "limits",
+        "_parser", "_paused", "_pipeline", "_refusal", "_server", "_stalled_at", "_state", "_upgrading", "_url", "_writable", "answering", "limits",
         "loop", "reading", "transport", "write_paused",
     )  # fmt: skip
 
@@ -93,6 +93,7 @@ class ClientConnection(asyncio.Protocol):
         self._in_head = False
         self._chunked = False
         self._expects = False
+        self._upgrading = False
         self._refusal: tuple[int, str] | None = None
         self._discarding = False
         self._closing = False
@@ -120,13 +121,7 @@ class ClientConnection(asyncio.Protocol):
             # Empty lines before a request may come, but win no time.
             self._deadline = min(self._deadline, self.loop.time() + self.limits.head_s)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Nobody here speaks anything else: the request is answered as it is, and what follows it is not read.
-            self._discarding = True
-            last = self._pipeline[-1] if self._pipeline else self.answering
-            if last is not None:
-                last.keep = False
+            self._feed(data)
         except httptools.HttpParserError:
             self._refuse(*(self._refusal or (400, "this is not a well-formed HTTP/1.1 request")))
         else:
@@ -192,6 +187,11 @@ class ClientConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         parser = self._parser
+        if parser.get_method() == b"CONNECT":
+            self._give_up(400, "there are no tunnels here")
+        if parser.should_upgrade():
+            self._upgrading = True  # the request begins when its head is read without that wish
+            return
         version = parser.get_http_version()
         url = self._url
         if version != "1.1" and (version != "1.0" or self._chunked):
@@ -234,6 +234,8 @@ class ClientConnection(asyncio.Protocol):
             self.reading.take(body)
 
     def on_message_complete(self) -> None:
+        if self._upgrading:
+            return
         call, self.reading = self.reading, None
         self._deadline = _NEVER
         if call is not None:
@@ -315,6 +317,28 @@ class ClientConnection(asyncio.Protocol):
             self.transport.abort()
         else:
             self.transport.close()
+
+    def _feed(self, data: bytes) -> None:
+        """Parse. A wish to speak something else is ignored, as HTTP allows; the parser would read no body after it."""
+        rest: bytes | memoryview = data
+        while True:
+            try:
+                self._parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = memoryview(rest)[upgrade.args[0] :]
+                self._upgrading = False
+                method = self._parser.get_method()
+                version = self._parser.get_http_version().encode("ascii")
+                lines = [b"%b %b HTTP/%b" % (method, self._url, version)]
+                lines += [b"%b: %b" % field for field in self._fields if field[0] != b"upgrade"]
+                head = b"\r\n".join(lines)
+                if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
+                    self._refusal = (400, "a header holds a line break")
+                    raise httptools.HttpParserError("a header holds a line break") from None
+                self._parser = httptools.HttpRequestParser(self)
+                self._parser.feed_data(head + b"\r\n\r\n")
+            else:
+                return
 
     def _await_request(self) -> None:
         self._deadline = self.loop.time() + (self.limits.head_s if self._in_head else self.limits.idle_s)

@@ -306,11 +306,44 @@ async def test_good_requests_are_answered_before_a_bad_one_is_refused(app: Appli
     assert b"HTTP/1.1 400" in said.rpartition(b"hello")[2]
 
 
-async def test_an_upgrade_is_answered_as_if_it_had_not_been_asked_for(app: Application) -> None:
-    said = await asked(app, GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n") + GET)
-    assert said.startswith(b"HTTP/1.1 200")
-    assert said.endswith(b"hello")
-    assert len(app.seen) == 1
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(
+    ("request_", "body"),
+    [
+        (GET[:-2] + H2C + b"\r\n", b"hello"),
+        (POST + H2C + b"Content-Length: 4\r\n\r\nbody", b"body"),
+        (POST + b"Content-Length: 4\r\n" + H2C + b"\r\nbody", b"body"),
+        (POST + H2C + b"Transfer-Encoding: chunked\r\n\r\n2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n", b"body"),
+    ],
+)
+async def test_an_upgrade_is_answered_as_if_it_had_not_been_asked_for(
+    app: Application, request_: bytes, body: bytes, whole: bool
+) -> None:
+    async with serving(app) as connect, connect() as client:
+        for _ in range(2):
+            for piece in [request_ * 2] if whole else [request_[at : at + 1] for at in range(len(request_))] * 2:
+                client.writer.write(piece)
+                await client.writer.drain()
+                if not whole:
+                    await asyncio.sleep(0)
+            for _ in range(2):
+                assert (await client.read())[1] == body
+    assert len(app.seen) == 4
+
+
+async def test_many_upgrades_at_once_are_as_many_requests(app: Application) -> None:
+    async with serving(app) as connect, connect() as client:
+        client.writer.write((GET[:-2] + H2C + b"\r\n") * 500)
+        for _ in range(500):
+            assert (await client.read())[1] == b"hello"
+
+
+async def test_there_are_no_tunnels(app: Application) -> None:
+    assert (await asked(app, b"CONNECT /get HTTP/1.1\r\nHost: a\r\n\r\n" + GET)).startswith(b"HTTP/1.1 400")
+    assert app.seen == []
 
 
 @pytest.mark.parametrize(
