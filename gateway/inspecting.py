@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterable
 from typing import Any
 
+from hostler.gateway.greeting import nearby
 from hostler.gateway.keys import KeyRecord
 from hostler.gateway.settings import Configuration, parse_address
 from hostler.profiles.sources import cached
@@ -148,7 +149,4 @@ def address(configuration: Configuration, url: str | None = None) -> str:
     """Where to ask the gateway: as told, else the first of `gateway.listen`."""
     if url:
         return url.rstrip("/")
-    host, port = parse_address(configuration.settings.gateway.listen[0])
-    if host in ("0.0.0.0", "::"):
-        host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return nearby(*parse_address(configuration.settings.gateway.listen[0]))

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 import anyio
 
-from hostler import __version__
 from hostler.gateway import fetching, history, notify
 from hostler.gateway.app import Gateway, addresses, is_loopback, keys_in_force, places
+from hostler.gateway.greeting import greeting, shown
 from hostler.gateway.reloading import Reloader
 from hostler.gateway.server import ListenError, Server, bind
 from hostler.gateway.settings import Configuration, SettingsError, parse_address, secret
@@ -68,14 +68,14 @@ def up(configuration: Configuration) -> int:
     """Gateway and supervisor in one process."""
     _guarded(lambda: keys_in_force(configuration.settings))
     sockets = _listen(addresses(configuration.settings), "gateway.listen")
-    _guarded(lambda: keys_in_force(configuration.settings, sockets))
+    keyed = _guarded(lambda: keys_in_force(configuration.settings, sockets)) is not None
     if configuration.shipped:
         try:
             for profile in configuration.profiles:
                 fetching.fetch(profile)
         except fetching.SourceError as error:
             raise CannotRun(str(error)) from error
-    started = partial(_announce, configuration, sockets)
+    started = partial(_announce, configuration, sockets, keyed=keyed)
 
     async def main() -> None:
         fleet = _guarded(lambda: _fleet(configuration, engine_host="127.0.0.1"))
@@ -95,8 +95,8 @@ def gateway(configuration: Configuration) -> int:
         raise CannotRun("no backends are configured, so nothing could answer; add `backends:` or run `hostler up`")
     alone = _guarded(lambda: Gateway(configuration.settings, history=history.default_file()))
     sockets = _listen(addresses(configuration.settings), "gateway.listen")
-    _guarded(lambda: keys_in_force(configuration.settings, sockets))
-    started = partial(_announce, configuration, sockets)
+    keyed = _guarded(lambda: keys_in_force(configuration.settings, sockets)) is not None
+    started = partial(_announce, configuration, sockets, keyed=keyed)
 
     async def main() -> None:
         async with _heeding_signals(alone.stop):
@@ -122,7 +122,7 @@ def supervisor(configuration: Configuration) -> int:
     async def main() -> None:
         fleet = _guarded(lambda: _fleet(configuration, engine_host=host))
         app: Any = create_app(fleet, token=token, logs=fleet.logs, metrics=fleet.metrics.render, allowed_hosts=allowed)
-        bound = _shown(sockets[0].getsockname())
+        bound = shown(*places(sockets)[0])
 
         def announce() -> None:
             _say(f"Hostler's supervisor listens on {bound}")
@@ -226,28 +226,12 @@ async def _heed_signals(stop: Callable[[], None]) -> None:
             stop()
 
 
-def _announce(configuration: Configuration, sockets: list[Any]) -> None:
-    """What a person needs to begin: the address, and lines to paste."""
-    url = f"http://{_shown(sockets[0].getsockname())}"
+def _announce(configuration: Configuration, sockets: Sequence[socket.socket], *, keyed: bool) -> None:
     names = [profile.name for profile in configuration.profiles]
     default = next(
         (profile.name for profile in configuration.profiles if profile.default), names[0] if names else "NAME"
     )
-    others = [f"http://{_shown(each.getsockname())}" for each in sockets[1:]]
-    lines = [
-        f"Hostler {__version__} listens on {url}" + (f" and {', '.join(others)}" if others else ""),
-        f"  models     {', '.join(names) or 'those of its backends'}",
-        "",
-        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\",
-        f'    -d \'{{"model": "{default}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}\'',
-        "",
-        f"  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=unused",
-        f"  export OLLAMA_HOST={url}",
-        f"  dashboard  {url}/ui/",
-        "",
-        "  Ctrl-C stops it.",
-    ]
-    _say("\n".join(lines))
+    _say(greeting(names, default, places(sockets), keyed=keyed, machine=socket.gethostname().lower()))
     notify.tell("READY=1")
     _settle()
 
@@ -257,11 +241,6 @@ def _settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
-
-
-def _shown(address: tuple[Any, ...]) -> str:
-    host, port = address[0], address[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _say(text: str) -> None:

@@ -1,0 +1,50 @@
+"""What is printed at the start can be pasted as it stands."""
+
+from __future__ import annotations
+
+import pytest
+
+from hostler.gateway.greeting import greeting, nearby
+
+
+def told(*places: tuple[str, int], keyed: bool = False) -> str:
+    return greeting(["a", "b"], "a", places, keyed=keyed, machine="den")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("192.168.1.7", "http://192.168.1.7:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("fd00::7", "http://[fd00::7]:80"),
+    ],
+)
+def test_an_address_is_one_that_can_be_called(host: str, url: str) -> None:
+    assert nearby(host, 80) == url
+    text = told((host, 80))
+    assert f"listens on {url}\n" in text
+    assert f"curl {url}/v1/chat/completions" in text
+    assert "//0.0.0.0" not in text
+    assert "[::]" not in text
+
+
+def test_others_call_the_machine_by_its_name_where_it_listens_everywhere() -> None:
+    assert "http://den:80" in told(("0.0.0.0", 80))
+    assert told(("0.0.0.0", 80), ("::", 80)).count("http://den:80") == 1
+    assert "den" not in told(("127.0.0.1", 80))
+
+
+def test_every_address_is_named() -> None:
+    assert "listens on http://127.0.0.1:80 and http://[fd00::7]:81\n" in told(("127.0.0.1", 80), ("fd00::7", 81))
+
+
+def test_what_is_pasted_holds_a_key_where_one_is_needed() -> None:
+    with_keys = told(("127.0.0.1", 80), keyed=True)
+    assert "-H 'Authorization: Bearer KEY' \\\n" in with_keys
+    assert "OPENAI_API_KEY=KEY" in with_keys
+    assert "hostler keys add" in with_keys
+    without = told(("127.0.0.1", 80))
+    assert "KEY=unused" in without
+    assert "Bearer" not in without
