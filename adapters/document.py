@@ -22,9 +22,14 @@ NOT_JSON = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 MAX_DEPTH = 128
 MAX_KEYS = 100_000
+MAX_BRACKETS = 100_000
 
 # A body this small cannot hold so many keys that reading them takes long.
 _SMALL = 64 * 1024
+
+# A list that cannot hold more entries than this is looked at entry by entry.
+_FEW = 50_000
+_BLOCK = 256 * 1024
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_entries = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -33,7 +38,7 @@ _flag = msgspec.json.Decoder(bool | None)
 _number = msgspec.json.Decoder(int | None)
 _KEY = re.compile(rb'[ \t\n\r]*("[^"\\]*(?:\\.[^"\\]*)*")[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
 _NEXT = re.compile(rb"[ \t\n\r]*([,}])")
-_BRACKETS_ONLY = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_NO_MARKS = bytes(byte for byte in range(256) if byte not in b'"[]{}')
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 
 T = TypeVar("T")
@@ -43,13 +48,14 @@ class Document:
     """The top-level members of a JSON object, by name, as undecoded bytes.
 
     Raises `BadRequest` for anything that is not one well-formed JSON object, and for what parsers disagree about:
-    a name that comes twice, bytes that are not UTF-8, lone surrogates, a depth beyond `MAX_DEPTH`.
+    a name that comes twice, bytes that are not UTF-8, lone surrogates, a depth beyond `MAX_DEPTH`, and
+    for more than `MAX_KEYS` names or `MAX_BRACKETS` lists and objects.
     """
 
     __slots__ = ("members",)
 
     def __init__(self, body: bytes) -> None:
-        _check_keys(body)
+        checked = _check_counts(body)
         try:
             if not body.isascii():
                 str(body, "utf-8")
@@ -63,7 +69,8 @@ class Document:
         except msgspec.DecodeError as error:
             raise BadRequest(_malformed(body, error)) from None
         spans(body, self.members)
-        _check_depth(self.members)
+        if not checked:
+            _check_depth(self.members)
 
     def text(self, name: str) -> str | None:
         """The member as a string; `None` if it is absent or null. Raises `BadRequest` if it is anything else."""
@@ -155,9 +162,8 @@ def patch(body: bytes, changes: Mapping[str, bytes | None], known: Mapping[str, 
 
 def check_size(body: bytes) -> None:
     """Raises `BadRequest` for a body with too many keys or nested too deep, before anything decodes it."""
-    _check_keys(body)
-    if _brackets(body) > MAX_DEPTH and _depth(body) > MAX_DEPTH:
-        raise _too_deep()
+    if not _check_counts(body) and _brackets(body) > MAX_DEPTH:
+        _check_levels(body, MAX_DEPTH)
 
 
 def _check_keys(body: bytes) -> None:
@@ -166,34 +172,55 @@ def _check_keys(body: bytes) -> None:
         raise BadRequest(f"The request body has more than {MAX_KEYS} keys.")
 
 
+def _check_counts(body: bytes) -> bool:
+    """Refuse what holds too much. Returns whether its depth was looked at, too."""
+    _check_keys(body)
+    if len(body) <= MAX_BRACKETS or _brackets(body) <= MAX_BRACKETS:
+        return False
+    _check_levels(body, MAX_DEPTH)
+    return True
+
+
 def _check_depth(members: Mapping[str, msgspec.Raw]) -> None:
     # What holds few brackets cannot be deep. Long lists (messages, tools) are looked at entry by entry, so that only
-    # an entry with many brackets of its own is read character by character.
+    # an entry with many brackets of its own is read mark by mark.
     for member in members.values():
         value = bytes(member)
         if _brackets(value) < MAX_DEPTH:
             continue
-        if value.startswith(b"["):
+        if value.startswith(b"[") and value.count(b",") < _FEW:
             for entry in map(bytes, _decode_entries(value)):
-                if _brackets(entry) >= MAX_DEPTH - 1 and _depth(entry) > MAX_DEPTH - 2:
-                    raise _too_deep()
-        elif _depth(value) > MAX_DEPTH - 1:
-            raise _too_deep()
+                if _brackets(entry) >= MAX_DEPTH - 1:
+                    _check_levels(entry, MAX_DEPTH - 2)
+        else:
+            _check_levels(value, MAX_DEPTH - 1)
 
 
 def _brackets(value: bytes) -> int:
     return value.count(b"[") + value.count(b"{")
 
 
-def _depth(value: bytes) -> int:
-    brackets = _outside_strings(value).translate(_STEPS, _BRACKETS_ONLY)
-    return max(accumulate(array("b", brackets)), default=0)
-
-
-def _outside_strings(body: bytes) -> bytes:
-    if b"\\" in body:
-        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    return b"".join(body.split(b'"')[::2])
+def _check_levels(value: bytes, most: int) -> None:
+    """Follow the brackets outside of strings, block by block: neither time nor memory depends on what is in it."""
+    at = depth = brackets = inside = 0
+    while at < len(value):
+        block = value[at : at + _BLOCK]
+        if (len(block) - len(block.rstrip(b"\\"))) % 2:
+            block = value[at : at + len(block) + 1]  # an escape is not cut in two
+        at += len(block)
+        if b"\\" in block:
+            block = block.replace(b"\\\\", b"").replace(b'\\"', b"")
+        # Two quotes with no bracket between them change nothing, wherever they stand.
+        marks = block.translate(None, _NO_MARKS).replace(b'""', b"").split(b'"')
+        outside = b"".join(marks[inside::2])
+        inside ^= (len(marks) - 1) % 2
+        brackets += len(outside)
+        if brackets > 2 * MAX_BRACKETS:
+            raise BadRequest(f"The request body has more than {MAX_BRACKETS} lists and objects.")
+        steps = array("b", outside.translate(_STEPS))
+        if max(accumulate(steps, initial=depth)) > most:
+            raise _too_deep()
+        depth += sum(steps)
 
 
 def _too_deep() -> BadRequest:

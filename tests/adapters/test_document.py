@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -150,3 +151,34 @@ def test_null_is_absent() -> None:
     body = Document(b'{"model":null}')
     assert body.text("model") is None
     assert not body.has("model")
+
+
+MANY = 8 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"[" + b"[]," * (MANY // 3) + b"1]",
+        b'{"a":[' + b"[]," * (MANY // 3) + b"1]}",
+        b"[" + b'["["],' * (MANY // 6) + b"1]",
+    ],
+)
+def test_more_lists_than_anybody_needs_are_refused_at_once(value: bytes) -> None:
+    body = b'{"model":"x","messages":' + value + b"}"
+    tracemalloc.start()
+    began = time.process_time()
+    with pytest.raises(BadRequest, match="more than 100000 lists"):
+        Document(body)
+    taken, most = time.process_time() - began, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < 1
+    assert most < 64 * 1024 * 1024
+
+
+@pytest.mark.parametrize("text", [b"[", b"[]{}", b'\\"[', b"\\\\", b'\\\\\\"{', b'","'])
+def test_brackets_in_strings_are_no_lists(text: bytes) -> None:
+    words = b'["' + text * (MANY // 8 // len(text)) + b'"],'
+    assert Document(b'{"a":' + b"[" + words * 3 + b"[" * 126 + b"]" * 126 + b"]}").has("a")
+    with pytest.raises(BadRequest, match="deep"):
+        Document(b'{"a":' + b"[" + words * 3 + b"[" * 127 + b"]" * 127 + b"]}")
