@@ -138,7 +138,10 @@ def models(config: ConfigOption = None, url: UrlOption = None, as_json: JsonOpti
     from hostler.gateway import inspecting
 
     configuration = _configuration(config)
-    rows = inspecting.models(configuration, inspecting.ask_quietly(configuration, url))
+    try:
+        rows = inspecting.models(configuration, inspecting.ask_quietly(configuration, url))
+    except inspecting.NoGateway as error:
+        _fail(str(error), EXIT_NO_GATEWAY)
     if as_json:
         _print_json(rows)
     else:

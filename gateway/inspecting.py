@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import http.client
 import json
 import os
 import urllib.error
@@ -26,11 +27,11 @@ class NoGateway(Exception):
 def ask(configuration: Configuration, url: str | None) -> dict[str, Any]:
     """The running gateway's status. The key is taken from HOSTLER_API_KEY. Raises `NoGateway`."""
     where = address(configuration, url)
-    request = urllib.request.Request(f"{where}/admin/status")
     key = os.environ.get("HOSTLER_API_KEY")
-    if key:
-        request.add_header("Authorization", f"Bearer {key}")
     try:
+        request = urllib.request.Request(f"{where}/admin/status")
+        if key:
+            request.add_header("Authorization", f"Bearer {key}")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=_ASK_S) as answer:
             status: dict[str, Any] = json.load(answer)
@@ -41,7 +42,7 @@ def ask(configuration: Configuration, url: str | None) -> dict[str, Any]:
                     f"the gateway at {where} wants a key with the scope read: put it into HOSTLER_API_KEY"
                 ) from error
             raise NoGateway(f"{where} answers with status {error.code}: is it a Hostler gateway?") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise NoGateway(f"no gateway answers at {where}; start one with `hostler up`, or name it with --url") from error
     return status
 
@@ -148,5 +149,5 @@ def key_columns(records: Iterable[KeyRecord]) -> list[tuple[str, ...]]:
 def address(configuration: Configuration, url: str | None = None) -> str:
     """Where to ask the gateway: as told, else the first of `gateway.listen`."""
     if url:
-        return url.rstrip("/")
+        return (url if "://" in url else f"http://{url}").rstrip("/")
     return nearby(*parse_address(configuration.settings.gateway.listen[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import time
@@ -119,16 +120,16 @@ class Desk:
     def _call(
         self, path: str, body: bytes | None, headers: Mapping[str, str], limit_s: float
     ) -> tuple[int, Mapping[str, str], dict[str, Any]]:
-        request = urllib.request.Request(self._url + path, data=body, headers=dict(headers))
-        if self._key:
-            request.add_header("Authorization", f"Bearer {self._key}")
         try:
+            request = urllib.request.Request(self._url + path, data=body, headers=dict(headers))
+            if self._key:
+                request.add_header("Authorization", f"Bearer {self._key}")
             with self._opener.open(request, timeout=limit_s) as answer:
                 return answer.status, dict(answer.headers), _decoded(answer.read())
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, dict(error.headers), _decoded(error.read())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise GatewayRefused(
                 f"no gateway answers at {self._url}; start one with `hostler up`, or name it with --url", there=False
             ) from error
