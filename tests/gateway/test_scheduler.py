@@ -923,7 +923,7 @@ def test_no_ticket_is_lost_and_all_comes_to_rest(
 
 
 @given(JOBS, PARALLEL, PATIENCE, st.lists(st.integers(1, 10), min_size=3, max_size=3), st.sampled_from([None, 2.0]))
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=500)
 def test_models_share_a_budget_without_ever_exceeding_it(
     jobs: list[Job], parallel: int, patience_s: float, sizes: list[int], ttl_s: float | None
 ) -> None:

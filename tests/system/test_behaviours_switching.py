@@ -135,7 +135,7 @@ async def test_an_engine_that_accepts_but_never_answers_is_given_up_and_killed(o
 
 async def test_all_who_wait_are_told_at_once_when_the_engine_dies_during_its_load(open_house: OpenHouse) -> None:
     script = {"never_ready": True, "exit_code": 1, "exit_after": 0.5}
-    async with open_house({"a": {"script": script}}) as house:
+    async with open_house({"a": {"script": script}}, supervisor={"backoff_s": 10.0}) as house:
         told: list[float] = []
 
         async def ask() -> None:
