@@ -152,9 +152,10 @@ class ClientConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.write_paused = False
-        self._stalled_at = _NEVER
-        if self.answering is None and not self._discarding:
-            self._await_request()
+        if self.transport is not None and not self.transport.is_closing():
+            self._stalled_at = _NEVER
+            if self.answering is None and not self._discarding:
+                self._await_request()
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
 
@@ -270,6 +271,13 @@ class ClientConnection(asyncio.Protocol):
                 self._deadline = self.loop.time() + self.limits.body_s
             self.transport.resume_reading()
 
+    def close(self) -> None:
+        """Close once the client has taken what was written, for which it has as long as for any answer."""
+        if self.transport is not None and not self.transport.is_closing():
+            self._deadline = _NEVER
+            self._stalled_at = min(self._stalled_at, self.loop.time() + self.limits.stall_s)
+            self.transport.close()
+
     def answered(self, call: Call) -> None:
         """The answer is complete, or will never be."""
         self._state.total_requests += 1
@@ -280,7 +288,7 @@ class ClientConnection(asyncio.Protocol):
         if call is self.reading:
             self._linger()
         elif not call.keep:
-            transport.close()
+            self.close()
         elif self._pipeline:
             self._start(self._pipeline.popleft())
             self.resume_reading()
@@ -297,8 +305,8 @@ class ClientConnection(asyncio.Protocol):
         """The server stops: an answer in progress is finished, nothing else is taken."""
         if self.answering is not None:
             self.answering.keep = False
-        elif self.transport is not None:
-            self.transport.close()
+        else:
+            self.close()
 
     def expire(self, now: float) -> None:
         """Close what has taken too long."""
@@ -316,7 +324,7 @@ class ClientConnection(asyncio.Protocol):
         elif self._discarding:
             self.transport.abort()
         else:
-            self.transport.close()
+            self.close()
 
     def _feed(self, data: bytes) -> None:
         """Parse. A wish to speak something else is ignored, as HTTP allows; the parser would read no body after it."""
@@ -576,7 +584,7 @@ class Call:
             if self._remaining is None and not self._chunked:
                 transport.abort()  # the end of the connection would be the end of the answer
             else:
-                transport.close()
+                self._connection.close()
 
     async def _wait(self) -> None:
         if self._expects and not self.started:

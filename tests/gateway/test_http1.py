@@ -33,6 +33,7 @@ class Application:
         self.arrived = anyio.Event()
         self.left = anyio.Event()
         self.sent = 0
+        self.connections: Callable[[], int] = lambda: 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.seen.append((scope["method"], scope["path"]))
@@ -84,6 +85,15 @@ class Application:
             await send({"type": "http.response.body", "body": bytes(BIG), "more_body": True})
             self.sent += BIG
 
+    async def brim(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[LINE_KEY].on_leaving(self.left.set)
+        transport = scope[LINE_KEY]._connection.transport
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not transport.get_write_buffer_size():
+            await send({"type": "http.response.body", "body": bytes(16 * 1024), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        self.sent = 1
+
     async def fail(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise LookupError("on purpose")
 
@@ -130,6 +140,7 @@ async def serving(app: Application, limits: Limits | None = None) -> AsyncIterat
     sockets = bind([("127.0.0.1", 0)], "here")
     started = anyio.Event()
     server = Server(app, drain_s=1, started_callback=started.set, limits=limits)
+    app.connections = lambda: len(server.server_state.connections)
 
     @asynccontextmanager
     async def connect() -> AsyncIterator[Client]:
@@ -369,15 +380,19 @@ async def test_silent_and_idle_connections_end_without_a_word(app: Application) 
     assert (await asked(app, GET, QUICK)).count(b"HTTP/1.1") == 1
 
 
-async def test_empty_lines_win_no_time(app: Application) -> None:
+@pytest.mark.parametrize("requests", [0, 1])
+async def test_empty_lines_win_no_time(app: Application, requests: int) -> None:
     async with serving(app, QUICK) as connect, connect() as client:
+        for _ in range(requests):
+            client.writer.write(GET)
+            await client.read()
         rest = asyncio.ensure_future(client.rest())
         while not rest.done():
             client.writer.write(b"\r\n")
             await asyncio.wait([rest], timeout=0.05)
         with contextlib.suppress(ConnectionError):
             assert await rest == b""
-    assert app.seen == []
+    assert len(app.seen) == requests
 
 
 async def test_many_half_open_connections_end_and_others_are_served(app: Application) -> None:
@@ -415,6 +430,16 @@ async def test_further_requests_win_no_time_for_a_client_that_takes_nothing(app:
         client.writer.write(more)
         with anyio.fail_after(2):
             await app.left.wait()
+
+
+@pytest.mark.parametrize("head", [GET, GET[:-2] + b"Connection: close\r\n\r\n"])
+async def test_the_last_of_an_answer_is_not_kept_for_ever(app: Application, head: bytes) -> None:
+    async with serving(app, QUICK) as connect, connect() as client:
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        client.writer.write(head.replace(b"get", b"brim"))
+        with anyio.fail_after(5):
+            while not app.sent or app.connections():  # noqa: ASYNC110 - the server tells nobody of its connections
+                await asyncio.sleep(0.05)
 
 
 async def test_a_broken_request_cuts_off_no_answer_before_it(app: Application) -> None:
