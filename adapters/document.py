@@ -49,13 +49,13 @@ class Document:
 
     Raises `BadRequest` for anything that is not one well-formed JSON object, and for what parsers disagree about:
     a name that comes twice, bytes that are not UTF-8, lone surrogates, a depth beyond `MAX_DEPTH`, and
-    for more than `MAX_KEYS` names or `MAX_BRACKETS` lists and objects.
+    for more than `MAX_KEYS` names, or a member of more than `MAX_BRACKETS` lists and objects.
     """
 
     __slots__ = ("members",)
 
     def __init__(self, body: bytes) -> None:
-        checked = _check_counts(body)
+        _check_keys(body)
         try:
             if not body.isascii():
                 str(body, "utf-8")
@@ -69,8 +69,7 @@ class Document:
         except msgspec.DecodeError as error:
             raise BadRequest(_malformed(body, error)) from None
         spans(body, self.members)
-        if not checked:
-            _check_depth(self.members)
+        _check_depth(self.members)
 
     def text(self, name: str) -> str | None:
         """The member as a string; `None` if it is absent or null. Raises `BadRequest` if it is anything else."""
@@ -162,7 +161,8 @@ def patch(body: bytes, changes: Mapping[str, bytes | None], known: Mapping[str, 
 
 def check_size(body: bytes) -> None:
     """Raises `BadRequest` for a body with too many keys or nested too deep, before anything decodes it."""
-    if not _check_counts(body) and _brackets(body) > MAX_DEPTH:
+    _check_keys(body)
+    if _brackets(body) > MAX_DEPTH:
         _check_levels(body, MAX_DEPTH)
 
 
@@ -172,23 +172,15 @@ def _check_keys(body: bytes) -> None:
         raise BadRequest(f"The request body has more than {MAX_KEYS} keys.")
 
 
-def _check_counts(body: bytes) -> bool:
-    """Refuse what holds too much. Returns whether its depth was looked at, too."""
-    _check_keys(body)
-    if len(body) <= MAX_BRACKETS or _brackets(body) <= MAX_BRACKETS:
-        return False
-    _check_levels(body, MAX_DEPTH)
-    return True
-
-
 def _check_depth(members: Mapping[str, msgspec.Raw]) -> None:
     # What holds few brackets cannot be deep. Long lists (messages, tools) are looked at entry by entry, so that only
     # an entry with many brackets of its own is read mark by mark.
     for member in members.values():
         value = bytes(member)
-        if _brackets(value) < MAX_DEPTH:
+        brackets = _brackets(value)
+        if brackets < MAX_DEPTH:
             continue
-        if value.startswith(b"[") and value.count(b",") < _FEW:
+        if brackets <= MAX_BRACKETS and value.startswith(b"[") and value.count(b",") < _FEW:
             for entry in map(bytes, _decode_entries(value)):
                 if _brackets(entry) >= MAX_DEPTH - 1:
                     _check_levels(entry, MAX_DEPTH - 2)
