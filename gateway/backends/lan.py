@@ -63,16 +63,26 @@ class LanTransport:
         for pool in self._pools.values():
             await pool.emptied()
 
+    @property
+    def addresses(self) -> int:
+        """How many addresses are remembered."""
+        return len(self._pools)
+
     def open_connections(self, endpoint: Endpoint) -> int:
         """How many connections to this address exist, idle or not."""
         pool = self._pools.get((endpoint.host, endpoint.port, endpoint.tls))
         return len(pool.connections) if pool else 0
 
     def pool(self, endpoint: Endpoint) -> Pool:
-        """The pool of this address, made on first use."""
+        """The pool of this address, made on first use. Others that hold no connection go then."""
         key = (endpoint.host, endpoint.port, endpoint.tls)
         pool = self._pools.get(key)
         if pool is None:
+            # Each start of an engine has a port of its own: nobody comes back to the old ones.
+            for other, left in list(self._pools.items()):
+                if not left.connections:
+                    left.close_all()
+                    del self._pools[other]
             if endpoint.tls and self._tls is None:
                 self._tls = ssl.create_default_context()
             tls = self._tls if endpoint.tls else None
@@ -129,6 +139,7 @@ class LanAnswer:
             except BackendUnavailable:
                 # The backend closed it before our bytes got there. Its siblings have lain idle as long: a new one.
                 pool.close_idle()
+                self._pool = pool = self._transport.pool(self._endpoint)  # an empty one may have gone meanwhile
         await self._ask(await pool.connect(self._endpoint.name, self._timeouts.connect_s), head)
         return self
 

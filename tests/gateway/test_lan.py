@@ -743,3 +743,13 @@ async def test_an_ipv6_address_is_connected_to_and_bracketed(transport: LanTrans
     except* OSError:
         pytest.skip("this machine has no IPv6")
     assert b"\r\nhost: [::1]:%d\r\n" % box.port in seen[0]
+
+
+async def test_addresses_that_nobody_is_connected_to_are_forgotten(transport: LanTransport) -> None:
+    for _ in range(5):
+        _, serve = answering(WHOLE)
+        async with backend(serve) as box:
+            await ask(transport, box)
+            await ask(transport, box)
+        await until(lambda box=box: transport.open_connections(box) == 0)  # type: ignore[misc]  # a default binds the box
+    assert transport.addresses == 1
