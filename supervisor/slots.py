@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -138,6 +140,19 @@ def signature(profile: Profile, file: Path) -> tuple[object, ...]:
     return tuple((str(path), state.st_size, state.st_mtime_ns) for path in files for state in (path.stat(),))
 
 
+def _close(directory: Path) -> None:
+    """Let nobody else look into it. A place that holds other folders (/tmp, a home) serves others, and stays as it is."""
+    status = directory.stat()
+    if not status.st_mode & 0o077:
+        return
+    shared = status.st_mode & stat.S_ISVTX or any(each.is_dir() for each in directory.iterdir())
+    if status.st_uid != os.geteuid() or shared:
+        raise PermissionError(
+            f"{directory} is open to other users, and conversations are kept in a folder of their own"
+        )
+    directory.chmod(0o700)
+
+
 def slot_key(profile: Profile, file: Path, build: str) -> str:
     """What must be the same for a cache to mean the same: file, build, slot layout and all arguments that may matter.
 
@@ -191,8 +206,15 @@ class SlotStore:
         self._restored: dict[str, tuple[str, int]] = {}
 
     def prepare(self) -> None:
-        """Make the directory, and clear what a supervisor that died left in it. Before the first engine starts."""
+        """Make the directory, and clear what a supervisor that died left in it. Before the first engine starts.
+
+        What was said is for nobody else to read. Raises `PermissionError` for a directory that others can look into and
+        that is not ours alone to close.
+        """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _close(self.directory)
+        # One that was there already may be open to others; what engines remember is nobody else's to read.
+        self.directory.chmod(0o700)
         for marker in self.directory.glob("*.restoring"):
             self._drop(marker.stem, "its last restore did not end")
             marker.unlink(missing_ok=True)

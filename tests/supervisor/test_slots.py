@@ -274,6 +274,13 @@ async def test_what_is_larger_than_all_that_may_be_kept_is_not(
     assert engine.asked == ["GET /slots"]
 
 
+def test_closes_a_folder_that_was_open_to_others(tmp_path: Path) -> None:
+    folder = tmp_path / "slots"
+    folder.mkdir(mode=0o755)
+    SlotStore(folder, max_bytes=1 << 20, max_age_s=60, min_tokens=1).prepare()
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize(
     ("profile", "facts"),
     [
@@ -474,3 +481,21 @@ async def _chat(address: EngineAddress, messages: list[dict[str, Any]]) -> Any:
             headers={"Authorization": f"Bearer {address.key}"},
         )
     return answer.raise_for_status().json()
+
+
+def test_a_folder_that_was_there_is_closed_to_others(tmp_path: Path, clock: Clock) -> None:
+    folder = tmp_path / "slots"
+    folder.mkdir()
+    folder.chmod(0o755)
+    store_in(folder, clock, SlotLimits())
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o1777])
+def test_a_folder_that_others_use_is_refused_and_stays_as_it_is(tmp_path: Path, clock: Clock, mode: int) -> None:
+    folder = tmp_path / "shared"
+    (folder / "theirs").mkdir(parents=True)
+    folder.chmod(mode)
+    with pytest.raises(PermissionError, match="a folder of their own"):
+        store_in(folder, clock, SlotLimits())
+    assert folder.stat().st_mode & 0o7777 == mode
