@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import anyio
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -42,6 +43,25 @@ async def body(request: Request, kind: type[_Body]) -> _Body:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         fields = ", ".join(kind.__struct_fields__)
         raise BadRequest(f"send a JSON object with {fields}: {error}") from error
+
+
+async def while_there(request: Request, wait: Callable[[], Awaitable[None]]) -> None:
+    """`wait`, which raises nothing; `ClientGone` if the client leaves first. Only once the body has been read."""
+    done = False
+
+    async def waiting() -> None:
+        nonlocal done
+        await wait()
+        done = True
+        tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(waiting)
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        tasks.cancel_scope.cancel()
+    if not done:
+        raise ClientGone("the client left before its answer")
 
 
 def whole_number(request: Request, name: str, default: int, *, least: int, most: int) -> int:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hostler.adapters.errors import ModelNotFound, NotFound
-from hostler.gateway.answers import body, json_response, plain
+from hostler.gateway.answers import body, json_response, plain, while_there
 from hostler.gateway.asgi import Claim
 from hostler.gateway.catalog import Catalog
 from hostler.gateway.edge import InProgress
@@ -64,9 +64,13 @@ class Operating:
     async def _load(self, request: Request) -> Response:
         model, hosts = self._hosts_of((await body(request, Order)).model)
         turn = min(hosts, key=lambda host: host.nearness(model)).ask(model, client="operator")
-        try:
+
+        async def come() -> None:
             while not await turn.wait(60.0):
                 turn.news()
+
+        try:
+            await while_there(request, come)
             turn.address()
         finally:
             turn.give_back()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -137,3 +138,12 @@ async def test_who_sends_without_end_is_told_to_stop(open_house: OpenHouse, tmp_
             except httpx.TransportError:
                 answer = None  # closed while we were still sending
         assert answer is None or answer.status_code == 413
+
+
+async def test_a_load_is_not_waited_for_once_its_operator_has_left(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"ready_after": 60.0}}}) as house:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(house.order, "load", model="a"))
+            await house.until_counts(0, 1)
+            tasks.cancel_scope.cancel()
+        await house.until_counts(0, 0)
