@@ -140,8 +140,8 @@ def signature(profile: Profile, file: Path) -> tuple[object, ...]:
     return tuple((str(path), state.st_size, state.st_mtime_ns) for path in files for state in (path.stat(),))
 
 
-def _close(directory: Path) -> None:
-    """Let nobody else look into it. A place that holds other folders (/tmp, a home) serves others, and stays as it is."""
+def _refuse_shared(directory: Path) -> None:
+    """Raises `PermissionError` for a place that serves others: open to them, and not ours or with folders in it (/tmp)."""
     status = directory.stat()
     if not status.st_mode & 0o077:
         return
@@ -150,7 +150,6 @@ def _close(directory: Path) -> None:
         raise PermissionError(
             f"{directory} is open to other users, and conversations are kept in a folder of their own"
         )
-    directory.chmod(0o700)
 
 
 def slot_key(profile: Profile, file: Path, build: str) -> str:
@@ -212,7 +211,7 @@ class SlotStore:
         that is not ours alone to close.
         """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _close(self.directory)
+        _refuse_shared(self.directory)
         # One that was there already may be open to others; what engines remember is nobody else's to read.
         self.directory.chmod(0o700)
         for marker in self.directory.glob("*.restoring"):

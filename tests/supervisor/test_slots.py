@@ -483,14 +483,6 @@ async def _chat(address: EngineAddress, messages: list[dict[str, Any]]) -> Any:
     return answer.raise_for_status().json()
 
 
-def test_a_folder_that_was_there_is_closed_to_others(tmp_path: Path, clock: Clock) -> None:
-    folder = tmp_path / "slots"
-    folder.mkdir()
-    folder.chmod(0o755)
-    store_in(folder, clock, SlotLimits())
-    assert folder.stat().st_mode & 0o777 == 0o700
-
-
 @pytest.mark.parametrize("mode", [0o755, 0o1777])
 def test_a_folder_that_others_use_is_refused_and_stays_as_it_is(tmp_path: Path, clock: Clock, mode: int) -> None:
     folder = tmp_path / "shared"
