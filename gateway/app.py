@@ -31,11 +31,12 @@ from hostler.gateway.backends.chain import Address, Chain
 from hostler.gateway.backends.cloud import CloudTransport
 from hostler.gateway.backends.lan import LanTransport
 from hostler.gateway.catalog import Catalog, with_ends
-from hostler.gateway.desk import Desk
+from hostler.gateway.desk.explaining import Route
+from hostler.gateway.desk.front import Desk
+from hostler.gateway.desk.status import ChainView, chain_view
 from hostler.gateway.dispatch import Backend, Dispatch
 from hostler.gateway.edge import Edge, InProgress
 from hostler.gateway.events import Bus
-from hostler.gateway.explaining import Route
 from hostler.gateway.keys import KeyRing
 from hostler.gateway.layers.detect import Detect
 from hostler.gateway.layers.fallback import Fallback
@@ -45,9 +46,8 @@ from hostler.gateway.layers.queueing import Queueing
 from hostler.gateway.layers.switch import Switch
 from hostler.gateway.routes import adapter_claims, build
 from hostler.gateway.security import Rules, Security
-from hostler.gateway.server import Server
+from hostler.gateway.serving.server import Server
 from hostler.gateway.settings import LOCAL, BackendSettings, Settings, SettingsError, parse_address, secret
-from hostler.gateway.status import ChainView, chain_view
 from hostler.gateway.switching.hosts import nearest_first
 from hostler.gateway.switching.orchestrator import Orchestrator
 from hostler.supervisor.client import ClientLimits, SupervisorClient

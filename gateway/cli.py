@@ -135,7 +135,7 @@ def schema() -> None:
 @app.command()
 def models(config: ConfigOption = None, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """List the configured models, where their files are, and what runs if a gateway answers."""
-    from hostler.gateway import inspecting
+    from hostler.gateway.terminal import inspecting
 
     configuration = _configuration(config)
     try:
@@ -151,7 +151,7 @@ def models(config: ConfigOption = None, url: UrlOption = None, as_json: JsonOpti
 @app.command()
 def status(config: ConfigOption = None, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Show what the running gateway is doing."""
-    from hostler.gateway import inspecting
+    from hostler.gateway.terminal import inspecting
 
     try:
         answer = inspecting.ask(_configuration(config), url)
@@ -172,7 +172,7 @@ def pull(
     config: ConfigOption = None,
 ) -> None:
     """Fetch the files of models, so that the first request does not wait for a download."""
-    from hostler.gateway import fetching
+    from hostler.gateway.terminal import fetching
 
     configuration = _configuration(config)
     known = {profile.name: profile for profile in configuration.profiles}
@@ -279,7 +279,8 @@ def keys_add(
 @keys_app.command("list")
 def keys_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List the keys by name."""
-    from hostler.gateway import inspecting, keys
+    from hostler.gateway import keys
+    from hostler.gateway.terminal import inspecting
 
     try:
         records = keys.read(_key_file(config))
@@ -336,8 +337,8 @@ def profiles_add(
 
 
 def _desk(config: str | None, url: str | None) -> Desk:
-    from hostler.gateway import inspecting
     from hostler.gateway.backends.doctor import Desk
+    from hostler.gateway.terminal import inspecting
 
     return Desk(inspecting.address(_configuration(config), url), os.environ.get("HOSTLER_API_KEY"))
 

@@ -16,12 +16,14 @@ from typing import Any, TypeVar
 
 import anyio
 
-from hostler.gateway import fetching, history, notify
 from hostler.gateway.app import Gateway, addresses, is_loopback, keys_in_force, places
-from hostler.gateway.greeting import greeting, shown
+from hostler.gateway.records import history
 from hostler.gateway.reloading import Reloader
-from hostler.gateway.server import ListenError, Server, bind
+from hostler.gateway.serving import notify
+from hostler.gateway.serving.server import ListenError, Server, bind
 from hostler.gateway.settings import Configuration, SettingsError, parse_address, secret
+from hostler.gateway.terminal import fetching
+from hostler.gateway.terminal.greeting import greeting, shown
 from hostler.profiles.schema import Profile
 from hostler.supervisor.contract import SupervisorError
 from hostler.supervisor.fleet import Fleet

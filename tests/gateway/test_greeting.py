@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hostler.gateway.greeting import greeting, nearby
+from hostler.gateway.terminal.greeting import greeting, nearby
 
 
 def told(*places: tuple[str, int], keyed: bool = False) -> str:

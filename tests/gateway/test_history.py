@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from hostler.gateway.events import BreakerChanged, Event, RequestFinished, SwitchChanged
-from hostler.gateway.history import History, Moment
+from hostler.gateway.records.history import History, Moment
 from hostler.supervisor.contract import SwitchMoved
 
 pytestmark = pytest.mark.anyio

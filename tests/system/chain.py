@@ -15,7 +15,7 @@ from system.house import data_events
 
 from hostler.gateway.app import Gateway
 from hostler.gateway.events import Event, RequestFinished
-from hostler.gateway.server import bind
+from hostler.gateway.serving.server import bind
 from hostler.gateway.settings import read
 
 

@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup
 
 from hostler.gateway.app import Gateway
 from hostler.gateway.keys import add
-from hostler.gateway.server import Server, bind
+from hostler.gateway.serving.server import Server, bind
 from hostler.gateway.settings import Configuration, read
 from hostler.supervisor.api import create_app
 from hostler.supervisor.fleet import Fleet

@@ -10,8 +10,8 @@ import pytest
 from system.house import House, OpenHouse
 
 from hostler.gateway import keys
+from hostler.gateway.desk.sessions import LASTS_S, Sessions
 from hostler.gateway.keys import KeyRing
-from hostler.gateway.sessions import LASTS_S, Sessions
 
 pytestmark = pytest.mark.anyio
 

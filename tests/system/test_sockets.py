@@ -18,7 +18,7 @@ import pytest
 from hostler.gateway import keys
 from hostler.gateway.app import Gateway, is_loopback, keys_in_force
 from hostler.gateway.asgi import Receive, Scope, Send
-from hostler.gateway.server import Server
+from hostler.gateway.serving.server import Server
 from hostler.gateway.settings import BackendSettings, GatewaySettings, Settings, SettingsError
 from hostler.supervisor.guard import Guard
 

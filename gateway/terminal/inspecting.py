@@ -11,9 +11,9 @@ import urllib.request
 from collections.abc import Iterable
 from typing import Any
 
-from hostler.gateway.greeting import nearby
 from hostler.gateway.keys import KeyRecord
 from hostler.gateway.settings import Configuration, parse_address
+from hostler.gateway.terminal.greeting import nearby
 from hostler.profiles.sources import cached
 
 #: How long the command line waits for the gateway, in seconds.

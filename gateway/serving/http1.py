@@ -9,15 +9,14 @@ import asyncio
 import ipaddress
 import logging
 from collections import deque
-from collections.abc import Callable
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
 import httptools
 import msgspec
 
-from hostler.gateway.asgi import LINE_KEY, ASGIApp, Message, Scope
+from hostler.gateway.asgi import LINE_KEY, ASGIApp
+from hostler.gateway.serving.call import STATUS_LINES, Call
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -49,10 +48,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 _NEVER = float("inf")
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
-_STATUS_LINES = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus if status >= 200
-}
-_NO_BODY = frozenset({204, 304})
 
 
 class ClientConnection(asyncio.Protocol):
@@ -66,7 +61,7 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_app", "_chunked", "_client", "_closing", "_deadline", "_discarding", "_expects", "_fields", "_head_size", "_in_head",
         "_parser", "_paused", "_pipeline", "_refusal", "_server", "_stalled_at", "_state", "_upgrading", "_url", "_writable", "answering", "limits",
-        "loop", "reading", "transport", "write_paused",
+        "loop", "reading", "transport", "unread_bytes", "write_paused",
     )  # fmt: skip
 
     def __init__(
@@ -101,6 +96,7 @@ class ClientConnection(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
         self._pipeline: deque[Call] = deque()
         self.limits = limits
+        self.unread_bytes = limits.unread_bytes
         self.answering: Call | None = None
         self.reading: Call | None = None
         self.write_paused = False
@@ -385,7 +381,7 @@ class ClientConnection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.write(
                 b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-                % (_STATUS_LINES[status], len(body), body)
+                % (STATUS_LINES[status], len(body), body)
             )
             self._linger()
 
@@ -396,211 +392,6 @@ class ClientConnection(asyncio.Protocol):
         if self.transport is not None:
             self.resume_reading()
             self.transport.write_eof()
-
-
-class Call:
-    """One request and its answer, as ASGI sees them (`scope`, `receive`, `send`) and as a `Line`."""
-
-    __slots__ = (
-        "_bodiless", "_chunked", "_connection", "_expects", "_head", "_leaving", "_more", "_old", "_parts", "_remaining", "_scope",
-        "_size", "_told", "_waiter", "complete", "gone", "keep", "started",
-    )  # fmt: skip
-
-    def __init__(self, connection: ClientConnection, scope: Scope, *, keep: bool, expects: bool) -> None:
-        self._connection = connection
-        self._scope = scope
-        self._old = scope["http_version"] == "1.0"
-        self._expects = expects
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._more = True
-        self._told = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._leaving: Callable[[], None] | None = None
-        self._head: bytes | None = None
-        self._bodiless = scope["method"] == "HEAD"
-        self._chunked = False
-        self._remaining: int | None = None
-        self.keep = keep
-        self.started = False
-        self.complete = False
-        self.gone = False
-
-    # The request's side.
-
-    def take(self, body: bytes) -> None:
-        """A piece of the body has come."""
-        self._parts.append(body)
-        self._size += len(body)
-        if self._size > self._connection.limits.unread_bytes:
-            self._connection.pause_reading()
-        self._wake()
-
-    def take_end(self) -> None:
-        """The request is complete."""
-        self._more = False
-        self._wake()
-
-    def lose(self) -> None:
-        """The client has left."""
-        if self.gone:
-            return
-        self.gone = True
-        self._wake()
-        if self._leaving is not None:
-            self._leaving()
-
-    def whole_body(self) -> bytes | None:
-        """See `Line.whole_body`."""
-        if self._more or self.gone:
-            return None
-        self._told = True
-        return self._taken()
-
-    def _taken(self) -> bytes:
-        parts, self._parts, self._size = self._parts, [], 0
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def on_leaving(self, callback: Callable[[], None] | None) -> None:
-        """See `Line.on_leaving`."""
-        self._leaving = callback
-        if callback is not None and self.gone:
-            callback()
-
-    async def receive(self) -> Message:
-        """ASGI's `receive`. Only one task may wait in it."""
-        while not (self.gone or self.complete):
-            if self._parts or not (self._more or self._told):
-                self._told = not self._more
-                body = self._taken()
-                self._connection.resume_reading()
-                return {"type": "http.request", "body": body, "more_body": self._more}
-            await self._wait()
-        return {"type": "http.disconnect"}
-
-    # The answer's side.
-
-    async def send(self, message: Message) -> None:
-        """ASGI's `send`. The head waits for the first piece of the body, at most until the loop's next turn."""
-        connection = self._connection
-        if connection.write_paused:
-            await connection.writable()
-        transport = connection.transport
-        if self.gone or transport is None:
-            return
-        if message["type"] == "http.response.start":
-            if self.started:
-                raise RuntimeError("an answer was begun twice")
-            self.started = True
-            self._head = self._encoded_head(message["status"], message.get("headers", ()))
-            connection.loop.call_soon(self._flush)
-            return
-        if not self.started or self.complete:
-            raise RuntimeError("a body outside of an answer")
-        body = message.get("body", b"")
-        more = message.get("more_body", False)
-        if self._bodiless:
-            data = b""
-        elif self._chunked:
-            data = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-            if not more:
-                data += b"0\r\n\r\n"
-        else:
-            data = body
-            if self._remaining is not None:
-                self._remaining -= len(body)
-                if self._remaining < 0 or (self._remaining and not more):
-                    raise RuntimeError("an answer of another length than its Content-Length")
-        head, self._head = self._head, None
-        if head is not None:
-            data = head + data
-        if data:
-            transport.write(data)
-        if not more:
-            self.complete = True
-            self._wake()
-            connection.answered(self)
-
-    async def run(self, app: ASGIApp) -> None:
-        """Let the application answer. Whatever it does, the connection is in a state that the client understands."""
-        # The scope refers to this object: held on to, each request would be left to the garbage collector.
-        scope, self._scope = self._scope, {}
-        try:
-            await app(scope, self.receive, self.send)
-        except asyncio.CancelledError:
-            self._break_off()
-            raise
-        except Exception:
-            logger.exception("%s %s failed", scope["method"], scope["path"][:200])
-        if self.complete or self.gone:
-            if not self.complete:
-                self._connection.answered(self)
-            return
-        if self.started:
-            # Without its end, so that nobody takes the part for the whole.
-            self._break_off()
-            return
-        self.keep = False
-        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"21")]
-        await self.send({"type": "http.response.start", "status": 500, "headers": headers})
-        await self.send({"type": "http.response.body", "body": b"Internal Server Error"})
-
-    def _encoded_head(self, status: int, headers: Any) -> bytes:
-        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        length: bytes | None = None
-        closes = False
-        for name, value in (*self._connection.default_headers, *headers):
-            if name == b"content-length":
-                length = value
-            elif name == b"connection" and b"close" in value.lower():
-                closes = True
-                self.keep = False
-            lines.append(b"%b: %b\r\n" % (name, value))
-        if not self.keep and not closes:
-            lines.append(b"connection: close\r\n")
-        if status in _NO_BODY:
-            self._bodiless = True
-        elif length is not None:
-            self._remaining = int(length)
-        elif not self._old and not self._bodiless:
-            self._chunked = True
-            lines.append(b"transfer-encoding: chunked\r\n")
-        head = b"".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
-            raise RuntimeError("a header of the answer holds a line break")
-        return head + b"\r\n"
-
-    def _flush(self) -> None:
-        head, self._head = self._head, None
-        transport = self._connection.transport
-        if head is not None and transport is not None:
-            transport.write(head)
-
-    def _break_off(self) -> None:
-        transport = self._connection.transport
-        self.keep = False
-        if transport is not None and not self.complete:
-            self._flush()
-            if self._remaining is None and not self._chunked:
-                transport.abort()  # the end of the connection would be the end of the answer
-            else:
-                self._connection.close()
-
-    async def _wait(self) -> None:
-        if self._expects and not self.started:
-            self._expects = False
-            transport = self._connection.transport
-            if transport is not None and self._more:
-                transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._waiter = self._connection.loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 def _address(name: Any) -> tuple[str, int] | None:

@@ -15,12 +15,12 @@ from starlette.responses import RedirectResponse, Response
 
 from hostler.adapters.errors import BadRequest, GatewayError, UnsupportedMedia
 from hostler.adapters.protocol import WireResponse
-from hostler.gateway.answers import json_response, plain, sent
 from hostler.gateway.asgi import CLIENT_KEY, Claim
+from hostler.gateway.desk.answers import json_response, plain, sent
+from hostler.gateway.desk.sessions import LASTS_S, Sessions, cookie_name, session_cookie
+from hostler.gateway.desk.status import StatusView
 from hostler.gateway.exchange import Client
 from hostler.gateway.routes import own_claim
-from hostler.gateway.sessions import LASTS_S, Sessions, cookie_name, session_cookie
-from hostler.gateway.status import StatusView
 
 FOLDER = Path(__file__).parent / "ui"
 

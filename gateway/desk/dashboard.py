@@ -10,13 +10,13 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from hostler.adapters.errors import NotFound
-from hostler.gateway.answers import json_response, plain, whole_number
 from hostler.gateway.asgi import Claim
-from hostler.gateway.broadcast import Broadcast, frame
+from hostler.gateway.desk.answers import json_response, plain, whole_number
+from hostler.gateway.desk.status import Status, StatusView, without_facts
 from hostler.gateway.events import Event, HostChanged
-from hostler.gateway.history import KINDS, History
+from hostler.gateway.records.broadcast import Broadcast, frame
+from hostler.gateway.records.history import KINDS, History
 from hostler.gateway.routes import own_claim
-from hostler.gateway.status import Status, StatusView, without_facts
 from hostler.gateway.switching.orchestrator import Orchestrator
 
 #: How often it is looked whether something moved that tells no event of its own, while somebody watches, in seconds.

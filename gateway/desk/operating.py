@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hostler.adapters.errors import ModelNotFound, NotFound
-from hostler.gateway.answers import body, json_response, plain, while_there
 from hostler.gateway.asgi import Claim
 from hostler.gateway.catalog import Catalog
+from hostler.gateway.desk.answers import body, json_response, plain, while_there
 from hostler.gateway.edge import InProgress
 from hostler.gateway.routes import own_claim
 from hostler.gateway.switching.forecast import Forecast

@@ -15,7 +15,7 @@ from hostler.gateway.backends.hop import Hop
 from hostler.gateway.catalog import Catalog
 from hostler.gateway.events import Waiting
 from hostler.gateway.exchange import Exchange
-from hostler.gateway.history import Moment
+from hostler.gateway.records.history import Moment
 from hostler.gateway.switching.orchestrator import Orchestrator
 from hostler.supervisor.contract import HostStatus
 

@@ -13,21 +13,21 @@ import anyio
 from hostler import __version__
 from hostler.gateway.asgi import Claim
 from hostler.gateway.catalog import Catalog
-from hostler.gateway.dashboard import Dashboard
+from hostler.gateway.desk.dashboard import Dashboard
+from hostler.gateway.desk.logs import Logs
+from hostler.gateway.desk.operating import Operating
+from hostler.gateway.desk.page import Page
+from hostler.gateway.desk.sessions import Sessions
+from hostler.gateway.desk.status import ChainView, Status
 from hostler.gateway.edge import InProgress
 from hostler.gateway.events import Bus
-from hostler.gateway.history import History
 from hostler.gateway.keys import KeyRing
-from hostler.gateway.logbook import Logbook
-from hostler.gateway.logs import Logs
-from hostler.gateway.metrics import Metrics
-from hostler.gateway.operating import Operating
-from hostler.gateway.page import Page
+from hostler.gateway.records.history import History
+from hostler.gateway.records.logbook import Logbook
+from hostler.gateway.records.metrics import Metrics
 from hostler.gateway.routes import Surface
-from hostler.gateway.security import FailureThrottle
-from hostler.gateway.sessions import Sessions
-from hostler.gateway.status import ChainView, Status
 from hostler.gateway.switching.orchestrator import Orchestrator
+from hostler.gateway.throttle import FailureThrottle
 
 
 @runtime_checkable

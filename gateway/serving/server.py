@@ -14,7 +14,7 @@ import anyio
 import uvicorn
 
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.http1 import ClientConnection, Limits
+from hostler.gateway.serving.http1 import ClientConnection, Limits
 
 #: How often connections are looked at for having taken too long, in turns of the main loop.
 _SWEEP_EVERY = 5

@@ -9,10 +9,10 @@ import anyio
 from starlette.requests import Request
 
 from hostler.adapters.errors import GatewayError, NotFound
-from hostler.gateway.answers import json_response
 from hostler.gateway.asgi import ASGIApp, Claim, Message, Receive, Scope, Send
-from hostler.gateway.broadcast import frame
-from hostler.gateway.logbook import Logbook, LogLine
+from hostler.gateway.desk.answers import json_response
+from hostler.gateway.records.broadcast import frame
+from hostler.gateway.records.logbook import Logbook, LogLine
 from hostler.gateway.routes import own_claim
 
 #: Lines of a model's engines: those that are kept, then those to come.

@@ -1,0 +1,1 @@
+"""What the gateway answers about itself: status, events, logs, orders, and the page for people."""

@@ -1,0 +1,1 @@
+"""Sockets, HTTP towards clients, and what systemd is told."""
