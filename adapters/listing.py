@@ -19,7 +19,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     `context` is the number of tokens one request can really have, never the training context. `created` and
     `modified_at` are seconds since the epoch and stay the same between two starts. `digest` is 64 hex digits,
     distinct per profile. `facts` is what the model's file says of itself, `None` when nobody could read it.
-    `expires_at` is when an idle model will be unloaded; `None` while unloaded, `inf` for never.
+    `expires_at` is when an idle model will be unloaded; `None` while unloaded, `inf` for never. `percent` is of the load
+    under way, where the engine tells.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     gpu_bytes: int = 0
     expires_at: float | None = None
     failure: str | None = None
+    percent: float | None = None
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):

@@ -132,6 +132,19 @@ class Admitting(Protocol):
 
 
 @runtime_checkable
+class Watchable(Protocol):
+    """What an adapter may promise besides: some of its probes are answered with a stream of what changes."""
+
+    def watches(self, request: Request) -> bool:
+        """Whether the request asks for such a stream."""
+        ...
+
+    def news(self, before: Listing | None, now: Listing) -> bytes:
+        """The events that lead from one snapshot to the next, or to the first one; empty if nothing tells of it."""
+        ...
+
+
+@runtime_checkable
 class Amending(Protocol):
     """What an adapter may promise besides: it knows another way to say what a backend refused."""
 

@@ -152,7 +152,9 @@ class Gateway:
                         clock=self._clock,
                     ),
                     lambda app: Observe(app, bus=self.bus, clock=self._clock),
-                    lambda app: Probe(app, listing=lambda: with_ends(catalog.listing, _ends(hosts, self._clock()))),
+                    lambda app: Probe(
+                        app, listing=lambda: with_ends(catalog.listing, _ends(hosts, self._clock())), bus=self.bus
+                    ),
                     lambda app: Detect(app, find=catalog.find, order=lambda targets: nearest_first(targets, hosts)),
                     lambda app: Queueing(app, settings=settings.queue, clock=self._clock),
                     lambda app: Fallback(

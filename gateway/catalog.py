@@ -211,6 +211,7 @@ def _card(profile: ProfileInfo, status: ModelStatus | None) -> ModelCard:
         memory_bytes=status.memory_bytes if status else 0,
         gpu_bytes=status.gpu_bytes if status else 0,
         failure=status.failure.message if status and status.failure else None,
+        percent=status.percent if status and status.state == "starting" else None,
     )
 
 

@@ -113,7 +113,7 @@ class Subscription:
     def __init__(self, size: int) -> None:
         self._events: deque[Event] = deque(maxlen=size)
         self._wake = asyncio.Event()
-        self._closed = False
+        self.closed = False
         self.lost = 0
 
     def put(self, event: Event) -> None:
@@ -123,14 +123,14 @@ class Subscription:
         self._wake.set()
 
     def close(self) -> None:
-        self._closed = True
+        self.closed = True
         self._wake.set()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         while True:
             while self._events:
                 yield self._events.popleft()
-            if self._closed:
+            if self.closed:
                 return
             self._wake.clear()
             await self._wake.wait()

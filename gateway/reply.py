@@ -88,6 +88,13 @@ class Reply:
         self.ended = True
         await self._send({"type": "http.response.body", "body": response.body})
 
+    async def tell(self, data: bytes, *, last: bool = False) -> None:
+        """Send the next piece of an event stream that is no model's answer. The first one, empty or not, begins it."""
+        if not self.started:
+            await self._start(200, "text/event-stream", None, stream=True)
+        self.ended = last
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+
     async def fail(self, error: GatewayError, response: WireResponse) -> None:
         """Tell the client of an error: with a status of its own if there still is time, else inside the stream.
 
@@ -113,8 +120,10 @@ class Reply:
     async def _start(
         self, status: int, media_type: str, length: int | None, *, extra: tuple[tuple[str, str], ...] = (), stream: bool
     ) -> None:
-        headers = [(b"content-type", media_type.encode("latin-1"))]
-        if length is not None:
+        headers = []
+        if status != 204:  # which has no body, and so neither a type nor a length
+            headers.append((b"content-type", media_type.encode("latin-1")))
+        if length is not None and status != 204:
             headers.append((b"content-length", b"%d" % length))
         if stream:
             headers += _STREAM_HEADERS

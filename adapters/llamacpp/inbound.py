@@ -19,7 +19,7 @@ from hostler.adapters.protocol import Encoder, Incoming, Operation, WireResponse
 _PROBES = frozenset(
     (
         *("health", "props", "slots", "version"),
-        *("watch", "fetch", "set_props", "slot", "stream", "lookup", "tools", "proxy"),
+        *("watch", "fetch", "set_props", "slot", "stream", "drop", "lookup", "tools", "proxy"),
     )
 )
 _READS = frozenset({"GET", "HEAD"})
@@ -123,6 +123,14 @@ class LlamaCppAdapter:
         if not isinstance(request, Probe) or request.kind not in _PROBES:
             raise NotFound("There is nothing like that to ask for.")
         return server.answer(request.kind, request.model, listing)
+
+    def watches(self, request: Request) -> bool:
+        """Whether the states of models are to be followed."""
+        return isinstance(request, Probe) and request.kind == "watch"
+
+    def news(self, before: Listing | None, now: Listing) -> bytes:
+        """How the models are, then what becomes of them."""
+        return server.news(before, now)
 
     def encoder(self, request: Request, *, id: str, created: int, progress: str) -> Encoder:  # noqa: A002
         """An encoder for one reply."""

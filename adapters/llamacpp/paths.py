@@ -48,12 +48,14 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(name="scale", path="/lora-adapters", scope="operate", writes=True),
     Operation(name="load", path="/models/load", scope="operate", writes=True),
     Operation(name="unload", path="/models/unload", scope="operate", writes=True),
+    Operation(name="watch", path="/models/sse", methods=("GET",), scope="read"),
     # Known, and not done here: said in llama-server's words.
-    _refused("watch", "/models/sse", "GET"),
     _refused("fetch", "/models", "POST", "DELETE", scope="operate"),
     _refused("set_props", "/props", scope="operate"),
     _refused("slot", "/slots/{id}", scope="operate"),
-    _refused("stream", "/v1/stream", "GET", "DELETE"),
+    _refused("stream", "/v1/stream", "GET"),
+    # To stop one: none goes on without its client.
+    Operation(name="drop", path="/v1/stream", methods=("DELETE",)),
     _refused("lookup", "/v1/streams/lookup"),
     _refused("tools", "/tools", "GET", "POST"),
     _refused("proxy", "/cors-proxy", "GET", "POST"),

@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import parse_qs
 
+import msgspec
+
+from hostler.adapters import framing
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.listing import Listing, ModelCard
 from hostler.adapters.llamacpp.refusal import refused, respond
+from hostler.adapters.llamacpp.wire import EVENT_STREAM
 from hostler.adapters.openai.models import unknown
 from hostler.adapters.protocol import WireResponse
 from hostler.profiles.schema import ModelFacts
@@ -17,11 +21,10 @@ _NO_FACTS = ModelFacts()
 
 # What llama-server knows and this gateway does not do: status, words, and the type where it is an own one.
 _REFUSED: dict[str, tuple[int, str, str | None]] = {
-    "watch": (501, "Model events are not sent here: ask GET /models, or follow GET /events.", None),
     "fetch": (501, "Models are neither downloaded nor deleted here: they are the profiles in the configuration.", None),
     "set_props": (501, "Properties cannot be changed here: they stand in the model's profile.", None),
     "slot": (501, "Slots are not saved, restored or erased here: the gateway does so itself when it switches.", None),
-    "stream": (501, "Streams cannot be resumed here: an answer ends when its client leaves.", None),
+    "stream": (404, "Stream not found or expired", None),
     "tools": (403, "this feature is disabled", "feature_disabled"),
     "proxy": (403, "this feature is disabled", "feature_disabled"),
 }
@@ -50,7 +53,47 @@ def answer(kind: str, model: str | None, listing: Listing) -> WireResponse:
         return respond(_slots(_card(listing, model)))
     if kind == "lookup":
         return respond([])  # no stream outlives its client here
+    if kind == "drop":
+        return WireResponse(status=204)
+    if kind == "watch":
+        return WireResponse(media_type=EVENT_STREAM, body=news(None, listing))
     return refused(*_REFUSED[kind])
+
+
+def news(before: Listing | None, now: Listing) -> bytes:
+    """What a router tells on `GET /models/sse`: how the models are, at first; then each change of it.
+
+    A name of its own each, aliases too: clients look for the names of their list.
+    """
+    if before is None:
+        return b"".join(_event(name, "model_status", _status(card)) for name, card in _named(now).items())
+    known, there = _named(before), _named(now)
+    told = [_event(name, "model_remove", None) for name in known if name not in there]
+    if there.keys() - known.keys():
+        told.append(_event("*", "models_reload", None))
+    for name, card in there.items():
+        status = _status(card)
+        if name in known and status != _status(known[name]):
+            if card.state == "failed":
+                status["exit_code"] = 1  # that is how a router tells it from a model that was stopped
+            told.append(_event(name, "status_change", status))
+    return b"".join(told)
+
+
+def _named(listing: Listing) -> dict[str, ModelCard]:
+    return {name: card for card in listing.cards if card.listed for name in (card.name, *card.aliases)}
+
+
+def _event(model: str, event: str, data: dict[str, Any] | None) -> bytes:
+    return framing.write(msgspec.json.encode({"model": model, "event": event, "data": data}))
+
+
+def _status(card: ModelCard) -> dict[str, Any]:
+    status: dict[str, Any] = {"status": "unloaded" if card.state == "failed" else card.state}
+    if card.state == "loading" and card.percent is not None:
+        stage = "text_model"
+        status["progress"] = {"stages": [stage], "current": stage, "value": round(card.percent / 100, 3)}
+    return status
 
 
 def _card(listing: Listing, name: str | None) -> ModelCard | None:
@@ -82,7 +125,7 @@ def _props(card: ModelCard | None, *, named: bool, version: str) -> dict[str, An
         "endpoint_slots": True,
         "endpoint_props": False,
         "endpoint_metrics": False,
-        "ui": False,
+        "ui": True,
         "ui_settings": {},
         "chat_template": facts.chat_template,
         "chat_template_caps": {"supports_tools": "tools" in able, "supports_tool_calls": "tools" in able},

@@ -45,8 +45,8 @@ def unknown(name: str, names: list[str]) -> ModelNotFound:
 
 
 def _entry(name: str, card: ModelCard) -> dict[str, Any]:
-    # Only flat values beside `status`: clients search these entries for prices and stumble over lists. No number here
-    # but the context that really runs may look like a context to them.
+    # Only flat values beside the two objects that llama-server's router shows, too: clients search these entries for
+    # prices and stumble over lists. No number here but the context that really runs may look like a context to them.
     entry: dict[str, Any] = {
         "id": name,
         "object": "model",
@@ -56,6 +56,9 @@ def _entry(name: str, card: ModelCard) -> dict[str, Any]:
     if card.context > 0:
         entry["context_length"] = card.context
         entry["max_model_len"] = card.context
+    senses = [kind for kind, word in (("image", "vision"), ("audio", "audio")) if word in card.capabilities]
+    if senses:  # else clients of llama-server's keep pictures from a model until it is loaded
+        entry["architecture"] = {"input_modalities": ["text", *senses], "output_modalities": ["text"]}
     # In the words of llama-server's router, whose clients read this list too: it has no state for a failed model.
     failed = card.state == "failed"
     entry["status"] = {"value": "unloaded", "failed": True} if failed else {"value": card.state}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
-from hostler.adapters import errors
+from hostler.adapters import errors, framing
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, ModelNotFound
 from hostler.adapters.listing import Listing, ModelCard
 from hostler.adapters.llamacpp.inbound import LlamaCppAdapter
@@ -87,8 +88,7 @@ def test_the_version_is_the_gateways() -> None:
     [
         ("POST", "/props", 501, "not_supported_error"), ("POST", "/slots/{id}", 501, "not_supported_error"),
         ("POST", "/models", 501, "not_supported_error"), ("DELETE", "/models", 501, "not_supported_error"),
-        ("GET", "/models/sse", 501, "not_supported_error"), ("GET", "/v1/stream", 501, "not_supported_error"),
-        ("DELETE", "/v1/stream", 501, "not_supported_error"), ("GET", "/tools", 403, "feature_disabled"),
+        ("GET", "/v1/stream", 404, "not_found_error"), ("GET", "/tools", 403, "feature_disabled"),
         ("POST", "/cors-proxy", 403, "feature_disabled"),
     ],
 )  # fmt: skip
@@ -100,6 +100,55 @@ def test_what_is_not_done_here_is_refused_in_words(method: str, path: str, statu
 
 def test_no_stream_can_be_resumed() -> None:
     assert get("/v1/streams/lookup", method="POST") == (200, [])
+
+
+def test_to_stop_a_stream_that_is_gone_is_no_mistake() -> None:
+    operation = next(one for one in ADAPTER.operations if one.path == "/v1/stream" and "DELETE" in one.methods)
+    asked = ADAPTER.decode(operation, Incoming(method="DELETE", path="/v1/stream", query="conv_id=x"))
+    assert (ADAPTER.answer(asked, LISTING).status, ADAPTER.answer(asked, LISTING).body) == (204, b"")
+
+
+def news(before: Listing | None, now: Listing) -> list[tuple[str, str, Any]]:
+    """What a router tells, as (model, event, data)."""
+    events = [json.loads(data) for _, data in framing.events(ADAPTER.news(before, now))]
+    return [(each["model"], each["event"], each["data"]) for each in events]
+
+
+def of(*cards: ModelCard) -> Listing:
+    return Listing(cards=cards)
+
+
+def test_who_watches_is_told_first_how_every_model_is() -> None:
+    assert news(None, LISTING) == [
+        ("b", "model_status", {"status": "unloaded"}),
+        ("a", "model_status", {"status": "loaded"}),
+        ("tiny", "model_status", {"status": "loaded"}),
+    ]
+
+
+def test_who_watches_is_told_of_a_load_in_the_routers_words() -> None:
+    def b(state: str, percent: float | None = None) -> Listing:
+        return of(A, msgspec.structs.replace(B, state=state, percent=percent))
+
+    progress = {"stages": ["text_model"], "current": "text_model", "value": 0.25}
+    assert news(b("unloaded"), b("loading")) == [("b", "status_change", {"status": "loading"})]
+    assert news(b("loading"), b("loading", 25.0)) == [
+        ("b", "status_change", {"status": "loading", "progress": progress})
+    ]
+    assert news(b("loading", 25.0), b("loading", 25.0)) == []
+    assert news(b("loading", 25.0), b("loaded")) == [("b", "status_change", {"status": "loaded"})]
+    assert news(b("loaded"), b("unloaded")) == [("b", "status_change", {"status": "unloaded"})]
+    assert news(b("loading"), b("failed")) == [("b", "status_change", {"status": "unloaded", "exit_code": 1})]
+
+
+def test_who_watches_is_told_of_models_that_come_and_go() -> None:
+    hidden = msgspec.structs.replace(B, listed=False)
+    assert news(of(A), of(A, B)) == [("*", "models_reload", None)]
+    assert news(of(A, B), of(A, hidden)) == [("b", "model_remove", None)]
+
+
+def test_no_model_is_hidden_from_the_web_ui() -> None:
+    assert get("/props", "model=b")[1]["ui"] is True
 
 
 def test_the_list_of_models_serves_both_protocols() -> None:

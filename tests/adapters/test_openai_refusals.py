@@ -109,6 +109,12 @@ def test_the_list_names_the_active_model_first_then_all_names_in_order(adapter: 
     }  # fmt: skip
 
 
+def test_what_a_model_takes_besides_text_stands_in_the_list(adapter: OpenAIAdapter, ask: Any) -> None:
+    seeing = ModelCard(name="seeing", capabilities=("completion", "vision"))
+    entry = json.loads(adapter.answer(ask("/v1/models"), Listing(cards=(seeing,))).body)["data"][0]
+    assert entry["architecture"] == {"input_modalities": ["text", "image"], "output_modalities": ["text"]}
+
+
 def test_one_model_is_told_by_name_or_alias(adapter: OpenAIAdapter, ask: Any) -> None:
     for name in ("big", "gpt-4", "hidden"):
         probe = ask("/models/{id:path}", path_params={"id": name})

@@ -26,6 +26,43 @@ async def test_probing_starts_no_engine(open_house: OpenHouse) -> None:
         assert house.starts() == []
 
 
+async def test_who_watches_the_models_is_told_of_every_change(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}, "b": {"script": {"exit_code": 1}}}) as house:
+        async with house.http.stream("GET", "/models/sse") as answer:
+            assert answer.headers["content-type"] == "text/event-stream"
+            lines = answer.aiter_lines()
+
+            async def until(*wanted: str) -> list[str]:
+                """What is told of a model's states until it is in the last of these."""
+                model, last = wanted
+                told: list[str] = []
+                async for line in lines:
+                    event = json.loads(line[5:]) if line.startswith("data:") else {"model": ""}
+                    if event["model"] == model:
+                        state = event["data"]["status"] + " failed" * event["data"].get("exit_code", 0)
+                        told += [state] if told[-1:] != [state] else []
+                        if state == last:
+                            break
+                return told
+
+            assert await until("b", "unloaded") == ["unloaded"]
+            assert (await house.http.post("/models/load", json={"model": "a"})).json() == {"success": True}
+            assert await until("a", "loaded") == ["loading", "loaded"]
+            assert (await house.http.post("/models/unload", json={"model": "a"})).json() == {"success": True}
+            assert await until("a", "unloaded") == ["unloaded"]
+            await house.chat("b")
+            assert (await until("b", "unloaded failed"))[0] == "loading"
+        assert (await house.http.head("/models/sse")).status_code == 200
+
+
+async def test_who_watches_the_models_does_not_hold_up_the_end_of_the_gateway(open_house: OpenHouse) -> None:
+    async with open_house({"a": {}}) as house, house.http.stream("GET", "/models/sse") as answer:
+        lines = answer.aiter_lines()
+        await anext(lines)
+        house.gateway.stop()
+        assert [line async for line in lines if line] == []
+
+
 async def test_a_whole_native_completion_is_asked_for_as_a_stream(open_house: OpenHouse) -> None:
     async with open_house({"a": {}}) as house:
         answer = (await house.http.post("/completion", json={"prompt": "x", "model": "a"})).json()
