@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,8 @@ from hostler.profiles.schema import Profile, ProfileEntry, ProfileError, resolve
 from hostler.profiles.sources import Source
 
 MANIFEST_KEY = "profiles"
+
+logger = logging.getLogger(__name__)
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,19 +75,23 @@ def profiles_of(
     entries: Mapping[str, ProfileEntry],
     manifest: Path | None = None,
     *,
+    made: tuple[Document, Mapping[str, ProfileEntry]] | None = None,
     env: Mapping[str, str],
 ) -> tuple[Profile, ...]:
     """All profiles of an installation: the `profiles:` section of the main file and those of its manifest.
 
     With neither, the shipped ones. One file's profiles may be based on the other's. Relative paths of models start
-    at the file they stand in. Raises `DocumentError` with file and line.
+    at the file they stand in. `made` are those that clients made: one that cannot be, because what it is based on has
+    gone or its name is taken now, is left out and logged. Raises `DocumentError` with file and line.
     """
     sections = []
     if document is not None and entries:
         sections.append(_Section(document=document, prefix=(MANIFEST_KEY,), entries=entries))
     if manifest is not None:
         sections.append(_manifest(read_text(manifest), str(manifest), env))
-    return _resolved(sections) if sections else demo_profiles()
+    if not sections:
+        sections.append(_manifest(shipped("demo.yaml"), "demo.yaml", {}))
+    return _resolved(sections) if made is None else _with_made(sections, *made)
 
 
 def diff(old: Iterable[Profile], new: Iterable[Profile]) -> Changes:
@@ -114,7 +121,7 @@ def add_profile(path: Path, name: str, entry: ProfileEntry) -> None:
     changed, _ = _as_written(new, path)
     entries = changed.to(_Loose).profiles if prefix else changed.to(dict[str, ProfileEntry])
     _resolved([_Section(document=changed, prefix=prefix, entries=entries)])
-    _replace(path, old, new)
+    replace_text(path, old, new)
 
 
 def read_text(path: Path) -> str:
@@ -154,6 +161,23 @@ def _resolved(sections: list[_Section]) -> tuple[Profile, ...]:
         path = (*section.prefix, error.profile, *([error.key] if error.key else []))
         raise section.document.error(path, error.message) from None
     return tuple(_anchored(profile, entries, homes) for profile in profiles)
+
+
+def _with_made(
+    sections: list[_Section], document: Document, entries: Mapping[str, ProfileEntry]
+) -> tuple[Profile, ...]:
+    """All of them, as far as those that were made can be."""
+    certain = _resolved(sections)
+    left = dict(entries)
+    while left:
+        try:
+            return _resolved([*sections, _Section(document=document, prefix=(MANIFEST_KEY,), entries=left)])
+        except DocumentError as error:
+            logger.warning("%s; it is left out", error)
+            # The longest name that the path begins with: names may hold dots, too.
+            fitting = [each for each in left if error.path.startswith(f"{MANIFEST_KEY}.{each}")]
+            left.pop(max(fitting, key=len, default=next(iter(left))))
+    return certain
 
 
 def _anchored(profile: Profile, entries: Mapping[str, ProfileEntry], homes: Mapping[str, _Section]) -> Profile:
@@ -197,7 +221,7 @@ def _inserted(old: str, document: Document, prefix: tuple[str, ...], name: str, 
     existing = _names(document, prefix)
     wanted = {**existing, name: plain}
     for attempt in (_by_lines, _by_rewriting):
-        new = attempt(old, prefix, list(existing), name, _escaped(plain))
+        new = attempt(old, prefix, list(existing), name, escaped(plain))
         if new is None:
             continue
         with contextlib.suppress(DocumentError):
@@ -274,21 +298,24 @@ def _rendered(value: Any) -> str:
     return stream.getvalue()
 
 
-def _escaped(value: Any) -> Any:
+def escaped(value: Any) -> Any:
     """`value` as it must stand in a file, where a dollar sign may begin a variable."""
     match value:
         case str():
             return value.replace("$", "$$")
         case list():
-            return [_escaped(item) for item in value]
+            return [escaped(item) for item in value]
         case dict():
-            return {key: _escaped(item) for key, item in value.items()}
+            return {key: escaped(item) for key, item in value.items()}
     return value
 
 
-def _replace(path: Path, old: str, new: str) -> None:
-    """Put `new` in place of `old` in one step, with the same permissions."""
-    mode = path.stat().st_mode & 0o7777 if path.exists() else 0o644
+def replace_text(path: Path, old: str, new: str, *, mode: int = 0o644) -> None:
+    """Put `new` in place of `old` in one step, with the same permissions; `mode` is for a file that was not there.
+
+    Raises `DocumentError` if somebody else has changed it, and `OSError`.
+    """
+    mode = path.stat().st_mode & 0o7777 if path.exists() else mode
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

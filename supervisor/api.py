@@ -19,9 +19,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import (
     EngineAddress,
     ModelChanged,
+    Pulls,
     Snapshot,
     StaleEpoch,
     Supervisor,
@@ -39,6 +41,8 @@ from hostler.supervisor.wire import (
     FirstAnswer,
     Heard,
     Located,
+    PullAnswer,
+    PullOrder,
     SwitchAnswer,
     SwitchOrder,
     UnloadAnswer,
@@ -84,6 +88,7 @@ def create_app(
         Route("/models/switch", api.switch, methods=["POST"]),
         Route("/models/load", api.switch, methods=["POST"]),
         Route("/models/unload", api.unload, methods=["POST"]),
+        Route("/models/pull", api.pull, methods=["POST"]),
         Route("/models/answered", api.answered, methods=["POST"]),
         Route("/events", api.events, methods=["GET"]),
     ]
@@ -155,6 +160,24 @@ class _Api:
         async def wait() -> None:
             await self._supervisor.unload(model, epoch=order.epoch)
             answers.append(UnloadAnswer(model=model))
+
+        await _until(self.stopping, wait)
+        return _json(self._answered(answers))
+
+    async def pull(self, request: Request) -> Response:
+        """Have a model's file on this host: how far it is as it comes if the client takes events, else the end of it."""
+        order = await read_body(request, PullOrder)
+        model = await self._known(order.model)
+        supervisor = self._supervisor
+        if not isinstance(supervisor, Pulls):
+            raise Refusal(501, "not_supported", "this supervisor fetches files only when a model is started")
+        if "text/event-stream" in request.headers.get("accept", ""):
+            return _Events(_Pull(supervisor, model).narrate, self.stopping)
+        answers: list[PullAnswer] = []
+
+        async def wait() -> None:
+            await supervisor.pull(model)
+            answers.append(PullAnswer(model=model))
 
         await _until(self.stopping, wait)
         return _json(self._answered(answers))
@@ -273,6 +296,51 @@ class _Switch:
         for status in first.host.models if isinstance(first, Snapshot) else ():
             if status.model == self._model and status.state == "ready":
                 self._ready_generation = status.generation
+
+
+class _Pull:
+    """A file on its way, told as events: `progress`, then `ready` or `failed`."""
+
+    def __init__(self, supervisor: Pulls, model: str) -> None:
+        self._supervisor = supervisor
+        self._model = model
+        self._news = anyio.Event()
+        self._last: FetchProgress | None = None
+
+    async def narrate(self, emit: Emit) -> None:
+        try:
+            async with anyio.create_task_group() as telling:
+                telling.start_soon(self._tell, emit)
+                error = await self._pull()
+                telling.cancel_scope.cancel()
+            if error is not None:
+                raise error
+        except Exception as failed:
+            status, body = describe(failed)
+            if status == 500:
+                log.exception("pull of %s", self._model)
+            await emit("failed", ErrorAnswer(error=body))
+        else:
+            await emit("ready", PullAnswer(model=self._model))
+
+    async def _pull(self) -> Exception | None:
+        try:
+            await self._supervisor.pull(self._model, report=self._hear)
+        except Exception as error:  # taken out of the group by hand, so that it comes out as itself
+            return error
+        return None
+
+    def _hear(self, progress: FetchProgress) -> None:
+        self._last = progress
+        self._news.set()
+
+    async def _tell(self, emit: Emit) -> None:
+        """The newest of what there is to tell: whoever reads slowly misses what is in between."""
+        while True:
+            await self._news.wait()
+            self._news = anyio.Event()
+            if self._last is not None:
+                await emit("progress", self._last)
 
 
 class _Events(EventSourceResponse):

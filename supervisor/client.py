@@ -14,12 +14,14 @@ import anyio
 import httpx
 import msgspec
 
+from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import EngineAddress, HostStatus, SupervisorEvent, SupervisorUnreachable
 from hostler.supervisor.wire import (
     ErrorAnswer,
     FirstAnswer,
     Heard,
     Located,
+    PullOrder,
     SwitchAnswer,
     SwitchOrder,
     UnloadAnswer,
@@ -104,6 +106,33 @@ class SupervisorClient:
         """See `Supervisor`."""
         told = FirstAnswer(model=model, generation=generation, cached=cached, prompt=prompt)
         await self._call("POST", "/models/answered", Heard, order=told)
+
+    async def pull(self, model: str, *, report: Callable[[FetchProgress], None] = lambda _: None) -> None:
+        """See `Pulls`. A connection lost on the way is built again and joins the download, as long as it lasts."""
+        order = PullOrder(model=model)
+        pause = self._limits.retry_s
+        for _ in range(self._limits.asks - 1):
+            try:
+                return await self._watch(order, report)
+            except _Lost as lost:
+                log.info("%s", lost)
+            await anyio.sleep(pause)
+            pause = min(pause * 2, self._limits.max_retry_s)
+        try:
+            return await self._watch(order, report)
+        except _Lost as lost:
+            raise SupervisorUnreachable(str(lost)) from None
+
+    async def _watch(self, order: PullOrder, report: Callable[[FetchProgress], None]) -> None:
+        async with aclosing(self._stream("POST", "/models/pull", order=order)) as frames:
+            async for name, data in frames:
+                if name == "ready":
+                    return
+                if name == "failed":
+                    raise revive(self._decode(data, ErrorAnswer).error)
+                if name == "progress":
+                    report(self._decode(data, FetchProgress))
+        raise _Lost(self._say("ended the stream before the file was there"))
 
     async def unload(self, model: str, *, epoch: int | None = None) -> None:
         """Stop `model` and return when it is gone. Raises as `Supervisor.unload` does."""

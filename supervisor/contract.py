@@ -5,13 +5,14 @@ In one process the gateway holds the `Fleet` itself; over a network `client.py` 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
 from hostler.profiles.schema import ModelFacts
+from hostler.profiles.sources import FetchProgress
 
 State = Literal["stopped", "starting", "ready", "stopping", "backoff", "failed"]
 
@@ -206,4 +207,17 @@ class Supervisor(Protocol):
 
     def events(self) -> AbstractAsyncContextManager[AsyncIterator[SupervisorEvent]]:
         """A subscription: first a `Snapshot`, then changes. Bounded: a slow listener gets a new `Snapshot` instead."""
+        ...
+
+
+@runtime_checkable
+class Pulls(Protocol):
+    """What a supervisor may promise besides: it has models' files come before anybody needs them."""
+
+    async def pull(self, model: str, *, report: Callable[[FetchProgress], None] = lambda _: None) -> None:
+        """Have the file of `model` on that host, whole and checked; `report` hears how far it is.
+
+        Everybody who asks for the same file waits for the same download; it ends early when all of them have left.
+        Starts no engine. Raises `UnknownProfile`, `SupervisorError` with the reason, `SupervisorUnreachable`.
+        """
         ...

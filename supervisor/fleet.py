@@ -30,6 +30,7 @@ from hostler.supervisor.contract import (
     SupervisorEvent,
     UnknownProfile,
 )
+from hostler.supervisor.fetches import Fetches
 from hostler.supervisor.files import Describe, Prepare, local_path, look_at_file
 from hostler.supervisor.keeper import Keeper
 from hostler.supervisor.loadtimes import LoadTimes
@@ -73,7 +74,7 @@ class Fleet:
         self._settings = settings
         self._host = settings.engine_host or host
         self._ports = parse_range(settings.engine_ports)
-        self._prepare = prepare
+        self._fetches = Fetches(prepare)
         self._describe = describe
         self._keeper = keeper or Keeper()
         self._load_times = LoadTimes(load_times)
@@ -122,6 +123,17 @@ class Fleet:
     async def locate(self, model: str) -> EngineAddress | None:
         """Where `model` listens, if it is ready now."""
         return self._member(model).process.address
+
+    async def pull(self, model: str, *, report: Callable[[FetchProgress], None] = lambda _: None) -> None:
+        """See `contract.Pulls`."""
+        member = self._member(model)
+        await self._file_of(member, report)
+        # Those who share the file learn of it, too.
+        changed = [each for each in self._members.values() if each.profile.model == member.profile.model]
+        for each in changed:
+            if each.description.facts is None:
+                await self._describe_one(each)
+        self._listeners.publish(Snapshot(host=self.status_now()))
 
     async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
         """See `contract.Supervisor`."""
@@ -323,7 +335,9 @@ class Fleet:
 
     async def _file_of(self, member: Member, report: Callable[[FetchProgress], None] = lambda _: None) -> Path:
         try:
-            member.file = await self._prepare(member.profile, report)
+            if self._tasks is None:
+                raise SourceError("the supervisor is not running")
+            member.file = await self._fetches.file(self._tasks, member.profile, report)
         except (SourceError, OSError) as error:
             raise SupervisorError(Failure(kind="source_unavailable", message=str(error))) from error
         return member.file

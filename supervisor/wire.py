@@ -37,6 +37,18 @@ class UnloadOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     epoch: int | None = None
 
 
+class PullOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /models/pull`."""
+
+    model: str
+
+
+class PullAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's file is on the host."""
+
+    model: str
+
+
 class FirstAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /models/answered`."""
 

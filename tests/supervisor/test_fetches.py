@@ -1,0 +1,132 @@
+"""Files on their way: one download for all who wait, and none for nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import pytest
+
+from hostler.profiles.schema import Profile
+from hostler.profiles.sources import FetchProgress, SourceError
+from hostler.supervisor.fetches import Fetches
+
+pytestmark = pytest.mark.anyio
+
+FILE = Path("/somewhere/m.gguf")
+PROFILE = Profile(name="m", model="hf:a/b/m.gguf")
+SAME = Profile(name="other", model="hf:a/b/m.gguf")
+
+
+class Source:
+    """A source that delivers when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.ended = anyio.Event()
+        self.deliver = anyio.Event()
+        self.asked = anyio.Event()
+        self.error: Exception | None = None
+
+    async def prepare(self, profile: Profile, report: Callable[[FetchProgress], None]) -> Path:
+        self.begun += 1
+        self.asked.set()
+        report(FetchProgress(file="m.gguf", phase="downloading", completed=1, total=2))
+        try:
+            await self.deliver.wait()
+        finally:
+            self.ended.set()
+        if self.error is not None:
+            raise self.error
+        return FILE
+
+
+async def test_all_who_want_a_file_share_one_download_and_hear_of_it() -> None:
+    source, heard = Source(), []
+    fetches = Fetches(source.prepare)
+    got: list[Path] = []
+    async with anyio.create_task_group() as tasks, anyio.create_task_group() as clients:
+
+        async def want(profile: Profile) -> None:
+            got.append(await fetches.file(tasks, profile, heard.append))
+
+        clients.start_soon(want, PROFILE)
+        await source.asked.wait()
+        clients.start_soon(want, SAME)
+        await anyio.wait_all_tasks_blocked()
+        source.deliver.set()
+    assert got == [FILE, FILE] and source.begun == 1
+    assert [each.completed for each in heard] == [1, 1]
+
+
+async def test_who_leaves_does_not_stop_it_for_those_who_stay() -> None:
+    source = Source()
+    fetches = Fetches(source.prepare)
+    async with anyio.create_task_group() as tasks, anyio.create_task_group() as clients:
+        first = anyio.CancelScope()
+
+        async def impatient() -> None:
+            with first:
+                await fetches.file(tasks, PROFILE)
+
+        got: list[Path] = []
+
+        async def patient() -> None:
+            got.append(await fetches.file(tasks, PROFILE))
+
+        clients.start_soon(impatient)
+        await source.asked.wait()
+        clients.start_soon(patient)
+        await anyio.wait_all_tasks_blocked()
+        first.cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert not source.ended.is_set()
+        source.deliver.set()
+    assert got == [FILE]
+
+
+async def test_it_ends_when_the_last_one_leaves_and_begins_anew_for_the_next() -> None:
+    source = Source()
+    fetches = Fetches(source.prepare)
+    async with anyio.create_task_group() as tasks:
+        with anyio.CancelScope() as scope:
+            tasks.start_soon(_when, source.asked, scope.cancel)
+            await fetches.file(tasks, PROFILE)
+        with anyio.fail_after(5):
+            await source.ended.wait()
+        source.deliver.set()
+        assert await fetches.file(tasks, PROFILE) == FILE
+    assert source.begun == 2
+
+
+async def _when(event: anyio.Event, do: Callable[[], None]) -> None:
+    await event.wait()
+    do()
+
+
+async def test_all_are_told_why_it_could_not_be_had() -> None:
+    source = Source()
+    source.error = SourceError("no such file over there")
+    source.deliver.set()
+    async with anyio.create_task_group() as tasks:
+        with pytest.raises(SourceError, match="over there"):
+            await Fetches(source.prepare).file(tasks, PROFILE)
+
+
+async def test_who_waits_when_the_host_ends_is_told_so() -> None:
+    source = Source()
+    fetches = Fetches(source.prepare)
+    failures: list[str] = []
+    async with anyio.create_task_group() as clients, anyio.create_task_group() as tasks:
+
+        async def want() -> None:
+            try:
+                await fetches.file(tasks, PROFILE)
+            except SourceError as error:
+                failures.append(str(error))
+
+        clients.start_soon(want)
+        await source.asked.wait()
+        tasks.cancel_scope.cancel()
+    assert failures == ["the supervisor is stopping"]

@@ -1,0 +1,109 @@
+"""A file fetched on another machine: ordered, watched and given up over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from starlette.applications import Starlette
+
+from hostler.profiles.schema import ModelFacts, Profile
+from hostler.profiles.sources import FetchProgress, SourceError
+from hostler.supervisor.api import create_app
+from hostler.supervisor.client import ClientLimits, SupervisorClient
+from hostler.supervisor.contract import Pulls, SupervisorError, SupervisorUnreachable, UnknownProfile
+from hostler.supervisor.fleet import Fleet
+from hostler.supervisor.member import Description
+from hostler.supervisor.settings import SupervisorSettings
+
+pytestmark = pytest.mark.anyio
+
+Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
+PROFILES = (
+    Profile(name="m", model="hf:a/b/m.gguf", aliases=("em",)),
+    Profile(name="long", model="hf:a/b/m.gguf", context=8192),
+)
+
+
+class Far:
+    """A host whose one file comes when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked, self.deliver, self.ended = anyio.Event(), anyio.Event(), anyio.Event()
+        self.here = False
+        self.error: Exception | None = None
+        self.fleet = Fleet(PROFILES, SupervisorSettings(), prepare=self.prepare, describe=self.describe)
+
+    async def prepare(self, profile: Profile, report: Callable[[FetchProgress], None]) -> Path:
+        report(FetchProgress(file="m.gguf", phase="downloading", completed=1, total=2))
+        self.asked.set()
+        try:
+            await self.deliver.wait()
+        finally:
+            self.ended.set()
+        if self.error is not None:
+            raise self.error
+        self.here = True
+        return Path("/m.gguf")
+
+    def describe(self, profile: Profile) -> Description:
+        return Description(facts=ModelFacts(architecture="llama"), size=7) if self.here else Description()
+
+
+@pytest.fixture
+async def far(serve: Serve) -> Any:
+    host = Far()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(host.fleet.run)
+        await host.fleet.started()
+        async with serve(create_app(host.fleet, token="t")) as url:
+            limits = ClientLimits(asks=1)
+            async with SupervisorClient(url, "t", limits=limits) as client:
+                yield host, client
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_file_comes_with_its_progress_and_is_known_of_every_profile_that_shares_it(far: Any) -> None:
+    host, client = far
+    heard: list[FetchProgress] = []
+
+    def hear(progress: FetchProgress) -> None:
+        heard.append(progress)
+        host.deliver.set()
+
+    assert isinstance(client, Pulls) and isinstance(host.fleet, Pulls)
+    await client.pull("em", report=hear)
+    assert heard and (heard[0].completed, heard[0].total) == (1, 2)
+    assert [profile.size for profile in (await client.status()).profiles] == [7, 7]
+
+
+async def test_a_client_that_leaves_ends_a_download_that_nobody_else_waits_for(far: Any) -> None:
+    host, client = far
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(client.pull, "m")
+        await host.asked.wait()
+        tasks.cancel_scope.cancel()
+    with anyio.fail_after(5):
+        await host.ended.wait()
+    assert not host.here
+
+
+async def test_why_it_cannot_be_had_is_told(far: Any) -> None:
+    host, client = far
+    host.error = SourceError("could not fetch m.gguf: no such file over there")
+    host.deliver.set()
+    with pytest.raises(SupervisorError, match="no such file over there") as raised:
+        await client.pull("m")
+    assert raised.value.failure.kind == "source_unavailable"
+    with pytest.raises(UnknownProfile):
+        await client.pull("nobody")
+
+
+async def test_a_supervisor_that_cannot_says_so(serve: Serve, pretended: Any) -> None:
+    async with serve(create_app(pretended, token="t")) as url, SupervisorClient(url, "t") as client:
+        with pytest.raises(SupervisorUnreachable, match="only when a model is started"):
+            await client.pull("alpha")
