@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from hostler.profiles.downloads import Stop
 from hostler.profiles.sources import cache_directory, fetch_now
 from hostler.profiles.store import demo_profiles
+
+
+# How long an example takes says more about the machine's other work than about the code.
+settings.register_profile("hostler", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("hostler")
 
 
 @pytest.fixture

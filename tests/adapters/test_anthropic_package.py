@@ -28,7 +28,9 @@ counts = st.builds(
     Usage, prompt_tokens=st.integers(5, 9), cached_tokens=st.integers(0, 5), completion_tokens=st.integers(0, 9)
 )
 reasons = st.sampled_from(["stop", "length", "tool_calls", "content_filter"])
-fixtures_are_stateless = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+fixtures_are_stateless = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=30
+)
 LOADING = Progress(phase="loading", model="b", percent=1.0)
 
 

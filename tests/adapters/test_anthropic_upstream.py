@@ -21,7 +21,9 @@ from hostler.adapters.openai.inbound import OpenAIAdapter
 from hostler.adapters.protocol import Incoming
 
 STREAM = AnswerHead(media_type="text/event-stream; charset=utf-8")
-fixtures_are_stateless = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+fixtures_are_stateless = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60
+)
 
 
 @pytest.fixture

@@ -38,7 +38,9 @@ COUNTS = {
     "words": (Usage(prompt_tokens=3, completion_tokens=8, prompt_ms=151.466, completion_ms=3304.143), "stop"),
     "prompts": (Usage(prompt_tokens=2, completion_tokens=4, prompt_ms=269.969, completion_ms=60.048), "length"),
 }
-fixtures_are_stateless = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+fixtures_are_stateless = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60
+)
 
 
 def completion(*, stream: bool = False, operation: str = "completion", **fields: Any) -> Passthrough:

@@ -24,7 +24,9 @@ STREAMS = {
     "chat": "chat", "choices": "chat", "tools": "chat", "empty": "chat", "structured": "chat", "openrouter": "chat",
     "completions": "completions", "prompts": "completions", "responses": "responses",
 }  # fmt: skip
-fixtures_are_stateless = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+fixtures_are_stateless = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60
+)
 
 
 def event(**body: Any) -> bytes:

@@ -27,7 +27,7 @@ chunks = st.builds(
 )
 counts = st.none() | st.builds(Usage, prompt_tokens=st.integers(0, 9), completion_tokens=st.integers(0, 9))
 reasons = st.sampled_from(["stop", "length", "tool_calls", "content_filter"])
-stateless = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+stateless = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=40)
 
 
 @stateless
