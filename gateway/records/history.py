@@ -30,6 +30,8 @@ LIMITS: Mapping[str, int] = {"requests": 10_000, "switches": 20_000, "breakers":
 #: Events that wait to be written; more than this within a second only happens to a benchmark.
 _MOST_PENDING = 20_000
 _WRITE_EVERY_S = 1.0
+#: As many requests share a row at most: a row costs twenty times what a request in it does.
+_TOGETHER = 100
 _MOMENT_EVERY_S = 15.0
 
 _SCHEMA = """
@@ -78,6 +80,7 @@ class Bucket(msgspec.Struct, frozen=True, kw_only=True):
 class _Figures(msgspec.Struct):
     """The part of a kept request that figures are made of."""
 
+    at: float
     seconds: float
     outcome: str
     queue_s: float = 0.0
@@ -202,12 +205,19 @@ class History:
     def _write(self, fresh: Iterable[tuple[str, float, Event | Moment]]) -> None:
         if self._database is None:
             return
-        rows: dict[str, list[tuple[float, bytes]]] = {}
+        events: dict[str, list[tuple[float, Event | Moment]]] = {}
         for table, at, value in fresh:
-            rows.setdefault(table, []).append((at, msgspec.json.encode(value)))
+            events.setdefault(table, []).append((at, value))
         with self._database:
-            for table, values in rows.items():
-                self._database.executemany(f"INSERT INTO {table} (at, body) VALUES (?, ?)", values)
+            for table, values in events.items():
+                together = _TOGETHER if table == "requests" else 1
+                last = self._database.execute(f"SELECT max(n) FROM {table}").fetchone()[0] or 0
+                rows = []
+                for start in range(0, len(values), together):
+                    part = values[start : start + together]
+                    body = msgspec.json.encode([value for _, value in part] if len(part) > 1 else part[0][1])
+                    rows.append((last + start + len(part), max(at for at, _ in part), body))
+                self._database.executemany(f"INSERT INTO {table} (n, at, body) VALUES (?, ?, ?)", rows)
                 self._database.execute(
                     f"DELETE FROM {table} WHERE n <= (SELECT max(n) FROM {table}) - ?",
                     (self._limits[table],),
@@ -217,11 +227,22 @@ class History:
     def _past(self, kind: Kind, limit: int, before: int | None) -> list[Past]:
         if self._database is None:
             return []
+        below = 2**62 if before is None else before
+        newest = self._database.execute(f"SELECT max(n) FROM {kind}").fetchone()[0] or 0
+        oldest = newest - self._limits[kind]
+        past: list[Past] = []
         found = self._database.execute(
-            f"SELECT n, at, body FROM {kind} WHERE n < ? ORDER BY n DESC LIMIT ?",
-            (2**62 if before is None else before, limit),
+            f"SELECT n, at, body FROM {kind} WHERE n < ? ORDER BY n DESC", (min(below, 2**62) + _TOGETHER,)
         )
-        return [Past(n=n, at=at, event=msgspec.Raw(body)) for n, at, body in found]
+        for last, at, body in found:
+            events = _events(body)
+            for n, event in zip(range(last, last - len(events), -1), reversed(events), strict=True):
+                if oldest < n < below:
+                    own = msgspec.json.decode(event, type=_At).at
+                    past.append(Past(n=n, at=at if own is None else own, event=event))
+            if len(past) >= limit:
+                break
+        return past[:limit]
 
     def _figures(self, since: float, width: float, count: int) -> list[Bucket]:
         requests: list[list[_Figures]] = [[] for _ in range(count)]
@@ -230,16 +251,21 @@ class History:
         if self._database is None:
             return []
 
+        def place(at: float) -> int:
+            return min(count - 1, int((at - since) / width))
+
         def rows(table: str) -> Iterable[tuple[int, bytes]]:
             found = self._database.execute(  # type: ignore[union-attr]  # it is open: asked above
                 f"SELECT at, body FROM {table} WHERE at >= ? ORDER BY n",
                 (since,),
             )
             for at, body in found:
-                yield min(count - 1, int((at - since) / width)), body
+                yield place(at), body
 
-        for number, body in rows("requests"):
-            requests[number].append(msgspec.json.decode(body, type=_Figures))
+        for _, body in rows("requests"):
+            for each in _decode_figures(body if body.startswith(b"[") else b"[%b]" % body):
+                if each.at >= since:
+                    requests[place(each.at)].append(each)
         for number, body in rows("switches"):
             switches[number].append(msgspec.json.decode(body, type=_Switched).switch.elapsed_s)
         for number, body in rows("moments"):
@@ -248,6 +274,19 @@ class History:
             _bucket(since + number * width, requests[number], switches[number], moments[number])
             for number in range(count)
         ]
+
+
+_decode_figures = msgspec.json.Decoder(list[_Figures]).decode
+_decode_events = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class _At(msgspec.Struct):
+    at: float | None = None
+
+
+def _events(body: bytes) -> list[msgspec.Raw]:
+    """The events of a row: one, or a list of them. The row has the number and the time of the last."""
+    return _decode_events(body) if body.startswith(b"[") else [msgspec.Raw(body)]
 
 
 class _Elapsed(msgspec.Struct):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from hostler.gateway.events import EngineChanged, Event, HostChanged, RequestFinished, SwitchChanged
@@ -18,6 +19,47 @@ _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 _REJECTIONS = frozenset({"queue_full", "wait_limit_reached", "model_not_available", "shutting_down"})
 
 
+class Histogram(Collector):
+    """Counts of values up to each bound, by labels. The library's own takes a lock and a walk for each value."""
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labels: Sequence[str],
+        *,
+        buckets: Sequence[float],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labels = labels
+        self._bounds = tuple(buckets)
+        self._series: dict[tuple[str, ...], tuple[list[int], list[float]]] = {}
+        registry.register(self)
+
+    def observe(self, value: float, *labels: str) -> None:
+        """Another value."""
+        series = self._series.get(labels)
+        if series is None:
+            series = self._series[labels] = ([0] * (len(self._bounds) + 1), [0.0])
+        series[0][bisect_left(self._bounds, value)] += 1
+        series[1][0] += value
+
+    def describe(self) -> Iterable[Metric]:
+        return [HistogramMetricFamily(self._name, self._documentation, labels=self._labels)]
+
+    def collect(self) -> Iterable[Metric]:
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
+        for labels, (counts, (total,)) in self._series.items():
+            buckets, so_far = [], 0
+            for bound, count in zip((*map(str, map(float, self._bounds)), "+Inf"), counts, strict=True):
+                so_far += count
+                buckets.append((bound, so_far))
+            family.add_metric(labels, buckets, total)
+        return [family]
+
+
 class Metrics:
     """Listens to events and renders `/metrics`. `waiting` tells how many requests wait now, per backend.
 
@@ -27,7 +69,6 @@ class Metrics:
     def __init__(self, waiting: Callable[[], Iterable[tuple[str, int, int]]]) -> None:
         self._registry = CollectorRegistry()
         registry = self._registry
-        self._known: dict[tuple[Histogram, tuple[str, ...]], Histogram] = {}
         self._duration = Histogram(
             "gen_ai_server_request_duration_seconds",
             "From a request's arrival to the end of its answer.",
@@ -102,30 +143,22 @@ class Metrics:
         if backend == "":
             # Probes, and what was refused at the door: counted by duration, under no model's name.
             model = ""
-        series = self._series
-        series(self._duration, event.protocol, event.operation, model, backend, event.outcome).observe(event.seconds)
+        self._duration.observe(event.seconds, event.protocol, event.operation, model, backend, event.outcome)
         if backend == "":
             return
-        series(self._queue_wait, model).observe(event.queue_s)
+        self._queue_wait.observe(event.queue_s, model)
         if event.first_word_s is not None:
-            series(self._first_word, model, backend).observe(event.first_word_s)
+            self._first_word.observe(event.first_word_s, model, backend)
         if event.completion_tokens:
-            series(self._tokens, model, backend, "input").observe(event.prompt_tokens)
-            series(self._tokens, model, backend, "output").observe(event.completion_tokens)
+            self._tokens.observe(event.prompt_tokens, model, backend, "input")
+            self._tokens.observe(event.completion_tokens, model, backend, "output")
         if event.hop and event.outcome == "ok":
             self._fallbacks.labels(model, backend).inc()
-
-    def _series(self, metric: Histogram, *labels: str) -> Histogram:
-        """The metric's series for these labels. The library would check and lock for each event."""
-        known = self._known.get((metric, labels))
-        if known is None:
-            known = self._known[metric, labels] = metric.labels(*labels)
-        return known
 
     def _switched(self, backend: str, switch: SwitchMoved) -> None:
         if switch.phase in ("ready", "failed"):
             before = switch.from_models[0] if switch.from_models else ""
-            self._switches.labels(backend, before, switch.model, switch.phase).observe(switch.elapsed_s)
+            self._switches.observe(switch.elapsed_s, backend, before, switch.model, switch.phase)
 
 
 class _Live(Collector):

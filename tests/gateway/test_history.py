@@ -124,6 +124,24 @@ async def test_pages_of_the_past_join(tmp_path: Path) -> None:
     assert ids == [f"req-{number}" for number in range(5, -1, -1)]
 
 
+async def test_a_flood_of_requests_is_paged_and_cut_as_if_each_were_kept_alone(tmp_path: Path) -> None:
+    file = tmp_path / "history.sqlite3"
+    kept = History(file, moment=lambda: Moment(waiting=0, serving=0), limits={**LIMITS, "requests": 120}, wall=Time())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(kept.run)
+        for number in range(250):
+            kept.hear(request(number))
+        await kept.flush()
+        kept.hear(request(250))
+        seen: list[tuple[int, str]] = []
+        before: int | None = None
+        while page := await kept.past("requests", limit=7, before=before):
+            seen += [(each.n, msgspec.json.decode(each.event)["id"]) for each in page]
+            before = page[-1].n
+        tasks.cancel_scope.cancel()
+    assert seen == [(number + 1, f"req-{number}") for number in range(250, 130, -1)]
+
+
 async def test_figures_are_those_of_each_stretch() -> None:
     time = Time()
     kept = history(None, time)
