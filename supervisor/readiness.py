@@ -76,18 +76,22 @@ class Readiness:
 async def until_silent(address: EngineAddress, limit_s: float) -> None:
     """Return when the engine has answered no question for `limit_s`; a busy one answers `/health` all the same.
 
-    With a limit of 0 nothing is asked and this never returns.
+    One question in vain is not enough: it may have been us who were held up. With a limit of 0 nothing is asked and
+    this never returns.
     """
     if limit_s <= 0:
         await anyio.sleep_forever()
     pause = limit_s / 4
     last_answer = time.monotonic()
-    while time.monotonic() - last_answer < limit_s:
+    in_vain = 0
+    while in_vain < 2 or time.monotonic() - last_answer < limit_s:
         await anyio.sleep(pause)
         asked = time.monotonic()
         if await get_status(reachable(address.host), address.port, "/health", timeout_s=pause) is not None:
-            last_answer = asked
-        elif time.monotonic() - asked < pause / 2:
+            last_answer, in_vain = asked, 0
+            continue
+        in_vain += 1
+        if time.monotonic() - asked < pause / 2:
             # Refused at once: it is still there, so give it the rest of the time, without a hurry.
             await anyio.sleep(pause / 2)
 

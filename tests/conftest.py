@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fakes.gate import Gate
 from hypothesis import HealthCheck, settings
 
 from hostler.profiles.downloads import Stop
 from hostler.profiles.sources import cache_directory, fetch_now
 from hostler.profiles.store import demo_profiles
-
 
 # How long an example takes says more about the machine's other work than about the code.
 settings.register_profile("hostler", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -20,6 +21,14 @@ settings.load_profile("hostler")
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture
+def gates(tmp_path: Path) -> Callable[[str], Gate]:
+    """`gates("ready")` is a closed gate for scripted engines."""
+    folder = tmp_path / "gates"
+    folder.mkdir()
+    return lambda name: Gate(folder / name)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,10 @@
 
 Runs alone (`python -I -S fake_engine.py -m FILE --port P ...`), standard library only, up within 30 ms. What it does
 is said by the environment: `FAKE_ENGINE` holds JSON, `FAKE_<NAME>` single values (JSON or plain text); see `SCRIPT`.
-`FAKE_LOG` names a file that gets one JSON line per start, readiness, request, vanished client and stop.
+`FAKE_LOG` names a file that gets one JSON line per start, readiness, request, vanished client, order to end, and stop.
+
+Words that end in `_when` name a gate: a file whose being there is waited for. A test that opens one knows what happens
+before and what afterwards, however slow the machine is.
 """
 
 import json
@@ -18,22 +21,27 @@ SCRIPT = {
     "log": None,  # file for what happens, see above
     "listen_after": 0.0,  # seconds until the port is open
     "ready_after": 0.0,  # seconds from then on with 503 "Loading model"
+    "ready_when": None,  # a gate, besides
     "never_ready": False,  # 503 for ever
     "hang": False,  # accepts connections, answers nothing
-    "hang_after": None,  # the same, from this many seconds after readiness on
+    "hang_when": None,  # the same once it is ready, from when a gate opens
     "exit_code": None,  # ends with this code before it is ready ...
     "exit_after": 0.0,  # ... that many seconds after its start,
+    "exit_when": None,  # ... or when a gate opens,
     "exit_times": None,  # ... but only at its first n starts (counted in the log)
     "stderr": "",  # written at the start
     "die_after": None,  # seconds after readiness until it ends with code 1
     "deaf": False,  # ignores SIGTERM, SIGINT and the exit command
     "slow_exit": 0.0,  # seconds from SIGTERM to the end
+    "gone_when": None,  # a gate, besides
     "grandchild": False,  # starts a child that ignores SIGTERM; its pid is in the log
     "speak": False,  # speaks the router-child protocol on stdin and stdout
     "check_key": True,  # asks for LLAMA_API_KEY on all routes but /health
     "chunks": 5,  # words in an answer
     "chunk_delay": 0.0,  # seconds between them
     "first_delay": 0.0,  # seconds before the first byte of an answer
+    "answer_when": None,  # a gate before it
+    "last_when": None,  # a gate before the last word of an answer
     "chunk_bytes": 0,  # each word is padded to this length
     "crash_at_chunk": None,  # the process kills itself before this chunk (from 0)
     "break_at_chunk": None,  # only the connection breaks there
@@ -74,6 +82,8 @@ WITHOUT_VALUE = {
     "--reranking", "--no-cache-prompt", "--no-cache-idle-slots", "--log-jsonl", "--context-shift", "--no-mmproj",
 }  # fmt: skip
 
+ENDING = (signal.SIGTERM, signal.SIGINT)
+
 LONG = {"-m": "--model", "-a": "--alias", "-c": "--ctx-size", "-np": "--parallel", "-b": "--batch-size"}
 
 
@@ -97,6 +107,15 @@ def read_arguments(words):
             flags[LONG.get(word, word)] = words[position + 1]
             position += 2
     return flags
+
+
+def is_open(gate):
+    return gate is None or os.path.exists(gate)  # noqa: PTH110 - pathlib would double the start time
+
+
+def wait_for(gate):
+    while not is_open(gate):
+        time.sleep(0.003)
 
 
 class Engine:
@@ -139,20 +158,25 @@ class Engine:
     def run(self):
         script = self.script
         before = self.earlier_starts() if script["exit_times"] is not None else 0
+        if script["deaf"]:
+            for number in ENDING:
+                signal.signal(number, signal.SIG_IGN)
+        else:
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+            threading.Thread(target=self.take_signals, daemon=True).start()
         told = {name: value for name, value in os.environ.items() if name.startswith(("LLAMA_", "FAKE_", "TEST_"))}
         self.log("start", argv=sys.argv[1:], environment=told, environment_names=sorted(os.environ))
         if script["stderr"]:
             os.write(2, script["stderr"].encode() + b"\n")
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN if script["deaf"] else self.told_to_end)
         if script["grandchild"]:
             self.start_grandchild()
         if script["speak"] and os.environ.get("LLAMA_SERVER_ROUTER_PORT"):
             threading.Thread(target=self.take_orders, daemon=True).start()
         if script["exit_code"] is not None and (script["exit_times"] is None or before < script["exit_times"]):
-            if script["exit_after"] <= 0:
+            if script["exit_after"] <= 0 and script["exit_when"] is None:
                 self.end(script["exit_code"], "scripted")
-            threading.Timer(script["exit_after"], self.end, (script["exit_code"], "scripted")).start()
+            after = (script["exit_after"], script["exit_when"], script["exit_code"], "scripted")
+            threading.Thread(target=self.end_after, args=after, daemon=True).start()
         time.sleep(script["listen_after"])
         listening = self.listen()
         self.say("loading", {"stages": ["text_model"], "current": "text_model", "value": 0.0})
@@ -182,6 +206,7 @@ class Engine:
         for step in range(steps):
             time.sleep(script["ready_after"] / steps)
             self.say("loading", {"stages": ["text_model"], "current": "text_model", "value": (step + 1) / steps})
+        wait_for(script["ready_when"])
         if script["never_ready"]:
             return
         self.ready = True
@@ -192,8 +217,8 @@ class Engine:
         if script["die_after"] is not None:
             time.sleep(script["die_after"])
             self.end(1, "died")
-        if script["hang_after"] is not None:
-            time.sleep(script["hang_after"])
+        if script["hang_when"] is not None:
+            wait_for(script["hang_when"])
             self.hanging = True
 
     def take_orders(self):
@@ -204,14 +229,19 @@ class Engine:
                 self.end(1, "end of stdin")
             received += piece
             if b"cmd_router_to_child:exit\n" in received and not self.script["deaf"]:
-                time.sleep(self.script["slow_exit"])
-                self.end(0, "exit command")
+                self.log("told")
+                self.end_after(self.script["slow_exit"], self.script["gone_when"], 0, "exit command")
 
-    def told_to_end(self, number, frame):
-        if self.script["slow_exit"]:
-            threading.Timer(self.script["slow_exit"], self.end, (0, "SIGTERM")).start()
-        else:
-            self.end(0, "SIGTERM")
+    def take_signals(self):
+        # A handler would have to wait for the main thread, which may be about to wait for the next connection.
+        signal.sigwait(ENDING)
+        self.log("told")
+        self.end_after(self.script["slow_exit"], self.script["gone_when"], 0, "SIGTERM")
+
+    def end_after(self, seconds, gate, code, how):
+        time.sleep(seconds)
+        wait_for(gate)
+        self.end(code, how)
 
     def end(self, code, how):
         self.log("stop", how=how, code=code)
@@ -391,9 +421,18 @@ class Engine:
             if time.monotonic() >= end:
                 return
 
+    def begin(self, connection, path):
+        self.pause(connection, self.script["first_delay"], path, 0)
+        self.wait(connection, self.script["answer_when"], path, 0)
+
+    def wait(self, connection, gate, path, chunk):
+        """As `pause`, for a gate."""
+        while not is_open(gate):
+            self.pause(connection, 0.003, path, chunk)
+
     def stream(self, connection, answer, path):
         script = self.script
-        self.pause(connection, script["first_delay"], path, 0)
+        self.begin(connection, path)
         head = {
             "Content-Type": "text/event-stream", "X-Accel-Buffering": "no", "Transfer-Encoding": "chunked",
             "Keep-Alive": "timeout=5, max=100",
@@ -403,6 +442,8 @@ class Engine:
             for number, event in enumerate(answer.events()):
                 if number:
                     self.pause(connection, script["chunk_delay"], path, number)
+                if number == answer.words:
+                    self.wait(connection, script["last_when"], path, number)
                 if number == script["crash_at_chunk"]:
                     os.kill(os.getpid(), signal.SIGKILL)
                 if number == script["break_at_chunk"]:
@@ -426,12 +467,13 @@ class Engine:
 
     def whole(self, connection, answer, path):
         script = self.script
-        self.pause(connection, script["first_delay"], path, 0)
+        self.begin(connection, path)
         for number in range(script["chunks"]):
             if number == script["crash_at_chunk"]:
                 os.kill(os.getpid(), signal.SIGKILL)
             if number:
                 self.pause(connection, script["chunk_delay"], path, number)
+        self.wait(connection, script["last_when"], path, script["chunks"])
         self.log("done", path=path)
         return self.send(connection, 200, answer.whole())
 

@@ -229,6 +229,12 @@ class Journal:
             if kind in (None, event["event"]) and model in (None, Path(str(event["model"])).name)
         ]
 
+    async def until(self, kind: str, count: int = 1) -> None:
+        """Wait until so many of them wrote that down."""
+        with anyio.fail_after(20):
+            while len(self.events(kind)) < count:  # noqa: ASYNC110 - what is waited for is a file
+                await anyio.sleep(0.005)
+
     def kinds(self) -> list[tuple[str, str]]:
         """Starts and stops in their order, as `(event, model)`."""
         return [(event["event"], event["model"]) for event in self.events() if event["event"] in ("start", "stop")]

@@ -66,7 +66,7 @@ async def test_the_first_answer_tells_what_the_switch_took(host: Host) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with httpx.AsyncClient(base_url=host[1], headers=headers, timeout=10) as http:
         first = (await http.post("/models/switch", json={"model": "beta"})).json()
-        assert sum(first["spent"].values()) == pytest.approx(first["elapsed_s"], abs=0.2)
+        assert 0.1 <= sum(first["spent"].values()) <= first["elapsed_s"] + 0.001
         assert (await http.post("/models/switch", json={"model": "beta"})).json()["spent"] == {}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+from fakes.gate import Gate
 
 from hostler.profiles.document import Size
 from hostler.profiles.schema import Profile
@@ -39,6 +40,7 @@ pytestmark = pytest.mark.anyio
 
 Scripted = Callable[..., Profile]
 Running = Callable[[Fleet], AbstractAsyncContextManager[Fleet]]
+Gates = Callable[[str], Gate]
 
 EXCLUSIVE = SupervisorSettings(stop_grace_s=5, backoff_s=0.05, max_backoff_s=0.4)
 SHARED = msgspec.structs.replace(EXCLUSIVE, exclusive=False)
@@ -163,61 +165,82 @@ async def test_a_pinned_model_stays_beside_an_exclusive_one(scripted: Scripted, 
 
 
 async def test_a_caller_that_leaves_leaves_the_order_running(
-    scripted: Scripted, running: Running, journal: Any
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
-    async with running(Fleet([scripted("a"), scripted("b", ready_after=0.2)], EXCLUSIVE)) as fleet:
+    ready = gates("ready")
+    async with running(Fleet([scripted("a"), scripted("b", ready_when=ready.path)], EXCLUSIVE)) as fleet:
         await fleet.switch("a")
-        with anyio.move_on_after(0.05):
-            await fleet.switch("b")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fleet.switch, "b")
+            await until(fleet, "b", "starting")
+            tasks.cancel_scope.cancel()
+        ready.open()
         await until(fleet, "b", "ready")
         assert states(fleet) == {"a": "stopped", "b": "ready"}
 
 
-async def test_a_slow_stop_delays_nobody_else(scripted: Scripted, running: Running, journal: Any) -> None:
-    async with running(Fleet([scripted("a"), scripted("b", slow_exit=0.5)], SHARED)) as fleet:
+async def test_a_slow_stop_delays_nobody_else(scripted: Scripted, running: Running, journal: Any, gates: Gates) -> None:
+    gone = gates("gone")
+    settings = msgspec.structs.replace(SHARED, stop_grace_s=60)
+    async with running(Fleet([scripted("a"), scripted("b", gone_when=gone.path)], settings)) as fleet:
         await fleet.switch("a")
         await fleet.switch("b")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(fleet.unload, "b")
             await until(fleet, "b", "stopping")
-            began = time.monotonic()
-            await fleet.switch("a")
-            assert time.monotonic() - began <= 0.05
+            with anyio.fail_after(10):
+                await fleet.switch("a")
             assert states(fleet)["b"] == "stopping"
+            gone.open()
 
 
 async def test_a_deaf_model_holds_up_a_switch_for_its_grace_only(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
     settings = msgspec.structs.replace(EXCLUSIVE, stop_grace_s=1)
+    took: list[float] = []
     async with running(Fleet([scripted("a", deaf=True), scripted("b")], settings)) as fleet:
-        await fleet.switch("a")
-        ordered = time.time()
-        await fleet.switch("b")
-        [start] = journal.events("start", "b")
-        assert 1.0 <= start["time"] - ordered <= 1.5
+        # The best of a few, here and below: what a machine does that is busy with other things is not the question.
+        while not took or (min(took) > 1.5 and len(took) < 4):
+            await fleet.switch("a")
+            ordered = time.time()
+            await fleet.switch("b")
+            took.append(journal.events("start", "b")[-1]["time"] - ordered)
+    assert 1.0 <= min(took) <= 1.5
 
 
-async def test_unloading_a_load_and_asking_again_succeeds(scripted: Scripted, running: Running, journal: Any) -> None:
-    async with running(Fleet([scripted("a", ready_after=0.2, slow_exit=0.1)], EXCLUSIVE)) as fleet:
-        outcomes: list[str] = []
+async def test_unloading_a_load_and_asking_again_succeeds(
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
+) -> None:
+    ready, gone = gates("ready"), gates("gone")
+    settings = msgspec.structs.replace(EXCLUSIVE, stop_grace_s=60)
+    profile = scripted("a", ready_when=ready.path, gone_when=gone.path)
+    async with running(Fleet([profile], settings)) as fleet:
+        outcomes: list[object] = []
 
         async def first() -> None:
             outcomes.append((await refusal(fleet, "a")).kind)
 
+        async def second() -> None:
+            outcomes.append((await fleet.switch("a")).generation)
+
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(first)
-            await until(fleet, "a", "starting")
+            await journal.until("start")
             tasks.start_soon(fleet.unload, "a")
             await until(fleet, "a", "stopping")
-            assert (await fleet.switch("a")).generation == 2
-        assert outcomes == ["cancelled"]
+            tasks.start_soon(second)
+            await anyio.wait_all_tasks_blocked()
+            ready.open()
+            gone.open()
+        assert outcomes == ["cancelled", 2]
 
 
 async def test_unloading_what_waits_for_its_turn_cancels_only_that(
-    scripted: Scripted, running: Running, journal: Any
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
-    async with running(Fleet([scripted("a", ready_after=0.3), scripted("b")], EXCLUSIVE)) as fleet:
+    ready = gates("ready")
+    async with running(Fleet([scripted("a", ready_when=ready.path), scripted("b")], EXCLUSIVE)) as fleet:
         outcomes: list[str] = []
 
         async def want(model: str) -> None:
@@ -232,6 +255,7 @@ async def test_unloading_what_waits_for_its_turn_cancels_only_that(
             tasks.start_soon(want, "b")
             await anyio.wait_all_tasks_blocked()
             await fleet.unload("b")
+            ready.open()
         assert outcomes == ["cancelled", "a"]
         assert journal.events("start", "b") == []
 
@@ -282,8 +306,12 @@ async def test_an_unknown_name_is_refused_with_those_that_exist(scripted: Script
             await fleet.locate("x")
 
 
-async def test_a_switch_is_told_phase_by_phase(scripted: Scripted, running: Running, journal: Any) -> None:
-    async with running(Fleet([scripted("a"), scripted("b", ready_after=0.1, speak=True)], EXCLUSIVE)) as fleet:
+@pytest.mark.parametrize("speak", [False, True])
+async def test_a_switch_is_told_phase_by_phase(
+    scripted: Scripted, running: Running, journal: Any, gates: Gates, speak: bool
+) -> None:
+    ready = gates("ready")
+    async with running(Fleet([scripted("a"), scripted("b", ready_when=ready.path, speak=speak)], EXCLUSIVE)) as fleet:
         await fleet.switch("a")
         moves: list[SwitchMoved] = []
         async with fleet.events() as events:
@@ -293,6 +321,9 @@ async def test_a_switch_is_told_phase_by_phase(scripted: Scripted, running: Runn
                 async for event in events:
                     if isinstance(event, SwitchMoved):
                         moves.append(event)
+                        if event.phase == "loading" and moves[-2].phase != "loading":
+                            await anyio.sleep(0.1)  # not to wait for something: so long does it load
+                            ready.open()
                         if event.phase == "ready":
                             break
         phases = [move.phase for move in moves]
@@ -302,8 +333,8 @@ async def test_a_switch_is_told_phase_by_phase(scripted: Scripted, running: Runn
         last = moves[-1]
         assert last.percent == 100
         assert set(last.spent) >= {"saving", "stopping", "starting", "loading", "restoring"}
-        assert last.spent["loading"] >= 0.09
-        assert abs(sum(last.spent.values()) - last.elapsed_s) < 0.02
+        assert last.spent["loading"] >= 0.1
+        assert sum(last.spent.values()) == pytest.approx(last.elapsed_s, abs=0.002)
         assert fleet.status_now().models[1].spent == pytest.approx(last.spent, abs=1e-5)
 
 
@@ -341,19 +372,21 @@ async def test_load_times_are_remembered_and_make_an_eta(
     file = tmp_path / "state" / "load-times.json"
     profiles = [scripted("a", ready_after=0.2)]
     async with running(Fleet(profiles, EXCLUSIVE, load_times=file)) as fleet:
+        began = time.monotonic()
         await fleet.switch("a")
-        with anyio.fail_after(5):
+        took = time.monotonic() - began
+        with anyio.fail_after(10):
             while not file.exists():
                 await anyio.lowlevel.checkpoint()
     async with running(Fleet(profiles, EXCLUSIVE, load_times=file)) as fleet:
         [info] = fleet.status_now().profiles
         assert info.load_s is not None
-        assert 0.2 <= info.load_s <= 2
+        assert 0.2 <= info.load_s <= took
         async with fleet.events() as events, anyio.create_task_group() as tasks:
             tasks.start_soon(fleet.switch, "a")
             first = await anext(event async for event in events if isinstance(event, SwitchMoved))
             assert first.eta_s is not None
-            assert 0.2 <= first.eta_s <= 2
+            assert 0 <= first.eta_s <= info.load_s
 
 
 async def test_a_slow_listener_gets_a_snapshot_instead_of_what_it_missed(scripted: Scripted, running: Running) -> None:
@@ -415,13 +448,20 @@ async def test_followed_logs_go_on_over_a_restart(scripted: Scripted, running: R
             await fleet.switch("a")
 
 
-async def test_cancelling_ends_all_engines_side_by_side(scripted: Scripted, running: Running, journal: Any) -> None:
-    profiles = [scripted(name, slow_exit=0.5) for name in ("a", "b", "c")]
-    async with running(Fleet(profiles, SHARED)) as fleet:
+async def test_cancelling_ends_all_engines_side_by_side(
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
+) -> None:
+    gone = gates("gone")
+    profiles = [scripted(name, gone_when=gone.path) for name in ("a", "b", "c")]
+
+    async def let_them_go() -> None:
+        await journal.until("told", 3)
+        gone.open()
+
+    async with anyio.create_task_group() as tasks, running(Fleet(profiles, SHARED)) as fleet:
         for profile in profiles:
             await fleet.switch(profile.name)
-        began = time.monotonic()
-    assert time.monotonic() - began <= 1.2
+        tasks.start_soon(let_them_go)
     assert [event["code"] for event in journal.events("stop")] == [0, 0, 0]
 
 

@@ -77,7 +77,7 @@ def strikes(slots: Path) -> int:
 
 async def until_struck(slots: Path, times: int) -> None:
     """The gateway tells of an answer after it has ended: wait until the supervisor has drawn its conclusion."""
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         while strikes(slots) != times:  # noqa: ASYNC110 - what is waited for is a file
             await anyio.sleep(0.005)
 

@@ -72,7 +72,7 @@ def parents() -> Iterator[list[Parent]]:
 
 def assert_gone(pid: int) -> None:
     try:
-        psutil.Process(pid).wait(3)
+        psutil.Process(pid).wait(10)
     except psutil.NoSuchProcess:
         return
     except psutil.TimeoutExpired:

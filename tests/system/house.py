@@ -50,7 +50,7 @@ class Engines:
         """The questions that reached them."""
         return [note for note in self.events("request", model) if note["method"] == "POST"]
 
-    async def until(self, condition: Callable[[], object], seconds: float = 10.0) -> None:
+    async def until(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
         """Wait for something outside this process to become true."""
         with anyio.fail_after(seconds):
             while not condition():  # noqa: ASYNC110 - what is waited for is a file that another process writes
@@ -95,14 +95,14 @@ class House(Engines):
     async def until_counts(self, serving: int, waiting: int) -> None:
         """Wait until so many are served and so many wait."""
         counts = (-1, -1)
-        with anyio.move_on_after(10):
+        with anyio.move_on_after(20):
             while (counts := await self.counts()) != (serving, waiting):  # noqa: ASYNC110 - asked as an operator would
                 await anyio.sleep(0.002)
         assert counts == (serving, waiting)
 
     async def until_status(self, condition: Callable[[dict[str, dict[str, Any]]], bool]) -> None:
         """Wait until the gateway says so of its hosts."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             while not condition({host["backend"]: host for host in (await self.status())["hosts"]}):  # noqa: ASYNC110
                 await anyio.sleep(0.005)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import anyio
 import httpx
 import psutil
 import pytest
+from fakes.gate import Gate
 from system.house import House, OpenHouse, first_word, keys_in
 
 pytestmark = pytest.mark.anyio
 
 SHARED = {"memory_budget": "10GiB"}
-SHORT = {"chunks": 10, "chunk_delay": 0.03}
-LONG = {"chunks": 500, "chunk_delay": 0.02}
+LONG = {"chunks": 50_000, "chunk_delay": 0.02}
+
+Gates = Callable[[str], Gate]
 
 
 def lives(house: House) -> list[tuple[str, float, float]]:
@@ -41,12 +44,16 @@ async def in_line(house: House, models: str) -> dict[str, float]:
     return answered
 
 
-async def test_two_cold_models_that_may_live_together_load_at_the_same_time(open_house: OpenHouse) -> None:
-    profile = {"memory": "4GiB", "script": {"ready_after": 0.4}}
+async def test_two_cold_models_that_may_live_together_load_at_the_same_time(
+    open_house: OpenHouse, gates: Gates
+) -> None:
+    ready = gates("ready")
+    profile = {"memory": "4GiB", "script": {"ready_when": ready.path}}
     async with open_house({"a": profile, "b": profile}, supervisor=SHARED) as house:
-        await in_line(house, "ab")
-        (_, one, _), (_, other, _) = lives(house)
-        assert abs(one - other) < 0.4
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(in_line, house, "ab")
+            await house.until(lambda: len(house.starts()) == 2)
+            ready.open()
         assert max(note["time"] for note in house.events("start")) < min(note["time"] for note in house.events("ready"))
 
 
@@ -113,42 +120,59 @@ async def test_an_engine_is_asked_within_100_ms_of_being_ready_whenever_that_is(
 
 async def test_a_model_that_ignores_sigterm_is_killed_when_its_grace_is_over(open_house: OpenHouse) -> None:
     profiles = {"a": {"stop_grace_s": 0.3, "script": {"deaf": True}}, "b": {}}
+    took: list[float] = []
     async with open_house(profiles) as house:
-        await house.chat("a")
-        pid = house.events("start", "a")[0]["pid"]
-        asked = time.time()
-        assert (await house.chat("b")).status_code == 200
-        assert 0.25 <= house.events("start", "b")[0]["time"] - asked <= 0.3 + 0.7
-        assert not psutil.pid_exists(pid)
+        # The best of a few, here and below: what a machine does that is busy with other things is not the question.
+        while not took or (min(took) > 0.8 and len(took) < 4):
+            await house.chat("a")
+            pid = house.events("start", "a")[-1]["pid"]
+            asked = time.time()
+            assert (await house.chat("b")).status_code == 200
+            took.append(house.events("start", "b")[-1]["time"] - asked)
+            assert not psutil.pid_exists(pid)
+    assert 0.3 <= min(took) <= 0.3 + 0.5
 
 
 async def test_an_engine_that_accepts_but_never_answers_is_given_up_and_killed(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"start_timeout_s": 0.5, "script": {"hang": True, "deaf": True}}}) as house:
-        began = time.monotonic()
-        answer = await house.chat("a")
-        assert time.monotonic() - began < 0.5 + 2.0
-        assert answer.status_code == 503
-        assert "did not get ready in time" in answer.json()["error"]["message"]
-        pid = house.events("start")[0]["pid"]
-        await house.until(lambda: not psutil.pid_exists(pid), 2.0)
+    profile = {"start_timeout_s": 0.5, "script": {"hang": True, "deaf": True}}
+    took: list[float] = []
+    async with open_house({"a": profile}, supervisor={"max_failures": 10}) as house:
+        while not took or (min(took) > 2.5 and len(took) < 4):
+            began = time.monotonic()
+            answer = await house.chat("a")
+            took.append(time.monotonic() - began)
+            assert answer.status_code == 503
+            assert "did not get ready in time" in answer.json()["error"]["message"]
+            pid = house.events("start")[-1]["pid"]
+            await house.until(lambda pid=pid: not psutil.pid_exists(pid))
+    assert 0.5 <= min(took) <= 0.5 + 2.0
 
 
-async def test_all_who_wait_are_told_at_once_when_the_engine_dies_during_its_load(open_house: OpenHouse) -> None:
-    script = {"never_ready": True, "exit_code": 1, "exit_after": 0.5}
-    async with open_house({"a": {"script": script}}, supervisor={"backoff_s": 10.0}) as house:
-        told: list[float] = []
+async def test_all_who_wait_are_told_at_once_when_the_engine_dies_during_its_load(
+    open_house: OpenHouse, gates: Gates
+) -> None:
+    die = gates("die")
+    script = {"never_ready": True, "exit_code": 1, "exit_when": die.path}
+    late: list[float] = []
+    async with open_house({"a": {"script": script}}, supervisor={"max_failures": 10}) as house:
+        while not late or (min(late) > 0.3 and len(late) < 4):
+            die.close()
+            told: list[float] = []
 
-        async def ask() -> None:
-            assert (await house.chat("a")).status_code == 503
-            told.append(time.time())
+            async def ask(told: list[float]) -> None:
+                assert (await house.chat("a")).status_code == 503
+                told.append(time.time())
 
-        async with anyio.create_task_group() as tasks:
-            for _ in range(4):
-                tasks.start_soon(ask)
-        ended = house.events("stop")[0]["time"]
-        assert max(told) - ended <= 0.3
-        assert house.starts() == ["a"]
-        assert [model["state"] for model in (await house.status())["models"]] == ["failed"]
+            async with anyio.create_task_group() as tasks:
+                for _ in range(4):
+                    tasks.start_soon(ask, told)
+                await house.until_counts(0, 4)
+                await house.until(lambda: len(house.starts()) == len(late) + 1)
+                die.open()
+            late.append(max(told) - house.events("stop")[-1]["time"])
+            assert len(house.starts()) == len(late)
+            assert [model["state"] for model in (await house.status())["models"]] == ["failed"]
+    assert min(late) <= 0.3
 
 
 async def test_a_model_that_failed_often_fails_fast_with_its_last_words(open_house: OpenHouse) -> None:
@@ -211,32 +235,40 @@ async def test_no_process_of_an_engines_family_survives_its_stop(open_house: Ope
         await house.chat("a")
         await house.chat("b")
         family = [house.events("start", "a")[0]["pid"], house.events("grandchild", "a")[0]["grandchild"]]
-        await house.until(lambda: not any(psutil.pid_exists(pid) for pid in family), 2.0)
+        await house.until(lambda: not any(psutil.pid_exists(pid) for pid in family))
 
 
-async def test_a_request_after_an_unload_in_mid_load_gets_a_fresh_process(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"script": {"ready_after": 0.5, "slow_exit": 0.2}}}) as house:
+async def test_a_request_after_an_unload_in_mid_load_gets_a_fresh_process(open_house: OpenHouse, gates: Gates) -> None:
+    ready, gone = gates("ready"), gates("gone")
+    profile = {"stop_grace_s": 60, "script": {"ready_when": ready.path, "gone_when": gone.path}}
+    async with open_house({"a": profile}) as house:
         async with anyio.create_task_group() as tasks:
-            first: list[httpx.Response] = []
+            answers: list[httpx.Response] = []
 
             async def ask() -> None:
-                first.append(await house.chat("a"))
+                answers.append(await house.chat("a"))
 
             tasks.start_soon(ask)
             await house.until(lambda: house.starts() == ["a"])
             tasks.start_soon(lambda: house.order("unload", model="a"))
-            await house.until(lambda: first)
-            # The old process is still on its way out.
-            assert (await house.chat("a")).status_code == 200
-        assert first[0].status_code == 503
-        assert "unloaded on request" in first[0].json()["error"]["message"]
+            await house.until(lambda: answers)
+            # The old process is still on its way out, and gets ready on it.
+            await house.until(lambda: house.events("told"))
+            tasks.start_soon(ask)
+            await house.until_counts(0, 1)
+            ready.open()
+            await house.until(lambda: house.events("ready"))
+            gone.open()
+        assert [answer.status_code for answer in answers] == [503, 200]
+        assert "unloaded on request" in answers[0].json()["error"]["message"]
         assert house.starts() == ["a", "a"]
 
 
-async def test_an_unload_that_takes_long_delays_nobody_else(open_house: OpenHouse) -> None:
+async def test_an_unload_that_takes_long_delays_nobody_else(open_house: OpenHouse, gates: Gates) -> None:
+    gone = gates("gone")
     profiles = {
         "a": {"memory": "4GiB", "parallel": 2, "script": {"chunks": 30, "chunk_delay": 0.03}},
-        "b": {"memory": "2GiB", "stop_grace_s": 5, "script": {"slow_exit": 1.2}},
+        "b": {"memory": "2GiB", "stop_grace_s": 60, "script": {"gone_when": gone.path}},
         "c": {"memory": "2GiB"},
     }
     async with open_house(profiles, supervisor=SHARED) as house:
@@ -246,12 +278,13 @@ async def test_an_unload_that_takes_long_delays_nobody_else(open_house: OpenHous
             tasks.start_soon(lambda: house.order("unload", model="b"))
             await house.until(lambda: models_in(house, "stopping"))
             seconds = []
-            for _ in range(5):
+            for _ in range(9):
                 began = time.monotonic()
                 assert (await house.chat("c")).status_code == 200
                 seconds.append(time.monotonic() - began)
             rest = [line async for line in lines]
             assert models_in(house, "stopping") == ["b"]
+            gone.open()
         assert min(seconds) < 0.05
         assert "data: [DONE]" in rest
         assert models_in(house, "stopping") == []
@@ -274,8 +307,7 @@ async def test_an_unload_ends_the_answers_in_progress_and_frees_their_places(ope
             tasks.start_soon(ask)
             await house.until(lambda: len(house.asked()) == 2)
             pid = house.events("start")[0]["pid"]
-            with anyio.fail_after(3):
-                done = await house.order("unload", model="a")
+            done = await house.order("unload", model="a")
             assert done.json() == {"model": "a", "state": "unloaded"}
             assert not psutil.pid_exists(pid)
             rest = [line async for line in lines]
@@ -284,11 +316,13 @@ async def test_an_unload_ends_the_answers_in_progress_and_frees_their_places(ope
         assert await house.counts() == (0, 0)
 
 
-async def test_an_unload_without_force_lets_the_answers_in_progress_end(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"script": SHORT}}) as house, house.stream("a") as answer:
+async def test_an_unload_without_force_lets_the_answers_in_progress_end(open_house: OpenHouse, gates: Gates) -> None:
+    last = gates("last")
+    async with open_house({"a": {"script": {"last_when": last.path}}}) as house, house.stream("a") as answer:
         lines = await first_word(answer)
         order = await house.order("unload", model="a", force=False)
         assert order.json()["state"] == "draining"
+        last.open()
         assert "data: [DONE]" in [line async for line in lines]
         await house.until(lambda: house.events("stop"))
 
@@ -306,7 +340,8 @@ async def test_an_unload_fails_those_who_wait_for_the_model_and_nobody_else(open
             tasks.start_soon(ask, "c")
             await house.until_counts(1, 2)
             assert (await house.order("unload", model="b")).status_code == 200
-            await house.until(lambda: "b" in answers, 1.0)
+            # Until then `a` speaks.
+            await house.until(lambda: "b" in answers)
             assert await house.counts() == (1, 1)
             await answer.aclose()
         assert answers["b"].status_code == 503
@@ -321,6 +356,7 @@ async def test_a_wish_for_another_model_waits_for_patience_the_answers_in_flight
         "a": {"parallel": 2, "script": {"chunks": 5, "chunk_delay": 0.04}},
         "b": {"script": {"ready_after": 0.2}},
     }
+    took: list[float] = []
     async with open_house(profiles, gateway={"switching": {"patience_s": 0.5}}) as house:
         await house.chat("a")
         async with anyio.create_task_group() as tasks:
@@ -331,10 +367,11 @@ async def test_a_wish_for_another_model_waits_for_patience_the_answers_in_flight
 
             for _ in range(4):
                 tasks.start_soon(keep_asking)
-            await house.until_counts(2, 2)
-            began = time.monotonic()
-            assert (await house.chat("b")).status_code == 200
-            seconds = time.monotonic() - began
+            while not took or (min(took) > 1.9 and len(took) < 4):
+                await house.until_counts(2, 2)
+                began = time.monotonic()
+                assert (await house.chat("b")).status_code == 200
+                took.append(time.monotonic() - began)
             tasks.cancel_scope.cancel()
-        # 0.5 patience, 0.2 in flight, 0.2 load; the rest is for starting and stopping processes on a busy machine.
-        assert 0.5 <= seconds <= 0.5 + 0.2 + 0.2 + 1.0
+    # 0.5 patience, 0.2 in flight, 0.2 load; the rest is for starting and stopping processes on a busy machine.
+    assert 0.5 <= min(took) <= 0.5 + 0.2 + 0.2 + 1.0
