@@ -2,65 +2,97 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 
 import anyio
 import pytest
-from system.house import OpenHouse
+from fakes.gate import Gate
+from system.house import House, OpenHouse
 
 pytestmark = pytest.mark.anyio
 
+Gates = Callable[[str], Gate]
+
+
+async def stayed(house: House, since: str, model: str = "a") -> float:
+    """Wait until it has stopped; how long after the last note of this kind that was."""
+    await house.until(lambda: len(house.events("stop", model)) == len(house.starts(model)))
+    stop = house.events("stop", model)[-1]["time"]
+    return float(stop - max(note["time"] for note in house.events(since, model) if note["time"] <= stop))
+
 
 async def test_a_model_is_stopped_when_nobody_has_used_it_for_its_ttl(open_house: OpenHouse) -> None:
+    unused: list[float] = []
     async with open_house({"a": {"ttl_s": 0.6}}) as house:
-        await house.chat("a")
-        used = time.time()
-        await house.until(lambda: house.events("stop"), 3.0)
-        assert 0.5 <= house.events("stop")[0]["time"] - used <= 0.6 + 1.0
+        # The best of a few, here and below: what a machine does that is busy with other things is not the question.
+        while not unused or (min(unused) > 0.6 + 1.0 and len(unused) < 4):
+            await house.chat("a")
+            unused.append(await stayed(house, since="done"))
+    assert 0.6 <= min(unused) <= 0.6 + 1.0
 
 
 async def test_each_request_sets_the_idle_clock_back(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"ttl_s": 0.6}}) as house:
-        began = time.time()
-        while time.time() - began < 1.5:
-            await house.chat("a")
-            await anyio.sleep(0.2)
-        used = time.time() - 0.2
-        await house.until(lambda: house.events("stop"), 3.0)
-        assert house.starts() == ["a"]
-        assert house.events("stop")[0]["time"] - used >= 0.5
+    async with open_house({"a": {"ttl_s": 1.0}}) as house:
+        lived: list[float] = []
+        while not lived or (max(lived) < 2.0 and len(lived) < 4):
+            for _ in range(9):
+                await house.chat("a")
+                await anyio.sleep(0.3)
+            # Never sooner than that, however long a request was on its way.
+            assert await stayed(house, since="done") >= 1.0
+            lived.append(house.events("stop")[-1]["time"] - house.events("ready")[-1]["time"])
+    assert max(lived) >= 2.0
 
 
-async def test_a_model_is_never_stopped_in_mid_answer(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"ttl_s": 0.2, "script": {"chunks": 20, "chunk_delay": 0.05}}}) as house:
-        async with house.stream("a") as answer:
+async def test_a_model_is_never_stopped_in_mid_answer(open_house: OpenHouse, gates: Gates) -> None:
+    last = gates("last")
+    async with open_house({"a": {"ttl_s": 0.2, "script": {"last_when": last.path}}}) as house:
+        async with anyio.create_task_group() as tasks, house.stream("a") as answer:
+            tasks.start_soon(open_later, last)
             text = (await answer.aread()).decode()
-        ended = time.time()
         assert "data: [DONE]" in text
-        await house.until(lambda: house.events("stop"), 3.0)
-        assert house.events("stop")[0]["time"] >= ended
+        await house.until(lambda: house.events("stop"))
+        assert house.starts() == ["a"]
+
+
+async def open_later(gate: Gate) -> None:
+    """Not to wait for something: an answer takes several times the ttl."""
+    await anyio.sleep(1.0)
+    gate.open()
 
 
 async def test_a_model_that_was_loaded_for_nobody_stays_for_its_ttl(open_house: OpenHouse) -> None:
+    unused: list[float] = []
     async with open_house({"a": {"ttl_s": 0.6}, "b": {}}) as house:
-        assert (await house.order("load", model="a")).json() == {"model": "a", "state": "loaded"}
-        ready = house.events("ready")[0]["time"]
-        await house.until(lambda: house.events("stop"), 3.0)
-        assert 0.6 <= house.events("stop")[0]["time"] - ready <= 0.6 + 1.0
+        while not unused or (min(unused) > 0.6 + 1.0 and len(unused) < 4):
+            assert (await house.order("load", model="a")).json() == {"model": "a", "state": "loaded"}
+            unused.append(await stayed(house, since="ready"))
+        assert 0.6 <= min(unused) <= 0.6 + 1.0
         # Without a ttl it stays.
         await house.order("load", model="b")
         with pytest.raises(TimeoutError):
             await house.until(lambda: house.events("stop", "b"), 0.8)
 
 
-async def test_a_request_during_an_idle_stop_is_served_by_a_fresh_process(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"ttl_s": 0.2, "script": {"slow_exit": 0.5}}}) as house:
+async def test_a_request_during_an_idle_stop_is_served_by_a_fresh_process(open_house: OpenHouse, gates: Gates) -> None:
+    gone = gates("gone")
+    profile = {"ttl_s": 0.2, "stop_grace_s": 60, "script": {"gone_when": gone.path}}
+    async with open_house({"a": profile}) as house:
         await house.chat("a")
         first = house.events("start")[0]["pid"]
-        await house.until(lambda: [m.state for m in house.fleet.status_now().models] == ["stopping"], 3.0)
-        assert (await house.chat("a")).status_code == 200
+        await house.until(lambda: house.events("told"))
+        answers: list[int] = []
+
+        async def ask() -> None:
+            answers.append((await house.chat("a")).status_code)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await house.until_counts(0, 1)
+            gone.open()
+        assert answers == [200]
         assert [note["pid"] for note in house.events("stop")][:1] == [first]
-        assert house.starts() == ["a", "a"]
+        assert house.starts()[:2] == ["a", "a"]
 
 
 async def test_a_request_can_say_itself_how_long_its_model_stays(open_house: OpenHouse) -> None:
@@ -72,4 +104,5 @@ async def test_a_request_can_say_itself_how_long_its_model_stays(open_house: Ope
             await house.until(lambda: house.events("stop"), 0.8)
         asked = {"model": "b", "messages": messages, "stream": False, "keep_alive": 0}
         assert (await house.http.post("/api/chat", json=asked)).status_code == 200
-        await house.until(lambda: house.events("stop", "b"), 1.0)
+        # By itself it would stay for ever.
+        await house.until(lambda: house.events("stop", "b"))

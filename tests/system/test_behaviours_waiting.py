@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import anyio
 import httpx
 import pytest
+from fakes.gate import Gate
 from system.house import OpenHouse, first_word, keys_in
 
 pytestmark = pytest.mark.anyio
 
-LONG = {"chunks": 500, "chunk_delay": 0.02}
+LONG = {"chunks": 50_000, "chunk_delay": 0.02}
+
+Gates = Callable[[str], Gate]
 
 
-async def test_a_load_whose_only_waiter_left_is_finished_and_kept(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"ttl_s": 30, "script": {"ready_after": 0.4}}}) as house:
-        with pytest.raises(httpx.ReadTimeout):
-            await house.http.post("/v1/chat/completions", json={"model": "a", "messages": []}, timeout=0.1)
+async def test_a_load_whose_only_waiter_left_is_finished_and_kept(open_house: OpenHouse, gates: Gates) -> None:
+    ready = gates("ready")
+    async with open_house({"a": {"ttl_s": 30, "script": {"ready_when": ready.path}}}) as house:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(house.chat, "a")
+            await house.until(house.starts)
+            await house.until_counts(0, 1)
+            tasks.cancel_scope.cancel()
         await house.until_counts(0, 0)
+        ready.open()
         await house.until(lambda: house.events("ready"))
         assert (await house.chat("a")).status_code == 200
         assert house.starts() == ["a"]
@@ -62,12 +72,13 @@ async def test_a_client_that_leaves_the_line_makes_room_for_the_next_at_once(ope
             tasks.cancel_scope.cancel()
 
 
-async def test_those_who_are_served_do_not_count_as_waiting(open_house: OpenHouse) -> None:
-    gateway = {"queue": {"max_waiting": 2}}
-    async with open_house(
-        {"a": {"parallel": 2, "script": {"queue": True, "first_delay": 0.5}}}, gateway=gateway
-    ) as house:
+async def test_those_who_are_served_do_not_count_as_waiting(open_house: OpenHouse, gates: Gates) -> None:
+    gateway, speak = {"queue": {"max_waiting": 2}}, gates("speak")
+    profile = {"parallel": 2, "script": {"queue": True, "answer_when": speak.path}}
+    async with open_house({"a": profile}, gateway=gateway) as house:
+        speak.open()
         await house.chat("a")
+        speak.close()
         codes: list[int] = []
 
         async def ask() -> None:
@@ -78,6 +89,7 @@ async def test_those_who_are_served_do_not_count_as_waiting(open_house: OpenHous
                 tasks.start_soon(ask)
             await house.until_counts(2, 2)
             assert (await house.chat("a")).status_code == 429
+            speak.open()
         assert codes == [200] * 4
         assert await house.counts() == (0, 0)
 
@@ -93,33 +105,49 @@ async def test_an_engine_never_gets_more_questions_than_it_has_slots(open_house:
         assert all(later - earlier >= 0.05 for earlier, later in pairwise(asked))
 
 
-async def test_a_full_queue_is_told_before_any_stream_begins(open_house: OpenHouse) -> None:
+async def test_a_full_queue_is_told_before_any_stream_begins(open_house: OpenHouse, gates: Gates) -> None:
+    ready = gates("ready")
     gateway = {"queue": {"max_waiting": 1}, "switching": {"progress_after_s": 0, "progress_every_s": 0.05}}
-    async with open_house({"a": {"script": {"ready_after": 0.5}}}, gateway=gateway) as house:
+    async with open_house({"a": {"script": {"ready_when": ready.path}}}, gateway=gateway) as house:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(house.chat, "a")
             await house.until_counts(0, 1)
             async with house.stream("a") as refused:
                 body = (await refused.aread()).decode()
+            ready.open()
         assert refused.status_code == 429
         assert refused.headers["content-type"].startswith("application/json")
         assert int(refused.headers["retry-after"]) >= 1
         assert '"queue_full"' in body
 
 
-async def test_retry_after_is_what_is_left_of_the_load_by_what_it_took_before(open_house: OpenHouse) -> None:
-    profiles = {"a": {"script": {"ready_after": 1.3}}}
+async def test_retry_after_is_what_is_left_of_the_load_by_what_it_took_before(
+    open_house: OpenHouse, gates: Gates
+) -> None:
+    ready = gates("ready")
+    profiles = {"a": {"script": {"ready_after": 1.3, "ready_when": ready.path}}}
     async with open_house(profiles, gateway={"queue": {"max_waiting": 1}}) as house:
+        ready.open()
         await house.chat("a")
         await house.order("unload", model="a")
-        told: list[int] = []
+        ready.close()
+        takes = house.fleet.status_now().profiles[0].load_s
+        assert takes is not None
         async with anyio.create_task_group() as tasks:
+            began = time.monotonic()
             tasks.start_soon(house.chat, "a")
             await house.until_counts(0, 1)
-            while (answer := await house.chat("a")).status_code == 429:
-                told.append(int(answer.headers["retry-after"]))
-        assert told == sorted(told, reverse=True)
-        assert set(told) == {2, 1}
+            begun = time.monotonic()
+            told = 0
+            while told != 1:
+                asked = time.monotonic()
+                answer = await house.chat("a")
+                assert answer.status_code == 429
+                told = int(answer.headers["retry-after"])
+                # By the time that has passed since the load began, at most and at least.
+                assert max(1, math.ceil(takes - (time.monotonic() - began) - 0.1)) <= told
+                assert told <= max(1, math.ceil(takes - (asked - begun) + 0.1))
+            ready.open()
 
 
 async def test_a_swarm_of_one_client_does_not_hold_up_the_chat_of_another(
@@ -162,7 +190,7 @@ async def test_a_crowd_of_one_client_does_not_keep_another_out_for_good(open_hou
             await house.until_counts(1, 4)
             refused = await house.chat("a")
             assert refused.status_code == 429
-            with anyio.fail_after(int(refused.headers["retry-after"]) + 5.0):
+            with anyio.fail_after(int(refused.headers["retry-after"]) + 20.0):
                 while (await house.chat("a")).status_code == 429:
                     await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
@@ -171,11 +199,14 @@ async def test_a_crowd_of_one_client_does_not_keep_another_out_for_good(open_hou
 async def test_waiting_ends_with_an_error_at_its_limit(open_house: OpenHouse) -> None:
     gateway = {"queue": {"max_wait_s": 0.4}}
     async with open_house({"a": {"script": LONG}, "b": {}}, gateway=gateway) as house:
+        took: list[float] = []
         async with house.stream("a") as running:
             await first_word(running)
-            began = time.monotonic()
-            answer = await house.chat("b")
-            assert 0.35 <= time.monotonic() - began <= 1.5
+            while not took or (min(took) > 1.5 and len(took) < 4):
+                began = time.monotonic()
+                answer = await house.chat("b")
+                took.append(time.monotonic() - began)
+        assert 0.4 <= min(took) <= 1.5
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "wait_limit_reached"
         assert int(answer.headers["retry-after"]) >= 1
@@ -198,11 +229,11 @@ async def test_an_operator_can_end_a_request_that_waits_and_one_that_is_answered
             waiting = (await house.status())["hosts"][0]["queue"]
             assert [(each["id"], each["model"], each["position"]) for each in waiting] == [("the-second", "b", 1)]
             assert (await house.order("cancel", id="the-second")).json() == {"id": "the-second", "cancelled": 1}
-            await house.until(lambda: answers, 2.0)
+            await house.until(lambda: answers)
             assert await house.counts() == (1, 0)
             assert (await house.order("cancel", id=running.headers["x-request-id"])).status_code == 200
             rest = [line async for line in lines]
-            await house.until(lambda: house.events("gone"), 1.0)
+            await house.until(lambda: house.events("gone"))
         assert answers[0].status_code == 499
         assert answers[0].json()["error"]["code"] == "request_cancelled"
         assert any('"request_cancelled"' in line for line in rest)

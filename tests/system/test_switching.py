@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 import httpx
 import pytest
+from fakes.gate import Gate
 from system.house import OpenHouse, data_events
 
 pytestmark = pytest.mark.anyio
+
+Gates = Callable[[str], Gate]
 
 
 async def test_starts_a_cold_model_once_and_answers(open_house: OpenHouse) -> None:
@@ -18,16 +23,21 @@ async def test_starts_a_cold_model_once_and_answers(open_house: OpenHouse) -> No
         assert house.starts() == ["a"]
 
 
-async def test_requests_that_arrive_during_a_load_share_one_process(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"script": {"ready_after": 0.3}}}) as house:
+async def test_requests_that_arrive_during_a_load_share_one_process(open_house: OpenHouse, gates: Gates) -> None:
+    ready = gates("ready")
+    async with open_house({"a": {"script": {"ready_when": ready.path}}}) as house:
         answers: list[httpx.Response] = []
 
         async def ask() -> None:
             answers.append(await house.chat("a"))
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(6):
+            tasks.start_soon(ask)
+            await house.until(house.starts)
+            for _ in range(5):
                 tasks.start_soon(ask)
+            await house.until_counts(0, 6)
+            ready.open()
         assert [answer.status_code for answer in answers] == [200] * 6
         assert house.starts() == ["a"]
 
@@ -40,23 +50,30 @@ async def test_stops_the_old_model_before_the_new_one_starts(open_house: OpenHou
         assert order == [("start", "a"), ("stop", "a"), ("start", "b")]
 
 
-async def test_a_stream_ends_by_itself_before_its_model_is_stopped(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"script": {"chunks": 20, "chunk_delay": 0.02}}, "b": {}}) as house:
+async def test_a_stream_ends_by_itself_before_its_model_is_stopped(open_house: OpenHouse, gates: Gates) -> None:
+    last = gates("last")
+    async with open_house({"a": {"script": {"last_when": last.path}}, "b": {}}) as house:
         async with anyio.create_task_group() as tasks, house.stream("a") as answer:
             lines = answer.aiter_lines()
             await anext(lines)
             tasks.start_soon(house.chat, "b")
+            await house.until_counts(1, 1)
+            last.open()
             text = [line async for line in lines]
         assert "data: [DONE]" in text
         assert house.starts() == ["a", "b"]
 
 
-async def test_alternating_requests_cost_one_switch(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"script": {"first_delay": 0.1}}, "b": {}}) as house:
-        await house.chat("a")
+async def test_alternating_requests_cost_one_switch(open_house: OpenHouse, gates: Gates) -> None:
+    speak = gates("speak")
+    async with open_house({"a": {"script": {"answer_when": speak.path}}, "b": {}}) as house:
         async with anyio.create_task_group() as tasks:
-            for model in "ababab":
+            tasks.start_soon(house.chat, "a")
+            await house.until_counts(1, 0)
+            for model in "bababa":
                 tasks.start_soon(house.chat, model)
+            await house.until_counts(1, 6)
+            speak.open()
         assert house.starts() == ["a", "b"]
 
 
@@ -72,7 +89,7 @@ async def test_a_model_with_another_wish_waits_no_longer_than_patience(open_hous
 
             tasks.start_soon(keep_asking)
             tasks.start_soon(keep_asking)
-            with anyio.fail_after(8):
+            with anyio.fail_after(20):
                 answer = await house.chat("b")
             tasks.cancel_scope.cancel()
         assert answer.status_code == 200
@@ -94,8 +111,9 @@ async def test_a_model_nobody_waits_for_any_more_is_not_loaded(open_house: OpenH
         assert house.starts() == ["a"]
 
 
-async def test_more_than_may_wait_are_refused_with_an_honest_time(open_house: OpenHouse) -> None:
-    profiles = {"a": {"script": {"ready_after": 0.5}}}
+async def test_more_than_may_wait_are_refused_with_an_honest_time(open_house: OpenHouse, gates: Gates) -> None:
+    ready = gates("ready")
+    profiles = {"a": {"script": {"ready_when": ready.path}}}
     async with open_house(profiles, gateway={"queue": {"max_waiting": 10}}) as house:
         answers: list[httpx.Response] = []
 
@@ -105,18 +123,26 @@ async def test_more_than_may_wait_are_refused_with_an_honest_time(open_house: Op
         async with anyio.create_task_group() as tasks:
             for _ in range(13):
                 tasks.start_soon(ask)
-        refused = [answer for answer in answers if answer.status_code == 429]
-        assert len(refused) == 3
+            await house.until(lambda: len(answers) == 3)
+            await house.until_counts(0, 10)
+            ready.open()
+        refused = answers[:3]
+        assert [answer.status_code for answer in answers] == [429] * 3 + [200] * 10
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
         assert refused[0].json()["error"]["code"] == "queue_full"
         assert (await house.status())["hosts"][0]["waiting"] == 0
 
 
-async def test_progress_is_shown_and_then_the_answer(open_house: OpenHouse) -> None:
+async def test_progress_is_shown_and_then_the_answer(open_house: OpenHouse, gates: Gates) -> None:
+    ready = gates("ready")
     settings = {"switching": {"progress_after_s": 0.05, "progress_every_s": 0.05}}
-    async with open_house({"a": {"script": {"ready_after": 0.4}}}, gateway=settings) as house:
+    async with open_house({"a": {"script": {"ready_when": ready.path}}}, gateway=settings) as house:
         async with house.stream("a") as answer:
-            text = (await answer.aread()).decode()
+            text = ""
+            async for part in answer.aiter_text():
+                text += part
+                if "x_hostler" in text:
+                    ready.open()
         events = data_events(text)
         shown = [event for event in events if "x_hostler" in event]
         assert shown
@@ -126,12 +152,14 @@ async def test_progress_is_shown_and_then_the_answer(open_house: OpenHouse) -> N
         assert "data: [DONE]" in text
 
 
-async def test_a_failed_load_after_progress_is_an_error_in_the_stream(open_house: OpenHouse) -> None:
+async def test_a_failed_load_after_progress_is_an_error_in_the_stream(open_house: OpenHouse, gates: Gates) -> None:
+    die = gates("die")
     settings = {"switching": {"progress_after_s": 0.05, "progress_every_s": 0.05}}
-    script = {"never_ready": True, "exit_code": 1, "exit_after": 0.4, "stderr": "E out of luck\n"}
+    script = {"never_ready": True, "exit_code": 1, "exit_when": die.path, "stderr": "E out of luck\n"}
     async with open_house({"a": {"script": script}}, gateway=settings) as house:
         async with house.stream("a") as answer:
             assert answer.status_code == 200
+            die.open()
             text = (await answer.aread()).decode()
         assert data_events(text)[-1]["error"]["code"] == "model_not_available"
 
