@@ -44,6 +44,7 @@ from hostler.gateway.layers.observe import Observe
 from hostler.gateway.layers.probe import Probe
 from hostler.gateway.layers.queueing import Queueing
 from hostler.gateway.layers.switch import Switch
+from hostler.gateway.records.journal import Journal
 from hostler.gateway.routes import adapter_claims, build
 from hostler.gateway.security import Rules, Security
 from hostler.gateway.serving.server import Server
@@ -104,6 +105,7 @@ class Gateway:
             name: self._orchestrator(name, supervisor, catalog, lan) for name, supervisor in self._supervisors.items()
         }
         self._hosts = hosts
+        journal = Journal()
         cloud = CloudTransport()
         if not all(backend.in_the_house for backend in self._settings.backends.values()):
             cloud.client()  # loads certificates, which nobody should wait for later
@@ -151,7 +153,7 @@ class Gateway:
                         in_progress=self._in_progress,
                         clock=self._clock,
                     ),
-                    lambda app: Observe(app, bus=self.bus, clock=self._clock),
+                    lambda app: Observe(app, bus=self.bus, log=journal.add, clock=self._clock),
                     lambda app: Probe(
                         app, listing=lambda: with_ends(catalog.listing, _ends(hosts, self._clock())), bus=self.bus
                     ),
@@ -180,6 +182,7 @@ class Gateway:
             try:
                 await self._server.serve(sockets)
             finally:
+                journal.flush()
                 # Cancelled, the server has not let go of them; the loop must before their numbers are given out again.
                 for server in getattr(self._server, "servers", ()):
                     server.close()

@@ -173,5 +173,7 @@ class Bus:
 
 def printable(text: str, limit: int = 300) -> str:
     """Text from outside, safe for a log or a message: one line, no control characters, bounded."""
+    if len(text) <= limit and text.isprintable():
+        return text
     clean = "".join(character if character.isprintable() else "?" for character in text[:limit])
     return clean + ("…" if len(text) > limit else "")

@@ -18,6 +18,7 @@ import anyio
 
 from hostler.gateway.app import Gateway, addresses, is_loopback, keys_in_force, places
 from hostler.gateway.records import history
+from hostler.gateway.records.journal import Lines
 from hostler.gateway.reloading import Reloader
 from hostler.gateway.serving import notify
 from hostler.gateway.serving.server import ListenError, Server, bind
@@ -48,10 +49,19 @@ class _Lines(logging.Formatter):
     _shown = ""
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        second = int(record.created)
+        return self._time(record.created)
+
+    def _time(self, at: float) -> str:
+        second = int(at)
         if second != self._second:
             self._second, self._shown = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-        return f"{self._shown},{int(record.msecs):03d}"
+        return f"{self._shown},{int((at - second) * 1000):03d}"
+
+    def format(self, record: logging.LogRecord) -> str:
+        if not isinstance(record, Lines):
+            return super().format(record)
+        kind = f"{record.levelname:7} {record.name}"
+        return "\n".join(f"{self._time(at)} {kind}: {text}" for at, text in record.lines)
 
 
 def set_up_logging(level: str) -> None:

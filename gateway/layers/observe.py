@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 
 from hostler.adapters.errors import BackendRejected, GatewayError, Stopping
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.events import AttemptMade, Bus, RequestFinished, printable
+from hostler.gateway.events import AttemptMade, Bus, RequestFinished
 from hostler.gateway.exchange import CUT_OFF, Exchange
 from hostler.gateway.layers.base import CallNext, Layer
 
-logger = logging.getLogger("hostler.requests")
-
 
 class Observe(Layer):
-    """Publishes a `RequestFinished` when the request has ended, and logs it."""
+    """Publishes a `RequestFinished` when the request has ended, and has `log` write it down."""
 
     def __init__(
-        self, app: ASGIApp, *, bus: Bus, clock: Callable[[], float], wall: Callable[[], float] = time.time
+        self,
+        app: ASGIApp,
+        *,
+        bus: Bus,
+        log: Callable[[RequestFinished], None],
+        clock: Callable[[], float],
+        wall: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(app)
         self._bus = bus
+        self._log = log
         self._clock = clock
         self._wall = wall
 
@@ -88,28 +92,4 @@ class Observe(Layer):
             cost=exchange.cost,
         )
         self._bus.publish(event)
-        if logger.isEnabledFor(logging.INFO):
-            logger.info("%s", describe(event))
-
-
-def describe(event: RequestFinished) -> str:
-    """A finished request in one line, for people."""
-    words = [event.outcome, str(event.status), f"{event.protocol}.{event.operation}"]
-    if event.model or event.asked:
-        words.append(printable(event.model or event.asked or ""))
-    if event.backend:
-        words.append(f"from {event.backend}")
-    words.append(f"for {event.client} in {event.seconds:.3f} s")
-    if event.queue_s >= 0.001:
-        words.append(f"queued {event.queue_s:.3f} s")
-    if event.switch_s >= 0.001:
-        words.append(f"switched {event.switch_s:.3f} s")
-    if event.first_word_s is not None:
-        words.append(f"first word {event.first_word_s:.3f} s")
-    if event.completion_tokens:
-        words.append(f"{event.prompt_tokens}+{event.completion_tokens} tokens")
-    if event.cost is not None:
-        words.append(f"${event.cost:.6f}")
-    if event.reason:
-        words.append(f"({printable(event.reason)})")
-    return " ".join([*words, event.id])
+        self._log(event)

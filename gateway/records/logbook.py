@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 import msgspec
 
+from hostler.gateway.records.journal import Lines
+
 #: As many lines are kept.
 KEPT = 1000
 _LONGEST = 2000
@@ -64,24 +66,32 @@ class Logbook(logging.Handler):
         loop = self._loop
         if loop is None:
             return
-        try:
-            text = self.format(record)[:_LONGEST]
-        except Exception:
-            text = f"a message of {record.name} could not be written"
-        line = LogLine(text=text, at=record.created, level=record.levelname.lower(), logger=record.name)
+        level = record.levelname.lower()
+        if isinstance(record, Lines):
+            lines = [
+                LogLine(text=text[:_LONGEST], at=at, level=level, logger=record.name)
+                for at, text in record.lines[-KEPT:]
+            ]
+        else:
+            try:
+                text = self.format(record)[:_LONGEST]
+            except Exception:
+                text = f"a message of {record.name} could not be written"
+            lines = [LogLine(text=text, at=record.created, level=level, logger=record.name)]
         try:
             running = asyncio.get_running_loop()
         except RuntimeError:
             running = None
         if running is loop:
-            self._keep(line)
+            self._keep(lines)
         elif not loop.is_closed():
-            loop.call_soon_threadsafe(self._keep, line)
+            loop.call_soon_threadsafe(self._keep, lines)
 
-    def _keep(self, line: LogLine) -> None:
-        self._lines.append(line)
+    def _keep(self, lines: list[LogLine]) -> None:
+        self._lines += lines
         for follower in self._followers:
-            follower.offer(line)
+            for line in lines:
+                follower.offer(line)
 
 
 class _Follower:

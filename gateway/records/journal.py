@@ -1,0 +1,68 @@
+"""The line in the log for every finished request, written a few times a second for all that have ended since."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from hostler.gateway.events import RequestFinished, printable
+
+logger = logging.getLogger("hostler.requests")
+
+#: So long may a line wait for others, in seconds.
+_TOGETHER_S = 0.1
+
+
+class Lines(logging.LogRecord):
+    """Several lines as one record, each with its own time. Handlers that do not know them see one message of many lines."""
+
+    def __init__(self, lines: list[tuple[float, str]]) -> None:
+        super().__init__(logger.name, logging.INFO, __file__, 0, "\n".join(text for _, text in lines), None, None)
+        self.lines = lines
+
+
+class Journal:
+    """Takes finished requests and logs them, losing none as long as somebody calls `flush` at the end."""
+
+    def __init__(self, together_s: float = _TOGETHER_S) -> None:
+        self._together_s = together_s
+        self._waiting: list[RequestFinished] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, event: RequestFinished) -> None:
+        """Another request has ended. Never waits."""
+        self._waiting.append(event)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._together_s, self.flush)
+
+    def flush(self) -> None:
+        """Log what has ended so far."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        events, self._waiting = self._waiting, []
+        if events and logger.isEnabledFor(logging.INFO):
+            logger.handle(Lines([(event.at, describe(event)) for event in events]))
+
+
+def describe(event: RequestFinished) -> str:
+    """A finished request in one line, for people."""
+    words = [event.outcome, str(event.status), f"{event.protocol}.{event.operation}"]
+    if event.model or event.asked:
+        words.append(printable(event.model or event.asked or ""))
+    if event.backend:
+        words.append(f"from {event.backend}")
+    words.append(f"for {event.client} in {event.seconds:.3f} s")
+    if event.queue_s >= 0.001:
+        words.append(f"queued {event.queue_s:.3f} s")
+    if event.switch_s >= 0.001:
+        words.append(f"switched {event.switch_s:.3f} s")
+    if event.first_word_s is not None:
+        words.append(f"first word {event.first_word_s:.3f} s")
+    if event.completion_tokens:
+        words.append(f"{event.prompt_tokens}+{event.completion_tokens} tokens")
+    if event.cost is not None:
+        words.append(f"${event.cost:.6f}")
+    if event.reason:
+        words.append(f"({printable(event.reason)})")
+    return " ".join([*words, event.id])

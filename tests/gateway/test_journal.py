@@ -1,0 +1,54 @@
+"""The log's lines of finished requests: all of them, in order, each with its own time, few writes."""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+import pytest
+
+from hostler.gateway.events import RequestFinished
+from hostler.gateway.records.journal import Journal, Lines
+from hostler.gateway.records.logbook import Logbook
+from hostler.gateway.running import _Lines
+
+pytestmark = pytest.mark.anyio
+
+
+def finished(number: int) -> RequestFinished:
+    return RequestFinished(
+        id=f"req-{number}", at=1000.5 + number, protocol="openai", operation="chat", client="anna", outcome="ok",
+        status=200, seconds=0.1, model="a", backend="box",
+    )  # fmt: skip
+
+
+async def test_what_ends_together_is_one_record_with_a_line_each(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="hostler.requests")
+    journal = Journal(together_s=60.0)
+    for number in range(3):
+        journal.add(finished(number))
+    assert not caplog.records
+    journal.flush()
+    journal.flush()
+    (record,) = caplog.records
+    assert [line.rpartition(" ")[2] for line in record.getMessage().splitlines()] == ["req-0", "req-1", "req-2"]
+
+
+async def test_lines_are_written_without_being_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="hostler.requests")
+    journal = Journal(together_s=0.0)
+    journal.add(finished(7))
+    await anyio.sleep(0.01)  # timers that are due are called first
+    assert "req-7" in caplog.text
+
+
+async def test_each_line_keeps_its_own_time_on_the_terminal_and_in_the_book() -> None:
+    record = Lines([(1000.25, "one"), (1001.5, "two")])
+    first, second = _Lines().format(record).splitlines()
+    assert first.endswith(",250 INFO    hostler.requests: one") and second.endswith(
+        ",500 INFO    hostler.requests: two"
+    )
+    book = Logbook()
+    with book.opened():
+        logging.getLogger().handle(record)
+        assert [(line.text, line.at) for line in book.tail()] == [("one", 1000.25), ("two", 1001.5)]
