@@ -27,7 +27,8 @@ from hostler.adapters.openai.wire import FunctionPiece, ToolCallPiece
 
 T = TypeVar("T")
 _NULL = b"null"
-_ANY_OBJECT = msgspec.Raw(b'"json"')
+#: Stands for a schema where any JSON object will do.
+ANY_OBJECT = msgspec.Raw(b'"json"')
 
 
 class _Url(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,9 +151,9 @@ def expand(request: Request) -> Request:
     """The request with everything decoded. Raises `BadRequest` naming the field that cannot be understood."""
     body = request.origin.body
     if isinstance(request, ChatRequest):
-        return msgspec.structs.replace(request, dialogue=_dialogue(_read(body, _Chat)))
+        return msgspec.structs.replace(request, dialogue=_dialogue(read(body, _Chat)))
     if isinstance(request, CompletionRequest):
-        completion = _read(body, _Completion)
+        completion = read(body, _Completion)
         prompt = completion.prompt
         if isinstance(prompt, list) and len(prompt) == 1:
             prompt = prompt[0]
@@ -160,7 +161,7 @@ def expand(request: Request) -> Request:
             raise BadRequest("`prompt` must be one string for the backend of this model.", param="prompt")
         return msgspec.structs.replace(request, prompt=prompt, suffix=completion.suffix, sampling=_sampling(completion))
     if isinstance(request, EmbedRequest):
-        embeddings = _read(body, _Embeddings)
+        embeddings = read(body, _Embeddings)
         inputs = [embeddings.input] if isinstance(embeddings.input, str) else embeddings.input
         if not isinstance(inputs, list) or not all(isinstance(text, str) for text in inputs):
             raise BadRequest(
@@ -168,7 +169,7 @@ def expand(request: Request) -> Request:
             )
         return msgspec.structs.replace(request, inputs=tuple(inputs), dimensions=embeddings.dimensions)
     if isinstance(request, RerankRequest):
-        rerank = _read(body, _Rerank)
+        rerank = read(body, _Rerank)
         documents = tuple(_document(entry) for entry in rerank.documents or rerank.texts or ())
         return msgspec.structs.replace(request, query=rerank.query, documents=documents, top_n=rerank.top_n)
     return request
@@ -307,7 +308,7 @@ def _document(entry: Any) -> str:
 
 
 def _schema_or_any(raw: msgspec.Raw) -> msgspec.Raw:
-    return _ANY_OBJECT if bytes(raw) == _NULL else msgspec.Raw(bytes(raw))
+    return ANY_OBJECT if bytes(raw) == _NULL else msgspec.Raw(bytes(raw))
 
 
 def _part(document: Document, name: str, kind: Any) -> Any:
@@ -317,7 +318,8 @@ def _part(document: Document, name: str, kind: Any) -> Any:
         raise _wrong(error, name) from None
 
 
-def _read(body: bytes, kind: type[T]) -> T:
+def read(body: bytes, kind: type[T]) -> T:
+    """The body as typed values. Raises `BadRequest` naming the field that is wrong."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:

@@ -25,7 +25,6 @@ from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.openai.fold import AnswerFold, misshapen, objects
 from hostler.adapters.openai.refusal import error_event, response_error_event
-from hostler.adapters.openai.wire import WIRE
 from hostler.adapters.progress import PREFIX, progress_line
 
 _encode = msgspec.json.encode
@@ -53,6 +52,7 @@ class OpenAIEncoder:
         "_usage",
         "_vectors",
         "_whole",
+        "_wire",
         "_written",
     )
 
@@ -62,6 +62,7 @@ class OpenAIEncoder:
             # Structured output and several choices are read by programs: nothing to read for a person then.
             progress = "quiet"
         self._operation = request.origin.operation
+        self._wire = request.origin.wire
         self._streaming = output.stream
         self._include_usage = output.include_usage
         self._model = request.model or ""
@@ -105,7 +106,7 @@ class OpenAIEncoder:
 
     def chunk(self, chunk: Chunk) -> bytes:
         """The bytes for the client that this chunk gives; empty while a whole answer is still being folded."""
-        if chunk.wire == WIRE:
+        if chunk.wire == self._wire:
             if self._streaming:
                 if not chunk.whole:
                     return chunk.raw
@@ -245,6 +246,11 @@ class OpenAIEncoder:
             answer = msgspec.json.decode(body, type=dict[str, Any])
         except NOT_JSON:
             raise misshapen() from None
+        if self._operation == "responses":
+            return b"".join(
+                framing.write(_encode({"type": kind, "response": answer}), kind)
+                for kind in ("response.created", "response.completed")
+            )
         usage = answer.pop("usage", None)
         if self._operation == "chat":
             answer["object"] = "chat.completion.chunk"
@@ -271,7 +277,12 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 def _logprobs(logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
-    return {"content": [_token(token) for token in logprobs]} if logprobs else None
+    return {"content": logprob_list(logprobs)} if logprobs else None
+
+
+def logprob_list(logprobs: tuple[TokenLogprob, ...]) -> list[dict[str, Any]]:
+    """Log probabilities as this protocol lists them."""
+    return [_token(token) for token in logprobs]
 
 
 def _token(token: TokenLogprob) -> dict[str, Any]:

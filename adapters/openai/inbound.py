@@ -19,16 +19,21 @@ from hostler.adapters.canonical import (
     RerankRequest,
 )
 from hostler.adapters.document import Document
-from hostler.adapters.errors import BadRequest, GatewayError, NotFound
+from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
 from hostler.adapters.listing import Listing
-from hostler.adapters.openai import dialogue, models
+from hostler.adapters.openai import dialogue, models, responses
 from hostler.adapters.openai.encoder import OpenAIEncoder
 from hostler.adapters.openai.paths import FORMS, OPERATIONS
 from hostler.adapters.openai.refusal import refusal
-from hostler.adapters.openai.wire import WIRE, StreamOptions
-from hostler.adapters.protocol import Incoming, Operation, WireResponse
+from hostler.adapters.openai.responses_encoder import ResponsesEncoder
+from hostler.adapters.openai.wire import RESPONSES, WIRE, StreamOptions
+from hostler.adapters.protocol import Encoder, Incoming, Operation, WireResponse
 
 _FORM = "multipart/form-data"
+# What servers say of a route that they do not have; of a model that they do not have, too, which a chat will tell again.
+_NO_ROUTE = frozenset({404, 405, 501})
+# A request for a response that is to be told to a backend of this protocol as a chat.
+_AS_CHAT = "responses told as a chat"
 _OPTIONS = msgspec.json.Decoder(StreamOptions | None)
 
 
@@ -80,12 +85,28 @@ class OpenAIAdapter:
             return EmbedRequest(origin=origin, model=model)
         if name == "rerank":
             return RerankRequest(origin=origin, model=model)
+        if name == "responses":
+            origin = msgspec.structs.replace(origin, wire=RESPONSES)
+            return ChatRequest(origin=origin, model=model, output=responses.output(document))
         stream_ = document.flag("stream")
         return Passthrough(origin=origin, model=model, output=Output(stream=stream_))
 
     def expand(self, request: Request) -> Request:
         """The request with everything decoded that a backend of another protocol needs."""
+        if isinstance(request, ChatRequest) and request.origin.operation == "responses":
+            return request if request.dialogue is not None else responses.expand(request)
         return dialogue.expand(request)
+
+    def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
+        """A chat instead of a response, for a backend that knows no responses."""
+        origin = request.origin
+        if origin.wire != RESPONSES or rejected.wire != WIRE or rejected.answer_status not in _NO_ROUTE:
+            return None
+        try:
+            expanded = self.expand(request)
+        except BadRequest:
+            return None  # what cannot be told as a chat is refused in the backend's words
+        return msgspec.structs.replace(expanded, origin=msgspec.structs.replace(origin, wire=_AS_CHAT))
 
     def answer(self, request: Request, listing: Listing) -> WireResponse:
         """The list of models, or one of them."""
@@ -95,8 +116,10 @@ class OpenAIAdapter:
             return models.model(listing, request.model or "")
         raise NotFound("There is nothing like that to ask for.")
 
-    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> OpenAIEncoder:  # noqa: A002
+    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> Encoder:  # noqa: A002
         """An encoder for one reply. Requests for structured output or several choices get no words as progress."""
+        if isinstance(request, ChatRequest) and request.origin.operation == "responses":
+            return ResponsesEncoder(request, answer_id=id, created=created, progress=progress)
         return OpenAIEncoder(request, answer_id=id, created=created, progress=progress)
 
     def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:

@@ -19,7 +19,7 @@ from hostler.adapters.openai.fields import (
     says_nothing,
     usage_of,
 )
-from hostler.adapters.openai.wire import NO_ERROR, WIRE, ErrorBody, EventBody, NoticedChoice, NoticedEvent
+from hostler.adapters.openai.wire import NO_ERROR, RESPONSES, WIRE, ErrorBody, EventBody, NoticedChoice, NoticedEvent
 
 # A whole answer is remembered up to this size, to find its token counts, unless its fields are asked for.
 _REMEMBERED = 256 * 1024
@@ -58,10 +58,13 @@ class OpenAIParser:
         "_size",
         "_splitter",
         "_whole",
+        "_wire",
     )
 
     def __init__(self, operation: str, *, fields: bool = False, choices: int = 1) -> None:
         self._operation = operation
+        # Whose bytes are forwarded: chats and responses are not each other's.
+        self._wire = RESPONSES if operation == "responses" else WIRE
         self._fields = fields
         self._choices = choices
         self.begin(AnswerHead(media_type="text/event-stream"))
@@ -87,7 +90,7 @@ class OpenAIParser:
         if not block or self._done:
             return ()
         if self._given and not self._fields and _is_next_token(block):
-            return (Chunk(wire=WIRE, raw=block),)
+            return (Chunk(wire=self._wire, raw=block),)
         return self._read(block)
 
     def finish(self) -> Iterable[Chunk]:
@@ -108,7 +111,7 @@ class OpenAIParser:
             if self._operation == "responses" or not self._finished or self._finished < self._choices:
                 raise BackendBroken("The backend's answer ended before it was complete.")
             self._done = True
-            chunks.append(Chunk(wire=WIRE, raw=b"data: [DONE]\n\n"))
+            chunks.append(Chunk(wire=self._wire, raw=b"data: [DONE]\n\n"))
         return chunks
 
     def _read(self, block: bytes) -> Iterable[Chunk]:
@@ -181,13 +184,13 @@ class OpenAIParser:
             return []
         if self._fields:
             # The bytes ride on the first chunk, so that the same answer serves a client of this protocol too.
-            chunks = chunks or [Chunk(wire=WIRE)]
+            chunks = chunks or [Chunk(wire=self._wire)]
             if finish is not None and all(chunk.finish is None for chunk in chunks):
                 chunks[-1].finish = finish
             if usage is not None and all(chunk.usage is None for chunk in chunks):
                 chunks[-1].usage = usage
         else:
-            chunks = [Chunk(wire=WIRE, finish=finish, usage=usage)]
+            chunks = [Chunk(wire=self._wire, finish=finish, usage=usage)]
         if self._prompt is not None and chunks[0].usage is None:
             chunks[0].usage, self._prompt = self._prompt, None
         chunks[0].raw = b"".join(kept)
@@ -210,14 +213,14 @@ class OpenAIParser:
             raise BackendBroken(f"The backend's answer is larger than {limit} bytes.")
         else:
             self._body.clear()
-        return () if self._fields else (Chunk(wire=WIRE, raw=data, whole=True),)
+        return () if self._fields else (Chunk(wire=self._wire, raw=data, whole=True),)
 
     def _finish_whole(self) -> Iterable[Chunk]:
         length = self._head.length
         if length is not None and self._size != length:
             raise BackendBroken(f"The backend's answer ended after {self._size} of {length} bytes.")
         if not self._body or not self._head.media_type.lower().startswith("application/json"):
-            return () if not self._fields else (Chunk(wire=WIRE, raw=bytes(self._body), whole=True),)
+            return () if not self._fields else (Chunk(wire=self._wire, raw=bytes(self._body), whole=True),)
         if self._fields:
             self._look_for_error()
             try:
@@ -235,7 +238,7 @@ class OpenAIParser:
             raise error
         if finish is None and usage is None:
             return ()
-        return (Chunk(wire=WIRE, whole=True, finish=plain_finish(finish) if finish else None, usage=usage),)
+        return (Chunk(wire=self._wire, whole=True, finish=plain_finish(finish) if finish else None, usage=usage),)
 
     def _look_for_error(self) -> None:
         try:

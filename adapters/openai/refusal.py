@@ -46,10 +46,11 @@ def error_event(error: GatewayError) -> bytes:
     return framing.write(msgspec.json.encode({"error": error_body(error)})) + b"data: [DONE]\n\n"
 
 
-def response_error_event(error: GatewayError) -> bytes:
-    """The error inside a responses stream."""
+def response_error_event(error: GatewayError, number: int = 0) -> bytes:
+    """The error inside a responses stream, whose event of this number it is."""
     body = error_body(error)
-    event = {"type": "error", "code": body["code"], "message": body["message"], "param": body["param"]}
+    event = {"type": "error", "sequence_number": number}
+    event |= {"code": body["code"], "message": body["message"], "param": body["param"]}
     return framing.write(msgspec.json.encode(event), "error")
 
 

@@ -10,7 +10,7 @@ from hostler.adapters.openai.history import without_progress
 from hostler.adapters.openai.parser import OpenAIParser
 from hostler.adapters.openai.paths import FORMS, UPSTREAM_PATHS
 from hostler.adapters.openai.request_body import operation, request_body
-from hostler.adapters.openai.wire import WIRE
+from hostler.adapters.openai.wire import RESPONSES, WIRE
 from hostler.adapters.protocol import WireRequest
 
 # Operations whose stream can be folded into the whole answer.
@@ -36,10 +36,16 @@ class OpenAIUpstream:
         """The protocol's name."""
         return self._wire
 
+    def speaks(self, wire: str) -> bool:
+        """Whether a request of this protocol is sent on as it is. Engines are asked for chats instead of responses:
+        llama-server's lack the numbers by which clients put them together.
+        """
+        return wire == self._wire or (wire == RESPONSES and not self._engine)
+
     def build(self, request: Request, *, model: str, stream: bool) -> WireRequest:
         """The request for a backend that calls the model `model`."""
         origin = request.origin
-        if origin.wire != WIRE:
+        if not self.speaks(origin.wire):
             body = request_body(request, model=model, stream=stream, engine=self._engine)
             return WireRequest(path=self._prefix + UPSTREAM_PATHS[operation(request)], body=body)
         path = self._prefix + UPSTREAM_PATHS[origin.operation]
@@ -58,14 +64,8 @@ class OpenAIUpstream:
     def parser(self, request: Request, *, fields: bool) -> OpenAIParser:
         """A reader for the answer; `fields` asks for decoded fields beside the raw bytes."""
         output = _output(request)
-        return OpenAIParser(operation_of(request), fields=fields, choices=output.choices)
-
-
-def operation_of(request: Request) -> str:
-    """The operation of this protocol that a request becomes."""
-    if request.origin.wire == WIRE:
-        return request.origin.operation
-    return operation(request)
+        asked = request.origin.operation if self.speaks(request.origin.wire) else operation(request)
+        return OpenAIParser(asked, fields=fields, choices=output.choices)
 
 
 def _output(request: Request) -> Output:

@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 
 WIRE = "openai"
+#: OpenAI's responses: spoken by some servers of this kind beside chats.
+RESPONSES = "responses"
 NO_ERROR = msgspec.Raw(b"null")
 
 

@@ -33,10 +33,11 @@ class Story:
 
 
 class Storyteller:
-    """The server. `asked` holds the path and the body of each request."""
+    """The server. `asked` holds the path and the body of each request; `responds`: it knows OpenAI's responses, too."""
 
     def __init__(self) -> None:
         self.story = Story()
+        self.responds = False
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.url = ""
 
@@ -96,6 +97,8 @@ class Storyteller:
             "/v1/messages": anthropic_messages,
             "/v1/messages/count_tokens": lambda story, asked: iter([{"input_tokens": story.prompt_tokens}]),
         }.get(path)
+        if path == "/v1/responses" and self.responds:
+            told = openai_response
         if told is None:
             return 404, "application/json", iter([_json(_refusal("no such route", ollama=ollama, anthropic=anthropic))])
         chat = path in ("/api/chat", "/api/generate")
@@ -105,7 +108,7 @@ class Storyteller:
             return 200, "application/json", (_json(event) for event in events)
         if chat:
             return 200, "application/x-ndjson", (_json(event) + b"\n" for event in events)
-        if anthropic:
+        if anthropic or path == "/v1/responses":
             return 200, "text/event-stream", (b"event: %s\n" % e["type"].encode() + _event(e) for e in events)
         return 200, "text/event-stream", (_event(event) for event in events)
 
@@ -148,6 +151,21 @@ def openai_chat(story: Story, asked: dict[str, Any]) -> Iterator[Any]:
     if (asked.get("stream_options") or {}).get("include_usage"):
         yield {**base, "choices": [], "usage": usage}
     yield "[DONE]"
+
+
+def openai_response(story: Story, asked: dict[str, Any]) -> Iterator[Any]:
+    """A response, as far as words go."""
+    words = "".join(story.words)
+    usage = {"input_tokens": story.prompt_tokens, "output_tokens": story.completion_tokens}
+    item = {"id": "msg_theirs", "type": "message", "role": "assistant", "status": "completed"}
+    said = {**item, "content": [{"type": "output_text", "text": words, "annotations": []}]}
+    answer = {"id": "resp_theirs", "object": "response", "created_at": 1, "model": "there", "output": [said]}
+    if not asked.get("stream"):
+        yield {**answer, "status": "completed", "usage": usage}
+        return
+    yield {"type": "response.created", "response": {**answer, "output": [], "status": "in_progress"}}
+    yield {"type": "response.output_text.delta", "item_id": "msg_theirs", "output_index": 0, "delta": words}
+    yield {"type": "response.completed", "response": {**answer, "status": "completed", "usage": usage}}
 
 
 def openai_completion(story: Story, asked: dict[str, Any]) -> Iterator[Any]:

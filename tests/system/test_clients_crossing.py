@@ -472,7 +472,6 @@ async def test_what_breaks_in_the_middle_ends_in_an_error(tmp_path: Path, client
         ("/completion", {"prompt": "Once"}, ("anthropic",)),
         ("/v1/embeddings", {"input": "one"}, ("anthropic",)),
         ("/api/embed", {"input": "one"}, ("anthropic",)),
-        ("/v1/responses", {"input": "Hi"}, ("ollama", "anthropic")),
         ("/v1/audio/speech", {"input": "Hi"}, ("ollama", "anthropic")),
         ("/v1/rerank", {"query": "q", "documents": ["d"]}, ("ollama", "anthropic")),
         ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "Hi"}]}, ("ollama",)),

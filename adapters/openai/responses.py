@@ -1,0 +1,213 @@
+"""Requests for responses, OpenAI's younger protocol, understood in full: for backends that know chats only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from hostler.adapters.canonical import (
+    ChatRequest,
+    Dialogue,
+    Media,
+    Message,
+    Output,
+    Part,
+    Sampling,
+    Text,
+    Tool,
+    ToolCall,
+)
+from hostler.adapters.document import Document
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.openai.dialogue import ANY_OBJECT, media, read
+
+_NULL = b"null"
+_ROLES = frozenset({"user", "assistant", "system", "developer"})
+
+# What OpenAI's own tools left in the history: nothing that another model could read.
+_TRACES = frozenset(
+    {
+        *("web_search_call", "file_search_call", "computer_call", "code_interpreter_call", "image_generation_call"),
+        *("mcp_list_tools", "mcp_call", "compaction"),
+    }
+)
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "input_text"
+    text: str | None = None
+    refusal: str | None = None
+    image_url: str | None = None
+    input_audio: dict[str, str] | None = None
+
+
+class _Item(msgspec.Struct, frozen=True, kw_only=True):
+    type: str | None = None
+    role: str | None = None
+    content: str | list[_Part] | None = None
+    summary: list[_Part] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[_Part] | None = None
+
+
+class _Tool(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "function"
+    name: str = ""
+    description: str | None = None
+    parameters: msgspec.Raw = msgspec.Raw(_NULL)
+
+
+class _Choice(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "function"
+    name: str | None = None
+
+
+class _Reasoning(msgspec.Struct, frozen=True, kw_only=True):
+    effort: str | None = None
+
+
+class _Format(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "text"
+    schema: msgspec.Raw = msgspec.Raw(_NULL)
+
+
+class _Text(msgspec.Struct, frozen=True, kw_only=True):
+    format: _Format | None = None
+
+
+class _Body(msgspec.Struct, frozen=True, kw_only=True):
+    input: str | list[_Item] | None = None
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    conversation: Any = None
+    background: bool | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    tools: list[_Tool] | None = None
+    tool_choice: str | _Choice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: _Reasoning | None = None
+
+
+_FORMAT = msgspec.json.Decoder(_Text | None)
+_WORDS = msgspec.json.Decoder(list[str] | None)
+
+
+def output(document: Document) -> Output:
+    """The form of the answer that is asked for."""
+    text = document.get("text", _FORMAT, words="an object")
+    shape = text.format if text is not None else None
+    schema = None
+    if shape is not None and shape.type in ("json_schema", "json_object"):
+        schema = ANY_OBJECT if bytes(shape.schema) == _NULL else msgspec.Raw(bytes(shape.schema))
+    include = document.get("include", _WORDS, words="a list of strings") or ()
+    logprobs = (document.number("top_logprobs") or 0) if "message.output_text.logprobs" in include else None
+    return Output(stream=document.flag("stream"), include_usage=True, schema=schema, logprobs=logprobs)
+
+
+def expand(request: ChatRequest) -> ChatRequest:
+    """The request with its conversation. Raises `BadRequest` naming what cannot be understood or had here."""
+    body = read(request.origin.body, _Body)
+    for name in ("previous_response_id", "conversation"):
+        if getattr(body, name):
+            raise BadRequest(
+                f"`{name}` needs a backend that keeps answers; send the conversation in `input`.", param=name
+            )
+    if body.background:
+        raise BadRequest("`background` needs a backend that keeps answers.", param="background")
+    if not body.input and not body.instructions:
+        raise BadRequest("`input` is missing.", param="input")
+    messages = [Message(role="system", parts=(Text(text=body.instructions),))] if body.instructions else []
+    messages += _turns(body.input or "")
+    tools = [tool for tool in body.tools or () if tool.type == "function"]
+    choice = body.tool_choice
+    if isinstance(choice, _Choice):
+        choice = choice.name if choice.type == "function" else None
+    effort = body.reasoning.effort if body.reasoning is not None else None
+    dialogue = Dialogue(
+        messages=tuple(messages),
+        tools=tuple(map(_tool, tools)),
+        tool_choice=choice if tools else None,
+        parallel_tool_calls=body.parallel_tool_calls if tools else None,
+        sampling=Sampling(temperature=body.temperature, top_p=body.top_p, max_tokens=body.max_output_tokens),
+        thinking=False if effort == "none" else effort,
+    )
+    return msgspec.structs.replace(request, dialogue=dialogue)
+
+
+def _turns(items: str | list[_Item]) -> Iterable[Message]:
+    """The turns. What an assistant thought, said and called stands in items of their own: one message here."""
+    if isinstance(items, str):
+        yield Message(role="user", parts=(Text(text=items),))
+        return
+    answer: Message | None = None
+    for place, item in enumerate(items):
+        where = f"input[{place}]"
+        kind = item.type or ("message" if item.role is not None else "")
+        if kind in _TRACES:
+            continue
+        if kind == "function_call" or kind == "reasoning" or (kind == "message" and item.role == "assistant"):
+            answer = _added(answer or Message(role="assistant"), item, kind, where)
+            continue
+        if answer is not None:
+            yield answer
+            answer = None
+        if kind == "message":
+            if item.role not in _ROLES:
+                raise BadRequest(f"`{where}.role` must be user, assistant, system or developer.", param=where)
+            role = "system" if item.role == "developer" else item.role
+            yield Message(role=role, parts=tuple(_parts(item.content, f"{where}.content")))
+        elif kind == "function_call_output":
+            parts = tuple(_parts(item.output, f"{where}.output"))
+            yield Message(role="tool", parts=parts, tool_call_id=item.call_id)
+        else:
+            words = (
+                f"`{where}` is of the type {(kind or 'unknown')[:50]!r}, which the backend of this model does not take."
+            )
+            raise BadRequest(words, param=where)
+    if answer is not None:
+        yield answer
+
+
+def _added(answer: Message, item: _Item, kind: str, where: str) -> Message:
+    """The assistant's turn with one more of its items."""
+    if kind == "function_call":
+        call = ToolCall(
+            index=len(answer.tool_calls), id=item.call_id, name=item.name or "", arguments=item.arguments or ""
+        )
+        return msgspec.structs.replace(answer, tool_calls=(*answer.tool_calls, call))
+    if kind == "reasoning":
+        thoughts = item.content if isinstance(item.content, list) and item.content else item.summary or []
+        words = "\n".join(part.text for part in thoughts if part.text)
+        told = "\n".join(each for each in (answer.reasoning, words) if each)
+        return msgspec.structs.replace(answer, reasoning=told or None)
+    return msgspec.structs.replace(answer, parts=(*answer.parts, *_parts(item.content, f"{where}.content")))
+
+
+def _parts(content: str | list[_Part] | None, where: str) -> Iterable[Part]:
+    if isinstance(content, str):
+        return [Text(text=content)] if content else []
+    return [_part(part, f"{where}[{at}]") for at, part in enumerate(content or ())]
+
+
+def _part(part: _Part, where: str) -> Part:
+    if part.type in ("input_text", "output_text", "text"):
+        return Text(text=part.text or "")
+    if part.type == "refusal":
+        return Text(text=part.refusal or "")
+    if part.type == "input_image" and part.image_url is not None:
+        return media("image", part.image_url)
+    if part.type == "input_audio" and part.input_audio is not None:
+        sound: Mapping[str, str] = part.input_audio
+        return Media(kind="audio", data=sound.get("data"), mime=f"audio/{sound.get('format', 'wav')}")
+    raise BadRequest(f"`{where}` is of a type that the backend of this model does not take.", param=where)
+
+
+def _tool(tool: _Tool) -> Tool:
+    raw = bytes(tool.parameters)
+    return Tool(name=tool.name, description=tool.description, parameters=None if raw == _NULL else msgspec.Raw(raw))
