@@ -23,6 +23,7 @@ from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import (
     EngineAddress,
     ModelChanged,
+    Pins,
     Pulls,
     Snapshot,
     StaleEpoch,
@@ -41,6 +42,8 @@ from hostler.supervisor.wire import (
     FirstAnswer,
     Heard,
     Located,
+    PinAnswer,
+    PinOrder,
     PullAnswer,
     PullOrder,
     SwitchAnswer,
@@ -88,6 +91,7 @@ def create_app(
         Route("/models/switch", api.switch, methods=["POST"]),
         Route("/models/load", api.switch, methods=["POST"]),
         Route("/models/unload", api.unload, methods=["POST"]),
+        Route("/models/pin", api.pin, methods=["POST"]),
         Route("/models/pull", api.pull, methods=["POST"]),
         Route("/models/answered", api.answered, methods=["POST"]),
         Route("/events", api.events, methods=["GET"]),
@@ -163,6 +167,15 @@ class _Api:
 
         await _until(self.stopping, wait)
         return _json(self._answered(answers))
+
+    async def pin(self, request: Request) -> Response:
+        order = await read_body(request, PinOrder)
+        model = await self._known(order.model, epoch=order.epoch)
+        supervisor = self._supervisor
+        if not isinstance(supervisor, Pins):
+            raise Refusal(501, "not_supported", "this supervisor pins models by their profiles only")
+        remembered = await supervisor.pin(model, order.pinned, epoch=order.epoch)
+        return _json(PinAnswer(model=model, pinned=order.pinned, remembered=remembered))
 
     async def pull(self, request: Request) -> Response:
         """Have a model's file on this host: how far it is as it comes if the client takes events, else the end of it."""

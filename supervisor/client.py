@@ -21,6 +21,8 @@ from hostler.supervisor.wire import (
     FirstAnswer,
     Heard,
     Located,
+    PinAnswer,
+    PinOrder,
     PullOrder,
     SwitchAnswer,
     SwitchOrder,
@@ -133,6 +135,11 @@ class SupervisorClient:
                 if name == "progress":
                     report(self._decode(data, FetchProgress))
         raise _Lost(self._say("ended the stream before the file was there"))
+
+    async def pin(self, model: str, pinned: bool, *, epoch: int | None = None) -> bool:
+        """See `Pins`."""
+        order = PinOrder(model=model, pinned=pinned, epoch=epoch)
+        return (await self._call("POST", "/models/pin", PinAnswer, order=order)).remembered
 
     async def unload(self, model: str, *, epoch: int | None = None) -> None:
         """Stop `model` and return when it is gone. Raises as `Supervisor.unload` does."""

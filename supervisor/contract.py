@@ -211,6 +211,19 @@ class Supervisor(Protocol):
 
 
 @runtime_checkable
+class Pins(Protocol):
+    """What a supervisor may promise besides: operators say which models stay loaded, while it runs."""
+
+    async def pin(self, model: str, pinned: bool, *, epoch: int | None = None) -> bool:
+        """From now on `model` is pinned, or is not, whatever its profile says. Idempotent; starts and stops nothing.
+
+        Whoever is subscribed is told by a `Snapshot`. `True` if this will be remembered over a restart of the
+        supervisor. Raises `UnknownProfile`, `StaleEpoch`, `SupervisorUnreachable`.
+        """
+        ...
+
+
+@runtime_checkable
 class Pulls(Protocol):
     """What a supervisor may promise besides: it has models' files come before anybody needs them."""
 

@@ -40,6 +40,7 @@ from hostler.supervisor.metrics import HostMetrics
 from hostler.supervisor.order import Order
 from hostler.supervisor.output import Log
 from hostler.supervisor.pagecache import read_ahead
+from hostler.supervisor.pins import Pins
 from hostler.supervisor.ports import parse_range
 from hostler.supervisor.process import Build, Hooks, Limits, ManagedProcess
 from hostler.supervisor.room import Room
@@ -69,7 +70,8 @@ class Fleet:
     def __init__(
         self, profiles: Sequence[Profile], settings: SupervisorSettings, *, host: str = "127.0.0.1",
         prepare: Prepare = local_path, describe: Describe = look_at_file,
-        keeper: Keeper | None = None, load_times: Path | None = None, meter: Meter | None = None,
+        keeper: Keeper | None = None, load_times: Path | None = None, pins: Path | None = None,
+        meter: Meter | None = None,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._host = settings.engine_host or host
@@ -78,6 +80,7 @@ class Fleet:
         self._describe = describe
         self._keeper = keeper or Keeper()
         self._load_times = LoadTimes(load_times)
+        self._pins = Pins(pins)
         exclusive = settings.exclusive if settings.exclusive is not None else settings.memory_budget is None
         self._room = Room(exclusive=exclusive, budget=settings.memory_budget)
         self._meter = meter or Meter()
@@ -135,6 +138,15 @@ class Fleet:
                 await self._describe_one(each)
         self._listeners.publish(Snapshot(host=self.status_now()))
 
+    async def pin(self, model: str, pinned: bool, *, epoch: int | None = None) -> bool:
+        """See `contract.Pins`."""
+        self._see(epoch)
+        member = self._member(model)
+        self._pins.set(model, pinned, member.profile.pinned)
+        self._settle_pin(member)
+        self._listeners.publish(Snapshot(host=self.status_now()))
+        return await anyio.to_thread.run_sync(self._pins.write)
+
     async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
         """See `contract.Supervisor`."""
         member = self._member(model)
@@ -157,6 +169,9 @@ class Fleet:
     async def run(self) -> None:
         """Carry out orders until cancelled; then end all engines, side by side, within their grace."""
         await anyio.to_thread.run_sync(self._load_times.read)
+        await anyio.to_thread.run_sync(self._pins.read)
+        for member in self._members.values():
+            self._settle_pin(member)
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
@@ -165,7 +180,7 @@ class Fleet:
                 tasks.start_soon(self._describe_all)
                 self._started.set()
                 for member in self._members.values():
-                    if member.profile.pinned:
+                    if member.pinned:
                         tasks.start_soon(self._start_pinned, member)
                 while True:
                     await anyio.sleep(MEASURE_S)
@@ -196,19 +211,21 @@ class Fleet:
         """
         wanted = {profile.name: profile for profile in profiles}
         leaving = [self._members[name] for name in self.outdated(profiles)]
-        pinned = [member for member in leaving if member.name in wanted and wanted[member.name].pinned]
+        self._pins.keep(wanted)
+        pinned = [member for member in leaving if self._pins.get(member.name, _pinned(wanted.get(member.name)))]
         for name, profile in wanted.items():
             member = self._members.get(name)
             if member is None:
-                self._members[name] = self._enlist(profile)
-                if profile.pinned:
-                    pinned.append(self._members[name])
+                member = self._members[name] = self._enlist(profile)
+                if member.pinned:
+                    pinned.append(member)
                 if self._tasks is not None:
-                    self._tasks.start_soon(self._members[name].run)
+                    self._tasks.start_soon(member.run)
             else:
-                newly = profile.pinned and not member.profile.pinned
-                member.become(profile, self._limits(profile))
-                if newly:
+                before = member.pinned
+                member.become(profile)
+                self._settle_pin(member)
+                if member.pinned and not before:
                     pinned.append(member)
         for name in [name for name in self._members if name not in wanted]:
             self._members[name].retired = True
@@ -383,19 +400,25 @@ class Fleet:
             raise UnknownProfile(f'no profile "{model}" on this host; there are: {", ".join(sorted(self._members))}')
         return member
 
-    def _limits(self, profile: Profile) -> Limits:
-        settings = self._settings
+    def _settle_pin(self, member: Member) -> None:
+        """What follows from an operator's word, or from a new profile."""
+        member.pinned = self._pins.get(member.name, member.profile.pinned)
+        member.process.limits = self._limits(member)
+
+    def _limits(self, member: Member) -> Limits:
+        settings, profile = self._settings, member.profile
         return Limits(
             start_timeout_s=_first(profile.start_timeout_s, settings.start_timeout_s),
             stop_grace_s=_first(profile.stop_grace_s, settings.stop_grace_s),
             max_failures=settings.max_failures, backoff_s=settings.backoff_s, max_backoff_s=settings.max_backoff_s,
-            stable_s=settings.stable_s, watchdog_s=settings.watchdog_s, keep=profile.pinned,
+            stable_s=settings.stable_s, watchdog_s=settings.watchdog_s, keep=member.pinned,
         )  # fmt: skip
 
     def _enlist(self, profile: Profile) -> Member:
         member = Member(profile, Log(self._settings.log_lines))
+        member.pinned = self._pins.get(profile.name, profile.pinned)
         member.process = ManagedProcess(
-            profile.name, _MemberHooks(self, member), self._limits(profile), member.log, host=self._host,
+            profile.name, _MemberHooks(self, member), self._limits(member), member.log, host=self._host,
             ports=self._ports, changed=self._changed,
         )  # fmt: skip
         return member
@@ -480,6 +503,10 @@ class _MemberHooks(Hooks):
 def _differs(before: int, now: int) -> bool:
     """By more than a twentieth, which is worth telling."""
     return abs(now - before) * 20 > max(before, now)
+
+
+def _pinned(profile: Profile | None) -> bool:
+    return profile is not None and profile.pinned
 
 
 def _first(value: float | None, otherwise: float) -> float:

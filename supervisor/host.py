@@ -27,7 +27,7 @@ def open_host(
 ) -> Fleet:
     """The fleet of this machine; `Fleet.run` starts it. `host` is where engines listen unless the settings say so.
 
-    Conversation caches and remembered load times are kept in the cache folder unless the settings name another one.
+    Conversation caches, remembered load times and operators' pins are kept in the cache folder unless the settings name another one.
     Raises `OSError` if the folder cannot be made.
     """
     files = ModelFiles(report=report)
@@ -55,4 +55,5 @@ def open_host(
         describe=files.describe,
         keeper=keeper,
         load_times=state / "load-times.json",
+        pins=state / "pins.json",
     )

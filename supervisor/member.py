@@ -11,7 +11,7 @@ from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.contract import ProfileInfo
 from hostler.supervisor.memory import Need, Observed, Usage, need, observe
 from hostler.supervisor.output import Log
-from hostler.supervisor.process import Limits, ManagedProcess
+from hostler.supervisor.process import ManagedProcess
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,7 +24,10 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Member:
-    """One of a fleet. Its fleet writes it; `run` is its process' task and ends with the member."""
+    """One of a fleet. Its fleet writes it; `run` is its process' task and ends with the member.
+
+    `pinned` is what an operator said, else what the profile says.
+    """
 
     process: ManagedProcess
 
@@ -34,6 +37,7 @@ class Member:
         self.file: Path | None = None
         self.description = Description()
         self.retired = False
+        self.pinned = profile.pinned
         self.usage = Usage()
         self.spent: dict[str, float] = {}
         self._seen: Observed | None = None
@@ -54,7 +58,7 @@ class Member:
         return ProfileInfo(
             name=profile.name, aliases=profile.aliases, description=profile.description,
             context=profile.context, parallel=profile.parallel, size=description.size, digest=description.digest,
-            modified_at=description.modified_at, facts=description.facts, ttl_s=profile.ttl_s, pinned=profile.pinned,
+            modified_at=description.modified_at, facts=description.facts, ttl_s=profile.ttl_s, pinned=self.pinned,
             listed=profile.listed, default=profile.default, memory_bytes=self.need.total,
             load_s=load_s, chain=profile.chain, local_only=profile.local_only,
         )  # fmt: skip
@@ -70,14 +74,13 @@ class Member:
         if self._scope is not None:
             self._scope.cancel()
 
-    def become(self, profile: Profile, limits: Limits) -> None:
+    def become(self, profile: Profile) -> None:
         """Take over a new profile of the same name."""
         if profile.model != self.profile.model:
             self.file = None
         if engine_of(profile) != engine_of(self.profile):
             self._seen = None
         self.profile = profile
-        self.process.limits = limits
 
     def measured(self, usage: Usage, *, settled: bool) -> None:
         """It takes this much now; `settled` if it has answered since it was started."""

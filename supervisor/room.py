@@ -23,9 +23,7 @@ class Room:
         that were started first go, and pinned ones never. Raises `SupervisorError` if it cannot fit even then.
         """
         if self.exclusive:
-            return [
-                other for other in others if other.name in evict or not (other.profile.pinned or wanted.profile.pinned)
-            ]
+            return [other for other in others if other.name in evict or not (other.pinned or wanted.pinned)]
         # What is on its way out holds its memory until it is gone.
         names = {other.name for other in others if other.name in evict or not other.process.standing}
         if self.budget is not None and not wanted.process.standing:
@@ -36,7 +34,7 @@ class Room:
                     name=other.name,
                     bytes=other.need.total,
                     idle_since=other.process.since,
-                    pinned=other.profile.pinned,
+                    pinned=other.pinned,
                 )
                 for other in staying
             ]
@@ -52,6 +50,6 @@ class Room:
         """Whether somebody has to be stopped although `wanted` is ready."""
         return any(
             other.process.standing
-            and (other.name in evict or (self.exclusive and not other.profile.pinned and not wanted.profile.pinned))
+            and (other.name in evict or (self.exclusive and not other.pinned and not wanted.pinned))
             for other in others
         )

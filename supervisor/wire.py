@@ -37,6 +37,22 @@ class UnloadOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     epoch: int | None = None
 
 
+class PinOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /models/pin`."""
+
+    model: str
+    pinned: bool
+    epoch: int | None = None
+
+
+class PinAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A model is pinned from now on, or is not. `remembered`: also after a restart of the supervisor."""
+
+    model: str
+    pinned: bool
+    remembered: bool = False
+
+
 class PullOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /models/pull`."""
 

@@ -1,4 +1,4 @@
-"""What operators may order: load, unload, cancel; and what they may ask first."""
+"""What operators may order: load, unload, pin, cancel; and what they may ask first."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ class UnloadOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     force: bool = True
 
 
+class PinOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of a pin: on the host `backend`, else on every one that has the model."""
+
+    model: str
+    pinned: bool = True
+    backend: str | None = None
+
+
 class CancelOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of a cancellation: the request's id, as `X-Request-ID`, the log and `/events` tell it."""
 
@@ -57,6 +65,7 @@ class Operating:
         return [
             own_claim("load", "/admin/load", plain(self._load), scope="operate", methods=("POST",), writes=True),
             own_claim("unload", "/admin/unload", plain(self._unload), scope="operate", methods=("POST",), writes=True),
+            own_claim("pin", "/admin/pin", plain(self._pin), scope="operate", methods=("POST",), writes=True),
             own_claim("cancel", "/admin/cancel", plain(self._cancel), scope="operate", methods=("POST",), writes=True),
             own_claim("forecast", "/admin/forecast", plain(self._forecast), scope="read"),
         ]
@@ -83,6 +92,19 @@ class Operating:
             await host.unload(model, force=order.force)
         state = "draining" if any(host.serves(model) for host in hosts) and not order.force else "unloaded"
         return json_response({"model": model, "state": state})
+
+    async def _pin(self, request: Request) -> Response:
+        """A pinned model stays loaded: it makes room for nobody, and no idle time ends it. Nothing is loaded by this."""
+        order = await body(request, PinOrder)
+        model, hosts = self._hosts_of(order.model)
+        if order.backend is not None:
+            names = ", ".join(host.name for host in hosts)
+            hosts = [host for host in hosts if host.name == order.backend]
+            if not hosts:
+                raise NotFound(f"no host of that name has {model}; these have it: {names}")
+        remembered = [await host.pin(model, order.pinned) for host in hosts]
+        told = {"model": model, "pinned": order.pinned, "backends": [host.name for host in hosts]}
+        return json_response({**told, "remembered": all(remembered)})
 
     async def _cancel(self, request: Request) -> Response:
         order = await body(request, CancelOrder)

@@ -66,14 +66,20 @@ class Model(msgspec.Struct, eq=False):
         """An answer took so long."""
         self.seen_service_s = seconds if self.seen_service_s is None else 0.8 * self.seen_service_s + 0.2 * seconds
 
-    def learn_profile(self, profile: ProfileInfo) -> None:
-        """The profile as it is now. A process that runs keeps the slots that it was started with."""
+    def learn_profile(self, profile: ProfileInfo, now: float) -> None:
+        """The profile as it is now. A process that runs keeps the slots that it was started with.
+
+        The idle time ends when the model is pinned, and begins when it is pinned no more.
+        """
+        before = self.pinned
         self.default_parallel = max(1, profile.parallel)
         self.ttl_s, self.pinned, self.memory_bytes = profile.ttl_s, profile.pinned, profile.memory_bytes
         if self.phase != "ready":
             self.parallel = self.default_parallel
         if self.seen_load_s is None:
             self.seen_load_s = profile.load_s
+        if self.pinned is not before and self.phase == "ready" and not self.running:
+            self.use(now)
 
     def use(self, now: float, keep_alive_s: float | None = None) -> None:
         """It is idle from now on: the idle time begins (or another one, if the last request named it)."""

@@ -13,7 +13,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from hostler.adapters.canonical import Progress, Usage
-from hostler.adapters.errors import GatewayError, Stopping
+from hostler.adapters.errors import GatewayError, ModelUnavailable, Stopping
 from hostler.gateway.events import EngineChanged, Event, HostChanged, QueueChanged, SwitchChanged, Waiting
 from hostler.gateway.settings import QueueSettings, SwitchingSettings
 from hostler.gateway.switching.explain import no_profile, overtaken, refusal, silent
@@ -37,6 +37,7 @@ from hostler.supervisor.contract import (
     HostStatus,
     ModelChanged,
     ModelStatus,
+    Pins,
     Snapshot,
     StaleEpoch,
     Supervisor,
@@ -228,6 +229,23 @@ class Orchestrator:
         stopped = self._stops.get(model)
         if stopped is not None:
             await stopped.wait()
+
+    async def pin(self, model: str, pinned: bool) -> bool:
+        """Have `model` stay loaded here whoever wants its room and however long it is idle, or let it go again.
+
+        Whether the supervisor will remember it over a restart. Raises `GatewayError`.
+        """
+        if not isinstance(self._supervisor, Pins):
+            raise ModelUnavailable(f"{self.name} pins models by their profiles only", model=model)
+        try:
+            return await self._supervisor.pin(model, pinned, epoch=self._epoch)
+        except UnknownProfile:
+            raise no_profile(model, self.name) from None
+        except StaleEpoch:
+            raise overtaken(model, self.name) from None
+        except SupervisorUnreachable:
+            self.heard(False)
+            raise silent(self.name) from None
 
     def heard(self, reachable: bool) -> None:
         """Whether the supervisor answers. While it does not, nobody waits for it, and its events are asked for anew."""

@@ -274,7 +274,7 @@ class Scheduler:
         for profile in profiles.values():
             if profile.name not in self._models:
                 self._models[profile.name] = Model(profile.name, Line())
-            self._models[profile.name].learn_profile(profile)
+            self._models[profile.name].learn_profile(profile, now)
         for state in list(self._models.values()):
             state.known = state.name in profiles
             if not state.known:

@@ -239,6 +239,21 @@ def test_a_pinned_model_keeps_running_beside_an_exclusive_one() -> None:
     assert desk.served == [2]
 
 
+def test_a_model_that_is_pinned_while_it_runs_stays_and_idles_from_the_moment_it_is_not() -> None:
+    desk = Desk(profile("p", ttl_s=5.0), A, states={"p": "ready"})
+    desk.until(4.0)
+    desk.note(desk.scheduler.host(status(profile("p", ttl_s=5.0, pinned=True), A, states={"p": "ready"}), desk.now))
+    desk.until(100.0)
+    assert not desk.unloads
+    desk.ask("a")
+    assert desk.switches[0].evict == ()
+    desk.note(desk.scheduler.host(status(profile("p", ttl_s=5.0), A, states={"p": "ready"}), desk.now))
+    desk.until(104.0)
+    assert not desk.unloads
+    desk.until(105.0)
+    assert desk.unloads == ["p"]
+
+
 def test_switches_that_need_the_same_room_do_not_overlap() -> None:
     desk = serving(A, B, C)
     b, c = desk.ask("b"), desk.ask("c")
