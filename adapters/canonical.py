@@ -5,9 +5,12 @@ Values only. `None` always means "the client did not say".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
+
+from hostler.profiles.presets import Preset
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,7 +206,72 @@ class Control(msgspec.Struct, frozen=True, kw_only=True, tag="control"):
     keep_alive_s: float | None = None
 
 
-Request = ChatRequest | CompletionRequest | EmbedRequest | RerankRequest | CountRequest | Passthrough | Probe | Control
+class Pull(msgspec.Struct, frozen=True, kw_only=True, tag="pull"):
+    """Have a model's file here before somebody needs it. Only what the configuration names can be had."""
+
+    origin: Origin
+    model: str
+    stream: bool = False
+
+
+class Copy(msgspec.Struct, frozen=True, kw_only=True, tag="copy"):
+    """Give a model a second name."""
+
+    origin: Origin
+    model: str
+    destination: str
+
+
+class Create(msgspec.Struct, frozen=True, kw_only=True, tag="create"):
+    """Make a model of another one (`preset.model`), or of an uploaded file, under a new name.
+
+    `files` and `adapters` map names of files to their checksums. `context` is the number of tokens it is to run with,
+    `template` how it is to write conversations.
+    """
+
+    origin: Origin
+    model: str
+    preset: Preset
+    files: Mapping[str, str] = {}
+    adapters: Mapping[str, str] = {}
+    context: int | None = None
+    template: str = ""
+    stream: bool = False
+
+
+class Delete(msgspec.Struct, frozen=True, kw_only=True, tag="delete"):
+    """Forget a model that a client made."""
+
+    origin: Origin
+    model: str
+
+
+class Find(msgspec.Struct, frozen=True, kw_only=True, tag="find"):
+    """Is the file of this checksum here?"""
+
+    origin: Origin
+    digest: str
+    model: str | None = None
+
+
+#: What is asked about which models there are, rather than of one.
+Arrangement = Pull | Copy | Create | Delete | Find
+
+Request = (
+    ChatRequest
+    | CompletionRequest
+    | EmbedRequest
+    | RerankRequest
+    | CountRequest
+    | Passthrough
+    | Probe
+    | Control
+    | Pull
+    | Copy
+    | Create
+    | Delete
+    | Find
+)
 Inference = ChatRequest | CompletionRequest | EmbedRequest | RerankRequest | CountRequest | Passthrough
 
 
@@ -234,6 +302,15 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of an arrangement. Of a file on its way `digest` names it, 64 hexadecimal digits, and sizes are in bytes."""
+
+    step: Literal["looking", "fetching", "verifying", "parsing", "reusing", "adding", "writing", "done"]
+    digest: str = ""
+    completed: int | None = None
+    total: int | None = None
+
+
 class Chunk(msgspec.Struct, kw_only=True, gc=False):
     """A piece of an answer.
 
@@ -254,6 +331,7 @@ class Chunk(msgspec.Struct, kw_only=True, gc=False):
     logprobs: tuple[TokenLogprob, ...] = ()
     vectors: tuple[tuple[float, ...], ...] = ()
     index: int = 0
+    stage: Stage | None = None
 
 
 class AnswerHead(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from hostler.adapters.spelling import folded
+from hostler.profiles.presets import Preset
 from hostler.profiles.schema import ModelFacts
 
 CardState = Literal["unloaded", "loading", "loaded", "sleeping", "failed"]
@@ -21,6 +22,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     distinct per profile. `facts` is what the model's file says of itself, `None` when nobody could read it.
     `expires_at` is when an idle model will be unloaded; `None` while unloaded, `inf` for never. `percent` is of the load
     under way, where the engine tells.
+    `preset` is what a client made it of; the model of that name runs for it.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float | None = None
     failure: str | None = None
     percent: float | None = None
+    preset: Preset | None = None
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ import msgspec
 from hostler.adapters.canonical import AnswerHead, Chunk, Progress, Request
 from hostler.adapters.errors import BackendRejected, GatewayError
 from hostler.adapters.listing import Listing, ModelCard
+from hostler.profiles.presets import Preset
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +23,9 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     `header` claims the path only for requests that carry that header, `query` only for those with that parameter, so
     that two protocols can share a path.
     `scope` is what a key must allow: `infer`, `read` or `operate`. `probe` marks operations that are answered
-    from the catalogue, which may be open without a key. `writes` marks those that change the gateway's state.
+    from the catalogue, which may be open without a key. `writes` marks those that change the gateway's state: they take
+    JSON, and from programs, which no page can make ask, the types of `media`, too (an empty one: none is named).
+    `upload` marks those whose body is a file, which nobody reads as a whole.
     """
 
     name: str
@@ -33,6 +36,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     scope: str = "infer"
     probe: bool = False
     writes: bool = False
+    media: tuple[str, ...] = ()
+    upload: bool = False
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +133,15 @@ class Admitting(Protocol):
         Called once, when the model is known and before anything waits. Raises a `GatewayError` if the protocol
         demands a refusal (a model without tools, a request to think to one that cannot).
         """
+        ...
+
+
+@runtime_checkable
+class Presetting(Protocol):
+    """What an adapter may promise besides: its requests can be changed for a model that was made of another one."""
+
+    def preset(self, request: Request, preset: Preset) -> Request:
+        """The request with what the preset says wherever the client said nothing. Called before `admit`."""
         ...
 
 

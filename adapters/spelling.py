@@ -23,6 +23,12 @@ def ollama_name(name: str) -> str:
     return f"{head}:{tag or DEFAULT_TAG}"
 
 
+def bare(name: str) -> str:
+    """The name as short as it can be said: without the default host, namespace and tag."""
+    name = name.strip().removesuffix(":local")
+    return _without(_without(name, DEFAULT_HOST), DEFAULT_NAMESPACE).removesuffix(f":{DEFAULT_TAG}")
+
+
 def folded(name: str) -> str:
     """The form in which two spellings of one name are equal: case, default host, namespace and tag do not count."""
     return ollama_name(name).lower().removesuffix(f":{DEFAULT_TAG}")

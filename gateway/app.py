@@ -6,12 +6,13 @@ import ipaddress
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import anyio
+import anyio.to_thread
 import msgspec
 from starlette.applications import Starlette
 
@@ -38,12 +39,14 @@ from hostler.gateway.dispatch import Backend, Dispatch
 from hostler.gateway.edge import Edge, InProgress
 from hostler.gateway.events import Bus
 from hostler.gateway.keys import KeyRing
+from hostler.gateway.layers.arrange import Arrange
 from hostler.gateway.layers.detect import Detect
 from hostler.gateway.layers.fallback import Fallback
 from hostler.gateway.layers.observe import Observe
 from hostler.gateway.layers.probe import Probe
 from hostler.gateway.layers.queueing import Queueing
 from hostler.gateway.layers.switch import Switch
+from hostler.gateway.librarian import Librarian
 from hostler.gateway.records.journal import Journal
 from hostler.gateway.routes import adapter_claims, build
 from hostler.gateway.security import Rules, Security
@@ -51,6 +54,11 @@ from hostler.gateway.serving.server import Server
 from hostler.gateway.settings import LOCAL, BackendSettings, Settings, SettingsError, parse_address, secret
 from hostler.gateway.switching.hosts import nearest_first
 from hostler.gateway.switching.orchestrator import Orchestrator
+from hostler.gateway.uploads import Uploads
+from hostler.profiles.blobs import BlobStore
+from hostler.profiles.library import read_library
+from hostler.profiles.presets import Preset
+from hostler.profiles.sources import cache_directory
 from hostler.supervisor.client import ClientLimits, SupervisorClient
 from hostler.supervisor.contract import EngineAddress, Supervisor
 
@@ -66,7 +74,8 @@ _ASK_AGAIN_S = 2.0
 class Gateway:
     """The gateway, put together from its settings. Nothing happens until `run`.
 
-    `local` is the supervisor of this process, if there is one; `history` the file to remember in. Raises `SettingsError` for settings that contradict
+    `local` is the supervisor of this process, if there is one; `history` the file to remember in; `library` the one in
+    which `presets`, and what else clients make, are kept; `refresh` has it taken over after a change of it. Raises `SettingsError` for settings that contradict
     each other, and for an address beyond loopback without a key.
     """
 
@@ -76,6 +85,9 @@ class Gateway:
         *,
         local: Supervisor | None = None,
         history: Path | None = None,
+        library: Path | None = None,
+        presets: Mapping[str, Preset] | None = None,
+        refresh: Callable[[], Awaitable[object]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -87,6 +99,10 @@ class Gateway:
         self._supervisors = self._find_supervisors(local)
         self._chain = _chain(settings, local)
         self._history = history
+        self._library = library
+        self._presets = dict(presets or {})
+        self._refresh = refresh
+        self._catalog: Catalog | None = None
         self._desk: Desk | None = None
         self._server: Server | None = None
         self._stopping = False
@@ -99,7 +115,19 @@ class Gateway:
         if self._keys is None:
             _refuse_beyond_loopback(places(sockets), key_file.default_file())
         settings = self._settings.gateway
-        catalog = Catalog(self._settings.backends, self._chain, version=__version__)
+        catalog = self._catalog = Catalog(
+            self._settings.backends, self._chain, version=__version__, presets=self._presets
+        )
+        rules = settings.library
+        blobs = BlobStore(cache_directory() / "models" / "blobs", rules.uploads_max)
+        librarian = Librarian(
+            rules,
+            self._library,
+            catalog=catalog,
+            supervisors=self._supervisors,
+            blobs=blobs,
+            refresh=self._refresh or self._read_library,
+        )
         lan = LanTransport()
         hosts = {
             name: self._orchestrator(name, supervisor, catalog, lan) for name, supervisor in self._supervisors.items()
@@ -157,6 +185,7 @@ class Gateway:
                     lambda app: Probe(
                         app, listing=lambda: with_ends(catalog.listing, _ends(hosts, self._clock())), bus=self.bus
                     ),
+                    lambda app: Arrange(app, librarian=librarian),
                     lambda app: Detect(app, find=catalog.find, order=lambda targets: nearest_first(targets, hosts)),
                     lambda app: Queueing(app, settings=settings.queue, clock=self._clock),
                     lambda app: Fallback(
@@ -173,7 +202,9 @@ class Gateway:
                 Dispatch(backends, clock=self._clock),
             )
             self._server = Server(
-                self._application(pipeline, desk, Route(catalog.find, chain)),
+                self._application(
+                    pipeline, Uploads(blobs, allowed=rules.uploads_max > 0), desk, Route(catalog.find, chain)
+                ),
                 drain_s=settings.drain_s,
                 started_callback=started,
             )
@@ -254,9 +285,20 @@ class Gateway:
         kinds = {name: LOCAL if name == LOCAL else self._settings.backends[name].kind for name in self._chain}
         return chain_view(chain.hops, kinds, now=self._clock(), wall=time.time())
 
-    def _application(self, pipeline: ASGIApp, desk: Desk, route: Route) -> ASGIApp:
+    def made(self, presets: Mapping[str, Preset]) -> None:
+        """These are the models that clients made of others, from now on."""
+        self._presets = dict(presets)
+        if self._catalog is not None:
+            self._catalog.made(presets)
+
+    async def _read_library(self) -> None:
+        """What to do after a change of the library where nobody else takes it over: its presets are all there is."""
+        if self._library is not None:
+            self.made((await anyio.to_thread.run_sync(read_library, self._library))[0].presets)
+
+    def _application(self, pipeline: ASGIApp, uploads: ASGIApp, desk: Desk, route: Route) -> ASGIApp:
         settings = self._settings.gateway
-        surface = desk.surface([*adapter_claims(load_adapters(), pipeline), route.claim()])
+        surface = desk.surface([*adapter_claims(load_adapters(), pipeline, uploads), route.claim()])
         return Security(
             Starlette(routes=[surface]),
             surface=surface,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 
+import anyio
 import msgspec
 
 from hostler.adapters.errors import BadRequest, ModelNotFound
 from hostler.adapters.listing import CardState, Listing, ModelCard
+from hostler.adapters.spelling import folded
 from hostler.gateway.events import printable
 from hostler.gateway.settings import BackendSettings
+from hostler.profiles.presets import Preset
 from hostler.supervisor.contract import HostStatus, ModelStatus, ProfileInfo, State
 
 
@@ -24,21 +28,23 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """A model under its own name, what clients may see of it, and its places in the order of the chain.
 
-    `local_only`: requests for it must not leave the house.
+    `local_only`: requests for it must not leave the house. `preset` is what the name adds that was asked for: the model
+    itself is the one that the preset was made of.
     """
 
     model: str
     card: ModelCard
     places: tuple[Place, ...]
     local_only: bool = False
+    preset: Preset | None = None
 
 
 def with_ends(listing: Listing, ends: Mapping[str, float]) -> Listing:
     """The listing with the moments, in seconds since the epoch, at which idle models will be unloaded."""
     changed = {
-        card.name: msgspec.structs.replace(card, expires_at=ends[card.name])
+        card.name: msgspec.structs.replace(card, expires_at=ends[runs])
         for card in listing.cards
-        if card.name in ends
+        if (runs := card.preset.model if card.preset is not None else card.name) in ends
     }
     if not changed:
         return listing
@@ -66,15 +72,25 @@ NAMES_SHOWN = 20
 
 
 class Catalog:
-    """Keeps the snapshot. Its writers tell it of hosts (`host`) and of use (`used`); everybody else reads."""
+    """Keeps the snapshot. Its writers tell it of hosts (`host`), of use (`used`) and of what clients made (`made`);
+    everybody else reads."""
 
-    def __init__(self, backends: Mapping[str, BackendSettings], chain: Sequence[str], *, version: str) -> None:
+    def __init__(
+        self,
+        backends: Mapping[str, BackendSettings],
+        chain: Sequence[str],
+        *,
+        version: str,
+        presets: Mapping[str, Preset] | None = None,
+    ) -> None:
         self._plain = {name: backend for name, backend in backends.items() if backend.kind != "supervisor"}
         self._chain = tuple(chain)
         self._version = version
         self._silent = {name for name in (*backends, *chain) if name not in self._plain}
         self._hosts: dict[str, HostStatus] = {}
         self._active: str | None = None
+        self._presets = dict(presets or {})
+        self._changed = anyio.Event()
         self._placements: dict[str, Placement] = {}
         self._listing = Listing(version=version)
         self._rebuild()
@@ -89,6 +105,16 @@ class Catalog:
         self._hosts[backend] = status
         self._silent.discard(backend)
         self._rebuild()
+
+    def made(self, presets: Mapping[str, Preset]) -> None:
+        """These are the models that clients made of others."""
+        self._presets = dict(presets)
+        self._rebuild()
+
+    async def until(self, condition: Callable[[Listing], bool]) -> None:
+        """Wait until the snapshot is so."""
+        while not condition(self._listing):
+            await self._changed.wait()
 
     def used(self, model: str) -> None:
         """`model` is being used: it is the active one, which requests without a model's name go to."""
@@ -148,11 +174,25 @@ class Catalog:
                 if model != "*" and model not in cards:
                     cards[model] = ModelCard(name=model, state="loaded", context=backend_settings.context or 0)
         self._active = self._running(cards)
+        self._add_made(cards)
         index, placements = self._index(cards, places)
         first = self._active or default
         ordered = tuple(sorted(cards.values(), key=lambda card: (card.name != first, card.name)))
         self._placements = placements
         self._listing = Listing(cards=ordered, index=index, active=self._active, default=default, version=self._version)
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
+
+    def _add_made(self, cards: dict[str, ModelCard]) -> None:
+        """The cards of models that were made of these. A name of the configuration goes before one that was made."""
+        taken = {folded(name): card.name for card in cards.values() for name in (card.name, *card.aliases)}
+        own = dict(cards)
+        for name, preset in self._presets.items():
+            base = own.get(preset.model)
+            if base is None or (name != preset.model and folded(name) in taken):
+                continue
+            cards[name] = base if name == preset.model else _made(name, preset, base)
+            cards[name] = msgspec.structs.replace(cards[name], preset=preset)
 
     def _running(self, cards: Mapping[str, ModelCard]) -> str | None:
         """The active model: the one used last as long as it runs, else any that does."""
@@ -167,7 +207,12 @@ class Catalog:
     ) -> tuple[dict[str, ModelCard], dict[str, Placement]]:
         index: dict[str, ModelCard] = {}
         placements: dict[str, Placement] = {}
+        of_others = {
+            name: card.preset for name, card in cards.items() if card.preset is not None and card.preset.model != name
+        }
         for name, card in cards.items():
+            if name in of_others:
+                continue
             hosted = {place.backend: place for place in places.get(name, [])}
             profiles = [host.profiles for host in map(self._hosts.get, self._chain) if host is not None]
             described = [profile for each in profiles for profile in each if profile.name == name]
@@ -185,11 +230,19 @@ class Catalog:
                     # Nothing was ever heard of it: it may sleep, and may have the model.
                     in_order.append(Place(backend=backend, name_there=name))
             local_only = any(profile.local_only for profile in described)
-            placement = Placement(model=name, card=card, places=tuple(in_order), local_only=local_only)
+            placement = Placement(
+                model=name, card=card, places=tuple(in_order), local_only=local_only, preset=card.preset
+            )
             for spelling in (name, *card.aliases):
                 for accepted in (spelling, f"{spelling}:latest"):
                     index.setdefault(accepted, card)
                     placements.setdefault(accepted, placement)
+        for name, preset in of_others.items():
+            card = cards[name]
+            placement = msgspec.structs.replace(placements[preset.model], card=card, preset=preset)
+            for accepted in (name, f"{name}:latest"):
+                index.setdefault(accepted, card)
+                placements.setdefault(accepted, placement)
         return index, placements
 
 
@@ -212,6 +265,17 @@ def _card(profile: ProfileInfo, status: ModelStatus | None) -> ModelCard:
         gpu_bytes=status.gpu_bytes if status else 0,
         failure=status.failure.message if status and status.failure else None,
         percent=status.percent if status and status.state == "starting" else None,
+    )
+
+
+def _made(name: str, preset: Preset, base: ModelCard) -> ModelCard:
+    """The card of a model that a client made of another one. A mere copy is the same file with the same settings."""
+    digest = base.digest
+    if preset.speaks or preset.license:
+        said = msgspec.json.encode(msgspec.structs.replace(preset, made_at=0.0))
+        digest = hashlib.sha256(base.digest.encode() + said).hexdigest()
+    return msgspec.structs.replace(
+        base, name=name, aliases=(), listed=True, digest=digest, created=int(preset.made_at), modified_at=preset.made_at
     )
 
 

@@ -1,4 +1,4 @@
-"""Saved changes of the configuration file and its manifest, taken over while running. A broken file changes nothing."""
+"""Saved changes of the configuration file, its manifest and the library, taken over while running. A broken file changes nothing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import anyio
 import msgspec
 
 from hostler.gateway.settings import Configuration, Settings, SettingsError, read
+from hostler.profiles.presets import Preset
 from hostler.profiles.schema import Profile
 from hostler.profiles.store import diff
 
@@ -30,18 +31,26 @@ class Reloader:
     Other sections take effect at the next start: their change is logged, so that nobody waits for it.
     """
 
-    def __init__(self, configuration: Configuration, apply: Apply, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        apply: Apply,
+        environ: Mapping[str, str],
+        *,
+        made: Callable[[Mapping[str, Preset]], None] = lambda _: None,
+    ) -> None:
         self._configuration = configuration
         self._apply = apply
         self._environ = environ
-        self._seen = set() if configuration.path is None else _stamps(self._files(configuration.path))
+        self._made = made
+        self._turn = anyio.Lock()
+        self._seen = _stamps(self._files())
 
     async def run(self) -> None:
         """Watch until cancelled. Returns at once when there is no file to watch."""
-        path = self._configuration.path
-        if path is None:
+        files = self._files()
+        if not files:
             return
-        files = self._files(path)
         try:
             await self._watch(files)
         except (OSError, RuntimeError) as error:
@@ -55,6 +64,8 @@ class Reloader:
         from watchfiles import awatch
 
         folders = {each.parent for each in files if each.parent.is_dir()}
+        if not folders:
+            return
 
         def ours(_change: object, changed: str) -> bool:
             # A folder may hold anything, our own log among it.
@@ -77,7 +88,11 @@ class Reloader:
             await self.reload()
 
     async def reload(self) -> bool:
-        """Read the file again and apply what changed. Returns whether it is in force now."""
+        """Read the files again and apply what changed. Returns whether it is in force now."""
+        async with self._turn:
+            return await self._reload()
+
+    async def _reload(self) -> bool:
         try:
             fresh = read(self._configuration.path, self._environ)
         except SettingsError as error:
@@ -98,14 +113,16 @@ class Reloader:
             except Exception:
                 logger.exception("profiles could not be changed; they are tried again with the next change")
                 return False
+        if fresh.presets != old.presets:
+            self._made(fresh.presets)
         self._configuration = fresh
         return True
 
-    def _files(self, path: Path) -> set[Path]:
+    def _files(self) -> set[Path]:
         """The files that count, as named and as their links point: most editors replace a file rather than write it."""
-        files = [path]
-        manifest = self._configuration.settings.manifest
-        if manifest is not None:
+        path, manifest = self._configuration.path, self._configuration.settings.manifest
+        files = [file for file in (path, self._configuration.library) if file is not None]
+        if path is not None and manifest is not None:
             files.append(path.parent / Path(manifest).expanduser())
         return {each for file in files for each in (file.absolute(), file.resolve())}
 

@@ -111,10 +111,10 @@ class Surface(BaseRoute):
         await scope[CLAIM_KEY].app(scope, receive, send)
 
 
-def adapter_claims(adapters: Iterable[Adapter], pipeline: ASGIApp) -> list[Claim]:
-    """A claim for every operation of every adapter, all answered by the one pipeline of layers."""
+def adapter_claims(adapters: Iterable[Adapter], pipeline: ASGIApp, uploads: ASGIApp | None = None) -> list[Claim]:
+    """A claim for every operation of every adapter, all answered by the one pipeline of layers, but for uploads."""
     return [
-        Claim(operation=operation, app=pipeline, adapter=adapter)
+        Claim(operation=operation, app=(uploads or pipeline) if operation.upload else pipeline, adapter=adapter)
         for adapter in adapters
         for operation in adapter.operations
     ]

@@ -91,10 +91,20 @@ def up(configuration: Configuration) -> int:
 
     async def main() -> None:
         fleet = _guarded(lambda: _fleet(configuration, engine_host="127.0.0.1"))
-        together = _guarded(lambda: Gateway(configuration.settings, local=fleet, history=history.default_file()))
+        together = _guarded(
+            lambda: Gateway(
+                configuration.settings,
+                local=fleet,
+                history=history.default_file(),
+                library=configuration.library,
+                presets=configuration.presets,
+                refresh=lambda: reloader.reload(),
+            )
+        )
+        reloader = Reloader(configuration, partial(_take_over, fleet, together), os.environ, made=together.made)
         async with _heeding_signals(together.stop), anyio.create_task_group() as tasks:
             tasks.start_soon(fleet.run)
-            tasks.start_soon(Reloader(configuration, partial(_take_over, fleet, together), os.environ).run)
+            tasks.start_soon(reloader.run)
             await together.run(sockets, started=started)
             tasks.cancel_scope.cancel()
 
@@ -105,7 +115,14 @@ def gateway(configuration: Configuration) -> int:
     """The gateway alone."""
     if not configuration.settings.backends:
         raise CannotRun("no backends are configured, so nothing could answer; add `backends:` or run `hostler up`")
-    alone = _guarded(lambda: Gateway(configuration.settings, history=history.default_file()))
+    alone = _guarded(
+        lambda: Gateway(
+            configuration.settings,
+            history=history.default_file(),
+            library=configuration.library,
+            presets=configuration.presets,
+        )
+    )
     sockets = _listen(addresses(configuration.settings), "gateway.listen")
     keyed = _guarded(lambda: keys_in_force(configuration.settings, sockets)) is not None
     started = partial(_announce, configuration, sockets, keyed=keyed)

@@ -176,7 +176,8 @@ class Security:
                 raise Forbidden(f"this key lacks the scope {claim.operation.scope!r}; make one with `hostler keys add`")
         if claim.operation.writes and scope["method"] not in _SAFE_METHODS:
             media_type = headers.get("content-type", [""])[0].partition(";")[0].strip().lower()
-            if media_type != "application/json":
+            page = "origin" in headers or "sec-fetch-site" in headers
+            if media_type != "application/json" and (page or media_type not in claim.operation.media):
                 raise UnsupportedMedia("send this with Content-Type: application/json")
         scope[CLAIM_KEY] = claim
         scope["path_params"] = parameters

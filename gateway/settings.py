@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from hostler.profiles.document import Document, DocumentError, Size, parse
+from hostler.profiles.library import read_library
+from hostler.profiles.presets import Preset
 from hostler.profiles.schema import Profile, ProfileEntry
-from hostler.profiles.store import demo_profiles, profiles_of, read_text
+from hostler.profiles.store import profiles_of, read_text
 from hostler.supervisor.settings import SupervisorSettings
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -65,6 +67,15 @@ class SpendingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     file: str | None = None
 
 
+class LibrarySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What clients may change about which models there are, and the file that keeps it."""
+
+    file: str | None = None
+    change: bool = True
+    delete: bool = False
+    uploads_max: Size = Size(0)
+
+
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The gateway itself: where it listens, who may use it, and how it treats those who wait."""
 
@@ -80,6 +91,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     timeouts: TimeoutSettings = TimeoutSettings()
     probing: ProbingSettings = ProbingSettings()
     spending: SpendingSettings = SpendingSettings()
+    library: LibrarySettings = LibrarySettings()
     chain: tuple[str, ...] | None = None
 
 
@@ -170,28 +182,58 @@ def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Pat
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
-    """The configuration file, read: `path` is `None` when there is no file. `shipped`: no profiles are configured."""
+    """The configuration file, read: `path` is `None` when there is no file. `shipped`: no profiles are configured.
+
+    `library` is the file in which models are kept that clients made, `presets` those of them that are no profiles.
+    """
 
     path: Path | None
     settings: Settings
     profiles: tuple[Profile, ...]
     shipped: bool = False
+    library: Path | None = None
+    presets: Mapping[str, Preset] = {}
 
 
 def read(path: Path | None, environ: Mapping[str, str] = os.environ) -> Configuration:
     """What the file at `path` says, with its profiles and those of its manifest. Raises `SettingsError`."""
-    if path is None:
-        return Configuration(path=None, settings=Settings(), profiles=demo_profiles(), shipped=True)
     try:
-        document = parse(read_text(path), str(path), env=environ)
-        settings = document.to(Settings)
-        _check(settings, document)
-        manifest = None if settings.manifest is None else path.parent / Path(settings.manifest).expanduser()
-        profiles = profiles_of(document, settings.profiles, manifest, env=environ)
+        document = None if path is None else parse(read_text(path), str(path), env=environ)
+        settings = Settings()
+        manifest = None
+        if path is not None and document is not None:
+            settings = document.to(Settings)
+            _check(settings, document)
+            if settings.manifest is not None:
+                manifest = path.parent / Path(settings.manifest).expanduser()
+        file = library_file(settings.gateway.library, path, environ)
+        made, written = read_library(file)
+        profiles = profiles_of(
+            document,
+            settings.profiles,
+            manifest,
+            made=None if written is None else (written, made.profiles),
+            env=environ,
+        )
     except DocumentError as error:
         raise SettingsError(str(error)) from error
     shipped = not settings.profiles and manifest is None
-    return Configuration(path=path, settings=settings, profiles=profiles, shipped=shipped)
+    return Configuration(
+        path=path, settings=settings, profiles=profiles, shipped=shipped, library=file, presets=made.presets
+    )
+
+
+def library_file(settings: LibrarySettings, path: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where models are kept that clients made: as configured, in systemd's folder for state, beside the configuration
+    file, or among the user's own."""
+    if settings.file is not None:
+        return (path.parent if path is not None else Path()) / Path(settings.file).expanduser()
+    if directory := environ.get("STATE_DIRECTORY"):  # several are joined by colons
+        return Path(directory.partition(":")[0]) / "models.yaml"
+    if path is not None:
+        return path.with_name(f"{path.stem}.models.yaml")
+    base = environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "hostler" / "models.yaml"
 
 
 def _check(settings: Settings, document: Document) -> None:

@@ -27,11 +27,6 @@ class NoRoom(BlobError):
     """It would take more room than there is, or than uploads may have."""
 
 
-def is_digest(text: str) -> bool:
-    """Whether this is the name of a file: `sha256:` and 64 hexadecimal digits."""
-    return _DIGEST.fullmatch(text) is not None
-
-
 class BlobStore:
     """A folder of uploaded files that take `max_bytes` in all, at most."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import msgspec
 from hostler.profiles.gguf_header import MAX_LAYERS, GGUFError, Header, Scalar, file_status, read_header
 from hostler.profiles.schema import ModelFacts, Profile
 
-__all__ = ["FactsCache", "GGUFError", "digest", "parts_of", "read_facts"]
+__all__ = ["FactsCache", "GGUFError", "digest", "parts_of", "read_facts", "tensors"]
 
 _FILE_TYPES: Mapping[int, str] = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
@@ -26,7 +27,19 @@ _FILE_TYPES: Mapping[int, str] = {
     37: "TQ2_0", 38: "MXFP4_MOE", 39: "NVFP4", 40: "Q1_0",
 }  # fmt: skip
 
+_TENSOR_TYPES: Mapping[int, str] = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
+    12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
+    29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+}  # fmt: skip
+
+# With both, an engine can put words between others.
+_FILLING = (("fim_pre_token_id", "fim_suf_token_id"), ("prefix_token_id", "suffix_token_id"))
+
 MAX_PARTS = 999
+MAX_TENSORS_BYTES = 128 * 1024
+MAX_TOLD_BYTES = 4 * 1024 * 1024
 
 _SAMPLE = 64 * 1024
 _SAMPLES = 32
@@ -87,6 +100,7 @@ def read_facts(path: Path) -> ModelFacts:
         blocks=own.number("block_count"),
         chat_template=template,
         capabilities=_capabilities(own, template),
+        tensors=_packed(headers),
         metadata={key: value for key, value in first.values.items() if not key.startswith("split.")},
         bytes=sum(header.size for header in headers),
         kv_bytes_per_token=_kv_bytes_per_token(own),
@@ -140,6 +154,9 @@ class _Own:
             min(max(number, 0), 1 << 32) for number in self._header.layers.get(f"{self.architecture}.{key}", ())
         )
 
+    def tokenizer(self, key: str) -> bool:
+        return f"tokenizer.ggml.{key}" in self._header.values
+
     def group(self, prefix: str) -> bool:
         return any(key.startswith(f"{self.architecture}.{prefix}.") for key in self._header.values)
 
@@ -150,11 +167,31 @@ def _capabilities(own: _Own, template: str) -> tuple[str, ...]:
         found.append("vision")
     if own.has("audio.block_count"):
         found.append("audio")
+    if any(all(own.tokenizer(key) for key in pair) for pair in _FILLING):
+        found.append("insert")
     if "tools" in template or "tool_call" in template:
         found.append("tools")
     if ("<think>" in template and "</think>" in template) or _SPLITS_THINKING.search(template):
         found.append("thinking")
     return tuple(found)
+
+
+def tensors(facts: ModelFacts) -> list[tuple[str, str, list[int]]]:
+    """The file's tensors: names, types and shapes; none if they are not known."""
+    if not facts.tensors:
+        return []
+    told = zlib.decompressobj().decompress(facts.tensors, MAX_TOLD_BYTES)
+    try:
+        return msgspec.json.decode(told, type=list[tuple[str, str, list[int]]])
+    except msgspec.DecodeError:
+        return []
+
+
+def _packed(headers: list[Header]) -> bytes:
+    # Facts travel with every snapshot of a host: a thousand tensors take a few kilobytes this way.
+    told = [(name, _TENSOR_TYPES.get(kind, "unknown"), shape) for each in headers for name, kind, shape in each.tensors]
+    packed = zlib.compress(msgspec.json.encode(told), 9)
+    return packed if told and len(packed) <= MAX_TENSORS_BYTES else b""
 
 
 def _kv_bytes_per_token(own: _Own) -> int:

@@ -25,11 +25,13 @@ MAX_STRING_BYTES = 4 * 1024 * 1024
 MAX_KEPT_BYTES = 16 * 1024 * 1024
 MAX_ELEMENTS = 4_000_000
 MAX_TENSORS = 131_072
+MAX_TOLD_TENSORS = 8192
 MAX_DIMENSIONS = 8
 MAX_NESTING = 4
 MAX_LAYERS = 4096
 
 _CHUNK = 1024 * 1024
+_LONGEST_NAME = 256
 _STRING, _ARRAY, _BOOL, _FLOAT32 = 8, 9, 7, 6
 _FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
 _STRUCTS = {kind: struct.Struct(form) for kind, form in _FORMATS.items()}
@@ -58,12 +60,16 @@ class GGUFError(Exception):
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """One file's header: `values` with `None` for arrays, `layers` the short arrays of whole numbers among them."""
+    """One file's header: `values` with `None` for arrays, `layers` the short arrays of whole numbers among them.
+
+    `tensors` are names, types and shapes; none of a file that has more than anybody reads.
+    """
 
     values: dict[str, Scalar]
     layers: dict[str, tuple[int, ...]]
     parameters: int
     size: int
+    tensors: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
 
 
 def file_status(path: Path) -> os.stat_result:
@@ -101,6 +107,7 @@ class _Reader:
         self._at = 0  # where we are in the buffer
         self._elements = 0
         self._kept = 0
+        self._described: list[tuple[str, int, tuple[int, ...]]] = []
         self._word = _U64
 
     def header(self) -> Header:
@@ -125,7 +132,9 @@ class _Reader:
         alignment = values.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
             raise self._damaged(f"is aligned to {alignment!r}")
-        return Header(values=values, layers=layers, parameters=self._tensors(tensors, alignment), size=self._size)
+        parameters = self._tensors(tensors, alignment)
+        described = tuple(self._described) if tensors <= MAX_TOLD_TENSORS else ()
+        return Header(values=values, layers=layers, parameters=parameters, size=self._size, tensors=described)
 
     def _version(self) -> int:
         if self._size < 4 or self._take(4) != b"GGUF":
@@ -140,15 +149,18 @@ class _Reader:
     def _tensors(self, count: int, alignment: int) -> int:
         parameters = end = 0
         for _ in range(count):
-            self._string(MAX_KEY_BYTES)
+            name = self._string(MAX_KEY_BYTES)
             dimensions = self._number(_U32)
             if dimensions > MAX_DIMENSIONS:
                 raise self._damaged(f"has a tensor of {dimensions} dimensions")
-            weights = math.prod(self._count() for _ in range(dimensions))
+            shape = tuple(self._count() for _ in range(dimensions))
+            weights = math.prod(shape)
             kind, offset = self._number(_U32), self._number(_U64)
             if kind in _BLOCKS:
                 per_block, size = _BLOCKS[kind]
                 end = max(end, offset + weights // per_block * size)
+            if count <= MAX_TOLD_TENSORS:
+                self._described.append((name[:_LONGEST_NAME], kind, shape))
             parameters += weights
             if max(parameters, end) >= 1 << 63:
                 raise self._damaged("claims more weights than any machine can hold")

@@ -6,7 +6,6 @@ Who may change it is decided elsewhere.
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ _HEAD = """\
 # Models that clients made (`ollama cp`, `ollama create`). Hostler writes this file; what you change in it yourself is
 # taken over while it runs, and comments stay.
 """
-_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
-_NAME = re.compile(rf"(?:{_PART}/){{0,2}}{_PART}(?::{_PART})?")
 
 
 class Library(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,11 +34,6 @@ class Library(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __contains__(self, name: str) -> bool:
         return name in self.presets or name in self.profiles
-
-
-def is_name(name: str) -> bool:
-    """Whether a model could be made under this name: `[host/][namespace/]model[:tag]`, no step of it a dot alone."""
-    return _NAME.fullmatch(name) is not None and ".." not in name
 
 
 def read_library(path: Path) -> tuple[Library, Document | None]:

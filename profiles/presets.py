@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import msgspec
+
+_DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
+_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
+_NAME = re.compile(rf"(?:{_PART}/){{0,2}}{_PART}(?::{_PART})?")
 
 #: What a parameter may be: a number, a switch, a word, or several words (`stop`).
 Parameter = bool | int | float | str | tuple[str, ...]
@@ -49,3 +54,13 @@ def made_from(preset: Preset, base: Preset | None) -> Preset:
         messages=preset.messages or base.messages,
         license=preset.license or base.license,
     )
+
+
+def is_name(name: str) -> bool:
+    """Whether a model could be made under this name: `[host/][namespace/]model[:tag]`; no step of it leads elsewhere."""
+    return _NAME.fullmatch(name) is not None and ".." not in name
+
+
+def is_digest(text: str) -> bool:
+    """Whether this names a file by its checksum: `sha256:` and 64 hexadecimal digits."""
+    return _DIGEST.fullmatch(text) is not None

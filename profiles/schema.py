@@ -13,12 +13,16 @@ from msgspec import UNSET, UnsetType
 from hostler.profiles.document import Size
 from hostler.profiles.sources import Source, SourceError
 
+#: Something that only one place reads, made small.
+Packed = bytes
+
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a GGUF file says in its header.
 
     `parameters` is the number of weights, `training_context` the tokens it was trained on, `metadata` all keys of
-    the header with arrays replaced by `None` (they are large), `bytes` the size of all parts of the file.
+    the header with arrays replaced by `None` (they are large), `bytes` the size of all parts of the file. `tensors` is
+    packed: see `gguf.tensors`.
     """
 
     architecture: str = ""
@@ -35,6 +39,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes_per_token: int = 0
     sliding_window: int = 0
     recurrent: bool = False
+    tensors: Packed = b""
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,6 +66,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     env: Mapping[str, str] = {}
     ttl_s: float | None = None
     start_timeout_s: float | None = None
+    drain_s: float | None = None
     stop_grace_s: float | None = None
     memory: int | None = None
     pinned: bool = False
@@ -94,6 +100,7 @@ class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     env: Mapping[str, str] | UnsetType = UNSET
     ttl_s: float | UnsetType | None = UNSET
     start_timeout_s: float | UnsetType | None = UNSET
+    drain_s: float | UnsetType | None = UNSET
     stop_grace_s: float | UnsetType | None = UNSET
     memory: Size | UnsetType | None = UNSET
     pinned: bool | UnsetType = UNSET
@@ -164,6 +171,7 @@ _LEAST: Mapping[str, float] = {
     "cache_ram_mib": -1,
     "ttl_s": 0,
     "start_timeout_s": 0.1,
+    "drain_s": 0,
     "stop_grace_s": 0,
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from hostler.adapters.canonical import ChatRequest, CompletionRequest, Media, Origin, Probe, Request
+from hostler.adapters.canonical import Arrangement, ChatRequest, CompletionRequest, Media, Origin, Probe, Request
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
 from hostler.adapters.listing import Listing, ModelCard
 from hostler.adapters.ollama import models, orders, requests
@@ -14,17 +14,24 @@ from hostler.adapters.ollama.encoder import OllamaEncoder
 from hostler.adapters.ollama.gojson import quoted, read
 from hostler.adapters.ollama.names import named
 from hostler.adapters.ollama.paths import OPERATIONS, UNKNOWN
+from hostler.adapters.ollama.presetting import with_preset
 from hostler.adapters.ollama.refusal import refusal
 from hostler.adapters.ollama.shortening import shortened
+from hostler.adapters.ollama.stages import StageEncoder
 from hostler.adapters.ollama.wire import VERSION, WIRE
 from hostler.adapters.protocol import Incoming, Operation, WireResponse
 from hostler.adapters.spelling import DEFAULT_HOST, DEFAULT_NAMESPACE, ollama_name
+from hostler.profiles.presets import Preset
 
 _DECODERS: Mapping[str, Callable[[Origin], Request]] = {
     "chat": requests.chat,
     "generate": requests.generate,
     "embed": requests.embed,
     "embeddings": requests.embeddings,
+    "pull": orders.pull,
+    "create": orders.create,
+    "copy": orders.copy,
+    "delete": orders.delete,
 }
 _COPILOT = "githubcopilotchat/"
 _STATUS = {"cloud": {"disabled": True, "source": "env"}}
@@ -64,13 +71,20 @@ class OllamaAdapter:
             asked = named(fields.string("model") or fields.string("name"), missing="model is required")
             if incoming.headers.get("user-agent", "").lower().startswith(_COPILOT):
                 kind = "show-copilot"
+            if fields.flag("verbose"):
+                kind = f"{kind}-verbose"
         elif kind in ("blob", "upload"):
-            asked = incoming.path_params.get("digest", "")
+            # What is uploaded is streamed to disk past this adapter.
+            return orders.blob(origin, incoming.path_params.get("digest", ""))
         return Probe(origin=origin, kind=kind, model=asked)
 
     def expand(self, request: Request) -> Request:
         """The request: it was understood in full when it came."""
         return request
+
+    def preset(self, request: Request, preset: Preset) -> Request:
+        """The request as it is when it is asked of a model that was made of another one."""
+        return with_preset(request, preset)
 
     def admit(self, request: Request, card: ModelCard) -> Request:
         """Refuses what the model cannot do, and lets a model think that can if nobody says otherwise.
@@ -119,27 +133,25 @@ class OllamaAdapter:
             "tags": lambda: models.tags(listing),
             "ps": lambda: models.running(listing),
             "show": lambda: models.show(listing, asked),
+            "show-verbose": lambda: models.show(listing, asked),
             "show-copilot": lambda: models.show(listing, asked, basename=True),
+            "show-copilot-verbose": lambda: models.show(listing, asked, basename=True),
             "status": lambda: models.respond(_STATUS),
             "recommendations": lambda: models.respond({"recommendations": []}),
             "me": lambda: orders.account(kind),
             "signout": lambda: orders.account(kind),
             "search": lambda: orders.web(kind, body),
             "fetch": lambda: orders.web(kind, body),
-            "pull": lambda: orders.pull(listing, body),
             "push": lambda: orders.push(listing, body),
-            "create": lambda: orders.create(body),
-            "copy": lambda: orders.copy(listing, body),
-            "delete": lambda: orders.delete(listing, body),
-            "blob": lambda: orders.blob(asked),
-            "upload": lambda: orders.upload(asked),
         }
         if kind not in simple:
             raise NotFound("There is nothing like that to ask for.")
         return simple[kind]()
 
-    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> OllamaEncoder:  # noqa: A002
-        """An encoder for one reply. There is no progress in this protocol."""
+    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> OllamaEncoder | StageEncoder:  # noqa: A002
+        """An encoder for one reply. While a request waits, there is no progress in this protocol."""
+        if isinstance(request, Arrangement):
+            return StageEncoder(request)
         return OllamaEncoder(request, answer_id=id, created=created)
 
     def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:

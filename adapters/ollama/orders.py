@@ -1,45 +1,103 @@
-"""Orders that manage a real Ollama's models: what can be answered from the catalogue is, the rest is refused in words."""
+"""Orders about which models there are, read from their bodies; and what only Ollama's cloud or registry could do, refused."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from hostler.adapters.errors import BadRequest, Forbidden
+import msgspec
+
+from hostler.adapters.canonical import Copy, Create, Delete, Find, Origin, Pull
+from hostler.adapters.errors import BadRequest, Forbidden, GatewayError
 from hostler.adapters.listing import Listing
 from hostler.adapters.ollama import gojson, models
 from hostler.adapters.ollama.gojson import Fields, quoted, read
-from hostler.adapters.ollama.names import INVALID, named, valid
+from hostler.adapters.ollama.names import INVALID, made, named, valid
+from hostler.adapters.ollama.options import sampling
 from hostler.adapters.ollama.wire import LINES
 from hostler.adapters.protocol import WireResponse
+from hostler.profiles.presets import Parameter, Preset, Turn, is_digest
 
-_DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
-_PROFILES = "models are the profiles in this gateway's configuration"
 _CLOUD_OFF = "ollama cloud is disabled: {} is unavailable"
+_NO_REGISTRY = "push is not supported: models are the profiles in this gateway's configuration"
+# More than a conversation in front of every conversation needs; each request carries it.
+_MOST_TURNS = 200
+_LONGEST_TEXT = 256 * 1024
 
 
-def pull(listing: Listing, body: bytes) -> WireResponse:
-    """A known model is here already: success. An unknown one cannot be had from a registry."""
-    fields = read(body, "PullRequest")
+def pull(origin: Origin) -> Pull:
+    """Have a model's file come."""
+    fields = read(origin.body, "PullRequest")
     name = _name(fields)
     if not valid(name):
         raise BadRequest(INVALID, param="model")
-    streams = fields.flag("stream") is not False
-    card = listing.find_folded(name)
-    if card is None:
-        failure = "pull model manifest: file does not exist"
-        return _progress([{"status": "pulling manifest"}], failure, streams=streams)
-    digest = models.digest(card)
-    layer = {"status": f"pulling {digest[:12]}", "digest": f"sha256:{digest}"}
-    size = max(card.size, 1)
-    steps: list[dict[str, Any]] = [
-        {"status": "pulling manifest"},
-        {**layer, "total": size, "completed": size},
-        {"status": "verifying sha256 digest"},
-        {"status": "writing manifest"},
-        {"status": "success"},
-    ]
-    return _progress(steps, None, streams=streams)
+    return Pull(origin=origin, model=name, stream=fields.flag("stream") is not False)
+
+
+def copy(origin: Origin) -> Copy:
+    """A second name for a model."""
+    fields = read(origin.body, "CopyRequest")
+    source, destination = fields.string("source"), fields.string("destination")
+    if not valid(source):
+        raise BadRequest(f"source {quoted(source)} is invalid", param="source")
+    name = made(destination)
+    if name is None:
+        raise BadRequest(f"destination {quoted(destination)} is invalid", param="destination")
+    return Copy(origin=origin, model=source, destination=name)
+
+
+def create(origin: Origin) -> Create:
+    """A model of another one or of uploaded files, with what is to be said in front of it."""
+    fields = read(origin.body, "CreateRequest")
+    files, adapters = _files(fields, "files"), _files(fields, "adapters")
+    name = made(_name(fields))
+    if name is None:
+        raise BadRequest(INVALID, param="model")
+    base = fields.string("from")
+    if base and not valid(base):
+        raise BadRequest(INVALID, param="from")
+    if fields.has("files") and not files and not base:
+        raise BadRequest("unknown type", param="files")
+    if fields.string("quantize") or fields.string("quantization"):
+        raise Forbidden("quantize is not supported: give a file that is quantized already")
+    if fields.string("remote_host"):
+        raise Forbidden(_CLOUD_OFF.format("remote model"))
+    parameters = _parameters(fields)
+    context = parameters.pop("num_ctx", None)
+    if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
+        raise BadRequest('option "num_ctx" must be of type integer', param="parameters")
+    preset = Preset(
+        model=base,
+        system=_bounded(fields.string("system"), "system"),
+        parameters=parameters,
+        messages=tuple(_turns(fields)),
+        license=_license(fields.any("license")),
+    )
+    return Create(
+        origin=origin,
+        model=name,
+        preset=preset,
+        files=files,
+        adapters=adapters,
+        context=context,
+        template=fields.string("template"),
+        stream=fields.flag("stream") is not False,
+    )
+
+
+def delete(origin: Origin) -> Delete:
+    """Forget a model."""
+    fields = read(origin.body, "DeleteRequest")
+    name = _name(fields)
+    if not valid(name):
+        raise BadRequest(f"name {quoted(name)} is invalid", param="model")
+    return Delete(origin=origin, model=name)
+
+
+def blob(origin: Origin, digest: str) -> Find:
+    """Whether a file of this digest was uploaded."""
+    if not is_digest(digest):
+        raise BadRequest("invalid digest format", param="digest")
+    return Find(origin=origin, digest=digest)
 
 
 def push(listing: Listing, body: bytes) -> WireResponse:
@@ -47,51 +105,11 @@ def push(listing: Listing, body: bytes) -> WireResponse:
     fields = read(body, "PushRequest")
     name = named(_name(fields), missing="model is required")
     known = listing.find_folded(name) is not None
-    failure = f"push is not supported: {_PROFILES}" if known else f"model {quoted(name)} not found"
-    return _progress([{"status": "retrieving manifest"}], failure, streams=fields.flag("stream") is not False)
-
-
-def create(body: bytes) -> WireResponse:
-    """Refused: a preset is a profile with a `base`."""
-    fields = read(body, "CreateRequest")
-    if not valid(_name(fields)):
-        raise BadRequest(INVALID, param="model")
-    raise Forbidden(f"creating models is not supported: {_PROFILES}; a preset is a profile with a base")
-
-
-def copy(listing: Listing, body: bytes) -> WireResponse:
-    """Refused: another name is an alias of a profile."""
-    fields = read(body, "CopyRequest")
-    source, destination = fields.string("source"), fields.string("destination")
-    for word, name in (("source", source), ("destination", destination)):
-        if not valid(name):
-            raise BadRequest(f"{word} {quoted(name)} is invalid", param=word)
-    models.find(listing, source)
-    raise Forbidden(f"copying models is not supported: {_PROFILES}; another name is an alias there")
-
-
-def delete(listing: Listing, body: bytes) -> WireResponse:
-    """Refused for models that exist."""
-    fields = read(body, "DeleteRequest")
-    name = _name(fields)
-    if not valid(name):
-        raise BadRequest(f"name {quoted(name)} is invalid", param="model")
-    models.find(listing, name)
-    raise Forbidden(f"deleting models is not supported: {_PROFILES}")
-
-
-def blob(digest: str) -> WireResponse:
-    """Whether a file of this digest was uploaded: none ever is."""
-    if not _DIGEST.fullmatch(digest):
-        raise BadRequest("invalid digest format", param="digest")
-    return models.respond({"error": f"blob {quoted(digest)} not found"}, status=404)
-
-
-def upload(digest: str) -> WireResponse:
-    """Refused: nothing is created from files."""
-    if not _DIGEST.fullmatch(digest):
-        raise BadRequest("invalid digest format", param="digest")
-    raise Forbidden(f"uploading files is not supported: {_PROFILES}")
+    failure = _NO_REGISTRY if known else f"model {quoted(name)} not found"
+    if fields.flag("stream") is False:
+        return models.respond({"error": failure}, status=500)
+    lines = [{"status": "retrieving manifest"}, {"error": failure}]
+    return WireResponse(media_type=LINES, body=b"".join(gojson.line(entry) for entry in lines))
 
 
 def account(kind: str) -> WireResponse:
@@ -120,10 +138,56 @@ def _name(fields: Fields) -> str:
     return fields.string("model") or fields.string("name")
 
 
-def _progress(steps: list[dict[str, Any]], failure: str | None, *, streams: bool) -> WireResponse:
-    if streams:
-        lines = [*steps, {"error": failure}] if failure else steps
-        return WireResponse(media_type=LINES, body=b"".join(gojson.line(entry) for entry in lines))
-    if failure:
-        return models.respond({"error": failure}, status=500)
-    return models.respond(steps[-1])
+def _files(fields: Fields, name: str) -> dict[str, str]:
+    """Names of files with their checksums. The names are told to nobody, but a path that leads elsewhere is no name."""
+    files: dict[str, str] = {}
+    for file, digest in fields.mapping(name, "map[string]string").items():
+        steps = file.split("/")
+        if not file or any(step in ("", ".", "..") for step in steps) or "\\" in file or not file.isprintable():
+            raise BadRequest("file path must be relative", param=name)
+        if not isinstance(digest, str) or not is_digest(digest):
+            raise BadRequest("invalid digest format", param=name)
+        files[file] = digest.replace("-", ":", 1).lower()
+    return files
+
+
+def _parameters(fields: Fields) -> dict[str, Any]:
+    given = {name: value for name, value in fields.mapping("parameters").items() if value is not None}
+    try:
+        sampling(given)
+        return {name: msgspec.convert(value, Parameter) for name, value in given.items()}
+    except msgspec.ValidationError:
+        raise BadRequest("parameters must be numbers, switches, words or lists of words", param="parameters") from None
+    except BadRequest:
+        raise
+    except GatewayError as error:
+        raise BadRequest(error.message, param="parameters") from None
+
+
+def _turns(fields: Fields) -> list[Turn]:
+    turns = [
+        Turn(role=each.string("role").lower(), content=each.string("content"))
+        for each in fields.each("messages", "Message")
+    ]
+    if len(turns) > _MOST_TURNS or sum(len(turn.content) for turn in turns) > _LONGEST_TEXT:
+        raise BadRequest(f"messages may be {_MOST_TURNS}, of {_LONGEST_TEXT} characters in all", param="messages")
+    for turn in turns:
+        if turn.role not in ("system", "user", "assistant"):
+            raise BadRequest(f"messages cannot be from {quoted(turn.role[:50])}", param="messages")
+    return turns
+
+
+def _license(given: object) -> tuple[str, ...]:
+    texts = [given] if isinstance(given, str) else [] if given is None else given
+    if not isinstance(texts, list):
+        raise BadRequest(f"unknown license type: {gojson.described(given)}", param="license")
+    for text in texts:
+        if not isinstance(text, str):
+            raise BadRequest(f"json: cannot unmarshal {gojson.described(text)} into Go value of type string")
+    return tuple(_bounded(text, "license") for text in texts if text)
+
+
+def _bounded(text: str, name: str) -> str:
+    if len(text) > _LONGEST_TEXT:
+        raise BadRequest(f"{name} may have {_LONGEST_TEXT} characters", param=name)
+    return text

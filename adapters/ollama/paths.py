@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from hostler.adapters.protocol import Operation
 
+_FORM = "application/x-www-form-urlencoded"
+
 
 def _probe(name: str, path: str, *methods: str) -> Operation:
     return Operation(name=name, path=path, methods=methods or ("GET",), scope="read", probe=True)
 
 
-def _order(name: str, path: str, method: str = "POST") -> Operation:
-    # Nothing here changes anything yet, but it is asked for by those who want to change something.
-    return Operation(name=name, path=path, methods=(method,), scope="operate")
+def _order(name: str, path: str, method: str = "POST", *, upload: bool = False) -> Operation:
+    # As Ollama, which takes JSON of any type, as far as no web page can have it sent: curl's forms, a body without one.
+    media = ("application/octet-stream", _FORM, "") if upload else (_FORM, "")
+    return Operation(name=name, path=path, methods=(method,), scope="operate", writes=True, media=media, upload=upload)
 
 
 # Whatever else is asked below /api: clients tell servers apart by how they say that they do not know it.
@@ -30,11 +33,12 @@ OPERATIONS: tuple[Operation, ...] = (
     _probe("status", "/api/status"),
     _probe("me", "/api/me", "POST"),
     _probe("recommendations", "/api/experimental/model-recommendations"),
-    Operation(name="pull", path="/api/pull", scope="read"),
+    # Of a model that is here it is a question; to have one come takes the scope `operate`, which is asked for later.
+    Operation(name="pull", path="/api/pull", scope="read", writes=True, media=(_FORM, "")),
     Operation(name="search", path="/api/experimental/web_search", scope="read"),
     Operation(name="fetch", path="/api/experimental/web_fetch", scope="read"),
     Operation(name="blob", path="/api/blobs/{digest}", methods=("HEAD",), scope="read"),
-    _order("upload", "/api/blobs/{digest}"),
+    _order("upload", "/api/blobs/{digest}", upload=True),
     _order("push", "/api/push"),
     _order("create", "/api/create"),
     _order("copy", "/api/copy"),

@@ -88,6 +88,8 @@ def _unknown(name: str, operation: str) -> tuple[int, str]:
     if of_cloud(name):
         return 403, unknown_cloud()
     name = _bounded(name, 300)
+    if operation in ("pull", "create"):
+        return 500, "pull model manifest: file does not exist"
     if operation == "show":
         return 404, f"model '{ollama_name(name)}' not found"
     if operation in _EMBEDS and name:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-from hostler.adapters.protocol import Admitting
+from hostler.adapters.protocol import Admitting, Presetting
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.catalog import Placement
 from hostler.gateway.exchange import Exchange, Target
@@ -30,6 +30,8 @@ class Detect(Layer):
         exchange.model = placement.model
         exchange.local_only = exchange.local_only or placement.local_only
         adapter = exchange.adapter
+        if placement.preset is not None and placement.preset.speaks and isinstance(adapter, Presetting):
+            exchange.request = adapter.preset(exchange.request, placement.preset)
         admitting = self._admitting.get(type(adapter))
         if admitting is None:  # asked once: Python takes 10 µs to answer
             admitting = self._admitting[type(adapter)] = isinstance(adapter, Admitting)

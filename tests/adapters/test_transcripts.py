@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters.canonical import AnswerHead, Chunk, Control, Probe, ToolCall, Usage
+from hostler.adapters.canonical import AnswerHead, Arrangement, Chunk, Control, Probe, Stage, ToolCall, Usage
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.listing import Listing, ModelCard
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
@@ -48,6 +48,15 @@ SAID = (
     Chunk(tool_calls=(ToolCall(index=0, arguments='"x"}'),)),
     Chunk(finish="tool_calls", usage=Usage(prompt_tokens=7, completion_tokens=5)),
 )
+# What becomes of an order about models.
+STEPS = (
+    Stage(step="looking"),
+    Stage(step="fetching", digest="ab" * 32, completed=7, total=9),
+    Stage(step="verifying"),
+    Stage(step="reusing", digest="ab" * 32),
+    Stage(step="writing"),
+    Stage(step="done"),
+)
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 FORM = '--b\r\nContent-Disposition: form-data; name="model"\r\n\r\ntiny\r\n--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nRIFF\r\n--b--\r\n'
 
@@ -59,7 +68,8 @@ ASKED: dict[str, Any] = {
     "rerank": {"query": "q", "documents": ["d", "e"]}, "infill": {"input_prefix": "a", "input_suffix": "b"},
     "tokenize": {"content": "one two"}, "detokenize": {"tokens": [1, 2]}, "apply_template": HELLO,
     "speech": {"input": "Hello"}, "images": {"prompt": "a cat"}, "moderations": {"input": "Hello"},
-    "copy": {"source": "tiny", "destination": "small"}, "unload": {"instance_id": "tiny"}, "scale": [{"id": 0}],
+    "copy": {"source": "tiny", "destination": "small"}, "create": {"model": "brief", "from": "tiny", "system": "Be brief."},
+    "unload": {"instance_id": "tiny"}, "scale": [{"id": 0}],
 }  # fmt: skip
 FORMS = ("transcriptions", "translations", "image_edits", "image_variations")
 
@@ -75,7 +85,7 @@ def question(operation: Operation, method: str) -> dict[str, Any]:
     if operation.name in FORMS:
         asked["headers"] = {"content-type": "multipart/form-data; boundary=b"}
         asked["body"] = FORM
-    elif method == "POST":
+    elif method == "POST" or operation.name == "delete":
         body = ASKED.get(operation.name, {})
         asked["body"] = {"model": "tiny", **body} if isinstance(body, dict) else body
     return asked
@@ -95,6 +105,11 @@ def answered(adapter: Adapter, operation: Operation, asked: dict[str, Any]) -> d
         told["becomes"] = type(request).__name__
         if isinstance(request, Control):
             return told
+        if isinstance(request, Arrangement):
+            encoder = adapter.encoder(request, id="id-1", created=1_700_000_000, progress="off")
+            encoder.begin(AnswerHead())
+            body = b"".join([*(encoder.chunk(Chunk(stage=step)) for step in STEPS), encoder.end()])
+            return {**told, "answer": readable(body), "type": encoder.media_type}
         upstream = LlamaCppUpstream()
         expanded = request if upstream.speaks(request.origin.wire) else adapter.expand(request)
         sent = upstream.build(expanded, model="org/smol", stream=True)

@@ -1,0 +1,115 @@
+"""Files that clients upload, streamed to disk as they come: neither held in memory nor read by anybody on the way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from hostler.adapters.errors import BadRequest, ClientGone, Forbidden, GatewayError, TooLarge
+from hostler.adapters.protocol import Adapter, WireResponse
+from hostler.gateway.asgi import CLAIM_KEY, Claim, Receive, Scope, Send
+from hostler.profiles.blobs import BlobError, BlobStore, NoRoom, Upload
+from hostler.profiles.presets import is_digest
+
+logger = logging.getLogger(__name__)
+
+#: Bytes that are collected before a thread writes them.
+_BLOCK = 1024 * 1024
+
+
+class Uploads:
+    """Takes a body and keeps it under the checksum in its path. `allowed`: whether any are taken at all.
+
+    201 for a new file, 200 for one that is here: then the body is not waited for.
+    """
+
+    def __init__(self, blobs: BlobStore, *, allowed: bool) -> None:
+        self._blobs = blobs
+        self._allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        claim: Claim = scope[CLAIM_KEY]
+        adapter = claim.adapter
+        assert adapter is not None
+        try:
+            created = await self._take(scope["path_params"].get("digest", ""), receive)
+            response = WireResponse(status=201 if created else 200)
+        except ClientGone:
+            return
+        except GatewayError as error:
+            response = _refused(adapter, claim, error)
+        except Exception:
+            logger.exception("an upload failed in the gateway")
+            response = _refused(adapter, claim, GatewayError("something went wrong in the gateway; its log tells more"))
+        await _answer(send, response)
+
+    async def _take(self, digest: str, receive: Receive) -> bool:
+        if not is_digest(digest):
+            raise BadRequest("invalid digest format", param="digest")
+        if not self._allowed:
+            raise Forbidden(
+                "uploading files is not allowed here: gateway.library.uploads_max in the configuration allows it"
+            )
+        if await anyio.to_thread.run_sync(self._blobs.path, digest) is not None:
+            await _skip(receive)
+            return False
+        upload: Upload | None = None
+        try:
+            upload = await anyio.to_thread.run_sync(self._blobs.begin, digest)
+            async for block in _blocks(receive):
+                await anyio.to_thread.run_sync(upload.write, block)
+            actual = await anyio.to_thread.run_sync(upload.keep)
+        except NoRoom as error:
+            raise TooLarge(str(error)) from error
+        except BlobError as error:
+            raise GatewayError(str(error)) from error
+        finally:
+            if upload is not None:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(upload.forget)
+        if actual[7:] != digest[7:].lower():
+            raise BadRequest(f'digest mismatch, expected "{digest}", got "{actual}"', param="digest")
+        return True
+
+
+async def _blocks(receive: Receive) -> AsyncIterator[bytes]:
+    """The body in pieces that are worth a thread. Raises `ClientGone`."""
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone("the client left before its file was complete")
+        part = message.get("body", b"")
+        parts.append(part)
+        size += len(part)
+        more = message.get("more_body", False)
+        if size >= _BLOCK or (size and not more):
+            yield b"".join(parts)
+            parts, size = [], 0
+
+
+async def _skip(receive: Receive) -> None:
+    """Read a body that nobody needs: whoever sends it may not look for an answer before the end."""
+    async for _ in _blocks(receive):
+        pass
+
+
+def _refused(adapter: Adapter, claim: Claim, error: GatewayError) -> WireResponse:
+    refusal = adapter.refuse(error, claim.operation)
+    # The rest of the body is not read: without closing, the server would wait for its end.
+    return msgspec.structs.replace(refusal, headers=(*refusal.headers, ("Connection", "close")))
+
+
+async def _answer(send: Send, response: WireResponse) -> None:
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1", "replace")) for name, value in response.headers]
+    if response.body:
+        headers.append((b"content-type", response.media_type.encode("latin-1")))
+    headers.append((b"content-length", b"%d" % len(response.body)))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body})

@@ -1,0 +1,185 @@
+"""Ollama's orders about which models there are: read to the letter, refused in its words, told step by step."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from fakes.ollama_desk import SMOL, Desk
+
+from hostler.adapters.canonical import Chunk, Copy, Create, Delete, Find, Pull, Request, Stage
+from hostler.adapters.errors import GatewayError, ModelNotFound
+from hostler.adapters.listing import Listing
+from hostler.profiles.presets import Preset, Turn
+
+BLOB = "sha256:" + "a" * 64
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def plain(request: Request) -> Request:
+    return msgspec.structs.replace(request, origin=msgspec.structs.replace(request.origin, body=b""))
+
+
+def test_a_pull_names_a_model_under_either_word(desk: Desk) -> None:
+    first, second = desk.decode("pull", {"model": "smol"}), desk.decode("pull", {"name": "smol", "stream": False})
+    assert isinstance(first, Pull) and (first.model, first.stream) == ("smol", True)
+    assert isinstance(second, Pull) and (second.model, second.stream) == ("smol", False)
+
+
+def test_a_create_says_all_that_is_to_be_kept(desk: Desk) -> None:
+    order = desk.decode(
+        "create",
+        {
+            "model": "library/Mario:latest",
+            "from": "smol",
+            "system": "You are Mario.",
+            "license": ["MIT", ""],
+            "parameters": {"temperature": 0.5, "stop": ["a", "b"], "num_ctx": 512, "top_k": None},
+            "messages": [{"role": "User", "content": "hi"}, {"role": "assistant", "content": "Mamma mia"}],
+            "stream": False,
+        },
+    )
+    assert isinstance(order, Create)
+    assert (order.model, order.context, order.stream, order.files) == ("Mario", 512, False, {})
+    assert order.preset == Preset(
+        model="smol",
+        system="You are Mario.",
+        parameters={"temperature": 0.5, "stop": ("a", "b")},
+        messages=(Turn(role="user", content="hi"), Turn(role="assistant", content="Mamma mia")),
+        license=("MIT",),
+    )
+
+
+def test_a_create_names_files_by_their_checksums(desk: Desk) -> None:
+    order = desk.decode("create", {"model": "m", "files": {"m.gguf": "sha256-" + "A" * 64}, "license": "MIT"})
+    assert isinstance(order, Create)
+    assert order.files == {"m.gguf": BLOB} and order.preset.license == ("MIT",)
+
+
+def test_copy_delete_and_a_look_for_a_file_are_orders_too(desk: Desk) -> None:
+    copy = desk.decode("copy", {"source": "smol", "destination": "registry.ollama.ai/library/x:latest"})
+    delete = desk.decode("delete", {"name": "smol"})
+    find = desk.decode("blob", path_params={"digest": BLOB})
+    assert isinstance(copy, Copy) and (copy.model, copy.destination) == ("smol", "x")
+    assert isinstance(delete, Delete) and delete.model == "smol"
+    assert isinstance(find, Find) and find.digest == BLOB
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a b", "../x", "a/../b", "a//b", ".hidden", "x" * 81, "a/b/c/d", "x\0", "ä", "a:b:c"]
+)
+def test_a_new_model_takes_no_name_that_ollama_would_not_give(desk: Desk, name: str) -> None:
+    answer = desk.ask("create", {"model": name, "from": "smol"})
+    assert (answer.status, json.loads(answer.body)) == (400, {"error": "invalid model name"})
+    answer = desk.ask("copy", {"source": "smol", "destination": name})
+    assert answer.status == 400 and json.loads(answer.body)["error"].endswith("is invalid")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"from": "a b"}, 400, "invalid model name"),
+        ({"files": {}}, 400, "unknown type"),
+        ({"files": {"../m.gguf": BLOB}}, 400, "file path must be relative"),
+        ({"files": {"/etc/passwd": BLOB}}, 400, "file path must be relative"),
+        ({"files": {"m.gguf": "sha256:xyz"}}, 400, "invalid digest format"),
+        ({"files": ["m.gguf"]}, 400, "json: cannot unmarshal array into Go struct field CreateRequest.files of type map[string]string"),
+        ({"from": "smol", "quantize": "q4_0"}, 403, "quantize is not supported: give a file that is quantized already"),
+        ({"from": "smol", "remote_host": "x"}, 403, "ollama cloud is disabled: remote model is unavailable"),
+        ({"from": "smol", "parameters": {"temperature": "hot"}}, 400, 'option "temperature" must be of type float32'),
+        ({"from": "smol", "parameters": {"num_ctx": 0}}, 400, 'option "num_ctx" must be of type integer'),
+        ({"from": "smol", "parameters": {"x": {"y": 1}}}, 400, "parameters must be numbers, switches, words or lists of words"),
+        ({"from": "smol", "messages": [{"role": "tool"}]}, 400, 'messages cannot be from "tool"'),
+        ({"from": "smol", "license": 7}, 400, "unknown license type: number"),
+        ({"from": "smol", "system": "x" * 300_000}, 400, "system may have 262144 characters"),
+    ],
+)  # fmt: skip
+def test_a_create_that_cannot_be_says_why(desk: Desk, body: dict[str, Any], status: int, words: str) -> None:
+    answer = desk.ask("create", {"model": "m", **body})
+    assert (answer.status, json.loads(answer.body)) == (status, {"error": words})
+
+
+def test_progress_is_told_line_by_line(desk: Desk) -> None:
+    steps = (
+        Stage(step="looking"),
+        Stage(step="fetching", digest="ab" * 32, completed=0, total=7),
+        Stage(step="fetching", digest="ab" * 32, completed=7, total=7),
+        Stage(step="verifying"),
+        Stage(step="parsing"),
+        Stage(step="reusing", digest="cd" * 32),
+        Stage(step="adding", digest="ef" * 32),
+        Stage(step="writing"),
+        Stage(step="done"),
+    )
+    order = desk.decode("pull", {"model": "smol"})
+    assert desk.lines(order, *(Chunk(stage=step) for step in steps)) == [
+        {"status": "pulling manifest"},
+        {"status": "pulling abababababab", "digest": "sha256:" + "ab" * 32, "total": 7},
+        {"status": "pulling abababababab", "digest": "sha256:" + "ab" * 32, "total": 7, "completed": 7},
+        {"status": "verifying sha256 digest"},
+        {"status": "parsing GGUF"},
+        {"status": "using existing layer sha256:" + "cd" * 32},
+        {"status": "creating new layer sha256:" + "ef" * 32},
+        {"status": "writing manifest"},
+        {"status": "success"},
+    ]
+    whole = desk.decode("pull", {"model": "smol", "stream": False})
+    assert json.loads(desk.answer(whole, *(Chunk(stage=step) for step in steps))) == {"status": "success"}
+    encoder = desk.adapter.encoder(order, id="", created=0, progress="off")
+    assert (encoder.media_type, encoder.streaming) == ("application/x-ndjson", True)
+
+
+def test_an_order_without_progress_has_an_empty_answer(desk: Desk) -> None:
+    assert desk.answer(desk.decode("copy", {"source": "smol", "destination": "x"})) == b""
+    assert desk.answer(desk.decode("delete", {"model": "smol"})) == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "words"),
+    [
+        ("pull", {"model": "nope"}, "pull model manifest: file does not exist"),
+        ("create", {"model": "x", "from": "nope"}, "pull model manifest: file does not exist"),
+    ],
+)
+def test_an_error_on_the_way_is_the_last_line(desk: Desk, name: str, body: Any, words: str) -> None:
+    encoder = desk.adapter.encoder(desk.decode(name, body), id="", created=0, progress="off")
+    error: GatewayError = ModelNotFound("nobody has it", model="nope")
+    assert json.loads(encoder.error(error)) == {"error": words}
+    refusal = desk.adapter.refuse(error, desk.operation(name))
+    assert (refusal.status, json.loads(refusal.body)) == (500, {"error": words})
+
+
+def test_show_tells_what_a_model_was_made_with(desk: Desk) -> None:
+    preset = Preset(
+        model="smol",
+        system="You are Mario.",
+        parameters={"temperature": 0.5, "stop": ("<a>", "b"), "num_predict": 8, "penalize_newline": True},
+        messages=(Turn(role="user", content="hi"),),
+        license=("MIT", "BSD"),
+    )
+    mario = msgspec.structs.replace(SMOL, name="mario", aliases=(), preset=preset)
+    made = Desk(Listing(cards=(SMOL, mario), index={"smol": SMOL, "mario": mario}))
+    told = made.told("show", {"model": "mario"})
+    assert told["parameters"].splitlines() == [
+        "num_ctx                        4096",
+        "temperature                    0.5",
+        'stop                           "<a>"',
+        'stop                           "b"',
+        "num_predict                    8",
+        "penalize_newline               true",
+    ]
+    assert (told["license"], told["system"]) == ("MIT\nBSD", "You are Mario.")
+    assert told["messages"] == [{"role": "user", "content": "hi"}]
+    assert told["details"]["parent_model"] == "smol:latest"
+    lines = told["modelfile"].splitlines()
+    assert lines[1] == "FROM smol:latest" and 'SYSTEM """You are Mario."""' in lines
+    assert {'PARAMETER stop "b"', 'LICENSE """MIT"""', 'MESSAGE user """hi"""'} <= set(lines)
+    # It runs under the name of the model that it was made of.
+    assert [model["name"] for model in made.told("ps")["models"]] == ["smol:latest"]
+    assert [model["name"] for model in made.told("tags")["models"]] == ["smol:latest", "tiny:latest", "mario:latest"]
