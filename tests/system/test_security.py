@@ -191,6 +191,20 @@ async def test_beyond_loopback_there_is_no_gateway_without_keys(tmp_path: Path) 
     Gateway(settings)
 
 
+async def test_a_revoked_key_is_worth_nothing_on_a_connection_that_it_opened(
+    open_house: OpenHouse, tmp_path: Path
+) -> None:
+    key = keys.add(tmp_path / "keys", "bob", ["infer"])
+    keys.add(tmp_path / "keys", "eve", ["infer"])
+    async with open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house:
+        for _ in range(3):
+            assert (await house.chat("a", key=key)).status_code == 200
+        assert keys.revoke(tmp_path / "keys", "bob")
+        with anyio.fail_after(10):
+            while (await house.chat("a", key=key)).status_code != 401:  # noqa: ASYNC110 - a file
+                await anyio.sleep(0.05)
+
+
 async def test_nobody_is_let_in_once_the_last_key_is_revoked(open_house: OpenHouse, tmp_path: Path) -> None:
     key = keys.add(tmp_path / "keys", "bob", ["infer", "read"])
     async with open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house:
