@@ -183,7 +183,7 @@ class Supervisor(Protocol):
         """Make `model` ready and say where it listens.
 
         The models of `evict` are stopped first (the gateway has drained them), and any others that the host's own
-        rule demands. State by state: `ready` answers at once · `starting` joins · `stopping` waits, then starts ·
+        rule demands, once they have finished their answers or the host's patience is over. State by state: `ready` answers at once · `starting` joins · `stopping` waits, then starts ·
         `stopped` and `backoff` start · `failed` fails fast until its cool-down is over. Raises `UnknownProfile`,
         `SupervisorError` with the reason, `StaleEpoch`, `SupervisorUnreachable`.
         """

@@ -18,11 +18,15 @@ _Answer = TypeVar("_Answer")
 
 
 class EngineError(Exception):
-    """The engine did not answer as it should; `status` is what it said, `None` if it said nothing (dead, or deaf)."""
+    """The engine did not answer as it should; `status` is what it said, `None` if it said nothing (dead, or deaf).
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    `late`: it took the question, and there was no answer in time.
+    """
+
+    def __init__(self, message: str, status: int | None = None, *, late: bool = False) -> None:
         super().__init__(message)
         self.status = status
+        self.late = late
 
 
 class _Props(msgspec.Struct, frozen=True):
@@ -44,8 +48,20 @@ async def ask(
     timeout_s: float,
 ) -> _Answer:
     """Send one request and read the whole answer as a `kind`. Raises `EngineError` for everything but a 200 in time."""
+    answer = await _exchange(address, method, path, b"" if body is None else msgspec.json.encode(body), timeout_s)
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EngineError(f"{method} {path}: {error}", 200) from None
+
+
+async def ask_text(address: EngineAddress, path: str, *, timeout_s: float) -> str:
+    """As `ask`, for what is no JSON."""
+    return (await _exchange(address, "GET", path, b"", timeout_s)).decode(errors="replace")
+
+
+async def _exchange(address: EngineAddress, method: str, path: str, content: bytes, timeout_s: float) -> bytes:
     writer: asyncio.StreamWriter | None = None
-    content = b"" if body is None else msgspec.json.encode(body)
     try:
         with anyio.fail_after(timeout_s):
             host = reachable(address.host)
@@ -53,7 +69,7 @@ async def ask(
             writer.write(_request(address, host, method, path, content))
             status, answer = await _read(reader)
     except TimeoutError:
-        raise EngineError(f"{method} {path}: no answer within {timeout_s:g} s") from None
+        raise EngineError(f"{method} {path}: no answer within {timeout_s:g} s", late=True) from None
     except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
         raise EngineError(f"{method} {path}: {type(error).__name__}") from None
     finally:
@@ -62,10 +78,7 @@ async def ask(
             writer.transport.abort()
     if status != 200:
         raise EngineError(f"{method} {path}: {status} {answer[:200].decode(errors='replace')}", status)
-    try:
-        return msgspec.json.decode(answer, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise EngineError(f"{method} {path}: {error}", status) from None
+    return answer
 
 
 def _request(address: EngineAddress, host: str, method: str, path: str, content: bytes) -> bytes:

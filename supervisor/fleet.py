@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from hostler.supervisor.contract import (
 )
 from hostler.supervisor.fetches import Fetches
 from hostler.supervisor.files import Describe, Prepare, local_path, look_at_file
+from hostler.supervisor.footprints import Footprints
 from hostler.supervisor.keeper import Keeper
 from hostler.supervisor.loadtimes import LoadTimes
 from hostler.supervisor.member import Description, Member, engine_of
@@ -46,12 +48,7 @@ from hostler.supervisor.process import Build, Hooks, Limits, ManagedProcess
 from hostler.supervisor.room import Room
 from hostler.supervisor.settings import SupervisorSettings
 from hostler.supervisor.subscription import Subscriptions
-
-#: How often is looked what engines take, besides when they get ready, first answer, and end.
-MEASURE_S: Final = 15.0
-
-#: After it got ready the first request goes before the first look.
-MEASURE_AFTER_S: Final = 0.2
+from hostler.supervisor.survey import AFTER_READY_S, Survey
 
 #: Who follows a host that has just started is told of it when its models' files have been read, or after this long.
 DESCRIBED_S: Final = 1.0
@@ -71,7 +68,7 @@ class Fleet:
         self, profiles: Sequence[Profile], settings: SupervisorSettings, *, host: str = "127.0.0.1",
         prepare: Prepare = local_path, describe: Describe = look_at_file,
         keeper: Keeper | None = None, load_times: Path | None = None, pins: Path | None = None,
-        meter: Meter | None = None,
+        footprints: Path | None = None, meter: Meter | None = None,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._host = settings.engine_host or host
@@ -82,8 +79,10 @@ class Fleet:
         self._load_times = LoadTimes(load_times)
         self._pins = Pins(pins)
         exclusive = settings.exclusive if settings.exclusive is not None else settings.memory_budget is None
-        self._room = Room(exclusive=exclusive, budget=settings.memory_budget)
-        self._meter = meter or Meter()
+        budget = None if settings.memory_budget is None else int(settings.memory_budget)
+        self._room = Room(exclusive=exclusive, budget=budget)
+        self._footprints = Footprints(footprints)
+        self._survey = Survey(meter or Meter(), self._footprints, self._measured, uses=not exclusive)
         self._epoch = 0
         self._orders: dict[str, Order] = {}
         self._turn = anyio.Lock()
@@ -105,6 +104,7 @@ class Fleet:
         """See `contract.Supervisor`."""
         self._see(epoch)
         member = self._member(model)
+        member.used(time.time())
         address = member.process.address
         if address is not None and not self._room.in_the_way(member, self._others(member), evict):
             return address
@@ -151,9 +151,10 @@ class Fleet:
         """See `contract.Supervisor`."""
         member = self._member(model)
         if member.process.generation == generation:
+            member.used(time.time())
             await self._keeper.answered(member.profile, cached=cached, prompt=prompt)
             # Engines take their memory while they work: from now on a look says how much it really is.
-            await self._measure(member, settled=True)
+            await self._survey.measure(member, settled=True)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:
@@ -170,6 +171,7 @@ class Fleet:
         """Carry out orders until cancelled; then end all engines, side by side, within their grace."""
         await anyio.to_thread.run_sync(self._load_times.read)
         await anyio.to_thread.run_sync(self._pins.read)
+        await anyio.to_thread.run_sync(self._footprints.read)
         for member in self._members.values():
             self._settle_pin(member)
         try:
@@ -182,13 +184,9 @@ class Fleet:
                 for member in self._members.values():
                     if member.pinned:
                         tasks.start_soon(self._start_pinned, member)
-                while True:
-                    await anyio.sleep(MEASURE_S)
-                    for member in list(self._members.values()):
-                        await self._measure(member)
+                await self._survey.run(lambda: self._members.values())
         finally:
             self._tasks = None
-            self._meter.close()
 
     async def started(self) -> None:
         """Wait until `run` takes orders."""
@@ -256,7 +254,7 @@ class Fleet:
             profiles=tuple(member.info(self._load_times.get(member.name)) for member in members),
             models=tuple(self._status(member) for member in members),
             exclusive=self._room.exclusive,
-            budget_bytes=self._settings.memory_budget,
+            budget_bytes=self._room.budget,
             epoch=self._epoch,
         )
 
@@ -314,18 +312,30 @@ class Fleet:
             logger.info("%s is ready after %.3f s (%s)", member.name, sum(member.spent.values()), where or "it was")
 
     async def _clear_the_way(self, member: Member, order: Order) -> None:
-        """Stop, side by side, all that may not live beside `member`."""
+        """Stop, side by side, all that may not live beside `member`, and let those finish that nobody has drained."""
         victims = self._room.victims(member, self._others(member), order.evict)
+        if self._undrained(victims, order):
+            # Which of them has been used last is known only to themselves.
+            await self._survey.look_at(self._others(member))
+            victims = self._room.victims(member, self._others(member), order.evict)
         order.victims = tuple(victim.name for victim in victims)
         if not victims:
             return
         assert self._tasks is not None
         if member.file is not None and not member.process.standing:
             self._tasks.start_soon(self._read_ahead, member.file)
+        await self._survey.drain(self._undrained(victims, order), self._drain_s, lambda: order.enter("draining"))
         order.enter("saving" if any(victim.process.address for victim in victims) else "stopping")
         async with anyio.create_task_group() as stops:
             for victim in victims:
                 stops.start_soon(victim.process.stop)
+
+    def _drain_s(self, member: Member) -> float:
+        return _first(member.profile.drain_s, self._settings.drain_s)
+
+    @staticmethod
+    def _undrained(victims: Sequence[Member], order: Order) -> list[Member]:
+        return [each for each in victims if each.name not in order.evict and each.process.address is not None]
 
     def _others(self, member: Member) -> list[Member]:
         return [other for other in self._members.values() if other is not member and other.process.alive]
@@ -381,7 +391,7 @@ class Fleet:
     async def save(self, member: Member, address: EngineAddress) -> None:
         """Keep what an engine has before it goes."""
         if self._tasks is not None:
-            self._tasks.start_soon(self._measure, member)
+            self._tasks.start_soon(self._survey.measure, member)
         if member.file is not None:
             await self._keeper.save(member.profile, address, member.file)
 
@@ -432,7 +442,7 @@ class Fleet:
         if process.pid is None:
             member.usage = Usage()
         elif process.state == "ready" and self._tasks is not None:
-            self._tasks.start_soon(self._measure, member, False, MEASURE_AFTER_S)
+            self._tasks.start_soon(self._survey.measure, member, False, AFTER_READY_S)
         self._listeners.publish(ModelChanged(status=self._status(member)))
 
     async def _describe_all(self) -> None:
@@ -448,26 +458,12 @@ class Fleet:
             # Less is known of one model then; the others are served as before.
             logger.exception("what is known of the file of %s could not be read", member.name)
             member.description = Description()
+        self._survey.recall(member)
 
-    async def _measure(self, member: Member, settled: bool = False, after_s: float = 0.0) -> None:
-        """Look what a member's processes take; told only if it is another amount than before."""
-        await anyio.sleep(after_s)
-        pid = member.process.pid
-        if pid is None:
-            return
-        try:
-            usage = await anyio.to_thread.run_sync(self._meter.measure, pid)
-        except Exception:
-            # Drivers fail in many ways, and none of them may end a host.
-            logger.exception("what %s takes could not be measured", member.name)
-            return
-        if member.process.pid != pid or not usage.rss:
-            return
-        before, need = member.usage, member.need.total
-        member.measured(usage, settled=settled)
-        if _differs(before.rss, usage.rss) or _differs(before.gpu, usage.gpu):
+    def _measured(self, member: Member, takes: bool, needs: bool) -> None:
+        if takes:
             self._listeners.publish(ModelChanged(status=self._status(member)))
-        if self._room.budget is not None and _differs(need, member.need.total):
+        if needs and self._room.budget is not None:
             # Who makes room elsewhere has to know.
             self._listeners.publish(Snapshot(host=self.status_now()))
 
@@ -498,11 +494,6 @@ class _MemberHooks(Hooks):
 
     async def stopping(self, address: EngineAddress) -> None:
         await self._fleet.save(self._member, address)
-
-
-def _differs(before: int, now: int) -> bool:
-    """By more than a twentieth, which is worth telling."""
-    return abs(now - before) * 20 > max(before, now)
 
 
 def _pinned(profile: Profile | None) -> bool:

@@ -55,5 +55,6 @@ def open_host(
         describe=files.describe,
         keeper=keeper,
         load_times=state / "load-times.json",
+        footprints=state / "footprints.json",
         pins=state / "pins.json",
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import anyio
 import msgspec
 
 from hostler.profiles.schema import ModelFacts, Profile
+from hostler.supervisor.activity import Activity
 from hostler.supervisor.contract import ProfileInfo
 from hostler.supervisor.memory import Need, Observed, Usage, need, observe
 from hostler.supervisor.output import Log
@@ -40,6 +42,10 @@ class Member:
         self.pinned = profile.pinned
         self.usage = Usage()
         self.spent: dict[str, float] = {}
+        self.busy = False
+        self._used_at = 0.0
+        self._active: tuple[int, Activity] | None = None
+        self.recalled: Observed | None = None
         self._seen: Observed | None = None
         self._scope: anyio.CancelScope | None = None
 
@@ -50,7 +56,40 @@ class Member:
     @property
     def need(self) -> Need:
         """What it takes, or will take: declared, else estimated and corrected by what was seen."""
-        return need(self.profile, self.description.facts, self._seen)
+        return need(self.profile, self.description.facts, self.seen)
+
+    @property
+    def seen(self) -> Observed | None:
+        """The most it was seen to take: since this supervisor runs once that says enough, until then also before."""
+        own, before = self._seen, self.recalled
+        if own is None or before is None or own.settled:
+            return own or before
+        return observe(before, Usage(rss=own.rss, gpu=own.gpu))
+
+    @property
+    def footprint(self) -> str:
+        """What must be the same for the same amount to be expected."""
+        parts = (engine_of(self.profile), self.description.size, self.description.modified_at)
+        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]
+
+    @property
+    def idle_since(self) -> float:
+        """Since when, in seconds since the epoch, nobody is known to have used it."""
+        return max(self._used_at, self.process.since)
+
+    def used(self, now: float) -> None:
+        """Somebody wants it."""
+        self._used_at = now
+
+    def active(self, activity: Activity | None, now: float) -> None:
+        """Its engine said that of itself; `None`: it does not say."""
+        self.busy = activity is not None and activity.asked > 0
+        if activity is None:
+            return
+        before, self._active = self._active, (self.process.generation, activity)
+        first = before is None or before[0] != self.process.generation
+        if self.busy or (activity.done > 0 if first else before != self._active):
+            self._used_at = now
 
     def info(self, load_s: float | None) -> ProfileInfo:
         """The profile as others may know it; its next load will probably take `load_s`."""
@@ -79,7 +118,7 @@ class Member:
         if profile.model != self.profile.model:
             self.file = None
         if engine_of(profile) != engine_of(self.profile):
-            self._seen = None
+            self._seen = self.recalled = None
         self.profile = profile
 
     def measured(self, usage: Usage, *, settled: bool) -> None:
@@ -91,6 +130,6 @@ class Member:
 def engine_of(profile: Profile) -> Profile:
     """The part of a profile that makes a command: two profiles that are equal in it can share a running engine."""
     return msgspec.structs.replace(
-        profile, aliases=(), description="", ttl_s=None, start_timeout_s=None, stop_grace_s=None, memory=None,
+        profile, aliases=(), description="", ttl_s=None, start_timeout_s=None, stop_grace_s=None, drain_s=None, memory=None,
         pinned=False, listed=True, default=False, chain=None, local_only=False,
     )  # fmt: skip

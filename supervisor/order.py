@@ -17,7 +17,7 @@ from hostler.supervisor.process import ManagedProcess, Phase
 TICK_S: Final = 0.5
 
 _ORDER: Final[tuple[SwitchPhase, ...]] = (
-    "draining", "fetching", "saving", "stopping", "starting", "loading", "restoring", "ready", "failed",
+    "fetching", "draining", "saving", "stopping", "starting", "loading", "restoring", "ready", "failed",
 )  # fmt: skip
 
 _OF_TARGET: Final[dict[Phase, SwitchPhase]] = {

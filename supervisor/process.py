@@ -209,6 +209,12 @@ class ManagedProcess:
             life.doom()
             await life.gone.wait()
 
+    async def ended(self) -> None:
+        """Wait until what runs now has ended, by itself or because somebody else wants it to."""
+        life = self._life
+        if life is not None:
+            await life.gone.wait()
+
     def forgive(self) -> None:
         """Forget earlier failures: the next order tries at once."""
         self._failures = 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import msgspec
+
 from hostler.supervisor.contract import SupervisorError
 from hostler.supervisor.member import Member
 from hostler.supervisor.memory import Claim, cannot_fit, fits, make_room
@@ -19,8 +21,8 @@ class Room:
     def victims(self, wanted: Member, others: Sequence[Member], evict: Collection[str]) -> list[Member]:
         """Who of `others`, which are all alive, is to be stopped before `wanted` starts.
 
-        The gateway has named and drained those of `evict`. Nobody here knows who is being used, so beyond them those
-        that were started first go, and pinned ones never. Raises `SupervisorError` if it cannot fit even then.
+        The gateway has named and drained those of `evict`. Beyond them idle ones go, the longest unused first, and if
+        that is not enough those that are at work; pinned ones never. Raises `SupervisorError` if it cannot fit even then.
         """
         if self.exclusive:
             return [other for other in others if other.name in evict or not (other.pinned or wanted.pinned)]
@@ -33,12 +35,15 @@ class Room:
                 Claim(
                     name=other.name,
                     bytes=other.need.total,
-                    idle_since=other.process.since,
+                    idle_since=other.idle_since,
+                    busy=other.busy,
                     pinned=other.pinned,
                 )
                 for other in staying
             ]
             chosen = make_room(need, claims, self.budget)
+            if chosen is None:
+                chosen = make_room(need, [msgspec.structs.replace(claim, busy=False) for claim in claims], self.budget)
             if chosen is None:
                 pinned = [claim for claim in claims if claim.pinned]
                 beside = [] if not fits(need, budget=self.budget) else [claim.name for claim in pinned]

@@ -24,6 +24,7 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     engine_ports: str | None = None
     exclusive: bool | None = None
     memory_budget: Size | None = None
+    drain_s: float = 30.0
     stop_grace_s: float = 10.0
     start_timeout_s: float = 300.0
     max_failures: int = 3

@@ -303,6 +303,8 @@ class Engine:
             found = self.look_up(path)
             if found is None:
                 return self.refuse(connection, 404, "File Not Found", "not_found_error")
+            if isinstance(found, str):
+                return self.send_bytes(connection, 200, found.encode(), {"Content-Type": "text/plain; version=0.0.4"})
             return self.send(connection, 200, found)
         if path.startswith("/slots/"):
             return self.keep_slot(connection, int(path.split("/")[2]), query.partition("=")[2], json.loads(body))
@@ -345,7 +347,10 @@ class Engine:
                 for number, slot in enumerate(self.slots)
             ]
         if path == "/metrics":
-            return {"llamacpp:requests_processing": sum(slot["busy"] for slot in self.slots)}
+            busy = sum(slot["busy"] for slot in self.slots)
+            lines = ["# TYPE llamacpp:requests_processing gauge", f"llamacpp:requests_processing {busy}"]
+            lines += ["llamacpp:requests_deferred 0", f"llamacpp:n_decode_total {self.count}"]
+            return "\n".join(lines) + "\n"
         return None
 
     def keep_slot(self, connection, number, action, asked):
@@ -483,13 +488,12 @@ class Engine:
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
     def send(self, connection, status, value, more=None):
-        body = json.dumps(value).encode()
-        head = {
-            "Content-Type": "application/json; charset=utf-8",
-            "Content-Length": len(body),
-            "Keep-Alive": "timeout=5, max=100",
-        }
-        connection.sendall(self.head(status, {**head, **(more or {})}) + body)
+        head = {"Content-Type": "application/json; charset=utf-8", **(more or {})}
+        return self.send_bytes(connection, status, json.dumps(value).encode(), head)
+
+    def send_bytes(self, connection, status, body, more):
+        head = {"Content-Length": len(body), "Keep-Alive": "timeout=5, max=100"}
+        connection.sendall(self.head(status, {**more, **head}) + body)
         return True
 
     def refuse(self, connection, status, message, kind, more=None):

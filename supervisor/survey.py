@@ -1,0 +1,113 @@
+"""What a host's engines take and whether they are at work: looked at now and then, and whenever it decides something."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from hostler.supervisor.activity import activity
+from hostler.supervisor.footprints import Footprints, differs
+from hostler.supervisor.member import Member
+from hostler.supervisor.memory import Meter
+
+#: How often is looked, besides when engines get ready, first answer, and end.
+PERIOD_S: Final = 15.0
+
+#: After it got ready the first request goes before the first look.
+AFTER_READY_S: Final = 0.2
+
+#: Between two questions whether an engine is still at work: see `activity`.
+ASK_S: Final = 1.5
+
+logger = logging.getLogger(__name__)
+
+
+class Survey:
+    """Looks at members and tells them what it saw.
+
+    `changed` is called with a member of which another amount is known than before, whether that is what it takes now,
+    and whether it is what it needs. With `uses` it also follows who is used, for whoever has to choose.
+    """
+
+    def __init__(
+        self, meter: Meter, footprints: Footprints, changed: Callable[[Member, bool, bool], None], *, uses: bool
+    ) -> None:
+        self._meter = meter
+        self._footprints = footprints
+        self._changed = changed
+        self._uses = uses
+
+    async def run(self, members: Callable[[], Iterable[Member]]) -> None:
+        """Look at all of them every now and then, for ever."""
+        try:
+            while True:
+                await anyio.sleep(PERIOD_S)
+                for member in list(members()):
+                    await self.measure(member)
+                    if self._uses:
+                        await self._look(member)
+        finally:
+            self._meter.close()
+
+    async def measure(self, member: Member, settled: bool = False, after_s: float = 0.0) -> None:
+        """Look what a member's processes take; told only if it is another amount than before."""
+        await anyio.sleep(after_s)
+        pid = member.process.pid
+        if pid is None:
+            return
+        try:
+            usage = await anyio.to_thread.run_sync(self._meter.measure, pid)
+        except Exception:
+            # Drivers fail in many ways, and none of them may end a host.
+            logger.exception("what %s takes could not be measured", member.name)
+            return
+        if member.process.pid != pid or not usage.rss:
+            return
+        before, need = member.usage, member.need.total
+        member.measured(usage, settled=settled)
+        if member.seen is not None and self._footprints.learn(member.name, member.footprint, member.seen):
+            await anyio.to_thread.run_sync(self._footprints.write)
+        takes = differs(before.rss, usage.rss) or differs(before.gpu, usage.gpu)
+        needs = differs(need, member.need.total)
+        if takes or needs:
+            self._changed(member, takes, needs)
+
+    def recall(self, member: Member) -> None:
+        """Tell a member whose file is known what was seen of such a one before, also by an earlier supervisor."""
+        member.recalled = self._footprints.get(member.name, member.footprint)
+
+    async def look_at(self, members: Iterable[Member]) -> None:
+        """Ask the engines of all of them whether they are at work."""
+        async with anyio.create_task_group() as looks:
+            for member in members:
+                looks.start_soon(self._look, member)
+
+    async def drain(
+        self, members: Iterable[Member], limit_s: Callable[[Member], float], say: Callable[[], None]
+    ) -> None:
+        """Return when all have finished their answers, or are gone, or had their time; `say` if that takes any."""
+        async with anyio.create_task_group() as waits:
+            for member in members:
+                waits.start_soon(self._until_idle, member, limit_s(member), say)
+
+    async def _until_idle(self, member: Member, limit_s: float, say: Callable[[], None]) -> None:
+        with anyio.move_on_after(limit_s):
+            while await self._look(member):
+                say()
+                with anyio.move_on_after(ASK_S):
+                    await member.process.ended()
+
+    async def _look(self, member: Member) -> bool:
+        """Whether its engine is at work."""
+        address = member.process.address
+        if address is None:
+            return False
+        told = await activity(address)
+        if member.process.generation == address.generation:
+            member.active(told, time.time())
+        return member.busy

@@ -1,0 +1,251 @@
+"""Who has to go when nobody said who, and how: the longest unused first, and never in the middle of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import msgspec
+import pytest
+from fakes.gate import Gate
+
+from hostler.profiles.document import Size
+from hostler.profiles.schema import Profile
+from hostler.supervisor.activity import Activity, activity
+from hostler.supervisor.contract import EngineAddress, Snapshot, SwitchMoved
+from hostler.supervisor.fleet import Fleet
+from hostler.supervisor.memory import GIB
+from hostler.supervisor.settings import SupervisorSettings
+
+pytestmark = pytest.mark.anyio
+
+Scripted = Callable[..., Profile]
+Running = Callable[[Fleet], AbstractAsyncContextManager[Fleet]]
+Gates = Callable[[str], Gate]
+
+EXCLUSIVE = SupervisorSettings(stop_grace_s=5, backoff_s=0.05, drain_s=60)
+SHARED = msgspec.structs.replace(EXCLUSIVE, memory_budget=Size(8 * GIB))
+
+
+def sized(scripted: Scripted, name: str, gib: int, **script: Any) -> Profile:
+    return scripted(name, profile={"memory": gib * GIB}, **script)
+
+
+def ready(fleet: Fleet) -> list[str]:
+    return [status.model for status in fleet.status_now().models if status.state == "ready"]
+
+
+async def chat(address: EngineAddress) -> str:
+    """What its clients do: ask the engine itself."""
+    headers = {"Authorization": f"Bearer {address.key}"}
+    async with httpx.AsyncClient(headers=headers, timeout=60, trust_env=False) as http:
+        url = f"http://{address.host}:{address.port}/v1/chat/completions"
+        return (await http.post(url, json={"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 16})).text
+
+
+async def phases(fleet: Fleet, model: str, on: Callable[[SwitchMoved], object] = lambda _: None) -> list[str]:
+    """Switch to it; what was told meanwhile."""
+    told: list[str] = []
+    async with fleet.events() as events, anyio.create_task_group() as tasks:
+        assert isinstance(await anext(events), Snapshot)
+        tasks.start_soon(fleet.switch, model)
+        async for event in events:
+            if isinstance(event, SwitchMoved):
+                told.append(event.phase)
+                on(event)
+                if event.phase in ("ready", "failed"):
+                    break
+    return list(dict.fromkeys(told))
+
+
+async def test_the_longest_unused_makes_room_not_the_first_that_was_started(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    profiles = [sized(scripted, name, gib) for name, gib in (("a", 3), ("b", 3), ("c", 4))]
+    async with running(Fleet(profiles, SHARED)) as fleet:
+        address = await fleet.switch("a")
+        await fleet.switch("b")
+        await chat(address)
+        await fleet.switch("c")
+        assert ready(fleet) == ["a", "c"]
+
+
+async def test_an_order_for_a_model_that_runs_is_a_use_of_it(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    profiles = [sized(scripted, name, gib) for name, gib in (("a", 3), ("b", 3), ("c", 4))]
+    async with running(Fleet(profiles, SHARED)) as fleet:
+        await fleet.switch("a")
+        await fleet.switch("b")
+        await fleet.switch("a")
+        await fleet.switch("c")
+        assert ready(fleet) == ["a", "c"]
+
+
+async def test_one_that_is_at_work_stays_as_long_as_an_idle_one_can_go(
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
+) -> None:
+    speak = gates("speak")
+    profiles = [sized(scripted, "a", 3, answer_when=speak.path), sized(scripted, "b", 3), sized(scripted, "c", 4)]
+    async with running(Fleet(profiles, SHARED)) as fleet, anyio.create_task_group() as tasks:
+        tasks.start_soon(chat, await fleet.switch("a"))
+        await journal.until("request")
+        await fleet.switch("b")
+        assert "draining" not in await phases(fleet, "c")
+        assert ready(fleet) == ["a", "c"]
+        speak.open()
+
+
+async def test_if_all_are_at_work_they_finish_before_they_make_room(
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
+) -> None:
+    speak = gates("speak")
+    profiles = [sized(scripted, "a", 5, answer_when=speak.path), sized(scripted, "b", 5)]
+    answers: list[str] = []
+    async with running(Fleet(profiles, SHARED)) as fleet, anyio.create_task_group() as tasks:
+        address = await fleet.switch("a")
+
+        async def ask() -> None:
+            answers.append(await chat(address))
+
+        tasks.start_soon(ask)
+        await journal.until("request")
+        told = await phases(fleet, "b", lambda event: event.phase == "draining" and speak.open())
+        assert told[0] == "draining"
+        assert ready(fleet) == ["b"]
+    assert "word4" in answers[0]
+
+
+async def test_a_pinned_model_never_makes_room(scripted: Scripted, running: Running, journal: Any) -> None:
+    pinned = scripted("p", profile={"memory": 3 * GIB, "pinned": True})
+    profiles = [pinned, sized(scripted, "a", 3), sized(scripted, "b", 4)]
+    async with running(Fleet(profiles, SHARED)) as fleet:
+        await fleet.switch("p")
+        await fleet.switch("a")
+        await fleet.switch("b")
+        assert ready(fleet) == ["p", "b"]
+
+
+async def test_an_exclusive_host_lets_the_old_model_finish_and_says_so(
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
+) -> None:
+    last = gates("last")
+    answers: list[str] = []
+    async with (
+        running(Fleet([scripted("a", last_when=last.path), scripted("b")], EXCLUSIVE)) as fleet,
+        anyio.create_task_group() as tasks,
+    ):
+        address = await fleet.switch("a")
+
+        async def ask() -> None:
+            answers.append(await chat(address))
+
+        def let_it_finish(event: SwitchMoved) -> None:
+            if event.phase == "draining":
+                # All the while it serves.
+                assert (event.from_models, ready(fleet)) == (("a",), ["a"])
+                last.open()
+
+        tasks.start_soon(ask)
+        await journal.until("request")
+        told = await phases(fleet, "b", let_it_finish)
+        assert told == ["draining", "saving", "stopping", "starting", "loading", "restoring", "ready"]
+        assert fleet.status_now().models[1].spent["draining"] > 0
+    assert "word4" in answers[0]
+
+
+async def test_what_the_gateway_has_drained_is_not_waited_for(
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
+) -> None:
+    async with (
+        running(Fleet([scripted("a", last_when=gates("never").path), scripted("b")], EXCLUSIVE)) as fleet,
+        anyio.create_task_group() as tasks,
+    ):
+        address = await fleet.switch("a")
+
+        async def ask() -> None:
+            with pytest.raises(httpx.TransportError):
+                await chat(address)
+
+        tasks.start_soon(ask)
+        await journal.until("request")
+        await fleet.switch("b", evict=["a"])
+        # Nor is it asked anything, which would take time.
+        assert not [event for event in journal.events("request", "a") if event["path"] == "/metrics"]
+
+
+async def test_patience_with_a_long_answer_has_an_end(
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
+) -> None:
+    profile = scripted("a", last_when=gates("never").path, profile={"drain_s": 0.2})
+    async with running(Fleet([profile, scripted("b")], EXCLUSIVE)) as fleet, anyio.create_task_group() as tasks:
+        address = await fleet.switch("a")
+
+        async def ask() -> None:
+            with pytest.raises(httpx.TransportError):
+                await chat(address)
+
+        tasks.start_soon(ask)
+        await journal.until("request")
+        with anyio.fail_after(30):
+            assert "draining" in await phases(fleet, "b")
+
+
+async def test_an_engine_that_ends_while_it_is_waited_for_is_waited_for_no_more(
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
+) -> None:
+    async with (
+        running(Fleet([scripted("a", last_when=gates("never").path), scripted("b")], EXCLUSIVE)) as fleet,
+        anyio.create_task_group() as tasks,
+    ):
+        address = await fleet.switch("a")
+
+        async def ask() -> None:
+            with pytest.raises(httpx.TransportError):
+                await chat(address)
+
+        tasks.start_soon(ask)
+        await journal.until("request")
+        with anyio.fail_after(30):
+            await phases(fleet, "b", lambda event: event.phase == "draining" and tasks.start_soon(fleet.unload, "a"))
+
+
+async def test_an_engine_that_does_not_say_what_it_does_is_waited_for_by_nobody() -> None:
+    nowhere = EngineAddress(model="a", host="127.0.0.1", port=1, key="", generation=1, context=1, parallel=1)
+    assert await activity(nowhere) is None
+
+
+async def test_one_that_says_nothing_in_time_counts_as_busy() -> None:
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0) as deaf:
+        port = deaf.extra(anyio.abc.SocketAttribute.local_port)
+        address = EngineAddress(model="a", host="127.0.0.1", port=port, key="", generation=1, context=1, parallel=1)
+        assert await activity(address, timeout_s=0.1) == Activity(asked=1)
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(180)
+async def test_the_real_engine_says_whether_it_is_at_work(real_model: Path, running: Running, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    profile = Profile(name="a", model=str(real_model), engine="embedded", context=2048)
+    async with running(Fleet([profile], EXCLUSIVE)) as fleet:
+        address = await fleet.switch("a")
+        assert await activity(address) == Activity(asked=0, done=0)
+        told: list[Activity | None] = []
+        async with anyio.create_task_group() as tasks:
+
+            async def ask() -> None:
+                await chat(address)
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(ask)
+            while True:
+                told.append(await activity(address, timeout_s=10))
+                await anyio.sleep(0.02)
+        after = await activity(address)
+        assert any(each is not None and each.asked == 1 for each in told)
+        assert after is not None
+        assert (after.asked, after.done > 16) == (0, True)
