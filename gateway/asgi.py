@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -23,9 +23,47 @@ EXCHANGE_KEY = "hostler.exchange"
 #: The client's end of the request (a `Line`).
 LINE_KEY = "hostler.line"
 
+#: What is known of a head that has come on this connection before (a `KnownHead`); missing for any other.
+KNOWN_KEY = "hostler.known"
+
+#: Headers that every answer to this request carries, names in lower case.
+HEADERS_KEY = "hostler.headers"
+
+
+class KnownHead:
+    """A request's head that comes again and again on one connection, the same bytes but for the body's length.
+
+    What follows from the head alone is found out once: `admitted` belongs to `Security`, `told` to `Edge`. `length_at`
+    is the place of `content-length` among the headers.
+    """
+
+    __slots__ = ("admitted", "length_at", "told")
+
+    def __init__(self, length_at: int) -> None:
+        self.length_at = length_at
+        self.admitted: Any = None
+        self.told: Any = None
+
 
 class Line(Protocol):
-    """What the server tells about a request beyond ASGI, without a task that waits for it."""
+    """A request's way to its client beyond ASGI: what is known without a task that waits, and writing without one."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether the client takes less than it is given: who goes on writing fills our memory."""
+        ...
+
+    async def writable(self) -> None:
+        """Until the client has taken most of what was written, or has left."""
+        ...
+
+    def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """The answer's head, names in lower case. It goes out with the first `put`, which must follow at once."""
+        ...
+
+    def put(self, body: bytes, more: bool) -> None:
+        """Write the next piece of the body; the last one if there is not `more`. To nobody, once the client has left."""
+        ...
 
     def whole_body(self) -> bytes | None:
         """The whole body if it is here by now, which ends reading; else `None`, and `receive` gives it."""

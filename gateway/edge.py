@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -16,7 +16,20 @@ import msgspec
 from hostler.adapters.canonical import Probe
 from hostler.adapters.errors import BadRequest, Cancelled, ClientGone, Forbidden, GatewayError, Stopping, TooLarge
 from hostler.adapters.protocol import Adapter, Incoming, Operation
-from hostler.gateway.asgi import CLAIM_KEY, CLIENT_KEY, EXCHANGE_KEY, LINE_KEY, ASGIApp, Line, Receive, Scope, Send
+from hostler.gateway.asgi import (
+    CLAIM_KEY,
+    CLIENT_KEY,
+    EXCHANGE_KEY,
+    HEADERS_KEY,
+    KNOWN_KEY,
+    LINE_KEY,
+    ASGIApp,
+    KnownHead,
+    Line,
+    Receive,
+    Scope,
+    Send,
+)
 from hostler.gateway.exchange import CUT_OFF, Client, Exchange
 from hostler.gateway.reply import Reply
 from hostler.gateway.settings import ProgressMode
@@ -25,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 #: What a stopping gateway still says may take this long, in seconds: a client that reads nothing is not waited for.
 _LAST_WORD_S = 1.0
+
+#: As many ids of requests are drawn at a time.
+_IDS_AT_ONCE = 256
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -35,18 +51,19 @@ class InProgress:
     def __init__(self) -> None:
         self._ends: dict[str, list[tuple[Exchange, Callable[[], None]]]] = {}
 
-    @contextmanager
-    def entered(self, exchange: Exchange, end: Callable[[], None]) -> Iterator[None]:
-        """The request is on its way as long as the context lasts; `end` ends it."""
-        entry = (exchange, end)
-        entries = self._ends.setdefault(exchange.id, [])
-        entries.append(entry)
-        try:
-            yield
-        finally:
-            entries.remove(entry)
-            if not entries:
-                del self._ends[exchange.id]
+    def enter(self, exchange: Exchange, end: Callable[[], None]) -> None:
+        """The request is on its way until `leave`; `end` ends it."""
+        entries = self._ends.get(exchange.id)
+        if entries is None:
+            self._ends[exchange.id] = [(exchange, end)]
+        else:
+            entries.append((exchange, end))
+
+    def leave(self, exchange: Exchange) -> None:
+        """The request is not on its way any more."""
+        entries = self._ends.pop(exchange.id)
+        if len(entries) > 1:
+            self._ends[exchange.id] = [entry for entry in entries if entry[0] is not exchange]
 
     def exchanges(self) -> Iterator[Exchange]:
         """All of them, the oldest first as long as ids are distinct."""
@@ -85,6 +102,7 @@ class Edge:
         self._in_progress = in_progress
         self._clock = clock
         self._wall = wall
+        self._ids: list[str] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_at = self._clock()
@@ -92,22 +110,28 @@ class Edge:
         adapter: Adapter = claim.adapter
         operation: Operation = claim.operation
         client: Client = scope[CLIENT_KEY]
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        request_id = _request_id(headers)
+        line: Line = scope[LINE_KEY]
+        told = self._told(scope)
+        request_id = told.id or self._new_id()
         exchange: Exchange | None = None
         body: bytes | None = None
+        extra: list[tuple[bytes, bytes]] | None = scope.get(HEADERS_KEY)
 
         def facts() -> list[tuple[bytes, bytes]]:
-            return _facts(request_id, exchange)
+            found = _facts(request_id, exchange)
+            return found if extra is None else found + extra
 
-        reply = Reply(send, facts)
+        reply = Reply(line, facts)
         try:
-            body = await self._read(scope[LINE_KEY], receive, headers)
+            headers = told.headers
+            body = line.whole_body()
+            if body is None or len(body) > self._max_body or "content-encoding" in headers:
+                body = await self._read(body, receive, headers)
             incoming = Incoming(
                 method=scope["method"],
-                path=(scope.get("raw_path") or scope["path"].encode()).decode("latin-1").partition("?")[0],
+                path=told.path,
                 body=body,
-                query=scope["query_string"].decode("latin-1"),
+                query=told.query,
                 path_params=scope["path_params"],
                 headers=headers,
             )
@@ -123,11 +147,11 @@ class Edge:
                 reply=reply,
                 client=client,
                 started_at=started_at,
-                local_only=client.local_only or _wish(headers, "x-hostler-local-only") is not None,
-                only=_only(headers, client),
+                local_only=client.local_only or told.local_only,
+                only=told.only if told.only is None else _only(told.only, client),
             )
             scope[EXCHANGE_KEY] = exchange
-            await self._watched(exchange, scope, receive, send)
+            await self._watched(exchange, line, scope, receive, send)
         except ClientGone:
             return
         except asyncio.CancelledError:
@@ -151,11 +175,10 @@ class Edge:
         finally:
             exchange = None  # or the reply, its facts and the exchange would be left to the garbage collector
 
-    async def _watched(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _watched(self, exchange: Exchange, line: Line, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and cancel it when its client leaves, or when somebody who may do so ends it."""
         task = asyncio.current_task()
         assert task is not None
-        line: Line = scope[LINE_KEY]
         left = ended = False
 
         def leave() -> None:
@@ -174,25 +197,47 @@ class Edge:
                 task.cancel()
 
         line.on_leaving(leave)
+        self._in_progress.enter(exchange, end)
         try:
-            with self._in_progress.entered(exchange, end):
-                await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
         except asyncio.CancelledError:
             if not (left or ended) or task.uncancel() > 0:
                 raise  # the server stops
             if ended and exchange.ending is not None:
                 raise exchange.ending from None
         finally:
+            self._in_progress.leave(exchange)
             line.on_leaving(None)
 
-    async def _read(self, line: Line, receive: Receive, headers: dict[str, str]) -> bytes:
+    def _told(self, scope: Scope) -> _Told:
+        """What the head says. One that has come before on this connection is not read again."""
+        known: KnownHead | None = scope.get(KNOWN_KEY)
+        told: _Told | None = None if known is None else known.told
+        if told is None:
+            told = _read_head(scope)
+            if known is not None:
+                known.told = told
+        if known is not None:
+            length = scope["headers"][known.length_at][1]
+            if told.length != length:
+                headers = {**told.headers, "content-length": length.decode("ascii")}
+                told = known.told = told._replace(headers=headers, length=length)
+        return told
+
+    def _new_id(self) -> str:
+        """Nobody can guess it. Many are made at once: asking the system costs as much as the rest of it."""
+        if not self._ids:
+            drawn = secrets.token_hex(8 * _IDS_AT_ONCE)
+            self._ids = [f"req-{drawn[at : at + 16]}" for at in range(0, len(drawn), 16)]
+        return self._ids.pop()
+
+    async def _read(self, whole: bytes | None, receive: Receive, headers: dict[str, str]) -> bytes:
         """The whole body, as long as it is within the limit. The server ends what pauses for too long."""
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise BadRequest("compressed bodies are not taken here; send it without Content-Encoding")
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_body:
             raise self._too_large()
-        whole = line.whole_body()
         parts = [] if whole is None else [whole]
         size = 0 if whole is None else len(whole)
         more = whole is None
@@ -211,10 +256,30 @@ class Edge:
         return TooLarge(f"the request is larger than {self._max_body / 1024**2:.0f} MiB; the limit is gateway.max_body")
 
 
-def _request_id(headers: dict[str, str]) -> str:
-    """The client's own id of the request if it is a harmless one, else a new one."""
+class _Told(NamedTuple):
+    """What a request's head says, read once for all requests that come with the same. `length` is the body's."""
+
+    headers: dict[str, str]
+    length: bytes
+    id: str | None
+    local_only: bool
+    only: str | None
+    path: str
+    query: str
+
+
+def _read_head(scope: Scope) -> _Told:
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
+    return _Told(
+        headers=headers,
+        length=headers.get("content-length", "").encode("latin-1"),
+        id=given if _REQUEST_ID.fullmatch(given) else None,
+        local_only=_wish(headers, "x-hostler-local-only") is not None,
+        only=_wish(headers, "x-hostler-only"),
+        path=(scope.get("raw_path") or scope["path"].encode()).decode("latin-1").partition("?")[0],
+        query=scope["query_string"].decode("latin-1"),
+    )
 
 
 def _wish(headers: dict[str, str], name: str) -> str | None:
@@ -223,10 +288,9 @@ def _wish(headers: dict[str, str], name: str) -> str | None:
     return None if value.lower() in ("", "false", "0", "no") else value
 
 
-def _only(headers: dict[str, str], client: Client) -> str | None:
+def _only(name: str, client: Client) -> str:
     """The one backend that is to answer, for those who look after backends."""
-    name = _wish(headers, "x-hostler-only")
-    if name is not None and "operate" not in client.scopes:
+    if "operate" not in client.scopes:
         raise Forbidden("naming a backend with X-Hostler-Only needs a key with the scope operate")
     return name
 

@@ -146,6 +146,12 @@ class KeyRing:
     def __bool__(self) -> bool:
         return bool(self._records)
 
+    @property
+    def edition(self) -> object:
+        """The same object for as long as the same keys are in force."""
+        self._refresh()
+        return self._records
+
     def client(self, key: str) -> Client | None:
         """Whose key this is. Every record is compared, and each in constant time."""
         return self.holder(digest(key))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable
 
 from hostler.adapters.canonical import AnswerHead, Chunk, Progress
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.protocol import Encoder, WireResponse
+from hostler.gateway.asgi import Line
 
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Facts = Callable[[], list[tuple[bytes, bytes]]]
 
 
@@ -22,10 +21,10 @@ class Reply:
     it is called.
     """
 
-    __slots__ = ("_encoder", "_facts", "_late", "_send", "committed", "ended", "started", "status")
+    __slots__ = ("_encoder", "_facts", "_late", "_line", "committed", "ended", "started", "status")
 
-    def __init__(self, send: Send, facts: Facts) -> None:
-        self._send = send
+    def __init__(self, line: Line, facts: Facts) -> None:
+        self._line = line
         self._facts = facts
         self._encoder: Encoder | None = None
         self._late = False
@@ -52,48 +51,59 @@ class Reply:
         """A backend has begun to answer."""
         self.encoder.begin(head)
 
-    async def write(self, chunk: Chunk) -> None:
-        """Send a chunk. The first one that reaches the client commits the answer."""
-        data = self.encoder.chunk(chunk)
+    def put(self, chunk: Chunk) -> bool:
+        """Write a chunk; the first one that reaches the client commits the answer. False if the client lags behind: then
+        `writable` is to be waited for before the next one."""
+        data = self._encoder.chunk(chunk) if self._encoder is not None else b""
         if data:
             self.committed = True
-            if self.started:
-                await self._send({"type": "http.response.body", "body": data, "more_body": True})
-            else:
-                await self._body(data)
+            self._put(data)
+        return not self._line.paused
+
+    async def writable(self) -> None:
+        """Until the client has taken most of what was written, or has left."""
+        await self._line.writable()
+
+    async def write(self, chunk: Chunk) -> None:
+        """Send a chunk, see `put`, and wait for the client if it lags behind."""
+        if not self.put(chunk):
+            await self._line.writable()
 
     async def heartbeat(self, progress: Progress) -> None:
         """Show the client that it still waits, and for what. Commits nothing but the status."""
         data = self.encoder.heartbeat(progress)
         if data:
             self._late = True
-            await self._body(data)
+            self._put(data)
+            if self._line.paused:
+                await self._line.writable()
 
     async def end(self) -> None:
         """The answer is complete."""
-        data = self.encoder.end()
+        encoder = self.encoder
+        data = encoder.end()
         self.committed = True
-        if self._late and self.encoder.streaming:
+        if self._late and encoder.streaming:
             data += _comment(self._facts())
         if not self.started:
-            await self._start(200, self.encoder.media_type, self.encoder.length or len(data), stream=False)
+            self._start(200, encoder.media_type, encoder.length or len(data), stream=False)
         self.ended = True
-        await self._send({"type": "http.response.body", "body": data})
+        self._line.put(data, False)
 
     async def respond(self, response: WireResponse) -> None:
         """Send a complete answer. Only before anything else."""
-        await self._start(
-            response.status, response.media_type, len(response.body), extra=response.headers, stream=False
-        )
+        self._start(response.status, response.media_type, len(response.body), extra=response.headers, stream=False)
         self.ended = True
-        await self._send({"type": "http.response.body", "body": response.body})
+        self._line.put(response.body, False)
 
     async def tell(self, data: bytes, *, last: bool = False) -> None:
         """Send the next piece of an event stream that is no model's answer. The first one, empty or not, begins it."""
         if not self.started:
-            await self._start(200, "text/event-stream", None, stream=True)
+            self._start(200, "text/event-stream", None, stream=True)
         self.ended = last
-        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+        self._line.put(data, not last)
+        if self._line.paused:
+            await self._line.writable()
 
     async def fail(self, error: GatewayError, response: WireResponse) -> None:
         """Tell the client of an error: with a status of its own if there still is time, else inside the stream.
@@ -108,23 +118,22 @@ class Reply:
             return
         self.ended = True
         if self.patient:
-            data = self.encoder.error(error)
-            await self._send({"type": "http.response.body", "body": data})
+            self._line.put(self.encoder.error(error), False)
 
-    async def _body(self, data: bytes) -> None:
+    def _put(self, data: bytes) -> None:
         if not self.started:
             encoder = self.encoder
-            await self._start(200, encoder.media_type, encoder.length, stream=encoder.streaming)
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            self._start(200, encoder.media_type, encoder.length, stream=encoder.streaming)
+        self._line.put(data, True)
 
-    async def _start(
+    def _start(
         self, status: int, media_type: str, length: int | None, *, extra: tuple[tuple[str, str], ...] = (), stream: bool
     ) -> None:
         headers = []
         if status != 204:  # which has no body, and so neither a type nor a length
             headers.append((b"content-type", media_type.encode("latin-1")))
-        if length is not None and status != 204:
-            headers.append((b"content-length", b"%d" % length))
+            if length is not None:
+                headers.append((b"content-length", b"%d" % length))
         if stream:
             headers += _STREAM_HEADERS
         for name, value in extra:
@@ -132,7 +141,7 @@ class Reply:
         headers += self._facts()
         self.started = True
         self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self._line.begin(status, headers)
 
 
 _STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]

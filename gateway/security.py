@@ -7,7 +7,8 @@ import ipaddress
 import logging
 import secrets
 import socket
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -21,7 +22,18 @@ from hostler.adapters.errors import (
     UnsupportedMedia,
 )
 from hostler.adapters.protocol import Adapter, WireResponse
-from hostler.gateway.asgi import CLAIM_KEY, CLIENT_KEY, ASGIApp, Claim, Receive, Scope, Send
+from hostler.gateway.asgi import (
+    CLAIM_KEY,
+    CLIENT_KEY,
+    HEADERS_KEY,
+    KNOWN_KEY,
+    ASGIApp,
+    Claim,
+    KnownHead,
+    Receive,
+    Scope,
+    Send,
+)
 from hostler.gateway.desk.page import door, wants_page
 from hostler.gateway.desk.sessions import Sessions, cookie_name, from_our_page, session_cookie
 from hostler.gateway.exchange import Client
@@ -43,6 +55,15 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
     open_probes: bool = False
+
+
+class _Admitted(NamedTuple):
+    """What was found out about a head, with the keys of that edition. The same head is not looked at again with them."""
+
+    claim: Claim
+    parameters: dict[str, Any]
+    client: Client
+    edition: object
 
 
 class Security:
@@ -69,7 +90,18 @@ class Security:
         self._own_name = socket.gethostname().lower()
         self._good_hosts: set[tuple[str, str]] = set()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        known: KnownHead | None = scope.get(KNOWN_KEY)
+        if known is not None:
+            admitted: _Admitted | None = known.admitted
+            if admitted is not None and (self._keys is None or admitted.edition is self._keys.edition):
+                scope[CLAIM_KEY] = admitted.claim
+                scope["path_params"] = admitted.parameters
+                scope[CLIENT_KEY] = admitted.client
+                return admitted.claim.app(scope, receive, send)
+        return self._check(scope, receive, send)
+
+    async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
@@ -101,6 +133,9 @@ class Security:
             return
         if origin is not None:
             send = _adding(send, _cors(origin))
+            scope[HEADERS_KEY] = [
+                (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in _cors(origin)
+            ]
         # Starlette's wrappers are for the gateway's own routes: the pipeline answers for its errors itself.
         app = self.app if claim.adapter is None else claim.app
         await app(scope, receive, send)
@@ -182,6 +217,10 @@ class Security:
         scope[CLAIM_KEY] = claim
         scope["path_params"] = parameters
         scope[CLIENT_KEY] = client
+        known: KnownHead | None = scope.get(KNOWN_KEY)
+        if known is not None and origin is None and claim.adapter is not None and _lasts(client, headers, self._keys):
+            edition = self._keys.edition if self._keys is not None else None
+            known.admitted = _Admitted(claim, parameters, client, edition)
         return claim
 
     def _identify(self, scope: Scope, headers: dict[str, list[str]], origin: str | None) -> Client | None:
@@ -212,6 +251,11 @@ def _allows(client: Client, claim: Claim) -> bool:
     if operation.scope == "open" or operation.scope in client.scopes:
         return True
     return operation.probe and "infer" in client.scopes
+
+
+def _lasts(client: Client, headers: dict[str, list[str]], keys: KeyRing | None) -> bool:
+    """Whether only other keys could change who this is: sessions end by themselves."""
+    return keys is None or (client.scopes != frozenset() and _presented(headers) is not None)
 
 
 def _headers(scope: Scope) -> dict[str, list[str]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Protocol
 
 from hostler.gateway.asgi import ASGIApp, Message, Scope
 
@@ -16,6 +16,7 @@ STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus if status >= 200
 }
 _NO_BODY = frozenset({204, 304})
+_NO_SCOPE: Scope = {}
 
 
 class Connection(Protocol):
@@ -54,14 +55,17 @@ class Call:
         "_size", "_told", "_waiter", "complete", "gone", "keep", "started",
     )  # fmt: skip
 
-    def __init__(self, connection: Connection, scope: Scope, *, keep: bool, expects: bool) -> None:
+    def __init__(
+        self, connection: Connection, scope: Scope, *, keep: bool, expects: bool, body: bytes | None = None
+    ) -> None:
+        """With `body` the request is complete; else pieces of it follow (`take`)."""
         self._connection = connection
         self._scope = scope
         self._old = scope["http_version"] == "1.0"
         self._expects = expects
-        self._parts: list[bytes] = []
+        self._parts: list[bytes] = [] if body is None else [body]
         self._size = 0
-        self._more = True
+        self._more = body is None
         self._told = False
         self._waiter: asyncio.Future[None] | None = None
         self._leaving: Callable[[], None] | None = None
@@ -73,6 +77,16 @@ class Call:
         self.started = False
         self.complete = False
         self.gone = False
+
+    @property
+    def scope(self) -> Scope:
+        """ASGI's scope, until the application has it."""
+        return self._scope
+
+    @property
+    def remarkable(self) -> bool:
+        """Whether a request like this one may follow on its connection."""
+        return self.keep and not self._expects
 
     # The request's side.
 
@@ -115,6 +129,15 @@ class Call:
         if callback is not None and self.gone:
             callback()
 
+    @property
+    def paused(self) -> bool:
+        """See `Line.paused`."""
+        return self._connection.write_paused
+
+    async def writable(self) -> None:
+        """See `Line.writable`."""
+        await self._connection.writable()
+
     async def receive(self) -> Message:
         """ASGI's `receive`. Only one task may wait in it."""
         while not (self.gone or self.complete):
@@ -133,26 +156,34 @@ class Call:
         connection = self._connection
         if connection.write_paused:
             await connection.writable()
-        transport = connection.transport
-        if self.gone or transport is None:
+        if self.gone or connection.transport is None:
             return
         if message["type"] == "http.response.start":
-            if self.started:
-                raise RuntimeError("an answer was begun twice")
-            self.started = True
-            self._head = self._encoded_head(message["status"], message.get("headers", ()))
+            self.begin(message["status"], message.get("headers", ()))
             connection.loop.call_soon(self._flush)
+        else:
+            self.put(message.get("body", b""), message.get("more_body", False))
+
+    def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """See `Line.begin`."""
+        if self.started:
+            raise RuntimeError("an answer was begun twice")
+        self.started = True
+        self._head = self._encoded_head(status, headers)
+
+    def put(self, body: bytes, more: bool) -> None:
+        """See `Line.put`."""
+        transport = self._connection.transport
+        if self.gone or transport is None:
             return
         if not self.started or self.complete:
             raise RuntimeError("a body outside of an answer")
-        body = message.get("body", b"")
-        more = message.get("more_body", False)
-        if self._bodiless:
-            data = b""
-        elif self._chunked:
+        if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             if not more:
                 data += b"0\r\n\r\n"
+        elif self._bodiless:
+            data = b""
         else:
             data = body
             if self._remaining is not None:
@@ -167,12 +198,12 @@ class Call:
         if not more:
             self.complete = True
             self._wake()
-            connection.answered(self)
+            self._connection.answered(self)
 
     async def run(self, app: ASGIApp) -> None:
         """Let the application answer. Whatever it does, the connection is in a state that the client understands."""
         # The scope refers to this object: held on to, each request would be left to the garbage collector.
-        scope, self._scope = self._scope, {}
+        scope, self._scope = self._scope, _NO_SCOPE
         try:
             await app(scope, self.receive, self.send)
         except asyncio.CancelledError:
@@ -193,17 +224,20 @@ class Call:
         await self.send({"type": "http.response.start", "status": 500, "headers": headers})
         await self.send({"type": "http.response.body", "body": b"Internal Server Error"})
 
-    def _encoded_head(self, status: int, headers: Any) -> bytes:
+    def _encoded_head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
         length: bytes | None = None
+        for field in self._connection.default_headers:
+            lines.append(b"%b: %b\r\n" % field)
         closes = False
-        for name, value in (*self._connection.default_headers, *headers):
+        for field in headers:
+            name, value = field
             if name == b"content-length":
                 length = value
             elif name == b"connection" and b"close" in value.lower():
                 closes = True
                 self.keep = False
-            lines.append(b"%b: %b\r\n" % (name, value))
+            lines.append(b"%b: %b\r\n" % field)
         if not self.keep and not closes:
             lines.append(b"connection: close\r\n")
         if status in _NO_BODY:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
@@ -15,7 +16,7 @@ from urllib.parse import unquote
 import httptools
 import msgspec
 
-from hostler.gateway.asgi import LINE_KEY, ASGIApp
+from hostler.gateway.asgi import KNOWN_KEY, LINE_KEY, ASGIApp, KnownHead, Scope
 from hostler.gateway.serving.call import STATUS_LINES, Call
 
 if TYPE_CHECKING:
@@ -47,7 +48,49 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _NEVER = float("inf")
+
+#: So often a head is remembered on a connection where none of them ever came again.
+_TRIES = 8
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(0|[1-9][0-9]{0,8})[ \t]*\r\n", re.IGNORECASE)
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
+
+
+class _Seen:
+    """A head as it came and was read, with its request's body behind it: `before` and `after` stand around the digits of
+    the body's length. Whatever has the same bytes there, and the body that it promises, is the same request but for the
+    body."""
+
+    __slots__ = ("after", "before", "digits", "known", "scope")
+
+    def __init__(self, before: bytes, digits: bytes, after: bytes, scope: Scope, length_at: int) -> None:
+        self.before = before
+        self.digits = digits
+        self.after = after
+        self.known = KnownHead(length_at)
+        self.scope = {**scope, KNOWN_KEY: self.known}
+        del self.scope[LINE_KEY]
+
+    def again(self, data: bytes) -> tuple[Scope, bytes] | None:
+        """The scope and the body, if these bytes are such a request, to its end and not beyond it."""
+        before, after = self.before, self.after
+        if not data.startswith(before):
+            return None
+        start = len(before)
+        digits = self.digits
+        at = start + len(digits)
+        scope = self.scope.copy()
+        if not (data.startswith(digits, start) and data.startswith(after, at)):
+            at = data.find(b"\r", start, start + 10)
+            digits = data[start:at] if at > 0 else b""
+            if not (digits.isdigit() and data.startswith(after, at)) or (digits.startswith(b"0") and digits != b"0"):
+                return None
+            headers = list(scope["headers"])
+            headers[self.known.length_at] = (b"content-length", digits)
+            scope["headers"] = headers
+        at += len(after)
+        if len(data) - at != int(digits):
+            return None
+        return scope, data[at:]
 
 
 class ClientConnection(asyncio.Protocol):
@@ -60,7 +103,7 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_app", "_chunked", "_client", "_closing", "_deadline", "_discarding", "_expects", "_fields", "_head_size", "_in_head",
-        "_parser", "_paused", "_pipeline", "_refusal", "_server", "_stalled_at", "_state", "_upgrading", "_url", "_writable", "answering", "limits",
+        "_parser", "_paused", "_pipeline", "_refusal", "_seen", "_server", "_stalled_at", "_state", "_tries", "_upgrading", "_url", "_writable", "answering", "limits",
         "loop", "reading", "transport", "unread_bytes", "write_paused",
     )  # fmt: skip
 
@@ -95,6 +138,8 @@ class ClientConnection(asyncio.Protocol):
         self._paused = False
         self._writable: asyncio.Future[None] | None = None
         self._pipeline: deque[Call] = deque()
+        self._seen: _Seen | None = None
+        self._tries = _TRIES
         self.limits = limits
         self.unread_bytes = limits.unread_bytes
         self.answering: Call | None = None
@@ -113,11 +158,22 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._discarding:
             return
-        if not self._in_head and self.reading is None and self.answering is None:
+        between = not self._in_head and self.reading is None and self.answering is None
+        if between:
+            if self._seen is not None and (found := self._seen.again(data)) is not None:
+                # The parser would say what it said of the same bytes before.
+                self._tries = _TRIES
+                self._deadline = _NEVER
+                scope, body = found
+                call = scope[LINE_KEY] = Call(self, scope, keep=True, expects=False, body=body)
+                self._start(call)
+                return
             # Empty lines before a request may come, but win no time.
             self._deadline = min(self._deadline, self.loop.time() + self.limits.head_s)
         try:
             self._feed(data)
+            if between and self._tries:
+                self._remember(data)
         except httptools.HttpParserError:
             self._refuse(*(self._refusal or (400, "this is not a well-formed HTTP/1.1 request")))
         else:
@@ -343,6 +399,21 @@ class ClientConnection(asyncio.Protocol):
                 self._parser.feed_data(head + b"\r\n\r\n")
             else:
                 return
+
+    def _remember(self, data: bytes) -> None:
+        """Keep a head that may come again, if these bytes, in which it began, were one whole request of the usual kind."""
+        call = self.answering
+        if call is None or self._in_head or self.reading is not None or self._pipeline or not call.remarkable:
+            return
+        self._tries -= 1
+        end = data.find(b"\r\n\r\n") + 4
+        found = _LENGTH.search(data, 0, end)
+        names = [name for name, _ in self._fields]
+        if found is None or names.count(b"content-length") != 1 or len(data) - end != int(found[1]):
+            return
+        if data.count(b"\n", 0, end) == data.count(b"\r", 0, end) == len(names) + 2:
+            at = names.index(b"content-length")
+            self._seen = _Seen(data[: found.start(1)], found[1], data[found.end(1) : end], call.scope, at)
 
     def _await_request(self) -> None:
         self._deadline = self.loop.time() + (self.limits.head_s if self._in_head else self.limits.idle_s)
