@@ -8,6 +8,7 @@ OpenAI's, and hands system turns to chat templates that refuse them. Only Anthro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -20,7 +21,13 @@ from hostler.adapters.canonical import ChatRequest, CountRequest, Origin, Output
 from hostler.adapters.document import Document
 from hostler.adapters.errors import BadRequest, GatewayError, NotFound
 from hostler.adapters.listing import Listing
+from hostler.adapters.presetting import sampling, with_defaults, with_turns
 from hostler.adapters.protocol import Encoder, Incoming, Operation, WireResponse
+from hostler.adapters.thinking import without_thinking
+from hostler.profiles.presets import Preset
+
+# What a preset may say of sampling, in this protocol's words; that it needs a limit at all is said by the client.
+_SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "stop": "stop_sequences"}
 
 
 class AnthropicAdapter:
@@ -75,6 +82,26 @@ class AnthropicAdapter:
             conversation = dialogue.dialogue(dialogue.read(request.origin.body))
             return msgspec.structs.replace(request, dialogue=conversation)
         return request
+
+    def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
+        """The request without the wish to think, which Claude Code sends along with every one, for models that cannot."""
+        return without_thinking(request, rejected)
+
+    def preset(self, request: Request, preset: Preset) -> Request:
+        """The request as it is when it is asked of a model that was made of another one."""
+        if not isinstance(request, ChatRequest | CountRequest):
+            return request
+        known: dict[str, Any] = {}
+        if isinstance(request, ChatRequest):  # a count is not sampled
+            known = {_SAMPLING[name]: value for name, value in sampling(preset).items() if name in _SAMPLING}
+        if preset.system:
+            known["system"] = preset.system
+        # There is one place for the system's words, and it is not among the turns.
+        turns = [turn for turn in preset.messages if turn.role != "system"]
+        body = with_turns(with_defaults(request.origin.body, known), turns)
+        origin = msgspec.structs.replace(request.origin, body=body)
+        conversation = None if request.dialogue is None else dialogue.dialogue(dialogue.read(body))
+        return msgspec.structs.replace(request, origin=origin, dialogue=conversation)
 
     def answer(self, request: Request, listing: Listing) -> WireResponse:
         """The list of models, or one of them."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
+from hostler.adapters import presetting
 from hostler.adapters.canonical import CompletionRequest, Control, Origin, Output, Passthrough, Probe, Request
 from hostler.adapters.document import Document, check_size
 from hostler.adapters.errors import BadRequest, GatewayError, ModelUnavailable, NotFound
@@ -15,6 +18,7 @@ from hostler.adapters.llamacpp.refusal import refusal
 from hostler.adapters.llamacpp.wire import WIRE
 from hostler.adapters.openai.inbound import OpenAIAdapter
 from hostler.adapters.protocol import Encoder, Incoming, Operation, WireResponse
+from hostler.profiles.presets import Preset
 
 _PROBES = frozenset(
     (
@@ -97,6 +101,16 @@ class LlamaCppAdapter:
         if request.origin.wire != WIRE:
             return self._openai.expand(request)
         return completion.expand(request) if isinstance(request, CompletionRequest) else request
+
+    def preset(self, request: Request, preset: Preset) -> Request:
+        """The request as it is when it is asked of a model that was made of another one; its words are not templated."""
+        if request.origin.wire != WIRE:
+            return self._openai.preset(request, preset)
+        if not isinstance(request, CompletionRequest):
+            return request
+        wanted = presetting.sampling(preset)
+        body = presetting.with_defaults(request.origin.body, wanted, instead={"max_tokens": presetting.LIMITS})
+        return msgspec.structs.replace(request, origin=msgspec.structs.replace(request.origin, body=body))
 
     def admit(self, request: Request, card: ModelCard) -> Request:
         """Refuses orders that are carried out already, and lets nothing load a model that did not name one to be asked."""

@@ -14,6 +14,7 @@ from hostler.adapters.lmstudio import models
 from hostler.adapters.lmstudio.paths import DELEGATED, OPERATIONS
 from hostler.adapters.openai.inbound import OpenAIAdapter
 from hostler.adapters.protocol import Encoder, Incoming, Operation, WireResponse
+from hostler.profiles.presets import Preset
 
 WIRE = "lmstudio"
 
@@ -58,6 +59,10 @@ class LMStudioAdapter:
     def expand(self, request: Request) -> Request:
         """The request with everything decoded that a backend of another protocol needs."""
         return self._openai.expand(request)
+
+    def preset(self, request: Request, preset: Preset) -> Request:
+        """The request as it is when it is asked of a model that was made of another one."""
+        return self._openai.preset(request, preset)
 
     def answer(self, request: Request, listing: Listing) -> WireResponse:
         """The lists, one model, or that it is loaded."""

@@ -24,10 +24,13 @@ from hostler.adapters.listing import Listing
 from hostler.adapters.openai import dialogue, models, responses
 from hostler.adapters.openai.encoder import OpenAIEncoder
 from hostler.adapters.openai.paths import FORMS, OPERATIONS
+from hostler.adapters.openai.presetting import with_preset
 from hostler.adapters.openai.refusal import refusal
 from hostler.adapters.openai.responses_encoder import ResponsesEncoder
 from hostler.adapters.openai.wire import RESPONSES, WIRE, StreamOptions
 from hostler.adapters.protocol import Encoder, Incoming, Operation, WireResponse
+from hostler.adapters.thinking import without_thinking
+from hostler.profiles.presets import Preset
 
 _FORM = "multipart/form-data"
 # What servers say of a route that they do not have; of a model that they do not have, too, which a chat will tell again.
@@ -96,6 +99,10 @@ class OpenAIAdapter:
         if isinstance(request, ChatRequest) and request.origin.operation == "responses":
             return request if request.dialogue is not None else responses.expand(request)
         return dialogue.expand(request)
+
+    def preset(self, request: Request, preset: Preset) -> Request:
+        """The request as it is when it is asked of a model that was made of another one."""
+        return with_preset(request, preset)
 
     def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
         """A chat instead of a response, for a backend that knows no responses."""

@@ -1,0 +1,145 @@
+"""Models that clients made of others: what they say stands in front of a request, whatever protocol it comes in."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hostler.adapters.canonical import ChatRequest, CompletionRequest, Request, Text
+from hostler.adapters.protocol import Incoming, Presetting
+from hostler.adapters.registry import load_adapters
+from hostler.profiles.presets import Preset, Turn, made_from
+
+ADAPTERS = {adapter.name: adapter for adapter in load_adapters()}
+MARIO = Preset(
+    model="smol",
+    system="You are Mario.",
+    parameters={"temperature": 0.5, "top_k": 7, "num_predict": 8, "seed": -1, "stop": ("x", "y"), "num_thread": 2},
+    messages=(Turn(role="user", content="hi"), Turn(role="assistant", content="Mamma mia")),
+)
+ASK = [{"role": "user", "content": "Who are you?"}]
+FRONT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Mamma mia"}]
+SYSTEM = [{"role": "system", "content": "You are Mario."}]
+
+
+def asked(adapter: str, path: str, body: dict[str, Any], preset: Preset = MARIO) -> Request:
+    """The request that a client sends there, as it is for a model of this preset."""
+    speaker = ADAPTERS[adapter]
+    operation = next(each for each in speaker.operations if each.path == path and "POST" in each.methods)
+    request = speaker.decode(operation, Incoming(method="POST", path=path, body=json.dumps(body).encode()))
+    assert isinstance(speaker, Presetting)
+    return speaker.preset(request, preset)
+
+
+def sent(request: Request) -> dict[str, Any]:
+    return json.loads(request.origin.body)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("adapter", ["openai", "ollama", "anthropic", "llamacpp", "lmstudio"])
+def test_every_protocol_takes_part(adapter: str) -> None:
+    assert isinstance(ADAPTERS[adapter], Presetting)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "path"), [("openai", "/v1/chat/completions"), ("lmstudio", "/api/v0/chat/completions")]
+)
+def test_an_openai_chat_gets_turns_and_sampling(adapter: str, path: str) -> None:
+    body = sent(asked(adapter, path, {"model": "mario", "messages": ASK, "unknown": {"kept": True}}))
+    assert body == {
+        "temperature": 0.5, "top_k": 7, "max_tokens": 8, "stop": ["x", "y"],
+        "model": "mario", "messages": [*SYSTEM, *FRONT, *ASK], "unknown": {"kept": True},
+    }  # fmt: skip
+
+
+def test_what_the_client_says_itself_goes_before() -> None:
+    said = {"temperature": 1.0, "max_completion_tokens": 3, "stop": "z", "top_k": None}
+    body = sent(asked("openai", "/v1/chat/completions", {"model": "m", "messages": [*SYSTEM, *ASK], **said}))
+    assert {name: body[name] for name in ("temperature", "max_completion_tokens", "stop", "top_k")} == said | {
+        "top_k": 7
+    }
+    assert "max_tokens" not in body
+    own = [{"role": "developer", "content": "Be brief."}, *ASK]
+    turns = sent(asked("openai", "/v1/chat/completions", {"model": "m", "messages": own}))["messages"]
+    assert turns == [*FRONT, *own]
+
+
+def test_an_openai_prompt_gets_sampling_only() -> None:
+    body = sent(asked("openai", "/v1/completions", {"model": "m", "prompt": "Once"}))
+    assert body == {"temperature": 0.5, "top_k": 7, "max_tokens": 8, "stop": ["x", "y"], "model": "m", "prompt": "Once"}
+
+
+def test_a_response_gets_instructions() -> None:
+    body = sent(asked("openai", "/v1/responses", {"model": "m", "input": "Hello"}))
+    assert body == {
+        "temperature": 0.5, "max_output_tokens": 8, "instructions": "You are Mario.", "model": "m", "input": "Hello",
+    }  # fmt: skip
+
+
+def test_llama_cpp_gets_sampling_in_its_words() -> None:
+    body = sent(asked("llamacpp", "/completion", {"model": "m", "prompt": "Once", "n_predict": 2}))
+    assert body == {"temperature": 0.5, "top_k": 7, "stop": ["x", "y"], "model": "m", "prompt": "Once", "n_predict": 2}
+
+
+def test_a_message_to_anthropic_gets_all_of_it() -> None:
+    request = asked("anthropic", "/v1/messages", {"model": "m", "max_tokens": 5, "messages": ASK})
+    body = sent(request)
+    assert body["stop_sequences"] == ["x", "y"] and body["messages"] == [*FRONT, *ASK]
+    assert isinstance(request, ChatRequest) and request.dialogue is not None
+    first = request.dialogue.messages[0]
+    assert (first.role, first.parts) == ("system", (Text(text="You are Mario."),))
+    assert (request.dialogue.sampling.temperature, request.dialogue.sampling.max_tokens) == (0.5, 5)
+    own = sent(asked("anthropic", "/v1/messages", {"model": "m", "max_tokens": 5, "messages": ASK, "system": "Mine."}))
+    assert own["system"] == "Mine."
+    count = sent(asked("anthropic", "/v1/messages/count_tokens", {"model": "m", "messages": ASK}))
+    assert "temperature" not in count and count["system"] == "You are Mario."
+
+
+def dialogue(request: Request) -> list[tuple[str, str]]:
+    assert isinstance(request, ChatRequest) and request.dialogue is not None
+    return [
+        (each.role, "".join(part.text for part in each.parts if isinstance(part, Text)))
+        for each in request.dialogue.messages
+    ]
+
+
+def test_an_ollama_chat_gets_all_of_it() -> None:
+    request = asked("ollama", "/api/chat", {"model": "m", "messages": ASK, "Options": {"top_k": 3}})
+    assert dialogue(request) == [
+        ("system", "You are Mario."), ("user", "hi"), ("assistant", "Mamma mia"), ("user", "Who are you?"),
+    ]  # fmt: skip
+    assert isinstance(request, ChatRequest) and request.dialogue is not None
+    how = request.dialogue.sampling
+    assert (how.temperature, how.top_k, how.max_tokens, how.stop, how.seed) == (0.5, 3, 8, ("x", "y"), None)
+
+
+def test_an_ollama_chat_with_its_own_system_turn_keeps_it() -> None:
+    own = [{"role": "System", "content": "Mine."}, *ASK]
+    assert [role for role, _ in dialogue(asked("ollama", "/api/chat", {"model": "m", "messages": own}))] == [
+        "user", "assistant", "system", "user",
+    ]  # fmt: skip
+
+
+def test_an_ollama_prompt_gets_all_of_it_but_raw() -> None:
+    assert dialogue(asked("ollama", "/api/generate", {"model": "m", "prompt": "Who?"})) == [
+        ("system", "You are Mario."), ("user", "hi"), ("assistant", "Mamma mia"), ("user", "Who?"),
+    ]  # fmt: skip
+    assert (
+        dialogue(asked("ollama", "/api/generate", {"model": "m", "prompt": "Who?", "system": "Mine."}))[0][1] == "Mine."
+    )
+    raw = asked("ollama", "/api/generate", {"model": "m", "prompt": "Who?", "raw": True})
+    assert isinstance(raw, CompletionRequest) and raw.prompt == "Who?" and raw.sampling is not None
+    assert raw.sampling.temperature == 0.5
+
+
+def test_orders_and_vectors_stay_as_they_are() -> None:
+    for path, body in (("/api/embed", {"input": "x"}), ("/api/chat", {"messages": []})):
+        assert sent(asked("ollama", path, {"model": "m", **body})) == {"model": "m", **body}
+
+
+def test_a_model_made_of_a_made_one_has_all_that_it_does_not_say_anew() -> None:
+    younger = made_from(Preset(model="mario", parameters={"temperature": 0.1}, license=("MIT",)), MARIO)
+    assert (younger.model, younger.system, younger.license) == ("smol", "You are Mario.", ("MIT",))
+    assert younger.parameters["temperature"] == 0.1 and younger.parameters["top_k"] == 7
+    assert younger.messages == MARIO.messages
