@@ -22,6 +22,13 @@ class AttemptMade(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class HopPassed(msgspec.Struct, frozen=True, kw_only=True):
+    """A backend that did not answer, and why: the kind of failure, or why it was not even asked."""
+
+    backend: str
+    why: str
+
+
 class RequestFinished(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     """One request from its arrival to its end. Times in seconds; `at` is since the epoch; `cost` in US dollars.
 
@@ -51,6 +58,7 @@ class RequestFinished(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     completion_tokens: int = 0
     streamed: bool = False
     attempts: tuple[AttemptMade, ...] = ()
+    passed: tuple[HopPassed, ...] = ()
     cost: float | None = None
 
 

@@ -61,7 +61,8 @@ class Exchange:
     """A request, what is known of it so far, and the one way to answer it. Times are of the loop's clock, in seconds.
 
     `local_only`: it must not leave the house. `only` names the one backend that may answer it. `answering` is called
-    with each attempt's first word. `cost` is what its attempts cost in US dollars, as far as backends tell.
+    with each attempt's first word. `passed` are the backends before the one that is asked, each with why it did not answer.
+    `cost` is what its attempts cost in US dollars, as far as backends tell.
     `ending` says why the edge cancelled it; what is cancelled without one is cut off by the end of the gateway.
     """
 
@@ -85,6 +86,7 @@ class Exchange:
         "only",
         "operation",
         "outcome",
+        "passed",
         "queue_s",
         "reason",
         "reply",
@@ -123,6 +125,7 @@ class Exchange:
         self.target: Target | None = None
         self.address: EngineAddress | None = None
         self.attempts: list[Attempt] = []
+        self.passed: tuple[tuple[str, str], ...] = ()
         self.hop = 0
         self.reason = ""
         self.deadline: float | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -33,6 +33,7 @@ class HostMetrics:
         self._phases = Counter(
             "hostler_supervisor_switch_phase_seconds", "What switches spent where.", ["phase"], registry=registry
         )
+        ProcessCollector(registry=registry)
         registry.register(_Now(status))
         self._generations: dict[str, int] = {}
         self._failed: dict[str, Failure] = {}
@@ -80,6 +81,9 @@ class _Now(Collector):
         load = GaugeMetricFamily(
             "hostler_supervisor_model_load_seconds", "What a model's next load is expected to take.", labels=["model"]
         )
+        pinned = GaugeMetricFamily(
+            "hostler_supervisor_model_pinned", "1 for a model that stays loaded.", labels=["model"]
+        )
         budget = GaugeMetricFamily("hostler_supervisor_memory_budget_bytes", "What all models together may take.")
         for status in host.models:
             for each in get_args(State):
@@ -88,8 +92,9 @@ class _Now(Collector):
             memory.add_metric([status.model, "gpu"], status.gpu_bytes)
         for profile in host.profiles:
             need.add_metric([profile.name], profile.memory_bytes)
+            pinned.add_metric([profile.name], float(profile.pinned))
             if profile.load_s is not None:
                 load.add_metric([profile.name], profile.load_s)
         if host.budget_bytes is not None:
             budget.add_metric([], host.budget_bytes)
-        return (state, memory, need, load, budget)
+        return (state, memory, need, load, pinned, budget)

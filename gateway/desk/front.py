@@ -24,7 +24,7 @@ from hostler.gateway.events import Bus
 from hostler.gateway.keys import KeyRing
 from hostler.gateway.records.history import History
 from hostler.gateway.records.logbook import Logbook
-from hostler.gateway.records.metrics import Metrics
+from hostler.gateway.records.metrics import BackendNow, ChainNow, Metrics
 from hostler.gateway.routes import Surface
 from hostler.gateway.switching.orchestrator import Orchestrator
 from hostler.gateway.throttle import FailureThrottle
@@ -66,7 +66,11 @@ class Desk:
             clock=clock,
             wall=wall,
         )
-        metrics = Metrics(lambda: [(name, host.waiting, host.serving) for name, host in hosts.items()])
+        metrics = Metrics(
+            lambda: [(name, host.waiting, host.serving) for name, host in hosts.items()],
+            lambda: _now(chain()),
+            version=__version__,
+        )
         self.throttle = FailureThrottle(clock)
         self.sessions = Sessions(keys, clock) if keys is not None else None
         self._history = History(history, moment=status.moment, wall=wall)
@@ -109,3 +113,19 @@ class Desk:
         """End every live view."""
         self._dashboard.close()
         self._logs.close()
+
+
+def _now(view: ChainView) -> ChainNow:
+    """The chain as the counters tell it."""
+    return ChainNow(
+        backends=[
+            BackendNow(
+                backend=hop.backend,
+                reachable=hop.reachable,
+                breakers={(each.model or ""): each.state for each in (hop.breaker, *hop.models)},
+                cost=hop.cost,
+            )
+            for hop in view.hops
+        ],
+        limit=view.limit,
+    )

@@ -77,12 +77,15 @@ class Fallback(Layer):
                 walk.append(Passed(hop=hop, why=skip, retry_after_s=self._retry_in(hop, target, skip)))
                 continue
             exchange.hop, exchange.target, exchange.address = number, target, None
-            exchange.reason = reason(walk)
+            if walk:
+                exchange.reason = reason(walk)
+                exchange.passed = tuple((each.hop.name, each.why) for each in walk)
             passed = await self._ask(exchange, hop, target, later, call_next)
             if passed is None:
                 return
             walk.append(passed)
         exchange.reason = reason(walk)
+        exchange.passed = tuple((each.hop.name, each.why) for each in walk)
         raise failure(exchange.model, walk)
 
     def _skip(

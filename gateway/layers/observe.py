@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from hostler.adapters.errors import BackendRejected, GatewayError, Stopping
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.events import AttemptMade, Bus, RequestFinished
+from hostler.gateway.events import AttemptMade, Bus, HopPassed, RequestFinished
 from hostler.gateway.exchange import CUT_OFF, Exchange
 from hostler.gateway.layers.base import CallNext, Layer
 
@@ -89,6 +89,9 @@ class Observe(Layer):
                 AttemptMade(backend=each.target.backend, outcome=each.outcome, seconds=each.seconds)
                 for each in exchange.attempts
             ),
+            passed=tuple(HopPassed(backend=backend, why=why) for backend, why in exchange.passed)
+            if exchange.passed
+            else (),
             cost=exchange.cost,
         )
         self._bus.publish(event)

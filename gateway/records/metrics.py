@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from hostler.gateway.events import EngineChanged, Event, HostChanged, RequestFinished, SwitchChanged
+from hostler.gateway.events import BreakerChanged, EngineChanged, Event, HostChanged, RequestFinished, SwitchChanged
 from hostler.supervisor.contract import ModelStatus, SwitchMoved
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
+
+_BREAKERS = ("closed", "open", "half_open")
 
 #: Refusals before anything was tried: what they are called in `hostler_rejected_total`.
 _REJECTIONS = frozenset({"queue_full", "wait_limit_reached", "model_not_available", "shutting_down"})
@@ -60,15 +63,40 @@ class Histogram(Collector):
         return [family]
 
 
+class BackendNow(msgspec.Struct, frozen=True, kw_only=True):
+    """A backend at the moment of asking. `breakers` are the states by model; the backend's own is under `""`."""
+
+    backend: str
+    reachable: bool
+    breakers: Mapping[str, str]
+    cost: float | None = None
+
+
+class ChainNow(msgspec.Struct, frozen=True, kw_only=True):
+    """The chain at the moment of asking, and what clouds may cost a day."""
+
+    backends: Sequence[BackendNow] = ()
+    limit: float | None = None
+
+
 class Metrics:
-    """Listens to events and renders `/metrics`. `waiting` tells how many requests wait now, per backend.
+    """Listens to events and renders `/metrics`. `waiting` tells how many requests wait now, per backend; `chain` how
+    each backend stands.
 
     Models appear under the names of the catalogue only, so that clients cannot make up series.
     """
 
-    def __init__(self, waiting: Callable[[], Iterable[tuple[str, int, int]]]) -> None:
+    def __init__(
+        self,
+        waiting: Callable[[], Iterable[tuple[str, int, int]]],
+        chain: Callable[[], ChainNow] = ChainNow,
+        *,
+        version: str = "",
+    ) -> None:
         self._registry = CollectorRegistry()
         registry = self._registry
+        ProcessCollector(registry=registry)
+        Gauge("hostler_info", "1; the version is a label.", ["version"], registry=registry).labels(version).set(1)
         self._duration = Histogram(
             "gen_ai_server_request_duration_seconds",
             "From a request's arrival to the end of its answer.",
@@ -101,7 +129,22 @@ class Metrics:
             "hostler_rejected", "Requests refused before a backend was asked.", ["reason"], registry=registry
         )
         self._fallbacks = Counter(
-            "hostler_fallbacks", "Requests that a later hop answered.", ["model", "backend"], registry=registry
+            "hostler_fallbacks",
+            "Requests that a later hop answered: which one should have, which one did, and why.",
+            ["from", "to", "reason"],
+            registry=registry,
+        )
+        self._attempts = Counter(
+            "hostler_attempts", "Tries at a backend, by what became of them.", ["backend", "outcome"], registry=registry
+        )
+        self._cost = Counter(
+            "hostler_cost_usd", "What answers have cost, in US dollars.", ["backend"], registry=registry
+        )
+        self._breakers = Counter(
+            "hostler_breaker_transitions",
+            "How often a breaker went into a state; the backend's own has no model.",
+            ["backend", "model", "state"],
+            registry=registry,
         )
         self._switches = Histogram(
             "hostler_switch_duration_seconds",
@@ -114,7 +157,7 @@ class Metrics:
             "hostler_supervisor_reachable", "Whether a supervisor answers.", ["backend"], registry=registry
         )
         self._models: dict[tuple[str, str], ModelStatus] = {}
-        registry.register(_Live(self._models, waiting))
+        registry.register(_Live(self._models, waiting, chain))
 
     def hear(self, event: Event) -> None:
         """A listener for the bus."""
@@ -122,6 +165,8 @@ class Metrics:
             self._finished(event)
         elif isinstance(event, SwitchChanged):
             self._switched(event.backend, event.switch)
+        elif isinstance(event, BreakerChanged):
+            self._breakers.labels(event.backend, event.model or "", event.state).inc()
         elif isinstance(event, EngineChanged):
             self._models[event.backend, event.status.model] = event.status
         elif isinstance(event, HostChanged):
@@ -152,8 +197,12 @@ class Metrics:
         if event.completion_tokens:
             self._tokens.observe(event.prompt_tokens, model, backend, "input")
             self._tokens.observe(event.completion_tokens, model, backend, "output")
-        if event.hop and event.outcome == "ok":
-            self._fallbacks.labels(model, backend).inc()
+        for attempt in event.attempts:
+            self._attempts.labels(attempt.backend, attempt.outcome).inc()
+        if event.passed and event.outcome == "ok":
+            self._fallbacks.labels(event.passed[0].backend, backend, event.passed[0].why).inc()
+        if event.cost:
+            self._cost.labels(backend).inc(event.cost)
 
     def _switched(self, backend: str, switch: SwitchMoved) -> None:
         if switch.phase in ("ready", "failed"):
@@ -168,9 +217,15 @@ class _Live(Collector):
         self,
         models: dict[tuple[str, str], ModelStatus],
         waiting: Callable[[], Iterable[tuple[str, int, int]]],
+        chain: Callable[[], ChainNow],
     ) -> None:
         self._models = models
         self._waiting = waiting
+        self._chain = chain
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: what is so now is asked for when it is told, not when this is registered."""
+        return []
 
     def collect(self) -> Iterable[Metric]:
         states = GaugeMetricFamily(
@@ -187,4 +242,26 @@ class _Live(Collector):
         for backend, waits, serves in self._waiting():
             depth.add_metric([backend], waits)
             serving.add_metric([backend], serves)
-        return [states, memory, depth, serving]
+        return [states, memory, depth, serving, *self._backends(self._chain())]
+
+    def _backends(self, chain: ChainNow) -> Iterable[Metric]:
+        reachable = GaugeMetricFamily("hostler_backend_reachable", "Whether a backend answers.", labels=["backend"])
+        breakers = GaugeMetricFamily(
+            "hostler_breaker_state",
+            "1 for the state a breaker is in, 0 for all others; the backend's own has no model.",
+            labels=["backend", "model", "state"],
+        )
+        cost = GaugeMetricFamily(
+            "hostler_cost_today_usd", "What today's answers have cost, in US dollars.", labels=["backend"]
+        )
+        limit = GaugeMetricFamily("hostler_cost_limit_usd", "What a day may cost, in US dollars; absent: no limit.")
+        for each in chain.backends:
+            reachable.add_metric([each.backend], each.reachable)
+            for model, state in each.breakers.items():
+                for one in _BREAKERS:
+                    breakers.add_metric([each.backend, model, one], float(one == state))
+            if each.cost is not None:
+                cost.add_metric([each.backend], each.cost)
+        if chain.limit is not None:
+            limit.add_metric([], chain.limit)
+        return [reachable, breakers, cost, limit]

@@ -121,6 +121,11 @@ class Host(Engines):
         """How a gateway's configuration names it."""
         return {"kind": "supervisor", "url": f"http://127.0.0.1:{self.port}", "token": _TOKEN}
 
+    async def scrape(self) -> httpx.Response:
+        """Its metrics, as Prometheus asks for them."""
+        async with httpx.AsyncClient(trust_env=False) as http:
+            return await http.get(f"http://127.0.0.1:{self.port}/metrics", headers=_bearer(_TOKEN))
+
     async def speak(self) -> None:
         """Its HTTP interface listens."""
         self._stop, self._stopped, listens = anyio.Event(), anyio.Event(), anyio.Event()
@@ -133,7 +138,7 @@ class Host(Engines):
         await self._stopped.wait()
 
     async def _serve(self, stop: anyio.Event, stopped: anyio.Event, listens: anyio.Event) -> None:
-        app: Any = create_app(self.fleet, token=_TOKEN, logs=self.fleet.logs)
+        app: Any = create_app(self.fleet, token=_TOKEN, logs=self.fleet.logs, metrics=self.fleet.metrics.render)
         sockets = bind([("127.0.0.1", self.port)], "supervisor.listen")
         self.port = sockets[0].getsockname()[1]
         server = Server(app, drain_s=1.0, started_callback=listens.set)
