@@ -29,7 +29,6 @@ from hostler.adapters.openai.refusal import refusal
 from hostler.adapters.openai.responses_encoder import ResponsesEncoder
 from hostler.adapters.openai.wire import RESPONSES, WIRE, StreamOptions
 from hostler.adapters.protocol import Encoder, Incoming, Operation, WireResponse
-from hostler.adapters.thinking import without_thinking
 from hostler.profiles.presets import Preset
 
 _FORM = "multipart/form-data"
