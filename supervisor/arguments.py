@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hostler.profiles.schema import Profile
+
+#: The longest text that becomes an embedding unless a profile's `batch` says more: it has to be read in one go.
+EMBEDDED_TOKENS = 2048
+
 # Words that take no value and say the same as a word with one.
 _SWITCHES = {"-kvu": "on", "--kv-unified": "on", "-no-kvu": "off", "--no-kv-unified": "off"}
 
@@ -27,6 +32,17 @@ def said_number(arguments: Sequence[str], *names: str) -> int | None:
         return int(said(arguments, *names) or "")
     except ValueError:
         return None
+
+
+def batch_of(profile: Profile) -> int:
+    """How many tokens its engine reads in one go; for embeddings that is also how long a text may be."""
+    return max(profile.batch, min(profile.context, EMBEDDED_TOKENS)) if profile.embeddings else profile.batch
+
+
+def physical_batch_of(profile: Profile) -> int:
+    """How many of them are worked on at the same time."""
+    batch = said_number(profile.args, "-ub", "--ubatch-size")
+    return batch or (batch_of(profile) if profile.embeddings else min(512, profile.batch))
 
 
 def _plain(word: str) -> str:

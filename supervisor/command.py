@@ -12,7 +12,8 @@ from typing import Final
 
 import msgspec
 
-from hostler.profiles.schema import Profile
+from hostler.profiles.schema import ModelFacts, Profile
+from hostler.supervisor.arguments import batch_of, physical_batch_of
 from hostler.supervisor.contract import Failure, SupervisorError
 from hostler.supervisor.settings import SupervisorSettings
 
@@ -61,9 +62,9 @@ def embedded_is_installed() -> bool:
 
 def build(
     profile: Profile, settings: SupervisorSettings, *, file: Path, host: str, port: int, key: str,
-    inherited: Mapping[str, str],
+    inherited: Mapping[str, str], facts: ModelFacts | None = None,
 ) -> Command:  # fmt: skip
-    """The command that serves `profile` from `file` at `host:port`, open to holders of `key` only.
+    """The command that serves `profile` from `file`, which says `facts`, at `host:port`, open to holders of `key` only.
 
     A profile's context is what one request gets, so the engine is asked for that times `parallel`. Its own arguments
     come last: the engine lets the last one of a name win.
@@ -71,7 +72,7 @@ def build(
     arguments = [*engine_program(profile.engine or settings.engine, path=inherited.get("PATH"))]
     arguments += ["-m", str(file), "--alias", profile.name, "--host", host, "--port", str(port)]
     arguments += ["-c", str(profile.context * profile.parallel), "-np", str(profile.parallel)]
-    arguments += ["-b", str(profile.batch), "--cache-ram", str(profile.cache_ram_mib)]
+    arguments += ["-b", str(batch_of(profile)), "--cache-ram", str(profile.cache_ram_mib)]
     if profile.threads is not None:
         arguments += ["-t", str(profile.threads)]
     if profile.gpu_layers is not None:
@@ -79,7 +80,10 @@ def build(
     if settings.slots_dir is not None:
         arguments += ["--slot-save-path", settings.slots_dir]
     if profile.embeddings:
-        arguments.append("--embeddings")
+        arguments += ["--embeddings", "-ub", str(physical_batch_of(profile))]
+        if not _says_how_to_pool(facts):
+            # A chat model's file does not, and an engine that is not told gives no embeddings by OpenAI's protocol.
+            arguments += ["--pooling", "mean"]
     arguments += ["--metrics", "--no-ui", "--offline", "--cors-origins", "localhost", "--sse-ping-interval", "5"]
     arguments += profile.args
     environment = {name: value for name, value in inherited.items() if not name.startswith(_NOT_INHERITED)}
@@ -90,6 +94,10 @@ def build(
     return Command(
         arguments=tuple(arguments), environment=environment, context=profile.context, parallel=profile.parallel
     )
+
+
+def _says_how_to_pool(facts: ModelFacts | None) -> bool:
+    return facts is not None and any(name.endswith(".pooling_type") for name in facts.metadata)
 
 
 def _embedded() -> tuple[str, ...]:

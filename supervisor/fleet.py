@@ -374,12 +374,16 @@ class Fleet:
     async def plan(self, member: Member) -> Build:
         """How to start a member's engine, given a port and a key; its file is there then."""
         file = member.file if member.file is not None and member.file.exists() else await self._file_of(member)
-        profile = member.profile
+        if member.profile.embeddings and member.description.facts is None:
+            # Its file may have come only now, and says how.
+            await self._describe_one(member)
+        profile, facts = member.profile, member.description.facts
 
         def command(port: int, key: str) -> Command:
             return build(
-                profile, self._settings, file=file, host=self._host, port=port, key=key, inherited=dict(os.environ)
-            )
+                profile, self._settings, file=file, host=self._host, port=port, key=key, inherited=dict(os.environ),
+                facts=facts,
+            )  # fmt: skip
 
         return command
 

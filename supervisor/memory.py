@@ -11,7 +11,7 @@ import msgspec
 import psutil
 
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.arguments import said, said_number
+from hostler.supervisor.arguments import physical_batch_of, said, said_number
 from hostler.supervisor.contract import Failure
 
 MIB = 1024**2
@@ -180,7 +180,7 @@ def _estimated(profile: Profile, facts: ModelFacts | None) -> Need:
         tokens = profile.context * profile.parallel or facts.training_context
     scale = sum(_cache_scale(profile, *names) for names in (("-ctk", "--cache-type-k"), ("-ctv", "--cache-type-v"))) / 2
     cache = int(facts.kv_bytes_per_token * tokens * scale)
-    batch = said_number(profile.args, "-ub", "--ubatch-size") or min(512, profile.batch)
+    batch = physical_batch_of(profile)
     vocabulary = facts.metadata.get(f"{facts.architecture}.vocab_size")
     words = vocabulary if isinstance(vocabulary, int) else USUAL_VOCABULARY
     working = 4 * batch * (words + _ROWS * facts.embedding_length) if facts.bytes else 0

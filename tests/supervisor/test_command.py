@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hostler.profiles.schema import Profile
+from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.command import Command, build, engine_program
 from hostler.supervisor.contract import SupervisorError
 from hostler.supervisor.engine import parse
@@ -51,6 +51,10 @@ def test_a_profiles_own_arguments_come_last_and_win() -> None:
         ({"threads": 2}, {}, ("-t", "2")),
         ({"gpu_layers": "all"}, {}, ("-ngl", "all")),
         ({"embeddings": True}, {}, ("--embeddings",)),
+        ({"embeddings": True}, {}, ("--pooling", "mean")),
+        ({"embeddings": True, "context": 8192}, {}, ("-ub", "2048")),
+        ({"embeddings": True, "context": 1024}, {}, ("-ub", "1024")),
+        ({"embeddings": True, "batch": 4096}, {}, ("-ub", "4096")),
         ({"cache_ram_mib": 100}, {}, ("--cache-ram", "100")),
         ({}, {"slots_dir": "/tmp"}, ("--slot-save-path", "/tmp")),
     ],
@@ -60,6 +64,20 @@ def test_a_field_becomes_its_argument(fields: dict[str, Any], settings: dict[str
     start = arguments.index(words[0])
     assert arguments[start : start + len(words)] == words
     assert words[0] not in make().arguments or fields.get("cache_ram_mib")
+
+
+def test_a_model_that_says_how_it_makes_embeddings_is_believed() -> None:
+    facts = ModelFacts(architecture="bert", metadata={"bert.pooling_type": 2})
+    command = build(
+        Profile(name="m", model="ignored", embeddings=True), SupervisorSettings(engine=sys.executable), facts=facts,
+        file=Path("/models/m.gguf"), host="127.0.0.1", port=8100, key="k3y", inherited={},
+    )  # fmt: skip
+    assert "--pooling" not in command.arguments
+
+
+def test_a_profile_may_say_itself_how_it_makes_embeddings() -> None:
+    arguments = make(embeddings=True, args=("--pooling", "none", "-ub", "64")).arguments
+    assert arguments[-4:] == ("--pooling", "none", "-ub", "64")
 
 
 def test_the_embedded_engine_knows_every_argument_that_is_made() -> None:
