@@ -30,10 +30,10 @@ class AnthropicEncoder:
 
     __slots__ = (
         "_blocks",
-        "_declared",
         "_finish",
         "_fold",
         "_forwarded",
+        "_head",
         "_id",
         "_length",
         "_media_type",
@@ -70,7 +70,7 @@ class AnthropicEncoder:
 
     def begin(self, head: AnswerHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
-        self._declared = head.length
+        self._head = head
         self._blocks = Blocks(self._id)
         self._fold = MessageFold()
         self._usage = Usage()
@@ -86,8 +86,10 @@ class AnthropicEncoder:
         """The bytes for the client that this chunk gives; empty while a whole answer is still being folded."""
         if chunk.wire == WIRE and chunk.raw and chunk.whole is not self._streaming:
             self._forwarded = True
+            if self._head.media_type:
+                self._media_type = self._head.media_type
             if chunk.whole:
-                self._length = self._declared
+                self._length = self._head.length
             return chunk.raw
         if chunk.usage is not None:
             self._usage = chunk.usage

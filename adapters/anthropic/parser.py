@@ -25,6 +25,8 @@ _FINISH = {
 }
 # What comes before the first word.
 _OPENING = frozenset({"message_start", "ping"})
+# It is kept up to this size, in bytes: signs of life may go on for as long as a backend thinks.
+_MAX_HELD = 1024 * 1024
 _decode = msgspec.json.Decoder(EventBody).decode
 _decode_whole = msgspec.json.Decoder(WholeBody).decode
 
@@ -74,7 +76,7 @@ class AnthropicParser:
                 raise BackendBroken(f"The backend's answer is larger than {_MAX_WHOLE} bytes.")
             return () if self._fields else (Chunk(wire=WIRE, raw=data, whole=True),)
         block = self._splitter.feed(data)
-        return self._read(block) if block and not self._done else ()
+        return self._read(block) if block else ()
 
     def finish(self) -> Iterable[Chunk]:
         """The connection ended. Raises `BackendBroken` unless the answer was complete."""
@@ -93,8 +95,6 @@ class AnthropicParser:
                 chunk = self._event(event)
                 if chunk is not None:
                     chunks.append(chunk)
-                if self._done:
-                    break
         except GatewayError as error:
             if not self._given:
                 # Nothing is out yet: another backend may still answer.
@@ -106,6 +106,9 @@ class AnthropicParser:
     def _event(self, event: bytes) -> Chunk | None:
         name, data = read(event)
         if data is None:
+            # A remark is passed on in its place: in front of the first word with it, and behind the end, too.
+            return None if self._fields else self._forwarded("ping", event, Chunk(wire=WIRE))
+        if self._done:
             return None
         try:
             body = _decode(data)
@@ -125,7 +128,8 @@ class AnthropicParser:
 
     def _forwarded(self, kind: str, event: bytes, chunk: Chunk) -> Chunk | None:
         if not self._given and kind in _OPENING:
-            self._held += event
+            if len(self._held) <= _MAX_HELD:
+                self._held += event
             return None
         raw, self._held = self._held + event, b""
         self._given = True

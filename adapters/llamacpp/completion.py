@@ -88,6 +88,12 @@ def foldable(members: Mapping[str, msgspec.Raw]) -> bool:
     return alone and not chosen(members) and prompts(members) == 1
 
 
+def weighed(members: Mapping[str, msgspec.Raw]) -> bool:
+    """Whether probabilities are asked for: of tokens that become a stop word, a stream tells what the whole answer
+    takes back."""
+    return bytes(members.get("n_probs", msgspec.Raw(b"0"))) not in (b"0", b"null")
+
+
 def chosen(members: Mapping[str, msgspec.Raw]) -> bool:
     """Whether the client chose the fields of the answer; its last event then has those and no other."""
     return bytes(members.get("response_fields", msgspec.Raw(b"[]"))) not in (b"[]", b"null")

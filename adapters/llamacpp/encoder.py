@@ -87,7 +87,7 @@ class LlamaCppEncoder:
         events = head.media_type.lower().startswith(EVENT_STREAM)
         self._folds = events and not self._streaming
         if self._streaming:
-            self._media_type = EVENT_STREAM
+            self._media_type = head.media_type if events else EVENT_STREAM
         else:
             self._media_type = JSON if events else head.media_type or "application/octet-stream"
             self._length = None if events else head.length

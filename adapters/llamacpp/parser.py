@@ -14,6 +14,8 @@ from hostler.adapters.llamacpp.wire import EVENT_STREAM, NO_ERROR, WIRE, ErrorBo
 
 # A whole answer is remembered up to this size, to find its counts.
 _REMEMBERED = 256 * 1024
+# Remarks in front of the first word are kept up to this size, in bytes.
+_MAX_REMARKS = 64 * 1024
 
 _notice = msgspec.json.Decoder(Piece).decode
 _notice_all = msgspec.json.Decoder(Piece | list[Piece]).decode
@@ -26,7 +28,7 @@ class LlamaCppParser:
     There is no `[DONE]`. `answers` of 0 means that nothing is known of the stream: it ends when the connection does.
     """
 
-    __slots__ = ("_answers", "_body", "_given", "_size", "_splitter", "_stopped", "_usage", "_whole")
+    __slots__ = ("_answers", "_body", "_given", "_remarks", "_size", "_splitter", "_stopped", "_usage", "_whole")
 
     def __init__(self, *, answers: int = 0) -> None:
         self._answers = answers
@@ -41,6 +43,7 @@ class LlamaCppParser:
         self._body = bytearray()
         self._size = 0
         self._given = False
+        self._remarks = b""
 
     def feed(self, data: bytes) -> Iterable[Chunk]:
         """The chunks that these bytes complete. Raises `BackendBroken` for an error inside the stream."""
@@ -75,8 +78,7 @@ class LlamaCppParser:
         for event in split(block):
             _, data = read(event)
             if data is None:
-                if not only_comment(event):
-                    kept.append(event)
+                kept.append(event)
                 continue
             try:
                 piece = _notice(data)
@@ -98,8 +100,15 @@ class LlamaCppParser:
     def _give(self, kept: list[bytes], finish: str | None, usage: Usage | None) -> list[Chunk]:
         if not kept:
             return []
+        raw = b"".join(kept)
+        if not self._given:
+            # Signs of life in front of the first word are passed on with it: they begin no answer.
+            raw = self._remarks + raw
+            if all(only_comment(event) for event in kept):
+                self._remarks = raw if len(raw) <= _MAX_REMARKS else self._remarks
+                return []
         self._given = True
-        return [Chunk(wire=WIRE, raw=b"".join(kept), finish=finish, usage=usage)]
+        return [Chunk(wire=WIRE, raw=raw, finish=finish, usage=usage)]
 
     def _then_raise(
         self, kept: list[bytes], finish: str | None, usage: Usage | None, error: GatewayError

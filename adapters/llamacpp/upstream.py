@@ -9,7 +9,7 @@ import msgspec
 
 from hostler.adapters import document, form
 from hostler.adapters.canonical import Request
-from hostler.adapters.llamacpp.completion import chosen, foldable, prompts
+from hostler.adapters.llamacpp.completion import chosen, foldable, prompts, weighed
 from hostler.adapters.llamacpp.parser import LlamaCppParser
 from hostler.adapters.llamacpp.paths import COMPLETIONS, UNKNOWN
 from hostler.adapters.llamacpp.wire import WIRE
@@ -56,7 +56,7 @@ class LlamaCppUpstream:
             # A route that is not known here may be strict about what it takes: nothing is added there.
             if origin.operation not in UNKNOWN or "model" in members:
                 changes["model"] = msgspec.json.encode(model)
-            if stream and origin.operation in COMPLETIONS and foldable(members):
+            if stream and origin.operation in COMPLETIONS and foldable(members) and not weighed(members):
                 changes["stream"] = b"true"
             body = document.patch(body, changes, members)
         return WireRequest(method=origin.method, path=path, body=body, content_type=origin.content_type)

@@ -43,8 +43,10 @@ class OllamaEncoder:
         "_created",
         "_done",
         "_finish",
+        "_head",
         "_id",
         "_logprobs",
+        "_media_type",
         "_model",
         "_operation",
         "_passed",
@@ -80,7 +82,7 @@ class OllamaEncoder:
     @property
     def media_type(self) -> str:
         """The media type of the answer."""
-        return LINES if self._streaming else JSON
+        return self._media_type
 
     @property
     def length(self) -> int | None:
@@ -99,6 +101,8 @@ class OllamaEncoder:
         self._finish: str | None = None
         self._passed = b""
         self._spoken = False
+        self._head = head
+        self._media_type = LINES if self._streaming else JSON
 
     def timing(self, timing: Timing) -> None:
         """How long all this took, for the last line."""
@@ -167,6 +171,7 @@ class OllamaEncoder:
         """A backend's own bytes, with the model called what the client calls it."""
         name = msgspec.json.encode(self._model)
         patched = _MODEL.sub(lambda match: match[1] + name, raw)
+        self._media_type = self._head.media_type
         if self._streaming:
             self._spoken = True
             return patched

@@ -29,6 +29,8 @@ from hostler.adapters.progress import PREFIX, progress_line
 
 _encode = msgspec.json.encode
 EVENT_STREAM = "text/event-stream"
+# What llama-server calls its whole answers, which are the ones that are folded.
+_FOLDED = "application/json; charset=utf-8"
 
 
 class OpenAIEncoder:
@@ -97,11 +99,13 @@ class OpenAIEncoder:
         self._vectors: list[tuple[float, ...]] = []
         self._written = False
         self._length: int | None = None
-        self._media_type = "application/json"
+        events = head.media_type.lower().startswith(EVENT_STREAM)
+        self._media_type = head.media_type
         if self._streaming:
-            self._media_type = EVENT_STREAM
-        elif not head.media_type.lower().startswith(EVENT_STREAM):
-            self._media_type = head.media_type
+            self._media_type = head.media_type if events else EVENT_STREAM
+        elif events:
+            self._media_type = _FOLDED
+        else:
             self._length = head.length
 
     def chunk(self, chunk: Chunk) -> bytes:

@@ -11,7 +11,8 @@ from hostler.adapters import framing
 from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import BackendBroken
 
-_decode = msgspec.json.Decoder().decode
+# Numbers with fractions stay as they are written: `-1e-07` is the same number as `-1e-7`, but not the same answer.
+_decode = msgspec.json.Decoder(float_hook=lambda digits: msgspec.Raw(digits.encode())).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
 # Where an event that is nothing but the next piece of a message holds it.
@@ -22,6 +23,7 @@ _OBJECTS = {"chat.completion.chunk": "chat.completion"}
 _ONCE = frozenset({"id", "role", "type", "object", "format", "model", "created", "index"})
 # llama-server's own order in a whole answer; in its streams `id` stands elsewhere.
 _LLAMA_ORDER = ("choices", "created", "model", "system_fingerprint", "object", "usage", "id", "timings")
+_CALL_ORDER = ("type", "function", "id")
 # What only a stream has.
 _STREAM_ONLY = frozenset({"prompt_progress", "x_hostler"})
 
@@ -121,11 +123,10 @@ class AnswerFold:
         top = dict(self._top)
         top["choices"] = [_finished(self._choices[index]) for index in sorted(self._choices)]
         if next(iter(top)) == "choices":
-            # llama-server: its streams begin with a null content where its whole answers have an empty string.
             top = {name: top[name] for name in _LLAMA_ORDER if name in top} | top
             for choice in top["choices"]:
-                if isinstance(choice.get("message"), dict) and choice["message"].get("content") is None:
-                    choice["message"]["content"] = ""
+                if isinstance(choice.get("message"), dict):
+                    choice["message"] = _message(choice["message"])
         return msgspec.json.encode(top)
 
     def _add_choice(self, choice: dict[str, Any]) -> None:
@@ -232,6 +233,19 @@ def _finished(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finished(inner) for name, inner in value.items()}
     return value
+
+
+def _message(said: dict[str, Any]) -> dict[str, Any]:
+    """A message as llama-server tells it whole. Its streams say null where there are no words, begin calls with the id,
+    and leave out the role if the first token is but half a letter."""
+    message = {"role": "assistant", "content": "", **said}
+    if message["content"] is None:
+        message["content"] = ""
+    if message.get("tool_calls"):
+        message["tool_calls"] = [
+            {name: call[name] for name in _CALL_ORDER if name in call} | call for call in message["tool_calls"]
+        ]
+    return message
 
 
 def _beside(event: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,8 @@ _CLOSED = frozenset({"chat", "completions", "responses"})
 # What opens an answer without a word of it is held back up to so many chunks: a backend that fails right after it has
 # not begun to answer, and another one may.
 _MAX_HELD = 16
+# Remarks in front of it are kept up to this size, in bytes: they may go on for as long as a backend thinks.
+_MAX_REMARKS = 64 * 1024
 _READERS = {"embeddings": chunks_of_embeddings, "count": chunks_of_count}
 _notice = msgspec.json.Decoder(NoticedEvent).decode
 _decode = msgspec.json.Decoder(EventBody).decode
@@ -87,9 +89,9 @@ class OpenAIParser:
         if self._whole:
             return self._feed_whole(data)
         block = self._splitter.feed(data)
-        if not block or self._done:
+        if not block:
             return ()
-        if self._given and not self._fields and _is_next_token(block):
+        if self._given and not self._fields and not self._done and _is_next_token(block):
             return (Chunk(wire=self._wire, raw=block),)
         return self._read(block)
 
@@ -126,14 +128,16 @@ class OpenAIParser:
                 continue
             name, data = read(event)
             if data is None:
-                if not only_comment(event):
+                if not (self._fields and only_comment(event)):
                     kept.append(event)
                 continue
             if data == b"[DONE]":
                 self._done = True
                 wordless = False
                 kept.append(event)
-                break
+                continue
+            if self._done:
+                continue  # only remarks may follow the end
             try:
                 body = _decode(data) if self._fields else _notice(data)
             except msgspec.ValidationError:
@@ -172,12 +176,22 @@ class OpenAIParser:
         if not kept:
             return []
         given = self._give(kept, chunks, finish, usage)
+        if wordless and all(only_comment(event) for event in kept):
+            self._remark(b"".join(kept))
+            return []
         if wordless and len(self._held) < _MAX_HELD:
             self._held += given
             return []
         self._given = True
         held, self._held = self._held, []
         return held + given
+
+    def _remark(self, comments: bytes) -> None:
+        """Signs of life in front of the first word are passed on with it, in their place: they begin no answer."""
+        if not self._held:
+            self._held.append(Chunk(wire=self._wire, raw=comments))
+        elif len(self._held[-1].raw) + len(comments) <= _MAX_REMARKS:
+            self._held[-1].raw += comments
 
     def _give(self, kept: list[bytes], chunks: list[Chunk], finish: str | None, usage: Usage | None) -> list[Chunk]:
         if not kept:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from hostler.adapters import document, form
@@ -15,6 +17,9 @@ from hostler.adapters.protocol import WireRequest
 
 # Operations whose stream can be folded into the whole answer.
 _FOLDED = frozenset({"chat", "completions", "responses"})
+
+# What asks for more than a stream tells. `"logprobs": 0` does so as well, but of one token it is the same.
+_TOLD_WHOLE = ("verbose", "logprobs", "n_probs")
 
 
 class OpenAIUpstream:
@@ -55,7 +60,7 @@ class OpenAIUpstream:
         body = without_progress(origin.body) if origin.operation == "chat" else origin.body
         members = document.members(body)
         changes: dict[str, bytes | None] = {"model": msgspec.json.encode(model)}
-        if stream and origin.operation in _FOLDED and not _output(request).stream:
+        if stream and origin.operation in _FOLDED and not _output(request).stream and _foldable(members):
             changes["stream"] = b"true"
             if origin.operation != "responses":
                 changes["stream_options"] = _with_usage(members.get("stream_options"))
@@ -72,6 +77,12 @@ def _output(request: Request) -> Output:
     if isinstance(request, ChatRequest | CompletionRequest | Passthrough):
         return request.output
     return Output()
+
+
+def _foldable(members: Mapping[str, msgspec.Raw]) -> bool:
+    """Whether a stream tells what the whole answer would. llama-server's leaves out what it adds for debugging, and
+    the probabilities of tokens that are held back until a call or a stop word is complete."""
+    return all(bytes(members.get(name, msgspec.Raw(b"null"))) in (b"null", b"false", b"0") for name in _TOLD_WHOLE)
 
 
 def _with_usage(options: msgspec.Raw | None) -> bytes:

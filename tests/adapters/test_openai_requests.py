@@ -121,6 +121,16 @@ def test_a_whole_answer_is_asked_for_as_a_stream_with_counts(chat: Chat, upstrea
     assert "stream" not in plain
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"), [("verbose", True), ("logprobs", True), ("n_probs", 2), ("logprobs", False), ("n_probs", 0)]
+)
+def test_what_a_stream_does_not_tell_in_full_is_asked_for_whole(
+    chat: Chat, upstream: OpenAIUpstream, asked: str, told: Any
+) -> None:
+    sent = json.loads(upstream.build(chat(**{asked: told}), model="b", stream=True).body)
+    assert ("stream" in sent) is not bool(told)
+
+
 def test_our_progress_lines_are_taken_out_of_the_history(ask: Any, upstream: OpenAIUpstream) -> None:
     shown = "[hostler] loading b: 40% (12 s left)\n[hostler] ready b\nLet me think.\nabout [hostler] x\n"
     messages: list[dict[str, Any]] = [

@@ -1,0 +1,119 @@
+"""Between a client and a backend of one protocol every byte passes as it came: remarks, blank ends, types and all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hostler.adapters.anthropic.inbound import AnthropicAdapter
+from hostler.adapters.anthropic.upstream import AnthropicUpstream
+from hostler.adapters.canonical import AnswerHead
+from hostler.adapters.llamacpp.inbound import LlamaCppAdapter
+from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
+from hostler.adapters.ollama.inbound import OllamaAdapter
+from hostler.adapters.ollama.upstream import OllamaUpstream
+from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.openai.upstream import OpenAIUpstream
+from hostler.adapters.protocol import Incoming
+
+Transcript = Callable[[str], bytes]
+
+CHAT = b'{"model":"there","stream":%b,"messages":[{"role":"user","content":"Hi"}]}'
+PROMPT = b'{"model":"smollm2","stream":%b,"prompt":"Hi"}'
+# The adapter, the backend's protocol, the path, the question, the folder and the names of stream and whole answer.
+CASES: dict[str, tuple[Any, Any, str, bytes, str, str]] = {
+    "openai": (OpenAIAdapter, OpenAIUpstream, "/v1/chat/completions", CHAT, "openai/chat.sse", "openai/chat.json"),
+    "completions": (
+        *(OpenAIAdapter, OpenAIUpstream, "/v1/completions", PROMPT),
+        *("openai/completions.sse", "openai/completions.json"),
+    ),
+    "openrouter": (
+        *(OpenAIAdapter, OpenAIUpstream, "/v1/chat/completions", CHAT),
+        *("openai/openrouter.sse", "openai/chat.json"),
+    ),
+    "anthropic": (
+        *(AnthropicAdapter, AnthropicUpstream, "/v1/messages", CHAT),
+        *("anthropic/anthropic.sse", "anthropic/anthropic.json"),
+    ),
+    "llamacpp": (
+        *(LlamaCppAdapter, LlamaCppUpstream, "/completion", PROMPT),
+        *("llamacpp/completion.sse", "llamacpp/completion.json"),
+    ),
+    "ollama": (OllamaAdapter, OllamaUpstream, "/api/chat", CHAT, "ollama/chat.ndjson", "ollama/chat.json"),
+}
+STREAMS = st.sampled_from(sorted(CASES))
+fixtures_are_stateless = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=100, deadline=None
+)
+
+
+def told(name: str, segments: list[bytes], head: AnswerHead, *, stream: bool) -> tuple[bytes, str]:
+    """What a client of the protocol is sent when its backend says this, and what kind of answer it is told it is."""
+    kind, speaker, path, question, _, _ = CASES[name]
+    adapter, upstream = kind(), speaker()
+    operation = next(each for each in adapter.operations if each.path == path)
+    body = question % (b"true" if stream else b"false")
+    request = adapter.decode(operation, Incoming(method="POST", path=path, body=body))
+    encoder = adapter.encoder(request, id="req-1", created=1, progress="off")
+    parser = upstream.parser(request, fields=False)
+    parser.begin(head)
+    encoder.begin(head)
+    sent = [encoder.chunk(chunk) for segment in segments for chunk in parser.feed(segment)]
+    sent += [encoder.chunk(chunk) for chunk in parser.finish()]
+    return b"".join([*sent, encoder.end()]), encoder.media_type
+
+
+def streamed(name: str) -> AnswerHead:
+    return AnswerHead(media_type="application/x-ndjson" if name == "ollama" else "text/event-stream; charset=utf-8")
+
+
+@fixtures_are_stateless
+@given(name=STREAMS, places=st.lists(st.integers(0, 10_000), max_size=20))
+def test_a_stream_is_the_backends_own(transcript: Transcript, name: str, places: list[int]) -> None:
+    stream = transcript(CASES[name][4])
+    edges = [0, *sorted({place % len(stream) for place in places}), len(stream)]
+    segments = [stream[a:b] for a, b in pairwise(edges)]
+    assert told(name, segments, streamed(name), stream=True) == (stream, streamed(name).media_type)
+
+
+@fixtures_are_stateless
+@given(
+    name=STREAMS.filter(lambda name: name != "ollama"),
+    remarks=st.lists(st.tuples(st.integers(0, 50), st.sampled_from([b":\n\n", b": still\n: here\n\n", b": x\n"]))),
+    together=st.booleans(),
+)
+def test_remarks_stay_in_their_places(
+    transcript: Transcript, name: str, remarks: list[tuple[int, bytes]], together: bool
+) -> None:
+    events = [event + b"\n\n" for event in transcript(CASES[name][4]).split(b"\n\n")[:-1]]
+    for place, remark in remarks:
+        at = place % (len(events) + 1)
+        if remark.endswith(b"\n\n") or at < len(events):  # a single line belongs to the event behind it
+            events.insert(at, remark)
+    stream = b"".join(events)
+    segments = [stream] if together else events
+    assert told(name, segments, streamed(name), stream=True) == (stream, streamed(name).media_type)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("media_type", ["application/json", "application/json; charset=utf-8"])
+def test_a_whole_answer_is_the_backends_own(transcript: Transcript, name: str, media_type: str) -> None:
+    body = transcript(CASES[name][5])
+    head = AnswerHead(media_type=media_type, length=len(body))
+    assert told(name, [body[:7], body[7:]], head, stream=False) == (body, media_type)
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"ollama"}))
+def test_signs_of_life_alone_begin_no_answer(name: str) -> None:
+    kind, speaker, path, question, _, _ = CASES[name]
+    adapter = kind()
+    operation = next(each for each in adapter.operations if each.path == path)
+    request = adapter.decode(operation, Incoming(method="POST", path=path, body=question % b"true"))
+    parser = speaker().parser(request, fields=False)
+    parser.begin(streamed(name))
+    assert [chunk for _ in range(100_000) for chunk in parser.feed(b": still here\n\n")] == []
