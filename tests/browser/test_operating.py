@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import anyio
 import pytest
@@ -145,7 +146,53 @@ async def test_a_backend_that_fails_is_seen_being_left_alone(open_house: OpenHou
         for _ in range(3):
             await house.chat("m")
         await expect(hop).to_contain_text("left alone")
-        await expect(hop).to_contain_text("unreachable")
+        await expect(hop).to_contain_text("could not be reached")
         await expect(page.get_by_text(re.compile("dead: in use → left alone"))).to_be_visible()
         local = page.locator(".hops > li").first
         await expect(local).to_contain_text("in use")
+
+
+async def test_a_model_is_pinned_and_unpinned(open_house: OpenHouse, open_page: OpenPage) -> None:
+    async with (
+        open_house({"a": {"ttl_s": 600}, "b": {}}) as house,
+        open_page(f"{house.url}/ui/") as page,
+        open_page(f"{house.url}/ui/") as other,
+    ):
+        await house.chat("a")
+        await page.get_by_role("button", name="Pin a", exact=True).click()
+        dialog = page.get_by_role("dialog")
+        await expect(dialog).to_contain_text("local runs one model at a time")
+        await dialog.get_by_role("button", name="Pin it").click()
+        for each in (page, other):
+            await expect(model(each, "a").locator(".badge", has_text="pinned")).to_be_visible()
+            await expect(model(each, "a")).to_contain_text("stays: pinned")
+        await house.chat("b")
+        await expect(page.locator(".models > li[data-state=ready]")).to_have_count(2)
+        await page.get_by_role("button", name="Unpin a", exact=True).click()
+        await expect(model(other, "a").locator(".badge", has_text="pinned")).to_be_hidden()
+        await expect(model(other, "a")).not_to_contain_text("stays")
+
+
+async def test_the_chain_tells_what_failed_where_and_since_when(
+    open_house: OpenHouse, open_page: OpenPage, tmp_path: Path
+) -> None:
+    port = free_port()
+    backends = {
+        "away": {"kind": "openai", "url": f"http://127.0.0.1:{port}/v1", "models": {"cloudy": "x/y"}, "local": False}
+    }
+    spending = {"daily_limit": 2.5, "file": str(tmp_path / "spending.json")}
+    more = {"gateway": {"spending": spending}, "breaker": {"failures": 1, "open_s": 120}}
+    async with open_house({"a": {}, "bad": {"script": {"exit_code": 1}}}, backends=backends, **more) as house:
+        await house.chat("a")
+        await house.chat("cloudy")
+        async with open_page(f"{house.url}/ui/#chain") as page:
+            local, away = page.locator(".hops > li").first, page.locator(".hops > li").nth(1)
+            await expect(away).to_contain_text("left alone")
+            await expect(away.get_by_role("list", name="Failures by kind")).to_contain_text("1 × could not be reached")
+            await expect(away.locator(".lane svg").first).to_have_attribute(
+                "aria-label", re.compile("all of it: left alone for 1 of the last 60 minutes")
+            )
+            await expect(away.locator(".lane svg").nth(1)).to_have_attribute("aria-label", re.compile("^x/y: "))
+            await expect(local.locator(".lane svg").first).to_have_attribute("aria-label", re.compile("in use for the"))
+            await expect(local.get_by_role("list", name="Failures by kind")).to_be_hidden()
+            await expect(page.locator(".spent")).to_have_text("Today: $0 of $2.50")

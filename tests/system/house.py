@@ -231,6 +231,7 @@ def _host_in(folder: Path, profiles: Profiles, sections: dict[str, Any]) -> tupl
             **sections.get("supervisor", {}),
         },
         "backends": sections.get("backends", {}),
+        "breaker": sections.get("breaker", {}),
         "profiles": entries,
     }
     path = folder / "hostler.yaml"

@@ -1,14 +1,28 @@
 // Chain: the backends in the order they are asked, what is thought of each, and what they cost.
 
 import { badge, facts, h, keyed, s, say, set, show } from "./dom.js";
-import { moment, money, seconds } from "./format.js";
+import { clock, moment, money, seconds } from "./format.js";
 import { now, state } from "./store.js";
 
 const BREAKERS = { closed: ["in use", "good"], open: ["left alone", "bad"], half_open: ["being tried", "warn"] };
 const HOUR = 3600;
+const FAILURES = {
+  unreachable: "could not be reached",
+  connect_timeout: "took no connection",
+  loading: "was not ready in time",
+  not_had: "could not have the model",
+  busy: "was busy",
+  server_error: "failed",
+  rejected: "refused the request",
+  key_refused: "refused our key",
+  unpaid: "wants to be paid",
+  first_byte_timeout: "said nothing in time",
+  broken: "broke off its answer",
+  client_left: "was given up by the client",
+};
 
 export function build(root) {
-  const sum = h("p");
+  const sum = h("p", { class: "spent" });
   const spent = h("progress", { max: "1", "aria-label": "spent today, of the limit" });
   const none = h("p", { class: "soft" }, "No backends are configured.");
   const hops = h("ol", { class: "hops" });
@@ -41,19 +55,18 @@ function hopCard() {
   const reach = badge();
   const breaker = badge();
   const place = badge();
-  const told = facts({ kind: "Kind", answered: "Answered", failures: "Failures", retry: "Tried again in", cost: "Cost today" });
-  const models = h("ul", { class: "small" });
-  const strip = s("svg", { viewBox: "0 0 600 14", role: "img", preserveAspectRatio: "none" });
-  const caption = h("p", { class: "soft small" }, "the last hour");
-  const node = h("li", { class: "card" }, h("div", { class: "head" }, number, name, reach.node, breaker.node, place.node), told.node, models, strip, caption);
-  let drawn = "";
+  const told = facts({ kind: "Kind", answered: "Answered", retry: "Tried again in", cost: "Cost today" });
+  const failures = h("ul", { class: "chips", "aria-label": "Failures by kind" });
+  const lanes = h("div", { class: "lanes" });
+  const axis = h("p", { class: "axis soft small", "aria-hidden": "true" }, h("span", {}, "an hour ago"), h("span", {}, "now"));
+  const node = h("li", { class: "card" }, h("div", { class: "head" }, number, name, reach.node, breaker.node, place.node), told.node, failures, lanes, axis);
   const update = (hop) => {
     say(number, `${hop.number}.`);
     say(name, hop.backend);
     reach.update(hop.reachable ? "reachable" : "silent", hop.reachable ? "good" : "bad");
     breaker.update(...(BREAKERS[hop.breaker.state] ?? [hop.breaker.state, ""]));
     place.update(hop.local ? "in the house" : "outside", "");
-    const tries = state.requests.flatMap((each) => (each.attempts?.length ? each.attempts : each.backend ? [{ backend: each.backend, outcome: each.outcome === "ok" ? "answered" : each.code || each.outcome }] : [])).filter((each) => each.backend === hop.backend);
+    const tries = state.requests.flatMap(attempts).filter((each) => each.backend === hop.backend);
     const kinds = new Map();
     for (const each of tries) kinds.set(each.outcome, (kinds.get(each.outcome) ?? 0) + 1);
     const answered = kinds.get("answered") ?? 0;
@@ -61,38 +74,67 @@ function hopCard() {
     told.update({
       kind: hop.kind,
       answered: tries.length ? `${answered} of the last ${tries.length}` : "not asked lately",
-      failures: [...kinds].map(([kind, times]) => `${times} × ${kind.replaceAll("_", " ")}`).join(", "),
       retry: hop.breaker.retry_at ? seconds(Math.max(0, hop.breaker.retry_at - now())) : "",
       cost: hop.cost === null ? "" : money(hop.cost),
     });
-    keyed(models, hop.models.filter((each) => each.state !== "closed" || each.retry_at), (each) => each.model, () => {
+    show(failures, kinds.size);
+    keyed(failures, [...kinds].sort((one, other) => other[1] - one[1]), ([kind]) => kind, ([kind]) => {
       const item = h("li");
-      return { node: item, update: (each) => say(item, `${each.model}: ${words(each.state)}${each.retry_at ? `, tried again in ${seconds(Math.max(0, each.retry_at - now()))}` : ""}`) };
+      return { node: item, update: ([, times]) => say(item, `${times} × ${FAILURES[kind] ?? kind.replaceAll("_", " ")}`) };
     });
-    const spans = timeline(hop);
-    const key = JSON.stringify(spans.map(([, , kind]) => kind)) + Math.floor(now() / 10);
-    if (key === drawn) return;
-    drawn = key;
-    strip.replaceChildren(...spans.map(([from, to, kind]) => s("rect", { x: from * 600, y: 0, width: Math.max(1, (to - from) * 600), height: 14, "data-state": kind })));
-    const bad = spans.reduce((all, [from, to, kind]) => all + (kind === "closed" ? 0 : to - from), 0);
-    set(strip, "aria-label", bad ? `left alone for ${Math.round(bad * 60)} of the last 60 minutes` : "in use for the whole last hour");
+    const models = hop.models.map((each) => ({ ...each, backend: hop.backend, label: each.model }));
+    keyed(lanes, [{ ...hop.breaker, backend: hop.backend, label: "all of it" }, ...models], (each) => each.model ?? "", lane);
   };
   return { node, update };
 }
 
-/** The last hour of a host's breaker as `[from, to, state]`, in parts of the hour. */
-function timeline(hop) {
+/** What a request tried, as far as it is known. */
+function attempts(request) {
+  if (request.attempts?.length) return request.attempts;
+  return request.backend ? [{ backend: request.backend, outcome: request.outcome === "ok" ? "answered" : request.code || request.outcome }] : [];
+}
+
+/** The last hour of one breaker: of a backend, or of a model there. */
+function lane() {
+  const label = h("span", { class: "label" });
+  const mood = h("span", { class: "small soft" });
+  const strip = s("svg", { viewBox: "0 0 600 12", role: "img", preserveAspectRatio: "none" });
+  const node = h("div", { class: "lane" }, label, strip, mood);
+  let drawn = "";
+  const update = (breaker) => {
+    say(label, breaker.label);
+    set(label, "title", breaker.label);
+    const rest = breaker.retry_at ? `, again in ${seconds(Math.max(0, breaker.retry_at - now()))}` : "";
+    say(mood, words(breaker.state) + rest);
+    set(mood, "data-state", breaker.state);
+    const spans = timeline(breaker);
+    const key = JSON.stringify(spans.map(([, , kind]) => kind)) + Math.floor(now() / 10);
+    if (key === drawn) return;
+    drawn = key;
+    strip.replaceChildren(
+      ...spans.map(([from, to, kind]) =>
+        s("rect", { x: from * 600, y: 0, width: Math.max(1.5, (to - from) * 600), height: 12, "data-state": kind }, s("title", {}, `${words(kind)} from ${clock(now() - HOUR * (1 - from))}, ${seconds((to - from) * HOUR)}`)),
+      ),
+    );
+    const bad = spans.reduce((all, [from, to, kind]) => all + (kind === "closed" ? 0 : to - from), 0);
+    set(strip, "aria-label", `${breaker.label}: ${bad ? `left alone for ${Math.max(1, Math.round(bad * 60))} of the last 60 minutes` : "in use for the whole last hour"}`);
+  };
+  return { node, update };
+}
+
+/** The last hour of a breaker as `[from, to, state]`, in parts of the hour. */
+function timeline(breaker) {
   const end = now();
   const begin = end - HOUR;
-  const changes = state.breakers.filter((each) => each.event.backend === hop.backend && !each.event.model && each.at >= begin).reverse();
+  const changes = state.breakers.filter(({ at, event }) => event.backend === breaker.backend && (event.model ?? null) === (breaker.model ?? null) && at >= begin).reverse();
   const spans = [];
   let from = begin;
-  let kind = changes.length ? changes[0].event.before : hop.breaker.state;
+  let kind = changes.length ? changes[0].event.before : breaker.state;
   for (const { at, event } of changes) {
     spans.push([(from - begin) / HOUR, (at - begin) / HOUR, kind]);
     from = at;
     kind = event.state;
   }
-  spans.push([(from - begin) / HOUR, 1, hop.breaker.state]);
+  spans.push([(from - begin) / HOUR, 1, breaker.state]);
   return spans;
 }

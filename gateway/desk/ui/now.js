@@ -2,7 +2,7 @@
 
 import { badge, facts, h, keyed, say, set, show } from "./dom.js";
 import { bytes, count, plural, seconds } from "./format.js";
-import { load, unload } from "./orders.js";
+import { load, pin, unload } from "./orders.js";
 import { mayOperate } from "./rights.js";
 import { now, state } from "./store.js";
 
@@ -70,6 +70,7 @@ function modelRow({ profile: { name } }) {
   let row = null;
   const kind = badge();
   const active = badge("active", "good");
+  const pinned = badge("pinned", "pin");
   const also = h("p", { class: "soft small" });
   const told = facts({ memory: "Memory", context: "Context", slots: "Slots in use", waiting: "Waiting", idle: "Unloads in", load: "Loads in" });
   const bar = h("progress", { max: "100", "aria-label": `loading ${name}` });
@@ -82,16 +83,17 @@ function modelRow({ profile: { name } }) {
     { type: "button", class: "quiet", "aria-label": `Unload ${name}`, on: { click: () => unload(name, row.engine?.running ?? 0, unloads) } },
     "Unload",
   );
+  const pins = h("button", { type: "button", class: "quiet", on: { click: () => pin(name, row.host.backend, !row.profile.pinned, row.host.host?.exclusive, pins) } });
   const node = h(
     "li",
     {},
-    h("div", { class: "head" }, h("h4", {}, name), kind.node, active.node),
+    h("div", { class: "head" }, h("h4", {}, name), kind.node, active.node, pinned.node),
     also,
     bar,
     step,
     told.node,
     failure,
-    mayOperate && h("div", { class: "actions" }, loads, what, unloads),
+    mayOperate && h("div", { class: "actions" }, loads, unloads, what, pins),
   );
   const update = (fresh) => {
     row = fresh;
@@ -101,7 +103,10 @@ function modelRow({ profile: { name } }) {
     kind.update(engine?.draining ? "finishing its answers" : word, engine?.draining ? "warn" : colour);
     set(node, "data-state", current);
     show(active.node, state.active === name && current === "ready");
-    say(also, [profile.aliases.length ? `also ${profile.aliases.join(", ")}` : "", profile.pinned ? "pinned" : "", profile.description].filter(Boolean).join(" · "));
+    show(pinned.node, profile.pinned);
+    say(pins, profile.pinned ? "Unpin" : "Pin");
+    set(pins, "aria-label", `${profile.pinned ? "Unpin" : "Pin"} ${name}`);
+    say(also, [profile.aliases.length ? `also ${profile.aliases.join(", ")}` : "", profile.description].filter(Boolean).join(" · "));
     show(also, also.textContent);
     const loading = current === "starting";
     show(bar, loading);
@@ -118,7 +123,7 @@ function modelRow({ profile: { name } }) {
       context: profile.context ? count(profile.context) : "",
       slots: current === "ready" && engine ? `${engine.running} of ${engine.parallel}` : "",
       waiting: engine?.waiting || "",
-      idle: current === "ready" ? (profile.pinned ? "never" : engine?.idle_until ? seconds(Math.max(0, engine.idle_until - now())) : "") : "",
+      idle: current === "ready" ? (profile.pinned ? "stays: pinned" : engine?.idle_until ? seconds(Math.max(0, engine.idle_until - now())) : "") : "",
       load: current === "stopped" && engine ? `about ${seconds(engine.load_s)}` : "",
     });
     say(failure, status?.failure?.message);

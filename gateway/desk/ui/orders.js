@@ -63,6 +63,18 @@ export async function unload(model, running, button) {
   await carried(button, force ? `${model} is unloaded.` : `${model} ends when its answers have.`, () => post("/admin/unload", { model, force }));
 }
 
+/** Have a model stay loaded on a host, or let it go again. */
+export async function pin(model, backend, pinned, exclusive, button) {
+  if (pinned && exclusive) {
+    const body = h("p", {}, `${backend} runs one model at a time. A pinned model stays beside the others, so that its memory must be enough for both.`);
+    if ((await ask(`Pin ${model}?`, body, [["go", "Pin it", "main"], ["", "Not now"]])) !== "go") return;
+  }
+  await carried(button, pinned ? `${model} is pinned: it stays loaded.` : `${model} is pinned no more.`, async () => {
+    const answer = await post("/admin/pin", { model, pinned, backend });
+    if (!answer.remembered) tell("The supervisor could not write this down: it is forgotten when it restarts.", true);
+  });
+}
+
 /** End a request. */
 export async function cancel(id, button) {
   await carried(button, "The request was cancelled.", () => post("/admin/cancel", { id }));

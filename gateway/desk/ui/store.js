@@ -3,6 +3,7 @@
 import { get, leave } from "./api.js";
 
 const KEPT = 200;
+const CHANGES_KEPT = 1000;
 const PACE_MS = 200;
 
 export const state = {
@@ -104,7 +105,7 @@ const hear = {
   },
   breaker(value) {
     state.breakers.unshift({ at: now(), event: value });
-    state.breakers.length = Math.min(state.breakers.length, KEPT);
+    state.breakers.length = Math.min(state.breakers.length, CHANGES_KEPT);
   },
 };
 
@@ -128,7 +129,7 @@ function refreshModels() {
 async function remember() {
   try {
     const [requests, switches, breakers] = await Promise.all(
-      ["requests", "switches", "breakers"].map((kind) => get(`/admin/history?kind=${kind}&limit=${KEPT}`)),
+      ["requests", "switches", "breakers"].map((kind) => get(`/admin/history?kind=${kind}&limit=${kind === "breakers" ? CHANGES_KEPT : KEPT}`)),
     );
     const known = new Set(requests.map((each) => each.event.id));
     const fresh = state.requests.filter((each) => !known.has(each.id));
