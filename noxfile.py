@@ -107,7 +107,10 @@ CLIENTS = {"langchain": ["langchain-openai", "langchain-ollama"], "litellm": ["l
 
 #: Larger still: asked for with `nox -s clients -- all`, which needs node and npm, too.
 LARGE_CLIENTS = {"hermes": ["hermes-agent==0.19.0"]}
-NODE_CLIENTS = ["ollama", "openai", "@anthropic-ai/sdk", "ai@6", "@ai-sdk/openai@3", "@ai-sdk/openai-compatible@2"]
+NODE_CLIENTS = [
+    *("ollama", "openai", "@anthropic-ai/sdk", "@anthropic-ai/claude-code"),
+    *("ai@6", "@ai-sdk/openai@3", "@ai-sdk/openai-compatible@2"),
+]
 
 
 @nox.session

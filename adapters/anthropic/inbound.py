@@ -19,10 +19,11 @@ from hostler.adapters.anthropic.refusal import refusal
 from hostler.adapters.anthropic.wire import WIRE
 from hostler.adapters.canonical import ChatRequest, CountRequest, Origin, Output, Probe, Request
 from hostler.adapters.document import Document
-from hostler.adapters.errors import BadRequest, GatewayError, NotFound
+from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
 from hostler.adapters.listing import Listing
 from hostler.adapters.presetting import sampling, with_defaults, with_turns
 from hostler.adapters.protocol import Encoder, Incoming, Operation, WireResponse
+from hostler.adapters.thinking import without_thinking
 from hostler.profiles.presets import Preset
 
 # What a preset may say of sampling, in this protocol's words; that it needs a limit at all is said by the client.
@@ -81,6 +82,10 @@ class AnthropicAdapter:
             conversation = dialogue.dialogue(dialogue.read(request.origin.body))
             return msgspec.structs.replace(request, dialogue=conversation)
         return request
+
+    def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
+        """The request without the wish to think, which Claude Code sends along with every one, for models that cannot."""
+        return without_thinking(request, rejected)
 
     def preset(self, request: Request, preset: Preset) -> Request:
         """The request as it is when it is asked of a model that was made of another one."""

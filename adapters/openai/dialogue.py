@@ -150,6 +150,8 @@ class _Format(msgspec.Struct, frozen=True, kw_only=True):
 def expand(request: Request) -> Request:
     """The request with everything decoded. Raises `BadRequest` naming the field that cannot be understood."""
     body = request.origin.body
+    if isinstance(request, ChatRequest) and request.dialogue is not None:
+        return request
     if isinstance(request, ChatRequest):
         return msgspec.structs.replace(request, dialogue=_dialogue(read(body, _Chat)))
     if isinstance(request, CompletionRequest):

@@ -29,6 +29,7 @@ from hostler.adapters.openai.refusal import refusal
 from hostler.adapters.openai.responses_encoder import ResponsesEncoder
 from hostler.adapters.openai.wire import RESPONSES, WIRE, StreamOptions
 from hostler.adapters.protocol import Encoder, Incoming, Operation, WireResponse
+from hostler.adapters.thinking import without_thinking
 from hostler.profiles.presets import Preset
 
 _FORM = "multipart/form-data"
@@ -104,15 +105,15 @@ class OpenAIAdapter:
         return with_preset(request, preset)
 
     def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
-        """A chat instead of a response, for a backend that knows no responses."""
+        """A chat instead of a response, for a backend that knows no responses; no wish to think for a model that cannot."""
         origin = request.origin
-        if origin.wire != RESPONSES or rejected.wire != WIRE or rejected.answer_status not in _NO_ROUTE:
-            return None
         try:
             expanded = self.expand(request)
         except BadRequest:
-            return None  # what cannot be told as a chat is refused in the backend's words
-        return msgspec.structs.replace(expanded, origin=msgspec.structs.replace(origin, wire=_AS_CHAT))
+            return None  # what cannot be told in another way is refused in the backend's words
+        if origin.wire == RESPONSES and rejected.wire == WIRE and rejected.answer_status in _NO_ROUTE:
+            return msgspec.structs.replace(expanded, origin=msgspec.structs.replace(origin, wire=_AS_CHAT))
+        return without_thinking(expanded, rejected)
 
     def answer(self, request: Request, listing: Listing) -> WireResponse:
         """The list of models, or one of them."""

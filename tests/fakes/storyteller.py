@@ -20,7 +20,10 @@ _ANTHROPIC_FINISH = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """What the model says. `refusal` is an error status with its message, `breaks` an error after the first words."""
+    """What the model says. `refusal` is an error status with its message, `breaks` an error after the first words.
+
+    One that does not think refuses whoever wishes it to. `then` is told to who comes back with the result of a call.
+    """
 
     words: tuple[str, ...] = ("The", " capital", " <is>", " Zürich 🏔")
     thoughts: tuple[str, ...] = ()
@@ -29,6 +32,8 @@ class Story:
     prompt_tokens: int = 21
     completion_tokens: int = 9
     refusal: tuple[int, str] | None = None
+    thinks: bool = True
+    then: Story | None = None
     breaks: str | None = None
 
 
@@ -81,10 +86,16 @@ class Storyteller:
 
     def _answer(self, path: str, asked: dict[str, Any]) -> tuple[int, str, Iterator[bytes]]:
         story = self.story
+        turns = json.dumps(asked.get("messages", ""))
+        if story.then is not None and ('"role": "tool"' in turns or '"tool_result"' in turns):
+            story = story.then
         ollama = path.startswith("/api/")
         anthropic = path.startswith("/v1/messages")
-        if story.refusal is not None:
-            status, message = story.refusal
+        refusal = story.refusal
+        if not story.thinks and (asked.get("think") or asked.get("reasoning_effort") or asked.get("thinking")):
+            refusal = (400, '"there" does not support thinking')
+        if refusal is not None:
+            status, message = refusal
             return status, "application/json", iter([_json(_refusal(message, ollama=ollama, anthropic=anthropic))])
         told = {
             "/v1/chat/completions": openai_chat,

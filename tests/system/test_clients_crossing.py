@@ -450,6 +450,29 @@ async def test_a_refusal_arrives_in_the_clients_own_form(
     assert answer.json().get("type") == ("error" if client == "anthropic" else None)
 
 
+WISHES: dict[str, dict[str, Any]] = {
+    "openai": {"reasoning_effort": "high"},
+    "anthropic": {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}},
+}
+
+
+@pytest.mark.parametrize("client", WISHES)
+@pytest.mark.parametrize("backend", ["openai", "ollama", "anthropic"])
+async def test_a_model_that_cannot_think_is_asked_again_without_the_wish(
+    tmp_path: Path, client: str, backend: str
+) -> None:
+    path, body = CHATS[client][0](False)
+    async with meeting(tmp_path, backend) as (teller, http):
+        teller.story = Story(thinks=False)
+        answer = await http.post(path, json={"model": "m", **body, **WISHES[client]})
+        assert answer.status_code == (400 if client == backend else 200), answer.text
+        teller.story = Story(refusal=(400, "think of something else"))
+        asked = len(teller.asked)
+        refused = await http.post(path, json={"model": "m", **body})
+    assert refused.status_code == 400
+    assert len(teller.asked) == asked + 1
+
+
 @each_chat
 @each_backend
 async def test_what_breaks_in_the_middle_ends_in_an_error(tmp_path: Path, client: str, backend: str) -> None:

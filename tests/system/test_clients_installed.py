@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from fakes.storyteller import Story, open_storyteller
+from system.chain import open_chain
 from system.house import House, OpenHouse
 
 INSTALLED = os.environ.get("HOSTLER_TEST_CLIENTS")
@@ -128,6 +131,45 @@ async def test_vercels_package_reads_a_stream_with_progress_in_it(open_house: Op
         told = await node("ai", house, tmp_path)
     answer = {"words": WORDS, "errors": [], "finish": "stop", "usage": 5, "whole": WORDS}
     assert told == {"openai": answer, "compatible": answer}
+
+
+async def claude(url: str, folder: Path, *words: str) -> dict[str, Any]:
+    """What Claude Code tells, asked without a terminal, in a home of its own."""
+    environ = {
+        "ANTHROPIC_BASE_URL": url,
+        "ANTHROPIC_AUTH_TOKEN": "unused",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        **{f"ANTHROPIC_{which}": "a" for which in ("MODEL", "SMALL_FAST_MODEL", "DEFAULT_HAIKU_MODEL")},
+    }
+    command = [f"{INSTALLED}/js/node_modules/.bin/claude", "-p", "--output-format", "json", *words]
+    told: dict[str, Any] = json.loads(await run(command, folder, **environ))
+    return told
+
+
+async def test_claude_code_gets_an_answer(open_house: OpenHouse, tmp_path: Path) -> None:
+    async with open_house(PROFILES, gateway=EAGER) as house:
+        told = await claude(house.url, tmp_path, "Hello")
+        assert house.starts() == ["a"]
+    assert (told["result"], told["is_error"], told["num_turns"]) == (WORDS, False, 1)
+
+
+@pytest.mark.parametrize("kind", ["openai", "ollama", "anthropic"])
+async def test_claude_code_uses_its_tools(tmp_path: Path, kind: str) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("The number is 42.\n")
+    call = ("call_1", "Read", json.dumps({"file_path": str(secret)}))
+    end = Story(words=("It", " is 42."))
+    story = Story(thoughts=("Hm.",), words=("Let me look.",), calls=(call,), finish="tool_calls", then=end)
+    # Ollama refuses to think with most models, and Claude Code always wishes for it.
+    story = replace(story, thinks=kind != "ollama", then=replace(end, thinks=kind != "ollama"))
+    async with open_storyteller() as teller:
+        teller.story = story
+        backend = {"kind": kind, "url": teller.url, "models": {"a": "there"}}
+        async with open_chain(tmp_path, {"there": backend}) as chain:
+            url = str(chain.http.base_url).rstrip("/")
+            told = await claude(url, tmp_path, "--allowedTools", "Read", "--", "Which number?")
+    assert (told["result"], told["is_error"], told["num_turns"]) == ("It is 42.", False, 2)
+    assert "The number is 42." in json.dumps(teller.asked[-1][1]["messages"])
 
 
 def hermes_home(house: House, folder: Path, provider: str, model: str) -> str:
