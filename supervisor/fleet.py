@@ -35,6 +35,7 @@ from hostler.supervisor.fetches import Fetches
 from hostler.supervisor.files import Describe, Prepare, local_path, look_at_file
 from hostler.supervisor.footprints import Footprints
 from hostler.supervisor.keeper import Keeper
+from hostler.supervisor.life import Build, Hooks, Limits
 from hostler.supervisor.loadtimes import LoadTimes
 from hostler.supervisor.member import Description, Member, engine_of
 from hostler.supervisor.memory import Meter, Usage
@@ -44,7 +45,7 @@ from hostler.supervisor.output import Log
 from hostler.supervisor.pagecache import read_ahead
 from hostler.supervisor.pins import Pins
 from hostler.supervisor.ports import parse_range
-from hostler.supervisor.process import Build, Hooks, Limits, ManagedProcess
+from hostler.supervisor.process import ManagedProcess
 from hostler.supervisor.room import Room
 from hostler.supervisor.settings import SupervisorSettings
 from hostler.supervisor.subscription import Subscriptions

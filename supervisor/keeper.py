@@ -13,7 +13,8 @@ from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.engine_http import EngineError, engine_build
 from hostler.supervisor.member import engine_of
-from hostler.supervisor.slots import SlotStore, signature, slot_key
+from hostler.supervisor.slot_key import signature, slot_key
+from hostler.supervisor.slots import SlotStore
 
 log = logging.getLogger(__name__)
 

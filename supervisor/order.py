@@ -10,8 +10,9 @@ import anyio
 
 from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import EngineAddress, Failure, SwitchMoved, SwitchPhase
+from hostler.supervisor.life import Phase
 from hostler.supervisor.outcome import Outcome
-from hostler.supervisor.process import ManagedProcess, Phase
+from hostler.supervisor.process import ManagedProcess
 
 #: How often the progress of a load is told.
 TICK_S: Final = 0.5

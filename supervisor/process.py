@@ -6,16 +6,16 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final
 
 import anyio
 import msgspec
 
 from hostler.supervisor.child import Child
-from hostler.supervisor.command import Command
 from hostler.supervisor.contract import EngineAddress, Failure, FailureKind, State, SupervisorError
 from hostler.supervisor.failure import LINES_KEPT, explain
 from hostler.supervisor.health import get_status
+from hostler.supervisor.life import Build, Hooks, Life, Limits, Phase
 from hostler.supervisor.outcome import Outcome
 from hostler.supervisor.output import Log
 from hostler.supervisor.ports import free_port
@@ -28,66 +28,6 @@ SAVING_S: Final = 30.0
 
 
 logger = logging.getLogger(__name__)
-
-Phase = Literal["idle", "preparing", "starting", "loading", "restoring", "ready", "saving", "stopping"]
-
-#: Given a port and a key, the command line.
-Build = Callable[[int, str], Command]
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """The times and counts of one process; seconds. With `keep` it is started again by itself when it died."""
-
-    start_timeout_s: float = 300.0
-    stop_grace_s: float = 10.0
-    max_failures: int = 3
-    backoff_s: float = 1.0
-    max_backoff_s: float = 60.0
-    stable_s: float = 30.0
-    watchdog_s: float = 30.0
-    keep: bool = False
-
-
-class Hooks:
-    """What others do at fixed points of a life. Replace what is needed; each is bounded by a limit of its own.
-
-    `prepare` runs before anything is started and may take long (a download); it may raise `SupervisorError`.
-    `ready` runs when the engine answers and before anybody is told, `stopping` before an engine is told to end.
-    """
-
-    async def prepare(self) -> Build:
-        raise NotImplementedError
-
-    async def ready(self, address: EngineAddress) -> None:
-        """The engine answers; nobody else uses it yet."""
-
-    async def stopping(self, address: EngineAddress) -> None:
-        """The engine still answers; it will be stopped next."""
-
-
-class _Life:
-    """One generation, from the order to the end of its last process. Its results reach only those who wait for it."""
-
-    def __init__(self, generation: int, outcome: Outcome) -> None:
-        self.generation = generation
-        self.outcome = outcome
-        self.scope = anyio.CancelScope()
-        self.gone = anyio.Event()
-        self.readiness = Readiness()
-        self.doomed = False
-        self.child: Child | None = None
-        self.address: EngineAddress | None = None
-        self.was_restoring = False
-        self.failure: Failure | None = None
-
-    def doom(self) -> None:
-        """This generation is to end, whatever it is at."""
-        self.doomed = True
-        self.scope.cancel()
-
-    @property
-    def serving(self) -> bool:
-        return self.address is not None and not self.doomed and self.child is not None and self.child.running
 
 
 class ManagedProcess:
@@ -115,7 +55,7 @@ class ManagedProcess:
         self._failures = 0
         self._failure: Failure | None = None
         self._rest_until = 0.0
-        self._life: _Life | None = None
+        self._life: Life | None = None
         self._next: Outcome | None = None
         self._wanted = anyio.Event()
         self._ports_that_failed: set[int] = set()
@@ -229,7 +169,7 @@ class ManagedProcess:
             outcome = await self._until_wanted()
             self._next = None
             self._generation += 1
-            life = self._life = _Life(self._generation, outcome)
+            life = self._life = Life(self._generation, outcome)
             try:
                 await self._live(life)
             finally:
@@ -262,7 +202,7 @@ class ManagedProcess:
             with anyio.move_on_after(left if resting else None):
                 await self._wanted.wait()
 
-    async def _live(self, life: _Life) -> None:
+    async def _live(self, life: Life) -> None:
         """From the order to the end of the process. What went wrong is left in `life.failure`."""
         self._enter("starting", "preparing")
         try:
@@ -285,7 +225,7 @@ class ManagedProcess:
         if life.child is not None and life.child.returncode is None:
             await self._end(life)
 
-    async def _start(self, life: _Life) -> None:
+    async def _start(self, life: Life) -> None:
         """Bring it to `ready`, or raise `SupervisorError`. Ends at its limit, whatever it is at."""
         build = await self._hooks.prepare()
         limit = self.limits.start_timeout_s
@@ -307,7 +247,7 @@ class ManagedProcess:
             message = f'model "{self.model}" was not ready in {limit:g} s: its engine {answers}'
             raise SupervisorError(self._failed("start_timeout", message))
 
-    async def _start_once(self, life: _Life, build: Build) -> Failure | None:
+    async def _start_once(self, life: Life, build: Build) -> Failure | None:
         key = secrets.token_urlsafe(24)
         self.log.hide(key)
         try:
@@ -353,7 +293,7 @@ class ManagedProcess:
             self._ports_that_failed.add(port)
         return failure
 
-    async def _serve(self, life: _Life) -> None:
+    async def _serve(self, life: Life) -> None:
         """Be ready until the process dies, hangs, or is stopped. Raises `SupervisorError` for the first two."""
         child, address = life.child, life.address
         assert child is not None
@@ -369,7 +309,7 @@ class ManagedProcess:
             raise SupervisorError(self._failed("unresponsive", message))
         raise SupervisorError(explain(self.model, child.returncode, self.log.since(mark), ready=True))
 
-    async def _end(self, life: _Life) -> None:
+    async def _end(self, life: Life) -> None:
         """Stop a process that still runs; a hanging or failed one without ceremony."""
         assert life.child is not None
         gently = life.failure is None
@@ -395,7 +335,7 @@ class ManagedProcess:
         self._failure = msgspec.structs.replace(failure, retry_after_s=pause if fast else None)
         return self._failure
 
-    def _rest(self, life: _Life) -> None:
+    def _rest(self, life: Life) -> None:
         """The state after a life: quietly stopped, or resting after a failure."""
         if life.failure is None or life.doomed:
             if self._state == "starting":
@@ -408,7 +348,7 @@ class ManagedProcess:
             following = "stopped"
         self._enter(following, "idle")
 
-    def _hear(self, life: _Life, from_stdout: bool, line: str) -> None:
+    def _hear(self, life: Life, from_stdout: bool, line: str) -> None:
         if not (from_stdout and life.readiness.hear(line)):
             self.log.add(line)
         elif self._phase == "starting":

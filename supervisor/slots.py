@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import secrets
@@ -14,11 +13,11 @@ from pathlib import Path
 
 import msgspec
 
-from hostler.profiles.gguf import parts_of
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.arguments import said, said_number
+from hostler.supervisor.arguments import said_number
 from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.engine_http import EngineError, ask
+from hostler.supervisor.slot_key import unfit
 
 #: This much of the disk is left to others.
 FREE_BYTES = 512 * 1024 * 1024
@@ -26,16 +25,8 @@ FREE_BYTES = 512 * 1024 * 1024
 #: How often in a row a restored conversation may be read anew before its model is not restored any more.
 STRIKES = 2
 
-_EDGE = 1024 * 1024
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
-# Arguments that change how fast a model runs, not what its cache holds.
-_HARMLESS = frozenset({
-    "-t", "--threads", "-tb", "--threads-batch", "--threads-http", "-b", "--batch-size", "-ub", "--ubatch-size",
-    "-ngl", "--gpu-layers", "--n-gpu-layers", "--load-mode", "--cache-ram", "--sse-ping-interval",
-    "-to", "--timeout", "-lv", "--verbosity", "--log-verbosity",
-})  # fmt: skip
-_DRAFT = ("-md", "--model-draft", "-hfd", "--hf-repo-draft", "--spec-draft-model", "--spec-type")
 
 log = logging.getLogger(__name__)
 
@@ -102,44 +93,6 @@ class _Strikes(msgspec.Struct, frozen=True):
     strikes: int
 
 
-def unfit(profile: Profile, facts: ModelFacts | None) -> str:
-    """Why caches of this profile cannot be kept; empty if they can.
-
-    Measured: with sliding windows and recurrent layers a restored cache is read anew, or worse, answers wrongly.
-    """
-    if facts is None:
-        return "nothing is known of the file"
-    windows = [value for name, value in facts.metadata.items() if name.endswith(".attention.sliding_window")]
-    if facts.sliding_window or any(windows):
-        return "the model has sliding windows"
-    if facts.recurrent:
-        return "the model has recurrent layers"
-    if profile.embeddings or said(profile.args, "--embedding", "--embeddings") or "--reranking" in profile.args:
-        return "the profile makes no text"
-    if any(word in _DRAFT for word in profile.args):
-        return "the state of a draft model is not saved"
-    return ""
-
-
-def file_identity(file: Path) -> str:
-    """What tells one model file from another without reading all of it: sizes, times, and both ends. Does I/O."""
-    digest = hashlib.sha256()
-    for one in parts_of(file):
-        state = one.stat()
-        digest.update(f"{one.name} {state.st_size} {state.st_mtime_ns}\n".encode())
-    with file.open("rb") as stream:
-        digest.update(stream.read(_EDGE))
-        stream.seek(max(0, file.stat().st_size - _EDGE))
-        digest.update(stream.read(_EDGE))
-    return digest.hexdigest()
-
-
-def signature(profile: Profile, file: Path) -> tuple[object, ...]:
-    """What changes when one of the files does that `slot_key` reads. A few looks at their names and times."""
-    files = (*parts_of(file), *(path for word in profile.args for path in _paths(word)))
-    return tuple((str(path), state.st_size, state.st_mtime_ns) for path in files for state in (path.stat(),))
-
-
 def _refuse_shared(directory: Path) -> None:
     """Raises `PermissionError` for a place that serves others: open to them, and not ours or with folders in it (/tmp)."""
     status = directory.stat()
@@ -150,33 +103,6 @@ def _refuse_shared(directory: Path) -> None:
         raise PermissionError(
             f"{directory} is open to other users, and conversations are kept in a folder of their own"
         )
-
-
-def slot_key(profile: Profile, file: Path, build: str) -> str:
-    """What must be the same for a cache to mean the same: file, build, slot layout and all arguments that may matter.
-
-    Does I/O. To be taken for the file that an engine was started with, before or right after its start.
-    """
-    arguments: list[str] = []
-    skip = False
-    for word in profile.args:
-        skip, skipped = (not skip and word in _HARMLESS), skip
-        if not skip and not skipped:
-            arguments.append(word)
-    # Adapters and projectors are files too, and may be replaced under the same name.
-    others = [file_identity(path) for word in arguments for path in _paths(word)]
-    # Two profiles of one file are two people's conversations.
-    parts = (
-        profile.name,
-        file_identity(file),
-        build,
-        profile.parallel,
-        arguments,
-        others,
-        sorted(profile.env.items()),
-        profile.engine,
-    )
-    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
 class SlotStore:
@@ -457,14 +383,3 @@ def _boot() -> str:
         return _BOOT.read_text().strip()
     except OSError:
         return ""
-
-
-def _paths(word: str) -> Iterator[Path]:
-    """The files that an argument names: alone, in a list, or with a scale behind a colon."""
-    for part in word.split(","):
-        for text in (part, part.rpartition(":")[0]):
-            try:
-                if text and Path(text).is_file():
-                    yield Path(text)
-            except OSError:  # too long for a name
-                continue

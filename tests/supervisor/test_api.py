@@ -13,8 +13,9 @@ import msgspec
 import pytest
 from starlette.applications import Starlette
 
-from hostler.supervisor.api import LOG_BUFFER, create_app
+from hostler.supervisor.api import create_app
 from hostler.supervisor.contract import Failure, HostStatus, ModelChanged, ModelStatus
+from hostler.supervisor.streams import LOG_BUFFER
 from hostler.supervisor.wire import ErrorAnswer, SwitchAnswer
 
 pytestmark = pytest.mark.anyio

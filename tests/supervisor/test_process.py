@@ -19,8 +19,9 @@ from hostler.profiles.schema import Profile
 from hostler.supervisor.command import build
 from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError
 from hostler.supervisor.health import get_status
+from hostler.supervisor.life import Build, Hooks, Limits
 from hostler.supervisor.output import Log
-from hostler.supervisor.process import Build, Hooks, Limits, ManagedProcess
+from hostler.supervisor.process import ManagedProcess
 from hostler.supervisor.settings import SupervisorSettings
 
 pytestmark = pytest.mark.anyio

@@ -23,7 +23,8 @@ from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.engine_http import EngineError, ask, engine_build
 from hostler.supervisor.keeper import SlotKeeper
-from hostler.supervisor.slots import Restored, SlotLimits, SlotStore, slot_key, unfit
+from hostler.supervisor.slot_key import slot_key, unfit
+from hostler.supervisor.slots import Restored, SlotLimits, SlotStore
 
 pytestmark = pytest.mark.anyio
 
