@@ -21,6 +21,7 @@ from hostler.adapters.canonical import ChatRequest, CountRequest, Origin, Output
 from hostler.adapters.document import Document
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
 from hostler.adapters.listing import Listing
+from hostler.adapters.naming import elsewhere
 from hostler.adapters.presetting import sampling, with_defaults, with_turns
 from hostler.adapters.protocol import Encoder, Incoming, Operation, WireResponse
 from hostler.adapters.thinking import without_thinking
@@ -68,7 +69,7 @@ class AnthropicAdapter:
         except dialogue.Beyond:
             # Anthropic's own servers can: whether one of them answers is not known yet.
             conversation = None
-        model = body.model or None
+        model = body.model or elsewhere(incoming)
         if operation.name == COUNT:
             return CountRequest(origin=origin, model=model, dialogue=conversation)
         if body.max_tokens is not None and body.max_tokens < 0:

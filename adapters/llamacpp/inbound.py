@@ -16,6 +16,7 @@ from hostler.adapters.llamacpp.encoder import LlamaCppEncoder
 from hostler.adapters.llamacpp.paths import COMPLETIONS, LOOK, OPERATIONS, UNKNOWN
 from hostler.adapters.llamacpp.refusal import refusal
 from hostler.adapters.llamacpp.wire import WIRE
+from hostler.adapters.naming import elsewhere
 from hostler.adapters.openai.inbound import OpenAIAdapter
 from hostler.adapters.protocol import Encoder, Incoming, Operation, WireResponse
 from hostler.profiles.presets import Preset
@@ -73,7 +74,7 @@ class LlamaCppAdapter:
             query=incoming.query,
             content_type="application/json",
         )
-        named = server.parameter(incoming.query, "model")
+        named = elsewhere(incoming)
         if name in _PROBES:
             return Probe(origin=origin, kind=name, model=named)
         if name == "metrics":

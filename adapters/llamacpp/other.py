@@ -8,8 +8,8 @@ from hostler.adapters import form
 from hostler.adapters.canonical import Origin, Output, Passthrough
 from hostler.adapters.document import Document
 from hostler.adapters.errors import BadRequest, MethodNotAllowed, NotFound
-from hostler.adapters.llamacpp.server import parameter
 from hostler.adapters.llamacpp.wire import WIRE
+from hostler.adapters.naming import elsewhere
 from hostler.adapters.protocol import Incoming
 
 _FORM = "multipart/form-data"
@@ -54,7 +54,7 @@ def decode(operation: str, incoming: Incoming) -> Passthrough:
     )
     try:
         model, stream = _asked(incoming.body, content_type)
-        model = model or parameter(incoming.query, "model")
+        model = model or elsewhere(incoming)
     except BadRequest as error:
         raise BadRequest(error.message) from None
     return Passthrough(origin=origin, model=model, output=Output(stream=stream))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import parse_qs
 
 import msgspec
 
 from hostler.adapters import framing
-from hostler.adapters.errors import BadRequest
 from hostler.adapters.listing import Listing, ModelCard
 from hostler.adapters.llamacpp.refusal import refused, respond
 from hostler.adapters.llamacpp.wire import EVENT_STREAM
@@ -16,7 +14,6 @@ from hostler.adapters.openai.models import unknown
 from hostler.adapters.protocol import WireResponse
 from hostler.profiles.schema import ModelFacts
 
-_MAX_PARAMETERS = 64
 _NO_FACTS = ModelFacts()
 
 # What llama-server knows and this gateway does not do: status, words, and the type where it is an own one.
@@ -28,17 +25,6 @@ _REFUSED: dict[str, tuple[int, str, str | None]] = {
     "tools": (403, "this feature is disabled", "feature_disabled"),
     "proxy": (403, "this feature is disabled", "feature_disabled"),
 }
-
-
-def parameter(query: str, name: str) -> str | None:
-    """A parameter of the query; `None` if it is absent or empty. Raises `BadRequest` if it comes twice."""
-    try:
-        values = parse_qs(query, max_num_fields=_MAX_PARAMETERS).get(name, [])
-    except ValueError:
-        raise BadRequest(f"The query has more than {_MAX_PARAMETERS} parameters.") from None
-    if len(values) > 1:
-        raise BadRequest(f"The query has `{name}` more than once.", param=name)
-    return values[0] if values else None
 
 
 def answer(kind: str, model: str | None, listing: Listing) -> WireResponse:

@@ -9,6 +9,7 @@ import msgspec
 from hostler.adapters.canonical import Arrangement, ChatRequest, CompletionRequest, Media, Origin, Probe, Request
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
 from hostler.adapters.listing import Listing, ModelCard
+from hostler.adapters.naming import filled
 from hostler.adapters.ollama import models, orders, requests
 from hostler.adapters.ollama.encoder import OllamaEncoder
 from hostler.adapters.ollama.gojson import quoted, read
@@ -35,6 +36,8 @@ _DECODERS: Mapping[str, Callable[[Origin], Request]] = {
 }
 _COPILOT = "githubcopilotchat/"
 _STATUS = {"cloud": {"disabled": True, "source": "env"}}
+# What is asked of a model, which may be named outside of the body.
+_QUESTIONS = frozenset({"chat", "generate", "embed", "embeddings", "show"})
 
 
 class OllamaAdapter:
@@ -54,10 +57,11 @@ class OllamaAdapter:
         """The request, understood in full. The model's name stays as it was sent: the answer repeats it."""
         if operation.name == UNKNOWN:
             raise NotFound(f"there is no {incoming.path[:200]} here")
+        body = filled(incoming) if operation.name in _QUESTIONS else incoming.body
         origin = Origin(
             wire=WIRE,
             operation=operation.name,
-            body=incoming.body,
+            body=body,
             method=incoming.method,
             path=incoming.path,
             query=incoming.query,
@@ -67,7 +71,7 @@ class OllamaAdapter:
             return decoder(origin)
         kind, asked = operation.name, None
         if kind == "show":
-            fields = read(incoming.body, "ShowRequest")
+            fields = read(body, "ShowRequest")
             asked = named(fields.string("model") or fields.string("name"), missing="model is required")
             if incoming.headers.get("user-agent", "").lower().startswith(_COPILOT):
                 kind = "show-copilot"

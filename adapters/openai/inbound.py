@@ -21,6 +21,7 @@ from hostler.adapters.canonical import (
 from hostler.adapters.document import Document
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
 from hostler.adapters.listing import Listing
+from hostler.adapters.naming import elsewhere
 from hostler.adapters.openai import dialogue, models, responses
 from hostler.adapters.openai.encoder import OpenAIEncoder
 from hostler.adapters.openai.paths import FORMS, OPERATIONS
@@ -71,11 +72,11 @@ class OpenAIAdapter:
         if name == "model":
             return Probe(origin=origin, kind="model", model=incoming.path_params.get("id", "").rstrip("/"))
         if name in FORMS and content_type.lower().startswith(_FORM):
-            model = form.field(incoming.body, content_type, "model") or None
+            model = form.field(incoming.body, content_type, "model") or elsewhere(incoming)
             stream = form.field(incoming.body, content_type, "stream") == "true"
             return Passthrough(origin=origin, model=model, output=Output(stream=stream))
         document = Document(incoming.body)
-        model = document.text("model") or None
+        model = document.text("model") or elsewhere(incoming)
         if name == "chat":
             if not document.has("messages"):
                 raise BadRequest("`messages` is missing.", param="messages")

@@ -1,0 +1,72 @@
+"""Where a model is named: in the body, a form, a header or the query, for each protocol; the body counts most."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from system.house import House, OpenHouse
+
+pytestmark = pytest.mark.anyio
+
+HELLO = [{"role": "user", "content": "Hello"}]
+ASKED: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/chat/completions", {"messages": HELLO}),
+    ("/v1/completions", {"prompt": "Once"}),
+    ("/v1/embeddings", {"input": "one"}),
+    ("/v1/responses", {"input": "Hello"}),
+    ("/v1/messages", {"messages": HELLO, "max_tokens": 9}),
+    ("/api/chat", {"messages": HELLO, "stream": False}),
+    ("/api/generate", {"prompt": "Once", "stream": False}),
+    ("/api/embed", {"input": "one"}),
+    ("/completion", {"prompt": "Once"}),
+    ("/tokenize", {"content": "one two"}),
+    ("/v2/tokenize", {"content": "one two"}),
+    ("/api/v0/chat/completions", {"messages": HELLO}),
+]
+PROFILES: dict[str, Any] = {
+    name: {"embeddings": True, "aliases": aliases} for name, aliases in (("a", []), ("org/b", ["bee"]))
+}
+
+
+async def answerer(house: House, path: str, **more: Any) -> tuple[int, str | None]:
+    """The status, and which model answered."""
+    answer: httpx.Response = await house.http.post(path, **more)
+    return answer.status_code, answer.headers.get("x-hostler-model")
+
+
+@pytest.mark.parametrize(("path", "body"), ASKED, ids=[path for path, _ in ASKED])
+async def test_a_model_may_be_named_outside_of_the_body(open_house: OpenHouse, path: str, body: dict[str, Any]) -> None:
+    async with open_house(PROFILES, supervisor={"exclusive": False}) as house:
+        await house.chat("a")
+        for headers in ({"X-Hostler-Model": "bee"}, {"X-Model": "org/b"}):
+            assert await answerer(house, path, json=body, headers=headers) == (200, "org/b")
+        assert await answerer(house, f"{path}?model=org%2Fb", json=body) == (200, "org/b")
+        # Before the query comes the header, before the header the body.
+        headers = {"X-Hostler-Model": "org/b", "X-Model": "nobody"}
+        assert await answerer(house, f"{path}?model=nobody", json=body, headers=headers) == (200, "org/b")
+        assert await answerer(house, path, json={**body, "model": "org/b"}, headers={"X-Model": "a"}) == (200, "org/b")
+        assert (await answerer(house, path, json=body, headers={"X-Model": "nobody"}))[0] == 404
+    bodies = [note["body"] for note in house.asked("org/b")]
+    assert not any(name in each for each in bodies for name in ("bee", "nobody"))
+
+
+async def test_a_form_names_its_model_first(open_house: OpenHouse) -> None:
+    async with open_house(PROFILES) as house:
+        await house.chat("a")
+        files = {"file": ("a.wav", b"RIFF")}
+        path = "/v1/audio/transcriptions"
+        for more in ({"data": {"model": "org/b"}, "headers": {"X-Model": "a"}}, {"headers": {"X-Model": "bee"}}):
+            await house.http.post(path, files=files, **more)
+            assert house.asked()[-1]["model"] == "org/b"
+            assert 'name="model"' in house.asked()[-1]["body"]
+
+
+async def test_what_is_looked_at_may_be_named_by_a_header(open_house: OpenHouse) -> None:
+    async with open_house(PROFILES) as house:
+        props = (await house.http.get("/props", headers={"X-Hostler-Model": "org/b"})).json()
+        shown = await house.http.post("/api/show", json={}, headers={"X-Hostler-Model": "org/b"})
+        assert props["model_alias"] == "org/b"
+        assert shown.status_code == 200
+        assert house.starts() == []
