@@ -13,7 +13,7 @@ from hostler.adapters.canonical import AnswerHead, Chunk, Control, Request
 from hostler.adapters.errors import BackendBroken, BackendRejected, BackendTimeout, GatewayError
 from hostler.adapters.protocol import Amending, Parser, Polyglot, Timed, Timing, Upstream
 from hostler.gateway.asgi import EXCHANGE_KEY, Receive, Scope, Send
-from hostler.gateway.backends.base import Answer, Endpoint, Timeouts, Transport
+from hostler.gateway.backends.base import Answer, Endpoint, Pouring, Timeouts, Transport
 from hostler.gateway.backends.judging import retry_after
 from hostler.gateway.exchange import Exchange
 
@@ -117,7 +117,11 @@ class Dispatch:
         """
         reply, held, size = exchange.reply, list[Chunk](), 0
         latest = self._clock() + first_word_s
-        async for segment in answer.segments():
+
+        def take(segment: bytes) -> bool:
+            """Pass on what a piece of the answer says. False if the client lags behind."""
+            nonlocal size
+            keeps_up = True
             for chunk in parser.feed(segment):
                 self._notice(exchange, chunk)
                 if chunk.whole and size <= HELD_BACK:
@@ -125,11 +129,20 @@ class Dispatch:
                     size += len(chunk.raw)
                     continue
                 while held:
-                    await reply.write(held.pop(0))
-                await reply.write(chunk)
+                    reply.put(held.pop(0))
+                keeps_up = reply.put(chunk)
             if exchange.first_word_at is None and self._clock() >= latest:
                 # Silence ends in the transport; this is for those who talk without saying anything.
                 raise BackendTimeout("signs of life came, but no word in time")
+            return keeps_up
+
+        if self._promises(type(answer), Pouring):
+            while not await cast(Pouring, answer).pour(take):
+                await reply.writable()
+        else:
+            async for segment in answer.segments():
+                if not take(segment):
+                    await reply.writable()
         last = list(parser.finish()) if held else parser.finish()
         for chunk in (*held, *last) if held else last:
             self._notice(exchange, chunk)

@@ -26,14 +26,14 @@ _TCP_INFO_UNACKED = struct.Struct("=I")
 
 
 class Connection(asyncio.Protocol):
-    """A connection. `begin` a request, `write` it, `wait_head`, `read` until empty, and `begin` the next if `reusable`.
+    """A connection. `begin` a request, `write` it, `wait_head`, `read` until empty (or `pour`), `begin` the next if `reusable`.
 
     Only one task uses it at a time. `on_lost` is called once, when the socket is gone.
     """
 
     __slots__ = (
-        "_buffered", "_deadline", "_error", "_loop", "_on_lost", "_paused", "_timer", "_timer_at", "_transport", "_waiter",
-        "_write_paused", "backend", "idle_until", "lost", "reader", "served",
+        "_between_s", "_buffered", "_deadline", "_error", "_full", "_into", "_loop", "_on_lost", "_paused", "_spilt", "_timer",
+        "_timer_at", "_transport", "_waiter", "_write_paused", "backend", "idle_until", "lost", "reader", "served",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, backend: str, on_lost: Callable[[Connection], None]) -> None:
@@ -46,6 +46,10 @@ class Connection(asyncio.Protocol):
         self._deadline = 0.0
         self._error: BackendError | None = None
         self._buffered = 0
+        self._into: Callable[[bytes], bool] | None = None
+        self._between_s = 0.0
+        self._full = False
+        self._spilt: Exception | None = None
         self._paused = False
         self._write_paused = False
         self.backend = backend
@@ -105,6 +109,35 @@ class Connection(asyncio.Protocol):
             if self._error is not None:
                 raise self._error
             await self._wait(silence_s)
+        return self._taken(reader)
+
+    async def pour(self, into: Callable[[bytes], bool], silence_s: float, between_s: float) -> bool:
+        """See `Pouring.pour`; `silence_s` is for the first piece, `between_s` for those after it."""
+        reader = self.reader
+        assert reader is not None
+        while True:
+            if reader.parts:
+                silence_s = between_s
+                if not into(self._taken(reader)):
+                    return False
+            if reader.complete:
+                return True
+            if self._error is not None:
+                raise self._error
+            self._into, self._between_s = into, between_s
+            try:
+                await self._wait(silence_s)
+            finally:
+                self._into = None
+            if self._spilt is not None:
+                error, self._spilt = self._spilt, None
+                raise error
+            if self._full:
+                self._full = False
+                return False
+
+    def _taken(self, reader: AnswerReader) -> bytes:
+        """What has arrived of the body and was not taken yet."""
         parts = reader.parts
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
@@ -169,6 +202,9 @@ class Connection(asyncio.Protocol):
             self._fail(self._broken(str(reason)))
             return
         if reader.parts:
+            if self._into is not None:
+                self._hand_on(self._into, reader)
+                return
             self._buffered += len(data)
             if self._buffered > HIGH_WATER and not self._paused and not reader.complete:
                 self._paused = True
@@ -177,6 +213,21 @@ class Connection(asyncio.Protocol):
         elif reader.head is None:
             return
         self._wake()
+
+    def _hand_on(self, into: Callable[[bytes], bool], reader: AnswerReader) -> None:
+        """What has arrived goes to whoever pours, who is woken only if there is something else to do."""
+        parts = reader.parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        try:
+            self._full = not into(data)
+        except Exception as error:
+            self._spilt = error
+        if self._full or reader.complete or self._spilt is not None:
+            self._into = None
+            self._wake()
+        else:
+            self._until(self._loop.time() + self._between_s)
 
     def eof_received(self) -> None:
         reader = self.reader
@@ -210,16 +261,20 @@ class Connection(asyncio.Protocol):
     async def _wait(self, seconds: float) -> None:
         """Until something changes; an error is left in `_error`."""
         self._waiter = waiter = self._loop.create_future()
-        self._deadline = deadline = self._loop.time() + seconds
+        self._until(self._loop.time() + seconds)
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+
+    def _until(self, deadline: float) -> None:
+        """Whoever waits does so until then."""
+        self._deadline = deadline
         if self._timer is None or self._timer_at > deadline:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = deadline
             self._timer = self._loop.call_at(deadline, self._on_timer)
-        try:
-            await waiter
-        finally:
-            self._waiter = None
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 
 from hostler.adapters.canonical import AnswerHead
@@ -196,6 +196,13 @@ class LanAnswer:
             raise StopAsyncIteration
         self._silence_s = self._timeouts.between_bytes_s
         return data
+
+    async def pour(self, into: Callable[[bytes], bool]) -> bool:
+        """See `Pouring.pour`."""
+        if self._connection is None:
+            raise RuntimeError("the answer was read outside of its context")
+        silence_s, self._silence_s = self._silence_s, self._timeouts.between_bytes_s
+        return await self._connection.pour(into, silence_s, self._timeouts.between_bytes_s)
 
     async def read(self, limit: int) -> bytes:
         """See `Answer.read`."""

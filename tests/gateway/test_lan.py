@@ -753,3 +753,102 @@ async def test_addresses_that_nobody_is_connected_to_are_forgotten(transport: La
             await ask(transport, box)
         await until(lambda box=box: transport.open_connections(box) == 0)  # type: ignore[misc]  # a default binds the box
     assert transport.addresses == 1
+
+
+async def test_what_is_poured_is_what_would_be_read(transport: LanTransport) -> None:
+    got: list[bytes] = []
+    gate = anyio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(CHUNKED + b"4\r\nbody\r\n")
+        await gate.wait()
+        for number in range(50):
+            await peer.send(b"2\r\n%02d\r\n" % number)
+        await peer.send(b"0\r\n\r\n")
+
+    def take(data: bytes) -> bool:
+        gate.set()
+        got.append(data)
+        return True
+
+    async with backend(serve) as box, transport.send(ASK, box, QUICK) as answer:
+        assert await answer.pour(take)
+        assert answer.complete
+    assert b"".join(got) == b"body" + b"".join(b"%02d" % number for number in range(50)) and all(got)
+
+
+async def test_pouring_stops_when_it_is_too_much_and_goes_on_when_asked(transport: LanTransport) -> None:
+    total = 4 * HIGH_WATER
+    got = 0
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % total)
+        await peer.send(bytes(total))
+
+    def take(data: bytes) -> bool:
+        nonlocal got
+        got += len(data)
+        return False
+
+    async with backend(serve) as box, transport.send(ASK, box, QUICK) as answer:
+        while True:
+            before = got
+            if await answer.pour(take):
+                break
+            held = got
+            await anyio.sleep(0.005)
+            assert got == held > before
+    assert got == total
+
+
+async def test_what_the_taker_raises_is_raised_to_whoever_pours(transport: LanTransport) -> None:
+    gate = anyio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(CHUNKED + b"4\r\nbody\r\n")
+        await gate.wait()
+        await peer.send(b"4\r\nmore\r\n")
+        await peer.gone()
+
+    def take(data: bytes) -> bool:
+        gate.set()
+        if data == b"more":
+            raise LookupError(data)
+        return True
+
+    async with backend(serve) as box:
+        with pytest.raises(LookupError):
+            async with transport.send(ASK, box, QUICK) as answer:
+                await answer.pour(take)
+        await until(lambda: transport.open_connections(box) == 0)
+
+
+@pytest.mark.parametrize("end", [b"4\r\nmore\r\nnonsense\r\n", b"4\r\nmore\r\n", None])
+async def test_pouring_ends_with_the_error_after_all_that_came(transport: LanTransport, end: bytes | None) -> None:
+    got = b""
+    gate = anyio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(CHUNKED + b"4\r\nbody\r\n")
+        await gate.wait()
+        if end is None:
+            await peer.gone()
+        else:
+            await peer.send(end)
+
+    def take(data: bytes) -> bool:
+        nonlocal got
+        got += data
+        gate.set()
+        return True
+
+    timeouts = Timeouts(first_byte_s=30, between_bytes_s=30 if end else 0.1)
+    async with backend(serve) as box:
+        with pytest.raises(BackendBroken if end else BackendTimeout):
+            async with transport.send(ASK, box, timeouts) as answer:
+                await answer.pour(take)
+    assert got == b"body" + (b"more" if end else b"")
