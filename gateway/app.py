@@ -31,6 +31,7 @@ from hostler.gateway.backends.budget import BudgetRules, RetryBudget
 from hostler.gateway.backends.chain import Address, Chain
 from hostler.gateway.backends.cloud import CloudTransport
 from hostler.gateway.backends.lan import LanTransport
+from hostler.gateway.backends.pausing import Pauses
 from hostler.gateway.catalog import Catalog, with_ends
 from hostler.gateway.desk.explaining import Route
 from hostler.gateway.desk.front import Desk
@@ -96,6 +97,7 @@ class Gateway:
         self.bus = Bus()
         self._hosts: Mapping[str, Orchestrator] = {}
         self._in_progress = InProgress()
+        self._pauses = Pauses()
         self._supervisors = self._find_supervisors(local)
         self._chain = _chain(settings, local)
         self._history = history
@@ -192,6 +194,7 @@ class Gateway:
                         app,
                         hops=chain.hops,
                         budget=RetryBudget(BudgetRules()),
+                        pauses=self._pauses,
                         settings=settings.switching,
                         clock=self._clock,
                     ),
@@ -236,6 +239,7 @@ class Gateway:
             self._desk.close()
         for host in self._hosts.values():
             host.stop()
+        self._pauses.stop()
         if self._server is not None:
             self._server.stop()
 

@@ -16,9 +16,11 @@ from hostler.supervisor.contract import EngineAddress
 if TYPE_CHECKING:
     from hostler.gateway.reply import Reply
 
-Outcome = Literal["ok", "failed", "broken", "left"]
+Outcome = Literal["ok", "failed", "broken", "left", "cancelled"]
 Scope = Literal["infer", "read", "operate"]
 #: What those are told whose answers are cut off by the end of the gateway.
+#: What those are told who still wait then, and whoever would have to.
+NO_MORE = "the gateway stops, and begins nothing new; ask again in a moment"
 CUT_OFF = "the gateway stops, and has waited for this answer as long as it may; ask again in a moment"
 
 ALL_SCOPES: frozenset[Scope] = frozenset({"infer", "read", "operate"})
@@ -50,7 +52,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One try at one target, and what became of it: `answered`, or the kind of failure."""
+    """One try at one target, and what became of it: `answered`, the kind of failure, or what ended it from outside
+    (`client_left`, `cancelled`, `stopped`)."""
 
     target: Target
     seconds: float

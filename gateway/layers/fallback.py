@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -13,8 +14,11 @@ from hostler.adapters.errors import (
     BackendRejected,
     BackendUnavailable,
     BadRequest,
+    Cancelled,
+    ClientGone,
     GatewayError,
     ModelUnavailable,
+    Stopping,
     Waited,
 )
 from hostler.gateway.asgi import ASGIApp
@@ -22,6 +26,7 @@ from hostler.gateway.backends.budget import RetryBudget
 from hostler.gateway.backends.hop import Hop
 from hostler.gateway.backends.judging import WORDS, Skip, fault_of, outcome_of, tokens_at_least
 from hostler.gateway.backends.outcomes import VERDICTS, Outcome
+from hostler.gateway.backends.pausing import Pauses
 from hostler.gateway.backends.standing import Pass
 from hostler.gateway.backends.walk import Passed, failure, presentable, reason
 from hostler.gateway.events import printable
@@ -55,12 +60,14 @@ class Fallback(Layer):
         *,
         hops: Mapping[str, Hop],
         budget: RetryBudget,
+        pauses: Pauses,
         settings: SwitchingSettings,
         clock: Callable[[], float],
     ) -> None:
         super().__init__(app)
         self._hops = hops
         self._budget = budget
+        self._pauses = pauses
         self._settings = settings
         self._clock = clock
 
@@ -157,6 +164,7 @@ class Fallback(Layer):
         held = permit
         began_at = self._clock()
         outcome: Outcome = "client_left"
+        word: str = "gateway_failed"
         error: GatewayError | None = None
 
         def answering() -> None:
@@ -170,20 +178,23 @@ class Fallback(Layer):
             if hop.waker is not None and not hop.reachable():
                 await self._wake(exchange, hop, target)
             await call_next()
-            outcome = "answered"
+            outcome = word = "answered"
             return None
+        except asyncio.CancelledError:
+            word = _ended_by(exchange.ending)
+            raise
         except GatewayError as caught:
-            error = caught
+            error, word = caught, _ended_by(caught)
             judged = outcome_of(caught, committed=exchange.reply.committed)
             if judged is None:
                 if not isinstance(caught, BadRequest) or exchange.reply.committed:
                     raise
                 judged = "rejected"  # this backend's protocol has no words for the request; another one's may
-            outcome = judged
+            outcome = word = judged
             return Failed(outcome=judged, error=caught)
         finally:
             exchange.answering = None
-            exchange.attempts.append(Attempt(target=target, seconds=self._clock() - began_at, outcome=outcome))
+            exchange.attempts.append(Attempt(target=target, seconds=self._clock() - began_at, outcome=word))
             self._record_cost(exchange, hop, outcome)
             self._tell(exchange, hop, target, held, outcome, error)
 
@@ -262,14 +273,18 @@ class Fallback(Layer):
     async def _shown(
         self, exchange: Exchange, until: float, phase: Phase, wait: Callable[[float], Awaitable[bool]]
     ) -> bool:
-        """Wait for something, at most until then, and show streaming clients that it is waited for."""
+        """Wait for something, at most until then, and show streaming clients that it is waited for.
+
+        Raises `Stopping` if the gateway stops meanwhile.
+        """
         settings, now = self._settings, self._clock()
         began_at = now
         shows = exchange.reply.patient and settings.progress != "off"
         due = max(now, exchange.started_at + settings.progress_after_s) if shows else float("inf")
         while True:
-            if await wait(min(due, until) - now):
-                return True
+            with self._pauses.entered():
+                if await wait(min(due, until) - now):
+                    return True
             now = self._clock()
             if now >= until:
                 return False
@@ -288,6 +303,19 @@ def _too_long(exchange: Exchange, target: Target, later: tuple[Target, ...]) -> 
         return False
     roomier = any(not other.context or other.context > target.context for other in later)
     return roomier and tokens_at_least(request.origin.body) > target.context
+
+
+def _ended_by(ending: GatewayError | None) -> str:
+    """What ended an attempt that is nobody's failure. Without a reason it is cut off by the end of the gateway."""
+    if ending is None or isinstance(ending, Stopping):
+        return "stopped"
+    return (
+        "cancelled"
+        if isinstance(ending, Cancelled)
+        else "client_left"
+        if isinstance(ending, ClientGone)
+        else ending.code
+    )
 
 
 def _retries(exchange: Exchange) -> int:

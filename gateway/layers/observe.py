@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from hostler.adapters.errors import BackendRejected, GatewayError, Stopping
+from hostler.adapters.errors import BackendRejected, Cancelled, GatewayError, Stopping
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.events import AttemptMade, Bus, HopPassed, RequestFinished
 from hostler.gateway.exchange import CUT_OFF, Exchange
@@ -42,7 +42,7 @@ class Observe(Layer):
                 exchange.outcome = "broken" if exchange.reply.committed else "failed"
                 exchange.reason = ending.message
             else:
-                exchange.outcome = "left"
+                exchange.outcome = "cancelled" if isinstance(ending, Cancelled) else "left"
             status, code = ending.status, ending.code
             raise
         except GatewayError as error:

@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 from hostler.adapters.canonical import Progress, Usage
 from hostler.adapters.errors import GatewayError, ModelUnavailable, Stopping
 from hostler.gateway.events import EngineChanged, Event, HostChanged, QueueChanged, SwitchChanged, Waiting
+from hostler.gateway.exchange import NO_MORE
 from hostler.gateway.settings import QueueSettings, SwitchingSettings
 from hostler.gateway.switching.explain import no_profile, overtaken, refusal, silent
 from hostler.gateway.switching.forecast import Forecast
@@ -55,10 +56,6 @@ _RESUBSCRIBE_S = 0.25
 
 #: How long a supervisor may take to notice a dead engine: the first pause before it is asked again, and the last.
 _UNNOTICED_S, _UNNOTICED_LIMIT_S = 0.01, 1.0
-
-
-#: What those in line are told when the gateway stops.
-_STOPS = "the gateway stops, and begins nothing new; ask again in a moment"
 
 
 class Orchestrator:
@@ -155,7 +152,7 @@ class Orchestrator:
         ticket = Ticket(id=turn.id, model=model, at=now, client=client, priority=priority)
         self._carry_out(self._scheduler.request(ticket, now), now)
         if not turn.settled and self._stopping:
-            turn.refuse(Stopping(_STOPS))
+            turn.refuse(Stopping(NO_MORE))
             self._carry_out(self._scheduler.leave(turn.id, now), now)
         if not turn.settled:
             turn.queued = True
@@ -170,7 +167,7 @@ class Orchestrator:
         waiting = [turn for turn in self._turns.values() if not turn.settled]
         # All are refused before the first one leaves its place, or that would be given to the next of them.
         for turn in waiting:
-            turn.refuse(Stopping(_STOPS))
+            turn.refuse(Stopping(NO_MORE))
         for turn in waiting:
             self._carry_out(self._scheduler.leave(turn.id, now), now)
         if waiting:

@@ -17,15 +17,19 @@ from hostler.adapters.errors import (
     BackendUnavailable,
     BadRequest,
     Busy,
+    Cancelled,
+    ClientGone,
     Forbidden,
     GatewayError,
     ModelUnavailable,
     NotFound,
+    Stopping,
     Waited,
 )
 from hostler.gateway.backends.breaker import BreakerRules
 from hostler.gateway.backends.budget import BudgetRules, RetryBudget
 from hostler.gateway.backends.hop import Hop
+from hostler.gateway.backends.pausing import Pauses
 from hostler.gateway.backends.spending import Spending
 from hostler.gateway.backends.standing import Standing
 from hostler.gateway.backends.waking import Waker
@@ -67,6 +71,7 @@ class Road:
         self.reply = FakeReply()
         self.contexts = contexts or {}
         self.budget = RetryBudget(BudgetRules())
+        self.pauses = Pauses()
 
     def exchange(self, request: Any = None, **more: Any) -> Exchange:
         origin = Origin(wire="openai", operation="chat", body=more.pop("body", b"{}"))
@@ -94,6 +99,7 @@ class Road:
             None,  # type: ignore[arg-type]  # `dispatch` is called by itself
             hops=self.hops,
             budget=self.budget,
+            pauses=self.pauses,
             settings=SwitchingSettings(progress_after_s=0, progress_every_s=0.01),
             clock=self.clock,
         )
@@ -251,6 +257,50 @@ async def test_a_client_that_leaves_gives_its_pass_back() -> None:
     assert outcomes(await road.go()) == [("a", "answered")]
 
 
+@pytest.mark.parametrize(
+    ("ending", "word"), [(ClientGone("x"), "client_left"), (Cancelled("x"), "cancelled"), (None, "stopped")]
+)
+async def test_an_attempt_that_is_ended_from_outside_says_by_whom(ending: GatewayError | None, word: str) -> None:
+    async def hang(exchange: Exchange) -> None:
+        exchange.ending = ending
+        scope.cancel()
+        await anyio.sleep_forever()
+
+    road = Road("a", a=[hang])
+    exchange = road.exchange()
+    with anyio.CancelScope() as scope:
+        await road.go(exchange)
+    assert outcomes(exchange) == [("a", word)]
+
+
+async def test_who_is_refused_in_line_because_the_gateway_stops_has_not_left() -> None:
+    road = Road("a", "b", a=[Stopping("x")])
+    exchange = road.exchange()
+    with pytest.raises(Stopping):
+        await road.go(exchange)
+    assert outcomes(exchange) == [("a", "stopped")]
+
+
+async def test_who_waits_for_a_backend_that_loads_is_sent_away_when_the_gateway_stops() -> None:
+    loading = rejected(503, body=b'{"error": {"type": "unavailable_error", "message": "Loading model"}}')
+    road = Road("a", "b", a=[loading for _ in range(1000)])
+    exchange = road.exchange()
+    async with anyio.create_task_group() as tasks:
+
+        async def stop_when_it_waits() -> None:
+            while not road.reply.beats:
+                await anyio.lowlevel.checkpoint()
+            road.pauses.stop()
+
+        tasks.start_soon(stop_when_it_waits)
+        with anyio.fail_after(20), pytest.raises(Stopping):
+            await road.go(exchange)
+    assert set(outcomes(exchange)) == {("a", "loading")}
+    with pytest.raises(Stopping):
+        await road.go()  # nobody begins to wait any more
+    assert set(road.asked) == {"a"}
+
+
 async def test_a_fault_of_our_own_says_nothing_about_a_backend() -> None:
     async def fault(exchange: Exchange) -> None:
         raise ZeroDivisionError
@@ -362,3 +412,23 @@ async def test_a_machine_that_does_not_wake_up_is_passed_over_and_left_in_peace(
     await road.go()
     assert clock() - began_at < 0.05
     assert waker.calls == 1
+
+
+async def test_who_waits_for_a_machine_to_wake_up_is_sent_away_when_the_gateway_stops() -> None:
+    road = Road("a", "b")
+    road.clock = anyio.current_time
+    waker = Calling("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=100), road.clock)
+    road.hops["a"] = Hop(name="a", standing=road.standings["a"], supervised=True, reachable=lambda: False, waker=waker)
+    exchange = road.exchange()
+    async with anyio.create_task_group() as tasks:
+
+        async def stop_when_it_waits() -> None:
+            while not road.reply.beats:
+                await anyio.lowlevel.checkpoint()
+            road.pauses.stop()
+
+        tasks.start_soon(stop_when_it_waits)
+        with anyio.fail_after(20), pytest.raises(Stopping):
+            await road.go(exchange)
+    assert outcomes(exchange) == [("a", "stopped")]
+    assert road.asked == []

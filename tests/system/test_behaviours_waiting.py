@@ -14,6 +14,8 @@ import pytest
 from fakes.gate import Gate
 from system.house import OpenHouse, first_word, keys_in
 
+from hostler.gateway.events import Event, RequestFinished
+
 pytestmark = pytest.mark.anyio
 
 LONG = {"chunks": 50_000, "chunk_delay": 0.02}
@@ -216,6 +218,8 @@ async def test_waiting_ends_with_an_error_at_its_limit(open_house: OpenHouse) ->
 async def test_an_operator_can_end_a_request_that_waits_and_one_that_is_answered(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": LONG}, "b": {}}) as house:
         answers: list[httpx.Response] = []
+        events: list[Event] = []
+        house.gateway.bus.listen(events.append)
 
         async def wait() -> None:
             headers = {"X-Request-ID": "the-second"}
@@ -240,3 +244,6 @@ async def test_an_operator_can_end_a_request_that_waits_and_one_that_is_answered
         assert await house.counts() == (0, 0)
         assert house.starts() == ["a"]
         assert (await house.order("cancel", id="the-second")).status_code == 404
+    asked = [event for event in events if isinstance(event, RequestFinished) and event.operation == "chat"]
+    assert [event.outcome for event in asked] == ["cancelled", "cancelled"]
+    assert [attempt.outcome for event in asked for attempt in event.attempts] == ["cancelled", "cancelled"]

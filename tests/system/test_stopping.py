@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import anyio
 import httpx
 import pytest
 from fakes.gate import Gate
+from fakes.openrouter import open_router
+from system.chain import open_chain, plain
 from system.house import House, OpenHouse, data_events, first_word
 
 pytestmark = pytest.mark.anyio
@@ -64,6 +67,27 @@ async def test_a_second_word_to_stop_is_told_too(open_house: OpenHouse) -> None:
         with anyio.fail_after(20):
             rest = [line async for line in lines]
         assert data_events("\n".join(rest))[-1]["error"]["code"] == "shutting_down"
+
+
+async def test_those_who_wait_between_two_tries_are_refused_at_once(tmp_path: Path) -> None:
+    async with open_router("box") as box, anyio.create_task_group() as tasks:
+        box.then = "loading"
+        backends = {"box": plain(box, kind="llamacpp")}
+        async with open_chain(tmp_path, backends, gateway={"drain_s": 60}) as chain:
+            answers: list[httpx.Response] = []
+
+            async def ask() -> None:
+                answers.append(await chain.ask())
+
+            tasks.start_soon(ask)
+            await chain.until(lambda: box.asked)
+            chain.gateway.stop()
+            await chain.until(lambda: answers, 20)
+    assert is_refusal(answers[0])
+    assert answers[0].json()["error"]["message"].startswith("the gateway stops, and begins nothing new")
+    (finished,) = chain.finished
+    assert (finished.outcome, finished.code, finished.status) == ("failed", "shutting_down", 503)
+    assert {attempt.outcome for attempt in finished.attempts} == {"loading"}
 
 
 async def test_those_in_line_are_refused_at_once_and_answers_go_on(

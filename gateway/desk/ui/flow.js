@@ -91,8 +91,7 @@ function row(first, live) {
   const update = (fresh) => {
     request = fresh;
     const total = live ? Math.max(0, now() - request.at) : request.seconds;
-    const cancelled = request.outcome === "left" && request.reason.startsWith("cancelled");
-    const [word, colour] = OUTCOMES[live ? request.phase : cancelled ? "cancelled" : request.outcome] ?? [request.outcome, ""];
+    const [word, colour] = OUTCOMES[live ? request.phase : request.outcome] ?? [request.outcome, ""];
     kind.update(word, colour);
     // A request is told when it ends: `at` is its end then, and its arrival while it is on its way.
     say(cells.time, clock(live ? request.at : request.at - request.seconds));
