@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -17,8 +15,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from hostler.profiles.schema import Profile
-from hostler.profiles.sources import FetchProgress, SourceError
-from hostler.supervisor.command import Command, build
+from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import (
     EngineAddress,
     Failure,
@@ -31,24 +28,23 @@ from hostler.supervisor.contract import (
     SupervisorEvent,
     UnknownProfile,
 )
-from hostler.supervisor.fetches import Fetches
 from hostler.supervisor.files import Describe, Prepare, local_path, look_at_file
 from hostler.supervisor.footprints import Footprints
 from hostler.supervisor.keeper import Keeper
-from hostler.supervisor.life import Build, Hooks, Limits
+from hostler.supervisor.life import Limits
 from hostler.supervisor.loadtimes import LoadTimes
-from hostler.supervisor.member import Description, Member, engine_of
+from hostler.supervisor.member import Member, engine_of
 from hostler.supervisor.memory import Meter, Usage
 from hostler.supervisor.metrics import HostMetrics
 from hostler.supervisor.order import Order
 from hostler.supervisor.output import Log
-from hostler.supervisor.pagecache import read_ahead
 from hostler.supervisor.pins import Pins
 from hostler.supervisor.ports import parse_range
 from hostler.supervisor.process import ManagedProcess
 from hostler.supervisor.room import Room
 from hostler.supervisor.settings import SupervisorSettings
 from hostler.supervisor.subscription import Subscriptions
+from hostler.supervisor.supply import Supply
 from hostler.supervisor.survey import AFTER_READY_S, Survey
 
 #: Who follows a host that has just started is told of it when its models' files have been read, or after this long.
@@ -72,11 +68,7 @@ class Fleet:
         footprints: Path | None = None, meter: Meter | None = None,
     ) -> None:  # fmt: skip
         self._settings = settings
-        self._host = settings.engine_host or host
         self._ports = parse_range(settings.engine_ports)
-        self._fetches = Fetches(prepare)
-        self._describe = describe
-        self._keeper = keeper or Keeper()
         self._load_times = LoadTimes(load_times)
         self._pins = Pins(pins)
         exclusive = settings.exclusive if settings.exclusive is not None else settings.memory_budget is None
@@ -84,6 +76,10 @@ class Fleet:
         self._room = Room(exclusive=exclusive, budget=budget)
         self._footprints = Footprints(footprints)
         self._survey = Survey(meter or Meter(), self._footprints, self._measured, uses=not exclusive)
+        self._supply = Supply(
+            settings, host=settings.engine_host or host, prepare=prepare, describe=describe, keeper=keeper or Keeper(),
+            survey=self._survey,
+        )  # fmt: skip
         self._epoch = 0
         self._orders: dict[str, Order] = {}
         self._turn = anyio.Lock()
@@ -131,12 +127,12 @@ class Fleet:
     async def pull(self, model: str, *, report: Callable[[FetchProgress], None] = lambda _: None) -> None:
         """See `contract.Pulls`."""
         member = self._member(model)
-        await self._file_of(member, report)
+        await self._supply.file(member, report)
         # Those who share the file learn of it, too.
         changed = [each for each in self._members.values() if each.profile.model == member.profile.model]
         for each in changed:
             if each.description.facts is None:
-                await self._describe_one(each)
+                await self._supply.describe(each)
         self._listeners.publish(Snapshot(host=self.status_now()))
 
     async def pin(self, model: str, pinned: bool, *, epoch: int | None = None) -> bool:
@@ -153,9 +149,7 @@ class Fleet:
         member = self._member(model)
         if member.process.generation == generation:
             member.used(time.time())
-            await self._keeper.answered(member.profile, cached=cached, prompt=prompt)
-            # Engines take their memory while they work: from now on a look says how much it really is.
-            await self._survey.measure(member, settled=True)
+            await self._supply.answered(member, cached=cached, prompt=prompt)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:
@@ -177,7 +171,7 @@ class Fleet:
             self._settle_pin(member)
         try:
             async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
+                self._tasks = self._supply.tasks = tasks
                 for member in self._members.values():
                     tasks.start_soon(member.run)
                 tasks.start_soon(self._describe_all)
@@ -187,7 +181,7 @@ class Fleet:
                         tasks.start_soon(self._start_pinned, member)
                 await self._survey.run(lambda: self._members.values())
         finally:
-            self._tasks = None
+            self._tasks = self._supply.tasks = None
 
     async def started(self) -> None:
         """Wait until `run` takes orders."""
@@ -290,9 +284,9 @@ class Fleet:
     async def _fulfil(self, member: Member, order: Order) -> None:
         try:
             # A file that cannot be had must not cost the model that runs now.
-            await self._file_of(member, order.fetching)
+            await self._supply.file(member, order.fetching)
             if self._room.budget is not None and member.description.facts is None:
-                await self._describe_one(member)
+                await self._supply.describe(member)
             async with self._turn:
                 await self._clear_the_way(member, order)
                 outcome = member.process.order()
@@ -322,9 +316,8 @@ class Fleet:
         order.victims = tuple(victim.name for victim in victims)
         if not victims:
             return
-        assert self._tasks is not None
-        if member.file is not None and not member.process.standing:
-            self._tasks.start_soon(self._read_ahead, member.file)
+        if not member.process.standing:
+            self._supply.read_ahead(member)
         await self._survey.drain(self._undrained(victims, order), self._drain_s, lambda: order.enter("draining"))
         order.enter("saving" if any(victim.process.address for victim in victims) else "stopping")
         async with anyio.create_task_group() as stops:
@@ -353,52 +346,6 @@ class Fleet:
             order.cancel(Failure(kind="cancelled", message=f'the profile of model "{member.name}" was changed'))
         await member.process.stop()
         member.process.forgive()
-
-    async def _read_ahead(self, file: Path) -> None:
-        given_up = threading.Event()
-        try:
-            await anyio.to_thread.run_sync(read_ahead, file, given_up, abandon_on_cancel=True)
-        finally:
-            given_up.set()
-
-    async def _file_of(self, member: Member, report: Callable[[FetchProgress], None] = lambda _: None) -> Path:
-        try:
-            if self._tasks is None:
-                raise SourceError("the supervisor is not running")
-            member.file = await self._fetches.file(self._tasks, member.profile, report)
-        except (SourceError, OSError) as error:
-            raise SupervisorError(Failure(kind="source_unavailable", message=str(error))) from error
-        return member.file
-
-    # What members' processes ask for.
-
-    async def plan(self, member: Member) -> Build:
-        """How to start a member's engine, given a port and a key; its file is there then."""
-        file = member.file if member.file is not None and member.file.exists() else await self._file_of(member)
-        if member.profile.embeddings and member.description.facts is None:
-            # Its file may have come only now, and says how.
-            await self._describe_one(member)
-        profile, facts = member.profile, member.description.facts
-
-        def command(port: int, key: str) -> Command:
-            return build(
-                profile, self._settings, file=file, host=self._host, port=port, key=key, inherited=dict(os.environ),
-                facts=facts,
-            )  # fmt: skip
-
-        return command
-
-    async def restore(self, member: Member, address: EngineAddress) -> None:
-        """Give an engine back what its predecessor had."""
-        if member.file is not None:
-            await self._keeper.restore(member.profile, address, member.file)
-
-    async def save(self, member: Member, address: EngineAddress) -> None:
-        """Keep what an engine has before it goes."""
-        if self._tasks is not None:
-            self._tasks.start_soon(self._survey.measure, member)
-        if member.file is not None:
-            await self._keeper.save(member.profile, address, member.file)
 
     # Values about members.
 
@@ -433,7 +380,7 @@ class Fleet:
         member = Member(profile, Log(self._settings.log_lines))
         member.pinned = self._pins.get(profile.name, profile.pinned)
         member.process = ManagedProcess(
-            profile.name, _MemberHooks(self, member), self._limits(member), member.log, host=self._host,
+            profile.name, self._supply.hooks(member), self._limits(member), member.log, host=self._supply.host,
             ports=self._ports, changed=self._changed,
         )  # fmt: skip
         return member
@@ -452,18 +399,9 @@ class Fleet:
 
     async def _describe_all(self) -> None:
         for member in list(self._members.values()):
-            await self._describe_one(member)
+            await self._supply.describe(member)
         self._described.set()
         self._listeners.publish(Snapshot(host=self.status_now()))
-
-    async def _describe_one(self, member: Member) -> None:
-        try:
-            member.description = await anyio.to_thread.run_sync(self._describe, member.profile)
-        except Exception:
-            # Less is known of one model then; the others are served as before.
-            logger.exception("what is known of the file of %s could not be read", member.name)
-            member.description = Description()
-        self._survey.recall(member)
 
     def _measured(self, member: Member, takes: bool, needs: bool) -> None:
         if takes:
@@ -482,23 +420,6 @@ class Fleet:
             eta_s=order.eta_s if order is not None and starting else None,
             memory_bytes=member.usage.rss, gpu_bytes=member.usage.gpu, spent=member.spent, failure=process.failure,
         )  # fmt: skip
-
-
-class _MemberHooks(Hooks):
-    """What a fleet does at the fixed points of a member's life."""
-
-    def __init__(self, fleet: Fleet, member: Member) -> None:
-        self._fleet = fleet
-        self._member = member
-
-    async def prepare(self) -> Build:
-        return await self._fleet.plan(self._member)
-
-    async def ready(self, address: EngineAddress) -> None:
-        await self._fleet.restore(self._member, address)
-
-    async def stopping(self, address: EngineAddress) -> None:
-        await self._fleet.save(self._member, address)
 
 
 def _pinned(profile: Profile | None) -> bool:
