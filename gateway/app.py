@@ -35,7 +35,7 @@ from hostler.gateway.backends.pausing import Pauses
 from hostler.gateway.catalog import Catalog, with_ends
 from hostler.gateway.desk.explaining import Route
 from hostler.gateway.desk.front import Desk
-from hostler.gateway.desk.status import ChainView, chain_view
+from hostler.gateway.desk.status import ChainView, StatusView, chain_view
 from hostler.gateway.dispatch import Backend, Dispatch
 from hostler.gateway.edge import Edge, InProgress
 from hostler.gateway.events import Bus
@@ -256,6 +256,10 @@ class Gateway:
         supervisors: dict[str, Supervisor] = {} if local is None else {LOCAL: local}
         for name, backend in self._settings.backends.items():
             if backend.kind == "supervisor":
+    def status(self) -> StatusView | None:
+        """The whole gateway, now; `None` before it runs."""
+        return None if self._desk is None else self._desk.status()
+
                 token = secret(backend.token, backend.token_file, f"backends.{name}.token_file")
                 supervisors[name] = SupervisorClient(
                     backend.url,

@@ -1,4 +1,4 @@
-"""Running the processes: logging, signals, sockets, and what a person at the terminal is told."""
+"""Running the processes: signals, sockets, and what a person at the terminal is told."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import logging
 import os
 import signal
 import socket
-import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,17 +14,19 @@ from typing import Any, TypeVar
 
 import anyio
 
+from hostler import __version__
 from hostler.gateway.app import Gateway, addresses, is_loopback, keys_in_force, places
+from hostler.gateway.events import SwitchChanged
 from hostler.gateway.records import history
-from hostler.gateway.records.journal import Lines
 from hostler.gateway.reloading import Reloader
 from hostler.gateway.serving import notify
 from hostler.gateway.serving.server import ListenError, Server, bind
 from hostler.gateway.settings import Configuration, SettingsError, parse_address, secret
 from hostler.gateway.terminal import fetching
-from hostler.gateway.terminal.greeting import greeting, shown
+from hostler.gateway.terminal.greeting import greeting, nearby, shown
+from hostler.gateway.terminal.live import Live, view_of
 from hostler.profiles.schema import Profile
-from hostler.supervisor.contract import SupervisorError
+from hostler.supervisor.contract import SupervisorError, SwitchMoved
 from hostler.supervisor.fleet import Fleet
 from hostler.supervisor.host import open_host
 
@@ -36,48 +36,19 @@ T = TypeVar("T")
 
 #: Two signals within this time are one wish, in seconds.
 _SAME_WISH_S = 1.0
+#: The same for somebody who watches, and sees that the first one was heard.
+_SAME_KEY_S = 0.2
+
+#: What a supervisor's own machine is called in its view.
+_HERE = "here"
 
 
 class CannotRun(Exception):
     """The program cannot run as configured; the message says what to change."""
 
 
-class _Lines(logging.Formatter):
-    """Python's own format of a line; the second's text is made once a second."""
-
-    _second = -1
-    _shown = ""
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        return self._time(record.created)
-
-    def _time(self, at: float) -> str:
-        second = int(at)
-        if second != self._second:
-            self._second, self._shown = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-        return f"{self._shown},{int((at - second) * 1000):03d}"
-
-    def format(self, record: logging.LogRecord) -> str:
-        if not isinstance(record, Lines):
-            return super().format(record)
-        kind = f"{record.levelname:7} {record.name}"
-        return "\n".join(f"{self._time(at)} {kind}: {text}" for at, text in record.lines)
-
-
-def set_up_logging(level: str) -> None:
-    """Plain lines on standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Half of a line's price is finding out which thread, process and line of code it came from; no line says so.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None
-    for name in ("uvicorn", "uvicorn.error", "httpx", "httpcore", "asyncio", "sse_starlette", "watchfiles"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def up(configuration: Configuration) -> int:
-    """Gateway and supervisor in one process."""
+def up(configuration: Configuration, view: Live | None = None) -> int:
+    """Gateway and supervisor in one process. `view` is what a person at the terminal watches, if there is one."""
     _guarded(lambda: keys_in_force(configuration.settings))
     sockets = _listen(addresses(configuration.settings), "gateway.listen")
     keyed = _guarded(lambda: keys_in_force(configuration.settings, sockets)) is not None
@@ -87,7 +58,7 @@ def up(configuration: Configuration) -> int:
                 fetching.fetch(profile)
         except fetching.SourceError as error:
             raise CannotRun(str(error)) from error
-    started = partial(_announce, configuration, sockets, keyed=keyed)
+    started = partial(_announce, configuration, sockets, keyed=keyed, view=view)
 
     async def main() -> None:
         fleet = _guarded(lambda: _fleet(configuration, engine_host="127.0.0.1"))
@@ -102,7 +73,12 @@ def up(configuration: Configuration) -> int:
             )
         )
         reloader = Reloader(configuration, partial(_take_over, fleet, together), os.environ, made=together.made)
-        async with _heeding_signals(together.stop), anyio.create_task_group() as tasks:
+        stop = _telling(view, together.stop, configuration.settings.gateway.drain_s)
+        async with (
+            _heeding_signals(stop, view),
+            _watched(view, together),
+            anyio.create_task_group() as tasks,
+        ):
             tasks.start_soon(fleet.run)
             tasks.start_soon(reloader.run)
             await together.run(sockets, started=started)
@@ -111,8 +87,8 @@ def up(configuration: Configuration) -> int:
     return _run(main)
 
 
-def gateway(configuration: Configuration) -> int:
-    """The gateway alone."""
+def gateway(configuration: Configuration, view: Live | None = None) -> int:
+    """The gateway alone. `view` as in `up`."""
     if not configuration.settings.backends:
         raise CannotRun("no backends are configured, so nothing could answer; add `backends:` or run `hostler up`")
     alone = _guarded(
@@ -125,17 +101,18 @@ def gateway(configuration: Configuration) -> int:
     )
     sockets = _listen(addresses(configuration.settings), "gateway.listen")
     keyed = _guarded(lambda: keys_in_force(configuration.settings, sockets)) is not None
-    started = partial(_announce, configuration, sockets, keyed=keyed)
+    started = partial(_announce, configuration, sockets, keyed=keyed, view=view)
 
     async def main() -> None:
-        async with _heeding_signals(alone.stop):
+        stop = _telling(view, alone.stop, configuration.settings.gateway.drain_s)
+        async with _heeding_signals(stop, view), _watched(view, alone):
             await alone.run(sockets, started=started)
 
     return _run(main)
 
 
-def supervisor(configuration: Configuration) -> int:
-    """The supervisor alone, with its HTTP interface."""
+def supervisor(configuration: Configuration, view: Live | None = None) -> int:
+    """The supervisor alone, with its HTTP interface. `view` as in `up`."""
     from hostler.supervisor.api import create_app
 
     settings = configuration.settings.supervisor
@@ -155,6 +132,8 @@ def supervisor(configuration: Configuration) -> int:
 
         def announce() -> None:
             _say(f"Hostler's supervisor listens on {bound}")
+            if view is not None:
+                view.begin(f"hostler {__version__}, supervisor", [f"http://{bound}"], requests=False)
             notify.tell("READY=1")
 
         server = Server(app, drain_s=5.0, started_callback=announce)
@@ -163,13 +142,73 @@ def supervisor(configuration: Configuration) -> int:
             app.state.stopping.set()
             server.stop()
 
-        async with _heeding_signals(stop), anyio.create_task_group() as tasks:
+        async with (
+            _heeding_signals(_telling(view, stop, None), view),
+            _watched_alone(view, fleet),
+            anyio.create_task_group() as tasks,
+        ):
             tasks.start_soon(fleet.run)
             tasks.start_soon(Reloader(configuration, fleet.replace_profiles, os.environ).run)
             await server.serve(sockets)
             tasks.cancel_scope.cancel()
 
     return _run(main)
+
+
+@asynccontextmanager
+async def _watched(view: Live | None, gateway: Gateway) -> AsyncIterator[None]:
+    """The live view of a gateway, if there is somebody to watch it."""
+    if view is None:
+        yield
+        return
+    gateway.bus.listen(view.hear)
+    async with view.shown(gateway.status):
+        yield
+    _say("Hostler has stopped.")
+
+
+@asynccontextmanager
+async def _watched_alone(view: Live | None, fleet: Fleet) -> AsyncIterator[None]:
+    """The live view of a supervisor, if there is somebody to watch it."""
+    if view is None:
+        yield
+        return
+    watching = view
+
+    async def follow() -> None:
+        async with fleet.events() as events:
+            async for event in events:
+                if isinstance(event, SwitchMoved):
+                    watching.hear(SwitchChanged(backend=_HERE, switch=event))
+
+    async with view.shown(lambda: view_of(fleet.status_now(), _HERE)), anyio.create_task_group() as tasks:
+        tasks.start_soon(follow)
+        yield
+        tasks.cancel_scope.cancel()
+    _say("Hostler's supervisor has stopped.")
+
+
+def _telling(view: Live | None, stop: Callable[[], None], drain_s: float | None) -> Callable[[], None]:
+    """`stop`, which the view is told of."""
+    if view is None:
+        return stop
+    watching, asked = view, False
+
+    def told() -> None:
+        nonlocal asked
+        if asked:
+            watching.stopping("Stopping now.")
+        elif drain_s is None:
+            watching.stopping("Stopping: engines keep their conversations and end.")
+        else:
+            watching.stopping(
+                f"Stopping: answers in progress end first, at most {drain_s:g} s. Ctrl-C again cuts them off."
+                "|Stopping. Ctrl-C again cuts answers off.|Stopping."
+            )
+        asked = True
+        stop()
+
+    return told
 
 
 async def _take_over(fleet: Fleet, gateway: Gateway, profiles: Sequence[Profile]) -> None:
@@ -223,11 +262,11 @@ def _run(main: Callable[[], Awaitable[None]]) -> int:
 
 
 @asynccontextmanager
-async def _heeding_signals(stop: Callable[[], None]) -> AsyncIterator[None]:
+async def _heeding_signals(stop: Callable[[], None], view: Live | None = None) -> AsyncIterator[None]:
     """Signals are heeded until everything inside has ended: one that comes while engines are being stopped must not
     end the process before they are."""
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_heed_signals, stop)
+        tasks.start_soon(_heed_signals, stop, _SAME_WISH_S if view is None else _SAME_KEY_S)
         tasks.start_soon(notify.keep_watchdog)
         try:
             yield
@@ -235,7 +274,7 @@ async def _heeding_signals(stop: Callable[[], None]) -> AsyncIterator[None]:
             tasks.cancel_scope.cancel()
 
 
-async def _heed_signals(stop: Callable[[], None]) -> None:
+async def _heed_signals(stop: Callable[[], None], same_wish_s: float) -> None:
     """Ctrl-C and SIGTERM finish what is in progress; a later one does not wait for it.
 
     One that follows at once is the same wish told twice: a shell and a wrapper such as `timeout` both pass it on.
@@ -248,19 +287,24 @@ async def _heed_signals(stop: Callable[[], None]) -> None:
                 asked_at = now
                 notify.tell("STOPPING=1")
                 logger.info("%s: finishing what is in progress; again to stop at once", signal.Signals(number).name)
-            elif now - asked_at < _SAME_WISH_S:
+            elif now - asked_at < same_wish_s:
                 continue
             else:
                 logger.warning("stopping now")
             stop()
 
 
-def _announce(configuration: Configuration, sockets: Sequence[socket.socket], *, keyed: bool) -> None:
+def _announce(
+    configuration: Configuration, sockets: Sequence[socket.socket], *, keyed: bool, view: Live | None
+) -> None:
     names = [profile.name for profile in configuration.profiles]
     default = next(
         (profile.name for profile in configuration.profiles if profile.default), names[0] if names else "NAME"
     )
     _say(greeting(names, default, places(sockets), keyed=keyed, machine=socket.gethostname().lower()))
+    if view is not None:
+        near = list(dict.fromkeys(nearby(*place) for place in places(sockets)))
+        view.begin(f"hostler {__version__}", [*near, f"{near[0]}/ui/"])
     notify.tell("READY=1")
     _settle()
 

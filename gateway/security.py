@@ -207,6 +207,15 @@ class Security:
                     claim.operation.path,
                     client.name,
                     claim.operation.scope,
+                    extra={
+                        "audit": {
+                            "outcome": "refused",
+                            "method": scope["method"],
+                            "path": claim.operation.path,
+                            "key": client.name,
+                            "scope": claim.operation.scope,
+                        }
+                    },
                 )
                 raise Forbidden(f"this key lacks the scope {claim.operation.scope!r}; make one with `hostler keys add`")
         if claim.operation.writes and scope["method"] not in _SAFE_METHODS:

@@ -60,6 +60,13 @@ class ProbingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     down_every_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
 
 
+class LoggingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much is logged, and as what: plain lines or JSON. On a terminal `auto` means a live view."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "plain", "json"] = "auto"
+
+
 class SpendingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What backends outside the house may cost in a day, and the file that remembers it."""
 
@@ -105,6 +112,7 @@ class WakeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Something that answers: another machine's supervisor, or a server that speaks a protocol.
+    logging: LoggingSettings = LoggingSettings()
 
     `models` maps our names to the backend's; `"*"` stands for every name that is not listed. `local` says whether it
     stands in the house; left out, its kind and address tell.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -18,7 +17,7 @@ from hostler.gateway.desk.logs import Logs
 from hostler.gateway.desk.operating import Operating
 from hostler.gateway.desk.page import Page
 from hostler.gateway.desk.sessions import Sessions
-from hostler.gateway.desk.status import ChainView, Status
+from hostler.gateway.desk.status import ChainView, Status, StatusView
 from hostler.gateway.edge import InProgress
 from hostler.gateway.events import Bus
 from hostler.gateway.keys import KeyRing
@@ -57,7 +56,7 @@ class Desk:
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
     ) -> None:
-        status = Status(
+        status = self._status = Status(
             catalog,
             hosts,
             exchanges=in_progress.exchanges,
@@ -78,11 +77,7 @@ class Desk:
         self._dashboard = Dashboard(status, hosts, self._history, metrics=metrics.render, version=__version__)
         self._logs = Logs(
             self._logbook,
-            {
-                name: partial(each.logs, follow=True)
-                for name, each in supervisors.items()
-                if isinstance(each, KeepsLogs)
-            },
+            {name: each.logs for name, each in supervisors.items() if isinstance(each, KeepsLogs)},
         )
         self._operating = Operating(catalog, hosts, in_progress)
         self._page = Page(
@@ -110,6 +105,10 @@ class Desk:
                 tasks.start_soon(self._dashboard.run)
 
     def close(self) -> None:
+    def status(self) -> StatusView:
+        """The whole gateway, now."""
+        return self._status.view()
+
         """End every live view."""
         self._dashboard.close()
         self._logs.close()

@@ -15,8 +15,8 @@ from hostler.gateway.records.broadcast import frame
 from hostler.gateway.records.logbook import Logbook, LogLine
 from hostler.gateway.routes import own_claim
 
-#: Lines of a model's engines: those that are kept, then those to come.
-FollowLog = Callable[[str], AsyncIterator[str]]
+#: `log(model, follow)`: the lines that are kept of a model's engines, and with `follow` those to come.
+ReadLog = Callable[[str, bool], AsyncIterator[str]]
 
 #: Lines that wait for one reader; a slower one is told how many it missed.
 _MOST_WAITING = 2000
@@ -25,9 +25,12 @@ _PING_S = 15.0
 
 
 class Logs:
-    """Answers `GET /admin/logs`: the gateway's own, or with `backend` and `model` those of engines there."""
+    """Answers `GET /admin/logs`: the gateway's own, or with `backend` and `model` those of engines there.
 
-    def __init__(self, logbook: Logbook, engines: Mapping[str, FollowLog]) -> None:
+    With `follow=0` the stream ends after the lines that are kept.
+    """
+
+    def __init__(self, logbook: Logbook, engines: Mapping[str, ReadLog]) -> None:
         self._logbook = logbook
         self._engines = engines
         self._closed = anyio.Event()
@@ -43,24 +46,26 @@ class Logs:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         query = Request(scope).query_params
         backend, model = query.get("backend", ""), query.get("model", "")
+        follow = query.get("follow", "1").lower() not in ("0", "false", "no")
         if not backend and not model:
-            lines = self._own()
+            lines = self._own(follow)
         elif backend in self._engines:
-            lines = self._engine(backend, model)
+            lines = self._engine(backend, model, follow)
         else:
             raise NotFound(f"no log of engines on that backend; there are: {', '.join(self._engines) or 'none'}")
-        await _Stream(lines, self._closed).run(receive, send)
+        await _Stream(lines, self._closed, ends=not follow).run(receive, send)
 
-    async def _own(self) -> AsyncIterator[LogLine]:
+    async def _own(self, follow: bool) -> AsyncIterator[LogLine]:
         with self._logbook.followed() as fresh:
             for line in self._logbook.tail():
                 yield line
-            async for line in fresh:
-                yield line
+            if follow:
+                async for line in fresh:
+                    yield line
 
-    async def _engine(self, backend: str, model: str) -> AsyncIterator[LogLine]:
+    async def _engine(self, backend: str, model: str, follow: bool) -> AsyncIterator[LogLine]:
         try:
-            async for text in self._engines[backend](model):
+            async for text in self._engines[backend](model, follow):
                 yield LogLine(text=text)
         except GatewayError as error:
             yield LogLine(text=error.message, level="error")
@@ -70,13 +75,15 @@ class Logs:
 
 
 class _Stream:
-    """One reader: what comes is collected for a moment and sent together."""
+    """One reader: what comes is collected for a moment and sent together. A log that is followed has no end."""
 
-    def __init__(self, lines: AsyncIterator[LogLine], closed: anyio.Event) -> None:
+    def __init__(self, lines: AsyncIterator[LogLine], closed: anyio.Event, *, ends: bool) -> None:
         self._lines = lines
         self._closed = closed
         self._waiting: deque[LogLine] = deque()
         self._missed = 0
+        self._ends = ends
+        self._over = False
         self._more = anyio.Event()
 
     async def run(self, receive: Receive, send: Send) -> None:
@@ -95,11 +102,13 @@ class _Stream:
             tasks.start_soon(leave, gone)
             tasks.start_soon(leave, self._closed.wait)
             tasks.start_soon(self._collect)
-            while True:
+            while self._waiting or not self._over:
                 with anyio.move_on_after(_PING_S):
                     await self._more.wait()
                 await send(self._piece())
-                await anyio.sleep(_PACE_S)
+                if not self._over:
+                    await anyio.sleep(_PACE_S)
+            tasks.cancel_scope.cancel()
         await send({"type": "http.response.body", "body": b""})
 
     async def _collect(self) -> None:
@@ -108,6 +117,9 @@ class _Stream:
                 self._waiting.popleft()
                 self._missed += 1
             self._waiting.append(line)
+            self._more.set()
+        if self._ends:
+            self._over = True
             self._more.set()
 
     def _piece(self) -> Message:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from hostler.gateway.events import RequestFinished, printable
 
@@ -14,11 +15,15 @@ _TOGETHER_S = 0.1
 
 
 class Lines(logging.LogRecord):
-    """Several lines as one record, each with its own time. Handlers that do not know them see one message of many lines."""
+    """Several lines as one record, each with its own time. Handlers that do not know them see one message of many lines.
 
-    def __init__(self, lines: list[tuple[float, str]]) -> None:
+    `events` are what the lines tell of, one for each, if there are any.
+    """
+
+    def __init__(self, lines: list[tuple[float, str]], events: Sequence[RequestFinished] = ()) -> None:
         super().__init__(logger.name, logging.INFO, __file__, 0, "\n".join(text for _, text in lines), None, None)
         self.lines = lines
+        self.events = events
 
 
 class Journal:
@@ -42,7 +47,7 @@ class Journal:
             self._timer = None
         events, self._waiting = self._waiting, []
         if events and logger.isEnabledFor(logging.INFO):
-            logger.handle(Lines([(event.at, describe(event)) for event in events]))
+            logger.handle(Lines([(event.at, describe(event)) for event in events], events))
 
 
 def describe(event: RequestFinished) -> str:

@@ -1,63 +1,21 @@
-"""What the command line shows: the running gateway's answers and the configuration, as rows."""
+"""What commands show of a gateway and of the configuration, as rows of words: no terminal, no network."""
 
 from __future__ import annotations
 
 import datetime
-import http.client
-import json
-import os
-import urllib.error
-import urllib.request
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hostler.gateway.keys import KeyRecord
-from hostler.gateway.settings import Configuration, parse_address
-from hostler.gateway.terminal.greeting import nearby
+from hostler.gateway.settings import Configuration
+from hostler.gateway.terminal.figures import NOTHING, clock, seconds, size
 from hostler.profiles.sources import cached
 
-#: How long the command line waits for the gateway, in seconds.
-_ASK_S = 5.0
+Row = tuple[str, ...]
 
 
-class NoGateway(Exception):
-    """No gateway answers, or it refuses us; the message says where and what to do."""
-
-
-def ask(configuration: Configuration, url: str | None) -> dict[str, Any]:
-    """The running gateway's status. The key is taken from HOSTLER_API_KEY. Raises `NoGateway`."""
-    where = address(configuration, url)
-    key = os.environ.get("HOSTLER_API_KEY")
-    try:
-        request = urllib.request.Request(f"{where}/admin/status")
-        if key:
-            request.add_header("Authorization", f"Bearer {key}")
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=_ASK_S) as answer:
-            status: dict[str, Any] = json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code in (401, 403):
-                raise NoGateway(
-                    f"the gateway at {where} wants a key with the scope read: put it into HOSTLER_API_KEY"
-                ) from error
-            raise NoGateway(f"{where} answers with status {error.code}: is it a Hostler gateway?") from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise NoGateway(f"no gateway answers at {where}; start one with `hostler up`, or name it with --url") from error
-    return status
-
-
-def ask_quietly(configuration: Configuration, url: str | None) -> dict[str, Any] | None:
-    """As `ask`, but `None` when no gateway answers and none was named."""
-    try:
-        return ask(configuration, url)
-    except NoGateway:
-        if url:
-            raise
-        return None
-
-
-def models(configuration: Configuration, status: dict[str, Any] | None) -> list[dict[str, Any]]:
+def models(configuration: Configuration, status: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Every configured model, and those that only the running gateway knows of."""
     running = {card["name"]: card for card in status["models"]} if status else {}
     rows = []
@@ -92,49 +50,188 @@ def models(configuration: Configuration, status: dict[str, Any] | None) -> list[
     return rows
 
 
-def model_columns(rows: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
+def model_rows(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
     """The rows of `models` as cells."""
     return [
         (
             row["name"] + (" *" if row["default"] else ""),
-            "-" if row["state"] == "unknown" else row["state"],
-            str(row["context"]),
+            NOTHING if row["state"] == "unknown" else row["state"],
+            str(row["context"] or NOTHING),
             str(row["parallel"]),
-            ", ".join(row["aliases"]) or "-",
+            ", ".join(row["aliases"]) or NOTHING,
             row["file"] or (f"not fetched: {row['model']}" if row["model"] else "on its host"),
         )
         for row in rows
     ]
 
 
-def host_columns(status: dict[str, Any]) -> list[tuple[str, ...]]:
+def processes(status: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every model that has a process, with what the gateway knows of its use."""
+    for host in status["hosts"]:
+        engines = {each["model"]: each for each in host["engines"]}
+        for model in (host["host"] or {}).get("models", ()):
+            if model["state"] == "stopped":
+                continue
+            engine = engines.get(model["model"], {})
+            yield {
+                "model": model["model"],
+                "host": host["backend"],
+                "state": model["state"] if host["reachable"] else "silent",
+                "since": model["since"],
+                "percent": model["percent"],
+                "eta_s": model["eta_s"],
+                "pid": model["pid"],
+                "memory_bytes": model["memory_bytes"],
+                "gpu_bytes": model["gpu_bytes"],
+                "running": engine.get("running"),
+                "waiting": engine.get("waiting"),
+                "parallel": engine.get("parallel"),
+                "idle_until": engine.get("idle_until"),
+                "draining": engine.get("draining", False),
+                "failure": (model["failure"] or {}).get("message"),
+            }
+
+
+def process_rows(running: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """The models of `processes` as cells."""
+    return [
+        (
+            each["model"],
+            each["host"],
+            state_words(each),
+            clock(each["since"]),
+            size(each["memory_bytes"] + each["gpu_bytes"]),
+            slots(each),
+            clock(each["idle_until"]) if each["idle_until"] else NOTHING,
+        )
+        for each in running
+    ]
+
+
+def state_words(process: Mapping[str, Any]) -> str:
+    """A process' state, and how far it is with what it does."""
+    if process["draining"]:
+        return "ready, until its last answer has ended"
+    if process["state"] != "starting":
+        return str(process["state"])
+    words = "loading"
+    if process["percent"]:
+        words += f" {process['percent']:.0f} %"
+    return words + (f", {seconds(process['eta_s'])} left" if process["eta_s"] else "")
+
+
+def slots(process: Mapping[str, Any]) -> str:
+    """How many of its answers at a time are being given."""
+    return NOTHING if process["parallel"] is None else f"{process['running']}/{process['parallel']}"
+
+
+def requests(status: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every request on its way: those in line with their place and how long they will probably wait."""
+    line = {each["id"]: each for host in status["hosts"] for each in host["queue"]}
+    found = []
+    for flight in status["flights"]:
+        place = line.get(flight["id"], {})
+        found.append(
+            {
+                **flight,
+                "for_s": round(max(0.0, status["at"] - flight["at"]), 3),
+                "position": place.get("position"),
+                "eta_s": place.get("eta_s"),
+            }
+        )
+    return found
+
+
+def request_rows(found: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """The requests of `requests` as cells."""
+    return [
+        (
+            each["id"],
+            each["client"],
+            each["model"] or each["asked"] or NOTHING,
+            each["backend"] or NOTHING,
+            phase_words(each),
+            seconds(each["for_s"]),
+        )
+        for each in found
+    ]
+
+
+def phase_words(request: Mapping[str, Any]) -> str:
+    """What a request on its way is doing."""
+    if request["phase"] != "waiting":
+        return str(request["phase"])
+    words = "waiting"
+    if request.get("position"):
+        words += f", place {request['position']}"
+    eta = request.get("eta_s")
+    return words + (f", about {seconds(eta)}" if eta and math.isfinite(eta) else "")
+
+
+def host_rows(status: Mapping[str, Any]) -> list[Row]:
     """The hosts of a status as cells."""
     return [
         (
             host["backend"],
             "answers" if host["reachable"] else "silent",
-            str(host["serving"]),
-            str(host["waiting"]),
+            NOTHING if host["serving"] is None else str(host["serving"]),
+            NOTHING if host["waiting"] is None else str(host["waiting"]),
+            memory_words(host["host"] or {}),
         )
         for host in status["hosts"]
     ]
 
 
-def status_columns(status: dict[str, Any]) -> list[tuple[str, ...]]:
+def memory_words(host: Mapping[str, Any]) -> str:
+    """What a host's models take, and may take."""
+    used = sum(each["memory_bytes"] + each["gpu_bytes"] for each in host.get("models", ()))
+    budget = host.get("budget_bytes")
+    return f"{size(used)} of {size(budget)}" if budget else size(used)
+
+
+def status_rows(status: Mapping[str, Any]) -> list[Row]:
     """The models of a status as cells."""
     return [
         (
-            card["name"],
-            card["state"],
-            str(card["context"]),
+            card["name"] + (" *" if card["name"] == status["active"] else ""),
+            card["state"] + (f" {card['percent']:.0f} %" if card["state"] == "loading" and card["percent"] else ""),
+            str(card["context"] or NOTHING),
             str(card["parallel"]),
-            card["failure"] or card["description"] or "-",
+            card["failure"] or card["description"] or NOTHING,
         )
         for card in status["models"]
     ]
 
 
-def key_columns(records: Iterable[KeyRecord]) -> list[tuple[str, ...]]:
+def chain_rows(status: Mapping[str, Any]) -> list[Row]:
+    """The hops of a status as cells; none if there is but one."""
+    hops = status.get("chain", {}).get("hops", ())
+    if len(hops) < 2:
+        return []
+    return [
+        (
+            hop["backend"],
+            hop["kind"],
+            "in the house" if hop["local"] else "outside",
+            _hop_words(hop),
+            NOTHING if hop["cost"] is None else f"${hop['cost']:.4f}",
+        )
+        for hop in hops
+    ]
+
+
+def _hop_words(hop: Mapping[str, Any]) -> str:
+    if not hop["reachable"]:
+        return "silent"
+    breaker = hop["breaker"]
+    if breaker["state"] == "closed":
+        left = sum(each["state"] != "closed" for each in hop["models"])
+        return f"answers, {left} of its models left alone" if left else "answers"
+    until = f" until {clock(breaker['retry_at'])}" if breaker["retry_at"] else ""
+    return f"left alone after failures{until}"
+
+
+def key_rows(records: Iterable[KeyRecord]) -> list[Row]:
     """Keys as cells."""
     return [
         (
@@ -144,10 +241,3 @@ def key_columns(records: Iterable[KeyRecord]) -> list[tuple[str, ...]]:
         )
         for record in records
     ]
-
-
-def address(configuration: Configuration, url: str | None = None) -> str:
-    """Where to ask the gateway: as told, else the first of `gateway.listen`."""
-    if url:
-        return (url if "://" in url else f"http://{url}").rstrip("/")
-    return nearby(*parse_address(configuration.settings.gateway.listen[0]))

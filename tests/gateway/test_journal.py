@@ -10,7 +10,7 @@ import pytest
 from hostler.gateway.events import RequestFinished
 from hostler.gateway.records.journal import Journal, Lines
 from hostler.gateway.records.logbook import Logbook
-from hostler.gateway.running import _Lines
+from hostler.gateway.terminal.loglines import PlainLines
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +44,7 @@ async def test_lines_are_written_without_being_asked_for(caplog: pytest.LogCaptu
 
 async def test_each_line_keeps_its_own_time_on_the_terminal_and_in_the_book() -> None:
     record = Lines([(1000.25, "one"), (1001.5, "two")])
-    first, second = _Lines().format(record).splitlines()
+    first, second = PlainLines().format(record).splitlines()
     assert first.endswith(",250 INFO    hostler.requests: one") and second.endswith(
         ",500 INFO    hostler.requests: two"
     )

@@ -1,0 +1,243 @@
+"""The live view of `hostler up` as lines of text: models and requests at the bottom, the log scrolling by above them.
+
+Plain values in, lines out; what paints them is `screen.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from hostler.gateway.events import RequestFinished, printable
+from hostler.gateway.records.journal import Lines
+from hostler.gateway.terminal import inspecting
+from hostler.gateway.terminal.figures import NOTHING, clock, count, seconds, size, speed
+from hostler.gateway.terminal.tables import STYLES, Column, table
+
+#: The lines that stand at the bottom are no more than this part of the screen, and no more than so many.
+_SHARE: Final = 0.7
+_MOST: Final = 24
+
+_BAR: Final = 10
+
+
+class Picture(msgspec.Struct, frozen=True, kw_only=True):
+    """What the view shows. `status` is as `GET /admin/status` tells it, `last` the newest requests that ended first.
+
+    `switches` are those under way: host, and the phase as events tell it. `stopping` is what is said while it stops.
+    """
+
+    title: str
+    addresses: tuple[str, ...]
+    status: Any
+    last: tuple[RequestFinished, ...] = ()
+    switches: tuple[tuple[str, Any], ...] = ()
+    stopping: str = ""
+    requests: bool = True
+
+
+class Drawing:
+    """Draws pictures and log records. `colours` as rich names a system of them, `None` for a terminal without."""
+
+    def __init__(self, *, colours: str | None = "auto") -> None:
+        self._colours = colours
+
+    def above(self, item: object, width: int) -> list[str]:
+        """A log record as it scrolls by. Requests that were answered are shown below, and need no line."""
+        if not isinstance(item, logging.LogRecord):
+            return []
+        texts: list[tuple[float, str, str]] = []
+        if isinstance(item, Lines):
+            for (at, text), event in zip(item.lines, item.events or (None,) * len(item.lines), strict=True):
+                if event is None or event.outcome != "ok":
+                    texts.append((at, "info" if event is None else "warning", text))
+        else:
+            message = item.getMessage()
+            if item.exc_info and item.exc_info[0] is not None:
+                message += "\n" + "".join(traceback.format_exception(*item.exc_info)).rstrip()
+            texts.append((item.created, item.levelname.lower(), message))
+        lines = []
+        for at, level, text in texts:
+            first, *more = text.splitlines() or [""]
+            shown = Text(f"{clock(at)} ", "dim")
+            if level not in ("info", "debug"):
+                shown.append(f"{level}: ", STYLES.get(level, ""))
+            shown.append(printable(first, 2000), "dim" if level == "debug" else "")
+            lines += [shown, *(Text(f"  {printable(line, 2000)}") for line in more)]
+        # The terminal breaks what is too long: then it can be copied as one line.
+        return self._lines(lines, 10_000)
+
+    def below(self, picture: object, width: int, height: int) -> list[str]:
+        """The view, in at most `height` lines and at most as many as leave room for the log."""
+        assert isinstance(picture, Picture)
+        room = min(height, max(3, round(height * _SHARE)), _MOST)
+        status = msgspec.to_builtins(picture.status)
+        lines = self._lines([self._title(picture)], width)
+        left = room - 2
+        lines += self._models(picture, status, width, left if left < 4 else max(3, left // 2))
+        left = room - len(lines) - 1
+        if picture.requests and left >= 3:
+            lines += self._requests(status, picture.last, width, left)
+        return [*lines[: room - 1], *self._lines([self._hint(picture, width)], width)]
+
+    def _title(self, picture: Picture) -> Text:
+        title = Text(no_wrap=True, overflow="ellipsis")
+        title.append(picture.title, "bold")
+        for address in picture.addresses:
+            title.append("  ")
+            title.append(address, "cyan")
+        return title
+
+    def _hint(self, picture: Picture, width: int) -> Text:
+        if picture.stopping:
+            return Text(_first_that_fits(picture.stopping.split("|"), width), "yellow", no_wrap=True)
+        hints = ["Ctrl-C stops it", "hostler ps", "hostler logs -f MODEL", "hostler --help"]
+        return Text(
+            _first_that_fits([" · ".join(hints[:number]) for number in range(len(hints), 0, -1)], width),
+            "dim",
+            no_wrap=True,
+        )
+
+    def _models(self, picture: Picture, status: Mapping[str, Any], width: int, room: int) -> list[str]:
+        """The models that run or are about to; the others in one line."""
+        moving = {(host, switch["model"]): switch for host, switch in msgspec.to_builtins(picture.switches)}
+        running = list(inspecting.processes(status))
+        shown: list[tuple[str, ...]] = []
+        for host in status["hosts"]:
+            if not host["reachable"]:
+                shown.append((NOTHING, host["backend"], "silent: its supervisor does not answer", "", "", "", ""))
+        for each in running:
+            switch = moving.pop((each["host"], each["model"]), None)
+            shown.append(self._model(each, switch))
+        for (host, model), switch in moving.items():  # not started yet: draining, fetching, saving
+            shown.append((model, host, _moving(switch), NOTHING, NOTHING, NOTHING, NOTHING))
+        busy = {each["model"] for each in running} | {model for _, model in moving}
+        others = [card["name"] for card in status["models"] if card["name"] not in busy]
+        columns = [
+            Column("MODEL"),
+            Column("HOST", drop=2),
+            Column("STATE"),
+            Column("BUSY", right=True),
+            Column("WAITS", right=True, drop=4),
+            Column("MEMORY", right=True, drop=1),
+            Column("UNLOADS", right=True, drop=3),
+        ]
+        room -= bool(others)
+        parts: list[RenderableType] = []
+        if shown and room >= 2:
+            parts.append(table(columns, shown[: room - 1], width))
+        elif not shown:
+            parts.append(Text("No model runs: the first request for one starts it.", no_wrap=True, overflow="ellipsis"))
+        if others:
+            words = f"not loaded: {printable(', '.join(others), 500)}"
+            parts.append(Text(words, "dim", no_wrap=True, overflow="ellipsis"))
+        return self._lines(parts, width)
+
+    def _model(self, each: Mapping[str, Any], switch: Mapping[str, Any] | None) -> tuple[str, ...]:
+        state = inspecting.state_words(each)
+        if switch is not None and each["state"] != "ready":
+            state = _moving(switch)
+        if each["failure"] and each["state"] in ("failed", "backoff"):
+            state = f"{each['state']}: {each['failure']}"
+        idle = each["idle_until"]
+        return (
+            each["model"],
+            each["host"],
+            state,
+            inspecting.slots(each),
+            str(each["waiting"]) if each["waiting"] else NOTHING,
+            size(each["memory_bytes"] + each["gpu_bytes"]),
+            clock(idle) if idle else NOTHING,
+        )
+
+    def _requests(self, status: Mapping[str, Any], last: Sequence[RequestFinished], width: int, room: int) -> list[str]:
+        """Those on their way first, then the last ones that ended."""
+        flights = inspecting.requests({**status, "at": time.time()})
+        rows: list[tuple[str, ...]] = [
+            (
+                clock(each["at"]),
+                inspecting.phase_words(each),
+                each["model"] or each["asked"] or NOTHING,
+                _via(each),
+                seconds(each["for_s"]),
+                seconds(each["first_word_s"]),
+                NOTHING,
+                each["client"],
+            )
+            for each in flights
+        ]
+        most = room - 1
+        if len(rows) > most - 1 and len(rows) > 1:
+            more = len(rows) - (most - 1)
+            rows = rows[: most - 1]
+            rows.append((NOTHING, f"and {count(more, 'more request')}", *[""] * 6))
+        rows += [
+            (
+                clock(each.at),
+                each.outcome if each.outcome in ("ok", "left") else f"{each.outcome} {each.status}",
+                each.model or each.asked or NOTHING,
+                _via({"backend": each.backend, "hop": each.hop, "reason": each.reason}),
+                seconds(each.seconds),
+                seconds(each.first_word_s),
+                speed(each.completion_tokens, each.seconds - (each.first_word_s or 0.0)),
+                each.client,
+            )
+            for each in last[: max(0, most - len(rows))]
+        ]
+        if not rows:
+            return []
+        columns = [
+            Column("AT", drop=3),
+            Column("REQUEST"),
+            Column("MODEL"),
+            Column("VIA", drop=1),
+            Column("TOOK", right=True),
+            Column("FIRST WORD", right=True, drop=2),
+            Column("SPEED", right=True, drop=4),
+            Column("CLIENT", drop=5),
+        ]
+        return self._lines([table(columns, rows, width)], width)
+
+    def _lines(self, parts: Sequence[RenderableType], width: int) -> list[str]:
+        out = Console(
+            file=io.StringIO(),
+            width=width,
+            force_terminal=True,
+            color_system=self._colours,  # type: ignore[arg-type]  # rich's own names
+            highlight=False,
+            markup=False,
+            emoji=False,
+        )
+        with out.capture() as captured:
+            for part in parts:
+                out.print(part)
+        return captured.get().splitlines()
+
+
+def _moving(switch: Mapping[str, Any]) -> str:
+    """A switch in a few words, with a bar as soon as it is known how far it is."""
+    words = str(switch["phase"])
+    percent = switch["percent"]
+    if percent is not None:
+        done = round(_BAR * min(100.0, percent) / 100)
+        words += f" {'█' * done}{'░' * (_BAR - done)} {percent:.0f} %"
+    return words + (f", {seconds(switch['eta_s'])} left" if switch["eta_s"] else "")
+
+
+def _via(request: Mapping[str, Any]) -> str:
+    """Who answers, and that it was not the first who was asked."""
+    if not request["backend"]:
+        return NOTHING
+    return str(request["backend"]) + (f", hop {request['hop'] + 1}" if request["hop"] else "")
+
+
+def _first_that_fits(texts: Sequence[str], width: int) -> str:
+    return next((text for text in texts if len(text) <= width), texts[-1])

@@ -1,0 +1,95 @@
+"""Events as sentences: what `hostler events` shows of what happens in the house."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from hostler.gateway.events import RequestFinished, printable
+from hostler.gateway.records.journal import describe
+from hostler.gateway.terminal.figures import count, seconds
+
+
+def sentence(kind: str, data: Mapping[str, Any]) -> str | None:
+    """An event of `/events` in one line; `None` for those that only move numbers."""
+    teller = _TELLERS.get(kind)
+    if teller is None:
+        return None
+    told = teller(data)
+    return None if told is None else printable(told, 1000)
+
+
+def _snapshot(data: Mapping[str, Any]) -> str:
+    if "host" in data and "version" not in data:
+        return f"this host has {count(len(data['host']['profiles']), 'model')}"
+    states = [card["state"] for card in data["models"]]
+    return (
+        f"{count(len(states), 'model')}, {states.count('loaded')} loaded; "
+        f"{count(len(data.get('flights', ())), 'request')} in progress"
+    )
+
+
+def _request(data: Mapping[str, Any]) -> str:
+    return describe(msgspec.convert(data, RequestFinished))
+
+
+def _breaker(data: Mapping[str, Any]) -> str:
+    who = f"{data['model']} on {data['backend']}" if data["model"] else data["backend"]
+    words = {"open": "is left alone after failures", "half_open": "is tried again", "closed": "is used again"}
+    return f"{who} {words.get(data['state'], data['state'])}"
+
+
+def _host(data: Mapping[str, Any]) -> str:
+    return f"{data['backend']} {'answers' if data['reachable'] else 'is silent'}"
+
+
+def _engine(data: Mapping[str, Any]) -> str:
+    return f"{data['backend']}: {_model(data['status'])}"
+
+
+def _model(status: Mapping[str, Any]) -> str:
+    words = f"{status['model']} is {status['state']}"
+    if status["state"] == "starting" and status["percent"]:
+        words += f", {status['percent']:.0f} %"
+    if status["failure"]:
+        words += f": {status['failure']['message']}"
+    return words
+
+
+def _moved_there(data: Mapping[str, Any]) -> str:
+    if "switch" not in data:  # a supervisor tells of itself
+        return moved(data)
+    return f"{data['backend']}: {moved(data['switch'])}"
+
+
+def moved(switch: Mapping[str, Any]) -> str:
+    """A phase of a switch."""
+    source = f" from {', '.join(switch['from_models'])}" if switch["from_models"] else ""
+    words = f"switch{source} to {switch['model']}: {switch['phase']}"
+    if switch["percent"]:
+        words += f" {switch['percent']:.0f} %"
+    words += f" after {seconds(switch['elapsed_s'])}"
+    if switch["eta_s"]:
+        words += f", {seconds(switch['eta_s'])} left"
+    if switch["failure"]:
+        words += f": {switch['failure']['message']}"
+    return words
+
+
+def _queue(data: Mapping[str, Any]) -> str:
+    waiting = count(len(data["waiting"]), "request waits", "requests wait")
+    return f"{data['backend']}: {data['serving']} served, {waiting}"
+
+
+_TELLERS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
+    "snapshot": _snapshot,
+    "request": _request,
+    "breaker": _breaker,
+    "host": _host,
+    "engine": _engine,
+    "model": lambda data: _model(data["status"]),
+    "switch": _moved_there,
+    "queue": _queue,
+}

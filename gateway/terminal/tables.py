@@ -1,0 +1,126 @@
+"""Tables and lines for people: aligned, without boxes, as wide as the terminal, coloured where colours are seen.
+
+Into a pipe goes everything, uncut and uncoloured. What is told by others is made harmless before it is shown.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Final, TextIO
+
+import msgspec
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hostler.gateway.events import printable
+
+_PIPE_WIDTH: Final = 10_000
+_GAP: Final = 2
+_LONGEST: Final = 2000
+
+#: How states, outcomes and answers look. Words carry the meaning; colours only repeat it.
+STYLES: Final = {
+    "ready": "green",
+    "loaded": "green",
+    "answers": "green",
+    "ok": "green",
+    "starting": "yellow",
+    "loading": "yellow",
+    "stopping": "yellow",
+    "backoff": "yellow",
+    "waiting": "yellow",
+    "left": "yellow",
+    "silent": "red",
+    "failed": "red",
+    "broken": "red",
+    "warning": "yellow",
+    "error": "bold red",
+    "critical": "bold red",
+    "stopped": "dim",
+    "unloaded": "dim",
+}
+
+
+class Column(msgspec.Struct, frozen=True):
+    """A column. Where there is no room, those with the highest `drop` are left out first; 0 stays.
+
+    `wraps`: its text goes on in the next line; others are cut with an ellipsis.
+    """
+
+    title: str
+    right: bool = False
+    drop: int = 0
+    wraps: bool = False
+
+
+def console(stream: TextIO | None = None, *, width: int | None = None) -> Console:
+    """Where lines go. Only a terminal has a width and colours (which `NO_COLOR` turns off)."""
+    stream = stream or sys.stdout
+    terminal = stream.isatty()
+    return Console(
+        file=stream,
+        width=width if terminal or width else _PIPE_WIDTH,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        force_terminal=terminal,
+    )
+
+
+def styled(text: str) -> Text:
+    """One cell: harmless, and in its colour if its first word has one."""
+    clean = printable(text, _LONGEST)
+    return Text(clean, STYLES.get(clean.split(" ", 1)[0].rstrip(","), ""))
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) -> Table:
+    """The rows as far as `width` goes."""
+    cells = [[styled(cell) for cell in row] for row in rows]
+    natural = [
+        max([cell_len(column.title), *(row[place].cell_len for row in cells)]) for place, column in enumerate(columns)
+    ]
+    shown = list(range(len(columns)))
+    for place in sorted(shown, key=lambda each: -columns[each].drop):
+        if _needed(columns, natural, shown) <= width or not columns[place].drop:
+            break
+        shown.remove(place)
+    made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", collapse_padding=True)
+    for place in shown:
+        column = columns[place]
+        made.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            no_wrap=not column.wraps,
+            overflow="fold" if column.wraps else "ellipsis",
+        )
+    for row in cells:
+        made.add_row(*(row[place] for place in shown))
+    return made
+
+
+def _needed(columns: Sequence[Column], natural: Sequence[int], shown: Sequence[int]) -> int:
+    """How wide the columns want to be; one that wraps is content with twenty cells."""
+    return sum(min(natural[each], 20) if columns[each].wraps else natural[each] for each in shown) + _GAP * (
+        len(shown) - 1
+    )
+
+
+def show(*parts: RenderableType) -> None:
+    """Print to standard output; lines have no blanks at their ends."""
+    out = console()
+    with out.capture() as captured:
+        for part in parts:
+            out.print(part, soft_wrap=isinstance(part, str))
+    text = captured.get()
+    if not out.is_terminal:
+        text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def show_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table as wide as the terminal is."""
+    show(table(columns, rows, console().width))
