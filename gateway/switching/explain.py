@@ -6,7 +6,7 @@ import math
 import re
 
 from hostler.adapters.errors import BackendUnavailable, Busy, GatewayError, ModelUnavailable, Waited
-from hostler.gateway.switching.scheduler import Refuse
+from hostler.gateway.switching.decisions import Refuse
 from hostler.supervisor.contract import Failure, FailureKind, HostStatus
 
 _WHAT: dict[FailureKind, str] = {

@@ -17,20 +17,13 @@ from hostler.adapters.errors import GatewayError, ModelUnavailable, Stopping
 from hostler.gateway.events import EngineChanged, Event, HostChanged, QueueChanged, SwitchChanged, Waiting
 from hostler.gateway.exchange import NO_MORE
 from hostler.gateway.settings import QueueSettings, SwitchingSettings
+from hostler.gateway.switching.addresses import Addresses
+from hostler.gateway.switching.decisions import Effect, Grant, Refuse, SchedulerRules, Switch, Unload
 from hostler.gateway.switching.explain import no_profile, overtaken, refusal, silent
 from hostler.gateway.switching.forecast import Forecast
-from hostler.gateway.switching.scheduler import (
-    Effect,
-    Grant,
-    Nearness,
-    Refuse,
-    Scheduler,
-    SchedulerRules,
-    SchedulerView,
-    Switch,
-    Unload,
-)
+from hostler.gateway.switching.scheduler import Scheduler
 from hostler.gateway.switching.turn import Turn
+from hostler.gateway.switching.views import Nearness, SchedulerView
 from hostler.gateway.switching.waiting import Ticket
 from hostler.supervisor.contract import (
     EngineAddress,
@@ -53,9 +46,6 @@ logger = logging.getLogger(__name__)
 
 #: A subscription that ended is taken up again after this long, in seconds.
 _RESUBSCRIBE_S = 0.25
-
-#: How long a supervisor may take to notice a dead engine: the first pause before it is asked again, and the last.
-_UNNOTICED_S, _UNNOTICED_LIMIT_S = 0.01, 1.0
 
 
 class Orchestrator:
@@ -97,8 +87,7 @@ class Orchestrator:
         self._epoch = int(time.time())
         self._ids = itertools.count(1)
         self._turns: dict[int, Turn] = {}
-        self._addresses: dict[str, EngineAddress] = {}
-        self._dead: dict[str, EngineAddress] = {}
+        self._addresses = Addresses(supervisor)
         self._loads: dict[str, tuple[float, float]] = {}
         self._moved: dict[str, SwitchMoved] = {}
         self._stops: dict[str, anyio.Event] = {}
@@ -205,9 +194,7 @@ class Orchestrator:
 
     def lost(self, address: EngineAddress) -> None:
         """Nobody listens at this address any more: the next request starts the model afresh."""
-        if self._addresses.get(address.model) == address:
-            del self._addresses[address.model]
-            self._dead[address.model] = address
+        if self._addresses.lost(address):
             now = self._clock()
             self._carry_out(self._scheduler.gone(address.model, now), now)
 
@@ -326,7 +313,7 @@ class Orchestrator:
                 eta_s=eta_s if moved.eta_s is None else moved.eta_s,
                 waited_s=waited_s,
             )
-        others = [address.model for address in self._addresses.values() if address.model != turn.model]
+        others = [model for model in self._addresses.models() if model != turn.model]
         return Progress(
             phase="queued",
             model=turn.model,
@@ -343,7 +330,7 @@ class Orchestrator:
             if self.status is None:
                 # A clock that was set back must not lock us out: who comes later counts on from what was seen.
                 self._epoch = max(self._epoch, event.host.epoch + 1)
-            host = await self._located(event.host, fresh=not self.reachable)
+            host = await self._addresses.located(event.host, fresh=not self.reachable, replaced=self._replaced)
             self.status = host
             self._changed(host)
             self.heard(True)
@@ -370,57 +357,22 @@ class Orchestrator:
             self.status = msgspec.structs.replace(self.status, models=(*others, status))
             self._changed(self.status)
         now = self._clock()
-        known = self._addresses.get(status.model)
+        known = self._addresses.of(status.model)
         if status.state == "ready":
-            if (known is None or known.generation < status.generation) and await self._locate(status.model):
+            if (known is None or known.generation < status.generation) and await self._addresses.locate(status.model):
                 now = self._clock()
-                parallel = self._addresses[status.model].parallel
+                parallel = self._addresses.known(status.model).parallel
                 self._carry_out(self._scheduler.loaded(None, status.model, now, parallel), now)
                 self._rearm()
         elif status.state != "starting" and (known is None or known.generation <= status.generation):
-            self._addresses.pop(status.model, None)
+            self._addresses.forget(status.model)
             if status.model not in self._stops:  # what we stop ourselves is reported when it is gone for good
                 self._carry_out(self._scheduler.gone(status.model, now), now)
 
-    async def _located(self, host: HostStatus, *, fresh: bool) -> HostStatus:
-        """The status, with every ready model's address known; one that is gone by now counts as stopped.
-
-        `fresh`: the first one after a silence. The supervisor may be another one by now, which counts generations from
-        the beginning, so nothing that was known before counts. A later one may be older than an order's result.
-        """
-        models = []
-        for status in host.models:
-            known = self._addresses.get(status.model)
-            if known is not None and not fresh and known.generation > status.generation:
-                status = msgspec.structs.replace(status, state="ready", generation=known.generation)
-            elif status.state == "ready":
-                if fresh and known is not None:
-                    del self._addresses[status.model]
-                if (fresh or known is None or known.generation < status.generation) and not await self._locate(
-                    status.model
-                ):
-                    status = msgspec.structs.replace(status, state="stopped")
-                if known is not None and self._addresses.get(status.model, known) != known:
-                    now = self._clock()
-                    self._carry_out(self._scheduler.gone(status.model, now), now)
-            elif known is not None and status.state == "starting" and known.generation == status.generation:
-                status = msgspec.structs.replace(status, state="ready")
-            else:
-                self._addresses.pop(status.model, None)
-            models.append(status)
-        return msgspec.structs.replace(host, models=tuple(models))
-
-    async def _locate(self, model: str) -> bool:
-        try:
-            address = await self._supervisor.locate(model)
-        except (SupervisorUnreachable, UnknownProfile):
-            return False
-        if address is None:
-            return False
-        known = self._addresses.get(model)
-        if known is None or known.generation <= address.generation:
-            self._addresses[model] = address
-        return True
+    def _replaced(self, model: str) -> None:
+        """Another process of the model is found where the one that was known had been."""
+        now = self._clock()
+        self._carry_out(self._scheduler.gone(model, now), now)
 
     # What the scheduler decides
 
@@ -437,7 +389,7 @@ class Orchestrator:
                 if isinstance(effect, Grant):
                     began, ended = self._loads.get(effect.model, (0.0, 0.0))
                     turn.switch_s = max(0.0, ended - max(began, turn.asked_at))
-                    turn.grant(self._addresses[effect.model])
+                    turn.grant(self._addresses.known(effect.model))
                 elif refused_as is not None and effect.cause == "load_failed":
                     turn.refuse(refused_as)
                 else:
@@ -462,7 +414,7 @@ class Orchestrator:
         failure: Failure | None = None
         told: GatewayError | None = None
         try:
-            address = await self._reach(order)
+            address = await self._addresses.reach(order.model, evict=order.evict, epoch=self._epoch)
         except SupervisorError as error:
             failure = error.failure
         except UnknownProfile as error:
@@ -477,30 +429,13 @@ class Orchestrator:
             failure = Failure(kind="exited", message=f"{type(error).__name__} while switching")
         now = self._clock()
         if failure is None:
-            self._addresses[order.model] = address
+            self._addresses.put(address)
             self._loads[order.model] = (began, now)
             self._carry_out(self._scheduler.loaded(order.id, order.model, now, address.parallel), now)
         else:
             logger.warning("%s: %s could not be loaded: %s", self.name, order.model, failure.message)
             self._carry_out(self._scheduler.failed(order.id, order.model, now, failure), now, told)
         self._rearm()
-
-    async def _reach(self, order: Switch) -> EngineAddress:
-        """Where the supervisor says the model listens, and not an address that has just refused us.
-
-        A process that was killed answers nobody a moment before its supervisor hears of it. One that lets nobody in and
-        lives on is ended.
-        """
-        pause_s = _UNNOTICED_S
-        while True:
-            address = await self._supervisor.switch(order.model, evict=order.evict, epoch=self._epoch)
-            if address != self._dead.get(order.model):
-                self._dead.pop(order.model, None)
-                return address
-            await anyio.sleep(pause_s)
-            pause_s *= 2
-            if pause_s > _UNNOTICED_LIMIT_S:
-                await self._supervisor.unload(order.model, epoch=self._epoch)
 
     async def _unload(self, order: Unload) -> None:
         self._leave(order.model)
@@ -518,7 +453,7 @@ class Orchestrator:
 
     def _leave(self, model: str) -> None:
         """Close what is open to an engine that is about to stop."""
-        address = self._addresses.pop(model, None)
+        address = self._addresses.forget(model)
         if address is not None:
             self._release(address)
 

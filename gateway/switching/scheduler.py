@@ -6,100 +6,18 @@ Plain decisions: no task, no clock, no socket. Every method takes the time and r
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import msgspec
 
+from hostler.gateway.switching.decisions import Cause, Effect, Grant, Refuse, SchedulerRules, Switch, Unload
 from hostler.gateway.switching.estimates import until_place, until_served
-from hostler.gateway.switching.eviction import Resident, Room, evict
+from hostler.gateway.switching.eviction import Room
 from hostler.gateway.switching.forecast import Forecast, forecast
-from hostler.gateway.switching.model import Model, Phase
-from hostler.gateway.switching.waiting import Line, Places, Rank, Ticket, Turns, Waiter
+from hostler.gateway.switching.model import Model
+from hostler.gateway.switching.plans import Plan, plan
+from hostler.gateway.switching.views import NOWHERE, Nearness, SchedulerView, nearness, seen
+from hostler.gateway.switching.waiting import Line, Places, Ticket, Turns, Waiter
 from hostler.supervisor.contract import Failure, HostStatus, ModelStatus
-
-Cause = Literal["queue_full", "wait_limit", "load_failed", "does_not_fit", "unloaded", "unknown_model", "host_gone"]
-
-
-class SchedulerRules(msgspec.Struct, frozen=True, kw_only=True):
-    """How long others may be overtaken, how long a model stays at least, how many may wait and how long."""
-
-    patience_s: float = 10.0
-    min_residency_s: float = 0.0
-    max_waiting: int = 10
-    max_wait_s: float = 120.0
-
-
-class Grant(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The ticket may use the model now, until `release`."""
-
-    ticket: int
-    model: str
-
-
-class Refuse(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The ticket will not be served here. `failure` is the supervisor's reason, if it gave one."""
-
-    ticket: int
-    model: str
-    cause: Cause
-    retry_after_s: float
-    failure: Failure | None = None
-
-
-class Switch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Stop the models of `evict` (nobody uses them any more), then load `model`; report `loaded` or `failed`."""
-
-    id: int
-    model: str
-    evict: tuple[str, ...] = ()
-
-
-class Unload(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Stop `model`; report `unloaded`, also if the order failed."""
-
-    model: str
-
-
-Effect = Grant | Refuse | Switch | Unload
-
-
-class Nearness(msgspec.Struct, frozen=True, kw_only=True, order=True):
-    """What lies between a request and its answer on a host; less is nearer.
-
-    `steps`: 0 the model is loaded · 1 is being loaded · 2 fits beside what is loaded · 3 something has to go for it ·
-    4 it cannot be had. Then how busy the model is, in answers for each slot, then how busy the host is.
-    """
-
-    steps: int
-    busy: float = 0.0
-    around: int = 0
-
-
-NOWHERE = Nearness(steps=4)
-
-
-class ModelView(msgspec.Struct, frozen=True, kw_only=True):
-    """A model for dashboards. `draining`: it takes no new requests because another one's turn has come.
-
-    `idle_until` is when it will be unloaded if nobody asks for it, by the clock that the scheduler is told.
-    """
-
-    model: str
-    phase: Phase
-    running: int
-    parallel: int
-    waiting: int
-    draining: bool
-    load_s: float
-    idle_until: float | None = None
-
-
-class SchedulerView(msgspec.Struct, frozen=True, kw_only=True):
-    """A host for dashboards; `waiting` is in the order of service."""
-
-    models: tuple[ModelView, ...]
-    waiting: tuple[Ticket, ...]
-    max_waiting: int
 
 
 class _Lease(msgspec.Struct, frozen=True):
@@ -113,15 +31,6 @@ class _Order(msgspec.Struct, eq=False):
 
     model: Model
     victims: list[Model]
-
-
-class _Plan(msgspec.Struct, eq=False):
-    """A model that may come next, who waits for it, and what has to make room."""
-
-    model: Model
-    head: Waiter
-    victims: list[Model]
-    due: float
 
 
 class Scheduler:
@@ -329,29 +238,12 @@ class Scheduler:
         state = self._models.get(model)
         if state is None or not state.known or (state.phase != "ready" and not self._connected):
             return NOWHERE
-        others = [other.resident() for other in self._models.values() if other.phase != "cold"]
-        if state.phase == "ready":
-            steps = 0
-        elif state.phase == "loading":
-            steps = 1
-        elif now < state.failed_until or (names := evict(state.resident(), others, self._room)) is None:
-            return NOWHERE
-        else:
-            steps = 3 if names else 2
-        busy = (len(state.line) + state.running) / state.parallel
-        return Nearness(steps=steps, busy=busy, around=len(self._waiting) + len(self._leases))
+        return nearness(state, self._models.values(), self._room, now)
 
     def snapshot(self) -> SchedulerView:
         """Everything, for dashboards."""
-        models = tuple(
-            ModelView(
-                model=state.name, phase=state.phase, running=state.running, parallel=state.parallel,
-                waiting=len(state.line), draining=state.gate is not None or state.leaving, load_s=state.load_s,
-                idle_until=state.idle_until if state.phase == "ready" else None,
-            )
-            for state in self._models.values()
-        )  # fmt: skip
         waiting = tuple(waiter.ticket for waiter in self._in_order())
+        models = tuple(seen(state) for state in self._models.values())
         return SchedulerView(models=models, waiting=waiting, max_waiting=self._rules.max_waiting)
 
     def estimate(self, model: str, now: float, ticket_id: int | None = None) -> float:
@@ -463,9 +355,9 @@ class Scheduler:
         for state in self._models.values():
             if state.phase == "ready" and state.line:
                 self._admit(state, now, effects)
-        for plan in plans:
-            if self._has_room(plan, now):
-                effects.append(self._order(plan.model, plan.victims, now))
+        for each in plans:
+            if each.has_room(self._models.values(), self._room, self._rules, now):
+                effects.append(self._order(each.model, each.victims, now))
         for state in self._models.values():
             if state.phase == "ready" and not state.running:
                 expired = state.idle_until is not None and now >= state.idle_until
@@ -496,66 +388,23 @@ class Scheduler:
             return True
         return waiter.rank[1] < gate.rank[1] + 1.0
 
-    def _no_plan(self) -> list[_Plan]:
+    def _no_plan(self) -> list[Plan]:
         self._plan_due = math.inf
         for state in self._models.values():
             state.gate = None
         return []
 
-    def _plan(self, now: float, effects: list[Effect]) -> list[_Plan]:
-        """What should be loaded next, in the order of those who wait, and the gates that this takes."""
+    def _plan(self, now: float, effects: list[Effect]) -> list[Plan]:
+        """What may be loaded next, in the order of those who wait, with the gates that this takes."""
         self._no_plan()
-        wanted: list[tuple[Rank, Model, Waiter]] = []
-        live: dict[str, Resident] = {}
-        for state in self._models.values():
-            if state.phase != "cold":
-                live[state.name] = state.resident()
-            head = state.line.head()
-            if head is not None and state.phase == "cold":
-                wanted.append((head.rank, state, head))
-            elif head is not None and state.phase == "loading" and state.switch is None:
-                effects.append(self._order(state, [], now))  # somebody else's load: joined, so that it reports to us
-        plans: list[_Plan] = []
-        # Where one model runs at a time, one that is on its way there is an answer for all others.
-        taken = self._room.exclusive and any(other.use == "moving" and not other.pinned for other in live.values())
-        for _, state, head in sorted(wanted, key=lambda entry: entry[0]):
-            due = state.line.oldest().at + self._rules.patience_s
-            blocked = taken and not state.pinned
-            names = frozenset() if blocked else evict(state.resident(), live.values(), self._room)
-            if names is None:
-                effects += self._refuse_line(state, "does_not_fit", now, None)
-                continue
-            if blocked or any(live[name].use == "moving" for name in names):
-                # Its turn comes after a switch that is under way or comes first; its patience counts for that one too.
-                for plan in plans:
-                    plan.due = min(plan.due, due)
-                continue
-            for name in names:
-                del live[name]
-            live[state.name] = state.resident("moving")
-            taken = taken or (self._room.exclusive and not state.pinned)
-            plans.append(_Plan(state, head, [self._models[name] for name in sorted(names)], due))
-        for plan in plans:
-            for victim in plan.victims:
-                self._close(victim, plan, now)
-        return plans
-
-    def _close(self, victim: Model, plan: _Plan, now: float) -> None:
-        patience_s = self._rules.patience_s
-        for due in (plan.due, victim.since + patience_s, victim.since + self._rules.min_residency_s):
-            if due > now:
-                self._plan_due = min(self._plan_due, due)
-        if now >= plan.due:
-            victim.gate = plan.head
-
-    def _has_room(self, plan: _Plan, now: float) -> bool:
-        """Whether the victims are free to go, and what stays (also what is only about to stop) leaves enough room."""
-        for victim in plan.victims:
-            if victim.running or now < victim.since + self._rules.min_residency_s:
-                return False
-        if not self._room.exclusive and self._room.budget_bytes is None:
-            return True
-        rest = [
-            state.resident() for state in self._models.values() if state.phase != "cold" and state not in plan.victims
-        ]
-        return evict(plan.model.resident(), rest, self._room) == frozenset()
+        made = plan(self._models, self._room, self._rules)
+        for state in made.joined:
+            effects.append(self._order(state, [], now))  # so that it reports to us
+        for state in made.unfit:
+            effects += self._refuse_line(state, "does_not_fit", now, None)
+        for each in made.plans:
+            self._plan_due = min(self._plan_due, each.later(self._rules, now))
+            if now >= each.due:
+                for victim in each.victims:
+                    victim.gate = each.head
+        return made.plans

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hostler.gateway.switching.scheduler import Scheduler, SchedulerRules
+from hostler.gateway.switching.decisions import SchedulerRules
+from hostler.gateway.switching.scheduler import Scheduler
 from hostler.gateway.switching.waiting import Ticket
 from hostler.supervisor.contract import HostStatus, ModelStatus, ProfileInfo
 

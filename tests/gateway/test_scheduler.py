@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostler.gateway.switching.scheduler import Effect, Grant, Refuse, Scheduler, SchedulerRules, Switch, Unload
+from hostler.gateway.switching.decisions import Effect, Grant, Refuse, SchedulerRules, Switch, Unload
+from hostler.gateway.switching.scheduler import Scheduler
 from hostler.gateway.switching.waiting import Ticket
 from hostler.supervisor.contract import Failure, HostStatus, ModelStatus, ProfileInfo
 
