@@ -243,10 +243,10 @@ class Librarian:
 
     async def _keep(self, name: str, preset: Preset, profile: ProfileEntry | None) -> None:
         async with self._turn:
+            kept = await self._kept()
+            profile = _own(name, preset, profile, kept)
             if profile is None:
-                kept = await self._kept()
-                if name in kept.profiles:
-                    self._free_of_others(name, kept)
+                self._free_of_others(name, kept)
             await self._write(partial(library.put, self._file_there(), name, preset=preset, profile=profile))
 
             def served() -> bool:
@@ -352,6 +352,19 @@ class _Fetching:
             # A wheel, what is in it and each part of a file are files of their own to whoever draws a bar for each.
             of_this = hashlib.sha256(f"{self._digest}/{said.file}/{said.phase}".encode()).hexdigest()
             await self._tell(Stage(step="fetching", digest=of_this, completed=said.completed, total=said.total))
+
+
+def _own(name: str, preset: Preset, profile: ProfileEntry | None, kept: library.Library) -> ProfileEntry | None:
+    """The profile of a model that may have been made of what is kept under its own name, which must not be lost."""
+    before = kept.profiles.get(name)
+    if before is None:
+        return profile
+    if profile is None:
+        return before if preset.model == name else None
+    if profile.base != name:
+        return profile
+    new = {key: value for key in profile.__struct_fields__ if (value := getattr(profile, key)) is not msgspec.UNSET}
+    return msgspec.structs.replace(before, **{key: value for key, value in new.items() if key != "base"})
 
 
 def _digest(digest: str, name: str) -> str:

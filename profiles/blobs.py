@@ -17,6 +17,7 @@ from typing import IO
 
 _DIGEST = re.compile(r"sha256[:-]([0-9a-fA-F]{64})")
 _SPARE_BYTES = 64 * 1024 * 1024
+_FORGOTTEN_S = 3600.0
 
 
 class BlobError(Exception):
@@ -60,11 +61,13 @@ class BlobStore:
             for each in (file, file.with_name(file.name + ".json")):
                 each.unlink(missing_ok=True)
 
-    def clear(self) -> None:
-        """Remove what an upload left that was cut off with the whole process."""
+    def clear(self, now: float) -> None:
+        """Remove what uploads left that were cut off with their whole process; `now` is in seconds since the epoch."""
         with contextlib.suppress(OSError):
             for left in self._folder.glob(".upload-*"):
-                left.unlink(missing_ok=True)
+                # Another gateway may use the same folder: what grew lately is still coming.
+                if left.stat().st_mtime < now - _FORGOTTEN_S:
+                    left.unlink(missing_ok=True)
 
     def reserve(self, length: int) -> None:
         """So many more bytes have come. Raises `NoRoom`."""

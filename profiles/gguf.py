@@ -180,10 +180,10 @@ def tensors(facts: ModelFacts) -> list[tuple[str, str, list[int]]]:
     """The file's tensors: names, types and shapes; none if they are not known."""
     if not facts.tensors:
         return []
-    told = zlib.decompressobj().decompress(facts.tensors, MAX_TOLD_BYTES)
     try:
+        told = zlib.decompressobj().decompress(facts.tensors, MAX_TOLD_BYTES)
         return msgspec.json.decode(told, type=list[tuple[str, str, list[int]]])
-    except msgspec.DecodeError:
+    except (zlib.error, msgspec.DecodeError, RecursionError):
         return []
 
 

@@ -52,6 +52,7 @@ class OllamaEncoder:
         "_passed",
         "_reasoning",
         "_request",
+        "_silent",
         "_spoken",
         "_streaming",
         "_text",
@@ -69,6 +70,8 @@ class OllamaEncoder:
         self._streaming = output is not None and output.stream
         asked = output is not None and output.logprobs is not None
         self._top = requests.alternatives(request.origin.body) if asked else -1
+        # An engine that is to write nothing writes a token all the same.
+        self._silent = _limit(request) == 0
         self._id = answer_id
         self._created = timestamp(created)
         self._timing: Timing | None = None
@@ -116,6 +119,8 @@ class OllamaEncoder:
         self._finish = chunk.finish or self._finish
         if chunk.wire == WIRE and chunk.raw and self._streaming != chunk.whole:
             return self._pass(chunk.raw)
+        if self._silent and (chunk.text or chunk.reasoning):
+            chunk = msgspec.structs.replace(chunk, text="", reasoning="", logprobs=())
         self._vectors += chunk.vectors
         said: list[bytes] = []
         calls = self._collect(chunk)
@@ -271,6 +276,14 @@ class OllamaEncoder:
         counts = self._counts()
         wanted = ("total_duration", "load_duration", "prompt_eval_count")
         return answer | ({name: counts[name] for name in wanted if name in counts} if self._vectors else {})
+
+
+def _limit(request: Request) -> int | None:
+    """How many tokens the client wants at most."""
+    if isinstance(request, CompletionRequest):
+        return request.sampling.max_tokens if request.sampling is not None else None
+    dialogue = request.dialogue if isinstance(request, ChatRequest) else None
+    return dialogue.sampling.max_tokens if dialogue is not None else None
 
 
 def _logprob(token: TokenLogprob) -> dict[str, Any]:

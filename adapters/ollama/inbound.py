@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from hostler.adapters.canonical import Arrangement, ChatRequest, CompletionRequest, Media, Origin, Probe, Request
-from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
+from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, MethodNotAllowed, NotFound
 from hostler.adapters.listing import Listing, ModelCard
 from hostler.adapters.naming import filled
 from hostler.adapters.ollama import models, orders, requests
 from hostler.adapters.ollama.encoder import OllamaEncoder
 from hostler.adapters.ollama.gojson import quoted, read
 from hostler.adapters.ollama.names import named
-from hostler.adapters.ollama.paths import OPERATIONS, UNKNOWN
+from hostler.adapters.ollama.paths import OPERATIONS, UNKNOWN, WRONG
 from hostler.adapters.ollama.presetting import with_preset
 from hostler.adapters.ollama.refusal import refusal
 from hostler.adapters.ollama.shortening import shortened
@@ -58,6 +58,9 @@ class OllamaAdapter:
         if operation.name == UNKNOWN:
             raise NotFound(f"there is no {incoming.path[:200]} here")
         body = filled(incoming) if operation.name in _QUESTIONS else incoming.body
+        if operation.name == WRONG:
+            allowed = tuple(sorted({method for each in OPERATIONS for method in _taken(each, incoming.path)}))
+            raise MethodNotAllowed(f"{incoming.path[:200]} does not take {incoming.method[:20]}", allowed=allowed)
         origin = Origin(
             wire=WIRE,
             operation=operation.name,
@@ -161,3 +164,11 @@ class OllamaAdapter:
     def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
         """The error as a complete answer."""
         return refusal(error, operation)
+
+
+def _taken(operation: Operation, path: str) -> tuple[str, ...]:
+    """The methods that a path takes, as far as this operation goes."""
+    steps, others = operation.path.split("/"), path.split("/")
+    same = operation.name not in (WRONG, UNKNOWN) and len(steps) == len(others)
+    fits = same and all(step == other or step.startswith("{") for step, other in zip(steps, others, strict=True))
+    return operation.methods if fits else ()

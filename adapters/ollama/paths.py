@@ -17,6 +17,13 @@ def _order(name: str, path: str, method: str = "POST", *, upload: bool = False) 
     return Operation(name=name, path=path, methods=(method,), scope="operate", writes=True, media=media, upload=upload)
 
 
+def _wrong(path: str, *methods: str) -> Operation:
+    return Operation(name=WRONG, path=path, methods=methods, scope="read")
+
+
+# What is there, asked for with a method that it does not take.
+WRONG = "wrong"
+
 # Whatever else is asked below /api: clients tell servers apart by how they say that they do not know it.
 UNKNOWN = "unknown"
 
@@ -45,5 +52,8 @@ OPERATIONS: tuple[Operation, ...] = (
     _order("delete", "/api/delete", "DELETE"),
     _order("signout", "/api/signout"),
     _order("signout", "/api/user/keys/{key}", "DELETE"),
+    # Elsewhere HEAD is taken wherever GET is; Ollama takes it where it says so.
+    *(_wrong(path, "HEAD") for path in ("/api/ps", "/api/status", "/api/experimental/model-recommendations")),
+    _wrong("/api/blobs/{digest}", "GET", "PUT", "PATCH", "DELETE"),
     Operation(name=UNKNOWN, path="/api/{rest:path}", methods=("GET", "POST", "PUT", "PATCH", "DELETE"), scope="read"),
 )

@@ -9,7 +9,7 @@ import re
 
 import msgspec
 
-from hostler.adapters.canonical import ChatRequest, EmbedRequest, Message, Request, Text
+from hostler.adapters.canonical import ChatRequest, CompletionRequest, EmbedRequest, Message, Request, Text
 from hostler.adapters.errors import BackendRejected
 from hostler.adapters.ollama.gojson import read
 
@@ -17,6 +17,9 @@ _TOKENS = re.compile(rb"\((\d{1,12}) tokens\)")
 _LIMIT = re.compile(rb"context size \((\d{1,12}) tokens\)|batch size: (\d{1,12})")
 # What a template writes around a message, in characters.
 _FRAME = 16
+# The length of a token in characters, and Ollama's `num_keep`.
+_TOKEN = 4
+_KEEP = 4
 # Characters are a rough measure: a little more than needed goes.
 _MARGIN = 0.95
 
@@ -34,7 +37,7 @@ def overflow(rejected: BackendRejected) -> tuple[int, int] | None:
 def shortened(request: Request, rejected: BackendRejected) -> Request | None:
     """A smaller request, `None` if it was not too large, must not be cut, or nothing can go any more."""
     sizes = overflow(rejected)
-    if sizes is None or not isinstance(request, ChatRequest | EmbedRequest):
+    if sizes is None or not isinstance(request, ChatRequest | CompletionRequest | EmbedRequest):
         return None
     if read(request.origin.body, "Request").flag("truncate") is False:
         return None
@@ -42,6 +45,8 @@ def shortened(request: Request, rejected: BackendRejected) -> Request | None:
     share = min(limit / max(tokens, 1), 1.0) * _MARGIN
     if isinstance(request, EmbedRequest):
         return _cut(request, share)
+    if isinstance(request, CompletionRequest):
+        return _without_middle(request, share)
     dialogue = request.dialogue
     if dialogue is None:
         return None
@@ -74,6 +79,17 @@ def _length(message: Message) -> int:
     said = sum(len(part.text) for part in message.parts if isinstance(part, Text))
     called = sum(len(call.arguments) + len(call.name or "") for call in message.tool_calls)
     return _FRAME + said + called + len(message.reasoning or "")
+
+
+def _without_middle(request: CompletionRequest, share: float) -> CompletionRequest | None:
+    """A prompt that is continued as it stands: its first words, as many tokens as `num_keep`, and its end."""
+    prompt = request.prompt or ""
+    kept = int(len(prompt) * share)
+    first = read(request.origin.body, "Request").mapping("options").get("num_keep")
+    head = min(_TOKEN * (int(first) if isinstance(first, int | float) and first >= 0 else _KEEP), kept // 2)
+    if not 0 < kept < len(prompt):
+        return None
+    return msgspec.structs.replace(request, prompt=prompt[:head] + prompt[len(prompt) - (kept - head) :])
 
 
 def _cut(request: EmbedRequest, share: float) -> EmbedRequest | None:

@@ -9,9 +9,21 @@ import msgspec
 import pytest
 from fakes.ollama_desk import SMOL, Desk
 
-from hostler.adapters.canonical import Chunk, Copy, Create, Delete, Find, Pull, Request, Stage
-from hostler.adapters.errors import GatewayError, ModelNotFound
+from hostler.adapters.canonical import (
+    Chunk,
+    CompletionRequest,
+    Copy,
+    Create,
+    Delete,
+    Find,
+    Pull,
+    Request,
+    Stage,
+    Usage,
+)
+from hostler.adapters.errors import BackendRejected, GatewayError, ModelNotFound
 from hostler.adapters.listing import Listing
+from hostler.adapters.protocol import Incoming
 from hostler.profiles.presets import Preset, Turn
 
 BLOB = "sha256:" + "a" * 64
@@ -183,3 +195,56 @@ def test_show_tells_what_a_model_was_made_with(desk: Desk) -> None:
     # It runs under the name of the model that it was made of.
     assert [model["name"] for model in made.told("ps")["models"]] == ["smol:latest"]
     assert [model["name"] for model in made.told("tags")["models"]] == ["smol:latest", "tiny:latest", "mario:latest"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("HEAD", "/api/ps", "GET"),
+        ("HEAD", "/api/status", "GET"),
+        ("GET", "/api/blobs/" + BLOB, "HEAD, POST"),
+        ("DELETE", "/api/blobs/x", "HEAD, POST"),
+    ],
+)
+def test_a_method_that_ollama_does_not_take_is_refused_as_there(
+    desk: Desk, method: str, path: str, allowed: str
+) -> None:
+    operation = next(
+        each
+        for each in desk.adapter.operations
+        if each.name == "wrong" and method in each.methods and each.path in (path, "/api/blobs/{digest}")
+    )
+    with pytest.raises(GatewayError) as raised:
+        desk.adapter.decode(operation, Incoming(method=method, path=path))
+    answer = desk.adapter.refuse(raised.value, operation)
+    assert (answer.status, answer.body, dict(answer.headers)["Allow"]) == (405, b"405 method not allowed", allowed)
+
+
+def rejected(tokens: int, limit: int) -> BackendRejected:
+    words = f"request ({tokens} tokens) exceeds the available context size ({limit} tokens), try increasing it"
+    return BackendRejected(
+        words, backend="b", wire="openai", answer_status=400, headers={}, body=json.dumps({"error": {"message": words}}).encode()
+    )  # fmt: skip
+
+
+def test_a_raw_prompt_that_is_too_long_keeps_its_first_words_and_its_end(desk: Desk) -> None:
+    prompt = "FIRST" + "x" * 10_000 + "LAST"
+    request = desk.decode("generate", {"model": "smol", "prompt": prompt, "raw": True})
+    shorter = desk.adapter.amend(request, rejected(4000, 2000))
+    assert isinstance(shorter, CompletionRequest) and shorter.prompt is not None
+    assert shorter.prompt.startswith("FIRST") and shorter.prompt.endswith("LAST")
+    assert len(prompt) * 0.4 < len(shorter.prompt) < len(prompt) * 0.5
+    kept = desk.decode("generate", {"model": "smol", "prompt": prompt, "raw": True, "truncate": False})
+    assert desk.adapter.amend(kept, rejected(4000, 2000)) is None
+    none = desk.decode("generate", {"model": "smol", "prompt": prompt, "raw": True, "options": {"num_keep": 0}})
+    cut = desk.adapter.amend(none, rejected(4000, 2000))
+    assert isinstance(cut, CompletionRequest) and cut.prompt is not None and not cut.prompt.startswith("FIRST")
+
+
+def test_a_limit_of_no_tokens_gives_no_words(desk: Desk) -> None:
+    said = Chunk(text="Hello", finish="length", usage=Usage(prompt_tokens=7, completion_tokens=1))
+    chat = desk.chat(stream=False, options={"num_predict": 0})
+    assert json.loads(desk.answer(chat, said))["message"]["content"] == ""
+    raw = desk.decode("generate", {"model": "smol", "prompt": "x", "raw": True, "options": {"num_predict": 0}})
+    assert [line["response"] for line in desk.lines(raw, said)] == [""]
+    assert json.loads(desk.answer(desk.chat(stream=False), said))["message"]["content"] == "Hello"
