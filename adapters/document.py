@@ -68,8 +68,8 @@ class Document:
             raise BadRequest("The request body must be a JSON object.") from None
         except msgspec.DecodeError as error:
             raise BadRequest(_malformed(body, error)) from None
-        spans(body, self.members)
-        _check_depth(self.members)
+        if _check_depth(self.members) != body.count(b":"):
+            spans(body, self.members)
 
     def text(self, name: str) -> str | None:
         """The member as a string; `None` if it is absent or null. Raises `BadRequest` if it is anything else."""
@@ -172,12 +172,15 @@ def _check_keys(body: bytes) -> None:
         raise BadRequest(f"The request body has more than {MAX_KEYS} keys.")
 
 
-def _check_depth(members: Mapping[str, msgspec.Raw]) -> None:
+def _check_depth(members: Mapping[str, msgspec.Raw]) -> int:
+    """How many colons the body of these members has if each name comes once, and there is none in a name."""
     # What holds few brackets cannot be deep. Long lists (messages, tools) are looked at entry by entry, so that only
     # an entry with many brackets of its own is read mark by mark.
+    colons = len(members)
     for member in members.values():
         value = bytes(member)
-        brackets = _brackets(value)
+        colons += value.count(b":")
+        brackets = value.count(b"[") + value.count(b"{")
         if brackets < MAX_DEPTH:
             continue
         if brackets <= MAX_BRACKETS and value.startswith(b"[") and value.count(b",") < _FEW:
@@ -186,6 +189,7 @@ def _check_depth(members: Mapping[str, msgspec.Raw]) -> None:
                     _check_levels(entry, MAX_DEPTH - 2)
         else:
             _check_levels(value, MAX_DEPTH - 1)
+    return colons
 
 
 def _brackets(value: bytes) -> int:

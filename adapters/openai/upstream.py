@@ -59,12 +59,15 @@ class OpenAIUpstream:
             return WireRequest(path=path, body=sent, content_type=origin.content_type)
         body = without_progress(origin.body) if origin.operation == "chat" else origin.body
         members = document.members(body)
-        changes: dict[str, bytes | None] = {"model": msgspec.json.encode(model)}
+        changes: dict[str, bytes | None] = {}
+        name = msgspec.json.encode(model)
+        if bytes(members.get("model", b"")) != name:
+            changes["model"] = name
         if stream and origin.operation in _FOLDED and not _output(request).stream and _foldable(members):
             changes["stream"] = b"true"
             if origin.operation != "responses":
                 changes["stream_options"] = _with_usage(members.get("stream_options"))
-        return WireRequest(path=path, body=document.patch(body, changes, members))
+        return WireRequest(path=path, body=document.patch(body, changes, members) if changes else body)
 
     def parser(self, request: Request, *, fields: bool) -> OpenAIParser:
         """A reader for the answer; `fields` asks for decoded fields beside the raw bytes."""
