@@ -124,6 +124,15 @@ class Timed(Protocol):
 
 
 @runtime_checkable
+class Meeting(Protocol):
+    """What an encoder may promise besides: its answers tell of the model that gives them."""
+
+    def meet(self, card: ModelCard) -> None:
+        """The model that was found for the request. Called once, before anything waits."""
+        ...
+
+
+@runtime_checkable
 class Admitting(Protocol):
     """What an adapter may promise besides: it judges a request by the model that was found for it."""
 

@@ -6,14 +6,29 @@ from collections.abc import Sequence
 
 import msgspec
 
-from hostler.adapters.canonical import AnswerHead, Chunk, Control, Origin, Probe, Progress, Request
+from hostler import __version__
+from hostler.adapters.canonical import (
+    AnswerHead,
+    ChatRequest,
+    Chunk,
+    CompletionRequest,
+    Control,
+    Origin,
+    Probe,
+    Progress,
+    Request,
+)
 from hostler.adapters.document import Document
-from hostler.adapters.errors import BadRequest, GatewayError, NotFound
+from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
 from hostler.adapters.listing import Listing
-from hostler.adapters.lmstudio import models
-from hostler.adapters.lmstudio.paths import DELEGATED, OPERATIONS
+from hostler.adapters.lmstudio import chat, models
+from hostler.adapters.lmstudio.encoder import ChatEncoder, FiguresEncoder
+from hostler.adapters.lmstudio.paths import DELEGATED, NEWER, OPERATIONS
+from hostler.adapters.lmstudio.refusal import refusal
+from hostler.adapters.naming import elsewhere
 from hostler.adapters.openai.inbound import OpenAIAdapter
 from hostler.adapters.protocol import Encoder, Incoming, Operation, WireResponse
+from hostler.adapters.thinking import without_thinking
 from hostler.profiles.presets import Preset
 
 WIRE = "lmstudio"
@@ -49,20 +64,30 @@ class LMStudioAdapter:
             path=incoming.path,
             query=incoming.query,
         )
+        if name == "say":
+            document = Document(incoming.body)
+            model = document.text("model") or elsewhere(incoming)
+            return chat.decode(origin, document, model)
         if name == "load":
-            return Probe(origin=origin, kind=name, model=_needed(incoming.body, "model"))
+            return Probe(origin=origin, kind=name, model=_needed(incoming, "model"))
         if name == "unload":
-            return Control(origin=origin, kind="unload", model=_needed(incoming.body, "instance_id", "model"))
+            return Control(origin=origin, kind="unload", model=_needed(incoming, "instance_id", "model"))
         asked = incoming.path_params.get("id", "").rstrip("/") if name == "entry" else None
         return Probe(origin=origin, kind=name, model=asked)
 
     def expand(self, request: Request) -> Request:
         """The request with everything decoded that a backend of another protocol needs."""
-        return self._openai.expand(request)
+        return request if request.origin.wire == WIRE else self._openai.expand(request)
+
+    def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
+        """What OpenAI's adapter knows of other ways to say it."""
+        if request.origin.wire == WIRE:
+            return without_thinking(request, rejected)
+        return self._openai.amend(request, rejected)
 
     def preset(self, request: Request, preset: Preset) -> Request:
         """The request as it is when it is asked of a model that was made of another one."""
-        return self._openai.preset(request, preset)
+        return request if request.origin.wire == WIRE else self._openai.preset(request, preset)
 
     def answer(self, request: Request, listing: Listing) -> WireResponse:
         """The lists, one model, or that it is loaded."""
@@ -82,10 +107,17 @@ class LMStudioAdapter:
         """An encoder for one reply."""
         if isinstance(request, Control):
             return _Unloaded(request.model)
-        return self._openai.encoder(request, id=id, created=created, progress=progress)
+        if isinstance(request, ChatRequest) and request.origin.wire == WIRE:
+            return ChatEncoder(request, progress=progress)
+        encoder = self._openai.encoder(request, id=id, created=created, progress=progress)
+        if isinstance(request, ChatRequest | CompletionRequest):
+            return FiguresEncoder(encoder, version=__version__)
+        return encoder
 
     def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
-        """The error as a complete answer, in OpenAI's words, which LM Studio uses too."""
+        """The error as a complete answer, on the older paths in OpenAI's words."""
+        if operation is not None and operation.path.startswith(NEWER):
+            return refusal(error)
         return self._openai.refuse(error, operation)
 
 
@@ -119,10 +151,13 @@ class _Unloaded:
         return b""
 
 
-def _needed(body: bytes, *names: str) -> str:
-    document = Document(body)
+def _needed(incoming: Incoming, *names: str) -> str:
+    document = Document(incoming.body)
     for name in names:
         value = document.text(name)
         if value:
             return value
+    named = elsewhere(incoming)
+    if named is not None:
+        return named
     raise BadRequest(f"`{names[0]}` is missing.", param=names[0])

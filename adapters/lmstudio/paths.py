@@ -16,6 +16,9 @@ def _probe(name: str, path: str) -> Operation:
     return Operation(name=name, path=path, methods=("GET",), scope="read", probe=True)
 
 
+# The interface of today, with errors of its own.
+NEWER = "/api/v1/"
+
 OPERATIONS: tuple[Operation, ...] = (
     _probe("models", "/api/v1/models"),
     _probe("models", "/api/v1/models/"),
@@ -26,4 +29,5 @@ OPERATIONS: tuple[Operation, ...] = (
     _probe("list", "/api/v0/models/"),
     _probe("entry", "/api/v0/models/{id:path}"),
     *(Operation(name=name, path=path) for path, name in DELEGATED.items()),
+    *(Operation(name="say", path="/api/v1/chat" + slash) for slash in ("", "/")),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-from hostler.adapters.protocol import Admitting, Presetting
+from hostler.adapters.protocol import Admitting, Meeting, Presetting
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.catalog import Placement
 from hostler.gateway.exchange import Exchange, Target
@@ -24,6 +24,7 @@ class Detect(Layer):
         self._find = find
         self._order = order
         self._admitting: dict[type, bool] = {}
+        self._meeting: dict[type, bool] = {}
 
     async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
         placement = self._find(exchange.request.model)
@@ -37,6 +38,12 @@ class Detect(Layer):
             admitting = self._admitting[type(adapter)] = isinstance(adapter, Admitting)
         if admitting:
             exchange.request = cast(Admitting, adapter).admit(exchange.request, placement.card)
+        encoder = exchange.reply.encoder
+        meeting = self._meeting.get(type(encoder))
+        if meeting is None:
+            meeting = self._meeting[type(encoder)] = isinstance(encoder, Meeting)
+        if meeting:
+            cast(Meeting, encoder).meet(placement.card)
         candidates = tuple(
             Target(backend=place.backend, model=placement.model, name_there=place.name_there, context=place.context)
             for place in placement.places

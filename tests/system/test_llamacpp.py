@@ -123,3 +123,23 @@ async def test_models_are_loaded_and_unloaded_by_order(open_house: OpenHouse) ->
             assert (again.status_code, again.json()["error"]["code"]) == (400, 400)
         assert (await house.http.post("/models/load", json={"model": "x"})).status_code == 404
         assert house.starts() == ["a"]
+
+
+async def test_lm_studios_own_chat_and_its_figures(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"context": 8192, "script": {"reasoning": 1}}}) as house:
+        asked = {"model": "a", "input": "Hello", "system_prompt": "Be brief."}
+        answer = (await house.http.post("/api/v1/chat", json=asked)).json()
+        words = "word1 word2 word3 word4 "
+        assert [(item["type"], item["content"]) for item in answer["output"]] == [
+            ("reasoning", "word0 "), ("message", words),
+        ]  # fmt: skip
+        assert answer["stats"]["total_output_tokens"] == 5
+        events = data_events((await house.http.post("/api/v1/chat", json={**asked, "stream": True})).text)
+        assert (events[0]["type"], events[-1]["type"]) == ("chat.start", "chat.end")
+        assert events[-1]["result"]["output"] == answer["output"]
+        older = {"model": "a", "messages": [{"role": "user", "content": "Hello"}]}
+        whole = (await house.http.post("/api/v0/chat/completions", json=older)).json()
+        assert (whole["choices"][0]["message"]["content"], whole["model_info"]["context_length"]) == (words, 8192)
+        streamed = await house.http.post("/api/v0/chat/completions", json={**older, "stream": True})
+        assert streamed.text.endswith("data: [DONE]\n\n")
+        assert data_events(streamed.text)[-1]["stats"]["stop_reason"] == "eosFound"

@@ -1,0 +1,77 @@
+"""LM Studio's own chat, `POST /api/v1/chat`, understood: one thing said to a model, with a system prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from hostler.adapters.canonical import ChatRequest, Dialogue, Message, Origin, Output, Part, Sampling, Text
+from hostler.adapters.document import Document
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.openai.dialogue import media, read
+
+_LEVELS = frozenset({"off", "on", "low", "medium", "high"})
+
+
+class _Input(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "text"
+    content: str | None = None
+    data_url: str | None = None
+
+
+class _Body(msgspec.Struct, frozen=True, kw_only=True):
+    input: str | list[_Input] | None = None
+    system_prompt: str | None = None
+    previous_response_id: str | None = None
+    integrations: list[Any] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    max_output_tokens: int | None = None
+    reasoning: str | None = None
+
+
+def decode(origin: Origin, document: Document, model: str | None) -> ChatRequest:
+    """The request with its conversation. Raises `BadRequest` naming the field that cannot be understood or had here."""
+    body = read(origin.body, _Body)
+    if body.previous_response_id:
+        raise BadRequest("Answers are not stored here; send what was said before.", param="previous_response_id")
+    if body.integrations:
+        raise BadRequest("Integrations run in LM Studio only.", param="integrations")
+    if body.reasoning is not None and body.reasoning not in _LEVELS:
+        raise BadRequest(f"`reasoning` must be one of {', '.join(sorted(_LEVELS))}.", param="reasoning")
+    if body.input is None:
+        raise BadRequest("`input` is missing.", param="input")
+    messages = [Message(role="system", parts=(Text(text=body.system_prompt),))] if body.system_prompt else []
+    messages.append(Message(role="user", parts=_parts(body.input)))
+    dialogue = Dialogue(
+        messages=tuple(messages),
+        sampling=Sampling(
+            temperature=body.temperature,
+            top_p=body.top_p,
+            top_k=body.top_k,
+            min_p=body.min_p,
+            repeat_penalty=body.repeat_penalty,
+            max_tokens=body.max_output_tokens,
+        ),
+        thinking={"off": False, "on": True, None: None}.get(body.reasoning, body.reasoning),
+    )
+    output = Output(stream=document.flag("stream"), include_usage=True)
+    return ChatRequest(origin=origin, model=model, output=output, dialogue=dialogue)
+
+
+def _parts(said: str | list[_Input]) -> tuple[Part, ...]:
+    if isinstance(said, str):
+        return (Text(text=said),)
+    return tuple(_part(part, f"input[{place}]") for place, part in enumerate(said))
+
+
+def _part(part: _Input, where: str) -> Part:
+    if part.type in ("text", "message") and part.content is not None:
+        return Text(text=part.content)
+    if part.type == "image" and part.data_url is not None:
+        return media("image", part.data_url)
+    raise BadRequest(f"`{where}` must be a text with its `content` or an image with its `data_url`.", param=where)

@@ -1,0 +1,209 @@
+"""LM Studio's own chat, and its figures in OpenAI's answers: bytes in, values out, bytes back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hostler.adapters import framing
+from hostler.adapters.canonical import AnswerHead, ChatRequest, Chunk, Media, Progress, Request, Text, Usage
+from hostler.adapters.errors import BackendBroken, BadRequest, ModelNotFound
+from hostler.adapters.listing import ModelCard
+from hostler.adapters.lmstudio.encoder import FiguresEncoder
+from hostler.adapters.lmstudio.inbound import LMStudioAdapter
+from hostler.adapters.openai.parser import OpenAIParser
+from hostler.adapters.protocol import Encoder, Incoming, Timing
+from hostler.profiles.schema import ModelFacts
+
+ADAPTER = LMStudioAdapter()
+STREAM = AnswerHead(media_type="text/event-stream")
+USAGE = Usage(prompt_tokens=24, completion_tokens=50, reasoning_tokens=3, prompt_ms=111.0, completion_ms=1000.0)
+SAID = (
+    Chunk(reasoning="Hm."), Chunk(text="It "), Chunk(text="is."), Chunk(finish="length"), Chunk(usage=USAGE),
+)  # fmt: skip
+CARD = ModelCard(name="a", context=4096, facts=ModelFacts(architecture="granite", quantization="Q4_K_M"))
+
+
+def asked(path: str, **body: Any) -> Request:
+    operation = next(each for each in ADAPTER.operations if each.path == path)
+    return ADAPTER.decode(
+        operation, Incoming(method="POST", path=path, body=json.dumps({"model": "a", **body}).encode())
+    )
+
+
+def encoder(request: Request, *, progress: str = "thinking") -> Encoder:
+    return ADAPTER.encoder(request, id="id-1", created=1, progress=progress)
+
+
+def events(data: bytes) -> list[Any]:
+    told = [(name, json.loads(each)) for name, each in framing.events(data)]
+    assert all(name == event["type"] for name, event in told)
+    return [event for _, event in told]
+
+
+def test_a_chat_is_understood() -> None:
+    parts = [{"type": "text", "content": "What?"}, {"type": "image", "data_url": "data:image/png;base64,AAAA"}]
+    request = asked(
+        "/api/v1/chat", input=parts, system_prompt="Be brief.", temperature=0.5, top_k=5, max_output_tokens=7,
+        reasoning="off", store=True, context_length=1,
+    )  # fmt: skip
+    assert isinstance(request, ChatRequest)
+    assert request.dialogue is not None
+    system, user = request.dialogue.messages
+    assert (system.role, system.parts) == ("system", (Text(text="Be brief."),))
+    assert user.parts == (Text(text="What?"), Media(kind="image", data="AAAA", mime="image/png"))
+    sampling = request.dialogue.sampling
+    assert (sampling.temperature, sampling.top_k, sampling.max_tokens) == (0.5, 5, 7)
+    assert request.dialogue.thinking is False
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "input"), ({"input": 1}, "input"), ({"input": [{"type": "sound"}]}, "input[0]"),
+        ({"input": "x", "reasoning": "much"}, "reasoning"), ({"input": "x", "integrations": ["mcp/x"]}, "integrations"),
+        ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_understood_is_named(body: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        asked("/api/v1/chat", **body)
+    operation = next(each for each in ADAPTER.operations if each.path == "/api/v1/chat")
+    error = json.loads(ADAPTER.refuse(caught.value, operation).body)["error"]
+    assert (error["type"], error["param"]) == ("invalid_request", param)
+
+
+def test_an_unknown_model_is_refused_in_lm_studios_words() -> None:
+    operation = next(each for each in ADAPTER.operations if each.path == "/api/v1/models/load")
+    answer = ADAPTER.refuse(ModelNotFound("no such model", model="x"), operation)
+    assert (answer.status, json.loads(answer.body)["error"]["type"]) == (404, "model_not_found")
+
+
+RESULT = {
+    "model_instance_id": "a",
+    "output": [{"type": "reasoning", "content": "Hm."}, {"type": "message", "content": "It is."}],
+    "stats": {
+        "input_tokens": 24, "total_output_tokens": 50, "reasoning_output_tokens": 3, "tokens_per_second": 50.0,
+        "time_to_first_token_seconds": 0.111,
+    },
+}  # fmt: skip
+
+
+def test_a_whole_answer() -> None:
+    writing = encoder(asked("/api/v1/chat", input="What?"))
+    writing.begin(STREAM)
+    assert not any(writing.chunk(chunk) for chunk in SAID)
+    body = writing.end()
+    assert json.loads(body) == RESULT
+    assert (writing.media_type, writing.length) == ("application/json", len(body))
+
+
+def test_a_streamed_answer_begins_and_ends_in_named_events() -> None:
+    writing = encoder(asked("/api/v1/chat", input="What?", stream=True))
+    writing.begin(STREAM)
+    told = events(b"".join([*(writing.chunk(chunk) for chunk in SAID), writing.end()]))
+    assert [event["type"] for event in told] == [
+        "chat.start", "reasoning.start", "reasoning.delta", "reasoning.end", "message.start", "message.delta",
+        "message.delta", "message.end", "chat.end",
+    ]  # fmt: skip
+    assert told[-1]["result"] == RESULT
+
+
+def test_a_load_is_told_in_the_protocols_own_events() -> None:
+    writing = encoder(asked("/api/v1/chat", input="What?", stream=True))
+    waits = [Progress(phase="queued", model="a", position=1)]
+    waits += [Progress(phase="loading", model="a", percent=percent, waited_s=2.5) for percent in (25.0, 50.0)]
+    told = b"".join(writing.heartbeat(each) for each in waits)
+    assert told.startswith(b": [hostler] ")
+    writing.begin(STREAM)
+    told += writing.chunk(Chunk(text="It"))
+    assert [(event["type"], event.get("progress"), event.get("load_time_seconds")) for event in events(told)] == [
+        ("chat.start", None, None), ("model_load.start", None, None), ("model_load.progress", 0.25, None),
+        ("model_load.progress", 0.5, None), ("model_load.end", None, 2.5), ("message.start", None, None),
+        ("message.delta", None, None),
+    ]  # fmt: skip
+    assert encoder(asked("/api/v1/chat", input="x", stream=True), progress="off").heartbeat(waits[1]) == b""
+
+
+def test_an_error_in_the_middle_is_followed_by_what_was_said() -> None:
+    writing = encoder(asked("/api/v1/chat", input="What?", stream=True))
+    writing.begin(STREAM)
+    told = events(writing.chunk(Chunk(text="It")) + writing.error(BackendBroken("it broke")))
+    assert [event["type"] for event in told[-3:]] == ["message.end", "error", "chat.end"]
+    assert (told[-2]["error"]["type"], told[-2]["error"]["message"]) == ("internal_error", "it broke")
+    assert told[-1]["result"]["output"] == [{"type": "message", "content": "It"}]
+
+
+FIGURES = {
+    "stats": {
+        "tokens_per_second": 50.0, "time_to_first_token": 0.111, "generation_time": 1.0,
+        "stop_reason": "maxPredictedTokensReached",
+    },
+    "model_info": {"arch": "granite", "quant": "Q4_K_M", "format": "gguf", "context_length": 4096},
+}  # fmt: skip
+PATHS = {
+    "/api/v0/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
+    "/api/v0/completions": {"prompt": "x"},
+}
+
+
+def met(request: Request) -> FiguresEncoder:
+    writing = encoder(request)
+    assert isinstance(writing, FiguresEncoder)
+    writing.meet(CARD)
+    return writing
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_an_older_whole_answer_holds_the_figures(path: str) -> None:
+    writing = met(asked(path, **PATHS[path]))
+    writing.begin(STREAM)
+    assert not any(writing.chunk(chunk) for chunk in SAID)
+    body = writing.end()
+    answer = json.loads(body)
+    assert {name: answer[name] for name in FIGURES} == FIGURES
+    assert (answer["runtime"]["name"], answer["usage"]["total_tokens"], writing.length) == ("hostler", 74, len(body))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_an_older_stream_tells_the_figures_before_it_ends(path: str) -> None:
+    writing = met(asked(path, stream=True, **PATHS[path]))
+    writing.begin(STREAM)
+    written = b"".join([*(writing.chunk(chunk) for chunk in SAID), writing.end()])
+    assert written.endswith(b"data: [DONE]\n\n")
+    last = json.loads(written.split(b"data: ")[-2])
+    assert ({name: last[name] for name in FIGURES}, last["choices"]) == (FIGURES, [])
+
+
+def test_bytes_that_are_forwarded_stay_as_they_are() -> None:
+    chat = {"messages": [{"role": "user", "content": "x"}], "stream": True}
+    writing = met(asked("/api/v0/chat/completions", **chat))
+    theirs = b'data: {"choices":[{"delta":{"content":"A"}}]}\n\n'
+    end = (
+        b'data: {"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
+    )
+    parser = OpenAIParser("chat")
+    parser.begin(STREAM)
+    writing.begin(STREAM)
+    chunks = [*parser.feed(theirs + end + b"data: [DONE]\n\n"), *parser.finish()]
+    written = b"".join([*(writing.chunk(chunk) for chunk in chunks), writing.end()])
+    assert written.startswith(theirs + end)
+    assert b'"eosFound"' in written
+
+
+def test_without_an_engines_times_the_gateways_count() -> None:
+    writing = met(asked("/api/v0/completions", prompt="x"))
+    writing.begin(STREAM)
+    writing.chunk(Chunk(text="A", finish="stop", usage=Usage(prompt_tokens=1, completion_tokens=10)))
+    writing.timing(Timing(queue_s=1.0, switch_s=2.0, total_s=5.0))
+    stats = json.loads(writing.end())["stats"]
+    assert (stats["generation_time"], stats["tokens_per_second"]) == (2.0, 5.0)
+
+
+def test_a_whole_answer_that_is_no_object_stays_as_it_is() -> None:
+    writing = met(asked("/api/v0/completions", prompt="x"))
+    writing.begin(AnswerHead(length=2))
+    assert writing.chunk(Chunk(wire="openai", raw=b"[]", whole=True)) == b""
+    assert writing.end() == b"[]"
