@@ -77,7 +77,7 @@ def create_app(
         Route("/models/status", api.status, methods=["GET"]),
         Route("/models/locate", api.locate, methods=["GET"]),
         Route("/models/switch", api.switch, methods=["POST"]),
-        Route("/models/load", api.switch, methods=["POST"]),
+        Route("/models/load", api.load, methods=["POST"]),
         Route("/models/unload", api.unload, methods=["POST"]),
         Route("/models/pin", api.pin, methods=["POST"]),
         Route("/models/pull", api.pull, methods=["POST"]),
@@ -129,9 +129,21 @@ class _Api:
         return _json(Located(address=await self._supervisor.locate(model)))
 
     async def switch(self, request: Request) -> Response:
-        """`/models/switch` and `/models/load`: progress as it happens if the client takes it, else the end of it."""
+        """Progress as it happens if the client takes it, else the end of it."""
+        order = await read_body(request, SwitchOrder)
+        return await self._switch(request, order, await self._known(order.model, epoch=order.epoch))
+
+    async def load(self, request: Request) -> Response:
+        """As `switch`, for people: what failed too often is tried again at once."""
         order = await read_body(request, SwitchOrder)
         model = await self._known(order.model, epoch=order.epoch)
+        states = {each.model: each.state for each in (await self._supervisor.status()).models}
+        if states.get(model) == "failed":
+            # Nothing of it runs; this forgets the failures.
+            await self._supervisor.unload(model, epoch=order.epoch)
+        return await self._switch(request, order, model)
+
+    async def _switch(self, request: Request, order: SwitchOrder, model: str) -> Response:
         evict = [await self._known(name) for name in order.evict]
         switch = SwitchTold(self._supervisor, model, evict, order.epoch)
         if "text/event-stream" in request.headers.get("accept", ""):

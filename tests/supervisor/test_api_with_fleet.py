@@ -62,6 +62,21 @@ async def test_a_switch_that_fails_says_why(host: Host) -> None:
         assert raised.value.failure.retry_after_s is not None
 
 
+async def test_a_person_who_asks_for_a_model_that_failed_has_it_tried_again_at_once(
+    scripted: Callable[..., Profile], running: Running, serve: Serve, journal: Any
+) -> None:
+    fleet = Fleet([scripted("a", exit_code=1, exit_times=1)], SupervisorSettings(max_failures=1, backoff_s=60))
+    async with (
+        running(fleet),
+        serve(create_app(fleet, token=None)) as url,
+        httpx.AsyncClient(base_url=url, timeout=30) as http,
+    ):
+        for _ in range(2):
+            assert (await http.post("/models/switch", json={"model": "a"})).status_code == 503
+        assert len(journal.events("start")) == 1
+        assert (await http.post("/models/load", json={"model": "a"})).json()["address"]["model"] == "a"
+
+
 async def test_the_first_answer_tells_what_the_switch_took(host: Host) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with httpx.AsyncClient(base_url=host[1], headers=headers, timeout=10) as http:
