@@ -243,7 +243,7 @@ def _message(said: dict[str, Any]) -> dict[str, Any]:
         message["content"] = ""
     if message.get("tool_calls"):
         message["tool_calls"] = [
-            {name: call[name] for name in _CALL_ORDER if name in call} | call for call in message["tool_calls"]
+            {name: call[name] for name in _CALL_ORDER if name in call} | call for call in objects(message["tool_calls"])
         ]
     return message
 
