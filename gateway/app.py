@@ -232,6 +232,10 @@ class Gateway:
                             await supervisor.aclose()
                 tasks.cancel_scope.cancel()
 
+    def status(self) -> StatusView | None:
+        """The whole gateway, now; `None` before it runs."""
+        return None if self._desk is None else self._desk.status()
+
     def stop(self) -> None:
         """Finish what is in progress and return from `run`. A second call does not wait for it."""
         self._stopping = True
@@ -257,10 +261,6 @@ class Gateway:
         supervisors: dict[str, Supervisor] = {} if local is None else {LOCAL: local}
         for name, backend in self._settings.backends.items():
             if backend.kind == "supervisor":
-    def status(self) -> StatusView | None:
-        """The whole gateway, now; `None` before it runs."""
-        return None if self._desk is None else self._desk.status()
-
                 token = secret(backend.token, backend.token_file, f"backends.{name}.token_file")
                 supervisors[name] = SupervisorClient(
                     backend.url,
