@@ -19,6 +19,10 @@ MAX_INTERIM = 8
 KEEP_S = 2.0  # llama-server closes after 5 s of silence without a word, so we are earlier
 KEEP_MARGIN_S = 1.0
 
+#: So often the beginning of an answer is remembered on a connection where none of them ever came again.
+_TRIES = 8
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(0|[1-9][0-9]{0,8})[ \t]*\r\n", re.IGNORECASE)
+
 _STAYS_HERE = frozenset(
     (
         *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
@@ -33,6 +37,59 @@ class Malformed(Exception):
     """The bytes are not an answer, or not all of one; the message completes "the backend ..."."""
 
 
+class SeenAnswer:
+    """How answers on one connection begin, if they are whole in one piece and alike but for their length. Whatever has the
+    same bytes around its length, and the body that it promises behind them, is read as it was read before."""
+
+    __slots__ = ("_after", "_before", "_digits", "_method", "_tries", "fields", "keep_s", "media_type", "status")
+
+    def __init__(self) -> None:
+        self._before = self._after = self._digits = b""
+        self._method = ""
+        self._tries = _TRIES
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.status = 0
+        self.media_type = ""
+        self.keep_s = 0.0
+
+    def body(self, method: str, data: bytes) -> bytes | None:
+        """The body, if these bytes are such an answer, to its end and not beyond it."""
+        before, after, digits = self._before, self._after, self._digits
+        if not before or method != self._method or not data.startswith(before):
+            return None
+        start = len(before)
+        at = start + len(digits)
+        if not (data.startswith(digits, start) and data.startswith(after, at)):
+            at = data.find(b"\r", start, start + 10)
+            digits = data[start:at] if at > 0 else b""
+            if not (digits.isdigit() and data.startswith(after, at)) or (digits.startswith(b"0") and digits != b"0"):
+                return None
+        at += len(after)
+        if len(data) - at != int(digits):
+            return None
+        self._tries = _TRIES
+        return data[at:]
+
+    def remember(
+        self, method: str, data: bytes, head: AnswerHead, fields: list[tuple[bytes, bytes]], keep_s: float
+    ) -> None:
+        """These bytes were one whole answer, and the connection may be kept."""
+        if not self._tries or head.length is None or method == "HEAD":
+            return
+        self._tries -= 1
+        end = data.find(b"\r\n\r\n") + 4
+        found = _LENGTH.search(data, 0, end)
+        lines = len(fields) + 2
+        if (
+            found is not None
+            and len(data) - end == int(found[1]) == head.length
+            and data.count(b"\n", 0, end) == data.count(b"\r", 0, end) == lines
+        ):
+            self._before, self._digits, self._after = data[: found.start(1)], found[1], data[found.end(1) : end]
+            self._method, self.fields, self.keep_s = method, fields, keep_s
+            self.status, self.media_type = head.status, head.media_type
+
+
 class AnswerReader:
     """Reads one answer. `feed` what arrives, `eof` when the connection ends; both raise `Malformed`.
 
@@ -42,12 +99,13 @@ class AnswerReader:
     """
 
     __slots__ = (
-        "_count", "_fields", "_interim", "_method", "_parser", "_quiet", "_refused", "_size", "complete", "head", "keep_s",
-        "parts", "received", "until_close",
+        "_count", "_fields", "_interim", "_method", "_parser", "_quiet", "_refused", "_seen", "_size", "complete", "head",
+        "keep_s", "parts", "received", "until_close",
     )  # fmt: skip
 
-    def __init__(self, method: str) -> None:
+    def __init__(self, method: str, seen: SeenAnswer | None = None) -> None:
         self._method = method
+        self._seen = seen
         self._fields: list[tuple[bytes, bytes]] = []
         self._count = 0
         self._size = 0
@@ -60,7 +118,7 @@ class AnswerReader:
         self.complete = False
         self.until_close = False
         self.keep_s = 0.0
-        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = None
 
     @property
     def on_body(self) -> object:
@@ -70,13 +128,22 @@ class AnswerReader:
     def feed(self, data: bytes) -> None:
         """Takes the next bytes."""
         parser = self._parser
+        first = parser is None
         if parser is None:
-            self.keep_s = 0.0  # more than was asked for: nothing on this connection can be trusted any more
-            return
-        if not self.received:
+            if self.received:
+                self.keep_s = 0.0  # more than was asked for: nothing on this connection can be trusted any more
+                return
             self.received = True
             if data[0] != 72:  # "H": the parser would take RTSP, and empty lines before the answer
                 raise Malformed("sent something that is not HTTP")
+            seen = self._seen
+            if seen is not None and (body := seen.body(self._method, data)) is not None:
+                self._fields, self.keep_s, self.complete = seen.fields, seen.keep_s, True
+                self.head = AnswerHead(status=seen.status, media_type=seen.media_type, length=len(body))
+                if body:
+                    self.parts.append(body)
+                return
+            parser = self._parser = httptools.HttpResponseParser(self)
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -91,6 +158,8 @@ class AnswerReader:
                 raise Malformed("sent headers or framing without end")
         if self.complete:
             self._parser = None
+            if first and self.keep_s and self._seen is not None and self.head is not None and not self._interim:
+                self._seen.remember(self._method, data, self.head, self._fields, self.keep_s)
 
     def eof(self) -> None:
         """The connection has ended in an orderly way."""

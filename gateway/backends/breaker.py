@@ -45,6 +45,7 @@ class Breaker:
         self._changed = changed
         self._state: BreakerState = "closed"
         self._era = 0
+        self._usual = Permit(0, False)  # the one that nearly every call gets
         self._failures = 0
         self._successes = 0
         self._opened = 0
@@ -58,9 +59,9 @@ class Breaker:
 
     def allows(self, now: float) -> bool:
         """Whether `acquire` would give a permit. Changes nothing."""
-        return now >= self._cool_until and (
-            self._state == "closed" or (self.state(now) == "half_open" and not self._probing)
-        )
+        if now < self._cool_until:
+            return False
+        return self._state == "closed" or (self.state(now) == "half_open" and not self._probing)
 
     def acquire(self, now: float) -> Permit | None:
         """The right to make a call now, or `None`."""
@@ -69,11 +70,11 @@ class Breaker:
         if self._state == "open":
             self._become("half_open")
         self._probing = self._state == "half_open"
-        return Permit(self._era, self._probing)
+        return Permit(self._era, True) if self._probing else self._usual
 
     def continued(self) -> Permit:
         """A permit for the rest of a call that has been reported as a success: it is no probe any more."""
-        return Permit(self._era, False)
+        return self._usual
 
     def success(self, permit: Permit, now: float) -> None:
         """The call went well."""
@@ -130,6 +131,7 @@ class Breaker:
     def _become(self, state: BreakerState) -> None:
         before, self._state = self._state, state
         self._era += 1
+        self._usual = Permit(self._era, False)
         self._failures = self._successes = 0
         self._probing = False
         if self._changed is not None and before != state:

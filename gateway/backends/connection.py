@@ -15,7 +15,7 @@ from typing import cast
 
 from hostler.adapters.canonical import AnswerHead
 from hostler.adapters.errors import BackendBroken, BackendError, BackendTimeout, BackendUnavailable
-from hostler.gateway.backends.answer import AnswerReader, Malformed
+from hostler.gateway.backends.answer import AnswerReader, Malformed, SeenAnswer
 
 HIGH_WATER = 256 * 1024  # unread bytes of an answer above which the socket is left alone
 COPY_BELOW = 64 * 1024  # bodies up to this size share one write with their head
@@ -32,7 +32,7 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_between_s", "_buffered", "_deadline", "_error", "_full", "_into", "_loop", "_on_lost", "_paused", "_spilt", "_timer",
+        "_between_s", "_buffered", "_deadline", "_error", "_full", "_into", "_loop", "_on_lost", "_paused", "_seen", "_spilt", "_timer",
         "_timer_at", "_transport", "_waiter", "_write_paused", "backend", "idle_until", "lost", "reader", "served",
     )  # fmt: skip
 
@@ -50,6 +50,7 @@ class Connection(asyncio.Protocol):
         self._between_s = 0.0
         self._full = False
         self._spilt: Exception | None = None
+        self._seen = SeenAnswer()
         self._paused = False
         self._write_paused = False
         self.backend = backend
@@ -63,7 +64,7 @@ class Connection(asyncio.Protocol):
     def begin(self, method: str, backend: str) -> AnswerReader:
         """Gets ready for the next request. Call only on a new connection, or on one that was `reusable`."""
         self.backend = backend
-        self.reader = reader = AnswerReader(method)
+        self.reader = reader = AnswerReader(method, self._seen)
         self.served += 1
         self._buffered = 0
         return reader

@@ -55,9 +55,10 @@ class Standing:
 
     def acquire(self, model: str, now: float) -> Pass | None:
         """The right to try `model` here now, or `None`."""
-        if not self.allows(model, now):
+        breaker = self._of(model)
+        if not (breaker.allows(now) and self._host.allows(now)):
             return None
-        of_host, of_model = self._host.acquire(now), self._of(model).acquire(now)
+        of_host, of_model = self._host.acquire(now), breaker.acquire(now)
         assert of_host is not None and of_model is not None, "they allowed a call a moment ago"
         return Pass(model, of_host, of_model)
 

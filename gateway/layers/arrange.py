@@ -37,11 +37,11 @@ class Arrange(Layer):
         super().__init__(app)
         self._librarian = librarian
 
-    async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
+    def dispatch(self, exchange: Exchange, call_next: CallNext) -> Awaitable[None]:
         order = exchange.request
-        if not isinstance(order, Arrangement):
-            await call_next()
-            return
+        return self._carry_out(exchange, order) if isinstance(order, Arrangement) else call_next()
+
+    async def _carry_out(self, exchange: Exchange, order: Arrangement) -> None:
         reply = exchange.reply
         reply.begin(AnswerHead())
 

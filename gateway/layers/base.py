@@ -24,5 +24,6 @@ class Layer:
         # No coroutine of its own: every piece of an answer would have to pass through it.
         return self.dispatch(scope[EXCHANGE_KEY], partial(self.app, scope, receive, send))
 
-    async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
+    def dispatch(self, exchange: Exchange, call_next: CallNext) -> Awaitable[None]:
+        """The work. A layer that has nothing to do afterwards returns what `call_next` gives."""
         raise NotImplementedError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 from hostler.adapters.protocol import Admitting, Meeting, Presetting
@@ -24,9 +24,10 @@ class Detect(Layer):
         self._find = find
         self._order = order
         self._admitting: dict[type, bool] = {}
+        self._targets: dict[str, tuple[Placement, tuple[Target, ...]]] = {}
         self._meeting: dict[type, bool] = {}
 
-    async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
+    def dispatch(self, exchange: Exchange, call_next: CallNext) -> Awaitable[None]:
         placement = self._find(exchange.request.model)
         exchange.model = placement.model
         exchange.local_only = exchange.local_only or placement.local_only
@@ -44,9 +45,16 @@ class Detect(Layer):
             meeting = self._meeting[type(encoder)] = isinstance(encoder, Meeting)
         if meeting:
             cast(Meeting, encoder).meet(placement.card)
-        candidates = tuple(
-            Target(backend=place.backend, model=placement.model, name_there=place.name_there, context=place.context)
-            for place in placement.places
-        )
+        known = self._targets.get(placement.model)
+        if known is None or known[0] is not placement:
+            known = self._targets[placement.model] = (placement, _targets(placement))
+        candidates = known[1]
         exchange.candidates = self._order(candidates) if len(candidates) > 1 else candidates
-        await call_next()
+        return call_next()
+
+
+def _targets(placement: Placement) -> tuple[Target, ...]:
+    return tuple(
+        Target(backend=place.backend, model=placement.model, name_there=place.name_there, context=place.context)
+        for place in placement.places
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import anyio
@@ -33,11 +33,12 @@ class Probe(Layer):
         self._ping_s = ping_s
         self._watchable: dict[type, bool] = {}
 
-    async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
-        request, adapter = exchange.request, exchange.adapter
-        if not isinstance(request, ProbeRequest):
-            await call_next()
-            return
+    def dispatch(self, exchange: Exchange, call_next: CallNext) -> Awaitable[None]:
+        request = exchange.request
+        return self._answer(exchange, request) if isinstance(request, ProbeRequest) else call_next()
+
+    async def _answer(self, exchange: Exchange, request: ProbeRequest) -> None:
+        adapter = exchange.adapter
         exchange.model = request.model
         watchable = self._watchable.get(type(adapter))
         if watchable is None:  # asked once: Python takes 10 µs to answer

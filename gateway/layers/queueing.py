@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.exchange import Exchange
@@ -18,6 +18,6 @@ class Queueing(Layer):
         self._settings = settings
         self._clock = clock
 
-    async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
+    def dispatch(self, exchange: Exchange, call_next: CallNext) -> Awaitable[None]:
         exchange.deadline = self._clock() + self._settings.max_wait_s
-        await call_next()
+        return call_next()

@@ -137,6 +137,7 @@ class Metrics:
         self._attempts = Counter(
             "hostler_attempts", "Tries at a backend, by what became of them.", ["backend", "outcome"], registry=registry
         )
+        self._attempted: dict[tuple[str, str], Counter] = {}
         self._cost = Counter(
             "hostler_cost_usd", "What answers have cost, in US dollars.", ["backend"], registry=registry
         )
@@ -198,7 +199,11 @@ class Metrics:
             self._tokens.observe(event.prompt_tokens, model, backend, "input")
             self._tokens.observe(event.completion_tokens, model, backend, "output")
         for attempt in event.attempts:
-            self._attempts.labels(attempt.backend, attempt.outcome).inc()
+            series = self._attempted.get((attempt.backend, attempt.outcome))
+            if series is None:
+                series = self._attempts.labels(attempt.backend, attempt.outcome)
+                self._attempted[attempt.backend, attempt.outcome] = series
+            series.inc()
         if event.passed and event.outcome == "ok":
             self._fallbacks.labels(event.passed[0].backend, backend, event.passed[0].why).inc()
         if event.cost:

@@ -12,7 +12,7 @@ import h11
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hostler.gateway.backends.answer import MAX_HEAD, AnswerReader, Malformed
+from hostler.gateway.backends.answer import MAX_HEAD, AnswerReader, Malformed, SeenAnswer
 
 Outcome = tuple[int, bytes] | None  # status and body, or refused
 
@@ -282,3 +282,46 @@ def test_a_connection_is_kept_only_if_h11_would_keep_it(raw: bytes, method: str)
 def test_both_refuse_a_head_without_end() -> None:
     pieces = [b"HTTP/1.1 200 OK\r\nX: ", *[b"y" * 1000] * 200]
     assert ours(pieces, "GET") is None and theirs(pieces, "GET") is None
+
+
+def told(raw: bytes, method: str, seen: SeenAnswer | None) -> tuple[object, ...] | None:
+    """Everything that one segment tells of an answer."""
+    reader = AnswerReader(method, seen)
+    try:
+        reader.feed(raw)
+        headers = reader.headers() if reader.head is not None else None
+        return reader.head, b"".join(reader.parts), reader.complete, reader.keep_s, reader.until_close, headers
+    except Malformed:
+        return None
+
+
+ALIKE = b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Length: %d\r\nX-A: b\r\n\r\n"
+
+
+@st.composite
+def alike(draw: st.DrawFn) -> bytes:
+    """Answers that differ in their bodies, their lengths, and sometimes in something else."""
+    body = draw(text)
+    length = draw(st.sampled_from([b"%d" % len(body)] * 6 + [b"0%d" % len(body), b"%d " % len(body), b"1", b"+1", b""]))
+    raw = (
+        ALIKE.replace(b"%d", length) + body + draw(st.sampled_from([b""] * 6 + [b"x", b"\r\n", b"HTTP/1.1 200 OK\r\n"]))
+    )
+    at = draw(st.integers(0, 3 * len(raw)))
+    return raw[:at] + draw(st.binary(max_size=2)) + raw[at + 1 :] if at < len(raw) else raw
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(answers=st.lists(st.tuples(st.one_of(alike(), alike(), sound()), methods), min_size=2, max_size=8))
+def test_an_answer_that_begins_like_one_before_it_is_read_as_if_it_came_alone(answers: list[tuple[bytes, str]]) -> None:
+    seen = SeenAnswer()
+    for raw, method in answers:
+        if raw:
+            assert told(raw, method, seen) == told(raw, method, None)
+
+
+def test_an_answer_that_begins_like_one_before_it_is_not_parsed_again() -> None:
+    seen = SeenAnswer()
+    for body in (b"one", b"three", b"", b"one"):
+        told(ALIKE % len(body) + body, "POST", seen)
+        assert seen.body("POST", ALIKE % 5 + b"seven") == b"seven"
+    assert seen.body("GET", ALIKE % 5 + b"seven") is None
