@@ -69,8 +69,8 @@ def request_body(request: Request, *, model: str, stream: bool, engine: bool = F
         body |= {"input": request.inputs, "encoding_format": "float"}
         if request.dimensions is not None:
             body["dimensions"] = request.dimensions
-        if request.normalize is False:
-            body["embd_normalize"] = -1  # llama.cpp's own field; other servers read over it
+        if request.normalize is False and engine:
+            body["embd_normalize"] = -1
     elif isinstance(request, RerankRequest) and request.query is not None:
         body |= {"query": request.query, "documents": request.documents or ()}
         if request.top_n is not None:

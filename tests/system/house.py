@@ -165,7 +165,12 @@ def house_in(tmp_path: Path) -> OpenHouse:
     @asynccontextmanager
     async def opened(profiles: Profiles, **sections: dict[str, Any]) -> AsyncIterator[House]:
         configuration, fleet = _host_in(tmp_path, profiles, sections)
-        together = Gateway(configuration.settings, local=fleet if profiles else None)
+        together = Gateway(
+            configuration.settings,
+            local=fleet if profiles else None,
+            library=configuration.library,
+            presets=configuration.presets,
+        )
         sockets = bind([("127.0.0.1", 0)], "gateway.listen")
         url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
         started, ended = anyio.Event(), anyio.Event()

