@@ -72,16 +72,24 @@ def test_keeps_the_contract(scripted: Scripted) -> None:
     assert supervisor is not None
 
 
-async def test_a_model_is_started_once_for_all_who_want_it(scripted: Scripted, running: Running, journal: Any) -> None:
-    async with running(Fleet([scripted("a", ready_after=0.1)], EXCLUSIVE)) as fleet:
+async def test_a_model_is_started_once_for_all_who_want_it(
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
+) -> None:
+    ready = gates("ready")
+    async with running(Fleet([scripted("a", ready_when=ready.path)], EXCLUSIVE)) as fleet:
         addresses: list[EngineAddress] = []
 
         async def want() -> None:
             addresses.append(await fleet.switch("a"))
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(6):
+            tasks.start_soon(want)
+            tasks.start_soon(want)
+            await journal.until("start")
+            for _ in range(4):
                 tasks.start_soon(want)
+            await anyio.wait_all_tasks_blocked()
+            ready.open()
         assert len(set(addresses)) == 1
         assert len(journal.events("start")) == 1
         [address] = set(addresses)

@@ -115,16 +115,23 @@ async def test_waiters_are_told_soon_after_the_engine_is_ready(
     assert min(late) <= 0.1
 
 
-async def test_one_process_serves_all_who_wait(process: Make, journal: Any) -> None:
-    async with process(ready_after=0.1) as one:
+async def test_one_process_serves_all_who_wait(process: Make, journal: Any, gates: Gates) -> None:
+    ready = gates("ready")
+    async with process(ready_when=ready.path) as one:
         addresses: list[EngineAddress] = []
 
         async def wait() -> None:
             addresses.append(await one.ensure_ready())
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(6):
+            tasks.start_soon(wait)
+            # Some come before there is a process, some while it loads.
+            tasks.start_soon(wait)
+            await journal.until("start")
+            for _ in range(4):
                 tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            ready.open()
         assert len(addresses) == 6
         assert len({address.generation for address in addresses}) == 1
         assert len(journal.events("start")) == 1
