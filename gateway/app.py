@@ -32,6 +32,7 @@ from hostler.gateway.backends.chain import Address, Chain
 from hostler.gateway.backends.cloud import CloudTransport
 from hostler.gateway.backends.lan import LanTransport
 from hostler.gateway.backends.pausing import Pauses
+from hostler.gateway.backends.traced import TracedTransport
 from hostler.gateway.catalog import Catalog, with_ends
 from hostler.gateway.desk.explaining import Route
 from hostler.gateway.desk.front import Desk
@@ -47,12 +48,25 @@ from hostler.gateway.layers.observe import Observe
 from hostler.gateway.layers.probe import Probe
 from hostler.gateway.layers.queueing import Queueing
 from hostler.gateway.layers.switch import Switch
+from hostler.gateway.layers.tracing import Tracing
 from hostler.gateway.librarian import Librarian
+from hostler.gateway.records.contents import ContentRules, Contents
+from hostler.gateway.records.contents import default_file as contents_file
 from hostler.gateway.records.journal import Journal
+from hostler.gateway.records.overhearing import Overhearing
+from hostler.gateway.records.tracing import MissingExtra, Tracer, TracingRules
 from hostler.gateway.routes import adapter_claims, build
 from hostler.gateway.security import Rules, Security
 from hostler.gateway.serving.server import Server
-from hostler.gateway.settings import LOCAL, BackendSettings, Settings, SettingsError, parse_address, secret
+from hostler.gateway.settings import (
+    LOCAL,
+    BackendSettings,
+    GatewaySettings,
+    Settings,
+    SettingsError,
+    parse_address,
+    secret,
+)
 from hostler.gateway.switching.hosts import nearest_first
 from hostler.gateway.switching.orchestrator import Orchestrator
 from hostler.gateway.uploads import Uploads
@@ -130,16 +144,21 @@ class Gateway:
             blobs=blobs,
             refresh=self._refresh or self._read_library,
         )
-        lan = LanTransport()
+        lan: Transport = LanTransport()
         hosts = {
             name: self._orchestrator(name, supervisor, catalog, lan) for name, supervisor in self._supervisors.items()
         }
         self._hosts = hosts
         journal = Journal()
-        cloud = CloudTransport()
+        clouds = CloudTransport()
         if not all(backend.in_the_house for backend in self._settings.backends.values()):
-            cloud.client()  # loads certificates, which nobody should wait for later
-        backends = _backends(self._settings, self._supervisors, lan, cloud)
+            clouds.client()  # loads certificates, which nobody should wait for later
+        tracer, contents = _tracer(settings, self._clock), _contents(settings)
+        near, cloud = lan, clouds  # type: Transport, Transport
+        if tracer is not None:
+            near = TracedTransport(lan, self._clock, told=True)
+            cloud = TracedTransport(clouds, self._clock, told=settings.tracing.to_clouds)
+        backends = _backends(self._settings, self._supervisors, near, cloud)
         chain = Chain(
             self._settings,
             supervisors=self._supervisors,
@@ -161,6 +180,7 @@ class Gateway:
             in_progress=self._in_progress,
             keys=self._keys,
             history=self._history,
+            contents=contents,
             clock=self._clock,
         )
         async with anyio.create_task_group() as tasks:
@@ -177,6 +197,7 @@ class Gateway:
                     await host.known.wait()
             pipeline = build(
                 [
+                    lambda app: app if contents is None else Overhearing(app, contents.add),
                     lambda app: Edge(
                         app,
                         max_body=settings.max_body,
@@ -184,6 +205,7 @@ class Gateway:
                         in_progress=self._in_progress,
                         clock=self._clock,
                     ),
+                    lambda app: app if tracer is None else Tracing(app, record=tracer.record, chosen=tracer.chosen),
                     lambda app: Observe(app, bus=self.bus, log=journal.add, clock=self._clock),
                     lambda app: Probe(
                         app, listing=lambda: with_ends(catalog.listing, _ends(hosts, self._clock())), bus=self.bus
@@ -225,7 +247,9 @@ class Gateway:
                     each.close()
                 with anyio.CancelScope(shield=True):
                     await lan.aclose()
-                    await cloud.aclose()
+                    await clouds.aclose()
+                    if tracer is not None:
+                        await tracer.aclose()
                     await chain.aclose()
                     for supervisor in self._supervisors.values():
                         if isinstance(supervisor, SupervisorClient):
@@ -321,6 +345,34 @@ class Gateway:
             throttle=desk.throttle,
             sessions=desk.sessions,
         )
+
+
+def _tracer(settings: GatewaySettings, clock: Callable[[], float]) -> Tracer | None:
+    """What makes spans, if there is a collector for them. Nothing of OpenTelemetry is imported otherwise."""
+    tracing = settings.tracing
+    if tracing.endpoint is None:
+        return None
+    rules = TracingRules(
+        endpoint=tracing.endpoint, headers=tracing.headers, service=tracing.service, sample=tracing.sample
+    )
+    try:
+        return Tracer(rules, clock, version=__version__)
+    except MissingExtra as error:
+        raise SettingsError(
+            "gateway.tracing.endpoint: traces need the extra; install it with `pip install 'hostler[otel]'`"
+        ) from error
+
+
+def _contents(settings: GatewaySettings) -> Contents | None:
+    """Where prompts and answers are kept, if they are."""
+    recording = settings.recording
+    file = Path(recording.file).expanduser() if recording.file else contents_file()
+    if recording.contents:
+        logger.warning("prompts and answers are recorded in %s (gateway.recording.contents)", file)
+        return Contents(file, ContentRules(max_bytes=recording.max_size, max_age_s=recording.max_age_s))
+    if file.is_file():
+        logger.warning("%s still holds prompts and answers of when they were recorded: delete it if you may", file)
+    return None
 
 
 def _ends(hosts: Mapping[str, Orchestrator], now: float) -> dict[str, float]:

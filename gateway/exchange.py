@@ -53,11 +53,17 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One try at one target, and what became of it: `answered`, the kind of failure, or what ended it from outside
-    (`client_left`, `cancelled`, `stopped`)."""
+    (`client_left`, `cancelled`, `stopped`).
+
+    `began_at` is of the loop's clock; `queue_s` and `switch_s` are the parts of it that were spent waiting.
+    """
 
     target: Target
     seconds: float
     outcome: str = "answered"
+    began_at: float = 0.0
+    queue_s: float = 0.0
+    switch_s: float = 0.0
 
 
 class Exchange:

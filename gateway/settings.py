@@ -74,6 +74,25 @@ class SpendingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     file: str | None = None
 
 
+class TracingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where an OpenTelemetry collector takes spans (OTLP over HTTP), and which it gets. Left out: there are no traces."""
+
+    endpoint: str | None = None
+    headers: Mapping[str, str] = {}
+    service: str = "hostler"
+    sample: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    to_clouds: bool = False
+
+
+class RecordingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether prompts and answers are kept, where, how much of them and for how long."""
+
+    contents: bool = False
+    file: str | None = None
+    max_size: Size = Size(256 * 1024**2)
+    max_age_s: Annotated[float, msgspec.Meta(gt=0)] = 7 * 24 * 3600.0
+
+
 class LibrarySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What clients may change about which models there are, and the file that keeps it."""
 
@@ -93,11 +112,14 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     cors_origins: tuple[str, ...] = ()
     max_body: Size = Size(64 * 1024**2)
     drain_s: Seconds = 30.0
+    logging: LoggingSettings = LoggingSettings()
     queue: QueueSettings = QueueSettings()
     switching: SwitchingSettings = SwitchingSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     probing: ProbingSettings = ProbingSettings()
     spending: SpendingSettings = SpendingSettings()
+    tracing: TracingSettings = TracingSettings()
+    recording: RecordingSettings = RecordingSettings()
     library: LibrarySettings = LibrarySettings()
     chain: tuple[str, ...] | None = None
 
@@ -112,7 +134,6 @@ class WakeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Something that answers: another machine's supervisor, or a server that speaks a protocol.
-    logging: LoggingSettings = LoggingSettings()
 
     `models` maps our names to the backend's; `"*"` stands for every name that is not listed. `local` says whether it
     stands in the house; left out, its kind and address tell.
@@ -265,6 +286,11 @@ def _check(settings: Settings, document: Document) -> None:
                 ("backends", name), 'models is missing: say which models it answers for, e.g. {"*": its-name-for-it}'
             )
     _check_chains(settings, document)
+    endpoint = settings.gateway.tracing.endpoint
+    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        raise document.error(
+            ("gateway", "tracing", "endpoint"), f"{endpoint!r} must be the whole address, http://.../v1/traces"
+        )
     for index, listen in enumerate(settings.gateway.listen):
         _check_address(document, ("gateway", "listen", index), listen)
     _check_address(document, ("supervisor", "listen"), settings.supervisor.listen)

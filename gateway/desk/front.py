@@ -12,6 +12,7 @@ import anyio
 from hostler import __version__
 from hostler.gateway.asgi import Claim
 from hostler.gateway.catalog import Catalog
+from hostler.gateway.desk.contents import Transcripts
 from hostler.gateway.desk.dashboard import Dashboard
 from hostler.gateway.desk.logs import Logs
 from hostler.gateway.desk.operating import Operating
@@ -21,6 +22,7 @@ from hostler.gateway.desk.status import ChainView, Status, StatusView
 from hostler.gateway.edge import InProgress
 from hostler.gateway.events import Bus
 from hostler.gateway.keys import KeyRing
+from hostler.gateway.records.contents import Contents
 from hostler.gateway.records.history import History
 from hostler.gateway.records.logbook import Logbook
 from hostler.gateway.records.metrics import BackendNow, ChainNow, Metrics
@@ -39,7 +41,8 @@ class KeepsLogs(Protocol):
 class Desk:
     """Answers operators and onlookers. `run` keeps history, logs and live views going; `close` ends the live views.
 
-    `history` is the file to remember in, `None` to forget at the end. `sessions` is `None` where no keys are needed.
+    `history` is the file to remember in, `None` to forget at the end. `contents` keeps prompts and answers, if
+    that is switched on. `sessions` is `None` where no keys are needed.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Desk:
         in_progress: InProgress,
         keys: KeyRing | None,
         history: Path | None,
+        contents: Contents | None = None,
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -62,6 +66,7 @@ class Desk:
             exchanges=in_progress.exchanges,
             chain=chain,
             version=__version__,
+            recording=contents is not None,
             clock=clock,
             wall=wall,
         )
@@ -80,6 +85,8 @@ class Desk:
             {name: each.logs for name, each in supervisors.items() if isinstance(each, KeepsLogs)},
         )
         self._operating = Operating(catalog, hosts, in_progress)
+        self._contents = contents
+        self._transcripts = Transcripts(contents)
         self._page = Page(
             status.view,
             self.sessions,
@@ -92,23 +99,26 @@ class Desk:
 
     def surface(self, claims: Iterable[Claim]) -> Surface:
         """All routes: those of the protocols, and the gateway's own."""
-        own = (*self._dashboard.claims(), *self._operating.claims(), *self._logs.claims(), *self._page.claims())
+        parts = (self._dashboard, self._operating, self._logs, self._transcripts, self._page)
+        own = [claim for part in parts for claim in part.claims()]
         surface = Surface([*claims, *own])
         self._dashboard.describe(surface.claims())
         return surface
+
+    def status(self) -> StatusView:
+        """The whole gateway, now."""
+        return self._status.view()
 
     async def run(self) -> None:
         """Until cancelled."""
         with self._logbook.opened():
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._history.run)
+                if self._contents is not None:
+                    tasks.start_soon(self._contents.run)
                 tasks.start_soon(self._dashboard.run)
 
     def close(self) -> None:
-    def status(self) -> StatusView:
-        """The whole gateway, now."""
-        return self._status.view()
-
         """End every live view."""
         self._dashboard.close()
         self._logs.close()

@@ -218,6 +218,7 @@ def _frame(status: StatusView, client: Client, *, logged_in: bool) -> str:
     )
     leave = '<form method="post" action="/ui/logout"><button class="quiet">Log out</button></form>' if logged_in else ""
     scopes = " ".join(sorted(client.scopes))
+    recording = _RECORDING if status.recording else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>Hostler</title>
@@ -226,7 +227,7 @@ def _frame(status: StatusView, client: Client, *, logged_in: bool) -> str:
 <body data-scopes="{_text(scopes)}" data-name="{_text(client.name)}">
 <a class="skip" href="#main">Skip to content</a>
 <header><h1>Hostler <small>{_text(status.version)}</small></h1>
-<p id="link" role="status"></p><button id="theme" class="quiet" type="button" hidden>Theme</button>{leave}</header>
+<p id="link" role="status"></p><button id="theme" class="quiet" type="button" hidden>Theme</button>{leave}{recording}</header>
 <nav id="nav" aria-label="Sections"></nav>
 <main id="main" tabindex="-1"><noscript>
 <p>Live views need JavaScript. This is how things were when the page was loaded.</p>
@@ -236,6 +237,13 @@ def _frame(status: StatusView, client: Client, *, logged_in: bool) -> str:
 <h2>Hosts</h2><div class="scroll" tabindex="0" role="region" aria-label="Hosts"><table><thead><tr>
 <th scope="col">host</th><th scope="col">supervisor</th><th scope="col">serving</th><th scope="col">waiting</th>
 </tr></thead><tbody>{hosts}</tbody></table></div></noscript></main></body></html>"""
+
+
+#: Whoever opens the page, and whatever section, sees it.
+_RECORDING = (
+    '<p class="recording" role="note"><strong>Recording:</strong> prompts and answers are recorded '
+    "(<code>gateway.recording.contents</code>).</p>"
+)
 
 
 def _text(value: str) -> str:

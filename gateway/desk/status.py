@@ -99,7 +99,7 @@ class Flight(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatusView(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole gateway at one moment, as `GET /admin/status` tells it."""
+    """The whole gateway at one moment, as `GET /admin/status` tells it. `recording`: prompts and answers are kept."""
 
     version: str
     active: str | None
@@ -108,6 +108,7 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     hosts: tuple[HostView, ...]
     chain: ChainView = ChainView()
     flights: tuple[Flight, ...] = ()
+    recording: bool = False
     at: float = 0.0
 
 
@@ -131,6 +132,7 @@ class Status:
         exchanges: Callable[[], Iterable[Exchange]],
         chain: Callable[[], ChainView],
         version: str,
+        recording: bool = False,
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -139,6 +141,7 @@ class Status:
         self._exchanges = exchanges
         self._chain = chain
         self._version = version
+        self._recording = recording
         self._clock = clock
         self._wall = wall
 
@@ -153,6 +156,7 @@ class Status:
             hosts=tuple(self._host(host, whole=True) for host in self._hosts.values()),
             chain=self._chain(),
             flights=self.flights(),
+            recording=self._recording,
             at=round(self._wall(), 3),
         )
 

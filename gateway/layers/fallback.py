@@ -162,7 +162,7 @@ class Fallback(Layer):
     ) -> Failed | None:
         """One try. However it ends, the breakers are told, once."""
         held = permit
-        began_at = self._clock()
+        began_at, queued_s, switched_s = self._clock(), exchange.queue_s, exchange.switch_s
         outcome: Outcome = "client_left"
         word: str = "gateway_failed"
         error: GatewayError | None = None
@@ -194,7 +194,16 @@ class Fallback(Layer):
             return Failed(outcome=judged, error=caught)
         finally:
             exchange.answering = None
-            exchange.attempts.append(Attempt(target=target, seconds=self._clock() - began_at, outcome=word))
+            exchange.attempts.append(
+                Attempt(
+                    target=target,
+                    seconds=self._clock() - began_at,
+                    outcome=word,
+                    began_at=began_at,
+                    queue_s=exchange.queue_s - queued_s,
+                    switch_s=exchange.switch_s - switched_s,
+                )
+            )
             self._record_cost(exchange, hop, outcome)
             self._tell(exchange, hop, target, held, outcome, error)
 

@@ -1,10 +1,13 @@
 // Flow: requests on their way and the last ones, each with its way in time.
 
 import { badge, facts, h, keyed, say, set, show } from "./dom.js";
+import { get } from "./api.js";
 import { clock, count, money, seconds, speed } from "./format.js";
 import { cancel } from "./orders.js";
 import { mayOperate } from "./rights.js";
 import { now, state } from "./store.js";
+
+const LONGEST_SHOWN = 100_000;
 
 const OUTCOMES = {
   ok: ["ok", "good"],
@@ -134,6 +137,9 @@ function detail(live) {
     cost: "Cost",
   });
   const attempts = h("ol", { class: "small" });
+  const contents = h("div", { class: "contents" });
+  let id = "";
+  const read = h("button", { type: "button", class: "quiet", on: { click: () => recorded(id, contents, read) } }, "Show what was said");
   const update = (request) => {
     const total = live ? Math.max(0, now() - request.at) : request.seconds;
     const before = request.queue_s + request.switch_s;
@@ -158,11 +164,38 @@ function detail(live) {
       operation: `${request.protocol} ${request.operation}${request.streamed ? ", streamed" : ""}`,
       cost: request.cost ? money(request.cost) : "",
     });
+    id = request.id;
+    show(read, !live && state.recording && mayOperate && !contents.childElementCount);
     const tried = request.attempts ?? [];
     show(attempts, tried.length > 1);
     if (tried.length > 1 && attempts.childElementCount !== tried.length) {
       attempts.replaceChildren(...tried.map((each) => h("li", {}, `${each.backend}: ${each.outcome.replaceAll("_", " ")} after ${seconds(each.seconds)}`)));
     }
   };
-  return { nodes: [bar, h("ul", { class: "key" }, ...keys), told.node, attempts], update };
+  return { nodes: [bar, h("ul", { class: "key" }, ...keys), told.node, attempts, read, contents], update };
+}
+
+/** The request and the answer themselves, where they are recorded. */
+async function recorded(id, place, button) {
+  button.disabled = true;
+  try {
+    const [found] = await get(`/admin/contents?id=${encodeURIComponent(id)}`);
+    const part = (name, text) => {
+      const cut = found.cut.includes(name) || text.length > LONGEST_SHOWN;
+      return [h("h4", {}, name === "request" ? "Asked" : "Answered"), h("pre", { tabindex: "0", "aria-label": name }, pretty(text.slice(0, LONGEST_SHOWN)) + (cut ? "\n[cut]" : ""))];
+    };
+    place.replaceChildren(...part("request", found.request), ...part("answer", found.answer));
+    show(button, false);
+  } catch (error) {
+    place.replaceChildren(h("p", { class: "bad small" }, error.message));
+  }
+  button.disabled = false;
+}
+
+function pretty(text) {
+  try {
+    return JSON.stringify(JSON.parse(text), null, 2);
+  } catch {
+    return text;
+  }
 }

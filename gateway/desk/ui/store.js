@@ -9,6 +9,7 @@ const PACE_MS = 200;
 export const state = {
   link: "connecting",
   version: "",
+  recording: false, // prompts and answers are kept
   active: null,
   default: null,
   models: [],
@@ -52,6 +53,7 @@ const hear = {
   snapshot(value) {
     Object.assign(state, {
       version: value.version,
+      recording: value.recording,
       active: value.active,
       default: value.default,
       models: value.models,

@@ -1,0 +1,154 @@
+"""Prompts and answers: recorded where that was switched on, for operators, within bounds; else nowhere."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import stat
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from system.house import House, OpenHouse, keys_in
+
+from hostler.gateway import keys
+from hostler.gateway.records.contents import ContentRules, Contents, Recorded
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "a word that nobody else may read"
+
+
+def switched_on(folder: Path, **more: Any) -> dict[str, Any]:
+    return {"recording": {"contents": True, "file": str(folder / "state" / "contents.sqlite3"), **more}}
+
+
+async def asked(house: House, *, key: str | None = None, stream: bool = False) -> str:
+    messages = [{"role": "user", "content": SECRET}]
+    answer = await house.chat("a", key=key, messages=messages, stream=stream)
+    return str(answer.headers["x-request-id"])
+
+
+async def test_an_operator_reads_what_was_asked_and_answered(open_house: OpenHouse, tmp_path: Path) -> None:
+    file = tmp_path / "state" / "contents.sqlite3"
+    async with open_house({"a": {}}, gateway=switched_on(tmp_path)) as house:
+        for stream in (False, True):
+            found = await house.http.get("/admin/contents", params={"id": await asked(house, stream=stream)})
+            ((recorded),) = found.json()
+            assert SECRET in recorded["request"]
+            assert "word0" in recorded["answer"]
+            assert recorded["cut"] == []
+        assert (await house.status())["recording"] is True
+        assert (await house.http.get("/admin/contents", params={"id": "req-none"})).status_code == 404
+        assert (
+            "prompts and answers are recorded" in (await house.http.get("/ui/", headers={"Accept": "text/html"})).text
+        )
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+async def test_whoever_may_look_at_figures_may_not_read_contents(open_house: OpenHouse, tmp_path: Path) -> None:
+    path, of = keys_in(tmp_path, anna=0)
+    reader = keys.add(tmp_path / "keys", "reader", ["read", "infer"])
+    async with open_house({"a": {}}, gateway={**switched_on(tmp_path), "api_keys_file": path}) as house:
+        params = {"id": await asked(house, key=of["anna"])}
+        statuses = [
+            (
+                await house.http.get("/admin/contents", params=params, headers={"Authorization": f"Bearer {key}"})
+            ).status_code
+            for key in (reader, of["anna"])
+        ]
+        assert statuses == [403, 200]
+    assert of["anna"].encode() not in (tmp_path / "state" / "contents.sqlite3").read_bytes()
+
+
+async def test_nothing_is_recorded_by_itself(
+    open_house: OpenHouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    recording = {"file": str(tmp_path / "state" / "contents.sqlite3")}
+    async with open_house({"a": {}}, gateway={"recording": recording}) as house:
+        answer = await house.http.get("/admin/contents", params={"id": await asked(house)})
+        assert (answer.status_code, "gateway.recording.contents" in answer.json()["error"]["message"]) == (404, True)
+        assert (await house.status())["recording"] is False
+        assert "are recorded" not in (await house.http.get("/ui/", headers={"Accept": "text/html"})).text
+    assert not (tmp_path / "state").exists()
+    assert SECRET not in caplog.text
+
+
+async def test_what_was_recorded_before_it_was_switched_off_is_pointed_out(
+    open_house: OpenHouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    on = switched_on(tmp_path)
+    async with open_house({"a": {}}, gateway=on) as house:
+        await asked(house)
+    assert SECRET.encode() in (tmp_path / "state" / "contents.sqlite3").read_bytes()
+    async with open_house({"a": {}}, gateway={"recording": {**on["recording"], "contents": False}}):
+        assert "contents.sqlite3 still holds prompts and answers" in caplog.text
+
+
+async def test_logs_and_events_never_hold_contents(
+    open_house: OpenHouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with open_house({"a": {}}, gateway=switched_on(tmp_path)) as house:
+        await asked(house)
+        told = [(await house.http.get(path)).text for path in ("/admin/status", "/admin/history", "/metrics")]
+    assert all(SECRET not in text for text in (*told, caplog.text))
+
+
+def recorded(number: int, at: float = 0.0, size: int = 1000) -> Recorded:
+    return Recorded(id=f"req-{number}", at=at, request="?" * size, answer="!")
+
+
+async def kept(contents: Contents, numbers: range) -> list[int]:
+    return [number for number in numbers if await contents.find(f"req-{number}")]
+
+
+async def test_the_newest_are_kept_within_bounds_of_size_and_age(tmp_path: Path) -> None:
+    now = 1000.0
+    file = tmp_path / "contents.sqlite3"
+    contents = Contents(file, ContentRules(max_bytes=5000, max_age_s=100), wall=lambda: now)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(contents.run)
+        for number in range(20):
+            contents.add(recorded(number, at=now))
+        assert await kept(contents, range(20)) == [16, 17, 18, 19]
+        contents.add(recorded(20, at=now))
+        now = 1099.0
+        assert await kept(contents, range(21)) == [17, 18, 19, 20]
+        now = 1101.0
+        assert await kept(contents, range(21)) == []
+        tasks.cancel_scope.cancel()
+    assert b"????" not in file.read_bytes()
+
+
+async def test_a_flood_is_left_out_rather_than_kept_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    contents = Contents(tmp_path / "contents.sqlite3", ContentRules(max_bytes=2**30, max_age_s=100))
+    for number in range(100):
+        contents.add(recorded(number, size=1024**2))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(contents.run)
+        await contents.flush()
+        tasks.cancel_scope.cancel()
+    assert "68 requests were not recorded" in caplog.text
+
+
+async def test_a_disk_that_takes_nothing_stops_nothing(
+    open_house: OpenHouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "state").write_text("")
+    async with open_house({"a": {}}, gateway=switched_on(tmp_path)) as house:
+        assert (await house.chat("a")).status_code == 200
+        assert (await house.http.get("/admin/contents", params={"id": await asked(house)})).status_code == 404
+    assert "cannot be recorded" in caplog.text
+
+
+async def test_what_is_endless_is_cut(open_house: OpenHouse, tmp_path: Path) -> None:
+    async with open_house({"a": {}}, gateway=switched_on(tmp_path)) as house:
+        answer = await house.chat("a", messages=[{"role": "user", "content": "x" * 2 * 1024**2}])
+        ((found),) = (await house.http.get("/admin/contents", params={"id": answer.headers["x-request-id"]})).json()
+    assert (found["cut"], len(found["request"])) == (["request"], 1024**2)
+    with sqlite3.connect(tmp_path / "state" / "contents.sqlite3") as database:
+        assert database.execute("SELECT count(*) FROM contents").fetchone() == (1,)
+    database.close()

@@ -1,0 +1,265 @@
+"""Traces: what a collector is told of a request, whose trace it joins, and that it costs nothing where there is none."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from anyio.abc import SocketStream
+from fakes.openrouter import Router, open_router
+from google.protobuf.json_format import MessageToDict
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from system.chain import open_chain, plain
+from system.house import OpenHouse
+
+from hostler.adapters.canonical import ChatRequest, Origin
+from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.gateway.exchange import Attempt, Client, Exchange, Target
+from hostler.gateway.records.tracing import Tracer, TracingRules
+from hostler.gateway.reply import Reply
+from hostler.gateway.tracecontext import CURRENT, Call, Trace, begin
+
+pytestmark = pytest.mark.anyio
+
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+SAMPLED = f"00-{TRACE}-{PARENT}-01"
+
+
+class Collector:
+    """An OpenTelemetry collector: takes OTLP over HTTP, and remembers the spans."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.spans: list[dict[str, Any]] = []
+        self.resources: list[dict[str, Any]] = []
+        self.headers: list[str] = []
+
+    async def serve(self, stream: SocketStream) -> None:
+        data = b""
+        async with stream:
+            while b"\r\n\r\n" not in data:
+                data += await stream.receive()
+            head, _, body = data.partition(b"\r\n\r\n")
+            self.headers.append(head.decode().lower())
+            length = int(self.headers[-1].partition("content-length: ")[2].split("\r\n")[0])
+            while len(body) < length:
+                body += await stream.receive()
+            await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            self.resources.append(MessageToDict(resource.resource))
+            self.spans += [MessageToDict(span) for scope in resource.scope_spans for span in scope.spans]
+
+    async def until(self, count: int) -> None:
+        with anyio.fail_after(20):
+            while len(self.spans) < count:  # noqa: ASYNC110 - another thread sends them
+                await anyio.sleep(0.01)
+
+
+@asynccontextmanager
+async def collecting() -> AsyncIterator[Collector]:
+    collector = Collector()
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as tasks:
+        collector.url = f"http://127.0.0.1:{listener.listeners[0].extra(anyio.abc.SocketAttribute.local_port)}"  # type: ignore[attr-defined]
+        tasks.start_soon(listener.serve, collector.serve)
+        yield collector
+        tasks.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def cloud() -> AsyncIterator[Router]:
+    async with open_router("cloud") as router:
+        yield router
+
+
+@pytest.fixture
+async def box() -> AsyncIterator[Router]:
+    async with open_router("box") as router:
+        yield router
+
+
+def named(spans: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    (found,) = [span for span in spans if span["name"] == name]
+    return found
+
+
+def attributes(span: dict[str, Any]) -> dict[str, Any]:
+    return {each["key"]: next(iter(each["value"].values())) for each in span.get("attributes", ())}
+
+
+async def test_a_collector_gets_a_request_with_its_layers_as_children(open_house: OpenHouse) -> None:
+    async with collecting() as collector:
+        tracing = {"endpoint": f"{collector.url}/v1/traces", "headers": {"x-team": "home"}, "service": "house"}
+        async with open_house({"a": {}, "b": {}}, gateway={"tracing": tracing}) as house:
+            await house.chat("a")
+            await house.chat("b")
+            await collector.until(12)
+    ours = [span for span in collector.spans if span["traceId"] == named(collector.spans, "chat b")["traceId"]]
+    request, attempt, call = named(ours, "chat b"), named(ours, "attempt 1 local"), named(ours, "call local")
+    assert "parentSpanId" not in request
+    assert attempt["parentSpanId"] == request["spanId"]
+    assert named(ours, "switch")["parentSpanId"] == call["parentSpanId"] == attempt["spanId"]
+    assert named(ours, "prefill")["parentSpanId"] == named(ours, "generation")["parentSpanId"] == call["spanId"]
+    assert (request["kind"], call["kind"]) == ("SPAN_KIND_SERVER", "SPAN_KIND_CLIENT")
+    for span in ours:
+        assert int(request["startTimeUnixNano"]) <= int(span["startTimeUnixNano"]) <= int(span["endTimeUnixNano"])
+        assert int(span["endTimeUnixNano"]) <= int(request["endTimeUnixNano"])
+    told = attributes(request)
+    assert (told["gen_ai.request.model"], told["hostler.backend"], told["hostler.outcome"]) == ("b", "local", "ok")
+    assert int(told["gen_ai.usage.output_tokens"]) > 0
+    assert "Hello" not in json.dumps(collector.spans)
+    assert {"key": "service.name", "value": {"stringValue": "house"}} in collector.resources[0]["attributes"]
+    assert "x-team: home" in collector.headers[0]
+
+
+async def test_a_clients_trace_goes_on_to_the_house_and_not_to_clouds(
+    tmp_path: Path, cloud: Router, box: Router
+) -> None:
+    async with collecting() as collector:
+        backends = {"cloud": plain(cloud, local=False), "box": plain(box)}
+        cloud.then = (500,)
+        async with open_chain(tmp_path, backends, gateway={"tracing": {"endpoint": collector.url}}) as chain:
+            await chain.ask(headers={"traceparent": SAMPLED, "tracestate": "vendor=1"})
+            await collector.until(1)
+    assert all("traceparent" not in asked.headers for asked in cloud.asked)
+    version, trace, span, flags = box.asked[0].headers["traceparent"].split("-")
+    assert (version, trace, flags, box.asked[0].headers["tracestate"]) == ("00", TRACE, "01", "vendor=1")
+    ids = {each["name"]: each for each in collector.spans}
+
+    def readable(text: str) -> str:
+        return base64.b64decode(text).hex()
+
+    assert readable(ids["call box"]["spanId"]) == span
+    assert readable(ids["chat m"]["parentSpanId"]) == PARENT
+    assert readable(ids["chat m"]["traceId"]) == TRACE
+    assert ids["attempt 1 cloud"]["status"]["code"] == "STATUS_CODE_ERROR"
+    assert ids["attempt 1 cloud"]["status"]["message"] == "server_error"
+    assert ids["attempt 3 box"].get("status", {}) == {}
+
+
+async def test_clouds_are_told_where_that_is_wanted(tmp_path: Path, cloud: Router) -> None:
+    tracing = {"endpoint": "http://127.0.0.1:9/v1/traces", "to_clouds": True}
+    async with open_chain(tmp_path, {"cloud": plain(cloud, local=False)}, gateway={"tracing": tracing}) as chain:
+        await chain.ask(headers={"traceparent": SAMPLED})
+    assert cloud.asked[0].headers["traceparent"].startswith(f"00-{TRACE}-")
+
+
+async def test_what_a_client_does_not_sample_is_passed_on_and_not_recorded(tmp_path: Path, box: Router) -> None:
+    async with (
+        collecting() as collector,
+        open_chain(tmp_path, {"box": plain(box)}, gateway={"tracing": {"endpoint": collector.url}}) as chain,
+    ):
+        await chain.ask(headers={"traceparent": SAMPLED[:-1] + "0"})
+        await chain.ask()
+        await collector.until(1)
+    assert box.asked[0].headers["traceparent"].endswith("-00")
+    assert len({span["traceId"] for span in collector.spans}) == 1
+    assert len([span for span in collector.spans if span["kind"] == "SPAN_KIND_SERVER"]) == 1
+
+
+async def test_a_collector_that_is_away_costs_no_answer(tmp_path: Path, box: Router) -> None:
+    tracing = {"endpoint": "http://127.0.0.1:9/v1/traces"}
+    async with open_chain(tmp_path, {"box": plain(box)}, gateway={"tracing": tracing}) as chain:
+        for _ in range(5):
+            assert (await chain.ask()).status_code == 200
+
+
+async def test_without_traces_nothing_of_it_is_imported_or_sent(tmp_path: Path, box: Router) -> None:
+    async with open_chain(tmp_path, {"box": plain(box)}) as chain:
+        await chain.ask(headers={"traceparent": SAMPLED})
+    assert "traceparent" not in box.asked[0].headers
+    program = "import sys, hostler.gateway.app; sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
+    assert (await anyio.to_thread.run_sync(subprocess.run, [sys.executable, "-c", program])).returncode == 0
+
+
+async def test_probes_make_no_spans_of_their_own(open_house: OpenHouse) -> None:
+    async with collecting() as collector:
+        async with open_house({"a": {}}, gateway={"tracing": {"endpoint": collector.url}}) as house:
+            await house.http.get("/v1/models")
+            await house.chat("a")
+            await collector.until(1)
+            await house.http.get("/v1/models", headers={"traceparent": SAMPLED})
+        kinds = [span["name"] for span in collector.spans if span["kind"] == "SPAN_KIND_SERVER"]
+    assert kinds == ["chat a", "models"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", f"00-{'0' * 32}-{PARENT}-01", f"00-{TRACE}-{'0' * 16}-01", f"ff-{TRACE}-{PARENT}-01", SAMPLED + "-more"],
+)
+def test_a_context_that_is_none_begins_a_new_trace(text: str) -> None:
+    trace = begin(text, "vendor=1", chosen=False)
+    assert (trace.parent, trace.state, trace.sampled) == (None, "", False)
+    assert trace.trace not in (TRACE, "0" * 32)
+
+
+def test_a_later_version_of_the_context_is_understood_as_far_as_it_goes() -> None:
+    assert begin(f"01-{TRACE}-{PARENT}-01-more", "", chosen=False).trace == TRACE
+    assert begin(SAMPLED, "evil\r\nheader: 1", chosen=False).state == ""
+
+
+def exchange_of(*attempts: Attempt, first_word_at: float | None = None) -> Exchange:
+    adapter = OpenAIAdapter()
+    request = ChatRequest(origin=Origin(wire="openai", operation="chat"), model="m")
+    operation = next(each for each in adapter.operations if each.name == "chat")
+    exchange = Exchange(
+        request_id="req-1", adapter=adapter, operation=operation, request=request, reply=Reply(None, list),  # type: ignore[arg-type]
+        client=Client(name="anna"), started_at=100.0,
+    )  # fmt: skip
+    exchange.attempts += attempts
+    exchange.first_word_at = first_word_at
+    return exchange
+
+
+async def test_spans_lie_where_the_time_was_spent() -> None:
+    target = Target(backend="local", model="m", name_there="m")
+    exchange = exchange_of(
+        Attempt(target=target, seconds=1.0, outcome="unreachable", began_at=100.0),
+        Attempt(target=target, seconds=8.0, began_at=101.0, queue_s=1.5, switch_s=2.0),
+        first_word_at=106.0,
+    )
+    trace = Trace(trace=TRACE, span="1" * 16, sampled=True, calls=[Call("local", 104.5, "2" * 16)])
+    exporter = InMemorySpanExporter()
+    rules = TracingRules(endpoint="http://unused")
+    tracer = Tracer(rules, lambda: 110.0, version="1", exporter=exporter, wall=lambda: 1110.0)
+    tracer.record(exchange, trace)
+    await tracer.aclose()
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+
+    def times(span: ReadableSpan) -> tuple[float, float]:
+        assert span.start_time is not None
+        assert span.end_time is not None
+        return span.start_time / 1e9, span.end_time / 1e9
+
+    assert {name: times(span) for name, span in spans.items()} == {
+        "chat": (1100.0, 1110.0),
+        "attempt 1 local": (1100.0, 1101.0),
+        "attempt 2 local": (1101.0, 1109.0),
+        "queue": (1101.0, 1102.5),
+        "switch": (1102.5, 1104.5),
+        "call local": (1104.5, 1109.0),
+        "prefill": (1104.5, 1106.0),
+        "generation": (1106.0, 1109.0),
+    }
+
+
+def test_a_share_of_the_traces_is_chosen() -> None:
+    rules = TracingRules(endpoint="http://unused", sample=0.25)
+    drawn = iter([0.2, 0.25, 0.9])
+    tracer = Tracer(rules, lambda: 0.0, version="1", exporter=InMemorySpanExporter(), chance=lambda: next(drawn))
+    assert [tracer.chosen() for _ in range(3)] == [True, False, False]
+    tracer._close()
+
+
+def test_nobody_is_in_a_trace_to_begin_with() -> None:
+    assert CURRENT.get() is None
