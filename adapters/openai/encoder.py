@@ -29,6 +29,7 @@ from hostler.adapters.progress import PREFIX, progress_line
 
 _encode = msgspec.json.encode
 EVENT_STREAM = "text/event-stream"
+_STREAM = AnswerHead(media_type=EVENT_STREAM)
 # What llama-server calls its whole answers, which are the ones that are folded.
 _FOLDED = "application/json; charset=utf-8"
 
@@ -40,7 +41,7 @@ class OpenAIEncoder:
         "_base64",
         "_created",
         "_events",
-        "_fold",
+        "_folding",
         "_id",
         "_include_usage",
         "_length",
@@ -73,7 +74,7 @@ class OpenAIEncoder:
         self._created = created
         self._progress = progress
         self._spoke = False
-        self.begin(AnswerHead(media_type=EVENT_STREAM))
+        self.begin(_STREAM)
 
     @property
     def streaming(self) -> bool:
@@ -92,7 +93,7 @@ class OpenAIEncoder:
 
     def begin(self, head: AnswerHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
-        self._fold = AnswerFold()
+        self._folding: AnswerFold | None = None
         self._whole = bytearray()
         self._roles: set[int] = set()
         self._usage: Usage | None = None
@@ -107,6 +108,12 @@ class OpenAIEncoder:
             self._media_type = _FOLDED
         else:
             self._length = head.length
+
+    @property
+    def _fold(self) -> AnswerFold:
+        if self._folding is None:
+            self._folding = AnswerFold()
+        return self._folding
 
     def chunk(self, chunk: Chunk) -> bytes:
         """The bytes for the client that this chunk gives; empty while a whole answer is still being folded."""

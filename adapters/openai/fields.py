@@ -30,6 +30,9 @@ _decode_count = msgspec.json.Decoder(CountBody).decode
 _FINISH = {"function_call": "tool_calls", "eos": "stop", "end_turn": "stop", "max_tokens": "length"}
 
 
+_NO_USAGE, _NO_TIMINGS, _NO_DETAILS = UsageBody(), Timings(), TokenDetails()
+
+
 def plain_finish(reason: str) -> str:
     """The finish reason in canonical words; an unknown one stays as it is."""
     return _FINISH.get(reason, reason)
@@ -39,10 +42,10 @@ def usage_of(body: UsageBody | None, timings: Timings | None) -> Usage | None:
     """The counts of an answer, from OpenAI's `usage`, llama.cpp's `timings` or both; `None` if there is neither."""
     if body is None and timings is None:
         return None
-    body = body or UsageBody()
-    timings = timings or Timings()
-    into = body.prompt_tokens_details or body.input_tokens_details or TokenDetails()
-    out = body.completion_tokens_details or body.output_tokens_details or TokenDetails()
+    body = body or _NO_USAGE
+    timings = timings or _NO_TIMINGS
+    into = body.prompt_tokens_details or body.input_tokens_details or _NO_DETAILS
+    out = body.completion_tokens_details or body.output_tokens_details or _NO_DETAILS
     prompt = _first(body.prompt_tokens, body.input_tokens, timings.prompt_n + timings.cache_n)
     return Usage(
         prompt_tokens=prompt,

@@ -25,6 +25,7 @@ from hostler.adapters.openai.wire import NO_ERROR, RESPONSES, WIRE, ErrorBody, E
 _REMEMBERED = 256 * 1024
 _MAX_DECODED = 64 * 1024 * 1024
 
+_STREAM = AnswerHead(media_type="text/event-stream")
 _NULL = b"null"
 # Operations whose streams are JSON throughout and end with a sign that they are complete.
 _CLOSED = frozenset({"chat", "completions", "responses"})
@@ -69,7 +70,7 @@ class OpenAIParser:
         self._wire = RESPONSES if operation == "responses" else WIRE
         self._fields = fields
         self._choices = choices
-        self.begin(AnswerHead(media_type="text/event-stream"))
+        self.begin(_STREAM)
 
     def begin(self, head: AnswerHead) -> None:
         """A new answer begins; nothing of an earlier one is kept."""

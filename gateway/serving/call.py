@@ -226,18 +226,12 @@ class Call:
 
     def _encoded_head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        length: bytes | None = None
-        for field in self._connection.default_headers:
-            lines.append(b"%b: %b\r\n" % field)
-        closes = False
-        for field in headers:
-            name, value = field
-            if name == b"content-length":
-                length = value
-            elif name == b"connection" and b"close" in value.lower():
-                closes = True
-                self.keep = False
-            lines.append(b"%b: %b\r\n" % field)
+        lines += [b"%b: %b\r\n" % field for field in self._connection.default_headers]
+        lines += [b"%b: %b\r\n" % field for field in headers]
+        told = dict(headers)
+        length = told.get(b"content-length")
+        closes = b"close" in told[b"connection"].lower() if b"connection" in told else False
+        self.keep = self.keep and not closes
         if not self.keep and not closes:
             lines.append(b"connection: close\r\n")
         if status in _NO_BODY:
