@@ -15,6 +15,7 @@ from hostler.adapters.llamacpp import completion, other, server
 from hostler.adapters.llamacpp.encoder import LlamaCppEncoder
 from hostler.adapters.llamacpp.paths import COMPLETIONS, LOOK, OPERATIONS, UNKNOWN
 from hostler.adapters.llamacpp.refusal import refusal
+from hostler.adapters.llamacpp.upstream import is_object
 from hostler.adapters.llamacpp.wire import WIRE
 from hostler.adapters.naming import elsewhere
 from hostler.adapters.openai.inbound import OpenAIAdapter
@@ -81,7 +82,10 @@ class LlamaCppAdapter:
             return Passthrough(origin=origin, model=named)
         if name in ("adapters", "scale"):
             # A list, so the model can stand in the query only.
-            check_size(incoming.body)
+            if is_object(incoming.body):
+                Document(incoming.body)
+            else:
+                check_size(incoming.body)
             return Passthrough(origin=origin, model=named)
         body = Document(incoming.body)
         model = body.text("model") or named

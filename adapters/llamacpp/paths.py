@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from hostler.adapters.protocol import Operation
 
+# What llama-server answers, it answers here with a trailing slash, too; what is refused needs none.
+_SLASHES = ("", "/")
+
 
 def _each(name: str, *paths: str) -> list[Operation]:
-    return [Operation(name=name, path=path) for path in paths]
+    return [Operation(name=name, path=path + slash) for path in paths for slash in _SLASHES]
 
 
-def _probe(name: str, *paths: str) -> list[Operation]:
-    return [Operation(name=name, path=path, methods=("GET",), scope="read", probe=True) for path in paths]
+def _probe(name: str, *paths: str, scope: str = "read") -> list[Operation]:
+    return [
+        Operation(name=name, path=path + slash, methods=("GET",), scope=scope, probe=True)
+        for path in paths
+        for slash in _SLASHES
+    ]
+
+
+def _order(name: str, path: str) -> list[Operation]:
+    return [Operation(name=name, path=path + slash, scope="operate", writes=True) for slash in _SLASHES]
 
 
 def _refused(name: str, path: str, *methods: str, scope: str = "infer") -> Operation:
@@ -23,16 +34,13 @@ UNKNOWN = frozenset({OTHER, LOOK})
 
 OPERATIONS: tuple[Operation, ...] = (
     # As llama-server's own it needs no key: it tells that somebody listens, and nothing else.
-    *(
-        Operation(name="health", path=path, methods=("GET",), scope="open", probe=True)
-        for path in ("/health", "/v1/health")
-    ),
+    *_probe("health", "/health", "/v1/health", scope="open"),
     *_probe("props", "/props", "/v1/props"),
     *_probe("slots", "/slots"),
     *_probe("version", "/version"),
-    *_each("completion", "/completion", "/completions", "/completions/"),
+    *_each("completion", "/completion", "/completions"),
     *_each("infill", "/infill"),
-    *_each("embedding", "/embedding", "/embeddings", "/embeddings/"),
+    *_each("embedding", "/embedding", "/embeddings"),
     *_each("rerank", "/rerank", "/reranking", "/v1/reranking"),
     *_each("tokenize", "/tokenize"),
     *_each("detokenize", "/detokenize"),
@@ -46,8 +54,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(name="adapters", path="/lora-adapters", methods=("GET",)),
     # The scales are the engine's, for all its clients.
     Operation(name="scale", path="/lora-adapters", scope="operate", writes=True),
-    Operation(name="load", path="/models/load", scope="operate", writes=True),
-    Operation(name="unload", path="/models/unload", scope="operate", writes=True),
+    *_order("load", "/models/load"),
+    *_order("unload", "/models/unload"),
     Operation(name="watch", path="/models/sse", methods=("GET",), scope="read"),
     # Known, and not done here: said in llama-server's words.
     _refused("fetch", "/models", "POST", "DELETE", scope="operate"),

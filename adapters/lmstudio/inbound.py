@@ -52,7 +52,7 @@ class LMStudioAdapter:
 
     def decode(self, operation: Operation, incoming: Incoming) -> Request:
         """The request. To load a model is a question here: it is answered at once, and nothing is loaded."""
-        delegated = DELEGATED.get(operation.path)
+        delegated = DELEGATED.get(operation.path.rstrip("/"))
         if delegated is not None:
             return self._openai.decode(Operation(name=delegated, path=f"/v1/{delegated}"), incoming)
         name = operation.name

@@ -23,11 +23,14 @@ OPERATIONS: tuple[Operation, ...] = (
     _probe("models", "/api/v1/models"),
     _probe("models", "/api/v1/models/"),
     # Asked for by clients that only want to chat: nothing is loaded before the first request, so this needs no more.
-    Operation(name="load", path="/api/v1/models/load"),
-    Operation(name="unload", path="/api/v1/models/unload", scope="operate", writes=True),
+    *(Operation(name="load", path="/api/v1/models/load" + slash) for slash in ("", "/")),
+    *(
+        Operation(name="unload", path="/api/v1/models/unload" + slash, scope="operate", writes=True)
+        for slash in ("", "/")
+    ),
     _probe("list", "/api/v0/models"),
     _probe("list", "/api/v0/models/"),
     _probe("entry", "/api/v0/models/{id:path}"),
-    *(Operation(name=name, path=path) for path, name in DELEGATED.items()),
+    *(Operation(name=name, path=path + slash) for path, name in DELEGATED.items() for slash in ("", "/")),
     *(Operation(name="say", path="/api/v1/chat" + slash) for slash in ("", "/")),
 )

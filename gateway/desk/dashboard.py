@@ -88,10 +88,14 @@ class Dashboard:
         return self._status.view()
 
     def describe(self, claims: Iterable[Claim]) -> None:
-        """Build `/openapi.json` from every route there is."""
+        """Build `/openapi.json` from every route there is; a path that also takes a trailing slash is told once."""
         paths: dict[str, dict[str, object]] = {}
+        claims = list(claims)
+        known = {claim.operation.path for claim in claims}
         for claim in claims:
             operation = claim.operation
+            if operation.path != "/" and operation.path.endswith("/") and operation.path.rstrip("/") in known:
+                continue
             if operation.scope == "open" and operation.name != "health":
                 continue  # the page's door, for browsers
             if operation.scope == "open" and claim.adapter is not None:

@@ -160,7 +160,9 @@ def test_models_are_loaded_and_unloaded_by_order() -> None:
     with pytest.raises(BadRequest, match="model name is missing from the request"):
         ask("POST", "/models/unload", {})
     changing = {
-        one.path: (one.scope, one.writes) for one in ADAPTER.operations if one.scope == "operate" and one.writes
+        one.path.rstrip("/"): (one.scope, one.writes)
+        for one in ADAPTER.operations
+        if one.scope == "operate" and one.writes
     }
     assert changing.keys() == {"/models/load", "/models/unload", "/lora-adapters"}
 

@@ -507,7 +507,7 @@ class Answer:
         self.engine = engine
         self.script = engine.script
         self.chat = "chat" in path
-        self.native = path == "/completion"
+        self.native = path in ("/completion", "/completions")
         self.asked = asked
         self.prompt_tokens = prompt_tokens
         self.cached = cached
