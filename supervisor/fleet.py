@@ -198,7 +198,7 @@ class Fleet:
                     yield line
 
     async def replace_profiles(self, profiles: Sequence[Profile]) -> None:
-        """Take over new profiles. Engines of unchanged ones run on; others are stopped when this returns.
+        """Take over new profiles. Engines of unchanged ones run on; others have finished and stopped when this returns.
 
         An engine is touched only if its command would be another one: see `outdated`, to let its answers finish first.
         """
@@ -344,6 +344,7 @@ class Fleet:
         order = self._orders.pop(member.name, None)
         if order is not None:
             order.cancel(Failure(kind="cancelled", message=f'the profile of model "{member.name}" was changed'))
+        await self._survey.drain([member], self._drain_s, lambda: None)
         await member.process.stop()
         member.process.forgive()
 

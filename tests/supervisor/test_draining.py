@@ -158,6 +158,31 @@ async def test_an_exclusive_host_lets_the_old_model_finish_and_says_so(
     assert "word4" in answers[0]
 
 
+async def test_a_model_whose_profile_was_changed_finishes_its_answer(
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
+) -> None:
+    last = gates("last")
+    answers: list[str] = []
+    async with running(Fleet([scripted("a", last_when=last.path)], EXCLUSIVE)) as fleet:
+        address = await fleet.switch("a")
+
+        async def ask() -> None:
+            answers.append(await chat(address))
+
+        async def finish() -> None:
+            # It is asked whether it is at work before it is stopped.
+            await journal.until("request", 2)
+            last.open()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await journal.until("request")
+            tasks.start_soon(finish)
+            await fleet.replace_profiles([scripted("a", profile={"context": 512})])
+            assert fleet.status_now().models[0].state == "stopped"
+    assert "word4" in answers[0]
+
+
 async def test_what_the_gateway_has_drained_is_not_waited_for(
     scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
