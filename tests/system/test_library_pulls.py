@@ -1,0 +1,135 @@
+"""Several clients that have the same file fetched, from a hub that sends the second half when it is told to."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import select
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from system.command import Running, hostler
+from system.house import FAKE_ENGINE
+
+CONTENT = bytes(range(256)) * 4096 * 4  # more than one block
+
+
+class Hub:
+    """Serves one file, half of it at once."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.go_on = threading.Event()
+        self.left = threading.Event()
+        hub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hub.asked += 1
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(CONTENT)))
+                self.end_headers()
+                half = len(CONTENT) // 2
+                self.wfile.write(CONTENT[:half])
+                self.wfile.flush()
+                while not hub.go_on.is_set():
+                    if select.select([self.connection], [], [], 0.01)[0] and not self.connection.recv(1):
+                        hub.left.set()
+                        return
+                self.wfile.write(CONTENT[half:])
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    hub = Hub()
+    thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield hub
+    hub.go_on.set()
+    hub.server.shutdown()
+    hub.server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def running(tmp_path: Path, hub: Hub) -> Iterator[Running]:
+    document = {
+        "gateway": {"listen": ["127.0.0.1:0"]},
+        "supervisor": {"engine": f"python3 -I -S {FAKE_ENGINE}"},
+        "profiles": {
+            "far": {"model": "hf:org/repo/far.gguf", "context": 2048},
+            "long": {"base": "far", "context": 4096},
+        },
+    }
+    path = tmp_path / "hostler.yaml"
+    path.write_text(json.dumps(document))
+    environ = {
+        "HOSTLER_CACHE": str(tmp_path / "cache"), "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"),
+        "HF_TOKEN": "", "HTTP_PROXY": "", "http_proxy": "",
+    }  # fmt: skip
+    with hostler("up", "--config", str(path), errors=tmp_path / "log", environ=environ) as running:
+        yield running
+
+
+def until_it_moves(lines: Iterator[str]) -> None:
+    """Wait for the first line that tells how much of how much has come."""
+    for line in lines:
+        step = json.loads(line)
+        if step.get("completed"):
+            assert step["total"] == len(CONTENT) and step["completed"] < step["total"]
+            assert step["status"] == f"pulling {step['digest'][7:19]}"
+            return
+    raise AssertionError("nothing came")
+
+
+def test_who_comes_later_joins_and_who_leaves_breaks_nothing(running: Running, hub: Hub, tmp_path: Path) -> None:
+    url = f"{running.address}/api/pull"
+    with httpx.Client(timeout=20) as http, http.stream("POST", url, json={"model": "long"}) as second:
+        with http.stream("POST", url, json={"model": "far"}) as first:
+            until_it_moves(first.iter_lines())
+            lines = second.iter_lines()
+            until_it_moves(lines)
+        hub.go_on.set()
+        rest = [json.loads(line) for line in lines]
+    assert rest[-1] == {"status": "success"} and hub.asked == 1
+    assert all("error" not in line for line in rest)
+    (file,) = (tmp_path / "cache").rglob("far.gguf")
+    assert file.read_bytes() == CONTENT
+
+
+def test_a_request_for_the_model_joins_the_pull_under_way(running: Running, hub: Hub) -> None:
+    with (
+        httpx.Client(timeout=20) as http,
+        http.stream("POST", f"{running.address}/api/pull", json={"model": "far"}) as pull,
+    ):
+        lines = pull.iter_lines()
+        until_it_moves(lines)
+        body = {"model": "far", "stream": True, "messages": [{"role": "user", "content": "Hi"}]}
+        with http.stream("POST", f"{running.address}/v1/chat/completions", json=body) as chat:
+            assert chat.status_code == 200  # it is shown that it waits
+            hub.go_on.set()
+            assert "[DONE]" in "".join(chat.iter_lines())
+        assert json.loads(list(lines)[-1]) == {"status": "success"}
+    assert hub.asked == 1
+
+
+def test_when_all_have_left_the_download_ends(running: Running, hub: Hub, tmp_path: Path) -> None:
+    with (
+        httpx.Client(timeout=20) as http,
+        http.stream("POST", f"{running.address}/api/pull", json={"model": "far"}) as pull,
+    ):
+        until_it_moves(pull.iter_lines())
+    assert hub.left.wait(10)
+    hub.go_on.set()
+    assert not list((tmp_path / "cache").rglob("far.gguf"))
+    again = httpx.post(f"{running.address}/api/pull", json={"model": "far", "stream": False}, timeout=20)
+    assert again.json() == {"status": "success"} and hub.asked == 2
