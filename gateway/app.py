@@ -168,6 +168,7 @@ class Gateway:
                 if backend.endpoint is not None
             },
             reachable=lambda name: hosts[name].reachable,
+            cut=partial(self._cut, backends),
             bus=self.bus,
             clock=self._clock,
         )
@@ -298,6 +299,12 @@ class Gateway:
         # An answer to one call does not mean that the events are followed again: only a snapshot says so.
         if not reachable and name in self._hosts:
             self._hosts[name].heard(False)
+
+    def _cut(self, backends: Mapping[str, Backend], endpoint: Endpoint) -> None:
+        """Nobody is at this address any more: whoever waits there or for it goes on elsewhere."""
+        if endpoint.name in self._hosts:
+            self._hosts[endpoint.name].heard(False)
+        backends[endpoint.name].transport.close_all(endpoint)
 
     def _orchestrator(self, name: str, supervisor: Supervisor, catalog: Catalog, lan: Transport) -> Orchestrator:
         def release(address: EngineAddress) -> None:

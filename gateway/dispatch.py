@@ -95,6 +95,7 @@ class Dispatch:
         async with backend.transport.send(wire_request, _endpoint(backend, exchange), backend.timeouts) as answer:
             if not 200 <= answer.head.status < 300:
                 raise await _rejection(answer, backend)
+            exchange.heard += 1
             parser.begin(answer.head)
             exchange.reply.begin(answer.head)
             try:
@@ -121,6 +122,7 @@ class Dispatch:
         def take(segment: bytes) -> bool:
             """Pass on what a piece of the answer says. False if the client lags behind."""
             nonlocal size
+            exchange.heard += 1
             keeps_up = True
             for chunk in parser.feed(segment):
                 self._notice(exchange, chunk)

@@ -70,8 +70,8 @@ class Exchange:
     """A request, what is known of it so far, and the one way to answer it. Times are of the loop's clock, in seconds.
 
     `local_only`: it must not leave the house. `only` names the one backend that may answer it. `answering` is called
-    with each attempt's first word. `passed` are the backends before the one that is asked, each with why it did not answer.
-    `cost` is what its attempts cost in US dollars, as far as backends tell.
+    with each attempt's first word, `heard` grows with whatever a backend says. `passed` are the backends before the one
+    that is asked, each with why it did not answer. `cost` is what its attempts cost in US dollars, as far as backends tell.
     `ending` says why the edge cancelled it; what is cancelled without one is cut off by the end of the gateway.
     """
 
@@ -88,6 +88,7 @@ class Exchange:
         "ending",
         "finish",
         "first_word_at",
+        "heard",
         "hop",
         "id",
         "local_only",
@@ -142,6 +143,7 @@ class Exchange:
         self.queue_s = 0.0
         self.switch_s = 0.0
         self.first_word_at: float | None = None
+        self.heard = 0
         self.usage: Usage | None = None
         self.finish: str | None = None
         self.outcome: Outcome = "failed"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random as chance
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import anyio
 import msgspec
 
 from hostler.gateway.backends.base import Endpoint
@@ -17,17 +18,21 @@ from hostler.gateway.backends.hop import Hop
 from hostler.gateway.backends.judging import WORDS, Skip
 from hostler.gateway.backends.outcomes import Outcome
 from hostler.gateway.backends.prober import ANSWER_S, Ask, HttpProbe, Probed, Prober
+from hostler.gateway.backends.pulse import ANSWER_S as PULSE_S
+from hostler.gateway.backends.pulse import Pulse
 from hostler.gateway.backends.spending import Spending, default_file
 from hostler.gateway.backends.standing import Standing
 from hostler.gateway.backends.waking import Waker
 from hostler.gateway.events import BreakerChanged, Bus, Event, HostChanged
-from hostler.gateway.settings import Settings
-from hostler.supervisor.contract import Supervisor
+from hostler.gateway.settings import BackendSettings, Settings
+from hostler.supervisor.contract import EngineAddress, Supervisor
 
 #: What a server of each kind is asked for a sign of life.
 _PROBES = {"openai": "/v1/models", "llamacpp": "/health", "ollama": "/api/version", "anthropic": "/v1/models"}
 #: Clouds that are down are asked so many times as rarely as machines in the house.
-_CLOUD_PATIENCE = 10.0
+_CLOUD_PATIENCE = 3.0
+#: Servers that answer questions beside their work. Of others nobody knows: silence says nothing of them.
+_ANSWER_BESIDE = frozenset({"llamacpp", "ollama"})
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +64,7 @@ async def _answers() -> bool:
 class Chain:
     """All backends as hops. `run` watches them until cancelled; `aclose` lets go of connections.
 
-    `reachable` tells whether a supervisor's heartbeat is there.
+    `reachable` tells whether a supervisor's heartbeat is there; `cut` ends every request at an address of a backend.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Chain:
         supervisors: Mapping[str, Supervisor],
         addresses: Mapping[str, Address],
         reachable: Callable[[str], bool],
+        cut: Callable[[Endpoint], None],
         bus: Bus,
         clock: Callable[[], float],
         random: Callable[[], float] = chance.random,
@@ -77,6 +83,8 @@ class Chain:
         self._bus = bus
         self._clock = clock
         self._random = random
+        self._cut = cut
+        self._pulses: list[Pulse] = []
         limits = settings.gateway.spending
         file = Path(limits.file).expanduser() if limits.file else default_file()
         self.spending = Spending(file, limits.daily_limit, time.time)
@@ -96,10 +104,11 @@ class Chain:
                 supervised=True,
                 reachable=partial(reachable, name),
                 suspect=self._prober.watch(name).suspect,
+                pulse=self._engines_pulse(name, standings[name]) if entry is not None else None,
                 waker=None if wake is None else Waker(name, wake, clock),
                 spending=self.spending,
             )
-        for name in addresses:
+        for name, address in addresses.items():
             watch = self._prober.watch(name)
             self.hops[name] = Hop(
                 name=name,
@@ -107,13 +116,17 @@ class Chain:
                 local=settings.backends[name].in_the_house,
                 reachable=partial(getattr, watch, "up"),
                 suspect=watch.suspect,
+                pulse=self._servers_pulse(name, address, standings[name]),
                 spending=self.spending,
             )
         bus.listen(self._hear)
 
     async def run(self) -> None:
         """Watch the backends until cancelled."""
-        await self._prober.run()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._prober.run)
+            for pulse in self._pulses:
+                tasks.start_soon(pulse.run)
 
     async def aclose(self) -> None:
         """Close the connections that watching opened."""
@@ -172,11 +185,7 @@ class Chain:
         connect_s = self._settings.gateway.timeouts.connect_s
         ask: Ask = _answers
         if backend is not None:
-            url = urlsplit(backend.url)
-            tls = url.scheme == "https"
-            port = url.port or (443 if tls else 80)
-            endpoint = Endpoint(host=url.hostname or "", port=port, name=name, tls=tls, base_path=url.path.rstrip("/"))
-            ask = HttpProbe(endpoint, "/healthz", (), connect_s=connect_s, proxied=False)
+            ask = HttpProbe(supervisors_endpoint(name, backend), "/healthz", (), connect_s=connect_s, proxied=False)
             self._probes.append(ask)
         # A machine that can be woken must be tried by a request now and then: that is what wakes it.
         sleeps = backend is None or backend.wake is not None
@@ -198,3 +207,97 @@ class Chain:
             every_s=probing.every_s if local else None,
             down_every_s=probing.down_every_s * (1.0 if local else _CLOUD_PATIENCE),
         )
+
+    def _engines_pulse(self, name: str, standing: Standing) -> Pulse:
+        """A machine with a supervisor is given up when neither the engine nor the supervisor answers."""
+        backend = self._settings.backends[name]
+        ask = self._probe(supervisors_endpoint(name, backend), "/healthz", ())
+
+        async def alive(address: EngineAddress | None) -> bool:
+            assert address is not None, "requests wait at engines"
+            engine = Endpoint(host=address.host, port=address.port, name=name)
+            return await _any_answers(ask, self._probe(engine, "/health", (), kept=False))
+
+        def cut(address: EngineAddress | None) -> None:
+            assert address is not None, "requests wait at engines"
+            self._give_up(name, standing)
+            self._cut(Endpoint(host=address.host, port=address.port, key=address.key, name=name))
+
+        return self._pulse(name, alive, cut, needs_address=True)
+
+    def _servers_pulse(self, name: str, address: Address, standing: Standing) -> Pulse | None:
+        """A plain server is given up when it does not answer twice; its timeouts are for what merely takes long."""
+        backend = self._settings.backends[name]
+        if backend.in_the_house and backend.kind not in _ANSWER_BESIDE:
+            return None
+        ask = self._probe(address.endpoint, _PROBES[backend.kind], address.headers, proxied=not backend.in_the_house)
+
+        async def alive(_: EngineAddress | None) -> bool:
+            return await ask() or await ask()
+
+        def cut(_: EngineAddress | None) -> None:
+            self._give_up(name, standing)
+            self._cut(address.endpoint)
+
+        return self._pulse(name, alive, cut, needs_address=False)
+
+    def _pulse(
+        self,
+        name: str,
+        alive: Callable[[EngineAddress | None], Awaitable[bool]],
+        cut: Callable[[EngineAddress | None], None],
+        *,
+        needs_address: bool,
+    ) -> Pulse:
+        pulse = Pulse(name, alive=alive, cut=cut, needs_address=needs_address)
+        self._pulses.append(pulse)
+        return pulse
+
+    def _give_up(self, name: str, standing: Standing) -> None:
+        """Nobody is there: no request tries it before the background has found somebody."""
+        watch = self._prober.watch(name)
+        standing.unanswered(self._clock(), self._settings.gateway.timeouts.connect_s + ANSWER_S, confirms=True)
+        watch.suspect()
+
+    def _probe(
+        self,
+        endpoint: Endpoint,
+        path: str,
+        headers: tuple[tuple[str, str], ...],
+        *,
+        proxied: bool = False,
+        kept: bool = True,
+    ) -> HttpProbe:
+        connect_s = self._settings.gateway.timeouts.connect_s
+        probe = HttpProbe(endpoint, path, headers, connect_s=connect_s, proxied=proxied, answer_s=PULSE_S)
+        if kept:
+            self._probes.append(probe)
+        return probe
+
+
+def supervisors_endpoint(name: str, backend: BackendSettings) -> Endpoint:
+    """Where a supervisor listens."""
+    url = urlsplit(backend.url)
+    tls = url.scheme == "https"
+    port = url.port or (443 if tls else 80)
+    return Endpoint(host=url.hostname or "", port=port, name=name, tls=tls, base_path=url.path.rstrip("/"))
+
+
+async def _any_answers(*asks: HttpProbe) -> bool:
+    """Whether one of them does; the others are not waited for. The last one is asked this once only."""
+    answers = False
+    try:
+        async with anyio.create_task_group() as tasks:
+
+            async def hear(ask: HttpProbe) -> None:
+                nonlocal answers
+                if await ask():
+                    answers = True
+                    tasks.cancel_scope.cancel()
+
+            for ask in asks:
+                tasks.start_soon(hear, ask)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await asks[-1].aclose()
+    return answers

@@ -37,6 +37,7 @@ class CloudTransport:
 
     def __init__(self, client: httpx.AsyncClient | None = None) -> None:
         self._client = client
+        self._under_way: set[CloudAnswer] = set()
 
     def send(self, request: WireRequest, endpoint: Endpoint, timeouts: Timeouts) -> AbstractAsyncContextManager[Answer]:
         """See `Transport.send`."""
@@ -46,13 +47,24 @@ class CloudTransport:
         """Nothing: idle connections to clouds do no harm and end by themselves."""
 
     def close_all(self, endpoint: Endpoint) -> None:
-        """Nothing: no engine that is about to stop stands outside the house."""
+        """Whoever waits for an answer from there waits no longer. What connections there are end by themselves."""
+        for answer in list(self._under_way):
+            if answer.endpoint == endpoint:
+                answer.give_up()
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
+
+    def enter(self, answer: CloudAnswer) -> None:
+        """The answer is under way."""
+        self._under_way.add(answer)
+
+    def leave(self, answer: CloudAnswer) -> None:
+        """It has ended."""
+        self._under_way.discard(answer)
 
     def client(self) -> httpx.AsyncClient:
         """The client, made on first use: loading the certificates takes a while."""
@@ -72,6 +84,7 @@ class CloudAnswer:
         self._transport = transport
         self._request = request
         self._endpoint = endpoint
+        self._waiting: asyncio.Timeout | None = None
         self._timeouts = timeouts
         self._silence_s = timeouts.first_byte_s
         self._response: httpx.Response | None = None
@@ -82,14 +95,20 @@ class CloudAnswer:
     async def __aenter__(self) -> CloudAnswer:
         client = self._transport.client()
         request = self._built(client)
+        response: httpx.Response | None = None
+        self._transport.enter(self)
         try:
             # The connection has a limit of its own; what is left is for the head of the answer.
-            async with asyncio.timeout(self._timeouts.connect_s + self._timeouts.first_byte_s):
+            async with asyncio.timeout(self._timeouts.connect_s + self._timeouts.first_byte_s) as self._waiting:
                 response = await client.send(request, stream=True)
         except TimeoutError as error:
             raise self._timeout("did not answer in time") from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, ValueError) as error:
             raise self._foreign(error) from error
+        finally:
+            self._waiting = None
+            if response is None:
+                self._transport.leave(self)
         self._response = response
         length = response.headers.get("content-length", "")
         coded = response.headers.get("content-encoding", "identity").lower() != "identity"
@@ -104,9 +123,20 @@ class CloudAnswer:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._transport.leave(self)
         response, self._response = self._response, None
         if response is not None:
             await response.aclose()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it comes from."""
+        return self._endpoint
+
+    def give_up(self) -> None:
+        """Nobody is there: waiting ends now, as when the time is over."""
+        if self._waiting is not None and not self._waiting.expired():
+            self._waiting.reschedule(asyncio.get_running_loop().time())
 
     @property
     def head(self) -> AnswerHead:
@@ -148,12 +178,14 @@ class CloudAnswer:
         if pieces is None or self._response is None:
             raise RuntimeError("the answer was read outside of its context")
         try:
-            async with asyncio.timeout(self._silence_s):
+            async with asyncio.timeout(self._silence_s) as self._waiting:
                 data = await anext(pieces, b"")
         except TimeoutError as error:
             raise self._timeout("stopped answering") from error
         except (httpx.HTTPError, httpx.StreamError) as error:
             raise self._broken("ended its answer in the middle") from error
+        finally:
+            self._waiting = None
         self._silence_s = self._timeouts.between_bytes_s
         if not data:
             self._complete = True

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from hostler.gateway.backends.pulse import Pulse
 from hostler.gateway.backends.spending import Spending
 from hostler.gateway.backends.standing import Standing
 from hostler.gateway.backends.waking import Waker
@@ -23,7 +24,7 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     """One backend. `local`: what is sent there stays in the house; else `spending` counts what it costs.
 
     `supervised`: engines of ours answer, so that errors are ours to explain. `reachable` tells whether it is there as
-    far as the background knows; `suspect` asks the background to look at once.
+    far as the background knows; `suspect` asks the background to look at once; `pulse` watches over the requests there.
     """
 
     name: str
@@ -32,5 +33,6 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     supervised: bool = False
     reachable: Callable[[], bool] = _always
     suspect: Callable[[], None] = _nothing
+    pulse: Pulse | None = None
     waker: Waker | None = None
     spending: Spending | None = None

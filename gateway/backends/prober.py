@@ -58,7 +58,7 @@ class Watch:
         if probed.every_s is not None:
             await self._rest(min(1.0, probed.every_s))  # not all at once
         while True:
-            if probed.every_s is not None or self._suspected.is_set():
+            if probed.every_s is not None or not self.up or self._suspected.is_set():
                 await self._probe()
             interval_s = probed.every_s if self.up else probed.down_every_s
             await self._rest(interval_s)
@@ -112,7 +112,14 @@ class HttpProbe:
     """The cheapest question a plain server answers: its list of models, or its health; only the head is read."""
 
     def __init__(
-        self, endpoint: Endpoint, path: str, headers: Sequence[tuple[str, str]], *, connect_s: float, proxied: bool
+        self,
+        endpoint: Endpoint,
+        path: str,
+        headers: Sequence[tuple[str, str]],
+        *,
+        connect_s: float,
+        proxied: bool,
+        answer_s: float = ANSWER_S,
     ) -> None:
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         scheme = "https" if endpoint.tls else "http"
@@ -120,7 +127,7 @@ class HttpProbe:
         self._headers = [("User-Agent", "hostler"), *headers]
         if endpoint.key is not None:
             self._headers.append(("Authorization", f"Bearer {endpoint.key}"))
-        self._timeout = httpx.Timeout(ANSWER_S, connect=connect_s)
+        self._timeout = httpx.Timeout(answer_s, connect=connect_s)
         self._proxied = proxied
         self._client: httpx.AsyncClient | None = None
 

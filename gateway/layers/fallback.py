@@ -77,23 +77,43 @@ class Fallback(Layer):
         self._budget.request(self._clock())
         walk: list[Passed] = []
         for number, target in enumerate(exchange.candidates):
-            hop = self._hops[target.backend]
-            later = exchange.candidates[number + 1 :]
-            skip = self._skip(exchange, hop, target, later, walk)
-            if skip is not None:
-                walk.append(Passed(hop=hop, why=skip, retry_after_s=self._retry_in(hop, target, skip)))
-                continue
-            exchange.hop, exchange.target, exchange.address = number, target, None
-            if walk:
-                exchange.reason = reason(walk)
-                exchange.passed = tuple((each.hop.name, each.why) for each in walk)
-            passed = await self._ask(exchange, hop, target, later, call_next)
-            if passed is None:
+            if await self._try(exchange, number, target, exchange.candidates[number + 1 :], walk, call_next):
                 return
-            walk.append(passed)
+        for number, target in enumerate(exchange.candidates):
+            # The others took their time: whoever rested when it was their turn may be back.
+            hop = self._hops[target.backend]
+            rested = any(each.hop is hop and each.why == "resting" for each in walk)
+            if rested and self._skip(exchange, hop, target, (), walk) is None:
+                walk[:] = [each for each in walk if each.hop is not hop]
+                if await self._try(exchange, number, target, (), walk, call_next):
+                    return
         exchange.reason = reason(walk)
         exchange.passed = tuple((each.hop.name, each.why) for each in walk)
         raise failure(exchange.model, walk)
+
+    async def _try(
+        self,
+        exchange: Exchange,
+        number: int,
+        target: Target,
+        later: tuple[Target, ...],
+        walk: list[Passed],
+        call_next: CallNext,
+    ) -> bool:
+        """Whether this hop answered; if not, the walk tells why."""
+        hop = self._hops[target.backend]
+        skip = self._skip(exchange, hop, target, later, walk)
+        if skip is not None:
+            walk.append(Passed(hop=hop, why=skip, retry_after_s=self._retry_in(hop, target, skip)))
+            return False
+        exchange.hop, exchange.target, exchange.address = number, target, None
+        if walk:
+            exchange.reason = reason(walk)
+            exchange.passed = tuple((each.hop.name, each.why) for each in walk)
+        passed = await self._ask(exchange, hop, target, later, call_next)
+        if passed is not None:
+            walk.append(passed)
+        return passed is None
 
     def _skip(
         self, exchange: Exchange, hop: Hop, target: Target, later: tuple[Target, ...], walk: list[Passed]
@@ -174,6 +194,8 @@ class Fallback(Layer):
 
         exchange.answering, exchange.first_word_at = answering, None
         exchange.usage = exchange.finish = None
+        if hop.pulse is not None:
+            hop.pulse.enter(exchange)
         try:
             if hop.waker is not None and not hop.reachable():
                 await self._wake(exchange, hop, target)
@@ -194,6 +216,8 @@ class Fallback(Layer):
             return Failed(outcome=judged, error=caught)
         finally:
             exchange.answering = None
+            if hop.pulse is not None:
+                hop.pulse.leave(exchange)
             exchange.attempts.append(
                 Attempt(
                     target=target,

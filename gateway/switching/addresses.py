@@ -48,8 +48,9 @@ class Addresses:
         self._dead[address.model] = self._known.pop(address.model)
         return True
 
-    async def locate(self, model: str) -> bool:
-        """Ask the supervisor. Whether it knows an address; one of an older process than is known is not believed."""
+    async def locate(self, model: str, *, fresh: bool = False) -> bool:
+        """Ask the supervisor. Whether it knows an address; one of an older process than is known is not believed,
+        unless what is known is stale (`fresh`)."""
         try:
             address = await self._supervisor.locate(model)
         except (SupervisorUnreachable, UnknownProfile):
@@ -57,7 +58,7 @@ class Addresses:
         if address is None:
             return False
         known = self._known.get(model)
-        if known is None or known.generation <= address.generation:
+        if fresh or known is None or known.generation <= address.generation:
             self._known[model] = address
         return True
 
@@ -66,7 +67,7 @@ class Addresses:
 
         `fresh`: the first one after a silence. The supervisor may be another one by now, which counts generations from
         the beginning, so nothing that was known before counts. A later one may be older than an order's result.
-        `replaced` is told the models whose process turns out to be another one.
+        `replaced` is told at once the models whose address counts no more.
         """
         models = []
         for status in host.models:
@@ -74,17 +75,17 @@ class Addresses:
             if known is not None and not fresh and known.generation > status.generation:
                 status = msgspec.structs.replace(status, state="ready", generation=known.generation)
             elif status.state == "ready":
-                if fresh and known is not None:
-                    del self._known[status.model]
                 unknown = fresh or known is None or known.generation < status.generation
-                if unknown and not await self.locate(status.model):
+                if unknown and not await self.locate(status.model, fresh=fresh):
                     status = msgspec.structs.replace(status, state="stopped")
-                if known is not None and self._known.get(status.model, known) != known:
+                    if fresh:
+                        self._known.pop(status.model, None)
+                if known is not None and self._known.get(status.model) != known:
                     replaced(status.model)
             elif known is not None and status.state == "starting" and known.generation == status.generation:
                 status = msgspec.structs.replace(status, state="ready")
-            else:
-                self._known.pop(status.model, None)
+            elif self._known.pop(status.model, None) is not None:
+                replaced(status.model)
             models.append(status)
         return msgspec.structs.replace(host, models=tuple(models))
 

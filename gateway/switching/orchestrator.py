@@ -370,7 +370,8 @@ class Orchestrator:
                 self._carry_out(self._scheduler.gone(status.model, now), now)
 
     def _replaced(self, model: str) -> None:
-        """Another process of the model is found where the one that was known had been."""
+        """The address that was known counts no more: another process of the model was found, or none. Told at once, since
+        who asks while others are still being looked for must not be sent there."""
         now = self._clock()
         self._carry_out(self._scheduler.gone(model, now), now)
 

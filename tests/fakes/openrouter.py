@@ -43,6 +43,8 @@ class Router:
         self.open = 0
         self.url = ""
         self.answered = 0
+        self._moves = asyncio.Event()
+        self._moves.set()
         self._server: asyncio.Server | None = None
         self._port = 0
         self._streams: dict[asyncio.StreamWriter, asyncio.StreamReader] = {}
@@ -57,11 +59,24 @@ class Router:
 
     async def stop(self) -> None:
         """Refuse every connection from now on."""
+        self._moves.set()
         server, self._server = self._server, None
         if server is not None:
             server.close()
             for writer in self._streams:
                 writer.transport.abort()
+
+    def block(self) -> None:
+        """Take connections and say nothing at all on them, not even in the middle of an answer, until `resume`."""
+        self._moves.clear()
+
+    def resume(self) -> None:
+        """Go on where `block` stopped it."""
+        self._moves.set()
+
+    async def moves(self) -> None:
+        """Wait as long as it is blocked."""
+        await self._moves.wait()
 
     def left(self, writer: asyncio.StreamWriter) -> bool:
         """Whether the other side has closed this connection."""
@@ -86,6 +101,7 @@ class Router:
         method, path, _ = first.split(" ", 2)
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
+        await self.moves()
         if method == "GET":
             self.probes.append(path)
             await whole(writer, {"data": []}, status=self.probe_status)
@@ -158,6 +174,7 @@ async def answer(router: Router, writer: asyncio.StreamWriter, body: dict[str, A
         await piece(writer, delta(role="assistant", content=""))
         for word in (f"{router.name}:", *WORDS):
             await piece(writer, delta(content=word))
+            await router.moves()
         await piece(writer, delta("stop") + event(choices=[], usage=usage()) + b"data: [DONE]\n\n")
         await send(writer, b"0\r\n\r\n")
     router.answered += 1

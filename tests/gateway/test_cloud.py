@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import anyio
 import httpx
 import pytest
+from fakes.openrouter import open_router
 from pytest_httpx import HTTPXMock, IteratorStream
 
 from hostler.adapters.errors import BackendBroken, BackendTimeout, BackendUnavailable, BadRequest
@@ -19,6 +21,7 @@ pytestmark = pytest.mark.anyio
 CLOUD = Endpoint(host="cloud.example", port=443, name="cloud", key="sk-secret", tls=True, base_path="/api")
 URL = "https://cloud.example/api/v1/chat/completions"
 CHAT = WireRequest(path="/v1/chat/completions", body=b'{"model": "m"}', headers=(("X-Title", "Our house"),))
+STREAM = WireRequest(path="/v1/chat/completions", body=b'{"model": "m", "stream": true}')
 QUICK = Timeouts(connect_s=1, first_byte_s=0.05, between_bytes_s=0.05)
 
 
@@ -161,3 +164,33 @@ async def test_a_path_that_cannot_be_sent_is_the_requests_fault(transport: Cloud
     with pytest.raises(BadRequest):
         async with transport.send(WireRequest(path="/v1/\x00", body=b""), CLOUD, Timeouts()):
             pass
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_whoever_waits_for_a_cloud_that_is_not_there_any_more_can_be_set_free(
+    transport: CloudTransport, begun: bool
+) -> None:
+    async with open_router("cloud") as router:
+        router.then = "stall_after_words" if begun else "stall"
+        endpoint = Endpoint(host="127.0.0.1", port=int(router.url.split(":")[2].split("/")[0]), name="cloud")
+        other = Endpoint(host="127.0.0.1", port=1, name="other")
+        waits = anyio.Event()
+
+        async def ask() -> None:
+            with pytest.raises(BackendTimeout):
+                async with transport.send(STREAM, endpoint, Timeouts()) as answer:
+                    await anext(answer.segments())
+                    waits.set()
+                    async for _ in answer.segments():
+                        pass
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            if begun:
+                await waits.wait()
+            else:
+                while not router.asked:  # noqa: ASYNC110 - a socket's other end tells nobody
+                    await anyio.sleep(0.01)
+            transport.close_all(other)
+            await anyio.wait_all_tasks_blocked()
+            transport.close_all(endpoint)

@@ -57,6 +57,7 @@ async def test_an_answer_that_surprises_its_reader_is_broken() -> None:
     origin = Origin(wire="openai", operation="chat", body=b"{}")
     exchange: Any = SimpleNamespace(
         id="r",
+        heard=0,
         request=ChatRequest(origin=origin, model="m", output=Output(stream=True)),
         target=SimpleNamespace(backend="b", name_there="m"),
         reply=SimpleNamespace(begin=lambda head: None),

@@ -240,6 +240,22 @@ async def test_after_the_first_word_nobody_else_is_asked() -> None:
     assert outcomes(exchange) == [("a", "broken")]
 
 
+async def test_who_rested_when_it_was_its_turn_is_asked_if_it_is_back_when_all_others_have_failed() -> None:
+    road = Road("a", "b")
+    for _ in range(3):
+        road.steps["a"] = [BackendUnavailable("x")]
+        await road.go()
+
+    async def fail_late(exchange: Exchange) -> None:
+        road.standings["a"].recovered()
+        raise BackendUnavailable("x")
+
+    road.steps["b"] = [fail_late]
+    exchange = await road.go()
+    assert outcomes(exchange) == [("b", "unreachable"), ("a", "answered")]
+    assert (exchange.hop, exchange.reason) == (0, "b: unreachable")
+
+
 async def test_a_client_that_leaves_gives_its_pass_back() -> None:
     road = Road("a", a=[BackendUnavailable("x") for _ in range(3)])
     for _ in range(3):

@@ -48,6 +48,8 @@ class Scripted:
         self.unloaded: list[str] = []
         self.loads: dict[str, int | Exception] = {}
         self.runs: dict[str, int] = {}
+        self.sought, self.located = anyio.Event(), anyio.Event()
+        self.located.set()
 
     def say(self, event: SupervisorEvent) -> None:
         self._says.send_nowait(event)
@@ -73,6 +75,8 @@ class Scripted:
         self.unloaded.append(model)
 
     async def locate(self, model: str) -> EngineAddress | None:
+        self.sought.set()
+        await self.located.wait()
         await anyio.lowlevel.checkpoint()
         return address(model, self.runs[model]) if model in self.runs else None
 
@@ -235,3 +239,27 @@ async def test_the_queue_is_told_when_somebody_waits_and_when_nobody_does_any_mo
             [],
         ]
         waiting.give_back()
+
+
+@pytest.mark.parametrize("runs", [{"a": 1}, {"a": 2}, {}])
+async def test_who_asks_while_a_host_that_is_back_is_looked_over_gets_an_answer(runs: dict[str, int]) -> None:
+    async with opened(snapshot()) as desk:
+        supervisor = desk.supervisor
+        supervisor.loads = {"a": 1}
+        (await desk.lease("a")).give_back()
+        desk.host.heard(False)
+        supervisor.runs, supervisor.sought, supervisor.located = dict(runs), anyio.Event(), anyio.Event()
+        supervisor.loads = {"a": 3}
+        supervisor.say(snapshot(a=("ready", 1), b=("ready", 1)))
+        with anyio.fail_after(5):
+            await supervisor.sought.wait()
+        early = desk.host.ask("a")
+        supervisor.located.set()
+        assert await early.wait(5)
+        early.give_back()
+        with anyio.fail_after(5):
+            while not desk.host.reachable:  # noqa: ASYNC110 - the orchestrator pauses before it asks again
+                await anyio.sleep(0.01)
+        turn = await desk.lease("a")
+        assert turn.address().generation == runs.get("a", 3)
+        turn.give_back()

@@ -116,6 +116,22 @@ async def test_a_dead_backend_stays_closed_and_is_used_again_after_one_answer() 
         assert backend.standing.state("m", time.monotonic()) == "closed"
 
 
+async def test_one_that_is_asked_only_when_suspected_is_asked_until_it_is_back() -> None:
+    backend = Backend()
+    backend.answers = False
+    async with watching(backend) as watch:
+        await anyio.lowlevel.checkpoint()
+        watch.suspect()
+        await backend.asked(3)
+        assert not usable(backend)
+        backend.answers = True
+        await backend.asked(backend.probes + 1)
+        assert usable(backend)
+        probes = backend.probes
+        await anyio.sleep(0.05)
+        assert backend.probes == probes
+
+
 async def test_where_something_else_tells_of_the_return_one_probe_is_enough() -> None:
     backend = Backend()
     backend.answers = False

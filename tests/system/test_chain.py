@@ -113,11 +113,14 @@ async def test_errors_and_silence_inside_a_stream_count_as_what_they_are(
         assert response.headers["x-hostler-reason"] == f"cloud: {outcome}"
 
 
-async def test_signs_of_life_are_not_passed_on(tmp_path: Path, cloud: Router, box: Router) -> None:
-    cloud.then = "processing"
+async def test_signs_of_life_begin_no_answer(tmp_path: Path, cloud: Router, box: Router) -> None:
+    cloud.script = ["processing", "error_in_200", "error_in_200"]
     async with open_chain(tmp_path, pair(cloud, box)) as chain:
         response = await chain.ask(stream=True)
         assert said(response) == f"cloud:{ALL}"
+        assert response.text.index("OPENROUTER") < response.text.index("data:")
+        response = await chain.ask(stream=True)
+        assert said(response) == f"box:{ALL}"
         assert "OPENROUTER" not in response.text
 
 

@@ -1,0 +1,110 @@
+"""The files that are shipped for three boxes: each loads, and they fit each other."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from hostler.gateway.settings import Configuration, read
+
+DEPLOY = Path(__file__).parent.parent / "deploy"
+UNITS = sorted(DEPLOY.glob("*.service"))
+
+
+def configuration(name: str, tmp_path: Path) -> Configuration:
+    text = (DEPLOY / f"{name}.yaml").read_text().replace("/etc/hostler/", f"{DEPLOY}/")
+    (tmp_path / "hostler.yaml").write_text(text)
+    return read(tmp_path / "hostler.yaml", environ={})
+
+
+def unit(path: Path) -> dict[str, list[str]]:
+    """The settings of a unit, each with all its values."""
+    settings: dict[str, list[str]] = {}
+    for line in path.read_text().splitlines():
+        if found := re.fullmatch(r"(\w+)=(.*)", line):
+            settings.setdefault(found[1], []).append(found[2])
+    return settings
+
+
+def compose() -> Any:
+    return YAML(typ="safe").load(DEPLOY / "compose.yaml")
+
+
+@pytest.mark.parametrize("name", ["gateway", "supervisor", "small"])
+def test_an_example_file_loads_without_any_secret_in_the_environment(name: str, tmp_path: Path) -> None:
+    assert configuration(name, tmp_path).path
+
+
+def test_three_profiles_are_shipped_for_the_big_machine(tmp_path: Path) -> None:
+    profiles = configuration("supervisor", tmp_path).profiles
+    assert {profile.name for profile in profiles} == {"qwen3-8b", "qwen3-8b-agent", "embedder"}
+    agents = next(profile for profile in profiles if profile.name == "qwen3-8b-agent")
+    assert agents.context >= 65536
+
+
+def test_the_chain_ends_at_the_small_box_itself(tmp_path: Path) -> None:
+    settings = configuration("gateway", tmp_path).settings
+    assert settings.gateway.chain == ("main-pc", "openrouter", "lxc")
+    small = configuration("small", tmp_path)
+    assert settings.backends["lxc"].url == f"http://{small.settings.gateway.listen[0]}"
+    assert settings.backends["lxc"].models == {"*": small.profiles[0].name}
+    assert settings.backends["lxc"].context == small.profiles[0].context
+    assert settings.backends["lxc"].in_the_house
+    assert not settings.backends["openrouter"].in_the_house
+
+
+def test_what_the_cloud_is_asked_for_has_a_profile(tmp_path: Path) -> None:
+    names = {profile.name for profile in configuration("supervisor", tmp_path).profiles}
+    assert set(configuration("gateway", tmp_path).settings.backends["openrouter"].models) <= names
+
+
+@pytest.mark.parametrize("box", ["gateway", "supervisor"])
+def test_the_secrets_that_a_file_names_are_handed_over_by_its_unit(box: str, tmp_path: Path) -> None:
+    named = set(re.findall(rf"/run/credentials/hostler-{box}\.service/(\w+)", (DEPLOY / f"{box}.yaml").read_text()))
+    handed = {value.partition(":")[0] for value in unit(DEPLOY / f"hostler-{box}.service")["LoadCredential"]}
+    assert named == handed
+    assert named
+
+
+def test_containers_get_the_same_secrets_at_the_same_places(tmp_path: Path) -> None:
+    there = {secret["target"] for secret in compose()["services"]["gateway"]["secrets"]}
+    assert there == set(re.findall(r"/run/credentials/\S+/\w+", (DEPLOY / "gateway.yaml").read_text()))
+
+
+def test_the_keys_are_kept_where_the_gateway_may_write(tmp_path: Path) -> None:
+    file = configuration("gateway", tmp_path).settings.gateway.api_keys_file
+    state = unit(DEPLOY / "hostler-gateway.service")["StateDirectory"][0]
+    assert str(file).startswith(f"/var/lib/{state}/")
+    assert f"state:/var/lib/{state}" in compose()["services"]["gateway"]["volumes"]
+
+
+def test_the_socket_is_where_the_gateway_is_told_to_listen(tmp_path: Path) -> None:
+    listen = configuration("gateway", tmp_path).settings.gateway.listen[0]
+    assert unit(DEPLOY / "hostler-gateway.socket")["ListenStream"] == [listen.rpartition(":")[2]]
+
+
+@pytest.mark.parametrize("path", UNITS, ids=[path.stem for path in UNITS])
+def test_a_unit_is_watched_restarted_and_locked_down(path: Path) -> None:
+    told = unit(path)
+    expected = {
+        "Type": "notify", "Restart": "always", "ProtectSystem": "strict", "NoNewPrivileges": "yes", "PrivateTmp": "yes",
+        "CapabilityBoundingSet": "", "UMask": "0077", "RestrictNamespaces": "yes", "SystemCallArchitectures": "native",
+    }  # fmt: skip
+    assert {name: told[name][0] for name in expected} == expected
+    assert int(told["WatchdogSec"][0]) > 0
+    assert told["User"] != ["root"]
+    assert told["SystemCallFilter"][0] == "@system-service"
+    configparser.ConfigParser(strict=False, interpolation=None, allow_no_value=False).read_string(path.read_text())
+
+
+def test_containers_run_as_nobody_with_nothing() -> None:
+    assert re.search(r"^USER \d+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    for service in compose()["services"].values():
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
