@@ -87,8 +87,9 @@ async def test_a_model_with_another_wish_waits_no_longer_than_patience(open_hous
                 while True:
                     await house.chat("a")
 
-            tasks.start_soon(keep_asking)
-            tasks.start_soon(keep_asking)
+            for _ in range(4):
+                tasks.start_soon(keep_asking)
+            await house.until_counts(1, 3)
             with anyio.fail_after(20):
                 answer = await house.chat("b")
             tasks.cancel_scope.cancel()
