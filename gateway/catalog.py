@@ -191,8 +191,7 @@ class Catalog:
             base = own.get(preset.model)
             if base is None or (name != preset.model and folded(name) in taken):
                 continue
-            cards[name] = base if name == preset.model else _made(name, preset, base)
-            cards[name] = msgspec.structs.replace(cards[name], preset=preset)
+            cards[name] = _made(name, preset, base)
 
     def _running(self, cards: Mapping[str, ModelCard]) -> str | None:
         """The active model: the one used last as long as it runs, else any that does."""
@@ -275,7 +274,14 @@ def _made(name: str, preset: Preset, base: ModelCard) -> ModelCard:
         said = msgspec.json.encode(msgspec.structs.replace(preset, made_at=0.0))
         digest = hashlib.sha256(base.digest.encode() + said).hexdigest()
     return msgspec.structs.replace(
-        base, name=name, aliases=(), listed=True, digest=digest, created=int(preset.made_at), modified_at=preset.made_at
+        base,
+        name=name,
+        aliases=(),
+        listed=True,
+        digest=digest,
+        created=int(preset.made_at),
+        modified_at=preset.made_at,
+        preset=preset,
     )
 
 

@@ -115,7 +115,10 @@ class Librarian:
             return
         self._may_change()
         preset = msgspec.structs.replace(
-            made_from(Preset(model=source.model), source.preset), model=source.model, made_at=self._wall()
+            made_from(Preset(model=source.model), source.preset),
+            model=source.model,
+            parent=source.preset.parent if source.preset is not None else "",
+            made_at=round(self._wall(), 3),
         )
         await self._keep(self._name_for(order.destination), preset, None)
 
@@ -170,7 +173,7 @@ class Librarian:
         facts = card.facts or ModelFacts()
         _check_template(order.template, facts)
         preset = made_from(msgspec.structs.replace(order.preset, model=source.model), source.preset)
-        preset = msgspec.structs.replace(preset, model=source.model)
+        preset = msgspec.structs.replace(preset, model=source.model, parent=card.name)
         profile = None
         if order.adapters:
             profile = ProfileEntry(base=source.model, args=await self._with_adapter(source, order.adapters))

@@ -26,7 +26,8 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A model made of another one, `model`, whose engine answers for it. With nothing else it is a second name.
 
     `parameters` are what Ollama calls options. What a request says itself goes before all of it. A preset of the same
-    name as its `model` adds to that profile. `made_at` is in seconds since the epoch.
+    name as its `model` adds to that profile. `parent` is the model that it was created from, `made_at` is in seconds since
+    the epoch.
     """
 
     model: str
@@ -34,6 +35,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     parameters: Mapping[str, Parameter] = {}
     messages: tuple[Turn, ...] = ()
     license: tuple[str, ...] = ()
+    parent: str = ""
     made_at: float = 0.0
 
     @property

@@ -174,6 +174,7 @@ def test_show_tells_what_a_model_was_made_with(desk: Desk) -> None:
         parameters={"temperature": 0.5, "stop": ("<a>", "b"), "num_predict": 8, "penalize_newline": True},
         messages=(Turn(role="user", content="hi"),),
         license=("MIT", "BSD"),
+        parent="smol",
     )
     mario = msgspec.structs.replace(SMOL, name="mario", aliases=(), preset=preset)
     made = Desk(Listing(cards=(SMOL, mario), index={"smol": SMOL, "mario": mario}))

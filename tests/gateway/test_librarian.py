@@ -206,6 +206,9 @@ async def test_a_context_of_its_own_makes_a_profile_bounded_by_the_training(desk
     await desk.create("same", context=2048)
     contexts = {name: entry.context for name, entry in desk.kept.profiles.items()}
     assert contexts == {"long": 4096, "longest": 8192}
+    long = desk.catalog.find("long").card
+    assert (long.modified_at, long.preset) == (1_700_000_000.0, desk.kept.presets["long"])
+    assert desk.kept.presets["long"].parent == desk.kept.presets["same"].parent == "smol"
     assert desk.catalog.find("long").model == "long" and desk.catalog.find("same").model == "smol"
 
 
