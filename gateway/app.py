@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import anyio
@@ -29,7 +30,6 @@ from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.backends.base import Endpoint, Timeouts, Transport
 from hostler.gateway.backends.budget import BudgetRules, RetryBudget
 from hostler.gateway.backends.chain import Address, Chain
-from hostler.gateway.backends.cloud import CloudTransport
 from hostler.gateway.backends.lan import LanTransport
 from hostler.gateway.backends.pausing import Pauses
 from hostler.gateway.backends.traced import TracedTransport
@@ -74,8 +74,10 @@ from hostler.profiles.blobs import BlobStore
 from hostler.profiles.library import read_library
 from hostler.profiles.presets import Preset
 from hostler.profiles.sources import cache_directory
-from hostler.supervisor.client import ClientLimits, SupervisorClient
 from hostler.supervisor.contract import EngineAddress, Supervisor
+
+if TYPE_CHECKING:
+    from hostler.supervisor.client import SupervisorClient
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +114,7 @@ class Gateway:
         self._hosts: Mapping[str, Orchestrator] = {}
         self._in_progress = InProgress()
         self._pauses = Pauses()
+        self._clients: list[SupervisorClient] = []
         self._supervisors = self._find_supervisors(local)
         self._chain = _chain(settings, local)
         self._history = history
@@ -150,9 +153,7 @@ class Gateway:
         }
         self._hosts = hosts
         journal = Journal()
-        clouds = CloudTransport()
-        if not all(backend.in_the_house for backend in self._settings.backends.values()):
-            clouds.client()  # loads certificates, which nobody should wait for later
+        clouds = lan if all(backend.in_the_house for backend in self._settings.backends.values()) else _clouds()
         tracer, contents = _tracer(settings, self._clock), _contents(settings)
         near, cloud = lan, clouds  # type: Transport, Transport
         if tracer is not None:
@@ -252,9 +253,8 @@ class Gateway:
                     if tracer is not None:
                         await tracer.aclose()
                     await chain.aclose()
-                    for supervisor in self._supervisors.values():
-                        if isinstance(supervisor, SupervisorClient):
-                            await supervisor.aclose()
+                    for client in self._clients:
+                        await client.aclose()
                 tasks.cancel_scope.cancel()
 
     def status(self) -> StatusView | None:
@@ -286,13 +286,17 @@ class Gateway:
         supervisors: dict[str, Supervisor] = {} if local is None else {LOCAL: local}
         for name, backend in self._settings.backends.items():
             if backend.kind == "supervisor":
+                from hostler.supervisor.client import ClientLimits, SupervisorClient
+
                 token = secret(backend.token, backend.token_file, f"backends.{name}.token_file")
-                supervisors[name] = SupervisorClient(
+                client = SupervisorClient(
                     backend.url,
                     token,
                     limits=ClientLimits(max_retry_s=_ASK_AGAIN_S),
                     on_reachable=partial(self._heard, name),
                 )
+                supervisors[name] = client
+                self._clients.append(client)
         return supervisors
 
     def _heard(self, name: str, reachable: bool) -> None:
@@ -380,6 +384,14 @@ def _contents(settings: GatewaySettings) -> Contents | None:
     if file.is_file():
         logger.warning("%s still holds prompts and answers of when they were recorded: delete it if you may", file)
     return None
+
+
+def _clouds() -> Transport:
+    from hostler.gateway.backends.cloud import CloudTransport
+
+    clouds = CloudTransport()
+    clouds.client()  # loads certificates, which nobody should wait for later
+    return clouds
 
 
 def _ends(hosts: Mapping[str, Orchestrator], now: float) -> dict[str, float]:

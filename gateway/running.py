@@ -10,7 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
@@ -24,11 +24,12 @@ from hostler.gateway.serving.server import ListenError, Server, bind
 from hostler.gateway.settings import Configuration, SettingsError, parse_address, secret
 from hostler.gateway.terminal import fetching
 from hostler.gateway.terminal.greeting import greeting, nearby, shown
-from hostler.gateway.terminal.live import Live, view_of
 from hostler.profiles.schema import Profile
 from hostler.supervisor.contract import SupervisorError, SwitchMoved
-from hostler.supervisor.fleet import Fleet
-from hostler.supervisor.host import open_host
+
+if TYPE_CHECKING:  # what only some of the commands need is loaded by them
+    from hostler.gateway.terminal.live import Live
+    from hostler.supervisor.fleet import Fleet
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +174,8 @@ async def _watched_alone(view: Live | None, fleet: Fleet) -> AsyncIterator[None]
     if view is None:
         yield
         return
+    from hostler.gateway.terminal.live import view_of
+
     watching = view
 
     async def follow() -> None:
@@ -236,6 +239,8 @@ def _listen(wanted: Sequence[tuple[str, int]], setting: str) -> list[socket.sock
 
 
 def _fleet(configuration: Configuration, *, engine_host: str) -> Fleet:
+    from hostler.supervisor.host import open_host
+
     try:
         return open_host(
             configuration.profiles,

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
-import httpx
 import msgspec
 
-from hostler.gateway.backends.base import Endpoint
+from hostler.adapters.errors import GatewayError
+from hostler.adapters.protocol import WireRequest
+from hostler.gateway.backends.base import Endpoint, Timeouts, Transport
+from hostler.gateway.backends.lan import LanTransport
+from hostler.gateway.backends.pool import Pooling
 from hostler.gateway.backends.standing import Standing
 
 #: A probe takes so long at most, from its first byte to the head of the answer, in seconds.
@@ -109,7 +112,10 @@ class Prober:
 
 
 class HttpProbe:
-    """The cheapest question a plain server answers: its list of models, or its health; only the head is read."""
+    """The cheapest question a plain server answers: its list of models, or its health; only the head is read.
+
+    `proxied`: it stands outside the house, where a proxy may have to be asked.
+    """
 
     def __init__(
         self,
@@ -121,32 +127,25 @@ class HttpProbe:
         proxied: bool,
         answer_s: float = ANSWER_S,
     ) -> None:
-        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        scheme = "https" if endpoint.tls else "http"
-        self._url = f"{scheme}://{host}:{endpoint.port}{endpoint.base_path.rstrip('/')}{path}"
-        self._headers = [("User-Agent", "hostler"), *headers]
-        if endpoint.key is not None:
-            self._headers.append(("Authorization", f"Bearer {endpoint.key}"))
-        self._timeout = httpx.Timeout(answer_s, connect=connect_s)
-        self._proxied = proxied
-        self._client: httpx.AsyncClient | None = None
+        self._endpoint = endpoint
+        self._request = WireRequest(method="GET", path=path, headers=(("User-Agent", "hostler"), *headers))
+        self._timeouts = Timeouts(connect_s=connect_s, first_byte_s=answer_s)
+        self._transport = _clouds() if proxied else LanTransport(Pooling(max_idle=0))
 
     async def __call__(self) -> bool:
         """Whether somebody answers. A refused key is an answer; what a broken proxy says in its place is none."""
-        if self._client is None:
-            limits = httpx.Limits(max_keepalive_connections=0)
-            # Without TLS no certificates are needed, and loading them holds everything up for 40 ms.
-            self._client = httpx.AsyncClient(
-                verify=self._url.startswith("https:"), trust_env=self._proxied, limits=limits, timeout=self._timeout
-            )
         try:
-            async with self._client.stream("GET", self._url, headers=self._headers) as answer:
-                return answer.status_code < 500 or answer.status_code == 503
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError):
+            async with self._transport.send(self._request, self._endpoint, self._timeouts) as answer:
+                return answer.head.status < 500 or answer.head.status == 503
+        except (GatewayError, OSError, ValueError):
             return False
 
     async def aclose(self) -> None:
-        """Close the client."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        """Close what is open."""
+        await self._transport.aclose()
+
+
+def _clouds() -> Transport:
+    from hostler.gateway.backends.cloud import CloudTransport  # takes a while to load, and not everybody has clouds
+
+    return CloudTransport()
