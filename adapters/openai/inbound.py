@@ -27,6 +27,7 @@ from hostler.adapters.openai.encoder import OpenAIEncoder
 from hostler.adapters.openai.paths import FORMS, OPERATIONS
 from hostler.adapters.openai.presetting import with_preset
 from hostler.adapters.openai.refusal import refusal
+from hostler.adapters.openai.reranking import RerankEncoder, wants_documents
 from hostler.adapters.openai.responses_encoder import ResponsesEncoder
 from hostler.adapters.openai.wire import RESPONSES, WIRE, StreamOptions
 from hostler.adapters.protocol import Encoder, Incoming, Operation, WireResponse
@@ -128,6 +129,8 @@ class OpenAIAdapter:
         """An encoder for one reply. Requests for structured output or several choices get no words as progress."""
         if isinstance(request, ChatRequest) and request.origin.operation == "responses":
             return ResponsesEncoder(request, answer_id=id, created=created, progress=progress)
+        if isinstance(request, RerankRequest) and wants_documents(request.origin.body):
+            return RerankEncoder(request.origin.body)
         return OpenAIEncoder(request, answer_id=id, created=created, progress=progress)
 
     def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:

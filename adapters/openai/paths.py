@@ -41,6 +41,8 @@ def _operations() -> tuple[Operation, ...]:
         found.append(
             Operation(name="model", path=prefix + "/models/{id:path}", methods=("GET",), scope="read", probe=True)
         )
+    # Cohere's, which its clients ask for by this number; the answer is the same.
+    found += (Operation(name="rerank", path="/v2/rerank" + slash) for slash in ("", "/"))
     return tuple(found)
 
 

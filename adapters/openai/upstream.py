@@ -12,6 +12,7 @@ from hostler.adapters.openai.history import without_progress
 from hostler.adapters.openai.parser import OpenAIParser
 from hostler.adapters.openai.paths import FORMS, UPSTREAM_PATHS
 from hostler.adapters.openai.request_body import operation, request_body
+from hostler.adapters.openai.reranking import plain_documents
 from hostler.adapters.openai.wire import RESPONSES, WIRE
 from hostler.adapters.protocol import WireRequest
 
@@ -63,6 +64,8 @@ class OpenAIUpstream:
         name = msgspec.json.encode(model)
         if bytes(members.get("model", b"")) != name:
             changes["model"] = name
+        if origin.operation == "rerank" and (texts := plain_documents(body)) is not None:
+            changes["documents"] = texts
         if stream and origin.operation in _FOLDED and not _output(request).stream and _foldable(members):
             changes["stream"] = b"true"
             if origin.operation != "responses":

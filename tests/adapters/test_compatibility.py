@@ -86,6 +86,19 @@ def test_a_route_is_refused_exactly_where_the_page_says_so(name: str, method: st
     assert refused(ADAPTERS[name], operation, method) == (verdict == "refused")
 
 
+@pytest.mark.parametrize(("name", "method", "path"), [row for row in ROWS if verdicts(row[0])[row[1:]] != "refused"])
+def test_what_is_promised_is_recorded_both_ways(name: str, method: str, path: str) -> None:
+    file = Path(__file__).parent.parent / "transcripts" / name / "routes.json"
+    recorded = json.loads(file.read_text(encoding="utf-8"))
+    told = recorded[f"{method} {routes(ADAPTERS[name])[method, path].name}"]
+    assert {"method", "path"} <= set(told["ask"])
+    # A question to the catalogue has its answer, a chat or a prompt both of its forms, everything else what is sent.
+    if told.get("becomes") in ("ChatRequest", "CompletionRequest"):
+        assert {"sent", "answer", "streamed"} <= set(told)
+    else:
+        assert set(told) & {"answer", "sent", "becomes"}
+
+
 def refused(adapter: Adapter, operation: Operation, method: str) -> bool:
     """Whether the protocol itself refuses, whatever the backend."""
     try:

@@ -101,6 +101,7 @@ class Storyteller:
             "/v1/chat/completions": openai_chat,
             "/v1/completions": openai_completion,
             "/v1/embeddings": openai_vectors,
+            "/v1/rerank": openai_order,
             "/v1/chat/completions/input_tokens": lambda story, asked: iter([{"input_tokens": story.prompt_tokens}]),
             "/api/chat": ollama_chat,
             "/api/generate": ollama_chat,
@@ -199,6 +200,15 @@ def openai_vectors(story: Story, asked: dict[str, Any]) -> Iterator[Any]:
     data = [{"object": "embedding", "index": at, "embedding": VECTORS[at]} for at, _ in enumerate(texts)]
     usage = {"prompt_tokens": story.prompt_tokens, "total_tokens": story.prompt_tokens}
     yield {"object": "list", "model": "there", "data": data, "usage": usage}
+
+
+def openai_order(story: Story, asked: dict[str, Any]) -> Iterator[Any]:
+    """The last document first, as llama-server tells it."""
+    assert all(isinstance(document, str) for document in asked["documents"])
+    order = list(enumerate(asked["documents"]))[::-1][: asked.get("top_n")]
+    results = [{"index": index, "relevance_score": float(index)} for index, _ in order]
+    usage = {"prompt_tokens": story.prompt_tokens, "total_tokens": story.prompt_tokens}
+    yield {"model": "there", "object": "list", "usage": usage, "results": results}
 
 
 def ollama_chat(story: Story, asked: dict[str, Any]) -> Iterator[Any]:

@@ -424,6 +424,23 @@ async def test_vectors_arrive(tmp_path: Path, path: str, key: str, backend: str)
     assert found == [pytest.approx(vector) for vector in VECTORS]
 
 
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank", "/v1/rerank/"])
+@pytest.mark.parametrize("backend", ["llamacpp", "openai"])
+async def test_documents_are_ordered(tmp_path: Path, path: str, backend: str) -> None:
+    async with meeting(tmp_path, backend) as (teller, http):
+        asked: dict[str, Any] = {"model": "m", "query": "q", "documents": ["one", "two"], "top_n": 1}
+        plain = (await http.post(path, json=asked)).json()
+        assert plain["results"] == [{"index": 1, "relevance_score": 1.0}]
+        objects = {**asked, "documents": [{"text": "one"}, {"text": "two"}], "return_documents": True}
+        answer = await http.post(path, json=objects)
+        assert answer.json()["results"] == [{"index": 1, "relevance_score": 1.0, "document": {"text": "two"}}]
+        assert answer.json()["usage"]["total_tokens"] == 21
+        (_, first), (where, last) = teller.asked
+    assert where == "/v1/rerank"
+    assert first == {**asked, "model": "there"}
+    assert (last["documents"], last["top_n"]) == (["one", "two"], 1)
+
+
 @pytest.mark.parametrize("backend", ["llamacpp", "openai", "anthropic"])
 async def test_tokens_are_counted_where_the_backend_can_count(tmp_path: Path, backend: str) -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}

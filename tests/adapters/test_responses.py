@@ -1,0 +1,168 @@
+"""Whatever a model says becomes responses that OpenAI's own package reads, streamed and whole, and chats of LM Studio's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pydantic
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from openai import Omit
+from openai.lib.streaming.responses._responses import ResponseStreamState
+from openai.types.responses import Response, ResponseStreamEvent
+
+from hostler.adapters import framing
+from hostler.adapters.canonical import AnswerHead, ChatRequest, Chunk, Message, Request, Text, ToolCall, Usage
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.lmstudio.inbound import LMStudioAdapter
+from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.protocol import Adapter, Incoming
+
+EVENTS: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(ResponseStreamEvent)
+STREAM = AnswerHead(media_type="text/event-stream")
+
+words = st.text(min_size=1, max_size=8)
+pieces = st.one_of(
+    words.map(lambda text: Chunk(text=text)),
+    words.map(lambda text: Chunk(reasoning=text)),
+    st.builds(lambda one, two: Chunk(text=one, reasoning=two), words, words),
+)
+calls = st.lists(
+    st.tuples(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), st.dictionaries(words, words, max_size=2)), max_size=3
+)
+finishes = st.sampled_from(["stop", "length", "tool_calls", "content_filter", None])
+
+
+def asked(adapter: Adapter, path: str, **body: Any) -> Request:
+    operation = next(each for each in adapter.operations if each.path == path)
+    return adapter.decode(
+        operation, Incoming(method="POST", path=path, body=json.dumps({"model": "m", **body}).encode())
+    )
+
+
+def told(adapter: Adapter, request: Request, said: list[Chunk]) -> bytes:
+    encoder = adapter.encoder(request, id="req-1", created=17, progress="thinking")
+    encoder.begin(STREAM)
+    return b"".join([*(encoder.chunk(chunk) for chunk in said), encoder.end()])
+
+
+def story(said: list[Chunk], called: list[tuple[str, dict[str, str]]], finish: str | None) -> list[Chunk]:
+    """An answer whose calls come in two pieces each, mixed with each other."""
+    written = [json.dumps(given) for _, given in called]
+    first = [
+        Chunk(tool_calls=(ToolCall(index=at, id=f"call_{at}", name=name, arguments=written[at][:3]),))
+        for at, (name, _) in enumerate(called)
+    ]
+    second = [Chunk(tool_calls=(ToolCall(index=at, arguments=written[at][3:]),)) for at in range(len(called))]
+    counts = Usage(prompt_tokens=7, completion_tokens=5, cached_tokens=3, reasoning_tokens=2)
+    return [
+        *said,
+        *(piece for pair in zip(first, second, strict=True) for piece in pair),
+        Chunk(finish=finish, usage=counts),
+    ]
+
+
+def understood(answer: Response) -> tuple[str, str, list[Any]]:
+    thoughts = "".join(part.text for item in answer.output if item.type == "reasoning" for part in item.content or [])
+    called = [(item.name, json.loads(item.arguments)) for item in answer.output if item.type == "function_call"]
+    return answer.output_text, thoughts, called
+
+
+def meant(said: list[Chunk], called: list[tuple[str, dict[str, str]]]) -> tuple[str, str, list[Any]]:
+    return "".join(each.text for each in said), "".join(each.reasoning for each in said), called
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@given(said=st.lists(pieces, max_size=6), called=calls, finish=finishes)
+def test_any_answer_is_read_by_openais_package(
+    said: list[Chunk], called: list[tuple[str, dict[str, str]]], finish: str | None
+) -> None:
+    adapter = OpenAIAdapter()
+    whole = told(adapter, asked(adapter, "/v1/responses", input="x"), story(said, called, finish))
+    assert understood(Response.model_validate_json(whole)) == meant(said, called)
+    stream = told(adapter, asked(adapter, "/v1/responses", input="x", stream=True), story(said, called, finish))
+    state: ResponseStreamState[Any] = ResponseStreamState(input_tools=Omit(), text_format=Omit())
+    events = []
+    for name, data in framing.events(stream):
+        event = EVENTS.validate_json(data)
+        assert event.type == name
+        state.handle_event(event)
+        events.append(event)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    last = events[-1].response
+    assert understood(last) == meant(said, called)
+    assert last.status == ("incomplete" if finish in ("length", "content_filter") else "completed")
+    # Open items are all closed, each where it was opened.
+    opened = [event.output_index for event in events if event.type == "response.output_item.added"]
+    closed = [event.output_index for event in events if event.type == "response.output_item.done"]
+    assert opened == sorted(closed) == list(range(len(last.output)))
+
+
+@settings(max_examples=60)
+@given(said=st.lists(pieces, max_size=6))
+def test_any_answer_is_told_the_same_in_lm_studios_events_and_whole(said: list[Chunk]) -> None:
+    adapter = LMStudioAdapter()
+    end = story(said, [], "stop")
+    whole = json.loads(told(adapter, asked(adapter, "/api/v1/chat", input="x"), end))
+    stream = told(adapter, asked(adapter, "/api/v1/chat", input="x", stream=True), end)
+    items: list[dict[str, str]] = []
+    for name, data in framing.events(stream):
+        kind, _, what = name.partition(".")
+        if what == "start" and kind in ("reasoning", "message"):
+            items.append({"type": kind, "content": ""})
+        if what == "delta":
+            assert items[-1]["type"] == kind
+            items[-1]["content"] += json.loads(data)["content"]
+    assert items == whole["output"]
+    assert json.loads(data)["result"] == whole
+    assert "".join(item["content"] for item in items if item["type"] == "message") == meant(said, [])[0]
+
+
+def test_a_conversation_of_items_becomes_turns() -> None:
+    items = [
+        {"role": "developer", "content": "D"},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "U"}]},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "S"}]},
+        {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"},
+        {"type": "function_call", "call_id": "c2", "name": "g", "arguments": "{}"},
+        {"type": "web_search_call", "id": "x"},
+        {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "O"}]},
+        {"role": "assistant", "content": "A"},
+    ]
+    adapter = OpenAIAdapter()
+    request = adapter.expand(
+        asked(adapter, "/v1/responses", input=items, instructions="I", reasoning={"effort": "none"})
+    )
+    assert isinstance(request, ChatRequest)
+    assert request.dialogue is not None
+    called = (
+        ToolCall(index=0, id="c1", name="f", arguments="{}"),
+        ToolCall(index=1, id="c2", name="g", arguments="{}"),
+    )
+    assert request.dialogue.messages == (
+        Message(role="system", parts=(Text(text="I"),)),
+        Message(role="system", parts=(Text(text="D"),)),
+        Message(role="user", parts=(Text(text="U"),)),
+        Message(role="assistant", reasoning="S", tool_calls=called),
+        Message(role="tool", parts=(Text(text="O"),), tool_call_id="c1"),
+        Message(role="assistant", parts=(Text(text="A"),)),
+    )
+    assert request.dialogue.thinking is False
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"), ({"input": [{"role": "wizard"}]}, "input[0]"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0]"),
+        ({"input": 1}, "input"), ({}, "input"), ({"input": "x", "previous_response_id": "r"}, "previous_response_id"),
+        ({"input": "x", "conversation": {"id": "c"}}, "conversation"), ({"input": "x", "background": True}, "background"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_told_as_a_chat_is_named(body: dict[str, Any], param: str) -> None:
+    adapter = OpenAIAdapter()
+    with pytest.raises(BadRequest) as caught:
+        adapter.expand(asked(adapter, "/v1/responses", **body))
+    assert caught.value.param == param
