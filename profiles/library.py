@@ -98,4 +98,18 @@ def _plain(entry: msgspec.Struct) -> Any:
     if isinstance(entry, Preset):
         empty = msgspec.to_builtins(Preset(model=""))
         whole = {key: value for key, value in whole.items() if value not in (empty.get(key), [])}
-    return escaped(whole)
+    return _quoted(escaped(whole))
+
+
+def _quoted(value: Any) -> Any:
+    """With texts in quotes that would not come back from a file otherwise: every line break is one to YAML."""
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+    match value:
+        case str():
+            return value if value.replace("\n", "").isprintable() else DoubleQuotedScalarString(value)
+        case list():
+            return [_quoted(item) for item in value]
+        case dict():
+            return {key: _quoted(item) for key, item in value.items()}
+    return value

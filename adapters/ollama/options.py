@@ -43,7 +43,7 @@ def _number(options: Mapping[str, Any], name: str, default: float) -> float:
     value = options.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
         raise _wrong(name, "of type float32")
     return float(value)
 
@@ -52,10 +52,17 @@ def _integer(options: Mapping[str, Any], name: str, default: int) -> int:
     value = options.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
         raise _wrong(name, "of type integer")
     # As large as the engine can read.
     return max(-(2**31), min(int(value), 2**31 - 1 if name != "seed" else 2**32 - 1))
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # more digits than any number has
+        return False
 
 
 def _stop(options: Mapping[str, Any]) -> list[str]:

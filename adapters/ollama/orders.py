@@ -19,9 +19,9 @@ from hostler.profiles.presets import Parameter, Preset, Turn, is_digest
 
 _CLOUD_OFF = "ollama cloud is disabled: {} is unavailable"
 _NO_REGISTRY = "push is not supported: models are the profiles in this gateway's configuration"
-# More than a conversation in front of every conversation needs; each request carries it.
+# More than anybody puts in front of every conversation; each request carries it.
 _MOST_TURNS = 200
-_LONGEST_TEXT = 256 * 1024
+_LONGEST_TEXT = 128 * 1024
 
 
 def pull(origin: Origin) -> Pull:
@@ -67,11 +67,13 @@ def create(origin: Origin) -> Create:
         raise BadRequest('option "num_ctx" must be of type integer', param="parameters")
     preset = Preset(
         model=base,
-        system=_bounded(fields.string("system"), "system"),
+        system=fields.string("system"),
         parameters=parameters,
         messages=tuple(_turns(fields)),
         license=_license(fields.any("license")),
     )
+    if len(msgspec.json.encode(preset)) > _LONGEST_TEXT:
+        raise BadRequest(f"all that a model says may have {_LONGEST_TEXT} bytes together")
     return Create(
         origin=origin,
         model=name,
@@ -169,8 +171,8 @@ def _turns(fields: Fields) -> list[Turn]:
         Turn(role=each.string("role").lower(), content=each.string("content"))
         for each in fields.each("messages", "Message")
     ]
-    if len(turns) > _MOST_TURNS or sum(len(turn.content) for turn in turns) > _LONGEST_TEXT:
-        raise BadRequest(f"messages may be {_MOST_TURNS}, of {_LONGEST_TEXT} characters in all", param="messages")
+    if len(turns) > _MOST_TURNS:
+        raise BadRequest(f"messages may be {_MOST_TURNS}", param="messages")
     for turn in turns:
         if turn.role not in ("system", "user", "assistant"):
             raise BadRequest(f"messages cannot be from {quoted(turn.role[:50])}", param="messages")
@@ -184,10 +186,4 @@ def _license(given: object) -> tuple[str, ...]:
     for text in texts:
         if not isinstance(text, str):
             raise BadRequest(f"json: cannot unmarshal {gojson.described(text)} into Go value of type string")
-    return tuple(_bounded(text, "license") for text in texts if text)
-
-
-def _bounded(text: str, name: str) -> str:
-    if len(text) > _LONGEST_TEXT:
-        raise BadRequest(f"{name} may have {_LONGEST_TEXT} characters", param=name)
-    return text
+    return tuple(text for text in texts if text)

@@ -109,7 +109,10 @@ def test_a_new_model_takes_no_name_that_ollama_would_not_give(desk: Desk, name: 
         ({"from": "smol", "parameters": {"x": {"y": 1}}}, 400, "parameters must be numbers, switches, words or lists of words"),
         ({"from": "smol", "messages": [{"role": "tool"}]}, 400, 'messages cannot be from "tool"'),
         ({"from": "smol", "license": 7}, 400, "unknown license type: number"),
-        ({"from": "smol", "system": "x" * 300_000}, 400, "system may have 262144 characters"),
+        ({"from": "smol", "system": "x" * 300_000}, 400, "all that a model says may have 131072 bytes together"),
+        ({"from": "smol", "license": ["x"] * 300_000}, 400, "all that a model says may have 131072 bytes together"),
+        ({"from": "smol", "messages": [{"role": "user"}] * 201}, 400, "messages may be 200"),
+        ({"from": "smol", "parameters": {"top_k": 10**400}}, 400, 'option "top_k" must be of type integer'),
     ],
 )  # fmt: skip
 def test_a_create_that_cannot_be_says_why(desk: Desk, body: dict[str, Any], status: int, words: str) -> None:

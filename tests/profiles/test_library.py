@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from hostler.profiles.document import DocumentError, parse
 from hostler.profiles.library import MAX_MODELS, Library, drop, put, read_library
@@ -92,3 +94,19 @@ def test_names_that_may_be_taken(name: str) -> None:
 )  # fmt: skip
 def test_names_that_lead_elsewhere_or_nowhere(name: str) -> None:
     assert not is_name(name)
+
+
+TEXT = st.text(max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(system=TEXT, words=st.lists(st.text(min_size=1, max_size=9), max_size=3))
+@example(system="\x85 \u2028\n ---\n...\n- a: b #c", words=["$$", "${env:HOME}", "\0", "null", "1", "~"])
+def test_any_words_come_back_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, system: str, words: list[str]
+) -> None:
+    file = tmp_path_factory.mktemp("any") / "models.yaml"
+    preset = Preset(model="smol", system=system, license=tuple(words), parameters={"stop": tuple(words)})
+    put(file, "m", preset=preset, profile=None)
+    put(file, "n", preset=preset, profile=None)
+    assert read_library(file)[0].presets == {"m": preset, "n": preset}
