@@ -165,7 +165,6 @@ async def _watched(view: Live | None, gateway: Gateway) -> AsyncIterator[None]:
     gateway.bus.listen(view.hear)
     async with view.shown(gateway.status):
         yield
-    _say("Hostler has stopped.")
 
 
 @asynccontextmanager
@@ -188,7 +187,6 @@ async def _watched_alone(view: Live | None, fleet: Fleet) -> AsyncIterator[None]
         tasks.start_soon(follow)
         yield
         tasks.cancel_scope.cancel()
-    _say("Hostler's supervisor has stopped.")
 
 
 def _telling(view: Live | None, stop: Callable[[], None], drain_s: float | None) -> Callable[[], None]:
@@ -205,7 +203,7 @@ def _telling(view: Live | None, stop: Callable[[], None], drain_s: float | None)
             watching.stopping("Stopping: engines keep their conversations and end.")
         else:
             watching.stopping(
-                f"Stopping: answers in progress end first, at most {drain_s:g} s. Ctrl-C again cuts them off."
+                f"Stopping: answers end first, at most {drain_s:g} s. Ctrl-C again cuts them off."
                 "|Stopping. Ctrl-C again cuts answers off.|Stopping."
             )
         asked = True

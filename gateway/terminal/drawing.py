@@ -28,6 +28,9 @@ _MOST: Final = 24
 
 _BAR: Final = 10
 
+#: From this height on, a rule stands between the log and the view.
+_RULED: Final = 16
+
 
 class Picture(msgspec.Struct, frozen=True, kw_only=True):
     """What the view shows. `status` is as `GET /admin/status` tells it, `last` the newest requests that ended first.
@@ -51,7 +54,9 @@ class Drawing:
         self._colours = colours
 
     def above(self, item: object, width: int) -> list[str]:
-        """A log record as it scrolls by. Requests that were answered are shown below, and need no line."""
+        """A log record as it scrolls by, or a text. Requests that were answered are shown below, and need no line."""
+        if isinstance(item, str):
+            return [printable(item)]
         if not isinstance(item, logging.LogRecord):
             return []
         texts: list[tuple[float, str, str]] = []
@@ -80,30 +85,31 @@ class Drawing:
         assert isinstance(picture, Picture)
         room = min(height, max(3, round(height * _SHARE)), _MOST)
         status = msgspec.to_builtins(picture.status)
-        lines = self._lines([self._title(picture)], width)
-        left = room - 2
+        lines = self._lines([Text("─" * width, "dim")] if height >= _RULED else [], width)
+        lines += self._lines([self._title(picture, width)], width)
+        left = room - len(lines) - 1
         lines += self._models(picture, status, width, left if left < 4 else max(3, left // 2))
         left = room - len(lines) - 1
         if picture.requests and left >= 3:
             lines += self._requests(status, picture.last, width, left)
         return [*lines[: room - 1], *self._lines([self._hint(picture, width)], width)]
 
-    def _title(self, picture: Picture) -> Text:
-        title = Text(no_wrap=True, overflow="ellipsis")
-        title.append(picture.title, "bold")
+    def _title(self, picture: Picture, width: int) -> Text:
+        """What runs, and as many of its addresses as there is room for."""
+        title = Text(picture.title, "bold")
         for address in picture.addresses:
-            title.append("  ")
-            title.append(address, "cyan")
+            if title.cell_len + 2 + len(address) <= width:
+                title.append("  ")
+                title.append(address, "cyan")
         return title
 
     def _hint(self, picture: Picture, width: int) -> Text:
         if picture.stopping:
-            return Text(_first_that_fits(picture.stopping.split("|"), width), "yellow", no_wrap=True)
+            return Text(_first_that_fits(picture.stopping.split("|"), width), "yellow")
         hints = ["Ctrl-C stops it", "hostler ps", "hostler logs -f MODEL", "hostler --help"]
         return Text(
             _first_that_fits([" · ".join(hints[:number]) for number in range(len(hints), 0, -1)], width),
             "dim",
-            no_wrap=True,
         )
 
     def _models(self, picture: Picture, status: Mapping[str, Any], width: int, room: int) -> list[str]:
@@ -123,22 +129,22 @@ class Drawing:
         others = [card["name"] for card in status["models"] if card["name"] not in busy]
         columns = [
             Column("MODEL"),
-            Column("HOST", drop=2),
+            Column("HOST", drop=3),
             Column("STATE"),
-            Column("BUSY", right=True),
-            Column("WAITS", right=True, drop=4),
-            Column("MEMORY", right=True, drop=1),
-            Column("UNLOADS", right=True, drop=3),
+            Column("BUSY", right=True, drop=1),
+            Column("WAITS", right=True, drop=5),
+            Column("MEMORY", right=True, drop=2),
+            Column("UNLOADS", right=True, drop=4),
         ]
         room -= bool(others)
         parts: list[RenderableType] = []
         if shown and room >= 2:
             parts.append(table(columns, shown[: room - 1], width))
         elif not shown:
-            parts.append(Text("No model runs: the first request for one starts it.", no_wrap=True, overflow="ellipsis"))
+            parts.append(Text("No model runs: the first request for one starts it."))
         if others:
             words = f"not loaded: {printable(', '.join(others), 500)}"
-            parts.append(Text(words, "dim", no_wrap=True, overflow="ellipsis"))
+            parts.append(Text(words, "dim"))
         return self._lines(parts, width)
 
     def _model(self, each: Mapping[str, Any], switch: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -164,7 +170,7 @@ class Drawing:
         rows: list[tuple[str, ...]] = [
             (
                 clock(each["at"]),
-                inspecting.phase_words(each),
+                f"place {each['position']}, {seconds(each['eta_s'])}" if each["position"] else each["phase"],
                 each["model"] or each["asked"] or NOTHING,
                 _via(each),
                 seconds(each["for_s"]),
@@ -195,14 +201,14 @@ class Drawing:
         if not rows:
             return []
         columns = [
-            Column("AT", drop=3),
+            Column("AT", drop=4),
             Column("REQUEST"),
             Column("MODEL"),
-            Column("VIA", drop=1),
-            Column("TOOK", right=True),
-            Column("FIRST WORD", right=True, drop=2),
-            Column("SPEED", right=True, drop=4),
-            Column("CLIENT", drop=5),
+            Column("VIA", drop=2),
+            Column("TOOK", right=True, drop=1),
+            Column("FIRST WORD", right=True, drop=3),
+            Column("SPEED", right=True, drop=5),
+            Column("CLIENT", drop=6),
         ]
         return self._lines([table(columns, rows, width)], width)
 
@@ -218,7 +224,7 @@ class Drawing:
         )
         with out.capture() as captured:
             for part in parts:
-                out.print(part)
+                out.print(part, no_wrap=isinstance(part, Text) or None, overflow="ellipsis")
         return captured.get().splitlines()
 
 

@@ -106,8 +106,9 @@ class Live:
                 tasks.start_soon(_come_back, screen)
                 await self._look_on(look, screen)
         finally:
-            screen.close()
             self._handler.above = None
+            # Not printed, since a terminal that stands still would keep the process from ending.
+            screen.close(f"{self._title.partition(',')[0]} has stopped.")
 
     async def _look_on(self, look: Callable[[], StatusView | None], screen: Screen) -> None:
         before: StatusView | None = None

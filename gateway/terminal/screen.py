@@ -78,9 +78,11 @@ class Screen:
             self._picture, self._fresh = picture, True
             self._news.notify()
 
-    def close(self) -> None:
+    def close(self, farewell: object = None) -> None:
         """Print what was said last, take away what stands at the bottom, and leave the terminal to others."""
         with self._news:
+            if farewell is not None:
+                self._said.append(farewell)
             self._closed = True
             self._news.notify()
         self._ending.set()
