@@ -50,6 +50,7 @@ from hostler.gateway.layers.queueing import Queueing
 from hostler.gateway.layers.switch import Switch
 from hostler.gateway.layers.tracing import Tracing
 from hostler.gateway.librarian import Librarian
+from hostler.gateway.records.acquaintance import Acquaintance
 from hostler.gateway.records.contents import ContentRules, Contents
 from hostler.gateway.records.contents import default_file as contents_file
 from hostler.gateway.records.journal import Journal
@@ -74,7 +75,7 @@ from hostler.profiles.blobs import BlobStore
 from hostler.profiles.library import read_library
 from hostler.profiles.presets import Preset
 from hostler.profiles.sources import cache_directory
-from hostler.supervisor.contract import EngineAddress, Supervisor
+from hostler.supervisor.contract import EngineAddress, HostStatus, Supervisor
 
 if TYPE_CHECKING:
     from hostler.supervisor.client import SupervisorClient
@@ -122,6 +123,7 @@ class Gateway:
         self._presets = dict(presets or {})
         self._refresh = refresh
         self._catalog: Catalog | None = None
+        self._acquaintance = Acquaintance(None if history is None else history.with_name("machines.json"))
         self._desk: Desk | None = None
         self._server: Server | None = None
         self._stopping = False
@@ -137,6 +139,8 @@ class Gateway:
         catalog = self._catalog = Catalog(
             self._settings.backends, self._chain, version=__version__, presets=self._presets
         )
+        for name in self._supervisors:
+            catalog.remembered(name, self._acquaintance.profiles(name))
         rules = settings.library
         blobs = BlobStore(cache_directory() / "models" / "blobs", rules.uploads_max)
         librarian = Librarian(
@@ -304,6 +308,11 @@ class Gateway:
         if not reachable and name in self._hosts:
             self._hosts[name].heard(False)
 
+    def _host_changed(self, catalog: Catalog, name: str, status: HostStatus) -> None:
+        catalog.host(name, status)
+        if name != LOCAL:
+            self._acquaintance.heard(name, status.profiles)
+
     def _cut(self, backends: Mapping[str, Backend], endpoint: Endpoint) -> None:
         """Nobody is at this address any more: whoever waits there or for it goes on elsewhere."""
         if endpoint.name in self._hosts:
@@ -320,7 +329,7 @@ class Gateway:
             queue=self._settings.gateway.queue,
             switching=self._settings.gateway.switching,
             publish=self.bus.publish,
-            changed=partial(catalog.host, name),
+            changed=partial(self._host_changed, catalog, name),
             release=release,
             clock=self._clock,
         )

@@ -72,7 +72,7 @@ NAMES_SHOWN = 20
 
 
 class Catalog:
-    """Keeps the snapshot. Its writers tell it of hosts (`host`), of use (`used`) and of what clients made (`made`);
+    """Keeps the snapshot. Its writers tell it of hosts (`host`, `remembered`), of use (`used`) and of what clients made (`made`);
     everybody else reads."""
 
     def __init__(
@@ -87,6 +87,7 @@ class Catalog:
         self._chain = tuple(chain)
         self._version = version
         self._silent = {name for name in (*backends, *chain) if name not in self._plain}
+        self._declared = {name: backend.models for name, backend in backends.items() if backend.kind == "supervisor"}
         self._hosts: dict[str, HostStatus] = {}
         self._active: str | None = None
         self._presets = dict(presets or {})
@@ -105,6 +106,13 @@ class Catalog:
         self._hosts[backend] = status
         self._silent.discard(backend)
         self._rebuild()
+
+    def remembered(self, backend: str, profiles: tuple[ProfileInfo, ...]) -> None:
+        """What a host had that has not been heard of yet: it may sleep, and a request for one of these may wake it."""
+        if profiles and backend in self._silent:
+            self._hosts[backend] = HostStatus(profiles=profiles)
+            self._silent.discard(backend)
+            self._rebuild()
 
     def made(self, presets: Mapping[str, Preset]) -> None:
         """These are the models that clients made of others."""
@@ -173,6 +181,11 @@ class Catalog:
             for model in backend_settings.models:
                 if model != "*" and model not in cards:
                     cards[model] = ModelCard(name=model, state="loaded", context=backend_settings.context or 0)
+        for backend in self._chain:
+            if backend in self._silent:
+                for model in self._declared.get(backend, ()):
+                    if model != "*" and model not in cards:
+                        cards[model] = ModelCard(name=model, state="unloaded")
         self._active = self._running(cards)
         self._add_made(cards)
         index, placements = self._index(cards, places)
@@ -192,6 +205,11 @@ class Catalog:
             if base is None or (name != preset.model and folded(name) in taken):
                 continue
             cards[name] = _made(name, preset, base)
+
+    def _may_have(self, backend: str, model: str) -> bool:
+        """Nothing was ever heard of it: it may sleep, and may have the model, unless the configuration says what it has."""
+        declared = self._declared.get(backend)
+        return not declared or model in declared or "*" in declared
 
     def _running(self, cards: Mapping[str, ModelCard]) -> str | None:
         """The active model: the one used last as long as it runs, else any that does."""
@@ -225,8 +243,7 @@ class Catalog:
                     there = plain.models.get(name) or plain.models.get("*")
                     if there:
                         in_order.append(Place(backend=backend, name_there=there, context=plain.context or 0))
-                elif backend in self._silent:
-                    # Nothing was ever heard of it: it may sleep, and may have the model.
+                elif backend in self._silent and self._may_have(backend, name):
                     in_order.append(Place(backend=backend, name_there=name))
             local_only = any(profile.local_only for profile in described)
             placement = Placement(

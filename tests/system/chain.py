@@ -77,8 +77,10 @@ def error_in(response: httpx.Response) -> dict[str, Any] | None:
 
 
 @asynccontextmanager
-async def open_chain(tmp_path: Path, backends: dict[str, Any], **more: Any) -> AsyncIterator[OpenChain]:
-    """A gateway over these backends, in their order."""
+async def open_chain(
+    tmp_path: Path, backends: dict[str, Any], *, history: Path | None = None, **more: Any
+) -> AsyncIterator[OpenChain]:
+    """A gateway over these backends, in their order. With a `history` it remembers."""
     gateway = {
         "listen": ["127.0.0.1:0"],
         "timeouts": {"connect_s": 1, "first_byte_s": 1, "between_bytes_s": 0.5},
@@ -88,7 +90,7 @@ async def open_chain(tmp_path: Path, backends: dict[str, Any], **more: Any) -> A
     }
     path = tmp_path / "hostler.yaml"
     path.write_text(json.dumps({"gateway": gateway, "backends": backends, **more}))
-    subject = Gateway(read(path).settings)
+    subject = Gateway(read(path).settings, history=history)
     sockets = bind([("127.0.0.1", 0)], "gateway.listen")
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
     started, ended = anyio.Event(), anyio.Event()

@@ -145,3 +145,65 @@ async def test_a_profile_says_who_may_answer_for_it_and_that_it_stays_inside(tmp
                 assert cloud.asked == second.asked == []
     finally:
         await machine.off()
+
+
+@pytest.mark.parametrize("known", ["remembered", "declared"])
+async def test_a_model_of_a_machine_that_sleeps_since_before_the_gateway_wakes_it(
+    tmp_path: Path, cloud: Router, known: str
+) -> None:
+    machine = Machine(tmp_path, aliases=["nick"])
+    state = tmp_path / "state" / "history.sqlite3" if known == "remembered" else None
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as card:
+            card.bind(("127.0.0.1", 0))
+            card.setblocking(False)
+            wake = {"mac": "01:23:45:67:89:ab", "broadcast": f"127.0.0.1:{card.getsockname()[1]}", "wait_s": 30}
+            pc = {**machine.settings, "wake": wake, **({"models": {"m": "m"}} if known == "declared" else {})}
+            backends = {"pc": pc, "cloud": {**plain(cloud), "models": {"other": "other"}}}
+            if known == "remembered":
+                await machine.on()
+                async with open_chain(tmp_path, backends, history=state) as chain:
+                    assert (await chain.ask()).headers["x-hostler-backend"] == "pc"
+                await machine.off()
+            async with open_chain(tmp_path, backends, history=state) as chain:
+                listed = {model["id"] for model in (await chain.http.get("/v1/models")).json()["data"]}
+                assert {"m", "other"} <= listed
+                # What it does not have does not wake it.
+                assert said(await chain.ask(model="other")) == f"cloud:{ALL}"
+                with pytest.raises(BlockingIOError):
+                    card.recv(200)
+                names = ["m", "nick"] if known == "remembered" else ["m"]
+                responses = []
+
+                async def ask(name: str) -> None:
+                    responses.append(await chain.ask(model=name))
+
+                async with anyio.create_task_group() as clients:
+                    for name in names:
+                        clients.start_soon(ask, name)
+                    await anyio.wait_readable(card)
+                    await machine.on()
+                assert [response.headers["x-hostler-backend"] for response in responses] == ["pc"] * len(names)
+    finally:
+        await machine.off()
+
+
+async def test_what_must_stay_inside_does_although_the_machine_that_says_so_sleeps(
+    tmp_path: Path, cloud: Router
+) -> None:
+    machine = Machine(tmp_path, local_only=True)
+    backends = {"pc": machine.settings, "cloud": plain(cloud, local=False)}
+    state = tmp_path / "state" / "history.sqlite3"
+    await machine.on()
+    try:
+        async with open_chain(tmp_path, backends, history=state):
+            pass
+    finally:
+        await machine.off()
+    async with open_chain(tmp_path, backends, history=state) as chain:
+        assert (await chain.ask()).status_code == 503
+    assert cloud.asked == []
+    # What cannot be read is as if nothing had ever been heard.
+    state.with_name("machines.json").write_bytes(b"{\xff")
+    async with open_chain(tmp_path, backends, history=state) as chain:
+        assert said(await chain.ask()) == f"cloud:{ALL}"

@@ -1,0 +1,187 @@
+"""What a dead first backend costs each request: `python -m bench.dead [--litellm PROGRAM]`.
+
+Both proxies have a main backend and one that stands in for it, and their defaults. The main one answers a few requests and
+dies: its port refuses connections, or takes none (a machine without power). What a request takes longer than before is what
+the dead one costs it. The requests come one after the other on a kept connection, as a person's do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from bench.backend import MODEL
+from bench.processes import backend, free_port
+from bench.proxies import Hostler, LiteLLM, Proxy, Skipped
+
+BEFORE, AFTER = 20, 20
+DEATHS = ("refused", "blackholed")
+
+
+class HostlerChain(Hostler):
+    """The gateway with two plain servers."""
+
+    main = 0
+
+    def command(self, backend: int, port: int, directory: Path) -> list[str]:
+        command = super().command(backend, port, directory)
+        config = directory / "hostler.yaml"
+        entry = f'{{kind: llamacpp, url: "http://127.0.0.1:%d", models: {{"{MODEL}": "{MODEL}"}}}}'
+        text = config.read_text().partition("  chain:")[0]
+        chain = f"  chain: [main, stand-in]\nbackends:\n  main: {entry % self.main}\n  stand-in: {entry % backend}\n"
+        config.write_text(text + chain)
+        return command
+
+
+class LiteLLMChain(LiteLLM):
+    """The proxy with a fallback, as its documentation has it, and nothing else set."""
+
+    main = 0
+    model = "main"
+    env = {**LiteLLM.env, "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}  # noqa: RUF012
+
+    def command(self, backend: int, port: int, directory: Path) -> list[str]:
+        command = super().command(backend, port, directory)
+        models = [
+            {
+                "model_name": name,
+                "litellm_params": {
+                    "model": f"openai/{MODEL}", "api_base": f"http://127.0.0.1:{at}/v1", "api_key": "none",
+                },
+            }
+            for name, at in (("main", self.main), ("stand-in", backend))
+        ]  # fmt: skip
+        settings = {"telemetry": False, "fallbacks": [{"main": ["stand-in"]}]}
+        (directory / "litellm.json").write_text(json.dumps({"model_list": models, "litellm_settings": settings}))
+        return command
+
+
+class Cost(msgspec.Struct, kw_only=True):
+    """Milliseconds: a request before the death, and what the first, the second and the later ones took longer."""
+
+    proxy: str
+    death: str
+    before_ms: float
+    first_ms: float
+    second_ms: float
+    later_ms: float
+    failed: int
+
+
+class Client:
+    """One person's kept connection."""
+
+    def __init__(self, url: str, proxy: Proxy) -> None:
+        parts = urlsplit(url)
+        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
+        self._body = json.dumps({"model": proxy.model, "messages": [{"role": "user", "content": "Hello"}]})
+        told = dict(header.split(": ", 1) for header in proxy.headers)
+        self._headers = {"content-type": "application/json", **told}
+
+    def ask(self) -> tuple[float, bool]:
+        """How long an answer takes, in milliseconds, and whether it is one."""
+        began_at = time.perf_counter()
+        self._connection.request("POST", "/v1/chat/completions", self._body, self._headers)
+        answer = self._connection.getresponse()
+        answer.read()
+        return (time.perf_counter() - began_at) * 1000, answer.status == 200
+
+
+@contextlib.contextmanager
+def deaf(port: int) -> Iterator[None]:
+    """Nobody is let in and nobody is refused at this port: what the kernel takes by itself is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(0)
+        for _ in range(4):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(("127.0.0.1", port))
+        yield
+
+
+def measure(proxy: HostlerChain | LiteLLMChain, death: str) -> Cost:
+    """One proxy, one death."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        proxy.main = free_port()
+        main = subprocess.Popen(
+            [sys.executable, "-m", "bench.backend", "--port", str(proxy.main)], stdout=subprocess.PIPE
+        )
+        stack.callback(main.wait)
+        stack.callback(main.kill)
+        assert main.stdout is not None
+        stack.callback(main.stdout.close)
+        main.stdout.readline()
+        url, _ = stack.enter_context(proxy.start(stack.enter_context(backend()), Path(directory)))
+        client = Client(url, proxy)
+        before = [client.ask() for _ in range(BEFORE)]
+        main.kill()
+        main.wait()
+        if death == "blackholed":
+            stack.enter_context(deaf(proxy.main))
+        after = [client.ask() for _ in range(AFTER)]
+    usual = statistics.median(took for took, _ in before)
+    added = [took - usual for took, _ in after]
+    return Cost(
+        proxy=proxy.name,
+        death=death,
+        before_ms=usual,
+        first_ms=added[0],
+        second_ms=added[1],
+        later_ms=statistics.median(added[2:]),
+        failed=sum(not well for _, well in (*before, *after)),
+    )
+
+
+def middle(rows: list[Cost]) -> Cost:
+    """The medians of several rounds: on a busy machine one round says little."""
+    figures = ("before_ms", "first_ms", "second_ms", "later_ms")
+    medians = {name: statistics.median(getattr(row, name) for row in rows) for name in figures}
+    return msgspec.structs.replace(rows[0], failed=sum(row.failed for row in rows), **medians)
+
+
+def table(rows: list[Cost]) -> str:
+    """A Markdown table."""
+    head = "| proxy | main backend | before | 1st after | 2nd after | later | errors |"
+    lines = [head, "| --- " * 7 + "|"]
+    for row in rows:
+        added = (row.first_ms, row.second_ms, row.later_ms)
+        cells = [row.proxy, row.death, f"{row.before_ms:.1f} ms", *(f"{value:+.1f} ms" for value in added)]
+        lines.append("| " + " | ".join([*cells, str(row.failed)]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.dead", description=__doc__)
+    parser.add_argument("--litellm", metavar="PROGRAM", help="the litellm to run")
+    parser.add_argument("--hostler", metavar="PROGRAM", help="the hostler to run")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured; rows are medians")
+    options = parser.parse_args()
+    rows: list[Cost] = []
+    for kind, program in ((HostlerChain, options.hostler), (LiteLLMChain, options.litellm)):
+        for death in DEATHS:
+            try:
+                rows.append(middle([measure(kind(program), death) for _ in range(options.rounds)]))
+            except Skipped as reason:
+                print(f"skipped: {reason}", file=sys.stderr)
+                break
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
