@@ -190,14 +190,16 @@ async def test_a_caller_that_leaves_leaves_the_order_running(
 async def test_a_slow_stop_delays_nobody_else(scripted: Scripted, running: Running, journal: Any, gates: Gates) -> None:
     gone = gates("gone")
     settings = msgspec.structs.replace(SHARED, stop_grace_s=60)
-    async with running(Fleet([scripted("a"), scripted("b", gone_when=gone.path)], settings)) as fleet:
+    profiles = [scripted("a"), scripted("b", gone_when=gone.path), scripted("c")]
+    async with running(Fleet(profiles, settings)) as fleet:
         await fleet.switch("a")
         await fleet.switch("b")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(fleet.unload, "b")
             await until(fleet, "b", "stopping")
-            with anyio.fail_after(10):
+            with anyio.fail_after(20):
                 await fleet.switch("a")
+                await fleet.switch("c")
             assert states(fleet)["b"] == "stopping"
             gone.open()
 
