@@ -225,15 +225,14 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True, tag="copy"):
 class Create(msgspec.Struct, frozen=True, kw_only=True, tag="create"):
     """Make a model of another one (`preset.model`), or of an uploaded file, under a new name.
 
-    `files` and `adapters` map names of files to their checksums. `context` is the number of tokens it is to run with,
-    `template` how it is to write conversations.
+    `files` maps names of files to their checksums. `context` is the number of tokens it is to run with, `template` how it
+    is to write conversations.
     """
 
     origin: Origin
     model: str
     preset: Preset
     files: Mapping[str, str] = {}
-    adapters: Mapping[str, str] = {}
     context: int | None = None
     template: str = ""
     stream: bool = False

@@ -174,15 +174,13 @@ class Librarian:
         _check_template(order.template, facts)
         preset = made_from(msgspec.structs.replace(order.preset, model=source.model), source.preset)
         preset = msgspec.structs.replace(preset, model=source.model, parent=card.name)
-        profile = None
-        if order.adapters:
-            profile = ProfileEntry(base=source.model, args=await self._with_adapter(source, order.adapters))
+        profile: ProfileEntry | None = None
         context = order.context
         if context is not None and facts.training_context:
             context = min(context, facts.training_context)
         if context is not None and context != card.context:
             if self._local(source):
-                profile = msgspec.structs.replace(profile or ProfileEntry(base=source.model), context=context)
+                profile = ProfileEntry(base=source.model, context=context)
             elif context > card.context:
                 raise BadRequest(
                     f"num_ctx {context} is more than the {card.context} that {card.name} runs with on its own machine; "
@@ -197,25 +195,16 @@ class Librarian:
         await tell(Stage(step="parsing"))
         path, facts = await self._uploaded(digest)
         _check_template(order.template, facts)
-        if "embedding" not in facts.capabilities and "completion" not in facts.capabilities:
-            raise BadRequest("supplied file is no model that an engine here could run")
+        if facts.metadata.get("general.type", "model") != "model":
+            raise BadRequest(
+                "supplied file is a part of a model, which needs a profile in the configuration", param="files"
+            )
         context = order.context or _CONTEXT
         if facts.training_context:
             context = min(context, facts.training_context)
         embeds = "embedding" in facts.capabilities
         profile = ProfileEntry(model=str(path), context=context, embeddings=embeds or msgspec.UNSET)
-        if order.adapters:
-            adapter, _ = await self._uploaded(_only(order.adapters, "only one adapter is currently supported"))
-            profile = msgspec.structs.replace(profile, args=("--lora", str(adapter)))
         return order.preset, profile, digest.partition(":")[2] or digest[-64:]
-
-    async def _with_adapter(self, source: Placement, adapters: Mapping[str, str]) -> tuple[str, ...]:
-        if not self._local(source):
-            raise Forbidden(
-                "no engine of that model runs in this process: adapters are added on the machine that has it"
-            )
-        path, _ = await self._uploaded(_only(adapters, "only one adapter is currently supported"))
-        return ("--lora", str(path))
 
     async def _uploaded(self, digest: str) -> tuple[Path, ModelFacts]:
         """An uploaded GGUF file and what it says of itself."""

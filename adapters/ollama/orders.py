@@ -48,7 +48,7 @@ def copy(origin: Origin) -> Copy:
 def create(origin: Origin) -> Create:
     """A model of another one or of uploaded files, with what is to be said in front of it."""
     fields = read(origin.body, "CreateRequest")
-    files, adapters = _files(fields, "files"), _files(fields, "adapters")
+    files = _files(fields, "files")
     name = made(_name(fields))
     if name is None:
         raise BadRequest(INVALID, param="model")
@@ -59,6 +59,10 @@ def create(origin: Origin) -> Create:
         raise BadRequest("unknown type", param="files")
     if fields.string("quantize") or fields.string("quantization"):
         raise Forbidden("quantize is not supported: give a file that is quantized already")
+    if fields.mapping("adapters", "map[string]string"):
+        raise Forbidden(
+            "adapters are not supported: give a profile in the configuration the engine's --lora among its args"
+        )
     if fields.string("remote_host"):
         raise Forbidden(_CLOUD_OFF.format("remote model"))
     parameters = _parameters(fields)
@@ -79,7 +83,6 @@ def create(origin: Origin) -> Create:
         model=name,
         preset=preset,
         files=files,
-        adapters=adapters,
         context=context,
         template=fields.string("template"),
         stream=fields.flag("stream") is not False,

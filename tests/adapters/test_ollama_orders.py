@@ -103,6 +103,7 @@ def test_a_new_model_takes_no_name_that_ollama_would_not_give(desk: Desk, name: 
         ({"files": {"m.gguf": "sha256:xyz"}}, 400, "invalid digest format"),
         ({"files": ["m.gguf"]}, 400, "json: cannot unmarshal array into Go struct field CreateRequest.files of type map[string]string"),
         ({"from": "smol", "quantize": "q4_0"}, 403, "quantize is not supported: give a file that is quantized already"),
+        ({"from": "smol", "adapters": {"a.gguf": BLOB}}, 403, "adapters are not supported: give a profile in the configuration the engine's --lora among its args"),
         ({"from": "smol", "remote_host": "x"}, 403, "ollama cloud is disabled: remote model is unavailable"),
         ({"from": "smol", "parameters": {"temperature": "hot"}}, 400, 'option "temperature" must be of type float32'),
         ({"from": "smol", "parameters": {"num_ctx": 0}}, 400, 'option "num_ctx" must be of type integer'),

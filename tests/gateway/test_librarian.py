@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -279,3 +281,38 @@ async def test_many_at_once_all_come_to_be(desk: Desk) -> None:
         for number in range(8):
             clients.start_soon(desk.copy, "smol", f"m{number}")
     assert set(desk.kept.presets) == {f"m{number}" for number in range(8)}
+
+
+def gguf(**keys: str) -> bytes:
+    """A model file without weights."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    told = {"general.architecture": "llama", **{name.replace("_", "."): value for name, value in keys.items()}}
+    body = b"".join(text(name) + struct.pack("<I", 8) + text(value) for name, value in told.items())
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, len(told)) + body + bytes(32)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (gguf(general_type="mmproj"), "a part of a model"),
+        (gguf(general_type="adapter"), "a part of a model"),
+        (b"\x80\x04pickled", "supplied file was not in GGUF format"),
+        (gguf()[:40], "supplied file is damaged"),
+    ],
+)
+async def test_only_a_whole_model_becomes_one(tmp_path: Path, content: bytes, words: str) -> None:
+    desk, store = Desk(tmp_path), BlobStore(tmp_path / "blobs", 1000)
+    digest = "sha256:" + hashlib.sha256(content).hexdigest()
+    upload = store.begin(digest)
+    upload.write(content)
+    upload.keep()
+    order = Create(origin=ORIGIN, model="m", preset=Preset(model=""), files={"m.gguf": digest})
+    with pytest.raises(BadRequest, match=words) as raised:
+        await desk.librarian.create(order, desk.tell)
+    assert str(tmp_path) not in raised.value.message and not desk.file.exists()
+    two = Create(origin=ORIGIN, model="m", preset=Preset(model=""), files={"a": digest, "b": digest})
+    with pytest.raises(BadRequest, match="one GGUF file makes a model"):
+        await desk.librarian.create(two, desk.tell)
