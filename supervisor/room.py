@@ -26,10 +26,13 @@ class Room:
         """
         if self.exclusive:
             return [other for other in others if other.name in evict or not (other.pinned or wanted.pinned)]
-        # What is on its way out holds its memory until it is gone.
-        names = {other.name for other in others if other.name in evict or not other.process.standing}
-        if self.budget is not None and not wanted.process.standing:
-            need = wanted.need
+        names = {other.name for other in others if other.name in evict}
+        need = wanted.need
+        if self.budget is None or wanted.process.standing:
+            pass
+        elif not fits(need, budget=self.budget, used=sum(each.need.total for each in others if each.name not in names)):
+            # What is on its way out holds its memory until it is gone, which is waited for only if it is needed.
+            names.update(other.name for other in others if not other.process.standing)
             staying = [other for other in others if other.name not in names]
             claims = [
                 Claim(

@@ -120,6 +120,27 @@ async def test_if_all_are_at_work_they_finish_before_they_make_room(
     assert "word4" in answers[0]
 
 
+async def test_a_model_on_its_way_out_is_waited_for_only_if_its_room_is_needed(
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
+) -> None:
+    gone = gates("gone")
+    profiles = [sized(scripted, "a", 3, gone_when=gone.path), sized(scripted, "b", 4), sized(scripted, "c", 4)]
+    async with (
+        running(Fleet(profiles, msgspec.structs.replace(SHARED, stop_grace_s=60))) as fleet,
+        anyio.create_task_group() as tasks,
+    ):
+        await fleet.switch("a")
+        tasks.start_soon(fleet.unload, "a")
+        await journal.until("told")
+        with anyio.fail_after(20):
+            await fleet.switch("b")
+        tasks.start_soon(fleet.switch, "c")
+        await anyio.wait_all_tasks_blocked()
+        assert (ready(fleet), journal.events("start", "c")) == (["b"], [])
+        gone.open()
+    assert journal.kinds()[:4] == [("start", "a"), ("start", "b"), ("stop", "a"), ("start", "c")]
+
+
 async def test_a_pinned_model_never_makes_room(scripted: Scripted, running: Running, journal: Any) -> None:
     pinned = scripted("p", profile={"memory": 3 * GIB, "pinned": True})
     profiles = [pinned, sized(scripted, "a", 3), sized(scripted, "b", 4)]

@@ -176,10 +176,14 @@ async def test_a_swarm_of_one_client_does_not_hold_up_the_chat_of_another(
         assert served.index("person") <= 1
 
 
-async def test_a_crowd_of_one_client_does_not_keep_another_out_for_good(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_a_crowd_of_one_client_does_not_keep_another_out_for_good(
+    open_house: OpenHouse, tmp_path: Path, gates: Gates
+) -> None:
+    speak = gates("speak")
     path, keys = keys_in(tmp_path, swarm=0, person=0)
     gateway = {"api_keys_file": path, "queue": {"max_waiting": 4}}
-    async with open_house({"a": {"script": {"first_delay": 0.15}}}, gateway=gateway) as house:
+    profiles = {"a": {"script": {"first_delay": 0.15, "answer_when": speak.path}}}
+    async with open_house(profiles, gateway=gateway) as house:
         house.http.headers["Authorization"] = f"Bearer {keys['person']}"
         async with anyio.create_task_group() as tasks:
 
@@ -192,6 +196,7 @@ async def test_a_crowd_of_one_client_does_not_keep_another_out_for_good(open_hou
             await house.until_counts(1, 4)
             refused = await house.chat("a")
             assert refused.status_code == 429
+            speak.open()
             with anyio.fail_after(int(refused.headers["retry-after"]) + 20.0):
                 while (await house.chat("a")).status_code == 429:
                     await anyio.lowlevel.checkpoint()
