@@ -23,6 +23,7 @@ from hostler.adapters.canonical import (
 )
 from hostler.adapters.document import NOT_JSON, Document
 from hostler.adapters.errors import BadRequest
+from hostler.adapters.openai.history import thought
 from hostler.adapters.openai.wire import FunctionPiece, ToolCallPiece
 
 T = TypeVar("T")
@@ -232,7 +233,7 @@ def _message(message: _Message, place: int) -> Message:
     return Message(
         role="tool" if message.role == "function" else message.role,
         parts=tuple(parts),
-        reasoning=message.reasoning_content or message.reasoning,
+        reasoning=thought(message.reasoning_content or message.reasoning or "") or None,
         tool_calls=tuple(calls),
         tool_call_id=message.tool_call_id,
         name=message.name,

@@ -15,6 +15,11 @@ _FIELDS = ("reasoning_content", "reasoning")
 _decode = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 
 
+def thought(reasoning: str) -> str:
+    """What the model thought, without what the gateway has shown before it."""
+    return _LINES.sub("", reasoning) if PREFIX in reasoning else reasoning
+
+
 def without_progress(body: bytes) -> bytes:
     """The chat request's body without the progress lines in the reasoning of earlier answers.
 
@@ -39,6 +44,6 @@ def without_progress(body: bytes) -> bytes:
                 said = msgspec.json.decode(text, type=str)
             except msgspec.ValidationError:
                 continue
-            message[name] = msgspec.Raw(msgspec.json.encode(_LINES.sub("", said)))
+            message[name] = msgspec.Raw(msgspec.json.encode(thought(said)))
             changed = True
     return document.patch(body, {"messages": msgspec.json.encode(messages)}) if changed else body

@@ -147,6 +147,14 @@ def test_our_progress_lines_are_taken_out_of_the_history(ask: Any, upstream: Ope
     }
 
 
+def test_backends_of_other_protocols_do_not_get_them_either(adapter: OpenAIAdapter, ask: Any) -> None:
+    for shown, meant in (("[hostler] loading b\nHm.", "Hm."), ("[hostler] loading b\n", None), ("Hm.", "Hm.")):
+        said = {"role": "assistant", "reasoning_content": shown, "content": "Hi"}
+        request = adapter.expand(ask("/v1/chat/completions", {"model": "a", "messages": [said]}))
+        assert isinstance(request, ChatRequest) and request.dialogue is not None
+        assert request.dialogue.messages[0].reasoning == meant
+
+
 FULL: dict[str, Any] = {
     "messages": [
         {"role": "system", "content": "Be kind."},

@@ -964,8 +964,8 @@ def test_nobody_waits_longer_than_patience_and_the_loads_and_answers_before_it(
     assert not host.refused
     for number, job in enumerate(jobs, 1):
         if number in host.first_in_turn or clients != "some":
-            # Every model comes before it once at most, its own included, and every answer.
-            bound = len(MODELS) * (STOP_S + LOAD_S + patience_s) + sum(other.takes for other in jobs) - job.takes
+            # Its patience, once; every model comes before it once at most, its own included, and every answer.
+            bound = patience_s + len(MODELS) * (STOP_S + LOAD_S) + sum(other.takes for other in jobs) - job.takes
             assert host.started[number] - job.at <= bound
 
 
