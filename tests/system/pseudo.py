@@ -1,0 +1,112 @@
+"""A pseudo-terminal with a command in it: what a person would see, as the bytes that were written."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_CODES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Terminal:
+    """A terminal of this size, and the command that runs in it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
+        self.process = process
+        self.raw = b""
+        self._descriptor = descriptor
+        self._seen = 0
+
+    def until(self, text: str, seconds: float = 40.0) -> str:
+        """Read until `text` has come since what was waited for last; what came, without colours and movements."""
+        ends_at = time.monotonic() + seconds
+        while (at := self.text.find(text, self._seen)) < 0:
+            came = self.text[self._seen :][-3000:]
+            assert time.monotonic() < ends_at, f"{text!r} did not come: {came}"
+            if not self._read(0.1) and self.process.poll() is not None:
+                raise AssertionError(f"it ended before {text!r} came: {came}")
+        before, self._seen = self._seen, at + len(text)
+        return self.text[before : self._seen]
+
+    def end(self, seconds: float = 40.0) -> int:
+        """Read until the command ends; its exit code."""
+        ends_at = time.monotonic() + seconds
+        while self.process.poll() is None:
+            assert time.monotonic() < ends_at, f"it goes on: {self.text[-3000:]}"
+            self._read(0.1)
+        while self._read(0.0):
+            pass
+        return self.process.returncode
+
+    @property
+    def text(self) -> str:
+        """Everything that came."""
+        return _plain(self.raw)
+
+    def press(self, keys: bytes) -> None:
+        """As if somebody typed it."""
+        os.write(self._descriptor, keys)
+
+    def resize(self, columns: int, lines: int) -> None:
+        """As if somebody pulled at the window."""
+        fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    def _read(self, seconds: float) -> bool:
+        if not select.select([self._descriptor], [], [], seconds)[0]:
+            return False
+        try:
+            data = os.read(self._descriptor, 65536)
+        except OSError:  # nobody has it open any more
+            return False
+        self.raw += data
+        return bool(data)
+
+
+@contextmanager
+def terminal(
+    *arguments: str, columns: int = 80, lines: int = 24, environ: dict[str, str] | None = None
+) -> Iterator[Terminal]:
+    """`hostler ARGUMENTS` in a terminal, until the context ends."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
+
+    def take_the_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hostler.gateway", *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=take_the_terminal,
+        env={**inherited, "TERM": "xterm-256color", **(environ or {})},
+    )
+    os.close(theirs)
+    opened = Terminal(process, ours)
+    try:
+        yield opened
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                opened.end(20.0)
+            except AssertionError:
+                process.kill()
+                process.wait()
+        os.close(ours)
+
+
+def _plain(raw: bytes) -> str:
+    return _CODES.sub(b"", raw).decode("utf-8", "ignore")

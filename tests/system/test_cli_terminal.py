@@ -1,0 +1,224 @@
+"""What a person sees at a terminal: the live view, progress of a switch, and a terminal that is left clean."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.gate import Gate
+from system.house import FAKE_ENGINE, free_port
+from system.pseudo import Terminal, terminal
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> dict[str, str]:
+    """An environment of one's own."""
+    names = ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "HOSTLER_CACHE")
+    return {name: str(tmp_path / name.lower()) for name in names}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[..., Path]:
+    """A configuration file with models that scripted engines serve."""
+
+    def write(*, port: int | None = None, **scripts: dict[str, Any]) -> Path:
+        model = tmp_path / "model.gguf"
+        model.write_bytes(b"not read by the scripted engine")
+        profiles = {
+            name: {"model": str(model), "env": {"FAKE_ENGINE": json.dumps(script)}} for name, script in scripts.items()
+        }
+        document = {
+            "gateway": {"listen": [f"127.0.0.1:{port or free_port()}"]},
+            "supervisor": {
+                "engine": f"{sys.executable} -I -S {FAKE_ENGINE}",
+                "stop_grace_s": 1.0,
+                "listen": f"127.0.0.1:{free_port()}",
+            },
+            "profiles": profiles,
+        }
+        path = tmp_path / "hostler.yaml"
+        path.write_text(json.dumps(document))
+        return path
+
+    return write
+
+
+def ask(address: str, model: str, **more: Any) -> threading.Thread:
+    """A question, asked beside the test."""
+
+    def work() -> None:
+        body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], **more}
+        request = urllib.request.Request(
+            f"{address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                answer.read()
+        except OSError:
+            pass  # cut off, as some of the tests want it
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def address_in(text: str) -> str:
+    found = re.search(r"listens on (http://\S+)", text)
+    assert found is not None
+    return found[1]
+
+
+def is_clean(shown: Terminal) -> bool:
+    """Whether no mode was changed, and the view has been taken away."""
+    modes = re.search(rb"\x1b\[\?|\x1b[78=>]|\x1bc", shown.raw)
+    return modes is None and re.search(rb"has stopped\.\x1b\[K\r+\n\x1b\[J\s*$", shown.raw) is not None
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (60, 20), (120, 40)])
+def test_the_live_view_shows_a_load_an_answer_and_the_end(
+    file: Callable[..., Path], home: dict[str, str], gates: Callable[[str], Gate], columns: int, lines: int
+) -> None:
+    ready = gates("ready")
+    path = file(a={"ready_when": ready.path}, b={})
+    with terminal("up", "--config", str(path), columns=columns, lines=lines, environ=home) as shown:
+        address = address_in(shown.until("not loaded: a, b"))
+        asked = ask(address, "a")
+        loading = shown.until("not loaded: b")
+        assert "starting" in loading or "loading" in loading
+        shown.until("place 1")
+        ready.open()
+        asked.join(30)
+        answered = shown.until(" ok ")
+        assert "local" in answered
+        shown.press(b"\x03")
+        shown.until("SIGINT: finishing what is in progress")
+        assert shown.end() == 0
+        assert is_clean(shown)
+        assert "Traceback" not in shown.text
+
+
+def test_ctrl_c_lets_answers_end_and_a_second_one_cuts_them_off(
+    file: Callable[..., Path], home: dict[str, str], gates: Callable[[str], Gate]
+) -> None:
+    path = file(a={"last_when": gates("never").path})
+    with terminal("up", "--config", str(path), environ=home) as shown:
+        address = address_in(shown.until("Ctrl-C stops it ·"))
+        asked = ask(address, "a", stream=True)
+        shown.until("writing")
+        shown.press(b"\x03")
+        assert "Stopping" in shown.until("Ctrl-C again cuts")
+        shown.until("writing")
+        shown.until("writing")  # time passes: a second press of the same finger would be no second wish
+        shown.press(b"\x03")
+        assert shown.end() == 0
+        asked.join(30)
+        assert is_clean(shown)
+        assert "broken 503" in shown.text or "stopping now" in shown.text
+
+
+def test_the_log_scrolls_by_above_the_view(file: Callable[..., Path], home: dict[str, str]) -> None:
+    path = file(a={"exit_code": 1, "stderr": "no luck today"})
+    with terminal("up", "--config", str(path), environ=home) as shown:
+        address = address_in(shown.until("Ctrl-C stops it ·"))
+        ask(address, "a").join(30)
+        shown.until("warning: failed")
+        assert "req-" in shown.until("Ctrl-C stops it ·")
+        shown.press(b"\x03")
+        assert shown.end() == 0
+
+
+def test_the_view_follows_the_size_of_the_window(file: Callable[..., Path], home: dict[str, str]) -> None:
+    path = file(a={}, b={})
+    with terminal("up", "--config", str(path), columns=120, lines=30, environ=home) as shown:
+        shown.until("hostler --help")
+        shown.resize(30, 12)
+        narrow = shown.until("hostler ps")
+        assert all(len(line) < 30 for line in narrow.splitlines())
+        shown.resize(120, 30)
+        shown.until("hostler --help")
+        shown.press(b"\x03")
+        assert shown.end() == 0
+
+
+def test_a_supervisor_has_a_view_of_its_own(file: Callable[..., Path], home: dict[str, str]) -> None:
+    path = file(a={})
+    with terminal("supervisor", "--config", str(path), environ=home) as shown:
+        shown.until("not loaded: a")
+        assert "supervisor" in shown.text
+        shown.press(b"\x03")
+        shown.until("Stopping")
+        assert shown.end() == 0
+        assert "hostler 0.1.0 has stopped." in shown.text
+
+
+@pytest.mark.parametrize(
+    ("more", "environ"),
+    [(["--plain"], {}), (["--log-format", "json"], {}), ([], {"TERM": "dumb"})],
+    ids=["--plain", "json", "TERM=dumb"],
+)
+def test_there_is_no_view_where_nobody_wants_it(
+    file: Callable[..., Path], home: dict[str, str], more: list[str], environ: dict[str, str]
+) -> None:
+    path = file(a={})
+    with terminal("up", "--config", str(path), *more, environ={**home, **environ}) as shown:
+        address = address_in(shown.until("Ctrl-C stops it."))
+        ask(address, "a").join(30)
+        shown.until("openai.chat")
+        shown.press(b"\x03")
+        assert shown.end() == 0
+        assert b"\x1b" not in shown.raw
+        assert "not loaded" not in shown.text
+
+
+def test_without_colours_there_are_none(file: Callable[..., Path], home: dict[str, str]) -> None:
+    path = file(a={})
+    with terminal("up", "--config", str(path), environ={**home, "NO_COLOR": "1"}) as shown:
+        shown.until("not loaded: a")
+        shown.press(b"\x03")
+        assert shown.end() == 0
+        assert not re.search(rb"\x1b\[[0-9;]*m", shown.raw)
+
+
+def test_a_terminal_that_stands_still_holds_nobody_up(file: Callable[..., Path], home: dict[str, str]) -> None:
+    path = file(a={})
+    with terminal("up", "--config", str(path), environ=home) as shown:
+        address = address_in(shown.until("Ctrl-C stops it ·"))
+        # From here on nobody reads what is painted.
+        for _ in range(40):
+            ask(address, "nobody").join(30)
+        with urllib.request.urlopen(f"{address}/healthz", timeout=30) as answer:
+            assert answer.status == 200
+        shown.process.terminate()
+        assert shown.process.wait(40) == 0
+
+
+def test_a_switch_is_shown_with_its_phases(
+    file: Callable[..., Path], home: dict[str, str], gates: Callable[[str], Gate]
+) -> None:
+    ready = gates("ready")
+    path = file(a={"ready_when": ready.path})
+    config = ("--config", str(path))
+    with terminal("up", *config, environ=home) as shown:
+        shown.until("not loaded: a")
+        with terminal("switch", "a", *config, environ=home) as switching:
+            switching.until("a: loading")
+            ready.open()
+            assert switching.end() == 0
+            assert re.search(r"a is ready after .+ \(.*loading", switching.text)
+        with terminal("ps", *config, columns=60, environ=home) as listing:
+            assert listing.end() == 0
+            assert "ready" in listing.text
+            assert all(len(line) <= 60 for line in listing.text.splitlines())
+
+
+def test_a_service_does_not_load_what_draws(tmp_path: Path) -> None:
+    code = "import hostler.gateway.cli, hostler.gateway.running, sys; sys.exit('rich' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
