@@ -202,5 +202,5 @@ async def _rejection(answer: Answer, backend: Backend) -> BackendRejected:
         answer_status=answer.head.status,
         headers={**answer.headers, "content-type": answer.head.media_type},
         body=body,
-        retry_after_s=retry_after(answer.headers, time.time()),
+        retry_after_s=retry_after(answer.headers, time.time(), body),
     )

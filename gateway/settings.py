@@ -132,11 +132,25 @@ class WakeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     wait_s: Seconds = 60.0
 
 
+class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a model costs, in US dollars for a million tokens. `cached`: of the input, what was read before."""
+
+    input: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    output: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    cached: Annotated[float, msgspec.Meta(ge=0)] | None = None
+
+    def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
+        """What an answer of so many tokens costs. The cached ones are part of the prompt's."""
+        cached = self.input if self.cached is None else self.cached
+        fresh = max(0, prompt_tokens - cached_tokens)
+        return (fresh * self.input + cached_tokens * cached + completion_tokens * self.output) / 1_000_000
+
+
 class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Something that answers: another machine's supervisor, or a server that speaks a protocol.
 
-    `models` maps our names to the backend's; `"*"` stands for every name that is not listed. `local` says whether it
-    stands in the house; left out, its kind and address tell.
+    `models` maps our names to the backend's; `"*"` stands for every name that is not listed, in `prices` as well.
+    `local` says whether it stands in the house; left out, its kind and address tell.
     """
 
     kind: Literal["supervisor", "openai", "llamacpp", "ollama", "anthropic"]
@@ -150,6 +164,7 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     local: bool | None = None
     referer: str | None = None
     title: str | None = None
+    prices: Mapping[str, PriceSettings] = {}
     wake: WakeSettings | None = None
 
     @property
@@ -183,16 +198,29 @@ class SettingsError(Exception):
     """The configuration cannot be used; the message names file, line and key, and the way out."""
 
 
-#: Endings of names that no public name server knows (RFC 6761, 6762, 8375, and ICANN's word on `internal`).
-_OUR_ENDINGS = (".localhost", ".local", ".home.arpa", ".internal")
+#: Endings of names that no public name server knows: RFC 6761, 6762 and 8375, ICANN's word on `internal`, and what
+#: routers give out.
+_OUR_ENDINGS = (".localhost", ".local", ".home.arpa", ".internal", ".lan")
+#: Addresses that lead nowhere but to this machine or its own network: RFC 1122, 1918, 3927, 4193 and 4291.
+_OUR_NETWORKS = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
+        *("::1/128", "fc00::/7", "fe80::/10"),
+    )
+)
+#: A name without a dot is looked for in the own network only; a number is an address in disguise.
+_PLAIN_NAME = re.compile(r"(?!0x)[a-z][a-z0-9_-]*|[a-z0-9_-]*[g-wyz_-][a-z0-9_-]*")
 
 
 def _is_ours(host: str) -> bool:
     """Whether an address is one that only exists at home. A name that anybody could own is none."""
     try:
-        return not ipaddress.ip_address(host).is_global
+        address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return host == "localhost" or host.endswith(_OUR_ENDINGS)
+        return host.endswith(_OUR_ENDINGS) or _PLAIN_NAME.fullmatch(host) is not None
+    address = getattr(address, "ipv4_mapped", None) or address
+    return any(address in network for network in _OUR_NETWORKS)
 
 
 def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Path | None:

@@ -159,6 +159,9 @@ def test_the_example_of_a_key_is_a_valid_file(key: str, tmp_path: Path) -> None:
         lines |= {line for line in ('mac: "01:23:45:67:89:ab"',) if not line.startswith(f"{name}:")}
         sections[-1:] = []
         lines = {f"wake: {{{', '.join(sorted(lines))}}}", *beside}
+    elif sections[-2:] == ["prices", "NAME"]:
+        sections[-2:] = []
+        lines = {f"prices: {{NAME: {{{lines.pop()}}}}}", *beside}
     elif sections and sections[0] == "backends":
         lines |= beside
     if sections and sections[0] == "profiles" and name not in ("model", "base"):

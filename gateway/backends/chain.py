@@ -118,6 +118,7 @@ class Chain:
                 suspect=watch.suspect,
                 pulse=self._servers_pulse(name, address, standings[name]),
                 spending=self.spending,
+                prices=settings.backends[name].prices,
             )
         bus.listen(self._hear)
 

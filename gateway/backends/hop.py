@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -10,6 +10,7 @@ from hostler.gateway.backends.pulse import Pulse
 from hostler.gateway.backends.spending import Spending
 from hostler.gateway.backends.standing import Standing
 from hostler.gateway.backends.waking import Waker
+from hostler.gateway.settings import PriceSettings
 
 
 def _always() -> bool:
@@ -36,3 +37,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     pulse: Pulse | None = None
     waker: Waker | None = None
     spending: Spending | None = None
+    prices: Mapping[str, PriceSettings] = {}
+
+    def price(self, model: str, name_there: str) -> PriceSettings | None:
+        """What a model costs here, if the configuration says so."""
+        return self.prices.get(name_there) or self.prices.get(model) or self.prices.get("*")

@@ -85,6 +85,10 @@ def _of_rejection(error: BackendRejected) -> Outcome:
         return "loading"
     if status == 403 and fault_of(error) == "contents":
         return "rejected"
+    if status == 402 and says_retryable(error):
+        return "busy"  # a limit on what is in flight, not on the account
+    if status == 503 and says_retryable(error) is False:
+        return "busy"  # nobody is there to answer, and will not be in a moment
     return outcome_of_status(status, retry_after=told)
 
 
@@ -114,6 +118,18 @@ def fault_of(error: GatewayError) -> Fault:
     return "request"
 
 
+def says_retryable(error: GatewayError) -> bool | None:
+    """Whether a backend says itself that trying again makes sense (OpenRouter does in `metadata`); `None` if it does not."""
+    if not isinstance(error, BackendRejected):
+        return None
+    told = _error_in(error.body)
+    metadata = told.get("metadata")
+    for place in (metadata if isinstance(metadata, dict) else {}, told):
+        if isinstance(place.get("retryable"), bool):
+            return bool(place["retryable"])
+    return None
+
+
 def _is_loading(body: bytes) -> bool:
     told = _error_in(body)
     return told.get("type") == "unavailable_error" and "loading" in str(told.get("message", "")).lower()
@@ -129,10 +145,11 @@ def _error_in(body: bytes) -> dict[str, Any]:
     return told if isinstance(told, dict) else {"message": told or ""}
 
 
-def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """The seconds that `Retry-After` asks for, in either of its forms; `None` if it says nothing sensible.
+def retry_after(headers: Mapping[str, str], now: float, body: bytes = b"") -> float | None:
+    """The seconds to wait that an answer asks for; `None` if it says nothing sensible.
 
-    `now` is in seconds since the epoch. A day is the longest that is believed.
+    `Retry-After` counts in either of its forms; without it the moment at which a limit ends, which OpenRouter tells in
+    the body only (`error.metadata.headers`). `now` is in seconds since the epoch. A day is the longest that is believed.
     """
     text = headers.get("retry-after", "").strip()
     try:
@@ -141,9 +158,25 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
         try:
             at = datetime.datetime.strptime(text, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=datetime.UTC)
         except ValueError:
-            return None
+            return _limit_ends_in(headers, now, body)
         seconds = at.timestamp() - now
     return min(max(0.0, seconds), _LONGEST_WAIT_S) if seconds == seconds else None
+
+
+def _limit_ends_in(headers: Mapping[str, str], now: float, body: bytes) -> float | None:
+    """The time until `X-RateLimit-Reset`: a moment in the future, in seconds or milliseconds since the epoch."""
+    metadata = _error_in(body).get("metadata") if body else None
+    inside = metadata.get("headers") if isinstance(metadata, dict) else None
+    told = {str(name).lower(): value for name, value in inside.items()} if isinstance(inside, dict) else {}
+    for place in (headers, told):
+        try:
+            moment = float(str(place.get("x-ratelimit-reset", "")))
+        except ValueError:
+            continue
+        seconds = (moment / 1000 if moment > 1e11 else moment) - now
+        if 0 < seconds <= _LONGEST_WAIT_S:
+            return seconds
+    return None
 
 
 #: No tokenizer is known to make more of a text: long runs of spaces and the like aside, a token is 2 to 5 bytes.

@@ -24,7 +24,7 @@ from hostler.adapters.errors import (
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.backends.budget import RetryBudget
 from hostler.gateway.backends.hop import Hop
-from hostler.gateway.backends.judging import WORDS, Skip, fault_of, outcome_of, tokens_at_least
+from hostler.gateway.backends.judging import WORDS, Skip, fault_of, outcome_of, says_retryable, tokens_at_least
 from hostler.gateway.backends.outcomes import VERDICTS, Outcome
 from hostler.gateway.backends.pausing import Pauses
 from hostler.gateway.backends.standing import Pass
@@ -192,7 +192,7 @@ class Fallback(Layer):
             if held is not None:
                 held = hop.standing.began(held, self._clock())
 
-        exchange.answering, exchange.first_word_at = answering, None
+        exchange.answering, exchange.first_word_at, exchange.heard = answering, None, 0
         exchange.usage = exchange.finish = None
         if hop.pulse is not None:
             hop.pulse.enter(exchange)
@@ -228,7 +228,7 @@ class Fallback(Layer):
                     switch_s=exchange.switch_s - switched_s,
                 )
             )
-            self._record_cost(exchange, hop, outcome)
+            self._record_cost(exchange, hop, target, outcome)
             self._tell(exchange, hop, target, held, outcome, error)
 
     def _tell(
@@ -260,17 +260,25 @@ class Fallback(Layer):
         else:
             logger.info("%s: %s %s: %s", *told)
 
-    def _record_cost(self, exchange: Exchange, hop: Hop, outcome: Outcome) -> None:
-        cost = exchange.usage.cost if exchange.usage is not None else None
+    def _record_cost(self, exchange: Exchange, hop: Hop, target: Target, outcome: Outcome) -> None:
+        usage, answered = exchange.usage, outcome == "answered" or exchange.first_word_at is not None
+        cost = usage.cost if usage is not None else None
+        price = hop.price(target.model, target.name_there) if cost is None and hop.prices else None
+        if price is not None and usage is not None:
+            cost = price.cost(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+        elif price is not None and answered:
+            # Nobody asked for the figures: about four bytes are a token, and about one piece of an answer.
+            cost = price.cost(len(exchange.request.origin.body) // 4, 0, exchange.heard)
         if cost is not None:
             exchange.cost = (exchange.cost or 0.0) + cost
-        known = cost is not None or outcome == "answered" or exchange.first_word_at is not None
-        if known and not hop.local and hop.spending is not None:
+        if (cost is not None or answered) and not hop.local and hop.spending is not None:
             hop.spending.add(hop.name, cost)
 
     def _again_in(self, exchange: Exchange, failed: Failed, hop: Hop, target: Target, retried: bool) -> float | None:
         """In how many seconds the same hop is to be asked again; `None` if it is not."""
         now = self._clock()
+        if says_retryable(failed.error) is False:
+            return None
         match VERDICTS[failed.outcome].again:
             case "wait":
                 left = (exchange.deadline or now) - now

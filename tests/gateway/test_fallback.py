@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from hostler.gateway.backends.standing import Standing
 from hostler.gateway.backends.waking import Waker
 from hostler.gateway.exchange import Client, Exchange, Target
 from hostler.gateway.layers.fallback import Fallback
-from hostler.gateway.settings import SwitchingSettings, WakeSettings
+from hostler.gateway.settings import PriceSettings, SwitchingSettings, WakeSettings
 
 pytestmark = pytest.mark.anyio
 
@@ -373,6 +374,51 @@ async def test_costs_are_counted_and_end_at_the_limit(tmp_path: Path) -> None:
     assert (await road.go()).cost == 0.6
     last = await road.go()
     assert (outcomes(last), last.reason, last.cost) == ([("b", "answered")], "a: spent", None)
+
+
+@pytest.mark.parametrize(("usage", "cost"), [
+    (Usage(prompt_tokens=1_000_000, completion_tokens=500_000), 1.5),
+    (Usage(prompt_tokens=1_000_000, cached_tokens=500_000, completion_tokens=0), 0.55),
+    (Usage(prompt_tokens=1_000_000, cost=7.0), 7.0),
+    (None, 2 * 1e-6 + 3 * 1e-6),
+])  # fmt: skip
+async def test_a_cloud_that_tells_no_cost_costs_what_its_tokens_do(
+    tmp_path: Path, usage: Usage | None, cost: float
+) -> None:
+    async def answer(exchange: Exchange) -> None:
+        exchange.usage, exchange.heard = usage, 3
+
+    road = Road("a", a=[answer])
+    spending = Spending(tmp_path / "spent", None, lambda: 1e9)
+    prices = {"*": PriceSettings(input=9.0), "m": PriceSettings(input=1.0, output=1.0, cached=0.1)}
+    road.hops["a"] = Hop(name="a", standing=road.standings["a"], local=False, spending=spending, prices=prices)
+    exchange = await road.go(road.exchange(body=b"8 bytes."))
+    assert exchange.cost == pytest.approx(cost)
+    assert spending.today == pytest.approx(cost)
+
+
+def test_a_price_is_found_by_the_name_there_then_by_ours_then_for_all() -> None:
+    one, two, rest = (PriceSettings(input=float(number)) for number in range(3))
+    hop = Hop(name="a", standing=Standing(BreakerRules(), lambda: 0.0), prices={"a/m": one, "m": two, "*": rest})
+    assert [hop.price("m", "a/m"), hop.price("m", "x"), hop.price("x", "y")] == [one, two, rest]
+
+
+@pytest.mark.parametrize(("status", "retryable", "after", "outcome", "times"), [
+    (429, None, 0.001, "busy", 2), (429, False, 0.001, "busy", 1), (402, True, None, "busy", 1),
+    (402, True, 0.001, "busy", 2), (402, False, None, "unpaid", 1), (503, None, None, "server_error", 2),
+    (503, True, None, "server_error", 2), (503, False, None, "busy", 1), (503, False, 0.001, "busy", 1),
+    (502, False, None, "server_error", 1),
+])  # fmt: skip
+async def test_what_a_backend_says_about_trying_again_is_heeded(
+    status: int, retryable: bool | None, after: float | None, outcome: str, times: int
+) -> None:
+    error: dict[str, Any] = {"code": status, "message": "x"}
+    if retryable is not None:
+        error["metadata"] = {"retryable": retryable}
+    body = json.dumps({"error": error}).encode()
+    road = Road("a", "b", a=[rejected(status, after, body) for _ in range(3)])
+    road.clock = anyio.current_time
+    assert outcomes(await road.go()) == [("a", outcome)] * times + [("b", "answered")]
 
 
 async def test_an_order_asks_no_breaker_and_closes_none() -> None:

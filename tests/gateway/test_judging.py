@@ -92,6 +92,20 @@ def test_retry_after_is_read_in_both_forms(value: str, seconds: float | None) ->
     assert retry_after({"retry-after": value}, 10.0) == seconds
 
 
+@pytest.mark.parametrize(("reset", "seconds"), [
+    ("1700000042000", 42.0), ("1700000042", 42.0), ("1699999999000", None), ("1800000000000", None), ("soon", None),
+    ("", None), ("30", None),
+])  # fmt: skip
+def test_the_end_of_a_limit_is_read_where_nothing_else_says_how_long_to_wait(reset: str, seconds: float | None) -> None:
+    now = 1700000000.0
+    body = json.dumps({"error": {"code": 429, "metadata": {"headers": {"X-RateLimit-Reset": reset}}}}).encode()
+    assert retry_after({}, now, body) == seconds
+    assert retry_after({"x-ratelimit-reset": reset}, now) == seconds
+    assert retry_after({"retry-after": "7"}, now, body) == 7.0
+    for odd in (b"", b"[]", b'{"error":{"metadata":{"headers":[1]}}}', b'{"error":{"metadata":1}}', b"\xff"):
+        assert retry_after({}, now, odd) is None
+
+
 def test_a_prompt_is_never_thought_longer_than_it_is() -> None:
     text = json.dumps({"messages": [{"role": "user", "content": "word " * 20_000}]}).encode()
     assert 5_000 < tokens_at_least(text) <= 20_000
@@ -103,9 +117,13 @@ def test_a_prompt_is_never_thought_longer_than_it_is() -> None:
 
 @pytest.mark.parametrize(("url", "inside"), [
     ("http://127.0.0.1:1", True), ("http://192.168.1.5:1", True), ("http://10.0.0.1", True), ("http://[::1]:1", True),
-    ("http://[fd00::1]:1", True), ("http://169.254.1.1", True), ("http://100.64.0.1", True), ("http://localhost:1", True),
+    ("http://[fd00::1]:1", True), ("http://169.254.1.1", True), ("http://172.31.0.1", True), ("http://localhost:1", True), ("http://[fe80::1]", True),
+    ("http://[::ffff:10.0.0.1]", True), ("http://nas:1", True), ("http://my-nas_2", True), ("http://NAS.LAN", True),
     ("http://nas.local", True), ("http://nas.home.arpa", True), ("http://nas.internal", True),
-    ("https://openrouter.ai/api/v1", False), ("http://8.8.8.8", False), ("http://nas.lan", False),
+    ("https://openrouter.ai/api/v1", False), ("http://8.8.8.8", False), ("http://nas.lan", True),
+    ("http://100.64.0.1", False), ("http://172.32.0.1", False), ("http://0.0.0.0", False), ("http://192.0.2.1", False),
+    ("http://[::ffff:8.8.8.8]", False), ("http://134744072", False), ("http://0x08080808", False), ("http://8.8", False),
+    ("http://openrouter.ai.", False), ("http://ai.", False), ("http://lan", True), ("http://lan.example", False),
     ("http://local.example", False), ("http://[2606:4700::1]", False), ("http://localhost.example", False),
 ])  # fmt: skip
 def test_an_address_is_in_the_house_only_if_it_cannot_be_elsewhere(url: str, inside: bool) -> None:
