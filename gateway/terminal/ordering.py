@@ -173,7 +173,7 @@ def _of_gateway(house: House, model: str) -> Iterator[Step]:
             listening.set()
 
     def order() -> None:
-        listening.wait(2.0)
+        listening.wait(10.0)
         try:
             came.put(("ready", house.caller.post("/admin/load", _LONGEST_S, model=model)))
         except CallFailed as error:
