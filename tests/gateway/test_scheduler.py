@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import time
 from collections import deque
 
 import msgspec
@@ -125,6 +126,25 @@ def test_grants_a_loaded_model_at_once() -> None:
     assert desk.served == [1] and not desk.switches
 
 
+@pytest.mark.parametrize("loading", [False, True])
+def test_a_loaded_model_costs_as_little_beside_a_thousand_others(loading: bool) -> None:
+    def quickest(others: int) -> float:
+        crowd = [profile(f"m{number}", memory_bytes=1) for number in range(others)]
+        desk = serving(profile("a", 2, memory_bytes=1), profile("b", memory_bytes=1), *crowd, budget=10)
+        scheduler, seconds = desk.scheduler, []
+        scheduler.request(Ticket(id=9, model="a", at=0.0), 0.0)
+        if loading:
+            desk.ask("b")
+        for number in range(10, 60):
+            began = time.perf_counter()
+            assert len(scheduler.request(Ticket(id=number, model="a", at=0.0), 0.0)) == 1
+            assert not scheduler.release(number, 0.0)
+            seconds.append(time.perf_counter() - began)
+        return min(seconds)
+
+    assert quickest(1000) < 10 * quickest(0)
+
+
 def test_an_idle_model_makes_room_at_once() -> None:
     desk = serving(A, B)
     desk.ask("b")
@@ -227,6 +247,16 @@ def test_models_that_fit_beside_each_other_load_in_parallel() -> None:
     desk = Desk(profile("a", memory_bytes=4), profile("b", memory_bytes=4), budget=10)
     desk.ask("a")
     desk.ask("b")
+    assert [(order.model, order.evict) for order in desk.switches] == [("a", ()), ("b", ())]
+
+
+def test_models_that_waited_for_the_same_room_load_in_parallel_when_it_is_free() -> None:
+    desk = serving(*(profile(name, memory_bytes=size) for name, size in (("c", 10), ("a", 4), ("b", 4))), budget=10)
+    desk.ask("c")
+    desk.ask("a")
+    desk.ask("b")
+    assert not desk.switches
+    desk.note(desk.scheduler.gone("c", 1.0))
     assert [(order.model, order.evict) for order in desk.switches] == [("a", ()), ("b", ())]
 
 
@@ -749,6 +779,19 @@ def test_retry_after_comes_from_how_fast_the_queue_moves() -> None:
     desk.ask("a")
     desk.ask("a")
     assert desk.refused[desk.ask("a")].retry_after_s == pytest.approx(8.0, rel=0.05)
+
+
+def test_who_has_waited_in_vain_is_told_to_come_back_when_it_would_be_served() -> None:
+    desk = serving(A, max_wait_s=50.0)
+    for _ in range(30):
+        ticket = desk.ask("a")
+        desk.until(desk.now + 8.0)
+        desk.done(ticket)
+    desk.ask("a")
+    waits = desk.ask("a")
+    desk.until(desk.now + 50.0)
+    assert desk.refused[waits].cause == "wait_limit"
+    assert desk.refused[waits].retry_after_s == pytest.approx(8.0, rel=0.05)
 
 
 def test_expectations_grow_with_what_is_ahead() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ import anyio
 import httpx
 import openai
 import pytest
+from fakes.gate import Gate
 from system.house import House, OpenHouse, data_events
 
 pytestmark = pytest.mark.anyio
@@ -72,6 +74,24 @@ async def test_every_phase_of_a_switch_is_told_and_the_second_load_knows_its_tim
         percents = [each["percent"] for each in loading]
         assert percents == sorted(percents)
         assert percents[-1] > 30
+
+
+async def test_a_new_phase_is_told_when_it_begins(open_house: OpenHouse, gates: Callable[[str], Gate]) -> None:
+    gateway = {"switching": {"progress_after_s": 0, "progress_every_s": 600}}
+    gone, ready = gates("gone"), gates("ready")
+    profiles = {"a": {"script": {"gone_when": gone.path}}, "b": {"script": {"ready_when": ready.path}}}
+    async with open_house(profiles, gateway=gateway, supervisor={"stop_grace_s": 60}) as house:
+        await house.chat("a")
+        phases: list[str] = []
+        with anyio.fail_after(30):
+            async with house.stream("b") as answer:
+                async for line in answer.aiter_lines():
+                    phases += [event["x_hostler"]["phase"] for event in data_events(line) if "x_hostler" in event]
+                    if "stopping" in phases:
+                        gone.open()
+                    if "loading" in phases:
+                        ready.open()
+        assert phases.index("stopping") < phases.index("loading")
 
 
 async def test_openais_own_package_reads_a_stream_with_progress_in_it(open_house: OpenHouse) -> None:

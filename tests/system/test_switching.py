@@ -183,6 +183,14 @@ async def test_a_request_without_a_model_goes_to_the_active_one(open_house: Open
         assert answer.json()["model"] == "b"
 
 
+async def test_the_active_model_comes_before_the_default_one(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"default": True}, "b": {}}) as house:
+        assert (await house.chat(None)).json()["model"] == "a"
+        await house.chat("b")
+        assert (await house.chat(None)).json()["model"] == "b"
+        assert house.starts() == ["a", "b"]
+
+
 async def test_aliases_reach_their_profile(open_house: OpenHouse) -> None:
     async with open_house({"a": {"aliases": ["org/small"]}}) as house:
         for name in ("org/small", "org/small:latest", "a:latest"):
