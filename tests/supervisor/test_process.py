@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from fakes.gate import Gate
 
 from hostler.profiles.schema import Profile
-from hostler.supervisor.command import build
+from hostler.supervisor.command import Command, build
 from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError
 from hostler.supervisor.health import get_status
 from hostler.supervisor.life import Build, Hooks, Limits
@@ -343,26 +343,47 @@ async def test_the_result_of_an_old_start_never_reaches_a_new_waiter(process: Ma
 
 
 async def test_somebody_elses_answer_on_the_port_does_not_count(process: Make, journal: Any) -> None:
-    async with await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0) as listener:
-        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+    async with anyio.create_task_group() as tasks:
+        taken: list[int] = []
+        answered = anyio.Event()
 
         async def answer(stream: anyio.abc.SocketStream) -> None:
-            async with stream:
-                await stream.receive()
-                await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            # Some who connect only look whether anybody listens.
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                async with stream:
+                    await stream.receive()
+                    await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                    answered.set()
 
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(listener.serve, answer)
+        class TooLate(Plan):
+            """Somebody takes the port between our look and the engine's, and says that all is well."""
 
-            class Elsewhere(Plan):
-                async def prepare(self) -> Build:
-                    original = await super().prepare()
-                    return lambda _, key: original(port, key)
+            async def prepare(self) -> Build:
+                original = await super().prepare()
 
-            async with process(hooks=Elsewhere, listen_after=0.3) as one:
-                failure = await failure_of(one)
-                assert failure.kind == "port_taken"
-            tasks.cancel_scope.cancel()
+                def build(port: int, key: str) -> Command:
+                    if not taken:
+                        taken.append(port)
+                        impostor = socket.socket()
+                        impostor.bind(("127.0.0.1", port))
+                        impostor.listen()
+                        tasks.start_soon(serve, impostor)
+                    return original(port, key)
+
+                return build
+
+        async def serve(impostor: socket.socket) -> None:
+            listener = await anyio.abc.SocketListener.from_socket(impostor)
+            async with listener:
+                await listener.serve(answer)
+
+        async with process(hooks=TooLate, listen_after=0.3) as one:
+            address = await one.ensure_ready()
+            # The first engine could not listen; the second one, elsewhere, is what was asked for.
+            assert answered.is_set()
+            assert address.port != taken[0]
+            assert len(journal.events("start")) == 2
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_taken_port_of_the_range_is_passed_over(process: Make, journal: Any) -> None:
