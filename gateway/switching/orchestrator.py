@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import anyio
 import msgspec
@@ -46,6 +46,10 @@ logger = logging.getLogger(__name__)
 
 #: A subscription that ended is taken up again after this long, in seconds.
 _RESUBSCRIBE_S = 0.25
+
+#: With more requests than this, who waits is looked through at most so often, in seconds, and not at every step.
+_FEW = 50
+_PLACES_S = 0.25
 
 
 class Orchestrator:
@@ -94,6 +98,9 @@ class Orchestrator:
         self._first_answers: dict[str, EngineAddress] = {}
         self._tasks: TaskGroup | None = None
         self._following: anyio.CancelScope | None = None
+        self._places: dict[int, tuple[int, float]] = {}
+        self._placed_at = -math.inf
+        self._telling = False
         self._wake = anyio.Event()
         self._armed = math.inf
         self._stopping = False
@@ -289,20 +296,44 @@ class Orchestrator:
                 client=turn.client,
                 position=position,
                 waited_s=round(now - turn.asked_at, 3),
-                eta_s=round(self._scheduler.estimate(turn.model, now, turn.id), 3),
+                eta_s=round(eta_s, 3),
             )
-            for position, ticket in enumerate(self._scheduler.snapshot().waiting, start=1)
-            if (turn := self._turns.get(ticket.id)) is not None
+            for position, ticket, eta_s in self._in_line(now)
+            if (turn := self._turns.get(ticket)) is not None
         )
+
+    def _in_line(self, now: float) -> Iterator[tuple[int, int, float]]:
+        """Everybody in line in the order of service: place, ticket and the seconds until it is served."""
+        ahead: dict[str, int] = {}
+        for position, ticket in enumerate(self._scheduler.snapshot().waiting, start=1):
+            before = ahead.get(ticket.model, 0)
+            ahead[ticket.model] = before + 1
+            yield position, ticket.id, self._scheduler.estimate_behind(ticket.model, before, now)
+
+    def _place(self, turn: Turn, now: float) -> tuple[int | None, float]:
+        """A turn's place in line, and the seconds until it is served. In a long line these may be a little old: looking
+        through all of it for everybody in it would take longer than telling them may."""
+        if len(self._turns) <= _FEW:
+            return self._scheduler.position(turn.id), self._scheduler.estimate(turn.model, now, turn.id)
+        if now >= self._placed_at + _PLACES_S:
+            self._placed_at = now
+            self._places = {ticket: (position, eta_s) for position, ticket, eta_s in self._in_line(now)}
+        known = self._places.get(turn.id)
+        if known is None:  # it has come since then, or is being served
+            if not self._scheduler.waits(turn.id):
+                return None, self._scheduler.estimate(turn.model, now, turn.id)
+            return len(self._places) + 1, self._scheduler.estimate(turn.model, now)
+        return known[0], max(0.0, known[1] - (now - self._placed_at))
 
     def progress(self, turn: Turn) -> Progress:
         """What a turn waits for: the switch to its model, or its place in line."""
         now = self._clock()
         moved = self._moved.get(turn.model)
-        waited_s, position = now - turn.asked_at, self._scheduler.position(turn.id)
+        waited_s = now - turn.asked_at
+        position, estimate_s = self._place(turn, now)
         # A guess helps to say when to come back, but a time that nobody measured is not shown running down.
         known = self._scheduler.knows_time(turn.model)
-        eta_s = self._scheduler.estimate(turn.model, now, turn.id) if known else None
+        eta_s = estimate_s if known else None
         if moved is not None and moved.phase not in ("ready", "failed"):
             return Progress(
                 phase=moved.phase,
@@ -406,6 +437,19 @@ class Orchestrator:
             self._tell_queue(now)
 
     def _tell_queue(self, now: float) -> None:
+        """Say who waits: at once while they are few; of a long line, to say it takes as long as the line is."""
+        if len(self._turns) <= _FEW or self._tasks is None:
+            self._say_queue()
+        elif not self._telling:
+            self._telling = True
+            self._tasks.start_soon(self._tell_queue_soon)
+
+    async def _tell_queue_soon(self) -> None:
+        await anyio.sleep(_PLACES_S)
+        self._telling = False
+        self._say_queue()
+
+    def _say_queue(self) -> None:
         self._publish(QueueChanged(backend=self.name, waiting=self.queue(), serving=self.serving))
 
     async def _switch(self, order: Switch) -> None:

@@ -225,6 +225,10 @@ class Scheduler:
 
     # What others are told
 
+    def waits(self, ticket_id: int) -> bool:
+        """Whether the ticket is in line."""
+        return ticket_id in self._waiting
+
     def position(self, ticket_id: int) -> int | None:
         """How many are served before this ticket, plus one; `None` if it does not wait."""
         model = self._waiting.get(ticket_id)
@@ -252,8 +256,14 @@ class Scheduler:
         state = self._models.get(model)
         if state is None:
             return 0.0
-        ahead = len(state.line) if ticket_id is None else state.line.ahead_of(ticket_id)
-        return until_served(state, ahead, self._models.values(), now)
+        return self.estimate_behind(
+            model, len(state.line) if ticket_id is None else state.line.ahead_of(ticket_id), now
+        )
+
+    def estimate_behind(self, model: str, ahead: int, now: float) -> float:
+        """The same for a request that is served after so many others in line for the model."""
+        state = self._models.get(model)
+        return 0.0 if state is None else until_served(state, ahead, self._models.values(), now)
 
     def forecast(self, model: str, now: float) -> Forecast | None:
         """What would happen if `model` were asked for now; `None` if this host has no such model."""

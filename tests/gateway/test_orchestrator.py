@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
 import pytest
 
+from hostler.gateway.events import Event, QueueChanged
 from hostler.gateway.settings import QueueSettings, SwitchingSettings
 from hostler.gateway.switching.orchestrator import Orchestrator
 from hostler.supervisor.contract import EngineAddress, HostStatus, ProfileInfo, Snapshot, SupervisorEvent
@@ -58,13 +59,15 @@ class Scripted:
 
 
 @asynccontextmanager
-async def orchestrating(supervisor: Scripted) -> AsyncIterator[Orchestrator]:
+async def orchestrating(
+    supervisor: Scripted, publish: Callable[[Event], None] = lambda event: None, max_waiting: int = 10
+) -> AsyncIterator[Orchestrator]:
     host = Orchestrator(
         "pc",
         supervisor,
-        queue=QueueSettings(),
+        queue=QueueSettings(max_waiting=max_waiting),
         switching=SwitchingSettings(),
-        publish=lambda event: None,
+        publish=publish,
         changed=lambda status: None,
         release=lambda address: None,
         clock=time.monotonic,
@@ -105,3 +108,33 @@ async def test_a_clock_that_was_set_back_does_not_lock_the_gateway_out() -> None
     async with orchestrating(supervisor) as host:
         await leased(host)
     assert supervisor.ordered == supervisor.epoch + 1
+
+
+class NeverReady(Scripted):
+    """Its engine loads for ever."""
+
+    async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+
+async def test_a_long_line_is_not_told_of_with_everybody_who_joins_it() -> None:
+    told: list[QueueChanged] = []
+    complete = anyio.Event()
+
+    def hear(event: Event) -> None:
+        if isinstance(event, QueueChanged):
+            told.append(event)
+            if len(event.waiting) == 300:
+                complete.set()
+
+    async with orchestrating(NeverReady(address(1)), hear, max_waiting=300) as host:
+        turns = [host.ask("a", request_id=f"r{number}") for number in range(300)]
+        assert len(told) < 100
+        assert turns[299].progress().position == 300
+        with anyio.fail_after(10):
+            await complete.wait()
+        assert [(each.id, each.position) for each in told[-1].waiting] == [(f"r{n}", n + 1) for n in range(300)]
+        assert [turn.progress().position for turn in turns[::100]] == [1, 101, 201]
+        for turn in turns:
+            turn.give_back()
