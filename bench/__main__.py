@@ -1,22 +1,38 @@
-"""`python -m bench`: the proxies side by side; `... clients`: what could carry the hot path; `... scale`: many at once."""
+"""`python -m bench`: the proxies side by side; `... clients`: what could carry the hot path; `... scale`: many at once;
+`... waiting`: many in line."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from bench import clients, scale
+from bench import clients, scale, waiting
 from bench.compare import SCENARIOS, compare
 from bench.proxies import PROXIES
-from bench.report import plot, table
+from bench.report import plot, plot_growth, table
+
+
+def kept(
+    options: argparse.Namespace,
+    rows: Sequence[object],
+    title: str,
+    axis: str,
+    series: dict[str, list[tuple[float, float]]],
+) -> None:
+    """Write the rows and draw how they grow, where that was asked for."""
+    if options.json:
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode({"rows": rows})))
+    if options.plot:
+        print(plot_growth(title, axis, series, options.plot), file=sys.stderr)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["proxies", "clients", "scale"], default="proxies")
+    parser.add_argument("what", nargs="?", choices=["proxies", "clients", "scale", "waiting"], default="proxies")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one run")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each pair; the rows are medians")
     parser.add_argument("--only", default=",".join(PROXIES), help="which proxies, separated by commas")
@@ -33,7 +49,23 @@ def main() -> None:
             print(f"{row['kind']:7} {row['connections']:3} {row['client']:8} {numbers}")
         return
     if options.what == "scale":
-        print(scale.table(scale.scale(PROXIES["hostler"](options.hostler))))
+        loads = scale.scale(PROXIES["hostler"](options.hostler))
+        print(scale.table(loads))
+        grown: dict[str, list[tuple[float, float]]] = {}
+        for load in loads:
+            if load.clients > 1:
+                grown.setdefault(f"{load.kind}: of one core", []).append((load.clients, load.core))
+                grown.setdefault(f"{load.kind}: memory, MiB", []).append((load.clients, load.rss_mib))
+        kept(options, loads, "many clients at once", "clients", grown)
+        return
+    if options.what == "waiting":
+        costs = waiting.waiting()
+        print(waiting.table(costs))
+        events = {"join": "join_us", "leave": "leave_us", "show progress": "progress_us"}
+        lines = {
+            name: [(float(cost.waiting), getattr(cost, field)) for cost in costs] for name, field in events.items()
+        }
+        kept(options, costs, "CPU of one event, µs", "requests in line", lines)
         return
     given = vars(options)
     programs = {name: path for name in PROXIES if (path := given.get(name.replace("-", "_")))}

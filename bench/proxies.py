@@ -149,8 +149,12 @@ class LiteLLM(Proxy):
 
     name = "litellm"
     ready = "/health/liveliness"
-    start_s = 120.0
-    env = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # noqa: RUF012
+    start_s = 240.0
+    env = {  # noqa: RUF012 - without a key, like the other peers, which it wants to be told in these words
+        "LITELLM_LOG": "ERROR",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+    }
 
     def command(self, backend: int, port: int, directory: Path) -> list[str]:
         program = self.find(

@@ -26,6 +26,28 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def plot_growth(title: str, axis: str, series: dict[str, list[tuple[float, float]]], path: Path) -> str:
+    """Draws how something grows with a number of clients, both in logarithms; says what it did."""
+    try:
+        import matplotlib as mpl  # type: ignore[import-not-found,unused-ignore]
+
+        mpl.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        return f"{path}: not drawn, matplotlib is not installed"
+    figure, one = pyplot.subplots(figsize=(7, 5))
+    for name, points in series.items():
+        one.plot([x for x, _ in points], [max(y, 0.001) for _, y in points], marker="o", label=name)
+    one.set_xscale("log")
+    one.set_yscale("log")
+    one.set_xlabel(axis)
+    one.set_title(title)
+    one.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    return f"{path}: drawn"
+
+
 def plot(rows: list[Row], path: Path) -> str:
     """Draws CPU a request and added latency; says what it did."""
     try:

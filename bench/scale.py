@@ -41,6 +41,7 @@ class Scale:
         parts = urlsplit(url)
         self.host, self.port, self.pid = parts.hostname or "", parts.port or 80, pid
         self.chunks = 0
+        self.model = proxy.model
         body = {"model": proxy.model, "stream": True, "user": "slow", "max_tokens": CHUNKS, "messages": []}
         self.body = json.dumps(body).encode()
         self.headers = "".join(f"{header}\r\n" for header in (f"host: {parts.netloc}", *proxy.headers))
@@ -87,8 +88,24 @@ class Scale:
             writer.close()
         return load
 
+    async def large(self) -> Load:
+        """One answer of 200 MB, read as fast as it comes; the memory is the most there was meanwhile."""
+        body = json.dumps({"model": self.model, "stream": True, "user": "large", "messages": []}).encode()
+        reader, writer = await self.open()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\n{self.headers}content-type: application/json\r\n"
+        began, used, most, size, tail = time.perf_counter(), cpu_s(self.pid), 0.0, 0, b""
+        writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        looked = began
+        while b"[DONE]" not in tail and (data := await reader.read(1 << 20)):
+            size, tail = size + len(data), (tail + data[-64:])[-128:]
+            if time.perf_counter() > looked + 0.05:
+                looked, most = time.perf_counter(), max(most, rss_mib(self.pid))
+        writer.close()
+        core = (cpu_s(self.pid) - used) / (time.perf_counter() - began)
+        return Load(kind=f"answer of {size / 2**20:.0f} MiB", clients=1, core=core, rss_mib=most)
+
     async def all(self) -> list[Load]:
-        rows = [await self.watch("nobody", 0)]
+        rows = [await self.watch("nobody", 0), await self.large()]
         rows += [await self.streams(clients) for clients in STREAMS]
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         rows += [await self.idle(clients) for clients in IDLE if clients + 200 < files]

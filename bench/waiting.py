@@ -1,0 +1,107 @@
+"""How the cost of an event grows with the number of those who wait for a model: `python -m bench waiting`.
+
+One orchestrator in this process, a supervisor that never has the model ready, and so many in line; then requests join and
+leave. The figures are CPU µs of this process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import msgspec
+
+from hostler.gateway.events import Bus
+from hostler.gateway.settings import QueueSettings, SwitchingSettings
+from hostler.gateway.switching.orchestrator import Orchestrator
+from hostler.supervisor.contract import EngineAddress, HostStatus, ProfileInfo, Snapshot, SupervisorEvent
+
+WAITING = (10, 100, 300, 1000, 3000)
+EVENTS = 300
+
+
+class Cost(msgspec.Struct, kw_only=True):
+    """What happens to one request, with so many others in line."""
+
+    waiting: int
+    join_us: float
+    leave_us: float
+    progress_us: float
+
+
+class Slow:
+    """A supervisor whose engine is never ready."""
+
+    async def status(self) -> HostStatus:
+        return HostStatus(profiles=(ProfileInfo(name="a"),), epoch=0)
+
+    async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def unload(self, model: str, *, epoch: int | None = None) -> None: ...
+
+    async def locate(self, model: str) -> EngineAddress | None:
+        return None
+
+    async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None: ...
+
+    @asynccontextmanager
+    async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:
+        async def only_a_snapshot() -> AsyncIterator[SupervisorEvent]:
+            yield Snapshot(host=await self.status())
+            await anyio.sleep_forever()
+
+        yield only_a_snapshot()
+
+
+async def measure(waiting: int) -> Cost:
+    """The cost of each event with so many in line."""
+    bus = Bus()
+    host = Orchestrator(
+        "box",
+        Slow(),
+        queue=QueueSettings(max_waiting=waiting + EVENTS + 1, max_wait_s=3600),
+        switching=SwitchingSettings(),
+        publish=bus.publish,
+        changed=lambda status: None,
+        release=lambda address: None,
+        clock=time.monotonic,
+    )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(host.run)
+        await host.known.wait()
+        turns = [host.ask("a", client=f"client-{number % 7}", request_id=f"r{number}") for number in range(waiting)]
+        await anyio.sleep(0.3)
+        spent = {"join": 0.0, "leave": 0.0, "progress": 0.0}
+        for number in range(EVENTS):
+            began = time.process_time()
+            turn = host.ask("a", client=f"client-{number % 7}", request_id=f"x{number}")
+            await anyio.lowlevel.checkpoint()
+            joined = time.process_time()
+            turn.progress()
+            shown = time.process_time()
+            turn.give_back()
+            await anyio.lowlevel.checkpoint()
+            left = time.process_time()
+            for name, seconds in (("join", joined - began), ("progress", shown - joined), ("leave", left - shown)):
+                spent[name] += seconds
+        for turn in turns:
+            turn.give_back()
+        tasks.cancel_scope.cancel()
+    each = {f"{name}_us": seconds / EVENTS * 1e6 for name, seconds in spent.items()}
+    return Cost(waiting=waiting, **each)
+
+
+def waiting() -> list[Cost]:
+    """A row for each length of the line."""
+    return [anyio.run(measure, count) for count in WAITING]
+
+
+def table(rows: list[Cost]) -> str:
+    """A Markdown table."""
+    lines = ["| in line | join, µs | leave, µs | show progress, µs |", "| --- | --- | --- | --- |"]
+    lines += [f"| {row.waiting} | {row.join_us:.0f} | {row.leave_us:.0f} | {row.progress_us:.0f} |" for row in rows]
+    return "\n".join(lines)
