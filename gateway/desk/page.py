@@ -226,7 +226,7 @@ def _frame(status: StatusView, client: Client, *, logged_in: bool) -> str:
 <script type="module" src="/ui/app.js"></script></head>
 <body data-scopes="{_text(scopes)}" data-name="{_text(client.name)}">
 <a class="skip" href="#main">Skip to content</a>
-<header><h1>Hostler <small>{_text(status.version)}</small></h1>
+<header><img class="mark" src="/ui/icon.svg" alt=""><h1>Hostler <small>{_text(status.version)}</small></h1>
 <p id="link" role="status"></p><button id="theme" class="quiet" type="button" hidden>Theme</button>{leave}{recording}</header>
 <nav id="nav" aria-label="Sections"></nav>
 <main id="main" tabindex="-1"><noscript>

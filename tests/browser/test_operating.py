@@ -165,12 +165,12 @@ async def test_a_model_is_pinned_and_unpinned(open_house: OpenHouse, open_page: 
         await dialog.get_by_role("button", name="Pin it").click()
         for each in (page, other):
             await expect(model(each, "a").locator(".badge", has_text="pinned")).to_be_visible()
-            await expect(model(each, "a")).to_contain_text("stays: pinned")
+            await expect(model(each, "a")).to_contain_text("never: pinned")
         await house.chat("b")
         await expect(page.locator(".models > li[data-state=ready]")).to_have_count(2)
         await page.get_by_role("button", name="Unpin a", exact=True).click()
         await expect(model(other, "a").locator(".badge", has_text="pinned")).to_be_hidden()
-        await expect(model(other, "a")).not_to_contain_text("stays")
+        await expect(model(other, "a")).not_to_contain_text("never")
 
 
 async def test_the_chain_tells_what_failed_where_and_since_when(

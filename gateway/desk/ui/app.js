@@ -48,6 +48,8 @@ function go(focus) {
   views.get(current)?.leave?.();
   current = id;
   for (const [name, anchor] of links) set(anchor, "aria-current", name === id ? "page" : null);
+  const list = nav.firstChild;
+  list.scrollLeft = links.get(id).offsetLeft - (list.clientWidth - links.get(id).offsetWidth) / 2;
   if (!views.has(id)) {
     const root = h("section", { class: "view", "aria-labelledby": `title-${id}` });
     root.append(h("h2", { id: `title-${id}`, tabindex: "-1" }, title));

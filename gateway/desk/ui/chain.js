@@ -26,7 +26,7 @@ export function build(root) {
   const spent = h("progress", { max: "1", "aria-label": "spent today, of the limit" });
   const none = h("p", { class: "soft" }, "No backends are configured.");
   const hops = h("ol", { class: "hops" });
-  const changes = h("ol", { class: "small" });
+  const changes = h("ol", { class: "small plain" });
   const quiet = h("p", { class: "soft" }, "No breaker has changed.");
   root.append(sum, spent, none, hops, h("div", { class: "card" }, h("h3", {}, "Changes"), quiet, changes));
   return {
@@ -58,8 +58,9 @@ function hopCard() {
   const told = facts({ kind: "Kind", answered: "Answered", retry: "Tried again in", cost: "Cost today" });
   const failures = h("ul", { class: "chips", "aria-label": "Failures by kind" });
   const lanes = h("div", { class: "lanes" });
-  const axis = h("p", { class: "axis soft small", "aria-hidden": "true" }, h("span", {}, "an hour ago"), h("span", {}, "now"));
-  const node = h("li", { class: "card" }, h("div", { class: "head" }, number, name, reach.node, breaker.node, place.node), told.node, failures, lanes, axis);
+  const axis = h("div", { class: "axis soft small", "aria-hidden": "true" }, h("span", {}, "an hour ago"), h("span", {}, "now"));
+  const node = h("li", { class: "card" }, h("div", { class: "head" }, number, name, reach.node, breaker.node, place.node), told.node, failures, lanes);
+  lanes.append(axis);
   const update = (hop) => {
     say(number, `${hop.number}.`);
     say(name, hop.backend);
@@ -84,6 +85,7 @@ function hopCard() {
     });
     const models = hop.models.map((each) => ({ ...each, backend: hop.backend, label: each.model }));
     keyed(lanes, [{ ...hop.breaker, backend: hop.backend, label: "all of it" }, ...models], (each) => each.model ?? "", lane);
+    if (lanes.lastChild !== axis) lanes.append(axis);
   };
   return { node, update };
 }

@@ -7,7 +7,7 @@ import { bytes, clock, moment, seconds } from "./format.js";
 const EVERY_MS = 5000;
 const WIDTH = 360;
 const HEIGHT = 130;
-const LEFT = 52;
+const LEFT = 58;
 const BOTTOM = 18;
 
 const RANGES = [
@@ -18,7 +18,7 @@ const RANGES = [
   [10080, "7 days"],
 ];
 
-const rate = (value) => `${value.toFixed(value < 10 ? 1 : 0)} t/s`;
+const rate = (value) => (value >= 10_000 ? `${Math.round(value / 1000)}k t/s` : `${value.toFixed(value < 10 ? 1 : 0)} t/s`);
 const whole = (value) => String(Math.round(value));
 
 const CHARTS = [

@@ -2,8 +2,10 @@
 
 import { get } from "./api.js";
 import { h, tell } from "./dom.js";
+import { count } from "./format.js";
 import { state } from "./store.js";
 
+const AGENTS_WANT = 64_000;
 const LOOPBACK = ["127.0.0.1", "localhost", "[::1]"].includes(location.hostname);
 const KEYED = document.querySelector("form[action='/ui/logout']") !== null;
 
@@ -12,7 +14,7 @@ export function build(root) {
   const intro = h(
     "p",
     { class: "soft" },
-    KEYED ? "Put your key where it says YOUR_KEY; an administrator makes one with `hostler keys add NAME`." : "No key is needed on this machine; programs that insist on one take any word.",
+    ...rich(KEYED ? "Put your key where it says `YOUR_KEY`; an administrator makes one with `hostler keys add NAME`." : "No key is needed on this machine; programs that insist on one take any word."),
   );
   root.append(intro, list);
   let drawn = "";
@@ -26,7 +28,7 @@ export function build(root) {
     .catch((error) => tell(error.message, true));
   const update = () => {
     const model = state.active ?? state.default ?? state.models[0]?.name ?? "MODEL";
-    const key = JSON.stringify([model, [...protocols]]);
+    const key = JSON.stringify([model, state.models.find((each) => each.name === model)?.context, [...protocols]]);
     if (key === drawn || !protocols.size) return;
     drawn = key;
     list.replaceChildren(...recipes(model).filter((each) => protocols.has(each.protocol)).map(card));
@@ -37,7 +39,12 @@ export function build(root) {
 function card({ title, where, text }) {
   const code = h("pre", { tabindex: "0", "aria-label": `Settings for ${title}` }, h("code", {}, text));
   const copy = h("button", { type: "button", class: "quiet", "aria-label": `Copy the settings for ${title}`, on: { click: () => copied(text, code) } }, "Copy");
-  return h("section", { class: "card", "aria-label": title }, h("div", { class: "head" }, h("h3", {}, title), h("span", { class: "end" }, copy)), h("p", { class: "soft small" }, where), code);
+  return h("section", { class: "card", "aria-label": title }, h("div", { class: "head" }, h("h3", {}, title), h("span", { class: "end" }, copy)), h("p", { class: "soft small" }, ...rich(where)), code);
+}
+
+/** Text with `code` in it. */
+function rich(text) {
+  return text.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
 }
 
 async function copied(text, code) {
@@ -54,12 +61,14 @@ async function copied(text, code) {
 function recipes(model) {
   const url = location.origin;
   const key = KEYED ? "YOUR_KEY" : "unused";
+  const context = state.models.find((each) => each.name === model)?.context ?? 0;
+  const small = context && context < AGENTS_WANT ? context : 0;
   const shell = (word) => `'${word.replaceAll("'", "'\\''")}'`;
   return [
     {
       protocol: "openai",
       title: "Hermes Desktop and Hermes Agent",
-      where: "In ~/.hermes/config.yaml; or in the app: Settings, Providers, a custom endpoint.",
+      where: `In \`~/.hermes/config.yaml\`; or in the app: Settings, Providers, a custom endpoint.${small ? ` Agents want a context of 64,000 tokens at least, and ${model} has ${count(small)}: give its profile \`context: 65536\`.` : ""}`,
       text: `model:\n  provider: custom\n  base_url: ${url}/v1\n  api_key: ${key}\n  default: ${JSON.stringify(model)}`,
     },
     {

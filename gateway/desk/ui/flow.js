@@ -20,7 +20,7 @@ const OUTCOMES = {
   writing: ["writing", "good"],
 };
 
-const COLUMNS = ["time", "outcome", "model", "client", "protocol", "queue", "switch", "first word", "speed", "total"];
+const COLUMNS = ["time", "outcome", "model", "backend", "client", "queue", "switch", "first word", "speed", "total"];
 
 export function build(root) {
   const search = h("input", { type: "search", id: "flow-search", autocomplete: "off" });
@@ -30,8 +30,10 @@ export function build(root) {
   const none = h("p", { class: "soft" }, "Nothing is in flight.");
   const empty = h("p", { class: "soft" }, "Nothing to show yet.");
   const summary = h("p", { class: "soft small" });
+  const above = columns();
+  const names = columns();
   root.append(
-    h("div", { class: "card flying" }, h("h3", {}, "In flight"), none, columns(), flying),
+    h("div", { class: "card flying" }, h("h3", {}, "In flight"), none, above, flying),
     h(
       "div",
       { class: "card" },
@@ -44,17 +46,19 @@ export function build(root) {
       ),
       summary,
       empty,
-      columns(),
+      names,
       past,
     ),
   );
   const update = () => {
     show(none, !state.flights.length);
+    show(above, state.flights.length);
     keyed(flying, state.flights, (each) => each.id, (each) => row(each, true));
     const words = search.value.trim().toLowerCase();
     const shown = state.requests.filter((each) => fits(each, words, only.value));
     keyed(past, shown, (each) => `${each.id} ${each.at}`, (each) => row(each, false));
     show(empty, !shown.length);
+    show(names, shown.length);
     const bad = shown.filter((each) => each.outcome !== "ok").length;
     say(summary, shown.length ? `${shown.length} shown, ${bad || "none"} with problems` : "");
   };
@@ -78,6 +82,9 @@ function row(first, live) {
   const cells = Object.fromEntries(COLUMNS.map((name, index) => [name, h("span", index > 4 ? { class: "num", "data-label": name } : { class: name === "model" ? "name" : "" })]));
   const kind = badge();
   cells.outcome.append(kind.node);
+  const [by, why, from, protocol] = [h("span"), h("span", { class: "under" }), h("span"), h("span", { class: "under" })];
+  cells["backend"].append(by, why);
+  cells.client.append(from, protocol);
   const summary = h("summary", {}, ...COLUMNS.map((name) => cells[name]));
   const inside = h("div", { class: "inside" });
   const details = h("details", {}, summary, inside);
@@ -100,14 +107,24 @@ function row(first, live) {
     say(cells.time, clock(live ? request.at : request.at - request.seconds));
     const model = request.model ?? request.asked ?? "no model";
     say(cells.model, request.asked && request.model && request.asked !== request.model ? `${request.asked} → ${model}` : model);
-    say(cells.client, request.client);
-    say(cells.protocol, request.protocol);
-    say(cells.queue, request.queue_s >= 0.001 ? seconds(request.queue_s) : "–");
-    say(cells.switch, request.switch_s >= 0.001 ? seconds(request.switch_s) : "–");
-    say(cells["first word"], seconds(request.first_word_s));
+    const later = request.hop ? ` · hop ${request.hop + 1}` : "";
+    say(by, request.backend ? `${request.backend}${later}` : "–");
+    say(why, request.backend && request.hop && (live || request.outcome === "ok") ? request.reason : "");
+    show(why, why.textContent);
+    say(from, request.client);
+    say(protocol, request.protocol);
     const rate = live ? null : speed(request);
-    say(cells.speed, rate ? `${rate.toFixed(rate < 10 ? 1 : 0)} t/s` : "–");
-    say(cells.total, seconds(total));
+    const numbers = {
+      queue: request.queue_s >= 0.001 ? seconds(request.queue_s) : "–",
+      switch: request.switch_s >= 0.001 ? seconds(request.switch_s) : "–",
+      "first word": seconds(request.first_word_s),
+      speed: rate ? `${rate.toFixed(rate < 10 ? 1 : 0)} t/s` : "–",
+      total: seconds(total),
+    };
+    for (const [name, text] of Object.entries(numbers)) {
+      say(cells[name], text);
+      set(cells[name], "data-none", text === "–");
+    }
     open();
   };
   return { node, update };

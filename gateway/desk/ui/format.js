@@ -2,7 +2,8 @@
 
 export function seconds(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
-  if (value < 0.0005) return "0 s";
+  if (value === 0) return "0 s";
+  if (value < 0.0005) return "<1 ms";
   if (value < 0.9995) return `${Math.max(1, Math.round(value * 1000))} ms`;
   if (value < 9.95) return `${value.toFixed(1)} s`;
   if (value < 90) return `${Math.round(value)} s`;

@@ -72,7 +72,7 @@ function modelRow({ profile: { name } }) {
   const active = badge("active", "good");
   const pinned = badge("pinned", "pin");
   const also = h("p", { class: "soft small" });
-  const told = facts({ memory: "Memory", context: "Context", slots: "Slots in use", waiting: "Waiting", idle: "Unloads in", load: "Loads in" });
+  const told = facts({ memory: "Memory", context: "Context", slots: "Slots in use", waiting: "Waiting", idle: "Unloads", load: "Loads in" });
   const bar = h("progress", { max: "100", "aria-label": `loading ${name}` });
   const step = h("p", { class: "small soft" });
   const failure = h("p", { class: "bad small" });
@@ -123,7 +123,7 @@ function modelRow({ profile: { name } }) {
       context: profile.context ? count(profile.context) : "",
       slots: current === "ready" && engine ? `${engine.running} of ${engine.parallel}` : "",
       waiting: engine?.waiting || "",
-      idle: current === "ready" ? (profile.pinned ? "stays: pinned" : engine?.idle_until ? seconds(Math.max(0, engine.idle_until - now())) : "") : "",
+      idle: current === "ready" ? (profile.pinned ? "never: pinned" : engine?.idle_until ? `in ${seconds(Math.max(0, engine.idle_until - now()))}` : "when room is needed") : "",
       load: current === "stopped" && engine ? `about ${seconds(engine.load_s)}` : "",
     });
     say(failure, status?.failure?.message);

@@ -8,6 +8,8 @@ import { state } from "./store.js";
 
 const PHASES = ["draining", "fetching", "saving", "stopping", "starting", "loading", "restoring", "ready"];
 
+const PAST_WIDTHS = ["", "", "free", "free", "", "", "long"];
+
 export function build(root) {
   const none = h("p", { class: "soft" }, "No switch is under way.");
   const running = h("div");
@@ -105,5 +107,5 @@ function pastRow({ at, backend, switch: moved }) {
   const failed = moved.phase === "failed";
   const spent = Object.entries(moved.spent ?? {}).filter(([, value]) => value >= 0.001).map(([phase, value]) => `${phase} ${seconds(value)}`);
   const cells = [moment(at), backend, moved.from_models.join(", ") || "–", moved.model, badge(failed ? "failed" : "ready", failed ? "bad" : "good").node, seconds(moved.elapsed_s), failed ? (moved.failure?.message ?? "") : spent.join(", ")];
-  return { node: h("tr", {}, ...cells.map((cell) => h("td", {}, cell))) };
+  return { node: h("tr", {}, ...cells.map((cell, index) => h("td", { class: PAST_WIDTHS[index] }, cell))) };
 }

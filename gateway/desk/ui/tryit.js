@@ -47,12 +47,14 @@ export function build(root) {
     step,
     bar,
   );
-  root.append(h("p", { class: "soft small" }, "Nothing of this is kept: neither here nor by the gateway."), talk, form);
+  const kept = h("p", { class: "soft small" });
+  root.append(kept, talk, form);
 
   let messages = [];
   let abort = null;
 
   const options = () => {
+    say(kept, state.recording ? "The page keeps nothing of this, but the gateway records it." : "Nothing of this is kept: neither here nor by the gateway.");
     const names = state.models.filter((each) => each.listed).map((each) => each.name);
     if (names.join("\n") === model.dataset.names) return;
     const chosen = model.value || state.active || state.default;

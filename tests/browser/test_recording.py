@@ -1,0 +1,43 @@
+"""What people see of a gateway that records what is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from browser.conftest import OpenPage
+from browser.test_everybody import SECTIONS, complaints
+from playwright.async_api import expect
+from system.house import OpenHouse
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_sign_is_on_every_section_and_operators_read_what_was_said(
+    open_house: OpenHouse, open_page: OpenPage, tmp_path: Path
+) -> None:
+    recording = {"contents": True, "file": str(tmp_path / "contents.sqlite3")}
+    async with open_house({"a": {}}, gateway={"recording": recording}) as house:
+        await house.chat("a", messages=[{"role": "user", "content": "<b>Quietly</b>"}])
+        async with open_page(f"{house.url}/ui/") as page:
+            for section in SECTIONS:
+                await page.get_by_role("navigation").get_by_role("link", name=section).click()
+                await expect(page.get_by_role("note")).to_contain_text("prompts and answers are recorded")
+            await page.get_by_role("link", name="Try it").click()
+            await expect(page.locator("main")).to_contain_text("the gateway records it")
+            await page.get_by_role("link", name="Flow").click()
+            await page.get_by_role("list", name="Last requests").locator("summary").click()
+            await page.get_by_role("button", name="Show what was said").click()
+            await expect(page.get_by_label("request", exact=True)).to_contain_text("<b>Quietly</b>")
+            await expect(page.get_by_label("answer", exact=True)).to_contain_text("word0")
+            assert await complaints(page) == []
+
+
+async def test_there_is_no_sign_and_nothing_to_read_by_itself(open_house: OpenHouse, open_page: OpenPage) -> None:
+    async with open_house({"a": {}}) as house:
+        await house.chat("a")
+        async with open_page(f"{house.url}/ui/#flow") as page:
+            await page.get_by_role("list", name="Last requests").locator("summary").click()
+            await expect(page.get_by_text("Operation")).to_be_visible()
+            await expect(page.get_by_role("note")).to_have_count(0)
+            await expect(page.get_by_role("button", name="Show what was said")).to_be_hidden()
