@@ -270,6 +270,13 @@ def data_events(text: str) -> list[Any]:
     return events
 
 
+def is_whole(text: str) -> bool:
+    """Whether an event stream is a complete answer: it says why the model stopped, and tells of no error."""
+    events = data_events(text)
+    ends = [choice.get("finish_reason") for event in events for choice in event.get("choices", ())]
+    return "data: [DONE]" in text and "stop" in ends and not any("error" in event for event in events)
+
+
 def free_port() -> int:
     """A port that was free a moment ago."""
     with socket.socket() as sock:

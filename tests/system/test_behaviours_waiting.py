@@ -33,7 +33,8 @@ async def test_a_load_whose_only_waiter_left_is_finished_and_kept(open_house: Op
             tasks.cancel_scope.cancel()
         await house.until_counts(0, 0)
         ready.open()
-        await house.until(lambda: house.events("ready"))
+        await house.until(lambda: [each.state for each in house.fleet.status_now().models] == ["ready"])
+        await anyio.wait_all_tasks_blocked()
         assert (await house.chat("a")).status_code == 200
         assert house.starts() == ["a"]
         assert house.events("stop") == []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 
 import anyio
 import httpx
 import pytest
-from system.house import House, OpenHouse, data_events
+from fakes.gate import Gate
+from system.house import House, OpenHouse, data_events, first_word, is_whole
 
 pytestmark = pytest.mark.anyio
 
@@ -91,14 +93,21 @@ async def test_what_a_model_cannot_do_is_told_as_its_engine_says_it(open_house: 
         assert len(asked) == 1
 
 
-async def test_stopping_finishes_the_answer_in_progress(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"script": {"chunks": 20, "chunk_delay": 0.02}}}) as house:
-        async with house.stream("a") as answer:
-            lines = answer.aiter_lines()
-            await anext(lines)
+async def test_stopping_finishes_the_answer_in_progress(open_house: OpenHouse, gates: Callable[[str], Gate]) -> None:
+    last = gates("last")
+
+    async def finish() -> None:
+        # Not to wait for something: by then who is cut off has been told.
+        await anyio.sleep(0.5)
+        last.open()
+
+    async with open_house({"a": {"script": {"last_when": last.path}}}) as house:
+        async with anyio.create_task_group() as tasks, house.stream("a") as answer:
+            lines = await first_word(answer)
             house.gateway.stop()
+            tasks.start_soon(finish)
             rest = [line async for line in lines]
-        assert "data: [DONE]" in rest
+        assert is_whole("\n".join(rest))
         with pytest.raises(httpx.ConnectError):
             await house.http.get("/healthz")
 

@@ -12,7 +12,7 @@ import pytest
 from fakes.gate import Gate
 from fakes.openrouter import open_router
 from system.chain import open_chain, plain
-from system.house import House, OpenHouse, data_events, first_word
+from system.house import House, OpenHouse, data_events, first_word, is_whole
 
 pytestmark = pytest.mark.anyio
 
@@ -108,6 +108,24 @@ async def test_those_in_line_are_refused_at_once_and_answers_go_on(
                 await other.done.wait()
             last.open()
             rest = [line async for line in lines]
-        assert "data: [DONE]" in rest
+        assert is_whole("\n".join(rest))
         assert is_refusal(same.answer)
         assert is_refusal(other.answer)
+
+
+async def test_an_operators_order_that_is_cut_off_is_told_so(open_house: OpenHouse, tmp_path: Path) -> None:
+    gone = Gate(tmp_path / "gone")
+    profiles = {"a": {"stop_grace_s": 60, "script": {"gone_when": gone.path}}}
+    async with open_house(profiles, gateway={"drain_s": 0.2}) as house, anyio.create_task_group() as tasks:
+        await house.chat("a")
+        answers: list[httpx.Response] = []
+
+        async def unload() -> None:
+            answers.append(await house.order("unload", model="a"))
+            gone.open()
+
+        tasks.start_soon(unload)
+        await house.until_status(lambda hosts: hosts["local"]["engines"][0]["phase"] == "stopping")
+        house.gateway.stop()
+    assert is_refusal(answers[0])
+    assert answers[0].headers["connection"] == "close"
