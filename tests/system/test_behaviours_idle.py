@@ -95,10 +95,11 @@ async def test_a_request_during_an_idle_stop_is_served_by_a_fresh_process(open_h
         assert house.starts()[:2] == ["a", "a"]
 
 
-async def test_a_request_can_say_itself_how_long_its_model_stays(open_house: OpenHouse) -> None:
+@pytest.mark.parametrize("long", ["10m", 600, -1])
+async def test_a_request_can_say_itself_how_long_its_model_stays(open_house: OpenHouse, long: object) -> None:
     messages = [{"role": "user", "content": "Hello"}]
     async with open_house({"a": {"ttl_s": 0.3}, "b": {}}) as house:
-        asked = {"model": "a", "messages": messages, "stream": False, "keep_alive": "10m"}
+        asked = {"model": "a", "messages": messages, "stream": False, "keep_alive": long}
         assert (await house.http.post("/api/chat", json=asked)).status_code == 200
         with pytest.raises(TimeoutError):
             await house.until(lambda: house.events("stop"), 0.8)
