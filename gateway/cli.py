@@ -182,6 +182,8 @@ def check(
     from hostler.gateway import settings
 
     try:
+        if file is not None and not Path(file).expanduser().is_file():
+            raise settings.SettingsError(f"{file}: there is no such file")
         found = settings.read(settings.find_file(file or config))
     except settings.SettingsError as error:
         if as_json:
@@ -338,6 +340,7 @@ def _run(
     form: LogFormat | None,
 ) -> None:
     import sys
+    from logging import getLogger
 
     from hostler.gateway import running
     from hostler.gateway.terminal import live, loglines
@@ -353,6 +356,10 @@ def _run(
         fail(str(error), USAGE)
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except Exception:
+        # A service that ends so has to say in its log where, whatever its form.
+        getLogger("hostler").critical("it ends because of a mistake of its own", exc_info=True)
+        code = FAILED
     raise typer.Exit(code)
 
 

@@ -247,7 +247,11 @@ def _fleet(configuration: Configuration, *, engine_host: str) -> Fleet:
             report=fetching.log_progress(),
         )
     except OSError as error:
-        raise CannotRun(f"supervisor.slots_dir: {error}; name a folder that can be written to") from error
+        where = error.filename or "the cache folder"
+        raise CannotRun(
+            f"{where}: {error.strerror or error}; name a folder that can be written to as supervisor.slots_dir, "
+            "or in HOSTLER_CACHE for everything that is kept"
+        ) from error
 
 
 def _guarded(make: Callable[[], T]) -> T:

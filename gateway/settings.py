@@ -230,7 +230,8 @@ def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Pat
         path = Path(named).expanduser()
         if not path.is_file():
             origin = "--config" if given else "HOSTLER_CONFIG"
-            raise SettingsError(f"{origin} names {path}, but there is no such file")
+            what = "that is a folder" if path.is_dir() else "there is no such file"
+            raise SettingsError(f"{origin} names {path}, but {what}")
         return path
     for candidate in (Path("hostler.yaml"), Path("/etc/hostler/hostler.yaml")):
         if candidate.is_file():

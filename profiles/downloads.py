@@ -124,9 +124,13 @@ def from_web(url: str, target: Path, moved: Moved, stop: Stop) -> str:
     return _streamed(url, {}, target, moved, stop)
 
 
+#: Words of pip for having reached nobody; after them it says that there is no such package.
+_OFFLINE = ("NewConnectionError", "NameResolutionError", "Failed to establish a new connection", "ProxyError")
+
+
 def _run_pip(requirement: str, folder: Path, moved: Moved, stop: Stop) -> None:
     command = [*_pip(), "download", "--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
-    command += ["--progress-bar", "off", "--dest", str(folder), requirement]
+    command += ["--progress-bar", "off", "--retries", "2", "--dest", str(folder), requirement]
     scratch = folder.parent / "scratch"
     scratch.mkdir()
     environment = os.environ | {"TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1"}
@@ -153,7 +157,7 @@ def _run_pip(requirement: str, folder: Path, moved: Moved, stop: Stop) -> None:
                 guard.wait()
             listener.join()
     if guard.returncode != 0:
-        raise SourceError(f"pip said: {_complaint(said)}")
+        raise SourceError(_complaint(said))
 
 
 def _pip() -> list[str]:
@@ -193,9 +197,17 @@ def _announced(said: list[str]) -> int | None:
 
 
 def _complaint(said: list[str]) -> str:
-    errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
-    text = (errors or [line for line in said if line] or ["nothing"])[-1]
-    return re.sub(r"//[^/@\s]+@", "//", text)[:300].rstrip(".")
+    """What was wrong, in one sentence: pip's own last word is often about what follows from it."""
+    lines = [line for line in said if line]
+    if any("No space left on device" in line for line in lines):
+        return "there is no space left on the disk"
+    if any(word in line for line in lines for word in _OFFLINE):
+        return "the package index cannot be reached; is there a network, and a proxy to name in HTTPS_PROXY?"
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    if errors and errors[-1] == "Exception:":
+        errors = []  # a traceback follows, and its last line says what happened
+    text = (errors or lines or ["nothing"])[-1]
+    return "pip said: " + re.sub(r"//[^/@\s]+@", "//", text)[:300].rstrip(".")
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):

@@ -26,6 +26,8 @@ _SILENCE_S = 40.0
 #: How a supervisor asks for its token; see `supervisor/guard.py`.
 _SUPERVISOR_REALM = "hostler-supervisor"
 
+_ADDRESS = re.compile(r"https?://(\[[0-9A-Fa-f:.%]+\]|[^\[\]/:@\s]+)(:\d{1,5})?(/\S*)?")
+
 Kind = Literal["gateway", "supervisor"]
 
 
@@ -82,7 +84,7 @@ class Caller:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, _lower(error.headers), _decoded(error.read())
-        except (OSError, ValueError, http.client.HTTPException) as error:
+        except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
             raise self._nobody(error) from error
 
     def events(
@@ -146,7 +148,7 @@ class Caller:
         except urllib.error.HTTPError as error:
             with error:
                 raise self._refused(error) from error
-        except (OSError, ValueError, http.client.HTTPException) as error:
+        except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
             raise self._nobody(error) from error
 
     def _refused(self, error: urllib.error.HTTPError) -> CallFailed:
@@ -178,10 +180,14 @@ class Caller:
 
     def _nobody(self, error: Exception) -> CallFailed:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        if not _ADDRESS.fullmatch(self.url) or isinstance(
+            reason, http.client.InvalidURL | UnicodeError | OverflowError
+        ):
+            return CallFailed(f"{self.url} is no address; write it like http://127.0.0.1:8000", UNREACHABLE)
         if isinstance(reason, TimeoutError):
             return CallFailed(f"{self.url} takes connections, but does not answer; look into its log", UNREACHABLE)
         if isinstance(reason, http.client.BadStatusLine | ConnectionResetError | ValueError) and not isinstance(
-            reason, http.client.InvalidURL | http.client.RemoteDisconnected | UnicodeError
+            reason, http.client.RemoteDisconnected
         ):
             return CallFailed(
                 f"{self.url} does not speak as a Hostler gateway does; name another with --url", UNREACHABLE
@@ -295,14 +301,18 @@ def address(configuration: Configuration, url: str | None = None) -> str:
 def key_given(key_file: str | None) -> str | None:
     """The key to show: from the file, else from HOSTLER_API_KEY. Raises `CallFailed`."""
     if key_file is None:
-        return os.environ.get("HOSTLER_API_KEY", "").strip() or None
-    try:
-        text = Path(key_file).expanduser().read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise CallFailed(f"--key-file {key_file}: cannot be read: {reason}", USAGE) from error
-    if not text or not text.isprintable():
-        raise CallFailed(f"--key-file {key_file}: holds no key; it should be one line", USAGE)
+        text, where = os.environ.get("HOSTLER_API_KEY", "").strip(), "HOSTLER_API_KEY"
+        if not text:
+            return None
+    else:
+        where = f"--key-file {key_file}"
+        try:
+            text = Path(key_file).expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise CallFailed(f"{where}: cannot be read: {reason}", USAGE) from error
+    if not text or not text.isascii() or not text.isprintable():
+        raise CallFailed(f"{where} holds no key: that would be one line, as `hostler keys add NAME` prints it", USAGE)
     return text
 
 

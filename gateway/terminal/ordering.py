@@ -27,13 +27,13 @@ from hostler.gateway.terminal.options import (
 )
 
 if TYPE_CHECKING:
-    from hostler.gateway.terminal.calling import House
+    from hostler.gateway.terminal.calling import CallFailed, House
 
 #: A model may take this long to load, in seconds; a client that waits longer has been forgotten.
 _LONGEST_S = 3600.0
 
 #: So long after the answer the last event of a switch may come, in seconds.
-_LAST_EVENT_S = 0.3
+_LAST_EVENT_S = 0.5
 
 Step = tuple[str, dict[str, Any]]
 
@@ -181,20 +181,25 @@ def _of_gateway(house: House, model: str) -> Iterator[Step]:
 
     for work in (watch, order):
         threading.Thread(target=work, daemon=True).start()
-    began_at, phase, spent, lines = time.monotonic(), "", {}, ()
+    began_at, phase, spent, failure = time.monotonic(), "", {}, None
     while True:
         step = came.get()
         if isinstance(step, CallFailed):
             if step.status in (401, 403, 404) or not step.status:
                 raise step
-            yield "failed", {"model": model, "message": str(step), "lines": lines}
+            failure = failure or _failure_in(came)
+            message = str(step)
+            # Clients are told less than operators: what is said of files and folders is in the event.
+            if failure and failure["message"] not in message:
+                message += f": {failure['message']}"
+            yield "failed", {"model": model, "message": message, "lines": (failure or {}).get("lines", ())}
             return
         kind, data = step
         if kind == "ready":
             break
         if kind == "phase":
             phase, spent = data["phase"], data["spent"]
-            lines = data["failure"]["lines"] if data["failure"] else lines
+            failure = data["failure"] or failure
             if phase in ("ready", "failed"):
                 continue  # the order's own answer is what counts: a failed switch may be tried again
         yield step
@@ -209,6 +214,20 @@ def _of_gateway(house: House, model: str) -> Iterator[Step]:
         if not isinstance(step, CallFailed) and step[0] == "phase":
             phase, spent = step[1]["phase"], step[1]["spent"]
     yield "ready", {"model": model, "elapsed_s": round(elapsed_s, 3), "spent": spent}
+
+
+def _failure_in(came: queue.SimpleQueue[Step | CallFailed]) -> dict[str, Any] | None:
+    """Why a switch failed, as its last event says, which may come a moment later than the answer."""
+    until = time.monotonic() + _LAST_EVENT_S
+    while (left := until - time.monotonic()) > 0:
+        try:
+            step = came.get(timeout=left)
+        except queue.Empty:
+            break
+        if isinstance(step, tuple) and step[0] == "phase" and step[1]["failure"]:
+            found: dict[str, Any] = step[1]["failure"]
+            return found
+    return None
 
 
 def _lines(error: Mapping[str, Any]) -> list[str]:
