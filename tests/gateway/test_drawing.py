@@ -1,0 +1,139 @@
+"""The live view as text: what stands in it, and that it fits into every window."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+
+from hostler.adapters.listing import ModelCard
+from hostler.gateway.desk.status import EngineView, Flight, HostView, StatusView
+from hostler.gateway.events import RequestFinished, Waiting
+from hostler.gateway.records.journal import Lines, describe
+from hostler.gateway.terminal.drawing import Drawing, Picture
+from hostler.supervisor.contract import HostStatus, ModelStatus, SwitchMoved
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def status(**more: Any) -> StatusView:
+    models = (ModelCard(name="alpha", state="loaded"), ModelCard(name="beta"), ModelCard(name="gamma"))
+    processes = (ModelStatus(model="alpha", state="ready", since=1.0, memory_bytes=3 * 1024**3),)
+    host = HostView(
+        backend="local", reachable=True, host=HostStatus(models=processes), waiting=1, serving=1,
+        engines=(EngineView(
+            model="alpha", phase="ready", running=1, parallel=4, waiting=2, draining=False, load_s=1.0,
+        ),),
+        queue=(Waiting(id="req-2", model="beta", client="phone", position=1, waited_s=1.0, eta_s=4.0),),
+    )  # fmt: skip
+    flights = (
+        Flight(id="req-1", at=1.0, protocol="openai", operation="chat", client="laptop", phase="writing", model="alpha",
+               backend="local", first_word_s=0.25),
+        Flight(id="req-2", at=2.0, protocol="openai", operation="chat", client="phone", phase="waiting", model="beta"),
+    )  # fmt: skip
+    return StatusView(**{
+        "version": "1", "active": "alpha", "default": None, "models": models, "hosts": (host,), "flights": flights,
+        **more,
+    })  # fmt: skip
+
+
+def finished(**more: Any) -> RequestFinished:
+    return RequestFinished(**{
+        "id": "req-9", "at": 1000.0, "protocol": "openai", "operation": "chat", "client": "laptop", "outcome": "ok",
+        "status": 200, "seconds": 2.0, "model": "alpha", "backend": "box", "hop": 1, "first_word_s": 1.0,
+        "completion_tokens": 43, **more,
+    })  # fmt: skip
+
+
+def picture(**more: Any) -> Picture:
+    return Picture(**{
+        "title": "hostler 1", "addresses": ("http://127.0.0.1:8000", "http://127.0.0.1:8000/ui/"), "status": status(),
+        "last": (finished(), finished(outcome="failed", status=503)), **more,
+    })  # fmt: skip
+
+
+def drawn(shown: Picture, width: int = 100, height: int = 40) -> list[str]:
+    return [COLOURS.sub("", line) for line in Drawing().below(shown, width, height)]
+
+
+def test_what_runs_what_is_asked_and_what_was_is_shown() -> None:
+    text = "\n".join(drawn(picture()))
+    assert re.search(r"alpha +local +ready +1/4 +2 +3\.0 GiB", text)
+    assert "not loaded: beta, gamma" in text
+    assert re.search(r"writing +alpha +local .* 250 ms .* laptop", text)
+    assert re.search(r"place 1, 4\.0 s +beta", text)
+    assert re.search(r"ok +alpha +box, hop 2 +2\.0 s +1\.0 s +42 tokens/s +laptop", text)
+    assert "failed 503" in text
+    assert "Ctrl-C stops it" in text
+
+
+def test_a_switch_is_shown_before_its_model_has_a_process() -> None:
+    moved = SwitchMoved(id="1", model="beta", phase="fetching", percent=40.0, eta_s=6.0)
+    text = "\n".join(drawn(picture(switches=(("local", moved),))))
+    assert re.search(r"beta +local +fetching ████░░░░░░ 40 %, 6\.0 s left", text)
+    assert "not loaded: gamma" in text
+
+
+def test_a_silent_host_is_shown() -> None:
+    silent = HostView(backend="tower", reachable=False, host=None, waiting=0, serving=0)
+    assert re.search(r"tower +silent", "\n".join(drawn(picture(status=status(hosts=(silent,))))))
+
+
+@pytest.mark.parametrize("width", [20, 30, 44, 59, 79, 119, 200])
+@pytest.mark.parametrize("height", [3, 6, 11, 19, 39, 80])
+def test_it_fits_into_every_window(width: int, height: int) -> None:
+    flights = tuple(
+        Flight(
+            id=f"req-{n}", at=1.0, protocol="openai", operation="chat", client="someone", phase="reading", model="模型"
+        )
+        for n in range(60)
+    )
+    many = picture(status=status(flights=flights), last=tuple(finished() for _ in range(20)))
+    for shown in (picture(), many, picture(stopping="Stopping: a long sentence that says so.|Stopping.")):
+        lines = drawn(shown, width, height)
+        assert len(lines) <= height
+        assert all(cell_len(line) <= width for line in lines)
+
+
+def test_there_is_room_for_the_log() -> None:
+    assert len(drawn(picture(last=tuple(finished() for _ in range(20))), 80, 23)) <= 17
+
+
+def test_the_shortest_word_that_fits_says_that_it_stops() -> None:
+    stopping = picture(stopping="Stopping: a long sentence that says so.|Stopping.")
+    assert drawn(stopping, 60)[-1] == "Stopping: a long sentence that says so."
+    assert drawn(stopping, 30)[-1] == "Stopping."
+
+
+def test_without_colours_there_are_no_codes() -> None:
+    assert not any("\x1b" in line for line in Drawing(colours=None).below(picture(), 100, 40))
+
+
+def record(level: int, text: str) -> logging.LogRecord:
+    return logging.LogRecord("hostler.x", level, __file__, 1, text, None, None)
+
+
+def test_warnings_scroll_by_with_their_level_and_others_without() -> None:
+    (line,) = Drawing(colours=None).above(record(logging.WARNING, "the disk is nearly full"), 80)
+    assert line.endswith(" warning: the disk is nearly full")
+    (line,) = Drawing(colours=None).above(record(logging.INFO, "alpha is ready"), 80)
+    assert line.endswith(":00 alpha is ready") or " alpha is ready" in line
+    assert "info" not in line
+
+
+def test_of_requests_only_those_scroll_by_that_did_not_end_well() -> None:
+    events = [finished(), finished(id="req-10", outcome="failed", status=503)]
+    lines = Drawing(colours=None).above(Lines([(event.at, describe(event)) for event in events], events), 80)
+    assert len(lines) == 1
+    assert "req-10" in lines[0]
+
+
+def test_what_others_write_cannot_move_the_cursor() -> None:
+    evil = "\x1b[2J\x1b]0;owned\x07"
+    shown = picture(status=status(models=(ModelCard(name=evil),)), last=(finished(model=evil, client=evil),))
+    lines = Drawing(colours=None).below(shown, 200, 40)
+    lines += Drawing(colours=None).above(record(logging.ERROR, evil), 200)
+    assert not any("\x1b" in line or "\x07" in line for line in lines)
