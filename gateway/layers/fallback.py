@@ -175,7 +175,8 @@ class Fallback(Layer):
             after = error.retry_after_s
             if after is None:
                 after = hop.standing.retry_in(target.name_there, self._clock()) or None
-            return Passed(hop=hop, why=failed.outcome, error=error, retry_after_s=after)
+            why: Outcome | Skip = "cannot" if isinstance(error, BadRequest) else failed.outcome
+            return Passed(hop=hop, why=why, error=error, retry_after_s=after)
 
     async def _attempt(
         self, exchange: Exchange, hop: Hop, target: Target, permit: Pass | None, call_next: CallNext

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -40,31 +41,51 @@ class Router:
         self.asked: list[Asked] = []
         self.probes: list[str] = []
         self.probe_status = 200
-        self.open = 0
+        self.open = self.busy = 0
         self.url = ""
         self.answered = 0
         self._moves = asyncio.Event()
         self._moves.set()
-        self._server: asyncio.Server | None = None
-        self._port = 0
+        self._listener: socket.socket | None = None
+        self._talks: set[asyncio.Task[None]] = set()
+        # Bound and deaf: keeps the port ours while nobody listens, or a connection from here might be given it.
+        self._place = socket.socket()
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self._port = self._place.getsockname()[1]
         self._streams: dict[asyncio.StreamWriter, asyncio.StreamReader] = {}
 
     async def start(self) -> None:
         """Listen, on the same port as before; nothing if it does."""
-        if self._server is not None:
+        if self._listener is not None:
             return
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
-        self._port = self._server.sockets[0].getsockname()[1]
+        # asyncio's own server loses a connection that comes while it closes.
+        self._listener = listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(("127.0.0.1", self._port))
+        listener.listen(128)
+        listener.setblocking(False)
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
         self.url = f"http://127.0.0.1:{self._port}/api/v1"
 
     async def stop(self) -> None:
         """Refuse every connection from now on."""
         self._moves.set()
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            asyncio.get_running_loop().remove_reader(listener)
+            listener.close()
             for writer in self._streams:
                 writer.transport.abort()
+
+    @property
+    def talking(self) -> int:
+        """How many connections are not over yet."""
+        return len(self._talks)
+
+    def close(self) -> None:
+        """Give up the port."""
+        self._place.close()
 
     def block(self) -> None:
         """Take connections and say nothing at all on them, not even in the middle of an answer, until `resume`."""
@@ -82,11 +103,28 @@ class Router:
         """Whether the other side has closed this connection."""
         return writer.is_closing() or writer not in self._streams or self._streams[writer].at_eof()
 
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # it has left again
+            return
+        connection.setblocking(False)
+        talk = asyncio.get_running_loop().create_task(self._talk(connection))
+        self._talks.add(talk)
+        talk.add_done_callback(self._talks.discard)
+
+    async def _talk(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection)
+        await self._serve(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
         self._streams[writer] = reader
         try:
-            while self._server is not None and await self._one(reader, writer):
+            while self._listener is not None and await self._one(reader, writer):
                 pass
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
@@ -108,6 +146,13 @@ class Router:
             return True
         asked = Asked(method, path, headers, body)
         self.asked.append(asked)
+        self.busy += 1
+        try:
+            return await self._answer(writer, asked)
+        finally:
+            self.busy -= 1
+
+    async def _answer(self, writer: asyncio.StreamWriter, asked: Asked) -> bool:
         behaviour = self.script.pop(0) if self.script else self.then
         if isinstance(behaviour, tuple):
             await refuse(writer, *behaviour)
@@ -327,6 +372,7 @@ async def open_router(name: str) -> AsyncIterator[Router]:
     finally:
         await router.stop()
         for _ in range(500):
-            if not router.open:
+            if not router.open and not router.busy and not router.talking:
                 break
             await asyncio.sleep(0.01)
+        router.close()
