@@ -63,16 +63,13 @@ def plan(models: Mapping[str, Model], room: Room, rules: SchedulerRules) -> Plan
             wanted.append((head.rank, state, head))
         elif head is not None and state.phase == "loading" and state.switch is None:
             made.joined.append(state)
-    # Where one model runs at a time, one that is on its way there is an answer for all others.
-    taken = room.exclusive and any(other.use == "moving" and not other.pinned for other in live.values())
     for _, state, head in sorted(wanted, key=lambda entry: entry[0]):
         due = state.line.oldest().at + rules.patience_s
-        blocked = taken and not state.pinned
-        names = frozenset() if blocked else evict(state.resident(), live.values(), room)
+        names = evict(state.resident(), live.values(), room)
         if names is None:
             made.unfit.append(state)
             continue
-        if blocked or any(live[name].use == "moving" for name in names):
+        if any(live[name].use == "moving" for name in names):
             # Its turn comes after a switch that is under way or comes first; its patience counts for that one too.
             for earlier in made.plans:
                 earlier.due = min(earlier.due, due)
@@ -80,6 +77,5 @@ def plan(models: Mapping[str, Model], room: Room, rules: SchedulerRules) -> Plan
         for name in names:
             del live[name]
         live[state.name] = state.resident("moving")
-        taken = taken or (room.exclusive and not state.pinned)
         made.plans.append(Plan(state, head, [models[name] for name in sorted(names)], due))
     return made

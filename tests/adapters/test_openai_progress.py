@@ -50,6 +50,7 @@ def test_thinking_shows_a_line_and_the_facts(chat: Any, begin: Any) -> None:
     }
     waiting = chunks(encoder.heartbeat(QUEUED))[0]
     assert waiting["choices"][0]["delta"]["reasoning_content"] == "[hostler] queued b: position 3\n"
+    assert waiting["x_hostler"]["position"] == 3
 
 
 @pytest.mark.parametrize(

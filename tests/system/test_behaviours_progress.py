@@ -83,14 +83,18 @@ async def test_a_new_phase_is_told_when_it_begins(open_house: OpenHouse, gates: 
     async with open_house(profiles, gateway=gateway, supervisor={"stop_grace_s": 60}) as house:
         await house.chat("a")
         phases: list[str] = []
-        with anyio.fail_after(30):
-            async with house.stream("b") as answer:
-                async for line in answer.aiter_lines():
-                    phases += [event["x_hostler"]["phase"] for event in data_events(line) if "x_hostler" in event]
-                    if "stopping" in phases:
-                        gone.open()
-                    if "loading" in phases:
-                        ready.open()
+        try:
+            with anyio.fail_after(20):
+                async with house.stream("b") as answer:
+                    async for line in answer.aiter_lines():
+                        phases += [event["x_hostler"]["phase"] for event in data_events(line) if "x_hostler" in event]
+                        if "stopping" in phases:
+                            gone.open()
+                        if "loading" in phases:
+                            ready.open()
+        finally:
+            gone.open()
+            ready.open()
         assert phases.index("stopping") < phases.index("loading")
 
 

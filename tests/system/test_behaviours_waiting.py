@@ -97,6 +97,36 @@ async def test_those_who_are_served_do_not_count_as_waiting(open_house: OpenHous
         assert await house.counts() == (0, 0)
 
 
+async def test_a_whole_answer_tells_how_long_it_waited_and_how_long_the_switch_took(
+    open_house: OpenHouse, gates: Gates
+) -> None:
+    speak, ready = gates("speak"), gates("ready")
+    profiles = {"a": {"script": {"answer_when": speak.path, "ready_when": ready.path}}}
+    async with open_house(profiles) as house, anyio.create_task_group() as tasks:
+        answers: list[httpx.Response] = []
+
+        async def ask() -> None:
+            answers.append(await house.chat("a"))
+
+        async def held(gate: Gate) -> None:
+            await anyio.sleep(0.06)  # at least: a slow machine makes it longer
+            gate.open()
+
+        tasks.start_soon(ask)
+        await house.until_counts(0, 1)
+        await held(ready)
+        await house.until_counts(1, 0)
+        tasks.start_soon(ask)
+        await house.until_counts(1, 1)
+        await held(speak)
+        await house.until(lambda: len(answers) == 2)
+    told = [
+        (int(answer.headers["x-hostler-queue-ms"]), int(answer.headers["x-hostler-switch-ms"])) for answer in answers
+    ]
+    assert told[0][1] >= 50 and told[1][0] >= 50
+    assert told[1][1] == 0
+
+
 async def test_an_engine_never_gets_more_questions_than_it_has_slots(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": {"first_delay": 0.05}}}) as house:
         async with anyio.create_task_group() as tasks:
