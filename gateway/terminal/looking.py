@@ -12,6 +12,7 @@ import typer
 from hostler.gateway.terminal.completing import complete_model
 from hostler.gateway.terminal.options import (
     FAILED,
+    INTERRUPTED,
     REFUSED,
     UNREACHABLE,
     USAGE,
@@ -39,13 +40,15 @@ FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on with w
 
 @contextmanager
 def asking() -> Iterator[None]:
-    """A call that fails ends the command, with what to do about it."""
+    """A call that fails ends the command, with what to do about it; Ctrl-C ends it without a word."""
     from hostler.gateway.terminal.calling import CallFailed
 
     try:
         yield
     except CallFailed as error:
         fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def reach(config: str | None, url: str | None, key_file: str | None, *, look: bool = True) -> House:
@@ -237,7 +240,7 @@ def logs(
     key_file: KeyFileOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Show the last lines of the gateway's log, or of a model's engine."""
+    """Show the log of the gateway, or of a model's engine."""
     with asking():
         house = reach(config, url, key_file)
         for line in _log_lines(house, model, host, follow=follow):
@@ -300,7 +303,7 @@ def doctor(
     key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Send one real word through each backend, and tell what to mend."""
+    """Send a word through each backend, and tell what to mend."""
     from hostler.gateway.terminal import doctor as practice
     from hostler.gateway.terminal import tables
     from hostler.gateway.terminal.tables import Column

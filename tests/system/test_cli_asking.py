@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from system.command import Running, hostler
@@ -245,6 +249,61 @@ def test_route_and_doctor(product: Product) -> None:
     assert product.json("route", "alpha")["answer"]["status"] == 200
     assert "answers" in product.run("doctor", "beta").stdout
     assert product.json("doctor", "beta")["hops"][0]["ok"] is True
+
+
+@contextmanager
+def following(product: Product, *arguments: str) -> Iterator[IO[str]]:
+    """What a command that goes on prints, as it comes."""
+    environ = {**os.environ, "HOSTLER_API_KEY": product.keys.get("all", "")}
+    command = [sys.executable, "-m", "hostler.gateway", *arguments, "--config", str(product.file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
+    assert process.stdout is not None
+    try:
+        yield process.stdout
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert complaint == ""
+
+
+def test_events_go_on_until_they_are_interrupted(product: Product) -> None:
+    product.run("load", "alpha")
+    with following(product, "events", "-f", "--json") as told:
+        assert json.loads(told.readline())["event"] == "snapshot"
+        product.chat("beta")
+        kinds = set()
+        while "request" not in kinds:
+            kinds.add(json.loads(told.readline())["event"])
+        assert {"switch", "engine"} <= kinds
+    with following(product, "events", "-f") as told:
+        assert "models" in told.readline()
+        product.chat("alpha")
+        while "openai.chat alpha" not in (line := told.readline()):
+            assert line
+
+
+def test_logs_go_on_until_they_are_interrupted(product: Product) -> None:
+    product.run("load", "beta")
+    with following(product, "logs", "-f", "alpha") as told:
+        while "alpha wrote this" not in told.readline():
+            pass
+        product.run("unload", "alpha", "--now")
+        product.run("load", "alpha")
+        while "alpha wrote this" not in told.readline():
+            pass
+    with following(product, "logs", "--follow", "--json") as told:
+        product.chat("beta")
+        while "openai.chat beta" not in (line := json.loads(told.readline()))["text"]:
+            pass
+        assert line["logger"] == "hostler.requests"
+
+
+@pytest.mark.parametrize("what", [("logs", "-f", "alpha"), ("events", "-f")], ids=" ".join)
+def test_what_a_supervisor_tells_goes_on_too(alone: Product, what: tuple[str, ...]) -> None:
+    alone.run("load", "alpha")
+    with following(alone, *what) as told:
+        assert told.readline()
 
 
 ASKING: list[tuple[str, ...]] = [

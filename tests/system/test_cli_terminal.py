@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 import threading
 import urllib.request
@@ -217,8 +216,3 @@ def test_a_switch_is_shown_with_its_phases(
             assert listing.end() == 0
             assert "ready" in listing.text
             assert all(len(line) <= 60 for line in listing.text.splitlines())
-
-
-def test_a_service_does_not_load_what_draws(tmp_path: Path) -> None:
-    code = "import hostler.gateway.cli, hostler.gateway.running, sys; sys.exit('rich' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
