@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -11,8 +12,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import request_response
 
-from hostler.adapters.errors import BadRequest, ClientGone, GatewayError, TooLarge
+from hostler.adapters.errors import BadRequest, ClientGone, GatewayError, Stopping, TooLarge
 from hostler.gateway.asgi import ASGIApp
+from hostler.gateway.exchange import CUT_OFF
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -76,17 +78,30 @@ def whole_number(request: Request, name: str, default: int, *, least: int, most:
 
 
 def plain(endpoint: Endpoint) -> ASGIApp:
-    """The endpoint as an ASGI application; errors become JSON."""
+    """The endpoint as an ASGI application; errors become JSON, also the one that the gateway stops before the answer."""
 
     async def guarded(request: Request) -> Response:
         try:
             return await endpoint(request)
         except GatewayError as error:
-            return json_response({"error": {"message": error.message, "code": error.code}}, status=error.status)
+            return told(error)
+        except asyncio.CancelledError:
+            # Nobody cancels these but a server that has waited for them as long as it may.
+            task = asyncio.current_task()
+            if task is None or task.uncancel() > 0:
+                raise
+            answer = told(Stopping(CUT_OFF))
+            answer.headers["Connection"] = "close"
+            return answer
 
     app: Any = request_response(guarded)
     typed: ASGIApp = app
     return typed
+
+
+def told(error: GatewayError) -> Response:
+    """An error as an answer."""
+    return json_response({"error": {"message": error.message, "code": error.code}}, status=error.status)
 
 
 def json_response(value: object, *, status: int = 200) -> Response:
