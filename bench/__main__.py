@@ -1,5 +1,5 @@
 """`python -m bench`: the proxies side by side; `... clients`: what could carry the hot path; `... scale`: many at once;
-`... waiting`: many in line."""
+`... waiting`: many in line; `... ladder`: what each part of the way costs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import clients, scale, waiting
+from bench import clients, ladder, scale, waiting
 from bench.compare import SCENARIOS, compare
 from bench.proxies import PROXIES
 from bench.report import plot, plot_growth, table
@@ -26,13 +26,15 @@ def kept(
     """Write the rows and draw how they grow, where that was asked for."""
     if options.json:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode({"rows": rows})))
-    if options.plot:
+    if options.plot and series:
         print(plot_growth(title, axis, series, options.plot), file=sys.stderr)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["proxies", "clients", "scale", "waiting"], default="proxies")
+    parser.add_argument(
+        "what", nargs="?", choices=["proxies", "clients", "scale", "waiting", "ladder"], default="proxies"
+    )
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one run")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each pair; the rows are medians")
     parser.add_argument("--only", default=",".join(PROXIES), help="which proxies, separated by commas")
@@ -57,6 +59,11 @@ def main() -> None:
                 grown.setdefault(f"{load.kind}: of one core", []).append((load.clients, load.core))
                 grown.setdefault(f"{load.kind}: memory, MiB", []).append((load.clients, load.rss_mib))
         kept(options, loads, "many clients at once", "clients", grown)
+        return
+    if options.what == "ladder":
+        rungs = ladder.ladder()
+        print(ladder.table(rungs))
+        kept(options, rungs, "", "", {})
         return
     if options.what == "waiting":
         costs = waiting.waiting()
