@@ -128,12 +128,7 @@ class Fleet:
         """See `contract.Pulls`."""
         member = self._member(model)
         await self._supply.file(member, report)
-        # Those who share the file learn of it, too.
-        changed = [each for each in self._members.values() if each.profile.model == member.profile.model]
-        for each in changed:
-            if each.description.facts is None:
-                await self._supply.describe(each)
-        self._listeners.publish(Snapshot(host=self.status_now()))
+        await self._describe_sharing(member)
 
     async def pin(self, model: str, pinned: bool, *, epoch: int | None = None) -> bool:
         """See `contract.Pins`."""
@@ -285,8 +280,10 @@ class Fleet:
         try:
             # A file that cannot be had must not cost the model that runs now.
             await self._supply.file(member, order.fetching)
-            if self._room.budget is not None and member.description.facts is None:
-                await self._supply.describe(member)
+            described = member.description
+            # A file that came only now says more than was known without it.
+            if described.facts is None and (self._room.budget is not None or not described.modified_at):
+                await self._describe_sharing(member)
             async with self._turn:
                 await self._clear_the_way(member, order)
                 outcome = member.process.order()
@@ -397,6 +394,13 @@ class Fleet:
         elif process.state == "ready" and self._tasks is not None:
             self._tasks.start_soon(self._survey.measure, member, False, AFTER_READY_S)
         self._listeners.publish(ModelChanged(status=self._status(member)))
+
+    async def _describe_sharing(self, member: Member) -> None:
+        """Find out what is known of the file of `member`, of all that share it, and tell who listens."""
+        for each in [each for each in self._members.values() if each.profile.model == member.profile.model]:
+            if each.description.facts is None:
+                await self._supply.describe(each)
+        self._listeners.publish(Snapshot(host=self.status_now()))
 
     async def _describe_all(self) -> None:
         for member in list(self._members.values()):

@@ -15,7 +15,7 @@ from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.sources import FetchProgress, SourceError
 from hostler.supervisor.api import create_app
 from hostler.supervisor.client import ClientLimits, SupervisorClient
-from hostler.supervisor.contract import Pulls, SupervisorError, SupervisorUnreachable, UnknownProfile
+from hostler.supervisor.contract import Pulls, Snapshot, SupervisorError, SupervisorUnreachable, UnknownProfile
 from hostler.supervisor.fleet import Fleet
 from hostler.supervisor.member import Description
 from hostler.supervisor.settings import SupervisorSettings
@@ -79,6 +79,18 @@ async def test_a_file_comes_with_its_progress_and_is_known_of_every_profile_that
     await client.pull("em", report=hear)
     assert heard and (heard[0].completed, heard[0].total) == (1, 2)
     assert [profile.size for profile in (await client.status()).profiles] == [7, 7]
+
+
+async def test_a_file_that_comes_with_the_first_request_is_known_of_every_profile_that_shares_it(far: Any) -> None:
+    host, _ = far
+    host.deliver.set()
+    async with host.fleet.events() as events:
+        with pytest.raises(SupervisorError):  # there is no engine for it, which is another matter
+            await host.fleet.switch("m")
+        with anyio.fail_after(5):
+            async for event in events:
+                if isinstance(event, Snapshot) and [profile.size for profile in event.host.profiles] == [7, 7]:
+                    break
 
 
 async def test_a_client_that_leaves_ends_a_download_that_nobody_else_waits_for(far: Any) -> None:
