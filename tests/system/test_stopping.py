@@ -121,8 +121,10 @@ async def test_an_operators_order_that_is_cut_off_is_told_so(open_house: OpenHou
         answers: list[httpx.Response] = []
 
         async def unload() -> None:
-            answers.append(await house.order("unload", model="a"))
-            gone.open()
+            try:
+                answers.append(await house.order("unload", model="a"))
+            finally:
+                gone.open()
 
         tasks.start_soon(unload)
         await house.until_status(lambda hosts: hosts["local"]["engines"][0]["phase"] == "stopping")

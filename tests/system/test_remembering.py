@@ -1,0 +1,83 @@
+"""What was learned before a restart: how long loads take, and what charts show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from system.house import OpenHouse, another_host
+
+from hostler.gateway.app import Gateway
+from hostler.gateway.serving.server import bind
+from hostler.gateway.settings import read
+
+pytestmark = pytest.mark.anyio
+
+SLOW = {"a": {"script": {"ready_after": 0.3}}, "b": {}}
+
+
+async def expected(http: httpx.AsyncClient) -> dict[str, Any]:
+    """What a load of `a` is taken to last, and where that is shown."""
+    forecast = (await http.get("/admin/forecast", params={"model": "a"})).json()
+    (host, *_) = (await http.get("/admin/status")).json()["hosts"]
+    engine = next(each for each in host["engines"] if each["model"] == "a")
+    profile = next(each for each in host["host"]["profiles"] if each["name"] == "a")
+    return {
+        "forecast": forecast["hosts"][host["backend"]]["load_s"],
+        "engine": engine["load_s"],
+        "profile": profile["load_s"],
+    }
+
+
+async def test_load_times_outlast_a_restart_of_everything(open_house: OpenHouse, tmp_path: Path) -> None:
+    async with open_house(SLOW) as house:
+        unknown = (await expected(house.http))["forecast"]
+        await house.chat("a")
+        await house.until(lambda: (tmp_path / "cache" / "load-times.json").exists())
+    async with open_house(SLOW) as house:
+        after = await expected(house.http)
+        await house.chat("b")
+        eta = (await house.http.get("/admin/forecast", params={"model": "a"})).json()["hosts"]["local"]["ready_s"]
+    assert 0.3 <= after["forecast"] < unknown
+    assert after["forecast"] == pytest.approx(after["engine"], abs=0.01)
+    assert after["forecast"] == pytest.approx(after["profile"], abs=0.01)
+    assert eta >= after["forecast"]
+
+
+async def test_a_gateway_that_starts_again_learns_them_from_hosts_that_did_not(tmp_path: Path) -> None:
+    async with another_host(tmp_path / "far", SLOW) as far:
+        path, history = tmp_path / "hostler.yaml", tmp_path / "history.sqlite3"
+        path.write_text(json.dumps({"gateway": {"listen": ["127.0.0.1:0"]}, "backends": {"far": far.backend}}))
+        seen: list[tuple[dict[str, Any], int, int]] = []
+
+        async def live(ask: bool) -> None:
+            gateway = Gateway(read(path).settings, history=history)
+            sockets = bind([("127.0.0.1", 0)], "gateway.listen")
+            started = anyio.Event()
+            async with anyio.create_task_group() as tasks:
+
+                async def serve() -> None:
+                    await gateway.run(sockets, started=started.set)
+
+                tasks.start_soon(serve)
+                await started.wait()
+                url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
+                async with httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as http:
+                    if ask:
+                        messages = [{"role": "user", "content": "Hi"}]
+                        await http.post("/v1/chat/completions", json={"model": "a", "messages": messages})
+                        await http.post("/admin/unload", json={"model": "a"})
+                    figures = (await http.get("/admin/figures", params={"minutes": 5, "buckets": 1})).json()
+                    seen.append((await expected(http), figures[0]["requests"], figures[0]["switches"]))
+                gateway.stop()
+
+        await live(True)
+        await live(False)
+    (before, *counts), (after, *counts_after) = seen
+    assert counts == counts_after == [1, 1]
+    assert 0.3 <= after["forecast"] < 10
+    assert after["forecast"] == pytest.approx(before["profile"] or before["forecast"], rel=0.5)
