@@ -53,6 +53,7 @@ class Dispatch:
         self._backends = backends
         self._clock = clock
         self._promised: dict[tuple[type, type], bool] = {}
+        self._spoken: dict[tuple[str, str], bool] = {}
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         return self.dispatch(scope[EXCHANGE_KEY])
@@ -84,7 +85,7 @@ class Dispatch:
         target = exchange.target
         assert target is not None, "the fallback layer names a target"
         backend = self._backends[target.backend]
-        same_wire = self._speaks(backend.upstream, request.origin.wire)
+        same_wire = self._speaks(backend, request.origin.wire)
         if not same_wire:
             request = exchange.adapter.expand(request)
         stream = backend.folds or _streamed(request)
@@ -160,10 +161,15 @@ class Dispatch:
         if chunk.finish is not None:
             exchange.finish = chunk.finish
 
-    def _speaks(self, upstream: Upstream, wire: str) -> bool:
-        return wire == upstream.wire or (
-            self._promises(type(upstream), Polyglot) and cast(Polyglot, upstream).speaks(wire)
-        )
+    def _speaks(self, backend: Backend, wire: str) -> bool:
+        known = self._spoken.get((backend.name, wire))
+        if known is None:
+            upstream = backend.upstream
+            known = wire == upstream.wire or (
+                self._promises(type(upstream), Polyglot) and cast(Polyglot, upstream).speaks(wire)
+            )
+            self._spoken[backend.name, wire] = known
+        return known
 
     def _promises(self, kind: type, protocol: type) -> bool:
         """Whether objects of this kind do what the protocol says. Asked once: Python takes 10 µs to answer."""

@@ -20,7 +20,7 @@ class RetryBudget:
 
     def __init__(self, rules: BudgetRules) -> None:
         self._rules = rules
-        self._seconds: deque[tuple[int, int, int]] = deque(maxlen=rules.window_s)  # second, requests, retries
+        self._seconds: deque[list[int]] = deque(maxlen=rules.window_s)  # second, requests, retries
         self._last: deque[float] = deque(maxlen=max(1, rules.per_second))
 
     def request(self, now: float) -> None:
@@ -41,7 +41,9 @@ class RetryBudget:
 
     def _count(self, now: float, *, requests: int = 0, retries: int = 0) -> None:
         second = int(now)
-        if self._seconds and self._seconds[-1][0] == second:
-            _, before_requests, before_retries = self._seconds.pop()
-            requests, retries = requests + before_requests, retries + before_retries
-        self._seconds.append((second, requests, retries))
+        seconds = self._seconds
+        if seconds and seconds[-1][0] == second:
+            seconds[-1][1] += requests
+            seconds[-1][2] += retries
+        else:
+            seconds.append([second, requests, retries])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from hostler.gateway.events import BreakerChanged, EngineChanged, Event, HostChanged, RequestFinished, SwitchChanged
@@ -79,6 +79,30 @@ class ChainNow(msgspec.Struct, frozen=True, kw_only=True):
     limit: float | None = None
 
 
+class Tally(Collector):
+    """How often something happened, by labels: the library's `Counter` without its lock."""
+
+    def __init__(self, name: str, documentation: str, labels: Sequence[str], *, registry: CollectorRegistry) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labels = labels
+        self._counts: dict[tuple[str, ...], int] = {}
+        registry.register(self)
+
+    def add(self, *labels: str) -> None:
+        """Once more."""
+        self._counts[labels] = self._counts.get(labels, 0) + 1
+
+    def describe(self) -> Iterable[Metric]:
+        return [CounterMetricFamily(self._name, self._documentation, labels=self._labels)]
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
+        for labels, count in self._counts.items():
+            family.add_metric(labels, count)
+        return [family]
+
+
 class Metrics:
     """Listens to events and renders `/metrics`. `waiting` tells how many requests wait now, per backend; `chain` how
     each backend stands.
@@ -134,10 +158,9 @@ class Metrics:
             ["from", "to", "reason"],
             registry=registry,
         )
-        self._attempts = Counter(
+        self._attempts = Tally(
             "hostler_attempts", "Tries at a backend, by what became of them.", ["backend", "outcome"], registry=registry
         )
-        self._attempted: dict[tuple[str, str], Counter] = {}
         self._cost = Counter(
             "hostler_cost_usd", "What answers have cost, in US dollars.", ["backend"], registry=registry
         )
@@ -199,11 +222,7 @@ class Metrics:
             self._tokens.observe(event.prompt_tokens, model, backend, "input")
             self._tokens.observe(event.completion_tokens, model, backend, "output")
         for attempt in event.attempts:
-            series = self._attempted.get((attempt.backend, attempt.outcome))
-            if series is None:
-                series = self._attempts.labels(attempt.backend, attempt.outcome)
-                self._attempted[attempt.backend, attempt.outcome] = series
-            series.inc()
+            self._attempts.add(attempt.backend, attempt.outcome)
         if event.passed and event.outcome == "ok":
             self._fallbacks.labels(event.passed[0].backend, backend, event.passed[0].why).inc()
         if event.cost:
