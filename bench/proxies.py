@@ -82,7 +82,12 @@ class Hostler(Proxy):
 
     def command(self, backend: int, port: int, directory: Path) -> list[str]:
         config, keys = directory / "hostler.yaml", directory / "hostler.keys"
-        record = {"name": "bench", "hash": hashlib.sha256(b"bench-key").hexdigest(), "scopes": ["infer", "read"], "created": 0}
+        record = {
+            "name": "bench",
+            "hash": hashlib.sha256(b"bench-key").hexdigest(),
+            "scopes": ["infer", "read"],
+            "created": 0,
+        }
         keys.write_text(json.dumps(record) + "\n")
         config.write_text(
             f"""\

@@ -102,7 +102,7 @@ def gateway(configuration: Configuration, view: Live | None = None) -> int:
     )
     sockets = _listen(addresses(configuration.settings), "gateway.listen")
     keyed = _guarded(lambda: keys_in_force(configuration.settings, sockets)) is not None
-    started = partial(_announce, configuration, sockets, keyed=keyed, view=view)
+    started = partial(_announce, configuration, sockets, keyed=keyed, view=view, runs_models=False)
 
     async def main() -> None:
         stop = _telling(view, alone.stop, configuration.settings.gateway.drain_s)
@@ -302,12 +302,19 @@ async def _heed_signals(stop: Callable[[], None], same_wish_s: float) -> None:
 
 
 def _announce(
-    configuration: Configuration, sockets: Sequence[socket.socket], *, keyed: bool, view: Live | None
+    configuration: Configuration,
+    sockets: Sequence[socket.socket],
+    *,
+    keyed: bool,
+    view: Live | None,
+    runs_models: bool = True,
 ) -> None:
-    names = [profile.name for profile in configuration.profiles]
-    default = next(
-        (profile.name for profile in configuration.profiles if profile.default), names[0] if names else "NAME"
-    )
+    # A gateway alone runs none of the shipped profiles: its models are those of its backends.
+    backends = configuration.settings.backends.values()
+    profiles = () if configuration.shipped and not runs_models else configuration.profiles
+    names = [profile.name for profile in profiles]
+    named = [*names, *(model for backend in backends for model in backend.models if model != "*"), "NAME"]
+    default = next((profile.name for profile in profiles if profile.default), named[0])
     _say(greeting(names, default, places(sockets), keyed=keyed, machine=socket.gethostname().lower()))
     if view is not None:
         near = list(dict.fromkeys(nearby(*place) for place in places(sockets)))

@@ -72,3 +72,19 @@ async def test_clients_that_come_during_a_restart_wait_and_are_answered(tmp_path
                         while len(answers) < 6:  # noqa: ASYNC110 - a process comes up
                             await anyio.sleep(0.02)
             assert answers == ["box:One two three"] * 6
+
+
+async def test_a_gateway_alone_tells_of_no_model_that_it_does_not_have(tmp_path: Path) -> None:
+    async with open_router("box") as box:
+        (tmp_path / "g.yaml").write_text(json.dumps({"backends": {"box": plain(box)}}))
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            sock.listen(128)
+            url = f"http://127.0.0.1:{sock.getsockname()[1]}/healthz"
+            with gateway(tmp_path, sock):
+                async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
+                    assert (await http.get(url)).status_code == 200
+        told = (tmp_path / "log").read_text()
+        assert "those of its backends" in told
+        assert '"model": "m"' in told
+        assert "smollm2" not in told
