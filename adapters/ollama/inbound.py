@@ -14,12 +14,12 @@ from hostler.adapters.ollama import models, orders, requests
 from hostler.adapters.ollama.encoder import OllamaEncoder
 from hostler.adapters.ollama.gojson import quoted, read
 from hostler.adapters.ollama.names import named
-from hostler.adapters.ollama.paths import OPERATIONS, UNKNOWN, WRONG
+from hostler.adapters.ollama.paths import OPERATIONS, UNKNOWN, WRONG, elsewhere, taken
 from hostler.adapters.ollama.presetting import with_preset
 from hostler.adapters.ollama.refusal import refusal
 from hostler.adapters.ollama.shortening import shortened
 from hostler.adapters.ollama.stages import StageEncoder
-from hostler.adapters.ollama.wire import VERSION, WIRE
+from hostler.adapters.ollama.wire import PLAIN, VERSION, WIRE
 from hostler.adapters.protocol import Incoming, Operation, WireResponse
 from hostler.adapters.spelling import DEFAULT_HOST, DEFAULT_NAMESPACE, ollama_name
 from hostler.profiles.presets import Preset
@@ -55,11 +55,11 @@ class OllamaAdapter:
 
     def decode(self, operation: Operation, incoming: Incoming) -> Request:
         """The request, understood in full. The model's name stays as it was sent: the answer repeats it."""
-        if operation.name == UNKNOWN:
+        if operation.name == UNKNOWN and elsewhere(incoming.method, incoming.path) is None:
             raise NotFound(f"there is no {incoming.path[:200]} here")
         body = filled(incoming) if operation.name in _QUESTIONS else incoming.body
         if operation.name == WRONG:
-            allowed = tuple(sorted({method for each in OPERATIONS for method in _taken(each, incoming.path)}))
+            allowed = tuple(sorted(taken(incoming.path)))
             raise MethodNotAllowed(f"{incoming.path[:200]} does not take {incoming.method[:20]}", allowed=allowed)
         origin = Origin(
             wire=WIRE,
@@ -150,6 +150,7 @@ class OllamaAdapter:
             "search": lambda: orders.web(kind, body),
             "fetch": lambda: orders.web(kind, body),
             "push": lambda: orders.push(listing, body),
+            UNKNOWN: lambda: _sent_on(request.origin),
         }
         if kind not in simple:
             raise NotFound("There is nothing like that to ask for.")
@@ -166,9 +167,10 @@ class OllamaAdapter:
         return refusal(error, operation)
 
 
-def _taken(operation: Operation, path: str) -> tuple[str, ...]:
-    """The methods that a path takes, as far as this operation goes."""
-    steps, others = operation.path.split("/"), path.split("/")
-    same = operation.name not in (WRONG, UNKNOWN) and len(steps) == len(others)
-    fits = same and all(step == other or step.startswith("{") for step, other in zip(steps, others, strict=True))
-    return operation.methods if fits else ()
+def _sent_on(origin: Origin) -> WireResponse:
+    found = elsewhere(origin.method, origin.path)
+    if found is None:
+        raise NotFound(f"there is no {origin.path[:200]} here")
+    status, path = found
+    location = f"{path}?{origin.query}" if origin.query else path
+    return WireResponse(status=status, media_type=PLAIN, headers=(("Location", location),))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from hostler.adapters.protocol import Operation
 
 _FORM = "application/x-www-form-urlencoded"
@@ -24,7 +26,8 @@ def _wrong(path: str, *methods: str) -> Operation:
 # What is there, asked for with a method that it does not take.
 WRONG = "wrong"
 
-# Whatever else is asked below /api: clients tell servers apart by how they say that they do not know it.
+# Whatever else is asked below /api: clients tell servers apart by how they say that they do not know it. What has a
+# slash too many is sent to where it is without.
 UNKNOWN = "unknown"
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -34,7 +37,6 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(name="embeddings", path="/api/embeddings"),
     _probe("version", "/api/version"),
     _probe("tags", "/api/tags"),
-    _probe("tags", "/api/tags/"),
     _probe("ps", "/api/ps"),
     _probe("show", "/api/show", "POST"),
     _probe("status", "/api/status"),
@@ -55,5 +57,28 @@ OPERATIONS: tuple[Operation, ...] = (
     # Elsewhere HEAD is taken wherever GET is; Ollama takes it where it says so.
     *(_wrong(path, "HEAD") for path in ("/api/ps", "/api/status", "/api/experimental/model-recommendations")),
     _wrong("/api/blobs/{digest}", "GET", "PUT", "PATCH", "DELETE"),
-    Operation(name=UNKNOWN, path="/api/{rest:path}", methods=("GET", "POST", "PUT", "PATCH", "DELETE"), scope="read"),
+    *(
+        Operation(name=UNKNOWN, path=path, methods=("GET", "POST", "PUT", "PATCH", "DELETE"), scope="read")
+        for path in ("/api/{rest:path}", "//api/{rest:path}")
+    ),
 )
+
+
+def taken(path: str) -> frozenset[str]:
+    """The methods that a path takes, percent-encoded as sent."""
+    return frozenset(method for each in OPERATIONS if _fits(each, path) for method in each.methods)
+
+
+def elsewhere(method: str, path: str) -> tuple[int, str] | None:
+    """The status and the path by which a request is sent on that has slashes too many, as Go's router does it."""
+    clean = re.sub("/+", "/", path)
+    target = clean.removesuffix("/")
+    if target == path or ("GET" if method == "HEAD" else method) not in taken(target):
+        return None
+    return (301 if method == "GET" and clean == path else 307), target
+
+
+def _fits(operation: Operation, path: str) -> bool:
+    steps, others = operation.path.split("/"), path.split("/")
+    same = operation.name not in (WRONG, UNKNOWN) and len(steps) == len(others)
+    return same and all(step == other or step.startswith("{") for step, other in zip(steps, others, strict=True))

@@ -126,6 +126,28 @@ def test_every_path_takes_a_trailing_slash(name: str) -> None:
             assert (operation.name, operation.path + "/") in paths
 
 
+#: As Go's two routers do it: one of them knows of slashes at the end, the other of those in a row.
+REDIRECTS = [
+    ("GET", "/api/tags/?a=b", 301, "/api/tags?a=b"),
+    ("GET", "//api/tags", 307, "/api/tags"),
+    ("POST", "/api//chat", 307, "/api/chat"),
+    ("POST", "/api/chat/", 307, "/api/chat"),
+    ("HEAD", "/api/version/", 307, "/api/version"),
+    ("POST", "/api/tags/", 404, None),
+    ("GET", "//api/nothing", 404, None),
+    ("GET", "/api//evil.example/", 404, None),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "status", "location"), REDIRECTS)
+async def test_ollamas_paths_with_slashes_too_many_are_sent_to_where_they_are_without(
+    open_house: OpenHouse, method: str, path: str, status: int, location: str | None
+) -> None:
+    async with open_house({"a": {"default": True}}) as house:
+        told = await house.http.request(method, house.http.base_url.copy_with(raw_path=path.encode()))
+        assert (told.status_code, told.headers.get("location")) == (status, location)
+
+
 async def test_what_answers_to_get_answers_to_head(open_house: OpenHouse) -> None:
     async with open_house({"a": {"default": True}}) as house:
         for name, adapter in ADAPTERS.items():
