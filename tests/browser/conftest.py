@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 from system.house import OpenHouse, house_in
 
 #: The browser asks nobody but the house.
@@ -24,6 +24,10 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+#: A machine that is busy with other things may stand still for a while.
+PATIENCE_MS = 30_000
+expect.set_options(timeout=PATIENCE_MS)
 
 OpenPage = Callable[..., AbstractAsyncContextManager[Page]]
 
@@ -64,7 +68,7 @@ def open_page(browser: Browser, request: pytest.FixtureRequest, tmp_path: Path) 
         context = await browser.new_context(**options)
         try:
             page = await context.new_page()
-            page.set_default_timeout(10_000)
+            page.set_default_timeout(PATIENCE_MS)
             page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
             page.on("dialog", lambda dialog: problems.append(f"a script said: {dialog.message}"))
             page.on("pageerror", lambda error: problems.append(str(error)))

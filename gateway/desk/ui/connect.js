@@ -27,6 +27,7 @@ export function build(root) {
     })
     .catch((error) => tell(error.message, true));
   const update = () => {
+    if (!state.version) return; // which models there are is not known yet
     const model = state.active ?? state.default ?? state.models[0]?.name ?? "MODEL";
     const key = JSON.stringify([model, state.models.find((each) => each.name === model)?.context, [...protocols]]);
     if (key === drawn || !protocols.size) return;
