@@ -5,7 +5,6 @@ Plain values in, lines out; what paints them is `screen.py`.
 
 from __future__ import annotations
 
-import io
 import logging
 import time
 import traceback
@@ -13,20 +12,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from rich.console import Console, RenderableType
+from rich.color import ColorSystem
+from rich.console import Console
 from rich.text import Text
 
 from hostler.gateway.events import RequestFinished, printable
 from hostler.gateway.records.journal import Lines
 from hostler.gateway.terminal import inspecting
 from hostler.gateway.terminal.figures import NOTHING, clock, count, seconds, size, speed
-from hostler.gateway.terminal.tables import STYLES, Column, table
+from hostler.gateway.terminal.tables import STYLES, Column, aligned
 
 #: The lines that stand at the bottom are no more than this part of the screen, and no more than so many.
 _SHARE: Final = 0.7
 _MOST: Final = 24
 
 _BAR: Final = 10
+
+#: What lines are rendered with; it is never printed to.
+_CONSOLE: Final = Console()
 
 #: From this height on, a rule stands between the log and the view.
 _RULED: Final = 16
@@ -48,9 +51,9 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Drawing:
-    """Draws pictures and log records. `colours` as rich names a system of them, `None` for a terminal without."""
+    """Draws pictures and log records, in colours if they are wanted."""
 
-    def __init__(self, *, colours: str | None = "auto") -> None:
+    def __init__(self, *, colours: bool = True) -> None:
         self._colours = colours
 
     def above(self, item: object, width: int) -> list[str]:
@@ -78,21 +81,21 @@ class Drawing:
             shown.append(printable(first, 2000), "dim" if level == "debug" else "")
             lines += [shown, *(Text(f"  {printable(line, 2000)}") for line in more)]
         # The terminal breaks what is too long: then it can be copied as one line.
-        return self._lines(lines, 10_000)
+        return self._coloured(lines)
 
     def below(self, picture: object, width: int, height: int) -> list[str]:
         """The view, in at most `height` lines and at most as many as leave room for the log."""
         assert isinstance(picture, Picture)
         room = min(height, max(3, round(height * _SHARE)), _MOST)
         status = msgspec.to_builtins(picture.status)
-        lines = self._lines([Text("─" * width, "dim")] if height >= _RULED else [], width)
-        lines += self._lines([self._title(picture, width)], width)
+        lines = [Text("─" * width, "dim")] if height >= _RULED else []
+        lines.append(self._title(picture, width))
         left = room - len(lines) - 1
         lines += self._models(picture, status, width, left if left < 4 else max(3, left // 2))
         left = room - len(lines) - 1
         if picture.requests and left >= 3:
             lines += self._requests(status, picture.last, width, left)
-        return [*lines[: room - 1], *self._lines([self._hint(picture, width)], width)]
+        return self._cut([*lines[: room - 1], self._hint(picture, width)], width)
 
     def _title(self, picture: Picture, width: int) -> Text:
         """What runs, and as many of its addresses as there is room for."""
@@ -112,7 +115,7 @@ class Drawing:
             "dim",
         )
 
-    def _models(self, picture: Picture, status: Mapping[str, Any], width: int, room: int) -> list[str]:
+    def _models(self, picture: Picture, status: Mapping[str, Any], width: int, room: int) -> list[Text]:
         """The models that run or are about to; the others in one line."""
         moving = {(host, switch["model"]): switch for host, switch in msgspec.to_builtins(picture.switches)}
         running = list(inspecting.processes(status))
@@ -137,15 +140,15 @@ class Drawing:
             Column("UNLOADS", right=True, drop=4),
         ]
         room -= bool(others)
-        parts: list[RenderableType] = []
+        lines: list[Text] = []
         if shown and room >= 2:
-            parts.append(table(columns, shown[: room - 1], width))
+            lines = aligned(columns, shown[: room - 1], width)
         elif not shown:
-            parts.append(Text("No model runs: the first request for one starts it."))
+            lines.append(Text("No model runs: the first request for one starts it."))
         if others:
             words = f"not loaded: {printable(', '.join(others), 500)}"
-            parts.append(Text(words, "dim"))
-        return self._lines(parts, width)
+            lines.append(Text(words, "dim"))
+        return lines
 
     def _model(self, each: Mapping[str, Any], switch: Mapping[str, Any] | None) -> tuple[str, ...]:
         state = inspecting.state_words(each)
@@ -164,7 +167,9 @@ class Drawing:
             clock(idle) if idle else NOTHING,
         )
 
-    def _requests(self, status: Mapping[str, Any], last: Sequence[RequestFinished], width: int, room: int) -> list[str]:
+    def _requests(
+        self, status: Mapping[str, Any], last: Sequence[RequestFinished], width: int, room: int
+    ) -> list[Text]:
         """Those on their way first, then the last ones that ended."""
         flights = inspecting.requests({**status, "at": time.time()})
         rows: list[tuple[str, ...]] = [
@@ -210,22 +215,24 @@ class Drawing:
             Column("SPEED", right=True, drop=5),
             Column("CLIENT", drop=6),
         ]
-        return self._lines([table(columns, rows, width)], width)
+        return aligned(columns, rows, width)
 
-    def _lines(self, parts: Sequence[RenderableType], width: int) -> list[str]:
-        out = Console(
-            file=io.StringIO(),
-            width=width,
-            force_terminal=True,
-            color_system=self._colours,  # type: ignore[arg-type]  # rich's own names
-            highlight=False,
-            markup=False,
-            emoji=False,
-        )
-        with out.capture() as captured:
-            for part in parts:
-                out.print(part, no_wrap=isinstance(part, Text) or None, overflow="ellipsis")
-        return captured.get().splitlines()
+    def _cut(self, lines: Sequence[Text], width: int) -> list[str]:
+        """The lines as a terminal takes them, none longer than `width` cells."""
+        for line in lines:
+            line.truncate(width, overflow="ellipsis")
+        return self._coloured(lines)
+
+    def _coloured(self, lines: Sequence[Text]) -> list[str]:
+        if not self._colours:
+            return [line.plain for line in lines]
+        return [
+            "".join(
+                piece.text if piece.style is None else piece.style.render(piece.text, color_system=ColorSystem.STANDARD)
+                for piece in line.render(_CONSOLE)
+            )
+            for line in lines
+        ]
 
 
 def _moving(switch: Mapping[str, Any]) -> str:

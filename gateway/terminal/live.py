@@ -94,8 +94,7 @@ class Live:
         from hostler.gateway.terminal.drawing import Drawing
         from hostler.gateway.terminal.screen import Screen
 
-        colours = None if os.environ.get("NO_COLOR") else "auto"
-        screen = Screen(sys.stdout.fileno(), Drawing(colours=colours))
+        screen = Screen(sys.stdout.fileno(), Drawing(colours=not os.environ.get("NO_COLOR")))
         sys.stdout.flush()
         sys.stderr.flush()
         screen.open()

@@ -79,14 +79,7 @@ def styled(text: str) -> Text:
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) -> Table:
     """The rows as far as `width` goes."""
     cells = [[styled(cell) for cell in row] for row in rows]
-    natural = [
-        max([cell_len(column.title), *(row[place].cell_len for row in cells)]) for place, column in enumerate(columns)
-    ]
-    shown = list(range(len(columns)))
-    for place in sorted(shown, key=lambda each: -columns[each].drop):
-        if _needed(columns, natural, shown) <= width or not columns[place].drop:
-            break
-        shown.remove(place)
+    shown = _shown(columns, _widths(columns, cells), width)
     made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", collapse_padding=True)
     for place in shown:
         column = columns[place]
@@ -101,11 +94,51 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) 
     return made
 
 
-def _needed(columns: Sequence[Column], natural: Sequence[int], shown: Sequence[int]) -> int:
-    """How wide the columns want to be; one that wraps is content with twenty cells."""
-    return sum(min(natural[each], 20) if columns[each].wraps else natural[each] for each in shown) + _GAP * (
-        len(shown) - 1
-    )
+def aligned(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) -> list[Text]:
+    """The same as lines in which nothing wraps: less beautiful where it is narrow, and a tenth of the work."""
+    cells = [[styled(cell) for cell in row] for row in rows]
+    widths = _widths(columns, cells)
+    shown = _shown(columns, widths, width)
+    while _needed(columns, widths, shown) > width and max(widths[place] for place in shown) > 1:
+        widths[max(shown, key=lambda place: widths[place])] -= 1
+    lines = []
+    for row in ([Text(column.title, "bold") for column in columns], *cells):
+        line = Text()
+        for number, place in enumerate(shown):
+            cell = row[place]
+            cell.truncate(widths[place], overflow="ellipsis")
+            blanks = " " * (widths[place] - cell.cell_len)
+            line.append(" " * _GAP if number else "")
+            if columns[place].right:
+                line.append(blanks).append_text(cell)
+            else:
+                line.append_text(cell).append(blanks)
+        line.rstrip()
+        lines.append(line)
+    return lines
+
+
+def _widths(columns: Sequence[Column], cells: Sequence[Sequence[Text]]) -> list[int]:
+    """How wide each column would like to be."""
+    return [
+        max([cell_len(column.title), *(row[place].cell_len for row in cells)]) for place, column in enumerate(columns)
+    ]
+
+
+def _shown(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
+    """The columns for which there is room."""
+    shown = list(range(len(columns)))
+    for place in sorted(shown, key=lambda each: -columns[each].drop):
+        if _needed(columns, widths, shown) <= width or not columns[place].drop:
+            break
+        shown.remove(place)
+    return shown
+
+
+def _needed(columns: Sequence[Column], widths: Sequence[int], shown: Sequence[int]) -> int:
+    """How wide the columns want to be together; one that wraps is content with twenty cells."""
+    together = sum(min(widths[each], 20) if columns[each].wraps else widths[each] for each in shown)
+    return together + _GAP * (len(shown) - 1)
 
 
 def show(*parts: RenderableType) -> None:

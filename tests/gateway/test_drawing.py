@@ -109,7 +109,7 @@ def test_the_shortest_word_that_fits_says_that_it_stops() -> None:
 
 
 def test_without_colours_there_are_no_codes() -> None:
-    assert not any("\x1b" in line for line in Drawing(colours=None).below(picture(), 100, 40))
+    assert not any("\x1b" in line for line in Drawing(colours=False).below(picture(), 100, 40))
 
 
 def record(level: int, text: str) -> logging.LogRecord:
@@ -117,16 +117,16 @@ def record(level: int, text: str) -> logging.LogRecord:
 
 
 def test_warnings_scroll_by_with_their_level_and_others_without() -> None:
-    (line,) = Drawing(colours=None).above(record(logging.WARNING, "the disk is nearly full"), 80)
+    (line,) = Drawing(colours=False).above(record(logging.WARNING, "the disk is nearly full"), 80)
     assert line.endswith(" warning: the disk is nearly full")
-    (line,) = Drawing(colours=None).above(record(logging.INFO, "alpha is ready"), 80)
+    (line,) = Drawing(colours=False).above(record(logging.INFO, "alpha is ready"), 80)
     assert line.endswith(":00 alpha is ready") or " alpha is ready" in line
     assert "info" not in line
 
 
 def test_of_requests_only_those_scroll_by_that_did_not_end_well() -> None:
     events = [finished(), finished(id="req-10", outcome="failed", status=503)]
-    lines = Drawing(colours=None).above(Lines([(event.at, describe(event)) for event in events], events), 80)
+    lines = Drawing(colours=False).above(Lines([(event.at, describe(event)) for event in events], events), 80)
     assert len(lines) == 1
     assert "req-10" in lines[0]
 
@@ -134,6 +134,6 @@ def test_of_requests_only_those_scroll_by_that_did_not_end_well() -> None:
 def test_what_others_write_cannot_move_the_cursor() -> None:
     evil = "\x1b[2J\x1b]0;owned\x07"
     shown = picture(status=status(models=(ModelCard(name=evil),)), last=(finished(model=evil, client=evil),))
-    lines = Drawing(colours=None).below(shown, 200, 40)
-    lines += Drawing(colours=None).above(record(logging.ERROR, evil), 200)
+    lines = Drawing(colours=False).below(shown, 200, 40)
+    lines += Drawing(colours=False).above(record(logging.ERROR, evil), 200)
     assert not any("\x1b" in line or "\x07" in line for line in lines)
