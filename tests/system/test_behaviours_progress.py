@@ -24,20 +24,35 @@ QUESTION = [{"role": "user", "content": "Hello"}]
 
 async def test_a_cold_stream_gets_bytes_within_a_second_and_then_every_two_seconds(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": {"ready_after": 3.2}}}) as house:
-        times = [time.monotonic()]
-        async with house.stream("a") as answer:
-            async for _ in answer.aiter_raw():
-                times.append(time.monotonic())
-        gaps = [later - earlier for earlier, later in pairwise(times)]
-        assert gaps[0] <= 1.0
-        assert max(gaps) <= 2.0
-        assert answer.status_code == 200
+        tries: list[tuple[bool, list[float]]] = []
+        while not tries or (not tries[-1][0] and len(tries) < 8):  # a busy machine may be late, but not every time
+            times = [time.monotonic()]
+            async with house.stream("a") as answer:
+                async for _ in answer.aiter_raw():
+                    times.append(time.monotonic())
+            assert answer.status_code == 200
+            gaps = [later - earlier for earlier, later in pairwise(times)]
+            tries.append((gaps[0] <= 1.0 and max(gaps) <= 2.0, gaps))
+            await house.order("unload", model="a")
+        assert tries[-1][0], tries
 
 
-async def test_an_error_that_comes_early_keeps_its_own_status(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"script": {"never_ready": True, "exit_code": 1, "exit_after": 0.3}}}) as house:
-        async with house.stream("a") as answer:
-            await answer.aread()
+async def test_an_error_that_comes_early_keeps_its_own_status(
+    open_house: OpenHouse, gates: Callable[[str], Gate]
+) -> None:
+    die = gates("die")
+    script = {"never_ready": True, "exit_code": 1, "exit_when": die.path}
+    # Early is before the first sign, and that is not due in this test.
+    async with open_house({"a": {"script": script}}, gateway={"switching": {"progress_after_s": 600}}) as house:
+        async with anyio.create_task_group() as tasks:
+
+            async def end_when_it_is_waited_for() -> None:
+                await house.until_counts(0, 1)
+                die.open()
+
+            tasks.start_soon(end_when_it_is_waited_for)
+            async with house.stream("a") as answer:
+                await answer.aread()
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "model_not_available"
 
@@ -46,7 +61,7 @@ async def test_the_first_word_follows_at_once_when_the_model_is_ready(open_house
     gateway = {"switching": {"progress_after_s": 0.1, "progress_every_s": 20}}
     async with open_house({"a": {"script": {"ready_after": 0.5}}}, gateway=gateway) as house:
         delays = []
-        for _ in range(3):  # a busy machine may be late once, but not every time
+        for _ in range(8):  # a busy machine may be late, but not every time
             async with house.stream("a") as answer:
                 async for line in answer.aiter_lines():
                     if '"word0' in line:
@@ -63,17 +78,23 @@ async def test_every_phase_of_a_switch_is_told_and_the_second_load_knows_its_tim
     profiles = {"a": {"script": {"ready_after": 0.5, "slow_exit": 0.2}}, "b": {"script": {"ready_after": 0.5}}}
     async with open_house(profiles, gateway=gateway) as house:
         await house.chat("b")
-        await house.chat("a")
-        async with house.stream("b") as answer:
-            events = data_events((await answer.aread()).decode())
-        told = [event["x_hostler"] for event in events if "x_hostler" in event]
+        for _ in range(8):  # a busy machine may miss a short phase, but not every time
+            await house.chat("a")
+            async with house.stream("b") as answer:
+                text = (await answer.aread()).decode()
+            told = [event["x_hostler"] for event in data_events(text) if "x_hostler" in event]
+            loading = [each for each in told if each["phase"] == "loading"]
+            percents = [each["percent"] for each in loading]
+            if {"stopping", "starting", "loading"} <= {each["phase"] for each in told} and percents[-1] > 30:
+                break
         assert {"stopping", "starting", "loading"} <= {each["phase"] for each in told}
-        assert {each["from"] for each in told if each["phase"] == "stopping"} == {"a"}
-        loading = [each for each in told if each["phase"] == "loading"]
-        assert all(each["eta_s"] is not None and each["eta_s"] < 2 for each in loading)
-        percents = [each["percent"] for each in loading]
         assert percents == sorted(percents)
         assert percents[-1] > 30
+        assert all(each["eta_s"] is not None and each["eta_s"] < 10 for each in loading)
+        assert {each["from"] for each in told if each["phase"] == "stopping"} == {"a"}
+        # What was not known yet when the headers went out is told behind the answer.
+        last = text.rpartition("data: [DONE]")[2]
+        assert "x-hostler-switch-ms=" in last and "x-hostler-switch-ms=0 " not in last
 
 
 async def test_a_new_phase_is_told_when_it_begins(open_house: OpenHouse, gates: Callable[[str], Gate]) -> None:
