@@ -89,3 +89,10 @@ def artefacts(tmp_path: Path) -> Path:
     folder = Path(os.environ.get("HOSTLER_TEST_ARTEFACTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Pages take their time on a busy machine, and some tests look at eight of them."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(240))
