@@ -30,6 +30,8 @@ LIMITS: Mapping[str, int] = {"requests": 10_000, "switches": 20_000, "breakers":
 #: Events that wait to be written; more than this within a second only happens to a benchmark.
 _MOST_PENDING = 20_000
 _WRITE_EVERY_S = 1.0
+#: So many are written without waiting for more: they take a kilobyte each.
+_MANY = 500
 #: As many requests share a row at most: a row costs twenty times what a request in it does.
 _TOGETHER = 100
 _MOMENT_EVERY_S = 15.0
@@ -121,6 +123,7 @@ class History:
         self._one_at_a_time = anyio.CapacityLimiter(1)
         self._complained = False
         self._opened = anyio.Event()
+        self._many = anyio.Event()
 
     def hear(self, event: Event) -> None:
         """A listener for the bus."""
@@ -128,6 +131,8 @@ class History:
             # Probes are no requests: clients that ask every few seconds would push everything else out.
             if event.backend is not None or event.outcome != "ok":
                 self._pending.append(("requests", event.at, event))
+                if len(self._pending) >= _MANY and not self._many.is_set():
+                    self._many.set()
         elif isinstance(event, SwitchChanged):
             if event.switch.phase in ("ready", "failed"):
                 self._pending.append(("switches", self._wall(), event))
@@ -146,7 +151,8 @@ class History:
                     noted = now
                     self._pending.append(("moments", now, self._moment()))
                 await self.flush()
-                await anyio.sleep(_WRITE_EVERY_S)
+                with anyio.move_on_after(_WRITE_EVERY_S):
+                    await self._many.wait()
         finally:
             with anyio.CancelScope(shield=True):
                 await self.flush()
@@ -158,6 +164,7 @@ class History:
         if self._pending:
             fresh = list(self._pending)
             self._pending.clear()
+            self._many = anyio.Event()
             await self._in_thread(lambda: self._write(fresh))
 
     async def past(self, kind: Kind, *, limit: int = 200, before: int | None = None) -> list[Past]:
@@ -333,6 +340,7 @@ def _database(name: str) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
         database.execute("PRAGMA journal_size_limit = 1048576")
+        database.execute("PRAGMA cache_size = -256")  # KiB: what is written is hardly ever read
         database.executescript(_SCHEMA)
         # Reads the first page of every table: a damaged file is noticed now rather than at the first write.
         for table in LIMITS:
