@@ -19,8 +19,8 @@ from rich.text import Text
 from hostler.gateway.events import RequestFinished, printable
 from hostler.gateway.records.journal import Lines
 from hostler.gateway.terminal import inspecting
-from hostler.gateway.terminal.figures import NOTHING, clock, count, seconds, size, speed
-from hostler.gateway.terminal.tables import STYLES, Column, aligned
+from hostler.gateway.terminal.figures import NOTHING, clock, count, seconds, size
+from hostler.gateway.terminal.tables import PAST, STYLES, Column, aligned
 
 #: The lines that stand at the bottom are no more than this part of the screen, and no more than so many.
 _SHARE: Final = 0.7
@@ -177,7 +177,7 @@ class Drawing:
                 clock(each["at"]),
                 f"place {each['position']}, {seconds(each['eta_s'])}" if each["position"] else each["phase"],
                 each["model"] or each["asked"] or NOTHING,
-                _via(each),
+                inspecting.via(each),
                 seconds(each["for_s"]),
                 seconds(each["first_word_s"]),
                 NOTHING,
@@ -190,32 +190,10 @@ class Drawing:
             more = len(rows) - (most - 1)
             rows = rows[: most - 1]
             rows.append((NOTHING, f"and {count(more, 'more request')}", *[""] * 6))
-        rows += [
-            (
-                clock(each.at),
-                each.outcome if each.outcome in ("ok", "left") else f"{each.outcome} {each.status}",
-                each.model or each.asked or NOTHING,
-                _via({"backend": each.backend, "hop": each.hop, "reason": each.reason}),
-                seconds(each.seconds),
-                seconds(each.first_word_s),
-                speed(each.completion_tokens, each.seconds - (each.first_word_s or 0.0)),
-                each.client,
-            )
-            for each in last[: max(0, most - len(rows))]
-        ]
+        rows += inspecting.past_rows(msgspec.to_builtins(last[: max(0, most - len(rows))]))
         if not rows:
             return []
-        columns = [
-            Column("AT", drop=4),
-            Column("REQUEST"),
-            Column("MODEL"),
-            Column("VIA", drop=2),
-            Column("TOOK", right=True, drop=1),
-            Column("FIRST WORD", right=True, drop=3),
-            Column("SPEED", right=True, drop=5),
-            Column("CLIENT", drop=6),
-        ]
-        return aligned(columns, rows, width)
+        return aligned(PAST, rows, width)
 
     def _cut(self, lines: Sequence[Text], width: int) -> list[str]:
         """The lines as a terminal takes them, none longer than `width` cells."""
@@ -243,13 +221,6 @@ def _moving(switch: Mapping[str, Any]) -> str:
         done = round(_BAR * min(100.0, percent) / 100)
         words += f" {'█' * done}{'░' * (_BAR - done)} {percent:.0f} %"
     return words + (f", {seconds(switch['eta_s'])} left" if switch["eta_s"] else "")
-
-
-def _via(request: Mapping[str, Any]) -> str:
-    """Who answers, and that it was not the first who was asked."""
-    if not request["backend"]:
-        return NOTHING
-    return str(request["backend"]) + (f", hop {request['hop'] + 1}" if request["hop"] else "")
 
 
 def _first_that_fits(texts: Sequence[str], width: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hostler.gateway.keys import KeyRecord
 from hostler.gateway.settings import Configuration
-from hostler.gateway.terminal.figures import NOTHING, clock, seconds, size
+from hostler.gateway.terminal.figures import NOTHING, clock, seconds, size, speed
 from hostler.profiles.sources import cached
 
 Row = tuple[str, ...]
@@ -166,6 +166,30 @@ def phase_words(request: Mapping[str, Any]) -> str:
         words += f", place {request['position']}"
     eta = request.get("eta_s")
     return words + (f", about {seconds(eta)}" if eta and math.isfinite(eta) else "")
+
+
+def past_rows(events: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Requests that ended, as the events told them, as cells."""
+    return [
+        (
+            clock(each["at"]),
+            each["outcome"] if each["outcome"] in ("ok", "left") else f"{each['outcome']} {each['status']}",
+            each["model"] or each["asked"] or NOTHING,
+            via(each),
+            seconds(each["seconds"]),
+            seconds(each["first_word_s"]),
+            speed(each["completion_tokens"], each["seconds"] - (each["first_word_s"] or 0.0)),
+            each["client"],
+        )
+        for each in events
+    ]
+
+
+def via(request: Mapping[str, Any]) -> str:
+    """Who answers, and that it was not the first who was asked."""
+    if not request["backend"]:
+        return NOTHING
+    return str(request["backend"]) + (f", hop {request['hop'] + 1}" if request["hop"] else "")
 
 
 def host_rows(status: Mapping[str, Any]) -> list[Row]:

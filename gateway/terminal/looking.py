@@ -158,8 +158,8 @@ def status(
         return
     head = f"hostler {told['version']}" if house.kind == "gateway" else "hostler supervisor"
     tables.show(
-        f"{head} at {house.caller.url}, active model: {told['active'] or 'none'}, "
-        f"{count(len(told['flights']), 'request')} in progress",
+        f"{head} at {house.caller.url}",
+        f"active model: {told['active'] or 'none'}; {count(len(told['flights']), 'request')} in progress",
         "",
         tables.table(
             [
@@ -205,6 +205,7 @@ def events(
     """
     import time
 
+    from hostler.gateway.terminal import inspecting, tables
     from hostler.gateway.terminal.figures import clock
     from hostler.gateway.terminal.narrating import sentence
 
@@ -212,8 +213,8 @@ def events(
         house = reach(config, url, key_file)
         if not follow and not as_json and house.kind == "gateway":
             past = house.caller.items("/admin/history", {"kind": "requests", "limit": str(_PAST)})
-            for each in reversed(past):
-                typer.echo(f"{clock(each['event']['at'])}  {sentence('request', each['event'])}")
+            if past:
+                tables.show_table(tables.PAST, inspecting.past_rows(each["event"] for each in reversed(past)))
         for kind, data in house.caller.events("/events"):
             if as_json:
                 print_json_line({"event": kind, "data": data})

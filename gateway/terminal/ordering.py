@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _LONGEST_S = 3600.0
 
 #: So long after the answer the last event of a switch may come, in seconds.
-_LAST_EVENT_S = 0.5
+_LAST_EVENT_S = 1.0
 
 Step = tuple[str, dict[str, Any]]
 
@@ -179,8 +179,10 @@ def _of_gateway(house: House, model: str) -> Iterator[Step]:
         except CallFailed as error:
             came.put(error)
 
-    for work in (watch, order):
-        threading.Thread(target=work, daemon=True).start()
+    switches = all(card["state"] != "loaded" for card in house.status.get("models", ()) if card["name"] == model)
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    threading.Thread(target=order, daemon=True).start()
     began_at, phase, spent, failure = time.monotonic(), "", {}, None
     while True:
         step = came.get()
@@ -204,15 +206,17 @@ def _of_gateway(house: House, model: str) -> Iterator[Step]:
                 continue  # the order's own answer is what counts: a failed switch may be tried again
         yield step
     elapsed_s = time.monotonic() - began_at
-    # Where the time went is told by an event, which comes a moment later than the answer.
-    until = time.monotonic() + (_LAST_EVENT_S if elapsed_s > _LAST_EVENT_S else 0.0)
-    while phase != "ready" and time.monotonic() < until:
+    # Phases are told together a few times a second: of a quick switch, they come after the answer.
+    until = time.monotonic() + (_LAST_EVENT_S if switches and watching.is_alive() else 0.0)
+    while phase != "ready" and (left := until - time.monotonic()) > 0:
         try:
-            step = came.get(timeout=max(0.0, until - time.monotonic()))
+            step = came.get(timeout=left)
         except queue.Empty:
             break
         if not isinstance(step, CallFailed) and step[0] == "phase":
             phase, spent = step[1]["phase"], step[1]["spent"]
+            if phase not in ("ready", "failed"):
+                yield step
     yield "ready", {"model": model, "elapsed_s": round(elapsed_s, 3), "spent": spent}
 
 

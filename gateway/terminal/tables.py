@@ -56,6 +56,19 @@ class Column(msgspec.Struct, frozen=True):
     wraps: bool = False
 
 
+#: Requests that ended or are on their way, as `inspecting.past_rows` tells them.
+PAST: Final = (
+    Column("AT", drop=4),
+    Column("REQUEST"),
+    Column("MODEL"),
+    Column("VIA", drop=2),
+    Column("TOOK", right=True, drop=1),
+    Column("FIRST WORD", right=True, drop=3),
+    Column("SPEED", right=True, drop=5),
+    Column("CLIENT", drop=6),
+)
+
+
 def console(stream: TextIO | None = None, *, width: int | None = None) -> Console:
     """Where lines go. Only a terminal has a width and colours (which `NO_COLOR` turns off)."""
     stream = stream or sys.stdout

@@ -205,7 +205,7 @@ def test_cancel_ends_a_request(product: Product, slow: str) -> None:
 def test_status_shows_hosts_and_models(product: Product) -> None:
     product.run("load", "beta")
     shown = product.run("status").stdout
-    assert f"at {product.running.address}, active model: beta, 0 requests in progress" in shown
+    assert shown.startswith(f"hostler 0.1.0 at {product.running.address}\nactive model: beta; 0 requests in progress\n")
     assert "local  answers" in shown
     assert "beta *" in shown
     assert product.json("status")["active"] == "beta"
@@ -221,9 +221,10 @@ def test_models_are_listed_with_their_state(product: Product) -> None:
 
 def test_events_tell_the_past_and_how_things_are(product: Product) -> None:
     product.chat("beta")
-    told = product.run("events").stdout.splitlines()
-    assert "openai.chat beta" in "\n".join(told)
-    assert "models" in told[-1]
+    header, *_, last, now = product.run("events").stdout.splitlines()
+    assert header.split()[:3] == ["AT", "REQUEST", "MODEL"]
+    assert last.split()[1:4] == ["ok", "beta", "local"]
+    assert "models" in now
     (snapshot,) = product.lines("events")
     assert snapshot["event"] == "snapshot"
     assert snapshot["data"]["version"]

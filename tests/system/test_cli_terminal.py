@@ -216,3 +216,28 @@ def test_a_switch_is_shown_with_its_phases(
             assert listing.end() == 0
             assert "ready" in listing.text
             assert all(len(line) <= 60 for line in listing.text.splitlines())
+
+
+@pytest.mark.engine
+def test_the_real_engine_switches_and_answers_before_our_eyes(
+    tmp_path: Path, home: dict[str, str], real_model: Path
+) -> None:
+    path = tmp_path / "hostler.yaml"
+    profiles = {name: {"model": str(real_model), "context": size} for name, size in (("short", 1024), ("long", 2048))}
+    document = {
+        "gateway": {"listen": [f"127.0.0.1:{free_port()}"]},
+        "supervisor": {"engine": "embedded"},
+        "profiles": profiles,
+    }
+    path.write_text(json.dumps(document))
+    with terminal("up", "--config", str(path), environ=home) as shown:
+        address = address_in(shown.until("not loaded: "))
+        for name in profiles:
+            asked = ask(address, name, max_tokens=20)
+            shown.until("loading ")
+            asked.join(60)
+            shown.until(f"{name} is ready after")
+            shown.until(" ok ")
+        shown.press(b"\x03")
+        assert shown.end() == 0
+        assert is_clean(shown)
