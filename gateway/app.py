@@ -55,7 +55,7 @@ from hostler.gateway.records.contents import ContentRules, Contents
 from hostler.gateway.records.contents import default_file as contents_file
 from hostler.gateway.records.journal import Journal
 from hostler.gateway.records.overhearing import Overhearing
-from hostler.gateway.records.tracing import MissingExtra, Tracer, TracingRules
+from hostler.gateway.records.tracing import MissingExtra, Tracer, TracingRules, need
 from hostler.gateway.routes import adapter_claims, build
 from hostler.gateway.security import Rules, Security
 from hostler.gateway.serving.server import Server
@@ -111,6 +111,8 @@ class Gateway:
         self._settings = settings
         self._clock = clock
         self._keys = keys_in_force(settings)
+        if settings.gateway.tracing.endpoint is not None:
+            _need_traces()
         self.bus = Bus()
         self._hosts: Mapping[str, Orchestrator] = {}
         self._in_progress = InProgress()
@@ -367,6 +369,15 @@ class Gateway:
         )
 
 
+def _need_traces() -> None:
+    try:
+        need()
+    except MissingExtra as error:
+        raise SettingsError(
+            "gateway.tracing.endpoint: traces need the extra; install it with `pip install 'hostler[otel]'`"
+        ) from error
+
+
 def _tracer(settings: GatewaySettings, clock: Callable[[], float]) -> Tracer | None:
     """What makes spans, if there is a collector for them. Nothing of OpenTelemetry is imported otherwise."""
     tracing = settings.tracing
@@ -375,12 +386,7 @@ def _tracer(settings: GatewaySettings, clock: Callable[[], float]) -> Tracer | N
     rules = TracingRules(
         endpoint=tracing.endpoint, headers=tracing.headers, service=tracing.service, sample=tracing.sample
     )
-    try:
-        return Tracer(rules, clock, version=__version__)
-    except MissingExtra as error:
-        raise SettingsError(
-            "gateway.tracing.endpoint: traces need the extra; install it with `pip install 'hostler[otel]'`"
-        ) from error
+    return Tracer(rules, clock, version=__version__)
 
 
 def _contents(settings: GatewaySettings) -> Contents | None:

@@ -31,6 +31,15 @@ class MissingExtra(Exception):
     """OpenTelemetry's packages are not installed."""
 
 
+def need() -> None:
+    """Raises `MissingExtra` if there can be no traces here."""
+    try:
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter
+        import opentelemetry.sdk.trace.export  # noqa: F401 - to know that it is there
+    except ImportError as error:
+        raise MissingExtra(str(error)) from error
+
+
 class TracingRules(msgspec.Struct, frozen=True, kw_only=True):
     """Where spans go, and which: `sample` is the share of the traces that begin here."""
 
@@ -41,7 +50,10 @@ class TracingRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tracer:
-    """Records requests as spans and sends them. Nothing waits for the collector: what it does not take in time is lost."""
+    """Records requests as spans and sends them. Nothing waits for the collector: what it does not take in time is lost.
+
+    Raises `MissingExtra`.
+    """
 
     def __init__(
         self,
@@ -53,13 +65,12 @@ class Tracer:
         wall: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        try:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor
-            from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-        except ImportError as error:
-            raise MissingExtra(str(error)) from error
+        need()
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
         self._clock = clock
         self._wall = wall
         self._chance = chance

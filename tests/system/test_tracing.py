@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -263,3 +264,22 @@ def test_a_share_of_the_traces_is_chosen() -> None:
 
 def test_nobody_is_in_a_trace_to_begin_with() -> None:
     assert CURRENT.get() is None
+
+
+async def test_without_the_extra_the_gateway_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "opentelemetry").mkdir()
+    (tmp_path / "opentelemetry" / "__init__.py").write_text("raise ImportError")
+    path = tmp_path / "hostler.yaml"
+    backends = {"box": {"kind": "llamacpp", "url": "http://127.0.0.1:9", "models": {"m": "m"}}}
+    gateway = {"listen": ["127.0.0.1:0"], "tracing": {"endpoint": "http://127.0.0.1:9/v1/traces"}}
+    path.write_text(json.dumps({"gateway": gateway, "backends": backends}))
+    command = [sys.executable, "-m", "hostler.gateway", "gateway", "--config", str(path)]
+    shadowed = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+
+    def start() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, env={**os.environ, "PYTHONPATH": shadowed}, capture_output=True, text=True)
+
+    done = await anyio.to_thread.run_sync(start)
+    assert done.returncode != 0
+    assert "pip install 'hostler[otel]'" in done.stderr
+    assert "Traceback" not in done.stderr
