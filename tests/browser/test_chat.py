@@ -40,6 +40,20 @@ async def test_whoever_waits_for_a_load_sees_how_far_it_is(open_house: OpenHouse
         assert await page.locator(".talk details").nth(1).is_hidden()  # the gateway's progress is no thinking
 
 
+async def test_whoever_is_faster_than_the_list_of_models_is_answered_all_the_same(
+    open_house: OpenHouse, open_page: OpenPage
+) -> None:
+    async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/") as page:
+        held = []
+        await page.route("**/events", lambda route: held.append(route))
+        await page.goto(f"{house.url}/ui/?again#try")
+        await say(page, "Hello")
+        await expect(page.locator("form.card [role=status]")).to_contain_text("Waiting for the list of models")
+        for route in held:
+            await route.continue_()
+        await expect(page.locator(".said").nth(1)).to_have_text("word0 word1 word2 word3 word4 ")
+
+
 async def test_an_answer_is_stopped(open_house: OpenHouse, open_page: OpenPage) -> None:
     script = {"chunks": 500, "chunk_delay": 0.05}
     async with open_house({"a": {"script": script}}) as house, open_page(f"{house.url}/ui/#try") as page:

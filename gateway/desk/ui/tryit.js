@@ -52,6 +52,7 @@ export function build(root) {
 
   let messages = [];
   let abort = null;
+  let hurried = false;
 
   const options = () => {
     say(kept, state.recording ? "The page keeps nothing of this, but the gateway records it." : "Nothing of this is kept: neither here nor by the gateway.");
@@ -60,6 +61,7 @@ export function build(root) {
     const chosen = model.value || state.active || state.default;
     model.dataset.names = names.join("\n");
     model.replaceChildren(...names.map((name) => h("option", { value: name, selected: name === chosen }, name)));
+    if (hurried && model.value) form.requestSubmit();
   };
 
   const busy = (working) => {
@@ -144,7 +146,12 @@ export function build(root) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const said = text.value.trim();
-    if (!said || abort || !model.value) return;
+    if (!said || abort) return;
+    hurried = !model.value;
+    if (hurried) {
+      say(step, "Waiting for the list of models …"); // and sent as soon as it is there
+      return;
+    }
     text.value = "";
     messages.push({ role: "user", content: said });
     const mine = entry("user", "You");
