@@ -24,7 +24,7 @@ from hostler.adapters.canonical import (
     Usage,
 )
 from hostler.adapters.document import NOT_JSON
-from hostler.adapters.errors import BackendBroken, GatewayError
+from hostler.adapters.errors import GatewayError
 from hostler.adapters.ollama import gojson, memory, requests
 from hostler.adapters.ollama.gotime import nanoseconds, timestamp
 from hostler.adapters.ollama.refusal import error_line
@@ -227,7 +227,8 @@ class OllamaEncoder:
             try:
                 parsed = msgspec.json.decode(arguments, type=dict[str, msgspec.Raw]) if arguments.strip() else {}
             except NOT_JSON:
-                raise BackendBroken(
+                # The model's mistake, not its server's: nobody is to be left alone for it, nor asked again.
+                raise GatewayError(
                     f"llama-server returned invalid tool call arguments for {gojson.quoted(name)}: {arguments[:200]}"
                 ) from None
             made_up = hashlib.sha256(f"{self._id}/{index}".encode()).hexdigest()[:8]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostler.adapters.canonical import AnswerHead, ChatRequest, Chunk, Progress, Text, TokenLogprob, ToolCall, Usage
-from hostler.adapters.errors import BackendBroken, Busy
+from hostler.adapters.errors import BackendBroken, Busy, GatewayError
 from hostler.adapters.protocol import Timed, Timing
 
 COUNTS = Usage(prompt_tokens=11, completion_tokens=6, cached_tokens=3, prompt_ms=690.582, completion_ms=8312.151)
@@ -119,7 +119,7 @@ def test_a_whole_answer_has_all_calls_in_its_message(desk: Desk) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_arguments_that_are_no_object_are_an_error_and_no_answer(desk: Desk, stream: bool) -> None:
-    with pytest.raises(BackendBroken, match='invalid tool call arguments for "f"'):
+    with pytest.raises(GatewayError, match='invalid tool call arguments for "f"'):
         desk.answer(desk.chat(stream=stream), call(0, "f", '{"a":'), say(finish="tool_calls"))
 
 

@@ -371,6 +371,22 @@ async def test_a_chat_arrives_as_it_was_asked_and_as_it_was_told(
             assert heard(*teller.asked[-1]) == CONVERSATION
 
 
+@each_mode
+async def test_a_model_that_writes_half_a_call_is_no_reason_to_leave_its_server_alone(
+    tmp_path: Path, stream: bool
+) -> None:
+    path, body = ollama_asks(stream)
+    async with meeting(tmp_path, "openai") as (teller, http):
+        teller.story = Story(words=(), calls=(("call_1", "weather", '{"city": "Zü'),), finish="length")
+        for _ in range(5):
+            answer = await http.post(path, json={"model": "m", **body})
+            assert answer.status_code == 500
+            assert 'invalid tool call arguments for "weather"' in answer.json()["error"]
+        assert len(teller.asked) == 5
+        teller.story = Story()
+        assert (await http.post(path, json={"model": "m", **body})).status_code == 200
+
+
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/v1/messages"])
 async def test_a_plain_server_is_not_told_what_openai_would_refuse(tmp_path: Path, path: str) -> None:
     question: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "prompt": "Once", "raw": True}
