@@ -24,7 +24,7 @@ PACE_S: Final = 0.25
 _MOST_LINES: Final = 1000
 
 #: At the end, a terminal that stands still is waited for this long, in seconds.
-_FAREWELL_S: Final = 1.0
+_FAREWELL_S: Final = 2.0
 
 _SMALLEST: Final = (20, 3)
 
