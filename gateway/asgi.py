@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Protocol
 
@@ -47,6 +48,11 @@ class KnownHead:
 
 class Line(Protocol):
     """A request's way to its client beyond ASGI: what is known without a task that waits, and writing without one."""
+
+    @property
+    def task(self) -> asyncio.Task[None]:
+        """The request's own task."""
+        ...
 
     @property
     def paused(self) -> bool:

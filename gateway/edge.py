@@ -177,8 +177,7 @@ class Edge:
 
     async def _watched(self, exchange: Exchange, line: Line, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and cancel it when its client leaves, or when somebody who may do so ends it."""
-        task = asyncio.current_task()
-        assert task is not None
+        task = line.task
         left = ended = False
 
         def leave() -> None:

@@ -26,7 +26,7 @@ _TCP_INFO_UNACKED = struct.Struct("=I")
 
 
 class Connection(asyncio.Protocol):
-    """A connection. `begin` a request, `write` it, `wait_head`, `read` until empty (or `pour`), `begin` the next if `reusable`.
+    """A connection. `begin` a request, `put` or `write` it, `wait_head`, `read` until empty (or `pour`), `begin` the next if `reusable`.
 
     Only one task uses it at a time. `on_lost` is called once, when the socket is gone.
     """
@@ -69,17 +69,17 @@ class Connection(asyncio.Protocol):
         self._buffered = 0
         return reader
 
+    def put(self, head: bytes, body: bytes) -> bool:
+        """Sends a request that is small enough for one write, as most are; false if it is not."""
+        if len(body) > COPY_BELOW:
+            return False
+        self._open().write(head + body if body else head)
+        return True
+
     async def write(self, head: bytes, body: bytes, stall_s: float) -> None:
-        """Sends the request. Returns early if the answer comes before all is sent; the connection is not kept then."""
-        transport, reader = self._transport, self.reader
+        """Sends a large request. Returns early if the answer comes before all is sent; the connection is not kept then."""
+        transport, reader = self._open(), self.reader
         assert reader is not None
-        if self._error is not None:
-            raise self._error
-        if transport is None:
-            raise BackendUnavailable(f'backend "{self.backend}" closed the connection at once', backend=self.backend)
-        if len(body) <= COPY_BELOW:
-            transport.write(head + body if body else head)
-            return
         transport.write(head)
         view = memoryview(body)
         for start in range(0, len(view), WRITE_STEP):
@@ -89,6 +89,13 @@ class Connection(asyncio.Protocol):
                     return
                 await self._wait(stall_s)
             transport.write(view[start : start + WRITE_STEP])
+
+    def _open(self) -> asyncio.Transport:
+        if self._error is not None:
+            raise self._error
+        if self._transport is None:
+            raise BackendUnavailable(f'backend "{self.backend}" closed the connection at once', backend=self.backend)
+        return self._transport
 
     async def wait_head(self, first_byte_s: float) -> AnswerHead:
         """The answer's head, once it is there."""

@@ -160,7 +160,8 @@ class LanAnswer:
     async def _ask(self, connection: Connection, head: bytes) -> None:
         try:
             connection.begin(self._request.method, self._endpoint.name)
-            await connection.write(head, self._request.body, self._timeouts.first_byte_s)
+            if not connection.put(head, self._request.body):
+                await connection.write(head, self._request.body, self._timeouts.first_byte_s)
             self._head = await connection.wait_head(self._timeouts.first_byte_s)
         except BaseException:
             connection.abort()

@@ -52,7 +52,7 @@ class Call:
 
     __slots__ = (
         "_bodiless", "_chunked", "_connection", "_expects", "_head", "_leaving", "_more", "_old", "_parts", "_remaining", "_scope",
-        "_size", "_told", "_waiter", "complete", "gone", "keep", "started",
+        "_size", "_told", "_waiter", "complete", "gone", "keep", "started", "task",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +73,7 @@ class Call:
         self._bodiless = scope["method"] == "HEAD"
         self._chunked = False
         self._remaining: int | None = None
+        self.task: asyncio.Task[None]
         self.keep = keep
         self.started = False
         self.complete = False

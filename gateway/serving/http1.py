@@ -420,9 +420,14 @@ class ClientConnection(asyncio.Protocol):
 
     def _start(self, call: Call) -> None:
         self.answering = call
-        task = self.loop.create_task(call.run(self._app))
+        call.task = task = self.loop.create_task(self._run(call))
         self._state.tasks.add(task)
-        task.add_done_callback(self._state.tasks.discard)
+
+    async def _run(self, call: Call) -> None:
+        try:
+            await call.run(self._app)
+        finally:
+            self._state.tasks.discard(call.task)
 
     def _give_up(self, status: int, why: str) -> None:
         self._refusal = (status, why)
