@@ -176,6 +176,15 @@ class Amending(Protocol):
         ...
 
 
+@runtime_checkable
+class Welcoming(Protocol):
+    """What an adapter may promise besides: some web pages may call its routes although no setting names them."""
+
+    def welcomes(self, origin: str) -> bool:
+        """Whether pages of this origin may, as the header `Origin` names it."""
+        ...
+
+
 class Parser(Protocol):
     """Reads one backend's answer, segment by segment, however it was cut."""
 

@@ -21,7 +21,7 @@ from hostler.adapters.errors import (
     Unauthenticated,
     UnsupportedMedia,
 )
-from hostler.adapters.protocol import Adapter, WireResponse
+from hostler.adapters.protocol import Adapter, Welcoming, WireResponse
 from hostler.gateway.asgi import (
     CLAIM_KEY,
     CLIENT_KEY,
@@ -171,6 +171,9 @@ class Security:
             return origin
         if len(origins) == 1 and _same_origin(origin, scope, headers["host"][0]):
             return None
+        owner = self._surface.owner(scope) if len(origins) == 1 else None
+        if owner is not None and isinstance(owner, Welcoming) and owner.welcomes(origin):
+            return origin
         raise Forbidden("web pages of this origin may not call this gateway; see gateway.cors_origins")
 
     def _preflight(self, scope: Scope, headers: dict[str, list[str]], origin: str | None) -> WireResponse:

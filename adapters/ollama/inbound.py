@@ -14,6 +14,7 @@ from hostler.adapters.ollama import models, orders, requests
 from hostler.adapters.ollama.encoder import OllamaEncoder
 from hostler.adapters.ollama.gojson import quoted, read
 from hostler.adapters.ollama.names import named
+from hostler.adapters.ollama.origins import welcome
 from hostler.adapters.ollama.paths import OPERATIONS, UNKNOWN, WRONG, elsewhere, taken
 from hostler.adapters.ollama.presetting import with_preset
 from hostler.adapters.ollama.refusal import refusal
@@ -125,6 +126,10 @@ class OllamaAdapter:
         if dialogue.thinking is None and thinks:
             return msgspec.structs.replace(request, dialogue=msgspec.structs.replace(dialogue, thinking=True))
         return request
+
+    def welcomes(self, origin: str) -> bool:
+        """Whether pages of this origin may ask: those that Ollama lets in by itself."""
+        return welcome(origin)
 
     def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
         """The request without its oldest turns, or with its longest text cut, when it did not fit into the context."""

@@ -115,6 +115,40 @@ async def test_a_configured_origin_may_read_answers_and_errors(open_house: OpenH
             assert answer.headers["access-control-allow-origin"] == "https://ui.lan"
 
 
+LOCAL_PAGES = [
+    "http://localhost:3000", "https://127.0.0.1", "http://0.0.0.0:8080", "app://obsidian.md", "tauri://localhost",
+    "vscode-webview://1abc", "vscode-file://vscode-app",
+]  # fmt: skip
+
+
+async def test_pages_that_ollama_lets_in_may_call_its_routes_and_no_others(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"default": True}}) as house:
+        for origin in LOCAL_PAGES:
+            headers = {"Origin": origin}
+            preflight = await house.http.options("/api/chat", headers=headers)
+            assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (204, origin)
+            for path, status in (("/api/tags", 200), ("/api/nothing", 404)):
+                answer = await house.http.get(path, headers=headers)
+                assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, origin)
+            for path in ("/v1/models", "/api/v1/models", "/admin/status", "/ui/", "/metrics", "/slots"):
+                answer = await house.http.get(path, headers=headers)
+                assert (answer.status_code, answer.headers.get("access-control-allow-origin")) == (403, None), path
+            elsewhere = await house.http.get("/api/tags", headers={**headers, "Host": "evil.example"})
+            assert elsewhere.status_code == 421
+            form = await house.http.post("/api/copy", content=b"{}", headers={**headers, "Content-Type": "text/plain"})
+            assert form.status_code == 415
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://tauri.localhost", "http://localhost.evil.example", "http://localhost:x", "http://LOCALHOST@evil",
+               "app:x", "http://127.0.0.1.evil.example", "moz-extension://x"],
+)  # fmt: skip
+async def test_what_only_looks_like_such_a_page_is_refused(open_house: OpenHouse, origin: str) -> None:
+    async with open_house({"a": {}}) as house:
+        answer = await house.http.get("/api/tags", headers={"Origin": origin})
+        assert (answer.status_code, answer.headers.get("access-control-allow-origin")) == (403, None)
+
+
 async def test_orders_need_json_and_another_method_than_get(open_house: OpenHouse) -> None:
     async with open_house({"a": {}}) as house:
         for path in ("/admin/load", "/admin/unload"):
