@@ -40,6 +40,9 @@ def plot_growth(title: str, axis: str, series: dict[str, list[tuple[float, float
         one.plot([x for x, _ in points], [max(y, 0.001) for _, y in points], marker="o", label=name)
     one.set_xscale("log")
     one.set_yscale("log")
+    values = [y for points in series.values() for _, y in points]
+    if values and min(values) > 1:
+        one.set_ylim(1, max(values) * 50)  # what does not grow should look like it
     one.set_xlabel(axis)
     one.set_title(title)
     one.legend()
