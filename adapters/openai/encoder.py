@@ -32,6 +32,7 @@ EVENT_STREAM = "text/event-stream"
 _STREAM = AnswerHead(media_type=EVENT_STREAM)
 # What llama-server calls its whole answers, which are the ones that are folded.
 _FOLDED = "application/json; charset=utf-8"
+_IDS = {"chat": "chatcmpl-", "completions": "cmpl-"}
 
 
 class OpenAIEncoder:
@@ -70,7 +71,9 @@ class OpenAIEncoder:
         self._include_usage = output.include_usage
         self._model = request.model or ""
         self._base64 = self._operation == "embeddings" and b'"base64"' in request.origin.body
-        self._id = answer_id
+        # The gateway's own ids become ones as OpenAI gives them.
+        ours = answer_id.startswith("req-") and self._operation in _IDS
+        self._id = _IDS[self._operation] + answer_id.removeprefix("req-") if ours else answer_id
         self._created = created
         self._progress = progress
         self._spoke = False
@@ -232,7 +235,7 @@ class OpenAIEncoder:
                 function: dict[str, Any] = {"arguments": call.arguments}
                 piece: dict[str, Any] = {"index": call.index}
                 if call.name is not None:
-                    piece |= {"id": call.id or f"call_{self._id}_{call.index}", "type": "function"}
+                    piece |= {"id": call.id or f"call_{self._id.rpartition('-')[2]}_{call.index}", "type": "function"}
                     function = {"name": call.name, **function}
                 calls.append({**piece, "function": function})
             said.append((index, {"tool_calls": calls}, None, ()))

@@ -300,6 +300,28 @@ OTHER = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("path", "answer_id", "told"),
+    [
+        ("/v1/chat/completions", "req-0a1b", "chatcmpl-0a1b"),
+        ("/v1/completions", "req-0a1b", "cmpl-0a1b"),
+        ("/v1/chat/completions", "the-clients-own", "the-clients-own"),
+    ],
+)
+def test_an_answer_of_another_protocol_has_an_id_as_openai_gives_them(
+    adapter: Any, ask: Any, path: str, answer_id: str, told: str
+) -> None:
+    request = ask(path, {"model": "a", "messages": [{"role": "user", "content": "x"}], "prompt": "x"})
+    encoder = adapter.encoder(request, id=answer_id, created=1, progress="off")
+    encoder.begin(AnswerHead())
+    call = Chunk(wire="other", tool_calls=(ToolCall(name="f", arguments="{}"),))
+    told_whole = encoder.chunk(call) + encoder.chunk(Chunk(wire="other", finish="stop")) + encoder.end()
+    answer = json.loads(told_whole)
+    assert answer["id"] == told
+    for made_up in answer["choices"][0].get("message", {}).get("tool_calls", ()):
+        assert made_up["id"].startswith("call_") and "req" not in made_up["id"]
+
+
 def test_chunks_of_another_protocol_are_written_as_a_stream(chat: Any, begin: Any) -> None:
     encoder = begin(chat(stream=True, stream_options={"include_usage": True}))
     written = b"".join(encoder.chunk(chunk) for chunk in OTHER) + encoder.end()
