@@ -17,9 +17,9 @@ from hostler.gateway.backends.breaker import BreakerRules, BreakerState
 from hostler.gateway.backends.hop import Hop
 from hostler.gateway.backends.judging import WORDS, Skip
 from hostler.gateway.backends.outcomes import Outcome
-from hostler.gateway.backends.prober import ANSWER_S, Ask, HttpProbe, Probed, Prober
+from hostler.gateway.backends.prober import ANSWER_S, Ask, HttpProbe, Probed, Prober, Sign
 from hostler.gateway.backends.pulse import ANSWER_S as PULSE_S
-from hostler.gateway.backends.pulse import Pulse
+from hostler.gateway.backends.pulse import Alive, Pulse
 from hostler.gateway.backends.spending import Spending, default_file
 from hostler.gateway.backends.standing import Standing
 from hostler.gateway.backends.waking import Waker
@@ -31,8 +31,10 @@ from hostler.supervisor.contract import EngineAddress, Supervisor
 _PROBES = {"openai": "/v1/models", "llamacpp": "/health", "ollama": "/api/version", "anthropic": "/v1/models"}
 #: Clouds that are down are asked so many times as rarely as machines in the house.
 _CLOUD_PATIENCE = 3.0
-#: Servers that answer questions beside their work. Of others nobody knows: silence says nothing of them.
-_ANSWER_BESIDE = frozenset({"llamacpp", "ollama"})
+#: Beside how many requests servers in the house surely answer questions. Each request keeps a thread of llama-server's
+#: until it has been answered, and it may have no more than three: where all are taken, a question waits like everybody
+#: else. Of other kinds nobody knows: silence says nothing of them.
+_ANSWER_BESIDE: Mapping[str, float] = {"llamacpp": 2, "ollama": float("inf")}
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
@@ -210,14 +212,17 @@ class Chain:
         )
 
     def _engines_pulse(self, name: str, standing: Standing) -> Pulse:
-        """A machine with a supervisor is given up when neither the engine nor the supervisor answers."""
+        """A machine with a supervisor is given up when neither the engine nor the supervisor answers, twice."""
         backend = self._settings.backends[name]
         ask = self._probe(supervisors_endpoint(name, backend), "/healthz", ())
 
-        async def alive(address: EngineAddress | None) -> bool:
+        async def alive(address: EngineAddress | None, _: int) -> bool:
             assert address is not None, "requests wait at engines"
             engine = Endpoint(host=address.host, port=address.port, name=name)
-            return await _any_answers(ask, self._probe(engine, "/health", (), kept=False))
+            for _again in range(2):
+                if await _any_answers(ask, self._probe(engine, "/health", (), kept=False)):
+                    return True
+            return False
 
         def cut(address: EngineAddress | None) -> None:
             assert address is not None, "requests wait at engines"
@@ -227,14 +232,18 @@ class Chain:
         return self._pulse(name, alive, cut, needs_address=True)
 
     def _servers_pulse(self, name: str, address: Address, standing: Standing) -> Pulse | None:
-        """A plain server is given up when it does not answer twice; its timeouts are for what merely takes long."""
+        """A plain server is given up when it does not answer twice; its timeouts are for what merely takes long.
+
+        One that has more to do than it can answer beside, and still takes connections, is left to its timeouts, too.
+        """
         backend = self._settings.backends[name]
         if backend.in_the_house and backend.kind not in _ANSWER_BESIDE:
             return None
+        beside = _ANSWER_BESIDE[backend.kind] if backend.in_the_house else float("inf")
         ask = self._probe(address.endpoint, _PROBES[backend.kind], address.headers, proxied=not backend.in_the_house)
 
-        async def alive(_: EngineAddress | None) -> bool:
-            return await ask() or await ask()
+        async def alive(_: EngineAddress | None, waiting: int) -> bool:
+            return await lives(ask.look, busy=waiting > beside)
 
         def cut(_: EngineAddress | None) -> None:
             self._give_up(name, standing)
@@ -245,7 +254,7 @@ class Chain:
     def _pulse(
         self,
         name: str,
-        alive: Callable[[EngineAddress | None], Awaitable[bool]],
+        alive: Alive,
         cut: Callable[[EngineAddress | None], None],
         *,
         needs_address: bool,
@@ -282,6 +291,12 @@ def supervisors_endpoint(name: str, backend: BackendSettings) -> Endpoint:
     tls = url.scheme == "https"
     port = url.port or (443 if tls else 80)
     return Endpoint(host=url.hostname or "", port=port, name=name, tls=tls, base_path=url.path.rstrip("/"))
+
+
+async def lives(look: Callable[[], Awaitable[Sign]], *, busy: bool) -> bool:
+    """Whether a server is there at the first look or the second. A busy one need not answer, only take connections."""
+    signs = ("answers", "silent") if busy else ("answers",)
+    return await look() in signs or await look() in signs
 
 
 async def _any_answers(*asks: HttpProbe) -> bool:

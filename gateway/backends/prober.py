@@ -6,11 +6,12 @@ One task and one probe at a time for each backend. What a probe says goes to the
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
 
 import anyio
 import msgspec
 
-from hostler.adapters.errors import GatewayError
+from hostler.adapters.errors import BackendTimeout, GatewayError
 from hostler.adapters.protocol import WireRequest
 from hostler.gateway.backends.base import Endpoint, Timeouts, Transport
 from hostler.gateway.backends.lan import LanTransport
@@ -21,6 +22,8 @@ from hostler.gateway.backends.standing import Standing
 ANSWER_S = 5.0
 
 Ask = Callable[[], Awaitable[bool]]
+#: `silent` takes connections and says nothing: it hangs, or all of its threads have work.
+Sign = Literal["answers", "silent", "nobody"]
 
 
 class Probed(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,11 +137,17 @@ class HttpProbe:
 
     async def __call__(self) -> bool:
         """Whether somebody answers. A refused key is an answer; what a broken proxy says in its place is none."""
+        return await self.look() == "answers"
+
+    async def look(self) -> Sign:
+        """As a call, but it tells whoever takes the connection and says nothing from whoever is not there."""
         try:
             async with self._transport.send(self._request, self._endpoint, self._timeouts) as answer:
-                return answer.head.status < 500 or answer.head.status == 503
+                return "answers" if answer.head.status < 500 or answer.head.status == 503 else "nobody"
+        except BackendTimeout:
+            return "silent"
         except (GatewayError, OSError, ValueError):
-            return False
+            return "nobody"
 
     async def aclose(self) -> None:
         """Close what is open."""

@@ -21,8 +21,8 @@ SILENCE_S = 2.0
 #: So long that question may take, in seconds. It costs an idle server a millisecond and a busy one hardly more.
 ANSWER_S = 3.0
 
-#: Whether anybody answers at the place: an engine's address, or `None` for the backend's own.
-Alive = Callable[[EngineAddress | None], Awaitable[bool]]
+#: Whether anybody is at the place: an engine's address, or `None` for the backend's own. So many requests are there.
+Alive = Callable[[EngineAddress | None, int], Awaitable[bool]]
 #: Nobody does: every request there ends, as one whose connection was lost.
 Cut = Callable[[EngineAddress | None], None]
 
@@ -66,7 +66,8 @@ class Pulse:
     async def _look(
         self, address: EngineAddress | None, before: dict[Exchange, tuple[EngineAddress | None, int]]
     ) -> None:
-        if await self._alive(address) or address not in self._silent(before):
+        waiting = sum(place == address for place, _ in self._heard().values())
+        if await self._alive(address, waiting) or address not in self._silent(before):
             return
         logger.warning("%s: nobody is there any more; its requests go on elsewhere", self._name)
         self._cut(address)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import anyio
 import pytest
@@ -12,7 +13,8 @@ from fakes.openrouter import open_router
 
 from hostler.gateway.backends.base import Endpoint
 from hostler.gateway.backends.breaker import BreakerRules
-from hostler.gateway.backends.prober import HttpProbe, Probed, Prober, Watch
+from hostler.gateway.backends.chain import lives
+from hostler.gateway.backends.prober import HttpProbe, Probed, Prober, Sign, Watch
 from hostler.gateway.backends.standing import Standing
 
 pytestmark = pytest.mark.anyio
@@ -160,6 +162,41 @@ async def test_nobody_there_is_no_sign_of_life() -> None:
         await router.stop()
         probe = probe_of(router.url)
         assert not await probe()
+        await probe.aclose()
+
+
+@pytest.mark.parametrize(
+    ("signs", "busy", "there"),
+    [
+        (["answers"], False, True),
+        (["silent", "answers"], False, True),
+        (["nobody", "answers"], True, True),
+        (["silent", "silent"], False, False),
+        (["silent"], True, True),  # its threads all have work, and its kernel takes the connection
+        (["nobody", "nobody"], True, False),
+    ],
+)
+async def test_a_busy_server_need_not_answer_only_take_connections(signs: list[Sign], busy: bool, there: bool) -> None:
+    left = iter(signs)
+
+    async def look() -> Sign:
+        return next(left)
+
+    assert await lives(look, busy=busy) is there
+    assert not list(left)
+
+
+async def test_whoever_takes_a_connection_and_is_silent_is_told_from_whoever_is_not_there() -> None:
+    async with open_router("r") as router:
+        url = urlsplit(router.url)
+        endpoint = Endpoint(host=url.hostname or "", port=url.port or 0, name="r")
+        probe = HttpProbe(endpoint, "/health", (), connect_s=1.0, proxied=False, answer_s=0.05)
+        router.block()
+        assert await probe.look() == "silent"
+        assert not await probe()
+        router.resume()
+        await router.stop()
+        assert await probe.look() == "nobody"
         await probe.aclose()
 
 

@@ -26,12 +26,14 @@ class Place:
     def __init__(self, *, needs_address: bool) -> None:
         self.answers = False
         self.looked: list[int | None] = []
+        self.waiting = 0
         self.cut: list[int | None] = []
         self.moved = anyio.Event()
         self.during: Any = None
         self.pulse = Pulse("b", alive=self._alive, cut=self._cut, needs_address=needs_address, silence_s=0.01)
 
-    async def _alive(self, address: EngineAddress | None) -> bool:
+    async def _alive(self, address: EngineAddress | None, waiting: int) -> bool:
+        self.waiting = waiting
         self.looked.append(address.port if address is not None else None)
         self._tell()
         if self.during is not None:
@@ -128,7 +130,9 @@ async def test_nobody_is_looked_for_while_nobody_is_there_yet() -> None:
 async def test_a_plain_server_has_one_place_for_all() -> None:
     async with place(needs_address=False) as here:
         here.request(None)
+        here.request(None)
         with anyio.fail_after(5):
             while not here.cut:
                 await here.moved.wait()
         assert here.cut[0] is None
+        assert here.waiting == 2
