@@ -119,15 +119,13 @@ class Fallback(Layer):
         self, exchange: Exchange, hop: Hop, target: Target, later: tuple[Target, ...], walk: list[Passed]
     ) -> Skip | None:
         """Why this hop is not even asked, if it is not."""
-        if exchange.only is not None:
-            if target.backend != exchange.only:
-                return "not_asked_for"
-            return "outside" if exchange.local_only and not hop.local else None
+        if exchange.only is not None and target.backend != exchange.only:
+            return "not_asked_for"
         if exchange.local_only and not hop.local:
             return "outside"
         if not hop.local and hop.spending is not None and hop.spending.reached:
             return "spent"
-        if isinstance(exchange.request, Control):
+        if exchange.only is not None or isinstance(exchange.request, Control):
             return None
         if _too_long(exchange, target, later):
             return "too_long"
