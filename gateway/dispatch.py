@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,7 +11,7 @@ from typing import cast
 import msgspec
 
 from hostler.adapters.canonical import AnswerHead, Chunk, Control, Request
-from hostler.adapters.errors import BackendBroken, BackendRejected, BackendTimeout, GatewayError
+from hostler.adapters.errors import BackendBroken, BackendRejected, BackendTimeout, ClientGone, GatewayError
 from hostler.adapters.protocol import Amending, Parser, Polyglot, Timed, Timing, Upstream
 from hostler.gateway.asgi import EXCHANGE_KEY, Receive, Scope, Send
 from hostler.gateway.backends.base import Answer, Endpoint, Pouring, Timeouts, Transport
@@ -93,24 +94,31 @@ class Dispatch:
         if backend.headers:
             wire_request = msgspec.structs.replace(wire_request, headers=(*wire_request.headers, *backend.headers))
         parser = backend.upstream.parser(request, fields=not same_wire)
-        async with backend.transport.send(wire_request, _endpoint(backend, exchange), backend.timeouts) as answer:
-            if not 200 <= answer.head.status < 300:
-                raise await _rejection(answer, backend)
-            exchange.heard += 1
-            parser.begin(answer.head)
-            exchange.reply.begin(answer.head)
-            try:
-                await self._forward(exchange, answer, parser, backend.timeouts.first_byte_s)
-            except BackendBroken as broken:
-                broken.backend = broken.backend or backend.name
+        try:
+            async with backend.transport.send(wire_request, _endpoint(backend, exchange), backend.timeouts) as answer:
+                if not 200 <= answer.head.status < 300:
+                    raise await _rejection(answer, backend)
+                exchange.heard += 1
+                parser.begin(answer.head)
+                exchange.reply.begin(answer.head)
+                try:
+                    await self._forward(exchange, answer, parser, backend.timeouts.first_byte_s)
+                except BackendBroken as broken:
+                    broken.backend = broken.backend or backend.name
+                    raise
+                except GatewayError:
+                    raise
+                except Exception as error:
+                    # No reader foresees everything that a backend may say: it costs this backend, not the request.
+                    logger.exception("%s: the answer of %s could not be read", exchange.id, backend.name)
+                    words = "The backend's answer is not what the protocol allows."
+                    raise BackendBroken(words, backend=backend.name) from error
+        except asyncio.CancelledError:
+            if not _had_everything(exchange, parser):
                 raise
-            except GatewayError:
-                raise
-            except Exception as error:
-                # No reader foresees everything that a backend may say: it costs this backend, not the request.
-                logger.exception("%s: the answer of %s could not be read", exchange.id, backend.name)
-                words = "The backend's answer is not what the protocol allows."
-                raise BackendBroken(words, backend=backend.name) from error
+            task = asyncio.current_task()
+            if task is not None:
+                task.uncancel()
 
     async def _forward(self, exchange: Exchange, answer: Answer, parser: Parser, first_word_s: float) -> None:
         """Write the answer's chunks as they come. Pieces of a whole answer wait until it is known to hold no error.
@@ -184,6 +192,19 @@ def _amended(exchange: Exchange, request: Request, rejected: BackendRejected) ->
     if exchange.reply.committed or not isinstance(exchange.adapter, Amending):
         return None
     return exchange.adapter.amend(request, rejected)
+
+
+def _had_everything(exchange: Exchange, parser: Parser) -> bool:
+    """Whether the client left with the whole stream in its hands. Many close as soon as they have read the last event,
+    which comes a moment before the backend has ended its answer."""
+    reply = exchange.reply
+    if not (isinstance(exchange.ending, ClientGone) and reply.patient and reply.committed and exchange.finish):
+        return False
+    try:
+        parser.finish()
+    except BackendBroken:
+        return False
+    return True
 
 
 def _streamed(request: Request) -> bool:

@@ -42,6 +42,7 @@ SCRIPT = {
     "first_delay": 0.0,  # seconds before the first byte of an answer
     "answer_when": None,  # a gate before it
     "last_when": None,  # a gate before the last word of an answer
+    "close_when": None,  # a gate between the last event of a stream and the end of its body
     "chunk_bytes": 0,  # each word is padded to this length
     "crash_at_chunk": None,  # the process kills itself before this chunk (from 0)
     "break_at_chunk": None,  # only the connection breaks there
@@ -463,6 +464,7 @@ class Engine:
                 connection.sendall(f"{len(data):x}\r\n".encode() + data + b"\r\n")
                 if number == script["error_at_chunk"]:
                     break
+            self.wait(connection, script["close_when"], path, answer.words)
             connection.sendall(b"0\r\n\r\n")
             self.log("done", path=path)
         except (BrokenPipeError, ConnectionResetError):

@@ -42,6 +42,23 @@ async def test_a_client_that_leaves_while_waiting_for_a_whole_answer_stops_the_e
         assert await serving(house) == 1
 
 
+async def test_a_client_that_leaves_with_the_last_event_has_had_its_whole_answer(
+    open_house: OpenHouse, gates: Callable[[str], Gate]
+) -> None:
+    closed = gates("closed").path
+    profiles = {"a": {"script": {"close_when": closed}}, "b": {"script": {"last_when": closed}}}
+    async with open_house(profiles) as house:
+        for model, last in (("a", "[DONE]"), ("b", "word3")):
+            async with house.stream(model) as answer:
+                async for line in answer.aiter_lines():
+                    if last in line:
+                        break
+            await house.until_counts(0, 0)
+        told = (await house.http.get("/admin/history")).json()
+    ends = {each["event"]["model"]: (each["event"]["outcome"], each["event"]["status"]) for each in told}
+    assert ends == {"a": ("ok", 200), "b": ("left", 499)}
+
+
 async def test_an_engine_killed_in_mid_stream_is_an_error_and_no_end(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": {**SLOW, "crash_at_chunk": 5}}}) as house:
         async with house.stream("a") as answer:
