@@ -47,8 +47,7 @@ class Observe(Layer):
             raise
         except GatewayError as error:
             exchange.outcome = "broken" if exchange.reply.committed else "failed"
-            status = error.answer_status if isinstance(error, BackendRejected) else error.status
-            code = error.code
+            status, code = _told(exchange, error), error.code
             exchange.reason = error.message
             raise
         except Exception as error:
@@ -96,3 +95,11 @@ class Observe(Layer):
         )
         self._bus.publish(event)
         self._log(event)
+
+
+def _told(exchange: Exchange, error: GatewayError) -> int:
+    """The status that the client is told: protocols have their own for some errors. Where the answer has begun it is
+    the error's, since 200 says nothing of it."""
+    if exchange.reply.started:
+        return error.answer_status if isinstance(error, BackendRejected) else error.status
+    return exchange.adapter.refuse(error, exchange.operation).status

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import anyio
 import httpx
@@ -132,6 +134,36 @@ async def test_more_than_may_wait_are_refused_with_an_honest_time(open_house: Op
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
         assert refused[0].json()["error"]["code"] == "queue_full"
         assert (await house.status())["hosts"][0]["waiting"] == 0
+
+
+async def test_what_is_noted_of_a_refusal_is_the_status_that_the_client_was_told(
+    open_house: OpenHouse, gates: Gates
+) -> None:
+    ready = gates("ready")
+    profiles = {"a": {"script": {"ready_when": ready.path}}}
+    body = {"model": "a", "messages": [{"role": "user", "content": "Hello"}]}
+    async with (
+        open_house(profiles, gateway={"queue": {"max_waiting": 1}}) as house,
+        anyio.create_task_group() as tasks,
+        house.http.stream("GET", "/events") as events,
+    ):
+        lines = events.aiter_lines()
+        await anext(lines)
+        tasks.start_soon(house.chat, "a")
+        await house.until_counts(0, 1)
+        told = await house.http.post("/api/chat", json=body)
+        noted = await _noted(lines, "queue_full")
+        ready.open()
+    assert told.status_code == 503
+    assert noted["status"] == 503
+
+
+async def _noted(lines: AsyncIterator[str], code: str) -> Any:
+    """The event of a request that ended with this error."""
+    async for line in lines:
+        if f'"code":"{code}"' in line:
+            return json.loads(line.removeprefix("data: "))
+    raise AssertionError("the events ended")
 
 
 async def test_progress_is_shown_and_then_the_answer(open_house: OpenHouse, gates: Gates) -> None:
