@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from hostler.gateway.switching.model import Model
 
@@ -16,6 +16,17 @@ def until_served(model: Model, ahead: int, others: Collection[Model], now: float
     if model.phase == "loading":
         return _rest_of_load(model, now) + ahead * served
     return _until_room(model, others, now) + model.load_s + ahead * served
+
+
+def rests_on_seen(model: Model, ahead: int, others: Collection[Model]) -> bool:
+    """Whether nothing in `until_served` is a guess: each load and each answer that counts was seen before."""
+    if ahead and model.seen_service_s is None:
+        return False
+    if model.phase == "ready" and model.gate is None and not model.leaving:
+        return model.running < model.parallel or model.seen_service_s is not None
+    if model.seen_load_s is None:
+        return False
+    return model.phase == "loading" or all(_seen(other) for other in _before(model, others))
 
 
 def until_place(models: Collection[Model], now: float) -> float:
@@ -39,18 +50,35 @@ def _rest_of_load(model: Model, now: float) -> float:
 
 def _until_room(model: Model, models: Collection[Model], now: float) -> float:
     """Until the loads and answers that come before a load of `model` are over."""
+    seconds = 0.0
+    for other in _before(model, models):
+        line_s = len(other.line) * other.service_s / other.parallel
+        if other.phase == "loading":
+            seconds += _rest_of_load(other, now) + line_s
+        elif other.phase == "ready":
+            seconds += other.service_s
+        else:
+            seconds += other.load_s + line_s
+    return seconds
+
+
+def _before(model: Model, models: Collection[Model]) -> Iterator[Model]:
+    """Those whose loads and answers come before a load of `model`."""
     head = model.line.head()
     rank = (math.inf, math.inf, math.inf) if head is None else head.rank
-    seconds = 0.0
     for other in models:
         if other is model:
             continue
         first = other.line.head()
-        line_s = len(other.line) * other.service_s / other.parallel
-        if other.phase == "loading":
-            seconds += _rest_of_load(other, now) + line_s
-        elif other.phase == "ready" and other.running:
-            seconds += other.service_s
-        elif other.phase == "cold" and first is not None and first.rank < rank:
-            seconds += other.load_s + line_s
-    return seconds
+        if (
+            other.phase == "loading"
+            or (other.phase == "ready" and other.running)
+            or (other.phase == "cold" and first is not None and first.rank < rank)
+        ):
+            yield other
+
+
+def _seen(other: Model) -> bool:
+    """Whether what `_until_room` counts of a model was seen before."""
+    loads, answers = other.phase != "ready", other.phase == "ready" or len(other.line)
+    return not (loads and other.seen_load_s is None) and not (answers and other.seen_service_s is None)

@@ -332,7 +332,7 @@ class Orchestrator:
         waited_s = now - turn.asked_at
         position, estimate_s = self._place(turn, now)
         # A guess helps to say when to come back, but a time that nobody measured is not shown running down.
-        known = self._scheduler.knows_time(turn.model)
+        known = self._scheduler.knows_time(turn.model, turn.id)
         eta_s = estimate_s if known else None
         if moved is not None and moved.phase not in ("ready", "failed"):
             return Progress(

@@ -10,7 +10,7 @@ import math
 import msgspec
 
 from hostler.gateway.switching.decisions import Cause, Effect, Grant, Refuse, SchedulerRules, Switch, Unload
-from hostler.gateway.switching.estimates import until_place, until_served
+from hostler.gateway.switching.estimates import rests_on_seen, until_place, until_served
 from hostler.gateway.switching.eviction import Room
 from hostler.gateway.switching.forecast import Forecast, forecast
 from hostler.gateway.switching.model import Model
@@ -272,10 +272,13 @@ class Scheduler:
             return None
         return forecast(state, self._models, self._room, self.estimate(model, now), now)
 
-    def knows_time(self, model: str) -> bool:
-        """Whether an estimate for the model rests on a load that was seen."""
+    def knows_time(self, model: str, ticket_id: int | None = None) -> bool:
+        """Whether `estimate` rests only on loads and answers that were seen."""
         state = self._models.get(model)
-        return state is not None and (state.phase == "ready" or state.seen_load_s is not None)
+        if state is None:
+            return False
+        ahead = len(state.line) if ticket_id is None else state.line.ahead_of(ticket_id)
+        return rests_on_seen(state, ahead, self._models.values())
 
     # Inside: tickets
 

@@ -47,3 +47,15 @@ def test_what_can_never_fit_is_said() -> None:
 
 def test_an_unknown_model_has_no_forecast() -> None:
     assert host().forecast("x", 1.0) is None
+
+
+def test_a_time_is_known_when_every_load_and_answer_before_it_was_seen() -> None:
+    scheduler = host()
+    scheduler.request(Ticket(id=1, model="a", at=1.0), 1.0)
+    scheduler.request(Ticket(id=2, model="b", at=1.0), 1.0)
+    assert not scheduler.knows_time("b", 2)  # how long answers of `a` take is a guess yet
+    scheduler.request(Ticket(id=3, model="a", at=1.0), 1.0)
+    scheduler.release(1, 2.0)
+    assert scheduler.knows_time("b", 2)
+    scheduler.request(Ticket(id=4, model="b", at=2.0), 2.0)
+    assert not scheduler.knows_time("b", 4)  # and now it is one of `b` that comes first
