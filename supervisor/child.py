@@ -17,6 +17,7 @@ from typing import IO, Final
 import anyio
 
 from hostler.supervisor.output import LineSplitter
+from hostler.supervisor.sentry import sentry
 
 #: Where the operating system cannot tell at once that a child ended, it is asked this often.
 _ASK_S: Final = 0.02
@@ -27,8 +28,9 @@ _PR_SET_PDEATHSIG: Final = 1
 class Child:
     """A running process in a session of its own, so that no Ctrl-C of our terminal reaches it.
 
-    On Linux it is killed when we die, however we die. When its first process ends, the rest of its group is killed
-    before anybody is told. `exited` is set at the end, all output up to it has been handed out then.
+    It is killed with its group when we die, however we die: on Linux by the system, the group everywhere by a `Sentry`.
+    When its first process ends, the rest of its group is killed before anybody is told. `exited` is set at the end, all
+    output up to it has been handed out then.
     """
 
     def __init__(self, popen: subprocess.Popen[bytes], heard: Callable[[bool, str], None]) -> None:
@@ -58,6 +60,7 @@ class Child:
             stderr=subprocess.PIPE, bufsize=0, start_new_session=True,
             preexec_fn=None if launcher else _end_with_parent(),
         )  # fmt: skip
+        sentry().watch(popen.pid)
         child = cls(popen, heard)
         child._watch()
         return child
@@ -117,6 +120,8 @@ class Child:
 
     def close(self) -> None:
         """Let go of pipes and descriptors. The process itself must have ended, or is left to its fate."""
+        if self.returncode is not None:
+            sentry().forget(self.pid)
         for descriptor in [*self._splitters]:
             self._drop(descriptor)
         if self._pidfd is not None:

@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from hostler.supervisor.sentry import Sentry
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems end only engines that read their stdin")
 
 #: Starts one engine and says when it is started, and when it is ready.
@@ -101,6 +103,51 @@ def test_where_nothing_can_launch_an_engine_it_goes_with_its_supervisor_all_the_
     pid = parents[0].until("ready")
     parents[0].kill()
     assert_gone(pid)
+
+
+@pytest.mark.parametrize("script", ['{"grandchild": true}', '{"grandchild": true, "ready_after": 30}'])
+def test_what_an_engine_has_started_goes_with_the_supervisor_too(
+    parents: list[Parent], fake_engine: str, journal: Any, tmp_path: Path, script: str
+) -> None:
+    parents.append(Parent(fake_engine, str(tmp_path), str(journal.file), script))
+    pid = parents[0].until("starting" if "ready_after" in script else "ready")
+    while not journal.events("grandchild"):
+        time.sleep(0.01)
+    parents[0].kill()
+    assert_gone(pid)
+    assert_gone(journal.events("grandchild")[0]["grandchild"])
+
+
+def test_a_sentry_that_was_killed_is_replaced_and_what_went_before_is_left_alone() -> None:
+    sentry = Sentry()
+    watched, forgotten, later = (subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(3))
+    try:
+        sentry.watch(watched.pid)
+        assert sentry.pid is not None
+        os.kill(sentry.pid, signal.SIGKILL)
+        assert_gone(sentry.pid)
+        sentry.watch(forgotten.pid)
+        sentry.watch(later.pid)
+        sentry.forget(forgotten.pid)
+        sentry.close()
+        assert [watched.wait(10), later.wait(10)] == [-signal.SIGKILL, -signal.SIGKILL]
+        assert_gone(sentry.pid)
+        assert forgotten.poll() is None
+    finally:
+        for process in (watched, forgotten, later):
+            process.kill()
+            process.wait()
+
+
+def test_a_sentry_outlives_what_tells_a_whole_service_to_end() -> None:
+    sentry = Sentry()
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as watched:
+        sentry.watch(watched.pid)
+        assert sentry.pid is not None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(sentry.pid, number)
+        sentry.close()
+        assert watched.wait(10) == -signal.SIGKILL
 
 
 @pytest.mark.engine
