@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from hypothesis import HealthCheck, settings
 from hostler.profiles.downloads import Stop
 from hostler.profiles.sources import cache_directory, fetch_now
 from hostler.profiles.store import demo_profiles
+
+# Started in the background by a shell, Ctrl-C would mean nothing to us, and by inheritance nothing to what is tested.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says more about the machine's other work than about the code.
 settings.register_profile("hostler", deadline=None, suppress_health_check=[HealthCheck.too_slow])
