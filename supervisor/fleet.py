@@ -81,7 +81,9 @@ class Fleet:
             survey=self._survey,
         )  # fmt: skip
         self._epoch = 0
+        # The newest one for each model, which others join; and all, since an earlier one may still be at work.
         self._orders: dict[str, Order] = {}
+        self._under_way: set[Order] = set()
         self._turn = anyio.Lock()
         self._tasks: TaskGroup | None = None
         self._started = anyio.Event()
@@ -114,9 +116,7 @@ class Fleet:
         """See `contract.Supervisor`. Earlier failures are forgotten with it."""
         self._see(epoch)
         member = self._member(model)
-        order = self._orders.pop(model, None)
-        if order is not None:
-            order.cancel(Failure(kind="cancelled", message=f'model "{model}" was unloaded'))
+        self._cancel(model, f'model "{model}" was unloaded')
         await member.process.stop()
         member.process.forgive()
 
@@ -258,6 +258,7 @@ class Fleet:
             tell=self._listeners.publish,
         )  # fmt: skip
         self._orders[member.name] = order
+        self._under_way.add(order)
         self._tasks.start_soon(self._carry_out, member, order)
         return order
 
@@ -269,12 +270,19 @@ class Fleet:
                     await self._fulfil(member, order)
                     tasks.cancel_scope.cancel()
         finally:
+            self._under_way.discard(order)
             if self._orders.get(member.name) is order:
                 del self._orders[member.name]
             order.outcome.settle(Failure(kind="cancelled", message="the supervisor is stopping"))
         if order.load_s > 0:
             self._load_times.learn(member.name, order.load_s)
             await anyio.to_thread.run_sync(self._load_times.write)
+
+    def _cancel(self, model: str, why: str) -> None:
+        """Nobody wants it any more, whoever asked for it."""
+        self._orders.pop(model, None)
+        for order in [order for order in self._under_way if order.model == model]:
+            order.cancel(Failure(kind="cancelled", message=why))
 
     async def _fulfil(self, member: Member, order: Order) -> None:
         try:
@@ -338,9 +346,7 @@ class Fleet:
             logger.warning("the pinned model %s could not be started: %s", member.name, error)
 
     async def _stop_member(self, member: Member) -> None:
-        order = self._orders.pop(member.name, None)
-        if order is not None:
-            order.cancel(Failure(kind="cancelled", message=f'the profile of model "{member.name}" was changed'))
+        self._cancel(member.name, f'the profile of model "{member.name}" was changed')
         await self._survey.drain([member], self._drain_s, lambda: None)
         await member.process.stop()
         member.process.forgive()
@@ -387,7 +393,7 @@ class Fleet:
         member = self._members.get(process.model)
         if member is None or member.process is not process:
             return
-        for order in list(self._orders.values()):
+        for order in list(self._under_way):
             order.hear(process)
         if process.pid is None:
             member.usage = Usage()

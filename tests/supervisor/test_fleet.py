@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,9 @@ EXCLUSIVE = SupervisorSettings(stop_grace_s=5, backoff_s=0.05, max_backoff_s=0.4
 SHARED = msgspec.structs.replace(EXCLUSIVE, exclusive=False)
 
 
-async def refusal(fleet: Fleet, model: str) -> Failure:
+async def refusal(fleet: Fleet, model: str, evict: Sequence[str] = ()) -> Failure:
     with pytest.raises(SupervisorError) as refused:
-        await fleet.switch(model)
+        await fleet.switch(model, evict=evict)
     return refused.value.failure
 
 
@@ -267,6 +267,30 @@ async def test_unloading_what_waits_for_its_turn_cancels_only_that(
             await fleet.unload("b")
             ready.open()
         assert outcomes == ["cancelled", "a"]
+        assert journal.events("start", "b") == []
+
+
+async def test_unloading_cancels_every_order_for_the_model(
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
+) -> None:
+    ready = gates("ready")
+    profiles = [scripted("a", ready_when=ready.path), scripted("b"), scripted("c")]
+    async with running(Fleet(profiles, EXCLUSIVE)) as fleet:
+        outcomes: list[str] = []
+
+        async def want(evict: list[str]) -> None:
+            outcomes.append((await refusal(fleet, "b", evict)).kind)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fleet.switch, "a")
+            await until(fleet, "a", "starting")
+            # The second one wants more than the first does: it cannot join it.
+            for evict in ([], ["c"]):
+                tasks.start_soon(want, evict)
+                await anyio.wait_all_tasks_blocked()
+            await fleet.unload("b")
+            ready.open()
+        assert outcomes == ["cancelled", "cancelled"]
         assert journal.events("start", "b") == []
 
 
