@@ -39,12 +39,13 @@ class Footprints:
         return True
 
     def read(self) -> None:
-        """Take over what the file remembers."""
+        """Take over what the file remembers, and remove what was left of one by a supervisor that died."""
         if self._file is None:
             return
         try:
+            self._fresh(self._file).unlink(missing_ok=True)
             known = msgspec.json.decode(self._file.read_bytes(), type=dict[str, Footprint])
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
         self._known = known | self._known
 
@@ -53,13 +54,17 @@ class Footprints:
         if self._file is None:
             return
         with self._writing:
-            fresh = self._file.with_name(self._file.name + ".new")
+            fresh = self._fresh(self._file)
             try:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 fresh.write_bytes(msgspec.json.encode(dict(self._known)))
                 fresh.replace(self._file)
             except OSError:
                 return
+
+    @staticmethod
+    def _fresh(file: Path) -> Path:
+        return file.with_name(file.name + ".new")
 
 
 def differs(before: int, now: int) -> bool:

@@ -37,10 +37,11 @@ class Pins:
             del self._said[model]
 
     def read(self) -> None:
-        """Take over what the file remembers."""
+        """Take over what the file remembers, and remove what was left of one by a supervisor that died."""
         if self._file is None:
             return
         try:
+            self._fresh(self._file).unlink(missing_ok=True)
             known = msgspec.json.decode(self._file.read_bytes(), type=dict[str, bool])
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             return
@@ -51,7 +52,7 @@ class Pins:
         if self._file is None:
             return False
         with self._writing:
-            fresh = self._file.with_name(self._file.name + ".new")
+            fresh = self._fresh(self._file)
             try:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 fresh.write_bytes(msgspec.json.encode(dict(self._said)))
@@ -60,3 +61,7 @@ class Pins:
                 logger.warning("%s: a pin is forgotten at the next restart: %s", self._file, error)
                 return False
         return True
+
+    @staticmethod
+    def _fresh(file: Path) -> Path:
+        return file.with_name(file.name + ".new")

@@ -320,7 +320,7 @@ class SlotStore:
         for sidecar in sorted(self.directory.glob("*.json")):
             try:
                 kept = msgspec.json.decode(sidecar.read_bytes(), type=Kept)
-            except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 self._drop(sidecar.stem, "its description cannot be read")
                 continue
             if sidecar.stem != _name(kept.key, kept.slot):
@@ -357,7 +357,7 @@ class SlotStore:
     def _strikes(self, key: str) -> int:
         try:
             return msgspec.json.decode(self._strike_file(key).read_bytes(), type=_Strikes).strikes
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return 0
 
     def _strike_file(self, key: str) -> Path:

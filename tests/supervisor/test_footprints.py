@@ -17,6 +17,7 @@ from hostler.supervisor.footprints import Footprints
 from hostler.supervisor.host import open_host
 from hostler.supervisor.member import Description
 from hostler.supervisor.memory import GIB, Observed, Usage
+from hostler.supervisor.pins import Pins
 from hostler.supervisor.settings import SupervisorSettings
 
 pytestmark = pytest.mark.anyio
@@ -94,10 +95,19 @@ async def test_what_is_seen_now_counts_more_than_what_was(
 
 async def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, scripted: Scripted, running: Running) -> None:
     file = tmp_path / "footprints.json"
-    for damage in (b'{"\xff": 1}', b"[]", b'{"a": {"key": 1}}', b""):
+    for damage in (b'{"\xff": 1}', b"[]", b'{"a": {"key": 1}}', b'{"a": ' * 100_000, b""):
         file.write_bytes(damage)
         async with running(fleet_of(scripted("a"), file, Usage())) as fleet:
             assert await need(fleet) > 2 * GIB
+
+
+def test_what_a_supervisor_that_died_had_begun_is_cleared_away(tmp_path: Path) -> None:
+    for kept in (Footprints(tmp_path / "footprints.json"), Pins(tmp_path / "pins.json")):
+        (tmp_path / "footprints.json.new").write_bytes(b"{")
+        (tmp_path / "pins.json.new").write_bytes(b"{")
+        before = len(list(tmp_path.iterdir()))
+        kept.read()
+        assert len(list(tmp_path.iterdir())) == before - 1
 
 
 def test_only_what_differs_is_worth_writing_down(tmp_path: Path) -> None:

@@ -176,6 +176,16 @@ async def test_a_file_that_is_not_as_it_was_written_is_never_shown_to_an_engine(
     assert names(tmp_path) == BOTH[2:]
 
 
+@pytest.mark.parametrize("damage", [b"", b"\xff{", b"[]", b'{"key": 1}', b'{"a": ' * 100_000])
+async def test_a_description_that_cannot_be_read_costs_its_own_file_only(
+    store: SlotStore, engine: WritingEngine, tmp_path: Path, damage: bytes
+) -> None:
+    await store.save(engine.address, PROFILE, FACTS, KEY)
+    (tmp_path / BOTH[0]).write_bytes(damage)
+    store.prepare()
+    assert names(tmp_path) == BOTH[2:]
+
+
 async def test_a_save_that_wrote_less_than_it_says_is_not_kept(
     store: SlotStore, engine: WritingEngine, tmp_path: Path
 ) -> None:
