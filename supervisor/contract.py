@@ -134,8 +134,9 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0
 
 
+#: In the order that a switch goes through them, some left out.
 SwitchPhase = Literal[
-    "draining", "fetching", "saving", "stopping", "starting", "loading", "restoring", "ready", "failed"
+    "fetching", "draining", "saving", "stopping", "starting", "loading", "restoring", "ready", "failed"
 ]
 
 

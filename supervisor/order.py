@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from typing import Final
+from typing import Final, get_args
 
 import anyio
 
@@ -17,9 +17,7 @@ from hostler.supervisor.process import ManagedProcess
 #: How often the progress of a load is told.
 TICK_S: Final = 0.5
 
-_ORDER: Final[tuple[SwitchPhase, ...]] = (
-    "fetching", "draining", "saving", "stopping", "starting", "loading", "restoring", "ready", "failed",
-)  # fmt: skip
+_ORDER: Final[tuple[SwitchPhase, ...]] = get_args(SwitchPhase)
 
 _OF_TARGET: Final[dict[Phase, SwitchPhase]] = {
     "preparing": "starting", "starting": "starting", "loading": "loading", "restoring": "restoring",

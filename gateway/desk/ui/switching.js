@@ -6,7 +6,7 @@ import { cancel } from "./orders.js";
 import { mayOperate } from "./rights.js";
 import { state } from "./store.js";
 
-const PHASES = ["draining", "fetching", "saving", "stopping", "starting", "loading", "restoring", "ready"];
+const PHASES = ["fetching", "draining", "saving", "stopping", "starting", "loading", "restoring", "ready"];
 
 const PAST_WIDTHS = ["", "", "free", "free", "", "", "long"];
 
