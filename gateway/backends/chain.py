@@ -35,6 +35,8 @@ _CLOUD_PATIENCE = 3.0
 #: until it has been answered, and it may have no more than three: where all are taken, a question waits like everybody
 #: else. Of other kinds nobody knows: silence says nothing of them.
 _ANSWER_BESIDE: Mapping[str, float] = {"llamacpp": 2, "ollama": float("inf")}
+#: So often a server outside the house is asked before its requests are taken for lost.
+_LOOKS_OUTSIDE = 5
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,14 +204,25 @@ class Chain:
             address.endpoint, _PROBES[backend.kind], address.headers, connect_s=connect_s, proxied=not local
         )
         self._probes.append(probe)
+
+        async def ask() -> bool:
+            return await lives(probe.look, busy=self._busy(name), looks=1)
+
         return Probed(
             name=name,
             standing=standing,
-            ask=probe,
+            ask=ask,
             takes_s=connect_s + ANSWER_S,
             every_s=probing.every_s if local else None,
             down_every_s=probing.down_every_s * (1.0 if local else _CLOUD_PATIENCE),
         )
+
+    def _busy(self, name: str) -> bool:
+        """Whether a server has more of our requests than it can answer beside: it may well be silent then."""
+        hop = self.hops.get(name)
+        if hop is None or hop.pulse is None or not hop.local:
+            return False
+        return hop.pulse.requests > _ANSWER_BESIDE[self._settings.backends[name].kind]
 
     def _engines_pulse(self, name: str, standing: Standing) -> Pulse:
         """A machine with a supervisor is given up when neither the engine nor the supervisor answers, twice."""
@@ -233,6 +246,7 @@ class Chain:
 
     def _servers_pulse(self, name: str, address: Address, standing: Standing) -> Pulse | None:
         """A plain server is given up when it does not answer twice; its timeouts are for what merely takes long.
+        What stands behind an address outside is less known, so it is asked more often.
 
         One that has more to do than it can answer beside, and still takes connections, is left to its timeouts, too.
         """
@@ -243,7 +257,7 @@ class Chain:
         ask = self._probe(address.endpoint, _PROBES[backend.kind], address.headers, proxied=not backend.in_the_house)
 
         async def alive(_: EngineAddress | None, waiting: int) -> bool:
-            return await lives(ask.look, busy=waiting > beside)
+            return await lives(ask.look, busy=waiting > beside, looks=2 if backend.in_the_house else _LOOKS_OUTSIDE)
 
         def cut(_: EngineAddress | None) -> None:
             self._give_up(name, standing)
@@ -293,10 +307,13 @@ def supervisors_endpoint(name: str, backend: BackendSettings) -> Endpoint:
     return Endpoint(host=url.hostname or "", port=port, name=name, tls=tls, base_path=url.path.rstrip("/"))
 
 
-async def lives(look: Callable[[], Awaitable[Sign]], *, busy: bool) -> bool:
-    """Whether a server is there at the first look or the second. A busy one need not answer, only take connections."""
+async def lives(look: Callable[[], Awaitable[Sign]], *, busy: bool, looks: int) -> bool:
+    """Whether a server is there at one of so many looks. A busy one need not answer, only take connections."""
     signs = ("answers", "silent") if busy else ("answers",)
-    return await look() in signs or await look() in signs
+    for _ in range(looks):
+        if await look() in signs:
+            return True
+    return False
 
 
 async def _any_answers(*asks: HttpProbe) -> bool:

@@ -42,6 +42,11 @@ class Pulse:
         self._here: set[Exchange] = set()
         self._some = anyio.Event()
 
+    @property
+    def requests(self) -> int:
+        """How many are there, or on their way."""
+        return len(self._here)
+
     def enter(self, exchange: Exchange) -> None:
         """The request is sent there, or will be as soon as its model is loaded."""
         self._here.add(exchange)

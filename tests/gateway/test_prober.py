@@ -182,8 +182,18 @@ async def test_a_busy_server_need_not_answer_only_take_connections(signs: list[S
     async def look() -> Sign:
         return next(left)
 
-    assert await lives(look, busy=busy) is there
+    assert await lives(look, busy=busy, looks=2) is there
     assert not list(left)
+
+
+async def test_what_is_outside_is_asked_more_often_before_it_is_given_up() -> None:
+    left: list[Sign] = ["silent", "silent", "answers"]
+
+    async def look() -> Sign:
+        return left.pop(0)
+
+    assert await lives(look, busy=False, looks=5)
+    assert not left
 
 
 async def test_whoever_takes_a_connection_and_is_silent_is_told_from_whoever_is_not_there() -> None:
