@@ -86,7 +86,12 @@ def build(
             arguments += ["--pooling", "mean"]
     arguments += ["--metrics", "--no-ui", "--offline", "--cors-origins", "localhost", "--sse-ping-interval", "5"]
     arguments += profile.args
-    environment = {name: value for name, value in inherited.items() if not name.startswith(_NOT_INHERITED)}
+    environment = {
+        name: value
+        for name, value in inherited.items()
+        # Whatever the variable is called that our token was taken from.
+        if not name.startswith(_NOT_INHERITED) and (not settings.token or value != settings.token)
+    }
     environment.update(profile.env)
     environment["LLAMA_API_KEY"] = key
     # The engine then tells its state on stdout and ends when its stdin does. The number itself is not used.

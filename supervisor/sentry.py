@@ -5,11 +5,14 @@ An engine itself is killed by the system when we die, where the system can; what
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
 from functools import cache
 from typing import Final
+
+logger = logging.getLogger(__name__)
 
 #: Its input ends when we do. Whoever asks us to end says so to all of a service: it outlives that, as we do for a while.
 _SCRIPT: Final = """
@@ -40,6 +43,7 @@ class Sentry:
         self.pid: int | None = None
         self._groups: set[int] = set()
         self._pipe: int | None = None
+        self._missed = False
 
     def watch(self, group: int) -> None:
         """Have this group killed when we die. Where there is no shell, nothing happens."""
@@ -77,6 +81,7 @@ class Sentry:
         self.close()
         shell = shutil.which("sh", path=os.defpath) or shutil.which("sh")
         if shell is None:
+            self._miss("there is no sh")
             return
         reading, writing = os.pipe()
         try:
@@ -85,13 +90,20 @@ class Sentry:
                 env={}, start_new_session=True, timeout=2, check=True,
             )  # fmt: skip
             self.pid = int(said.stdout)
-        except (OSError, ValueError, subprocess.SubprocessError):
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
             os.close(writing)
+            self._miss(f"sh cannot be run: {error}")
             return
         finally:
             os.close(reading)
         os.set_blocking(writing, False)
         self._pipe = writing
+
+    def _miss(self, why: str) -> None:
+        """Tell once what is missing: engines run all the same."""
+        if not self._missed:
+            self._missed = True
+            logger.warning("%s; what an engine has started may outlive a supervisor that is killed", why)
 
 
 @cache

@@ -85,6 +85,12 @@ def test_the_embedded_engine_knows_every_argument_that_is_made() -> None:
     assert parse(full.arguments[1:])["port"] == 8100
 
 
+def test_our_token_is_not_inherited_whatever_its_variable_is_called() -> None:
+    inherited = {"HOUSE": "s3cret", "HOME": "/h"}
+    assert "HOUSE" not in make(inherited, settings={"token": "s3cret"}).environment
+    assert make(inherited, settings={"token": "another"}).environment["HOUSE"] == "s3cret"
+
+
 def test_our_own_secrets_are_not_inherited_and_a_profiles_environment_is_set() -> None:
     inherited = {"HOSTLER_SUPERVISOR_TOKEN": "t", "OPENROUTER_API_KEY": "o", "LLAMA_ARG_CTX_SIZE": "1", "HOME": "/h"}
     environment = make(inherited, env={"OMP_NUM_THREADS": "1"}).environment
