@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random as chance
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -34,7 +35,7 @@ _CLOUD_PATIENCE = 3.0
 #: Beside how many requests servers in the house surely answer questions. Each request keeps a thread of llama-server's
 #: until it has been answered, and it may have no more than three: where all are taken, a question waits like everybody
 #: else. Of other kinds nobody knows: silence says nothing of them.
-_ANSWER_BESIDE: Mapping[str, float] = {"llamacpp": 2, "ollama": float("inf")}
+_ANSWER_BESIDE: Mapping[str, float] = {"llamacpp": 2, "ollama": math.inf}
 #: So often a server outside the house is asked before its requests are taken for lost.
 _LOOKS_OUTSIDE = 5
 
@@ -220,16 +221,14 @@ class Chain:
     def _busy(self, name: str) -> bool:
         """Whether a server has more of our requests than it can answer beside: it may well be silent then."""
         hop = self.hops.get(name)
-        if hop is None or hop.pulse is None or not hop.local:
-            return False
-        return hop.pulse.requests > _ANSWER_BESIDE[self._settings.backends[name].kind]
+        return hop is not None and hop.pulse is not None and hop.pulse.busy
 
     def _engines_pulse(self, name: str, standing: Standing) -> Pulse:
         """A machine with a supervisor is given up when neither the engine nor the supervisor answers, twice."""
         backend = self._settings.backends[name]
         ask = self._probe(supervisors_endpoint(name, backend), "/healthz", ())
 
-        async def alive(address: EngineAddress | None, _: int) -> bool:
+        async def alive(address: EngineAddress | None) -> bool:
             assert address is not None, "requests wait at engines"
             engine = Endpoint(host=address.host, port=address.port, name=name)
             for _again in range(2):
@@ -253,17 +252,18 @@ class Chain:
         backend = self._settings.backends[name]
         if backend.in_the_house and backend.kind not in _ANSWER_BESIDE:
             return None
-        beside = _ANSWER_BESIDE[backend.kind] if backend.in_the_house else float("inf")
+        beside = _ANSWER_BESIDE[backend.kind] if backend.in_the_house else math.inf
+        looks = 2 if backend.in_the_house else _LOOKS_OUTSIDE
         ask = self._probe(address.endpoint, _PROBES[backend.kind], address.headers, proxied=not backend.in_the_house)
 
-        async def alive(_: EngineAddress | None, waiting: int) -> bool:
-            return await lives(ask.look, busy=waiting > beside, looks=2 if backend.in_the_house else _LOOKS_OUTSIDE)
+        async def alive(_: EngineAddress | None) -> bool:
+            return await lives(ask.look, busy=self._busy(name), looks=looks)
 
         def cut(_: EngineAddress | None) -> None:
             self._give_up(name, standing)
             self._cut(address.endpoint)
 
-        return self._pulse(name, alive, cut, needs_address=False)
+        return self._pulse(name, alive, cut, needs_address=False, beside=beside)
 
     def _pulse(
         self,
@@ -272,8 +272,9 @@ class Chain:
         cut: Callable[[EngineAddress | None], None],
         *,
         needs_address: bool,
+        beside: float = math.inf,
     ) -> Pulse:
-        pulse = Pulse(name, alive=alive, cut=cut, needs_address=needs_address)
+        pulse = Pulse(name, alive=alive, cut=cut, needs_address=needs_address, beside=beside)
         self._pulses.append(pulse)
         return pulse
 

@@ -7,6 +7,7 @@ long as a long prompt may take to read.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -21,8 +22,8 @@ SILENCE_S = 2.0
 #: So long that question may take, in seconds. It costs an idle server a millisecond and a busy one hardly more.
 ANSWER_S = 3.0
 
-#: Whether anybody is at the place: an engine's address, or `None` for the backend's own. So many requests are there.
-Alive = Callable[[EngineAddress | None, int], Awaitable[bool]]
+#: Whether anybody is at the place: an engine's address, or `None` for the backend's own.
+Alive = Callable[[EngineAddress | None], Awaitable[bool]]
 #: Nobody does: every request there ends, as one whose connection was lost.
 Cut = Callable[[EngineAddress | None], None]
 
@@ -30,22 +31,33 @@ Cut = Callable[[EngineAddress | None], None]
 class Pulse:
     """The requests at one backend. One task looks after all of them, and only while there are any.
 
-    Requests that still wait for a model to be loaded (`needs_address`) are not there yet.
+    Requests that still wait for a model to be loaded (`needs_address`) are not there yet. The backend surely answers
+    questions beside so many requests (`beside`).
     """
 
-    def __init__(self, name: str, *, alive: Alive, cut: Cut, needs_address: bool, silence_s: float = SILENCE_S) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        alive: Alive,
+        cut: Cut,
+        needs_address: bool,
+        beside: float = math.inf,
+        silence_s: float = SILENCE_S,
+    ) -> None:
         self._name = name
         self._alive = alive
         self._cut = cut
         self._needs_address = needs_address
+        self._beside = beside
         self._silence_s = silence_s
         self._here: set[Exchange] = set()
         self._some = anyio.Event()
 
     @property
-    def requests(self) -> int:
-        """How many are there, or on their way."""
-        return len(self._here)
+    def busy(self) -> bool:
+        """Whether it has so many requests that it may be silent beside them."""
+        return len(self._here) > self._beside
 
     def enter(self, exchange: Exchange) -> None:
         """The request is sent there, or will be as soon as its model is loaded."""
@@ -71,8 +83,7 @@ class Pulse:
     async def _look(
         self, address: EngineAddress | None, before: dict[Exchange, tuple[EngineAddress | None, int]]
     ) -> None:
-        waiting = sum(place == address for place, _ in self._heard().values())
-        if await self._alive(address, waiting) or address not in self._silent(before):
+        if await self._alive(address) or address not in self._silent(before):
             return
         logger.warning("%s: nobody is there any more; its requests go on elsewhere", self._name)
         self._cut(address)

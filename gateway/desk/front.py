@@ -28,7 +28,7 @@ from hostler.gateway.records.logbook import Logbook
 from hostler.gateway.records.metrics import BackendNow, ChainNow, Metrics
 from hostler.gateway.routes import Surface
 from hostler.gateway.switching.orchestrator import Orchestrator
-from hostler.gateway.throttle import FailureThrottle
+from hostler.gateway.throttle import WRONG_KEYS, FailureThrottle
 
 
 @runtime_checkable
@@ -75,7 +75,7 @@ class Desk:
             lambda: _now(chain()),
             version=__version__,
         )
-        self.throttle = FailureThrottle(clock)
+        self.throttle = FailureThrottle(limit=WRONG_KEYS, clock=clock)
         self.sessions = Sessions(keys, clock) if keys is not None else None
         self._history = History(history, moment=status.moment, wall=wall)
         self._logbook = Logbook()

@@ -26,14 +26,12 @@ class Place:
     def __init__(self, *, needs_address: bool) -> None:
         self.answers = False
         self.looked: list[int | None] = []
-        self.waiting = 0
         self.cut: list[int | None] = []
         self.moved = anyio.Event()
         self.during: Any = None
-        self.pulse = Pulse("b", alive=self._alive, cut=self._cut, needs_address=needs_address, silence_s=0.01)
+        self.pulse = Pulse("b", alive=self._alive, cut=self._cut, needs_address=needs_address, beside=1, silence_s=0.01)
 
-    async def _alive(self, address: EngineAddress | None, waiting: int) -> bool:
-        self.waiting = waiting
+    async def _alive(self, address: EngineAddress | None) -> bool:
         self.looked.append(address.port if address is not None else None)
         self._tell()
         if self.during is not None:
@@ -135,4 +133,13 @@ async def test_a_plain_server_has_one_place_for_all() -> None:
             while not here.cut:
                 await here.moved.wait()
         assert here.cut[0] is None
-        assert here.waiting == 2
+
+
+async def test_a_backend_is_busy_with_more_requests_than_it_answers_questions_beside() -> None:
+    async with place(needs_address=False) as here:
+        here.request(None)
+        assert not here.pulse.busy
+        second = here.request(None)
+        assert here.pulse.busy
+        here.pulse.leave(second)
+        assert not here.pulse.busy
