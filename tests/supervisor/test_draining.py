@@ -47,6 +47,12 @@ async def chat(address: EngineAddress) -> str:
         return (await http.post(url, json={"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 16})).text
 
 
+async def cut_off(address: EngineAddress) -> None:
+    """Ask, and get no end of the answer."""
+    with pytest.raises(httpx.TransportError):
+        await chat(address)
+
+
 async def phases(fleet: Fleet, model: str, on: Callable[[SwitchMoved], object] = lambda _: None) -> list[str]:
     """Switch to it; what was told meanwhile."""
     told: list[str] = []
@@ -211,13 +217,7 @@ async def test_what_the_gateway_has_drained_is_not_waited_for(
         running(Fleet([scripted("a", last_when=gates("never").path), scripted("b")], EXCLUSIVE)) as fleet,
         anyio.create_task_group() as tasks,
     ):
-        address = await fleet.switch("a")
-
-        async def ask() -> None:
-            with pytest.raises(httpx.TransportError):
-                await chat(address)
-
-        tasks.start_soon(ask)
+        tasks.start_soon(cut_off, await fleet.switch("a"))
         await journal.until("request")
         await fleet.switch("b", evict=["a"])
         # Nor is it asked anything, which would take time.
@@ -229,13 +229,7 @@ async def test_patience_with_a_long_answer_has_an_end(
 ) -> None:
     profile = scripted("a", last_when=gates("never").path, profile={"drain_s": 0.2})
     async with running(Fleet([profile, scripted("b")], EXCLUSIVE)) as fleet, anyio.create_task_group() as tasks:
-        address = await fleet.switch("a")
-
-        async def ask() -> None:
-            with pytest.raises(httpx.TransportError):
-                await chat(address)
-
-        tasks.start_soon(ask)
+        tasks.start_soon(cut_off, await fleet.switch("a"))
         await journal.until("request")
         # Else it would be waited for for ever.
         with anyio.fail_after(30):
@@ -249,13 +243,7 @@ async def test_an_engine_that_ends_while_it_is_waited_for_is_waited_for_no_more(
         running(Fleet([scripted("a", last_when=gates("never").path), scripted("b")], EXCLUSIVE)) as fleet,
         anyio.create_task_group() as tasks,
     ):
-        address = await fleet.switch("a")
-
-        async def ask() -> None:
-            with pytest.raises(httpx.TransportError):
-                await chat(address)
-
-        tasks.start_soon(ask)
+        tasks.start_soon(cut_off, await fleet.switch("a"))
         await journal.until("request")
         with anyio.fail_after(30):
             await phases(fleet, "b", lambda event: event.phase == "draining" and tasks.start_soon(fleet.unload, "a"))
