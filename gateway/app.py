@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
-import msgspec
 from starlette.applications import Starlette
 
 from hostler import __version__
-from hostler.adapters.anthropic.upstream import AnthropicUpstream
-from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
-from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.inbound import OpenAIAdapter
-from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.protocol import Upstream
 from hostler.adapters.registry import load_adapters
 from hostler.gateway import keys as key_file
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.backends.base import Endpoint, Timeouts, Transport
+from hostler.gateway.backends.base import Endpoint, Transport
 from hostler.gateway.backends.budget import BudgetRules, RetryBudget
 from hostler.gateway.backends.chain import Address, Chain
 from hostler.gateway.backends.lan import LanTransport
@@ -40,7 +32,7 @@ from hostler.gateway.desk.status import ChainView, StatusView, chain_view
 from hostler.gateway.dispatch import Backend, Dispatch
 from hostler.gateway.edge import Edge, InProgress
 from hostler.gateway.events import Bus
-from hostler.gateway.keys import KeyRing
+from hostler.gateway.exposure import keys_in_force, places, refuse_beyond_loopback
 from hostler.gateway.layers.arrange import Arrange
 from hostler.gateway.layers.detect import Detect
 from hostler.gateway.layers.fallback import Fallback
@@ -56,18 +48,11 @@ from hostler.gateway.records.contents import default_file as contents_file
 from hostler.gateway.records.journal import Journal
 from hostler.gateway.records.overhearing import Overhearing
 from hostler.gateway.records.tracing import MissingExtra, Tracer, TracingRules, need
+from hostler.gateway.roster import backends_of, clouds_or, order_of
 from hostler.gateway.routes import adapter_claims, build
 from hostler.gateway.security import Rules, Security
 from hostler.gateway.serving.server import Server
-from hostler.gateway.settings import (
-    LOCAL,
-    BackendSettings,
-    GatewaySettings,
-    Settings,
-    SettingsError,
-    parse_address,
-    secret,
-)
+from hostler.gateway.settings import LOCAL, GatewaySettings, Settings, SettingsError, secret
 from hostler.gateway.switching.hosts import nearest_first
 from hostler.gateway.switching.orchestrator import Orchestrator
 from hostler.gateway.uploads import Uploads
@@ -119,7 +104,7 @@ class Gateway:
         self._pauses = Pauses()
         self._clients: list[SupervisorClient] = []
         self._supervisors = self._find_supervisors(local)
-        self._chain = _chain(settings, local)
+        self._chain = order_of(settings, local)
         self._history = history
         self._library = library
         self._presets = dict(presets or {})
@@ -136,7 +121,7 @@ class Gateway:
         Raises `SettingsError` for a socket beyond loopback without a key, whoever opened it.
         """
         if self._keys is None:
-            _refuse_beyond_loopback(places(sockets), key_file.default_file())
+            refuse_beyond_loopback(places(sockets), key_file.default_file())
         settings = self._settings.gateway
         catalog = self._catalog = Catalog(
             self._settings.backends, self._chain, version=__version__, presets=self._presets
@@ -159,13 +144,13 @@ class Gateway:
         }
         self._hosts = hosts
         journal = Journal()
-        clouds = lan if all(backend.in_the_house for backend in self._settings.backends.values()) else _clouds()
+        clouds = clouds_or(lan, self._settings)
         tracer, contents = _tracer(settings, self._clock), _contents(settings)
         near, cloud = lan, clouds  # type: Transport, Transport
         if tracer is not None:
             near = TracedTransport(lan, self._clock, told=True)
             cloud = TracedTransport(clouds, self._clock, told=settings.tracing.to_clouds)
-        backends = _backends(self._settings, self._supervisors, near, cloud)
+        backends = backends_of(self._settings, self._supervisors, near, cloud)
         chain = Chain(
             self._settings,
             supervisors=self._supervisors,
@@ -401,14 +386,6 @@ def _contents(settings: GatewaySettings) -> Contents | None:
     return None
 
 
-def _clouds() -> Transport:
-    from hostler.gateway.backends.cloud import CloudTransport
-
-    clouds = CloudTransport()
-    clouds.client()  # loads certificates, which nobody should wait for later
-    return clouds
-
-
 def _ends(hosts: Mapping[str, Orchestrator], now: float) -> dict[str, float]:
     """When idle models will be unloaded, in seconds since the epoch; on several hosts, the last of the moments."""
     wall = time.time()
@@ -417,121 +394,3 @@ def _ends(hosts: Mapping[str, Orchestrator], now: float) -> dict[str, float]:
         for model, seconds in host.idle_for(now).items():
             ends[model] = max(ends.get(model, 0.0), wall + seconds)
     return ends
-
-
-def addresses(settings: Settings) -> list[tuple[str, int]]:
-    """Where the gateway is to listen."""
-    return [parse_address(text) for text in settings.gateway.listen]
-
-
-def places(sockets: Iterable[socket.socket]) -> list[tuple[str, int]]:
-    """Where these sockets really are: a socket unit may have opened them elsewhere than the configuration says."""
-    return [(name[0], name[1]) for name in (each.getsockname() for each in sockets)]
-
-
-def keys_in_force(settings: Settings, sockets: Iterable[socket.socket] = ()) -> KeyRing | None:
-    """The keys in force, `None` if none are needed. Beyond loopback there is no gateway without keys, neither at a
-    configured address nor on a socket."""
-    named = settings.gateway.api_keys_file
-    path = Path(named).expanduser() if named else key_file.default_file()
-    try:
-        keys = KeyRing(path)
-    except key_file.KeyFileError as error:
-        raise SettingsError(str(error)) from error
-    if keys:
-        return keys
-    if named and path.exists():
-        raise SettingsError(f"gateway.api_keys_file: {path} holds no keys; make one with `hostler keys add NAME`")
-    _refuse_beyond_loopback([*addresses(settings), *places(sockets)], path)
-    if named:
-        raise SettingsError(f"gateway.api_keys_file: {path} does not exist; make a key with `hostler keys add NAME`")
-    return None
-
-
-def _refuse_beyond_loopback(where: Iterable[tuple[str, int]], path: Path) -> None:
-    for host, port in where:
-        if not is_loopback(host):
-            raise SettingsError(
-                f"gateway.listen: refusing to listen on {host}:{port} without API keys, since others could reach it; "
-                f"make a key with `hostler keys add NAME` (kept in {path}), or listen on 127.0.0.1:{port}"
-            )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address. IPv4 within IPv6 is what it stands for."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-
-
-def _chain(settings: Settings, local: Supervisor | None) -> tuple[str, ...]:
-    """The order in which backends are tried: as configured, else this process's own first, then as they stand."""
-    named = settings.gateway.chain
-    own = [LOCAL] if local is not None else []
-    if named is None:
-        return (*own, *settings.backends)
-    if LOCAL in named and not own:
-        raise SettingsError(f"gateway.chain names {LOCAL!r}, but only `hostler up` runs a supervisor of its own")
-    return tuple(named) if LOCAL in named else (*own, *named)
-
-
-def _backends(
-    settings: Settings, supervisors: Mapping[str, Supervisor], lan: Transport, cloud: Transport
-) -> dict[str, Backend]:
-    engine = LlamaCppUpstream()
-    upstreams: dict[str, Upstream] = {
-        "llamacpp": engine,
-        "openai": OpenAIUpstream(),
-        "ollama": OllamaUpstream(),
-        "anthropic": AnthropicUpstream(),
-    }
-    timeouts = Timeouts(**msgspec.structs.asdict(settings.gateway.timeouts))
-    backends = {
-        name: Backend(name=name, upstream=engine, transport=lan, timeouts=timeouts, folds=True) for name in supervisors
-    }
-    for name, backend in settings.backends.items():
-        if backend.kind != "supervisor":
-            backends[name] = Backend(
-                name=name,
-                upstream=upstreams[backend.kind],
-                transport=lan if backend.in_the_house else cloud,
-                timeouts=timeouts,
-                endpoint=_endpoint(name, backend),
-                folds=backend.kind == "llamacpp",
-                headers=_headers(name, backend),
-            )
-    return backends
-
-
-def _headers(name: str, backend: BackendSettings) -> tuple[tuple[str, str], ...]:
-    """What every request to a plain backend says beside its body."""
-    headers = []
-    if backend.referer is not None:
-        headers.append(("HTTP-Referer", backend.referer))
-    if backend.title is not None:
-        headers.append(("X-Title", backend.title))
-    if backend.kind == "anthropic" and (key := _key(name, backend)) is not None:
-        headers.append(("x-api-key", key))
-    return tuple(headers)
-
-
-def _key(name: str, backend: BackendSettings) -> str | None:
-    return secret(backend.api_key, backend.api_key_file, f"backends.{name}.api_key_file")
-
-
-def _endpoint(name: str, backend: BackendSettings) -> Endpoint:
-    """Where a plain backend listens. Requests carry their own `/v1`, so one at the end of the address is left out."""
-    url = urlsplit(backend.url)
-    if not url.hostname:
-        raise SettingsError(f"backends.{name}.url: {backend.url!r} names no host")
-    tls = url.scheme == "https"
-    return Endpoint(
-        host=url.hostname,
-        port=url.port or (443 if tls else 80),
-        name=name,
-        key=None if backend.kind == "anthropic" else _key(name, backend),  # Anthropic's goes into a header of its own
-        tls=tls,
-        base_path=url.path.rstrip("/").removesuffix("/v1"),
-    )

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 
 from hostler import __version__
-from hostler.gateway.app import Gateway, addresses, is_loopback, keys_in_force, places
+from hostler.gateway.app import Gateway
 from hostler.gateway.events import SwitchChanged
+from hostler.gateway.exposure import addresses, is_loopback, keys_in_force, places
 from hostler.gateway.records import history
 from hostler.gateway.reloading import Reloader
 from hostler.gateway.serving import notify

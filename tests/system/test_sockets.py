@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from hostler.gateway import keys
-from hostler.gateway.app import Gateway, is_loopback, keys_in_force
+from hostler.gateway.app import Gateway
+from hostler.gateway.exposure import is_loopback, keys_in_force
 from hostler.gateway.asgi import Receive, Scope, Send
 from hostler.gateway.serving.server import Server
 from hostler.gateway.settings import BackendSettings, GatewaySettings, Settings, SettingsError
