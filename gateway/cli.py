@@ -265,7 +265,7 @@ def keys_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     elif not records:
         typer.echo(f"There are no keys in {path}: everybody on this machine may use the gateway, and nobody else.")
     else:
-        columns = [tables.Column("NAME"), tables.Column("SCOPES"), tables.Column("CREATED", drop=1)]
+        columns = [tables.Column("NAME", named=True), tables.Column("SCOPES"), tables.Column("CREATED", drop=1)]
         tables.show_table(columns, inspecting.key_rows(records))
 
 

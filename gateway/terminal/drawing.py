@@ -131,9 +131,9 @@ class Drawing:
         busy = {each["model"] for each in running} | {model for _, model in moving}
         others = [card["name"] for card in status["models"] if card["name"] not in busy]
         columns = [
-            Column("MODEL"),
-            Column("HOST", drop=3),
-            Column("STATE"),
+            Column("MODEL", named=True),
+            Column("HOST", drop=3, named=True, least=12),
+            Column("STATE", least=24),
             Column("BUSY", right=True, drop=1),
             Column("WAITS", right=True, drop=5),
             Column("MEMORY", right=True, drop=2),

@@ -75,9 +75,9 @@ def ps(
     if running:
         tables.show_table(
             [
-                Column("MODEL"),
-                Column("HOST", drop=2),
-                Column("STATE"),
+                Column("MODEL", named=True),
+                Column("HOST", drop=2, named=True, least=12),
+                Column("STATE", least=20),
                 Column("SINCE", drop=4),
                 Column("MEMORY", right=True, drop=1),
                 Column("BUSY", right=True),
@@ -94,9 +94,9 @@ def ps(
         tables.show_table(
             [
                 Column("REQUEST"),
-                Column("CLIENT", drop=2),
-                Column("MODEL", drop=1),
-                Column("BACKEND", drop=3),
+                Column("CLIENT", drop=2, named=True, least=12),
+                Column("MODEL", drop=1, named=True),
+                Column("BACKEND", drop=3, named=True, least=12),
                 Column("PHASE"),
                 Column("FOR", right=True),
             ],
@@ -129,12 +129,12 @@ def models(
         return
     tables.show_table(
         [
-            Column("MODEL"),
-            Column("STATE"),
+            Column("MODEL", named=True),
+            Column("STATE", least=20),
             Column("CONTEXT", right=True),
             Column("SLOTS", right=True, drop=2),
             Column("ALIASES", drop=1, wraps=True),
-            Column("FILE", drop=3),
+            Column("FILE", drop=3, named=True, least=28),
         ],
         inspecting.model_rows(rows),
     )
@@ -163,7 +163,7 @@ def status(
         "",
         tables.table(
             [
-                Column("HOST"),
+                Column("HOST", named=True),
                 Column("SUPERVISOR"),
                 Column("SERVING", right=True),
                 Column("WAITING", right=True),
@@ -176,18 +176,24 @@ def status(
     )
     tables.show_table(
         [
-            Column("MODEL"),
-            Column("STATE"),
+            Column("MODEL", named=True),
+            Column("STATE", least=20),
             Column("CONTEXT", right=True),
             Column("SLOTS", right=True, drop=1),
-            Column("NOTE", wraps=True),
+            Column("NOTE", wraps=True, least=24),
         ],
         inspecting.status_rows(told),
     )
     if hops := inspecting.chain_rows(told):
         tables.show("")
         tables.show_table(
-            [Column("HOP"), Column("KIND", drop=2), Column("STANDS", drop=3), Column("NOW"), Column("TODAY", drop=1)],
+            [
+                Column("HOP", named=True),
+                Column("KIND", drop=2),
+                Column("STANDS", drop=3),
+                Column("NOW", wraps=True),
+                Column("TODAY", drop=1),
+            ],
             hops,
         )
 
@@ -282,8 +288,8 @@ def route(
     tables.show_table(
         [
             Column("HOP", right=True, drop=3),
-            Column("BACKEND"),
-            Column("NAME THERE", drop=1),
+            Column("BACKEND", named=True),
+            Column("NAME THERE", drop=1, named=True),
             Column("STANDS", drop=2),
             Column("NOW", wraps=True),
         ],
@@ -321,7 +327,7 @@ def doctor(
         tables.show(f"{found['model']}:")
         tables.show_table(
             [
-                Column("BACKEND"),
+                Column("BACKEND", named=True),
                 Column("RESULT"),
                 Column("TOOK", right=True),
                 Column("SWITCHING", right=True, drop=1),

@@ -16,10 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from hostler.gateway.events import printable
+from hostler.gateway.terminal.shortening import shortened
 
 _PIPE_WIDTH: Final = 10_000
 _GAP: Final = 2
 _LONGEST: Final = 2000
+
+#: What wraps, and names, are content with so many cells.
+_LEAST: Final = 20
 
 #: How states, outcomes and answers look. Words carry the meaning; colours only repeat it.
 STYLES: Final = {
@@ -47,25 +51,29 @@ STYLES: Final = {
 class Column(msgspec.Struct, frozen=True):
     """A column. Where there is no room, those with the highest `drop` are left out first; 0 stays.
 
-    `wraps`: its text goes on in the next line; others are cut with an ellipsis.
+    `wraps`: its text goes on in the next line; others are cut with an ellipsis. `named`: it holds names, which are cut
+    in the middle, and different ones stay different. Before others are left out, what wraps, names, and what has a
+    `least` width become as narrow as that.
     """
 
     title: str
     right: bool = False
     drop: int = 0
     wraps: bool = False
+    named: bool = False
+    least: int = 0
 
 
 #: Requests that ended or are on their way, as `inspecting.past_rows` tells them.
 PAST: Final = (
     Column("AT", drop=4),
-    Column("REQUEST"),
-    Column("MODEL"),
-    Column("VIA", drop=2),
+    Column("REQUEST", least=16),
+    Column("MODEL", named=True),
+    Column("VIA", drop=2, named=True),
     Column("TOOK", right=True, drop=1),
     Column("FIRST WORD", right=True, drop=3),
     Column("SPEED", right=True, drop=5),
-    Column("CLIENT", drop=6),
+    Column("CLIENT", drop=6, named=True),
 )
 
 
@@ -92,7 +100,7 @@ def styled(text: str) -> Text:
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) -> Table:
     """The rows as far as `width` goes."""
     cells = [[styled(cell) for cell in row] for row in rows]
-    shown = _shown(columns, _widths(columns, cells), width)
+    shown, widths = _fitted(columns, cells, width)
     made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", collapse_padding=True)
     for place in shown:
         column = columns[place]
@@ -101,6 +109,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) 
             justify="right" if column.right else "left",
             no_wrap=not column.wraps,
             overflow="fold" if column.wraps else "ellipsis",
+            width=widths[place],
         )
     for row in cells:
         made.add_row(*(row[place] for place in shown))
@@ -110,10 +119,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) 
 def aligned(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) -> list[Text]:
     """The same as lines in which nothing wraps: less beautiful where it is narrow, and a tenth of the work."""
     cells = [[styled(cell) for cell in row] for row in rows]
-    widths = _widths(columns, cells)
-    shown = _shown(columns, widths, width)
-    while _needed(columns, widths, shown) > width and max(widths[place] for place in shown) > 1:
-        widths[max(shown, key=lambda place: widths[place])] -= 1
+    shown, widths = _fitted(columns, cells, width)
     lines = []
     for row in ([Text(column.title, "bold") for column in columns], *cells):
         line = Text()
@@ -131,27 +137,42 @@ def aligned(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int
     return lines
 
 
-def _widths(columns: Sequence[Column], cells: Sequence[Sequence[Text]]) -> list[int]:
-    """How wide each column would like to be."""
-    return [
+def _fitted(columns: Sequence[Column], cells: Sequence[list[Text]], width: int) -> tuple[list[int], list[int]]:
+    """The columns for which there is room, and how wide each is. Names in `cells` become as short as their columns."""
+    wanted = [
         max([cell_len(column.title), *(row[place].cell_len for row in cells)]) for place, column in enumerate(columns)
     ]
-
-
-def _shown(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
-    """The columns for which there is room."""
+    widths = [
+        max(cell_len(column.title), min(wish, _least(column) or wish))
+        for column, wish in zip(columns, wanted, strict=True)
+    ]
     shown = list(range(len(columns)))
     for place in sorted(shown, key=lambda each: -columns[each].drop):
-        if _needed(columns, widths, shown) <= width or not columns[place].drop:
+        if _together(widths, shown) <= width or not columns[place].drop:
             break
         shown.remove(place)
-    return shown
+    # Too narrow for all that: the widest give. Room that is left goes to those who want it, the narrowest first.
+    while _together(widths, shown) > width and max(widths[place] for place in shown) > 1:
+        widths[max(shown, key=lambda place: widths[place])] -= 1
+    left = width - _together(widths, shown)
+    while left > 0 and (wanting := [place for place in shown if widths[place] < wanted[place]]):
+        for place in sorted(wanting, key=lambda place: widths[place])[:left]:
+            widths[place] += 1
+            left -= 1
+    for place in shown:
+        if columns[place].named and widths[place] < wanted[place]:
+            short = shortened({row[place].plain for row in cells}, widths[place])
+            for row in cells:
+                row[place].plain = short[row[place].plain]
+    return shown, widths
 
 
-def _needed(columns: Sequence[Column], widths: Sequence[int], shown: Sequence[int]) -> int:
-    """How wide the columns want to be together; one that wraps is content with twenty cells."""
-    together = sum(min(widths[each], 20) if columns[each].wraps else widths[each] for each in shown)
-    return together + _GAP * (len(shown) - 1)
+def _least(column: Column) -> int:
+    return column.least or (_LEAST if column.wraps or column.named else 0)
+
+
+def _together(widths: Sequence[int], shown: Sequence[int]) -> int:
+    return sum(widths[place] for place in shown) + _GAP * (len(shown) - 1)
 
 
 def show(*parts: RenderableType) -> None:
