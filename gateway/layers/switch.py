@@ -69,6 +69,8 @@ class Switch(Layer):
                 try:
                     await self._wait(exchange, turn)
                 finally:
+                    if not turn.settled:
+                        turn.give_back()  # whoever leaves the line has waited, too
                     exchange.switch_s += turn.switch_s
                     exchange.queue_s += max(0.0, turn.waited_s - turn.switch_s)
             exchange.address = turn.address()

@@ -163,6 +163,7 @@ class Orchestrator:
         waiting = [turn for turn in self._turns.values() if not turn.settled]
         # All are refused before the first one leaves its place, or that would be given to the next of them.
         for turn in waiting:
+            self._clock_out(turn, now)
             turn.refuse(Stopping(NO_MORE))
         for turn in waiting:
             self._carry_out(self._scheduler.leave(turn.id, now), now)
@@ -178,6 +179,7 @@ class Orchestrator:
         if turn.settled:
             effects = self._scheduler.release(turn.id, now, turn.keep_alive_s)
         else:
+            self._clock_out(turn, now)
             effects = self._scheduler.leave(turn.id, now)
         self._carry_out(effects, now)
         if not turn.settled:
@@ -417,10 +419,8 @@ class Orchestrator:
                 if turn is None:
                     continue
                 queue_moved = queue_moved or turn.queued
-                turn.waited_s = now - turn.asked_at
+                self._clock_out(turn, now)
                 if isinstance(effect, Grant):
-                    began, ended = self._loads.get(effect.model, (0.0, 0.0))
-                    turn.switch_s = max(0.0, ended - max(began, turn.asked_at))
                     turn.grant(self._addresses.known(effect.model))
                 elif refused_as is not None and effect.cause == "load_failed":
                     turn.refuse(refused_as)
@@ -435,6 +435,12 @@ class Orchestrator:
                 self._tasks.start_soon(self._unload, effect)
         if queue_moved:
             self._tell_queue(now)
+
+    def _clock_out(self, turn: Turn, now: float) -> None:
+        """Its waiting is over, whatever it came to: how long it was, and how much of it a switch to its model took."""
+        began, ended = self._loads.get(turn.model, (0.0, 0.0))
+        turn.waited_s = now - turn.asked_at
+        turn.switch_s = max(0.0, min(ended, now) - max(began, turn.asked_at))
 
     def _tell_queue(self, now: float) -> None:
         """Say who waits: at once while they are few; of a long line, to say it takes as long as the line is."""
@@ -454,6 +460,7 @@ class Orchestrator:
 
     async def _switch(self, order: Switch) -> None:
         began = self._clock()
+        self._loads[order.model] = (began, math.inf)
         for victim in order.evict:
             self._leave(victim)
         failure: Failure | None = None
@@ -473,9 +480,10 @@ class Orchestrator:
             logger.exception("%s: switching to %s failed", self.name, order.model)
             failure = Failure(kind="exited", message=f"{type(error).__name__} while switching")
         now = self._clock()
+        if self._loads[order.model] == (began, math.inf):  # else it was given up, and a later one is under way
+            self._loads[order.model] = (began, now)
         if failure is None:
             self._addresses.put(address)
-            self._loads[order.model] = (began, now)
             self._carry_out(self._scheduler.loaded(order.id, order.model, now, address.parallel), now)
         else:
             logger.warning("%s: %s could not be loaded: %s", self.name, order.model, failure.message)

@@ -1,0 +1,111 @@
+"""How long those waited who never got their turn: it is told in the event, the log line, the metrics and the headers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+
+import anyio
+import pytest
+from fakes.gate import Gate
+from system.house import House, OpenHouse, first_word
+
+from hostler.gateway.events import Event, RequestFinished
+from hostler.gateway.records.journal import describe
+
+pytestmark = pytest.mark.anyio
+
+LONG = {"chunks": 50_000, "chunk_delay": 0.02}
+
+Gates = Callable[[str], Gate]
+End = Callable[[House, anyio.CancelScope], Awaitable[object]]
+
+
+async def leaves(house: House, client: anyio.CancelScope) -> None:
+    client.cancel()
+
+
+async def is_cancelled(house: House, client: anyio.CancelScope) -> None:
+    (waiting,) = (await house.status())["hosts"][0]["queue"]
+    await house.order("cancel", id=waiting["id"])
+
+
+async def has_its_model_unloaded(house: House, client: anyio.CancelScope) -> None:
+    await house.order("unload", model="a")
+
+
+async def sees_the_gateway_stop(house: House, client: anyio.CancelScope) -> None:
+    house.gateway.stop()
+
+
+async def waited(house: House, end: End) -> tuple[RequestFinished, float]:
+    """A request for `a` that waits, is seen in line, and then ends so; and how long it had been in line by then."""
+    finished: list[RequestFinished] = []
+    over = anyio.Event()
+
+    def hear(event: Event) -> None:
+        if isinstance(event, RequestFinished) and event.model == "a" and event.asked == "a:latest":
+            finished.append(event)
+            over.set()
+
+    house.gateway.bus.listen(hear)
+    client = anyio.CancelScope()
+
+    async def ask() -> None:
+        with client:
+            await house.chat("a:latest")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask)
+        told = 0.0
+        while told < 0.05:
+            told = max([each["waited_s"] for each in (await house.status())["hosts"][0]["queue"]], default=0.0)
+        await end(house, client)
+        with anyio.fail_after(20):
+            await over.wait()
+    return finished[0], told
+
+
+@pytest.mark.parametrize("end", [leaves, is_cancelled, has_its_model_unloaded, sees_the_gateway_stop])
+async def test_who_ends_in_line_has_waited_in_the_queue(open_house: OpenHouse, end: End) -> None:
+    async with open_house({"a": {"script": LONG}}, gateway={"drain_s": 0.1}) as house, house.stream("a") as running:
+        await first_word(running)
+        event, told = await waited(house, end)
+        assert told <= event.queue_s <= event.seconds
+        assert event.switch_s == 0
+        assert f"queued {event.queue_s:.3f} s" in describe(event)
+        if end is not sees_the_gateway_stop:
+            metrics = (await house.http.get("/metrics")).text
+            found = re.search(r'^hostler_queue_wait_seconds_sum\{model="a"\} (\S+)', metrics, re.MULTILINE)
+            assert found
+            assert float(found[1]) >= told
+
+
+async def test_who_leaves_during_a_load_has_waited_for_the_switch(open_house: OpenHouse, gates: Gates) -> None:
+    ready = gates("ready")
+    async with open_house({"a": {"script": {"ready_when": ready.path}}}) as house:
+        event, told = await waited(house, leaves)
+        assert event.outcome == "left"
+        assert told <= event.queue_s + event.switch_s <= event.seconds
+        assert event.switch_s > event.queue_s
+        ready.open()
+
+
+async def test_who_waits_for_a_load_that_fails_has_waited_for_the_switch(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"exit_code": 1}}}) as house:
+        finished: list[RequestFinished] = []
+        house.gateway.bus.listen(lambda event: finished.append(event) if isinstance(event, RequestFinished) else None)
+        answer = await house.chat("a")
+        assert answer.status_code == 503
+        assert finished[0].switch_s > finished[0].queue_s
+
+
+async def test_who_waits_too_long_is_told_how_long(open_house: OpenHouse) -> None:
+    async with (
+        open_house({"a": {"script": LONG}}, gateway={"queue": {"max_wait_s": 0.2}}) as house,
+        house.stream("a") as running,
+    ):
+        await first_word(running)
+        answer = await house.chat("a")
+        assert answer.status_code == 503
+        assert int(answer.headers["x-hostler-queue-ms"]) >= 200
