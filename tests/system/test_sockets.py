@@ -17,8 +17,8 @@ import pytest
 
 from hostler.gateway import keys
 from hostler.gateway.app import Gateway
-from hostler.gateway.exposure import is_loopback, keys_in_force
 from hostler.gateway.asgi import Receive, Scope, Send
+from hostler.gateway.exposure import is_loopback, keys_in_force
 from hostler.gateway.serving.server import Server
 from hostler.gateway.settings import BackendSettings, GatewaySettings, Settings, SettingsError
 from hostler.supervisor.guard import Guard
