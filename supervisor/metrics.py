@@ -15,7 +15,10 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 
 
 
 class HostMetrics:
-    """`hear` every event of a host, then `render`. `status` tells how it is now."""
+    """`hear` every event of a host, then `render`. `status` tells how it is now.
+
+    A gateway of the same process tells what `counted` does beside its own, and the process' own figures itself.
+    """
 
     def __init__(self, status: Callable[[], HostStatus]) -> None:
         self._registry = registry = CollectorRegistry()
@@ -33,8 +36,9 @@ class HostMetrics:
         self._phases = Counter(
             "hostler_supervisor_switch_phase_seconds", "What switches spent where.", ["phase"], registry=registry
         )
-        ProcessCollector(registry=registry)
         registry.register(_Now(status))
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
         self._generations: dict[str, int] = {}
         self._failed: dict[str, Failure] = {}
 
@@ -57,6 +61,10 @@ class HostMetrics:
 
     def render(self) -> bytes:
         """Everything, as Prometheus reads it."""
+        return self.counted() + generate_latest(self._process)
+
+    def counted(self) -> bytes:
+        """The same without what is known of the process."""
         return generate_latest(self._registry)
 
 

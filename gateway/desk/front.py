@@ -38,6 +38,20 @@ class KeepsLogs(Protocol):
     def logs(self, model: str, follow: bool = False) -> AsyncIterator[str]: ...
 
 
+class HostCounts(Protocol):
+    """What a host has counted, in Prometheus' text format and without what is known of its process."""
+
+    def counted(self) -> bytes: ...
+
+
+@runtime_checkable
+class KeepsCounts(Protocol):
+    """A supervisor of this process: nobody else asks it for its metrics."""
+
+    @property
+    def metrics(self) -> HostCounts: ...
+
+
 class Desk:
     """Answers operators and onlookers. `run` keeps history, logs and live views going; `close` ends the live views.
 
@@ -79,7 +93,14 @@ class Desk:
         self.sessions = Sessions(keys, clock) if keys is not None else None
         self._history = History(history, moment=status.moment, wall=wall)
         self._logbook = Logbook()
-        self._dashboard = Dashboard(status, hosts, self._history, metrics=metrics.render, version=__version__)
+        counts = [each.metrics for each in supervisors.values() if isinstance(each, KeepsCounts)]
+        self._dashboard = Dashboard(
+            status,
+            hosts,
+            self._history,
+            metrics=lambda: b"".join([metrics.render(), *(each.counted() for each in counts)]),
+            version=__version__,
+        )
         self._logs = Logs(
             self._logbook,
             {name: each.logs for name, each in supervisors.items() if isinstance(each, KeepsLogs)},

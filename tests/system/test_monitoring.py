@@ -6,16 +6,19 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import promql_parser
 import pytest
+from fakes.gate import Gate
 from fakes.openrouter import open_router
 from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 from system.chain import open_chain, plain, said
-from system.house import another_host
+from system.house import another_host, house_in
 
 from hostler.gateway.backends.breaker import BreakerState
 from hostler.gateway.exchange import Outcome
@@ -31,8 +34,38 @@ SCRAPES = YAML(typ="safe").load(DEPLOY / "prometheus.yaml")
 #: What Prometheus adds by itself.
 ADDED = {"job", "instance"}
 
-Told = dict[str, set[str]]
-"""The names of samples, each with the names of its labels."""
+
+class Told:
+    """What a service told at several moments: its samples as names with labels, and the labels by name."""
+
+    def __init__(self) -> None:
+        self.samples: set[tuple[str, frozenset[tuple[str, str]]]] = set()
+        self.labels: dict[str, set[str]] = defaultdict(set)
+
+    def hear(self, text: str) -> None:
+        """Another page of metrics."""
+        families = list(text_string_to_metric_families(text))
+        names = [family.name for family in families]
+        assert len(set(names)) == len(names), "told twice"
+        for sample in (sample for family in families for sample in family.samples):
+            self.samples.add((sample.name, frozenset(sample.labels.items())))
+            self.labels[sample.name] |= set(sample.labels)
+
+    def has(self, selector: Any) -> bool:
+        """Whether anything is chosen by these words of PromQL."""
+        return any(
+            name == selector.name and all(_fits(matcher, dict(labels)) for matcher in selector.matchers.matchers)
+            for name, labels in self.samples
+        )
+
+
+def _fits(matcher: Any, labels: dict[str, str]) -> bool:
+    value = labels.get(matcher.name, "")
+    if matcher.op in (promql_parser.MatchOp.Re, promql_parser.MatchOp.NotRe):
+        same = re.fullmatch(matcher.value, value) is not None
+    else:
+        same = matcher.value == value
+    return same is (matcher.op in (promql_parser.MatchOp.Re, promql_parser.MatchOp.Equal))
 
 
 @pytest.fixture(scope="module")
@@ -42,36 +75,76 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 async def told(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, Told]]:
-    """What both services tell once everything has happened that is counted."""
+    """What both services tell, each on its own machine, while everything happens that is counted."""
     tmp_path = tmp_path_factory.mktemp("monitoring")
-    profiles = {"m": {}, "broken": {"script": {"exit_code": 1}}}
+    ready, answers = Gate(tmp_path / "ready"), Gate(tmp_path / "answers")
+    script = {"ready_when": ready.path, "answer_when": answers.path, "queue": True}
+    profiles = {"m": {"script": script}, "broken": {"script": {"exit_code": 1}}}
+    seen = {"gateway": Told(), "supervisor": Told()}
     async with (
         open_router("cloud") as cloud,
+        open_router("paid") as paid,
         another_host(tmp_path / "main", profiles, supervisor={"memory_budget": "1GiB"}) as host,
         open_chain(
             tmp_path,
-            {"main": host.backend, "cloud": plain(cloud, local=False)},
-            gateway={"spending": {"file": str(tmp_path / "spending.json"), "daily_limit": 10}},
+            {"main": host.backend, "cloud": plain(cloud, local=False), "paid": plain(paid, local=False)},
+            gateway={
+                "spending": {"file": str(tmp_path / "spending.json"), "daily_limit": 10},
+                "queue": {"max_waiting": 1},
+                "timeouts": {"connect_s": 5, "first_byte_s": 60, "between_bytes_s": 60},
+            },
         ) as chain,
     ):
-        assert (await chain.ask(model="m")).headers["x-hostler-backend"] == "main"
+        paid.then = (401,)
+
+        async def look() -> None:
+            seen["gateway"].hear((await chain.http.get("/metrics")).text)
+            seen["supervisor"].hear((await host.scrape()).text)
+
+        async def at(serving: int, waiting: int, state: str) -> None:
+            """Wait until so many are served and wait, and the model is so."""
+            now: tuple[Any, ...] = ()
+            with anyio.fail_after(20):
+                while now != (serving, waiting, state):
+                    (view,) = (await chain.http.get("/admin/status")).json()["hosts"]
+                    states = {model["model"]: model["state"] for model in view["host"]["models"]}
+                    now = (view["serving"], view["waiting"], states.get("m", "stopped"))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(chain.ask)
+            await at(0, 1, "starting")
+            await look()
+            ready.open()
+            await at(1, 0, "ready")
+            inside = {"X-Hostler-Local-Only": "true"}
+            tasks.start_soon(partial(chain.ask, headers=inside))
+            await at(1, 1, "ready")
+            assert (await chain.ask(headers=inside)).status_code == 429
+            answers.open()
         assert said(await chain.ask(model="broken")).startswith("cloud:")
-        await chain.ask(model="broken", headers={"X-Hostler-Local-Only": "true"})
+        await chain.ask(model="broken", headers=inside)
         cloud.then = (500,)
         while not any(event.backend == "cloud" for event in chain.events if hasattr(event, "before")):
             await chain.ask(model="broken")
-        gateway = (await chain.http.get("/metrics")).text
-        supervisor = (await host.scrape()).text
-    yield {"gateway": samples(gateway), "supervisor": samples(supervisor)}
+        await chain.until(lambda: paid.asked)
+        await look()
+        await chain.http.post("/admin/unload", json={"model": "m"})
+        await at(0, 0, "stopped")
+        await look()
+    yield seen
 
 
-def samples(text: str) -> Told:
-    """The names of a page of metrics."""
-    names: Told = defaultdict(set)
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            names[sample.name] |= set(sample.labels)
-    return dict(names)
+@pytest.fixture(scope="module")
+async def together(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Told]:
+    """What `hostler up` tells, gateway and supervisor in one process."""
+    profiles = {"m": {}, "broken": {"script": {"exit_code": 1}}}
+    opened = house_in(tmp_path_factory.mktemp("together"))
+    async with opened(profiles, supervisor={"memory_budget": "1GiB"}) as house:
+        await house.chat("m")
+        await house.chat("broken")
+        seen = Told()
+        seen.hear((await house.http.get("/metrics")).text)
+    yield seen
 
 
 def parts(node: Any) -> Iterator[Any]:
@@ -133,8 +206,8 @@ KNOWN_VALUES = {
 
 @pytest.mark.parametrize(("expr", "legend"), expressions())
 async def test_every_name_and_label_exists(told: dict[str, Told], expr: str, legend: str) -> None:
-    exists = {**told["gateway"], **told["supervisor"], "up": set()}
-    for name in set(told["gateway"]) & set(told["supervisor"]):
+    exists = {**told["gateway"].labels, **told["supervisor"].labels, "up": set()}
+    for name in set(told["gateway"].labels) & set(told["supervisor"].labels):
         assert name.startswith("process_")
     metrics, grouped, values = wanted(expr)
     assert metrics
@@ -149,9 +222,34 @@ async def test_every_name_and_label_exists(told: dict[str, Told], expr: str, leg
         assert value in KNOWN_VALUES[label], (label, value)
 
 
+def selectors(text: str) -> list[Any]:
+    """What an expression chooses, without what Prometheus knows by itself."""
+    chosen = [node for node in parts(expression(text)) if isinstance(node, promql_parser.VectorSelector)]
+    return [each for each in chosen if each.name != "up"]
+
+
+@pytest.mark.parametrize(("expr", "legend"), expressions())
+async def test_nothing_stays_empty(told: dict[str, Told], expr: str, legend: str) -> None:
+    for selector in selectors(expr):
+        assert any(service.has(selector) for service in told.values()), selector.prettify()
+
+
+@pytest.mark.parametrize(
+    ("expr", "legend"), [each for each in expressions() if "hostler_supervisor_" in str(each.values[0])]
+)
+async def test_nothing_stays_empty_where_one_process_is_both(together: Told, expr: str, legend: str) -> None:
+    for selector in selectors(expr):
+        assert together.has(selector), selector.prettify()
+
+
+async def test_one_process_tells_all_that_two_do(told: dict[str, Told], together: Told) -> None:
+    supervisors = told["supervisor"].labels
+    assert {name: together.labels.get(name) for name in supervisors} == supervisors
+
+
 async def test_nobody_tells_a_name_that_the_documents_do_not(told: dict[str, Told]) -> None:
     text = (DEPLOY.parent / "docs" / "operations.md").read_text(encoding="utf-8")
-    for name in {name for names in told.values() for name in names}:
+    for name in {name for service in told.values() for name in service.labels}:
         if not name.endswith("_created"):
             family = re.sub("_(bucket|count|sum)$", "", name)
             assert f"`{family}`" in text or name.startswith("process_"), name
@@ -196,4 +294,4 @@ async def test_variables_of_the_dashboard_have_values(told: dict[str, Told]) -> 
     for variable in DASHBOARD["templating"]["list"]:
         if variable["type"] == "query":
             metric, label = variable["definition"].removeprefix("label_values(").removesuffix(")").split(", ")
-            assert label in told["gateway"][metric]
+            assert label in told["gateway"].labels[metric]
