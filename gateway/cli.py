@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
@@ -20,18 +20,15 @@ from hostler.gateway.terminal.options import (
     USAGE,
     ConfigOption,
     JsonOption,
-    LogFormat,
-    LogLevel,
     ModelsArgument,
     configuration,
     fail,
     print_json,
 )
+from hostler.gateway.terminal.starting import LOG_FORMAT, LOG_LEVEL, PLAIN, LogFormat, LogLevel, Start
 
 if TYPE_CHECKING:
     from hostler.gateway.exchange import Scope
-    from hostler.gateway.settings import Configuration
-    from hostler.gateway.terminal.live import Live
 
 app = typer.Typer(
     name="hostler",
@@ -55,12 +52,12 @@ class KeyScope(StrEnum):
 
 
 LevelOption = Annotated[
-    LogLevel | None, typer.Option("--log-level", help="How much is logged; else gateway.logging.level.")
+    LogLevel | None, typer.Option(*LOG_LEVEL.names, help="How much is logged; else gateway.logging.level.")
 ]
 FormatOption = Annotated[
-    LogFormat | None, typer.Option("--log-format", help="How it is logged; else gateway.logging.format.")
+    LogFormat | None, typer.Option(*LOG_FORMAT.names, help="How it is logged; else gateway.logging.format.")
 ]
-PlainOption = Annotated[bool, typer.Option("--plain", help="Plain lines, also on a terminal: no live view.")]
+PlainOption = Annotated[bool, typer.Option(*PLAIN.names, help="Plain lines, also on a terminal: no live view.")]
 
 
 def _version(wanted: bool) -> None:
@@ -91,9 +88,7 @@ def up(
 
     Without a file: a small real model, ready to chat. On a terminal with a live view.
     """
-    from hostler.gateway import running
-
-    _run(running.up, config, plain, log_level, log_format)
+    _launch(Start(command="up", config=config, plain=plain, log_level=log_level, log_format=log_format))
 
 
 @app.command()
@@ -107,9 +102,7 @@ def gateway(
 
     Supervisors and other servers are its backends.
     """
-    from hostler.gateway import running
-
-    _run(running.gateway, config, plain, log_level, log_format)
+    _launch(Start(command="gateway", config=config, plain=plain, log_level=log_level, log_format=log_format))
 
 
 @app.command()
@@ -120,9 +113,7 @@ def supervisor(
     log_format: FormatOption = None,
 ) -> None:
     """Run the supervisor alone, for gateways elsewhere."""
-    from hostler.gateway import running
-
-    _run(running.supervisor, config, plain, log_level, log_format)
+    _launch(Start(command="supervisor", config=config, plain=plain, log_level=log_level, log_format=log_format))
 
 
 # In the order in which `hostler --help` lists them.
@@ -332,35 +323,10 @@ def profiles_add(
         typer.echo(f"added {named} to {target}")
 
 
-def _run(
-    program: Callable[[Configuration, Live | None], int],
-    config: str | None,
-    plain: bool,
-    level: LogLevel | None,
-    form: LogFormat | None,
-) -> None:
-    import sys
-    from logging import getLogger
+def _launch(start: Start) -> NoReturn:
+    from hostler.gateway.launching import launch
 
-    from hostler.gateway import running
-    from hostler.gateway.terminal import live, loglines
-
-    given = configuration(config)
-    logging = given.settings.gateway.logging
-    shape: loglines.Form = form.value if form else "plain" if plain else logging.format
-    handler = loglines.set_up(level.value if level else logging.level, shape)
-    watched = shape == "auto" and not plain and live.possible(sys.stdout)
-    try:
-        code = program(given, live.Live(handler) if watched else None)
-    except running.CannotRun as error:
-        fail(str(error), USAGE)
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except Exception:
-        # A service that ends so has to say in its log where, whatever its form.
-        getLogger("hostler").critical("it ends because of a mistake of its own", exc_info=True)
-        code = FAILED
-    raise typer.Exit(code)
+    raise typer.Exit(launch(start))
 
 
 def _key_file(config: str | None) -> Path:

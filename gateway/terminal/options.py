@@ -3,47 +3,31 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from hostler.gateway.terminal.completing import complete_model
+from hostler.gateway.terminal.exits import FAILED as FAILED
+from hostler.gateway.terminal.exits import INTERRUPTED as INTERRUPTED
+from hostler.gateway.terminal.exits import REFUSED as REFUSED
+from hostler.gateway.terminal.exits import UNREACHABLE as UNREACHABLE
+from hostler.gateway.terminal.exits import USAGE as USAGE
+from hostler.gateway.terminal.starting import CONFIG
 
 if TYPE_CHECKING:
     from hostler.gateway.settings import Configuration
 
-FAILED = 1
-USAGE = 2
-UNREACHABLE = 3
-REFUSED = 4
-INTERRUPTED = 130
-
-#: As `hostler --help` ends. Every code has its row in docs/operations.md.
+#: As `hostler --help` ends.
 EXIT_CODES = (
     "Exit codes: 0 done, 1 it failed, 2 wrong usage, configuration or name, 3 no gateway answers, "
     "4 it wants another key, 130 interrupted."
 )
 
 
-class LogLevel(StrEnum):
-    debug = "debug"
-    info = "info"
-    warning = "warning"
-    error = "error"
-
-
-class LogFormat(StrEnum):
-    auto = "auto"
-    plain = "plain"
-    json = "json"
-
-
 ConfigOption = Annotated[
     str | None,
-    typer.Option(
-        "--config", "-c", metavar="FILE", help="Else HOSTLER_CONFIG, ./hostler.yaml, /etc/hostler/hostler.yaml."
-    ),
+    typer.Option(*CONFIG.names, metavar="FILE", help="Else HOSTLER_CONFIG, ./hostler.yaml, /etc/hostler/hostler.yaml."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 JsonLinesOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs, one object a line.")]

@@ -96,20 +96,3 @@ def test_a_service_logs_json_with_requests_and_audit_lines(tmp_path: Path, by: s
     assert (request["client"], request["model"], request["status"]) == ("anna", "a", 200)
     (audit,) = [line["audit"] for line in lines if "audit" in line]
     assert (audit["key"], audit["path"], audit["scope"]) == ("anna", "/admin/load", "operate")
-
-
-def test_a_service_does_not_load_what_draws(tmp_path: Path) -> None:
-    """`hostler gateway` without a terminal, with everything that it imports until it serves."""
-    path = tmp_path / "hostler.yaml"
-    path.write_text(json.dumps({
-        "gateway": {"listen": ["127.0.0.1:0"]},
-        "backends": {"box": {"kind": "openai", "url": "http://127.0.0.1:9", "models": {"*": "m"}}},
-    }))  # fmt: skip
-    code = (
-        "import os, signal, sys; from hostler.gateway import running\n"
-        "running._settle = lambda: (print('rich' in sys.modules, flush=True), os.kill(os.getpid(), signal.SIGTERM))\n"
-        "sys.argv = ['hostler', 'gateway']; from hostler.gateway.__main__ import main; main()"
-    )
-    environ = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "HOSTLER_CONFIG": ""}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "False", done.stderr

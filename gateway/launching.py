@@ -1,0 +1,46 @@
+"""From a wish to run something to its exit code: configuration, log and live view are made ready, then it runs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+
+from hostler.gateway import running, settings
+from hostler.gateway.settings import Configuration
+from hostler.gateway.terminal import live, loglines
+from hostler.gateway.terminal.exits import FAILED, INTERRUPTED, USAGE
+from hostler.gateway.terminal.starting import Command, Start
+
+_PROGRAMS: Mapping[Command, Callable[[Configuration, live.Live | None], int]] = {
+    "up": running.up,
+    "gateway": running.gateway,
+    "supervisor": running.supervisor,
+}
+
+
+def launch(start: Start) -> int:
+    """Run it until it ends. What keeps it from running is told in one line on standard error."""
+    try:
+        given = settings.read(settings.find_file(start.config))
+    except settings.SettingsError as error:
+        return _refuse(str(error))
+    wanted = given.settings.gateway.logging
+    form: loglines.Form = start.log_format.value if start.log_format else "plain" if start.plain else wanted.format
+    handler = loglines.set_up(start.log_level.value if start.log_level else wanted.level, form)
+    watched = form == "auto" and not start.plain and live.possible(sys.stdout)
+    try:
+        return _PROGRAMS[start.command](given, live.Live(handler) if watched else None)
+    except running.CannotRun as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception:
+        # A service that ends so has to say in its log where, whatever its form.
+        logging.getLogger("hostler").critical("it ends because of a mistake of its own", exc_info=True)
+        return FAILED
+
+
+def _refuse(message: str) -> int:
+    sys.stderr.write(f"hostler: {message}\n")
+    return USAGE
