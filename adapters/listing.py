@@ -11,7 +11,9 @@ from hostler.adapters.spelling import folded
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import ModelFacts
 
-CardState = Literal["unloaded", "loading", "loaded", "sleeping", "failed"]
+#: `available` and `unavailable` are of models that no supervisor answers for; the gateway's own status tells them, and
+#: clients' lists call them `loaded`, since nothing has to be loaded for them.
+CardState = Literal["unloaded", "loading", "loaded", "sleeping", "failed", "available", "unavailable"]
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):

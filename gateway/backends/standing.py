@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import Final
 
 import msgspec
 
 from hostler.gateway.backends.breaker import Breaker, BreakerRules, BreakerState, Permit
 from hostler.gateway.backends.outcomes import VERDICTS, Advice, Outcome, Verdict
+
+#: Advice that holds nothing against anybody.
+_KIND: Final[tuple[Advice, ...]] = ("success", "neutral")
 
 Changed = Callable[[str | None, BreakerState, BreakerState], None]
 
@@ -42,6 +46,7 @@ class Standing:
         self._host = self._breaker(None)
         self._models: dict[str, Breaker] = {}
         self._suspects: set[str] = set()
+        self._why: dict[str | None, Outcome] = {}
 
     @property
     def host(self) -> Breaker:
@@ -90,7 +95,15 @@ class Standing:
             host = "failure" if len(self._suspects) > 1 else "neutral"
         _tell(self._host, permit.of_host, host, now, verdict.open_s, cool_s, at_once=down)
         _tell(self._of(permit.model), permit.of_model, verdict.model, now, verdict.open_s, cool_s)
+        if host not in _KIND:
+            self._why[None] = outcome
+        if verdict.model not in _KIND:
+            self._why[permit.model] = outcome
         return verdict
+
+    def why(self, model: str | None) -> Outcome | None:
+        """What was held against `model` last, or (`None`) against the host; it may be forgiven by now."""
+        return self._why.get(model)
 
     def retry_in(self, model: str, now: float) -> float:
         """Seconds until an attempt makes sense again."""
@@ -114,6 +127,7 @@ class Standing:
     def unanswered(self, now: float, for_s: float, *, confirms: bool = False) -> None:
         """A background probe of the host failed. As long as probes go on failing, no request has to find it out:
         `for_s` is when the next probe's result will be known. `confirms`: an attempt could not reach it either."""
+        self._why[None] = "unreachable"
         if self._host.state(now) == "closed" and not confirms:
             if (permit := self._host.acquire(now)) is not None:
                 self._host.failure(permit, now)

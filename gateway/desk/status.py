@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from hostler.adapters.canonical import Probe
-from hostler.adapters.listing import ModelCard
-from hostler.gateway.backends.breaker import Breaker, BreakerState
+from hostler.adapters.listing import CardState, ModelCard
+from hostler.gateway.backends.breaker import BreakerState
 from hostler.gateway.backends.hop import Hop
-from hostler.gateway.catalog import Catalog
+from hostler.gateway.backends.judging import WORDS
+from hostler.gateway.backends.standing import Standing
+from hostler.gateway.catalog import Catalog, Placement
 from hostler.gateway.events import Waiting
 from hostler.gateway.exchange import Exchange
 from hostler.gateway.records.history import Moment
@@ -52,15 +54,23 @@ class HostView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BreakerView(msgspec.Struct, frozen=True, kw_only=True):
-    """A breaker, of a backend or of a model there. `retry_at` is when it is tried again, in seconds since the epoch."""
+    """A breaker, of a backend or of a model there. `retry_at` is when it is tried again, in seconds since the epoch, and
+    `why` what is held against it until then."""
 
     model: str | None
     state: BreakerState
     retry_at: float | None = None
+    why: str | None = None
+
+    @property
+    def allows(self) -> bool:
+        """Whether the next request is let through."""
+        return self.state != "open" and self.retry_at is None
 
 
 class HopView(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend in the order of the chain. Costs in US dollars, of today."""
+    """A backend in the order of the chain. `wakes`: a request wakes its machine; `supervised`: engines
+    of ours answer. Costs in US dollars, of today."""
 
     backend: str
     kind: str
@@ -69,6 +79,8 @@ class HopView(msgspec.Struct, frozen=True, kw_only=True):
     breaker: BreakerView
     models: tuple[BreakerView, ...] = ()
     cost: float | None = None
+    wakes: bool = False
+    supervised: bool = False
 
 
 class ChainView(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +89,11 @@ class ChainView(msgspec.Struct, frozen=True, kw_only=True):
     hops: tuple[HopView, ...] = ()
     cost: float = 0.0
     limit: float | None = None
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing may leave the house any more that costs money."""
+        return self.limit is not None and self.cost >= self.limit
 
 
 class Flight(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,14 +164,18 @@ class Status:
 
     def view(self) -> StatusView:
         """Everything, now."""
-        listing = self._catalog.listing
+        listing, chain = self._catalog.listing, self._chain()
+        reach = {hop.backend: hop for hop in chain.hops}
         return StatusView(
             version=self._version,
             active=listing.active,
             default=listing.default,
-            models=tuple(msgspec.structs.replace(card, facts=None) for card in listing.cards),
+            models=tuple(
+                msgspec.structs.replace(as_it_is(card, self._catalog.find(card.name), reach, chain.spent), facts=None)
+                for card in listing.cards
+            ),
             hosts=tuple(self._host(host, whole=True) for host in self._hosts.values()),
-            chain=self._chain(),
+            chain=chain,
             flights=self.flights(),
             recording=self._recording,
             at=round(self._wall(), 3),
@@ -242,6 +263,46 @@ class Status:
         )
 
 
+def as_it_is(card: ModelCard, placement: Placement, reach: Mapping[str, HopView], spent: bool) -> ModelCard:
+    """The card with what can be done for it now, if no supervisor answers that has the model: `available` from a backend
+    that loads nothing, or `unavailable`, and why. A machine that a request wakes has it `unloaded`."""
+    troubles, others, wakes = [], [], []
+    for place in placement.places:
+        hop = reach.get(place.backend)
+        if hop is None:
+            continue
+        trouble = _trouble(hop, place.name_there, spent=spent, local_only=placement.local_only)
+        if trouble is not None:
+            troubles.append(f"{hop.backend} {trouble}")
+        elif not hop.supervised:
+            others.append(hop.backend)
+        elif hop.reachable:
+            return card
+        else:
+            wakes.append(f"{hop.backend} does not answer; a request wakes it")
+    state: CardState = "available" if others else "unloaded" if wakes else "unavailable"
+    said = "; ".join((*troubles, *wakes)) or (None if others else "no backend of the chain has it")
+    if others and said is not None:
+        said = f"{said}; {others[0]} answers instead"
+    return msgspec.structs.replace(
+        card, state=state, failure=said, percent=None, memory_bytes=0, gpu_bytes=0, expires_at=None
+    )
+
+
+def _trouble(hop: HopView, name_there: str, *, spent: bool, local_only: bool) -> str | None:
+    """Why a request for this model would not be sent there, if so."""
+    if local_only and not hop.local:
+        return WORDS["outside"]
+    if spent and not hop.local:
+        return WORDS["spent"]
+    if hop.supervised:
+        return None if hop.reachable or hop.wakes else "does not answer"
+    for breaker in (hop.breaker, *(each for each in hop.models if each.model == name_there)):
+        if not breaker.allows:
+            return breaker.why or WORDS["resting"]
+    return None
+
+
 def without_facts(host: HostStatus | None) -> HostStatus | None:
     """The status without what the models' files say of themselves, which is long and no news."""
     if host is None:
@@ -265,9 +326,11 @@ def chain_view(hops: Mapping[str, Hop], kinds: Mapping[str, str], *, now: float,
                 kind=kind,
                 local=hop.local,
                 reachable=hop.reachable(),
-                breaker=_breaker(None, hop.standing.host, now, wall),
-                models=tuple(_breaker(model, each, now, wall) for model, each in hop.standing.models.items()),
+                breaker=_breaker(None, hop.standing, now, wall),
+                models=tuple(_breaker(model, hop.standing, now, wall) for model in hop.standing.models),
                 cost=None if hop.local else round(costs.get(name, 0.0), 4),
+                wakes=hop.waker is not None,
+                supervised=hop.supervised,
             )
         )
     if spending is None:
@@ -275,11 +338,13 @@ def chain_view(hops: Mapping[str, Hop], kinds: Mapping[str, str], *, now: float,
     return ChainView(hops=tuple(views), cost=round(spending.today, 4), limit=spending.limit)
 
 
-def _breaker(model: str | None, breaker: Breaker, now: float, wall: float) -> BreakerView:
-    retry_in = breaker.retry_in(now)
-    return BreakerView(
+def _breaker(model: str | None, standing: Standing, now: float, wall: float) -> BreakerView:
+    breaker = standing.host if model is None else standing.models[model]
+    retry_in, why = breaker.retry_in(now), standing.why(model)
+    view = BreakerView(
         model=model, state=breaker.state(now), retry_at=round(wall + retry_in, 1) if retry_in > 0 else None
     )
+    return view if view.allows or why is None else msgspec.structs.replace(view, why=WORDS[why])
 
 
 def _at(at: float | None, offset: float) -> float | None:

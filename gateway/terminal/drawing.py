@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+from rich.cells import cell_len
 from rich.color import ColorSystem
 from rich.console import Console
 from rich.text import Text
@@ -20,6 +21,7 @@ from hostler.gateway.events import RequestFinished, printable
 from hostler.gateway.records.journal import Lines
 from hostler.gateway.terminal import inspecting
 from hostler.gateway.terminal.figures import NOTHING, clock, count, seconds, size
+from hostler.gateway.terminal.shortening import middle_cut
 from hostler.gateway.terminal.tables import PAST, STYLES, Column, aligned
 
 #: The lines that stand at the bottom are no more than this part of the screen, and no more than so many.
@@ -27,6 +29,10 @@ _SHARE: Final = 0.7
 _MOST: Final = 24
 
 _BAR: Final = 10
+
+#: What is said of models without a process; of those that are elsewhere, nothing has to be loaded.
+_WITHOUT: Final = {"available": "available elsewhere", "unavailable": "unavailable"}
+_KINDS: Final = ("not loaded", *_WITHOUT.values())
 
 #: What lines are rendered with; it is never printed to.
 _CONSOLE: Final = Console()
@@ -129,7 +135,7 @@ class Drawing:
         for (host, model), switch in moving.items():  # not started yet: draining, fetching, saving
             shown.append((model, host, _moving(switch), NOTHING, NOTHING, NOTHING, NOTHING))
         busy = {each["model"] for each in running} | {model for _, model in moving}
-        others = [card["name"] for card in status["models"] if card["name"] not in busy]
+        others = self._others([card for card in status["models"] if card["name"] not in busy], width)
         columns = [
             Column("MODEL", named=True),
             Column("HOST", drop=3, named=True, least=12),
@@ -139,16 +145,24 @@ class Drawing:
             Column("MEMORY", right=True, drop=2),
             Column("UNLOADS", right=True, drop=4),
         ]
-        room -= bool(others)
+        others = others[: max(0, room - 1)] if shown else others
+        room -= len(others)
         lines: list[Text] = []
         if shown and room >= 2:
+            if len(shown) > room - 1 > 1:
+                more = len(shown) - (room - 2)
+                shown = [*shown[: room - 2], (f"and {more} more", *[""] * 6)]
             lines = aligned(columns, shown[: room - 1], width)
         elif not shown:
             lines.append(Text("No model runs: the first request for one starts it."))
-        if others:
-            words = f"not loaded: {printable(', '.join(others), 500)}"
-            lines.append(Text(words, "dim"))
-        return lines
+        return [*lines, *others]
+
+    def _others(self, cards: Sequence[Mapping[str, Any]], width: int) -> list[Text]:
+        """Models without a process, a line for each way to be so, with as many names as there is room for."""
+        kinds: dict[str, list[str]] = {}
+        for card in cards:
+            kinds.setdefault(_WITHOUT.get(card["state"], "not loaded"), []).append(printable(card["name"]))
+        return [Text(_listed(words, kinds[words], width), "dim") for words in _KINDS if words in kinds]
 
     def _model(self, each: Mapping[str, Any], switch: Mapping[str, Any] | None) -> tuple[str, ...]:
         state = inspecting.state_words(each)
@@ -221,6 +235,19 @@ def _moving(switch: Mapping[str, Any]) -> str:
         done = round(_BAR * min(100.0, percent) / 100)
         words += f" {'█' * done}{'░' * (_BAR - done)} {percent:.0f} %"
     return words + (f", {seconds(switch['eta_s'])} left" if switch["eta_s"] else "")
+
+
+def _listed(words: str, names: Sequence[str], width: int) -> str:
+    """So many of the names as fit into a line; of the others it is told how many they are."""
+    line = f"{words}: {', '.join(names)}"
+    if cell_len(line) <= width:
+        return line
+    for shown in range(min(len(names) - 1, width), 0, -1):
+        line = f"{words}: {', '.join(names[:shown])} and {len(names) - shown} more"
+        if cell_len(line) <= width:
+            return line
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{words}: {middle_cut(names[0], max(3, width - len(words) - 2 - len(more)))}{more}"
 
 
 def _first_that_fits(texts: Sequence[str], width: int) -> str:

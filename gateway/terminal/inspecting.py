@@ -26,6 +26,7 @@ def models(configuration: Configuration, status: Mapping[str, Any] | None) -> li
             {
                 "name": profile.name,
                 "state": card["state"] if card else "unknown",
+                "failure": card["failure"] if card else None,
                 "context": profile.context,
                 "parallel": profile.parallel,
                 "aliases": list(profile.aliases),
@@ -39,6 +40,7 @@ def models(configuration: Configuration, status: Mapping[str, Any] | None) -> li
             {
                 "name": card["name"],
                 "state": card["state"],
+                "failure": card["failure"],
                 "context": card["context"],
                 "parallel": card["parallel"],
                 "aliases": card["aliases"],
@@ -59,10 +61,14 @@ def model_rows(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
             str(row["context"] or NOTHING),
             str(row["parallel"]),
             ", ".join(row["aliases"]) or NOTHING,
-            row["file"] or (f"not fetched: {row['model']}" if row["model"] else "on its host"),
+            row["file"] or (f"not fetched: {row['model']}" if row["model"] else _place_words(row["state"])),
         )
         for row in rows
     ]
+
+
+def _place_words(state: str) -> str:
+    return "elsewhere" if state in ("available", "unavailable") else "on its host"
 
 
 def processes(status: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -247,12 +253,23 @@ def chain_rows(status: Mapping[str, Any]) -> list[Row]:
 def _hop_words(hop: Mapping[str, Any]) -> str:
     if not hop["reachable"]:
         return "silent"
-    breaker = hop["breaker"]
-    if breaker["state"] == "closed":
-        left = sum(each["state"] != "closed" for each in hop["models"])
-        return f"answers, {left} of its models left alone" if left else "answers"
+    if words := _left_alone(hop["breaker"]):
+        return words
+    models = [(each["model"], words) for each in hop["models"] if (words := _left_alone(each))]
+    if len(models) > 1:
+        return f"answers, {len(models)} of its models left alone"
+    return f"answers; {models[0][0]} is {models[0][1]}" if models else "answers"
+
+
+def _left_alone(breaker: Mapping[str, Any]) -> str:
+    """Until when nobody is sent there, and why; nothing if somebody may be."""
+    if breaker["state"] == "closed" and not breaker["retry_at"]:
+        return ""
+    if breaker["state"] == "half_open":
+        return "tried again by the next request"
     until = f" until {clock(breaker['retry_at'])}" if breaker["retry_at"] else ""
-    return f"left alone after failures{until}"
+    # A gateway of an older version does not tell why.
+    return f"left alone{until}: it {breaker.get('why') or 'failed'}"
 
 
 def key_rows(records: Iterable[KeyRecord]) -> list[Row]:

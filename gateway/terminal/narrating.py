@@ -25,10 +25,12 @@ def _snapshot(data: Mapping[str, Any]) -> str:
     if "host" in data and "version" not in data:
         return f"this host has {count(len(data['host']['profiles']), 'model')}"
     states = [card["state"] for card in data["models"]]
-    return (
-        f"{count(len(states), 'model')}, {states.count('loaded')} loaded; "
-        f"{count(len(data.get('flights', ())), 'request')} in progress"
-    )
+    words = f"{count(len(states), 'model')}, {states.count('loaded')} loaded"
+    if elsewhere := states.count("available"):
+        words += f", {elsewhere} available elsewhere"
+    if nowhere := states.count("unavailable"):
+        words += f", {nowhere} unavailable"
+    return f"{words}; {count(len(data.get('flights', ())), 'request')} in progress"
 
 
 def _request(data: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ _LEAST: Final = 20
 STYLES: Final = {
     "ready": "green",
     "loaded": "green",
+    "available": "green",
     "answers": "green",
     "ok": "green",
     "starting": "yellow",
@@ -38,6 +39,7 @@ STYLES: Final = {
     "waiting": "yellow",
     "left": "yellow",
     "silent": "red",
+    "unavailable": "red",
     "failed": "red",
     "broken": "red",
     "warning": "yellow",

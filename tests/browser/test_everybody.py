@@ -120,6 +120,10 @@ async def test_a_name_that_is_markup_is_text_everywhere(open_house: OpenHouse, o
                 await page.wait_for_timeout(300)
                 if section == "Now":
                     await expect(page.locator(".models")).to_contain_text(NASTY)
+                    elsewhere = page.get_by_role("region", name="Elsewhere")
+                    await expect(elsewhere.get_by_role("heading", name=NASTY)).to_be_visible()
+                    await expect(elsewhere).to_contain_text("unavailable")
+                    await expect(elsewhere).to_contain_text("else cannot be reached")
                 if section == "Flow":
                     await expect(page.get_by_role("list", name="Last requests")).to_contain_text(NASTY)
                 if section == "Try it":

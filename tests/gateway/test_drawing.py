@@ -82,6 +82,33 @@ def test_a_silent_host_is_shown() -> None:
     assert re.search(r"tower +silent", "\n".join(drawn(picture(status=status(hosts=(silent,))))))
 
 
+def test_models_of_other_servers_are_not_said_to_be_unloaded() -> None:
+    models = (
+        ModelCard(name="alpha"),
+        ModelCard(name="far", state="available"),
+        ModelCard(name="gone", state="unavailable"),
+    )
+    lines = drawn(picture(status=status(models=models, hosts=())))
+    assert "not loaded: alpha" in lines
+    assert "available elsewhere: far" in lines
+    assert "unavailable: gone" in lines
+
+
+def test_of_many_models_it_is_told_how_many_more_there_are() -> None:
+    models = tuple(ModelCard(name=f"a-rather-long-name-of-a-model-{n}") for n in range(30))
+    lines = drawn(picture(status=status(models=models, hosts=())), 80)
+    (line,) = (line for line in lines if line.startswith("not loaded"))
+    assert line.endswith("a-rather-long-name-of-a-model-0 and 29 more")
+
+
+def test_of_many_processes_it_is_told_how_many_more_there_are() -> None:
+    processes = tuple(ModelStatus(model=f"m{n}", state="ready", since=1.0) for n in range(30))
+    host = HostView(backend="local", reachable=True, host=HostStatus(models=processes), waiting=0, serving=0)
+    text = "\n".join(drawn(picture(status=status(hosts=(host,))), 80, 23))
+    shown = len(re.findall(r"m\d+ +local +ready", text))
+    assert f"and {30 - shown} more" in text
+
+
 @pytest.mark.parametrize("width", [20, 30, 44, 59, 79, 119, 200])
 @pytest.mark.parametrize("height", [3, 6, 11, 19, 39, 80])
 def test_it_fits_into_every_window(width: int, height: int) -> None:

@@ -55,7 +55,7 @@ function hopCard() {
   const reach = badge();
   const breaker = badge();
   const place = badge();
-  const told = facts({ kind: "Kind", answered: "Answered", retry: "Tried again in", cost: "Cost today" });
+  const told = facts({ kind: "Kind", answered: "Answered", why: "Left alone since it", retry: "Tried again in", cost: "Cost today" });
   const failures = h("ul", { class: "chips", "aria-label": "Failures by kind" });
   const lanes = h("div", { class: "lanes" });
   const axis = h("div", { class: "axis soft small", "aria-hidden": "true" }, h("span", {}, "an hour ago"), h("span", {}, "now"));
@@ -75,6 +75,7 @@ function hopCard() {
     told.update({
       kind: hop.kind,
       answered: tries.length ? `${answered} of the last ${tries.length}` : "not asked lately",
+      why: hop.breaker.why ?? "",
       retry: hop.breaker.retry_at ? seconds(Math.max(0, hop.breaker.retry_at - now())) : "",
       cost: hop.cost === null ? "" : money(hop.cost),
     });
@@ -107,7 +108,7 @@ function lane() {
     say(label, breaker.label);
     set(label, "title", breaker.label);
     const rest = breaker.retry_at ? `, again in ${seconds(Math.max(0, breaker.retry_at - now()))}` : "";
-    say(mood, words(breaker.state) + rest);
+    say(mood, words(breaker.state) + (breaker.why ? `: it ${breaker.why}` : "") + rest);
     set(mood, "data-state", breaker.state);
     const spans = timeline(breaker);
     const key = JSON.stringify(spans.map(([, , kind]) => kind)) + Math.floor(now() / 10);

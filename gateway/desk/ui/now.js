@@ -15,16 +15,42 @@ const STATES = {
   failed: ["failed", "bad"],
 };
 
+const ELSEWHERE = { available: "good", unavailable: "bad" };
+
 export function build(root) {
   const nothing = h("p", { class: "soft" }, "No host with a supervisor is configured; Chain shows the other backends.");
   const hosts = h("div");
-  root.append(nothing, hosts);
+  const elsewhere = h("ul", { class: "elsewhere" });
+  const others = h(
+    "section",
+    { class: "card", "aria-labelledby": "elsewhere" },
+    h("div", { class: "head" }, h("h3", { id: "elsewhere" }, "Elsewhere"), h("span", { class: "soft small" }, "models of other servers: nothing is loaded for them here")),
+    elsewhere,
+  );
+  root.append(nothing, hosts, others);
   return {
     update() {
       show(nothing, state.link === "live" && !state.hosts.length);
       keyed(hosts, state.hosts, (host) => host.backend, hostCard);
+      const known = state.models.filter((each) => each.state in ELSEWHERE);
+      keyed(elsewhere, known, (each) => each.name, elsewhereRow);
+      show(others, known.length);
     },
   };
+}
+
+/** A model that no supervisor answers for: whether it can be asked now, and if not, why. */
+function elsewhereRow({ name }) {
+  const kind = badge();
+  const why = h("p", { class: "small" });
+  const node = h("li", {}, h("div", { class: "head" }, h("h4", {}, name), kind.node), why);
+  const update = (card) => {
+    kind.update(card.state, ELSEWHERE[card.state]);
+    set(why, "class", `small ${card.state === "unavailable" ? "bad" : "soft"}`);
+    say(why, card.failure);
+    show(why, card.failure);
+  };
+  return { node, update };
 }
 
 function hostCard(first) {

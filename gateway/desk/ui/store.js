@@ -108,12 +108,13 @@ const hear = {
   breaker(value) {
     state.breakers.unshift({ at: now(), event: value });
     state.breakers.length = Math.min(state.breakers.length, CHANGES_KEPT);
+    refreshModels();
   },
 };
 
 let refreshing = null;
 
-/** Profiles may have come or gone: names and aliases are told by the status only. */
+/** Profiles may have come or gone, or backends: which models there are, and which can be asked, is told by the status only. */
 function refreshModels() {
   refreshing ??= setTimeout(async () => {
     refreshing = null;

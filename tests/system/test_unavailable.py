@@ -1,0 +1,98 @@
+"""Models that only other servers have: shown as available while they are, and else why they cannot be served now."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.openrouter import Router, open_router
+from system.chain import OpenChain, open_chain, plain
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def cloud() -> AsyncIterator[Router]:
+    async with open_router("cloud") as router:
+        yield router
+
+
+@pytest.fixture
+async def box() -> AsyncIterator[Router]:
+    async with open_router("box") as router:
+        yield router
+
+
+def outside(router: Router, **more: Any) -> dict[str, Any]:
+    return plain(router, local=False, models={"m": "m-there"}, api_key="sk-secret", **more)
+
+
+async def shown(chain: OpenChain, model: str = "m") -> tuple[str, str | None]:
+    """The model as the status tells it: its state, and why it is so."""
+    cards = (await chain.http.get("/admin/status")).json()["models"]
+    card = next(card for card in cards if card["name"] == model)
+    return card["state"], card["failure"]
+
+
+async def test_a_model_of_a_cloud_that_nobody_complained_about_is_available(tmp_path: Path, cloud: Router) -> None:
+    async with open_chain(tmp_path, {"cloud": outside(cloud)}) as chain:
+        assert await shown(chain) == ("available", None)
+        await chain.ask()
+        assert await shown(chain) == ("available", None)
+
+
+async def test_a_cloud_that_refused_our_key_cannot_serve_its_models(tmp_path: Path, cloud: Router) -> None:
+    cloud.then = (401,)
+    async with open_chain(tmp_path, {"cloud": outside(cloud)}) as chain:
+        await chain.ask()
+        assert await shown(chain) == ("unavailable", "cloud refused our key")
+        (hop,) = (await chain.http.get("/admin/status")).json()["chain"]["hops"]
+        (breaker,) = hop["models"]
+        assert (breaker["state"], breaker["why"]) == ("open", "refused our key")
+        assert hop["breaker"]["why"] is None
+
+
+async def test_a_server_that_is_gone_cannot_serve_until_it_is_back(tmp_path: Path, box: Router) -> None:
+    async with open_chain(tmp_path, {"box": plain(box), "other": {**plain(box), "models": {"n": "n"}}}) as chain:
+        await box.stop()
+        while (await shown(chain))[0] == "available":
+            await chain.ask()
+        assert await shown(chain) == ("unavailable", "box cannot be reached")
+        assert (await shown(chain, "n"))[0] == "available"  # nobody has asked the other one
+        await box.start()
+        while (await shown(chain))[0] != "available":
+            await chain.ask()
+        assert await shown(chain) == ("available", None)
+
+
+async def test_a_server_that_stands_in_is_named(tmp_path: Path, cloud: Router, box: Router) -> None:
+    cloud.then = (402,)
+    async with open_chain(tmp_path, {"cloud": outside(cloud), "box": plain(box)}) as chain:
+        await chain.ask()
+        assert await shown(chain) == ("available", "cloud wants to be paid; box answers instead")
+
+
+async def test_what_was_spent_leaves_clouds_out(tmp_path: Path, cloud: Router) -> None:
+    spending = {"daily_limit": 0.01, "file": str(tmp_path / "spending.json")}
+    async with open_chain(tmp_path, {"cloud": outside(cloud)}, gateway={"spending": spending}) as chain:
+        await chain.ask()
+        state, why = await shown(chain)
+        assert state == "unavailable"
+        assert why == "cloud is left out until tomorrow: the daily limit is spent"
+
+
+async def test_a_model_of_a_server_that_is_not_in_the_chain_is_not_available(
+    tmp_path: Path, cloud: Router, box: Router
+) -> None:
+    backends = {"cloud": outside(cloud), "box": {**plain(box), "models": {"n": "n"}}}
+    async with open_chain(tmp_path, backends, gateway={"chain": ["cloud"]}) as chain:
+        assert await shown(chain, "n") == ("unavailable", "no backend of the chain has it")
+
+
+async def test_a_host_that_does_not_answer_serves_nothing(tmp_path: Path, cloud: Router) -> None:
+    tower = {"kind": "supervisor", "url": "http://127.0.0.1:9", "token": "x" * 32, "models": {"m": "m", "big": "big"}}
+    async with open_chain(tmp_path, {"tower": tower, "cloud": outside(cloud)}) as chain:
+        assert await shown(chain, "big") == ("unavailable", "tower does not answer")
+        assert await shown(chain) == ("available", "tower does not answer; cloud answers instead")
