@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import anyio
 import msgspec
@@ -29,7 +29,7 @@ class Addresses:
         """The address of a model that is ready."""
         return self._known[model]
 
-    def models(self) -> Iterable[str]:
+    def models(self) -> Collection[str]:
         """The models that have one."""
         return self._known.keys()
 

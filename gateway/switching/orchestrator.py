@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 import msgspec
@@ -21,6 +21,7 @@ from hostler.gateway.switching.addresses import Addresses
 from hostler.gateway.switching.decisions import Effect, Grant, Refuse, SchedulerRules, Switch, Unload
 from hostler.gateway.switching.explain import no_profile, overtaken, refusal, silent
 from hostler.gateway.switching.forecast import Forecast
+from hostler.gateway.switching.outlook import PLACES_S, Outlook
 from hostler.gateway.switching.scheduler import Scheduler
 from hostler.gateway.switching.turn import Turn
 from hostler.gateway.switching.views import Nearness, SchedulerView
@@ -38,7 +39,6 @@ from hostler.supervisor.contract import (
     SupervisorError,
     SupervisorEvent,
     SupervisorUnreachable,
-    SwitchMoved,
     UnknownProfile,
 )
 
@@ -46,10 +46,6 @@ logger = logging.getLogger(__name__)
 
 #: A subscription that ended is taken up again after this long, in seconds.
 _RESUBSCRIBE_S = 0.25
-
-#: With more requests than this, who waits is looked through at most so often, in seconds, and not at every step.
-_FEW = 50
-_PLACES_S = 0.25
 
 
 class Orchestrator:
@@ -93,13 +89,11 @@ class Orchestrator:
         self._turns: dict[int, Turn] = {}
         self._addresses = Addresses(supervisor)
         self._loads: dict[str, tuple[float, float]] = {}
-        self._moved: dict[str, SwitchMoved] = {}
+        self._outlook = Outlook(self._scheduler, self._turns)
         self._stops: dict[str, anyio.Event] = {}
         self._first_answers: dict[str, EngineAddress] = {}
         self._tasks: TaskGroup | None = None
         self._following: anyio.CancelScope | None = None
-        self._places: dict[int, tuple[int, float]] = {}
-        self._placed_at = -math.inf
         self._telling = False
         self._wake = anyio.Event()
         self._armed = math.inf
@@ -223,6 +217,10 @@ class Orchestrator:
         if stopped is not None:
             await stopped.wait()
 
+    def remember(self, answers: Mapping[str, Sequence[float]]) -> None:
+        """How long answers of each model took before the gateway started, the oldest first: what estimates rest on."""
+        self._scheduler.remember(answers)
+
     async def pin(self, model: str, pinned: bool) -> bool:
         """Have `model` stay loaded here whoever wants its room and however long it is idle, or let it go again.
 
@@ -232,13 +230,8 @@ class Orchestrator:
             raise ModelUnavailable(f"{self.name} pins models by their profiles only", model=model)
         try:
             return await self._supervisor.pin(model, pinned, epoch=self._epoch)
-        except UnknownProfile:
-            raise no_profile(model, self.name) from None
-        except StaleEpoch:
-            raise overtaken(model, self.name) from None
-        except SupervisorUnreachable:
-            self.heard(False)
-            raise silent(self.name) from None
+        except (UnknownProfile, StaleEpoch, SupervisorUnreachable) as error:
+            raise self._not_obeyed(error, model) from None
 
     def heard(self, reachable: bool) -> None:
         """Whether the supervisor answers. While it does not, nobody waits for it, and its events are asked for anew."""
@@ -247,7 +240,7 @@ class Orchestrator:
         self.reachable = reachable
         if not reachable:
             now = self._clock()
-            self._moved.clear()
+            self._outlook.forget()
             self._carry_out(self._scheduler.lost(now), now)
             if self._following is not None:
                 # A call that found nobody says more than a silent connection: only a new snapshot tells how things are.
@@ -290,71 +283,11 @@ class Orchestrator:
 
     def queue(self) -> tuple[Waiting, ...]:
         """Who waits, in the order of service."""
-        now = self._clock()
-        return tuple(
-            Waiting(
-                id=turn.request_id,
-                model=turn.model,
-                client=turn.client,
-                position=position,
-                waited_s=round(now - turn.asked_at, 3),
-                eta_s=round(eta_s, 3),
-            )
-            for position, ticket, eta_s in self._in_line(now)
-            if (turn := self._turns.get(ticket)) is not None
-        )
-
-    def _in_line(self, now: float) -> Iterator[tuple[int, int, float]]:
-        """Everybody in line in the order of service: place, ticket and the seconds until it is served."""
-        ahead: dict[str, int] = {}
-        for position, ticket in enumerate(self._scheduler.snapshot().waiting, start=1):
-            before = ahead.get(ticket.model, 0)
-            ahead[ticket.model] = before + 1
-            yield position, ticket.id, self._scheduler.estimate_behind(ticket.model, before, now)
-
-    def _place(self, turn: Turn, now: float) -> tuple[int | None, float]:
-        """A turn's place in line, and the seconds until it is served. In a long line these may be a little old: looking
-        through all of it for everybody in it would take longer than telling them may."""
-        if len(self._turns) <= _FEW:
-            return self._scheduler.position(turn.id), self._scheduler.estimate(turn.model, now, turn.id)
-        if now >= self._placed_at + _PLACES_S:
-            self._placed_at = now
-            self._places = {ticket: (position, eta_s) for position, ticket, eta_s in self._in_line(now)}
-        known = self._places.get(turn.id)
-        if known is None:  # it has come since then, or is being served
-            if not self._scheduler.waits(turn.id):
-                return None, self._scheduler.estimate(turn.model, now, turn.id)
-            return len(self._places) + 1, self._scheduler.estimate(turn.model, now)
-        return known[0], max(0.0, known[1] - (now - self._placed_at))
+        return self._outlook.queue(self._clock())
 
     def progress(self, turn: Turn) -> Progress:
-        """What a turn waits for: the switch to its model, or its place in line."""
-        now = self._clock()
-        moved = self._moved.get(turn.model)
-        waited_s = now - turn.asked_at
-        position, estimate_s = self._place(turn, now)
-        # A guess helps to say when to come back, but a time that nobody measured is not shown running down.
-        known = self._scheduler.knows_time(turn.model, turn.id)
-        eta_s = estimate_s if known else None
-        if moved is not None and moved.phase not in ("ready", "failed"):
-            return Progress(
-                phase=moved.phase,
-                model=turn.model,
-                from_model=moved.from_models[0] if moved.from_models else None,
-                position=position,
-                percent=moved.percent,
-                eta_s=eta_s if moved.eta_s is None else moved.eta_s,
-                waited_s=waited_s,
-            )
-        others = [model for model in self._addresses.models() if model != turn.model]
-        return Progress(
-            phase="queued",
-            model=turn.model,
-            from_model=others[0] if len(others) == 1 else None,
-            position=position,
-            eta_s=eta_s,
-            waited_s=waited_s,
-        )
+        """See `Turn.progress`."""
+        return self._outlook.progress(turn, self._clock(), self._addresses.models())
 
     # What the supervisor says
 
@@ -376,12 +309,7 @@ class Orchestrator:
             await self._model_changed(event.status)
             self._publish(EngineChanged(backend=self.name, status=event.status))
         else:
-            before = self._moved.get(event.model)
-            self._moved[event.model] = event
-            if before is None or (before.id, before.phase) != (event.id, event.phase):
-                for turn in self._turns.values():
-                    if turn.model == event.model and not turn.settled:
-                        turn.tell()
+            self._outlook.moved(event)
             self._publish(SwitchChanged(backend=self.name, switch=event))
 
     async def _model_changed(self, status: ModelStatus) -> None:
@@ -444,14 +372,14 @@ class Orchestrator:
 
     def _tell_queue(self, now: float) -> None:
         """Say who waits: at once while they are few; of a long line, to say it takes as long as the line is."""
-        if len(self._turns) <= _FEW or self._tasks is None:
+        if not self._outlook.crowded or self._tasks is None:
             self._say_queue()
         elif not self._telling:
             self._telling = True
             self._tasks.start_soon(self._tell_queue_soon)
 
     async def _tell_queue_soon(self) -> None:
-        await anyio.sleep(_PLACES_S)
+        await anyio.sleep(PLACES_S)
         self._telling = False
         self._say_queue()
 
@@ -469,13 +397,8 @@ class Orchestrator:
             address = await self._addresses.reach(order.model, evict=order.evict, epoch=self._epoch)
         except SupervisorError as error:
             failure = error.failure
-        except UnknownProfile as error:
-            failure, told = Failure(kind="exited", message=str(error)), no_profile(order.model, self.name)
-        except StaleEpoch as error:
-            failure, told = Failure(kind="cancelled", message=str(error)), overtaken(order.model, self.name)
-        except SupervisorUnreachable as error:
-            failure, told = Failure(kind="cancelled", message=str(error)), silent(self.name)
-            self.heard(False)
+        except (UnknownProfile, StaleEpoch, SupervisorUnreachable) as error:
+            failure, told = Failure(kind="cancelled", message=str(error)), self._not_obeyed(error, order.model)
         except Exception as error:
             logger.exception("%s: switching to %s failed", self.name, order.model)
             failure = Failure(kind="exited", message=f"{type(error).__name__} while switching")
@@ -489,6 +412,15 @@ class Orchestrator:
             logger.warning("%s: %s could not be loaded: %s", self.name, order.model, failure.message)
             self._carry_out(self._scheduler.failed(order.id, order.model, now, failure), now, told)
         self._rearm()
+
+    def _not_obeyed(self, error: UnknownProfile | StaleEpoch | SupervisorUnreachable, model: str) -> GatewayError:
+        """What clients are told of an order that the supervisor did not take, or did not hear."""
+        if isinstance(error, UnknownProfile):
+            return no_profile(model, self.name)
+        if isinstance(error, StaleEpoch):
+            return overtaken(model, self.name)
+        self.heard(False)
+        return silent(self.name)
 
     async def _unload(self, order: Unload) -> None:
         self._leave(order.model)
