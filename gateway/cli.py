@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
-from hostler.gateway.terminal import looking, ordering
+from hostler.gateway.terminal import looking, ordering, pinning
 from hostler.gateway.terminal.options import (
     EXIT_CODES,
     FAILED,
@@ -124,6 +124,8 @@ _ASKING: tuple[Callable[..., None], ...] = (
     ordering.switch,
     ordering.load,
     ordering.unload,
+    pinning.pin,
+    pinning.unpin,
     ordering.cancel,
     looking.events,
     looking.logs,

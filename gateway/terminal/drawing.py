@@ -170,7 +170,6 @@ class Drawing:
             state = _moving(switch)
         if each["failure"] and each["state"] in ("failed", "backoff"):
             state = f"{each['state']}: {each['failure']}"
-        idle = each["idle_until"]
         return (
             each["model"],
             each["host"],
@@ -178,7 +177,7 @@ class Drawing:
             inspecting.slots(each),
             str(each["waiting"]) if each["waiting"] else NOTHING,
             size(each["memory_bytes"] + each["gpu_bytes"]),
-            clock(idle) if idle else NOTHING,
+            inspecting.end_words(each),
         )
 
     def _requests(

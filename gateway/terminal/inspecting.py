@@ -75,6 +75,7 @@ def processes(status: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every model that has a process, with what the gateway knows of its use."""
     for host in status["hosts"]:
         engines = {each["model"]: each for each in host["engines"]}
+        pinned = {each["name"] for each in (host["host"] or {}).get("profiles", ()) if each.get("pinned")}
         for model in (host["host"] or {}).get("models", ()):
             if model["state"] == "stopped":
                 continue
@@ -93,6 +94,7 @@ def processes(status: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "waiting": engine.get("waiting"),
                 "parallel": engine.get("parallel"),
                 "idle_until": engine.get("idle_until"),
+                "pinned": model["model"] in pinned,
                 "draining": engine.get("draining", False),
                 "failure": (model["failure"] or {}).get("message"),
             }
@@ -108,10 +110,17 @@ def process_rows(running: Iterable[Mapping[str, Any]]) -> list[Row]:
             clock(each["since"]),
             size(each["memory_bytes"] + each["gpu_bytes"]),
             slots(each),
-            clock(each["idle_until"]) if each["idle_until"] else NOTHING,
+            end_words(each),
         )
         for each in running
     ]
+
+
+def end_words(process: Mapping[str, Any]) -> str:
+    """When a model will be unloaded, if nobody asks for it."""
+    if process["pinned"]:
+        return "pinned"
+    return clock(process["idle_until"]) if process["idle_until"] else NOTHING
 
 
 def state_words(process: Mapping[str, Any]) -> str:

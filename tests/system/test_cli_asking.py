@@ -181,6 +181,21 @@ def test_unload_waits_for_answers_unless_told_otherwise(product: Product, slow: 
     assert "is unloaded" in product.run("unload", "slow", "--now").stdout
 
 
+def test_a_model_is_pinned_until_it_is_unpinned(product: Product) -> None:
+    product.run("load", "alpha")
+    assert product.run("pin", "first").stdout == "alpha is pinned on local: it stays once it is loaded.\n"
+    assert "pinned" in next(line for line in product.run("ps").stdout.splitlines() if line.startswith("alpha"))
+    told = {"model": "alpha", "pinned": False, "backends": ["local"], "remembered": True}
+    assert product.json("unpin", "alpha", "--host", "local") == told
+    assert product.run("unpin", "alpha").stdout == "alpha is not pinned any more on local.\n"
+    assert not next(each for each in product.json("ps")["models"] if each["model"] == "alpha")["pinned"]
+
+
+def test_a_host_that_has_not_the_model_is_told_with_those_that_do(product: Product) -> None:
+    done = product.run("pin", "alpha", "--host", "tower")
+    assert (done.exit_code, "these have it: local" in done.stderr) == (USAGE, True)
+
+
 def test_ps_shows_models_and_requests(product: Product, slow: str) -> None:
     done = product.run("ps")
     assert done.exit_code == 0
@@ -309,7 +324,7 @@ def test_what_a_supervisor_tells_goes_on_too(alone: Product, what: tuple[str, ..
 
 ASKING: list[tuple[str, ...]] = [
     ("ps",), ("status",), ("models",), ("events",), ("logs",), ("logs", "alpha"), ("switch", "alpha"),
-    ("load", "alpha"), ("unload", "alpha"), ("cancel", "x"), ("route", "alpha", "--dry-run"), ("doctor",),
+    ("load", "alpha"), ("unload", "alpha"), ("pin", "alpha"), ("unpin", "alpha"), ("cancel", "x"), ("route", "alpha", "--dry-run"), ("doctor",),
 ]  # fmt: skip
 each_command = pytest.mark.parametrize("command", ASKING, ids=" ".join)
 
@@ -337,7 +352,7 @@ def test_a_wrong_key_is_told_apart_from_none(product: Product, command: tuple[st
 
 @each_command
 def test_a_key_that_may_not_is_told_which_scope_it_lacks(product: Product, command: tuple[str, ...]) -> None:
-    orders = command[0] in ("switch", "load", "unload", "cancel")
+    orders = command[0] in ("switch", "load", "unload", "pin", "unpin", "cancel")
     done = product.run(*command, key="read" if orders else "infer")
     if command == ("models",):
         assert done.exit_code == 0
@@ -355,7 +370,7 @@ def test_a_key_that_may_only_order_is_enough_to_order(product: Product) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [("switch",), ("load",), ("unload",), ("logs",), ("route", "--dry-run"), ("doctor",)],
+    [("switch",), ("load",), ("unload",), ("pin",), ("unpin",), ("logs",), ("route", "--dry-run"), ("doctor",)],
     ids=lambda each: each[0],
 )
 def test_a_model_that_does_not_exist_is_told_with_those_that_do(product: Product, command: tuple[str, ...]) -> None:
@@ -378,6 +393,9 @@ def test_a_supervisor_answers_where_no_gateway_does(alone: Product) -> None:
     assert "4 models" in alone.run("events").stdout
     assert "alpha wrote this" in alone.run("logs", "first").stdout
     assert alone.run("load", "broken").exit_code == FAILED
+    assert alone.run("pin", "beta").stdout == "beta is pinned: it stays once it is loaded.\n"
+    assert alone.run("pin", "beta", "--host", "tower").exit_code == USAGE
+    assert alone.json("unpin", "beta")["pinned"] is False
     assert alone.run("unload", "beta").stdout == "beta is unloaded.\n"
     assert next(row for row in alone.json("models") if row["name"] == "beta")["state"] == "unloaded"
     assert alone.run("status", "--url", alone.running.address).exit_code == 0

@@ -39,6 +39,8 @@ def completed(folder: Path, words: str) -> list[str]:
         ("hostler sw", ["switch"]),
         ("hostler switch ", ["alpha", "first", "beta"]),
         ("hostler switch a", ["alpha"]),
+        ("hostler unp", ["unpin"]),
+        ("hostler pin b", ["beta"]),
         ("hostler pull alpha ", ["first", "beta"]),
         ("hostler logs f", ["first"]),
         ("hostler switch x", []),
