@@ -185,9 +185,12 @@ class Gateway:
             # Supervisors answer within milliseconds; who connects first is not told that nothing is known.
             if LOCAL in hosts:
                 await hosts[LOCAL].known.wait()
+            learned = anyio.Event()
+            tasks.start_soon(_remember, desk, hosts, learned)
             with anyio.move_on_after(_FIRST_WORD_S):
                 for host in hosts.values():
                     await host.known.wait()
+                await learned.wait()
             pipeline = build(
                 [
                     lambda app: app if contents is None else Overhearing(app, contents.add),
@@ -352,6 +355,14 @@ class Gateway:
             throttle=desk.throttle,
             sessions=desk.sessions,
         )
+
+
+async def _remember(desk: Desk, hosts: Mapping[str, Orchestrator], done: anyio.Event) -> None:
+    """Hosts take over how long answers took before: those who wait are told when their turn comes from the start on."""
+    answers = await desk.answers()
+    for name, host in hosts.items():
+        host.remember(answers.get(name, {}))
+    done.set()
 
 
 def _need_traces() -> None:

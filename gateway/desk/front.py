@@ -130,6 +130,10 @@ class Desk:
         """The whole gateway, now."""
         return self._status.view()
 
+    async def answers(self) -> dict[str, dict[str, list[float]]]:
+        """How long the last answers of each model took, by backend, as far as the history reaches. Waits for `run`."""
+        return await self._history.answers()
+
     async def run(self) -> None:
         """Until cancelled."""
         with self._logbook.opened():

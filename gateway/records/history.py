@@ -35,6 +35,8 @@ _MANY = 500
 #: As many requests share a row at most: a row costs twenty times what a request in it does.
 _TOGETHER = 100
 _MOMENT_EVERY_S = 15.0
+#: Of how many answers of a model it is told how long they took: earlier ones hardly count.
+_LAST = 20
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (n INTEGER PRIMARY KEY, at REAL NOT NULL, body BLOB NOT NULL);
@@ -77,6 +79,18 @@ class Bucket(msgspec.Struct, frozen=True, kw_only=True):
     switch_s: float | None = None
     memory: int | None = None
     waiting: int | None = None
+
+
+class _Served(msgspec.Struct):
+    """The part of a kept request that tells how long a model was at work for it."""
+
+    seconds: float
+    outcome: str
+    backend: str | None = None
+    model: str | None = None
+    queue_s: float = 0.0
+    switch_s: float = 0.0
+    attempts: list[msgspec.Raw] = []
 
 
 class _Figures(msgspec.Struct):
@@ -178,6 +192,11 @@ class History:
         now = self._wall()
         return await self._in_thread(lambda: self._figures(now - seconds, seconds / buckets, buckets)) or []
 
+    async def answers(self) -> dict[str, dict[str, list[float]]]:
+        """How long the last whole answers of each model took, by backend, the oldest first: without the waiting."""
+        await self.flush()
+        return await self._in_thread(self._answers) or {}
+
     async def _in_thread(self, work: Callable[[], _T]) -> _T | None:
         try:
             return await anyio.to_thread.run_sync(work, limiter=self._one_at_a_time)
@@ -251,6 +270,19 @@ class History:
                 break
         return past[:limit]
 
+    def _answers(self) -> dict[str, dict[str, list[float]]]:
+        known: dict[str, dict[str, list[float]]] = {}
+        if self._database is None:
+            return known
+        for (body,) in self._database.execute("SELECT body FROM requests ORDER BY n"):
+            for each in _decode_served(body if body.startswith(b"[") else b"[%b]" % body):
+                # What failed says little of the next one, and of several attempts only the sum is known.
+                if each.outcome == "ok" and each.backend and each.model and len(each.attempts) <= 1:
+                    took = known.setdefault(each.backend, {}).setdefault(each.model, [])
+                    took.append(max(0.0, each.seconds - each.queue_s - each.switch_s))
+                    del took[:-_LAST]
+        return known
+
     def _figures(self, since: float, width: float, count: int) -> list[Bucket]:
         requests: list[list[_Figures]] = [[] for _ in range(count)]
         switches: list[list[float]] = [[] for _ in range(count)]
@@ -283,6 +315,7 @@ class History:
         ]
 
 
+_decode_served = msgspec.json.Decoder(list[_Served]).decode
 _decode_figures = msgspec.json.Decoder(list[_Figures]).decode
 _decode_events = msgspec.json.Decoder(list[msgspec.Raw]).decode
 

@@ -6,6 +6,7 @@ Plain decisions: no task, no clock, no socket. Every method takes the time and r
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -50,6 +51,7 @@ class Scheduler:
         self._room = Room()
         self._connected = False
         self._models: dict[str, Model] = {}
+        self._answers: Mapping[str, Sequence[float]] = {}
         self._waiting: dict[int, Model] = {}
         self._leases: dict[int, _Lease] = {}
         self._orders: dict[int, _Order] = {}
@@ -183,6 +185,7 @@ class Scheduler:
         for profile in profiles.values():
             if profile.name not in self._models:
                 self._models[profile.name] = Model(profile.name, Line())
+                self._recall(self._models[profile.name])
             self._models[profile.name].learn_profile(profile, now)
         for state in list(self._models.values()):
             state.known = state.name in profiles
@@ -192,6 +195,13 @@ class Scheduler:
             if not state.known and state.phase == "cold":
                 del self._models[state.name]
         return effects + self._settle(now)
+
+    def remember(self, answers: Mapping[str, Sequence[float]]) -> None:
+        """How long answers of each model took in an earlier life, the oldest first. What was seen in this one counts
+        more."""
+        self._answers = answers
+        for state in self._models.values():
+            self._recall(state)
 
     def lost(self, now: float) -> list[Effect]:
         """The supervisor does not answer: nobody waits for it. Models that were ready may still answer."""
@@ -319,6 +329,11 @@ class Scheduler:
         return sorted(everybody, key=lambda waiter: waiter.rank)
 
     # Inside: models
+
+    def _recall(self, state: Model) -> None:
+        if state.seen_service_s is None:
+            for seconds in self._answers.get(state.name, ()):
+                state.learn_service(seconds)
 
     def _reconcile(self, state: Model, status: ModelStatus | None, now: float) -> None:
         seen = "stopped" if status is None else status.state

@@ -8,7 +8,7 @@ import anyio
 import msgspec
 import pytest
 
-from hostler.gateway.events import BreakerChanged, Event, RequestFinished, SwitchChanged
+from hostler.gateway.events import AttemptMade, BreakerChanged, Event, RequestFinished, SwitchChanged
 from hostler.gateway.records.history import History, Moment
 from hostler.supervisor.contract import SwitchMoved
 
@@ -158,3 +158,33 @@ async def test_figures_are_those_of_each_stretch() -> None:
     assert early.tokens_per_s == pytest.approx(10 / 2.6, abs=0.01)
     assert (late.requests, late.failed, late.first_word_s) == (1, 1, None)
     assert (late.switches, late.switch_s, late.memory, late.waiting) == (1, 4.0, 7, 1)
+
+
+async def test_how_long_answers_took_is_known_by_model_without_the_waiting(tmp_path: Path) -> None:
+    file = tmp_path / "history.sqlite3"
+    await lived(
+        file,
+        request(1, seconds=9.0, queue_s=2.0, switch_s=4.0),
+        request(2, seconds=1.5, model="b"),
+        request(3, seconds=7.0, outcome="broken"),
+        request(4, seconds=0.5),
+        request(5, seconds=8.0, attempts=(AttemptMade(backend="pc", outcome="busy", seconds=1.0),) * 2),
+        request(6, seconds=2.5, backend="cloud"),
+    )
+    kept = history(file)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(kept.run)
+        assert await kept.answers() == {"local": {"a": [3.0, 0.5], "b": [1.5]}, "cloud": {"a": [2.5]}}
+        for number in range(30):
+            kept.hear(request(number, seconds=float(number)))
+        assert (await kept.answers())["local"]["a"] == [float(number) for number in range(10, 30)]
+        tasks.cancel_scope.cancel()
+
+
+async def test_nothing_is_known_of_answers_where_nothing_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    kept = history(tmp_path / "file" / "history.sqlite3")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(kept.run)
+        assert await kept.answers() == {}
+        tasks.cancel_scope.cancel()

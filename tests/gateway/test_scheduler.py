@@ -1044,3 +1044,29 @@ def test_never_switches_more_often_than_first_come_first_served(
     )
     host.run(jobs)
     assert len(host.switches) <= first_come_first_served(jobs, parallel)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_answers_of_an_earlier_life_are_expected_to_come_again(early: bool) -> None:
+    scheduler = Scheduler(RULES)
+    known = status(profile("a"), states={"a": "ready"})
+    if early:
+        scheduler.remember({"a": [2.0, 2.0], "gone": [9.0]})
+        scheduler.host(known, 0.0)
+    else:
+        scheduler.host(known, 0.0)
+        scheduler.remember({"a": [2.0, 2.0], "gone": [9.0]})
+    scheduler.request(Ticket(id=1, model="a", at=0.0), 0.0)
+    scheduler.request(Ticket(id=2, model="a", at=0.0), 0.0)
+    assert scheduler.estimate("a", 0.0, 2) == pytest.approx(2.0)
+    assert scheduler.knows_time("a", 2)
+
+
+def test_what_was_seen_in_this_life_counts_more() -> None:
+    desk = Desk(profile("a"), states={"a": "ready"})
+    desk.scheduler.request(Ticket(id=101, model="a", at=0.0), 0.0)
+    desk.scheduler.release(101, 1.0)
+    desk.scheduler.remember({"a": [60.0]})
+    desk.scheduler.request(Ticket(id=102, model="a", at=1.0), 1.0)
+    desk.scheduler.request(Ticket(id=103, model="a", at=1.0), 1.0)
+    assert desk.scheduler.estimate("a", 1.0, 103) == pytest.approx(1.0)

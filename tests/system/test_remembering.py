@@ -1,22 +1,28 @@
-"""What was learned before a restart: how long loads take, and what charts show."""
+"""What was learned before a restart: how long loads and answers take, and what charts show."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
 import pytest
+from fakes.gate import Gate
+from system.chain import open_chain
 from system.house import OpenHouse, another_host
 
 from hostler.gateway.app import Gateway
+from hostler.gateway.events import Event, RequestFinished
 from hostler.gateway.serving.server import bind
 from hostler.gateway.settings import read
 
 pytestmark = pytest.mark.anyio
 
+PATIENT = {"timeouts": {"connect_s": 5, "first_byte_s": 60, "between_bytes_s": 60}}
 SLOW = {"a": {"script": {"ready_after": 0.3}}, "b": {}}
 
 
@@ -81,3 +87,36 @@ async def test_a_gateway_that_starts_again_learns_them_from_hosts_that_did_not(t
     assert counts == counts_after == [1, 1]
     assert 0.3 <= after["forecast"] < 10
     assert after["forecast"] == pytest.approx(before["profile"] or before["forecast"], rel=0.5)
+
+
+async def test_how_long_answers_take_outlasts_a_restart(tmp_path: Path, gates: Callable[[str], Gate]) -> None:
+    speak = gates("speak")
+    script = {"answer_when": speak.path, "queue": True}
+    async with another_host(tmp_path / "far", {"a": {"script": script}}) as far:
+        history, finished = tmp_path / "history.sqlite3", list[RequestFinished]()
+
+        def hear(event: Event) -> None:
+            if isinstance(event, RequestFinished):
+                finished.append(event)
+
+        speak.open()
+        async with open_chain(tmp_path, {"far": far.backend}, history=history, gateway=PATIENT) as chain:
+            chain.gateway.bus.listen(hear)
+            await chain.ask(model="a")
+            await chain.until(lambda: finished)
+        speak.close()
+        (event,) = finished
+        async with (
+            open_chain(tmp_path, {"far": far.backend}, history=history, gateway=PATIENT) as chain,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(partial(chain.ask, model="a"))
+            tasks.start_soon(partial(chain.ask, model="a"))
+            host: dict[str, Any] = {}
+            with anyio.fail_after(20):
+                while (host.get("serving"), len(host.get("queue", ()))) != (1, 1):
+                    (host,) = (await chain.http.get("/admin/status")).json()["hosts"]
+            speak.open()
+    (waiting,) = host["queue"]
+    assert waiting["eta_s"] == pytest.approx(event.seconds - event.queue_s - event.switch_s, abs=0.05)
+    assert waiting["eta_s"] != 5.0  # what is said of a model that nobody has seen at work
