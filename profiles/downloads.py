@@ -145,11 +145,14 @@ def _run_pip(requirement: str, folder: Path, moved: Moved, stop: Stop) -> None:
         said: list[str] = []
         listener = threading.Thread(target=_listen, args=(guard.stdout, said), daemon=True)
         listener.start()
+        most = 0
         try:
             while guard.poll() is None:
                 stop.wait(REPORT_S)
                 stop.check()
-                moved("downloading", _largest(scratch), _announced(said))
+                # Once it is whole, pip moves it away: what came has come all the same.
+                most = max(most, _largest(scratch))
+                moved("downloading", most, _announced(said))
         finally:
             if guard.poll() is None:
                 with contextlib.suppress(ProcessLookupError):

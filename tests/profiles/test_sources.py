@@ -18,8 +18,18 @@ import psutil
 import pytest
 from anyio import to_thread
 
+from hostler.profiles.downloads import Stop
 from hostler.profiles.schema import Profile
-from hostler.profiles.sources import FetchProgress, Source, SourceError, cache_directory, cached, fetch, known_sha256
+from hostler.profiles.sources import (
+    FetchProgress,
+    Source,
+    SourceError,
+    cache_directory,
+    cached,
+    fetch,
+    fetch_now,
+    known_sha256,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -197,6 +207,36 @@ async def test_cancelling_ends_pip_and_leaves_nothing(slow_pip: Path, tmp_path: 
         group.cancel_scope.cancel()
     await until(lambda: not _is_alive(child))
     assert models(tmp_path / "c") == []
+
+
+def test_what_pip_has_brought_never_becomes_less(slow_pip: Path, tmp_path: Path) -> None:
+    seen, gone, end = tmp_path / "seen", tmp_path / "gone", tmp_path / "end"
+    (tmp_path / "slow" / "pip" / "__main__.py").write_text(
+        "import os, pathlib, time\n"
+        "half = pathlib.Path(os.environ['TMPDIR'], 'half')\n"
+        "half.write_bytes(b'x' * 1000)\n"
+        f"while not os.path.exists({str(seen)!r}): time.sleep(0.01)\n"
+        "half.unlink()\n"  # as pip moves a file away that is whole
+        f"pathlib.Path({str(gone)!r}).touch()\n"
+        f"while not os.path.exists({str(end)!r}): time.sleep(0.01)\n"
+        "raise SystemExit(1)\n"
+    )
+    told: list[int] = []
+    after: list[int] = []
+
+    def report(progress: FetchProgress) -> None:
+        told.append(progress.completed)
+        if progress.completed == 1000:
+            seen.touch()
+        if gone.exists():
+            after.append(progress.completed)
+        if len(after) == 3:  # the first of them may have been looked up before
+            end.touch()
+
+    with pytest.raises(SourceError):
+        fetch_now(profile(TINY), tmp_path / "c", report, Stop())
+    assert told == sorted(told)
+    assert after[-1] == 1000
 
 
 def _is_alive(process: psutil.Process) -> bool:
