@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -18,7 +17,6 @@ from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import (
     EngineAddress,
-    Failure,
     HostStatus,
     ModelChanged,
     ModelStatus,
@@ -36,7 +34,7 @@ from hostler.supervisor.loadtimes import LoadTimes
 from hostler.supervisor.member import Member, engine_of
 from hostler.supervisor.memory import Meter, Usage
 from hostler.supervisor.metrics import HostMetrics
-from hostler.supervisor.order import Order
+from hostler.supervisor.orders import Orders
 from hostler.supervisor.output import Log
 from hostler.supervisor.pins import Pins
 from hostler.supervisor.ports import parse_range
@@ -75,22 +73,24 @@ class Fleet:
         budget = None if settings.memory_budget is None else int(settings.memory_budget)
         self._room = Room(exclusive=exclusive, budget=budget)
         self._footprints = Footprints(footprints)
-        self._survey = Survey(meter or Meter(), self._footprints, self._measured, uses=not exclusive)
+        self._survey = Survey(
+            meter or Meter(), self._footprints, self._measured, uses=not exclusive, drain_s=settings.drain_s
+        )
         self._supply = Supply(
             settings, host=settings.engine_host or host, prepare=prepare, describe=describe, keeper=keeper or Keeper(),
             survey=self._survey,
         )  # fmt: skip
         self._epoch = 0
-        # The newest one for each model, which others join; and all, since an earlier one may still be at work.
-        self._orders: dict[str, Order] = {}
-        self._under_way: set[Order] = set()
-        self._turn = anyio.Lock()
         self._tasks: TaskGroup | None = None
         self._started = anyio.Event()
         self._described = anyio.Event()
         self._listeners = Subscriptions(lambda: Snapshot(host=self.status_now()))
         self.metrics = HostMetrics(self.status_now)
         self._listeners.tap(self.metrics.hear)
+        self._orders = Orders(
+            self._room, self._supply, self._survey, self._load_times, others=self._others,
+            describe=self._describe_sharing, tell=self._listeners.publish,
+        )  # fmt: skip
         self._members = {profile.name: self._enlist(profile) for profile in profiles}
 
     # The contract.
@@ -107,16 +107,13 @@ class Fleet:
         address = member.process.address
         if address is not None and not self._room.in_the_way(member, self._others(member), evict):
             return address
-        order = self._orders.get(model)
-        if order is None or order.outcome.settled or not order.evict.issuperset(evict):
-            order = self._begin(member, evict)
-        return await order.outcome.get()
+        return await self._orders.to(member, evict).outcome.get()
 
     async def unload(self, model: str, *, epoch: int | None = None) -> None:
         """See `contract.Supervisor`. Earlier failures are forgotten with it."""
         self._see(epoch)
         member = self._member(model)
-        self._cancel(model, f'model "{model}" was unloaded')
+        self._orders.cancel(model, f'model "{model}" was unloaded')
         await member.process.stop()
         member.process.forgive()
 
@@ -166,7 +163,7 @@ class Fleet:
             self._settle_pin(member)
         try:
             async with anyio.create_task_group() as tasks:
-                self._tasks = self._supply.tasks = tasks
+                self._tasks = self._supply.tasks = self._orders.tasks = tasks
                 for member in self._members.values():
                     tasks.start_soon(member.run)
                 tasks.start_soon(self._describe_all)
@@ -176,7 +173,7 @@ class Fleet:
                         tasks.start_soon(self._start_pinned, member)
                 await self._survey.run(lambda: self._members.values())
         finally:
-            self._tasks = self._supply.tasks = None
+            self._tasks = self._supply.tasks = self._orders.tasks = None
 
     async def started(self) -> None:
         """Wait until `run` takes orders."""
@@ -248,93 +245,7 @@ class Fleet:
             epoch=self._epoch,
         )
 
-    # How an order is carried out.
-
-    def _begin(self, member: Member, evict: Sequence[str]) -> Order:
-        if self._tasks is None or member.retired:
-            raise SupervisorError(Failure(kind="cancelled", message="the supervisor is not running"))
-        order = Order(
-            secrets.token_hex(6), member.name, evict, expected_s=self._load_times.get(member.name),
-            tell=self._listeners.publish,
-        )  # fmt: skip
-        self._orders[member.name] = order
-        self._under_way.add(order)
-        self._tasks.start_soon(self._carry_out, member, order)
-        return order
-
-    async def _carry_out(self, member: Member, order: Order) -> None:
-        try:
-            with order.scope:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(order.tick)
-                    await self._fulfil(member, order)
-                    tasks.cancel_scope.cancel()
-        finally:
-            self._under_way.discard(order)
-            if self._orders.get(member.name) is order:
-                del self._orders[member.name]
-            order.outcome.settle(Failure(kind="cancelled", message="the supervisor is stopping"))
-        if order.load_s > 0:
-            self._load_times.learn(member.name, order.load_s)
-            await anyio.to_thread.run_sync(self._load_times.write)
-
-    def _cancel(self, model: str, why: str) -> None:
-        """Nobody wants it any more, whoever asked for it."""
-        self._orders.pop(model, None)
-        for order in [order for order in self._under_way if order.model == model]:
-            order.cancel(Failure(kind="cancelled", message=why))
-
-    async def _fulfil(self, member: Member, order: Order) -> None:
-        try:
-            # A file that cannot be had must not cost the model that runs now.
-            await self._supply.file(member, order.fetching)
-            described = member.description
-            # A file that came only now says more than was known without it.
-            if described.facts is None and (self._room.budget is not None or not described.modified_at):
-                await self._describe_sharing(member)
-            async with self._turn:
-                await self._clear_the_way(member, order)
-                outcome = member.process.order()
-                if self._room.exclusive:
-                    address = await outcome.get()
-            if not self._room.exclusive:
-                address = await outcome.get()
-        except SupervisorError as error:
-            order.fail(error.failure)
-        except Exception as error:
-            # Whatever a disk or a file may do to us: it costs this order, not the host.
-            logger.exception("model %s could not be started", member.name)
-            order.fail(Failure(kind="exited", message=f'starting model "{member.name}" failed: {error}'))
-        else:
-            order.done(address)
-            member.spent = order.spent
-            where = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in member.spent.items())
-            logger.info("%s is ready after %.3f s (%s)", member.name, sum(member.spent.values()), where or "it was")
-
-    async def _clear_the_way(self, member: Member, order: Order) -> None:
-        """Stop, side by side, all that may not live beside `member`, and let those finish that nobody has drained."""
-        victims = self._room.victims(member, self._others(member), order.evict)
-        if self._undrained(victims, order):
-            # Which of them has been used last is known only to themselves.
-            await self._survey.look_at(self._others(member))
-            victims = self._room.victims(member, self._others(member), order.evict)
-        order.victims = tuple(victim.name for victim in victims)
-        if not victims:
-            return
-        if not member.process.standing:
-            self._supply.read_ahead(member)
-        await self._survey.drain(self._undrained(victims, order), self._drain_s, lambda: order.enter("draining"))
-        order.enter("saving" if any(victim.process.address for victim in victims) else "stopping")
-        async with anyio.create_task_group() as stops:
-            for victim in victims:
-                stops.start_soon(victim.process.stop)
-
-    def _drain_s(self, member: Member) -> float:
-        return _first(member.profile.drain_s, self._settings.drain_s)
-
-    @staticmethod
-    def _undrained(victims: Sequence[Member], order: Order) -> list[Member]:
-        return [each for each in victims if each.name not in order.evict and each.process.address is not None]
+    # Inside.
 
     def _others(self, member: Member) -> list[Member]:
         return [other for other in self._members.values() if other is not member and other.process.alive]
@@ -346,8 +257,8 @@ class Fleet:
             logger.warning("the pinned model %s could not be started: %s", member.name, error)
 
     async def _stop_member(self, member: Member) -> None:
-        self._cancel(member.name, f'the profile of model "{member.name}" was changed')
-        await self._survey.drain([member], self._drain_s, lambda: None)
+        self._orders.cancel(member.name, f'the profile of model "{member.name}" was changed')
+        await self._survey.drain([member], lambda: None)
         await member.process.stop()
         member.process.forgive()
 
@@ -393,8 +304,7 @@ class Fleet:
         member = self._members.get(process.model)
         if member is None or member.process is not process:
             return
-        for order in list(self._under_way):
-            order.hear(process)
+        self._orders.hear(process)
         if process.pid is None:
             member.usage = Usage()
         elif process.state == "ready" and self._tasks is not None:
@@ -423,7 +333,7 @@ class Fleet:
 
     def _status(self, member: Member) -> ModelStatus:
         process = member.process
-        order = self._orders.get(member.name)
+        order = self._orders.of(member.name)
         starting = process.state == "starting"
         return ModelStatus(
             model=member.name, state=process.state, since=process.since, generation=process.generation,

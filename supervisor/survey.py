@@ -31,16 +31,19 @@ class Survey:
     """Looks at members and tells them what it saw.
 
     `changed` is called with a member of which another amount is known than before, whether that is what it takes now,
-    and whether it is what it needs. With `uses` it also follows who is used, for whoever has to choose.
+    and whether it is what it needs. With `uses` it also follows who is used, for whoever has to choose. Who has to go
+    may finish its answers for `drain_s`, unless its profile says otherwise.
     """
 
     def __init__(
-        self, meter: Meter, footprints: Footprints, changed: Callable[[Member, bool, bool], None], *, uses: bool
-    ) -> None:
+        self, meter: Meter, footprints: Footprints, changed: Callable[[Member, bool, bool], None], *, uses: bool,
+        drain_s: float,
+    ) -> None:  # fmt: skip
         self._meter = meter
         self._footprints = footprints
         self._changed = changed
         self._uses = uses
+        self._drain_s = drain_s
 
     async def run(self, members: Callable[[], Iterable[Member]]) -> None:
         """Look at all of them every now and then, for ever."""
@@ -87,16 +90,15 @@ class Survey:
             for member in members:
                 looks.start_soon(self._look, member)
 
-    async def drain(
-        self, members: Iterable[Member], limit_s: Callable[[Member], float], say: Callable[[], None]
-    ) -> None:
+    async def drain(self, members: Iterable[Member], say: Callable[[], None]) -> None:
         """Return when all have finished their answers, or are gone, or had their time; `say` if that takes any."""
         async with anyio.create_task_group() as waits:
             for member in members:
-                waits.start_soon(self._until_idle, member, limit_s(member), say)
+                waits.start_soon(self._until_idle, member, say)
 
-    async def _until_idle(self, member: Member, limit_s: float, say: Callable[[], None]) -> None:
-        with anyio.move_on_after(limit_s):
+    async def _until_idle(self, member: Member, say: Callable[[], None]) -> None:
+        own = member.profile.drain_s
+        with anyio.move_on_after(self._drain_s if own is None else own):
             while await self._look(member):
                 say()
                 with anyio.move_on_after(ASK_S):
