@@ -6,7 +6,7 @@ An adapter does no I/O, has no clock and keeps no state between requests. Third-
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -114,6 +114,14 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     queue_s: float = 0.0
     switch_s: float = 0.0
     total_s: float = 0.0
+
+
+@runtime_checkable
+class Dated(Protocol):
+    """What an encoder may promise besides: each of its lines says when it was written. `clock` is given to it at once, and
+    tells seconds since the epoch."""
+
+    def dated(self, clock: Callable[[], float]) -> None: ...
 
 
 @runtime_checkable

@@ -138,6 +138,8 @@ class Edge:
             request = adapter.decode(operation, incoming)
             if not isinstance(request, Probe):
                 encoder = adapter.encoder(request, id=request_id, created=int(self._wall()), progress=self._progress)
+                if (dated := getattr(encoder, "dated", None)) is not None:  # see `Dated`
+                    dated(self._wall)
                 reply.use(encoder)
             exchange = Exchange(
                 request_id=request_id,

@@ -14,7 +14,7 @@ import msgspec
 
 from hostler.adapters.anthropic import dialogue, models
 from hostler.adapters.anthropic.encoder import AnthropicEncoder, CountEncoder
-from hostler.adapters.anthropic.paths import COUNT, FORWARDED, MESSAGES, MODEL, MODELS, OPERATIONS
+from hostler.adapters.anthropic.paths import COUNT, FORWARDED, HEADER, MESSAGES, MODEL, MODELS, OPERATIONS
 from hostler.adapters.anthropic.refusal import refusal
 from hostler.adapters.anthropic.wire import WIRE
 from hostler.adapters.canonical import ChatRequest, CountRequest, Origin, Output, Probe, Request
@@ -72,6 +72,9 @@ class AnthropicAdapter:
         model = body.model or elsewhere(incoming)
         if operation.name == COUNT:
             return CountRequest(origin=origin, model=model, dialogue=conversation)
+        if body.max_tokens is None and HEADER in incoming.headers:
+            # Who speaks to Anthropic is refused without it; who speaks to llama-server, on the same path, need not say it.
+            raise BadRequest("max_tokens: Field required", param="max_tokens")
         if body.max_tokens is not None and body.max_tokens < 0:
             raise BadRequest("max_tokens: must be 0 or more", param="max_tokens")
         output = Output(stream=body.stream is True, include_usage=True, schema=dialogue.schema(body), details=True)

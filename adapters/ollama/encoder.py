@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -36,10 +37,12 @@ _MODEL = re.compile(rb'^(\s*\{\s*"model"\s*:\s*)"(?:[^"\\]|\\.)*"', re.MULTILINE
 
 
 class OllamaEncoder:
-    """One answer to one client. The id and the time are given, for what has to be made up."""
+    """One answer to one client. The id and the time are given, for what has to be made up; with a clock, each line has its
+    own."""
 
     __slots__ = (
         "_calls",
+        "_clock",
         "_created",
         "_done",
         "_finish",
@@ -74,6 +77,7 @@ class OllamaEncoder:
         self._silent = _limit(request) == 0
         self._id = answer_id
         self._created = timestamp(created)
+        self._clock: Callable[[], float] | None = None
         self._timing: Timing | None = None
         self.begin(AnswerHead())
 
@@ -106,6 +110,10 @@ class OllamaEncoder:
         self._spoken = False
         self._head = head
         self._media_type = LINES if self._streaming else JSON
+
+    def dated(self, clock: Callable[[], float]) -> None:
+        """Where the time of each line is read."""
+        self._clock = clock
 
     def timing(self, timing: Timing) -> None:
         """How long all this took, for the last line."""
@@ -184,7 +192,8 @@ class OllamaEncoder:
         return b""
 
     def _frame(self, said: dict[str, Any]) -> dict[str, Any]:
-        return {"model": self._model, "created_at": self._created, **said}
+        created_at = self._created if self._clock is None else timestamp(self._clock())
+        return {"model": self._model, "created_at": created_at, **said}
 
     def _message(self, text: str, reasoning: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
         thinking = {"thinking": reasoning} if reasoning else {}

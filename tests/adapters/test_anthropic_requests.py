@@ -263,6 +263,15 @@ def test_what_is_no_request_is_refused(ask: Any, body: bytes) -> None:
             ask(path, body)
 
 
+def test_anthropics_clients_have_to_say_how_much_may_be_written_and_llama_servers_need_not(ask: Any) -> None:
+    body = {"model": "a", "messages": [{"role": "user", "content": "Hi"}]}
+    version = {"anthropic-version": "2023-06-01"}
+    with pytest.raises(BadRequest, match="max_tokens: Field required"):
+        ask("/v1/messages", body, headers=version)
+    assert isinstance(ask("/v1/messages", body), ChatRequest)
+    assert isinstance(ask("/v1/messages/count_tokens", body, headers=version), CountRequest)
+
+
 def test_counting_asks_an_openai_engine_for_the_same_conversation(ask: Any, transcript: Any) -> None:
     body = transcript("anthropic/claude-code.json")
     count = ask("/v1/messages/count_tokens", body)

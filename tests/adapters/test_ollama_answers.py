@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hostler.adapters.canonical import AnswerHead, ChatRequest, Chunk, Progress, Text, TokenLogprob, ToolCall, Usage
 from hostler.adapters.errors import BackendBroken, Busy, GatewayError
-from hostler.adapters.protocol import Timed, Timing
+from hostler.adapters.protocol import Dated, Timed, Timing
 
 COUNTS = Usage(prompt_tokens=11, completion_tokens=6, cached_tokens=3, prompt_ms=690.582, completion_ms=8312.151)
 METRICS = {
@@ -145,6 +145,16 @@ def test_without_a_clock_the_total_is_what_the_engine_told(desk: Desk) -> None:
 
 def test_the_encoder_lets_itself_be_told_the_time(desk: Desk) -> None:
     assert isinstance(desk.adapter.encoder(desk.chat(), id="", created=0, progress="off"), Timed)
+
+
+def test_with_a_clock_each_line_says_when_it_was_written(desk: Desk) -> None:
+    encoder = desk.adapter.encoder(desk.chat(), id="", created=0, progress="off")
+    assert isinstance(encoder, Dated)
+    moments = iter((1_700_000_000.25, 1_700_000_001.000001))
+    encoder.dated(lambda: next(moments))
+    lines = encoder.chunk(say("x")) + encoder.chunk(say(finish="stop")) + encoder.end()
+    told = [json.loads(line)["created_at"] for line in lines.splitlines()]
+    assert told == ["2023-11-14T22:13:20.25Z", "2023-11-14T22:13:21.000001Z"]
 
 
 @pytest.mark.parametrize(

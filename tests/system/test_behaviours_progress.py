@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -192,6 +193,9 @@ async def test_ollamas_stream_gets_nothing_extra(open_house: OpenHouse) -> None:
         lines = (await posted(house, "/api/chat", {"model": "a", "messages": QUESTION})).text.splitlines()
     words = [answer["message"]["content"].strip() for answer in map(json.loads, lines) if not answer["done"]]
     assert words == ["word0", "word1", "word2", "word3", "word4"]
+    written = [json.loads(line)["created_at"] for line in lines]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", each) for each in written)
+    assert any("." in each for each in written)  # of whole seconds, there would be none
 
 
 async def posted(
