@@ -23,7 +23,6 @@ from hostler.gateway.reloading import Reloader
 from hostler.gateway.serving import notify
 from hostler.gateway.serving.server import ListenError, Server, bind
 from hostler.gateway.settings import Configuration, SettingsError, parse_address, secret
-from hostler.gateway.terminal import fetching
 from hostler.gateway.terminal.greeting import greeting, nearby, shown
 from hostler.profiles.schema import Profile
 from hostler.supervisor.contract import SupervisorError, SwitchMoved
@@ -55,6 +54,8 @@ def up(configuration: Configuration, view: Live | None = None) -> int:
     sockets = _listen(addresses(configuration.settings), "gateway.listen")
     keyed = _guarded(lambda: keys_in_force(configuration.settings, sockets)) is not None
     if configuration.shipped:
+        from hostler.gateway.terminal import fetching
+
         try:
             for profile in configuration.profiles:
                 fetching.fetch(profile)
@@ -238,6 +239,7 @@ def _listen(wanted: Sequence[tuple[str, int]], setting: str) -> list[socket.sock
 
 
 def _fleet(configuration: Configuration, *, engine_host: str) -> Fleet:
+    from hostler.gateway.terminal import fetching
     from hostler.supervisor.host import open_host
 
     try:

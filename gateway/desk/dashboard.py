@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
 import anyio
 import msgspec
@@ -35,7 +35,7 @@ class Dashboard:
         hosts: Mapping[str, Orchestrator],
         history: History,
         *,
-        metrics: Callable[[], bytes],
+        metrics: Callable[[], Awaitable[bytes]],
         version: str,
     ) -> None:
         self._status = status
@@ -129,7 +129,7 @@ class Dashboard:
         return json_response({"ready": not silent, "silent": silent}, status=503 if silent else 200)
 
     async def _tell_metrics(self, request: Request) -> Response:
-        return Response(self._metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await self._metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _root(self, request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):

@@ -94,11 +94,15 @@ class Desk:
         self._history = History(history, moment=status.moment, wall=wall)
         self._logbook = Logbook()
         counts = [each.metrics for each in supervisors.values() if isinstance(each, KeepsCounts)]
+
+        async def tell_metrics() -> bytes:
+            return b"".join([await metrics.render(), *(each.counted() for each in counts)])
+
         self._dashboard = Dashboard(
             status,
             hosts,
             self._history,
-            metrics=lambda: b"".join([metrics.render(), *(each.counted() for each in counts)]),
+            metrics=tell_metrics,
             version=__version__,
         )
         self._logs = Logs(

@@ -1,0 +1,101 @@
+"""Counters that hear the gateway's events, as Prometheus reads them."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from hostler.gateway.events import (
+    AttemptMade,
+    BreakerChanged,
+    EngineChanged,
+    Event,
+    HopPassed,
+    HostChanged,
+    RequestFinished,
+    SwitchChanged,
+)
+from hostler.gateway.records.metrics import BackendNow, ChainNow, Metrics
+from hostler.supervisor.contract import HostStatus, ModelStatus, SwitchMoved
+
+pytestmark = pytest.mark.anyio
+
+READY = ModelStatus(model="m", state="ready", since=1.0, memory_bytes=1000)
+
+
+def finished(**more: object) -> RequestFinished:
+    common = {"id": "1", "at": 1.0, "protocol": "openai", "operation": "chat", "client": "anna", "outcome": "ok"}
+    return RequestFinished(**{**common, "status": 200, "seconds": 0.3, **more})  # type: ignore[arg-type]
+
+
+HEARD: tuple[Event, ...] = (
+    finished(model="m", backend="a", first_word_s=0.2, prompt_tokens=4, completion_tokens=5),
+    finished(
+        model="m", backend="b", seconds=7.0, queue_s=1.5, cost=0.25, completion_tokens=1,
+        attempts=(AttemptMade(backend="a", outcome="refused", seconds=1.0), AttemptMade(backend="b", outcome="answered", seconds=1.0)),
+        passed=(HopPassed(backend="a", why="refused"),),
+    ),
+    finished(model="m", backend="b", cost=0.5),
+    finished(model='no "such"\n', outcome="failed", status=503, code="queue_full"),
+    BreakerChanged(backend="a", model=None, state="open", before="closed"),
+    SwitchChanged(backend="here", switch=SwitchMoved(id="1", model="m", phase="ready", from_models=("n",), elapsed_s=2.0)),
+    SwitchChanged(backend="here", switch=SwitchMoved(id="1", model="m", phase="loading")),
+    EngineChanged(backend="here", status=ModelStatus(model="gone", state="ready", since=1.0)),
+    HostChanged(backend="here", reachable=True, host=HostStatus(models=(READY,))),
+    HostChanged(backend="there", reachable=False),
+)  # fmt: skip
+
+
+async def told() -> dict[tuple[str, tuple[str, ...]], float]:
+    """Every value by its name and its labels' values, in the order of the labels' names."""
+    chain = ChainNow(backends=[BackendNow(backend="a", reachable=True, breakers={"": "open"}, cost=0.75)], limit=2.0)
+    metrics = Metrics(lambda: [("here", 3, 1)], lambda: chain, version="1.2")
+    for event in HEARD:
+        metrics.hear(event)
+    families = text_string_to_metric_families((await metrics.render()).decode())
+    return {
+        (sample.name, tuple(sample.labels[name] for name in sorted(sample.labels))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+async def test_what_happened_is_counted() -> None:
+    values = await told()
+    for name, labels, value in (
+        ("hostler_attempts_total", ("a", "refused"), 1),
+        ("hostler_fallbacks_total", ("a", "refused", "b"), 1),
+        ("hostler_cost_usd_total", ("b",), 0.75),
+        ("hostler_rejected_total", ("queue_full",), 1),
+        ("hostler_breaker_transitions_total", ("a", "", "open"), 1),
+        ("gen_ai_client_token_usage_sum", ("a", "m", "output"), 5),
+        ("gen_ai_server_request_duration_seconds_count", ("b", "m", "chat", "ok", "openai"), 2),
+        ("gen_ai_server_request_duration_seconds_bucket", ("b", "0.5", "m", "chat", "ok", "openai"), 1),
+        ("gen_ai_server_request_duration_seconds_bucket", ("b", "+Inf", "m", "chat", "ok", "openai"), 2),
+        ("gen_ai_server_request_duration_seconds_count", ("", "", "chat", "failed", "openai"), 1),
+        ("gen_ai_server_time_to_first_token_seconds_sum", ("a", "m"), 0.2),
+        ("hostler_queue_wait_seconds_sum", ("m",), 1.5),
+        ("hostler_switch_duration_seconds_sum", ("here", "n", "ready", "m"), 2.0),
+    ):
+        assert values[name, labels] == value, name
+
+
+async def test_what_is_so_now_is_told_without_the_past() -> None:
+    values = await told()
+    for name, labels, value in (
+        ("hostler_info", ("1.2",), 1),
+        ("hostler_supervisor_reachable", ("here",), 1),
+        ("hostler_supervisor_reachable", ("there",), 0),
+        ("hostler_model_state", ("here", "m", "ready"), 1),
+        ("hostler_model_memory_bytes", ("here", "m"), 1000),
+        ("hostler_queue_depth", ("here",), 3),
+        ("hostler_serving", ("here",), 1),
+        ("hostler_backend_reachable", ("a",), 1),
+        ("hostler_breaker_state", ("a", "", "open"), 1),
+        ("hostler_breaker_state", ("a", "", "closed"), 0),
+        ("hostler_cost_today_usd", ("a",), 0.75),
+        ("hostler_cost_limit_usd", (), 2.0),
+    ):
+        assert values[name, labels] == value, name
+    assert ("hostler_model_state", ("here", "gone", "ready")) not in values
+    assert values["process_resident_memory_bytes", ()] > 1_000_000
