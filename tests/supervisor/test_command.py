@@ -12,7 +12,7 @@ import pytest
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.command import Command, build, engine_program
 from hostler.supervisor.contract import SupervisorError
-from hostler.supervisor.engine import parse
+from hostler.supervisor.engine_arguments import parse
 from hostler.supervisor.settings import SupervisorSettings
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from hostler.supervisor.engine import FLAGS, BadArgument, parse
+from hostler.supervisor.engine_arguments import FLAGS, BadArgument, parse
 
 Start = Callable[..., "Engine"]
 
