@@ -9,9 +9,10 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from hostler.profiles.fetching import cached, fetch
 from hostler.profiles.gguf import FactsCache, GGUFError, digest
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.profiles.sources import FetchProgress, cached, fetch
+from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.member import Description
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from fakes.gate import Gate
 from hypothesis import HealthCheck, settings
 
 from hostler.profiles.downloads import Stop
-from hostler.profiles.sources import cache_directory, fetch_now
+from hostler.profiles.fetching import fetch_now
+from hostler.profiles.sources import cache_directory
 from hostler.profiles.store import demo_profiles
 
 # Started in the background by a shell, Ctrl-C would mean nothing to us, and by inheritance nothing to what is tested.

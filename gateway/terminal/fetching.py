@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hostler.profiles.downloads import Stop
+from hostler.profiles.fetching import cached, fetch_now
 from hostler.profiles.schema import Profile
-from hostler.profiles.sources import FetchProgress, SourceError, cache_directory, cached, fetch_now
+from hostler.profiles.sources import FetchProgress, SourceError, cache_directory
 
 __all__ = ["SourceError", "fetch", "log_progress"]
 

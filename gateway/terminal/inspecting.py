@@ -10,7 +10,7 @@ from typing import Any
 from hostler.gateway.keys import KeyRecord
 from hostler.gateway.settings import Configuration
 from hostler.gateway.terminal.figures import NOTHING, clock, seconds, size, speed
-from hostler.profiles.sources import cached
+from hostler.profiles.fetching import cached
 
 Row = tuple[str, ...]
 

@@ -19,17 +19,10 @@ import pytest
 from anyio import to_thread
 
 from hostler.profiles.downloads import Stop
+from hostler.profiles.fetching import cached, fetch, fetch_now
+from hostler.profiles.proofs import known_sha256
 from hostler.profiles.schema import Profile
-from hostler.profiles.sources import (
-    FetchProgress,
-    Source,
-    SourceError,
-    cache_directory,
-    cached,
-    fetch,
-    fetch_now,
-    known_sha256,
-)
+from hostler.profiles.sources import FetchProgress, Source, SourceError, cache_directory
 
 pytestmark = pytest.mark.anyio
 
@@ -249,8 +242,8 @@ def _is_alive(process: psutil.Process) -> bool:
 FETCH = """
 import sys, anyio
 from pathlib import Path
+from hostler.profiles.fetching import fetch
 from hostler.profiles.schema import Profile
-from hostler.profiles.sources import fetch
 profile = Profile(name="tiny", model=sys.argv[1], sha256=sys.argv[3] if len(sys.argv) > 3 else None)
 print(anyio.run(lambda: fetch(profile, cache_dir=Path(sys.argv[2]))))
 """
