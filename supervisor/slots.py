@@ -93,6 +93,13 @@ class _Strikes(msgspec.Struct, frozen=True):
     strikes: int
 
 
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s cannot be removed: %s", path, error.strerror)
+
+
 def _refuse_shared(directory: Path) -> None:
     """Raises `PermissionError` for a place that serves others: open to them, and not ours or with folders in it (/tmp)."""
     status = directory.stat()
@@ -140,13 +147,13 @@ class SlotStore:
         _refuse_shared(self.directory)
         # One that was there already may be open to others; what engines remember is nobody else's to read.
         self.directory.chmod(0o700)
-        for marker in self.directory.glob("*.restoring"):
+        for marker in self._files("*.restoring"):
             self._drop(marker.stem, "its last restore did not end")
-            marker.unlink(missing_ok=True)
-        for part in (*self.directory.glob("*.part"), *self.directory.glob("*.json.new")):
-            part.unlink(missing_ok=True)
+            _remove(marker)
+        for part in (*self._files("*.part"), *self._files("*.json.new")):
+            _remove(part)
         names = {name for name, _ in self._kept()}
-        for orphan in self.directory.glob("*.kv"):
+        for orphan in self._files("*.kv"):
             if orphan.stem not in names:
                 self._drop(orphan.stem, "nothing is known of it")
         self._make_room(0)
@@ -316,6 +323,10 @@ class SlotStore:
             self._drop(name, "others need the room")
             total -= size
 
+    def _files(self, pattern: str) -> list[Path]:
+        """Only what we may have written ourselves: a folder of such a name is somebody else's."""
+        return [path for path in self.directory.glob(pattern) if not path.is_dir()]
+
     def _kept(self) -> Iterator[tuple[str, Kept]]:
         for sidecar in sorted(self.directory.glob("*.json")):
             try:
@@ -334,10 +345,7 @@ class SlotStore:
 
     def _forget(self, name: str) -> None:
         for path in (self._sidecar(name), self.directory / f"{name}.kv"):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                log.warning("%s cannot be removed: %s", path, error.strerror)
+            _remove(path)
 
     def _size(self, name: str) -> int | None:
         try:

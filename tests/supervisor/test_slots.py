@@ -238,6 +238,17 @@ async def test_a_file_whose_restore_killed_the_supervisor_too_is_gone_afterwards
     assert names(tmp_path) == BOTH[2:]
 
 
+@pytest.mark.parametrize("name", ["aaaaaaaaaaaaaaaa-0.restoring", "copies.part", "notes.json.new", "copies.kv"])
+async def test_a_folder_that_somebody_put_there_keeps_no_supervisor_from_starting(
+    store: SlotStore, engine: WritingEngine, tmp_path: Path, name: str
+) -> None:
+    await store.save(engine.address, PROFILE, FACTS, KEY)
+    (tmp_path / name).mkdir()
+    store.prepare()
+    assert (tmp_path / name).is_dir()
+    assert names(tmp_path) == sorted([*BOTH, name])
+
+
 async def test_an_engine_that_refuses_a_file_does_not_see_it_again(
     store: SlotStore, engine: WritingEngine, tmp_path: Path
 ) -> None:
