@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from hostler.adapters.document import Document
 from hostler.profiles.presets import Preset
 
 
@@ -19,6 +20,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     `wire` names the protocol (`openai`, `ollama`, ...), `operation` the adapter's operation, `path` is the
     path on the wire as it came (percent-encoding kept), `query` is without the question mark.
     `headers` are those that belong to the protocol itself and go on to a backend of the same one; never credentials.
+    `document` is what the adapter has seen of the body, so that nobody has to look again.
     """
 
     wire: str
@@ -29,6 +31,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     query: str = ""
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
+    document: Document | None = None
 
 
 class Text(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
@@ -272,6 +275,15 @@ Request = (
     | Find
 )
 Inference = ChatRequest | CompletionRequest | EmbedRequest | RerankRequest | CountRequest | Passthrough
+
+#: The requests whose answers can be asked for as streams.
+_STREAMED = (ChatRequest, CompletionRequest, Passthrough)
+_PLAIN = Output()
+
+
+def output_of(request: Request) -> Output:
+    """The shape of the answer that was asked for; a plain whole one where a protocol knows no other."""
+    return request.output if isinstance(request, _STREAMED) else _PLAIN
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):

@@ -72,7 +72,7 @@ async def answered_by_server(scope: Scope, receive: Receive, send: Send) -> None
     """The shortest way: the protocol alone."""
     line = scope[LINE_KEY]
     line.whole_body()
-    line.begin(200, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))])
+    line.begin(200, [b"content-type: application/json"], length=len(BODY))
     line.put(BODY, False)
 
 

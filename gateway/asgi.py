@@ -27,7 +27,7 @@ LINE_KEY = "hostler.line"
 #: What is known of a head that has come on this connection before (a `KnownHead`); missing for any other.
 KNOWN_KEY = "hostler.known"
 
-#: Headers that every answer to this request carries, names in lower case.
+#: Headers that every answer to this request carries: lines without their end, names in lower case.
 HEADERS_KEY = "hostler.headers"
 
 
@@ -63,8 +63,12 @@ class Line(Protocol):
         """Until the client has taken most of what was written, or has left."""
         ...
 
-    def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """The answer's head, names in lower case. It goes out with the first `put`, which must follow at once."""
+    def begin(self, status: int, lines: Sequence[bytes], *, length: int | None, closes: bool = False) -> None:
+        """The answer's head: the header lines without their ends, names in lower case; none for framing or `connection`.
+
+        It goes out with the first `put`, which must follow at once. `length` is the body's, if it is known; with `closes`
+        the connection ends with the answer.
+        """
         ...
 
     def put(self, body: bytes, more: bool) -> None:

@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import anyio
@@ -115,9 +116,9 @@ class Edge:
         request_id = told.id or self._new_id()
         exchange: Exchange | None = None
         body: bytes | None = None
-        extra: list[tuple[bytes, bytes]] | None = scope.get(HEADERS_KEY)
+        extra: list[bytes] | None = scope.get(HEADERS_KEY)
 
-        def facts() -> list[tuple[bytes, bytes]]:
+        def facts() -> list[bytes]:
             found = _facts(request_id, exchange)
             return found if extra is None else found + extra
 
@@ -296,19 +297,27 @@ def _only(name: str, client: Client) -> str:
     return name
 
 
-def _facts(request_id: str, exchange: Exchange | None) -> list[tuple[bytes, bytes]]:
-    """The headers that tell how a request was served, as far as it is known now."""
-    facts = [(b"x-request-id", request_id.encode("latin-1"))]
+def _facts(request_id: str, exchange: Exchange | None) -> list[bytes]:
+    """The header lines that tell how a request was served, as far as it is known now."""
+    facts = [b"x-request-id: " + request_id.encode("latin-1")]
     if exchange is None or exchange.target is None:
         return facts
-    facts += (
-        (b"x-hostler-backend", exchange.target.backend.encode("latin-1", "replace")),
-        (b"x-hostler-model", exchange.target.model.encode("latin-1", "replace")),
-        (b"x-hostler-hop", b"%d" % exchange.hop),
-        (b"x-hostler-queue-ms", b"%d" % round(exchange.queue_s * 1000)),
-        (b"x-hostler-switch-ms", b"%d" % round(exchange.switch_s * 1000)),
-    )
+    facts += _whereabouts(exchange.target.backend, exchange.target.model, exchange.hop)
+    if exchange.queue_s or exchange.switch_s:
+        facts.append(b"x-hostler-queue-ms: %d" % round(exchange.queue_s * 1000))
+        facts.append(b"x-hostler-switch-ms: %d" % round(exchange.switch_s * 1000))
+    else:
+        facts += _NEVER_WAITED
     if exchange.reason:
         why = " ".join(exchange.reason.split())[:200]
-        facts.append((b"x-hostler-reason", why.encode("latin-1", "replace")))
+        facts.append(f"x-hostler-reason: {why}".encode("latin-1", "replace"))
     return facts
+
+
+_NEVER_WAITED = (b"x-hostler-queue-ms: 0", b"x-hostler-switch-ms: 0")
+
+
+@lru_cache(maxsize=256)
+def _whereabouts(backend: str, model: str, hop: int) -> tuple[bytes, ...]:
+    lines = (f"x-hostler-backend: {backend}", f"x-hostler-model: {model}", f"x-hostler-hop: {hop}")
+    return tuple(line.encode("latin-1", "replace") for line in lines)

@@ -9,7 +9,7 @@ from hostler.adapters.errors import GatewayError
 from hostler.adapters.protocol import Encoder, WireResponse
 from hostler.gateway.asgi import Line
 
-Facts = Callable[[], list[tuple[bytes, bytes]]]
+Facts = Callable[[], list[bytes]]
 
 
 class Reply:
@@ -17,8 +17,8 @@ class Reply:
 
     `started`: the status is out. `committed`: the model's words are out, so no other backend may answer any more.
     `ended`: nothing more will be written. `status` is the one that was sent, 0 before.
-    `facts` gives the headers, names in lower case, that tell how the request was served, as far as that is known when
-    it is called.
+    `facts` gives the header lines, names in lower case, that tell how the request was served, as far as that is known
+    when it is called.
     """
 
     __slots__ = ("_encoder", "_facts", "_late", "_line", "committed", "ended", "started", "status")
@@ -129,24 +129,27 @@ class Reply:
     def _start(
         self, status: int, media_type: str, length: int | None, *, extra: tuple[tuple[str, str], ...] = (), stream: bool
     ) -> None:
-        headers = []
-        if status != 204:  # which has no body, and so neither a type nor a length
-            headers.append((b"content-type", media_type.encode("latin-1")))
-            if length is not None:
-                headers.append((b"content-length", b"%d" % length))
+        lines = self._facts()
+        closes = False
+        if status == 204:  # which has no body, and so neither a type nor a length
+            length = None
+        else:
+            lines.append(b"content-type: " + media_type.encode("latin-1"))
         if stream:
-            headers += _STREAM_HEADERS
+            lines += _STREAM_LINES
         for name, value in extra:
-            headers.append((name.lower().encode("latin-1"), value.encode("latin-1", "replace")))
-        headers += self._facts()
+            if name.lower() == "connection":
+                closes = value.lower() == "close"
+            else:
+                lines.append(f"{name.lower()}: {value}".encode("latin-1", "replace"))
         self.started = True
         self.status = status
-        self._line.begin(status, headers)
+        self._line.begin(status, lines, length=length, closes=closes)
 
 
-_STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+_STREAM_LINES = (b"cache-control: no-cache", b"x-accel-buffering: no")
 
 
-def _comment(facts: list[tuple[bytes, bytes]]) -> bytes:
+def _comment(facts: list[bytes]) -> bytes:
     """The facts that came too late for the headers, as a comment that every reader of event streams skips."""
-    return b": %b\n\n" % b" ".join(b"%b=%b" % fact for fact in facts)
+    return b": %b\n\n" % b" ".join(fact.replace(b": ", b"=", 1) for fact in facts)

@@ -133,9 +133,7 @@ class Security:
             return
         if origin is not None:
             send = _adding(send, _cors(origin))
-            scope[HEADERS_KEY] = [
-                (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in _cors(origin)
-            ]
+            scope[HEADERS_KEY] = [f"{name.lower()}: {value}".encode("latin-1") for name, value in _cors(origin)]
         # Starlette's wrappers are for the gateway's own routes: the pipeline answers for its errors itself.
         app = self.app if claim.adapter is None else claim.app
         await app(scope, receive, send)

@@ -11,15 +11,12 @@ import msgspec
 from hostler.adapters import framing
 from hostler.adapters.canonical import (
     AnswerHead,
-    ChatRequest,
     Chunk,
-    CompletionRequest,
-    Output,
-    Passthrough,
     Progress,
     Request,
     TokenLogprob,
     Usage,
+    output_of,
 )
 from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import GatewayError
@@ -29,7 +26,6 @@ from hostler.adapters.progress import PREFIX, progress_line
 
 _encode = msgspec.json.encode
 EVENT_STREAM = "text/event-stream"
-_STREAM = AnswerHead(media_type=EVENT_STREAM)
 # What llama-server calls its whole answers, which are the ones that are folded.
 _FOLDED = "application/json; charset=utf-8"
 _IDS = {"chat": "chatcmpl-", "completions": "cmpl-"}
@@ -61,7 +57,7 @@ class OpenAIEncoder:
     )
 
     def __init__(self, request: Request, *, answer_id: str, created: int, progress: str) -> None:
-        output = request.output if isinstance(request, ChatRequest | CompletionRequest | Passthrough) else Output()
+        output = output_of(request)
         if progress == "thinking" and (output.schema is not None or output.choices > 1):
             # Structured output and several choices are read by programs: nothing to read for a person then.
             progress = "quiet"
@@ -77,7 +73,8 @@ class OpenAIEncoder:
         self._created = created
         self._progress = progress
         self._spoke = False
-        self.begin(_STREAM)
+        self._media_type = EVENT_STREAM if output.stream else _FOLDED
+        self._forget()
 
     @property
     def streaming(self) -> bool:
@@ -96,13 +93,9 @@ class OpenAIEncoder:
 
     def begin(self, head: AnswerHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
-        self._folding: AnswerFold | None = None
-        self._whole = bytearray()
-        self._roles: set[int] = set()
-        self._usage: Usage | None = None
-        self._vectors: list[tuple[float, ...]] = []
-        self._written = False
-        self._length: int | None = None
+        if self._written or self._whole:
+            self._forget()
+        self._length = None
         events = head.media_type.lower().startswith(EVENT_STREAM)
         self._media_type = head.media_type
         if self._streaming:
@@ -111,6 +104,15 @@ class OpenAIEncoder:
             self._media_type = _FOLDED
         else:
             self._length = head.length
+
+    def _forget(self) -> None:
+        self._folding: AnswerFold | None = None
+        self._whole = bytearray()
+        self._roles: set[int] = set()
+        self._usage: Usage | None = None
+        self._vectors: list[tuple[float, ...]] = []
+        self._written = False
+        self._length = None
 
     @property
     def _fold(self) -> AnswerFold:

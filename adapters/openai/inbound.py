@@ -57,7 +57,10 @@ class OpenAIAdapter:
 
     def decode(self, operation: Operation, incoming: Incoming) -> Request:
         """The request. Only the few fields that decide its way are read; the rest stays bytes."""
+        name = operation.name
         content_type = incoming.headers.get("content-type", "application/json")
+        formed = name in FORMS and content_type.lower().startswith(_FORM)
+        document = None if formed or operation.probe else Document(incoming.body)
         origin = Origin(
             wire=WIRE,
             operation=operation.name,
@@ -66,22 +69,20 @@ class OpenAIAdapter:
             path=incoming.path,
             query=incoming.query,
             content_type=content_type,
+            document=document,
         )
-        name = operation.name
-        if name == "models":
-            return Probe(origin=origin, kind="models")
-        if name == "model":
-            return Probe(origin=origin, kind="model", model=incoming.path_params.get("id", "").rstrip("/"))
-        if name in FORMS and content_type.lower().startswith(_FORM):
+        if operation.probe:
+            model = None if name == "models" else incoming.path_params.get("id", "").rstrip("/")
+            return Probe(origin=origin, kind=name, model=model)
+        if document is None:
             model = form.field(incoming.body, content_type, "model") or elsewhere(incoming)
             stream = form.field(incoming.body, content_type, "stream") == "true"
             return Passthrough(origin=origin, model=model, output=Output(stream=stream))
-        document = Document(incoming.body)
         model = document.text("model") or elsewhere(incoming)
         if name == "chat":
             if not document.has("messages"):
                 raise BadRequest("`messages` is missing.", param="messages")
-            if not bytes(document.members["messages"]).startswith(b"["):
+            if bytes(memoryview(document.members["messages"])[:1]) != b"[":
                 raise BadRequest("`messages` must be an array.", param="messages")
             return ChatRequest(origin=origin, model=model, output=_output(document))
         if name == "completions":

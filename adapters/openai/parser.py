@@ -48,7 +48,6 @@ class OpenAIParser:
     """
 
     __slots__ = (
-        "_body",
         "_choices",
         "_done",
         "_fields",
@@ -57,6 +56,7 @@ class OpenAIParser:
         "_head",
         "_held",
         "_operation",
+        "_pieces",
         "_prompt",
         "_size",
         "_splitter",
@@ -70,15 +70,17 @@ class OpenAIParser:
         self._wire = RESPONSES if operation == "responses" else WIRE
         self._fields = fields
         self._choices = choices
-        self.begin(_STREAM)
+        self._head: AnswerHead | None = None
 
     def begin(self, head: AnswerHead) -> None:
         """A new answer begins; nothing of an earlier one is kept."""
         self._head = head
-        self._whole = not head.media_type.lower().startswith("text/event-stream")
-        self._splitter = EventSplitter()
-        self._body = bytearray()
         self._size = 0
+        self._pieces: list[bytes] = []
+        self._whole = not head.media_type.lower().startswith("text/event-stream")
+        if self._whole:
+            return
+        self._splitter = EventSplitter()
         self._finished = 0
         self._done = False
         self._given = False
@@ -87,6 +89,8 @@ class OpenAIParser:
 
     def feed(self, data: bytes) -> Iterable[Chunk]:
         """The chunks that these bytes complete. Raises `BackendBroken` for an error inside the stream."""
+        if self._head is None:
+            self.begin(_STREAM)
         if self._whole:
             return self._feed_whole(data)
         block = self._splitter.feed(data)
@@ -98,8 +102,12 @@ class OpenAIParser:
 
     def finish(self) -> Iterable[Chunk]:
         """The connection ended. Raises `BackendBroken` unless the answer was complete."""
+        head = self._head
+        if head is None:
+            head = _STREAM
+            self.begin(head)
         if self._whole:
-            return self._finish_whole()
+            return self._finish_whole(head)
         chunks: list[Chunk] = []
         rest = self._splitter.rest()
         if rest and not self._done:
@@ -223,45 +231,49 @@ class OpenAIParser:
         self._size += len(data)
         limit = _MAX_DECODED if self._fields else _REMEMBERED
         if self._size <= limit:
-            self._body += data
+            self._pieces.append(data)
         elif self._fields:
             raise BackendBroken(f"The backend's answer is larger than {limit} bytes.")
         else:
-            self._body.clear()
+            self._pieces.clear()
         return () if self._fields else (Chunk(wire=self._wire, raw=data, whole=True),)
 
-    def _finish_whole(self) -> Iterable[Chunk]:
-        length = self._head.length
+    def _finish_whole(self, head: AnswerHead) -> Iterable[Chunk]:
+        length = head.length
         if length is not None and self._size != length:
             raise BackendBroken(f"The backend's answer ended after {self._size} of {length} bytes.")
-        if not self._body or not self._head.media_type.lower().startswith("application/json"):
-            return () if not self._fields else (Chunk(wire=self._wire, raw=bytes(self._body), whole=True),)
+        raw = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        if not raw or not head.media_type.lower().startswith("application/json"):
+            return () if not self._fields else (Chunk(wire=self._wire, raw=raw, whole=True),)
         if self._fields:
-            self._look_for_error()
+            _look_for_error(raw)
             try:
-                return _READERS.get(self._operation, chunks_of_whole)(bytes(self._body))
+                return _READERS.get(self._operation, chunks_of_whole)(raw)
             except (*NOT_JSON, ValueError):
                 raise BackendBroken("The backend's answer is not what the protocol allows.") from None
         try:
-            body = _notice(self._body)
+            body = _notice(raw)
         except NOT_JSON:
             return ()
-        finish = next((choice.finish_reason for choice in body.choices or () if choice.finish_reason), None)
-        usage = usage_of(body.usage, body.timings)
         error = _error_in(body, "")
         if error is not None:
             raise error
+        finish: str | None = None
+        for choice in body.choices or ():
+            finish = finish or choice.finish_reason
+        usage = usage_of(body.usage, body.timings)
         if finish is None and usage is None:
             return ()
         return (Chunk(wire=self._wire, whole=True, finish=plain_finish(finish) if finish else None, usage=usage),)
 
-    def _look_for_error(self) -> None:
-        try:
-            error = _error_in(_notice(self._body), "")
-        except NOT_JSON:
-            return
-        if error is not None:
-            raise error
+
+def _look_for_error(whole: bytes) -> None:
+    try:
+        error = _error_in(_notice(whole), "")
+    except NOT_JSON:
+        return
+    if error is not None:
+        raise error
 
 
 def _is_json(data: bytes) -> bool:
@@ -304,6 +316,8 @@ def _opens(data: bytes) -> bool:
 def _error_in(body: EventBody | NoticedEvent, name: str) -> BackendBroken | None:
     choices = body.choices or ()
     told, stopped = body.error, False
+    if told is NO_ERROR and not choices and body.type is None and not name:
+        return None
     for choice in choices:
         stopped = stopped or choice.finish_reason == "error"
         if told == NO_ERROR:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from hostler.adapters import document, form
-from hostler.adapters.canonical import ChatRequest, CompletionRequest, Output, Passthrough, Request
+from hostler.adapters.canonical import Request, output_of
 from hostler.adapters.openai.history import without_progress
 from hostler.adapters.openai.parser import OpenAIParser
 from hostler.adapters.openai.paths import FORMS, UPSTREAM_PATHS
@@ -59,14 +59,14 @@ class OpenAIUpstream:
             sent = form.patch(origin.body, origin.content_type, "model", model)
             return WireRequest(path=path, body=sent, content_type=origin.content_type)
         body = without_progress(origin.body) if origin.operation == "chat" else origin.body
-        members = document.members(body)
+        members = document.members(body, origin.document)
         changes: dict[str, bytes | None] = {}
         name = msgspec.json.encode(model)
         if bytes(members.get("model", b"")) != name:
             changes["model"] = name
         if origin.operation == "rerank" and (texts := plain_documents(body)) is not None:
             changes["documents"] = texts
-        if stream and origin.operation in _FOLDED and not _output(request).stream and _foldable(members):
+        if stream and origin.operation in _FOLDED and not output_of(request).stream and _foldable(members):
             changes["stream"] = b"true"
             if origin.operation != "responses":
                 changes["stream_options"] = _with_usage(members.get("stream_options"))
@@ -74,15 +74,8 @@ class OpenAIUpstream:
 
     def parser(self, request: Request, *, fields: bool) -> OpenAIParser:
         """A reader for the answer; `fields` asks for decoded fields beside the raw bytes."""
-        output = _output(request)
         asked = request.origin.operation if self.speaks(request.origin.wire) else operation(request)
-        return OpenAIParser(asked, fields=fields, choices=output.choices)
-
-
-def _output(request: Request) -> Output:
-    if isinstance(request, ChatRequest | CompletionRequest | Passthrough):
-        return request.output
-    return Output()
+        return OpenAIParser(asked, fields=fields, choices=output_of(request).choices)
 
 
 def _foldable(members: Mapping[str, msgspec.Raw]) -> bool:

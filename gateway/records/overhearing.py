@@ -69,9 +69,9 @@ class _Tape:
         """See `Line.writable`."""
         await self._line.writable()
 
-    def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    def begin(self, status: int, lines: Sequence[bytes], *, length: int | None, closes: bool = False) -> None:
         """See `Line.begin`."""
-        self._line.begin(status, headers)
+        self._line.begin(status, lines, length=length, closes=closes)
 
     def put(self, body: bytes, more: bool) -> None:
         """See `Line.put`."""

@@ -13,7 +13,7 @@ from hostler.gateway.asgi import ASGIApp, Message, Scope
 logger = logging.getLogger(__name__)
 
 STATUS_LINES = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus if status >= 200
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus if status >= 200
 }
 _NO_BODY = frozenset({204, 304})
 _NO_SCOPE: Scope = {}
@@ -28,8 +28,8 @@ class Connection(Protocol):
     unread_bytes: int
 
     @property
-    def default_headers(self) -> list[tuple[bytes, bytes]]:
-        """What every answer carries."""
+    def default_lines(self) -> list[bytes]:
+        """What every answer's head says."""
 
     async def writable(self) -> None:
         """Until the client has taken most of what was written, or has left."""
@@ -160,17 +160,42 @@ class Call:
         if self.gone or connection.transport is None:
             return
         if message["type"] == "http.response.start":
-            self.begin(message["status"], message.get("headers", ()))
+            lines: list[bytes] = []
+            length: int | None = None
+            closes = False
+            for name, value in message.get("headers", ()):
+                if name == b"content-length":
+                    length = int(value)
+                elif name == b"connection":
+                    closes = b"close" in value.lower()
+                else:
+                    lines.append(b"%b: %b" % (name, value))
+            self.begin(message["status"], lines, length=length, closes=closes)
             connection.loop.call_soon(self._flush)
         else:
             self.put(message.get("body", b""), message.get("more_body", False))
 
-    def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    def begin(self, status: int, lines: Sequence[bytes], *, length: int | None, closes: bool = False) -> None:
         """See `Line.begin`."""
         if self.started:
             raise RuntimeError("an answer was begun twice")
         self.started = True
-        self._head = self._encoded_head(status, headers)
+        whole = [STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status, *self._connection.default_lines, *lines]
+        if closes or not self.keep:
+            self.keep = False
+            whole.append(b"connection: close")
+        if length is not None:
+            whole.append(b"content-length: %d" % length)
+            self._remaining = length
+        if status in _NO_BODY:
+            self._bodiless, self._remaining = True, None
+        elif length is None and not self._old and not self._bodiless:
+            self._chunked = True
+            whole.append(b"transfer-encoding: chunked")
+        head = b"\r\n".join(whole)
+        if head.count(b"\n") != len(whole) - 1 or head.count(b"\r") != len(whole) - 1 or b"\0" in head:
+            raise RuntimeError("a header of the answer holds a line break")
+        self._head = head + b"\r\n\r\n"
 
     def put(self, body: bytes, more: bool) -> None:
         """See `Line.put`."""
@@ -224,28 +249,6 @@ class Call:
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"21")]
         await self.send({"type": "http.response.start", "status": 500, "headers": headers})
         await self.send({"type": "http.response.body", "body": b"Internal Server Error"})
-
-    def _encoded_head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        lines += [b"%b: %b\r\n" % field for field in self._connection.default_headers]
-        lines += [b"%b: %b\r\n" % field for field in headers]
-        told = dict(headers)
-        length = told.get(b"content-length")
-        closes = b"close" in told[b"connection"].lower() if b"connection" in told else False
-        self.keep = self.keep and not closes
-        if not self.keep and not closes:
-            lines.append(b"connection: close\r\n")
-        if status in _NO_BODY:
-            self._bodiless = True
-        elif length is not None:
-            self._remaining = int(length)
-        elif not self._old and not self._bodiless:
-            self._chunked = True
-            lines.append(b"transfer-encoding: chunked\r\n")
-        head = b"".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
-            raise RuntimeError("a header of the answer holds a line break")
-        return head + b"\r\n"
 
     def _flush(self) -> None:
         head, self._head = self._head, None

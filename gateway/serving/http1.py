@@ -103,7 +103,7 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_app", "_chunked", "_client", "_closing", "_deadline", "_discarding", "_expects", "_fields", "_head_size", "_in_head",
-        "_parser", "_paused", "_pipeline", "_refusal", "_seen", "_server", "_stalled_at", "_state", "_tries", "_upgrading", "_url", "_writable", "answering", "limits",
+        "_lines", "_parser", "_paused", "_pipeline", "_refusal", "_said", "_seen", "_server", "_stalled_at", "_state", "_tries", "_upgrading", "_url", "_writable", "answering", "limits",
         "loop", "reading", "transport", "unread_bytes", "write_paused",
     )  # fmt: skip
 
@@ -138,6 +138,8 @@ class ClientConnection(asyncio.Protocol):
         self._paused = False
         self._writable: asyncio.Future[None] | None = None
         self._pipeline: deque[Call] = deque()
+        self._said: list[tuple[bytes, bytes]] | None = None
+        self._lines: list[bytes] = []
         self._seen: _Seen | None = None
         self._tries = _TRIES
         self.limits = limits
@@ -297,9 +299,13 @@ class ClientConnection(asyncio.Protocol):
     # What calls use.
 
     @property
-    def default_headers(self) -> list[tuple[bytes, bytes]]:
-        """What every answer carries: the date."""
-        return self._state.default_headers
+    def default_lines(self) -> list[bytes]:
+        """What every answer's head says: the date."""
+        headers = self._state.default_headers
+        if headers is not self._said:  # there are new ones every second
+            self._said = headers
+            self._lines = [b"%b: %b" % field for field in headers]
+        return self._lines
 
     async def writable(self) -> None:
         """Until the client has taken most of what was written, or has left."""
@@ -456,7 +462,7 @@ class ClientConnection(asyncio.Protocol):
         body = msgspec.json.encode({"error": {"message": why, "type": "invalid_request_error", "code": status}})
         if self.transport is not None:
             self.transport.write(
-                b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+                b"%b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
                 % (STATUS_LINES[status], len(body), body)
             )
             self._linger()
