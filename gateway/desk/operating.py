@@ -13,6 +13,7 @@ from hostler.gateway.asgi import Claim
 from hostler.gateway.catalog import Catalog
 from hostler.gateway.desk.answers import body, json_response, plain, while_there
 from hostler.gateway.edge import InProgress
+from hostler.gateway.events import printable
 from hostler.gateway.routes import own_claim
 from hostler.gateway.switching.forecast import Forecast
 from hostler.gateway.switching.orchestrator import Orchestrator
@@ -125,5 +126,10 @@ class Operating:
         placement = self._catalog.find(name)
         hosts = [self._hosts[place.backend] for place in placement.places if place.backend in self._hosts]
         if not hosts:
-            raise ModelNotFound("no host with a supervisor has it", model=name, param="model")
+            raise ModelNotFound(
+                f"no host with a supervisor has {printable(name, 100)}: where other servers answer for it, nothing has to be "
+                "loaded, stopped or pinned",
+                model=name,
+                param="model",
+            )
         return placement.model, hosts

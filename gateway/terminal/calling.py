@@ -230,13 +230,19 @@ class House:
         raise CallFailed(unknown_model(name, [card["name"] for card in cards]), USAGE)
 
 
+#: As many names are listed where one was not known.
+_NAMES_SHOWN = 20
+
+
 def unknown_model(name: str, known: list[str]) -> str:
     """What to say of a name that no model has."""
     import difflib
 
     near = difflib.get_close_matches(name, known, n=1)
     meant = f", did you mean {near[0]}?" if near else ""
-    return f"there is no model {name!r}{meant or ';'} models are: {', '.join(known) or 'none'}"
+    more = len(known) - _NAMES_SHOWN
+    listed = ", ".join(known[:_NAMES_SHOWN]) + (f" and {more} more, see `hostler models`" if more > 0 else "")
+    return f"there is no model {name!r}{meant or ';'} models are: {listed or 'none'}"
 
 
 def reach(

@@ -134,10 +134,16 @@ def route_rows(route: Mapping[str, Any]) -> list[tuple[str, ...]]:
             hop["backend"],
             hop["name_there"],
             "in the house" if hop["local"] else "outside",
-            hop["words"] or ("would answer" if hop["backend"] == route["first"] else "stands by"),
+            _left_alone(hop) or ("would answer" if hop["backend"] == route["first"] else "stands by"),
         )
         for position, hop in enumerate(route["hops"])
     ]
+
+
+def _left_alone(hop: Mapping[str, Any]) -> str:
+    """Why it would not be asked now, and for how long; nothing if it would."""
+    wait = f" (for another {in_words(hop['retry_in_s'])})" if hop["words"] and hop["retry_in_s"] else ""
+    return f"{hop['words']}{wait}"
 
 
 def _seconds(headers: Mapping[str, str], name: str) -> float:

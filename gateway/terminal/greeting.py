@@ -10,6 +10,10 @@ from hostler import __version__
 _NEAR = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
+#: As many models are named; `hostler models` lists all.
+_NAMES_SHOWN = 6
+
+
 def greeting(
     models: Sequence[str], default: str, places: Sequence[tuple[str, int]], *, keyed: bool, machine: str
 ) -> str:
@@ -21,7 +25,7 @@ def greeting(
     lines = [
         f"Hostler {__version__} listens on {' and '.join(near)}",
         *([f"  elsewhere  {' and '.join(far)}"] if far else []),
-        f"  models     {', '.join(models) or 'those of its backends'}",
+        f"  models     {_some(models) or 'those of its backends'}",
         *(["  KEY        each request needs one: hostler keys add NAME"] if keyed else []),
         "",
         f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\",
@@ -34,6 +38,12 @@ def greeting(
         "  Ctrl-C stops it.",
     ]
     return "\n".join(lines)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The names, or the first of many."""
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names) if more < 2 else f"{', '.join(names[:_NAMES_SHOWN])} and {more} more"
 
 
 def nearby(host: str, port: int) -> str:

@@ -236,7 +236,7 @@ def status_rows(status: Mapping[str, Any]) -> list[Row]:
             card["state"] + (f" {card['percent']:.0f} %" if card["state"] == "loading" and card["percent"] else ""),
             str(card["context"] or NOTHING),
             str(card["parallel"]),
-            card["failure"] or card["description"] or NOTHING,
+            (card["failure"] if card["state"] not in ("loading", "loaded") else "") or card["description"] or NOTHING,
         )
         for card in status["models"]
     ]

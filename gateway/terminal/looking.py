@@ -213,7 +213,7 @@ def events(
 
     from hostler.gateway.terminal import inspecting, tables
     from hostler.gateway.terminal.figures import clock
-    from hostler.gateway.terminal.narrating import sentence
+    from hostler.gateway.terminal.narrating import Narrator
 
     with asking():
         house = reach(config, url, key_file)
@@ -221,10 +221,11 @@ def events(
             past = house.caller.items("/admin/history", {"kind": "requests", "limit": str(_PAST)})
             if past:
                 tables.show_table(tables.PAST, inspecting.past_rows(each["event"] for each in reversed(past)))
+        narrator = Narrator()
         for kind, data in house.caller.events("/events"):
             if as_json:
                 print_json_line({"event": kind, "data": data})
-            elif words := sentence(kind, data):
+            elif words := narrator.news(kind, data):
                 typer.echo(f"{clock(data['at'] if kind == 'request' else time.time())}  {words}")
             if not follow and kind == "snapshot":
                 return

@@ -12,6 +12,27 @@ from hostler.gateway.records.journal import describe
 from hostler.gateway.terminal.figures import count, seconds
 
 
+class Narrator:
+    """Tells events, and of each thing only what was not told of it last."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, str], str] = {}
+
+    def news(self, kind: str, data: Mapping[str, Any]) -> str | None:
+        """An event in one line, see `sentence`; `None` also if it says nothing new."""
+        words = sentence(kind, data)
+        if words is None or kind in ("request", "snapshot"):
+            return words
+        about = (
+            kind,
+            str(data.get("backend", "")) + str((data.get("status") or data.get("switch") or data).get("model")),
+        )
+        if self._told.get(about) == words:
+            return None
+        self._told[about] = words
+        return words
+
+
 def sentence(kind: str, data: Mapping[str, Any]) -> str | None:
     """An event of `/events` in one line; `None` for those that only move numbers."""
     teller = _TELLERS.get(kind)
@@ -55,7 +76,7 @@ def _model(status: Mapping[str, Any]) -> str:
     words = f"{status['model']} is {status['state']}"
     if status["state"] == "starting" and status["percent"]:
         words += f", {status['percent']:.0f} %"
-    if status["failure"]:
+    if status["failure"] and status["state"] not in ("starting", "ready"):  # else it is what came before
         words += f": {status['failure']['message']}"
     return words
 
@@ -70,7 +91,7 @@ def moved(switch: Mapping[str, Any]) -> str:
     """A phase of a switch."""
     source = f" from {', '.join(switch['from_models'])}" if switch["from_models"] else ""
     words = f"switch{source} to {switch['model']}: {switch['phase']}"
-    if switch["percent"]:
+    if switch["percent"] and switch["phase"] != "ready":
         words += f" {switch['percent']:.0f} %"
     words += f" after {seconds(switch['elapsed_s'])}"
     if switch["eta_s"]:

@@ -50,9 +50,16 @@ ModelsArgument = Annotated[
 ]
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print it, line by line, without what would move the cursor: part of it may be told by others."""
+    from hostler.gateway.events import printable
+
+    typer.echo("\n".join(printable(line, 10_000) for line in text.split("\n")), err=err)
+
+
 def fail(message: str, code: int) -> NoReturn:
     """End with one sentence on standard error, which says what to do."""
-    typer.echo(f"hostler: {message}", err=True)
+    say(f"hostler: {message}", err=True)
     raise typer.Exit(code)
 
 

@@ -24,6 +24,7 @@ from hostler.gateway.terminal.options import (
     fail,
     print_json,
     print_json_line,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -84,11 +85,9 @@ def unload(
     if as_json:
         print_json(told)
     elif told.get("state") == "draining":
-        typer.echo(
-            f"{told['model']} stops as soon as its answers in progress have ended; --now does not wait for them."
-        )
+        say(f"{told['model']} stops as soon as its answers in progress have ended; --now does not wait for them.")
     else:
-        typer.echo(f"{told['model']} is unloaded.")
+        say(f"{told['model']} is unloaded.")
 
 
 def cancel(
@@ -113,7 +112,7 @@ def cancel(
     if as_json:
         print_json(told)
     else:
-        typer.echo(f"{request_id} is cancelled.")
+        say(f"{request_id} is cancelled.")
 
 
 def _make_ready(
@@ -192,7 +191,7 @@ def _of_gateway(house: House, model: str) -> Iterator[Step]:
             failure = failure or _failure_in(came)
             message = str(step)
             # Clients are told less than operators: what is said of files and folders is in the event.
-            if failure and failure["message"] not in message:
+            if failure and failure["message"].rpartition(": ")[2] not in message:
                 message += f": {failure['message']}"
             yield "failed", {"model": model, "message": message, "lines": (failure or {}).get("lines", ())}
             return
@@ -281,10 +280,10 @@ def _tell_outcome(model: str, last: Step) -> None:
             typer.echo(f"  {printable(line, 300)}", err=True)
         return
     if not data["spent"]:
-        typer.echo(f"{model} is ready.")
+        say(f"{model} is ready.")
         return
     spent = ", ".join(f"{phase} {seconds(took)}" for phase, took in data["spent"].items() if took >= 0.0005)
-    typer.echo(f"{model} is ready after {seconds(data['elapsed_s'])}" + (f" ({spent})." if spent else "."))
+    say(f"{model} is ready after {seconds(data['elapsed_s'])}" + (f" ({spent})." if spent else "."))
 
 
 def _line_by_line(model: str, steps: Iterator[Step]) -> Step:
@@ -295,7 +294,7 @@ def _line_by_line(model: str, steps: Iterator[Step]) -> Step:
         words = _words(last)
         if words and words != told:
             told = words
-            typer.echo(f"{model}: {words}", err=True)
+            say(f"{model}: {words}", err=True)
     return last
 
 

@@ -15,6 +15,7 @@ from hostler.gateway.terminal.options import (
     ModelArgument,
     UrlOption,
     print_json,
+    say,
 )
 
 HostOption = Annotated[
@@ -81,7 +82,7 @@ def _order(
     if as_json:
         print_json(told)
     else:
-        typer.echo(_words(told))
+        say(_words(told))
 
 
 def _words(told: dict[str, Any]) -> str:

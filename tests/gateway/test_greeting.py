@@ -48,3 +48,9 @@ def test_what_is_pasted_holds_a_key_where_one_is_needed() -> None:
     without = told(("127.0.0.1", 80))
     assert "KEY=unused" in without
     assert "Bearer" not in without
+
+
+def test_of_many_models_the_first_are_named() -> None:
+    names = [f"m{number}" for number in range(20)]
+    text = greeting(names, "m0", [("127.0.0.1", 80)], keyed=False, machine="den")
+    assert "  models     m0, m1, m2, m3, m4, m5 and 14 more\n" in text

@@ -67,6 +67,7 @@ def written(folder: Path, **gateway: Any) -> Path:
         "alpha": {"stderr": "alpha wrote this"},
         "beta": {},
         "broken": {"exit_code": 1, "stderr": "out of luck"},
+        "ringing": {"exit_code": 1, "stderr": "\x1b[31mout of luck\x07"},
         "slow": {"last_when": str(folder / "slow-may-end")},
     }
     profiles: dict[str, Any] = {
@@ -380,6 +381,14 @@ def test_a_model_that_does_not_exist_is_told_with_those_that_do(product: Product
     assert "beta" in done.stderr
 
 
+def test_what_others_write_cannot_move_the_cursor(product: Product) -> None:
+    done = product.run("switch", "ringing")
+    assert done.exit_code == FAILED
+    assert "?[31mout of luck" in done.stderr
+    assert "\x1b" not in done.stderr and "\x07" not in done.stderr
+    assert done.stderr.count("out of luck") == 2  # the engine's line, and the message
+
+
 # The same against a supervisor alone, found by the file since no gateway answers.
 
 
@@ -389,8 +398,8 @@ def test_a_supervisor_answers_where_no_gateway_does(alone: Product) -> None:
     assert alone.json("ps")["models"][0]["model"] == "beta"
     assert "beta" in alone.run("ps").stdout
     assert "supervisor" in alone.run("status").stdout
-    assert {each["name"] for each in alone.json("status")["profiles"]} == {"alpha", "beta", "broken", "slow"}
-    assert "4 models" in alone.run("events").stdout
+    assert {each["name"] for each in alone.json("status")["profiles"]} == {"alpha", "beta", "broken", "ringing", "slow"}
+    assert "5 models" in alone.run("events").stdout
     assert "alpha wrote this" in alone.run("logs", "first").stdout
     assert alone.run("load", "broken").exit_code == FAILED
     assert alone.run("pin", "beta").stdout == "beta is pinned: it stays once it is loaded.\n"

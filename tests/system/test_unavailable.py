@@ -91,6 +91,13 @@ async def test_a_model_of_a_server_that_is_not_in_the_chain_is_not_available(
         assert await shown(chain, "n") == ("unavailable", "no backend of the chain has it")
 
 
+async def test_what_other_servers_have_is_not_loaded_and_it_is_said_why(tmp_path: Path, cloud: Router) -> None:
+    async with open_chain(tmp_path, {"cloud": outside(cloud)}) as chain:
+        refused = await chain.http.post("/admin/load", json={"model": "m"})
+        assert refused.status_code == 404
+        assert "no host with a supervisor has m: where other servers answer" in refused.json()["error"]["message"]
+
+
 async def test_a_host_that_does_not_answer_serves_nothing(tmp_path: Path, cloud: Router) -> None:
     tower = {"kind": "supervisor", "url": "http://127.0.0.1:9", "token": "x" * 32, "models": {"m": "m", "big": "big"}}
     async with open_chain(tmp_path, {"tower": tower, "cloud": outside(cloud)}) as chain:
