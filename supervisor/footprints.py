@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from pathlib import Path
 
 import msgspec
 
 from hostler.supervisor.memory import Observed
+from hostler.supervisor.notes import Note
 
 
 class Footprint(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,12 +19,11 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Footprints:
-    """One for each model. Without a file they are forgotten at the end; a damaged file is as good as none."""
+    """One for each model. Without a file they are forgotten at the end."""
 
     def __init__(self, file: Path | None = None) -> None:
-        self._file = file
+        self._note = Note(file, dict[str, Footprint])
         self._known: dict[str, Footprint] = {}
-        self._writing = threading.Lock()
 
     def get(self, model: str, key: str) -> Observed | None:
         """What was seen of `model` while it was what `key` says."""
@@ -39,32 +39,13 @@ class Footprints:
         return True
 
     def read(self) -> None:
-        """Take over what the file remembers, and remove what was left of one by a supervisor that died."""
-        if self._file is None:
-            return
-        try:
-            self._fresh(self._file).unlink(missing_ok=True)
-            known = msgspec.json.decode(self._file.read_bytes(), type=dict[str, Footprint])
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return
-        self._known = known | self._known
+        """Take over what the file remembers."""
+        self._known = (self._note.read() or {}) | self._known
 
     def write(self) -> None:
-        """Keep what is known; the file is whole at every moment. Not being able to is not worth a failure."""
-        if self._file is None:
-            return
-        with self._writing:
-            fresh = self._fresh(self._file)
-            try:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                fresh.write_bytes(msgspec.json.encode(dict(self._known)))
-                fresh.replace(self._file)
-            except OSError:
-                return
-
-    @staticmethod
-    def _fresh(file: Path) -> Path:
-        return file.with_name(file.name + ".new")
+        """Keep what is known. Not being able to is not worth a failure."""
+        with contextlib.suppress(OSError):
+            self._note.write(lambda: dict(self._known))
 
 
 def differs(before: int, now: int) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
-import msgspec
+from hostler.supervisor.notes import Note
 
 
 class LoadTimes:
-    """Seconds per model. Without a file they are forgotten at the end; a damaged file is as good as none."""
+    """Seconds per model. Without a file they are forgotten at the end."""
 
     def __init__(self, file: Path | None = None) -> None:
-        self._file = file
+        self._note = Note(file, dict[str, float])
         self._seconds: dict[str, float] = {}
 
     def get(self, model: str) -> float | None:
@@ -24,28 +25,10 @@ class LoadTimes:
         self._seconds[model] = round(seconds if before is None else 0.3 * before + 0.7 * seconds, 3)
 
     def read(self) -> None:
-        """Take over what the file remembers, and remove what was left of one by a supervisor that died."""
-        if self._file is None:
-            return
-        try:
-            self._fresh(self._file).unlink(missing_ok=True)
-            known = msgspec.json.decode(self._file.read_bytes(), type=dict[str, float])
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-            return
-        self._seconds = known | self._seconds
+        """Take over what the file remembers."""
+        self._seconds = (self._note.read() or {}) | self._seconds
 
     def write(self) -> None:
-        """Keep what is known; the file is whole at every moment. Not being able to is not worth a failure."""
-        if self._file is None:
-            return
-        fresh = self._fresh(self._file)
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            fresh.write_bytes(msgspec.json.encode(self._seconds))
-            fresh.replace(self._file)
-        except OSError:
-            return
-
-    @staticmethod
-    def _fresh(file: Path) -> Path:
-        return file.with_name(file.name + ".new")
+        """Keep what is known. Not being able to is not worth a failure."""
+        with contextlib.suppress(OSError):
+            self._note.write(lambda: dict(self._seconds))
