@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -206,15 +206,21 @@ def _port(request: Request) -> int:
 
 def _frame(status: StatusView, client: Client, *, logged_in: bool) -> str:
     """The page before its scripts run, and what those see who have none. Everything from outside is escaped."""
-    rows = "".join(
-        f"<tr><th scope='row'>{_text(card.name)}</th><td>{card.state}</td><td>{card.context:,}</td>"
-        f"<td>{_text(', '.join(card.aliases)) or '–'}</td><td>{_text(card.failure or card.description) or '–'}</td></tr>"
-        for card in status.models
+    models = _table(
+        "Models",
+        ("model", "state", "context", "aliases", "note"),
+        [
+            (card.name, card.state, f"{card.context:,}", ", ".join(card.aliases), card.failure or card.description)
+            for card in status.models
+        ],
     )
-    hosts = "".join(
-        f"<tr><th scope='row'>{_text(view.backend)}</th><td>{'reachable' if view.reachable else 'silent'}</td>"
-        f"<td>{view.serving}</td><td>{view.waiting}</td></tr>"
-        for view in status.hosts
+    hosts = _table(
+        "Hosts",
+        ("host", "supervisor", "serving", "waiting"),
+        [
+            (view.backend, "reachable" if view.reachable else "silent", str(view.serving), str(view.waiting))
+            for view in status.hosts
+        ],
     )
     leave = '<form method="post" action="/ui/logout"><button class="quiet">Log out</button></form>' if logged_in else ""
     scopes = " ".join(sorted(client.scopes))
@@ -231,12 +237,25 @@ def _frame(status: StatusView, client: Client, *, logged_in: bool) -> str:
 <nav id="nav" aria-label="Sections"></nav>
 <main id="main" tabindex="-1"><noscript>
 <p>Live views need JavaScript. This is how things were when the page was loaded.</p>
-<h2>Models</h2><div class="scroll" tabindex="0" role="region" aria-label="Models"><table><thead><tr>
-<th scope="col">model</th><th scope="col">state</th><th scope="col">context</th><th scope="col">aliases</th>
-<th scope="col">note</th></tr></thead><tbody>{rows}</tbody></table></div>
-<h2>Hosts</h2><div class="scroll" tabindex="0" role="region" aria-label="Hosts"><table><thead><tr>
-<th scope="col">host</th><th scope="col">supervisor</th><th scope="col">serving</th><th scope="col">waiting</th>
-</tr></thead><tbody>{hosts}</tbody></table></div></noscript></main></body></html>"""
+{models}{hosts}</noscript></main></body></html>"""
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """As the scripts make them (`table` in `ui/dom.js`): roles are said, since narrow ones are not laid out as tables."""
+    heads = "".join(f"<th scope='col' role='columnheader'>{column}</th>" for column in columns)
+    body = "".join(
+        f"<tr role='row'><th scope='row' role='rowheader'>{_text(first)}</th>"
+        + "".join(
+            f"<td role='cell' data-label='{column}'>{_text(value) or '–'}</td>"
+            for column, value in zip(columns[1:], rest, strict=True)
+        )
+        + "</tr>"
+        for first, *rest in rows
+    )
+    return (
+        f"<h2>{title}</h2><div class='scroll' tabindex='0' role='region' aria-label='{title}'><table role='table'>"
+        f"<thead role='rowgroup'><tr role='row'>{heads}</tr></thead><tbody role='rowgroup'>{body}</tbody></table></div>"
+    )
 
 
 #: Whoever opens the page, and whatever section, sees it.

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
 from axe_playwright_python.async_playwright import Axe
 from browser.conftest import OpenPage, artefacts
+from fakes.gate import Gate
 from playwright.async_api import Page, expect
-from system.house import House, OpenHouse
+from system.house import House, OpenHouse, first_word
 
 from hostler.gateway import keys
 
 pytestmark = pytest.mark.anyio
 
 SECTIONS = ["Now", "Flow", "Switching", "Chain", "Charts", "Try it", "Logs", "Connect"]
+Gates = Callable[[str], Gate]
+
 NASTY = "<img src=x onerror=alert(1)>"
-SLOW = {"chunks": 200, "chunk_delay": 0.05}
+#: As long as people's are.
+LONG = "Qwen3-Coder-30B-A3B-Instruct-Heretic-Abliterated-Q4_K_M-x"
+
+#: What cannot be seen without moving something sideways: beyond the edge of the page, or of what it stands in. The rows
+#: of sections to choose from are the one thing that is moved, and what is for screen readers only does not count.
+HIDDEN_AT_THE_SIDE = """() => [...document.querySelectorAll("main, main *")].filter((node) => {
+  if (node.closest("thead, svg, select") || !node.getClientRects().length) return false;
+  const own = getComputedStyle(node).display !== "inline" && node.scrollWidth > node.clientWidth + 1;
+  return own || node.getBoundingClientRect().right > document.documentElement.clientWidth + 1;
+}).map((node) => `${node.tagName} ${node.className} ${node.textContent.slice(0, 60)}`)"""
 
 
 async def lived_in(house: House) -> None:
@@ -40,12 +54,20 @@ async def complaints(page: Page) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("look", ["light", "dark", "phone"])
-async def test_every_section_is_readable(open_house: OpenHouse, open_page: OpenPage, look: str, tmp_path: Path) -> None:
-    options = {"viewport": {"width": 375, "height": 740}} if look == "phone" else {"color_scheme": look}
-    profiles = {"a": {"script": SLOW}, "b": {}, "broken": {"script": {"exit_code": 1}}}
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("device", ["desktop", "phone"])
+async def test_every_section_is_readable(
+    open_house: OpenHouse, open_page: OpenPage, gates: Gates, device: str, scheme: str, tmp_path: Path
+) -> None:
+    end = gates("end")
+    end.open()
+    look = f"{device}-{scheme}"
+    viewport = {"width": 375, "height": 740} if device == "phone" else {"width": 1280, "height": 900}
+    options = {"viewport": viewport, "color_scheme": scheme}
+    profiles = {"a": {"script": {"last_when": end.path}}, "b": {}, "broken": {"script": {"exit_code": 1}}}
     async with open_house(profiles) as house:
         await lived_in(house)
+        end.close()
         async with house.stream("a"), open_page(f"{house.url}/ui/", **options) as page:
             for section in SECTIONS:
                 await page.get_by_role("navigation").get_by_role("link", name=section).click()
@@ -62,13 +84,80 @@ async def test_every_section_is_readable(open_house: OpenHouse, open_page: OpenP
                 assert wider <= 0, section
 
 
-async def test_the_way_in_is_readable(open_house: OpenHouse, open_page: OpenPage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [375, 320])
+async def test_nothing_has_to_be_moved_sideways(
+    open_house: OpenHouse, open_page: OpenPage, gates: Gates, width: int, tmp_path: Path
+) -> None:
+    end = gates("end")
+    end.open()
+    profiles = {
+        LONG: {"script": {"last_when": end.path}},
+        f"other-{LONG}"[:57]: {},
+        "broken": {"script": {"exit_code": 1}},
+    }
+    backends = {"away": {"kind": "openai", "url": "http://127.0.0.1:9/v1", "models": {f"cloudy-{LONG}"[:57]: "x"}}}
+    async with open_house(profiles, backends=backends) as house, anyio.create_task_group() as tasks:
+        for name in [*profiles, LONG]:
+            await house.chat(name)
+        end.close()
+        async with house.stream(LONG) as answer:
+            await first_word(answer)
+            tasks.start_soon(house.chat, f"other-{LONG}"[:57])
+            await house.until_counts(1, 1)
+            async with open_page(f"{house.url}/ui/", viewport={"width": width, "height": 740}) as page:
+                for section in SECTIONS:
+                    await page.get_by_role("navigation").get_by_role("link", name=section).click()
+                    await expect(page.get_by_role("heading", level=2)).to_have_text(section)
+                    if section == "Flow":
+                        await page.locator("summary").first.click()
+                        await page.get_by_role("list", name="Last requests").locator("summary").first.click()
+                    if section == "Switching":
+                        last = page.get_by_role("region", name="Last switches").get_by_role("row")
+                        await expect(last.filter(has_text="failed").first).to_contain_text("broken")
+                        for row in (last.nth(1), page.get_by_role("region", name="Queue").get_by_role("row").nth(1)):
+                            await expect(row.get_by_role("cell")).to_have_count(7)
+                    if section == "Charts":
+                        await page.get_by_text("The same as numbers").click()
+                        await expect(page.get_by_role("region", name="Figures").get_by_role("row")).not_to_have_count(1)
+                    for scheme in ("light", "dark"):
+                        await page.emulate_media(color_scheme=scheme)
+                        name = f"{section.replace(' ', '-')}-{width}-{scheme}.png"
+                        await page.screenshot(path=artefacts(tmp_path) / name, full_page=True)
+                        assert await complaints(page) == [], (section, scheme)
+                    assert await page.evaluate(HIDDEN_AT_THE_SIDE) == [], section
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("device", ["desktop", "phone"])
+async def test_the_way_in_is_readable(
+    open_house: OpenHouse, open_page: OpenPage, device: str, scheme: str, tmp_path: Path
+) -> None:
     keys.add(tmp_path / "keys", "anna", ["read"])
+    viewport = {"width": 375, "height": 740} if device == "phone" else {"width": 1280, "height": 900}
     async with (
         open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house,
-        open_page(house.url, complains=True) as page,
+        open_page(house.url, complains=True, viewport=viewport, color_scheme=scheme) as page,
     ):
         assert await complaints(page) == []
+
+
+@pytest.mark.parametrize("device", ["desktop", "phone"])
+async def test_there_is_something_to_see_without_scripts(
+    open_house: OpenHouse, open_page: OpenPage, device: str
+) -> None:
+    width = 375 if device == "phone" else 1280
+    async with (
+        open_house({LONG: {"aliases": ["short"]}}) as house,
+        open_page(f"{house.url}/ui/", java_script_enabled=False, viewport={"width": width, "height": 740}) as page,
+    ):
+        row = page.get_by_role("region", name="Models").get_by_role("row").nth(1)
+        for text in (LONG, "short", "unloaded"):
+            await expect(row).to_contain_text(text)
+        for cell in await row.get_by_role("cell").all():
+            box = await cell.bounding_box()
+            assert box is not None
+            assert box["x"] + box["width"] <= width
 
 
 async def test_a_keyboard_is_enough(open_house: OpenHouse, open_page: OpenPage) -> None:

@@ -1,4 +1,4 @@
-"""What the page says of switches, held against what supervisors tell."""
+"""What the page says of switches and failures, held against what supervisors and the chain tell."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import get_args
 
 from hostler.gateway import desk
+from hostler.gateway.backends.judging import WORDS
 from hostler.supervisor.contract import SwitchPhase
 
-SWITCHING = (Path(next(iter(desk.__path__))) / "ui" / "switching.js").read_text()
+FILES = Path(next(iter(desk.__path__))) / "ui"
+SWITCHING = (FILES / "switching.js").read_text()
 
 
 def test_the_page_shows_phases_in_the_order_that_a_switch_goes_through_them() -> None:
     found = re.search(r"const PHASES = (\[.*?\]);", SWITCHING)
     assert found is not None
     assert [*json.loads(found[1]), "failed"] == list(get_args(SwitchPhase))
+
+
+def test_the_page_has_words_for_everything_that_becomes_of_an_attempt() -> None:
+    found = re.search(r"const WORDS = \{(.*?)\};", (FILES / "words.js").read_text(), re.DOTALL)
+    assert found is not None
+    known = set(re.findall(r"^  (\w+): ", found[1], re.MULTILINE))
+    assert set(WORDS) | {"cancelled", "stopped", "gateway_failed"} == known

@@ -3,23 +3,10 @@
 import { badge, facts, h, keyed, s, say, set, show } from "./dom.js";
 import { clock, moment, money, seconds } from "./format.js";
 import { now, state } from "./store.js";
+import { words as failed } from "./words.js";
 
 const BREAKERS = { closed: ["in use", "good"], open: ["left alone", "bad"], half_open: ["being tried", "warn"] };
 const HOUR = 3600;
-const FAILURES = {
-  unreachable: "could not be reached",
-  connect_timeout: "took no connection",
-  loading: "was not ready in time",
-  not_had: "could not have the model",
-  busy: "was busy",
-  server_error: "failed",
-  rejected: "refused the request",
-  key_refused: "refused our key",
-  unpaid: "wants to be paid",
-  first_byte_timeout: "said nothing in time",
-  broken: "broke off its answer",
-  client_left: "was given up by the client",
-};
 
 export function build(root) {
   const sum = h("p", { class: "spent" });
@@ -82,7 +69,7 @@ function hopCard() {
     show(failures, kinds.size);
     keyed(failures, [...kinds].sort((one, other) => other[1] - one[1]), ([kind]) => kind, ([kind]) => {
       const item = h("li");
-      return { node: item, update: ([, times]) => say(item, `${times} × ${FAILURES[kind] ?? kind.replaceAll("_", " ")}`) };
+      return { node: item, update: ([, times]) => say(item, `${times} × ${failed(kind)}`) };
     });
     const models = hop.models.map((each) => ({ ...each, backend: hop.backend, label: each.model }));
     keyed(lanes, [{ ...hop.breaker, backend: hop.backend, label: "all of it" }, ...models], (each) => each.model ?? "", lane);
@@ -106,7 +93,6 @@ function lane() {
   let drawn = "";
   const update = (breaker) => {
     say(label, breaker.label);
-    set(label, "title", breaker.label);
     const rest = breaker.retry_at ? `, again in ${seconds(Math.max(0, breaker.retry_at - now()))}` : "";
     say(mood, words(breaker.state) + (breaker.why ? `: it ${breaker.why}` : "") + rest);
     set(mood, "data-state", breaker.state);

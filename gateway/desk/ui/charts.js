@@ -1,8 +1,8 @@
 // Charts: figures of the past in stretches of time, drawn by hand.
 
 import { get } from "./api.js";
-import { h, s, say, set } from "./dom.js";
-import { bytes, clock, moment, seconds } from "./format.js";
+import { cells, h, s, say, set, table } from "./dom.js";
+import { bytes, clock, moment, perSecond, seconds } from "./format.js";
 
 const EVERY_MS = 5000;
 const WIDTH = 360;
@@ -18,12 +18,13 @@ const RANGES = [
   [10080, "7 days"],
 ];
 
-const rate = (value) => (value >= 10_000 ? `${Math.round(value / 1000)}k t/s` : `${value.toFixed(value < 10 ? 1 : 0)} t/s`);
 const whole = (value) => String(Math.round(value));
+
+const COLUMNS = ["from", "requests", "failed", "first word", "speed", "longest wait", "switches", "memory"];
 
 const CHARTS = [
   { title: "Time to first word", keys: ["first_word_s", "first_word_p95_s"], names: ["median", "95th percentile"], unit: seconds },
-  { title: "Speed", keys: ["tokens_per_s"], names: ["tokens per second"], unit: rate },
+  { title: "Speed", keys: ["tokens_per_s"], names: ["tokens per second"], unit: perSecond },
   { title: "Longest wait in the queue", keys: ["queue_s"], names: ["longest wait"], unit: seconds },
   { title: "Requests", keys: ["requests", "failed"], names: ["all", "failed"], unit: whole, bars: true },
   { title: "Switches", keys: ["switches"], names: ["in all"], unit: whole, bars: true },
@@ -46,11 +47,7 @@ export function build(root) {
       "details",
       { class: "card" },
       h("summary", {}, "The same as numbers"),
-      h(
-        "div",
-        { class: "scroll", role: "region", tabindex: "0", "aria-label": "Figures" },
-        h("table", {}, h("thead", {}, h("tr", {}, ...["from", "requests", "failed", "first word", "speed", "longest wait", "switches", "memory"].map((name) => h("th", { scope: "col" }, name)))), numbers),
-      ),
+      table("Figures", COLUMNS, numbers),
     ),
   );
   let timer = null;
@@ -62,13 +59,10 @@ export function build(root) {
       for (const chart of charts) chart.draw(buckets);
       const rows = buckets.filter((each) => each.requests || each.switches).reverse();
       numbers.replaceChildren(
-        ...rows.map((each) =>
-          h(
-            "tr",
-            {},
-            ...[moment(each.at), each.requests, each.failed, seconds(each.first_word_s), each.tokens_per_s ? rate(each.tokens_per_s) : "–", seconds(each.queue_s), each.switches, bytes(each.memory)].map((cell) => h("td", {}, String(cell))),
-          ),
-        ),
+        ...rows.map((each) => {
+          const row = [moment(each.at), each.requests, each.failed, seconds(each.first_word_s), each.tokens_per_s ? perSecond(each.tokens_per_s) : "–", seconds(each.queue_s), each.switches, bytes(each.memory)];
+          return h("tr", { role: "row" }, ...cells(COLUMNS, row.map(String)));
+        }),
       );
       say(problem, "");
     } catch (error) {

@@ -88,6 +88,25 @@ export function facts(names) {
   return { node, update };
 }
 
+/**
+ * A table that nobody has to move sideways: where it is narrow each row is laid out as a list of names and values. The
+ * roles are said, since browsers take them from tables that are not laid out as such.
+ */
+export function table(name, columns, body) {
+  set(body, "role", "rowgroup");
+  const heads = columns.map((each) => (each ? h("th", { scope: "col", role: "columnheader" }, each) : h("td", { role: "cell" })));
+  return h(
+    "div",
+    { class: "scroll", role: "region", tabindex: "0", "aria-label": name },
+    h("table", { role: "table" }, h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, ...heads)), body),
+  );
+}
+
+/** The cells of a row of such a table. `widths` are `free` for what may wrap and `long` for whole sentences. */
+export function cells(columns, values, widths = []) {
+  return values.map((value, index) => h("td", { role: "cell", class: widths[index] || null, "data-label": columns[index] || null }, value));
+}
+
 /** A word with a colour. The word alone says it all. */
 export function badge(text = "", kind = "") {
   const node = h("span", { class: "badge", "data-kind": kind }, text);

@@ -2,10 +2,11 @@
 
 import { badge, facts, h, keyed, say, set, show } from "./dom.js";
 import { get } from "./api.js";
-import { clock, count, money, seconds, speed } from "./format.js";
+import { clock, count, money, perSecond, seconds, speed } from "./format.js";
 import { cancel } from "./orders.js";
 import { mayOperate } from "./rights.js";
 import { now, state } from "./store.js";
+import { passed, words as became } from "./words.js";
 
 const LONGEST_SHOWN = 100_000;
 
@@ -109,16 +110,17 @@ function row(first, live) {
     say(cells.model, request.asked && request.model && request.asked !== request.model ? `${request.asked} → ${model}` : model);
     const later = request.hop ? ` · hop ${request.hop + 1}` : "";
     say(by, request.backend ? `${request.backend}${later}` : "–");
-    say(why, request.backend && request.hop && (live || request.outcome === "ok") ? request.reason : "");
+    say(why, request.backend && request.hop && (live || request.outcome === "ok") ? passed(request.reason) : "");
     show(why, why.textContent);
     say(from, request.client);
     say(protocol, request.protocol);
     const rate = live ? null : speed(request);
+    const waited = live && request.phase === "waiting" ? Math.max(request.queue_s, total - request.switch_s) : request.queue_s;
     const numbers = {
-      queue: request.queue_s >= 0.001 ? seconds(request.queue_s) : "–",
+      queue: waited >= 0.001 ? seconds(waited) : "–",
       switch: request.switch_s >= 0.001 ? seconds(request.switch_s) : "–",
       "first word": seconds(request.first_word_s),
-      speed: rate ? `${rate.toFixed(rate < 10 ? 1 : 0)} t/s` : "–",
+      speed: rate ? perSecond(rate) : "–",
       total: seconds(total),
     };
     for (const [name, text] of Object.entries(numbers)) {
@@ -175,7 +177,7 @@ function detail(live) {
       began: clock(live ? request.at : request.at - request.seconds),
       asked: request.asked ?? "no model named",
       served: request.backend ? `${request.model ?? ""} on ${request.backend}${request.hop ? `, hop ${request.hop + 1}` : ""}` : "nobody",
-      why: request.backend && (live || request.outcome === "ok") ? request.reason || (request.hop ? "" : "the first in the chain") : "",
+      why: request.backend && (live || request.outcome === "ok") ? passed(request.reason) || (request.hop ? "" : "the first in the chain") : "",
       outcome: live ? request.phase : [request.status, request.code, request.outcome === "ok" ? "" : request.reason].filter(Boolean).join(" · "),
       tokens: request.prompt_tokens || request.completion_tokens ? `${count(request.prompt_tokens)} read${request.cached_tokens ? ` (${count(request.cached_tokens)} remembered)` : ""}, ${count(request.completion_tokens)} written` : "",
       operation: `${request.protocol} ${request.operation}${request.streamed ? ", streamed" : ""}`,
@@ -186,7 +188,7 @@ function detail(live) {
     const tried = request.attempts ?? [];
     show(attempts, tried.length > 1);
     if (tried.length > 1 && attempts.childElementCount !== tried.length) {
-      attempts.replaceChildren(...tried.map((each) => h("li", {}, `${each.backend}: ${each.outcome.replaceAll("_", " ")} after ${seconds(each.seconds)}`)));
+      attempts.replaceChildren(...tried.map((each) => h("li", {}, `${each.backend} ${became(each.outcome)} after ${seconds(each.seconds)}`)));
     }
   };
   return { nodes: [bar, h("ul", { class: "key" }, ...keys), told.node, attempts, read, contents], update };

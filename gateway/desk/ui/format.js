@@ -49,6 +49,10 @@ export function speed(request) {
   return request.completion_tokens > 1 && spent > 0 ? (request.completion_tokens - 1) / spent : null;
 }
 
+export function perSecond(rate) {
+  return rate >= 9_950 ? `${(rate / 1000).toFixed(rate < 99_500 ? 1 : 0)}k t/s` : `${rate.toFixed(rate < 10 ? 1 : 0)} t/s`;
+}
+
 export function plural(number, one, many = `${one}s`) {
   return `${count(number)} ${number === 1 ? one : many}`;
 }

@@ -1,6 +1,6 @@
 // Switching: what is being loaded, who waits for it, and how long it took before.
 
-import { badge, h, keyed, say, set, show } from "./dom.js";
+import { badge, cells, h, keyed, say, set, show, table } from "./dom.js";
 import { moment, seconds } from "./format.js";
 import { cancel } from "./orders.js";
 import { mayOperate } from "./rights.js";
@@ -8,6 +8,9 @@ import { state } from "./store.js";
 
 const PHASES = ["fetching", "draining", "saving", "stopping", "starting", "loading", "restoring", "ready"];
 
+const QUEUE = ["place", "model", "client", "host", "waited", "turn in", ...(mayOperate ? [""] : [])];
+const QUEUE_WIDTHS = ["", "free"];
+const PAST = ["when", "host", "from", "to", "result", "took", "of which"];
 const PAST_WIDTHS = ["", "", "free", "free", "", "", "long"];
 
 export function build(root) {
@@ -15,10 +18,10 @@ export function build(root) {
   const running = h("div");
   const nobody = h("p", { class: "soft" }, "Nobody waits.");
   const queue = h("tbody");
-  const queueTable = table("Queue", ["place", "model", "client", "host", "waited", "about", ...(mayOperate ? [""] : [])], queue);
+  const queueTable = table("Queue", QUEUE, queue);
   const never = h("p", { class: "soft" }, "No switch yet.");
   const past = h("tbody");
-  const pastTable = table("Last switches", ["when", "host", "from", "to", "result", "took", "of which"], past);
+  const pastTable = table("Last switches", PAST, past);
   root.append(
     h("div", { class: "card" }, h("h3", {}, "Under way"), none, running),
     h("div", { class: "card" }, h("h3", {}, "Queue"), nobody, queueTable),
@@ -56,14 +59,6 @@ function underWay() {
   return told;
 }
 
-function table(name, columns, body) {
-  return h(
-    "div",
-    { class: "scroll", role: "region", tabindex: "0", "aria-label": name },
-    h("table", {}, h("thead", {}, h("tr", {}, ...columns.map((each) => (each ? h("th", { scope: "col" }, each) : h("td"))))), body),
-  );
-}
-
 function runningCard() {
   const title = h("h4");
   const where = h("p", { class: "soft small" });
@@ -92,13 +87,13 @@ function runningCard() {
 }
 
 function queueRow(first) {
-  const cells = Array.from({ length: 6 }, () => h("td"));
-  const stop = mayOperate && h("td", {}, h("button", { type: "button", class: "danger", "aria-label": `Cancel ${first.id}`, on: { click: (event) => cancel(first.id, event.currentTarget) } }, "Cancel"));
-  const node = h("tr", {}, ...cells, stop);
+  const told = cells(QUEUE, Array(6).fill(""), QUEUE_WIDTHS);
+  const stop = mayOperate && h("td", { role: "cell" }, h("button", { type: "button", class: "danger", "aria-label": `Cancel ${first.id}`, on: { click: (event) => cancel(first.id, event.currentTarget) } }, "Cancel"));
+  const node = h("tr", { role: "row" }, ...told, stop);
   const update = (each) => {
     const since = Date.now() / 1000 - each.seen;
-    const values = [each.position, each.model, each.client, each.backend, seconds(each.waited_s + since), seconds(Math.max(0, each.eta_s - since))];
-    values.forEach((value, index) => say(cells[index], value));
+    const values = [each.position, each.model, each.client, each.backend, seconds(each.waited_s + since), each.eta_s - since < 0.5 ? "a moment" : `about ${seconds(each.eta_s - since)}`];
+    values.forEach((value, index) => say(told[index], value));
   };
   return { node, update };
 }
@@ -106,6 +101,6 @@ function queueRow(first) {
 function pastRow({ at, backend, switch: moved }) {
   const failed = moved.phase === "failed";
   const spent = Object.entries(moved.spent ?? {}).filter(([, value]) => value >= 0.001).map(([phase, value]) => `${phase} ${seconds(value)}`);
-  const cells = [moment(at), backend, moved.from_models.join(", ") || "–", moved.model, badge(failed ? "failed" : "ready", failed ? "bad" : "good").node, seconds(moved.elapsed_s), failed ? (moved.failure?.message ?? "") : spent.join(", ")];
-  return { node: h("tr", {}, ...cells.map((cell, index) => h("td", { class: PAST_WIDTHS[index] }, cell))) };
+  const row = [moment(at), backend, moved.from_models.join(", ") || "–", moved.model, badge(failed ? "failed" : "ready", failed ? "bad" : "good").node, seconds(moved.elapsed_s), failed ? (moved.failure?.message ?? "") : spent.join(", ")];
+  return { node: h("tr", { role: "row" }, ...cells(PAST, row, PAST_WIDTHS)) };
 }
