@@ -35,8 +35,11 @@ def read_values(text: str, source: str, env: Mapping[str, str]) -> Values:
 
 
 def _compose(text: str, source: str) -> Node | None:
+    yaml = YAML(typ="safe", pure=True)
+    # YAML 1.2 lets an anchor be given again, the last one counts: nothing to warn of on somebody's terminal.
+    yaml.composer.warn_double_anchors = False
     try:
-        root: Node | None = YAML(typ="safe", pure=True).compose(text)
+        root: Node | None = yaml.compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or error.context or "not valid YAML"

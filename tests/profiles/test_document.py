@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hostler.profiles.document import DocumentError, Size, load, parse
@@ -235,11 +235,16 @@ def test_reads_plain_words_as_yaml_1_2(written: str, value: object) -> None:
     assert parse(f"a: {written}", "x", env={}).value == {"a": value}
 
 
+def test_an_anchor_may_be_given_again() -> None:
+    assert parse("a: &x 1\nb: *x\nc: &x 2\nd: *x", "x", env={}).value == {"a": 1, "b": 1, "c": 2, "d": 2}
+
+
 PIECES = ["a", ": ", "- ", "\n", "  ", "{", "}", "[", "]", "&a ", "*a", "<<: ", "!!x ", "'", '"', "|", ">", "${env:A}", "$", "#",
           "%", "? ", "1", ".", "_", "---\n", "~", "\0", "\ufeff", "ä"]  # fmt: skip
 
 
 @settings(max_examples=200, deadline=None)
+@example("&a : &a ")
 @given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
 def test_any_text_gives_values_or_a_complaint(text: str) -> None:
     try:
