@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 
 from hostler import __version__
-from hostler.gateway.app import Gateway
 from hostler.gateway.events import SwitchChanged
 from hostler.gateway.exposure import addresses, is_loopback, keys_in_force, places
-from hostler.gateway.records import history
 from hostler.gateway.reloading import Reloader
 from hostler.gateway.serving import notify
 from hostler.gateway.serving.server import ListenError, Server, bind
@@ -28,6 +26,7 @@ from hostler.profiles.schema import Profile
 from hostler.supervisor.contract import SupervisorError, SwitchMoved
 
 if TYPE_CHECKING:  # what only some of the commands need is loaded by them
+    from hostler.gateway.app import Gateway
     from hostler.gateway.terminal.live import Live
     from hostler.supervisor.fleet import Fleet
 
@@ -65,16 +64,7 @@ def up(configuration: Configuration, view: Live | None = None) -> int:
 
     async def main() -> None:
         fleet = _guarded(lambda: _fleet(configuration, engine_host="127.0.0.1"))
-        together = _guarded(
-            lambda: Gateway(
-                configuration.settings,
-                local=fleet,
-                history=history.default_file(),
-                library=configuration.library,
-                presets=configuration.presets,
-                refresh=lambda: reloader.reload(),
-            )
-        )
+        together = _gateway(configuration, local=fleet, refresh=lambda: reloader.reload())
         reloader = Reloader(configuration, partial(_take_over, fleet, together), os.environ, made=together.made)
         stop = _telling(view, together.stop, configuration.settings.gateway.drain_s)
         async with (
@@ -94,14 +84,7 @@ def gateway(configuration: Configuration, view: Live | None = None) -> int:
     """The gateway alone. `view` as in `up`."""
     if not configuration.settings.backends:
         raise CannotRun("no backends are configured, so nothing could answer; add `backends:` or run `hostler up`")
-    alone = _guarded(
-        lambda: Gateway(
-            configuration.settings,
-            history=history.default_file(),
-            library=configuration.library,
-            presets=configuration.presets,
-        )
-    )
+    alone = _gateway(configuration)
     sockets = _listen(addresses(configuration.settings), "gateway.listen")
     keyed = _guarded(lambda: keys_in_force(configuration.settings, sockets)) is not None
     started = partial(_announce, configuration, sockets, keyed=keyed, view=view, runs_models=False)
@@ -129,7 +112,8 @@ def supervisor(configuration: Configuration, view: Live | None = None) -> int:
     allowed = configuration.settings.gateway.allowed_hosts
 
     async def main() -> None:
-        fleet = _guarded(lambda: _fleet(configuration, engine_host=host))
+        # On a port that changes at every start nobody finds it again.
+        fleet = _guarded(lambda: _fleet(configuration, engine_host=host, place=settings.listen if port else None))
         app: Any = create_app(fleet, token=token, logs=fleet.logs, metrics=fleet.metrics.render, allowed_hosts=allowed)
         bound = shown(*places(sockets)[0])
 
@@ -238,7 +222,28 @@ def _listen(wanted: Sequence[tuple[str, int]], setting: str) -> list[socket.sock
     return handed or _guarded(lambda: bind(wanted, f"{setting} in the configuration file"))
 
 
-def _fleet(configuration: Configuration, *, engine_host: str) -> Fleet:
+def _gateway(
+    configuration: Configuration,
+    *,
+    local: Fleet | None = None,
+    refresh: Callable[[], Awaitable[object]] | None = None,
+) -> Gateway:
+    from hostler.gateway.app import Gateway
+    from hostler.gateway.records import history
+
+    return _guarded(
+        lambda: Gateway(
+            configuration.settings,
+            local=local,
+            history=history.default_file(),
+            library=configuration.library,
+            presets=configuration.presets,
+            refresh=refresh,
+        )
+    )
+
+
+def _fleet(configuration: Configuration, *, engine_host: str, place: str | None = None) -> Fleet:
     from hostler.gateway.terminal import fetching
     from hostler.supervisor.host import open_host
 
@@ -247,6 +252,7 @@ def _fleet(configuration: Configuration, *, engine_host: str) -> Fleet:
             configuration.profiles,
             configuration.settings.supervisor,
             host=engine_host,
+            place=place,
             report=fetching.log_progress(),
         )
     except OSError as error:

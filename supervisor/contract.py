@@ -125,7 +125,11 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A host at one moment. `exclusive` allows one model at a time; else models share `budget_bytes`."""
+    """A host at one moment. `exclusive` allows one model at a time; else models share `budget_bytes`.
+
+    `epoch` is the highest that an order carried. It never gets lower: a supervisor that gateways reach over HTTP remembers
+    it over its own restarts. (Generations of processes do start anew then.)
+    """
 
     profiles: tuple[ProfileInfo, ...] = ()
     models: tuple[ModelStatus, ...] = ()

@@ -21,11 +21,11 @@ from hostler.supervisor.contract import (
     ModelChanged,
     ModelStatus,
     Snapshot,
-    StaleEpoch,
     SupervisorError,
     SupervisorEvent,
     UnknownProfile,
 )
+from hostler.supervisor.epochs import Epochs
 from hostler.supervisor.files import Describe, Prepare, local_path, look_at_file
 from hostler.supervisor.footprints import Footprints
 from hostler.supervisor.keeper import Keeper
@@ -63,7 +63,7 @@ class Fleet:
         self, profiles: Sequence[Profile], settings: SupervisorSettings, *, host: str = "127.0.0.1",
         prepare: Prepare = local_path, describe: Describe = look_at_file,
         keeper: Keeper | None = None, load_times: Path | None = None, pins: Path | None = None,
-        footprints: Path | None = None, meter: Meter | None = None,
+        footprints: Path | None = None, epochs: Path | None = None, meter: Meter | None = None,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._ports = parse_range(settings.engine_ports)
@@ -80,7 +80,7 @@ class Fleet:
             settings, host=settings.engine_host or host, prepare=prepare, describe=describe, keeper=keeper or Keeper(),
             survey=self._survey,
         )  # fmt: skip
-        self._epoch = 0
+        self._epochs = Epochs(epochs)
         self._tasks: TaskGroup | None = None
         self._started = anyio.Event()
         self._described = anyio.Event()
@@ -101,7 +101,7 @@ class Fleet:
 
     async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
         """See `contract.Supervisor`."""
-        self._see(epoch)
+        await self._see(epoch)
         member = self._member(model)
         member.used(time.time())
         address = member.process.address
@@ -111,7 +111,7 @@ class Fleet:
 
     async def unload(self, model: str, *, epoch: int | None = None) -> None:
         """See `contract.Supervisor`. Earlier failures are forgotten with it."""
-        self._see(epoch)
+        await self._see(epoch)
         member = self._member(model)
         self._orders.cancel(model, f'model "{model}" was unloaded')
         await member.process.stop()
@@ -129,7 +129,7 @@ class Fleet:
 
     async def pin(self, model: str, pinned: bool, *, epoch: int | None = None) -> bool:
         """See `contract.Pins`."""
-        self._see(epoch)
+        await self._see(epoch)
         member = self._member(model)
         self._pins.set(model, pinned, member.profile.pinned)
         self._settle_pin(member)
@@ -156,6 +156,7 @@ class Fleet:
 
     async def run(self) -> None:
         """Carry out orders until cancelled; then end all engines, side by side, within their grace."""
+        await anyio.to_thread.run_sync(self._epochs.read)
         await anyio.to_thread.run_sync(self._load_times.read)
         await anyio.to_thread.run_sync(self._pins.read)
         await anyio.to_thread.run_sync(self._footprints.read)
@@ -242,7 +243,7 @@ class Fleet:
             models=tuple(self._status(member) for member in members),
             exclusive=self._room.exclusive,
             budget_bytes=self._room.budget,
-            epoch=self._epoch,
+            epoch=self._epochs.seen,
         )
 
     # Inside.
@@ -264,12 +265,11 @@ class Fleet:
 
     # Values about members.
 
-    def _see(self, epoch: int | None) -> None:
-        if epoch is None:
-            return
-        if epoch < self._epoch:
-            raise StaleEpoch(f"epoch {epoch} is over, {self._epoch} has been seen")
-        self._epoch = epoch
+    async def _see(self, epoch: int | None) -> None:
+        self._epochs.admit(epoch)
+        if self._epochs.fresh and self._tasks is not None:
+            # Once for each start of a gateway; what is carried out after it is remembered to be the new one's.
+            await anyio.to_thread.run_sync(self._epochs.write)
 
     def _member(self, model: str) -> Member:
         member = self._members.get(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,10 +23,13 @@ def open_host(
     settings: SupervisorSettings,
     *,
     host: str = "127.0.0.1",
+    place: str | None = None,
     report: Callable[[FetchProgress], None] = lambda _: None,
     environ: Mapping[str, str] = os.environ,
 ) -> Fleet:
     """The fleet of this machine; `Fleet.run` starts it. `host` is where engines listen unless the settings say so.
+    `place` is where the host itself takes orders over HTTP, as `address:port`: what tells it from others of this machine.
+    Without one it does not remember over a restart whose orders it took.
 
     Conversation caches, remembered load times and operators' pins are kept in the cache folder unless the settings name another one.
     Raises `OSError` if the folder cannot be made.
@@ -57,4 +61,5 @@ def open_host(
         load_times=state / "load-times.json",
         footprints=state / "footprints.json",
         pins=state / "pins.json",
+        epochs=None if place is None else state / "epochs" / f"{re.sub(r'[^0-9A-Za-z.]+', '-', place)}.json",
     )
