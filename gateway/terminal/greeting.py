@@ -21,15 +21,18 @@ def greeting(
     near = list(dict.fromkeys(nearby(*place) for place in places))
     far = list(dict.fromkeys(f"http://{machine}:{port}" for host, port in places if host in _NEAR))
     url = near[0]
-    key = " \\\n    -H 'Authorization: Bearer KEY'" if keyed else ""
     lines = [
         f"Hostler {__version__} listens on {' and '.join(near)}",
         *([f"  elsewhere  {' and '.join(far)}"] if far else []),
         f"  models     {_some(models) or 'those of its backends'}",
         *(["  KEY        each request needs one: hostler keys add NAME"] if keyed else []),
         "",
-        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\",
-        f'    -d \'{{"model": "{default}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}\'',
+        # A line each: what a terminal of 80 columns breaks is hard to read.
+        f"  curl {url}/v1/chat/completions \\",
+        "    -H 'Content-Type: application/json' \\",
+        *(["    -H 'Authorization: Bearer KEY' \\"] if keyed else []),
+        f'    -d \'{{"model": "{default}", "stream": true,',
+        '         "messages": [{"role": "user", "content": "Hello!"}]}\'',
         "",
         f"  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={'KEY' if keyed else 'unused'}",
         f"  export OLLAMA_HOST={url}",

@@ -36,6 +36,9 @@ _LONGEST_S = 3600.0
 #: So long after the answer the last event of a switch may come, in seconds.
 _LAST_EVENT_S = 1.0
 
+#: Beside a bar, a model's name takes no more cells.
+_NAME_CELLS = 30
+
 Step = tuple[str, dict[str, Any]]
 
 _ENDED: Step = ("failed", {"message": "it ended before the model was ready"})
@@ -315,6 +318,7 @@ def _with_bar(model: str, steps: Iterator[Step]) -> Step:
 
     from hostler.gateway.events import printable
     from hostler.gateway.terminal.figures import seconds
+    from hostler.gateway.terminal.shortening import middle_cut
 
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -322,9 +326,10 @@ def _with_bar(model: str, steps: Iterator[Step]) -> Step:
         TextColumn("{task.fields[left]}", markup=False),
         TimeElapsedColumn(),
     )
+    name = middle_cut(printable(model), _NAME_CELLS)
     last = _ENDED
     with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=5) as bar:
-        task = bar.add_task(f"{printable(model, 40)}: asked for", total=None, left="")
+        task = bar.add_task(f"{name}: asked for", total=None, left="")
         for last in steps:
             kind, data = last
             if kind not in ("phase", "waiting"):
@@ -335,7 +340,7 @@ def _with_bar(model: str, steps: Iterator[Step]) -> Step:
                 percent = 100 * data["elapsed_s"] / (data["elapsed_s"] + eta)
             bar.update(
                 task,
-                description=f"{printable(model, 40)}: {_words(last)}",
+                description=f"{name}: {_words(last)}",
                 total=None if percent is None else 100.0,
                 completed=percent or 0.0,
                 left=f"{seconds(eta)} left" if eta else "",

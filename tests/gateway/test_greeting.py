@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+
 import pytest
 
 from hostler.gateway.terminal.greeting import greeting, nearby
@@ -54,3 +57,16 @@ def test_of_many_models_the_first_are_named() -> None:
     names = [f"m{number}" for number in range(20)]
     text = greeting(names, "m0", [("127.0.0.1", 80)], keyed=False, machine="den")
     assert "  models     m0, m1, m2, m3, m4, m5 and 14 more\n" in text
+
+
+def test_it_fits_into_eighty_columns() -> None:
+    text = greeting(["smollm2", "smollm2-long"], "smollm2", [("127.0.0.1", 8000)], keyed=True, machine="den")
+    assert max(len(line) for line in text.splitlines()) < 80
+
+
+def test_the_question_that_is_pasted_is_whole() -> None:
+    text = told(("127.0.0.1", 80))
+    command = text[text.index("  curl ") : text.index("  export ")]
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[:2] == ["curl", "http://127.0.0.1:80/v1/chat/completions"]
+    assert json.loads(words[-1])["messages"] == [{"role": "user", "content": "Hello!"}]
