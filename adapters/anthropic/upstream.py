@@ -11,8 +11,8 @@ from hostler.adapters.anthropic.paths import COUNT, HEADER, MESSAGES, PATHS
 from hostler.adapters.anthropic.request_body import request_body
 from hostler.adapters.anthropic.wire import WIRE
 from hostler.adapters.canonical import ChatRequest, CountRequest, Request
-from hostler.adapters.errors import BadRequest
 from hostler.adapters.protocol import WireRequest
+from hostler.adapters.unspoken import unspoken
 
 _VERSION = (HEADER, "2023-06-01")
 
@@ -34,7 +34,7 @@ class AnthropicUpstream:
     def build(self, request: Request, *, model: str, stream: bool) -> WireRequest:
         """The request for a backend that calls the model `model`. Whole answers come whole: they need no folding."""
         if not isinstance(request, ChatRequest | CountRequest):
-            raise BadRequest("The backend of this model does not understand this kind of request.")
+            raise unspoken(request, "Anthropic's")
         path = PATHS[COUNT if isinstance(request, CountRequest) else MESSAGES]
         origin = request.origin
         if origin.wire != WIRE:

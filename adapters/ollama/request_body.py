@@ -23,6 +23,7 @@ from hostler.adapters.canonical import (
 from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.ollama import gojson
+from hostler.adapters.unspoken import unspoken
 
 PATHS = {
     "chat": "/api/chat",
@@ -42,7 +43,7 @@ def operation(request: Request) -> str:
         return "generate"
     if isinstance(request, EmbedRequest):
         return "embeddings" if request.normalize is False and len(request.inputs or ()) == 1 else "embed"
-    raise BadRequest("The backend of this model does not understand this kind of request.")
+    raise unspoken(request, "Ollama's")
 
 
 def request_body(request: Request, *, model: str, stream: bool) -> bytes:

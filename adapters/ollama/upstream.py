@@ -12,6 +12,7 @@ from hostler.adapters.ollama.parser import OllamaParser
 from hostler.adapters.ollama.request_body import PATHS, operation, request_body
 from hostler.adapters.ollama.wire import WIRE
 from hostler.adapters.protocol import WireRequest
+from hostler.adapters.unspoken import unspoken
 
 
 class OllamaUpstream:
@@ -33,7 +34,7 @@ class OllamaUpstream:
             body = request_body(request, model=model, stream=stream)
             return WireRequest(path=PATHS[operation(request)], body=body)
         if origin.operation not in PATHS:
-            raise BadRequest("The backend of this model does not understand this kind of request.")
+            raise unspoken(request, "Ollama's")
         changes: dict[str, bytes | None] = {"model": msgspec.json.encode(model)}
         if isinstance(request, ChatRequest | CompletionRequest) and stream != request.output.stream:
             changes["stream"] = msgspec.json.encode(stream)

@@ -21,7 +21,7 @@ from hostler.adapters.canonical import (
     Text,
     Tool,
 )
-from hostler.adapters.errors import BadRequest
+from hostler.adapters.unspoken import unspoken
 
 _ANY_OBJECT = b'"json"'
 
@@ -43,7 +43,7 @@ def operation(request: Request) -> str:
         return "rerank"
     if isinstance(request, CountRequest):
         return "count"
-    raise BadRequest("The backend of this model does not understand this kind of request.")
+    raise unspoken(request, "OpenAI's")
 
 
 def request_body(request: Request, *, model: str, stream: bool, engine: bool = False) -> bytes:

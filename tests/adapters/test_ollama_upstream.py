@@ -14,7 +14,17 @@ from fakes.ollama_desk import HI, Desk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostler.adapters.canonical import AnswerHead, Chunk, EmbedRequest, Origin, Request, RerankRequest, ToolCall, Usage
+from hostler.adapters.canonical import (
+    AnswerHead,
+    Chunk,
+    CountRequest,
+    EmbedRequest,
+    Origin,
+    Request,
+    RerankRequest,
+    ToolCall,
+    Usage,
+)
 from hostler.adapters.errors import BackendBroken, BadRequest
 from hostler.adapters.ollama import memory
 from hostler.adapters.ollama.parser import OllamaParser
@@ -188,6 +198,21 @@ def test_what_an_ollama_server_cannot_do_is_refused() -> None:
         sent_to(from_openai(messages=far))
     with pytest.raises(BadRequest, match="does not understand"):
         sent_to(RerankRequest(origin=Origin(wire="openai", operation="rerank"), query="q"))
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (
+            CountRequest(origin=Origin(wire="anthropic", operation="count_tokens")),
+            "Ollama's protocol cannot count tokens",
+        ),
+        (RerankRequest(origin=Origin(wire="openai", operation="rerank")), "Ollama's protocol cannot order documents"),
+    ],
+)
+def test_what_the_protocol_cannot_say_is_named(request_: Request, said: str) -> None:
+    with pytest.raises(BadRequest, match=f"does not understand this kind of request: {said}"):
+        sent_to(request_)
 
 
 def test_a_body_of_ollamas_own_goes_through_with_its_model_replaced() -> None:
