@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TextIO
 
 from hostler.gateway import running, settings
 from hostler.gateway.settings import Configuration
-from hostler.gateway.terminal import live, loglines
+from hostler.gateway.terminal import loglines
 from hostler.gateway.terminal.exits import FAILED, INTERRUPTED, USAGE
 from hostler.gateway.terminal.starting import Command, Start
 
-_PROGRAMS: Mapping[Command, Callable[[Configuration, live.Live | None], int]] = {
+if TYPE_CHECKING:  # a process without a terminal does without
+    from hostler.gateway.terminal.live import Live
+
+_PROGRAMS: Mapping[Command, Callable[[Configuration, Live | None], int]] = {
     "up": running.up,
     "gateway": running.gateway,
     "supervisor": running.supervisor,
@@ -28,9 +33,9 @@ def launch(start: Start) -> int:
     wanted = given.settings.gateway.logging
     form: loglines.Form = start.log_format.value if start.log_format else "plain" if start.plain else wanted.format
     handler = loglines.set_up(start.log_level.value if start.log_level else wanted.level, form)
-    watched = form == "auto" and not start.plain and live.possible(sys.stdout)
+    watched = form == "auto" and not start.plain and _can_show_more_than_lines(sys.stdout)
     try:
-        return _PROGRAMS[start.command](given, live.Live(handler) if watched else None)
+        return _PROGRAMS[start.command](given, _live_view(handler) if watched else None)
     except running.CannotRun as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
@@ -39,6 +44,16 @@ def launch(start: Start) -> int:
         # A service that ends so has to say in its log where, whatever its form.
         logging.getLogger("hostler").critical("it ends because of a mistake of its own", exc_info=True)
         return FAILED
+
+
+def _can_show_more_than_lines(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
+def _live_view(handler: loglines.Handler) -> Live:
+    from hostler.gateway.terminal.live import Live
+
+    return Live(handler)
 
 
 def _refuse(message: str) -> int:

@@ -9,9 +9,9 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import anyio
 import msgspec
@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 _LAST = 20
 
 _LOOK_S = 0.25
-
-
-def possible(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether there is a terminal that can show it."""
-    return stream.isatty() and environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 class Live:
