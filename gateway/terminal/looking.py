@@ -271,7 +271,7 @@ def route(
 ) -> None:
     """Tell who would answer for a model, and why not the others.
 
-    Without --dry-run the model is asked to say one word.
+    Without --dry-run the model is asked to say one word; if it does not, that is a failure.
     """
     from hostler.gateway.terminal import doctor, tables
     from hostler.gateway.terminal.tables import Column
@@ -283,8 +283,11 @@ def route(
         found = desk.route(house.model(model), local_only=local_only)
         if not dry_run:
             found["answer"] = desk.answer(model)
+    failed = not dry_run and found["answer"]["status"] != 200
     if as_json:
         print_json(found)
+        if failed:
+            raise typer.Exit(FAILED)
         return
     tables.show_table(
         [
@@ -300,8 +303,9 @@ def route(
         tables.show("Nobody would answer.")
     if not dry_run:
         answer = found["answer"]
-        by = f"by {answer['backend']}" if answer["backend"] else "by nobody"
-        tables.show(f"Answered with status {answer['status']} {by}. {answer['reason']}".rstrip())
+        if failed:
+            fail(f"{answer['backend'] or 'nobody'} answered, status {answer['status']}: {answer['reason']}", FAILED)
+        tables.show(f"Answered with status 200 by {answer['backend']}. {answer['reason']}".rstrip())
 
 
 def doctor(

@@ -16,21 +16,27 @@ class Narrator:
     """Tells events, and of each thing only what was not told of it last."""
 
     def __init__(self) -> None:
-        self._told: dict[tuple[str, str], str] = {}
+        self._told: dict[tuple[str, str, str], str] = {}
 
     def news(self, kind: str, data: Mapping[str, Any]) -> str | None:
         """An event in one line, see `sentence`; `None` also if it says nothing new."""
         words = sentence(kind, data)
+        if kind == "snapshot":  # what it says of hosts is no news any more
+            hosts = [host for host in data.get("hosts", ()) if "reachable" in host]
+            self._told = {_about("host", host): _host(host) for host in hosts}
         if words is None or kind in ("request", "snapshot"):
             return words
-        about = (
-            kind,
-            str(data.get("backend", "")) + str((data.get("status") or data.get("switch") or data).get("model")),
-        )
+        about = _about(kind, data)
         if self._told.get(about) == words:
             return None
         self._told[about] = words
         return words
+
+
+def _about(kind: str, data: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What an event is of: a backend, a model, a model there."""
+    model = (data.get("status") or data.get("switch") or data).get("model")
+    return kind, str(data.get("backend", "")), str(model or "")
 
 
 def sentence(kind: str, data: Mapping[str, Any]) -> str | None:

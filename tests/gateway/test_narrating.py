@@ -33,6 +33,14 @@ def test_a_host_that_still_answers_is_no_news() -> None:
     assert told == ["tower answers", None, "tower is silent", "tower answers"]
 
 
+def test_what_the_beginning_says_of_a_host_is_no_news() -> None:
+    narrator = Narrator()
+    host = {"backend": "tower", "reachable": True}
+    narrator.news("snapshot", {"version": "1", "models": [], "hosts": [host], "flights": []})
+    assert narrator.news("host", host) is None
+    assert narrator.news("host", {**host, "reachable": False}) == "tower is silent"
+
+
 def test_a_model_that_starts_again_is_not_said_to_have_failed() -> None:
     assert sentence("engine", engine("starting", failure=FAILURE)) == "local: a is starting"
     assert sentence("engine", engine("failed", failure=FAILURE)) == "local: a is failed: the engine ended"

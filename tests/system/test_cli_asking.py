@@ -264,6 +264,9 @@ def test_route_and_doctor(product: Product) -> None:
     assert dry.exit_code == 0
     assert "would answer" in dry.stdout
     assert product.json("route", "alpha")["answer"]["status"] == 200
+    nobody = product.run("route", "broken")
+    assert (nobody.exit_code, "could not be loaded" in nobody.stderr) == (FAILED, True)
+    assert product.run("route", "broken", "--json").exit_code == FAILED
     assert "answers" in product.run("doctor", "beta").stdout
     assert product.json("doctor", "beta")["hops"][0]["ok"] is True
 
