@@ -258,6 +258,7 @@ class Find(msgspec.Struct, frozen=True, kw_only=True, tag="find"):
 
 #: What is asked about which models there are, rather than of one.
 Arrangement = Pull | Copy | Create | Delete | Find
+ARRANGEMENTS = (Pull, Copy, Create, Delete, Find)
 
 Request = (
     ChatRequest

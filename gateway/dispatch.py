@@ -53,7 +53,8 @@ class Dispatch:
     def __init__(self, backends: Mapping[str, Backend], *, clock: Callable[[], float]) -> None:
         self._backends = backends
         self._clock = clock
-        self._promised: dict[tuple[type, type], bool] = {}
+        self._timed: dict[type, bool] = {}
+        self._pouring: dict[type, bool] = {}
         self._spoken: dict[tuple[str, str], bool] = {}
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -77,7 +78,7 @@ class Dispatch:
             else:
                 await self._ask(exchange, request)
         encoder = exchange.reply.encoder
-        if self._promises(type(encoder), Timed):
+        if _promises(encoder, Timed, self._timed):
             total_s = self._clock() - exchange.started_at
             cast(Timed, encoder).timing(Timing(queue_s=exchange.queue_s, switch_s=exchange.switch_s, total_s=total_s))
         await exchange.reply.end()
@@ -134,7 +135,8 @@ class Dispatch:
             exchange.heard += 1
             keeps_up = True
             for chunk in parser.feed(segment):
-                self._notice(exchange, chunk)
+                if chunk.finish is not None or chunk.usage is not None or exchange.first_word_at is None:
+                    self._notice(exchange, chunk)
                 if chunk.whole and size <= HELD_BACK:
                     held.append(chunk)
                     size += len(chunk.raw)
@@ -147,17 +149,22 @@ class Dispatch:
                 raise BackendTimeout("signs of life came, but no word in time")
             return keeps_up
 
-        if self._promises(type(answer), Pouring):
+        if _promises(answer, Pouring, self._pouring):
             while not await cast(Pouring, answer).pour(take):
                 await reply.writable()
         else:
             async for segment in answer.segments():
                 if not take(segment):
                     await reply.writable()
+        # What is held back goes out only when the end is known to hold no error.
         last = list(parser.finish()) if held else parser.finish()
-        for chunk in (*held, *last) if held else last:
+        for chunk in held:
+            if not reply.put(chunk):
+                await reply.writable()
+        for chunk in last:
             self._notice(exchange, chunk)
-            await reply.write(chunk)
+            if not reply.put(chunk):
+                await reply.writable()
 
     def _notice(self, exchange: Exchange, chunk: Chunk) -> None:
         if exchange.first_word_at is None:
@@ -173,18 +180,18 @@ class Dispatch:
         known = self._spoken.get((backend.name, wire))
         if known is None:
             upstream = backend.upstream
-            known = wire == upstream.wire or (
-                self._promises(type(upstream), Polyglot) and cast(Polyglot, upstream).speaks(wire)
-            )
+            known = wire == upstream.wire or (isinstance(upstream, Polyglot) and upstream.speaks(wire))
             self._spoken[backend.name, wire] = known
         return known
 
-    def _promises(self, kind: type, protocol: type) -> bool:
-        """Whether objects of this kind do what the protocol says. Asked once: Python takes 10 µs to answer."""
-        known = self._promised.get((kind, protocol))
-        if known is None:
-            known = self._promised[kind, protocol] = issubclass(kind, protocol)
-        return known
+
+def _promises(one: object, protocol: type, known: dict[type, bool]) -> bool:
+    """Whether objects of this kind do what the protocol says. Asked once: Python takes 10 µs to answer."""
+    kind = type(one)
+    promised = known.get(kind)
+    if promised is None:
+        promised = known[kind] = issubclass(kind, protocol)
+    return promised
 
 
 def _amended(exchange: Exchange, request: Request, rejected: BackendRejected) -> Request | None:

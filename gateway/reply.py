@@ -16,17 +16,19 @@ class Reply:
     """Writes one answer.
 
     `started`: the status is out. `committed`: the model's words are out, so no other backend may answer any more.
-    `ended`: nothing more will be written. `status` is the one that was sent, 0 before.
+    `ended`: nothing more will be written. `status` is the one that was sent, 0 before. `patient`: this client can be
+    shown progress, since it asked for a stream. There is an `encoder` only for what a model, or the librarian, answers.
     `facts` gives the header lines, names in lower case, that tell how the request was served, as far as that is known
     when it is called.
     """
 
-    __slots__ = ("_encoder", "_facts", "_late", "_line", "committed", "ended", "started", "status")
+    __slots__ = ("_facts", "_late", "_line", "committed", "encoder", "ended", "patient", "started", "status")
 
     def __init__(self, line: Line, facts: Facts) -> None:
         self._line = line
         self._facts = facts
-        self._encoder: Encoder | None = None
+        self.encoder: Encoder
+        self.patient = False
         self._late = False
         self.started = False
         self.committed = False
@@ -35,17 +37,8 @@ class Reply:
 
     def use(self, encoder: Encoder) -> None:
         """From now on chunks are written through `encoder`."""
-        self._encoder = encoder
-
-    @property
-    def encoder(self) -> Encoder:
-        assert self._encoder is not None, "a reply needs its encoder before its first chunk"
-        return self._encoder
-
-    @property
-    def patient(self) -> bool:
-        """Whether this client can be shown progress: it asked for a stream."""
-        return self._encoder is not None and self._encoder.streaming
+        self.encoder = encoder
+        self.patient = encoder.streaming
 
     def begin(self, head: AnswerHead) -> None:
         """A backend has begun to answer."""
@@ -54,10 +47,13 @@ class Reply:
     def put(self, chunk: Chunk) -> bool:
         """Write a chunk; the first one that reaches the client commits the answer. False if the client lags behind: then
         `writable` is to be waited for before the next one."""
-        data = self._encoder.chunk(chunk) if self._encoder is not None else b""
+        encoder = self.encoder
+        data = encoder.chunk(chunk)
         if data:
             self.committed = True
-            self._put(data)
+            if not self.started:
+                self._start(200, encoder.media_type, encoder.length, stream=encoder.streaming)
+            self._line.put(data, True)
         return not self._line.paused
 
     async def writable(self) -> None:

@@ -43,9 +43,13 @@ def usage_of(body: UsageBody | None, timings: Timings | None) -> Usage | None:
     if body is None and timings is None:
         return None
     body = body or _NO_USAGE
-    timings = timings or _NO_TIMINGS
     into = body.prompt_tokens_details or body.input_tokens_details or _NO_DETAILS
     out = body.completion_tokens_details or body.output_tokens_details or _NO_DETAILS
+    if timings is None:
+        if body.prompt_tokens is not None and into is out:  # nothing else is told
+            completion = _first(body.completion_tokens, body.output_tokens)
+            return Usage(prompt_tokens=body.prompt_tokens, completion_tokens=completion, cost=body.cost)
+        timings = _NO_TIMINGS
     prompt = _first(body.prompt_tokens, body.input_tokens, timings.prompt_n + timings.cache_n)
     return Usage(
         prompt_tokens=prompt,

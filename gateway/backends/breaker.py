@@ -65,6 +65,8 @@ class Breaker:
 
     def acquire(self, now: float) -> Permit | None:
         """The right to make a call now, or `None`."""
+        if self._state == "closed" and now >= self._cool_until:
+            return self._usual
         if not self.allows(now):
             return None
         if self._state == "open":
@@ -78,7 +80,7 @@ class Breaker:
 
     def success(self, permit: Permit, now: float) -> None:
         """The call went well."""
-        if not self._give_back(permit):
+        if permit is not self._usual and not self._give_back(permit):
             return
         self._failures = 0
         self._successes += 1

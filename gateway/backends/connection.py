@@ -28,16 +28,20 @@ _TCP_INFO_UNACKED = struct.Struct("=I")
 class Connection(asyncio.Protocol):
     """A connection. `begin` a request, `put` or `write` it, `wait_head`, `read` until empty (or `pour`), `begin` the next if `reusable`.
 
-    Only one task uses it at a time. `on_lost` is called once, when the socket is gone.
+    Only one task uses it at a time. `on_lost` is called once, when the socket is gone. `far`: the peer may be on a machine
+    that can fall asleep.
     """
 
     __slots__ = (
-        "_between_s", "_buffered", "_deadline", "_error", "_full", "_into", "_loop", "_on_lost", "_paused", "_seen", "_spilt", "_timer",
+        "_between_s", "_buffered", "_deadline", "_error", "_far", "_full", "_into", "_loop", "_on_lost", "_paused", "_seen", "_spilt", "_timer",
         "_timer_at", "_transport", "_waiter", "_write_paused", "backend", "idle_until", "lost", "reader", "served",
     )  # fmt: skip
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, backend: str, on_lost: Callable[[Connection], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, backend: str, on_lost: Callable[[Connection], None], *, far: bool = True
+    ) -> None:
         self._loop = loop
+        self._far = far
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -187,8 +191,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sys.platform == "linux":
+        if self._far and sys.platform == "linux" and (sock := transport.get_extra_info("socket")) is not None:
             # A machine that falls asleep says nothing: ask it after 10 s of silence, give it 25 s in all.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
@@ -266,14 +269,11 @@ class Connection(asyncio.Protocol):
 
     # Waiting, with one timer that is moved only when it fires.
 
-    async def _wait(self, seconds: float) -> None:
+    def _wait(self, seconds: float) -> asyncio.Future[None]:
         """Until something changes; an error is left in `_error`."""
         self._waiter = waiter = self._loop.create_future()
         self._until(self._loop.time() + seconds)
-        try:
-            await waiter
-        finally:
-            self._waiter = None
+        return waiter
 
     def _until(self, deadline: float) -> None:
         """Whoever waits does so until then."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from types import TracebackType
+from typing import Any
 
 from hostler.adapters.canonical import AnswerHead
 from hostler.adapters.errors import BackendUnavailable, BadRequest
@@ -145,28 +146,24 @@ class LanAnswer:
     async def __aenter__(self) -> LanAnswer:
         head = self._transport.head(self._request, self._endpoint)
         self._pool = pool = self._transport.pool(self._endpoint)
-        connection = pool.take()
-        if connection is not None:
+        kept = pool.take()
+        connection = kept or await pool.connect(self._endpoint.name, self._timeouts.connect_s)
+        while True:
             try:
-                await self._ask(connection, head)
+                connection.begin(self._request.method, self._endpoint.name)
+                if not connection.put(head, self._request.body):
+                    await connection.write(head, self._request.body, self._timeouts.first_byte_s)
+                self._head = await connection.wait_head(self._timeouts.first_byte_s)
+                self._connection = connection
                 return self
-            except BackendUnavailable:
-                # The backend closed it before our bytes got there. Its siblings have lain idle as long: a new one.
-                pool.close_idle()
-                self._pool = pool = self._transport.pool(self._endpoint)  # an empty one may have gone meanwhile
-        await self._ask(await pool.connect(self._endpoint.name, self._timeouts.connect_s), head)
-        return self
-
-    async def _ask(self, connection: Connection, head: bytes) -> None:
-        try:
-            connection.begin(self._request.method, self._endpoint.name)
-            if not connection.put(head, self._request.body):
-                await connection.write(head, self._request.body, self._timeouts.first_byte_s)
-            self._head = await connection.wait_head(self._timeouts.first_byte_s)
-        except BaseException:
-            connection.abort()
-            raise
-        self._connection = connection
+            except BaseException as error:
+                connection.abort()
+                if connection is not kept or not isinstance(error, BackendUnavailable):
+                    raise
+            # The backend closed it before our bytes got there. Its siblings have lain idle as long: a new one.
+            pool.close_idle()
+            self._pool = pool = self._transport.pool(self._endpoint)  # an empty one may have gone meanwhile
+            connection = await pool.connect(self._endpoint.name, self._timeouts.connect_s)
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -212,12 +209,12 @@ class LanAnswer:
         self._silence_s = self._timeouts.between_bytes_s
         return data
 
-    async def pour(self, into: Callable[[bytes], bool]) -> bool:
+    def pour(self, into: Callable[[bytes], bool]) -> Coroutine[Any, Any, bool]:
         """See `Pouring.pour`."""
         if self._connection is None:
             raise RuntimeError("the answer was read outside of its context")
         silence_s, self._silence_s = self._silence_s, self._timeouts.between_bytes_s
-        return await self._connection.pour(into, silence_s, self._timeouts.between_bytes_s)
+        return self._connection.pour(into, silence_s, self._timeouts.between_bytes_s)
 
     async def read(self, limit: int) -> bytes:
         """See `Answer.read`."""

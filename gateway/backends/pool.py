@@ -42,7 +42,8 @@ class Pool:
         self._tls = tls
         self._pooling = pooling
         self._loop = loop
-        self._literal = _is_literal(host)
+        self._literal = _literal(host)
+        self._far = self._literal is None or not self._literal.is_loopback
         self._addresses: list[Address] = []
         self._idle: list[Connection] = []
         self._sweeper: asyncio.TimerHandle | None = None
@@ -78,11 +79,11 @@ class Pool:
 
     async def connect(self, backend: str, connect_s: float) -> Connection:
         """A new connection. Raises `BackendUnavailable`."""
-        connection = Connection(self._loop, backend, self._lost)
+        connection = Connection(self._loop, backend, self._lost, far=self._far)
         self.connections.add(connection)
         try:
             async with asyncio.timeout(connect_s):
-                if self._literal:
+                if self._literal is not None:
                     await self._loop.create_connection(lambda: connection, self._host, self._port, ssl=self._tls)
                 else:
                     sock = await self._dial()
@@ -210,12 +211,12 @@ def _interleaved(addresses: list[Address]) -> list[Address]:
     return turns + first[len(second) :] + second[len(first) :]
 
 
-def _is_literal(host: str) -> bool:
+def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address, if it is one and not a name."""
     try:
-        ipaddress.ip_address(host)
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _why(error: OSError) -> str:

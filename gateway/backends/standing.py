@@ -60,7 +60,7 @@ class Standing:
 
     def acquire(self, model: str, now: float) -> Pass | None:
         """The right to try `model` here now, or `None`."""
-        breaker = self._of(model)
+        breaker = self._models.get(model) or self._of(model)
         if not (breaker.allows(now) and self._host.allows(now)):
             return None
         of_host, of_model = self._host.acquire(now), breaker.acquire(now)
@@ -69,7 +69,7 @@ class Standing:
 
     def allows(self, model: str, now: float) -> bool:
         """Whether `acquire` would give a pass. Changes nothing."""
-        return self._of(model).allows(now) and self._host.allows(now)
+        return (self._models.get(model) or self._of(model)).allows(now) and self._host.allows(now)
 
     def began(self, permit: Pass, now: float) -> Pass:
         """The first word came. It counts now, since the rest of the answer may take minutes: report the pass that is

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from hostler.adapters.canonical import AnswerHead, Arrangement, Chunk, Copy, Create, Delete, Find, Pull, Stage
+from hostler.adapters.canonical import (
+    ARRANGEMENTS,
+    AnswerHead,
+    Arrangement,
+    Chunk,
+    Copy,
+    Create,
+    Delete,
+    Find,
+    Pull,
+    Stage,
+)
 from hostler.adapters.errors import Forbidden, NotFound
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.exchange import Exchange
@@ -39,7 +50,7 @@ class Arrange(Layer):
 
     def dispatch(self, exchange: Exchange, call_next: CallNext) -> Awaitable[None]:
         order = exchange.request
-        return self._carry_out(exchange, order) if isinstance(order, Arrangement) else call_next()
+        return self._carry_out(exchange, order) if isinstance(order, ARRANGEMENTS) else call_next()
 
     async def _carry_out(self, exchange: Exchange, order: Arrangement) -> None:
         reply = exchange.reply

@@ -77,43 +77,37 @@ class Fallback(Layer):
         self._budget.request(self._clock())
         walk: list[Passed] = []
         for number, target in enumerate(exchange.candidates):
-            if await self._try(exchange, number, target, exchange.candidates[number + 1 :], walk, call_next):
-                return
+            hop, later = self._hops[target.backend], exchange.candidates[number + 1 :]
+            passed = self._passed_over(exchange, hop, target, later, walk)
+            if passed is None:
+                _enter(exchange, number, target, walk)
+                passed = await self._ask(exchange, hop, target, later, call_next)
+                if passed is None:
+                    return
+            walk.append(passed)
         for number, target in enumerate(exchange.candidates):
             # The others took their time: whoever rested when it was their turn may be back.
             hop = self._hops[target.backend]
             rested = any(each.hop is hop and each.why == "resting" for each in walk)
-            if rested and self._skip(exchange, hop, target, (), walk) is None:
-                walk[:] = [each for each in walk if each.hop is not hop]
-                if await self._try(exchange, number, target, (), walk, call_next):
+            if rested and self._passed_over(exchange, hop, target, (), walk) is None:
+                walk = [each for each in walk if each.hop is not hop]
+                _enter(exchange, number, target, walk)
+                passed = await self._ask(exchange, hop, target, (), call_next)
+                if passed is None:
                     return
+                walk.append(passed)
         exchange.reason = reason(walk)
         exchange.passed = tuple((each.hop.name, each.why) for each in walk)
         raise failure(exchange.model, walk)
 
-    async def _try(
-        self,
-        exchange: Exchange,
-        number: int,
-        target: Target,
-        later: tuple[Target, ...],
-        walk: list[Passed],
-        call_next: CallNext,
-    ) -> bool:
-        """Whether this hop answered; if not, the walk tells why."""
-        hop = self._hops[target.backend]
+    def _passed_over(
+        self, exchange: Exchange, hop: Hop, target: Target, later: tuple[Target, ...], walk: list[Passed]
+    ) -> Passed | None:
+        """A hop that is not even asked, if it is not."""
         skip = self._skip(exchange, hop, target, later, walk)
-        if skip is not None:
-            walk.append(Passed(hop=hop, why=skip, retry_after_s=self._retry_in(hop, target, skip)))
-            return False
-        exchange.hop, exchange.target, exchange.address = number, target, None
-        if walk:
-            exchange.reason = reason(walk)
-            exchange.passed = tuple((each.hop.name, each.why) for each in walk)
-        passed = await self._ask(exchange, hop, target, later, call_next)
-        if passed is not None:
-            walk.append(passed)
-        return passed is None
+        if skip is None:
+            return None
+        return Passed(hop=hop, why=skip, retry_after_s=self._retry_in(hop, target, skip))
 
     def _skip(
         self, exchange: Exchange, hop: Hop, target: Target, later: tuple[Target, ...], walk: list[Passed]
@@ -129,7 +123,7 @@ class Fallback(Layer):
             return None
         if _too_long(exchange, target, later):
             return "too_long"
-        if sum(each.error is not None for each in walk) >= MAX_HOPS:
+        if len(walk) >= MAX_HOPS and sum(each.error is not None for each in walk) >= MAX_HOPS:
             return "enough_tried"
         if not hop.standing.allows(target.name_there, self._clock()):
             return "resting"
@@ -151,7 +145,7 @@ class Fallback(Layer):
         call_next: CallNext,
     ) -> Passed | None:
         """Ask one hop, again if the table says so. `None` if it answered; raises what no other hop may mend."""
-        retried = _retries(exchange) > 0
+        retried = len(exchange.attempts) > 1 and _retries(exchange) > 0
         while True:
             # An order is no call to a model; and whoever names the backend on purpose may ask a closed one.
             order = isinstance(exchange.request, Control)
@@ -336,10 +330,18 @@ class Fallback(Layer):
                 due = now + settings.progress_every_s
 
 
+def _enter(exchange: Exchange, number: int, target: Target, walk: list[Passed]) -> None:
+    """This hop is the one that is asked now, after those in `walk`."""
+    exchange.hop, exchange.target, exchange.address = number, target, None
+    if walk:
+        exchange.reason = reason(walk)
+        exchange.passed = tuple((each.hop.name, each.why) for each in walk)
+
+
 def _too_long(exchange: Exchange, target: Target, later: tuple[Target, ...]) -> bool:
     """Whether the prompt cannot fit here, and somebody else may have room: else the engine says by how much."""
     request = exchange.request
-    if not target.context or not isinstance(request, ChatRequest | CompletionRequest):
+    if not (target.context and later) or not isinstance(request, (ChatRequest, CompletionRequest)):
         return False
     roomier = any(not other.context or other.context > target.context for other in later)
     return roomier and tokens_at_least(request.origin.body) > target.context

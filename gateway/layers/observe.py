@@ -9,7 +9,7 @@ from collections.abc import Callable
 from hostler.adapters.errors import BackendRejected, Cancelled, GatewayError, Stopping
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.events import AttemptMade, Bus, HopPassed, RequestFinished
-from hostler.gateway.exchange import CUT_OFF, Exchange
+from hostler.gateway.exchange import CUT_OFF, Attempt, Exchange
 from hostler.gateway.layers.base import CallNext, Layer
 
 
@@ -84,17 +84,18 @@ class Observe(Layer):
             cached_tokens=usage.cached_tokens if usage else 0,
             completion_tokens=usage.completion_tokens if usage else 0,
             streamed=exchange.reply.patient,
-            attempts=tuple(
-                AttemptMade(backend=each.target.backend, outcome=each.outcome, seconds=each.seconds)
-                for each in exchange.attempts
-            ),
-            passed=tuple(HopPassed(backend=backend, why=why) for backend, why in exchange.passed)
+            attempts=(*map(_made, exchange.attempts),),
+            passed=(*(HopPassed(backend=backend, why=why) for backend, why in exchange.passed),)
             if exchange.passed
             else (),
             cost=exchange.cost,
         )
         self._bus.publish(event)
         self._log(event)
+
+
+def _made(attempt: Attempt) -> AttemptMade:
+    return AttemptMade(backend=attempt.target.backend, outcome=attempt.outcome, seconds=attempt.seconds)
 
 
 def _told(exchange: Exchange, error: GatewayError) -> int:

@@ -46,6 +46,9 @@ class Connection(Protocol):
     def answered(self, call: Call) -> None:
         """The answer is complete, or will never be."""
 
+    def ended(self, call: Call) -> None:
+        """Nobody works on it any more."""
+
 
 class Call:
     """One request and its answer, as ASGI sees them (`scope`, `receive`, `send`) and as a `Line`."""
@@ -237,18 +240,19 @@ class Call:
             raise
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"][:200])
-        if self.complete or self.gone:
-            if not self.complete:
-                self._connection.answered(self)
+        finally:
+            self._connection.ended(self)
+        if self.complete:
             return
-        if self.started:
+        if self.gone:
+            self._connection.answered(self)
+        elif self.started:
             # Without its end, so that nobody takes the part for the whole.
             self._break_off()
-            return
-        self.keep = False
-        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"21")]
-        await self.send({"type": "http.response.start", "status": 500, "headers": headers})
-        await self.send({"type": "http.response.body", "body": b"Internal Server Error"})
+        else:
+            self.keep = False
+            self.begin(500, [b"content-type: text/plain; charset=utf-8"], length=21)
+            self.put(b"Internal Server Error", False)
 
     def _flush(self) -> None:
         head, self._head = self._head, None

@@ -357,6 +357,10 @@ class ClientConnection(asyncio.Protocol):
             if not self.write_paused:
                 self._await_request()
 
+    def ended(self, call: Call) -> None:
+        """Nobody works on it any more, which may be some time after its answer."""
+        self._state.tasks.discard(call.task)
+
     # What the server calls.
 
     def shutdown(self) -> None:
@@ -426,14 +430,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _start(self, call: Call) -> None:
         self.answering = call
-        call.task = task = self.loop.create_task(self._run(call))
+        call.task = task = self.loop.create_task(call.run(self._app))
         self._state.tasks.add(task)
-
-    async def _run(self, call: Call) -> None:
-        try:
-            await call.run(self._app)
-        finally:
-            self._state.tasks.discard(call.task)
 
     def _give_up(self, status: int, why: str) -> None:
         self._refusal = (status, why)
