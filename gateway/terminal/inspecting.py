@@ -7,9 +7,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from hostler.gateway.events import printable
 from hostler.gateway.keys import KeyRecord
 from hostler.gateway.settings import Configuration
-from hostler.gateway.terminal.figures import NOTHING, clock, seconds, size, speed
+from hostler.gateway.terminal.figures import NOTHING, clock, count, seconds, size, speed
+from hostler.gateway.terminal.shortening import middle_cut
 from hostler.profiles.fetching import cached
 
 Row = tuple[str, ...]
@@ -205,6 +207,13 @@ def via(request: Mapping[str, Any]) -> str:
     if not request["backend"]:
         return NOTHING
     return str(request["backend"]) + (f", hop {request['hop'] + 1}" if request["hop"] else "")
+
+
+def active_words(status: Mapping[str, Any], width: int) -> str:
+    """The active model and how much there is to do, in one line if the name can be cut so far."""
+    rest = f"; {count(len(status['flights']), 'request')} in progress"
+    name = printable(status["active"] or "none")
+    return f"active model: {middle_cut(name, max(20, width - len(rest) - 14))}{rest}"
 
 
 def host_rows(status: Mapping[str, Any]) -> list[Row]:

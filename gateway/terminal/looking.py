@@ -147,7 +147,6 @@ def status(
 ) -> None:
     """Show hosts, models and the chain of the running gateway."""
     from hostler.gateway.terminal import inspecting, tables
-    from hostler.gateway.terminal.figures import count
     from hostler.gateway.terminal.tables import Column
 
     with asking():
@@ -159,7 +158,7 @@ def status(
     head = f"hostler {told['version']}" if house.kind == "gateway" else "hostler supervisor"
     tables.show(
         f"{head} at {house.caller.url}",
-        f"active model: {told['active'] or 'none'}; {count(len(told['flights']), 'request')} in progress",
+        inspecting.active_words(told, tables.console().width),
         "",
         tables.table(
             [

@@ -178,11 +178,14 @@ def _together(widths: Sequence[int], shown: Sequence[int]) -> int:
 
 
 def show(*parts: RenderableType) -> None:
-    """Print to standard output; lines have no blanks at their ends."""
+    """Print to standard output; lines have no blanks at their ends, and texts nothing that moves the cursor."""
     out = console()
     with out.capture() as captured:
         for part in parts:
-            out.print(part, soft_wrap=isinstance(part, str))
+            if isinstance(part, str):
+                out.print(printable(part, _PIPE_WIDTH), soft_wrap=True)
+            else:
+                out.print(part)
     text = captured.get()
     if not out.is_terminal:
         text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())

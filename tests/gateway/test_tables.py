@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from hostler.gateway.terminal.shortening import middle_cut, shortened
-from hostler.gateway.terminal.tables import PAST, Column, aligned, console, table
+from hostler.gateway.terminal.tables import PAST, Column, aligned, console, show, table
 
 LONG = "unsloth/Qwen3-Coder-30B-A3B-Instruct-1M-GGUF-UD-Q4_K_XL"
 COLUMNS = [
@@ -59,6 +59,11 @@ def test_names_that_begin_and_end_alike_are_told_apart() -> None:
 def test_a_mark_behind_a_name_stays() -> None:
     names = [f"company/model-with-a-long-name-{size}b-instruct-and-more-words *" for size in (7, 14)]
     assert all(short.endswith(" *") for short in shortened(names, 24).values())
+
+
+def test_a_text_beside_tables_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    show("active model: \x1b[2Jowned\x07", "")
+    assert capsys.readouterr().out == "active model: ?[2Jowned?\n\n"
 
 
 def test_wide_characters_count_for_two() -> None:

@@ -218,6 +218,29 @@ def test_a_switch_is_shown_with_its_phases(
             assert all(len(line) <= 60 for line in listing.text.splitlines())
 
 
+def test_long_names_leave_room_for_what_one_has_to_read(file: Callable[..., Path], home: dict[str, str]) -> None:
+    names = [f"company/model-of-30-billion-parameters-for-code-instruct-{kind}-gguf" for kind in ("q4", "q5")]
+    path = file(**{name: {} for name in names})
+    config = ("--config", str(path))
+    with terminal("up", *config, environ=home) as shown:
+        address = address_in(shown.until("Ctrl-C stops it ·"))
+        for name in names:
+            ask(address, name).join(30)
+        for command, words in (("status", ["STATE", "NOTE", "loaded"]), ("models", ["STATE", "CONTEXT", "unloaded"])):
+            with terminal(command, *config, environ=home) as listing:
+                assert listing.end() == 0
+                assert all(word in listing.text for word in words)
+                assert [line for line in listing.text.splitlines() if len(line) > 80] == []
+                cut = {line.split("  ")[0].strip() for line in listing.text.splitlines() if line.startswith("company")}
+                assert len(cut) == 2
+        with terminal("events", *config, environ=home) as listing:
+            assert listing.end() == 0
+            assert re.search(r"ok +company\S+ +local +\d+ m?s", listing.text)
+        with terminal("status", *config, columns=160, environ=home) as listing:
+            assert listing.end() == 0
+            assert all(name in listing.text for name in names)
+
+
 @pytest.mark.engine
 def test_the_real_engine_switches_and_answers_before_our_eyes(
     tmp_path: Path, home: dict[str, str], real_model: Path
