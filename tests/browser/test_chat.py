@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from browser.conftest import OpenPage
+from fakes.gate import Gate
 from playwright.async_api import Page, expect
 from system.house import OpenHouse
 
 pytestmark = pytest.mark.anyio
+
+Gates = Callable[[str], Gate]
 
 
 async def say(page: Page, text: str) -> None:
@@ -30,12 +35,16 @@ async def test_an_answer_is_shown_with_its_thinking(open_house: OpenHouse, open_
     assert asked["method"] == "POST"
 
 
-async def test_whoever_waits_for_a_load_sees_how_far_it_is(open_house: OpenHouse, open_page: OpenPage) -> None:
-    script = {"ready_after": 2.5, "speak": True}
+async def test_whoever_waits_for_a_load_sees_how_far_it_is(
+    open_house: OpenHouse, open_page: OpenPage, gates: Gates
+) -> None:
+    ready = gates("ready")
+    script = {"ready_after": 0.1, "ready_when": ready.path, "speak": True}
     async with open_house({"a": {"script": script}}) as house, open_page(f"{house.url}/ui/#try") as page:
         await say(page, "Hello")
         await expect(page.get_by_role("progressbar", name="until the model answers")).to_be_visible()
         await expect(page.locator("form.card [role=status]")).to_contain_text("loading a")
+        ready.open()
         await expect(page.locator(".said").nth(1)).to_have_text("word0 word1 word2 word3 word4 ")
         assert await page.locator(".talk details").nth(1).is_hidden()  # the gateway's progress is no thinking
 
@@ -55,7 +64,7 @@ async def test_whoever_is_faster_than_the_list_of_models_is_answered_all_the_sam
 
 
 async def test_an_answer_is_stopped(open_house: OpenHouse, open_page: OpenPage) -> None:
-    script = {"chunks": 500, "chunk_delay": 0.05}
+    script = {"chunks": 50_000, "chunk_delay": 0.05}
     async with open_house({"a": {"script": script}}) as house, open_page(f"{house.url}/ui/#try") as page:
         await say(page, "Hello")
         await expect(page.locator(".said").nth(1)).to_contain_text("word2")
@@ -94,3 +103,22 @@ async def test_a_tool_call_is_shown(open_house: OpenHouse, open_page: OpenPage) 
         await say(page, "What time is it?")
         await expect(page.get_by_label("tool call")).to_have_text('current_time({"zone": "UTC"})')
     assert sent[0]["tools"][0]["function"]["name"] == "current_time"
+
+
+async def test_the_button_that_stops_stays_where_it_is_while_the_answer_grows(
+    open_house: OpenHouse, open_page: OpenPage
+) -> None:
+    script = {"chunks": 50_000, "chunk_delay": 0.01, "text": "line{}\n"}
+    async with (
+        open_house({"a": {"script": script}}) as house,
+        open_page(f"{house.url}/ui/#try", viewport={"width": 375, "height": 740}) as page,
+    ):
+        await say(page, "Hello")
+        stop, words = page.get_by_role("button", name="Stop"), page.locator(".said").nth(1)
+        await expect(words).to_contain_text("line50")
+        before = await stop.bounding_box()
+        await expect(words).to_contain_text("line90")
+        assert await stop.bounding_box() == before
+        assert await page.evaluate("scrollY") > 100  # what is being said is followed
+        await stop.click()
+        await expect(page.get_by_role("list", name="Conversation")).to_contain_text("stopped")

@@ -72,7 +72,7 @@ async def test_the_web_ui_chats_and_switches_models(open_house: OpenHouse, brows
 
 
 async def test_the_web_ui_stops_an_answer(open_house: OpenHouse, browser: Browser) -> None:
-    profiles = {"a": {"default": True, "script": {"chunks": 500, "chunk_delay": 0.05}}}
+    profiles = {"a": {"default": True, "script": {"chunks": 50_000, "chunk_delay": 0.05}}}
     async with open_house(profiles) as house, web_ui(browser, house) as page:
         await say(page, "Hello")
         await expect(page.get_by_text("word0 word1")).to_be_visible()

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
 import pytest
 from browser.conftest import OpenPage
+from fakes.gate import Gate
 from fakes.relay import relay_to
 from playwright.async_api import Locator, Page, expect
 from system.house import OpenHouse, free_port
 
 pytestmark = pytest.mark.anyio
 
-SLOW = {"ready_after": 0.6, "speak": True}
-TALKATIVE = {"chunks": 400, "chunk_delay": 0.05}
+SLOW = {"ready_after": 0.2, "speak": True}
+TALKATIVE = {"chunks": 50_000, "chunk_delay": 0.05}
+
+Gates = Callable[[str], Gate]
 
 
 def model(page: Page, name: str) -> Locator:
@@ -23,8 +27,11 @@ def model(page: Page, name: str) -> Locator:
     return page.locator(".models > li").filter(has=page.get_by_role("heading", name=name, exact=True))
 
 
-async def test_a_switch_is_watched_from_its_order_to_its_end(open_house: OpenHouse, open_page: OpenPage) -> None:
-    async with open_house({"a": {}, "b": {"script": SLOW}}) as house:
+async def test_a_switch_is_watched_from_its_order_to_its_end(
+    open_house: OpenHouse, open_page: OpenPage, gates: Gates
+) -> None:
+    ready = gates("ready")
+    async with open_house({"a": {}, "b": {"script": {**SLOW, "ready_when": ready.path}}}) as house:
         await house.chat("a")
         async with open_page(f"{house.url}/ui/") as page:
             await expect(model(page, "a")).to_contain_text("ready")
@@ -34,7 +41,8 @@ async def test_a_switch_is_watched_from_its_order_to_its_end(open_house: OpenHou
             await dialog.get_by_role("button", name="Switch now").click()
             await page.get_by_role("link", name="Switching").click()
             await expect(page.get_by_role("heading", name="a → b")).to_be_visible()
-            await expect(page.locator(".phases [data-state=current]")).to_be_visible()
+            await expect(page.locator(".phases [data-state=current]")).to_have_text("loading")
+            ready.open()
             last = page.get_by_role("region", name="Last switches").get_by_role("row").nth(1)
             await expect(last).to_contain_text("b")
             await expect(last).to_contain_text("ready")

@@ -1,7 +1,7 @@
 // Connect: settings to paste into the programs that people use, with this gateway's own address.
 
 import { get } from "./api.js";
-import { h, tell } from "./dom.js";
+import { h, rich, tell } from "./dom.js";
 import { count } from "./format.js";
 import { state } from "./store.js";
 
@@ -41,11 +41,6 @@ function card({ title, where, text }) {
   const code = h("pre", { tabindex: "0", "aria-label": `Settings for ${title}` }, h("code", {}, text));
   const copy = h("button", { type: "button", class: "quiet", "aria-label": `Copy the settings for ${title}`, on: { click: () => copied(text, code) } }, "Copy");
   return h("section", { class: "card", "aria-label": title }, h("div", { class: "head" }, h("h3", {}, title), h("span", { class: "end" }, copy)), h("p", { class: "soft small" }, ...rich(where)), code);
-}
-
-/** Text with `code` in it. */
-function rich(text) {
-  return text.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
 }
 
 async function copied(text, code) {

@@ -21,6 +21,11 @@ function fill(node, props, children) {
   return node;
 }
 
+/** Text with `code` in it, as nodes. */
+export function rich(text) {
+  return text.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
+}
+
 /** Set or remove an attribute, if it is not so already. */
 export function set(node, name, value) {
   if (value === null || value === undefined || value === false) {

@@ -148,7 +148,7 @@ function detail(live) {
     id: "Request",
     began: "Began",
     asked: "Asked for",
-    served: "Served by",
+    served: "Went to",
     why: "Why there",
     outcome: "Outcome",
     tokens: "Tokens",

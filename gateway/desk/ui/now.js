@@ -1,6 +1,6 @@
 // Now: hosts and their models, and what an operator may do with them.
 
-import { badge, facts, h, keyed, say, set, show } from "./dom.js";
+import { badge, facts, h, keyed, rich, say, set, show } from "./dom.js";
 import { bytes, count, plural, seconds } from "./format.js";
 import { load, pin, unload } from "./orders.js";
 import { mayOperate } from "./rights.js";
@@ -19,6 +19,7 @@ const ELSEWHERE = { available: "good", unavailable: "bad" };
 
 export function build(root) {
   const nothing = h("p", { class: "soft" }, "No host with a supervisor is configured; Chain shows the other backends.");
+  const nobody = h("p", { class: "soft" }, ...rich("Nothing is configured that could answer. Name a server under `backends` in the configuration file, or run `hostler up`."));
   const hosts = h("div");
   const elsewhere = h("ul", { class: "elsewhere" });
   const others = h(
@@ -27,10 +28,12 @@ export function build(root) {
     h("div", { class: "head" }, h("h3", { id: "elsewhere" }, "Elsewhere"), h("span", { class: "soft small" }, "models of other servers: nothing is loaded for them here")),
     elsewhere,
   );
-  root.append(nothing, hosts, others);
+  root.append(nothing, nobody, hosts, others);
   return {
     update() {
-      show(nothing, state.link === "live" && !state.hosts.length);
+      const empty = state.version && !state.hosts.length;
+      show(nothing, empty && state.chain.hops.length);
+      show(nobody, empty && !state.chain.hops.length);
       keyed(hosts, state.hosts, (host) => host.backend, hostCard);
       const known = state.models.filter((each) => each.state in ELSEWHERE);
       keyed(elsewhere, known, (each) => each.name, elsewhereRow);
@@ -58,6 +61,7 @@ function hostCard(first) {
   const rule = h("span", { class: "soft small" });
   const load_ = h("span", { class: "soft small end" });
   const models = h("ul", { class: "models" });
+  const none = h("p", { class: "soft" }, ...rich("It has no models yet. On its machine `hostler profiles add FILE.gguf` adds one: a file, or where to fetch it."));
   const silent = h("p", { class: "bad" }, "Its supervisor does not answer; this is how things were last.");
   const title = `host-${first.backend}`;
   const node = h(
@@ -65,11 +69,13 @@ function hostCard(first) {
     { class: "card", "aria-labelledby": title },
     h("div", { class: "head" }, h("h3", { id: title }, first.backend), reach.node, rule, load_),
     silent,
+    none,
     models,
   );
   const update = (host) => {
     reach.update(host.reachable ? "reachable" : "silent", host.reachable ? "good" : "bad");
     show(silent, !host.reachable);
+    show(none, host.host && !host.host.profiles.length);
     const used = (host.host?.models ?? []).reduce((sum, each) => sum + each.memory_bytes + each.gpu_bytes, 0);
     const budget = host.host?.budget_bytes;
     say(rule, host.host?.exclusive ? "one model at a time" : budget ? `${bytes(used)} of ${bytes(budget)} in use` : "several models at a time");

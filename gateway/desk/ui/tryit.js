@@ -24,31 +24,32 @@ export function build(root) {
   const system = h("input", { id: "try-system", autocomplete: "off", placeholder: "none" });
   const limit = h("input", { id: "try-limit", type: "number", min: "1", max: "100000", placeholder: "none", inputmode: "numeric" });
   const tools = h("input", { id: "try-tools", type: "checkbox" });
-  const text = h("textarea", { id: "try-text", rows: "3", placeholder: "Say something" });
+  const text = h("textarea", { id: "try-text", rows: "2", placeholder: "Say something" });
   const send = h("button", { type: "submit" }, "Send");
   const stop = h("button", { type: "button", class: "danger", hidden: true }, "Stop");
   const clear = h("button", { type: "button", class: "quiet" }, "New chat");
   const talk = h("ol", { class: "talk", "aria-label": "Conversation" });
   const step = h("p", { class: "small", role: "status" });
   const bar = h("progress", { max: "100", hidden: true, "aria-label": "until the model answers" });
+  const choices = h(
+    "div",
+    { class: "fields card" },
+    h("div", { class: "field wide" }, h("label", { for: "try-model" }, "Model"), model),
+    h("div", { class: "field wide" }, h("label", { for: "try-system" }, "System prompt"), system),
+    h("div", { class: "field" }, h("label", { for: "try-limit" }, "Most tokens"), limit),
+    h("div", { class: "field line" }, tools, h("label", { for: "try-tools" }, "Offer a tool (the time)")),
+  );
+  // It stays where it is while the answer above it grows: nobody runs after a button.
   const form = h(
     "form",
-    { class: "card" },
-    h(
-      "div",
-      { class: "fields" },
-      h("div", { class: "field wide" }, h("label", { for: "try-model" }, "Model"), model),
-      h("div", { class: "field wide" }, h("label", { for: "try-system" }, "System prompt"), system),
-      h("div", { class: "field" }, h("label", { for: "try-limit" }, "Most tokens"), limit),
-      h("div", { class: "field line" }, tools, h("label", { for: "try-tools" }, "Offer a tool (the time)")),
-    ),
+    { class: "card say" },
     h("div", { class: "field" }, h("label", { for: "try-text" }, "Message"), text),
     h("div", { class: "actions" }, send, stop, clear),
     step,
     bar,
   );
   const kept = h("p", { class: "soft small" });
-  root.append(kept, talk, form);
+  root.append(kept, choices, talk, form);
 
   let messages = [];
   let abort = null;
@@ -57,6 +58,10 @@ export function build(root) {
   const options = () => {
     say(kept, state.recording ? "The page keeps nothing of this, but the gateway records it." : "Nothing of this is kept: neither here nor by the gateway.");
     const names = state.models.filter((each) => each.listed).map((each) => each.name);
+    if (state.version && !names.length && hurried) {
+      hurried = false;
+      say(step, "There is no model to talk to: Now says how to add one.");
+    }
     if (names.join("\n") === model.dataset.names) return;
     const chosen = model.value || state.active || state.default;
     model.dataset.names = names.join("\n");
@@ -118,7 +123,10 @@ export function build(root) {
       if (chunk.usage) usage = chunk.usage;
       const choice = chunk.choices?.[0];
       if (!choice) continue;
-      if (answer.add(choice.delta ?? {}) && first === null) {
+      const follows = atEnd();
+      const said = answer.add(choice.delta ?? {});
+      if (follows) scrollToEnd();
+      if (said && first === null) {
         first = (performance.now() - began) / 1000;
         show(bar, false);
         say(step, "Answering …");
@@ -150,6 +158,7 @@ export function build(root) {
     hurried = !model.value;
     if (hurried) {
       say(step, "Waiting for the list of models …"); // and sent as soon as it is there
+      options();
       return;
     }
     text.value = "";
@@ -158,6 +167,7 @@ export function build(root) {
     mine.add({ content: said });
     talk.append(mine.node);
     run();
+    scrollToEnd();
   });
   text.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -175,6 +185,13 @@ export function build(root) {
   });
   return { update: options };
 }
+
+const page = document.documentElement;
+
+/** Whether the end of the page is seen: whoever reads further up is left there. */
+const atEnd = () => innerHeight + scrollY >= page.scrollHeight - 80;
+
+const scrollToEnd = () => scrollTo(0, page.scrollHeight);
 
 /** One turn of the conversation: thinking, words and tool calls as they come. */
 function entry(role, name) {

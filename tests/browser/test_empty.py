@@ -1,0 +1,29 @@
+"""A house in which there is nothing yet: the page says so, and what to do."""
+
+from __future__ import annotations
+
+import pytest
+from browser.conftest import OpenPage
+from playwright.async_api import expect
+from system.house import OpenHouse
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_without_backends_the_page_says_what_to_configure(open_house: OpenHouse, open_page: OpenPage) -> None:
+    async with open_house({}) as house, open_page(f"{house.url}/ui/") as page:
+        await expect(page.locator("main")).to_contain_text("Nothing is configured that could answer")
+        await expect(page.get_by_text("Chain shows the other backends")).to_be_hidden()
+        await page.get_by_role("link", name="Try it").click()
+        await page.get_by_label("Message").fill("Hello")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("form [role=status]")).to_contain_text("There is no model to talk to")
+
+
+async def test_a_host_without_models_says_how_to_add_one(open_house: OpenHouse, open_page: OpenPage) -> None:
+    async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/") as page:
+        await expect(page.locator(".models")).to_contain_text("not loaded")
+        await expect(page.get_by_text("It has no models yet")).to_be_hidden()
+        await house.fleet.replace_profiles([])
+        await expect(page.get_by_text("It has no models yet")).to_be_visible()
+        await expect(page.locator(".models > li")).to_have_count(0)
