@@ -124,7 +124,7 @@ class Gateway:
             refuse_beyond_loopback(places(sockets), key_file.default_file())
         settings = self._settings.gateway
         catalog = self._catalog = Catalog(
-            self._settings.backends, self._chain, version=__version__, presets=self._presets
+            self._settings.backends, self._chain, version=__version__, presets=self._presets, since=time.time()
         )
         for name in self._supervisors:
             catalog.remembered(name, self._acquaintance.profiles(name))

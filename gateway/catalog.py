@@ -73,7 +73,7 @@ NAMES_SHOWN = 20
 
 class Catalog:
     """Keeps the snapshot. Its writers tell it of hosts (`host`, `remembered`), of use (`used`) and of what clients made (`made`);
-    everybody else reads."""
+    everybody else reads. A model of which only the name is known counts as made at `since`, in seconds since the epoch."""
 
     def __init__(
         self,
@@ -82,7 +82,9 @@ class Catalog:
         *,
         version: str,
         presets: Mapping[str, Preset] | None = None,
+        since: float = 0.0,
     ) -> None:
+        self._since = int(since)
         self._plain = {name: backend for name, backend in backends.items() if backend.kind != "supervisor"}
         self._chain = tuple(chain)
         self._version = version
@@ -180,12 +182,13 @@ class Catalog:
         for backend_settings in self._plain.values():
             for model in backend_settings.models:
                 if model != "*" and model not in cards:
-                    cards[model] = ModelCard(name=model, state="loaded", context=backend_settings.context or 0)
+                    context = backend_settings.context or 0
+                    cards[model] = ModelCard(name=model, state="loaded", context=context, created=self._since)
         for backend in self._chain:
             if backend in self._silent:
                 for model in self._declared.get(backend, ()):
                     if model != "*" and model not in cards:
-                        cards[model] = ModelCard(name=model, state="unloaded")
+                        cards[model] = ModelCard(name=model, state="unloaded", created=self._since)
         self._active = self._running(cards)
         self._add_made(cards)
         index, placements = self._index(cards, places)

@@ -440,3 +440,13 @@ async def test_a_host_that_takes_no_connection_costs_the_first_request_the_limit
             # Nor later: as long as the background finds nobody there, no request has to.
             await anyio.sleep(1)
             assert (await chain.ask()).headers["x-hostler-reason"] == "pc: resting"
+
+
+async def test_models_that_only_a_backend_has_were_there_when_the_gateway_came(
+    tmp_path: Path, cloud: Router, box: Router
+) -> None:
+    before = int(time.time())
+    async with open_chain(tmp_path, pair(cloud, box)) as chain:
+        first, again = [(await chain.http.get("/v1/models")).json()["data"] for _ in range(2)]
+        assert first == again
+        assert all(before <= model["created"] <= time.time() for model in first)
