@@ -12,6 +12,7 @@ GatewayError
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -193,3 +194,15 @@ class BackendBroken(BackendError):
     ) -> None:
         super().__init__(message, backend=backend, retry_after_s=retry_after_s)
         self.answer_status = answer_status
+
+
+def refusal_headers(error: GatewayError) -> list[tuple[str, str]]:
+    """What a refusal says in its headers in every protocol: when to come back, that a key is wanted, which methods there are."""
+    headers: list[tuple[str, str]] = []
+    if error.retry_after_s is not None:
+        headers.append(("Retry-After", str(max(1, math.ceil(error.retry_after_s)))))
+    if isinstance(error, Unauthenticated):
+        headers.append(("WWW-Authenticate", "Bearer"))
+    if isinstance(error, MethodNotAllowed) and error.allowed:
+        headers.append(("Allow", ", ".join(error.allowed)))
+    return headers

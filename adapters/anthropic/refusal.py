@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
@@ -10,7 +9,7 @@ import msgspec
 
 from hostler.adapters import framing
 from hostler.adapters.document import NOT_JSON
-from hostler.adapters.errors import BackendRejected, GatewayError, MethodNotAllowed, Unauthenticated
+from hostler.adapters.errors import BackendRejected, GatewayError, refusal_headers
 from hostler.adapters.protocol import WireResponse
 
 # Each status says the same thing in each protocol; a client that knows only this one's 529 retries 503 just the same.
@@ -44,13 +43,7 @@ class _Rejected(msgspec.Struct, frozen=True, kw_only=True):
 
 def refusal(error: GatewayError) -> WireResponse:
     """The error as a complete answer."""
-    headers: list[tuple[str, str]] = []
-    if error.retry_after_s is not None:
-        headers.append(("Retry-After", str(max(1, math.ceil(error.retry_after_s)))))
-    if isinstance(error, Unauthenticated):
-        headers.append(("WWW-Authenticate", "Bearer"))
-    if isinstance(error, MethodNotAllowed) and error.allowed:
-        headers.append(("Allow", ", ".join(error.allowed)))
+    headers = refusal_headers(error)
     if isinstance(error, BackendRejected) and error.wire == "anthropic" and error.answer_status not in _OURS:
         return WireResponse(status=error.answer_status, body=error.body, headers=tuple(headers))
     return WireResponse(status=_status(error), body=msgspec.json.encode(_body(error)), headers=tuple(headers))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgspec
 
 from hostler.adapters import framing
-from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, MethodNotAllowed, Unauthenticated
+from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, refusal_headers
 from hostler.adapters.llamacpp.paths import LOOK, UNKNOWN
 from hostler.adapters.llamacpp.wire import JSON
 from hostler.adapters.openai.refusal import message_of, shown, status_of
@@ -31,13 +30,7 @@ def refusal(error: GatewayError, operation: Operation | None = None) -> WireResp
         passed = openai_refusal(error)
         if passed.body == error.body:
             return passed
-    headers: list[tuple[str, str]] = []
-    if error.retry_after_s is not None:
-        headers.append(("Retry-After", str(max(1, math.ceil(error.retry_after_s)))))
-    if isinstance(error, Unauthenticated):
-        headers.append(("WWW-Authenticate", "Bearer"))
-    if isinstance(error, MethodNotAllowed) and error.allowed:
-        headers.append(("Allow", ", ".join(error.allowed)))
+    headers = refusal_headers(error)
     status = status_of(error)
     if operation is not None and operation.name in UNKNOWN and isinstance(error, BadRequest) and error.param == "model":
         # A path that nobody knows, and no model that runs or is named: there is nobody to ask.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
 from hostler.adapters.document import NOT_JSON
@@ -17,7 +15,7 @@ from hostler.adapters.errors import (
     ModelNotFound,
     ModelUnavailable,
     NotFound,
-    Unauthenticated,
+    refusal_headers,
 )
 from hostler.adapters.ollama import gojson
 from hostler.adapters.ollama.gojson import quoted
@@ -48,14 +46,8 @@ class _Rejected(msgspec.Struct, frozen=True):
 
 def refusal(error: GatewayError, operation: Operation | None = None) -> WireResponse:
     """The error as a complete answer."""
-    headers: list[tuple[str, str]] = []
-    if error.retry_after_s is not None:
-        headers.append(("Retry-After", str(max(1, math.ceil(error.retry_after_s)))))
-    if isinstance(error, Unauthenticated):
-        headers.append(("WWW-Authenticate", "Bearer"))
+    headers = refusal_headers(error)
     if isinstance(error, MethodNotAllowed):
-        if error.allowed:
-            headers.append(("Allow", ", ".join(error.allowed)))
         return WireResponse(status=405, media_type=PLAIN, body=b"405 method not allowed", headers=tuple(headers))
     if isinstance(error, NotFound) and (operation is None or operation.name == UNKNOWN):
         return WireResponse(status=404, media_type=PLAIN, body=b"404 page not found", headers=tuple(headers))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgspec
@@ -12,9 +11,8 @@ from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import (
     BackendRejected,
     GatewayError,
-    MethodNotAllowed,
     ModelNotFound,
-    Unauthenticated,
+    refusal_headers,
 )
 from hostler.adapters.protocol import WireResponse
 
@@ -27,13 +25,7 @@ _SAME = frozenset({"openai", "llamacpp"})
 
 def refusal(error: GatewayError) -> WireResponse:
     """The error as a complete answer. What an engine of this protocol refused is passed on as it came."""
-    headers: list[tuple[str, str]] = []
-    if error.retry_after_s is not None:
-        headers.append(("Retry-After", str(max(1, math.ceil(error.retry_after_s)))))
-    if isinstance(error, Unauthenticated):
-        headers.append(("WWW-Authenticate", "Bearer"))
-    if isinstance(error, MethodNotAllowed) and error.allowed:
-        headers.append(("Allow", ", ".join(error.allowed)))
+    headers = refusal_headers(error)
     if isinstance(error, BackendRejected) and error.wire in _SAME and error.answer_status not in _OURS:
         media_type = next((v for n, v in error.headers.items() if n.lower() == "content-type"), "application/json")
         return WireResponse(status=error.answer_status, media_type=media_type, body=error.body, headers=tuple(headers))
