@@ -63,6 +63,22 @@ async def test_whoever_is_faster_than_the_list_of_models_is_answered_all_the_sam
         await expect(page.locator(".said").nth(1)).to_have_text("word0 word1 word2 word3 word4 ")
 
 
+async def test_whoever_sends_just_as_the_list_of_models_comes_is_answered(
+    open_house: OpenHouse, open_page: OpenPage
+) -> None:
+    async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/#try") as page:
+        held = []
+        await page.route("**/events", lambda route: held.append(route))
+        await page.goto(f"{house.url}/ui/?again#try")
+        await page.get_by_label("Message").fill("Hello")
+        # The list is known, but what is seen follows a moment later.
+        await page.evaluate(
+            "import('/ui/store.js').then(({state}) => { Object.assign(state, {version: '1', "
+            "models: [{name: 'a', listed: true}]}); document.querySelector('form.say').requestSubmit(); })"
+        )
+        await expect(page.locator(".said").nth(1)).to_have_text("word0 word1 word2 word3 word4 ")
+
+
 async def test_an_answer_is_stopped(open_house: OpenHouse, open_page: OpenPage) -> None:
     script = {"chunks": 50_000, "chunk_delay": 0.05}
     async with open_house({"a": {"script": script}}) as house, open_page(f"{house.url}/ui/#try") as page:

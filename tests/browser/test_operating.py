@@ -12,7 +12,7 @@ from browser.conftest import OpenPage
 from fakes.gate import Gate
 from fakes.relay import relay_to
 from playwright.async_api import Locator, Page, expect
-from system.house import OpenHouse, free_port
+from system.house import OpenHouse, first_word, free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -204,3 +204,30 @@ async def test_the_chain_tells_what_failed_where_and_since_when(
             await expect(local.locator(".lane svg").first).to_have_attribute("aria-label", re.compile("in use for the"))
             await expect(local.get_by_role("list", name="Failures by kind")).to_be_hidden()
             await expect(page.locator(".spent")).to_have_text("Today: $0 of $2.50")
+
+
+async def test_whoever_is_on_the_way_is_found_with_what_it_waits_for(
+    open_house: OpenHouse, open_page: OpenPage, gates: Gates
+) -> None:
+    ready = gates("ready")
+    profiles = {"a": {"script": TALKATIVE}, "b": {"script": {"ready_when": ready.path}}}
+    async with (
+        open_house(profiles) as house,
+        house.stream("a") as answer,
+        open_page(f"{house.url}/ui/") as page,
+        anyio.create_task_group() as tasks,
+    ):
+        await first_word(answer)
+        tasks.start_soon(house.chat, "b")
+        await page.get_by_role("link", name="1 answer", exact=True).click()
+        flying = page.get_by_role("list", name="Requests in flight").get_by_role("listitem")
+        waiting = flying.filter(has_text="b")
+        await waiting.locator("summary").click()
+        bar = waiting.get_by_role("img")
+        await expect(bar).to_have_accessible_name(re.compile(r"in the queue [1-9].* s, switching 0 s, reading .* 0 s"))
+        await flying.filter(has_text="a").first.get_by_role("button", name="Cancel").click()
+        await expect(bar).to_have_accessible_name(re.compile(r"switching [1-9].* s, reading .* 0 s"))
+        await page.get_by_role("link", name="Now").click()
+        await page.get_by_role("link", name="1", exact=True).click()
+        await expect(page.get_by_role("region", name="Queue")).to_contain_text("b")
+        ready.open()

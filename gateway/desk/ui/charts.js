@@ -88,7 +88,8 @@ function figure({ title, keys, names, unit, bars, area }) {
     for (const part of [0, 0.5, 1]) {
       const at = y(part * top);
       marks.push(s("line", { class: "grid", x1: LEFT, x2: WIDTH - 4, y1: at, y2: at }));
-      if (values.length && !(unit === whole && part === 0.5 && top < 2)) marks.push(s("text", { x: LEFT - 5, y: at + 4, "text-anchor": "end" }, part ? unit(part * top) : "0"));
+      // Half of the smallest unit has no name of its own.
+      if (values.length && !(part === 0.5 && (unit(part * top) === unit(top) || (unit === whole && top < 2)))) marks.push(s("text", { x: LEFT - 5, y: at + 4, "text-anchor": "end" }, part ? unit(part * top) : "0"));
     }
     marks.push(s("text", { x: LEFT, y: HEIGHT - 4 }, label(buckets[0].at, buckets)));
     marks.push(s("text", { x: WIDTH - 4, y: HEIGHT - 4, "text-anchor": "end" }, "now"));

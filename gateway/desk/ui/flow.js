@@ -115,10 +115,10 @@ function row(first, live) {
     say(from, request.client);
     say(protocol, request.protocol);
     const rate = live ? null : speed(request);
-    const waited = live && request.phase === "waiting" ? Math.max(request.queue_s, total - request.switch_s) : request.queue_s;
+    const [queued, switched] = waits(request, total);
     const numbers = {
-      queue: waited >= 0.001 ? seconds(waited) : "–",
-      switch: request.switch_s >= 0.001 ? seconds(request.switch_s) : "–",
+      queue: queued >= 0.001 ? seconds(queued) : "–",
+      switch: switched >= 0.001 ? seconds(switched) : "–",
       "first word": seconds(request.first_word_s),
       speed: rate ? perSecond(rate) : "–",
       total: seconds(total),
@@ -130,6 +130,15 @@ function row(first, live) {
     open();
   };
   return { node, update };
+}
+
+/** How long a request has been in the queue and waited for a switch; of one that still waits, as far as is known. */
+function waits(request, total) {
+  if (request.phase !== "waiting") return [request.queue_s, request.switch_s];
+  const running = state.running.get(request.backend);
+  const loads = running?.switch.model === request.model ? running.switch.elapsed_s + Date.now() / 1000 - running.seen : 0;
+  const switched = Math.min(total, request.switch_s + loads);
+  return [total - switched, switched];
 }
 
 const PARTS = [
@@ -161,10 +170,9 @@ function detail(live) {
   const read = h("button", { type: "button", class: "quiet", on: { click: () => recorded(id, contents, read) } }, "Show what was said");
   const update = (request) => {
     const total = live ? Math.max(0, now() - request.at) : request.seconds;
-    const before = request.queue_s + request.switch_s;
-    const first = request.first_word_s ?? (live && request.phase !== "writing" ? total : total);
-    const lengths = [request.queue_s, request.switch_s, Math.max(0, first - before), Math.max(0, total - first)];
-    if (live && request.phase === "waiting") lengths.splice(0, 4, total, 0, 0, 0);
+    const [queued, switched] = waits(request, total);
+    const first = request.first_word_s ?? total;
+    const lengths = [queued, switched, Math.max(0, first - queued - switched), Math.max(0, total - first)];
     const sum = lengths.reduce((one, other) => one + other, 0) || 1;
     PARTS.forEach(([, words], index) => {
       show(pieces[index], lengths[index] / sum > 0.001);

@@ -59,7 +59,9 @@ function elsewhereRow({ name }) {
 function hostCard(first) {
   const reach = badge();
   const rule = h("span", { class: "soft small" });
-  const load_ = h("span", { class: "soft small end" });
+  const answers = h("a", { href: "/ui/#flow" });
+  const waiting = h("a", { href: "/ui/#switching" });
+  const load_ = h("span", { class: "soft small end" }, answers, " in progress, ", waiting, " waiting");
   const models = h("ul", { class: "models" });
   const none = h("p", { class: "soft" }, ...rich("It has no models yet. On its machine `hostler profiles add FILE.gguf` adds one: a file, or where to fetch it."));
   const silent = h("p", { class: "bad" }, "Its supervisor does not answer; this is how things were last.");
@@ -79,7 +81,8 @@ function hostCard(first) {
     const used = (host.host?.models ?? []).reduce((sum, each) => sum + each.memory_bytes + each.gpu_bytes, 0);
     const budget = host.host?.budget_bytes;
     say(rule, host.host?.exclusive ? "one model at a time" : budget ? `${bytes(used)} of ${bytes(budget)} in use` : "several models at a time");
-    say(load_, `${host.serving ? plural(host.serving, "answer") : "no answers"} in progress, ${host.waiting || "nobody"} waiting`);
+    say(answers, host.serving ? plural(host.serving, "answer") : "no answers");
+    say(waiting, host.waiting || "nobody");
     keyed(models, rowsOf(host), (row) => row.profile.name, modelRow);
   };
   return { node, update };

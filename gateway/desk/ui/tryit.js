@@ -6,6 +6,8 @@ import { count, seconds } from "./format.js";
 import { mayInfer } from "./rights.js";
 import { state } from "./store.js";
 
+const NO_MODEL = "There is no model to talk to: Now says how to add one.";
+
 const CLOCK = {
   type: "function",
   function: {
@@ -60,7 +62,7 @@ export function build(root) {
     const names = state.models.filter((each) => each.listed).map((each) => each.name);
     if (state.version && !names.length && hurried) {
       hurried = false;
-      say(step, "There is no model to talk to: Now says how to add one.");
+      say(step, NO_MODEL);
     }
     if (names.join("\n") === model.dataset.names) return;
     const chosen = model.value || state.active || state.default;
@@ -155,10 +157,11 @@ export function build(root) {
     event.preventDefault();
     const said = text.value.trim();
     if (!said || abort) return;
-    hurried = !model.value;
-    if (hurried) {
-      say(step, "Waiting for the list of models …"); // and sent as soon as it is there
-      options();
+    hurried = false;
+    options();
+    if (!model.value) {
+      hurried = !state.version; // sent as soon as the list is there
+      say(step, hurried ? "Waiting for the list of models …" : NO_MODEL);
       return;
     }
     text.value = "";
