@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hostler.profiles.store import demo_profiles
+
 _ADDRESS = re.compile(r"listens on (http://\S+|\S+:\d+)")
 
 
@@ -65,3 +67,11 @@ def hostler(*arguments: str, errors: Path, environ: dict[str, str] | None = None
                 process.kill()
                 process.wait()
         process.stdout.close()
+
+
+def with_the_shipped_model(folder: Path, configuration: str) -> str:
+    """A configuration file in `folder`, with the address of the shipped model and its checksum in place of two `%s`."""
+    shipped = demo_profiles()[0]
+    path = folder / "hostler.yaml"
+    path.write_text(configuration % (shipped.model, shipped.sha256))
+    return str(path)

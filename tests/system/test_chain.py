@@ -6,14 +6,14 @@ import json
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from fakes.openrouter import COST, SECRET_WORDS, Router, open_router
+from fakes.openrouter import COST, SECRET_WORDS, Router
 from system.chain import error_in, open_chain, plain, said
 
 from hostler.gateway import keys
@@ -21,18 +21,6 @@ from hostler.gateway import keys
 pytestmark = pytest.mark.anyio
 
 ALL = "".join(("One", " two", " three"))
-
-
-@pytest.fixture
-async def cloud() -> AsyncIterator[Router]:
-    async with open_router("cloud") as router:
-        yield router
-
-
-@pytest.fixture
-async def box() -> AsyncIterator[Router]:
-    async with open_router("box") as router:
-        yield router
 
 
 def pair(cloud: Router, box: Router, **more: Any) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,6 @@ from system.house import FAKE_ENGINE, free_port
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
 ALL = "One two three"
-
-
-@pytest.fixture
-async def cloud() -> AsyncIterator[Router]:
-    async with open_router("cloud") as router:
-        yield router
 
 
 class Machine:

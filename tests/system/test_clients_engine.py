@@ -8,9 +8,7 @@ from pathlib import Path
 import anthropic
 import ollama
 import pytest
-from system.command import Running, hostler
-
-from hostler.profiles.store import demo_profiles
+from system.command import Running, hostler, with_the_shipped_model
 
 CONFIGURATION = """
 gateway: {listen: ["127.0.0.1:0"], queue: {max_wait_s: 100}}
@@ -32,10 +30,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 def running(tmp_path_factory: pytest.TempPathFactory, real_model: Path) -> Iterator[Running]:
     """`hostler up` as everybody runs it."""
     folder = tmp_path_factory.mktemp("up")
-    shipped = demo_profiles()[0]
-    path = folder / "hostler.yaml"
-    path.write_text(CONFIGURATION % (shipped.model, shipped.sha256))
-    with hostler("up", "--config", str(path), errors=folder / "log") as up:
+    path = with_the_shipped_model(folder, CONFIGURATION)
+    with hostler("up", "--config", path, errors=folder / "log") as up:
         yield up
 
 

@@ -11,9 +11,7 @@ import httpx
 import openai
 import psutil
 import pytest
-from system.command import Running, hostler
-
-from hostler.profiles.store import demo_profiles
+from system.command import Running, hostler, with_the_shipped_model
 
 # One thread: two that wait for each other at every step take seconds for a word when something else runs, too.
 CONFIGURATION = """
@@ -35,10 +33,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
 def configured(folder: Path) -> str:
     """A configuration file in `folder`: the shipped profiles, on a free port."""
-    shipped = demo_profiles()[0]
-    path = folder / "hostler.yaml"
-    path.write_text(CONFIGURATION % (shipped.model, shipped.sha256))
-    return str(path)
+    return with_the_shipped_model(folder, CONFIGURATION)
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from system.command import Running, hostler
-
-from hostler.profiles.store import demo_profiles
+from system.command import Running, hostler, with_the_shipped_model
 
 CONFIGURATION = """
 gateway: {listen: ["127.0.0.1:0"], queue: {max_wait_s: 100}, switching: {progress: "off"}}
@@ -57,10 +55,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, real_model: Path) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("up")
-    shipped = demo_profiles()[0]
-    path = folder / "hostler.yaml"
-    path.write_text(CONFIGURATION % (shipped.model, shipped.sha256))
-    with hostler("up", "--config", str(path), errors=folder / "log") as up:
+    path = with_the_shipped_model(folder, CONFIGURATION)
+    with hostler("up", "--config", path, errors=folder / "log") as up:
         yield up
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio.abc import SocketStream
-from fakes.openrouter import Router, open_router
+from fakes.openrouter import Router
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
@@ -75,18 +75,6 @@ async def collecting() -> AsyncIterator[Collector]:
         tasks.start_soon(listener.serve, collector.serve)
         yield collector
         tasks.cancel_scope.cancel()
-
-
-@pytest.fixture
-async def cloud() -> AsyncIterator[Router]:
-    async with open_router("cloud") as router:
-        yield router
-
-
-@pytest.fixture
-async def box() -> AsyncIterator[Router]:
-    async with open_router("box") as router:
-        yield router
 
 
 def named(spans: list[dict[str, Any]], name: str) -> dict[str, Any]:

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.openrouter import Router, open_router
+from fakes.openrouter import Router
 from system.chain import OpenChain, open_chain, plain
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def cloud() -> AsyncIterator[Router]:
-    async with open_router("cloud") as router:
-        yield router
-
-
-@pytest.fixture
-async def box() -> AsyncIterator[Router]:
-    async with open_router("box") as router:
-        yield router
 
 
 def outside(router: Router, **more: Any) -> dict[str, Any]:
