@@ -53,3 +53,28 @@ async def test_whatever_can_be_used_is_reached_in_order_and_seen(
                 order = await page.evaluate("met.map(each => usable.indexOf(each)).filter(each => each >= 0)")
                 first_round = order[: order.index(max(order)) + 1]
                 assert first_round == sorted(first_round), section
+
+
+#: Whether the middle of what has the focus is seen, rather than something that stays in place above it.
+COVERED = """() => {
+  const node = document.activeElement, box = node.getBoundingClientRect();
+  if (node === document.body || box.height > innerHeight / 2) return null;
+  const top = document.elementFromPoint(Math.min(innerWidth - 1, box.x + box.width / 2), box.y + box.height / 2);
+  return top && (node.contains(top) || top.contains(node)) ? null : `${node.tagName} ${node.textContent.slice(0, 40)}`;
+}"""
+
+
+async def test_what_has_the_focus_is_not_covered_on_a_phone(open_house: OpenHouse, open_page: OpenPage) -> None:
+    profiles = {name: {} for name in "abcdef"}
+    async with open_house(profiles) as house:
+        for name in profiles:
+            await house.chat(name)
+        async with open_page(f"{house.url}/ui/", viewport={"width": 320, "height": 568}) as page:
+            for section in ("Now", "Flow", "Try it"):
+                await page.get_by_role("navigation").get_by_role("link", name=section).click()
+                await expect(page.get_by_role("heading", level=2)).to_have_text(section)
+                await expect(page.locator("#link")).to_have_text("live")
+                for key in ("Tab", "Shift+Tab"):
+                    for _ in range(25):
+                        await page.keyboard.press(key)
+                        assert await page.evaluate(COVERED) is None, (section, key)
