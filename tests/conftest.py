@@ -41,3 +41,10 @@ def gates(tmp_path: Path) -> Callable[[str], Gate]:
 def real_model() -> Path:
     """The file of the shipped profiles, fetched the first time as the product does it, into the user's own cache."""
     return fetch_now(demo_profiles()[0], cache_directory(), lambda _: None, Stop())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A busy machine may take long over a real model's words."""
+    for item in items:
+        if item.get_closest_marker("engine") is not None and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(180))

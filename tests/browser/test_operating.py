@@ -10,9 +10,10 @@ import anyio
 import pytest
 from browser.conftest import OpenPage
 from fakes.gate import Gate
+from fakes.ports import free_port
 from fakes.relay import relay_to
 from playwright.async_api import Locator, Page, expect
-from system.house import OpenHouse, first_word, free_port
+from system.house import OpenHouse, first_word
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from fakes.ports import free_ports
 from system.command import Running, hostler
 
 TOKEN = "between-house-and-host"
@@ -59,29 +59,16 @@ def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def free_ports(count: int) -> tuple[int, int]:
-    """A range in which nothing listened a moment ago."""
-    for first in range(20_000, 60_000, 97):
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first, first + count - 1
-    raise AssertionError("no free ports")
-
-
 @pytest.fixture
 def document(tmp_path: Path, fake_engine: str, journal: Any) -> dict[str, Any]:
     model = tmp_path / "model.gguf"
     model.write_bytes(b"not read by the scripted engine")
-    first, last = free_ports(8)
+    ports = free_ports(8)
     script = {"log": str(journal.file), "ready_after": 0.05}
     profile = {"model": str(model), "env": {"FAKE_ENGINE": json.dumps(script)}}
     return {
         "supervisor": {
-            "listen": "127.0.0.1:0", "token": "${env:TEST_TOKEN}", "engine": fake_engine, "engine_ports": f"{first}-{last}",
+            "listen": "127.0.0.1:0", "token": "${env:TEST_TOKEN}", "engine": fake_engine, "engine_ports": f"{ports[0]}-{ports[-1]}",
             "engine_host": "127.0.0.1", "stop_grace_s": 2, "slots_dir": str(tmp_path / "slots"),
         },
         "profiles": {"a": profile, "b": profile},

@@ -32,7 +32,8 @@ async def test_each_conversation_comes_back_to_the_slot_that_holds_it(
 ) -> None:
     pytest.importorskip("xllamacpp")
     profiles = [
-        Profile(name=name, model=str(real_model), engine="embedded", context=1024, parallel=2) for name in ("a", "b")
+        Profile(name=name, model=str(real_model), engine="embedded", context=1024, parallel=2, threads=1)
+        for name in ("a", "b")
     ]
     settings = SupervisorSettings(slots_dir=str(tmp_path / "slots"), slots_min_tokens=100)
     stories = [

@@ -265,7 +265,7 @@ async def test_one_that_says_nothing_in_time_counts_as_busy() -> None:
 @pytest.mark.timeout(180)
 async def test_the_real_engine_says_whether_it_is_at_work(real_model: Path, running: Running, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
-    profile = Profile(name="a", model=str(real_model), engine="embedded", context=2048)
+    profile = Profile(name="a", model=str(real_model), engine="embedded", context=2048, threads=1)
     async with running(Fleet([profile], EXCLUSIVE)) as fleet:
         address = await fleet.switch("a")
         assert await activity(address) == Activity(asked=0, done=0)

@@ -26,7 +26,9 @@ async def test_a_chat_model_makes_embeddings_of_short_and_long_texts(
     real_model: Path, running: Callable[[Fleet], AbstractAsyncContextManager[Fleet]], args: tuple[str, ...]
 ) -> None:
     pytest.importorskip("xllamacpp")
-    profile = Profile(name="a", model=str(real_model), engine="embedded", context=2048, embeddings=True, args=args)
+    profile = Profile(
+        name="a", model=str(real_model), engine="embedded", context=2048, embeddings=True, threads=1, args=args
+    )
     async with running(Fleet([profile], SupervisorSettings())) as fleet:
         address = await fleet.switch("a")
         headers = {"Authorization": f"Bearer {address.key}"}

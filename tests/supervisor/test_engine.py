@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.ports import free_port
 
 from hostler.supervisor.engine_arguments import FLAGS, BadArgument, parse
 
@@ -93,12 +93,10 @@ class Engine:
     """The real engine as a child, with pipes."""
 
     def __init__(self, model: Path, *arguments: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.child = subprocess.Popen(
             [sys.executable, "-m", "hostler.supervisor.engine", "-m", str(model), "--port", str(self.port), "-c", "512",
-             "-b", "128", "-np", "1", "--cache-ram", "0", *arguments],
+             "-b", "128", "-np", "1", "-t", "1", "--cache-ram", "0", *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
             env={**os.environ, "LLAMA_API_KEY": "k3y", "LLAMA_SERVER_ROUTER_PORT": "1"},
         )  # fmt: skip

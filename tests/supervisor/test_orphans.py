@@ -29,7 +29,7 @@ from hostler.supervisor.settings import SupervisorSettings
 async def main():
     engine, model, log, script, *path = sys.argv[1:]
     env = {"FAKE_LOG": log, "FAKE_ENGINE": script} | ({"PATH": path[0]} if path else {})
-    profile = Profile(name="m", model=model, engine=engine, context=512, env=env)
+    profile = Profile(name="m", model=model, engine=engine, context=512, threads=1, env=env)
     fleet = Fleet([profile], SupervisorSettings())
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(fleet.run)

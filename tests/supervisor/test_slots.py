@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import anyio
 import httpx
 import msgspec
 import pytest
+from fakes.ports import free_port
 from msgspec.structs import replace
 
 from hostler.profiles.schema import ModelFacts, Profile
@@ -453,14 +454,6 @@ def _real_engine(model: Path, port: int, directory: Path) -> Iterator[EngineAddr
         process.wait()
 
 
-@asynccontextmanager
-async def _free_port() -> AsyncIterator[int]:
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
-    port = listener.extra(anyio.abc.SocketAttribute.local_port)
-    await listener.aclose()
-    yield port
-
-
 @pytest.mark.engine
 @pytest.mark.timeout(180)
 async def test_a_long_conversation_is_not_read_again_after_a_restart(tmp_path: Path, real_model: Path) -> None:
@@ -470,21 +463,21 @@ async def test_a_long_conversation_is_not_read_again_after_a_restart(tmp_path: P
     store.prepare()
     story = " ".join(f"Line {number}: the stable holds {number % 7} horses." for number in range(80))
     messages = [{"role": "user", "content": story}]
-    async with _free_port() as port:
-        with _real_engine(real_model, port, tmp_path) as address:
-            first = await _chat(address, messages)
-            key = slot_key(profile, real_model, await engine_build(address))
-            began = time.monotonic()
-            saved = await store.save(address, profile, facts, key)
-            save_s = time.monotonic() - began
-            assert saved.slots == 1
-        with _real_engine(real_model, port, tmp_path) as address:
-            assert key == slot_key(profile, real_model, await engine_build(address))
-            began = time.monotonic()
-            restored = await store.restore(address, profile, facts, key)
-            restore_s = time.monotonic() - began
-            messages += [first["choices"][0]["message"], {"role": "user", "content": "How many horses?"}]
-            second = await _chat(address, messages)
+    port = free_port()
+    with _real_engine(real_model, port, tmp_path) as address:
+        first = await _chat(address, messages)
+        key = slot_key(profile, real_model, await engine_build(address))
+        began = time.monotonic()
+        saved = await store.save(address, profile, facts, key)
+        save_s = time.monotonic() - began
+        assert saved.slots == 1
+    with _real_engine(real_model, port, tmp_path) as address:
+        assert key == slot_key(profile, real_model, await engine_build(address))
+        began = time.monotonic()
+        restored = await store.restore(address, profile, facts, key)
+        restore_s = time.monotonic() - began
+        messages += [first["choices"][0]["message"], {"role": "user", "content": "How many horses?"}]
+        second = await _chat(address, messages)
     timings = second["timings"]
     print(
         f"\n{saved.tokens} tokens, {saved.bytes} bytes, save {save_s:.3f} s, restore {restore_s:.3f} s; first "

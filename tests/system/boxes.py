@@ -104,7 +104,7 @@ class Boxes:
         """Let the doctor look at a box until it is well: what was held against it is forgotten then."""
         arguments = ["doctor", "qwen3-8b", "--url", self.url, "--json"]
         environ = {**os.environ, "HOSTLER_API_KEY": self.key}
-        with anyio.fail_after(45):
+        with anyio.fail_after(90):
             while True:
                 command = [sys.executable, "-m", "hostler.gateway", *arguments]
                 done = await anyio.run_process(command, env=environ, check=False)
@@ -123,7 +123,7 @@ class Chat:
         self.asked = 0
         self.verdicts: list[tuple[int, str]] = []
 
-    async def answered_by(self, name: str, *, within_s: float = 45.0) -> None:
+    async def answered_by(self, name: str, *, within_s: float = 90.0) -> None:
         """Wait until this box has answered somebody who asked after now."""
         now = self.asked
         with anyio.fail_after(within_s):
@@ -160,9 +160,10 @@ def judge(response: httpx.Response) -> str:
         assert response.status_code in (429, 502, 503, 504), response.text
         assert error_in(response) is not None
         return "refused"
-    # Where progress was shown first, the headers were too early to know; the stream's end says it.
-    late = re.search(r"^: .* x-hostler-backend=(\S+)", response.text, re.MULTILINE)
-    words, box = said(response), late[1] if late is not None else response.headers["x-hostler-backend"]
+    # Where progress was shown first, the headers were too early to know; the stream's end says it. The small box may have
+    # been as early, and says the same of its own engine.
+    late = [name for name in re.findall(r"^: .* x-hostler-backend=(\S+)", response.text, re.MULTILINE) if name in WHOLE]
+    words, box = said(response), late[-1] if late else response.headers["x-hostler-backend"]
     if error_in(response) is None:
         assert words == WHOLE[box], response.text
         if response.headers["content-type"].startswith("text/event-stream"):

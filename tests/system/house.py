@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -275,10 +274,3 @@ def is_whole(text: str) -> bool:
     events = data_events(text)
     ends = [choice.get("finish_reason") for event in events for choice in event.get("choices", ())]
     return "data: [DONE]" in text and "stop" in ends and not any("error" in event for event in events)
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

@@ -157,10 +157,13 @@ async def test_an_engines_refusal_after_progress_began_is_an_event(open_house: O
         assert "x_hostler" in events[-2]
 
 
-async def test_a_hot_model_answers_as_fast_while_another_loads_before_an_audience(open_house: OpenHouse) -> None:
+async def test_a_hot_model_answers_as_fast_while_another_loads_before_an_audience(
+    open_house: OpenHouse, gates: Callable[[str], Gate]
+) -> None:
+    ready = gates("ready")
     profiles: dict[str, Any] = {
         "hot": {"memory": "1GiB"},
-        "cold": {"memory": "1GiB", "parallel": 4, "script": {"ready_after": 1.0}},
+        "cold": {"memory": "1GiB", "parallel": 4, "script": {"ready_when": ready.path}},
     }
     async with open_house(profiles, gateway=EAGER, supervisor={"memory_budget": "10GiB"}) as house:
         await house.chat("hot")
@@ -183,9 +186,12 @@ async def test_a_hot_model_answers_as_fast_while_another_loads_before_an_audienc
             for _ in range(4):
                 tasks.start_soon(watch)
             await house.until(lambda: house.starts("cold"))
-            meanwhile = await quickest()
+            with anyio.fail_after(30):
+                # The machine may have been busy with something else for a while.
+                while await quickest() > before + 0.02:
+                    pass
             assert not house.events("ready", "cold")
-        assert meanwhile <= before + 0.02
+            ready.open()
 
 
 async def test_ollamas_stream_gets_nothing_extra(open_house: OpenHouse) -> None:

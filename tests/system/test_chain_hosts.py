@@ -12,9 +12,10 @@ from typing import Any
 import anyio
 import pytest
 from fakes.openrouter import Router, open_router
+from fakes.ports import free_port
 from system.chain import open_chain, plain, said
 from system.command import hostler
-from system.house import FAKE_ENGINE, free_port
+from system.house import FAKE_ENGINE
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from fakes.ports import free_port
 from system.command import Running, hostler
-from system.house import FAKE_ENGINE, free_port
+from system.house import FAKE_ENGINE
 from typer.testing import CliRunner, Result
 
 from hostler.gateway import keys

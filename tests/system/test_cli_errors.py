@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import typer
-from system.house import free_port
+from fakes.ports import free_port
 
 from hostler.gateway.cli import app
 from hostler.gateway.terminal import options

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from fakes.gate import Gate
-from system.house import FAKE_ENGINE, free_port
+from fakes.ports import free_port
+from system.house import FAKE_ENGINE
 from system.pseudo import Terminal, terminal
 
 
@@ -246,7 +247,8 @@ def test_the_real_engine_switches_and_answers_before_our_eyes(
     tmp_path: Path, home: dict[str, str], real_model: Path
 ) -> None:
     path = tmp_path / "hostler.yaml"
-    profiles = {name: {"model": str(real_model), "context": size} for name, size in (("short", 1024), ("long", 2048))}
+    common = {"model": str(real_model), "threads": 1}
+    profiles = {"short": {**common, "context": 1024}, "long": {**common, "context": 2048}}
     document = {
         "gateway": {"listen": [f"127.0.0.1:{free_port()}"]},
         "supervisor": {"engine": "embedded"},

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from system.house import free_port
+from fakes.ports import free_port
 
 
 def ask(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

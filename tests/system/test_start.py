@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.ports import free_port
 from system.command import hostler
-from system.house import free_port
 
 PLAIN = {"box": {"kind": "openai", "url": "http://127.0.0.1:9", "models": {"*": "m"}}}
 FILES: dict[str, dict[str, Any]] = {
