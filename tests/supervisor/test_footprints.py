@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
+from fakes.meter import PretendedMeter
 
 from hostler.profiles.document import Size
 from hostler.profiles.schema import ModelFacts, Profile
@@ -27,19 +28,6 @@ Running = Callable[[Fleet], AbstractAsyncContextManager[Fleet]]
 
 SHARED = SupervisorSettings(memory_budget=Size(8 * GIB))
 ESTIMATED = Description(facts=ModelFacts(bytes=2 * GIB), size=7, modified_at=1.0)
-
-
-class PretendedMeter:
-    """Says that every process takes `usage`."""
-
-    def __init__(self, usage: Usage) -> None:
-        self.usage = usage
-
-    def measure(self, pid: int) -> Usage:
-        return self.usage
-
-    def close(self) -> None:
-        pass
 
 
 def fleet_of(profile: Profile, file: Path, usage: Usage, described: Description = ESTIMATED) -> Fleet:

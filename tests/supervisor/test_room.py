@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
+from fakes.meter import PretendedMeter
 from system.house import house_in
 
 from hostler.profiles.document import Size
@@ -38,19 +39,6 @@ async def until_told(fleet: Fleet, condition: Callable[[], bool]) -> None:
             async for _ in events:
                 if condition():
                     return
-
-
-class PretendedMeter:
-    """Says that every process takes `usage`."""
-
-    def __init__(self, usage: Usage) -> None:
-        self.usage = usage
-
-    def measure(self, pid: int) -> Usage:
-        return self.usage
-
-    def close(self) -> None:
-        pass
 
 
 async def test_what_an_engine_takes_is_shown_with_its_descendants(
