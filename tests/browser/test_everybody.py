@@ -216,6 +216,8 @@ async def test_a_name_that_is_markup_is_text_everywhere(open_house: OpenHouse, o
                 if section == "Flow":
                     await expect(page.get_by_role("list", name="Last requests")).to_contain_text(NASTY)
                 if section == "Try it":
+                    away = page.get_by_label("Model", exact=True).get_by_role("option", name=NASTY)
+                    await expect(away).to_have_text(f"{NASTY} (unavailable)")
                     await page.get_by_label("Model", exact=True).select_option("a")
                     await page.get_by_label("Message").fill(NASTY)
                     await page.keyboard.press("Enter")

@@ -59,15 +59,17 @@ export function build(root) {
 
   const options = () => {
     say(kept, state.recording ? "The page keeps nothing of this, but the gateway records it." : "Nothing of this is kept: neither here nor by the gateway.");
-    const names = state.models.filter((each) => each.listed).map((each) => each.name);
+    const listed = state.models.filter((each) => each.listed);
+    const names = listed.map((each) => each.name);
     if (state.version && !names.length && hurried) {
       hurried = false;
       say(step, NO_MODEL);
     }
-    if (names.join("\n") === model.dataset.names) return;
+    const texts = listed.map((each) => (each.state === "unavailable" ? `${each.name} (unavailable)` : each.name));
+    if (texts.join("\n") === model.dataset.texts) return;
     const chosen = model.value || state.active || state.default;
-    model.dataset.names = names.join("\n");
-    model.replaceChildren(...names.map((name) => h("option", { value: name, selected: name === chosen }, name)));
+    model.dataset.texts = texts.join("\n");
+    model.replaceChildren(...names.map((name, index) => h("option", { value: name, selected: name === chosen }, texts[index])));
     if (hurried && model.value) form.requestSubmit();
   };
 
