@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from system.boxes import CLOUD_KEY, TOKEN, Boxes, Chat, chatting, has_addresses, open_boxes
+from fakes.openrouter import Router
+from system.boxes import CLOUD_KEY, TOKEN, Box, Boxes, Chat, chatting, has_addresses, open_boxes
+
+Moves = Callable[[Box | Router], Awaitable[None]]
 
 pytestmark = [
     pytest.mark.anyio,
@@ -26,23 +30,44 @@ async def nothing_is_lost(boxes: Boxes, chat: Chat) -> None:
     assert "refused" not in {verdict for _, verdict in chat.verdicts}
 
 
+async def all_go_and_come_back(boxes: Boxes, chat: Chat, *, go: Moves, come: Moves) -> None:
+    """Two at a time are away: the one that is left stands in, and who is back is used again."""
+    await chat.answered_by("main-pc")
+    await go(boxes.pc)
+    await chat.answered_by("openrouter")
+    await go(boxes.cloud)
+    await chat.answered_by("lxc")
+    await come(boxes.cloud)
+    await chat.answered_by("openrouter")
+    await boxes.mended("openrouter")
+    await go(boxes.lxc)
+    await chat.answered_by("openrouter")
+    await come(boxes.pc)
+    await chat.answered_by("main-pc")
+    await come(boxes.lxc)
+    await boxes.mended("lxc")
+
+
+async def die(box: Box | Router) -> None:
+    await (box.stop() if isinstance(box, Router) else box.kill())
+
+
+async def rise(box: Box | Router) -> None:
+    await (box.start() if isinstance(box, Router) else box.on())
+
+
+async def freeze(box: Box | Router) -> None:
+    box.block()
+
+
+async def thaw(box: Box | Router) -> None:
+    box.resume()
+
+
 async def test_whoever_is_killed_is_stood_in_for_and_used_again_when_it_is_back(tmp_path: Path) -> None:
     async with open_boxes(tmp_path) as boxes:
         async with chatting(boxes) as chat:
-            await chat.answered_by("main-pc")
-            await boxes.pc.kill()
-            await chat.answered_by("openrouter")
-            await boxes.cloud.stop()
-            await chat.answered_by("lxc")
-            await boxes.cloud.start()
-            await chat.answered_by("openrouter")
-            await boxes.mended("openrouter")
-            await boxes.lxc.kill()
-            await chat.answered_by("openrouter")
-            await boxes.pc.on()
-            await chat.answered_by("main-pc")
-            await boxes.lxc.on()
-            await boxes.mended("lxc")
+            await all_go_and_come_back(boxes, chat, go=die, come=rise)
             await boxes.cloud.stop()
             await boxes.pc.kill()
             await chat.answered_by("lxc")
@@ -56,20 +81,7 @@ async def test_whoever_is_killed_is_stood_in_for_and_used_again_when_it_is_back(
 async def test_whoever_freezes_is_stood_in_for_and_used_again_when_it_moves(tmp_path: Path) -> None:
     async with open_boxes(tmp_path) as boxes:
         async with chatting(boxes) as chat:
-            await chat.answered_by("main-pc")
-            boxes.pc.block()
-            await chat.answered_by("openrouter")
-            boxes.cloud.block()
-            await chat.answered_by("lxc")
-            boxes.cloud.resume()
-            await chat.answered_by("openrouter")
-            await boxes.mended("openrouter")
-            boxes.lxc.block()
-            await chat.answered_by("openrouter")
-            boxes.pc.resume()
-            await chat.answered_by("main-pc")
-            boxes.lxc.resume()
-            await boxes.mended("lxc")
+            await all_go_and_come_back(boxes, chat, go=freeze, come=thaw)
         await nothing_is_lost(boxes, chat)
 
 
