@@ -14,7 +14,7 @@ Moves = Callable[[Box | Router], Awaitable[None]]
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(400),
     pytest.mark.skipif(not has_addresses(), reason="loopback has one address only here"),
 ]
 
