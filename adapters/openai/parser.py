@@ -96,7 +96,7 @@ class OpenAIParser:
         block = self._splitter.feed(data)
         if not block:
             return ()
-        if self._given and not self._fields and not self._done and _is_next_token(block):
+        if self._given and not self._fields and not self._done and _are_next_tokens(block):
             return (Chunk(wire=self._wire, raw=block),)
         return self._read(block)
 
@@ -284,6 +284,14 @@ def _is_json(data: bytes) -> bool:
     except NOT_JSON:
         return False
     return True
+
+
+def _are_next_tokens(block: bytes) -> bool:
+    if _is_next_token(block):
+        return True
+    # Several arrive at a time where a busy machine reads late.
+    events = split(block)
+    return len(events) > 1 and all(map(_is_next_token, events))
 
 
 def _is_next_token(block: bytes) -> bool:

@@ -31,7 +31,8 @@ class Permit(msgspec.Struct, frozen=True):
 class Breaker:
     """State by state: `closed` lets every call through · `open` none, until its time is over · `half_open` one at a time.
 
-    `changed` is told the state before and after each change. A call that began before the state changed says nothing about the state after it: its result is not counted.
+    `usual` is the permit that nearly every call gets, and that the rest of a call has which was reported as a success: it is no
+    probe. `changed` is told the state before and after each change. A call that began before the state changed says nothing about the state after it: its result is not counted.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Breaker:
         self._changed = changed
         self._state: BreakerState = "closed"
         self._era = 0
-        self._usual = Permit(0, False)  # the one that nearly every call gets
+        self.usual = Permit(0, False)
         self._failures = 0
         self._successes = 0
         self._opened = 0
@@ -66,21 +67,17 @@ class Breaker:
     def acquire(self, now: float) -> Permit | None:
         """The right to make a call now, or `None`."""
         if self._state == "closed" and now >= self._cool_until:
-            return self._usual
+            return self.usual
         if not self.allows(now):
             return None
         if self._state == "open":
             self._become("half_open")
         self._probing = self._state == "half_open"
-        return Permit(self._era, True) if self._probing else self._usual
-
-    def continued(self) -> Permit:
-        """A permit for the rest of a call that has been reported as a success: it is no probe any more."""
-        return self._usual
+        return Permit(self._era, True) if self._probing else self.usual
 
     def success(self, permit: Permit, now: float) -> None:
         """The call went well."""
-        if permit is not self._usual and not self._give_back(permit):
+        if permit is not self.usual and not self._give_back(permit):
             return
         self._failures = 0
         self._successes += 1
@@ -133,7 +130,7 @@ class Breaker:
     def _become(self, state: BreakerState) -> None:
         before, self._state = self._state, state
         self._era += 1
-        self._usual = Permit(self._era, False)
+        self.usual = Permit(self._era, False)
         self._failures = self._successes = 0
         self._probing = False
         if self._changed is not None and before != state:

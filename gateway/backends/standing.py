@@ -77,7 +77,7 @@ class Standing:
         if permit.counted:
             return permit
         self.report(permit, "answered", now)
-        return Pass(permit.model, self._host.continued(), self._of(permit.model).continued(), counted=True)
+        return Pass(permit.model, self._host.usual, self._of(permit.model).usual, counted=True)
 
     def report(
         self, permit: Pass, outcome: Outcome, now: float, *, retry_after_s: float | None = None, down: bool = False
