@@ -31,6 +31,7 @@ from hostler.gateway.asgi import (
     Scope,
     Send,
 )
+from hostler.gateway.events import printable
 from hostler.gateway.exchange import CUT_OFF, Client, Exchange
 from hostler.gateway.reply import Reply
 from hostler.gateway.settings import ProgressMode
@@ -309,7 +310,7 @@ def _facts(request_id: str, exchange: Exchange | None) -> list[bytes]:
     else:
         facts += _NEVER_WAITED
     if exchange.reason:
-        why = " ".join(exchange.reason.split())[:200]
+        why = printable(" ".join(exchange.reason.split())[:200])
         facts.append(f"x-hostler-reason: {why}".encode("latin-1", "replace"))
     return facts
 
@@ -320,4 +321,4 @@ _NEVER_WAITED = (b"x-hostler-queue-ms: 0", b"x-hostler-switch-ms: 0")
 @lru_cache(maxsize=256)
 def _whereabouts(backend: str, model: str, hop: int) -> tuple[bytes, ...]:
     lines = (f"x-hostler-backend: {backend}", f"x-hostler-model: {model}", f"x-hostler-hop: {hop}")
-    return tuple(line.encode("latin-1", "replace") for line in lines)
+    return tuple(printable(line).encode("latin-1", "replace") for line in lines)

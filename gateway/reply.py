@@ -138,9 +138,9 @@ class Reply:
                 closes = value.lower() == "close"
             else:
                 lines.append(f"{name.lower()}: {value}".encode("latin-1", "replace"))
+        self._line.begin(status, lines, length=length, closes=closes)
         self.started = True
         self.status = status
-        self._line.begin(status, lines, length=length, closes=closes)
 
 
 _STREAM_LINES = (b"cache-control: no-cache", b"x-accel-buffering: no")

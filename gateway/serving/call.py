@@ -182,22 +182,22 @@ class Call:
         """See `Line.begin`."""
         if self.started:
             raise RuntimeError("an answer was begun twice")
-        self.started = True
         whole = [STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status, *self._connection.default_lines, *lines]
-        if closes or not self.keep:
-            self.keep = False
+        keep = self.keep and not closes
+        bodiless = self._bodiless or status in _NO_BODY
+        chunked = length is None and not self._old and not bodiless
+        if not keep:
             whole.append(b"connection: close")
         if length is not None:
             whole.append(b"content-length: %d" % length)
-            self._remaining = length
-        if status in _NO_BODY:
-            self._bodiless, self._remaining = True, None
-        elif length is None and not self._old and not self._bodiless:
-            self._chunked = True
+        elif chunked:
             whole.append(b"transfer-encoding: chunked")
         head = b"\r\n".join(whole)
         if head.count(b"\n") != len(whole) - 1 or head.count(b"\r") != len(whole) - 1 or b"\0" in head:
             raise RuntimeError("a header of the answer holds a line break")
+        self.started = True
+        self.keep, self._bodiless, self._chunked = keep, bodiless, chunked
+        self._remaining = None if status in _NO_BODY else length
         self._head = head + b"\r\n\r\n"
 
     def put(self, body: bytes, more: bool) -> None:

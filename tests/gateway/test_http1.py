@@ -481,3 +481,4 @@ async def test_a_failure_is_an_answer_before_the_start_and_a_broken_one_after(ap
 async def test_a_header_cannot_bring_further_headers(app: Application) -> None:
     said = await asked(app, GET.replace(b"/get", b"/inject"))
     assert b"set-cookie" not in said
+    assert said.startswith(b"HTTP/1.1 500")

@@ -193,6 +193,13 @@ async def test_a_model_that_failed_often_fails_fast_with_its_last_words(open_hou
         assert house.starts() == ["a"] * 3
 
 
+async def test_last_words_that_no_header_can_carry_are_told_all_the_same(open_house: OpenHouse) -> None:
+    async with open_house({"a": {"script": {"exit_code": 1, "stderr": "out of \0luck\n"}}}) as house:
+        answer = await house.chat("a")
+        assert answer.status_code == 503
+        assert "out of ?luck" in answer.headers["x-hostler-reason"]
+
+
 async def test_a_failed_load_is_tried_again_by_the_next_request(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": {"exit_code": 1, "exit_times": 1}}}) as house:
         assert (await house.chat("a")).status_code == 503
