@@ -71,6 +71,7 @@ class Connection(asyncio.Protocol):
         self.reader = reader = AnswerReader(method, self._seen)
         self.served += 1
         self._buffered = 0
+        self._full, self._spilt = False, None  # whoever asked before may have left without looking
         return reader
 
     def put(self, head: bytes, body: bytes) -> bool:

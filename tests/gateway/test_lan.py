@@ -345,6 +345,34 @@ async def test_refuses_what_can_be_read_in_two_ways(transport: LanTransport, raw
 # What is kept.
 
 
+async def test_what_one_reader_did_not_come_to_hear_is_not_told_to_the_next(transport: LanTransport) -> None:
+    reads = anyio.Event()
+
+    async def serve(peer: Peer) -> None:
+        while await peer.request():
+            await peer.send(WHOLE[:-4])
+            await reads.wait()
+            await peer.send(WHOLE[-4:])
+
+    async with backend(serve) as box:
+        with anyio.CancelScope() as scope:
+            async with transport.send(ASK, box, AMPLE) as answer:
+
+                def leave(data: bytes) -> bool:
+                    scope.cancel()
+                    raise LookupError("on purpose")
+
+                reads.set()
+                await answer.pour(leave)
+        assert scope.cancelled_caught
+        reads = anyio.Event()
+        pieces: list[bytes] = []
+        async with transport.send(ASK, box, AMPLE) as answer:
+            reads.set()
+            assert await answer.pour(lambda data: pieces.append(data) is None)
+        assert (pieces, transport.open_connections(box)) == ([b"body"], 1)
+
+
 async def test_keeps_the_connection_of_a_whole_answer(transport: LanTransport) -> None:
     seen, serve = answering(WHOLE)
     opened = 0
