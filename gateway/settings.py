@@ -132,6 +132,10 @@ class WakeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     wait_s: Seconds = 60.0
 
 
+#: What a backend tells beyond this is no count of tokens.
+_MOST_TOKENS = 10**12
+
+
 class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a model costs, in US dollars for a million tokens. `cached`: of the input, what was read before."""
 
@@ -142,8 +146,11 @@ class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
         """What an answer of so many tokens costs. The cached ones are part of the prompt's."""
         cached = self.input if self.cached is None else self.cached
-        fresh = max(0, prompt_tokens - cached_tokens)
-        return (fresh * self.input + cached_tokens * cached + completion_tokens * self.output) / 1_000_000
+        fresh, read, written = (
+            min(max(0, tokens), _MOST_TOKENS)
+            for tokens in (prompt_tokens - cached_tokens, cached_tokens, completion_tokens)
+        )
+        return (fresh * self.input + read * cached + written * self.output) / 1_000_000
 
 
 class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

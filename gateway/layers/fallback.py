@@ -221,8 +221,8 @@ class Fallback(Layer):
                     switch_s=exchange.switch_s - switched_s,
                 )
             )
-            self._record_cost(exchange, hop, target, outcome)
             self._tell(exchange, hop, target, held, outcome, error)
+            self._record_cost(exchange, hop, target, outcome)
 
     def _tell(
         self,

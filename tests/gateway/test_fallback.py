@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -380,6 +380,7 @@ async def test_costs_are_counted_and_end_at_the_limit(tmp_path: Path) -> None:
     (Usage(prompt_tokens=1_000_000, completion_tokens=500_000), 1.5),
     (Usage(prompt_tokens=1_000_000, cached_tokens=500_000, completion_tokens=0), 0.55),
     (Usage(prompt_tokens=1_000_000, cost=7.0), 7.0),
+    (Usage(prompt_tokens=10**400), 1e6),
     (None, 2 * 1e-6 + 3 * 1e-6),
 ])  # fmt: skip
 async def test_a_cloud_that_tells_no_cost_costs_what_its_tokens_do(
@@ -395,6 +396,23 @@ async def test_a_cloud_that_tells_no_cost_costs_what_its_tokens_do(
     exchange = await road.go(road.exchange(body=b"8 bytes."))
     assert exchange.cost == pytest.approx(cost)
     assert spending.today == pytest.approx(cost)
+
+
+async def test_whoever_tries_a_closed_backend_gives_its_pass_back_even_if_costs_cannot_be_counted() -> None:
+    class Broken:
+        reached = False
+
+        def add(self, backend: str, cost: float | None) -> None:
+            raise LookupError("on purpose")
+
+    road = Road("a")
+    road.hops["a"] = Hop(name="a", standing=road.standings["a"], local=False, spending=cast(Spending, Broken()))
+    road.standings["a"].host.trip(road.now, 1.0)
+    road.now += 2.0
+    with pytest.raises(LookupError):
+        await road.go()
+    assert road.standings["a"].state("a/m", road.now) == "half_open"
+    assert road.standings["a"].allows("a/m", road.now)
 
 
 def test_a_price_is_found_by_the_name_there_then_by_ours_then_for_all() -> None:
