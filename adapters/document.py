@@ -70,8 +70,8 @@ class Document:
         except msgspec.DecodeError as error:
             raise BadRequest(_malformed(body, error)) from None
         colons = body.count(b":")
-        # Colons between names and values only: nothing comes twice, and no object is within another.
-        if colons == len(self.members) and body.count(b"[") < MAX_DEPTH:
+        # Colons between names and values only, and one object: nothing comes twice, and nothing but lists can be deep.
+        if colons == len(self.members) and body.count(b"[") < MAX_DEPTH and body.count(b"{") == 1:
             return
         if _check_depth(self.members) != colons:
             spans(body, self.members)

@@ -162,6 +162,7 @@ MANY = 8 * 1024 * 1024
         b"[" + b"[]," * (MANY // 3) + b"1]",
         b'{"a":[' + b"[]," * (MANY // 3) + b"1]}",
         b"[" + b'["["],' * (MANY // 6) + b"1]",
+        b"[" + b"{}," * (MANY // 3) + b"1]",
     ],
 )
 def test_more_lists_than_anybody_needs_are_refused_at_once(value: bytes) -> None:
