@@ -175,6 +175,7 @@ async def test_who_waits_for_a_supervisor_that_falls_silent_goes_on_to_the_next_
         another_host(tmp_path / "two", {"a": {}}) as two,
         open_house({}, backends={"one": one.backend, "two": two.backend}) as house,
     ):
+        await house.until_status(lambda hosts: all(host["reachable"] for host in hosts.values()))
         async with anyio.create_task_group() as tasks:
             backends: list[str] = []
 
