@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import httpx
 from anyio.abc import TaskGroup
+from fakes.ports import free_port
 
 from hostler.gateway.app import Gateway
 from hostler.gateway.keys import add
@@ -199,7 +200,8 @@ async def another_host(folder: Path, profiles: Profiles, *, port: int = 0, **sec
     _, fleet = _host_in(folder, profiles, sections)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(fleet.run)
-        host = Host(fleet, port, folder / "engines.log", tasks)
+        # Kept while it is silent: the system would give its own to somebody else meanwhile.
+        host = Host(fleet, port or free_port(), folder / "engines.log", tasks)
         await fleet.started()
         await host.speak()
         try:
