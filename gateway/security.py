@@ -256,9 +256,14 @@ class Security:
 
 
 def _allows(client: Client, claim: Claim) -> bool:
-    """Whether the key's scopes cover the operation. Whoever may ask models may also ask which there are."""
+    """Whether the key's scopes cover the operation.
+
+    Whoever may order may also look, and whoever may ask models may also ask which there are.
+    """
     operation = claim.operation
     if operation.scope == "open" or operation.scope in client.scopes:
+        return True
+    if operation.scope == "read" and "operate" in client.scopes:
         return True
     return operation.probe and "infer" in client.scopes
 

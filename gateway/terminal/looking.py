@@ -270,7 +270,7 @@ def route(
 ) -> None:
     """Tell who would answer for a model, and why not the others.
 
-    Without --dry-run the model is asked to say one word; if it does not, that is a failure.
+    Without --dry-run the model is asked to say one word. No word, or nobody who would answer, is a failure.
     """
     from hostler.gateway.terminal import doctor, tables
     from hostler.gateway.terminal.tables import Column
@@ -282,7 +282,7 @@ def route(
         found = desk.route(house.model(model), local_only=local_only)
         if not dry_run:
             found["answer"] = desk.answer(model)
-    failed = not dry_run and found["answer"]["status"] != 200
+    failed = found["first"] is None if dry_run else found["answer"]["status"] != 200
     if as_json:
         print_json(found)
         if failed:
@@ -305,6 +305,8 @@ def route(
         if failed:
             fail(f"{answer['backend'] or 'nobody'} answered, status {answer['status']}: {answer['reason']}", FAILED)
         tables.show(f"Answered with status 200 by {answer['backend']}. {answer['reason']}".rstrip())
+    elif failed:
+        raise typer.Exit(FAILED)
 
 
 def doctor(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from browser.conftest import OpenPage
@@ -88,6 +89,25 @@ async def test_an_answer_is_stopped(open_house: OpenHouse, open_page: OpenPage) 
         await expect(page.get_by_role("list", name="Conversation")).to_contain_text("stopped")
         await expect(page.get_by_role("button", name="Send")).to_be_enabled()
         await house.until(lambda: house.events("gone"))
+
+
+async def test_a_new_chat_knows_nothing_of_an_answer_that_was_still_coming(
+    open_house: OpenHouse, open_page: OpenPage
+) -> None:
+    script = {"chunks": 50_000, "chunk_delay": 0.05}
+    async with open_house({"a": {"script": script}}) as house, open_page(f"{house.url}/ui/#try") as page:
+        sent: list[Any] = []
+        page.on("request", lambda asked: "/chat/" in asked.url and sent.append(asked.post_data_json["messages"]))
+        await say(page, "Hello")
+        await expect(page.locator(".said").nth(1)).to_contain_text("word2")
+        await page.get_by_role("button", name="New chat").click()
+        await expect(page.get_by_role("button", name="Send")).to_be_enabled()
+        await house.until(lambda: house.events("gone"))
+        await say(page, "And now?")
+        await expect(page.locator(".said").nth(1)).to_contain_text("word2")
+        assert sent[-1] == [{"role": "user", "content": "And now?"}]
+        await page.get_by_role("button", name="Stop").click()
+        await expect(page.get_by_role("list", name="Conversation")).to_contain_text("stopped")
 
 
 async def test_an_error_is_told_in_the_gateways_words(open_house: OpenHouse, open_page: OpenPage) -> None:

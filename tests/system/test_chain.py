@@ -375,6 +375,19 @@ async def test_the_doctor_tells_what_to_mend(tmp_path: Path, cloud: Router, box:
         assert b"would answer" in done.stdout
 
 
+async def test_a_dry_run_fails_where_nobody_would_answer(tmp_path: Path, cloud: Router) -> None:
+    cloud.then = (401,)
+    async with open_chain(tmp_path, {"cloud": plain(cloud)}) as chain:
+        arguments = ["route", "m", "--dry-run", "--url", str(chain.http.base_url)]
+        well = await anyio.run_process([sys.executable, "-m", "hostler.gateway", *arguments], check=False)
+        assert (well.returncode, b"would answer" in well.stdout) == (0, True)
+        await chain.ask()
+        sick = await anyio.run_process([sys.executable, "-m", "hostler.gateway", *arguments], check=False)
+        assert (sick.returncode, b"Nobody would answer." in sick.stdout) == (1, True)
+        told = await anyio.run_process([sys.executable, "-m", "hostler.gateway", *arguments, "--json"], check=False)
+        assert (told.returncode, json.loads(told.stdout)["first"]) == (1, None)
+
+
 async def test_a_command_without_a_gateway_says_so(tmp_path: Path) -> None:
     for command in (["doctor", "m"], ["route", "m", "--dry-run"]):
         arguments = [*command, "--url", "http://127.0.0.1:9"]

@@ -63,6 +63,17 @@ async def test_a_login_opens_what_its_key_opens(open_house: OpenHouse, tmp_path:
         assert (await house.http.post("/v1/chat/completions", json=chat, headers=ours(house))).status_code == 200
 
 
+async def test_whoever_may_order_sees_the_page_that_lets_them(open_house: OpenHouse, tmp_path: Path) -> None:
+    key, gateway = keyed(tmp_path, "operate")
+    async with open_house({"a": {}}, gateway=gateway) as house:
+        assert (await login(house, key)).status_code == 303
+        for path in ("/ui/", "/ui/app.js", "/admin/status", "/admin/history?kind=requests"):
+            assert (await house.http.get(path)).status_code == 200, path
+        assert (await house.http.post("/admin/load", json={"model": "a"}, headers=ours(house))).status_code == 200
+        chat = {"model": "a", "messages": [{"role": "user", "content": "Hello"}]}
+        assert (await house.http.post("/v1/chat/completions", json=chat, headers=ours(house))).status_code == 403
+
+
 async def test_a_cookie_is_of_no_use_to_other_pages(open_house: OpenHouse, tmp_path: Path) -> None:
     key, gateway = keyed(tmp_path, "read", "infer", "operate")
     gateway = {**gateway, "cors_origins": ["https://friend.example"]}

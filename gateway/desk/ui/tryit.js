@@ -82,7 +82,7 @@ export function build(root) {
   const run = async () => {
     const answer = entry("assistant", model.value);
     talk.append(answer.node);
-    abort = new AbortController();
+    const mine = (abort = new AbortController());
     busy(true);
     say(step, "Waiting …");
     const began = performance.now();
@@ -90,7 +90,7 @@ export function build(root) {
       const body = { model: model.value, stream: true, stream_options: { include_usage: true }, messages: [...(system.value ? [{ role: "system", content: system.value }] : []), ...messages] };
       if (limit.value) body.max_tokens = Number(limit.value);
       if (tools.checked) body.tools = [CLOCK];
-      const response = await fetch("/v1/chat/completions", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: abort.signal });
+      const response = await fetch("/v1/chat/completions", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: mine.signal });
       if (!response.ok) {
         if (response.status === 401) leave();
         throw new Error(problem(await response.json().catch(() => null), response.status));
@@ -98,6 +98,7 @@ export function build(root) {
       answer.via(response.headers);
       await read(response.body, answer, began);
     } catch (error) {
+      if (abort !== mine) return; // another chat has begun
       if (error.name === "AbortError") answer.note("stopped");
       else {
         answer.fail(error.message);
@@ -105,6 +106,7 @@ export function build(root) {
       }
       say(step, "");
     }
+    if (abort !== mine) return;
     busy(false);
     abort = null;
     const said = answer.message();
@@ -183,6 +185,8 @@ export function build(root) {
   stop.addEventListener("click", () => abort?.abort());
   clear.addEventListener("click", () => {
     abort?.abort();
+    abort = null;
+    busy(false);
     messages = [];
     talk.replaceChildren();
     say(step, "");
