@@ -1,7 +1,8 @@
 """A backend that looks like llama-server on the wire and costs next to nothing: `python -m bench.backend --port 0`.
 
 What it answers is told by the request, so that every proxy can be asked for everything: `stream`, `max_tokens` (the number of
-chunks) and `user` ("slow" is 20 chunks a second, "large" is 200 MB). Each chunk's text is the time at which it was written.
+chunks) and `user` ("slow" is 20 chunks a second, "large" is 200 MB, and "unlike" an embedding whose head never came before).
+Each chunk's text is the time at which it was written.
 Like llama-server, it closes the connection after a stream without saying so before.
 """
 
@@ -52,6 +53,7 @@ EMBEDDING = whole(
         "usage": {"prompt_tokens": 3, "total_tokens": 3},
     }
 )
+UNLIKE = EMBEDDING.replace(b"Server:", b"X-Time: %020d\r\nServer:", 1)
 GETS = {
     b"/health": whole({"status": "ok"}),
     b"/v1/health": whole({"status": "ok"}),
@@ -135,7 +137,8 @@ class Backend(asyncio.Protocol):
         if line[0] != b"POST":
             self.transport.write(GETS.get(path, MISSING))
         elif path.endswith(b"/embeddings"):
-            self.transport.write(EMBEDDING)
+            unlike = b'"user": "unlike"' in body or b'"user":"unlike"' in body
+            self.transport.write(UNLIKE % time.monotonic_ns() if unlike else EMBEDDING)
         elif not path.endswith(b"/completions"):
             self.transport.write(MISSING)
         elif b'"stream": true' in body or b'"stream":true' in body:

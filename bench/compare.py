@@ -38,6 +38,8 @@ SCENARIOS = (
     Scenario(name="chat-32", connections=32, extra={"stream": False}),
     Scenario(name="embed-1", connections=1, path="/v1/embeddings"),
     Scenario(name="embed-32", connections=32, path="/v1/embeddings"),
+    Scenario(name="unlike-1", connections=1, path="/v1/embeddings", extra={"user": "unlike"}),
+    Scenario(name="unlike-32", connections=32, path="/v1/embeddings", extra={"user": "unlike"}),
     Scenario(name="stream-1", connections=1, extra={"stream": True}),
     Scenario(name="stream-32", connections=32, extra={"stream": True}),
     Scenario(name="slow-200", connections=200, extra={"stream": True, "user": "slow", "max_tokens": 40}, seconds=4.0),

@@ -34,6 +34,7 @@ class Client(asyncio.Protocol):
         self.size = 0
         self.tail = b""
         self.keep = True
+        self.refused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -48,14 +49,13 @@ class Client(asyncio.Protocol):
         self.parser = httptools.HttpResponseParser(self)
         self.first, self.size, self.tail = 0.0, 0, b""
         self.started = time.perf_counter()
-        self.transport.write(self.load.request)
+        self.transport.write(self.load.next_request())
 
     def data_received(self, data: bytes) -> None:
         self.parser.feed_data(data)
 
     def on_headers_complete(self) -> None:
-        if self.parser.get_status_code() != 200:
-            self.load.errors += 1
+        self.refused = self.parser.get_status_code() != 200
         self.keep = self.parser.should_keep_alive() and not (self.load.fresh and self.load.stream)
 
     def on_body(self, data: bytes) -> None:
@@ -68,12 +68,13 @@ class Client(asyncio.Protocol):
             self.tail = data[-64:]
 
     def on_message_complete(self) -> None:
-        if self.load.stream and b"[DONE]" not in self.tail:
-            self.load.errors += 1
         now = time.perf_counter()
-        self.load.latencies.append(now - self.started)
-        self.load.firsts.append(self.first - self.started)
-        self.load.bytes += self.size
+        if self.refused or (self.load.stream and b"[DONE]" not in self.tail):
+            self.load.errors += 1
+        else:
+            self.load.latencies.append(now - self.started)
+            self.load.firsts.append(self.first - self.started)
+            self.load.bytes += self.size
         self.started = 0.0
         asyncio.get_running_loop().call_soon(self.again)
 
@@ -104,6 +105,7 @@ class Load:
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         self.request = f"POST {parts.path} HTTP/1.1\r\n{head}\r\n".encode() + body
         self.stream = b'"stream": true' in body
+        self.unlike = b'"user": "unlike"' in body
         self.fresh = fresh
         self.connections = connections
         self.end = time.perf_counter() + seconds
@@ -116,6 +118,12 @@ class Load:
         self.delays: list[int] = []
         self.over = asyncio.Event()
         self.transports: set[asyncio.Transport] = set()
+
+    def next_request(self) -> bytes:
+        """The same again, or one whose head never came before."""
+        if not self.unlike:
+            return self.request
+        return self.request.replace(b"content-type:", b"x-time: %020d\r\ncontent-type:" % time.monotonic_ns(), 1)
 
     def running(self) -> bool:
         return time.perf_counter() < self.end and self.errors < 1000
