@@ -154,7 +154,7 @@ async def test_all_who_wait_are_told_at_once_when_the_engine_dies_during_its_loa
     die = gates("die")
     script = {"never_ready": True, "exit_code": 1, "exit_when": die.path}
     late: list[float] = []
-    async with open_house({"a": {"script": script}}, supervisor={"max_failures": 10}) as house:
+    async with open_house({"a": {"script": script}}, supervisor={"max_failures": 10, "backoff_s": 30.0}) as house:
         while not late or (min(late) > 0.3 and len(late) < 4):
             die.close()
             told: list[float] = []
