@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 Outcome = Literal["ok", "failed", "broken", "left", "cancelled"]
 Scope = Literal["infer", "read", "operate"]
-#: What those are told whose answers are cut off by the end of the gateway.
-#: What those are told who still wait then, and whoever would have to.
+#: What those are told who still wait when the gateway stops, and whoever would have to.
 NO_MORE = "the gateway stops, and begins nothing new; ask again in a moment"
+#: What those are told whose answers are cut off by its end.
 CUT_OFF = "the gateway stops, and has waited for this answer as long as it may; ask again in a moment"
 
 ALL_SCOPES: frozenset[Scope] = frozenset({"infer", "read", "operate"})
