@@ -104,9 +104,11 @@ class Dispatch:
                 exchange.reply.begin(answer.head)
                 try:
                     await self._forward(exchange, answer, parser, backend.timeouts.first_byte_s)
-                except BackendBroken as broken:
-                    broken.backend = broken.backend or backend.name
-                    raise
+                except (BackendBroken, BackendTimeout) as broken:
+                    # Some servers drop the connection, or let it hang, as soon as everything is said.
+                    if not _said_everything(exchange, parser):
+                        broken.backend = broken.backend or backend.name
+                        raise
                 except GatewayError:
                     raise
                 except Exception as error:
@@ -205,13 +207,21 @@ def _had_everything(exchange: Exchange, parser: Parser) -> bool:
     """Whether the client left with the whole stream in its hands. Many close as soon as they have read the last event,
     which comes a moment before the backend has ended its answer."""
     reply = exchange.reply
-    if not (isinstance(exchange.ending, ClientGone) and reply.patient and reply.committed and exchange.finish):
-        return False
+    left = isinstance(exchange.ending, ClientGone) and reply.patient and reply.committed
+    return left and bool(exchange.finish) and _ends(parser) is not None
+
+
+def _said_everything(exchange: Exchange, parser: Parser) -> bool:
+    """Whether the answer had come to its end, as its protocol marks it, when the connection broke."""
+    return bool(exchange.finish) and _ends(parser) == []
+
+
+def _ends(parser: Parser) -> list[Chunk] | None:
+    """What is missing behind what was read, if it may end there."""
     try:
-        parser.finish()
+        return list(parser.finish())
     except BackendBroken:
-        return False
-    return True
+        return None
 
 
 def _streamed(request: Request) -> bool:

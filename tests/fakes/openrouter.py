@@ -309,6 +309,15 @@ async def reset_after_words(router: Router, writer: asyncio.StreamWriter, body: 
     return False
 
 
+async def break_when_done(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    await begin(writer)
+    for word in (f"{router.name}:", *WORDS):
+        await piece(writer, delta(content=word))
+    await piece(writer, delta("stop") + event(choices=[], usage=usage()) + b"data: [DONE]\n\n")
+    writer.close()  # without the end of the chunks
+    return False
+
+
 async def stall_after_words(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
     await some_words(router, writer)
     return await stall(router, writer, body)
@@ -356,7 +365,17 @@ BEHAVIOURS: dict[str, Behaviour] = {
     each.__name__: each
     for each in (
         *(answer, processing, only_processing, error_in_200, error_after_role, in_band_402, in_band_429),
-        *(error_after_words, cut_after_words, reset_after_words, stall_after_words, stall, reset, redirect, garbage),
+        *(
+            error_after_words,
+            cut_after_words,
+            reset_after_words,
+            break_when_done,
+            stall_after_words,
+            stall,
+            reset,
+            redirect,
+            garbage,
+        ),
         *(loading, too_long, flagged),
     )
 }

@@ -131,6 +131,19 @@ async def test_after_the_first_word_nobody_else_answers_and_the_break_is_seen(
         assert [each.outcome for each in chain.finished[0].attempts] == ["broken"]
 
 
+async def test_a_stream_that_was_told_to_its_end_is_whole_even_if_its_connection_breaks_then(
+    tmp_path: Path, cloud: Router, box: Router
+) -> None:
+    cloud.then = "break_when_done"
+    async with open_chain(tmp_path, pair(cloud, box)) as chain:
+        response = await chain.ask(stream=True)
+        assert said(response) == f"cloud:{ALL}"
+        assert error_in(response) is None
+        assert response.text.count("[DONE]") == 1
+        assert chain.finished[0].outcome == "ok"
+        assert [each.outcome for each in chain.finished[0].attempts] == ["answered"]
+
+
 @pytest.mark.parametrize("status", [400, 422])
 async def test_what_the_client_did_wrong_goes_to_nobody_else(
     tmp_path: Path, cloud: Router, box: Router, status: int
