@@ -256,7 +256,9 @@ class Edge:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _too_large(self) -> TooLarge:
-        return TooLarge(f"the request is larger than {self._max_body / 1024**2:.0f} MiB; the limit is gateway.max_body")
+        return TooLarge(
+            f"the request is larger than {round(self._max_body / 1024**2, 2):g} MiB; the limit is gateway.max_body"
+        )
 
 
 class _Told(NamedTuple):

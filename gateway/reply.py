@@ -129,7 +129,7 @@ class Reply:
         closes = False
         if status == 204:  # which has no body, and so neither a type nor a length
             length = None
-        else:
+        elif media_type:
             lines.append(b"content-type: " + media_type.encode("latin-1"))
         if stream:
             lines += _STREAM_LINES
