@@ -35,6 +35,8 @@ _MANY = 500
 #: As many requests share a row at most: a row costs twenty times what a request in it does.
 _TOGETHER = 100
 _MOMENT_EVERY_S = 15.0
+#: Nothing has happened later, in seconds since the epoch.
+_LATEST = 1e12
 #: Of how many answers of a model it is told how long they took: earlier ones hardly count.
 _LAST = 20
 
@@ -116,8 +118,8 @@ def default_file(environ: Mapping[str, str] = os.environ) -> Path:
 class History:
     """Listens to events, writes them about once a second from another thread, and answers questions.
 
-    Without a file it is kept in memory. A file that is damaged is put aside; a disk that is full is reported once, and
-    stops nothing.
+    Without a file it is kept in memory. A file that is damaged is put aside, whenever that shows, and rows that cannot be
+    read are left out; a disk that is full is reported once. None of it stops anything.
     """
 
     def __init__(
@@ -200,7 +202,7 @@ class History:
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T | None:
         try:
-            return await anyio.to_thread.run_sync(work, limiter=self._one_at_a_time)
+            return await anyio.to_thread.run_sync(lambda: self._saved(work), limiter=self._one_at_a_time)
         except (sqlite3.Error, OSError) as error:
             if not self._complained:
                 logger.error("%s: history cannot be kept: %s", self._file or "memory", error)
@@ -209,20 +211,28 @@ class History:
 
     # In the other thread, one at a time.
 
+    def _saved(self, work: Callable[[], _T]) -> _T:
+        """Do it; once more with a new file if this one turns out to be damaged, at its beginning or further in."""
+        try:
+            return work()
+        except (sqlite3.DatabaseError, OverflowError) as error:
+            if self._file is None or not _damaged(error):
+                raise
+            self._close()
+            aside = self._file.with_name(self._file.name + ".damaged")
+            logger.error("%s: is damaged (%s); it is put aside as %s", self._file, error, aside)
+            self._file.replace(aside)
+            self._open()
+            return work()
+
     def _open(self) -> None:
+        if self._database is not None:
+            return
         if self._file is None:
             self._database = _database(":memory:")
             return
         self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            self._database = _database(str(self._file))
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            aside = self._file.with_name(self._file.name + ".damaged")
-            logger.error("%s: is damaged (%s); it is put aside as %s", self._file, error, aside)
-            self._file.replace(aside)
-            self._database = _database(str(self._file))
+        self._database = _database(str(self._file))
 
     def _close(self) -> None:
         if self._database is not None:
@@ -262,11 +272,10 @@ class History:
             f"SELECT n, at, body FROM {kind} WHERE n < ? ORDER BY n DESC", (min(below, 2**62) + _TOGETHER,)
         )
         for last, at, body in found:
-            events = _events(body)
-            for n, event in zip(range(last, last - len(events), -1), reversed(events), strict=True):
+            events, own = _read(_decode_events, body), _read(_decode_times, body)
+            for n, event, its in zip(range(last, last - len(own), -1), reversed(events), reversed(own), strict=False):
                 if oldest < n < below:
-                    own = msgspec.json.decode(event, type=_At).at
-                    past.append(Past(n=n, at=at if own is None else own, event=event))
+                    past.append(Past(n=n, at=at if its.at is None else its.at, event=event))
             if len(past) >= limit:
                 break
         return past[:limit]
@@ -276,7 +285,7 @@ class History:
         if self._database is None:
             return known
         for (body,) in self._database.execute("SELECT body FROM requests ORDER BY n"):
-            for each in _decode_served(body if body.startswith(b"[") else b"[%b]" % body):
+            for each in _read(_decode_served, body):
                 # What failed says little of the next one, and of several attempts only the sum is known.
                 if each.outcome == "ok" and each.backend and each.model and len(each.attempts) <= 1:
                     took = known.setdefault(each.backend, {}).setdefault(each.model, [])
@@ -296,39 +305,28 @@ class History:
 
         def rows(table: str) -> Iterable[tuple[int, bytes]]:
             found = self._database.execute(  # type: ignore[union-attr]  # it is open: asked above
-                f"SELECT at, body FROM {table} WHERE at >= ? ORDER BY n",
-                (since,),
+                f"SELECT at, body FROM {table} WHERE at BETWEEN ? AND ? ORDER BY n",
+                (since, _LATEST),
             )
             for at, body in found:
                 yield place(at), body
 
         for _, body in rows("requests"):
-            for each in _decode_figures(body if body.startswith(b"[") else b"[%b]" % body):
+            for each in _read(_decode_figures, body):
                 if each.at >= since:
                     requests[place(each.at)].append(each)
         for number, body in rows("switches"):
-            switches[number].append(msgspec.json.decode(body, type=_Switched).switch.elapsed_s)
+            switches[number] += [each.switch.elapsed_s for each in _read(_decode_switched, body)]
         for number, body in rows("moments"):
-            moments[number] = msgspec.json.decode(body, type=Moment)
+            moments[number] = next(iter(_read(_decode_moments, body)), moments[number])
         return [
             _bucket(since + number * width, requests[number], switches[number], moments[number])
             for number in range(count)
         ]
 
 
-_decode_served = msgspec.json.Decoder(list[_Served]).decode
-_encode = msgspec.json.Encoder().encode
-_decode_figures = msgspec.json.Decoder(list[_Figures]).decode
-_decode_events = msgspec.json.Decoder(list[msgspec.Raw]).decode
-
-
 class _At(msgspec.Struct):
     at: float | None = None
-
-
-def _events(body: bytes) -> list[msgspec.Raw]:
-    """The events of a row: one, or a list of them. The row has the number and the time of the last."""
-    return _decode_events(body) if body.startswith(b"[") else [msgspec.Raw(body)]
 
 
 class _Elapsed(msgspec.Struct):
@@ -337,6 +335,36 @@ class _Elapsed(msgspec.Struct):
 
 class _Switched(msgspec.Struct):
     switch: _Elapsed
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_served = msgspec.json.Decoder(list[_Served]).decode
+_decode_figures = msgspec.json.Decoder(list[_Figures]).decode
+_decode_switched = msgspec.json.Decoder(list[_Switched]).decode
+_decode_moments = msgspec.json.Decoder(list[Moment]).decode
+_decode_events = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_times = msgspec.json.Decoder(list[_At]).decode
+
+
+def _read(decode: Callable[[bytes], list[_T]], body: object) -> list[_T]:
+    """The events of a row: one, or a list of them. The row has the number and the time of the last.
+
+    Nothing, if it cannot be read: a damaged disk, or another version, must not keep the gateway from starting.
+    """
+    if not isinstance(body, bytes):
+        return []
+    try:
+        return decode(body if body.startswith(b"[") else b"[%b]" % body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
+
+
+def _damaged(error: Exception) -> bool:
+    """Whether a file is no database (any more), rather than locked, full or away. Numbers run over in rubbish only."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(error, OverflowError) or (
+        code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    )
 
 
 def _bucket(at: float, requests: list[_Figures], switches: list[float], moment: Moment | None) -> Bucket:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -92,6 +94,46 @@ async def test_a_damaged_file_is_put_aside(tmp_path: Path, caplog: pytest.LogCap
     assert [each["id"] for each in await remembered(file, "requests")] == ["req-1"]
     assert (tmp_path / "history.sqlite3.damaged").exists()
     assert "is damaged" in caplog.text
+
+
+async def test_a_file_that_is_damaged_further_in_is_put_aside_once_that_shows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "history.sqlite3"
+    for number in range(8):
+        await lived(file, request(number, asked="x" * 3000))  # a page for each
+    pages = bytearray(file.read_bytes())
+    page = pages.index(b'"req-0"') // 4096 * 4096
+    pages[page : page + 4096] = bytes(4096)
+    file.write_bytes(pages)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon((kept := history(file)).run)
+        assert [each.n for each in await kept.past("requests", limit=3)] == [8, 7, 6]
+        assert await kept.answers() == {}
+        kept.hear(request(9))
+        assert len(await kept.past("requests")) == 1
+        tasks.cancel_scope.cancel()
+    assert [each["id"] for each in await remembered(file, "requests")] == ["req-9"]
+    assert caplog.text.count("is damaged") == 1
+
+
+@pytest.mark.parametrize("body", [b"\x00rubbish", b"[{}", b'{"at": "\xff"}', b'{"at": "noon"}', "text", 7])
+async def test_what_cannot_be_read_is_left_out(tmp_path: Path, body: object) -> None:
+    file, time = tmp_path / "history.sqlite3", Time()
+    await lived(file, request(1), switch("ready"))
+    with closing(sqlite3.connect(file)) as database, database:
+        for table in ("requests", "switches", "moments"):
+            database.execute(f"UPDATE {table} SET n = n + 1")
+            for n in (1, 3):
+                values = (n, time.now, body)
+                database.execute(f"INSERT INTO {table} (n, at, body) VALUES (?, ?, ?)", values)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon((kept := history(file, time)).run)
+        assert [each.n for each in await kept.past("requests")] == [2]
+        assert await kept.answers() == {"local": {"a": [3.0]}}
+        (now,) = await kept.figures(seconds=60.0, buckets=1)
+        assert (now.requests, now.switches, now.memory) == (1, 1, 7)
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_place_that_cannot_be_written_to_stops_nothing(
