@@ -145,7 +145,8 @@ class Drawing:
             Column("MEMORY", right=True, drop=2),
             Column("UNLOADS", right=True, drop=4),
         ]
-        others = others[: max(0, room - 1)] if shown else others
+        # What runs comes first: a head and a line at least.
+        others = others[: max(0, room - 2)] if shown else others
         room -= len(others)
         lines: list[Text] = []
         if shown and room >= 2:

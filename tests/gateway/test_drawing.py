@@ -125,6 +125,13 @@ def test_it_fits_into_every_window(width: int, height: int) -> None:
         assert all(cell_len(line) <= width for line in lines)
 
 
+@pytest.mark.parametrize("height", range(8, 24))
+def test_what_runs_is_shown_before_what_does_not(height: int) -> None:
+    cards = (*status().models, ModelCard(name="cloudy", state="available"), ModelCard(name="away", state="unavailable"))
+    text = "\n".join(drawn(picture(status=status(models=cards)), 80, height))
+    assert re.search(r"alpha +local +ready", text), text
+
+
 def test_there_is_room_for_the_log() -> None:
     assert len(drawn(picture(last=tuple(finished() for _ in range(20))), 80, 23)) <= 17
 
