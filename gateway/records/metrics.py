@@ -17,7 +17,10 @@ _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 _BREAKERS = ("closed", "open", "half_open")
 
 #: Refusals before anything was tried: what they are called in `hostler_rejected_total`.
-_REJECTIONS = frozenset({"queue_full", "wait_limit_reached", "model_not_available", "shutting_down"})
+_REJECTIONS = ("queue_full", "wait_limit_reached", "model_not_available", "shutting_down")
+
+#: What became of attempts that somebody is to be told of the first time already.
+_GRAVE = ("key_refused", "unpaid")
 
 
 class BackendNow(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +81,8 @@ class Metrics:
             _SECONDS,
         )
         self._rejected = Tally("hostler_rejected", "Requests refused before a backend was asked.", ["reason"])
+        for reason in _REJECTIONS:
+            self._rejected.begin(reason)
         self._fallbacks = Tally(
             "hostler_fallbacks",
             "Requests that a later hop answered: which one should have, which one did, and why.",
@@ -124,13 +129,17 @@ class Metrics:
         # What writes it takes memory, and as long to load as hundreds of requests: not before somebody wants it, and
         # beside those who are served.
         exposition = await anyio.to_thread.run_sync(_load_exposition)
+        chain = self._chain()
+        for each in chain.backends:
+            for outcome in _GRAVE:
+                self._attempts.begin(each.backend, outcome)
         info = Gauge("hostler_info", "1; the version is a label.", ["version"])
         info.set(1, self._version)
         counted = (
             *(self._duration, self._first_word, self._tokens, self._queue_wait, self._rejected, self._fallbacks),
             *(self._attempts, self._cost, self._breakers, self._switches, self._reachable),
         )
-        return exposition([info, *counted, *self._now(), *_of_backends(self._chain())])
+        return exposition([info, *counted, *self._now(), *_of_backends(chain)])
 
     def _finished(self, event: RequestFinished) -> None:
         model, backend = event.model or "", event.backend or ""

@@ -29,6 +29,10 @@ class Tally:
         self.labels = labels
         self.values: dict[tuple[str, ...], float] = {}
 
+    def begin(self, *labels: str) -> None:
+        """Not once so far: Prometheus sees growth only where there was a number before."""
+        self.values.setdefault(labels, 0)
+
     def add(self, *labels: str, amount: float = 1) -> None:
         """Once more, or so much more."""
         self.values[labels] = self.values.get(labels, 0) + amount

@@ -80,6 +80,16 @@ async def test_what_happened_is_counted() -> None:
         assert values[name, labels] == value, name
 
 
+async def test_what_alerts_watch_for_is_told_before_it_happens() -> None:
+    values = await told()
+    for name, labels in (
+        ("hostler_attempts_total", ("a", "key_refused")),
+        ("hostler_attempts_total", ("a", "unpaid")),
+        ("hostler_rejected_total", ("wait_limit_reached",)),
+    ):
+        assert values[name, labels] == 0
+
+
 async def test_what_is_so_now_is_told_without_the_past() -> None:
     values = await told()
     for name, labels, value in (
