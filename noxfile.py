@@ -26,8 +26,16 @@ nox.options.sessions = ["lint", "types", "imports", "tests", "clients", "browser
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
-#: A person's settings must not reach the checks. What was fetched stays where it is, so that it is fetched once.
-CLEAN = {"HOSTLER_CONFIG": None, "HOSTLER_API_KEY": None}
+#: A person's settings must not reach the checks. What was fetched stays where it is, so that it is fetched once; what was
+#: compiled is kept, since hundreds of children read it.
+CLEAN = {"HOSTLER_CONFIG": None, "HOSTLER_API_KEY": None, "PYTHONDONTWRITEBYTECODE": None}
+
+#: Tests wait for their children more than they work: several of them do so at a time, a file as a whole and in its order.
+WORKERS = min(8, max(2, (os.cpu_count() or 1) * 3 // 2))
+SIDE_BY_SIDE = ("-n", str(WORKERS), "--dist", "loadfile", "--no-loadscope-reorder")
+
+#: A change is judged by the same examples each time. Whoever calls pytest without it looks at others, always.
+SAME_EXAMPLES = "--hypothesis-seed=0"
 
 #: How long a fresh installation may take to its first answer, the machine being busy and the model being here.
 PATIENCE_S = 120.0
@@ -61,11 +69,18 @@ def imports(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole suite, with the real engine and the real model, which is fetched the first time."""
+    """The whole suite, with the real engine and the real model, which is fetched the first time.
+
+    Tests run side by side: `nox -s tests -- -n 0` runs one after the other.
+    """
     _install(session, "tests", "-e", ".[embedded]")
+    # Once for all of those who would fetch it at the same time.
+    _pull(session, Path(session.bin) / "hostler")
     # pytest alone is satisfied with a shorter soak of the chain.
     soak = {"HOSTLER_SOAK": os.environ.get("HOSTLER_SOAK", "2000")}
-    session.run("pytest", "--ignore=tests/browser", *session.posargs, env={**CLEAN, **soak})
+    session.run(
+        "pytest", "--ignore=tests/browser", *SIDE_BY_SIDE, SAME_EXAMPLES, *session.posargs, env={**CLEAN, **soak}
+    )
 
 
 @nox.session
@@ -126,12 +141,12 @@ def clients(session: nox.Session) -> None:
         room = folder / name
         if not (room / "bin" / "pip").exists():
             session.run("python", "-m", "venv", str(room), silent=True)
-        session.run(str(room / "bin" / "pip"), "install", "-q", *packages, external=True)
+        _fill(session, room, *packages)
     if every:
         session.run("npm", "install", "--silent", "--prefix", str(folder / "js"), *NODE_CLIENTS, external=True)
     chosen = [] if every else ["-k", " or ".join(CLIENTS)]
     environment = {**CLEAN, "HOSTLER_TEST_CLIENTS": str(folder)}
-    session.run("pytest", "tests/system/test_clients_installed.py", *chosen, env=environment)
+    session.run("pytest", "tests/system/test_clients_installed.py", "-n", str(WORKERS), *chosen, env=environment)
 
 
 @nox.session(default=False)
@@ -280,6 +295,15 @@ def _folder(session: nox.Session) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fill(session: nox.Session, environment: Path, *requirements: str) -> None:
+    """Install into an environment of its own, the fast way if there is one."""
+    python = str(environment / "bin" / "python")
+    if session.venv_backend == "uv":
+        session.run("uv", "pip", "install", "--quiet", "--python", python, *requirements)
+    else:
+        session.run(python, "-m", "pip", "install", "--quiet", *requirements, external=True)
 
 
 def _pip(session: nox.Session, environment: Path, requirement: str) -> None:
