@@ -12,7 +12,7 @@ from hostler.supervisor.engine_http import EngineError, ask_text
 
 _PREFIX: Final = "llamacpp:"
 _ASKED: Final = frozenset({"requests_processing", "requests_deferred"})
-_DONE: Final = frozenset({"prompt_tokens_total", "tokens_predicted_total", "n_decode_total"})
+_DONE_COUNTERS: Final = frozenset({"prompt_tokens_total", "tokens_predicted_total", "n_decode_total"})
 
 
 class Activity(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +36,7 @@ async def activity(address: EngineAddress, *, timeout_s: float = 1.0) -> Activit
         return None
     return Activity(
         asked=int(sum(counters.get(name, 0.0) for name in _ASKED)),
-        done=int(sum(counters.get(name, 0.0) for name in _DONE)),
+        done=int(sum(counters.get(name, 0.0) for name in _DONE_COUNTERS)),
     )
 
 

@@ -54,7 +54,7 @@ Metrics = Callable[[], str | bytes]
 
 LONGEST_NAME = 200
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def create_app(

@@ -35,7 +35,7 @@ LARGEST_EVENT = 16 * 1024 * 1024
 
 _Answer = TypeVar("_Answer")
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,7 +117,7 @@ class SupervisorClient:
             try:
                 return await self._watch(order, report)
             except _Lost as lost:
-                log.info("%s", lost)
+                logger.info("%s", lost)
             await anyio.sleep(pause)
             pause = min(pause * 2, self._limits.max_retry_s)
         try:
@@ -330,9 +330,9 @@ class SupervisorClient:
             return
         self.reachable = reachable
         if reachable:
-            log.info("%s", self._say("answers"))
+            logger.info("%s", self._say("answers"))
         else:
-            log.warning("%s", why)
+            logger.warning("%s", why)
         if self._on_reachable is not None:
             self._on_reachable(reachable)
 

@@ -16,7 +16,7 @@ from hostler.supervisor.member import engine_of
 from hostler.supervisor.slot_key import signature, slot_key
 from hostler.supervisor.slots import SlotStore
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Keeper:
@@ -54,12 +54,12 @@ class SlotKeeper(Keeper):
                 self._looked[profile.name] = (seen, *await anyio.to_thread.run_sync(self._look, profile, file, build))
             _, key, facts = self._looked[profile.name]
         except (EngineError, GGUFError, OSError) as error:
-            log.info("conversations of %s are not kept: %s", profile.name, error)
+            logger.info("conversations of %s are not kept: %s", profile.name, error)
             return
         self._known[profile.name] = (address.generation, key, facts)
         restored = await self._store.restore(address, profile, facts, key)
         if restored.slots:
-            log.info("%s has %d conversations back, %d tokens", profile.name, restored.slots, restored.tokens)
+            logger.info("%s has %d conversations back, %d tokens", profile.name, restored.slots, restored.tokens)
 
     async def save(self, profile: Profile, address: EngineAddress, file: Path) -> None:
         """The engine will be stopped next. What it was started with counts, not what the profile says by now."""
@@ -68,7 +68,7 @@ class SlotKeeper(Keeper):
             return
         saved = await self._store.save(address, profile, facts, key)
         if saved.slots:
-            log.info("kept %d conversations of %s, %d bytes", saved.slots, profile.name, saved.bytes)
+            logger.info("kept %d conversations of %s, %d bytes", saved.slots, profile.name, saved.bytes)
 
     async def answered(self, profile: Profile, *, cached: int, prompt: int) -> None:
         """What was given back must have helped; else it is not done for this model any more."""

@@ -15,7 +15,7 @@ from hostler.supervisor.wire import ErrorAnswer, PullAnswer, SwitchAnswer, descr
 
 LAST_EVENT_S = 1.0
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class SwitchTold:
@@ -71,7 +71,7 @@ class SwitchTold:
         except Exception as error:
             status, body = describe(error)
             if status == 500:
-                log.exception("switch to %s", self._model)
+                logger.exception("switch to %s", self._model)
             await emit("failed", ErrorAnswer(error=body))
         else:
             await emit("ready", answer)
@@ -103,7 +103,7 @@ class PullTold:
         except Exception as failed:
             status, body = describe(failed)
             if status == 500:
-                log.exception("pull of %s", self._model)
+                logger.exception("pull of %s", self._model)
             await emit("failed", ErrorAnswer(error=body))
         else:
             await emit("ready", PullAnswer(model=self._model))

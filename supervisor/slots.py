@@ -28,7 +28,7 @@ STRIKES = 2
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class SlotLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +97,7 @@ def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        log.warning("%s cannot be removed: %s", path, error.strerror)
+        logger.warning("%s cannot be removed: %s", path, error.strerror)
 
 
 def _refuse_shared(directory: Path) -> None:
@@ -205,7 +205,7 @@ class SlotStore:
             try:
                 await self._restore_one(address, name, kept)
             except (EngineError, OSError) as error:
-                log.info("the conversation cache %s was not taken: %s", name, error)
+                logger.info("the conversation cache %s was not taken: %s", name, error)
                 if isinstance(error, EngineError) and error.status is None:
                     return Restored(slots=restored.slots, tokens=restored.tokens, crashed=True, why=str(error))
                 continue
@@ -228,11 +228,11 @@ class SlotStore:
             if strikes:
                 self._strike_file(key).unlink(missing_ok=True)
         elif prompt_n is None or prompt_n >= shortest:
-            log.warning("%s read a conversation anew that had been restored", model)
+            logger.warning("%s read a conversation anew that had been restored", model)
             try:
                 self._write(self._strike_file(key), _Strikes(model=model, strikes=strikes + 1))
             except OSError as error:
-                log.warning("%s cannot be written to: %s", self.directory, error.strerror)
+                logger.warning("%s cannot be written to: %s", self.directory, error.strerror)
             if strikes + 1 >= STRIKES:
                 for name, kept in list(self._kept()):
                     if kept.key == key:
@@ -249,7 +249,7 @@ class SlotStore:
         # With a cache of smaller types it will be less; the true size is looked at afterwards.
         if expected // 4 > self._max_bytes or expected > self._free():
             why = f"slot {slot} of {profile.name} holds {tokens} tokens, too large to be kept"
-            log.info("%s", why)
+            logger.info("%s", why)
             return Saved(why=why)
         self._make_room(min(expected, self._max_bytes))
         temporary = f"{key[:16]}-{slot}-{secrets.token_hex(4)}.part"
@@ -279,7 +279,7 @@ class SlotStore:
             self._write(self._sidecar(name), kept)
         except (EngineError, OSError) as error:
             why = f"slot {slot} of {profile.name} was not kept: {error}"
-            log.info("%s", why)
+            logger.info("%s", why)
             return Saved(why=why)
         finally:
             part.unlink(missing_ok=True)
@@ -340,7 +340,7 @@ class SlotStore:
             yield sidecar.stem, kept
 
     def _drop(self, name: str, why: str) -> None:
-        log.info("dropped the conversation cache %s: %s", name, why)
+        logger.info("dropped the conversation cache %s: %s", name, why)
         self._forget(name)
 
     def _forget(self, name: str) -> None:

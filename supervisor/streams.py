@@ -19,7 +19,7 @@ PING_S = 10.0
 SEND_TIMEOUT_S = 30.0
 LOG_BUFFER = 1000
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Events(EventSourceResponse):
@@ -49,7 +49,7 @@ class Events(EventSourceResponse):
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
-            log.info("a client stopped reading %s and was left", scope["path"])
+            logger.info("a client stopped reading %s and was left", scope["path"])
         finally:
             for stream in self._streams:
                 stream.close()
@@ -107,7 +107,7 @@ class Lines(Response):
                 self._kept.append(line)
                 self._news.set()
         except Exception:
-            log.exception("the log lines of a model ended early")
+            logger.exception("the log lines of a model ended early")
         finally:
             self._over = True
             self._news.set()

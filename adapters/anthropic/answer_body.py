@@ -42,7 +42,7 @@ class DeltaBody(msgspec.Struct, frozen=True, kw_only=True):
     stop_sequence: str | None = None
 
 
-class MessageBody(msgspec.Struct, frozen=True, kw_only=True):
+class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True):
     """The message that a stream begins with, as far as it is looked into."""
 
     usage: AnswerUsage | None = None
@@ -60,7 +60,7 @@ class EventBody(msgspec.Struct, frozen=True, kw_only=True):
 
     type: str = ""
     index: int = 0
-    message: MessageBody | None = None
+    message: AnswerMessage | None = None
     content_block: AnswerBlock | None = None
     delta: DeltaBody | None = None
     usage: AnswerUsage | None = None

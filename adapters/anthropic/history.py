@@ -10,7 +10,7 @@ from hostler.adapters import document
 
 _UNSIGNED = re.compile(rb'"signature"\s*:\s*(?:""|null)')
 _messages = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
-_blocks = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_history_blocks = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class _Block(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +39,7 @@ def without_unsigned(body: bytes) -> bytes:
         if not content.startswith(b"["):
             kept.append(message)
             continue
-        blocks = _blocks(content)
+        blocks = _history_blocks(content)
         signed = [block for block in blocks if not _is_unsigned(block)]
         if len(signed) == len(blocks):
             kept.append(message)

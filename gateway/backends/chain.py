@@ -19,7 +19,7 @@ from hostler.gateway.backends.hop import Hop
 from hostler.gateway.backends.judging import WORDS, Skip
 from hostler.gateway.backends.outcomes import Outcome
 from hostler.gateway.backends.prober import ANSWER_S, Ask, HttpProbe, Probed, Prober, Sign
-from hostler.gateway.backends.pulse import ANSWER_S as PULSE_S
+from hostler.gateway.backends.pulse import PULSE_ANSWER_S
 from hostler.gateway.backends.pulse import Alive, Pulse
 from hostler.gateway.backends.spending import Spending, default_file
 from hostler.gateway.backends.standing import Standing
@@ -294,7 +294,7 @@ class Chain:
         kept: bool = True,
     ) -> HttpProbe:
         connect_s = self._settings.gateway.timeouts.connect_s
-        probe = HttpProbe(endpoint, path, headers, connect_s=connect_s, proxied=proxied, answer_s=PULSE_S)
+        probe = HttpProbe(endpoint, path, headers, connect_s=connect_s, proxied=proxied, answer_s=PULSE_ANSWER_S)
         if kept:
             self._probes.append(probe)
         return probe

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 #: Whoever has heard nothing for so long wants to know whether anybody is there, in seconds.
 SILENCE_S = 2.0
 #: So long that question may take, in seconds. It costs an idle server a millisecond and a busy one hardly more.
-ANSWER_S = 3.0
+PULSE_ANSWER_S = 3.0
 
 #: Whether anybody is at the place: an engine's address, or `None` for the backend's own.
 Alive = Callable[[EngineAddress | None], Awaitable[bool]]

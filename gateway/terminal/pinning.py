@@ -82,10 +82,10 @@ def _order(
     if as_json:
         print_json(told)
     else:
-        say(_words(told))
+        say(_pin_words(told))
 
 
-def _words(told: dict[str, Any]) -> str:
+def _pin_words(told: dict[str, Any]) -> str:
     """What was done, and what it does not mean."""
     places = told.get("backends") or ()
     where = f" on {' and '.join(places)}" if places else ""
