@@ -241,7 +241,9 @@ def _check_without_engine(session: nox.Session, environment: Path, wheel: Path) 
         session.error("`hostler schema` prints no schema")
     _output(session, python, "-m", "hostler.gateway", "--help")
     engine = subprocess.run(
-        [python, "-m", "hostler.supervisor.engine", "-m", "missing.gguf"], env=_environment(), capture_output=True
+        [python, "-m", "hostler.supervisor.embedded.server", "-m", "missing.gguf"],
+        env=_environment(),
+        capture_output=True,
     )
     if engine.returncode == 0 or b"Traceback" in engine.stderr:
         session.error(f"the engine should say that it is not installed, but said {engine.stderr.decode()!r}")
@@ -251,7 +253,7 @@ def _check_with_engine(session: nox.Session, environment: Path, wheel: Path) -> 
     """The wheel with its engine: `hostler up` answers a question, and leaves nothing behind when it is stopped."""
     _pip(session, environment, f"{wheel}[embedded]")
     hostler = environment / "bin" / "hostler"
-    _output(session, environment / "bin" / "python", "-m", "hostler.supervisor.engine", "--help")
+    _output(session, environment / "bin" / "python", "-m", "hostler.supervisor.embedded.server", "--help")
     _pull(session, hostler)
     # The shipped profiles, on a free port: other programs, and other copies of this check, may run here.
     configuration = Path("port-of-its-own.yaml")

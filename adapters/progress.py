@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hostler.adapters.canonical import Progress
+from hostler.adapters.types import Progress
 
 #: Begins every line that is the gateway's and not the model's.
 PREFIX = "[hostler] "

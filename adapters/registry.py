@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 
-from hostler.adapters.protocol import Adapter
+from hostler.adapters.base import Adapter
 
 GROUP = "hostler.adapters"
 

@@ -15,9 +15,9 @@ import httpx
 import uvloop
 
 from bench.processes import backend
-from hostler.adapters.protocol import WireRequest
+from hostler.adapters.base import WireRequest
 from hostler.gateway.backends.base import Endpoint, Timeouts
-from hostler.gateway.backends.lan import LanTransport
+from hostler.gateway.backends.http_transport import LanTransport
 
 WHOLE = b'{"model": "small", "messages": [{"role": "user", "content": "hello"}], "stream": false}'
 STREAM = b'{"model": "small", "messages": [{"role": "user", "content": "hello"}], "stream": true}'

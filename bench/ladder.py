@@ -23,16 +23,16 @@ from bench.backend import EMBEDDING
 from bench.compare import SCENARIOS
 from bench.processes import backend
 from bench.proxies import Hostler
-from hostler.adapters.canonical import AnswerHead, Chunk
+from hostler.adapters.types import AnswerHead, Chunk
 from hostler.gateway.app import Gateway
 from hostler.gateway.asgi import EXCHANGE_KEY, LINE_KEY, Receive, Scope, Send
-from hostler.gateway.backends.connection import Connection
-from hostler.gateway.dispatch import Dispatch
-from hostler.gateway.edge import Edge
-from hostler.gateway.layers.base import Layer
-from hostler.gateway.serving.http1 import ClientConnection, Limits
-from hostler.gateway.serving.server import bind
-from hostler.gateway.settings import read
+from hostler.gateway.backends.http_connection import Connection
+from hostler.gateway.config import read
+from hostler.gateway.middleware.base import Layer
+from hostler.gateway.middleware.request_context import Edge
+from hostler.gateway.proxy import Dispatch
+from hostler.gateway.server.protocol import ClientConnection, Limits
+from hostler.gateway.server.server import bind
 
 REQUESTS = 400
 ROUNDS = 9

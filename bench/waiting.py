@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 import anyio
 import msgspec
 
+from hostler.gateway.config import QueueSettings, SwitchingSettings
 from hostler.gateway.events import Bus
-from hostler.gateway.settings import QueueSettings, SwitchingSettings
-from hostler.gateway.switching.orchestrator import Orchestrator
+from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.supervisor.contract import EngineAddress, HostStatus, ProfileInfo, Snapshot, SupervisorEvent
 
 WAITING = (10, 100, 300, 1000, 3000)

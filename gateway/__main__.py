@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from hostler.gateway.terminal.exits import FAILED, INTERRUPTED
-from hostler.gateway.terminal.starting import read_start
+from hostler.gateway.cli.start_options import FAILED, INTERRUPTED, read_start
 
 
 def main() -> None:
@@ -17,11 +16,11 @@ def main() -> None:
     try:
         start = None if os.environ.get("_HOSTLER_COMPLETE") else read_start(sys.argv[1:])
         if start is None:
-            from hostler.gateway.cli import app
+            from hostler.gateway.cli.main import app
 
             app()
         else:
-            from hostler.gateway.launching import launch
+            from hostler.gateway.cli.launch import launch
 
             sys.exit(launch(start))
     except KeyboardInterrupt:

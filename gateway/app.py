@@ -15,46 +15,44 @@ import anyio.to_thread
 from starlette.applications import Starlette
 
 from hostler import __version__
-from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.registry import load_adapters
-from hostler.gateway import keys as key_file
+from hostler.gateway.admin.app import Desk
+from hostler.gateway.admin.routes import Route
+from hostler.gateway.admin.status import ChainView, StatusView, chain_view
+from hostler.gateway.admin.ui import login_form
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.backends.base import Endpoint, Transport
-from hostler.gateway.backends.budget import BudgetRules, RetryBudget
+from hostler.gateway.auth import keys as key_file
+from hostler.gateway.auth.bind_policy import keys_in_force, places, refuse_beyond_loopback
+from hostler.gateway.auth.middleware import Rules, Security
+from hostler.gateway.backends.base import Backend, Endpoint, Transport
 from hostler.gateway.backends.chain import Address, Chain
-from hostler.gateway.backends.lan import LanTransport
-from hostler.gateway.backends.pausing import Pauses
-from hostler.gateway.backends.traced import TracedTransport
+from hostler.gateway.backends.http_transport import LanTransport
+from hostler.gateway.backends.registry import backends_of, clouds_or, order_of
+from hostler.gateway.backends.retry_budget import BudgetRules, RetryBudget
 from hostler.gateway.catalog import Catalog, with_ends
-from hostler.gateway.desk.explaining import Route
-from hostler.gateway.desk.front import Desk
-from hostler.gateway.desk.status import ChainView, StatusView, chain_view
-from hostler.gateway.dispatch import Backend, Dispatch
-from hostler.gateway.edge import Edge, InProgress
+from hostler.gateway.config import LOCAL, GatewaySettings, Settings, SettingsError, secret
 from hostler.gateway.events import Bus
-from hostler.gateway.exposure import keys_in_force, places, refuse_beyond_loopback
-from hostler.gateway.layers.arrange import Arrange
-from hostler.gateway.layers.detect import Detect
-from hostler.gateway.layers.fallback import Fallback
-from hostler.gateway.layers.observe import Observe
-from hostler.gateway.layers.probe import Probe
-from hostler.gateway.layers.queueing import Queueing
-from hostler.gateway.layers.switch import Switch
-from hostler.gateway.layers.tracing import Tracing
-from hostler.gateway.librarian import Librarian
-from hostler.gateway.records.acquaintance import Acquaintance
-from hostler.gateway.records.contents import ContentRules, Contents
-from hostler.gateway.records.contents import default_file as contents_file
-from hostler.gateway.records.journal import Journal
-from hostler.gateway.records.overhearing import Overhearing
-from hostler.gateway.records.tracing import MissingExtra, Tracer, TracingRules, need
-from hostler.gateway.roster import backends_of, clouds_or, order_of
-from hostler.gateway.routes import adapter_claims, build
-from hostler.gateway.security import Rules, Security
-from hostler.gateway.serving.server import Server
-from hostler.gateway.settings import LOCAL, GatewaySettings, Settings, SettingsError, secret
-from hostler.gateway.switching.hosts import nearest_first
-from hostler.gateway.switching.orchestrator import Orchestrator
+from hostler.gateway.host_cache import Acquaintance
+from hostler.gateway.middleware.access_log import Observe
+from hostler.gateway.middleware.fallback import Fallback, Pauses
+from hostler.gateway.middleware.model_admin import Arrange
+from hostler.gateway.middleware.model_detection import Detect, nearest_first
+from hostler.gateway.middleware.model_info import Probe
+from hostler.gateway.middleware.queueing import Queueing
+from hostler.gateway.middleware.recording import Overhearing
+from hostler.gateway.middleware.request_context import Edge, InProgress
+from hostler.gateway.middleware.switching import Switch
+from hostler.gateway.middleware.tracing import Tracing
+from hostler.gateway.model_admin import Librarian
+from hostler.gateway.proxy import Dispatch
+from hostler.gateway.routing import adapter_claims, build
+from hostler.gateway.scheduling.orchestrator import Orchestrator
+from hostler.gateway.server.server import Server
+from hostler.gateway.telemetry.access_log import Journal
+from hostler.gateway.telemetry.tracing import MissingExtra, TracedTransport, Tracer, TracingRules, need
+from hostler.gateway.telemetry.transcripts import ContentRules, Contents
+from hostler.gateway.telemetry.transcripts import default_file as contents_file
 from hostler.gateway.uploads import Uploads
 from hostler.profiles.blobs import BlobStore
 from hostler.profiles.library import read_library
@@ -354,6 +352,7 @@ class Gateway:
             ),
             throttle=desk.throttle,
             sessions=desk.sessions,
+            login_form=login_form,
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from hostler.adapters.protocol import Adapter, Operation
+from hostler.adapters.base import Adapter, Operation
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -9,10 +9,10 @@ import anyio
 import msgspec
 
 from hostler.adapters.errors import BadRequest, ModelNotFound
-from hostler.adapters.listing import CardState, Listing, ModelCard
-from hostler.adapters.spelling import folded
+from hostler.adapters.model_list import CardState, Listing, ModelCard
+from hostler.adapters.model_names import folded
+from hostler.gateway.config import BackendSettings
 from hostler.gateway.events import printable
-from hostler.gateway.settings import BackendSettings
 from hostler.profiles.presets import Preset
 from hostler.supervisor.contract import HostStatus, ModelStatus, ProfileInfo, State
 

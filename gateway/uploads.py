@@ -9,8 +9,8 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from hostler.adapters.base import Adapter, WireResponse
 from hostler.adapters.errors import BadRequest, ClientGone, Forbidden, GatewayError, TooLarge
-from hostler.adapters.protocol import Adapter, WireResponse
 from hostler.gateway.asgi import CLAIM_KEY, Claim, Receive, Scope, Send
 from hostler.profiles.blobs import BlobError, BlobStore, NoRoom, Upload
 from hostler.profiles.presets import is_digest

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-from hostler.profiles.document import Size
+from hostler.profiles.yaml_config import Size
 
 _VARIABLE = {"type": "string", "pattern": r"\$\{env:[A-Za-z_][A-Za-z0-9_]*\}"}
 _SIZE = {

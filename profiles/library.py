@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from hostler.profiles.document import Document, DocumentError, parse
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import ProfileEntry
 from hostler.profiles.store import escaped, read_text, replace_text
+from hostler.profiles.yaml_config import Document, DocumentError, parse
 
 #: More of them are nobody's own models.
 MAX_MODELS = 1000

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from hostler.profiles.document import Size
 from hostler.profiles.sources import Source, SourceError
+from hostler.profiles.yaml_config import Size
 
 #: Something that only one place reads, made small.
 Packed = bytes

@@ -17,9 +17,9 @@ from typing import Any
 
 import msgspec
 
-from hostler.profiles.document import Document, DocumentError, parse
 from hostler.profiles.schema import Profile, ProfileEntry, ProfileError, resolve
 from hostler.profiles.sources import Source
+from hostler.profiles.yaml_config import Document, DocumentError, parse
 
 MANIFEST_KEY = "profiles"
 

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from hostler.profiles.document import DocumentError, Path, Values, dotted
+from hostler.profiles.yaml_config import DocumentError, Path, Values, dotted
 
 MAX_CHARACTERS = 1024 * 1024
 MAX_NODES = 100_000

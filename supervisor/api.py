@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from hostler.supervisor.auth import Guard, Refusal, read_body, refusal_answer
 from hostler.supervisor.contract import (
     ModelChanged,
     Pins,
@@ -27,10 +28,8 @@ from hostler.supervisor.contract import (
     SwitchMoved,
     UnknownProfile,
 )
-from hostler.supervisor.guard import Guard, Refusal, read_body, refusal_answer
-from hostler.supervisor.narration import PullTold, SwitchTold
-from hostler.supervisor.streams import Emit, Events, Lines, until
-from hostler.supervisor.wire import (
+from hostler.supervisor.events import Emit, Events, Lines, until
+from hostler.supervisor.schemas import (
     Available,
     ErrorBody,
     FirstAnswer,
@@ -46,6 +45,7 @@ from hostler.supervisor.wire import (
     UnloadOrder,
     describe,
 )
+from hostler.supervisor.switch_stream import PullTold, SwitchTold
 
 Logs = Callable[[str, bool], AsyncIterator[str]]
 """`logs(model, follow)`: the lines kept of a model's output, and with `follow` those to come, without an end."""

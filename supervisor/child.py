@@ -16,8 +16,8 @@ from typing import IO, Final
 
 import anyio
 
-from hostler.supervisor.output import LineSplitter
-from hostler.supervisor.sentry import sentry
+from hostler.supervisor.logs import LineSplitter
+from hostler.supervisor.reaper import sentry
 
 #: Where the operating system cannot tell at once that a child ended, it is asked this often.
 _ASK_S: Final = 0.02

@@ -16,7 +16,7 @@ import msgspec
 
 from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import EngineAddress, HostStatus, SupervisorEvent, SupervisorUnreachable
-from hostler.supervisor.wire import (
+from hostler.supervisor.schemas import (
     ErrorAnswer,
     FirstAnswer,
     Heard,

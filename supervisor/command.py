@@ -5,17 +5,60 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import shutil
+import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.arguments import batch_of, physical_batch_of
+from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import Failure, SupervisorError
-from hostler.supervisor.settings import SupervisorSettings
+
+#: The longest text that becomes an embedding unless a profile's `batch` says more: it has to be read in one go.
+EMBEDDED_TOKENS = 2048
+
+# Words that take no value and say the same as a word with one.
+_SWITCHES = {"-kvu": "on", "--kv-unified": "on", "-no-kvu": "off", "--no-kv-unified": "off"}
+
+
+def said(arguments: Sequence[str], *names: str) -> str | None:
+    """The value of the argument that goes by one of `names`; the last one wins, as with the engine. `None`: not said."""
+    found: str | None = None
+    for index, word in enumerate(arguments):
+        if _plain(word) not in names:
+            continue
+        if _plain(word) in _SWITCHES:
+            found = _SWITCHES[_plain(word)]
+        elif index + 1 < len(arguments):
+            found = arguments[index + 1]
+    return found
+
+
+def said_number(arguments: Sequence[str], *names: str) -> int | None:
+    """`said` as a whole number, or `None` if it is none."""
+    try:
+        return int(said(arguments, *names) or "")
+    except ValueError:
+        return None
+
+
+def batch_of(profile: Profile) -> int:
+    """How many tokens its engine reads in one go; for embeddings that is also how long a text may be."""
+    return max(profile.batch, min(profile.context, EMBEDDED_TOKENS)) if profile.embeddings else profile.batch
+
+
+def physical_batch_of(profile: Profile) -> int:
+    """How many of them are worked on at the same time."""
+    batch = said_number(profile.args, "-ub", "--ubatch-size")
+    return batch or (batch_of(profile) if profile.embeddings else min(512, profile.batch))
+
+
+def _plain(word: str) -> str:
+    return word.replace("_", "-") if word.startswith("--") else word
+
 
 EMBEDDED: Final = "embedded"
 
@@ -106,9 +149,45 @@ def _says_how_to_pool(facts: ModelFacts | None) -> bool:
 
 
 def _embedded() -> tuple[str, ...]:
-    return (sys.executable, "-m", "hostler.supervisor.engine")
+    return (sys.executable, "-m", "hostler.supervisor.embedded.server")
 
 
 def _missing(what: str) -> SupervisorError:
     message = f"{what}: pip install 'hostler[embedded]', or put llama-server on the PATH"
     return SupervisorError(Failure(kind="engine_missing", message=message))
+
+
+def parse_range(text: str | None) -> range | None:
+    """`8100-8199` or `8100`; `None` means any port. Raises `ValueError`."""
+    if text is None:
+        return None
+    first, _, last = text.partition("-")
+    ports = range(int(first), int(last or first) + 1)
+    if not ports or ports[0] < 1 or ports[-1] > 65535:
+        raise ValueError(f'"{text}" is no range of ports: expected first-last, for example 8100-8199')
+    return ports
+
+
+def free_port(host: str, ports: range | None, *, avoid: Collection[int] = ()) -> int:
+    """A port on which nothing listens now. It may be taken a moment later: whoever uses it must cope with that.
+
+    Raises `SupervisorError` with `port_taken` if the whole range is in use.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in ports if ports is not None else (0,) * 8:
+        if port in avoid:
+            continue
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # As the engine itself does: connections of an engine that has just ended do not matter.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                last = error
+                continue
+            found: int = probe.getsockname()[1]
+            if found not in avoid:
+                return found
+    where = f"engine_ports {ports[0]}-{ports[-1]}" if ports is not None else f"engine_host {host}"
+    reason = f" ({last.strerror})" if "last" in locals() else ""
+    raise SupervisorError(Failure(kind="port_taken", message=f"no free port in {where}{reason}"))

@@ -11,7 +11,7 @@ import msgspec
 import psutil
 
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.arguments import physical_batch_of, said, said_number
+from hostler.supervisor.command import physical_batch_of, said, said_number
 from hostler.supervisor.contract import Failure
 
 MIB = 1024**2

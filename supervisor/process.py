@@ -6,21 +6,110 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 import anyio
 import msgspec
 
 from hostler.supervisor.child import Child
+from hostler.supervisor.command import Command, free_port
 from hostler.supervisor.contract import EngineAddress, Failure, FailureKind, State, SupervisorError
-from hostler.supervisor.failure import LINES_KEPT, explain
-from hostler.supervisor.health import get_status
-from hostler.supervisor.life import Build, Hooks, Life, Limits, Phase
-from hostler.supervisor.outcome import Outcome
-from hostler.supervisor.output import Log
-from hostler.supervisor.ports import free_port
-from hostler.supervisor.readiness import EXIT_LINE, Readiness, until_silent
-from hostler.supervisor.states import advance, after_failure, pause_s
+from hostler.supervisor.engine_client import EXIT_LINE, Readiness, get_status, until_silent
+from hostler.supervisor.logs import Log
+from hostler.supervisor.states import LINES_KEPT, advance, after_failure, explain, pause_s
+
+
+class Outcome:
+    """What an order came to: an address or a failure. Any number may wait for it, cancelling one touches no other."""
+
+    def __init__(self) -> None:
+        self._settled = anyio.Event()
+        self._address: EngineAddress | None = None
+        self._failure: Failure | None = None
+
+    @property
+    def settled(self) -> bool:
+        return self._settled.is_set()
+
+    def settle(self, result: EngineAddress | Failure) -> None:
+        """Tell all who wait. Only the first result counts."""
+        if self._settled.is_set():
+            return
+        if isinstance(result, Failure):
+            self._failure = result
+        else:
+            self._address = result
+        self._settled.set()
+
+    async def get(self) -> EngineAddress:
+        """Wait for it; raises `SupervisorError`."""
+        await self._settled.wait()
+        if self._address is None:
+            assert self._failure is not None
+            raise SupervisorError(self._failure)
+        return self._address
+
+
+Phase = Literal["idle", "preparing", "starting", "loading", "restoring", "ready", "saving", "stopping"]
+
+#: Given a port and a key, the command line.
+Build = Callable[[int, str], Command]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """The times and counts of one process; seconds. With `keep` it is started again by itself when it died."""
+
+    start_timeout_s: float = 300.0
+    stop_grace_s: float = 10.0
+    max_failures: int = 3
+    backoff_s: float = 1.0
+    max_backoff_s: float = 60.0
+    stable_s: float = 30.0
+    watchdog_s: float = 30.0
+    keep: bool = False
+
+
+class Hooks:
+    """What others do at fixed points of a life. Replace what is needed; each is bounded by a limit of its own.
+
+    `prepare` runs before anything is started and may take long (a download); it may raise `SupervisorError`.
+    `ready` runs when the engine answers and before anybody is told, `stopping` before an engine is told to end.
+    """
+
+    async def prepare(self) -> Build:
+        raise NotImplementedError
+
+    async def ready(self, address: EngineAddress) -> None:
+        """The engine answers; nobody else uses it yet."""
+
+    async def stopping(self, address: EngineAddress) -> None:
+        """The engine still answers; it will be stopped next."""
+
+
+class Life:
+    """One generation, from the order to the end of its last process. Its results reach only those who wait for it."""
+
+    def __init__(self, generation: int, outcome: Outcome) -> None:
+        self.generation = generation
+        self.outcome = outcome
+        self.scope = anyio.CancelScope()
+        self.gone = anyio.Event()
+        self.readiness = Readiness()
+        self.doomed = False
+        self.child: Child | None = None
+        self.address: EngineAddress | None = None
+        self.was_restoring = False
+        self.failure: Failure | None = None
+
+    def doom(self) -> None:
+        """This generation is to end, whatever it is at."""
+        self.doomed = True
+        self.scope.cancel()
+
+    @property
+    def serving(self) -> bool:
+        return self.address is not None and not self.doomed and self.child is not None and self.child.running
+
 
 #: What `Hooks.ready` and `Hooks.stopping` may take at most.
 RESTORING_S: Final = 30.0

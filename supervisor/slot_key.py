@@ -10,7 +10,7 @@ import msgspec
 
 from hostler.profiles.gguf import parts_of
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.arguments import said
+from hostler.supervisor.command import said
 
 _EDGE = 1024 * 1024
 

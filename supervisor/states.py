@@ -2,10 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import signal
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from hostler.supervisor.contract import State
+from hostler.supervisor.contract import Failure, FailureKind, State
+
+#: How many lines travel with a failure.
+LINES_KEPT: Final = 20
+
+_PREFIX: Final = re.compile(r"^\d+\.\d\d\.\d\d\d\.\d\d\d ([A-Z]) (?:\S+\s+\S+:\s)?\s*")
+
+#: The first pattern that any line matches decides; order is from the most telling to the least.
+_SIGNS: Final[tuple[tuple[FailureKind, re.Pattern[str], str], ...]] = (
+    ("engine_missing", re.compile(r"^hostler: (?:line )?\d+: (?:exec: )?(?P<what>.+)"), "the engine cannot be started: {what}"),
+    ("bad_argument", re.compile(r"error: invalid argument: (?P<what>.+)"), "the engine does not know the argument {what}"),
+    ("bad_argument", re.compile(r"error while handling argument (?P<what>.+)"), "the engine refuses the argument {what}"),
+    ("port_taken", re.compile(r"couldn't bind HTTP server socket|[Aa]ddress already in use"), "its port is in use by another program"),
+    ("unknown_architecture", re.compile(r"unknown model architecture: '?(?P<what>[^']*)'?"),
+     "this engine does not know the model's architecture '{what}'; a newer engine may"),
+    ("file_missing", re.compile(r"failed to open GGUF file '(?P<what>[^']*)'|(?P<other>\S+\.gguf)'?: No such file"),
+     "the model file {what} cannot be opened"),
+    ("not_gguf", re.compile(r"invalid magic characters|failed to read magic"), "the model file is not a GGUF file"),
+    ("out_of_memory", re.compile(
+        r"insufficient memory|out of memory|failed to allocate (?:buffer|compute)|unable to allocate|bad_alloc|MemoryError"),
+     "there is not enough memory for the model and its context"),
+    ("model_damaged", re.compile(
+        r"model is corrupted or incomplete|failed to read key-value pairs|failed to read tensor|not within the file bounds"
+        r"|invalid model: "), "the model file is damaged or incomplete"),
+)  # fmt: skip
+
+
+def explain(model: str, exit_code: int | None, lines: Sequence[str], *, ready: bool = False) -> Failure:
+    """Why the engine of `model` ended. Known lines give a typed reason, else the exit code and its last error line do.
+
+    `ready` tells that it had been serving: then a line of long ago explains nothing, and only the end counts.
+    """
+    kept = tuple(lines[-LINES_KEPT:])
+    if not ready:
+        for kind, sign, sentence in _SIGNS:
+            for line in lines:
+                found = sign.search(line)
+                if found:
+                    what = next((value for value in found.groups() if value), "")
+                    message = f'model "{model}" does not start: {sentence.format(what=what)}'
+                    return Failure(kind=kind, message=message, lines=kept, exit_code=exit_code)
+    if exit_code is not None and exit_code < 0:
+        hint = " (the system was probably short of memory)" if exit_code == -signal.SIGKILL else ""
+        message = f'the engine of model "{model}" was killed by {_signal_name(-exit_code)}{hint}'
+        return Failure(kind="killed", message=message, lines=kept, exit_code=exit_code)
+    reason = telling_line(lines)
+    message = f'the engine of model "{model}" ended with exit code {exit_code}' + (f": {reason}" if reason else "")
+    return Failure(kind="exited", message=message, lines=kept, exit_code=exit_code)
+
+
+def telling_line(lines: Sequence[str]) -> str:
+    """The line that says most: the first error line in llama.cpp's format, else the last line that says anything."""
+    for line in lines:
+        found = _PREFIX.match(line)
+        if found and found[1] == "E":
+            return _shorten(line[found.end() :])
+    for line in reversed(lines):
+        if line.strip() and not _PREFIX.match(line):
+            return _shorten(line)
+    return ""
+
+
+def _shorten(line: str) -> str:
+    line = line.strip()
+    return line if len(line) <= 300 else line[:297] + "..."
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
 
 #: `backoff` and `failed` remember a failure; both fall back to `stopped` when their time is over.
 TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {

@@ -11,7 +11,7 @@ from fakes.gate import Gate
 from hypothesis import HealthCheck, settings
 
 from hostler.profiles.downloads import Stop
-from hostler.profiles.fetching import fetch_now
+from hostler.profiles.fetch import fetch_now
 from hostler.profiles.sources import cache_directory
 from hostler.profiles.store import demo_profiles
 

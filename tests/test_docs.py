@@ -16,12 +16,12 @@ import pytest
 import typer
 from msgspec import inspect
 
-from hostler.gateway import settings
-from hostler.gateway.cli import app
-from hostler.gateway.settings import Settings
-from hostler.profiles.document import Size, parse
+from hostler.gateway import config as settings
+from hostler.gateway.cli.main import app
+from hostler.gateway.config import Settings
 from hostler.profiles.schema import Profile, ProfileEntry
 from hostler.profiles.store import read_profiles
+from hostler.profiles.yaml_config import Size, parse
 
 ROOT = Path(__file__).parent.parent
 CONFIGURATION = ROOT / "docs" / "configuration.md"

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters.canonical import Chunk, ToolCall
-from hostler.adapters.document import NOT_JSON
+from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.types import Chunk, ToolCall
 
 _Event = dict[str, Any]
 _any = msgspec.json.Decoder().decode

@@ -10,14 +10,60 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import framing
+from hostler.adapters import sse as framing
 from hostler.adapters.anthropic.blocks import Blocks
-from hostler.adapters.anthropic.fold import MessageFold
-from hostler.adapters.anthropic.refusal import error_event
-from hostler.adapters.anthropic.wire import EVENT_STREAM, WIRE
-from hostler.adapters.canonical import AnswerHead, ChatRequest, Chunk, Progress, Request, Usage
+from hostler.adapters.anthropic.errors import error_event
+from hostler.adapters.anthropic.schema import EVENT_STREAM, WIRE
 from hostler.adapters.errors import GatewayError
+from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.progress import PREFIX, progress_line
+from hostler.adapters.types import AnswerHead, ChatRequest, Chunk, Progress, Request, Usage
+
+
+class MessageFold:
+    """Collects the events of one answer."""
+
+    __slots__ = ("_message", "_pieces")
+
+    def __init__(self) -> None:
+        self._message: dict[str, Any] = {}
+        self._pieces: list[list[str]] = []
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Takes in one event."""
+        kind = event["type"]
+        if kind == "message_start":
+            self._message = event["message"]
+        elif kind == "content_block_start":
+            self._message["content"].append(event["content_block"])
+            self._pieces.append([])
+        elif kind == "content_block_delta":
+            delta = event["delta"]
+            piece = delta.get("text") or delta.get("thinking") or delta.get("partial_json")
+            if piece:
+                self._pieces[event["index"]].append(piece)
+        elif kind == "message_delta":
+            self._message |= event["delta"]
+            self._message["usage"] = event["usage"]
+
+    def result(self) -> bytes:
+        """The message as JSON."""
+        for block, pieces in zip(self._message["content"], self._pieces, strict=True):
+            words = "".join(pieces)
+            if block["type"] == "tool_use":
+                block["input"] = _arguments(words)
+            else:
+                block[block["type"]] = words
+        return msgspec.json.encode(self._message)
+
+
+def _arguments(words: str) -> dict[str, Any]:
+    """A call's arguments. What is no object (cut off at the limit, for one) cannot be told in a whole answer."""
+    try:
+        return msgspec.json.decode(words, type=dict[str, Any])
+    except NOT_JSON:
+        return {}
+
 
 _encode = msgspec.json.encode
 _NOT_IN_IDS = re.compile(r"[^A-Za-z0-9_]+")

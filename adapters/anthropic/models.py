@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters.anthropic.refusal import shown
+from hostler.adapters.anthropic.errors import shown
+from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import BadRequest, ModelNotFound
-from hostler.adapters.listing import Listing, ModelCard
-from hostler.adapters.protocol import WireResponse
+from hostler.adapters.model_list import Listing, ModelCard
 
 _MOST = 1000
 _ESCAPED = re.compile(rb"%([0-9A-Fa-f]{2})")

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from hostler.adapters.anthropic.answer_body import AnswerBlock, AnswerUsage, EventBody, WholeBody
-from hostler.adapters.anthropic.wire import EVENT_STREAM, WIRE
-from hostler.adapters.canonical import AnswerHead, Chunk, ToolCall, Usage
-from hostler.adapters.document import NOT_JSON
+from hostler.adapters.anthropic.schema import EVENT_STREAM, WIRE, AnswerBlock, AnswerUsage, EventBody, WholeBody
 from hostler.adapters.errors import BackendBroken, GatewayError
-from hostler.adapters.framing import EventSplitter, read, split
+from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.sse import EventSplitter, read, split
+from hostler.adapters.types import AnswerHead, Chunk, ToolCall, Usage
 
 _MAX_WHOLE = 64 * 1024 * 1024
 _FINISH = {

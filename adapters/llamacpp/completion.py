@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import msgspec
 
-from hostler.adapters import document
-from hostler.adapters.canonical import CompletionRequest, Sampling
+from hostler.adapters import json_body as document
 from hostler.adapters.errors import BadRequest
+from hostler.adapters.types import CompletionRequest, Sampling
 
 _entries = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _NUMBER = frozenset(b"-0123456789")

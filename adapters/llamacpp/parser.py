@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from hostler.adapters.canonical import AnswerHead, Chunk, Usage
-from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import BackendBroken, GatewayError
-from hostler.adapters.framing import EventSplitter, only_comment, read, split
-from hostler.adapters.llamacpp.wire import EVENT_STREAM, NO_ERROR, WIRE, ErrorBody, Piece
+from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.llamacpp.schema import EVENT_STREAM, NO_ERROR, WIRE, ErrorBody, Piece
+from hostler.adapters.sse import EventSplitter, only_comment, read, split
+from hostler.adapters.types import AnswerHead, Chunk, Usage
 
 # A whole answer is remembered up to this size, to find its counts.
 _REMEMBERED = 256 * 1024

@@ -6,12 +6,12 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import framing
-from hostler.adapters.listing import Listing, ModelCard
-from hostler.adapters.llamacpp.refusal import refused, respond
-from hostler.adapters.llamacpp.wire import EVENT_STREAM
+from hostler.adapters import sse as framing
+from hostler.adapters.base import WireResponse
+from hostler.adapters.llamacpp.errors import refused, respond
+from hostler.adapters.llamacpp.schema import EVENT_STREAM
+from hostler.adapters.model_list import Listing, ModelCard
 from hostler.adapters.openai.models import unknown
-from hostler.adapters.protocol import WireResponse
 from hostler.profiles.schema import ModelFacts
 
 _NO_FACTS = ModelFacts()

@@ -7,14 +7,15 @@ from urllib.parse import quote
 
 import msgspec
 
-from hostler.adapters import document, form
-from hostler.adapters.canonical import Request
+from hostler.adapters import json_body as document
+from hostler.adapters import multipart as form
+from hostler.adapters.base import Parser, Upstream, WireRequest
 from hostler.adapters.llamacpp.completion import chosen, foldable, prompts, weighed
+from hostler.adapters.llamacpp.operations import COMPLETIONS, UNKNOWN
 from hostler.adapters.llamacpp.parser import LlamaCppParser
-from hostler.adapters.llamacpp.paths import COMPLETIONS, UNKNOWN
-from hostler.adapters.llamacpp.wire import WIRE
+from hostler.adapters.llamacpp.schema import WIRE
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.protocol import Parser, Upstream, WireRequest
+from hostler.adapters.types import Request
 
 _FORM = "multipart/form-data"
 _MODEL = re.compile(r"(?<![^&])model=[^&]*")

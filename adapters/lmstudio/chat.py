@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters.canonical import ChatRequest, Dialogue, Message, Origin, Output, Part, Sampling, Text
-from hostler.adapters.document import Document
 from hostler.adapters.errors import BadRequest
-from hostler.adapters.openai.dialogue import media, read
+from hostler.adapters.json_body import Document
+from hostler.adapters.openai.chat import media, read
+from hostler.adapters.types import ChatRequest, Dialogue, Message, Origin, Output, Part, Sampling, Text
 
 _LEVELS = frozenset({"off", "on", "low", "medium", "high"})
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import framing
-from hostler.adapters.canonical import AnswerHead, ChatRequest, Chunk, Progress, Usage
+from hostler.adapters import sse as framing
+from hostler.adapters.base import Encoder, Timing
 from hostler.adapters.errors import GatewayError
-from hostler.adapters.listing import ModelCard
-from hostler.adapters.lmstudio.refusal import error_body
+from hostler.adapters.lmstudio.errors import error_body
+from hostler.adapters.model_list import ModelCard
 from hostler.adapters.openai.encoder import EVENT_STREAM
 from hostler.adapters.progress import PREFIX, progress_line
-from hostler.adapters.protocol import Encoder, Timing
+from hostler.adapters.types import AnswerHead, ChatRequest, Chunk, Progress, Usage
 from hostler.profiles.schema import ModelFacts
 
 _encode = msgspec.json.encode

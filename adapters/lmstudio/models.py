@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters.listing import Listing, ModelCard
+from hostler.adapters.base import WireResponse
+from hostler.adapters.model_list import Listing, ModelCard
 from hostler.adapters.openai.models import unknown
-from hostler.adapters.protocol import WireResponse
 from hostler.profiles.schema import ModelFacts
 
 PUBLISHER = "hostler"

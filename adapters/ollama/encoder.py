@@ -10,7 +10,16 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters.canonical import (
+from hostler.adapters.base import Timing
+from hostler.adapters.errors import GatewayError
+from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.ollama import go_compat as gojson
+from hostler.adapters.ollama import requests
+from hostler.adapters.ollama import requests as memory
+from hostler.adapters.ollama.errors import error_line
+from hostler.adapters.ollama.go_compat import nanoseconds, timestamp
+from hostler.adapters.ollama.schema import JSON, LINES, WIRE
+from hostler.adapters.types import (
     AnswerHead,
     ChatRequest,
     Chunk,
@@ -24,13 +33,6 @@ from hostler.adapters.canonical import (
     TokenLogprob,
     Usage,
 )
-from hostler.adapters.document import NOT_JSON
-from hostler.adapters.errors import GatewayError
-from hostler.adapters.ollama import gojson, memory, requests
-from hostler.adapters.ollama.gotime import nanoseconds, timestamp
-from hostler.adapters.ollama.refusal import error_line
-from hostler.adapters.ollama.wire import JSON, LINES, WIRE
-from hostler.adapters.protocol import Timing
 
 # A backend of this protocol names its own model first in each line.
 _MODEL = re.compile(rb'^(\s*\{\s*"model"\s*:\s*)"(?:[^"\\]|\\.)*"', re.MULTILINE)

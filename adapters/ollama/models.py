@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import ModelNotFound
-from hostler.adapters.listing import Listing, ModelCard
-from hostler.adapters.ollama import gojson
-from hostler.adapters.ollama.gotime import FOREVER, timestamp
-from hostler.adapters.ollama.wire import JSON
-from hostler.adapters.protocol import WireResponse
-from hostler.adapters.spelling import folded, ollama_name
+from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.model_names import folded, ollama_name
+from hostler.adapters.ollama import go_compat as gojson
+from hostler.adapters.ollama.go_compat import FOREVER, timestamp
+from hostler.adapters.ollama.schema import JSON
 from hostler.profiles.gguf import tensors
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import ModelFacts

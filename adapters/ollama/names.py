@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from hostler.adapters.errors import BadRequest, ModelNotFound
-from hostler.adapters.spelling import bare
+from hostler.adapters.model_names import bare
 from hostler.profiles.presets import is_name
 
 # Wider than Ollama's own rule: a profile may be called `org/sub/model@v2`, and its own name must be accepted.

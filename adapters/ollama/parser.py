@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from hostler.adapters.canonical import AnswerHead, Chunk, TokenLogprob, ToolCall, Usage
-from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import BackendBroken
-from hostler.adapters.ollama.wire import WIRE, AnswerBody, CallBody, LogprobBody
+from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.ollama.schema import WIRE, AnswerBody, CallBody, LogprobBody
+from hostler.adapters.types import AnswerHead, Chunk, TokenLogprob, ToolCall, Usage
 
 MAX_LINE = 16 * 1024 * 1024
 MAX_WHOLE = 64 * 1024 * 1024

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import binascii
+import math
 import re
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from hostler.adapters.canonical import (
+from hostler.adapters.errors import BadRequest, GatewayError
+from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.ollama import requests as memory
+from hostler.adapters.ollama.go_compat import Fields, described, keep_alive, quoted, read
+from hostler.adapters.ollama.names import named
+from hostler.adapters.types import (
     ChatRequest,
     CompletionRequest,
     Control,
@@ -20,16 +28,120 @@ from hostler.adapters.canonical import (
     Output,
     Part,
     Request,
+    Sampling,
     Text,
     Tool,
     ToolCall,
 )
-from hostler.adapters.errors import BadRequest, GatewayError
-from hostler.adapters.ollama import memory
-from hostler.adapters.ollama.gojson import Fields, described, quoted, read
-from hostler.adapters.ollama.gotime import keep_alive
-from hostler.adapters.ollama.names import named
-from hostler.adapters.ollama.options import sampling
+
+_MARK = 0x484F53  # "HOS": no model has so large a vocabulary, so tokens of a real Ollama are never taken for ours.
+_STEP = 3
+_MAX_BYTES = 16 * 1024 * 1024
+
+_Turns = list[tuple[str, str]]
+
+
+def pack(turns: Sequence[tuple[str, str]]) -> list[int]:
+    """The numbers that stand for these turns, each a role and its text."""
+    squeezed = zlib.compress(msgspec.json.encode(turns), 6)
+    padded = squeezed + bytes(-len(squeezed) % _STEP)
+    return [_MARK, len(squeezed), *(int.from_bytes(padded[at : at + _STEP]) for at in range(0, len(padded), _STEP))]
+
+
+def packed(context: Sequence[object]) -> bool:
+    """Whether these numbers were made by `pack`."""
+    return len(context) >= 2 and context[0] == _MARK
+
+
+def unpack(context: Sequence[object]) -> _Turns:
+    """The turns that these numbers stand for; none if they come from elsewhere."""
+    if not packed(context):
+        return []
+    length, numbers = context[1], context[2:]
+    if not isinstance(length, int) or not 0 <= length <= len(numbers) * _STEP:
+        return []
+    if not all(isinstance(number, int) and 0 <= number < 1 << 8 * _STEP for number in numbers):
+        return []
+    squeezed = b"".join(number.to_bytes(_STEP) for number in numbers if isinstance(number, int))[:length]
+    try:
+        reader = zlib.decompressobj()
+        text = reader.decompress(squeezed, _MAX_BYTES)
+        return msgspec.json.decode(text, type=_Turns) if reader.eof else []
+    except (zlib.error, *NOT_JSON):
+        return []
+
+
+# How a model runs is its profile's business: these are checked and then left alone.
+_LAUNCH = ("num_keep", "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "draft_num_predict")
+
+
+def sampling(options: Mapping[str, Any]) -> Sampling:
+    """The sampling that `options` ask for. Raises an error of status 500, as Ollama does, for a value of a wrong type.
+
+    What is not said is what Ollama sends to its engine then: the engine's own defaults differ (`min_p` is 0.05 there).
+    """
+    seed, limit = _integer(options, "seed", -1), _integer(options, "num_predict", -1)
+    for name in _LAUNCH:
+        _integer(options, name, 0)
+    if not isinstance(options.get("use_mmap"), bool | None):
+        raise _wrong("use_mmap", "of type boolean")
+    return Sampling(
+        temperature=_number(options, "temperature", 0.8),
+        top_p=_number(options, "top_p", 0.9),
+        top_k=_integer(options, "top_k", 40),
+        min_p=_number(options, "min_p", 0.0),
+        typical_p=_number(options, "typical_p", 1.0),
+        repeat_penalty=_number(options, "repeat_penalty", 1.0),
+        repeat_last_n=_integer(options, "repeat_last_n", 64),
+        presence_penalty=_number(options, "presence_penalty", 0.0),
+        frequency_penalty=_number(options, "frequency_penalty", 0.0),
+        seed=None if seed < 0 else seed,
+        max_tokens=None if limit < 0 else limit,
+        stop=tuple(_stop(options)) or None,
+    )
+
+
+def _number(options: Mapping[str, Any], name: str, default: float) -> float:
+    value = options.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+        raise _wrong(name, "of type float32")
+    return float(value)
+
+
+def _integer(options: Mapping[str, Any], name: str, default: int) -> int:
+    value = options.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+        raise _wrong(name, "of type integer")
+    # As large as the engine can read.
+    return max(-(2**31), min(int(value), 2**31 - 1 if name != "seed" else 2**32 - 1))
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # more digits than any number has
+        return False
+
+
+def _stop(options: Mapping[str, Any]) -> list[str]:
+    value = options.get("stop")
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise _wrong("stop", "of type array")
+    if not all(isinstance(entry, str) for entry in value):
+        raise _wrong("stop", "of an array of strings")
+    # An empty one would stop every answer before its first word.
+    return [entry for entry in value if entry]
+
+
+def _wrong(name: str, kind: str) -> GatewayError:
+    return GatewayError(f'option "{name}" must be {kind}', param="options")
+
 
 _ANY_OBJECT = msgspec.Raw(b'"json"')
 _LEVELS = ("high", "medium", "low", "max")

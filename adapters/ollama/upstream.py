@@ -2,17 +2,164 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import msgspec
 
-from hostler.adapters import document
-from hostler.adapters.canonical import ChatRequest, CompletionRequest, Request
+from hostler.adapters import json_body as document
+from hostler.adapters.base import WireRequest
+from hostler.adapters.degrade import unspoken
 from hostler.adapters.errors import BadRequest
-from hostler.adapters.ollama import gojson, memory
+from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.ollama import go_compat as gojson
+from hostler.adapters.ollama import requests as memory
 from hostler.adapters.ollama.parser import OllamaParser
-from hostler.adapters.ollama.request_body import PATHS, operation, request_body
-from hostler.adapters.ollama.wire import WIRE
-from hostler.adapters.protocol import WireRequest
-from hostler.adapters.unspoken import unspoken
+from hostler.adapters.ollama.schema import WIRE
+from hostler.adapters.types import (
+    ChatRequest,
+    CompletionRequest,
+    Dialogue,
+    EmbedRequest,
+    Media,
+    Message,
+    Output,
+    Request,
+    Sampling,
+    Text,
+    ToolCall,
+)
+
+PATHS = {
+    "chat": "/api/chat",
+    "generate": "/api/generate",
+    "embed": "/api/embed",
+    "embeddings": "/api/embeddings",
+}
+_ANY_OBJECT = b'"json"'
+_LEVELS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "max", "max": "max"}
+
+
+def operation(request: Request) -> str:
+    """The operation of this protocol that a canonical request becomes."""
+    if isinstance(request, ChatRequest):
+        return "chat"
+    if isinstance(request, CompletionRequest):
+        return "generate"
+    if isinstance(request, EmbedRequest):
+        return "embeddings" if request.normalize is False and len(request.inputs or ()) == 1 else "embed"
+    raise unspoken(request, "Ollama's")
+
+
+def request_body(request: Request, *, model: str, stream: bool) -> bytes:
+    """The body for a backend that calls the model `model`. The request must be expanded."""
+    body: dict[str, Any] = {"model": model}
+    if isinstance(request, ChatRequest) and request.dialogue is not None:
+        dialogue = request.dialogue
+        body["messages"] = _messages(dialogue)
+        body |= _tools(dialogue) | _output(request.output, stream=stream)
+        if dialogue.thinking is not None:
+            level = dialogue.thinking
+            body["think"] = _LEVELS.get(level, "medium") if isinstance(level, str) else level
+        sampling = dialogue.sampling
+    elif isinstance(request, CompletionRequest) and request.prompt is not None:
+        body["prompt"] = request.prompt
+        body |= {"raw": True} if request.suffix is None else {"suffix": request.suffix}
+        body |= _output(request.output, stream=stream)
+        sampling = request.sampling or Sampling()
+    elif isinstance(request, EmbedRequest) and request.inputs is not None:
+        body |= {"prompt": request.inputs[0]} if operation(request) == "embeddings" else {"input": request.inputs}
+        if request.dimensions is not None:
+            body["dimensions"] = request.dimensions
+        sampling = Sampling()
+    else:
+        operation(request)
+        raise ValueError("the request must be expanded before it is written in another protocol")
+    options = _options(sampling)
+    if options:
+        body["options"] = options
+    stays = request.keep_alive_s
+    if stays is not None:
+        body["keep_alive"] = -1 if math.isinf(stays) else stays
+    return gojson.write(body)
+
+
+def _messages(dialogue: Dialogue) -> list[dict[str, Any]]:
+    written: list[dict[str, Any]] = []
+    called: dict[str, str] = {}
+    for message in dialogue.messages:
+        role = "system" if message.role == "developer" else message.role
+        text = "".join(part.text for part in message.parts if isinstance(part, Text))
+        body: dict[str, Any] = {"role": role, "content": text}
+        images = [_data(part) for part in message.parts if isinstance(part, Media)]
+        if images:
+            body["images"] = images
+        if message.reasoning:
+            body["thinking"] = message.reasoning
+        if message.tool_calls:
+            body["tool_calls"] = [_call(place, call) for place, call in enumerate(message.tool_calls)]
+            called |= {call.id: call.name for call in message.tool_calls if call.id and call.name}
+        if role == "tool":
+            body |= _answered(message, called)
+        written.append(body)
+    return written
+
+
+def _answered(message: Message, called: dict[str, str]) -> dict[str, str]:
+    """Which call a result belongs to: this protocol says it by the function's name, its newer servers by the id too."""
+    told: dict[str, str] = {}
+    name = message.name or called.get(message.tool_call_id or "")
+    if name:
+        told["tool_name"] = name
+    if message.tool_call_id:
+        told["tool_call_id"] = message.tool_call_id
+    return told
+
+
+def _call(place: int, call: ToolCall) -> dict[str, Any]:
+    try:
+        arguments = msgspec.json.decode(call.arguments or "{}", type=dict[str, msgspec.Raw])
+    except NOT_JSON:
+        raise BadRequest(
+            f"The arguments of the call of `{call.name}` are not a JSON object, which the backend of this model needs.",
+            param="messages",
+        ) from None
+    written: dict[str, Any] = {"function": {"index": place, "name": call.name, "arguments": arguments}}
+    return {"id": call.id, **written} if call.id else written
+
+
+def _data(part: Media) -> str:
+    if part.data is None:
+        raise BadRequest("The backend of this model takes images as data only, not by their address.", param="messages")
+    return part.data
+
+
+def _tools(dialogue: Dialogue) -> dict[str, Any]:
+    if not dialogue.tools or dialogue.tool_choice == "none":
+        return {}
+    tools = []
+    for tool in dialogue.tools:
+        function: dict[str, Any] = {"name": tool.name, "description": tool.description or ""}
+        # Without parameters the object stays empty: a missing one is taken for a mistake.
+        function["parameters"] = tool.parameters or {"type": "object", "properties": {}}
+        tools.append({"type": "function", "function": function})
+    return {"tools": tools}
+
+
+def _output(output: Output, *, stream: bool) -> dict[str, Any]:
+    body: dict[str, Any] = {"stream": stream}
+    if output.schema is not None:
+        body["format"] = "json" if bytes(output.schema) == _ANY_OBJECT else output.schema
+    if output.logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": min(output.logprobs, 20)}
+    return body
+
+
+def _options(sampling: Sampling) -> dict[str, Any]:
+    options = {name: value for name, value in msgspec.structs.asdict(sampling).items() if value is not None}
+    if "max_tokens" in options:
+        options["num_predict"] = options.pop("max_tokens")
+    return options
 
 
 class OllamaUpstream:

@@ -8,8 +8,13 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import framing
-from hostler.adapters.canonical import (
+from hostler.adapters import sse as framing
+from hostler.adapters.errors import GatewayError
+from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.openai.errors import error_event, response_error_event
+from hostler.adapters.openai.fold import AnswerFold, misshapen, objects
+from hostler.adapters.progress import PREFIX, progress_line
+from hostler.adapters.types import (
     AnswerHead,
     Chunk,
     Progress,
@@ -18,11 +23,6 @@ from hostler.adapters.canonical import (
     Usage,
     output_of,
 )
-from hostler.adapters.document import NOT_JSON
-from hostler.adapters.errors import GatewayError
-from hostler.adapters.openai.fold import AnswerFold, misshapen, objects
-from hostler.adapters.openai.refusal import error_event, response_error_event
-from hostler.adapters.progress import PREFIX, progress_line
 
 _encode = msgspec.json.encode
 EVENT_STREAM = "text/event-stream"

@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import framing
-from hostler.adapters.document import NOT_JSON
+from hostler.adapters import sse as framing
 from hostler.adapters.errors import BackendBroken
+from hostler.adapters.json_body import NOT_JSON
 
 # Numbers with fractions stay as they are written: `-1e-07` is the same number as `-1e-7`, but not the same answer.
 _decode = msgspec.json.Decoder(float_hook=lambda digits: msgspec.Raw(digits.encode())).decode

@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
+from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import ModelNotFound
-from hostler.adapters.listing import Listing, ModelCard
-from hostler.adapters.openai.refusal import shown
-from hostler.adapters.protocol import WireResponse
+from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.openai.errors import shown
 
 _NAMED = 20
 

@@ -6,11 +6,9 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from hostler.adapters.canonical import AnswerHead, Chunk, Usage
-from hostler.adapters.document import NOT_JSON
 from hostler.adapters.errors import BackendBroken, GatewayError
-from hostler.adapters.framing import EventSplitter, only_comment, read, split
-from hostler.adapters.openai.fields import (
+from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.openai.chunks import (
     chunks_of_count,
     chunks_of_embeddings,
     chunks_of_event,
@@ -19,7 +17,9 @@ from hostler.adapters.openai.fields import (
     says_nothing,
     usage_of,
 )
-from hostler.adapters.openai.wire import NO_ERROR, RESPONSES, WIRE, ErrorBody, EventBody, NoticedChoice, NoticedEvent
+from hostler.adapters.openai.schema import NO_ERROR, RESPONSES, WIRE, ErrorBody, EventBody, NoticedChoice, NoticedEvent
+from hostler.adapters.sse import EventSplitter, only_comment, read, split
+from hostler.adapters.types import AnswerHead, Chunk, Usage
 
 # A whole answer is remembered up to this size, to find its token counts, unless its fields are asked for.
 _REMEMBERED = 256 * 1024

@@ -7,7 +7,10 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters.canonical import (
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.json_body import Document
+from hostler.adapters.openai.chat import ANY_OBJECT, media, read
+from hostler.adapters.types import (
     ChatRequest,
     Dialogue,
     Media,
@@ -19,9 +22,6 @@ from hostler.adapters.canonical import (
     Tool,
     ToolCall,
 )
-from hostler.adapters.document import Document
-from hostler.adapters.errors import BadRequest
-from hostler.adapters.openai.dialogue import ANY_OBJECT, media, read
 
 _NULL = b"null"
 _ROLES = frozenset({"user", "assistant", "system", "developer"})

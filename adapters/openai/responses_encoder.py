@@ -9,12 +9,13 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import document, framing
-from hostler.adapters.canonical import AnswerHead, ChatRequest, Chunk, Progress, Usage
+from hostler.adapters import json_body as document
+from hostler.adapters import sse as framing
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.openai.encoder import EVENT_STREAM, OpenAIEncoder, logprob_list
-from hostler.adapters.openai.refusal import response_error_event
-from hostler.adapters.openai.wire import RESPONSES
+from hostler.adapters.openai.errors import response_error_event
+from hostler.adapters.openai.schema import RESPONSES
+from hostler.adapters.types import AnswerHead, ChatRequest, Chunk, Progress, Usage
 
 _encode = msgspec.json.encode
 

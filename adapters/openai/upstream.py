@@ -3,18 +3,222 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
-from hostler.adapters import document, form
-from hostler.adapters.canonical import Request, output_of
-from hostler.adapters.openai.history import without_progress
+from hostler.adapters import json_body as document
+from hostler.adapters import multipart as form
+from hostler.adapters.base import WireRequest
+from hostler.adapters.degrade import unspoken
+from hostler.adapters.openai.chat import without_progress
+from hostler.adapters.openai.operations import FORMS, UPSTREAM_PATHS
 from hostler.adapters.openai.parser import OpenAIParser
-from hostler.adapters.openai.paths import FORMS, UPSTREAM_PATHS
-from hostler.adapters.openai.request_body import operation, request_body
-from hostler.adapters.openai.reranking import plain_documents
-from hostler.adapters.openai.wire import RESPONSES, WIRE
-from hostler.adapters.protocol import WireRequest
+from hostler.adapters.openai.rerank import plain_documents
+from hostler.adapters.openai.schema import RESPONSES, WIRE
+from hostler.adapters.types import (
+    ChatRequest,
+    CompletionRequest,
+    CountRequest,
+    Dialogue,
+    EmbedRequest,
+    Media,
+    Message,
+    Output,
+    Request,
+    RerankRequest,
+    Sampling,
+    Text,
+    Tool,
+    output_of,
+)
+
+_ANY_OBJECT = b'"json"'
+
+# OpenAI itself refuses whatever it does not know. Other servers know some more, which they get where a client asks for
+# something else than what every client of Ollama's sends along; nobody knows the rest.
+_USUAL = {"top_k": 40, "min_p": 0.0, "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+_BEYOND = frozenset({"typical_p", "repeat_last_n"})
+
+
+def operation(request: Request) -> str:
+    """The operation of this protocol that a canonical request becomes."""
+    if isinstance(request, ChatRequest):
+        return "chat"
+    if isinstance(request, CompletionRequest):
+        return "completions"
+    if isinstance(request, EmbedRequest):
+        return "embeddings"
+    if isinstance(request, RerankRequest):
+        return "rerank"
+    if isinstance(request, CountRequest):
+        return "count"
+    raise unspoken(request, "OpenAI's")
+
+
+def request_body(request: Request, *, model: str, stream: bool, engine: bool = False) -> bytes:
+    """The body for a backend that calls the model `model`. The request must be expanded.
+
+    `engine` allows llama.cpp's own fields that strict servers refuse.
+    """
+    body: dict[str, Any] = {"model": model}
+    if isinstance(request, ChatRequest) and request.dialogue is not None:
+        body["messages"] = messages(request.dialogue)
+        body |= _chat(request.dialogue, engine=engine) | _output(request.output, stream=stream)
+        if engine and request.output.details:
+            body |= _details(request.dialogue, stream=stream)
+    elif isinstance(request, CountRequest) and request.dialogue is not None:
+        body["messages"] = messages(request.dialogue)
+        body |= _chat(request.dialogue, engine=engine)
+    elif isinstance(request, CompletionRequest) and request.prompt is not None:
+        body["prompt"] = request.prompt
+        if request.suffix is not None:
+            body["suffix"] = request.suffix
+        body |= _sampling(request.sampling or Sampling(), engine=engine) | _plain_output(request.output, stream=stream)
+    elif isinstance(request, EmbedRequest) and request.inputs is not None:
+        body |= {"input": request.inputs, "encoding_format": "float"}
+        if request.dimensions is not None:
+            body["dimensions"] = request.dimensions
+        if request.normalize is False and engine:
+            body["embd_normalize"] = -1
+    elif isinstance(request, RerankRequest) and request.query is not None:
+        body |= {"query": request.query, "documents": request.documents or ()}
+        if request.top_n is not None:
+            body["top_n"] = request.top_n
+    else:
+        operation(request)
+        raise ValueError("the request must be expanded before it is written in another protocol")
+    return msgspec.json.encode(body)
+
+
+def messages(dialogue: Dialogue) -> list[dict[str, Any]]:
+    """The conversation. Tool calls without an id get one, and the results that follow refer to it."""
+    written: list[dict[str, Any]] = []
+    waiting: list[tuple[str, str | None]] = []
+    count = 0
+    for message in dialogue.messages:
+        body: dict[str, Any] = {"role": message.role, "content": _content(message)}
+        if message.name is not None and message.role != "tool":
+            body["name"] = message.name
+        if message.reasoning:
+            body["reasoning_content"] = message.reasoning
+        if message.tool_calls:
+            waiting = []
+            calls = []
+            for call in message.tool_calls:
+                count += 1
+                call_id = call.id or f"call_{count}"
+                waiting.append((call_id, call.name))
+                function = {"name": call.name, "arguments": call.arguments or "{}"}
+                calls.append({"id": call_id, "type": "function", "function": function})
+            body["tool_calls"] = calls
+        if message.role == "tool":
+            body["tool_call_id"] = message.tool_call_id or _answered(waiting, message.name)
+        written.append(body)
+    return written
+
+
+def _answered(waiting: list[tuple[str, str | None]], name: str | None) -> str:
+    # A result without an id belongs to the first open call of its name, else to the first open one.
+    for place, (call_id, called) in enumerate(waiting):
+        if name is None or called == name:
+            del waiting[place]
+            return call_id
+    return waiting.pop(0)[0] if waiting else "call_0"
+
+
+def _content(message: Message) -> str | list[dict[str, Any]] | None:
+    if all(isinstance(part, Text) for part in message.parts):
+        text = "".join(part.text for part in message.parts if isinstance(part, Text))
+        return None if message.tool_calls and not text else text
+    return [{"type": "text", "text": part.text} if isinstance(part, Text) else _media(part) for part in message.parts]
+
+
+def _media(part: Media) -> dict[str, Any]:
+    if part.kind == "audio":
+        sound = (part.mime or "audio/wav").removeprefix("audio/")
+        return {"type": "input_audio", "input_audio": {"data": part.data or "", "format": sound}}
+    url = part.url if part.url is not None else f"data:{part.mime or 'image/png'};base64,{part.data or ''}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _chat(dialogue: Dialogue, *, engine: bool) -> dict[str, Any]:
+    body: dict[str, Any] = {}
+    if dialogue.tools:
+        body["tools"] = [_tool(tool) for tool in dialogue.tools]
+    choice = dialogue.tool_choice
+    if choice is not None:
+        plain = choice in ("auto", "none", "required")
+        body["tool_choice"] = choice if plain else {"type": "function", "function": {"name": choice}}
+    if dialogue.parallel_tool_calls is not None:
+        body["parallel_tool_calls"] = dialogue.parallel_tool_calls
+    thinking = dialogue.thinking
+    if isinstance(thinking, str):
+        body["reasoning_effort"] = thinking
+    if thinking is not None and engine:
+        # llama.cpp's templates know the switch by this name; OpenAI itself refuses it.
+        body["chat_template_kwargs"] = {"enable_thinking": thinking is not False}
+    return body | _sampling(dialogue.sampling, engine=engine)
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name}
+    if tool.description is not None:
+        function["description"] = tool.description
+    if tool.parameters is not None:
+        function["parameters"] = tool.parameters
+    return {"type": "function", "function": function}
+
+
+def _sampling(sampling: Sampling, *, engine: bool) -> dict[str, Any]:
+    # The field names are llama.cpp's own, which are OpenAI's where OpenAI has them.
+    said = {name: value for name, value in msgspec.structs.asdict(sampling).items() if value is not None}
+    if engine:
+        return said
+    body = {name: value for name, value in said.items() if name not in _BEYOND and value != _USUAL.get(name)}
+    if "repeat_penalty" in body:
+        body["repetition_penalty"] = body.pop("repeat_penalty")
+    return body
+
+
+def _stream(output: Output, *, stream: bool) -> dict[str, Any]:
+    body: dict[str, Any] = {"stream": stream}
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    if output.choices > 1:
+        body["n"] = output.choices
+    return body
+
+
+def _output(output: Output, *, stream: bool) -> dict[str, Any]:
+    body = _stream(output, stream=stream)
+    if output.logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": output.logprobs}
+    if output.schema is not None:
+        if bytes(output.schema) == _ANY_OBJECT:
+            body["response_format"] = {"type": "json_object"}
+        else:
+            wanted = {"name": "answer", "strict": True, "schema": output.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": wanted}
+    return body
+
+
+def _details(dialogue: Dialogue, *, stream: bool) -> dict[str, Any]:
+    # The stop sequence that was met stands only among what the server tells for debugging, the whole prompt included:
+    # it is asked for only where there is a stop sequence to be met.
+    details = {"return_progress": True} if stream else {}
+    return details | ({"verbose": True} if dialogue.sampling.stop else {})
+
+
+def _plain_output(output: Output, *, stream: bool) -> dict[str, Any]:
+    body = _stream(output, stream=stream)
+    if output.logprobs is not None:
+        body["logprobs"] = output.logprobs
+    if output.schema is not None:
+        any_object = bytes(output.schema) == _ANY_OBJECT
+        body["json_schema"] = {"type": "object"} if any_object else output.schema
+    return body
+
 
 # Operations whose stream can be folded into the whole answer.
 _FOLDED = frozenset({"chat", "completions", "responses"})

@@ -11,8 +11,8 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from hostler.adapters.canonical import AnswerHead
-from hostler.adapters.protocol import WireRequest
+from hostler.adapters.base import Upstream, WireRequest
+from hostler.adapters.types import AnswerHead
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,3 +120,20 @@ class Transport(Protocol):
     async def aclose(self) -> None:
         """Closes everything and returns when it is closed. Requests on their way end as `BackendBroken`."""
         ...
+
+
+class Backend(msgspec.Struct, frozen=True, kw_only=True):
+    """How a backend is spoken to. `endpoint` is `None` where a lease tells it.
+
+    `folds`: whole answers are asked for as streams and folded here. llama.cpp's server notices that the client of a
+    whole answer has left only when nothing else happens; a stream it stops within a token. `headers` go with every
+    request.
+    """
+
+    name: str
+    upstream: Upstream
+    transport: Transport
+    timeouts: Timeouts
+    endpoint: Endpoint | None = None
+    folds: bool = False
+    headers: tuple[tuple[str, str], ...] = ()

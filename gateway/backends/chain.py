@@ -14,19 +14,56 @@ import anyio
 import msgspec
 
 from hostler.gateway.backends.base import Endpoint
-from hostler.gateway.backends.breaker import BreakerRules, BreakerState
-from hostler.gateway.backends.hop import Hop
-from hostler.gateway.backends.judging import WORDS, Skip
-from hostler.gateway.backends.outcomes import Outcome
-from hostler.gateway.backends.prober import ANSWER_S, Ask, HttpProbe, Probed, Prober, Sign
-from hostler.gateway.backends.pulse import PULSE_ANSWER_S
-from hostler.gateway.backends.pulse import Alive, Pulse
-from hostler.gateway.backends.spending import Spending, default_file
-from hostler.gateway.backends.standing import Standing
-from hostler.gateway.backends.waking import Waker
+from hostler.gateway.backends.circuit_breaker import BreakerRules, BreakerState, Standing
+from hostler.gateway.backends.cost import Spending, default_file
+from hostler.gateway.backends.failure_policy import WORDS, Outcome, Skip
+from hostler.gateway.backends.health_checks import (
+    ANSWER_S,
+    PULSE_ANSWER_S,
+    Alive,
+    Ask,
+    HttpProbe,
+    Probed,
+    Prober,
+    Pulse,
+    Sign,
+)
+from hostler.gateway.backends.wake_on_lan import Waker
+from hostler.gateway.config import BackendSettings, PriceSettings, Settings
 from hostler.gateway.events import BreakerChanged, Bus, Event, HostChanged
-from hostler.gateway.settings import BackendSettings, Settings
 from hostler.supervisor.contract import EngineAddress, Supervisor
+
+
+def _always() -> bool:
+    return True
+
+
+def _nothing() -> None:
+    return None
+
+
+class Hop(msgspec.Struct, frozen=True, kw_only=True):
+    """One backend. `local`: what is sent there stays in the house; else `spending` counts what it costs.
+
+    `supervised`: engines of ours answer, so that errors are ours to explain. `reachable` tells whether it is there as
+    far as the background knows; `suspect` asks the background to look at once; `pulse` watches over the requests there.
+    """
+
+    name: str
+    standing: Standing
+    local: bool = True
+    supervised: bool = False
+    reachable: Callable[[], bool] = _always
+    suspect: Callable[[], None] = _nothing
+    pulse: Pulse | None = None
+    waker: Waker | None = None
+    spending: Spending | None = None
+    prices: Mapping[str, PriceSettings] = {}
+
+    def price(self, model: str, name_there: str) -> PriceSettings | None:
+        """What a model costs here, if the configuration says so."""
+        return self.prices.get(name_there) or self.prices.get(model) or self.prices.get("*")
+
 
 #: What a server of each kind is asked for a sign of life.
 _PROBES = {"openai": "/v1/models", "llamacpp": "/health", "ollama": "/api/version", "anthropic": "/v1/models"}

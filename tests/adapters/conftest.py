@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters.canonical import AnswerHead, Chunk, Request
+from hostler.adapters.base import Incoming
+from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.openai.encoder import OpenAIEncoder
-from hostler.adapters.openai.inbound import OpenAIAdapter
 from hostler.adapters.openai.parser import OpenAIParser
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.protocol import Incoming
+from hostler.adapters.types import AnswerHead, Chunk, Request
 
 TRANSCRIPTS = Path(__file__).parent.parent / "transcripts"
 STREAM = AnswerHead(media_type="text/event-stream")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters import framing
-from hostler.adapters.anthropic.inbound import AnthropicAdapter
-from hostler.adapters.canonical import AnswerHead, Chunk, Progress, ToolCall, Usage
+from hostler.adapters import sse as framing
+from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.errors import Busy, ModelUnavailable
 from hostler.adapters.openai.parser import OpenAIParser
+from hostler.adapters.types import AnswerHead, Chunk, Progress, ToolCall, Usage
 
 LOADING = Progress(phase="loading", model="b", from_model="a", percent=40.2, eta_s=11.6)
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters import framing
-from hostler.adapters.anthropic.inbound import AnthropicAdapter
-from hostler.adapters.canonical import AnswerHead, Chunk
+from hostler.adapters import sse as framing
+from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.openai.parser import OpenAIParser
 from hostler.adapters.openai.upstream import OpenAIUpstream
+from hostler.adapters.types import AnswerHead, Chunk
 
 STREAM = AnswerHead(media_type="text/event-stream")
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hostler.adapters.anthropic.inbound import AnthropicAdapter
-from hostler.adapters.canonical import Chunk, Progress, ToolCall, Usage
+from hostler.adapters.anthropic.adapter import AnthropicAdapter
+from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import BackendBroken, Busy, ModelUnavailable
-from hostler.adapters.protocol import WireResponse
+from hostler.adapters.types import Chunk, Progress, ToolCall, Usage
 
 words = st.text(max_size=10)
 plain = st.builds(Chunk, wire=st.just("other"), text=words, reasoning=words)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters.anthropic.inbound import AnthropicAdapter
+from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.errors import (
     BackendRejected,
     BackendTimeout,
@@ -21,7 +21,7 @@ from hostler.adapters.errors import (
     TooLarge,
     Unauthenticated,
 )
-from hostler.adapters.listing import Listing, ModelCard
+from hostler.adapters.model_list import Listing, ModelCard
 
 
 @pytest.fixture

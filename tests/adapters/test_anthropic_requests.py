@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters.anthropic.inbound import AnthropicAdapter
+from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.anthropic.upstream import AnthropicUpstream
-from hostler.adapters.canonical import ChatRequest, CountRequest, Dialogue, Media, Message, Text, ToolCall
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.upstream import OpenAIUpstream
+from hostler.adapters.types import ChatRequest, CountRequest, Dialogue, Media, Message, Text, ToolCall
 
 Messages = Callable[..., ChatRequest]
 

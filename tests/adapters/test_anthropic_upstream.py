@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hostler.adapters import framing
-from hostler.adapters.anthropic.inbound import AnthropicAdapter
+from hostler.adapters import sse as framing
+from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.anthropic.parser import AnthropicParser
 from hostler.adapters.anthropic.upstream import AnthropicUpstream
-from hostler.adapters.canonical import AnswerHead, Chunk, EmbedRequest, Origin, Request, Usage
+from hostler.adapters.base import Incoming
 from hostler.adapters.errors import BackendBroken, BadRequest
-from hostler.adapters.openai.inbound import OpenAIAdapter
-from hostler.adapters.protocol import Incoming
+from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.types import AnswerHead, Chunk, EmbedRequest, Origin, Request, Usage
 
 STREAM = AnswerHead(media_type="text/event-stream; charset=utf-8")
 fixtures_are_stateless = settings(

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from hostler.adapters.anthropic.upstream import AnthropicUpstream
-from hostler.adapters.canonical import Probe, Request
+from hostler.adapters.base import Adapter, Admitting, Incoming, Operation, Polyglot, Upstream
 from hostler.adapters.errors import BadRequest, GatewayError
-from hostler.adapters.listing import Listing, ModelCard
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
+from hostler.adapters.model_list import Listing, ModelCard
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.protocol import Adapter, Admitting, Incoming, Operation, Polyglot, Upstream
 from hostler.adapters.registry import load_adapters
+from hostler.adapters.types import Probe, Request
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "compatibility.md").read_text(encoding="utf-8")
 ADAPTERS = {adapter.name: adapter for adapter in load_adapters()}

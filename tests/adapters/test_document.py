@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostler.adapters import document
-from hostler.adapters.document import Document
+from hostler.adapters import json_body as document
 from hostler.adapters.errors import BadRequest
+from hostler.adapters.json_body import Document
 
 values = st.recursive(
     st.none()

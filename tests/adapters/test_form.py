@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from hostler.adapters import form
+from hostler.adapters import multipart as form
 from hostler.adapters.errors import BadRequest
 
 FILE = bytes(range(256)) * 40 + b'\r\nContent-Disposition: form-data; name="model"\r\n\r\nevil'

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hostler.adapters.anthropic.inbound import AnthropicAdapter
+from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.anthropic.upstream import AnthropicUpstream
-from hostler.adapters.canonical import AnswerHead
-from hostler.adapters.llamacpp.inbound import LlamaCppAdapter
+from hostler.adapters.base import Incoming
+from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
-from hostler.adapters.ollama.inbound import OllamaAdapter
+from hostler.adapters.ollama.adapter import OllamaAdapter
 from hostler.adapters.ollama.upstream import OllamaUpstream
-from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.protocol import Incoming
+from hostler.adapters.types import AnswerHead
 
 Transcript = Callable[[str], bytes]
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostler.adapters import framing
+from hostler.adapters import sse as framing
 from hostler.adapters.errors import BackendBroken
-from hostler.adapters.framing import EventSplitter
+from hostler.adapters.sse import EventSplitter
 
 PARTS = [
     b"data: {}\n\n",

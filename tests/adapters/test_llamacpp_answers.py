@@ -12,7 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hostler.adapters.canonical import (
+from hostler.adapters.base import Encoder
+from hostler.adapters.errors import BackendBroken, ModelUnavailable
+from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
+from hostler.adapters.llamacpp.parser import LlamaCppParser
+from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
+from hostler.adapters.types import (
     AnswerHead,
     Chunk,
     CompletionRequest,
@@ -23,11 +28,6 @@ from hostler.adapters.canonical import (
     Progress,
     Usage,
 )
-from hostler.adapters.errors import BackendBroken, ModelUnavailable
-from hostler.adapters.llamacpp.inbound import LlamaCppAdapter
-from hostler.adapters.llamacpp.parser import LlamaCppParser
-from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
-from hostler.adapters.protocol import Encoder
 
 Transcript = Callable[[str], bytes]
 STREAM = AnswerHead(media_type="text/event-stream")

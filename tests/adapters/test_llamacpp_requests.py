@@ -9,21 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostler.adapters.canonical import (
+from hostler.adapters.base import Incoming
+from hostler.adapters.errors import BadRequest, MethodNotAllowed, ModelUnavailable, NotFound
+from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
+from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
+from hostler.adapters.model_list import ModelCard
+from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.openai.upstream import OpenAIUpstream
+from hostler.adapters.registry import check_conflicts
+from hostler.adapters.types import (
     ChatRequest,
     Control,
     Passthrough,
     Probe,
     Request,
 )
-from hostler.adapters.errors import BadRequest, MethodNotAllowed, ModelUnavailable, NotFound
-from hostler.adapters.listing import ModelCard
-from hostler.adapters.llamacpp.inbound import LlamaCppAdapter
-from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
-from hostler.adapters.openai.inbound import OpenAIAdapter
-from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.protocol import Incoming
-from hostler.adapters.registry import check_conflicts
 
 ADAPTER = LlamaCppAdapter()
 UPSTREAM = LlamaCppUpstream()

@@ -8,12 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from hostler.adapters import errors, framing
+from hostler.adapters import errors
+from hostler.adapters import sse as framing
+from hostler.adapters.base import Incoming
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, ModelNotFound
-from hostler.adapters.listing import Listing, ModelCard
-from hostler.adapters.llamacpp.inbound import LlamaCppAdapter
-from hostler.adapters.openai.inbound import OpenAIAdapter
-from hostler.adapters.protocol import Incoming
+from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
+from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.profiles.schema import ModelFacts
 
 ADAPTER = LlamaCppAdapter()

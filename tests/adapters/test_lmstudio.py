@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters.canonical import AnswerHead, ChatRequest, CompletionRequest, Control, EmbedRequest, Request
+from hostler.adapters.base import Incoming
 from hostler.adapters.errors import BadRequest, ModelNotFound, NotFound
-from hostler.adapters.listing import Listing, ModelCard
-from hostler.adapters.llamacpp.inbound import LlamaCppAdapter
-from hostler.adapters.lmstudio.inbound import LMStudioAdapter
-from hostler.adapters.ollama.inbound import OllamaAdapter
-from hostler.adapters.openai.inbound import OpenAIAdapter
-from hostler.adapters.protocol import Incoming
+from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
+from hostler.adapters.lmstudio.adapter import LMStudioAdapter
+from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.ollama.adapter import OllamaAdapter
+from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.registry import check_conflicts
+from hostler.adapters.types import AnswerHead, ChatRequest, CompletionRequest, Control, EmbedRequest, Request
 from hostler.profiles.schema import ModelFacts
 
 ADAPTER = LMStudioAdapter()

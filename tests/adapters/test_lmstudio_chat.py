@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters import framing
-from hostler.adapters.canonical import AnswerHead, ChatRequest, Chunk, Media, Progress, Request, Text, Usage
+from hostler.adapters import sse as framing
+from hostler.adapters.base import Encoder, Incoming, Timing
 from hostler.adapters.errors import BackendBroken, BadRequest, ModelNotFound
-from hostler.adapters.listing import ModelCard
+from hostler.adapters.lmstudio.adapter import LMStudioAdapter
 from hostler.adapters.lmstudio.encoder import FiguresEncoder
-from hostler.adapters.lmstudio.inbound import LMStudioAdapter
+from hostler.adapters.model_list import ModelCard
 from hostler.adapters.openai.parser import OpenAIParser
-from hostler.adapters.protocol import Encoder, Incoming, Timing
+from hostler.adapters.types import AnswerHead, ChatRequest, Chunk, Media, Progress, Request, Text, Usage
 from hostler.profiles.schema import ModelFacts
 
 ADAPTER = LMStudioAdapter()

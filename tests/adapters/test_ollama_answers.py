@@ -11,9 +11,9 @@ from fakes.ollama_desk import Desk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostler.adapters.canonical import AnswerHead, ChatRequest, Chunk, Progress, Text, TokenLogprob, ToolCall, Usage
+from hostler.adapters.base import Dated, Timed, Timing
 from hostler.adapters.errors import BackendBroken, Busy, GatewayError
-from hostler.adapters.protocol import Dated, Timed, Timing
+from hostler.adapters.types import AnswerHead, ChatRequest, Chunk, Progress, Text, TokenLogprob, ToolCall, Usage
 
 COUNTS = Usage(prompt_tokens=11, completion_tokens=6, cached_tokens=3, prompt_ms=690.582, completion_ms=8312.151)
 METRICS = {

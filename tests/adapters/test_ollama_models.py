@@ -12,11 +12,11 @@ from fakes.ollama_desk import SMOL, Desk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostler.adapters.canonical import Probe
-from hostler.adapters.listing import Listing
-from hostler.adapters.ollama.gotime import timestamp
+from hostler.adapters.model_list import Listing
+from hostler.adapters.model_names import folded, ollama_name
+from hostler.adapters.ollama.go_compat import timestamp
 from hostler.adapters.ollama.models import human_number
-from hostler.adapters.spelling import folded, ollama_name
+from hostler.adapters.types import Probe
 
 HEX = "0123456789abcdef"
 

@@ -9,7 +9,10 @@ import msgspec
 import pytest
 from fakes.ollama_desk import SMOL, Desk
 
-from hostler.adapters.canonical import (
+from hostler.adapters.base import Incoming
+from hostler.adapters.errors import BackendRejected, GatewayError, ModelNotFound
+from hostler.adapters.model_list import Listing
+from hostler.adapters.types import (
     Chunk,
     CompletionRequest,
     Copy,
@@ -21,9 +24,6 @@ from hostler.adapters.canonical import (
     Stage,
     Usage,
 )
-from hostler.adapters.errors import BackendRejected, GatewayError, ModelNotFound
-from hostler.adapters.listing import Listing
-from hostler.adapters.protocol import Incoming
 from hostler.profiles.presets import Preset, Turn
 
 BLOB = "sha256:" + "a" * 64

@@ -7,7 +7,6 @@ import json
 import pytest
 from fakes.ollama_desk import Desk
 
-from hostler.adapters.canonical import ChatRequest, EmbedRequest
 from hostler.adapters.errors import (
     BackendBroken,
     BackendRejected,
@@ -22,6 +21,7 @@ from hostler.adapters.errors import (
     Unauthenticated,
     Waited,
 )
+from hostler.adapters.types import ChatRequest, EmbedRequest
 
 TOO_LONG = json.dumps(
     {

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from fakes.ollama_desk import HI, Desk
 
-from hostler.adapters.canonical import (
+from hostler.adapters.types import (
     ChatRequest,
     CompletionRequest,
     Control,

@@ -14,7 +14,13 @@ from fakes.ollama_desk import HI, Desk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostler.adapters.canonical import (
+from hostler.adapters.base import Incoming
+from hostler.adapters.errors import BackendBroken, BadRequest
+from hostler.adapters.ollama import requests as memory
+from hostler.adapters.ollama.parser import OllamaParser
+from hostler.adapters.ollama.upstream import OllamaUpstream
+from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.types import (
     AnswerHead,
     Chunk,
     CountRequest,
@@ -25,12 +31,6 @@ from hostler.adapters.canonical import (
     ToolCall,
     Usage,
 )
-from hostler.adapters.errors import BackendBroken, BadRequest
-from hostler.adapters.ollama import memory
-from hostler.adapters.ollama.parser import OllamaParser
-from hostler.adapters.ollama.upstream import OllamaUpstream
-from hostler.adapters.openai.inbound import OpenAIAdapter
-from hostler.adapters.protocol import Incoming
 
 TRANSCRIPTS = Path(__file__).parent.parent / "transcripts" / "ollama"
 LINES = AnswerHead(media_type="application/x-ndjson")

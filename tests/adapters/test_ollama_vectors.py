@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from fakes.ollama_desk import Desk
 
-from hostler.adapters.canonical import AnswerHead, Chunk, EmbedRequest, Request
+from hostler.adapters.base import Incoming, Upstream
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.ollama.upstream import OllamaUpstream
-from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.protocol import Incoming, Upstream
+from hostler.adapters.types import AnswerHead, Chunk, EmbedRequest, Request
 
 RAW = [3.0, 4.0, 12.0]
 UNIT = [3 / 13, 4 / 13, 12 / 13]

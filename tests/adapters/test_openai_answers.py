@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hostler.adapters import framing
-from hostler.adapters.canonical import AnswerHead, Chunk, TokenLogprob, ToolCall, Usage
+from hostler.adapters import sse as framing
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.openai.fold import AnswerFold
+from hostler.adapters.types import AnswerHead, Chunk, TokenLogprob, ToolCall, Usage
 
 Parse = Callable[..., list[Chunk]]
 Transcript = Callable[[str], bytes]

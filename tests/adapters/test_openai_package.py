@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from hostler.adapters import framing
-from hostler.adapters.canonical import AnswerHead, Chunk, Progress, TokenLogprob, ToolCall, Usage
+from hostler.adapters import sse as framing
+from hostler.adapters.types import AnswerHead, Chunk, Progress, TokenLogprob, ToolCall, Usage
 
 words = st.text(max_size=10)
 tokens = st.builds(TokenLogprob, token=words, logprob=st.floats(-20, 0))

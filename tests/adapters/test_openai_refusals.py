@@ -20,8 +20,8 @@ from hostler.adapters.errors import (
     TooLarge,
     Unauthenticated,
 )
-from hostler.adapters.listing import Listing, ModelCard
-from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.openai.adapter import OpenAIAdapter
 
 
 @pytest.mark.parametrize(

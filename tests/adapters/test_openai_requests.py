@@ -9,7 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from hostler.adapters.canonical import (
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.openai.upstream import OpenAIUpstream
+from hostler.adapters.types import (
     ChatRequest,
     CompletionRequest,
     Dialogue,
@@ -24,9 +27,6 @@ from hostler.adapters.canonical import (
     Text,
     ToolCall,
 )
-from hostler.adapters.errors import BadRequest
-from hostler.adapters.openai.inbound import OpenAIAdapter
-from hostler.adapters.openai.upstream import OpenAIUpstream
 
 Chat = Callable[..., ChatRequest]
 

@@ -15,17 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostler.adapters.anthropic.inbound import AnthropicAdapter
+from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.anthropic.parser import AnthropicParser
-from hostler.adapters.canonical import AnswerHead, Chunk, Progress, Request, ToolCall, Usage
+from hostler.adapters.base import Adapter, Encoder, Incoming, Parser
 from hostler.adapters.errors import BackendBroken
-from hostler.adapters.llamacpp.inbound import LlamaCppAdapter
+from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
 from hostler.adapters.llamacpp.parser import LlamaCppParser
-from hostler.adapters.ollama.inbound import OllamaAdapter
+from hostler.adapters.ollama.adapter import OllamaAdapter
 from hostler.adapters.ollama.parser import OllamaParser
-from hostler.adapters.openai.inbound import OpenAIAdapter
+from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.openai.parser import OpenAIParser
-from hostler.adapters.protocol import Adapter, Encoder, Incoming, Parser
+from hostler.adapters.types import AnswerHead, Chunk, Progress, Request, ToolCall, Usage
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters.canonical import ChatRequest, CompletionRequest, Request, Text
-from hostler.adapters.protocol import Incoming, Presetting
+from hostler.adapters.base import Incoming, Presetting
 from hostler.adapters.registry import load_adapters
+from hostler.adapters.types import ChatRequest, CompletionRequest, Request, Text
 from hostler.profiles.presets import Preset, Turn, made_from
 
 ADAPTERS = {adapter.name: adapter for adapter in load_adapters()}

@@ -7,11 +7,11 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from hostler.adapters.openai.inbound import OpenAIAdapter
-from hostler.adapters.protocol import Operation
+from hostler.adapters.base import Operation
+from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.registry import AdapterConflict, check_conflicts, load_adapters
 
-OPENAI = EntryPoint("openai", "hostler.adapters.openai.inbound:OpenAIAdapter", "hostler.adapters")
+OPENAI = EntryPoint("openai", "hostler.adapters.openai.adapter:OpenAIAdapter", "hostler.adapters")
 
 
 class Other(OpenAIAdapter):

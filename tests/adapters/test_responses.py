@@ -13,12 +13,12 @@ from openai import Omit
 from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 
-from hostler.adapters import framing
-from hostler.adapters.canonical import AnswerHead, ChatRequest, Chunk, Message, Request, Text, ToolCall, Usage
+from hostler.adapters import sse as framing
+from hostler.adapters.base import Adapter, Incoming
 from hostler.adapters.errors import BadRequest
-from hostler.adapters.lmstudio.inbound import LMStudioAdapter
-from hostler.adapters.openai.inbound import OpenAIAdapter
-from hostler.adapters.protocol import Adapter, Incoming
+from hostler.adapters.lmstudio.adapter import LMStudioAdapter
+from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.types import AnswerHead, ChatRequest, Chunk, Message, Request, Text, ToolCall, Usage
 
 EVENTS: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(ResponseStreamEvent)
 STREAM = AnswerHead(media_type="text/event-stream")

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters.canonical import AnswerHead, Arrangement, Chunk, Control, Probe, Stage, ToolCall, Usage
+from hostler.adapters.base import Adapter, Incoming, Operation
 from hostler.adapters.errors import GatewayError
-from hostler.adapters.listing import Listing, ModelCard
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
-from hostler.adapters.protocol import Adapter, Incoming, Operation
+from hostler.adapters.model_list import Listing, ModelCard
 from hostler.adapters.registry import load_adapters
+from hostler.adapters.types import AnswerHead, Arrangement, Chunk, Control, Probe, Stage, ToolCall, Usage
 from hostler.profiles.schema import ModelFacts
 
 FOLDER = Path(__file__).parent.parent / "transcripts"

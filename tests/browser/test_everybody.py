@@ -15,7 +15,7 @@ from fakes.gate import Gate
 from playwright.async_api import Page, expect
 from system.house import House, OpenHouse, first_word
 
-from hostler.gateway import keys
+from hostler.gateway.auth import keys
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from browser.conftest import OpenPage
 from playwright.async_api import Error, expect
 from system.house import OpenHouse
 
-from hostler.gateway import keys
+from hostler.gateway.auth import keys
 
 pytestmark = pytest.mark.anyio
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters.canonical import AnswerHead, Chunk, Probe, Request
+from hostler.adapters.base import Incoming, Operation, Timing, WireResponse
 from hostler.adapters.errors import GatewayError
-from hostler.adapters.listing import Listing, ModelCard
-from hostler.adapters.ollama.inbound import OllamaAdapter
-from hostler.adapters.protocol import Incoming, Operation, Timing, WireResponse
+from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.ollama.adapter import OllamaAdapter
+from hostler.adapters.types import AnswerHead, Chunk, Probe, Request
 from hostler.profiles.schema import ModelFacts
 
 FACTS = ModelFacts(

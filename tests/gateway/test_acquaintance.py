@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hostler.gateway.records.acquaintance import Acquaintance
+from hostler.gateway.host_cache import Acquaintance
 from hostler.supervisor.contract import ProfileInfo
 
 HAS = (ProfileInfo(name="m", aliases=("nick",), context=4096, local_only=True),)

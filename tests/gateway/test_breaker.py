@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostler.gateway.backends.breaker import Breaker, BreakerRules, Permit
-from hostler.gateway.backends.outcomes import VERDICTS, Outcome, Verdict, outcome_of_status
-from hostler.gateway.backends.standing import Standing
+from hostler.gateway.backends.circuit_breaker import Breaker, BreakerRules, Permit, Standing
+from hostler.gateway.backends.failure_policy import VERDICTS, Outcome, Verdict, outcome_of_status
 
 
 def breaker(**rules: float) -> Breaker:

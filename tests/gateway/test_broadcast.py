@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from hostler.gateway.records.broadcast import Broadcast, frame
+from hostler.gateway.telemetry.event_stream import Broadcast, frame
 
 pytestmark = pytest.mark.anyio
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hostler.gateway.backends.budget import BudgetRules, RetryBudget
+from hostler.gateway.backends.retry_budget import BudgetRules, RetryBudget
 
 
 def spent(budget: RetryBudget, at: float, tries: int) -> int:

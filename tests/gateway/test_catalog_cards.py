@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hostler.gateway.catalog import Catalog
-from hostler.gateway.settings import BackendSettings
+from hostler.gateway.config import BackendSettings
 from hostler.supervisor.contract import HostStatus, ProfileInfo
 
 BACKENDS = {

@@ -11,10 +11,10 @@ import pytest
 from fakes.openrouter import open_router
 from pytest_httpx import HTTPXMock, IteratorStream
 
+from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendBroken, BackendTimeout, BackendUnavailable, BadRequest
-from hostler.adapters.protocol import WireRequest
 from hostler.gateway.backends.base import Endpoint, Timeouts
-from hostler.gateway.backends.cloud import CloudTransport
+from hostler.gateway.backends.httpx_transport import CloudTransport
 
 pytestmark = pytest.mark.anyio
 

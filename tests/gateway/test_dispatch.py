@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters.canonical import AnswerHead, ChatRequest, Origin, Output
+from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendBroken
-from hostler.adapters.protocol import WireRequest
-from hostler.gateway.backends.base import Endpoint, Timeouts
-from hostler.gateway.dispatch import Backend, Dispatch
+from hostler.adapters.types import AnswerHead, ChatRequest, Origin, Output
+from hostler.gateway.backends.base import Backend, Endpoint, Timeouts
+from hostler.gateway.proxy import Dispatch
 
 pytestmark = pytest.mark.anyio
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from hostler.adapters.listing import ModelCard
-from hostler.gateway.desk.status import EngineView, Flight, HostView, StatusView
+from hostler.adapters.model_list import ModelCard
+from hostler.gateway.admin.status import EngineView, Flight, HostView, StatusView
+from hostler.gateway.cli.live import Drawing, Picture
 from hostler.gateway.events import RequestFinished, Waiting
-from hostler.gateway.records.journal import Lines, describe
-from hostler.gateway.terminal.drawing import Drawing, Picture
+from hostler.gateway.telemetry.access_log import Lines, describe
 from hostler.supervisor.contract import HostStatus, ModelStatus, SwitchMoved
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")

@@ -7,7 +7,7 @@ from itertools import chain, combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostler.gateway.switching.eviction import Resident, Room, evict
+from hostler.gateway.scheduling.model import Resident, Room, evict
 
 EXCLUSIVE, TEN = Room(), Room(exclusive=False, budget_bytes=10)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hostler.gateway.switching.explain import explain
+from hostler.gateway.scheduling.errors import explain
 from hostler.supervisor.contract import Failure
 
 

@@ -10,7 +10,6 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from hostler.adapters.canonical import ChatRequest, Control, Origin, Output, Progress, Usage
 from hostler.adapters.errors import (
     BackendBroken,
     BackendRejected,
@@ -27,16 +26,15 @@ from hostler.adapters.errors import (
     Stopping,
     Waited,
 )
-from hostler.gateway.backends.breaker import BreakerRules
-from hostler.gateway.backends.budget import BudgetRules, RetryBudget
-from hostler.gateway.backends.hop import Hop
-from hostler.gateway.backends.pausing import Pauses
-from hostler.gateway.backends.spending import Spending
-from hostler.gateway.backends.standing import Standing
-from hostler.gateway.backends.waking import Waker
-from hostler.gateway.exchange import Client, Exchange, Target
-from hostler.gateway.layers.fallback import Fallback
-from hostler.gateway.settings import PriceSettings, SwitchingSettings, WakeSettings
+from hostler.adapters.types import ChatRequest, Control, Origin, Output, Progress, Usage
+from hostler.gateway.backends.chain import Hop
+from hostler.gateway.backends.circuit_breaker import BreakerRules, Standing
+from hostler.gateway.backends.cost import Spending
+from hostler.gateway.backends.retry_budget import BudgetRules, RetryBudget
+from hostler.gateway.backends.wake_on_lan import Waker
+from hostler.gateway.config import PriceSettings, SwitchingSettings, WakeSettings
+from hostler.gateway.context import Client, Exchange, Target
+from hostler.gateway.middleware.fallback import Fallback, Pauses
 
 pytestmark = pytest.mark.anyio
 

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from hostler.gateway.terminal.figures import count, seconds, size, speed
-from hostler.gateway.terminal.tables import Column, console, show_table, table
+from hostler.gateway.cli.formatting import Column, console, count, seconds, show_table, size, speed, table
 
 
 @pytest.mark.parametrize(

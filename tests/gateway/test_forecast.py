@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hostler.gateway.switching.decisions import SchedulerRules
-from hostler.gateway.switching.scheduler import Scheduler
-from hostler.gateway.switching.waiting import Ticket
+from hostler.gateway.scheduling.queue import Ticket
+from hostler.gateway.scheduling.scheduler import Scheduler
+from hostler.gateway.scheduling.types import SchedulerRules
 from hostler.supervisor.contract import HostStatus, ModelStatus, ProfileInfo
 
 

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from hostler.gateway.terminal.greeting import greeting, nearby
+from hostler.gateway.cli.banner import greeting, nearby
 
 
 def told(*places: tuple[str, int], keyed: bool = False) -> str:

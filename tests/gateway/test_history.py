@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from hostler.gateway.events import AttemptMade, BreakerChanged, Event, RequestFinished, SwitchChanged
-from hostler.gateway.records.history import History, Moment
+from hostler.gateway.telemetry.history import History, Moment
 from hostler.supervisor.contract import SwitchMoved
 
 pytestmark = pytest.mark.anyio

@@ -14,8 +14,8 @@ import anyio
 import pytest
 
 from hostler.gateway.asgi import LINE_KEY, Receive, Scope, Send
-from hostler.gateway.serving.http1 import Limits
-from hostler.gateway.serving.server import Server, bind
+from hostler.gateway.server.protocol import Limits
+from hostler.gateway.server.server import Server, bind
 
 pytestmark = pytest.mark.anyio
 

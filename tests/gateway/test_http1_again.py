@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostler.gateway.asgi import KNOWN_KEY, Receive, Scope, Send
-from hostler.gateway.serving.server import Server, bind
+from hostler.gateway.server.server import Server, bind
 
 HEAD = b"POST /a%20b?c=d HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer k\r\nContent-Length: %d\r\nX-Last: z\r\n\r\n"
 

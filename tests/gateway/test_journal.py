@@ -7,10 +7,10 @@ import logging
 import anyio
 import pytest
 
+from hostler.gateway.cli.logging import PlainLines
 from hostler.gateway.events import RequestFinished
-from hostler.gateway.records.journal import Journal, Lines
-from hostler.gateway.records.logbook import Logbook
-from hostler.gateway.terminal.loglines import PlainLines
+from hostler.gateway.telemetry.access_log import Journal, Lines
+from hostler.gateway.telemetry.log_buffer import Logbook
 
 pytestmark = pytest.mark.anyio
 

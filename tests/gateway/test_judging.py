@@ -18,9 +18,8 @@ from hostler.adapters.errors import (
     ModelUnavailable,
     Waited,
 )
-from hostler.gateway.backends.judging import WORDS, fault_of, outcome_of, retry_after, tokens_at_least
-from hostler.gateway.backends.outcomes import VERDICTS
-from hostler.gateway.settings import BackendSettings
+from hostler.gateway.backends.failure_policy import VERDICTS, WORDS, fault_of, outcome_of, retry_after, tokens_at_least
+from hostler.gateway.config import BackendSettings
 
 
 def rejected(status: int, error: Any = None, after: float | None = None) -> BackendRejected:

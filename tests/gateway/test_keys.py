@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from hostler.gateway import keys
-from hostler.gateway.keys import KeyRing
+from hostler.gateway.auth import keys
+from hostler.gateway.auth.keys import KeyRing
 
 _ADD = """
 import sys
 from pathlib import Path
-from hostler.gateway import keys
+from hostler.gateway.auth import keys
 print("ready", flush=True)
 sys.stdin.readline()
 for number in range(5):

@@ -15,11 +15,11 @@ import anyio.abc
 import anyio.lowlevel
 import pytest
 
+from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendBroken, BackendTimeout, BackendUnavailable, BadRequest
-from hostler.adapters.protocol import WireRequest
 from hostler.gateway.backends.base import Endpoint, Timeouts
-from hostler.gateway.backends.connection import HIGH_WATER
-from hostler.gateway.backends.lan import LanTransport
+from hostler.gateway.backends.http_connection import HIGH_WATER
+from hostler.gateway.backends.http_transport import LanTransport
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ import h11
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hostler.gateway.backends.answer import MAX_HEAD, AnswerReader, Malformed, SeenAnswer
+from hostler.gateway.backends.http_response import MAX_HEAD, AnswerReader, Malformed, SeenAnswer
 
 Outcome = tuple[int, bytes] | None  # status and body, or refused
 

@@ -11,11 +11,11 @@ from typing import Any
 import anyio
 import pytest
 
-from hostler.adapters.canonical import Copy, Create, Delete, Origin, Pull, Stage
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError, ModelNotFound, ModelUnavailable
+from hostler.adapters.types import Copy, Create, Delete, Origin, Pull, Stage
 from hostler.gateway.catalog import Catalog
-from hostler.gateway.librarian import Librarian
-from hostler.gateway.settings import LibrarySettings
+from hostler.gateway.config import LibrarySettings
+from hostler.gateway.model_admin import Librarian
 from hostler.profiles.blobs import BlobStore
 from hostler.profiles.library import Library, read_library
 from hostler.profiles.presets import Preset

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from hostler.gateway.cli.logging import JsonLines
 from hostler.gateway.events import RequestFinished
-from hostler.gateway.records.journal import Lines, describe
-from hostler.gateway.terminal.loglines import JsonLines
+from hostler.gateway.telemetry.access_log import Lines, describe
 
 
 def record(text: str, *given: object, **more: Any) -> logging.LogRecord:

@@ -15,7 +15,7 @@ from hostler.gateway.events import (
     RequestFinished,
     SwitchChanged,
 )
-from hostler.gateway.records.metrics import BackendNow, ChainNow, Metrics
+from hostler.gateway.telemetry.metrics import BackendNow, ChainNow, Metrics
 from hostler.supervisor.contract import HostStatus, ModelStatus, SwitchMoved
 
 pytestmark = pytest.mark.anyio

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hostler.gateway.terminal.calling import unknown_model
-from hostler.gateway.terminal.doctor import route_rows
-from hostler.gateway.terminal.narrating import Narrator, sentence
+from hostler.gateway.cli.client import unknown_model
+from hostler.gateway.cli.doctor import route_rows
+from hostler.gateway.cli.events import Narrator, sentence
 
 FAILURE = {"message": "the engine ended"}
 

@@ -12,11 +12,11 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from hostler.gateway.serving.notify import inherited, keep_watchdog, tell
+from hostler.gateway.server.systemd import inherited, keep_watchdog, tell
 
 _LISTENER = """
 import os, socket, sys
-from hostler.gateway.serving.notify import inherited
+from hostler.gateway.server.systemd import inherited
 sock = socket.socket(); sock.bind(("127.0.0.1", 0)); sock.listen()
 os.dup2(sock.fileno(), 3)
 found = inherited({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})

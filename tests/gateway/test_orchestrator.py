@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
+from hostler.gateway.config import QueueSettings, SwitchingSettings
 from hostler.gateway.events import Event, QueueChanged
-from hostler.gateway.settings import QueueSettings, SwitchingSettings
-from hostler.gateway.switching.orchestrator import Orchestrator
+from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.supervisor.contract import EngineAddress, HostStatus, ProfileInfo, Snapshot, SupervisorEvent
 
 pytestmark = pytest.mark.anyio

@@ -9,10 +9,10 @@ import anyio
 import pytest
 
 from hostler.adapters.errors import BackendUnavailable, GatewayError, ModelUnavailable
+from hostler.gateway.config import QueueSettings, SwitchingSettings
 from hostler.gateway.events import Event, QueueChanged
-from hostler.gateway.settings import QueueSettings, SwitchingSettings
-from hostler.gateway.switching.orchestrator import Orchestrator
-from hostler.gateway.switching.turn import Turn
+from hostler.gateway.scheduling.lease import Turn
+from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.supervisor.contract import (
     EngineAddress,
     HostStatus,

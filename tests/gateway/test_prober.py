@@ -12,10 +12,9 @@ import pytest
 from fakes.openrouter import open_router
 
 from hostler.gateway.backends.base import Endpoint
-from hostler.gateway.backends.breaker import BreakerRules
 from hostler.gateway.backends.chain import lives
-from hostler.gateway.backends.prober import HttpProbe, Probed, Prober, Sign, Watch
-from hostler.gateway.backends.standing import Standing
+from hostler.gateway.backends.circuit_breaker import BreakerRules, Standing
+from hostler.gateway.backends.health_checks import HttpProbe, Probed, Prober, Sign, Watch
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from hostler.gateway.backends.pulse import Pulse
+from hostler.gateway.backends.health_checks import Pulse
 from hostler.supervisor.contract import EngineAddress
 
 pytestmark = pytest.mark.anyio

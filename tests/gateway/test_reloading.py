@@ -13,8 +13,8 @@ import anyio
 import pytest
 import watchfiles  # noqa: F401 - imported while files can still be opened
 
-from hostler.gateway.reloading import Reloader
-from hostler.gateway.settings import read
+from hostler.gateway.config import read
+from hostler.gateway.config_reload import Reloader
 from hostler.profiles.schema import Profile
 
 pytestmark = pytest.mark.anyio
@@ -54,7 +54,7 @@ async def test_files_are_looked_at_where_nobody_tells_of_changes(tmp_path: Path)
         applied.set()
 
     reloader, told = Reloader(read(path, {}), apply, {}), Told()
-    logger = logging.getLogger("hostler.gateway.reloading")
+    logger = logging.getLogger("hostler.gateway.config_reload")
     logger.addHandler(told)
     try:
         with anyio.fail_after(10):

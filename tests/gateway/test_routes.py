@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from hostler.adapters.base import Operation
 from hostler.adapters.errors import MethodNotAllowed, NotFound
-from hostler.adapters.openai.inbound import OpenAIAdapter
-from hostler.adapters.protocol import Operation
+from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.registry import load_adapters
 from hostler.gateway.asgi import Claim, Receive, Scope, Send
-from hostler.gateway.routes import RouteConflict, Surface, adapter_claims, own_claim
+from hostler.gateway.routing import RouteConflict, Surface, adapter_claims, own_claim
 
 
 async def nothing(scope: Scope, receive: Receive, send: Send) -> None:

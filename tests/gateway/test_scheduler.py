@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostler.gateway.switching.decisions import Effect, Grant, Refuse, SchedulerRules, Switch, Unload
-from hostler.gateway.switching.scheduler import Scheduler
-from hostler.gateway.switching.waiting import Ticket
+from hostler.gateway.scheduling.queue import Ticket
+from hostler.gateway.scheduling.scheduler import Scheduler
+from hostler.gateway.scheduling.types import Effect, Grant, Refuse, SchedulerRules, Switch, Unload
 from hostler.supervisor.contract import Failure, HostStatus, ModelStatus, ProfileInfo
 
 RULES = SchedulerRules()

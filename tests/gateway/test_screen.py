@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hostler.gateway.terminal.screen import Screen
+from hostler.gateway.cli.live import Screen
 
 
 class Artist:

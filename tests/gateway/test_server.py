@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from hostler.gateway.asgi import Receive, Scope, Send
-from hostler.gateway.serving.server import Server, bind
+from hostler.gateway.server.server import Server, bind
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hostler.gateway.backends.spending import Spending, default_file
+from hostler.gateway.backends.cost import Spending, default_file
 
 NOON = datetime.datetime(2025, 3, 14, 12).timestamp()
 DAY = 86400.0

@@ -10,8 +10,8 @@ import typer
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hostler.gateway.cli import app
-from hostler.gateway.terminal.starting import Command, LogFormat, LogLevel, Start, read_start
+from hostler.gateway.cli.main import app
+from hostler.gateway.cli.start_options import Command, LogFormat, LogLevel, Start, read_start
 
 LIBRARY = typer.main.get_command(app)
 FIELDS = {field for field in Start.__struct_fields__ if field != "command"}

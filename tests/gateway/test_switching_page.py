@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from hostler.gateway import desk
-from hostler.gateway.backends.judging import WORDS
+from hostler.gateway.backends.failure_policy import WORDS
 from hostler.supervisor.contract import SwitchPhase
 
 FILES = Path(next(iter(desk.__path__))) / "ui"

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from hostler.gateway.terminal.shortening import middle_cut, shortened
-from hostler.gateway.terminal.tables import PAST, Column, aligned, console, show, table
+from hostler.gateway.cli.formatting import PAST, Column, aligned, console, middle_cut, shortened, show, table
 
 LONG = "unsloth/Qwen3-Coder-30B-A3B-Instruct-1M-GGUF-UD-Q4_K_XL"
 COLUMNS = [

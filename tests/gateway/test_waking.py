@@ -7,8 +7,8 @@ import socket
 import anyio
 import pytest
 
-from hostler.gateway.backends.waking import PEACE, Waker, magic_packet
-from hostler.gateway.settings import WakeSettings
+from hostler.gateway.backends.wake_on_lan import PEACE, Waker, magic_packet
+from hostler.gateway.config import WakeSettings
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hostler.profiles.document import DocumentError, Size, load, parse
+from hostler.profiles.yaml_config import DocumentError, Size, load, parse
 from hostler.profiles.yaml_values import MAX_DEPTH
 
 

@@ -7,9 +7,9 @@ from typing import Literal
 import msgspec
 import pytest
 
-from hostler.profiles.document import Size, schema
 from hostler.profiles.schema import ProfileEntry
-from hostler.supervisor.settings import SupervisorSettings
+from hostler.profiles.yaml_config import Size, schema
+from hostler.supervisor.config import SupervisorSettings
 
 
 class Inner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from hostler.profiles.document import Size
 from hostler.profiles.schema import Profile, ProfileEntry, ProfileError, resolve
+from hostler.profiles.yaml_config import Size
 
 
 def entry(**given: Any) -> ProfileEntry:

@@ -19,8 +19,7 @@ import pytest
 from anyio import to_thread
 
 from hostler.profiles.downloads import Stop
-from hostler.profiles.fetching import cached, fetch, fetch_now
-from hostler.profiles.proofs import known_sha256
+from hostler.profiles.fetch import cached, fetch, fetch_now, known_sha256
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress, Source, SourceError, cache_directory
 
@@ -242,7 +241,7 @@ def _is_alive(process: psutil.Process) -> bool:
 FETCH = """
 import sys, anyio
 from pathlib import Path
-from hostler.profiles.fetching import fetch
+from hostler.profiles.fetch import fetch
 from hostler.profiles.schema import Profile
 profile = Profile(name="tiny", model=sys.argv[1], sha256=sys.argv[3] if len(sys.argv) > 3 else None)
 print(anyio.run(lambda: fetch(profile, cache_dir=Path(sys.argv[2]))))

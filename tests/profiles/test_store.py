@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hostler.profiles.document import DocumentError, Size, parse
 from hostler.profiles.schema import ProfileEntry
 from hostler.profiles.store import Changes, add_profile, demo_profiles, diff, profiles_of, read_profiles, shipped
+from hostler.profiles.yaml_config import DocumentError, Size, parse
 
 MAIN = """\
 # my home lab

@@ -32,7 +32,7 @@ from hostler.supervisor.contract import (
     SwitchMoved,
     UnknownProfile,
 )
-from hostler.supervisor.fleet import Fleet
+from hostler.supervisor.manager import Fleet
 
 Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
 

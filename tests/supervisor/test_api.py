@@ -15,8 +15,8 @@ from starlette.applications import Starlette
 
 from hostler.supervisor.api import create_app
 from hostler.supervisor.contract import Failure, HostStatus, ModelChanged, ModelStatus
-from hostler.supervisor.streams import LOG_BUFFER
-from hostler.supervisor.wire import ErrorAnswer, SwitchAnswer
+from hostler.supervisor.events import LOG_BUFFER
+from hostler.supervisor.schemas import ErrorAnswer, SwitchAnswer
 
 pytestmark = pytest.mark.anyio
 

@@ -14,9 +14,9 @@ from starlette.applications import Starlette
 from hostler.profiles.schema import Profile
 from hostler.supervisor.api import create_app
 from hostler.supervisor.client import SupervisorClient
+from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import Snapshot, StaleEpoch, SupervisorError, SwitchMoved
-from hostler.supervisor.fleet import Fleet
-from hostler.supervisor.settings import SupervisorSettings
+from hostler.supervisor.manager import Fleet
 
 pytestmark = pytest.mark.anyio
 

@@ -30,7 +30,7 @@ from hostler.supervisor.contract import (
     SupervisorUnreachable,
     UnknownProfile,
 )
-from hostler.supervisor.wire import ErrorAnswer, ErrorBody, SwitchAnswer
+from hostler.supervisor.schemas import ErrorAnswer, ErrorBody, SwitchAnswer
 
 pytestmark = pytest.mark.anyio
 

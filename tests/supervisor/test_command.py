@@ -11,9 +11,9 @@ import pytest
 
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.command import Command, build, engine_program
+from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import SupervisorError
-from hostler.supervisor.engine_arguments import parse
-from hostler.supervisor.settings import SupervisorSettings
+from hostler.supervisor.embedded.arguments import parse
 
 
 def make(inherited: Mapping[str, str] | None = None, settings: dict[str, Any] | None = None, **fields: Any) -> Command:

@@ -11,10 +11,9 @@ import httpx
 import pytest
 
 from hostler.profiles.schema import Profile
+from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress
-from hostler.supervisor.fleet import Fleet
-from hostler.supervisor.host import open_host
-from hostler.supervisor.settings import SupervisorSettings
+from hostler.supervisor.manager import Fleet, open_host
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.timeout(180)]
 

@@ -13,13 +13,13 @@ import msgspec
 import pytest
 from fakes.gate import Gate
 
-from hostler.profiles.document import Size
 from hostler.profiles.schema import Profile
-from hostler.supervisor.activity import Activity, activity
+from hostler.profiles.yaml_config import Size
+from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress, Snapshot, SwitchMoved
-from hostler.supervisor.fleet import Fleet
+from hostler.supervisor.engine_client import Activity, activity
+from hostler.supervisor.manager import Fleet
 from hostler.supervisor.memory import GIB
-from hostler.supervisor.settings import SupervisorSettings
 
 pytestmark = pytest.mark.anyio
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from hostler.profiles.schema import Profile
-from hostler.supervisor.fleet import Fleet
-from hostler.supervisor.settings import SupervisorSettings
+from hostler.supervisor.config import SupervisorSettings
+from hostler.supervisor.manager import Fleet
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.timeout(180)]
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from fakes.ports import free_port
 
-from hostler.supervisor.engine_arguments import FLAGS, BadArgument, parse
+from hostler.supervisor.embedded.arguments import FLAGS, BadArgument, parse
 
 Start = Callable[..., "Engine"]
 
@@ -85,7 +85,9 @@ def test_every_value_has_its_place_in_the_engine() -> None:
 
 
 def test_an_unknown_argument_is_one_line_and_exit_code_one() -> None:
-    done = subprocess.run([sys.executable, "-m", "hostler.supervisor.engine", "--nope"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "hostler.supervisor.embedded.server", "--nope"], capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (1, "error: invalid argument: --nope\n")
 
 
@@ -95,7 +97,7 @@ class Engine:
     def __init__(self, model: Path, *arguments: str) -> None:
         self.port = free_port()
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "hostler.supervisor.engine", "-m", str(model), "--port", str(self.port), "-c", "512",
+            [sys.executable, "-m", "hostler.supervisor.embedded.server", "-m", str(model), "--port", str(self.port), "-c", "512",
              "-b", "128", "-np", "1", "-t", "1", "--cache-ram", "0", *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
             env={**os.environ, "LLAMA_API_KEY": "k3y", "LLAMA_SERVER_ROUTER_PORT": "1"},

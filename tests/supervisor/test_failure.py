@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hostler.supervisor.failure import LINES_KEPT, explain, telling_line
+from hostler.supervisor.states import LINES_KEPT, explain, telling_line
 
 FIT = "0.00.004.192 E common_fit_params: encountered an error while trying to fit params to free device memory: failed to load model"
 

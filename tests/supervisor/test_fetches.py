@@ -10,7 +10,7 @@ import pytest
 
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress, SourceError
-from hostler.supervisor.fetches import Fetches
+from hostler.supervisor.model_files import Fetches
 
 pytestmark = pytest.mark.anyio
 

@@ -14,9 +14,10 @@ import msgspec
 import pytest
 from fakes.gate import Gate
 
-from hostler.profiles.document import Size
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress, SourceError
+from hostler.profiles.yaml_config import Size
+from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import (
     EngineAddress,
     Failure,
@@ -29,12 +30,11 @@ from hostler.supervisor.contract import (
     SwitchMoved,
     UnknownProfile,
 )
-from hostler.supervisor.fleet import Fleet
-from hostler.supervisor.health import get_status
-from hostler.supervisor.member import Description
+from hostler.supervisor.engine_client import get_status
+from hostler.supervisor.events import WAITING_EVENTS
+from hostler.supervisor.manager import Fleet
 from hostler.supervisor.memory import GIB
-from hostler.supervisor.settings import SupervisorSettings
-from hostler.supervisor.subscription import WAITING_EVENTS
+from hostler.supervisor.model import Description
 
 pytestmark = pytest.mark.anyio
 

@@ -11,15 +11,14 @@ import anyio
 import pytest
 from fakes.meter import PretendedMeter
 
-from hostler.profiles.document import Size
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.fleet import Fleet
-from hostler.supervisor.footprints import Footprints
-from hostler.supervisor.host import open_host
-from hostler.supervisor.member import Description
+from hostler.profiles.yaml_config import Size
+from hostler.supervisor.config import SupervisorSettings
+from hostler.supervisor.manager import Fleet, open_host
 from hostler.supervisor.memory import GIB, Observed, Usage
-from hostler.supervisor.pins import Pins
-from hostler.supervisor.settings import SupervisorSettings
+from hostler.supervisor.model import Description
+from hostler.supervisor.state_store import Pins
+from hostler.supervisor.usage import Footprints
 
 pytestmark = pytest.mark.anyio
 

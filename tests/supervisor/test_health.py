@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hostler.supervisor import health
+from hostler.supervisor import engine_client as health
 
 ADDRESSES = {"127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}
 

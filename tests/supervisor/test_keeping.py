@@ -15,9 +15,9 @@ from system.house import house_in
 
 from hostler.profiles.schema import Profile
 from hostler.supervisor.client import SupervisorClient
-from hostler.supervisor.fleet import Fleet
-from hostler.supervisor.keeper import Keeper
-from hostler.supervisor.settings import SupervisorSettings
+from hostler.supervisor.config import SupervisorSettings
+from hostler.supervisor.manager import Fleet
+from hostler.supervisor.slot_cache import Keeper
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from hostler.supervisor.sentry import Sentry
+from hostler.supervisor.reaper import Sentry
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems end only engines that read their stdin")
 
@@ -23,8 +23,8 @@ PROGRAM = """
 import sys, anyio
 from hostler.profiles.schema import Profile
 from hostler.supervisor.contract import ModelChanged
-from hostler.supervisor.fleet import Fleet
-from hostler.supervisor.settings import SupervisorSettings
+from hostler.supervisor.manager import Fleet
+from hostler.supervisor.config import SupervisorSettings
 
 async def main():
     engine, model, log, script, *path = sys.argv[1:]

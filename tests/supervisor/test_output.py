@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hostler.supervisor.output import FOLLOWER_LINES, LONGEST_LINE, LineSplitter, Log
+from hostler.supervisor.logs import FOLLOWER_LINES, LONGEST_LINE, LineSplitter, Log
 
 pytestmark = pytest.mark.anyio
 

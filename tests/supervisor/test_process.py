@@ -17,12 +17,11 @@ from fakes.gate import Gate
 
 from hostler.profiles.schema import Profile
 from hostler.supervisor.command import Command, build
+from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError
-from hostler.supervisor.health import get_status
-from hostler.supervisor.life import Build, Hooks, Limits
-from hostler.supervisor.output import Log
-from hostler.supervisor.process import ManagedProcess
-from hostler.supervisor.settings import SupervisorSettings
+from hostler.supervisor.engine_client import get_status
+from hostler.supervisor.logs import Log
+from hostler.supervisor.process import Build, Hooks, Limits, ManagedProcess
 
 pytestmark = pytest.mark.anyio
 

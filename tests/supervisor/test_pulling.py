@@ -15,10 +15,10 @@ from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.sources import FetchProgress, SourceError
 from hostler.supervisor.api import create_app
 from hostler.supervisor.client import ClientLimits, SupervisorClient
+from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import Pulls, Snapshot, SupervisorError, SupervisorUnreachable, UnknownProfile
-from hostler.supervisor.fleet import Fleet
-from hostler.supervisor.member import Description
-from hostler.supervisor.settings import SupervisorSettings
+from hostler.supervisor.manager import Fleet
+from hostler.supervisor.model import Description
 
 pytestmark = pytest.mark.anyio
 

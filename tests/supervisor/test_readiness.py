@@ -12,7 +12,7 @@ import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
 from hostler.supervisor.contract import EngineAddress
-from hostler.supervisor.readiness import until_silent
+from hostler.supervisor.engine_client import until_silent
 
 pytestmark = pytest.mark.anyio
 

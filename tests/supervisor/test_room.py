@@ -12,13 +12,13 @@ import pytest
 from fakes.meter import PretendedMeter
 from system.house import house_in
 
-from hostler.profiles.document import Size
 from hostler.profiles.schema import ModelFacts, Profile
+from hostler.profiles.yaml_config import Size
+from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import ModelChanged, Snapshot, SupervisorError
-from hostler.supervisor.fleet import Fleet
-from hostler.supervisor.member import Description
+from hostler.supervisor.manager import Fleet
 from hostler.supervisor.memory import GIB, MIB, Usage
-from hostler.supervisor.settings import SupervisorSettings
+from hostler.supervisor.model import Description
 
 pytestmark = pytest.mark.anyio
 

@@ -22,10 +22,9 @@ from msgspec.structs import replace
 
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.contract import EngineAddress
-from hostler.supervisor.engine_http import EngineError, ask, engine_build
-from hostler.supervisor.keeper import SlotKeeper
+from hostler.supervisor.engine_client import EngineError, ask, engine_build
+from hostler.supervisor.slot_cache import Restored, SlotKeeper, SlotLimits, SlotStore
 from hostler.supervisor.slot_key import slot_key, unfit
-from hostler.supervisor.slots import Restored, SlotLimits, SlotStore
 
 pytestmark = pytest.mark.anyio
 
@@ -433,7 +432,7 @@ def _real_engine(model: Path, port: int, directory: Path) -> Iterator[EngineAddr
     arguments = ["-m", str(model), "--host", "127.0.0.1", "--port", str(port), "-c", "4096", "-np", "1", "-b", "512"]
     arguments += ["-t", "1", "--cache-ram", "0", "--slot-save-path", str(directory)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "hostler.supervisor.engine", *arguments],
+        [sys.executable, "-m", "hostler.supervisor.embedded.server", *arguments],
         env={**os.environ, "LLAMA_API_KEY": "k"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

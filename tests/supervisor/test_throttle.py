@@ -11,7 +11,7 @@ import pytest
 from starlette.applications import Starlette
 
 from hostler.supervisor.api import create_app
-from hostler.supervisor.throttle import Throttle
+from hostler.supervisor.auth import Throttle
 
 Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
 

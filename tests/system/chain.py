@@ -14,9 +14,9 @@ from fakes.openrouter import Router
 from system.house import data_events
 
 from hostler.gateway.app import Gateway
+from hostler.gateway.config import read
 from hostler.gateway.events import Event, RequestFinished
-from hostler.gateway.serving.server import bind
-from hostler.gateway.settings import read
+from hostler.gateway.server.server import bind
 
 
 class OpenChain:

@@ -15,12 +15,11 @@ from anyio.abc import TaskGroup
 from fakes.ports import free_port
 
 from hostler.gateway.app import Gateway
-from hostler.gateway.keys import add
-from hostler.gateway.serving.server import Server, bind
-from hostler.gateway.settings import Configuration, read
+from hostler.gateway.auth.keys import add
+from hostler.gateway.config import Configuration, read
+from hostler.gateway.server.server import Server, bind
 from hostler.supervisor.api import create_app
-from hostler.supervisor.fleet import Fleet
-from hostler.supervisor.host import open_host
+from hostler.supervisor.manager import Fleet, open_host
 
 FAKE_ENGINE = Path(__file__).parent.parent / "fakes" / "fake_engine.py"
 

@@ -16,7 +16,7 @@ import pytest
 from fakes.openrouter import COST, SECRET_WORDS, Router
 from system.chain import error_in, open_chain, plain, said
 
-from hostler.gateway import keys
+from hostler.gateway.auth import keys
 
 pytestmark = pytest.mark.anyio
 

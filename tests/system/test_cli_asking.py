@@ -19,8 +19,8 @@ from system.command import Running, hostler
 from system.house import FAKE_ENGINE
 from typer.testing import CliRunner, Result
 
-from hostler.gateway import keys
-from hostler.gateway.cli import app
+from hostler.gateway.auth import keys
+from hostler.gateway.cli.main import app
 
 FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
 

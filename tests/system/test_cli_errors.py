@@ -16,8 +16,8 @@ import pytest
 import typer
 from fakes.ports import free_port
 
-from hostler.gateway.cli import app
-from hostler.gateway.terminal import options
+from hostler.gateway.cli import options
+from hostler.gateway.cli.main import app
 
 ROOT = Path(__file__).parent.parent.parent
 

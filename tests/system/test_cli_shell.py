@@ -15,7 +15,7 @@ import pytest
 from system.command import hostler
 from system.house import FAKE_ENGINE
 
-from hostler.gateway import keys
+from hostler.gateway.auth import keys
 
 
 def completed(folder: Path, words: str) -> list[str]:

@@ -17,7 +17,7 @@ import pytest
 from system.command import Running, hostler
 from system.house import FAKE_ENGINE
 
-from hostler.gateway.keys import add
+from hostler.gateway.auth.keys import add
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

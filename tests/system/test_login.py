@@ -9,9 +9,9 @@ import httpx
 import pytest
 from system.house import House, OpenHouse
 
-from hostler.gateway import keys
-from hostler.gateway.desk.sessions import LASTS_S, Sessions
-from hostler.gateway.keys import KeyRing
+from hostler.gateway.auth import keys
+from hostler.gateway.auth.keys import KeyRing
+from hostler.gateway.auth.sessions import LASTS_S, Sessions
 
 pytestmark = pytest.mark.anyio
 

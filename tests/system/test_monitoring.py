@@ -20,8 +20,8 @@ from ruamel.yaml import YAML
 from system.chain import open_chain, plain, said
 from system.house import another_host, house_in
 
-from hostler.gateway.backends.breaker import BreakerState
-from hostler.gateway.exchange import Outcome
+from hostler.gateway.backends.circuit_breaker import BreakerState
+from hostler.gateway.context import Outcome
 from hostler.supervisor.contract import State
 
 pytestmark = pytest.mark.anyio

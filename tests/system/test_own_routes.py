@@ -13,7 +13,7 @@ import httpx
 import pytest
 from system.house import OpenHouse
 
-from hostler.gateway import keys
+from hostler.gateway.auth import keys
 
 pytestmark = pytest.mark.anyio
 

@@ -12,8 +12,8 @@ import anyio
 import pytest
 from system.house import House, OpenHouse, keys_in
 
-from hostler.gateway import keys
-from hostler.gateway.records.contents import ContentRules, Contents, Recorded
+from hostler.gateway.auth import keys
+from hostler.gateway.telemetry.transcripts import ContentRules, Contents, Recorded
 
 pytestmark = pytest.mark.anyio
 

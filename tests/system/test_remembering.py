@@ -16,9 +16,9 @@ from system.chain import open_chain
 from system.house import OpenHouse, another_host
 
 from hostler.gateway.app import Gateway
+from hostler.gateway.config import read
 from hostler.gateway.events import Event, RequestFinished
-from hostler.gateway.serving.server import bind
-from hostler.gateway.settings import read
+from hostler.gateway.server.server import bind
 
 pytestmark = pytest.mark.anyio
 

@@ -10,9 +10,9 @@ import httpx
 import pytest
 from system.house import House, OpenHouse
 
-from hostler.gateway import keys
 from hostler.gateway.app import Gateway
-from hostler.gateway.settings import GatewaySettings, Settings, SettingsError
+from hostler.gateway.auth import keys
+from hostler.gateway.config import GatewaySettings, Settings, SettingsError
 
 pytestmark = pytest.mark.anyio
 

@@ -15,13 +15,13 @@ import anyio
 import httpx
 import pytest
 
-from hostler.gateway import keys
 from hostler.gateway.app import Gateway
 from hostler.gateway.asgi import Receive, Scope, Send
-from hostler.gateway.exposure import is_loopback, keys_in_force
-from hostler.gateway.serving.server import Server
-from hostler.gateway.settings import BackendSettings, GatewaySettings, Settings, SettingsError
-from hostler.supervisor.guard import Guard
+from hostler.gateway.auth import keys
+from hostler.gateway.auth.bind_policy import is_loopback, keys_in_force
+from hostler.gateway.config import BackendSettings, GatewaySettings, Settings, SettingsError
+from hostler.gateway.server.server import Server
+from hostler.supervisor.auth import Guard
 
 _AS_SYSTEMD = """
 import os, sys

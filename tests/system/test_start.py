@@ -26,7 +26,7 @@ NEVER = {"typer", "pydantic", "rich", "pygments", "httpx", "httpcore", "h11", "x
 #: What is needed later, if ever: a gateway alone may have no supervisors and be asked for no metrics and events. A
 #: supervisor alone has nothing of a gateway.
 LATER = {
-    "gateway": {"prometheus_client", "sse_starlette", "psutil", "hostler.supervisor.fleet"},
+    "gateway": {"prometheus_client", "sse_starlette", "psutil", "hostler.supervisor.manager"},
     "supervisor": {"sqlite3", "hostler.gateway.app"},
     "up": set[str](),
 }
@@ -46,7 +46,7 @@ def test_a_service_loads_only_what_it_needs(command: str, tmp_path: Path) -> Non
     with hostler(command, "-c", str(path), "--log-level", "info", errors=tmp_path / "log", environ=environ) as running:
         running.stop()
         loaded = set(re.findall(r"^import time:.*\| +(\S+)$", running.log, re.MULTILINE))
-    assert "hostler.gateway.serving.server" in loaded
+    assert "hostler.gateway.server.server" in loaded
     assert loaded & (NEVER | LATER[command]) == set()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from system.house import House, OpenHouse
 
-from hostler.adapters.protocol import Adapter, Operation
+from hostler.adapters.base import Adapter, Operation
 from hostler.adapters.registry import load_adapters
 
 pytestmark = pytest.mark.anyio

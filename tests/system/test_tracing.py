@@ -23,12 +23,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from system.chain import open_chain, plain
 from system.house import OpenHouse
 
-from hostler.adapters.canonical import ChatRequest, Origin
-from hostler.adapters.openai.inbound import OpenAIAdapter
-from hostler.gateway.exchange import Attempt, Client, Exchange, Target
-from hostler.gateway.records.tracing import Tracer, TracingRules
-from hostler.gateway.reply import Reply
-from hostler.gateway.tracecontext import CURRENT, Call, Trace, begin
+from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.types import ChatRequest, Origin
+from hostler.gateway.context import Attempt, Client, Exchange, Target
+from hostler.gateway.response import Reply
+from hostler.gateway.telemetry.tracing import CURRENT, Call, Trace, Tracer, TracingRules, begin
 
 pytestmark = pytest.mark.anyio
 

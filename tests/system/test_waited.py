@@ -11,7 +11,7 @@ from fakes.gate import Gate
 from system.house import House, OpenHouse, first_word
 
 from hostler.gateway.events import Event, RequestFinished
-from hostler.gateway.records.journal import describe
+from hostler.gateway.telemetry.access_log import describe
 
 pytestmark = pytest.mark.anyio
 

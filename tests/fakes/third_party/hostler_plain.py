@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hostler.adapters.canonical import (
+from hostler.adapters.base import Incoming, Operation, WireResponse
+from hostler.adapters.errors import BadRequest, GatewayError
+from hostler.adapters.model_list import Listing
+from hostler.adapters.types import (
     AnswerHead,
     ChatRequest,
     Chunk,
@@ -17,9 +20,6 @@ from hostler.adapters.canonical import (
     Request,
     Text,
 )
-from hostler.adapters.errors import BadRequest, GatewayError
-from hostler.adapters.listing import Listing
-from hostler.adapters.protocol import Incoming, Operation, WireResponse
 
 _TEXT = "text/plain; charset=utf-8"
 

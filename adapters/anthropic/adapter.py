@@ -1,0 +1,127 @@
+"""Anthropic's protocol as clients speak it: bytes to requests, probes and errors to bytes.
+
+Answers are in `encoder.py`. Requests are understood in full at once and written anew for engines, even for those that
+speak this protocol after a fashion: llama-server names a hit stop sequence `end_turn`, answers with errors and ids of
+OpenAI's, and hands system turns to chat templates that refuse them. Only Anthropic's own servers get the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from hostler.adapters.anthropic import messages as dialogue
+from hostler.adapters.anthropic import models
+from hostler.adapters.anthropic.encoder import AnthropicEncoder, CountEncoder
+from hostler.adapters.anthropic.errors import refusal
+from hostler.adapters.anthropic.operations import COUNT, FORWARDED, HEADER, MESSAGES, MODEL, MODELS, OPERATIONS
+from hostler.adapters.anthropic.schema import WIRE
+from hostler.adapters.base import Encoder, Incoming, Operation, WireResponse
+from hostler.adapters.degrade import without_thinking
+from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
+from hostler.adapters.json_body import Document
+from hostler.adapters.model_list import Listing
+from hostler.adapters.presets import sampling, with_defaults, with_turns
+from hostler.adapters.request_model import elsewhere
+from hostler.adapters.types import ChatRequest, CountRequest, Origin, Output, Probe, Request
+from hostler.profiles.presets import Preset
+
+# What a preset may say of sampling, in this protocol's words; that it needs a limit at all is said by the client.
+_SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "stop": "stop_sequences"}
+
+
+class AnthropicAdapter:
+    """The adapter for Anthropic's own SDKs, Claude Code, and everything that imitates them."""
+
+    @property
+    def name(self) -> str:
+        """The protocol's name."""
+        return WIRE
+
+    @property
+    def operations(self) -> Sequence[Operation]:
+        """What clients can ask, in the order in which paths are tried."""
+        return OPERATIONS
+
+    def decode(self, operation: Operation, incoming: Incoming) -> Request:
+        """The request, with its conversation if any model can follow it. Fields that are not known are read over."""
+        origin = Origin(
+            wire=WIRE,
+            operation=operation.name,
+            body=incoming.body,
+            method=incoming.method,
+            path=incoming.path,
+            query=incoming.query,
+            content_type=incoming.headers.get("content-type", "application/json"),
+            headers=tuple((name, incoming.headers[name]) for name in FORWARDED if name in incoming.headers),
+        )
+        if operation.name == MODELS:
+            return Probe(origin=origin, kind=MODELS)
+        if operation.name == MODEL:
+            return Probe(origin=origin, kind=MODEL, model=incoming.path_params.get("id", "").rstrip("/"))
+        Document(incoming.body)
+        body = dialogue.read(incoming.body)
+        if not body.messages:
+            raise BadRequest("messages: at least one message is required", param="messages")
+        try:
+            conversation = dialogue.dialogue(body)
+        except dialogue.Beyond:
+            # Anthropic's own servers can: whether one of them answers is not known yet.
+            conversation = None
+        model = body.model or elsewhere(incoming)
+        if operation.name == COUNT:
+            return CountRequest(origin=origin, model=model, dialogue=conversation)
+        if body.max_tokens is None and HEADER in incoming.headers:
+            # Who speaks to Anthropic is refused without it; who speaks to llama-server, on the same path, need not say it.
+            raise BadRequest("max_tokens: Field required", param="max_tokens")
+        if body.max_tokens is not None and body.max_tokens < 0:
+            raise BadRequest("max_tokens: must be 0 or more", param="max_tokens")
+        output = Output(stream=body.stream is True, include_usage=True, schema=dialogue.schema(body), details=True)
+        return ChatRequest(origin=origin, model=model, output=output, dialogue=conversation)
+
+    def expand(self, request: Request) -> Request:
+        """The request with its conversation. Raises `BadRequest` if only Anthropic's own servers could answer it."""
+        if isinstance(request, ChatRequest | CountRequest) and request.dialogue is None:
+            conversation = dialogue.dialogue(dialogue.read(request.origin.body))
+            return msgspec.structs.replace(request, dialogue=conversation)
+        return request
+
+    def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
+        """The request without the wish to think, which Claude Code sends along with every one, for models that cannot."""
+        return without_thinking(request, rejected)
+
+    def preset(self, request: Request, preset: Preset) -> Request:
+        """The request as it is when it is asked of a model that was made of another one."""
+        if not isinstance(request, ChatRequest | CountRequest):
+            return request
+        known: dict[str, Any] = {}
+        if isinstance(request, ChatRequest):  # a count is not sampled
+            known = {_SAMPLING[name]: value for name, value in sampling(preset).items() if name in _SAMPLING}
+        if preset.system:
+            known["system"] = preset.system
+        # There is one place for the system's words, and it is not among the turns.
+        turns = [turn for turn in preset.messages if turn.role != "system"]
+        body = with_turns(with_defaults(request.origin.body, known), turns)
+        origin = msgspec.structs.replace(request.origin, body=body)
+        conversation = None if request.dialogue is None else dialogue.dialogue(dialogue.read(body))
+        return msgspec.structs.replace(request, origin=origin, dialogue=conversation)
+
+    def answer(self, request: Request, listing: Listing) -> WireResponse:
+        """The list of models, or one of them."""
+        if isinstance(request, Probe) and request.kind == MODELS:
+            return models.models(listing, request.origin.query)
+        if isinstance(request, Probe) and request.kind == MODEL:
+            return models.model(listing, request.model or "")
+        raise NotFound("There is nothing like that to ask for.")
+
+    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> Encoder:  # noqa: A002
+        """An encoder for one reply."""
+        if request.origin.operation == MESSAGES:
+            return AnthropicEncoder(request, answer_id=id, progress=progress)
+        return CountEncoder()
+
+    def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
+        """The error as a complete answer."""
+        return refusal(error)

@@ -1,0 +1,59 @@
+"""Errors in llama-server's words: `{"error": {"code", "message", "type"}}`, the code being the status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from hostler.adapters import sse as framing
+from hostler.adapters.base import Operation, WireResponse
+from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, refusal_headers
+from hostler.adapters.llamacpp.operations import LOOK, UNKNOWN
+from hostler.adapters.llamacpp.schema import JSON
+from hostler.adapters.openai.errors import message_of, shown, status_of
+from hostler.adapters.openai.errors import refusal as openai_refusal
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    501: "not_supported_error",
+    503: "unavailable_error",
+}
+
+
+def refusal(error: GatewayError, operation: Operation | None = None) -> WireResponse:
+    """The error as a complete answer. What an engine refused is passed on as it came."""
+    if isinstance(error, BackendRejected):
+        passed = openai_refusal(error)
+        if passed.body == error.body:
+            return passed
+    headers = refusal_headers(error)
+    status = status_of(error)
+    if operation is not None and operation.name in UNKNOWN and isinstance(error, BadRequest) and error.param == "model":
+        # A path that nobody knows, and no model that runs or is named: there is nobody to ask.
+        status = 404 if operation.name == LOOK else 503
+    return respond({"error": error_body(message_of(error), status)}, status=status, headers=tuple(headers))
+
+
+def respond(body: object, *, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> WireResponse:
+    """A whole answer."""
+    return WireResponse(status=status, media_type=JSON, body=msgspec.json.encode(body), headers=headers)
+
+
+def refused(status: int, message: str, kind: str | None = None) -> WireResponse:
+    """A refusal of something that llama-server knows and this gateway does not do."""
+    return respond({"error": error_body(message, status, kind)}, status=status)
+
+
+def error_event(error: GatewayError) -> bytes:
+    """The error inside a stream that has begun."""
+    return framing.write(msgspec.json.encode({"error": error_body(message_of(error), status_of(error))}))
+
+
+def error_body(message: str, status: int, kind: str | None = None) -> dict[str, Any]:
+    """What stands in `error`."""
+    default = "invalid_request_error" if status < 500 else "server_error"
+    return {"code": status, "message": shown(message, 2000), "type": kind or _TYPES.get(status, default)}

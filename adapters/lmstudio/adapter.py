@@ -1,0 +1,163 @@
+"""LM Studio's protocol as clients speak it. What generates is handed to OpenAI's adapter as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from hostler import __version__
+from hostler.adapters.base import Encoder, Incoming, Operation, WireResponse
+from hostler.adapters.degrade import without_thinking
+from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
+from hostler.adapters.json_body import Document
+from hostler.adapters.lmstudio import chat, models
+from hostler.adapters.lmstudio.encoder import ChatEncoder, FiguresEncoder
+from hostler.adapters.lmstudio.errors import refusal
+from hostler.adapters.lmstudio.operations import DELEGATED, NEWER, OPERATIONS
+from hostler.adapters.model_list import Listing
+from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.request_model import elsewhere
+from hostler.adapters.types import (
+    AnswerHead,
+    ChatRequest,
+    Chunk,
+    CompletionRequest,
+    Control,
+    Origin,
+    Probe,
+    Progress,
+    Request,
+)
+from hostler.profiles.presets import Preset
+
+WIRE = "lmstudio"
+
+
+class LMStudioAdapter:
+    """The adapter for clients of LM Studio's own interface, Hermes among them."""
+
+    def __init__(self) -> None:
+        self._openai = OpenAIAdapter()
+
+    @property
+    def name(self) -> str:
+        """The protocol's name."""
+        return WIRE
+
+    @property
+    def operations(self) -> Sequence[Operation]:
+        """What clients can ask."""
+        return OPERATIONS
+
+    def decode(self, operation: Operation, incoming: Incoming) -> Request:
+        """The request. To load a model is a question here: it is answered at once, and nothing is loaded."""
+        delegated = DELEGATED.get(operation.path.rstrip("/"))
+        if delegated is not None:
+            return self._openai.decode(Operation(name=delegated, path=f"/v1/{delegated}"), incoming)
+        name = operation.name
+        origin = Origin(
+            wire=WIRE,
+            operation=name,
+            body=incoming.body,
+            method=incoming.method,
+            path=incoming.path,
+            query=incoming.query,
+        )
+        if name == "say":
+            document = Document(incoming.body)
+            model = document.text("model") or elsewhere(incoming)
+            return chat.decode(origin, document, model)
+        if name == "load":
+            return Probe(origin=origin, kind=name, model=_needed(incoming, "model"))
+        if name == "unload":
+            return Control(origin=origin, kind="unload", model=_needed(incoming, "instance_id", "model"))
+        asked = incoming.path_params.get("id", "").rstrip("/") if name == "entry" else None
+        return Probe(origin=origin, kind=name, model=asked)
+
+    def expand(self, request: Request) -> Request:
+        """The request with everything decoded that a backend of another protocol needs."""
+        return request if request.origin.wire == WIRE else self._openai.expand(request)
+
+    def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
+        """What OpenAI's adapter knows of other ways to say it."""
+        if request.origin.wire == WIRE:
+            return without_thinking(request, rejected)
+        return self._openai.amend(request, rejected)
+
+    def preset(self, request: Request, preset: Preset) -> Request:
+        """The request as it is when it is asked of a model that was made of another one."""
+        return request if request.origin.wire == WIRE else self._openai.preset(request, preset)
+
+    def answer(self, request: Request, listing: Listing) -> WireResponse:
+        """The lists, one model, or that it is loaded."""
+        kind = request.kind if isinstance(request, Probe) else ""
+        if kind == "models":
+            return models.native(listing)
+        if kind == "list":
+            return models.older(listing)
+        if kind == "entry":
+            return models.older_entry(listing, request.model or "")
+        if kind == "load":
+            asked = request.model or ""
+            return models.loaded(models.find(listing, asked), asked)
+        raise NotFound("There is nothing like that to ask for.")
+
+    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> Encoder:  # noqa: A002
+        """An encoder for one reply."""
+        if isinstance(request, Control):
+            return _Unloaded(request.model)
+        if isinstance(request, ChatRequest) and request.origin.wire == WIRE:
+            return ChatEncoder(request, progress=progress)
+        encoder = self._openai.encoder(request, id=id, created=created, progress=progress)
+        if isinstance(request, ChatRequest | CompletionRequest):
+            return FiguresEncoder(encoder, version=__version__)
+        return encoder
+
+    def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
+        """The error as a complete answer, on the older paths in OpenAI's words."""
+        if operation is not None and operation.path.startswith(NEWER):
+            return refusal(error)
+        return self._openai.refuse(error, operation)
+
+
+class _Unloaded:
+    """The answer to an order that has been carried out."""
+
+    streaming = False
+    media_type = "application/json"
+    length: int | None = None
+
+    def __init__(self, instance: str) -> None:
+        self._instance = instance
+
+    def begin(self, head: AnswerHead) -> None:
+        """There is nothing to forget."""
+
+    def chunk(self, chunk: Chunk) -> bytes:
+        """No engine says anything to this."""
+        return b""
+
+    def end(self) -> bytes:
+        """What was unloaded."""
+        return msgspec.json.encode({"instance_id": self._instance})
+
+    def heartbeat(self, progress: Progress) -> bytes:
+        """Nothing: the answer is not a stream."""
+        return b""
+
+    def error(self, error: GatewayError) -> bytes:
+        """Nothing: the answer is not a stream."""
+        return b""
+
+
+def _needed(incoming: Incoming, *names: str) -> str:
+    document = Document(incoming.body)
+    for name in names:
+        value = document.text(name)
+        if value:
+            return value
+    named = elsewhere(incoming)
+    if named is not None:
+        return named
+    raise BadRequest(f"`{names[0]}` is missing.", param=names[0])

@@ -1,0 +1,28 @@
+"""Errors in LM Studio's words, as its own interface tells them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from hostler.adapters.base import WireResponse
+from hostler.adapters.errors import GatewayError, ModelNotFound
+from hostler.adapters.openai.errors import error_body as openai_body
+from hostler.adapters.openai.errors import refusal as openai_refusal
+from hostler.adapters.openai.errors import status_of
+
+
+def error_body(error: GatewayError) -> dict[str, Any]:
+    """What stands in `error`: OpenAI's fields, and LM Studio's types."""
+    status = status_of(error)
+    kind = "invalid_request" if status < 500 else "internal_error"
+    return openai_body(error) | {"type": "model_not_found" if isinstance(error, ModelNotFound) else kind}
+
+
+def refusal(error: GatewayError) -> WireResponse:
+    """The error as a complete answer."""
+    plain = openai_refusal(error)
+    return WireResponse(
+        status=status_of(error), body=msgspec.json.encode({"error": error_body(error)}), headers=plain.headers
+    )

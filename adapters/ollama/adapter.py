@@ -1,0 +1,223 @@
+"""Ollama's protocol as clients speak it: bytes to requests, probes and orders to answers. Answers are in `encoder.py`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from hostler.adapters.base import Incoming, Operation, WireResponse
+from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, MethodNotAllowed, NotFound
+from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.model_names import DEFAULT_HOST, DEFAULT_NAMESPACE, ollama_name
+from hostler.adapters.ollama import go_compat as gojson
+from hostler.adapters.ollama import model_ops as orders
+from hostler.adapters.ollama import models, requests
+from hostler.adapters.ollama import requests as memory
+from hostler.adapters.ollama.encoder import OllamaEncoder
+from hostler.adapters.ollama.errors import refusal
+from hostler.adapters.ollama.go_compat import quoted, read
+from hostler.adapters.ollama.names import named
+from hostler.adapters.ollama.operations import OPERATIONS, UNKNOWN, WRONG, elsewhere, taken
+from hostler.adapters.ollama.progress import StageEncoder
+from hostler.adapters.ollama.schema import PLAIN, VERSION, WIRE
+from hostler.adapters.ollama.truncation import shortened
+from hostler.adapters.request_model import filled
+from hostler.adapters.types import Arrangement, ChatRequest, CompletionRequest, Media, Origin, Probe, Request
+from hostler.profiles.presets import Preset
+
+# Pages that this machine serves itself and apps that bring a browser along: no site on the web can claim to be one.
+# Ollama takes `file://` as well; here it stays shut, since a page that was saved or sent is anybody's.
+_WELCOME = re.compile(
+    r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0)(?::[0-9]{1,5})?"
+    r"|(?:app|tauri|vscode-webview|vscode-file)://[\x21-\x7e]{0,200}"
+)
+
+
+def welcome(origin: str) -> bool:
+    """Whether pages of this origin may ask, as the header `Origin` names it."""
+    return _WELCOME.fullmatch(origin) is not None
+
+
+def with_preset(request: Request, preset: Preset) -> Request:
+    """The request with the preset's options, system turn and first turns, wherever it says nothing itself."""
+    if not isinstance(request, ChatRequest | CompletionRequest):
+        return request
+    origin = request.origin
+    body: dict[str, Any] = gojson.read(origin.body, "Request").all()
+    given = {name.lower(): value for name, value in body.get("options", {}).items() if value is not None}
+    if preset.parameters:
+        body["options"] = {**preset.parameters, **given}
+    if origin.operation == "chat":
+        sent = body.get("messages", [])
+        turns = [*({"role": turn.role, "content": turn.content} for turn in preset.messages), *sent]
+        first = sent[0] if sent and isinstance(sent[0], dict) else {}
+        says = {name.lower(): value for name, value in first.items()}.get("role")
+        if preset.system and str(says).lower() != "system":
+            turns.insert(0, {"role": "system", "content": preset.system})
+        body["messages"] = turns
+    elif not body.get("raw"):
+        if preset.system and not body.get("system"):
+            body["system"] = preset.system
+        if preset.messages and not body.get("context") and not body.get("suffix"):
+            body["context"] = memory.pack([(turn.role, turn.content) for turn in preset.messages])
+    changed = msgspec.structs.replace(origin, body=gojson.write(body))
+    return requests.chat(changed) if origin.operation == "chat" else requests.generate(changed)
+
+
+_DECODERS: Mapping[str, Callable[[Origin], Request]] = {
+    "chat": requests.chat,
+    "generate": requests.generate,
+    "embed": requests.embed,
+    "embeddings": requests.embeddings,
+    "pull": orders.pull,
+    "create": orders.create,
+    "copy": orders.copy,
+    "delete": orders.delete,
+}
+_COPILOT = "githubcopilotchat/"
+_STATUS = {"cloud": {"disabled": True, "source": "env"}}
+# What is asked of a model, which may be named outside of the body.
+_QUESTIONS = frozenset({"chat", "generate", "embed", "embeddings", "show"})
+
+
+class OllamaAdapter:
+    """The adapter for Ollama's own clients and everything that was written for its interface."""
+
+    @property
+    def name(self) -> str:
+        """The protocol's name."""
+        return WIRE
+
+    @property
+    def operations(self) -> Sequence[Operation]:
+        """What clients can ask."""
+        return OPERATIONS
+
+    def decode(self, operation: Operation, incoming: Incoming) -> Request:
+        """The request, understood in full. The model's name stays as it was sent: the answer repeats it."""
+        if operation.name == UNKNOWN and elsewhere(incoming.method, incoming.path) is None:
+            raise NotFound(f"there is no {incoming.path[:200]} here")
+        body = filled(incoming) if operation.name in _QUESTIONS else incoming.body
+        if operation.name == WRONG:
+            allowed = tuple(sorted(taken(incoming.path)))
+            raise MethodNotAllowed(f"{incoming.path[:200]} does not take {incoming.method[:20]}", allowed=allowed)
+        origin = Origin(
+            wire=WIRE,
+            operation=operation.name,
+            body=body,
+            method=incoming.method,
+            path=incoming.path,
+            query=incoming.query,
+        )
+        decoder = _DECODERS.get(operation.name)
+        if decoder is not None:
+            return decoder(origin)
+        kind, asked = operation.name, None
+        if kind == "show":
+            fields = read(body, "ShowRequest")
+            asked = named(fields.string("model") or fields.string("name"), missing="model is required")
+            if incoming.headers.get("user-agent", "").lower().startswith(_COPILOT):
+                kind = "show-copilot"
+            if fields.flag("verbose"):
+                kind = f"{kind}-verbose"
+        elif kind in ("blob", "upload"):
+            # What is uploaded is streamed to disk past this adapter.
+            return orders.blob(origin, incoming.path_params.get("digest", ""))
+        return Probe(origin=origin, kind=kind, model=asked)
+
+    def expand(self, request: Request) -> Request:
+        """The request: it was understood in full when it came."""
+        return request
+
+    def preset(self, request: Request, preset: Preset) -> Request:
+        """The request as it is when it is asked of a model that was made of another one."""
+        return with_preset(request, preset)
+
+    def admit(self, request: Request, card: ModelCard) -> Request:
+        """Refuses what the model cannot do, and lets a model think that can if nobody says otherwise.
+
+        Of a model whose file nobody has read nothing is known, so nothing is refused.
+        """
+        if card.facts is None or not isinstance(request, ChatRequest | CompletionRequest):
+            return request
+        able = card.capabilities
+        sent = request.model or ""
+        if "completion" not in able:
+            raise BadRequest(f"{quoted(sent)} does not support {request.origin.operation}", param="model")
+        full = f"{DEFAULT_HOST}/{DEFAULT_NAMESPACE}/{ollama_name(card.name)}"
+        if isinstance(request, CompletionRequest):
+            if request.suffix is not None and "insert" not in able:
+                raise BadRequest(f"{full} does not support insert", param="suffix")
+            return request
+        dialogue = request.dialogue
+        if dialogue is None:
+            return request
+        if dialogue.tools and "tools" not in able:
+            raise BadRequest(f"{full} does not support tools", param="tools")
+        media = {part.kind for message in dialogue.messages for part in message.parts if isinstance(part, Media)}
+        if "image" in media and "vision" not in able:
+            raise BadRequest(f"{full} does not support vision", param="images")
+        if "audio" in media and "audio" not in able:
+            raise BadRequest(f"{full} does not support audio", param="images")
+        thinks = "thinking" in able
+        if dialogue.thinking and not thinks:
+            raise BadRequest(f"{quoted(sent)} does not support thinking", param="think")
+        if dialogue.thinking is None and thinks:
+            return msgspec.structs.replace(request, dialogue=msgspec.structs.replace(dialogue, thinking=True))
+        return request
+
+    def welcomes(self, origin: str) -> bool:
+        """Whether pages of this origin may ask: those that Ollama lets in by itself."""
+        return welcome(origin)
+
+    def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
+        """The request without its oldest turns, or with its longest text cut, when it did not fit into the context."""
+        return shortened(request, rejected)
+
+    def answer(self, request: Request, listing: Listing) -> WireResponse:
+        """The answer to a probe or an order."""
+        if not isinstance(request, Probe):
+            raise NotFound("There is nothing like that to ask for.")
+        kind, body, asked = request.kind, request.origin.body, request.model or ""
+        simple: Mapping[str, Callable[[], WireResponse]] = {
+            "version": lambda: models.respond({"version": VERSION}),
+            "tags": lambda: models.tags(listing),
+            "ps": lambda: models.running(listing),
+            "show": lambda: models.show(listing, asked),
+            "show-verbose": lambda: models.show(listing, asked),
+            "show-copilot": lambda: models.show(listing, asked, basename=True),
+            "show-copilot-verbose": lambda: models.show(listing, asked, basename=True),
+            "status": lambda: models.respond(_STATUS),
+            "recommendations": lambda: models.respond({"recommendations": []}),
+            "me": lambda: orders.account(kind),
+            "signout": lambda: orders.account(kind),
+            "search": lambda: orders.web(kind, body),
+            "fetch": lambda: orders.web(kind, body),
+            "push": lambda: orders.push(listing, body),
+            UNKNOWN: lambda: _sent_on(request.origin),
+        }
+        if kind not in simple:
+            raise NotFound("There is nothing like that to ask for.")
+        return simple[kind]()
+
+    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> OllamaEncoder | StageEncoder:  # noqa: A002
+        """An encoder for one reply. While a request waits, there is no progress in this protocol."""
+        if isinstance(request, Arrangement):
+            return StageEncoder(request)
+        return OllamaEncoder(request, answer_id=id, created=created)
+
+    def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
+        """The error as a complete answer."""
+        return refusal(error, operation)
+
+
+def _sent_on(origin: Origin) -> WireResponse:
+    found = elsewhere(origin.method, origin.path)
+    if found is None:
+        raise NotFound(f"there is no {origin.path[:200]} here")
+    status, path = found
+    location = f"{path}?{origin.query}" if origin.query else path
+    return WireResponse(status=status, media_type=PLAIN, headers=(("Location", location),))

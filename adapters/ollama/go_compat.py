@@ -1,0 +1,265 @@
+"""JSON request bodies read as Go reads them: names in any case, null as absent, the first value counts, Go's complaints."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
+
+import msgspec
+
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.json_body import check_size
+
+_SPACE = " \t\r\n"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _no_constant(name: str) -> NoReturn:
+    if name.startswith("-"):
+        raise BadRequest("invalid character 'I' in numeric literal")
+    raise BadRequest(f"invalid character {name[0]!r} looking for beginning of value")
+
+
+_decoder = json.JSONDecoder(parse_constant=_no_constant)
+
+
+class Fields:
+    """The members of one JSON object, read with a type each. `struct` is Go's name for it, for its complaints."""
+
+    __slots__ = ("_members", "_path", "_struct")
+
+    def __init__(self, members: Mapping[str, Any], struct: str, path: str = "") -> None:
+        self._members = {name.lower(): value for name, value in members.items() if value is not None}
+        self._struct = struct
+        self._path = path
+
+    def has(self, name: str) -> bool:
+        """Whether the member is there and not null."""
+        return name in self._members
+
+    def any(self, name: str) -> Any:
+        """The member, whatever it is; `None` if absent."""
+        return self._members.get(name)
+
+    def all(self) -> dict[str, Any]:
+        """All members that are not null, by their names in lower case."""
+        return dict(self._members)
+
+    def string(self, name: str) -> str:
+        """A string, empty if absent."""
+        value = self._members.get(name, "")
+        return value if isinstance(value, str) else self._wrong(name, value, "string")
+
+    def flag(self, name: str) -> bool | None:
+        """True or false; `None` if absent."""
+        value = self._members.get(name)
+        return value if value is None or isinstance(value, bool) else self._wrong(name, value, "bool")
+
+    def integer(self, name: str) -> int:
+        """A whole number, 0 if absent."""
+        value = self._members.get(name, 0)
+        return value if isinstance(value, int) and not isinstance(value, bool) else self._wrong(name, value, "int")
+
+    def array(self, name: str, kind: str) -> list[Any]:
+        """A list, empty if absent; `kind` is Go's name for its type."""
+        value = self._members.get(name, [])
+        return value if isinstance(value, list) else self._wrong(name, value, kind)
+
+    def mapping(self, name: str, kind: str = "map[string]interface {}") -> dict[str, Any]:
+        """An object as it is, empty if absent."""
+        value = self._members.get(name, {})
+        return value if isinstance(value, dict) else self._wrong(name, value, kind)
+
+    def inner(self, name: str, struct: str) -> Fields:
+        """An object's own fields."""
+        return Fields(self.mapping(name, f"api.{struct}"), struct)
+
+    def each(self, name: str, struct: str) -> list[Fields]:
+        """The fields of each object in a list; a null stands for an empty object."""
+        found = []
+        for value in self.array(name, f"[]api.{struct}"):
+            if value is not None and not isinstance(value, dict):
+                self._wrong(name, value, f"api.{struct}")
+            found.append(Fields(value or {}, struct))
+        return found
+
+    def strings(self, name: str) -> list[str]:
+        """A list of strings, empty if absent."""
+        values = self.array(name, "[]string")
+        for value in values:
+            if not isinstance(value, str):
+                self._wrong(name, value, "string")
+        return values
+
+    def _wrong(self, name: str, value: object, kind: str) -> NoReturn:
+        raise BadRequest(
+            f"json: cannot unmarshal {described(value)} into Go struct field {self._struct}.{name} of type {kind}",
+            param=name,
+        )
+
+
+def read(body: bytes, struct: str) -> Fields:
+    """The fields of the first JSON value in the body. Raises `BadRequest` in Go's words."""
+    if not body.strip():
+        raise BadRequest("missing request body")
+    check_size(body)
+    text = body.decode("utf-8", "replace").lstrip(_SPACE)
+    try:
+        value, _ = _decoder.raw_decode(text)
+    except json.JSONDecodeError as error:
+        raise BadRequest(_complaint(error, text)) from None
+    except (ValueError, RecursionError):
+        raise BadRequest("json: a value is too large") from None
+    if _SURROGATE.search(text):
+        value = _mended(value)
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        raise BadRequest(f"json: cannot unmarshal {described(value)} into Go value of type api.{struct}")
+    return Fields(value, struct)
+
+
+def described(value: object) -> str:
+    """Go's word for the kind of a JSON value."""
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, float):
+        return f"number {value:g}"
+    if isinstance(value, int):
+        return "number"
+    return "array" if isinstance(value, list) else "object"
+
+
+def write(value: object) -> bytes:
+    """JSON as Go writes it: compact, in order, and safe to stand in HTML."""
+    written = msgspec.json.encode(value)
+    # Outside strings JSON has none of these characters.
+    for plain, escaped in ((b"<", b"\\u003c"), (b">", b"\\u003e"), (b"&", b"\\u0026")):
+        if plain in written:
+            written = written.replace(plain, escaped)
+    return written
+
+
+def line(value: object) -> bytes:
+    """One line of a stream."""
+    return write(value) + b"\n"
+
+
+def quoted(text: str) -> str:
+    """Text in double quotes, as Go's `%q` gives it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _complaint(error: json.JSONDecodeError, text: str) -> str:
+    at = error.pos
+    while at < len(text) and text[at] in _SPACE:
+        at += 1
+    if at >= len(text) or error.msg.startswith("Unterminated"):
+        return "unexpected EOF"
+    found = f"invalid character {text[at]!r}"
+    if error.msg.startswith(("Expecting property name", "Illegal trailing comma")):
+        if text[at] == ",":
+            found = f"invalid character {text[at + 1 :].lstrip(_SPACE)[:1]!r}"
+        return f"{found} looking for beginning of object key string"
+    if error.msg.startswith("Expecting ':'"):
+        return f"{found} after object key"
+    if error.msg.startswith("Expecting ','"):
+        return f"{found} after {'object key:value pair' if _in_object(text, at) else 'array element'}"
+    if error.msg.startswith("Invalid control character"):
+        return f"{found} in string literal"
+    if error.msg.startswith("Invalid \\"):
+        return f"invalid character {text[at + 1 : at + 2]!r} in string escape code"
+    return f"{found} looking for beginning of value"
+
+
+def _in_object(text: str, at: int) -> bool:
+    """Whether the place is directly within an object: the nearest bracket that is open there is a brace."""
+    bare = re.sub(r'"(?:[^"\\]|\\.)*"', "", text[:at])
+    depth = 0
+    for character in reversed(bare):
+        if character in "]}":
+            depth += 1
+        elif character in "[{":
+            if not depth:
+                return character == "{"
+            depth -= 1
+    return True
+
+
+def _mended(value: Any) -> Any:
+    """The value with halves of surrogate pairs replaced, as Go does."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_mended(entry) for entry in value]
+    if isinstance(value, dict):
+        return {_mended(name): _mended(entry) for name, entry in value.items()}
+    return value
+
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_NUMBER = re.compile(r"(\d*)(?:\.(\d*))?", re.ASCII)
+_UNIT = re.compile(r"[^.0-9]*")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TYPES: dict[type, str] = {bool: "bool", list: "[]interface {}", dict: "map[string]interface {}"}
+
+#: Ollama's "never": the end of its longest duration.
+FOREVER = "2318-01-01T00:00:00Z"
+
+
+def keep_alive(value: object) -> float | None:
+    """Seconds for which a model stays after its last answer: `inf` for anything negative, `None` if nothing is said."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        seconds = duration(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        raise BadRequest(f"Unsupported type: '{_TYPES[type(value)]}'", param="keep_alive")
+    return float("inf") if seconds < 0 else seconds
+
+
+def duration(text: str) -> float:
+    """Seconds of a duration like `1h30m`. Raises `BadRequest` in Go's words."""
+    rest = text.removeprefix("-") if text.startswith("-") else text.removeprefix("+")
+    if rest == "0":
+        return 0.0
+    if not rest:
+        raise BadRequest(f"time: invalid duration {quoted(text)}")
+    seconds = 0.0
+    while rest:
+        number = _NUMBER.match(rest)
+        if number is None or not (number[1] or number[2]):
+            raise BadRequest(f"time: invalid duration {quoted(text)}")
+        rest = rest[number.end() :]
+        unit = _UNIT.match(rest)
+        name = unit[0] if unit else ""
+        if not name:
+            raise BadRequest(f"time: missing unit in duration {quoted(text)}")
+        if name not in _UNITS:
+            raise BadRequest(f"time: unknown unit {quoted(name)} in duration {quoted(text)}")
+        seconds += float(f"{number[1] or 0}.{number[2] or 0}") * _UNITS[name]
+        rest = rest[len(name) :]
+    return -seconds if text.startswith("-") else seconds
+
+
+def timestamp(seconds: float) -> str:
+    """A moment in UTC, as in RFC 3339, without trailing zeros."""
+    try:
+        moment = _EPOCH + timedelta(microseconds=round(seconds * 1e6))
+    except (OverflowError, ValueError):
+        return FOREVER
+    text = moment.strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")
+    fraction = f".{moment.microsecond:06}".rstrip("0").rstrip(".")
+    return f"{text}{fraction}Z"
+
+
+def nanoseconds(seconds: float) -> int:
+    """A duration as it stands in an answer."""
+    return max(0, round(seconds * 1e9))

@@ -1,0 +1,81 @@
+"""What becomes of an order about models, as Ollama tells it: lines of progress, one last word, or nothing at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hostler.adapters.errors import GatewayError
+from hostler.adapters.ollama import go_compat as gojson
+from hostler.adapters.ollama.errors import error_line
+from hostler.adapters.ollama.schema import JSON, LINES
+from hostler.adapters.types import AnswerHead, Arrangement, Chunk, Create, Progress, Pull, Stage
+
+_WORDS = {
+    "looking": "pulling manifest",
+    "verifying": "verifying sha256 digest",
+    "parsing": "parsing GGUF",
+    "writing": "writing manifest",
+    "done": "success",
+}
+
+
+class StageEncoder:
+    """The steps of one order. Orders without progress (copy, delete, a look for a file) have an empty answer."""
+
+    __slots__ = ("_last", "_operation", "_streaming", "_tells")
+
+    def __init__(self, order: Arrangement) -> None:
+        self._operation = order.origin.operation
+        self._tells = isinstance(order, Pull | Create)
+        self._streaming = isinstance(order, Pull | Create) and order.stream
+        self._last: dict[str, Any] = {}
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the client asked for lines."""
+        return self._streaming
+
+    @property
+    def media_type(self) -> str:
+        """The media type of the answer."""
+        return LINES if self._streaming else JSON
+
+    @property
+    def length(self) -> int | None:
+        """Not known before the order is carried out."""
+        return None
+
+    def begin(self, head: AnswerHead) -> None:
+        """It is being carried out."""
+        self._last = {}
+
+    def chunk(self, chunk: Chunk) -> bytes:
+        """The step's line; empty for who waits for the end only."""
+        if chunk.stage is None:
+            return b""
+        self._last = _said(chunk.stage)
+        return gojson.line(self._last) if self._streaming else b""
+
+    def end(self) -> bytes:
+        """The last step, for who waited for it."""
+        return gojson.write(self._last) if self._tells and not self._streaming else b""
+
+    def heartbeat(self, progress: Progress) -> bytes:
+        """Nothing: every line is read as a step."""
+        return b""
+
+    def error(self, error: GatewayError) -> bytes:
+        """The error as the last line."""
+        return error_line(error, self._operation) if self._streaming else b""
+
+
+def _said(stage: Stage) -> dict[str, Any]:
+    if stage.step == "fetching":
+        # Clients cut pieces out of the digest: it is always whole.
+        told: dict[str, Any] = {"status": f"pulling {stage.digest[:12]}", "digest": f"sha256:{stage.digest}"}
+        sizes = {"total": stage.total, "completed": stage.completed}
+        return told | {name: size for name, size in sizes.items() if size}
+    if stage.step in ("reusing", "adding"):
+        what = "using existing layer" if stage.step == "reusing" else "creating new layer"
+        return {"status": f"{what} sha256:{stage.digest}"}
+    return {"status": _WORDS[stage.step]}

@@ -1,0 +1,60 @@
+"""Who can reach the gateway: where it listens, and that nobody beyond this machine does without keys in force."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from hostler.gateway.auth import keys as key_file
+from hostler.gateway.auth.keys import KeyRing
+from hostler.gateway.config import Settings, SettingsError, parse_address
+
+
+def addresses(settings: Settings) -> list[tuple[str, int]]:
+    """Where the gateway is to listen."""
+    return [parse_address(text) for text in settings.gateway.listen]
+
+
+def places(sockets: Iterable[socket.socket]) -> list[tuple[str, int]]:
+    """Where these sockets really are: a socket unit may have opened them elsewhere than the configuration says."""
+    return [(name[0], name[1]) for name in (each.getsockname() for each in sockets)]
+
+
+def keys_in_force(settings: Settings, sockets: Iterable[socket.socket] = ()) -> KeyRing | None:
+    """The keys in force, `None` if none are needed. Beyond loopback there is no gateway without keys, neither at a
+    configured address nor on a socket."""
+    named = settings.gateway.api_keys_file
+    path = Path(named).expanduser() if named else key_file.default_file()
+    try:
+        keys = KeyRing(path)
+    except key_file.KeyFileError as error:
+        raise SettingsError(str(error)) from error
+    if keys:
+        return keys
+    if named and path.exists():
+        raise SettingsError(f"gateway.api_keys_file: {path} holds no keys; make one with `hostler keys add NAME`")
+    refuse_beyond_loopback([*addresses(settings), *places(sockets)], path)
+    if named:
+        raise SettingsError(f"gateway.api_keys_file: {path} does not exist; make a key with `hostler keys add NAME`")
+    return None
+
+
+def refuse_beyond_loopback(where: Iterable[tuple[str, int]], path: Path) -> None:
+    """Raise `SettingsError` for the first of these addresses that others could reach; `path` is where keys are kept."""
+    for host, port in where:
+        if not is_loopback(host):
+            raise SettingsError(
+                f"gateway.listen: refusing to listen on {host}:{port} without API keys, since others could reach it; "
+                f"make a key with `hostler keys add NAME` (kept in {path}), or listen on 127.0.0.1:{port}"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address. IPv4 within IPv6 is what it stands for."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

@@ -1,0 +1,375 @@
+"""Who may ask at all: host names, origins, keys and scopes. Plain ASGI around everything, in front of every route."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import logging
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+
+from hostler.adapters.base import Adapter, Welcoming, WireResponse
+from hostler.adapters.errors import (
+    BadRequest,
+    Busy,
+    Forbidden,
+    GatewayError,
+    Misdirected,
+    Unauthenticated,
+    UnsupportedMedia,
+)
+from hostler.gateway.asgi import (
+    CLAIM_KEY,
+    CLIENT_KEY,
+    HEADERS_KEY,
+    KNOWN_KEY,
+    ASGIApp,
+    Claim,
+    KnownHead,
+    Receive,
+    Scope,
+    Send,
+)
+from hostler.gateway.auth.keys import KeyRing
+from hostler.gateway.auth.sessions import Sessions, cookie_name, from_our_page, session_cookie
+from hostler.gateway.context import Client
+from hostler.gateway.routing import Surface
+from hostler.supervisor.auth import Throttle
+
+#: Wrong keys within a minute after which an address waits. Many clients may stand behind one address.
+WRONG_KEYS = 200
+
+
+class FailureThrottle(Throttle):
+    """Slows down whoever guesses keys, and says so."""
+
+    def refusal(self, address: str, words: str) -> GatewayError:
+        """Count a failure; the error that it deserves."""
+        wait_s = self.failed(address)
+        if wait_s:
+            return Busy("too many wrong keys from this address; wait, then use a valid one", retry_after_s=wait_s)
+        return Unauthenticated(words)
+
+
+audit = logging.getLogger("hostler.audit")
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+#: As many `Host` headers are remembered as good ones.
+_REMEMBERED_HOSTS = 256
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """What is let in. `hosts` are further names for this gateway, `origins` the web pages that may call it."""
+
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    open_probes: bool = False
+
+
+class _Admitted(NamedTuple):
+    """What was found out about a head, with the keys of that edition. The same head is not looked at again with them."""
+
+    claim: Claim
+    parameters: dict[str, Any]
+    client: Client
+    edition: object
+
+
+class Security:
+    """Refuses, or notes the claim and the client in the scope and passes the request on.
+
+    `login_form` gives, from method, path and `Accept`, the page that a browser without a key is shown instead of an error.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        surface: Surface,
+        fallback: Adapter,
+        keys: KeyRing | None,
+        rules: Rules,
+        throttle: FailureThrottle,
+        sessions: Sessions | None = None,
+        login_form: Callable[[str, str, str], WireResponse | None] = lambda method, path, accept: None,
+    ) -> None:
+        self.app = app
+        self._login_form = login_form
+        self._surface = surface
+        self._fallback = fallback
+        self._keys = keys
+        self._rules = rules
+        self._throttle = throttle
+        self._sessions = sessions
+        self._own_name = socket.gethostname().lower()
+        self._good_hosts: set[tuple[str, str]] = set()
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        known: KnownHead | None = scope.get(KNOWN_KEY)
+        if known is not None:
+            admitted: _Admitted | None = known.admitted
+            if admitted is not None and (self._keys is None or admitted.edition is self._keys.edition):
+                scope[CLAIM_KEY] = admitted.claim
+                scope["path_params"] = admitted.parameters
+                scope[CLIENT_KEY] = admitted.client
+                return admitted.claim.app(scope, receive, send)
+        return self._check(scope, receive, send)
+
+    async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        claim: Claim | None = None
+        origin: str | None = None
+        try:
+            headers = _headers(scope)
+            self._check_host(scope, headers)
+            origin = self._check_origin(scope, headers)
+            if scope["method"] == "OPTIONS":
+                await _send(send, self._preflight(scope, headers, origin))
+                return
+            claim = self._admit(scope, headers, origin)
+        except GatewayError as error:
+            if isinstance(error, Unauthenticated):
+                form = self._login_form(scope["method"], scope["path"], ",".join(headers.get("accept", [])))
+                if form is not None:
+                    await _send(send, form)
+                    return
+            adapter = (claim.adapter if claim else self._surface.owner(scope)) or self._fallback
+            response = adapter.refuse(error, claim.operation if claim else None)
+            # The body was not read: without closing, the server would go on reading what may never end.
+            closing = () if scope["method"] in _SAFE_METHODS else (("Connection", "close"),)
+            facts = (("X-Request-ID", f"req-{secrets.token_hex(8)}"), *closing, *_cors(origin))
+            await _send(send, _with_headers(response, facts), head=scope["method"] == "HEAD")
+            return
+        if origin is not None:
+            send = _adding(send, _cors(origin))
+            scope[HEADERS_KEY] = [f"{name.lower()}: {value}".encode("latin-1") for name, value in _cors(origin)]
+        # Starlette's wrappers are for the gateway's own routes: the pipeline answers for its errors itself.
+        app = self.app if claim.adapter is None else claim.app
+        await app(scope, receive, send)
+
+    def _check_host(self, scope: Scope, headers: dict[str, list[str]]) -> None:
+        values = headers.get("host", [])
+        if len(values) != 1 or not values[0]:
+            raise BadRequest("exactly one Host header is needed")
+        server = scope.get("server")
+        known = (values[0], server[0] if server else "")
+        if known in self._good_hosts:
+            return
+        name = _host_name(values[0])
+        if name is None:
+            raise BadRequest("the Host header is not a host name")
+        bound = known[1].split("%")[0].lower()
+        if (name in _LOOPBACK_NAMES and _is_loopback(bound)) or name in (*self._rules.hosts, bound, self._own_name):
+            if len(self._good_hosts) >= _REMEMBERED_HOSTS:
+                self._good_hosts.clear()
+            self._good_hosts.add(known)
+            return
+        raise Misdirected("this server does not answer to that Host; add the name to gateway.allowed_hosts")
+
+    def _check_origin(self, scope: Scope, headers: dict[str, list[str]]) -> str | None:
+        """The foreign origin that is allowed to read the answer, or `None` if there is none to tell."""
+        origins = headers.get("origin", [])
+        if not origins:
+            if "cross-site" in headers.get("sec-fetch-site", []):
+                raise Forbidden("web pages of other sites may not call this gateway; see gateway.cors_origins")
+            return None
+        origin = origins[0]
+        if len(origins) == 1 and origin in self._rules.origins:
+            return origin
+        if len(origins) == 1 and _same_origin(origin, scope, headers["host"][0]):
+            return None
+        owner = self._surface.owner(scope) if len(origins) == 1 else None
+        if owner is not None and isinstance(owner, Welcoming) and owner.welcomes(origin):
+            return origin
+        raise Forbidden("web pages of this origin may not call this gateway; see gateway.cors_origins")
+
+    def _preflight(self, scope: Scope, headers: dict[str, list[str]], origin: str | None) -> WireResponse:
+        answer: list[tuple[str, str]] = [("Vary", "Origin")]
+        if origin is not None:
+            asked = headers.get("access-control-request-headers", [""])[0]
+            answer += [
+                ("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS"),
+                ("Access-Control-Allow-Headers", ", ".join(_tokens(asked)) or "Authorization, Content-Type"),
+                ("Access-Control-Max-Age", "600"),
+                *_cors(origin),
+            ]
+        return WireResponse(status=204, headers=tuple(answer))
+
+    def _admit(self, scope: Scope, headers: dict[str, list[str]], origin: str | None) -> Claim:
+        """Check the key before anything is told about routes, then the route, then the key's scope."""
+        address = scope["client"][0] if scope.get("client") else "unknown"
+        client = Client(name=address) if self._keys is None else self._identify(scope, headers, origin)
+        if client is None:
+            open_claim = self._open_claim(scope)
+            if open_claim is None:
+                words = "a valid API key is needed: send it as `Authorization: Bearer KEY` (made with `hostler keys add NAME`)"
+                if _presented(headers) is not None:
+                    raise self._throttle.refusal(address, words)
+                raise Unauthenticated(words)
+            claim, parameters = open_claim
+            client = Client(name=address, scopes=frozenset())
+        else:
+            claim, parameters = self._surface.find(scope)
+            if not _allows(client, claim):
+                audit.warning(
+                    "refused %s %s for key %s: it lacks the scope %s",
+                    scope["method"],
+                    claim.operation.path,
+                    client.name,
+                    claim.operation.scope,
+                    extra={
+                        "audit": {
+                            "outcome": "refused",
+                            "method": scope["method"],
+                            "path": claim.operation.path,
+                            "key": client.name,
+                            "scope": claim.operation.scope,
+                        }
+                    },
+                )
+                raise Forbidden(f"this key lacks the scope {claim.operation.scope!r}; make one with `hostler keys add`")
+        if claim.operation.writes and scope["method"] not in _SAFE_METHODS:
+            media_type = headers.get("content-type", [""])[0].partition(";")[0].strip().lower()
+            page = "origin" in headers or "sec-fetch-site" in headers
+            if media_type != "application/json" and (page or media_type not in claim.operation.media):
+                raise UnsupportedMedia("send this with Content-Type: application/json")
+        scope[CLAIM_KEY] = claim
+        scope["path_params"] = parameters
+        scope[CLIENT_KEY] = client
+        known: KnownHead | None = scope.get(KNOWN_KEY)
+        if known is not None and origin is None and claim.adapter is not None and _lasts(client, headers, self._keys):
+            edition = self._keys.edition if self._keys is not None else None
+            known.admitted = _Admitted(claim, parameters, client, edition)
+        return claim
+
+    def _identify(self, scope: Scope, headers: dict[str, list[str]], origin: str | None) -> Client | None:
+        assert self._keys is not None
+        presented = _presented(headers)
+        if presented is None and self._sessions is not None and origin is None:
+            server = scope.get("server")
+            token = session_cookie(cookie_name(server[1] if server else 0), headers)
+            if token is not None and from_our_page(scope["method"], headers):
+                return self._sessions.client(token)
+        # A missing key is looked up like a wrong one, so that both take the same time.
+        return self._keys.client(presented or "")
+
+    def _open_claim(self, scope: Scope) -> tuple[Claim, dict[str, object]] | None:
+        try:
+            claim, parameters = self._surface.find(scope)
+        except GatewayError:
+            return None
+        operation = claim.operation
+        if operation.scope == "open" or (operation.probe and self._rules.open_probes):
+            return claim, parameters
+        return None
+
+
+def _allows(client: Client, claim: Claim) -> bool:
+    """Whether the key's scopes cover the operation.
+
+    Whoever may order may also look, and whoever may ask models may also ask which there are.
+    """
+    operation = claim.operation
+    if operation.scope == "open" or operation.scope in client.scopes:
+        return True
+    if operation.scope == "read" and "operate" in client.scopes:
+        return True
+    return operation.probe and "infer" in client.scopes
+
+
+def _lasts(client: Client, headers: dict[str, list[str]], keys: KeyRing | None) -> bool:
+    """Whether only other keys could change who this is: sessions end by themselves."""
+    return keys is None or (client.scopes != frozenset() and _presented(headers) is not None)
+
+
+def _headers(scope: Scope) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, value in scope["headers"]:
+        found.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+    return found
+
+
+def _presented(headers: dict[str, list[str]]) -> str | None:
+    """The key that the client shows: Bearer, the password of Basic, or `x-api-key`."""
+    for value in headers.get("authorization", []):
+        scheme, _, rest = value.partition(" ")
+        if scheme.lower() == "bearer" and rest.strip():
+            return rest.strip()
+        if scheme.lower() == "basic":
+            try:
+                pair = base64.b64decode(rest.strip(), validate=True).decode("utf-8")
+            except ValueError:
+                return rest
+            return pair.partition(":")[2] or pair
+    for value in headers.get("x-api-key", []):
+        if value:
+            return value
+    return None
+
+
+def _host_name(value: str) -> str | None:
+    """The host of a `Host` header without its port, in lower case; `None` for what is none."""
+    try:
+        parts = urlsplit(f"//{value}")
+        name, _ = parts.hostname, parts.port
+    except ValueError:
+        return None
+    if not name or parts.path or parts.query or parts.fragment or "@" in value:
+        return None
+    return name.rstrip(".")
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address in ("", "localhost")
+
+
+def _same_origin(origin: str, scope: Scope, host: str) -> bool:
+    return origin.lower() in (f"{scope.get('scheme', 'http')}://{host.lower()}", f"https://{host.lower()}")
+
+
+def _tokens(value: str) -> list[str]:
+    """The well-formed header names in a comma list; everything else is dropped."""
+    names = (name.strip() for name in value.split(","))
+    return [name for name in names if name and all((c.isalnum() and c.isascii()) or c in "-_" for c in name)][:50]
+
+
+def _cors(origin: str | None) -> tuple[tuple[str, str], ...]:
+    return () if origin is None else (("Access-Control-Allow-Origin", origin), ("Vary", "Origin"))
+
+
+def _with_headers(response: WireResponse, headers: Iterable[tuple[str, str]]) -> WireResponse:
+    return msgspec.structs.replace(response, headers=(*response.headers, *headers))
+
+
+async def _send(send: Send, response: WireResponse, *, head: bool = False) -> None:
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1", "replace")) for name, value in response.headers]
+    if response.status != 204:
+        headers.append((b"content-type", response.media_type.encode("latin-1")))
+        headers.append((b"content-length", b"%d" % len(response.body)))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head else response.body})
+
+
+def _adding(send: Send, extra: Iterable[tuple[str, str]]) -> Send:
+    raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in extra]
+
+    async def adding(message: Scope) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", []), *raw]}
+        await send(message)
+
+    return adding

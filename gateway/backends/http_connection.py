@@ -1,0 +1,349 @@
+"""One socket to a backend: requests out, one answer at a time in, with backpressure both ways and one timer.
+
+It knows nothing of pools, retries or endpoints. Foreign errors end here: what comes out is a `BackendError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from typing import cast
+
+from hostler.adapters.errors import BackendBroken, BackendError, BackendTimeout, BackendUnavailable
+from hostler.adapters.types import AnswerHead
+from hostler.gateway.backends.http_response import AnswerReader, Malformed, SeenAnswer
+
+HIGH_WATER = 256 * 1024  # unread bytes of an answer above which the socket is left alone
+COPY_BELOW = 64 * 1024  # bodies up to this size share one write with their head
+WRITE_STEP = 256 * 1024
+
+_TCP_CLOSE = 7
+_TCP_INFO_UNACKED = struct.Struct("=I")
+
+
+class Connection(asyncio.Protocol):
+    """A connection. `begin` a request, `put` or `write` it, `wait_head`, `read` until empty (or `pour`), `begin` the next if `reusable`.
+
+    Only one task uses it at a time. `on_lost` is called once, when the socket is gone. `far`: the peer may be on a machine
+    that can fall asleep.
+    """
+
+    __slots__ = (
+        "_between_s", "_buffered", "_deadline", "_error", "_far", "_full", "_into", "_loop", "_on_lost", "_paused", "_seen", "_spilt", "_timer",
+        "_timer_at", "_transport", "_waiter", "_write_paused", "backend", "idle_until", "lost", "reader", "served",
+    )  # fmt: skip
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, backend: str, on_lost: Callable[[Connection], None], *, far: bool = True
+    ) -> None:
+        self._loop = loop
+        self._far = far
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._deadline = 0.0
+        self._error: BackendError | None = None
+        self._buffered = 0
+        self._into: Callable[[bytes], bool] | None = None
+        self._between_s = 0.0
+        self._full = False
+        self._spilt: Exception | None = None
+        self._seen = SeenAnswer()
+        self._paused = False
+        self._write_paused = False
+        self.backend = backend
+        self.reader: AnswerReader | None = None
+        self.lost = False
+        self.served = 0
+        self.idle_until = 0.0
+
+    # One request.
+
+    def begin(self, method: str, backend: str) -> AnswerReader:
+        """Gets ready for the next request. Call only on a new connection, or on one that was `reusable`."""
+        self.backend = backend
+        self.reader = reader = AnswerReader(method, self._seen)
+        self.served += 1
+        self._buffered = 0
+        self._full, self._spilt = False, None  # whoever asked before may have left without looking
+        return reader
+
+    def put(self, head: bytes, body: bytes) -> bool:
+        """Sends a request that is small enough for one write, as most are; false if it is not."""
+        if len(body) > COPY_BELOW:
+            return False
+        self._open().write(head + body if body else head)
+        return True
+
+    async def write(self, head: bytes, body: bytes, stall_s: float) -> None:
+        """Sends a large request. Returns early if the answer comes before all is sent; the connection is not kept then."""
+        transport, reader = self._open(), self.reader
+        assert reader is not None
+        transport.write(head)
+        view = memoryview(body)
+        for start in range(0, len(view), WRITE_STEP):
+            while self._write_paused:
+                if not self.alive or reader.head is not None:
+                    reader.keep_s = 0.0
+                    return
+                await self._wait(stall_s)
+            transport.write(view[start : start + WRITE_STEP])
+
+    def _open(self) -> asyncio.Transport:
+        if self._error is not None:
+            raise self._error
+        if self._transport is None:
+            raise BackendUnavailable(f'backend "{self.backend}" closed the connection at once', backend=self.backend)
+        return self._transport
+
+    async def wait_head(self, first_byte_s: float) -> AnswerHead:
+        """The answer's head, once it is there."""
+        reader = self.reader
+        assert reader is not None
+        while reader.head is None:
+            if self._error is not None:
+                raise self._error
+            await self._wait(first_byte_s)
+        return reader.head
+
+    async def read(self, silence_s: float) -> bytes:
+        """What has arrived of the body, or what arrives next; empty when it is complete."""
+        reader = self.reader
+        assert reader is not None
+        while not reader.parts:
+            if reader.complete:
+                return b""
+            if self._error is not None:
+                raise self._error
+            await self._wait(silence_s)
+        return self._taken(reader)
+
+    async def pour(self, into: Callable[[bytes], bool], silence_s: float, between_s: float) -> bool:
+        """See `Pouring.pour`; `silence_s` is for the first piece, `between_s` for those after it."""
+        reader = self.reader
+        assert reader is not None
+        while True:
+            if reader.parts:
+                silence_s = between_s
+                if not into(self._taken(reader)):
+                    return False
+            if reader.complete:
+                return True
+            if self._error is not None:
+                raise self._error
+            self._into, self._between_s = into, between_s
+            try:
+                await self._wait(silence_s)
+            finally:
+                self._into = None
+            if self._spilt is not None:
+                error, self._spilt = self._spilt, None
+                raise error
+            if self._full:
+                self._full = False
+                return False
+
+    def _taken(self, reader: AnswerReader) -> bytes:
+        """What has arrived of the body and was not taken yet."""
+        parts = reader.parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        self._buffered = 0
+        if self._paused:
+            self._paused = False
+            if not self.lost and self._transport is not None:
+                self._transport.resume_reading()
+        return data
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the answer is complete and the connection can carry another request."""
+        reader = self.reader
+        return (
+            reader is not None
+            and reader.complete
+            and reader.keep_s > 0
+            and self.alive
+            and not (self._paused or self._write_paused)
+            and self._transport is not None
+            and self._transport.get_write_buffer_size() == 0
+        )
+
+    @property
+    def alive(self) -> bool:
+        """Whether, for all that we have heard, the peer is still there."""
+        return self._error is None and self._transport is not None and not self._transport.is_closing()
+
+    def rest(self) -> None:
+        """Nothing is asked of the backend now: whatever it says from here on closes the connection."""
+        self.reader = None
+
+    def abort(self) -> None:
+        """Closes the connection at once. Whoever still waits on it gets `BackendBroken`."""
+        self._fail(BackendBroken(f'the connection to backend "{self.backend}" was closed', backend=self.backend))
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if self._far and sys.platform == "linux" and (sock := transport.get_extra_info("socket")) is not None:
+            # A machine that falls asleep says nothing: ask it after 10 s of silence, give it 25 s in all.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        if self._error is not None:  # aborted while it was being made
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        reader = self.reader
+        if reader is None:
+            self.abort()
+            return
+        if self._error is not None:
+            return
+        try:
+            reader.feed(data)
+        except Malformed as reason:
+            self._fail(self._broken(str(reason)))
+            return
+        if reader.parts:
+            if self._into is not None:
+                self._hand_on(self._into, reader)
+                return
+            self._buffered += len(data)
+            if self._buffered > HIGH_WATER and not self._paused and not reader.complete:
+                self._paused = True
+                assert self._transport is not None
+                self._transport.pause_reading()
+        elif reader.head is None:
+            return
+        self._wake()
+
+    def _hand_on(self, into: Callable[[bytes], bool], reader: AnswerReader) -> None:
+        """What has arrived goes to whoever pours, who is woken only if there is something else to do."""
+        parts = reader.parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        try:
+            self._full = not into(data)
+        except Exception as error:
+            self._spilt = error
+        if self._full or reader.complete or self._spilt is not None:
+            self._into = None
+            self._wake()
+        else:
+            self._until(self._loop.time() + self._between_s)
+
+    def eof_received(self) -> None:
+        reader = self.reader
+        if reader is not None and reader.until_close and self._error is None:
+            reader.eof()
+            self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        reader = self.reader
+        if reader is not None:
+            if self._error is None and not reader.complete:
+                self._error = self._lost_error(reader, exc)
+            reader.close()
+        self._transport = None
+        self._wake()
+        self._on_lost(self)
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self._wake()
+
+    # Waiting, with one timer that is moved only when it fires.
+
+    def _wait(self, seconds: float) -> asyncio.Future[None]:
+        """Until something changes; an error is left in `_error`."""
+        self._waiter = waiter = self._loop.create_future()
+        self._until(self._loop.time() + seconds)
+        return waiter
+
+    def _until(self, deadline: float) -> None:
+        """Whoever waits does so until then."""
+        self._deadline = deadline
+        if self._timer is None or self._timer_at > deadline:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = deadline
+            self._timer = self._loop.call_at(deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self._waiter is None or self._waiter.done():
+            return
+        # Loops round their clock to milliseconds: a timer may be a little early.
+        if self._loop.time() < self._deadline - 0.002:
+            self._timer_at = self._deadline
+            self._timer = self._loop.call_at(self._deadline, self._on_timer)
+            return
+        words = (
+            "stopped answering"
+            if self.reader is not None and self.reader.head is not None
+            else "did not answer in time"
+        )
+        self._fail(BackendTimeout(f'backend "{self.backend}" {words}', backend=self.backend))
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # Errors.
+
+    def _fail(self, error: BackendError) -> None:
+        if self._error is None:
+            self._error = error
+        if self._transport is not None:
+            self._transport.abort()
+        self._wake()
+
+    def _broken(self, reason: str) -> BackendBroken:
+        return BackendBroken(f'backend "{self.backend}" {reason}', backend=self.backend)
+
+    def _lost_error(self, reader: AnswerReader, exc: Exception | None) -> BackendError:
+        if not reader.received:
+            if self._never_read(exc):
+                return BackendUnavailable(
+                    f'backend "{self.backend}" closed the connection before it read the request', backend=self.backend
+                )
+            return self._broken("closed the connection without an answer")
+        return self._broken(
+            "ended its answer in the middle" if reader.head is not None else "ended its answer in the head"
+        )
+
+    def _never_read(self, exc: Exception | None) -> bool:
+        """Whether the peer closed its socket before its program had read the whole request.
+
+        A peer whose program has read everything ends with FIN after acknowledging everything. A reset means that something
+        of ours reached no reader: it came after the close, or lay unread at the close. A FIN alone leaves it open, but the
+        kernel knows: the FIN acknowledges all that had arrived by then.
+        """
+        if isinstance(exc, ConnectionResetError | BrokenPipeError):
+            return True
+        if exc is not None and getattr(exc, "errno", None) in (errno.ECONNABORTED, errno.ENOTCONN):
+            return True
+        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        if exc is not None or sock is None or sys.platform != "linux":
+            return False
+        try:
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+        except (OSError, TypeError):
+            return False
+        return bool(info[0] == _TCP_CLOSE or _TCP_INFO_UNACKED.unpack_from(info, 24)[0] > 0)

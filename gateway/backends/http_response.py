@@ -1,0 +1,256 @@
+"""One HTTP/1.1 answer, read from bytes as they come: its head, its body's pieces, and whether its connection may be kept.
+
+No sockets and no clock. Framing is strict: whatever two readers could understand differently is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import httptools
+
+from hostler.adapters.types import AnswerHead
+
+MAX_HEAD = 64 * 1024  # bytes of an answer's head, of its trailers, and of framing without any content in between
+MAX_HEADERS = 128
+MAX_INTERIM = 8
+
+KEEP_S = 2.0  # llama-server closes after 5 s of silence without a word, so we are earlier
+KEEP_MARGIN_S = 1.0
+
+#: So often the beginning of an answer is remembered on a connection where none of them ever came again.
+_TRIES = 8
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(0|[1-9][0-9]{0,8})[ \t]*\r\n", re.IGNORECASE)
+
+_STAYS_HERE = frozenset(
+    (
+        *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
+        *("proxy-authenticate", "proxy-authentication-info", "content-length", "set-cookie", "set-cookie2", "server"),
+    )
+)
+_STAYS_HERE_PREFIXES = ("access-control-", "x-accel-")
+_KEEP_TIMEOUT = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*(\d{1,9})", re.IGNORECASE)
+
+
+class Malformed(Exception):
+    """The bytes are not an answer, or not all of one; the message completes "the backend ..."."""
+
+
+class SeenAnswer:
+    """How answers on one connection begin, if they are whole in one piece and alike but for their length. Whatever has the
+    same bytes around its length, and the body that it promises behind them, is read as it was read before."""
+
+    __slots__ = ("_after", "_before", "_digits", "_method", "_tries", "fields", "keep_s", "media_type", "status")
+
+    def __init__(self) -> None:
+        self._before = self._after = self._digits = b""
+        self._method = ""
+        self._tries = _TRIES
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.status = 0
+        self.media_type = ""
+        self.keep_s = 0.0
+
+    def body(self, method: str, data: bytes) -> bytes | None:
+        """The body, if these bytes are such an answer, to its end and not beyond it."""
+        before, after, digits = self._before, self._after, self._digits
+        if not before or method != self._method or not data.startswith(before):
+            return None
+        start = len(before)
+        at = start + len(digits)
+        if not (data.startswith(digits, start) and data.startswith(after, at)):
+            at = data.find(b"\r", start, start + 10)
+            digits = data[start:at] if at > 0 else b""
+            if not (digits.isdigit() and data.startswith(after, at)) or (digits.startswith(b"0") and digits != b"0"):
+                return None
+        at += len(after)
+        if len(data) - at != int(digits):
+            return None
+        self._tries = _TRIES
+        return data[at:]
+
+    def remember(
+        self, method: str, data: bytes, head: AnswerHead, fields: list[tuple[bytes, bytes]], keep_s: float
+    ) -> None:
+        """These bytes were one whole answer, and the connection may be kept."""
+        if not self._tries or head.length is None or method == "HEAD":
+            return
+        self._tries -= 1
+        end = data.find(b"\r\n\r\n") + 4
+        found = _LENGTH.search(data, 0, end)
+        lines = len(fields) + 2
+        if (
+            found is not None
+            and len(data) - end == int(found[1]) == head.length
+            and data.count(b"\n", 0, end) == data.count(b"\r", 0, end) == lines
+        ):
+            self._before, self._digits, self._after = data[: found.start(1)], found[1], data[found.end(1) : end]
+            self._method, self.fields, self.keep_s = method, fields, keep_s
+            self.status, self.media_type = head.status, head.media_type
+
+
+class AnswerReader:
+    """Reads one answer. `feed` what arrives, `eof` when the connection ends; both raise `Malformed`.
+
+    `head` is set once the head is complete. `parts` collects the body; whoever reads it empties the list in place.
+    `complete` means that the body has ended as its framing says, `until_close` that only the connection's end can tell.
+    `keep_s` is how long the connection may be kept idle afterwards; 0 is not at all.
+    """
+
+    __slots__ = (
+        "_count", "_fields", "_interim", "_method", "_parser", "_quiet", "_refused", "_seen", "_size", "complete", "head",
+        "keep_s", "parts", "received", "until_close",
+    )  # fmt: skip
+
+    def __init__(self, method: str, seen: SeenAnswer | None = None) -> None:
+        self._method = method
+        self._seen = seen
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._count = 0
+        self._size = 0
+        self._quiet = 0
+        self._interim = 0
+        self._refused = ""
+        self.received = False
+        self.head: AnswerHead | None = None
+        self.parts: list[bytes] = []
+        self.complete = False
+        self.until_close = False
+        self.keep_s = 0.0
+        self._parser: httptools.HttpResponseParser | None = None
+
+    @property
+    def on_body(self) -> object:
+        """Looked up once by the parser: the pieces go straight into the list."""
+        return self.parts.append
+
+    def feed(self, data: bytes) -> None:
+        """Takes the next bytes."""
+        parser = self._parser
+        first = parser is None
+        if parser is None:
+            if self.received:
+                self.keep_s = 0.0  # more than was asked for: nothing on this connection can be trusted any more
+                return
+            self.received = True
+            if data[0] != 72:  # "H": the parser would take RTSP, and empty lines before the answer
+                raise Malformed("sent something that is not HTTP")
+            seen = self._seen
+            if seen is not None and (body := seen.body(self._method, data)) is not None:
+                self._fields, self.keep_s, self.complete = seen.fields, seen.keep_s, True
+                self.head = AnswerHead(status=seen.status, media_type=seen.media_type, length=len(body))
+                if body:
+                    self.parts.append(body)
+                return
+            parser = self._parser = httptools.HttpResponseParser(self)
+        try:
+            parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if not self.complete:
+                raise Malformed(self._refused or f"sent a malformed answer: {error}") from None
+            self.keep_s = 0.0
+        if self.parts or self.complete:
+            self._quiet = 0
+        else:
+            self._quiet += len(data)
+            if self._quiet > 2 * MAX_HEAD:
+                raise Malformed("sent headers or framing without end")
+        if self.complete:
+            self._parser = None
+            if first and self.keep_s and self._seen is not None and self.head is not None and not self._interim:
+                self._seen.remember(self._method, data, self.head, self._fields, self.keep_s)
+
+    def eof(self) -> None:
+        """The connection has ended in an orderly way."""
+        if self.complete:
+            self.keep_s = 0.0
+        elif self.head is not None and self.until_close:
+            self.complete = True
+            self._parser = None
+        else:
+            self._parser = None
+            raise Malformed(
+                "ended its answer in the middle" if self.received else "closed the connection without an answer"
+            )
+
+    def close(self) -> None:
+        """Lets go of the parser, which refers back to its reader."""
+        self._parser = None
+
+    def headers(self) -> Mapping[str, str]:
+        """The headers that may be passed on (see `base.Answer`)."""
+        named = {
+            word.strip().lower()
+            for name, value in self._fields
+            if name.lower() == b"connection"
+            for word in value.decode("latin-1").split(",")
+        }
+        passed: dict[str, str] = {}
+        for raw_name, raw_value in self._fields:
+            name = raw_name.decode("latin-1").lower()
+            if name in _STAYS_HERE or name in named or name.startswith(_STAYS_HERE_PREFIXES):
+                continue
+            value = raw_value.decode("latin-1").strip()
+            passed[name] = f"{passed[name]}, {value}" if name in passed else value
+        return passed
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self._refuse("sent a second answer")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count += 1
+        self._size += len(name) + len(value)
+        if self._count > MAX_HEADERS or self._size > MAX_HEAD:
+            self._refuse("sent too many or too large headers")
+        if self.head is None:  # trailers come after the head; nobody needs them
+            self._fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        status = self._parser.get_status_code()
+        version = self._parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            self._refuse(f"sent HTTP/{version}")
+        if not 200 <= status <= 599:
+            self._interim += 1
+            if not 100 <= status <= 199 or status == 101 or self._interim > MAX_INTERIM:
+                self._refuse(f"answered with the status {status}, which means nothing here")
+            self._fields.clear()
+            return
+        media_type, length, chunked, coded, keep_for = "", None, False, False, KEEP_S
+        for name, value in self._fields:
+            # The parser has refused a second Content-Length, one beside Transfer-Encoding, and one that is no number.
+            lower = name.lower()
+            if lower == b"content-length":
+                length = int(value)
+            elif lower == b"content-type":
+                media_type = value.decode("latin-1").strip()
+            elif lower == b"transfer-encoding":
+                coded, chunked = True, not coded and value.strip().lower() == b"chunked"
+            elif lower == b"keep-alive" and (found := _KEEP_TIMEOUT.search(value)):
+                keep_for = min(keep_for, int(found[1]) - KEEP_MARGIN_S)
+        if coded and (not chunked or version == "1.0"):
+            self._refuse("sent a transfer coding that nobody asked for")
+        bodiless = self._method == "HEAD" or status in (204, 304)
+        self.until_close = not (bodiless or chunked or length is not None)
+        # llama-server closes the connection after each chunked stream, and does not say so before.
+        if version == "1.1" and not chunked and not self.until_close and self._parser.should_keep_alive():
+            self.keep_s = max(0.0, keep_for)
+        self.head = AnswerHead(status=status, media_type=media_type, length=0 if status == 204 else length)
+        self._count = self._size = 0
+        if self._method == "HEAD":
+            # The parser cannot be told that no body follows, so it is stopped here.
+            self.complete = True
+            self._refuse("")
+
+    def on_message_complete(self) -> None:
+        if self.head is not None:
+            self.complete = True
+
+    def _refuse(self, reason: str) -> None:
+        self._refused = reason
+        raise Malformed(reason)

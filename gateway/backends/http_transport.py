@@ -1,0 +1,246 @@
+"""The hot path to backends: plain HTTP/1.1 over kept connections, bytes given out as they arrive.
+
+It pools connections, puts requests on the wire and retries a stale connection once. It does not read bodies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from types import TracebackType
+from typing import Any
+
+from hostler.adapters.base import WireRequest
+from hostler.adapters.errors import BackendUnavailable, BadRequest
+from hostler.adapters.types import AnswerHead
+from hostler.gateway.backends.base import Endpoint, Timeouts
+from hostler.gateway.backends.http_connection import Connection
+from hostler.gateway.backends.http_pool import Pool, Pooling
+from hostler.gateway.backends.http_response import AnswerReader
+
+_METHOD = re.compile(r"[A-Z]{1,16}")
+_PATH = re.compile(r"/[!-~]*")
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_HOST = re.compile(r"[0-9A-Za-z._:%-]+")
+# Framing, the connection and credentials are the transport's own: an adapter's word on them is not taken.
+_OWN_HEADERS = frozenset(
+    (
+        *("host", "content-length", "content-type", "transfer-encoding", "connection", "keep-alive", "te", "trailer"),
+        *("upgrade", "expect", "authorization", "cookie", "proxy-authorization", "proxy-connection", "accept-encoding"),
+    )
+)
+
+
+class LanTransport:
+    """A `Transport` for backends nearby. Belongs to the event loop that it is first used in."""
+
+    def __init__(self, pooling: Pooling | None = None) -> None:
+        self._pooling = pooling or Pooling()
+        self._pools: dict[tuple[str, int, bool], Pool] = {}
+        self._prefixes: dict[Endpoint, tuple[str, bytes]] = {}
+        self._heads: dict[tuple[Endpoint, str, str, str], bytes] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    def send(self, request: WireRequest, endpoint: Endpoint, timeouts: Timeouts) -> LanAnswer:
+        """See `Transport.send`."""
+        return LanAnswer(self, request, endpoint, timeouts)
+
+    def close_idle(self, endpoint: Endpoint) -> None:
+        """See `Transport.close_idle`."""
+        if pool := self._pools.get((endpoint.host, endpoint.port, endpoint.tls)):
+            pool.close_idle()
+
+    def close_all(self, endpoint: Endpoint) -> None:
+        """See `Transport.close_all`."""
+        if pool := self._pools.get((endpoint.host, endpoint.port, endpoint.tls)):
+            pool.close_all()
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+        for pool in self._pools.values():
+            pool.close_all()
+        for pool in self._pools.values():
+            await pool.emptied()
+
+    @property
+    def addresses(self) -> int:
+        """How many addresses are remembered."""
+        return len(self._pools)
+
+    def open_connections(self, endpoint: Endpoint) -> int:
+        """How many connections to this address exist, idle or not."""
+        pool = self._pools.get((endpoint.host, endpoint.port, endpoint.tls))
+        return len(pool.connections) if pool else 0
+
+    def pool(self, endpoint: Endpoint) -> Pool:
+        """The pool of this address, made on first use. Others that hold no connection go then."""
+        key = (endpoint.host, endpoint.port, endpoint.tls)
+        pool = self._pools.get(key)
+        if pool is None:
+            # Each start of an engine has a port of its own: nobody comes back to the old ones.
+            for other, left in list(self._pools.items()):
+                if not left.connections:
+                    left.close_all()
+                    del self._pools[other]
+            if endpoint.tls and self._tls is None:
+                self._tls = ssl.create_default_context()
+            tls = self._tls if endpoint.tls else None
+            pool = self._pools[key] = Pool(endpoint.host, endpoint.port, tls, self._pooling, asyncio.get_running_loop())
+        return pool
+
+    def head(self, request: WireRequest, endpoint: Endpoint) -> bytes:
+        """The request's head as bytes. Raises `BadRequest` if any part could be read as more than it is."""
+        if request.headers or not request.body or len(request.path) > 200:
+            return self._checked_head(request, endpoint)
+        # Nearly all requests are alike but for their length, which comes last.
+        key = (endpoint, request.method, request.path, request.content_type)
+        known = self._heads.get(key)
+        if known is None:
+            if len(self._heads) >= 256:
+                self._heads.clear()
+            checked = self._checked_head(request, endpoint)
+            known = self._heads[key] = checked[: checked.rindex(b"content-length: ") + 16]
+        return b"%b%d\r\n\r\n" % (known, len(request.body))
+
+    def _checked_head(self, request: WireRequest, endpoint: Endpoint) -> bytes:
+        prefix = self._prefixes.get(endpoint)
+        if prefix is None:
+            if len(self._prefixes) >= 256:  # each start of an engine has a key of its own
+                self._prefixes.clear()
+            prefix = self._prefixes[endpoint] = (endpoint.base_path.rstrip("/"), _endpoint_headers(endpoint))
+        base_path, endpoint_headers = prefix
+        path = base_path + request.path
+        if not (_PATH.fullmatch(path) and _METHOD.fullmatch(request.method) and _VALUE.fullmatch(request.content_type)):
+            raise BadRequest("the path or the content type holds characters that cannot be sent")
+        lines = [f"{request.method} {path} HTTP/1.1\r\n".encode("ascii"), endpoint_headers]
+        if request.body or request.method not in ("GET", "HEAD"):
+            framing = f"content-type: {request.content_type}\r\ncontent-length: {len(request.body)}\r\n"
+            lines.append(framing.encode("latin-1"))
+        for name, value in request.headers:
+            if not (_NAME.fullmatch(name) and _VALUE.fullmatch(value)):
+                raise BadRequest("a header holds characters that cannot be sent")
+            if name.lower() not in _OWN_HEADERS:
+                lines.append(f"{name}: {value}\r\n".encode("latin-1"))
+        lines.append(b"\r\n")
+        return b"".join(lines)
+
+
+class LanAnswer:
+    """One request on its way and its answer: the context manager of `LanTransport.send`, and what it gives."""
+
+    __slots__ = ("_connection", "_endpoint", "_head", "_pool", "_request", "_silence_s", "_timeouts", "_transport")
+
+    def __init__(self, transport: LanTransport, request: WireRequest, endpoint: Endpoint, timeouts: Timeouts) -> None:
+        self._transport = transport
+        self._request = request
+        self._endpoint = endpoint
+        self._timeouts = timeouts
+        self._silence_s = timeouts.first_byte_s
+        self._pool: Pool | None = None
+        self._connection: Connection | None = None
+        self._head: AnswerHead | None = None
+
+    async def __aenter__(self) -> LanAnswer:
+        head = self._transport.head(self._request, self._endpoint)
+        self._pool = pool = self._transport.pool(self._endpoint)
+        kept = pool.take()
+        connection = kept or await pool.connect(self._endpoint.name, self._timeouts.connect_s)
+        while True:
+            try:
+                connection.begin(self._request.method, self._endpoint.name)
+                if not connection.put(head, self._request.body):
+                    await connection.write(head, self._request.body, self._timeouts.first_byte_s)
+                self._head = await connection.wait_head(self._timeouts.first_byte_s)
+                self._connection = connection
+                return self
+            except BaseException as error:
+                connection.abort()
+                if connection is not kept or not isinstance(error, BackendUnavailable):
+                    raise
+            # The backend closed it before our bytes got there. Its siblings have lain idle as long: a new one.
+            pool.close_idle()
+            self._pool = pool = self._transport.pool(self._endpoint)  # an empty one may have gone meanwhile
+            connection = await pool.connect(self._endpoint.name, self._timeouts.connect_s)
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None and self._pool is not None:
+            self._pool.give_back(connection)
+
+    @property
+    def head(self) -> AnswerHead:
+        """See `Answer.head`."""
+        assert self._head is not None, "no answer yet"
+        return self._head
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """See `Answer.headers`."""
+        return self._reader.headers()
+
+    @property
+    def until_close(self) -> bool:
+        """See `Answer.until_close`."""
+        return self._reader.until_close
+
+    @property
+    def complete(self) -> bool:
+        """See `Answer.complete`."""
+        return self._reader.complete
+
+    def segments(self) -> AsyncIterator[bytes]:
+        """See `Answer.segments`."""
+        return self
+
+    def __aiter__(self) -> LanAnswer:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._connection is None:
+            raise RuntimeError("the answer was read outside of its context")
+        data = await self._connection.read(self._silence_s)
+        if not data:
+            raise StopAsyncIteration
+        self._silence_s = self._timeouts.between_bytes_s
+        return data
+
+    def pour(self, into: Callable[[bytes], bool]) -> Coroutine[Any, Any, bool]:
+        """See `Pouring.pour`."""
+        if self._connection is None:
+            raise RuntimeError("the answer was read outside of its context")
+        silence_s, self._silence_s = self._silence_s, self._timeouts.between_bytes_s
+        return self._connection.pour(into, silence_s, self._timeouts.between_bytes_s)
+
+    async def read(self, limit: int) -> bytes:
+        """See `Answer.read`."""
+        pieces: list[bytes] = []
+        missing = limit
+        async for piece in self:
+            pieces.append(piece[:missing])
+            missing -= len(pieces[-1])
+            if not missing:
+                break
+        return b"".join(pieces)
+
+    @property
+    def _reader(self) -> AnswerReader:
+        connection = self._connection
+        if connection is None or connection.reader is None:
+            raise RuntimeError("the answer was read outside of its context")
+        return connection.reader
+
+
+def _endpoint_headers(endpoint: Endpoint) -> bytes:
+    """What every request to this endpoint says. Raises `ValueError` for a configuration that cannot be sent."""
+    if not _HOST.fullmatch(endpoint.host) or not _VALUE.fullmatch(endpoint.key or ""):
+        raise ValueError(f'backend "{endpoint.name}": the host or the key holds characters that cannot be sent')
+    host = f"[{endpoint.host.partition('%')[0]}]" if ":" in endpoint.host else endpoint.host
+    lines = [f"host: {host}:{endpoint.port}\r\n", "accept-encoding: identity\r\n"]
+    if endpoint.key is not None:
+        lines.append(f"authorization: Bearer {endpoint.key}\r\n")
+    return "".join(lines).encode("latin-1")

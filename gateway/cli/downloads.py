@@ -1,0 +1,102 @@
+"""Fetching models with somebody watching: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from hostler.profiles.downloads import Stop
+from hostler.profiles.fetch import cached, fetch_now
+from hostler.profiles.schema import Profile
+from hostler.profiles.sources import FetchProgress, SourceError, cache_directory
+
+__all__ = ["SourceError", "fetch", "log_progress"]
+
+logger = logging.getLogger(__name__)
+
+_STEP = 10  # percent between two plain lines
+
+
+def fetch(profile: Profile) -> Path:
+    """The profile's file, fetched if it is not here yet. Blocks; Ctrl-C leaves nothing behind. Raises `SourceError`."""
+    path = cached(profile)
+    if path is not None:
+        return path
+    if sys.stderr.isatty():
+        return _fetch_with_bar(profile)
+    return _blocking(profile, log_progress())
+
+
+def log_progress() -> Callable[[FetchProgress], None]:
+    """A listener that logs a line at the beginning, every ten percent, and at the end. Called from a thread."""
+    last: tuple[str, int] = ("", -1)
+
+    def listen(progress: FetchProgress) -> None:
+        nonlocal last
+        step = 100 * progress.completed // progress.total // _STEP if progress.total else -1
+        if (progress.phase, step) == last:
+            return
+        last = (progress.phase, step)
+        amount = f" {_megabytes(progress.completed)} of {_megabytes(progress.total)} MB" if progress.total else ""
+        logger.info("%s: %s%s", progress.file, progress.phase, amount)
+
+    return listen
+
+
+def _fetch_with_bar(profile: Profile) -> Path:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.fields[phase]}"),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(profile.name, total=None, phase="fetching")
+
+        def listen(progress: FetchProgress) -> None:
+            bar.update(
+                task,
+                description=progress.file,
+                completed=progress.completed,
+                total=progress.total,
+                phase=progress.phase,
+            )
+
+        return _blocking(profile, listen)
+
+
+def _blocking(profile: Profile, report: Callable[[FetchProgress], None]) -> Path:
+    """Fetch in a thread, so that Ctrl-C is heard at once and the thread can tidy up."""
+    stop = Stop()
+    result: list[Path | BaseException] = []
+
+    def work() -> None:
+        try:
+            result.append(fetch_now(profile, cache_directory(), report, stop))
+        except BaseException as error:  # carried over to the waiting thread and raised there
+            result.append(error)
+
+    thread = threading.Thread(target=work, name="fetch", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.2)
+    except KeyboardInterrupt:
+        stop.set()
+        thread.join(5.0)
+        raise
+    outcome = result[0]
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+def _megabytes(size: int | None) -> int:
+    return 0 if size is None else round(size / 1e6)

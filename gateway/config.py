@@ -1,0 +1,403 @@
+"""The configuration file as typed values. Nothing here acts: whoever needs a part gets it through its constructor."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from hostler.profiles.library import read_library
+from hostler.profiles.presets import Preset
+from hostler.profiles.schema import Profile, ProfileEntry
+from hostler.profiles.store import profiles_of, read_text
+from hostler.profiles.yaml_config import Document, DocumentError, Size, parse
+from hostler.supervisor.config import SupervisorSettings
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+ProgressMode = Literal["thinking", "quiet", "comments", "off"]
+
+
+class QueueSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many requests may wait for a model, and for how long."""
+
+    max_waiting: Annotated[int, msgspec.Meta(ge=0)] = 10
+    max_wait_s: Seconds = 120.0
+
+
+class SwitchingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When models take turns, and what a waiting client sees meanwhile.
+
+    Progress begins just before clients and proxies that want a byte within a second give up, and late enough for the
+    errors that come early (a file that is missing, an argument that the engine refuses) to keep their own status.
+    """
+
+    patience_s: Seconds = 10.0
+    min_residency_s: Seconds = 0.0
+    progress: ProgressMode = "thinking"
+    progress_after_s: Seconds = 0.75
+    progress_every_s: Annotated[float, msgspec.Meta(gt=0)] = 1.5
+
+
+class TimeoutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long a backend may take: to accept a connection, to its first byte, and between two bytes."""
+
+    connect_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    first_byte_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
+    between_bytes_s: Annotated[float, msgspec.Meta(gt=0)] = 120.0
+
+
+class ProbingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often backends are asked for a sign of life: as long as all is well, and when one seems to be down."""
+
+    every_s: Annotated[float, msgspec.Meta(gt=0)] = 15.0
+    down_every_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+
+
+class LoggingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much is logged, and as what: plain lines or JSON. On a terminal `auto` means a live view."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "plain", "json"] = "auto"
+
+
+class SpendingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What backends outside the house may cost in a day, and the file that remembers it."""
+
+    daily_limit: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    file: str | None = None
+
+
+class TracingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where an OpenTelemetry collector takes spans (OTLP over HTTP), and which it gets. Left out: there are no traces."""
+
+    endpoint: str | None = None
+    headers: Mapping[str, str] = {}
+    service: str = "hostler"
+    sample: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    to_clouds: bool = False
+
+
+class RecordingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether prompts and answers are kept, where, how much of them and for how long."""
+
+    contents: bool = False
+    file: str | None = None
+    max_size: Size = Size(256 * 1024**2)
+    max_age_s: Annotated[float, msgspec.Meta(gt=0)] = 7 * 24 * 3600.0
+
+
+class LibrarySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What clients may change about which models there are, and the file that keeps it."""
+
+    file: str | None = None
+    change: bool = True
+    delete: bool = False
+    uploads_max: Size = Size(0)
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The gateway itself: where it listens, who may use it, and how it treats those who wait."""
+
+    listen: tuple[str, ...] = ("127.0.0.1:8000",)
+    api_keys_file: str | None = None
+    open_probes: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    max_body: Size = Size(64 * 1024**2)
+    drain_s: Seconds = 30.0
+    logging: LoggingSettings = LoggingSettings()
+    queue: QueueSettings = QueueSettings()
+    switching: SwitchingSettings = SwitchingSettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    probing: ProbingSettings = ProbingSettings()
+    spending: SpendingSettings = SpendingSettings()
+    tracing: TracingSettings = TracingSettings()
+    recording: RecordingSettings = RecordingSettings()
+    library: LibrarySettings = LibrarySettings()
+    chain: tuple[str, ...] | None = None
+
+
+class WakeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a sleeping machine is woken (Wake-on-LAN), and how long a request waits for it."""
+
+    mac: str
+    broadcast: str = "255.255.255.255"
+    wait_s: Seconds = 60.0
+
+
+#: What a backend tells beyond this is no count of tokens.
+_MOST_TOKENS = 10**12
+
+
+class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a model costs, in US dollars for a million tokens. `cached`: of the input, what was read before."""
+
+    input: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    output: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    cached: Annotated[float, msgspec.Meta(ge=0)] | None = None
+
+    def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
+        """What an answer of so many tokens costs. The cached ones are part of the prompt's."""
+        cached = self.input if self.cached is None else self.cached
+        fresh, read, written = (
+            min(max(0, tokens), _MOST_TOKENS)
+            for tokens in (prompt_tokens - cached_tokens, cached_tokens, completion_tokens)
+        )
+        return (fresh * self.input + read * cached + written * self.output) / 1_000_000
+
+
+class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Something that answers: another machine's supervisor, or a server that speaks a protocol.
+
+    `models` maps our names to the backend's; `"*"` stands for every name that is not listed, in `prices` as well.
+    `local` says whether it stands in the house; left out, its kind and address tell.
+    """
+
+    kind: Literal["supervisor", "openai", "llamacpp", "ollama", "anthropic"]
+    url: str
+    token: str | None = None
+    token_file: str | None = None
+    api_key: str | None = None
+    api_key_file: str | None = None
+    models: Mapping[str, str] = {}
+    context: Positive | None = None
+    local: bool | None = None
+    referer: str | None = None
+    title: str | None = None
+    prices: Mapping[str, PriceSettings] = {}
+    wake: WakeSettings | None = None
+
+    @property
+    def in_the_house(self) -> bool:
+        """Whether what is sent there stays with us: told so, a supervisor, or an address that only a house can have."""
+        if self.local is not None:
+            return self.local
+        return self.kind == "supervisor" or _is_ours(urlsplit(self.url).hostname or "")
+
+
+class BreakerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a failing backend is left alone, and for how long."""
+
+    failures: Positive = 3
+    open_s: Annotated[float, msgspec.Meta(gt=0)] = 5.0
+    max_open_s: Annotated[float, msgspec.Meta(gt=0)] = 300.0
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file. Every section may be left out."""
+
+    gateway: GatewaySettings = GatewaySettings()
+    backends: Mapping[str, BackendSettings] = {}
+    breaker: BreakerSettings = BreakerSettings()
+    supervisor: SupervisorSettings = SupervisorSettings()
+    profiles: Mapping[str, ProfileEntry] = {}
+    manifest: str | None = None
+
+
+class SettingsError(Exception):
+    """The configuration cannot be used; the message names file, line and key, and the way out."""
+
+
+#: Endings of names that no public name server knows: RFC 6761, 6762 and 8375, ICANN's word on `internal`, and what
+#: routers give out.
+_OUR_ENDINGS = (".localhost", ".local", ".home.arpa", ".internal", ".lan")
+#: Addresses that lead nowhere but to this machine or its own network: RFC 1122, 1918, 3927, 4193 and 4291.
+_OUR_NETWORKS = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
+        *("::1/128", "fc00::/7", "fe80::/10"),
+    )
+)
+#: A name without a dot is looked for in the own network only; a number is an address in disguise.
+_PLAIN_NAME = re.compile(r"(?!0x)[a-z][a-z0-9_-]*|[a-z0-9_-]*[g-wyz_-][a-z0-9_-]*")
+
+
+def _is_ours(host: str) -> bool:
+    """Whether an address is one that only exists at home. A name that anybody could own is none."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host.endswith(_OUR_ENDINGS) or _PLAIN_NAME.fullmatch(host) is not None
+    address = getattr(address, "ipv4_mapped", None) or address
+    return any(address in network for network in _OUR_NETWORKS)
+
+
+def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The configuration file to use: as given, `HOSTLER_CONFIG`, `./hostler.yaml`, `/etc/hostler/hostler.yaml`, or none."""
+    named = given or environ.get("HOSTLER_CONFIG")
+    if named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            origin = "--config" if given else "HOSTLER_CONFIG"
+            what = "that is a folder" if path.is_dir() else "there is no such file"
+            raise SettingsError(f"{origin} names {path}, but {what}")
+        return path
+    for candidate in (Path("hostler.yaml"), Path("/etc/hostler/hostler.yaml")):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+class Configuration(msgspec.Struct, frozen=True, kw_only=True):
+    """The configuration file, read: `path` is `None` when there is no file. `shipped`: no profiles are configured.
+
+    `library` is the file in which models are kept that clients made, `presets` those of them that are no profiles.
+    """
+
+    path: Path | None
+    settings: Settings
+    profiles: tuple[Profile, ...]
+    shipped: bool = False
+    library: Path | None = None
+    presets: Mapping[str, Preset] = {}
+
+
+def read(path: Path | None, environ: Mapping[str, str] = os.environ) -> Configuration:
+    """What the file at `path` says, with its profiles and those of its manifest. Raises `SettingsError`."""
+    try:
+        document = None if path is None else parse(read_text(path), str(path), env=environ)
+        settings = Settings()
+        manifest = None
+        if path is not None and document is not None:
+            settings = document.to(Settings)
+            _check(settings, document)
+            if settings.manifest is not None:
+                manifest = path.parent / Path(settings.manifest).expanduser()
+        file = library_file(settings.gateway.library, path, environ)
+        made, written = read_library(file)
+        profiles = profiles_of(
+            document,
+            settings.profiles,
+            manifest,
+            made=None if written is None else (written, made.profiles),
+            env=environ,
+        )
+    except DocumentError as error:
+        raise SettingsError(str(error)) from error
+    shipped = not settings.profiles and manifest is None
+    return Configuration(
+        path=path, settings=settings, profiles=profiles, shipped=shipped, library=file, presets=made.presets
+    )
+
+
+def library_file(settings: LibrarySettings, path: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where models are kept that clients made: as configured, in systemd's folder for state, beside the configuration
+    file, or among the user's own."""
+    if settings.file is not None:
+        return (path.parent if path is not None else Path()) / Path(settings.file).expanduser()
+    if directory := environ.get("STATE_DIRECTORY"):  # several are joined by colons
+        return Path(directory.partition(":")[0]) / "models.yaml"
+    if path is not None:
+        return path.with_name(f"{path.stem}.models.yaml")
+    base = environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "hostler" / "models.yaml"
+
+
+def _check(settings: Settings, document: Document) -> None:
+    """What types alone cannot say."""
+    for index, name in enumerate(settings.gateway.chain or ()):
+        if name not in settings.backends and name != LOCAL:
+            known = ", ".join([*settings.backends, LOCAL])
+            raise document.error(("gateway", "chain", index), f"{name!r} is no backend; backends are: {known}")
+    for name, backend in settings.backends.items():
+        if name == LOCAL:
+            raise document.error(
+                ("backends", name), "this name means the supervisor of `hostler up` itself; take another one"
+            )
+        if not backend.url.startswith(("http://", "https://")):
+            raise document.error(("backends", name, "url"), f"{backend.url!r} must start with http:// or https://")
+        _check_told(document, name, backend)
+        if backend.wake is not None:
+            _check_wake(document, name, backend, backend.wake)
+        if backend.kind != "supervisor" and not backend.models:
+            raise document.error(
+                ("backends", name), 'models is missing: say which models it answers for, e.g. {"*": its-name-for-it}'
+            )
+    _check_chains(settings, document)
+    endpoint = settings.gateway.tracing.endpoint
+    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        raise document.error(
+            ("gateway", "tracing", "endpoint"), f"{endpoint!r} must be the whole address, http://.../v1/traces"
+        )
+    for index, listen in enumerate(settings.gateway.listen):
+        _check_address(document, ("gateway", "listen", index), listen)
+    _check_address(document, ("supervisor", "listen"), settings.supervisor.listen)
+
+
+def _check_told(document: Document, name: str, backend: BackendSettings) -> None:
+    """What is sent as a header must fit into one."""
+    for key in ("referer", "title"):
+        value = getattr(backend, key)
+        if value is not None and not re.fullmatch(r"[\x20-\x7e\xa0-\xff]+", value):
+            raise document.error(("backends", name, key), "must be one line of plain text")
+
+
+def _check_wake(document: Document, name: str, backend: BackendSettings, wake: WakeSettings) -> None:
+    path = ("backends", name, "wake")
+    if backend.kind != "supervisor":
+        raise document.error(path, "only a supervisor tells when it is awake; leave it out or set kind: supervisor")
+    if not re.fullmatch(r"[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}", wake.mac):
+        raise document.error((*path, "mac"), f"{wake.mac!r} is no MAC address; write it like 01:23:45:67:89:ab")
+    host, _, port = wake.broadcast.partition(":")
+    try:
+        ipaddress.IPv4Address(host)
+        if port and not 0 < int(port) <= 65535:
+            raise ValueError
+    except ValueError:
+        raise document.error(
+            (*path, "broadcast"),
+            f"{wake.broadcast!r} is no address; write the network's broadcast address, e.g. 192.168.1.255",
+        ) from None
+
+
+def _check_chains(settings: Settings, document: Document) -> None:
+    """A profile's own chain names backends of this file. A machine with a supervisor alone has none to compare with."""
+    if not settings.backends:
+        return
+    for profile, entry in settings.profiles.items():
+        for index, name in enumerate(entry.chain or ()):
+            if name not in settings.backends and name != LOCAL:
+                known = ", ".join([*settings.backends, LOCAL])
+                raise document.error(
+                    ("profiles", profile, "chain", index), f"{name!r} is no backend; backends are: {known}"
+                )
+
+
+def _check_address(document: Document, path: tuple[str | int, ...], text: str) -> None:
+    try:
+        parse_address(text)
+    except ValueError as error:
+        raise document.error(path, str(error)) from error
+
+
+#: The name under which the supervisor that runs in the gateway's own process stands in the chain.
+LOCAL = "local"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """`host:port`, `[v6]:port` or `:port` (all addresses) as host and port. Raises `ValueError`."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isdecimal() or int(port) > 65535 or (":" in host and not host.startswith("[")):
+        raise ValueError(f"{text!r} is not an address; write host:port, e.g. 127.0.0.1:8000")
+    return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)
+
+
+def secret(value: str | None, file: str | None, where: str) -> str | None:
+    """A secret given in place or in a file of its own. Raises `SettingsError`."""
+    if value is not None or file is None:
+        return value
+    try:
+        text = Path(file).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{where}: {file}: cannot be read: {error}") from error
+    if not text:
+        raise SettingsError(f"{where}: {file} is empty")
+    return text

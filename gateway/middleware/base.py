@@ -1,0 +1,29 @@
+"""What a layer is: plain ASGI middleware whose subclasses see the exchange instead of the scope."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from hostler.gateway.asgi import EXCHANGE_KEY, ASGIApp, Receive, Scope, Send
+from hostler.gateway.context import Exchange
+
+CallNext = Callable[[], Awaitable[None]]
+
+
+class Layer:
+    """One duty on a request's way. `dispatch` does it and calls `call_next` once, never, or (the fallback) again.
+
+    Errors pass outwards as `GatewayError`. A layer keeps nothing of a request between two calls.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # No coroutine of its own: every piece of an answer would have to pass through it.
+        return self.dispatch(scope[EXCHANGE_KEY], partial(self.app, scope, receive, send))
+
+    def dispatch(self, exchange: Exchange, call_next: CallNext) -> Awaitable[None]:
+        """The work. A layer that has nothing to do afterwards returns what `call_next` gives."""
+        raise NotImplementedError

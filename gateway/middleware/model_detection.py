@@ -1,0 +1,76 @@
+"""Which model is meant, and which targets could answer for it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from itertools import groupby
+from typing import cast
+
+from hostler.adapters.base import Admitting, Meeting, Presetting
+from hostler.gateway.asgi import ASGIApp
+from hostler.gateway.catalog import Placement
+from hostler.gateway.context import Exchange, Target
+from hostler.gateway.middleware.base import CallNext, Layer
+from hostler.gateway.scheduling.orchestrator import Orchestrator
+
+Find = Callable[[str | None], Placement]
+Order = Callable[[tuple[Target, ...]], tuple[Target, ...]]
+
+
+class Detect(Layer):
+    """Turns the name in the request into candidates. `find` raises `ModelNotFound` with the names that do exist, and
+    `order` puts first, among hosts that are as good as each other, the one that would answer soonest."""
+
+    def __init__(self, app: ASGIApp, *, find: Find, order: Order) -> None:
+        super().__init__(app)
+        self._find = find
+        self._order = order
+        self._admitting: dict[type, bool] = {}
+        self._targets: dict[str, tuple[Placement, tuple[Target, ...]]] = {}
+        self._meeting: dict[type, bool] = {}
+
+    def dispatch(self, exchange: Exchange, call_next: CallNext) -> Awaitable[None]:
+        placement = self._find(exchange.request.model)
+        exchange.model = placement.model
+        exchange.local_only = exchange.local_only or placement.local_only
+        adapter = exchange.adapter
+        if placement.preset is not None and placement.preset.speaks and isinstance(adapter, Presetting):
+            exchange.request = adapter.preset(exchange.request, placement.preset)
+        admitting = self._admitting.get(type(adapter))
+        if admitting is None:  # asked once: Python takes 10 µs to answer
+            admitting = self._admitting[type(adapter)] = isinstance(adapter, Admitting)
+        if admitting:
+            exchange.request = cast(Admitting, adapter).admit(exchange.request, placement.card)
+        encoder = exchange.reply.encoder
+        meeting = self._meeting.get(type(encoder))
+        if meeting is None:
+            meeting = self._meeting[type(encoder)] = isinstance(encoder, Meeting)
+        if meeting:
+            cast(Meeting, encoder).meet(placement.card)
+        known = self._targets.get(placement.model)
+        if known is None or known[0] is not placement:
+            known = self._targets[placement.model] = (placement, _targets(placement))
+        candidates = known[1]
+        exchange.candidates = self._order(candidates) if len(candidates) > 1 else candidates
+        return call_next()
+
+
+def _targets(placement: Placement) -> tuple[Target, ...]:
+    return tuple(
+        Target(backend=place.backend, model=placement.model, name_there=place.name_there, context=place.context)
+        for place in placement.places
+    )
+
+
+def nearest_first(targets: tuple[Target, ...], hosts: Mapping[str, Orchestrator]) -> tuple[Target, ...]:
+    """The targets with those of supervisors that stand side by side in the chain in the order of `nearness`.
+
+    The chain is what its owner wants: a cloud between two hosts stays between them, and so does every other backend.
+    """
+    ordered: list[Target] = []
+    for supervised, group in groupby(targets, key=lambda target: target.backend in hosts):
+        run = list(group)
+        if supervised and len(run) > 1:
+            run.sort(key=lambda target: hosts[target.backend].nearness(target.model))
+        ordered += run
+    return tuple(ordered)

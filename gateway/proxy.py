@@ -1,0 +1,233 @@
+"""The end of a request's way: the target is asked, and its answer goes to the reply, chunk by chunk."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import cast
+
+import msgspec
+
+from hostler.adapters.base import Amending, Parser, Polyglot, Timed, Timing
+from hostler.adapters.errors import BackendBroken, BackendRejected, BackendTimeout, ClientGone, GatewayError
+from hostler.adapters.types import AnswerHead, Chunk, Control, Request
+from hostler.gateway.asgi import EXCHANGE_KEY, Receive, Scope, Send
+from hostler.gateway.backends.base import Answer, Backend, Endpoint, Pouring
+from hostler.gateway.backends.failure_policy import retry_after
+from hostler.gateway.context import Exchange
+
+logger = logging.getLogger(__name__)
+
+#: A whole answer up to this size is read to its end before it is passed on, since it may end with an error.
+HELD_BACK = 256 * 1024
+
+#: As much of an error answer as is read and passed on, in bytes.
+ERROR_BODY_LIMIT = 1024 * 1024
+
+#: How often a refused request may be said in another way, each time smaller.
+AMENDMENTS = 8
+
+
+class Dispatch:
+    """The innermost ASGI application of the pipeline."""
+
+    def __init__(self, backends: Mapping[str, Backend], *, clock: Callable[[], float]) -> None:
+        self._backends = backends
+        self._clock = clock
+        self._timed: dict[type, bool] = {}
+        self._pouring: dict[type, bool] = {}
+        self._spoken: dict[tuple[str, str], bool] = {}
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        return self.dispatch(scope[EXCHANGE_KEY])
+
+    async def dispatch(self, exchange: Exchange) -> None:
+        request = exchange.request
+        if isinstance(request, Control):
+            # The layers have done what was asked; there is nothing to ask a backend.
+            exchange.reply.begin(AnswerHead())
+        else:
+            for _ in range(AMENDMENTS):
+                try:
+                    await self._ask(exchange, request)
+                    break
+                except BackendRejected as rejected:
+                    amended = _amended(exchange, request, rejected)
+                    if amended is None:
+                        raise
+                    request = amended
+            else:
+                await self._ask(exchange, request)
+        encoder = exchange.reply.encoder
+        if _promises(encoder, Timed, self._timed):
+            total_s = self._clock() - exchange.started_at
+            cast(Timed, encoder).timing(Timing(queue_s=exchange.queue_s, switch_s=exchange.switch_s, total_s=total_s))
+        await exchange.reply.end()
+
+    async def _ask(self, exchange: Exchange, request: Request) -> None:
+        target = exchange.target
+        assert target is not None, "the fallback layer names a target"
+        backend = self._backends[target.backend]
+        same_wire = self._speaks(backend, request.origin.wire)
+        if not same_wire:
+            request = exchange.adapter.expand(request)
+        stream = backend.folds or _streamed(request)
+        wire_request = backend.upstream.build(request, model=target.name_there, stream=stream)
+        if backend.headers:
+            wire_request = msgspec.structs.replace(wire_request, headers=(*wire_request.headers, *backend.headers))
+        parser = backend.upstream.parser(request, fields=not same_wire)
+        try:
+            async with backend.transport.send(wire_request, _endpoint(backend, exchange), backend.timeouts) as answer:
+                if not 200 <= answer.head.status < 300:
+                    raise await _rejection(answer, backend)
+                exchange.heard += 1
+                parser.begin(answer.head)
+                exchange.reply.begin(answer.head)
+                try:
+                    await self._forward(exchange, answer, parser, backend.timeouts.first_byte_s)
+                except (BackendBroken, BackendTimeout) as broken:
+                    # Some servers drop the connection, or let it hang, as soon as everything is said.
+                    if not _said_everything(exchange, parser):
+                        broken.backend = broken.backend or backend.name
+                        raise
+                except GatewayError:
+                    raise
+                except Exception as error:
+                    # No reader foresees everything that a backend may say: it costs this backend, not the request.
+                    logger.exception("%s: the answer of %s could not be read", exchange.id, backend.name)
+                    words = "The backend's answer is not what the protocol allows."
+                    raise BackendBroken(words, backend=backend.name) from error
+        except asyncio.CancelledError:
+            if not _had_everything(exchange, parser):
+                raise
+            task = asyncio.current_task()
+            if task is not None:
+                task.uncancel()
+
+    async def _forward(self, exchange: Exchange, answer: Answer, parser: Parser, first_word_s: float) -> None:
+        """Write the answer's chunks as they come. Pieces of a whole answer wait until it is known to hold no error.
+
+        Signs of life are no words: a backend that sends nothing else must come to the point in `first_word_s`, too.
+        """
+        reply, held, size = exchange.reply, list[Chunk](), 0
+        latest = self._clock() + first_word_s
+
+        def take(segment: bytes) -> bool:
+            """Pass on what a piece of the answer says. False if the client lags behind."""
+            nonlocal size
+            exchange.heard += 1
+            keeps_up = True
+            for chunk in parser.feed(segment):
+                if chunk.finish is not None or chunk.usage is not None or exchange.first_word_at is None:
+                    self._notice(exchange, chunk)
+                if chunk.whole and size <= HELD_BACK:
+                    held.append(chunk)
+                    size += len(chunk.raw)
+                    continue
+                while held:
+                    reply.put(held.pop(0))
+                keeps_up = reply.put(chunk)
+            if exchange.first_word_at is None and self._clock() >= latest:
+                # Silence ends in the transport; this is for those who talk without saying anything.
+                raise BackendTimeout("signs of life came, but no word in time")
+            return keeps_up
+
+        if _promises(answer, Pouring, self._pouring):
+            while not await cast(Pouring, answer).pour(take):
+                await reply.writable()
+        else:
+            async for segment in answer.segments():
+                if not take(segment):
+                    await reply.writable()
+        # What is held back goes out only when the end is known to hold no error.
+        last = list(parser.finish()) if held else parser.finish()
+        for chunk in held:
+            if not reply.put(chunk):
+                await reply.writable()
+        for chunk in last:
+            self._notice(exchange, chunk)
+            if not reply.put(chunk):
+                await reply.writable()
+
+    def _notice(self, exchange: Exchange, chunk: Chunk) -> None:
+        if exchange.first_word_at is None:
+            exchange.first_word_at = self._clock()
+            if exchange.answering is not None:
+                exchange.answering()
+        if chunk.usage is not None:
+            exchange.usage = chunk.usage
+        if chunk.finish is not None:
+            exchange.finish = chunk.finish
+
+    def _speaks(self, backend: Backend, wire: str) -> bool:
+        known = self._spoken.get((backend.name, wire))
+        if known is None:
+            upstream = backend.upstream
+            known = wire == upstream.wire or (isinstance(upstream, Polyglot) and upstream.speaks(wire))
+            self._spoken[backend.name, wire] = known
+        return known
+
+
+def _promises(one: object, protocol: type, known: dict[type, bool]) -> bool:
+    """Whether objects of this kind do what the protocol says. Asked once: Python takes 10 µs to answer."""
+    kind = type(one)
+    promised = known.get(kind)
+    if promised is None:
+        promised = known[kind] = issubclass(kind, protocol)
+    return promised
+
+
+def _amended(exchange: Exchange, request: Request, rejected: BackendRejected) -> Request | None:
+    """Another way to say what was refused, if the protocol knows one and nothing was answered yet."""
+    if exchange.reply.committed or not isinstance(exchange.adapter, Amending):
+        return None
+    return exchange.adapter.amend(request, rejected)
+
+
+def _had_everything(exchange: Exchange, parser: Parser) -> bool:
+    """Whether the client left with the whole stream in its hands. Many close as soon as they have read the last event,
+    which comes a moment before the backend has ended its answer."""
+    reply = exchange.reply
+    left = isinstance(exchange.ending, ClientGone) and reply.patient and reply.committed
+    return left and bool(exchange.finish) and _ends(parser) is not None
+
+
+def _said_everything(exchange: Exchange, parser: Parser) -> bool:
+    """Whether the answer had come to its end, as its protocol marks it, when the connection broke."""
+    return bool(exchange.finish) and _ends(parser) == []
+
+
+def _ends(parser: Parser) -> list[Chunk] | None:
+    """What is missing behind what was read, if it may end there."""
+    try:
+        return list(parser.finish())
+    except BackendBroken:
+        return None
+
+
+def _streamed(request: Request) -> bool:
+    output = getattr(request, "output", None)
+    return output is not None and output.stream
+
+
+def _endpoint(backend: Backend, exchange: Exchange) -> Endpoint:
+    if backend.endpoint is not None:
+        return backend.endpoint
+    address = exchange.address
+    assert address is not None, "a supervisor's target is asked inside a lease only"
+    return Endpoint(host=address.host, port=address.port, key=address.key, name=backend.name)
+
+
+async def _rejection(answer: Answer, backend: Backend) -> BackendRejected:
+    body = await answer.read(ERROR_BODY_LIMIT)
+    return BackendRejected(
+        f"{backend.name} answered with status {answer.head.status}",
+        backend=backend.name,
+        wire=backend.upstream.wire,
+        answer_status=answer.head.status,
+        headers={**answer.headers, "content-type": answer.head.media_type},
+        body=body,
+        retry_after_s=retry_after(answer.headers, time.time(), body),
+    )
