@@ -19,13 +19,13 @@ def without_thinking(request: Request, rejected: BackendRejected) -> Request | N
     """
     if rejected.answer_status not in _CLIENTS_FAULT or rejected.wire == request.origin.wire:
         return None
-    if not isinstance(request, ChatRequest) or request.dialogue is None or not request.dialogue.thinking:
+    if not isinstance(request, ChatRequest) or request.conversation is None or not request.conversation.thinking:
         return None
     refused = rejected.body.lower()
     if not any(word in refused for word in _WORDS):
         return None
-    less = True if isinstance(request.dialogue.thinking, str) else None
-    return msgspec.structs.replace(request, dialogue=msgspec.structs.replace(request.dialogue, thinking=less))
+    less = True if isinstance(request.conversation.thinking, str) else None
+    return msgspec.structs.replace(request, conversation=msgspec.structs.replace(request.conversation, thinking=less))
 
 
 _WISH: dict[type[object], str] = {

@@ -9,7 +9,7 @@ import msgspec
 
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import Document, patch
-from hostler.profiles.presets import Preset, Turn
+from hostler.profiles.presets import Preset, PresetMessage
 
 # What OpenAI and llama-server call the same as Ollama.
 _SAME = (
@@ -48,7 +48,7 @@ def with_defaults(
     return patch(body, missing, document.members) if missing else body
 
 
-def with_turns(body: bytes, turns: Sequence[Turn], system: str = "") -> bytes:
+def with_turns(body: bytes, turns: Sequence[PresetMessage], system: str = "") -> bytes:
     """The body with these turns in front of its `messages`, and the system's words before all if it begins with none."""
     document = Document(body)
     raw = bytes(document.members.get("messages", b""))

@@ -61,7 +61,7 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
     arguments: str = ""
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     """One turn of a conversation."""
 
     role: str
@@ -113,10 +113,10 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     details: bool = False
 
 
-class Dialogue(msgspec.Struct, frozen=True, kw_only=True):
+class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     """A conversation, understood in full. Decoded only when a backend speaks another protocol than the client."""
 
-    messages: tuple[Message, ...]
+    messages: tuple[ChatMessage, ...]
     tools: tuple[Tool, ...] = ()
     tool_choice: str | None = None
     parallel_tool_calls: bool | None = None
@@ -125,12 +125,12 @@ class Dialogue(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
-    """A conversation to be continued. `dialogue` stays `None` while bytes can be forwarded as they are."""
+    """A conversation to be continued. `conversation` stays `None` while bytes can be forwarded as they are."""
 
     origin: Origin
     model: str | None = None
     output: Output = Output()
-    dialogue: Dialogue | None = None
+    conversation: Conversation | None = None
     keep_alive_s: float | None = None
 
 
@@ -178,7 +178,7 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True, tag="count"):
 
     origin: Origin
     model: str | None = None
-    dialogue: Dialogue | None = None
+    conversation: Conversation | None = None
 
 
 class Passthrough(msgspec.Struct, frozen=True, kw_only=True, tag="passthrough"):
@@ -189,7 +189,7 @@ class Passthrough(msgspec.Struct, frozen=True, kw_only=True, tag="passthrough"):
     output: Output = Output()
 
 
-class Probe(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
+class ModelInfoRequest(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
     """A question about the gateway itself. Answered from the catalogue: it never queues, switches or touches an engine.
 
     `kind` is the adapter's own word for what is asked (`models`, `model`, `props`, ...).
@@ -209,7 +209,7 @@ class Control(msgspec.Struct, frozen=True, kw_only=True, tag="control"):
     keep_alive_s: float | None = None
 
 
-class Pull(msgspec.Struct, frozen=True, kw_only=True, tag="pull"):
+class PullModel(msgspec.Struct, frozen=True, kw_only=True, tag="pull"):
     """Have a model's file here before somebody needs it. Only what the configuration names can be had."""
 
     origin: Origin
@@ -217,7 +217,7 @@ class Pull(msgspec.Struct, frozen=True, kw_only=True, tag="pull"):
     stream: bool = False
 
 
-class Copy(msgspec.Struct, frozen=True, kw_only=True, tag="copy"):
+class CopyModel(msgspec.Struct, frozen=True, kw_only=True, tag="copy"):
     """Give a model a second name."""
 
     origin: Origin
@@ -225,7 +225,7 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True, tag="copy"):
     destination: str
 
 
-class Create(msgspec.Struct, frozen=True, kw_only=True, tag="create"):
+class CreateModel(msgspec.Struct, frozen=True, kw_only=True, tag="create"):
     """Make a model of another one (`preset.model`), or of an uploaded file, under a new name.
 
     `files` maps names of files to their checksums. `context` is the number of tokens it is to run with, `template` how it
@@ -241,14 +241,14 @@ class Create(msgspec.Struct, frozen=True, kw_only=True, tag="create"):
     stream: bool = False
 
 
-class Delete(msgspec.Struct, frozen=True, kw_only=True, tag="delete"):
+class DeleteModel(msgspec.Struct, frozen=True, kw_only=True, tag="delete"):
     """Forget a model that a client made."""
 
     origin: Origin
     model: str
 
 
-class Find(msgspec.Struct, frozen=True, kw_only=True, tag="find"):
+class FindBlob(msgspec.Struct, frozen=True, kw_only=True, tag="find"):
     """Is the file of this checksum here?"""
 
     origin: Origin
@@ -257,8 +257,8 @@ class Find(msgspec.Struct, frozen=True, kw_only=True, tag="find"):
 
 
 #: What is asked about which models there are, rather than of one.
-Arrangement = Pull | Copy | Create | Delete | Find
-ARRANGEMENTS = (Pull, Copy, Create, Delete, Find)
+ModelOperation = PullModel | CopyModel | CreateModel | DeleteModel | FindBlob
+MODEL_OPERATIONS = (PullModel, CopyModel, CreateModel, DeleteModel, FindBlob)
 
 Request = (
     ChatRequest
@@ -267,13 +267,13 @@ Request = (
     | RerankRequest
     | CountRequest
     | Passthrough
-    | Probe
+    | ModelInfoRequest
     | Control
-    | Pull
-    | Copy
-    | Create
-    | Delete
-    | Find
+    | PullModel
+    | CopyModel
+    | CreateModel
+    | DeleteModel
+    | FindBlob
 )
 Inference = ChatRequest | CompletionRequest | EmbedRequest | RerankRequest | CountRequest | Passthrough
 
@@ -314,7 +314,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
-class Stage(msgspec.Struct, frozen=True, kw_only=True):
+class ProgressStep(msgspec.Struct, frozen=True, kw_only=True):
     """A step of an arrangement. Of a file on its way `digest` names it, 64 hexadecimal digits, and sizes are in bytes."""
 
     step: Literal["looking", "fetching", "verifying", "parsing", "reusing", "adding", "writing", "done"]
@@ -343,7 +343,7 @@ class Chunk(msgspec.Struct, kw_only=True, gc=False):
     logprobs: tuple[TokenLogprob, ...] = ()
     vectors: tuple[tuple[float, ...], ...] = ()
     index: int = 0
-    stage: Stage | None = None
+    stage: ProgressStep | None = None
 
 
 class AnswerHead(msgspec.Struct, frozen=True, kw_only=True):
@@ -354,7 +354,7 @@ class AnswerHead(msgspec.Struct, frozen=True, kw_only=True):
     length: int | None = None
 
 
-Phase = Literal[
+ProgressPhase = Literal[
     "queued",
     "draining",
     "fetching",
@@ -373,7 +373,7 @@ Phase = Literal[
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """What a waiting request waits for. Times in seconds, `percent` from 0 to 100, `position` counts from 1."""
 
-    phase: Phase
+    phase: ProgressPhase
     model: str
     from_model: str | None = None
     position: int | None = None

@@ -25,12 +25,12 @@ from bench.processes import backend
 from bench.proxies import Hostler
 from hostler.adapters.types import AnswerHead, Chunk
 from hostler.gateway.app import Gateway
-from hostler.gateway.asgi import EXCHANGE_KEY, LINE_KEY, Receive, Scope, Send
+from hostler.gateway.asgi import CONTEXT_KEY, LINE_KEY, Receive, Scope, Send
 from hostler.gateway.backends.http_connection import Connection
 from hostler.gateway.config import read
-from hostler.gateway.middleware.base import Layer
-from hostler.gateway.middleware.request_context import Edge
-from hostler.gateway.proxy import Dispatch
+from hostler.gateway.middleware.base import RequestMiddleware
+from hostler.gateway.middleware.request_context import RequestContextMiddleware
+from hostler.gateway.proxy import Proxy
 from hostler.gateway.server.protocol import ClientConnection, Limits
 from hostler.gateway.server.server import bind
 
@@ -78,10 +78,10 @@ async def answered_by_server(scope: Scope, receive: Receive, send: Send) -> None
 
 async def answered_by_reply(scope: Scope, receive: Receive, send: Send) -> None:
     """What stands in for the rest of the way where it is cut."""
-    exchange = scope[EXCHANGE_KEY]
-    exchange.reply.begin(AnswerHead(length=len(BODY)))
-    await exchange.reply.write(Chunk(wire="openai", raw=BODY, whole=True))
-    await exchange.reply.end()
+    context = scope[CONTEXT_KEY]
+    context.writer.begin(AnswerHead(length=len(BODY)))
+    await context.writer.write(Chunk(wire="openai", raw=BODY, whole=True))
+    await context.writer.end()
 
 
 async def requests(app: Any, server: Any, heads: bytes) -> float:
@@ -112,7 +112,7 @@ async def requests(app: Any, server: Any, heads: bytes) -> float:
     return spent / REQUESTS * 1e6
 
 
-def fake_backend(dispatch: Dispatch) -> None:
+def fake_backend(dispatch: Proxy) -> None:
     """Give the one backend a kept connection that answers at once."""
     (box,) = dispatch._backends.values()
     transport: Any = box.transport
@@ -176,9 +176,9 @@ async def climb(directory: Path, port: int) -> list[Rung]:
 
 
 def _name(layer: object) -> str:
-    if isinstance(layer, Edge):
+    if isinstance(layer, RequestContextMiddleware):
         return "security, routes, edge, decoding, reply"
-    return type(layer).__name__.lower() if isinstance(layer, Layer) else type(layer).__name__
+    return type(layer).__name__.lower() if isinstance(layer, RequestMiddleware) else type(layer).__name__
 
 
 async def _cut(layer: Any, security: Any, server: Any, data: bytes) -> float:

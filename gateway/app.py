@@ -17,14 +17,14 @@ from starlette.applications import Starlette
 from hostler import __version__
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.registry import load_adapters
-from hostler.gateway.admin.app import Desk
+from hostler.gateway.admin.app import AdminApp
 from hostler.gateway.admin.routes import Route
 from hostler.gateway.admin.status import ChainView, StatusView, chain_view
 from hostler.gateway.admin.ui import login_form
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.auth import keys as key_file
 from hostler.gateway.auth.bind_policy import keys_in_force, places, refuse_beyond_loopback
-from hostler.gateway.auth.middleware import Rules, Security
+from hostler.gateway.auth.middleware import AuthMiddleware, Rules
 from hostler.gateway.backends.base import Backend, Endpoint, Transport
 from hostler.gateway.backends.chain import Address, Chain
 from hostler.gateway.backends.http_transport import LanTransport
@@ -33,25 +33,25 @@ from hostler.gateway.backends.retry_budget import BudgetRules, RetryBudget
 from hostler.gateway.catalog import Catalog, with_ends
 from hostler.gateway.config import LOCAL, GatewaySettings, Settings, SettingsError, secret
 from hostler.gateway.events import Bus
-from hostler.gateway.host_cache import Acquaintance
-from hostler.gateway.middleware.access_log import Observe
-from hostler.gateway.middleware.fallback import Fallback, Pauses
-from hostler.gateway.middleware.model_admin import Arrange
-from hostler.gateway.middleware.model_detection import Detect, nearest_first
-from hostler.gateway.middleware.model_info import Probe
-from hostler.gateway.middleware.queueing import Queueing
-from hostler.gateway.middleware.recording import Overhearing
-from hostler.gateway.middleware.request_context import Edge, InProgress
-from hostler.gateway.middleware.switching import Switch
-from hostler.gateway.middleware.tracing import Tracing
-from hostler.gateway.model_admin import Librarian
-from hostler.gateway.proxy import Dispatch
-from hostler.gateway.routing import adapter_claims, build
+from hostler.gateway.host_cache import HostCache
+from hostler.gateway.middleware.access_log import AccessLogMiddleware
+from hostler.gateway.middleware.fallback import FallbackMiddleware, Pauses
+from hostler.gateway.middleware.model_admin import ModelAdminMiddleware
+from hostler.gateway.middleware.model_detection import ModelDetectionMiddleware, nearest_first
+from hostler.gateway.middleware.model_info import ModelInfoMiddleware
+from hostler.gateway.middleware.queueing import QueueingMiddleware
+from hostler.gateway.middleware.recording import RecordingMiddleware
+from hostler.gateway.middleware.request_context import InFlightRequests, RequestContextMiddleware
+from hostler.gateway.middleware.switching import SwitchingMiddleware
+from hostler.gateway.middleware.tracing import TracingMiddleware
+from hostler.gateway.model_admin import ModelAdmin
+from hostler.gateway.proxy import Proxy
+from hostler.gateway.routing import adapter_routes, build
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.server.server import Server
-from hostler.gateway.telemetry.access_log import Journal
+from hostler.gateway.telemetry.access_log import AccessLog
 from hostler.gateway.telemetry.tracing import MissingExtra, TracedTransport, Tracer, TracingRules, need
-from hostler.gateway.telemetry.transcripts import ContentRules, Contents
+from hostler.gateway.telemetry.transcripts import TranscriptRules, Transcripts
 from hostler.gateway.telemetry.transcripts import default_file as contents_file
 from hostler.gateway.uploads import Uploads
 from hostler.profiles.blobs import BlobStore
@@ -98,7 +98,7 @@ class Gateway:
             _need_traces()
         self.bus = Bus()
         self._hosts: Mapping[str, Orchestrator] = {}
-        self._in_progress = InProgress()
+        self._in_progress = InFlightRequests()
         self._pauses = Pauses()
         self._clients: list[SupervisorClient] = []
         self._supervisors = self._find_supervisors(local)
@@ -108,8 +108,8 @@ class Gateway:
         self._presets = dict(presets or {})
         self._refresh = refresh
         self._catalog: Catalog | None = None
-        self._acquaintance = Acquaintance(None if history is None else history.with_name("machines.json"))
-        self._desk: Desk | None = None
+        self._acquaintance = HostCache(None if history is None else history.with_name("machines.json"))
+        self._desk: AdminApp | None = None
         self._server: Server | None = None
         self._stopping = False
 
@@ -128,7 +128,7 @@ class Gateway:
             catalog.remembered(name, self._acquaintance.profiles(name))
         rules = settings.library
         blobs = BlobStore(cache_directory() / "models" / "blobs", rules.uploads_max)
-        librarian = Librarian(
+        model_admin = ModelAdmin(
             rules,
             self._library,
             catalog=catalog,
@@ -141,7 +141,7 @@ class Gateway:
             name: self._orchestrator(name, supervisor, catalog, lan) for name, supervisor in self._supervisors.items()
         }
         self._hosts = hosts
-        journal = Journal()
+        journal = AccessLog()
         clouds = clouds_or(lan, self._settings)
         tracer, contents = _tracer(settings, self._clock), _contents(settings)
         near, cloud = lan, clouds  # type: Transport, Transport
@@ -162,7 +162,7 @@ class Gateway:
             bus=self.bus,
             clock=self._clock,
         )
-        desk = self._desk = Desk(
+        desk = self._desk = AdminApp(
             bus=self.bus,
             catalog=catalog,
             hosts=hosts,
@@ -191,23 +191,27 @@ class Gateway:
                 await learned.wait()
             pipeline = build(
                 [
-                    lambda app: app if contents is None else Overhearing(app, contents.add),
-                    lambda app: Edge(
+                    lambda app: app if contents is None else RecordingMiddleware(app, contents.add),
+                    lambda app: RequestContextMiddleware(
                         app,
                         max_body=settings.max_body,
                         progress=settings.switching.progress,
                         in_progress=self._in_progress,
                         clock=self._clock,
                     ),
-                    lambda app: app if tracer is None else Tracing(app, record=tracer.record, chosen=tracer.chosen),
-                    lambda app: Observe(app, bus=self.bus, log=journal.add, clock=self._clock),
-                    lambda app: Probe(
+                    lambda app: (
+                        app if tracer is None else TracingMiddleware(app, record=tracer.record, chosen=tracer.chosen)
+                    ),
+                    lambda app: AccessLogMiddleware(app, bus=self.bus, log=journal.add, clock=self._clock),
+                    lambda app: ModelInfoMiddleware(
                         app, listing=lambda: with_ends(catalog.listing, _ends(hosts, self._clock())), bus=self.bus
                     ),
-                    lambda app: Arrange(app, librarian=librarian),
-                    lambda app: Detect(app, find=catalog.find, order=lambda targets: nearest_first(targets, hosts)),
-                    lambda app: Queueing(app, settings=settings.queue, clock=self._clock),
-                    lambda app: Fallback(
+                    lambda app: ModelAdminMiddleware(app, model_admin=model_admin),
+                    lambda app: ModelDetectionMiddleware(
+                        app, find=catalog.find, order=lambda targets: nearest_first(targets, hosts)
+                    ),
+                    lambda app: QueueingMiddleware(app, settings=settings.queue, clock=self._clock),
+                    lambda app: FallbackMiddleware(
                         app,
                         hops=chain.hops,
                         budget=RetryBudget(BudgetRules()),
@@ -215,11 +219,11 @@ class Gateway:
                         settings=settings.switching,
                         clock=self._clock,
                     ),
-                    lambda app: Switch(
+                    lambda app: SwitchingMiddleware(
                         app, hosts=hosts, settings=settings.switching, used=catalog.used, clock=self._clock
                     ),
                 ],
-                Dispatch(backends, clock=self._clock),
+                Proxy(backends, clock=self._clock),
             )
             self._server = Server(
                 self._application(
@@ -337,10 +341,10 @@ class Gateway:
         if self._library is not None:
             self.made((await anyio.to_thread.run_sync(read_library, self._library))[0].presets)
 
-    def _application(self, pipeline: ASGIApp, uploads: ASGIApp, desk: Desk, route: Route) -> ASGIApp:
+    def _application(self, pipeline: ASGIApp, uploads: ASGIApp, desk: AdminApp, route: Route) -> ASGIApp:
         settings = self._settings.gateway
-        surface = desk.surface([*adapter_claims(load_adapters(), pipeline, uploads), route.claim()])
-        return Security(
+        surface = desk.surface([*adapter_routes(load_adapters(), pipeline, uploads), route.claim()])
+        return AuthMiddleware(
             Starlette(routes=[surface]),
             surface=surface,
             fallback=OpenAIAdapter(),
@@ -356,7 +360,7 @@ class Gateway:
         )
 
 
-async def _remember(desk: Desk, hosts: Mapping[str, Orchestrator], done: anyio.Event) -> None:
+async def _remember(desk: AdminApp, hosts: Mapping[str, Orchestrator], done: anyio.Event) -> None:
     """Hosts take over how long answers took before: those who wait are told when their turn comes from the start on."""
     answers = await desk.answers()
     for name, host in hosts.items():
@@ -384,13 +388,13 @@ def _tracer(settings: GatewaySettings, clock: Callable[[], float]) -> Tracer | N
     return Tracer(rules, clock, version=__version__)
 
 
-def _contents(settings: GatewaySettings) -> Contents | None:
+def _contents(settings: GatewaySettings) -> Transcripts | None:
     """Where prompts and answers are kept, if they are."""
     recording = settings.recording
     file = Path(recording.file).expanduser() if recording.file else contents_file()
     if recording.contents:
         logger.warning("prompts and answers are recorded in %s (gateway.recording.contents)", file)
-        return Contents(file, ContentRules(max_bytes=recording.max_size, max_age_s=recording.max_age_s))
+        return Transcripts(file, TranscriptRules(max_bytes=recording.max_size, max_age_s=recording.max_age_s))
     if file.is_file():
         logger.warning("%s still holds prompts and answers of when they were recorded: delete it if you may", file)
     return None

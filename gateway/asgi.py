@@ -16,10 +16,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: Who answers the request (a `Claim`), who asks (a `Client`), and the request on its way (an `Exchange`).
-CLAIM_KEY = "hostler.claim"
+#: Who answers the request (a `RouteMatch`), who asks (a `Client`), and the request on its way (an `Exchange`).
+ROUTE_KEY = "hostler.route"
 CLIENT_KEY = "hostler.client"
-EXCHANGE_KEY = "hostler.exchange"
+CONTEXT_KEY = "hostler.context"
 
 #: The client's end of the request (a `Line`).
 LINE_KEY = "hostler.line"
@@ -84,7 +84,7 @@ class Line(Protocol):
         ...
 
 
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
+class RouteMatch(msgspec.Struct, frozen=True, kw_only=True):
     """Who answers a request. `adapter` is `None` for the gateway's own routes."""
 
     operation: Operation

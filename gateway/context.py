@@ -10,20 +10,20 @@ import msgspec
 from hostler.adapters.base import Adapter, Operation
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.types import Request, Usage
-from hostler.gateway.asgi import EXCHANGE_KEY
+from hostler.gateway.asgi import CONTEXT_KEY
 from hostler.supervisor.contract import EngineAddress
 
 if TYPE_CHECKING:
-    from hostler.gateway.response import Reply
+    from hostler.gateway.response import ResponseWriter
 
-Outcome = Literal["ok", "failed", "broken", "left", "cancelled"]
-Scope = Literal["infer", "read", "operate"]
+RequestOutcome = Literal["ok", "failed", "broken", "left", "cancelled"]
+KeyScope = Literal["infer", "read", "operate"]
 #: What those are told who still wait when the gateway stops, and whoever would have to.
 NO_MORE = "the gateway stops, and begins nothing new; ask again in a moment"
 #: What those are told whose answers are cut off by its end.
 CUT_OFF = "the gateway stops, and has waited for this answer as long as it may; ask again in a moment"
 
-ALL_SCOPES: frozenset[Scope] = frozenset({"infer", "read", "operate"})
+ALL_SCOPES: frozenset[KeyScope] = frozenset({"infer", "read", "operate"})
 
 
 class Client(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +34,7 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    scopes: frozenset[Scope] = ALL_SCOPES
+    scopes: frozenset[KeyScope] = ALL_SCOPES
     local_only: bool = False
     priority: int = 0
 
@@ -66,7 +66,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     switch_s: float = 0.0
 
 
-class Exchange:
+class RequestContext:
     """A request, what is known of it so far, and the one way to answer it. Times are of the loop's clock, in seconds.
 
     `local_only`: it must not leave the house. `only` names the one backend that may answer it. `answering` is called
@@ -99,12 +99,12 @@ class Exchange:
         "passed",
         "queue_s",
         "reason",
-        "reply",
         "request",
         "started_at",
         "switch_s",
         "target",
         "usage",
+        "writer",
     )
 
     def __init__(
@@ -114,7 +114,7 @@ class Exchange:
         adapter: Adapter,
         operation: Operation,
         request: Request,
-        reply: Reply,
+        writer: ResponseWriter,
         client: Client,
         started_at: float,
         local_only: bool = False,
@@ -124,7 +124,7 @@ class Exchange:
         self.adapter = adapter
         self.operation = operation
         self.request = request
-        self.reply = reply
+        self.writer = writer
         self.client = client
         self.started_at = started_at
         self.local_only = local_only
@@ -146,12 +146,12 @@ class Exchange:
         self.heard = 0
         self.usage: Usage | None = None
         self.finish: str | None = None
-        self.outcome: Outcome = "failed"
+        self.outcome: RequestOutcome = "failed"
         self.answering: Callable[[], None] | None = None
         self.cost: float | None = None
 
     @staticmethod
-    def of(scope: Any) -> Exchange:
+    def of(scope: Any) -> RequestContext:
         """The exchange that the edge put into this scope."""
-        exchange: Exchange = scope[EXCHANGE_KEY]
-        return exchange
+        context: RequestContext = scope[CONTEXT_KEY]
+        return context

@@ -17,7 +17,7 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
     hosts: dict[str, tuple[ProfileInfo, ...]] = {}
 
 
-class Acquaintance:
+class HostCache:
     """One writer: the gateway. Without a file nothing is remembered. A file that cannot be read or written is reported,
     and stops nothing."""
 

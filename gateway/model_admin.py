@@ -18,7 +18,7 @@ import msgspec
 
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError, ModelUnavailable
 from hostler.adapters.model_names import folded
-from hostler.adapters.types import Copy, Create, Delete, Pull, Stage
+from hostler.adapters.types import CopyModel, CreateModel, DeleteModel, ProgressStep, PullModel
 from hostler.gateway.catalog import Catalog, Placement
 from hostler.gateway.config import LOCAL, LibrarySettings
 from hostler.profiles import library
@@ -38,11 +38,11 @@ _IN_FORCE_S = 60.0
 #: Without a word about it, an uploaded model runs with at most this context.
 _CONTEXT = 4096
 
-Tell = Callable[[Stage], Awaitable[None]]
+ReportStep = Callable[[ProgressStep], Awaitable[None]]
 Refresh = Callable[[], Awaitable[object]]
 
 
-class Librarian:
+class ModelAdmin:
     """Keeps the promises of the arranging layer.
 
     `file` is the library's, `refresh` has it read again and taken over. `engines`: whether this process runs any itself,
@@ -79,9 +79,9 @@ class Librarian:
         """Whether a file of this checksum was uploaded."""
         return await anyio.to_thread.run_sync(self._blobs.path, digest) is not None
 
-    async def pull(self, order: Pull, tell: Tell) -> None:
+    async def pull(self, order: PullModel, tell: ReportStep) -> None:
         """Have the model's file on the first of its hosts that answers."""
-        await tell(Stage(step="looking"))
+        await tell(ProgressStep(step="looking"))
         placement = self._catalog.find(order.model)
         card = placement.card
         digest = _digest(card.digest, card.name)
@@ -103,12 +103,12 @@ class Librarian:
                     f"{placement.model} could not be fetched on {name}; its log tells why", model=order.model
                 ) from error
         size = max(size, 1)
-        await tell(Stage(step="fetching", digest=digest, completed=size, total=size))
-        await tell(Stage(step="verifying"))
-        await tell(Stage(step="writing"))
-        await tell(Stage(step="done"))
+        await tell(ProgressStep(step="fetching", digest=digest, completed=size, total=size))
+        await tell(ProgressStep(step="verifying"))
+        await tell(ProgressStep(step="writing"))
+        await tell(ProgressStep(step="done"))
 
-    async def copy(self, order: Copy) -> None:
+    async def copy(self, order: CopyModel) -> None:
         """A second name for what the model is now."""
         source = self._catalog.find(order.model)
         if folded(order.destination) == folded(source.card.name):
@@ -122,7 +122,7 @@ class Librarian:
         )
         await self._keep(self._name_for(order.destination), preset, None)
 
-    async def create(self, order: Create, tell: Tell) -> None:
+    async def create(self, order: CreateModel, tell: ReportStep) -> None:
         """A model of another one, or of an uploaded file."""
         if not order.preset.model and not order.files:
             raise BadRequest("neither 'from' or 'files' was specified")
@@ -136,15 +136,15 @@ class Librarian:
         preset = msgspec.structs.replace(
             preset, model=name if profile is not None else preset.model, made_at=round(self._wall(), 3)
         )
-        await tell(Stage(step="reusing", digest=digest))
+        await tell(ProgressStep(step="reusing", digest=digest))
         if preset.speaks or preset.license:
             said = hashlib.sha256(msgspec.json.encode(preset)).hexdigest()
-            await tell(Stage(step="adding", digest=said))
-        await tell(Stage(step="writing"))
+            await tell(ProgressStep(step="adding", digest=said))
+        await tell(ProgressStep(step="writing"))
         await self._keep(name, preset, profile)
-        await tell(Stage(step="done"))
+        await tell(ProgressStep(step="done"))
 
-    async def delete(self, order: Delete) -> None:
+    async def delete(self, order: DeleteModel) -> None:
         """Forget a model that a client made, and its file if it was uploaded and nobody else needs it."""
         card = self._catalog.find(order.model).card
         if not self._rules.delete:
@@ -164,10 +164,10 @@ class Librarian:
 
     # How a model is made.
 
-    async def _of_model(self, order: Create, tell: Tell) -> tuple[Preset, ProfileEntry | None, str]:
+    async def _of_model(self, order: CreateModel, tell: ReportStep) -> tuple[Preset, ProfileEntry | None, str]:
         asked = order.preset.model
         if self._catalog.listing.find_folded(asked) is None:
-            await tell(Stage(step="looking"))
+            await tell(ProgressStep(step="looking"))
         source = self._catalog.find(asked)
         card = source.card
         facts = card.facts or ModelFacts()
@@ -188,11 +188,11 @@ class Librarian:
                 )
         return preset, profile, _digest(card.digest, card.name)
 
-    async def _of_file(self, order: Create, tell: Tell) -> tuple[Preset, ProfileEntry, str]:
+    async def _of_file(self, order: CreateModel, tell: ReportStep) -> tuple[Preset, ProfileEntry, str]:
         if not self._engines:
             raise Forbidden("no engine runs in this process: models of files are added on the machine that has one")
         digest = _only(order.files, "one GGUF file makes a model here: parts, projectors and safetensors are not taken")
-        await tell(Stage(step="parsing"))
+        await tell(ProgressStep(step="parsing"))
         path, facts = await self._uploaded(digest)
         _check_template(order.template, facts)
         if facts.metadata.get("general.type", "model") != "model":
@@ -308,7 +308,7 @@ class Librarian:
 class _Fetching:
     """One pull, told as it goes: the newest of what there is to tell, however slowly a client reads."""
 
-    def __init__(self, supervisor: Pulls, model: str, digest: str, tell: Tell) -> None:
+    def __init__(self, supervisor: Pulls, model: str, digest: str, tell: ReportStep) -> None:
         self._supervisor = supervisor
         self._model = model
         self._digest = digest
@@ -343,7 +343,7 @@ class _Fetching:
                 continue
             # A wheel, what is in it and each part of a file are files of their own to whoever draws a bar for each.
             of_this = hashlib.sha256(f"{self._digest}/{said.file}/{said.phase}".encode()).hexdigest()
-            await self._tell(Stage(step="fetching", digest=of_this, completed=said.completed, total=said.total))
+            await self._tell(ProgressStep(step="fetching", digest=of_this, completed=said.completed, total=said.total))
 
 
 def _own(name: str, preset: Preset, profile: ProfileEntry | None, kept: library.Library) -> ProfileEntry | None:

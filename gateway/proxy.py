@@ -13,10 +13,10 @@ import msgspec
 from hostler.adapters.base import Amending, Parser, Polyglot, Timed, Timing
 from hostler.adapters.errors import BackendBroken, BackendRejected, BackendTimeout, ClientGone, GatewayError
 from hostler.adapters.types import AnswerHead, Chunk, Control, Request
-from hostler.gateway.asgi import EXCHANGE_KEY, Receive, Scope, Send
+from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
 from hostler.gateway.backends.base import Answer, Backend, Endpoint, Pouring
 from hostler.gateway.backends.failure_policy import retry_after
-from hostler.gateway.context import Exchange
+from hostler.gateway.context import RequestContext
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ ERROR_BODY_LIMIT = 1024 * 1024
 AMENDMENTS = 8
 
 
-class Dispatch:
+class Proxy:
     """The innermost ASGI application of the pipeline."""
 
     def __init__(self, backends: Mapping[str, Backend], *, clock: Callable[[], float]) -> None:
@@ -41,125 +41,125 @@ class Dispatch:
         self._spoken: dict[tuple[str, str], bool] = {}
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        return self.dispatch(scope[EXCHANGE_KEY])
+        return self.dispatch(scope[CONTEXT_KEY])
 
-    async def dispatch(self, exchange: Exchange) -> None:
-        request = exchange.request
+    async def dispatch(self, context: RequestContext) -> None:
+        request = context.request
         if isinstance(request, Control):
             # The layers have done what was asked; there is nothing to ask a backend.
-            exchange.reply.begin(AnswerHead())
+            context.writer.begin(AnswerHead())
         else:
             for _ in range(AMENDMENTS):
                 try:
-                    await self._ask(exchange, request)
+                    await self._ask(context, request)
                     break
                 except BackendRejected as rejected:
-                    amended = _amended(exchange, request, rejected)
+                    amended = _amended(context, request, rejected)
                     if amended is None:
                         raise
                     request = amended
             else:
-                await self._ask(exchange, request)
-        encoder = exchange.reply.encoder
+                await self._ask(context, request)
+        encoder = context.writer.encoder
         if _promises(encoder, Timed, self._timed):
-            total_s = self._clock() - exchange.started_at
-            cast(Timed, encoder).timing(Timing(queue_s=exchange.queue_s, switch_s=exchange.switch_s, total_s=total_s))
-        await exchange.reply.end()
+            total_s = self._clock() - context.started_at
+            cast(Timed, encoder).timing(Timing(queue_s=context.queue_s, switch_s=context.switch_s, total_s=total_s))
+        await context.writer.end()
 
-    async def _ask(self, exchange: Exchange, request: Request) -> None:
-        target = exchange.target
+    async def _ask(self, context: RequestContext, request: Request) -> None:
+        target = context.target
         assert target is not None, "the fallback layer names a target"
         backend = self._backends[target.backend]
         same_wire = self._speaks(backend, request.origin.wire)
         if not same_wire:
-            request = exchange.adapter.expand(request)
+            request = context.adapter.expand(request)
         stream = backend.folds or _streamed(request)
         wire_request = backend.upstream.build(request, model=target.name_there, stream=stream)
         if backend.headers:
             wire_request = msgspec.structs.replace(wire_request, headers=(*wire_request.headers, *backend.headers))
         parser = backend.upstream.parser(request, fields=not same_wire)
         try:
-            async with backend.transport.send(wire_request, _endpoint(backend, exchange), backend.timeouts) as answer:
+            async with backend.transport.send(wire_request, _endpoint(backend, context), backend.timeouts) as answer:
                 if not 200 <= answer.head.status < 300:
                     raise await _rejection(answer, backend)
-                exchange.heard += 1
+                context.heard += 1
                 parser.begin(answer.head)
-                exchange.reply.begin(answer.head)
+                context.writer.begin(answer.head)
                 try:
-                    await self._forward(exchange, answer, parser, backend.timeouts.first_byte_s)
+                    await self._forward(context, answer, parser, backend.timeouts.first_byte_s)
                 except (BackendBroken, BackendTimeout) as broken:
                     # Some servers drop the connection, or let it hang, as soon as everything is said.
-                    if not _said_everything(exchange, parser):
+                    if not _said_everything(context, parser):
                         broken.backend = broken.backend or backend.name
                         raise
                 except GatewayError:
                     raise
                 except Exception as error:
                     # No reader foresees everything that a backend may say: it costs this backend, not the request.
-                    logger.exception("%s: the answer of %s could not be read", exchange.id, backend.name)
+                    logger.exception("%s: the answer of %s could not be read", context.id, backend.name)
                     words = "The backend's answer is not what the protocol allows."
                     raise BackendBroken(words, backend=backend.name) from error
         except asyncio.CancelledError:
-            if not _had_everything(exchange, parser):
+            if not _had_everything(context, parser):
                 raise
             task = asyncio.current_task()
             if task is not None:
                 task.uncancel()
 
-    async def _forward(self, exchange: Exchange, answer: Answer, parser: Parser, first_word_s: float) -> None:
+    async def _forward(self, context: RequestContext, answer: Answer, parser: Parser, first_word_s: float) -> None:
         """Write the answer's chunks as they come. Pieces of a whole answer wait until it is known to hold no error.
 
         Signs of life are no words: a backend that sends nothing else must come to the point in `first_word_s`, too.
         """
-        reply, held, size = exchange.reply, list[Chunk](), 0
+        writer, held, size = context.writer, list[Chunk](), 0
         latest = self._clock() + first_word_s
 
         def take(segment: bytes) -> bool:
             """Pass on what a piece of the answer says. False if the client lags behind."""
             nonlocal size
-            exchange.heard += 1
+            context.heard += 1
             keeps_up = True
             for chunk in parser.feed(segment):
-                if chunk.finish is not None or chunk.usage is not None or exchange.first_word_at is None:
-                    self._notice(exchange, chunk)
+                if chunk.finish is not None or chunk.usage is not None or context.first_word_at is None:
+                    self._notice(context, chunk)
                 if chunk.whole and size <= HELD_BACK:
                     held.append(chunk)
                     size += len(chunk.raw)
                     continue
                 while held:
-                    reply.put(held.pop(0))
-                keeps_up = reply.put(chunk)
-            if exchange.first_word_at is None and self._clock() >= latest:
+                    writer.put(held.pop(0))
+                keeps_up = writer.put(chunk)
+            if context.first_word_at is None and self._clock() >= latest:
                 # Silence ends in the transport; this is for those who talk without saying anything.
                 raise BackendTimeout("signs of life came, but no word in time")
             return keeps_up
 
         if _promises(answer, Pouring, self._pouring):
             while not await cast(Pouring, answer).pour(take):
-                await reply.writable()
+                await writer.writable()
         else:
             async for segment in answer.segments():
                 if not take(segment):
-                    await reply.writable()
+                    await writer.writable()
         # What is held back goes out only when the end is known to hold no error.
         last = list(parser.finish()) if held else parser.finish()
         for chunk in held:
-            if not reply.put(chunk):
-                await reply.writable()
+            if not writer.put(chunk):
+                await writer.writable()
         for chunk in last:
-            self._notice(exchange, chunk)
-            if not reply.put(chunk):
-                await reply.writable()
+            self._notice(context, chunk)
+            if not writer.put(chunk):
+                await writer.writable()
 
-    def _notice(self, exchange: Exchange, chunk: Chunk) -> None:
-        if exchange.first_word_at is None:
-            exchange.first_word_at = self._clock()
-            if exchange.answering is not None:
-                exchange.answering()
+    def _notice(self, context: RequestContext, chunk: Chunk) -> None:
+        if context.first_word_at is None:
+            context.first_word_at = self._clock()
+            if context.answering is not None:
+                context.answering()
         if chunk.usage is not None:
-            exchange.usage = chunk.usage
+            context.usage = chunk.usage
         if chunk.finish is not None:
-            exchange.finish = chunk.finish
+            context.finish = chunk.finish
 
     def _speaks(self, backend: Backend, wire: str) -> bool:
         known = self._spoken.get((backend.name, wire))
@@ -179,24 +179,24 @@ def _promises(one: object, protocol: type, known: dict[type, bool]) -> bool:
     return promised
 
 
-def _amended(exchange: Exchange, request: Request, rejected: BackendRejected) -> Request | None:
+def _amended(context: RequestContext, request: Request, rejected: BackendRejected) -> Request | None:
     """Another way to say what was refused, if the protocol knows one and nothing was answered yet."""
-    if exchange.reply.committed or not isinstance(exchange.adapter, Amending):
+    if context.writer.committed or not isinstance(context.adapter, Amending):
         return None
-    return exchange.adapter.amend(request, rejected)
+    return context.adapter.amend(request, rejected)
 
 
-def _had_everything(exchange: Exchange, parser: Parser) -> bool:
+def _had_everything(context: RequestContext, parser: Parser) -> bool:
     """Whether the client left with the whole stream in its hands. Many close as soon as they have read the last event,
     which comes a moment before the backend has ended its answer."""
-    reply = exchange.reply
-    left = isinstance(exchange.ending, ClientGone) and reply.patient and reply.committed
-    return left and bool(exchange.finish) and _ends(parser) is not None
+    writer = context.writer
+    left = isinstance(context.ending, ClientGone) and writer.patient and writer.committed
+    return left and bool(context.finish) and _ends(parser) is not None
 
 
-def _said_everything(exchange: Exchange, parser: Parser) -> bool:
+def _said_everything(context: RequestContext, parser: Parser) -> bool:
     """Whether the answer had come to its end, as its protocol marks it, when the connection broke."""
-    return bool(exchange.finish) and _ends(parser) == []
+    return bool(context.finish) and _ends(parser) == []
 
 
 def _ends(parser: Parser) -> list[Chunk] | None:
@@ -212,10 +212,10 @@ def _streamed(request: Request) -> bool:
     return output is not None and output.stream
 
 
-def _endpoint(backend: Backend, exchange: Exchange) -> Endpoint:
+def _endpoint(backend: Backend, context: RequestContext) -> Endpoint:
     if backend.endpoint is not None:
         return backend.endpoint
-    address = exchange.address
+    address = context.address
     assert address is not None, "a supervisor's target is asked inside a lease only"
     return Endpoint(host=address.host, port=address.port, key=address.key, name=backend.name)
 

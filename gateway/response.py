@@ -12,7 +12,7 @@ from hostler.gateway.asgi import Line
 Facts = Callable[[], list[bytes]]
 
 
-class Reply:
+class ResponseWriter:
     """Writes one answer.
 
     `started`: the status is out. `committed`: the model's words are out, so no other backend may answer any more.

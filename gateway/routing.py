@@ -10,25 +10,25 @@ from starlette.routing import BaseRoute, Match, compile_path
 
 from hostler.adapters.base import Adapter, Operation
 from hostler.adapters.errors import MethodNotAllowed, NotFound
-from hostler.gateway.asgi import CLAIM_KEY, ASGIApp, Claim, Receive, Scope, Send
+from hostler.gateway.asgi import ROUTE_KEY, ASGIApp, Receive, RouteMatch, Scope, Send
 
 
 class RouteConflict(Exception):
     """Two operations claim the same method and path, and no header tells them apart."""
 
 
-class Surface(BaseRoute):
+class Router(BaseRoute):
     """Every path the gateway answers. Exact paths cost one dictionary look-up, however many there are."""
 
-    def __init__(self, claims: Iterable[Claim]) -> None:
-        self._exact: dict[str, dict[str, list[Claim]]] = {}
-        self._patterns: list[tuple[Any, Mapping[str, Any], dict[str, list[Claim]]]] = []
-        self._by_pattern: dict[str, dict[str, list[Claim]]] = {}
+    def __init__(self, claims: Iterable[RouteMatch]) -> None:
+        self._exact: dict[str, dict[str, list[RouteMatch]]] = {}
+        self._patterns: list[tuple[Any, Mapping[str, Any], dict[str, list[RouteMatch]]]] = []
+        self._by_pattern: dict[str, dict[str, list[RouteMatch]]] = {}
         self._neighbours: dict[str, Adapter] = {}
         for claim in claims:
             self._add(claim)
 
-    def _add(self, claim: Claim) -> None:
+    def _add(self, claim: RouteMatch) -> None:
         path = claim.operation.path
         if "{" in path:
             methods = self._by_pattern.get(path)
@@ -56,13 +56,13 @@ class Surface(BaseRoute):
             for length in range(2, len(segments)):
                 self._neighbours.setdefault("/".join(segments[:length]), claim.adapter)
 
-    def claims(self) -> Iterable[Claim]:
+    def claims(self) -> Iterable[RouteMatch]:
         """Every claim once per path, for documentation."""
         for table in (*self._exact.values(), *self._by_pattern.values()):
             seen = {id(claim): claim for claims in table.values() for claim in claims}
             yield from seen.values()
 
-    def find(self, scope: Scope) -> tuple[Claim, dict[str, Any]]:
+    def find(self, scope: Scope) -> tuple[RouteMatch, dict[str, Any]]:
         """Who answers, and the path's parameters. Raises `NotFound` or `MethodNotAllowed`."""
         path = scope["path"]
         methods = self._exact.get(path)
@@ -102,30 +102,30 @@ class Surface(BaseRoute):
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if scope["type"] != "http":
             return Match.NONE, {}
-        if CLAIM_KEY in scope:
+        if ROUTE_KEY in scope:
             return Match.FULL, {}
         claim, parameters = self.find(scope)
-        return Match.FULL, {CLAIM_KEY: claim, "path_params": parameters}
+        return Match.FULL, {ROUTE_KEY: claim, "path_params": parameters}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await scope[CLAIM_KEY].app(scope, receive, send)
+        await scope[ROUTE_KEY].app(scope, receive, send)
 
 
-def adapter_claims(adapters: Iterable[Adapter], pipeline: ASGIApp, uploads: ASGIApp | None = None) -> list[Claim]:
+def adapter_routes(adapters: Iterable[Adapter], pipeline: ASGIApp, uploads: ASGIApp | None = None) -> list[RouteMatch]:
     """A claim for every operation of every adapter, all answered by the one pipeline of layers, but for uploads."""
     return [
-        Claim(operation=operation, app=(uploads or pipeline) if operation.upload else pipeline, adapter=adapter)
+        RouteMatch(operation=operation, app=(uploads or pipeline) if operation.upload else pipeline, adapter=adapter)
         for adapter in adapters
         for operation in adapter.operations
     ]
 
 
-def own_claim(
+def gateway_route(
     name: str, path: str, app: ASGIApp, *, scope: str, methods: tuple[str, ...] = ("GET",), writes: bool = False
-) -> Claim:
+) -> RouteMatch:
     """A claim for one of the gateway's own routes. `scope` is what a key must allow, or `open`."""
     operation = Operation(name=name, path=path, methods=methods, scope=scope, writes=writes)
-    return Claim(operation=operation, app=app)
+    return RouteMatch(operation=operation, app=app)
 
 
 def build(layers: Iterable[Callable[[ASGIApp], ASGIApp]], innermost: ASGIApp) -> ASGIApp:
@@ -136,7 +136,7 @@ def build(layers: Iterable[Callable[[ASGIApp], ASGIApp]], innermost: ASGIApp) ->
     return app
 
 
-def _choose(methods: Mapping[str, list[Claim]], scope: Scope) -> Claim:
+def _choose(methods: Mapping[str, list[RouteMatch]], scope: Scope) -> RouteMatch:
     method = scope["method"]
     rivals = methods.get(method) or (methods.get("GET") if method == "HEAD" else None)
     if not rivals:
@@ -149,7 +149,7 @@ def _choose(methods: Mapping[str, list[Claim]], scope: Scope) -> Claim:
     raise NotFound(f"{method} {scope['path'][:200]} needs {needed}")
 
 
-def _condition(claim: Claim) -> tuple[str | None, str | None]:
+def _condition(claim: RouteMatch) -> tuple[str | None, str | None]:
     """What a request must carry beside the path for this claim."""
     return claim.operation.header, claim.operation.query
 
@@ -173,6 +173,6 @@ def _not_allowed(scope: Scope, allowed: Iterable[str]) -> MethodNotAllowed:
     )
 
 
-def _owner(claim: Claim) -> str:
+def _owner(claim: RouteMatch) -> str:
     name = claim.adapter.name if claim.adapter else "the gateway itself"
     return f"{name} ({claim.operation.name})"

@@ -11,7 +11,7 @@ import msgspec
 
 from hostler.adapters.base import Adapter, WireResponse
 from hostler.adapters.errors import BadRequest, ClientGone, Forbidden, GatewayError, TooLarge
-from hostler.gateway.asgi import CLAIM_KEY, Claim, Receive, Scope, Send
+from hostler.gateway.asgi import ROUTE_KEY, Receive, RouteMatch, Scope, Send
 from hostler.profiles.blobs import BlobError, BlobStore, NoRoom, Upload
 from hostler.profiles.presets import is_digest
 
@@ -32,7 +32,7 @@ class Uploads:
         self._allowed = allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        claim: Claim = scope[CLAIM_KEY]
+        claim: RouteMatch = scope[ROUTE_KEY]
         adapter = claim.adapter
         assert adapter is not None
         try:
@@ -100,7 +100,7 @@ async def _skip(receive: Receive) -> None:
         pass
 
 
-def _refused(adapter: Adapter, claim: Claim, error: GatewayError) -> WireResponse:
+def _refused(adapter: Adapter, claim: RouteMatch, error: GatewayError) -> WireResponse:
     refusal = adapter.refuse(error, claim.operation)
     # The rest of the body is not read: without closing, the server would wait for its end.
     return msgspec.structs.replace(refusal, headers=(*refusal.headers, ("Connection", "close")))

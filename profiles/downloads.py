@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from hostler.profiles.sources import BLOCK, REPORT_S, Phase, SourceError
+from hostler.profiles.sources import BLOCK, REPORT_S, DownloadPhase, SourceError
 
 _CONNECT_S = 15.0
 _SPARE_BYTES = 64 * 1024 * 1024
@@ -48,7 +48,7 @@ os._exit(child.wait() & 0xFF)
 class Moved(Protocol):
     """Told how many bytes have come, of how many if that is known."""
 
-    def __call__(self, phase: Phase, completed: int, total: int | None) -> None: ...
+    def __call__(self, phase: DownloadPhase, completed: int, total: int | None) -> None: ...
 
 
 class Stopped(SourceError):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from hostler.profiles.sources import BLOCK, REPORT_S, FetchProgress, Phase, Source, SourceError, cache_directory
+from hostler.profiles.sources import BLOCK, REPORT_S, DownloadPhase, FetchProgress, Source, SourceError, cache_directory
 
 if TYPE_CHECKING:
     from hostler.profiles.downloads import Stop
@@ -200,7 +200,7 @@ def _download(
     with _emptied(partial):
         fresh = partial / "file"
 
-        def moved(phase: Phase, completed: int, total: int | None) -> None:
+        def moved(phase: DownloadPhase, completed: int, total: int | None) -> None:
             report(FetchProgress(file=source.name, phase=phase, completed=completed, total=total))
 
         if source.kind == "pypi":

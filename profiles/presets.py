@@ -15,7 +15,7 @@ _NAME = re.compile(rf"(?:{_PART}/){{0,2}}{_PART}(?::{_PART})?")
 Parameter = bool | int | float | str | tuple[str, ...]
 
 
-class Turn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PresetMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A turn that every conversation begins with."""
 
     role: str
@@ -33,7 +33,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     model: str
     system: str = ""
     parameters: Mapping[str, Parameter] = {}
-    messages: tuple[Turn, ...] = ()
+    messages: tuple[PresetMessage, ...] = ()
     license: tuple[str, ...] = ()
     parent: str = ""
     made_at: float = 0.0

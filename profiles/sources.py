@@ -20,7 +20,7 @@ _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
 BLOCK = 1024 * 1024
 REPORT_S = 0.1
 
-Phase = Literal["waiting", "downloading", "unpacking", "verifying", "done"]
+DownloadPhase = Literal["waiting", "downloading", "unpacking", "verifying", "done"]
 
 
 class SourceError(Exception):
@@ -31,7 +31,7 @@ class FetchProgress(msgspec.Struct, frozen=True, kw_only=True):
     """How far a fetch is. `total` is `None` while nobody knows it; `waiting` is for another process's fetch."""
 
     file: str
-    phase: Phase
+    phase: DownloadPhase
     completed: int = 0
     total: int | None = None
 

@@ -34,7 +34,7 @@ from hostler.supervisor.events import Subscriptions
 from hostler.supervisor.logs import Log
 from hostler.supervisor.memory import Meter, Usage
 from hostler.supervisor.metrics import HostMetrics
-from hostler.supervisor.model import Member, engine_of
+from hostler.supervisor.model import ManagedModel, engine_of
 from hostler.supervisor.model_files import Describe, ModelFiles, Prepare, Supply, local_path, look_at_file
 from hostler.supervisor.process import Limits, ManagedProcess
 from hostler.supervisor.slot_cache import Keeper, SlotKeeper, SlotStore
@@ -48,7 +48,7 @@ DESCRIBED_S: Final = 1.0
 logger = logging.getLogger(__name__)
 
 
-class Fleet:
+class EngineManager:
     """Keeps the promises of `contract.Supervisor` on this very machine.
 
     `run` must be running: everything happens in its task group. On an exclusive host one model lives at a time, pinned
@@ -245,16 +245,16 @@ class Fleet:
 
     # Inside.
 
-    def _others(self, member: Member) -> list[Member]:
+    def _others(self, member: ManagedModel) -> list[ManagedModel]:
         return [other for other in self._members.values() if other is not member and other.process.alive]
 
-    async def _start_pinned(self, member: Member) -> None:
+    async def _start_pinned(self, member: ManagedModel) -> None:
         try:
             await self.switch(member.name)
         except (SupervisorError, UnknownProfile) as error:
             logger.warning("the pinned model %s could not be started: %s", member.name, error)
 
-    async def _stop_member(self, member: Member) -> None:
+    async def _stop_member(self, member: ManagedModel) -> None:
         self._orders.cancel(member.name, f'the profile of model "{member.name}" was changed')
         await self._survey.drain([member], lambda: None)
         await member.process.stop()
@@ -268,18 +268,18 @@ class Fleet:
             # Once for each start of a gateway; what is carried out after it is remembered to be the new one's.
             await anyio.to_thread.run_sync(self._epochs.write)
 
-    def _member(self, model: str) -> Member:
+    def _member(self, model: str) -> ManagedModel:
         member = self._members.get(model)
         if member is None or member.retired:
             raise UnknownProfile(f'no profile "{model}" on this host; there are: {", ".join(sorted(self._members))}')
         return member
 
-    def _settle_pin(self, member: Member) -> None:
+    def _settle_pin(self, member: ManagedModel) -> None:
         """What follows from an operator's word, or from a new profile."""
         member.pinned = self._pins.get(member.name, member.profile.pinned)
         member.process.limits = self._limits(member)
 
-    def _limits(self, member: Member) -> Limits:
+    def _limits(self, member: ManagedModel) -> Limits:
         settings, profile = self._settings, member.profile
         return Limits(
             start_timeout_s=_first(profile.start_timeout_s, settings.start_timeout_s),
@@ -288,8 +288,8 @@ class Fleet:
             stable_s=settings.stable_s, watchdog_s=settings.watchdog_s, keep=member.pinned,
         )  # fmt: skip
 
-    def _enlist(self, profile: Profile) -> Member:
-        member = Member(profile, Log(self._settings.log_lines))
+    def _enlist(self, profile: Profile) -> ManagedModel:
+        member = ManagedModel(profile, Log(self._settings.log_lines))
         member.pinned = self._pins.get(profile.name, profile.pinned)
         member.process = ManagedProcess(
             profile.name, self._supply.hooks(member), self._limits(member), member.log, host=self._supply.host,
@@ -308,7 +308,7 @@ class Fleet:
             self._tasks.start_soon(self._survey.measure, member, False, AFTER_READY_S)
         self._listeners.publish(ModelChanged(status=self._status(member)))
 
-    async def _describe_sharing(self, member: Member) -> None:
+    async def _describe_sharing(self, member: ManagedModel) -> None:
         """Find out what is known of the file of `member`, of all that share it, and tell who listens."""
         for each in [each for each in self._members.values() if each.profile.model == member.profile.model]:
             if each.description.facts is None:
@@ -321,14 +321,14 @@ class Fleet:
         self._described.set()
         self._listeners.publish(Snapshot(host=self.status_now()))
 
-    def _measured(self, member: Member, takes: bool, needs: bool) -> None:
+    def _measured(self, member: ManagedModel, takes: bool, needs: bool) -> None:
         if takes:
             self._listeners.publish(ModelChanged(status=self._status(member)))
         if needs and self._room.budget is not None:
             # Who makes room elsewhere has to know.
             self._listeners.publish(Snapshot(host=self.status_now()))
 
-    def _status(self, member: Member) -> ModelStatus:
+    def _status(self, member: ManagedModel) -> ModelStatus:
         process = member.process
         order = self._orders.of(member.name)
         starting = process.state == "starting"
@@ -356,8 +356,8 @@ def open_host(
     place: str | None = None,
     report: Callable[[FetchProgress], None] = lambda _: None,
     environ: Mapping[str, str] = os.environ,
-) -> Fleet:
-    """The fleet of this machine; `Fleet.run` starts it. `host` is where engines listen unless the settings say so.
+) -> EngineManager:
+    """The fleet of this machine; `EngineManager.run` starts it. `host` is where engines listen unless the settings say so.
     `place` is where the host itself takes orders over HTTP, as `address:port`: what tells it from others of this machine.
     Without one it does not remember over a restart whose orders it took.
 
@@ -381,7 +381,7 @@ def open_host(
         keeper = SlotKeeper(store, files.facts)
     else:
         settings = msgspec.structs.replace(settings, slots_dir=None)
-    return Fleet(
+    return EngineManager(
         profiles,
         settings,
         host=host,

@@ -25,7 +25,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     modified_at: float = 0.0
 
 
-class Member:
+class ManagedModel:
     """One of a fleet. Its fleet writes it; `run` is its process' task and ends with the member.
 
     `pinned` is what an operator said, else what the profile says.

@@ -24,7 +24,7 @@ from hostler.profiles.sources import FetchProgress, SourceError
 from hostler.supervisor.command import Command, build
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError
-from hostler.supervisor.model import Description, Member
+from hostler.supervisor.model import Description, ManagedModel
 from hostler.supervisor.process import Build, Hooks
 from hostler.supervisor.slot_cache import Keeper
 from hostler.supervisor.usage import Survey
@@ -220,7 +220,7 @@ class Supply:
         self._keeper = keeper
         self._survey = survey
 
-    async def file(self, member: Member, report: Callable[[FetchProgress], None] = lambda _: None) -> Path:
+    async def file(self, member: ManagedModel, report: Callable[[FetchProgress], None] = lambda _: None) -> Path:
         """The member's file on disk; `report` hears how far it is. Raises `SupervisorError`."""
         try:
             if self.tasks is None:
@@ -230,7 +230,7 @@ class Supply:
             raise SupervisorError(Failure(kind="source_unavailable", message=str(error))) from error
         return member.file
 
-    async def describe(self, member: Member) -> None:
+    async def describe(self, member: ManagedModel) -> None:
         """Find out what can be said of its file without running it, and what was seen of it before."""
         try:
             member.description = await anyio.to_thread.run_sync(self._describe, member.profile)
@@ -240,16 +240,16 @@ class Supply:
             member.description = Description()
         self._survey.recall(member)
 
-    def read_ahead(self, member: Member) -> None:
+    def read_ahead(self, member: ManagedModel) -> None:
         """Have its file in memory when its engine wants it; nobody waits for that."""
         if self.tasks is not None and member.file is not None:
             self.tasks.start_soon(_read_ahead, member.file)
 
-    def hooks(self, member: Member) -> Hooks:
+    def hooks(self, member: ManagedModel) -> Hooks:
         """What is done at the fixed points of its process' life."""
         return _Hooks(self, member)
 
-    async def plan(self, member: Member) -> Build:
+    async def plan(self, member: ManagedModel) -> Build:
         """How to start its engine, given a port and a key; its file is there then."""
         file = member.file if member.file is not None and member.file.exists() else await self.file(member)
         if member.profile.embeddings and member.description.facts is None:
@@ -265,19 +265,19 @@ class Supply:
 
         return command
 
-    async def restore(self, member: Member, address: EngineAddress) -> None:
+    async def restore(self, member: ManagedModel, address: EngineAddress) -> None:
         """Give its engine back what the one before had."""
         if member.file is not None:
             await self._keeper.restore(member.profile, address, member.file)
 
-    async def save(self, member: Member, address: EngineAddress) -> None:
+    async def save(self, member: ManagedModel, address: EngineAddress) -> None:
         """Keep what its engine has before it goes."""
         if self.tasks is not None:
             self.tasks.start_soon(self._survey.measure, member)
         if member.file is not None:
             await self._keeper.save(member.profile, address, member.file)
 
-    async def answered(self, member: Member, *, cached: int, prompt: int) -> None:
+    async def answered(self, member: ManagedModel, *, cached: int, prompt: int) -> None:
         """Its engine has answered for the first time: see `contract.Supervisor`."""
         await self._keeper.answered(member.profile, cached=cached, prompt=prompt)
         # Engines take their memory while they work: from now on a look says how much it really is.
@@ -285,7 +285,7 @@ class Supply:
 
 
 class _Hooks(Hooks):
-    def __init__(self, supply: Supply, member: Member) -> None:
+    def __init__(self, supply: Supply, member: ManagedModel) -> None:
         self._supply = supply
         self._member = member
 

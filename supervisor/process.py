@@ -19,7 +19,7 @@ from hostler.supervisor.logs import Log
 from hostler.supervisor.states import LINES_KEPT, advance, after_failure, explain, pause_s
 
 
-class Outcome:
+class StartOutcome:
     """What an order came to: an address or a failure. Any number may wait for it, cancelling one touches no other."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Outcome:
         return self._address
 
 
-Phase = Literal["idle", "preparing", "starting", "loading", "restoring", "ready", "saving", "stopping"]
+ProcessPhase = Literal["idle", "preparing", "starting", "loading", "restoring", "ready", "saving", "stopping"]
 
 #: Given a port and a key, the command line.
 Build = Callable[[int, str], Command]
@@ -89,7 +89,7 @@ class Hooks:
 class Life:
     """One generation, from the order to the end of its last process. Its results reach only those who wait for it."""
 
-    def __init__(self, generation: int, outcome: Outcome) -> None:
+    def __init__(self, generation: int, outcome: StartOutcome) -> None:
         self.generation = generation
         self.outcome = outcome
         self.scope = anyio.CancelScope()
@@ -138,14 +138,14 @@ class ManagedProcess:
         self._ports = ports
         self._changed = changed or (lambda _: None)
         self._state: State = "stopped"
-        self._phase: Phase = "idle"
+        self._phase: ProcessPhase = "idle"
         self._since = time.time()
         self._generation = 0
         self._failures = 0
         self._failure: Failure | None = None
         self._rest_until = 0.0
         self._life: Life | None = None
-        self._next: Outcome | None = None
+        self._next: StartOutcome | None = None
         self._wanted = anyio.Event()
         self._ports_that_failed: set[int] = set()
 
@@ -156,7 +156,7 @@ class ManagedProcess:
         return self._state
 
     @property
-    def phase(self) -> Phase:
+    def phase(self) -> ProcessPhase:
         """What exactly it is at, within its state."""
         return self._phase
 
@@ -206,7 +206,7 @@ class ManagedProcess:
         """Wait until it is ready. Raises `SupervisorError` at once when it fails, or while it rests after failures."""
         return await self.order().get()
 
-    def order(self) -> Outcome:
+    def order(self) -> StartOutcome:
         """Want it ready, and wait (or not) for what comes of it.
 
         `ready` settles at once, `starting` joins, `stopping` starts anew afterwards, `failed` fails at once until its
@@ -218,11 +218,11 @@ class ManagedProcess:
         if self._failures >= self.limits.max_failures and self._failure is not None:
             left = self._rest_until - time.monotonic()
             if left > 0:
-                refused = Outcome()
+                refused = StartOutcome()
                 refused.settle(msgspec.structs.replace(self._failure, retry_after_s=left))
                 return refused
         if self._next is None:
-            self._next = Outcome()
+            self._next = StartOutcome()
             self._wanted.set()
         return self._next
 
@@ -273,7 +273,7 @@ class ManagedProcess:
                 life.gone.set()
             self._rest(life)
 
-    async def _until_wanted(self) -> Outcome:
+    async def _until_wanted(self) -> StartOutcome:
         while True:
             if self._next is not None:
                 if self._state == "failed":
@@ -284,7 +284,7 @@ class ManagedProcess:
             resting = self._state in ("backoff", "failed")
             if resting and left <= 0:
                 if self.limits.keep and self._state == "backoff":
-                    self._next = Outcome()
+                    self._next = StartOutcome()
                     continue
                 self._enter("stopped")
                 resting = False
@@ -448,14 +448,14 @@ class ManagedProcess:
     def _failed(self, kind: FailureKind, message: str) -> Failure:
         return Failure(kind=kind, message=message, lines=tuple(self.log.tail(LINES_KEPT)))
 
-    def _enter(self, state: State, phase: Phase | None = None) -> None:
+    def _enter(self, state: State, phase: ProcessPhase | None = None) -> None:
         """The only place where the state changes."""
         self._state = advance(self._state, state)
         self._since = time.time()
         self._phase = phase or ("idle" if state == "stopped" else self._phase)
         self._changed(self)
 
-    def _set_phase(self, phase: Phase) -> None:
+    def _set_phase(self, phase: ProcessPhase) -> None:
         if phase != self._phase:
             self._phase = phase
             self._changed(self)

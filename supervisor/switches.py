@@ -16,9 +16,9 @@ from anyio.abc import TaskGroup
 from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError, SwitchMoved, SwitchPhase
 from hostler.supervisor.memory import Claim, cannot_fit, fits, make_room
-from hostler.supervisor.model import Member
+from hostler.supervisor.model import ManagedModel
 from hostler.supervisor.model_files import Supply
-from hostler.supervisor.process import ManagedProcess, Outcome, Phase
+from hostler.supervisor.process import ManagedProcess, ProcessPhase, StartOutcome
 from hostler.supervisor.state_store import LoadTimes
 from hostler.supervisor.usage import Survey
 
@@ -27,7 +27,7 @@ TICK_S: Final = 0.5
 
 _ORDER: Final[tuple[SwitchPhase, ...]] = get_args(SwitchPhase)
 
-_OF_TARGET: Final[dict[Phase, SwitchPhase]] = {
+_OF_TARGET: Final[dict[ProcessPhase, SwitchPhase]] = {
     "preparing": "starting", "starting": "starting", "loading": "loading", "restoring": "restoring",
 }  # fmt: skip
 
@@ -42,7 +42,7 @@ class Order:
         self.number = number
         self.model = model
         self.evict = frozenset(evict)
-        self.outcome = Outcome()
+        self.outcome = StartOutcome()
         self.scope = anyio.CancelScope()
         self.victims: tuple[str, ...] = ()
         self.load_s = 0.0
@@ -155,7 +155,9 @@ class Room:
         self.exclusive = exclusive
         self.budget = budget
 
-    def victims(self, wanted: Member, others: Sequence[Member], evict: Collection[str]) -> list[Member]:
+    def victims(
+        self, wanted: ManagedModel, others: Sequence[ManagedModel], evict: Collection[str]
+    ) -> list[ManagedModel]:
         """Who of `others`, which are all alive, is to be stopped before `wanted` starts.
 
         The gateway has named and drained those of `evict`. Beyond them idle ones go, the longest unused first, and if
@@ -191,7 +193,7 @@ class Room:
             names.update(chosen)
         return [other for other in others if other.name in names]
 
-    def in_the_way(self, wanted: Member, others: Sequence[Member], evict: Collection[str]) -> bool:
+    def in_the_way(self, wanted: ManagedModel, others: Sequence[ManagedModel], evict: Collection[str]) -> bool:
         """Whether somebody has to be stopped although `wanted` is ready."""
         return any(
             other.process.standing
@@ -213,7 +215,7 @@ class Orders:
 
     def __init__(
         self, room: Room, supply: Supply, survey: Survey, load_times: LoadTimes, *,
-        others: Callable[[Member], list[Member]], describe: Callable[[Member], Awaitable[None]],
+        others: Callable[[ManagedModel], list[ManagedModel]], describe: Callable[[ManagedModel], Awaitable[None]],
         tell: Callable[[SwitchMoved], None],
     ) -> None:  # fmt: skip
         self._room = room
@@ -228,7 +230,7 @@ class Orders:
         self._under_way: set[Order] = set()
         self._turn = anyio.Lock()
 
-    def to(self, member: Member, evict: Sequence[str]) -> Order:
+    def to(self, member: ManagedModel, evict: Sequence[str]) -> Order:
         """The order to make `member` ready in place of `evict`: the one under way, if it does as much, or a new one.
 
         Raises `SupervisorError` if the host does not run, or the member has gone from it.
@@ -253,7 +255,7 @@ class Orders:
         for order in list(self._under_way):
             order.hear(process)
 
-    def _begin(self, member: Member, evict: Sequence[str]) -> Order:
+    def _begin(self, member: ManagedModel, evict: Sequence[str]) -> Order:
         if self.tasks is None or member.retired:
             raise SupervisorError(Failure(kind="cancelled", message="the supervisor is not running"))
         order = Order(
@@ -264,7 +266,7 @@ class Orders:
         self.tasks.start_soon(self._carry_out, member, order)
         return order
 
-    async def _carry_out(self, member: Member, order: Order) -> None:
+    async def _carry_out(self, member: ManagedModel, order: Order) -> None:
         try:
             with order.scope:
                 async with anyio.create_task_group() as tasks:
@@ -280,7 +282,7 @@ class Orders:
             self._load_times.learn(member.name, order.load_s)
             await anyio.to_thread.run_sync(self._load_times.write)
 
-    async def _fulfil(self, member: Member, order: Order) -> None:
+    async def _fulfil(self, member: ManagedModel, order: Order) -> None:
         try:
             address = await self._make_ready(member, order)
         except SupervisorError as error:
@@ -295,7 +297,7 @@ class Orders:
             where = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in member.spent.items())
             logger.info("%s is ready after %.3f s (%s)", member.name, sum(member.spent.values()), where or "it was")
 
-    async def _make_ready(self, member: Member, order: Order) -> EngineAddress:
+    async def _make_ready(self, member: ManagedModel, order: Order) -> EngineAddress:
         # A file that cannot be had must not cost the model that runs now.
         await self._supply.file(member, order.fetching)
         described = member.description
@@ -309,7 +311,7 @@ class Orders:
                 return await outcome.get()
         return await outcome.get()
 
-    async def _clear_the_way(self, member: Member, order: Order) -> None:
+    async def _clear_the_way(self, member: ManagedModel, order: Order) -> None:
         """Stop, side by side, all that may not live beside `member`, and let those finish that nobody has drained."""
         victims = self._room.victims(member, self._others(member), order.evict)
         if _undrained(victims, order):
@@ -328,5 +330,5 @@ class Orders:
                 stops.start_soon(victim.process.stop)
 
 
-def _undrained(victims: Sequence[Member], order: Order) -> list[Member]:
+def _undrained(victims: Sequence[ManagedModel], order: Order) -> list[ManagedModel]:
     return [each for each in victims if each.name not in order.evict and each.process.address is not None]

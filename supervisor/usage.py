@@ -15,7 +15,7 @@ import msgspec
 
 from hostler.supervisor.engine_client import activity
 from hostler.supervisor.memory import Meter, Observed
-from hostler.supervisor.model import Member
+from hostler.supervisor.model import ManagedModel
 from hostler.supervisor.state_store import Note
 
 
@@ -82,7 +82,7 @@ class Survey:
     """
 
     def __init__(
-        self, meter: Meter, footprints: Footprints, changed: Callable[[Member, bool, bool], None], *, uses: bool,
+        self, meter: Meter, footprints: Footprints, changed: Callable[[ManagedModel, bool, bool], None], *, uses: bool,
         drain_s: float,
     ) -> None:  # fmt: skip
         self._meter = meter
@@ -91,7 +91,7 @@ class Survey:
         self._uses = uses
         self._drain_s = drain_s
 
-    async def run(self, members: Callable[[], Iterable[Member]]) -> None:
+    async def run(self, members: Callable[[], Iterable[ManagedModel]]) -> None:
         """Look at all of them every now and then, for ever."""
         try:
             while True:
@@ -103,7 +103,7 @@ class Survey:
         finally:
             self._meter.close()
 
-    async def measure(self, member: Member, settled: bool = False, after_s: float = 0.0) -> None:
+    async def measure(self, member: ManagedModel, settled: bool = False, after_s: float = 0.0) -> None:
         """Look what a member's processes take; told only if it is another amount than before."""
         await anyio.sleep(after_s)
         pid = member.process.pid
@@ -126,23 +126,23 @@ class Survey:
         if takes or needs:
             self._changed(member, takes, needs)
 
-    def recall(self, member: Member) -> None:
+    def recall(self, member: ManagedModel) -> None:
         """Tell a member whose file is known what was seen of such a one before, also by an earlier supervisor."""
         member.recalled = self._footprints.get(member.name, member.footprint)
 
-    async def look_at(self, members: Iterable[Member]) -> None:
+    async def look_at(self, members: Iterable[ManagedModel]) -> None:
         """Ask the engines of all of them whether they are at work."""
         async with anyio.create_task_group() as looks:
             for member in members:
                 looks.start_soon(self._look, member)
 
-    async def drain(self, members: Iterable[Member], say: Callable[[], None]) -> None:
+    async def drain(self, members: Iterable[ManagedModel], say: Callable[[], None]) -> None:
         """Return when all have finished their answers, or are gone, or had their time; `say` if that takes any."""
         async with anyio.create_task_group() as waits:
             for member in members:
                 waits.start_soon(self._until_idle, member, say)
 
-    async def _until_idle(self, member: Member, say: Callable[[], None]) -> None:
+    async def _until_idle(self, member: ManagedModel, say: Callable[[], None]) -> None:
         own = member.profile.drain_s
         with anyio.move_on_after(self._drain_s if own is None else own):
             while await self._look(member):
@@ -150,7 +150,7 @@ class Survey:
                 with anyio.move_on_after(ASK_S):
                     await member.process.ended()
 
-    async def _look(self, member: Member) -> bool:
+    async def _look(self, member: ManagedModel) -> bool:
         """Whether its engine is at work."""
         address = member.process.address
         if address is None:

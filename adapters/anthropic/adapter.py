@@ -12,8 +12,7 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters.anthropic import messages as dialogue
-from hostler.adapters.anthropic import models
+from hostler.adapters.anthropic import messages, models
 from hostler.adapters.anthropic.encoder import AnthropicEncoder, CountEncoder
 from hostler.adapters.anthropic.errors import refusal
 from hostler.adapters.anthropic.operations import COUNT, FORWARDED, HEADER, MESSAGES, MODEL, MODELS, OPERATIONS
@@ -25,7 +24,7 @@ from hostler.adapters.json_body import Document
 from hostler.adapters.model_list import Listing
 from hostler.adapters.presets import sampling, with_defaults, with_turns
 from hostler.adapters.request_model import elsewhere
-from hostler.adapters.types import ChatRequest, CountRequest, Origin, Output, Probe, Request
+from hostler.adapters.types import ChatRequest, CountRequest, ModelInfoRequest, Origin, Output, Request
 from hostler.profiles.presets import Preset
 
 # What a preset may say of sampling, in this protocol's words; that it needs a limit at all is said by the client.
@@ -58,34 +57,34 @@ class AnthropicAdapter:
             headers=tuple((name, incoming.headers[name]) for name in FORWARDED if name in incoming.headers),
         )
         if operation.name == MODELS:
-            return Probe(origin=origin, kind=MODELS)
+            return ModelInfoRequest(origin=origin, kind=MODELS)
         if operation.name == MODEL:
-            return Probe(origin=origin, kind=MODEL, model=incoming.path_params.get("id", "").rstrip("/"))
+            return ModelInfoRequest(origin=origin, kind=MODEL, model=incoming.path_params.get("id", "").rstrip("/"))
         Document(incoming.body)
-        body = dialogue.read(incoming.body)
+        body = messages.read(incoming.body)
         if not body.messages:
             raise BadRequest("messages: at least one message is required", param="messages")
         try:
-            conversation = dialogue.dialogue(body)
-        except dialogue.Beyond:
+            conversation = messages.conversation(body)
+        except messages.Beyond:
             # Anthropic's own servers can: whether one of them answers is not known yet.
             conversation = None
         model = body.model or elsewhere(incoming)
         if operation.name == COUNT:
-            return CountRequest(origin=origin, model=model, dialogue=conversation)
+            return CountRequest(origin=origin, model=model, conversation=conversation)
         if body.max_tokens is None and HEADER in incoming.headers:
             # Who speaks to Anthropic is refused without it; who speaks to llama-server, on the same path, need not say it.
             raise BadRequest("max_tokens: Field required", param="max_tokens")
         if body.max_tokens is not None and body.max_tokens < 0:
             raise BadRequest("max_tokens: must be 0 or more", param="max_tokens")
-        output = Output(stream=body.stream is True, include_usage=True, schema=dialogue.schema(body), details=True)
-        return ChatRequest(origin=origin, model=model, output=output, dialogue=conversation)
+        output = Output(stream=body.stream is True, include_usage=True, schema=messages.schema(body), details=True)
+        return ChatRequest(origin=origin, model=model, output=output, conversation=conversation)
 
     def expand(self, request: Request) -> Request:
         """The request with its conversation. Raises `BadRequest` if only Anthropic's own servers could answer it."""
-        if isinstance(request, ChatRequest | CountRequest) and request.dialogue is None:
-            conversation = dialogue.dialogue(dialogue.read(request.origin.body))
-            return msgspec.structs.replace(request, dialogue=conversation)
+        if isinstance(request, ChatRequest | CountRequest) and request.conversation is None:
+            conversation = messages.conversation(messages.read(request.origin.body))
+            return msgspec.structs.replace(request, conversation=conversation)
         return request
 
     def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
@@ -105,14 +104,14 @@ class AnthropicAdapter:
         turns = [turn for turn in preset.messages if turn.role != "system"]
         body = with_turns(with_defaults(request.origin.body, known), turns)
         origin = msgspec.structs.replace(request.origin, body=body)
-        conversation = None if request.dialogue is None else dialogue.dialogue(dialogue.read(body))
-        return msgspec.structs.replace(request, origin=origin, dialogue=conversation)
+        conversation = None if request.conversation is None else messages.conversation(messages.read(body))
+        return msgspec.structs.replace(request, origin=origin, conversation=conversation)
 
     def answer(self, request: Request, listing: Listing) -> WireResponse:
         """The list of models, or one of them."""
-        if isinstance(request, Probe) and request.kind == MODELS:
+        if isinstance(request, ModelInfoRequest) and request.kind == MODELS:
             return models.models(listing, request.origin.query)
-        if isinstance(request, Probe) and request.kind == MODEL:
+        if isinstance(request, ModelInfoRequest) and request.kind == MODEL:
             return models.model(listing, request.model or "")
         raise NotFound("There is nothing like that to ask for.")
 

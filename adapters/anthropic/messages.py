@@ -11,7 +11,7 @@ from hostler.adapters import json_body as document
 from hostler.adapters.anthropic.schema import NULL, Block, ChoiceBody, MessageBody, RequestBody, Source, ToolBody
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.types import Dialogue, Media, Message, Part, Sampling, Text, Tool, ToolCall
+from hostler.adapters.types import ChatMessage, Conversation, Media, Part, Sampling, Text, Tool, ToolCall
 
 _UNSIGNED = re.compile(rb'"signature"\s*:\s*(?:""|null)')
 _messages = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
@@ -125,14 +125,14 @@ def read(body: bytes) -> RequestBody:
         raise BadRequest("The request body is not valid JSON.") from None
 
 
-def dialogue(body: RequestBody) -> Dialogue:
+def conversation(body: RequestBody) -> Conversation:
     """The conversation. Raises `BadRequest` for a mistake, `Beyond` for what other models cannot read or do."""
     system, turns = system_prompt(body.system, body.messages)
-    messages = [Message(role="system", parts=(Text(text=system),))] if system else []
+    messages = [ChatMessage(role="system", parts=(Text(text=system),))] if system else []
     messages += _turns(turns)
     tools = tuple(_tool(tool, place) for place, tool in enumerate(body.tools or ()))
     choice = body.tool_choice or ChoiceBody()
-    return Dialogue(
+    return Conversation(
         messages=tuple(messages),
         tools=tools,
         tool_choice=_choice(body.tool_choice) if tools else None,
@@ -155,7 +155,7 @@ def schema(body: RequestBody) -> msgspec.Raw | None:
     return None if wanted is None else _given(wanted.schema)
 
 
-def _turns(turns: Sequence[MessageBody]) -> Iterable[Message]:
+def _turns(turns: Sequence[MessageBody]) -> Iterable[ChatMessage]:
     """The turns, those of one side in a row as one: many chat templates insist on alternating ones."""
     side: str | None = None
     collected: list[Block] = []
@@ -175,7 +175,7 @@ def _turns(turns: Sequence[MessageBody]) -> Iterable[Message]:
         yield from _turn(side, collected)
 
 
-def _turn(role: str, blocks: Sequence[Block]) -> Iterable[Message]:
+def _turn(role: str, blocks: Sequence[Block]) -> Iterable[ChatMessage]:
     if role == "assistant":
         yield _answer(blocks)
         return
@@ -188,10 +188,10 @@ def _turn(role: str, blocks: Sequence[Block]) -> Iterable[Message]:
         else:
             parts += _parts(block)
     if parts or not any(block.type == "tool_result" for block in blocks):
-        yield Message(role="user", parts=_joined(parts))
+        yield ChatMessage(role="user", parts=_joined(parts))
 
 
-def _answer(blocks: Sequence[Block]) -> Message:
+def _answer(blocks: Sequence[Block]) -> ChatMessage:
     parts: list[Part] = []
     thoughts: list[str] = []
     calls: list[ToolCall] = []
@@ -204,12 +204,12 @@ def _answer(blocks: Sequence[Block]) -> Message:
             calls.append(ToolCall(index=len(calls), id=block.id, name=block.name or "", arguments=written))
         elif block.type != "redacted_thinking":
             parts += _parts(block)
-    return Message(
+    return ChatMessage(
         role="assistant", parts=_joined(parts), reasoning="\n".join(thoughts) or None, tool_calls=tuple(calls)
     )
 
 
-def _result(block: Block) -> tuple[Message, list[Part]]:
+def _result(block: Block) -> tuple[ChatMessage, list[Part]]:
     """A tool's result as a message of its own, and what it holds besides text: templates take only text there."""
     inner = [Block(text=block.content)] if isinstance(block.content, str) else _blocks(block.content)
     parts = [part for each in inner for part in _parts(each)]
@@ -221,7 +221,7 @@ def _result(block: Block) -> tuple[Message, list[Part]]:
     if media:
         media.insert(0, Text(text=f"The images in the result of the tool call {block.tool_use_id}:"))
         words = words or "(see the images)"
-    return Message(role="tool", parts=(Text(text=words),), tool_call_id=block.tool_use_id), media
+    return ChatMessage(role="tool", parts=(Text(text=words),), tool_call_id=block.tool_use_id), media
 
 
 def _parts(block: Block) -> list[Part]:

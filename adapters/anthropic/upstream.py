@@ -18,11 +18,11 @@ from hostler.adapters.degrade import unspoken
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.types import (
+    ChatMessage,
     ChatRequest,
+    Conversation,
     CountRequest,
-    Dialogue,
     Media,
-    Message,
     Output,
     Part,
     Request,
@@ -41,20 +41,20 @@ _ANY_OBJECT = b'"json"'
 
 def request_body(request: ChatRequest | CountRequest, *, model: str, stream: bool) -> bytes:
     """The body for a backend that calls the model `model`. The request must be expanded."""
-    dialogue = request.dialogue
-    if dialogue is None:
+    conversation = request.conversation
+    if conversation is None:
         raise ValueError("the request must be expanded before it is written in another protocol")
-    system, turns = _turns(dialogue.messages)
+    system, turns = _turns(conversation.messages)
     body: dict[str, Any] = {"model": model, "messages": turns}
     if system:
         body["system"] = system
-    body |= _tools(dialogue)
+    body |= _tools(conversation)
     if isinstance(request, ChatRequest):
-        body |= _settings(dialogue, body.get("tool_choice")) | _output(request.output) | {"stream": stream}
+        body |= _settings(conversation, body.get("tool_choice")) | _output(request.output) | {"stream": stream}
     return msgspec.json.encode(body)
 
 
-def _turns(messages: Sequence[Message]) -> tuple[str, list[dict[str, Any]]]:
+def _turns(messages: Sequence[ChatMessage]) -> tuple[str, list[dict[str, Any]]]:
     """The system prompt, and turns of alternating sides: results of tools are a part of the user's turn here."""
     system: list[str] = []
     turns: list[dict[str, Any]] = []
@@ -114,19 +114,19 @@ def _id(given: str) -> str:
     return _NOT_IN_IDS.sub("_", given)
 
 
-def _tools(dialogue: Dialogue) -> dict[str, Any]:
-    if not dialogue.tools:
+def _tools(conversation: Conversation) -> dict[str, Any]:
+    if not conversation.tools:
         return {}
     choice: dict[str, Any] = {"type": "auto"}
-    if dialogue.tool_choice in ("auto", "none"):
-        choice = {"type": dialogue.tool_choice}
-    elif dialogue.tool_choice == "required":
+    if conversation.tool_choice in ("auto", "none"):
+        choice = {"type": conversation.tool_choice}
+    elif conversation.tool_choice == "required":
         choice = {"type": "any"}
-    elif dialogue.tool_choice is not None:
-        choice = {"type": "tool", "name": dialogue.tool_choice}
-    if dialogue.parallel_tool_calls is False and choice["type"] != "none":
+    elif conversation.tool_choice is not None:
+        choice = {"type": "tool", "name": conversation.tool_choice}
+    if conversation.parallel_tool_calls is False and choice["type"] != "none":
         choice["disable_parallel_tool_use"] = True
-    return {"tools": [_tool(tool) for tool in dialogue.tools], "tool_choice": choice}
+    return {"tools": [_tool(tool) for tool in conversation.tools], "tool_choice": choice}
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
@@ -136,14 +136,14 @@ def _tool(tool: Tool) -> dict[str, Any]:
     return written
 
 
-def _settings(dialogue: Dialogue, choice: dict[str, Any] | None) -> dict[str, Any]:
-    sampling = dialogue.sampling
+def _settings(conversation: Conversation, choice: dict[str, Any] | None) -> dict[str, Any]:
+    sampling = conversation.sampling
     limit = sampling.max_tokens if sampling.max_tokens is not None and sampling.max_tokens > 0 else _MAX_TOKENS
     body: dict[str, Any] = {"max_tokens": limit}
     stop = [word for word in sampling.stop or () if word.strip()]
     if stop:
         body["stop_sequences"] = stop
-    budget = _budget(dialogue, limit, choice)
+    budget = _budget(conversation, limit, choice)
     if budget:
         # Thinking allows no other way of drawing tokens.
         return {**body, "thinking": {"type": "enabled", "budget_tokens": budget}}
@@ -158,17 +158,17 @@ def _settings(dialogue: Dialogue, choice: dict[str, Any] | None) -> dict[str, An
     return body
 
 
-def _budget(dialogue: Dialogue, limit: int, choice: dict[str, Any] | None) -> int:
+def _budget(conversation: Conversation, limit: int, choice: dict[str, Any] | None) -> int:
     """How many tokens the model may think with, 0 for none.
 
     It may not when it is made to use a tool, nor right after its own call of one: what it thought before that call
     would have to be shown to it with its signature, which other protocols do not carry.
     """
     forced = choice is not None and choice["type"] in ("any", "tool")
-    after_call = bool(dialogue.messages) and dialogue.messages[-1].role in ("tool", "assistant")
-    if not dialogue.thinking or forced or after_call or limit <= _LEAST_BUDGET:
+    after_call = bool(conversation.messages) and conversation.messages[-1].role in ("tool", "assistant")
+    if not conversation.thinking or forced or after_call or limit <= _LEAST_BUDGET:
         return 0
-    wanted = _BUDGETS.get(dialogue.thinking, 4096) if isinstance(dialogue.thinking, str) else 4096
+    wanted = _BUDGETS.get(conversation.thinking, 4096) if isinstance(conversation.thinking, str) else 4096
     return min(wanted, max(limit // 2, _LEAST_BUDGET))
 
 

@@ -22,7 +22,7 @@ from hostler.adapters.llamacpp.upstream import is_object
 from hostler.adapters.model_list import Listing, ModelCard
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.request_model import elsewhere
-from hostler.adapters.types import CompletionRequest, Control, Origin, Output, Passthrough, Probe, Request
+from hostler.adapters.types import CompletionRequest, Control, ModelInfoRequest, Origin, Output, Passthrough, Request
 from hostler.profiles.presets import Preset
 
 _PROBES = frozenset(
@@ -80,7 +80,7 @@ class LlamaCppAdapter:
         )
         named = elsewhere(incoming)
         if name in _PROBES:
-            return Probe(origin=origin, kind=name, model=named)
+            return ModelInfoRequest(origin=origin, kind=name, model=named)
         if name == "metrics":
             return Passthrough(origin=origin, model=named)
         if name in ("adapters", "scale"):
@@ -142,13 +142,13 @@ class LlamaCppAdapter:
 
     def answer(self, request: Request, listing: Listing) -> WireResponse:
         """What llama-server tells of itself."""
-        if not isinstance(request, Probe) or request.kind not in _PROBES:
+        if not isinstance(request, ModelInfoRequest) or request.kind not in _PROBES:
             raise NotFound("There is nothing like that to ask for.")
         return server.answer(request.kind, request.model, listing)
 
     def watches(self, request: Request) -> bool:
         """Whether the states of models are to be followed."""
-        return isinstance(request, Probe) and request.kind == "watch"
+        return isinstance(request, ModelInfoRequest) and request.kind == "watch"
 
     def news(self, before: Listing | None, now: Listing) -> bytes:
         """How the models are, then what becomes of them."""

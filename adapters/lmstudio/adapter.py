@@ -24,8 +24,8 @@ from hostler.adapters.types import (
     Chunk,
     CompletionRequest,
     Control,
+    ModelInfoRequest,
     Origin,
-    Probe,
     Progress,
     Request,
 )
@@ -69,11 +69,11 @@ class LMStudioAdapter:
             model = document.text("model") or elsewhere(incoming)
             return chat.decode(origin, document, model)
         if name == "load":
-            return Probe(origin=origin, kind=name, model=_needed(incoming, "model"))
+            return ModelInfoRequest(origin=origin, kind=name, model=_needed(incoming, "model"))
         if name == "unload":
             return Control(origin=origin, kind="unload", model=_needed(incoming, "instance_id", "model"))
         asked = incoming.path_params.get("id", "").rstrip("/") if name == "entry" else None
-        return Probe(origin=origin, kind=name, model=asked)
+        return ModelInfoRequest(origin=origin, kind=name, model=asked)
 
     def expand(self, request: Request) -> Request:
         """The request with everything decoded that a backend of another protocol needs."""
@@ -91,7 +91,7 @@ class LMStudioAdapter:
 
     def answer(self, request: Request, listing: Listing) -> WireResponse:
         """The lists, one model, or that it is loaded."""
-        kind = request.kind if isinstance(request, Probe) else ""
+        kind = request.kind if isinstance(request, ModelInfoRequest) else ""
         if kind == "models":
             return models.native(listing)
         if kind == "list":

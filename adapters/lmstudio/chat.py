@@ -9,7 +9,7 @@ import msgspec
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import Document
 from hostler.adapters.openai.chat import media, read
-from hostler.adapters.types import ChatRequest, Dialogue, Message, Origin, Output, Part, Sampling, Text
+from hostler.adapters.types import ChatMessage, ChatRequest, Conversation, Origin, Output, Part, Sampling, Text
 
 _LEVELS = frozenset({"off", "on", "low", "medium", "high"})
 
@@ -45,9 +45,9 @@ def decode(origin: Origin, document: Document, model: str | None) -> ChatRequest
         raise BadRequest(f"`reasoning` must be one of {', '.join(sorted(_LEVELS))}.", param="reasoning")
     if body.input is None:
         raise BadRequest("`input` is missing.", param="input")
-    messages = [Message(role="system", parts=(Text(text=body.system_prompt),))] if body.system_prompt else []
-    messages.append(Message(role="user", parts=_parts(body.input)))
-    dialogue = Dialogue(
+    messages = [ChatMessage(role="system", parts=(Text(text=body.system_prompt),))] if body.system_prompt else []
+    messages.append(ChatMessage(role="user", parts=_parts(body.input)))
+    conversation = Conversation(
         messages=tuple(messages),
         sampling=Sampling(
             temperature=body.temperature,
@@ -60,7 +60,7 @@ def decode(origin: Origin, document: Document, model: str | None) -> ChatRequest
         thinking={"off": False, "on": True, None: None}.get(body.reasoning, body.reasoning),
     )
     output = Output(stream=document.flag("stream"), include_usage=True)
-    return ChatRequest(origin=origin, model=model, output=output, dialogue=dialogue)
+    return ChatRequest(origin=origin, model=model, output=output, conversation=conversation)
 
 
 def _parts(said: str | list[_Input]) -> tuple[Part, ...]:

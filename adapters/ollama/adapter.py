@@ -25,7 +25,15 @@ from hostler.adapters.ollama.progress import StageEncoder
 from hostler.adapters.ollama.schema import PLAIN, VERSION, WIRE
 from hostler.adapters.ollama.truncation import shortened
 from hostler.adapters.request_model import filled
-from hostler.adapters.types import Arrangement, ChatRequest, CompletionRequest, Media, Origin, Probe, Request
+from hostler.adapters.types import (
+    ChatRequest,
+    CompletionRequest,
+    Media,
+    ModelInfoRequest,
+    ModelOperation,
+    Origin,
+    Request,
+)
 from hostler.profiles.presets import Preset
 
 # Pages that this machine serves itself and apps that bring a browser along: no site on the web can claim to be one.
@@ -126,7 +134,7 @@ class OllamaAdapter:
         elif kind in ("blob", "upload"):
             # What is uploaded is streamed to disk past this adapter.
             return orders.blob(origin, incoming.path_params.get("digest", ""))
-        return Probe(origin=origin, kind=kind, model=asked)
+        return ModelInfoRequest(origin=origin, kind=kind, model=asked)
 
     def expand(self, request: Request) -> Request:
         """The request: it was understood in full when it came."""
@@ -152,21 +160,21 @@ class OllamaAdapter:
             if request.suffix is not None and "insert" not in able:
                 raise BadRequest(f"{full} does not support insert", param="suffix")
             return request
-        dialogue = request.dialogue
-        if dialogue is None:
+        conversation = request.conversation
+        if conversation is None:
             return request
-        if dialogue.tools and "tools" not in able:
+        if conversation.tools and "tools" not in able:
             raise BadRequest(f"{full} does not support tools", param="tools")
-        media = {part.kind for message in dialogue.messages for part in message.parts if isinstance(part, Media)}
+        media = {part.kind for message in conversation.messages for part in message.parts if isinstance(part, Media)}
         if "image" in media and "vision" not in able:
             raise BadRequest(f"{full} does not support vision", param="images")
         if "audio" in media and "audio" not in able:
             raise BadRequest(f"{full} does not support audio", param="images")
         thinks = "thinking" in able
-        if dialogue.thinking and not thinks:
+        if conversation.thinking and not thinks:
             raise BadRequest(f"{quoted(sent)} does not support thinking", param="think")
-        if dialogue.thinking is None and thinks:
-            return msgspec.structs.replace(request, dialogue=msgspec.structs.replace(dialogue, thinking=True))
+        if conversation.thinking is None and thinks:
+            return msgspec.structs.replace(request, conversation=msgspec.structs.replace(conversation, thinking=True))
         return request
 
     def welcomes(self, origin: str) -> bool:
@@ -179,7 +187,7 @@ class OllamaAdapter:
 
     def answer(self, request: Request, listing: Listing) -> WireResponse:
         """The answer to a probe or an order."""
-        if not isinstance(request, Probe):
+        if not isinstance(request, ModelInfoRequest):
             raise NotFound("There is nothing like that to ask for.")
         kind, body, asked = request.kind, request.origin.body, request.model or ""
         simple: Mapping[str, Callable[[], WireResponse]] = {
@@ -205,7 +213,7 @@ class OllamaAdapter:
 
     def encoder(self, request: Request, *, id: str, created: int, progress: str) -> OllamaEncoder | StageEncoder:  # noqa: A002
         """An encoder for one reply. While a request waits, there is no progress in this protocol."""
-        if isinstance(request, Arrangement):
+        if isinstance(request, ModelOperation):
             return StageEncoder(request)
         return OllamaEncoder(request, answer_id=id, created=created)
 

@@ -25,7 +25,7 @@ from hostler.adapters.types import (
     Chunk,
     CompletionRequest,
     Control,
-    Dialogue,
+    Conversation,
     EmbedRequest,
     Progress,
     Request,
@@ -168,7 +168,7 @@ class OllamaEncoder:
             last = self._frame(self._message(*said, self._done + left))
         last |= {"done": True, "done_reason": "length" if self._finish == "length" else "stop"}
         if self._operation == "generate" and isinstance(self._request, ChatRequest):
-            last["context"] = memory.pack(self._turns(self._request.dialogue))
+            last["context"] = memory.pack(self._turns(self._request.conversation))
         last |= self._counts()
         if self._logprobs:
             last["logprobs"] = self._logprobs
@@ -258,10 +258,10 @@ class OllamaEncoder:
             told.append(entry)
         return told
 
-    def _turns(self, dialogue: Dialogue | None) -> list[tuple[str, str]]:
+    def _turns(self, conversation: Conversation | None) -> list[tuple[str, str]]:
         turns = [
             (message.role, "".join(part.text for part in message.parts if isinstance(part, Text)))
-            for message in (dialogue.messages if dialogue is not None else ())
+            for message in (conversation.messages if conversation is not None else ())
         ]
         return [*turns, ("assistant", "".join(self._text))]
 
@@ -294,8 +294,8 @@ def _limit(request: Request) -> int | None:
     """How many tokens the client wants at most."""
     if isinstance(request, CompletionRequest):
         return request.sampling.max_tokens if request.sampling is not None else None
-    dialogue = request.dialogue if isinstance(request, ChatRequest) else None
-    return dialogue.sampling.max_tokens if dialogue is not None else None
+    conversation = request.conversation if isinstance(request, ChatRequest) else None
+    return conversation.sampling.max_tokens if conversation is not None else None
 
 
 def _logprob(token: TokenLogprob) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from hostler.adapters.ollama.go_compat import Fields, quoted, read
 from hostler.adapters.ollama.names import INVALID, made, named, valid
 from hostler.adapters.ollama.requests import sampling
 from hostler.adapters.ollama.schema import LINES
-from hostler.adapters.types import Copy, Create, Delete, Find, Origin, Pull
-from hostler.profiles.presets import Parameter, Preset, Turn, is_digest
+from hostler.adapters.types import CopyModel, CreateModel, DeleteModel, FindBlob, Origin, PullModel
+from hostler.profiles.presets import Parameter, Preset, PresetMessage, is_digest
 
 _CLOUD_OFF = "ollama cloud is disabled: {} is unavailable"
 _NO_REGISTRY = "push is not supported: models are the profiles in this gateway's configuration"
@@ -25,16 +25,16 @@ _MOST_TURNS = 200
 _LONGEST_TEXT = 128 * 1024
 
 
-def pull(origin: Origin) -> Pull:
+def pull(origin: Origin) -> PullModel:
     """Have a model's file come."""
     fields = read(origin.body, "PullRequest")
     name = _name(fields)
     if not valid(name):
         raise BadRequest(INVALID, param="model")
-    return Pull(origin=origin, model=name, stream=fields.flag("stream") is not False)
+    return PullModel(origin=origin, model=name, stream=fields.flag("stream") is not False)
 
 
-def copy(origin: Origin) -> Copy:
+def copy(origin: Origin) -> CopyModel:
     """A second name for a model."""
     fields = read(origin.body, "CopyRequest")
     source, destination = fields.string("source"), fields.string("destination")
@@ -43,10 +43,10 @@ def copy(origin: Origin) -> Copy:
     name = made(destination)
     if name is None:
         raise BadRequest(f"destination {quoted(destination)} is invalid", param="destination")
-    return Copy(origin=origin, model=source, destination=name)
+    return CopyModel(origin=origin, model=source, destination=name)
 
 
-def create(origin: Origin) -> Create:
+def create(origin: Origin) -> CreateModel:
     """A model of another one or of uploaded files, with what is to be said in front of it."""
     fields = read(origin.body, "CreateRequest")
     files = _files(fields, "files")
@@ -79,7 +79,7 @@ def create(origin: Origin) -> Create:
     )
     if len(msgspec.json.encode(preset)) > _LONGEST_TEXT:
         raise BadRequest(f"all that a model says may have {_LONGEST_TEXT} bytes together")
-    return Create(
+    return CreateModel(
         origin=origin,
         model=name,
         preset=preset,
@@ -90,20 +90,20 @@ def create(origin: Origin) -> Create:
     )
 
 
-def delete(origin: Origin) -> Delete:
+def delete(origin: Origin) -> DeleteModel:
     """Forget a model."""
     fields = read(origin.body, "DeleteRequest")
     name = _name(fields)
     if not valid(name):
         raise BadRequest(f"name {quoted(name)} is invalid", param="model")
-    return Delete(origin=origin, model=name)
+    return DeleteModel(origin=origin, model=name)
 
 
-def blob(origin: Origin, digest: str) -> Find:
+def blob(origin: Origin, digest: str) -> FindBlob:
     """Whether a file of this digest was uploaded."""
     if not is_digest(digest):
         raise BadRequest("invalid digest format", param="digest")
-    return Find(origin=origin, digest=digest)
+    return FindBlob(origin=origin, digest=digest)
 
 
 def push(listing: Listing, body: bytes) -> WireResponse:
@@ -170,9 +170,9 @@ def _parameters(fields: Fields) -> dict[str, Any]:
         raise BadRequest(error.message, param="parameters") from None
 
 
-def _turns(fields: Fields) -> list[Turn]:
+def _turns(fields: Fields) -> list[PresetMessage]:
     turns = [
-        Turn(role=each.string("role").lower(), content=each.string("content"))
+        PresetMessage(role=each.string("role").lower(), content=each.string("content"))
         for each in fields.each("messages", "Message")
     ]
     if len(turns) > _MOST_TURNS:

@@ -8,7 +8,7 @@ from hostler.adapters.errors import GatewayError
 from hostler.adapters.ollama import go_compat as gojson
 from hostler.adapters.ollama.errors import error_line
 from hostler.adapters.ollama.schema import JSON, LINES
-from hostler.adapters.types import AnswerHead, Arrangement, Chunk, Create, Progress, Pull, Stage
+from hostler.adapters.types import AnswerHead, Chunk, CreateModel, ModelOperation, Progress, ProgressStep, PullModel
 
 _WORDS = {
     "looking": "pulling manifest",
@@ -24,10 +24,10 @@ class StageEncoder:
 
     __slots__ = ("_last", "_operation", "_streaming", "_tells")
 
-    def __init__(self, order: Arrangement) -> None:
+    def __init__(self, order: ModelOperation) -> None:
         self._operation = order.origin.operation
-        self._tells = isinstance(order, Pull | Create)
-        self._streaming = isinstance(order, Pull | Create) and order.stream
+        self._tells = isinstance(order, PullModel | CreateModel)
+        self._streaming = isinstance(order, PullModel | CreateModel) and order.stream
         self._last: dict[str, Any] = {}
 
     @property
@@ -69,7 +69,7 @@ class StageEncoder:
         return error_line(error, self._operation) if self._streaming else b""
 
 
-def _said(stage: Stage) -> dict[str, Any]:
+def _said(stage: ProgressStep) -> dict[str, Any]:
     if stage.step == "fetching":
         # Clients cut pieces out of the digest: it is always whole.
         told: dict[str, Any] = {"status": f"pulling {stage.digest[:12]}", "digest": f"sha256:{stage.digest}"}

@@ -17,13 +17,13 @@ from hostler.adapters.ollama import requests as memory
 from hostler.adapters.ollama.go_compat import Fields, described, keep_alive, quoted, read
 from hostler.adapters.ollama.names import named
 from hostler.adapters.types import (
+    ChatMessage,
     ChatRequest,
     CompletionRequest,
     Control,
-    Dialogue,
+    Conversation,
     EmbedRequest,
     Media,
-    Message,
     Origin,
     Output,
     Part,
@@ -159,13 +159,13 @@ def chat(origin: Origin) -> Request:
     stays = keep_alive(fields.any("keep_alive"))
     if not messages:
         return _control(origin, model, stays)
-    dialogue = Dialogue(
+    conversation = Conversation(
         messages=tuple(messages),
         tools=tuple(_tool(tool) for tool in fields.each("tools", "Tool")),
         sampling=sampling(fields.mapping("options")),
         thinking=thinking,
     )
-    return ChatRequest(origin=origin, model=model, output=output, dialogue=dialogue, keep_alive_s=stays)
+    return ChatRequest(origin=origin, model=model, output=output, conversation=conversation, keep_alive_s=stays)
 
 
 def generate(origin: Origin) -> Request:
@@ -199,13 +199,13 @@ def generate(origin: Origin) -> Request:
             sampling=how,
             keep_alive_s=stays,
         )
-    messages = [Message(role=role, parts=(Text(text=text),)) for role, text in memory.unpack(context)]
+    messages = [ChatMessage(role=role, parts=(Text(text=text),)) for role, text in memory.unpack(context)]
     if system:
         messages = [message for message in messages if message.role != "system"]
-        messages.insert(0, Message(role="system", parts=(Text(text=system),)))
-    messages.append(Message(role="user", parts=(*images, Text(text=prompt))))
-    dialogue = Dialogue(messages=tuple(messages), sampling=how, thinking=thinking)
-    return ChatRequest(origin=origin, model=model, output=output, dialogue=dialogue, keep_alive_s=stays)
+        messages.insert(0, ChatMessage(role="system", parts=(Text(text=system),)))
+    messages.append(ChatMessage(role="user", parts=(*images, Text(text=prompt))))
+    conversation = Conversation(messages=tuple(messages), sampling=how, thinking=thinking)
+    return ChatRequest(origin=origin, model=model, output=output, conversation=conversation, keep_alive_s=stays)
 
 
 def embed(origin: Origin) -> Request:
@@ -294,13 +294,13 @@ def _thinking(fields: Fields) -> bool | str | None:
     )
 
 
-def _message(fields: Fields) -> Message:
+def _message(fields: Fields) -> ChatMessage:
     content = fields.string("content")
     parts: list[Part] = [*_media(fields)]
     if content:
         parts.append(Text(text=content))
     calls = [_call(place, call) for place, call in enumerate(fields.each("tool_calls", "ToolCall"))]
-    return Message(
+    return ChatMessage(
         role=fields.string("role").lower(),
         parts=tuple(parts),
         reasoning=fields.string("thinking") or None,

@@ -11,7 +11,7 @@ import msgspec
 
 from hostler.adapters.errors import BackendRejected
 from hostler.adapters.ollama.go_compat import read
-from hostler.adapters.types import ChatRequest, CompletionRequest, EmbedRequest, Message, Request, Text
+from hostler.adapters.types import ChatMessage, ChatRequest, CompletionRequest, EmbedRequest, Request, Text
 
 _TOKENS = re.compile(rb"\((\d{1,12}) tokens\)")
 _LIMIT = re.compile(rb"context size \((\d{1,12}) tokens\)|batch size: (\d{1,12})")
@@ -47,16 +47,16 @@ def shortened(request: Request, rejected: BackendRejected) -> Request | None:
         return _cut(request, share)
     if isinstance(request, CompletionRequest):
         return _without_middle(request, share)
-    dialogue = request.dialogue
-    if dialogue is None:
+    conversation = request.conversation
+    if conversation is None:
         return None
-    kept = _without_oldest(dialogue.messages, share)
+    kept = _without_oldest(conversation.messages, share)
     if kept is None:
         return None
-    return msgspec.structs.replace(request, dialogue=msgspec.structs.replace(dialogue, messages=kept))
+    return msgspec.structs.replace(request, conversation=msgspec.structs.replace(conversation, messages=kept))
 
 
-def _without_oldest(messages: tuple[Message, ...], share: float) -> tuple[Message, ...] | None:
+def _without_oldest(messages: tuple[ChatMessage, ...], share: float) -> tuple[ChatMessage, ...] | None:
     """The system's words and the newest of the others, within the share of what there was; at least one goes."""
     system = [at for at, message in enumerate(messages) if message.role == "system"]
     others = [at for at, message in enumerate(messages) if message.role != "system"]
@@ -75,7 +75,7 @@ def _without_oldest(messages: tuple[Message, ...], share: float) -> tuple[Messag
     return tuple(messages[at] for at in sorted(system + kept))
 
 
-def _length(message: Message) -> int:
+def _length(message: ChatMessage) -> int:
     said = sum(len(part.text) for part in message.parts if isinstance(part, Text))
     called = sum(len(call.arguments) + len(call.name or "") for call in message.tool_calls)
     return _FRAME + said + called + len(message.reasoning or "")

@@ -17,12 +17,12 @@ from hostler.adapters.ollama import requests as memory
 from hostler.adapters.ollama.parser import OllamaParser
 from hostler.adapters.ollama.schema import WIRE
 from hostler.adapters.types import (
+    ChatMessage,
     ChatRequest,
     CompletionRequest,
-    Dialogue,
+    Conversation,
     EmbedRequest,
     Media,
-    Message,
     Output,
     Request,
     Sampling,
@@ -54,14 +54,14 @@ def operation(request: Request) -> str:
 def request_body(request: Request, *, model: str, stream: bool) -> bytes:
     """The body for a backend that calls the model `model`. The request must be expanded."""
     body: dict[str, Any] = {"model": model}
-    if isinstance(request, ChatRequest) and request.dialogue is not None:
-        dialogue = request.dialogue
-        body["messages"] = _messages(dialogue)
-        body |= _tools(dialogue) | _output(request.output, stream=stream)
-        if dialogue.thinking is not None:
-            level = dialogue.thinking
+    if isinstance(request, ChatRequest) and request.conversation is not None:
+        conversation = request.conversation
+        body["messages"] = _messages(conversation)
+        body |= _tools(conversation) | _output(request.output, stream=stream)
+        if conversation.thinking is not None:
+            level = conversation.thinking
             body["think"] = _LEVELS.get(level, "medium") if isinstance(level, str) else level
-        sampling = dialogue.sampling
+        sampling = conversation.sampling
     elif isinstance(request, CompletionRequest) and request.prompt is not None:
         body["prompt"] = request.prompt
         body |= {"raw": True} if request.suffix is None else {"suffix": request.suffix}
@@ -84,10 +84,10 @@ def request_body(request: Request, *, model: str, stream: bool) -> bytes:
     return gojson.write(body)
 
 
-def _messages(dialogue: Dialogue) -> list[dict[str, Any]]:
+def _messages(conversation: Conversation) -> list[dict[str, Any]]:
     written: list[dict[str, Any]] = []
     called: dict[str, str] = {}
-    for message in dialogue.messages:
+    for message in conversation.messages:
         role = "system" if message.role == "developer" else message.role
         text = "".join(part.text for part in message.parts if isinstance(part, Text))
         body: dict[str, Any] = {"role": role, "content": text}
@@ -105,7 +105,7 @@ def _messages(dialogue: Dialogue) -> list[dict[str, Any]]:
     return written
 
 
-def _answered(message: Message, called: dict[str, str]) -> dict[str, str]:
+def _answered(message: ChatMessage, called: dict[str, str]) -> dict[str, str]:
     """Which call a result belongs to: this protocol says it by the function's name, its newer servers by the id too."""
     told: dict[str, str] = {}
     name = message.name or called.get(message.tool_call_id or "")
@@ -134,11 +134,11 @@ def _data(part: Media) -> str:
     return part.data
 
 
-def _tools(dialogue: Dialogue) -> dict[str, Any]:
-    if not dialogue.tools or dialogue.tool_choice == "none":
+def _tools(conversation: Conversation) -> dict[str, Any]:
+    if not conversation.tools or conversation.tool_choice == "none":
         return {}
     tools = []
-    for tool in dialogue.tools:
+    for tool in conversation.tools:
         function: dict[str, Any] = {"name": tool.name, "description": tool.description or ""}
         # Without parameters the object stays empty: a missing one is taken for a mistake.
         function["parameters"] = tool.parameters or {"type": "object", "properties": {}}

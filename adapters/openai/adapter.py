@@ -12,8 +12,7 @@ from hostler.adapters.degrade import without_thinking
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
 from hostler.adapters.json_body import Document
 from hostler.adapters.model_list import Listing
-from hostler.adapters.openai import chat as dialogue
-from hostler.adapters.openai import models, responses
+from hostler.adapters.openai import chat, models, responses
 from hostler.adapters.openai.chat import with_preset
 from hostler.adapters.openai.encoder import OpenAIEncoder
 from hostler.adapters.openai.errors import refusal
@@ -26,10 +25,10 @@ from hostler.adapters.types import (
     ChatRequest,
     CompletionRequest,
     EmbedRequest,
+    ModelInfoRequest,
     Origin,
     Output,
     Passthrough,
-    Probe,
     Request,
     RerankRequest,
 )
@@ -74,7 +73,7 @@ class OpenAIAdapter:
         )
         if operation.probe:
             model = None if name == "models" else incoming.path_params.get("id", "").rstrip("/")
-            return Probe(origin=origin, kind=name, model=model)
+            return ModelInfoRequest(origin=origin, kind=name, model=model)
         if document is None:
             model = form.field(incoming.body, content_type, "model") or elsewhere(incoming)
             stream = form.field(incoming.body, content_type, "stream") == "true"
@@ -101,8 +100,8 @@ class OpenAIAdapter:
     def expand(self, request: Request) -> Request:
         """The request with everything decoded that a backend of another protocol needs."""
         if isinstance(request, ChatRequest) and request.origin.operation == "responses":
-            return request if request.dialogue is not None else responses.expand(request)
-        return dialogue.expand(request)
+            return request if request.conversation is not None else responses.expand(request)
+        return chat.expand(request)
 
     def preset(self, request: Request, preset: Preset) -> Request:
         """The request as it is when it is asked of a model that was made of another one."""
@@ -121,9 +120,9 @@ class OpenAIAdapter:
 
     def answer(self, request: Request, listing: Listing) -> WireResponse:
         """The list of models, or one of them."""
-        if isinstance(request, Probe) and request.kind == "models":
+        if isinstance(request, ModelInfoRequest) and request.kind == "models":
             return models.models(listing)
-        if isinstance(request, Probe) and request.kind == "model":
+        if isinstance(request, ModelInfoRequest) and request.kind == "model":
             return models.model(listing, request.model or "")
         raise NotFound("There is nothing like that to ask for.")
 
@@ -149,6 +148,6 @@ def _output(document: Document) -> Output:
         stream=document.flag("stream"),
         include_usage=options is not None and options.include_usage is True,
         choices=choices or 1,
-        schema=dialogue.schema(document),
-        logprobs=dialogue.logprobs(document),
+        schema=chat.schema(document),
+        logprobs=chat.logprobs(document),
     )

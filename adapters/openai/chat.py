@@ -14,12 +14,12 @@ from hostler.adapters.json_body import NOT_JSON, Document
 from hostler.adapters.openai.schema import FunctionPiece, ToolCallPiece
 from hostler.adapters.progress import PREFIX
 from hostler.adapters.types import (
+    ChatMessage,
     ChatRequest,
     CompletionRequest,
-    Dialogue,
+    Conversation,
     EmbedRequest,
     Media,
-    Message,
     Part,
     Request,
     RerankRequest,
@@ -195,10 +195,10 @@ class _Format(msgspec.Struct, frozen=True, kw_only=True):
 def expand(request: Request) -> Request:
     """The request with everything decoded. Raises `BadRequest` naming the field that cannot be understood."""
     body = request.origin.body
-    if isinstance(request, ChatRequest) and request.dialogue is not None:
+    if isinstance(request, ChatRequest) and request.conversation is not None:
         return request
     if isinstance(request, ChatRequest):
-        return msgspec.structs.replace(request, dialogue=_dialogue(read(body, _Chat)))
+        return msgspec.structs.replace(request, conversation=_dialogue(read(body, _Chat)))
     if isinstance(request, CompletionRequest):
         completion = read(body, _Completion)
         prompt = completion.prompt
@@ -245,12 +245,12 @@ def logprobs(document: Document) -> int | None:
     return asked
 
 
-def _dialogue(chat: _Chat) -> Dialogue:
+def _dialogue(chat: _Chat) -> Conversation:
     functions = [tool.function for tool in chat.tools or () if tool.function is not None] or chat.functions or []
     choice = chat.tool_choice
     if isinstance(choice, _Choice):
         choice = (choice.function.name if choice.function else None) or choice.name
-    return Dialogue(
+    return Conversation(
         messages=tuple(_message(message, place) for place, message in enumerate(chat.messages)),
         tools=tuple(_tool(function) for function in functions),
         tool_choice=choice,
@@ -260,7 +260,7 @@ def _dialogue(chat: _Chat) -> Dialogue:
     )
 
 
-def _message(message: _Message, place: int) -> Message:
+def _message(message: _Message, place: int) -> ChatMessage:
     parts: list[Part] = []
     content = message.content if message.content is not None else message.refusal
     if isinstance(content, str):
@@ -274,7 +274,7 @@ def _message(message: _Message, place: int) -> Message:
     ]
     if message.function_call is not None:
         calls.append(ToolCall(name=message.function_call.name, arguments=message.function_call.arguments or ""))
-    return Message(
+    return ChatMessage(
         role="tool" if message.role == "function" else message.role,
         parts=tuple(parts),
         reasoning=thought(message.reasoning_content or message.reasoning or "") or None,

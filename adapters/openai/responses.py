@@ -11,10 +11,10 @@ from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import Document
 from hostler.adapters.openai.chat import ANY_OBJECT, media, read
 from hostler.adapters.types import (
+    ChatMessage,
     ChatRequest,
-    Dialogue,
+    Conversation,
     Media,
-    Message,
     Output,
     Part,
     Sampling,
@@ -122,14 +122,14 @@ def expand(request: ChatRequest) -> ChatRequest:
         raise BadRequest("`background` needs a backend that keeps answers.", param="background")
     if not body.input and not body.instructions:
         raise BadRequest("`input` is missing.", param="input")
-    messages = [Message(role="system", parts=(Text(text=body.instructions),))] if body.instructions else []
+    messages = [ChatMessage(role="system", parts=(Text(text=body.instructions),))] if body.instructions else []
     messages += _turns(body.input or "")
     tools = [tool for tool in body.tools or () if tool.type == "function"]
     choice = body.tool_choice
     if isinstance(choice, _Choice):
         choice = choice.name if choice.type == "function" else None
     effort = body.reasoning.effort if body.reasoning is not None else None
-    dialogue = Dialogue(
+    conversation = Conversation(
         messages=tuple(messages),
         tools=tuple(map(_tool, tools)),
         tool_choice=choice if tools else None,
@@ -137,22 +137,22 @@ def expand(request: ChatRequest) -> ChatRequest:
         sampling=Sampling(temperature=body.temperature, top_p=body.top_p, max_tokens=body.max_output_tokens),
         thinking=False if effort == "none" else effort,
     )
-    return msgspec.structs.replace(request, dialogue=dialogue)
+    return msgspec.structs.replace(request, conversation=conversation)
 
 
-def _turns(items: str | list[_Item]) -> Iterable[Message]:
+def _turns(items: str | list[_Item]) -> Iterable[ChatMessage]:
     """The turns. What an assistant thought, said and called stands in items of their own: one message here."""
     if isinstance(items, str):
-        yield Message(role="user", parts=(Text(text=items),))
+        yield ChatMessage(role="user", parts=(Text(text=items),))
         return
-    answer: Message | None = None
+    answer: ChatMessage | None = None
     for place, item in enumerate(items):
         where = f"input[{place}]"
         kind = item.type or ("message" if item.role is not None else "")
         if kind in _TRACES:
             continue
         if kind == "function_call" or kind == "reasoning" or (kind == "message" and item.role == "assistant"):
-            answer = _added(answer or Message(role="assistant"), item, kind, where)
+            answer = _added(answer or ChatMessage(role="assistant"), item, kind, where)
             continue
         if answer is not None:
             yield answer
@@ -161,10 +161,10 @@ def _turns(items: str | list[_Item]) -> Iterable[Message]:
             if item.role not in _ROLES:
                 raise BadRequest(f"`{where}.role` must be user, assistant, system or developer.", param=where)
             role = "system" if item.role == "developer" else item.role
-            yield Message(role=role, parts=tuple(_parts(item.content, f"{where}.content")))
+            yield ChatMessage(role=role, parts=tuple(_parts(item.content, f"{where}.content")))
         elif kind == "function_call_output":
             parts = tuple(_parts(item.output, f"{where}.output"))
-            yield Message(role="tool", parts=parts, tool_call_id=item.call_id)
+            yield ChatMessage(role="tool", parts=parts, tool_call_id=item.call_id)
         else:
             words = (
                 f"`{where}` is of the type {(kind or 'unknown')[:50]!r}, which the backend of this model does not take."
@@ -174,7 +174,7 @@ def _turns(items: str | list[_Item]) -> Iterable[Message]:
         yield answer
 
 
-def _added(answer: Message, item: _Item, kind: str, where: str) -> Message:
+def _added(answer: ChatMessage, item: _Item, kind: str, where: str) -> ChatMessage:
     """The assistant's turn with one more of its items."""
     if kind == "function_call":
         call = ToolCall(

@@ -17,13 +17,13 @@ from hostler.adapters.openai.parser import OpenAIParser
 from hostler.adapters.openai.rerank import plain_documents
 from hostler.adapters.openai.schema import RESPONSES, WIRE
 from hostler.adapters.types import (
+    ChatMessage,
     ChatRequest,
     CompletionRequest,
+    Conversation,
     CountRequest,
-    Dialogue,
     EmbedRequest,
     Media,
-    Message,
     Output,
     Request,
     RerankRequest,
@@ -62,14 +62,14 @@ def request_body(request: Request, *, model: str, stream: bool, engine: bool = F
     `engine` allows llama.cpp's own fields that strict servers refuse.
     """
     body: dict[str, Any] = {"model": model}
-    if isinstance(request, ChatRequest) and request.dialogue is not None:
-        body["messages"] = messages(request.dialogue)
-        body |= _chat(request.dialogue, engine=engine) | _output(request.output, stream=stream)
+    if isinstance(request, ChatRequest) and request.conversation is not None:
+        body["messages"] = messages(request.conversation)
+        body |= _chat(request.conversation, engine=engine) | _output(request.output, stream=stream)
         if engine and request.output.details:
-            body |= _details(request.dialogue, stream=stream)
-    elif isinstance(request, CountRequest) and request.dialogue is not None:
-        body["messages"] = messages(request.dialogue)
-        body |= _chat(request.dialogue, engine=engine)
+            body |= _details(request.conversation, stream=stream)
+    elif isinstance(request, CountRequest) and request.conversation is not None:
+        body["messages"] = messages(request.conversation)
+        body |= _chat(request.conversation, engine=engine)
     elif isinstance(request, CompletionRequest) and request.prompt is not None:
         body["prompt"] = request.prompt
         if request.suffix is not None:
@@ -91,12 +91,12 @@ def request_body(request: Request, *, model: str, stream: bool, engine: bool = F
     return msgspec.json.encode(body)
 
 
-def messages(dialogue: Dialogue) -> list[dict[str, Any]]:
+def messages(conversation: Conversation) -> list[dict[str, Any]]:
     """The conversation. Tool calls without an id get one, and the results that follow refer to it."""
     written: list[dict[str, Any]] = []
     waiting: list[tuple[str, str | None]] = []
     count = 0
-    for message in dialogue.messages:
+    for message in conversation.messages:
         body: dict[str, Any] = {"role": message.role, "content": _content(message)}
         if message.name is not None and message.role != "tool":
             body["name"] = message.name
@@ -127,7 +127,7 @@ def _answered(waiting: list[tuple[str, str | None]], name: str | None) -> str:
     return waiting.pop(0)[0] if waiting else "call_0"
 
 
-def _content(message: Message) -> str | list[dict[str, Any]] | None:
+def _content(message: ChatMessage) -> str | list[dict[str, Any]] | None:
     if all(isinstance(part, Text) for part in message.parts):
         text = "".join(part.text for part in message.parts if isinstance(part, Text))
         return None if message.tool_calls and not text else text
@@ -142,23 +142,23 @@ def _media(part: Media) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def _chat(dialogue: Dialogue, *, engine: bool) -> dict[str, Any]:
+def _chat(conversation: Conversation, *, engine: bool) -> dict[str, Any]:
     body: dict[str, Any] = {}
-    if dialogue.tools:
-        body["tools"] = [_tool(tool) for tool in dialogue.tools]
-    choice = dialogue.tool_choice
+    if conversation.tools:
+        body["tools"] = [_tool(tool) for tool in conversation.tools]
+    choice = conversation.tool_choice
     if choice is not None:
         plain = choice in ("auto", "none", "required")
         body["tool_choice"] = choice if plain else {"type": "function", "function": {"name": choice}}
-    if dialogue.parallel_tool_calls is not None:
-        body["parallel_tool_calls"] = dialogue.parallel_tool_calls
-    thinking = dialogue.thinking
+    if conversation.parallel_tool_calls is not None:
+        body["parallel_tool_calls"] = conversation.parallel_tool_calls
+    thinking = conversation.thinking
     if isinstance(thinking, str):
         body["reasoning_effort"] = thinking
     if thinking is not None and engine:
         # llama.cpp's templates know the switch by this name; OpenAI itself refuses it.
         body["chat_template_kwargs"] = {"enable_thinking": thinking is not False}
-    return body | _sampling(dialogue.sampling, engine=engine)
+    return body | _sampling(conversation.sampling, engine=engine)
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
@@ -203,11 +203,11 @@ def _output(output: Output, *, stream: bool) -> dict[str, Any]:
     return body
 
 
-def _details(dialogue: Dialogue, *, stream: bool) -> dict[str, Any]:
+def _details(conversation: Conversation, *, stream: bool) -> dict[str, Any]:
     # The stop sequence that was met stands only among what the server tells for debugging, the whole prompt included:
     # it is asked for only where there is a stop sequence to be met.
     details = {"return_progress": True} if stream else {}
-    return details | ({"verbose": True} if dialogue.sampling.stop else {})
+    return details | ({"verbose": True} if conversation.sampling.stop else {})
 
 
 def _plain_output(output: Output, *, stream: bool) -> dict[str, Any]:

@@ -11,22 +11,22 @@ import anyio
 
 from hostler import __version__
 from hostler.gateway.admin.logs import Logs
-from hostler.gateway.admin.routes import Dashboard, Operating, Transcripts
+from hostler.gateway.admin.routes import Dashboard, Operating, TranscriptRoutes
 from hostler.gateway.admin.status import ChainView, Status, StatusView
 from hostler.gateway.admin.ui import Page
-from hostler.gateway.asgi import Claim
+from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.auth.keys import KeyRing
 from hostler.gateway.auth.middleware import WRONG_KEYS, FailureThrottle
 from hostler.gateway.auth.sessions import Sessions
 from hostler.gateway.catalog import Catalog
 from hostler.gateway.events import Bus
-from hostler.gateway.middleware.request_context import InProgress
-from hostler.gateway.routing import Surface
+from hostler.gateway.middleware.request_context import InFlightRequests
+from hostler.gateway.routing import Router
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.telemetry.history import History
-from hostler.gateway.telemetry.log_buffer import Logbook
+from hostler.gateway.telemetry.log_buffer import LogBuffer
 from hostler.gateway.telemetry.metrics import BackendNow, ChainNow, Metrics
-from hostler.gateway.telemetry.transcripts import Contents
+from hostler.gateway.telemetry.transcripts import Transcripts
 
 
 @runtime_checkable
@@ -50,7 +50,7 @@ class KeepsCounts(Protocol):
     def metrics(self) -> HostCounts: ...
 
 
-class Desk:
+class AdminApp:
     """Answers operators and onlookers. `run` keeps history, logs and live views going; `close` ends the live views.
 
     `history` is the file to remember in, `None` to forget at the end. `contents` keeps prompts and answers, if
@@ -65,17 +65,17 @@ class Desk:
         hosts: Mapping[str, Orchestrator],
         supervisors: Mapping[str, object],
         chain: Callable[[], ChainView],
-        in_progress: InProgress,
+        in_progress: InFlightRequests,
         keys: KeyRing | None,
         history: Path | None,
-        contents: Contents | None = None,
+        contents: Transcripts | None = None,
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
     ) -> None:
         status = self._status = Status(
             catalog,
             hosts,
-            exchanges=in_progress.exchanges,
+            contexts=in_progress.contexts,
             chain=chain,
             version=__version__,
             recording=contents is not None,
@@ -90,7 +90,7 @@ class Desk:
         self.throttle = FailureThrottle(limit=WRONG_KEYS, clock=clock)
         self.sessions = Sessions(keys, clock) if keys is not None else None
         self._history = History(history, moment=status.moment, wall=wall)
-        self._logbook = Logbook()
+        self._logbook = LogBuffer()
         counts = [each.metrics for each in supervisors.values() if isinstance(each, KeepsCounts)]
 
         async def tell_metrics() -> bytes:
@@ -109,7 +109,7 @@ class Desk:
         )
         self._operating = Operating(catalog, hosts, in_progress)
         self._contents = contents
-        self._transcripts = Transcripts(contents)
+        self._transcripts = TranscriptRoutes(contents)
         self._page = Page(
             status.view,
             self.sessions,
@@ -120,11 +120,11 @@ class Desk:
         for listener in (metrics.hear, self._history.hear, self._dashboard.hear):
             bus.listen(listener)
 
-    def surface(self, claims: Iterable[Claim]) -> Surface:
+    def surface(self, claims: Iterable[RouteMatch]) -> Router:
         """All routes: those of the protocols, and the gateway's own."""
         parts = (self._dashboard, self._operating, self._logs, self._transcripts, self._page)
         own = [claim for part in parts for claim in part.claims()]
-        surface = Surface([*claims, *own])
+        surface = Router([*claims, *own])
         self._dashboard.describe(surface.claims())
         return surface
 

@@ -10,10 +10,10 @@ from starlette.requests import Request
 
 from hostler.adapters.errors import GatewayError, NotFound
 from hostler.gateway.admin.http import json_response
-from hostler.gateway.asgi import ASGIApp, Claim, Message, Receive, Scope, Send
-from hostler.gateway.routing import own_claim
+from hostler.gateway.asgi import ASGIApp, Message, Receive, RouteMatch, Scope, Send
+from hostler.gateway.routing import gateway_route
 from hostler.gateway.telemetry.event_stream import frame
-from hostler.gateway.telemetry.log_buffer import Logbook, LogLine
+from hostler.gateway.telemetry.log_buffer import LogBuffer, LogLine
 
 #: `log(model, follow)`: the lines that are kept of a model's engines, and with `follow` those to come.
 ReadLog = Callable[[str, bool], AsyncIterator[str]]
@@ -30,14 +30,14 @@ class Logs:
     With `follow=0` the stream ends after the lines that are kept.
     """
 
-    def __init__(self, logbook: Logbook, engines: Mapping[str, ReadLog]) -> None:
+    def __init__(self, logbook: LogBuffer, engines: Mapping[str, ReadLog]) -> None:
         self._logbook = logbook
         self._engines = engines
         self._closed = anyio.Event()
 
-    def claims(self) -> list[Claim]:
+    def claims(self) -> list[RouteMatch]:
         """The route."""
-        return [own_claim("logs", "/admin/logs", _caught(self._answer), scope="read")]
+        return [gateway_route("logs", "/admin/logs", _caught(self._answer), scope="read")]
 
     def close(self) -> None:
         """End every stream."""

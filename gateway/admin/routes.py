@@ -13,28 +13,28 @@ from starlette.routing import request_response
 from hostler.adapters.errors import GatewayError, ModelNotFound, NotFound
 from hostler.gateway.admin.http import body, json_response, plain, while_there, whole_number
 from hostler.gateway.admin.status import Status, StatusView, without_facts
-from hostler.gateway.asgi import Claim
+from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.backends.chain import Chain, HopView
 from hostler.gateway.catalog import Catalog, Placement
 from hostler.gateway.events import Event, HostChanged, printable
-from hostler.gateway.middleware.request_context import InProgress
-from hostler.gateway.routing import own_claim
+from hostler.gateway.middleware.request_context import InFlightRequests
+from hostler.gateway.routing import gateway_route
 from hostler.gateway.scheduling.estimates import Forecast
 from hostler.gateway.scheduling.orchestrator import Orchestrator
-from hostler.gateway.telemetry.event_stream import Broadcast, frame
+from hostler.gateway.telemetry.event_stream import EventStream, frame
 from hostler.gateway.telemetry.history import KINDS, History
-from hostler.gateway.telemetry.transcripts import Contents
+from hostler.gateway.telemetry.transcripts import Transcripts
 
 
-class Transcripts:
+class TranscriptRoutes:
     """Answers the route. `contents` is `None` while nothing is recorded."""
 
-    def __init__(self, contents: Contents | None) -> None:
+    def __init__(self, contents: Transcripts | None) -> None:
         self._contents = contents
 
-    def claims(self) -> list[Claim]:
+    def claims(self) -> list[RouteMatch]:
         """The route, for operators only: whoever may look at figures may not read what others say."""
-        return [own_claim("contents", "/admin/contents", plain(self._tell), scope="operate")]
+        return [gateway_route("contents", "/admin/contents", plain(self._tell), scope="operate")]
 
     async def _tell(self, request: Request) -> Response:
         if self._contents is None:
@@ -70,20 +70,20 @@ class Dashboard:
         self._metrics = metrics
         self._version = version
         self._description = b"{}"
-        self._frames = Broadcast()
+        self._frames = EventStream()
 
-    def claims(self) -> list[Claim]:
+    def claims(self) -> list[RouteMatch]:
         """The routes. Only `/healthz` needs no key, and it tells nothing."""
         return [
-            own_claim("health", "/healthz", plain(self._healthz), scope="open"),
-            own_claim("ready", "/readyz", plain(self._readyz), scope="read"),
-            own_claim("metrics", "/metrics", plain(self._tell_metrics), scope="read"),
-            own_claim("root", "/", plain(self._root), scope="read"),
-            own_claim("status", "/admin/status", plain(self._tell_status), scope="read"),
-            own_claim("history", "/admin/history", plain(self._tell_history), scope="read"),
-            own_claim("figures", "/admin/figures", plain(self._tell_figures), scope="read"),
-            own_claim("events", "/events", plain(self._events), scope="read"),
-            own_claim("description", "/openapi.json", plain(self._openapi), scope="read"),
+            gateway_route("health", "/healthz", plain(self._healthz), scope="open"),
+            gateway_route("ready", "/readyz", plain(self._readyz), scope="read"),
+            gateway_route("metrics", "/metrics", plain(self._tell_metrics), scope="read"),
+            gateway_route("root", "/", plain(self._root), scope="read"),
+            gateway_route("status", "/admin/status", plain(self._tell_status), scope="read"),
+            gateway_route("history", "/admin/history", plain(self._tell_history), scope="read"),
+            gateway_route("figures", "/admin/figures", plain(self._tell_figures), scope="read"),
+            gateway_route("events", "/events", plain(self._events), scope="read"),
+            gateway_route("description", "/openapi.json", plain(self._openapi), scope="read"),
         ]
 
     def hear(self, event: Event) -> None:
@@ -113,7 +113,7 @@ class Dashboard:
         """The whole gateway, now."""
         return self._status.view()
 
-    def describe(self, claims: Iterable[Claim]) -> None:
+    def describe(self, claims: Iterable[RouteMatch]) -> None:
         """Build `/openapi.json` from every route there is; a path that also takes a trailing slash is told once."""
         paths: dict[str, dict[str, object]] = {}
         claims = list(claims)
@@ -214,9 +214,9 @@ class Route:
         self._find = find
         self._chain = chain
 
-    def claim(self) -> Claim:
+    def claim(self) -> RouteMatch:
         """The route, for keys that may read."""
-        return own_claim("route", "/admin/route", request_response(self._answer), scope="read")
+        return gateway_route("route", "/admin/route", request_response(self._answer), scope="read")
 
     async def _answer(self, request: Request) -> Response:
         try:
@@ -276,19 +276,23 @@ class Outlook(msgspec.Struct, frozen=True, kw_only=True):
 class Operating:
     """Answers the routes below `/admin/` that change something. It asks the owners to; it owns nothing."""
 
-    def __init__(self, catalog: Catalog, hosts: Mapping[str, Orchestrator], in_progress: InProgress) -> None:
+    def __init__(self, catalog: Catalog, hosts: Mapping[str, Orchestrator], in_progress: InFlightRequests) -> None:
         self._catalog = catalog
         self._hosts = hosts
         self._in_progress = in_progress
 
-    def claims(self) -> list[Claim]:
+    def claims(self) -> list[RouteMatch]:
         """The routes."""
         return [
-            own_claim("load", "/admin/load", plain(self._load), scope="operate", methods=("POST",), writes=True),
-            own_claim("unload", "/admin/unload", plain(self._unload), scope="operate", methods=("POST",), writes=True),
-            own_claim("pin", "/admin/pin", plain(self._pin), scope="operate", methods=("POST",), writes=True),
-            own_claim("cancel", "/admin/cancel", plain(self._cancel), scope="operate", methods=("POST",), writes=True),
-            own_claim("forecast", "/admin/forecast", plain(self._forecast), scope="read"),
+            gateway_route("load", "/admin/load", plain(self._load), scope="operate", methods=("POST",), writes=True),
+            gateway_route(
+                "unload", "/admin/unload", plain(self._unload), scope="operate", methods=("POST",), writes=True
+            ),
+            gateway_route("pin", "/admin/pin", plain(self._pin), scope="operate", methods=("POST",), writes=True),
+            gateway_route(
+                "cancel", "/admin/cancel", plain(self._cancel), scope="operate", methods=("POST",), writes=True
+            ),
+            gateway_route("forecast", "/admin/forecast", plain(self._forecast), scope="read"),
         ]
 
     async def _load(self, request: Request) -> Response:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from hostler.adapters.model_list import CardState, ModelCard
-from hostler.adapters.types import Probe
+from hostler.adapters.types import ModelInfoRequest
 from hostler.gateway.backends.chain import Hop
-from hostler.gateway.backends.circuit_breaker import BreakerState, Standing
+from hostler.gateway.backends.circuit_breaker import BreakerState, CircuitBreakers
 from hostler.gateway.backends.failure_policy import WORDS
 from hostler.gateway.catalog import Catalog, Placement
-from hostler.gateway.context import Exchange
+from hostler.gateway.context import RequestContext
 from hostler.gateway.events import Waiting
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.telemetry.history import Moment
@@ -145,7 +145,7 @@ class Status:
         catalog: Catalog,
         hosts: Mapping[str, Orchestrator],
         *,
-        exchanges: Callable[[], Iterable[Exchange]],
+        contexts: Callable[[], Iterable[RequestContext]],
         chain: Callable[[], ChainView],
         version: str,
         recording: bool = False,
@@ -154,7 +154,7 @@ class Status:
     ) -> None:
         self._catalog = catalog
         self._hosts = hosts
-        self._exchanges = exchanges
+        self._exchanges = contexts
         self._chain = chain
         self._version = version
         self._recording = recording
@@ -204,36 +204,36 @@ class Status:
         """The requests on their way, the oldest first; probes are over before anybody could look."""
         offset = self._wall() - self._clock()
         flights: list[Flight] = []
-        for exchange in self._exchanges():
+        for context in self._exchanges():
             if len(flights) == _MOST_FLIGHTS:
                 break
-            if not isinstance(exchange.request, Probe):
-                flights.append(self._flight(exchange, offset))
+            if not isinstance(context.request, ModelInfoRequest):
+                flights.append(self._flight(context, offset))
         return tuple(flights)
 
-    def _flight(self, exchange: Exchange, offset: float) -> Flight:
-        target, first = exchange.target, exchange.first_word_at
+    def _flight(self, context: RequestContext, offset: float) -> Flight:
+        target, first = context.target, context.first_word_at
         if first is not None:
             phase = "writing"
-        elif target is None or (target.backend in self._hosts and exchange.address is None):
+        elif target is None or (target.backend in self._hosts and context.address is None):
             phase = "waiting"
         else:
             phase = "reading"
         return Flight(
-            id=exchange.id,
-            at=round(exchange.started_at + offset, 2),
-            protocol=exchange.adapter.name,
-            operation=exchange.operation.name,
-            client=exchange.client.name,
+            id=context.id,
+            at=round(context.started_at + offset, 2),
+            protocol=context.adapter.name,
+            operation=context.operation.name,
+            client=context.client.name,
             phase=phase,
-            asked=exchange.asked,
-            model=exchange.model,
+            asked=context.asked,
+            model=context.model,
             backend=None if target is None else target.backend,
-            hop=exchange.hop,
-            reason=exchange.reason,
-            queue_s=round(exchange.queue_s, 3),
-            switch_s=round(exchange.switch_s, 3),
-            first_word_s=None if first is None else round(first - exchange.started_at, 3),
+            hop=context.hop,
+            reason=context.reason,
+            queue_s=round(context.queue_s, 3),
+            switch_s=round(context.switch_s, 3),
+            first_word_s=None if first is None else round(first - context.started_at, 3),
         )
 
     def _host(self, host: Orchestrator, *, whole: bool) -> HostView:
@@ -337,7 +337,7 @@ def chain_view(hops: Mapping[str, Hop], kinds: Mapping[str, str], *, now: float,
     return ChainView(hops=tuple(views), cost=round(spending.today, 4), limit=spending.limit)
 
 
-def _breaker(model: str | None, standing: Standing, now: float, wall: float) -> BreakerView:
+def _breaker(model: str | None, standing: CircuitBreakers, now: float, wall: float) -> BreakerView:
     breaker = standing.host if model is None else standing.models[model]
     retry_in, why = breaker.retry_in(now), standing.why(model)
     view = BreakerView(

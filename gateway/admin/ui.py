@@ -17,10 +17,10 @@ from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import BadRequest, GatewayError, UnsupportedMedia
 from hostler.gateway.admin.http import json_response, plain, sent
 from hostler.gateway.admin.status import StatusView
-from hostler.gateway.asgi import CLIENT_KEY, Claim
+from hostler.gateway.asgi import CLIENT_KEY, RouteMatch
 from hostler.gateway.auth.sessions import LASTS_S, Sessions, cookie_name, session_cookie
 from hostler.gateway.context import Client
-from hostler.gateway.routing import own_claim
+from hostler.gateway.routing import gateway_route
 
 FOLDER = Path(__file__).parent / "static"
 
@@ -68,14 +68,14 @@ class Page:
             if path.suffix in _MEDIA_TYPES
         }
 
-    def claims(self) -> list[Claim]:
+    def claims(self) -> list[RouteMatch]:
         """The page, its files, and the way in and out."""
-        claims = [own_claim(name, f"/ui/{name}", plain(self._file), scope="read") for name in self._files]
-        claims += [own_claim("page", path, plain(self._page), scope="read") for path in ("/ui/", "/ui")]
+        claims = [gateway_route(name, f"/ui/{name}", plain(self._file), scope="read") for name in self._files]
+        claims += [gateway_route("page", path, plain(self._page), scope="read") for path in ("/ui/", "/ui")]
         if self._sessions is not None:
             claims += [
-                own_claim("login", "/ui/login", plain(self._login), scope="open", methods=("POST",)),
-                own_claim("logout", "/ui/logout", plain(self._logout), scope="read", methods=("POST",)),
+                gateway_route("login", "/ui/login", plain(self._login), scope="open", methods=("POST",)),
+                gateway_route("logout", "/ui/logout", plain(self._logout), scope="read", methods=("POST",)),
             ]
         return claims
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from hostler.gateway.context import ALL_SCOPES, Client, Scope
+from hostler.gateway.context import ALL_SCOPES, Client, KeyScope
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     name: str
     hash: str
-    scopes: tuple[Scope, ...]
+    scopes: tuple[KeyScope, ...]
     created: int
     local_only: bool = False
     priority: int = 0
@@ -68,7 +68,7 @@ def read(path: Path) -> tuple[KeyRecord, ...]:
     return tuple(records)
 
 
-def add(path: Path, name: str, scopes: Iterable[Scope], *, local_only: bool = False, priority: int = 0) -> str:
+def add(path: Path, name: str, scopes: Iterable[KeyScope], *, local_only: bool = False, priority: int = 0) -> str:
     """Make a key, keep its hash under `name`, and return the key: it is shown this once. Raises `KeyFileError`."""
     wanted = frozenset(scopes)
     key = _PREFIX + secrets.token_urlsafe(32)

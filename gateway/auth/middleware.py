@@ -24,21 +24,21 @@ from hostler.adapters.errors import (
     UnsupportedMedia,
 )
 from hostler.gateway.asgi import (
-    CLAIM_KEY,
     CLIENT_KEY,
     HEADERS_KEY,
     KNOWN_KEY,
+    ROUTE_KEY,
     ASGIApp,
-    Claim,
     KnownHead,
     Receive,
+    RouteMatch,
     Scope,
     Send,
 )
 from hostler.gateway.auth.keys import KeyRing
 from hostler.gateway.auth.sessions import Sessions, cookie_name, from_our_page, session_cookie
 from hostler.gateway.context import Client
-from hostler.gateway.routing import Surface
+from hostler.gateway.routing import Router
 from hostler.supervisor.auth import Throttle
 
 #: Wrong keys within a minute after which an address waits. Many clients may stand behind one address.
@@ -75,13 +75,13 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 class _Admitted(NamedTuple):
     """What was found out about a head, with the keys of that edition. The same head is not looked at again with them."""
 
-    claim: Claim
+    claim: RouteMatch
     parameters: dict[str, Any]
     client: Client
     edition: object
 
 
-class Security:
+class AuthMiddleware:
     """Refuses, or notes the claim and the client in the scope and passes the request on.
 
     `login_form` gives, from method, path and `Accept`, the page that a browser without a key is shown instead of an error.
@@ -91,7 +91,7 @@ class Security:
         self,
         app: ASGIApp,
         *,
-        surface: Surface,
+        surface: Router,
         fallback: Adapter,
         keys: KeyRing | None,
         rules: Rules,
@@ -115,7 +115,7 @@ class Security:
         if known is not None:
             admitted: _Admitted | None = known.admitted
             if admitted is not None and (self._keys is None or admitted.edition is self._keys.edition):
-                scope[CLAIM_KEY] = admitted.claim
+                scope[ROUTE_KEY] = admitted.claim
                 scope["path_params"] = admitted.parameters
                 scope[CLIENT_KEY] = admitted.client
                 return admitted.claim.app(scope, receive, send)
@@ -128,7 +128,7 @@ class Security:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        claim: Claim | None = None
+        claim: RouteMatch | None = None
         origin: str | None = None
         try:
             headers = _headers(scope)
@@ -206,7 +206,7 @@ class Security:
             ]
         return WireResponse(status=204, headers=tuple(answer))
 
-    def _admit(self, scope: Scope, headers: dict[str, list[str]], origin: str | None) -> Claim:
+    def _admit(self, scope: Scope, headers: dict[str, list[str]], origin: str | None) -> RouteMatch:
         """Check the key before anything is told about routes, then the route, then the key's scope."""
         address = scope["client"][0] if scope.get("client") else "unknown"
         client = Client(name=address) if self._keys is None else self._identify(scope, headers, origin)
@@ -244,7 +244,7 @@ class Security:
             page = "origin" in headers or "sec-fetch-site" in headers
             if media_type != "application/json" and (page or media_type not in claim.operation.media):
                 raise UnsupportedMedia("send this with Content-Type: application/json")
-        scope[CLAIM_KEY] = claim
+        scope[ROUTE_KEY] = claim
         scope["path_params"] = parameters
         scope[CLIENT_KEY] = client
         known: KnownHead | None = scope.get(KNOWN_KEY)
@@ -264,7 +264,7 @@ class Security:
         # A missing key is looked up like a wrong one, so that both take the same time.
         return self._keys.client(presented or "")
 
-    def _open_claim(self, scope: Scope) -> tuple[Claim, dict[str, object]] | None:
+    def _open_claim(self, scope: Scope) -> tuple[RouteMatch, dict[str, object]] | None:
         try:
             claim, parameters = self._surface.find(scope)
         except GatewayError:
@@ -275,7 +275,7 @@ class Security:
         return None
 
 
-def _allows(client: Client, claim: Claim) -> bool:
+def _allows(client: Client, claim: RouteMatch) -> bool:
     """Whether the key's scopes cover the operation.
 
     Whoever may order may also look, and whoever may ask models may also ask which there are.

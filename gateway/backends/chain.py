@@ -14,7 +14,7 @@ import anyio
 import msgspec
 
 from hostler.gateway.backends.base import Endpoint
-from hostler.gateway.backends.circuit_breaker import BreakerRules, BreakerState, Standing
+from hostler.gateway.backends.circuit_breaker import BreakerRules, BreakerState, CircuitBreakers
 from hostler.gateway.backends.cost import Spending, default_file
 from hostler.gateway.backends.failure_policy import WORDS, Outcome, Skip
 from hostler.gateway.backends.health_checks import (
@@ -22,11 +22,11 @@ from hostler.gateway.backends.health_checks import (
     PULSE_ANSWER_S,
     Alive,
     Ask,
+    HealthChecker,
     HttpProbe,
     Probed,
-    Prober,
-    Pulse,
     Sign,
+    StallDetector,
 )
 from hostler.gateway.backends.wake_on_lan import Waker
 from hostler.gateway.config import BackendSettings, PriceSettings, Settings
@@ -50,12 +50,12 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    standing: Standing
+    standing: CircuitBreakers
     local: bool = True
     supervised: bool = False
     reachable: Callable[[], bool] = _always
     suspect: Callable[[], None] = _nothing
-    pulse: Pulse | None = None
+    pulse: StallDetector | None = None
     waker: Waker | None = None
     spending: Spending | None = None
     prices: Mapping[str, PriceSettings] = {}
@@ -126,7 +126,7 @@ class Chain:
         self._clock = clock
         self._random = random
         self._cut = cut
-        self._pulses: list[Pulse] = []
+        self._pulses: list[StallDetector] = []
         limits = settings.gateway.spending
         file = Path(limits.file).expanduser() if limits.file else default_file()
         self.spending = Spending(file, limits.daily_limit, time.time)
@@ -134,7 +134,7 @@ class Chain:
         standings = {name: self._standing(name) for name in (*supervisors, *addresses)}
         watched = [self._supervised(name, standings[name]) for name in supervisors]
         watched += [self._plain(name, each, standings[name]) for name, each in addresses.items()]
-        self._prober = Prober(watched, clock=clock, random=random)
+        self._prober = HealthChecker(watched, clock=clock, random=random)
         self.hops: dict[str, Hop] = {}
         for name in supervisors:
             entry = settings.backends.get(name)
@@ -211,9 +211,9 @@ class Chain:
         if hop.waker is not None:
             hop.waker.heard(event.reachable)
 
-    def _standing(self, name: str) -> Standing:
+    def _standing(self, name: str) -> CircuitBreakers:
         rules = self._settings.breaker
-        return Standing(
+        return CircuitBreakers(
             BreakerRules(failures=rules.failures, open_s=rules.open_s, max_open_s=rules.max_open_s),
             self._random,
             changed=partial(self._changed, name),
@@ -222,7 +222,7 @@ class Chain:
     def _changed(self, name: str, model: str | None, before: BreakerState, state: BreakerState) -> None:
         self._bus.publish(BreakerChanged(backend=name, model=model, state=state, before=before))
 
-    def _supervised(self, name: str, standing: Standing) -> Probed:
+    def _supervised(self, name: str, standing: CircuitBreakers) -> Probed:
         """A supervisor's heartbeat tells of its return; but a machine that vanished is noticed by asking sooner."""
         backend = self._settings.backends.get(name)
         connect_s = self._settings.gateway.timeouts.connect_s
@@ -235,7 +235,7 @@ class Chain:
         down_every_s = None if sleeps else self._settings.gateway.probing.down_every_s
         return Probed(name=name, standing=standing, ask=ask, takes_s=2 * connect_s, down_every_s=down_every_s)
 
-    def _plain(self, name: str, address: Address, standing: Standing) -> Probed:
+    def _plain(self, name: str, address: Address, standing: CircuitBreakers) -> Probed:
         backend, probing = self._settings.backends[name], self._settings.gateway.probing
         local, connect_s = backend.in_the_house, self._settings.gateway.timeouts.connect_s
         probe = HttpProbe(
@@ -260,7 +260,7 @@ class Chain:
         hop = self.hops.get(name)
         return hop is not None and hop.pulse is not None and hop.pulse.busy
 
-    def _engines_pulse(self, name: str, standing: Standing) -> Pulse:
+    def _engines_pulse(self, name: str, standing: CircuitBreakers) -> StallDetector:
         """A machine with a supervisor is given up when neither the engine nor the supervisor answers, twice."""
         backend = self._settings.backends[name]
         ask = self._probe(supervisors_endpoint(name, backend), "/healthz", ())
@@ -280,7 +280,7 @@ class Chain:
 
         return self._pulse(name, alive, cut, needs_address=True)
 
-    def _servers_pulse(self, name: str, address: Address, standing: Standing) -> Pulse | None:
+    def _servers_pulse(self, name: str, address: Address, standing: CircuitBreakers) -> StallDetector | None:
         """A plain server is given up when it does not answer twice; its timeouts are for what merely takes long.
         What stands behind an address outside is less known, so it is asked more often.
 
@@ -310,12 +310,12 @@ class Chain:
         *,
         needs_address: bool,
         beside: float = math.inf,
-    ) -> Pulse:
-        pulse = Pulse(name, alive=alive, cut=cut, needs_address=needs_address, beside=beside)
+    ) -> StallDetector:
+        pulse = StallDetector(name, alive=alive, cut=cut, needs_address=needs_address, beside=beside)
         self._pulses.append(pulse)
         return pulse
 
-    def _give_up(self, name: str, standing: Standing) -> None:
+    def _give_up(self, name: str, standing: CircuitBreakers) -> None:
         """Nobody is there: no request tries it before the background has found somebody."""
         watch = self._prober.watch(name)
         standing.unanswered(self._clock(), self._settings.gateway.timeouts.connect_s + ANSWER_S, confirms=True)

@@ -159,7 +159,7 @@ class Pass(msgspec.Struct, frozen=True):
     counted: bool = False
 
 
-class Standing:
+class CircuitBreakers:
     """One backend: a breaker for the host and one for each of its models. Both must agree to an attempt.
 
     `changed` is told of every change of state: the model (`None`: the host), the state before and the state after.

@@ -1,6 +1,6 @@
 """Asks backends for a sign of life in the background, so that requests need not find out who is down.
 
-One task and one probe at a time for each backend. What a probe says goes to the backend's `Standing`.
+One task and one probe at a time for each backend. What a probe says goes to the backend's `CircuitBreakers`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import msgspec
 from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendTimeout, GatewayError
 from hostler.gateway.backends.base import Endpoint, Timeouts, Transport
-from hostler.gateway.backends.circuit_breaker import Standing
+from hostler.gateway.backends.circuit_breaker import CircuitBreakers
 from hostler.gateway.backends.http_pool import Pooling
 from hostler.gateway.backends.http_transport import LanTransport
-from hostler.gateway.context import Exchange
+from hostler.gateway.context import RequestContext
 from hostler.supervisor.contract import EngineAddress
 
 #: A probe takes so long at most, from its first byte to the head of the answer, in seconds.
@@ -38,7 +38,7 @@ class Probed(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    standing: Standing
+    standing: CircuitBreakers
     ask: Ask
     takes_s: float
     every_s: float | None = None
@@ -101,7 +101,7 @@ class Watch:
                 await anyio.sleep_forever()  # it is known to be down: it is asked at its own pace
 
 
-class Prober:
+class HealthChecker:
     """The watches over all backends."""
 
     def __init__(self, probed: Sequence[Probed], *, clock: Callable[[], float], random: Callable[[], float]) -> None:
@@ -179,7 +179,7 @@ Alive = Callable[[EngineAddress | None], Awaitable[bool]]
 Cut = Callable[[EngineAddress | None], None]
 
 
-class Pulse:
+class StallDetector:
     """The requests at one backend. One task looks after all of them, and only while there are any.
 
     Requests that still wait for a model to be loaded (`needs_address`) are not there yet. The backend surely answers
@@ -202,7 +202,7 @@ class Pulse:
         self._needs_address = needs_address
         self._beside = beside
         self._silence_s = silence_s
-        self._here: set[Exchange] = set()
+        self._here: set[RequestContext] = set()
         self._some = anyio.Event()
 
     @property
@@ -210,15 +210,15 @@ class Pulse:
         """Whether it has so many requests that it may be silent beside them."""
         return len(self._here) > self._beside
 
-    def enter(self, exchange: Exchange) -> None:
+    def enter(self, context: RequestContext) -> None:
         """The request is sent there, or will be as soon as its model is loaded."""
-        self._here.add(exchange)
+        self._here.add(context)
         if not self._some.is_set():
             self._some.set()
 
-    def leave(self, exchange: Exchange) -> None:
+    def leave(self, context: RequestContext) -> None:
         """It has been answered, or has gone elsewhere."""
-        self._here.discard(exchange)
+        self._here.discard(context)
 
     async def run(self) -> None:
         """Watch over them until cancelled."""
@@ -232,26 +232,26 @@ class Pulse:
                 self._some = anyio.Event()
 
     async def _look(
-        self, address: EngineAddress | None, before: dict[Exchange, tuple[EngineAddress | None, int]]
+        self, address: EngineAddress | None, before: dict[RequestContext, tuple[EngineAddress | None, int]]
     ) -> None:
         if await self._alive(address) or address not in self._silent(before):
             return
         logger.warning("%s: nobody is there any more; its requests go on elsewhere", self._name)
         self._cut(address)
 
-    def _heard(self) -> dict[Exchange, tuple[EngineAddress | None, int]]:
+    def _heard(self) -> dict[RequestContext, tuple[EngineAddress | None, int]]:
         """Who is where, and how much each has heard."""
         return {
-            exchange: (exchange.address, exchange.heard)
-            for exchange in self._here
-            if exchange.address is not None or not self._needs_address
+            context: (context.address, context.heard)
+            for context in self._here
+            if context.address is not None or not self._needs_address
         }
 
-    def _silent(self, before: dict[Exchange, tuple[EngineAddress | None, int]]) -> list[EngineAddress | None]:
+    def _silent(self, before: dict[RequestContext, tuple[EngineAddress | None, int]]) -> list[EngineAddress | None]:
         """The places where somebody has waited since then, and nobody has heard anything."""
         waited, spoken = set[EngineAddress | None](), set[EngineAddress | None]()
-        for exchange, now in self._heard().items():
-            then = before.get(exchange)
+        for context, now in self._heard().items():
+            then = before.get(context)
             if then == now:
                 waited.add(now[0])
             elif then is not None and then[0] == now[0]:

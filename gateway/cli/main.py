@@ -30,7 +30,7 @@ from hostler.gateway.cli.options import (
 from hostler.gateway.cli.start_options import LOG_FORMAT, LOG_LEVEL, PLAIN, LogFormat, LogLevel, Start
 
 if TYPE_CHECKING:
-    from hostler.gateway.context import Scope
+    pass
 
 app = typer.Typer(
     name="hostler",
@@ -47,7 +47,7 @@ profiles_app = typer.Typer(
 )
 
 
-class KeyScope(StrEnum):
+class KeyScopeOption(StrEnum):
     infer = "infer"
     read = "read"
     operate = "operate"
@@ -215,7 +215,7 @@ app.add_typer(profiles_app, name="profiles")
 def keys_add(
     name: Annotated[str, typer.Argument(help="Whose key it is; shown in logs.")],
     scope: Annotated[
-        list[KeyScope] | None,
+        list[KeyScopeOption] | None,
         typer.Option("--scope", help="What it allows; may be given several times. Default: infer and read."),
     ] = None,
     priority: Annotated[
@@ -229,10 +229,13 @@ def keys_add(
 ) -> None:
     """Make a key. It is shown once and kept as a hash."""
     from hostler.gateway.auth import keys
+    from hostler.gateway.context import KeyScope
 
     path = _key_file(config)
     try:
-        scopes = cast("list[Scope]", [each.value for each in scope or (KeyScope.infer, KeyScope.read)])
+        scopes = cast(
+            "list[keys.KeyScope]", [each.value for each in scope or (KeyScopeOption.infer, KeyScopeOption.read)]
+        )
         key = keys.add(path, name, scopes, priority=priority, local_only=local_only)
     except keys.KeyFileError as error:
         fail(str(error), FAILED)

@@ -28,7 +28,7 @@ from hostler.supervisor.contract import SupervisorError, SwitchMoved
 if TYPE_CHECKING:  # what only some of the commands need is loaded by them
     from hostler.gateway.app import Gateway
     from hostler.gateway.cli.live import Live
-    from hostler.supervisor.manager import Fleet
+    from hostler.supervisor.manager import EngineManager
 
 logger = logging.getLogger(__name__)
 
@@ -63,16 +63,16 @@ def up(configuration: Configuration, view: Live | None = None) -> int:
     started = partial(_announce, configuration, sockets, keyed=keyed, view=view)
 
     async def main() -> None:
-        fleet = _guarded(lambda: _fleet(configuration, engine_host="127.0.0.1"))
-        together = _gateway(configuration, local=fleet, refresh=lambda: reloader.reload())
-        reloader = Reloader(configuration, partial(_take_over, fleet, together), os.environ, made=together.made)
+        manager = _guarded(lambda: _fleet(configuration, engine_host="127.0.0.1"))
+        together = _gateway(configuration, local=manager, refresh=lambda: reloader.reload())
+        reloader = Reloader(configuration, partial(_take_over, manager, together), os.environ, made=together.made)
         stop = _telling(view, together.stop, configuration.settings.gateway.drain_s)
         async with (
             _heeding_signals(stop, view),
             _watched(view, together),
             anyio.create_task_group() as tasks,
         ):
-            tasks.start_soon(fleet.run)
+            tasks.start_soon(manager.run)
             tasks.start_soon(reloader.run)
             await together.run(sockets, started=started)
             tasks.cancel_scope.cancel()
@@ -113,8 +113,10 @@ def supervisor(configuration: Configuration, view: Live | None = None) -> int:
 
     async def main() -> None:
         # On a port that changes at every start nobody finds it again.
-        fleet = _guarded(lambda: _fleet(configuration, engine_host=host, place=settings.listen if port else None))
-        app: Any = create_app(fleet, token=token, logs=fleet.logs, metrics=fleet.metrics.render, allowed_hosts=allowed)
+        manager = _guarded(lambda: _fleet(configuration, engine_host=host, place=settings.listen if port else None))
+        app: Any = create_app(
+            manager, token=token, logs=manager.logs, metrics=manager.metrics.render, allowed_hosts=allowed
+        )
         bound = shown(*places(sockets)[0])
 
         def announce() -> None:
@@ -131,11 +133,11 @@ def supervisor(configuration: Configuration, view: Live | None = None) -> int:
 
         async with (
             _heeding_signals(_telling(view, stop, None), view),
-            _watched_alone(view, fleet),
+            _watched_alone(view, manager),
             anyio.create_task_group() as tasks,
         ):
-            tasks.start_soon(fleet.run)
-            tasks.start_soon(Reloader(configuration, fleet.replace_profiles, os.environ).run)
+            tasks.start_soon(manager.run)
+            tasks.start_soon(Reloader(configuration, manager.replace_profiles, os.environ).run)
             await server.serve(sockets)
             tasks.cancel_scope.cancel()
 
@@ -154,7 +156,7 @@ async def _watched(view: Live | None, gateway: Gateway) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _watched_alone(view: Live | None, fleet: Fleet) -> AsyncIterator[None]:
+async def _watched_alone(view: Live | None, manager: EngineManager) -> AsyncIterator[None]:
     """The live view of a supervisor, if there is somebody to watch it."""
     if view is None:
         yield
@@ -164,12 +166,12 @@ async def _watched_alone(view: Live | None, fleet: Fleet) -> AsyncIterator[None]
     watching = view
 
     async def follow() -> None:
-        async with fleet.events() as events:
+        async with manager.events() as events:
             async for event in events:
                 if isinstance(event, SwitchMoved):
                     watching.hear(SwitchChanged(backend=_HERE, switch=event))
 
-    async with view.shown(lambda: view_of(fleet.status_now(), _HERE)), anyio.create_task_group() as tasks:
+    async with view.shown(lambda: view_of(manager.status_now(), _HERE)), anyio.create_task_group() as tasks:
         tasks.start_soon(follow)
         yield
         tasks.cancel_scope.cancel()
@@ -198,10 +200,10 @@ def _telling(view: Live | None, stop: Callable[[], None], drain_s: float | None)
     return told
 
 
-async def _take_over(fleet: Fleet, gateway: Gateway, profiles: Sequence[Profile]) -> None:
+async def _take_over(manager: EngineManager, gateway: Gateway, profiles: Sequence[Profile]) -> None:
     """Take over changed profiles; the answers of engines that have to go for it end first."""
-    await gateway.quiet(fleet.outdated(profiles))
-    await fleet.replace_profiles(profiles)
+    await gateway.quiet(manager.outdated(profiles))
+    await manager.replace_profiles(profiles)
 
 
 def _refuse_without_token(where: Iterable[tuple[str, int]]) -> None:
@@ -225,7 +227,7 @@ def _listen(wanted: Sequence[tuple[str, int]], setting: str) -> list[socket.sock
 def _gateway(
     configuration: Configuration,
     *,
-    local: Fleet | None = None,
+    local: EngineManager | None = None,
     refresh: Callable[[], Awaitable[object]] | None = None,
 ) -> Gateway:
     from hostler.gateway.app import Gateway
@@ -243,7 +245,7 @@ def _gateway(
     )
 
 
-def _fleet(configuration: Configuration, *, engine_host: str, place: str | None = None) -> Fleet:
+def _fleet(configuration: Configuration, *, engine_host: str, place: str | None = None) -> EngineManager:
     from hostler.gateway.cli import downloads as fetching
     from hostler.supervisor.manager import open_host
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 from hostler.adapters.errors import BackendRejected, Cancelled, GatewayError, Stopping
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.context import CUT_OFF, Attempt, Exchange
+from hostler.gateway.context import CUT_OFF, Attempt, RequestContext
 from hostler.gateway.events import AttemptMade, Bus, HopPassed, RequestFinished
-from hostler.gateway.middleware.base import CallNext, Layer
+from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 
 
-class Observe(Layer):
+class AccessLogMiddleware(RequestMiddleware):
     """Publishes a `RequestFinished` when the request has ended, and has `log` write it down."""
 
     def __init__(
@@ -31,64 +31,64 @@ class Observe(Layer):
         self._clock = clock
         self._wall = wall
 
-    async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
+    async def dispatch(self, context: RequestContext, call_next: CallNext) -> None:
         status, code = 0, ""
         try:
             await call_next()
-            exchange.outcome = "ok"
+            context.outcome = "ok"
         except asyncio.CancelledError:
-            ending = exchange.ending or Stopping(CUT_OFF)
+            ending = context.ending or Stopping(CUT_OFF)
             if isinstance(ending, Stopping):
-                exchange.outcome = "broken" if exchange.reply.committed else "failed"
-                exchange.reason = ending.message
+                context.outcome = "broken" if context.writer.committed else "failed"
+                context.reason = ending.message
             else:
-                exchange.outcome = "cancelled" if isinstance(ending, Cancelled) else "left"
+                context.outcome = "cancelled" if isinstance(ending, Cancelled) else "left"
             status, code = ending.status, ending.code
             raise
         except GatewayError as error:
-            exchange.outcome = "broken" if exchange.reply.committed else "failed"
-            status, code = _told(exchange, error), error.code
-            exchange.reason = error.message
+            context.outcome = "broken" if context.writer.committed else "failed"
+            status, code = _told(context, error), error.code
+            context.reason = error.message
             raise
         except Exception as error:
-            exchange.outcome = "broken" if exchange.reply.committed else "failed"
+            context.outcome = "broken" if context.writer.committed else "failed"
             status, code = 500, GatewayError.code
-            exchange.reason = f"{type(error).__name__} in the gateway"
+            context.reason = f"{type(error).__name__} in the gateway"
             raise
         finally:
-            self._record(exchange, status or exchange.reply.status, code)
+            self._record(context, status or context.writer.status, code)
 
-    def _record(self, exchange: Exchange, status: int, code: str) -> None:
-        seconds = self._clock() - exchange.started_at
-        usage = exchange.usage
-        first = exchange.first_word_at
+    def _record(self, context: RequestContext, status: int, code: str) -> None:
+        seconds = self._clock() - context.started_at
+        usage = context.usage
+        first = context.first_word_at
         event = RequestFinished(
-            id=exchange.id,
+            id=context.id,
             at=self._wall(),
-            protocol=exchange.adapter.name,
-            operation=exchange.operation.name,
-            client=exchange.client.name,
-            outcome=exchange.outcome,
+            protocol=context.adapter.name,
+            operation=context.operation.name,
+            client=context.client.name,
+            outcome=context.outcome,
             status=status,
             seconds=seconds,
-            model=exchange.model,
-            asked=exchange.asked,
-            backend=exchange.target.backend if exchange.target else None,
-            hop=exchange.hop,
-            reason=exchange.reason,
+            model=context.model,
+            asked=context.asked,
+            backend=context.target.backend if context.target else None,
+            hop=context.hop,
+            reason=context.reason,
             code=code,
-            queue_s=exchange.queue_s,
-            switch_s=exchange.switch_s,
-            first_word_s=None if first is None else first - exchange.started_at,
+            queue_s=context.queue_s,
+            switch_s=context.switch_s,
+            first_word_s=None if first is None else first - context.started_at,
             prompt_tokens=usage.prompt_tokens if usage else 0,
             cached_tokens=usage.cached_tokens if usage else 0,
             completion_tokens=usage.completion_tokens if usage else 0,
-            streamed=exchange.reply.patient,
-            attempts=(*map(_made, exchange.attempts),),
-            passed=(*(HopPassed(backend=backend, why=why) for backend, why in exchange.passed),)
-            if exchange.passed
+            streamed=context.writer.patient,
+            attempts=(*map(_made, context.attempts),),
+            passed=(*(HopPassed(backend=backend, why=why) for backend, why in context.passed),)
+            if context.passed
             else (),
-            cost=exchange.cost,
+            cost=context.cost,
         )
         self._bus.publish(event)
         self._log(event)
@@ -98,9 +98,9 @@ def _made(attempt: Attempt) -> AttemptMade:
     return AttemptMade(backend=attempt.target.backend, outcome=attempt.outcome, seconds=attempt.seconds)
 
 
-def _told(exchange: Exchange, error: GatewayError) -> int:
+def _told(context: RequestContext, error: GatewayError) -> int:
     """The status that the client is told: protocols have their own for some errors. Where the answer has begun it is
     the error's, since 200 says nothing of it."""
-    if exchange.reply.started:
+    if context.writer.started:
         return error.answer_status if isinstance(error, BackendRejected) else error.status
-    return exchange.adapter.refuse(error, exchange.operation).status
+    return context.adapter.refuse(error, context.operation).status

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from hostler.gateway.asgi import EXCHANGE_KEY, ASGIApp, Receive, Scope, Send
-from hostler.gateway.context import Exchange
+from hostler.gateway.asgi import CONTEXT_KEY, ASGIApp, Receive, Scope, Send
+from hostler.gateway.context import RequestContext
 
 CallNext = Callable[[], Awaitable[None]]
 
 
-class Layer:
+class RequestMiddleware:
     """One duty on a request's way. `dispatch` does it and calls `call_next` once, never, or (the fallback) again.
 
     Errors pass outwards as `GatewayError`. A layer keeps nothing of a request between two calls.
@@ -22,8 +22,8 @@ class Layer:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # No coroutine of its own: every piece of an answer would have to pass through it.
-        return self.dispatch(scope[EXCHANGE_KEY], partial(self.app, scope, receive, send))
+        return self.dispatch(scope[CONTEXT_KEY], partial(self.app, scope, receive, send))
 
-    def dispatch(self, exchange: Exchange, call_next: CallNext) -> Awaitable[None]:
+    def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
         """The work. A layer that has nothing to do afterwards returns what `call_next` gives."""
         raise NotImplementedError

@@ -21,7 +21,7 @@ from hostler.adapters.errors import (
     Stopping,
     Waited,
 )
-from hostler.adapters.types import ChatRequest, CompletionRequest, Control, Phase, Progress
+from hostler.adapters.types import ChatRequest, CompletionRequest, Control, Progress, ProgressPhase
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.chain_errors import Passed, failure, presentable, reason
@@ -38,9 +38,9 @@ from hostler.gateway.backends.failure_policy import (
 )
 from hostler.gateway.backends.retry_budget import RetryBudget
 from hostler.gateway.config import SwitchingSettings
-from hostler.gateway.context import NO_MORE, Attempt, Exchange, Target
+from hostler.gateway.context import NO_MORE, Attempt, RequestContext, Target
 from hostler.gateway.events import printable
-from hostler.gateway.middleware.base import CallNext, Layer
+from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 
 
 class Pauses:
@@ -88,7 +88,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
     error: GatewayError
 
 
-class Fallback(Layer):
+class FallbackMiddleware(RequestMiddleware):
     """Asks the candidates in order, as the table of outcomes says, and tells the breakers how each attempt went."""
 
     def __init__(
@@ -108,57 +108,57 @@ class Fallback(Layer):
         self._settings = settings
         self._clock = clock
 
-    async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
-        if not exchange.candidates:
-            raise ModelUnavailable(f"no backend of the chain can run {exchange.model}", model=exchange.model)
+    async def dispatch(self, context: RequestContext, call_next: CallNext) -> None:
+        if not context.candidates:
+            raise ModelUnavailable(f"no backend of the chain can run {context.model}", model=context.model)
         self._budget.request(self._clock())
         walk: list[Passed] = []
-        for number, target in enumerate(exchange.candidates):
-            hop, later = self._hops[target.backend], exchange.candidates[number + 1 :]
-            passed = self._passed_over(exchange, hop, target, later, walk)
+        for number, target in enumerate(context.candidates):
+            hop, later = self._hops[target.backend], context.candidates[number + 1 :]
+            passed = self._passed_over(context, hop, target, later, walk)
             if passed is None:
-                _enter(exchange, number, target, walk)
-                passed = await self._ask(exchange, hop, target, later, call_next)
+                _enter(context, number, target, walk)
+                passed = await self._ask(context, hop, target, later, call_next)
                 if passed is None:
                     return
             walk.append(passed)
-        for number, target in enumerate(exchange.candidates):
+        for number, target in enumerate(context.candidates):
             # The others took their time: whoever rested when it was their turn may be back.
             hop = self._hops[target.backend]
             rested = any(each.hop is hop and each.why == "resting" for each in walk)
-            if rested and self._passed_over(exchange, hop, target, (), walk) is None:
+            if rested and self._passed_over(context, hop, target, (), walk) is None:
                 walk = [each for each in walk if each.hop is not hop]
-                _enter(exchange, number, target, walk)
-                passed = await self._ask(exchange, hop, target, (), call_next)
+                _enter(context, number, target, walk)
+                passed = await self._ask(context, hop, target, (), call_next)
                 if passed is None:
                     return
                 walk.append(passed)
-        exchange.reason = reason(walk)
-        exchange.passed = tuple((each.hop.name, each.why) for each in walk)
-        raise failure(exchange.model, walk)
+        context.reason = reason(walk)
+        context.passed = tuple((each.hop.name, each.why) for each in walk)
+        raise failure(context.model, walk)
 
     def _passed_over(
-        self, exchange: Exchange, hop: Hop, target: Target, later: tuple[Target, ...], walk: list[Passed]
+        self, context: RequestContext, hop: Hop, target: Target, later: tuple[Target, ...], walk: list[Passed]
     ) -> Passed | None:
         """A hop that is not even asked, if it is not."""
-        skip = self._skip(exchange, hop, target, later, walk)
+        skip = self._skip(context, hop, target, later, walk)
         if skip is None:
             return None
         return Passed(hop=hop, why=skip, retry_after_s=self._retry_in(hop, target, skip))
 
     def _skip(
-        self, exchange: Exchange, hop: Hop, target: Target, later: tuple[Target, ...], walk: list[Passed]
+        self, context: RequestContext, hop: Hop, target: Target, later: tuple[Target, ...], walk: list[Passed]
     ) -> Skip | None:
         """Why this hop is not even asked, if it is not."""
-        if exchange.only is not None and target.backend != exchange.only:
+        if context.only is not None and target.backend != context.only:
             return "not_asked_for"
-        if exchange.local_only and not hop.local:
+        if context.local_only and not hop.local:
             return "outside"
         if not hop.local and hop.spending is not None and hop.spending.reached:
             return "spent"
-        if exchange.only is not None or isinstance(exchange.request, Control):
+        if context.only is not None or isinstance(context.request, Control):
             return None
-        if _too_long(exchange, target, later):
+        if _too_long(context, target, later):
             return "too_long"
         if len(walk) >= MAX_HOPS and sum(each.error is not None for each in walk) >= MAX_HOPS:
             return "enough_tried"
@@ -175,28 +175,28 @@ class Fallback(Layer):
 
     async def _ask(
         self,
-        exchange: Exchange,
+        context: RequestContext,
         hop: Hop,
         target: Target,
         later: tuple[Target, ...],
         call_next: CallNext,
     ) -> Passed | None:
         """Ask one hop, again if the table says so. `None` if it answered; raises what no other hop may mend."""
-        retried = len(exchange.attempts) > 1 and _retries(exchange) > 0
+        retried = len(context.attempts) > 1 and _retries(context) > 0
         while True:
             # An order is no call to a model; and whoever names the backend on purpose may ask a closed one.
-            order = isinstance(exchange.request, Control)
+            order = isinstance(context.request, Control)
             permit = None if order else hop.standing.acquire(target.name_there, self._clock())
-            failed = await self._attempt(exchange, hop, target, permit, call_next)
+            failed = await self._attempt(context, hop, target, permit, call_next)
             if failed is None:
                 return None
             error, verdict = failed.error, VERDICTS[failed.outcome]
-            if exchange.reply.committed or verdict.onward == "never":
+            if context.writer.committed or verdict.onward == "never":
                 raise presentable(error, hop)
-            again_in = self._again_in(exchange, failed, hop, target, retried)
+            again_in = self._again_in(context, failed, hop, target, retried)
             if again_in is not None:
                 retried = retried or verdict.again != "wait"
-                await self._pause(exchange, again_in, "loading" if verdict.again == "wait" else "fallback")
+                await self._pause(context, again_in, "loading" if verdict.again == "wait" else "fallback")
                 if hop.standing.allows(target.name_there, self._clock()):
                     continue
             if verdict.onward == "if_other" and not _another_may(error, target, later):
@@ -208,11 +208,11 @@ class Fallback(Layer):
             return Passed(hop=hop, why=why, error=error, retry_after_s=after)
 
     async def _attempt(
-        self, exchange: Exchange, hop: Hop, target: Target, permit: Pass | None, call_next: CallNext
+        self, context: RequestContext, hop: Hop, target: Target, permit: Pass | None, call_next: CallNext
     ) -> Failed | None:
         """One try. However it ends, the breakers are told, once."""
         held = permit
-        began_at, queued_s, switched_s = self._clock(), exchange.queue_s, exchange.switch_s
+        began_at, queued_s, switched_s = self._clock(), context.queue_s, context.switch_s
         outcome: Outcome = "client_left"
         word: str = "gateway_failed"
         error: GatewayError | None = None
@@ -222,48 +222,48 @@ class Fallback(Layer):
             if held is not None:
                 held = hop.standing.began(held, self._clock())
 
-        exchange.answering, exchange.first_word_at, exchange.heard = answering, None, 0
-        exchange.usage = exchange.finish = None
+        context.answering, context.first_word_at, context.heard = answering, None, 0
+        context.usage = context.finish = None
         if hop.pulse is not None:
-            hop.pulse.enter(exchange)
+            hop.pulse.enter(context)
         try:
             if hop.waker is not None and not hop.reachable():
-                await self._wake(exchange, hop, target)
+                await self._wake(context, hop, target)
             await call_next()
             outcome = word = "answered"
             return None
         except asyncio.CancelledError:
-            word = _ended_by(exchange.ending)
+            word = _ended_by(context.ending)
             raise
         except GatewayError as caught:
             error, word = caught, _ended_by(caught)
-            judged = outcome_of(caught, committed=exchange.reply.committed)
+            judged = outcome_of(caught, committed=context.writer.committed)
             if judged is None:
-                if not isinstance(caught, BadRequest) or exchange.reply.committed:
+                if not isinstance(caught, BadRequest) or context.writer.committed:
                     raise
                 judged = "rejected"  # this backend's protocol has no words for the request; another one's may
             outcome = word = judged
             return Failed(outcome=judged, error=caught)
         finally:
-            exchange.answering = None
+            context.answering = None
             if hop.pulse is not None:
-                hop.pulse.leave(exchange)
-            exchange.attempts.append(
+                hop.pulse.leave(context)
+            context.attempts.append(
                 Attempt(
                     target=target,
                     seconds=self._clock() - began_at,
                     outcome=word,
                     began_at=began_at,
-                    queue_s=exchange.queue_s - queued_s,
-                    switch_s=exchange.switch_s - switched_s,
+                    queue_s=context.queue_s - queued_s,
+                    switch_s=context.switch_s - switched_s,
                 )
             )
-            self._tell(exchange, hop, target, held, outcome, error)
-            self._record_cost(exchange, hop, target, outcome)
+            self._tell(context, hop, target, held, outcome, error)
+            self._record_cost(context, hop, target, outcome)
 
     def _tell(
         self,
-        exchange: Exchange,
+        context: RequestContext,
         hop: Hop,
         target: Target,
         held: Pass | None,
@@ -275,7 +275,7 @@ class Fallback(Layer):
             after = error.retry_after_s if error is not None else None
             down = outcome == "unreachable" and not hop.reachable()
             hop.standing.report(held, outcome, self._clock(), retry_after_s=after, down=down)
-        elif outcome == "answered" and exchange.only is not None:
+        elif outcome == "answered" and context.only is not None:
             hop.standing.mended(target.name_there)
         if outcome in ("unreachable", "connect_timeout"):
             hop.suspect()
@@ -284,34 +284,36 @@ class Fallback(Layer):
         said = error.body[:300] if isinstance(error, BackendRejected) else error.message
         if isinstance(said, bytes):
             said = said.decode("utf-8", "replace")
-        told = (exchange.id, hop.name, WORDS[outcome], printable(said))
+        told = (context.id, hop.name, WORDS[outcome], printable(said))
         if VERDICTS[outcome].alert:
             logger.error("%s: %s %s, and is left alone for a while; look after its key and account: %s", *told)
         else:
             logger.info("%s: %s %s: %s", *told)
 
-    def _record_cost(self, exchange: Exchange, hop: Hop, target: Target, outcome: Outcome) -> None:
-        usage, answered = exchange.usage, outcome == "answered" or exchange.first_word_at is not None
+    def _record_cost(self, context: RequestContext, hop: Hop, target: Target, outcome: Outcome) -> None:
+        usage, answered = context.usage, outcome == "answered" or context.first_word_at is not None
         cost = usage.cost if usage is not None else None
         price = hop.price(target.model, target.name_there) if cost is None and hop.prices else None
         if price is not None and usage is not None:
             cost = price.cost(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
         elif price is not None and answered:
             # Nobody asked for the figures: about four bytes are a token, and about one piece of an answer.
-            cost = price.cost(len(exchange.request.origin.body) // 4, 0, exchange.heard)
+            cost = price.cost(len(context.request.origin.body) // 4, 0, context.heard)
         if cost is not None:
-            exchange.cost = (exchange.cost or 0.0) + cost
+            context.cost = (context.cost or 0.0) + cost
         if (cost is not None or answered) and not hop.local and hop.spending is not None:
             hop.spending.add(hop.name, cost)
 
-    def _again_in(self, exchange: Exchange, failed: Failed, hop: Hop, target: Target, retried: bool) -> float | None:
+    def _again_in(
+        self, context: RequestContext, failed: Failed, hop: Hop, target: Target, retried: bool
+    ) -> float | None:
         """In how many seconds the same hop is to be asked again; `None` if it is not."""
         now = self._clock()
         if says_retryable(failed.error) is False:
             return None
         match VERDICTS[failed.outcome].again:
             case "wait":
-                left = (exchange.deadline or now) - now
+                left = (context.deadline or now) - now
                 return None if isinstance(failed.error, Waited) or left <= 0 else min(_ASK_LOADING_S, left)
             case "if_short":
                 after = failed.error.retry_after_s
@@ -322,27 +324,27 @@ class Fallback(Layer):
                 return 0.0 if not retried and self._budget.spend(now) else None
         return None
 
-    async def _wake(self, exchange: Exchange, hop: Hop, target: Target) -> None:
+    async def _wake(self, context: RequestContext, hop: Hop, target: Target) -> None:
         """Call the machine and wait for it, together with everybody else who does."""
         assert hop.waker is not None
         until = hop.waker.call()
         if until is None:
             raise BackendUnavailable(f"{hop.name} sleeps, and was called in vain a moment ago", backend=hop.name)
-        if exchange.deadline is not None:
-            until = min(until, exchange.deadline)
-        if not await self._shown(exchange, until, "waking", hop.waker.wait):
+        if context.deadline is not None:
+            until = min(until, context.deadline)
+        if not await self._shown(context, until, "waking", hop.waker.wait):
             raise BackendUnavailable(f"{hop.name} sleeps, and did not wake up in time", backend=hop.name)
 
-    async def _pause(self, exchange: Exchange, seconds: float, phase: Phase) -> None:
+    async def _pause(self, context: RequestContext, seconds: float, phase: ProgressPhase) -> None:
         async def sleep(for_s: float) -> bool:
             await anyio.sleep(max(0.0, for_s))
             return False
 
         if seconds > 0:
-            await self._shown(exchange, self._clock() + seconds, phase, sleep)
+            await self._shown(context, self._clock() + seconds, phase, sleep)
 
     async def _shown(
-        self, exchange: Exchange, until: float, phase: Phase, wait: Callable[[float], Awaitable[bool]]
+        self, context: RequestContext, until: float, phase: ProgressPhase, wait: Callable[[float], Awaitable[bool]]
     ) -> bool:
         """Wait for something, at most until then, and show streaming clients that it is waited for.
 
@@ -350,8 +352,8 @@ class Fallback(Layer):
         """
         settings, now = self._settings, self._clock()
         began_at = now
-        shows = exchange.reply.patient and settings.progress != "off"
-        due = max(now, exchange.started_at + settings.progress_after_s) if shows else float("inf")
+        shows = context.writer.patient and settings.progress != "off"
+        due = max(now, context.started_at + settings.progress_after_s) if shows else float("inf")
         while True:
             with self._pauses.entered():
                 if await wait(min(due, until) - now):
@@ -360,24 +362,24 @@ class Fallback(Layer):
             if now >= until:
                 return False
             if now >= due:
-                model = exchange.model or ""
+                model = context.model or ""
                 eta_s = until - now if phase == "waking" else None
-                await exchange.reply.heartbeat(Progress(phase=phase, model=model, eta_s=eta_s, waited_s=now - began_at))
+                await context.writer.heartbeat(Progress(phase=phase, model=model, eta_s=eta_s, waited_s=now - began_at))
                 now = self._clock()
                 due = now + settings.progress_every_s
 
 
-def _enter(exchange: Exchange, number: int, target: Target, walk: list[Passed]) -> None:
+def _enter(context: RequestContext, number: int, target: Target, walk: list[Passed]) -> None:
     """This hop is the one that is asked now, after those in `walk`."""
-    exchange.hop, exchange.target, exchange.address = number, target, None
+    context.hop, context.target, context.address = number, target, None
     if walk:
-        exchange.reason = reason(walk)
-        exchange.passed = tuple((each.hop.name, each.why) for each in walk)
+        context.reason = reason(walk)
+        context.passed = tuple((each.hop.name, each.why) for each in walk)
 
 
-def _too_long(exchange: Exchange, target: Target, later: tuple[Target, ...]) -> bool:
+def _too_long(context: RequestContext, target: Target, later: tuple[Target, ...]) -> bool:
     """Whether the prompt cannot fit here, and somebody else may have room: else the engine says by how much."""
-    request = exchange.request
+    request = context.request
     if not (target.context and later) or not isinstance(request, (ChatRequest, CompletionRequest)):
         return False
     roomier = any(not other.context or other.context > target.context for other in later)
@@ -397,10 +399,10 @@ def _ended_by(ending: GatewayError | None) -> str:
     )
 
 
-def _retries(exchange: Exchange) -> int:
+def _retries(context: RequestContext) -> int:
     """How often the same target was asked again, waiting for one that loads aside."""
     count = 0
-    for before, after in zip(exchange.attempts, exchange.attempts[1:], strict=False):
+    for before, after in zip(context.attempts, context.attempts[1:], strict=False):
         count += before.target == after.target and before.outcome != "loading"
     return count
 

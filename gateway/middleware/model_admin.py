@@ -7,69 +7,69 @@ from typing import Protocol
 
 from hostler.adapters.errors import Forbidden, NotFound
 from hostler.adapters.types import (
-    ARRANGEMENTS,
+    MODEL_OPERATIONS,
     AnswerHead,
-    Arrangement,
     Chunk,
-    Copy,
-    Create,
-    Delete,
-    Find,
-    Pull,
-    Stage,
+    CopyModel,
+    CreateModel,
+    DeleteModel,
+    FindBlob,
+    ModelOperation,
+    ProgressStep,
+    PullModel,
 )
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.context import Exchange
-from hostler.gateway.middleware.base import CallNext, Layer
+from hostler.gateway.context import RequestContext
+from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 
-Tell = Callable[[Stage], Awaitable[None]]
+ReportStep = Callable[[ProgressStep], Awaitable[None]]
 
 
-class Arranges(Protocol):
+class ModelOperations(Protocol):
     """Who carries it out; `tell` hears of every step. Each raises a `GatewayError`."""
 
     def here(self, model: str) -> bool: ...
 
-    async def pull(self, order: Pull, tell: Tell) -> None: ...
+    async def pull(self, order: PullModel, tell: ReportStep) -> None: ...
 
-    async def copy(self, order: Copy) -> None: ...
+    async def copy(self, order: CopyModel) -> None: ...
 
-    async def create(self, order: Create, tell: Tell) -> None: ...
+    async def create(self, order: CreateModel, tell: ReportStep) -> None: ...
 
-    async def delete(self, order: Delete) -> None: ...
+    async def delete(self, order: DeleteModel) -> None: ...
 
     async def has_file(self, digest: str) -> bool: ...
 
 
-class Arrange(Layer):
+class ModelAdminMiddleware(RequestMiddleware):
     """Carries arrangements out; everything else passes. Whatever changes something takes a key that may operate."""
 
-    def __init__(self, app: ASGIApp, *, librarian: Arranges) -> None:
+    def __init__(self, app: ASGIApp, *, model_admin: ModelOperations) -> None:
         super().__init__(app)
-        self._librarian = librarian
+        self._librarian = model_admin
 
-    def dispatch(self, exchange: Exchange, call_next: CallNext) -> Awaitable[None]:
-        order = exchange.request
-        return self._carry_out(exchange, order) if isinstance(order, ARRANGEMENTS) else call_next()
+    def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
+        order = context.request
+        return self._carry_out(context, order) if isinstance(order, MODEL_OPERATIONS) else call_next()
 
-    async def _carry_out(self, exchange: Exchange, order: Arrangement) -> None:
-        reply = exchange.reply
-        reply.begin(AnswerHead())
+    async def _carry_out(self, context: RequestContext, order: ModelOperation) -> None:
+        writer = context.writer
+        writer.begin(AnswerHead())
 
-        async def tell(stage: Stage) -> None:
-            await reply.write(Chunk(stage=stage))
+        async def tell(stage: ProgressStep) -> None:
+            await writer.write(Chunk(stage=stage))
 
-        if isinstance(order, Find):
+        if isinstance(order, FindBlob):
             if not await self._librarian.has_file(order.digest):
                 raise NotFound(f'blob "{order.digest}" not found')
-        elif isinstance(order, Pull):
-            if "operate" not in exchange.client.scopes and not self._librarian.here(order.model):
+        elif isinstance(order, PullModel):
+            if "operate" not in context.client.scopes and not self._librarian.here(order.model):
                 raise Forbidden("having a model fetched needs a key with the scope operate")
             await self._librarian.pull(order, tell)
-        elif isinstance(order, Copy):
+        elif isinstance(order, CopyModel):
             await self._librarian.copy(order)
-        elif isinstance(order, Create):
+        elif isinstance(order, CreateModel):
             await self._librarian.create(order, tell)
         else:
             await self._librarian.delete(order)
-        await reply.end()
+        await writer.end()

@@ -9,19 +9,19 @@ from typing import cast
 from hostler.adapters.base import Admitting, Meeting, Presetting
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.catalog import Placement
-from hostler.gateway.context import Exchange, Target
-from hostler.gateway.middleware.base import CallNext, Layer
+from hostler.gateway.context import RequestContext, Target
+from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 
-Find = Callable[[str | None], Placement]
-Order = Callable[[tuple[Target, ...]], tuple[Target, ...]]
+FindModel = Callable[[str | None], Placement]
+OrderTargets = Callable[[tuple[Target, ...]], tuple[Target, ...]]
 
 
-class Detect(Layer):
+class ModelDetectionMiddleware(RequestMiddleware):
     """Turns the name in the request into candidates. `find` raises `ModelNotFound` with the names that do exist, and
     `order` puts first, among hosts that are as good as each other, the one that would answer soonest."""
 
-    def __init__(self, app: ASGIApp, *, find: Find, order: Order) -> None:
+    def __init__(self, app: ASGIApp, *, find: FindModel, order: OrderTargets) -> None:
         super().__init__(app)
         self._find = find
         self._order = order
@@ -29,19 +29,19 @@ class Detect(Layer):
         self._targets: dict[str, tuple[Placement, tuple[Target, ...]]] = {}
         self._meeting: dict[type, bool] = {}
 
-    def dispatch(self, exchange: Exchange, call_next: CallNext) -> Awaitable[None]:
-        placement = self._find(exchange.request.model)
-        exchange.model = placement.model
-        exchange.local_only = exchange.local_only or placement.local_only
-        adapter = exchange.adapter
+    def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
+        placement = self._find(context.request.model)
+        context.model = placement.model
+        context.local_only = context.local_only or placement.local_only
+        adapter = context.adapter
         if placement.preset is not None and placement.preset.speaks and isinstance(adapter, Presetting):
-            exchange.request = adapter.preset(exchange.request, placement.preset)
+            context.request = adapter.preset(context.request, placement.preset)
         admitting = self._admitting.get(type(adapter))
         if admitting is None:  # asked once: Python takes 10 µs to answer
             admitting = self._admitting[type(adapter)] = isinstance(adapter, Admitting)
         if admitting:
-            exchange.request = cast(Admitting, adapter).admit(exchange.request, placement.card)
-        encoder = exchange.reply.encoder
+            context.request = cast(Admitting, adapter).admit(context.request, placement.card)
+        encoder = context.writer.encoder
         meeting = self._meeting.get(type(encoder))
         if meeting is None:
             meeting = self._meeting[type(encoder)] = isinstance(encoder, Meeting)
@@ -51,7 +51,7 @@ class Detect(Layer):
         if known is None or known[0] is not placement:
             known = self._targets[placement.model] = (placement, _targets(placement))
         candidates = known[1]
-        exchange.candidates = self._order(candidates) if len(candidates) > 1 else candidates
+        context.candidates = self._order(candidates) if len(candidates) > 1 else candidates
         return call_next()
 
 

@@ -9,11 +9,11 @@ import anyio
 
 from hostler.adapters.base import Watchable
 from hostler.adapters.model_list import Listing
-from hostler.adapters.types import Probe as ProbeRequest
+from hostler.adapters.types import ModelInfoRequest
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.context import Exchange
+from hostler.gateway.context import RequestContext
 from hostler.gateway.events import Bus, EngineChanged, HostChanged, Subscription
-from hostler.gateway.middleware.base import CallNext, Layer
+from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 
 #: Proxies give up on streams that are silent for much longer than this, in seconds.
 _PING_S = 15.0
@@ -23,7 +23,7 @@ _PING = b":\n\n"
 _REMEMBERED = 16
 
 
-class Probe(Layer):
+class ModelInfoMiddleware(RequestMiddleware):
     """Answers probes; everything else passes. One that asks for what changes is told of it until `bus` is closed."""
 
     def __init__(self, app: ASGIApp, *, listing: Callable[[], Listing], bus: Bus, ping_s: float = _PING_S) -> None:
@@ -33,37 +33,37 @@ class Probe(Layer):
         self._ping_s = ping_s
         self._watchable: dict[type, bool] = {}
 
-    def dispatch(self, exchange: Exchange, call_next: CallNext) -> Awaitable[None]:
-        request = exchange.request
-        return self._answer(exchange, request) if isinstance(request, ProbeRequest) else call_next()
+    def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
+        request = context.request
+        return self._answer(context, request) if isinstance(request, ModelInfoRequest) else call_next()
 
-    async def _answer(self, exchange: Exchange, request: ProbeRequest) -> None:
-        adapter = exchange.adapter
-        exchange.model = request.model
+    async def _answer(self, context: RequestContext, request: ModelInfoRequest) -> None:
+        adapter = context.adapter
+        context.model = request.model
         watchable = self._watchable.get(type(adapter))
         if watchable is None:  # asked once: Python takes 10 µs to answer
             watchable = self._watchable[type(adapter)] = isinstance(adapter, Watchable)
         if watchable and cast(Watchable, adapter).watches(request):
-            await self._watch(exchange, cast(Watchable, adapter))
+            await self._watch(context, cast(Watchable, adapter))
         else:
-            await exchange.reply.respond(adapter.answer(request, self._listing()))
+            await context.writer.respond(adapter.answer(request, self._listing()))
 
-    async def _watch(self, exchange: Exchange, adapter: Watchable) -> None:
-        reply = exchange.reply
+    async def _watch(self, context: RequestContext, adapter: Watchable) -> None:
+        writer = context.writer
         subscription = self._bus.subscribe(_REMEMBERED)
         try:
             told = self._listing()
-            await reply.tell(adapter.news(None, told), last=exchange.request.origin.method == "HEAD")
-            while not reply.ended:
+            await writer.tell(adapter.news(None, told), last=context.request.origin.method == "HEAD")
+            while not writer.ended:
                 with anyio.move_on_after(self._ping_s) as waited:
                     await _moved(subscription)
                 if waited.cancelled_caught:
-                    await reply.tell(_PING)
+                    await writer.tell(_PING)
                     continue
                 before, told = told, self._listing()
                 news = adapter.news(before, told)
                 if news or subscription.closed:
-                    await reply.tell(news, last=subscription.closed)
+                    await writer.tell(news, last=subscription.closed)
         finally:
             self._bus.unsubscribe(subscription)
 

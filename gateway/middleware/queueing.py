@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable
 
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.config import QueueSettings
-from hostler.gateway.context import Exchange
-from hostler.gateway.middleware.base import CallNext, Layer
+from hostler.gateway.context import RequestContext
+from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 
 
-class Queueing(Layer):
+class QueueingMiddleware(RequestMiddleware):
     """Sets the moment after which the request waits no longer: one limit over all hops, not one for each."""
 
     def __init__(self, app: ASGIApp, *, settings: QueueSettings, clock: Callable[[], float]) -> None:
@@ -18,6 +18,6 @@ class Queueing(Layer):
         self._settings = settings
         self._clock = clock
 
-    def dispatch(self, exchange: Exchange, call_next: CallNext) -> Awaitable[None]:
-        exchange.deadline = self._clock() + self._settings.max_wait_s
+    def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
+        context.deadline = self._clock() + self._settings.max_wait_s
         return call_next()

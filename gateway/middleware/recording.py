@@ -6,16 +6,16 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from hostler.adapters.types import Probe
-from hostler.gateway.asgi import EXCHANGE_KEY, LINE_KEY, ASGIApp, Line, Receive, Scope, Send
-from hostler.gateway.context import Exchange
+from hostler.adapters.types import ModelInfoRequest
+from hostler.gateway.asgi import CONTEXT_KEY, LINE_KEY, ASGIApp, Line, Receive, Scope, Send
+from hostler.gateway.context import RequestContext
 from hostler.gateway.telemetry.transcripts import Recorded
 
 #: As much is kept of a request, and of its answer, in bytes.
 _LONGEST = 1024**2
 
 
-class Overhearing:
+class RecordingMiddleware:
     """Stands around the edge; `keep` is given every request with its answer when it has ended, however it did."""
 
     def __init__(
@@ -32,13 +32,13 @@ class Overhearing:
         try:
             await self._app(scope, receive, send)
         finally:
-            exchange: Exchange | None = scope.get(EXCHANGE_KEY)
-            if exchange is not None and not isinstance(exchange.request, Probe):
-                body = exchange.request.origin.body
+            context: RequestContext | None = scope.get(CONTEXT_KEY)
+            if context is not None and not isinstance(context.request, ModelInfoRequest):
+                body = context.request.origin.body
                 said = {"request": len(body) > _LONGEST, "answer": tape.full}
                 self._keep(
                     Recorded(
-                        id=exchange.id,
+                        id=context.id,
                         at=self._wall(),
                         request=body[:_LONGEST].decode("utf-8", "replace"),
                         answer=bytes(tape.heard).decode("utf-8", "replace"),

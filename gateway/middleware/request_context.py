@@ -16,14 +16,14 @@ import msgspec
 
 from hostler.adapters.base import Adapter, Incoming, Operation
 from hostler.adapters.errors import BadRequest, Cancelled, ClientGone, Forbidden, GatewayError, Stopping, TooLarge
-from hostler.adapters.types import Probe
+from hostler.adapters.types import ModelInfoRequest
 from hostler.gateway.asgi import (
-    CLAIM_KEY,
     CLIENT_KEY,
-    EXCHANGE_KEY,
+    CONTEXT_KEY,
     HEADERS_KEY,
     KNOWN_KEY,
     LINE_KEY,
+    ROUTE_KEY,
     ASGIApp,
     KnownHead,
     Line,
@@ -32,9 +32,9 @@ from hostler.gateway.asgi import (
     Send,
 )
 from hostler.gateway.config import ProgressMode
-from hostler.gateway.context import CUT_OFF, Client, Exchange
+from hostler.gateway.context import CUT_OFF, Client, RequestContext
 from hostler.gateway.events import printable
-from hostler.gateway.response import Reply
+from hostler.gateway.response import ResponseWriter
 
 logger = logging.getLogger(__name__)
 
@@ -47,31 +47,31 @@ _IDS_AT_ONCE = 256
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class InProgress:
+class InFlightRequests:
     """The requests on their way, by their id, each with what ends it. Clients may choose ids, so two can share one."""
 
     def __init__(self) -> None:
-        self._ends: dict[str, list[tuple[Exchange, Callable[[], None]]]] = {}
+        self._ends: dict[str, list[tuple[RequestContext, Callable[[], None]]]] = {}
 
-    def enter(self, exchange: Exchange, end: Callable[[], None]) -> None:
+    def enter(self, context: RequestContext, end: Callable[[], None]) -> None:
         """The request is on its way until `leave`; `end` ends it."""
-        entries = self._ends.get(exchange.id)
+        entries = self._ends.get(context.id)
         if entries is None:
-            self._ends[exchange.id] = [(exchange, end)]
+            self._ends[context.id] = [(context, end)]
         else:
-            entries.append((exchange, end))
+            entries.append((context, end))
 
-    def leave(self, exchange: Exchange) -> None:
+    def leave(self, context: RequestContext) -> None:
         """The request is not on its way any more."""
-        entries = self._ends.pop(exchange.id)
+        entries = self._ends.pop(context.id)
         if len(entries) > 1:
-            self._ends[exchange.id] = [entry for entry in entries if entry[0] is not exchange]
+            self._ends[context.id] = [entry for entry in entries if entry[0] is not context]
 
-    def exchanges(self) -> Iterator[Exchange]:
+    def contexts(self) -> Iterator[RequestContext]:
         """All of them, the oldest first as long as ids are distinct."""
         for entries in self._ends.values():
-            for exchange, _ in entries:
-                yield exchange
+            for context, _ in entries:
+                yield context
 
     def cancel(self, request_id: str) -> int:
         """End the requests with this id; how many there were."""
@@ -81,7 +81,7 @@ class InProgress:
         return len(entries)
 
 
-class Edge:
+class RequestContextMiddleware:
     """The outermost layer. The only reader of the client, and the only place where errors become answers.
 
     A request is cancelled as soon as its client leaves; the server tells of that (`Line`). Cancelled by anybody else, it
@@ -94,7 +94,7 @@ class Edge:
         *,
         max_body: int,
         progress: ProgressMode,
-        in_progress: InProgress,
+        in_progress: InFlightRequests,
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -108,22 +108,22 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_at = self._clock()
-        claim = scope[CLAIM_KEY]
+        claim = scope[ROUTE_KEY]
         adapter: Adapter = claim.adapter
         operation: Operation = claim.operation
         client: Client = scope[CLIENT_KEY]
         line: Line = scope[LINE_KEY]
         told = self._told(scope)
         request_id = told.id or self._new_id()
-        exchange: Exchange | None = None
+        context: RequestContext | None = None
         body: bytes | None = None
         extra: list[bytes] | None = scope.get(HEADERS_KEY)
 
         def facts() -> list[bytes]:
-            found = _facts(request_id, exchange)
+            found = _facts(request_id, context)
             return found if extra is None else found + extra
 
-        reply = Reply(line, facts)
+        writer = ResponseWriter(line, facts)
         try:
             headers = told.headers
             body = line.whole_body()
@@ -138,24 +138,24 @@ class Edge:
                 headers=headers,
             )
             request = adapter.decode(operation, incoming)
-            if not isinstance(request, Probe):
+            if not isinstance(request, ModelInfoRequest):
                 encoder = adapter.encoder(request, id=request_id, created=int(self._wall()), progress=self._progress)
                 if (dated := getattr(encoder, "dated", None)) is not None:  # see `Dated`
                     dated(self._wall)
-                reply.use(encoder)
-            exchange = Exchange(
+                writer.use(encoder)
+            context = RequestContext(
                 request_id=request_id,
                 adapter=adapter,
                 operation=operation,
                 request=request,
-                reply=reply,
+                writer=writer,
                 client=client,
                 started_at=started_at,
                 local_only=client.local_only or told.local_only,
                 only=told.only if told.only is None else _only(told.only, client),
             )
-            scope[EXCHANGE_KEY] = exchange
-            await self._watched(exchange, line, scope, receive, send)
+            scope[CONTEXT_KEY] = context
+            await self._watched(context, line, scope, receive, send)
         except ClientGone:
             return
         except asyncio.CancelledError:
@@ -165,21 +165,21 @@ class Edge:
                 raise
             stopping = Stopping(CUT_OFF)
             with anyio.move_on_after(_LAST_WORD_S, shield=True):
-                await reply.fail(stopping, adapter.refuse(stopping, operation))
+                await writer.fail(stopping, adapter.refuse(stopping, operation))
         except GatewayError as error:
             response = adapter.refuse(error, operation)
             if body is None:
                 # Not read to its end: without closing, the server would go on reading what may never end.
                 response = msgspec.structs.replace(response, headers=(*response.headers, ("Connection", "close")))
-            await reply.fail(error, response)
+            await writer.fail(error, response)
         except Exception:
             logger.exception("request %s failed in the gateway", request_id)
             internal = GatewayError(f"something went wrong in the gateway; its log tells more under {request_id}")
-            await reply.fail(internal, adapter.refuse(internal, operation))
+            await writer.fail(internal, adapter.refuse(internal, operation))
         finally:
-            exchange = None  # or the reply, its facts and the exchange would be left to the garbage collector
+            context = None  # or the reply, its facts and the exchange would be left to the garbage collector
 
-    async def _watched(self, exchange: Exchange, line: Line, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _watched(self, context: RequestContext, line: Line, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and cancel it when its client leaves, or when somebody who may do so ends it."""
         task = line.task
         left = ended = False
@@ -188,28 +188,28 @@ class Edge:
             nonlocal left
             if not ended:
                 left = True
-                exchange.ending = ClientGone("the client left before its answer was complete")
+                context.ending = ClientGone("the client left before its answer was complete")
                 task.cancel()
 
         def end() -> None:
             nonlocal ended
             if not (left or ended):
                 ended = True
-                exchange.ending = Cancelled("the request was cancelled by an operator")
-                exchange.reason = "cancelled by an operator"
+                context.ending = Cancelled("the request was cancelled by an operator")
+                context.reason = "cancelled by an operator"
                 task.cancel()
 
         line.on_leaving(leave)
-        self._in_progress.enter(exchange, end)
+        self._in_progress.enter(context, end)
         try:
             await self.app(scope, receive, send)
         except asyncio.CancelledError:
             if not (left or ended) or task.uncancel() > 0:
                 raise  # the server stops
-            if ended and exchange.ending is not None:
-                raise exchange.ending from None
+            if ended and context.ending is not None:
+                raise context.ending from None
         finally:
-            self._in_progress.leave(exchange)
+            self._in_progress.leave(context)
             line.on_leaving(None)
 
     def _told(self, scope: Scope) -> _Told:
@@ -300,19 +300,19 @@ def _only(name: str, client: Client) -> str:
     return name
 
 
-def _facts(request_id: str, exchange: Exchange | None) -> list[bytes]:
+def _facts(request_id: str, context: RequestContext | None) -> list[bytes]:
     """The header lines that tell how a request was served, as far as it is known now."""
     facts = [b"x-request-id: " + request_id.encode("latin-1")]
-    if exchange is None or exchange.target is None:
+    if context is None or context.target is None:
         return facts
-    facts += _whereabouts(exchange.target.backend, exchange.target.model, exchange.hop)
-    if exchange.queue_s or exchange.switch_s:
-        facts.append(b"x-hostler-queue-ms: %d" % round(exchange.queue_s * 1000))
-        facts.append(b"x-hostler-switch-ms: %d" % round(exchange.switch_s * 1000))
+    facts += _whereabouts(context.target.backend, context.target.model, context.hop)
+    if context.queue_s or context.switch_s:
+        facts.append(b"x-hostler-queue-ms: %d" % round(context.queue_s * 1000))
+        facts.append(b"x-hostler-switch-ms: %d" % round(context.switch_s * 1000))
     else:
         facts += _NEVER_WAITED
-    if exchange.reason:
-        why = printable(" ".join(exchange.reason.split())[:200])
+    if context.reason:
+        why = printable(" ".join(context.reason.split())[:200])
         facts.append(f"x-hostler-reason: {why}".encode("latin-1", "replace"))
     return facts
 

@@ -8,14 +8,14 @@ from hostler.adapters.errors import BackendError, BackendUnavailable, Waited
 from hostler.adapters.types import Control
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.config import SwitchingSettings
-from hostler.gateway.context import Exchange, Target
-from hostler.gateway.middleware.base import CallNext, Layer
+from hostler.gateway.context import RequestContext, Target
+from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 from hostler.gateway.scheduling.errors import unloaded
-from hostler.gateway.scheduling.lease import Turn
+from hostler.gateway.scheduling.lease import Lease
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 
 
-class Switch(Layer):
+class SwitchingMiddleware(RequestMiddleware):
     """Holds a lease of the model while the request is answered. Backends without a supervisor need none."""
 
     def __init__(
@@ -33,50 +33,50 @@ class Switch(Layer):
         self._used = used
         self._clock = clock
 
-    async def dispatch(self, exchange: Exchange, call_next: CallNext) -> None:
-        target = exchange.target
+    async def dispatch(self, context: RequestContext, call_next: CallNext) -> None:
+        target = context.target
         assert target is not None, "the fallback layer names a target"
         host = self._hosts.get(target.backend)
         if host is None:
             await call_next()
             return
-        if isinstance(exchange.request, Control) and exchange.request.kind == "unload":
+        if isinstance(context.request, Control) and context.request.kind == "unload":
             await host.unload(target.model)
             await call_next()
             return
         try:
-            await self._leased(exchange, host, target, call_next)
+            await self._leased(context, host, target, call_next)
         except BackendUnavailable as error:
             # The engine died while it was idle and nobody had noticed: nothing was sent, so one fresh start is free.
             # Where a connection was waited for in vain it is the machine that is gone.
-            if error.timed_out or exchange.reply.committed or exchange.address is None:
+            if error.timed_out or context.writer.committed or context.address is None:
                 raise
-            host.lost(exchange.address)
-            await self._leased(exchange, host, target, call_next)
+            host.lost(context.address)
+            await self._leased(context, host, target, call_next)
 
-    async def _leased(self, exchange: Exchange, host: Orchestrator, target: Target, call_next: CallNext) -> None:
-        keep_alive_s = getattr(exchange.request, "keep_alive_s", None)
-        client = exchange.client
+    async def _leased(self, context: RequestContext, host: Orchestrator, target: Target, call_next: CallNext) -> None:
+        keep_alive_s = getattr(context.request, "keep_alive_s", None)
+        client = context.client
         turn = host.ask(
             target.model,
             client=client.name,
-            request_id=exchange.id,
+            request_id=context.id,
             keep_alive_s=keep_alive_s,
             priority=client.priority,
         )
         try:
             if not turn.settled:
                 try:
-                    await self._wait(exchange, turn)
+                    await self._wait(context, turn)
                 finally:
                     if not turn.settled:
                         turn.give_back()  # whoever leaves the line has waited, too
-                    exchange.switch_s += turn.switch_s
-                    exchange.queue_s += max(0.0, turn.waited_s - turn.switch_s)
-            exchange.address = turn.address()
+                    context.switch_s += turn.switch_s
+                    context.queue_s += max(0.0, turn.waited_s - turn.switch_s)
+            context.address = turn.address()
             self._used(target.model)
             await call_next()
-            host.answered(exchange.address, exchange.usage)
+            host.answered(context.address, context.usage)
         except BackendError as error:
             if turn.taken_away:
                 raise unloaded(target.model) from error
@@ -84,24 +84,24 @@ class Switch(Layer):
         finally:
             turn.give_back()
 
-    async def _wait(self, exchange: Exchange, turn: Turn) -> None:
+    async def _wait(self, context: RequestContext, turn: Lease) -> None:
         """Wait for the turn, show progress to clients that can see it, and stop at the deadline."""
         now = self._clock()
-        deadline = exchange.deadline if exchange.deadline is not None else float("inf")
-        shows = exchange.reply.patient and self._settings.progress != "off"
-        first = due = max(now, exchange.started_at + self._settings.progress_after_s) if shows else float("inf")
+        deadline = context.deadline if context.deadline is not None else float("inf")
+        shows = context.writer.patient and self._settings.progress != "off"
+        first = due = max(now, context.started_at + self._settings.progress_after_s) if shows else float("inf")
         while not await turn.wait(min(due, deadline) - now):
             now = self._clock()
             if turn.news() and now >= first:
                 due = now
             if now >= deadline:
                 raise Waited(
-                    f"{turn.model} could not be had within {now - exchange.started_at:.0f} seconds "
+                    f"{turn.model} could not be had within {now - context.started_at:.0f} seconds "
                     "(gateway.queue.max_wait_s); try again, or use a model that is running",
                     retry_after_s=turn.estimate_s(),
                     model=turn.model,
                 )
             if now >= due:
-                await exchange.reply.heartbeat(turn.progress())
+                await context.writer.heartbeat(turn.progress())
                 now = self._clock()
                 due = now + self._settings.progress_every_s

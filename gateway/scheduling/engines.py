@@ -13,7 +13,7 @@ from hostler.supervisor.contract import EngineAddress, HostStatus, Supervisor, S
 _UNNOTICED_S, _UNNOTICED_LIMIT_S = 0.01, 1.0
 
 
-class Addresses:
+class EngineAddresses:
     """One address for each model that is ready. Written by the orchestrator of the host, and by nobody else."""
 
     def __init__(self, supervisor: Supervisor) -> None:

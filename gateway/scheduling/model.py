@@ -71,7 +71,7 @@ def _fewest(pool: Collection[Resident], excess: int) -> frozenset[str]:
     raise AssertionError("the caller made sure that the whole pool suffices")
 
 
-Phase = Literal["cold", "loading", "ready", "stopping"]
+ModelPhase = Literal["cold", "loading", "ready", "stopping"]
 
 # What a load and an answer are taken to last before any was seen, in seconds.
 _LOAD_S, _SERVICE_S = 10.0, 5.0
@@ -93,7 +93,7 @@ class Model(msgspec.Struct, eq=False):
     ttl_s: float | None = None
     pinned: bool = False
     memory_bytes: int = 0
-    phase: Phase = "cold"
+    phase: ModelPhase = "cold"
     process: int = 0
     running: int = 0
     switch: int | None = None

@@ -17,11 +17,11 @@ from hostler.adapters.types import Progress, Usage
 from hostler.gateway.config import QueueSettings, SwitchingSettings
 from hostler.gateway.context import NO_MORE
 from hostler.gateway.events import EngineChanged, Event, HostChanged, QueueChanged, SwitchChanged, Waiting
-from hostler.gateway.scheduling.engines import Addresses
+from hostler.gateway.scheduling.engines import EngineAddresses
 from hostler.gateway.scheduling.errors import no_profile, overtaken, refusal, silent
 from hostler.gateway.scheduling.estimates import Forecast
-from hostler.gateway.scheduling.lease import Turn
-from hostler.gateway.scheduling.progress import PLACES_S, Outlook
+from hostler.gateway.scheduling.lease import Lease
+from hostler.gateway.scheduling.progress import PLACES_S, QueueProgress
 from hostler.gateway.scheduling.queue import Ticket
 from hostler.gateway.scheduling.scheduler import Scheduler
 from hostler.gateway.scheduling.types import Effect, Grant, Refuse, SchedulerRules, Switch, Unload
@@ -86,10 +86,10 @@ class Orchestrator:
         # Grows from one start of the gateway to the next, so that a forgotten older one is refused.
         self._epoch = int(time.time())
         self._ids = itertools.count(1)
-        self._turns: dict[int, Turn] = {}
-        self._addresses = Addresses(supervisor)
+        self._turns: dict[int, Lease] = {}
+        self._addresses = EngineAddresses(supervisor)
         self._loads: dict[str, tuple[float, float]] = {}
-        self._outlook = Outlook(self._scheduler, self._turns)
+        self._outlook = QueueProgress(self._scheduler, self._turns)
         self._stops: dict[str, anyio.Event] = {}
         self._first_answers: dict[str, EngineAddress] = {}
         self._tasks: TaskGroup | None = None
@@ -131,10 +131,10 @@ class Orchestrator:
         request_id: str = "",
         keep_alive_s: float | None = None,
         priority: int = 0,
-    ) -> Turn:
+    ) -> Lease:
         """A turn for `model`: settled at once when it is loaded and free, or when nobody else may wait."""
         now = self._clock()
-        turn = Turn(
+        turn = Lease(
             self, turn_id=next(self._ids), model=model, asked_at=now, client=client, request_id=request_id,
             keep_alive_s=keep_alive_s,
         )  # fmt: skip
@@ -165,8 +165,8 @@ class Orchestrator:
             self._tell_queue(now)
             self._rearm()
 
-    def give_back(self, turn: Turn) -> None:
-        """See `Turn.give_back`."""
+    def give_back(self, turn: Lease) -> None:
+        """See `Lease.give_back`."""
         if self._turns.pop(turn.id, None) is None:
             return
         now = self._clock()
@@ -269,8 +269,8 @@ class Orchestrator:
         """How near a request for `model` that comes now is to being served here."""
         return self._scheduler.nearness(model, self._clock())
 
-    def estimate(self, turn: Turn) -> float:
-        """See `Turn.estimate_s`."""
+    def estimate(self, turn: Lease) -> float:
+        """See `Lease.estimate_s`."""
         return self._scheduler.estimate(turn.model, self._clock(), turn.id)
 
     def view(self) -> SchedulerView:
@@ -285,8 +285,8 @@ class Orchestrator:
         """Who waits, in the order of service."""
         return self._outlook.queue(self._clock())
 
-    def progress(self, turn: Turn) -> Progress:
-        """See `Turn.progress`."""
+    def progress(self, turn: Lease) -> Progress:
+        """See `Lease.progress`."""
         return self._outlook.progress(turn, self._clock(), self._addresses.models())
 
     # What the supervisor says
@@ -364,7 +364,7 @@ class Orchestrator:
         if queue_moved:
             self._tell_queue(now)
 
-    def _clock_out(self, turn: Turn, now: float) -> None:
+    def _clock_out(self, turn: Lease, now: float) -> None:
         """Its waiting is over, whatever it came to: how long it was, and how much of it a switch to its model took."""
         began, ended = self._loads.get(turn.model, (0.0, 0.0))
         turn.waited_s = now - turn.asked_at

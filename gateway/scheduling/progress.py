@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from hostler.adapters.types import Progress
 from hostler.gateway.events import Waiting
-from hostler.gateway.scheduling.lease import Turn
+from hostler.gateway.scheduling.lease import Lease
 from hostler.gateway.scheduling.scheduler import Scheduler
 from hostler.supervisor.contract import SwitchMoved
 
@@ -19,10 +19,10 @@ _FEW = 50
 PLACES_S = 0.25
 
 
-class Outlook:
+class QueueProgress:
     """The line of one host, as it is told to those who stand in it and to whoever watches."""
 
-    def __init__(self, scheduler: Scheduler, turns: Mapping[int, Turn]) -> None:
+    def __init__(self, scheduler: Scheduler, turns: Mapping[int, Lease]) -> None:
         self._scheduler = scheduler
         self._turns = turns
         self._moved: dict[str, SwitchMoved] = {}
@@ -62,7 +62,7 @@ class Outlook:
             if (turn := self._turns.get(ticket)) is not None
         )
 
-    def progress(self, turn: Turn, now: float, loaded: Collection[str]) -> Progress:
+    def progress(self, turn: Lease, now: float, loaded: Collection[str]) -> Progress:
         """What a turn waits for: the switch to its model, or its place in line behind those that are `loaded`."""
         moved = self._moved.get(turn.model)
         waited_s = now - turn.asked_at
@@ -98,7 +98,7 @@ class Outlook:
             ahead[ticket.model] = before + 1
             yield position, ticket.id, self._scheduler.estimate_behind(ticket.model, before, now)
 
-    def _place(self, turn: Turn, now: float) -> tuple[int | None, float]:
+    def _place(self, turn: Lease, now: float) -> tuple[int | None, float]:
         """A turn's place in line, and the seconds until it is served. In a long line these may be a little old: looking
         through all of it for everybody in it would take longer than telling them may."""
         if not self.crowded:

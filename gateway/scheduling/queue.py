@@ -28,7 +28,7 @@ class Waiter(msgspec.Struct, frozen=True):
     rank: Rank
 
 
-class Turns:
+class FairQueue:
     """Gives out ranks so that clients take turns: ten tickets of one are ten turns, one of another is the next turn.
 
     This is fair queueing with a virtual clock. The clock moves with every ticket served, so that a ticket once in line
@@ -70,7 +70,7 @@ class Turns:
         return max(self._waiting.values(), default=0)
 
 
-class Places:
+class AdmissionControl:
     """A limited number of places to wait in, of which a crowd of one client does not get all for good.
 
     A client that was turned away while another one held several places is kept one until shortly after it was told to
@@ -83,7 +83,7 @@ class Places:
         self.limit = limit
         self._kept: dict[str, float] = {}
 
-    def free(self, client: str, turns: Turns, taken: int, now: float) -> bool:
+    def free(self, client: str, turns: FairQueue, taken: int, now: float) -> bool:
         """Whether there is a place for one more ticket of `client`."""
         if self._kept and turns.waiting(client):
             self._kept = {other: until for other, until in self._kept.items() if until > now}
@@ -94,7 +94,7 @@ class Places:
         """A ticket of `client` got a place."""
         self._kept.pop(client, None)
 
-    def keep(self, client: str, turns: Turns, until: float) -> None:
+    def keep(self, client: str, turns: FairQueue, until: float) -> None:
         """`client` is turned away and told to come back at `until`. Half of the places at most are kept."""
         if turns.waiting(client) or turns.largest() < 2:
             return

@@ -13,7 +13,7 @@ import msgspec
 from hostler.gateway.scheduling.estimates import Forecast, forecast, rests_on_seen, until_place, until_served
 from hostler.gateway.scheduling.model import Model, Room
 from hostler.gateway.scheduling.policy import Plan, plan
-from hostler.gateway.scheduling.queue import Line, Places, Ticket, Turns, Waiter
+from hostler.gateway.scheduling.queue import AdmissionControl, FairQueue, Line, Ticket, Waiter
 from hostler.gateway.scheduling.types import Cause, Effect, Grant, Refuse, SchedulerRules, Switch, Unload
 from hostler.gateway.scheduling.views import NOWHERE, Nearness, SchedulerView, nearness, seen
 from hostler.supervisor.contract import Failure, HostStatus, ModelStatus
@@ -54,8 +54,8 @@ class Scheduler:
         self._leases: dict[int, _Lease] = {}
         self._orders: dict[int, _Order] = {}
         self._switches = 0
-        self._turns = Turns()
-        self._places = Places(rules.max_waiting)
+        self._turns = FairQueue()
+        self._places = AdmissionControl(rules.max_waiting)
         self._plan_due = math.inf
 
     # Tickets

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from hostler.gateway.scheduling.model import Model, Phase, Room, evict
+from hostler.gateway.scheduling.model import Model, ModelPhase, Room, evict
 from hostler.gateway.scheduling.queue import Ticket
 
 
@@ -32,7 +32,7 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     model: str
-    phase: Phase
+    phase: ModelPhase
     running: int
     parallel: int
     waiting: int

@@ -26,7 +26,7 @@ class Lines(logging.LogRecord):
         self.events = events
 
 
-class Journal:
+class AccessLog:
     """Takes finished requests and logs them, losing none as long as somebody calls `flush` at the end."""
 
     def __init__(self, together_s: float = _TOGETHER_S) -> None:

@@ -18,7 +18,7 @@ def frame(kind: str, value: object) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (kind.encode(), _encode(value))
 
 
-class Broadcast:
+class EventStream:
     """Frames for any number of readers.
 
     Readers wake together, at most every `pace_s`, and get what came since in one piece, which is put together once for

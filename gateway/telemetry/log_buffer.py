@@ -26,7 +26,7 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True):
     logger: str = ""
 
 
-class Logbook(logging.Handler):
+class LogBuffer(logging.Handler):
     """A handler for Python's logging. Lines of other threads are handed to the loop that it is opened in."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ import msgspec
 
 from hostler.adapters.base import WireRequest
 from hostler.gateway.backends.base import Answer, Endpoint, Timeouts, Transport
-from hostler.gateway.context import Attempt, Exchange
+from hostler.gateway.context import Attempt, RequestContext
 
 #: version "00": trace, parent, flags. Later versions may say more behind it, which is none of our business.
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
@@ -130,53 +130,60 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     attributes: Mapping[str, Value] = {}
 
 
-def spans_of(exchange: Exchange, trace: Trace, *, now: float, wall: float) -> list[Span]:
+def spans_of(context: RequestContext, trace: Trace, *, now: float, wall: float) -> list[Span]:
     """The spans of a request that ends `now`, which is `wall` on the clock of the wall; the request itself first."""
     offset = wall - now
-    spans = [_request(exchange, trace, exchange.started_at + offset, wall)]
+    spans = [_request(context, trace, context.started_at + offset, wall)]
     calls = list(trace.calls)
-    for number, attempt in enumerate(exchange.attempts, start=1):
+    for number, attempt in enumerate(context.attempts, start=1):
         # One attempt may need several calls: a stale connection, or a request that is said in another way.
         end = attempt.began_at + attempt.seconds
         own = [call for call in calls if attempt.began_at <= call.at <= end]
-        last = number == len(exchange.attempts)
-        spans += _attempt(exchange, trace, attempt, number, own, offset, last=last)
+        last = number == len(context.attempts)
+        spans += _attempt(context, trace, attempt, number, own, offset, last=last)
     return spans
 
 
-def _request(exchange: Exchange, trace: Trace, began: float, ended: float) -> Span:
-    usage, target = exchange.usage, exchange.target
+def _request(context: RequestContext, trace: Trace, began: float, ended: float) -> Span:
+    usage, target = context.usage, context.target
     told: dict[str, Value | None] = {
-        "gen_ai.operation.name": _OPERATIONS.get(exchange.operation.name, exchange.operation.name),
-        "gen_ai.request.model": exchange.asked,
-        "gen_ai.response.model": exchange.model,
+        "gen_ai.operation.name": _OPERATIONS.get(context.operation.name, context.operation.name),
+        "gen_ai.request.model": context.asked,
+        "gen_ai.response.model": context.model,
         "gen_ai.usage.input_tokens": usage.prompt_tokens if usage else None,
         "gen_ai.usage.output_tokens": usage.completion_tokens if usage else None,
-        "gen_ai.response.finish_reasons": exchange.finish,
-        "http.response.status_code": exchange.reply.status or None,
-        "hostler.request.id": exchange.id,
-        "hostler.protocol": exchange.adapter.name,
-        "hostler.client": exchange.client.name,
-        "hostler.outcome": exchange.outcome,
+        "gen_ai.response.finish_reasons": context.finish,
+        "http.response.status_code": context.writer.status or None,
+        "hostler.request.id": context.id,
+        "hostler.protocol": context.adapter.name,
+        "hostler.client": context.client.name,
+        "hostler.outcome": context.outcome,
         "hostler.backend": target.backend if target else None,
-        "hostler.hop": exchange.hop if target else None,
-        "hostler.reason": exchange.reason or None,
-        "hostler.cost_usd": exchange.cost,
+        "hostler.hop": context.hop if target else None,
+        "hostler.reason": context.reason or None,
+        "hostler.cost_usd": context.cost,
     }
     return Span(
-        name=" ".join(filter(None, (exchange.operation.name, exchange.model))),
+        name=" ".join(filter(None, (context.operation.name, context.model))),
         span=trace.span,
         parent=trace.parent,
         began=began,
         ended=ended,
         kind="server",
-        failed=exchange.reason or exchange.outcome if exchange.outcome in ("failed", "broken") else "",
+        failed=context.reason or context.outcome if context.outcome in ("failed", "broken") else "",
         attributes={name: value for name, value in told.items() if value is not None},
     )
 
 
 def _attempt(
-    exchange: Exchange, trace: Trace, attempt: Attempt, number: int, calls: Sequence[Call], offset: float, *, last: bool
+    context: RequestContext,
+    trace: Trace,
+    attempt: Attempt,
+    number: int,
+    calls: Sequence[Call],
+    offset: float,
+    *,
+    last: bool,
 ) -> list[Span]:
     began, ended = attempt.began_at + offset, attempt.began_at + attempt.seconds + offset
     own = new_span()
@@ -201,8 +208,8 @@ def _attempt(
                 kind="client", attributes=where,
             )
         )  # fmt: skip
-    if last and calls and exchange.first_word_at is not None:
-        sent, first = calls[-1], exchange.first_word_at + offset
+    if last and calls and context.first_word_at is not None:
+        sent, first = calls[-1], context.first_word_at + offset
         spans.append(Span(name="prefill", span=new_span(), parent=sent.span, began=sent.at + offset, ended=first))
         spans.append(Span(name="generation", span=new_span(), parent=sent.span, began=first, ended=max(first, ended)))
     return spans
@@ -282,14 +289,14 @@ class Tracer:
         """Whether a trace that begins now is one of those to record."""
         return self._sample >= 1.0 or self._chance() < self._sample
 
-    def record(self, exchange: Exchange, trace: Trace) -> None:
+    def record(self, context: RequestContext, trace: Trace) -> None:
         """A request has ended. Never waits."""
         try:
-            for span in spans_of(exchange, trace, now=self._clock(), wall=self._wall()):
+            for span in spans_of(context, trace, now=self._clock(), wall=self._wall()):
                 self._processor.on_end(self._readable(span, trace))
         except Exception:
             # Whatever is wrong with a span costs the span, not the answer.
-            logger.exception("%s: its spans could not be recorded", exchange.id)
+            logger.exception("%s: its spans could not be recorded", context.id)
 
     async def aclose(self) -> None:
         """Send what is left, as far as the collector takes it at once."""

@@ -42,7 +42,7 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     cut: tuple[str, ...] = ()
 
 
-class ContentRules(msgspec.Struct, frozen=True, kw_only=True):
+class TranscriptRules(msgspec.Struct, frozen=True, kw_only=True):
     """How much is kept in all, and for how long."""
 
     max_bytes: int
@@ -57,13 +57,13 @@ def default_file(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(base).expanduser() / "hostler" / "contents.sqlite3"
 
 
-class Contents:
+class Transcripts:
     """Keeps what is added, the newest of it. Nobody waits for the disk; one that is full costs the record, not the answer.
 
     The file is readable by its user only, and what goes from it is overwritten.
     """
 
-    def __init__(self, file: Path, rules: ContentRules, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, file: Path, rules: TranscriptRules, *, wall: Callable[[], float] = time.time) -> None:
         self.file = file
         self._rules = rules
         self._wall = wall

@@ -13,7 +13,7 @@ from hostler.adapters.anthropic.upstream import AnthropicUpstream
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.types import ChatRequest, CountRequest, Dialogue, Media, Message, Text, ToolCall
+from hostler.adapters.types import ChatMessage, ChatRequest, Conversation, CountRequest, Media, Text, ToolCall
 
 Messages = Callable[..., ChatRequest]
 
@@ -36,10 +36,10 @@ def messages(ask: Any) -> Messages:
     return decode
 
 
-def understood(request: Any) -> Dialogue:
-    assert request.dialogue is not None
-    dialogue: Dialogue = request.dialogue
-    return dialogue
+def understood(request: Any) -> Conversation:
+    assert request.conversation is not None
+    conversation: Conversation = request.conversation
+    return conversation
 
 
 def user(*blocks: dict[str, Any]) -> dict[str, Any]:
@@ -59,15 +59,15 @@ def test_the_messages_routes_need_no_header_and_the_model_routes_do(adapter: Ant
 def test_a_plain_request_is_understood(messages: Messages) -> None:
     request = messages(stream=True, temperature=0.5, top_p=0.9, top_k=3, stop_sequences=["END"], system="Be brief")
     assert (request.model, request.output.stream) == ("a", True)
-    dialogue = understood(request)
-    assert dialogue.messages == (
-        Message(role="system", parts=(Text(text="Be brief"),)),
-        Message(role="user", parts=(Text(text="Hi"),)),
+    conversation = understood(request)
+    assert conversation.messages == (
+        ChatMessage(role="system", parts=(Text(text="Be brief"),)),
+        ChatMessage(role="user", parts=(Text(text="Hi"),)),
     )
-    sampling = dialogue.sampling
+    sampling = conversation.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens) == (0.5, 0.9, 3, 9)
     assert sampling.stop == ("END",)
-    assert dialogue.tool_choice is dialogue.parallel_tool_calls is None
+    assert conversation.tool_choice is conversation.parallel_tool_calls is None
 
 
 def test_what_claude_code_sends_is_understood(ask: Any, transcript: Any) -> None:
@@ -80,8 +80,8 @@ def test_what_claude_code_sends_is_understood(ask: Any, transcript: Any) -> None
             "anthropic-beta": "claude-code-20250219,context-management-2025-06-27",
         },
     )
-    dialogue = understood(request)
-    system, question, answer, listing, image, order = dialogue.messages
+    conversation = understood(request)
+    system, question, answer, listing, image, order = conversation.messages
     assert system.parts == (
         Text(text="You are Claude Code, Anthropic's official CLI for Claude.\n\nYou are an interactive agent."),
     )
@@ -105,8 +105,8 @@ def test_what_claude_code_sends_is_understood(ask: Any, transcript: Any) -> None
     assert (image.role, image.tool_call_id) == ("tool", "toolu_02")
     assert order.parts[1] == Media(kind="image", data="iVBORw0KGgo=", mime="image/png")
     assert order.parts[2] == Text(text="Now run the tests.")
-    assert [tool.name for tool in dialogue.tools] == ["Bash", "Read"]
-    assert (dialogue.thinking, dialogue.sampling.max_tokens) == ("high", 32000)
+    assert [tool.name for tool in conversation.tools] == ["Bash", "Read"]
+    assert (conversation.thinking, conversation.sampling.max_tokens) == ("high", 32000)
 
 
 def test_an_openai_engine_gets_what_claude_code_asked(ask: Any, transcript: Any) -> None:
@@ -194,8 +194,8 @@ def test_each_type_of_block_is_read(messages: Messages, block: dict[str, Any], p
     ],
 )
 def test_tool_choices_are_translated(messages: Messages, choice: Any, wanted: str, parallel: bool) -> None:
-    dialogue = understood(messages(tools=[{"name": "look", "input_schema": {}}], tool_choice=choice))
-    assert (dialogue.tool_choice, dialogue.parallel_tool_calls) == (wanted, parallel)
+    conversation = understood(messages(tools=[{"name": "look", "input_schema": {}}], tool_choice=choice))
+    assert (conversation.tool_choice, conversation.parallel_tool_calls) == (wanted, parallel)
 
 
 @pytest.mark.parametrize(

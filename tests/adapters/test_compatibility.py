@@ -16,7 +16,7 @@ from hostler.adapters.model_list import Listing, ModelCard
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.upstream import OpenAIUpstream
 from hostler.adapters.registry import load_adapters
-from hostler.adapters.types import Probe, Request
+from hostler.adapters.types import ModelInfoRequest, Request
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "compatibility.md").read_text(encoding="utf-8")
 ADAPTERS = {adapter.name: adapter for adapter in load_adapters()}
@@ -103,7 +103,7 @@ def refused(adapter: Adapter, operation: Operation, method: str) -> bool:
     """Whether the protocol itself refuses, whatever the backend."""
     try:
         request = asked(adapter, operation, method)
-        if not isinstance(request, Probe):
+        if not isinstance(request, ModelInfoRequest):
             return False
         answer = adapter.answer(request, LISTING)
     except GatewayError:
@@ -129,7 +129,7 @@ def asked(adapter: Adapter, operation: Operation, method: str) -> Request:
     orders = operation.name in ("load", "unload")
     return (
         request
-        if isinstance(request, Probe) or orders or not isinstance(adapter, Admitting)
+        if isinstance(request, ModelInfoRequest) or orders or not isinstance(adapter, Admitting)
         else adapter.admit(request, CARD)
     )
 

@@ -20,8 +20,8 @@ from hostler.adapters.registry import check_conflicts
 from hostler.adapters.types import (
     ChatRequest,
     Control,
+    ModelInfoRequest,
     Passthrough,
-    Probe,
     Request,
 )
 
@@ -284,4 +284,4 @@ def test_a_probe_is_no_request_to_an_engine() -> None:
     probes = [one for one in ADAPTER.operations if one.probe]
     assert {one.name for one in probes} == {"health", "props", "slots", "version"}
     for one in probes:
-        assert isinstance(ask("GET", one.path, query="model=a&autoload=true"), Probe)
+        assert isinstance(ask("GET", one.path, query="model=a&autoload=true"), ModelInfoRequest)

@@ -50,13 +50,13 @@ def test_a_chat_is_understood() -> None:
         reasoning="off", store=True, context_length=1,
     )  # fmt: skip
     assert isinstance(request, ChatRequest)
-    assert request.dialogue is not None
-    system, user = request.dialogue.messages
+    assert request.conversation is not None
+    system, user = request.conversation.messages
     assert (system.role, system.parts) == ("system", (Text(text="Be brief."),))
     assert user.parts == (Text(text="What?"), Media(kind="image", data="AAAA", mime="image/png"))
-    sampling = request.dialogue.sampling
+    sampling = request.conversation.sampling
     assert (sampling.temperature, sampling.top_k, sampling.max_tokens) == (0.5, 5, 7)
-    assert request.dialogue.thinking is False
+    assert request.conversation.thinking is False
 
 
 @pytest.mark.parametrize(

@@ -179,9 +179,9 @@ def test_a_generated_text_comes_as_response_with_a_context_that_continues_it(des
     assert [line["response"] for line in lines] == ["Hi", " Bob", ""]
     assert "context" not in lines[0]
     second = desk.decode("generate", {"model": "smol", "prompt": "Who am I?", "context": lines[-1]["context"]})
-    assert isinstance(second, ChatRequest) and second.dialogue is not None
+    assert isinstance(second, ChatRequest) and second.conversation is not None
     turns = [
-        (m.role, "".join(part.text for part in m.parts if isinstance(part, Text))) for m in second.dialogue.messages
+        (m.role, "".join(part.text for part in m.parts if isinstance(part, Text))) for m in second.conversation.messages
     ]
     assert turns == [("system", "Be kind"), ("user", "I am Bob"), ("assistant", "Hi Bob"), ("user", "Who am I?")]
 

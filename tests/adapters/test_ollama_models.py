@@ -16,7 +16,7 @@ from hostler.adapters.model_list import Listing
 from hostler.adapters.model_names import folded, ollama_name
 from hostler.adapters.ollama.go_compat import timestamp
 from hostler.adapters.ollama.models import human_number
-from hostler.adapters.types import Probe
+from hostler.adapters.types import ModelInfoRequest
 
 HEX = "0123456789abcdef"
 
@@ -188,4 +188,4 @@ def test_small_questions_are_answered(desk: Desk) -> None:
 def test_every_question_about_models_is_a_probe(desk: Desk) -> None:
     for operation in desk.adapter.operations:
         if operation.probe:
-            assert isinstance(desk.decode(operation.name, {"model": "smol"}), Probe)
+            assert isinstance(desk.decode(operation.name, {"model": "smol"}), ModelInfoRequest)

@@ -15,16 +15,16 @@ from hostler.adapters.model_list import Listing
 from hostler.adapters.types import (
     Chunk,
     CompletionRequest,
-    Copy,
-    Create,
-    Delete,
-    Find,
-    Pull,
+    CopyModel,
+    CreateModel,
+    DeleteModel,
+    FindBlob,
+    ProgressStep,
+    PullModel,
     Request,
-    Stage,
     Usage,
 )
-from hostler.profiles.presets import Preset, Turn
+from hostler.profiles.presets import Preset, PresetMessage
 
 BLOB = "sha256:" + "a" * 64
 
@@ -40,8 +40,8 @@ def plain(request: Request) -> Request:
 
 def test_a_pull_names_a_model_under_either_word(desk: Desk) -> None:
     first, second = desk.decode("pull", {"model": "smol"}), desk.decode("pull", {"name": "smol", "stream": False})
-    assert isinstance(first, Pull) and (first.model, first.stream) == ("smol", True)
-    assert isinstance(second, Pull) and (second.model, second.stream) == ("smol", False)
+    assert isinstance(first, PullModel) and (first.model, first.stream) == ("smol", True)
+    assert isinstance(second, PullModel) and (second.model, second.stream) == ("smol", False)
 
 
 def test_a_create_says_all_that_is_to_be_kept(desk: Desk) -> None:
@@ -57,20 +57,20 @@ def test_a_create_says_all_that_is_to_be_kept(desk: Desk) -> None:
             "stream": False,
         },
     )
-    assert isinstance(order, Create)
+    assert isinstance(order, CreateModel)
     assert (order.model, order.context, order.stream, order.files) == ("Mario", 512, False, {})
     assert order.preset == Preset(
         model="smol",
         system="You are Mario.",
         parameters={"temperature": 0.5, "stop": ("a", "b")},
-        messages=(Turn(role="user", content="hi"), Turn(role="assistant", content="Mamma mia")),
+        messages=(PresetMessage(role="user", content="hi"), PresetMessage(role="assistant", content="Mamma mia")),
         license=("MIT",),
     )
 
 
 def test_a_create_names_files_by_their_checksums(desk: Desk) -> None:
     order = desk.decode("create", {"model": "m", "files": {"m.gguf": "sha256-" + "A" * 64}, "license": "MIT"})
-    assert isinstance(order, Create)
+    assert isinstance(order, CreateModel)
     assert order.files == {"m.gguf": BLOB} and order.preset.license == ("MIT",)
 
 
@@ -78,9 +78,9 @@ def test_copy_delete_and_a_look_for_a_file_are_orders_too(desk: Desk) -> None:
     copy = desk.decode("copy", {"source": "smol", "destination": "registry.ollama.ai/library/x:latest"})
     delete = desk.decode("delete", {"name": "smol"})
     find = desk.decode("blob", path_params={"digest": BLOB})
-    assert isinstance(copy, Copy) and (copy.model, copy.destination) == ("smol", "x")
-    assert isinstance(delete, Delete) and delete.model == "smol"
-    assert isinstance(find, Find) and find.digest == BLOB
+    assert isinstance(copy, CopyModel) and (copy.model, copy.destination) == ("smol", "x")
+    assert isinstance(delete, DeleteModel) and delete.model == "smol"
+    assert isinstance(find, FindBlob) and find.digest == BLOB
 
 
 @pytest.mark.parametrize(
@@ -123,15 +123,15 @@ def test_a_create_that_cannot_be_says_why(desk: Desk, body: dict[str, Any], stat
 
 def test_progress_is_told_line_by_line(desk: Desk) -> None:
     steps = (
-        Stage(step="looking"),
-        Stage(step="fetching", digest="ab" * 32, completed=0, total=7),
-        Stage(step="fetching", digest="ab" * 32, completed=7, total=7),
-        Stage(step="verifying"),
-        Stage(step="parsing"),
-        Stage(step="reusing", digest="cd" * 32),
-        Stage(step="adding", digest="ef" * 32),
-        Stage(step="writing"),
-        Stage(step="done"),
+        ProgressStep(step="looking"),
+        ProgressStep(step="fetching", digest="ab" * 32, completed=0, total=7),
+        ProgressStep(step="fetching", digest="ab" * 32, completed=7, total=7),
+        ProgressStep(step="verifying"),
+        ProgressStep(step="parsing"),
+        ProgressStep(step="reusing", digest="cd" * 32),
+        ProgressStep(step="adding", digest="ef" * 32),
+        ProgressStep(step="writing"),
+        ProgressStep(step="done"),
     )
     order = desk.decode("pull", {"model": "smol"})
     assert desk.lines(order, *(Chunk(stage=step) for step in steps)) == [
@@ -176,7 +176,7 @@ def test_show_tells_what_a_model_was_made_with(desk: Desk) -> None:
         model="smol",
         system="You are Mario.",
         parameters={"temperature": 0.5, "stop": ("<a>", "b"), "num_predict": 8, "penalize_newline": True},
-        messages=(Turn(role="user", content="hi"),),
+        messages=(PresetMessage(role="user", content="hi"),),
         license=("MIT", "BSD"),
         parent="smol",
     )

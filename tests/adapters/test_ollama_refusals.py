@@ -104,23 +104,23 @@ def turns(*pairs: tuple[str, str], **fields: object) -> dict[str, object]:
 def test_a_conversation_that_does_not_fit_loses_its_oldest_turns_but_not_the_system(desk: Desk) -> None:
     told = turns(("system", "s"), ("user", "a" * 300), ("assistant", "b" * 300), ("user", "c" * 300))
     shorter = desk.adapter.amend(desk.chat(**told), rejected(400, TOO_LONG))
-    assert isinstance(shorter, ChatRequest) and shorter.dialogue is not None
-    assert [message.role for message in shorter.dialogue.messages] == ["system", "user"]
+    assert isinstance(shorter, ChatRequest) and shorter.conversation is not None
+    assert [message.role for message in shorter.conversation.messages] == ["system", "user"]
 
 
 def test_a_result_does_not_stay_without_its_call(desk: Desk) -> None:
     told = turns(("user", "a" * 900), ("assistant", "b" * 900), ("tool", "1"), ("user", "c" * 800))
     shorter = desk.adapter.amend(desk.chat(**told), rejected(400, TOO_LONG))
-    assert isinstance(shorter, ChatRequest) and shorter.dialogue is not None
-    assert [message.role for message in shorter.dialogue.messages] == ["user"]
+    assert isinstance(shorter, ChatRequest) and shorter.conversation is not None
+    assert [message.role for message in shorter.conversation.messages] == ["user"]
 
 
 def test_each_amendment_is_smaller_until_only_the_refusal_is_left(desk: Desk) -> None:
     request = desk.chat(**turns(("system", "s"), *[("user", "word " * 20)] * 12))
     sizes = []
     while request is not None:
-        assert isinstance(request, ChatRequest) and request.dialogue is not None
-        sizes.append(len(request.dialogue.messages))
+        assert isinstance(request, ChatRequest) and request.conversation is not None
+        sizes.append(len(request.conversation.messages))
         request = desk.adapter.amend(request, rejected(400, TOO_LONG))
     assert sizes[0] == 13 and sizes[-1] == 2 and sizes == sorted(set(sizes), reverse=True)
 

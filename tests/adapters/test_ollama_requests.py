@@ -15,7 +15,7 @@ from hostler.adapters.types import (
     ChatRequest,
     CompletionRequest,
     Control,
-    Dialogue,
+    Conversation,
     EmbedRequest,
     Media,
     Request,
@@ -35,14 +35,14 @@ def desk() -> Desk:
     return Desk()
 
 
-def dialogue(request: Request) -> Dialogue:
+def conversation(request: Request) -> Conversation:
     assert isinstance(request, ChatRequest)
-    assert request.dialogue is not None
-    return request.dialogue
+    assert request.conversation is not None
+    return request.conversation
 
 
 def said(request: Request) -> list[tuple[str, str]]:
-    messages = dialogue(request).messages
+    messages = conversation(request).messages
     return [(m.role, "".join(part.text for part in m.parts if isinstance(part, Text))) for m in messages]
 
 
@@ -71,7 +71,7 @@ def test_a_chat_is_understood_and_streams_unless_told_otherwise(desk: Desk) -> N
     ],
 )
 def test_options_become_sampling_with_ollamas_own_defaults(desk: Desk, options: Any, changed: dict[str, Any]) -> None:
-    assert dialogue(desk.chat(options=options)).sampling == msgspec.structs.replace(DEFAULTS, **changed)
+    assert conversation(desk.chat(options=options)).sampling == msgspec.structs.replace(DEFAULTS, **changed)
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_messages_keep_their_images_calls_thinking_and_names(desk: Desk) -> None
         ],
         tools=[{"type": "function", "function": {"name": "f", "parameters": {"oneOf": [], "minimum": 1}}}],
     )
-    user, assistant, tool = dialogue(request).messages
+    user, assistant, tool = conversation(request).messages
     assert user.role == "user"
     assert user.parts == (Media(kind="image", data=PNG, mime="image/png"), Text(text="look"))
     assert (assistant.reasoning, assistant.tool_calls[0].id) == ("hm", "i")
     assert assistant.tool_calls[0].arguments == '{"b":1,"a":{"z":[]}}'
     assert (tool.role, tool.name, tool.tool_call_id) == ("tool", "f", "i")
-    assert bytes(dialogue(request).tools[0].parameters or b"") == b'{"oneOf":[],"minimum":1}'
+    assert bytes(conversation(request).tools[0].parameters or b"") == b'{"oneOf":[],"minimum":1}'
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_messages_keep_their_images_calls_thinking_and_names(desk: Desk) -> None
 def test_media_are_told_apart_by_their_first_bytes(desk: Desk, start: bytes, kind: str, mime: str) -> None:
     data = base64.b64encode(start + bytes(20)).decode()
     request = desk.chat(model="far", messages=[{"role": "user", "images": [data]}])
-    assert dialogue(request).messages[0].parts == (Media(kind=kind, data=data, mime=mime),)  # type: ignore[arg-type]
+    assert conversation(request).messages[0].parts == (Media(kind=kind, data=data, mime=mime),)  # type: ignore[arg-type]
 
 
 def test_names_of_members_are_read_in_any_case_and_the_rest_of_the_body_is_left_alone(desk: Desk) -> None:
@@ -138,13 +138,13 @@ def test_names_of_members_are_read_in_any_case_and_the_rest_of_the_body_is_left_
 
 @pytest.mark.parametrize("level", ["high", "medium", "low", "max", True, False])
 def test_thinking_is_asked_for_by_level_or_flag(desk: Desk, level: str | bool) -> None:
-    assert dialogue(desk.chat(model="able", think=level)).thinking == level
+    assert conversation(desk.chat(model="able", think=level)).thinking == level
 
 
 def test_a_model_that_can_think_does_so_unless_told_otherwise(desk: Desk) -> None:
-    assert dialogue(desk.chat(model="able")).thinking is True
-    assert dialogue(desk.chat(model="smol")).thinking is None
-    assert dialogue(desk.chat(model="smol", think=False)).thinking is False
+    assert conversation(desk.chat(model="able")).thinking is True
+    assert conversation(desk.chat(model="smol")).thinking is None
+    assert conversation(desk.chat(model="smol", think=False)).thinking is False
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_request_that_says_nothing_loads_or_unloads_its_model(desk: Desk, name
 def test_a_prompt_becomes_a_chat_so_that_the_models_own_template_is_used(desk: Desk) -> None:
     request = desk.decode("generate", {"model": "able", "prompt": "p", "system": "s", "images": [PNG]})
     assert said(request) == [("system", "s"), ("user", "p")]
-    assert isinstance(dialogue(request).messages[1].parts[0], Media)
+    assert isinstance(conversation(request).messages[1].parts[0], Media)
 
 
 def test_a_raw_prompt_is_completed_as_it_stands(desk: Desk) -> None:
@@ -291,7 +291,7 @@ def test_each_operation_has_its_own_words(desk: Desk, name: str, body: Any, stat
 
 def test_nothing_is_refused_for_a_model_of_which_nothing_is_known(desk: Desk) -> None:
     request = desk.chat(model="org/sub/far@v1", think=True, tools=[{"function": {"name": "f"}}])
-    assert dialogue(request).tools[0].name == "f"
+    assert conversation(request).tools[0].name == "f"
 
 
 def test_a_body_that_is_nested_too_deep_or_has_too_many_keys_is_refused(desk: Desk) -> None:

@@ -15,13 +15,13 @@ from hostler.adapters.openai.upstream import OpenAIUpstream
 from hostler.adapters.types import (
     ChatRequest,
     CompletionRequest,
-    Dialogue,
+    Conversation,
     EmbedRequest,
     Media,
+    ModelInfoRequest,
     Origin,
     Output,
     Passthrough,
-    Probe,
     Request,
     RerankRequest,
     Text,
@@ -42,7 +42,7 @@ def test_only_the_fields_that_decide_the_way_are_read(chat: Chat) -> None:
     request = chat(stream=True, stream_options={"include_usage": True}, n=2, unknown={"x": [1]})
     assert request.model == "a"
     assert request.output == Output(stream=True, include_usage=True, choices=2)
-    assert request.dialogue is None
+    assert request.conversation is None
 
 
 @pytest.mark.parametrize("body", [{"messages": []}, {"model": None, "messages": []}, {"model": "", "messages": []}])
@@ -95,7 +95,7 @@ def test_other_operations_become_their_own_kinds(ask: Any) -> None:
 def test_probes_name_what_is_asked(ask: Any) -> None:
     assert ask("/models/").kind == "models"
     probe = ask("/v1/models/{id:path}", path_params={"id": "org/model:q4/"})
-    assert isinstance(probe, Probe)
+    assert isinstance(probe, ModelInfoRequest)
     assert (probe.kind, probe.model) == ("model", "org/model:q4")
 
 
@@ -151,8 +151,8 @@ def test_backends_of_other_protocols_do_not_get_them_either(adapter: OpenAIAdapt
     for shown, meant in (("[hostler] loading b\nHm.", "Hm."), ("[hostler] loading b\n", None), ("Hm.", "Hm.")):
         said = {"role": "assistant", "reasoning_content": shown, "content": "Hi"}
         request = adapter.expand(ask("/v1/chat/completions", {"model": "a", "messages": [said]}))
-        assert isinstance(request, ChatRequest) and request.dialogue is not None
-        assert request.dialogue.messages[0].reasoning == meant
+        assert isinstance(request, ChatRequest) and request.conversation is not None
+        assert request.conversation.messages[0].reasoning == meant
 
 
 FULL: dict[str, Any] = {
@@ -200,18 +200,18 @@ FULL: dict[str, Any] = {
 def test_a_chat_is_understood_in_full(adapter: OpenAIAdapter, chat: Chat) -> None:
     request = adapter.expand(chat(**FULL))
     assert isinstance(request, ChatRequest)
-    dialogue = request.dialogue
-    assert isinstance(dialogue, Dialogue)
-    assert dialogue.messages[1].parts == (
+    conversation = request.conversation
+    assert isinstance(conversation, Conversation)
+    assert conversation.messages[1].parts == (
         Text(text="What is this?"),
         Media(kind="image", data="AAAA", mime="image/png"),
         Media(kind="image", url="https://x.example/a.png"),
         Media(kind="audio", data="BBBB", mime="audio/mp3"),
     )
-    assert dialogue.messages[2].reasoning == "Hm."
-    assert dialogue.messages[2].tool_calls == (ToolCall(id="c1", name="look", arguments='{"at":1}'),)
-    assert (dialogue.tools[0].name, dialogue.tool_choice, dialogue.thinking) == ("look", "look", "low")
-    assert dialogue.sampling.stop == ("\n",)
+    assert conversation.messages[2].reasoning == "Hm."
+    assert conversation.messages[2].tool_calls == (ToolCall(id="c1", name="look", arguments='{"at":1}'),)
+    assert (conversation.tools[0].name, conversation.tool_choice, conversation.thinking) == ("look", "look", "low")
+    assert conversation.sampling.stop == ("\n",)
     assert request.output.logprobs == 3
 
 

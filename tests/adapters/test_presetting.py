@@ -10,14 +10,14 @@ import pytest
 from hostler.adapters.base import Incoming, Presetting
 from hostler.adapters.registry import load_adapters
 from hostler.adapters.types import ChatRequest, CompletionRequest, Request, Text
-from hostler.profiles.presets import Preset, Turn, made_from
+from hostler.profiles.presets import Preset, PresetMessage, made_from
 
 ADAPTERS = {adapter.name: adapter for adapter in load_adapters()}
 MARIO = Preset(
     model="smol",
     system="You are Mario.",
     parameters={"temperature": 0.5, "top_k": 7, "num_predict": 8, "seed": -1, "stop": ("x", "y"), "num_thread": 2},
-    messages=(Turn(role="user", content="hi"), Turn(role="assistant", content="Mamma mia")),
+    messages=(PresetMessage(role="user", content="hi"), PresetMessage(role="assistant", content="Mamma mia")),
 )
 ASK = [{"role": "user", "content": "Who are you?"}]
 FRONT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Mamma mia"}]
@@ -86,47 +86,48 @@ def test_a_message_to_anthropic_gets_all_of_it() -> None:
     request = asked("anthropic", "/v1/messages", {"model": "m", "max_tokens": 5, "messages": ASK})
     body = sent(request)
     assert body["stop_sequences"] == ["x", "y"] and body["messages"] == [*FRONT, *ASK]
-    assert isinstance(request, ChatRequest) and request.dialogue is not None
-    first = request.dialogue.messages[0]
+    assert isinstance(request, ChatRequest) and request.conversation is not None
+    first = request.conversation.messages[0]
     assert (first.role, first.parts) == ("system", (Text(text="You are Mario."),))
-    assert (request.dialogue.sampling.temperature, request.dialogue.sampling.max_tokens) == (0.5, 5)
+    assert (request.conversation.sampling.temperature, request.conversation.sampling.max_tokens) == (0.5, 5)
     own = sent(asked("anthropic", "/v1/messages", {"model": "m", "max_tokens": 5, "messages": ASK, "system": "Mine."}))
     assert own["system"] == "Mine."
     count = sent(asked("anthropic", "/v1/messages/count_tokens", {"model": "m", "messages": ASK}))
     assert "temperature" not in count and count["system"] == "You are Mario."
 
 
-def dialogue(request: Request) -> list[tuple[str, str]]:
-    assert isinstance(request, ChatRequest) and request.dialogue is not None
+def conversation(request: Request) -> list[tuple[str, str]]:
+    assert isinstance(request, ChatRequest) and request.conversation is not None
     return [
         (each.role, "".join(part.text for part in each.parts if isinstance(part, Text)))
-        for each in request.dialogue.messages
+        for each in request.conversation.messages
     ]
 
 
 def test_an_ollama_chat_gets_all_of_it() -> None:
     request = asked("ollama", "/api/chat", {"model": "m", "messages": ASK, "Options": {"top_k": 3}})
-    assert dialogue(request) == [
+    assert conversation(request) == [
         ("system", "You are Mario."), ("user", "hi"), ("assistant", "Mamma mia"), ("user", "Who are you?"),
     ]  # fmt: skip
-    assert isinstance(request, ChatRequest) and request.dialogue is not None
-    how = request.dialogue.sampling
+    assert isinstance(request, ChatRequest) and request.conversation is not None
+    how = request.conversation.sampling
     assert (how.temperature, how.top_k, how.max_tokens, how.stop, how.seed) == (0.5, 3, 8, ("x", "y"), None)
 
 
 def test_an_ollama_chat_with_its_own_system_turn_keeps_it() -> None:
     own = [{"role": "System", "content": "Mine."}, *ASK]
-    assert [role for role, _ in dialogue(asked("ollama", "/api/chat", {"model": "m", "messages": own}))] == [
+    assert [role for role, _ in conversation(asked("ollama", "/api/chat", {"model": "m", "messages": own}))] == [
         "user", "assistant", "system", "user",
     ]  # fmt: skip
 
 
 def test_an_ollama_prompt_gets_all_of_it_but_raw() -> None:
-    assert dialogue(asked("ollama", "/api/generate", {"model": "m", "prompt": "Who?"})) == [
+    assert conversation(asked("ollama", "/api/generate", {"model": "m", "prompt": "Who?"})) == [
         ("system", "You are Mario."), ("user", "hi"), ("assistant", "Mamma mia"), ("user", "Who?"),
     ]  # fmt: skip
     assert (
-        dialogue(asked("ollama", "/api/generate", {"model": "m", "prompt": "Who?", "system": "Mine."}))[0][1] == "Mine."
+        conversation(asked("ollama", "/api/generate", {"model": "m", "prompt": "Who?", "system": "Mine."}))[0][1]
+        == "Mine."
     )
     raw = asked("ollama", "/api/generate", {"model": "m", "prompt": "Who?", "raw": True})
     assert isinstance(raw, CompletionRequest) and raw.prompt == "Who?" and raw.sampling is not None

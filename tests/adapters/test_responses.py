@@ -18,7 +18,7 @@ from hostler.adapters.base import Adapter, Incoming
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.lmstudio.adapter import LMStudioAdapter
 from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.types import AnswerHead, ChatRequest, Chunk, Message, Request, Text, ToolCall, Usage
+from hostler.adapters.types import AnswerHead, ChatMessage, ChatRequest, Chunk, Request, Text, ToolCall, Usage
 
 EVENTS: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(ResponseStreamEvent)
 STREAM = AnswerHead(media_type="text/event-stream")
@@ -136,20 +136,20 @@ def test_a_conversation_of_items_becomes_turns() -> None:
         asked(adapter, "/v1/responses", input=items, instructions="I", reasoning={"effort": "none"})
     )
     assert isinstance(request, ChatRequest)
-    assert request.dialogue is not None
+    assert request.conversation is not None
     called = (
         ToolCall(index=0, id="c1", name="f", arguments="{}"),
         ToolCall(index=1, id="c2", name="g", arguments="{}"),
     )
-    assert request.dialogue.messages == (
-        Message(role="system", parts=(Text(text="I"),)),
-        Message(role="system", parts=(Text(text="D"),)),
-        Message(role="user", parts=(Text(text="U"),)),
-        Message(role="assistant", reasoning="S", tool_calls=called),
-        Message(role="tool", parts=(Text(text="O"),), tool_call_id="c1"),
-        Message(role="assistant", parts=(Text(text="A"),)),
+    assert request.conversation.messages == (
+        ChatMessage(role="system", parts=(Text(text="I"),)),
+        ChatMessage(role="system", parts=(Text(text="D"),)),
+        ChatMessage(role="user", parts=(Text(text="U"),)),
+        ChatMessage(role="assistant", reasoning="S", tool_calls=called),
+        ChatMessage(role="tool", parts=(Text(text="O"),), tool_call_id="c1"),
+        ChatMessage(role="assistant", parts=(Text(text="A"),)),
     )
-    assert request.dialogue.thinking is False
+    assert request.conversation.thinking is False
 
 
 @pytest.mark.parametrize(

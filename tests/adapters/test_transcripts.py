@@ -19,7 +19,16 @@ from hostler.adapters.errors import GatewayError
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.model_list import Listing, ModelCard
 from hostler.adapters.registry import load_adapters
-from hostler.adapters.types import AnswerHead, Arrangement, Chunk, Control, Probe, Stage, ToolCall, Usage
+from hostler.adapters.types import (
+    AnswerHead,
+    Chunk,
+    Control,
+    ModelInfoRequest,
+    ModelOperation,
+    ProgressStep,
+    ToolCall,
+    Usage,
+)
 from hostler.profiles.schema import ModelFacts
 
 FOLDER = Path(__file__).parent.parent / "transcripts"
@@ -50,12 +59,12 @@ SAID = (
 )
 # What becomes of an order about models.
 STEPS = (
-    Stage(step="looking"),
-    Stage(step="fetching", digest="ab" * 32, completed=7, total=9),
-    Stage(step="verifying"),
-    Stage(step="reusing", digest="ab" * 32),
-    Stage(step="writing"),
-    Stage(step="done"),
+    ProgressStep(step="looking"),
+    ProgressStep(step="fetching", digest="ab" * 32, completed=7, total=9),
+    ProgressStep(step="verifying"),
+    ProgressStep(step="reusing", digest="ab" * 32),
+    ProgressStep(step="writing"),
+    ProgressStep(step="done"),
 )
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 FORM = '--b\r\nContent-Disposition: form-data; name="model"\r\n\r\ntiny\r\n--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nRIFF\r\n--b--\r\n'
@@ -99,13 +108,13 @@ def answered(adapter: Adapter, operation: Operation, asked: dict[str, Any]) -> d
     told: dict[str, Any] = {"ask": asked}
     try:
         request = decoded(adapter, operation, asked)
-        if isinstance(request, Probe):
+        if isinstance(request, ModelInfoRequest):
             answer = adapter.answer(request, LISTING)
             return {**told, "answer": readable(answer.body), "status": answer.status, "type": answer.media_type}
         told["becomes"] = type(request).__name__
         if isinstance(request, Control):
             return told
-        if isinstance(request, Arrangement):
+        if isinstance(request, ModelOperation):
             encoder = adapter.encoder(request, id="id-1", created=1_700_000_000, progress="off")
             encoder.begin(AnswerHead())
             body = b"".join([*(encoder.chunk(Chunk(stage=step)) for step in STEPS), encoder.end()])

@@ -24,6 +24,6 @@ async def test_a_host_without_models_says_how_to_add_one(open_house: OpenHouse, 
     async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/") as page:
         await expect(page.locator(".models")).to_contain_text("not loaded")
         await expect(page.get_by_text("It has no models yet")).to_be_hidden()
-        await house.fleet.replace_profiles([])
+        await house.manager.replace_profiles([])
         await expect(page.get_by_text("It has no models yet")).to_be_visible()
         await expect(page.locator(".models > li")).to_have_count(0)

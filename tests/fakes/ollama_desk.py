@@ -11,7 +11,7 @@ from hostler.adapters.base import Incoming, Operation, Timing, WireResponse
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.model_list import Listing, ModelCard
 from hostler.adapters.ollama.adapter import OllamaAdapter
-from hostler.adapters.types import AnswerHead, Chunk, Probe, Request
+from hostler.adapters.types import AnswerHead, Chunk, ModelInfoRequest, Request
 from hostler.profiles.schema import ModelFacts
 
 FACTS = ModelFacts(
@@ -83,7 +83,7 @@ class Desk:
             operation, Incoming(method=operation.methods[0], path=operation.path, body=sent, **more)
         )
         card = self.listing.find_folded(request.model or "")
-        return request if card is None or isinstance(request, Probe) else self.adapter.admit(request, card)
+        return request if card is None or isinstance(request, ModelInfoRequest) else self.adapter.admit(request, card)
 
     def ask(self, name: str, body: Any = b"", **more: Any) -> WireResponse:
         """The answer to a probe or an order, or the refusal."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hostler.gateway.host_cache import Acquaintance
+from hostler.gateway.host_cache import HostCache
 from hostler.supervisor.contract import ProfileInfo
 
 HAS = (ProfileInfo(name="m", aliases=("nick",), context=4096, local_only=True),)
@@ -14,17 +14,17 @@ HAS = (ProfileInfo(name="m", aliases=("nick",), context=4096, local_only=True),)
 
 def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
     file = tmp_path / "state" / "machines.json"
-    subject = Acquaintance(file)
+    subject = HostCache(file)
     subject.heard("pc", HAS)
     subject.heard("laptop", ())
-    again = Acquaintance(file)
+    again = HostCache(file)
     assert again.profiles("pc") == HAS
     assert again.profiles("stranger") == ()
 
 
 def test_what_is_known_already_is_not_written_again(tmp_path: Path) -> None:
     file = tmp_path / "machines.json"
-    subject = Acquaintance(file)
+    subject = HostCache(file)
     subject.heard("pc", HAS)
     file.unlink()
     subject.heard("pc", HAS)
@@ -33,7 +33,7 @@ def test_what_is_known_already_is_not_written_again(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_bytes(b"")
-    subject = Acquaintance(tmp_path / "file" / "machines.json")
+    subject = HostCache(tmp_path / "file" / "machines.json")
     caplog.clear()
     subject.heard("pc", HAS)
     subject.heard("pc", ())
@@ -46,6 +46,6 @@ def test_a_damaged_file_is_reported_and_stops_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
     (tmp_path / "machines.json").write_bytes(content)
-    subject = Acquaintance(tmp_path / "machines.json")
+    subject = HostCache(tmp_path / "machines.json")
     assert subject.profiles("pc") == ()
     assert "cannot be read" in caplog.text

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostler.gateway.backends.circuit_breaker import Breaker, BreakerRules, Permit, Standing
+from hostler.gateway.backends.circuit_breaker import Breaker, BreakerRules, CircuitBreakers, Permit
 from hostler.gateway.backends.failure_policy import VERDICTS, Outcome, Verdict, outcome_of_status
 
 
@@ -220,7 +220,7 @@ def test_the_table_says_what_follows(outcome: Outcome) -> None:
 def test_the_breakers_do_what_the_row_says(
     outcome: Outcome, attempts: int, host: str, model: str, for_s: float
 ) -> None:
-    subject = Standing(BreakerRules(jitter=0.0), lambda: 0.0)
+    subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for _ in range(attempts):
         permit = subject.acquire("m", 0.0)
         assert permit is not None
@@ -234,34 +234,34 @@ def test_only_refused_keys_and_unpaid_bills_alert_people() -> None:
     assert {outcome for outcome, row in VERDICTS.items() if row.alert} == {"key_refused", "unpaid"}
 
 
-def report(subject: Standing, model: str, outcome: Outcome, now: float, **more: bool) -> Verdict:
+def report(subject: CircuitBreakers, model: str, outcome: Outcome, now: float, **more: bool) -> Verdict:
     permit = subject.acquire(model, now)
     assert permit is not None
     return subject.report(permit, outcome, now, **more)  # type: ignore[arg-type]  # only flags are passed
 
 
 def test_errors_of_two_models_are_failures_of_the_host() -> None:
-    subject = Standing(BreakerRules(jitter=0.0), lambda: 0.0)
+    subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for model in ("a", "b", "a", "b"):
         report(subject, model, "server_error", 0.0)
     assert subject.host.state(0.0) == "open"
 
 
 def test_an_answer_of_any_model_clears_the_host() -> None:
-    subject = Standing(BreakerRules(jitter=0.0), lambda: 0.0)
+    subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for model in ("a", "c", "b", "c", "a", "c", "b"):
         report(subject, model, "answered" if model == "c" else "server_error", 0.0)
     assert subject.host.state(0.0) == "closed"
 
 
 def test_a_host_without_heartbeat_is_given_up_at_the_first_refusal() -> None:
-    subject = Standing(BreakerRules(jitter=0.0), lambda: 0.0)
+    subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     report(subject, "m", "unreachable", 0.0, down=True)
     assert subject.acquire("m", 0.0) is None
 
 
 def test_a_model_that_is_refused_does_not_take_the_hosts_only_probe() -> None:
-    subject = Standing(BreakerRules(jitter=0.0), lambda: 0.0)
+    subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     report(subject, "m", "key_refused", 0.0)
     for _ in range(3):
         report(subject, "n", "unreachable", 0.0)
@@ -270,7 +270,7 @@ def test_a_model_that_is_refused_does_not_take_the_hosts_only_probe() -> None:
 
 
 def test_a_recovered_host_is_used_again_after_one_background_probe() -> None:
-    subject = Standing(BreakerRules(jitter=0.0), lambda: 0.0)
+    subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for _ in range(3):
         report(subject, "m", "unreachable", 0.0)
     subject.recovered()
@@ -291,7 +291,7 @@ def test_a_status_is_an_outcome(status: int, retry_after: bool, loading: bool, o
 
 
 def test_the_first_word_counts_before_the_answer_has_ended() -> None:
-    subject = Standing(BreakerRules(jitter=0.0), lambda: 0.0)
+    subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for _ in range(3):
         report(subject, "m", "unreachable", 0.0)
     first = subject.acquire("m", 5.0)
@@ -306,7 +306,7 @@ def test_the_first_word_counts_before_the_answer_has_ended() -> None:
 
 
 def test_an_answer_that_breaks_off_is_a_failure_although_it_began() -> None:
-    subject = Standing(BreakerRules(jitter=0.0), lambda: 0.0)
+    subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for _ in range(3):
         permit = subject.acquire("m", 0.0)
         assert permit is not None
@@ -318,7 +318,7 @@ def test_an_answer_that_breaks_off_is_a_failure_although_it_began() -> None:
 
 
 def test_failing_probes_keep_a_host_closed_to_requests() -> None:
-    subject = Standing(BreakerRules(jitter=0.0), lambda: 0.0)
+    subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for at in range(3):
         subject.unanswered(float(at), 10.0)
     assert subject.state("m", 2.0) == "open"
@@ -330,7 +330,7 @@ def test_failing_probes_keep_a_host_closed_to_requests() -> None:
 
 
 def test_what_was_mended_by_hand_is_used_at_once() -> None:
-    subject = Standing(BreakerRules(jitter=0.0), lambda: 0.0)
+    subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     report(subject, "m", "unpaid", 0.0)
     subject.mended("m")
     assert subject.acquire("m", 0.1) is not None

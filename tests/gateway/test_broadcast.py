@@ -5,13 +5,13 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from hostler.gateway.telemetry.event_stream import Broadcast, frame
+from hostler.gateway.telemetry.event_stream import EventStream, frame
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_all_readers_get_the_same_piece() -> None:
-    broadcast = Broadcast(pace_s=0.01)
+    broadcast = EventStream(pace_s=0.01)
     with broadcast.reader() as one, broadcast.reader() as other:
         broadcast.add(b"a")
         broadcast.add(b"b")
@@ -21,7 +21,7 @@ async def test_all_readers_get_the_same_piece() -> None:
 
 
 async def test_nobody_reading_costs_nothing() -> None:
-    broadcast = Broadcast()
+    broadcast = EventStream()
     assert not broadcast.watched
     for _ in range(10_000):
         broadcast.add(b"x" * 100)
@@ -30,7 +30,7 @@ async def test_nobody_reading_costs_nothing() -> None:
 
 
 async def test_a_reader_that_stalls_is_told_that_it_missed_something() -> None:
-    broadcast = Broadcast(frames=10, pace_s=0.01)
+    broadcast = EventStream(frames=10, pace_s=0.01)
     with broadcast.reader() as stalled, broadcast.reader() as quick:
         seen = b""
         for number in range(100):
@@ -44,7 +44,7 @@ async def test_a_reader_that_stalls_is_told_that_it_missed_something() -> None:
 
 
 async def test_memory_is_bounded_by_size_too() -> None:
-    broadcast = Broadcast(size=1000, pace_s=0.01)
+    broadcast = EventStream(size=1000, pace_s=0.01)
     with broadcast.reader() as reader:
         for _ in range(50):
             broadcast.add(b"x" * 100)
@@ -53,7 +53,7 @@ async def test_memory_is_bounded_by_size_too() -> None:
 
 
 async def test_closing_ends_every_reader() -> None:
-    broadcast = Broadcast()
+    broadcast = EventStream()
     with anyio.fail_after(5), broadcast.reader() as reader:
         broadcast.close()
         assert [piece async for piece in reader] == []

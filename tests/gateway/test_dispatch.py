@@ -13,7 +13,7 @@ from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.types import AnswerHead, ChatRequest, Origin, Output
 from hostler.gateway.backends.base import Backend, Endpoint, Timeouts
-from hostler.gateway.proxy import Dispatch
+from hostler.gateway.proxy import Proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -55,13 +55,13 @@ async def test_an_answer_that_surprises_its_reader_is_broken() -> None:
         endpoint=Endpoint(host="127.0.0.1", port=1, name="b"),
     )
     origin = Origin(wire="openai", operation="chat", body=b"{}")
-    exchange: Any = SimpleNamespace(
+    context: Any = SimpleNamespace(
         id="r",
         heard=0,
         request=ChatRequest(origin=origin, model="m", output=Output(stream=True)),
         target=SimpleNamespace(backend="b", name_there="m"),
-        reply=SimpleNamespace(begin=lambda head: None),
+        writer=SimpleNamespace(begin=lambda head: None),
     )
     with pytest.raises(BackendBroken) as broken:
-        await Dispatch({"b": backend}, clock=lambda: 0.0).dispatch(exchange)
+        await Proxy({"b": backend}, clock=lambda: 0.0).dispatch(context)
     assert broken.value.backend == "b"

@@ -28,17 +28,17 @@ from hostler.adapters.errors import (
 )
 from hostler.adapters.types import ChatRequest, Control, Origin, Output, Progress, Usage
 from hostler.gateway.backends.chain import Hop
-from hostler.gateway.backends.circuit_breaker import BreakerRules, Standing
+from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
 from hostler.gateway.backends.cost import Spending
 from hostler.gateway.backends.retry_budget import BudgetRules, RetryBudget
 from hostler.gateway.backends.wake_on_lan import Waker
 from hostler.gateway.config import PriceSettings, SwitchingSettings, WakeSettings
-from hostler.gateway.context import Client, Exchange, Target
-from hostler.gateway.middleware.fallback import Fallback, Pauses
+from hostler.gateway.context import Client, RequestContext, Target
+from hostler.gateway.middleware.fallback import FallbackMiddleware, Pauses
 
 pytestmark = pytest.mark.anyio
 
-Step = GatewayError | str | Callable[[Exchange], Awaitable[None]]
+Step = GatewayError | str | Callable[[RequestContext], Awaitable[None]]
 
 
 class FakeReply:
@@ -62,39 +62,39 @@ class Road:
         self.steps = steps
         self.asked: list[str] = []
         self.suspected: list[str] = []
-        self.standings = {name: Standing(BreakerRules(jitter=0.0), lambda: 0.0) for name in names}
+        self.standings = {name: CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0) for name in names}
         self.hops = {
             name: Hop(name=name, standing=self.standings[name], suspect=lambda name=name: self.suspected.append(name))  # type: ignore[misc]  # a default binds the name
             for name in names
         }
-        self.reply = FakeReply()
+        self.writer = FakeReply()
         self.contexts = contexts or {}
         self.budget = RetryBudget(BudgetRules())
         self.pauses = Pauses()
 
-    def exchange(self, request: Any = None, **more: Any) -> Exchange:
+    def context(self, request: Any = None, **more: Any) -> RequestContext:
         origin = Origin(wire="openai", operation="chat", body=more.pop("body", b"{}"))
-        exchange = Exchange(
+        context = RequestContext(
             request_id="r",
             adapter=None,  # type: ignore[arg-type]  # nobody on this way speaks a protocol
             operation=None,  # type: ignore[arg-type]
             request=request or ChatRequest(origin=origin, model="m", output=Output(stream=True)),
-            reply=self.reply,  # type: ignore[arg-type]
+            writer=self.writer,  # type: ignore[arg-type]
             client=Client(name="c"),
             started_at=self.clock(),
             **more,
         )
-        exchange.model = "m"
-        exchange.deadline = self.clock() + 120
-        exchange.candidates = tuple(
+        context.model = "m"
+        context.deadline = self.clock() + 120
+        context.candidates = tuple(
             Target(backend=name, model="m", name_there=f"{name}/m", context=self.contexts.get(name, 0))
             for name in self.hops
         )
-        return exchange
+        return context
 
-    async def go(self, exchange: Exchange | None = None) -> Exchange:
-        exchange = exchange or self.exchange()
-        layer = Fallback(
+    async def go(self, context: RequestContext | None = None) -> RequestContext:
+        context = context or self.context()
+        layer = FallbackMiddleware(
             None,  # type: ignore[arg-type]  # `dispatch` is called by itself
             hops=self.hops,
             budget=self.budget,
@@ -104,18 +104,18 @@ class Road:
         )
 
         async def call_next() -> None:
-            assert exchange.target is not None
-            name = exchange.target.backend
+            assert context.target is not None
+            name = context.target.backend
             self.asked.append(name)
             steps = self.steps.get(name, [])
             step = steps.pop(0) if steps else "answered"
             if isinstance(step, GatewayError):
                 raise step
             if callable(step):
-                await step(exchange)
+                await step(context)
 
-        await layer.dispatch(exchange, call_next)
-        return exchange
+        await layer.dispatch(context, call_next)
+        return context
 
 
 def rejected(status: int, after: float | None = None, body: bytes = b"{}") -> BackendRejected:
@@ -124,8 +124,8 @@ def rejected(status: int, after: float | None = None, body: bytes = b"{}") -> Ba
     )
 
 
-def outcomes(exchange: Exchange) -> list[tuple[str, str]]:
-    return [(attempt.target.backend, attempt.outcome) for attempt in exchange.attempts]
+def outcomes(context: RequestContext) -> list[tuple[str, str]]:
+    return [(attempt.target.backend, attempt.outcome) for attempt in context.attempts]
 
 
 # What a does (as often as it is asked), how often it is asked, and its breakers after three requests: (host, model).
@@ -164,11 +164,11 @@ async def test_a_short_retry_after_is_waited_for_once_and_shown() -> None:
     road = Road("a", "b", a=[rejected(429, 0.02)])
     road.clock = clock = anyio.current_time
     began_at = clock()
-    exchange = await road.go()
-    assert outcomes(exchange) == [("a", "busy"), ("a", "answered")]
+    context = await road.go()
+    assert outcomes(context) == [("a", "busy"), ("a", "answered")]
     assert clock() - began_at >= 0.02
-    assert road.reply.beats
-    assert road.reply.beats[0].phase == "fallback"
+    assert road.writer.beats
+    assert road.writer.beats[0].phase == "fallback"
 
 
 async def test_a_long_retry_after_is_left_to_the_next_hop_and_heeded_by_the_following_requests() -> None:
@@ -220,23 +220,23 @@ async def test_what_is_too_long_goes_only_where_there_is_more_room() -> None:
 async def test_a_prompt_that_cannot_fit_skips_a_hop_only_if_another_has_room() -> None:
     long = b'{"content": "%s"}' % (b"word " * 20_000)
     road = Road("a", "b", contexts={"a": 4096, "b": 131072})
-    assert outcomes(await road.go(road.exchange(body=long))) == [("b", "answered")]
+    assert outcomes(await road.go(road.context(body=long))) == [("b", "answered")]
     road = Road("a", "b", contexts={"a": 4096, "b": 2048})
-    assert outcomes(await road.go(road.exchange(body=long))) == [("a", "answered")]
+    assert outcomes(await road.go(road.context(body=long))) == [("a", "answered")]
 
 
 async def test_after_the_first_word_nobody_else_is_asked() -> None:
-    async def break_off(exchange: Exchange) -> None:
-        assert exchange.answering is not None
-        exchange.answering()
-        exchange.reply.committed = True
+    async def break_off(context: RequestContext) -> None:
+        assert context.answering is not None
+        context.answering()
+        context.writer.committed = True
         raise BackendBroken("x")
 
     road = Road("a", "b", a=[break_off])
-    exchange = road.exchange()
+    context = road.context()
     with pytest.raises(BackendBroken):
-        await road.go(exchange)
-    assert outcomes(exchange) == [("a", "broken")]
+        await road.go(context)
+    assert outcomes(context) == [("a", "broken")]
 
 
 async def test_who_rested_when_it_was_its_turn_is_asked_if_it_is_back_when_all_others_have_failed() -> None:
@@ -245,14 +245,14 @@ async def test_who_rested_when_it_was_its_turn_is_asked_if_it_is_back_when_all_o
         road.steps["a"] = [BackendUnavailable("x")]
         await road.go()
 
-    async def fail_late(exchange: Exchange) -> None:
+    async def fail_late(context: RequestContext) -> None:
         road.standings["a"].recovered()
         raise BackendUnavailable("x")
 
     road.steps["b"] = [fail_late]
-    exchange = await road.go()
-    assert outcomes(exchange) == [("b", "unreachable"), ("a", "answered")]
-    assert (exchange.hop, exchange.reason) == (0, "b: unreachable")
+    context = await road.go()
+    assert outcomes(context) == [("b", "unreachable"), ("a", "answered")]
+    assert (context.hop, context.reason) == (0, "b: unreachable")
 
 
 async def test_a_client_that_leaves_gives_its_pass_back() -> None:
@@ -262,7 +262,7 @@ async def test_a_client_that_leaves_gives_its_pass_back() -> None:
             await road.go()
     road.now += 5
 
-    async def hang(exchange: Exchange) -> None:
+    async def hang(context: RequestContext) -> None:
         await anyio.sleep_forever()
 
     road.steps["a"] = [hang]
@@ -276,48 +276,48 @@ async def test_a_client_that_leaves_gives_its_pass_back() -> None:
     ("ending", "word"), [(ClientGone("x"), "client_left"), (Cancelled("x"), "cancelled"), (None, "stopped")]
 )
 async def test_an_attempt_that_is_ended_from_outside_says_by_whom(ending: GatewayError | None, word: str) -> None:
-    async def hang(exchange: Exchange) -> None:
-        exchange.ending = ending
+    async def hang(context: RequestContext) -> None:
+        context.ending = ending
         scope.cancel()
         await anyio.sleep_forever()
 
     road = Road("a", a=[hang])
-    exchange = road.exchange()
+    context = road.context()
     with anyio.CancelScope() as scope:
-        await road.go(exchange)
-    assert outcomes(exchange) == [("a", word)]
+        await road.go(context)
+    assert outcomes(context) == [("a", word)]
 
 
 async def test_who_is_refused_in_line_because_the_gateway_stops_has_not_left() -> None:
     road = Road("a", "b", a=[Stopping("x")])
-    exchange = road.exchange()
+    context = road.context()
     with pytest.raises(Stopping):
-        await road.go(exchange)
-    assert outcomes(exchange) == [("a", "stopped")]
+        await road.go(context)
+    assert outcomes(context) == [("a", "stopped")]
 
 
 async def test_who_waits_for_a_backend_that_loads_is_sent_away_when_the_gateway_stops() -> None:
     loading = rejected(503, body=b'{"error": {"type": "unavailable_error", "message": "Loading model"}}')
     road = Road("a", "b", a=[loading for _ in range(1000)])
-    exchange = road.exchange()
+    context = road.context()
     async with anyio.create_task_group() as tasks:
 
         async def stop_when_it_waits() -> None:
-            while not road.reply.beats:
+            while not road.writer.beats:
                 await anyio.lowlevel.checkpoint()
             road.pauses.stop()
 
         tasks.start_soon(stop_when_it_waits)
         with anyio.fail_after(20), pytest.raises(Stopping):
-            await road.go(exchange)
-    assert set(outcomes(exchange)) == {("a", "loading")}
+            await road.go(context)
+    assert set(outcomes(context)) == {("a", "loading")}
     with pytest.raises(Stopping):
         await road.go()  # nobody begins to wait any more
     assert set(road.asked) == {"a"}
 
 
 async def test_a_fault_of_our_own_says_nothing_about_a_backend() -> None:
-    async def fault(exchange: Exchange) -> None:
+    async def fault(context: RequestContext) -> None:
         raise ZeroDivisionError
 
     road = Road("a", "b", a=[fault, NotFound("x")])
@@ -353,17 +353,17 @@ async def test_what_must_stay_inside_never_reaches_the_outside(tmp_path: Path) -
     road = Road("a", "b")
     outside = Hop(name="a", standing=road.standings["a"], local=False)
     road.hops["a"] = outside
-    assert outcomes(await road.go(road.exchange(local_only=True))) == [("b", "answered")]
+    assert outcomes(await road.go(road.context(local_only=True))) == [("b", "answered")]
     road.hops = {"a": outside}
     for more in ({}, {"only": "a"}):
         with pytest.raises(Forbidden):
-            await road.go(road.exchange(local_only=True, **more))
+            await road.go(road.context(local_only=True, **more))
     assert road.asked == ["b"]
 
 
 async def test_costs_are_counted_and_end_at_the_limit(tmp_path: Path) -> None:
-    async def cost(exchange: Exchange) -> None:
-        exchange.usage = Usage(cost=0.6)
+    async def cost(context: RequestContext) -> None:
+        context.usage = Usage(cost=0.6)
 
     road = Road("a", "b", a=[cost, cost])
     spending = Spending(tmp_path / "spent", 1.0, lambda: 1e9)
@@ -384,15 +384,15 @@ async def test_costs_are_counted_and_end_at_the_limit(tmp_path: Path) -> None:
 async def test_a_cloud_that_tells_no_cost_costs_what_its_tokens_do(
     tmp_path: Path, usage: Usage | None, cost: float
 ) -> None:
-    async def answer(exchange: Exchange) -> None:
-        exchange.usage, exchange.heard = usage, 3
+    async def answer(context: RequestContext) -> None:
+        context.usage, context.heard = usage, 3
 
     road = Road("a", a=[answer])
     spending = Spending(tmp_path / "spent", None, lambda: 1e9)
     prices = {"*": PriceSettings(input=9.0), "m": PriceSettings(input=1.0, output=1.0, cached=0.1)}
     road.hops["a"] = Hop(name="a", standing=road.standings["a"], local=False, spending=spending, prices=prices)
-    exchange = await road.go(road.exchange(body=b"8 bytes."))
-    assert exchange.cost == pytest.approx(cost)
+    context = await road.go(road.context(body=b"8 bytes."))
+    assert context.cost == pytest.approx(cost)
     assert spending.today == pytest.approx(cost)
 
 
@@ -415,7 +415,7 @@ async def test_whoever_tries_a_closed_backend_gives_its_pass_back_even_if_costs_
 
 def test_a_price_is_found_by_the_name_there_then_by_ours_then_for_all() -> None:
     one, two, rest = (PriceSettings(input=float(number)) for number in range(3))
-    hop = Hop(name="a", standing=Standing(BreakerRules(), lambda: 0.0), prices={"a/m": one, "m": two, "*": rest})
+    hop = Hop(name="a", standing=CircuitBreakers(BreakerRules(), lambda: 0.0), prices={"a/m": one, "m": two, "*": rest})
     assert [hop.price("m", "a/m"), hop.price("m", "x"), hop.price("x", "y")] == [one, two, rest]
 
 
@@ -443,7 +443,7 @@ async def test_an_order_asks_no_breaker_and_closes_none() -> None:
         with pytest.raises(ModelUnavailable):
             await road.go()
     order = Control(origin=Origin(wire="ollama", operation="chat"), kind="unload", model="m")
-    assert outcomes(await road.go(road.exchange(order))) == [("a", "answered")]
+    assert outcomes(await road.go(road.context(order))) == [("a", "answered")]
     assert road.standings["a"].state("a/m", road.now) == "open"
 
 
@@ -465,20 +465,20 @@ async def test_a_sleeping_machine_is_called_once_however_many_wait_and_they_go_o
         for _ in range(10):
             tasks.start_soon(road.go)
         with anyio.fail_after(5):
-            while not road.reply.beats:
+            while not road.writer.beats:
                 await anyio.lowlevel.checkpoint()
         awake = True
         waker.heard(True)
     assert waker.calls == 1
     assert road.asked == ["a"] * 10
-    assert {beat.phase for beat in road.reply.beats} == {"waking"}
+    assert {beat.phase for beat in road.writer.beats} == {"waking"}
 
 
 async def test_a_machine_that_does_not_wake_up_is_passed_over_and_left_in_peace() -> None:
     road = Road("a", "b")
     clock = anyio.current_time
     waker = Calling("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=0.05), clock)
-    standing = Standing(BreakerRules(jitter=0.0, open_s=0.001, max_open_s=0.001), lambda: 0.0)
+    standing = CircuitBreakers(BreakerRules(jitter=0.0, open_s=0.001, max_open_s=0.001), lambda: 0.0)
     road.hops["a"] = Hop(name="a", standing=standing, supervised=True, reachable=lambda: False, waker=waker)
     road.clock = clock
     began_at = clock()
@@ -497,16 +497,16 @@ async def test_who_waits_for_a_machine_to_wake_up_is_sent_away_when_the_gateway_
     road.clock = anyio.current_time
     waker = Calling("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=100), road.clock)
     road.hops["a"] = Hop(name="a", standing=road.standings["a"], supervised=True, reachable=lambda: False, waker=waker)
-    exchange = road.exchange()
+    context = road.context()
     async with anyio.create_task_group() as tasks:
 
         async def stop_when_it_waits() -> None:
-            while not road.reply.beats:
+            while not road.writer.beats:
                 await anyio.lowlevel.checkpoint()
             road.pauses.stop()
 
         tasks.start_soon(stop_when_it_waits)
         with anyio.fail_after(20), pytest.raises(Stopping):
-            await road.go(exchange)
-    assert outcomes(exchange) == [("a", "stopped")]
+            await road.go(context)
+    assert outcomes(context) == [("a", "stopped")]
     assert road.asked == []

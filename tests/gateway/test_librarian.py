@@ -12,10 +12,10 @@ import anyio
 import pytest
 
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError, ModelNotFound, ModelUnavailable
-from hostler.adapters.types import Copy, Create, Delete, Origin, Pull, Stage
+from hostler.adapters.types import CopyModel, CreateModel, DeleteModel, Origin, ProgressStep, PullModel
 from hostler.gateway.catalog import Catalog
 from hostler.gateway.config import LibrarySettings
-from hostler.gateway.model_admin import Librarian
+from hostler.gateway.model_admin import ModelAdmin
 from hostler.profiles.blobs import BlobStore
 from hostler.profiles.library import Library, read_library
 from hostler.profiles.presets import Preset
@@ -67,10 +67,10 @@ class Desk:
         self.file = folder / "models.yaml"
         self.hosts = {name: Host() for name in chain}
         self.catalog = Catalog({}, chain, version="1")
-        self.stages: list[Stage] = []
+        self.stages: list[ProgressStep] = []
         for name in chain:
             self.catalog.host(name, HostStatus(profiles=(SMOL, FAR)))
-        self.librarian = Librarian(
+        self.model_admin = ModelAdmin(
             LibrarySettings(delete=True, **rules),
             self.file,
             catalog=self.catalog,
@@ -95,24 +95,24 @@ class Desk:
     def kept(self) -> Library:
         return read_library(self.file)[0]
 
-    async def tell(self, stage: Stage) -> None:
+    async def tell(self, stage: ProgressStep) -> None:
         self.stages.append(stage)
 
     async def pull(self, model: str) -> None:
-        await self.librarian.pull(Pull(origin=ORIGIN, model=model), self.tell)
+        await self.model_admin.pull(PullModel(origin=ORIGIN, model=model), self.tell)
 
     async def create(
         self, model: str, base: str = "smol", *, context: int | None = None, template: str = "", **said: Any
     ) -> None:
         preset = Preset(model=base, **said)
-        order = Create(origin=ORIGIN, model=model, preset=preset, context=context, template=template)
-        await self.librarian.create(order, self.tell)
+        order = CreateModel(origin=ORIGIN, model=model, preset=preset, context=context, template=template)
+        await self.model_admin.create(order, self.tell)
 
     async def copy(self, model: str, destination: str) -> None:
-        await self.librarian.copy(Copy(origin=ORIGIN, model=model, destination=destination))
+        await self.model_admin.copy(CopyModel(origin=ORIGIN, model=model, destination=destination))
 
     async def delete(self, model: str) -> None:
-        await self.librarian.delete(Delete(origin=ORIGIN, model=model))
+        await self.model_admin.delete(DeleteModel(origin=ORIGIN, model=model))
 
 
 @pytest.fixture
@@ -121,10 +121,10 @@ def desk(tmp_path: Path) -> Desk:
 
 
 async def test_a_model_that_is_here_is_not_fetched(desk: Desk) -> None:
-    assert desk.librarian.here("tiny") and desk.librarian.here("nobody") and not desk.librarian.here("far")
+    assert desk.model_admin.here("tiny") and desk.model_admin.here("nobody") and not desk.model_admin.here("far")
     await desk.pull("tiny")
     assert [stage.step for stage in desk.stages] == ["looking", "fetching", "verifying", "writing", "done"]
-    assert desk.stages[1] == Stage(step="fetching", digest="ab" * 32, completed=7, total=7)
+    assert desk.stages[1] == ProgressStep(step="fetching", digest="ab" * 32, completed=7, total=7)
     assert desk.hosts["local"].asked == []
 
 
@@ -132,15 +132,15 @@ async def test_a_pull_tells_how_far_it_is(desk: Desk) -> None:
     host = desk.hosts["local"]
     host.deliver = anyio.Event()
 
-    async def tell(stage: Stage) -> None:
+    async def tell(stage: ProgressStep) -> None:
         desk.stages.append(stage)
         if stage.completed == 1:
             host.deliver.set()
 
-    await desk.librarian.pull(Pull(origin=ORIGIN, model="far"), tell)
+    await desk.model_admin.pull(PullModel(origin=ORIGIN, model="far"), tell)
     moving, whole = [stage for stage in desk.stages if stage.step == "fetching"]
     assert (moving.completed, moving.total) == (1, 9) and moving.digest != whole.digest
-    assert whole == Stage(step="fetching", digest="cd" * 32, completed=9, total=9)
+    assert whole == ProgressStep(step="fetching", digest="cd" * 32, completed=9, total=9)
 
 
 async def test_a_client_that_leaves_leaves_the_pull_of_its_host(desk: Desk) -> None:
@@ -249,7 +249,9 @@ async def test_a_context_that_a_host_elsewhere_does_not_have_is_refused(tmp_path
         await desk.create("more", context=4096)
     with pytest.raises(Forbidden, match="no engine runs in this process"):
         files = {"m.gguf": "sha256:" + "0" * 64}
-        await desk.librarian.create(Create(origin=ORIGIN, model="m", preset=Preset(model=""), files=files), desk.tell)
+        await desk.model_admin.create(
+            CreateModel(origin=ORIGIN, model="m", preset=Preset(model=""), files=files), desk.tell
+        )
 
 
 async def test_nobody_knows_what_is_not_there(desk: Desk) -> None:
@@ -309,10 +311,10 @@ async def test_only_a_whole_model_becomes_one(tmp_path: Path, content: bytes, wo
     upload = store.begin(digest)
     upload.write(content)
     upload.keep()
-    order = Create(origin=ORIGIN, model="m", preset=Preset(model=""), files={"m.gguf": digest})
+    order = CreateModel(origin=ORIGIN, model="m", preset=Preset(model=""), files={"m.gguf": digest})
     with pytest.raises(BadRequest, match=words) as raised:
-        await desk.librarian.create(order, desk.tell)
+        await desk.model_admin.create(order, desk.tell)
     assert str(tmp_path) not in raised.value.message and not desk.file.exists()
-    two = Create(origin=ORIGIN, model="m", preset=Preset(model=""), files={"a": digest, "b": digest})
+    two = CreateModel(origin=ORIGIN, model="m", preset=Preset(model=""), files={"a": digest, "b": digest})
     with pytest.raises(BadRequest, match="one GGUF file makes a model"):
-        await desk.librarian.create(two, desk.tell)
+        await desk.model_admin.create(two, desk.tell)

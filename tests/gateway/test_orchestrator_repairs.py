@@ -11,7 +11,7 @@ import pytest
 from hostler.adapters.errors import BackendUnavailable, GatewayError, ModelUnavailable
 from hostler.gateway.config import QueueSettings, SwitchingSettings
 from hostler.gateway.events import Event, QueueChanged
-from hostler.gateway.scheduling.lease import Turn
+from hostler.gateway.scheduling.lease import Lease
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.supervisor.contract import (
     EngineAddress,
@@ -118,7 +118,7 @@ class Desk:
         finally:
             turn.give_back()
 
-    async def lease(self, model: str) -> Turn:
+    async def lease(self, model: str) -> Lease:
         turn = self.host.ask(model)
         assert await turn.wait(5)
         turn.address()

@@ -13,8 +13,8 @@ from fakes.openrouter import open_router
 
 from hostler.gateway.backends.base import Endpoint
 from hostler.gateway.backends.chain import lives
-from hostler.gateway.backends.circuit_breaker import BreakerRules, Standing
-from hostler.gateway.backends.health_checks import HttpProbe, Probed, Prober, Sign, Watch
+from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
+from hostler.gateway.backends.health_checks import HealthChecker, HttpProbe, Probed, Sign, Watch
 
 pytestmark = pytest.mark.anyio
 
@@ -23,7 +23,7 @@ class Backend:
     """Something to probe: it answers when told to, and counts."""
 
     def __init__(self) -> None:
-        self.standing = Standing(BreakerRules(jitter=0.0, open_s=600.0), lambda: 0.0)
+        self.standing = CircuitBreakers(BreakerRules(jitter=0.0, open_s=600.0), lambda: 0.0)
         self.answers = True
         self.probes = 0
         self.together = 0
@@ -54,7 +54,7 @@ async def watching(
     probed = Probed(
         name="b", standing=backend.standing, ask=backend.ask, takes_s=60.0, every_s=every_s, down_every_s=down_every_s
     )
-    prober = Prober([probed], clock=time.monotonic, random=lambda: 0.5)
+    prober = HealthChecker([probed], clock=time.monotonic, random=lambda: 0.5)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(prober.run)
         yield prober.watch("b")

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from hostler.gateway.backends.health_checks import Pulse
+from hostler.gateway.backends.health_checks import StallDetector
 from hostler.supervisor.contract import EngineAddress
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +29,9 @@ class Place:
         self.cut: list[int | None] = []
         self.moved = anyio.Event()
         self.during: Any = None
-        self.pulse = Pulse("b", alive=self._alive, cut=self._cut, needs_address=needs_address, beside=1, silence_s=0.01)
+        self.pulse = StallDetector(
+            "b", alive=self._alive, cut=self._cut, needs_address=needs_address, beside=1, silence_s=0.01
+        )
 
     async def _alive(self, address: EngineAddress | None) -> bool:
         self.looked.append(address.port if address is not None else None)
@@ -47,9 +49,9 @@ class Place:
         moved.set()
 
     def request(self, port: int | None = None) -> Any:
-        exchange = SimpleRequest(address=None if port is None else engine(port), heard=0)
-        self.pulse.enter(exchange)  # type: ignore[arg-type]  # as much of an exchange as is looked at
-        return exchange
+        context = SimpleRequest(address=None if port is None else engine(port), heard=0)
+        self.pulse.enter(context)  # type: ignore[arg-type]  # as much of an exchange as is looked at
+        return context
 
 
 class SimpleRequest(SimpleNamespace):
@@ -104,10 +106,10 @@ async def test_where_anybody_hears_something_nobody_is_looked_for() -> None:
 
 async def test_a_word_that_comes_while_somebody_looks_saves_the_request() -> None:
     async with place() as here:
-        exchange = here.request(1)
+        context = here.request(1)
 
         def speak() -> None:
-            exchange.heard += 1
+            context.heard += 1
 
         here.during = speak
         with anyio.fail_after(5):

@@ -10,8 +10,8 @@ from hostler.adapters.base import Operation
 from hostler.adapters.errors import MethodNotAllowed, NotFound
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.registry import load_adapters
-from hostler.gateway.asgi import Claim, Receive, Scope, Send
-from hostler.gateway.routing import RouteConflict, Surface, adapter_claims, own_claim
+from hostler.gateway.asgi import Receive, RouteMatch, Scope, Send
+from hostler.gateway.routing import RouteConflict, Router, adapter_routes, gateway_route
 
 
 async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -19,8 +19,10 @@ async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @pytest.fixture(scope="module")
-def surface() -> Surface:
-    return Surface([*adapter_claims(load_adapters(), nothing), own_claim("metrics", "/metrics", nothing, scope="read")])
+def surface() -> Router:
+    return Router(
+        [*adapter_routes(load_adapters(), nothing), gateway_route("metrics", "/metrics", nothing, scope="read")]
+    )
 
 
 def asked(path: str, method: str = "GET", query: str = "", **headers: str) -> dict[str, Any]:
@@ -44,22 +46,22 @@ def asked(path: str, method: str = "GET", query: str = "", **headers: str) -> di
         (asked("/metrics"), None),
     ],
 )
-def test_finds_the_protocol_that_a_path_belongs_to(surface: Surface, scope: Scope, owner: str | None) -> None:
+def test_finds_the_protocol_that_a_path_belongs_to(surface: Router, scope: Scope, owner: str | None) -> None:
     claim, _ = surface.find(scope)
     assert (claim.adapter.name if claim.adapter else None) == owner
 
 
-def test_a_head_request_is_answered_by_whoever_answers_get(surface: Surface) -> None:
+def test_a_head_request_is_answered_by_whoever_answers_get(surface: Router) -> None:
     assert surface.find(asked("/v1/models", "HEAD"))[0].adapter is not None
 
 
-def test_a_wrong_method_names_the_right_ones(surface: Surface) -> None:
+def test_a_wrong_method_names_the_right_ones(surface: Router) -> None:
     with pytest.raises(MethodNotAllowed) as wrong:
         surface.find(asked("/v1/chat/completions", "DELETE"))
     assert wrong.value.allowed == ("POST",)
 
 
-def test_errors_before_a_claim_are_told_in_the_nearest_protocol(surface: Surface) -> None:
+def test_errors_before_a_claim_are_told_in_the_nearest_protocol(surface: Router) -> None:
     for scope, name in (
         (asked("/v1/models", "PATCH"), "openai"),
         (asked("/v1/models", "PATCH", anthropic_version="x"), "anthropic"),
@@ -71,13 +73,13 @@ def test_errors_before_a_claim_are_told_in_the_nearest_protocol(surface: Surface
 
 
 def test_two_claims_of_one_path_are_refused_naming_both() -> None:
-    claim = Claim(operation=Operation(name="one", path="/x"), app=nothing, adapter=OpenAIAdapter())
+    claim = RouteMatch(operation=Operation(name="one", path="/x"), app=nothing, adapter=OpenAIAdapter())
     with pytest.raises(RouteConflict, match=r"openai \(one\) and the gateway itself \(two\)"):
-        Surface([claim, own_claim("two", "/x", nothing, scope="read", methods=("POST",))])
+        Router([claim, gateway_route("two", "/x", nothing, scope="read", methods=("POST",))])
 
 
 def test_a_path_that_needs_a_header_says_so() -> None:
     operation = Operation(name="one", path="/x", header="x-wanted")
-    surface = Surface([Claim(operation=operation, app=nothing)])
+    surface = Router([RouteMatch(operation=operation, app=nothing)])
     with pytest.raises(NotFound, match="x-wanted"):
         surface.find(asked("/x", "POST"))

@@ -10,14 +10,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hostler.profiles.library import MAX_MODELS, Library, drop, put, read_library
-from hostler.profiles.presets import Preset, Turn, is_name
+from hostler.profiles.presets import Preset, PresetMessage, is_name
 from hostler.profiles.schema import ProfileEntry
 from hostler.profiles.store import profiles_of
 from hostler.profiles.yaml_config import DocumentError, parse
 
 LUIGI = Preset(
     model="smol", system="You are\nLuigi: 'the' \"other\" $brother #1", parameters={"stop": ("a", "b"), "top_p": 0.5},
-    messages=(Turn(role="user", content="hi"),), license=("MIT",), made_at=1.5,
+    messages=(PresetMessage(role="user", content="hi"),), license=("MIT",), made_at=1.5,
 )  # fmt: skip
 
 

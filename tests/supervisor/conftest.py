@@ -32,7 +32,7 @@ from hostler.supervisor.contract import (
     SwitchMoved,
     UnknownProfile,
 )
-from hostler.supervisor.manager import Fleet
+from hostler.supervisor.manager import EngineManager
 
 Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
 
@@ -278,15 +278,15 @@ def scripted(tmp_path: Path, fake_engine: str, journal: Journal) -> Callable[...
 
 
 @asynccontextmanager
-async def _running(fleet: Fleet) -> AsyncIterator[Fleet]:
+async def _running(manager: EngineManager) -> AsyncIterator[EngineManager]:
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(fleet.run)
-        await fleet.started()
-        yield fleet
+        tasks.start_soon(manager.run)
+        await manager.started()
+        yield manager
         tasks.cancel_scope.cancel()
 
 
 @pytest.fixture
-def running() -> Callable[[Fleet], AbstractAsyncContextManager[Fleet]]:
+def running() -> Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]:
     """`async with running(fleet):` runs a fleet and ends all of its engines."""
     return _running

@@ -16,30 +16,30 @@ from hostler.supervisor.api import create_app
 from hostler.supervisor.client import SupervisorClient
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import Snapshot, StaleEpoch, SupervisorError, SwitchMoved
-from hostler.supervisor.manager import Fleet
+from hostler.supervisor.manager import EngineManager
 
 pytestmark = pytest.mark.anyio
 
 TOKEN = "a-long-token"
 Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
-Running = Callable[[Fleet], AbstractAsyncContextManager[Fleet]]
-Host = tuple[Fleet, str]
+Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
+Host = tuple[EngineManager, str]
 
 
 @pytest.fixture
 async def host(scripted: Callable[..., Profile], running: Running, serve: Serve) -> AsyncIterator[Host]:
     profiles = [scripted("alpha"), scripted("beta", ready_after=0.1), scripted("broken", exit_code=1)]
-    fleet = Fleet(profiles, SupervisorSettings(max_failures=1))
-    async with running(fleet), serve(create_app(fleet, token=TOKEN, logs=fleet.logs)) as url:
-        yield fleet, url
+    manager = EngineManager(profiles, SupervisorSettings(max_failures=1))
+    async with running(manager), serve(create_app(manager, token=TOKEN, logs=manager.logs)) as url:
+        yield manager, url
 
 
 async def test_a_gateway_elsewhere_switches_as_one_next_door_would(host: Host) -> None:
-    fleet, url = host
+    manager, url = host
     async with SupervisorClient(url, TOKEN) as client, client.events() as events:
         assert isinstance(await anext(events), Snapshot)
         alpha = await client.switch("alpha", epoch=1)
-        assert alpha == await fleet.locate("alpha") == await client.locate("alpha")
+        assert alpha == await manager.locate("alpha") == await client.locate("alpha")
         beta = await client.switch("beta", epoch=2)
         assert (beta.model, await client.locate("alpha")) == ("beta", None)
         async for event in events:
@@ -65,10 +65,12 @@ async def test_a_switch_that_fails_says_why(host: Host) -> None:
 async def test_a_person_who_asks_for_a_model_that_failed_has_it_tried_again_at_once(
     scripted: Callable[..., Profile], running: Running, serve: Serve, journal: Any
 ) -> None:
-    fleet = Fleet([scripted("a", exit_code=1, exit_times=1)], SupervisorSettings(max_failures=1, backoff_s=60))
+    manager = EngineManager(
+        [scripted("a", exit_code=1, exit_times=1)], SupervisorSettings(max_failures=1, backoff_s=60)
+    )
     async with (
-        running(fleet),
-        serve(create_app(fleet, token=None)) as url,
+        running(manager),
+        serve(create_app(manager, token=None)) as url,
         httpx.AsyncClient(base_url=url, timeout=30) as http,
     ):
         for _ in range(2):
@@ -97,8 +99,8 @@ async def test_leaving_in_the_middle_of_a_switch_does_not_stop_it(host: Host) ->
 
 
 async def test_a_key_is_nowhere_but_in_addresses(host: Host) -> None:
-    fleet, url = host
-    key = (await fleet.switch("alpha")).key
+    manager, url = host
+    key = (await manager.switch("alpha")).key
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=10) as http:
         seen: list[Any] = [(await http.get(path)).text for path in ("/models/status", "/models/available")]

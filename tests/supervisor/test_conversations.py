@@ -13,7 +13,7 @@ import pytest
 from hostler.profiles.schema import Profile
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress
-from hostler.supervisor.manager import Fleet, open_host
+from hostler.supervisor.manager import EngineManager, open_host
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.timeout(180)]
 
@@ -27,7 +27,7 @@ async def ask(address: EngineAddress, messages: list[dict[str, str]]) -> Any:
 
 
 async def test_each_conversation_comes_back_to_the_slot_that_holds_it(
-    real_model: Path, running: Callable[[Fleet], AbstractAsyncContextManager[Fleet]], tmp_path: Path
+    real_model: Path, running: Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]], tmp_path: Path
 ) -> None:
     pytest.importorskip("xllamacpp")
     profiles = [
@@ -40,15 +40,15 @@ async def test_each_conversation_comes_back_to_the_slot_that_holds_it(
         for what in ("The horse", "A ship")
     ]
     talks = [[{"role": "user", "content": story}] for story in stories]
-    async with running(open_host(profiles, settings, environ={"HOSTLER_CACHE": str(tmp_path)})) as fleet:
-        address = await fleet.switch("a")
+    async with running(open_host(profiles, settings, environ={"HOSTLER_CACHE": str(tmp_path)})) as manager:
+        address = await manager.switch("a")
         for talk in talks:
             answer = await ask(address, talk)
             assert answer["timings"]["cache_n"] < 30
             talk += [answer["choices"][0]["message"], {"role": "user", "content": "Which is the oldest?"}]
-        await fleet.switch("b")
+        await manager.switch("b")
         assert len(list((tmp_path / "slots").glob("*.kv"))) == 2
-        address = await fleet.switch("a")
+        address = await manager.switch("a")
         for talk in reversed(talks):
             timings = (await ask(address, talk))["timings"]
             assert timings["cache_n"] >= 0.9 * (timings["cache_n"] + timings["prompt_n"])

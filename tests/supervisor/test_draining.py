@@ -18,13 +18,13 @@ from hostler.profiles.yaml_config import Size
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress, Snapshot, SwitchMoved
 from hostler.supervisor.engine_client import Activity, activity
-from hostler.supervisor.manager import Fleet
+from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.memory import GIB
 
 pytestmark = pytest.mark.anyio
 
 Scripted = Callable[..., Profile]
-Running = Callable[[Fleet], AbstractAsyncContextManager[Fleet]]
+Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
 Gates = Callable[[str], Gate]
 
 EXCLUSIVE = SupervisorSettings(stop_grace_s=5, backoff_s=0.05, drain_s=60)
@@ -35,8 +35,8 @@ def sized(scripted: Scripted, name: str, gib: int, **script: Any) -> Profile:
     return scripted(name, profile={"memory": gib * GIB}, **script)
 
 
-def ready(fleet: Fleet) -> list[str]:
-    return [status.model for status in fleet.status_now().models if status.state == "ready"]
+def ready(manager: EngineManager) -> list[str]:
+    return [status.model for status in manager.status_now().models if status.state == "ready"]
 
 
 async def chat(address: EngineAddress) -> str:
@@ -53,12 +53,12 @@ async def cut_off(address: EngineAddress) -> None:
         await chat(address)
 
 
-async def phases(fleet: Fleet, model: str, on: Callable[[SwitchMoved], object] = lambda _: None) -> list[str]:
+async def phases(manager: EngineManager, model: str, on: Callable[[SwitchMoved], object] = lambda _: None) -> list[str]:
     """Switch to it; what was told meanwhile."""
     told: list[str] = []
-    async with fleet.events() as events, anyio.create_task_group() as tasks:
+    async with manager.events() as events, anyio.create_task_group() as tasks:
         assert isinstance(await anext(events), Snapshot)
-        tasks.start_soon(fleet.switch, model)
+        tasks.start_soon(manager.switch, model)
         async for event in events:
             if isinstance(event, SwitchMoved):
                 told.append(event.phase)
@@ -72,24 +72,24 @@ async def test_the_longest_unused_makes_room_not_the_first_that_was_started(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
     profiles = [sized(scripted, name, gib) for name, gib in (("a", 3), ("b", 3), ("c", 4))]
-    async with running(Fleet(profiles, SHARED)) as fleet:
-        address = await fleet.switch("a")
-        await fleet.switch("b")
+    async with running(EngineManager(profiles, SHARED)) as manager:
+        address = await manager.switch("a")
+        await manager.switch("b")
         await chat(address)
-        await fleet.switch("c")
-        assert ready(fleet) == ["a", "c"]
+        await manager.switch("c")
+        assert ready(manager) == ["a", "c"]
 
 
 async def test_an_order_for_a_model_that_runs_is_a_use_of_it(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
     profiles = [sized(scripted, name, gib) for name, gib in (("a", 3), ("b", 3), ("c", 4))]
-    async with running(Fleet(profiles, SHARED)) as fleet:
-        await fleet.switch("a")
-        await fleet.switch("b")
-        await fleet.switch("a")
-        await fleet.switch("c")
-        assert ready(fleet) == ["a", "c"]
+    async with running(EngineManager(profiles, SHARED)) as manager:
+        await manager.switch("a")
+        await manager.switch("b")
+        await manager.switch("a")
+        await manager.switch("c")
+        assert ready(manager) == ["a", "c"]
 
 
 async def test_one_that_is_at_work_stays_as_long_as_an_idle_one_can_go(
@@ -97,12 +97,12 @@ async def test_one_that_is_at_work_stays_as_long_as_an_idle_one_can_go(
 ) -> None:
     speak = gates("speak")
     profiles = [sized(scripted, "a", 3, answer_when=speak.path), sized(scripted, "b", 3), sized(scripted, "c", 4)]
-    async with running(Fleet(profiles, SHARED)) as fleet, anyio.create_task_group() as tasks:
-        tasks.start_soon(chat, await fleet.switch("a"))
+    async with running(EngineManager(profiles, SHARED)) as manager, anyio.create_task_group() as tasks:
+        tasks.start_soon(chat, await manager.switch("a"))
         await journal.until("request")
-        await fleet.switch("b")
-        assert "draining" not in await phases(fleet, "c")
-        assert ready(fleet) == ["a", "c"]
+        await manager.switch("b")
+        assert "draining" not in await phases(manager, "c")
+        assert ready(manager) == ["a", "c"]
         speak.open()
 
 
@@ -112,17 +112,17 @@ async def test_if_all_are_at_work_they_finish_before_they_make_room(
     speak = gates("speak")
     profiles = [sized(scripted, "a", 5, answer_when=speak.path), sized(scripted, "b", 5)]
     answers: list[str] = []
-    async with running(Fleet(profiles, SHARED)) as fleet, anyio.create_task_group() as tasks:
-        address = await fleet.switch("a")
+    async with running(EngineManager(profiles, SHARED)) as manager, anyio.create_task_group() as tasks:
+        address = await manager.switch("a")
 
         async def ask() -> None:
             answers.append(await chat(address))
 
         tasks.start_soon(ask)
         await journal.until("request")
-        told = await phases(fleet, "b", lambda event: event.phase == "draining" and speak.open())
+        told = await phases(manager, "b", lambda event: event.phase == "draining" and speak.open())
         assert told[0] == "draining"
-        assert ready(fleet) == ["b"]
+        assert ready(manager) == ["b"]
     assert "word4" in answers[0]
 
 
@@ -132,17 +132,17 @@ async def test_a_model_on_its_way_out_is_waited_for_only_if_its_room_is_needed(
     gone = gates("gone")
     profiles = [sized(scripted, "a", 3, gone_when=gone.path), sized(scripted, "b", 4), sized(scripted, "c", 4)]
     async with (
-        running(Fleet(profiles, msgspec.structs.replace(SHARED, stop_grace_s=60))) as fleet,
+        running(EngineManager(profiles, msgspec.structs.replace(SHARED, stop_grace_s=60))) as manager,
         anyio.create_task_group() as tasks,
     ):
-        await fleet.switch("a")
-        tasks.start_soon(fleet.unload, "a")
+        await manager.switch("a")
+        tasks.start_soon(manager.unload, "a")
         await journal.until("told")
         with anyio.fail_after(20):
-            await fleet.switch("b")
-        tasks.start_soon(fleet.switch, "c")
+            await manager.switch("b")
+        tasks.start_soon(manager.switch, "c")
         await anyio.wait_all_tasks_blocked()
-        assert (ready(fleet), journal.events("start", "c")) == (["b"], [])
+        assert (ready(manager), journal.events("start", "c")) == (["b"], [])
         gone.open()
     assert journal.kinds()[:4] == [("start", "a"), ("start", "b"), ("stop", "a"), ("start", "c")]
 
@@ -150,11 +150,11 @@ async def test_a_model_on_its_way_out_is_waited_for_only_if_its_room_is_needed(
 async def test_a_pinned_model_never_makes_room(scripted: Scripted, running: Running, journal: Any) -> None:
     pinned = scripted("p", profile={"memory": 3 * GIB, "pinned": True})
     profiles = [pinned, sized(scripted, "a", 3), sized(scripted, "b", 4)]
-    async with running(Fleet(profiles, SHARED)) as fleet:
-        await fleet.switch("p")
-        await fleet.switch("a")
-        await fleet.switch("b")
-        assert ready(fleet) == ["p", "b"]
+    async with running(EngineManager(profiles, SHARED)) as manager:
+        await manager.switch("p")
+        await manager.switch("a")
+        await manager.switch("b")
+        assert ready(manager) == ["p", "b"]
 
 
 async def test_an_exclusive_host_lets_the_old_model_finish_and_says_so(
@@ -163,10 +163,10 @@ async def test_an_exclusive_host_lets_the_old_model_finish_and_says_so(
     last = gates("last")
     answers: list[str] = []
     async with (
-        running(Fleet([scripted("a", last_when=last.path), scripted("b")], EXCLUSIVE)) as fleet,
+        running(EngineManager([scripted("a", last_when=last.path), scripted("b")], EXCLUSIVE)) as manager,
         anyio.create_task_group() as tasks,
     ):
-        address = await fleet.switch("a")
+        address = await manager.switch("a")
 
         async def ask() -> None:
             answers.append(await chat(address))
@@ -174,14 +174,14 @@ async def test_an_exclusive_host_lets_the_old_model_finish_and_says_so(
         def let_it_finish(event: SwitchMoved) -> None:
             if event.phase == "draining":
                 # All the while it serves.
-                assert (event.from_models, ready(fleet)) == (("a",), ["a"])
+                assert (event.from_models, ready(manager)) == (("a",), ["a"])
                 last.open()
 
         tasks.start_soon(ask)
         await journal.until("request")
-        told = await phases(fleet, "b", let_it_finish)
+        told = await phases(manager, "b", let_it_finish)
         assert told == ["draining", "saving", "stopping", "starting", "loading", "restoring", "ready"]
-        assert fleet.status_now().models[1].spent["draining"] > 0
+        assert manager.status_now().models[1].spent["draining"] > 0
     assert "word4" in answers[0]
 
 
@@ -190,8 +190,8 @@ async def test_a_model_whose_profile_was_changed_finishes_its_answer(
 ) -> None:
     last = gates("last")
     answers: list[str] = []
-    async with running(Fleet([scripted("a", last_when=last.path)], EXCLUSIVE)) as fleet:
-        address = await fleet.switch("a")
+    async with running(EngineManager([scripted("a", last_when=last.path)], EXCLUSIVE)) as manager:
+        address = await manager.switch("a")
 
         async def ask() -> None:
             answers.append(await chat(address))
@@ -205,8 +205,8 @@ async def test_a_model_whose_profile_was_changed_finishes_its_answer(
             tasks.start_soon(ask)
             await journal.until("request")
             tasks.start_soon(finish)
-            await fleet.replace_profiles([scripted("a", profile={"context": 512})])
-            assert fleet.status_now().models[0].state == "stopped"
+            await manager.replace_profiles([scripted("a", profile={"context": 512})])
+            assert manager.status_now().models[0].state == "stopped"
     assert "word4" in answers[0]
 
 
@@ -214,12 +214,12 @@ async def test_what_the_gateway_has_drained_is_not_waited_for(
     scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
     async with (
-        running(Fleet([scripted("a", last_when=gates("never").path), scripted("b")], EXCLUSIVE)) as fleet,
+        running(EngineManager([scripted("a", last_when=gates("never").path), scripted("b")], EXCLUSIVE)) as manager,
         anyio.create_task_group() as tasks,
     ):
-        tasks.start_soon(cut_off, await fleet.switch("a"))
+        tasks.start_soon(cut_off, await manager.switch("a"))
         await journal.until("request")
-        await fleet.switch("b", evict=["a"])
+        await manager.switch("b", evict=["a"])
         # Nor is it asked anything, which would take time.
         assert not [event for event in journal.events("request", "a") if event["path"] == "/metrics"]
 
@@ -228,25 +228,30 @@ async def test_patience_with_a_long_answer_has_an_end(
     scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
     profile = scripted("a", last_when=gates("never").path, profile={"drain_s": 0.2})
-    async with running(Fleet([profile, scripted("b")], EXCLUSIVE)) as fleet, anyio.create_task_group() as tasks:
-        tasks.start_soon(cut_off, await fleet.switch("a"))
+    async with (
+        running(EngineManager([profile, scripted("b")], EXCLUSIVE)) as manager,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(cut_off, await manager.switch("a"))
         await journal.until("request")
         # Else it would be waited for for ever.
         with anyio.fail_after(30):
-            await fleet.switch("b")
+            await manager.switch("b")
 
 
 async def test_an_engine_that_ends_while_it_is_waited_for_is_waited_for_no_more(
     scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
     async with (
-        running(Fleet([scripted("a", last_when=gates("never").path), scripted("b")], EXCLUSIVE)) as fleet,
+        running(EngineManager([scripted("a", last_when=gates("never").path), scripted("b")], EXCLUSIVE)) as manager,
         anyio.create_task_group() as tasks,
     ):
-        tasks.start_soon(cut_off, await fleet.switch("a"))
+        tasks.start_soon(cut_off, await manager.switch("a"))
         await journal.until("request")
         with anyio.fail_after(30):
-            await phases(fleet, "b", lambda event: event.phase == "draining" and tasks.start_soon(fleet.unload, "a"))
+            await phases(
+                manager, "b", lambda event: event.phase == "draining" and tasks.start_soon(manager.unload, "a")
+            )
 
 
 async def test_an_engine_that_does_not_say_what_it_does_is_waited_for_by_nobody() -> None:
@@ -266,8 +271,8 @@ async def test_one_that_says_nothing_in_time_counts_as_busy() -> None:
 async def test_the_real_engine_says_whether_it_is_at_work(real_model: Path, running: Running, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     profile = Profile(name="a", model=str(real_model), engine="embedded", context=2048, threads=1)
-    async with running(Fleet([profile], EXCLUSIVE)) as fleet:
-        address = await fleet.switch("a")
+    async with running(EngineManager([profile], EXCLUSIVE)) as manager:
+        address = await manager.switch("a")
         assert await activity(address) == Activity(asked=0, done=0)
         told: list[Activity | None] = []
         async with anyio.create_task_group() as tasks:

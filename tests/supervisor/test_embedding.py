@@ -12,7 +12,7 @@ import pytest
 
 from hostler.profiles.schema import Profile
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.manager import Fleet
+from hostler.supervisor.manager import EngineManager
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.timeout(180)]
 
@@ -23,14 +23,16 @@ def likeness(one: list[float], other: list[float]) -> float:
 
 @pytest.mark.parametrize("args", [(), ("--pooling", "last")])
 async def test_a_chat_model_makes_embeddings_of_short_and_long_texts(
-    real_model: Path, running: Callable[[Fleet], AbstractAsyncContextManager[Fleet]], args: tuple[str, ...]
+    real_model: Path,
+    running: Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]],
+    args: tuple[str, ...],
 ) -> None:
     pytest.importorskip("xllamacpp")
     profile = Profile(
         name="a", model=str(real_model), engine="embedded", context=2048, embeddings=True, threads=1, args=args
     )
-    async with running(Fleet([profile], SupervisorSettings())) as fleet:
-        address = await fleet.switch("a")
+    async with running(EngineManager([profile], SupervisorSettings())) as manager:
+        address = await manager.switch("a")
         headers = {"Authorization": f"Bearer {address.key}"}
         url = f"http://{address.host}:{address.port}"
         texts = ["A cat sleeps.", "A kitten naps.", "word " * 700]

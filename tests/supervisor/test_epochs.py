@@ -13,12 +13,12 @@ import pytest
 from hostler.profiles.schema import Profile
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import Snapshot, StaleEpoch
-from hostler.supervisor.manager import Fleet, open_host
+from hostler.supervisor.manager import EngineManager, open_host
 
 pytestmark = pytest.mark.anyio
 
 Scripted = Callable[..., Profile]
-Running = Callable[[Fleet], AbstractAsyncContextManager[Fleet]]
+Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
 
 EXCLUSIVE = SupervisorSettings(exclusive=True, slots_max=0)
 
@@ -27,22 +27,22 @@ async def test_a_gateway_that_was_overtaken_is_refused_after_a_restart_of_the_ho
     scripted: Scripted, running: Running, journal: Any, tmp_path: Path
 ) -> None:
     file = tmp_path / "epochs" / "here.json"
-    async with running(Fleet([scripted("a")], EXCLUSIVE, epochs=file)) as fleet:
-        await fleet.switch("a", epoch=7)
-    async with running(Fleet([scripted("a")], EXCLUSIVE, epochs=file)) as fleet:
-        for order in (fleet.switch, fleet.unload):
+    async with running(EngineManager([scripted("a")], EXCLUSIVE, epochs=file)) as manager:
+        await manager.switch("a", epoch=7)
+    async with running(EngineManager([scripted("a")], EXCLUSIVE, epochs=file)) as manager:
+        for order in (manager.switch, manager.unload):
             with pytest.raises(StaleEpoch, match="6 is over, 7"):
                 await order("a", epoch=6)
-        await fleet.unload("a", epoch=7)
+        await manager.unload("a", epoch=7)
 
 
 async def test_who_follows_a_host_after_its_restart_hears_of_the_epoch_before(
     scripted: Scripted, running: Running, journal: Any, tmp_path: Path
 ) -> None:
     file = tmp_path / "here.json"
-    async with running(Fleet([scripted("a")], EXCLUSIVE, epochs=file)) as fleet:
-        await fleet.unload("a", epoch=7)
-    async with running(Fleet([scripted("a")], EXCLUSIVE, epochs=file)) as fleet, fleet.events() as events:
+    async with running(EngineManager([scripted("a")], EXCLUSIVE, epochs=file)) as manager:
+        await manager.unload("a", epoch=7)
+    async with running(EngineManager([scripted("a")], EXCLUSIVE, epochs=file)) as manager, manager.events() as events:
         first = await anext(events)
         assert isinstance(first, Snapshot) and first.host.epoch == 7
 
@@ -51,11 +51,11 @@ async def test_the_epoch_is_noted_before_the_order_is_carried_out(
     scripted: Scripted, running: Running, journal: Any, tmp_path: Path
 ) -> None:
     file = tmp_path / "here.json"
-    async with running(Fleet([scripted("a")], EXCLUSIVE, epochs=file)) as fleet:
-        await fleet.unload("a", epoch=8)
+    async with running(EngineManager([scripted("a")], EXCLUSIVE, epochs=file)) as manager:
+        await manager.unload("a", epoch=8)
         assert json.loads(file.read_bytes()) == 8
         file.unlink()
-        await fleet.unload("a", epoch=8)
+        await manager.unload("a", epoch=8)
         assert not file.exists()  # known already: orders do not wait for a disk
 
 
@@ -65,19 +65,19 @@ async def test_a_damaged_note_is_as_good_as_none(
 ) -> None:
     file = tmp_path / "here.json"
     file.write_bytes(content)
-    async with running(Fleet([scripted("a")], EXCLUSIVE, epochs=file)) as fleet:
-        await fleet.unload("a", epoch=1)
+    async with running(EngineManager([scripted("a")], EXCLUSIVE, epochs=file)) as manager:
+        await manager.unload("a", epoch=1)
 
 
 async def test_a_disk_that_takes_nothing_is_told_and_stops_nothing(
     scripted: Scripted, running: Running, journal: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    async with running(Fleet([scripted("a")], EXCLUSIVE, epochs=tmp_path / "file" / "here.json")) as fleet:
-        await fleet.unload("a", epoch=1)
-        await fleet.unload("a", epoch=1)
+    async with running(EngineManager([scripted("a")], EXCLUSIVE, epochs=tmp_path / "file" / "here.json")) as manager:
+        await manager.unload("a", epoch=1)
+        await manager.unload("a", epoch=1)
         with pytest.raises(StaleEpoch):
-            await fleet.unload("a", epoch=0)
+            await manager.unload("a", epoch=0)
     assert caplog.text.count("forgotten at the next restart") == 1
 
 
@@ -86,11 +86,11 @@ async def test_hosts_of_one_machine_do_not_take_each_others_epochs_for_their_own
 ) -> None:
     environ = {"HOSTLER_CACHE": str(tmp_path)}
 
-    def host(place: str | None) -> Fleet:
+    def host(place: str | None) -> EngineManager:
         return open_host([scripted("a")], EXCLUSIVE, environ=environ, place=place)
 
-    async with running(host("127.0.0.1:8080")) as fleet:
-        await fleet.unload("a", epoch=9)
+    async with running(host("127.0.0.1:8080")) as manager:
+        await manager.unload("a", epoch=9)
     for other, epoch in (("[::1]:8080", 0), ("127.0.0.1:8081", 0), (None, 0), ("127.0.0.1:8080", 9)):
-        async with running(host(other)) as fleet:
-            assert fleet.status_now().epoch == epoch
+        async with running(host(other)) as manager:
+            assert manager.status_now().epoch == epoch

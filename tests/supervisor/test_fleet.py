@@ -32,43 +32,43 @@ from hostler.supervisor.contract import (
 )
 from hostler.supervisor.engine_client import get_status
 from hostler.supervisor.events import WAITING_EVENTS
-from hostler.supervisor.manager import Fleet
+from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.memory import GIB
 from hostler.supervisor.model import Description
 
 pytestmark = pytest.mark.anyio
 
 Scripted = Callable[..., Profile]
-Running = Callable[[Fleet], AbstractAsyncContextManager[Fleet]]
+Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
 Gates = Callable[[str], Gate]
 
 EXCLUSIVE = SupervisorSettings(stop_grace_s=5, backoff_s=0.05, max_backoff_s=0.4)
 SHARED = msgspec.structs.replace(EXCLUSIVE, exclusive=False)
 
 
-async def refusal(fleet: Fleet, model: str, evict: Sequence[str] = ()) -> Failure:
+async def refusal(manager: EngineManager, model: str, evict: Sequence[str] = ()) -> Failure:
     with pytest.raises(SupervisorError) as refused:
-        await fleet.switch(model, evict=evict)
+        await manager.switch(model, evict=evict)
     return refused.value.failure
 
 
-def states(fleet: Fleet) -> dict[str, str]:
-    return {status.model: status.state for status in fleet.status_now().models}
+def states(manager: EngineManager) -> dict[str, str]:
+    return {status.model: status.state for status in manager.status_now().models}
 
 
-async def until(fleet: Fleet, model: str, state: str) -> None:
+async def until(manager: EngineManager, model: str, state: str) -> None:
     """Wait until the fleet tells that `model` is in `state`."""
     with anyio.fail_after(10):
-        async with fleet.events() as events:
+        async with manager.events() as events:
             async for event in events:
-                if isinstance(event, Snapshot) and states(fleet)[model] == state:
+                if isinstance(event, Snapshot) and states(manager)[model] == state:
                     return
                 if isinstance(event, ModelChanged) and (event.status.model, event.status.state) == (model, state):
                     return
 
 
 def test_keeps_the_contract(scripted: Scripted) -> None:
-    supervisor: Supervisor = Fleet([scripted("a")], EXCLUSIVE)
+    supervisor: Supervisor = EngineManager([scripted("a")], EXCLUSIVE)
     assert supervisor is not None
 
 
@@ -76,11 +76,11 @@ async def test_a_model_is_started_once_for_all_who_want_it(
     scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
     ready = gates("ready")
-    async with running(Fleet([scripted("a", ready_when=ready.path)], EXCLUSIVE)) as fleet:
+    async with running(EngineManager([scripted("a", ready_when=ready.path)], EXCLUSIVE)) as manager:
         addresses: list[EngineAddress] = []
 
         async def want() -> None:
-            addresses.append(await fleet.switch("a"))
+            addresses.append(await manager.switch("a"))
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(want)
@@ -94,17 +94,17 @@ async def test_a_model_is_started_once_for_all_who_want_it(
         assert len(journal.events("start")) == 1
         [address] = set(addresses)
         assert await get_status(address.host, address.port, "/v1/models", timeout_s=2, key=address.key) == 200
-        assert await fleet.locate("a") == address
+        assert await manager.locate("a") == address
 
 
 async def test_on_an_exclusive_host_the_old_model_is_gone_before_the_new_one_starts(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
-    async with running(Fleet([scripted("a", slow_exit=0.1), scripted("b")], EXCLUSIVE)) as fleet:
-        await fleet.switch("a")
-        await fleet.switch("b")
-        await fleet.switch("a")
-        assert states(fleet) == {"a": "ready", "b": "stopped"}
+    async with running(EngineManager([scripted("a", slow_exit=0.1), scripted("b")], EXCLUSIVE)) as manager:
+        await manager.switch("a")
+        await manager.switch("b")
+        await manager.switch("a")
+        assert states(manager) == {"a": "ready", "b": "stopped"}
     assert journal.kinds()[:5] == [("start", "a"), ("stop", "a"), ("start", "b"), ("stop", "b"), ("start", "a")]
 
 
@@ -112,11 +112,11 @@ async def test_two_switches_never_overlap_on_an_exclusive_host(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
     names = ["a", "b", "c"]
-    async with running(Fleet([scripted(name, ready_after=0.1) for name in names], EXCLUSIVE)) as fleet:
+    async with running(EngineManager([scripted(name, ready_after=0.1) for name in names], EXCLUSIVE)) as manager:
         async with anyio.create_task_group() as tasks:
             for name in names:
-                tasks.start_soon(fleet.switch, name)
-        assert sorted(states(fleet).values()) == ["ready", "stopped", "stopped"]
+                tasks.start_soon(manager.switch, name)
+        assert sorted(states(manager).values()) == ["ready", "stopped", "stopped"]
     alive = 0
     for event, _ in journal.kinds():
         alive += 1 if event == "start" else -1
@@ -126,11 +126,13 @@ async def test_two_switches_never_overlap_on_an_exclusive_host(
 async def test_models_that_may_live_together_load_side_by_side(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
-    async with running(Fleet([scripted("a", ready_after=0.5), scripted("b", ready_after=0.5)], SHARED)) as fleet:
+    async with running(
+        EngineManager([scripted("a", ready_after=0.5), scripted("b", ready_after=0.5)], SHARED)
+    ) as manager:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(fleet.switch, "a")
-            tasks.start_soon(fleet.switch, "b")
-        assert states(fleet) == {"a": "ready", "b": "ready"}
+            tasks.start_soon(manager.switch, "a")
+            tasks.start_soon(manager.switch, "b")
+        assert states(manager) == {"a": "ready", "b": "ready"}
     starts = [event["time"] for event in journal.events("start")]
     assert max(starts) < min(event["time"] for event in journal.events("ready"))
 
@@ -138,69 +140,71 @@ async def test_models_that_may_live_together_load_side_by_side(
 async def test_models_named_by_the_gateway_are_stopped_first(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
-    async with running(Fleet([scripted("a"), scripted("b"), scripted("c")], SHARED)) as fleet:
-        await fleet.switch("a")
-        await fleet.switch("b")
-        await fleet.switch("c", evict=["a"])
-        assert states(fleet) == {"a": "stopped", "b": "ready", "c": "ready"}
-        await fleet.switch("c", evict=["b"])
-        assert states(fleet) == {"a": "stopped", "b": "stopped", "c": "ready"}
+    async with running(EngineManager([scripted("a"), scripted("b"), scripted("c")], SHARED)) as manager:
+        await manager.switch("a")
+        await manager.switch("b")
+        await manager.switch("c", evict=["a"])
+        assert states(manager) == {"a": "stopped", "b": "ready", "c": "ready"}
+        await manager.switch("c", evict=["b"])
+        assert states(manager) == {"a": "stopped", "b": "stopped", "c": "ready"}
 
 
 async def test_the_hosts_own_rule_makes_room_or_refuses(scripted: Scripted, running: Running, journal: Any) -> None:
     sizes = {"a": 3, "b": 3, "c": 4, "huge": 9}
     profiles = [scripted(name, profile={"memory": size * GIB}) for name, size in sizes.items()]
-    async with running(Fleet(profiles, msgspec.structs.replace(SHARED, memory_budget=Size(8 * GIB)))) as fleet:
-        await fleet.switch("a")
-        await fleet.switch("b")
-        await fleet.switch("c")
-        assert states(fleet) == {"a": "stopped", "b": "ready", "c": "ready", "huge": "stopped"}
-        failure = await refusal(fleet, "huge")
+    async with running(
+        EngineManager(profiles, msgspec.structs.replace(SHARED, memory_budget=Size(8 * GIB)))
+    ) as manager:
+        await manager.switch("a")
+        await manager.switch("b")
+        await manager.switch("c")
+        assert states(manager) == {"a": "stopped", "b": "ready", "c": "ready", "huge": "stopped"}
+        failure = await refusal(manager, "huge")
         assert failure.kind == "does_not_fit"
         assert failure.message.startswith("huge needs 9.0 GiB (declared); the budget is 8.0 GiB")
-        assert states(fleet)["c"] == "ready"
+        assert states(manager)["c"] == "ready"
 
 
 async def test_a_pinned_model_stays_beside_an_exclusive_one(scripted: Scripted, running: Running, journal: Any) -> None:
     profiles = [scripted("p", profile={"pinned": True}), scripted("a"), scripted("b")]
-    async with running(Fleet(profiles, EXCLUSIVE)) as fleet:
-        pinned = await fleet.switch("p")
-        await fleet.switch("a")
-        await fleet.switch("b")
-        assert states(fleet) == {"p": "ready", "a": "stopped", "b": "ready"}
-        assert await fleet.switch("p") == pinned
-        assert states(fleet)["b"] == "ready"
+    async with running(EngineManager(profiles, EXCLUSIVE)) as manager:
+        pinned = await manager.switch("p")
+        await manager.switch("a")
+        await manager.switch("b")
+        assert states(manager) == {"p": "ready", "a": "stopped", "b": "ready"}
+        assert await manager.switch("p") == pinned
+        assert states(manager)["b"] == "ready"
 
 
 async def test_a_caller_that_leaves_leaves_the_order_running(
     scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
     ready = gates("ready")
-    async with running(Fleet([scripted("a"), scripted("b", ready_when=ready.path)], EXCLUSIVE)) as fleet:
-        await fleet.switch("a")
+    async with running(EngineManager([scripted("a"), scripted("b", ready_when=ready.path)], EXCLUSIVE)) as manager:
+        await manager.switch("a")
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(fleet.switch, "b")
-            await until(fleet, "b", "starting")
+            tasks.start_soon(manager.switch, "b")
+            await until(manager, "b", "starting")
             tasks.cancel_scope.cancel()
         ready.open()
-        await until(fleet, "b", "ready")
-        assert states(fleet) == {"a": "stopped", "b": "ready"}
+        await until(manager, "b", "ready")
+        assert states(manager) == {"a": "stopped", "b": "ready"}
 
 
 async def test_a_slow_stop_delays_nobody_else(scripted: Scripted, running: Running, journal: Any, gates: Gates) -> None:
     gone = gates("gone")
     settings = msgspec.structs.replace(SHARED, stop_grace_s=60)
     profiles = [scripted("a"), scripted("b", gone_when=gone.path), scripted("c")]
-    async with running(Fleet(profiles, settings)) as fleet:
-        await fleet.switch("a")
-        await fleet.switch("b")
+    async with running(EngineManager(profiles, settings)) as manager:
+        await manager.switch("a")
+        await manager.switch("b")
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(fleet.unload, "b")
-            await until(fleet, "b", "stopping")
+            tasks.start_soon(manager.unload, "b")
+            await until(manager, "b", "stopping")
             with anyio.fail_after(20):
-                await fleet.switch("a")
-                await fleet.switch("c")
-            assert states(fleet)["b"] == "stopping"
+                await manager.switch("a")
+                await manager.switch("c")
+            assert states(manager)["b"] == "stopping"
             gone.open()
 
 
@@ -209,12 +213,12 @@ async def test_a_deaf_model_holds_up_a_switch_for_its_grace_only(
 ) -> None:
     settings = msgspec.structs.replace(EXCLUSIVE, stop_grace_s=1)
     took: list[float] = []
-    async with running(Fleet([scripted("a", deaf=True), scripted("b")], settings)) as fleet:
+    async with running(EngineManager([scripted("a", deaf=True), scripted("b")], settings)) as manager:
         # The best of a few, here and below: what a machine does that is busy with other things is not the question.
         while not took or (min(took) > 1.5 and len(took) < 4):
-            await fleet.switch("a")
+            await manager.switch("a")
             ordered = time.time()
-            await fleet.switch("b")
+            await manager.switch("b")
             took.append(journal.events("start", "b")[-1]["time"] - ordered)
     assert 1.0 <= min(took) <= 1.5
 
@@ -225,20 +229,20 @@ async def test_unloading_a_load_and_asking_again_succeeds(
     ready, gone = gates("ready"), gates("gone")
     settings = msgspec.structs.replace(EXCLUSIVE, stop_grace_s=60)
     profile = scripted("a", ready_when=ready.path, gone_when=gone.path)
-    async with running(Fleet([profile], settings)) as fleet:
+    async with running(EngineManager([profile], settings)) as manager:
         outcomes: list[object] = []
 
         async def first() -> None:
-            outcomes.append((await refusal(fleet, "a")).kind)
+            outcomes.append((await refusal(manager, "a")).kind)
 
         async def second() -> None:
-            outcomes.append((await fleet.switch("a")).generation)
+            outcomes.append((await manager.switch("a")).generation)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(first)
             await journal.until("start")
-            tasks.start_soon(fleet.unload, "a")
-            await until(fleet, "a", "stopping")
+            tasks.start_soon(manager.unload, "a")
+            await until(manager, "a", "stopping")
             tasks.start_soon(second)
             await anyio.wait_all_tasks_blocked()
             ready.open()
@@ -250,21 +254,21 @@ async def test_unloading_what_waits_for_its_turn_cancels_only_that(
     scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
     ready = gates("ready")
-    async with running(Fleet([scripted("a", ready_when=ready.path), scripted("b")], EXCLUSIVE)) as fleet:
+    async with running(EngineManager([scripted("a", ready_when=ready.path), scripted("b")], EXCLUSIVE)) as manager:
         outcomes: list[str] = []
 
         async def want(model: str) -> None:
             try:
-                outcomes.append((await fleet.switch(model)).model)
+                outcomes.append((await manager.switch(model)).model)
             except SupervisorError as error:
                 outcomes.append(error.failure.kind)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(want, "a")
-            await until(fleet, "a", "starting")
+            await until(manager, "a", "starting")
             tasks.start_soon(want, "b")
             await anyio.wait_all_tasks_blocked()
-            await fleet.unload("b")
+            await manager.unload("b")
             ready.open()
         assert outcomes == ["cancelled", "a"]
         assert journal.events("start", "b") == []
@@ -275,20 +279,20 @@ async def test_unloading_cancels_every_order_for_the_model(
 ) -> None:
     ready = gates("ready")
     profiles = [scripted("a", ready_when=ready.path), scripted("b"), scripted("c")]
-    async with running(Fleet(profiles, EXCLUSIVE)) as fleet:
+    async with running(EngineManager(profiles, EXCLUSIVE)) as manager:
         outcomes: list[str] = []
 
         async def want(evict: list[str]) -> None:
-            outcomes.append((await refusal(fleet, "b", evict)).kind)
+            outcomes.append((await refusal(manager, "b", evict)).kind)
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(fleet.switch, "a")
-            await until(fleet, "a", "starting")
+            tasks.start_soon(manager.switch, "a")
+            await until(manager, "a", "starting")
             # The second one wants more than the first does: it cannot join it.
             for evict in ([], ["c"]):
                 tasks.start_soon(want, evict)
                 await anyio.wait_all_tasks_blocked()
-            await fleet.unload("b")
+            await manager.unload("b")
             ready.open()
         assert outcomes == ["cancelled", "cancelled"]
         assert journal.events("start", "b") == []
@@ -296,14 +300,14 @@ async def test_unloading_cancels_every_order_for_the_model(
 
 async def test_a_failed_load_says_why(scripted: Scripted, running: Running, journal: Any) -> None:
     line = "0.00.003.960 E gguf_init_from_file: failed to open GGUF file '/x.gguf' (No such file or directory)"
-    async with running(Fleet([scripted("a", exit_code=1, stderr=line)], EXCLUSIVE)) as fleet:
-        failure = await refusal(fleet, "a")
+    async with running(EngineManager([scripted("a", exit_code=1, stderr=line)], EXCLUSIVE)) as manager:
+        failure = await refusal(manager, "a")
         assert failure.kind == "file_missing"
         assert "/x.gguf" in failure.message
-        await until(fleet, "a", "backoff")
-        [status] = fleet.status_now().models
+        await until(manager, "a", "backoff")
+        [status] = manager.status_now().models
         assert status.failure is not None
-        assert [text async for text in fleet.logs("a")] == [line]
+        assert [text async for text in manager.logs("a")] == [line]
 
 
 async def test_a_file_that_cannot_be_had_does_not_cost_the_running_model(
@@ -314,30 +318,30 @@ async def test_a_file_that_cannot_be_had_does_not_cost_the_running_model(
             raise SourceError("far away")
         return Path(profile.model)
 
-    async with running(Fleet([scripted("a"), scripted("far")], EXCLUSIVE, prepare=prepare)) as fleet:
-        await fleet.switch("a")
-        failure = await refusal(fleet, "far")
+    async with running(EngineManager([scripted("a"), scripted("far")], EXCLUSIVE, prepare=prepare)) as manager:
+        await manager.switch("a")
+        failure = await refusal(manager, "far")
         assert (failure.kind, failure.message) == ("source_unavailable", "far away")
-        assert states(fleet)["a"] == "ready"
+        assert states(manager)["a"] == "ready"
 
 
 async def test_an_old_epoch_is_refused_and_changes_nothing(scripted: Scripted, running: Running, journal: Any) -> None:
-    async with running(Fleet([scripted("a"), scripted("b")], EXCLUSIVE)) as fleet:
-        await fleet.switch("a", epoch=7)
+    async with running(EngineManager([scripted("a"), scripted("b")], EXCLUSIVE)) as manager:
+        await manager.switch("a", epoch=7)
         with pytest.raises(StaleEpoch):
-            await fleet.switch("b", epoch=6)
+            await manager.switch("b", epoch=6)
         with pytest.raises(StaleEpoch):
-            await fleet.unload("a", epoch=6)
-        assert states(fleet) == {"a": "ready", "b": "stopped"}
-        assert fleet.status_now().epoch == 7
+            await manager.unload("a", epoch=6)
+        assert states(manager) == {"a": "ready", "b": "stopped"}
+        assert manager.status_now().epoch == 7
 
 
 async def test_an_unknown_name_is_refused_with_those_that_exist(scripted: Scripted, running: Running) -> None:
-    async with running(Fleet([scripted("a")], EXCLUSIVE)) as fleet:
+    async with running(EngineManager([scripted("a")], EXCLUSIVE)) as manager:
         with pytest.raises(UnknownProfile, match=r'"x".* a'):
-            await fleet.switch("x")
+            await manager.switch("x")
         with pytest.raises(UnknownProfile):
-            await fleet.locate("x")
+            await manager.locate("x")
 
 
 @pytest.mark.parametrize("speak", [False, True])
@@ -345,13 +349,15 @@ async def test_a_switch_is_told_phase_by_phase(
     scripted: Scripted, running: Running, journal: Any, gates: Gates, speak: bool
 ) -> None:
     ready = gates("ready")
-    async with running(Fleet([scripted("a"), scripted("b", ready_when=ready.path, speak=speak)], EXCLUSIVE)) as fleet:
-        await fleet.switch("a")
+    async with running(
+        EngineManager([scripted("a"), scripted("b", ready_when=ready.path, speak=speak)], EXCLUSIVE)
+    ) as manager:
+        await manager.switch("a")
         moves: list[SwitchMoved] = []
-        async with fleet.events() as events:
+        async with manager.events() as events:
             assert isinstance(await anext(events), Snapshot)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(fleet.switch, "b")
+                tasks.start_soon(manager.switch, "b")
                 async for event in events:
                     if isinstance(event, SwitchMoved):
                         moves.append(event)
@@ -369,7 +375,7 @@ async def test_a_switch_is_told_phase_by_phase(
         assert set(last.spent) >= {"saving", "stopping", "starting", "loading", "restoring"}
         assert last.spent["loading"] >= 0.1
         assert sum(last.spent.values()) == pytest.approx(last.elapsed_s, abs=0.002)
-        assert fleet.status_now().models[1].spent == pytest.approx(last.spent, abs=1e-5)
+        assert manager.status_now().models[1].spent == pytest.approx(last.spent, abs=1e-5)
 
 
 async def test_a_download_is_a_phase_with_its_own_progress(scripted: Scripted, running: Running, journal: Any) -> None:
@@ -382,11 +388,11 @@ async def test_a_download_is_a_phase_with_its_own_progress(scripted: Scripted, r
             report(FetchProgress(file="far.gguf", phase="done", completed=100, total=100))
         return Path(profile.model)
 
-    async with running(Fleet([scripted("a"), scripted("far")], EXCLUSIVE, prepare=prepare)) as fleet:
-        await fleet.switch("a")
+    async with running(EngineManager([scripted("a"), scripted("far")], EXCLUSIVE, prepare=prepare)) as manager:
+        await manager.switch("a")
         moves: list[SwitchMoved] = []
-        async with fleet.events() as events, anyio.create_task_group() as tasks:
-            tasks.start_soon(fleet.switch, "far")
+        async with manager.events() as events, anyio.create_task_group() as tasks:
+            tasks.start_soon(manager.switch, "far")
             async for event in events:
                 if isinstance(event, SwitchMoved):
                     moves.append(event)
@@ -394,7 +400,7 @@ async def test_a_download_is_a_phase_with_its_own_progress(scripted: Scripted, r
                         break
                     if event.percent == 25:
                         # All the while the other one answers.
-                        assert states(fleet)["a"] == "ready"
+                        assert states(manager)["a"] == "ready"
                         seen.set()
         assert list(dict.fromkeys(move.phase for move in moves))[:3] == ["fetching", "saving", "stopping"]
         assert moves[-1].spent["fetching"] > 0
@@ -405,29 +411,29 @@ async def test_load_times_are_remembered_and_make_an_eta(
 ) -> None:
     file = tmp_path / "state" / "load-times.json"
     profiles = [scripted("a", ready_after=0.2)]
-    async with running(Fleet(profiles, EXCLUSIVE, load_times=file)) as fleet:
+    async with running(EngineManager(profiles, EXCLUSIVE, load_times=file)) as manager:
         began = time.monotonic()
-        await fleet.switch("a")
+        await manager.switch("a")
         took = time.monotonic() - began
         with anyio.fail_after(10):
             while not file.exists():
                 await anyio.lowlevel.checkpoint()
-    async with running(Fleet(profiles, EXCLUSIVE, load_times=file)) as fleet:
-        [info] = fleet.status_now().profiles
+    async with running(EngineManager(profiles, EXCLUSIVE, load_times=file)) as manager:
+        [info] = manager.status_now().profiles
         assert info.load_s is not None
         assert 0.2 <= info.load_s <= took
-        async with fleet.events() as events, anyio.create_task_group() as tasks:
-            tasks.start_soon(fleet.switch, "a")
+        async with manager.events() as events, anyio.create_task_group() as tasks:
+            tasks.start_soon(manager.switch, "a")
             first = await anext(event async for event in events if isinstance(event, SwitchMoved))
             assert first.eta_s is not None
             assert 0 <= first.eta_s <= info.load_s
 
 
 async def test_a_slow_listener_gets_a_snapshot_instead_of_what_it_missed(scripted: Scripted, running: Running) -> None:
-    async with running(Fleet([scripted("a")], EXCLUSIVE)) as fleet, fleet.events() as events:
+    async with running(EngineManager([scripted("a")], EXCLUSIVE)) as manager, manager.events() as events:
         assert isinstance(await anext(events), Snapshot)
         for _ in range(WAITING_EVENTS + 1):
-            await fleet.replace_profiles([scripted("a")])
+            await manager.replace_profiles([scripted("a")])
         missed: SupervisorEvent = await anext(events)
         assert isinstance(missed, Snapshot)
         with anyio.move_on_after(0.01) as nothing_more:
@@ -438,48 +444,48 @@ async def test_a_slow_listener_gets_a_snapshot_instead_of_what_it_missed(scripte
 async def test_unchanged_profiles_keep_their_engines_and_changed_ones_lose_them(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
-    async with running(Fleet([scripted("a"), scripted("b"), scripted("c")], SHARED)) as fleet:
-        kept = await fleet.switch("a")
+    async with running(EngineManager([scripted("a"), scripted("b"), scripted("c")], SHARED)) as manager:
+        kept = await manager.switch("a")
         for name in ("b", "c"):
-            await fleet.switch(name)
+            await manager.switch(name)
         described = scripted("a", profile={"description": "other words", "aliases": ("first",)})
         fresh = [described, scripted("b", profile={"context": 2048}), scripted("d")]
-        assert fleet.outdated(fresh) == ("b", "c")
-        await fleet.replace_profiles(fresh)
-        assert states(fleet) == {"a": "ready", "b": "stopped", "d": "stopped"}
-        assert await fleet.switch("a") == kept
-        assert fleet.status_now().profiles[0].aliases == ("first",)
-        assert (await fleet.switch("b")).context == 2048
-        await fleet.switch("d")
+        assert manager.outdated(fresh) == ("b", "c")
+        await manager.replace_profiles(fresh)
+        assert states(manager) == {"a": "ready", "b": "stopped", "d": "stopped"}
+        assert await manager.switch("a") == kept
+        assert manager.status_now().profiles[0].aliases == ("first",)
+        assert (await manager.switch("b")).context == 2048
+        await manager.switch("d")
         with pytest.raises(UnknownProfile):
-            await fleet.switch("c")
+            await manager.switch("c")
 
 
 async def test_unloading_forgives_a_model_that_failed(scripted: Scripted, running: Running, journal: Any) -> None:
     settings = msgspec.structs.replace(EXCLUSIVE, backoff_s=60, max_backoff_s=60)
-    async with running(Fleet([scripted("a", exit_code=1, exit_times=3)], settings)) as fleet:
+    async with running(EngineManager([scripted("a", exit_code=1, exit_times=3)], settings)) as manager:
         for _ in range(3):
-            await refusal(fleet, "a")
-        assert (await refusal(fleet, "a")).retry_after_s
-        await fleet.unload("a")
-        await fleet.switch("a")
+            await refusal(manager, "a")
+        assert (await refusal(manager, "a")).retry_after_s
+        await manager.unload("a")
+        await manager.switch("a")
 
 
 async def test_followed_logs_go_on_over_a_restart(scripted: Scripted, running: Running, journal: Any) -> None:
-    async with running(Fleet([scripted("a", stderr="hello")], EXCLUSIVE)) as fleet:
+    async with running(EngineManager([scripted("a", stderr="hello")], EXCLUSIVE)) as manager:
         seen: list[str] = []
         async with anyio.create_task_group() as tasks:
 
             async def follow() -> None:
-                async for line in fleet.logs("a", follow=True):
+                async for line in manager.logs("a", follow=True):
                     seen.append(line)
                     if seen.count("hello") == 2:
                         return
 
             tasks.start_soon(follow)
-            await fleet.switch("a")
-            await fleet.unload("a")
-            await fleet.switch("a")
+            await manager.switch("a")
+            await manager.unload("a")
+            await manager.switch("a")
 
 
 async def test_cancelling_ends_all_engines_side_by_side(
@@ -492,9 +498,9 @@ async def test_cancelling_ends_all_engines_side_by_side(
         await journal.until("told", 3)
         gone.open()
 
-    async with anyio.create_task_group() as tasks, running(Fleet(profiles, SHARED)) as fleet:
+    async with anyio.create_task_group() as tasks, running(EngineManager(profiles, SHARED)) as manager:
         for profile in profiles:
-            await fleet.switch(profile.name)
+            await manager.switch(profile.name)
         tasks.start_soon(let_them_go)
     assert [event["code"] for event in journal.events("stop")] == [0, 0, 0]
 
@@ -502,12 +508,12 @@ async def test_cancelling_ends_all_engines_side_by_side(
 async def test_a_killed_engine_is_started_again_for_the_next_request(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
-    async with running(Fleet([scripted("a")], EXCLUSIVE)) as fleet:
-        await fleet.switch("a")
+    async with running(EngineManager([scripted("a")], EXCLUSIVE)) as manager:
+        await manager.switch("a")
         [pid] = journal.pids()
         os.kill(pid, 9)
-        await until(fleet, "a", "stopped")
-        assert (await fleet.switch("a")).generation == 2
+        await until(manager, "a", "stopped")
+        assert (await manager.switch("a")).generation == 2
 
 
 async def test_a_file_that_nobody_may_read_costs_its_own_model_only(scripted: Scripted, running: Running) -> None:
@@ -522,16 +528,16 @@ async def test_a_file_that_nobody_may_read_costs_its_own_model_only(scripted: Sc
         return Path(profile.model)
 
     profiles = [scripted("b"), scripted("a")]
-    async with running(Fleet(profiles, EXCLUSIVE, prepare=prepare, describe=describe)) as fleet:
-        refused = await refusal(fleet, "b")
+    async with running(EngineManager(profiles, EXCLUSIVE, prepare=prepare, describe=describe)) as manager:
+        refused = await refusal(manager, "b")
         assert (refused.kind, "Permission denied" in refused.message) == ("source_unavailable", True)
-        await fleet.switch("a")
-        await fleet.replace_profiles(profiles)
-        assert [profile.size for profile in fleet.status_now().profiles] == [0, 7]
+        await manager.switch("a")
+        await manager.replace_profiles(profiles)
+        assert [profile.size for profile in manager.status_now().profiles] == [0, 7]
 
 
 async def test_damaged_load_times_are_as_good_as_none(tmp_path: Path, scripted: Scripted, running: Running) -> None:
     file = tmp_path / "load-times.json"
     file.write_bytes(b'{"\xff": 1}')
-    async with running(Fleet([scripted("a")], EXCLUSIVE, load_times=file)) as fleet:
-        await fleet.switch("a")
+    async with running(EngineManager([scripted("a")], EXCLUSIVE, load_times=file)) as manager:
+        await manager.switch("a")

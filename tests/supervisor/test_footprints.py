@@ -14,7 +14,7 @@ from fakes.meter import PretendedMeter
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.yaml_config import Size
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.manager import Fleet, open_host
+from hostler.supervisor.manager import EngineManager, open_host
 from hostler.supervisor.memory import GIB, Observed, Usage
 from hostler.supervisor.model import Description
 from hostler.supervisor.state_store import Pins
@@ -23,22 +23,22 @@ from hostler.supervisor.usage import Footprints
 pytestmark = pytest.mark.anyio
 
 Scripted = Callable[..., Profile]
-Running = Callable[[Fleet], AbstractAsyncContextManager[Fleet]]
+Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
 
 SHARED = SupervisorSettings(memory_budget=Size(8 * GIB))
 ESTIMATED = Description(facts=ModelFacts(bytes=2 * GIB), size=7, modified_at=1.0)
 
 
-def fleet_of(profile: Profile, file: Path, usage: Usage, described: Description = ESTIMATED) -> Fleet:
+def fleet_of(profile: Profile, file: Path, usage: Usage, described: Description = ESTIMATED) -> EngineManager:
     meter: Any = PretendedMeter(usage)
-    return Fleet([profile], SHARED, meter=meter, describe=lambda _: described, footprints=file)
+    return EngineManager([profile], SHARED, meter=meter, describe=lambda _: described, footprints=file)
 
 
-async def need(fleet: Fleet) -> int:
+async def need(manager: EngineManager) -> int:
     """What it will take, once its file has been looked at."""
-    async with fleet.events() as events:
+    async with manager.events() as events:
         await anext(events)
-    return fleet.status_now().profiles[0].memory_bytes
+    return manager.status_now().profiles[0].memory_bytes
 
 
 @pytest.mark.parametrize("usage", [Usage(rss=GIB), Usage(rss=5 * GIB), Usage(rss=GIB, gpu=4 * GIB)])
@@ -46,20 +46,20 @@ async def test_what_was_seen_counts_after_a_restart(
     scripted: Scripted, running: Running, journal: Any, tmp_path: Path, usage: Usage
 ) -> None:
     file = tmp_path / "state" / "footprints.json"
-    async with running(fleet_of(scripted("a"), file, usage)) as fleet:
-        address = await fleet.switch("a")
-        await fleet.answered("a", generation=address.generation, cached=0, prompt=5)
+    async with running(fleet_of(scripted("a"), file, usage)) as manager:
+        address = await manager.switch("a")
+        await manager.answered("a", generation=address.generation, cached=0, prompt=5)
     seen = usage.gpu or usage.rss
-    async with running(fleet_of(scripted("a"), file, usage)) as fleet:
-        assert await need(fleet) == seen
-        await fleet.replace_profiles([scripted("a", profile={"description": "other words"})])
-        assert await need(fleet) == seen
+    async with running(fleet_of(scripted("a"), file, usage)) as manager:
+        assert await need(manager) == seen
+        await manager.replace_profiles([scripted("a", profile={"description": "other words"})])
+        assert await need(manager) == seen
         # Another engine command is another thing.
-        await fleet.replace_profiles([scripted("a", profile={"context": 512})])
-        assert await need(fleet) > 2 * GIB
+        await manager.replace_profiles([scripted("a", profile={"context": 512})])
+        assert await need(manager) > 2 * GIB
     replaced = Description(facts=ModelFacts(bytes=2 * GIB), size=8, modified_at=2.0)
-    async with running(fleet_of(scripted("a"), file, usage, replaced)) as fleet:
-        assert await need(fleet) > 2 * GIB
+    async with running(fleet_of(scripted("a"), file, usage, replaced)) as manager:
+        assert await need(manager) > 2 * GIB
 
 
 async def test_what_is_seen_now_counts_more_than_what_was(
@@ -67,25 +67,25 @@ async def test_what_is_seen_now_counts_more_than_what_was(
 ) -> None:
     file = tmp_path / "footprints.json"
     for usage, before in ((Usage(rss=6 * GIB), 0), (Usage(rss=3 * GIB), 6 * GIB)):
-        async with running(fleet_of(scripted("a"), file, usage)) as fleet:
-            address = await fleet.switch("a")
+        async with running(fleet_of(scripted("a"), file, usage)) as manager:
+            address = await manager.switch("a")
             if before:
-                async with fleet.events() as events:
+                async with manager.events() as events:
                     async for _ in events:
-                        if fleet.status_now().models[0].memory_bytes:
+                        if manager.status_now().models[0].memory_bytes:
                             break
                 # Engines take their memory while they work: it has not answered yet.
-                assert await need(fleet) == before
-            await fleet.answered("a", generation=address.generation, cached=0, prompt=5)
-            assert await need(fleet) == usage.rss
+                assert await need(manager) == before
+            await manager.answered("a", generation=address.generation, cached=0, prompt=5)
+            assert await need(manager) == usage.rss
 
 
 async def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, scripted: Scripted, running: Running) -> None:
     file = tmp_path / "footprints.json"
     for damage in (b'{"\xff": 1}', b"[]", b'{"a": {"key": 1}}', b'{"a": ' * 100_000, b""):
         file.write_bytes(damage)
-        async with running(fleet_of(scripted("a"), file, Usage())) as fleet:
-            assert await need(fleet) > 2 * GIB
+        async with running(fleet_of(scripted("a"), file, Usage())) as manager:
+            assert await need(manager) > 2 * GIB
 
 
 def test_what_a_supervisor_that_died_had_begun_is_cleared_away(tmp_path: Path) -> None:
@@ -113,9 +113,9 @@ def test_only_what_differs_is_worth_writing_down(tmp_path: Path) -> None:
 
 async def test_a_host_remembers_it_beside_the_load_times(tmp_path: Path, scripted: Scripted, running: Running) -> None:
     environ = {"HOSTLER_CACHE": str(tmp_path / "cache")}
-    async with running(open_host([scripted("a")], SHARED, environ=environ)) as fleet:
-        address = await fleet.switch("a")
-        await fleet.answered("a", generation=address.generation, cached=0, prompt=5)
+    async with running(open_host([scripted("a")], SHARED, environ=environ)) as manager:
+        address = await manager.switch("a")
+        await manager.answered("a", generation=address.generation, cached=0, prompt=5)
         with anyio.fail_after(20):
             while not list((tmp_path / "cache").rglob("footprints.json")):  # noqa: ASYNC110 - a file
                 await anyio.sleep(0.01)

@@ -16,12 +16,12 @@ from system.house import house_in
 from hostler.profiles.schema import Profile
 from hostler.supervisor.client import SupervisorClient
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.manager import Fleet
+from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.slot_cache import Keeper
 
 pytestmark = pytest.mark.anyio
 
-Running = Callable[[Fleet], AbstractAsyncContextManager[Fleet]]
+Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
 
 LONG = [{"role": "user", "content": "Tell me about ferries. " * 100}]
 
@@ -40,12 +40,12 @@ async def test_what_an_engine_of_yesterday_answered_is_ignored(
     scripted: Callable[..., Profile], running: Running, journal: Any
 ) -> None:
     keeper = Listening()
-    async with running(Fleet([scripted("a")], SupervisorSettings(), keeper=keeper)) as fleet:
-        old = await fleet.switch("a")
-        await fleet.unload("a")
-        new = await fleet.switch("a")
-        await fleet.answered("a", generation=old.generation, cached=0, prompt=9)
-        await fleet.answered("a", generation=new.generation, cached=5, prompt=7)
+    async with running(EngineManager([scripted("a")], SupervisorSettings(), keeper=keeper)) as manager:
+        old = await manager.switch("a")
+        await manager.unload("a")
+        new = await manager.switch("a")
+        await manager.answered("a", generation=old.generation, cached=0, prompt=9)
+        await manager.answered("a", generation=new.generation, cached=5, prompt=7)
     assert keeper.told == [("a", 5, 7)]
 
 

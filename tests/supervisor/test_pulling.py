@@ -17,7 +17,7 @@ from hostler.supervisor.api import create_app
 from hostler.supervisor.client import ClientLimits, SupervisorClient
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import Pulls, Snapshot, SupervisorError, SupervisorUnreachable, UnknownProfile
-from hostler.supervisor.manager import Fleet
+from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.model import Description
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +36,7 @@ class Far:
         self.asked, self.deliver, self.ended = anyio.Event(), anyio.Event(), anyio.Event()
         self.here = False
         self.error: Exception | None = None
-        self.fleet = Fleet(PROFILES, SupervisorSettings(), prepare=self.prepare, describe=self.describe)
+        self.manager = EngineManager(PROFILES, SupervisorSettings(), prepare=self.prepare, describe=self.describe)
 
     async def prepare(self, profile: Profile, report: Callable[[FetchProgress], None]) -> Path:
         report(FetchProgress(file="m.gguf", phase="downloading", completed=1, total=2))
@@ -58,9 +58,9 @@ class Far:
 async def far(serve: Serve) -> Any:
     host = Far()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(host.fleet.run)
-        await host.fleet.started()
-        async with serve(create_app(host.fleet, token="t")) as url:
+        tasks.start_soon(host.manager.run)
+        await host.manager.started()
+        async with serve(create_app(host.manager, token="t")) as url:
             limits = ClientLimits(asks=1)
             async with SupervisorClient(url, "t", limits=limits) as client:
                 yield host, client
@@ -75,7 +75,7 @@ async def test_a_file_comes_with_its_progress_and_is_known_of_every_profile_that
         heard.append(progress)
         host.deliver.set()
 
-    assert isinstance(client, Pulls) and isinstance(host.fleet, Pulls)
+    assert isinstance(client, Pulls) and isinstance(host.manager, Pulls)
     await client.pull("em", report=hear)
     assert heard and (heard[0].completed, heard[0].total) == (1, 2)
     assert [profile.size for profile in (await client.status()).profiles] == [7, 7]
@@ -84,9 +84,9 @@ async def test_a_file_comes_with_its_progress_and_is_known_of_every_profile_that
 async def test_a_file_that_comes_with_the_first_request_is_known_of_every_profile_that_shares_it(far: Any) -> None:
     host, _ = far
     host.deliver.set()
-    async with host.fleet.events() as events:
+    async with host.manager.events() as events:
         with pytest.raises(SupervisorError):  # there is no engine for it, which is another matter
-            await host.fleet.switch("m")
+            await host.manager.switch("m")
         with anyio.fail_after(5):
             async for event in events:
                 if isinstance(event, Snapshot) and [profile.size for profile in event.host.profiles] == [7, 7]:

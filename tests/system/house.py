@@ -19,7 +19,7 @@ from hostler.gateway.auth.keys import add
 from hostler.gateway.config import Configuration, read
 from hostler.gateway.server.server import Server, bind
 from hostler.supervisor.api import create_app
-from hostler.supervisor.manager import Fleet, open_host
+from hostler.supervisor.manager import EngineManager, open_host
 
 FAKE_ENGINE = Path(__file__).parent.parent / "fakes" / "fake_engine.py"
 
@@ -59,10 +59,10 @@ class Engines:
 class House(Engines):
     """A running gateway, with a supervisor of its own if it has profiles."""
 
-    def __init__(self, url: str, log: Path, fleet: Fleet, gateway: Gateway, http: httpx.AsyncClient) -> None:
+    def __init__(self, url: str, log: Path, manager: EngineManager, gateway: Gateway, http: httpx.AsyncClient) -> None:
         super().__init__(log)
         self.url = url
-        self.fleet = fleet
+        self.manager = manager
         self.gateway = gateway
         self.http = http
 
@@ -109,9 +109,9 @@ class House(Engines):
 class Host(Engines):
     """A running supervisor of another machine."""
 
-    def __init__(self, fleet: Fleet, port: int, log: Path, tasks: TaskGroup) -> None:
+    def __init__(self, manager: EngineManager, port: int, log: Path, tasks: TaskGroup) -> None:
         super().__init__(log)
-        self.fleet = fleet
+        self.manager = manager
         self.port = port
         self._tasks = tasks
 
@@ -137,7 +137,7 @@ class Host(Engines):
         await self._stopped.wait()
 
     async def _serve(self, stop: anyio.Event, stopped: anyio.Event, listens: anyio.Event) -> None:
-        app: Any = create_app(self.fleet, token=_TOKEN, logs=self.fleet.logs, metrics=self.fleet.metrics.render)
+        app: Any = create_app(self.manager, token=_TOKEN, logs=self.manager.logs, metrics=self.manager.metrics.render)
         sockets = bind([("127.0.0.1", self.port)], "supervisor.listen")
         self.port = sockets[0].getsockname()[1]
         server = Server(app, drain_s=1.0, started_callback=listens.set)
@@ -163,10 +163,10 @@ def house_in(tmp_path: Path) -> OpenHouse:
 
     @asynccontextmanager
     async def opened(profiles: Profiles, **sections: dict[str, Any]) -> AsyncIterator[House]:
-        configuration, fleet = _host_in(tmp_path, profiles, sections)
+        configuration, manager = _host_in(tmp_path, profiles, sections)
         together = Gateway(
             configuration.settings,
-            local=fleet if profiles else None,
+            local=manager if profiles else None,
             library=configuration.library,
             presets=configuration.presets,
         )
@@ -174,7 +174,7 @@ def house_in(tmp_path: Path) -> OpenHouse:
         url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
         started, ended = anyio.Event(), anyio.Event()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(fleet.run)
+            tasks.start_soon(manager.run)
 
             async def serve() -> None:
                 await together.run(sockets, started=started.set)
@@ -184,7 +184,7 @@ def house_in(tmp_path: Path) -> OpenHouse:
             await started.wait()
             limits = httpx.Limits(max_connections=200)
             async with httpx.AsyncClient(base_url=url, timeout=30, limits=limits, trust_env=False) as http:
-                yield House(url, tmp_path / "engines.log", fleet, together, http)
+                yield House(url, tmp_path / "engines.log", manager, together, http)
             together.stop()
             together.stop()
             await ended.wait()
@@ -196,12 +196,12 @@ def house_in(tmp_path: Path) -> OpenHouse:
 @asynccontextmanager
 async def another_host(folder: Path, profiles: Profiles, *, port: int = 0, **sections: Any) -> AsyncIterator[Host]:
     """Another machine: a supervisor behind its HTTP interface, on this port. It ends with the context, engines and all."""
-    _, fleet = _host_in(folder, profiles, sections)
+    _, manager = _host_in(folder, profiles, sections)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(fleet.run)
+        tasks.start_soon(manager.run)
         # Kept while it is silent: the system would give its own to somebody else meanwhile.
-        host = Host(fleet, port or free_port(), folder / "engines.log", tasks)
-        await fleet.started()
+        host = Host(manager, port or free_port(), folder / "engines.log", tasks)
+        await manager.started()
         await host.speak()
         try:
             yield host
@@ -218,7 +218,7 @@ def keys_in(folder: Path, **priorities: int) -> tuple[str, dict[str, str]]:
     return str(path), {name: add(path, name, scopes, priority=level) for name, level in priorities.items()}
 
 
-def _host_in(folder: Path, profiles: Profiles, sections: dict[str, Any]) -> tuple[Configuration, Fleet]:
+def _host_in(folder: Path, profiles: Profiles, sections: dict[str, Any]) -> tuple[Configuration, EngineManager]:
     folder.mkdir(exist_ok=True)
     model = folder / "model.gguf"
     model.write_bytes(b"not read by the scripted engine")

@@ -44,7 +44,7 @@ async def test_a_model_on_two_hosts_is_asked_where_it_is_loaded(open_house: Open
         another_host(tmp_path / "two", {"a": {}}) as two,
         open_house({}, backends={"one": one.backend, "two": two.backend}) as house,
     ):
-        await two.fleet.switch("a")
+        await two.manager.switch("a")
         await loaded(house, "two")
         assert await answering(house, "a") == "two"
         assert one.starts() == []
@@ -71,7 +71,7 @@ async def test_of_two_hosts_that_have_the_model_the_less_busy_one_is_asked(
         open_house({}, backends={"one": one.backend, "two": two.backend}) as house,
     ):
         for each in (one, two):
-            await each.fleet.switch("a")
+            await each.manager.switch("a")
         await loaded(house, "one", "two")
         async with house.stream("a") as first, house.stream("a") as second:
             lines = [await first_word(answer) for answer in (first, second)]
@@ -84,7 +84,7 @@ async def test_a_backend_between_two_hosts_stays_between_them(open_house: OpenHo
         plain = {"kind": "openai", "url": "http://127.0.0.1:9", "models": {"*": "x"}}
         backends = {"one": one.backend, "plain": plain, "two": two.backend}
         async with open_house({}, backends=backends) as house:
-            await two.fleet.switch("a")
+            await two.manager.switch("a")
             await loaded(house, "two")
             assert await answering(house, "a") == "one"
 
@@ -134,7 +134,7 @@ async def test_what_happened_during_a_silence_is_made_good_afterwards(open_house
         await house.chat("a")
         await one.fall_silent()
         await reachable(house, False)
-        await one.fleet.switch("b")
+        await one.manager.switch("b")
         await one.speak()
         await reachable(house, True)
         assert (await house.chat("b")).status_code == 200
@@ -156,7 +156,7 @@ async def test_a_supervisor_that_was_restarted_is_known_anew(open_house: OpenHou
         await reachable(house, False)
         # The next one counts its processes from the beginning, and has the model loaded before anybody asks.
         async with another_host(tmp_path / "again", {"a": {}}, port=port) as again:
-            await again.fleet.switch("a")
+            await again.manager.switch("a")
             await reachable(house, True)
             asked = len(one.asked())
             assert (await house.chat("a")).status_code == 200

@@ -241,7 +241,7 @@ async def test_a_whole_answer_says_what_the_engines_own_says(open_house: OpenHou
 
 async def engines_own(house: House, body: dict[str, Any]) -> bytes:
     """What the engine says to somebody who asks it without a gateway."""
-    address = await house.fleet.locate("a")
+    address = await house.manager.locate("a")
     assert address is not None
     url = f"http://{address.host}:{address.port}/v1/chat/completions"
     return (await house.http.post(url, json=body, headers={"Authorization": f"Bearer {address.key}"})).content

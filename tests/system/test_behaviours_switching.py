@@ -298,7 +298,7 @@ async def test_an_unload_that_takes_long_delays_nobody_else(open_house: OpenHous
 
 
 def models_in(house: House, state: str) -> list[str]:
-    return [status.model for status in house.fleet.status_now().models if status.state == state]
+    return [status.model for status in house.manager.status_now().models if status.state == state]
 
 
 async def test_an_unload_ends_the_answers_in_progress_and_frees_their_places(open_house: OpenHouse) -> None:

@@ -33,7 +33,7 @@ async def test_a_load_whose_only_waiter_left_is_finished_and_kept(open_house: Op
             tasks.cancel_scope.cancel()
         await house.until_counts(0, 0)
         ready.open()
-        await house.until(lambda: [each.state for each in house.fleet.status_now().models] == ["ready"])
+        await house.until(lambda: [each.state for each in house.manager.status_now().models] == ["ready"])
         await anyio.wait_all_tasks_blocked()
         assert (await house.chat("a")).status_code == 200
         assert house.starts() == ["a"]
@@ -164,7 +164,7 @@ async def test_retry_after_is_what_is_left_of_the_load_by_what_it_took_before(
         await house.chat("a")
         await house.order("unload", model="a")
         ready.close()
-        takes = house.fleet.status_now().profiles[0].load_s
+        takes = house.manager.status_now().profiles[0].load_s
         assert takes is not None
         async with anyio.create_task_group() as tasks:
             began = time.monotonic()
@@ -238,7 +238,7 @@ async def test_waiting_ends_with_an_error_at_its_limit(open_house: OpenHouse) ->
     gateway = {"queue": {"max_wait_s": 1.0}}
     async with open_house({"a": {"script": LONG}, "b": {}}, gateway=gateway) as house:
         # The first one has to be there in time, too.
-        await house.fleet.switch("a")
+        await house.manager.switch("a")
         took: list[float] = []
         async with house.stream("a") as running:
             await first_word(running)

@@ -21,7 +21,7 @@ from system.chain import open_chain, plain, said
 from system.house import another_host, house_in
 
 from hostler.gateway.backends.circuit_breaker import BreakerState
-from hostler.gateway.context import Outcome
+from hostler.gateway.context import RequestOutcome
 from hostler.supervisor.contract import State
 
 pytestmark = pytest.mark.anyio
@@ -195,7 +195,7 @@ def expressions() -> list[Any]:
 
 
 KNOWN_VALUES = {
-    "outcome": {*Outcome.__args__, "ready", "failed", "answered", "key_refused", "unpaid"},  # type: ignore[attr-defined]
+    "outcome": {*RequestOutcome.__args__, "ready", "failed", "answered", "key_refused", "unpaid"},  # type: ignore[attr-defined]
     "state": {*BreakerState.__args__, *State.__args__},  # type: ignore[attr-defined]
     "reason": {"queue_full", "wait_limit_reached", "model_not_available", "shutting_down"},
     "job": {"hostler-.*"},

@@ -72,7 +72,7 @@ async def test_one_host_of_several_is_named(open_house: OpenHouse, tmp_path: Pat
         answer = await house.order("pin", model="a", backend="two")
         assert answer.json()["backends"] == ["two"]
         await house.until_status(lambda hosts: pinned(hosts, "two") == ["a"])
-        assert not one.fleet.status_now().profiles[0].pinned
+        assert not one.manager.status_now().profiles[0].pinned
         wrong = await house.order("pin", model="a", backend="three")
         assert (wrong.status_code, "one, two" in wrong.json()["error"]["message"]) == (404, True)
         assert (await house.order("pin", model="x")).status_code == 404

@@ -13,7 +13,7 @@ import pytest
 from system.house import House, OpenHouse, keys_in
 
 from hostler.gateway.auth import keys
-from hostler.gateway.telemetry.transcripts import ContentRules, Contents, Recorded
+from hostler.gateway.telemetry.transcripts import Recorded, TranscriptRules, Transcripts
 
 pytestmark = pytest.mark.anyio
 
@@ -101,14 +101,14 @@ def recorded(number: int, at: float = 0.0, size: int = 1000) -> Recorded:
     return Recorded(id=f"req-{number}", at=at, request="?" * size, answer="!")
 
 
-async def kept(contents: Contents, numbers: range) -> list[int]:
+async def kept(contents: Transcripts, numbers: range) -> list[int]:
     return [number for number in numbers if await contents.find(f"req-{number}")]
 
 
 async def test_the_newest_are_kept_within_bounds_of_size_and_age(tmp_path: Path) -> None:
     now = 1000.0
     file = tmp_path / "contents.sqlite3"
-    contents = Contents(file, ContentRules(max_bytes=5000, max_age_s=100), wall=lambda: now)
+    contents = Transcripts(file, TranscriptRules(max_bytes=5000, max_age_s=100), wall=lambda: now)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(contents.run)
         for number in range(20):
@@ -124,7 +124,7 @@ async def test_the_newest_are_kept_within_bounds_of_size_and_age(tmp_path: Path)
 
 
 async def test_a_flood_is_left_out_rather_than_kept_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    contents = Contents(tmp_path / "contents.sqlite3", ContentRules(max_bytes=2**30, max_age_s=100))
+    contents = Transcripts(tmp_path / "contents.sqlite3", TranscriptRules(max_bytes=2**30, max_age_s=100))
     for number in range(100):
         contents.add(recorded(number, size=1024**2))
     async with anyio.create_task_group() as tasks:

@@ -25,8 +25,8 @@ from system.house import OpenHouse
 
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.types import ChatRequest, Origin
-from hostler.gateway.context import Attempt, Client, Exchange, Target
-from hostler.gateway.response import Reply
+from hostler.gateway.context import Attempt, Client, RequestContext, Target
+from hostler.gateway.response import ResponseWriter
 from hostler.gateway.telemetry.tracing import CURRENT, Call, Trace, Tracer, TracingRules, begin
 
 pytestmark = pytest.mark.anyio
@@ -196,22 +196,22 @@ def test_a_later_version_of_the_context_is_understood_as_far_as_it_goes() -> Non
     assert begin(SAMPLED, "evil\r\nheader: 1", chosen=False).state == ""
 
 
-def exchange_of(*attempts: Attempt, first_word_at: float | None = None) -> Exchange:
+def exchange_of(*attempts: Attempt, first_word_at: float | None = None) -> RequestContext:
     adapter = OpenAIAdapter()
     request = ChatRequest(origin=Origin(wire="openai", operation="chat"), model="m")
     operation = next(each for each in adapter.operations if each.name == "chat")
-    exchange = Exchange(
-        request_id="req-1", adapter=adapter, operation=operation, request=request, reply=Reply(None, list),  # type: ignore[arg-type]
+    context = RequestContext(
+        request_id="req-1", adapter=adapter, operation=operation, request=request, writer=ResponseWriter(None, list),  # type: ignore[arg-type]
         client=Client(name="anna"), started_at=100.0,
     )  # fmt: skip
-    exchange.attempts += attempts
-    exchange.first_word_at = first_word_at
-    return exchange
+    context.attempts += attempts
+    context.first_word_at = first_word_at
+    return context
 
 
 async def test_spans_lie_where_the_time_was_spent() -> None:
     target = Target(backend="local", model="m", name_there="m")
-    exchange = exchange_of(
+    context = exchange_of(
         Attempt(target=target, seconds=1.0, outcome="unreachable", began_at=100.0),
         Attempt(target=target, seconds=8.0, began_at=101.0, queue_s=1.5, switch_s=2.0),
         first_word_at=106.0,
@@ -220,7 +220,7 @@ async def test_spans_lie_where_the_time_was_spent() -> None:
     exporter = InMemorySpanExporter()
     rules = TracingRules(endpoint="http://unused")
     tracer = Tracer(rules, lambda: 110.0, version="1", exporter=exporter, wall=lambda: 1110.0)
-    tracer.record(exchange, trace)
+    tracer.record(context, trace)
     await tracer.aclose()
     spans = {span.name: span for span in exporter.get_finished_spans()}
 

@@ -9,13 +9,13 @@ from hostler.adapters.errors import BadRequest, GatewayError
 from hostler.adapters.model_list import Listing
 from hostler.adapters.types import (
     AnswerHead,
+    ChatMessage,
     ChatRequest,
     Chunk,
-    Dialogue,
-    Message,
+    Conversation,
+    ModelInfoRequest,
     Origin,
     Output,
-    Probe,
     Progress,
     Request,
     Text,
@@ -37,7 +37,7 @@ class PlainAdapter:
         """The question, understood in full: no backend speaks this protocol, so nothing is left for later."""
         origin = Origin(wire=self.name, operation=operation.name, body=incoming.body, path=incoming.path)
         if operation.name == "models":
-            return Probe(origin=origin, kind="models")
+            return ModelInfoRequest(origin=origin, kind="models")
         try:
             question = incoming.body.decode()
         except UnicodeDecodeError as error:
@@ -46,7 +46,7 @@ class PlainAdapter:
             origin=origin,
             model=incoming.path_params["model"],
             output=Output(stream=True),
-            dialogue=Dialogue(messages=(Message(role="user", parts=(Text(text=question),)),)),
+            conversation=Conversation(messages=(ChatMessage(role="user", parts=(Text(text=question),)),)),
         )
 
     def expand(self, request: Request) -> Request:
