@@ -274,8 +274,8 @@ import sys
 from importlib.metadata import files
 
 paths = {str(path) for path in files("hostler")}
-wanted = {"hostler/py.typed", "hostler/profiles/demo.yaml", "hostler/gateway/cli.py", "hostler/gateway/desk/ui/app.js", "hostler/supervisor/fleet.py",
-          "hostler/adapters/openai/inbound.py", "hostler/gateway/layers/base.py", "hostler/gateway/backends/base.py"}
+wanted = {"hostler/py.typed", "hostler/profiles/demo.yaml", "hostler/gateway/app.py", "hostler/gateway/admin/static/app.js", "hostler/supervisor/manager.py",
+          "hostler/adapters/openai/adapter.py", "hostler/gateway/middleware/base.py", "hostler/gateway/backends/base.py"}
 missing = wanted - paths
 strange = {path for path in paths if not path.startswith(("hostler/", "hostler-", "../../../bin/hostler"))}
 if missing or strange:

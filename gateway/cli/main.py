@@ -234,7 +234,7 @@ def keys_add(
     path = _key_file(config)
     try:
         scopes = cast(
-            "list[keys.KeyScope]", [each.value for each in scope or (KeyScopeOption.infer, KeyScopeOption.read)]
+            "list[KeyScope]", [each.value for each in scope or (KeyScopeOption.infer, KeyScopeOption.read)]
         )
         key = keys.add(path, name, scopes, priority=priority, local_only=local_only)
     except keys.KeyFileError as error:

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from hostler.gateway import desk
+from hostler.gateway import admin
 from hostler.gateway.backends.failure_policy import WORDS
 from hostler.supervisor.contract import SwitchPhase
 
-FILES = Path(next(iter(desk.__path__))) / "ui"
+FILES = Path(next(iter(admin.__path__))) / "static"
 SWITCHING = (FILES / "switching.js").read_text()
 
 

@@ -163,8 +163,8 @@ def test_a_pipe_that_closes_early_leaves_no_traceback(tmp_path: Path) -> None:
 
 def test_what_nobody_thought_of_is_one_line_too(tmp_path: Path) -> None:
     code = (
-        "from hostler.gateway.terminal import figures, inspecting\n"
-        "inspecting.models = lambda *given: 1 // 0\n"
+        "from hostler.gateway.cli import views\n"
+        "views.models = lambda *given: 1 // 0\n"
         "import sys; sys.argv = ['hostler', 'models']\n"
         "from hostler.gateway.__main__ import main\n"
         "main()"
