@@ -233,9 +233,7 @@ def keys_add(
 
     path = _key_file(config)
     try:
-        scopes = cast(
-            "list[KeyScope]", [each.value for each in scope or (KeyScopeOption.infer, KeyScopeOption.read)]
-        )
+        scopes = cast("list[KeyScope]", [each.value for each in scope or (KeyScopeOption.infer, KeyScopeOption.read)])
         key = keys.add(path, name, scopes, priority=priority, local_only=local_only)
     except keys.KeyFileError as error:
         fail(str(error), FAILED)
