@@ -12,8 +12,8 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from hostler.adapters.errors import BackendRejected, GatewayError
-from hostler.adapters.model_list import Listing, ModelCard
-from hostler.adapters.types import AnswerHead, Chunk, Progress, Request
+from hostler.adapters.model_list import ModelCard, ModelList
+from hostler.adapters.types import Chunk, Progress, Request, ResponseHead
 from hostler.profiles.presets import Preset
 
 
@@ -91,7 +91,7 @@ class Encoder(Protocol):
         """The length of the whole body, in bytes, if it is already known."""
         ...
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """A backend answers: forget what an earlier attempt may have left half folded."""
         ...
 
@@ -170,7 +170,7 @@ class Watchable(Protocol):
         """Whether the request asks for such a stream."""
         ...
 
-    def news(self, before: Listing | None, now: Listing) -> bytes:
+    def news(self, before: ModelList | None, now: ModelList) -> bytes:
         """The events that lead from one snapshot to the next, or to the first one; empty if nothing tells of it."""
         ...
 
@@ -196,7 +196,7 @@ class Welcoming(Protocol):
 class Parser(Protocol):
     """Reads one backend's answer, segment by segment, however it was cut."""
 
-    def begin(self, head: AnswerHead) -> None: ...
+    def begin(self, head: ResponseHead) -> None: ...
 
     def feed(self, data: bytes) -> Iterable[Chunk]:
         """The chunks that these bytes complete. Raises `BackendBroken` for an error inside the stream."""
@@ -248,7 +248,7 @@ class Adapter(Protocol):
         """The same request with everything decoded that a backend of another protocol needs."""
         ...
 
-    def answer(self, request: Request, listing: Listing) -> WireResponse:
+    def answer(self, request: Request, listing: ModelList) -> WireResponse:
         """The answer to a probe, from the catalogue alone. Raises `ModelNotFound` for a model it does not hold."""
         ...
 

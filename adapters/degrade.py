@@ -17,7 +17,7 @@ def without_thinking(request: Request, rejected: BackendRejected) -> Request | N
     `None` if nothing is wished for, if something else was refused, or if the client speaks the backend's own protocol
     and is to read its refusal. The request must be expanded.
     """
-    if rejected.answer_status not in _CLIENTS_FAULT or rejected.wire == request.origin.wire:
+    if rejected.backend_status not in _CLIENTS_FAULT or rejected.wire == request.origin.wire:
         return None
     if not isinstance(request, ChatRequest) or request.conversation is None or not request.conversation.thinking:
         return None

@@ -1,8 +1,9 @@
 """Everything that can go wrong with a request, as one tree; each adapter says it in its protocol's own words.
 
 GatewayError
-├── BadRequest · Unauthenticated · Forbidden · NotFound · ModelNotFound · MethodNotAllowed · TooLarge
-│   UnsupportedMedia · Misdirected · Busy · Waited · ModelUnavailable · Stopping · ClientGone · Cancelled
+├── BadRequest · Unauthenticated · Forbidden · NotFound · ModelNotFound · MethodNotAllowed · RequestTooLarge
+│   UnsupportedMediaType · MisdirectedRequest · TooManyRequests · WaitTimeout · ModelUnavailable · ShuttingDown
+│   ClientDisconnected · RequestCancelled
 └── BackendError
     ├── BackendUnavailable   never connected: nothing was sent, trying elsewhere is free
     ├── BackendTimeout       connected, but silent for too long
@@ -76,31 +77,31 @@ class MethodNotAllowed(GatewayError):
         self.allowed = allowed
 
 
-class TooLarge(GatewayError):
+class RequestTooLarge(GatewayError):
     """The body is larger than the limit."""
 
     status, code = 413, "request_too_large"
 
 
-class UnsupportedMedia(GatewayError):
+class UnsupportedMediaType(GatewayError):
     """The body's content type is not taken here."""
 
     status, code = 415, "unsupported_media_type"
 
 
-class Misdirected(GatewayError):
+class MisdirectedRequest(GatewayError):
     """The `Host` header names somebody else."""
 
     status, code = 421, "misdirected_request"
 
 
-class Busy(GatewayError):
+class TooManyRequests(GatewayError):
     """The queue is full, or a client asks too often."""
 
     status, code = 429, "queue_full"
 
 
-class Waited(GatewayError):
+class WaitTimeout(GatewayError):
     """The request waited for its turn as long as it may."""
 
     status, code = 503, "wait_limit_reached"
@@ -112,19 +113,19 @@ class ModelUnavailable(GatewayError):
     status, code = 503, "model_not_available"
 
 
-class Stopping(GatewayError):
+class ShuttingDown(GatewayError):
     """The gateway is shutting down."""
 
     status, code = 503, "shutting_down"
 
 
-class ClientGone(GatewayError):
+class ClientDisconnected(GatewayError):
     """The client left. Nobody reads this; logs and metrics count it."""
 
     status, code = 499, "client_closed_request"
 
 
-class Cancelled(GatewayError):
+class RequestCancelled(GatewayError):
     """Somebody who may do so ended the request. A status that clients do not try again after by themselves."""
 
     status, code = 499, "request_cancelled"
@@ -169,14 +170,14 @@ class BackendRejected(BackendError):
         *,
         backend: str,
         wire: str,
-        answer_status: int,
+        backend_status: int,
         headers: Mapping[str, str],
         body: bytes,
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message, backend=backend, retry_after_s=retry_after_s)
         self.wire = wire
-        self.answer_status = answer_status
+        self.backend_status = backend_status
         self.headers = headers
         self.body = body
 
@@ -184,19 +185,19 @@ class BackendRejected(BackendError):
 class BackendBroken(BackendError):
     """The answer ended without its end, was reset, is not what the protocol allows, or holds an error.
 
-    `answer_status` is the status that such an error names, if it does.
+    `backend_status` is the status that such an error names, if it does.
     """
 
     code = "backend_broken"
 
     def __init__(
-        self, message: str, *, backend: str = "", retry_after_s: float | None = None, answer_status: int | None = None
+        self, message: str, *, backend: str = "", retry_after_s: float | None = None, backend_status: int | None = None
     ) -> None:
         super().__init__(message, backend=backend, retry_after_s=retry_after_s)
-        self.answer_status = answer_status
+        self.backend_status = backend_status
 
 
-def refusal_headers(error: GatewayError) -> list[tuple[str, str]]:
+def error_headers(error: GatewayError) -> list[tuple[str, str]]:
     """What a refusal says in its headers in every protocol: when to come back, that a key is wanted, which methods there are."""
     headers: list[tuple[str, str]] = []
     if error.retry_after_s is not None:

@@ -1,6 +1,6 @@
 """A JSON request body as bytes: checked, looked into at the top level and spliced, never materialised as a whole.
 
-`Document` answers what a gateway must know of a body before it forwards it; `patch` changes a few top-level
+`JsonBody` answers what a gateway must know of a body before it forwards it; `patch` changes a few top-level
 members and leaves every other byte as it came.
 """
 
@@ -44,7 +44,7 @@ _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 T = TypeVar("T")
 
 
-class Document:
+class JsonBody:
     """The top-level members of a JSON object, by name, as undecoded bytes.
 
     Raises `BadRequest` for anything that is not one well-formed JSON object, and for what parsers disagree about:
@@ -104,7 +104,7 @@ class Document:
         return raw is not None and bytes(raw) != b"null"
 
 
-def members(body: bytes, known: Document | None = None) -> dict[str, msgspec.Raw]:
+def members(body: bytes, known: JsonBody | None = None) -> dict[str, msgspec.Raw]:
     """The top-level members of a body that has been checked before; read again only if `known` is not this very body's."""
     return known.members if known is not None and known.body is body else _decode_members(body)
 

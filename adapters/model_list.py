@@ -48,7 +48,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     preset: Preset | None = None
 
 
-class Listing(msgspec.Struct, frozen=True, kw_only=True):
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     """All models at one moment, in the order clients see them: the active or default one first, then by name.
 
     `index` maps every accepted spelling (names and aliases) to its card. `active` is the model that runs (the
@@ -65,7 +65,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
         """The card for a name or an alias exactly as spelled; protocols with looser names fold them first."""
         return self.index.get(name)
 
-    def find_folded(self, name: str) -> ModelCard | None:
+    def resolve(self, name: str) -> ModelCard | None:
         """The card for a name in any spelling that Ollama takes: `Library/NAME:Latest`. An exact one is preferred."""
         card = self.index.get(name)
         if card is not None:

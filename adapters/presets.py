@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters.errors import BadRequest
-from hostler.adapters.json_body import Document, patch
+from hostler.adapters.json_body import JsonBody, patch
 from hostler.profiles.presets import Preset, PresetMessage
 
 # What OpenAI and llama-server call the same as Ollama.
@@ -39,7 +39,7 @@ def with_defaults(
     body: bytes, wanted: Mapping[str, Any], *, instead: Mapping[str, Sequence[str]] | None = None
 ) -> bytes:
     """The body with these members where it has none. `instead` names others that say the same as a member."""
-    document = Document(body)
+    document = JsonBody(body)
     missing = {
         name: msgspec.json.encode(value)
         for name, value in wanted.items()
@@ -50,7 +50,7 @@ def with_defaults(
 
 def with_turns(body: bytes, turns: Sequence[PresetMessage], system: str = "") -> bytes:
     """The body with these turns in front of its `messages`, and the system's words before all if it begins with none."""
-    document = Document(body)
+    document = JsonBody(body)
     raw = bytes(document.members.get("messages", b""))
     if not raw.startswith(b"["):
         return body

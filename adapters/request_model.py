@@ -42,7 +42,7 @@ def filled(incoming: Incoming) -> bytes:
     name = elsewhere(incoming)
     if name is None or not incoming.body.lstrip(b" \t\r\n").startswith(b"{"):
         return incoming.body
-    members = document.Document(incoming.body).members
+    members = document.JsonBody(incoming.body).members
     if any(bytes(members.get(each, msgspec.Raw(b"null"))) not in (b'""', b"null") for each in ("model", "name")):
         return incoming.body
     return document.patch(incoming.body, {"model": msgspec.json.encode(name)}, members)

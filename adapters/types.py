@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from hostler.adapters.json_body import Document
+from hostler.adapters.json_body import JsonBody
 from hostler.profiles.presets import Preset
 
 
@@ -31,7 +31,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     query: str = ""
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
-    document: Document | None = None
+    document: JsonBody | None = None
 
 
 class Text(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
@@ -346,7 +346,7 @@ class Chunk(msgspec.Struct, kw_only=True, gc=False):
     stage: ProgressStep | None = None
 
 
-class AnswerHead(msgspec.Struct, frozen=True, kw_only=True):
+class ResponseHead(msgspec.Struct, frozen=True, kw_only=True):
     """How a backend's answer begins: status, media type and, where it was given, the length of the body in bytes."""
 
     status: int = 200

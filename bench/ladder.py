@@ -23,7 +23,7 @@ from bench.backend import EMBEDDING
 from bench.compare import SCENARIOS
 from bench.processes import backend
 from bench.proxies import Hostler
-from hostler.adapters.types import AnswerHead, Chunk
+from hostler.adapters.types import Chunk, ResponseHead
 from hostler.gateway.app import Gateway
 from hostler.gateway.asgi import CONTEXT_KEY, LINE_KEY, Receive, Scope, Send
 from hostler.gateway.backends.http_connection import Connection
@@ -79,7 +79,7 @@ async def answered_by_server(scope: Scope, receive: Receive, send: Send) -> None
 async def answered_by_reply(scope: Scope, receive: Receive, send: Send) -> None:
     """What stands in for the rest of the way where it is cut."""
     context = scope[CONTEXT_KEY]
-    context.writer.begin(AnswerHead(length=len(BODY)))
+    context.writer.begin(ResponseHead(length=len(BODY)))
     await context.writer.write(Chunk(wire="openai", raw=BODY, whole=True))
     await context.writer.end()
 

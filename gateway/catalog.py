@@ -9,7 +9,7 @@ import anyio
 import msgspec
 
 from hostler.adapters.errors import BadRequest, ModelNotFound
-from hostler.adapters.model_list import CardState, Listing, ModelCard
+from hostler.adapters.model_list import CardState, ModelCard, ModelList
 from hostler.adapters.model_names import folded
 from hostler.gateway.config import BackendSettings
 from hostler.gateway.events import printable
@@ -39,7 +39,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     preset: Preset | None = None
 
 
-def with_ends(listing: Listing, ends: Mapping[str, float]) -> Listing:
+def with_ends(listing: ModelList, ends: Mapping[str, float]) -> ModelList:
     """The listing with the moments, in seconds since the epoch, at which idle models will be unloaded."""
     changed = {
         card.name: msgspec.structs.replace(card, expires_at=ends[runs])
@@ -95,11 +95,11 @@ class Catalog:
         self._presets = dict(presets or {})
         self._changed = anyio.Event()
         self._placements: dict[str, Placement] = {}
-        self._listing = Listing(version=version)
+        self._listing = ModelList(version=version)
         self._rebuild()
 
     @property
-    def listing(self) -> Listing:
+    def listing(self) -> ModelList:
         """The snapshot. It never changes; ask again for a newer one."""
         return self._listing
 
@@ -121,7 +121,7 @@ class Catalog:
         self._presets = dict(presets)
         self._rebuild()
 
-    async def until(self, condition: Callable[[Listing], bool]) -> None:
+    async def until(self, condition: Callable[[ModelList], bool]) -> None:
         """Wait until the snapshot is so."""
         while not condition(self._listing):
             await self._changed.wait()
@@ -145,7 +145,7 @@ class Catalog:
                 )
         placement = self._placements.get(name)
         if placement is None:
-            card = self._listing.find_folded(name)
+            card = self._listing.resolve(name)
             placement = self._placements.get(card.name) if card is not None else None
         if placement is None:
             raise ModelNotFound(
@@ -195,7 +195,9 @@ class Catalog:
         first = self._active or default
         ordered = tuple(sorted(cards.values(), key=lambda card: (card.name != first, card.name)))
         self._placements = placements
-        self._listing = Listing(cards=ordered, index=index, active=self._active, default=default, version=self._version)
+        self._listing = ModelList(
+            cards=ordered, index=index, active=self._active, default=default, version=self._version
+        )
         changed, self._changed = self._changed, anyio.Event()
         changed.set()
 

@@ -72,7 +72,7 @@ class ModelAdmin:
 
     def here(self, model: str) -> bool:
         """Whether there is nothing to fetch: its file is known, or nobody here has one."""
-        card = self._catalog.listing.find_folded(model)
+        card = self._catalog.listing.resolve(model)
         return card is None or card.size > 0 or not self._fetching(self._catalog.find(card.name))
 
     async def has_file(self, digest: str) -> bool:
@@ -166,7 +166,7 @@ class ModelAdmin:
 
     async def _of_model(self, order: CreateModel, tell: ReportStep) -> tuple[Preset, ProfileEntry | None, str]:
         asked = order.preset.model
-        if self._catalog.listing.find_folded(asked) is None:
+        if self._catalog.listing.resolve(asked) is None:
             await tell(ProgressStep(step="looking"))
         source = self._catalog.find(asked)
         card = source.card
@@ -226,7 +226,7 @@ class ModelAdmin:
 
     def _name_for(self, wanted: str) -> str:
         """The name to keep a model under: as it is spelled already if there is one, else as it was wished."""
-        card = self._catalog.listing.find_folded(wanted)
+        card = self._catalog.listing.resolve(wanted)
         if card is None:
             return wanted
         if card.preset is None:

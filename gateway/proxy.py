@@ -11,8 +11,8 @@ from typing import cast
 import msgspec
 
 from hostler.adapters.base import Amending, Parser, Polyglot, Timed, Timing
-from hostler.adapters.errors import BackendBroken, BackendRejected, BackendTimeout, ClientGone, GatewayError
-from hostler.adapters.types import AnswerHead, Chunk, Control, Request
+from hostler.adapters.errors import BackendBroken, BackendRejected, BackendTimeout, ClientDisconnected, GatewayError
+from hostler.adapters.types import Chunk, Control, Request, ResponseHead
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
 from hostler.gateway.backends.base import Answer, Backend, Endpoint, Pouring
 from hostler.gateway.backends.failure_policy import retry_after
@@ -47,7 +47,7 @@ class Proxy:
         request = context.request
         if isinstance(request, Control):
             # The layers have done what was asked; there is nothing to ask a backend.
-            context.writer.begin(AnswerHead())
+            context.writer.begin(ResponseHead())
         else:
             for _ in range(AMENDMENTS):
                 try:
@@ -190,7 +190,7 @@ def _had_everything(context: RequestContext, parser: Parser) -> bool:
     """Whether the client left with the whole stream in its hands. Many close as soon as they have read the last event,
     which comes a moment before the backend has ended its answer."""
     writer = context.writer
-    left = isinstance(context.ending, ClientGone) and writer.patient and writer.committed
+    left = isinstance(context.ending, ClientDisconnected) and writer.patient and writer.committed
     return left and bool(context.finish) and _ends(parser) is not None
 
 
@@ -226,7 +226,7 @@ async def _rejection(answer: Answer, backend: Backend) -> BackendRejected:
         f"{backend.name} answered with status {answer.head.status}",
         backend=backend.name,
         wire=backend.upstream.wire,
-        answer_status=answer.head.status,
+        backend_status=answer.head.status,
         headers={**answer.headers, "content-type": answer.head.media_type},
         body=body,
         retry_after_s=retry_after(answer.headers, time.time(), body),

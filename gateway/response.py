@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from hostler.adapters.base import Encoder, WireResponse
 from hostler.adapters.errors import GatewayError
-from hostler.adapters.types import AnswerHead, Chunk, Progress
+from hostler.adapters.types import Chunk, Progress, ResponseHead
 from hostler.gateway.asgi import Line
 
 Facts = Callable[[], list[bytes]]
@@ -40,7 +40,7 @@ class ResponseWriter:
         self.encoder = encoder
         self.patient = encoder.streaming
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """A backend has begun to answer."""
         self.encoder.begin(head)
 

@@ -10,7 +10,7 @@ import anyio.to_thread
 import msgspec
 
 from hostler.adapters.base import Adapter, WireResponse
-from hostler.adapters.errors import BadRequest, ClientGone, Forbidden, GatewayError, TooLarge
+from hostler.adapters.errors import BadRequest, ClientDisconnected, Forbidden, GatewayError, RequestTooLarge
 from hostler.gateway.asgi import ROUTE_KEY, Receive, RouteMatch, Scope, Send
 from hostler.profiles.blobs import BlobError, BlobStore, NoRoom, Upload
 from hostler.profiles.presets import is_digest
@@ -38,7 +38,7 @@ class Uploads:
         try:
             created = await self._take(scope["path_params"].get("digest", ""), receive)
             response = WireResponse(status=201 if created else 200)
-        except ClientGone:
+        except ClientDisconnected:
             return
         except GatewayError as error:
             response = _refused(adapter, claim, error)
@@ -64,7 +64,7 @@ class Uploads:
                 await anyio.to_thread.run_sync(upload.write, block)
             actual = await anyio.to_thread.run_sync(upload.keep)
         except NoRoom as error:
-            raise TooLarge(str(error)) from error
+            raise RequestTooLarge(str(error)) from error
         except BlobError as error:
             raise GatewayError(str(error)) from error
         finally:
@@ -77,14 +77,14 @@ class Uploads:
 
 
 async def _blocks(receive: Receive) -> AsyncIterator[bytes]:
-    """The body in pieces that are worth a thread. Raises `ClientGone`."""
+    """The body in pieces that are worth a thread. Raises `ClientDisconnected`."""
     parts: list[bytes] = []
     size = 0
     more = True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientGone("the client left before its file was complete")
+            raise ClientDisconnected("the client left before its file was complete")
         part = message.get("body", b"")
         parts.append(part)
         size += len(part)

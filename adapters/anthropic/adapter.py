@@ -20,8 +20,8 @@ from hostler.adapters.anthropic.schema import WIRE
 from hostler.adapters.base import Encoder, Incoming, Operation, WireResponse
 from hostler.adapters.degrade import without_thinking
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
-from hostler.adapters.json_body import Document
-from hostler.adapters.model_list import Listing
+from hostler.adapters.json_body import JsonBody
+from hostler.adapters.model_list import ModelList
 from hostler.adapters.presets import sampling, with_defaults, with_turns
 from hostler.adapters.request_model import elsewhere
 from hostler.adapters.types import ChatRequest, CountRequest, ModelInfoRequest, Origin, Output, Request
@@ -60,7 +60,7 @@ class AnthropicAdapter:
             return ModelInfoRequest(origin=origin, kind=MODELS)
         if operation.name == MODEL:
             return ModelInfoRequest(origin=origin, kind=MODEL, model=incoming.path_params.get("id", "").rstrip("/"))
-        Document(incoming.body)
+        JsonBody(incoming.body)
         body = messages.read(incoming.body)
         if not body.messages:
             raise BadRequest("messages: at least one message is required", param="messages")
@@ -107,7 +107,7 @@ class AnthropicAdapter:
         conversation = None if request.conversation is None else messages.conversation(messages.read(body))
         return msgspec.structs.replace(request, origin=origin, conversation=conversation)
 
-    def answer(self, request: Request, listing: Listing) -> WireResponse:
+    def answer(self, request: Request, listing: ModelList) -> WireResponse:
         """The list of models, or one of them."""
         if isinstance(request, ModelInfoRequest) and request.kind == MODELS:
             return models.models(listing, request.origin.query)

@@ -17,7 +17,7 @@ from hostler.adapters.anthropic.schema import EVENT_STREAM, WIRE
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.progress import PREFIX, progress_line
-from hostler.adapters.types import AnswerHead, ChatRequest, Chunk, Progress, Request, Usage
+from hostler.adapters.types import ChatRequest, Chunk, Progress, Request, ResponseHead, Usage
 
 
 class MessageFold:
@@ -97,7 +97,7 @@ class AnthropicEncoder:
         self._model = request.model or ""
         self._id = _NOT_IN_IDS.sub("_", answer_id.removeprefix("req-"))
         self._progress = progress
-        self.begin(AnswerHead(media_type=EVENT_STREAM))
+        self.begin(ResponseHead(media_type=EVENT_STREAM))
 
     @property
     def streaming(self) -> bool:
@@ -114,7 +114,7 @@ class AnthropicEncoder:
         """The length of the whole body, if it is known by now."""
         return self._length
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
         self._head = head
         self._blocks = Blocks(self._id)
@@ -227,7 +227,7 @@ class CountEncoder:
     __slots__ = ("_length", "_usage")
 
     def __init__(self) -> None:
-        self.begin(AnswerHead())
+        self.begin(ResponseHead())
 
     @property
     def streaming(self) -> bool:
@@ -244,7 +244,7 @@ class CountEncoder:
         """The length of the body, once it is known."""
         return self._length
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """A backend answers."""
         self._usage = Usage()
         self._length: int | None = None

@@ -9,7 +9,7 @@ import msgspec
 
 from hostler.adapters import sse as framing
 from hostler.adapters.base import WireResponse
-from hostler.adapters.errors import BackendRejected, GatewayError, refusal_headers
+from hostler.adapters.errors import BackendRejected, GatewayError, error_headers
 from hostler.adapters.json_body import NOT_JSON
 
 # Each status says the same thing in each protocol; a client that knows only this one's 529 retries 503 just the same.
@@ -43,9 +43,9 @@ class _Rejected(msgspec.Struct, frozen=True, kw_only=True):
 
 def refusal(error: GatewayError) -> WireResponse:
     """The error as a complete answer."""
-    headers = refusal_headers(error)
-    if isinstance(error, BackendRejected) and error.wire == "anthropic" and error.answer_status not in _OURS:
-        return WireResponse(status=error.answer_status, body=error.body, headers=tuple(headers))
+    headers = error_headers(error)
+    if isinstance(error, BackendRejected) and error.wire == "anthropic" and error.backend_status not in _OURS:
+        return WireResponse(status=error.backend_status, body=error.body, headers=tuple(headers))
     return WireResponse(status=_status(error), body=msgspec.json.encode(_body(error)), headers=tuple(headers))
 
 
@@ -67,13 +67,13 @@ def _body(error: GatewayError) -> dict[str, Any]:
 
 
 def _status(error: GatewayError) -> int:
-    if isinstance(error, BackendRejected) and 400 <= error.answer_status < 500 and error.answer_status not in _OURS:
-        return error.answer_status
+    if isinstance(error, BackendRejected) and 400 <= error.backend_status < 500 and error.backend_status not in _OURS:
+        return error.backend_status
     return error.status
 
 
 def _message(error: GatewayError) -> str:
-    if not isinstance(error, BackendRejected) or error.answer_status in _OURS:
+    if not isinstance(error, BackendRejected) or error.backend_status in _OURS:
         return error.message
     try:
         said = msgspec.json.decode(error.body, type=_Rejected).error
@@ -86,7 +86,7 @@ def _message(error: GatewayError) -> str:
         said = said.message
     if not isinstance(said, str) or not said:
         return error.message
-    if error.answer_status < 500:
+    if error.backend_status < 500:
         return said
     # Some clients take any failure that speaks of these for a conversation that is too long, and shorten it.
     return error.message if _MISREAD.search(said) else f"{error.message}: {said}"

@@ -11,14 +11,14 @@ import msgspec
 from hostler.adapters.anthropic.errors import shown
 from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import BadRequest, ModelNotFound
-from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.model_list import ModelCard, ModelList
 
 _MOST = 1000
 _ESCAPED = re.compile(rb"%([0-9A-Fa-f]{2})")
 _NAMED = 20
 
 
-def models(listing: Listing, query: str) -> WireResponse:
+def models(listing: ModelList, query: str) -> WireResponse:
     """The models that can chat, with their aliases, in the catalogue's order. The query's page of them, or all."""
     entries = [
         _entry(name, card)
@@ -36,9 +36,9 @@ def models(listing: Listing, query: str) -> WireResponse:
     return WireResponse(body=msgspec.json.encode(answer))
 
 
-def model(listing: Listing, name: str) -> WireResponse:
+def model(listing: ModelList, name: str) -> WireResponse:
     """One model by a name or an alias. Raises `ModelNotFound`."""
-    card = listing.find_folded(name)
+    card = listing.resolve(name)
     if card is None:
         names = listing.names()
         known = (

@@ -10,7 +10,7 @@ from hostler.adapters.anthropic.schema import EVENT_STREAM, WIRE, AnswerBlock, A
 from hostler.adapters.errors import BackendBroken, GatewayError
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.sse import EventSplitter, read, split
-from hostler.adapters.types import AnswerHead, Chunk, ToolCall, Usage
+from hostler.adapters.types import Chunk, ResponseHead, ToolCall, Usage
 
 _MAX_WHOLE = 64 * 1024 * 1024
 _FINISH = {
@@ -52,9 +52,9 @@ class AnthropicParser:
 
     def __init__(self, *, fields: bool = False) -> None:
         self._fields = fields
-        self.begin(AnswerHead(media_type=EVENT_STREAM))
+        self.begin(ResponseHead(media_type=EVENT_STREAM))
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """A new answer begins; nothing of an earlier one is kept."""
         self._head = head
         self._whole = not head.media_type.lower().startswith(EVENT_STREAM)

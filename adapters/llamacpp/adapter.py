@@ -11,7 +11,7 @@ from hostler.adapters import multipart as form
 from hostler.adapters import presets as presetting
 from hostler.adapters.base import Encoder, Incoming, Operation, WireResponse
 from hostler.adapters.errors import BadRequest, GatewayError, MethodNotAllowed, ModelUnavailable, NotFound
-from hostler.adapters.json_body import Document, check_size
+from hostler.adapters.json_body import JsonBody, check_size
 from hostler.adapters.llamacpp import adapter as other
 from hostler.adapters.llamacpp import completion, server
 from hostler.adapters.llamacpp.encoder import LlamaCppEncoder
@@ -19,7 +19,7 @@ from hostler.adapters.llamacpp.errors import refusal
 from hostler.adapters.llamacpp.operations import COMPLETIONS, LOOK, OPERATIONS, UNKNOWN
 from hostler.adapters.llamacpp.schema import WIRE
 from hostler.adapters.llamacpp.upstream import is_object
-from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.request_model import elsewhere
 from hostler.adapters.types import CompletionRequest, Control, ModelInfoRequest, Origin, Output, Passthrough, Request
@@ -86,11 +86,11 @@ class LlamaCppAdapter:
         if name in ("adapters", "scale"):
             # A list, so the model can stand in the query only.
             if is_object(incoming.body):
-                Document(incoming.body)
+                JsonBody(incoming.body)
             else:
                 check_size(incoming.body)
             return Passthrough(origin=origin, model=named)
-        body = Document(incoming.body)
+        body = JsonBody(incoming.body)
         model = body.text("model") or named
         if name == "load" or name == "unload":
             if model is None:
@@ -140,7 +140,7 @@ class LlamaCppAdapter:
             raise ModelUnavailable(f"model is not loaded: {card.name}", model=card.name)
         return request
 
-    def answer(self, request: Request, listing: Listing) -> WireResponse:
+    def answer(self, request: Request, listing: ModelList) -> WireResponse:
         """What llama-server tells of itself."""
         if not isinstance(request, ModelInfoRequest) or request.kind not in _PROBES:
             raise NotFound("There is nothing like that to ask for.")
@@ -150,7 +150,7 @@ class LlamaCppAdapter:
         """Whether the states of models are to be followed."""
         return isinstance(request, ModelInfoRequest) and request.kind == "watch"
 
-    def news(self, before: Listing | None, now: Listing) -> bytes:
+    def news(self, before: ModelList | None, now: ModelList) -> bytes:
         """How the models are, then what becomes of them."""
         return server.news(before, now)
 
@@ -166,7 +166,7 @@ class LlamaCppAdapter:
         return refusal(error, operation)
 
 
-def _is_openai(body: Document, incoming: Incoming) -> bool:
+def _is_openai(body: JsonBody, incoming: Incoming) -> bool:
     """Whether OpenAI's form of an answer is wanted where llama-server has one of its own under the same path.
 
     OpenAI's own package says who it is. Others are told by their words; who names a model and an `input` is one of them.
@@ -245,6 +245,6 @@ def _asked(body: bytes, content_type: str) -> tuple[str | None, bool]:
         return form.field(body, content_type, "model"), form.field(body, content_type, "stream") == "true"
     start = body.lstrip(b" \t\r\n")[:1]
     if start == b"{" or (start and start != b"[" and kind == "application/json"):
-        document = Document(body)
+        document = JsonBody(body)
         return document.text("model"), document.flag("stream")
     return None, False

@@ -16,13 +16,13 @@ from hostler.adapters.llamacpp.schema import EVENT_STREAM, JSON, WIRE
 from hostler.adapters.llamacpp.upstream import is_object
 from hostler.adapters.progress import PREFIX, progress_line
 from hostler.adapters.types import (
-    AnswerHead,
     Chunk,
     CompletionRequest,
     Control,
     Passthrough,
     Progress,
     Request,
+    ResponseHead,
     Usage,
 )
 
@@ -116,7 +116,7 @@ class LlamaCppEncoder:
             and asks_for_tokens(origin.body)
         )
         self._progress = progress
-        self.begin(AnswerHead(media_type=JSON))
+        self.begin(ResponseHead(media_type=JSON))
 
     @property
     def streaming(self) -> bool:
@@ -133,7 +133,7 @@ class LlamaCppEncoder:
         """The length of the whole body, if it is known by now."""
         return self._length
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
         self._fold = CompletionFold(tokens=self._tokens)
         self._whole = bytearray()

@@ -8,7 +8,7 @@ import msgspec
 
 from hostler.adapters import sse as framing
 from hostler.adapters.base import Operation, WireResponse
-from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, refusal_headers
+from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, error_headers
 from hostler.adapters.llamacpp.operations import LOOK, UNKNOWN
 from hostler.adapters.llamacpp.schema import JSON
 from hostler.adapters.openai.errors import message_of, shown, status_of
@@ -30,7 +30,7 @@ def refusal(error: GatewayError, operation: Operation | None = None) -> WireResp
         passed = openai_refusal(error)
         if passed.body == error.body:
             return passed
-    headers = refusal_headers(error)
+    headers = error_headers(error)
     status = status_of(error)
     if operation is not None and operation.name in UNKNOWN and isinstance(error, BadRequest) and error.param == "model":
         # A path that nobody knows, and no model that runs or is named: there is nobody to ask.

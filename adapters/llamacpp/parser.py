@@ -10,7 +10,7 @@ from hostler.adapters.errors import BackendBroken, GatewayError
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.llamacpp.schema import EVENT_STREAM, NO_ERROR, WIRE, ErrorBody, Piece
 from hostler.adapters.sse import EventSplitter, only_comment, read, split
-from hostler.adapters.types import AnswerHead, Chunk, Usage
+from hostler.adapters.types import Chunk, ResponseHead, Usage
 
 # A whole answer is remembered up to this size, to find its counts.
 _REMEMBERED = 256 * 1024
@@ -32,9 +32,9 @@ class LlamaCppParser:
 
     def __init__(self, *, answers: int = 0) -> None:
         self._answers = answers
-        self.begin(AnswerHead(media_type=EVENT_STREAM))
+        self.begin(ResponseHead(media_type=EVENT_STREAM))
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """A new answer begins; nothing of an earlier one is kept."""
         self._whole = not head.media_type.lower().startswith(EVENT_STREAM)
         self._splitter = EventSplitter()
@@ -155,9 +155,9 @@ def _broken(raw: msgspec.Raw) -> BackendBroken:
         error = ErrorBody()
     code = error.code if error.code is not None and 400 <= error.code <= 599 else None
     if not error.message.strip():
-        return BackendBroken("The backend reported an error in the middle of its answer.", answer_status=code)
+        return BackendBroken("The backend reported an error in the middle of its answer.", backend_status=code)
     words = "".join(c if c.isprintable() else " " for c in error.message[:500])
-    return BackendBroken(f"The backend reported an error: {words}", answer_status=code)
+    return BackendBroken(f"The backend reported an error: {words}", backend_status=code)
 
 
 def _raising(chunks: list[Chunk], error: GatewayError) -> Iterator[Chunk]:

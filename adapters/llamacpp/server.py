@@ -10,7 +10,7 @@ from hostler.adapters import sse as framing
 from hostler.adapters.base import WireResponse
 from hostler.adapters.llamacpp.errors import refused, respond
 from hostler.adapters.llamacpp.schema import EVENT_STREAM
-from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.openai.models import unknown
 from hostler.profiles.schema import ModelFacts
 
@@ -27,7 +27,7 @@ _REFUSED: dict[str, tuple[int, str, str | None]] = {
 }
 
 
-def answer(kind: str, model: str | None, listing: Listing) -> WireResponse:
+def answer(kind: str, model: str | None, listing: ModelList) -> WireResponse:
     """The answer to a probe. Raises `ModelNotFound`."""
     if kind == "health":
         return respond({"status": "ok"})
@@ -46,7 +46,7 @@ def answer(kind: str, model: str | None, listing: Listing) -> WireResponse:
     return refused(*_REFUSED[kind])
 
 
-def news(before: Listing | None, now: Listing) -> bytes:
+def news(before: ModelList | None, now: ModelList) -> bytes:
     """What a router tells on `GET /models/sse`: how the models are, at first; then each change of it.
 
     A name of its own each, aliases too: clients look for the names of their list.
@@ -66,7 +66,7 @@ def news(before: Listing | None, now: Listing) -> bytes:
     return b"".join(told)
 
 
-def _named(listing: Listing) -> dict[str, ModelCard]:
+def _named(listing: ModelList) -> dict[str, ModelCard]:
     return {name: card for card in listing.cards if card.listed for name in (card.name, *card.aliases)}
 
 
@@ -82,10 +82,10 @@ def _status(card: ModelCard) -> dict[str, Any]:
     return status
 
 
-def _card(listing: Listing, name: str | None) -> ModelCard | None:
+def _card(listing: ModelList, name: str | None) -> ModelCard | None:
     """The model that is named; if none is, the active one, else the default, else the first."""
     if name is not None:
-        card = listing.find_folded(name)
+        card = listing.resolve(name)
         if card is None:
             raise unknown(name, listing.names())
         return card

@@ -10,16 +10,15 @@ from hostler import __version__
 from hostler.adapters.base import Encoder, Incoming, Operation, WireResponse
 from hostler.adapters.degrade import without_thinking
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
-from hostler.adapters.json_body import Document
+from hostler.adapters.json_body import JsonBody
 from hostler.adapters.lmstudio import chat, models
 from hostler.adapters.lmstudio.encoder import ChatEncoder, FiguresEncoder
 from hostler.adapters.lmstudio.errors import refusal
 from hostler.adapters.lmstudio.operations import DELEGATED, NEWER, OPERATIONS
-from hostler.adapters.model_list import Listing
+from hostler.adapters.model_list import ModelList
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.request_model import elsewhere
 from hostler.adapters.types import (
-    AnswerHead,
     ChatRequest,
     Chunk,
     CompletionRequest,
@@ -28,6 +27,7 @@ from hostler.adapters.types import (
     Origin,
     Progress,
     Request,
+    ResponseHead,
 )
 from hostler.profiles.presets import Preset
 
@@ -65,7 +65,7 @@ class LMStudioAdapter:
             query=incoming.query,
         )
         if name == "say":
-            document = Document(incoming.body)
+            document = JsonBody(incoming.body)
             model = document.text("model") or elsewhere(incoming)
             return chat.decode(origin, document, model)
         if name == "load":
@@ -89,7 +89,7 @@ class LMStudioAdapter:
         """The request as it is when it is asked of a model that was made of another one."""
         return request if request.origin.wire == WIRE else self._openai.preset(request, preset)
 
-    def answer(self, request: Request, listing: Listing) -> WireResponse:
+    def answer(self, request: Request, listing: ModelList) -> WireResponse:
         """The lists, one model, or that it is loaded."""
         kind = request.kind if isinstance(request, ModelInfoRequest) else ""
         if kind == "models":
@@ -131,7 +131,7 @@ class _Unloaded:
     def __init__(self, instance: str) -> None:
         self._instance = instance
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """There is nothing to forget."""
 
     def chunk(self, chunk: Chunk) -> bytes:
@@ -152,7 +152,7 @@ class _Unloaded:
 
 
 def _needed(incoming: Incoming, *names: str) -> str:
-    document = Document(incoming.body)
+    document = JsonBody(incoming.body)
     for name in names:
         value = document.text(name)
         if value:

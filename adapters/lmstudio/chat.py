@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters.errors import BadRequest
-from hostler.adapters.json_body import Document
+from hostler.adapters.json_body import JsonBody
 from hostler.adapters.openai.chat import media, read
 from hostler.adapters.types import ChatMessage, ChatRequest, Conversation, Origin, Output, Part, Sampling, Text
 
@@ -34,7 +34,7 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: str | None = None
 
 
-def decode(origin: Origin, document: Document, model: str | None) -> ChatRequest:
+def decode(origin: Origin, document: JsonBody, model: str | None) -> ChatRequest:
     """The request with its conversation. Raises `BadRequest` naming the field that cannot be understood or had here."""
     body = read(origin.body, _Body)
     if body.previous_response_id:

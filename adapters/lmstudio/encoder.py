@@ -13,7 +13,7 @@ from hostler.adapters.lmstudio.errors import error_body
 from hostler.adapters.model_list import ModelCard
 from hostler.adapters.openai.encoder import EVENT_STREAM
 from hostler.adapters.progress import PREFIX, progress_line
-from hostler.adapters.types import AnswerHead, ChatRequest, Chunk, Progress, Usage
+from hostler.adapters.types import ChatRequest, Chunk, Progress, ResponseHead, Usage
 from hostler.profiles.schema import ModelFacts
 
 _encode = msgspec.json.encode
@@ -93,7 +93,7 @@ class FiguresEncoder:
         """How long it took."""
         self._figures.timing = timing
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
         self._inner.begin(head)
         timing, self._figures = self._figures.timing, Figures()
@@ -165,7 +165,7 @@ class ChatEncoder:
         self._opened = False
         self._loading: float | None = None
         self._figures = Figures()
-        self.begin(AnswerHead(media_type=EVENT_STREAM))
+        self.begin(ResponseHead(media_type=EVENT_STREAM))
 
     @property
     def streaming(self) -> bool:
@@ -186,7 +186,7 @@ class ChatEncoder:
         """How long it took."""
         self._figures.timing = timing
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
         self._items: list[tuple[str, list[str]]] = []
         self._figures = Figures()

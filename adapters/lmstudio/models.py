@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters.base import WireResponse
-from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.openai.models import unknown
 from hostler.profiles.schema import ModelFacts
 
@@ -23,15 +23,15 @@ def respond(body: object, *, status: int = 200) -> WireResponse:
     return WireResponse(status=status, body=msgspec.json.encode(body))
 
 
-def find(listing: Listing, name: str) -> ModelCard:
+def find(listing: ModelList, name: str) -> ModelCard:
     """The card of a name or an alias. Raises `ModelNotFound`."""
-    card = listing.find_folded(name)
+    card = listing.resolve(name)
     if card is None:
         raise unknown(name, listing.names())
     return card
 
 
-def native(listing: Listing) -> WireResponse:
+def native(listing: ModelList) -> WireResponse:
     """`GET /api/v1/models`: all listed models, aliases as entries of their own, each with a loaded instance.
 
     Every model is served on demand. Without an instance clients would ask for it to be loaded, with a context of
@@ -52,17 +52,17 @@ def loaded(card: ModelCard, name: str) -> WireResponse:
     return respond(body)
 
 
-def older(listing: Listing) -> WireResponse:
+def older(listing: ModelList) -> WireResponse:
     """`GET /api/v0/models`."""
     return respond({"object": "list", "data": [_older(name, card) for name, card in _named(listing)]})
 
 
-def older_entry(listing: Listing, name: str) -> WireResponse:
+def older_entry(listing: ModelList, name: str) -> WireResponse:
     """`GET /api/v0/models/{id}`. Raises `ModelNotFound`."""
     return respond(_older(name, find(listing, name)))
 
 
-def _named(listing: Listing) -> list[tuple[str, ModelCard]]:
+def _named(listing: ModelList) -> list[tuple[str, ModelCard]]:
     return [(name, card) for card in listing.cards if card.listed for name in (card.name, *card.aliases)]
 
 

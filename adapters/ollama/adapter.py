@@ -10,7 +10,7 @@ import msgspec
 
 from hostler.adapters.base import Incoming, Operation, WireResponse
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, MethodNotAllowed, NotFound
-from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.model_names import DEFAULT_HOST, DEFAULT_NAMESPACE, ollama_name
 from hostler.adapters.ollama import go_compat as gojson
 from hostler.adapters.ollama import model_ops as orders
@@ -185,7 +185,7 @@ class OllamaAdapter:
         """The request without its oldest turns, or with its longest text cut, when it did not fit into the context."""
         return shortened(request, rejected)
 
-    def answer(self, request: Request, listing: Listing) -> WireResponse:
+    def answer(self, request: Request, listing: ModelList) -> WireResponse:
         """The answer to a probe or an order."""
         if not isinstance(request, ModelInfoRequest):
             raise NotFound("There is nothing like that to ask for.")

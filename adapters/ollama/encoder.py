@@ -20,7 +20,6 @@ from hostler.adapters.ollama.errors import error_line
 from hostler.adapters.ollama.go_compat import nanoseconds, timestamp
 from hostler.adapters.ollama.schema import JSON, LINES, WIRE
 from hostler.adapters.types import (
-    AnswerHead,
     ChatRequest,
     Chunk,
     CompletionRequest,
@@ -29,6 +28,7 @@ from hostler.adapters.types import (
     EmbedRequest,
     Progress,
     Request,
+    ResponseHead,
     Text,
     TokenLogprob,
     Usage,
@@ -81,7 +81,7 @@ class OllamaEncoder:
         self._created = timestamp(created)
         self._clock: Callable[[], float] | None = None
         self._timing: Timing | None = None
-        self.begin(AnswerHead())
+        self.begin(ResponseHead())
 
     @property
     def streaming(self) -> bool:
@@ -98,7 +98,7 @@ class OllamaEncoder:
         """Not known before the answer is complete."""
         return None
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
         self._text: list[str] = []
         self._reasoning: list[str] = []

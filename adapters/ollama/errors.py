@@ -8,14 +8,14 @@ from hostler.adapters.base import Operation, WireResponse
 from hostler.adapters.errors import (
     BackendError,
     BackendRejected,
-    Busy,
-    ClientGone,
+    ClientDisconnected,
     GatewayError,
     MethodNotAllowed,
     ModelNotFound,
     ModelUnavailable,
     NotFound,
-    refusal_headers,
+    TooManyRequests,
+    error_headers,
 )
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.model_names import ollama_name
@@ -46,7 +46,7 @@ class _Rejected(msgspec.Struct, frozen=True):
 
 def refusal(error: GatewayError, operation: Operation | None = None) -> WireResponse:
     """The error as a complete answer."""
-    headers = refusal_headers(error)
+    headers = error_headers(error)
     if isinstance(error, MethodNotAllowed):
         return WireResponse(status=405, media_type=PLAIN, body=b"405 method not allowed", headers=tuple(headers))
     if isinstance(error, NotFound) and (operation is None or operation.name == UNKNOWN):
@@ -64,14 +64,14 @@ def error_line(error: GatewayError, operation: str) -> bytes:
 def _said(error: GatewayError, operation: str) -> tuple[int, str]:
     if isinstance(error, ModelNotFound):
         return _unknown(error.model or "", operation)
-    if isinstance(error, Busy) and error.model is not None:
+    if isinstance(error, TooManyRequests) and error.model is not None:
         return 503, BUSY
     if isinstance(error, BackendRejected):
         return _rejected(error, operation)
     if isinstance(error, ModelUnavailable | BackendError):
         # Whatever ails an engine is a 500 in Ollama; clients tell only this from "busy" and from their own mistakes.
         return 500, _bounded(error.message)
-    if isinstance(error, ClientGone):
+    if isinstance(error, ClientDisconnected):
         return error.status, "request canceled"
     return error.status, _bounded(error.message)
 
@@ -93,7 +93,7 @@ def _unknown(name: str, operation: str) -> tuple[int, str]:
 
 def _rejected(error: BackendRejected, operation: str) -> tuple[int, str]:
     text = _message_in(error.body) or error.message
-    status = error.answer_status
+    status = error.backend_status
     if status in _OURS:
         return 500, _bounded(error.message)
     if operation in _EMBEDS and overflow(error) is not None:

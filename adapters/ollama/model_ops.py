@@ -8,7 +8,7 @@ import msgspec
 
 from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError
-from hostler.adapters.model_list import Listing
+from hostler.adapters.model_list import ModelList
 from hostler.adapters.ollama import go_compat as gojson
 from hostler.adapters.ollama import models
 from hostler.adapters.ollama.go_compat import Fields, quoted, read
@@ -106,11 +106,11 @@ def blob(origin: Origin, digest: str) -> FindBlob:
     return FindBlob(origin=origin, digest=digest)
 
 
-def push(listing: Listing, body: bytes) -> WireResponse:
+def push(listing: ModelList, body: bytes) -> WireResponse:
     """There is nowhere to push to: the last line says so."""
     fields = read(body, "PushRequest")
     name = named(_name(fields), missing="model is required")
-    known = listing.find_folded(name) is not None
+    known = listing.resolve(name) is not None
     failure = _NO_REGISTRY if known else f"model {quoted(name)} not found"
     if fields.flag("stream") is False:
         return models.respond({"error": failure}, status=500)

@@ -7,7 +7,7 @@ from typing import Any
 
 from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import ModelNotFound
-from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.model_names import folded, ollama_name
 from hostler.adapters.ollama import go_compat as gojson
 from hostler.adapters.ollama.go_compat import FOREVER, timestamp
@@ -21,7 +21,7 @@ _NO_PRESET = Preset(model="")
 _HIDDEN = ("general.name", "tokenizer.chat_template")
 
 
-def tags(listing: Listing) -> WireResponse:
+def tags(listing: ModelList) -> WireResponse:
     """All listed models, the newest first, aliases as entries of their own as after `ollama cp`."""
     cards = sorted((card for card in listing.cards if card.listed), key=lambda card: -card.modified_at)
     found: dict[str, dict[str, Any]] = {}
@@ -31,7 +31,7 @@ def tags(listing: Listing) -> WireResponse:
     return respond({"models": list(found.values())})
 
 
-def running(listing: Listing) -> WireResponse:
+def running(listing: ModelList) -> WireResponse:
     """The models that are loaded or being loaded, those that stay longest first."""
     # A model that was made of another one runs under the other one's name.
     cards = [card for card in listing.cards if card.state in ("loaded", "loading") and not _is_made_of(card)]
@@ -53,7 +53,7 @@ def running(listing: Listing) -> WireResponse:
     return respond({"models": models})
 
 
-def show(listing: Listing, name: str, *, basename: bool = False) -> WireResponse:
+def show(listing: ModelList, name: str, *, basename: bool = False) -> WireResponse:
     """One model in full. `basename` puts the name that was asked for where GitHub Copilot looks for one."""
     card = find(listing, name)
     facts = card.facts or _NO_FACTS
@@ -79,9 +79,9 @@ def show(listing: Listing, name: str, *, basename: bool = False) -> WireResponse
     return respond(body)
 
 
-def find(listing: Listing, name: str) -> ModelCard:
+def find(listing: ModelList, name: str) -> ModelCard:
     """The card of a name in any of its spellings. Raises `ModelNotFound`."""
-    card = listing.find_folded(name)
+    card = listing.resolve(name)
     if card is None:
         raise ModelNotFound(f"model {name[:200]!r} not found", model=name, param="model")
     return card

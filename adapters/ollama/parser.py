@@ -9,7 +9,7 @@ import msgspec
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.ollama.schema import WIRE, AnswerBody, CallBody, LogprobBody
-from hostler.adapters.types import AnswerHead, Chunk, TokenLogprob, ToolCall, Usage
+from hostler.adapters.types import Chunk, ResponseHead, TokenLogprob, ToolCall, Usage
 
 MAX_LINE = 16 * 1024 * 1024
 MAX_WHOLE = 64 * 1024 * 1024
@@ -27,9 +27,9 @@ class OllamaParser:
 
     def __init__(self, operation: str) -> None:
         self._operation = operation
-        self.begin(AnswerHead(media_type="application/x-ndjson"))
+        self.begin(ResponseHead(media_type="application/x-ndjson"))
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """A new answer begins; nothing of an earlier one is kept."""
         self._head = head
         self._whole = head.media_type.lower().startswith("application/json")

@@ -8,7 +8,7 @@ from hostler.adapters.errors import GatewayError
 from hostler.adapters.ollama import go_compat as gojson
 from hostler.adapters.ollama.errors import error_line
 from hostler.adapters.ollama.schema import JSON, LINES
-from hostler.adapters.types import AnswerHead, Chunk, CreateModel, ModelOperation, Progress, ProgressStep, PullModel
+from hostler.adapters.types import Chunk, CreateModel, ModelOperation, Progress, ProgressStep, PullModel, ResponseHead
 
 _WORDS = {
     "looking": "pulling manifest",
@@ -45,7 +45,7 @@ class StageEncoder:
         """Not known before the order is carried out."""
         return None
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """It is being carried out."""
         self._last = {}
 

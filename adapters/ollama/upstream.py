@@ -200,7 +200,7 @@ def _patched(body: bytes, changes: dict[str, bytes | None]) -> bytes:
         # Numbers that this gateway made up are no tokens to a real Ollama.
         changes = {**changes, "context": None}
     try:
-        members = document.Document(body).members
+        members = document.JsonBody(body).members
         if all(name == name.lower() for name in members):
             return document.patch(body, changes, members)
     except BadRequest:

@@ -10,8 +10,8 @@ from hostler.adapters import multipart as form
 from hostler.adapters.base import Encoder, Incoming, Operation, WireResponse
 from hostler.adapters.degrade import without_thinking
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
-from hostler.adapters.json_body import Document
-from hostler.adapters.model_list import Listing
+from hostler.adapters.json_body import JsonBody
+from hostler.adapters.model_list import ModelList
 from hostler.adapters.openai import chat, models, responses
 from hostler.adapters.openai.chat import with_preset
 from hostler.adapters.openai.encoder import OpenAIEncoder
@@ -60,7 +60,7 @@ class OpenAIAdapter:
         name = operation.name
         content_type = incoming.headers.get("content-type", "application/json")
         formed = name in FORMS and content_type.lower().startswith(_FORM)
-        document = None if formed or operation.probe else Document(incoming.body)
+        document = None if formed or operation.probe else JsonBody(incoming.body)
         origin = Origin(
             wire=WIRE,
             operation=operation.name,
@@ -114,11 +114,11 @@ class OpenAIAdapter:
             expanded = self.expand(request)
         except BadRequest:
             return None  # what cannot be told in another way is refused in the backend's words
-        if origin.wire == RESPONSES and rejected.wire == WIRE and rejected.answer_status in _NO_ROUTE:
+        if origin.wire == RESPONSES and rejected.wire == WIRE and rejected.backend_status in _NO_ROUTE:
             return msgspec.structs.replace(expanded, origin=msgspec.structs.replace(origin, wire=_AS_CHAT))
         return without_thinking(expanded, rejected)
 
-    def answer(self, request: Request, listing: Listing) -> WireResponse:
+    def answer(self, request: Request, listing: ModelList) -> WireResponse:
         """The list of models, or one of them."""
         if isinstance(request, ModelInfoRequest) and request.kind == "models":
             return models.models(listing)
@@ -139,7 +139,7 @@ class OpenAIAdapter:
         return refusal(error)
 
 
-def _output(document: Document) -> Output:
+def _output(document: JsonBody) -> Output:
     options = document.get("stream_options", _OPTIONS, words="an object")
     choices = document.number("n")
     if choices is not None and not 1 <= choices <= 1024:

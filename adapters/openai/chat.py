@@ -10,7 +10,7 @@ import msgspec
 from hostler.adapters import json_body as document
 from hostler.adapters import presets as presetting
 from hostler.adapters.errors import BadRequest
-from hostler.adapters.json_body import NOT_JSON, Document
+from hostler.adapters.json_body import NOT_JSON, JsonBody
 from hostler.adapters.openai.schema import FunctionPiece, ToolCallPiece
 from hostler.adapters.progress import PREFIX
 from hostler.adapters.types import (
@@ -222,7 +222,7 @@ def expand(request: Request) -> Request:
     return request
 
 
-def schema(document: Document) -> msgspec.Raw | None:
+def schema(document: JsonBody) -> msgspec.Raw | None:
     """The JSON Schema that the answer shall follow, `"json"` for any object, `None` for free text."""
     if document.has("response_format"):
         asked = _part(document, "response_format", _Format)
@@ -235,7 +235,7 @@ def schema(document: Document) -> msgspec.Raw | None:
     return None
 
 
-def logprobs(document: Document) -> int | None:
+def logprobs(document: JsonBody) -> int | None:
     """How many alternatives to each token are asked for; `None` if no log probabilities are."""
     if not document.has("logprobs"):
         return None
@@ -358,7 +358,7 @@ def _schema_or_any(raw: msgspec.Raw) -> msgspec.Raw:
     return ANY_OBJECT if bytes(raw) == _NULL else msgspec.Raw(bytes(raw))
 
 
-def _part(document: Document, name: str, kind: Any) -> Any:
+def _part(document: JsonBody, name: str, kind: Any) -> Any:
     try:
         return msgspec.json.decode(document.members[name], type=kind)
     except msgspec.ValidationError as error:

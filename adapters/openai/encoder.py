@@ -15,10 +15,10 @@ from hostler.adapters.openai.errors import error_event, response_error_event
 from hostler.adapters.openai.fold import AnswerFold, misshapen, objects
 from hostler.adapters.progress import PREFIX, progress_line
 from hostler.adapters.types import (
-    AnswerHead,
     Chunk,
     Progress,
     Request,
+    ResponseHead,
     TokenLogprob,
     Usage,
     output_of,
@@ -91,7 +91,7 @@ class OpenAIEncoder:
         """The length of the whole body, if it is known by now."""
         return self._length
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
         if self._written or self._whole:
             self._forget()

@@ -12,7 +12,7 @@ from hostler.adapters.errors import (
     BackendRejected,
     GatewayError,
     ModelNotFound,
-    refusal_headers,
+    error_headers,
 )
 from hostler.adapters.json_body import NOT_JSON
 
@@ -25,10 +25,10 @@ _SAME = frozenset({"openai", "llamacpp"})
 
 def refusal(error: GatewayError) -> WireResponse:
     """The error as a complete answer. What an engine of this protocol refused is passed on as it came."""
-    headers = refusal_headers(error)
-    if isinstance(error, BackendRejected) and error.wire in _SAME and error.answer_status not in _OURS:
+    headers = error_headers(error)
+    if isinstance(error, BackendRejected) and error.wire in _SAME and error.backend_status not in _OURS:
         media_type = next((v for n, v in error.headers.items() if n.lower() == "content-type"), "application/json")
-        return WireResponse(status=error.answer_status, media_type=media_type, body=error.body, headers=tuple(headers))
+        return WireResponse(status=error.backend_status, media_type=media_type, body=error.body, headers=tuple(headers))
     status = status_of(error)
     return WireResponse(status=status, body=msgspec.json.encode({"error": error_body(error)}), headers=tuple(headers))
 
@@ -48,8 +48,8 @@ def response_error_event(error: GatewayError, number: int = 0) -> bytes:
 
 def status_of(error: GatewayError) -> int:
     """The status to answer with: what a backend refused for the client's own mistake stays the client's."""
-    if isinstance(error, BackendRejected) and 400 <= error.answer_status < 500 and error.answer_status not in _OURS:
-        return error.answer_status
+    if isinstance(error, BackendRejected) and 400 <= error.backend_status < 500 and error.backend_status not in _OURS:
+        return error.backend_status
     return error.status
 
 
@@ -78,8 +78,8 @@ def message_of(error: GatewayError) -> str:
 
     A failure of a backend of another protocol stays in the gateway's words: clients look for meanings in them.
     """
-    told = isinstance(error, BackendRejected) and (error.wire in _SAME or error.answer_status < 500)
-    if told and isinstance(error, BackendRejected) and error.answer_status not in _OURS:
+    told = isinstance(error, BackendRejected) and (error.wire in _SAME or error.backend_status < 500)
+    if told and isinstance(error, BackendRejected) and error.backend_status not in _OURS:
         try:
             said = msgspec.json.decode(error.body, type=_Refused).error
         except NOT_JSON:

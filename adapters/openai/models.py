@@ -8,13 +8,13 @@ import msgspec
 
 from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import ModelNotFound
-from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.openai.errors import shown
 
 _NAMED = 20
 
 
-def models(listing: Listing) -> WireResponse:
+def models(listing: ModelList) -> WireResponse:
     """All listed models by name, aliases as entries of their own: the active or default one first, those that cannot chat last."""
     first = listing.active or listing.default
     named = [(name, card) for card in listing.cards if card.listed for name in (card.name, *card.aliases)]
@@ -23,9 +23,9 @@ def models(listing: Listing) -> WireResponse:
     return WireResponse(body=msgspec.json.encode({"object": "list", "data": data}))
 
 
-def model(listing: Listing, name: str) -> WireResponse:
+def model(listing: ModelList, name: str) -> WireResponse:
     """One model by a name or an alias. Raises `ModelNotFound`."""
-    card = listing.find_folded(name)
+    card = listing.resolve(name)
     if card is None:
         raise unknown(name, listing.names())
     return WireResponse(body=msgspec.json.encode(_entry(name, card)))

@@ -19,13 +19,13 @@ from hostler.adapters.openai.chunks import (
 )
 from hostler.adapters.openai.schema import NO_ERROR, RESPONSES, WIRE, ErrorBody, EventBody, NoticedChoice, NoticedEvent
 from hostler.adapters.sse import EventSplitter, only_comment, read, split
-from hostler.adapters.types import AnswerHead, Chunk, Usage
+from hostler.adapters.types import Chunk, ResponseHead, Usage
 
 # A whole answer is remembered up to this size, to find its token counts, unless its fields are asked for.
 _REMEMBERED = 256 * 1024
 _MAX_DECODED = 64 * 1024 * 1024
 
-_STREAM = AnswerHead(media_type="text/event-stream")
+_STREAM = ResponseHead(media_type="text/event-stream")
 _NULL = b"null"
 # Operations whose streams are JSON throughout and end with a sign that they are complete.
 _CLOSED = frozenset({"chat", "completions", "responses"})
@@ -70,9 +70,9 @@ class OpenAIParser:
         self._wire = RESPONSES if operation == "responses" else WIRE
         self._fields = fields
         self._choices = choices
-        self._head: AnswerHead | None = None
+        self._head: ResponseHead | None = None
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """A new answer begins; nothing of an earlier one is kept."""
         self._head = head
         self._size = 0
@@ -238,7 +238,7 @@ class OpenAIParser:
             self._pieces.clear()
         return () if self._fields else (Chunk(wire=self._wire, raw=data, whole=True),)
 
-    def _finish_whole(self, head: AnswerHead) -> Iterable[Chunk]:
+    def _finish_whole(self, head: ResponseHead) -> Iterable[Chunk]:
         length = head.length
         if length is not None and self._size != length:
             raise BackendBroken(f"The backend's answer ended after {self._size} of {length} bytes.")
@@ -344,7 +344,7 @@ def _error_in(body: EventBody | NoticedEvent, name: str) -> BackendBroken | None
     if not isinstance(error, ErrorBody):
         return BackendBroken(_words(error))
     code = error.code if isinstance(error.code, int) and 400 <= error.code <= 599 else None
-    return BackendBroken(_words(error.message), answer_status=code)
+    return BackendBroken(_words(error.message), backend_status=code)
 
 
 def _words(message: object) -> str:

@@ -8,7 +8,7 @@ import msgspec
 
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.json_body import NOT_JSON, members
-from hostler.adapters.types import AnswerHead, Chunk, Progress
+from hostler.adapters.types import Chunk, Progress, ResponseHead
 
 _TRUE = b"true"
 
@@ -40,7 +40,7 @@ class RerankEncoder:
 
     def __init__(self, asked: bytes) -> None:
         self._asked = asked
-        self.begin(AnswerHead())
+        self.begin(ResponseHead())
 
     @property
     def streaming(self) -> bool:
@@ -57,7 +57,7 @@ class RerankEncoder:
         """The length of the body, once it is known."""
         return self._length
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """A backend answers."""
         self._media_type = head.media_type
         self._body = bytearray()

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters.errors import BadRequest
-from hostler.adapters.json_body import Document
+from hostler.adapters.json_body import JsonBody
 from hostler.adapters.openai.chat import ANY_OBJECT, media, read
 from hostler.adapters.types import (
     ChatMessage,
@@ -98,7 +98,7 @@ _FORMAT = msgspec.json.Decoder(_Text | None)
 _WORDS = msgspec.json.Decoder(list[str] | None)
 
 
-def output(document: Document) -> Output:
+def output(document: JsonBody) -> Output:
     """The form of the answer that is asked for."""
     text = document.get("text", _FORMAT, words="an object")
     shape = text.format if text is not None else None

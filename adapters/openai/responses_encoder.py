@@ -15,7 +15,7 @@ from hostler.adapters.errors import GatewayError
 from hostler.adapters.openai.encoder import EVENT_STREAM, OpenAIEncoder, logprob_list
 from hostler.adapters.openai.errors import response_error_event
 from hostler.adapters.openai.schema import RESPONSES
-from hostler.adapters.types import AnswerHead, ChatRequest, Chunk, Progress, Usage
+from hostler.adapters.types import ChatRequest, Chunk, Progress, ResponseHead, Usage
 
 _encode = msgspec.json.encode
 
@@ -75,7 +75,7 @@ class ResponsesEncoder:
         self._model = request.model or ""
         given = {name: raw for name, raw in document.members(request.origin.body).items() if bytes(raw) != b"null"}
         self._repeated = {name: given.get(name, usual) for name, usual in _REPEATED.items()}
-        self.begin(AnswerHead(media_type=EVENT_STREAM))
+        self.begin(ResponseHead(media_type=EVENT_STREAM))
 
     @property
     def streaming(self) -> bool:
@@ -94,7 +94,7 @@ class ResponsesEncoder:
         """The length of the whole body, if it is known by now."""
         return self._forward.length if self._forwards else self._length
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
         self._forward.begin(head)
         self._forwards = False

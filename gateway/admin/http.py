@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import request_response
 
-from hostler.adapters.errors import BadRequest, ClientGone, GatewayError, Stopping, TooLarge
+from hostler.adapters.errors import BadRequest, ClientDisconnected, GatewayError, RequestTooLarge, ShuttingDown
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import CUT_OFF
 
@@ -25,20 +25,20 @@ _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
 async def sent(request: Request, *, most: int) -> bytes:
-    """The whole body. Raises `TooLarge` as soon as it has more than `most` bytes, and `ClientGone`."""
+    """The whole body. Raises `RequestTooLarge` as soon as it has more than `most` bytes, and `ClientDisconnected`."""
     content = bytearray()
     try:
         async for part in request.stream():
             content += part
             if len(content) > most:
-                raise TooLarge(f"a body has at most {most} bytes here")
+                raise RequestTooLarge(f"a body has at most {most} bytes here")
     except ClientDisconnect as error:
-        raise ClientGone("the client left before its request was complete") from error
+        raise ClientDisconnected("the client left before its request was complete") from error
     return bytes(content)
 
 
 async def body(request: Request, kind: type[_Body]) -> _Body:
-    """What to do. Raises `BadRequest` with the fields that can be given, `TooLarge` and `ClientGone`."""
+    """What to do. Raises `BadRequest` with the fields that can be given, `RequestTooLarge` and `ClientDisconnected`."""
     content = await sent(request, most=_LONGEST_ORDER)
     try:
         return msgspec.json.decode(content, type=kind)
@@ -48,7 +48,7 @@ async def body(request: Request, kind: type[_Body]) -> _Body:
 
 
 async def while_there(request: Request, wait: Callable[[], Awaitable[None]]) -> None:
-    """`wait`, which raises nothing; `ClientGone` if the client leaves first. Only once the body has been read."""
+    """`wait`, which raises nothing; `ClientDisconnected` if the client leaves first. Only once the body has been read."""
     done = False
 
     async def waiting() -> None:
@@ -63,7 +63,7 @@ async def while_there(request: Request, wait: Callable[[], Awaitable[None]]) -> 
             pass
         tasks.cancel_scope.cancel()
     if not done:
-        raise ClientGone("the client left before its answer")
+        raise ClientDisconnected("the client left before its answer")
 
 
 def whole_number(request: Request, name: str, default: int, *, least: int, most: int) -> int:
@@ -90,7 +90,7 @@ def plain(endpoint: Endpoint) -> ASGIApp:
             task = asyncio.current_task()
             if task is None or task.uncancel() > 0:
                 raise
-            answer = told(Stopping(CUT_OFF))
+            answer = told(ShuttingDown(CUT_OFF))
             answer.headers["Connection"] = "close"
             return answer
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from hostler.adapters.base import WireResponse
-from hostler.adapters.errors import BadRequest, GatewayError, UnsupportedMedia
+from hostler.adapters.errors import BadRequest, GatewayError, UnsupportedMediaType
 from hostler.gateway.admin.http import json_response, plain, sent
 from hostler.gateway.admin.status import StatusView
 from hostler.gateway.asgi import CLIENT_KEY, RouteMatch
@@ -150,7 +150,7 @@ async def _presented(request: Request, *, wanted: bool = True) -> tuple[bool, st
     """Whether a form was sent rather than JSON, and the key in it."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("application/x-www-form-urlencoded", "application/json", "" if not wanted else "-"):
-        raise UnsupportedMedia("send this as a form or with Content-Type: application/json")
+        raise UnsupportedMediaType("send this as a form or with Content-Type: application/json")
     content = await sent(request, most=_LONGEST_FORM)
     if not wanted:
         return True, ""

@@ -16,12 +16,12 @@ import msgspec
 from hostler.adapters.base import Adapter, Welcoming, WireResponse
 from hostler.adapters.errors import (
     BadRequest,
-    Busy,
     Forbidden,
     GatewayError,
-    Misdirected,
+    MisdirectedRequest,
+    TooManyRequests,
     Unauthenticated,
-    UnsupportedMedia,
+    UnsupportedMediaType,
 )
 from hostler.gateway.asgi import (
     CLIENT_KEY,
@@ -52,7 +52,9 @@ class FailureThrottle(Throttle):
         """Count a failure; the error that it deserves."""
         wait_s = self.failed(address)
         if wait_s:
-            return Busy("too many wrong keys from this address; wait, then use a valid one", retry_after_s=wait_s)
+            return TooManyRequests(
+                "too many wrong keys from this address; wait, then use a valid one", retry_after_s=wait_s
+            )
         return Unauthenticated(words)
 
 
@@ -175,7 +177,7 @@ class AuthMiddleware:
                 self._good_hosts.clear()
             self._good_hosts.add(known)
             return
-        raise Misdirected("this server does not answer to that Host; add the name to gateway.allowed_hosts")
+        raise MisdirectedRequest("this server does not answer to that Host; add the name to gateway.allowed_hosts")
 
     def _check_origin(self, scope: Scope, headers: dict[str, list[str]]) -> str | None:
         """The foreign origin that is allowed to read the answer, or `None` if there is none to tell."""
@@ -243,7 +245,7 @@ class AuthMiddleware:
             media_type = headers.get("content-type", [""])[0].partition(";")[0].strip().lower()
             page = "origin" in headers or "sec-fetch-site" in headers
             if media_type != "application/json" and (page or media_type not in claim.operation.media):
-                raise UnsupportedMedia("send this with Content-Type: application/json")
+                raise UnsupportedMediaType("send this with Content-Type: application/json")
         scope[ROUTE_KEY] = claim
         scope["path_params"] = parameters
         scope[CLIENT_KEY] = client

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from hostler.adapters.base import Upstream, WireRequest
-from hostler.adapters.types import AnswerHead
+from hostler.adapters.types import ResponseHead
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +46,7 @@ class Answer(Protocol):
     """A backend's answer, from its head on. Valid inside the context that gave it."""
 
     @property
-    def head(self) -> AnswerHead:
+    def head(self) -> ResponseHead:
         """Status, media type with its parameters, and the body's length where it was told."""
         ...
 

@@ -10,10 +10,10 @@ from hostler.adapters.errors import (
     BackendBroken,
     BackendError,
     BackendRejected,
-    Busy,
     Forbidden,
     GatewayError,
     ModelUnavailable,
+    TooManyRequests,
 )
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.failure_policy import WORDS, Fault, Outcome, Skip, fault_of
@@ -41,7 +41,7 @@ class Passed(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def words(self) -> str:
         """One clause for people, with the kind for programs."""
-        if isinstance(self.error, Busy):
+        if isinstance(self.error, TooManyRequests):
             return f"{self.hop.name} has a full queue ({self.why})"
         return f"{self.hop.name} {WORDS[self.why]} ({self.why})"
 
@@ -64,10 +64,12 @@ def failure(model: str | None, passed: Sequence[Passed]) -> GatewayError:
     waits = [each.retry_after_s for each in passed if each.retry_after_s]
     lasting = all(each.why in _FOR_EVER for each in passed)
     retry_after_s = min(waits) if waits else None if lasting else SOON_S
-    if asked and all(each.why == "busy" or isinstance(each.error, Busy) for each in asked):
-        if len(passed) == 1 and isinstance(asked[0].error, Busy):
+    if asked and all(each.why == "busy" or isinstance(each.error, TooManyRequests) for each in asked):
+        if len(passed) == 1 and isinstance(asked[0].error, TooManyRequests):
             return asked[0].error
-        return Busy(f"everybody who could answer for {model} is busy: {told}", retry_after_s=retry_after_s, model=model)
+        return TooManyRequests(
+            f"everybody who could answer for {model} is busy: {told}", retry_after_s=retry_after_s, model=model
+        )
     if len(passed) == 1 and asked:
         only = asked[0]
         assert only.error is not None
@@ -79,19 +81,19 @@ def failure(model: str | None, passed: Sequence[Passed]) -> GatewayError:
 def presentable(error: GatewayError, hop: Hop) -> GatewayError:
     """The error as it may leave the house: what a foreign backend said stays in the log."""
     if isinstance(error, BackendRejected):
-        if hop.local and (400 <= error.answer_status < 500 or error.answer_status == 501):
+        if hop.local and (400 <= error.backend_status < 500 or error.backend_status == 501):
             return error  # 501: what this model cannot do, in its engine's own words
-        if 400 <= error.answer_status < 500:
+        if 400 <= error.backend_status < 500:
             return BackendRejected(
                 _FAULTS[fault_of(error)].format(hop.name),
                 backend=hop.name,
                 wire="",
-                answer_status=error.answer_status,
+                backend_status=error.backend_status,
                 headers={},
                 body=b"",
                 retry_after_s=error.retry_after_s,
             )
-        return BackendError(f"{hop.name} answered with status {error.answer_status}", backend=hop.name)
+        return BackendError(f"{hop.name} answered with status {error.backend_status}", backend=hop.name)
     if isinstance(error, BackendBroken) and not hop.supervised:
-        return BackendBroken(f"{hop.name} {WORDS['broken']}", backend=hop.name, answer_status=error.answer_status)
+        return BackendBroken(f"{hop.name} {WORDS['broken']}", backend=hop.name, backend_status=error.backend_status)
     return error

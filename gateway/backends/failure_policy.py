@@ -17,10 +17,10 @@ from hostler.adapters.errors import (
     BackendRejected,
     BackendTimeout,
     BackendUnavailable,
-    Busy,
     GatewayError,
     ModelUnavailable,
-    Waited,
+    TooManyRequests,
+    WaitTimeout,
 )
 from hostler.adapters.json_body import NOT_JSON
 
@@ -142,18 +142,18 @@ def outcome_of(error: GatewayError, *, committed: bool) -> Outcome | None:
             return "first_byte_timeout"
         if isinstance(error, BackendRejected):
             return _of_rejection(error)
-        if isinstance(error, BackendBroken) and error.answer_status is not None:
-            return outcome_of_status(error.answer_status, retry_after=error.retry_after_s is not None)
+        if isinstance(error, BackendBroken) and error.backend_status is not None:
+            return outcome_of_status(error.backend_status, retry_after=error.retry_after_s is not None)
         return "server_error"
-    if isinstance(error, Waited):
+    if isinstance(error, WaitTimeout):
         return "loading"
-    if isinstance(error, Busy | ModelUnavailable):
+    if isinstance(error, TooManyRequests | ModelUnavailable):
         return "not_had"
     return None
 
 
 def _of_rejection(error: BackendRejected) -> Outcome:
-    status, told = error.answer_status, error.retry_after_s is not None
+    status, told = error.backend_status, error.retry_after_s is not None
     if status == 503 and _is_loading(error.body):
         return "loading"
     if status == 403 and fault_of(error) == "contents":
@@ -174,19 +174,19 @@ def fault_of(error: GatewayError) -> Fault:
     if (
         kind == "exceed_context_size_error"
         or code == "context_length_exceeded"
-        or error.answer_status == 413
+        or error.backend_status == 413
         or "maximum context length" in message
         or "prompt is too long" in message
     ):
         return "context"
     metadata = told.get("metadata")
     if (
-        error.answer_status == 403
+        error.backend_status == 403
         and isinstance(metadata, dict)
         and ("reasons" in metadata or "flagged_input" in metadata)
     ):
         return "contents"
-    if error.answer_status == 404 or code == "model_not_found":
+    if error.backend_status == 404 or code == "model_not_found":
         return "model"
     return "request"
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import cast
 
 from hostler.adapters.errors import BackendBroken, BackendError, BackendTimeout, BackendUnavailable
-from hostler.adapters.types import AnswerHead
+from hostler.adapters.types import ResponseHead
 from hostler.gateway.backends.http_response import AnswerReader, Malformed, SeenAnswer
 
 HIGH_WATER = 256 * 1024  # unread bytes of an answer above which the socket is left alone
@@ -102,7 +102,7 @@ class Connection(asyncio.Protocol):
             raise BackendUnavailable(f'backend "{self.backend}" closed the connection at once', backend=self.backend)
         return self._transport
 
-    async def wait_head(self, first_byte_s: float) -> AnswerHead:
+    async def wait_head(self, first_byte_s: float) -> ResponseHead:
         """The answer's head, once it is there."""
         reader = self.reader
         assert reader is not None

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import httptools
 
-from hostler.adapters.types import AnswerHead
+from hostler.adapters.types import ResponseHead
 
 MAX_HEAD = 64 * 1024  # bytes of an answer's head, of its trailers, and of framing without any content in between
 MAX_HEADERS = 128
@@ -71,7 +71,7 @@ class SeenAnswer:
         return data[at:]
 
     def remember(
-        self, method: str, data: bytes, head: AnswerHead, fields: list[tuple[bytes, bytes]], keep_s: float
+        self, method: str, data: bytes, head: ResponseHead, fields: list[tuple[bytes, bytes]], keep_s: float
     ) -> None:
         """These bytes were one whole answer, and the connection may be kept."""
         if not self._tries or head.length is None or method == "HEAD":
@@ -113,7 +113,7 @@ class AnswerReader:
         self._interim = 0
         self._refused = ""
         self.received = False
-        self.head: AnswerHead | None = None
+        self.head: ResponseHead | None = None
         self.parts: list[bytes] = []
         self.complete = False
         self.until_close = False
@@ -139,7 +139,7 @@ class AnswerReader:
             seen = self._seen
             if seen is not None and (body := seen.body(self._method, data)) is not None:
                 self._fields, self.keep_s, self.complete = seen.fields, seen.keep_s, True
-                self.head = AnswerHead(status=seen.status, media_type=seen.media_type, length=len(body))
+                self.head = ResponseHead(status=seen.status, media_type=seen.media_type, length=len(body))
                 if body:
                     self.parts.append(body)
                 return
@@ -240,7 +240,7 @@ class AnswerReader:
         # llama-server closes the connection after each chunked stream, and does not say so before.
         if version == "1.1" and not chunked and not self.until_close and self._parser.should_keep_alive():
             self.keep_s = max(0.0, keep_for)
-        self.head = AnswerHead(status=status, media_type=media_type, length=0 if status == 204 else length)
+        self.head = ResponseHead(status=status, media_type=media_type, length=0 if status == 204 else length)
         self._count = self._size = 0
         if self._method == "HEAD":
             # The parser cannot be told that no body follows, so it is stopped here.

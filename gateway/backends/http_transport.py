@@ -14,7 +14,7 @@ from typing import Any
 
 from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendUnavailable, BadRequest
-from hostler.adapters.types import AnswerHead
+from hostler.adapters.types import ResponseHead
 from hostler.gateway.backends.base import Endpoint, Timeouts
 from hostler.gateway.backends.http_connection import Connection
 from hostler.gateway.backends.http_pool import Pool, Pooling
@@ -141,7 +141,7 @@ class LanAnswer:
         self._silence_s = timeouts.first_byte_s
         self._pool: Pool | None = None
         self._connection: Connection | None = None
-        self._head: AnswerHead | None = None
+        self._head: ResponseHead | None = None
 
     async def __aenter__(self) -> LanAnswer:
         head = self._transport.head(self._request, self._endpoint)
@@ -173,7 +173,7 @@ class LanAnswer:
             self._pool.give_back(connection)
 
     @property
-    def head(self) -> AnswerHead:
+    def head(self) -> ResponseHead:
         """See `Answer.head`."""
         assert self._head is not None, "no answer yet"
         return self._head

@@ -15,7 +15,7 @@ import httpx
 
 from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendBroken, BackendError, BackendTimeout, BackendUnavailable, BadRequest
-from hostler.adapters.types import AnswerHead
+from hostler.adapters.types import ResponseHead
 from hostler.gateway.backends.base import Answer, Endpoint, Timeouts
 
 #: A new TLS connection costs two or three round trips, so an idle one is kept for so long, in seconds.
@@ -89,7 +89,7 @@ class CloudAnswer:
         self._silence_s = timeouts.first_byte_s
         self._response: httpx.Response | None = None
         self._pieces: AsyncIterator[bytes] | None = None
-        self._head: AnswerHead | None = None
+        self._head: ResponseHead | None = None
         self._complete = False
 
     async def __aenter__(self) -> CloudAnswer:
@@ -112,7 +112,7 @@ class CloudAnswer:
         self._response = response
         length = response.headers.get("content-length", "")
         coded = response.headers.get("content-encoding", "identity").lower() != "identity"
-        self._head = AnswerHead(
+        self._head = ResponseHead(
             status=response.status_code,
             media_type=response.headers.get("content-type", ""),
             length=int(length) if length.isdigit() and not coded else None,
@@ -139,7 +139,7 @@ class CloudAnswer:
             self._waiting.reschedule(asyncio.get_running_loop().time())
 
     @property
-    def head(self) -> AnswerHead:
+    def head(self) -> ResponseHead:
         """See `Answer.head`."""
         assert self._head is not None, "no answer yet"
         return self._head

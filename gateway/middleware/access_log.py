@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from hostler.adapters.errors import BackendRejected, Cancelled, GatewayError, Stopping
+from hostler.adapters.errors import BackendRejected, GatewayError, RequestCancelled, ShuttingDown
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import CUT_OFF, Attempt, RequestContext
 from hostler.gateway.events import AttemptMade, Bus, HopPassed, RequestFinished
@@ -37,12 +37,12 @@ class AccessLogMiddleware(RequestMiddleware):
             await call_next()
             context.outcome = "ok"
         except asyncio.CancelledError:
-            ending = context.ending or Stopping(CUT_OFF)
-            if isinstance(ending, Stopping):
+            ending = context.ending or ShuttingDown(CUT_OFF)
+            if isinstance(ending, ShuttingDown):
                 context.outcome = "broken" if context.writer.committed else "failed"
                 context.reason = ending.message
             else:
-                context.outcome = "cancelled" if isinstance(ending, Cancelled) else "left"
+                context.outcome = "cancelled" if isinstance(ending, RequestCancelled) else "left"
             status, code = ending.status, ending.code
             raise
         except GatewayError as error:
@@ -102,5 +102,5 @@ def _told(context: RequestContext, error: GatewayError) -> int:
     """The status that the client is told: protocols have their own for some errors. Where the answer has begun it is
     the error's, since 200 says nothing of it."""
     if context.writer.started:
-        return error.answer_status if isinstance(error, BackendRejected) else error.status
+        return error.backend_status if isinstance(error, BackendRejected) else error.status
     return context.adapter.refuse(error, context.operation).status

@@ -14,12 +14,12 @@ from hostler.adapters.errors import (
     BackendRejected,
     BackendUnavailable,
     BadRequest,
-    Cancelled,
-    ClientGone,
+    ClientDisconnected,
     GatewayError,
     ModelUnavailable,
-    Stopping,
-    Waited,
+    RequestCancelled,
+    ShuttingDown,
+    WaitTimeout,
 )
 from hostler.adapters.types import ChatRequest, CompletionRequest, Control, Progress, ProgressPhase
 from hostler.gateway.asgi import ASGIApp
@@ -58,9 +58,9 @@ class Pauses:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """A pause, as long as the context lasts. Raises `Stopping` if the gateway stops meanwhile, or is about to."""
+        """A pause, as long as the context lasts. Raises `ShuttingDown` if the gateway stops meanwhile, or is about to."""
         if self._stopping:
-            raise Stopping(NO_MORE)
+            raise ShuttingDown(NO_MORE)
         with anyio.CancelScope() as scope:
             self._scopes.add(scope)
             try:
@@ -68,7 +68,7 @@ class Pauses:
             finally:
                 self._scopes.discard(scope)
         if scope.cancelled_caught:
-            raise Stopping(NO_MORE)
+            raise ShuttingDown(NO_MORE)
 
 
 logger = logging.getLogger(__name__)
@@ -314,7 +314,7 @@ class FallbackMiddleware(RequestMiddleware):
         match VERDICTS[failed.outcome].again:
             case "wait":
                 left = (context.deadline or now) - now
-                return None if isinstance(failed.error, Waited) or left <= 0 else min(_ASK_LOADING_S, left)
+                return None if isinstance(failed.error, WaitTimeout) or left <= 0 else min(_ASK_LOADING_S, left)
             case "if_short":
                 after = failed.error.retry_after_s
                 if retried or after is None or after > SHORT_WAIT_S or not self._budget.spend(now):
@@ -348,7 +348,7 @@ class FallbackMiddleware(RequestMiddleware):
     ) -> bool:
         """Wait for something, at most until then, and show streaming clients that it is waited for.
 
-        Raises `Stopping` if the gateway stops meanwhile.
+        Raises `ShuttingDown` if the gateway stops meanwhile.
         """
         settings, now = self._settings, self._clock()
         began_at = now
@@ -388,13 +388,13 @@ def _too_long(context: RequestContext, target: Target, later: tuple[Target, ...]
 
 def _ended_by(ending: GatewayError | None) -> str:
     """What ended an attempt that is nobody's failure. Without a reason it is cut off by the end of the gateway."""
-    if ending is None or isinstance(ending, Stopping):
+    if ending is None or isinstance(ending, ShuttingDown):
         return "stopped"
     return (
         "cancelled"
-        if isinstance(ending, Cancelled)
+        if isinstance(ending, RequestCancelled)
         else "client_left"
-        if isinstance(ending, ClientGone)
+        if isinstance(ending, ClientDisconnected)
         else ending.code
     )
 

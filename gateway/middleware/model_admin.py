@@ -8,7 +8,6 @@ from typing import Protocol
 from hostler.adapters.errors import Forbidden, NotFound
 from hostler.adapters.types import (
     MODEL_OPERATIONS,
-    AnswerHead,
     Chunk,
     CopyModel,
     CreateModel,
@@ -17,6 +16,7 @@ from hostler.adapters.types import (
     ModelOperation,
     ProgressStep,
     PullModel,
+    ResponseHead,
 )
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext
@@ -54,7 +54,7 @@ class ModelAdminMiddleware(RequestMiddleware):
 
     async def _carry_out(self, context: RequestContext, order: ModelOperation) -> None:
         writer = context.writer
-        writer.begin(AnswerHead())
+        writer.begin(ResponseHead())
 
         async def tell(stage: ProgressStep) -> None:
             await writer.write(Chunk(stage=stage))

@@ -8,7 +8,7 @@ from typing import cast
 import anyio
 
 from hostler.adapters.base import Watchable
-from hostler.adapters.model_list import Listing
+from hostler.adapters.model_list import ModelList
 from hostler.adapters.types import ModelInfoRequest
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext
@@ -26,7 +26,7 @@ _REMEMBERED = 16
 class ModelInfoMiddleware(RequestMiddleware):
     """Answers probes; everything else passes. One that asks for what changes is told of it until `bus` is closed."""
 
-    def __init__(self, app: ASGIApp, *, listing: Callable[[], Listing], bus: Bus, ping_s: float = _PING_S) -> None:
+    def __init__(self, app: ASGIApp, *, listing: Callable[[], ModelList], bus: Bus, ping_s: float = _PING_S) -> None:
         super().__init__(app)
         self._listing = listing
         self._bus = bus

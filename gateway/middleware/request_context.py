@@ -15,7 +15,15 @@ import anyio
 import msgspec
 
 from hostler.adapters.base import Adapter, Incoming, Operation
-from hostler.adapters.errors import BadRequest, Cancelled, ClientGone, Forbidden, GatewayError, Stopping, TooLarge
+from hostler.adapters.errors import (
+    BadRequest,
+    ClientDisconnected,
+    Forbidden,
+    GatewayError,
+    RequestCancelled,
+    RequestTooLarge,
+    ShuttingDown,
+)
 from hostler.adapters.types import ModelInfoRequest
 from hostler.gateway.asgi import (
     CLIENT_KEY,
@@ -156,14 +164,14 @@ class RequestContextMiddleware:
             )
             scope[CONTEXT_KEY] = context
             await self._watched(context, line, scope, receive, send)
-        except ClientGone:
+        except ClientDisconnected:
             return
         except asyncio.CancelledError:
             # Neither the client nor an operator: what is in progress has had its time, and the gateway stops.
             task = asyncio.current_task()
             if task is None or task.uncancel() > 0:
                 raise
-            stopping = Stopping(CUT_OFF)
+            stopping = ShuttingDown(CUT_OFF)
             with anyio.move_on_after(_LAST_WORD_S, shield=True):
                 await writer.fail(stopping, adapter.refuse(stopping, operation))
         except GatewayError as error:
@@ -188,14 +196,14 @@ class RequestContextMiddleware:
             nonlocal left
             if not ended:
                 left = True
-                context.ending = ClientGone("the client left before its answer was complete")
+                context.ending = ClientDisconnected("the client left before its answer was complete")
                 task.cancel()
 
         def end() -> None:
             nonlocal ended
             if not (left or ended):
                 ended = True
-                context.ending = Cancelled("the request was cancelled by an operator")
+                context.ending = RequestCancelled("the request was cancelled by an operator")
                 context.reason = "cancelled by an operator"
                 task.cancel()
 
@@ -247,7 +255,7 @@ class RequestContextMiddleware:
         while more and size <= self._max_body:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise ClientGone("the client left before its request was complete")
+                raise ClientDisconnected("the client left before its request was complete")
             parts.append(message["body"])
             size += len(parts[-1])
             more = message["more_body"]
@@ -255,8 +263,8 @@ class RequestContextMiddleware:
             raise self._too_large()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _too_large(self) -> TooLarge:
-        return TooLarge(
+    def _too_large(self) -> RequestTooLarge:
+        return RequestTooLarge(
             f"the request is larger than {round(self._max_body / 1024**2, 2):g} MiB; the limit is gateway.max_body"
         )
 

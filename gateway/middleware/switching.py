@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from hostler.adapters.errors import BackendError, BackendUnavailable, Waited
+from hostler.adapters.errors import BackendError, BackendUnavailable, WaitTimeout
 from hostler.adapters.types import Control
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.config import SwitchingSettings
@@ -95,7 +95,7 @@ class SwitchingMiddleware(RequestMiddleware):
             if turn.news() and now >= first:
                 due = now
             if now >= deadline:
-                raise Waited(
+                raise WaitTimeout(
                     f"{turn.model} could not be had within {now - context.started_at:.0f} seconds "
                     "(gateway.queue.max_wait_s); try again, or use a model that is running",
                     retry_after_s=turn.estimate_s(),

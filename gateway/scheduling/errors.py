@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from hostler.adapters.errors import BackendUnavailable, Busy, GatewayError, ModelUnavailable, Waited
+from hostler.adapters.errors import BackendUnavailable, GatewayError, ModelUnavailable, TooManyRequests, WaitTimeout
 from hostler.gateway.scheduling.types import Refuse
 from hostler.supervisor.contract import Failure, FailureKind, HostStatus
 
@@ -80,13 +80,13 @@ def refusal(refuse: Refuse, host: str, status: HostStatus | None = None) -> Gate
     """A refused turn as the error that its client is told."""
     model, after = refuse.model, refuse.retry_after_s
     if refuse.cause == "queue_full":
-        return Busy(
+        return TooManyRequests(
             f"{host} is busy and its queue is full; try again in about {max(1, math.ceil(after))} seconds",
             retry_after_s=after,
             model=model,
         )
     if refuse.cause == "wait_limit":
-        return Waited(
+        return WaitTimeout(
             f"{model} could not be had in time (gateway.queue.max_wait_s); try again, or use a model that is running",
             retry_after_s=after,
             model=model,

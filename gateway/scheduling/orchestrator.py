@@ -12,7 +12,7 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from hostler.adapters.errors import GatewayError, ModelUnavailable, Stopping
+from hostler.adapters.errors import GatewayError, ModelUnavailable, ShuttingDown
 from hostler.adapters.types import Progress, Usage
 from hostler.gateway.config import QueueSettings, SwitchingSettings
 from hostler.gateway.context import NO_MORE
@@ -142,7 +142,7 @@ class Orchestrator:
         ticket = Ticket(id=turn.id, model=model, at=now, client=client, priority=priority)
         self._carry_out(self._scheduler.request(ticket, now), now)
         if not turn.settled and self._stopping:
-            turn.refuse(Stopping(NO_MORE))
+            turn.refuse(ShuttingDown(NO_MORE))
             self._carry_out(self._scheduler.leave(turn.id, now), now)
         if not turn.settled:
             turn.queued = True
@@ -158,7 +158,7 @@ class Orchestrator:
         # All are refused before the first one leaves its place, or that would be given to the next of them.
         for turn in waiting:
             self._clock_out(turn, now)
-            turn.refuse(Stopping(NO_MORE))
+            turn.refuse(ShuttingDown(NO_MORE))
         for turn in waiting:
             self._carry_out(self._scheduler.leave(turn.id, now), now)
         if waiting:

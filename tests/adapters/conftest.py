@@ -14,10 +14,10 @@ from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.openai.encoder import OpenAIEncoder
 from hostler.adapters.openai.parser import OpenAIParser
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.types import AnswerHead, Chunk, Request
+from hostler.adapters.types import Chunk, Request, ResponseHead
 
 TRANSCRIPTS = Path(__file__).parent.parent / "transcripts"
-STREAM = AnswerHead(media_type="text/event-stream")
+STREAM = ResponseHead(media_type="text/event-stream")
 
 Ask = Callable[..., Request]
 
@@ -65,7 +65,7 @@ def chat(ask: Ask) -> Callable[..., Request]:
 def begin(adapter: OpenAIAdapter) -> Callable[..., OpenAIEncoder]:
     """An encoder for a request to which a backend answers."""
 
-    def make(request: Request, head: AnswerHead = STREAM, *, progress: str = "thinking") -> OpenAIEncoder:
+    def make(request: Request, head: ResponseHead = STREAM, *, progress: str = "thinking") -> OpenAIEncoder:
         encoder = adapter.encoder(request, id="chatcmpl-1", created=1700000000, progress=progress)
         encoder.begin(head)
         return encoder
@@ -78,7 +78,7 @@ def parse() -> Callable[..., list[Chunk]]:
     """All chunks of an answer that came in these segments."""
 
     def run(
-        segments: Iterable[bytes], *, head: AnswerHead = STREAM, operation: str = "chat", **options: Any
+        segments: Iterable[bytes], *, head: ResponseHead = STREAM, operation: str = "chat", **options: Any
     ) -> list[Chunk]:
         parser = OpenAIParser(operation, **options)
         parser.begin(head)

@@ -9,9 +9,9 @@ import pytest
 
 from hostler.adapters import sse as framing
 from hostler.adapters.anthropic.adapter import AnthropicAdapter
-from hostler.adapters.errors import Busy, ModelUnavailable
+from hostler.adapters.errors import ModelUnavailable, TooManyRequests
 from hostler.adapters.openai.parser import OpenAIParser
-from hostler.adapters.types import AnswerHead, Chunk, Progress, ToolCall, Usage
+from hostler.adapters.types import Chunk, Progress, ResponseHead, ToolCall, Usage
 
 LOADING = Progress(phase="loading", model="b", from_model="a", percent=40.2, eta_s=11.6)
 
@@ -204,7 +204,7 @@ def test_arguments_that_are_no_object_are_none_in_a_whole_answer(encoder: Any, a
 def test_a_second_attempt_begins_anew(encoder: Any) -> None:
     answer = encoder(stream=False)
     answer.chunk(said(text="half"))
-    answer.begin(AnswerHead())
+    answer.begin(ResponseHead())
     assert whole(answer, said(text="whole", finish="stop"))["content"] == [{"type": "text", "text": "whole"}]
 
 
@@ -228,14 +228,14 @@ def test_a_model_name_cannot_break_the_stream(encoder: Any) -> None:
 def test_an_error_is_an_event_of_its_own(encoder: Any) -> None:
     found = events(encoder().error(ModelUnavailable("b failed to load")))
     assert found == [{"type": "error", "error": {"type": "overloaded_error", "message": "b failed to load"}}]
-    assert encoder(stream=False).error(Busy("no")) == b""
+    assert encoder(stream=False).error(TooManyRequests("no")) == b""
 
 
 @pytest.mark.parametrize("name", ["chat", "tools", "structured", "openrouter"])
 def test_recorded_answers_of_openai_servers_become_messages(encoder: Any, transcript: Any, name: str) -> None:
     def chunks() -> list[Chunk]:
         parser = OpenAIParser("chat", fields=True)
-        parser.begin(AnswerHead(media_type="text/event-stream"))
+        parser.begin(ResponseHead(media_type="text/event-stream"))
         return [*parser.feed(transcript(f"openai/{name}.sse")), *parser.finish()]
 
     message = whole(encoder(stream=False), *chunks())
@@ -250,7 +250,7 @@ def test_recorded_answers_of_openai_servers_become_messages(encoder: Any, transc
 
 def test_counting_answers_with_one_number(ask: Any, begin: Any) -> None:
     parser = OpenAIParser("count", fields=True)
-    parser.begin(AnswerHead())
+    parser.begin(ResponseHead())
     body = b'{"input_tokens":37,"object":"response.input_tokens"}'
     count = begin(ask("/v1/messages/count_tokens", {"model": "a", "messages": [{"role": "user", "content": "Hi"}]}))
     assert whole(count, *parser.feed(body), *parser.finish()) == {"input_tokens": 37}

@@ -12,9 +12,9 @@ from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.openai.parser import OpenAIParser
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.types import AnswerHead, Chunk
+from hostler.adapters.types import Chunk, ResponseHead
 
-STREAM = AnswerHead(media_type="text/event-stream")
+STREAM = ResponseHead(media_type="text/event-stream")
 
 
 @pytest.fixture

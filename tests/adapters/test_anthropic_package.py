@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.base import WireResponse
-from hostler.adapters.errors import BackendBroken, Busy, ModelUnavailable
+from hostler.adapters.errors import BackendBroken, ModelUnavailable, TooManyRequests
 from hostler.adapters.types import Chunk, Progress, ToolCall, Usage
 
 words = st.text(max_size=10)
@@ -163,7 +163,7 @@ def test_an_error_in_a_stream_is_raised_by_the_package(desk: Any, encoder: Any, 
 
 @pytest.mark.parametrize(
     ("error", "kind"),
-    [(Busy("full", retry_after_s=3), anthropic.RateLimitError), (ModelUnavailable("b failed"), anthropic.InternalServerError)],
+    [(TooManyRequests("full", retry_after_s=3), anthropic.RateLimitError), (ModelUnavailable("b failed"), anthropic.InternalServerError)],
 )  # fmt: skip
 def test_refusals_are_the_packages_own_errors(
     desk: Any, adapter: AnthropicAdapter, error: Any, kind: type[Exception]

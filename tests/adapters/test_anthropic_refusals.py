@@ -12,16 +12,16 @@ from hostler.adapters.errors import (
     BackendRejected,
     BackendTimeout,
     BadRequest,
-    Busy,
     Forbidden,
     GatewayError,
     MethodNotAllowed,
     ModelNotFound,
     ModelUnavailable,
-    TooLarge,
+    RequestTooLarge,
+    TooManyRequests,
     Unauthenticated,
 )
-from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.model_list import ModelCard, ModelList
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def adapter() -> AnthropicAdapter:
         (Forbidden("x"), 403, "permission_error"),
         (ModelNotFound("x"), 404, "not_found_error"),
         (MethodNotAllowed("x"), 405, "invalid_request_error"),
-        (TooLarge("x"), 413, "request_too_large"),
-        (Busy("x"), 429, "rate_limit_error"),
+        (RequestTooLarge("x"), 413, "request_too_large"),
+        (TooManyRequests("x"), 429, "rate_limit_error"),
         (ModelUnavailable("x"), 503, "overloaded_error"),
         (BackendTimeout("x"), 504, "timeout_error"),
         (GatewayError("x"), 500, "api_error"),
@@ -53,13 +53,13 @@ def test_each_error_has_its_status_and_type(
 
 
 def test_headers_tell_what_helps(adapter: AnthropicAdapter) -> None:
-    assert adapter.refuse(Busy("x", retry_after_s=1.1)).headers == (("Retry-After", "2"),)
+    assert adapter.refuse(TooManyRequests("x", retry_after_s=1.1)).headers == (("Retry-After", "2"),)
     assert adapter.refuse(Unauthenticated("x")).headers == (("WWW-Authenticate", "Bearer"),)
     assert adapter.refuse(MethodNotAllowed("x", allowed=("POST",))).headers == (("Allow", "POST"),)
 
 
 def rejected(status: int, body: bytes = b'{"error":{"message":"theirs"}}', wire: str = "openai") -> BackendRejected:
-    return BackendRejected("main refused", backend="main", wire=wire, answer_status=status, headers={}, body=body)
+    return BackendRejected("main refused", backend="main", wire=wire, backend_status=status, headers={}, body=body)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ CARDS = (
     ModelCard(name="small"),
     ModelCard(name="hidden", listed=False),
 )
-LISTING = Listing(cards=CARDS, index={name: card for card in CARDS for name in (card.name, *card.aliases)})
+LISTING = ModelList(cards=CARDS, index={name: card for card in CARDS for name in (card.name, *card.aliases)})
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from hostler.adapters.anthropic.upstream import AnthropicUpstream
 from hostler.adapters.base import Incoming
 from hostler.adapters.errors import BackendBroken, BadRequest
 from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.types import AnswerHead, Chunk, EmbedRequest, Origin, Request, Usage
+from hostler.adapters.types import Chunk, EmbedRequest, Origin, Request, ResponseHead, Usage
 
-STREAM = AnswerHead(media_type="text/event-stream; charset=utf-8")
+STREAM = ResponseHead(media_type="text/event-stream; charset=utf-8")
 fixtures_are_stateless = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60
 )
@@ -162,7 +162,7 @@ def test_a_form_for_the_answer_is_passed_on(foreign: Any) -> None:
     assert body["output_config"] == {"format": {"type": "json_schema", "schema": {"type": "object"}}}
 
 
-def parsed(segments: Iterable[bytes], head: AnswerHead = STREAM, *, fields: bool = True) -> list[Chunk]:
+def parsed(segments: Iterable[bytes], head: ResponseHead = STREAM, *, fields: bool = True) -> list[Chunk]:
     parser = AnthropicParser(fields=fields)
     parser.begin(head)
     return [*(chunk for segment in segments for chunk in parser.feed(segment)), *parser.finish()]
@@ -185,7 +185,7 @@ def understood(chunks: list[Chunk]) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("name", ["anthropic.sse", "anthropic.json"])
 def test_an_answer_is_understood_in_full(transcript: Any, name: str) -> None:
-    head = STREAM if name.endswith("sse") else AnswerHead()
+    head = STREAM if name.endswith("sse") else ResponseHead()
     assert understood(parsed([transcript(f"anthropic/{name}")], head)) == (
         "Let me look.",
         "The map first.",
@@ -198,7 +198,7 @@ def test_an_answer_is_understood_in_full(transcript: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama-server.sse", "llama-server.json"])
 def test_llama_servers_answers_are_understood_too(transcript: Any, name: str) -> None:
-    head = STREAM if name.endswith("sse") else AnswerHead(media_type="application/json; charset=utf-8")
+    head = STREAM if name.endswith("sse") else ResponseHead(media_type="application/json; charset=utf-8")
     text, _, _, finish, stop, usage = understood(parsed([transcript(f"anthropic/{name}")], head))
     assert (text, finish, stop) == ("The capital of France is ", ["stop"], ["Paris"])
     assert (usage.prompt_tokens, usage.completion_tokens) == (23, 6)
@@ -222,7 +222,7 @@ def test_any_cutting_gives_the_same_answer(transcript: Any, name: str, places: l
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_of_the_same_protocol_gets_the_very_bytes(ask: Any, begin: Any, transcript: Any, stream: bool) -> None:
     body = transcript("anthropic/anthropic.sse" if stream else "anthropic/anthropic.json")
-    head = STREAM if stream else AnswerHead(length=len(body))
+    head = STREAM if stream else ResponseHead(length=len(body))
     encoder = begin(ask("/v1/messages", {"messages": [{"role": "user", "content": "Hi"}], "stream": stream}), head)
     got = [encoder.chunk(chunk) for chunk in parsed([body[:300], body[300:]], head, fields=False)]
     assert b"".join([*got, encoder.end()]) == body
@@ -266,7 +266,7 @@ def test_an_answer_without_its_end_is_broken(transcript: Any, fields: bool) -> N
     with pytest.raises(BackendBroken):
         parsed([stream], fields=fields)
     with pytest.raises(BackendBroken):
-        parsed([b'{"content":[]'], AnswerHead(length=50), fields=fields)
+        parsed([b'{"content":[]'], ResponseHead(length=50), fields=fields)
 
 
 def test_events_of_next_month_are_read_over() -> None:
@@ -282,7 +282,7 @@ def test_counts_are_asked_for_and_read(ask: Any, begin: Any) -> None:
     upstream = AnthropicUpstream()
     assert upstream.build(count, model="claude", stream=True).path == "/v1/messages/count_tokens"
     parser = upstream.parser(count, fields=False)
-    parser.begin(AnswerHead())
+    parser.begin(ResponseHead())
     encoder = begin(count)
     for chunk in (*parser.feed(b'{"input_tokens":37}'), *parser.finish()):
         assert encoder.chunk(chunk) == b""

@@ -12,7 +12,7 @@ from hostler.adapters.anthropic.upstream import AnthropicUpstream
 from hostler.adapters.base import Adapter, Admitting, Incoming, Operation, Polyglot, Upstream
 from hostler.adapters.errors import BadRequest, GatewayError
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
-from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.upstream import OpenAIUpstream
 from hostler.adapters.registry import load_adapters
@@ -29,7 +29,7 @@ BACKENDS: dict[str, Upstream] = {
 }
 
 CARD = ModelCard(name="m", state="loaded", context=4096, digest="ab" * 32)
-LISTING = Listing(cards=(CARD,), index={"m": CARD}, active="m", version="1")
+LISTING = ModelList(cards=(CARD,), index={"m": CARD}, active="m", version="1")
 
 # Something of everything that some operation asks for.
 BODY = {

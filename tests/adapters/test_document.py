@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hostler.adapters import json_body as document
 from hostler.adapters.errors import BadRequest
-from hostler.adapters.json_body import Document
+from hostler.adapters.json_body import JsonBody
 
 values = st.recursive(
     st.none()
@@ -95,7 +95,7 @@ def test_a_model_deeper_in_the_body_is_left_alone() -> None:
 )
 def test_what_parsers_disagree_about_is_refused(body: bytes, words: str) -> None:
     with pytest.raises(BadRequest, match=words):
-        Document(body)
+        JsonBody(body)
 
 
 def nested(depth: int) -> bytes:
@@ -109,15 +109,15 @@ def test_depth_is_limited_exactly(wide: str) -> None:
         return b'{"x":[' + wide.encode() + b'],"a":' + inner.encode() + b"}"
 
     most = document.MAX_DEPTH - ("[]" in wide or "{}" in wide)
-    assert Document(body(most)).members
-    assert Document(nested(document.MAX_DEPTH)).members
+    assert JsonBody(body(most)).members
+    assert JsonBody(nested(document.MAX_DEPTH)).members
     for deep in (body(most + 1), nested(document.MAX_DEPTH + 1)):
         with pytest.raises(BadRequest, match="nested"):
-            Document(deep)
+            JsonBody(deep)
 
 
 def test_brackets_in_strings_are_not_depth() -> None:
-    assert Document(json.dumps({"content": '["\\' * 5000}).encode()).members
+    assert JsonBody(json.dumps({"content": '["\\' * 5000}).encode()).members
 
 
 @pytest.mark.parametrize(
@@ -136,19 +136,19 @@ def test_hostile_bodies_are_refused_in_a_tenth_of_a_second(body: bytes) -> None:
     for _ in range(3):
         began = time.process_time()
         with pytest.raises(BadRequest):
-            Document(body)
+            JsonBody(body)
         took.append(time.process_time() - began)
     assert min(took) < 0.1
 
 
 def test_a_wrong_type_names_the_field() -> None:
     with pytest.raises(BadRequest, match="`model` must be a string") as caught:
-        Document(b'{"model":1}').text("model")
+        JsonBody(b'{"model":1}').text("model")
     assert caught.value.param == "model"
 
 
 def test_null_is_absent() -> None:
-    body = Document(b'{"model":null}')
+    body = JsonBody(b'{"model":null}')
     assert body.text("model") is None
     assert not body.has("model")
 
@@ -170,7 +170,7 @@ def test_more_lists_than_anybody_needs_are_refused_at_once(value: bytes) -> None
     tracemalloc.start()
     began = time.process_time()
     with pytest.raises(BadRequest, match="more than 100000 lists"):
-        Document(body)
+        JsonBody(body)
     taken, most = time.process_time() - began, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert taken < 1
@@ -180,6 +180,6 @@ def test_more_lists_than_anybody_needs_are_refused_at_once(value: bytes) -> None
 @pytest.mark.parametrize("text", [b"[", b"[]{}", b'\\"[', b"\\\\", b'\\\\\\"{', b'","'])
 def test_brackets_in_strings_are_no_lists(text: bytes) -> None:
     words = b'["' + text * (MANY // 8 // len(text)) + b'"],'
-    assert Document(b'{"a":' + b"[" + words * 3 + b"[" * 126 + b"]" * 126 + b"]}").has("a")
+    assert JsonBody(b'{"a":' + b"[" + words * 3 + b"[" * 126 + b"]" * 126 + b"]}").has("a")
     with pytest.raises(BadRequest, match="deep"):
-        Document(b'{"a":' + b"[" + words * 3 + b"[" * 127 + b"]" * 127 + b"]}")
+        JsonBody(b'{"a":' + b"[" + words * 3 + b"[" * 127 + b"]" * 127 + b"]}")

@@ -19,7 +19,7 @@ from hostler.adapters.ollama.adapter import OllamaAdapter
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.types import AnswerHead
+from hostler.adapters.types import ResponseHead
 
 Transcript = Callable[[str], bytes]
 
@@ -52,7 +52,7 @@ fixtures_are_stateless = settings(
 )
 
 
-def told(name: str, segments: list[bytes], head: AnswerHead, *, stream: bool) -> tuple[bytes, str]:
+def told(name: str, segments: list[bytes], head: ResponseHead, *, stream: bool) -> tuple[bytes, str]:
     """What a client of the protocol is sent when its backend says this, and what kind of answer it is told it is."""
     kind, speaker, path, question, _, _ = CASES[name]
     adapter, upstream = kind(), speaker()
@@ -68,8 +68,8 @@ def told(name: str, segments: list[bytes], head: AnswerHead, *, stream: bool) ->
     return b"".join([*sent, encoder.end()]), encoder.media_type
 
 
-def streamed(name: str) -> AnswerHead:
-    return AnswerHead(media_type="application/x-ndjson" if name == "ollama" else "text/event-stream; charset=utf-8")
+def streamed(name: str) -> ResponseHead:
+    return ResponseHead(media_type="application/x-ndjson" if name == "ollama" else "text/event-stream; charset=utf-8")
 
 
 @fixtures_are_stateless
@@ -104,7 +104,7 @@ def test_remarks_stay_in_their_places(
 @pytest.mark.parametrize("media_type", ["application/json", "application/json; charset=utf-8"])
 def test_a_whole_answer_is_the_backends_own(transcript: Transcript, name: str, media_type: str) -> None:
     body = transcript(CASES[name][5])
-    head = AnswerHead(media_type=media_type, length=len(body))
+    head = ResponseHead(media_type=media_type, length=len(body))
     assert told(name, [body[:7], body[7:]], head, stream=False) == (body, media_type)
 
 

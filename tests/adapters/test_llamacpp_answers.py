@@ -18,7 +18,6 @@ from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
 from hostler.adapters.llamacpp.parser import LlamaCppParser
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.types import (
-    AnswerHead,
     Chunk,
     CompletionRequest,
     Control,
@@ -26,12 +25,13 @@ from hostler.adapters.types import (
     Output,
     Passthrough,
     Progress,
+    ResponseHead,
     Usage,
 )
 
 Transcript = Callable[[str], bytes]
-STREAM = AnswerHead(media_type="text/event-stream")
-WHOLE = AnswerHead(media_type="application/json; charset=utf-8")
+STREAM = ResponseHead(media_type="text/event-stream")
+WHOLE = ResponseHead(media_type="application/json; charset=utf-8")
 STREAMS = {"completion": 1, "words": 1, "prompts": 2}
 COUNTS = {
     "completion": (Usage(prompt_tokens=5, completion_tokens=6, prompt_ms=308.407, completion_ms=3195.985), "length"),
@@ -48,7 +48,7 @@ def completion(*, stream: bool = False, operation: str = "completion", **fields:
     return Passthrough(origin=origin, model="a", output=Output(stream=stream))
 
 
-def parse(segments: Iterable[bytes], *, head: AnswerHead = STREAM, answers: int = 1) -> list[Chunk]:
+def parse(segments: Iterable[bytes], *, head: ResponseHead = STREAM, answers: int = 1) -> list[Chunk]:
     parser = LlamaCppParser(answers=answers)
     parser.begin(head)
     chunks = [chunk for segment in segments for chunk in parser.feed(segment)]
@@ -56,7 +56,7 @@ def parse(segments: Iterable[bytes], *, head: AnswerHead = STREAM, answers: int 
 
 
 def encoder(
-    request: CompletionRequest | Passthrough | Control, head: AnswerHead = STREAM, *, progress: str = "thinking"
+    request: CompletionRequest | Passthrough | Control, head: ResponseHead = STREAM, *, progress: str = "thinking"
 ) -> Encoder:
     made = LlamaCppAdapter().encoder(request, id="x", created=1, progress=progress)
     made.begin(head)
@@ -105,7 +105,7 @@ def test_a_folded_answer_is_the_one_the_server_gives(transcript: Transcript, nam
 
 def test_a_whole_answer_is_forwarded_as_it_came(transcript: Transcript) -> None:
     body = transcript("llamacpp/prompts.json")
-    head = AnswerHead(media_type="application/json; charset=utf-8", length=len(body))
+    head = ResponseHead(media_type="application/json; charset=utf-8", length=len(body))
     made = encoder(completion(prompt=["One", "Two"]), head)
     assert b"".join(made.chunk(chunk) for chunk in parse([body[:9], body[9:]], head=head)) + made.end() == body
     assert (made.media_type, made.length) == (head.media_type, len(body))
@@ -135,7 +135,7 @@ def test_an_error_in_the_stream_is_one() -> None:
     parser = LlamaCppParser(answers=1)
     with pytest.raises(BackendBroken, match="out of cells") as raised:
         list(parser.feed(error))
-    assert raised.value.answer_status == 500
+    assert raised.value.backend_status == 500
     parser.begin(STREAM)
     first = list(parser.feed(b'data: {"content":"a","stop":false}\n\n'))
     assert len(first) == 1
@@ -200,5 +200,5 @@ def test_an_error_after_the_beginning_is_told_in_the_stream() -> None:
 
 
 def test_an_order_is_answered_when_it_is_carried_out() -> None:
-    made = encoder(Control(origin=Origin(wire="llamacpp", operation="load"), kind="load", model="a"), AnswerHead())
+    made = encoder(Control(origin=Origin(wire="llamacpp", operation="load"), kind="load", model="a"), ResponseHead())
     assert (made.end(), made.streaming) == (b'{"success":true}', False)

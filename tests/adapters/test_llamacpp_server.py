@@ -13,7 +13,7 @@ from hostler.adapters import sse as framing
 from hostler.adapters.base import Incoming
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, ModelNotFound
 from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
-from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.profiles.schema import ModelFacts
 
@@ -24,10 +24,10 @@ A = ModelCard(
 B = ModelCard(
     name="b", context=1024, facts=ModelFacts(chat_template="{{ x }}", quantization="Q4_1", training_context=8192)
 )
-LISTING = Listing(cards=(B, A), index={"a": A, "tiny": A, "b": B}, active="a", version="1.2")
+LISTING = ModelList(cards=(B, A), index={"a": A, "tiny": A, "b": B}, active="a", version="1.2")
 
 
-def get(path: str, query: str = "", *, listing: Listing = LISTING, method: str = "GET") -> tuple[int, Any]:
+def get(path: str, query: str = "", *, listing: ModelList = LISTING, method: str = "GET") -> tuple[int, Any]:
     operation = next(one for one in ADAPTER.operations if one.path == path and method in one.methods)
     response = ADAPTER.answer(ADAPTER.decode(operation, Incoming(method=method, path=path, query=query)), listing)
     return response.status, json.loads(response.body)
@@ -58,8 +58,8 @@ def test_no_context_but_the_running_one_is_told() -> None:
 
 
 def test_props_exist_without_any_model() -> None:
-    assert get("/props", listing=Listing())[1]["default_generation_settings"]["n_ctx"] == 0
-    assert get("/slots", listing=Listing()) == (200, [])
+    assert get("/props", listing=ModelList())[1]["default_generation_settings"]["n_ctx"] == 0
+    assert get("/slots", listing=ModelList()) == (200, [])
 
 
 def test_slots_are_as_many_as_the_model_has() -> None:
@@ -109,14 +109,14 @@ def test_to_stop_a_stream_that_is_gone_is_no_mistake() -> None:
     assert (ADAPTER.answer(asked, LISTING).status, ADAPTER.answer(asked, LISTING).body) == (204, b"")
 
 
-def news(before: Listing | None, now: Listing) -> list[tuple[str, str, Any]]:
+def news(before: ModelList | None, now: ModelList) -> list[tuple[str, str, Any]]:
     """What a router tells, as (model, event, data)."""
     events = [json.loads(data) for _, data in framing.events(ADAPTER.news(before, now))]
     return [(each["model"], each["event"], each["data"]) for each in events]
 
 
-def of(*cards: ModelCard) -> Listing:
-    return Listing(cards=cards)
+def of(*cards: ModelCard) -> ModelList:
+    return ModelList(cards=cards)
 
 
 def test_who_watches_is_told_first_how_every_model_is() -> None:
@@ -128,7 +128,7 @@ def test_who_watches_is_told_first_how_every_model_is() -> None:
 
 
 def test_who_watches_is_told_of_a_load_in_the_routers_words() -> None:
-    def b(state: str, percent: float | None = None) -> Listing:
+    def b(state: str, percent: float | None = None) -> ModelList:
         return of(A, msgspec.structs.replace(B, state=state, percent=percent))
 
     progress = {"stages": ["text_model"], "current": "text_model", "value": 0.25}
@@ -157,7 +157,7 @@ def test_the_list_of_models_serves_both_protocols() -> None:
     openai = OpenAIAdapter()
     operation = next(one for one in openai.operations if one.path == "/models")
     request = openai.decode(operation, Incoming(method="GET", path="/models"))
-    body = json.loads(openai.answer(request, Listing(cards=(A, failed))).body)
+    body = json.loads(openai.answer(request, ModelList(cards=(A, failed))).body)
     assert [(entry["id"], entry["status"]) for entry in body["data"]] == [
         ("a", {"value": "loaded"}), ("c", {"value": "unloaded", "failed": True}), ("tiny", {"value": "loaded"}),
     ]  # fmt: skip
@@ -171,7 +171,7 @@ def test_the_list_of_models_serves_both_protocols() -> None:
         (errors.Forbidden("x"), 403, "permission_error"),
         (errors.ModelNotFound("x", model="m"), 404, "not_found_error"),
         (errors.MethodNotAllowed("x", allowed=("GET",)), 405, "invalid_request_error"),
-        (errors.Busy("x", retry_after_s=1.2), 429, "rate_limit_error"),
+        (errors.TooManyRequests("x", retry_after_s=1.2), 429, "rate_limit_error"),
         (errors.ModelUnavailable("x"), 503, "unavailable_error"),
         (errors.BackendUnavailable("x"), 502, "server_error"),
     ],
@@ -183,7 +183,7 @@ def test_errors_have_llama_servers_shape(error: GatewayError, status: int, kind:
 
 
 def test_refusals_carry_the_headers_that_belong_to_them() -> None:
-    assert ADAPTER.refuse(errors.Busy("x", retry_after_s=1.2)).headers == (("Retry-After", "2"),)
+    assert ADAPTER.refuse(errors.TooManyRequests("x", retry_after_s=1.2)).headers == (("Retry-After", "2"),)
     assert ADAPTER.refuse(errors.Unauthenticated("x")).headers == (("WWW-Authenticate", "Bearer"),)
     assert ADAPTER.refuse(errors.MethodNotAllowed("x", allowed=("GET", "HEAD"))).headers == (("Allow", "GET, HEAD"),)
 
@@ -193,7 +193,7 @@ def rejected(status: int) -> BackendRejected:
         "x",
         backend="b",
         wire="openai",
-        answer_status=status,
+        backend_status=status,
         headers={"content-type": "application/json"},
         body=b'{"e":1}',
     )

@@ -11,11 +11,11 @@ from hostler.adapters.base import Incoming
 from hostler.adapters.errors import BadRequest, ModelNotFound, NotFound
 from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
 from hostler.adapters.lmstudio.adapter import LMStudioAdapter
-from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.ollama.adapter import OllamaAdapter
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.registry import check_conflicts
-from hostler.adapters.types import AnswerHead, ChatRequest, CompletionRequest, Control, EmbedRequest, Request
+from hostler.adapters.types import ChatRequest, CompletionRequest, Control, EmbedRequest, Request, ResponseHead
 from hostler.profiles.schema import ModelFacts
 
 ADAPTER = LMStudioAdapter()
@@ -29,7 +29,7 @@ A = ModelCard(
 E = ModelCard(name="e", context=512, capabilities=("embedding",))
 CLOUD = ModelCard(name="cloud", state="loaded")
 HIDDEN = ModelCard(name="hidden", listed=False)
-LISTING = Listing(cards=(A, CLOUD, E, HIDDEN), index={"a/b": A, "tiny": A, "e": E, "cloud": CLOUD, "hidden": HIDDEN})
+LISTING = ModelList(cards=(A, CLOUD, E, HIDDEN), index={"a/b": A, "tiny": A, "e": E, "cloud": CLOUD, "hidden": HIDDEN})
 
 
 def ask(method: str, path: str, body: Any = b"", *, pattern: str | None = None, **params: str) -> Request:
@@ -116,7 +116,7 @@ def test_to_unload_is_an_operators_order() -> None:
     operation = next(one for one in ADAPTER.operations if one.name == "unload")
     assert (operation.scope, operation.writes) == ("operate", True)
     made = ADAPTER.encoder(request, id="x", created=1, progress="thinking")
-    made.begin(AnswerHead())
+    made.begin(ResponseHead())
     assert (made.streaming, json.loads(made.end())) == (False, {"instance_id": "tiny"})
 
 

@@ -14,11 +14,11 @@ from hostler.adapters.lmstudio.adapter import LMStudioAdapter
 from hostler.adapters.lmstudio.encoder import FiguresEncoder
 from hostler.adapters.model_list import ModelCard
 from hostler.adapters.openai.parser import OpenAIParser
-from hostler.adapters.types import AnswerHead, ChatRequest, Chunk, Media, Progress, Request, Text, Usage
+from hostler.adapters.types import ChatRequest, Chunk, Media, Progress, Request, ResponseHead, Text, Usage
 from hostler.profiles.schema import ModelFacts
 
 ADAPTER = LMStudioAdapter()
-STREAM = AnswerHead(media_type="text/event-stream")
+STREAM = ResponseHead(media_type="text/event-stream")
 USAGE = Usage(prompt_tokens=24, completion_tokens=50, reasoning_tokens=3, prompt_ms=111.0, completion_ms=1000.0)
 SAID = (
     Chunk(reasoning="Hm."), Chunk(text="It "), Chunk(text="is."), Chunk(finish="length"), Chunk(usage=USAGE),
@@ -204,6 +204,6 @@ def test_without_an_engines_times_the_gateways_count() -> None:
 
 def test_a_whole_answer_that_is_no_object_stays_as_it_is() -> None:
     writing = met(asked("/api/v0/completions", prompt="x"))
-    writing.begin(AnswerHead(length=2))
+    writing.begin(ResponseHead(length=2))
     assert writing.chunk(Chunk(wire="openai", raw=b"[]", whole=True)) == b""
     assert writing.end() == b"[]"

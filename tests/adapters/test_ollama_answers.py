@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostler.adapters.base import Dated, Timed, Timing
-from hostler.adapters.errors import BackendBroken, Busy, GatewayError
-from hostler.adapters.types import AnswerHead, ChatRequest, Chunk, Progress, Text, TokenLogprob, ToolCall, Usage
+from hostler.adapters.errors import BackendBroken, GatewayError, TooManyRequests
+from hostler.adapters.types import ChatRequest, Chunk, Progress, ResponseHead, Text, TokenLogprob, ToolCall, Usage
 
 COUNTS = Usage(prompt_tokens=11, completion_tokens=6, cached_tokens=3, prompt_ms=690.582, completion_ms=8312.151)
 METRICS = {
@@ -218,9 +218,9 @@ def test_an_attempt_that_failed_leaves_nothing_in_the_answer_of_the_next(desk: D
     encoder = desk.adapter.encoder(desk.chat(stream=False), id="", created=0, progress="off")
     head = desk.adapter.encoder(desk.chat(), id="", created=0, progress="off")
     assert head.heartbeat(Progress(phase="loading", model="smol")) == b""
-    encoder.begin(AnswerHead())
+    encoder.begin(ResponseHead())
     encoder.chunk(say("half", tool_calls=(ToolCall(name="f"),)))
-    encoder.begin(AnswerHead())
+    encoder.begin(ResponseHead())
     encoder.chunk(say("whole", finish="stop"))
     assert json.loads(encoder.end())["message"] == {"role": "assistant", "content": "whole"}
 
@@ -228,7 +228,7 @@ def test_an_attempt_that_failed_leaves_nothing_in_the_answer_of_the_next(desk: D
 def test_an_error_in_a_stream_is_a_line_and_nothing_follows(desk: Desk) -> None:
     encoder = desk.adapter.encoder(desk.chat(), id="", created=0, progress="off")
     assert json.loads(encoder.error(BackendBroken("it died"))) == {"error": "it died"}
-    assert json.loads(encoder.error(Busy("full", model="smol"))) == {
+    assert json.loads(encoder.error(TooManyRequests("full", model="smol"))) == {
         "error": "server busy, please try again.  maximum pending requests exceeded"
     }
 

@@ -12,7 +12,7 @@ from fakes.ollama_desk import SMOL, Desk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostler.adapters.model_list import Listing
+from hostler.adapters.model_list import ModelList
 from hostler.adapters.model_names import folded, ollama_name
 from hostler.adapters.ollama.go_compat import timestamp
 from hostler.adapters.ollama.models import human_number
@@ -60,13 +60,13 @@ def test_a_model_of_which_nothing_is_known_has_every_field_that_clients_demand(d
 
 
 def test_no_models_are_an_empty_list() -> None:
-    empty = Desk(Listing())
+    empty = Desk(ModelList())
     assert empty.told("tags") == empty.told("ps") == {"models": []}
 
 
 def test_a_model_that_is_not_to_be_listed_is_not_but_can_be_shown() -> None:
     hidden = msgspec.structs.replace(SMOL, listed=False)
-    desk = Desk(Listing(cards=(hidden,), index={"smol": hidden}))
+    desk = Desk(ModelList(cards=(hidden,), index={"smol": hidden}))
     assert desk.told("tags") == {"models": []}
     assert desk.ask("show", {"model": "smol"}).status == 200
 
@@ -113,18 +113,18 @@ def test_the_official_package_reads_every_list(desk: Desk) -> None:
 )  # fmt: skip
 def test_every_spelling_of_ollama_finds_the_model(desk: Desk, spelling: str) -> None:
     assert desk.told("show", {"model": spelling})["modelfile"].splitlines()[1] == "FROM smol:latest"
-    assert desk.listing.find_folded(spelling) is SMOL
+    assert desk.listing.resolve(spelling) is SMOL
 
 
 @pytest.mark.parametrize("spelling", ["org/sub/far@v1", "org/sub-far-v1", "Org/Sub-Far-V1:latest"])
 def test_a_name_that_ollama_could_not_have_is_found_under_its_own_and_the_one_shown(desk: Desk, spelling: str) -> None:
-    card = desk.listing.find_folded(spelling)
+    card = desk.listing.resolve(spelling)
     assert card is not None and card.name == "org/sub/far@v1"
 
 
 @pytest.mark.parametrize("spelling", ["smo", "smol:8b", "other/smol", "", "smol/", "smol:"])
 def test_other_names_find_nothing_or_the_same(desk: Desk, spelling: str) -> None:
-    card = desk.listing.find_folded(spelling)
+    card = desk.listing.resolve(spelling)
     assert card is None or (spelling == "smol:" and card is SMOL)
 
 

@@ -11,7 +11,7 @@ from fakes.ollama_desk import SMOL, Desk
 
 from hostler.adapters.base import Incoming
 from hostler.adapters.errors import BackendRejected, GatewayError, ModelNotFound
-from hostler.adapters.model_list import Listing
+from hostler.adapters.model_list import ModelList
 from hostler.adapters.types import (
     Chunk,
     CompletionRequest,
@@ -181,7 +181,7 @@ def test_show_tells_what_a_model_was_made_with(desk: Desk) -> None:
         parent="smol",
     )
     mario = msgspec.structs.replace(SMOL, name="mario", aliases=(), preset=preset)
-    made = Desk(Listing(cards=(SMOL, mario), index={"smol": SMOL, "mario": mario}))
+    made = Desk(ModelList(cards=(SMOL, mario), index={"smol": SMOL, "mario": mario}))
     told = made.told("show", {"model": "mario"})
     assert told["parameters"].splitlines() == [
         "num_ctx                        4096",
@@ -228,7 +228,7 @@ def test_a_method_that_ollama_does_not_take_is_refused_as_there(
 def rejected(tokens: int, limit: int) -> BackendRejected:
     words = f"request ({tokens} tokens) exceeds the available context size ({limit} tokens), try increasing it"
     return BackendRejected(
-        words, backend="b", wire="openai", answer_status=400, headers={}, body=json.dumps({"error": {"message": words}}).encode()
+        words, backend="b", wire="openai", backend_status=400, headers={}, body=json.dumps({"error": {"message": words}}).encode()
     )  # fmt: skip
 
 

@@ -11,15 +11,15 @@ from hostler.adapters.errors import (
     BackendBroken,
     BackendRejected,
     BackendUnavailable,
-    Busy,
     GatewayError,
     MethodNotAllowed,
     ModelNotFound,
     ModelUnavailable,
     NotFound,
-    Stopping,
+    ShuttingDown,
+    TooManyRequests,
     Unauthenticated,
-    Waited,
+    WaitTimeout,
 )
 from hostler.adapters.types import ChatRequest, EmbedRequest
 
@@ -41,7 +41,9 @@ def desk() -> Desk:
 
 
 def rejected(status: int, body: bytes, wire: str = "openai") -> BackendRejected:
-    return BackendRejected("main-pc says no", backend="main-pc", wire=wire, answer_status=status, headers={}, body=body)
+    return BackendRejected(
+        "main-pc says no", backend="main-pc", wire=wire, backend_status=status, headers={}, body=body
+    )
 
 
 def unknown(name: str) -> ModelNotFound:
@@ -59,10 +61,10 @@ def unknown(name: str) -> ModelNotFound:
         (unknown("x"), "copy", 404, 'model "x" not found'),
         (unknown("gpt:cloud"), "chat", 403, "ollama cloud is disabled: remote model is unavailable"),
         (unknown("gpt:120b-cloud"), "chat", 403, "ollama cloud is disabled: remote model is unavailable"),
-        (Busy("10 wait", model="x"), "chat", 503, "server busy, please try again.  maximum pending requests exceeded"),
-        (Busy("too many wrong keys"), None, 429, "too many wrong keys"),
-        (Waited("120 s"), "chat", 503, "120 s"),
-        (Stopping("bye"), "chat", 503, "bye"),
+        (TooManyRequests("10 wait", model="x"), "chat", 503, "server busy, please try again.  maximum pending requests exceeded"),
+        (TooManyRequests("too many wrong keys"), None, 429, "too many wrong keys"),
+        (WaitTimeout("120 s"), "chat", 503, "120 s"),
+        (ShuttingDown("bye"), "chat", 503, "bye"),
         (ModelUnavailable("out of memory"), "chat", 500, "out of memory"),
         (BackendBroken("it died"), "chat", 500, "it died"),
         (BackendUnavailable("nobody there"), "chat", 500, "nobody there"),
@@ -86,7 +88,7 @@ def test_errors_have_ollamas_words_and_status(
 
 
 def test_whoever_is_too_early_is_told_when_to_come_back(desk: Desk) -> None:
-    response = desk.adapter.refuse(Busy("10 wait", model="x", retry_after_s=2.2), desk.operation("chat"))
+    response = desk.adapter.refuse(TooManyRequests("10 wait", model="x", retry_after_s=2.2), desk.operation("chat"))
     assert ("Retry-After", "3") in response.headers
 
 

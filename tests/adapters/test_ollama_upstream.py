@@ -21,20 +21,20 @@ from hostler.adapters.ollama.parser import OllamaParser
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.types import (
-    AnswerHead,
     Chunk,
     CountRequest,
     EmbedRequest,
     Origin,
     Request,
     RerankRequest,
+    ResponseHead,
     ToolCall,
     Usage,
 )
 
 TRANSCRIPTS = Path(__file__).parent.parent / "transcripts" / "ollama"
-LINES = AnswerHead(media_type="application/x-ndjson")
-JSON = AnswerHead(media_type="application/json; charset=utf-8")
+LINES = ResponseHead(media_type="application/x-ndjson")
+JSON = ResponseHead(media_type="application/json; charset=utf-8")
 STREAMS = {"chat": "chat", "tools": "chat", "generate": "generate"}
 
 
@@ -42,7 +42,7 @@ def transcript(name: str) -> bytes:
     return (TRANSCRIPTS / name).read_bytes()
 
 
-def parse(segments: Iterable[bytes], *, head: AnswerHead = LINES, operation: str = "chat") -> list[Chunk]:
+def parse(segments: Iterable[bytes], *, head: ResponseHead = LINES, operation: str = "chat") -> list[Chunk]:
     parser = OllamaParser(operation)
     parser.begin(head)
     chunks = [chunk for segment in segments for chunk in parser.feed(segment)]
@@ -121,7 +121,7 @@ def test_errors_in_the_stream_are_errors(stream: bytes, words: str) -> None:
 def test_a_whole_answer_that_is_cut_off_is_broken() -> None:
     body = transcript("chat.json")
     with pytest.raises(BackendBroken, match="ended after"):
-        parse([body[:-5]], head=AnswerHead(length=len(body)))
+        parse([body[:-5]], head=ResponseHead(length=len(body)))
 
 
 def test_a_conversation_of_openai_is_written_as_ollamas() -> None:

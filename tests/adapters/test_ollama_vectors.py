@@ -13,7 +13,7 @@ from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.types import AnswerHead, Chunk, EmbedRequest, Request
+from hostler.adapters.types import Chunk, EmbedRequest, Request, ResponseHead
 
 RAW = [3.0, 4.0, 12.0]
 UNIT = [3 / 13, 4 / 13, 12 / 13]
@@ -29,7 +29,7 @@ def met(desk: Desk, request: Request, upstream: Upstream, answer: dict[str, Any]
     """What a backend is sent, and what the client gets for its answer."""
     sent = upstream.build(request, model="there", stream=False)
     body = json.dumps(answer).encode()
-    head = AnswerHead(media_type="application/json", length=len(body))
+    head = ResponseHead(media_type="application/json", length=len(body))
     parser = upstream.parser(request, fields=True)
     parser.begin(head)
     chunks: list[Chunk] = [*parser.feed(body), *parser.finish()]
@@ -82,7 +82,7 @@ def test_an_ollama_behind_answers_openais_clients(desk: Desk) -> None:
     sent = OllamaUpstream().build(request, model="there", stream=False)
     assert (sent.path, json.loads(sent.body)) == ("/api/embed", {"model": "there", "input": ["one"], "dimensions": 3})
     answer = json.dumps(OLLAMA).encode()
-    head = AnswerHead(media_type="application/json", length=len(answer))
+    head = ResponseHead(media_type="application/json", length=len(answer))
     parser = OllamaUpstream().parser(request, fields=True)
     parser.begin(head)
     encoder = adapter.encoder(request, id="x", created=1, progress="off")

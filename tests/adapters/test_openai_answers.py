@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from hostler.adapters import sse as framing
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.openai.fold import AnswerFold
-from hostler.adapters.types import AnswerHead, Chunk, TokenLogprob, ToolCall, Usage
+from hostler.adapters.types import Chunk, ResponseHead, TokenLogprob, ToolCall, Usage
 
 Parse = Callable[..., list[Chunk]]
 Transcript = Callable[[str], bytes]
-JSON = AnswerHead()
+JSON = ResponseHead()
 
 STREAMS = {
     "chat": "chat", "choices": "chat", "tools": "chat", "empty": "chat", "structured": "chat", "openrouter": "chat",
@@ -266,7 +266,7 @@ def test_a_whole_answer_is_forwarded_with_its_length(
     chat: Any, begin: Any, parse: Parse, transcript: Transcript
 ) -> None:
     body = transcript("openai/chat.json")
-    head = AnswerHead(media_type="application/json; charset=utf-8", length=len(body))
+    head = ResponseHead(media_type="application/json; charset=utf-8", length=len(body))
     encoder = begin(chat(), head)
     chunks = parse([body[:100], body[100:]], head=head)
     assert b"".join(encoder.chunk(chunk) for chunk in chunks) + encoder.end() == body
@@ -276,7 +276,7 @@ def test_a_whole_answer_is_forwarded_with_its_length(
 
 def test_a_whole_answer_that_is_cut_off_is_broken(parse: Parse) -> None:
     with pytest.raises(BackendBroken, match="3 of 10 bytes"):
-        parse([b"abc"], head=AnswerHead(length=10))
+        parse([b"abc"], head=ResponseHead(length=10))
 
 
 def test_a_whole_answer_is_told_as_a_stream_to_who_asked_for_one(
@@ -313,7 +313,7 @@ def test_an_answer_of_another_protocol_has_an_id_as_openai_gives_them(
 ) -> None:
     request = ask(path, {"model": "a", "messages": [{"role": "user", "content": "x"}], "prompt": "x"})
     encoder = adapter.encoder(request, id=answer_id, created=1, progress="off")
-    encoder.begin(AnswerHead())
+    encoder.begin(ResponseHead())
     call = Chunk(wire="other", tool_calls=(ToolCall(name="f", arguments="{}"),))
     told_whole = encoder.chunk(call) + encoder.chunk(Chunk(wire="other", finish="stop")) + encoder.end()
     answer = json.loads(told_whole)
@@ -392,7 +392,7 @@ def test_an_answer_survives_the_way_through_canonical_chunks(
 def test_a_new_attempt_forgets_the_one_before(chat: Any, begin: Any) -> None:
     encoder = begin(chat())
     encoder.chunk(Chunk(wire="other", text="lost"))
-    encoder.begin(AnswerHead(media_type="text/event-stream"))
+    encoder.begin(ResponseHead(media_type="text/event-stream"))
     encoder.chunk(Chunk(wire="other", text="kept", finish="stop"))
     assert json.loads(encoder.end())["choices"][0]["message"]["content"] == "kept"
 
@@ -410,7 +410,7 @@ def test_an_opening_without_a_word_is_held_back_until_one_comes(error: bytes, fi
     assert [*parser.feed(delta(role="assistant", content=""))] == []
     with pytest.raises(BackendBroken):
         parser.feed(error)
-    parser.begin(AnswerHead(media_type="text/event-stream"))
+    parser.begin(ResponseHead(media_type="text/event-stream"))
     opening, word = delta(role="assistant", content=""), delta(content="Hi")
     assert [*parser.feed(opening)] == []
     assert b"".join(chunk.raw for chunk in parser.feed(word)) == opening + word
@@ -434,7 +434,7 @@ def test_how_far_a_prompt_is_read_is_shown_at_once() -> None:
 def test_an_error_tells_the_status_that_it_names(error: Any, status: int | None) -> None:
     with pytest.raises(BackendBroken) as broken:
         parser_of().feed(event(error=error))
-    assert broken.value.answer_status == status
+    assert broken.value.backend_status == status
 
 
 @pytest.mark.parametrize("fields", [False, True])
@@ -450,13 +450,13 @@ def test_a_whole_answer_with_an_error_inside_is_no_answer(body: dict[str, Any], 
     parser.begin(JSON)
     with pytest.raises(BackendBroken, match="provider failed") as broken:
         [*parser.feed(json.dumps(body).encode()), *parser.finish()]
-    assert broken.value.answer_status == 502
+    assert broken.value.backend_status == 502
 
 
 @pytest.mark.parametrize("media_type", ["text/event-stream", "application/json"])
 def test_an_answer_that_is_not_text_is_broken(media_type: str) -> None:
     parser = parser_of(fields=True)
-    parser.begin(AnswerHead(media_type=media_type))
+    parser.begin(ResponseHead(media_type=media_type))
     choice = b'{"choices":[{"delta":{"content":"\xff"},"message":{"content":"\xff"}}]}'
     with pytest.raises(BackendBroken):
         parser.feed(choice if media_type == "application/json" else b"data: " + choice + b"\n\n")

@@ -11,7 +11,7 @@ from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from hostler.adapters import sse as framing
-from hostler.adapters.types import AnswerHead, Chunk, Progress, TokenLogprob, ToolCall, Usage
+from hostler.adapters.types import Chunk, Progress, ResponseHead, TokenLogprob, ToolCall, Usage
 
 words = st.text(max_size=10)
 tokens = st.builds(TokenLogprob, token=words, logprob=st.floats(-20, 0))
@@ -66,6 +66,6 @@ def test_completions_and_embeddings_are_read_by_the_package(ask: Any, begin: Any
     encoder = begin(ask("/v1/completions", {"model": "a", "prompt": "x"}))
     encoder.chunk(Chunk(wire="other", text="Hi", finish="stop"))
     assert Completion.model_validate(json.loads(encoder.end())).choices[0].text == "Hi"
-    encoder = begin(ask("/v1/embeddings", {"model": "a", "input": "x"}), AnswerHead())
+    encoder = begin(ask("/v1/embeddings", {"model": "a", "input": "x"}), ResponseHead())
     encoder.chunk(Chunk(wire="other", whole=True, vectors=((0.5, 1.0),)))
     assert CreateEmbeddingResponse.model_validate(json.loads(encoder.end())).data[0].embedding == [0.5, 1.0]

@@ -11,16 +11,16 @@ from hostler.adapters.errors import (
     BackendRejected,
     BackendTimeout,
     BadRequest,
-    Busy,
     Forbidden,
     GatewayError,
     MethodNotAllowed,
     ModelNotFound,
     ModelUnavailable,
-    TooLarge,
+    RequestTooLarge,
+    TooManyRequests,
     Unauthenticated,
 )
-from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.openai.adapter import OpenAIAdapter
 
 
@@ -31,8 +31,8 @@ from hostler.adapters.openai.adapter import OpenAIAdapter
         (Unauthenticated("x"), 401, "authentication_error", "invalid_api_key"),
         (Forbidden("x"), 403, "permission_error", "forbidden"),
         (ModelNotFound("x"), 404, "invalid_request_error", "model_not_found"),
-        (TooLarge("x"), 413, "invalid_request_error", "request_too_large"),
-        (Busy("x"), 429, "rate_limit_error", "queue_full"),
+        (RequestTooLarge("x"), 413, "invalid_request_error", "request_too_large"),
+        (TooManyRequests("x"), 429, "rate_limit_error", "queue_full"),
         (ModelUnavailable("x"), 503, "server_error", "model_not_available"),
         (BackendTimeout("x"), 504, "server_error", "backend_timeout"),
     ],
@@ -48,7 +48,7 @@ def test_each_error_has_its_status_and_type(
 
 @pytest.mark.parametrize(("seconds", "header"), [(0.0, "1"), (0.2, "1"), (1.1, "2"), (60, "60")])
 def test_retry_after_is_rounded_up(adapter: OpenAIAdapter, seconds: float, header: str) -> None:
-    assert ("Retry-After", header) in adapter.refuse(Busy("x", retry_after_s=seconds)).headers
+    assert ("Retry-After", header) in adapter.refuse(TooManyRequests("x", retry_after_s=seconds)).headers
 
 
 def test_challenges_and_allowed_methods_are_told(adapter: OpenAIAdapter) -> None:
@@ -59,7 +59,7 @@ def test_challenges_and_allowed_methods_are_told(adapter: OpenAIAdapter) -> None
 def rejected(status: int, wire: str = "openai") -> BackendRejected:
     return BackendRejected(
         "the backend refused the request",
-        backend="main", wire=wire, answer_status=status, headers={"Content-Type": "application/json; charset=utf-8"}, body=b'{"error":{"message":"secret"}}',
+        backend="main", wire=wire, backend_status=status, headers={"Content-Type": "application/json; charset=utf-8"}, body=b'{"error":{"message":"secret"}}',
     )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ CARDS = (
     ModelCard(name="small", context=2048, created=19),
     ModelCard(name="hidden", listed=False),
 )
-LISTING = Listing(
+LISTING = ModelList(
     cards=CARDS, index={name: card for card in CARDS for name in (card.name, *card.aliases)}, active="big"
 )
 
@@ -111,7 +111,7 @@ def test_the_list_names_the_active_model_first_then_all_names_in_order(adapter: 
 
 def test_what_a_model_takes_besides_text_stands_in_the_list(adapter: OpenAIAdapter, ask: Any) -> None:
     seeing = ModelCard(name="seeing", capabilities=("completion", "vision"))
-    entry = json.loads(adapter.answer(ask("/v1/models"), Listing(cards=(seeing,))).body)["data"][0]
+    entry = json.loads(adapter.answer(ask("/v1/models"), ModelList(cards=(seeing,))).body)["data"][0]
     assert entry["architecture"] == {"input_modalities": ["text", "image"], "output_modalities": ["text"]}
 
 

@@ -25,7 +25,7 @@ from hostler.adapters.ollama.adapter import OllamaAdapter
 from hostler.adapters.ollama.parser import OllamaParser
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.openai.parser import OpenAIParser
-from hostler.adapters.types import AnswerHead, Chunk, Progress, Request, ToolCall, Usage
+from hostler.adapters.types import Chunk, Progress, Request, ResponseHead, ToolCall, Usage
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -123,19 +123,19 @@ def stories(draw: st.DrawFn, *, plain: bool = False) -> list[Chunk]:
     return chunks if together else [*chunks, Chunk(usage=usage)]
 
 
-def written(tongue: Tongue, chunks: Iterable[Chunk], *, stream: bool, beats: int = 0) -> tuple[AnswerHead, bytes]:
+def written(tongue: Tongue, chunks: Iterable[Chunk], *, stream: bool, beats: int = 0) -> tuple[ResponseHead, bytes]:
     """What a client of this protocol gets."""
     request = tongue.request(stream=stream)
     encoder: Encoder = tongue.adapter.encoder(request, id="id-1", created=1_700_000_000, progress="thinking")
     parts = [encoder.heartbeat(waits) for _ in range(beats)]
-    encoder.begin(AnswerHead(media_type="text/event-stream"))
+    encoder.begin(ResponseHead(media_type="text/event-stream"))
     parts += [encoder.chunk(chunk) for chunk in chunks]
     parts.append(encoder.end())
     body = b"".join(parts)
-    return AnswerHead(media_type=encoder.media_type, length=None if stream else len(body)), body
+    return ResponseHead(media_type=encoder.media_type, length=None if stream else len(body)), body
 
 
-def read(tongue: Tongue, head: AnswerHead, body: bytes, cuts: Iterable[int] = ()) -> list[Chunk]:
+def read(tongue: Tongue, head: ResponseHead, body: bytes, cuts: Iterable[int] = ()) -> list[Chunk]:
     """What the protocol's own parser makes of it, in pieces cut at these places."""
     parser = tongue.parser()
     parser.begin(head)

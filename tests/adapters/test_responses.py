@@ -18,10 +18,10 @@ from hostler.adapters.base import Adapter, Incoming
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.lmstudio.adapter import LMStudioAdapter
 from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.types import AnswerHead, ChatMessage, ChatRequest, Chunk, Request, Text, ToolCall, Usage
+from hostler.adapters.types import ChatMessage, ChatRequest, Chunk, Request, ResponseHead, Text, ToolCall, Usage
 
 EVENTS: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(ResponseStreamEvent)
-STREAM = AnswerHead(media_type="text/event-stream")
+STREAM = ResponseHead(media_type="text/event-stream")
 
 words = st.text(min_size=1, max_size=8)
 pieces = st.one_of(

@@ -17,15 +17,15 @@ import pytest
 from hostler.adapters.base import Adapter, Incoming, Operation
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
-from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.registry import load_adapters
 from hostler.adapters.types import (
-    AnswerHead,
     Chunk,
     Control,
     ModelInfoRequest,
     ModelOperation,
     ProgressStep,
+    ResponseHead,
     ToolCall,
     Usage,
 )
@@ -41,7 +41,7 @@ SMOL = ModelCard(
     modified_at=1_700_000_000.25, size=98362745, facts=FACTS, capabilities=("completion", "tools"),
 )  # fmt: skip
 COLD = ModelCard(name="cold", context=32768, created=1_700_000_001, digest="cd" * 32, modified_at=1_700_000_001.0)
-LISTING = Listing(
+LISTING = ModelList(
     cards=(SMOL, COLD),
     index={"org/smol": SMOL, "tiny": SMOL, "cold": COLD},
     active="org/smol",
@@ -116,7 +116,7 @@ def answered(adapter: Adapter, operation: Operation, asked: dict[str, Any]) -> d
             return told
         if isinstance(request, ModelOperation):
             encoder = adapter.encoder(request, id="id-1", created=1_700_000_000, progress="off")
-            encoder.begin(AnswerHead())
+            encoder.begin(ResponseHead())
             body = b"".join([*(encoder.chunk(Chunk(stage=step)) for step in STEPS), encoder.end()])
             return {**told, "answer": readable(body), "type": encoder.media_type}
         upstream = LlamaCppUpstream()
@@ -130,7 +130,7 @@ def answered(adapter: Adapter, operation: Operation, asked: dict[str, Any]) -> d
         for form, stream in (("answer", False), ("streamed", True)):
             again = decoded(adapter, operation, {**asked, "body": {**asked["body"], "stream": stream}})
             encoder = adapter.encoder(again, id="id-1", created=1_700_000_000, progress="off")
-            encoder.begin(AnswerHead(media_type="text/event-stream"))
+            encoder.begin(ResponseHead(media_type="text/event-stream"))
             body = b"".join([*(encoder.chunk(chunk) for chunk in SAID), encoder.end()])
             told[form], told["type" if form == "answer" else "streamed type"] = readable(body), encoder.media_type
     return told

@@ -9,9 +9,9 @@ import msgspec
 
 from hostler.adapters.base import Incoming, Operation, Timing, WireResponse
 from hostler.adapters.errors import GatewayError
-from hostler.adapters.model_list import Listing, ModelCard
+from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.ollama.adapter import OllamaAdapter
-from hostler.adapters.types import AnswerHead, Chunk, ModelInfoRequest, Request
+from hostler.adapters.types import Chunk, ModelInfoRequest, Request, ResponseHead
 from hostler.profiles.schema import ModelFacts
 
 FACTS = ModelFacts(
@@ -59,7 +59,7 @@ VECTORS = msgspec.structs.replace(
     SMOL, name="vectors", aliases=(), state="loading", digest="ef" * 32, expires_at=None, capabilities=("embedding",)
 )
 CARDS = (SMOL, ABLE, REMOTE, VECTORS)
-LISTING = Listing(
+LISTING = ModelList(
     cards=CARDS, index={name: card for card in CARDS for name in (card.name, *card.aliases)}, active="smol"
 )
 HI = [{"role": "user", "content": "hi"}]
@@ -68,7 +68,7 @@ HI = [{"role": "user", "content": "hi"}]
 class Desk:
     """Everything a test asks of the adapter. Bodies are bytes, or something to be written as JSON."""
 
-    def __init__(self, listing: Listing = LISTING) -> None:
+    def __init__(self, listing: ModelList = LISTING) -> None:
         self.adapter = OllamaAdapter()
         self.listing = listing
 
@@ -82,7 +82,7 @@ class Desk:
         request = self.adapter.decode(
             operation, Incoming(method=operation.methods[0], path=operation.path, body=sent, **more)
         )
-        card = self.listing.find_folded(request.model or "")
+        card = self.listing.resolve(request.model or "")
         return request if card is None or isinstance(request, ModelInfoRequest) else self.adapter.admit(request, card)
 
     def ask(self, name: str, body: Any = b"", **more: Any) -> WireResponse:
@@ -101,11 +101,11 @@ class Desk:
         return self.decode("chat", {"model": "smol", "messages": HI, **fields})
 
     def answer(
-        self, request: Request, *chunks: Chunk, head: AnswerHead | None = None, timing: Timing | None = None
+        self, request: Request, *chunks: Chunk, head: ResponseHead | None = None, timing: Timing | None = None
     ) -> bytes:
         """All that a client reads of an answer of these chunks."""
         encoder = self.adapter.encoder(request, id="req-1", created=1_700_000_000, progress="thinking")
-        encoder.begin(head or AnswerHead(media_type="text/event-stream"))
+        encoder.begin(head or ResponseHead(media_type="text/event-stream"))
         written = [encoder.chunk(chunk) for chunk in chunks]
         if timing is not None:
             encoder.timing(timing)

@@ -11,7 +11,7 @@ import pytest
 
 from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendBroken
-from hostler.adapters.types import AnswerHead, ChatRequest, Origin, Output
+from hostler.adapters.types import ChatRequest, Origin, Output, ResponseHead
 from hostler.gateway.backends.base import Backend, Endpoint, Timeouts
 from hostler.gateway.proxy import Proxy
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 
 class SurprisedParser:
-    def begin(self, head: AnswerHead) -> None: ...
+    def begin(self, head: ResponseHead) -> None: ...
 
     def feed(self, data: bytes) -> list[Any]:
         raise AttributeError(data)
@@ -36,7 +36,7 @@ class SurprisedUpstream:
 
 
 class OneAnswer:
-    head = AnswerHead(media_type="text/event-stream")
+    head = ResponseHead(media_type="text/event-stream")
 
     @asynccontextmanager
     async def send(self, *_: Any) -> AsyncIterator[OneAnswer]:

@@ -16,15 +16,15 @@ from hostler.adapters.errors import (
     BackendTimeout,
     BackendUnavailable,
     BadRequest,
-    Busy,
-    Cancelled,
-    ClientGone,
+    ClientDisconnected,
     Forbidden,
     GatewayError,
     ModelUnavailable,
     NotFound,
-    Stopping,
-    Waited,
+    RequestCancelled,
+    ShuttingDown,
+    TooManyRequests,
+    WaitTimeout,
 )
 from hostler.adapters.types import ChatRequest, Control, Origin, Output, Progress, Usage
 from hostler.gateway.backends.chain import Hop
@@ -120,7 +120,7 @@ class Road:
 
 def rejected(status: int, after: float | None = None, body: bytes = b"{}") -> BackendRejected:
     return BackendRejected(
-        "x", backend="a", wire="openai", answer_status=status, headers={}, body=body, retry_after_s=after
+        "x", backend="a", wire="openai", backend_status=status, headers={}, body=body, retry_after_s=after
     )
 
 
@@ -132,8 +132,8 @@ def outcomes(context: RequestContext) -> list[tuple[str, str]]:
 ROWS: list[tuple[Callable[[], GatewayError], str, int, str, str]] = [
     (lambda: BackendUnavailable("x"), "unreachable", 1, "open", "closed"),
     (lambda: BackendUnavailable("x", timed_out=True), "connect_timeout", 1, "open", "closed"),
-    (lambda: Waited("x"), "loading", 1, "closed", "closed"),
-    (lambda: Busy("x"), "not_had", 1, "closed", "closed"),
+    (lambda: WaitTimeout("x"), "loading", 1, "closed", "closed"),
+    (lambda: TooManyRequests("x"), "not_had", 1, "closed", "closed"),
     (lambda: ModelUnavailable("x"), "not_had", 1, "closed", "closed"),
     (lambda: rejected(500), "server_error", 2, "closed", "open"),
     (lambda: BackendBroken("x"), "server_error", 2, "closed", "open"),
@@ -273,7 +273,8 @@ async def test_a_client_that_leaves_gives_its_pass_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ending", "word"), [(ClientGone("x"), "client_left"), (Cancelled("x"), "cancelled"), (None, "stopped")]
+    ("ending", "word"),
+    [(ClientDisconnected("x"), "client_left"), (RequestCancelled("x"), "cancelled"), (None, "stopped")],
 )
 async def test_an_attempt_that_is_ended_from_outside_says_by_whom(ending: GatewayError | None, word: str) -> None:
     async def hang(context: RequestContext) -> None:
@@ -289,9 +290,9 @@ async def test_an_attempt_that_is_ended_from_outside_says_by_whom(ending: Gatewa
 
 
 async def test_who_is_refused_in_line_because_the_gateway_stops_has_not_left() -> None:
-    road = Road("a", "b", a=[Stopping("x")])
+    road = Road("a", "b", a=[ShuttingDown("x")])
     context = road.context()
-    with pytest.raises(Stopping):
+    with pytest.raises(ShuttingDown):
         await road.go(context)
     assert outcomes(context) == [("a", "stopped")]
 
@@ -308,10 +309,10 @@ async def test_who_waits_for_a_backend_that_loads_is_sent_away_when_the_gateway_
             road.pauses.stop()
 
         tasks.start_soon(stop_when_it_waits)
-        with anyio.fail_after(20), pytest.raises(Stopping):
+        with anyio.fail_after(20), pytest.raises(ShuttingDown):
             await road.go(context)
     assert set(outcomes(context)) == {("a", "loading")}
-    with pytest.raises(Stopping):
+    with pytest.raises(ShuttingDown):
         await road.go()  # nobody begins to wait any more
     assert set(road.asked) == {"a"}
 
@@ -506,7 +507,7 @@ async def test_who_waits_for_a_machine_to_wake_up_is_sent_away_when_the_gateway_
             road.pauses.stop()
 
         tasks.start_soon(stop_when_it_waits)
-        with anyio.fail_after(20), pytest.raises(Stopping):
+        with anyio.fail_after(20), pytest.raises(ShuttingDown):
             await road.go(context)
     assert outcomes(context) == [("a", "stopped")]
     assert road.asked == []

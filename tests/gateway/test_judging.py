@@ -13,10 +13,10 @@ from hostler.adapters.errors import (
     BackendTimeout,
     BackendUnavailable,
     BadRequest,
-    Busy,
     GatewayError,
     ModelUnavailable,
-    Waited,
+    TooManyRequests,
+    WaitTimeout,
 )
 from hostler.gateway.backends.failure_policy import VERDICTS, WORDS, fault_of, outcome_of, retry_after, tokens_at_least
 from hostler.gateway.config import BackendSettings
@@ -25,7 +25,7 @@ from hostler.gateway.config import BackendSettings
 def rejected(status: int, error: Any = None, after: float | None = None) -> BackendRejected:
     body = json.dumps({"error": error}).encode() if error is not None else b"<html>"
     return BackendRejected(
-        "x", backend="b", wire="openai", answer_status=status, headers={}, body=body, retry_after_s=after
+        "x", backend="b", wire="openai", backend_status=status, headers={}, body=body, retry_after_s=after
     )
 
 
@@ -34,9 +34,9 @@ def rejected(status: int, error: Any = None, after: float | None = None) -> Back
     (BackendUnavailable("x", timed_out=True), "connect_timeout"),
     (BackendTimeout("x"), "first_byte_timeout"),
     (BackendBroken("x"), "server_error"),
-    (BackendBroken("x", answer_status=402), "unpaid"),
-    (BackendBroken("x", answer_status=429), "busy"),
-    (BackendBroken("x", answer_status=400), "rejected"),
+    (BackendBroken("x", backend_status=402), "unpaid"),
+    (BackendBroken("x", backend_status=429), "busy"),
+    (BackendBroken("x", backend_status=400), "rejected"),
     (rejected(500), "server_error"),
     (rejected(302), "server_error"),
     (rejected(503), "server_error"),
@@ -47,8 +47,8 @@ def rejected(status: int, error: Any = None, after: float | None = None) -> Back
     (rejected(403), "key_refused"),
     (rejected(403, {"metadata": {"reasons": ["violence"]}}), "rejected"),
     (rejected(413), "rejected"),
-    (Waited("x"), "loading"),
-    (Busy("x"), "not_had"),
+    (WaitTimeout("x"), "loading"),
+    (TooManyRequests("x"), "not_had"),
     (ModelUnavailable("x"), "not_had"),
     (BadRequest("x"), None),
 ])  # fmt: skip
@@ -56,7 +56,9 @@ def test_an_error_before_the_first_word_has_its_row(error: GatewayError, outcome
     assert outcome_of(error, committed=False) == outcome
 
 
-@pytest.mark.parametrize("error", [BackendTimeout("x"), BackendBroken("x", answer_status=429), BackendUnavailable("x")])
+@pytest.mark.parametrize(
+    "error", [BackendTimeout("x"), BackendBroken("x", backend_status=429), BackendUnavailable("x")]
+)
 def test_whatever_fails_after_the_first_word_is_broken(error: GatewayError) -> None:
     assert outcome_of(error, committed=True) == "broken"
 
@@ -133,6 +135,6 @@ def test_an_address_is_in_the_house_only_if_it_cannot_be_elsewhere(url: str, ins
 
 def test_a_refusal_that_is_not_text_has_no_words() -> None:
     refused = BackendRejected(
-        "x", backend="b", wire="openai", answer_status=400, headers={}, body=b'{"error":{"message":"\xff"}}'
+        "x", backend="b", wire="openai", backend_status=400, headers={}, body=b'{"error":{"message":"\xff"}}'
     )
     assert fault_of(refused) == "request"

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from hostler.adapters.base import Incoming, Operation, WireResponse
 from hostler.adapters.errors import BadRequest, GatewayError
-from hostler.adapters.model_list import Listing
+from hostler.adapters.model_list import ModelList
 from hostler.adapters.types import (
-    AnswerHead,
     ChatMessage,
     ChatRequest,
     Chunk,
@@ -18,6 +17,7 @@ from hostler.adapters.types import (
     Output,
     Progress,
     Request,
+    ResponseHead,
     Text,
 )
 
@@ -53,7 +53,7 @@ class PlainAdapter:
         """The same: everything was decoded."""
         return request
 
-    def answer(self, request: Request, listing: Listing) -> WireResponse:
+    def answer(self, request: Request, listing: ModelList) -> WireResponse:
         """The names of the models, one a line."""
         return WireResponse(media_type=_TEXT, body="".join(f"{name}\n" for name in listing.names()).encode())
 
@@ -73,7 +73,7 @@ class PlainEncoder:
     media_type = _TEXT
     length = None
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         """Nothing is kept between chunks."""
 
     def chunk(self, chunk: Chunk) -> bytes:
