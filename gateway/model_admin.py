@@ -29,7 +29,7 @@ from hostler.profiles.presets import Preset, made_from
 from hostler.profiles.schema import ModelFacts, ProfileEntry
 from hostler.profiles.sources import FetchProgress
 from hostler.profiles.yaml_config import DocumentError
-from hostler.supervisor.contract import Pulls, SupervisorError, SupervisorUnreachable, UnknownProfile
+from hostler.supervisor.contract import SupervisorError, SupervisorUnreachable, SupportsPulling, UnknownProfile
 
 logger = logging.getLogger(__name__)
 
@@ -299,16 +299,16 @@ class ModelAdmin:
     def _local(self, placement: Placement) -> bool:
         return self._engines and any(place.backend == LOCAL for place in placement.places)
 
-    def _fetching(self, placement: Placement) -> list[tuple[str, Pulls]]:
+    def _fetching(self, placement: Placement) -> list[tuple[str, SupportsPulling]]:
         """The hosts that could fetch the model's file, in the order of the chain."""
         named = ((place.backend, self._supervisors.get(place.backend)) for place in placement.places)
-        return [(name, each) for name, each in named if isinstance(each, Pulls)]
+        return [(name, each) for name, each in named if isinstance(each, SupportsPulling)]
 
 
 class _Fetching:
     """One pull, told as it goes: the newest of what there is to tell, however slowly a client reads."""
 
-    def __init__(self, supervisor: Pulls, model: str, digest: str, tell: ReportStep) -> None:
+    def __init__(self, supervisor: SupportsPulling, model: str, digest: str, tell: ReportStep) -> None:
         self._supervisor = supervisor
         self._model = model
         self._digest = digest
@@ -317,7 +317,7 @@ class _Fetching:
         self._last: FetchProgress | None = None
 
     async def run(self) -> int:
-        """Fetch; returns the size in bytes as far as it is known. Raises what `Pulls.pull` does."""
+        """Fetch; returns the size in bytes as far as it is known. Raises what `SupportsPulling.pull` does."""
         failed: Exception | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._say)

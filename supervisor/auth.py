@@ -18,10 +18,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hostler.supervisor.schemas import ErrorAnswer, ErrorBody
+from hostler.supervisor.schemas import SupervisorErrorBody, SupervisorErrorResponse
 
 
-class Throttle:
+class FailureThrottle:
     """After `limit` wrong tokens within `window_s` an address waits. At most `remember` addresses are remembered."""
 
     def __init__(
@@ -58,7 +58,7 @@ _BODY_UNREAD = frozenset({400, 401, 403, 408, 413, 415, 421, 429})
 _Body = TypeVar("_Body")
 
 
-class Refusal(Exception):
+class RequestRejected(Exception):
     """A request that is not carried out; the message names the thing and the way out."""
 
     def __init__(
@@ -67,10 +67,10 @@ class Refusal(Exception):
         super().__init__(message)
         self.status = status
         self.retry_after_s = retry_after_s
-        self.body = ErrorBody(type=kind, message=message, models=models)
+        self.body = SupervisorErrorBody(type=kind, message=message, models=models)
 
 
-def refusal_answer(status: int, body: ErrorBody, *, retry_after_s: float | None = None) -> Response:
+def error_response(status: int, body: SupervisorErrorBody, *, retry_after_s: float | None = None) -> Response:
     """`body` as JSON, with the headers that its status and its failure call for."""
     headers = {}
     if status in _BODY_UNREAD:
@@ -81,11 +81,11 @@ def refusal_answer(status: int, body: ErrorBody, *, retry_after_s: float | None 
         retry_after_s = body.failure.retry_after_s
     if retry_after_s is not None:
         headers["Retry-After"] = str(max(1, round(retry_after_s)))
-    content = msgspec.json.encode(ErrorAnswer(error=body))
+    content = msgspec.json.encode(SupervisorErrorResponse(error=body))
     return Response(content, status_code=status, media_type="application/json", headers=headers)
 
 
-class Guard:
+class SupervisorAuthMiddleware:
     """ASGI middleware: lets through what names this host, does not come from a foreign page, and knows the token.
 
     Without a token everybody who reaches the port is let in. `open_paths` need no token, but a right host all the same.
@@ -98,7 +98,7 @@ class Guard:
         self._digest = None if token is None else _digest(token.encode())
         self._hosts = _LOCAL | {_host_of(name) for name in allowed_hosts}
         self._open_paths = frozenset(open_paths)
-        self._throttle = Throttle()
+        self._throttle = FailureThrottle()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -124,8 +124,8 @@ class Guard:
 
         try:
             self._check(scope, headers)
-        except Refusal as refusal:
-            answer = refusal_answer(refusal.status, refusal.body, retry_after_s=refusal.retry_after_s)
+        except RequestRejected as refusal:
+            answer = error_response(refusal.status, refusal.body, retry_after_s=refusal.retry_after_s)
             await answer(scope, receive, stamped)
             return
         await self._app(scope, receive, stamped)
@@ -133,16 +133,16 @@ class Guard:
     def _check(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1:
-            raise Refusal(400, "invalid_request", "a request carries exactly one Host header")
+            raise RequestRejected(400, "invalid_request", "a request carries exactly one Host header")
         host = _host_of(hosts[0].decode("latin-1"))
         # The address that the connection came in on is our own; a name that somebody else's DNS points at us is not.
         own = (scope.get("server") or ("",))[0]
         if host not in self._hosts and host != _host_of(own):
-            raise Refusal(421, "misdirected", "this host does not go by that name: add it to allowed_hosts")
+            raise RequestRejected(421, "misdirected", "this host does not go by that name: add it to allowed_hosts")
         origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
         same = f"{scope['scheme']}://{hosts[0].decode('latin-1')}".lower()
         if any(origin.lower() != same for origin in origins) or _only(headers, b"sec-fetch-site") == "cross-site":
-            raise Refusal(403, "forbidden", "requests from other sites' pages are not carried out")
+            raise RequestRejected(403, "forbidden", "requests from other sites' pages are not carried out")
         if scope["path"] not in self._open_paths:
             self._check_token(headers, (scope.get("client") or ("",))[0])
 
@@ -155,33 +155,35 @@ class Guard:
         if not hmac.compare_digest(_digest(token.strip()), self._digest) or scheme.lower() != b"bearer":
             wait_s = self._throttle.failed(address) if values else 0.0
             if wait_s > 0:
-                raise Refusal(
+                raise RequestRejected(
                     429, "throttled", "too many wrong tokens from this address; wait, then use the right one",
                     retry_after_s=wait_s,
                 )  # fmt: skip
-            raise Refusal(401, "unauthenticated", "the supervisor's token is needed: Authorization: Bearer <token>")
+            raise RequestRejected(
+                401, "unauthenticated", "the supervisor's token is needed: Authorization: Bearer <token>"
+            )
 
 
 async def read_body(request: Request, kind: type[_Body]) -> _Body:
-    """The JSON body as a `kind`; a `Refusal` if it is no JSON, too large, too slow or something else."""
+    """The JSON body as a `kind`; a `RequestRejected` if it is no JSON, too large, too slow or something else."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json" or "content-encoding" in request.headers:
-        raise Refusal(415, "unsupported_media", "send plain JSON: Content-Type: application/json")
+        raise RequestRejected(415, "unsupported_media", "send plain JSON: Content-Type: application/json")
     content = bytearray()
     try:
         with anyio.fail_after(BODY_S):
             async for part in request.stream():
                 content += part
                 if len(content) > BODY_LIMIT:
-                    raise Refusal(413, "too_large", f"an order has at most {BODY_LIMIT} bytes")
+                    raise RequestRejected(413, "too_large", f"an order has at most {BODY_LIMIT} bytes")
     except TimeoutError:
-        raise Refusal(408, "too_slow", f"the body did not arrive within {BODY_S:g} s") from None
+        raise RequestRejected(408, "too_slow", f"the body did not arrive within {BODY_S:g} s") from None
     except ClientDisconnect:
-        raise Refusal(400, "invalid_request", "the body ended early") from None
+        raise RequestRejected(400, "invalid_request", "the body ended early") from None
     try:
         return msgspec.json.decode(bytes(content), type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Refusal(400, "invalid_request", f"the body is not what is expected here: {error}") from None
+        raise RequestRejected(400, "invalid_request", f"the body is not what is expected here: {error}") from None
 
 
 def _digest(secret: bytes) -> bytes:

@@ -17,7 +17,7 @@ from typing import IO, Final
 import anyio
 
 from hostler.supervisor.logs import LineSplitter
-from hostler.supervisor.reaper import sentry
+from hostler.supervisor.reaper import process_reaper
 
 #: Where the operating system cannot tell at once that a child ended, it is asked this often.
 _ASK_S: Final = 0.02
@@ -60,7 +60,7 @@ class Child:
             stderr=subprocess.PIPE, bufsize=0, start_new_session=True,
             preexec_fn=None if launcher else _end_with_parent(),
         )  # fmt: skip
-        sentry().watch(popen.pid)
+        process_reaper().watch(popen.pid)
         child = cls(popen, heard)
         child._watch()
         return child
@@ -121,7 +121,7 @@ class Child:
     def close(self) -> None:
         """Let go of pipes and descriptors. The process itself must have ended, or is left to its fate."""
         if self.returncode is not None:
-            sentry().forget(self.pid)
+            process_reaper().forget(self.pid)
         for descriptor in [*self._splitters]:
             self._drop(descriptor)
         if self._pidfd is not None:

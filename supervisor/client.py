@@ -17,18 +17,18 @@ import msgspec
 from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import EngineAddress, HostStatus, SupervisorEvent, SupervisorUnreachable
 from hostler.supervisor.schemas import (
-    ErrorAnswer,
-    FirstAnswer,
-    Heard,
-    Located,
-    PinAnswer,
-    PinOrder,
-    PullOrder,
-    SwitchAnswer,
-    SwitchOrder,
-    UnloadAnswer,
-    UnloadOrder,
-    revive,
+    AnsweredRequest,
+    AnsweredResponse,
+    LocateResponse,
+    PinRequest,
+    PinResponse,
+    PullRequest,
+    SupervisorErrorResponse,
+    SwitchRequest,
+    SwitchResponse,
+    UnloadRequest,
+    UnloadResponse,
+    decode_error,
 )
 
 LARGEST_EVENT = 16 * 1024 * 1024
@@ -101,17 +101,17 @@ class SupervisorClient:
 
     async def locate(self, model: str) -> EngineAddress | None:
         """Where `model` listens, if it is ready now. Raises `UnknownProfile`, `SupervisorUnreachable`."""
-        located = await self._call("GET", "/models/locate", Located, params={"model": model})
+        located = await self._call("GET", "/models/locate", LocateResponse, params={"model": model})
         return None if located.address is None else self._reached(located.address)
 
     async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
         """See `Supervisor`."""
-        told = FirstAnswer(model=model, generation=generation, cached=cached, prompt=prompt)
-        await self._call("POST", "/models/answered", Heard, order=told)
+        told = AnsweredRequest(model=model, generation=generation, cached=cached, prompt=prompt)
+        await self._call("POST", "/models/answered", AnsweredResponse, order=told)
 
     async def pull(self, model: str, *, report: Callable[[FetchProgress], None] = lambda _: None) -> None:
         """See `Pulls`. A connection lost on the way is built again and joins the download, as long as it lasts."""
-        order = PullOrder(model=model)
+        order = PullRequest(model=model)
         pause = self._limits.retry_s
         for _ in range(self._limits.asks - 1):
             try:
@@ -125,30 +125,30 @@ class SupervisorClient:
         except _Lost as lost:
             raise SupervisorUnreachable(str(lost)) from None
 
-    async def _watch(self, order: PullOrder, report: Callable[[FetchProgress], None]) -> None:
+    async def _watch(self, order: PullRequest, report: Callable[[FetchProgress], None]) -> None:
         async with aclosing(self._stream("POST", "/models/pull", order=order)) as frames:
             async for name, data in frames:
                 if name == "ready":
                     return
                 if name == "failed":
-                    raise revive(self._decode(data, ErrorAnswer).error)
+                    raise decode_error(self._decode(data, SupervisorErrorResponse).error)
                 if name == "progress":
                     report(self._decode(data, FetchProgress))
         raise _Lost(self._say("ended the stream before the file was there"))
 
     async def pin(self, model: str, pinned: bool, *, epoch: int | None = None) -> bool:
         """See `Pins`."""
-        order = PinOrder(model=model, pinned=pinned, epoch=epoch)
-        return (await self._call("POST", "/models/pin", PinAnswer, order=order)).remembered
+        order = PinRequest(model=model, pinned=pinned, epoch=epoch)
+        return (await self._call("POST", "/models/pin", PinResponse, order=order)).remembered
 
     async def unload(self, model: str, *, epoch: int | None = None) -> None:
         """Stop `model` and return when it is gone. Raises as `Supervisor.unload` does."""
-        order = UnloadOrder(model=model, epoch=epoch)
-        await self._call("POST", "/models/unload", UnloadAnswer, order=order, read_s=self._limits.unload_s)
+        order = UnloadRequest(model=model, epoch=epoch)
+        await self._call("POST", "/models/unload", UnloadResponse, order=order, read_s=self._limits.unload_s)
 
     async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
         """Make `model` ready. A connection lost on the way is built again and joins the order. See `Supervisor`."""
-        order = SwitchOrder(model=model, evict=tuple(evict), epoch=epoch)
+        order = SwitchRequest(model=model, evict=tuple(evict), epoch=epoch)
         pause = self._limits.retry_s
         asked = 0
         while True:
@@ -207,14 +207,14 @@ class SupervisorClient:
             await anyio.sleep(pause * random.uniform(0.75, 1.0))
             pause = min(pause * 2, self._limits.max_retry_s)
 
-    async def _follow(self, order: SwitchOrder) -> EngineAddress:
+    async def _follow(self, order: SwitchRequest) -> EngineAddress:
         """One try at a switch. Raises `_Lost` when the supervisor took the order and was then heard no more."""
         async with aclosing(self._stream("POST", "/models/switch", order=order)) as frames:
             async for name, data in frames:
                 if name == "ready":
-                    return self._decode(data, SwitchAnswer).address
+                    return self._decode(data, SwitchResponse).address
                 if name == "failed":
-                    raise revive(self._decode(data, ErrorAnswer).error)
+                    raise decode_error(self._decode(data, SupervisorErrorResponse).error)
         raise _Lost(self._say("ended the stream before the switch was over"))
 
     async def _call(
@@ -293,11 +293,11 @@ class SupervisorClient:
             )
         else:
             try:
-                body = msgspec.json.decode(content, type=ErrorAnswer).error
+                body = msgspec.json.decode(content, type=SupervisorErrorResponse).error
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 error = SupervisorUnreachable(self._say(f"answered {status}, not as a supervisor does"))
             else:
-                error = revive(body)
+                error = decode_error(body)
                 if isinstance(error, SupervisorUnreachable):
                     error = SupervisorUnreachable(self._say(f"answered {status}: {body.message}"))
         self._heard(not isinstance(error, SupervisorUnreachable), str(error))

@@ -24,7 +24,7 @@ EMBEDDED_TOKENS = 2048
 _SWITCHES = {"-kvu": "on", "--kv-unified": "on", "-no-kvu": "off", "--no-kv-unified": "off"}
 
 
-def said(arguments: Sequence[str], *names: str) -> str | None:
+def argument_value(arguments: Sequence[str], *names: str) -> str | None:
     """The value of the argument that goes by one of `names`; the last one wins, as with the engine. `None`: not said."""
     found: str | None = None
     for index, word in enumerate(arguments):
@@ -37,23 +37,23 @@ def said(arguments: Sequence[str], *names: str) -> str | None:
     return found
 
 
-def said_number(arguments: Sequence[str], *names: str) -> int | None:
-    """`said` as a whole number, or `None` if it is none."""
+def argument_number(arguments: Sequence[str], *names: str) -> int | None:
+    """`argument_value` as a whole number, or `None` if it is none."""
     try:
-        return int(said(arguments, *names) or "")
+        return int(argument_value(arguments, *names) or "")
     except ValueError:
         return None
 
 
-def batch_of(profile: Profile) -> int:
+def batch_size(profile: Profile) -> int:
     """How many tokens its engine reads in one go; for embeddings that is also how long a text may be."""
     return max(profile.batch, min(profile.context, EMBEDDED_TOKENS)) if profile.embeddings else profile.batch
 
 
-def physical_batch_of(profile: Profile) -> int:
+def physical_batch_size(profile: Profile) -> int:
     """How many of them are worked on at the same time."""
-    batch = said_number(profile.args, "-ub", "--ubatch-size")
-    return batch or (batch_of(profile) if profile.embeddings else min(512, profile.batch))
+    batch = argument_number(profile.args, "-ub", "--ubatch-size")
+    return batch or (batch_size(profile) if profile.embeddings else min(512, profile.batch))
 
 
 def _plain(word: str) -> str:
@@ -66,7 +66,7 @@ EMBEDDED: Final = "embedded"
 _NOT_INHERITED: Final = ("HOSTLER_", "LLAMA_ARG_", "LLAMA_API_KEY", "OPENROUTER_API_KEY", "OPENAI_API_KEY")
 
 
-class Command(msgspec.Struct, frozen=True, kw_only=True):
+class EngineCommand(msgspec.Struct, frozen=True, kw_only=True):
     """What to start. `environment` holds the key, `arguments` never does. `context` is what one request gets."""
 
     arguments: tuple[str, ...]
@@ -103,10 +103,10 @@ def embedded_is_installed() -> bool:
     return importlib.util.find_spec("xllamacpp") is not None
 
 
-def build(
+def build_command(
     profile: Profile, settings: SupervisorSettings, *, file: Path, host: str, port: int, key: str,
     inherited: Mapping[str, str], facts: ModelFacts | None = None,
-) -> Command:  # fmt: skip
+) -> EngineCommand:  # fmt: skip
     """The command that serves `profile` from `file`, which says `facts`, at `host:port`, open to holders of `key` only.
 
     A profile's context is what one request gets, so the engine is asked for that times `parallel`. Its own arguments
@@ -115,7 +115,7 @@ def build(
     arguments = [*engine_program(profile.engine or settings.engine, path=inherited.get("PATH"))]
     arguments += ["-m", str(file), "--alias", profile.name, "--host", host, "--port", str(port)]
     arguments += ["-c", str(profile.context * profile.parallel), "-np", str(profile.parallel)]
-    arguments += ["-b", str(batch_of(profile)), "--cache-ram", str(profile.cache_ram_mib)]
+    arguments += ["-b", str(batch_size(profile)), "--cache-ram", str(profile.cache_ram_mib)]
     if profile.threads is not None:
         arguments += ["-t", str(profile.threads)]
     if profile.gpu_layers is not None:
@@ -123,7 +123,7 @@ def build(
     if settings.slots_dir is not None:
         arguments += ["--slot-save-path", settings.slots_dir]
     if profile.embeddings:
-        arguments += ["--embeddings", "-ub", str(physical_batch_of(profile))]
+        arguments += ["--embeddings", "-ub", str(physical_batch_size(profile))]
         if not _says_how_to_pool(facts):
             # A chat model's file does not, and an engine that is not told gives no embeddings by OpenAI's protocol.
             arguments += ["--pooling", "mean"]
@@ -139,7 +139,7 @@ def build(
     environment["LLAMA_API_KEY"] = key
     # The engine then tells its state on stdout and ends when its stdin does. The number itself is not used.
     environment["LLAMA_SERVER_ROUTER_PORT"] = "1"
-    return Command(
+    return EngineCommand(
         arguments=tuple(arguments), environment=environment, context=profile.context, parallel=profile.parallel
     )
 
@@ -157,7 +157,7 @@ def _missing(what: str) -> SupervisorError:
     return SupervisorError(Failure(kind="engine_missing", message=message))
 
 
-def parse_range(text: str | None) -> range | None:
+def parse_port_range(text: str | None) -> range | None:
     """`8100-8199` or `8100`; `None` means any port. Raises `ValueError`."""
     if text is None:
         return None

@@ -216,7 +216,7 @@ class Supervisor(Protocol):
 
 
 @runtime_checkable
-class Pins(Protocol):
+class SupportsPinning(Protocol):
     """What a supervisor may promise besides: operators say which models stay loaded, while it runs."""
 
     async def pin(self, model: str, pinned: bool, *, epoch: int | None = None) -> bool:
@@ -229,7 +229,7 @@ class Pins(Protocol):
 
 
 @runtime_checkable
-class Pulls(Protocol):
+class SupportsPulling(Protocol):
     """What a supervisor may promise besides: it has models' files come before anybody needs them."""
 
     async def pull(self, model: str, *, report: Callable[[FetchProgress], None] = lambda _: None) -> None:

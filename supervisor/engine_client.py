@@ -202,10 +202,10 @@ class _Props(msgspec.Struct, frozen=True):
 
 async def engine_build(address: EngineAddress, *, timeout_s: float = 2.0) -> str:
     """The build that an engine says it is. Raises `EngineError`."""
-    return (await ask(address, "GET", "/props", _Props, timeout_s=timeout_s)).build_info
+    return (await request_json(address, "GET", "/props", _Props, timeout_s=timeout_s)).build_info
 
 
-async def ask(
+async def request_json(
     address: EngineAddress,
     method: str,
     path: str,
@@ -222,8 +222,8 @@ async def ask(
         raise EngineError(f"{method} {path}: {error}", 200) from None
 
 
-async def ask_text(address: EngineAddress, path: str, *, timeout_s: float) -> str:
-    """As `ask`, for what is no JSON."""
+async def request_text(address: EngineAddress, path: str, *, timeout_s: float) -> str:
+    """As `request_json`, for what is no JSON."""
     return (await _exchange(address, "GET", path, b"", timeout_s)).decode(errors="replace")
 
 
@@ -293,26 +293,26 @@ _ASKED: Final = frozenset({"requests_processing", "requests_deferred"})
 _DONE_COUNTERS: Final = frozenset({"prompt_tokens_total", "tokens_predicted_total", "n_decode_total"})
 
 
-class Activity(msgspec.Struct, frozen=True, kw_only=True):
+class EngineActivity(msgspec.Struct, frozen=True, kw_only=True):
     """`asked`: questions that it answers now or has in line. `done` grows whenever it works."""
 
     asked: int = 0
     done: int = 0
 
 
-async def activity(address: EngineAddress, *, timeout_s: float = 1.0) -> Activity | None:
+async def engine_activity(address: EngineAddress, *, timeout_s: float = 1.0) -> EngineActivity | None:
     """Ask the engine; `None` for one that does not say. One that says nothing in time counts as having one question.
 
     Not to be asked more often than every one and a half seconds: a busy engine notices only in between that somebody
     left who waits for a whole answer.
     """
     try:
-        counters = dict(_counters(await ask_text(address, "/metrics", timeout_s=timeout_s)))
+        counters = dict(_counters(await request_text(address, "/metrics", timeout_s=timeout_s)))
     except EngineError as error:
-        return Activity(asked=1) if error.late else None
+        return EngineActivity(asked=1) if error.late else None
     if not counters.keys() & _ASKED:
         return None
-    return Activity(
+    return EngineActivity(
         asked=int(sum(counters.get(name, 0.0) for name in _ASKED)),
         done=int(sum(counters.get(name, 0.0) for name in _DONE_COUNTERS)),
     )

@@ -26,7 +26,7 @@ LOG_BUFFER = 1000
 logger = logging.getLogger(__name__)
 
 
-class Events(EventSourceResponse):
+class EventStreamResponse(EventSourceResponse):
     """Server-sent events told by a coroutine, which is cancelled when the client leaves or the server stops."""
 
     def __init__(self, narrate: Callable[[Emit], Awaitable[None]], stopping: anyio.Event) -> None:
@@ -37,7 +37,7 @@ class Events(EventSourceResponse):
 
         async def produce() -> None:
             async with sender:
-                await until(stopping, lambda: narrate(emit))
+                await run_until(stopping, lambda: narrate(emit))
 
         super().__init__(
             receiver,
@@ -59,7 +59,7 @@ class Events(EventSourceResponse):
                 stream.close()
 
 
-class Lines(Response):
+class LineStreamResponse(Response):
     """Lines of text as they come. A client that reads too slowly loses the oldest and is told how many."""
 
     media_type = "text/plain; charset=utf-8"
@@ -86,7 +86,7 @@ class Lines(Response):
         if not whole:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(leave)
-                tasks.start_soon(until, self._stopping, self._collect)
+                tasks.start_soon(run_until, self._stopping, self._collect)
                 whole = await self._pass_on(send)
                 tasks.cancel_scope.cancel()
         if whole:
@@ -130,7 +130,7 @@ class Lines(Response):
         return False
 
 
-async def until(stopping: anyio.Event, do: Callable[[], Awaitable[None]]) -> None:
+async def run_until(stopping: anyio.Event, do: Callable[[], Awaitable[None]]) -> None:
     """Run `do` to its end or up to `stopping`. What it raises comes out as itself, not in a group."""
     error: Exception | None = None
 

@@ -16,7 +16,7 @@ LONGEST_LINE: Final = 4096
 FOLLOWER_LINES: Final = 500
 
 
-class Log:
+class EngineLog:
     """The last `size` lines of one model's engines, over restarts. Written by its process, read by anybody.
 
     Words given to `hide` never show up in a line.
@@ -24,7 +24,7 @@ class Log:
 
     def __init__(self, size: int = 2000) -> None:
         self._lines: deque[str] = deque(maxlen=max(1, size))
-        self._followers: set[Follower] = set()
+        self._followers: set[LogFollower] = set()
         self._secrets: tuple[str, ...] = ()
         self._count = 0
 
@@ -60,7 +60,7 @@ class Log:
     @contextmanager
     def follow(self) -> Iterator[AsyncIterator[str]]:
         """Lines from now on, without end. A follower that is too slow is told how many it missed."""
-        follower = Follower()
+        follower = LogFollower()
         self._followers.add(follower)
         try:
             yield follower
@@ -68,7 +68,7 @@ class Log:
             self._followers.discard(follower)
 
 
-class Follower:
+class LogFollower:
     """One reader of a log, with a bounded buffer of its own."""
 
     def __init__(self, size: int = FOLLOWER_LINES) -> None:
@@ -85,7 +85,7 @@ class Follower:
         self._waiting.append(line)
         self._more.set()
 
-    def __aiter__(self) -> Follower:
+    def __aiter__(self) -> LogFollower:
         return self
 
     async def __anext__(self) -> str:

@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress, cache_directory
-from hostler.supervisor.command import parse_range
+from hostler.supervisor.command import parse_port_range
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import (
     EngineAddress,
@@ -31,16 +31,16 @@ from hostler.supervisor.contract import (
     UnknownProfile,
 )
 from hostler.supervisor.events import Subscriptions
-from hostler.supervisor.logs import Log
-from hostler.supervisor.memory import Meter, Usage
+from hostler.supervisor.logs import EngineLog
+from hostler.supervisor.memory import MemoryMeter, MemoryUsage
 from hostler.supervisor.metrics import HostMetrics
-from hostler.supervisor.model import ManagedModel, engine_of
-from hostler.supervisor.model_files import Describe, ModelFiles, Prepare, Supply, local_path, look_at_file
-from hostler.supervisor.process import Limits, ManagedProcess
+from hostler.supervisor.model import ManagedModel, engine_profile
+from hostler.supervisor.model_files import Describe, ModelFiles, Prepare, Supply, describe_file, local_path
+from hostler.supervisor.process import ManagedProcess, ProcessLimits
 from hostler.supervisor.slot_cache import Keeper, SlotKeeper, SlotStore
-from hostler.supervisor.state_store import Epochs, LoadTimes, Pins
-from hostler.supervisor.switches import Orders, Room
-from hostler.supervisor.usage import AFTER_READY_S, Footprints, Survey
+from hostler.supervisor.state_store import EpochStore, LoadTimeStore, PinStore
+from hostler.supervisor.switches import PlacementPolicy, SwitchCoordinator
+from hostler.supervisor.usage import AFTER_READY_S, MemoryHistory, UsageMonitor
 
 #: Who follows a host that has just started is told of it when its models' files have been read, or after this long.
 DESCRIBED_S: Final = 1.0
@@ -58,33 +58,33 @@ class EngineManager:
 
     def __init__(
         self, profiles: Sequence[Profile], settings: SupervisorSettings, *, host: str = "127.0.0.1",
-        prepare: Prepare = local_path, describe: Describe = look_at_file,
+        prepare: Prepare = local_path, describe: Describe = describe_file,
         keeper: Keeper | None = None, load_times: Path | None = None, pins: Path | None = None,
-        footprints: Path | None = None, epochs: Path | None = None, meter: Meter | None = None,
+        footprints: Path | None = None, epochs: Path | None = None, meter: MemoryMeter | None = None,
     ) -> None:  # fmt: skip
         self._settings = settings
-        self._ports = parse_range(settings.engine_ports)
-        self._load_times = LoadTimes(load_times)
-        self._pins = Pins(pins)
+        self._ports = parse_port_range(settings.engine_ports)
+        self._load_times = LoadTimeStore(load_times)
+        self._pins = PinStore(pins)
         exclusive = settings.exclusive if settings.exclusive is not None else settings.memory_budget is None
         budget = None if settings.memory_budget is None else int(settings.memory_budget)
-        self._room = Room(exclusive=exclusive, budget=budget)
-        self._footprints = Footprints(footprints)
-        self._survey = Survey(
-            meter or Meter(), self._footprints, self._measured, uses=not exclusive, drain_s=settings.drain_s
+        self._room = PlacementPolicy(exclusive=exclusive, budget=budget)
+        self._footprints = MemoryHistory(footprints)
+        self._survey = UsageMonitor(
+            meter or MemoryMeter(), self._footprints, self._measured, uses=not exclusive, drain_s=settings.drain_s
         )
         self._supply = Supply(
             settings, host=settings.engine_host or host, prepare=prepare, describe=describe, keeper=keeper or Keeper(),
             survey=self._survey,
         )  # fmt: skip
-        self._epochs = Epochs(epochs)
+        self._epochs = EpochStore(epochs)
         self._tasks: TaskGroup | None = None
         self._started = anyio.Event()
         self._described = anyio.Event()
         self._listeners = Subscriptions(lambda: Snapshot(host=self.status_now()))
         self.metrics = HostMetrics(self.status_now)
         self._listeners.tap(self.metrics.hear)
-        self._orders = Orders(
+        self._orders = SwitchCoordinator(
             self._room, self._supply, self._survey, self._load_times, others=self._others,
             describe=self._describe_sharing, tell=self._listeners.publish,
         )  # fmt: skip
@@ -229,7 +229,7 @@ class EngineManager:
         return tuple(
             name
             for name, member in self._members.items()
-            if name not in wanted or engine_of(wanted[name]) != engine_of(member.profile)
+            if name not in wanted or engine_profile(wanted[name]) != engine_profile(member.profile)
         )
 
     def status_now(self) -> HostStatus:
@@ -279,9 +279,9 @@ class EngineManager:
         member.pinned = self._pins.get(member.name, member.profile.pinned)
         member.process.limits = self._limits(member)
 
-    def _limits(self, member: ManagedModel) -> Limits:
+    def _limits(self, member: ManagedModel) -> ProcessLimits:
         settings, profile = self._settings, member.profile
-        return Limits(
+        return ProcessLimits(
             start_timeout_s=_first(profile.start_timeout_s, settings.start_timeout_s),
             stop_grace_s=_first(profile.stop_grace_s, settings.stop_grace_s),
             max_failures=settings.max_failures, backoff_s=settings.backoff_s, max_backoff_s=settings.max_backoff_s,
@@ -289,7 +289,7 @@ class EngineManager:
         )  # fmt: skip
 
     def _enlist(self, profile: Profile) -> ManagedModel:
-        member = ManagedModel(profile, Log(self._settings.log_lines))
+        member = ManagedModel(profile, EngineLog(self._settings.log_lines))
         member.pinned = self._pins.get(profile.name, profile.pinned)
         member.process = ManagedProcess(
             profile.name, self._supply.hooks(member), self._limits(member), member.log, host=self._supply.host,
@@ -303,7 +303,7 @@ class EngineManager:
             return
         self._orders.hear(process)
         if process.pid is None:
-            member.usage = Usage()
+            member.usage = MemoryUsage()
         elif process.state == "ready" and self._tasks is not None:
             self._tasks.start_soon(self._survey.measure, member, False, AFTER_READY_S)
         self._listeners.publish(ModelChanged(status=self._status(member)))
@@ -348,7 +348,7 @@ def _first(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
 
 
-def open_host(
+def create_manager(
     profiles: Sequence[Profile],
     settings: SupervisorSettings,
     *,

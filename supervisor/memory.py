@@ -1,4 +1,4 @@
-"""How much memory a profile takes: declared, estimated, seen. Decisions are pure; only `Meter` looks at the machine."""
+"""How much memory a profile takes: declared, estimated, seen. Decisions are pure; only `MemoryMeter` looks at the machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 import psutil
 
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.command import physical_batch_of, said, said_number
+from hostler.supervisor.command import argument_number, argument_value, physical_batch_size
 from hostler.supervisor.contract import Failure
 
 MIB = 1024**2
@@ -40,7 +40,7 @@ _CACHE_TYPES = {
 }
 
 
-class Observed(msgspec.Struct, frozen=True, kw_only=True):
+class PeakMemory(msgspec.Struct, frozen=True, kw_only=True):
     """The most that a profile's process was seen to take, in bytes. `settled` once it was looked at after answering.
 
     Belongs to one profile with one file and one set of arguments; a different one starts anew.
@@ -56,14 +56,14 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
         return self.gpu or self.rss
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
+class MemoryUsage(msgspec.Struct, frozen=True, kw_only=True):
     """What a process group takes now, in bytes."""
 
     rss: int = 0
     gpu: int = 0
 
 
-class Need(msgspec.Struct, frozen=True, kw_only=True):
+class MemoryNeed(msgspec.Struct, frozen=True, kw_only=True):
     """What a profile will take, in bytes, and where the number comes from."""
 
     total: int
@@ -83,37 +83,37 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def observe(before: Observed | None, usage: Usage, *, settled: bool = False) -> Observed:
+def update_peak(before: PeakMemory | None, usage: MemoryUsage, *, settled: bool = False) -> PeakMemory:
     """What is known after one more look; peaks only grow. `settled` if the model has answered since it was started."""
-    before = before or Observed()
-    return Observed(rss=max(before.rss, usage.rss), gpu=max(before.gpu, usage.gpu), settled=before.settled or settled)
+    before = before or PeakMemory()
+    return PeakMemory(rss=max(before.rss, usage.rss), gpu=max(before.gpu, usage.gpu), settled=before.settled or settled)
 
 
-def need(profile: Profile, facts: ModelFacts | None, seen: Observed | None = None) -> Need:
+def memory_need(profile: Profile, facts: ModelFacts | None, seen: PeakMemory | None = None) -> MemoryNeed:
     """What `profile` will take.
 
     Declared wins. Else the estimate from the file's header, raised by what was seen; lowered by it only once the
     process was seen after it had answered, since engines take their memory while they work.
     """
     if profile.memory is not None:
-        return Need(total=profile.memory, declared=True)
+        return MemoryNeed(total=profile.memory, declared=True)
     estimated = _estimated(profile, facts)
     if seen is not None and seen.bytes and (seen.settled or seen.bytes > estimated.total):
-        return Need(total=seen.bytes, seen=True)
+        return MemoryNeed(total=seen.bytes, seen=True)
     return estimated
 
 
-def estimate(profile: Profile, facts: ModelFacts | None, seen: Observed | None = None) -> int:
-    """`need` as one number."""
-    return need(profile, facts, seen).total
+def estimate(profile: Profile, facts: ModelFacts | None, seen: PeakMemory | None = None) -> int:
+    """`memory_need` as one number."""
+    return memory_need(profile, facts, seen).total
 
 
-def fits(wanted: Need, *, budget: int, used: int = 0) -> bool:
+def fits(wanted: MemoryNeed, *, budget: int, used: int = 0) -> bool:
     """Whether `wanted` fits beside models that take `used` bytes."""
     return used + wanted.total <= budget
 
 
-def cannot_fit(profile: Profile, wanted: Need, budget: int, *, beside: Sequence[str] = ()) -> Failure:
+def does_not_fit(profile: Profile, wanted: MemoryNeed, budget: int, *, beside: Sequence[str] = ()) -> Failure:
     """The refusal of a model that is larger than the budget, or than what pinned ones (`beside`) leave of it.
 
     It says the sum, and what to do.
@@ -133,7 +133,7 @@ def cannot_fit(profile: Profile, wanted: Need, budget: int, *, beside: Sequence[
     return Failure(kind="does_not_fit", message=message)
 
 
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
+class MemoryClaim(msgspec.Struct, frozen=True, kw_only=True):
     """A running model when room is made: what it takes, and since when nobody has asked it anything."""
 
     name: str
@@ -143,13 +143,13 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     pinned: bool = False
 
 
-def make_room(wanted: Need, running: Sequence[Claim], budget: int) -> tuple[str, ...] | None:
+def choose_evictions(wanted: MemoryNeed, running: Sequence[MemoryClaim], budget: int) -> tuple[str, ...] | None:
     """Which models have to go so that `wanted` fits: idle ones, the longest unused first, and none in vain.
 
     Busy and pinned ones stay. `None` if it does not fit even then.
     """
     used = sum(claim.bytes for claim in running)
-    victims: list[Claim] = []
+    victims: list[MemoryClaim] = []
     for claim in sorted(running, key=lambda claim: claim.idle_since):
         if fits(wanted, budget=budget, used=used):
             break
@@ -172,27 +172,27 @@ def gib(size: int) -> str:
     return f"{value:.1f}" if value >= 0.1 or size == 0 else f"{value:.2f}"
 
 
-def _estimated(profile: Profile, facts: ModelFacts | None) -> Need:
+def _estimated(profile: Profile, facts: ModelFacts | None) -> MemoryNeed:
     """Weights, cache and the rest. Without a header only the process itself is known."""
     facts = facts or ModelFacts()
-    tokens = said_number(profile.args, "-c", "--ctx-size", "--context-size")
+    tokens = argument_number(profile.args, "-c", "--ctx-size", "--context-size")
     if tokens is None or tokens <= 0:
         tokens = profile.context * profile.parallel or facts.training_context
     scale = sum(_cache_scale(profile, *names) for names in (("-ctk", "--cache-type-k"), ("-ctv", "--cache-type-v"))) / 2
     cache = int(facts.kv_bytes_per_token * tokens * scale)
-    batch = physical_batch_of(profile)
+    batch = physical_batch_size(profile)
     vocabulary = facts.metadata.get(f"{facts.architecture}.vocab_size")
     words = vocabulary if isinstance(vocabulary, int) else USUAL_VOCABULARY
     working = 4 * batch * (words + _ROWS * facts.embedding_length) if facts.bytes else 0
     other = PROCESS_BYTES + working + max(0, profile.cache_ram_mib) * MIB
-    return Need(total=facts.bytes + cache + other, weights=facts.bytes, cache=cache, other=other)
+    return MemoryNeed(total=facts.bytes + cache + other, weights=facts.bytes, cache=cache, other=other)
 
 
 def _cache_scale(profile: Profile, *names: str) -> float:
-    return _CACHE_TYPES.get((said(profile.args, *names) or "f16").lower(), 1.0)
+    return _CACHE_TYPES.get((argument_value(profile.args, *names) or "f16").lower(), 1.0)
 
 
-class Meter:
+class MemoryMeter:
     """Looks at how much memory processes take. NVIDIA's library is used if it is there and has a device to show.
 
     `nvml` replaces that library; `load=False` goes without.
@@ -203,7 +203,7 @@ class Meter:
         self._load = load and nvml is None
         self._ready = False
 
-    def measure(self, pid: int) -> Usage:
+    def measure(self, pid: int) -> MemoryUsage:
         """What the process and its descendants take now; zero for one that is gone. May take milliseconds."""
         rss = 0
         pids: set[int] = set()
@@ -213,7 +213,7 @@ class Meter:
                 pids.add(each)
             except psutil.Error:
                 continue
-        return Usage(rss=rss, gpu=self._gpu(pids) if pids else 0)
+        return MemoryUsage(rss=rss, gpu=self._gpu(pids) if pids else 0)
 
     def close(self) -> None:
         """Let go of NVIDIA's library."""

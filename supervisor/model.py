@@ -10,13 +10,13 @@ import msgspec
 
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.contract import ProfileInfo
-from hostler.supervisor.engine_client import Activity
-from hostler.supervisor.logs import Log
-from hostler.supervisor.memory import Need, Observed, Usage, need, observe
+from hostler.supervisor.engine_client import EngineActivity
+from hostler.supervisor.logs import EngineLog
+from hostler.supervisor.memory import MemoryNeed, MemoryUsage, PeakMemory, memory_need, update_peak
 from hostler.supervisor.process import ManagedProcess
 
 
-class Description(msgspec.Struct, frozen=True, kw_only=True):
+class FileDescription(msgspec.Struct, frozen=True, kw_only=True):
     """What can be said of a profile's file without running it."""
 
     facts: ModelFacts | None = None
@@ -33,20 +33,20 @@ class ManagedModel:
 
     process: ManagedProcess
 
-    def __init__(self, profile: Profile, log: Log) -> None:
+    def __init__(self, profile: Profile, log: EngineLog) -> None:
         self.profile = profile
         self.log = log
         self.file: Path | None = None
-        self.description = Description()
+        self.description = FileDescription()
         self.retired = False
         self.pinned = profile.pinned
-        self.usage = Usage()
+        self.usage = MemoryUsage()
         self.spent: dict[str, float] = {}
         self.busy = False
         self._used_at = 0.0
-        self._active: tuple[int, Activity] | None = None
-        self.recalled: Observed | None = None
-        self._seen: Observed | None = None
+        self._active: tuple[int, EngineActivity] | None = None
+        self.recalled: PeakMemory | None = None
+        self._seen: PeakMemory | None = None
         self._scope: anyio.CancelScope | None = None
 
     @property
@@ -54,22 +54,22 @@ class ManagedModel:
         return self.profile.name
 
     @property
-    def need(self) -> Need:
+    def need(self) -> MemoryNeed:
         """What it takes, or will take: declared, else estimated and corrected by what was seen."""
-        return need(self.profile, self.description.facts, self.seen)
+        return memory_need(self.profile, self.description.facts, self.seen)
 
     @property
-    def seen(self) -> Observed | None:
+    def seen(self) -> PeakMemory | None:
         """The most it was seen to take: since this supervisor runs once that says enough, until then also before."""
         own, before = self._seen, self.recalled
         if own is None or before is None or own.settled:
             return own or before
-        return observe(before, Usage(rss=own.rss, gpu=own.gpu))
+        return update_peak(before, MemoryUsage(rss=own.rss, gpu=own.gpu))
 
     @property
     def footprint(self) -> str:
         """What must be the same for the same amount to be expected."""
-        parts = (engine_of(self.profile), self.description.size, self.description.modified_at)
+        parts = (engine_profile(self.profile), self.description.size, self.description.modified_at)
         return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]
 
     @property
@@ -81,7 +81,7 @@ class ManagedModel:
         """Somebody wants it."""
         self._used_at = now
 
-    def active(self, activity: Activity | None, now: float) -> None:
+    def active(self, activity: EngineActivity | None, now: float) -> None:
         """Its engine said that of itself; `None`: it does not say."""
         self.busy = activity is not None and activity.asked > 0
         if activity is None:
@@ -117,17 +117,17 @@ class ManagedModel:
         """Take over a new profile of the same name."""
         if profile.model != self.profile.model:
             self.file = None
-        if engine_of(profile) != engine_of(self.profile):
+        if engine_profile(profile) != engine_profile(self.profile):
             self._seen = self.recalled = None
         self.profile = profile
 
-    def measured(self, usage: Usage, *, settled: bool) -> None:
+    def measured(self, usage: MemoryUsage, *, settled: bool) -> None:
         """It takes this much now; `settled` if it has answered since it was started."""
         self.usage = usage
-        self._seen = observe(self._seen, usage, settled=settled)
+        self._seen = update_peak(self._seen, usage, settled=settled)
 
 
-def engine_of(profile: Profile) -> Profile:
+def engine_profile(profile: Profile) -> Profile:
     """The part of a profile that makes a command: two profiles that are equal in it can share a running engine."""
     return msgspec.structs.replace(
         profile, aliases=(), description="", ttl_s=None, start_timeout_s=None, stop_grace_s=None, drain_s=None, memory=None,

@@ -21,13 +21,13 @@ from hostler.profiles.fetch import cached, fetch
 from hostler.profiles.gguf import FactsCache, GGUFError, digest
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.sources import FetchProgress, SourceError
-from hostler.supervisor.command import Command, build
+from hostler.supervisor.command import EngineCommand, build_command
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError
-from hostler.supervisor.model import Description, ManagedModel
-from hostler.supervisor.process import Build, Hooks
+from hostler.supervisor.model import FileDescription, ManagedModel
+from hostler.supervisor.process import CommandBuilder, Hooks
 from hostler.supervisor.slot_cache import Keeper
-from hostler.supervisor.usage import Survey
+from hostler.supervisor.usage import UsageMonitor
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ Prepare = Callable[[Profile, Callable[[FetchProgress], None]], Awaitable[Path]]
 Raises `SourceError` or `SupervisorError`.
 """
 
-Describe = Callable[[Profile], Description]
+Describe = Callable[[Profile], FileDescription]
 """Reads what can be known of a profile's file; runs in a thread, and must not fail for a file that is not there."""
 
 
@@ -47,14 +47,14 @@ async def local_path(profile: Profile, report: Callable[[FetchProgress], None]) 
     return _path(profile)
 
 
-def look_at_file(profile: Profile) -> Description:
+def describe_file(profile: Profile) -> FileDescription:
     """The simplest `Describe`: size and time of the file, and a digest that tells profiles apart."""
     digest = hashlib.sha256(f"{profile.name}\n{profile.model}\n{profile.context}".encode()).hexdigest()
     try:
         status = _path(profile).stat()
     except (OSError, ValueError):
-        return Description(digest=digest)
-    return Description(digest=digest, size=status.st_size, modified_at=status.st_mtime)
+        return FileDescription(digest=digest)
+    return FileDescription(digest=digest, size=status.st_size, modified_at=status.st_mtime)
 
 
 class ModelFiles:
@@ -78,7 +78,7 @@ class ModelFiles:
 
         return await fetch(profile, report=both)
 
-    def describe(self, profile: Profile) -> Description:
+    def describe(self, profile: Profile) -> FileDescription:
         """What can be said of the profile without running it; less, while its file is not here. Blocks."""
         path = cached(profile)
         facts = None if path is None else self._read(profile, path)
@@ -86,7 +86,7 @@ class ModelFiles:
             modified_at = path.stat().st_mtime if path is not None else 0.0
         except OSError:
             modified_at = 0.0
-        return Description(
+        return FileDescription(
             facts=facts,
             size=facts.bytes if facts else 0,
             digest=digest(profile, path),
@@ -109,17 +109,17 @@ def _path(profile: Profile) -> Path:
     return Path(profile.model).expanduser()
 
 
-Report = Callable[[FetchProgress], None]
+ReportProgress = Callable[[FetchProgress], None]
 
 
-class Fetches:
+class SharedDownloads:
     """Has files come through `prepare`. One is the same as another if model and checksum are."""
 
     def __init__(self, prepare: Prepare) -> None:
         self._prepare = prepare
         self._coming: dict[tuple[str, str | None], _Fetch] = {}
 
-    async def file(self, tasks: TaskGroup, profile: Profile, report: Report = lambda _: None) -> Path:
+    async def file(self, tasks: TaskGroup, profile: Profile, report: ReportProgress = lambda _: None) -> Path:
         """The profile's file on disk; `report` hears how far it is. Who is cancelled does not stop it for others.
 
         It comes in `tasks`, which must outlive whoever waits. Raises what `prepare` does.
@@ -158,7 +158,7 @@ class _Fetch:
         self.over = anyio.Event()
         self.path: Path | None = None
         self.error: Exception | None = None
-        self._listeners: list[Report] = []
+        self._listeners: list[ReportProgress] = []
         self._last: FetchProgress | None = None
 
     def tell(self, progress: FetchProgress) -> None:
@@ -166,7 +166,7 @@ class _Fetch:
         for listener in list(self._listeners):
             listener(progress)
 
-    def joined(self, report: Report) -> ExitStack:
+    def joined(self, report: ReportProgress) -> ExitStack:
         """Listens while the context lasts; the last one to leave ends what is not over."""
         self._listeners.append(report)
         if self._last is not None:
@@ -175,7 +175,7 @@ class _Fetch:
         stack.callback(self._leave, report)
         return stack
 
-    def _leave(self, report: Report) -> None:
+    def _leave(self, report: ReportProgress) -> None:
         self._listeners.remove(report)
         if not self._listeners and not self.over.is_set():
             self.scope.cancel()
@@ -211,11 +211,11 @@ class Supply:
 
     def __init__(
         self, settings: SupervisorSettings, *, host: str, prepare: Prepare, describe: Describe, keeper: Keeper,
-        survey: Survey,
+        survey: UsageMonitor,
     ) -> None:  # fmt: skip
         self.host = host
         self._settings = settings
-        self._fetches = Fetches(prepare)
+        self._fetches = SharedDownloads(prepare)
         self._describe = describe
         self._keeper = keeper
         self._survey = survey
@@ -237,7 +237,7 @@ class Supply:
         except Exception:
             # Less is known of one model then; the others are served as before.
             logger.exception("what is known of the file of %s could not be read", member.name)
-            member.description = Description()
+            member.description = FileDescription()
         self._survey.recall(member)
 
     def read_ahead(self, member: ManagedModel) -> None:
@@ -249,7 +249,7 @@ class Supply:
         """What is done at the fixed points of its process' life."""
         return _Hooks(self, member)
 
-    async def plan(self, member: ManagedModel) -> Build:
+    async def plan(self, member: ManagedModel) -> CommandBuilder:
         """How to start its engine, given a port and a key; its file is there then."""
         file = member.file if member.file is not None and member.file.exists() else await self.file(member)
         if member.profile.embeddings and member.description.facts is None:
@@ -257,8 +257,8 @@ class Supply:
             await self.describe(member)
         profile, facts = member.profile, member.description.facts
 
-        def command(port: int, key: str) -> Command:
-            return build(
+        def command(port: int, key: str) -> EngineCommand:
+            return build_command(
                 profile, self._settings, file=file, host=self.host, port=port, key=key, inherited=dict(os.environ),
                 facts=facts,
             )  # fmt: skip
@@ -289,7 +289,7 @@ class _Hooks(Hooks):
         self._supply = supply
         self._member = member
 
-    async def prepare(self) -> Build:
+    async def prepare(self) -> CommandBuilder:
         return await self._supply.plan(self._member)
 
     async def ready(self, address: EngineAddress) -> None:

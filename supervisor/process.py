@@ -12,14 +12,14 @@ import anyio
 import msgspec
 
 from hostler.supervisor.child import Child
-from hostler.supervisor.command import Command, free_port
+from hostler.supervisor.command import EngineCommand, free_port
 from hostler.supervisor.contract import EngineAddress, Failure, FailureKind, State, SupervisorError
 from hostler.supervisor.engine_client import EXIT_LINE, Readiness, get_status, until_silent
-from hostler.supervisor.logs import Log
-from hostler.supervisor.states import LINES_KEPT, advance, after_failure, explain, pause_s
+from hostler.supervisor.logs import EngineLog
+from hostler.supervisor.states import LINES_KEPT, advance, after_failure, backoff_delay_s, explain_exit
 
 
-class StartOutcome:
+class StartResult:
     """What an order came to: an address or a failure. Any number may wait for it, cancelling one touches no other."""
 
     def __init__(self) -> None:
@@ -53,10 +53,10 @@ class StartOutcome:
 ProcessPhase = Literal["idle", "preparing", "starting", "loading", "restoring", "ready", "saving", "stopping"]
 
 #: Given a port and a key, the command line.
-Build = Callable[[int, str], Command]
+CommandBuilder = Callable[[int, str], EngineCommand]
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class ProcessLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The times and counts of one process; seconds. With `keep` it is started again by itself when it died."""
 
     start_timeout_s: float = 300.0
@@ -76,7 +76,7 @@ class Hooks:
     `ready` runs when the engine answers and before anybody is told, `stopping` before an engine is told to end.
     """
 
-    async def prepare(self) -> Build:
+    async def prepare(self) -> CommandBuilder:
         raise NotImplementedError
 
     async def ready(self, address: EngineAddress) -> None:
@@ -86,10 +86,10 @@ class Hooks:
         """The engine still answers; it will be stopped next."""
 
 
-class Life:
+class Generation:
     """One generation, from the order to the end of its last process. Its results reach only those who wait for it."""
 
-    def __init__(self, generation: int, outcome: StartOutcome) -> None:
+    def __init__(self, generation: int, outcome: StartResult) -> None:
         self.generation = generation
         self.outcome = outcome
         self.scope = anyio.CancelScope()
@@ -127,7 +127,7 @@ class ManagedProcess:
     """
 
     def __init__(
-        self, model: str, hooks: Hooks, limits: Limits, log: Log, *, host: str = "127.0.0.1", ports: range | None = None,
+        self, model: str, hooks: Hooks, limits: ProcessLimits, log: EngineLog, *, host: str = "127.0.0.1", ports: range | None = None,
         changed: Callable[[ManagedProcess], None] | None = None,
     ) -> None:  # fmt: skip
         self.model = model
@@ -144,8 +144,8 @@ class ManagedProcess:
         self._failures = 0
         self._failure: Failure | None = None
         self._rest_until = 0.0
-        self._life: Life | None = None
-        self._next: StartOutcome | None = None
+        self._life: Generation | None = None
+        self._next: StartResult | None = None
         self._wanted = anyio.Event()
         self._ports_that_failed: set[int] = set()
 
@@ -206,7 +206,7 @@ class ManagedProcess:
         """Wait until it is ready. Raises `SupervisorError` at once when it fails, or while it rests after failures."""
         return await self.order().get()
 
-    def order(self) -> StartOutcome:
+    def order(self) -> StartResult:
         """Want it ready, and wait (or not) for what comes of it.
 
         `ready` settles at once, `starting` joins, `stopping` starts anew afterwards, `failed` fails at once until its
@@ -218,11 +218,11 @@ class ManagedProcess:
         if self._failures >= self.limits.max_failures and self._failure is not None:
             left = self._rest_until - time.monotonic()
             if left > 0:
-                refused = StartOutcome()
+                refused = StartResult()
                 refused.settle(msgspec.structs.replace(self._failure, retry_after_s=left))
                 return refused
         if self._next is None:
-            self._next = StartOutcome()
+            self._next = StartResult()
             self._wanted.set()
         return self._next
 
@@ -258,7 +258,7 @@ class ManagedProcess:
             outcome = await self._until_wanted()
             self._next = None
             self._generation += 1
-            life = self._life = Life(self._generation, outcome)
+            life = self._life = Generation(self._generation, outcome)
             try:
                 await self._live(life)
             finally:
@@ -273,7 +273,7 @@ class ManagedProcess:
                 life.gone.set()
             self._rest(life)
 
-    async def _until_wanted(self) -> StartOutcome:
+    async def _until_wanted(self) -> StartResult:
         while True:
             if self._next is not None:
                 if self._state == "failed":
@@ -284,14 +284,14 @@ class ManagedProcess:
             resting = self._state in ("backoff", "failed")
             if resting and left <= 0:
                 if self.limits.keep and self._state == "backoff":
-                    self._next = StartOutcome()
+                    self._next = StartResult()
                     continue
                 self._enter("stopped")
                 resting = False
             with anyio.move_on_after(left if resting else None):
                 await self._wanted.wait()
 
-    async def _live(self, life: Life) -> None:
+    async def _live(self, life: Generation) -> None:
         """From the order to the end of the process. What went wrong is left in `life.failure`."""
         self._enter("starting", "preparing")
         try:
@@ -314,7 +314,7 @@ class ManagedProcess:
         if life.child is not None and life.child.returncode is None:
             await self._end(life)
 
-    async def _start(self, life: Life) -> None:
+    async def _start(self, life: Generation) -> None:
         """Bring it to `ready`, or raise `SupervisorError`. Ends at its limit, whatever it is at."""
         build = await self._hooks.prepare()
         limit = self.limits.start_timeout_s
@@ -336,7 +336,7 @@ class ManagedProcess:
             message = f'model "{self.model}" was not ready in {limit:g} s: its engine {answers}'
             raise SupervisorError(self._failed("start_timeout", message))
 
-    async def _start_once(self, life: Life, build: Build) -> Failure | None:
+    async def _start_once(self, life: Generation, build: CommandBuilder) -> Failure | None:
         key = secrets.token_urlsafe(24)
         self.log.hide(key)
         try:
@@ -377,12 +377,12 @@ class ManagedProcess:
         if life.child.returncode is None:
             return None
         life.address = None
-        failure = explain(self.model, life.child.returncode, self.log.since(mark))
+        failure = explain_exit(self.model, life.child.returncode, self.log.since(mark))
         if failure.kind == "port_taken":
             self._ports_that_failed.add(port)
         return failure
 
-    async def _serve(self, life: Life) -> None:
+    async def _serve(self, life: Generation) -> None:
         """Be ready until the process dies, hangs, or is stopped. Raises `SupervisorError` for the first two."""
         child, address = life.child, life.address
         assert child is not None
@@ -396,9 +396,9 @@ class ManagedProcess:
             await until_silent(address, self.limits.watchdog_s)
             message = f'the engine of model "{self.model}" accepts connections but answers nothing any more'
             raise SupervisorError(self._failed("unresponsive", message))
-        raise SupervisorError(explain(self.model, child.returncode, self.log.since(mark), ready=True))
+        raise SupervisorError(explain_exit(self.model, child.returncode, self.log.since(mark), ready=True))
 
-    async def _end(self, life: Life) -> None:
+    async def _end(self, life: Generation) -> None:
         """Stop a process that still runs; a hanging or failed one without ceremony."""
         assert life.child is not None
         gently = life.failure is None
@@ -418,13 +418,13 @@ class ManagedProcess:
     def _count(self, failure: Failure) -> Failure:
         """One more failure in a row; returns it with how long that makes us fail fast."""
         self._failures += 1
-        pause = pause_s(self._failures, self.limits.backoff_s, self.limits.max_backoff_s)
+        pause = backoff_delay_s(self._failures, self.limits.backoff_s, self.limits.max_backoff_s)
         self._rest_until = time.monotonic() + pause
         fast = after_failure(self._failures, self.limits.max_failures) == "failed"
         self._failure = msgspec.structs.replace(failure, retry_after_s=pause if fast else None)
         return self._failure
 
-    def _rest(self, life: Life) -> None:
+    def _rest(self, life: Generation) -> None:
         """The state after a life: quietly stopped, or resting after a failure."""
         if life.failure is None or life.doomed:
             if self._state == "starting":
@@ -437,7 +437,7 @@ class ManagedProcess:
             following = "stopped"
         self._enter(following, "idle")
 
-    def _hear(self, life: Life, from_stdout: bool, line: str) -> None:
+    def _hear(self, life: Generation, from_stdout: bool, line: str) -> None:
         if not (from_stdout and life.readiness.hear(line)):
             self.log.add(line)
         elif self._phase == "starting":

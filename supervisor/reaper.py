@@ -33,7 +33,7 @@ echo $!
 """
 
 
-class Sentry:
+class Reaper:
     """Knows which process groups are ours. `pid` is the shell's, once there is one.
 
     It is nobody's child, so that nobody has to wait for it.
@@ -107,6 +107,6 @@ class Sentry:
 
 
 @cache
-def sentry() -> Sentry:
+def process_reaper() -> Reaper:
     """The one of this process."""
-    return Sentry()
+    return Reaper()

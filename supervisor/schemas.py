@@ -16,13 +16,13 @@ from hostler.supervisor.contract import (
 )
 
 
-class Available(msgspec.Struct, frozen=True, kw_only=True):
+class AvailableResponse(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of `GET /models/available`."""
 
     models: tuple[ProfileInfo, ...]
 
 
-class SwitchOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SwitchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /models/switch` and `/models/load`."""
 
     model: str
@@ -30,14 +30,14 @@ class SwitchOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     epoch: int | None = None
 
 
-class UnloadOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class UnloadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /models/unload`."""
 
     model: str
     epoch: int | None = None
 
 
-class PinOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PinRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /models/pin`."""
 
     model: str
@@ -45,7 +45,7 @@ class PinOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     epoch: int | None = None
 
 
-class PinAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class PinResponse(msgspec.Struct, frozen=True, kw_only=True):
     """A model is pinned from now on, or is not. `remembered`: also after a restart of the supervisor."""
 
     model: str
@@ -53,19 +53,19 @@ class PinAnswer(msgspec.Struct, frozen=True, kw_only=True):
     remembered: bool = False
 
 
-class PullOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PullRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /models/pull`."""
 
     model: str
 
 
-class PullAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class PullResponse(msgspec.Struct, frozen=True, kw_only=True):
     """A model's file is on the host."""
 
     model: str
 
 
-class FirstAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class AnsweredRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /models/answered`."""
 
     model: str
@@ -74,11 +74,11 @@ class FirstAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     prompt: int
 
 
-class Heard(msgspec.Struct, frozen=True, kw_only=True):
+class AnsweredResponse(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to what needs none."""
 
 
-class SwitchAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class SwitchResponse(msgspec.Struct, frozen=True, kw_only=True):
     """A model is ready: where, and which phase took how long. `spent` is empty when it was ready already."""
 
     address: EngineAddress
@@ -86,20 +86,20 @@ class SwitchAnswer(msgspec.Struct, frozen=True, kw_only=True):
     spent: dict[str, float] = {}
 
 
-class UnloadAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class UnloadResponse(msgspec.Struct, frozen=True, kw_only=True):
     """A model is gone, its whole process group with it."""
 
     model: str
     state: str = "stopped"
 
 
-class Located(msgspec.Struct, frozen=True, kw_only=True):
+class LocateResponse(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of `GET /models/locate`: `None` if the model is not ready now."""
 
     address: EngineAddress | None
 
 
-class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class SupervisorErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What went wrong: a word for programs, a sentence for people, and what may help either."""
 
     type: str
@@ -108,10 +108,10 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     failure: Failure | None = None
 
 
-class ErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class SupervisorErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
     """Every answer that is not a success, and the data of the event `failed`."""
 
-    error: ErrorBody
+    error: SupervisorErrorBody
 
 
 # 422: asking again changes nothing until somebody changes the profile or the file. 409: something is in the way just
@@ -128,22 +128,24 @@ _STATUS: dict[FailureKind, int] = {
 }
 
 
-def describe(error: Exception) -> tuple[int, ErrorBody]:
+def encode_error(error: Exception) -> tuple[int, SupervisorErrorBody]:
     """The status and the body that tell a client of `error`."""
     if isinstance(error, SupervisorError):
         failure = error.failure
-        return _STATUS.get(failure.kind, 503), ErrorBody(type="failed", message=failure.message, failure=failure)
+        return _STATUS.get(failure.kind, 503), SupervisorErrorBody(
+            type="failed", message=failure.message, failure=failure
+        )
     if isinstance(error, UnknownProfile):
-        return 404, ErrorBody(type="unknown_profile", message=str(error) or "no profile of that name")
+        return 404, SupervisorErrorBody(type="unknown_profile", message=str(error) or "no profile of that name")
     if isinstance(error, StaleEpoch):
-        return 409, ErrorBody(type="stale_epoch", message=str(error) or "a higher epoch has been seen")
+        return 409, SupervisorErrorBody(type="stale_epoch", message=str(error) or "a higher epoch has been seen")
     if isinstance(error, SupervisorUnreachable):
-        return 503, ErrorBody(type="unreachable", message=str(error) or "the supervisor does not answer")
-    return 500, ErrorBody(type="internal_error", message="the supervisor made a mistake; its log says which")
+        return 503, SupervisorErrorBody(type="unreachable", message=str(error) or "the supervisor does not answer")
+    return 500, SupervisorErrorBody(type="internal_error", message="the supervisor made a mistake; its log says which")
 
 
-def revive(body: ErrorBody) -> Exception:
-    """The exception that `describe` was given; `SupervisorUnreachable` for what has no other meaning to a caller."""
+def decode_error(body: SupervisorErrorBody) -> Exception:
+    """The exception that `encode_error` was given; `SupervisorUnreachable` for what has no other meaning to a caller."""
     if body.failure is not None:
         return SupervisorError(body.failure)
     if body.type == "unknown_profile":

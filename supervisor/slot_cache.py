@@ -16,11 +16,11 @@ import msgspec
 
 from hostler.profiles.gguf_header import GGUFError
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.command import said_number
+from hostler.supervisor.command import argument_number
 from hostler.supervisor.contract import EngineAddress
-from hostler.supervisor.engine_client import EngineError, ask, engine_build
-from hostler.supervisor.model import engine_of
-from hostler.supervisor.slot_key import signature, slot_key, unfit
+from hostler.supervisor.engine_client import EngineError, engine_build, request_json
+from hostler.supervisor.model import engine_profile
+from hostler.supervisor.slot_key import signature, slot_key, unsupported_reason
 
 #: This much of the disk is left to others.
 FREE_BYTES = 512 * 1024 * 1024
@@ -42,7 +42,7 @@ class SlotLimits(msgspec.Struct, frozen=True, kw_only=True):
     restore_s: float = 20.0
 
 
-class Kept(msgspec.Struct, frozen=True, kw_only=True):
+class SlotRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What is written beside a file: whose it is and how it looked when it was whole."""
 
     key: str
@@ -54,7 +54,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     boot: str = ""
 
 
-class Saved(msgspec.Struct, frozen=True, kw_only=True):
+class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a save did: conversations, their tokens and bytes; `why` nothing was kept, for the log."""
 
     slots: int = 0
@@ -63,7 +63,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
 
 
-class Restored(msgspec.Struct, frozen=True, kw_only=True):
+class RestoreResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a restore did. After `crashed` the engine must be started again; the file that did it is gone."""
 
     slots: int = 0
@@ -161,17 +161,17 @@ class SlotStore:
                 self._drop(orphan.stem, "nothing is known of it")
         self._make_room(0)
 
-    async def save(self, address: EngineAddress, profile: Profile, facts: ModelFacts | None, key: str) -> Saved:
+    async def save(self, address: EngineAddress, profile: Profile, facts: ModelFacts | None, key: str) -> SaveResult:
         """Keep what the idle slots hold. Before the engine is told to stop, after the last answer. Never raises."""
         self._restored.pop(profile.name, None)
-        why = unfit(profile, facts) or self._off(key)
+        why = unsupported_reason(profile, facts) or self._off(key)
         if why:
-            return Saved(why=why)
+            return SaveResult(why=why)
         try:
-            slots = await ask(address, "GET", "/slots", list[_Slot], timeout_s=self._limits.list_s)
+            slots = await request_json(address, "GET", "/slots", list[_Slot], timeout_s=self._limits.list_s)
         except EngineError as error:
-            return Saved(why=str(error))
-        saved = Saved()
+            return SaveResult(why=str(error))
+        saved = SaveResult()
         for slot in slots:
             # A slot that says no number was not used since the start: what it was given back then is still on disk.
             if slot.is_processing or slot.n_prompt_tokens is None:
@@ -180,7 +180,7 @@ class SlotStore:
                 self._forget(_name(key, slot.id))
                 continue
             one = await self._save_one(address, profile, facts, key, slot.id, slot.n_prompt_tokens)
-            saved = Saved(
+            saved = SaveResult(
                 slots=saved.slots + one.slots,
                 tokens=saved.tokens + one.tokens,
                 bytes=saved.bytes + one.bytes,
@@ -189,17 +189,19 @@ class SlotStore:
         self._make_room(0)
         return saved
 
-    async def restore(self, address: EngineAddress, profile: Profile, facts: ModelFacts | None, key: str) -> Restored:
+    async def restore(
+        self, address: EngineAddress, profile: Profile, facts: ModelFacts | None, key: str
+    ) -> RestoreResult:
         """Give a fresh engine back what it held, before the first request is let in. Never raises."""
         self._restored.pop(profile.name, None)
-        why = unfit(profile, facts) or self._off(key)
+        why = unsupported_reason(profile, facts) or self._off(key)
         if why:
-            return Restored(why=why)
+            return RestoreResult(why=why)
         self._make_room(0)
-        restored = Restored()
+        restored = RestoreResult()
         mine = sorted((kept.slot, name, kept) for name, kept in self._kept() if kept.key == key)
         for slot, name, kept in mine:
-            if slot >= (said_number(profile.args, "-np", "--parallel") or profile.parallel):
+            if slot >= (argument_number(profile.args, "-np", "--parallel") or profile.parallel):
                 continue
             # The engine aborts when a single byte is missing.
             if self._size(name) != kept.n_written or kept.boot != _boot():
@@ -210,9 +212,9 @@ class SlotStore:
             except (EngineError, OSError) as error:
                 logger.info("the conversation cache %s was not taken: %s", name, error)
                 if isinstance(error, EngineError) and error.status is None:
-                    return Restored(slots=restored.slots, tokens=restored.tokens, crashed=True, why=str(error))
+                    return RestoreResult(slots=restored.slots, tokens=restored.tokens, crashed=True, why=str(error))
                 continue
-            restored = Restored(slots=restored.slots + 1, tokens=restored.tokens + kept.n_saved)
+            restored = RestoreResult(slots=restored.slots + 1, tokens=restored.tokens + kept.n_saved)
             shortest = min(kept.n_saved, self._restored.get(profile.name, (key, kept.n_saved))[1])
             self._restored[profile.name] = (key, shortest)
         return restored
@@ -247,27 +249,27 @@ class SlotStore:
 
     async def _save_one(
         self, address: EngineAddress, profile: Profile, facts: ModelFacts | None, key: str, slot: int, tokens: int
-    ) -> Saved:
+    ) -> SaveResult:
         expected = tokens * (facts.kv_bytes_per_token if facts else 0)
         # With a cache of smaller types it will be less; the true size is looked at afterwards.
         if expected // 4 > self._max_bytes or expected > self._free():
             why = f"slot {slot} of {profile.name} holds {tokens} tokens, too large to be kept"
             logger.info("%s", why)
-            return Saved(why=why)
+            return SaveResult(why=why)
         self._make_room(min(expected, self._max_bytes))
         temporary = f"{key[:16]}-{slot}-{secrets.token_hex(4)}.part"
         part = self.directory / temporary
         try:
             path = f"/slots/{slot}?action=save"
             body = _FileName(filename=temporary)
-            written = await ask(address, "POST", path, _Written, body=body, timeout_s=self._limits.save_s)
+            written = await request_json(address, "POST", path, _Written, body=body, timeout_s=self._limits.save_s)
             size = part.stat().st_size
             if size != written.n_written or written.n_saved <= 0:
                 raise EngineError(f"it wrote {size} bytes and says {written.n_written}")
             if size > self._max_bytes:
                 raise EngineError(f"{size} bytes are more than all that may be kept")
             name = _name(key, slot)
-            kept = Kept(
+            kept = SlotRecord(
                 key=key,
                 model=profile.name,
                 slot=slot,
@@ -283,12 +285,12 @@ class SlotStore:
         except (EngineError, OSError) as error:
             why = f"slot {slot} of {profile.name} was not kept: {error}"
             logger.info("%s", why)
-            return Saved(why=why)
+            return SaveResult(why=why)
         finally:
             part.unlink(missing_ok=True)
-        return Saved(slots=1, tokens=written.n_saved, bytes=written.n_written)
+        return SaveResult(slots=1, tokens=written.n_saved, bytes=written.n_written)
 
-    async def _restore_one(self, address: EngineAddress, name: str, kept: Kept) -> None:
+    async def _restore_one(self, address: EngineAddress, name: str, kept: SlotRecord) -> None:
         """Raises `EngineError`. A file is gone unless the engine has said something to it: it may be what killed it."""
         marker = self.directory / f"{name}.restoring"
         marker.touch()
@@ -296,7 +298,7 @@ class SlotStore:
         try:
             path = f"/slots/{kept.slot}?action=restore"
             body = _FileName(filename=f"{name}.kv")
-            read = await ask(address, "POST", path, _Read, body=body, timeout_s=self._limits.restore_s)
+            read = await request_json(address, "POST", path, _Read, body=body, timeout_s=self._limits.restore_s)
             if read.n_restored != kept.n_saved:
                 raise EngineError(f"{read.n_restored} of {kept.n_saved} tokens came back", 200)
             answered = True
@@ -330,10 +332,10 @@ class SlotStore:
         """Only what we may have written ourselves: a folder of such a name is somebody else's."""
         return [path for path in self.directory.glob(pattern) if not path.is_dir()]
 
-    def _kept(self) -> Iterator[tuple[str, Kept]]:
+    def _kept(self) -> Iterator[tuple[str, SlotRecord]]:
         for sidecar in sorted(self.directory.glob("*.json")):
             try:
-                kept = msgspec.json.decode(sidecar.read_bytes(), type=Kept)
+                kept = msgspec.json.decode(sidecar.read_bytes(), type=SlotRecord)
             except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 self._drop(sidecar.stem, "its description cannot be read")
                 continue
@@ -426,7 +428,7 @@ class SlotKeeper(Keeper):
         self._known.pop(profile.name, None)
         try:
             build = await engine_build(address)
-            seen = (build, engine_of(profile), signature(profile, file))
+            seen = (build, engine_profile(profile), signature(profile, file))
             if self._looked.get(profile.name, (None,))[0] != seen:
                 self._looked[profile.name] = (seen, *await anyio.to_thread.run_sync(self._look, profile, file, build))
             _, key, facts = self._looked[profile.name]

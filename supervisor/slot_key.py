@@ -10,7 +10,7 @@ import msgspec
 
 from hostler.profiles.gguf import parts_of
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.command import said
+from hostler.supervisor.command import argument_value
 
 _EDGE = 1024 * 1024
 
@@ -23,7 +23,7 @@ _HARMLESS = frozenset({
 _DRAFT = ("-md", "--model-draft", "-hfd", "--hf-repo-draft", "--spec-draft-model", "--spec-type")
 
 
-def unfit(profile: Profile, facts: ModelFacts | None) -> str:
+def unsupported_reason(profile: Profile, facts: ModelFacts | None) -> str:
     """Why caches of this profile cannot be kept; empty if they can.
 
     Measured: with sliding windows and recurrent layers a restored cache is read anew, or worse, answers wrongly.
@@ -35,7 +35,11 @@ def unfit(profile: Profile, facts: ModelFacts | None) -> str:
         return "the model has sliding windows"
     if facts.recurrent:
         return "the model has recurrent layers"
-    if profile.embeddings or said(profile.args, "--embedding", "--embeddings") or "--reranking" in profile.args:
+    if (
+        profile.embeddings
+        or argument_value(profile.args, "--embedding", "--embeddings")
+        or "--reranking" in profile.args
+    ):
         return "the profile makes no text"
     if any(word in _DRAFT for word in profile.args):
         return "the state of a draft model is not saved"

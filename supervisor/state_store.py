@@ -16,7 +16,7 @@ from hostler.supervisor.contract import StaleEpoch
 T = TypeVar("T")
 
 
-class Note(Generic[T]):
+class JsonStore(Generic[T]):
     """Both methods block. Without a file nothing is known and nothing is kept."""
 
     def __init__(self, file: Path | None, kind: type[T]) -> None:
@@ -53,14 +53,14 @@ class Note(Generic[T]):
 logger = logging.getLogger(__name__)
 
 
-class Epochs:
+class EpochStore:
     """The highest epoch that an order carried. Without a file it is forgotten at the end.
 
     A gateway that was overtaken may not know it yet, and would be obeyed again by a host that forgets.
     """
 
     def __init__(self, file: Path | None = None) -> None:
-        self._note = Note(file, int)
+        self._note = JsonStore(file, int)
         self._tried = 0
         self.seen = 0
 
@@ -93,11 +93,11 @@ class Epochs:
             )
 
 
-class LoadTimes:
+class LoadTimeStore:
     """Seconds per model. Without a file they are forgotten at the end."""
 
     def __init__(self, file: Path | None = None) -> None:
-        self._note = Note(file, dict[str, float])
+        self._note = JsonStore(file, dict[str, float])
         self._seconds: dict[str, float] = {}
 
     def get(self, model: str) -> float | None:
@@ -119,11 +119,11 @@ class LoadTimes:
             self._note.write(lambda: dict(self._seconds))
 
 
-class Pins:
+class PinStore:
     """An operator's word on each model. Without a file it is forgotten at the end."""
 
     def __init__(self, file: Path | None = None) -> None:
-        self._note = Note(file, dict[str, bool])
+        self._note = JsonStore(file, dict[str, bool])
         self._said: dict[str, bool] = {}
 
     def get(self, model: str, otherwise: bool) -> bool:

@@ -34,7 +34,7 @@ _SIGNS: Final[tuple[tuple[FailureKind, re.Pattern[str], str], ...]] = (
 )  # fmt: skip
 
 
-def explain(model: str, exit_code: int | None, lines: Sequence[str], *, ready: bool = False) -> Failure:
+def explain_exit(model: str, exit_code: int | None, lines: Sequence[str], *, ready: bool = False) -> Failure:
     """Why the engine of `model` ended. Known lines give a typed reason, else the exit code and its last error line do.
 
     `ready` tells that it had been serving: then a line of long ago explains nothing, and only the end counts.
@@ -111,6 +111,6 @@ def after_failure(failures: int, max_failures: int) -> State:
     return "failed" if failures >= max_failures else "backoff"
 
 
-def pause_s(failures: int, first_s: float, longest_s: float) -> float:
+def backoff_delay_s(failures: int, first_s: float, longest_s: float) -> float:
     """How long it rests after that many failures in a row: doubling, within `longest_s`."""
     return min(longest_s, first_s * 2.0 ** min(failures - 1, 30)) if failures > 0 else 0.0

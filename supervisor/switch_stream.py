@@ -9,16 +9,23 @@ from collections.abc import Sequence
 import anyio
 
 from hostler.profiles.sources import FetchProgress
-from hostler.supervisor.contract import EngineAddress, Pulls, Snapshot, Supervisor, SupervisorEvent, SwitchMoved
+from hostler.supervisor.contract import (
+    EngineAddress,
+    Snapshot,
+    Supervisor,
+    SupervisorEvent,
+    SupportsPulling,
+    SwitchMoved,
+)
 from hostler.supervisor.events import Emit
-from hostler.supervisor.schemas import ErrorAnswer, PullAnswer, SwitchAnswer, describe
+from hostler.supervisor.schemas import PullResponse, SupervisorErrorResponse, SwitchResponse, encode_error
 
 LAST_EVENT_S = 1.0
 
 logger = logging.getLogger(__name__)
 
 
-class SwitchTold:
+class SwitchStream:
     """One order: carried out by the supervisor, watched through its events."""
 
     def __init__(self, supervisor: Supervisor, model: str, evict: Sequence[str], epoch: int | None) -> None:
@@ -29,7 +36,7 @@ class SwitchTold:
         self._ready_generation: int | None = None
         self._last: SwitchMoved | None = None
 
-    async def run(self, emit: Emit | None = None) -> SwitchAnswer:
+    async def run(self, emit: Emit | None = None) -> SwitchResponse:
         """Give the order, pass on its phases, answer when the model is ready. Raises what `Supervisor.switch` does."""
         begun = time.monotonic()
         async with self._supervisor.events() as events:
@@ -62,17 +69,17 @@ class SwitchTold:
             raise error
         assert address is not None
         spent = self._last.spent if self._last is not None and self._last.phase == "ready" else {}
-        return SwitchAnswer(address=address, elapsed_s=round(time.monotonic() - begun, 6), spent=spent)
+        return SwitchResponse(address=address, elapsed_s=round(time.monotonic() - begun, 6), spent=spent)
 
     async def narrate(self, emit: Emit) -> None:
         """`run` as events: `phase`s, then `ready` with the answer or `failed` with the error."""
         try:
             answer = await self.run(emit)
         except Exception as error:
-            status, body = describe(error)
+            status, body = encode_error(error)
             if status == 500:
                 logger.exception("switch to %s", self._model)
-            await emit("failed", ErrorAnswer(error=body))
+            await emit("failed", SupervisorErrorResponse(error=body))
         else:
             await emit("ready", answer)
 
@@ -83,10 +90,10 @@ class SwitchTold:
                 self._ready_generation = status.generation
 
 
-class PullTold:
+class PullStream:
     """A file on its way, told as events: `progress`, then `ready` or `failed`."""
 
-    def __init__(self, supervisor: Pulls, model: str) -> None:
+    def __init__(self, supervisor: SupportsPulling, model: str) -> None:
         self._supervisor = supervisor
         self._model = model
         self._news = anyio.Event()
@@ -101,12 +108,12 @@ class PullTold:
             if error is not None:
                 raise error
         except Exception as failed:
-            status, body = describe(failed)
+            status, body = encode_error(failed)
             if status == 500:
                 logger.exception("pull of %s", self._model)
-            await emit("failed", ErrorAnswer(error=body))
+            await emit("failed", SupervisorErrorResponse(error=body))
         else:
-            await emit("ready", PullAnswer(model=self._model))
+            await emit("ready", PullResponse(model=self._model))
 
     async def _pull(self) -> Exception | None:
         try:

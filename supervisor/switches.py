@@ -15,12 +15,12 @@ from anyio.abc import TaskGroup
 
 from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError, SwitchMoved, SwitchPhase
-from hostler.supervisor.memory import Claim, cannot_fit, fits, make_room
+from hostler.supervisor.memory import MemoryClaim, choose_evictions, does_not_fit, fits
 from hostler.supervisor.model import ManagedModel
 from hostler.supervisor.model_files import Supply
-from hostler.supervisor.process import ManagedProcess, ProcessPhase, StartOutcome
-from hostler.supervisor.state_store import LoadTimes
-from hostler.supervisor.usage import Survey
+from hostler.supervisor.process import ManagedProcess, ProcessPhase, StartResult
+from hostler.supervisor.state_store import LoadTimeStore
+from hostler.supervisor.usage import UsageMonitor
 
 #: How often the progress of a load is told.
 TICK_S: Final = 0.5
@@ -32,7 +32,7 @@ _OF_TARGET: Final[dict[ProcessPhase, SwitchPhase]] = {
 }  # fmt: skip
 
 
-class Order:
+class SwitchOperation:
     """A switch under way. Phases only ever go forward; each is told once, a load's progress every half second."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Order:
         self.number = number
         self.model = model
         self.evict = frozenset(evict)
-        self.outcome = StartOutcome()
+        self.outcome = StartResult()
         self.scope = anyio.CancelScope()
         self.victims: tuple[str, ...] = ()
         self.load_s = 0.0
@@ -148,7 +148,7 @@ class Order:
         return before + now
 
 
-class Room:
+class PlacementPolicy:
     """`exclusive`: one model at a time, pinned ones beside it. Else as many as fit into `budget` bytes (`None`: any number)."""
 
     def __init__(self, *, exclusive: bool, budget: int | None) -> None:
@@ -174,7 +174,7 @@ class Room:
             names.update(other.name for other in others if not other.process.standing)
             staying = [other for other in others if other.name not in names]
             claims = [
-                Claim(
+                MemoryClaim(
                     name=other.name,
                     bytes=other.need.total,
                     idle_since=other.idle_since,
@@ -183,13 +183,15 @@ class Room:
                 )
                 for other in staying
             ]
-            chosen = make_room(need, claims, self.budget)
+            chosen = choose_evictions(need, claims, self.budget)
             if chosen is None:
-                chosen = make_room(need, [msgspec.structs.replace(claim, busy=False) for claim in claims], self.budget)
+                chosen = choose_evictions(
+                    need, [msgspec.structs.replace(claim, busy=False) for claim in claims], self.budget
+                )
             if chosen is None:
                 pinned = [claim for claim in claims if claim.pinned]
                 beside = [] if not fits(need, budget=self.budget) else [claim.name for claim in pinned]
-                raise SupervisorError(cannot_fit(wanted.profile, need, self.budget, beside=beside))
+                raise SupervisorError(does_not_fit(wanted.profile, need, self.budget, beside=beside))
             names.update(chosen)
         return [other for other in others if other.name in names]
 
@@ -205,7 +207,7 @@ class Room:
 logger = logging.getLogger(__name__)
 
 
-class Orders:
+class SwitchCoordinator:
     """Orders run in `tasks`, which is there as long as the host runs. On an exclusive host none overlaps another's.
 
     `others` says who else is alive, `describe` finds out what a file says that came only now; `tell` hears of phases.
@@ -214,7 +216,7 @@ class Orders:
     tasks: TaskGroup | None = None
 
     def __init__(
-        self, room: Room, supply: Supply, survey: Survey, load_times: LoadTimes, *,
+        self, room: PlacementPolicy, supply: Supply, survey: UsageMonitor, load_times: LoadTimeStore, *,
         others: Callable[[ManagedModel], list[ManagedModel]], describe: Callable[[ManagedModel], Awaitable[None]],
         tell: Callable[[SwitchMoved], None],
     ) -> None:  # fmt: skip
@@ -226,11 +228,11 @@ class Orders:
         self._describe = describe
         self._tell = tell
         # The newest one for each model, which others join; and all, since an earlier one may still be at work.
-        self._newest: dict[str, Order] = {}
-        self._under_way: set[Order] = set()
+        self._newest: dict[str, SwitchOperation] = {}
+        self._under_way: set[SwitchOperation] = set()
         self._turn = anyio.Lock()
 
-    def to(self, member: ManagedModel, evict: Sequence[str]) -> Order:
+    def to(self, member: ManagedModel, evict: Sequence[str]) -> SwitchOperation:
         """The order to make `member` ready in place of `evict`: the one under way, if it does as much, or a new one.
 
         Raises `SupervisorError` if the host does not run, or the member has gone from it.
@@ -240,7 +242,7 @@ class Orders:
             order = self._begin(member, evict)
         return order
 
-    def of(self, model: str) -> Order | None:
+    def of(self, model: str) -> SwitchOperation | None:
         """The newest order for the model, while it is under way."""
         return self._newest.get(model)
 
@@ -255,10 +257,10 @@ class Orders:
         for order in list(self._under_way):
             order.hear(process)
 
-    def _begin(self, member: ManagedModel, evict: Sequence[str]) -> Order:
+    def _begin(self, member: ManagedModel, evict: Sequence[str]) -> SwitchOperation:
         if self.tasks is None or member.retired:
             raise SupervisorError(Failure(kind="cancelled", message="the supervisor is not running"))
-        order = Order(
+        order = SwitchOperation(
             secrets.token_hex(6), member.name, evict, expected_s=self._load_times.get(member.name), tell=self._tell
         )
         self._newest[member.name] = order
@@ -266,7 +268,7 @@ class Orders:
         self.tasks.start_soon(self._carry_out, member, order)
         return order
 
-    async def _carry_out(self, member: ManagedModel, order: Order) -> None:
+    async def _carry_out(self, member: ManagedModel, order: SwitchOperation) -> None:
         try:
             with order.scope:
                 async with anyio.create_task_group() as tasks:
@@ -282,7 +284,7 @@ class Orders:
             self._load_times.learn(member.name, order.load_s)
             await anyio.to_thread.run_sync(self._load_times.write)
 
-    async def _fulfil(self, member: ManagedModel, order: Order) -> None:
+    async def _fulfil(self, member: ManagedModel, order: SwitchOperation) -> None:
         try:
             address = await self._make_ready(member, order)
         except SupervisorError as error:
@@ -297,7 +299,7 @@ class Orders:
             where = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in member.spent.items())
             logger.info("%s is ready after %.3f s (%s)", member.name, sum(member.spent.values()), where or "it was")
 
-    async def _make_ready(self, member: ManagedModel, order: Order) -> EngineAddress:
+    async def _make_ready(self, member: ManagedModel, order: SwitchOperation) -> EngineAddress:
         # A file that cannot be had must not cost the model that runs now.
         await self._supply.file(member, order.fetching)
         described = member.description
@@ -311,7 +313,7 @@ class Orders:
                 return await outcome.get()
         return await outcome.get()
 
-    async def _clear_the_way(self, member: ManagedModel, order: Order) -> None:
+    async def _clear_the_way(self, member: ManagedModel, order: SwitchOperation) -> None:
         """Stop, side by side, all that may not live beside `member`, and let those finish that nobody has drained."""
         victims = self._room.victims(member, self._others(member), order.evict)
         if _undrained(victims, order):
@@ -330,5 +332,5 @@ class Orders:
                 stops.start_soon(victim.process.stop)
 
 
-def _undrained(victims: Sequence[ManagedModel], order: Order) -> list[ManagedModel]:
+def _undrained(victims: Sequence[ManagedModel], order: SwitchOperation) -> list[ManagedModel]:
     return [each for each in victims if each.name not in order.evict and each.process.address is not None]

@@ -13,37 +13,37 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from hostler.supervisor.engine_client import activity
-from hostler.supervisor.memory import Meter, Observed
+from hostler.supervisor.engine_client import engine_activity
+from hostler.supervisor.memory import MemoryMeter, PeakMemory
 from hostler.supervisor.model import ManagedModel
-from hostler.supervisor.state_store import Note
+from hostler.supervisor.state_store import JsonStore
 
 
-class Footprint(msgspec.Struct, frozen=True, kw_only=True):
+class MemoryRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What was seen, and of what: another file or other arguments make `key` another one."""
 
     key: str
-    seen: Observed
+    seen: PeakMemory
 
 
-class Footprints:
+class MemoryHistory:
     """One for each model. Without a file they are forgotten at the end."""
 
     def __init__(self, file: Path | None = None) -> None:
-        self._note = Note(file, dict[str, Footprint])
-        self._known: dict[str, Footprint] = {}
+        self._note = JsonStore(file, dict[str, MemoryRecord])
+        self._known: dict[str, MemoryRecord] = {}
 
-    def get(self, model: str, key: str) -> Observed | None:
+    def get(self, model: str, key: str) -> PeakMemory | None:
         """What was seen of `model` while it was what `key` says."""
         known = self._known.get(model)
         return known.seen if known is not None and known.key == key else None
 
-    def learn(self, model: str, key: str, seen: Observed) -> bool:
+    def learn(self, model: str, key: str, seen: PeakMemory) -> bool:
         """This was seen of it. Whether that is worth writing down: by more than a twentieth, or of more weight."""
-        before = self.get(model, key) or Observed()
+        before = self.get(model, key) or PeakMemory()
         if before.settled == seen.settled and not differs(before.rss, seen.rss) and not differs(before.gpu, seen.gpu):
             return False
-        self._known[model] = Footprint(key=key, seen=seen)
+        self._known[model] = MemoryRecord(key=key, seen=seen)
         return True
 
     def read(self) -> None:
@@ -67,13 +67,13 @@ PERIOD_S: Final = 15.0
 #: After it got ready the first request goes before the first look.
 AFTER_READY_S: Final = 0.2
 
-#: Between two questions whether an engine is still at work: see `activity`.
+#: Between two questions whether an engine is still at work: see `engine_activity`.
 ASK_S: Final = 1.5
 
 logger = logging.getLogger(__name__)
 
 
-class Survey:
+class UsageMonitor:
     """Looks at members and tells them what it saw.
 
     `changed` is called with a member of which another amount is known than before, whether that is what it takes now,
@@ -82,7 +82,7 @@ class Survey:
     """
 
     def __init__(
-        self, meter: Meter, footprints: Footprints, changed: Callable[[ManagedModel, bool, bool], None], *, uses: bool,
+        self, meter: MemoryMeter, footprints: MemoryHistory, changed: Callable[[ManagedModel, bool, bool], None], *, uses: bool,
         drain_s: float,
     ) -> None:  # fmt: skip
         self._meter = meter
@@ -155,7 +155,7 @@ class Survey:
         address = member.process.address
         if address is None:
             return False
-        told = await activity(address)
+        told = await engine_activity(address)
         if member.process.generation == address.generation:
             member.active(told, time.time())
         return member.busy

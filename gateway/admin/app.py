@@ -16,7 +16,7 @@ from hostler.gateway.admin.status import ChainView, Status, StatusView
 from hostler.gateway.admin.ui import Page
 from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.auth.keys import KeyRing
-from hostler.gateway.auth.middleware import WRONG_KEYS, FailureThrottle
+from hostler.gateway.auth.middleware import WRONG_KEYS, KeyThrottle
 from hostler.gateway.auth.sessions import Sessions
 from hostler.gateway.catalog import Catalog
 from hostler.gateway.events import Bus
@@ -87,7 +87,7 @@ class AdminApp:
             lambda: _now(chain()),
             version=__version__,
         )
-        self.throttle = FailureThrottle(limit=WRONG_KEYS, clock=clock)
+        self.throttle = KeyThrottle(limit=WRONG_KEYS, clock=clock)
         self.sessions = Sessions(keys, clock) if keys is not None else None
         self._history = History(history, moment=status.moment, wall=wall)
         self._logbook = LogBuffer()

@@ -39,13 +39,13 @@ from hostler.gateway.auth.keys import KeyRing
 from hostler.gateway.auth.sessions import Sessions, cookie_name, from_our_page, session_cookie
 from hostler.gateway.context import Client
 from hostler.gateway.routing import Router
-from hostler.supervisor.auth import Throttle
+from hostler.supervisor.auth import FailureThrottle
 
 #: Wrong keys within a minute after which an address waits. Many clients may stand behind one address.
 WRONG_KEYS = 200
 
 
-class FailureThrottle(Throttle):
+class KeyThrottle(FailureThrottle):
     """Slows down whoever guesses keys, and says so."""
 
     def refusal(self, address: str, words: str) -> GatewayError:
@@ -97,7 +97,7 @@ class AuthMiddleware:
         fallback: Adapter,
         keys: KeyRing | None,
         rules: Rules,
-        throttle: FailureThrottle,
+        throttle: KeyThrottle,
         sessions: Sessions | None = None,
         login_form: Callable[[str, str, str], WireResponse | None] = lambda method, path, accept: None,
     ) -> None:

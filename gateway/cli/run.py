@@ -247,10 +247,10 @@ def _gateway(
 
 def _fleet(configuration: Configuration, *, engine_host: str, place: str | None = None) -> EngineManager:
     from hostler.gateway.cli import downloads as fetching
-    from hostler.supervisor.manager import open_host
+    from hostler.supervisor.manager import create_manager
 
     try:
-        return open_host(
+        return create_manager(
             configuration.profiles,
             configuration.settings.supervisor,
             host=engine_host,

@@ -32,13 +32,13 @@ from hostler.supervisor.contract import (
     HostStatus,
     ModelChanged,
     ModelStatus,
-    Pins,
     Snapshot,
     StaleEpoch,
     Supervisor,
     SupervisorError,
     SupervisorEvent,
     SupervisorUnreachable,
+    SupportsPinning,
     UnknownProfile,
 )
 
@@ -226,7 +226,7 @@ class Orchestrator:
 
         Whether the supervisor will remember it over a restart. Raises `GatewayError`.
         """
-        if not isinstance(self._supervisor, Pins):
+        if not isinstance(self._supervisor, SupportsPinning):
             raise ModelUnavailable(f"{self.name} pins models by their profiles only", model=model)
         try:
             return await self._supervisor.pin(model, pinned, epoch=self._epoch)

@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from hostler.supervisor.api import create_app
 from hostler.supervisor.contract import Failure, HostStatus, ModelChanged, ModelStatus
 from hostler.supervisor.events import LOG_BUFFER
-from hostler.supervisor.schemas import ErrorAnswer, SwitchAnswer
+from hostler.supervisor.schemas import SupervisorErrorResponse, SwitchResponse
 
 pytestmark = pytest.mark.anyio
 
@@ -80,7 +80,7 @@ async def test_lets_nobody_in_without_the_token(http: httpx.AsyncClient) -> None
             answer = await http.request(method, path, headers=headers, json=body)
             assert answer.status_code == 401, (path, authorization)
             assert answer.headers["www-authenticate"].startswith("Bearer")
-            assert msgspec.json.decode(answer.content, type=ErrorAnswer).error.type == "unauthenticated"
+            assert msgspec.json.decode(answer.content, type=SupervisorErrorResponse).error.type == "unauthenticated"
 
 
 async def test_takes_no_token_from_the_query(http: httpx.AsyncClient) -> None:
@@ -192,7 +192,7 @@ async def test_stops_reading_a_body_that_does_not_say_how_long_it_is(http: httpx
 
 async def test_an_unknown_model_is_told_with_those_that_exist(http: httpx.AsyncClient) -> None:
     answer = await http.post("/models/switch", json={"model": "gamma"})
-    error = msgspec.json.decode(answer.content, type=ErrorAnswer).error
+    error = msgspec.json.decode(answer.content, type=SupervisorErrorResponse).error
     assert (answer.status_code, error.type, error.models) == (404, "unknown_profile", ("alpha", "beta"))
     assert "gamma" in error.message
 
@@ -206,14 +206,14 @@ async def test_status_is_the_contract_s_own_value(http: httpx.AsyncClient, prete
 
 async def test_a_switch_answers_with_the_address_and_what_took_how_long(http: httpx.AsyncClient) -> None:
     answer = await http.post("/models/switch", json={"model": "first"})
-    switched = msgspec.json.decode(answer.content, type=SwitchAnswer)
+    switched = msgspec.json.decode(answer.content, type=SwitchResponse)
     assert (switched.address.model, switched.address.key) == ("alpha", "engine-secret")
     assert switched.spent == {"starting": 0.1, "loading": 0.4}
     assert (await http.get("/models/locate", params={"model": "alpha"})).json()["address"]["port"] == 8123
     took: list[float] = []
     while not took or (min(took) >= 0.5 and len(took) < 4):  # it does not wait for an event that never comes
         answer = await http.post("/models/load", json={"model": "alpha"})
-        again = msgspec.json.decode(answer.content, type=SwitchAnswer)
+        again = msgspec.json.decode(answer.content, type=SwitchResponse)
         assert (again.address, again.spent) == (switched.address, {})
         took.append(again.elapsed_s)
     assert min(took) < 0.5
@@ -246,7 +246,7 @@ async def test_a_failure_is_told_with_its_reason(
     pretended.failure = Failure(kind=kind, message="it broke", lines=("last words",), retry_after_s=2.0)
     answer = await http.post("/models/switch", json={"model": "alpha"})
     assert (answer.status_code, answer.headers["retry-after"]) == (status, "2")
-    assert msgspec.json.decode(answer.content, type=ErrorAnswer).error.failure == pretended.failure
+    assert msgspec.json.decode(answer.content, type=SupervisorErrorResponse).error.failure == pretended.failure
 
 
 SSE = {"Accept": "text/event-stream"}

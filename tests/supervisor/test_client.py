@@ -30,7 +30,7 @@ from hostler.supervisor.contract import (
     SupervisorUnreachable,
     UnknownProfile,
 )
-from hostler.supervisor.schemas import ErrorAnswer, ErrorBody, SwitchAnswer
+from hostler.supervisor.schemas import SupervisorErrorBody, SupervisorErrorResponse, SwitchResponse
 
 pytestmark = pytest.mark.anyio
 
@@ -62,7 +62,9 @@ def _stream(*parts: bytes) -> dict[str, Any]:
 
 
 def _refusal(kind: str, failure: Failure | None = None) -> bytes:
-    return msgspec.json.encode(ErrorAnswer(error=ErrorBody(type=kind, message="because", failure=failure)))
+    return msgspec.json.encode(
+        SupervisorErrorResponse(error=SupervisorErrorBody(type=kind, message="because", failure=failure))
+    )
 
 
 async def test_keeps_the_contract() -> None:
@@ -182,7 +184,7 @@ async def test_a_switch_whose_connection_is_lost_is_joined_again() -> None:
     async def handle(stream: SocketStream, number: int) -> None:
         await stream.send(HEAD + b": \n\n")
         if number == 2:
-            await stream.send(_sse("ready", SwitchAnswer(address=AT)))
+            await stream.send(_sse("ready", SwitchResponse(address=AT)))
 
     async with _answering(handle) as url, SupervisorClient(url, None, limits=QUICK) as client:
         assert await client.switch("alpha") == AT
@@ -267,7 +269,9 @@ async def test_sends_the_token_and_never_says_it(httpx_mock: HTTPXMock, caplog: 
 
 async def test_reads_events_however_they_are_cut(httpx_mock: HTTPXMock, quick: SupervisorClient) -> None:
     told = Failure(kind="exited", message="lines with \u2028 and \u0085 in them")
-    content = b": ping\r\n\r\n" + _sse("failed", ErrorAnswer(error=ErrorBody(type="failed", message="", failure=told)))
+    content = b": ping\r\n\r\n" + _sse(
+        "failed", SupervisorErrorResponse(error=SupervisorErrorBody(type="failed", message="", failure=told))
+    )
     httpx_mock.add_response(**_stream(*[bytes([byte]) for byte in content]))
     with pytest.raises(SupervisorError) as raised:
         await quick.switch("alpha")
@@ -278,7 +282,7 @@ async def test_an_engine_that_listens_everywhere_is_met_where_its_supervisor_is(
     httpx_mock: HTTPXMock, quick: SupervisorClient
 ) -> None:
     everywhere = msgspec.structs.replace(AT, host="0.0.0.0")
-    httpx_mock.add_response(**_stream(_sse("ready", SwitchAnswer(address=everywhere))))
+    httpx_mock.add_response(**_stream(_sse("ready", SwitchResponse(address=everywhere))))
     assert (await quick.switch("alpha")).host == "gpu.lan"
 
 

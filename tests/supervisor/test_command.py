@@ -10,20 +10,22 @@ from typing import Any
 import pytest
 
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.command import Command, build, engine_program
+from hostler.supervisor.command import EngineCommand, build_command, engine_program
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import SupervisorError
 from hostler.supervisor.embedded.arguments import parse
 
 
-def make(inherited: Mapping[str, str] | None = None, settings: dict[str, Any] | None = None, **fields: Any) -> Command:
-    return build(
+def make(
+    inherited: Mapping[str, str] | None = None, settings: dict[str, Any] | None = None, **fields: Any
+) -> EngineCommand:
+    return build_command(
         Profile(name="m", model="ignored", **fields), SupervisorSettings(**{"engine": sys.executable} | (settings or {})),
         file=Path("/models/m.gguf"), host="127.0.0.1", port=8100, key="k3y", inherited=inherited or {},
     )  # fmt: skip
 
 
-def value_of(command: Command, name: str) -> str:
+def value_of(command: EngineCommand, name: str) -> str:
     return command.arguments[command.arguments.index(name) + 1]
 
 
@@ -68,7 +70,7 @@ def test_a_field_becomes_its_argument(fields: dict[str, Any], settings: dict[str
 
 def test_a_model_that_says_how_it_makes_embeddings_is_believed() -> None:
     facts = ModelFacts(architecture="bert", metadata={"bert.pooling_type": 2})
-    command = build(
+    command = build_command(
         Profile(name="m", model="ignored", embeddings=True), SupervisorSettings(engine=sys.executable), facts=facts,
         file=Path("/models/m.gguf"), host="127.0.0.1", port=8100, key="k3y", inherited={},
     )  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from hostler.profiles.schema import Profile
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress
-from hostler.supervisor.manager import EngineManager, open_host
+from hostler.supervisor.manager import EngineManager, create_manager
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.timeout(180)]
 
@@ -40,7 +40,7 @@ async def test_each_conversation_comes_back_to_the_slot_that_holds_it(
         for what in ("The horse", "A ship")
     ]
     talks = [[{"role": "user", "content": story}] for story in stories]
-    async with running(open_host(profiles, settings, environ={"HOSTLER_CACHE": str(tmp_path)})) as manager:
+    async with running(create_manager(profiles, settings, environ={"HOSTLER_CACHE": str(tmp_path)})) as manager:
         address = await manager.switch("a")
         for talk in talks:
             answer = await ask(address, talk)

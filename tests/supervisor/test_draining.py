@@ -17,7 +17,7 @@ from hostler.profiles.schema import Profile
 from hostler.profiles.yaml_config import Size
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress, Snapshot, SwitchMoved
-from hostler.supervisor.engine_client import Activity, activity
+from hostler.supervisor.engine_client import EngineActivity, engine_activity
 from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.memory import GIB
 
@@ -256,14 +256,14 @@ async def test_an_engine_that_ends_while_it_is_waited_for_is_waited_for_no_more(
 
 async def test_an_engine_that_does_not_say_what_it_does_is_waited_for_by_nobody() -> None:
     nowhere = EngineAddress(model="a", host="127.0.0.1", port=1, key="", generation=1, context=1, parallel=1)
-    assert await activity(nowhere) is None
+    assert await engine_activity(nowhere) is None
 
 
 async def test_one_that_says_nothing_in_time_counts_as_busy() -> None:
     async with await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0) as deaf:
         port = deaf.extra(anyio.abc.SocketAttribute.local_port)
         address = EngineAddress(model="a", host="127.0.0.1", port=port, key="", generation=1, context=1, parallel=1)
-        assert await activity(address, timeout_s=0.1) == Activity(asked=1)
+        assert await engine_activity(address, timeout_s=0.1) == EngineActivity(asked=1)
 
 
 @pytest.mark.engine
@@ -273,8 +273,8 @@ async def test_the_real_engine_says_whether_it_is_at_work(real_model: Path, runn
     profile = Profile(name="a", model=str(real_model), engine="embedded", context=2048, threads=1)
     async with running(EngineManager([profile], EXCLUSIVE)) as manager:
         address = await manager.switch("a")
-        assert await activity(address) == Activity(asked=0, done=0)
-        told: list[Activity | None] = []
+        assert await engine_activity(address) == EngineActivity(asked=0, done=0)
+        told: list[EngineActivity | None] = []
         async with anyio.create_task_group() as tasks:
 
             async def ask() -> None:
@@ -283,9 +283,9 @@ async def test_the_real_engine_says_whether_it_is_at_work(real_model: Path, runn
 
             tasks.start_soon(ask)
             while True:
-                told.append(await activity(address, timeout_s=10))
+                told.append(await engine_activity(address, timeout_s=10))
                 await anyio.sleep(0.02)
-        after = await activity(address)
+        after = await engine_activity(address)
         assert any(each is not None and each.asked == 1 for each in told)
         assert after is not None
         assert (after.asked, after.done > 16) == (0, True)

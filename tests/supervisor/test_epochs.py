@@ -13,7 +13,7 @@ import pytest
 from hostler.profiles.schema import Profile
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import Snapshot, StaleEpoch
-from hostler.supervisor.manager import EngineManager, open_host
+from hostler.supervisor.manager import EngineManager, create_manager
 
 pytestmark = pytest.mark.anyio
 
@@ -87,7 +87,7 @@ async def test_hosts_of_one_machine_do_not_take_each_others_epochs_for_their_own
     environ = {"HOSTLER_CACHE": str(tmp_path)}
 
     def host(place: str | None) -> EngineManager:
-        return open_host([scripted("a")], EXCLUSIVE, environ=environ, place=place)
+        return create_manager([scripted("a")], EXCLUSIVE, environ=environ, place=place)
 
     async with running(host("127.0.0.1:8080")) as manager:
         await manager.unload("a", epoch=9)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hostler.supervisor.states import LINES_KEPT, explain, telling_line
+from hostler.supervisor.states import LINES_KEPT, explain_exit, telling_line
 
 FIT = "0.00.004.192 E common_fit_params: encountered an error while trying to fit params to free device memory: failed to load model"
 
@@ -41,7 +41,9 @@ FIT = "0.00.004.192 E common_fit_params: encountered an error while trying to fi
     ],
 )
 def test_a_known_line_gives_its_reason(line: str, kind: str) -> None:
-    failure = explain("m", 1, ["0.00.000.264 I srv init: initializing ...", line, FIT, "error: Failed to init server"])
+    failure = explain_exit(
+        "m", 1, ["0.00.000.264 I srv init: initializing ...", line, FIT, "error: Failed to init server"]
+    )
     assert failure.kind == kind
     assert failure.exit_code == 1
     assert line in failure.lines
@@ -49,29 +51,31 @@ def test_a_known_line_gives_its_reason(line: str, kind: str) -> None:
 
 
 def test_the_file_or_argument_is_named() -> None:
-    missing = explain("m", 1, ["gguf_init_from_file: failed to open GGUF file '/x/y.gguf' (No such file or directory)"])
+    missing = explain_exit(
+        "m", 1, ["gguf_init_from_file: failed to open GGUF file '/x/y.gguf' (No such file or directory)"]
+    )
     assert "/x/y.gguf" in missing.message
-    assert "--nope" in explain("m", 1, ["error: invalid argument: --nope"]).message
+    assert "--nope" in explain_exit("m", 1, ["error: invalid argument: --nope"]).message
 
 
 def test_a_signal_is_named() -> None:
-    failure = explain("m", -9, [])
+    failure = explain_exit("m", -9, [])
     assert failure.kind == "killed"
     assert "SIGKILL" in failure.message
 
 
 def test_a_program_nobody_knows_is_quoted() -> None:
-    failure = explain("m", 3, ["Traceback (most recent call last):", "ValueError: something odd", ""])
+    failure = explain_exit("m", 3, ["Traceback (most recent call last):", "ValueError: something odd", ""])
     assert failure.kind == "exited"
     assert "exit code 3: ValueError: something odd" in failure.message
 
 
 def test_lines_of_the_start_do_not_explain_the_end_of_a_server_that_ran() -> None:
-    assert explain("m", -11, ["W out of memory, trying again"], ready=True).kind == "killed"
+    assert explain_exit("m", -11, ["W out of memory, trying again"], ready=True).kind == "killed"
 
 
 def test_only_the_last_lines_travel() -> None:
-    failure = explain("m", 1, [f"line {number}" for number in range(100)])
+    failure = explain_exit("m", 1, [f"line {number}" for number in range(100)])
     assert len(failure.lines) == LINES_KEPT
     assert failure.lines[-1] == "line 99"
 

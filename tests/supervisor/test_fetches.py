@@ -10,7 +10,7 @@ import pytest
 
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress, SourceError
-from hostler.supervisor.model_files import Fetches
+from hostler.supervisor.model_files import SharedDownloads
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +44,7 @@ class Source:
 
 async def test_all_who_want_a_file_share_one_download_and_hear_of_it() -> None:
     source, heard = Source(), []
-    fetches = Fetches(source.prepare)
+    fetches = SharedDownloads(source.prepare)
     got: list[Path] = []
     async with anyio.create_task_group() as tasks, anyio.create_task_group() as clients:
 
@@ -62,7 +62,7 @@ async def test_all_who_want_a_file_share_one_download_and_hear_of_it() -> None:
 
 async def test_who_leaves_does_not_stop_it_for_those_who_stay() -> None:
     source = Source()
-    fetches = Fetches(source.prepare)
+    fetches = SharedDownloads(source.prepare)
     async with anyio.create_task_group() as tasks, anyio.create_task_group() as clients:
         first = anyio.CancelScope()
 
@@ -88,7 +88,7 @@ async def test_who_leaves_does_not_stop_it_for_those_who_stay() -> None:
 
 async def test_it_ends_when_the_last_one_leaves_and_begins_anew_for_the_next() -> None:
     source = Source()
-    fetches = Fetches(source.prepare)
+    fetches = SharedDownloads(source.prepare)
     async with anyio.create_task_group() as tasks:
         with anyio.CancelScope() as scope:
             tasks.start_soon(_when, source.asked, scope.cancel)
@@ -111,12 +111,12 @@ async def test_all_are_told_why_it_could_not_be_had() -> None:
     source.deliver.set()
     async with anyio.create_task_group() as tasks:
         with pytest.raises(SourceError, match="over there"):
-            await Fetches(source.prepare).file(tasks, PROFILE)
+            await SharedDownloads(source.prepare).file(tasks, PROFILE)
 
 
 async def test_who_waits_when_the_host_ends_is_told_so() -> None:
     source = Source()
-    fetches = Fetches(source.prepare)
+    fetches = SharedDownloads(source.prepare)
     failures: list[str] = []
     async with anyio.create_task_group() as clients, anyio.create_task_group() as tasks:
 

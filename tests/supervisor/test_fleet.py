@@ -34,7 +34,7 @@ from hostler.supervisor.engine_client import get_status
 from hostler.supervisor.events import WAITING_EVENTS
 from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.memory import GIB
-from hostler.supervisor.model import Description
+from hostler.supervisor.model import FileDescription
 
 pytestmark = pytest.mark.anyio
 
@@ -517,10 +517,10 @@ async def test_a_killed_engine_is_started_again_for_the_next_request(
 
 
 async def test_a_file_that_nobody_may_read_costs_its_own_model_only(scripted: Scripted, running: Running) -> None:
-    def describe(profile: Profile) -> Description:
+    def describe(profile: Profile) -> FileDescription:
         if profile.name == "b":
             raise PermissionError(13, "Permission denied")
-        return Description(size=7)
+        return FileDescription(size=7)
 
     async def prepare(profile: Profile, _: Callable[[FetchProgress], None]) -> Path:
         if profile.name == "b":

@@ -16,17 +16,17 @@ from hostler.supervisor.memory import (
     GIB,
     MIB,
     PROCESS_BYTES,
-    Claim,
-    Meter,
-    Need,
-    Observed,
-    Usage,
-    cannot_fit,
+    MemoryClaim,
+    MemoryMeter,
+    MemoryNeed,
+    MemoryUsage,
+    PeakMemory,
+    choose_evictions,
+    does_not_fit,
     estimate,
     fits,
-    make_room,
-    need,
-    observe,
+    memory_need,
+    update_peak,
 )
 
 PROFILE = Profile(name="qwen3-8b", model="/m.gguf", context=32768)
@@ -41,7 +41,7 @@ WORKING = 4 * 512 * (151936 + 12 * 4096)
 
 
 def test_adds_weights_cache_and_the_rest() -> None:
-    wanted = need(PROFILE, FACTS)
+    wanted = memory_need(PROFILE, FACTS)
     assert (wanted.weights, wanted.cache, wanted.other) == (5 * GIB, 4 * GIB, PROCESS_BYTES + WORKING)
     assert wanted.total == estimate(PROFILE, FACTS) == 9 * GIB + PROCESS_BYTES + WORKING
 
@@ -59,17 +59,17 @@ def test_adds_weights_cache_and_the_rest() -> None:
     ],
 )
 def test_the_cache_grows_with_what_it_holds(change: dict[str, Any], cache: int) -> None:
-    assert need(replace(PROFILE, **change), FACTS).cache == cache
+    assert memory_need(replace(PROFILE, **change), FACTS).cache == cache
 
 
 def test_counts_the_prompt_cache_in_memory_and_the_batch() -> None:
-    plain = need(PROFILE, FACTS).other
-    assert need(replace(PROFILE, cache_ram_mib=1024), FACTS).other == plain + GIB
-    assert need(replace(PROFILE, args=("-ub", "256")), FACTS).other == PROCESS_BYTES + WORKING // 2
+    plain = memory_need(PROFILE, FACTS).other
+    assert memory_need(replace(PROFILE, cache_ram_mib=1024), FACTS).other == plain + GIB
+    assert memory_need(replace(PROFILE, args=("-ub", "256")), FACTS).other == PROCESS_BYTES + WORKING // 2
 
 
 def test_a_declared_size_wins_over_everything() -> None:
-    assert estimate(replace(PROFILE, memory=7), FACTS, Observed(rss=9 * GIB, settled=True)) == 7
+    assert estimate(replace(PROFILE, memory=7), FACTS, PeakMemory(rss=9 * GIB, settled=True)) == 7
 
 
 def test_a_file_without_a_header_takes_at_least_its_process() -> None:
@@ -77,30 +77,30 @@ def test_a_file_without_a_header_takes_at_least_its_process() -> None:
 
 
 def test_what_was_seen_raises_the_estimate_at_once_and_lowers_it_after_an_answer() -> None:
-    assert estimate(PROFILE, FACTS, Observed(rss=20 * GIB)) == 20 * GIB
-    assert estimate(PROFILE, FACTS, Observed(rss=6 * GIB)) == estimate(PROFILE, FACTS)
-    assert estimate(PROFILE, FACTS, Observed(rss=6 * GIB, settled=True)) == 6 * GIB
-    assert estimate(PROFILE, FACTS, Observed(settled=True)) == estimate(PROFILE, FACTS)
+    assert estimate(PROFILE, FACTS, PeakMemory(rss=20 * GIB)) == 20 * GIB
+    assert estimate(PROFILE, FACTS, PeakMemory(rss=6 * GIB)) == estimate(PROFILE, FACTS)
+    assert estimate(PROFILE, FACTS, PeakMemory(rss=6 * GIB, settled=True)) == 6 * GIB
+    assert estimate(PROFILE, FACTS, PeakMemory(settled=True)) == estimate(PROFILE, FACTS)
 
 
 def test_memory_of_the_gpu_counts_where_there_is_any() -> None:
-    assert estimate(PROFILE, FACTS, Observed(rss=20 * GIB, gpu=8 * GIB, settled=True)) == 8 * GIB
+    assert estimate(PROFILE, FACTS, PeakMemory(rss=20 * GIB, gpu=8 * GIB, settled=True)) == 8 * GIB
 
 
 def test_peaks_only_grow() -> None:
-    seen = observe(None, Usage(rss=5, gpu=1))
-    seen = observe(seen, Usage(rss=3, gpu=2), settled=True)
-    assert observe(seen, Usage()) == Observed(rss=5, gpu=2, settled=True)
+    seen = update_peak(None, MemoryUsage(rss=5, gpu=1))
+    seen = update_peak(seen, MemoryUsage(rss=3, gpu=2), settled=True)
+    assert update_peak(seen, MemoryUsage()) == PeakMemory(rss=5, gpu=2, settled=True)
 
 
 def test_fits_up_to_the_last_byte() -> None:
-    assert fits(Need(total=6), budget=10, used=4)
-    assert not fits(Need(total=7), budget=10, used=4)
+    assert fits(MemoryNeed(total=6), budget=10, used=4)
+    assert not fits(MemoryNeed(total=7), budget=10, used=4)
 
 
-OLD = Claim(name="old", bytes=3, idle_since=1.0)
-NEW = Claim(name="new", bytes=3, idle_since=2.0)
-LARGE = Claim(name="large", bytes=4, idle_since=3.0)
+OLD = MemoryClaim(name="old", bytes=3, idle_since=1.0)
+NEW = MemoryClaim(name="new", bytes=3, idle_since=2.0)
+LARGE = MemoryClaim(name="large", bytes=4, idle_since=3.0)
 
 
 @pytest.mark.parametrize(
@@ -118,19 +118,19 @@ LARGE = Claim(name="large", bytes=4, idle_since=3.0)
     ],
 )
 def test_the_longest_unused_make_room_and_none_in_vain(
-    wanted: int, running: tuple[Claim, ...], victims: tuple[str, ...] | None
+    wanted: int, running: tuple[MemoryClaim, ...], victims: tuple[str, ...] | None
 ) -> None:
-    assert make_room(Need(total=wanted), running, 10) == victims
+    assert choose_evictions(MemoryNeed(total=wanted), running, 10) == victims
 
 
 def test_a_model_that_can_never_fit_is_refused_with_the_sum() -> None:
-    failure = cannot_fit(PROFILE, need(PROFILE, FACTS), 8 * GIB)
+    failure = does_not_fit(PROFILE, memory_need(PROFILE, FACTS), 8 * GIB)
     assert failure.kind == "does_not_fit"
     assert failure.message.startswith(
         "qwen3-8b needs 9.4 GiB (5.0 weights + 4.0 cache + 0.4 other); the budget is 8.0 GiB: raise memory_budget"
     )
     assert "context" in failure.message
-    declared = cannot_fit(PROFILE, need(replace(PROFILE, memory=9 * GIB), FACTS), 8 * GIB)
+    declared = does_not_fit(PROFILE, memory_need(replace(PROFILE, memory=9 * GIB), FACTS), 8 * GIB)
     assert declared.message == (
         "qwen3-8b needs 9.0 GiB (declared); the budget is 8.0 GiB: raise memory_budget, or take a smaller quantization"
     )
@@ -142,11 +142,11 @@ def test_measures_a_process_with_its_descendants() -> None:
     with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        usage = Meter(load=False).measure(process.pid)
+        usage = MemoryMeter(load=False).measure(process.pid)
         process.communicate(b"")
     assert usage.rss > 45 * MIB
     assert usage.gpu == 0
-    assert Meter(load=False).measure(process.pid) == Usage()
+    assert MemoryMeter(load=False).measure(process.pid) == MemoryUsage()
 
 
 class _Nvml:
@@ -183,11 +183,11 @@ class _Nvml:
 
 def test_adds_what_the_process_takes_of_every_gpu() -> None:
     nvml = _Nvml()
-    meter = Meter(nvml)
+    meter = MemoryMeter(nvml)
     assert [meter.measure(os.getpid()).gpu for _ in range(2)] == [3 * GIB] * 2
     meter.close()
     assert (nvml.starts, nvml.stops) == (1, 1)
 
 
 def test_a_library_without_a_driver_is_as_good_as_none() -> None:
-    assert Meter(_Nvml(broken=True)).measure(os.getpid()).gpu == 0
+    assert MemoryMeter(_Nvml(broken=True)).measure(os.getpid()).gpu == 0

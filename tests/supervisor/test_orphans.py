@@ -1,4 +1,4 @@
-"""kill -9 of whoever runs the fleet, at any moment: no engine is left."""
+"""kill -9 of whoever runs the manager, at any moment: no engine is left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from hostler.supervisor.reaper import Sentry
+from hostler.supervisor.reaper import Reaper
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems end only engines that read their stdin")
 
@@ -23,19 +23,19 @@ PROGRAM = """
 import sys, anyio
 from hostler.profiles.schema import Profile
 from hostler.supervisor.contract import ModelChanged
-from hostler.supervisor.manager import Fleet
+from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.config import SupervisorSettings
 
 async def main():
     engine, model, log, script, *path = sys.argv[1:]
     env = {"FAKE_LOG": log, "FAKE_ENGINE": script} | ({"PATH": path[0]} if path else {})
     profile = Profile(name="m", model=model, engine=engine, context=512, threads=1, env=env)
-    fleet = Fleet([profile], SupervisorSettings())
+    manager = EngineManager([profile], SupervisorSettings())
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(fleet.run)
-        await fleet.started()
-        async with fleet.events() as events:
-            tasks.start_soon(fleet.switch, "m")
+        tasks.start_soon(manager.run)
+        await manager.started()
+        async with manager.events() as events:
+            tasks.start_soon(manager.switch, "m")
             async for event in events:
                 if isinstance(event, ModelChanged) and event.status.pid:
                     print(event.status.state, event.status.pid, flush=True)
@@ -119,7 +119,7 @@ def test_what_an_engine_has_started_goes_with_the_supervisor_too(
 
 
 def test_a_sentry_that_was_killed_is_replaced_and_what_went_before_is_left_alone() -> None:
-    sentry = Sentry()
+    sentry = Reaper()
     watched, forgotten, later = (subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(3))
     try:
         sentry.watch(watched.pid)
@@ -140,7 +140,7 @@ def test_a_sentry_that_was_killed_is_replaced_and_what_went_before_is_left_alone
 
 
 def test_a_sentry_outlives_what_tells_a_whole_service_to_end() -> None:
-    sentry = Sentry()
+    sentry = Reaper()
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as watched:
         sentry.watch(watched.pid)
         assert sentry.pid is not None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from hostler.supervisor.logs import FOLLOWER_LINES, LONGEST_LINE, LineSplitter, Log
+from hostler.supervisor.logs import FOLLOWER_LINES, LONGEST_LINE, EngineLog, LineSplitter
 
 pytestmark = pytest.mark.anyio
 
 
 def test_keeps_the_last_lines_only() -> None:
-    log = Log(3)
+    log = EngineLog(3)
     for number in range(5):
         log.add(str(number))
     assert log.tail() == ["2", "3", "4"]
@@ -19,7 +19,7 @@ def test_keeps_the_last_lines_only() -> None:
 
 
 def test_tells_what_came_after_a_mark() -> None:
-    log = Log(3)
+    log = EngineLog(3)
     log.add("before")
     mark = log.count
     assert log.since(mark) == []
@@ -28,14 +28,14 @@ def test_tells_what_came_after_a_mark() -> None:
 
 
 def test_a_key_never_shows() -> None:
-    log = Log()
+    log = EngineLog()
     log.hide("s3cret")
     log.add("Authorization: Bearer s3cret")
     assert "s3cret" not in "".join(log.tail())
 
 
 async def test_a_follower_gets_what_comes() -> None:
-    log = Log()
+    log = EngineLog()
     log.add("old")
     with log.follow() as lines:
         log.add("new")
@@ -43,7 +43,7 @@ async def test_a_follower_gets_what_comes() -> None:
 
 
 async def test_a_slow_follower_is_told_how_much_it_missed_and_holds_up_nobody() -> None:
-    log = Log(10)
+    log = EngineLog(10)
     with log.follow() as lines:
         for number in range(FOLLOWER_LINES + 7):
             log.add(str(number))

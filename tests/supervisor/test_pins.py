@@ -19,7 +19,7 @@ from hostler.profiles.schema import Profile
 from hostler.supervisor.api import create_app
 from hostler.supervisor.client import SupervisorClient
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.contract import Pins, Snapshot, StaleEpoch, UnknownProfile
+from hostler.supervisor.contract import Snapshot, StaleEpoch, SupportsPinning, UnknownProfile
 from hostler.supervisor.manager import EngineManager
 
 pytestmark = pytest.mark.anyio
@@ -131,7 +131,7 @@ async def test_a_gateway_elsewhere_pins_over_http(
     profile = scripted("a", profile={"aliases": ("first",)})
     async with running(EngineManager([profile], EXCLUSIVE, pins=tmp_path / "pins.json")) as manager:
         async with serve(create_app(manager, token="t")) as url, SupervisorClient(url, "t") as client:
-            assert isinstance(client, Pins)
+            assert isinstance(client, SupportsPinning)
             assert await client.pin("first", True, epoch=5)
             assert (await client.status()).profiles[0].pinned
             with pytest.raises(StaleEpoch):

@@ -16,12 +16,12 @@ import pytest
 from fakes.gate import Gate
 
 from hostler.profiles.schema import Profile
-from hostler.supervisor.command import Command, build
+from hostler.supervisor.command import EngineCommand, build_command
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError
 from hostler.supervisor.engine_client import get_status
-from hostler.supervisor.logs import Log
-from hostler.supervisor.process import Build, Hooks, Limits, ManagedProcess
+from hostler.supervisor.logs import EngineLog
+from hostler.supervisor.process import CommandBuilder, Hooks, ManagedProcess, ProcessLimits
 
 pytestmark = pytest.mark.anyio
 
@@ -34,8 +34,8 @@ class Plan(Hooks):
         self.profile = profile
         self.saved: list[EngineAddress] = []
 
-    async def prepare(self) -> Build:
-        return lambda port, key: build(
+    async def prepare(self) -> CommandBuilder:
+        return lambda port, key: build_command(
             self.profile, SupervisorSettings(), file=Path(self.profile.model), host="127.0.0.1", port=port, key=key,
             inherited=dict(os.environ),
         )  # fmt: skip
@@ -50,7 +50,7 @@ def process(scripted: Callable[..., Profile]) -> Make:
 
     @asynccontextmanager
     async def make(
-        *, limits: Limits | None = None, ports: range | None = None, hooks: type[Plan] = Plan, **script: Any
+        *, limits: ProcessLimits | None = None, ports: range | None = None, hooks: type[Plan] = Plan, **script: Any
     ) -> AsyncIterator[Watched]:
         one = Watched(hooks(scripted("m", **script)), limits or QUICK, ports)
         async with anyio.create_task_group() as tasks:
@@ -61,7 +61,7 @@ def process(scripted: Callable[..., Profile]) -> Make:
     return make
 
 
-QUICK = Limits(start_timeout_s=20, stop_grace_s=5, backoff_s=0.05, max_backoff_s=0.4, stable_s=60, watchdog_s=60)
+QUICK = ProcessLimits(start_timeout_s=20, stop_grace_s=5, backoff_s=0.05, max_backoff_s=0.4, stable_s=60, watchdog_s=60)
 
 #: Tries as often as it is asked to.
 RELENTLESS = msgspec.structs.replace(QUICK, max_failures=1000, backoff_s=0.0)
@@ -76,10 +76,10 @@ async def failure_of(one: Watched) -> Failure:
 class Watched(ManagedProcess):
     """A process whose steps a test can wait for, also those that were over when the test got to look."""
 
-    def __init__(self, hooks: Hooks, limits: Limits, ports: range | None) -> None:
+    def __init__(self, hooks: Hooks, limits: ProcessLimits, ports: range | None) -> None:
         self.moved = anyio.Event()
         self.states: list[str] = []
-        super().__init__("m", hooks, limits, Log(), ports=ports, changed=lambda _: self.note())
+        super().__init__("m", hooks, limits, EngineLog(), ports=ports, changed=lambda _: self.note())
 
     def note(self) -> None:
         if self.states[-1:] != [self.state]:
@@ -218,7 +218,7 @@ async def test_one_that_failed_too_often_is_tried_again_when_its_pause_is_over(p
 
 
 async def test_forgiven_failures_are_forgotten(process: Make, journal: Any) -> None:
-    async with process(exit_code=3, exit_times=3, limits=Limits(max_backoff_s=60, backoff_s=60)) as one:
+    async with process(exit_code=3, exit_times=3, limits=ProcessLimits(max_backoff_s=60, backoff_s=60)) as one:
         for _ in range(3):
             await failure_of(one)
         await entered(one, "failed")
@@ -227,7 +227,7 @@ async def test_forgiven_failures_are_forgotten(process: Make, journal: Any) -> N
 
 
 async def test_failures_are_forgotten_after_it_stayed_ready(process: Make, journal: Any) -> None:
-    async with process(limits=Limits(stable_s=0, max_failures=2, backoff_s=0.01)) as one:
+    async with process(limits=ProcessLimits(stable_s=0, max_failures=2, backoff_s=0.01)) as one:
         for generation in (1, 2, 3):
             assert (await one.ensure_ready()).generation == generation
             assert one.pid is not None
@@ -246,7 +246,7 @@ async def test_a_crash_while_nobody_waits_is_not_seen_by_the_next_request(proces
 
 
 async def test_one_that_is_kept_comes_back_by_itself(process: Make, journal: Any) -> None:
-    async with process(limits=Limits(keep=True, backoff_s=0.01)) as one:
+    async with process(limits=ProcessLimits(keep=True, backoff_s=0.01)) as one:
         await one.ensure_ready()
         assert one.pid is not None
         os.kill(one.pid, 9)
@@ -257,7 +257,7 @@ async def test_one_that_is_kept_comes_back_by_itself(process: Make, journal: Any
 
 async def test_a_deaf_engine_is_killed_after_its_grace(process: Make, journal: Any) -> None:
     took: list[float] = []
-    async with process(deaf=True, limits=Limits(stop_grace_s=0.3)) as one:
+    async with process(deaf=True, limits=ProcessLimits(stop_grace_s=0.3)) as one:
         while not took or (min(took) > 0.8 and len(took) < 4):
             await one.ensure_ready()
             began = time.monotonic()
@@ -357,10 +357,10 @@ async def test_somebody_elses_answer_on_the_port_does_not_count(process: Make, j
         class TooLate(Plan):
             """Somebody takes the port between our look and the engine's, and says that all is well."""
 
-            async def prepare(self) -> Build:
+            async def prepare(self) -> CommandBuilder:
                 original = await super().prepare()
 
-                def build(port: int, key: str) -> Command:
+                def build_command(port: int, key: str) -> EngineCommand:
                     if not taken:
                         taken.append(port)
                         impostor = socket.socket()
@@ -369,7 +369,7 @@ async def test_somebody_elses_answer_on_the_port_does_not_count(process: Make, j
                         tasks.start_soon(serve, impostor)
                     return original(port, key)
 
-                return build
+                return build_command
 
         async def serve(impostor: socket.socket) -> None:
             listener = await anyio.abc.SocketListener.from_socket(impostor)
@@ -417,7 +417,7 @@ async def test_an_engine_that_answers_nothing_any_more_is_put_down(process: Make
 
 
 async def test_a_busy_engine_is_left_alone(process: Make, journal: Any) -> None:
-    async with process(limits=Limits(watchdog_s=2.5), chunks=8, chunk_delay=0.4) as one:
+    async with process(limits=ProcessLimits(watchdog_s=2.5), chunks=8, chunk_delay=0.4) as one:
         address = await one.ensure_ready()
         # It works on one answer for longer than the watchdog has patience.
         asked = msgspec.json.encode({"messages": []})
@@ -483,7 +483,7 @@ async def test_an_engine_that_cannot_be_executed_is_missing(process: Make, tmp_p
     broken.chmod(0o755)
 
     class Broken(Plan):
-        async def prepare(self) -> Build:
+        async def prepare(self) -> CommandBuilder:
             import msgspec
 
             original = await super().prepare()

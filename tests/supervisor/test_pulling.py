@@ -16,9 +16,15 @@ from hostler.profiles.sources import FetchProgress, SourceError
 from hostler.supervisor.api import create_app
 from hostler.supervisor.client import ClientLimits, SupervisorClient
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.contract import Pulls, Snapshot, SupervisorError, SupervisorUnreachable, UnknownProfile
+from hostler.supervisor.contract import (
+    Snapshot,
+    SupervisorError,
+    SupervisorUnreachable,
+    SupportsPulling,
+    UnknownProfile,
+)
 from hostler.supervisor.manager import EngineManager
-from hostler.supervisor.model import Description
+from hostler.supervisor.model import FileDescription
 
 pytestmark = pytest.mark.anyio
 
@@ -50,8 +56,8 @@ class Far:
         self.here = True
         return Path("/m.gguf")
 
-    def describe(self, profile: Profile) -> Description:
-        return Description(facts=ModelFacts(architecture="llama"), size=7) if self.here else Description()
+    def describe(self, profile: Profile) -> FileDescription:
+        return FileDescription(facts=ModelFacts(architecture="llama"), size=7) if self.here else FileDescription()
 
 
 @pytest.fixture
@@ -75,7 +81,7 @@ async def test_a_file_comes_with_its_progress_and_is_known_of_every_profile_that
         heard.append(progress)
         host.deliver.set()
 
-    assert isinstance(client, Pulls) and isinstance(host.manager, Pulls)
+    assert isinstance(client, SupportsPulling) and isinstance(host.manager, SupportsPulling)
     await client.pull("em", report=hear)
     assert heard and (heard[0].completed, heard[0].total) == (1, 2)
     assert [profile.size for profile in (await client.status()).profiles] == [7, 7]

@@ -17,8 +17,8 @@ from hostler.profiles.yaml_config import Size
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import ModelChanged, Snapshot, SupervisorError
 from hostler.supervisor.manager import EngineManager
-from hostler.supervisor.memory import GIB, MIB, Usage
-from hostler.supervisor.model import Description
+from hostler.supervisor.memory import GIB, MIB, MemoryUsage
+from hostler.supervisor.model import FileDescription
 
 pytestmark = pytest.mark.anyio
 
@@ -56,7 +56,7 @@ async def test_what_an_engine_takes_is_shown_with_its_descendants(
 
 
 async def test_memory_of_a_gpu_is_told_too(scripted: Scripted, running: Running, journal: Any) -> None:
-    meter: Any = PretendedMeter(Usage(rss=2 * GIB, gpu=5 * GIB))
+    meter: Any = PretendedMeter(MemoryUsage(rss=2 * GIB, gpu=5 * GIB))
     async with running(EngineManager([scripted("a")], SHARED, meter=meter)) as manager:
         await manager.switch("a")
         await until_told(manager, lambda: manager.status_now().models[0].gpu_bytes == 5 * GIB)
@@ -65,8 +65,8 @@ async def test_memory_of_a_gpu_is_told_too(scripted: Scripted, running: Running,
 async def test_an_estimate_is_raised_by_what_was_seen_and_lowered_after_an_answer(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
-    estimated = Description(facts=ModelFacts(bytes=2 * GIB))
-    meter: Any = PretendedMeter(Usage(rss=1 * GIB))
+    estimated = FileDescription(facts=ModelFacts(bytes=2 * GIB))
+    meter: Any = PretendedMeter(MemoryUsage(rss=1 * GIB))
     async with running(EngineManager([scripted("a")], SHARED, meter=meter, describe=lambda _: estimated)) as manager:
 
         def need() -> int:
@@ -80,13 +80,13 @@ async def test_an_estimate_is_raised_by_what_was_seen_and_lowered_after_an_answe
             await manager.answered("a", generation=address.generation, cached=0, prompt=5)
             snapshot = await anext(event async for event in events if isinstance(event, Snapshot))
         assert snapshot.host.profiles[0].memory_bytes == need() == GIB
-        meter.usage = Usage(rss=6 * GIB)
+        meter.usage = MemoryUsage(rss=6 * GIB)
         await manager.answered("a", generation=address.generation, cached=0, prompt=5)
         assert need() == 6 * GIB
 
 
 async def test_what_was_seen_decides_who_has_to_go(scripted: Scripted, running: Running, journal: Any) -> None:
-    meter: Any = PretendedMeter(Usage(rss=5 * GIB))
+    meter: Any = PretendedMeter(MemoryUsage(rss=5 * GIB))
     async with running(EngineManager([scripted("a"), scripted("b")], SHARED, meter=meter)) as manager:
         await manager.switch("a")
         await until_told(manager, lambda: manager.status_now().profiles[0].memory_bytes == 5 * GIB)
@@ -101,10 +101,10 @@ async def test_what_was_seen_decides_who_has_to_go(scripted: Scripted, running: 
 async def test_a_model_that_can_never_fit_is_refused_with_the_sum_and_costs_nobody(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
-    huge = Description(facts=ModelFacts(architecture="llama", bytes=9 * GIB, kv_bytes_per_token=1024 * 1024))
+    huge = FileDescription(facts=ModelFacts(architecture="llama", bytes=9 * GIB, kv_bytes_per_token=1024 * 1024))
     manager = EngineManager(
         [scripted("a"), scripted("huge")], SHARED,
-        describe=lambda profile: huge if profile.name == "huge" else Description(),
+        describe=lambda profile: huge if profile.name == "huge" else FileDescription(),
     )  # fmt: skip
     async with running(manager):
         await manager.switch("a")
@@ -154,13 +154,13 @@ async def test_a_pinned_model_that_cannot_start_is_a_warning(
 
 
 async def test_an_unchanged_amount_is_not_told_again(scripted: Scripted, running: Running, journal: Any) -> None:
-    meter: Any = PretendedMeter(Usage(rss=1 * GIB))
+    meter: Any = PretendedMeter(MemoryUsage(rss=1 * GIB))
     async with running(EngineManager([scripted("a")], SHARED, meter=meter)) as manager:
         address = await manager.switch("a")
         await until_told(manager, lambda: manager.status_now().models[0].memory_bytes == GIB)
         async with manager.events() as events:
             await anext(events)
-            meter.usage = Usage(rss=GIB + 1)
+            meter.usage = MemoryUsage(rss=GIB + 1)
             await manager.answered("a", generation=address.generation, cached=0, prompt=5)
             await manager.unload("a")
             told = await anext(event async for event in events if isinstance(event, ModelChanged))
@@ -179,10 +179,10 @@ async def test_a_client_is_told_the_sum_when_its_model_can_never_fit(tmp_path: P
 
 async def test_a_driver_that_fails_ends_nothing(scripted: Scripted, running: Running, journal: Any) -> None:
     class Broken(PretendedMeter):
-        def measure(self, pid: int) -> Usage:
+        def measure(self, pid: int) -> MemoryUsage:
             raise RuntimeError("the driver has left")
 
-    meter: Any = Broken(Usage())
+    meter: Any = Broken(MemoryUsage())
     async with running(EngineManager([scripted("a")], SHARED, meter=meter)) as manager:
         address = await manager.switch("a")
         await manager.answered("a", generation=address.generation, cached=0, prompt=5)

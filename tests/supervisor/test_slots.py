@@ -22,9 +22,9 @@ from msgspec.structs import replace
 
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.contract import EngineAddress
-from hostler.supervisor.engine_client import EngineError, ask, engine_build
-from hostler.supervisor.slot_cache import Restored, SlotKeeper, SlotLimits, SlotStore
-from hostler.supervisor.slot_key import slot_key, unfit
+from hostler.supervisor.engine_client import EngineError, engine_build, request_json
+from hostler.supervisor.slot_cache import RestoreResult, SlotKeeper, SlotLimits, SlotStore
+from hostler.supervisor.slot_key import slot_key, unsupported_reason
 
 pytestmark = pytest.mark.anyio
 
@@ -140,7 +140,7 @@ async def test_what_is_saved_comes_back_low_slots_first(
     assert (saved.slots, saved.tokens, saved.bytes) == (2, 1500, 1500)
     assert names(tmp_path) == BOTH
     engine.asked.clear()
-    assert await store.restore(engine.address, PROFILE, FACTS, KEY) == Restored(slots=2, tokens=1500)
+    assert await store.restore(engine.address, PROFILE, FACTS, KEY) == RestoreResult(slots=2, tokens=1500)
     assert engine.restored == {0: b"\0" * 1000, 1: b"\1" * 500}
     assert engine.asked == ["POST /slots/0?action=restore", "POST /slots/1?action=restore"]
     assert names(tmp_path) == BOTH
@@ -261,8 +261,8 @@ async def test_an_engine_that_refuses_a_file_does_not_see_it_again(
 
 async def test_another_key_finds_nothing(store: SlotStore, engine: WritingEngine) -> None:
     await store.save(engine.address, PROFILE, FACTS, KEY)
-    assert await store.restore(engine.address, PROFILE, FACTS, "b" * 64) == Restored()
-    assert await store.restore(engine.address, PROFILE, FACTS, KEY[:-1] + "b") == Restored()
+    assert await store.restore(engine.address, PROFILE, FACTS, "b" * 64) == RestoreResult()
+    assert await store.restore(engine.address, PROFILE, FACTS, KEY[:-1] + "b") == RestoreResult()
 
 
 async def test_restores_no_slot_that_the_engine_does_not_have(store: SlotStore, engine: WritingEngine) -> None:
@@ -281,7 +281,7 @@ async def test_the_oldest_make_room_and_the_old_expire(
     assert names(tmp_path) == ["bbbbbbbbbbbbbbbb-0.json", "bbbbbbbbbbbbbbbb-0.kv"]
     assert store.total() == 6000
     clock.now += 101
-    assert await store.restore(engine.address, PROFILE, FACTS, "b" * 64) == Restored()
+    assert await store.restore(engine.address, PROFILE, FACTS, "b" * 64) == RestoreResult()
     assert names(tmp_path) == []
 
 
@@ -317,7 +317,7 @@ def test_closes_a_folder_that_was_open_to_others(tmp_path: Path) -> None:
 async def test_leaves_models_alone_whose_caches_do_not_come_back(
     store: SlotStore, engine: WritingEngine, profile: Profile, facts: ModelFacts | None
 ) -> None:
-    assert unfit(profile, facts)
+    assert unsupported_reason(profile, facts)
     assert (await store.save(engine.address, profile, facts, KEY)).why
     assert (await store.restore(engine.address, profile, facts, KEY)).why
     assert engine.asked == []
@@ -419,7 +419,7 @@ async def test_a_keeper_saves_and_restores_for_the_file_that_the_engine_was_star
 async def test_an_answer_without_end_or_sense_is_an_error(engine: WritingEngine) -> None:
     engine.deaf = True
     with pytest.raises(EngineError) as late:
-        await ask(engine.address, "POST", "/slots/0?action=save", dict, timeout_s=0.05)
+        await request_json(engine.address, "POST", "/slots/0?action=save", dict, timeout_s=0.05)
     assert late.value.status is None
     engine.answer = lambda method, path, body: (200, "no object")  # type: ignore[method-assign]  # nonsense
     with pytest.raises(EngineError) as odd:

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from hostler.supervisor.contract import State
-from hostler.supervisor.states import TRANSITIONS, ImpossibleTransition, advance, after_failure, pause_s
+from hostler.supervisor.states import TRANSITIONS, ImpossibleTransition, advance, after_failure, backoff_delay_s
 
 
 def test_every_state_has_a_row_and_every_row_leads_somewhere() -> None:
@@ -33,7 +33,7 @@ def test_an_impossible_step_is_an_error(current: State, following: State) -> Non
 
 
 def test_pauses_double_up_to_the_longest() -> None:
-    assert [pause_s(failures, 1.0, 5.0) for failures in (0, 1, 2, 3, 4, 400)] == [0.0, 1.0, 2.0, 4.0, 5.0, 5.0]
+    assert [backoff_delay_s(failures, 1.0, 5.0) for failures in (0, 1, 2, 3, 4, 400)] == [0.0, 1.0, 2.0, 4.0, 5.0, 5.0]
 
 
 def test_gives_up_at_the_last_allowed_failure() -> None:

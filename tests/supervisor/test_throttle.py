@@ -11,14 +11,14 @@ import pytest
 from starlette.applications import Starlette
 
 from hostler.supervisor.api import create_app
-from hostler.supervisor.auth import Throttle
+from hostler.supervisor.auth import FailureThrottle
 
 Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
 
 
 def test_counts_within_a_window_and_by_address() -> None:
     now = 0.0
-    throttle = Throttle(limit=2, window_s=10, clock=lambda: now)
+    throttle = FailureThrottle(limit=2, window_s=10, clock=lambda: now)
     assert [throttle.failed("x") for _ in range(3)] == [0, 0, 10]
     now = 4
     assert (throttle.failed("x"), throttle.failed("y")) == (6, 0)
@@ -27,7 +27,7 @@ def test_counts_within_a_window_and_by_address() -> None:
 
 
 def test_remembers_so_many_addresses_only() -> None:
-    throttle = Throttle(limit=1, remember=2, clock=lambda: 0.0)
+    throttle = FailureThrottle(limit=1, remember=2, clock=lambda: 0.0)
     for address in "xyz":
         throttle.failed(address)
     assert (throttle.failed("x"), throttle.failed("z") > 0) == (0, True)

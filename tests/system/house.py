@@ -19,7 +19,7 @@ from hostler.gateway.auth.keys import add
 from hostler.gateway.config import Configuration, read
 from hostler.gateway.server.server import Server, bind
 from hostler.supervisor.api import create_app
-from hostler.supervisor.manager import EngineManager, open_host
+from hostler.supervisor.manager import EngineManager, create_manager
 
 FAKE_ENGINE = Path(__file__).parent.parent / "fakes" / "fake_engine.py"
 
@@ -243,7 +243,7 @@ def _host_in(folder: Path, profiles: Profiles, sections: dict[str, Any]) -> tupl
     path.write_text(json.dumps(document))
     configuration = read(path)
     environ = {"HOSTLER_CACHE": str(folder / "cache")}
-    return configuration, open_host(configuration.profiles, configuration.settings.supervisor, environ=environ)
+    return configuration, create_manager(configuration.profiles, configuration.settings.supervisor, environ=environ)
 
 
 def _bearer(key: str | None) -> dict[str, str]:

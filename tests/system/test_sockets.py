@@ -21,7 +21,7 @@ from hostler.gateway.auth import keys
 from hostler.gateway.auth.bind_policy import is_loopback, keys_in_force
 from hostler.gateway.config import BackendSettings, GatewaySettings, Settings, SettingsError
 from hostler.gateway.server.server import Server
-from hostler.supervisor.auth import Guard
+from hostler.supervisor.auth import SupervisorAuthMiddleware
 
 _AS_SYSTEMD = """
 import os, sys
@@ -129,7 +129,7 @@ async def test_clients_of_ipv4_come_in_on_a_socket_for_both(door: str, name: str
             gateway = Gateway(ALONE)
             serve, stop = partial(gateway.run, [sock], started=started.set), gateway.stop
         else:
-            guard = Guard(nothing, token=None, allowed_hosts=(), open_paths=())
+            guard = SupervisorAuthMiddleware(nothing, token=None, allowed_hosts=(), open_paths=())
             server = Server(guard, drain_s=1.0, started_callback=started.set)
             serve, stop = partial(server.serve, [sock]), server.stop
         async with anyio.create_task_group() as tasks, httpx.AsyncClient(trust_env=False) as http:
