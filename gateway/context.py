@@ -1,4 +1,7 @@
-"""One request on its way: owned by its task, changed only by it, found by the layers through the ASGI scope."""
+"""What is known of one request on its way: the request, its attempts and how they ended.
+
+Owned by the request's task. Middleware find it in the ASGI scope and talk to each other through it alone.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,19 @@ if TYPE_CHECKING:
 
 RequestOutcome = Literal["ok", "failed", "broken", "left", "cancelled"]
 KeyScope = Literal["infer", "read", "operate"]
-#: What those are told who still wait when the gateway stops, and whoever would have to.
+#: What waiting requests are answered when the gateway stops, and new ones that would have to wait.
 NO_MORE = "the gateway stops, and begins nothing new; ask again in a moment"
-#: What those are told whose answers are cut off by its end.
+#: What requests are answered whose answers are cut off because the drain time is over.
 CUT_OFF = "the gateway stops, and has waited for this answer as long as it may; ask again in a moment"
 
 ALL_SCOPES: frozenset[KeyScope] = frozenset({"infer", "read", "operate"})
 
 
 class Client(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asks: the name of the key, else the address. `scopes` is what the key allows.
+    """The client: `name` is that of its key, else its address; `scopes` is what the key allows.
 
-    `local_only`: what this client asks never leaves the house. `priority`: of those who wait, the higher is served
-    first.
+    `local_only`: its requests are served by local backends only. `priority`: waiting requests with a higher one are
+    served first.
     """
 
     name: str
@@ -40,9 +43,9 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend, and what it calls the model there. `model` is the gateway's own name of it.
+    """A model at a backend: `model` is the gateway's name of it, `name_there` the backend's.
 
-    `context` is how many tokens a request may have there, 0 if that is not known.
+    `context` is how many tokens a request may have there, 0 if unknown.
     """
 
     backend: str
@@ -51,59 +54,62 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     context: int = 0
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One try at one target, and what became of it: `answered`, the kind of failure, or what ended it from outside
-    (`client_left`, `cancelled`, `stopped`).
+class Attempt(msgspec.Struct, kw_only=True, eq=False):
+    """One try at one target; `hop` is the target's index among the candidates. Times in seconds, moments by the loop's clock.
 
-    `began_at` is of the loop's clock; `queue_s` and `switch_s` are the parts of it that were spent waiting.
+    `address` is where the engine listens, once a lease is granted; backends without a supervisor have none. `segments`
+    counts the pieces received from the backend. `on_first_token` is called when the first token arrives. `restarts` is how often
+    a dead engine was started afresh. `queue_s` and `switch_s` are the parts of `seconds` spent waiting in the queue and
+    for a switch. `cost` is in US dollars, `None` if unknown. `outcome` is empty until the attempt has ended, then `answered`, the kind of
+    failure, or what ended it from outside (`client_left`, `cancelled`, `stopped`).
     """
 
     target: Target
-    seconds: float
-    outcome: str = "answered"
-    began_at: float = 0.0
+    hop: int = 0
+    started_at: float = 0.0
+    address: EngineAddress | None = None
+    segments: int = 0
+    first_token_at: float | None = None
+    on_first_token: Callable[[], None] | None = None
+    usage: Usage | None = None
+    finish: str | None = None
+    restarts: int = 0
     queue_s: float = 0.0
     switch_s: float = 0.0
+    cost: float | None = None
+    seconds: float = 0.0
+    outcome: str = ""
 
 
 class RequestContext:
-    """A request, what is known of it so far, and the one way to answer it. Times are of the loop's clock, in seconds.
+    """A request, what is known of it so far, and its response writer. Moments are by the loop's clock, in seconds.
 
-    `local_only`: it must not leave the house. `only` names the one backend that may answer it. `answering` is called
-    with each attempt's first word, `heard` grows with whatever a backend says. `passed` are the backends before the one
-    that is asked, each with why it did not answer. `cost` is what its attempts cost in US dollars, as far as backends tell.
-    `ending` says why the edge cancelled it; what is cancelled without one is cut off by the end of the gateway.
+    `requested_model` is the name as the client sent it, `model` the one it stands for. `local_only`: only local
+    backends may answer. `only` names the one backend that may answer. `attempt` is the current try, or the last one;
+    `attempts` are all of them. `failed_hops` are the backends before the current one, each with the reason why it did
+    not answer. `deadline` is when waiting ends, one for all attempts. `cancel_reason` says why the request was
+    cancelled; without one it was cut off by the end of the gateway.
     """
 
     __slots__ = (
         "adapter",
-        "address",
-        "answering",
-        "asked",
+        "attempt",
         "attempts",
+        "cancel_reason",
         "candidates",
         "client",
-        "cost",
         "deadline",
-        "ending",
-        "finish",
-        "first_word_at",
-        "heard",
-        "hop",
+        "failed_hops",
         "id",
         "local_only",
         "model",
         "only",
         "operation",
         "outcome",
-        "passed",
-        "queue_s",
         "reason",
         "request",
+        "requested_model",
         "started_at",
-        "switch_s",
-        "target",
-        "usage",
         "writer",
     )
 
@@ -129,29 +135,57 @@ class RequestContext:
         self.started_at = started_at
         self.local_only = local_only
         self.only = only
-        self.asked: str | None = request.model
+        self.requested_model: str | None = request.model
         self.model: str | None = None
         self.candidates: tuple[Target, ...] = ()
-        self.target: Target | None = None
-        self.address: EngineAddress | None = None
+        self.attempt: Attempt | None = None
         self.attempts: list[Attempt] = []
-        self.passed: tuple[tuple[str, str], ...] = ()
-        self.hop = 0
+        self.failed_hops: tuple[tuple[str, str], ...] = ()
         self.reason = ""
         self.deadline: float | None = None
-        self.ending: GatewayError | None = None
-        self.queue_s = 0.0
-        self.switch_s = 0.0
-        self.first_word_at: float | None = None
-        self.heard = 0
-        self.usage: Usage | None = None
-        self.finish: str | None = None
+        self.cancel_reason: GatewayError | None = None
         self.outcome: RequestOutcome = "failed"
-        self.answering: Callable[[], None] | None = None
-        self.cost: float | None = None
 
     @staticmethod
     def of(scope: Any) -> RequestContext:
-        """The exchange that the edge put into this scope."""
+        """The context of the request with this ASGI scope."""
         context: RequestContext = scope[CONTEXT_KEY]
         return context
+
+    def begin_attempt(self, target: Target, *, hop: int, now: float) -> Attempt:
+        """Make a new try at `target` the current one."""
+        attempt = self.attempt = Attempt(target=target, hop=hop, started_at=now)
+        self.attempts.append(attempt)
+        return attempt
+
+    @property
+    def current(self) -> Attempt:
+        """The attempt under way, for what runs inside of one."""
+        assert self.attempt is not None, "the fallback middleware begins an attempt"
+        return self.attempt
+
+    @property
+    def target(self) -> Target | None:
+        """The target of the current attempt."""
+        return None if self.attempt is None else self.attempt.target
+
+    @property
+    def hop(self) -> int:
+        """The index of the current target among the candidates, 0 before the first attempt."""
+        return 0 if self.attempt is None else self.attempt.hop
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds spent in queues, over all attempts."""
+        return sum([attempt.queue_s for attempt in self.attempts])
+
+    @property
+    def switch_s(self) -> float:
+        """Seconds spent waiting for switches, over all attempts."""
+        return sum([attempt.switch_s for attempt in self.attempts])
+
+    @property
+    def cost(self) -> float | None:
+        """US dollars over all attempts, as far as they are known; `None` if none is."""
+        costs = [attempt.cost for attempt in self.attempts if attempt.cost is not None]
+        return sum(costs) if costs else None

@@ -16,7 +16,7 @@ from hostler.adapters.types import Chunk, Control, Request, ResponseHead
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
 from hostler.gateway.backends.base import Answer, Backend, Endpoint, Pouring
 from hostler.gateway.backends.failure_policy import retry_after
-from hostler.gateway.context import RequestContext
+from hostler.gateway.context import Attempt, RequestContext
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ class Proxy:
         await context.writer.end()
 
     async def _ask(self, context: RequestContext, request: Request) -> None:
-        target = context.target
-        assert target is not None, "the fallback layer names a target"
+        attempt = context.current
+        target = attempt.target
         backend = self._backends[target.backend]
         same_wire = self._speaks(backend, request.origin.wire)
         if not same_wire:
@@ -82,7 +82,7 @@ class Proxy:
             async with backend.transport.send(wire_request, _endpoint(backend, context), backend.timeouts) as answer:
                 if not 200 <= answer.head.status < 300:
                     raise await _rejection(answer, backend)
-                context.heard += 1
+                attempt.segments += 1
                 parser.begin(answer.head)
                 context.writer.begin(answer.head)
                 try:
@@ -111,17 +111,17 @@ class Proxy:
 
         Signs of life are no words: a backend that sends nothing else must come to the point in `first_word_s`, too.
         """
-        writer, held, size = context.writer, list[Chunk](), 0
+        attempt, writer, held, size = context.current, context.writer, list[Chunk](), 0
         latest = self._clock() + first_word_s
 
         def take(segment: bytes) -> bool:
             """Pass on what a piece of the answer says. False if the client lags behind."""
             nonlocal size
-            context.heard += 1
+            attempt.segments += 1
             keeps_up = True
             for chunk in parser.feed(segment):
-                if chunk.finish is not None or chunk.usage is not None or context.first_word_at is None:
-                    self._notice(context, chunk)
+                if chunk.finish is not None or chunk.usage is not None or attempt.first_token_at is None:
+                    self._notice(attempt, chunk)
                 if chunk.whole and size <= HELD_BACK:
                     held.append(chunk)
                     size += len(chunk.raw)
@@ -129,7 +129,7 @@ class Proxy:
                 while held:
                     writer.put(held.pop(0))
                 keeps_up = writer.put(chunk)
-            if context.first_word_at is None and self._clock() >= latest:
+            if attempt.first_token_at is None and self._clock() >= latest:
                 # Silence ends in the transport; this is for those who talk without saying anything.
                 raise BackendTimeout("signs of life came, but no word in time")
             return keeps_up
@@ -147,19 +147,19 @@ class Proxy:
             if not writer.put(chunk):
                 await writer.writable()
         for chunk in last:
-            self._notice(context, chunk)
+            self._notice(attempt, chunk)
             if not writer.put(chunk):
                 await writer.writable()
 
-    def _notice(self, context: RequestContext, chunk: Chunk) -> None:
-        if context.first_word_at is None:
-            context.first_word_at = self._clock()
-            if context.answering is not None:
-                context.answering()
+    def _notice(self, attempt: Attempt, chunk: Chunk) -> None:
+        if attempt.first_token_at is None:
+            attempt.first_token_at = self._clock()
+            if attempt.on_first_token is not None:
+                attempt.on_first_token()
         if chunk.usage is not None:
-            context.usage = chunk.usage
+            attempt.usage = chunk.usage
         if chunk.finish is not None:
-            context.finish = chunk.finish
+            attempt.finish = chunk.finish
 
     def _speaks(self, backend: Backend, wire: str) -> bool:
         known = self._spoken.get((backend.name, wire))
@@ -190,13 +190,13 @@ def _had_everything(context: RequestContext, parser: Parser) -> bool:
     """Whether the client left with the whole stream in its hands. Many close as soon as they have read the last event,
     which comes a moment before the backend has ended its answer."""
     writer = context.writer
-    left = isinstance(context.ending, ClientDisconnected) and writer.patient and writer.committed
-    return left and bool(context.finish) and _ends(parser) is not None
+    left = isinstance(context.cancel_reason, ClientDisconnected) and writer.patient and writer.committed
+    return left and bool(context.current.finish) and _ends(parser) is not None
 
 
 def _said_everything(context: RequestContext, parser: Parser) -> bool:
     """Whether the answer had come to its end, as its protocol marks it, when the connection broke."""
-    return bool(context.finish) and _ends(parser) == []
+    return bool(context.current.finish) and _ends(parser) == []
 
 
 def _ends(parser: Parser) -> list[Chunk] | None:
@@ -215,7 +215,7 @@ def _streamed(request: Request) -> bool:
 def _endpoint(backend: Backend, context: RequestContext) -> Endpoint:
     if backend.endpoint is not None:
         return backend.endpoint
-    address = context.address
+    address = context.current.address
     assert address is not None, "a supervisor's target is asked inside a lease only"
     return Endpoint(host=address.host, port=address.port, key=address.key, name=backend.name)
 

@@ -212,10 +212,11 @@ class Status:
         return tuple(flights)
 
     def _flight(self, context: RequestContext, offset: float) -> Flight:
-        target, first = context.target, context.first_word_at
+        attempt = context.attempt
+        first = None if attempt is None else attempt.first_token_at
         if first is not None:
             phase = "writing"
-        elif target is None or (target.backend in self._hosts and context.address is None):
+        elif attempt is None or (attempt.target.backend in self._hosts and attempt.address is None):
             phase = "waiting"
         else:
             phase = "reading"
@@ -226,9 +227,9 @@ class Status:
             operation=context.operation.name,
             client=context.client.name,
             phase=phase,
-            asked=context.asked,
+            asked=context.requested_model,
             model=context.model,
-            backend=None if target is None else target.backend,
+            backend=None if attempt is None else attempt.target.backend,
             hop=context.hop,
             reason=context.reason,
             queue_s=round(context.queue_s, 3),

@@ -19,7 +19,7 @@ from hostler.gateway.backends.base import Endpoint, Timeouts, Transport
 from hostler.gateway.backends.circuit_breaker import CircuitBreakers
 from hostler.gateway.backends.http_pool import Pooling
 from hostler.gateway.backends.http_transport import LanTransport
-from hostler.gateway.context import RequestContext
+from hostler.gateway.context import Attempt
 from hostler.supervisor.contract import EngineAddress
 
 #: A probe takes so long at most, from its first byte to the head of the answer, in seconds.
@@ -202,7 +202,7 @@ class StallDetector:
         self._needs_address = needs_address
         self._beside = beside
         self._silence_s = silence_s
-        self._here: set[RequestContext] = set()
+        self._here: set[Attempt] = set()
         self._some = anyio.Event()
 
     @property
@@ -210,15 +210,15 @@ class StallDetector:
         """Whether it has so many requests that it may be silent beside them."""
         return len(self._here) > self._beside
 
-    def enter(self, context: RequestContext) -> None:
-        """The request is sent there, or will be as soon as its model is loaded."""
-        self._here.add(context)
+    def enter(self, attempt: Attempt) -> None:
+        """The attempt is made there, or will be as soon as its model is loaded."""
+        self._here.add(attempt)
         if not self._some.is_set():
             self._some.set()
 
-    def leave(self, context: RequestContext) -> None:
-        """It has been answered, or has gone elsewhere."""
-        self._here.discard(context)
+    def leave(self, attempt: Attempt) -> None:
+        """The attempt has ended."""
+        self._here.discard(attempt)
 
     async def run(self) -> None:
         """Watch over them until cancelled."""
@@ -232,26 +232,26 @@ class StallDetector:
                 self._some = anyio.Event()
 
     async def _look(
-        self, address: EngineAddress | None, before: dict[RequestContext, tuple[EngineAddress | None, int]]
+        self, address: EngineAddress | None, before: dict[Attempt, tuple[EngineAddress | None, int]]
     ) -> None:
         if await self._alive(address) or address not in self._silent(before):
             return
         logger.warning("%s: nobody is there any more; its requests go on elsewhere", self._name)
         self._cut(address)
 
-    def _heard(self) -> dict[RequestContext, tuple[EngineAddress | None, int]]:
+    def _heard(self) -> dict[Attempt, tuple[EngineAddress | None, int]]:
         """Who is where, and how much each has heard."""
         return {
-            context: (context.address, context.heard)
-            for context in self._here
-            if context.address is not None or not self._needs_address
+            attempt: (attempt.address, attempt.segments)
+            for attempt in self._here
+            if attempt.address is not None or not self._needs_address
         }
 
-    def _silent(self, before: dict[RequestContext, tuple[EngineAddress | None, int]]) -> list[EngineAddress | None]:
+    def _silent(self, before: dict[Attempt, tuple[EngineAddress | None, int]]) -> list[EngineAddress | None]:
         """The places where somebody has waited since then, and nobody has heard anything."""
         waited, spoken = set[EngineAddress | None](), set[EngineAddress | None]()
-        for context, now in self._heard().items():
-            then = before.get(context)
+        for attempt, now in self._heard().items():
+            then = before.get(attempt)
             if then == now:
                 waited.add(now[0])
             elif then is not None and then[0] == now[0]:

@@ -37,7 +37,7 @@ class AccessLogMiddleware(RequestMiddleware):
             await call_next()
             context.outcome = "ok"
         except asyncio.CancelledError:
-            ending = context.ending or ShuttingDown(CUT_OFF)
+            ending = context.cancel_reason or ShuttingDown(CUT_OFF)
             if isinstance(ending, ShuttingDown):
                 context.outcome = "broken" if context.writer.committed else "failed"
                 context.reason = ending.message
@@ -60,8 +60,8 @@ class AccessLogMiddleware(RequestMiddleware):
 
     def _record(self, context: RequestContext, status: int, code: str) -> None:
         seconds = self._clock() - context.started_at
-        usage = context.usage
-        first = context.first_word_at
+        attempt = context.attempt
+        usage, first = (None, None) if attempt is None else (attempt.usage, attempt.first_token_at)
         event = RequestFinished(
             id=context.id,
             at=self._wall(),
@@ -72,8 +72,8 @@ class AccessLogMiddleware(RequestMiddleware):
             status=status,
             seconds=seconds,
             model=context.model,
-            asked=context.asked,
-            backend=context.target.backend if context.target else None,
+            asked=context.requested_model,
+            backend=attempt.target.backend if attempt else None,
             hop=context.hop,
             reason=context.reason,
             code=code,
@@ -85,8 +85,8 @@ class AccessLogMiddleware(RequestMiddleware):
             completion_tokens=usage.completion_tokens if usage else 0,
             streamed=context.writer.patient,
             attempts=(*map(_made, context.attempts),),
-            passed=(*(HopPassed(backend=backend, why=why) for backend, why in context.passed),)
-            if context.passed
+            passed=(*(HopPassed(backend=backend, why=why) for backend, why in context.failed_hops),)
+            if context.failed_hops
             else (),
             cost=context.cost,
         )

@@ -117,8 +117,8 @@ class FallbackMiddleware(RequestMiddleware):
             hop, later = self._hops[target.backend], context.candidates[number + 1 :]
             passed = self._passed_over(context, hop, target, later, walk)
             if passed is None:
-                _enter(context, number, target, walk)
-                passed = await self._ask(context, hop, target, later, call_next)
+                _enter(context, walk)
+                passed = await self._ask(context, number, hop, target, later, call_next)
                 if passed is None:
                     return
             walk.append(passed)
@@ -128,13 +128,13 @@ class FallbackMiddleware(RequestMiddleware):
             rested = any(each.hop is hop and each.why == "resting" for each in walk)
             if rested and self._passed_over(context, hop, target, (), walk) is None:
                 walk = [each for each in walk if each.hop is not hop]
-                _enter(context, number, target, walk)
-                passed = await self._ask(context, hop, target, (), call_next)
+                _enter(context, walk)
+                passed = await self._ask(context, number, hop, target, (), call_next)
                 if passed is None:
                     return
                 walk.append(passed)
         context.reason = reason(walk)
-        context.passed = tuple((each.hop.name, each.why) for each in walk)
+        context.failed_hops = tuple((each.hop.name, each.why) for each in walk)
         raise failure(context.model, walk)
 
     def _passed_over(
@@ -176,6 +176,7 @@ class FallbackMiddleware(RequestMiddleware):
     async def _ask(
         self,
         context: RequestContext,
+        number: int,
         hop: Hop,
         target: Target,
         later: tuple[Target, ...],
@@ -187,7 +188,8 @@ class FallbackMiddleware(RequestMiddleware):
             # An order is no call to a model; and whoever names the backend on purpose may ask a closed one.
             order = isinstance(context.request, Control)
             permit = None if order else hop.standing.acquire(target.name_there, self._clock())
-            failed = await self._attempt(context, hop, target, permit, call_next)
+            attempt = context.begin_attempt(target, hop=number, now=self._clock())
+            failed = await self._attempt(context, attempt, hop, permit, call_next)
             if failed is None:
                 return None
             error, verdict = failed.error, VERDICTS[failed.outcome]
@@ -208,11 +210,10 @@ class FallbackMiddleware(RequestMiddleware):
             return Passed(hop=hop, why=why, error=error, retry_after_s=after)
 
     async def _attempt(
-        self, context: RequestContext, hop: Hop, target: Target, permit: Pass | None, call_next: CallNext
+        self, context: RequestContext, attempt: Attempt, hop: Hop, permit: Pass | None, call_next: CallNext
     ) -> Failed | None:
         """One try. However it ends, the breakers are told, once."""
         held = permit
-        began_at, queued_s, switched_s = self._clock(), context.queue_s, context.switch_s
         outcome: Outcome = "client_left"
         word: str = "gateway_failed"
         error: GatewayError | None = None
@@ -222,18 +223,17 @@ class FallbackMiddleware(RequestMiddleware):
             if held is not None:
                 held = hop.standing.began(held, self._clock())
 
-        context.answering, context.first_word_at, context.heard = answering, None, 0
-        context.usage = context.finish = None
+        attempt.on_first_token = answering
         if hop.pulse is not None:
-            hop.pulse.enter(context)
+            hop.pulse.enter(attempt)
         try:
             if hop.waker is not None and not hop.reachable():
-                await self._wake(context, hop, target)
+                await self._wake(context, hop)
             await call_next()
             outcome = word = "answered"
             return None
         except asyncio.CancelledError:
-            word = _ended_by(context.ending)
+            word = _ended_by(context.cancel_reason)
             raise
         except GatewayError as caught:
             error, word = caught, _ended_by(caught)
@@ -245,21 +245,12 @@ class FallbackMiddleware(RequestMiddleware):
             outcome = word = judged
             return Failed(outcome=judged, error=caught)
         finally:
-            context.answering = None
+            attempt.on_first_token = None
             if hop.pulse is not None:
-                hop.pulse.leave(context)
-            context.attempts.append(
-                Attempt(
-                    target=target,
-                    seconds=self._clock() - began_at,
-                    outcome=word,
-                    began_at=began_at,
-                    queue_s=context.queue_s - queued_s,
-                    switch_s=context.switch_s - switched_s,
-                )
-            )
-            self._tell(context, hop, target, held, outcome, error)
-            self._record_cost(context, hop, target, outcome)
+                hop.pulse.leave(attempt)
+            attempt.seconds, attempt.outcome = self._clock() - attempt.started_at, word
+            self._tell(context, hop, attempt.target, held, outcome, error)
+            self._record_cost(context, attempt, hop, outcome)
 
     def _tell(
         self,
@@ -290,17 +281,17 @@ class FallbackMiddleware(RequestMiddleware):
         else:
             logger.info("%s: %s %s: %s", *told)
 
-    def _record_cost(self, context: RequestContext, hop: Hop, target: Target, outcome: Outcome) -> None:
-        usage, answered = context.usage, outcome == "answered" or context.first_word_at is not None
+    def _record_cost(self, context: RequestContext, attempt: Attempt, hop: Hop, outcome: Outcome) -> None:
+        target, usage = attempt.target, attempt.usage
+        answered = outcome == "answered" or attempt.first_token_at is not None
         cost = usage.cost if usage is not None else None
         price = hop.price(target.model, target.name_there) if cost is None and hop.prices else None
         if price is not None and usage is not None:
             cost = price.cost(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
         elif price is not None and answered:
             # Nobody asked for the figures: about four bytes are a token, and about one piece of an answer.
-            cost = price.cost(len(context.request.origin.body) // 4, 0, context.heard)
-        if cost is not None:
-            context.cost = (context.cost or 0.0) + cost
+            cost = price.cost(len(context.request.origin.body) // 4, 0, attempt.segments)
+        attempt.cost = cost
         if (cost is not None or answered) and not hop.local and hop.spending is not None:
             hop.spending.add(hop.name, cost)
 
@@ -324,7 +315,7 @@ class FallbackMiddleware(RequestMiddleware):
                 return 0.0 if not retried and self._budget.spend(now) else None
         return None
 
-    async def _wake(self, context: RequestContext, hop: Hop, target: Target) -> None:
+    async def _wake(self, context: RequestContext, hop: Hop) -> None:
         """Call the machine and wait for it, together with everybody else who does."""
         assert hop.waker is not None
         until = hop.waker.call()
@@ -369,12 +360,11 @@ class FallbackMiddleware(RequestMiddleware):
                 due = now + settings.progress_every_s
 
 
-def _enter(context: RequestContext, number: int, target: Target, walk: list[Passed]) -> None:
-    """This hop is the one that is asked now, after those in `walk`."""
-    context.hop, context.target, context.address = number, target, None
+def _enter(context: RequestContext, walk: list[Passed]) -> None:
+    """Another hop is asked now, after those in `walk`."""
     if walk:
         context.reason = reason(walk)
-        context.passed = tuple((each.hop.name, each.why) for each in walk)
+        context.failed_hops = tuple((each.hop.name, each.why) for each in walk)
 
 
 def _too_long(context: RequestContext, target: Target, later: tuple[Target, ...]) -> bool:

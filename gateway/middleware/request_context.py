@@ -196,14 +196,14 @@ class RequestContextMiddleware:
             nonlocal left
             if not ended:
                 left = True
-                context.ending = ClientDisconnected("the client left before its answer was complete")
+                context.cancel_reason = ClientDisconnected("the client left before its answer was complete")
                 task.cancel()
 
         def end() -> None:
             nonlocal ended
             if not (left or ended):
                 ended = True
-                context.ending = RequestCancelled("the request was cancelled by an operator")
+                context.cancel_reason = RequestCancelled("the request was cancelled by an operator")
                 context.reason = "cancelled by an operator"
                 task.cancel()
 
@@ -214,8 +214,8 @@ class RequestContextMiddleware:
         except asyncio.CancelledError:
             if not (left or ended) or task.uncancel() > 0:
                 raise  # the server stops
-            if ended and context.ending is not None:
-                raise context.ending from None
+            if ended and context.cancel_reason is not None:
+                raise context.cancel_reason from None
         finally:
             self._in_progress.leave(context)
             line.on_leaving(None)
@@ -311,12 +311,13 @@ def _only(name: str, client: Client) -> str:
 def _facts(request_id: str, context: RequestContext | None) -> list[bytes]:
     """The header lines that tell how a request was served, as far as it is known now."""
     facts = [b"x-request-id: " + request_id.encode("latin-1")]
-    if context is None or context.target is None:
+    if context is None or context.attempt is None:
         return facts
-    facts += _whereabouts(context.target.backend, context.target.model, context.hop)
-    if context.queue_s or context.switch_s:
-        facts.append(b"x-hostler-queue-ms: %d" % round(context.queue_s * 1000))
-        facts.append(b"x-hostler-switch-ms: %d" % round(context.switch_s * 1000))
+    target, queue_s, switch_s = context.attempt.target, context.queue_s, context.switch_s
+    facts += _whereabouts(target.backend, target.model, context.attempt.hop)
+    if queue_s or switch_s:
+        facts.append(b"x-hostler-queue-ms: %d" % round(queue_s * 1000))
+        facts.append(b"x-hostler-switch-ms: %d" % round(switch_s * 1000))
     else:
         facts += _NEVER_WAITED
     if context.reason:

@@ -34,8 +34,7 @@ class SwitchingMiddleware(RequestMiddleware):
         self._clock = clock
 
     async def dispatch(self, context: RequestContext, call_next: CallNext) -> None:
-        target = context.target
-        assert target is not None, "the fallback layer names a target"
+        target = context.current.target
         host = self._hosts.get(target.backend)
         if host is None:
             await call_next()
@@ -49,14 +48,14 @@ class SwitchingMiddleware(RequestMiddleware):
         except BackendUnavailable as error:
             # The engine died while it was idle and nobody had noticed: nothing was sent, so one fresh start is free.
             # Where a connection was waited for in vain it is the machine that is gone.
-            if error.timed_out or context.writer.committed or context.address is None:
+            if error.timed_out or context.writer.committed or context.current.address is None:
                 raise
-            host.lost(context.address)
+            host.lost(context.current.address)
             await self._leased(context, host, target, call_next)
 
     async def _leased(self, context: RequestContext, host: Orchestrator, target: Target, call_next: CallNext) -> None:
         keep_alive_s = getattr(context.request, "keep_alive_s", None)
-        client = context.client
+        client, attempt = context.client, context.current
         turn = host.ask(
             target.model,
             client=client.name,
@@ -71,12 +70,12 @@ class SwitchingMiddleware(RequestMiddleware):
                 finally:
                     if not turn.settled:
                         turn.give_back()  # whoever leaves the line has waited, too
-                    context.switch_s += turn.switch_s
-                    context.queue_s += max(0.0, turn.waited_s - turn.switch_s)
-            context.address = turn.address()
+                    attempt.switch_s += turn.switch_s
+                    attempt.queue_s += max(0.0, turn.waited_s - turn.switch_s)
+            attempt.address = turn.address()
             self._used(target.model)
             await call_next()
-            host.answered(context.address, context.usage)
+            host.answered(attempt.address, attempt.usage)
         except BackendError as error:
             if turn.taken_away:
                 raise unloaded(target.model) from error

@@ -137,22 +137,22 @@ def spans_of(context: RequestContext, trace: Trace, *, now: float, wall: float) 
     calls = list(trace.calls)
     for number, attempt in enumerate(context.attempts, start=1):
         # One attempt may need several calls: a stale connection, or a request that is said in another way.
-        end = attempt.began_at + attempt.seconds
-        own = [call for call in calls if attempt.began_at <= call.at <= end]
-        last = number == len(context.attempts)
-        spans += _attempt(context, trace, attempt, number, own, offset, last=last)
+        end = attempt.started_at + attempt.seconds
+        own = [call for call in calls if attempt.started_at <= call.at <= end]
+        spans += _attempt(trace, attempt, number, own, offset)
     return spans
 
 
 def _request(context: RequestContext, trace: Trace, began: float, ended: float) -> Span:
-    usage, target = context.usage, context.target
+    attempt = context.attempt
+    usage, target = (None, None) if attempt is None else (attempt.usage, attempt.target)
     told: dict[str, Value | None] = {
         "gen_ai.operation.name": _OPERATIONS.get(context.operation.name, context.operation.name),
-        "gen_ai.request.model": context.asked,
+        "gen_ai.request.model": context.requested_model,
         "gen_ai.response.model": context.model,
         "gen_ai.usage.input_tokens": usage.prompt_tokens if usage else None,
         "gen_ai.usage.output_tokens": usage.completion_tokens if usage else None,
-        "gen_ai.response.finish_reasons": context.finish,
+        "gen_ai.response.finish_reasons": None if attempt is None else attempt.finish,
         "http.response.status_code": context.writer.status or None,
         "hostler.request.id": context.id,
         "hostler.protocol": context.adapter.name,
@@ -175,17 +175,8 @@ def _request(context: RequestContext, trace: Trace, began: float, ended: float) 
     )
 
 
-def _attempt(
-    context: RequestContext,
-    trace: Trace,
-    attempt: Attempt,
-    number: int,
-    calls: Sequence[Call],
-    offset: float,
-    *,
-    last: bool,
-) -> list[Span]:
-    began, ended = attempt.began_at + offset, attempt.began_at + attempt.seconds + offset
+def _attempt(trace: Trace, attempt: Attempt, number: int, calls: Sequence[Call], offset: float) -> list[Span]:
+    began, ended = attempt.started_at + offset, attempt.started_at + attempt.seconds + offset
     own = new_span()
     where: dict[str, Value] = {"hostler.backend": attempt.target.backend, "gen_ai.request.model": attempt.target.model}
     good = attempt.outcome in ("answered", "client_left", "cancelled", "stopped")
@@ -208,8 +199,8 @@ def _attempt(
                 kind="client", attributes=where,
             )
         )  # fmt: skip
-    if last and calls and context.first_word_at is not None:
-        sent, first = calls[-1], context.first_word_at + offset
+    if calls and attempt.first_token_at is not None:
+        sent, first = calls[-1], attempt.first_token_at + offset
         spans.append(Span(name="prefill", span=new_span(), parent=sent.span, began=sent.at + offset, ended=first))
         spans.append(Span(name="generation", span=new_span(), parent=sent.span, began=first, ended=max(first, ended)))
     return spans

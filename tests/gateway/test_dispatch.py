@@ -13,6 +13,7 @@ from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.types import ChatRequest, Origin, Output, ResponseHead
 from hostler.gateway.backends.base import Backend, Endpoint, Timeouts
+from hostler.gateway.context import Attempt, Target
 from hostler.gateway.proxy import Proxy
 
 pytestmark = pytest.mark.anyio
@@ -57,9 +58,8 @@ async def test_an_answer_that_surprises_its_reader_is_broken() -> None:
     origin = Origin(wire="openai", operation="chat", body=b"{}")
     context: Any = SimpleNamespace(
         id="r",
-        heard=0,
         request=ChatRequest(origin=origin, model="m", output=Output(stream=True)),
-        target=SimpleNamespace(backend="b", name_there="m"),
+        current=Attempt(target=Target(backend="b", model="m", name_there="m")),
         writer=SimpleNamespace(begin=lambda head: None),
     )
     with pytest.raises(BackendBroken) as broken:

@@ -104,8 +104,7 @@ class Road:
         )
 
         async def call_next() -> None:
-            assert context.target is not None
-            name = context.target.backend
+            name = context.current.target.backend
             self.asked.append(name)
             steps = self.steps.get(name, [])
             step = steps.pop(0) if steps else "answered"
@@ -227,8 +226,9 @@ async def test_a_prompt_that_cannot_fit_skips_a_hop_only_if_another_has_room() -
 
 async def test_after_the_first_word_nobody_else_is_asked() -> None:
     async def break_off(context: RequestContext) -> None:
-        assert context.answering is not None
-        context.answering()
+        first_token = context.current.on_first_token
+        assert first_token is not None
+        first_token()
         context.writer.committed = True
         raise BackendBroken("x")
 
@@ -278,7 +278,7 @@ async def test_a_client_that_leaves_gives_its_pass_back() -> None:
 )
 async def test_an_attempt_that_is_ended_from_outside_says_by_whom(ending: GatewayError | None, word: str) -> None:
     async def hang(context: RequestContext) -> None:
-        context.ending = ending
+        context.cancel_reason = ending
         scope.cancel()
         await anyio.sleep_forever()
 
@@ -364,7 +364,7 @@ async def test_what_must_stay_inside_never_reaches_the_outside(tmp_path: Path) -
 
 async def test_costs_are_counted_and_end_at_the_limit(tmp_path: Path) -> None:
     async def cost(context: RequestContext) -> None:
-        context.usage = Usage(cost=0.6)
+        context.current.usage = Usage(cost=0.6)
 
     road = Road("a", "b", a=[cost, cost])
     spending = Spending(tmp_path / "spent", 1.0, lambda: 1e9)
@@ -386,7 +386,7 @@ async def test_a_cloud_that_tells_no_cost_costs_what_its_tokens_do(
     tmp_path: Path, usage: Usage | None, cost: float
 ) -> None:
     async def answer(context: RequestContext) -> None:
-        context.usage, context.heard = usage, 3
+        context.current.usage, context.current.segments = usage, 3
 
     road = Road("a", a=[answer])
     spending = Spending(tmp_path / "spent", None, lambda: 1e9)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
 
 from hostler.gateway.backends.health_checks import StallDetector
+from hostler.gateway.context import Attempt, Target
 from hostler.supervisor.contract import EngineAddress
 
 pytestmark = pytest.mark.anyio
+
+TARGET = Target(backend="b", model="m", name_there="m")
 
 
 def engine(port: int) -> EngineAddress:
@@ -48,14 +50,10 @@ class Place:
         moved, self.moved = self.moved, anyio.Event()
         moved.set()
 
-    def request(self, port: int | None = None) -> Any:
-        context = SimpleRequest(address=None if port is None else engine(port), heard=0)
-        self.pulse.enter(context)  # type: ignore[arg-type]  # as much of an exchange as is looked at
-        return context
-
-
-class SimpleRequest(SimpleNamespace):
-    __hash__ = object.__hash__
+    def request(self, port: int | None = None) -> Attempt:
+        attempt = Attempt(target=TARGET, address=None if port is None else engine(port))
+        self.pulse.enter(attempt)
+        return attempt
 
 
 @asynccontextmanager
@@ -93,12 +91,12 @@ async def test_where_anybody_hears_something_nobody_is_looked_for() -> None:
         other = here.request(2)
 
         def speak() -> None:
-            spoken.heard += 1
+            spoken.segments += 1
 
         here.during = speak
         with anyio.fail_after(5):
             while 2 not in here.cut:
-                spoken.heard += 1
+                spoken.segments += 1
                 await anyio.sleep(0.001)
         assert 1 not in here.cut
         here.pulse.leave(other)
@@ -106,10 +104,10 @@ async def test_where_anybody_hears_something_nobody_is_looked_for() -> None:
 
 async def test_a_word_that_comes_while_somebody_looks_saves_the_request() -> None:
     async with place() as here:
-        context = here.request(1)
+        attempt = here.request(1)
 
         def speak() -> None:
-            context.heard += 1
+            attempt.segments += 1
 
         here.during = speak
         with anyio.fail_after(5):

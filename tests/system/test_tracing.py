@@ -196,7 +196,7 @@ def test_a_later_version_of_the_context_is_understood_as_far_as_it_goes() -> Non
     assert begin(SAMPLED, "evil\r\nheader: 1", chosen=False).state == ""
 
 
-def exchange_of(*attempts: Attempt, first_word_at: float | None = None) -> RequestContext:
+def context_of(*attempts: Attempt) -> RequestContext:
     adapter = OpenAIAdapter()
     request = ChatRequest(origin=Origin(wire="openai", operation="chat"), model="m")
     operation = next(each for each in adapter.operations if each.name == "chat")
@@ -205,16 +205,23 @@ def exchange_of(*attempts: Attempt, first_word_at: float | None = None) -> Reque
         client=Client(name="anna"), started_at=100.0,
     )  # fmt: skip
     context.attempts += attempts
-    context.first_word_at = first_word_at
+    context.attempt = attempts[-1]
     return context
 
 
 async def test_spans_lie_where_the_time_was_spent() -> None:
     target = Target(backend="local", model="m", name_there="m")
-    context = exchange_of(
-        Attempt(target=target, seconds=1.0, outcome="unreachable", began_at=100.0),
-        Attempt(target=target, seconds=8.0, began_at=101.0, queue_s=1.5, switch_s=2.0),
-        first_word_at=106.0,
+    context = context_of(
+        Attempt(target=target, seconds=1.0, outcome="unreachable", started_at=100.0),
+        Attempt(
+            target=target,
+            seconds=8.0,
+            outcome="answered",
+            started_at=101.0,
+            queue_s=1.5,
+            switch_s=2.0,
+            first_token_at=106.0,
+        ),
     )
     trace = Trace(trace=TRACE, span="1" * 16, sampled=True, calls=[Call("local", 104.5, "2" * 16)])
     exporter = InMemorySpanExporter()
