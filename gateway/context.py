@@ -19,7 +19,7 @@ from hostler.supervisor.contract import EngineAddress
 if TYPE_CHECKING:
     from hostler.gateway.response import ResponseWriter
 
-RequestOutcome = Literal["ok", "failed", "broken", "left", "cancelled"]
+RequestOutcome = Literal["ok", "failed", "broken", "client_disconnected", "cancelled"]
 KeyScope = Literal["infer", "read", "operate"]
 #: What waiting requests are answered when the gateway stops, and new ones that would have to wait.
 NO_MORE = "the gateway stops, and begins nothing new; ask again in a moment"
@@ -61,7 +61,7 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     counts the pieces received from the backend. `on_first_token` is called when the first token arrives. `restarts` is how often
     a dead engine was started afresh. `queue_s` and `switch_s` are the parts of `seconds` spent waiting in the queue and
     for a switch. `cost` is in US dollars, `None` if unknown. `outcome` is empty until the attempt has ended, then `answered`, the kind of
-    failure, or what ended it from outside (`client_left`, `cancelled`, `stopped`).
+    failure, or what ended it from outside (`client_disconnected`, `cancelled`, `stopped`).
     """
 
     target: Target

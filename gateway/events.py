@@ -30,10 +30,10 @@ class HopPassed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestFinished(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
-    """One request from its arrival to its end. Times in seconds; `at` is since the epoch; `cost` in US dollars.
+    """A finished request. Times in seconds, `at` since the epoch, `cost` in US dollars; no contents, no keys.
 
-    `outcome` is `ok`, `failed`, `broken` (ended in mid-answer) or `left` (the client went away). `reason` says why this
-    hop, or what went wrong, `code` the stable word for the latter. No contents, no keys: `client` is a key's name or an address.
+    `outcome` is a `RequestOutcome`. `reason` says why this backend served it, or what went wrong; `code` is the error's
+    code. `client` is the name of the key, or an address.
     """
 
     id: str

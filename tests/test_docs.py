@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import msgspec
@@ -17,14 +17,17 @@ import typer
 from msgspec import inspect
 
 from hostler.gateway import config as settings
+from hostler.gateway.backends.failure_policy import Outcome, Skip
 from hostler.gateway.cli.main import app
 from hostler.gateway.config import Settings
+from hostler.gateway.context import RequestOutcome
 from hostler.profiles.schema import Profile, ProfileEntry
 from hostler.profiles.store import read_profiles
 from hostler.profiles.yaml_config import Size, parse
 
 ROOT = Path(__file__).parent.parent
 CONFIGURATION = ROOT / "docs" / "configuration.md"
+OPERATIONS = ROOT / "docs" / "operations.md"
 PAGES = sorted(path for pattern in ("*.md", "docs/*.md", "deploy/*.md", "bench/*.md") for path in ROOT.glob(pattern))
 NOTHING = "–"
 
@@ -259,3 +262,22 @@ def files_named() -> Iterator[Any]:
 @pytest.mark.parametrize("name", [*files_named()])
 def test_a_file_that_a_document_names_exists(name: str) -> None:
     assert (ROOT / name).exists()
+
+
+def words_of(kind: str) -> set[str]:
+    """The words of one kind in the table "Outcomes and reasons"."""
+    section = OPERATIONS.read_text(encoding="utf-8").partition("### Outcomes and reasons")[2].partition("\n### ")[0]
+    found = re.findall(r"^\| `(\w+)` \| ([\w, ]+) \|", section, re.MULTILINE)
+    return {word for word, kinds in found if kind in kinds.split(", ")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("request", set(get_args(RequestOutcome))),
+        ("attempt", {*get_args(Outcome), "cancelled", "stopped", "gateway_failed"}),
+        ("skipped", set(get_args(Skip))),
+    ],
+)
+def test_outcomes_and_reasons_are_documented(kind: str, words: set[str]) -> None:
+    assert words_of(kind) == words

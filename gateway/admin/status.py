@@ -292,14 +292,14 @@ def as_it_is(card: ModelCard, placement: Placement, reach: Mapping[str, HopView]
 def _trouble(hop: HopView, name_there: str, *, spent: bool, local_only: bool) -> str | None:
     """Why a request for this model would not be sent there, if so."""
     if local_only and not hop.local:
-        return WORDS["outside"]
+        return WORDS["non_local"]
     if spent and not hop.local:
-        return WORDS["spent"]
+        return WORDS["budget_exhausted"]
     if hop.supervised:
         return None if hop.reachable or hop.wakes else "does not answer"
     for breaker in (hop.breaker, *(each for each in hop.models if each.model == name_there)):
         if not breaker.allows:
-            return breaker.why or WORDS["resting"]
+            return breaker.why or WORDS["circuit_open"]
     return None
 
 

@@ -181,11 +181,11 @@ class Chain:
         hop, now = self.hops[name], self._clock()
         why_not: Skip | Outcome | None = None
         if local_only and not hop.local:
-            why_not = "outside"
+            why_not = "non_local"
         elif not hop.local and self.spending.reached:
-            why_not = "spent"
+            why_not = "budget_exhausted"
         elif not hop.standing.allows(name_there, now):
-            why_not = "resting"
+            why_not = "circuit_open"
         elif hop.supervised and not hop.reachable() and hop.waker is None:
             why_not = "unreachable"
         return HopView(

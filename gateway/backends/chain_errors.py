@@ -27,7 +27,7 @@ _FAULTS: dict[Fault, str] = {
     "contents": "{} refused the contents of the request",
     "request": "{} refused the request as invalid",
 }
-_FOR_EVER = frozenset({"rejected", "cannot", "outside", "too_long", "not_asked_for"})
+_FOR_EVER = frozenset({"rejected", "unsupported", "non_local", "too_long", "excluded"})
 
 
 class Passed(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,12 +54,12 @@ def reason(passed: Sequence[Passed]) -> str:
 def failure(model: str | None, passed: Sequence[Passed]) -> GatewayError:
     """What the client is told when nobody answered."""
     asked = [each for each in passed if each.error is not None]
-    if asked and all(each.why in ("rejected", "cannot") for each in asked) and len(asked) == len(passed):
+    if asked and all(each.why in ("rejected", "unsupported") for each in asked) and len(asked) == len(passed):
         error = asked[0].error
         assert error is not None
         return presentable(error, asked[0].hop)
     told = "; ".join(each.words for each in passed)
-    if passed and all(each.why == "outside" for each in passed):
+    if passed and all(each.why == "non_local" for each in passed):
         return Forbidden(f"this request must stay in the house, but {model} runs only outside: {told}")
     waits = [each.retry_after_s for each in passed if each.retry_after_s]
     lasting = all(each.why in _FOR_EVER for each in passed)

@@ -29,15 +29,15 @@ Outcome = Literal[
     "unreachable",  # refused, no route, no such name: nothing was sent
     "connect_timeout",
     "loading",  # 503 "loading", or the supervisor says that it is switching
-    "not_had",  # the supervisor answers, but cannot have the model now: its queue is full, or the load failed
+    "model_unavailable",  # the supervisor answers, but cannot have the model now: its queue is full, or the load failed
     "busy",  # 429, or 503 with Retry-After
     "server_error",  # 5xx, or an error inside the answer, or its end, before the first word
     "rejected",  # 400, 404, 413, 422: this request, not this backend
-    "key_refused",  # 401, 403
-    "unpaid",  # 402 (one with Retry-After is "busy": a limit on what is in flight)
+    "auth_failed",  # 401, 403
+    "payment_required",  # 402 (one with Retry-After is "busy": a limit on what is in flight)
     "first_byte_timeout",
     "broken",  # silence, end or error after the first word
-    "client_left",
+    "client_disconnected",
 ]
 
 # no · wait: until it is ready, with progress · if_short: once, after a short Retry-After · budget: once, from the budget
@@ -68,15 +68,15 @@ VERDICTS: Mapping[Outcome, Verdict] = {
     "unreachable": Verdict(host="failure"),
     "connect_timeout": Verdict(host="failure"),
     "loading": Verdict(again="wait", onward="past_limit"),
-    "not_had": Verdict(),
+    "model_unavailable": Verdict(),
     "busy": Verdict(again="if_short", model="cool"),
     "server_error": Verdict(again="budget", model="failure", host="suspect"),
     "rejected": Verdict(onward="if_other"),
-    "key_refused": Verdict(model="open", open_s=15 * 60.0, alert=True),
-    "unpaid": Verdict(model="open", open_s=6 * 3600.0, alert=True),
+    "auth_failed": Verdict(model="open", open_s=15 * 60.0, alert=True),
+    "payment_required": Verdict(model="open", open_s=6 * 3600.0, alert=True),
     "first_byte_timeout": Verdict(model="failure"),
     "broken": Verdict(onward="never", model="failure"),
-    "client_left": Verdict(onward="no"),
+    "client_disconnected": Verdict(onward="no"),
 }
 
 
@@ -90,9 +90,9 @@ def outcome_of_status(status: int, *, retry_after: bool, loading: bool = False) 
     if status == 429 or (status in (402, 503) and retry_after):
         return "busy"
     if status == 402:
-        return "unpaid"
+        return "payment_required"
     if status in (401, 403, 407):
-        return "key_refused"
+        return "auth_failed"
     if status < 400 or status == 408 or (status >= 500 and status != 501):
         return "server_error"
     return "rejected"
@@ -103,29 +103,29 @@ def outcome_of_status(status: int, *, retry_after: bool, loading: bool = False) 
 Fault = Literal["context", "model", "contents", "request"]
 
 #: Why a backend was not even asked.
-Skip = Literal["resting", "outside", "spent", "too_long", "not_asked_for", "enough_tried", "cannot"]
+Skip = Literal["circuit_open", "non_local", "budget_exhausted", "too_long", "excluded", "max_attempts", "unsupported"]
 
 WORDS: Mapping[Outcome | Skip, str] = {
     "answered": "answered",
     "unreachable": "cannot be reached",
     "connect_timeout": "takes no connection",
     "loading": "was not ready in time",
-    "not_had": "cannot have the model now",
+    "model_unavailable": "cannot have the model now",
     "busy": "is busy",
     "server_error": "failed",
     "rejected": "refused the request",
-    "key_refused": "refused our key",
-    "unpaid": "wants to be paid",
+    "auth_failed": "refused our key",
+    "payment_required": "wants to be paid",
     "first_byte_timeout": "did not answer in time",
     "broken": "broke off its answer",
-    "client_left": "was given up",
-    "resting": "is left alone after failures",
-    "outside": "is outside the house, and the request must stay inside",
-    "spent": "is left out until tomorrow: the daily limit is spent",
+    "client_disconnected": "was given up",
+    "circuit_open": "is left alone after failures",
+    "non_local": "is outside the house, and the request must stay inside",
+    "budget_exhausted": "is left out until tomorrow: the daily limit is spent",
     "too_long": "has too small a context",
-    "not_asked_for": "was not asked for",
-    "enough_tried": "was not tried: three backends are enough for one request",
-    "cannot": "does not understand this kind of request",
+    "excluded": "was not asked for",
+    "max_attempts": "was not tried: three backends are enough for one request",
+    "unsupported": "does not understand this kind of request",
 }
 
 _LONGEST_WAIT_S = 86400.0
@@ -148,7 +148,7 @@ def outcome_of(error: GatewayError, *, committed: bool) -> Outcome | None:
     if isinstance(error, WaitTimeout):
         return "loading"
     if isinstance(error, TooManyRequests | ModelUnavailable):
-        return "not_had"
+        return "model_unavailable"
     return None
 
 

@@ -21,16 +21,16 @@ _ADVICE: Mapping[str, str] = {
     "unreachable": "start it, and check backends.{0}.url and the firewall between here and there",
     "connect_timeout": "its machine is off, asleep or behind a firewall; backends.{0}.wake can wake it",
     "loading": "it was still loading; try again, or raise gateway.queue.max_wait_s",
-    "not_had": "`hostler status` tells why the model cannot be loaded there",
+    "model_unavailable": "`hostler status` tells why the model cannot be loaded there",
     "busy": "it asks to be left alone for a moment; try again later",
     "server_error": "look into its own log",
     "rejected": "check backends.{0}.models: it may not know `{1}`",
-    "key_refused": "put a valid key into backends.{0}.api_key",
-    "unpaid": "add credit to the account, or take {0} out of the chain",
+    "auth_failed": "put a valid key into backends.{0}.api_key",
+    "payment_required": "add credit to the account, or take {0} out of the chain",
     "first_byte_timeout": "it hangs: restart it, or raise gateway.timeouts.first_byte_s",
     "broken": "look into its own log",
-    "spent": "raise gateway.spending.daily_limit, or wait until tomorrow",
-    "outside": "requests that must stay in the house do not go there",
+    "budget_exhausted": "raise gateway.spending.daily_limit, or wait until tomorrow",
+    "non_local": "requests that must stay in the house do not go there",
 }
 
 
@@ -92,8 +92,10 @@ class Practice:
                 switch_s=_seconds(headers, "x-hostler-switch-ms"),
             )
         message = message_of(body)
-        kind = next((found for found in _KIND.findall(message) if found in _ADVICE and found != "outside"), "")
-        kind = kind or ("rejected" if 400 <= status < 500 else "not_had" if hop.get("supervised") else "server_error")
+        kind = next((found for found in _KIND.findall(message) if found in _ADVICE and found != "non_local"), "")
+        kind = kind or (
+            "rejected" if 400 <= status < 500 else "model_unavailable" if hop.get("supervised") else "server_error"
+        )
         advice = _ADVICE[kind].format(backend, name_there)
         return Finding(
             backend=backend,

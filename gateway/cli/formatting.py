@@ -180,7 +180,7 @@ STYLES: Final = {
     "stopping": "yellow",
     "backoff": "yellow",
     "waiting": "yellow",
-    "left": "yellow",
+    "client_disconnected": "yellow",
     "silent": "red",
     "unavailable": "red",
     "failed": "red",

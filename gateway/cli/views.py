@@ -189,7 +189,9 @@ def past_rows(events: Iterable[Mapping[str, Any]]) -> list[Row]:
     return [
         (
             clock(each["at"]),
-            each["outcome"] if each["outcome"] in ("ok", "left") else f"{each['outcome']} {each['status']}",
+            each["outcome"]
+            if each["outcome"] in ("ok", "client_disconnected")
+            else f"{each['outcome']} {each['status']}",
             each["model"] or each["asked"] or NOTHING,
             via(each),
             seconds(each["seconds"]),

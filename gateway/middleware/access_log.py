@@ -42,7 +42,7 @@ class AccessLogMiddleware(RequestMiddleware):
                 context.outcome = "broken" if context.writer.committed else "failed"
                 context.reason = ending.message
             else:
-                context.outcome = "cancelled" if isinstance(ending, RequestCancelled) else "left"
+                context.outcome = "cancelled" if isinstance(ending, RequestCancelled) else "client_disconnected"
             status, code = ending.status, ending.code
             raise
         except GatewayError as error:

@@ -125,7 +125,7 @@ class FallbackMiddleware(RequestMiddleware):
         for number, target in enumerate(context.candidates):
             # The others took their time: whoever rested when it was their turn may be back.
             hop = self._hops[target.backend]
-            rested = any(each.hop is hop and each.why == "resting" for each in walk)
+            rested = any(each.hop is hop and each.why == "circuit_open" for each in walk)
             if rested and self._passed_over(context, hop, target, (), walk) is None:
                 walk = [each for each in walk if each.hop is not hop]
                 _enter(context, walk)
@@ -151,25 +151,25 @@ class FallbackMiddleware(RequestMiddleware):
     ) -> Skip | None:
         """Why this hop is not even asked, if it is not."""
         if context.only is not None and target.backend != context.only:
-            return "not_asked_for"
+            return "excluded"
         if context.local_only and not hop.local:
-            return "outside"
+            return "non_local"
         if not hop.local and hop.spending is not None and hop.spending.reached:
-            return "spent"
+            return "budget_exhausted"
         if context.only is not None or isinstance(context.request, Control):
             return None
         if _too_long(context, target, later):
             return "too_long"
         if len(walk) >= MAX_HOPS and sum(each.error is not None for each in walk) >= MAX_HOPS:
-            return "enough_tried"
+            return "max_attempts"
         if not hop.standing.allows(target.name_there, self._clock()):
-            return "resting"
+            return "circuit_open"
         return None
 
     def _retry_in(self, hop: Hop, target: Target, skip: Skip) -> float | None:
-        if skip == "spent" and hop.spending is not None:
+        if skip == "budget_exhausted" and hop.spending is not None:
             return hop.spending.resumes_in()
-        if skip == "resting":
+        if skip == "circuit_open":
             return max(0.1, hop.standing.retry_in(target.name_there, self._clock()))
         return None
 
@@ -206,7 +206,7 @@ class FallbackMiddleware(RequestMiddleware):
             after = error.retry_after_s
             if after is None:
                 after = hop.standing.retry_in(target.name_there, self._clock()) or None
-            why: Outcome | Skip = "cannot" if isinstance(error, BadRequest) else failed.outcome
+            why: Outcome | Skip = "unsupported" if isinstance(error, BadRequest) else failed.outcome
             return Passed(hop=hop, why=why, error=error, retry_after_s=after)
 
     async def _attempt(
@@ -214,7 +214,7 @@ class FallbackMiddleware(RequestMiddleware):
     ) -> Failed | None:
         """One try. However it ends, the breakers are told, once."""
         held = permit
-        outcome: Outcome = "client_left"
+        outcome: Outcome = "client_disconnected"
         word: str = "gateway_failed"
         error: GatewayError | None = None
 
@@ -383,7 +383,7 @@ def _ended_by(ending: GatewayError | None) -> str:
     return (
         "cancelled"
         if isinstance(ending, RequestCancelled)
-        else "client_left"
+        else "client_disconnected"
         if isinstance(ending, ClientDisconnected)
         else ending.code
     )

@@ -16,6 +16,7 @@ import anyio.to_thread
 import msgspec
 
 from hostler.gateway.events import BreakerChanged, Event, RequestFinished, SwitchChanged
+from hostler.gateway.telemetry.history_file import is_damaged, open_database
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +40,6 @@ _MOMENT_EVERY_S = 15.0
 _LATEST = 1e12
 #: Of how many answers of a model it is told how long they took: earlier ones hardly count.
 _LAST = 20
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS requests (n INTEGER PRIMARY KEY, at REAL NOT NULL, body BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS switches (n INTEGER PRIMARY KEY, at REAL NOT NULL, body BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS breakers (n INTEGER PRIMARY KEY, at REAL NOT NULL, body BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS moments (n INTEGER PRIMARY KEY, at REAL NOT NULL, body BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS requests_at ON requests (at);
-CREATE INDEX IF NOT EXISTS switches_at ON switches (at);
-CREATE INDEX IF NOT EXISTS moments_at ON moments (at);
-"""
 
 
 class Moment(msgspec.Struct, frozen=True, kw_only=True):
@@ -216,7 +207,7 @@ class History:
         try:
             return work()
         except (sqlite3.DatabaseError, OverflowError) as error:
-            if self._file is None or not _damaged(error):
+            if self._file is None or not is_damaged(error):
                 raise
             self._close()
             aside = self._file.with_name(self._file.name + ".damaged")
@@ -229,10 +220,10 @@ class History:
         if self._database is not None:
             return
         if self._file is None:
-            self._database = _database(":memory:")
+            self._database = open_database(":memory:")
             return
         self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._database = _database(str(self._file))
+        self._database = open_database(str(self._file))
 
     def _close(self) -> None:
         if self._database is not None:
@@ -359,14 +350,6 @@ def _read(decode: Callable[[bytes], list[_T]], body: object) -> list[_T]:
         return []
 
 
-def _damaged(error: Exception) -> bool:
-    """Whether a file is no database (any more), rather than locked, full or away. Numbers run over in rubbish only."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return isinstance(error, OverflowError) or (
-        code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-    )
-
-
 def _bucket(at: float, requests: list[_Figures], switches: list[float], moment: Moment | None) -> Bucket:
     first_words = [each.first_word_s for each in requests if each.first_word_s is not None]
     speeds = [
@@ -394,21 +377,3 @@ def _percentile(values: list[float], share: float) -> float | None:
         return None
     values.sort()
     return round(values[min(len(values) - 1, int(share * len(values)))], 4)
-
-
-def _database(name: str) -> sqlite3.Connection:
-    # Used by one thread at a time, but not always by the same one.
-    database = sqlite3.connect(name, check_same_thread=False, timeout=2.0)
-    try:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
-        database.execute("PRAGMA journal_size_limit = 1048576")
-        database.execute("PRAGMA cache_size = -256")  # KiB: what is written is hardly ever read
-        database.executescript(_SCHEMA)
-        # Reads the first page of every table: a damaged file is noticed now rather than at the first write.
-        for table in LIMITS:
-            database.execute(f"SELECT n FROM {table} ORDER BY n DESC LIMIT 1").fetchone()
-    except BaseException:
-        database.close()
-        raise
-    return database

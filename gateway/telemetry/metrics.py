@@ -116,7 +116,7 @@ _BREAKERS = ("closed", "open", "half_open")
 _REJECTIONS = ("queue_full", "wait_limit_reached", "model_not_available", "shutting_down")
 
 #: What became of attempts that somebody is to be told of the first time already.
-_GRAVE = ("key_refused", "unpaid")
+_GRAVE = ("auth_failed", "payment_required")
 
 
 class BackendNow(msgspec.Struct, frozen=True, kw_only=True):

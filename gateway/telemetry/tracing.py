@@ -179,7 +179,7 @@ def _attempt(trace: Trace, attempt: Attempt, number: int, calls: Sequence[Call],
     began, ended = attempt.started_at + offset, attempt.started_at + attempt.seconds + offset
     own = new_span()
     where: dict[str, Value] = {"hostler.backend": attempt.target.backend, "gen_ai.request.model": attempt.target.model}
-    good = attempt.outcome in ("answered", "client_left", "cancelled", "stopped")
+    good = attempt.outcome in ("answered", "client_disconnected", "cancelled", "stopped")
     spans = [
         Span(
             name=f"attempt {number} {attempt.target.backend}", span=own, parent=trace.span, began=began, ended=ended,

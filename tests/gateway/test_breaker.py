@@ -180,15 +180,15 @@ ROWS: dict[Outcome, tuple[str, str, str, str]] = {
     "unreachable": ("no", "yes", "neutral", "failure"),
     "connect_timeout": ("no", "yes", "neutral", "failure"),
     "loading": ("wait", "past_limit", "neutral", "neutral"),
-    "not_had": ("no", "yes", "neutral", "neutral"),
+    "model_unavailable": ("no", "yes", "neutral", "neutral"),
     "busy": ("if_short", "yes", "cool", "neutral"),
     "server_error": ("budget", "yes", "failure", "suspect"),
     "rejected": ("no", "if_other", "neutral", "neutral"),
-    "key_refused": ("no", "yes", "open", "neutral"),
-    "unpaid": ("no", "yes", "open", "neutral"),
+    "auth_failed": ("no", "yes", "open", "neutral"),
+    "payment_required": ("no", "yes", "open", "neutral"),
     "first_byte_timeout": ("no", "yes", "failure", "neutral"),
     "broken": ("no", "never", "failure", "neutral"),
-    "client_left": ("no", "no", "neutral", "neutral"),
+    "client_disconnected": ("no", "no", "neutral", "neutral"),
 }
 
 
@@ -207,15 +207,15 @@ def test_the_table_says_what_follows(outcome: Outcome) -> None:
     ("unreachable", 3, "open", "closed", 5),
     ("connect_timeout", 3, "open", "closed", 5),
     ("loading", 9, "closed", "closed", 0),
-    ("not_had", 9, "closed", "closed", 0),
+    ("model_unavailable", 9, "closed", "closed", 0),
     ("busy", 1, "closed", "closed", 7),
     ("server_error", 3, "closed", "open", 5),
     ("rejected", 9, "closed", "closed", 0),
-    ("key_refused", 1, "closed", "open", 900),
-    ("unpaid", 1, "closed", "open", 21600),
+    ("auth_failed", 1, "closed", "open", 900),
+    ("payment_required", 1, "closed", "open", 21600),
     ("first_byte_timeout", 3, "closed", "open", 5),
     ("broken", 3, "closed", "open", 5),
-    ("client_left", 9, "closed", "closed", 0),
+    ("client_disconnected", 9, "closed", "closed", 0),
 ])  # fmt: skip
 def test_the_breakers_do_what_the_row_says(
     outcome: Outcome, attempts: int, host: str, model: str, for_s: float
@@ -231,7 +231,7 @@ def test_the_breakers_do_what_the_row_says(
 
 
 def test_only_refused_keys_and_unpaid_bills_alert_people() -> None:
-    assert {outcome for outcome, row in VERDICTS.items() if row.alert} == {"key_refused", "unpaid"}
+    assert {outcome for outcome, row in VERDICTS.items() if row.alert} == {"auth_failed", "payment_required"}
 
 
 def report(subject: CircuitBreakers, model: str, outcome: Outcome, now: float, **more: bool) -> Verdict:
@@ -262,7 +262,7 @@ def test_a_host_without_heartbeat_is_given_up_at_the_first_refusal() -> None:
 
 def test_a_model_that_is_refused_does_not_take_the_hosts_only_probe() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
-    report(subject, "m", "key_refused", 0.0)
+    report(subject, "m", "auth_failed", 0.0)
     for _ in range(3):
         report(subject, "n", "unreachable", 0.0)
     assert subject.acquire("m", 5.0) is None
@@ -279,8 +279,8 @@ def test_a_recovered_host_is_used_again_after_one_background_probe() -> None:
 
 
 @pytest.mark.parametrize(("status", "retry_after", "loading", "outcome"), [
-    (302, False, False, "server_error"), (402, True, False, "busy"), (407, False, False, "key_refused"), (400, False, False, "rejected"), (401, False, False, "key_refused"),
-    (402, False, False, "unpaid"), (403, False, False, "key_refused"), (404, False, False, "rejected"),
+    (302, False, False, "server_error"), (402, True, False, "busy"), (407, False, False, "auth_failed"), (400, False, False, "rejected"), (401, False, False, "auth_failed"),
+    (402, False, False, "payment_required"), (403, False, False, "auth_failed"), (404, False, False, "rejected"),
     (413, False, False, "rejected"), (422, False, False, "rejected"), (429, False, False, "busy"),
     (429, True, False, "busy"), (500, False, False, "server_error"), (502, False, False, "server_error"),
     (503, False, False, "server_error"), (503, True, False, "busy"), (503, False, True, "loading"),
@@ -331,6 +331,6 @@ def test_failing_probes_keep_a_host_closed_to_requests() -> None:
 
 def test_what_was_mended_by_hand_is_used_at_once() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
-    report(subject, "m", "unpaid", 0.0)
+    report(subject, "m", "payment_required", 0.0)
     subject.mended("m")
     assert subject.acquire("m", 0.1) is not None

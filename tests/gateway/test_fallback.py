@@ -132,13 +132,13 @@ ROWS: list[tuple[Callable[[], GatewayError], str, int, str, str]] = [
     (lambda: BackendUnavailable("x"), "unreachable", 1, "open", "closed"),
     (lambda: BackendUnavailable("x", timed_out=True), "connect_timeout", 1, "open", "closed"),
     (lambda: WaitTimeout("x"), "loading", 1, "closed", "closed"),
-    (lambda: TooManyRequests("x"), "not_had", 1, "closed", "closed"),
-    (lambda: ModelUnavailable("x"), "not_had", 1, "closed", "closed"),
+    (lambda: TooManyRequests("x"), "model_unavailable", 1, "closed", "closed"),
+    (lambda: ModelUnavailable("x"), "model_unavailable", 1, "closed", "closed"),
     (lambda: rejected(500), "server_error", 2, "closed", "open"),
     (lambda: BackendBroken("x"), "server_error", 2, "closed", "open"),
     (lambda: rejected(404), "rejected", 1, "closed", "closed"),
-    (lambda: rejected(401), "key_refused", 1, "closed", "open"),
-    (lambda: rejected(402), "unpaid", 1, "closed", "open"),
+    (lambda: rejected(401), "auth_failed", 1, "closed", "open"),
+    (lambda: rejected(402), "payment_required", 1, "closed", "open"),
     (lambda: BackendTimeout("x"), "first_byte_timeout", 1, "closed", "open"),
 ]
 
@@ -274,7 +274,7 @@ async def test_a_client_that_leaves_gives_its_pass_back() -> None:
 
 @pytest.mark.parametrize(
     ("ending", "word"),
-    [(ClientDisconnected("x"), "client_left"), (RequestCancelled("x"), "cancelled"), (None, "stopped")],
+    [(ClientDisconnected("x"), "client_disconnected"), (RequestCancelled("x"), "cancelled"), (None, "stopped")],
 )
 async def test_an_attempt_that_is_ended_from_outside_says_by_whom(ending: GatewayError | None, word: str) -> None:
     async def hang(context: RequestContext) -> None:
@@ -339,8 +339,8 @@ async def test_all_down_tells_each_hops_reason_and_when_the_first_is_tried_again
         await road.go()
     assert raised.value.retry_after_s == 5.0
     assert raised.value.message == (
-        "no backend could answer for m: a is left alone after failures (resting); "
-        "b is left alone after failures (resting)"
+        "no backend could answer for m: a is left alone after failures (circuit_open); "
+        "b is left alone after failures (circuit_open)"
     )
 
 
@@ -372,7 +372,7 @@ async def test_costs_are_counted_and_end_at_the_limit(tmp_path: Path) -> None:
     assert (await road.go()).cost == 0.6
     assert (await road.go()).cost == 0.6
     last = await road.go()
-    assert (outcomes(last), last.reason, last.cost) == ([("b", "answered")], "a: spent", None)
+    assert (outcomes(last), last.reason, last.cost) == ([("b", "answered")], "a: budget_exhausted", None)
 
 
 @pytest.mark.parametrize(("usage", "cost"), [
@@ -422,7 +422,7 @@ def test_a_price_is_found_by_the_name_there_then_by_ours_then_for_all() -> None:
 
 @pytest.mark.parametrize(("status", "retryable", "after", "outcome", "times"), [
     (429, None, 0.001, "busy", 2), (429, False, 0.001, "busy", 1), (402, True, None, "busy", 1),
-    (402, True, 0.001, "busy", 2), (402, False, None, "unpaid", 1), (503, None, None, "server_error", 2),
+    (402, True, 0.001, "busy", 2), (402, False, None, "payment_required", 1), (503, None, None, "server_error", 2),
     (503, True, None, "server_error", 2), (503, False, None, "busy", 1), (503, False, 0.001, "busy", 1),
     (502, False, None, "server_error", 1),
 ])  # fmt: skip

@@ -10,7 +10,7 @@ import anyio
 import msgspec
 import pytest
 
-from hostler.gateway.events import AttemptMade, BreakerChanged, Event, RequestFinished, SwitchChanged
+from hostler.gateway.events import AttemptMade, BreakerChanged, Event, HopPassed, RequestFinished, SwitchChanged
 from hostler.gateway.telemetry.history import History, Moment
 from hostler.supervisor.contract import SwitchMoved
 
@@ -230,3 +230,23 @@ async def test_nothing_is_known_of_answers_where_nothing_is_kept(tmp_path: Path)
         tasks.start_soon(kept.run)
         assert await kept.answers() == {}
         tasks.cancel_scope.cancel()
+
+
+async def test_older_files_are_read_in_the_current_words(tmp_path: Path) -> None:
+    file = tmp_path / "history.sqlite3"
+    attempts = (AttemptMade(backend="cloud", outcome="key_refused", seconds=1.0),)
+    passed = (HopPassed(backend="cloud", why="key_refused"), HopPassed(backend="b", why="spent"))
+    await lived(
+        file, request(1, outcome="left", attempts=attempts, passed=passed, reason="cloud: key_refused; b: spent")
+    )
+    await lived(file, request(2, reason="status 404: cannot say"), request(3, outcome="left"))
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("PRAGMA user_version = 0")
+        database.execute("INSERT INTO requests (n, at, body) VALUES (9, 0, 'rubbish')")
+    for _ in range(2):
+        third, second, first = await remembered(file, "requests")
+        assert third["outcome"] == "client_disconnected"
+        assert (second["outcome"], second["reason"]) == ("ok", "status 404: cannot say")
+        assert (first["outcome"], first["reason"]) == ("client_disconnected", "cloud: auth_failed; b: budget_exhausted")
+        assert first["attempts"] == [{"backend": "cloud", "outcome": "auth_failed", "seconds": 1.0}]
+        assert [each["why"] for each in first["passed"]] == ["auth_failed", "budget_exhausted"]  # type: ignore[attr-defined]

@@ -83,8 +83,8 @@ async def test_what_happened_is_counted() -> None:
 async def test_what_alerts_watch_for_is_told_before_it_happens() -> None:
     values = await told()
     for name, labels in (
-        ("hostler_attempts_total", ("a", "key_refused")),
-        ("hostler_attempts_total", ("a", "unpaid")),
+        ("hostler_attempts_total", ("a", "auth_failed")),
+        ("hostler_attempts_total", ("a", "payment_required")),
         ("hostler_rejected_total", ("wait_limit_reached",)),
     ):
         assert values[name, labels] == 0

@@ -91,4 +91,4 @@ async def test_a_frozen_box_keeps_those_who_ask_one_after_the_other_waiting_once
         boxes.pc.block()
         answers = [await boxes.ask(stream=number % 2 == 0) for number in range(4)]
         assert [answer.headers["x-hostler-backend"] for answer in answers] == ["openrouter"] * 4
-        assert [answer.headers["x-hostler-reason"] for answer in answers[1:]] == ["main-pc: resting"] * 3
+        assert [answer.headers["x-hostler-reason"] for answer in answers[1:]] == ["main-pc: circuit_open"] * 3

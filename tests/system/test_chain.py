@@ -60,9 +60,9 @@ BEFORE_THE_FIRST_WORD = [
     ((429,), "busy", 1),
     ((503, "60"), "busy", 1),
     ((402, "60"), "busy", 1),
-    ((401,), "key_refused", 1),
-    ((403,), "key_refused", 1),
-    ((402,), "unpaid", 1),
+    ((401,), "auth_failed", 1),
+    ((403,), "auth_failed", 1),
+    ((402,), "payment_required", 1),
     ((404,), "rejected", 1),
     ("flagged", "rejected", 1),
     ("stall", "first_byte_timeout", 1),
@@ -89,7 +89,7 @@ async def test_before_the_first_word_the_next_hop_answers(
 
 @pytest.mark.parametrize(
     ("behaviour", "outcome"),
-    [("in_band_402", "unpaid"), ("in_band_429", "busy"), ("only_processing", "first_byte_timeout")],
+    [("in_band_402", "payment_required"), ("in_band_429", "busy"), ("only_processing", "first_byte_timeout")],
 )
 async def test_errors_and_silence_inside_a_stream_count_as_what_they_are(
     tmp_path: Path, cloud: Router, box: Router, behaviour: str, outcome: str
@@ -240,8 +240,8 @@ async def test_all_down_is_503_with_each_hops_reason_and_nothing_else(
             assert "box" in message
             for secret in (*SECRET_WORDS.split(), "127.0.0.1", "sk-or"):
                 assert secret not in response.text + str(response.headers)
-        assert "unpaid" in chain.finished[0].reason
-        assert "resting" in chain.finished[1].reason
+        assert "payment_required" in chain.finished[0].reason
+        assert "circuit_open" in chain.finished[1].reason
         assert len(cloud.asked) == 1
 
 
@@ -279,7 +279,7 @@ async def test_a_client_that_leaves_says_nothing_about_the_backend(tmp_path: Pat
             async with chain.streamed() as response:
                 await anext(response.aiter_text())
         await chain.until(lambda: not cloud.open and len(chain.finished) == 5)
-        assert {event.outcome for event in chain.finished} == {"left"}
+        assert {event.outcome for event in chain.finished} == {"client_disconnected"}
         cloud.then = "answer"
         assert said(await chain.ask()) == f"cloud:{ALL}"
 
@@ -289,7 +289,7 @@ async def test_what_must_stay_in_the_house_stays(tmp_path: Path, cloud: Router, 
         inside = {"X-Hostler-Local-Only": "true"}
         response = await chain.ask(headers=inside)
         assert said(response) == f"box:{ALL}"
-        assert response.headers["x-hostler-reason"] == "cloud: outside"
+        assert response.headers["x-hostler-reason"] == "cloud: non_local"
         await box.stop()
         assert (await chain.ask(headers=inside)).status_code == 503
         assert cloud.asked == []
@@ -311,7 +311,7 @@ async def test_the_daily_limit_is_kept_over_a_restart(tmp_path: Path, cloud: Rou
         assert said(await chain.ask(stream=True)) == f"cloud:{ALL}"
         response = await chain.ask()
         assert said(response) == f"box:{ALL}"
-        assert response.headers["x-hostler-reason"] == "cloud: spent"
+        assert response.headers["x-hostler-reason"] == "cloud: budget_exhausted"
     await box.stop()
     async with open_chain(tmp_path, pair(cloud, box), gateway=gateway) as chain:
         response = await chain.ask()
@@ -330,7 +330,7 @@ async def test_whoever_looks_after_backends_may_name_one(tmp_path: Path, cloud: 
         assert said(await chain.ask()) == f"box:{ALL}"
         response = await chain.ask(headers={"X-Hostler-Only": "box"})
         assert said(response) == f"box:{ALL}"
-        assert (await chain.ask()).headers["x-hostler-reason"] == "cloud: resting"
+        assert (await chain.ask()).headers["x-hostler-reason"] == "cloud: circuit_open"
         # A closed one is asked all the same, and its answer opens it to everybody.
         assert said(await chain.ask(headers={"X-Hostler-Only": "cloud"})) == f"cloud:{ALL}"
         assert said(await chain.ask()) == f"cloud:{ALL}"
@@ -364,10 +364,10 @@ async def test_one_tells_how_a_model_would_be_served_without_asking_anybody(
         await chain.ask()
         then = (await chain.http.get("/admin/route", params={"model": "m"})).json()
         assert then["first"] == "box"
-        assert then["hops"][0]["why_not"] == "resting"
+        assert then["hops"][0]["why_not"] == "circuit_open"
         assert then["hops"][0]["retry_in_s"] > 6 * 3600 - 60
         inside = (await chain.http.get("/admin/route", params={"model": "m", "local_only": "true"})).json()
-        assert inside["hops"][0]["why_not"] == "outside"
+        assert inside["hops"][0]["why_not"] == "non_local"
         assert (await chain.http.get("/admin/route", params={"model": "nobody"})).status_code == 404
 
 
@@ -378,7 +378,7 @@ async def test_the_doctor_tells_what_to_mend(tmp_path: Path, cloud: Router, box:
         done = await anyio.run_process([sys.executable, "-m", "hostler.gateway", *arguments], check=False)
         assert done.returncode == 1
         sick, well = json.loads(done.stdout)["hops"]
-        assert (sick["backend"], sick["ok"], sick["kind"]) == ("cloud", False, "key_refused")
+        assert (sick["backend"], sick["ok"], sick["kind"]) == ("cloud", False, "auth_failed")
         assert "backends.cloud.api_key" in sick["advice"]
         assert (well["backend"], well["ok"]) == ("box", True)
         assert box.asked[0].json["max_tokens"] == 1
@@ -449,11 +449,11 @@ async def test_a_host_that_takes_no_connection_costs_the_first_request_the_limit
             first, *others = chain.finished
             assert first.reason == "pc: connect_timeout"
             assert 0.3 <= first.seconds < 0.6
-            assert {event.reason for event in others} == {"pc: resting"}
+            assert {event.reason for event in others} == {"pc: circuit_open"}
             assert sorted(event.seconds for event in others)[15] < 0.05
             # Nor later: as long as the background finds nobody there, no request has to.
             await anyio.sleep(1)
-            assert (await chain.ask()).headers["x-hostler-reason"] == "pc: resting"
+            assert (await chain.ask()).headers["x-hostler-reason"] == "pc: circuit_open"
 
 
 async def test_models_that_only_a_backend_has_were_there_when_the_gateway_came(

@@ -135,7 +135,7 @@ async def test_a_profile_says_who_may_answer_for_it_and_that_it_stays_inside(tmp
             async with open_chain(tmp_path, backends) as chain:
                 response = await chain.ask()
                 assert response.headers["x-hostler-backend"] == "pc"
-                assert response.headers["x-hostler-reason"] == "second: outside"
+                assert response.headers["x-hostler-reason"] == "second: non_local"
                 assert cloud.asked == second.asked == []
     finally:
         await machine.off()

@@ -58,7 +58,7 @@ async def test_what_one_protocol_has_no_words_for_goes_to_the_next_hop(
             for _ in range(4):  # nothing is held against a backend for it
                 answer = await chain.http.post(path, json={"model": "m", **body})
                 assert answer.status_code == 200, answer.text
-                assert answer.headers["x-hostler-reason"] == "first: cannot"
+                assert answer.headers["x-hostler-reason"] == "first: unsupported"
                 assert reads(answer, stream).words == expected(Story()).words
             assert first.asked == []
             assert [attempt.outcome for attempt in chain.finished[0].attempts] == ["rejected", "answered"]
@@ -87,5 +87,5 @@ async def test_where_another_would_have_understood_its_absence_is_told(tmp_path:
             answer = await chain.http.post(path, json={"model": "m", **body})
             assert answer.status_code == 503
             message = answer.json()["error"]["message"]
-            assert "first does not understand this kind of request (cannot)" in message
+            assert "first does not understand this kind of request (unsupported)" in message
             assert "second cannot be reached (unreachable)" in message

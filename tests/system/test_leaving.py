@@ -56,7 +56,7 @@ async def test_a_client_that_leaves_with_the_last_event_has_had_its_whole_answer
             await house.until_counts(0, 0)
         told = (await house.http.get("/admin/history")).json()
     ends = {each["event"]["model"]: (each["event"]["outcome"], each["event"]["status"]) for each in told}
-    assert ends == {"a": ("ok", 200), "b": ("left", 499)}
+    assert ends == {"a": ("ok", 200), "b": ("client_disconnected", 499)}
 
 
 async def test_an_engine_killed_in_mid_stream_is_an_error_and_no_end(open_house: OpenHouse) -> None:

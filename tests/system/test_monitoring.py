@@ -195,7 +195,7 @@ def expressions() -> list[Any]:
 
 
 KNOWN_VALUES = {
-    "outcome": {*RequestOutcome.__args__, "ready", "failed", "answered", "key_refused", "unpaid"},  # type: ignore[attr-defined]
+    "outcome": {*RequestOutcome.__args__, "ready", "failed", "answered", "auth_failed", "payment_required"},  # type: ignore[attr-defined]
     "state": {*BreakerState.__args__, *State.__args__},  # type: ignore[attr-defined]
     "reason": {"queue_full", "wait_limit_reached", "model_not_available", "shutting_down"},
     "job": {"hostler-.*"},

@@ -85,7 +85,7 @@ async def test_who_leaves_during_a_load_has_waited_for_the_switch(open_house: Op
     ready = gates("ready")
     async with open_house({"a": {"script": {"ready_when": ready.path}}}) as house:
         event, told = await waited(house, leaves)
-        assert event.outcome == "left"
+        assert event.outcome == "client_disconnected"
         assert told <= event.queue_s + event.switch_s <= event.seconds
         assert event.switch_s > event.queue_s
         ready.open()

@@ -14,7 +14,7 @@ const OUTCOMES = {
   ok: ["ok", "good"],
   failed: ["failed", "bad"],
   broken: ["broke off", "bad"],
-  left: ["client left", "warn"],
+  client_disconnected: ["client left", "warn"],
   cancelled: ["cancelled", "warn"],
   waiting: ["waiting", "warn"],
   reading: ["reading", ""],

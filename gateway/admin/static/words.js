@@ -1,35 +1,35 @@
-// What became of an attempt at a backend, or why it was not even made, in words for people.
+// Display text for attempt outcomes and skip reasons.
 
 const WORDS = {
   answered: "answered",
-  unreachable: "could not be reached",
-  connect_timeout: "took no connection",
-  loading: "was not ready in time",
-  not_had: "could not have the model",
+  unreachable: "was unreachable",
+  connect_timeout: "timed out connecting",
+  loading: "was still loading",
+  model_unavailable: "had the model unavailable",
   busy: "was busy",
   server_error: "failed",
-  rejected: "refused the request",
-  key_refused: "refused our key",
-  unpaid: "wants to be paid",
-  first_byte_timeout: "said nothing in time",
+  rejected: "rejected the request",
+  auth_failed: "rejected the API key",
+  payment_required: "requires payment",
+  first_byte_timeout: "timed out before the first byte",
   broken: "broke off its answer",
-  client_left: "was given up by the client",
-  cancelled: "was given up: cancelled",
-  stopped: "was given up: the gateway stopped",
-  gateway_failed: "was given up: a mistake in the gateway",
-  resting: "is left alone after failures",
-  outside: "is outside the house",
-  spent: "is left out: the daily limit is spent",
-  too_long: "has too small a context",
-  not_asked_for: "was not asked for",
-  enough_tried: "was not tried any more",
-  cannot: "cannot understand such requests",
+  client_disconnected: "lost its client",
+  cancelled: "was cancelled",
+  stopped: "was stopped with the gateway",
+  gateway_failed: "hit an internal error in the gateway",
+  circuit_open: "skipped: circuit open",
+  non_local: "skipped: not local",
+  budget_exhausted: "skipped: daily budget exhausted",
+  too_long: "skipped: context too small",
+  excluded: "skipped: another backend was requested",
+  max_attempts: "skipped: attempt limit reached",
+  unsupported: "does not support this kind of request",
 };
 
 /** The words for a kind; of one that is not known, its own. */
 export const words = (kind) => WORDS[kind] ?? kind.replaceAll("_", " ");
 
-/** Why not the hops before, as the gateway says it: `a: busy; b: spent`. */
+/** Why not the hops before, as the gateway says it: `a: busy; b: budget_exhausted`. */
 export function passed(reason) {
   return reason
     .split("; ")
