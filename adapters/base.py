@@ -1,31 +1,32 @@
-"""The seam between the gateway and a protocol: what an adapter, its encoders and its upstream side promise.
+"""The seam between the gateway and a protocol: base classes of adapters, their encoders, upstreams and parsers.
 
-An adapter does no I/O, has no clock and keeps no state between requests. Third-party adapters implement
-`Adapter` and name their class under the entry-point group `hostler.adapters`; the built-in ones do the same.
+None of them does I/O, reads a clock or keeps state between requests. A third-party adapter derives from `Adapter` and
+`Encoder`, overrides what its protocol needs and names its class under the entry-point group `hostler.adapters`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from hostler.adapters.errors import BackendRejected, GatewayError
+from hostler.adapters.errors import BackendRejected, GatewayError, NotFound
+from hostler.adapters.json_body import JsonBody
 from hostler.adapters.model_list import ModelCard, ModelList
-from hostler.adapters.types import Chunk, Progress, Request, ResponseHead
+from hostler.adapters.types import Chunk, ModelInfoRequest, Origin, Progress, Request, ResponseHead
 from hostler.profiles.presets import Preset
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing a client can ask: `name` is the adapter's word for it, `path` a Starlette path pattern.
+    """One route of a protocol: `name` is the adapter's name for it, `path` a Starlette path pattern.
 
-    `header` claims the path only for requests that carry that header, `query` only for those with that parameter, so
-    that two protocols can share a path.
-    `scope` is what a key must allow: `infer`, `read` or `operate`. `probe` marks operations that are answered
-    from the catalogue, which may be open without a key. `writes` marks those that change the gateway's state: they take
-    JSON, and from programs, which no page can make ask, the types of `media`, too (an empty one: none is named).
-    `upload` marks those whose body is a file, which nobody reads as a whole.
+    `header` matches only requests that carry that header, `query` only those with that parameter, so that two
+    protocols can share a path.
+    `scope` is what a key must allow: `infer`, `read` or `operate`. `probe` marks operations that are answered from the
+    catalogue, which may be open without a key. `writes` marks those that change the gateway's state: they accept JSON
+    and, from clients that are not web pages, the media types in `media` (an empty one: no Content-Type).
+    `upload` marks those whose body is a file, which is never held in memory.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
-    """A request as it came: `path` percent-encoded as sent, `query` without the question mark, header names in lower case."""
+    """A client's request: `path` percent-encoded as sent, `query` without the question mark, header names in lower case."""
 
     method: str
     path: str
@@ -52,7 +53,7 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WireResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """A complete answer. Its length is added by whoever writes it."""
+    """A complete answer. `Content-Length` is added when it is sent."""
 
     status: int = 200
     media_type: str = "application/json"
@@ -70,195 +71,177 @@ class WireRequest(msgspec.Struct, frozen=True, kw_only=True):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-class Encoder(Protocol):
-    """Turns one answer's chunks into the client's protocol. One per reply.
-
-    Order of calls: `begin` once per attempt that is answered, then `chunk` for each chunk, then `end`. A client that
-    asked for a whole answer gets it from `end` (the chunks folded), or piece by piece from `chunk` if the backend's
-    own whole answer can be forwarded as it is. `media_type` and `length` are valid from the first non-empty result.
-    """
-
-    @property
-    def streaming(self) -> bool:
-        """Whether the client asked for an event stream (or lines), so that progress and in-band errors are possible."""
-        ...
-
-    @property
-    def media_type(self) -> str: ...
-
-    @property
-    def length(self) -> int | None:
-        """The length of the whole body, in bytes, if it is already known."""
-        ...
-
-    def begin(self, head: ResponseHead) -> None:
-        """A backend answers: forget what an earlier attempt may have left half folded."""
-        ...
-
-    def chunk(self, chunk: Chunk) -> bytes: ...
-
-    def end(self) -> bytes: ...
-
-    def heartbeat(self, progress: Progress) -> bytes:
-        """A sign of life that no client mistakes for an answer; empty if the protocol has none."""
-        ...
-
-    def error(self, error: GatewayError) -> bytes:
-        """The error inside a stream that has begun, with whatever ends the stream visibly as failed."""
-        ...
-
-
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """How long an answer took, in seconds: waiting for its turn, switching models, and in all."""
+    """How long an answer took, in seconds: in the queue, switching models, and in total."""
 
     queue_s: float = 0.0
     switch_s: float = 0.0
     total_s: float = 0.0
 
 
-@runtime_checkable
-class Dated(Protocol):
-    """What an encoder may promise besides: each of its lines says when it was written. `clock` is given to it at once, and
-    tells seconds since the epoch."""
+class Encoder(ABC):
+    """Writes one answer in the client's protocol. One per response.
 
-    def dated(self, clock: Callable[[], float]) -> None: ...
+    Order of calls: `set_clock`, `bind_model`, then `start` for each attempt that a backend answers, `encode` for each
+    chunk, `set_timing`, `finish`. A client that asked for a whole answer gets it from `finish`, folded from the chunks,
+    or piece by piece from `encode` if the backend's own whole answer can be forwarded.
 
+    `streaming`: the client asked for a stream, so that heartbeats and in-band errors are possible. `media_type`, and
+    `length` in bytes where the length of the body is known, are valid from the first non-empty result.
+    """
 
-@runtime_checkable
-class Timed(Protocol):
-    """What an encoder may promise besides: its answers tell how long they took. `timing` is called once, before `end`."""
+    streaming: bool = False
+    media_type: str = "application/json"
+    length: int | None = None
 
-    def timing(self, timing: Timing) -> None: ...
+    def set_clock(self, clock: Callable[[], float]) -> None:
+        """For protocols that put a time into each line: `clock` returns seconds since the epoch."""
+        return
 
+    def bind_model(self, card: ModelCard) -> None:
+        """For protocols whose answers describe their model. Called once, before the request waits for anything."""
+        return
 
-@runtime_checkable
-class Meeting(Protocol):
-    """What an encoder may promise besides: its answers tell of the model that gives them."""
+    def set_timing(self, timing: Timing) -> None:
+        """For protocols whose answers say how long they took. Called once, before `finish`."""
+        return
 
-    def meet(self, card: ModelCard) -> None:
-        """The model that was found for the request. Called once, before anything waits."""
-        ...
+    def start(self, head: ResponseHead) -> None:
+        """A backend answers. Discards what an earlier attempt may have left half folded."""
+        return
 
+    @abstractmethod
+    def encode(self, chunk: Chunk) -> bytes:
+        """The bytes to send for this chunk; empty while a whole answer is being folded."""
 
-@runtime_checkable
-class Admitting(Protocol):
-    """What an adapter may promise besides: it judges a request by the model that was found for it."""
+    def finish(self) -> bytes:
+        """The end of the stream, or the folded answer."""
+        return b""
 
-    def admit(self, request: Request, card: ModelCard) -> Request:
-        """The request, with what the protocol makes depend on the model filled in.
+    def heartbeat(self, progress: Progress) -> bytes:
+        """A sign of life that no client mistakes for an answer; empty if the protocol has none."""
+        return b""
 
-        Called once, when the model is known and before anything waits. Raises a `GatewayError` if the protocol
-        demands a refusal (a model without tools, a request to think to one that cannot).
-        """
-        ...
-
-
-@runtime_checkable
-class Presetting(Protocol):
-    """What an adapter may promise besides: its requests can be changed for a model that was made of another one."""
-
-    def preset(self, request: Request, preset: Preset) -> Request:
-        """The request with what the preset says wherever the client said nothing. Called before `admit`."""
-        ...
-
-
-@runtime_checkable
-class Watchable(Protocol):
-    """What an adapter may promise besides: some of its probes are answered with a stream of what changes."""
-
-    def watches(self, request: Request) -> bool:
-        """Whether the request asks for such a stream."""
-        ...
-
-    def news(self, before: ModelList | None, now: ModelList) -> bytes:
-        """The events that lead from one snapshot to the next, or to the first one; empty if nothing tells of it."""
-        ...
+    def error(self, error: GatewayError) -> bytes:
+        """The error inside a stream that has begun, with whatever marks the stream as failed."""
+        return b""
 
 
-@runtime_checkable
-class Amending(Protocol):
-    """What an adapter may promise besides: it knows another way to say what a backend refused."""
+class Parser(ABC):
+    """Reads one backend's answer, segment by segment, wherever the segments are cut."""
 
-    def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
-        """The request to send to the same backend instead, smaller each time; `None` to let the refusal stand."""
-        ...
+    @abstractmethod
+    def start(self, head: ResponseHead) -> None:
+        """A new answer begins; nothing of an earlier one is kept."""
 
-
-@runtime_checkable
-class Welcoming(Protocol):
-    """What an adapter may promise besides: some web pages may call its routes although no setting names them."""
-
-    def welcomes(self, origin: str) -> bool:
-        """Whether pages of this origin may, as the header `Origin` names it."""
-        ...
-
-
-class Parser(Protocol):
-    """Reads one backend's answer, segment by segment, however it was cut."""
-
-    def begin(self, head: ResponseHead) -> None: ...
-
+    @abstractmethod
     def feed(self, data: bytes) -> Iterable[Chunk]:
         """The chunks that these bytes complete. Raises `BackendBroken` for an error inside the stream."""
-        ...
 
+    @abstractmethod
     def finish(self) -> Iterable[Chunk]:
         """The connection ended. Raises `BackendBroken` unless the answer was complete."""
-        ...
 
 
-class Upstream(Protocol):
-    """A protocol as backends speak it."""
+class Upstream(ABC):
+    """A protocol as backends speak it. `wire` is the protocol's name."""
 
-    @property
-    def wire(self) -> str: ...
-
-    def build(self, request: Request, *, model: str, stream: bool) -> WireRequest:
-        """The request for a backend that calls the model `model`; `stream` asks for a stream even for a whole answer."""
-        ...
-
-    def parser(self, request: Request, *, fields: bool) -> Parser:
-        """A reader for the answer; `fields` asks for decoded fields beside the raw bytes."""
-        ...
-
-
-@runtime_checkable
-class Polyglot(Protocol):
-    """What an upstream may promise besides: it speaks more protocols than the one it is named after."""
+    wire: str
 
     def speaks(self, wire: str) -> bool:
         """Whether a request of this protocol is sent on as it is, without being expanded."""
-        ...
+        return wire == self.wire
+
+    @abstractmethod
+    def build(self, request: Request, *, model: str, stream: bool) -> WireRequest:
+        """The request for a backend that calls the model `model`; `stream` asks for a stream even for a whole answer.
+
+        Raises `BadRequest` for a kind of request that the protocol does not have. A request of a protocol that this
+        upstream does not speak must be expanded.
+        """
+
+    @abstractmethod
+    def parser(self, request: Request, *, fields: bool) -> Parser:
+        """A parser for the answer; `fields` asks for decoded fields beside the raw bytes."""
 
 
-class Adapter(Protocol):
-    """A protocol as clients speak it."""
+class Adapter(ABC):
+    """A protocol as clients speak it. `operations` are in the order in which paths are matched."""
 
-    @property
-    def name(self) -> str: ...
+    name: str
+    operations: Sequence[Operation]
 
-    @property
-    def operations(self) -> Sequence[Operation]: ...
-
+    @abstractmethod
     def decode(self, operation: Operation, incoming: Incoming) -> Request:
         """The canonical request. Raises a `GatewayError` that says what is wrong with the bytes."""
-        ...
 
     def expand(self, request: Request) -> Request:
         """The same request with everything decoded that a backend of another protocol needs."""
-        ...
+        return request
 
-    def answer(self, request: Request, listing: ModelList) -> WireResponse:
-        """The answer to a probe, from the catalogue alone. Raises `ModelNotFound` for a model it does not hold."""
-        ...
+    def apply_preset(self, request: Request, preset: Preset) -> Request:
+        """The request with the preset's values wherever the client gave none. Called before `validate`."""
+        return request
 
-    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> Encoder:  # noqa: A002
-        """An encoder for one reply; `id` and `created` (seconds) are for answers that need them made up.
+    def validate(self, request: Request, card: ModelCard) -> Request:
+        """The request with what the protocol makes depend on the model filled in.
+
+        Called once, when the model is known and before anything waits. Raises a `GatewayError` if the protocol
+        demands a refusal, such as tools for a model that has none.
+        """
+        return request
+
+    def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
+        """Another form of a request that the backend rejected, smaller each time; `None` to let the rejection stand."""
+        return None
+
+    def model_info(self, request: ModelInfoRequest, models: ModelList) -> WireResponse:
+        """The answer to a probe, from the catalogue alone. Raises `ModelNotFound` for a model that is not listed."""
+        raise NotFound(f"The protocol {self.name} has no model information to ask for.")
+
+    def is_subscription(self, request: ModelInfoRequest) -> bool:
+        """Whether a probe is answered with a stream of `change_events`."""
+        return False
+
+    def change_events(self, before: ModelList | None, now: ModelList) -> bytes:
+        """The events that lead from one snapshot to the next, or to the first; empty if nothing changed."""
+        return b""
+
+    @abstractmethod
+    def encoder(self, request: Request, *, response_id: str, created: int, progress: str) -> Encoder:
+        """An encoder for one response; `response_id` and `created` (seconds) are for answers that need them made up.
 
         `progress` is the setting: `thinking`, `quiet`, `comments` or `off`.
         """
-        ...
 
-    def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
-        """The error as a complete answer of this protocol, with the right status."""
-        ...
+    @abstractmethod
+    def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
+        """The error as a complete answer of this protocol."""
+
+    def allows_origin(self, origin: str) -> bool:
+        """Whether web pages of this `Origin` may call the adapter's routes although no setting names them."""
+        return False
+
+    def origin(
+        self,
+        operation: Operation,
+        incoming: Incoming,
+        *,
+        body: bytes | None = None,
+        path: str | None = None,
+        content_type: str | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
+        json_body: JsonBody | None = None,
+    ) -> Origin:
+        """What the client sent, for the `origin` of a request."""
+        return Origin(
+            wire=self.name,
+            operation=operation.name,
+            body=incoming.body if body is None else body,
+            method=incoming.method,
+            path=incoming.path if path is None else path,
+            query=incoming.query,
+            content_type=content_type or incoming.headers.get("content-type", "application/json"),
+            headers=headers,
+            json_body=json_body,
+        )

@@ -12,7 +12,6 @@ GROUP = "hostler.adapters"
 
 # The built-in ones come first and in this order: where patterns overlap, the more specific protocol is asked first.
 _ORDER = ("openai", "anthropic", "ollama", "llamacpp", "lmstudio")
-_MUST_HAVE = ("name", "operations", "decode", "expand", "answer", "encoder", "refuse")
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +61,10 @@ def check_conflicts(adapters: Sequence[Adapter]) -> None:
 
 def _load(point: EntryPoint) -> Adapter | None:
     try:
-        made = point.load()()
-        missing = [name for name in _MUST_HAVE if not hasattr(made, name)]
-        if missing:
-            raise TypeError(f"it has no {', '.join(missing)}")
-        adapter: Adapter = made
-        list(adapter.operations)
+        adapter = point.load()()
+        if not isinstance(adapter, Adapter):
+            raise TypeError("not a subclass of hostler.adapters.base.Adapter")
+        check_conflicts([adapter])  # it must have a name and operations
     except Exception as error:
         log.error(
             "adapter %s (%s) is left out: %s: %s", point.name, point.value, type(error).__name__, error, exc_info=True

@@ -20,7 +20,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     `wire` names the protocol (`openai`, `ollama`, ...), `operation` the adapter's operation, `path` is the
     path on the wire as it came (percent-encoding kept), `query` is without the question mark.
     `headers` are those that belong to the protocol itself and go on to a backend of the same one; never credentials.
-    `document` is what the adapter has seen of the body, so that nobody has to look again.
+    `json_body` is the parsed body, if the adapter has parsed it.
     """
 
     wire: str
@@ -31,7 +31,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     query: str = ""
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
-    document: JsonBody | None = None
+    json_body: JsonBody | None = None
 
 
 class Text(msgspec.Struct, frozen=True, kw_only=True, tag="text"):

@@ -10,7 +10,7 @@ from typing import cast
 
 import msgspec
 
-from hostler.adapters.base import Amending, Parser, Polyglot, Timed, Timing
+from hostler.adapters.base import Parser, Timing
 from hostler.adapters.errors import BackendBroken, BackendRejected, BackendTimeout, ClientDisconnected, GatewayError
 from hostler.adapters.types import Chunk, Control, Request, ResponseHead
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
@@ -36,9 +36,7 @@ class Proxy:
     def __init__(self, backends: Mapping[str, Backend], *, clock: Callable[[], float]) -> None:
         self._backends = backends
         self._clock = clock
-        self._timed: dict[type, bool] = {}
         self._pouring: dict[type, bool] = {}
-        self._spoken: dict[tuple[str, str], bool] = {}
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         return self.dispatch(scope[CONTEXT_KEY])
@@ -60,17 +58,16 @@ class Proxy:
                     request = amended
             else:
                 await self._ask(context, request)
-        encoder = context.writer.encoder
-        if _promises(encoder, Timed, self._timed):
-            total_s = self._clock() - context.started_at
-            cast(Timed, encoder).timing(Timing(queue_s=context.queue_s, switch_s=context.switch_s, total_s=total_s))
+        total_s = self._clock() - context.started_at
+        timing = Timing(queue_s=context.queue_s, switch_s=context.switch_s, total_s=total_s)
+        context.writer.encoder.set_timing(timing)
         await context.writer.end()
 
     async def _ask(self, context: RequestContext, request: Request) -> None:
         attempt = context.current
         target = attempt.target
         backend = self._backends[target.backend]
-        same_wire = self._speaks(backend, request.origin.wire)
+        same_wire = backend.upstream.speaks(request.origin.wire)
         if not same_wire:
             request = context.adapter.expand(request)
         stream = backend.folds or _streamed(request)
@@ -83,7 +80,7 @@ class Proxy:
                 if not 200 <= answer.head.status < 300:
                     raise await _rejection(answer, backend)
                 attempt.segments += 1
-                parser.begin(answer.head)
+                parser.start(answer.head)
                 context.writer.begin(answer.head)
                 try:
                     await self._forward(context, answer, parser, backend.timeouts.first_byte_s)
@@ -161,14 +158,6 @@ class Proxy:
         if chunk.finish is not None:
             attempt.finish = chunk.finish
 
-    def _speaks(self, backend: Backend, wire: str) -> bool:
-        known = self._spoken.get((backend.name, wire))
-        if known is None:
-            upstream = backend.upstream
-            known = wire == upstream.wire or (isinstance(upstream, Polyglot) and upstream.speaks(wire))
-            self._spoken[backend.name, wire] = known
-        return known
-
 
 def _promises(one: object, protocol: type, known: dict[type, bool]) -> bool:
     """Whether objects of this kind do what the protocol says. Asked once: Python takes 10 µs to answer."""
@@ -181,9 +170,7 @@ def _promises(one: object, protocol: type, known: dict[type, bool]) -> bool:
 
 def _amended(context: RequestContext, request: Request, rejected: BackendRejected) -> Request | None:
     """Another way to say what was refused, if the protocol knows one and nothing was answered yet."""
-    if context.writer.committed or not isinstance(context.adapter, Amending):
-        return None
-    return context.adapter.amend(request, rejected)
+    return None if context.writer.committed else context.adapter.amend(request, rejected)
 
 
 def _had_everything(context: RequestContext, parser: Parser) -> bool:

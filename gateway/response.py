@@ -42,13 +42,13 @@ class ResponseWriter:
 
     def begin(self, head: ResponseHead) -> None:
         """A backend has begun to answer."""
-        self.encoder.begin(head)
+        self.encoder.start(head)
 
     def put(self, chunk: Chunk) -> bool:
         """Write a chunk; the first one that reaches the client commits the answer. False if the client lags behind: then
         `writable` is to be waited for before the next one."""
         encoder = self.encoder
-        data = encoder.chunk(chunk)
+        data = encoder.encode(chunk)
         if data:
             self.committed = True
             if not self.started:
@@ -77,7 +77,7 @@ class ResponseWriter:
     async def end(self) -> None:
         """The answer is complete."""
         encoder = self.encoder
-        data = encoder.end()
+        data = encoder.finish()
         self.committed = True
         if self._late and encoder.streaming:
             data += _comment(self._facts())

@@ -101,7 +101,7 @@ async def _skip(receive: Receive) -> None:
 
 
 def _refused(adapter: Adapter, claim: RouteMatch, error: GatewayError) -> WireResponse:
-    refusal = adapter.refuse(error, claim.operation)
+    refusal = adapter.error_response(error, claim.operation)
     # The rest of the body is not read: without closing, the server would wait for its end.
     return msgspec.structs.replace(refusal, headers=(*refusal.headers, ("Connection", "close")))
 

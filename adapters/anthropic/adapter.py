@@ -7,7 +7,6 @@ OpenAI's, and hands system turns to chat templates that refuse them. Only Anthro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,45 +16,30 @@ from hostler.adapters.anthropic.encoder import AnthropicEncoder, CountEncoder
 from hostler.adapters.anthropic.errors import refusal
 from hostler.adapters.anthropic.operations import COUNT, FORWARDED, HEADER, MESSAGES, MODEL, MODELS, OPERATIONS
 from hostler.adapters.anthropic.schema import WIRE
-from hostler.adapters.base import Encoder, Incoming, Operation, WireResponse
+from hostler.adapters.base import Adapter, Encoder, Incoming, Operation, WireResponse
 from hostler.adapters.degrade import without_thinking
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
 from hostler.adapters.json_body import JsonBody
 from hostler.adapters.model_list import ModelList
 from hostler.adapters.presets import sampling, with_defaults, with_turns
 from hostler.adapters.request_model import elsewhere
-from hostler.adapters.types import ChatRequest, CountRequest, ModelInfoRequest, Origin, Output, Request
+from hostler.adapters.types import ChatRequest, CountRequest, ModelInfoRequest, Output, Request
 from hostler.profiles.presets import Preset
 
 # What a preset may say of sampling, in this protocol's words; that it needs a limit at all is said by the client.
 _SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "stop": "stop_sequences"}
 
 
-class AnthropicAdapter:
+class AnthropicAdapter(Adapter):
     """The adapter for Anthropic's own SDKs, Claude Code, and everything that imitates them."""
 
-    @property
-    def name(self) -> str:
-        """The protocol's name."""
-        return WIRE
-
-    @property
-    def operations(self) -> Sequence[Operation]:
-        """What clients can ask, in the order in which paths are tried."""
-        return OPERATIONS
+    name = WIRE
+    operations = OPERATIONS
 
     def decode(self, operation: Operation, incoming: Incoming) -> Request:
         """The request, with its conversation if any model can follow it. Fields that are not known are read over."""
-        origin = Origin(
-            wire=WIRE,
-            operation=operation.name,
-            body=incoming.body,
-            method=incoming.method,
-            path=incoming.path,
-            query=incoming.query,
-            content_type=incoming.headers.get("content-type", "application/json"),
-            headers=tuple((name, incoming.headers[name]) for name in FORWARDED if name in incoming.headers),
-        )
+        headers = tuple((name, incoming.headers[name]) for name in FORWARDED if name in incoming.headers)
+        origin = self.origin(operation, incoming, headers=headers)
         if operation.name == MODELS:
             return ModelInfoRequest(origin=origin, kind=MODELS)
         if operation.name == MODEL:
@@ -91,7 +75,7 @@ class AnthropicAdapter:
         """The request without the wish to think, which Claude Code sends along with every one, for models that cannot."""
         return without_thinking(request, rejected)
 
-    def preset(self, request: Request, preset: Preset) -> Request:
+    def apply_preset(self, request: Request, preset: Preset) -> Request:
         """The request as it is when it is asked of a model that was made of another one."""
         if not isinstance(request, ChatRequest | CountRequest):
             return request
@@ -107,20 +91,20 @@ class AnthropicAdapter:
         conversation = None if request.conversation is None else messages.conversation(messages.read(body))
         return msgspec.structs.replace(request, origin=origin, conversation=conversation)
 
-    def answer(self, request: Request, listing: ModelList) -> WireResponse:
+    def model_info(self, request: ModelInfoRequest, listing: ModelList) -> WireResponse:
         """The list of models, or one of them."""
-        if isinstance(request, ModelInfoRequest) and request.kind == MODELS:
+        if request.kind == MODELS:
             return models.models(listing, request.origin.query)
-        if isinstance(request, ModelInfoRequest) and request.kind == MODEL:
+        if request.kind == MODEL:
             return models.model(listing, request.model or "")
         raise NotFound("There is nothing like that to ask for.")
 
-    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> Encoder:  # noqa: A002
+    def encoder(self, request: Request, *, response_id: str, created: int, progress: str) -> Encoder:
         """An encoder for one reply."""
         if request.origin.operation == MESSAGES:
-            return AnthropicEncoder(request, answer_id=id, progress=progress)
+            return AnthropicEncoder(request, response_id=response_id, progress=progress)
         return CountEncoder()
 
-    def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
+    def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
         """The error as a complete answer."""
         return refusal(error)

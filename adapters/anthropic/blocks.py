@@ -49,10 +49,10 @@ class Blocks:
     Pieces of another block that come while a tool's arguments are incomplete are held back.
     """
 
-    __slots__ = ("_answer_id", "_calls", "_count", "_current", "_index", "_waiting", "called")
+    __slots__ = ("_calls", "_count", "_current", "_index", "_response_id", "_waiting", "called")
 
-    def __init__(self, answer_id: str) -> None:
-        self._answer_id = answer_id
+    def __init__(self, response_id: str) -> None:
+        self._response_id = response_id
         self._current: _Block | None = None
         self._waiting: list[_Block] = []
         self._calls: dict[int, _Block] = {}
@@ -130,7 +130,7 @@ class Blocks:
         elif block.kind == THINKING:
             content |= {"thinking": "", "signature": ""}
         else:
-            block.id = block.id or f"toolu_{self._answer_id}_{block.number}"
+            block.id = block.id or f"toolu_{self._response_id}_{block.number}"
             content |= {"id": block.id, "name": block.name, "input": {}}
         events.append({"type": "content_block_start", "index": self._index, "content_block": content})
         held = "".join(block.pieces)

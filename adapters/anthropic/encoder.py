@@ -14,6 +14,7 @@ from hostler.adapters import sse as framing
 from hostler.adapters.anthropic.blocks import Blocks
 from hostler.adapters.anthropic.errors import error_event
 from hostler.adapters.anthropic.schema import EVENT_STREAM, WIRE
+from hostler.adapters.base import Encoder
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.progress import PREFIX, progress_line
@@ -71,50 +72,17 @@ _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"
 _PING = framing.write(b'{"type":"ping"}', "ping")
 
 
-class AnthropicEncoder:
+class AnthropicEncoder(Encoder):
     """One answer to one client."""
 
-    __slots__ = (
-        "_blocks",
-        "_finish",
-        "_fold",
-        "_forwarded",
-        "_head",
-        "_id",
-        "_length",
-        "_media_type",
-        "_model",
-        "_pinged",
-        "_progress",
-        "_started",
-        "_stop",
-        "_streaming",
-        "_usage",
-    )
-
-    def __init__(self, request: Request, *, answer_id: str, progress: str) -> None:
-        self._streaming = isinstance(request, ChatRequest) and request.output.stream
+    def __init__(self, request: Request, *, response_id: str, progress: str) -> None:
+        self.streaming = isinstance(request, ChatRequest) and request.output.stream
         self._model = request.model or ""
-        self._id = _NOT_IN_IDS.sub("_", answer_id.removeprefix("req-"))
+        self._id = _NOT_IN_IDS.sub("_", response_id.removeprefix("req-"))
         self._progress = progress
-        self.begin(ResponseHead(media_type=EVENT_STREAM))
+        self.start(ResponseHead(media_type=EVENT_STREAM))
 
-    @property
-    def streaming(self) -> bool:
-        """Whether the client asked for an event stream."""
-        return self._streaming
-
-    @property
-    def media_type(self) -> str:
-        """The media type of the answer."""
-        return self._media_type
-
-    @property
-    def length(self) -> int | None:
-        """The length of the whole body, if it is known by now."""
-        return self._length
-
-    def begin(self, head: ResponseHead) -> None:
+    def start(self, head: ResponseHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
         self._head = head
         self._blocks = Blocks(self._id)
@@ -125,17 +93,17 @@ class AnthropicEncoder:
         self._started = False
         self._pinged = False
         self._forwarded = False
-        self._length: int | None = None
-        self._media_type = EVENT_STREAM if self._streaming else "application/json"
+        self.length = None
+        self.media_type = EVENT_STREAM if self.streaming else "application/json"
 
-    def chunk(self, chunk: Chunk) -> bytes:
+    def encode(self, chunk: Chunk) -> bytes:
         """The bytes for the client that this chunk gives; empty while a whole answer is still being folded."""
-        if chunk.wire == WIRE and chunk.raw and chunk.whole is not self._streaming:
+        if chunk.wire == WIRE and chunk.raw and chunk.whole is not self.streaming:
             self._forwarded = True
             if self._head.media_type:
-                self._media_type = self._head.media_type
+                self.media_type = self._head.media_type
             if chunk.whole:
-                self._length = self._head.length
+                self.length = self._head.length
             return chunk.raw
         if chunk.usage is not None:
             self._usage = chunk.usage
@@ -146,33 +114,33 @@ class AnthropicEncoder:
         self._stop = chunk.stop or self._stop
         return self._written(self._blocks.add(chunk))
 
-    def end(self) -> bytes:
+    def finish(self) -> bytes:
         """What ends the answer: the folded whole, or the stream's last events."""
         if self._forwarded:
             return b""
         written = self._written([*self._blocks.end(), *self._last()])
-        if self._streaming:
+        if self.streaming:
             return written
         body = self._fold.result()
-        self._length = len(body)
+        self.length = len(body)
         return body
 
     def heartbeat(self, progress: Progress) -> bytes:
         """A sign of life: a comment that says what is being waited for, and the protocol's own `ping`."""
-        if not self._streaming or self._progress == "off":
+        if not self.streaming or self._progress == "off":
             return b""
         sign = framing.comment(PREFIX + progress_line(progress))
         return sign if self._progress == "comments" else sign + _PING
 
     def error(self, error: GatewayError) -> bytes:
         """The error inside the stream, which it ends."""
-        return error_event(error) if self._streaming else b""
+        return error_event(error) if self.streaming else b""
 
     def _written(self, events: list[dict[str, Any]]) -> bytes:
         if events and not self._started:
             self._started = True
             events = [self._first(), *events]
-        if not self._streaming:
+        if not self.streaming:
             for event in events:
                 self._fold.add(event)
             return b""
@@ -221,49 +189,23 @@ class AnthropicEncoder:
         }
 
 
-class CountEncoder:
+class CountEncoder(Encoder):
     """The answer to "how many tokens would this take"."""
 
-    __slots__ = ("_length", "_usage")
-
     def __init__(self) -> None:
-        self.begin(ResponseHead())
+        self.start(ResponseHead())
 
-    @property
-    def streaming(self) -> bool:
-        """Never: the answer is one number."""
-        return False
-
-    @property
-    def media_type(self) -> str:
-        """The media type of the answer."""
-        return "application/json"
-
-    @property
-    def length(self) -> int | None:
-        """The length of the body, once it is known."""
-        return self._length
-
-    def begin(self, head: ResponseHead) -> None:
+    def start(self, head: ResponseHead) -> None:
         """A backend answers."""
         self._usage = Usage()
-        self._length: int | None = None
 
-    def chunk(self, chunk: Chunk) -> bytes:
+    def encode(self, chunk: Chunk) -> bytes:
         """Nothing yet: the number is written at the end."""
         self._usage = chunk.usage or self._usage
         return b""
 
-    def end(self) -> bytes:
+    def finish(self) -> bytes:
         """The number."""
         body = _encode({"input_tokens": self._usage.prompt_tokens})
-        self._length = len(body)
+        self.length = len(body)
         return body
-
-    def heartbeat(self, progress: Progress) -> bytes:
-        """Nothing: a whole answer just waits."""
-        return b""
-
-    def error(self, error: GatewayError) -> bytes:
-        """Nothing: there is no stream."""
-        return b""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from hostler.adapters.anthropic.schema import EVENT_STREAM, WIRE, AnswerBlock, AnswerUsage, EventBody, WholeBody
+from hostler.adapters.base import Parser
 from hostler.adapters.errors import BackendBroken, GatewayError
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.sse import EventSplitter, read, split
@@ -30,31 +31,17 @@ _decode = msgspec.json.Decoder(EventBody).decode
 _decode_whole = msgspec.json.Decoder(WholeBody).decode
 
 
-class AnthropicParser:
+class AnthropicParser(Parser):
     """A reader for one answer. A stream is complete with `message_stop`, a whole answer when the connection ends.
 
     With `fields`, chunks hold what was said and no bytes. Without, they hold the bytes, and `finish` and `usage`.
     """
 
-    __slots__ = (
-        "_body",
-        "_calls",
-        "_done",
-        "_empty",
-        "_fields",
-        "_given",
-        "_head",
-        "_held",
-        "_splitter",
-        "_usage",
-        "_whole",
-    )
-
     def __init__(self, *, fields: bool = False) -> None:
         self._fields = fields
-        self.begin(ResponseHead(media_type=EVENT_STREAM))
+        self.start(ResponseHead(media_type=EVENT_STREAM))
 
-    def begin(self, head: ResponseHead) -> None:
+    def start(self, head: ResponseHead) -> None:
         """A new answer begins; nothing of an earlier one is kept."""
         self._head = head
         self._whole = not head.media_type.lower().startswith(EVENT_STREAM)

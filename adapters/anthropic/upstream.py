@@ -13,7 +13,7 @@ from hostler.adapters.anthropic.messages import without_unsigned
 from hostler.adapters.anthropic.operations import COUNT, HEADER, MESSAGES, PATHS
 from hostler.adapters.anthropic.parser import AnthropicParser
 from hostler.adapters.anthropic.schema import WIRE
-from hostler.adapters.base import WireRequest
+from hostler.adapters.base import Upstream, WireRequest
 from hostler.adapters.degrade import unspoken
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON
@@ -181,7 +181,7 @@ def _output(output: Output) -> dict[str, Any]:
 _VERSION = (HEADER, "2023-06-01")
 
 
-class AnthropicUpstream:
+class AnthropicUpstream(Upstream):
     """Builds requests for a backend of this protocol, and readers for its answers.
 
     A request that came in this protocol is sent on as it is, with `model` replaced and its own protocol headers: what
@@ -190,10 +190,7 @@ class AnthropicUpstream:
     written anew.
     """
 
-    @property
-    def wire(self) -> str:
-        """The protocol's name."""
-        return WIRE
+    wire = WIRE
 
     def build(self, request: Request, *, model: str, stream: bool) -> WireRequest:
         """The request for a backend that calls the model `model`. Whole answers come whole: they need no folding."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 import msgspec
 
 from hostler.adapters import multipart as form
 from hostler.adapters import presets as presetting
-from hostler.adapters.base import Encoder, Incoming, Operation, WireResponse
+from hostler.adapters.base import Adapter, Encoder, Incoming, Operation, WireResponse
 from hostler.adapters.errors import BadRequest, GatewayError, MethodNotAllowed, ModelUnavailable, NotFound
 from hostler.adapters.json_body import JsonBody, check_size
-from hostler.adapters.llamacpp import adapter as other
 from hostler.adapters.llamacpp import completion, server
 from hostler.adapters.llamacpp.encoder import LlamaCppEncoder
 from hostler.adapters.llamacpp.errors import refusal
@@ -46,38 +44,24 @@ _NATIVE_WORDS = frozenset(
 _RERANK = Operation(name="rerank", path="/v1/rerank")
 
 
-class LlamaCppAdapter:
+class LlamaCppAdapter(Adapter):
     """The adapter for llama.cpp's web UI, its tools, and everything written for `llama-server`."""
+
+    name = WIRE
+    operations = OPERATIONS
 
     def __init__(self) -> None:
         self._openai = OpenAIAdapter()
-
-    @property
-    def name(self) -> str:
-        """The protocol's name."""
-        return WIRE
-
-    @property
-    def operations(self) -> Sequence[Operation]:
-        """What clients can ask. The last one takes every path that nobody else knows."""
-        return OPERATIONS
 
     def decode(self, operation: Operation, incoming: Incoming) -> Request:
         """The request. A model is named in the body or in the query."""
         name = operation.name
         if name in UNKNOWN:
-            return other.decode(name, incoming)
+            return _decode_unknown(self.origin(operation, incoming), incoming)
         if name == "rerank":
             return self._openai.decode(_RERANK, incoming)
-        origin = Origin(
-            wire=WIRE,
-            operation=name,
-            body=incoming.body,
-            method=incoming.method,
-            path=operation.path.rstrip("/"),
-            query=incoming.query,
-            content_type="application/json",
-        )
+        # JSON whatever the client calls it, on the path as the engine knows it.
+        origin = self.origin(operation, incoming, path=operation.path.rstrip("/"), content_type="application/json")
         named = elsewhere(incoming)
         if name in _PROBES:
             return ModelInfoRequest(origin=origin, kind=name, model=named)
@@ -110,17 +94,17 @@ class LlamaCppAdapter:
             return self._openai.expand(request)
         return completion.expand(request) if isinstance(request, CompletionRequest) else request
 
-    def preset(self, request: Request, preset: Preset) -> Request:
+    def apply_preset(self, request: Request, preset: Preset) -> Request:
         """The request as it is when it is asked of a model that was made of another one; its words are not templated."""
         if request.origin.wire != WIRE:
-            return self._openai.preset(request, preset)
+            return self._openai.apply_preset(request, preset)
         if not isinstance(request, CompletionRequest):
             return request
         wanted = presetting.sampling(preset)
         body = presetting.with_defaults(request.origin.body, wanted, instead={"max_tokens": presetting.LIMITS})
         return msgspec.structs.replace(request, origin=msgspec.structs.replace(request.origin, body=body))
 
-    def admit(self, request: Request, card: ModelCard) -> Request:
+    def validate(self, request: Request, card: ModelCard) -> Request:
         """Refuses orders that are carried out already, and lets nothing load a model that did not name one to be asked."""
         running = card.state in ("loaded", "loading")
         if isinstance(request, Control):
@@ -140,28 +124,28 @@ class LlamaCppAdapter:
             raise ModelUnavailable(f"model is not loaded: {card.name}", model=card.name)
         return request
 
-    def answer(self, request: Request, listing: ModelList) -> WireResponse:
+    def model_info(self, request: ModelInfoRequest, listing: ModelList) -> WireResponse:
         """What llama-server tells of itself."""
-        if not isinstance(request, ModelInfoRequest) or request.kind not in _PROBES:
+        if request.kind not in _PROBES:
             raise NotFound("There is nothing like that to ask for.")
         return server.answer(request.kind, request.model, listing)
 
-    def watches(self, request: Request) -> bool:
+    def is_subscription(self, request: ModelInfoRequest) -> bool:
         """Whether the states of models are to be followed."""
-        return isinstance(request, ModelInfoRequest) and request.kind == "watch"
+        return request.kind == "watch"
 
-    def news(self, before: ModelList | None, now: ModelList) -> bytes:
+    def change_events(self, before: ModelList | None, now: ModelList) -> bytes:
         """How the models are, then what becomes of them."""
         return server.news(before, now)
 
-    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> Encoder:  # noqa: A002
+    def encoder(self, request: Request, *, response_id: str, created: int, progress: str) -> Encoder:
         """An encoder for one reply."""
         origin = request.origin
         if origin.wire != WIRE:
-            return self._openai.encoder(request, id=id, created=created, progress=progress)
+            return self._openai.encoder(request, response_id=response_id, created=created, progress=progress)
         return LlamaCppEncoder(request, progress=progress)
 
-    def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
+    def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
         """The error as a complete answer."""
         return refusal(error, operation)
 
@@ -206,21 +190,11 @@ _NOT_FORWARDED = frozenset(
 )
 
 
-def decode(operation: str, incoming: Incoming) -> Passthrough:
+def _decode_unknown(origin: Origin, incoming: Incoming) -> Passthrough:
     """The request as it goes to the engine. Raises `NotFound` for paths that are nobody's or not an engine's business."""
     _check(incoming)
-    content_type = incoming.headers.get("content-type", "application/json")
-    origin = Origin(
-        wire=WIRE,
-        operation=operation,
-        body=incoming.body,
-        method=incoming.method,
-        path=incoming.path,
-        query=incoming.query,
-        content_type=content_type,
-    )
     try:
-        model, stream = _asked(incoming.body, content_type)
+        model, stream = _asked(incoming.body, origin.content_type)
         model = model or elsewhere(incoming)
     except BadRequest as error:
         raise BadRequest(error.message) from None

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters import sse as framing
+from hostler.adapters.base import Encoder
 from hostler.adapters.errors import BackendBroken, GatewayError
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.llamacpp.completion import asks_for_tokens, prompt
@@ -87,73 +88,43 @@ class CompletionFold:
 _encode = msgspec.json.encode
 
 
-class LlamaCppEncoder:
+class LlamaCppEncoder(Encoder):
     """One answer to one client."""
-
-    __slots__ = (
-        "_finish",
-        "_fold",
-        "_folds",
-        "_length",
-        "_media_type",
-        "_progress",
-        "_request",
-        "_streaming",
-        "_tokens",
-        "_usage",
-        "_whole",
-        "_written",
-    )
 
     def __init__(self, request: Request, *, progress: str) -> None:
         origin = request.origin
         self._request = request
-        self._streaming = isinstance(request, CompletionRequest | Passthrough) and request.output.stream
+        self.streaming = isinstance(request, CompletionRequest | Passthrough) and request.output.stream
         self._tokens = (
             origin.operation in COMPLETIONS
-            and not self._streaming
+            and not self.streaming
             and is_object(origin.body)
             and asks_for_tokens(origin.body)
         )
         self._progress = progress
-        self.begin(ResponseHead(media_type=JSON))
+        self.start(ResponseHead(media_type=JSON))
 
-    @property
-    def streaming(self) -> bool:
-        """Whether the client asked for an event stream."""
-        return self._streaming
-
-    @property
-    def media_type(self) -> str:
-        """The media type of the answer."""
-        return self._media_type
-
-    @property
-    def length(self) -> int | None:
-        """The length of the whole body, if it is known by now."""
-        return self._length
-
-    def begin(self, head: ResponseHead) -> None:
+    def start(self, head: ResponseHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
         self._fold = CompletionFold(tokens=self._tokens)
         self._whole = bytearray()
         self._written = 0
         self._usage: Usage | None = None
         self._finish: str | None = None
-        self._length: int | None = None
+        self.length = None
         events = head.media_type.lower().startswith(EVENT_STREAM)
-        self._folds = events and not self._streaming
-        if self._streaming:
-            self._media_type = head.media_type if events else EVENT_STREAM
+        self._folds = events and not self.streaming
+        if self.streaming:
+            self.media_type = head.media_type if events else EVENT_STREAM
         else:
-            self._media_type = JSON if events else head.media_type or "application/octet-stream"
-            self._length = None if events else head.length
+            self.media_type = JSON if events else head.media_type or "application/octet-stream"
+            self.length = None if events else head.length
 
-    def chunk(self, chunk: Chunk) -> bytes:
+    def encode(self, chunk: Chunk) -> bytes:
         """The bytes for the client that this chunk gives; empty while a whole answer is still being folded."""
         if chunk.wire != WIRE:
             return self._anew(chunk)
-        if self._streaming and chunk.whole:
+        if self.streaming and chunk.whole:
             self._whole += chunk.raw
             return b""
         if self._folds:
@@ -161,36 +132,36 @@ class LlamaCppEncoder:
             return b""
         return chunk.raw
 
-    def end(self) -> bytes:
+    def finish(self) -> bytes:
         """What ends the answer: the folded whole; nothing after an engine's stream, which has told its end itself."""
         if isinstance(self._request, Control):
             return b'{"success":true}'
         last = b""
         if self._written:
             last = self._said(framing.write(_encode(self._last())))
-        if self._streaming:
+        if self.streaming:
             return last or _told(bytes(self._whole))
         if not self._folds:
             return b""
         body = self._fold.result()
-        self._length = len(body)
+        self.length = len(body)
         return body
 
     def heartbeat(self, progress: Progress) -> bytes:
         """A sign of life: a comment, as llama-server sends them itself."""
-        if not self._streaming or self._progress == "off":
+        if not self.streaming or self._progress == "off":
             return b""
         return framing.comment(PREFIX + progress_line(progress)) + b"\n"
 
     def error(self, error: GatewayError) -> bytes:
         """The error inside the stream. There is nothing else that ends one."""
-        return error_event(error) if self._streaming else b""
+        return error_event(error) if self.streaming else b""
 
     def _anew(self, chunk: Chunk) -> bytes:
         """An answer of another protocol, as the engine would tell it."""
         self._written += 1
-        self._folds = not self._streaming
-        self._media_type, self._length = (EVENT_STREAM if self._streaming else JSON), None
+        self._folds = not self.streaming
+        self.media_type, self.length = (EVENT_STREAM if self.streaming else JSON), None
         self._usage = chunk.usage or self._usage
         self._finish = chunk.finish or self._finish
         if not chunk.text:
@@ -199,7 +170,7 @@ class LlamaCppEncoder:
         return self._said(framing.write(_encode({**piece, "tokens_predicted": self._written})))
 
     def _said(self, event: bytes) -> bytes:
-        if self._streaming:
+        if self.streaming:
             return event
         self._fold.add_events(event)
         return b""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from hostler.adapters.base import Parser
 from hostler.adapters.errors import BackendBroken, GatewayError
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.llamacpp.schema import EVENT_STREAM, NO_ERROR, WIRE, ErrorBody, Piece
@@ -22,19 +23,17 @@ _notice_all = msgspec.json.Decoder(Piece | list[Piece]).decode
 _decode_error = msgspec.json.Decoder(ErrorBody).decode
 
 
-class LlamaCppParser:
+class LlamaCppParser(Parser):
     """A reader for one answer. A stream of completions is complete when `answers` of them have said that they stop.
 
     There is no `[DONE]`. `answers` of 0 means that nothing is known of the stream: it ends when the connection does.
     """
 
-    __slots__ = ("_answers", "_body", "_given", "_remarks", "_size", "_splitter", "_stopped", "_usage", "_whole")
-
     def __init__(self, *, answers: int = 0) -> None:
         self._answers = answers
-        self.begin(ResponseHead(media_type=EVENT_STREAM))
+        self.start(ResponseHead(media_type=EVENT_STREAM))
 
-    def begin(self, head: ResponseHead) -> None:
+    def start(self, head: ResponseHead) -> None:
         """A new answer begins; nothing of an earlier one is kept."""
         self._whole = not head.media_type.lower().startswith(EVENT_STREAM)
         self._splitter = EventSplitter()

@@ -21,7 +21,7 @@ _FORM = "multipart/form-data"
 _MODEL = re.compile(r"(?<![^&])model=[^&]*")
 
 
-class LlamaCppUpstream:
+class LlamaCppUpstream(Upstream):
     """Builds requests for an engine. A client's protocol that the engine speaks too is spoken; all others become OpenAI's.
 
     `also` are further protocols of the engine's, each as an upstream of its own.
@@ -29,12 +29,9 @@ class LlamaCppUpstream:
 
     def __init__(self, *also: Upstream, prefix: str = "/v1") -> None:
         self._openai = OpenAIUpstream(prefix=prefix, engine=True)
+        # Requests of other protocols are written in OpenAI's, and the engine's errors have its form.
+        self.wire = self._openai.wire
         self._others = {upstream.wire: upstream for upstream in also}
-
-    @property
-    def wire(self) -> str:
-        """The protocol in which requests of foreign protocols are written, and the form of the engine's errors."""
-        return self._openai.wire
 
     def speaks(self, wire: str) -> bool:
         """Whether a request of this protocol is sent on as it is."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 
 from hostler import __version__
-from hostler.adapters.base import Encoder, Incoming, Operation, WireResponse
+from hostler.adapters.base import Adapter, Encoder, Incoming, Operation, WireResponse
 from hostler.adapters.degrade import without_thinking
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
 from hostler.adapters.json_body import JsonBody
@@ -24,31 +22,21 @@ from hostler.adapters.types import (
     CompletionRequest,
     Control,
     ModelInfoRequest,
-    Origin,
-    Progress,
     Request,
-    ResponseHead,
 )
 from hostler.profiles.presets import Preset
 
 WIRE = "lmstudio"
 
 
-class LMStudioAdapter:
+class LMStudioAdapter(Adapter):
     """The adapter for clients of LM Studio's own interface, Hermes among them."""
+
+    name = WIRE
+    operations = OPERATIONS
 
     def __init__(self) -> None:
         self._openai = OpenAIAdapter()
-
-    @property
-    def name(self) -> str:
-        """The protocol's name."""
-        return WIRE
-
-    @property
-    def operations(self) -> Sequence[Operation]:
-        """What clients can ask."""
-        return OPERATIONS
 
     def decode(self, operation: Operation, incoming: Incoming) -> Request:
         """The request. To load a model is a question here: it is answered at once, and nothing is loaded."""
@@ -56,14 +44,7 @@ class LMStudioAdapter:
         if delegated is not None:
             return self._openai.decode(Operation(name=delegated, path=f"/v1/{delegated}"), incoming)
         name = operation.name
-        origin = Origin(
-            wire=WIRE,
-            operation=name,
-            body=incoming.body,
-            method=incoming.method,
-            path=incoming.path,
-            query=incoming.query,
-        )
+        origin = self.origin(operation, incoming)
         if name == "say":
             document = JsonBody(incoming.body)
             model = document.text("model") or elsewhere(incoming)
@@ -85,13 +66,13 @@ class LMStudioAdapter:
             return without_thinking(request, rejected)
         return self._openai.amend(request, rejected)
 
-    def preset(self, request: Request, preset: Preset) -> Request:
+    def apply_preset(self, request: Request, preset: Preset) -> Request:
         """The request as it is when it is asked of a model that was made of another one."""
-        return request if request.origin.wire == WIRE else self._openai.preset(request, preset)
+        return request if request.origin.wire == WIRE else self._openai.apply_preset(request, preset)
 
-    def answer(self, request: Request, listing: ModelList) -> WireResponse:
+    def model_info(self, request: ModelInfoRequest, listing: ModelList) -> WireResponse:
         """The lists, one model, or that it is loaded."""
-        kind = request.kind if isinstance(request, ModelInfoRequest) else ""
+        kind = request.kind
         if kind == "models":
             return models.native(listing)
         if kind == "list":
@@ -103,52 +84,37 @@ class LMStudioAdapter:
             return models.loaded(models.find(listing, asked), asked)
         raise NotFound("There is nothing like that to ask for.")
 
-    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> Encoder:  # noqa: A002
+    def encoder(self, request: Request, *, response_id: str, created: int, progress: str) -> Encoder:
         """An encoder for one reply."""
         if isinstance(request, Control):
             return _Unloaded(request.model)
         if isinstance(request, ChatRequest) and request.origin.wire == WIRE:
             return ChatEncoder(request, progress=progress)
-        encoder = self._openai.encoder(request, id=id, created=created, progress=progress)
+        encoder = self._openai.encoder(request, response_id=response_id, created=created, progress=progress)
         if isinstance(request, ChatRequest | CompletionRequest):
             return FiguresEncoder(encoder, version=__version__)
         return encoder
 
-    def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
+    def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
         """The error as a complete answer, on the older paths in OpenAI's words."""
         if operation is not None and operation.path.startswith(NEWER):
             return refusal(error)
-        return self._openai.refuse(error, operation)
+        return self._openai.error_response(error, operation)
 
 
-class _Unloaded:
+class _Unloaded(Encoder):
     """The answer to an order that has been carried out."""
-
-    streaming = False
-    media_type = "application/json"
-    length: int | None = None
 
     def __init__(self, instance: str) -> None:
         self._instance = instance
 
-    def begin(self, head: ResponseHead) -> None:
-        """There is nothing to forget."""
-
-    def chunk(self, chunk: Chunk) -> bytes:
+    def encode(self, chunk: Chunk) -> bytes:
         """No engine says anything to this."""
         return b""
 
-    def end(self) -> bytes:
+    def finish(self) -> bytes:
         """What was unloaded."""
         return msgspec.json.encode({"instance_id": self._instance})
-
-    def heartbeat(self, progress: Progress) -> bytes:
-        """Nothing: the answer is not a stream."""
-        return b""
-
-    def error(self, error: GatewayError) -> bytes:
-        """Nothing: the answer is not a stream."""
-        return b""
 
 
 def _needed(incoming: Incoming, *names: str) -> str:

@@ -58,59 +58,50 @@ class Figures:
         return round(self.usage.completion_tokens / seconds, 3) if seconds else 0.0
 
 
-class FiguresEncoder:
+class FiguresEncoder(Encoder):
     """An answer of OpenAI's with `stats`, `model_info` and `runtime` in it: in the whole, or in a last event of a stream."""
 
     def __init__(self, inner: Encoder, *, version: str) -> None:
         self._inner = inner
+        self.streaming = inner.streaming
+        self.media_type = inner.media_type
         self._version = version
         self._card = ModelCard(name="")
         self._figures = Figures()
         self._held: list[bytes] = []
         self._ended = False
-        self._length: int | None = None
+        self.length = None
 
-    @property
-    def streaming(self) -> bool:
-        """Whether the client asked for an event stream."""
-        return self._inner.streaming
-
-    @property
-    def media_type(self) -> str:
-        """The media type of the answer."""
-        return self._inner.media_type
-
-    @property
-    def length(self) -> int | None:
-        """The length of the whole body, once it is known."""
-        return self._length
-
-    def meet(self, card: ModelCard) -> None:
+    def bind_model(self, card: ModelCard) -> None:
         """The model that answers."""
         self._card = card
 
-    def timing(self, timing: Timing) -> None:
+    def set_timing(self, timing: Timing) -> None:
         """How long it took."""
         self._figures.timing = timing
 
-    def begin(self, head: ResponseHead) -> None:
+    def start(self, head: ResponseHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
-        self._inner.begin(head)
+        self._inner.start(head)
+        self.media_type = self._inner.media_type
         timing, self._figures = self._figures.timing, Figures()
         self._figures.timing = timing
         self._held = []
         self._ended = False
 
-    def chunk(self, chunk: Chunk) -> bytes:
+    def encode(self, chunk: Chunk) -> bytes:
         """The bytes for the client that this chunk gives; a whole answer is held back for what belongs into it."""
         self._figures.notice(chunk)
-        return self._told(self._inner.chunk(chunk))
+        data = self._inner.encode(chunk)
+        self.media_type = self._inner.media_type
+        return self._told(data)
 
-    def end(self) -> bytes:
+    def finish(self) -> bytes:
         """What ends the answer, with the figures."""
-        last = self._told(self._inner.end())
+        last = self._told(self._inner.finish())
+        self.media_type = self._inner.media_type
         told = self._body()
-        if self._inner.streaming:
+        if self.streaming:
             if not self._ended:
                 return last
             return last + framing.write(_encode({"object": "chat.completion.chunk", "choices": [], **told})) + _DONE
@@ -118,7 +109,7 @@ class FiguresEncoder:
         whole = body.rstrip()
         if whole.startswith(b"{") and whole.endswith(b"}") and whole != b"{}":
             body = whole[:-1] + b"," + _encode(told)[1:]
-        self._length = len(body)
+        self.length = len(body)
         return body
 
     def heartbeat(self, progress: Progress) -> bytes:
@@ -130,7 +121,7 @@ class FiguresEncoder:
         return self._inner.error(error)
 
     def _told(self, data: bytes) -> bytes:
-        if not self._inner.streaming:
+        if not self.streaming:
             self._held.append(data)
             return b""
         if data.endswith(_DONE):
@@ -155,44 +146,30 @@ class FiguresEncoder:
         }
 
 
-class ChatEncoder:
+class ChatEncoder(Encoder):
     """An answer of LM Studio's own chat: named events, or one object."""
 
     def __init__(self, request: ChatRequest, *, progress: str) -> None:
         self._model = request.model or ""
-        self._streaming = request.output.stream
+        self.streaming = request.output.stream
+        self.media_type = EVENT_STREAM if self.streaming else "application/json"
         self._progress = progress
         self._opened = False
         self._loading: float | None = None
         self._figures = Figures()
-        self.begin(ResponseHead(media_type=EVENT_STREAM))
+        self.start(ResponseHead(media_type=EVENT_STREAM))
 
-    @property
-    def streaming(self) -> bool:
-        """Whether the client asked for an event stream."""
-        return self._streaming
-
-    @property
-    def media_type(self) -> str:
-        """The media type of the answer."""
-        return EVENT_STREAM if self._streaming else "application/json"
-
-    @property
-    def length(self) -> int | None:
-        """The length of the whole body, once it is known."""
-        return self._length
-
-    def timing(self, timing: Timing) -> None:
+    def set_timing(self, timing: Timing) -> None:
         """How long it took."""
         self._figures.timing = timing
 
-    def begin(self, head: ResponseHead) -> None:
+    def start(self, head: ResponseHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
         self._items: list[tuple[str, list[str]]] = []
         self._figures = Figures()
-        self._length: int | None = None
+        self.length = None
 
-    def chunk(self, chunk: Chunk) -> bytes:
+    def encode(self, chunk: Chunk) -> bytes:
         """The events that this chunk becomes; nothing yet of a whole answer."""
         self._figures.notice(chunk)
         if chunk.index:
@@ -203,18 +180,18 @@ class ChatEncoder:
                 events += self._said(kind, words)
         return self._written(events)
 
-    def end(self) -> bytes:
+    def finish(self) -> bytes:
         """What ends the answer: all of it, once more."""
         result = self._result()
-        if not self._streaming:
+        if not self.streaming:
             body = _encode(result)
-            self._length = len(body)
+            self.length = len(body)
             return body
         return self._written([*self._begun(), *self._closed(), {"type": "chat.end", "result": result}])
 
     def heartbeat(self, progress: Progress) -> bytes:
         """How far a load is, in the protocol's own events; everything else in comments."""
-        if not self._streaming or self._progress == "off":
+        if not self.streaming or self._progress == "off":
             return b""
         if self._progress == "comments" or progress.phase not in _LOADS:
             return framing.comment(PREFIX + progress_line(progress))
@@ -233,7 +210,7 @@ class ChatEncoder:
         return self._written([*self._open(), *self._closed(), told, {"type": "chat.end", "result": self._result()}])
 
     def _written(self, events: list[dict[str, Any]]) -> bytes:
-        return b"".join(framing.write(_encode(event), event["type"]) for event in events) if self._streaming else b""
+        return b"".join(framing.write(_encode(event), event["type"]) for event in events) if self.streaming else b""
 
     def _open(self) -> list[dict[str, Any]]:
         if self._opened:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
-from hostler.adapters.base import Incoming, Operation, WireResponse
+from hostler.adapters.base import Adapter, Incoming, Operation, WireResponse
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, MethodNotAllowed, NotFound
 from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.model_names import DEFAULT_HOST, DEFAULT_NAMESPACE, ollama_name
@@ -91,18 +91,11 @@ _STATUS = {"cloud": {"disabled": True, "source": "env"}}
 _QUESTIONS = frozenset({"chat", "generate", "embed", "embeddings", "show"})
 
 
-class OllamaAdapter:
+class OllamaAdapter(Adapter):
     """The adapter for Ollama's own clients and everything that was written for its interface."""
 
-    @property
-    def name(self) -> str:
-        """The protocol's name."""
-        return WIRE
-
-    @property
-    def operations(self) -> Sequence[Operation]:
-        """What clients can ask."""
-        return OPERATIONS
+    name = WIRE
+    operations = OPERATIONS
 
     def decode(self, operation: Operation, incoming: Incoming) -> Request:
         """The request, understood in full. The model's name stays as it was sent: the answer repeats it."""
@@ -112,14 +105,7 @@ class OllamaAdapter:
         if operation.name == WRONG:
             allowed = tuple(sorted(taken(incoming.path)))
             raise MethodNotAllowed(f"{incoming.path[:200]} does not take {incoming.method[:20]}", allowed=allowed)
-        origin = Origin(
-            wire=WIRE,
-            operation=operation.name,
-            body=body,
-            method=incoming.method,
-            path=incoming.path,
-            query=incoming.query,
-        )
+        origin = self.origin(operation, incoming, body=body)
         decoder = _DECODERS.get(operation.name)
         if decoder is not None:
             return decoder(origin)
@@ -140,11 +126,11 @@ class OllamaAdapter:
         """The request: it was understood in full when it came."""
         return request
 
-    def preset(self, request: Request, preset: Preset) -> Request:
+    def apply_preset(self, request: Request, preset: Preset) -> Request:
         """The request as it is when it is asked of a model that was made of another one."""
         return with_preset(request, preset)
 
-    def admit(self, request: Request, card: ModelCard) -> Request:
+    def validate(self, request: Request, card: ModelCard) -> Request:
         """Refuses what the model cannot do, and lets a model think that can if nobody says otherwise.
 
         Of a model whose file nobody has read nothing is known, so nothing is refused.
@@ -177,7 +163,7 @@ class OllamaAdapter:
             return msgspec.structs.replace(request, conversation=msgspec.structs.replace(conversation, thinking=True))
         return request
 
-    def welcomes(self, origin: str) -> bool:
+    def allows_origin(self, origin: str) -> bool:
         """Whether pages of this origin may ask: those that Ollama lets in by itself."""
         return welcome(origin)
 
@@ -185,10 +171,8 @@ class OllamaAdapter:
         """The request without its oldest turns, or with its longest text cut, when it did not fit into the context."""
         return shortened(request, rejected)
 
-    def answer(self, request: Request, listing: ModelList) -> WireResponse:
+    def model_info(self, request: ModelInfoRequest, listing: ModelList) -> WireResponse:
         """The answer to a probe or an order."""
-        if not isinstance(request, ModelInfoRequest):
-            raise NotFound("There is nothing like that to ask for.")
         kind, body, asked = request.kind, request.origin.body, request.model or ""
         simple: Mapping[str, Callable[[], WireResponse]] = {
             "version": lambda: models.respond({"version": VERSION}),
@@ -211,13 +195,15 @@ class OllamaAdapter:
             raise NotFound("There is nothing like that to ask for.")
         return simple[kind]()
 
-    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> OllamaEncoder | StageEncoder:  # noqa: A002
+    def encoder(
+        self, request: Request, *, response_id: str, created: int, progress: str
+    ) -> OllamaEncoder | StageEncoder:
         """An encoder for one reply. While a request waits, there is no progress in this protocol."""
         if isinstance(request, ModelOperation):
             return StageEncoder(request)
-        return OllamaEncoder(request, answer_id=id, created=created)
+        return OllamaEncoder(request, response_id=response_id, created=created)
 
-    def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
+    def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
         """The error as a complete answer."""
         return refusal(error, operation)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters.base import Timing
+from hostler.adapters.base import Encoder, Timing
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.ollama import go_compat as gojson
@@ -26,7 +26,6 @@ from hostler.adapters.types import (
     Control,
     Conversation,
     EmbedRequest,
-    Progress,
     Request,
     ResponseHead,
     Text,
@@ -38,67 +37,27 @@ from hostler.adapters.types import (
 _MODEL = re.compile(rb'^(\s*\{\s*"model"\s*:\s*)"(?:[^"\\]|\\.)*"', re.MULTILINE)
 
 
-class OllamaEncoder:
+class OllamaEncoder(Encoder):
     """One answer to one client. The id and the time are given, for what has to be made up; with a clock, each line has its
     own."""
 
-    __slots__ = (
-        "_calls",
-        "_clock",
-        "_created",
-        "_done",
-        "_finish",
-        "_head",
-        "_id",
-        "_logprobs",
-        "_media_type",
-        "_model",
-        "_operation",
-        "_passed",
-        "_reasoning",
-        "_request",
-        "_silent",
-        "_spoken",
-        "_streaming",
-        "_text",
-        "_timing",
-        "_top",
-        "_usage",
-        "_vectors",
-    )
-
-    def __init__(self, request: Request, *, answer_id: str, created: int) -> None:
+    def __init__(self, request: Request, *, response_id: str, created: int) -> None:
         self._request = request
         self._operation = request.origin.operation
         self._model = request.model or ""
         output = request.output if isinstance(request, ChatRequest | CompletionRequest) else None
-        self._streaming = output is not None and output.stream
+        self.streaming = output is not None and output.stream
         asked = output is not None and output.logprobs is not None
         self._top = requests.alternatives(request.origin.body) if asked else -1
         # An engine that is to write nothing writes a token all the same.
         self._silent = _limit(request) == 0
-        self._id = answer_id
+        self._id = response_id
         self._created = timestamp(created)
         self._clock: Callable[[], float] | None = None
         self._timing: Timing | None = None
-        self.begin(ResponseHead())
+        self.start(ResponseHead())
 
-    @property
-    def streaming(self) -> bool:
-        """Whether the client asked for lines."""
-        return self._streaming
-
-    @property
-    def media_type(self) -> str:
-        """The media type of the answer."""
-        return self._media_type
-
-    @property
-    def length(self) -> int | None:
-        """Not known before the answer is complete."""
-        return None
-
-    def begin(self, head: ResponseHead) -> None:
+    def start(self, head: ResponseHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
         self._text: list[str] = []
         self._reasoning: list[str] = []
@@ -111,23 +70,23 @@ class OllamaEncoder:
         self._passed = b""
         self._spoken = False
         self._head = head
-        self._media_type = LINES if self._streaming else JSON
+        self.media_type = LINES if self.streaming else JSON
 
-    def dated(self, clock: Callable[[], float]) -> None:
+    def set_clock(self, clock: Callable[[], float]) -> None:
         """Where the time of each line is read."""
         self._clock = clock
 
-    def timing(self, timing: Timing) -> None:
+    def set_timing(self, timing: Timing) -> None:
         """How long all this took, for the last line."""
         self._timing = timing
 
-    def chunk(self, chunk: Chunk) -> bytes:
+    def encode(self, chunk: Chunk) -> bytes:
         """The lines that this chunk gives; empty while a whole answer is still being collected."""
         if chunk.index:
             return b""
         self._usage = chunk.usage or self._usage
         self._finish = chunk.finish or self._finish
-        if chunk.wire == WIRE and chunk.raw and self._streaming != chunk.whole:
+        if chunk.wire == WIRE and chunk.raw and self.streaming != chunk.whole:
             return self._pass(chunk.raw)
         if self._silent and (chunk.text or chunk.reasoning):
             chunk = msgspec.structs.replace(chunk, text="", reasoning="", logprobs=())
@@ -138,18 +97,18 @@ class OllamaEncoder:
             self._text.append(chunk.text)
             self._reasoning.append(chunk.reasoning)
             logprobs = self._told(chunk.logprobs)
-            if self._streaming:
+            if self.streaming:
                 said.append(self._piece(chunk.text, chunk.reasoning, logprobs))
             else:
                 self._logprobs += logprobs
         if calls:
             self._done += calls
-            if self._streaming:
+            if self.streaming:
                 # One call a line: there are clients that read only the first one of a line.
                 said += [self._piece("", "", [], call) for call in calls]
         return b"".join(said)
 
-    def end(self) -> bytes:
+    def finish(self) -> bytes:
         """The last line, or the whole answer."""
         if isinstance(self._request, EmbedRequest) or self._operation in ("embed", "embeddings"):
             return self._passed or gojson.write(self._embeddings())
@@ -160,7 +119,7 @@ class OllamaEncoder:
             return gojson.write({**self._frame(self._message("", "", [])), "done": True, "done_reason": kind})
         left = self._complete_calls(None)
         lines = b""
-        if self._streaming:
+        if self.streaming:
             lines = b"".join(self._piece("", "", [], call) for call in left)
             last = self._frame(self._message("", "", []))
         else:
@@ -172,22 +131,18 @@ class OllamaEncoder:
         last |= self._counts()
         if self._logprobs:
             last["logprobs"] = self._logprobs
-        return lines + (gojson.line(last) if self._streaming else gojson.write(last))
-
-    def heartbeat(self, progress: Progress) -> bytes:
-        """Nothing: every line is read as a piece of the answer."""
-        return b""
+        return lines + (gojson.line(last) if self.streaming else gojson.write(last))
 
     def error(self, error: GatewayError) -> bytes:
         """The error as the last line."""
-        return error_line(error, self._operation) if self._streaming else b""
+        return error_line(error, self._operation) if self.streaming else b""
 
     def _pass(self, raw: bytes) -> bytes:
         """A backend's own bytes, with the model called what the client calls it."""
         name = msgspec.json.encode(self._model)
         patched = _MODEL.sub(lambda match: match[1] + name, raw)
-        self._media_type = self._head.media_type
-        if self._streaming:
+        self.media_type = self._head.media_type
+        if self.streaming:
             self._spoken = True
             return patched
         self._passed = patched

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from hostler.adapters.base import Parser
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.ollama.schema import WIRE, AnswerBody, CallBody, LogprobBody
@@ -17,19 +18,17 @@ MAX_WHOLE = 64 * 1024 * 1024
 _decode = msgspec.json.Decoder(AnswerBody).decode
 
 
-class OllamaParser:
+class OllamaParser(Parser):
     """A reader for one answer to a request for `operation`: complete with `done`, or with an embedding's vectors.
 
     Every chunk has its fields and its bytes: a line, or the whole body.
     """
 
-    __slots__ = ("_calls", "_done", "_head", "_operation", "_rest", "_whole")
-
     def __init__(self, operation: str) -> None:
         self._operation = operation
-        self.begin(ResponseHead(media_type="application/x-ndjson"))
+        self.start(ResponseHead(media_type="application/x-ndjson"))
 
-    def begin(self, head: ResponseHead) -> None:
+    def start(self, head: ResponseHead) -> None:
         """A new answer begins; nothing of an earlier one is kept."""
         self._head = head
         self._whole = head.media_type.lower().startswith("application/json")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from hostler.adapters.base import Encoder
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.ollama import go_compat as gojson
 from hostler.adapters.ollama.errors import error_line
 from hostler.adapters.ollama.schema import JSON, LINES
-from hostler.adapters.types import Chunk, CreateModel, ModelOperation, Progress, ProgressStep, PullModel, ResponseHead
+from hostler.adapters.types import Chunk, CreateModel, ModelOperation, ProgressStep, PullModel, ResponseHead
 
 _WORDS = {
     "looking": "pulling manifest",
@@ -19,54 +20,34 @@ _WORDS = {
 }
 
 
-class StageEncoder:
+class StageEncoder(Encoder):
     """The steps of one order. Orders without progress (copy, delete, a look for a file) have an empty answer."""
-
-    __slots__ = ("_last", "_operation", "_streaming", "_tells")
 
     def __init__(self, order: ModelOperation) -> None:
         self._operation = order.origin.operation
         self._tells = isinstance(order, PullModel | CreateModel)
-        self._streaming = isinstance(order, PullModel | CreateModel) and order.stream
+        self.streaming = isinstance(order, PullModel | CreateModel) and order.stream
+        self.media_type = LINES if self.streaming else JSON
         self._last: dict[str, Any] = {}
 
-    @property
-    def streaming(self) -> bool:
-        """Whether the client asked for lines."""
-        return self._streaming
-
-    @property
-    def media_type(self) -> str:
-        """The media type of the answer."""
-        return LINES if self._streaming else JSON
-
-    @property
-    def length(self) -> int | None:
-        """Not known before the order is carried out."""
-        return None
-
-    def begin(self, head: ResponseHead) -> None:
+    def start(self, head: ResponseHead) -> None:
         """It is being carried out."""
         self._last = {}
 
-    def chunk(self, chunk: Chunk) -> bytes:
+    def encode(self, chunk: Chunk) -> bytes:
         """The step's line; empty for who waits for the end only."""
         if chunk.stage is None:
             return b""
         self._last = _said(chunk.stage)
-        return gojson.line(self._last) if self._streaming else b""
+        return gojson.line(self._last) if self.streaming else b""
 
-    def end(self) -> bytes:
+    def finish(self) -> bytes:
         """The last step, for who waited for it."""
-        return gojson.write(self._last) if self._tells and not self._streaming else b""
-
-    def heartbeat(self, progress: Progress) -> bytes:
-        """Nothing: every line is read as a step."""
-        return b""
+        return gojson.write(self._last) if self._tells and not self.streaming else b""
 
     def error(self, error: GatewayError) -> bytes:
         """The error as the last line."""
-        return error_line(error, self._operation) if self._streaming else b""
+        return error_line(error, self._operation) if self.streaming else b""
 
 
 def _said(stage: ProgressStep) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters import json_body as document
-from hostler.adapters.base import WireRequest
+from hostler.adapters.base import Upstream, WireRequest
 from hostler.adapters.degrade import unspoken
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON
@@ -162,17 +162,14 @@ def _options(sampling: Sampling) -> dict[str, Any]:
     return options
 
 
-class OllamaUpstream:
+class OllamaUpstream(Upstream):
     """Builds requests for an Ollama server, and readers for its answers.
 
     A request that came in this protocol is sent on as it is, with `model` replaced and `stream` set if it differs.
     A request of another protocol must be expanded; it is written anew.
     """
 
-    @property
-    def wire(self) -> str:
-        """The protocol's name."""
-        return WIRE
+    wire = WIRE
 
     def build(self, request: Request, *, model: str, stream: bool) -> WireRequest:
         """The request for a backend that calls the model `model`."""

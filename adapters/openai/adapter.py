@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 
 from hostler.adapters import multipart as form
-from hostler.adapters.base import Encoder, Incoming, Operation, WireResponse
+from hostler.adapters.base import Adapter, Encoder, Incoming, Operation, WireResponse
 from hostler.adapters.degrade import without_thinking
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
 from hostler.adapters.json_body import JsonBody
@@ -26,7 +24,6 @@ from hostler.adapters.types import (
     CompletionRequest,
     EmbedRequest,
     ModelInfoRequest,
-    Origin,
     Output,
     Passthrough,
     Request,
@@ -42,18 +39,11 @@ _AS_CHAT = "responses told as a chat"
 _OPTIONS = msgspec.json.Decoder(StreamOptions | None)
 
 
-class OpenAIAdapter:
+class OpenAIAdapter(Adapter):
     """The adapter for OpenAI's own SDKs and everything that imitates them."""
 
-    @property
-    def name(self) -> str:
-        """The protocol's name."""
-        return WIRE
-
-    @property
-    def operations(self) -> Sequence[Operation]:
-        """What clients can ask, in the order in which paths are tried."""
-        return OPERATIONS
+    name = WIRE
+    operations = OPERATIONS
 
     def decode(self, operation: Operation, incoming: Incoming) -> Request:
         """The request. Only the few fields that decide its way are read; the rest stays bytes."""
@@ -61,16 +51,7 @@ class OpenAIAdapter:
         content_type = incoming.headers.get("content-type", "application/json")
         formed = name in FORMS and content_type.lower().startswith(_FORM)
         document = None if formed or operation.probe else JsonBody(incoming.body)
-        origin = Origin(
-            wire=WIRE,
-            operation=operation.name,
-            body=incoming.body,
-            method=incoming.method,
-            path=incoming.path,
-            query=incoming.query,
-            content_type=content_type,
-            document=document,
-        )
+        origin = self.origin(operation, incoming, json_body=document)
         if operation.probe:
             model = None if name == "models" else incoming.path_params.get("id", "").rstrip("/")
             return ModelInfoRequest(origin=origin, kind=name, model=model)
@@ -103,7 +84,7 @@ class OpenAIAdapter:
             return request if request.conversation is not None else responses.expand(request)
         return chat.expand(request)
 
-    def preset(self, request: Request, preset: Preset) -> Request:
+    def apply_preset(self, request: Request, preset: Preset) -> Request:
         """The request as it is when it is asked of a model that was made of another one."""
         return with_preset(request, preset)
 
@@ -118,23 +99,23 @@ class OpenAIAdapter:
             return msgspec.structs.replace(expanded, origin=msgspec.structs.replace(origin, wire=_AS_CHAT))
         return without_thinking(expanded, rejected)
 
-    def answer(self, request: Request, listing: ModelList) -> WireResponse:
+    def model_info(self, request: ModelInfoRequest, listing: ModelList) -> WireResponse:
         """The list of models, or one of them."""
-        if isinstance(request, ModelInfoRequest) and request.kind == "models":
+        if request.kind == "models":
             return models.models(listing)
-        if isinstance(request, ModelInfoRequest) and request.kind == "model":
+        if request.kind == "model":
             return models.model(listing, request.model or "")
         raise NotFound("There is nothing like that to ask for.")
 
-    def encoder(self, request: Request, *, id: str, created: int, progress: str) -> Encoder:  # noqa: A002
+    def encoder(self, request: Request, *, response_id: str, created: int, progress: str) -> Encoder:
         """An encoder for one reply. Requests for structured output or several choices get no words as progress."""
         if isinstance(request, ChatRequest) and request.origin.operation == "responses":
-            return ResponsesEncoder(request, answer_id=id, created=created, progress=progress)
+            return ResponsesEncoder(request, response_id=response_id, created=created, progress=progress)
         if isinstance(request, RerankRequest) and wants_documents(request.origin.body):
             return RerankEncoder(request.origin.body)
-        return OpenAIEncoder(request, answer_id=id, created=created, progress=progress)
+        return OpenAIEncoder(request, response_id=response_id, created=created, progress=progress)
 
-    def refuse(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
+    def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
         """The error as a complete answer."""
         return refusal(error)
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters import sse as framing
+from hostler.adapters.base import Encoder
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai.errors import error_event, response_error_event
@@ -31,79 +32,42 @@ _FOLDED = "application/json; charset=utf-8"
 _IDS = {"chat": "chatcmpl-", "completions": "cmpl-"}
 
 
-class OpenAIEncoder:
+class OpenAIEncoder(Encoder):
     """One answer to one client. Ids and times are given, for answers that came in another protocol."""
 
-    __slots__ = (
-        "_base64",
-        "_created",
-        "_events",
-        "_folding",
-        "_id",
-        "_include_usage",
-        "_length",
-        "_media_type",
-        "_model",
-        "_operation",
-        "_progress",
-        "_roles",
-        "_spoke",
-        "_streaming",
-        "_usage",
-        "_vectors",
-        "_whole",
-        "_wire",
-        "_written",
-    )
-
-    def __init__(self, request: Request, *, answer_id: str, created: int, progress: str) -> None:
+    def __init__(self, request: Request, *, response_id: str, created: int, progress: str) -> None:
         output = output_of(request)
         if progress == "thinking" and (output.schema is not None or output.choices > 1):
             # Structured output and several choices are read by programs: nothing to read for a person then.
             progress = "quiet"
         self._operation = request.origin.operation
         self._wire = request.origin.wire
-        self._streaming = output.stream
+        self.streaming = output.stream
         self._include_usage = output.include_usage
         self._model = request.model or ""
         self._base64 = self._operation == "embeddings" and b'"base64"' in request.origin.body
         # The gateway's own ids become ones as OpenAI gives them.
-        ours = answer_id.startswith("req-") and self._operation in _IDS
-        self._id = _IDS[self._operation] + answer_id.removeprefix("req-") if ours else answer_id
+        ours = response_id.startswith("req-") and self._operation in _IDS
+        self._id = _IDS[self._operation] + response_id.removeprefix("req-") if ours else response_id
         self._created = created
         self._progress = progress
         self._spoke = False
-        self._media_type = EVENT_STREAM if output.stream else _FOLDED
+        self.media_type = EVENT_STREAM if output.stream else _FOLDED
         self._forget()
 
-    @property
-    def streaming(self) -> bool:
-        """Whether the client asked for an event stream."""
-        return self._streaming
-
-    @property
-    def media_type(self) -> str:
-        """The media type of the answer."""
-        return self._media_type
-
-    @property
-    def length(self) -> int | None:
-        """The length of the whole body, if it is known by now."""
-        return self._length
-
-    def begin(self, head: ResponseHead) -> None:
+    def start(self, head: ResponseHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
         if self._written or self._whole:
             self._forget()
-        self._length = None
+        self.length = None
         events = head.media_type.lower().startswith(EVENT_STREAM)
-        self._media_type = head.media_type
-        if self._streaming:
-            self._media_type = head.media_type if events else EVENT_STREAM
+        self.media_type = head.media_type
+        if self.streaming:
+            self.media_type = head.media_type if events else EVENT_STREAM
         elif events:
-            self._media_type = _FOLDED
+            self.media_type = _FOLDED
         else:
-            self._length = head.length
+            self.length = head.length
 
     def _forget(self) -> None:
         self._folding: AnswerFold | None = None
@@ -112,7 +76,7 @@ class OpenAIEncoder:
         self._usage: Usage | None = None
         self._vectors: list[tuple[float, ...]] = []
         self._written = False
-        self._length = None
+        self.length = None
 
     @property
     def _fold(self) -> AnswerFold:
@@ -120,10 +84,10 @@ class OpenAIEncoder:
             self._folding = AnswerFold()
         return self._folding
 
-    def chunk(self, chunk: Chunk) -> bytes:
+    def encode(self, chunk: Chunk) -> bytes:
         """The bytes for the client that this chunk gives; empty while a whole answer is still being folded."""
         if chunk.wire == self._wire:
-            if self._streaming:
+            if self.streaming:
                 if not chunk.whole:
                     return chunk.raw
                 self._whole += chunk.raw
@@ -138,18 +102,18 @@ class OpenAIEncoder:
             self._vectors += chunk.vectors
             self._usage = chunk.usage or self._usage
             return b""
-        self._length = None
-        self._media_type = EVENT_STREAM if self._streaming else "application/json"
+        self.length = None
+        self.media_type = EVENT_STREAM if self.streaming else "application/json"
         written = [self._event(*said) for said in self._said(chunk)]
-        if self._streaming:
+        if self.streaming:
             return b"".join(framing.write(_encode(event)) for event in written)
         for event in written:
             self._fold.add(event)
         return b""
 
-    def end(self) -> bytes:
+    def finish(self) -> bytes:
         """What ends the answer: the folded whole, or the stream's last events."""
-        if self._streaming:
+        if self.streaming:
             if self._whole:
                 return self._streamed(bytes(self._whole))
             if not self._written:
@@ -166,12 +130,12 @@ class OpenAIEncoder:
             if self._usage is not None:
                 self._fold.add({"usage": _usage(self._usage)})
             body = self._fold.result()
-        self._length = len(body)
+        self.length = len(body)
         return body
 
     def heartbeat(self, progress: Progress) -> bytes:
         """A sign of life: first a comment and the role, then a chunk that says what is being waited for."""
-        if not self._streaming or self._progress == "off":
+        if not self.streaming or self._progress == "off":
             return b""
         line = progress_line(progress)
         if self._progress == "comments" or self._operation not in ("chat", "completions"):
@@ -184,7 +148,7 @@ class OpenAIEncoder:
 
     def error(self, error: GatewayError) -> bytes:
         """The error inside the stream, and its end."""
-        if not self._streaming:
+        if not self.streaming:
             return b""
         return response_error_event(error) if self._operation == "responses" else error_event(error)
 

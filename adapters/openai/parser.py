@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from hostler.adapters.base import Parser
 from hostler.adapters.errors import BackendBroken, GatewayError
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai.chunks import (
@@ -40,29 +41,12 @@ _decode = msgspec.json.Decoder(EventBody).decode
 _decode_error = msgspec.json.Decoder(ErrorBody | str | None).decode
 
 
-class OpenAIParser:
+class OpenAIParser(Parser):
     """A reader for one answer to a request for `operation`, of `choices` alternatives.
 
     Chat and completions are complete with `[DONE]` or the last `finish_reason`, responses with their closing event,
     everything else when the connection ends in order. With `fields`, each event is decoded too.
     """
-
-    __slots__ = (
-        "_choices",
-        "_done",
-        "_fields",
-        "_finished",
-        "_given",
-        "_head",
-        "_held",
-        "_operation",
-        "_pieces",
-        "_prompt",
-        "_size",
-        "_splitter",
-        "_whole",
-        "_wire",
-    )
 
     def __init__(self, operation: str, *, fields: bool = False, choices: int = 1) -> None:
         self._operation = operation
@@ -72,7 +56,7 @@ class OpenAIParser:
         self._choices = choices
         self._head: ResponseHead | None = None
 
-    def begin(self, head: ResponseHead) -> None:
+    def start(self, head: ResponseHead) -> None:
         """A new answer begins; nothing of an earlier one is kept."""
         self._head = head
         self._size = 0
@@ -90,7 +74,7 @@ class OpenAIParser:
     def feed(self, data: bytes) -> Iterable[Chunk]:
         """The chunks that these bytes complete. Raises `BackendBroken` for an error inside the stream."""
         if self._head is None:
-            self.begin(_STREAM)
+            self.start(_STREAM)
         if self._whole:
             return self._feed_whole(data)
         block = self._splitter.feed(data)
@@ -105,7 +89,7 @@ class OpenAIParser:
         head = self._head
         if head is None:
             head = _STREAM
-            self.begin(head)
+            self.start(head)
         if self._whole:
             return self._finish_whole(head)
         chunks: list[Chunk] = []

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters.errors import GatewayError
+from hostler.adapters.base import Encoder
 from hostler.adapters.json_body import NOT_JSON, members
-from hostler.adapters.types import Chunk, Progress, ResponseHead
+from hostler.adapters.types import Chunk, ResponseHead
 
 _TRUE = b"true"
 
@@ -35,52 +35,29 @@ def wants_documents(body: bytes) -> bool:
     return bytes(members(body).get("return_documents", msgspec.Raw(b""))) == _TRUE
 
 
-class RerankEncoder:
+class RerankEncoder(Encoder):
     """An answer with the documents in it, for backends that tell their numbers only."""
 
     def __init__(self, asked: bytes) -> None:
         self._asked = asked
-        self.begin(ResponseHead())
+        self.start(ResponseHead())
 
-    @property
-    def streaming(self) -> bool:
-        """Never: an order of documents is told whole."""
-        return False
-
-    @property
-    def media_type(self) -> str:
-        """The media type of the answer."""
-        return self._media_type
-
-    @property
-    def length(self) -> int | None:
-        """The length of the body, once it is known."""
-        return self._length
-
-    def begin(self, head: ResponseHead) -> None:
+    def start(self, head: ResponseHead) -> None:
         """A backend answers."""
-        self._media_type = head.media_type
+        self.media_type = head.media_type
         self._body = bytearray()
-        self._length: int | None = None
+        self.length = None
 
-    def chunk(self, chunk: Chunk) -> bytes:
+    def encode(self, chunk: Chunk) -> bytes:
         """Nothing yet: the documents are put in at the end."""
         self._body += chunk.raw
         return b""
 
-    def end(self) -> bytes:
+    def finish(self) -> bytes:
         """The answer."""
         body = self._told()
-        self._length = len(body)
+        self.length = len(body)
         return body
-
-    def heartbeat(self, progress: Progress) -> bytes:
-        """Nothing: a whole answer just waits."""
-        return b""
-
-    def error(self, error: GatewayError) -> bytes:
-        """Nothing: there is no stream."""
-        return b""
 
     def _told(self) -> bytes:
         body = bytes(self._body)

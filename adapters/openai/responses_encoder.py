@@ -11,6 +11,7 @@ import msgspec
 
 from hostler.adapters import json_body as document
 from hostler.adapters import sse as framing
+from hostler.adapters.base import Encoder
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.openai.encoder import EVENT_STREAM, OpenAIEncoder, logprob_list
 from hostler.adapters.openai.errors import response_error_event
@@ -59,74 +60,57 @@ class _Item:
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": self.logprobs}
 
 
-class ResponsesEncoder:
+class ResponsesEncoder(Encoder):
     """One answer to one client."""
 
-    __slots__ = (
-        "_calls", "_created", "_finish", "_forward", "_forwards", "_id", "_items", "_length", "_model", "_number",
-        "_repeated", "_streaming", "_usage",
-    )  # fmt: skip
-
-    def __init__(self, request: ChatRequest, *, answer_id: str, created: int, progress: str) -> None:
-        self._forward = OpenAIEncoder(request, answer_id=answer_id, created=created, progress=progress)
-        self._streaming = request.output.stream
-        self._id = answer_id.removeprefix("req-")
+    def __init__(self, request: ChatRequest, *, response_id: str, created: int, progress: str) -> None:
+        self._forward = OpenAIEncoder(request, response_id=response_id, created=created, progress=progress)
+        self.streaming = request.output.stream
+        self._id = response_id.removeprefix("req-")
         self._created = created
         self._model = request.model or ""
         given = {name: raw for name, raw in document.members(request.origin.body).items() if bytes(raw) != b"null"}
         self._repeated = {name: given.get(name, usual) for name, usual in _REPEATED.items()}
-        self.begin(ResponseHead(media_type=EVENT_STREAM))
+        self.start(ResponseHead(media_type=EVENT_STREAM))
 
-    @property
-    def streaming(self) -> bool:
-        """Whether the client asked for an event stream."""
-        return self._streaming
-
-    @property
-    def media_type(self) -> str:
-        """The media type of the answer."""
-        if self._forwards:
-            return self._forward.media_type
-        return EVENT_STREAM if self._streaming else "application/json"
-
-    @property
-    def length(self) -> int | None:
-        """The length of the whole body, if it is known by now."""
-        return self._forward.length if self._forwards else self._length
-
-    def begin(self, head: ResponseHead) -> None:
+    def start(self, head: ResponseHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
-        self._forward.begin(head)
+        self._forward.start(head)
         self._forwards = False
+        self.media_type = EVENT_STREAM if self.streaming else "application/json"
         self._items: list[_Item] = []
         self._calls: dict[int, _Item] = {}
         self._usage = Usage()
         self._finish = "stop"
         self._number = -1
-        self._length: int | None = None
+        self.length = None
 
-    def chunk(self, chunk: Chunk) -> bytes:
+    def encode(self, chunk: Chunk) -> bytes:
         """The bytes for the client that this chunk gives; empty while a whole answer is still being folded."""
         if chunk.wire == RESPONSES:
             self._forwards = True
-            return self._forward.chunk(chunk)
+            return self._forwarded(self._forward.encode(chunk))
         self._usage = chunk.usage or self._usage
         if chunk.index:
             return b""  # this protocol has one answer to a request
         self._finish = chunk.finish or self._finish
         return self._written(self._said(chunk))
 
-    def end(self) -> bytes:
+    def finish(self) -> bytes:
         """What ends the answer: the whole of it."""
         if self._forwards:
-            return self._forward.end()
+            return self._forwarded(self._forward.finish())
         last = [*self._opened(), *self._close()]
         answer = self._answer()
-        if self._streaming:
+        if self.streaming:
             return self._written([*last, {"type": f"response.{answer['status']}", "response": answer}])
         body = _encode(answer)
-        self._length = len(body)
+        self.length = len(body)
         return body
+
+    def _forwarded(self, data: bytes) -> bytes:
+        self.media_type, self.length = self._forward.media_type, self._forward.length
+        return data
 
     def heartbeat(self, progress: Progress) -> bytes:
         """A comment: whoever reads events of this protocol skips it."""
@@ -134,10 +118,10 @@ class ResponsesEncoder:
 
     def error(self, error: GatewayError) -> bytes:
         """The error inside the stream, which it ends."""
-        return response_error_event(error, self._number + 1) if self._streaming else b""
+        return response_error_event(error, self._number + 1) if self.streaming else b""
 
     def _written(self, events: list[dict[str, Any]]) -> bytes:
-        if not self._streaming:
+        if not self.streaming:
             return b""
         written = bytearray()
         for event in events:
@@ -180,7 +164,7 @@ class ResponsesEncoder:
         return events
 
     def _opened(self) -> list[dict[str, Any]]:
-        if self._number >= 0 or not self._streaming:
+        if self._number >= 0 or not self.streaming:
             return []
         answer = self._answer(running=True)
         return [{"type": f"response.{each}", "response": answer} for each in ("created", "in_progress")]

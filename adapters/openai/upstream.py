@@ -9,7 +9,7 @@ import msgspec
 
 from hostler.adapters import json_body as document
 from hostler.adapters import multipart as form
-from hostler.adapters.base import WireRequest
+from hostler.adapters.base import Upstream, WireRequest
 from hostler.adapters.degrade import unspoken
 from hostler.adapters.openai.chat import without_progress
 from hostler.adapters.openai.operations import FORMS, UPSTREAM_PATHS
@@ -227,7 +227,7 @@ _FOLDED = frozenset({"chat", "completions", "responses"})
 _TOLD_WHOLE = ("verbose", "logprobs", "n_probs")
 
 
-class OpenAIUpstream:
+class OpenAIUpstream(Upstream):
     """Builds requests for a backend of this protocol, and readers for its answers.
 
     A request that came in this protocol is sent on as it is: `model` is replaced, `stream` added where a whole
@@ -237,20 +237,15 @@ class OpenAIUpstream:
     """
 
     def __init__(self, wire: str = WIRE, *, prefix: str = "/v1", engine: bool = False) -> None:
-        self._wire = wire
+        self.wire = wire
         self._prefix = prefix
         self._engine = engine
-
-    @property
-    def wire(self) -> str:
-        """The protocol's name."""
-        return self._wire
 
     def speaks(self, wire: str) -> bool:
         """Whether a request of this protocol is sent on as it is. Engines are asked for chats instead of responses:
         llama-server's lack the numbers by which clients put them together.
         """
-        return wire == self._wire or (wire == RESPONSES and not self._engine)
+        return wire == self.wire or (wire == RESPONSES and not self._engine)
 
     def build(self, request: Request, *, model: str, stream: bool) -> WireRequest:
         """The request for a backend that calls the model `model`."""
@@ -263,7 +258,7 @@ class OpenAIUpstream:
             sent = form.patch(origin.body, origin.content_type, "model", model)
             return WireRequest(path=path, body=sent, content_type=origin.content_type)
         body = without_progress(origin.body) if origin.operation == "chat" else origin.body
-        members = document.members(body, origin.document)
+        members = document.members(body, origin.json_body)
         changes: dict[str, bytes | None] = {}
         name = msgspec.json.encode(model)
         if bytes(members.get("model", b"")) != name:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from hostler.adapters.base import Adapter, Welcoming, WireResponse
+from hostler.adapters.base import Adapter, WireResponse
 from hostler.adapters.errors import (
     BadRequest,
     Forbidden,
@@ -147,7 +147,7 @@ class AuthMiddleware:
                     await _send(send, form)
                     return
             adapter = (claim.adapter if claim else self._surface.owner(scope)) or self._fallback
-            response = adapter.refuse(error, claim.operation if claim else None)
+            response = adapter.error_response(error, claim.operation if claim else None)
             # The body was not read: without closing, the server would go on reading what may never end.
             closing = () if scope["method"] in _SAFE_METHODS else (("Connection", "close"),)
             facts = (("X-Request-ID", f"req-{secrets.token_hex(8)}"), *closing, *_cors(origin))
@@ -192,7 +192,7 @@ class AuthMiddleware:
         if len(origins) == 1 and _same_origin(origin, scope, headers["host"][0]):
             return None
         owner = self._surface.owner(scope) if len(origins) == 1 else None
-        if owner is not None and isinstance(owner, Welcoming) and owner.welcomes(origin):
+        if owner is not None and owner.allows_origin(origin):
             return origin
         raise Forbidden("web pages of this origin may not call this gateway; see gateway.cors_origins")
 

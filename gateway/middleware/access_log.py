@@ -103,4 +103,4 @@ def _told(context: RequestContext, error: GatewayError) -> int:
     the error's, since 200 says nothing of it."""
     if context.writer.started:
         return error.backend_status if isinstance(error, BackendRejected) else error.status
-    return context.adapter.refuse(error, context.operation).status
+    return context.adapter.error_response(error, context.operation).status

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import groupby
-from typing import cast
 
-from hostler.adapters.base import Admitting, Meeting, Presetting
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.catalog import Placement
 from hostler.gateway.context import RequestContext, Target
@@ -25,28 +23,17 @@ class ModelDetectionMiddleware(RequestMiddleware):
         super().__init__(app)
         self._find = find
         self._order = order
-        self._admitting: dict[type, bool] = {}
         self._targets: dict[str, tuple[Placement, tuple[Target, ...]]] = {}
-        self._meeting: dict[type, bool] = {}
 
     def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
         placement = self._find(context.request.model)
         context.model = placement.model
         context.local_only = context.local_only or placement.local_only
         adapter = context.adapter
-        if placement.preset is not None and placement.preset.speaks and isinstance(adapter, Presetting):
-            context.request = adapter.preset(context.request, placement.preset)
-        admitting = self._admitting.get(type(adapter))
-        if admitting is None:  # asked once: Python takes 10 µs to answer
-            admitting = self._admitting[type(adapter)] = isinstance(adapter, Admitting)
-        if admitting:
-            context.request = cast(Admitting, adapter).admit(context.request, placement.card)
-        encoder = context.writer.encoder
-        meeting = self._meeting.get(type(encoder))
-        if meeting is None:
-            meeting = self._meeting[type(encoder)] = isinstance(encoder, Meeting)
-        if meeting:
-            cast(Meeting, encoder).meet(placement.card)
+        if placement.preset is not None and placement.preset.speaks:
+            context.request = adapter.apply_preset(context.request, placement.preset)
+        context.request = adapter.validate(context.request, placement.card)
+        context.writer.encoder.bind_model(placement.card)
         known = self._targets.get(placement.model)
         if known is None or known[0] is not placement:
             known = self._targets[placement.model] = (placement, _targets(placement))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import cast
 
 import anyio
 
-from hostler.adapters.base import Watchable
+from hostler.adapters.base import Adapter
 from hostler.adapters.model_list import ModelList
 from hostler.adapters.types import ModelInfoRequest
 from hostler.gateway.asgi import ASGIApp
@@ -31,7 +30,6 @@ class ModelInfoMiddleware(RequestMiddleware):
         self._listing = listing
         self._bus = bus
         self._ping_s = ping_s
-        self._watchable: dict[type, bool] = {}
 
     def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
         request = context.request
@@ -40,20 +38,17 @@ class ModelInfoMiddleware(RequestMiddleware):
     async def _answer(self, context: RequestContext, request: ModelInfoRequest) -> None:
         adapter = context.adapter
         context.model = request.model
-        watchable = self._watchable.get(type(adapter))
-        if watchable is None:  # asked once: Python takes 10 µs to answer
-            watchable = self._watchable[type(adapter)] = isinstance(adapter, Watchable)
-        if watchable and cast(Watchable, adapter).watches(request):
-            await self._watch(context, cast(Watchable, adapter))
+        if adapter.is_subscription(request):
+            await self._watch(context, adapter)
         else:
-            await context.writer.respond(adapter.answer(request, self._listing()))
+            await context.writer.respond(adapter.model_info(request, self._listing()))
 
-    async def _watch(self, context: RequestContext, adapter: Watchable) -> None:
+    async def _watch(self, context: RequestContext, adapter: Adapter) -> None:
         writer = context.writer
         subscription = self._bus.subscribe(_REMEMBERED)
         try:
             told = self._listing()
-            await writer.tell(adapter.news(None, told), last=context.request.origin.method == "HEAD")
+            await writer.tell(adapter.change_events(None, told), last=context.request.origin.method == "HEAD")
             while not writer.ended:
                 with anyio.move_on_after(self._ping_s) as waited:
                     await _moved(subscription)
@@ -61,7 +56,7 @@ class ModelInfoMiddleware(RequestMiddleware):
                     await writer.tell(_PING)
                     continue
                 before, told = told, self._listing()
-                news = adapter.news(before, told)
+                news = adapter.change_events(before, told)
                 if news or subscription.closed:
                     await writer.tell(news, last=subscription.closed)
         finally:

@@ -147,9 +147,10 @@ class RequestContextMiddleware:
             )
             request = adapter.decode(operation, incoming)
             if not isinstance(request, ModelInfoRequest):
-                encoder = adapter.encoder(request, id=request_id, created=int(self._wall()), progress=self._progress)
-                if (dated := getattr(encoder, "dated", None)) is not None:  # see `Dated`
-                    dated(self._wall)
+                encoder = adapter.encoder(
+                    request, response_id=request_id, created=int(self._wall()), progress=self._progress
+                )
+                encoder.set_clock(self._wall)
                 writer.use(encoder)
             context = RequestContext(
                 request_id=request_id,
@@ -173,9 +174,9 @@ class RequestContextMiddleware:
                 raise
             stopping = ShuttingDown(CUT_OFF)
             with anyio.move_on_after(_LAST_WORD_S, shield=True):
-                await writer.fail(stopping, adapter.refuse(stopping, operation))
+                await writer.fail(stopping, adapter.error_response(stopping, operation))
         except GatewayError as error:
-            response = adapter.refuse(error, operation)
+            response = adapter.error_response(error, operation)
             if body is None:
                 # Not read to its end: without closing, the server would go on reading what may never end.
                 response = msgspec.structs.replace(response, headers=(*response.headers, ("Connection", "close")))
@@ -183,7 +184,7 @@ class RequestContextMiddleware:
         except Exception:
             logger.exception("request %s failed in the gateway", request_id)
             internal = GatewayError(f"something went wrong in the gateway; its log tells more under {request_id}")
-            await writer.fail(internal, adapter.refuse(internal, operation))
+            await writer.fail(internal, adapter.error_response(internal, operation))
         finally:
             context = None  # or the reply, its facts and the exchange would be left to the garbage collector
 

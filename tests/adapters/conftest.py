@@ -66,8 +66,8 @@ def begin(adapter: OpenAIAdapter) -> Callable[..., OpenAIEncoder]:
     """An encoder for a request to which a backend answers."""
 
     def make(request: Request, head: ResponseHead = STREAM, *, progress: str = "thinking") -> OpenAIEncoder:
-        encoder = adapter.encoder(request, id="chatcmpl-1", created=1700000000, progress=progress)
-        encoder.begin(head)
+        encoder = adapter.encoder(request, response_id="chatcmpl-1", created=1700000000, progress=progress)
+        encoder.start(head)
         return encoder
 
     return make
@@ -81,7 +81,7 @@ def parse() -> Callable[..., list[Chunk]]:
         segments: Iterable[bytes], *, head: ResponseHead = STREAM, operation: str = "chat", **options: Any
     ) -> list[Chunk]:
         parser = OpenAIParser(operation, **options)
-        parser.begin(head)
+        parser.start(head)
         chunks: list[Chunk] = []
         for segment in segments:
             chunks.extend(parser.feed(segment))

@@ -50,13 +50,13 @@ def events(data: bytes) -> list[dict[str, Any]]:
 
 
 def streamed(encoder: Any, *chunks: Chunk) -> list[dict[str, Any]]:
-    return events(b"".join([*(encoder.chunk(chunk) for chunk in chunks), encoder.end()]))
+    return events(b"".join([*(encoder.encode(chunk) for chunk in chunks), encoder.finish()]))
 
 
 def whole(encoder: Any, *chunks: Chunk) -> dict[str, Any]:
     for chunk in chunks:
-        assert encoder.chunk(chunk) == b""
-    body = encoder.end()
+        assert encoder.encode(chunk) == b""
+    body = encoder.finish()
     assert encoder.length == len(body)
     answer: dict[str, Any] = json.loads(body)
     return answer
@@ -191,8 +191,8 @@ def test_text_after_an_unfinished_call_waits_for_it(encoder: Any) -> None:
 
 def test_arguments_reach_the_client_as_they_come(encoder: Any) -> None:
     answer = encoder()
-    answer.chunk(called(0, "", "look", "t"))
-    assert events(answer.chunk(called(0, '{"a"')))[0]["delta"] == {"type": "input_json_delta", "partial_json": '{"a"'}
+    answer.encode(called(0, "", "look", "t"))
+    assert events(answer.encode(called(0, '{"a"')))[0]["delta"] == {"type": "input_json_delta", "partial_json": '{"a"'}
 
 
 @pytest.mark.parametrize("arguments", ["", "{", "[]", "no"])
@@ -203,13 +203,13 @@ def test_arguments_that_are_no_object_are_none_in_a_whole_answer(encoder: Any, a
 
 def test_a_second_attempt_begins_anew(encoder: Any) -> None:
     answer = encoder(stream=False)
-    answer.chunk(said(text="half"))
-    answer.begin(ResponseHead())
+    answer.encode(said(text="half"))
+    answer.start(ResponseHead())
     assert whole(answer, said(text="whole", finish="stop"))["content"] == [{"type": "text", "text": "whole"}]
 
 
 def test_nothing_is_committed_before_the_first_word(encoder: Any) -> None:
-    assert encoder().chunk(said()) == b""
+    assert encoder().encode(said()) == b""
 
 
 def test_a_sign_of_life_is_a_comment_and_a_ping(encoder: Any) -> None:
@@ -235,7 +235,7 @@ def test_an_error_is_an_event_of_its_own(encoder: Any) -> None:
 def test_recorded_answers_of_openai_servers_become_messages(encoder: Any, transcript: Any, name: str) -> None:
     def chunks() -> list[Chunk]:
         parser = OpenAIParser("chat", fields=True)
-        parser.begin(ResponseHead(media_type="text/event-stream"))
+        parser.start(ResponseHead(media_type="text/event-stream"))
         return [*parser.feed(transcript(f"openai/{name}.sse")), *parser.finish()]
 
     message = whole(encoder(stream=False), *chunks())
@@ -250,7 +250,7 @@ def test_recorded_answers_of_openai_servers_become_messages(encoder: Any, transc
 
 def test_counting_answers_with_one_number(ask: Any, begin: Any) -> None:
     parser = OpenAIParser("count", fields=True)
-    parser.begin(ResponseHead())
+    parser.start(ResponseHead())
     body = b'{"input_tokens":37,"object":"response.input_tokens"}'
     count = begin(ask("/v1/messages/count_tokens", {"model": "a", "messages": [{"role": "user", "content": "Hi"}]}))
     assert whole(count, *parser.feed(body), *parser.finish()) == {"input_tokens": 37}

@@ -47,7 +47,7 @@ DONE = b"data: [DONE]\n\n"
 
 def parsed(*segments: bytes) -> list[Chunk]:
     parser = OpenAIParser("chat", fields=True)
-    parser.begin(STREAM)
+    parser.start(STREAM)
     return [*(chunk for segment in segments for chunk in parser.feed(segment)), *parser.finish()]
 
 
@@ -67,7 +67,7 @@ def test_servers_that_may_be_strict_are_not_asked(request_for: Any) -> None:
 
 def streamed(begin: Any, request: Any, chunks: list[Chunk]) -> list[Any]:
     encoder = begin(request)
-    data = b"".join([*(encoder.chunk(chunk) for chunk in chunks), encoder.end()])
+    data = b"".join([*(encoder.encode(chunk) for chunk in chunks), encoder.finish()])
     return [json.loads(found) for _, found in framing.events(data)]
 
 
@@ -83,7 +83,7 @@ def test_the_prompts_length_stands_in_the_first_event(request_for: Any, begin: A
 
 def test_reading_the_prompt_is_no_word(request_for: Any) -> None:
     parser = OpenAIParser("chat", fields=True)
-    parser.begin(STREAM)
+    parser.start(STREAM)
     assert list(parser.feed(PROGRESS)) == []
 
 
@@ -105,6 +105,6 @@ def test_a_stop_sequence_that_was_met_is_named(
     chunks = parsed(WORD, event(**last), USAGE, DONE)
     for stream in (True, False):
         encoder = begin(request_for(stream=stream))
-        data = b"".join([*(encoder.chunk(chunk) for chunk in chunks), encoder.end()])
+        data = b"".join([*(encoder.encode(chunk) for chunk in chunks), encoder.finish()])
         found = [json.loads(body) for _, body in framing.events(data)][-2]["delta"] if stream else json.loads(data)
         assert (found["stop_reason"], found["stop_sequence"]) == (reason, word)

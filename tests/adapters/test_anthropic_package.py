@@ -120,8 +120,8 @@ def test_any_stream_is_read_by_the_package(
 ) -> None:  # fmt: skip
     answer = encoder(True)
     signs = [answer.heartbeat(LOADING) for _ in range(waits)]
-    chunks = [answer.chunk(chunk) for chunk in spoken(said, calls, mixed, usage, finish)]
-    body = b"".join([*signs, *chunks, answer.end(), b": x-request-id=req-1\n\n"])
+    chunks = [answer.encode(chunk) for chunk in spoken(said, calls, mixed, usage, finish)]
+    body = b"".join([*signs, *chunks, answer.finish(), b": x-request-id=req-1\n\n"])
     desk.answer = WireResponse(media_type=answer.media_type, body=body)
     with desk.client.messages.stream(**ASKED) as stream:
         told(stream.get_final_message(), said, calls, usage)
@@ -136,14 +136,14 @@ def test_any_whole_answer_is_read_by_the_package(
     desk: Any, encoder: Any, said: list[Chunk], calls: list[tuple[str, str]], mixed: bool, usage: Usage, finish: str
 ) -> None:
     answer = encoder(False)
-    assert [data for chunk in spoken(said, calls, mixed, usage, finish) if (data := answer.chunk(chunk))] == []
-    desk.answer = WireResponse(media_type=answer.media_type, body=answer.end())
+    assert [data for chunk in spoken(said, calls, mixed, usage, finish) if (data := answer.encode(chunk))] == []
+    desk.answer = WireResponse(media_type=answer.media_type, body=answer.finish())
     told(desk.client.messages.create(**ASKED), said, calls, usage)
 
 
 def test_the_events_of_a_stream_come_in_the_packages_own_types(desk: Any, encoder: Any) -> None:
     answer = encoder(True)
-    body = answer.heartbeat(LOADING) + answer.chunk(Chunk(wire="other", text="Hi", finish="stop")) + answer.end()
+    body = answer.heartbeat(LOADING) + answer.encode(Chunk(wire="other", text="Hi", finish="stop")) + answer.finish()
     desk.answer = WireResponse(media_type=answer.media_type, body=body)
     with desk.client.messages.create(**ASKED, stream=True) as stream:
         assert [type(event).__name__ for event in stream] == [
@@ -155,7 +155,7 @@ def test_the_events_of_a_stream_come_in_the_packages_own_types(desk: Any, encode
 @pytest.mark.parametrize("before", [[], [Chunk(wire="other", text="Hal")]], ids=["while waiting", "in mid-word"])
 def test_an_error_in_a_stream_is_raised_by_the_package(desk: Any, encoder: Any, before: list[Chunk]) -> None:
     answer = encoder(True)
-    body = answer.heartbeat(LOADING) + b"".join(answer.chunk(chunk) for chunk in before)
+    body = answer.heartbeat(LOADING) + b"".join(answer.encode(chunk) for chunk in before)
     desk.answer = WireResponse(media_type=answer.media_type, body=body + answer.error(BackendBroken("it broke")))
     with pytest.raises(anthropic.APIStatusError, match="it broke"), desk.client.messages.stream(**ASKED) as stream:
         stream.get_final_message()
@@ -168,7 +168,7 @@ def test_an_error_in_a_stream_is_raised_by_the_package(desk: Any, encoder: Any, 
 def test_refusals_are_the_packages_own_errors(
     desk: Any, adapter: AnthropicAdapter, error: Any, kind: type[Exception]
 ) -> None:
-    desk.answer = adapter.refuse(error)
+    desk.answer = adapter.error_response(error)
     with pytest.raises(anthropic.APIStatusError, match=error.message) as caught:
         desk.client.messages.create(**ASKED)
     assert isinstance(caught.value, kind)
@@ -176,6 +176,6 @@ def test_refusals_are_the_packages_own_errors(
 
 def test_counts_are_read_by_the_package(desk: Any, encoder: Any) -> None:
     answer = encoder(False, "/v1/messages/count_tokens")
-    answer.chunk(Chunk(wire="other", whole=True, usage=Usage(prompt_tokens=37)))
-    desk.answer = WireResponse(body=answer.end())
+    answer.encode(Chunk(wire="other", whole=True, usage=Usage(prompt_tokens=37)))
+    desk.answer = WireResponse(body=answer.finish())
     assert desk.client.messages.count_tokens(model="a", messages=ASKED["messages"]).input_tokens == 37

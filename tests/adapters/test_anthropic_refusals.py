@@ -47,15 +47,15 @@ def adapter() -> AnthropicAdapter:
 def test_each_error_has_its_status_and_type(
     adapter: AnthropicAdapter, error: GatewayError, status: int, kind: str
 ) -> None:
-    answer = adapter.refuse(error)
+    answer = adapter.error_response(error)
     assert answer.status == status
     assert json.loads(answer.body) == {"type": "error", "error": {"type": kind, "message": "x"}}
 
 
 def test_headers_tell_what_helps(adapter: AnthropicAdapter) -> None:
-    assert adapter.refuse(TooManyRequests("x", retry_after_s=1.1)).headers == (("Retry-After", "2"),)
-    assert adapter.refuse(Unauthenticated("x")).headers == (("WWW-Authenticate", "Bearer"),)
-    assert adapter.refuse(MethodNotAllowed("x", allowed=("POST",))).headers == (("Allow", "POST"),)
+    assert adapter.error_response(TooManyRequests("x", retry_after_s=1.1)).headers == (("Retry-After", "2"),)
+    assert adapter.error_response(Unauthenticated("x")).headers == (("WWW-Authenticate", "Bearer"),)
+    assert adapter.error_response(MethodNotAllowed("x", allowed=("POST",))).headers == (("Allow", "POST"),)
 
 
 def rejected(status: int, body: bytes = b'{"error":{"message":"theirs"}}', wire: str = "openai") -> BackendRejected:
@@ -76,7 +76,7 @@ def rejected(status: int, body: bytes = b'{"error":{"message":"theirs"}}', wire:
 def test_what_an_engine_refuses_is_told_in_this_protocol(
     adapter: AnthropicAdapter, error: BackendRejected, status: int, message: str
 ) -> None:
-    answer = adapter.refuse(error)
+    answer = adapter.error_response(error)
     assert (answer.status, json.loads(answer.body)["error"]["message"]) == (status, message)
 
 
@@ -85,13 +85,13 @@ def test_a_conversation_that_is_too_long_is_told_in_the_words_that_clients_look_
         b'{"error":{"code":400,"message":"request (4031 tokens) exceeds the available context size (2048 tokens)",'
         b'"type":"exceed_context_size_error","n_prompt_tokens":4031,"n_ctx":2048}}'
     )
-    error = json.loads(adapter.refuse(rejected(400, body)).body)["error"]
+    error = json.loads(adapter.error_response(rejected(400, body)).body)["error"]
     assert error == {"type": "invalid_request_error", "message": "prompt is too long: 4031 tokens > 2048 maximum"}
 
 
 def test_anthropics_own_refusals_are_passed_on(adapter: AnthropicAdapter) -> None:
     body = b'{"type":"error","error":{"type":"invalid_request_error","message":"theirs"},"request_id":"req_1"}'
-    answer = adapter.refuse(rejected(400, body, "anthropic"))
+    answer = adapter.error_response(rejected(400, body, "anthropic"))
     assert (answer.status, answer.body) == (400, body)
 
 
@@ -107,7 +107,7 @@ LISTING = ModelList(cards=CARDS, index={name: card for card in CARDS for name in
 @pytest.fixture
 def listed(adapter: AnthropicAdapter, ask: Any) -> Any:
     def answer(query: str = "") -> Any:
-        return json.loads(adapter.answer(ask("/v1/models", query=query), LISTING).body)
+        return json.loads(adapter.model_info(ask("/v1/models", query=query), LISTING).body)
 
     return answer
 
@@ -149,7 +149,7 @@ def test_pages_that_do_not_exist_are_refused(listed: Any, query: str) -> None:
 
 def test_one_model_is_found_by_any_name(adapter: AnthropicAdapter, ask: Any) -> None:
     def find(name: str) -> Any:
-        return json.loads(adapter.answer(ask("/v1/models/{id:path}", path_params={"id": name}), LISTING).body)
+        return json.loads(adapter.model_info(ask("/v1/models/{id:path}", path_params={"id": name}), LISTING).body)
 
     assert find("org/b")["id"] == "org/b"
     with pytest.raises(ModelNotFound, match="big, vectors, small"):

@@ -164,7 +164,7 @@ def test_a_form_for_the_answer_is_passed_on(foreign: Any) -> None:
 
 def parsed(segments: Iterable[bytes], head: ResponseHead = STREAM, *, fields: bool = True) -> list[Chunk]:
     parser = AnthropicParser(fields=fields)
-    parser.begin(head)
+    parser.start(head)
     return [*(chunk for segment in segments for chunk in parser.feed(segment)), *parser.finish()]
 
 
@@ -224,8 +224,8 @@ def test_a_client_of_the_same_protocol_gets_the_very_bytes(ask: Any, begin: Any,
     body = transcript("anthropic/anthropic.sse" if stream else "anthropic/anthropic.json")
     head = STREAM if stream else ResponseHead(length=len(body))
     encoder = begin(ask("/v1/messages", {"messages": [{"role": "user", "content": "Hi"}], "stream": stream}), head)
-    got = [encoder.chunk(chunk) for chunk in parsed([body[:300], body[300:]], head, fields=False)]
-    assert b"".join([*got, encoder.end()]) == body
+    got = [encoder.encode(chunk) for chunk in parsed([body[:300], body[300:]], head, fields=False)]
+    assert b"".join([*got, encoder.finish()]) == body
     assert encoder.length == (None if stream else len(body))
 
 
@@ -235,7 +235,7 @@ def test_nothing_is_given_before_the_first_word(transcript: Any, fields: bool) -
         b'{"type":"ping"}', "ping"
     )
     parser = AnthropicParser(fields=fields)
-    parser.begin(STREAM)
+    parser.start(STREAM)
     assert list(parser.feed(opening)) == []
     with pytest.raises(BackendBroken, match="Overloaded"):
         list(
@@ -251,7 +251,7 @@ def test_an_error_in_mid_answer_comes_after_what_was_said(fields: bool) -> None:
         b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"}}', "content_block_delta"
     )
     parser = AnthropicParser(fields=fields)
-    parser.begin(STREAM)
+    parser.start(STREAM)
     assert len(list(parser.feed(word))) == 1
     got = []
     with pytest.raises(BackendBroken, match="in the middle"):
@@ -282,8 +282,8 @@ def test_counts_are_asked_for_and_read(ask: Any, begin: Any) -> None:
     upstream = AnthropicUpstream()
     assert upstream.build(count, model="claude", stream=True).path == "/v1/messages/count_tokens"
     parser = upstream.parser(count, fields=False)
-    parser.begin(ResponseHead())
+    parser.start(ResponseHead())
     encoder = begin(count)
     for chunk in (*parser.feed(b'{"input_tokens":37}'), *parser.finish()):
-        assert encoder.chunk(chunk) == b""
-    assert json.loads(encoder.end()) == {"input_tokens": 37}
+        assert encoder.encode(chunk) == b""
+    assert json.loads(encoder.finish()) == {"input_tokens": 37}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hostler.adapters.anthropic.upstream import AnthropicUpstream
-from hostler.adapters.base import Adapter, Admitting, Incoming, Operation, Polyglot, Upstream
+from hostler.adapters.base import Adapter, Incoming, Operation, Upstream
 from hostler.adapters.errors import BadRequest, GatewayError
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.model_list import ModelCard, ModelList
@@ -105,7 +105,7 @@ def refused(adapter: Adapter, operation: Operation, method: str) -> bool:
         request = asked(adapter, operation, method)
         if not isinstance(request, ModelInfoRequest):
             return False
-        answer = adapter.answer(request, LISTING)
+        answer = adapter.model_info(request, LISTING)
     except GatewayError:
         return True
     # A stream of lines may hold its refusal inside.
@@ -127,11 +127,7 @@ def asked(adapter: Adapter, operation: Operation, method: str) -> Request:
     incoming = Incoming(method=method, path=path, body=body, query=query, path_params=values, headers=headers)
     request = adapter.decode(operation, incoming)
     orders = operation.name in ("load", "unload")
-    return (
-        request
-        if isinstance(request, ModelInfoRequest) or orders or not isinstance(adapter, Admitting)
-        else adapter.admit(request, CARD)
-    )
+    return request if isinstance(request, ModelInfoRequest) or orders else adapter.validate(request, CARD)
 
 
 CROSSINGS = [
@@ -149,9 +145,8 @@ def test_a_kind_of_request_meets_a_kind_of_backend_as_the_page_says(path: str, b
     )
     request = asked(adapter, operation, operation.methods[0])
     upstream = BACKENDS[backend]
-    speaks = isinstance(upstream, Polyglot) and upstream.speaks(request.origin.wire)
     try:
-        expanded = request if speaks or request.origin.wire == upstream.wire else adapter.expand(request)
+        expanded = request if upstream.speaks(request.origin.wire) else adapter.expand(request)
         upstream.build(expanded, model="there", stream=False)
     except BadRequest as error:
         assert cell == "refused", error.message

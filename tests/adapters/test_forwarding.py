@@ -59,13 +59,13 @@ def told(name: str, segments: list[bytes], head: ResponseHead, *, stream: bool) 
     operation = next(each for each in adapter.operations if each.path == path)
     body = question % (b"true" if stream else b"false")
     request = adapter.decode(operation, Incoming(method="POST", path=path, body=body))
-    encoder = adapter.encoder(request, id="req-1", created=1, progress="off")
+    encoder = adapter.encoder(request, response_id="req-1", created=1, progress="off")
     parser = upstream.parser(request, fields=False)
-    parser.begin(head)
-    encoder.begin(head)
-    sent = [encoder.chunk(chunk) for segment in segments for chunk in parser.feed(segment)]
-    sent += [encoder.chunk(chunk) for chunk in parser.finish()]
-    return b"".join([*sent, encoder.end()]), encoder.media_type
+    parser.start(head)
+    encoder.start(head)
+    sent = [encoder.encode(chunk) for segment in segments for chunk in parser.feed(segment)]
+    sent += [encoder.encode(chunk) for chunk in parser.finish()]
+    return b"".join([*sent, encoder.finish()]), encoder.media_type
 
 
 def streamed(name: str) -> ResponseHead:
@@ -115,5 +115,5 @@ def test_signs_of_life_alone_begin_no_answer(name: str) -> None:
     operation = next(each for each in adapter.operations if each.path == path)
     request = adapter.decode(operation, Incoming(method="POST", path=path, body=question % b"true"))
     parser = speaker().parser(request, fields=False)
-    parser.begin(streamed(name))
+    parser.start(streamed(name))
     assert [chunk for _ in range(100_000) for chunk in parser.feed(b": still here\n\n")] == []

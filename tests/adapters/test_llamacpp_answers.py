@@ -50,7 +50,7 @@ def completion(*, stream: bool = False, operation: str = "completion", **fields:
 
 def parse(segments: Iterable[bytes], *, head: ResponseHead = STREAM, answers: int = 1) -> list[Chunk]:
     parser = LlamaCppParser(answers=answers)
-    parser.begin(head)
+    parser.start(head)
     chunks = [chunk for segment in segments for chunk in parser.feed(segment)]
     return [*chunks, *parser.finish()]
 
@@ -58,8 +58,8 @@ def parse(segments: Iterable[bytes], *, head: ResponseHead = STREAM, answers: in
 def encoder(
     request: CompletionRequest | Passthrough | Control, head: ResponseHead = STREAM, *, progress: str = "thinking"
 ) -> Encoder:
-    made = LlamaCppAdapter().encoder(request, id="x", created=1, progress=progress)
-    made.begin(head)
+    made = LlamaCppAdapter().encoder(request, response_id="x", created=1, progress=progress)
+    made.start(head)
     return made
 
 
@@ -68,7 +68,7 @@ def test_a_stream_is_forwarded_as_it_came(transcript: Transcript, name: str) -> 
     stream = transcript(f"llamacpp/{name}.sse")
     made = encoder(completion(stream=True, prompt="x"))
     chunks = parse([b":\n\n", stream[:100], stream[100:]], answers=STREAMS[name])
-    assert b"".join(made.chunk(chunk) for chunk in chunks) + made.end() == b":\n\n" + stream
+    assert b"".join(made.encode(chunk) for chunk in chunks) + made.finish() == b":\n\n" + stream
 
 
 @fixtures_are_stateless
@@ -92,8 +92,8 @@ def test_several_prompts_are_counted_together(transcript: Transcript) -> None:
 @pytest.mark.parametrize("name", ["completion", "words"])
 def test_a_folded_answer_is_the_one_the_server_gives(transcript: Transcript, name: str) -> None:
     made = encoder(completion(prompt="x", return_tokens=name == "words"))
-    said = [made.chunk(chunk) for chunk in parse([transcript(f"llamacpp/{name}.sse")])]
-    body = made.end()
+    said = [made.encode(chunk) for chunk in parse([transcript(f"llamacpp/{name}.sse")])]
+    body = made.finish()
     folded, real = json.loads(body), json.loads(transcript(f"llamacpp/{name}.json"))
     assert not any(said)
     assert (made.media_type, made.length) == ("application/json; charset=utf-8", len(body))
@@ -107,14 +107,14 @@ def test_a_whole_answer_is_forwarded_as_it_came(transcript: Transcript) -> None:
     body = transcript("llamacpp/prompts.json")
     head = ResponseHead(media_type="application/json; charset=utf-8", length=len(body))
     made = encoder(completion(prompt=["One", "Two"]), head)
-    assert b"".join(made.chunk(chunk) for chunk in parse([body[:9], body[9:]], head=head)) + made.end() == body
+    assert b"".join(made.encode(chunk) for chunk in parse([body[:9], body[9:]], head=head)) + made.finish() == body
     assert (made.media_type, made.length) == (head.media_type, len(body))
 
 
 def test_a_whole_answer_to_who_asked_for_a_stream_is_told_as_one() -> None:
     made = encoder(completion(stream=True, prompt="x"), WHOLE)
-    said = b"".join(made.chunk(chunk) for chunk in parse([b'{\n "content": "a b",\n "stop": true}'], head=WHOLE))
-    assert said + made.end() == b'data: {"content":"a b","stop":true}\n\n'
+    said = b"".join(made.encode(chunk) for chunk in parse([b'{\n "content": "a b",\n "stop": true}'], head=WHOLE))
+    assert said + made.finish() == b'data: {"content":"a b","stop":true}\n\n'
 
 
 def test_a_stream_that_ends_early_is_broken(transcript: Transcript) -> None:
@@ -136,7 +136,7 @@ def test_an_error_in_the_stream_is_one() -> None:
     with pytest.raises(BackendBroken, match="out of cells") as raised:
         list(parser.feed(error))
     assert raised.value.backend_status == 500
-    parser.begin(STREAM)
+    parser.start(STREAM)
     first = list(parser.feed(b'data: {"content":"a","stop":false}\n\n'))
     assert len(first) == 1
     with pytest.raises(BackendBroken):
@@ -145,27 +145,27 @@ def test_an_error_in_the_stream_is_one() -> None:
 
 def test_nothing_of_an_earlier_attempt_is_folded() -> None:
     made = encoder(completion(prompt="x"))
-    made.chunk(Chunk(wire="llamacpp", raw=b'data: {"content":"old","stop":false}\n\n'))
-    made.begin(STREAM)
-    made.chunk(Chunk(wire="llamacpp", raw=b'data: {"content":"new","stop":true}\n\n'))
-    assert json.loads(made.end())["content"] == "new"
+    made.encode(Chunk(wire="llamacpp", raw=b'data: {"content":"old","stop":false}\n\n'))
+    made.start(STREAM)
+    made.encode(Chunk(wire="llamacpp", raw=b'data: {"content":"new","stop":true}\n\n'))
+    assert json.loads(made.finish())["content"] == "new"
 
 
 def test_a_stream_of_an_unknown_kind_ends_with_its_connection() -> None:
     stream = b"event: x\ndata: not json\n\ndata: cut"
     made = encoder(completion(stream=True, operation="other"))
-    assert b"".join(made.chunk(chunk) for chunk in parse([stream], answers=0)) + made.end() == stream
+    assert b"".join(made.encode(chunk) for chunk in parse([stream], answers=0)) + made.finish() == stream
 
 
 def test_the_parser_knows_how_many_answers_to_expect(transcript: Transcript) -> None:
     upstream = LlamaCppUpstream()
     for request, name in ((completion(prompt=["a", "b"]), "prompts"), (completion(prompt="a"), "completion")):
         parser = upstream.parser(request, fields=False)
-        parser.begin(STREAM)
+        parser.start(STREAM)
         list(parser.feed(transcript(f"llamacpp/{name}.sse")))
         assert list(parser.finish()) == []
     chosen = upstream.parser(completion(prompt="a", response_fields=["content"]), fields=False)
-    chosen.begin(STREAM)
+    chosen.start(STREAM)
     assert list(chosen.feed(b'data: {"content":""}\n\n'))
     assert list(chosen.finish()) == []
 
@@ -175,12 +175,12 @@ def test_an_answer_of_another_protocol_is_told_as_the_engine_would() -> None:
     chunks = [Chunk(wire="openai", text="a"), Chunk(wire="openai", text="b", finish="length"), Chunk(usage=usage)]
     request = CompletionRequest(origin=completion(prompt="x").origin, model="a", output=Output(stream=True))
     made = encoder(request)
-    stream = b"".join(made.chunk(chunk) for chunk in chunks) + made.end()
+    stream = b"".join(made.encode(chunk) for chunk in chunks) + made.finish()
     assert b"".join(chunk.raw for chunk in parse([stream])) == stream
     assert [chunk.finish for chunk in parse([stream])] == ["length"]
     whole = encoder(msgspec.structs.replace(request, output=Output()), WHOLE)
-    assert not any(whole.chunk(chunk) for chunk in chunks)
-    answer = json.loads(whole.end())
+    assert not any(whole.encode(chunk) for chunk in chunks)
+    answer = json.loads(whole.finish())
     assert (answer["content"], answer["stop"], answer["prompt"], answer["stop_type"]) == ("ab", True, "x", "limit")
     assert (answer["tokens_evaluated"], answer["tokens_predicted"], answer["timings"]["cache_n"]) == (5, 2, 1)
 
@@ -201,4 +201,4 @@ def test_an_error_after_the_beginning_is_told_in_the_stream() -> None:
 
 def test_an_order_is_answered_when_it_is_carried_out() -> None:
     made = encoder(Control(origin=Origin(wire="llamacpp", operation="load"), kind="load", model="a"), ResponseHead())
-    assert (made.end(), made.streaming) == (b'{"success":true}', False)
+    assert (made.finish(), made.streaming) == (b'{"success":true}', False)

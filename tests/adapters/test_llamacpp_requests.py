@@ -172,7 +172,7 @@ def test_models_are_loaded_and_unloaded_by_order() -> None:
 )
 def test_an_order_that_is_carried_out_already_is_refused(kind: str, state: Any, words: str) -> None:
     with pytest.raises(BadRequest, match=words):
-        ADAPTER.admit(ask("POST", f"/models/{kind}", {"model": "a"}), ModelCard(name="a", state=state))
+        ADAPTER.validate(ask("POST", f"/models/{kind}", {"model": "a"}), ModelCard(name="a", state=state))
 
 
 def test_to_look_never_loads_a_model() -> None:
@@ -183,11 +183,11 @@ def test_to_look_never_loads_a_model() -> None:
         (ask("GET", "/x"), NotFound),
         (ask("GET", "/x", query="model=a"), NotFound),
     ):
-        assert ADAPTER.admit(request, running) is request
+        assert ADAPTER.validate(request, running) is request
         with pytest.raises(error):
-            ADAPTER.admit(request, idle)
+            ADAPTER.validate(request, idle)
     named = ask("POST", "/x", {"model": "a"})
-    assert ADAPTER.admit(named, idle) is named
+    assert ADAPTER.validate(named, idle) is named
 
 
 # Paths that nobody knows.

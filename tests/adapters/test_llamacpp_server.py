@@ -29,7 +29,7 @@ LISTING = ModelList(cards=(B, A), index={"a": A, "tiny": A, "b": B}, active="a",
 
 def get(path: str, query: str = "", *, listing: ModelList = LISTING, method: str = "GET") -> tuple[int, Any]:
     operation = next(one for one in ADAPTER.operations if one.path == path and method in one.methods)
-    response = ADAPTER.answer(ADAPTER.decode(operation, Incoming(method=method, path=path, query=query)), listing)
+    response = ADAPTER.model_info(ADAPTER.decode(operation, Incoming(method=method, path=path, query=query)), listing)
     return response.status, json.loads(response.body)
 
 
@@ -106,12 +106,12 @@ def test_no_stream_can_be_resumed() -> None:
 def test_to_stop_a_stream_that_is_gone_is_no_mistake() -> None:
     operation = next(one for one in ADAPTER.operations if one.path == "/v1/stream" and "DELETE" in one.methods)
     asked = ADAPTER.decode(operation, Incoming(method="DELETE", path="/v1/stream", query="conv_id=x"))
-    assert (ADAPTER.answer(asked, LISTING).status, ADAPTER.answer(asked, LISTING).body) == (204, b"")
+    assert (ADAPTER.model_info(asked, LISTING).status, ADAPTER.model_info(asked, LISTING).body) == (204, b"")
 
 
 def news(before: ModelList | None, now: ModelList) -> list[tuple[str, str, Any]]:
     """What a router tells, as (model, event, data)."""
-    events = [json.loads(data) for _, data in framing.events(ADAPTER.news(before, now))]
+    events = [json.loads(data) for _, data in framing.events(ADAPTER.change_events(before, now))]
     return [(each["model"], each["event"], each["data"]) for each in events]
 
 
@@ -157,7 +157,7 @@ def test_the_list_of_models_serves_both_protocols() -> None:
     openai = OpenAIAdapter()
     operation = next(one for one in openai.operations if one.path == "/models")
     request = openai.decode(operation, Incoming(method="GET", path="/models"))
-    body = json.loads(openai.answer(request, ModelList(cards=(A, failed))).body)
+    body = json.loads(openai.model_info(request, ModelList(cards=(A, failed))).body)
     assert [(entry["id"], entry["status"]) for entry in body["data"]] == [
         ("a", {"value": "loaded"}), ("c", {"value": "unloaded", "failed": True}), ("tiny", {"value": "loaded"}),
     ]  # fmt: skip
@@ -177,15 +177,17 @@ def test_the_list_of_models_serves_both_protocols() -> None:
     ],
 )
 def test_errors_have_llama_servers_shape(error: GatewayError, status: int, kind: str) -> None:
-    response = ADAPTER.refuse(error)
+    response = ADAPTER.error_response(error)
     assert response.status == status
     assert json.loads(response.body) == {"error": {"code": status, "message": "x", "type": kind}}
 
 
 def test_refusals_carry_the_headers_that_belong_to_them() -> None:
-    assert ADAPTER.refuse(errors.TooManyRequests("x", retry_after_s=1.2)).headers == (("Retry-After", "2"),)
-    assert ADAPTER.refuse(errors.Unauthenticated("x")).headers == (("WWW-Authenticate", "Bearer"),)
-    assert ADAPTER.refuse(errors.MethodNotAllowed("x", allowed=("GET", "HEAD"))).headers == (("Allow", "GET, HEAD"),)
+    assert ADAPTER.error_response(errors.TooManyRequests("x", retry_after_s=1.2)).headers == (("Retry-After", "2"),)
+    assert ADAPTER.error_response(errors.Unauthenticated("x")).headers == (("WWW-Authenticate", "Bearer"),)
+    assert ADAPTER.error_response(errors.MethodNotAllowed("x", allowed=("GET", "HEAD"))).headers == (
+        ("Allow", "GET, HEAD"),
+    )
 
 
 def rejected(status: int) -> BackendRejected:
@@ -200,18 +202,20 @@ def rejected(status: int) -> BackendRejected:
 
 
 def test_what_an_engine_refuses_is_passed_on_as_it_came() -> None:
-    response = ADAPTER.refuse(rejected(501))
+    response = ADAPTER.error_response(rejected(501))
     assert (response.status, response.body) == (501, b'{"e":1}')
 
 
 def test_what_is_about_our_own_key_stays_here() -> None:
-    response = ADAPTER.refuse(rejected(401))
+    response = ADAPTER.error_response(rejected(401))
     assert response.status == 502
     assert b'"e"' not in response.body
 
 
 def test_nobody_to_ask_on_an_unknown_path_is_unavailable() -> None:
     nobody = BadRequest("no model is named and none is running", param="model")
-    statuses = {one.methods: ADAPTER.refuse(nobody, one).status for one in ADAPTER.operations if "{rest" in one.path}
+    statuses = {
+        one.methods: ADAPTER.error_response(nobody, one).status for one in ADAPTER.operations if "{rest" in one.path
+    }
     assert statuses == {("GET",): 404, ("POST",): 503}
-    assert ADAPTER.refuse(nobody, ADAPTER.operations[0]).status == 400
+    assert ADAPTER.error_response(nobody, ADAPTER.operations[0]).status == 400

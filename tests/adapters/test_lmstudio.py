@@ -15,7 +15,16 @@ from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.ollama.adapter import OllamaAdapter
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.registry import check_conflicts
-from hostler.adapters.types import ChatRequest, CompletionRequest, Control, EmbedRequest, Request, ResponseHead
+from hostler.adapters.types import (
+    ChatRequest,
+    CompletionRequest,
+    Control,
+    EmbedRequest,
+    ModelInfoRequest,
+    Origin,
+    Request,
+    ResponseHead,
+)
 from hostler.profiles.schema import ModelFacts
 
 ADAPTER = LMStudioAdapter()
@@ -39,7 +48,7 @@ def ask(method: str, path: str, body: Any = b"", *, pattern: str | None = None, 
 
 
 def answered(request: Request) -> Any:
-    response = ADAPTER.answer(request, LISTING)
+    response = ADAPTER.model_info(request, LISTING)
     assert (response.status, response.media_type) == (200, "application/json")
     return json.loads(response.body)
 
@@ -105,7 +114,7 @@ def test_to_load_is_answered_at_once_with_the_context_that_runs() -> None:
 def test_to_load_an_unknown_model_is_not_found() -> None:
     with pytest.raises(ModelNotFound) as raised:
         answered(ask("POST", "/api/v1/models/load", {"model": "x"}))
-    response = ADAPTER.refuse(raised.value)
+    response = ADAPTER.error_response(raised.value)
     assert (response.status, json.loads(response.body)["error"]["code"]) == (404, "model_not_found")
 
 
@@ -115,9 +124,9 @@ def test_to_unload_is_an_operators_order() -> None:
     assert (request.kind, request.model) == ("unload", "tiny")
     operation = next(one for one in ADAPTER.operations if one.name == "unload")
     assert (operation.scope, operation.writes) == ("operate", True)
-    made = ADAPTER.encoder(request, id="x", created=1, progress="thinking")
-    made.begin(ResponseHead())
-    assert (made.streaming, json.loads(made.end())) == (False, {"instance_id": "tiny"})
+    made = ADAPTER.encoder(request, response_id="x", created=1, progress="thinking")
+    made.start(ResponseHead())
+    assert (made.streaming, json.loads(made.finish())) == (False, {"instance_id": "tiny"})
 
 
 def test_orders_need_a_model() -> None:
@@ -143,4 +152,4 @@ def test_what_generates_is_openais(path: str, body: Any, kind: type, name: str) 
 
 def test_nothing_else_is_answered() -> None:
     with pytest.raises(NotFound):
-        ADAPTER.answer(ask("POST", "/api/v0/completions", {"model": "a", "prompt": "x"}), LISTING)
+        ADAPTER.model_info(ModelInfoRequest(origin=Origin(wire="lmstudio", operation="x"), kind="x"), LISTING)

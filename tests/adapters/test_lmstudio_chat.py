@@ -34,7 +34,7 @@ def asked(path: str, **body: Any) -> Request:
 
 
 def encoder(request: Request, *, progress: str = "thinking") -> Encoder:
-    return ADAPTER.encoder(request, id="id-1", created=1, progress=progress)
+    return ADAPTER.encoder(request, response_id="id-1", created=1, progress=progress)
 
 
 def events(data: bytes) -> list[Any]:
@@ -71,13 +71,13 @@ def test_what_cannot_be_understood_is_named(body: dict[str, Any], param: str) ->
     with pytest.raises(BadRequest) as caught:
         asked("/api/v1/chat", **body)
     operation = next(each for each in ADAPTER.operations if each.path == "/api/v1/chat")
-    error = json.loads(ADAPTER.refuse(caught.value, operation).body)["error"]
+    error = json.loads(ADAPTER.error_response(caught.value, operation).body)["error"]
     assert (error["type"], error["param"]) == ("invalid_request", param)
 
 
 def test_an_unknown_model_is_refused_in_lm_studios_words() -> None:
     operation = next(each for each in ADAPTER.operations if each.path == "/api/v1/models/load")
-    answer = ADAPTER.refuse(ModelNotFound("no such model", model="x"), operation)
+    answer = ADAPTER.error_response(ModelNotFound("no such model", model="x"), operation)
     assert (answer.status, json.loads(answer.body)["error"]["type"]) == (404, "model_not_found")
 
 
@@ -93,17 +93,17 @@ RESULT = {
 
 def test_a_whole_answer() -> None:
     writing = encoder(asked("/api/v1/chat", input="What?"))
-    writing.begin(STREAM)
-    assert not any(writing.chunk(chunk) for chunk in SAID)
-    body = writing.end()
+    writing.start(STREAM)
+    assert not any(writing.encode(chunk) for chunk in SAID)
+    body = writing.finish()
     assert json.loads(body) == RESULT
     assert (writing.media_type, writing.length) == ("application/json", len(body))
 
 
 def test_a_streamed_answer_begins_and_ends_in_named_events() -> None:
     writing = encoder(asked("/api/v1/chat", input="What?", stream=True))
-    writing.begin(STREAM)
-    told = events(b"".join([*(writing.chunk(chunk) for chunk in SAID), writing.end()]))
+    writing.start(STREAM)
+    told = events(b"".join([*(writing.encode(chunk) for chunk in SAID), writing.finish()]))
     assert [event["type"] for event in told] == [
         "chat.start", "reasoning.start", "reasoning.delta", "reasoning.end", "message.start", "message.delta",
         "message.delta", "message.end", "chat.end",
@@ -117,8 +117,8 @@ def test_a_load_is_told_in_the_protocols_own_events() -> None:
     waits += [Progress(phase="loading", model="a", percent=percent, waited_s=2.5) for percent in (25.0, 50.0)]
     told = b"".join(writing.heartbeat(each) for each in waits)
     assert told.startswith(b": [hostler] ")
-    writing.begin(STREAM)
-    told += writing.chunk(Chunk(text="It"))
+    writing.start(STREAM)
+    told += writing.encode(Chunk(text="It"))
     assert [(event["type"], event.get("progress"), event.get("load_time_seconds")) for event in events(told)] == [
         ("chat.start", None, None), ("model_load.start", None, None), ("model_load.progress", 0.25, None),
         ("model_load.progress", 0.5, None), ("model_load.end", None, 2.5), ("message.start", None, None),
@@ -129,8 +129,8 @@ def test_a_load_is_told_in_the_protocols_own_events() -> None:
 
 def test_an_error_in_the_middle_is_followed_by_what_was_said() -> None:
     writing = encoder(asked("/api/v1/chat", input="What?", stream=True))
-    writing.begin(STREAM)
-    told = events(writing.chunk(Chunk(text="It")) + writing.error(BackendBroken("it broke")))
+    writing.start(STREAM)
+    told = events(writing.encode(Chunk(text="It")) + writing.error(BackendBroken("it broke")))
     assert [event["type"] for event in told[-3:]] == ["message.end", "error", "chat.end"]
     assert (told[-2]["error"]["type"], told[-2]["error"]["message"]) == ("internal_error", "it broke")
     assert told[-1]["result"]["output"] == [{"type": "message", "content": "It"}]
@@ -152,16 +152,16 @@ PATHS = {
 def met(request: Request) -> FiguresEncoder:
     writing = encoder(request)
     assert isinstance(writing, FiguresEncoder)
-    writing.meet(CARD)
+    writing.bind_model(CARD)
     return writing
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_an_older_whole_answer_holds_the_figures(path: str) -> None:
     writing = met(asked(path, **PATHS[path]))
-    writing.begin(STREAM)
-    assert not any(writing.chunk(chunk) for chunk in SAID)
-    body = writing.end()
+    writing.start(STREAM)
+    assert not any(writing.encode(chunk) for chunk in SAID)
+    body = writing.finish()
     answer = json.loads(body)
     assert {name: answer[name] for name in FIGURES} == FIGURES
     assert (answer["runtime"]["name"], answer["usage"]["total_tokens"], writing.length) == ("hostler", 74, len(body))
@@ -170,8 +170,8 @@ def test_an_older_whole_answer_holds_the_figures(path: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_an_older_stream_tells_the_figures_before_it_ends(path: str) -> None:
     writing = met(asked(path, stream=True, **PATHS[path]))
-    writing.begin(STREAM)
-    written = b"".join([*(writing.chunk(chunk) for chunk in SAID), writing.end()])
+    writing.start(STREAM)
+    written = b"".join([*(writing.encode(chunk) for chunk in SAID), writing.finish()])
     assert written.endswith(b"data: [DONE]\n\n")
     last = json.loads(written.split(b"data: ")[-2])
     assert ({name: last[name] for name in FIGURES}, last["choices"]) == (FIGURES, [])
@@ -185,25 +185,25 @@ def test_bytes_that_are_forwarded_stay_as_they_are() -> None:
         b'data: {"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
     )
     parser = OpenAIParser("chat")
-    parser.begin(STREAM)
-    writing.begin(STREAM)
+    parser.start(STREAM)
+    writing.start(STREAM)
     chunks = [*parser.feed(theirs + end + b"data: [DONE]\n\n"), *parser.finish()]
-    written = b"".join([*(writing.chunk(chunk) for chunk in chunks), writing.end()])
+    written = b"".join([*(writing.encode(chunk) for chunk in chunks), writing.finish()])
     assert written.startswith(theirs + end)
     assert b'"eosFound"' in written
 
 
 def test_without_an_engines_times_the_gateways_count() -> None:
     writing = met(asked("/api/v0/completions", prompt="x"))
-    writing.begin(STREAM)
-    writing.chunk(Chunk(text="A", finish="stop", usage=Usage(prompt_tokens=1, completion_tokens=10)))
-    writing.timing(Timing(queue_s=1.0, switch_s=2.0, total_s=5.0))
-    stats = json.loads(writing.end())["stats"]
+    writing.start(STREAM)
+    writing.encode(Chunk(text="A", finish="stop", usage=Usage(prompt_tokens=1, completion_tokens=10)))
+    writing.set_timing(Timing(queue_s=1.0, switch_s=2.0, total_s=5.0))
+    stats = json.loads(writing.finish())["stats"]
     assert (stats["generation_time"], stats["tokens_per_second"]) == (2.0, 5.0)
 
 
 def test_a_whole_answer_that_is_no_object_stays_as_it_is() -> None:
     writing = met(asked("/api/v0/completions", prompt="x"))
-    writing.begin(ResponseHead(length=2))
-    assert writing.chunk(Chunk(wire="openai", raw=b"[]", whole=True)) == b""
-    assert writing.end() == b"[]"
+    writing.start(ResponseHead(length=2))
+    assert writing.encode(Chunk(wire="openai", raw=b"[]", whole=True)) == b""
+    assert writing.finish() == b"[]"

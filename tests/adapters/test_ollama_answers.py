@@ -11,7 +11,7 @@ from fakes.ollama_desk import Desk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostler.adapters.base import Dated, Timed, Timing
+from hostler.adapters.base import Encoder, Timing
 from hostler.adapters.errors import BackendBroken, GatewayError, TooManyRequests
 from hostler.adapters.types import ChatRequest, Chunk, Progress, ResponseHead, Text, TokenLogprob, ToolCall, Usage
 
@@ -83,7 +83,7 @@ def test_lines_are_plain_json_without_blank_ones_and_safe_in_html(desk: Desk) ->
 
 def test_each_media_type_is_ollamas(desk: Desk) -> None:
     def media_type(**fields: Any) -> str:
-        return desk.adapter.encoder(desk.chat(**fields), id="", created=0, progress="off").media_type
+        return desk.adapter.encoder(desk.chat(**fields), response_id="", created=0, progress="off").media_type
 
     assert media_type() == "application/x-ndjson"
     assert media_type(stream=False) == media_type(messages=[]) == "application/json; charset=utf-8"
@@ -143,16 +143,16 @@ def test_without_a_clock_the_total_is_what_the_engine_told(desk: Desk) -> None:
     assert not [name for name in bare if name.endswith(("duration", "count"))]
 
 
-def test_the_encoder_lets_itself_be_told_the_time(desk: Desk) -> None:
-    assert isinstance(desk.adapter.encoder(desk.chat(), id="", created=0, progress="off"), Timed)
+def test_the_encoder_takes_timing(desk: Desk) -> None:
+    encoder = desk.adapter.encoder(desk.chat(), response_id="", created=0, progress="off")
+    assert type(encoder).set_timing is not Encoder.set_timing
 
 
 def test_with_a_clock_each_line_says_when_it_was_written(desk: Desk) -> None:
-    encoder = desk.adapter.encoder(desk.chat(), id="", created=0, progress="off")
-    assert isinstance(encoder, Dated)
+    encoder = desk.adapter.encoder(desk.chat(), response_id="", created=0, progress="off")
     moments = iter((1_700_000_000.25, 1_700_000_001.000001))
-    encoder.dated(lambda: next(moments))
-    lines = encoder.chunk(say("x")) + encoder.chunk(say(finish="stop")) + encoder.end()
+    encoder.set_clock(lambda: next(moments))
+    lines = encoder.encode(say("x")) + encoder.encode(say(finish="stop")) + encoder.finish()
     told = [json.loads(line)["created_at"] for line in lines.splitlines()]
     assert told == ["2023-11-14T22:13:20.25Z", "2023-11-14T22:13:21.000001Z"]
 
@@ -215,18 +215,18 @@ def test_no_text_has_no_vectors(desk: Desk) -> None:
 
 
 def test_an_attempt_that_failed_leaves_nothing_in_the_answer_of_the_next(desk: Desk) -> None:
-    encoder = desk.adapter.encoder(desk.chat(stream=False), id="", created=0, progress="off")
-    head = desk.adapter.encoder(desk.chat(), id="", created=0, progress="off")
+    encoder = desk.adapter.encoder(desk.chat(stream=False), response_id="", created=0, progress="off")
+    head = desk.adapter.encoder(desk.chat(), response_id="", created=0, progress="off")
     assert head.heartbeat(Progress(phase="loading", model="smol")) == b""
-    encoder.begin(ResponseHead())
-    encoder.chunk(say("half", tool_calls=(ToolCall(name="f"),)))
-    encoder.begin(ResponseHead())
-    encoder.chunk(say("whole", finish="stop"))
-    assert json.loads(encoder.end())["message"] == {"role": "assistant", "content": "whole"}
+    encoder.start(ResponseHead())
+    encoder.encode(say("half", tool_calls=(ToolCall(name="f"),)))
+    encoder.start(ResponseHead())
+    encoder.encode(say("whole", finish="stop"))
+    assert json.loads(encoder.finish())["message"] == {"role": "assistant", "content": "whole"}
 
 
 def test_an_error_in_a_stream_is_a_line_and_nothing_follows(desk: Desk) -> None:
-    encoder = desk.adapter.encoder(desk.chat(), id="", created=0, progress="off")
+    encoder = desk.adapter.encoder(desk.chat(), response_id="", created=0, progress="off")
     assert json.loads(encoder.error(BackendBroken("it died"))) == {"error": "it died"}
     assert json.loads(encoder.error(TooManyRequests("full", model="smol"))) == {
         "error": "server busy, please try again.  maximum pending requests exceeded"

@@ -147,7 +147,7 @@ def test_progress_is_told_line_by_line(desk: Desk) -> None:
     ]
     whole = desk.decode("pull", {"model": "smol", "stream": False})
     assert json.loads(desk.answer(whole, *(Chunk(stage=step) for step in steps))) == {"status": "success"}
-    encoder = desk.adapter.encoder(order, id="", created=0, progress="off")
+    encoder = desk.adapter.encoder(order, response_id="", created=0, progress="off")
     assert (encoder.media_type, encoder.streaming) == ("application/x-ndjson", True)
 
 
@@ -164,10 +164,10 @@ def test_an_order_without_progress_has_an_empty_answer(desk: Desk) -> None:
     ],
 )
 def test_an_error_on_the_way_is_the_last_line(desk: Desk, name: str, body: Any, words: str) -> None:
-    encoder = desk.adapter.encoder(desk.decode(name, body), id="", created=0, progress="off")
+    encoder = desk.adapter.encoder(desk.decode(name, body), response_id="", created=0, progress="off")
     error: GatewayError = ModelNotFound("nobody has it", model="nope")
     assert json.loads(encoder.error(error)) == {"error": words}
-    refusal = desk.adapter.refuse(error, desk.operation(name))
+    refusal = desk.adapter.error_response(error, desk.operation(name))
     assert (refusal.status, json.loads(refusal.body)) == (500, {"error": words})
 
 
@@ -221,7 +221,7 @@ def test_a_method_that_ollama_does_not_take_is_refused_as_there(
     )
     with pytest.raises(GatewayError) as raised:
         desk.adapter.decode(operation, Incoming(method=method, path=path))
-    answer = desk.adapter.refuse(raised.value, operation)
+    answer = desk.adapter.error_response(raised.value, operation)
     assert (answer.status, answer.body, dict(answer.headers)["Allow"]) == (405, b"405 method not allowed", allowed)
 
 

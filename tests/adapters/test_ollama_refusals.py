@@ -82,20 +82,22 @@ def unknown(name: str) -> ModelNotFound:
 def test_errors_have_ollamas_words_and_status(
     desk: Desk, error: GatewayError, operation: str | None, status: int, words: str
 ) -> None:
-    response = desk.adapter.refuse(error, desk.operation(operation) if operation else None)
+    response = desk.adapter.error_response(error, desk.operation(operation) if operation else None)
     assert (response.status, json.loads(response.body)) == (status, {"error": words})
     assert response.media_type == "application/json; charset=utf-8"
 
 
 def test_whoever_is_too_early_is_told_when_to_come_back(desk: Desk) -> None:
-    response = desk.adapter.refuse(TooManyRequests("10 wait", model="x", retry_after_s=2.2), desk.operation("chat"))
+    response = desk.adapter.error_response(
+        TooManyRequests("10 wait", model="x", retry_after_s=2.2), desk.operation("chat")
+    )
     assert ("Retry-After", "3") in response.headers
 
 
 def test_unknown_paths_and_wrong_methods_are_plain_text(desk: Desk) -> None:
-    lost = desk.adapter.refuse(NotFound("there is no GET /api/x here"))
+    lost = desk.adapter.error_response(NotFound("there is no GET /api/x here"))
     assert (lost.status, lost.media_type, lost.body) == (404, "text/plain; charset=utf-8", b"404 page not found")
-    wrong = desk.adapter.refuse(MethodNotAllowed("no", allowed=("GET", "HEAD")))
+    wrong = desk.adapter.error_response(MethodNotAllowed("no", allowed=("GET", "HEAD")))
     assert (wrong.status, wrong.body, wrong.headers) == (405, b"405 method not allowed", (("Allow", "GET, HEAD"),))
 
 

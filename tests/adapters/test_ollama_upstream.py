@@ -44,7 +44,7 @@ def transcript(name: str) -> bytes:
 
 def parse(segments: Iterable[bytes], *, head: ResponseHead = LINES, operation: str = "chat") -> list[Chunk]:
     parser = OllamaParser(operation)
-    parser.begin(head)
+    parser.start(head)
     chunks = [chunk for segment in segments for chunk in parser.feed(segment)]
     return chunks + list(parser.finish())
 
@@ -255,11 +255,11 @@ def test_a_stream_is_folded_for_a_client_that_wants_the_whole() -> None:
 def test_an_openai_client_reads_an_ollama_servers_answer() -> None:
     adapter = OpenAIAdapter()
     request = from_openai(messages=HI, stream=False)
-    encoder = adapter.encoder(request, id="c", created=1, progress="off")
-    encoder.begin(LINES)
+    encoder = adapter.encoder(request, response_id="c", created=1, progress="off")
+    encoder.start(LINES)
     for chunk in parse([transcript("tools.ndjson")]):
-        assert encoder.chunk(chunk) == b""
-    choice = msgspec.json.decode(encoder.end())["choices"][0]
+        assert encoder.encode(chunk) == b""
+    choice = msgspec.json.decode(encoder.finish())["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
     assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["f", "g"]
 

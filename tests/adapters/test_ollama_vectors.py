@@ -31,7 +31,7 @@ def met(desk: Desk, request: Request, upstream: Upstream, answer: dict[str, Any]
     body = json.dumps(answer).encode()
     head = ResponseHead(media_type="application/json", length=len(body))
     parser = upstream.parser(request, fields=True)
-    parser.begin(head)
+    parser.start(head)
     chunks: list[Chunk] = [*parser.feed(body), *parser.finish()]
     return {"path": sent.path, **json.loads(sent.body)}, json.loads(desk.answer(request, *chunks, head=head))
 
@@ -84,10 +84,10 @@ def test_an_ollama_behind_answers_openais_clients(desk: Desk) -> None:
     answer = json.dumps(OLLAMA).encode()
     head = ResponseHead(media_type="application/json", length=len(answer))
     parser = OllamaUpstream().parser(request, fields=True)
-    parser.begin(head)
-    encoder = adapter.encoder(request, id="x", created=1, progress="off")
-    encoder.begin(head)
-    written = [encoder.chunk(chunk) for chunk in [*parser.feed(answer), *parser.finish()]]
-    told = json.loads(b"".join([*written, encoder.end()]))
+    parser.start(head)
+    encoder = adapter.encoder(request, response_id="x", created=1, progress="off")
+    encoder.start(head)
+    written = [encoder.encode(chunk) for chunk in [*parser.feed(answer), *parser.finish()]]
+    told = json.loads(b"".join([*written, encoder.finish()]))
     assert told["data"] == [{"object": "embedding", "index": 0, "embedding": UNIT}]
     assert told["usage"]["prompt_tokens"] == 2

@@ -89,8 +89,8 @@ def test_a_folded_answer_is_the_one_the_server_gives(
 ) -> None:
     request = ask("/v1/completions", {"prompt": ""}) if name == "completions" else chat()
     encoder = begin(request)
-    written = [encoder.chunk(chunk) for chunk in parse([transcript(f"openai/{name}.sse")], operation=STREAMS[name])]
-    folded = encoder.end()
+    written = [encoder.encode(chunk) for chunk in parse([transcript(f"openai/{name}.sse")], operation=STREAMS[name])]
+    folded = encoder.finish()
     real = transcript(f"openai/{name}.json")
     assert not any(written)
     assert (encoder.media_type, encoder.length) == ("application/json; charset=utf-8", len(folded))
@@ -116,8 +116,8 @@ def test_a_folded_response_is_the_one_the_server_completed(
 ) -> None:
     encoder = begin(ask("/v1/responses", {"input": "x"}))
     for chunk in parse([transcript("openai/responses.sse")], operation="responses"):
-        encoder.chunk(chunk)
-    folded, real = json.loads(encoder.end()), json.loads(transcript("openai/responses.json"))
+        encoder.encode(chunk)
+    folded, real = json.loads(encoder.finish()), json.loads(transcript("openai/responses.json"))
     assert folded["status"] == "completed"
     assert folded["output"][0]["content"] == real["output"][0]["content"]
     assert folded["usage"]["output_tokens"] == real["usage"]["output_tokens"]
@@ -269,7 +269,7 @@ def test_a_whole_answer_is_forwarded_with_its_length(
     head = ResponseHead(media_type="application/json; charset=utf-8", length=len(body))
     encoder = begin(chat(), head)
     chunks = parse([body[:100], body[100:]], head=head)
-    assert b"".join(encoder.chunk(chunk) for chunk in chunks) + encoder.end() == body
+    assert b"".join(encoder.encode(chunk) for chunk in chunks) + encoder.finish() == body
     assert (encoder.length, encoder.media_type) == (len(body), "application/json; charset=utf-8")
     assert (chunks[-1].usage or Usage()).completion_tokens == 6
 
@@ -284,7 +284,7 @@ def test_a_whole_answer_is_told_as_a_stream_to_who_asked_for_one(
 ) -> None:
     encoder = begin(chat(stream=True), JSON)
     body = transcript("openai/tools.json")
-    written = b"".join(encoder.chunk(chunk) for chunk in parse([body], head=JSON)) + encoder.end()
+    written = b"".join(encoder.encode(chunk) for chunk in parse([body], head=JSON)) + encoder.finish()
     fold = AnswerFold()
     fold.add_events(written)
     assert json.loads(fold.result())["choices"] == json.loads(body)["choices"]
@@ -312,10 +312,10 @@ def test_an_answer_of_another_protocol_has_an_id_as_openai_gives_them(
     adapter: Any, ask: Any, path: str, answer_id: str, told: str
 ) -> None:
     request = ask(path, {"model": "a", "messages": [{"role": "user", "content": "x"}], "prompt": "x"})
-    encoder = adapter.encoder(request, id=answer_id, created=1, progress="off")
-    encoder.begin(ResponseHead())
+    encoder = adapter.encoder(request, response_id=answer_id, created=1, progress="off")
+    encoder.start(ResponseHead())
     call = Chunk(wire="other", tool_calls=(ToolCall(name="f", arguments="{}"),))
-    told_whole = encoder.chunk(call) + encoder.chunk(Chunk(wire="other", finish="stop")) + encoder.end()
+    told_whole = encoder.encode(call) + encoder.encode(Chunk(wire="other", finish="stop")) + encoder.finish()
     answer = json.loads(told_whole)
     assert answer["id"] == told
     for made_up in answer["choices"][0].get("message", {}).get("tool_calls", ()):
@@ -324,7 +324,7 @@ def test_an_answer_of_another_protocol_has_an_id_as_openai_gives_them(
 
 def test_chunks_of_another_protocol_are_written_as_a_stream(chat: Any, begin: Any) -> None:
     encoder = begin(chat(stream=True, stream_options={"include_usage": True}))
-    written = b"".join(encoder.chunk(chunk) for chunk in OTHER) + encoder.end()
+    written = b"".join(encoder.encode(chunk) for chunk in OTHER) + encoder.finish()
     events = [json.loads(data) for _, data in framing.events(written) if data != b"[DONE]"]
     assert {(one["id"], one["object"], one["created"], one["model"]) for one in events} == {
         ("chatcmpl-1", "chat.completion.chunk", 1700000000, "a")
@@ -337,8 +337,8 @@ def test_chunks_of_another_protocol_are_written_as_a_stream(chat: Any, begin: An
 
 def test_chunks_of_another_protocol_are_folded_to_a_whole_answer(chat: Any, begin: Any) -> None:
     encoder = begin(chat())
-    assert [encoder.chunk(chunk) for chunk in OTHER] == [b""] * 4
-    answer = json.loads(encoder.end())
+    assert [encoder.encode(chunk) for chunk in OTHER] == [b""] * 4
+    answer = json.loads(encoder.finish())
     choice = answer["choices"][0]
     assert (answer["object"], choice["message"]["content"], choice["message"]["reasoning_content"]) == (
         "chat.completion",
@@ -353,8 +353,8 @@ def test_chunks_of_another_protocol_are_folded_to_a_whole_answer(chat: Any, begi
 def test_completions_of_another_protocol_are_plain_text(ask: Any, begin: Any) -> None:
     encoder = begin(ask("/v1/completions", {"model": "a", "prompt": "x"}))
     for chunk in (Chunk(wire="other", text="Hi"), Chunk(wire="other", text="!", finish="stop")):
-        encoder.chunk(chunk)
-    answer = json.loads(encoder.end())
+        encoder.encode(chunk)
+    answer = json.loads(encoder.finish())
     assert (answer["object"], answer["choices"][0]["text"], answer["choices"][0]["finish_reason"]) == (
         "text_completion",
         "Hi!",
@@ -366,8 +366,8 @@ def test_embeddings_of_another_protocol_come_in_the_form_asked_for(ask: Any, beg
     vectors = ((0.5, -1.0), (2.0, 0.25))
     for form in ("float", "base64"):
         encoder = begin(ask("/v1/embeddings", {"model": "a", "input": ["x", "y"], "encoding_format": form}), JSON)
-        encoder.chunk(Chunk(wire="other", whole=True, vectors=vectors, usage=Usage(prompt_tokens=4)))
-        body = encoder.end()
+        encoder.encode(Chunk(wire="other", whole=True, vectors=vectors, usage=Usage(prompt_tokens=4)))
+        body = encoder.finish()
         assert isinstance(json.loads(body)["data"][1]["embedding"], str if form == "base64" else list)
         again = parse([body], head=JSON, operation="embeddings", fields=True)
         assert (again[0].vectors, again[0].usage) == (vectors, Usage(prompt_tokens=4))
@@ -380,8 +380,8 @@ def test_an_answer_survives_the_way_through_canonical_chunks(
     encoder = begin(chat())
     for chunk in parse([transcript(f"openai/{name}.sse")], fields=True):
         chunk.wire, chunk.raw = "other", b""
-        encoder.chunk(chunk)
-    crossed, real = json.loads(encoder.end()), json.loads(transcript(f"openai/{name}.json"))
+        encoder.encode(chunk)
+    crossed, real = json.loads(encoder.finish()), json.loads(transcript(f"openai/{name}.json"))
     for ours, theirs in zip(crossed["choices"], real["choices"], strict=True):
         assert ours["finish_reason"] == theirs["finish_reason"]
         assert (ours["message"]["content"] or "") == theirs["message"]["content"]
@@ -391,10 +391,10 @@ def test_an_answer_survives_the_way_through_canonical_chunks(
 
 def test_a_new_attempt_forgets_the_one_before(chat: Any, begin: Any) -> None:
     encoder = begin(chat())
-    encoder.chunk(Chunk(wire="other", text="lost"))
-    encoder.begin(ResponseHead(media_type="text/event-stream"))
-    encoder.chunk(Chunk(wire="other", text="kept", finish="stop"))
-    assert json.loads(encoder.end())["choices"][0]["message"]["content"] == "kept"
+    encoder.encode(Chunk(wire="other", text="lost"))
+    encoder.start(ResponseHead(media_type="text/event-stream"))
+    encoder.encode(Chunk(wire="other", text="kept", finish="stop"))
+    assert json.loads(encoder.finish())["choices"][0]["message"]["content"] == "kept"
 
 
 def parser_of(operation: str = "chat", **more: Any) -> Any:
@@ -410,7 +410,7 @@ def test_an_opening_without_a_word_is_held_back_until_one_comes(error: bytes, fi
     assert [*parser.feed(delta(role="assistant", content=""))] == []
     with pytest.raises(BackendBroken):
         parser.feed(error)
-    parser.begin(ResponseHead(media_type="text/event-stream"))
+    parser.start(ResponseHead(media_type="text/event-stream"))
     opening, word = delta(role="assistant", content=""), delta(content="Hi")
     assert [*parser.feed(opening)] == []
     assert b"".join(chunk.raw for chunk in parser.feed(word)) == opening + word
@@ -447,7 +447,7 @@ def test_an_error_tells_the_status_that_it_names(error: Any, status: int | None)
 )
 def test_a_whole_answer_with_an_error_inside_is_no_answer(body: dict[str, Any], fields: bool) -> None:
     parser = parser_of(fields=fields)
-    parser.begin(JSON)
+    parser.start(JSON)
     with pytest.raises(BackendBroken, match="provider failed") as broken:
         [*parser.feed(json.dumps(body).encode()), *parser.finish()]
     assert broken.value.backend_status == 502
@@ -456,7 +456,7 @@ def test_a_whole_answer_with_an_error_inside_is_no_answer(body: dict[str, Any], 
 @pytest.mark.parametrize("media_type", ["text/event-stream", "application/json"])
 def test_an_answer_that_is_not_text_is_broken(media_type: str) -> None:
     parser = parser_of(fields=True)
-    parser.begin(ResponseHead(media_type=media_type))
+    parser.start(ResponseHead(media_type=media_type))
     choice = b'{"choices":[{"delta":{"content":"\xff"},"message":{"content":"\xff"}}]}'
     with pytest.raises(BackendBroken):
         parser.feed(choice if media_type == "application/json" else b"data: " + choice + b"\n\n")
@@ -466,6 +466,6 @@ def test_an_answer_that_is_not_text_is_broken(media_type: str) -> None:
 @pytest.mark.parametrize("choices", [b'"x"', b'["x"]', b'[{"message":"x"}]', b'[{"message":{"tool_calls":["x"]}}]'])
 def test_a_whole_answer_of_another_shape_cannot_be_told_as_a_stream(choices: bytes, chat: Any, begin: Any) -> None:
     encoder = begin(chat(stream=True))
-    encoder.chunk(Chunk(wire="openai", raw=b'{"choices":' + choices + b"}", whole=True))
+    encoder.encode(Chunk(wire="openai", raw=b'{"choices":' + choices + b"}", whole=True))
     with pytest.raises(BackendBroken):
-        encoder.end()
+        encoder.finish()

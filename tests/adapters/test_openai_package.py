@@ -38,7 +38,7 @@ def test_any_stream_is_read_by_the_package(
     encoder = begin(chat(stream=True, stream_options={"include_usage": True}))
     signs = [encoder.heartbeat(Progress(phase="loading", model="b", percent=1.0)) for _ in range(waits)]
     end = Chunk(wire="other", finish=finish, usage=usage)
-    written = b"".join([*signs, *(encoder.chunk(chunk) for chunk in (*said, end)), encoder.end()])
+    written = b"".join([*signs, *(encoder.encode(chunk) for chunk in (*said, end)), encoder.finish()])
     *events, done = [data for _, data in framing.events(written)]
     read = [ChatCompletionChunk.model_validate(json.loads(data)) for data in events]
     assert done == b"[DONE]"
@@ -54,8 +54,8 @@ def test_any_whole_answer_is_read_by_the_package(
 ) -> None:
     encoder = begin(chat())
     for chunk in (*said, *(Chunk(wire="other", finish=finish, index=index, usage=usage) for index in (0, 1))):
-        encoder.chunk(chunk)
-    answer = ChatCompletion.model_validate(json.loads(encoder.end()))
+        encoder.encode(chunk)
+    answer = ChatCompletion.model_validate(json.loads(encoder.finish()))
     for choice in answer.choices:
         mine = [chunk for chunk in said if chunk.index == choice.index]
         assert (choice.message.content or "") == "".join(chunk.text for chunk in mine)
@@ -64,8 +64,8 @@ def test_any_whole_answer_is_read_by_the_package(
 
 def test_completions_and_embeddings_are_read_by_the_package(ask: Any, begin: Any) -> None:
     encoder = begin(ask("/v1/completions", {"model": "a", "prompt": "x"}))
-    encoder.chunk(Chunk(wire="other", text="Hi", finish="stop"))
-    assert Completion.model_validate(json.loads(encoder.end())).choices[0].text == "Hi"
+    encoder.encode(Chunk(wire="other", text="Hi", finish="stop"))
+    assert Completion.model_validate(json.loads(encoder.finish())).choices[0].text == "Hi"
     encoder = begin(ask("/v1/embeddings", {"model": "a", "input": "x"}), ResponseHead())
-    encoder.chunk(Chunk(wire="other", whole=True, vectors=((0.5, 1.0),)))
-    assert CreateEmbeddingResponse.model_validate(json.loads(encoder.end())).data[0].embedding == [0.5, 1.0]
+    encoder.encode(Chunk(wire="other", whole=True, vectors=((0.5, 1.0),)))
+    assert CreateEmbeddingResponse.model_validate(json.loads(encoder.finish())).data[0].embedding == [0.5, 1.0]

@@ -40,7 +40,7 @@ from hostler.adapters.openai.adapter import OpenAIAdapter
 def test_each_error_has_its_status_and_type(
     adapter: OpenAIAdapter, error: GatewayError, status: int, kind: str, code: str
 ) -> None:
-    answer = adapter.refuse(error)
+    answer = adapter.error_response(error)
     body = json.loads(answer.body)["error"]
     assert (answer.status, body["type"], body["code"], body["message"]) == (status, kind, code, "x")
     assert set(body) == {"message", "type", "param", "code"}
@@ -48,12 +48,12 @@ def test_each_error_has_its_status_and_type(
 
 @pytest.mark.parametrize(("seconds", "header"), [(0.0, "1"), (0.2, "1"), (1.1, "2"), (60, "60")])
 def test_retry_after_is_rounded_up(adapter: OpenAIAdapter, seconds: float, header: str) -> None:
-    assert ("Retry-After", header) in adapter.refuse(TooManyRequests("x", retry_after_s=seconds)).headers
+    assert ("Retry-After", header) in adapter.error_response(TooManyRequests("x", retry_after_s=seconds)).headers
 
 
 def test_challenges_and_allowed_methods_are_told(adapter: OpenAIAdapter) -> None:
-    assert adapter.refuse(Unauthenticated("x")).headers == (("WWW-Authenticate", "Bearer"),)
-    assert adapter.refuse(MethodNotAllowed("x", allowed=("GET", "POST"))).headers == (("Allow", "GET, POST"),)
+    assert adapter.error_response(Unauthenticated("x")).headers == (("WWW-Authenticate", "Bearer"),)
+    assert adapter.error_response(MethodNotAllowed("x", allowed=("GET", "POST"))).headers == (("Allow", "GET, POST"),)
 
 
 def rejected(status: int, wire: str = "openai") -> BackendRejected:
@@ -66,25 +66,27 @@ def rejected(status: int, wire: str = "openai") -> BackendRejected:
 @pytest.mark.parametrize("status", [400, 404, 422, 501])
 @pytest.mark.parametrize("wire", ["openai", "llamacpp"])
 def test_what_an_engine_refuses_is_passed_on_unchanged(adapter: OpenAIAdapter, status: int, wire: str) -> None:
-    answer = adapter.refuse(rejected(status, wire))
+    answer = adapter.error_response(rejected(status, wire))
     assert (answer.status, answer.body) == (status, b'{"error":{"message":"secret"}}')
     assert answer.media_type == "application/json; charset=utf-8"
 
 
 def test_what_a_server_of_another_protocol_refuses_is_said_in_this_one(adapter: OpenAIAdapter) -> None:
-    answer = adapter.refuse(rejected(400, "anthropic"))
+    answer = adapter.error_response(rejected(400, "anthropic"))
     assert (answer.status, json.loads(answer.body)["error"]["message"]) == (400, "secret")
 
 
 @pytest.mark.parametrize(("error", "status"), [(rejected(500, "ollama"), 502), (rejected(401), 502)])
 def test_other_refusals_tell_only_their_kind(adapter: OpenAIAdapter, error: BackendRejected, status: int) -> None:
-    answer = adapter.refuse(error)
+    answer = adapter.error_response(error)
     assert answer.status == status
     assert b"secret" not in answer.body
 
 
 def test_control_characters_are_shown_escaped(adapter: OpenAIAdapter) -> None:
-    message = json.loads(adapter.refuse(BadRequest("a\x00b\x1b[31m\u202e" + "x" * 5000)).body)["error"]["message"]
+    message = json.loads(adapter.error_response(BadRequest("a\x00b\x1b[31m\u202e" + "x" * 5000)).body)["error"][
+        "message"
+    ]
     assert message.startswith("a\\x00b\\x1b[31m\\u202exx")
     assert len(message) < 2100
 
@@ -101,7 +103,7 @@ LISTING = ModelList(
 
 
 def test_the_list_names_the_active_model_first_then_all_names_in_order(adapter: OpenAIAdapter, ask: Any) -> None:
-    answer = json.loads(adapter.answer(ask("/v1/models"), LISTING).body)
+    answer = json.loads(adapter.model_info(ask("/v1/models"), LISTING).body)
     assert [entry["id"] for entry in answer["data"]] == ["big", "b", "gpt-4", "small", "vectors"]
     assert answer["data"][2] == {
         "id": "gpt-4", "object": "model", "created": 17, "owned_by": "hostler",
@@ -111,20 +113,20 @@ def test_the_list_names_the_active_model_first_then_all_names_in_order(adapter: 
 
 def test_what_a_model_takes_besides_text_stands_in_the_list(adapter: OpenAIAdapter, ask: Any) -> None:
     seeing = ModelCard(name="seeing", capabilities=("completion", "vision"))
-    entry = json.loads(adapter.answer(ask("/v1/models"), ModelList(cards=(seeing,))).body)["data"][0]
+    entry = json.loads(adapter.model_info(ask("/v1/models"), ModelList(cards=(seeing,))).body)["data"][0]
     assert entry["architecture"] == {"input_modalities": ["text", "image"], "output_modalities": ["text"]}
 
 
 def test_one_model_is_told_by_name_or_alias(adapter: OpenAIAdapter, ask: Any) -> None:
     for name in ("big", "gpt-4", "hidden"):
         probe = ask("/models/{id:path}", path_params={"id": name})
-        assert json.loads(adapter.answer(probe, LISTING).body)["id"] == name
+        assert json.loads(adapter.model_info(probe, LISTING).body)["id"] == name
 
 
 def test_an_unknown_model_is_answered_with_the_known_ones(adapter: OpenAIAdapter, ask: Any) -> None:
     with pytest.raises(ModelNotFound) as caught:
-        adapter.answer(ask("/models/{id:path}", path_params={"id": "x\x00" + "y" * 9000}), LISTING)
-    body = json.loads(adapter.refuse(caught.value).body)["error"]
+        adapter.model_info(ask("/models/{id:path}", path_params={"id": "x\x00" + "y" * 9000}), LISTING)
+    body = json.loads(adapter.error_response(caught.value).body)["error"]
     assert body["message"].startswith("The model `x\\x00yyy")
     assert body["message"].endswith("does not exist; the models are: big, vectors, small.")
     assert (body["code"], body["param"], len(body["message"]) < 400) == ("model_not_found", "model", True)

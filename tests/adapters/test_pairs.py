@@ -126,11 +126,11 @@ def stories(draw: st.DrawFn, *, plain: bool = False) -> list[Chunk]:
 def written(tongue: Tongue, chunks: Iterable[Chunk], *, stream: bool, beats: int = 0) -> tuple[ResponseHead, bytes]:
     """What a client of this protocol gets."""
     request = tongue.request(stream=stream)
-    encoder: Encoder = tongue.adapter.encoder(request, id="id-1", created=1_700_000_000, progress="thinking")
+    encoder: Encoder = tongue.adapter.encoder(request, response_id="id-1", created=1_700_000_000, progress="thinking")
     parts = [encoder.heartbeat(waits) for _ in range(beats)]
-    encoder.begin(ResponseHead(media_type="text/event-stream"))
-    parts += [encoder.chunk(chunk) for chunk in chunks]
-    parts.append(encoder.end())
+    encoder.start(ResponseHead(media_type="text/event-stream"))
+    parts += [encoder.encode(chunk) for chunk in chunks]
+    parts.append(encoder.finish())
     body = b"".join(parts)
     return ResponseHead(media_type=encoder.media_type, length=None if stream else len(body)), body
 
@@ -138,7 +138,7 @@ def written(tongue: Tongue, chunks: Iterable[Chunk], *, stream: bool, beats: int
 def read(tongue: Tongue, head: ResponseHead, body: bytes, cuts: Iterable[int] = ()) -> list[Chunk]:
     """What the protocol's own parser makes of it, in pieces cut at these places."""
     parser = tongue.parser()
-    parser.begin(head)
+    parser.start(head)
     places = sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts)})
     chunks = [chunk for start, end in pairwise(places) for chunk in parser.feed(body[start:end])]
     return [*chunks, *parser.finish()]

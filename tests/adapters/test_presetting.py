@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters.base import Incoming, Presetting
+from hostler.adapters.base import Adapter, Incoming
 from hostler.adapters.registry import load_adapters
 from hostler.adapters.types import ChatRequest, CompletionRequest, Request, Text
 from hostler.profiles.presets import Preset, PresetMessage, made_from
@@ -29,8 +29,7 @@ def asked(adapter: str, path: str, body: dict[str, Any], preset: Preset = MARIO)
     speaker = ADAPTERS[adapter]
     operation = next(each for each in speaker.operations if each.path == path and "POST" in each.methods)
     request = speaker.decode(operation, Incoming(method="POST", path=path, body=json.dumps(body).encode()))
-    assert isinstance(speaker, Presetting)
-    return speaker.preset(request, preset)
+    return speaker.apply_preset(request, preset)
 
 
 def sent(request: Request) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def sent(request: Request) -> dict[str, Any]:
 
 @pytest.mark.parametrize("adapter", ["openai", "ollama", "anthropic", "llamacpp", "lmstudio"])
 def test_every_protocol_takes_part(adapter: str) -> None:
-    assert isinstance(ADAPTERS[adapter], Presetting)
+    assert type(ADAPTERS[adapter]).apply_preset is not Adapter.apply_preset
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,7 @@ class Other(OpenAIAdapter):
 
     header: str | None = None
 
-    @property
-    def name(self) -> str:
-        return "other"
+    name = "other"
 
     @property
     def operations(self) -> tuple[Operation, ...]:

@@ -43,9 +43,9 @@ def asked(adapter: Adapter, path: str, **body: Any) -> Request:
 
 
 def told(adapter: Adapter, request: Request, said: list[Chunk]) -> bytes:
-    encoder = adapter.encoder(request, id="req-1", created=17, progress="thinking")
-    encoder.begin(STREAM)
-    return b"".join([*(encoder.chunk(chunk) for chunk in said), encoder.end()])
+    encoder = adapter.encoder(request, response_id="req-1", created=17, progress="thinking")
+    encoder.start(STREAM)
+    return b"".join([*(encoder.encode(chunk) for chunk in said), encoder.finish()])
 
 
 def story(said: list[Chunk], called: list[tuple[str, dict[str, str]]], finish: str | None) -> list[Chunk]:

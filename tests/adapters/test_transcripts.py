@@ -109,29 +109,29 @@ def answered(adapter: Adapter, operation: Operation, asked: dict[str, Any]) -> d
     try:
         request = decoded(adapter, operation, asked)
         if isinstance(request, ModelInfoRequest):
-            answer = adapter.answer(request, LISTING)
+            answer = adapter.model_info(request, LISTING)
             return {**told, "answer": readable(answer.body), "status": answer.status, "type": answer.media_type}
         told["becomes"] = type(request).__name__
         if isinstance(request, Control):
             return told
         if isinstance(request, ModelOperation):
-            encoder = adapter.encoder(request, id="id-1", created=1_700_000_000, progress="off")
-            encoder.begin(ResponseHead())
-            body = b"".join([*(encoder.chunk(Chunk(stage=step)) for step in STEPS), encoder.end()])
+            encoder = adapter.encoder(request, response_id="id-1", created=1_700_000_000, progress="off")
+            encoder.start(ResponseHead())
+            body = b"".join([*(encoder.encode(Chunk(stage=step)) for step in STEPS), encoder.finish()])
             return {**told, "answer": readable(body), "type": encoder.media_type}
         upstream = LlamaCppUpstream()
         expanded = request if upstream.speaks(request.origin.wire) else adapter.expand(request)
         sent = upstream.build(expanded, model="org/smol", stream=True)
         told["sent"] = {"method": sent.method, "path": sent.path, "body": readable(sent.body)}
     except GatewayError as error:
-        answer = adapter.refuse(error, operation)
+        answer = adapter.error_response(error, operation)
         return {**told, "answer": readable(answer.body), "status": answer.status, "type": answer.media_type}
     if told["becomes"] in ("ChatRequest", "CompletionRequest"):
         for form, stream in (("answer", False), ("streamed", True)):
             again = decoded(adapter, operation, {**asked, "body": {**asked["body"], "stream": stream}})
-            encoder = adapter.encoder(again, id="id-1", created=1_700_000_000, progress="off")
-            encoder.begin(ResponseHead(media_type="text/event-stream"))
-            body = b"".join([*(encoder.chunk(chunk) for chunk in SAID), encoder.end()])
+            encoder = adapter.encoder(again, response_id="id-1", created=1_700_000_000, progress="off")
+            encoder.start(ResponseHead(media_type="text/event-stream"))
+            body = b"".join([*(encoder.encode(chunk) for chunk in SAID), encoder.finish()])
             told[form], told["type" if form == "answer" else "streamed type"] = readable(body), encoder.media_type
     return told
 

@@ -83,15 +83,17 @@ class Desk:
             operation, Incoming(method=operation.methods[0], path=operation.path, body=sent, **more)
         )
         card = self.listing.resolve(request.model or "")
-        return request if card is None or isinstance(request, ModelInfoRequest) else self.adapter.admit(request, card)
+        return (
+            request if card is None or isinstance(request, ModelInfoRequest) else self.adapter.validate(request, card)
+        )
 
     def ask(self, name: str, body: Any = b"", **more: Any) -> WireResponse:
         """The answer to a probe or an order, or the refusal."""
         try:
             request = self.decode(name, body, **more)
-            return self.adapter.answer(request, self.listing)
+            return self.adapter.model_info(request, self.listing)
         except GatewayError as error:
-            return self.adapter.refuse(error, self.operation(name))
+            return self.adapter.error_response(error, self.operation(name))
 
     def told(self, name: str, body: Any = b"", **more: Any) -> Any:
         """The JSON of `ask`."""
@@ -104,12 +106,12 @@ class Desk:
         self, request: Request, *chunks: Chunk, head: ResponseHead | None = None, timing: Timing | None = None
     ) -> bytes:
         """All that a client reads of an answer of these chunks."""
-        encoder = self.adapter.encoder(request, id="req-1", created=1_700_000_000, progress="thinking")
-        encoder.begin(head or ResponseHead(media_type="text/event-stream"))
-        written = [encoder.chunk(chunk) for chunk in chunks]
+        encoder = self.adapter.encoder(request, response_id="req-1", created=1_700_000_000, progress="thinking")
+        encoder.start(head or ResponseHead(media_type="text/event-stream"))
+        written = [encoder.encode(chunk) for chunk in chunks]
         if timing is not None:
-            encoder.timing(timing)
-        return b"".join([*written, encoder.end()])
+            encoder.set_timing(timing)
+        return b"".join([*written, encoder.finish()])
 
     def lines(self, request: Request, *chunks: Chunk, **more: Any) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.answer(request, *chunks, **more).splitlines()]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters.base import WireRequest
+from hostler.adapters.base import Parser, Upstream, WireRequest
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.types import ChatRequest, Origin, Output, ResponseHead
 from hostler.gateway.backends.base import Backend, Endpoint, Timeouts
@@ -19,14 +19,17 @@ from hostler.gateway.proxy import Proxy
 pytestmark = pytest.mark.anyio
 
 
-class SurprisedParser:
-    def begin(self, head: ResponseHead) -> None: ...
+class SurprisedParser(Parser):
+    def start(self, head: ResponseHead) -> None: ...
 
     def feed(self, data: bytes) -> list[Any]:
         raise AttributeError(data)
 
+    def finish(self) -> list[Any]:
+        return []
 
-class SurprisedUpstream:
+
+class SurprisedUpstream(Upstream):
     wire = "openai"
 
     def build(self, *_: Any, **__: Any) -> WireRequest:
@@ -50,7 +53,7 @@ class OneAnswer:
 async def test_an_answer_that_surprises_its_reader_is_broken() -> None:
     backend = Backend(
         name="b",
-        upstream=SurprisedUpstream(),  # type: ignore[arg-type]  # as much of it as is asked
+        upstream=SurprisedUpstream(),
         transport=OneAnswer(),  # type: ignore[arg-type]
         timeouts=Timeouts(),
         endpoint=Endpoint(host="127.0.0.1", port=1, name="b"),
