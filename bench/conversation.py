@@ -37,7 +37,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What a client saw, in seconds from its request on, and what the engine says it did."""
 
     first_byte_s: float
-    first_word_s: float
+    first_token_s: float
     seconds: float
     prompt_n: int | None
     cache_n: int | None
@@ -76,18 +76,18 @@ def ask(connection: http.client.HTTPConnection, model: str, messages: list[dict[
     if response.status != 200:
         raise RuntimeError(f"{response.status}: {(first + response.read()).decode()}")
     timings: dict[str, Any] = {}
-    text, first_word_s, line = "", 0.0, first + response.readline()
+    text, first_token_s, line = "", 0.0, first + response.readline()
     while line:
         if line.startswith(b"data: {"):
             event = json.loads(line[6:])
             timings = event.get("timings") or timings
             text += "".join(choice["delta"].get("content") or "" for choice in event["choices"])
-            if text and not first_word_s:
-                first_word_s = time.perf_counter() - began
+            if text and not first_token_s:
+                first_token_s = time.perf_counter() - began
         line = response.readline()
     seconds = time.perf_counter() - began
     return Answer(
-        first_byte_s=first_byte_s, first_word_s=first_word_s, seconds=seconds, prompt_n=timings.get("prompt_n"), cache_n=timings.get("cache_n"),
+        first_byte_s=first_byte_s, first_token_s=first_token_s, seconds=seconds, prompt_n=timings.get("prompt_n"), cache_n=timings.get("cache_n"),
         text=text,
     )  # fmt: skip
 
@@ -127,7 +127,7 @@ def engine(kept: bool, threads: int) -> None:
                 read = answer.prompt_n or 0
                 total = read + (answer.cache_n or 0)
                 print(
-                    f"  {what:18} first word {answer.first_word_s:7.3f} s   prompt {total:5} tokens, "
+                    f"  {what:18} first word {answer.first_token_s:7.3f} s   prompt {total:5} tokens, "
                     f"read {read:5} ({100 * read / max(1, total):5.1f} %)"
                 )
         spent(folder / "log")
@@ -229,7 +229,7 @@ def ready() -> None:
                     answer = ask(connection, each, [{"role": "user", "content": "Hi"}])
                     events = [json.loads(line) for line in notes.read_text().splitlines()]
                     at = [event["time"] for event in events if (event["event"], event["model"]) == ("ready", each)][-1]
-                    taken.append(began + answer.first_word_s - at)
+                    taken.append(began + answer.first_token_s - at)
                     ask(
                         connection,
                         next(other for other in delays if other != each),

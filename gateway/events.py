@@ -14,7 +14,7 @@ from hostler.supervisor.contract import HostStatus, ModelStatus, SwitchMoved
 logger = logging.getLogger(__name__)
 
 
-class AttemptMade(msgspec.Struct, frozen=True, kw_only=True):
+class AttemptOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """One try at one backend: `answered`, or the kind of failure."""
 
     backend: str
@@ -22,11 +22,11 @@ class AttemptMade(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-class HopPassed(msgspec.Struct, frozen=True, kw_only=True):
+class HopOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """A backend that did not answer, and why: the kind of failure, or why it was not even asked."""
 
     backend: str
-    why: str
+    reason: str
 
 
 class RequestFinished(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
@@ -45,20 +45,20 @@ class RequestFinished(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     status: int
     seconds: float
     model: str | None = None
-    asked: str | None = None
+    requested_model: str | None = None
     backend: str | None = None
     hop: int = 0
     reason: str = ""
     code: str = ""
     queue_s: float = 0.0
     switch_s: float = 0.0
-    first_word_s: float | None = None
+    first_token_s: float | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
     streamed: bool = False
-    attempts: tuple[AttemptMade, ...] = ()
-    passed: tuple[HopPassed, ...] = ()
+    attempts: tuple[AttemptOutcome, ...] = ()
+    failed_hops: tuple[HopOutcome, ...] = ()
     cost: float | None = None
 
 
@@ -68,7 +68,7 @@ class BreakerChanged(msgspec.Struct, frozen=True, kw_only=True, tag="breaker"):
     backend: str
     model: str | None
     state: str
-    before: str
+    previous: str
 
 
 class HostChanged(msgspec.Struct, frozen=True, kw_only=True, tag="host"):

@@ -103,13 +103,13 @@ class Proxy:
             if task is not None:
                 task.uncancel()
 
-    async def _forward(self, context: RequestContext, answer: Answer, parser: Parser, first_word_s: float) -> None:
+    async def _forward(self, context: RequestContext, answer: Answer, parser: Parser, first_token_s: float) -> None:
         """Write the answer's chunks as they come. Pieces of a whole answer wait until it is known to hold no error.
 
-        Signs of life are no words: a backend that sends nothing else must come to the point in `first_word_s`, too.
+        Signs of life are no words: a backend that sends nothing else must come to the point in `first_token_s`, too.
         """
         attempt, writer, held, size = context.current, context.writer, list[Chunk](), 0
-        latest = self._clock() + first_word_s
+        latest = self._clock() + first_token_s
 
         def take(segment: bytes) -> bool:
             """Pass on what a piece of the answer says. False if the client lags behind."""

@@ -108,7 +108,7 @@ class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model's process. `since` is in seconds since the epoch, `percent` is of the load under way.
 
-    `spent` is where the time of the last switch to it went, in seconds by phase.
+    `phase_seconds` is where the time of the last switch to it went, in seconds by phase.
     """
 
     model: str
@@ -120,7 +120,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     eta_s: float | None = None
     memory_bytes: int = 0
     gpu_bytes: int = 0
-    spent: dict[str, float] = {}
+    phase_seconds: dict[str, float] = {}
     failure: Failure | None = None
 
 
@@ -157,7 +157,7 @@ class ModelChanged(msgspec.Struct, frozen=True, kw_only=True, tag="model"):
 
 
 class SwitchMoved(msgspec.Struct, frozen=True, kw_only=True, tag="switch"):
-    """A switch entered a phase. `elapsed_s` counts from the order; `spent` maps finished phases to seconds."""
+    """A switch entered a phase. `elapsed_s` counts from the order; `phase_seconds` maps finished phases to seconds."""
 
     id: str
     model: str
@@ -166,7 +166,7 @@ class SwitchMoved(msgspec.Struct, frozen=True, kw_only=True, tag="switch"):
     percent: float | None = None
     eta_s: float | None = None
     elapsed_s: float = 0.0
-    spent: dict[str, float] = {}
+    phase_seconds: dict[str, float] = {}
     failure: Failure | None = None
 
 

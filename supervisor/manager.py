@@ -336,7 +336,7 @@ class EngineManager:
             model=member.name, state=process.state, since=process.since, generation=process.generation,
             pid=process.pid, percent=order.percent if order is not None and starting else None,
             eta_s=order.eta_s if order is not None and starting else None,
-            memory_bytes=member.usage.rss, gpu_bytes=member.usage.gpu, spent=member.spent, failure=process.failure,
+            memory_bytes=member.usage.rss, gpu_bytes=member.usage.gpu, phase_seconds=member.phase_seconds, failure=process.failure,
         )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ class HostMetrics:
         if isinstance(event, SwitchMoved):
             if event.phase in ("ready", "failed"):
                 self._switches.labels(event.model, event.phase).observe(event.elapsed_s)
-                for phase, seconds in event.spent.items():
+                for phase, seconds in event.phase_seconds.items():
                     self._phases.labels(phase).inc(seconds)
         elif isinstance(event, ModelChanged):
             status = event.status

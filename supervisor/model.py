@@ -41,7 +41,7 @@ class ManagedModel:
         self.retired = False
         self.pinned = profile.pinned
         self.usage = MemoryUsage()
-        self.spent: dict[str, float] = {}
+        self.phase_seconds: dict[str, float] = {}
         self.busy = False
         self._used_at = 0.0
         self._active: tuple[int, EngineActivity] | None = None

@@ -79,11 +79,11 @@ class AnsweredResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SwitchResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """A model is ready: where, and which phase took how long. `spent` is empty when it was ready already."""
+    """A model is ready: where, and which phase took how long. `phase_seconds` is empty when it was ready already."""
 
     address: EngineAddress
     elapsed_s: float = 0.0
-    spent: dict[str, float] = {}
+    phase_seconds: dict[str, float] = {}
 
 
 class UnloadResponse(msgspec.Struct, frozen=True, kw_only=True):

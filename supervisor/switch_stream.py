@@ -68,8 +68,8 @@ class SwitchStream:
         if error is not None:
             raise error
         assert address is not None
-        spent = self._last.spent if self._last is not None and self._last.phase == "ready" else {}
-        return SwitchResponse(address=address, elapsed_s=round(time.monotonic() - begun, 6), spent=spent)
+        spent = self._last.phase_seconds if self._last is not None and self._last.phase == "ready" else {}
+        return SwitchResponse(address=address, elapsed_s=round(time.monotonic() - begun, 6), phase_seconds=spent)
 
     async def narrate(self, emit: Emit) -> None:
         """`run` as events: `phase`s, then `ready` with the answer or `failed` with the error."""

@@ -50,7 +50,7 @@ class SwitchOperation:
         self._tell = tell
         self._began = self._entered = time.monotonic()
         self._phase: SwitchPhase | None = None
-        self._spent: dict[str, float] = {}
+        self._phase_seconds: dict[str, float] = {}
         self._progress: float | None = None
         self._fetched: float | None = None
 
@@ -76,17 +76,17 @@ class SwitchOperation:
             return
         now = time.monotonic()
         if self._phase is not None:
-            self._spent[self._phase] = now - self._entered
+            self._phase_seconds[self._phase] = now - self._entered
         elif now - self._began >= 0.001:
             # Before the first phase it waited for its turn, or for the file to be there.
-            self._spent["waiting"] = now - self._began
+            self._phase_seconds["waiting"] = now - self._began
         self._phase, self._entered = phase, now
         self._tell(self.moved(failure))
 
     def done(self, address: EngineAddress) -> None:
         """It is ready."""
         self.enter("ready")
-        self.load_s = sum(self._spent.get(phase, 0.0) for phase in ("starting", "loading", "restoring"))
+        self.load_s = sum(self._phase_seconds.get(phase, 0.0) for phase in ("starting", "loading", "restoring"))
         self.outcome.settle(address)
 
     def fail(self, failure: Failure) -> None:
@@ -107,9 +107,9 @@ class SwitchOperation:
                 self._tell(self.moved())
 
     @property
-    def spent(self) -> dict[str, float]:
+    def phase_seconds(self) -> dict[str, float]:
         """Where the time went so far: finished phases, in seconds."""
-        return {phase: round(seconds, 6) for phase, seconds in self._spent.items()}
+        return {phase: round(seconds, 6) for phase, seconds in self._phase_seconds.items()}
 
     @property
     def percent(self) -> float | None:
@@ -139,11 +139,11 @@ class SwitchOperation:
         return SwitchMoved(
             id=self.number, model=self.model, phase=self._phase or "draining", from_models=self.victims,
             percent=self.percent, eta_s=self.eta_s, elapsed_s=time.monotonic() - self._began,
-            spent=dict(self._spent), failure=failure,
+            phase_seconds=dict(self._phase_seconds), failure=failure,
         )  # fmt: skip
 
     def _loading_s(self) -> float:
-        before = sum(self._spent.get(phase, 0.0) for phase in ("starting", "loading", "restoring"))
+        before = sum(self._phase_seconds.get(phase, 0.0) for phase in ("starting", "loading", "restoring"))
         now = time.monotonic() - self._entered if self._phase in ("starting", "loading", "restoring") else 0.0
         return before + now
 
@@ -295,9 +295,11 @@ class SwitchCoordinator:
             order.fail(Failure(kind="exited", message=f'starting model "{member.name}" failed: {error}'))
         else:
             order.done(address)
-            member.spent = order.spent
-            where = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in member.spent.items())
-            logger.info("%s is ready after %.3f s (%s)", member.name, sum(member.spent.values()), where or "it was")
+            member.phase_seconds = order.phase_seconds
+            where = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in member.phase_seconds.items())
+            logger.info(
+                "%s is ready after %.3f s (%s)", member.name, sum(member.phase_seconds.values()), where or "it was"
+            )
 
     async def _make_ready(self, member: ManagedModel, order: SwitchOperation) -> EngineAddress:
         # A file that cannot be had must not cost the model that runs now.

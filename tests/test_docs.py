@@ -21,6 +21,7 @@ from hostler.gateway.backends.failure_policy import Outcome, Skip
 from hostler.gateway.cli.main import app
 from hostler.gateway.config import Settings
 from hostler.gateway.context import RequestOutcome
+from hostler.gateway.events import RequestFinished
 from hostler.profiles.schema import Profile, ProfileEntry
 from hostler.profiles.store import read_profiles
 from hostler.profiles.yaml_config import Size, parse
@@ -264,11 +265,26 @@ def test_a_file_that_a_document_names_exists(name: str) -> None:
     assert (ROOT / name).exists()
 
 
+def section(title: str) -> list[list[str]]:
+    """The rows of the table below a heading of docs/operations.md, as cells."""
+    text = OPERATIONS.read_text(encoding="utf-8").partition(f"### {title}\n")[2].partition("\n### ")[0]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
+
+
+def test_fields_of_a_request_are_documented() -> None:
+    fields = [name for row in section("What is known of a request") for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(fields) == sorted(RequestFinished.__struct_fields__)
+
+
+def test_headers_of_a_request_are_documented() -> None:
+    source = (ROOT / "gateway" / "middleware" / "request_context.py").read_text(encoding="utf-8")
+    sent = set(re.findall(r"\bx-(?:request-id|hostler-[a-z-]+)(?=: )", source))
+    assert sent == {row[1].strip("`").lower() for row in section("What is known of a request")} - {""}
+
+
 def words_of(kind: str) -> set[str]:
     """The words of one kind in the table "Outcomes and reasons"."""
-    section = OPERATIONS.read_text(encoding="utf-8").partition("### Outcomes and reasons")[2].partition("\n### ")[0]
-    found = re.findall(r"^\| `(\w+)` \| ([\w, ]+) \|", section, re.MULTILINE)
-    return {word for word, kinds in found if kind in kinds.split(", ")}
+    return {row[0].strip("`") for row in section("Outcomes and reasons") if kind in row[1].split(", ")}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hostler.adapters.errors import GatewayError, ModelNotFound, NotFound
 from hostler.gateway.admin.http import body, json_response, plain, while_there, whole_number
 from hostler.gateway.admin.status import Status, StatusView, without_facts
 from hostler.gateway.asgi import RouteMatch
-from hostler.gateway.backends.chain import Chain, HopView
+from hostler.gateway.backends.chain import Chain, RouteHop
 from hostler.gateway.catalog import Catalog, Placement
 from hostler.gateway.events import Event, HostChanged, printable
 from hostler.gateway.middleware.request_context import InFlightRequests
@@ -46,7 +46,7 @@ class TranscriptRoutes:
 
 
 #: How often it is looked whether something moved that tells no event of its own, while somebody watches, in seconds.
-PULSE_S = 0.5
+UPDATE_INTERVAL_S = 0.5
 
 #: Proxies and browsers give up on streams that are silent for much longer than this, in seconds.
 _PING_S = 15
@@ -103,11 +103,11 @@ class Dashboard:
         told = b""
         while True:
             await self._frames.until_watched()
-            pulse = frame("pulse", self._status.pulse())
+            pulse = frame("update", self._status.update())
             if pulse != told:
                 told = pulse
                 self._frames.add(pulse)
-            await anyio.sleep(PULSE_S)
+            await anyio.sleep(UPDATE_INTERVAL_S)
 
     def status(self) -> StatusView:
         """The whole gateway, now."""
@@ -152,7 +152,7 @@ class Dashboard:
     async def _readyz(self, request: Request) -> Response:
         """Ready as soon as every host has been heard of: until then, models may be missing from lists."""
         silent = [name for name, host in self._hosts.items() if not host.reachable]
-        return json_response({"ready": not silent, "silent": silent}, status=503 if silent else 200)
+        return json_response({"ready": not silent, "unreachable": silent}, status=503 if silent else 200)
 
     async def _tell_metrics(self, request: Request) -> Response:
         return Response(await self._metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -203,8 +203,8 @@ class RouteView(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     local_only: bool
     first: str | None
-    hops: tuple[HopView, ...]
-    spent_today: float
+    hops: tuple[RouteHop, ...]
+    cost_today: float
 
 
 class Route:
@@ -232,9 +232,9 @@ class Route:
         view = RouteView(
             model=placement.model,
             local_only=local_only,
-            first=next((hop.backend for hop in hops if hop.why_not is None), None),
+            first=next((hop.backend for hop in hops if hop.reason is None), None),
             hops=hops,
-            spent_today=round(self._chain.spending.today, 6),
+            cost_today=round(self._chain.spending.today, 6),
         )
         return Response(msgspec.json.encode(view), media_type="application/json")
 

@@ -21,7 +21,7 @@ from hostler.gateway.telemetry.history import Moment
 from hostler.supervisor.contract import HostStatus
 
 #: As many requests in flight are shown.
-_MOST_FLIGHTS = 200
+_MAX_IN_FLIGHT = 200
 
 
 class EngineView(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,12 +54,12 @@ class HostView(msgspec.Struct, frozen=True, kw_only=True):
 
 class BreakerView(msgspec.Struct, frozen=True, kw_only=True):
     """A breaker, of a backend or of a model there. `retry_at` is when it is tried again, in seconds since the epoch, and
-    `why` what is held against it until then."""
+    `reason` what is held against it until then."""
 
     model: str | None
     state: BreakerState
     retry_at: float | None = None
-    why: str | None = None
+    reason: str | None = None
 
     @property
     def allows(self) -> bool:
@@ -67,8 +67,8 @@ class BreakerView(msgspec.Struct, frozen=True, kw_only=True):
         return self.state != "open" and self.retry_at is None
 
 
-class HopView(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend in the order of the chain. `wakes`: a request wakes its machine; `supervised`: engines
+class BackendView(msgspec.Struct, frozen=True, kw_only=True):
+    """A backend in the order of the chain. `wake_on_lan`: a request wakes its machine; `supervised`: engines
     of ours answer. Costs in US dollars, of today."""
 
     backend: str
@@ -78,14 +78,14 @@ class HopView(msgspec.Struct, frozen=True, kw_only=True):
     breaker: BreakerView
     models: tuple[BreakerView, ...] = ()
     cost: float | None = None
-    wakes: bool = False
+    wake_on_lan: bool = False
     supervised: bool = False
 
 
 class ChainView(msgspec.Struct, frozen=True, kw_only=True):
     """The chain, and what it has cost today against the limit."""
 
-    hops: tuple[HopView, ...] = ()
+    hops: tuple[BackendView, ...] = ()
     cost: float = 0.0
     limit: float | None = None
 
@@ -95,8 +95,8 @@ class ChainView(msgspec.Struct, frozen=True, kw_only=True):
         return self.limit is not None and self.cost >= self.limit
 
 
-class Flight(msgspec.Struct, frozen=True, kw_only=True):
-    """A request on its way; `at` is its arrival. `phase`: `waiting` for its model, `reading` the prompt, `writing`."""
+class RequestView(msgspec.Struct, frozen=True, kw_only=True):
+    """A request on its way; `at` is its arrival. `phase`: `waiting` for its model, `prefill`, or `generating`."""
 
     id: str
     at: float
@@ -104,14 +104,14 @@ class Flight(msgspec.Struct, frozen=True, kw_only=True):
     operation: str
     client: str
     phase: str
-    asked: str | None = None
+    requested_model: str | None = None
     model: str | None = None
     backend: str | None = None
     hop: int = 0
     reason: str = ""
     queue_s: float = 0.0
     switch_s: float = 0.0
-    first_word_s: float | None = None
+    first_token_s: float | None = None
 
 
 class StatusView(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,18 +123,18 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[ModelCard, ...]
     hosts: tuple[HostView, ...]
     chain: ChainView = ChainView()
-    flights: tuple[Flight, ...] = ()
+    in_flight: tuple[RequestView, ...] = ()
     recording: bool = False
     at: float = 0.0
 
 
-class Pulse(msgspec.Struct, frozen=True, kw_only=True, tag="pulse"):
+class StatusUpdate(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
     """What changes without an event of its own: slots, idle times, requests on their way, breakers."""
 
     active: str | None
     hosts: tuple[HostView, ...]
     chain: ChainView
-    flights: tuple[Flight, ...]
+    in_flight: tuple[RequestView, ...]
 
 
 class Status:
@@ -175,18 +175,18 @@ class Status:
             ),
             hosts=tuple(self._host(host, whole=True) for host in self._hosts.values()),
             chain=chain,
-            flights=self.flights(),
+            in_flight=self.in_flight(),
             recording=self._recording,
             at=round(self._wall(), 3),
         )
 
-    def pulse(self) -> Pulse:
+    def update(self) -> StatusUpdate:
         """What changes all the time."""
-        return Pulse(
+        return StatusUpdate(
             active=self._catalog.listing.active,
             hosts=tuple(self._host(host, whole=False) for host in self._hosts.values()),
             chain=self._chain(),
-            flights=self.flights(),
+            in_flight=self.in_flight(),
         )
 
     def moment(self) -> Moment:
@@ -200,41 +200,41 @@ class Status:
         waiting, serving = sum(host.waiting for host in hosts), sum(host.serving for host in hosts)
         return Moment(waiting=waiting, serving=serving, memory=memory)
 
-    def flights(self) -> tuple[Flight, ...]:
+    def in_flight(self) -> tuple[RequestView, ...]:
         """The requests on their way, the oldest first; probes are over before anybody could look."""
         offset = self._wall() - self._clock()
-        flights: list[Flight] = []
+        views: list[RequestView] = []
         for context in self._exchanges():
-            if len(flights) == _MOST_FLIGHTS:
+            if len(views) == _MAX_IN_FLIGHT:
                 break
             if not isinstance(context.request, ModelInfoRequest):
-                flights.append(self._flight(context, offset))
-        return tuple(flights)
+                views.append(self._request(context, offset))
+        return tuple(views)
 
-    def _flight(self, context: RequestContext, offset: float) -> Flight:
+    def _request(self, context: RequestContext, offset: float) -> RequestView:
         attempt = context.attempt
         first = None if attempt is None else attempt.first_token_at
         if first is not None:
-            phase = "writing"
+            phase = "generating"
         elif attempt is None or (attempt.target.backend in self._hosts and attempt.address is None):
             phase = "waiting"
         else:
-            phase = "reading"
-        return Flight(
+            phase = "prefill"
+        return RequestView(
             id=context.id,
             at=round(context.started_at + offset, 2),
             protocol=context.adapter.name,
             operation=context.operation.name,
             client=context.client.name,
             phase=phase,
-            asked=context.requested_model,
+            requested_model=context.requested_model,
             model=context.model,
             backend=None if attempt is None else attempt.target.backend,
             hop=context.hop,
             reason=context.reason,
             queue_s=round(context.queue_s, 3),
             switch_s=round(context.switch_s, 3),
-            first_word_s=None if first is None else round(first - context.started_at, 3),
+            first_token_s=None if first is None else round(first - context.started_at, 3),
         )
 
     def _host(self, host: Orchestrator, *, whole: bool) -> HostView:
@@ -263,7 +263,7 @@ class Status:
         )
 
 
-def as_it_is(card: ModelCard, placement: Placement, reach: Mapping[str, HopView], spent: bool) -> ModelCard:
+def as_it_is(card: ModelCard, placement: Placement, reach: Mapping[str, BackendView], spent: bool) -> ModelCard:
     """The card with what can be done for it now, if no supervisor answers that has the model: `available` from a backend
     that loads nothing, or `unavailable`, and why. A machine that a request wakes has it `unloaded`."""
     troubles, others, wakes = [], [], []
@@ -289,17 +289,17 @@ def as_it_is(card: ModelCard, placement: Placement, reach: Mapping[str, HopView]
     )
 
 
-def _trouble(hop: HopView, name_there: str, *, spent: bool, local_only: bool) -> str | None:
+def _trouble(hop: BackendView, name_there: str, *, spent: bool, local_only: bool) -> str | None:
     """Why a request for this model would not be sent there, if so."""
     if local_only and not hop.local:
         return WORDS["non_local"]
     if spent and not hop.local:
         return WORDS["budget_exhausted"]
     if hop.supervised:
-        return None if hop.reachable or hop.wakes else "does not answer"
+        return None if hop.reachable or hop.wake_on_lan else "does not answer"
     for breaker in (hop.breaker, *(each for each in hop.models if each.model == name_there)):
         if not breaker.allows:
-            return breaker.why or WORDS["circuit_open"]
+            return breaker.reason or WORDS["circuit_open"]
     return None
 
 
@@ -321,7 +321,7 @@ def chain_view(hops: Mapping[str, Hop], kinds: Mapping[str, str], *, now: float,
         if hop is None:
             continue
         views.append(
-            HopView(
+            BackendView(
                 backend=name,
                 kind=kind,
                 local=hop.local,
@@ -329,7 +329,7 @@ def chain_view(hops: Mapping[str, Hop], kinds: Mapping[str, str], *, now: float,
                 breaker=_breaker(None, hop.standing, now, wall),
                 models=tuple(_breaker(model, hop.standing, now, wall) for model in hop.standing.models),
                 cost=None if hop.local else round(costs.get(name, 0.0), 4),
-                wakes=hop.waker is not None,
+                wake_on_lan=hop.waker is not None,
                 supervised=hop.supervised,
             )
         )
@@ -344,7 +344,7 @@ def _breaker(model: str | None, standing: CircuitBreakers, now: float, wall: flo
     view = BreakerView(
         model=model, state=breaker.state(now), retry_at=round(wall + retry_in, 1) if retry_in > 0 else None
     )
-    return view if view.allows or why is None else msgspec.structs.replace(view, why=WORDS[why])
+    return view if view.allows or why is None else msgspec.structs.replace(view, reason=WORDS[why])
 
 
 def _at(at: float | None, offset: float) -> float | None:

@@ -84,8 +84,8 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-class HopView(msgspec.Struct, frozen=True, kw_only=True):
-    """A hop as it stands now. `why_not` is why it would not be asked, `words` the same for people."""
+class RouteHop(msgspec.Struct, frozen=True, kw_only=True):
+    """A hop as it stands now. `reason` is why it would not be asked, `words` the same for people."""
 
     backend: str
     name_there: str
@@ -95,7 +95,7 @@ class HopView(msgspec.Struct, frozen=True, kw_only=True):
     reachable: bool
     state: BreakerState
     retry_in_s: float
-    why_not: str | None
+    reason: str | None
     words: str
 
 
@@ -176,19 +176,19 @@ class Chain:
         for probe in self._probes:
             await probe.aclose()
 
-    def view(self, name: str, name_there: str, context: int, *, local_only: bool) -> HopView:
+    def view(self, name: str, name_there: str, context: int, *, local_only: bool) -> RouteHop:
         """How a request would find this hop now."""
         hop, now = self.hops[name], self._clock()
-        why_not: Skip | Outcome | None = None
+        reason: Skip | Outcome | None = None
         if local_only and not hop.local:
-            why_not = "non_local"
+            reason = "non_local"
         elif not hop.local and self.spending.reached:
-            why_not = "budget_exhausted"
+            reason = "budget_exhausted"
         elif not hop.standing.allows(name_there, now):
-            why_not = "circuit_open"
+            reason = "circuit_open"
         elif hop.supervised and not hop.reachable() and hop.waker is None:
-            why_not = "unreachable"
-        return HopView(
+            reason = "unreachable"
+        return RouteHop(
             backend=name,
             name_there=name_there,
             context=context,
@@ -197,8 +197,8 @@ class Chain:
             reachable=hop.reachable(),
             state=hop.standing.state(name_there, now),
             retry_in_s=round(hop.standing.retry_in(name_there, now), 3),
-            why_not=why_not,
-            words=WORDS[why_not] if why_not is not None else "",
+            reason=reason,
+            words=WORDS[reason] if reason is not None else "",
         )
 
     def _hear(self, event: Event) -> None:
@@ -220,7 +220,7 @@ class Chain:
         )
 
     def _changed(self, name: str, model: str | None, before: BreakerState, state: BreakerState) -> None:
-        self._bus.publish(BreakerChanged(backend=name, model=model, state=state, before=before))
+        self._bus.publish(BreakerChanged(backend=name, model=model, state=state, previous=before))
 
     def _supervised(self, name: str, standing: CircuitBreakers) -> Probed:
         """A supervisor's heartbeat tells of its return; but a machine that vanished is noticed by asking sooner."""

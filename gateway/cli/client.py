@@ -346,7 +346,7 @@ def _as_gateway(host: dict[str, Any]) -> dict[str, Any]:
         )
     ready = next((card["name"] for card in cards if card["state"] == "loaded"), None)
     place = {"backend": NAME_OF_SUPERVISOR, "reachable": True, "host": host, "waiting": None, "serving": None}
-    return {"active": ready, "models": cards, "hosts": [{**place, "queue": [], "engines": []}], "flights": []}
+    return {"active": ready, "models": cards, "hosts": [{**place, "queue": [], "engines": []}], "in_flight": []}
 
 
 #: What the one host is called where there is no gateway to give it a name.

@@ -57,7 +57,7 @@ def _snapshot(data: Mapping[str, Any]) -> str:
         words += f", {elsewhere} available elsewhere"
     if nowhere := states.count("unavailable"):
         words += f", {nowhere} unavailable"
-    return f"{words}; {count(len(data.get('flights', ())), 'request')} in progress"
+    return f"{words}; {count(len(data.get('in_flight', ())), 'request')} in progress"
 
 
 def _request(data: Mapping[str, Any]) -> str:

@@ -216,10 +216,10 @@ class Drawing:
             (
                 clock(each["at"]),
                 f"place {each['position']}, {seconds(each['eta_s'])}" if each["position"] else each["phase"],
-                each["model"] or each["asked"] or NOTHING,
+                each["model"] or each["requested_model"] or NOTHING,
                 inspecting.via(each),
                 seconds(each["for_s"]),
-                seconds(each["first_word_s"]),
+                seconds(each["first_token_s"]),
                 NOTHING,
                 each["client"],
             )
@@ -496,7 +496,7 @@ class Live:
             if view is not None:
                 view = msgspec.structs.replace(view, at=0.0)
                 # Who is on the way grows older by the moment; everything else changes when it changes.
-                if self._moved or view != before or view.flights or size != screen.size():
+                if self._moved or view != before or view.in_flight or size != screen.size():
                     before, size, self._moved = view, screen.size(), False
                     screen.show(self._picture(view))
             await anyio.sleep(_LOOK_S)

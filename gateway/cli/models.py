@@ -149,7 +149,7 @@ def _of_supervisor(house: House, model: str) -> Iterator[Step]:
             failure = data["error"]
             yield "failed", {"model": model, "message": failure["message"], "lines": _lines(failure)}
         elif kind == "ready":
-            yield "ready", {"model": model, "elapsed_s": data["elapsed_s"], "spent": data["spent"]}
+            yield "ready", {"model": model, "elapsed_s": data["elapsed_s"], "phase_seconds": data["phase_seconds"]}
         else:
             yield kind, data
 
@@ -204,7 +204,7 @@ def _of_gateway(house: House, model: str) -> Iterator[Step]:
         if kind == "ready":
             break
         if kind == "phase":
-            phase, spent = data["phase"], data["spent"]
+            phase, spent = data["phase"], data["phase_seconds"]
             failure = data["failure"] or failure
             if phase in ("ready", "failed"):
                 continue  # the order's own answer is what counts: a failed switch may be tried again
@@ -218,10 +218,10 @@ def _of_gateway(house: House, model: str) -> Iterator[Step]:
         except queue.Empty:
             break
         if not isinstance(step, CallFailed) and step[0] == "phase":
-            phase, spent = step[1]["phase"], step[1]["spent"]
+            phase, spent = step[1]["phase"], step[1]["phase_seconds"]
             if phase not in ("ready", "failed"):
                 yield step
-    yield "ready", {"model": model, "elapsed_s": round(elapsed_s, 3), "spent": spent}
+    yield "ready", {"model": model, "elapsed_s": round(elapsed_s, 3), "phase_seconds": spent}
 
 
 def _failure_in(came: queue.SimpleQueue[Step | CallFailed]) -> dict[str, Any] | None:
@@ -284,10 +284,10 @@ def _tell_outcome(model: str, last: Step) -> None:
         for line in data.get("lines", ())[-8:]:
             typer.echo(f"  {printable(line, 300)}", err=True)
         return
-    if not data["spent"]:
+    if not data["phase_seconds"]:
         say(f"{model} is ready.")
         return
-    spent = ", ".join(f"{phase} {seconds(took)}" for phase, took in data["spent"].items() if took >= 0.0005)
+    spent = ", ".join(f"{phase} {seconds(took)}" for phase, took in data["phase_seconds"].items() if took >= 0.0005)
     say(f"{model} is ready after {seconds(data['elapsed_s'])}" + (f" ({spent})." if spent else "."))
 
 

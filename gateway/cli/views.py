@@ -145,7 +145,7 @@ def requests(status: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every request on its way: those in line with their place and how long they will probably wait."""
     line = {each["id"]: each for host in status["hosts"] for each in host["queue"]}
     found = []
-    for flight in status["flights"]:
+    for flight in status["in_flight"]:
         place = line.get(flight["id"], {})
         found.append(
             {
@@ -164,7 +164,7 @@ def request_rows(found: Iterable[Mapping[str, Any]]) -> list[Row]:
         (
             each["id"],
             each["client"],
-            each["model"] or each["asked"] or NOTHING,
+            each["model"] or each["requested_model"] or NOTHING,
             each["backend"] or NOTHING,
             phase_words(each),
             seconds(each["for_s"]),
@@ -192,11 +192,11 @@ def past_rows(events: Iterable[Mapping[str, Any]]) -> list[Row]:
             each["outcome"]
             if each["outcome"] in ("ok", "client_disconnected")
             else f"{each['outcome']} {each['status']}",
-            each["model"] or each["asked"] or NOTHING,
+            each["model"] or each["requested_model"] or NOTHING,
             via(each),
             seconds(each["seconds"]),
-            seconds(each["first_word_s"]),
-            speed(each["completion_tokens"], each["seconds"] - (each["first_word_s"] or 0.0)),
+            seconds(each["first_token_s"]),
+            speed(each["completion_tokens"], each["seconds"] - (each["first_token_s"] or 0.0)),
             each["client"],
         )
         for each in events
@@ -212,7 +212,7 @@ def via(request: Mapping[str, Any]) -> str:
 
 def active_words(status: Mapping[str, Any], width: int) -> str:
     """The active model and how much there is to do, in one line if the name can be cut so far."""
-    rest = f"; {count(len(status['flights']), 'request')} in progress"
+    rest = f"; {count(len(status['in_flight']), 'request')} in progress"
     name = printable(status["active"] or "none")
     return f"active model: {middle_cut(name, max(20, width - len(rest) - 14))}{rest}"
 
@@ -288,7 +288,7 @@ def _left_alone(breaker: Mapping[str, Any]) -> str:
         return "tried again by the next request"
     until = f" until {clock(breaker['retry_at'])}" if breaker["retry_at"] else ""
     # A gateway of an older version does not tell why.
-    return f"left alone{until}: it {breaker.get('why') or 'failed'}"
+    return f"left alone{until}: it {breaker.get('reason') or 'failed'}"
 
 
 def key_rows(records: Iterable[KeyRecord]) -> list[Row]:

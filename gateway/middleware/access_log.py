@@ -9,7 +9,7 @@ from collections.abc import Callable
 from hostler.adapters.errors import BackendRejected, GatewayError, RequestCancelled, ShuttingDown
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import CUT_OFF, Attempt, RequestContext
-from hostler.gateway.events import AttemptMade, Bus, HopPassed, RequestFinished
+from hostler.gateway.events import AttemptOutcome, Bus, HopOutcome, RequestFinished
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 
 
@@ -72,20 +72,20 @@ class AccessLogMiddleware(RequestMiddleware):
             status=status,
             seconds=seconds,
             model=context.model,
-            asked=context.requested_model,
+            requested_model=context.requested_model,
             backend=attempt.target.backend if attempt else None,
             hop=context.hop,
             reason=context.reason,
             code=code,
             queue_s=context.queue_s,
             switch_s=context.switch_s,
-            first_word_s=None if first is None else first - context.started_at,
+            first_token_s=None if first is None else first - context.started_at,
             prompt_tokens=usage.prompt_tokens if usage else 0,
             cached_tokens=usage.cached_tokens if usage else 0,
             completion_tokens=usage.completion_tokens if usage else 0,
             streamed=context.writer.patient,
             attempts=(*map(_made, context.attempts),),
-            passed=(*(HopPassed(backend=backend, why=why) for backend, why in context.failed_hops),)
+            failed_hops=(*(HopOutcome(backend=backend, reason=why) for backend, why in context.failed_hops),)
             if context.failed_hops
             else (),
             cost=context.cost,
@@ -94,8 +94,8 @@ class AccessLogMiddleware(RequestMiddleware):
         self._log(event)
 
 
-def _made(attempt: Attempt) -> AttemptMade:
-    return AttemptMade(backend=attempt.target.backend, outcome=attempt.outcome, seconds=attempt.seconds)
+def _made(attempt: Attempt) -> AttemptOutcome:
+    return AttemptOutcome(backend=attempt.target.backend, outcome=attempt.outcome, seconds=attempt.seconds)
 
 
 def _told(context: RequestContext, error: GatewayError) -> int:

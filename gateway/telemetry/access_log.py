@@ -53,8 +53,8 @@ class AccessLog:
 def describe(event: RequestFinished) -> str:
     """A finished request in one line, for people."""
     words = [event.outcome, str(event.status), f"{event.protocol}.{event.operation}"]
-    if event.model or event.asked:
-        words.append(printable(event.model or event.asked or ""))
+    if event.model or event.requested_model:
+        words.append(printable(event.model or event.requested_model or ""))
     if event.backend:
         words.append(f"from {event.backend}")
     words.append(f"for {event.client} in {event.seconds:.3f} s")
@@ -62,8 +62,8 @@ def describe(event: RequestFinished) -> str:
         words.append(f"queued {event.queue_s:.3f} s")
     if event.switch_s >= 0.001:
         words.append(f"switched {event.switch_s:.3f} s")
-    if event.first_word_s is not None:
-        words.append(f"first word {event.first_word_s:.3f} s")
+    if event.first_token_s is not None:
+        words.append(f"first word {event.first_token_s:.3f} s")
     if event.completion_tokens:
         words.append(f"{event.prompt_tokens}+{event.completion_tokens} tokens")
     if event.cost is not None:

@@ -64,8 +64,8 @@ class Bucket(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     requests: int = 0
     failed: int = 0
-    first_word_s: float | None = None
-    first_word_p95_s: float | None = None
+    first_token_s: float | None = None
+    first_token_p95_s: float | None = None
     tokens_per_s: float | None = None
     queue_s: float | None = None
     switches: int = 0
@@ -94,7 +94,7 @@ class _Figures(msgspec.Struct):
     outcome: str
     queue_s: float = 0.0
     switch_s: float = 0.0
-    first_word_s: float | None = None
+    first_token_s: float | None = None
     completion_tokens: int = 0
 
 
@@ -351,18 +351,18 @@ def _read(decode: Callable[[bytes], list[_T]], body: object) -> list[_T]:
 
 
 def _bucket(at: float, requests: list[_Figures], switches: list[float], moment: Moment | None) -> Bucket:
-    first_words = [each.first_word_s for each in requests if each.first_word_s is not None]
+    first_words = [each.first_token_s for each in requests if each.first_token_s is not None]
     speeds = [
-        (each.completion_tokens - 1) / (each.seconds - each.first_word_s)
+        (each.completion_tokens - 1) / (each.seconds - each.first_token_s)
         for each in requests
-        if each.first_word_s is not None and each.completion_tokens > 1 and each.seconds > each.first_word_s
+        if each.first_token_s is not None and each.completion_tokens > 1 and each.seconds > each.first_token_s
     ]
     return Bucket(
         at=at,
         requests=len(requests),
         failed=sum(each.outcome in ("failed", "broken") for each in requests),
-        first_word_s=_percentile(first_words, 0.5),
-        first_word_p95_s=_percentile(first_words, 0.95),
+        first_token_s=_percentile(first_words, 0.5),
+        first_token_p95_s=_percentile(first_words, 0.95),
         tokens_per_s=_percentile(speeds, 0.5),
         queue_s=max((each.queue_s for each in requests), default=None),
         switches=len(switches),

@@ -24,7 +24,7 @@ CREATE INDEX IF NOT EXISTS moments_at ON moments (at);
 _VERSION: Final = 1
 
 #: Outcomes and reasons in files of version 0, and their names since.
-RENAMED: Final[Mapping[str, str]] = {
+RENAMED_WORDS: Final[Mapping[str, str]] = {
     "not_had": "model_unavailable",
     "unpaid": "payment_required",
     "key_refused": "auth_failed",
@@ -36,6 +36,16 @@ RENAMED: Final[Mapping[str, str]] = {
     "enough_tried": "max_attempts",
     "not_asked_for": "excluded",
     "cannot": "unsupported",
+}
+
+#: Fields of events in files of version 0, and their names since.
+RENAMED_FIELDS: Final[Mapping[str, str]] = {
+    "asked": "requested_model",
+    "first_word_s": "first_token_s",
+    "passed": "failed_hops",
+    "why": "reason",
+    "before": "previous",
+    "spent": "phase_seconds",
 }
 
 
@@ -71,40 +81,39 @@ def _upgrade(database: sqlite3.Connection) -> None:
     if database.execute("PRAGMA user_version").fetchone()[0] >= _VERSION:
         return
     with database:
-        upgraded = [
-            (body, n)
-            for n, old in database.execute("SELECT n, body FROM requests")
-            if (body := _upgraded(old)) is not None
-        ]
-        database.executemany("UPDATE requests SET body = ? WHERE n = ?", upgraded)
+        for table in ("requests", "switches", "breakers"):
+            rows = database.execute(f"SELECT n, body FROM {table}").fetchall()
+            upgraded = [(body, n) for n, old in rows if (body := _upgraded(old)) is not None]
+            database.executemany(f"UPDATE {table} SET body = ? WHERE n = ?", upgraded)
         database.execute(f"PRAGMA user_version = {_VERSION}")
 
 
 def _upgraded(body: object) -> bytes | None:
-    """A row of requests in the current words; `None` if it stays as it is, or cannot be read."""
+    """A row in the current words; `None` if it cannot be read and stays as it is."""
     if not isinstance(body, bytes):
         return None
     try:
-        row = msgspec.json.decode(body)
+        return msgspec.json.encode(_renamed(msgspec.json.decode(body)))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    for request in row if isinstance(row, list) else [row]:
-        if isinstance(request, dict):
-            _rename(request, "outcome")
-            for part in ("attempts", "passed"):
-                for each in request.get(part) or ():
-                    _rename(each, "outcome")
-                    _rename(each, "why")
-            if isinstance(reason := request.get("reason"), str):
-                request["reason"] = "; ".join(map(_renamed_reason, reason.split("; ")))
-    return msgspec.json.encode(row)
 
 
-def _rename(values: dict[str, Any], field: str) -> None:
-    if field in values:
-        values[field] = RENAMED.get(values[field], values[field])
+def _renamed(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_renamed(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    renamed = {}
+    for old, content in value.items():
+        name = RENAMED_FIELDS.get(old, old)
+        if name in ("outcome", "reason") and isinstance(content, str):
+            renamed[name] = "; ".join(map(_renamed_word, content.split("; ")))
+        else:
+            renamed[name] = _renamed(content)
+    return renamed
 
 
-def _renamed_reason(part: str) -> str:
-    backend, colon, why = part.rpartition(": ")
-    return f"{backend}{colon}{RENAMED.get(why, why)}" if colon else part
+def _renamed_word(part: str) -> str:
+    """`backend: word`, or the word alone."""
+    backend, colon, word = part.rpartition(": ")
+    return backend + colon + RENAMED_WORDS.get(word, word)

@@ -248,15 +248,15 @@ class Metrics:
         if backend == "":
             return
         self._queue_wait.observe(event.queue_s, model)
-        if event.first_word_s is not None:
-            self._first_word.observe(event.first_word_s, model, backend)
+        if event.first_token_s is not None:
+            self._first_word.observe(event.first_token_s, model, backend)
         if event.completion_tokens:
             self._tokens.observe(event.prompt_tokens, model, backend, "input")
             self._tokens.observe(event.completion_tokens, model, backend, "output")
         for attempt in event.attempts:
             self._attempts.add(attempt.backend, attempt.outcome)
-        if event.passed and event.outcome == "ok":
-            self._fallbacks.add(event.passed[0].backend, backend, event.passed[0].why)
+        if event.failed_hops and event.outcome == "ok":
+            self._fallbacks.add(event.failed_hops[0].backend, backend, event.failed_hops[0].reason)
         if event.cost:
             self._cost.add(backend, amount=event.cost)
 

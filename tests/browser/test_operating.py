@@ -91,7 +91,7 @@ async def test_a_request_in_flight_is_seen_and_cancelled(open_house: OpenHouse, 
 
             tasks.start_soon(ask)
             flying = page.get_by_role("list", name="Requests in flight")
-            await expect(flying).to_contain_text("writing")
+            await expect(flying).to_contain_text("generating")
             await flying.get_by_role("button", name="Cancel").click()
             last = page.get_by_role("list", name="Last requests").get_by_role("listitem")
             await expect(last).to_have_count(1)

@@ -10,7 +10,7 @@ import pytest
 from rich.cells import cell_len
 
 from hostler.adapters.model_list import ModelCard
-from hostler.gateway.admin.status import EngineView, Flight, HostView, StatusView
+from hostler.gateway.admin.status import EngineView, HostView, RequestView, StatusView
 from hostler.gateway.cli.live import Drawing, Picture
 from hostler.gateway.events import RequestFinished, Waiting
 from hostler.gateway.telemetry.access_log import Lines, describe
@@ -30,12 +30,12 @@ def status(**more: Any) -> StatusView:
         queue=(Waiting(id="req-2", model="beta", client="phone", position=1, waited_s=1.0, eta_s=4.0),),
     )  # fmt: skip
     flights = (
-        Flight(id="req-1", at=1.0, protocol="openai", operation="chat", client="laptop", phase="writing", model="alpha",
-               backend="local", first_word_s=0.25),
-        Flight(id="req-2", at=2.0, protocol="openai", operation="chat", client="phone", phase="waiting", model="beta"),
+        RequestView(id="req-1", at=1.0, protocol="openai", operation="chat", client="laptop", phase="generating", model="alpha",
+               backend="local", first_token_s=0.25),
+        RequestView(id="req-2", at=2.0, protocol="openai", operation="chat", client="phone", phase="waiting", model="beta"),
     )  # fmt: skip
     return StatusView(**{
-        "version": "1", "active": "alpha", "default": None, "models": models, "hosts": (host,), "flights": flights,
+        "version": "1", "active": "alpha", "default": None, "models": models, "hosts": (host,), "in_flight": flights,
         **more,
     })  # fmt: skip
 
@@ -43,7 +43,7 @@ def status(**more: Any) -> StatusView:
 def finished(**more: Any) -> RequestFinished:
     return RequestFinished(**{
         "id": "req-9", "at": 1000.0, "protocol": "openai", "operation": "chat", "client": "laptop", "outcome": "ok",
-        "status": 200, "seconds": 2.0, "model": "alpha", "backend": "box", "hop": 1, "first_word_s": 1.0,
+        "status": 200, "seconds": 2.0, "model": "alpha", "backend": "box", "hop": 1, "first_token_s": 1.0,
         "completion_tokens": 43, **more,
     })  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_what_runs_what_is_asked_and_what_was_is_shown() -> None:
     text = "\n".join(drawn(picture()))
     assert re.search(r"alpha +local +ready +1/4 +2 +3\.0 GiB", text)
     assert "not loaded: beta, gamma" in text
-    assert re.search(r"writing +alpha +local .* 250 ms .* laptop", text)
+    assert re.search(r"generating +alpha +local .* 250 ms .* laptop", text)
     assert re.search(r"place 1, 4\.0 s +beta", text)
     assert re.search(r"ok +alpha +box, hop 2 +2\.0 s +1\.0 s +42 tokens/s +laptop", text)
     assert "failed 503" in text
@@ -113,12 +113,12 @@ def test_of_many_processes_it_is_told_how_many_more_there_are() -> None:
 @pytest.mark.parametrize("height", [3, 6, 11, 19, 39, 80])
 def test_it_fits_into_every_window(width: int, height: int) -> None:
     flights = tuple(
-        Flight(
-            id=f"req-{n}", at=1.0, protocol="openai", operation="chat", client="someone", phase="reading", model="模型"
+        RequestView(
+            id=f"req-{n}", at=1.0, protocol="openai", operation="chat", client="someone", phase="prefill", model="模型"
         )
         for n in range(60)
     )
-    many = picture(status=status(flights=flights), last=tuple(finished() for _ in range(20)))
+    many = picture(status=status(in_flight=flights), last=tuple(finished() for _ in range(20)))
     for shown in (picture(), many, picture(stopping="Stopping: a long sentence that says so.|Stopping.")):
         lines = drawn(shown, width, height)
         assert len(lines) <= height

@@ -6,11 +6,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hostler.gateway.events import (
-    AttemptMade,
+    AttemptOutcome,
     BreakerChanged,
     EngineChanged,
     Event,
-    HopPassed,
+    HopOutcome,
     HostChanged,
     RequestFinished,
     SwitchChanged,
@@ -29,15 +29,15 @@ def finished(**more: object) -> RequestFinished:
 
 
 HEARD: tuple[Event, ...] = (
-    finished(model="m", backend="a", first_word_s=0.2, prompt_tokens=4, completion_tokens=5),
+    finished(model="m", backend="a", first_token_s=0.2, prompt_tokens=4, completion_tokens=5),
     finished(
         model="m", backend="b", seconds=7.0, queue_s=1.5, cost=0.25, completion_tokens=1,
-        attempts=(AttemptMade(backend="a", outcome="refused", seconds=1.0), AttemptMade(backend="b", outcome="answered", seconds=1.0)),
-        passed=(HopPassed(backend="a", why="refused"),),
+        attempts=(AttemptOutcome(backend="a", outcome="refused", seconds=1.0), AttemptOutcome(backend="b", outcome="answered", seconds=1.0)),
+        failed_hops=(HopOutcome(backend="a", reason="refused"),),
     ),
     finished(model="m", backend="b", cost=0.5),
     finished(model='no "such"\n', outcome="failed", status=503, code="queue_full"),
-    BreakerChanged(backend="a", model=None, state="open", before="closed"),
+    BreakerChanged(backend="a", model=None, state="open", previous="closed"),
     SwitchChanged(backend="here", switch=SwitchMoved(id="1", model="m", phase="ready", from_models=("n",), elapsed_s=2.0)),
     SwitchChanged(backend="here", switch=SwitchMoved(id="1", model="m", phase="loading")),
     EngineChanged(backend="here", status=ModelStatus(model="gone", state="ready", since=1.0)),

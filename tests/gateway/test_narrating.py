@@ -36,7 +36,7 @@ def test_a_host_that_still_answers_is_no_news() -> None:
 def test_what_the_beginning_says_of_a_host_is_no_news() -> None:
     narrator = Narrator()
     host = {"backend": "tower", "reachable": True}
-    narrator.news("snapshot", {"version": "1", "models": [], "hosts": [host], "flights": []})
+    narrator.news("snapshot", {"version": "1", "models": [], "hosts": [host], "in_flight": []})
     assert narrator.news("host", host) is None
     assert narrator.news("host", {**host, "reachable": False}) == "tower is silent"
 
@@ -54,7 +54,7 @@ def test_a_model_that_is_ready_has_no_percent() -> None:
 
 def test_models_of_other_servers_are_counted_apart() -> None:
     states = ("loaded", "unloaded", "available", "unavailable")
-    told = sentence("snapshot", {"version": "1", "models": [{"state": each} for each in states], "flights": []})
+    told = sentence("snapshot", {"version": "1", "models": [{"state": each} for each in states], "in_flight": []})
     assert told == "4 models, 1 loaded, 1 available elsewhere, 1 unavailable; 0 requests in progress"
 
 

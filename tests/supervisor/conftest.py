@@ -145,7 +145,7 @@ class PretendedHost:
                 parallel=1,
             )
             self._outcomes[model] = self.ready[model] = at
-            self.publish(msgspec.structs.replace(moved, phase="ready", spent={"starting": 0.1, "loading": 0.4}))
+            self.publish(msgspec.structs.replace(moved, phase="ready", phase_seconds={"starting": 0.1, "loading": 0.4}))
         self.finished += 1
         del self._orders[model]
         done.set()

@@ -115,7 +115,7 @@ def test_a_switch_is_told_phase_by_phase_and_ends_with_where_the_engine_listens(
     name, last = told[-1]
     assert name == "ready"
     assert last["address"]["model"] == "b"
-    assert {"stopping", "starting", "loading"} <= set(last["spent"])
+    assert {"stopping", "starting", "loading"} <= set(last["phase_seconds"])
 
 
 def test_engines_listen_where_the_settings_say_and_want_their_own_key(alone: Alone, document: dict[str, Any]) -> None:

@@ -208,13 +208,13 @@ async def test_a_switch_answers_with_the_address_and_what_took_how_long(http: ht
     answer = await http.post("/models/switch", json={"model": "first"})
     switched = msgspec.json.decode(answer.content, type=SwitchResponse)
     assert (switched.address.model, switched.address.key) == ("alpha", "engine-secret")
-    assert switched.spent == {"starting": 0.1, "loading": 0.4}
+    assert switched.phase_seconds == {"starting": 0.1, "loading": 0.4}
     assert (await http.get("/models/locate", params={"model": "alpha"})).json()["address"]["port"] == 8123
     took: list[float] = []
     while not took or (min(took) >= 0.5 and len(took) < 4):  # it does not wait for an event that never comes
         answer = await http.post("/models/load", json={"model": "alpha"})
         again = msgspec.json.decode(answer.content, type=SwitchResponse)
-        assert (again.address, again.spent) == (switched.address, {})
+        assert (again.address, again.phase_seconds) == (switched.address, {})
         took.append(again.elapsed_s)
     assert min(took) < 0.5
 

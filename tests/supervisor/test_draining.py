@@ -181,7 +181,7 @@ async def test_an_exclusive_host_lets_the_old_model_finish_and_says_so(
         await journal.until("request")
         told = await phases(manager, "b", let_it_finish)
         assert told == ["draining", "saving", "stopping", "starting", "loading", "restoring", "ready"]
-        assert manager.status_now().models[1].spent["draining"] > 0
+        assert manager.status_now().models[1].phase_seconds["draining"] > 0
     assert "word4" in answers[0]
 
 

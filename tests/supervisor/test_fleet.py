@@ -372,10 +372,10 @@ async def test_a_switch_is_told_phase_by_phase(
         assert len({move.id for move in moves}) == 1
         last = moves[-1]
         assert last.percent == 100
-        assert set(last.spent) >= {"saving", "stopping", "starting", "loading", "restoring"}
-        assert last.spent["loading"] >= 0.1
-        assert sum(last.spent.values()) == pytest.approx(last.elapsed_s, abs=0.002)
-        assert manager.status_now().models[1].spent == pytest.approx(last.spent, abs=1e-5)
+        assert set(last.phase_seconds) >= {"saving", "stopping", "starting", "loading", "restoring"}
+        assert last.phase_seconds["loading"] >= 0.1
+        assert sum(last.phase_seconds.values()) == pytest.approx(last.elapsed_s, abs=0.002)
+        assert manager.status_now().models[1].phase_seconds == pytest.approx(last.phase_seconds, abs=1e-5)
 
 
 async def test_a_download_is_a_phase_with_its_own_progress(scripted: Scripted, running: Running, journal: Any) -> None:
@@ -403,7 +403,7 @@ async def test_a_download_is_a_phase_with_its_own_progress(scripted: Scripted, r
                         assert states(manager)["a"] == "ready"
                         seen.set()
         assert list(dict.fromkeys(move.phase for move in moves))[:3] == ["fetching", "saving", "stopping"]
-        assert moves[-1].spent["fetching"] > 0
+        assert moves[-1].phase_seconds["fetching"] > 0
 
 
 async def test_load_times_are_remembered_and_make_an_eta(

@@ -38,7 +38,7 @@ def test_a_switch_is_timed_with_what_it_spent_where() -> None:
     metrics = HostMetrics(HostStatus)
     moved = SwitchMoved(id="1", model="a", phase="loading", elapsed_s=0.5)
     metrics.hear(moved)
-    metrics.hear(replace(moved, phase="ready", elapsed_s=2.0, spent={"stopping": 0.25, "loading": 1.5}))
+    metrics.hear(replace(moved, phase="ready", elapsed_s=2.0, phase_seconds={"stopping": 0.25, "loading": 1.5}))
     told = values(metrics)
     assert told['switch_duration_seconds_sum{model="a",outcome="ready"}'] == 2.0
     assert told['switch_duration_seconds_count{model="a",outcome="ready"}'] == 1

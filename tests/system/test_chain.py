@@ -364,10 +364,10 @@ async def test_one_tells_how_a_model_would_be_served_without_asking_anybody(
         await chain.ask()
         then = (await chain.http.get("/admin/route", params={"model": "m"})).json()
         assert then["first"] == "box"
-        assert then["hops"][0]["why_not"] == "circuit_open"
+        assert then["hops"][0]["reason"] == "circuit_open"
         assert then["hops"][0]["retry_in_s"] > 6 * 3600 - 60
         inside = (await chain.http.get("/admin/route", params={"model": "m", "local_only": "true"})).json()
-        assert inside["hops"][0]["why_not"] == "non_local"
+        assert inside["hops"][0]["reason"] == "non_local"
         assert (await chain.http.get("/admin/route", params={"model": "nobody"})).status_code == 404
 
 

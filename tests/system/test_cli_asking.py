@@ -206,10 +206,10 @@ def test_ps_shows_models_and_requests(product: Product, slow: str) -> None:
     assert running.split()[:3] == ["slow", "local", "ready"]
     assert "1/1" in running
     assert asked.split()[0] == "REQUEST"
-    assert request.split()[:5] == [slow, "all", "slow", "local", "writing"]
+    assert request.split()[:5] == [slow, "all", "slow", "local", "generating"]
     told = product.json("ps")
     assert told["models"][0]["model"] == "slow"
-    assert told["requests"][0]["phase"] == "writing"
+    assert told["requests"][0]["phase"] == "generating"
 
 
 def test_cancel_ends_a_request(product: Product, slow: str) -> None:

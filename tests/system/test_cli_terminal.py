@@ -112,11 +112,11 @@ def test_ctrl_c_lets_answers_end_and_a_second_one_cuts_them_off(
     with terminal("up", "--config", str(path), environ=home) as shown:
         address = address_in(shown.until("Ctrl-C stops it ·"))
         asked = ask(address, "a", stream=True)
-        shown.until("writing")
+        shown.until("generating")
         shown.press(b"\x03")
         assert "Stopping" in shown.until("Ctrl-C again cuts")
-        shown.until("writing")
-        shown.until("writing")  # time passes: a second press of the same finger would be no second wish
+        shown.until("generating")
+        shown.until("generating")  # time passes: a second press of the same finger would be no second wish
         shown.press(b"\x03")
         assert shown.end() == 0
         asked.join(30)

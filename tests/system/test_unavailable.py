@@ -37,8 +37,8 @@ async def test_a_cloud_that_refused_our_key_cannot_serve_its_models(tmp_path: Pa
         assert await shown(chain) == ("unavailable", "cloud refused our key")
         (hop,) = (await chain.http.get("/admin/status")).json()["chain"]["hops"]
         (breaker,) = hop["models"]
-        assert (breaker["state"], breaker["why"]) == ("open", "refused our key")
-        assert hop["breaker"]["why"] is None
+        assert (breaker["state"], breaker["reason"]) == ("open", "refused our key")
+        assert hop["breaker"]["reason"] is None
 
 
 async def test_a_server_that_is_gone_cannot_serve_until_it_is_back(tmp_path: Path, box: Router) -> None:

@@ -42,9 +42,9 @@ async def test_requests_on_their_way_are_told_while_somebody_watches(open_house:
         async with house.http.stream("GET", "/events") as events, house.stream("a", key=None):
             with anyio.fail_after(10):
                 async for name, data in frames(events):
-                    if name == "pulse" and data["flights"] and data["flights"][0]["phase"] == "writing":
+                    if name == "update" and data["in_flight"] and data["in_flight"][0]["phase"] == "generating":
                         break
-            flight, host = data["flights"][0], data["hosts"][0]
+            flight, host = data["in_flight"][0], data["hosts"][0]
         assert (flight["model"], flight["backend"], flight["protocol"]) == ("a", "local", "openai")
         assert (host["engines"][0]["running"], host["serving"]) == (1, 1)
 

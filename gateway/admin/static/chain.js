@@ -28,7 +28,7 @@ export function build(root) {
       keyed(hops, chain.hops.map((hop, index) => ({ ...hop, number: index + 1 })), (hop) => hop.backend, hopCard);
       show(quiet, !state.breakers.length);
       keyed(changes, state.breakers.slice(0, 30), (each) => `${each.at} ${each.event.backend} ${each.event.model}`, ({ at, event }) => ({
-        node: h("li", {}, `${moment(at)} · ${event.backend}${event.model ? `, ${event.model}` : ""}: ${words(event.before)} → ${words(event.state)}`),
+        node: h("li", {}, `${moment(at)} · ${event.backend}${event.model ? `, ${event.model}` : ""}: ${words(event.previous)} → ${words(event.state)}`),
       }));
     },
   };
@@ -62,7 +62,7 @@ function hopCard() {
     told.update({
       kind: hop.kind,
       answered: tries.length ? `${answered} of the last ${tries.length}` : "not asked lately",
-      why: hop.breaker.why ?? "",
+      why: hop.breaker.reason ?? "",
       retry: hop.breaker.retry_at ? seconds(Math.max(0, hop.breaker.retry_at - now())) : "",
       cost: hop.cost === null ? "" : money(hop.cost),
     });
@@ -94,7 +94,7 @@ function lane() {
   const update = (breaker) => {
     say(label, breaker.label);
     const rest = breaker.retry_at ? `, again in ${seconds(Math.max(0, breaker.retry_at - now()))}` : "";
-    say(mood, words(breaker.state) + (breaker.why ? `: it ${breaker.why}` : "") + rest);
+    say(mood, words(breaker.state) + (breaker.reason ? `: it ${breaker.reason}` : "") + rest);
     set(mood, "data-state", breaker.state);
     const spans = timeline(breaker);
     const key = JSON.stringify(spans.map(([, , kind]) => kind)) + Math.floor(now() / 10);
@@ -118,7 +118,7 @@ function timeline(breaker) {
   const changes = state.breakers.filter(({ at, event }) => event.backend === breaker.backend && (event.model ?? null) === (breaker.model ?? null) && at >= begin).reverse();
   const spans = [];
   let from = begin;
-  let kind = changes.length ? changes[0].event.before : breaker.state;
+  let kind = changes.length ? changes[0].event.previous : breaker.state;
   for (const { at, event } of changes) {
     spans.push([(from - begin) / HOUR, (at - begin) / HOUR, kind]);
     from = at;

@@ -23,7 +23,7 @@ const whole = (value) => String(Math.round(value));
 const COLUMNS = ["from", "requests", "failed", "first word", "speed", "longest wait", "switches", "memory"];
 
 const CHARTS = [
-  { title: "Time to first word", keys: ["first_word_s", "first_word_p95_s"], names: ["median", "95th percentile"], unit: seconds },
+  { title: "Time to first word", keys: ["first_token_s", "first_token_p95_s"], names: ["median", "95th percentile"], unit: seconds },
   { title: "Speed", keys: ["tokens_per_s"], names: ["tokens per second"], unit: perSecond },
   { title: "Longest wait in the queue", keys: ["queue_s"], names: ["longest wait"], unit: seconds },
   { title: "Requests", keys: ["requests", "failed"], names: ["all", "failed"], unit: whole, bars: true },
@@ -60,7 +60,7 @@ export function build(root) {
       const rows = buckets.filter((each) => each.requests || each.switches).reverse();
       numbers.replaceChildren(
         ...rows.map((each) => {
-          const row = [moment(each.at), each.requests, each.failed, seconds(each.first_word_s), each.tokens_per_s ? perSecond(each.tokens_per_s) : "–", seconds(each.queue_s), each.switches, bytes(each.memory)];
+          const row = [moment(each.at), each.requests, each.failed, seconds(each.first_token_s), each.tokens_per_s ? perSecond(each.tokens_per_s) : "–", seconds(each.queue_s), each.switches, bytes(each.memory)];
           return h("tr", { role: "row" }, ...cells(COLUMNS, row.map(String)));
         }),
       );

@@ -17,8 +17,8 @@ const OUTCOMES = {
   client_disconnected: ["client left", "warn"],
   cancelled: ["cancelled", "warn"],
   waiting: ["waiting", "warn"],
-  reading: ["reading", ""],
-  writing: ["writing", "good"],
+  prefill: ["prefill", ""],
+  generating: ["generating", "good"],
 };
 
 const COLUMNS = ["time", "outcome", "model", "backend", "client", "queue", "switch", "first word", "speed", "total"];
@@ -52,9 +52,9 @@ export function build(root) {
     ),
   );
   const update = () => {
-    show(none, !state.flights.length);
-    show(above, state.flights.length);
-    keyed(flying, state.flights, (each) => each.id, (each) => row(each, true));
+    show(none, !state.in_flight.length);
+    show(above, state.in_flight.length);
+    keyed(flying, state.in_flight, (each) => each.id, (each) => row(each, true));
     const words = search.value.trim().toLowerCase();
     const shown = state.requests.filter((each) => fits(each, words, only.value));
     keyed(past, shown, (each) => `${each.id} ${each.at}`, (each) => row(each, false));
@@ -76,7 +76,7 @@ function fits(request, words, only) {
   if (only === "bad" && request.outcome === "ok") return false;
   if (only === "hop" && !request.hop) return false;
   if (!words) return true;
-  return [request.model, request.asked, request.client, request.backend, request.id, request.protocol].some((text) => text?.toLowerCase().includes(words));
+  return [request.model, request.requested_model, request.client, request.backend, request.id, request.protocol].some((text) => text?.toLowerCase().includes(words));
 }
 
 function row(first, live) {
@@ -106,8 +106,8 @@ function row(first, live) {
     kind.update(word, colour);
     // A request is told when it ends: `at` is its end then, and its arrival while it is on its way.
     say(cells.time, clock(live ? request.at : request.at - request.seconds));
-    const model = request.model ?? request.asked ?? "no model";
-    say(cells.model, request.asked && request.model && request.asked !== request.model ? `${request.asked} → ${model}` : model);
+    const model = request.model ?? request.requested_model ?? "no model";
+    say(cells.model, request.requested_model && request.model && request.requested_model !== request.model ? `${request.requested_model} → ${model}` : model);
     const later = request.hop ? ` · hop ${request.hop + 1}` : "";
     say(by, request.backend ? `${request.backend}${later}` : "–");
     say(why, request.backend && request.hop && (live || request.outcome === "ok") ? passed(request.reason) : "");
@@ -119,7 +119,7 @@ function row(first, live) {
     const numbers = {
       queue: queued >= 0.001 ? seconds(queued) : "–",
       switch: switched >= 0.001 ? seconds(switched) : "–",
-      "first word": seconds(request.first_word_s),
+      "first word": seconds(request.first_token_s),
       speed: rate ? perSecond(rate) : "–",
       total: seconds(total),
     };
@@ -171,7 +171,7 @@ function detail(live) {
   const update = (request) => {
     const total = live ? Math.max(0, now() - request.at) : request.seconds;
     const [queued, switched] = waits(request, total);
-    const first = request.first_word_s ?? total;
+    const first = request.first_token_s ?? total;
     const lengths = [queued, switched, Math.max(0, first - queued - switched), Math.max(0, total - first)];
     const sum = lengths.reduce((one, other) => one + other, 0) || 1;
     PARTS.forEach(([, words], index) => {
@@ -183,7 +183,7 @@ function detail(live) {
     told.update({
       id: request.id,
       began: clock(live ? request.at : request.at - request.seconds),
-      asked: request.asked ?? "no model named",
+      asked: request.requested_model ?? "no model named",
       served: request.backend ? `${request.model ?? ""} on ${request.backend}${request.hop ? `, hop ${request.hop + 1}` : ""}` : "nobody",
       why: request.backend && (live || request.outcome === "ok") ? passed(request.reason) || (request.hop ? "" : "the first in the chain") : "",
       outcome: live ? request.phase : [request.status, request.code, request.outcome === "ok" ? "" : request.reason].filter(Boolean).join(" · "),

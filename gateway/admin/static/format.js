@@ -45,7 +45,7 @@ export function money(value) {
 
 /** Words per second of an answer, from its first word on. */
 export function speed(request) {
-  const spent = request.seconds - (request.first_word_s ?? request.seconds);
+  const spent = request.seconds - (request.first_token_s ?? request.seconds);
   return request.completion_tokens > 1 && spent > 0 ? (request.completion_tokens - 1) / spent : null;
 }
 

@@ -14,7 +14,7 @@ export const state = {
   default: null,
   models: [],
   hosts: [], // { backend, reachable, host, waiting, serving, queue, engines }
-  flights: [],
+  in_flight: [],
   chain: { hops: [], cost: 0, limit: null },
   requests: [], // finished ones, the newest first
   switches: [], // finished ones, the newest first: { at, backend, switch }
@@ -58,16 +58,16 @@ const hear = {
       default: value.default,
       models: value.models,
       hosts: value.hosts.map((each) => ({ ...each, seen: Date.now() / 1000 })),
-      flights: value.flights,
+      in_flight: value.in_flight,
       chain: value.chain,
       skew: value.at ? value.at - Date.now() / 1000 : 0,
     });
     state.running.clear();
     remember();
   },
-  pulse(value) {
+  update(value) {
     state.active = value.active;
-    state.flights = value.flights;
+    state.in_flight = value.in_flight;
     state.chain = value.chain;
     for (const each of value.hosts) {
       const known = host(each.backend);
@@ -75,7 +75,7 @@ const hear = {
     }
   },
   request(value) {
-    state.flights = state.flights.filter((each) => each.id !== value.id);
+    state.in_flight = state.in_flight.filter((each) => each.id !== value.id);
     if (value.backend === null && value.outcome === "ok") return; // a probe
     state.requests.unshift(value);
     state.requests.length = Math.min(state.requests.length, KEPT);

@@ -52,7 +52,7 @@ function underWay() {
       told.push({
         backend: host.backend,
         seen: Date.now() / 1000,
-        switch: { id: "", model: status.model, phase: "loading", from_models: [], percent: status.percent, eta_s: status.eta_s, elapsed_s: Date.now() / 1000 + state.skew - status.since, spent: {} },
+        switch: { id: "", model: status.model, phase: "loading", from_models: [], percent: status.percent, eta_s: status.eta_s, elapsed_s: Date.now() / 1000 + state.skew - status.since, phase_seconds: {} },
       });
     }
   }
@@ -71,7 +71,7 @@ function runningCard() {
     say(where, `on ${backend}`);
     const at = PHASES.indexOf(moved.phase);
     steps.forEach((step, index) => {
-      const spent = moved.spent?.[PHASES[index]];
+      const spent = moved.phase_seconds?.[PHASES[index]];
       show(step, index === at || spent !== undefined || PHASES[index] === "ready");
       set(step, "data-state", index === at ? "current" : spent !== undefined ? "done" : "");
       set(step, "aria-current", index === at ? "step" : null);
@@ -100,7 +100,7 @@ function queueRow(first) {
 
 function pastRow({ at, backend, switch: moved }) {
   const failed = moved.phase === "failed";
-  const spent = Object.entries(moved.spent ?? {}).filter(([, value]) => value >= 0.001).map(([phase, value]) => `${phase} ${seconds(value)}`);
+  const spent = Object.entries(moved.phase_seconds ?? {}).filter(([, value]) => value >= 0.001).map(([phase, value]) => `${phase} ${seconds(value)}`);
   const row = [moment(at), backend, moved.from_models.join(", ") || "–", moved.model, badge(failed ? "failed" : "ready", failed ? "bad" : "good").node, seconds(moved.elapsed_s), failed ? (moved.failure?.message ?? "") : spent.join(", ")];
   return { node: h("tr", { role: "row" }, ...cells(PAST, row, PAST_WIDTHS)) };
 }
