@@ -1,4 +1,4 @@
-"""Server-sent events as bytes: cut into whole events however they arrived, read, and written."""
+"""Server-sent events as bytes: split into whole events wherever they were cut, parsed, and written."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ from collections.abc import Iterator
 
 from hostler.adapters.errors import BackendBroken
 
+MEDIA_TYPE = "text/event-stream"
+
+#: Bytes of one event, at most.
 MAX_EVENT = 16 * 1024 * 1024
 
 _END = re.compile(rb"\r?\n\r?\n")
 
 
-class EventSplitter:
-    """Holds back the beginning of an event until the rest has come.
+class EventTooLarge(BackendBroken):
+    """An event that does not end within the limit."""
 
-    What it gives out, joined, is the same for every way of cutting the same bytes.
+
+class EventSplitter:
+    """Collects bytes until events are complete.
+
+    The results of `feed`, joined, are the same wherever the stream was cut.
     """
 
     __slots__ = ("_limit", "_rest")
@@ -27,11 +34,11 @@ class EventSplitter:
     def feed(self, data: bytes) -> bytes:
         """All events that are complete by now, with their blank lines; empty if there is none.
 
-        Raises `BackendBroken` for an event larger than the limit.
+        Raises `EventTooLarge`.
         """
         rest = self._rest
         if not rest:
-            # Engines write an event at a time: mostly the segment is whole events.
+            # Engines write one event at a time: most segments are whole events.
             if data.endswith(b"\n\n"):
                 return data
             cut = _last_end(data, 0)
@@ -44,23 +51,28 @@ class EventSplitter:
             done = bytes(rest[:cut])
             del rest[:cut]
         if len(rest) > self._limit:
-            raise BackendBroken(f"The backend sent an event of more than {self._limit} bytes.")
+            raise EventTooLarge(f"The backend sent an event of more than {self._limit} bytes.")
         return done
 
-    def rest(self) -> bytes:
-        """What is left when the stream ended: an event without its blank line, or nothing."""
+    def remainder(self) -> bytes:
+        """What is left when the stream has ended: an event without its blank line, or nothing."""
         rest = bytes(self._rest)
         self._rest.clear()
         return rest if rest.strip() else b""
 
 
-def _last_end(data: bytes | bytearray, start: int) -> int:
-    """Where the last whole event ends; 0 if none does."""
-    plain = data.rfind(b"\n\n", start)
-    dos = data.rfind(b"\n\r\n", start)
-    if plain >= dos:
-        return plain + 2 if plain >= 0 else 0
-    return dos + 3
+class EventReader:
+    """Parses a stream fed piece by piece into names and data."""
+
+    __slots__ = ("_splitter",)
+
+    def __init__(self, limit: int = MAX_EVENT) -> None:
+        self._splitter = EventSplitter(limit)
+
+    def feed(self, data: bytes) -> list[tuple[str, bytes]]:
+        """Name and data of each event that is complete by now; comments are dropped. Raises `EventTooLarge`."""
+        block = self._splitter.feed(data)
+        return list(iter_events(block)) if block else []
 
 
 def split(block: bytes) -> list[bytes]:
@@ -75,8 +87,8 @@ def split(block: bytes) -> list[bytes]:
     return found
 
 
-def read(event: bytes) -> tuple[str, bytes | None]:
-    """An event's name (empty if unnamed) and its data; no data for a comment or a bare name."""
+def parse(event: bytes) -> tuple[str, bytes | None]:
+    """An event's name, empty if it has none, and its data; `None` for a comment or a bare name."""
     event = event.rstrip(b"\r\n")
     if event.startswith(b"data:") and b"\n" not in event:
         return "", event[6:] if event.startswith(b" ", 5) else event[5:]
@@ -90,22 +102,22 @@ def read(event: bytes) -> tuple[str, bytes | None]:
     return name, b"\n".join(lines) if lines else None
 
 
-def events(block: bytes) -> Iterator[tuple[str, bytes]]:
-    """The name and data of each event of a block that carries data."""
+def iter_events(block: bytes) -> Iterator[tuple[str, bytes]]:
+    """Name and data of each event of a block of whole events; comments are skipped."""
     for event in split(block):
-        name, data = read(event)
+        name, data = parse(event)
         if data is not None:
             yield name, data
 
 
-def only_comment(event: bytes) -> bool:
-    """Whether an event is a sign of life and nothing else."""
+def is_comment(event: bytes) -> bool:
+    """Whether an event holds comments only: a keep-alive."""
     return event.lstrip(b"\r\n").startswith(b":") and all(
         not line or line.startswith(b":") for line in event.splitlines()
     )
 
 
-def write(data: bytes, name: str = "") -> bytes:
+def event(data: bytes, name: str = "") -> bytes:
     """An event. `data` must be one line, as compact JSON is."""
     if name:
         return b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"
@@ -113,5 +125,14 @@ def write(data: bytes, name: str = "") -> bytes:
 
 
 def comment(text: str) -> bytes:
-    """A comment line with one newline: readers that cut at blank lines then see nothing extra."""
+    """A comment line without a blank line after it, so that readers that cut at blank lines see no empty event."""
     return b": " + " ".join(text.split()).encode() + b"\n"
+
+
+def _last_end(data: bytes | bytearray, start: int) -> int:
+    """Where the last whole event ends; 0 if none does."""
+    plain = data.rfind(b"\n\n", start)
+    dos = data.rfind(b"\n\r\n", start)
+    if plain >= dos:
+        return plain + 2 if plain >= 0 else 0
+    return dos + 3

@@ -14,6 +14,7 @@ import anyio
 import httpx
 import msgspec
 
+from hostler.adapters import sse
 from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import EngineAddress, HostStatus, SupervisorEvent, SupervisorUnreachable
 from hostler.supervisor.schemas import (
@@ -30,8 +31,6 @@ from hostler.supervisor.schemas import (
     UnloadResponse,
     decode_error,
 )
-
-LARGEST_EVENT = 16 * 1024 * 1024
 
 _Answer = TypeVar("_Answer")
 
@@ -250,9 +249,11 @@ class SupervisorClient:
             if response.status_code != 200:
                 raise self._refused(response.status_code, await response.aread())
             self._heard(True)
-            async for frame in _frames(response.aiter_raw()):
-                yield frame
-        except httpx.HTTPError as error:
+            events = sse.EventReader()
+            async for part in response.aiter_raw():
+                for event in events.feed(part):
+                    yield event
+        except (httpx.HTTPError, sse.EventTooLarge) as error:
             what = "was silent for too long" if isinstance(error, httpx.ReadTimeout) else "was lost"
             raise _Lost(self._say(f"{what} ({type(error).__name__})")) from None
         finally:
@@ -338,24 +339,3 @@ class SupervisorClient:
 
     def _say(self, what: str) -> str:
         return f"the supervisor at {self._url} {what}"
-
-
-async def _frames(parts: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, bytes]]:
-    """Server-sent events out of bytes: names and data. Comments are dropped; lines end in a newline, nothing else."""
-    rest = b""
-    name = ""
-    data: list[bytes] = []
-    async for part in parts:
-        *lines, rest = (rest + part).split(b"\n")
-        if len(rest) > LARGEST_EVENT:
-            raise httpx.RemoteProtocolError("an event without an end")
-        for line in lines:
-            line = line.removesuffix(b"\r")
-            if not line:
-                if data:
-                    yield name, b"\n".join(data)
-                name, data = "", []
-            elif line.startswith(b"event:"):
-                name = line[6:].strip().decode(errors="replace")
-            elif line.startswith(b"data:"):
-                data.append(line[5:].removeprefix(b" "))

@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.anthropic.blocks import Blocks
 from hostler.adapters.anthropic.errors import error_event
-from hostler.adapters.anthropic.schema import EVENT_STREAM, WIRE
+from hostler.adapters.anthropic.schema import WIRE
 from hostler.adapters.base import Encoder
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.json_body import NOT_JSON
@@ -69,7 +69,7 @@ def _arguments(words: str) -> dict[str, Any]:
 _encode = msgspec.json.encode
 _NOT_IN_IDS = re.compile(r"[^A-Za-z0-9_]+")
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
-_PING = framing.write(b'{"type":"ping"}', "ping")
+_PING = sse.event(b'{"type":"ping"}', "ping")
 
 
 class AnthropicEncoder(Encoder):
@@ -80,7 +80,7 @@ class AnthropicEncoder(Encoder):
         self._model = request.model or ""
         self._id = _NOT_IN_IDS.sub("_", response_id.removeprefix("req-"))
         self._progress = progress
-        self.start(ResponseHead(media_type=EVENT_STREAM))
+        self.start(ResponseHead(media_type=sse.MEDIA_TYPE))
 
     def start(self, head: ResponseHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
@@ -94,7 +94,7 @@ class AnthropicEncoder(Encoder):
         self._pinged = False
         self._forwarded = False
         self.length = None
-        self.media_type = EVENT_STREAM if self.streaming else "application/json"
+        self.media_type = sse.MEDIA_TYPE if self.streaming else "application/json"
 
     def encode(self, chunk: Chunk) -> bytes:
         """The bytes for the client that this chunk gives; empty while a whole answer is still being folded."""
@@ -129,7 +129,7 @@ class AnthropicEncoder(Encoder):
         """A sign of life: a comment that says what is being waited for, and the protocol's own `ping`."""
         if not self.streaming or self._progress == "off":
             return b""
-        sign = framing.comment(PREFIX + progress_line(progress))
+        sign = sse.comment(PREFIX + progress_line(progress))
         return sign if self._progress == "comments" else sign + _PING
 
     def error(self, error: GatewayError) -> bytes:
@@ -146,7 +146,7 @@ class AnthropicEncoder(Encoder):
             return b""
         written = bytearray()
         for event in events:
-            written += framing.write(_encode(event), event["type"])
+            written += sse.event(_encode(event), event["type"])
             if event["type"] == "content_block_start" and not self._pinged:
                 self._pinged = True
                 written += _PING

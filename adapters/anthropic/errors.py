@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import BackendRejected, GatewayError, error_headers
 from hostler.adapters.json_body import NOT_JSON
@@ -51,7 +51,7 @@ def refusal(error: GatewayError) -> WireResponse:
 
 def error_event(error: GatewayError) -> bytes:
     """The error inside a stream. Nothing may come after it."""
-    return framing.write(msgspec.json.encode(_body(error)), "error")
+    return sse.event(msgspec.json.encode(_body(error)), "error")
 
 
 def shown(text: str, limit: int = 200) -> str:

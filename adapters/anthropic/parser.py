@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from hostler.adapters.anthropic.schema import EVENT_STREAM, WIRE, AnswerBlock, AnswerUsage, EventBody, WholeBody
+from hostler.adapters import sse
+from hostler.adapters.anthropic.schema import WIRE, AnswerBlock, AnswerUsage, EventBody, WholeBody
 from hostler.adapters.base import Parser
 from hostler.adapters.errors import BackendBroken, GatewayError
 from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.sse import EventSplitter, read, split
 from hostler.adapters.types import Chunk, ResponseHead, ToolCall, Usage
 
 _MAX_WHOLE = 64 * 1024 * 1024
@@ -39,13 +39,13 @@ class AnthropicParser(Parser):
 
     def __init__(self, *, fields: bool = False) -> None:
         self._fields = fields
-        self.start(ResponseHead(media_type=EVENT_STREAM))
+        self.start(ResponseHead(media_type=sse.MEDIA_TYPE))
 
     def start(self, head: ResponseHead) -> None:
         """A new answer begins; nothing of an earlier one is kept."""
         self._head = head
-        self._whole = not head.media_type.lower().startswith(EVENT_STREAM)
-        self._splitter = EventSplitter()
+        self._whole = not head.media_type.lower().startswith(sse.MEDIA_TYPE)
+        self._splitter = sse.EventSplitter()
         self._body = bytearray()
         self._usage = AnswerUsage()
         self._calls: dict[int, int] = {}
@@ -68,7 +68,7 @@ class AnthropicParser(Parser):
         """The connection ended. Raises `BackendBroken` unless the answer was complete."""
         if self._whole:
             return self._finish_whole()
-        rest = self._splitter.rest()
+        rest = self._splitter.remainder()
         chunks = list(self._read(rest.rstrip(b"\r\n") + b"\n\n")) if rest and not self._done else []
         if not self._done:
             raise BackendBroken("The backend's answer ended before it was complete.")
@@ -77,7 +77,7 @@ class AnthropicParser(Parser):
     def _read(self, block: bytes) -> Iterable[Chunk]:
         chunks: list[Chunk] = []
         try:
-            for event in split(block):
+            for event in sse.split(block):
                 chunk = self._event(event)
                 if chunk is not None:
                     chunks.append(chunk)
@@ -90,7 +90,7 @@ class AnthropicParser(Parser):
         return chunks
 
     def _event(self, event: bytes) -> Chunk | None:
-        name, data = read(event)
+        name, data = sse.parse(event)
         if data is None:
             # A remark is passed on in its place: in front of the first word with it, and behind the end, too.
             return None if self._fields else self._forwarded("ping", event, Chunk(wire=WIRE))

@@ -78,7 +78,6 @@ class WholeBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 WIRE = "anthropic"
-EVENT_STREAM = "text/event-stream"
 NULL = b"null"
 
 

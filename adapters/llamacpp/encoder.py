@@ -6,14 +6,14 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.base import Encoder
 from hostler.adapters.errors import BackendBroken, GatewayError
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.llamacpp.completion import asks_for_tokens, prompt
 from hostler.adapters.llamacpp.errors import error_event
 from hostler.adapters.llamacpp.operations import COMPLETIONS
-from hostler.adapters.llamacpp.schema import EVENT_STREAM, JSON, WIRE
+from hostler.adapters.llamacpp.schema import JSON, WIRE
 from hostler.adapters.llamacpp.upstream import is_object
 from hostler.adapters.progress import PREFIX, progress_line
 from hostler.adapters.types import (
@@ -45,7 +45,7 @@ class CompletionFold:
 
     def add_events(self, block: bytes) -> None:
         """Takes in all events of a block of whole events. Raises `BackendBroken` for what cannot be one."""
-        for _, data in framing.events(block):
+        for _, data in sse.iter_events(block):
             try:
                 event = _decode(data)
             except NOT_JSON:
@@ -112,10 +112,10 @@ class LlamaCppEncoder(Encoder):
         self._usage: Usage | None = None
         self._finish: str | None = None
         self.length = None
-        events = head.media_type.lower().startswith(EVENT_STREAM)
+        events = head.media_type.lower().startswith(sse.MEDIA_TYPE)
         self._folds = events and not self.streaming
         if self.streaming:
-            self.media_type = head.media_type if events else EVENT_STREAM
+            self.media_type = head.media_type if events else sse.MEDIA_TYPE
         else:
             self.media_type = JSON if events else head.media_type or "application/octet-stream"
             self.length = None if events else head.length
@@ -138,7 +138,7 @@ class LlamaCppEncoder(Encoder):
             return b'{"success":true}'
         last = b""
         if self._written:
-            last = self._said(framing.write(_encode(self._last())))
+            last = self._said(sse.event(_encode(self._last())))
         if self.streaming:
             return last or _told(bytes(self._whole))
         if not self._folds:
@@ -151,7 +151,7 @@ class LlamaCppEncoder(Encoder):
         """A sign of life: a comment, as llama-server sends them itself."""
         if not self.streaming or self._progress == "off":
             return b""
-        return framing.comment(PREFIX + progress_line(progress)) + b"\n"
+        return sse.comment(PREFIX + progress_line(progress)) + b"\n"
 
     def error(self, error: GatewayError) -> bytes:
         """The error inside the stream. There is nothing else that ends one."""
@@ -161,13 +161,13 @@ class LlamaCppEncoder(Encoder):
         """An answer of another protocol, as the engine would tell it."""
         self._written += 1
         self._folds = not self.streaming
-        self.media_type, self.length = (EVENT_STREAM if self.streaming else JSON), None
+        self.media_type, self.length = (sse.MEDIA_TYPE if self.streaming else JSON), None
         self._usage = chunk.usage or self._usage
         self._finish = chunk.finish or self._finish
         if not chunk.text:
             return b""
         piece = {"index": 0, "content": chunk.text, "tokens": [], "stop": False, "id_slot": -1}
-        return self._said(framing.write(_encode({**piece, "tokens_predicted": self._written})))
+        return self._said(sse.event(_encode({**piece, "tokens_predicted": self._written})))
 
     def _said(self, event: bytes) -> bytes:
         if self.streaming:
@@ -205,6 +205,6 @@ class LlamaCppEncoder(Encoder):
 def _told(body: bytes) -> bytes:
     """A whole answer told as a stream, for an engine that does not stream though it was asked to."""
     try:
-        return framing.write(msgspec.json.format(body, indent=-1)) if body else b""
+        return sse.event(msgspec.json.format(body, indent=-1)) if body else b""
     except NOT_JSON:
         return b""

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.base import Operation, WireResponse
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, error_headers
 from hostler.adapters.llamacpp.operations import LOOK, UNKNOWN
@@ -50,7 +50,7 @@ def refused(status: int, message: str, kind: str | None = None) -> WireResponse:
 
 def error_event(error: GatewayError) -> bytes:
     """The error inside a stream that has begun."""
-    return framing.write(msgspec.json.encode({"error": error_body(message_of(error), status_of(error))}))
+    return sse.event(msgspec.json.encode({"error": error_body(message_of(error), status_of(error))}))
 
 
 def error_body(message: str, status: int, kind: str | None = None) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from hostler.adapters import sse
 from hostler.adapters.base import Parser
 from hostler.adapters.errors import BackendBroken, GatewayError
 from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.llamacpp.schema import EVENT_STREAM, NO_ERROR, WIRE, ErrorBody, Piece
-from hostler.adapters.sse import EventSplitter, only_comment, read, split
+from hostler.adapters.llamacpp.schema import NO_ERROR, WIRE, ErrorBody, Piece
 from hostler.adapters.types import Chunk, ResponseHead, Usage
 
 # A whole answer is remembered up to this size, to find its counts.
@@ -31,12 +31,12 @@ class LlamaCppParser(Parser):
 
     def __init__(self, *, answers: int = 0) -> None:
         self._answers = answers
-        self.start(ResponseHead(media_type=EVENT_STREAM))
+        self.start(ResponseHead(media_type=sse.MEDIA_TYPE))
 
     def start(self, head: ResponseHead) -> None:
         """A new answer begins; nothing of an earlier one is kept."""
-        self._whole = not head.media_type.lower().startswith(EVENT_STREAM)
-        self._splitter = EventSplitter()
+        self._whole = not head.media_type.lower().startswith(sse.MEDIA_TYPE)
+        self._splitter = sse.EventSplitter()
         self._stopped: set[int] = set()
         self._usage = Usage()
         self._body = bytearray()
@@ -61,7 +61,7 @@ class LlamaCppParser(Parser):
         if self._whole:
             return self._finish_whole()
         chunks: list[Chunk] = []
-        rest = self._splitter.rest()
+        rest = self._splitter.remainder()
         if rest:
             if not self._answers:
                 return (Chunk(wire=WIRE, raw=rest),)
@@ -74,8 +74,8 @@ class LlamaCppParser(Parser):
         kept: list[bytes] = []
         finish: str | None = None
         usage: Usage | None = None
-        for event in split(block):
-            _, data = read(event)
+        for event in sse.split(block):
+            _, data = sse.parse(event)
             if data is None:
                 kept.append(event)
                 continue
@@ -103,7 +103,7 @@ class LlamaCppParser(Parser):
         if not self._given:
             # Signs of life in front of the first word are passed on with it: they begin no answer.
             raw = self._remarks + raw
-            if all(only_comment(event) for event in kept):
+            if all(sse.is_comment(event) for event in kept):
                 self._remarks = raw if len(raw) <= _MAX_REMARKS else self._remarks
                 return []
         self._given = True

@@ -6,7 +6,6 @@ import msgspec
 
 WIRE = "llamacpp"
 JSON = "application/json; charset=utf-8"
-EVENT_STREAM = "text/event-stream"
 NO_ERROR = msgspec.Raw(b"null")
 
 

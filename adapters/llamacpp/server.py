@@ -6,10 +6,9 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.base import WireResponse
 from hostler.adapters.llamacpp.errors import refused, respond
-from hostler.adapters.llamacpp.schema import EVENT_STREAM
 from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.openai.models import unknown
 from hostler.profiles.schema import ModelFacts
@@ -42,7 +41,7 @@ def answer(kind: str, model: str | None, listing: ModelList) -> WireResponse:
     if kind == "drop":
         return WireResponse(status=204)
     if kind == "watch":
-        return WireResponse(media_type=EVENT_STREAM, body=news(None, listing))
+        return WireResponse(media_type=sse.MEDIA_TYPE, body=news(None, listing))
     return refused(*_REFUSED[kind])
 
 
@@ -71,7 +70,7 @@ def _named(listing: ModelList) -> dict[str, ModelCard]:
 
 
 def _event(model: str, event: str, data: dict[str, Any] | None) -> bytes:
-    return framing.write(msgspec.json.encode({"model": model, "event": event, "data": data}))
+    return sse.event(msgspec.json.encode({"model": model, "event": event, "data": data}))
 
 
 def _status(card: ModelCard) -> dict[str, Any]:

@@ -6,12 +6,11 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.base import Encoder, Timing
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.lmstudio.errors import error_body
 from hostler.adapters.model_list import ModelCard
-from hostler.adapters.openai.encoder import EVENT_STREAM
 from hostler.adapters.progress import PREFIX, progress_line
 from hostler.adapters.types import ChatRequest, Chunk, Progress, ResponseHead, Usage
 from hostler.profiles.schema import ModelFacts
@@ -104,7 +103,7 @@ class FiguresEncoder(Encoder):
         if self.streaming:
             if not self._ended:
                 return last
-            return last + framing.write(_encode({"object": "chat.completion.chunk", "choices": [], **told})) + _DONE
+            return last + sse.event(_encode({"object": "chat.completion.chunk", "choices": [], **told})) + _DONE
         body = b"".join(self._held)
         whole = body.rstrip()
         if whole.startswith(b"{") and whole.endswith(b"}") and whole != b"{}":
@@ -152,12 +151,12 @@ class ChatEncoder(Encoder):
     def __init__(self, request: ChatRequest, *, progress: str) -> None:
         self._model = request.model or ""
         self.streaming = request.output.stream
-        self.media_type = EVENT_STREAM if self.streaming else "application/json"
+        self.media_type = sse.MEDIA_TYPE if self.streaming else "application/json"
         self._progress = progress
         self._opened = False
         self._loading: float | None = None
         self._figures = Figures()
-        self.start(ResponseHead(media_type=EVENT_STREAM))
+        self.start(ResponseHead(media_type=sse.MEDIA_TYPE))
 
     def set_timing(self, timing: Timing) -> None:
         """How long it took."""
@@ -194,7 +193,7 @@ class ChatEncoder(Encoder):
         if not self.streaming or self._progress == "off":
             return b""
         if self._progress == "comments" or progress.phase not in _LOADS:
-            return framing.comment(PREFIX + progress_line(progress))
+            return sse.comment(PREFIX + progress_line(progress))
         events = self._open()
         instance = {"model_instance_id": self._model}
         if self._loading is None:
@@ -210,7 +209,7 @@ class ChatEncoder(Encoder):
         return self._written([*self._open(), *self._closed(), told, {"type": "chat.end", "result": self._result()}])
 
     def _written(self, events: list[dict[str, Any]]) -> bytes:
-        return b"".join(framing.write(_encode(event), event["type"]) for event in events) if self.streaming else b""
+        return b"".join(sse.event(_encode(event), event["type"]) for event in events) if self.streaming else b""
 
     def _open(self) -> list[dict[str, Any]]:
         if self._opened:

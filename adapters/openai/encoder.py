@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.base import Encoder
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.json_body import NOT_JSON
@@ -26,7 +26,6 @@ from hostler.adapters.types import (
 )
 
 _encode = msgspec.json.encode
-EVENT_STREAM = "text/event-stream"
 # What llama-server calls its whole answers, which are the ones that are folded.
 _FOLDED = "application/json; charset=utf-8"
 _IDS = {"chat": "chatcmpl-", "completions": "cmpl-"}
@@ -52,7 +51,7 @@ class OpenAIEncoder(Encoder):
         self._created = created
         self._progress = progress
         self._spoke = False
-        self.media_type = EVENT_STREAM if output.stream else _FOLDED
+        self.media_type = sse.MEDIA_TYPE if output.stream else _FOLDED
         self._forget()
 
     def start(self, head: ResponseHead) -> None:
@@ -60,10 +59,10 @@ class OpenAIEncoder(Encoder):
         if self._written or self._whole:
             self._forget()
         self.length = None
-        events = head.media_type.lower().startswith(EVENT_STREAM)
+        events = head.media_type.lower().startswith(sse.MEDIA_TYPE)
         self.media_type = head.media_type
         if self.streaming:
-            self.media_type = head.media_type if events else EVENT_STREAM
+            self.media_type = head.media_type if events else sse.MEDIA_TYPE
         elif events:
             self.media_type = _FOLDED
         else:
@@ -103,10 +102,10 @@ class OpenAIEncoder(Encoder):
             self._usage = chunk.usage or self._usage
             return b""
         self.length = None
-        self.media_type = EVENT_STREAM if self.streaming else "application/json"
+        self.media_type = sse.MEDIA_TYPE if self.streaming else "application/json"
         written = [self._event(*said) for said in self._said(chunk)]
         if self.streaming:
-            return b"".join(framing.write(_encode(event)) for event in written)
+            return b"".join(sse.event(_encode(event)) for event in written)
         for event in written:
             self._fold.add(event)
         return b""
@@ -120,7 +119,7 @@ class OpenAIEncoder(Encoder):
                 return b""
             last = b"data: [DONE]\n\n"
             if self._include_usage and self._usage is not None:
-                last = framing.write(_encode({**self._frame(), "choices": [], "usage": _usage(self._usage)})) + last
+                last = sse.event(_encode({**self._frame(), "choices": [], "usage": _usage(self._usage)})) + last
             return last
         if not self._written:
             return b""
@@ -139,10 +138,10 @@ class OpenAIEncoder(Encoder):
             return b""
         line = progress_line(progress)
         if self._progress == "comments" or self._operation not in ("chat", "completions"):
-            return framing.comment(PREFIX + line)
+            return sse.comment(PREFIX + line)
         if not self._spoke:
             self._spoke = True
-            return framing.comment(PREFIX + line) + self._sign({"role": "assistant", "content": ""}, None)
+            return sse.comment(PREFIX + line) + self._sign({"role": "assistant", "content": ""}, None)
         delta = {"reasoning_content": f"{PREFIX}{line}\n"} if self._progress == "thinking" else {}
         return self._sign(delta, progress)
 
@@ -163,7 +162,7 @@ class OpenAIEncoder(Encoder):
                 "percent": progress.percent,
                 "eta_s": progress.eta_s,
             }
-        return framing.write(_encode(event))
+        return sse.event(_encode(event))
 
     def _frame(self) -> dict[str, Any]:
         kind = "chat.completion.chunk" if self._operation == "chat" else "text_completion"
@@ -228,7 +227,7 @@ class OpenAIEncoder(Encoder):
             raise misshapen() from None
         if self._operation == "responses":
             return b"".join(
-                framing.write(_encode({"type": kind, "response": answer}), kind)
+                sse.event(_encode({"type": kind, "response": answer}), kind)
                 for kind in ("response.created", "response.completed")
             )
         usage = answer.pop("usage", None)
@@ -238,9 +237,9 @@ class OpenAIEncoder(Encoder):
                 choice["delta"] = delta = objects([choice.pop("message", None) or {}])[0]
                 for place, call in enumerate(objects(delta.get("tool_calls"))):
                     call["index"] = place
-        written = framing.write(_encode(answer))
+        written = sse.event(_encode(answer))
         if usage is not None and self._include_usage:
-            written += framing.write(_encode({**answer, "choices": [], "usage": usage}))
+            written += sse.event(_encode({**answer, "choices": [], "usage": usage}))
         return written + b"data: [DONE]\n\n"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import (
     BackendRejected,
@@ -35,7 +35,7 @@ def refusal(error: GatewayError) -> WireResponse:
 
 def error_event(error: GatewayError) -> bytes:
     """The error inside a chat or completions stream, and the stream's end."""
-    return framing.write(msgspec.json.encode({"error": error_body(error)})) + b"data: [DONE]\n\n"
+    return sse.event(msgspec.json.encode({"error": error_body(error)})) + b"data: [DONE]\n\n"
 
 
 def response_error_event(error: GatewayError, number: int = 0) -> bytes:
@@ -43,7 +43,7 @@ def response_error_event(error: GatewayError, number: int = 0) -> bytes:
     body = error_body(error)
     event = {"type": "error", "sequence_number": number}
     event |= {"code": body["code"], "message": body["message"], "param": body["param"]}
-    return framing.write(msgspec.json.encode(event), "error")
+    return sse.event(msgspec.json.encode(event), "error")
 
 
 def status_of(error: GatewayError) -> int:

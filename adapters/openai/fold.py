@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.json_body import NOT_JSON
 
@@ -42,10 +42,10 @@ class AnswerFold:
 
     def add_events(self, block: bytes) -> None:
         """Takes in all events of a block of whole events. Raises `BackendBroken` for what cannot be one."""
-        for whole in framing.split(block):
+        for whole in sse.split(block):
             if self._is_next_piece(whole):
                 continue
-            _, data = framing.read(whole)
+            _, data = sse.parse(whole)
             if data is not None and data != b"[DONE]":
                 try:
                     event = _decode(data)

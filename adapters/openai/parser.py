@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from hostler.adapters import sse
 from hostler.adapters.base import Parser
 from hostler.adapters.errors import BackendBroken, GatewayError
 from hostler.adapters.json_body import NOT_JSON
@@ -19,14 +20,13 @@ from hostler.adapters.openai.chunks import (
     usage_of,
 )
 from hostler.adapters.openai.schema import NO_ERROR, RESPONSES, WIRE, ErrorBody, EventBody, NoticedChoice, NoticedEvent
-from hostler.adapters.sse import EventSplitter, only_comment, read, split
 from hostler.adapters.types import Chunk, ResponseHead, Usage
 
 # A whole answer is remembered up to this size, to find its token counts, unless its fields are asked for.
 _REMEMBERED = 256 * 1024
 _MAX_DECODED = 64 * 1024 * 1024
 
-_STREAM = ResponseHead(media_type="text/event-stream")
+_STREAM = ResponseHead(media_type=sse.MEDIA_TYPE)
 _NULL = b"null"
 # Operations whose streams are JSON throughout and end with a sign that they are complete.
 _CLOSED = frozenset({"chat", "completions", "responses"})
@@ -61,10 +61,10 @@ class OpenAIParser(Parser):
         self._head = head
         self._size = 0
         self._pieces: list[bytes] = []
-        self._whole = not head.media_type.lower().startswith("text/event-stream")
+        self._whole = not head.media_type.lower().startswith(sse.MEDIA_TYPE)
         if self._whole:
             return
-        self._splitter = EventSplitter()
+        self._splitter = sse.EventSplitter()
         self._finished = 0
         self._done = False
         self._given = False
@@ -93,10 +93,10 @@ class OpenAIParser(Parser):
         if self._whole:
             return self._finish_whole(head)
         chunks: list[Chunk] = []
-        rest = self._splitter.rest()
+        rest = self._splitter.remainder()
         if rest and not self._done:
             # Some servers leave out the last blank line; an event that is cut off is another matter.
-            _, data = read(rest)
+            _, data = sse.parse(rest)
             if data != b"[DONE]" and not _is_json(data or b""):
                 raise BackendBroken("The backend's answer ended in the middle of an event.")
             chunks += self._read(rest.rstrip(b"\r\n") + b"\n\n")
@@ -115,13 +115,13 @@ class OpenAIParser(Parser):
         usage: Usage | None = None
         chunks: list[Chunk] = []
         wordless = not self._given
-        for event in split(block):
+        for event in sse.split(block):
             if not wordless and not self._fields and _is_next_token(event):
                 kept.append(event)
                 continue
-            name, data = read(event)
+            name, data = sse.parse(event)
             if data is None:
-                if not (self._fields and only_comment(event)):
+                if not (self._fields and sse.is_comment(event)):
                     kept.append(event)
                 continue
             if data == b"[DONE]":
@@ -169,7 +169,7 @@ class OpenAIParser(Parser):
         if not kept:
             return []
         given = self._give(kept, chunks, finish, usage)
-        if wordless and all(only_comment(event) for event in kept):
+        if wordless and all(sse.is_comment(event) for event in kept):
             self._remark(b"".join(kept))
             return []
         if wordless and len(self._held) < _MAX_HELD:
@@ -274,7 +274,7 @@ def _are_next_tokens(block: bytes) -> bool:
     if _is_next_token(block):
         return True
     # Several arrive at a time where a busy machine reads late.
-    events = split(block)
+    events = sse.split(block)
     return len(events) > 1 and all(map(_is_next_token, events))
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 
 from hostler.adapters import json_body as document
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.base import Encoder
 from hostler.adapters.errors import GatewayError
-from hostler.adapters.openai.encoder import EVENT_STREAM, OpenAIEncoder, logprob_list
+from hostler.adapters.openai.encoder import OpenAIEncoder, logprob_list
 from hostler.adapters.openai.errors import response_error_event
 from hostler.adapters.openai.schema import RESPONSES
 from hostler.adapters.types import ChatRequest, Chunk, Progress, ResponseHead, Usage
@@ -71,13 +71,13 @@ class ResponsesEncoder(Encoder):
         self._model = request.model or ""
         given = {name: raw for name, raw in document.members(request.origin.body).items() if bytes(raw) != b"null"}
         self._repeated = {name: given.get(name, usual) for name, usual in _REPEATED.items()}
-        self.start(ResponseHead(media_type=EVENT_STREAM))
+        self.start(ResponseHead(media_type=sse.MEDIA_TYPE))
 
     def start(self, head: ResponseHead) -> None:
         """A backend answers: whatever an earlier attempt left is forgotten."""
         self._forward.start(head)
         self._forwards = False
-        self.media_type = EVENT_STREAM if self.streaming else "application/json"
+        self.media_type = sse.MEDIA_TYPE if self.streaming else "application/json"
         self._items: list[_Item] = []
         self._calls: dict[int, _Item] = {}
         self._usage = Usage()
@@ -128,7 +128,7 @@ class ResponsesEncoder(Encoder):
             self._number += 1
             kind = event["type"]
             told = {"type": kind, "sequence_number": self._number, **event}
-            written += framing.write(_encode(told), kind)
+            written += sse.event(_encode(told), kind)
         return bytes(written)
 
     def _said(self, chunk: Chunk) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from hostler.adapters import sse
 from hostler.gateway.cli.banner import nearby
 from hostler.gateway.cli.options import FAILED, REFUSED, UNREACHABLE, USAGE
 from hostler.gateway.config import Configuration, SettingsError, parse_address, secret
@@ -91,26 +92,18 @@ class Caller:
         self, path: str, query: Mapping[str, str] | None = None, *, body: Mapping[str, object] | None = None
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """The events of a stream, each with its data, until it ends."""
-        name = ""
-        data: list[str] = []
-        for line in self._lines(path, body, query or {}, "text/event-stream"):
-            if not line:
-                if data:
-                    yield name, json.loads("\n".join(data))
-                name, data = "", []
-            elif line.startswith("event:"):
-                name = line[6:].strip()
-            elif line.startswith("data:"):
-                data.append(line[5:].removeprefix(" "))
+        events = sse.EventReader()
+        with (
+            self._told_plainly(),
+            self._open(path, body, _SILENCE_S, query or {}, {"Accept": sse.MEDIA_TYPE}) as answer,
+        ):
+            for line in answer:
+                for name, data in events.feed(line):
+                    yield name, json.loads(data)
 
     def lines(self, path: str, query: Mapping[str, str] | None = None) -> Iterator[str]:
         """The lines of a text, as they come."""
-        return self._lines(path, None, query or {}, "text/plain")
-
-    def _lines(
-        self, path: str, body: Mapping[str, object] | None, query: Mapping[str, str], accept: str
-    ) -> Iterator[str]:
-        with self._told_plainly(), self._open(path, body, _SILENCE_S, query, {"Accept": accept}) as answer:
+        with self._told_plainly(), self._open(path, None, _SILENCE_S, query or {}, {"Accept": "text/plain"}) as answer:
             for line in answer:
                 yield line.decode("utf-8", "replace").rstrip("\r\n")
 

@@ -10,12 +10,14 @@ from itertools import islice
 
 import msgspec
 
+from hostler.adapters import sse
+
 _encode = msgspec.json.Encoder().encode
 
 
 def frame(kind: str, value: object) -> bytes:
     """One event as it goes over the wire. JSON holds no line ends, so one data line is enough."""
-    return b"event: %s\ndata: %s\n\n" % (kind.encode(), _encode(value))
+    return sse.event(_encode(value), kind)
 
 
 class EventStream:

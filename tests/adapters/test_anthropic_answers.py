@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.errors import ModelUnavailable, TooManyRequests
 from hostler.adapters.openai.parser import OpenAIParser
@@ -42,7 +42,7 @@ def called(index: int, arguments: str, name: str | None = None, id: str | None =
 
 def events(data: bytes) -> list[dict[str, Any]]:
     found = []
-    for name, body in framing.events(data):
+    for name, body in sse.iter_events(data):
         event = json.loads(body)
         assert event["type"] == name
         found.append(event)

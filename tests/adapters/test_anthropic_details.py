@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.openai.parser import OpenAIParser
@@ -32,7 +32,7 @@ def request_for(ask: Any) -> Any:
 
 
 def event(**body: Any) -> bytes:
-    return framing.write(json.dumps(body).encode())
+    return sse.event(json.dumps(body).encode())
 
 
 def delta(finish: str | None = None, choice: dict[str, Any] | None = None, **said: Any) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def test_servers_that_may_be_strict_are_not_asked(request_for: Any) -> None:
 def streamed(begin: Any, request: Any, chunks: list[Chunk]) -> list[Any]:
     encoder = begin(request)
     data = b"".join([*(encoder.encode(chunk) for chunk in chunks), encoder.finish()])
-    return [json.loads(found) for _, found in framing.events(data)]
+    return [json.loads(found) for _, found in sse.iter_events(data)]
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -106,5 +106,5 @@ def test_a_stop_sequence_that_was_met_is_named(
     for stream in (True, False):
         encoder = begin(request_for(stream=stream))
         data = b"".join([*(encoder.encode(chunk) for chunk in chunks), encoder.finish()])
-        found = [json.loads(body) for _, body in framing.events(data)][-2]["delta"] if stream else json.loads(data)
+        found = [json.loads(body) for _, body in sse.iter_events(data)][-2]["delta"] if stream else json.loads(data)
         assert (found["stop_reason"], found["stop_sequence"]) == (reason, word)

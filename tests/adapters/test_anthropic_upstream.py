@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.anthropic.parser import AnthropicParser
 from hostler.adapters.anthropic.upstream import AnthropicUpstream
@@ -231,7 +231,7 @@ def test_a_client_of_the_same_protocol_gets_the_very_bytes(ask: Any, begin: Any,
 
 @pytest.mark.parametrize("fields", [True, False])
 def test_nothing_is_given_before_the_first_word(transcript: Any, fields: bool) -> None:
-    opening = transcript("anthropic/anthropic.sse").split(b"event: content_block_start")[0] + framing.write(
+    opening = transcript("anthropic/anthropic.sse").split(b"event: content_block_start")[0] + sse.event(
         b'{"type":"ping"}', "ping"
     )
     parser = AnthropicParser(fields=fields)
@@ -240,14 +240,14 @@ def test_nothing_is_given_before_the_first_word(transcript: Any, fields: bool) -
     with pytest.raises(BackendBroken, match="Overloaded"):
         list(
             parser.feed(
-                framing.write(b'{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}', "error")
+                sse.event(b'{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}', "error")
             )
         )
 
 
 @pytest.mark.parametrize("fields", [True, False])
 def test_an_error_in_mid_answer_comes_after_what_was_said(fields: bool) -> None:
-    word = framing.write(
+    word = sse.event(
         b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"}}', "content_block_delta"
     )
     parser = AnthropicParser(fields=fields)
@@ -255,7 +255,7 @@ def test_an_error_in_mid_answer_comes_after_what_was_said(fields: bool) -> None:
     assert len(list(parser.feed(word))) == 1
     got = []
     with pytest.raises(BackendBroken, match="in the middle"):
-        for chunk in parser.feed(word + framing.write(b'{"type":"error"}', "error")):
+        for chunk in parser.feed(word + sse.event(b'{"type":"error"}', "error")):
             got.append(chunk)
     assert len(got) == 1
 
@@ -270,7 +270,7 @@ def test_an_answer_without_its_end_is_broken(transcript: Any, fields: bool) -> N
 
 
 def test_events_of_next_month_are_read_over() -> None:
-    strange = framing.write(b'{"type":"sunrise","index":"x"}', "sunrise") + framing.write(
+    strange = sse.event(b'{"type":"sunrise","index":"x"}', "sunrise") + sse.event(
         b'{"type":"message_stop"}', "message_stop"
     )
     assert parsed([strange]) == []

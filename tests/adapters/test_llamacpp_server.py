@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from hostler.adapters import errors
-from hostler.adapters import sse as framing
+from hostler.adapters import errors, sse
 from hostler.adapters.base import Incoming
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, ModelNotFound
 from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
@@ -111,7 +110,7 @@ def test_to_stop_a_stream_that_is_gone_is_no_mistake() -> None:
 
 def news(before: ModelList | None, now: ModelList) -> list[tuple[str, str, Any]]:
     """What a router tells, as (model, event, data)."""
-    events = [json.loads(data) for _, data in framing.events(ADAPTER.change_events(before, now))]
+    events = [json.loads(data) for _, data in sse.iter_events(ADAPTER.change_events(before, now))]
     return [(each["model"], each["event"], each["data"]) for each in events]
 
 

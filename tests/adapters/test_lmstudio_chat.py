@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.base import Encoder, Incoming, Timing
 from hostler.adapters.errors import BackendBroken, BadRequest, ModelNotFound
 from hostler.adapters.lmstudio.adapter import LMStudioAdapter
@@ -38,7 +38,7 @@ def encoder(request: Request, *, progress: str = "thinking") -> Encoder:
 
 
 def events(data: bytes) -> list[Any]:
-    told = [(name, json.loads(each)) for name, each in framing.events(data)]
+    told = [(name, json.loads(each)) for name, each in sse.iter_events(data)]
     assert all(name == event["type"] for name, event in told)
     return [event for _, event in told]
 

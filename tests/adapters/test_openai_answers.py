@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.openai.fold import AnswerFold
 from hostler.adapters.types import Chunk, ResponseHead, TokenLogprob, ToolCall, Usage
@@ -325,7 +325,7 @@ def test_an_answer_of_another_protocol_has_an_id_as_openai_gives_them(
 def test_chunks_of_another_protocol_are_written_as_a_stream(chat: Any, begin: Any) -> None:
     encoder = begin(chat(stream=True, stream_options={"include_usage": True}))
     written = b"".join(encoder.encode(chunk) for chunk in OTHER) + encoder.finish()
-    events = [json.loads(data) for _, data in framing.events(written) if data != b"[DONE]"]
+    events = [json.loads(data) for _, data in sse.iter_events(written) if data != b"[DONE]"]
     assert {(one["id"], one["object"], one["created"], one["model"]) for one in events} == {
         ("chatcmpl-1", "chat.completion.chunk", 1700000000, "a")
     }

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.types import Chunk, Progress, ResponseHead, TokenLogprob, ToolCall, Usage
 
 words = st.text(max_size=10)
@@ -39,7 +39,7 @@ def test_any_stream_is_read_by_the_package(
     signs = [encoder.heartbeat(Progress(phase="loading", model="b", percent=1.0)) for _ in range(waits)]
     end = Chunk(wire="other", finish=finish, usage=usage)
     written = b"".join([*signs, *(encoder.encode(chunk) for chunk in (*said, end)), encoder.finish()])
-    *events, done = [data for _, data in framing.events(written)]
+    *events, done = [data for _, data in sse.iter_events(written)]
     read = [ChatCompletionChunk.model_validate(json.loads(data)) for data in events]
     assert done == b"[DONE]"
     text = "".join(choice.delta.content or "" for chunk in read for choice in chunk.choices)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.errors import ModelUnavailable
 from hostler.adapters.types import Progress
 
@@ -16,7 +16,7 @@ QUEUED = Progress(phase="queued", model="b", position=3, waited_s=2.0)
 
 
 def chunks(data: bytes) -> list[Any]:
-    return [json.loads(found) for _, found in framing.events(data)]
+    return [json.loads(found) for _, found in sse.iter_events(data)]
 
 
 def test_the_first_sign_is_a_comment_and_the_role(chat: Any, begin: Any) -> None:
@@ -104,5 +104,5 @@ def test_an_error_ends_the_stream(chat: Any, begin: Any) -> None:
 
 def test_an_error_in_a_responses_stream_is_an_event_of_its_own(ask: Any, begin: Any) -> None:
     encoder = begin(ask("/v1/responses", {"input": "x", "stream": True}))
-    name, data = next(framing.events(encoder.error(ModelUnavailable("no"))))
+    name, data = next(sse.iter_events(encoder.error(ModelUnavailable("no"))))
     assert (name, json.loads(data)["type"], json.loads(data)["code"]) == ("error", "error", "model_not_available")

@@ -13,7 +13,7 @@ from openai import Omit
 from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.base import Adapter, Incoming
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.lmstudio.adapter import LMStudioAdapter
@@ -85,7 +85,7 @@ def test_any_answer_is_read_by_openais_package(
     stream = told(adapter, asked(adapter, "/v1/responses", input="x", stream=True), story(said, called, finish))
     state: ResponseStreamState[Any] = ResponseStreamState(input_tools=Omit(), text_format=Omit())
     events = []
-    for name, data in framing.events(stream):
+    for name, data in sse.iter_events(stream):
         event = EVENTS.validate_json(data)
         assert event.type == name
         state.handle_event(event)
@@ -108,7 +108,7 @@ def test_any_answer_is_told_the_same_in_lm_studios_events_and_whole(said: list[C
     whole = json.loads(told(adapter, asked(adapter, "/api/v1/chat", input="x"), end))
     stream = told(adapter, asked(adapter, "/api/v1/chat", input="x", stream=True), end)
     items: list[dict[str, str]] = []
-    for name, data in framing.events(stream):
+    for name, data in sse.iter_events(stream):
         kind, _, what = name.partition(".")
         if what == "start" and kind in ("reasoning", "message"):
             items.append({"type": kind, "content": ""})

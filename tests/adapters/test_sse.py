@@ -1,4 +1,4 @@
-"""Events come out whole and the same, however the bytes were cut."""
+"""Events come out whole and the same, wherever the stream was cut."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostler.adapters import sse as framing
+from hostler.adapters import sse
 from hostler.adapters.errors import BackendBroken
-from hostler.adapters.sse import EventSplitter
 
 PARTS = [
     b"data: {}\n\n",
@@ -25,16 +24,24 @@ PARTS = [
 @given(st.lists(st.sampled_from(PARTS), max_size=8), st.lists(st.integers(0, 120), max_size=12))
 def test_any_cutting_gives_the_same_events(parts: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(parts) + b"data: unfinished"
-    splitter = EventSplitter()
+    splitter = sse.EventSplitter()
     places = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
     blocks = [splitter.feed(stream[a:b]) for a, b in pairwise(places)]
     assert b"".join(blocks) == b"".join(parts)
-    assert [event for block in blocks if block for event in framing.split(block)] == parts
-    assert splitter.rest() == b"data: unfinished"
+    assert [event for block in blocks if block for event in sse.split(block)] == parts
+    assert splitter.remainder() == b"data: unfinished"
+
+
+@given(st.integers(1, 40))
+def test_a_reader_gives_names_and_data_and_drops_comments(size: int) -> None:
+    stream = b"".join(PARTS) + b"data: unfinished"
+    reader = sse.EventReader()
+    events = [event for at in range(0, len(stream), size) for event in reader.feed(stream[at : at + size])]
+    assert events == [("", b"{}"), ("", b"x"), ("a", b"1\n2"), ("", b"\xc3\xa9"), ("", b"a\rb")]
 
 
 @pytest.mark.parametrize(
-    ("event", "read"),
+    ("event", "parsed"),
     [
         (b"data: {}\n\n", ("", b"{}")),
         (b"data:{}\n\n", ("", b"{}")),
@@ -45,16 +52,16 @@ def test_any_cutting_gives_the_same_events(parts: list[bytes], cuts: list[int]) 
         (b": hello\ndata: 1\n\n", ("", b"1")),
     ],
 )
-def test_an_event_is_read_as_the_standard_says(event: bytes, read: tuple[str, bytes | None]) -> None:
-    assert framing.read(event) == read
+def test_an_event_is_parsed_as_the_standard_says(event: bytes, parsed: tuple[str, bytes | None]) -> None:
+    assert sse.parse(event) == parsed
 
 
 def test_an_event_without_end_is_not_collected_for_ever() -> None:
-    splitter = EventSplitter(limit=1000)
+    splitter = sse.EventSplitter(limit=1000)
     splitter.feed(b"data: " + b"x" * 900)
     with pytest.raises(BackendBroken, match="more than 1000 bytes"):
         splitter.feed(b"x" * 200)
 
 
 def test_a_comment_stays_on_one_line() -> None:
-    assert framing.comment("a\n\ndata: {}\r\n b") == b": a data: {} b\n"
+    assert sse.comment("a\n\ndata: {}\r\n b") == b": a data: {} b\n"
