@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
 import anyio
 import msgspec
@@ -50,7 +50,7 @@ from hostler.supervisor.switch_stream import PullStream, SwitchStream
 LogReader = Callable[[str, bool], AsyncIterator[str]]
 """`logs(model, follow)`: the lines kept of a model's output, and with `follow` those to come, without an end."""
 
-MetricsRenderer = Callable[[], str | bytes]
+MetricsRenderer = Callable[[], Awaitable[bytes]]
 
 LONGEST_NAME = 200
 
@@ -219,7 +219,7 @@ class _Api:
 
     async def metrics(self, request: Request) -> Response:
         assert self._metrics is not None
-        return Response(self._metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await self._metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @staticmethod
     def _answered(answers: Sequence[msgspec.Struct]) -> msgspec.Struct:

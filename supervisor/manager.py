@@ -33,7 +33,7 @@ from hostler.supervisor.contract import (
 from hostler.supervisor.events import Subscriptions
 from hostler.supervisor.logs import EngineLog
 from hostler.supervisor.memory import MemoryMeter, MemoryUsage
-from hostler.supervisor.metrics import HostMetrics
+from hostler.supervisor.metrics import SupervisorMetrics
 from hostler.supervisor.model import ManagedModel, engine_profile
 from hostler.supervisor.model_files import Describe, ModelFiles, Prepare, Supply, describe_file, local_path
 from hostler.supervisor.process import ManagedProcess, ProcessLimits
@@ -82,8 +82,8 @@ class EngineManager:
         self._started = anyio.Event()
         self._described = anyio.Event()
         self._listeners = Subscriptions(lambda: Snapshot(host=self.status_now()))
-        self.metrics = HostMetrics(self.status_now)
-        self._listeners.tap(self.metrics.hear)
+        self.metrics = SupervisorMetrics(self.status_now)
+        self._listeners.tap(self.metrics.on_event)
         self._orders = SwitchCoordinator(
             self._room, self._supply, self._survey, self._load_times, others=self._others,
             describe=self._describe_sharing, tell=self._listeners.publish,

@@ -25,7 +25,7 @@ from hostler.gateway.routing import Router
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.telemetry.history import History
 from hostler.gateway.telemetry.log_buffer import LogBuffer
-from hostler.gateway.telemetry.metrics import BackendNow, ChainNow, Metrics
+from hostler.gateway.telemetry.metrics import BackendGauges, ChainGauges, GatewayMetrics
 from hostler.gateway.telemetry.transcripts import Transcripts
 
 
@@ -39,7 +39,7 @@ class KeepsLogs(Protocol):
 class HostCounts(Protocol):
     """What a host has counted, in Prometheus' text format and without what is known of its process."""
 
-    def counted(self) -> bytes: ...
+    async def render(self, *, process: bool = True) -> bytes: ...
 
 
 @runtime_checkable
@@ -82,7 +82,7 @@ class AdminApp:
             clock=clock,
             wall=wall,
         )
-        metrics = Metrics(
+        metrics = GatewayMetrics(
             lambda: [(name, host.waiting, host.serving) for name, host in hosts.items()],
             lambda: _now(chain()),
             version=__version__,
@@ -94,7 +94,7 @@ class AdminApp:
         counts = [each.metrics for each in supervisors.values() if isinstance(each, KeepsCounts)]
 
         async def tell_metrics() -> bytes:
-            return b"".join([await metrics.render(), *(each.counted() for each in counts)])
+            return b"".join([await metrics.render(), *[await each.render(process=False) for each in counts]])
 
         self._dashboard = Dashboard(
             status,
@@ -117,7 +117,7 @@ class AdminApp:
                 address, "this key is not valid; make one with `hostler keys add NAME`"
             ),
         )
-        for listener in (metrics.hear, self._history.hear, self._dashboard.hear):
+        for listener in (metrics.on_event, self._history.hear, self._dashboard.hear):
             bus.listen(listener)
 
     def surface(self, claims: Iterable[RouteMatch]) -> Router:
@@ -151,11 +151,11 @@ class AdminApp:
         self._logs.close()
 
 
-def _now(view: ChainView) -> ChainNow:
+def _now(view: ChainView) -> ChainGauges:
     """The chain as the counters tell it."""
-    return ChainNow(
+    return ChainGauges(
         backends=[
-            BackendNow(
+            BackendGauges(
                 backend=hop.backend,
                 reachable=hop.reachable,
                 breakers={(each.model or ""): each.state for each in (hop.breaker, *hop.models)},

@@ -24,6 +24,10 @@ TOKEN = "a-long-token"
 Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
 
 
+async def _metrics() -> bytes:
+    return b"hostler_up 1\n"
+
+
 async def _two_lines(model: str, follow: bool) -> AsyncIterator[str]:
     yield f"{model} one"
     yield f"{model} two"
@@ -33,9 +37,7 @@ async def _two_lines(model: str, follow: bool) -> AsyncIterator[str]:
 
 @pytest.fixture
 def app(pretended: Any) -> Starlette:
-    return create_app(
-        pretended, token=TOKEN, logs=_two_lines, metrics=lambda: "hostler_up 1\n", allowed_hosts=["gpu.lan"]
-    )
+    return create_app(pretended, token=TOKEN, logs=_two_lines, metrics=_metrics, allowed_hosts=["gpu.lan"])
 
 
 @pytest.fixture

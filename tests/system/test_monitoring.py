@@ -124,7 +124,7 @@ async def told(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> 
         assert said(await chain.ask(model="broken")).startswith("cloud:")
         await chain.ask(model="broken", headers=inside)
         cloud.then = (500,)
-        while not any(event.backend == "cloud" for event in chain.events if hasattr(event, "before")):
+        while not any(event.backend == "cloud" for event in chain.events if hasattr(event, "previous")):
             await chain.ask(model="broken")
         await chain.until(lambda: paid.asked)
         await look()

@@ -27,8 +27,8 @@ NEVER = {"typer", "pydantic", "rich", "pygments", "httpx", "httpcore", "h11", "x
 #: supervisor alone has nothing of a gateway.
 LATER = {
     "gateway": {"prometheus_client", "sse_starlette", "psutil", "hostler.supervisor.manager"},
-    "supervisor": {"sqlite3", "hostler.gateway.app"},
-    "up": set[str](),
+    "supervisor": {"prometheus_client", "sqlite3", "hostler.gateway.app"},
+    "up": {"prometheus_client"},
 }
 
 

@@ -1,4 +1,4 @@
-"""Counters that hear the gateway's events, as Prometheus reads them."""
+"""The gateway's `/metrics`, made of its events and of current values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hostler.gateway.events import (
     RequestFinished,
     SwitchChanged,
 )
-from hostler.gateway.telemetry.metrics import BackendNow, ChainNow, Metrics
+from hostler.gateway.telemetry.metrics import BackendGauges, ChainGauges, GatewayMetrics
 from hostler.supervisor.contract import HostStatus, ModelStatus, SwitchMoved
 
 pytestmark = pytest.mark.anyio
@@ -28,7 +28,7 @@ def finished(**more: object) -> RequestFinished:
     return RequestFinished(**{**common, "status": 200, "seconds": 0.3, **more})  # type: ignore[arg-type]
 
 
-HEARD: tuple[Event, ...] = (
+EVENTS: tuple[Event, ...] = (
     finished(model="m", backend="a", first_token_s=0.2, prompt_tokens=4, completion_tokens=5),
     finished(
         model="m", backend="b", seconds=7.0, queue_s=1.5, cost=0.25, completion_tokens=1,
@@ -46,12 +46,14 @@ HEARD: tuple[Event, ...] = (
 )  # fmt: skip
 
 
-async def told() -> dict[tuple[str, tuple[str, ...]], float]:
+async def samples() -> dict[tuple[str, tuple[str, ...]], float]:
     """Every value by its name and its labels' values, in the order of the labels' names."""
-    chain = ChainNow(backends=[BackendNow(backend="a", reachable=True, breakers={"": "open"}, cost=0.75)], limit=2.0)
-    metrics = Metrics(lambda: [("here", 3, 1)], lambda: chain, version="1.2")
-    for event in HEARD:
-        metrics.hear(event)
+    chain = ChainGauges(
+        backends=[BackendGauges(backend="a", reachable=True, breakers={"": "open"}, cost=0.75)], limit=2.0
+    )
+    metrics = GatewayMetrics(lambda: [("here", 3, 1)], lambda: chain, version="1.2")
+    for event in EVENTS:
+        metrics.on_event(event)
     families = text_string_to_metric_families((await metrics.render()).decode())
     return {
         (sample.name, tuple(sample.labels[name] for name in sorted(sample.labels))): sample.value
@@ -60,8 +62,8 @@ async def told() -> dict[tuple[str, tuple[str, ...]], float]:
     }
 
 
-async def test_what_happened_is_counted() -> None:
-    values = await told()
+async def test_events_are_counted() -> None:
+    values = await samples()
     for name, labels, value in (
         ("hostler_attempts_total", ("a", "refused"), 1),
         ("hostler_fallbacks_total", ("a", "refused", "b"), 1),
@@ -80,8 +82,8 @@ async def test_what_happened_is_counted() -> None:
         assert values[name, labels] == value, name
 
 
-async def test_what_alerts_watch_for_is_told_before_it_happens() -> None:
-    values = await told()
+async def test_counters_that_alerts_watch_start_at_zero() -> None:
+    values = await samples()
     for name, labels in (
         ("hostler_attempts_total", ("a", "auth_failed")),
         ("hostler_attempts_total", ("a", "payment_required")),
@@ -90,8 +92,8 @@ async def test_what_alerts_watch_for_is_told_before_it_happens() -> None:
         assert values[name, labels] == 0
 
 
-async def test_what_is_so_now_is_told_without_the_past() -> None:
-    values = await told()
+async def test_gauges_show_current_values_only() -> None:
+    values = await samples()
     for name, labels, value in (
         ("hostler_info", ("1.2",), 1),
         ("hostler_supervisor_reachable", ("here",), 1),
