@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 import anyio
 import msgspec
 
-from hostler.gateway.config import QueueSettings, SwitchingSettings
 from hostler.gateway.events import Bus
 from hostler.gateway.scheduling.orchestrator import Orchestrator
+from hostler.gateway.scheduling.types import SchedulerSettings
 from hostler.supervisor.contract import EngineAddress, HostStatus, ProfileInfo, Snapshot, SupervisorEvent
 
 WAITING = (10, 100, 300, 1000, 3000)
@@ -63,33 +63,32 @@ async def measure(waiting: int) -> Cost:
     host = Orchestrator(
         "box",
         Slow(),
-        queue=QueueSettings(max_waiting=waiting + EVENTS + 1, max_wait_s=3600),
-        switching=SwitchingSettings(),
+        settings=SchedulerSettings(max_waiting=waiting + EVENTS + 1, max_wait_s=3600),
         publish=bus.publish,
-        changed=lambda status: None,
-        release=lambda address: None,
+        on_status=lambda status: None,
+        on_stopping=lambda address: None,
         clock=time.monotonic,
     )
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(host.run)
-        await host.known.wait()
-        turns = [host.ask("a", client=f"client-{number % 7}", request_id=f"r{number}") for number in range(waiting)]
+        await host.synced.wait()
+        leases = [host.lease("a", client=f"client-{number % 7}", request_id=f"r{number}") for number in range(waiting)]
         await anyio.sleep(0.3)
         spent = {"join": 0.0, "leave": 0.0, "progress": 0.0}
         for number in range(EVENTS):
             began = time.process_time()
-            turn = host.ask("a", client=f"client-{number % 7}", request_id=f"x{number}")
+            lease = host.lease("a", client=f"client-{number % 7}", request_id=f"x{number}")
             await anyio.lowlevel.checkpoint()
             joined = time.process_time()
-            turn.progress()
+            lease.progress()
             shown = time.process_time()
-            turn.give_back()
+            lease.release()
             await anyio.lowlevel.checkpoint()
             left = time.process_time()
             for name, seconds in (("join", joined - began), ("progress", shown - joined), ("leave", left - shown)):
                 spent[name] += seconds
-        for turn in turns:
-            turn.give_back()
+        for lease in leases:
+            lease.release()
         tasks.cancel_scope.cancel()
     each = {f"{name}_us": seconds / EVENTS * 1e6 for name, seconds in spent.items()}
     return Cost(waiting=waiting, **each)

@@ -15,6 +15,7 @@ import anyio.to_thread
 from starlette.applications import Starlette
 
 from hostler import __version__
+from hostler.adapters.errors import ShuttingDown
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.registry import load_adapters
 from hostler.gateway.admin.app import AdminApp
@@ -32,6 +33,7 @@ from hostler.gateway.backends.registry import backends_of, clouds_or, order_of
 from hostler.gateway.backends.retry_budget import BudgetRules, RetryBudget
 from hostler.gateway.catalog import Catalog, with_ends
 from hostler.gateway.config import LOCAL, GatewaySettings, Settings, SettingsError, secret
+from hostler.gateway.context import NO_MORE
 from hostler.gateway.events import Bus
 from hostler.gateway.host_cache import HostCache
 from hostler.gateway.middleware.access_log import AccessLogMiddleware
@@ -48,6 +50,7 @@ from hostler.gateway.model_admin import ModelAdmin
 from hostler.gateway.proxy import Proxy
 from hostler.gateway.routing import adapter_routes, build
 from hostler.gateway.scheduling.orchestrator import Orchestrator
+from hostler.gateway.scheduling.types import SchedulerSettings
 from hostler.gateway.server.server import Server
 from hostler.gateway.telemetry.access_log import AccessLog
 from hostler.gateway.telemetry.tracing import MissingExtra, TracedTransport, Tracer, TracingRules, need
@@ -182,12 +185,12 @@ class Gateway:
             tasks.start_soon(chain.run)
             # Supervisors answer within milliseconds; who connects first is not told that nothing is known.
             if LOCAL in hosts:
-                await hosts[LOCAL].known.wait()
+                await hosts[LOCAL].synced.wait()
             learned = anyio.Event()
             tasks.start_soon(_remember, desk, hosts, learned)
             with anyio.move_on_after(_FIRST_WORD_S):
                 for host in hosts.values():
-                    await host.known.wait()
+                    await host.synced.wait()
                 await learned.wait()
             pipeline = build(
                 [
@@ -210,18 +213,17 @@ class Gateway:
                     lambda app: ModelDetectionMiddleware(
                         app, find=catalog.find, order=lambda targets: nearest_first(targets, hosts)
                     ),
-                    lambda app: QueueingMiddleware(app, settings=settings.queue, clock=self._clock),
                     lambda app: FallbackMiddleware(
                         app,
                         hops=chain.hops,
                         budget=RetryBudget(BudgetRules()),
                         pauses=self._pauses,
                         settings=settings.switching,
+                        max_wait_s=settings.queue.max_wait_s,
                         clock=self._clock,
                     ),
-                    lambda app: SwitchingMiddleware(
-                        app, hosts=hosts, settings=settings.switching, used=catalog.used, clock=self._clock
-                    ),
+                    lambda app: QueueingMiddleware(app, hosts=hosts, settings=settings.switching, clock=self._clock),
+                    lambda app: SwitchingMiddleware(app, hosts=hosts, on_model_used=catalog.used),
                 ],
                 Proxy(backends, clock=self._clock),
             )
@@ -264,7 +266,7 @@ class Gateway:
         if self._desk is not None:
             self._desk.close()
         for host in self._hosts.values():
-            host.stop()
+            host.stop(partial(ShuttingDown, NO_MORE))
         self._pauses.stop()
         if self._server is not None:
             self._server.stop()
@@ -275,7 +277,7 @@ class Gateway:
         if host is None:
             return
         with anyio.move_on_after(self._settings.gateway.drain_s):
-            while any(host.serves(model) for model in models):  # noqa: ASYNC110 - an event would cost every answer
+            while any(host.is_serving(model) for model in models):  # noqa: ASYNC110 - an event would cost every answer
                 await anyio.sleep(0.05)
 
     def _find_supervisors(self, local: Supervisor | None) -> dict[str, Supervisor]:
@@ -298,7 +300,7 @@ class Gateway:
     def _heard(self, name: str, reachable: bool) -> None:
         # An answer to one call does not mean that the events are followed again: only a snapshot says so.
         if not reachable and name in self._hosts:
-            self._hosts[name].heard(False)
+            self._hosts[name].set_reachable(False)
 
     def _host_changed(self, catalog: Catalog, name: str, status: HostStatus) -> None:
         catalog.host(name, status)
@@ -308,21 +310,26 @@ class Gateway:
     def _cut(self, backends: Mapping[str, Backend], endpoint: Endpoint) -> None:
         """Nobody is at this address any more: whoever waits there or for it goes on elsewhere."""
         if endpoint.name in self._hosts:
-            self._hosts[endpoint.name].heard(False)
+            self._hosts[endpoint.name].set_reachable(False)
         backends[endpoint.name].transport.close_all(endpoint)
 
     def _orchestrator(self, name: str, supervisor: Supervisor, catalog: Catalog, lan: Transport) -> Orchestrator:
-        def release(address: EngineAddress) -> None:
+        def close_connections(address: EngineAddress) -> None:
             lan.close_all(Endpoint(host=address.host, port=address.port, name=name, key=address.key))
 
+        queue, switching = self._settings.gateway.queue, self._settings.gateway.switching
         return Orchestrator(
             name,
             supervisor,
-            queue=self._settings.gateway.queue,
-            switching=self._settings.gateway.switching,
+            settings=SchedulerSettings(
+                patience_s=switching.patience_s,
+                min_residency_s=switching.min_residency_s,
+                max_waiting=queue.max_waiting,
+                max_wait_s=queue.max_wait_s,
+            ),
             publish=self.bus.publish,
-            changed=partial(self._host_changed, catalog, name),
-            release=release,
+            on_status=partial(self._host_changed, catalog, name),
+            on_stopping=close_connections,
             clock=self._clock,
         )
 
@@ -364,7 +371,7 @@ async def _remember(desk: AdminApp, hosts: Mapping[str, Orchestrator], done: any
     """Hosts take over how long answers took before: those who wait are told when their turn comes from the start on."""
     answers = await desk.answers()
     for name, host in hosts.items():
-        host.remember(answers.get(name, {}))
+        host.seed_service_times(answers.get(name, {}))
     done.set()
 
 
@@ -405,6 +412,6 @@ def _ends(hosts: Mapping[str, Orchestrator], now: float) -> dict[str, float]:
     wall = time.time()
     ends: dict[str, float] = {}
     for host in hosts.values():
-        for model, seconds in host.idle_for(now).items():
+        for model, seconds in host.idle_times(now).items():
             ends[model] = max(ends.get(model, 0.0), wall + seconds)
     return ends

@@ -9,7 +9,11 @@ from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
-from hostler.supervisor.contract import HostStatus, ModelStatus, SwitchMoved
+from hostler.gateway.scheduling.events import EngineChanged as EngineChanged
+from hostler.gateway.scheduling.events import HostChanged as HostChanged
+from hostler.gateway.scheduling.events import QueueChanged as QueueChanged
+from hostler.gateway.scheduling.events import SwitchChanged as SwitchChanged
+from hostler.gateway.scheduling.events import Waiting as Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -69,47 +73,6 @@ class BreakerChanged(msgspec.Struct, frozen=True, kw_only=True, tag="breaker"):
     model: str | None
     state: str
     previous: str
-
-
-class HostChanged(msgspec.Struct, frozen=True, kw_only=True, tag="host"):
-    """Everything about a host; `reachable` is false while its supervisor does not answer."""
-
-    backend: str
-    reachable: bool
-    host: HostStatus | None = None
-
-
-class EngineChanged(msgspec.Struct, frozen=True, kw_only=True, tag="engine"):
-    """A model's process on a host changed its state, or its load moved on."""
-
-    backend: str
-    status: ModelStatus
-
-
-class SwitchChanged(msgspec.Struct, frozen=True, kw_only=True, tag="switch"):
-    """A switch on a host entered a phase."""
-
-    backend: str
-    switch: SwitchMoved
-
-
-class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """A request in line, `position` counts from 1. `id` is the request's own, which `POST /admin/cancel` takes."""
-
-    id: str
-    model: str
-    client: str
-    position: int
-    waited_s: float
-    eta_s: float
-
-
-class QueueChanged(msgspec.Struct, frozen=True, kw_only=True, tag="queue"):
-    """Who waits on a host, in the order of service, and how many are being served."""
-
-    backend: str
-    waiting: tuple[Waiting, ...]
-    serving: int
 
 
 Event = RequestFinished | BreakerChanged | HostChanged | EngineChanged | SwitchChanged | QueueChanged

@@ -19,7 +19,7 @@ from hostler.gateway.catalog import Catalog, Placement
 from hostler.gateway.events import Event, HostChanged, printable
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.routing import gateway_route
-from hostler.gateway.scheduling.estimates import Forecast
+from hostler.gateway.scheduling.estimates import SwitchEstimate
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.telemetry.event_stream import EventStream, frame
 from hostler.gateway.telemetry.history import KINDS, History
@@ -270,7 +270,7 @@ class Outlook(msgspec.Struct, frozen=True, kw_only=True):
     """What would happen if the model were asked for now, on each host that has it; the first one would be asked."""
 
     model: str
-    hosts: dict[str, Forecast]
+    hosts: dict[str, SwitchEstimate]
 
 
 class Operating:
@@ -297,17 +297,17 @@ class Operating:
 
     async def _load(self, request: Request) -> Response:
         model, hosts = self._hosts_of((await body(request, Order)).model)
-        turn = min(hosts, key=lambda host: host.nearness(model)).ask(model, client="operator")
+        lease = min(hosts, key=lambda host: host.distance(model)).lease(model, client="operator")
 
         async def come() -> None:
-            while not await turn.wait(60.0):
-                turn.news()
+            while not await lease.wait(60.0):
+                lease.take_notification()
 
         try:
             await while_there(request, come)
-            turn.address()
+            lease.address()
         finally:
-            turn.give_back()
+            lease.release()
         return json_response({"model": model, "state": "loaded"})
 
     async def _unload(self, request: Request) -> Response:
@@ -315,7 +315,7 @@ class Operating:
         model, hosts = self._hosts_of(order.model)
         for host in hosts:
             await host.unload(model, force=order.force)
-        state = "draining" if any(host.serves(model) for host in hosts) and not order.force else "unloaded"
+        state = "draining" if any(host.is_serving(model) for host in hosts) and not order.force else "unloaded"
         return json_response({"model": model, "state": state})
 
     async def _pin(self, request: Request) -> Response:
@@ -341,8 +341,8 @@ class Operating:
     async def _forecast(self, request: Request) -> Response:
         """What an operator wants to know before a switch: who goes, who waits, for how long."""
         model, hosts = self._hosts_of(request.query_params.get("model", ""))
-        nearest = sorted(hosts, key=lambda host: host.nearness(model))
-        told = {host.name: view for host in nearest if (view := host.forecast(model)) is not None}
+        nearest = sorted(hosts, key=lambda host: host.distance(model))
+        told = {host.name: view for host in nearest if (view := host.estimate_switch(model)) is not None}
         return json_response(Outlook(model=model, hosts=told))
 
     def _hosts_of(self, name: str) -> tuple[str, list[Orchestrator]]:

@@ -1,20 +1,25 @@
-"""What a layer is: plain ASGI middleware whose subclasses see the exchange instead of the scope."""
+"""The base class of the request middleware, and what those that make a client wait have in common.
+
+Middleware are ordinary ASGI middleware; their subclasses implement `dispatch` and see the request context instead of the scope.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from hostler.adapters.types import Progress
 from hostler.gateway.asgi import CONTEXT_KEY, ASGIApp, Receive, Scope, Send
+from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import RequestContext
 
 CallNext = Callable[[], Awaitable[None]]
 
 
 class RequestMiddleware:
-    """One duty on a request's way. `dispatch` does it and calls `call_next` once, never, or (the fallback) again.
+    """Does one duty in `dispatch`, which calls `call_next` once, never, or (the fallback and the queue) again.
 
-    Errors pass outwards as `GatewayError`. A layer keeps nothing of a request between two calls.
+    Errors are raised as `GatewayError`. A middleware keeps no state of a request between two calls.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -25,5 +30,32 @@ class RequestMiddleware:
         return self.dispatch(scope[CONTEXT_KEY], partial(self.app, scope, receive, send))
 
     def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
-        """The work. A layer that has nothing to do afterwards returns what `call_next` gives."""
+        """Handle the request. A middleware with nothing to do afterwards returns what `call_next` gives."""
         raise NotImplementedError
+
+
+class Heartbeat:
+    """Paces the progress shown to one waiting client. `due` is the next moment, by `clock`.
+
+    The first one comes `progress_after_s` after the request, the others every `progress_every_s`; none for a client that
+    asked for no stream.
+    """
+
+    def __init__(self, context: RequestContext, settings: SwitchingSettings, clock: Callable[[], float]) -> None:
+        self._writer = context.writer
+        self._every_s = settings.progress_every_s
+        self._clock = clock
+        shows = context.writer.patient and settings.progress != "off"
+        self._first = max(clock(), context.started_at + settings.progress_after_s) if shows else float("inf")
+        self.due = self._first
+
+    def hasten(self) -> None:
+        """There is something new to show: it is due now, though never before the first one."""
+        now = self._clock()
+        if now >= self._first:
+            self.due = now
+
+    async def show(self, progress: Progress) -> None:
+        """Send the progress, and wait while the client reads more slowly."""
+        await self._writer.heartbeat(progress)
+        self.due = self._clock() + self._every_s

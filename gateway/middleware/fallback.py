@@ -99,6 +99,7 @@ class FallbackMiddleware(RequestMiddleware):
         budget: RetryBudget,
         pauses: Pauses,
         settings: SwitchingSettings,
+        max_wait_s: float,
         clock: Callable[[], float],
     ) -> None:
         super().__init__(app)
@@ -106,12 +107,15 @@ class FallbackMiddleware(RequestMiddleware):
         self._budget = budget
         self._pauses = pauses
         self._settings = settings
+        self._max_wait_s = max_wait_s
         self._clock = clock
 
     async def dispatch(self, context: RequestContext, call_next: CallNext) -> None:
         if not context.candidates:
             raise ModelUnavailable(f"no backend of the chain can run {context.model}", model=context.model)
-        self._budget.request(self._clock())
+        now = self._clock()
+        context.deadline = now + self._max_wait_s
+        self._budget.request(now)
         walk: list[Passed] = []
         for number, target in enumerate(context.candidates):
             hop, later = self._hops[target.backend], context.candidates[number + 1 :]

@@ -50,7 +50,7 @@ def _targets(placement: Placement) -> tuple[Target, ...]:
 
 
 def nearest_first(targets: tuple[Target, ...], hosts: Mapping[str, Orchestrator]) -> tuple[Target, ...]:
-    """The targets with those of supervisors that stand side by side in the chain in the order of `nearness`.
+    """The targets with those of supervisors that stand side by side in the chain in the order of their `distance`.
 
     The chain is what its owner wants: a cloud between two hosts stays between them, and so does every other backend.
     """
@@ -58,6 +58,6 @@ def nearest_first(targets: tuple[Target, ...], hosts: Mapping[str, Orchestrator]
     for supervised, group in groupby(targets, key=lambda target: target.backend in hosts):
         run = list(group)
         if supervised and len(run) > 1:
-            run.sort(key=lambda target: hosts[target.backend].nearness(target.model))
+            run.sort(key=lambda target: hosts[target.backend].distance(target.model))
         ordered += run
     return tuple(ordered)

@@ -1,23 +1,94 @@
-"""How long a request may wait in all. Who waits for which model is the scheduler's business."""
+"""Queueing: requests for a model on a host wait here until they hold a lease of it."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping
 
+from hostler.adapters.errors import WaitTimeout
+from hostler.adapters.types import Control
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.config import QueueSettings
+from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import RequestContext
-from hostler.gateway.middleware.base import CallNext, RequestMiddleware
+from hostler.gateway.middleware.base import CallNext, Heartbeat, RequestMiddleware
+from hostler.gateway.scheduling.errors import EngineLost
+from hostler.gateway.scheduling.lease import Lease
+from hostler.gateway.scheduling.orchestrator import Orchestrator
 
 
 class QueueingMiddleware(RequestMiddleware):
-    """Sets the moment after which the request waits no longer: one limit over all hops, not one for each."""
+    """Admits the request to its host's queue, waits for the lease with heartbeats to streaming clients, and passes the request on with
+    `attempt.lease` set. Backends without a supervisor have no queue.
 
-    def __init__(self, app: ASGIApp, *, settings: QueueSettings, clock: Callable[[], float]) -> None:
+    Raises `TooManyRequests` if the queue is full, `WaitTimeout` at the request's deadline, and the host's error if it refuses. A request
+    whose engine was lost before anything was sent is queued again.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Mapping[str, Orchestrator],
+        settings: SwitchingSettings,
+        clock: Callable[[], float],
+    ) -> None:
         super().__init__(app)
+        self._hosts = hosts
         self._settings = settings
         self._clock = clock
 
-    def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
-        context.deadline = self._clock() + self._settings.max_wait_s
-        return call_next()
+    async def dispatch(self, context: RequestContext, call_next: CallNext) -> None:
+        host = self._hosts.get(context.current.target.backend)
+        request = context.request
+        if host is None or (isinstance(request, Control) and request.kind == "unload"):
+            await call_next()
+            return
+        while True:
+            lease = context.current.lease = self._join(context, host)
+            try:
+                if not lease.settled:
+                    await self._wait(context, lease)
+                lease.address()
+                await call_next()
+                return
+            except EngineLost:
+                pass
+            finally:
+                lease.release()
+
+    @staticmethod
+    def _join(context: RequestContext, host: Orchestrator) -> Lease:
+        return host.lease(
+            context.current.target.model,
+            client=context.client.name,
+            request_id=context.id,
+            keep_alive_s=getattr(context.request, "keep_alive_s", None),
+            priority=context.client.priority,
+        )
+
+    async def _wait(self, context: RequestContext, lease: Lease) -> None:
+        """Wait until the lease is granted or refused. Its time counts in the attempt, however waiting ends."""
+        try:
+            await self._settled(context, lease)
+        finally:
+            if not lease.settled:
+                lease.release()
+            attempt = context.current
+            attempt.switch_s += lease.switch_s
+            attempt.queue_s += max(0.0, lease.waited_s - lease.switch_s)
+
+    async def _settled(self, context: RequestContext, lease: Lease) -> None:
+        deadline = context.deadline if context.deadline is not None else float("inf")
+        heartbeat = Heartbeat(context, self._settings, self._clock)
+        while not await lease.wait(min(heartbeat.due, deadline) - self._clock()):
+            if lease.take_notification():
+                heartbeat.hasten()
+            now = self._clock()
+            if now >= deadline:
+                raise WaitTimeout(
+                    f"{lease.model} did not become available within {now - context.started_at:.0f} seconds "
+                    "(gateway.queue.max_wait_s); try again, or use a loaded model",
+                    retry_after_s=lease.estimate_s(),
+                    model=lease.model,
+                )
+            if now >= heartbeat.due:
+                await heartbeat.show(lease.progress())

@@ -1,106 +1,67 @@
-"""The right to use a loaded model: waiting for it, telling the client meanwhile, and giving it back."""
+"""Switching: holds the lease of a loaded model while the request is answered, and restarts an engine found dead."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from hostler.adapters.errors import BackendError, BackendUnavailable, WaitTimeout
+from hostler.adapters.errors import BackendError, BackendUnavailable
 from hostler.adapters.types import Control
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.config import SwitchingSettings
-from hostler.gateway.context import RequestContext, Target
+from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
-from hostler.gateway.scheduling.errors import unloaded
+from hostler.gateway.scheduling.errors import EngineLost, unloaded
 from hostler.gateway.scheduling.lease import Lease
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 
 
 class SwitchingMiddleware(RequestMiddleware):
-    """Holds a lease of the model while the request is answered. Backends without a supervisor need none."""
+    """Gives the attempt the engine's address for as long as the lease is held. Requests to unload a model end here.
+
+    An engine found dead before anything was sent is started afresh, once for each attempt: `EngineLost` has the request
+    queued again. `on_model_used` receives the name of each model that is used.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
         hosts: Mapping[str, Orchestrator],
-        settings: SwitchingSettings,
-        used: Callable[[str], None],
-        clock: Callable[[], float],
+        on_model_used: Callable[[str], None],
     ) -> None:
         super().__init__(app)
         self._hosts = hosts
-        self._settings = settings
-        self._used = used
-        self._clock = clock
+        self._on_model_used = on_model_used
 
     async def dispatch(self, context: RequestContext, call_next: CallNext) -> None:
-        target = context.current.target
+        target, lease = context.current.target, context.current.lease
         host = self._hosts.get(target.backend)
         if host is None:
             await call_next()
-            return
-        if isinstance(context.request, Control) and context.request.kind == "unload":
-            await host.unload(target.model)
+        elif lease is not None:
+            await self._hold(context, host, lease, call_next)
+        else:
+            if isinstance(context.request, Control) and context.request.kind == "unload":
+                await host.unload(target.model)
             await call_next()
-            return
-        try:
-            await self._leased(context, host, target, call_next)
-        except BackendUnavailable as error:
-            # The engine died while it was idle and nobody had noticed: nothing was sent, so one fresh start is free.
-            # Where a connection was waited for in vain it is the machine that is gone.
-            if error.timed_out or context.writer.committed or context.current.address is None:
-                raise
-            host.lost(context.current.address)
-            await self._leased(context, host, target, call_next)
 
-    async def _leased(self, context: RequestContext, host: Orchestrator, target: Target, call_next: CallNext) -> None:
-        keep_alive_s = getattr(context.request, "keep_alive_s", None)
-        client, attempt = context.client, context.current
-        turn = host.ask(
-            target.model,
-            client=client.name,
-            request_id=context.id,
-            keep_alive_s=keep_alive_s,
-            priority=client.priority,
-        )
+    async def _hold(self, context: RequestContext, host: Orchestrator, lease: Lease, call_next: CallNext) -> None:
+        attempt = context.current
+        address = attempt.address = lease.address()
         try:
-            if not turn.settled:
-                try:
-                    await self._wait(context, turn)
-                finally:
-                    if not turn.settled:
-                        turn.give_back()  # whoever leaves the line has waited, too
-                    attempt.switch_s += turn.switch_s
-                    attempt.queue_s += max(0.0, turn.waited_s - turn.switch_s)
-            attempt.address = turn.address()
-            self._used(target.model)
+            self._on_model_used(lease.model)
             await call_next()
-            host.answered(attempt.address, attempt.usage)
+            host.report_answer(address, attempt.usage)
         except BackendError as error:
-            if turn.taken_away:
-                raise unloaded(target.model) from error
-            raise
+            if lease.revoked:
+                raise unloaded(lease.model) from error
+            if not isinstance(error, BackendUnavailable):
+                raise
+            # The engine died while it was idle and its supervisor has not noticed: nothing was sent, so a restart is free.
+            # Where connecting timed out it is the machine that is gone.
+            if error.timed_out or context.writer.committed or attempt.restarts:
+                raise
+            attempt.restarts += 1
+            host.engine_lost(address)
+            raise EngineLost(error.message, backend=error.backend) from error
         finally:
-            turn.give_back()
-
-    async def _wait(self, context: RequestContext, turn: Lease) -> None:
-        """Wait for the turn, show progress to clients that can see it, and stop at the deadline."""
-        now = self._clock()
-        deadline = context.deadline if context.deadline is not None else float("inf")
-        shows = context.writer.patient and self._settings.progress != "off"
-        first = due = max(now, context.started_at + self._settings.progress_after_s) if shows else float("inf")
-        while not await turn.wait(min(due, deadline) - now):
-            now = self._clock()
-            if turn.news() and now >= first:
-                due = now
-            if now >= deadline:
-                raise WaitTimeout(
-                    f"{turn.model} could not be had within {now - context.started_at:.0f} seconds "
-                    "(gateway.queue.max_wait_s); try again, or use a model that is running",
-                    retry_after_s=turn.estimate_s(),
-                    model=turn.model,
-                )
-            if now >= due:
-                await context.writer.heartbeat(turn.progress())
-                now = self._clock()
-                due = now + self._settings.progress_every_s
+            lease.release()

@@ -1,4 +1,4 @@
-"""Where the engines of one host listen, as far as its supervisor has told, and which of these addresses are dead."""
+"""Where the engines of one host listen, as reported by its supervisor, and which of these addresses are dead."""
 
 from __future__ import annotations
 
@@ -9,69 +9,71 @@ import msgspec
 
 from hostler.supervisor.contract import EngineAddress, HostStatus, Supervisor, SupervisorUnreachable, UnknownProfile
 
-#: How long a supervisor may take to notice a dead engine: the first pause before it is asked again, and the last.
-_UNNOTICED_S, _UNNOTICED_LIMIT_S = 0.01, 1.0
+#: How long a supervisor may take to notice a dead engine: the first pause before it is asked again, and the longest.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 1.0
 
 
 class EngineAddresses:
-    """One address for each model that is ready. Written by the orchestrator of the host, and by nobody else."""
+    """One address for each ready model. Written by the host's orchestrator alone."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._known: dict[str, EngineAddress] = {}
+        self._addresses: dict[str, EngineAddress] = {}
         self._dead: dict[str, EngineAddress] = {}
 
-    def of(self, model: str) -> EngineAddress | None:
-        """The address, if there is one."""
-        return self._known.get(model)
+    def get(self, model: str) -> EngineAddress | None:
+        """The model's address, if it has one."""
+        return self._addresses.get(model)
 
-    def known(self, model: str) -> EngineAddress:
-        """The address of a model that is ready."""
-        return self._known[model]
+    def of_ready(self, model: str) -> EngineAddress:
+        """The address of a model that is ready. Raises `KeyError` if there is none."""
+        return self._addresses[model]
 
     def models(self) -> Collection[str]:
-        """The models that have one."""
-        return self._known.keys()
+        """The models that have an address."""
+        return self._addresses.keys()
 
     def put(self, address: EngineAddress) -> None:
-        """The model listens there."""
-        self._known[address.model] = address
+        """Set the address of `address.model`."""
+        self._addresses[address.model] = address
 
-    def forget(self, model: str) -> EngineAddress | None:
-        """The model stops, or has stopped. The address that it had."""
-        return self._known.pop(model, None)
+    def remove(self, model: str) -> EngineAddress | None:
+        """Remove and return the model's address, if it has one."""
+        return self._addresses.pop(model, None)
 
-    def lost(self, address: EngineAddress) -> bool:
-        """Nobody listens there any more. Whether that is news."""
-        if self._known.get(address.model) != address:
+    def mark_dead(self, address: EngineAddress) -> bool:
+        """Nothing listens there any more. Returns false if the address was not current."""
+        if self._addresses.get(address.model) != address:
             return False
-        self._dead[address.model] = self._known.pop(address.model)
+        self._dead[address.model] = self._addresses.pop(address.model)
         return True
 
     async def locate(self, model: str, *, fresh: bool = False) -> bool:
-        """Ask the supervisor. Whether it knows an address; one of an older process than is known is not believed,
-        unless what is known is stale (`fresh`)."""
+        """Ask the supervisor for the address. Returns whether it has one.
+
+        The address of an older process than the current one is ignored, unless what is known is stale (`fresh`).
+        """
         try:
             address = await self._supervisor.locate(model)
         except (SupervisorUnreachable, UnknownProfile):
             return False
         if address is None:
             return False
-        known = self._known.get(model)
+        known = self._addresses.get(model)
         if fresh or known is None or known.generation <= address.generation:
-            self._known[model] = address
+            self._addresses[model] = address
         return True
 
-    async def located(self, host: HostStatus, *, fresh: bool, replaced: Callable[[str], None]) -> HostStatus:
-        """The status, with every ready model's address known; one that is gone by now counts as stopped.
+    async def reconcile(self, host: HostStatus, *, fresh: bool, replaced: Callable[[str], None]) -> HostStatus:
+        """Locate every ready model of a snapshot, and return the status corrected by what is known.
 
-        `fresh`: the first one after a silence. The supervisor may be another one by now, which counts generations from
-        the beginning, so nothing that was known before counts. A later one may be older than an order's result.
-        `replaced` is told at once the models whose address counts no more.
+        A model that cannot be located counts as stopped. `fresh`: the first snapshot after the supervisor was lost; it may be another
+        supervisor, which counts generations from the beginning, so nothing known before is valid. A later snapshot may
+        be older than an order's result. `replaced` is called at once with each model whose address is no longer valid.
         """
         models = []
         for status in host.models:
-            known = self._known.get(status.model)
+            known = self._addresses.get(status.model)
             if known is not None and not fresh and known.generation > status.generation:
                 status = msgspec.structs.replace(status, state="ready", generation=known.generation)
             elif status.state == "ready":
@@ -79,23 +81,23 @@ class EngineAddresses:
                 if unknown and not await self.locate(status.model, fresh=fresh):
                     status = msgspec.structs.replace(status, state="stopped")
                     if fresh:
-                        self._known.pop(status.model, None)
-                if known is not None and self._known.get(status.model) != known:
+                        self._addresses.pop(status.model, None)
+                if known is not None and self._addresses.get(status.model) != known:
                     replaced(status.model)
             elif known is not None and status.state == "starting" and known.generation == status.generation:
                 status = msgspec.structs.replace(status, state="ready")
-            elif self._known.pop(status.model, None) is not None:
+            elif self._addresses.pop(status.model, None) is not None:
                 replaced(status.model)
             models.append(status)
         return msgspec.structs.replace(host, models=tuple(models))
 
-    async def reach(self, model: str, *, evict: Sequence[str], epoch: int) -> EngineAddress:
-        """Have the supervisor switch to the model; where it listens, which is not an address that has just refused us.
+    async def switch_to(self, model: str, *, evict: Sequence[str], epoch: int) -> EngineAddress:
+        """Order the switch; returns where the model listens, never an address that was marked dead.
 
-        A process that was killed answers nobody a moment before its supervisor hears of it. One that lets nobody in and
-        lives on is ended. Raises what the supervisor raises.
+        A killed process is gone a moment before its supervisor notices; one that accepts no connections but lives on is
+        unloaded. Raises what the supervisor raises.
         """
-        pause_s = _UNNOTICED_S
+        pause_s = _FIRST_PAUSE_S
         while True:
             address = await self._supervisor.switch(model, evict=evict, epoch=epoch)
             if address != self._dead.get(model):
@@ -103,5 +105,5 @@ class EngineAddresses:
                 return address
             await anyio.sleep(pause_s)
             pause_s *= 2
-            if pause_s > _UNNOTICED_LIMIT_S:
+            if pause_s > _LONGEST_PAUSE_S:
                 await self._supervisor.unload(model, epoch=epoch)

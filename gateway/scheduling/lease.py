@@ -1,4 +1,4 @@
-"""A request's place in line for a model, and later its lease. Whoever asked waits here; the orchestrator settles it."""
+"""A request's place in a host's queue, and the lease it becomes. The requester waits; the orchestrator settles it."""
 
 from __future__ import annotations
 
@@ -11,47 +11,48 @@ from hostler.adapters.types import Progress
 from hostler.supervisor.contract import EngineAddress
 
 
-class Owner(Protocol):
-    """Who gives out turns and takes them back."""
+class LeaseOwner(Protocol):
+    """What a lease asks of the orchestrator that gave it out."""
 
-    def progress(self, turn: Lease) -> Progress: ...
+    def progress(self, lease: Lease) -> Progress: ...
 
-    def estimate(self, turn: Lease) -> float: ...
+    def estimate_s(self, lease: Lease) -> float: ...
 
-    def give_back(self, turn: Lease) -> None: ...
+    def release(self, lease: Lease) -> None: ...
 
 
 class Lease:
-    """A place in line for a model, and later the lease of it. Whoever asked gives it back, whatever happened.
+    """A place in the queue for a model until it is granted, then the right to use the model. Always `release` it.
 
-    `queued`: it had to wait. `taken_away`: the model was stopped on request while it was leased.
+    `queued`: it was not granted at once. `revoked`: the model was unloaded by force while the lease was held. `waited_s`
+    is how long it took to settle, `switch_s` the part of that spent in a switch to its model.
     """
 
     __slots__ = (
         "_address",
         "_error",
         "_event",
-        "_moved",
+        "_notified",
         "_owner",
-        "asked_at",
         "client",
         "id",
         "keep_alive_s",
         "model",
         "queued",
         "request_id",
+        "requested_at",
+        "revoked",
         "switch_s",
-        "taken_away",
         "waited_s",
     )
 
     def __init__(
         self,
-        owner: Owner,
+        owner: LeaseOwner,
         *,
-        turn_id: int,
+        lease_id: int,
         model: str,
-        asked_at: float,
+        requested_at: float,
         client: str = "",
         request_id: str = "",
         keep_alive_s: float | None = None,
@@ -60,78 +61,75 @@ class Lease:
         self._address: EngineAddress | None = None
         self._error: GatewayError | None = None
         self._event: anyio.Event | None = None
-        self._moved = False
-        self.id = turn_id
+        self._notified = False
+        self.id = lease_id
         self.model = model
-        self.asked_at = asked_at
+        self.requested_at = requested_at
         self.client = client
         self.request_id = request_id
         self.keep_alive_s = keep_alive_s
         self.queued = False
-        self.taken_away = False
+        self.revoked = False
         self.waited_s = 0.0
         self.switch_s = 0.0
 
     @property
     def settled(self) -> bool:
-        """Whether the waiting is over, one way or the other."""
+        """Whether it was granted or refused."""
         return self._address is not None or self._error is not None
 
     @property
-    def leased(self) -> bool:
+    def granted(self) -> bool:
         """Whether the model may be used."""
         return self._address is not None
 
     async def wait(self, seconds: float) -> bool:
-        """Wait until the turn has come or been refused, or until there is news to tell, at most `seconds`.
-
-        Returns `settled`.
-        """
-        if not self.settled and not self._moved:
+        """Wait until it is settled or there is progress to show, for at most `seconds`. Returns `settled`."""
+        if not self.settled and not self._notified:
             self._event = anyio.Event()
             with anyio.move_on_after(max(0.0, seconds)):
                 await self._event.wait()
         return self.settled
 
     def address(self) -> EngineAddress:
-        """Where the model listens. Raises the reason if the turn was refused."""
+        """Where the engine listens. Raises the reason if the lease was refused."""
         if self._error is not None:
             raise self._error
-        assert self._address is not None, "the turn has not come yet"
+        assert self._address is not None, "the lease is not settled yet"
         return self._address
 
-    def news(self) -> bool:
+    def take_notification(self) -> bool:
         """Whether the switch has entered another phase since the last call."""
-        moved, self._moved = self._moved, False
-        return moved
+        notified, self._notified = self._notified, False
+        return notified
 
     def progress(self) -> Progress:
-        """What is being waited for, now."""
+        """What the lease waits for now."""
         return self._owner.progress(self)
 
     def estimate_s(self) -> float:
-        """In how many seconds the turn will come, from what was seen so far."""
-        return self._owner.estimate(self)
+        """Estimated seconds until it is granted."""
+        return self._owner.estimate_s(self)
 
-    def give_back(self) -> None:
-        """The lease ends, or the place in line is left. A second time does nothing."""
-        self._owner.give_back(self)
+    def release(self) -> None:
+        """End the lease, or leave the queue. Idempotent."""
+        self._owner.release(self)
 
     # For the owner.
 
     def grant(self, address: EngineAddress) -> None:
-        """The turn has come."""
+        """The model may be used at `address`."""
         self._address = address
         self._wake()
 
     def refuse(self, error: GatewayError) -> None:
-        """It will not come."""
+        """The lease will not be granted; `address` raises `error`."""
         self._error = error
         self._wake()
 
-    def tell(self) -> None:
-        """The switch that is waited for has entered another phase."""
-        self._moved = True
+    def notify(self) -> None:
+        """The switch to its model has entered another phase."""
+        self._notified = True
         self._wake()
 
     def _wake(self) -> None:

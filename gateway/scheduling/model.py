@@ -1,4 +1,4 @@
-"""What the scheduler knows of one model of its host, and how that changes when its process does."""
+"""The scheduler's state of one model, how it changes with the model's process, and which models must go for another."""
 
 from __future__ import annotations
 
@@ -9,84 +9,86 @@ from typing import Literal
 
 import msgspec
 
-from hostler.gateway.scheduling.queue import Line, Waiter
+from hostler.gateway.scheduling.queue import ModelQueue, QueueEntry
 from hostler.supervisor.contract import Failure, ProfileInfo
 
-Use = Literal["idle", "busy", "moving"]
+Activity = Literal["idle", "busy", "moving"]
+ModelPhase = Literal["cold", "loading", "ready", "stopping"]
 
-# Above this many candidates the smallest set is no longer searched for: subsets would be thousands.
+# Above this many candidates the smallest sufficient set is not searched for: there would be thousands of subsets.
 _SEARCHED = 12
 
+# Estimates for a load and an answer until one was measured, in seconds.
+_LOAD_S, _SERVICE_S = 10.0, 5.0
 
-class Room(msgspec.Struct, frozen=True, kw_only=True):
-    """The rule of a host: one model at a time, or as many as share a memory budget (`None`: no limit)."""
+
+class HostCapacity(msgspec.Struct, frozen=True, kw_only=True):
+    """How many models a host holds: one at a time, or as many as fit into `budget_bytes` (`None`: unlimited)."""
 
     exclusive: bool = True
     budget_bytes: int | None = None
 
 
-class Resident(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that takes room, or wants to. `moving` ones are being started or stopped: they go last."""
+class ModelFootprint(msgspec.Struct, frozen=True, kw_only=True):
+    """What a loaded model occupies, or a wanted one would. `moving` models are starting or stopping."""
 
     model: str
     memory_bytes: int = 0
     pinned: bool = False
-    use: Use = "idle"
+    activity: Activity = "idle"
     used_at: float = 0.0
 
 
-def evict(wanted: Resident, live: Iterable[Resident], room: Room) -> frozenset[str] | None:
-    """The models that must go before `wanted` can be loaded; `None` if it can never fit.
+def models_to_evict(
+    wanted: ModelFootprint, loaded: Iterable[ModelFootprint], capacity: HostCapacity
+) -> frozenset[str] | None:
+    """The models that must stop before `wanted` can load; `None` if it can never fit.
 
-    Pinned models stay, and on an exclusive host they live beside the one. Idle models go before busy ones, then as few
-    as possible, then those that were used longest ago.
+    Pinned models stay; on an exclusive host they run beside the one other model. Idle models go before busy ones and those before moving ones,
+    then as few as possible, then the least recently used.
     """
-    others = [resident for resident in live if resident.model != wanted.model]
-    if room.exclusive:
+    others = [footprint for footprint in loaded if footprint.model != wanted.model]
+    if capacity.exclusive:
         return frozenset() if wanted.pinned else frozenset(other.model for other in others if not other.pinned)
-    if room.budget_bytes is None:
+    if capacity.budget_bytes is None:
         return frozenset()
-    excess = sum(other.memory_bytes for other in others) + wanted.memory_bytes - room.budget_bytes
+    excess = sum(other.memory_bytes for other in others) + wanted.memory_bytes - capacity.budget_bytes
     if excess <= 0:
         return frozenset()
-    pool: list[Resident] = []
-    for use in ("idle", "busy", "moving"):
+    pool: list[ModelFootprint] = []
+    for activity in ("idle", "busy", "moving"):
         pool += sorted(
-            (other for other in others if other.use == use and not other.pinned), key=lambda other: other.used_at
+            (other for other in others if other.activity == activity and not other.pinned),
+            key=lambda other: other.used_at,
         )
         if sum(other.memory_bytes for other in pool) >= excess:
             return _fewest(pool, excess)
     return None
 
 
-def _fewest(pool: Collection[Resident], excess: int) -> frozenset[str]:
+def _fewest(pool: Collection[ModelFootprint], excess: int) -> frozenset[str]:
     if len(pool) > _SEARCHED:
-        pool = sorted(pool, key=lambda resident: -resident.memory_bytes)
+        pool = sorted(pool, key=lambda footprint: -footprint.memory_bytes)
     for size in range(1, len(pool) + 1):
-        # Combinations come in the order of the pool, so the first that suffices is the longest unused one.
+        # Combinations keep the order of the pool, so the first sufficient one is the least recently used.
         candidates = combinations(pool, size) if len(pool) <= _SEARCHED else iter([tuple(pool)[:size]])
         for chosen in candidates:
-            if sum(resident.memory_bytes for resident in chosen) >= excess:
-                return frozenset(resident.model for resident in chosen)
+            if sum(footprint.memory_bytes for footprint in chosen) >= excess:
+                return frozenset(footprint.model for footprint in chosen)
     raise AssertionError("the caller made sure that the whole pool suffices")
 
 
-ModelPhase = Literal["cold", "loading", "ready", "stopping"]
+class ScheduledModel(msgspec.Struct, eq=False):
+    """The state of one model, owned by the scheduler. Times in seconds.
 
-# What a load and an answer are taken to last before any was seen, in seconds.
-_LOAD_S, _SERVICE_S = 10.0, 5.0
-
-
-class Model(msgspec.Struct, eq=False):
-    """One model, owned by the scheduler. `process` counts its processes: leases of an old one count no more.
-
-    `gate`: tickets that rank behind it do not get in, since it waited long enough for the room that this model takes.
-    `batch`: how many of those who waited when the model became ready are in line yet; they are served together.
-    `leaving`: somebody asked for it to be stopped, and answers are still running. `since`: when its phase began.
+    `generation` counts the model's processes: leases of an earlier one no longer count. `barrier`: entries that rank
+    behind it are not admitted, since it has waited out its patience for the memory that this model occupies. `batch`: how
+    many of the entries queued when the model became ready are still queued; a batch is served together. `unloading`: an unload
+    was requested and answers are still running. `since` is when the phase began.
     """
 
     name: str
-    line: Line
+    queue: ModelQueue
     known: bool = True
     default_parallel: int = 1
     parallel: int = 1
@@ -94,94 +96,95 @@ class Model(msgspec.Struct, eq=False):
     pinned: bool = False
     memory_bytes: int = 0
     phase: ModelPhase = "cold"
-    process: int = 0
+    generation: int = 0
     running: int = 0
     switch: int | None = None
     since: float = 0.0
     used_at: float = 0.0
     idle_until: float | None = None
-    gate: Waiter | None = None
+    barrier: QueueEntry | None = None
     batch: int = 0
-    leaving: bool = False
-    seen_load_s: float | None = None
-    seen_service_s: float | None = None
+    unloading: bool = False
+    measured_load_s: float | None = None
+    measured_service_s: float | None = None
     failure: Failure | None = None
     failed_until: float = -math.inf
 
     @property
     def load_s(self) -> float:
-        """How long a load takes, from what was seen."""
-        return _LOAD_S if self.seen_load_s is None else self.seen_load_s
+        """How long a load takes: as measured, else a guess."""
+        return _LOAD_S if self.measured_load_s is None else self.measured_load_s
 
     @property
     def service_s(self) -> float:
-        """How long an answer takes, from what was seen."""
-        return _SERVICE_S if self.seen_service_s is None else self.seen_service_s
+        """How long an answer takes: as measured, else a guess."""
+        return _SERVICE_S if self.measured_service_s is None else self.measured_service_s
 
-    def learn_load(self, seconds: float) -> None:
-        """A load took so long."""
-        self.seen_load_s = seconds if self.seen_load_s is None else 0.5 * self.seen_load_s + 0.5 * seconds
+    def record_load(self, seconds: float) -> None:
+        """Average a measured load in."""
+        self.measured_load_s = seconds if self.measured_load_s is None else 0.5 * self.measured_load_s + 0.5 * seconds
 
-    def learn_service(self, seconds: float) -> None:
-        """An answer took so long."""
-        self.seen_service_s = seconds if self.seen_service_s is None else 0.8 * self.seen_service_s + 0.2 * seconds
+    def record_service(self, seconds: float) -> None:
+        """Average a measured answer in."""
+        measured = self.measured_service_s
+        self.measured_service_s = seconds if measured is None else 0.8 * measured + 0.2 * seconds
 
-    def learn_profile(self, profile: ProfileInfo, now: float) -> None:
-        """The profile as it is now. A process that runs keeps the slots that it was started with.
+    def apply_profile(self, profile: ProfileInfo, now: float) -> None:
+        """Take the profile over. A running process keeps the number of slots it was started with.
 
-        The idle time ends when the model is pinned, and begins when it is pinned no more.
+        The idle time ends when the model is pinned, and starts over when it is unpinned.
         """
         before = self.pinned
         self.default_parallel = max(1, profile.parallel)
         self.ttl_s, self.pinned, self.memory_bytes = profile.ttl_s, profile.pinned, profile.memory_bytes
         if self.phase != "ready":
             self.parallel = self.default_parallel
-        if self.seen_load_s is None:
-            self.seen_load_s = profile.load_s
+        if self.measured_load_s is None:
+            self.measured_load_s = profile.load_s
         if self.pinned is not before and self.phase == "ready" and not self.running:
-            self.use(now)
+            self.mark_idle(now)
 
-    def use(self, now: float, keep_alive_s: float | None = None) -> None:
-        """It is idle from now on: the idle time begins (or another one, if the last request named it)."""
+    def mark_idle(self, now: float, keep_alive_s: float | None = None) -> None:
+        """Start the idle time: the profile's, or `keep_alive_s` if the last request named one."""
         keep_s = self.ttl_s if keep_alive_s is None else keep_alive_s
         self.used_at = now
         self.idle_until = None if keep_s is None or self.pinned or keep_s == math.inf else now + keep_s
 
     def become_ready(self, now: float, parallel: int) -> None:
-        """A process answers; everybody in line is its batch."""
+        """A process answers; the entries queued now are its batch. `parallel` 0: as the profile says."""
         self.phase, self.switch, self.since = "ready", None, now
         self.parallel = parallel or self.default_parallel
-        self.leaving, self.gate, self.batch = False, None, len(self.line)
+        self.unloading, self.barrier, self.batch = False, None, len(self.queue)
         self.failure, self.failed_until = None, -math.inf
-        self.use(now)
+        self.mark_idle(now)
 
     def become_cold(self) -> None:
-        """There is no process; leases of the last one are of no account any more."""
+        """No process is left; leases of the last one no longer count."""
         if self.phase != "cold":
-            self.process += 1
+            self.generation += 1
         self.phase, self.switch, self.running, self.idle_until = "cold", None, 0, None
-        self.leaving, self.gate, self.batch = False, None, 0
+        self.unloading, self.barrier, self.batch = False, None, 0
 
     def become_stopping(self) -> None:
-        """Its process ends; it takes room until then."""
+        """The process is ending; it occupies memory until then."""
         self.become_cold()
         self.phase = "stopping"
 
     def become_loading(self, now: float, switch: int | None) -> None:
-        """A process starts: by our order `switch`, or by somebody else's."""
+        """A process starts; `switch` is our order's id, `None` if the host started it on its own."""
         self.become_cold()
         self.phase, self.switch, self.since = "loading", switch, now
 
-    def resident(self, use: Use | None = None) -> Resident:
-        """The model as somebody who takes room, or wants to."""
-        if use is None:
-            moving, busy = self.phase in ("loading", "stopping"), self.running or self.line
-            use = "moving" if moving else "busy" if busy else "idle"
-        # Busy ones by the time they became ready: by last use, two of them would be drained in turns, neither ever empty.
-        return Resident(
+    def footprint(self, activity: Activity | None = None) -> ModelFootprint:
+        """What the model occupies or would occupy; `activity` overrides what its phase implies."""
+        if activity is None:
+            moving, busy = self.phase in ("loading", "stopping"), self.running or self.queue
+            activity = "moving" if moving else "busy" if busy else "idle"
+        # Busy models count by when they became ready: by last use, two of them would be drained in turns, neither ever empty.
+        return ModelFootprint(
             model=self.name,
             memory_bytes=self.memory_bytes,
             pinned=self.pinned,
-            use=use,
-            used_at=self.since if use == "busy" else self.used_at,
+            activity=activity,
+            used_at=self.since if activity == "busy" else self.used_at,
         )

@@ -1,4 +1,4 @@
-"""What should be loaded next on a host, what has to go for it, and when. Decides; whoever asked has it done."""
+"""Which models should be loaded next on a host, what must be evicted for them, and when. Decides; changes nothing."""
 
 from __future__ import annotations
 
@@ -7,74 +7,76 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
-from hostler.gateway.scheduling.model import Model, Resident, Room, evict
-from hostler.gateway.scheduling.queue import Rank, Waiter
-from hostler.gateway.scheduling.types import SchedulerRules
+from hostler.gateway.scheduling.model import HostCapacity, ModelFootprint, ScheduledModel, models_to_evict
+from hostler.gateway.scheduling.queue import QueueEntry, QueueRank
+from hostler.gateway.scheduling.types import SchedulerSettings
 
 
-class Plan(msgspec.Struct, eq=False):
-    """A model that may come next, the first of those who wait for it, and what has to make room.
+class PlannedLoad(msgspec.Struct, eq=False):
+    """A model that may be loaded next, the first entry of its queue, and the models to evict for it.
 
-    From `due` on the victims take no new requests, or only those that came before.
+    From `due` on the victims admit only entries that rank before `head`.
     """
 
-    model: Model
-    head: Waiter
-    victims: list[Model]
+    model: ScheduledModel
+    head: QueueEntry
+    victims: list[ScheduledModel]
     due: float
 
-    def later(self, rules: SchedulerRules, now: float) -> float:
-        """When this plan is to be looked at again at the latest, though nothing has happened meanwhile."""
+    def next_check(self, settings: SchedulerSettings, now: float) -> float:
+        """When time alone can change this plan next; infinite if it cannot."""
         dues = [self.due] if self.victims else []
         for victim in self.victims:
-            dues += [victim.since + rules.patience_s, victim.since + rules.min_residency_s]
+            dues += [victim.since + settings.patience_s, victim.since + settings.min_residency_s]
         return min((due for due in dues if due > now), default=math.inf)
 
-    def has_room(self, models: Collection[Model], room: Room, rules: SchedulerRules, now: float) -> bool:
-        """Whether the victims are free to go, and what stays (also what is only about to stop) leaves enough room."""
+    def can_start(
+        self, models: Collection[ScheduledModel], capacity: HostCapacity, settings: SchedulerSettings, now: float
+    ) -> bool:
+        """Whether the victims may be evicted now, and what stays (stopping models included) leaves enough memory."""
         for victim in self.victims:
-            if victim.running or now < victim.since + rules.min_residency_s:
+            if victim.running or now < victim.since + settings.min_residency_s:
                 return False
-        if not room.exclusive and room.budget_bytes is None:
+        if not capacity.exclusive and capacity.budget_bytes is None:
             return True
-        rest = [state.resident() for state in models if state.phase != "cold" and state not in self.victims]
-        return evict(self.model.resident(), rest, room) == frozenset()
+        rest = [state.footprint() for state in models if state.phase != "cold" and state not in self.victims]
+        return models_to_evict(self.model.footprint(), rest, capacity) == frozenset()
 
 
-class Plans(msgspec.Struct, frozen=True):
-    """In the order of those who wait: what may be loaded, whose load by somebody else is joined, what can never fit."""
+class LoadPlan(msgspec.Struct, frozen=True):
+    """In the order of service: models to load, models whose foreign load is adopted, and models that can never fit."""
 
-    plans: list[Plan]
-    joined: list[Model]
-    unfit: list[Model]
+    loads: list[PlannedLoad]
+    adopted: list[ScheduledModel]
+    impossible: list[ScheduledModel]
 
 
-def plan(models: Mapping[str, Model], room: Room, rules: SchedulerRules) -> Plans:
-    """See `Plans`. What one plan takes is gone for the later ones."""
-    wanted: list[tuple[Rank, Model, Waiter]] = []
-    live: dict[str, Resident] = {}
-    made = Plans([], [], [])
+def plan_loads(models: Mapping[str, ScheduledModel], capacity: HostCapacity, settings: SchedulerSettings) -> LoadPlan:
+    """Plan a load for each queue whose model is not loaded. Memory taken by one plan is not available to later ones."""
+    wanted: list[tuple[QueueRank, ScheduledModel, QueueEntry]] = []
+    live: dict[str, ModelFootprint] = {}
+    plan = LoadPlan([], [], [])
     for state in models.values():
         if state.phase != "cold":
-            live[state.name] = state.resident()
-        head = state.line.head()
+            live[state.name] = state.footprint()
+        head = state.queue.head()
         if head is not None and state.phase == "cold":
             wanted.append((head.rank, state, head))
         elif head is not None and state.phase == "loading" and state.switch is None:
-            made.joined.append(state)
+            plan.adopted.append(state)
     for _, state, head in sorted(wanted, key=lambda entry: entry[0]):
-        due = state.line.oldest().at + rules.patience_s
-        names = evict(state.resident(), live.values(), room)
+        due = state.queue.oldest().at + settings.patience_s
+        names = models_to_evict(state.footprint(), live.values(), capacity)
         if names is None:
-            made.unfit.append(state)
+            plan.impossible.append(state)
             continue
-        if any(live[name].use == "moving" for name in names):
-            # Its turn comes after a switch that is under way or comes first; its patience counts for that one too.
-            for earlier in made.plans:
+        if any(live[name].activity == "moving" for name in names):
+            # It comes after a switch that is under way or planned before it; its patience counts for that one, too.
+            for earlier in plan.loads:
                 earlier.due = min(earlier.due, due)
             continue
         for name in names:
             del live[name]
-        live[state.name] = state.resident("moving")
-        made.plans.append(Plan(state, head, [models[name] for name in sorted(names)], due))
-    return made
+        live[state.name] = state.footprint("moving")
+        plan.loads.append(PlannedLoad(state, head, [models[name] for name in sorted(names)], due))
+    return plan

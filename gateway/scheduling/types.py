@@ -1,4 +1,4 @@
-"""What a scheduler is told to go by, and what it decides: values that its orchestrator carries out."""
+"""The scheduler's settings and its decisions, as values. The orchestrator carries the decisions out."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import msgspec
 
 from hostler.supervisor.contract import Failure
 
-Cause = Literal["queue_full", "wait_limit", "load_failed", "does_not_fit", "unloaded", "unknown_model", "host_gone"]
+RefusalReason = Literal[
+    "queue_full", "wait_limit", "load_failed", "does_not_fit", "unloaded", "unknown_model", "host_gone"
+]
 
 
-class SchedulerRules(msgspec.Struct, frozen=True, kw_only=True):
-    """How long others may be overtaken, how long a model stays at least, how many may wait and how long."""
+class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of one host's scheduler, times in seconds.
+
+    `patience_s`: how long requests for a loaded model may overtake an older one for another model. `min_residency_s`:
+    how long a model stays loaded at least. `max_waiting` and `max_wait_s` bound the queue.
+    """
 
     patience_s: float = 10.0
     min_residency_s: float = 0.0
@@ -21,24 +27,24 @@ class SchedulerRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The ticket may use the model now, until `release`."""
+    """The ticket holds a lease of the model from now until `Scheduler.release`."""
 
     ticket: int
     model: str
 
 
 class Refuse(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The ticket will not be served here. `failure` is the supervisor's reason, if it gave one."""
+    """The ticket will not be served by this host. `failure` is the supervisor's reason, if it gave one."""
 
     ticket: int
     model: str
-    cause: Cause
+    reason: RefusalReason
     retry_after_s: float
     failure: Failure | None = None
 
 
-class Switch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Stop the models of `evict` (nobody uses them any more), then load `model`; report `loaded` or `failed`."""
+class StartSwitch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Stop the models of `evict` (they hold no leases), then load `model`. Report `loaded` or `load_failed`."""
 
     id: int
     model: str
@@ -46,9 +52,9 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Unload(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Stop `model`; report `unloaded`, also if the order failed."""
+    """Stop `model`. Report `unloaded`, also if stopping failed."""
 
     model: str
 
 
-Effect = Grant | Refuse | Switch | Unload
+Decision = Grant | Refuse | StartSwitch | Unload

@@ -1,4 +1,4 @@
-"""A host as others see it: its models and who waits for them, and how near a request is to an answer. Plain values."""
+"""A host's models and queue as values: for dashboards, and to choose between hosts."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from collections.abc import Collection
 
 import msgspec
 
-from hostler.gateway.scheduling.model import Model, ModelPhase, Room, evict
+from hostler.gateway.scheduling.model import HostCapacity, ModelPhase, ScheduledModel, models_to_evict
 from hostler.gateway.scheduling.queue import Ticket
 
 
-class Nearness(msgspec.Struct, frozen=True, kw_only=True, order=True):
-    """What lies between a request and its answer on a host; less is nearer.
+class ServiceDistance(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """How far a request is from being served on a host; the smallest is the nearest.
 
-    `steps`: 0 the model is loaded · 1 is being loaded · 2 fits beside what is loaded · 3 something has to go for it ·
-    4 it cannot be had. Then how busy the model is, in answers for each slot, then how busy the host is.
+    `steps`: 0 the model is loaded · 1 it is loading · 2 it fits beside the loaded models · 3 a model must be evicted · 4 it
+    is not available. Then `load`, the model's requests per slot, then `host_load`, the requests of the whole host.
     """
 
     steps: int
-    busy: float = 0.0
-    around: int = 0
+    load: float = 0.0
+    host_load: int = 0
 
 
-NOWHERE = Nearness(steps=4)
+UNAVAILABLE = ServiceDistance(steps=4)
 
 
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):
-    """A model for dashboards. `draining`: it takes no new requests because another one's turn has come.
+    """A model for dashboards. `draining`: it admits no new requests because another model is due.
 
-    `idle_until` is when it will be unloaded if nobody asks for it, by the clock that the scheduler is told.
+    `idle_until` is when it will be unloaded unless it is used, by the scheduler's clock.
     """
 
     model: str
@@ -49,31 +49,33 @@ class SchedulerView(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: int
 
 
-def nearness(model: Model, models: Collection[Model], room: Room, now: float) -> Nearness:
-    """How near a request for `model` is to being served, on a host that answers."""
-    others = [other.resident() for other in models if other.phase != "cold"]
+def service_distance(
+    model: ScheduledModel, models: Collection[ScheduledModel], capacity: HostCapacity, now: float
+) -> ServiceDistance:
+    """The distance of a request for `model`, on a host that is reachable."""
+    others = [other.footprint() for other in models if other.phase != "cold"]
     if model.phase == "ready":
         steps = 0
     elif model.phase == "loading":
         steps = 1
-    elif now < model.failed_until or (names := evict(model.resident(), others, room)) is None:
-        return NOWHERE
+    elif now < model.failed_until or (names := models_to_evict(model.footprint(), others, capacity)) is None:
+        return UNAVAILABLE
     else:
         steps = 3 if names else 2
-    busy = (len(model.line) + model.running) / model.parallel
-    around = sum(len(other.line) + other.running for other in models)
-    return Nearness(steps=steps, busy=busy, around=around)
+    load = (len(model.queue) + model.running) / model.parallel
+    host_load = sum(len(other.queue) + other.running for other in models)
+    return ServiceDistance(steps=steps, load=load, host_load=host_load)
 
 
-def seen(model: Model) -> ModelView:
+def view_of(model: ScheduledModel) -> ModelView:
     """The model for dashboards."""
     return ModelView(
         model=model.name,
         phase=model.phase,
         running=model.running,
         parallel=model.parallel,
-        waiting=len(model.line),
-        draining=model.gate is not None or model.leaving,
+        waiting=len(model.queue),
+        draining=model.barrier is not None or model.unloading,
         load_s=model.load_s,
         idle_until=model.idle_until if model.phase == "ready" else None,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hostler.gateway.scheduling.errors import explain
+from hostler.gateway.scheduling.errors import load_failure_message
 from hostler.supervisor.contract import Failure
 
 
@@ -19,11 +19,13 @@ from hostler.supervisor.contract import Failure
     ],
 )
 def test_what_clients_take_for_an_overflow_of_the_conversation_is_not_said(line: str) -> None:
-    told = explain("a", "pc", Failure(kind="exited", message="x", lines=("before", line, "after")))
+    told = load_failure_message("a", "pc", Failure(kind="exited", message="x", lines=("before", line, "after")))
     assert "before | after" in told
     assert line not in told
 
 
 def test_paths_stay_in_the_house() -> None:
-    told = explain("a", "pc", Failure(kind="exited", message="x", lines=("cannot open /srv/secret/x.gguf here",)))
+    told = load_failure_message(
+        "a", "pc", Failure(kind="exited", message="x", lines=("cannot open /srv/secret/x.gguf here",))
+    )
     assert "cannot open x.gguf here" in told and "srv" not in told

@@ -70,6 +70,7 @@ class Road:
         self.writer = FakeReply()
         self.contexts = contexts or {}
         self.budget = RetryBudget(BudgetRules())
+        self.max_wait_s = 120.0
         self.pauses = Pauses()
 
     def context(self, request: Any = None, **more: Any) -> RequestContext:
@@ -85,7 +86,6 @@ class Road:
             **more,
         )
         context.model = "m"
-        context.deadline = self.clock() + 120
         context.candidates = tuple(
             Target(backend=name, model="m", name_there=f"{name}/m", context=self.contexts.get(name, 0))
             for name in self.hops
@@ -100,6 +100,7 @@ class Road:
             budget=self.budget,
             pauses=self.pauses,
             settings=SwitchingSettings(progress_after_s=0, progress_every_s=0.01),
+            max_wait_s=self.max_wait_s,
             clock=self.clock,
         )
 

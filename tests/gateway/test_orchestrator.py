@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from hostler.gateway.config import QueueSettings, SwitchingSettings
 from hostler.gateway.events import Event, QueueChanged
 from hostler.gateway.scheduling.orchestrator import Orchestrator
+from hostler.gateway.scheduling.types import SchedulerSettings
 from hostler.supervisor.contract import EngineAddress, HostStatus, ProfileInfo, Snapshot, SupervisorEvent
 
 pytestmark = pytest.mark.anyio
@@ -65,31 +65,30 @@ async def orchestrating(
     host = Orchestrator(
         "pc",
         supervisor,
-        queue=QueueSettings(max_waiting=max_waiting),
-        switching=SwitchingSettings(),
+        settings=SchedulerSettings(max_waiting=max_waiting),
         publish=publish,
-        changed=lambda status: None,
-        release=lambda address: None,
+        on_status=lambda status: None,
+        on_stopping=lambda address: None,
         clock=time.monotonic,
     )
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(host.run)
-        await host.known.wait()
+        await host.synced.wait()
         yield host
         tasks.cancel_scope.cancel()
 
 
 async def leased(host: Orchestrator) -> EngineAddress:
-    turn = host.ask("a")
-    assert await turn.wait(5)
-    turn.give_back()
-    return turn.address()
+    lease = host.lease("a")
+    assert await lease.wait(5)
+    lease.release()
+    return lease.address()
 
 
 async def test_asks_again_while_the_supervisor_has_not_noticed_a_dead_engine() -> None:
     supervisor = Scripted(address(1), address(1), address(1), address(2))
     async with orchestrating(supervisor) as host:
-        host.lost(await leased(host))
+        host.engine_lost(await leased(host))
         assert await leased(host) == address(2)
     assert supervisor.unloaded == 0
 
@@ -97,7 +96,7 @@ async def test_asks_again_while_the_supervisor_has_not_noticed_a_dead_engine() -
 async def test_ends_an_engine_that_lives_but_lets_nobody_in() -> None:
     supervisor = Scripted(address(1))
     async with orchestrating(supervisor) as host:
-        host.lost(await leased(host))
+        host.engine_lost(await leased(host))
         assert await leased(host) == address(9)
     assert supervisor.unloaded == 1
 
@@ -129,12 +128,12 @@ async def test_a_long_line_is_not_told_of_with_everybody_who_joins_it() -> None:
                 complete.set()
 
     async with orchestrating(NeverReady(address(1)), hear, max_waiting=300) as host:
-        turns = [host.ask("a", request_id=f"r{number}") for number in range(300)]
+        leases = [host.lease("a", request_id=f"r{number}") for number in range(300)]
         assert len(told) < 100
-        assert turns[299].progress().position == 300
+        assert leases[299].progress().position == 300
         with anyio.fail_after(10):
             await complete.wait()
         assert [(each.id, each.position) for each in told[-1].waiting] == [(f"r{n}", n + 1) for n in range(300)]
-        assert [turn.progress().position for turn in turns[::100]] == [1, 101, 201]
-        for turn in turns:
-            turn.give_back()
+        assert [lease.progress().position for lease in leases[::100]] == [1, 101, 201]
+        for lease in leases:
+            lease.release()

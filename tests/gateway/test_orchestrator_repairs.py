@@ -9,10 +9,10 @@ import anyio
 import pytest
 
 from hostler.adapters.errors import BackendUnavailable, GatewayError, ModelUnavailable
-from hostler.gateway.config import QueueSettings, SwitchingSettings
 from hostler.gateway.events import Event, QueueChanged
 from hostler.gateway.scheduling.lease import Lease
 from hostler.gateway.scheduling.orchestrator import Orchestrator
+from hostler.gateway.scheduling.types import SchedulerSettings
 from hostler.supervisor.contract import (
     EngineAddress,
     HostStatus,
@@ -109,33 +109,33 @@ class Desk:
 
     async def refusal(self, model: str) -> GatewayError:
         """Why the model cannot be had."""
-        turn = self.host.ask(model)
+        lease = self.host.lease(model)
         try:
-            assert await turn.wait(5)
+            assert await lease.wait(5)
             with pytest.raises(GatewayError) as refused:
-                turn.address()
+                lease.address()
             return refused.value
         finally:
-            turn.give_back()
+            lease.release()
 
     async def lease(self, model: str) -> Lease:
-        turn = self.host.ask(model)
-        assert await turn.wait(5)
-        turn.address()
-        return turn
+        lease = self.host.lease(model)
+        assert await lease.wait(5)
+        lease.address()
+        return lease
 
 
 @asynccontextmanager
 async def opened(first: Snapshot) -> AsyncIterator[Desk]:
     supervisor, published = Scripted(), list[Event]()
     host = Orchestrator(
-        "pc", supervisor, queue=QueueSettings(), switching=SwitchingSettings(), publish=published.append,
-        changed=lambda _: None, release=lambda _: None, clock=anyio.current_time,
+        "pc", supervisor, settings=SchedulerSettings(), publish=published.append,
+        on_status=lambda _: None, on_stopping=lambda _: None, clock=anyio.current_time,
     )  # fmt: skip
     supervisor.say(first)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(host.run)
-        await host.known.wait()
+        await host.synced.wait()
         yield Desk(host, supervisor, published)
         tasks.cancel_scope.cancel()
     supervisor.close()
@@ -144,58 +144,58 @@ async def opened(first: Snapshot) -> AsyncIterator[Desk]:
 async def test_a_snapshot_older_than_the_end_of_a_load_takes_nothing_back() -> None:
     async with opened(snapshot()) as desk:
         desk.supervisor.loads["a"] = 3
-        turn = await desk.lease("a")
+        lease = await desk.lease("a")
         desk.supervisor.say(snapshot(a=("starting", 3)))
         await desk.until_seen()
-        turn.give_back()
-        again = desk.host.ask("a")
-        assert again.leased
+        lease.release()
+        again = desk.host.lease("a")
+        assert again.granted
         assert again.address() == address("a", 3)
-        again.give_back()
+        again.release()
 
 
 async def test_after_a_silence_even_a_process_of_the_same_number_is_another_one() -> None:
     async with opened(snapshot()) as desk:
         desk.supervisor.loads["a"] = 1
-        (await desk.lease("a")).give_back()
-        desk.host.heard(False)
+        (await desk.lease("a")).release()
+        desk.host.set_reachable(False)
         desk.supervisor.runs["a"] = 1
         desk.supervisor.say(snapshot(a=("ready", 1)))
         with anyio.fail_after(5):
             while not desk.host.reachable:  # noqa: ASYNC110 - the orchestrator pauses before it asks again
                 await anyio.sleep(0.01)
         assert desk.supervisor.subscriptions == 2
-        turn = desk.host.ask("a")
-        assert turn.leased
-        turn.give_back()
+        lease = desk.host.lease("a")
+        assert lease.granted
+        lease.release()
 
 
 async def test_a_model_that_is_gone_when_it_is_looked_for_counts_as_stopped() -> None:
     async with opened(snapshot(a=("ready", 1))) as desk:
         desk.supervisor.loads["a"] = 2
-        turn = desk.host.ask("a")
-        assert not turn.settled
-        assert await turn.wait(5)
-        assert turn.address() == address("a", 2)
-        turn.give_back()
+        lease = desk.host.lease("a")
+        assert not lease.settled
+        assert await lease.wait(5)
+        assert lease.address() == address("a", 2)
+        lease.release()
 
 
 async def test_a_late_word_of_an_old_process_does_not_touch_the_new_one() -> None:
     async with opened(snapshot()) as desk:
         desk.supervisor.loads["a"] = 2
-        (await desk.lease("a")).give_back()
+        (await desk.lease("a")).release()
         desk.supervisor.say(ModelChanged(status=ModelStatus(model="a", state="stopped", since=0.0, generation=1)))
         await desk.until_seen()
-        turn = desk.host.ask("a")
-        assert turn.leased
-        turn.give_back()
+        lease = desk.host.lease("a")
+        assert lease.granted
+        lease.release()
 
 
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (SupervisorUnreachable("gone"), BackendUnavailable, "does not answer"),
-        (UnknownProfile("a"), ModelUnavailable, "has no profile"),
+        (SupervisorUnreachable("gone"), BackendUnavailable, "does not respond"),
+        (UnknownProfile("a"), ModelUnavailable, "no longer has a profile"),
         (StaleEpoch("1 < 2"), ModelUnavailable, "another gateway has taken over"),
         (RuntimeError("boom"), ModelUnavailable, "could not be loaded"),
     ],
@@ -213,16 +213,16 @@ async def test_a_switch_that_cannot_be_ordered_is_told_for_what_it_is(
 async def test_an_unload_on_request_marks_the_leases_it_cuts_off_and_returns_when_the_process_is_gone() -> None:
     async with opened(snapshot()) as desk:
         desk.supervisor.loads["a"] = 1
-        turn = await desk.lease("a")
+        lease = await desk.lease("a")
         await desk.host.unload("a", force=True)
         assert desk.supervisor.unloaded == ["a"]
-        assert turn.taken_away
-        turn.give_back()
+        assert lease.revoked
+        lease.release()
         desk.supervisor.loads["a"] = 2
         fresh = await desk.lease("a")
         assert fresh.address().generation == 2
-        assert not fresh.taken_away
-        fresh.give_back()
+        assert not fresh.revoked
+        fresh.release()
 
 
 async def test_the_queue_is_told_when_somebody_waits_and_when_nobody_does_any_more() -> None:
@@ -230,15 +230,15 @@ async def test_the_queue_is_told_when_somebody_waits_and_when_nobody_does_any_mo
         desk.supervisor.loads["a"] = 1
         running = await desk.lease("a")
         before = len(desk.published)
-        waiting = desk.host.ask("a", client="me", request_id="req-1")
-        running.give_back()
-        assert waiting.leased
+        waiting = desk.host.lease("a", client="me", request_id="req-1")
+        running.release()
+        assert waiting.granted
         queues = [event for event in desk.published[before:] if isinstance(event, QueueChanged)]
         assert [[(each.id, each.client, each.position) for each in event.waiting] for event in queues] == [
             [("req-1", "me", 1)],
             [],
         ]
-        waiting.give_back()
+        waiting.release()
 
 
 @pytest.mark.parametrize("runs", [{"a": 1}, {"a": 2}, {}])
@@ -246,20 +246,20 @@ async def test_who_asks_while_a_host_that_is_back_is_looked_over_gets_an_answer(
     async with opened(snapshot()) as desk:
         supervisor = desk.supervisor
         supervisor.loads = {"a": 1}
-        (await desk.lease("a")).give_back()
-        desk.host.heard(False)
+        (await desk.lease("a")).release()
+        desk.host.set_reachable(False)
         supervisor.runs, supervisor.sought, supervisor.located = dict(runs), anyio.Event(), anyio.Event()
         supervisor.loads = {"a": 3}
         supervisor.say(snapshot(a=("ready", 1), b=("ready", 1)))
         with anyio.fail_after(5):
             await supervisor.sought.wait()
-        early = desk.host.ask("a")
+        early = desk.host.lease("a")
         supervisor.located.set()
         assert await early.wait(5)
-        early.give_back()
+        early.release()
         with anyio.fail_after(5):
             while not desk.host.reachable:  # noqa: ASYNC110 - the orchestrator pauses before it asks again
                 await anyio.sleep(0.01)
-        turn = await desk.lease("a")
-        assert turn.address().generation == runs.get("a", 3)
-        turn.give_back()
+        lease = await desk.lease("a")
+        assert lease.address().generation == runs.get("a", 3)
+        lease.release()

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from hostler.gateway.scheduling.queue import Ticket
 from hostler.gateway.scheduling.scheduler import Scheduler
-from hostler.gateway.scheduling.types import Effect, Grant, Refuse, SchedulerRules, Switch, Unload
+from hostler.gateway.scheduling.types import Decision, Grant, Refuse, SchedulerSettings, StartSwitch, Unload
 from hostler.supervisor.contract import Failure, HostStatus, ModelStatus, ProfileInfo
 
-RULES = SchedulerRules()
+RULES = SchedulerSettings()
 
 
 def status(*profiles: ProfileInfo, budget: int | None = None, states: dict[str, str] | None = None) -> HostStatus:
@@ -41,30 +41,30 @@ class Desk:
         self.scheduler = Scheduler(msgspec.structs.replace(RULES, **rules))
         self.served: list[int] = []
         self.refused: dict[int, Refuse] = {}
-        self.switches: list[Switch] = []
+        self.switches: list[StartSwitch] = []
         self.unloads: list[str] = []
         self.using: dict[int, str] = {}
         self.waiting: set[int] = set()
         self._ids = itertools.count(1)
-        self.note(self.scheduler.host(status(*profiles, budget=budget, states=states), 0.0))
+        self.note(self.scheduler.apply_snapshot(status(*profiles, budget=budget, states=states), 0.0))
 
-    def note(self, effects: list[Effect]) -> list[Effect]:
-        for effect in effects:
-            if isinstance(effect, Grant | Refuse):
-                assert effect.ticket in self.waiting, "granted or refused twice, or after it left"
-                self.waiting.discard(effect.ticket)
-            if isinstance(effect, Grant):
-                self.served.append(effect.ticket)
-                self.using[effect.ticket] = effect.model
-            elif isinstance(effect, Refuse):
-                assert effect.retry_after_s >= 0
-                self.refused[effect.ticket] = effect
-            elif isinstance(effect, Switch):
-                assert not set(effect.evict) & set(self.using.values()), "stopped while serving"
-                self.switches.append(effect)
+    def note(self, decisions: list[Decision]) -> list[Decision]:
+        for decision in decisions:
+            if isinstance(decision, Grant | Refuse):
+                assert decision.ticket in self.waiting, "granted or refused twice, or after it left"
+                self.waiting.discard(decision.ticket)
+            if isinstance(decision, Grant):
+                self.served.append(decision.ticket)
+                self.using[decision.ticket] = decision.model
+            elif isinstance(decision, Refuse):
+                assert decision.retry_after_s >= 0
+                self.refused[decision.ticket] = decision
+            elif isinstance(decision, StartSwitch):
+                assert not set(decision.evict) & set(self.using.values()), "stopped while serving"
+                self.switches.append(decision)
             else:
-                self.unloads.append(effect.model)
-        return effects
+                self.unloads.append(decision.model)
+        return decisions
 
     def ask(self, model: str, client: str = "", priority: int = 0) -> int:
         number = next(self._ids)
@@ -80,7 +80,7 @@ class Desk:
     def leave(self, ticket: int) -> None:
         self.waiting.discard(ticket)
         self.using.pop(ticket, None)
-        self.note(self.scheduler.leave(ticket, self.now))
+        self.note(self.scheduler.cancel(ticket, self.now))
 
     def ready(self, parallel: int = 0) -> None:
         """The switch that was ordered last is done."""
@@ -89,7 +89,7 @@ class Desk:
 
     def fails(self, failure: Failure | None = None) -> None:
         order = self.switches[-1]
-        self.note(self.scheduler.failed(order.id, order.model, self.now, failure))
+        self.note(self.scheduler.load_failed(order.id, order.model, self.now, failure))
 
     def until(self, now: float) -> None:
         """Time passes; whatever is due on the way happens."""
@@ -256,7 +256,7 @@ def test_models_that_waited_for_the_same_room_load_in_parallel_when_it_is_free()
     desk.ask("a")
     desk.ask("b")
     assert not desk.switches
-    desk.note(desk.scheduler.gone("c", 1.0))
+    desk.note(desk.scheduler.process_ended("c", 1.0))
     assert [(order.model, order.evict) for order in desk.switches] == [("a", ()), ("b", ())]
 
 
@@ -273,12 +273,14 @@ def test_a_pinned_model_keeps_running_beside_an_exclusive_one() -> None:
 def test_a_model_that_is_pinned_while_it_runs_stays_and_idles_from_the_moment_it_is_not() -> None:
     desk = Desk(profile("p", ttl_s=5.0), A, states={"p": "ready"})
     desk.until(4.0)
-    desk.note(desk.scheduler.host(status(profile("p", ttl_s=5.0, pinned=True), A, states={"p": "ready"}), desk.now))
+    desk.note(
+        desk.scheduler.apply_snapshot(status(profile("p", ttl_s=5.0, pinned=True), A, states={"p": "ready"}), desk.now)
+    )
     desk.until(100.0)
     assert not desk.unloads
     desk.ask("a")
     assert desk.switches[0].evict == ()
-    desk.note(desk.scheduler.host(status(profile("p", ttl_s=5.0), A, states={"p": "ready"}), desk.now))
+    desk.note(desk.scheduler.apply_snapshot(status(profile("p", ttl_s=5.0), A, states={"p": "ready"}), desk.now))
     desk.until(104.0)
     assert not desk.unloads
     desk.until(105.0)
@@ -305,7 +307,7 @@ def test_room_that_is_not_free_yet_is_not_given_away() -> None:
     desk.ask("b")
     desk.ask("c")
     assert desk.loads() == ["b"], "a is still there while it stops, and b needs its room"
-    desk.note(desk.scheduler.gone("a", 1.0))
+    desk.note(desk.scheduler.process_ended("a", 1.0))
     assert desk.loads() == ["b", "c"]
 
 
@@ -323,7 +325,7 @@ def test_a_small_model_does_not_take_the_room_that_a_large_one_waits_for() -> No
 def test_a_model_that_can_never_fit_is_refused_at_once() -> None:
     desk = Desk(profile("huge", memory_bytes=11), budget=10)
     desk.ask("huge")
-    assert desk.refused[1].cause == "does_not_fit" and not desk.waiting
+    assert desk.refused[1].reason == "does_not_fit" and not desk.waiting
 
 
 def test_two_busy_models_do_not_take_turns_in_being_drained() -> None:
@@ -423,7 +425,7 @@ def test_slots_bound_what_runs_and_the_limit_what_waits() -> None:
     desk = Desk(profile("a", 2), max_waiting=10)
     for _ in range(13):
         desk.ask("a")
-    assert len(desk.refused) == 3 and {refusal.cause for refusal in desk.refused.values()} == {"queue_full"}
+    assert len(desk.refused) == 3 and {refusal.reason for refusal in desk.refused.values()} == {"queue_full"}
     desk.ready()
     assert len(desk.using) == 2 and len(desk.waiting) == 8
     desk.ask("a")
@@ -435,7 +437,7 @@ def test_a_place_is_kept_for_a_client_that_a_crowd_kept_out() -> None:
     desk = serving(A, max_waiting=4)
     swarm = [desk.ask("a", client="swarm") for _ in range(5)]
     chat = desk.ask("a", client="chat")
-    assert desk.refused[chat].cause == "queue_full"
+    assert desk.refused[chat].reason == "queue_full"
     desk.done(swarm[0])
     assert desk.ask("a", client="swarm") in desk.refused
     assert desk.ask("a", client="chat") in desk.waiting
@@ -495,7 +497,7 @@ def test_nobody_waits_longer_than_the_limit() -> None:
     desk.until(119.9)
     assert waits in desk.waiting
     desk.until(120.0)
-    assert desk.refused[waits].cause == "wait_limit"
+    assert desk.refused[waits].reason == "wait_limit"
 
 
 def test_a_model_whose_last_waiter_left_is_never_loaded() -> None:
@@ -552,7 +554,7 @@ def test_a_request_during_an_idle_stop_gets_a_fresh_process() -> None:
     desk.until(2.0)
     ticket = desk.ask("a")
     assert ticket in desk.waiting and not desk.switches
-    desk.note(desk.scheduler.gone("a", 3.0))
+    desk.note(desk.scheduler.process_ended("a", 3.0))
     assert desk.loads() == ["a"]
     desk.ready()
     assert desk.served == [ticket]
@@ -563,11 +565,11 @@ def test_an_unload_during_a_load_leaves_no_stale_result_for_the_next_request() -
     first = desk.ask("a")
     old = desk.switches[0]
     desk.note(desk.scheduler.unload("a", 1.0))
-    assert desk.refused[first].cause == "unloaded" and desk.unloads == ["a"]
+    assert desk.refused[first].reason == "unloaded" and desk.unloads == ["a"]
     second = desk.ask("a")
-    desk.note(desk.scheduler.failed(old.id, "a", 1.5, Failure(kind="cancelled", message="stopped")))
+    desk.note(desk.scheduler.load_failed(old.id, "a", 1.5, Failure(kind="cancelled", message="stopped")))
     assert second in desk.waiting
-    desk.note(desk.scheduler.gone("a", 2.0))
+    desk.note(desk.scheduler.process_ended("a", 2.0))
     assert desk.loads() == ["a", "a"]
     desk.note(desk.scheduler.loaded(old.id, "a", 2.5))
     assert second in desk.waiting
@@ -583,7 +585,7 @@ def test_an_unload_lets_running_answers_end_first() -> None:
     assert not desk.unloads and later in desk.waiting
     desk.done(answer)
     assert desk.unloads == ["a"]
-    desk.note(desk.scheduler.gone("a", 2.0))
+    desk.note(desk.scheduler.process_ended("a", 2.0))
     desk.ready()
     assert desk.served == [answer, later]
 
@@ -593,7 +595,7 @@ def test_a_forced_unload_stops_at_once_and_its_leases_free_nothing_later() -> No
     answer = desk.ask("a")
     desk.note(desk.scheduler.unload("a", 1.0, force=True))
     assert desk.unloads == ["a"]
-    desk.note(desk.scheduler.gone("a", 1.1))
+    desk.note(desk.scheduler.process_ended("a", 1.1))
     fresh = desk.ask("a")
     desk.ready()
     desk.done(answer)
@@ -606,7 +608,7 @@ def test_unloading_a_queued_model_refuses_its_queue_and_no_other() -> None:
     desk.ask("a")
     b, c = desk.ask("b"), desk.ask("c")
     desk.note(desk.scheduler.unload("b", 0.0))
-    assert desk.refused[b].cause == "unloaded" and c in desk.waiting and not desk.unloads
+    assert desk.refused[b].reason == "unloaded" and c in desk.waiting and not desk.unloads
 
 
 def test_a_slow_stop_does_not_concern_other_models() -> None:
@@ -638,7 +640,7 @@ def test_a_model_that_fails_fast_does_not_cost_another_its_place() -> None:
     desk.ask("a")
     desk.ready()
     refused = desk.ask("b")
-    assert desk.refused[refused].cause == "load_failed" and desk.refused[refused].retry_after_s == 30.0
+    assert desk.refused[refused].reason == "load_failed" and desk.refused[refused].retry_after_s == 30.0
     assert desk.loads() == ["b", "a"]
     desk.until(30.0)
     desk.done(next(iter(desk.using)))
@@ -666,7 +668,7 @@ def test_the_previous_model_comes_back_after_a_failed_switch() -> None:
 
 def test_a_crash_while_idle_is_repaired_by_the_next_request() -> None:
     desk = serving(A)
-    desk.note(desk.scheduler.gone("a", 1.0))
+    desk.note(desk.scheduler.process_ended("a", 1.0))
     ticket = desk.ask("a")
     desk.ready()
     assert desk.served == [ticket]
@@ -675,7 +677,7 @@ def test_a_crash_while_idle_is_repaired_by_the_next_request() -> None:
 def test_a_crash_restarts_the_model_for_those_who_wait() -> None:
     desk = serving(A)
     crashed, waits = desk.ask("a"), desk.ask("a")
-    desk.note(desk.scheduler.gone("a", 1.0))
+    desk.note(desk.scheduler.process_ended("a", 1.0))
     desk.done(crashed)
     desk.ready()
     assert list(desk.using) == [waits]
@@ -683,9 +685,9 @@ def test_a_crash_restarts_the_model_for_those_who_wait() -> None:
 
 def test_a_late_word_of_an_old_process_does_not_end_a_load() -> None:
     desk = serving(A)
-    desk.note(desk.scheduler.gone("a", 1.0))
+    desk.note(desk.scheduler.process_ended("a", 1.0))
     ticket = desk.ask("a")
-    desk.note(desk.scheduler.gone("a", 1.1))
+    desk.note(desk.scheduler.process_ended("a", 1.1))
     desk.ready()
     assert desk.served == [ticket]
 
@@ -700,7 +702,7 @@ def test_somebody_elses_load_is_joined() -> None:
 
 def test_a_snapshot_makes_good_what_was_missed() -> None:
     desk = serving(A, B)
-    desk.note(desk.scheduler.host(status(A, B, states={"b": "ready"}), 0.0))
+    desk.note(desk.scheduler.apply_snapshot(status(A, B, states={"b": "ready"}), 0.0))
     desk.ask("b")
     assert desk.served == [1]
     desk.done(1)
@@ -711,7 +713,7 @@ def test_a_snapshot_makes_good_what_was_missed() -> None:
 def test_a_snapshot_from_before_an_order_does_not_undo_it() -> None:
     desk = Desk(A)
     desk.ask("a")
-    desk.note(desk.scheduler.host(status(A, states={"a": "stopped"}), 1.0))
+    desk.note(desk.scheduler.apply_snapshot(status(A, states={"a": "stopped"}), 1.0))
     desk.ready()
     assert desk.served == [1] and desk.loads() == ["a"]
 
@@ -720,15 +722,15 @@ def test_a_profile_that_was_removed_is_unknown() -> None:
     desk = serving(A, B)
     desk.ask("a")
     waits = desk.ask("b")
-    desk.note(desk.scheduler.host(status(A, states={"a": "ready"}), 1.0))
-    assert desk.refused[waits].cause == "unknown_model"
-    assert desk.refused[desk.ask("b")].cause == "unknown_model"
+    desk.note(desk.scheduler.apply_snapshot(status(A, states={"a": "ready"}), 1.0))
+    assert desk.refused[waits].reason == "unknown_model"
+    assert desk.refused[desk.ask("b")].reason == "unknown_model"
 
 
 def test_a_reload_that_changes_nothing_touches_nothing() -> None:
     desk = serving(A, B)
     answer, waits = desk.ask("a"), desk.ask("b")
-    assert desk.note(desk.scheduler.host(status(A, B, states={"a": "ready"}), 1.0)) == []
+    assert desk.note(desk.scheduler.apply_snapshot(status(A, B, states={"a": "ready"}), 1.0)) == []
     assert answer in desk.using and waits in desk.waiting
 
 
@@ -736,9 +738,9 @@ def test_a_lost_host_refuses_those_who_wait_but_not_what_is_ready() -> None:
     desk = serving(profile("a", 2), B)
     desk.ask("a")
     waits = desk.ask("b")
-    desk.note(desk.scheduler.lost(1.0))
-    assert desk.refused[waits].cause == "host_gone"
-    assert desk.refused[desk.ask("b")].cause == "host_gone"
+    desk.note(desk.scheduler.supervisor_lost(1.0))
+    assert desk.refused[waits].reason == "host_gone"
+    assert desk.refused[desk.ask("b")].reason == "host_gone"
     assert desk.ask("a") in desk.using
 
 
@@ -747,14 +749,14 @@ def test_nobody_is_held_back_for_those_whom_a_lost_host_refused() -> None:
     desk.ask("a")
     desk.ask("b")
     desk.until(2.0)
-    desk.note(desk.scheduler.lost(2.0))
+    desk.note(desk.scheduler.supervisor_lost(2.0))
     assert desk.ask("a") in desk.using
 
 
 def test_nothing_is_promised_before_the_host_is_known() -> None:
     scheduler = Scheduler(RULES)
-    [effect] = scheduler.request(Ticket(id=1, model="a", at=0.0), 0.0)
-    assert isinstance(effect, Refuse) and effect.cause == "host_gone"
+    [decision] = scheduler.request(Ticket(id=1, model="a", at=0.0), 0.0)
+    assert isinstance(decision, Refuse) and decision.reason == "host_gone"
 
 
 def test_retry_after_comes_from_what_loads_took() -> None:
@@ -763,7 +765,7 @@ def test_retry_after_comes_from_what_loads_took() -> None:
     desk.until(40.0)
     desk.ready()
     desk.done(ticket)
-    desk.note(desk.scheduler.gone("a", 40.0))
+    desk.note(desk.scheduler.process_ended("a", 40.0))
     desk.ask("a")
     assert desk.refused[desk.ask("a")].retry_after_s == pytest.approx(40.0)
     desk.until(70.0)
@@ -790,31 +792,31 @@ def test_who_has_waited_in_vain_is_told_to_come_back_when_it_would_be_served() -
     desk.ask("a")
     waits = desk.ask("a")
     desk.until(desk.now + 50.0)
-    assert desk.refused[waits].cause == "wait_limit"
+    assert desk.refused[waits].reason == "wait_limit"
     assert desk.refused[waits].retry_after_s == pytest.approx(8.0, rel=0.05)
 
 
 def test_expectations_grow_with_what_is_ahead() -> None:
     desk = serving(profile("a", load_s=4.0), profile("b", load_s=20.0))
-    assert desk.scheduler.estimate("a", 0.0) == 0.0
-    assert desk.scheduler.estimate("b", 0.0) == 20.0
+    assert desk.scheduler.estimate_s("a", 0.0) == 0.0
+    assert desk.scheduler.estimate_s("b", 0.0) == 20.0
     desk.ask("a")
-    assert desk.scheduler.estimate("a", 0.0) > 0.0
-    assert desk.scheduler.estimate("b", 0.0) > 20.0
+    assert desk.scheduler.estimate_s("a", 0.0) > 0.0
+    assert desk.scheduler.estimate_s("b", 0.0) > 20.0
 
 
 def test_those_in_line_are_told_their_own_expectation() -> None:
     desk = Desk(profile("a", load_s=4.0))
     first, second = desk.ask("a"), desk.ask("a")
-    assert desk.scheduler.estimate("a", 1.0, first) == 3.0
-    assert desk.scheduler.estimate("a", 1.0, second) > 3.0
+    assert desk.scheduler.estimate_s("a", 1.0, first) == 3.0
+    assert desk.scheduler.estimate_s("a", 1.0, second) > 3.0
 
 
 def test_everybody_can_be_told_their_position() -> None:
     desk = serving(A, B)
     running, first, second = desk.ask("a"), desk.ask("b"), desk.ask("a")
     assert [desk.scheduler.position(ticket) for ticket in (running, first, second)] == [None, 1, 2]
-    view = desk.scheduler.snapshot()
+    view = desk.scheduler.view()
     assert [ticket.id for ticket in view.waiting] == [first, second]
     assert [(model.model, model.phase, model.running, model.waiting) for model in view.models] == [
         ("a", "ready", 1, 1), ("b", "cold", 0, 1)]  # fmt: skip
@@ -865,25 +867,25 @@ class Simulation(Desk):
     def soon(self, seconds: float, what: str, about: object) -> None:
         heapq.heappush(self._happens, (self.now + seconds, next(self._order), what, about))
 
-    def note(self, effects: list[Effect]) -> list[Effect]:
-        super().note(effects)
-        for effect in effects:
-            if isinstance(effect, Grant):
-                assert effect.model in self._up, "granted a model that is not there"
-                self.started[effect.ticket] = self.now
-                self.soon(self._takes[effect.ticket], "end", effect.ticket)
-            elif isinstance(effect, Switch):
-                for victim in effect.evict:
+    def note(self, decisions: list[Decision]) -> list[Decision]:
+        super().note(decisions)
+        for decision in decisions:
+            if isinstance(decision, Grant):
+                assert decision.model in self._up, "granted a model that is not there"
+                self.started[decision.ticket] = self.now
+                self.soon(self._takes[decision.ticket], "end", decision.ticket)
+            elif isinstance(decision, StartSwitch):
+                for victim in decision.evict:
                     self.soon(STOP_S, "gone", victim)
-                stop_s = STOP_S if set(effect.evict) & self._up else 0.0
-                self.soon(stop_s, "start", effect.model)
-                self.soon(stop_s + LOAD_S, "switched", effect)
-            elif isinstance(effect, Unload):
-                assert effect.model not in self.using.values()
-                self.soon(STOP_S, "gone", effect.model)
+                stop_s = STOP_S if set(decision.evict) & self._up else 0.0
+                self.soon(stop_s, "start", decision.model)
+                self.soon(stop_s + LOAD_S, "switched", decision)
+            elif isinstance(decision, Unload):
+                assert decision.model not in self.using.values()
+                self.soon(STOP_S, "gone", decision.model)
             else:
-                self.ended[effect.ticket] = self.now
-        return effects
+                self.ended[decision.ticket] = self.now
+        return decisions
 
     def run(self, jobs: list[Job]) -> None:
         for job in jobs:
@@ -924,7 +926,7 @@ class Simulation(Desk):
     def _gone(self, model: str) -> None:
         assert model not in self.using.values(), "stopped while serving"
         self._up.discard(model)
-        self.note(self.scheduler.gone(model, self.now))
+        self.note(self.scheduler.process_ended(model, self.now))
 
     def _start(self, model: str) -> None:
         self._up.add(model)
@@ -933,10 +935,10 @@ class Simulation(Desk):
         else:
             assert sum(self._size[name] for name in self._up) <= self._budget, f"{self._up} do not fit"
 
-    def _switched(self, order: Switch) -> None:
+    def _switched(self, order: StartSwitch) -> None:
         if order.id in self._failing:
             self._up.discard(order.model)
-            self.note(self.scheduler.failed(order.id, order.model, self.now))
+            self.note(self.scheduler.load_failed(order.id, order.model, self.now))
         else:
             self.note(self.scheduler.loaded(order.id, order.model, self.now))
 
@@ -978,7 +980,7 @@ def test_no_ticket_is_lost_and_all_comes_to_rest(
     host.run(jobs)
     assert set(host.ended) == set(range(1, len(jobs) + 1))
     assert not host.waiting and not host.using
-    assert all(model.running == model.waiting == 0 for model in host.scheduler.snapshot().models)
+    assert all(model.running == model.waiting == 0 for model in host.scheduler.view().models)
 
 
 @given(JOBS, PARALLEL, PATIENCE, st.lists(st.integers(1, 10), min_size=3, max_size=3), st.sampled_from([None, 2.0]))
@@ -1051,22 +1053,22 @@ def test_answers_of_an_earlier_life_are_expected_to_come_again(early: bool) -> N
     scheduler = Scheduler(RULES)
     known = status(profile("a"), states={"a": "ready"})
     if early:
-        scheduler.remember({"a": [2.0, 2.0], "gone": [9.0]})
-        scheduler.host(known, 0.0)
+        scheduler.seed_service_times({"a": [2.0, 2.0], "gone": [9.0]})
+        scheduler.apply_snapshot(known, 0.0)
     else:
-        scheduler.host(known, 0.0)
-        scheduler.remember({"a": [2.0, 2.0], "gone": [9.0]})
+        scheduler.apply_snapshot(known, 0.0)
+        scheduler.seed_service_times({"a": [2.0, 2.0], "gone": [9.0]})
     scheduler.request(Ticket(id=1, model="a", at=0.0), 0.0)
     scheduler.request(Ticket(id=2, model="a", at=0.0), 0.0)
-    assert scheduler.estimate("a", 0.0, 2) == pytest.approx(2.0)
-    assert scheduler.knows_time("a", 2)
+    assert scheduler.estimate_s("a", 0.0, 2) == pytest.approx(2.0)
+    assert scheduler.is_measured("a", 2)
 
 
 def test_what_was_seen_in_this_life_counts_more() -> None:
     desk = Desk(profile("a"), states={"a": "ready"})
     desk.scheduler.request(Ticket(id=101, model="a", at=0.0), 0.0)
     desk.scheduler.release(101, 1.0)
-    desk.scheduler.remember({"a": [60.0]})
+    desk.scheduler.seed_service_times({"a": [60.0]})
     desk.scheduler.request(Ticket(id=102, model="a", at=1.0), 1.0)
     desk.scheduler.request(Ticket(id=103, model="a", at=1.0), 1.0)
-    assert desk.scheduler.estimate("a", 1.0, 103) == pytest.approx(1.0)
+    assert desk.scheduler.estimate_s("a", 1.0, 103) == pytest.approx(1.0)

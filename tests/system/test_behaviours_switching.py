@@ -142,7 +142,7 @@ async def test_an_engine_that_accepts_but_never_answers_is_given_up_and_killed(o
             answer = await house.chat("a")
             took.append(time.monotonic() - began)
             assert answer.status_code == 503
-            assert "did not get ready in time" in answer.json()["error"]["message"]
+            assert "was not ready in time" in answer.json()["error"]["message"]
             pid = house.events("start")[-1]["pid"]
             await house.until(lambda pid=pid: not psutil.pid_exists(pid))
     assert 0.5 <= min(took) <= 0.5 + 2.0

@@ -79,4 +79,4 @@ async def test_one_host_of_several_is_named(open_house: OpenHouse, tmp_path: Pat
         assert (await house.order("pin", model="a", pinned="yes")).status_code == 400
         await two.fall_silent()
         gone = await house.order("pin", model="a", backend="two")
-        assert (gone.status_code, "does not answer" in gone.json()["error"]["message"]) == (502, True)
+        assert (gone.status_code, "does not respond" in gone.json()["error"]["message"]) == (502, True)
