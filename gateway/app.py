@@ -19,9 +19,8 @@ from hostler.adapters.errors import ShuttingDown
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.registry import load_adapters
 from hostler.gateway.admin.app import AdminApp
-from hostler.gateway.admin.routes import Route
+from hostler.gateway.admin.login import login_form
 from hostler.gateway.admin.status import ChainView, StatusView, chain_view
-from hostler.gateway.admin.ui import login_form
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.auth import keys as key_file
 from hostler.gateway.auth.bind_policy import keys_in_force, places, refuse_beyond_loopback
@@ -48,7 +47,7 @@ from hostler.gateway.middleware.switching import SwitchingMiddleware
 from hostler.gateway.middleware.tracing import TracingMiddleware
 from hostler.gateway.model_admin import ModelAdmin
 from hostler.gateway.proxy import Proxy
-from hostler.gateway.routing import adapter_routes, build
+from hostler.gateway.routing import Router, adapter_routes, build
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.scheduling.types import SchedulerSettings
 from hostler.gateway.server.server import Server
@@ -170,11 +169,12 @@ class Gateway:
             catalog=catalog,
             hosts=hosts,
             supervisors=self._supervisors,
-            chain=partial(self._chain_view, chain),
+            chain=chain,
+            chain_view=partial(self._chain_view, chain),
             in_progress=self._in_progress,
             keys=self._keys,
             history=self._history,
-            contents=contents,
+            transcripts=contents,
             clock=self._clock,
         )
         async with anyio.create_task_group() as tasks:
@@ -228,9 +228,7 @@ class Gateway:
                 Proxy(backends, clock=self._clock),
             )
             self._server = Server(
-                self._application(
-                    pipeline, Uploads(blobs, allowed=rules.uploads_max > 0), desk, Route(catalog.find, chain)
-                ),
+                self._application(pipeline, Uploads(blobs, allowed=rules.uploads_max > 0), desk),
                 drain_s=settings.drain_s,
                 started_callback=started,
             )
@@ -348,9 +346,10 @@ class Gateway:
         if self._library is not None:
             self.made((await anyio.to_thread.run_sync(read_library, self._library))[0].presets)
 
-    def _application(self, pipeline: ASGIApp, uploads: ASGIApp, desk: AdminApp, route: Route) -> ASGIApp:
+    def _application(self, pipeline: ASGIApp, uploads: ASGIApp, desk: AdminApp) -> ASGIApp:
         settings = self._settings.gateway
-        surface = desk.surface([*adapter_routes(load_adapters(), pipeline, uploads), route.claim()])
+        surface = Router([*adapter_routes(load_adapters(), pipeline, uploads), *desk.routes()])
+        desk.describe(surface.claims())
         return AuthMiddleware(
             Starlette(routes=[surface]),
             surface=surface,
@@ -369,7 +368,7 @@ class Gateway:
 
 async def _remember(desk: AdminApp, hosts: Mapping[str, Orchestrator], done: anyio.Event) -> None:
     """Hosts take over how long answers took before: those who wait are told when their turn comes from the start on."""
-    answers = await desk.answers()
+    answers = await desk.answer_times()
     for name, host in hosts.items():
         host.seed_service_times(answers.get(name, {}))
     done.set()

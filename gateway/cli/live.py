@@ -43,7 +43,7 @@ from hostler.gateway.cli.formatting import (
     size,
 )
 from hostler.gateway.events import Event, RequestFinished, SwitchChanged, printable
-from hostler.gateway.telemetry.access_log import Lines
+from hostler.gateway.telemetry.access_log import AccessLogRecord
 from hostler.supervisor.contract import HostStatus, ModelStatus
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Drawing:
         if not isinstance(item, logging.LogRecord):
             return []
         texts: list[tuple[float, str, str]] = []
-        if isinstance(item, Lines):
+        if isinstance(item, AccessLogRecord):
             for (at, text), event in zip(item.lines, item.events or (None,) * len(item.lines), strict=True):
                 if event is None or event.outcome != "ok":
                     texts.append((at, "info" if event is None else "warning", text))

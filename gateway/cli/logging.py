@@ -11,7 +11,7 @@ from typing import Any, Literal, TextIO
 
 import msgspec
 
-from hostler.gateway.telemetry.access_log import Lines
+from hostler.gateway.telemetry.access_log import AccessLogRecord
 
 Form = Literal["auto", "plain", "json"]
 
@@ -38,7 +38,7 @@ class PlainLines(logging.Formatter):
         return f"{self._shown},{int((at - second) * 1000):03d}"
 
     def format(self, record: logging.LogRecord) -> str:
-        if not isinstance(record, Lines):
+        if not isinstance(record, AccessLogRecord):
             return super().format(record)
         kind = f"{record.levelname:7} {record.name}"
         return "\n".join(f"{self._time(at)} {kind}: {text}" for at, text in record.lines)
@@ -49,7 +49,7 @@ class JsonLines(logging.Formatter):
     fields, of the audit log `audit`, of an exception `traceback`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if isinstance(record, Lines):
+        if isinstance(record, AccessLogRecord):
             events = record.events or (None,) * len(record.lines)
             return "\n".join(
                 self._line(record, at, text, {} if event is None else {"request": event})

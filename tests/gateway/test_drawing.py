@@ -13,7 +13,7 @@ from hostler.adapters.model_list import ModelCard
 from hostler.gateway.admin.status import EngineView, HostView, RequestView, StatusView
 from hostler.gateway.cli.live import Drawing, Picture
 from hostler.gateway.events import RequestFinished, Waiting
-from hostler.gateway.telemetry.access_log import Lines, describe
+from hostler.gateway.telemetry.access_log import AccessLogRecord, describe
 from hostler.supervisor.contract import HostStatus, ModelStatus, SwitchMoved
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -160,7 +160,7 @@ def test_warnings_scroll_by_with_their_level_and_others_without() -> None:
 
 def test_of_requests_only_those_scroll_by_that_did_not_end_well() -> None:
     events = [finished(), finished(id="req-10", outcome="failed", status=503)]
-    lines = Drawing(colours=False).above(Lines([(event.at, describe(event)) for event in events], events), 80)
+    lines = Drawing(colours=False).above(AccessLogRecord([(event.at, describe(event)) for event in events], events), 80)
     assert len(lines) == 1
     assert "req-10" in lines[0]
 

@@ -11,7 +11,7 @@ import pytest
 
 from hostler.gateway.cli.logging import JsonLines
 from hostler.gateway.events import RequestFinished
-from hostler.gateway.telemetry.access_log import Lines, describe
+from hostler.gateway.telemetry.access_log import AccessLogRecord, describe
 
 
 def record(text: str, *given: object, **more: Any) -> logging.LogRecord:
@@ -44,7 +44,7 @@ def test_a_request_is_told_with_all_its_figures() -> None:
         )
         for number in range(2)
     ]  # fmt: skip
-    told = lines(Lines([(event.at, describe(event)) for event in events], events))
+    told = lines(AccessLogRecord([(event.at, describe(event)) for event in events], events))
     assert [line["request"]["id"] for line in told] == ["req-0", "req-1"]
     assert told[1]["request"]["backend"] == "box"
     assert told[1]["time"] == "1970-01-01T00:16:41.000Z"
