@@ -39,7 +39,7 @@ class DryRunRoutes:
         placement = self._find(request.query_params.get("model"))
         local_only = placement.local_only or request.query_params.get("local_only", "").lower() in ("true", "1")
         hops = tuple(
-            self._chain.view(place.backend, place.name_there, place.context, local_only=local_only)
+            self._chain.availability(place.backend, place.name_there, place.context, local_only=local_only)
             for place in placement.places
         )
         return json_response(

@@ -12,7 +12,7 @@ from hostler.adapters.model_list import CardState, ModelCard
 from hostler.adapters.types import ModelInfoRequest
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.circuit_breaker import BreakerState, CircuitBreakers
-from hostler.gateway.backends.failure_policy import WORDS
+from hostler.gateway.backends.failure_policy import DESCRIPTIONS
 from hostler.gateway.catalog import Catalog, Placement
 from hostler.gateway.context import RequestContext
 from hostler.gateway.events import Waiting
@@ -294,14 +294,14 @@ def with_availability(
 def _problem(hop: BackendView, name_there: str, *, budget_exhausted: bool, local_only: bool) -> str | None:
     """Why a request for this model would not be sent there; `None` if it would."""
     if local_only and not hop.local:
-        return WORDS["non_local"]
+        return DESCRIPTIONS["non_local"]
     if budget_exhausted and not hop.local:
-        return WORDS["budget_exhausted"]
+        return DESCRIPTIONS["budget_exhausted"]
     if hop.supervised:
         return None if hop.reachable or hop.wake_on_lan else "is unreachable"
     for breaker in (hop.breaker, *(each for each in hop.models if each.model == name_there)):
         if not breaker.allows:
-            return breaker.reason or WORDS["circuit_open"]
+            return breaker.reason or DESCRIPTIONS["circuit_open"]
     return None
 
 
@@ -328,10 +328,10 @@ def chain_view(hops: Mapping[str, Hop], kinds: Mapping[str, str], *, now: float,
                 kind=kind,
                 local=hop.local,
                 reachable=hop.reachable(),
-                breaker=_breaker(None, hop.standing, now, wall),
-                models=tuple(_breaker(model, hop.standing, now, wall) for model in hop.standing.models),
+                breaker=_breaker(None, hop.breakers, now, wall),
+                models=tuple(_breaker(model, hop.breakers, now, wall) for model in hop.breakers.models),
                 cost=None if hop.local else round(costs.get(name, 0.0), 4),
-                wake_on_lan=hop.waker is not None,
+                wake_on_lan=hop.wake_on_lan is not None,
                 supervised=hop.supervised,
             )
         )
@@ -340,13 +340,13 @@ def chain_view(hops: Mapping[str, Hop], kinds: Mapping[str, str], *, now: float,
     return ChainView(hops=tuple(views), cost=round(spending.today, 4), limit=spending.limit)
 
 
-def _breaker(model: str | None, standing: CircuitBreakers, now: float, wall: float) -> BreakerView:
-    breaker = standing.host if model is None else standing.models[model]
-    retry_in, why = breaker.retry_in(now), standing.why(model)
+def _breaker(model: str | None, breakers: CircuitBreakers, now: float, wall: float) -> BreakerView:
+    breaker = breakers.host if model is None else breakers.models[model]
+    retry_in, why = breaker.retry_in(now), breakers.last_failure(model)
     view = BreakerView(
         model=model, state=breaker.state(now), retry_at=round(wall + retry_in, 1) if retry_in > 0 else None
     )
-    return view if view.allows or why is None else msgspec.structs.replace(view, reason=WORDS[why])
+    return view if view.allows or why is None else msgspec.structs.replace(view, reason=DESCRIPTIONS[why])
 
 
 def _at(at: float | None, offset: float) -> float | None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from hostler.adapters import sse
 from hostler.gateway.cli.banner import nearby
 from hostler.gateway.cli.options import FAILED, REFUSED, UNREACHABLE, USAGE
-from hostler.gateway.config import Configuration, SettingsError, parse_address, secret
+from hostler.gateway.config import ConfigError, Configuration, parse_address, secret
 
 #: How long an answer may take, and a stream may be silent: both kinds of streams are pinged more often, in seconds.
 _ASK_S = 5.0
@@ -286,7 +286,7 @@ def _own_supervisor(configuration: Configuration, key: str | None) -> House | No
     try:
         token = key or secret(settings.token, settings.token_file, "supervisor.token_file")
         return _look(Caller(nearby(*parse_address(settings.listen)), token))
-    except (CallFailed, SettingsError):
+    except (CallFailed, ConfigError):
         return None
 
 

@@ -28,7 +28,7 @@ def launch(start: Start) -> int:
     """Run it until it ends. What keeps it from running is told in one line on standard error."""
     try:
         given = settings.read(settings.find_file(start.config))
-    except settings.SettingsError as error:
+    except settings.ConfigError as error:
         return _refuse(str(error))
     wanted = given.settings.gateway.logging
     form: loglines.Form = start.log_format.value if start.log_format else "plain" if start.plain else wanted.format

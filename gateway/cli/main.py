@@ -179,9 +179,9 @@ def check(
 
     try:
         if file is not None and not Path(file).expanduser().is_file():
-            raise settings.SettingsError(f"{file}: there is no such file")
+            raise settings.ConfigError(f"{file}: there is no such file")
         found = settings.read(settings.find_file(file or config))
-    except settings.SettingsError as error:
+    except settings.ConfigError as error:
         if as_json:
             print_json({"file": file or config, "valid": False, "error": str(error)})
             raise typer.Exit(USAGE) from None
@@ -318,7 +318,7 @@ def profiles_add(
     try:
         target = settings.find_file(config) or target
         add_profile(target, named, ProfileEntry(model=model, context=msgspec.UNSET if context is None else context))
-    except settings.SettingsError as error:
+    except settings.ConfigError as error:
         fail(str(error), USAGE)
     except DocumentError as error:
         fail(str(error), FAILED)

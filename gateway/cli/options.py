@@ -87,7 +87,7 @@ def configuration(config: str | None) -> Configuration:
 
     try:
         return settings.read(settings.find_file(config))
-    except settings.SettingsError as error:
+    except settings.ConfigError as error:
         fail(str(error), USAGE)
 
 

@@ -17,7 +17,7 @@ import anyio
 from hostler import __version__
 from hostler.gateway.auth.bind_policy import addresses, is_loopback, keys_in_force, places
 from hostler.gateway.cli.banner import greeting, nearby, shown
-from hostler.gateway.config import Configuration, SettingsError, parse_address, secret
+from hostler.gateway.config import ConfigError, Configuration, parse_address, secret
 from hostler.gateway.config_reload import Reloader
 from hostler.gateway.events import SwitchChanged
 from hostler.gateway.server import systemd as notify
@@ -268,7 +268,7 @@ def _fleet(configuration: Configuration, *, engine_host: str, place: str | None 
 def _guarded(make: Callable[[], T]) -> T:
     try:
         return make()
-    except (SettingsError, ListenError) as error:
+    except (ConfigError, ListenError) as error:
         raise CannotRun(str(error)) from error
     except SupervisorError as error:
         raise CannotRun(error.failure.message) from error

@@ -6,22 +6,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostler.gateway.backends.circuit_breaker import Breaker, BreakerRules, CircuitBreakers, Permit
-from hostler.gateway.backends.failure_policy import VERDICTS, Outcome, Verdict, outcome_of_status
+from hostler.gateway.backends.circuit_breaker import BreakerPermit, BreakerRules, CircuitBreaker, CircuitBreakers
+from hostler.gateway.backends.failure_policy import FAILURE_RULES, AttemptOutcome, FailureRule, classify_status
 
 
-def breaker(**rules: float) -> Breaker:
-    return Breaker(BreakerRules(**{"jitter": 0.0, **rules}), lambda: 0.5)  # type: ignore[arg-type]  # numbers of both kinds
+def breaker(**rules: float) -> CircuitBreaker:
+    return CircuitBreaker(BreakerRules(**{"jitter": 0.0, **rules}), lambda: 0.5)  # type: ignore[arg-type]  # numbers of both kinds
 
 
-def fail(breaker: Breaker, now: float, times: int = 1) -> None:
+def fail(breaker: CircuitBreaker, now: float, times: int = 1) -> None:
     for _ in range(times):
         permit = breaker.acquire(now)
         assert permit is not None
         breaker.failure(permit, now)
 
 
-def succeed(breaker: Breaker, now: float) -> None:
+def succeed(breaker: CircuitBreaker, now: float) -> None:
     permit = breaker.acquire(now)
     assert permit is not None
     breaker.success(permit, now)
@@ -94,7 +94,7 @@ def test_having_closed_it_begins_with_the_short_time_again() -> None:
 def test_chance_only_shortens_the_time() -> None:
     rules = BreakerRules(jitter=0.2)
     for chance, span in ((0.0, 5.0), (0.5, 4.5), (1.0, 4.0)):
-        subject = Breaker(rules, lambda chance=chance: chance)
+        subject = CircuitBreaker(rules, lambda chance=chance: chance)
         fail(subject, 0.0, 3)
         assert subject.retry_in(0.0) == pytest.approx(span)
 
@@ -158,13 +158,13 @@ def test_may_open_at_the_first_failure_when_told_so() -> None:
 @settings(deadline=None)
 def test_never_sticks_and_never_lets_two_probes_out(history: list[tuple[str, float]]) -> None:
     subject, now = breaker(), 0.0
-    out: list[Permit] = []
+    out: list[BreakerPermit] = []
     for action, passed in history:
         now += passed
         if action == "acquire":
             permit = subject.acquire(now)
             if permit is not None:
-                assert not (permit.probe and any(other == permit for other in out))
+                assert not (permit.trial and any(other == permit for other in out))
                 out.append(permit)
         elif out:
             permit = out.pop(0)
@@ -175,7 +175,7 @@ def test_never_sticks_and_never_lets_two_probes_out(history: list[tuple[str, flo
 
 
 # The table, row by row: same hop again, next hop, (host, model), host.
-ROWS: dict[Outcome, tuple[str, str, str, str]] = {
+ROWS: dict[AttemptOutcome, tuple[str, str, str, str]] = {
     "answered": ("no", "no", "success", "success"),
     "unreachable": ("no", "yes", "neutral", "failure"),
     "connect_timeout": ("no", "yes", "neutral", "failure"),
@@ -193,13 +193,13 @@ ROWS: dict[Outcome, tuple[str, str, str, str]] = {
 
 
 def test_every_outcome_has_its_row() -> None:
-    assert set(ROWS) == set(VERDICTS)
+    assert set(ROWS) == set(FAILURE_RULES)
 
 
 @pytest.mark.parametrize("outcome", ROWS)
-def test_the_table_says_what_follows(outcome: Outcome) -> None:
-    row = VERDICTS[outcome]
-    assert (row.again, row.onward, row.model, row.host) == ROWS[outcome]
+def test_the_table_says_what_follows(outcome: AttemptOutcome) -> None:
+    row = FAILURE_RULES[outcome]
+    assert (row.retry, row.fallback, row.model, row.host) == ROWS[outcome]
 
 
 @pytest.mark.parametrize(("outcome", "attempts", "host", "model", "for_s"), [
@@ -218,7 +218,7 @@ def test_the_table_says_what_follows(outcome: Outcome) -> None:
     ("client_disconnected", 9, "closed", "closed", 0),
 ])  # fmt: skip
 def test_the_breakers_do_what_the_row_says(
-    outcome: Outcome, attempts: int, host: str, model: str, for_s: float
+    outcome: AttemptOutcome, attempts: int, host: str, model: str, for_s: float
 ) -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for _ in range(attempts):
@@ -231,10 +231,10 @@ def test_the_breakers_do_what_the_row_says(
 
 
 def test_only_refused_keys_and_unpaid_bills_alert_people() -> None:
-    assert {outcome for outcome, row in VERDICTS.items() if row.alert} == {"auth_failed", "payment_required"}
+    assert {outcome for outcome, row in FAILURE_RULES.items() if row.alert} == {"auth_failed", "payment_required"}
 
 
-def report(subject: CircuitBreakers, model: str, outcome: Outcome, now: float, **more: bool) -> Verdict:
+def report(subject: CircuitBreakers, model: str, outcome: AttemptOutcome, now: float, **more: bool) -> FailureRule:
     permit = subject.acquire(model, now)
     assert permit is not None
     return subject.report(permit, outcome, now, **more)  # type: ignore[arg-type]  # only flags are passed
@@ -286,8 +286,8 @@ def test_a_recovered_host_is_used_again_after_one_background_probe() -> None:
     (503, False, False, "server_error"), (503, True, False, "busy"), (503, False, True, "loading"),
     (503, True, True, "loading"), (504, False, False, "server_error"), (501, False, False, "rejected"),
 ])  # fmt: skip
-def test_a_status_is_an_outcome(status: int, retry_after: bool, loading: bool, outcome: Outcome) -> None:
-    assert outcome_of_status(status, retry_after=retry_after, loading=loading) == outcome
+def test_a_status_is_an_outcome(status: int, retry_after: bool, loading: bool, outcome: AttemptOutcome) -> None:
+    assert classify_status(status, retry_after=retry_after, loading=loading) == outcome
 
 
 def test_the_first_word_counts_before_the_answer_has_ended() -> None:
@@ -296,10 +296,10 @@ def test_the_first_word_counts_before_the_answer_has_ended() -> None:
         report(subject, "m", "unreachable", 0.0)
     first = subject.acquire("m", 5.0)
     assert first is not None and subject.acquire("m", 5.0) is None
-    first = subject.began(first, 6.0)
+    first = subject.first_token(first, 6.0)
     second = subject.acquire("m", 6.0)
     assert second is not None
-    subject.report(subject.began(second, 7.0), "answered", 8.0)
+    subject.report(subject.first_token(second, 7.0), "answered", 8.0)
     assert subject.host.state(8.0) == "closed"
     subject.report(first, "broken", 9.0)
     assert subject.acquire("m", 9.0) is not None
@@ -313,17 +313,17 @@ def test_an_answer_that_breaks_off_is_a_failure_although_it_began() -> None:
         subject.report(permit, "server_error", 0.0)
     permit = subject.acquire("m", 5.0)
     assert permit is not None
-    subject.report(subject.began(permit, 5.0), "broken", 6.0)
+    subject.report(subject.first_token(permit, 5.0), "broken", 6.0)
     assert subject.state("m", 6.0) == "open"
 
 
 def test_failing_probes_keep_a_host_closed_to_requests() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for at in range(3):
-        subject.unanswered(float(at), 10.0)
+        subject.check_failed(float(at), 10.0)
     assert subject.state("m", 2.0) == "open"
     for at in range(3, 100, 8):
-        subject.unanswered(float(at), 10.0)
+        subject.check_failed(float(at), 10.0)
         assert subject.acquire("m", at + 7.9) is None
     subject.recovered()
     assert subject.acquire("m", 100.0) is not None
@@ -332,5 +332,5 @@ def test_failing_probes_keep_a_host_closed_to_requests() -> None:
 def test_what_was_mended_by_hand_is_used_at_once() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     report(subject, "m", "payment_required", 0.0)
-    subject.mended("m")
+    subject.reset("m")
     assert subject.acquire("m", 0.1) is not None

@@ -29,12 +29,12 @@ from hostler.adapters.errors import (
 from hostler.adapters.types import ChatRequest, Control, Origin, Output, Progress, Usage
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
-from hostler.gateway.backends.cost import Spending
-from hostler.gateway.backends.retry_budget import BudgetRules, RetryBudget
-from hostler.gateway.backends.wake_on_lan import Waker
+from hostler.gateway.backends.cost import SpendingTracker
+from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
+from hostler.gateway.backends.wake_on_lan import WakeOnLan
 from hostler.gateway.config import PriceSettings, SwitchingSettings, WakeSettings
 from hostler.gateway.context import Client, RequestContext, Target
-from hostler.gateway.middleware.fallback import FallbackMiddleware, Pauses
+from hostler.gateway.middleware.fallback import CancellableSleeps, FallbackMiddleware
 
 pytestmark = pytest.mark.anyio
 
@@ -64,14 +64,14 @@ class Road:
         self.suspected: list[str] = []
         self.standings = {name: CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0) for name in names}
         self.hops = {
-            name: Hop(name=name, standing=self.standings[name], suspect=lambda name=name: self.suspected.append(name))  # type: ignore[misc]  # a default binds the name
+            name: Hop(name=name, breakers=self.standings[name], check_now=lambda name=name: self.suspected.append(name))  # type: ignore[misc]  # a default binds the name
             for name in names
         }
         self.writer = FakeReply()
         self.contexts = contexts or {}
-        self.budget = RetryBudget(BudgetRules())
+        self.budget = RetryBudget(RetryRules())
         self.max_wait_s = 120.0
-        self.pauses = Pauses()
+        self.sleeps = CancellableSleeps()
 
     def context(self, request: Any = None, **more: Any) -> RequestContext:
         origin = Origin(wire="openai", operation="chat", body=more.pop("body", b"{}"))
@@ -98,7 +98,7 @@ class Road:
             None,  # type: ignore[arg-type]  # `dispatch` is called by itself
             hops=self.hops,
             budget=self.budget,
-            pauses=self.pauses,
+            sleeps=self.sleeps,
             settings=SwitchingSettings(progress_after_s=0, progress_every_s=0.01),
             max_wait_s=self.max_wait_s,
             clock=self.clock,
@@ -188,7 +188,7 @@ async def test_at_most_one_retry_and_three_hops_for_a_request() -> None:
 
 async def test_without_budget_nothing_is_retried() -> None:
     road = Road("a", "b", a=[rejected(500) for _ in range(9)])
-    road.budget = RetryBudget(BudgetRules(share=0.0, per_second=0))
+    road.budget = RetryBudget(RetryRules(share=0.0, per_second=0))
     assert outcomes(await road.go()) == [("a", "server_error"), ("b", "answered")]
 
 
@@ -307,7 +307,7 @@ async def test_who_waits_for_a_backend_that_loads_is_sent_away_when_the_gateway_
         async def stop_when_it_waits() -> None:
             while not road.writer.beats:
                 await anyio.lowlevel.checkpoint()
-            road.pauses.stop()
+            road.sleeps.stop()
 
         tasks.start_soon(stop_when_it_waits)
         with anyio.fail_after(20), pytest.raises(ShuttingDown):
@@ -340,8 +340,8 @@ async def test_all_down_tells_each_hops_reason_and_when_the_first_is_tried_again
         await road.go()
     assert raised.value.retry_after_s == 5.0
     assert raised.value.message == (
-        "no backend could answer for m: a is left alone after failures (circuit_open); "
-        "b is left alone after failures (circuit_open)"
+        "no backend could answer for m: a is paused after failures (circuit_open); "
+        "b is paused after failures (circuit_open)"
     )
 
 
@@ -353,7 +353,7 @@ async def test_only_what_cannot_be_reached_is_suspected() -> None:
 
 async def test_what_must_stay_inside_never_reaches_the_outside(tmp_path: Path) -> None:
     road = Road("a", "b")
-    outside = Hop(name="a", standing=road.standings["a"], local=False)
+    outside = Hop(name="a", breakers=road.standings["a"], local=False)
     road.hops["a"] = outside
     assert outcomes(await road.go(road.context(local_only=True))) == [("b", "answered")]
     road.hops = {"a": outside}
@@ -368,8 +368,8 @@ async def test_costs_are_counted_and_end_at_the_limit(tmp_path: Path) -> None:
         context.current.usage = Usage(cost=0.6)
 
     road = Road("a", "b", a=[cost, cost])
-    spending = Spending(tmp_path / "spent", 1.0, lambda: 1e9)
-    road.hops["a"] = Hop(name="a", standing=road.standings["a"], local=False, spending=spending)
+    spending = SpendingTracker(tmp_path / "spent", 1.0, lambda: 1e9)
+    road.hops["a"] = Hop(name="a", breakers=road.standings["a"], local=False, spending=spending)
     assert (await road.go()).cost == 0.6
     assert (await road.go()).cost == 0.6
     last = await road.go()
@@ -390,9 +390,9 @@ async def test_a_cloud_that_tells_no_cost_costs_what_its_tokens_do(
         context.current.usage, context.current.segments = usage, 3
 
     road = Road("a", a=[answer])
-    spending = Spending(tmp_path / "spent", None, lambda: 1e9)
+    spending = SpendingTracker(tmp_path / "spent", None, lambda: 1e9)
     prices = {"*": PriceSettings(input=9.0), "m": PriceSettings(input=1.0, output=1.0, cached=0.1)}
-    road.hops["a"] = Hop(name="a", standing=road.standings["a"], local=False, spending=spending, prices=prices)
+    road.hops["a"] = Hop(name="a", breakers=road.standings["a"], local=False, spending=spending, prices=prices)
     context = await road.go(road.context(body=b"8 bytes."))
     assert context.cost == pytest.approx(cost)
     assert spending.today == pytest.approx(cost)
@@ -400,13 +400,13 @@ async def test_a_cloud_that_tells_no_cost_costs_what_its_tokens_do(
 
 async def test_whoever_tries_a_closed_backend_gives_its_pass_back_even_if_costs_cannot_be_counted() -> None:
     class Broken:
-        reached = False
+        limit_reached = False
 
         def add(self, backend: str, cost: float | None) -> None:
             raise LookupError("on purpose")
 
     road = Road("a")
-    road.hops["a"] = Hop(name="a", standing=road.standings["a"], local=False, spending=cast(Spending, Broken()))
+    road.hops["a"] = Hop(name="a", breakers=road.standings["a"], local=False, spending=cast(SpendingTracker, Broken()))
     road.standings["a"].host.trip(road.now, 1.0)
     road.now += 2.0
     with pytest.raises(LookupError):
@@ -417,7 +417,7 @@ async def test_whoever_tries_a_closed_backend_gives_its_pass_back_even_if_costs_
 
 def test_a_price_is_found_by_the_name_there_then_by_ours_then_for_all() -> None:
     one, two, rest = (PriceSettings(input=float(number)) for number in range(3))
-    hop = Hop(name="a", standing=CircuitBreakers(BreakerRules(), lambda: 0.0), prices={"a/m": one, "m": two, "*": rest})
+    hop = Hop(name="a", breakers=CircuitBreakers(BreakerRules(), lambda: 0.0), prices={"a/m": one, "m": two, "*": rest})
     assert [hop.price("m", "a/m"), hop.price("m", "x"), hop.price("x", "y")] == [one, two, rest]
 
 
@@ -449,7 +449,7 @@ async def test_an_order_asks_no_breaker_and_closes_none() -> None:
     assert road.standings["a"].state("a/m", road.now) == "open"
 
 
-class Calling(Waker):
+class Calling(WakeOnLan):
     """Counts its calls and sends nothing."""
 
     def _send(self) -> None:
@@ -461,7 +461,9 @@ async def test_a_sleeping_machine_is_called_once_however_many_wait_and_they_go_o
     clock = anyio.current_time
     waker = Calling("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=5), clock)
     awake = False
-    road.hops["a"] = Hop(name="a", standing=road.standings["a"], supervised=True, reachable=lambda: awake, waker=waker)
+    road.hops["a"] = Hop(
+        name="a", breakers=road.standings["a"], supervised=True, reachable=lambda: awake, wake_on_lan=waker
+    )
     road.clock = clock
     async with anyio.create_task_group() as tasks:
         for _ in range(10):
@@ -470,8 +472,8 @@ async def test_a_sleeping_machine_is_called_once_however_many_wait_and_they_go_o
             while not road.writer.beats:
                 await anyio.lowlevel.checkpoint()
         awake = True
-        waker.heard(True)
-    assert waker.calls == 1
+        waker.set_reachable(True)
+    assert waker.packets == 1
     assert road.asked == ["a"] * 10
     assert {beat.phase for beat in road.writer.beats} == {"waking"}
 
@@ -481,7 +483,7 @@ async def test_a_machine_that_does_not_wake_up_is_passed_over_and_left_in_peace(
     clock = anyio.current_time
     waker = Calling("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=0.05), clock)
     standing = CircuitBreakers(BreakerRules(jitter=0.0, open_s=0.001, max_open_s=0.001), lambda: 0.0)
-    road.hops["a"] = Hop(name="a", standing=standing, supervised=True, reachable=lambda: False, waker=waker)
+    road.hops["a"] = Hop(name="a", breakers=standing, supervised=True, reachable=lambda: False, wake_on_lan=waker)
     road.clock = clock
     began_at = clock()
     first = await road.go()
@@ -491,21 +493,23 @@ async def test_a_machine_that_does_not_wake_up_is_passed_over_and_left_in_peace(
     await anyio.sleep(0.002)
     await road.go()
     assert clock() - began_at < 0.05
-    assert waker.calls == 1
+    assert waker.packets == 1
 
 
 async def test_who_waits_for_a_machine_to_wake_up_is_sent_away_when_the_gateway_stops() -> None:
     road = Road("a", "b")
     road.clock = anyio.current_time
     waker = Calling("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=100), road.clock)
-    road.hops["a"] = Hop(name="a", standing=road.standings["a"], supervised=True, reachable=lambda: False, waker=waker)
+    road.hops["a"] = Hop(
+        name="a", breakers=road.standings["a"], supervised=True, reachable=lambda: False, wake_on_lan=waker
+    )
     context = road.context()
     async with anyio.create_task_group() as tasks:
 
         async def stop_when_it_waits() -> None:
             while not road.writer.beats:
                 await anyio.lowlevel.checkpoint()
-            road.pauses.stop()
+            road.sleeps.stop()
 
         tasks.start_soon(stop_when_it_waits)
         with anyio.fail_after(20), pytest.raises(ShuttingDown):

@@ -18,7 +18,14 @@ from hostler.adapters.errors import (
     TooManyRequests,
     WaitTimeout,
 )
-from hostler.gateway.backends.failure_policy import VERDICTS, WORDS, fault_of, outcome_of, retry_after, tokens_at_least
+from hostler.gateway.backends.failure_policy import (
+    DESCRIPTIONS,
+    FAILURE_RULES,
+    classify_error,
+    min_prompt_tokens,
+    rejection_cause,
+    retry_after,
+)
 from hostler.gateway.config import BackendSettings
 
 
@@ -53,14 +60,14 @@ def rejected(status: int, error: Any = None, after: float | None = None) -> Back
     (BadRequest("x"), None),
 ])  # fmt: skip
 def test_an_error_before_the_first_word_has_its_row(error: GatewayError, outcome: str | None) -> None:
-    assert outcome_of(error, committed=False) == outcome
+    assert classify_error(error, committed=False) == outcome
 
 
 @pytest.mark.parametrize(
     "error", [BackendTimeout("x"), BackendBroken("x", backend_status=429), BackendUnavailable("x")]
 )
 def test_whatever_fails_after_the_first_word_is_broken(error: GatewayError) -> None:
-    assert outcome_of(error, committed=True) == "broken"
+    assert classify_error(error, committed=True) == "broken"
 
 
 @pytest.mark.parametrize(("error", "fault"), [
@@ -78,11 +85,11 @@ def test_whatever_fails_after_the_first_word_is_broken(error: GatewayError) -> N
     (BadRequest("x"), "request"),
 ])  # fmt: skip
 def test_what_was_wrong_with_a_request_is_seen(error: GatewayError, fault: str) -> None:
-    assert fault_of(error) == fault
+    assert rejection_cause(error) == fault
 
 
 def test_every_outcome_has_words() -> None:
-    assert set(VERDICTS) <= set(WORDS)
+    assert set(FAILURE_RULES) <= set(DESCRIPTIONS)
 
 
 @pytest.mark.parametrize(("value", "seconds"), [
@@ -109,11 +116,11 @@ def test_the_end_of_a_limit_is_read_where_nothing_else_says_how_long_to_wait(res
 
 def test_a_prompt_is_never_thought_longer_than_it_is() -> None:
     text = json.dumps({"messages": [{"role": "user", "content": "word " * 20_000}]}).encode()
-    assert 5_000 < tokens_at_least(text) <= 20_000
-    assert tokens_at_least(b'{"short": 1}') == 0
-    assert tokens_at_least(text + b"data:image/png;base64,AAAA") == 0
+    assert 5_000 < min_prompt_tokens(text) <= 20_000
+    assert min_prompt_tokens(b'{"short": 1}') == 0
+    assert min_prompt_tokens(text + b"data:image/png;base64,AAAA") == 0
     escaped = json.dumps({"messages": [{"content": "\n" * 20_000}]}).encode()
-    assert tokens_at_least(escaped) <= 20_000
+    assert min_prompt_tokens(escaped) <= 20_000
 
 
 @pytest.mark.parametrize(("url", "inside"), [
@@ -128,13 +135,13 @@ def test_a_prompt_is_never_thought_longer_than_it_is() -> None:
     ("http://local.example", False), ("http://[2606:4700::1]", False), ("http://localhost.example", False),
 ])  # fmt: skip
 def test_an_address_is_in_the_house_only_if_it_cannot_be_elsewhere(url: str, inside: bool) -> None:
-    assert BackendSettings(kind="openai", url=url).in_the_house is inside
-    assert BackendSettings(kind="supervisor", url=url).in_the_house
-    assert BackendSettings(kind="openai", url=url, local=not inside).in_the_house is not inside
+    assert BackendSettings(kind="openai", url=url).is_local is inside
+    assert BackendSettings(kind="supervisor", url=url).is_local
+    assert BackendSettings(kind="openai", url=url, local=not inside).is_local is not inside
 
 
 def test_a_refusal_that_is_not_text_has_no_words() -> None:
     refused = BackendRejected(
         "x", backend="b", wire="openai", backend_status=400, headers={}, body=b'{"error":{"message":"\xff"}}'
     )
-    assert fault_of(refused) == "request"
+    assert rejection_cause(refused) == "request"

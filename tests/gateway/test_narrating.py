@@ -65,9 +65,9 @@ def test_of_many_models_the_first_are_named_and_the_one_that_was_meant() -> None
 
 
 def test_a_hop_that_is_left_alone_says_for_how_long() -> None:
-    hop = {"backend": "cloud", "name_there": "m", "local": False, "words": "is left alone after failures"}
+    hop = {"backend": "cloud", "name_there": "m", "local": False, "words": "is paused after failures"}
     hops = [{**hop, "retry_in_s": 12.2}, {**hop, "words": "", "retry_in_s": 0.0}]
     assert [row[4] for row in route_rows({"hops": hops, "first": "cloud"})] == [
-        "is left alone after failures (for another 12 s)",
+        "is paused after failures (for another 12 s)",
         "would answer",
     ]

@@ -12,9 +12,15 @@ import pytest
 from fakes.openrouter import open_router
 
 from hostler.gateway.backends.base import Endpoint
-from hostler.gateway.backends.chain import lives
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
-from hostler.gateway.backends.health_checks import HealthChecker, HttpProbe, Probed, Sign, Watch
+from hostler.gateway.backends.health_checks import (
+    CheckedBackend,
+    CheckResult,
+    HealthCheck,
+    HealthChecker,
+    HttpCheck,
+    responds,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -23,7 +29,7 @@ class Backend:
     """Something to probe: it answers when told to, and counts."""
 
     def __init__(self) -> None:
-        self.standing = CircuitBreakers(BreakerRules(jitter=0.0, open_s=600.0), lambda: 0.0)
+        self.breakers = CircuitBreakers(BreakerRules(jitter=0.0, open_s=600.0), lambda: 0.0)
         self.answers = True
         self.probes = 0
         self.together = 0
@@ -50,19 +56,19 @@ class Backend:
 @asynccontextmanager
 async def watching(
     backend: Backend, *, every_s: float | None = None, down_every_s: float | None = 0.005
-) -> AsyncIterator[Watch]:
-    probed = Probed(
-        name="b", standing=backend.standing, ask=backend.ask, takes_s=60.0, every_s=every_s, down_every_s=down_every_s
+) -> AsyncIterator[HealthCheck]:
+    probed = CheckedBackend(
+        name="b", breakers=backend.breakers, check=backend.ask, takes_s=60.0, every_s=every_s, down_every_s=down_every_s
     )
     prober = HealthChecker([probed], clock=time.monotonic, random=lambda: 0.5)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(prober.run)
-        yield prober.watch("b")
+        yield prober.of("b")
         tasks.cancel_scope.cancel()
 
 
 def usable(backend: Backend) -> bool:
-    return backend.standing.allows("m", time.monotonic())
+    return backend.breakers.allows("m", time.monotonic())
 
 
 async def test_asks_again_and_again_as_long_as_all_is_well() -> None:
@@ -83,7 +89,7 @@ async def test_a_suspected_backend_is_closed_to_requests_until_it_has_answered()
     backend = Backend()
     async with watching(backend, every_s=3600) as watch:
         await anyio.lowlevel.checkpoint()
-        watch.suspect()
+        watch.check_now()
         assert not usable(backend)
         await backend.asked(1)
         assert usable(backend)
@@ -94,7 +100,7 @@ async def test_many_suspicions_are_one_probe() -> None:
     async with watching(backend) as watch:
         await anyio.lowlevel.checkpoint()
         for _ in range(100):
-            watch.suspect()
+            watch.check_now()
         await backend.asked(1)
         await anyio.sleep(0.02)
     assert backend.probes == 1
@@ -106,15 +112,15 @@ async def test_a_dead_backend_stays_closed_and_is_used_again_after_one_answer() 
     backend.answers = False
     async with watching(backend, every_s=3600) as watch:
         await anyio.lowlevel.checkpoint()
-        watch.suspect()
+        watch.check_now()
         await backend.asked(5)
         assert not usable(backend)
-        assert backend.standing.state("m", time.monotonic()) == "open"
-        watch.suspect()
+        assert backend.breakers.state("m", time.monotonic()) == "open"
+        watch.check_now()
         backend.answers = True
         await backend.asked(backend.probes + 1)
         assert usable(backend)
-        assert backend.standing.state("m", time.monotonic()) == "closed"
+        assert backend.breakers.state("m", time.monotonic()) == "closed"
 
 
 async def test_one_that_is_asked_only_when_suspected_is_asked_until_it_is_back() -> None:
@@ -122,7 +128,7 @@ async def test_one_that_is_asked_only_when_suspected_is_asked_until_it_is_back()
     backend.answers = False
     async with watching(backend) as watch:
         await anyio.lowlevel.checkpoint()
-        watch.suspect()
+        watch.check_now()
         await backend.asked(3)
         assert not usable(backend)
         backend.answers = True
@@ -138,7 +144,7 @@ async def test_where_something_else_tells_of_the_return_one_probe_is_enough() ->
     backend.answers = False
     async with watching(backend, down_every_s=None) as watch:
         await anyio.lowlevel.checkpoint()
-        watch.suspect()
+        watch.check_now()
         await backend.asked(1)
         await anyio.sleep(0.05)
     assert backend.probes == 1
@@ -167,31 +173,33 @@ async def test_nobody_there_is_no_sign_of_life() -> None:
 @pytest.mark.parametrize(
     ("signs", "busy", "there"),
     [
-        (["answers"], False, True),
-        (["silent", "answers"], False, True),
-        (["nobody", "answers"], True, True),
+        (["responds"], False, True),
+        (["silent", "responds"], False, True),
+        (["unreachable", "responds"], True, True),
         (["silent", "silent"], False, False),
         (["silent"], True, True),  # its threads all have work, and its kernel takes the connection
-        (["nobody", "nobody"], True, False),
+        (["unreachable", "unreachable"], True, False),
     ],
 )
-async def test_a_busy_server_need_not_answer_only_take_connections(signs: list[Sign], busy: bool, there: bool) -> None:
+async def test_a_busy_server_need_not_answer_only_take_connections(
+    signs: list[CheckResult], busy: bool, there: bool
+) -> None:
     left = iter(signs)
 
-    async def look() -> Sign:
+    async def look() -> CheckResult:
         return next(left)
 
-    assert await lives(look, busy=busy, looks=2) is there
+    assert await responds(look, busy=busy, tries=2) is there
     assert not list(left)
 
 
 async def test_what_is_outside_is_asked_more_often_before_it_is_given_up() -> None:
-    left: list[Sign] = ["silent", "silent", "answers"]
+    left: list[CheckResult] = ["silent", "silent", "responds"]
 
-    async def look() -> Sign:
+    async def look() -> CheckResult:
         return left.pop(0)
 
-    assert await lives(look, busy=False, looks=5)
+    assert await responds(look, busy=False, tries=5)
     assert not left
 
 
@@ -199,16 +207,16 @@ async def test_whoever_takes_a_connection_and_is_silent_is_told_from_whoever_is_
     async with open_router("r") as router:
         url = urlsplit(router.url)
         endpoint = Endpoint(host=url.hostname or "", port=url.port or 0, name="r")
-        probe = HttpProbe(endpoint, "/health", (), connect_s=1.0, proxied=False, answer_s=0.05)
+        probe = HttpCheck(endpoint, "/health", (), connect_s=1.0, proxied=False, timeout_s=0.05)
         router.block()
-        assert await probe.look() == "silent"
+        assert await probe.result() == "silent"
         assert not await probe()
         router.resume()
         await router.stop()
-        assert await probe.look() == "nobody"
+        assert await probe.result() == "unreachable"
         await probe.aclose()
 
 
-def probe_of(url: str) -> HttpProbe:
+def probe_of(url: str) -> HttpCheck:
     endpoint = Endpoint(host="127.0.0.1", port=int(url.split(":")[2].split("/")[0]), name="b", base_path="/api")
-    return HttpProbe(endpoint, "/v1/models", (), connect_s=1.0, proxied=False)
+    return HttpCheck(endpoint, "/v1/models", (), connect_s=1.0, proxied=False)

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from hostler.gateway.backends.health_checks import StallDetector
+from hostler.gateway.backends.stall_detector import StallDetector
 from hostler.gateway.context import Attempt, Target
 from hostler.supervisor.contract import EngineAddress
 
@@ -32,7 +32,7 @@ class Place:
         self.moved = anyio.Event()
         self.during: Any = None
         self.pulse = StallDetector(
-            "b", alive=self._alive, cut=self._cut, needs_address=needs_address, beside=1, silence_s=0.01
+            "b", is_alive=self._alive, drop=self._cut, needs_address=needs_address, max_requests=1, silence_s=0.01
         )
 
     async def _alive(self, address: EngineAddress | None) -> bool:
