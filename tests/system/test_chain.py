@@ -320,7 +320,7 @@ async def test_the_daily_limit_is_kept_over_a_restart(tmp_path: Path, cloud: Rou
         # Nor may whoever names the backend spend more.
         response = await chain.ask(headers={"X-Hostler-Only": "cloud"})
         assert response.status_code == 503
-        assert "daily limit" in response.json()["error"]["message"]
+        assert "daily spending limit" in response.json()["error"]["message"]
         assert len(cloud.asked) == 2
 
 
