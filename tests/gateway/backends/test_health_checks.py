@@ -71,21 +71,21 @@ def usable(backend: Backend) -> bool:
     return backend.breakers.allows("m", time.monotonic())
 
 
-async def test_asks_again_and_again_as_long_as_all_is_well() -> None:
+async def test_checks_periodically_while_the_backend_responds() -> None:
     backend = Backend()
     async with watching(backend, every_s=0.01):
         await backend.asked(3)
     assert usable(backend)
 
 
-async def test_a_backend_that_nobody_suspects_is_left_in_peace_if_told_so() -> None:
+async def test_without_a_period_a_backend_is_checked_only_on_request() -> None:
     backend = Backend()
     async with watching(backend):
         await anyio.sleep(0.05)
     assert backend.probes == 0
 
 
-async def test_a_suspected_backend_is_closed_to_requests_until_it_has_answered() -> None:
+async def test_a_backend_to_be_checked_gets_no_requests_until_it_responds() -> None:
     backend = Backend()
     async with watching(backend, every_s=3600) as watch:
         await anyio.lowlevel.checkpoint()
@@ -95,7 +95,7 @@ async def test_a_suspected_backend_is_closed_to_requests_until_it_has_answered()
         assert usable(backend)
 
 
-async def test_many_suspicions_are_one_probe() -> None:
+async def test_many_requests_for_a_check_are_one_check() -> None:
     backend = Backend()
     async with watching(backend) as watch:
         await anyio.lowlevel.checkpoint()
@@ -107,7 +107,7 @@ async def test_many_suspicions_are_one_probe() -> None:
     assert backend.most_together == 1
 
 
-async def test_a_dead_backend_stays_closed_and_is_used_again_after_one_answer() -> None:
+async def test_a_dead_backend_stays_open_and_is_used_again_after_one_response() -> None:
     backend = Backend()
     backend.answers = False
     async with watching(backend, every_s=3600) as watch:
@@ -123,7 +123,7 @@ async def test_a_dead_backend_stays_closed_and_is_used_again_after_one_answer() 
         assert backend.breakers.state("m", time.monotonic()) == "closed"
 
 
-async def test_one_that_is_asked_only_when_suspected_is_asked_until_it_is_back() -> None:
+async def test_a_backend_checked_on_request_is_checked_until_it_responds() -> None:
     backend = Backend()
     backend.answers = False
     async with watching(backend) as watch:
@@ -139,7 +139,7 @@ async def test_one_that_is_asked_only_when_suspected_is_asked_until_it_is_back()
         assert backend.probes == probes
 
 
-async def test_where_something_else_tells_of_the_return_one_probe_is_enough() -> None:
+async def test_one_check_is_enough_where_something_else_reports_the_return() -> None:
     backend = Backend()
     backend.answers = False
     async with watching(backend, down_every_s=None) as watch:
@@ -153,7 +153,7 @@ async def test_where_something_else_tells_of_the_return_one_probe_is_enough() ->
 @pytest.mark.parametrize(
     ("status", "answers"), [(200, True), (401, True), (404, True), (503, True), (500, False), (502, False)]
 )
-async def test_an_answer_of_any_kind_is_a_sign_of_life_but_a_broken_proxy_is_none(status: int, answers: bool) -> None:
+async def test_any_response_counts_but_that_of_a_broken_proxy(status: int, answers: bool) -> None:
     async with open_router("b") as router:
         router.probe_status = status
         probe = probe_of(router.url)
@@ -162,7 +162,7 @@ async def test_an_answer_of_any_kind_is_a_sign_of_life_but_a_broken_proxy_is_non
         await probe.aclose()
 
 
-async def test_nobody_there_is_no_sign_of_life() -> None:
+async def test_an_unreachable_backend_fails_the_check() -> None:
     async with open_router("b") as router:
         await router.stop()
         probe = probe_of(router.url)
@@ -181,9 +181,7 @@ async def test_nobody_there_is_no_sign_of_life() -> None:
         (["unreachable", "unreachable"], True, False),
     ],
 )
-async def test_a_busy_server_need_not_answer_only_take_connections(
-    signs: list[CheckResult], busy: bool, there: bool
-) -> None:
+async def test_a_busy_server_need_only_accept_connections(signs: list[CheckResult], busy: bool, there: bool) -> None:
     left = iter(signs)
 
     async def look() -> CheckResult:
@@ -193,7 +191,7 @@ async def test_a_busy_server_need_not_answer_only_take_connections(
     assert not list(left)
 
 
-async def test_what_is_outside_is_asked_more_often_before_it_is_given_up() -> None:
+async def test_a_remote_backend_is_checked_more_often_before_it_counts_as_gone() -> None:
     left: list[CheckResult] = ["silent", "silent", "responds"]
 
     async def look() -> CheckResult:
@@ -203,7 +201,7 @@ async def test_what_is_outside_is_asked_more_often_before_it_is_given_up() -> No
     assert not left
 
 
-async def test_whoever_takes_a_connection_and_is_silent_is_told_from_whoever_is_not_there() -> None:
+async def test_a_silent_server_is_distinguished_from_an_unreachable_one() -> None:
     async with open_router("r") as router:
         url = urlsplit(router.url)
         endpoint = Endpoint(host=url.hostname or "", port=url.port or 0, name="r")

@@ -36,7 +36,7 @@ def test_forgets_requests_after_the_window() -> None:
     assert spent(budget, 61.0, 500) == 2
 
 
-def test_a_steady_stream_of_failures_costs_a_tenth_more_at_most() -> None:
+def test_steady_failures_cost_at_most_a_tenth_more_requests() -> None:
     budget = RetryBudget(RetryRules())
     retries = 0
     for number in range(60_000):
@@ -46,5 +46,5 @@ def test_a_steady_stream_of_failures_costs_a_tenth_more_at_most() -> None:
     assert 0.08 * 60_000 < retries <= 0.1 * 60_000 + 2 * 60
 
 
-def test_no_minimum_and_no_requests_is_no_retry() -> None:
+def test_without_requests_and_a_minimum_there_is_no_retry() -> None:
     assert not RetryBudget(RetryRules(per_second=0)).try_retry(0.0)

@@ -30,13 +30,13 @@ def test_adds_up_and_stops_at_the_limit(tmp_path: Path) -> None:
     assert subject.today == pytest.approx(1.0)
 
 
-def test_without_a_limit_nothing_is_ever_reached(tmp_path: Path) -> None:
+def test_without_a_limit_it_is_never_reached(tmp_path: Path) -> None:
     subject = SpendingTracker(tmp_path / "spent", None, Wall())
     subject.add("cloud", 1e6)
     assert not subject.limit_reached
 
 
-def test_a_restart_forgets_nothing_and_the_next_day_everything(tmp_path: Path) -> None:
+def test_costs_survive_a_restart_but_not_midnight(tmp_path: Path) -> None:
     wall = Wall()
     SpendingTracker(tmp_path / "deep" / "spent", 1.0, wall).add("cloud", 1.0)
     again = SpendingTracker(tmp_path / "deep" / "spent", 1.0, wall)
@@ -47,7 +47,7 @@ def test_a_restart_forgets_nothing_and_the_next_day_everything(tmp_path: Path) -
     assert again.today == 0
 
 
-def test_an_answer_whose_cost_was_never_told_costs_what_others_did(tmp_path: Path) -> None:
+def test_an_answer_of_unknown_cost_counts_as_the_days_mean(tmp_path: Path) -> None:
     subject = SpendingTracker(tmp_path / "spent", 1.0, Wall())
     subject.add("cloud", None)
     assert subject.today == 0
@@ -57,15 +57,13 @@ def test_an_answer_whose_cost_was_never_told_costs_what_others_did(tmp_path: Pat
 
 
 @pytest.mark.parametrize("cost", [-1.0, float("nan"), float("inf")])
-def test_a_cost_that_is_none_is_not_counted(tmp_path: Path, cost: float) -> None:
+def test_an_impossible_cost_is_not_counted(tmp_path: Path, cost: float) -> None:
     subject = SpendingTracker(tmp_path / "spent", 1.0, Wall())
     subject.add("cloud", cost)
     assert subject.today == 0
 
 
-def test_a_damaged_file_is_reported_and_does_not_stop_anything(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_file_is_logged_and_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "spent").write_bytes(b"{")
     subject = SpendingTracker(tmp_path / "spent", 1.0, Wall())
     subject.add("cloud", 0.5)
@@ -73,7 +71,7 @@ def test_a_damaged_file_is_reported_and_does_not_stop_anything(
     assert SpendingTracker(tmp_path / "spent", 1.0, Wall()).today == 0.5
 
 
-def test_a_place_that_cannot_be_written_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_cannot_be_written_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_bytes(b"")
     subject = SpendingTracker(tmp_path / "file" / "spent", 1.0, Wall())
     caplog.clear()
@@ -83,11 +81,11 @@ def test_a_place_that_cannot_be_written_is_reported_once(tmp_path: Path, caplog:
     assert caplog.text.count("cannot be written") == 1
 
 
-def test_the_file_is_where_state_belongs() -> None:
+def test_the_default_file_is_in_the_state_directory() -> None:
     assert default_file({"STATE_DIRECTORY": "/var/lib/hostler:/x"}) == Path("/var/lib/hostler/spending.json")
     assert default_file({"XDG_STATE_HOME": "/home/u/.s"}) == Path("/home/u/.s/hostler/spending.json")
 
 
-def test_a_file_that_is_not_text_begins_the_day_at_nothing(tmp_path: Path) -> None:
+def test_a_binary_file_starts_the_day_at_zero(tmp_path: Path) -> None:
     (tmp_path / "spent").write_bytes(b'{"day":"\xff"}')
     assert SpendingTracker(tmp_path / "spent", 1.0, Wall()).today == 0

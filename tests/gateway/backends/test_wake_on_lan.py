@@ -21,11 +21,11 @@ def waker(sock: socket.socket, now: list[float]) -> WakeOnLan:
 
 
 @pytest.mark.parametrize("mac", [MAC, "01-23-45-67-89-AB"])
-async def test_a_packet_is_six_bytes_of_ones_and_the_address_sixteen_times(mac: str) -> None:
+async def test_the_magic_packet(mac: str) -> None:
     assert magic_packet(mac) == b"\xff" * 6 + bytes.fromhex("0123456789ab") * 16
 
 
-async def test_one_attempt_is_one_packet_and_the_machine_is_left_in_peace_after_it() -> None:
+async def test_one_packet_wakes_for_all_and_a_failed_try_is_followed_by_a_pause() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         sock.settimeout(5)
@@ -44,7 +44,7 @@ async def test_one_attempt_is_one_packet_and_the_machine_is_left_in_peace_after_
             sock.recv(200)
 
 
-async def test_a_machine_that_was_awake_in_between_is_called_again_at_once() -> None:
+async def test_a_machine_that_was_awake_in_between_is_woken_again_at_once() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         now = [0.0]
@@ -59,7 +59,7 @@ async def test_a_machine_that_was_awake_in_between_is_called_again_at_once() -> 
         assert subject.packets == 2
 
 
-async def test_whoever_waits_goes_on_when_the_machine_is_heard_of() -> None:
+async def test_waiting_ends_when_the_machine_is_reachable() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         subject = waker(sock, [0.0])

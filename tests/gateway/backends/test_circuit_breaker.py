@@ -53,7 +53,7 @@ def test_lets_one_of_fifty_through_when_half_open() -> None:
     assert subject.state(5.0) == "half_open"
 
 
-def test_closes_after_two_probes_that_went_well() -> None:
+def test_closes_after_two_successful_trials() -> None:
     subject = breaker()
     fail(subject, 0.0, 3)
     succeed(subject, 5.0)
@@ -62,7 +62,7 @@ def test_closes_after_two_probes_that_went_well() -> None:
     assert subject.state(5.1) == "closed"
 
 
-def test_an_abandoned_probe_frees_its_place() -> None:
+def test_an_abandoned_trial_frees_its_place() -> None:
     subject = breaker()
     fail(subject, 0.0, 3)
     permit = subject.acquire(5.0)
@@ -81,7 +81,7 @@ def test_stays_open_twice_as_long_each_time_up_to_the_limit() -> None:
     assert spans == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0]
 
 
-def test_having_closed_it_begins_with_the_short_time_again() -> None:
+def test_after_closing_the_open_time_starts_short_again() -> None:
     subject = breaker()
     fail(subject, 0.0, 3)
     fail(subject, 5.0)
@@ -91,7 +91,7 @@ def test_having_closed_it_begins_with_the_short_time_again() -> None:
     assert subject.retry_in(20.0) == 5.0
 
 
-def test_chance_only_shortens_the_time() -> None:
+def test_jitter_only_shortens_the_open_time() -> None:
     rules = BreakerRules(jitter=0.2)
     for chance, span in ((0.0, 5.0), (0.5, 4.5), (1.0, 4.0)):
         subject = CircuitBreaker(rules, lambda chance=chance: chance)
@@ -112,7 +112,7 @@ def test_results_from_before_it_opened_do_not_count() -> None:
     assert subject.retry_in(6.0) == 10.0
 
 
-def test_a_late_result_does_not_free_the_place_of_a_running_probe() -> None:
+def test_a_late_result_does_not_free_the_place_of_a_running_trial() -> None:
     subject = breaker()
     late = subject.acquire(0.0)
     fail(subject, 0.0, 3)
@@ -130,21 +130,21 @@ def test_cooling_is_no_failure() -> None:
     assert subject.acquire(30.0) is not None
 
 
-def test_a_trip_lasts_as_long_as_was_said_and_ends_with_a_probe() -> None:
+def test_a_trip_lasts_as_given_and_ends_with_a_trial() -> None:
     subject = breaker()
     subject.trip(0.0, 900.0)
     assert subject.retry_in(100.0) == 800.0
     assert subject.state(900.0) == "half_open"
 
 
-def test_one_background_probe_closes_it_at_once() -> None:
+def test_one_health_check_closes_it_at_once() -> None:
     subject = breaker()
     fail(subject, 0.0, 3)
     subject.close()
     assert subject.state(0.1) == "closed" and subject.allows(0.1)
 
 
-def test_may_open_at_the_first_failure_when_told_so() -> None:
+def test_opens_at_the_first_failure_with_at_once() -> None:
     subject = breaker()
     permit = subject.acquire(0.0)
     assert permit is not None
@@ -156,7 +156,7 @@ def test_may_open_at_the_first_failure_when_told_so() -> None:
     st.lists(st.tuples(st.sampled_from(["acquire", "success", "failure", "release"]), st.floats(0, 20)), max_size=60)
 )
 @settings(deadline=None)
-def test_never_sticks_and_never_lets_two_probes_out(history: list[tuple[str, float]]) -> None:
+def test_never_sticks_and_never_allows_two_trials(history: list[tuple[str, float]]) -> None:
     subject, now = breaker(), 0.0
     out: list[BreakerPermit] = []
     for action, passed in history:
@@ -192,12 +192,12 @@ ROWS: dict[AttemptOutcome, tuple[str, str, str, str]] = {
 }
 
 
-def test_every_outcome_has_its_row() -> None:
+def test_every_outcome_has_a_rule() -> None:
     assert set(ROWS) == set(FAILURE_RULES)
 
 
 @pytest.mark.parametrize("outcome", ROWS)
-def test_the_table_says_what_follows(outcome: AttemptOutcome) -> None:
+def test_the_rule_of_each_outcome(outcome: AttemptOutcome) -> None:
     row = FAILURE_RULES[outcome]
     assert (row.retry, row.fallback, row.model, row.host) == ROWS[outcome]
 
@@ -217,7 +217,7 @@ def test_the_table_says_what_follows(outcome: AttemptOutcome) -> None:
     ("broken", 3, "closed", "open", 5),
     ("client_disconnected", 9, "closed", "closed", 0),
 ])  # fmt: skip
-def test_the_breakers_do_what_the_row_says(
+def test_the_breakers_follow_the_rule(
     outcome: AttemptOutcome, attempts: int, host: str, model: str, for_s: float
 ) -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
@@ -230,7 +230,7 @@ def test_the_breakers_do_what_the_row_says(
     assert (subject.acquire("m", 0.0) is None) == (for_s > 0)
 
 
-def test_only_refused_keys_and_unpaid_bills_alert_people() -> None:
+def test_only_failed_auth_and_required_payment_alert_operators() -> None:
     assert {outcome for outcome, row in FAILURE_RULES.items() if row.alert} == {"auth_failed", "payment_required"}
 
 
@@ -254,13 +254,13 @@ def test_an_answer_of_any_model_clears_the_host() -> None:
     assert subject.host.state(0.0) == "closed"
 
 
-def test_a_host_without_heartbeat_is_given_up_at_the_first_refusal() -> None:
+def test_a_host_without_heartbeat_opens_at_the_first_failure() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     report(subject, "m", "unreachable", 0.0, down=True)
     assert subject.acquire("m", 0.0) is None
 
 
-def test_a_model_that_is_refused_does_not_take_the_hosts_only_probe() -> None:
+def test_a_model_that_is_not_allowed_does_not_take_the_hosts_only_trial() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     report(subject, "m", "auth_failed", 0.0)
     for _ in range(3):
@@ -269,7 +269,7 @@ def test_a_model_that_is_refused_does_not_take_the_hosts_only_probe() -> None:
     assert subject.acquire("n", 5.0) is not None
 
 
-def test_a_recovered_host_is_used_again_after_one_background_probe() -> None:
+def test_a_recovered_host_is_used_again_after_one_health_check() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for _ in range(3):
         report(subject, "m", "unreachable", 0.0)
@@ -290,7 +290,7 @@ def test_a_status_is_an_outcome(status: int, retry_after: bool, loading: bool, o
     assert classify_status(status, retry_after=retry_after, loading=loading) == outcome
 
 
-def test_the_first_word_counts_before_the_answer_has_ended() -> None:
+def test_the_first_token_counts_before_the_answer_has_ended() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for _ in range(3):
         report(subject, "m", "unreachable", 0.0)
@@ -305,7 +305,7 @@ def test_the_first_word_counts_before_the_answer_has_ended() -> None:
     assert subject.acquire("m", 9.0) is not None
 
 
-def test_an_answer_that_breaks_off_is_a_failure_although_it_began() -> None:
+def test_an_answer_that_breaks_off_is_a_failure_despite_its_first_token() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for _ in range(3):
         permit = subject.acquire("m", 0.0)
@@ -317,7 +317,7 @@ def test_an_answer_that_breaks_off_is_a_failure_although_it_began() -> None:
     assert subject.state("m", 6.0) == "open"
 
 
-def test_failing_probes_keep_a_host_closed_to_requests() -> None:
+def test_failing_health_checks_keep_a_circuit_open() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for at in range(3):
         subject.check_failed(float(at), 10.0)
@@ -329,7 +329,7 @@ def test_failing_probes_keep_a_host_closed_to_requests() -> None:
     assert subject.acquire("m", 100.0) is not None
 
 
-def test_what_was_mended_by_hand_is_used_at_once() -> None:
+def test_a_reset_model_is_used_at_once() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     report(subject, "m", "payment_required", 0.0)
     subject.reset("m")
