@@ -1,35 +1,32 @@
-"""`python -m hostler.gateway`, and the `hostler` command.
-
-What runs for long and is asked for plainly starts without the command line's library.
-"""
+"""`python -m hostler.gateway`, and the `hostler` command."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from hostler.gateway.cli.start_options import FAILED, INTERRUPTED, read_start
+from hostler.gateway.cli.start_options import FAILED, INTERRUPTED, read_plain
 
 
 def main() -> None:
-    """Run the command line. What nobody has thought of is told in one line, too."""
+    """Run the command line; an unexpected error is one line, too. typer is only imported where it is needed."""
     try:
-        start = None if os.environ.get("_HOSTLER_COMPLETE") else read_start(sys.argv[1:])
-        if start is None:
+        options = None if os.environ.get("_HOSTLER_COMPLETE") else read_plain(sys.argv[1:])
+        if options is None:
             from hostler.gateway.cli.main import app
 
             app()
         else:
             from hostler.gateway.cli.launch import launch
 
-            sys.exit(launch(start))
+            sys.exit(launch(options))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
         if os.environ.get("HOSTLER_TRACEBACK"):
             raise
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        sys.stderr.write(f"hostler: this should not have happened: {said}; HOSTLER_TRACEBACK=1 shows where it did\n")
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        sys.stderr.write(f"hostler: internal error: {text}. Please report it; HOSTLER_TRACEBACK=1 shows details.\n")
         sys.exit(FAILED)
 
 

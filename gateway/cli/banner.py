@@ -1,40 +1,40 @@
-"""What a person at the terminal needs to begin: addresses that can be called as they stand, and lines to paste."""
+"""What is printed when the gateway listens: its addresses, and lines that can be pasted into a shell."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from hostler import __version__
 
-#: Who listens everywhere is called from the same machine by these.
-_NEAR = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-
+#: The addresses at which this machine reaches a gateway that listens everywhere.
+_LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 #: As many models are named; `hostler models` lists all.
-_NAMES_SHOWN = 6
+_MAX_NAMES: Final = 6
 
 
-def greeting(
-    models: Sequence[str], default: str, places: Sequence[tuple[str, int]], *, keyed: bool, machine: str
+def banner(
+    models: Sequence[str], default: str, addresses: Sequence[tuple[str, int]], *, keys_required: bool, hostname: str
 ) -> str:
-    """`places` is where the gateway listens, `machine` the name by which others know this machine."""
-    near = list(dict.fromkeys(nearby(*place) for place in places))
-    far = list(dict.fromkeys(f"http://{machine}:{port}" for host, port in places if host in _NEAR))
-    url = near[0]
+    """The text for a gateway that listens at `addresses`, on a machine that others know as `hostname`."""
+    local = list(dict.fromkeys(local_url(*address) for address in addresses))
+    remote = list(dict.fromkeys(f"http://{hostname}:{port}" for host, port in addresses if host in _LOOPBACK))
+    url = local[0]
     lines = [
-        f"Hostler {__version__} listens on {' and '.join(near)}",
-        *([f"  elsewhere  {' and '.join(far)}"] if far else []),
-        f"  models     {_some(models) or 'those of its backends'}",
-        *(["  KEY        each request needs one: hostler keys add NAME"] if keyed else []),
+        f"Hostler {__version__} listens on {' and '.join(local)}",
+        *([f"  network    {' and '.join(remote)}"] if remote else []),
+        f"  models     {_first(models) or 'those of its backends'}",
+        *(["  API keys   required; `hostler keys add NAME` creates one"] if keys_required else []),
         "",
-        # A line each: what a terminal of 80 columns breaks is hard to read.
+        # Broken so that no line is longer than 80 columns.
         f"  curl {url}/v1/chat/completions \\",
         "    -H 'Content-Type: application/json' \\",
-        *(["    -H 'Authorization: Bearer KEY' \\"] if keyed else []),
+        *(["    -H 'Authorization: Bearer KEY' \\"] if keys_required else []),
         f'    -d \'{{"model": "{default}", "stream": true,',
         '         "messages": [{"role": "user", "content": "Hello!"}]}\'',
         "",
-        f"  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={'KEY' if keyed else 'unused'}",
+        f"  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={'KEY' if keys_required else 'unused'}",
         f"  export OLLAMA_HOST={url}",
         f"  dashboard  {url}/ui/",
         "",
@@ -43,17 +43,16 @@ def greeting(
     return "\n".join(lines)
 
 
-def _some(names: Sequence[str]) -> str:
-    """The names, or the first of many."""
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names) if more < 2 else f"{', '.join(names[:_NAMES_SHOWN])} and {more} more"
+def _first(names: Sequence[str]) -> str:
+    more = len(names) - _MAX_NAMES
+    return ", ".join(names) if more < 2 else f"{', '.join(names[:_MAX_NAMES])} and {more} more"
 
 
-def nearby(host: str, port: int) -> str:
-    """The URL of a gateway that listens there, for those on the same machine."""
-    return f"http://{shown(_NEAR.get(host, host), port)}"
+def local_url(host: str, port: int) -> str:
+    """The URL at which this machine reaches a gateway that listens there."""
+    return f"http://{format_address(_LOOPBACK.get(host, host), port)}"
 
 
-def shown(host: str, port: int) -> str:
-    """An address as people write it."""
+def format_address(host: str, port: int) -> str:
+    """`host:port`, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,39 +1,44 @@
-"""Calls a running gateway or supervisor for the command line: JSON in and out, event streams, and errors that help."""
+"""The admin client: how commands find and call a gateway or supervisor, and errors that say what to do."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
 import socket
-import urllib.error
-import urllib.parse
-import urllib.request
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
+import httpx
+import msgspec
+
+from hostler import __version__
 from hostler.adapters import sse
-from hostler.gateway.cli.banner import nearby
-from hostler.gateway.cli.options import FAILED, REFUSED, UNREACHABLE, USAGE
-from hostler.gateway.config import ConfigError, Configuration, parse_address, secret
+from hostler.gateway.cli.banner import local_url
+from hostler.gateway.cli.start_options import FAILED, UNAUTHORIZED, UNREACHABLE, USAGE
+from hostler.gateway.config import Configuration, SettingsError, parse_address, secret
 
-#: How long an answer may take, and a stream may be silent: both kinds of streams are pinged more often, in seconds.
-_ASK_S = 5.0
-_SILENCE_S = 40.0
+#: Time limit of an answer, and of silence in a stream, in seconds. Streams are pinged more often than that.
+ANSWER_S: Final = 5.0
+SILENCE_S: Final = 40.0
 
-#: How a supervisor asks for its token; see `supervisor/auth.py`.
-_SUPERVISOR_REALM = "hostler-supervisor"
+#: The realm in a supervisor's 401; see `supervisor/auth.py`.
+_SUPERVISOR_REALM: Final = "hostler-supervisor"
 
-_ADDRESS = re.compile(r"https?://(\[[0-9A-Fa-f:.%]+\]|[^\[\]/:@\s]+)(:\d{1,5})?(/\S*)?")
+_URL: Final = re.compile(r"https?://(\[[0-9A-Fa-f:.%]+\]|[^\[\]/:@\s]+)(:\d{1,5})?(/\S*)?")
 
-Kind = Literal["gateway", "supervisor"]
+#: What a supervisor's host is called in the status made from it.
+SUPERVISOR_HOST: Final = "this one"
+
+#: Names that are listed when a model is unknown.
+_MAX_NAMES: Final = 20
 
 
 class CallFailed(Exception):
-    """A call that gave no answer; the message says what to do, `exit_code` how the command ends, `status` what HTTP said."""
+    """A call without a usable answer. The message says what to do; `exit_code` is the command's, `status` HTTP's or 0."""
 
     def __init__(self, message: str, exit_code: int, status: int = 0) -> None:
         super().__init__(message)
@@ -41,176 +46,200 @@ class CallFailed(Exception):
         self.status = status
 
 
-class _NobodyThere(CallFailed):
-    """Nobody listens there."""
+class NotListening(CallFailed):
+    """No connection could be made."""
 
 
-class Caller:
-    """Whoever listens at `url`, spoken to with `key`. All methods raise `CallFailed`."""
+class Answer(msgspec.Struct, frozen=True):
+    """Any answer, good or bad. Names of headers are in lower case; `body` is empty unless it is a JSON object."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: dict[str, Any]
+
+
+class AdminClient:
+    """Calls the gateway or supervisor at `url`, without proxies or redirects: the key is for this address alone.
+
+    All methods raise `CallFailed`.
+    """
 
     def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url.rstrip("/")
-        self._key = key
-        self._opener = urllib.request.OpenerDirector()
-        # No proxies, and no redirects: the key is for this address alone.
-        for handler in (
-            urllib.request.HTTPHandler(),
-            urllib.request.HTTPSHandler(),
-            urllib.request.HTTPDefaultErrorHandler(),
-            urllib.request.HTTPErrorProcessor(),
-            urllib.request.UnknownHandler(),
-        ):
-            self._opener.add_handler(handler)
+        self._has_key = key is not None
+        self._http = httpx.Client(
+            headers={"User-Agent": f"hostler/{__version__}"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+            trust_env=False,
+            limits=httpx.Limits(max_keepalive_connections=0),
+            # The system's certificates rather than certifi's; loading them takes a while, so only for https.
+            verify=ssl.create_default_context() if url.startswith("https:") else False,
+        )
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """What is answered to GET."""
-        return self._object(self._answered(path, None, _ASK_S, query or {}))
+        """GET an object."""
+        return self._object(self._json("GET", path, query=query))
 
-    def items(self, path: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
-        """What is answered to GET where it is a list."""
-        told = self._answered(path, None, _ASK_S, query)
-        return told if isinstance(told, list) else []
+    def get_list(self, path: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
+        """GET a list; empty if it is something else."""
+        found = self._json("GET", path, query=query)
+        return found if isinstance(found, list) else []
 
-    def post(self, path: str, limit_s: float = _ASK_S, **body: object) -> dict[str, Any]:
-        """What is answered to an order."""
-        return self._object(self._answered(path, body, limit_s, {}))
+    def post(self, path: str, timeout_s: float = ANSWER_S, **body: object) -> dict[str, Any]:
+        """POST an object and receive one."""
+        return self._object(self._json("POST", path, body=body, timeout_s=timeout_s))
 
-    def say(
-        self, path: str, body: Mapping[str, object], headers: Mapping[str, str], limit_s: float
-    ) -> tuple[int, Mapping[str, str], dict[str, Any]]:
-        """Status, headers (names in lower case) and body of an answer, whether it is a good one or not."""
-        try:
-            with self._open(path, body, limit_s, {}, headers) as answer:
-                return answer.status, _lower(answer.headers), _decoded(answer.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, _lower(error.headers), _decoded(error.read())
-        except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
-            raise self._nobody(error) from error
+    def send(self, path: str, body: Mapping[str, object], headers: Mapping[str, str], timeout_s: float) -> Answer:
+        """POST an object; an error status is an answer, too."""
+        with self._errors(), self._stream("POST", path, body=body, headers=headers, timeout_s=timeout_s) as response:
+            return Answer(response.status_code, dict(response.headers), _json_object(response.read()))
 
     def events(
         self, path: str, query: Mapping[str, str] | None = None, *, body: Mapping[str, object] | None = None
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The events of a stream, each with its data, until it ends."""
-        events = sse.EventReader()
-        with (
-            self._told_plainly(),
-            self._open(path, body, _SILENCE_S, query or {}, {"Accept": sse.MEDIA_TYPE}) as answer,
-        ):
-            for line in answer:
-                for name, data in events.feed(line):
-                    yield name, json.loads(data)
+    ) -> Iterator[tuple[str, Any]]:
+        """The events of a stream, until it ends: names and decoded data."""
+        reader = sse.EventReader()
+        with self._errors(), self._open(sse.MEDIA_TYPE, path, query, body) as response:
+            for data in response.iter_bytes():
+                for name, payload in reader.feed(data):
+                    yield name, json.loads(payload)
 
     def lines(self, path: str, query: Mapping[str, str] | None = None) -> Iterator[str]:
-        """The lines of a text, as they come."""
-        with self._told_plainly(), self._open(path, None, _SILENCE_S, query or {}, {"Accept": "text/plain"}) as answer:
-            for line in answer:
-                yield line.decode("utf-8", "replace").rstrip("\r\n")
+        """The lines of a text, as they arrive."""
+        with self._errors(), self._open("text/plain", path, query, None) as response:
+            yield from response.iter_lines()
 
-    def _answered(self, path: str, body: Mapping[str, object] | None, limit_s: float, query: Mapping[str, str]) -> Any:
-        with self._told_plainly(), self._open(path, body, limit_s, query, {}) as answer:
-            return json.load(answer)
-
-    def _object(self, told: Any) -> dict[str, Any]:
-        if not isinstance(told, dict):
-            raise CallFailed(f"{self.url} is no Hostler gateway: it answers something else", UNREACHABLE)
-        return told
-
-    def _open(
+    def _json(
         self,
+        method: str,
         path: str,
-        body: Mapping[str, object] | None,
-        limit_s: float,
-        query: Mapping[str, str],
-        headers: Mapping[str, str],
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, object] | None = None,
+        timeout_s: float = ANSWER_S,
     ) -> Any:
-        asked = f"?{urllib.parse.urlencode(query)}" if query else ""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path + asked, data=data, headers=dict(headers))
-        if data is not None:
-            request.add_header("Content-Type", "application/json")
-        if self._key:
-            request.add_header("Authorization", f"Bearer {self._key}")
-        return self._opener.open(request, timeout=limit_s)
+        with self._errors(), self._stream(method, path, query=query, body=body, timeout_s=timeout_s) as response:
+            self._check(response)
+            return json.loads(response.read())
 
     @contextmanager
-    def _told_plainly(self) -> Iterator[None]:
+    def _open(
+        self, accept: str, path: str, query: Mapping[str, str] | None, body: Mapping[str, object] | None
+    ) -> Iterator[httpx.Response]:
+        method = "GET" if body is None else "POST"
+        with self._stream(
+            method, path, query=query, body=body, headers={"Accept": accept}, timeout_s=SILENCE_S
+        ) as response:
+            self._check(response)
+            yield response
+
+    @contextmanager
+    def _stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, object] | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float,
+    ) -> Iterator[httpx.Response]:
+        timeout = httpx.Timeout(timeout_s)
+        with self._http.stream(
+            method, self.url + path, params=query, json=body, headers=headers, timeout=timeout
+        ) as response:
+            yield response
+
+    def _object(self, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise CallFailed(f"{self.url} is no Hostler gateway: its answer is not a JSON object", UNREACHABLE)
+        return value
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
         """The library's exceptions become ours."""
         try:
             yield
-        except urllib.error.HTTPError as error:
-            with error:
-                raise self._refused(error) from error
-        except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
-            raise self._nobody(error) from error
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError, sse.EventTooLarge) as error:
+            raise self._not_reached(error) from error
 
-    def _refused(self, error: urllib.error.HTTPError) -> CallFailed:
-        body = _decoded(error.read())
-        status, words = error.code, message_of(body)
-        kind = "supervisor" if _SUPERVISOR_REALM in (error.headers.get("WWW-Authenticate") or "") else "gateway"
+    def _check(self, response: httpx.Response) -> None:
+        """Raise `CallFailed` for an error status."""
+        status = response.status_code
+        if status < 300:
+            return
+        body = _json_object(response.read())
+        message = error_message(body)
+        realm = response.headers.get("WWW-Authenticate", "")
+        kind = "supervisor" if _SUPERVISOR_REALM in realm else "gateway"
         if status == 401:
-            thing = "its token" if kind == "supervisor" else "a key"
-            hint = "" if kind == "supervisor" else " (`hostler keys add NAME` makes one)"
-            words = (
-                f"the {kind} at {self.url} does not know this key; put another one into HOSTLER_API_KEY or --key-file"
-                if self._key
-                else f"the {kind} at {self.url} wants {thing}: put it into HOSTLER_API_KEY or name a file with --key-file"
+            needed = "its token" if kind == "supervisor" else "an API key"
+            hint = "" if kind == "supervisor" else " (`hostler keys add NAME` creates one)"
+            text = (
+                f"the {kind} at {self.url} does not know this key; set HOSTLER_API_KEY or --key-file to another one"
+                if self._has_key
+                else f"the {kind} at {self.url} requires {needed}: set HOSTLER_API_KEY, or name a file with --key-file"
             )
-            return CallFailed(words + hint, REFUSED, status)
+            raise CallFailed(text + hint, UNAUTHORIZED, status)
         if status == 403:
-            scope = re.search(r"scope '(\w+)'", words)
+            scope = re.search(r"scope '(\w+)'", message)
             if scope is not None:
-                words = (
+                message = (
                     f"the key lacks the scope {scope[1]}; `hostler keys add NAME --scope read --scope operate` "
-                    "makes one that looks and acts"
+                    "creates one that has it"
                 )
-            return CallFailed(words or f"{self.url} refuses this", REFUSED, status)
-        if status in (404, 405) and not words:
-            return CallFailed(f"{self.url} is no Hostler gateway: it knows no such address", UNREACHABLE, status)
-        unknown = "model_not_found" in str(body) or "unknown_profile" in str(body)
-        words = words or f"{self.url} answers with status {status}: is it a Hostler gateway?"
-        return CallFailed(words, USAGE if unknown else FAILED, status)
-
-    def _nobody(self, error: Exception) -> CallFailed:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        if not _ADDRESS.fullmatch(self.url) or isinstance(
-            reason, http.client.InvalidURL | UnicodeError | OverflowError
-        ):
-            return CallFailed(f"{self.url} is no address; write it like http://127.0.0.1:8000", UNREACHABLE)
-        if isinstance(reason, TimeoutError):
-            return CallFailed(f"{self.url} takes connections, but does not answer; look into its log", UNREACHABLE)
-        if isinstance(reason, http.client.BadStatusLine | ConnectionResetError | ValueError) and not isinstance(
-            reason, http.client.RemoteDisconnected
-        ):
-            return CallFailed(
-                f"{self.url} does not speak as a Hostler gateway does; name another with --url", UNREACHABLE
+            raise CallFailed(message or f"{self.url} refuses this request", UNAUTHORIZED, status)
+        if status in (404, 405) and not message:
+            raise CallFailed(
+                f"{self.url} is no Hostler gateway: it does not know {response.url.path}", UNREACHABLE, status
             )
-        why = " (there is no host of that name)" if isinstance(reason, socket.gaierror) else ""
-        return _NobodyThere(
-            f"no gateway answers at {self.url}{why}; start one with `hostler up`, or name it with --url", UNREACHABLE
-        )
+        unknown_name = "model_not_found" in str(body) or "unknown_profile" in str(body)
+        message = message or f"{self.url} answers with status {status}: is it a Hostler gateway?"
+        raise CallFailed(message, USAGE if unknown_name else FAILED, status)
+
+    def _not_reached(self, error: Exception) -> CallFailed:
+        if not _URL.fullmatch(self.url) or isinstance(error, httpx.InvalidURL | UnicodeError | OverflowError):
+            return CallFailed(f"{self.url} is no address; write it like http://127.0.0.1:8000", UNREACHABLE)
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            unknown = " (unknown host name)" if _caused_by(error, socket.gaierror) else ""
+            return NotListening(
+                f"no gateway answers at {self.url}{unknown}; start one with `hostler up`, or name another with --url",
+                UNREACHABLE,
+            )
+        if isinstance(error, httpx.TimeoutException):
+            return CallFailed(f"{self.url} accepts connections but does not answer; check its log", UNREACHABLE)
+        if isinstance(error, httpx.RemoteProtocolError) and "disconnected" in str(error):
+            return NotListening(f"{self.url} closed the connection; the gateway may be stopping", UNREACHABLE)
+        return CallFailed(f"{self.url} does not answer like a Hostler gateway; name another with --url", UNREACHABLE)
 
 
-class House:
-    """A gateway or supervisor that answers: what it is, and all that it told of itself.
+def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
-    `status` is the gateway's, or one made of the supervisor's own, which stands in `told`; empty if the key may give
-    orders but not look.
+
+class AdminTarget:
+    """The gateway or supervisor that a command works with, and its status when it was found.
+
+    `own_status` is as it was answered. `status` has the shape of a gateway's for both kinds; it is empty if the key may
+    operate but not read.
     """
 
-    def __init__(self, caller: Caller, kind: Kind, told: dict[str, Any]) -> None:
-        self.caller = caller
+    def __init__(self, client: AdminClient, kind: Literal["gateway", "supervisor"], own_status: dict[str, Any]) -> None:
+        self.client = client
         self.kind = kind
-        self.told = told
-        self.status = told if kind == "gateway" else _as_gateway(told)
+        self.own_status = own_status
+        self.status = own_status if kind == "gateway" else _gateway_status(own_status)
 
-    def gateway_only(self, what: str) -> None:
-        """Raises `CallFailed` where a supervisor cannot do it."""
+    def require_gateway(self, reason: str) -> None:
+        """Raise `CallFailed` if it is a supervisor."""
         if self.kind == "supervisor":
-            raise CallFailed(f"{self.caller.url} is a supervisor, and {what}; name the gateway with --url", UNREACHABLE)
+            raise CallFailed(
+                f"{self.client.url} is a supervisor, and {reason}; name the gateway with --url", UNREACHABLE
+            )
 
-    def model(self, name: str) -> str:
-        """A model's own name. Raises `CallFailed` with the names there are."""
+    def model_name(self, name: str) -> str:
+        """The model's own name for a name or an alias. Raises `CallFailed` with the names that exist."""
         cards = self.status.get("models", [])
         for card in cards:
             if name == card["name"]:
@@ -223,136 +252,123 @@ class House:
         raise CallFailed(unknown_model(name, [card["name"] for card in cards]), USAGE)
 
 
-#: As many names are listed where one was not known.
-_NAMES_SHOWN = 20
-
-
 def unknown_model(name: str, known: list[str]) -> str:
-    """What to say of a name that no model has."""
+    """The error for a name that no model has."""
     import difflib
 
     near = difflib.get_close_matches(name, known, n=1)
-    meant = f", did you mean {near[0]}?" if near else ""
-    more = len(known) - _NAMES_SHOWN
-    listed = ", ".join(known[:_NAMES_SHOWN]) + (f" and {more} more, see `hostler models`" if more > 0 else "")
-    return f"there is no model {name!r}{meant or ';'} models are: {listed or 'none'}"
+    hint = f", did you mean {near[0]}?" if near else ";"
+    more = len(known) - _MAX_NAMES
+    listed = ", ".join(known[:_MAX_NAMES]) + (f" and {more} more, see `hostler models`" if more > 0 else "")
+    return f"unknown model {name!r}{hint} models are: {listed or 'none'}"
 
 
-def reach(
-    configuration: Configuration, url: str | None = None, key_file: str | None = None, *, look: bool = True
-) -> House:
-    """The gateway that the configuration or `url` names, else the supervisor of this machine. Raises `CallFailed`.
+def connect(
+    configuration: Configuration, url: str | None = None, key_file: str | None = None, *, status_required: bool = True
+) -> AdminTarget:
+    """The gateway at `url` or as configured, else this machine's supervisor. Raises `CallFailed`.
 
-    Without `look` a key that may not read is good enough.
+    Unless `status_required`, a key without the scope read will do.
     """
-    key = key_given(key_file)
+    key = read_key(key_file)
     try:
-        return _look(Caller(address(configuration, url), key), look=look)
-    except _NobodyThere:
-        house = None if url else _own_supervisor(configuration, key)
-        if house is None:
+        return _identify(AdminClient(gateway_url(configuration, url), key), status_required=status_required)
+    except NotListening:
+        target = None if url else _local_supervisor(configuration, key)
+        if target is None:
             raise
-        return house
+        return target
 
 
-def _look(caller: Caller, *, look: bool = True) -> House:
+def _identify(client: AdminClient, *, status_required: bool = True) -> AdminTarget:
     try:
-        told = caller.get("/admin/status")
+        status = client.get("/admin/status")
     except CallFailed as error:
-        if error.status == 403 and not look:
-            return House(caller, "gateway", {})
+        if error.status == 403 and not status_required:
+            return AdminTarget(client, "gateway", {})
         if error.status not in (404, 405):
             raise
     else:
-        if {"version", "hosts", "models"} <= told.keys():
-            return House(caller, "gateway", told)
-        raise CallFailed(f"{caller.url} is no Hostler gateway: it answers something else", UNREACHABLE)
+        if {"version", "hosts", "models"} <= status.keys():
+            return AdminTarget(client, "gateway", status)
+        raise CallFailed(f"{client.url} is no Hostler gateway: its /admin/status is something else", UNREACHABLE)
     try:
-        told = caller.get("/models/status")
+        status = client.get("/models/status")
     except CallFailed as error:
-        if error.exit_code == REFUSED:
+        if error.exit_code == UNAUTHORIZED:
             raise
-        told = {}
-    if not {"profiles", "exclusive"} <= told.keys():
-        raise CallFailed(f"{caller.url} is no Hostler gateway: it has no /admin/status", UNREACHABLE)
-    return House(caller, "supervisor", told)
+        status = {}
+    if not {"profiles", "exclusive"} <= status.keys():
+        raise CallFailed(f"{client.url} is no Hostler gateway: it has no /admin/status", UNREACHABLE)
+    return AdminTarget(client, "supervisor", status)
 
 
-def _own_supervisor(configuration: Configuration, key: str | None) -> House | None:
-    """This machine's supervisor, if it runs alone as its file says."""
+def _local_supervisor(configuration: Configuration, key: str | None) -> AdminTarget | None:
+    """The supervisor that the configuration file describes, if it runs alone on this machine."""
     if configuration.path is None:
         return None
     settings = configuration.settings.supervisor
     try:
         token = key or secret(settings.token, settings.token_file, "supervisor.token_file")
-        return _look(Caller(nearby(*parse_address(settings.listen)), token))
-    except (CallFailed, ConfigError):
+        return _identify(AdminClient(local_url(*parse_address(settings.listen)), token))
+    except (CallFailed, SettingsError):
         return None
 
 
-def address(configuration: Configuration, url: str | None = None) -> str:
-    """Where to ask the gateway: as told, else the first of `gateway.listen`, as it is called from this machine."""
+def gateway_url(configuration: Configuration, url: str | None = None) -> str:
+    """The given URL, `http://` added if need be, else that of the first of `gateway.listen`."""
     if url:
         return (url if "://" in url else f"http://{url}").rstrip("/")
-    return nearby(*parse_address(configuration.settings.gateway.listen[0]))
+    return local_url(*parse_address(configuration.settings.gateway.listen[0]))
 
 
-def key_given(key_file: str | None) -> str | None:
-    """The key to show: from the file, else from HOSTLER_API_KEY. Raises `CallFailed`."""
+def read_key(key_file: str | None) -> str | None:
+    """The API key from the file, else from HOSTLER_API_KEY. Raises `CallFailed`."""
     if key_file is None:
-        text, where = os.environ.get("HOSTLER_API_KEY", "").strip(), "HOSTLER_API_KEY"
+        text, source = os.environ.get("HOSTLER_API_KEY", "").strip(), "HOSTLER_API_KEY"
         if not text:
             return None
     else:
-        where = f"--key-file {key_file}"
+        source = f"--key-file {key_file}"
         try:
             text = Path(key_file).expanduser().read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise CallFailed(f"{where}: cannot be read: {reason}", USAGE) from error
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise CallFailed(f"{source}: cannot be read: {reason}", USAGE) from error
     if not text or not text.isascii() or not text.isprintable():
-        raise CallFailed(f"{where} holds no key: that would be one line, as `hostler keys add NAME` prints it", USAGE)
+        raise CallFailed(f"{source} holds no key; a key is one line, as printed by `hostler keys add NAME`", USAGE)
     return text
 
 
-def message_of(body: Mapping[str, Any]) -> str:
-    """What an error answer says, in any of the shapes there are."""
+def error_message(body: Mapping[str, Any]) -> str:
+    """The message of an error answer, in any protocol's shape; empty if there is none."""
     error = body.get("error")
     return str(error.get("message", "")) if isinstance(error, dict) else str(error or "")
 
 
-def _as_gateway(host: dict[str, Any]) -> dict[str, Any]:
+def _gateway_status(host: dict[str, Any]) -> dict[str, Any]:
     """A supervisor's status in the shape of a gateway's."""
-    states = {each["model"]: each for each in host["models"]}
-    shown = {"ready": "loaded", "starting": "loading", "failed": "failed", "backoff": "failed"}
+    processes = {each["model"]: each for each in host["models"]}
+    states = {"ready": "loaded", "starting": "loading", "failed": "failed", "backoff": "failed"}
     cards = []
     for profile in host["profiles"]:
-        status = states.get(profile["name"], {})
-        failure = status.get("failure") or {}
+        process = processes.get(profile["name"], {})
         cards.append(
             {
                 **profile,
-                "state": shown.get(status.get("state", "stopped"), "unloaded"),
-                "failure": failure.get("message"),
-                "percent": status.get("percent"),
+                "state": states.get(process.get("state", "stopped"), "unloaded"),
+                "failure": (process.get("failure") or {}).get("message"),
+                "percent": process.get("percent"),
             }
         )
-    ready = next((card["name"] for card in cards if card["state"] == "loaded"), None)
-    place = {"backend": NAME_OF_SUPERVISOR, "reachable": True, "host": host, "waiting": None, "serving": None}
-    return {"active": ready, "models": cards, "hosts": [{**place, "queue": [], "engines": []}], "in_flight": []}
+    active = next((card["name"] for card in cards if card["state"] == "loaded"), None)
+    view = {"backend": SUPERVISOR_HOST, "reachable": True, "host": host, "waiting": None, "serving": None}
+    return {"active": active, "models": cards, "hosts": [{**view, "queue": [], "engines": []}], "in_flight": []}
 
 
-#: What the one host is called where there is no gateway to give it a name.
-NAME_OF_SUPERVISOR = "this one"
-
-
-def _decoded(body: bytes) -> dict[str, Any]:
+def _json_object(body: bytes) -> dict[str, Any]:
     try:
         decoded = json.loads(body)
     except ValueError:
         return {}
     return decoded if isinstance(decoded, dict) else {}
-
-
-def _lower(headers: Any) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}

@@ -1,4 +1,4 @@
-"""Fetching models with somebody watching: a progress bar on a terminal, plain lines elsewhere."""
+"""Downloads of model files with their progress: a bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from hostler.profiles.fetch import cached, fetch_now
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress, SourceError, cache_directory
 
-__all__ = ["SourceError", "fetch", "log_progress"]
+__all__ = ["SourceError", "download", "log_progress"]
 
 logger = logging.getLogger(__name__)
 
-_STEP = 10  # percent between two plain lines
+_STEP = 10  # percent between two log lines
 
 
-def fetch(profile: Profile) -> Path:
-    """The profile's file, fetched if it is not here yet. Blocks; Ctrl-C leaves nothing behind. Raises `SourceError`."""
+def download(profile: Profile) -> Path:
+    """The profile's file, downloaded unless it is in the cache. Blocks. Raises `SourceError`."""
     path = cached(profile)
     if path is not None:
         return path
     if sys.stderr.isatty():
-        return _fetch_with_bar(profile)
+        return _download_with_bar(profile)
     return _blocking(profile, log_progress())
 
 
 def log_progress() -> Callable[[FetchProgress], None]:
-    """A listener that logs a line at the beginning, every ten percent, and at the end. Called from a thread."""
+    """A listener that logs the beginning, every ten percent, and the end."""
     last: tuple[str, int] = ("", -1)
 
     def listen(progress: FetchProgress) -> None:
@@ -46,7 +46,7 @@ def log_progress() -> Callable[[FetchProgress], None]:
     return listen
 
 
-def _fetch_with_bar(profile: Profile) -> Path:
+def _download_with_bar(profile: Profile) -> Path:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -58,7 +58,7 @@ def _fetch_with_bar(profile: Profile) -> Path:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(profile.name, total=None, phase="fetching")
+        task = bar.add_task(profile.name, total=None, phase="downloading")
 
         def listen(progress: FetchProgress) -> None:
             bar.update(
@@ -73,17 +73,17 @@ def _fetch_with_bar(profile: Profile) -> Path:
 
 
 def _blocking(profile: Profile, report: Callable[[FetchProgress], None]) -> Path:
-    """Fetch in a thread, so that Ctrl-C is heard at once and the thread can tidy up."""
+    """Download in a thread: Ctrl-C is handled at once, and the thread can clean up."""
     stop = Stop()
     result: list[Path | BaseException] = []
 
     def work() -> None:
         try:
             result.append(fetch_now(profile, cache_directory(), report, stop))
-        except BaseException as error:  # carried over to the waiting thread and raised there
+        except BaseException as error:  # raised in the waiting thread
             result.append(error)
 
-    thread = threading.Thread(target=work, name="fetch", daemon=True)
+    thread = threading.Thread(target=work, name="download", daemon=True)
     thread.start()
     try:
         while thread.is_alive():

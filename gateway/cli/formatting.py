@@ -1,6 +1,6 @@
-"""Tables and lines for people: aligned, without boxes, as wide as the terminal, coloured where colours are seen.
+"""Text for people: numbers, shortened names, and tables as wide as the terminal.
 
-Into a pipe goes everything, uncut and uncoloured. What is told by others is made harmless before it is shown.
+Into a pipe goes everything, neither cut nor coloured. Control characters in what others have written are replaced.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from rich.text import Text
 
 from hostler.gateway.events import printable
 
-#: What stands where there is nothing to tell.
-NOTHING = "-"
+#: Stands where there is no value.
+MISSING: Final = "-"
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-def size(value: float | None) -> str:
-    """Bytes with three digits and a unit."""
+def format_bytes(value: float | None) -> str:
+    """A size with up to three digits and a unit."""
     if not value:
-        return NOTHING
+        return MISSING
     unit = 0
     while value >= 1000 and unit < len(_UNITS) - 1:
         value /= 1024
@@ -36,10 +36,10 @@ def size(value: float | None) -> str:
     return f"{value:.0f} {_UNITS[unit]}" if unit == 0 or value >= 99.95 else f"{value:.1f} {_UNITS[unit]}"
 
 
-def seconds(value: float | None) -> str:
+def format_seconds(value: float | None) -> str:
     """A duration, the longer the coarser."""
     if value is None or not math.isfinite(value):
-        return NOTHING
+        return MISSING
     if value < 0.0005:
         return "0 s"
     if value < 0.9995:
@@ -56,39 +56,39 @@ def seconds(value: float | None) -> str:
     return f"{minutes // (24 * 60)} days"
 
 
-def clock(at: float) -> str:
-    """The time of the day; the day, too, unless it is today."""
+def format_time(at: float) -> str:
+    """The time of day; for another day than today, its date and the time."""
     then, now = time.localtime(at), time.localtime()
     pattern = "%H:%M:%S" if (then.tm_year, then.tm_yday) == (now.tm_year, now.tm_yday) else "%m-%d %H:%M"
     return time.strftime(pattern, then)
 
 
-def count(number: int, one: str, many: str | None = None) -> str:
+def format_speed(tokens: int, over_s: float) -> str:
+    """Tokens per second after the first one."""
+    return f"{(tokens - 1) / over_s:.0f} tokens/s" if tokens > 1 and over_s > 0 else MISSING
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
     """`1 request`, `2 requests`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def speed(tokens: int, over_s: float) -> str:
-    """Words of a model each second, from the first one on."""
-    return f"{(tokens - 1) / over_s:.0f} tokens/s" if tokens > 1 and over_s > 0 else NOTHING
+_ELLIPSIS: Final = "…"
 
-
-_CUT: Final = "…"
-
-#: Names that look alike are looked at again so often: each time further to where they differ.
+#: Rounds in which names that still look alike are cut elsewhere, each time further towards where they differ.
 _ROUNDS: Final = 8
 
-#: Where there is so much room for the rest, its last characters are shown, too: a mark behind a name stays.
-_ROOMY: Final = 8
+#: With this much room after the ellipsis, the last characters of a name are kept, and with them a mark behind it.
+_MIN_REST: Final = 8
 _TAIL: Final = 2
 
-#: Of what stands in front of where names differ, so much is shown.
+#: Characters that are shown before the place where names differ.
 _BEFORE: Final = 2
 
 
-def shortened(names: Collection[str], width: int) -> Mapping[str, str]:
-    """Every name in at most `width` cells, beginning and end kept; different names look different if there is a way."""
-    shown = {name: middle_cut(name, width) for name in names}
+def shorten_names(names: Collection[str], width: int) -> Mapping[str, str]:
+    """Every name in at most `width` cells, beginning and end kept; different names stay different where possible."""
+    shown = {name: cut_middle(name, width) for name in names}
     for _ in range(_ROUNDS):
         alike: dict[str, list[str]] = {}
         for name, short in shown.items():
@@ -96,9 +96,9 @@ def shortened(names: Collection[str], width: int) -> Mapping[str, str]:
         changed = False
         for group in alike.values():
             if len(group) > 1:
-                place = max(0, _same(group) - _BEFORE)
+                at = max(0, _common_prefix(group) - _BEFORE)
                 for name in group:
-                    short = _around(name, place, width)
+                    short = _cut_before(name, at, width)
                     changed = changed or short != shown[name]
                     shown[name] = short
         if not changed:
@@ -106,31 +106,31 @@ def shortened(names: Collection[str], width: int) -> Mapping[str, str]:
     return shown
 
 
-def middle_cut(text: str, width: int) -> str:
+def cut_middle(text: str, width: int) -> str:
     """The text in at most `width` cells: its beginning, an ellipsis, its end."""
     if cell_len(text) <= width:
         return text
     if width < 3:
-        return _begin_of(text, width - 1) + _CUT if width > 0 else ""
+        return _first_cells(text, width - 1) + _ELLIPSIS if width > 0 else ""
     tail = (width - 1) // 2
-    return _begin_of(text, width - 1 - tail) + _CUT + _end_of(text, tail)
+    return _first_cells(text, width - 1 - tail) + _ELLIPSIS + _last_cells(text, tail)
 
 
-def _around(name: str, place: int, width: int) -> str:
-    """The name's beginning, then what stands at `place`, where it differs from others that begin and end alike."""
+def _cut_before(name: str, at: int, width: int) -> str:
+    """The name's beginning, then what stands at `at`, where it differs from names that begin and end like it."""
     if cell_len(name) <= width:
         return name
-    head = _begin_of(name, width // 3)
-    if place <= len(head) + 1:
-        return _begin_of(name, width - 1) + _CUT
-    rest, room = name[place:], width - cell_len(head) - 1
+    head = _first_cells(name, width // 3)
+    if at <= len(head) + 1:
+        return _first_cells(name, width - 1) + _ELLIPSIS
+    rest, room = name[at:], width - cell_len(head) - 1
     if cell_len(rest) > room:
-        tail = _TAIL if room >= _ROOMY else 0
-        rest = _begin_of(rest, room - 1 - tail) + _CUT + _end_of(rest, tail)
-    return head + _CUT + rest
+        tail = _TAIL if room >= _MIN_REST else 0
+        rest = _first_cells(rest, room - 1 - tail) + _ELLIPSIS + _last_cells(rest, tail)
+    return head + _ELLIPSIS + rest
 
 
-def _begin_of(text: str, width: int) -> str:
+def _first_cells(text: str, width: int) -> str:
     """As much of the text's beginning as takes at most `width` cells."""
     cells = 0
     for place, character in enumerate(text):
@@ -140,12 +140,12 @@ def _begin_of(text: str, width: int) -> str:
     return text
 
 
-def _end_of(text: str, width: int) -> str:
+def _last_cells(text: str, width: int) -> str:
     cells = 0
     for place in range(len(text) - 1, -1, -1):
         cells += cell_len(text[place])
         if cells > width:
-            # What takes no cell of its own belongs to the character before it, which is not there.
+            # A combining character at the beginning belongs to one that is not shown.
             rest = text[place + 1 :]
             while rest and not cell_len(rest[0]):
                 rest = rest[1:]
@@ -153,8 +153,8 @@ def _end_of(text: str, width: int) -> str:
     return text
 
 
-def _same(names: Collection[str]) -> int:
-    """How many characters all of them begin with."""
+def _common_prefix(names: Collection[str]) -> int:
+    """The number of characters with which all of them begin."""
     first, last = min(names), max(names)
     return next(
         (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first)
@@ -163,16 +163,17 @@ def _same(names: Collection[str]) -> int:
 
 _PIPE_WIDTH: Final = 10_000
 _GAP: Final = 2
-_LONGEST: Final = 2000
+_MAX_CELL: Final = 2000
 
-#: What wraps, and names, are content with so many cells.
+#: The least width of wrapping columns and of names, unless a column has its own.
 _LEAST: Final = 20
 
-#: How states, outcomes and answers look. Words carry the meaning; colours only repeat it.
+#: Colours by a cell's first word. They only repeat what the word says.
 STYLES: Final = {
     "ready": "green",
     "loaded": "green",
     "available": "green",
+    "reachable": "green",
     "answers": "green",
     "ok": "green",
     "starting": "yellow",
@@ -180,8 +181,9 @@ STYLES: Final = {
     "stopping": "yellow",
     "backoff": "yellow",
     "waiting": "yellow",
+    "left": "yellow",
     "client_disconnected": "yellow",
-    "silent": "red",
+    "unreachable": "red",
     "unavailable": "red",
     "failed": "red",
     "broken": "red",
@@ -194,11 +196,11 @@ STYLES: Final = {
 
 
 class Column(msgspec.Struct, frozen=True):
-    """A column. Where there is no room, those with the highest `drop` are left out first; 0 stays.
+    """A table's column.
 
-    `wraps`: its text goes on in the next line; others are cut with an ellipsis. `named`: it holds names, which are cut
-    in the middle, and different ones stay different. Before others are left out, what wraps, names, and what has a
-    `least` width become as narrow as that.
+    Where a table is too wide, columns with the highest `drop` are left out first; those with 0 stay. Before that, names
+    (`named`), text that `wraps` and columns with a `least` width become as narrow as that. Names are cut in the middle
+    and stay different from each other; other columns end with an ellipsis.
     """
 
     title: str
@@ -209,21 +211,21 @@ class Column(msgspec.Struct, frozen=True):
     least: int = 0
 
 
-#: Requests that ended or are on their way, as `inspecting.past_rows` tells them.
-PAST: Final = (
+#: Requests, in flight or finished; see `views.finished_rows`.
+REQUEST_COLUMNS: Final = (
     Column("AT", drop=4),
     Column("REQUEST", least=16),
     Column("MODEL", named=True),
     Column("VIA", drop=2, named=True),
     Column("TOOK", right=True, drop=1),
-    Column("FIRST WORD", right=True, drop=3),
+    Column("FIRST TOKEN", right=True, drop=3),
     Column("SPEED", right=True, drop=5),
     Column("CLIENT", drop=6, named=True),
 )
 
 
-def console(stream: TextIO | None = None, *, width: int | None = None) -> Console:
-    """Where lines go. Only a terminal has a width and colours (which `NO_COLOR` turns off)."""
+def make_console(stream: TextIO | None = None, *, width: int | None = None) -> Console:
+    """A console for standard output or `stream`. Only a terminal has a width and colours (not with `NO_COLOR`)."""
     stream = stream or sys.stdout
     terminal = stream.isatty()
     return Console(
@@ -236,20 +238,14 @@ def console(stream: TextIO | None = None, *, width: int | None = None) -> Consol
     )
 
 
-def styled(text: str) -> Text:
-    """One cell: harmless, and in its colour if its first word has one."""
-    clean = printable(text, _LONGEST)
-    return Text(clean, STYLES.get(clean.split(" ", 1)[0].rstrip(","), ""))
-
-
-def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) -> Table:
-    """The rows as far as `width` goes."""
-    cells = [[styled(cell) for cell in row] for row in rows]
-    shown, widths = _fitted(columns, cells, width)
-    made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", collapse_padding=True)
+def make_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) -> Table:
+    """A table without lines, at most `width` cells wide."""
+    cells = [[_cell(text) for text in row] for row in rows]
+    shown, widths = _fit(columns, cells, width)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", collapse_padding=True)
     for place in shown:
         column = columns[place]
-        made.add_column(
+        table.add_column(
             column.title,
             justify="right" if column.right else "left",
             no_wrap=not column.wraps,
@@ -257,33 +253,17 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) 
             width=widths[place],
         )
     for row in cells:
-        made.add_row(*(row[place] for place in shown))
-    return made
+        table.add_row(*(row[place] for place in shown))
+    return table
 
 
-def aligned(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) -> list[Text]:
-    """The same as lines in which nothing wraps: less beautiful where it is narrow, and a tenth of the work."""
-    cells = [[styled(cell) for cell in row] for row in rows]
-    shown, widths = _fitted(columns, cells, width)
-    lines = []
-    for row in ([Text(column.title, "bold") for column in columns], *cells):
-        line = Text()
-        for number, place in enumerate(shown):
-            cell = row[place]
-            cell.truncate(widths[place], overflow="ellipsis")
-            blanks = " " * (widths[place] - cell.cell_len)
-            line.append(" " * _GAP if number else "")
-            if columns[place].right:
-                line.append(blanks).append_text(cell)
-            else:
-                line.append_text(cell).append(blanks)
-        line.rstrip()
-        lines.append(line)
-    return lines
+def _cell(text: str) -> Text:
+    clean = printable(text, _MAX_CELL)
+    return Text(clean, STYLES.get(clean.split(" ", 1)[0].rstrip(",:"), ""))
 
 
-def _fitted(columns: Sequence[Column], cells: Sequence[list[Text]], width: int) -> tuple[list[int], list[int]]:
-    """The columns for which there is room, and how wide each is. Names in `cells` become as short as their columns."""
+def _fit(columns: Sequence[Column], cells: Sequence[list[Text]], width: int) -> tuple[list[int], list[int]]:
+    """The indices of the columns that are shown, and the width of each. Shortens the names in `cells`."""
     wanted = [
         max([cell_len(column.title), *(row[place].cell_len for row in cells)]) for place, column in enumerate(columns)
     ]
@@ -293,20 +273,20 @@ def _fitted(columns: Sequence[Column], cells: Sequence[list[Text]], width: int) 
     ]
     shown = list(range(len(columns)))
     for place in sorted(shown, key=lambda each: -columns[each].drop):
-        if _together(widths, shown) <= width or not columns[place].drop:
+        if _total(widths, shown) <= width or not columns[place].drop:
             break
         shown.remove(place)
-    # Too narrow for all that: the widest give. Room that is left goes to those who want it, the narrowest first.
-    while _together(widths, shown) > width and max(widths[place] for place in shown) > 1:
+    # Still too wide: the widest columns shrink. Room that is left goes to the narrowest first.
+    while _total(widths, shown) > width and max(widths[place] for place in shown) > 1:
         widths[max(shown, key=lambda place: widths[place])] -= 1
-    left = width - _together(widths, shown)
+    left = width - _total(widths, shown)
     while left > 0 and (wanting := [place for place in shown if widths[place] < wanted[place]]):
         for place in sorted(wanting, key=lambda place: widths[place])[:left]:
             widths[place] += 1
             left -= 1
     for place in shown:
         if columns[place].named and widths[place] < wanted[place]:
-            short = shortened({row[place].plain for row in cells}, widths[place])
+            short = shorten_names({row[place].plain for row in cells}, widths[place])
             for row in cells:
                 row[place].plain = short[row[place].plain]
     return shown, widths
@@ -316,26 +296,26 @@ def _least(column: Column) -> int:
     return column.least or (_LEAST if column.wraps or column.named else 0)
 
 
-def _together(widths: Sequence[int], shown: Sequence[int]) -> int:
+def _total(widths: Sequence[int], shown: Sequence[int]) -> int:
     return sum(widths[place] for place in shown) + _GAP * (len(shown) - 1)
 
 
-def show(*parts: RenderableType) -> None:
-    """Print to standard output; lines have no blanks at their ends, and texts nothing that moves the cursor."""
-    out = console()
-    with out.capture() as captured:
+def print_parts(*parts: RenderableType) -> None:
+    """Print texts and tables to standard output, without trailing blanks in a pipe."""
+    console = make_console()
+    with console.capture() as captured:
         for part in parts:
             if isinstance(part, str):
-                out.print(printable(part, _PIPE_WIDTH), soft_wrap=True)
+                console.print(printable(part, _PIPE_WIDTH), soft_wrap=True)
             else:
-                out.print(part)
+                console.print(part)
     text = captured.get()
-    if not out.is_terminal:
+    if not console.is_terminal:
         text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
-def show_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table as wide as the terminal is."""
-    show(table(columns, rows, console().width))
+def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table as wide as the terminal."""
+    print_parts(make_table(columns, rows, make_console().width))

@@ -1,4 +1,4 @@
-"""From a wish to run something to its exit code: configuration, log and live view are made ready, then it runs."""
+"""Starts `up`, `gateway` and `supervisor`: configuration, log and live view, then the program; returns the exit code."""
 
 from __future__ import annotations
 
@@ -8,52 +8,54 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TextIO
 
-from hostler.gateway import config as settings
-from hostler.gateway.cli import logging as loglines
 from hostler.gateway.cli import run
-from hostler.gateway.cli.start_options import FAILED, INTERRUPTED, USAGE, Command, Start
-from hostler.gateway.config import Configuration
+from hostler.gateway.cli.logging import Format, LogHandler, configure_logging
+from hostler.gateway.cli.start_options import FAILED, INTERRUPTED, USAGE, StartCommand, StartOptions
+from hostler.gateway.config import Configuration, SettingsError, find_file, read
 
-if TYPE_CHECKING:  # a process without a terminal does without
-    from hostler.gateway.cli.live import Live
+if TYPE_CHECKING:  # not loaded without a terminal
+    from hostler.gateway.cli.live import LiveView
 
-_PROGRAMS: Mapping[Command, Callable[[Configuration, Live | None], int]] = {
+logger = logging.getLogger(__name__)
+
+_PROGRAMS: Mapping[StartCommand, Callable[[Configuration, LiveView | None], int]] = {
     "up": run.up,
     "gateway": run.gateway,
     "supervisor": run.supervisor,
 }
 
 
-def launch(start: Start) -> int:
-    """Run it until it ends. What keeps it from running is told in one line on standard error."""
+def launch(options: StartOptions) -> int:
+    """Run the program until it ends. Reports on standard error what keeps it from running."""
     try:
-        given = settings.read(settings.find_file(start.config))
-    except settings.ConfigError as error:
+        configuration = read(find_file(options.config))
+    except SettingsError as error:
         return _refuse(str(error))
-    wanted = given.settings.gateway.logging
-    form: loglines.Form = start.log_format.value if start.log_format else "plain" if start.plain else wanted.format
-    handler = loglines.set_up(start.log_level.value if start.log_level else wanted.level, form)
-    watched = form == "auto" and not start.plain and _can_show_more_than_lines(sys.stdout)
+    settings = configuration.settings.gateway.logging
+    form: Format = options.log_format.value if options.log_format else "plain" if options.plain else settings.format
+    log = configure_logging(options.log_level.value if options.log_level else settings.level, form)
     try:
-        return _PROGRAMS[start.command](given, _live_view(handler) if watched else None)
+        view = _live_view(log) if form == "auto" and not options.plain and _can_show_view(sys.stdout) else None
+        return _PROGRAMS[options.command](configuration, view)
     except run.CannotRun as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception:
-        # A service that ends so has to say in its log where, whatever its form.
-        logging.getLogger("hostler").critical("it ends because of a mistake of its own", exc_info=True)
+        logger.critical("unhandled exception, exiting", exc_info=True)
         return FAILED
+    finally:
+        log.close()
 
 
-def _can_show_more_than_lines(stream: TextIO) -> bool:
+def _can_show_view(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
-def _live_view(handler: loglines.Handler) -> Live:
-    from hostler.gateway.cli.live import Live
+def _live_view(log: LogHandler) -> LiveView:
+    from hostler.gateway.cli.live import LiveView
 
-    return Live(handler)
+    return LiveView(log)
 
 
 def _refuse(message: str) -> int:

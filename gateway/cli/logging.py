@@ -1,29 +1,39 @@
-"""How the log looks: plain lines for people, JSON for programs, and lines that a live view takes over while it is there."""
+"""The log on standard error: plain lines or JSON, written by a thread so that a blocked reader never blocks the caller."""
 
 from __future__ import annotations
 
 import logging
-import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO
+from typing import Any, Final, Literal
 
 import msgspec
 
-from hostler.gateway.telemetry.access_log import AccessLogRecord
+from hostler.gateway.cli.output import write_all
+from hostler.gateway.telemetry.access_log import Lines
 
-Form = Literal["auto", "plain", "json"]
+Format = Literal["auto", "plain", "json"]
 
-#: What is logged by others and is of no use below a warning.
+#: Lines that may wait to be written; further ones are dropped, counted and reported.
+MAX_WAITING_LINES: Final = 10_000
+
+#: How long `close` waits for lines that could not be written yet, in seconds.
+CLOSE_S: Final = 2.0
+
+_STDERR: Final = 2
+
+#: Libraries that log at INFO what is of no use to an operator.
 _NOISY = ("uvicorn", "uvicorn.error", "httpx", "httpcore", "asyncio", "sse_starlette", "watchfiles")
 
 
-class PlainLines(logging.Formatter):
-    """Python's own format of a line; the second's text is made once a second."""
+class PlainFormatter(logging.Formatter):
+    """Python's own format. The text of the second is cached: most lines share it."""
 
     _second = -1
-    _shown = ""
+    _text = ""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
@@ -34,22 +44,22 @@ class PlainLines(logging.Formatter):
     def _time(self, at: float) -> str:
         second = int(at)
         if second != self._second:
-            self._second, self._shown = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-        return f"{self._shown},{int((at - second) * 1000):03d}"
+            self._second, self._text = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        return f"{self._text},{int((at - second) * 1000):03d}"
 
     def format(self, record: logging.LogRecord) -> str:
-        if not isinstance(record, AccessLogRecord):
+        if not isinstance(record, Lines):
             return super().format(record)
-        kind = f"{record.levelname:7} {record.name}"
-        return "\n".join(f"{self._time(at)} {kind}: {text}" for at, text in record.lines)
+        prefix = f"{record.levelname:7} {record.name}"
+        return "\n".join(f"{self._time(at)} {prefix}: {text}" for at, text in record.lines)
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line: `time` (UTC), `level`, `logger`, `message`; of a request also `request` with all its
-    fields, of the audit log `audit`, of an exception `traceback`."""
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: `time` (UTC), `level`, `logger`, `message`; for a request also `request` with all its
+    fields, for an audit entry `audit`, for an exception `traceback`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if isinstance(record, AccessLogRecord):
+        if isinstance(record, Lines):
             events = record.events or (None,) * len(record.lines)
             return "\n".join(
                 self._line(record, at, text, {} if event is None else {"request": event})
@@ -74,25 +84,105 @@ class JsonLines(logging.Formatter):
         return msgspec.json.encode(line, enc_hook=str).decode()
 
 
-class Handler(logging.StreamHandler[TextIO]):
-    """Writes lines, or hands records to `above` as long as a live view stands below them."""
+class LogHandler(logging.Handler):
+    """Hands records to one thread that writes them in order; the caller never waits.
 
-    above: Callable[[logging.LogRecord], None] | None = None
+    When `max_lines` wait, further ones are dropped, and their number is logged once all others have been written.
+    `output` is called in the thread; it may be replaced at any time. Records for which it raises `OSError` count as
+    dropped.
+    """
+
+    def __init__(self, output: Callable[[logging.LogRecord], None], *, max_lines: int = MAX_WAITING_LINES) -> None:
+        super().__init__()
+        self.output = output
+        self._max_lines = max_lines
+        self._changed = threading.Condition()
+        self._waiting: deque[logging.LogRecord | Callable[[], None]] = deque()
+        self._lines = 0
+        self._dropped = 0
+        self._busy = False
+        self._closed = False
+        threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler`."""
-        if self.above is None:
-            super().emit(record)
-        else:
-            self.above(record)
+        if not isinstance(record, Lines):  # arguments may change before the thread formats them
+            record.msg, record.args = record.getMessage(), None
+        lines = _count_lines(record)
+        with self._changed:
+            if self._lines >= self._max_lines:
+                self._dropped += lines
+                return
+            self._lines += lines
+            self._waiting.append(record)
+            self._changed.notify_all()
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run `job` in the thread, after everything logged before it. Jobs are never dropped."""
+        with self._changed:
+            self._waiting.append(job)
+            self._changed.notify_all()
+
+    def is_idle(self) -> bool:
+        """Whether nothing waits. In a job or `output`: whether nothing follows."""
+        return not self._waiting
+
+    def wait_until_written(self, timeout_s: float) -> bool:
+        """Wait for everything handed over so far. False if that took longer."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting and not self._busy, timeout_s)
+
+    def close(self) -> None:
+        """Write what still waits, for at most `CLOSE_S`; later records are dropped."""
+        if not self._closed:
+            self.wait_until_written(CLOSE_S)
+            with self._changed:
+                self._closed = True
+                self._changed.notify_all()
+        super().close()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return
+                item = self._waiting.popleft()
+                self._busy = True
+            if not isinstance(item, logging.LogRecord):
+                item()
+                continue
+            self._write(item)
+            with self._changed:
+                self._lines -= _count_lines(item)
+                dropped = 0 if self._waiting else self._dropped
+                self._dropped -= dropped
+            if dropped:
+                text = f"{dropped} log line{'s' if dropped > 1 else ''} dropped because output was blocked"
+                self._write(logging.LogRecord("hostler.log", logging.WARNING, __file__, 0, text, None, None), dropped)
+
+    def _write(self, record: logging.LogRecord, dropped: int = 1) -> None:
+        try:
+            self.output(record)
+        except OSError:  # a full disk, a closed pipe
+            with self._changed:
+                self._dropped += dropped
+        except Exception:
+            self.handleError(record)
 
 
-def set_up(level: str, form: Form) -> Handler:
-    """Log to standard error. The handler is returned for a live view to stand in its way."""
-    handler = Handler(sys.stderr)
-    handler.setFormatter(JsonLines() if form == "json" else PlainLines())
+def _count_lines(record: logging.LogRecord) -> int:
+    return len(record.lines) if isinstance(record, Lines) else 1
+
+
+def configure_logging(level: str, form: Format) -> LogHandler:
+    """Log to standard error. The caller closes the handler at the end of the process."""
+    formatter = JsonFormatter() if form == "json" else PlainFormatter()
+    handler = LogHandler(lambda record: write_all(_STDERR, formatter.format(record) + "\n"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Half of a line's price is finding out which thread, process and line of code it came from; no line says so.
+    # Finding out which thread, process and line of code a record came from costs half of it, and no format shows it.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
     for name in _NOISY:

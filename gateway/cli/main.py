@@ -1,36 +1,29 @@
-"""The command line: arguments in, a command run, an exit code out. What a command does stands elsewhere.
+"""The command line: the typer app, and the commands that run a process or work on files.
 
-Here stand the commands that run something or work on files; those that ask a running gateway are in `terminal/`.
+Commands that call a running gateway are in `status`, `models` and `events`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, cast
+from typing import Annotated, Any, Final, NoReturn, cast
 
 import typer
 
-from hostler.gateway.cli import models as ordering
-from hostler.gateway.cli import models as pinning
-from hostler.gateway.cli import status as looking
+from hostler.gateway.cli import events, models, status
 from hostler.gateway.cli.options import (
     EXIT_CODES,
-    FAILED,
-    INTERRUPTED,
-    USAGE,
     ConfigOption,
     JsonOption,
     ModelsArgument,
-    configuration,
     fail,
     print_json,
+    read_configuration,
 )
-from hostler.gateway.cli.start_options import LOG_FORMAT, LOG_LEVEL, PLAIN, LogFormat, LogLevel, Start
-
-if TYPE_CHECKING:
-    pass
+from hostler.gateway.cli.start_options import FAILED, INTERRUPTED, OPTIONS, USAGE, StartCommand, StartOptions
 
 app = typer.Typer(
     name="hostler",
@@ -41,9 +34,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
+keys_app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
 profiles_app = typer.Typer(
-    help="Change the profiles in a configuration file.", no_args_is_help=True, rich_markup_mode=None
+    help="Edit the profiles in a configuration file.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
@@ -53,16 +46,7 @@ class KeyScopeOption(StrEnum):
     operate = "operate"
 
 
-LevelOption = Annotated[
-    LogLevel | None, typer.Option(*LOG_LEVEL.names, help="How much is logged; else gateway.logging.level.")
-]
-FormatOption = Annotated[
-    LogFormat | None, typer.Option(*LOG_FORMAT.names, help="How it is logged; else gateway.logging.format.")
-]
-PlainOption = Annotated[bool, typer.Option(*PLAIN.names, help="Plain lines, also on a terminal: no live view.")]
-
-
-def _version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> None:
     if wanted:
         from hostler import __version__
 
@@ -73,68 +57,70 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def common(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     pass
 
 
-@app.command()
-def up(
-    config: ConfigOption = None,
-    plain: PlainOption = False,
-    log_level: LevelOption = None,
-    log_format: FormatOption = None,
-) -> None:
-    """Run gateway and supervisor in one process.
+_START_HELP: Final[dict[StartCommand, str]] = {
+    "up": """Run gateway and supervisor in one process.
 
-    Without a file: a small real model, ready to chat. On a terminal with a live view.
-    """
-    _launch(Start(command="up", config=config, plain=plain, log_level=log_level, log_format=log_format))
+    Without a configuration file, it downloads and serves a small model. On a terminal, it shows a live view.
+    """,
+    "gateway": """Run the gateway alone.
 
-
-@app.command()
-def gateway(
-    config: ConfigOption = None,
-    plain: PlainOption = False,
-    log_level: LevelOption = None,
-    log_format: FormatOption = None,
-) -> None:
-    """Run the gateway alone.
-
-    Supervisors and other servers are its backends.
-    """
-    _launch(Start(command="gateway", config=config, plain=plain, log_level=log_level, log_format=log_format))
+    It forwards to supervisors and other servers, its configured backends.
+    """,
+    "supervisor": "Run the supervisor alone, for gateways on other machines.",
+}
 
 
-@app.command()
-def supervisor(
-    config: ConfigOption = None,
-    plain: PlainOption = False,
-    log_level: LevelOption = None,
-    log_format: FormatOption = None,
-) -> None:
-    """Run the supervisor alone, for gateways elsewhere."""
-    _launch(Start(command="supervisor", config=config, plain=plain, log_level=log_level, log_format=log_format))
+def _add_start_command(command: StartCommand) -> None:
+    """Add a command whose options are those of `start_options.OPTIONS`."""
+
+    def run(**options: Any) -> NoReturn:
+        from hostler.gateway.cli.launch import launch
+
+        raise typer.Exit(launch(StartOptions(command=command, **options)))
+
+    cast(Any, run).__signature__ = inspect.Signature(
+        [
+            inspect.Parameter(
+                option.field,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False if option.kind is bool else None,
+                annotation=Annotated[
+                    option.kind if option.kind is bool else option.kind | None,
+                    typer.Option(*option.names, metavar=option.metavar, help=option.help),
+                ],
+            )
+            for option in OPTIONS
+        ]
+    )
+    app.command(command, help=inspect.cleandoc(_START_HELP[command]))(run)
 
 
-# In the order in which `hostler --help` lists them.
-_ASKING: tuple[Callable[..., None], ...] = (
-    looking.ps,
-    looking.status,
-    looking.models,
-    ordering.switch,
-    ordering.load,
-    ordering.unload,
-    pinning.pin,
-    pinning.unpin,
-    ordering.cancel,
-    looking.events,
-    looking.logs,
-    looking.route,
-    looking.doctor,
+for _start in _START_HELP:
+    _add_start_command(_start)
+
+# In the order of `hostler --help`.
+_CALLING: Final[tuple[Callable[..., None], ...]] = (
+    status.ps,
+    status.status,
+    status.models,
+    models.switch,
+    models.load,
+    models.unload,
+    models.pin,
+    models.unpin,
+    models.cancel,
+    events.events,
+    events.logs,
+    status.route,
+    status.doctor,
 )
-for _command in _ASKING:
+for _command in _CALLING:
     app.command()(_command)
 
 
@@ -144,44 +130,44 @@ def pull(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch models' files before anybody waits for them."""
-    from hostler.gateway.cli import client as calling
-    from hostler.gateway.cli import downloads as fetching
+    """Download model files ahead of the first request."""
+    from hostler.gateway.cli.client import unknown_model
+    from hostler.gateway.cli.downloads import SourceError, download
 
-    known = {profile.name: profile for profile in configuration(config).profiles}
-    wanted = {alias: profile.name for profile in known.values() for alias in (*profile.aliases, profile.name)}
+    profiles = {profile.name: profile for profile in read_configuration(config).profiles}
+    by_name = {alias: profile.name for profile in profiles.values() for alias in (*profile.aliases, profile.name)}
     for name in names or ():
-        if name not in wanted:
-            fail(calling.unknown_model(name, list(known)), USAGE)
-    fetched = {}
-    for name in [wanted[name] for name in names or known]:
+        if name not in by_name:
+            fail(unknown_model(name, list(profiles)), USAGE)
+    files = {}
+    for name in [by_name[name] for name in names or profiles]:
         try:
-            path = fetching.fetch(known[name])
-        except fetching.SourceError as error:
+            path = download(profiles[name])
+        except SourceError as error:
             fail(str(error), FAILED)
         except KeyboardInterrupt:
-            fail("interrupted; what was fetched so far is kept, and the next pull goes on from there", INTERRUPTED)
-        fetched[name] = str(path)
+            fail("interrupted; the next pull resumes the download", INTERRUPTED)
+        files[name] = str(path)
         if not as_json:
             typer.echo(f"{name}: {path}")
     if as_json:
-        print_json([{"name": name, "file": path} for name, path in fetched.items()])
+        print_json([{"name": name, "file": path} for name, path in files.items()])
 
 
 @app.command()
 def check(
-    file: Annotated[str | None, typer.Argument(metavar="[FILE]", help="The configuration file to check.")] = None,
+    file: Annotated[str | None, typer.Argument(metavar="[FILE]", help="Configuration file to check.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a configuration file without running anything."""
-    from hostler.gateway import config as settings
+    """Check a configuration file."""
+    from hostler.gateway.config import SettingsError, find_file, read
 
     try:
         if file is not None and not Path(file).expanduser().is_file():
-            raise settings.ConfigError(f"{file}: there is no such file")
-        found = settings.read(settings.find_file(file or config))
-    except settings.ConfigError as error:
+            raise SettingsError(f"{file}: no such file")
+        found = read(find_file(file or config))
+    except SettingsError as error:
         if as_json:
             print_json({"file": file or config, "valid": False, "error": str(error)})
             raise typer.Exit(USAGE) from None
@@ -191,14 +177,14 @@ def check(
         path = None if found.path is None else str(found.path)
         print_json({"file": path, "valid": True, "profiles": names, "backends": list(found.settings.backends)})
         return
-    where = str(found.path) if found.path else "no file, so the shipped defaults"
+    where = str(found.path) if found.path else "no file, using built-in defaults"
     backends = f"; backends: {', '.join(found.settings.backends)}" if found.settings.backends else ""
     typer.echo(f"{where}: valid; profiles: {', '.join(names) or 'none'}{backends}")
 
 
 @app.command()
 def schema(
-    as_json: Annotated[bool, typer.Option("--json", help="It is JSON anyway.", hidden=True)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Accepted for consistency.", hidden=True)] = False,
 ) -> None:
     """Print the JSON Schema of the configuration file."""
     from hostler.gateway.config import Settings
@@ -213,21 +199,19 @@ app.add_typer(profiles_app, name="profiles")
 
 @keys_app.command("add")
 def keys_add(
-    name: Annotated[str, typer.Argument(help="Whose key it is; shown in logs.")],
+    name: Annotated[str, typer.Argument(help="Name of the key, shown in logs.")],
     scope: Annotated[
         list[KeyScopeOption] | None,
-        typer.Option("--scope", help="What it allows; may be given several times. Default: infer and read."),
+        typer.Option("--scope", help="Permission; repeatable. Default: infer and read."),
     ] = None,
-    priority: Annotated[
-        int, typer.Option("--priority", help="Of those who wait for a model, the higher is served first.")
-    ] = 0,
+    priority: Annotated[int, typer.Option("--priority", help="Priority in the queue; higher goes first.")] = 0,
     local_only: Annotated[
-        bool, typer.Option("--local-only", help="What is asked with it never leaves the house.")
+        bool, typer.Option("--local-only", help="Never send its requests to external backends.")
     ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a key. It is shown once and kept as a hash."""
+    """Create a key; it is shown once and stored as a hash."""
     from hostler.gateway.auth import keys
     from hostler.gateway.context import KeyScope
 
@@ -242,16 +226,16 @@ def keys_add(
     if as_json:
         print_json({"name": name, "scopes": sorted(scopes), "key": key, "file": str(path)})
         return
-    typer.echo(f"kept as a hash in {path}; this is the only time the key is shown:", err=True)
+    typer.echo(f"stored as a hash in {path}; the key is shown only now:", err=True)
     typer.echo(key)
 
 
 @keys_app.command("list")
 def keys_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List the keys by name."""
+    """List API keys."""
     from hostler.gateway.auth import keys
-    from hostler.gateway.cli import formatting as tables
-    from hostler.gateway.cli import views as inspecting
+    from hostler.gateway.cli.formatting import Column, print_table
+    from hostler.gateway.cli.views import key_rows
 
     path = _key_file(config)
     try:
@@ -261,19 +245,18 @@ def keys_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print_json([{"name": each.name, "scopes": list(each.scopes), "created": each.created} for each in records])
     elif not records:
-        typer.echo(f"There are no keys in {path}: everybody on this machine may use the gateway, and nobody else.")
+        typer.echo(f"No keys in {path}: the gateway serves this machine only, without authentication.")
     else:
-        columns = [tables.Column("NAME", named=True), tables.Column("SCOPES"), tables.Column("CREATED", drop=1)]
-        tables.show_table(columns, inspecting.key_rows(records))
+        print_table([Column("NAME", named=True), Column("SCOPES"), Column("CREATED", drop=1)], key_rows(records))
 
 
 @keys_app.command("revoke")
 def keys_revoke(
-    name: Annotated[str, typer.Argument(help="The key's name.")],
+    name: Annotated[str, typer.Argument(help="Name of the key.")],
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Forget a key; a running gateway does so within a second."""
+    """Revoke a key; running gateways notice within a second."""
     from hostler.gateway.auth import keys
 
     path = _key_file(config)
@@ -294,16 +277,18 @@ def keys_revoke(
 
 @profiles_app.command("add")
 def profiles_add(
-    model: Annotated[str, typer.Argument(metavar="FILE.gguf", help="A file, or hf:, https: or pypi: as in a profile.")],
-    name: Annotated[str | None, typer.Option("--name", help="The profile's name; else made from the file's.")] = None,
-    context: Annotated[int | None, typer.Option("--context", min=1, help="Tokens one request may have.")] = None,
+    model: Annotated[str, typer.Argument(metavar="FILE.gguf", help="File, or hf:, https: or pypi: source.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the profile. Default: from the file name.")
+    ] = None,
+    context: Annotated[int | None, typer.Option("--context", min=1, help="Context size in tokens.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Add a profile to the configuration file, keeping its comments."""
+    """Add a profile to the configuration file; comments are kept."""
     import msgspec
 
-    from hostler.gateway import config as settings
+    from hostler.gateway.config import SettingsError, find_file
     from hostler.profiles.schema import ProfileEntry
     from hostler.profiles.store import add_profile
     from hostler.profiles.yaml_config import DocumentError
@@ -311,39 +296,31 @@ def profiles_add(
     if not model.startswith(("hf:", "https:", "pypi:")):
         file = Path(model).expanduser().resolve()
         if not file.is_file():
-            fail(f"{file} is not there", FAILED)
+            fail(f"{file}: no such file", FAILED)
         model = str(file)
-    named = name or Path(model).name.removesuffix(".gguf").lower()
+    profile = name or Path(model).name.removesuffix(".gguf").lower()
     target = Path("hostler.yaml")
     try:
-        target = settings.find_file(config) or target
-        add_profile(target, named, ProfileEntry(model=model, context=msgspec.UNSET if context is None else context))
-    except settings.ConfigError as error:
+        target = find_file(config) or target
+        add_profile(target, profile, ProfileEntry(model=model, context=msgspec.UNSET if context is None else context))
+    except SettingsError as error:
         fail(str(error), USAGE)
     except DocumentError as error:
         fail(str(error), FAILED)
     except OSError as error:
         _cannot_write(target, error)
     if as_json:
-        print_json({"name": named, "model": model, "file": str(target)})
+        print_json({"name": profile, "model": model, "file": str(target)})
     else:
-        typer.echo(f"added {named} to {target}")
-
-
-def _launch(start: Start) -> NoReturn:
-    from hostler.gateway.cli.launch import launch
-
-    raise typer.Exit(launch(start))
+        typer.echo(f"added {profile} to {target}")
 
 
 def _key_file(config: str | None) -> Path:
     from hostler.gateway.auth import keys
 
-    named = configuration(config).settings.gateway.api_keys_file
+    named = read_configuration(config).settings.gateway.api_keys_file
     return Path(named).expanduser() if named else keys.default_file()
 
 
 def _cannot_write(path: Path, error: OSError) -> None:
-    fail(
-        f"{error.filename or path}: {error.strerror or error}; name another file or change who may write there", FAILED
-    )
+    fail(f"{error.filename or path}: {error.strerror or error}; use another file or change its permissions", FAILED)

@@ -1,105 +1,122 @@
-"""What every command has in common: its options, its exit codes, and how it ends when it cannot do what it should."""
+"""What all commands share: options, JSON output, and how they connect to a gateway and fail."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from hostler.gateway.cli.start_options import CONFIG
-from hostler.gateway.cli.start_options import FAILED as FAILED
-from hostler.gateway.cli.start_options import INTERRUPTED as INTERRUPTED
-from hostler.gateway.cli.start_options import REFUSED as REFUSED
-from hostler.gateway.cli.start_options import UNREACHABLE as UNREACHABLE
-from hostler.gateway.cli.start_options import USAGE as USAGE
+from hostler.gateway.cli.start_options import CONFIG, INTERRUPTED, USAGE
 
 if TYPE_CHECKING:
+    from hostler.gateway.cli.client import AdminTarget
     from hostler.gateway.config import Configuration
+
+#: The last line of `hostler --help`.
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, configuration or name, 3 no gateway answers, 4 not authorised, "
+    "130 interrupted."
+)
 
 
 def complete_model(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """The configured names and aliases that begin like this, each with a word about it. Never fails, never prints."""
+    """The configured names and aliases that begin like this, each with a description. Never fails, never prints."""
     parameters: dict[str, Any] = context.params
     try:
-        from hostler.gateway import config as settings
+        from hostler.gateway import config
 
-        profiles = settings.read(settings.find_file(parameters.get("config"))).profiles
-    except Exception:  # what is wrong with the file is told by the command itself, not in the middle of typing
+        profiles = config.read(config.find_file(parameters.get("config"))).profiles
+    except Exception:  # the command itself reports what is wrong with the file
         return []
     named = set(parameters.get("names") or ())
     found = []
     for profile in profiles:
-        about = profile.description or f"{profile.context} tokens"
-        found.append((profile.name, about))
-        found += [(alias, f"is {profile.name}") for alias in profile.aliases]
+        found.append((profile.name, profile.description or f"{profile.context} tokens"))
+        found += [(alias, f"alias of {profile.name}") for alias in profile.aliases]
     return [(name, about) for name, about in found if name.startswith(incomplete) and name not in named]
 
 
-#: As `hostler --help` ends.
-EXIT_CODES = (
-    "Exit codes: 0 done, 1 it failed, 2 wrong usage, configuration or name, 3 no gateway answers, "
-    "4 it wants another key, 130 interrupted."
-)
-
-
-ConfigOption = Annotated[
-    str | None,
-    typer.Option(*CONFIG.names, metavar="FILE", help="Else HOSTLER_CONFIG, ./hostler.yaml, /etc/hostler/hostler.yaml."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-JsonLinesOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs, one object a line.")]
+ConfigOption = Annotated[str | None, typer.Option(*CONFIG.names, metavar=CONFIG.metavar, help=CONFIG.help)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JsonLinesOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 UrlOption = Annotated[
-    str | None, typer.Option("--url", metavar="URL", help="The gateway to ask; else the first of gateway.listen.")
+    str | None, typer.Option("--url", metavar="URL", help="Gateway to connect to. Default: first of gateway.listen.")
 ]
 KeyFileOption = Annotated[
-    str | None, typer.Option("--key-file", metavar="FILE", help="The key to show it; else HOSTLER_API_KEY.")
-]
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A model's name or alias.", autocompletion=complete_model)
-]
-MaybeModelArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help="Else the active or the default one.", autocompletion=complete_model),
+    typer.Option("--key-file", metavar="FILE", help="File containing the API key. Default: $HOSTLER_API_KEY."),
+]
+FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new entries.")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Name or alias of a model.", autocompletion=complete_model)
+]
+OptionalModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]", help="Name or alias. Default: the active or default model.", autocompletion=complete_model
+    ),
 ]
 ModelsArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[MODEL]...", help="All, if none is named.", autocompletion=complete_model),
+    typer.Argument(metavar="[MODEL]...", help="Names or aliases. Default: all models.", autocompletion=complete_model),
 ]
 
 
-def say(text: str, *, err: bool = False) -> None:
-    """Print it, line by line, without what would move the cursor: part of it may be told by others."""
+def echo(text: str, *, err: bool = False) -> None:
+    """Print lines without control characters, since parts of them may come from elsewhere."""
     from hostler.gateway.events import printable
 
     typer.echo("\n".join(printable(line, 10_000) for line in text.split("\n")), err=err)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """End with one sentence on standard error, which says what to do."""
-    say(f"hostler: {message}", err=True)
+    """Print an error and exit."""
+    echo(f"hostler: {message}", err=True)
     raise typer.Exit(code)
 
 
-def configuration(config: str | None) -> Configuration:
-    """The configuration that a command was given, or finds."""
-    from hostler.gateway import config as settings
+def read_configuration(config: str | None) -> Configuration:
+    """The configuration from the given file or the usual places. Exits if it is not valid."""
+    from hostler.gateway.config import SettingsError, find_file, read
 
     try:
-        return settings.read(settings.find_file(config))
-    except settings.ConfigError as error:
+        return read(find_file(config))
+    except SettingsError as error:
         fail(str(error), USAGE)
 
 
+@contextmanager
+def failing_calls() -> Iterator[None]:
+    """Exit with the error's message and code when a call fails, silently on Ctrl-C."""
+    from hostler.gateway.cli.client import CallFailed
+
+    try:
+        yield
+    except CallFailed as error:
+        fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def connect(config: str | None, url: str | None, key_file: str | None, *, status_required: bool = True) -> AdminTarget:
+    """The gateway or supervisor that a command talks to, see `client.connect`. Inside `failing_calls` only."""
+    from hostler.gateway.cli import client
+
+    return client.connect(read_configuration(config), url, key_file, status_required=status_required)
+
+
 def print_json(value: object) -> None:
-    """One value, for programs and still readable."""
+    """Print an indented value."""
     import msgspec
 
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
 
 
 def print_json_line(value: object) -> None:
-    """One value of many, at once."""
+    """Print a value on one line, at once."""
     import msgspec
 
     sys.stdout.write(msgspec.json.encode(value).decode() + "\n")

@@ -1,25 +1,25 @@
-"""What is typed to run something: its options, declared once, and read here as far as they are said in the plainest way.
+"""The options of `up`, `gateway` and `supervisor`, and a reader for their plain forms; and the exit codes.
 
-All else is read by the command line's library, which is also who helps, completes and says what is wrong. To load it
-costs a service more than its own start does.
+The table `OPTIONS` is the only definition: typer's commands are built from it as well. typer gives help, completion and
+error messages, but costs a service more time and memory than its own start, so it is left out when arguments are plain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 
 FAILED = 1
 USAGE = 2
 UNREACHABLE = 3
-REFUSED = 4
+UNAUTHORIZED = 4
 INTERRUPTED = 130
 
 
-Command = Literal["up", "gateway", "supervisor"]
+StartCommand = Literal["up", "gateway", "supervisor"]
 
 
 class LogLevel(StrEnum):
@@ -35,53 +35,68 @@ class LogFormat(StrEnum):
     json = "json"
 
 
-class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to run, and how; an option that was not given is `None`, or off."""
+class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run, and how. Options that were not given are `None` or false."""
 
-    command: Command
+    command: StartCommand
     config: str | None = None
     plain: bool = False
     log_level: LogLevel | None = None
     log_format: LogFormat | None = None
 
 
-class Option(msgspec.Struct, frozen=True):
-    """An option of all that runs: its field of `Start`, what is typed, and what its value has to be; a `bool` has none."""
+class OptionSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """An option: its field of `StartOptions`, its names, and the type of its value; a `bool` is a flag."""
 
     field: str
     names: tuple[str, ...]
     kind: type[str] | type[bool]
+    help: str
+    metavar: str | None = None
 
 
-CONFIG = Option("config", ("--config", "-c"), str)
-PLAIN = Option("plain", ("--plain",), bool)
-LOG_LEVEL = Option("log_level", ("--log-level",), LogLevel)
-LOG_FORMAT = Option("log_format", ("--log-format",), LogFormat)
+CONFIG: Final = OptionSpec(
+    field="config",
+    names=("--config", "-c"),
+    kind=str,
+    help="Configuration file. Default: $HOSTLER_CONFIG, ./hostler.yaml, /etc/hostler/hostler.yaml.",
+    metavar="FILE",
+)
+OPTIONS: Final = (
+    CONFIG,
+    OptionSpec(field="plain", names=("--plain",), kind=bool, help="Log plain lines instead of showing a live view."),
+    OptionSpec(
+        field="log_level", names=("--log-level",), kind=LogLevel, help="Log level. Default: gateway.logging.level."
+    ),
+    OptionSpec(
+        field="log_format", names=("--log-format",), kind=LogFormat, help="Log format. Default: gateway.logging.format."
+    ),
+)
 
-_OPTIONS = {name: option for option in (CONFIG, PLAIN, LOG_LEVEL, LOG_FORMAT) for name in option.names}
+_BY_NAME: Final = {name: option for option in OPTIONS for name in option.names}
 
 
-def read_start(arguments: Sequence[str]) -> Start | None:
-    """What these words plainly start. `None` if somebody else has to read them: they may be right all the same."""
-    if not arguments or arguments[0] not in get_args(Command):
+def read_plain(arguments: Sequence[str]) -> StartOptions | None:
+    """Read a start command whose options are written plainly. `None` for everything else, be it right or wrong."""
+    if not arguments or arguments[0] not in get_args(StartCommand):
         return None
     given: dict[str, Any] = {"command": arguments[0]}
     words = iter(arguments[1:])
     for word in words:
-        name, glued, value = word.partition("=") if word.startswith("--") else (word, "", "")
-        option = _OPTIONS.get(name)
+        name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        option = _BY_NAME.get(name)
         if option is None or option.field in given:
             return None
         if option.kind is bool:
-            if glued:
+            if equals:
                 return None
             given[option.field] = True
             continue
-        value = value if glued else next(words, "")
+        value = value if equals else next(words, "")
         if not value or value.startswith("-"):
             return None
         try:
             given[option.field] = option.kind(value)
         except ValueError:
             return None
-    return Start(**given)
+    return StartOptions(**given)

@@ -1,4 +1,4 @@
-"""What commands show of a gateway and of the configuration, as rows of words: no terminal, no network."""
+"""What commands and the live view show, as JSON values and as table rows. Pure: no terminal, no network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hostler.gateway.auth.keys import KeyRecord
-from hostler.gateway.cli.formatting import NOTHING, clock, count, middle_cut, seconds, size, speed
+from hostler.gateway.cli.formatting import (
+    MISSING,
+    cut_middle,
+    format_bytes,
+    format_seconds,
+    format_speed,
+    format_time,
+    plural,
+)
 from hostler.gateway.config import Configuration
 from hostler.gateway.events import printable
 from hostler.profiles.fetch import cached
@@ -17,13 +25,13 @@ Row = tuple[str, ...]
 
 
 def models(configuration: Configuration, status: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Every configured model, and those that only the running gateway knows of."""
+    """The configured models, then those that only the running gateway knows. Without a status, states are unknown."""
     running = {card["name"]: card for card in status["models"]} if status else {}
-    rows = []
+    found = []
     for profile in configuration.profiles:
         card = running.pop(profile.name, None)
         path = cached(profile)
-        rows.append(
+        found.append(
             {
                 "name": profile.name,
                 "state": card["state"] if card else "unknown",
@@ -37,7 +45,7 @@ def models(configuration: Configuration, status: Mapping[str, Any] | None) -> li
             }
         )
     for card in running.values():
-        rows.append(
+        found.append(
             {
                 "name": card["name"],
                 "state": card["state"],
@@ -50,30 +58,31 @@ def models(configuration: Configuration, status: Mapping[str, Any] | None) -> li
                 "file": None,
             }
         )
-    return rows
+    return found
 
 
-def model_rows(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """The rows of `models` as cells."""
+def model_rows(found: Iterable[Mapping[str, Any]]) -> list[Row]:
     return [
         (
-            row["name"] + (" *" if row["default"] else ""),
-            NOTHING if row["state"] == "unknown" else row["state"],
-            str(row["context"] or NOTHING),
-            str(row["parallel"]),
-            ", ".join(row["aliases"]) or NOTHING,
-            row["file"] or (f"not fetched: {row['model']}" if row["model"] else _place_words(row["state"])),
+            each["name"] + (" *" if each["default"] else ""),
+            MISSING if each["state"] == "unknown" else each["state"],
+            str(each["context"] or MISSING),
+            str(each["parallel"]),
+            ", ".join(each["aliases"]) or MISSING,
+            each["file"] or _file_elsewhere(each),
         )
-        for row in rows
+        for each in found
     ]
 
 
-def _place_words(state: str) -> str:
-    return "elsewhere" if state in ("available", "unavailable") else "on its host"
+def _file_elsewhere(model: Mapping[str, Any]) -> str:
+    if model["model"]:
+        return f"not downloaded: {model['model']}"
+    return "on another server" if model["state"] in ("available", "unavailable") else "on its host"
 
 
 def processes(status: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every model that has a process, with what the gateway knows of its use."""
+    """Every model with a process, and what the gateway knows of its use."""
     for host in status["hosts"]:
         engines = {each["model"]: each for each in host["engines"]}
         pinned = {each["name"] for each in (host["host"] or {}).get("profiles", ()) if each.get("pinned")}
@@ -102,55 +111,56 @@ def processes(status: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def process_rows(running: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """The models of `processes` as cells."""
     return [
         (
             each["model"],
             each["host"],
-            state_words(each),
-            clock(each["since"]),
-            size(each["memory_bytes"] + each["gpu_bytes"]),
+            process_state(each),
+            format_time(each["since"]),
+            format_bytes(each["memory_bytes"] + each["gpu_bytes"]),
             slots(each),
-            end_words(each),
+            unload_time(each),
         )
         for each in running
     ]
 
 
-def end_words(process: Mapping[str, Any]) -> str:
-    """When a model will be unloaded, if nobody asks for it."""
-    if process["pinned"]:
-        return "pinned"
-    return clock(process["idle_until"]) if process["idle_until"] else NOTHING
-
-
-def state_words(process: Mapping[str, Any]) -> str:
-    """A process' state, and how far it is with what it does."""
+def process_state(process: Mapping[str, Any]) -> str:
+    """A process's state, and its progress while it loads."""
+    if process["state"] == "silent":
+        return "unreachable"
     if process["draining"]:
-        return "ready, until its last answer has ended"
+        return "ready, unloads after its last answer"
     if process["state"] != "starting":
         return str(process["state"])
-    words = "loading"
+    text = "loading"
     if process["percent"]:
-        words += f" {process['percent']:.0f} %"
-    return words + (f", {seconds(process['eta_s'])} left" if process["eta_s"] else "")
+        text += f" {process['percent']:.0f} %"
+    return text + (f", {format_seconds(process['eta_s'])} left" if process["eta_s"] else "")
 
 
 def slots(process: Mapping[str, Any]) -> str:
-    """How many of its answers at a time are being given."""
-    return NOTHING if process["parallel"] is None else f"{process['running']}/{process['parallel']}"
+    """Requests in progress, of as many as fit."""
+    return MISSING if process["parallel"] is None else f"{process['running']}/{process['parallel']}"
+
+
+def unload_time(process: Mapping[str, Any]) -> str:
+    """When an idle model is unloaded."""
+    if process["pinned"]:
+        return "pinned"
+    return format_time(process["idle_until"]) if process["idle_until"] else MISSING
 
 
 def requests(status: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every request on its way: those in line with their place and how long they will probably wait."""
-    line = {each["id"]: each for host in status["hosts"] for each in host["queue"]}
+    """Every request in flight; those that wait with their place and the estimated wait."""
+    queued = {each["id"]: each for host in status["hosts"] for each in host["queue"]}
     found = []
-    for flight in status["in_flight"]:
-        place = line.get(flight["id"], {})
+    for request in status["in_flight"]:
+        place = queued.get(request["id"], {})
         found.append(
             {
-                **flight,
-                "for_s": round(max(0.0, status["at"] - flight["at"]), 3),
+                **request,
+                "for_s": round(max(0.0, status["at"] - request["at"]), 3),
                 "position": place.get("position"),
                 "eta_s": place.get("eta_s"),
             }
@@ -159,44 +169,42 @@ def requests(status: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def request_rows(found: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """The requests of `requests` as cells."""
     return [
         (
             each["id"],
             each["client"],
-            each["model"] or each["requested_model"] or NOTHING,
-            each["backend"] or NOTHING,
-            phase_words(each),
-            seconds(each["for_s"]),
+            each["model"] or each["requested_model"] or MISSING,
+            each["backend"] or MISSING,
+            _request_phase(each),
+            format_seconds(each["for_s"]),
         )
         for each in found
     ]
 
 
-def phase_words(request: Mapping[str, Any]) -> str:
-    """What a request on its way is doing."""
+def _request_phase(request: Mapping[str, Any]) -> str:
     if request["phase"] != "waiting":
         return str(request["phase"])
-    words = "waiting"
+    text = "waiting"
     if request.get("position"):
-        words += f", place {request['position']}"
+        text += f", place {request['position']}"
     eta = request.get("eta_s")
-    return words + (f", about {seconds(eta)}" if eta and math.isfinite(eta) else "")
+    return text + (f", about {format_seconds(eta)}" if eta and math.isfinite(eta) else "")
 
 
-def past_rows(events: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Requests that ended, as the events told them, as cells."""
+def finished_rows(events: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Finished requests, given as `RequestFinished` in JSON; for `formatting.REQUEST_COLUMNS`."""
     return [
         (
-            clock(each["at"]),
+            format_time(each["at"]),
             each["outcome"]
             if each["outcome"] in ("ok", "client_disconnected")
             else f"{each['outcome']} {each['status']}",
-            each["model"] or each["requested_model"] or NOTHING,
+            each["model"] or each["requested_model"] or MISSING,
             via(each),
-            seconds(each["seconds"]),
-            seconds(each["first_token_s"]),
-            speed(each["completion_tokens"], each["seconds"] - (each["first_token_s"] or 0.0)),
+            format_seconds(each["seconds"]),
+            format_seconds(each["first_token_s"]),
+            format_speed(each["completion_tokens"], each["seconds"] - (each["first_token_s"] or 0.0)),
             each["client"],
         )
         for each in events
@@ -204,56 +212,54 @@ def past_rows(events: Iterable[Mapping[str, Any]]) -> list[Row]:
 
 
 def via(request: Mapping[str, Any]) -> str:
-    """Who answers, and that it was not the first who was asked."""
+    """The backend that answers, and its place in the chain unless it is the first."""
     if not request["backend"]:
-        return NOTHING
+        return MISSING
     return str(request["backend"]) + (f", hop {request['hop'] + 1}" if request["hop"] else "")
 
 
-def active_words(status: Mapping[str, Any], width: int) -> str:
-    """The active model and how much there is to do, in one line if the name can be cut so far."""
-    rest = f"; {count(len(status['in_flight']), 'request')} in progress"
+def active_model(status: Mapping[str, Any], width: int) -> str:
+    """The active model and the number of requests, in one line if the name can be cut that far."""
+    rest = f"; {plural(len(status['in_flight']), 'request')} in progress"
     name = printable(status["active"] or "none")
-    return f"active model: {middle_cut(name, max(20, width - len(rest) - 14))}{rest}"
+    return f"active model: {cut_middle(name, max(20, width - len(rest) - 14))}{rest}"
 
 
 def host_rows(status: Mapping[str, Any]) -> list[Row]:
-    """The hosts of a status as cells."""
     return [
         (
             host["backend"],
-            "answers" if host["reachable"] else "silent",
-            NOTHING if host["serving"] is None else str(host["serving"]),
-            NOTHING if host["waiting"] is None else str(host["waiting"]),
-            memory_words(host["host"] or {}),
+            "reachable" if host["reachable"] else "unreachable",
+            MISSING if host["serving"] is None else str(host["serving"]),
+            MISSING if host["waiting"] is None else str(host["waiting"]),
+            _host_memory(host["host"] or {}),
         )
         for host in status["hosts"]
     ]
 
 
-def memory_words(host: Mapping[str, Any]) -> str:
-    """What a host's models take, and may take."""
+def _host_memory(host: Mapping[str, Any]) -> str:
     used = sum(each["memory_bytes"] + each["gpu_bytes"] for each in host.get("models", ()))
     budget = host.get("budget_bytes")
-    return f"{size(used)} of {size(budget)}" if budget else size(used)
+    return f"{format_bytes(used)} of {format_bytes(budget)}" if budget else format_bytes(used)
 
 
 def status_rows(status: Mapping[str, Any]) -> list[Row]:
-    """The models of a status as cells."""
+    """The models of a status; the active one is marked."""
     return [
         (
             card["name"] + (" *" if card["name"] == status["active"] else ""),
             card["state"] + (f" {card['percent']:.0f} %" if card["state"] == "loading" and card["percent"] else ""),
-            str(card["context"] or NOTHING),
+            str(card["context"] or MISSING),
             str(card["parallel"]),
-            (card["failure"] if card["state"] not in ("loading", "loaded") else "") or card["description"] or NOTHING,
+            (card["failure"] if card["state"] not in ("loading", "loaded") else "") or card["description"] or MISSING,
         )
         for card in status["models"]
     ]
 
 
 def chain_rows(status: Mapping[str, Any]) -> list[Row]:
-    """The hops of a status as cells; none if there is but one."""
+    """The backends of the fallback chain; none if there is but one."""
     hops = status.get("chain", {}).get("hops", ())
     if len(hops) < 2:
         return []
@@ -261,38 +267,37 @@ def chain_rows(status: Mapping[str, Any]) -> list[Row]:
         (
             hop["backend"],
             hop["kind"],
-            "in the house" if hop["local"] else "outside",
-            _hop_words(hop),
-            NOTHING if hop["cost"] is None else f"${hop['cost']:.4f}",
+            "local" if hop["local"] else "external",
+            _hop_state(hop),
+            MISSING if hop["cost"] is None else f"${hop['cost']:.4f}",
         )
         for hop in hops
     ]
 
 
-def _hop_words(hop: Mapping[str, Any]) -> str:
+def _hop_state(hop: Mapping[str, Any]) -> str:
     if not hop["reachable"]:
-        return "silent"
-    if words := _left_alone(hop["breaker"]):
-        return words
-    models = [(each["model"], words) for each in hop["models"] if (words := _left_alone(each))]
-    if len(models) > 1:
-        return f"answers, {len(models)} of its models left alone"
-    return f"answers; {models[0][0]} is {models[0][1]}" if models else "answers"
+        return "unreachable"
+    if text := _circuit(hop["breaker"]):
+        return text
+    paused = [(each["model"], text) for each in hop["models"] if (text := _circuit(each))]
+    if len(paused) > 1:
+        return f"reachable, {len(paused)} of its models paused"
+    return f"reachable; {paused[0][0]} is {paused[0][1]}" if paused else "reachable"
 
 
-def _left_alone(breaker: Mapping[str, Any]) -> str:
-    """Until when nobody is sent there, and why; nothing if somebody may be."""
+def _circuit(breaker: Mapping[str, Any]) -> str:
+    """Until when a circuit breaker lets no request through, and why; empty if it does."""
     if breaker["state"] == "closed" and not breaker["retry_at"]:
         return ""
     if breaker["state"] == "half_open":
-        return "tried again by the next request"
-    until = f" until {clock(breaker['retry_at'])}" if breaker["retry_at"] else ""
-    # A gateway of an older version does not tell why.
-    return f"left alone{until}: it {breaker.get('reason') or 'failed'}"
+        return "tried again with the next request"
+    until = f" until {format_time(breaker['retry_at'])}" if breaker["retry_at"] else ""
+    # Older gateways do not send the reason.
+    return f"paused{until}: {breaker.get('reason') or 'failed'}"
 
 
 def key_rows(records: Iterable[KeyRecord]) -> list[Row]:
-    """Keys as cells."""
     return [
         (
             record.name,

@@ -1,4 +1,4 @@
-"""What a person can do wrong at the terminal: one line that says what to do, the right exit code, and no traceback."""
+"""Mistakes on the command line: one line that says what to do, the right exit code, and no traceback."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import pytest
 import typer
 from fakes.ports import free_port
 
-from hostler.gateway.cli import options
+from hostler.gateway.cli import start_options
 from hostler.gateway.cli.main import app
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 def run(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """`hostler ARGUMENTS` in this folder, by somebody who has nothing else."""
+    """`hostler ARGUMENTS` in this folder, with no other configuration."""
     own = {name: str(folder / name.lower()) for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "HOSTLER_CACHE")}
     return subprocess.run(
         [sys.executable, "-m", "hostler.gateway", *arguments],
@@ -57,7 +57,7 @@ def assert_helpful(done: subprocess.CompletedProcess[str], code: int, *words: st
 
 @contextmanager
 def listener(*, backlog: int = 1) -> Iterator[int]:
-    """Somebody else's port."""
+    """A port in use."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen(backlog)
@@ -69,7 +69,7 @@ Prepare = Callable[[Path], list[str]]
 WRONG: dict[str, tuple[Prepare, int, tuple[str, ...]]] = {
     "no file": (lambda _: ["up", "--config", "nope.yaml"], 2, ("nope.yaml", "no such file")),
     "a folder": (lambda at: ["up", "--config", str(at)], 2, ("that is a folder",)),
-    "no file to check": (lambda _: ["check", "nope.yaml"], 2, ("nope.yaml: there is no such file",)),
+    "no file to check": (lambda _: ["check", "nope.yaml"], 2, ("nope.yaml: no such file",)),
     "bad YAML": (lambda at: ["up", "-c", str(file(at, "gateway:\n  listen: [1\n"))], 2, ("hostler.yaml:3: not valid YAML",)),
     "bad YAML for ps": (lambda at: ["ps", "-c", str(file(at, "gateway: ["))], 2, ("hostler.yaml:1", "not valid YAML")),
     "no text": (lambda at: ["check", str(file(at, b"\xff\xfe"))], 2, ("not UTF-8",)),
@@ -92,17 +92,17 @@ WRONG: dict[str, tuple[Prepare, int, tuple[str, ...]]] = {
         lambda at: ["check", str(file(at, {"gateway": {"logging": {"format": "xml"}}}))], 2, ("gateway.logging.format",),
     ),
     "no key of that name": (lambda _: ["keys", "revoke", "me"], 1, ("no key named 'me'",)),
-    "no file for a profile": (lambda _: ["profiles", "add", "nope.gguf"], 1, ("nope.gguf is not there",)),
+    "no file for a profile": (lambda _: ["profiles", "add", "nope.gguf"], 1, ("nope.gguf: no such file",)),
     "no gateway": (lambda at: ["ps", "--url", f"127.0.0.1:{free_port()}"], 3, ("no gateway answers", "hostler up")),
     "no address of a gateway": (lambda _: ["ps", "--url", "http://127.0.0.1:x"], 3, ("is no address", "http://127.0.0.1:8000")),
-    "no host of a gateway": (lambda _: ["ps", "--url", "http://nowhere.invalid"], 3, ("no host of that name",)),
+    "no host of a gateway": (lambda _: ["ps", "--url", "http://nowhere.invalid"], 3, ("unknown host name",)),
     "no key file": (lambda _: ["ps", "--key-file", "nope"], 2, ("--key-file nope", "cannot be read")),
     "an empty key file": (lambda at: ["ps", "--key-file", str(file(at, "\n", "key"))], 2, ("holds no key",)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_mistake_is_told_with_the_way_out(tmp_path: Path, wrong: str) -> None:
+def test_a_mistake_is_one_line_that_says_what_to_do(tmp_path: Path, wrong: str) -> None:
     prepare, code, words = WRONG[wrong]
     assert_helpful(run(tmp_path, *prepare(tmp_path)), code, *words)
 
@@ -136,7 +136,7 @@ def test_without_a_network_a_pull_says_so(tmp_path: Path) -> None:
     assert_helpful(done, 1, "cannot be reached", "is there a network", "set model: to a path")
 
 
-def test_what_listens_there_is_no_gateway(tmp_path: Path) -> None:
+def test_another_server_is_reported_as_no_gateway(tmp_path: Path) -> None:
     server = subprocess.Popen(
         [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -151,7 +151,7 @@ def test_what_listens_there_is_no_gateway(tmp_path: Path) -> None:
         server.communicate()
 
 
-def test_a_key_that_is_none_is_told(tmp_path: Path) -> None:
+def test_a_malformed_key_is_reported(tmp_path: Path) -> None:
     assert_helpful(run(tmp_path, "ps", HOSTLER_API_KEY="two\nlines"), 2, "HOSTLER_API_KEY holds no key")
 
 
@@ -161,7 +161,7 @@ def test_a_pipe_that_closes_early_leaves_no_traceback(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_what_nobody_thought_of_is_one_line_too(tmp_path: Path) -> None:
+def test_an_unexpected_error_is_one_line_too(tmp_path: Path) -> None:
     code = (
         "from hostler.gateway.cli import views\n"
         "views.models = lambda *given: 1 // 0\n"
@@ -175,7 +175,7 @@ def test_what_nobody_thought_of_is_one_line_too(tmp_path: Path) -> None:
 
 
 def test_exit_codes_are_documented() -> None:
-    codes = {"0", *(str(value) for name, value in vars(options).items() if name.isupper() and type(value) is int)}
+    codes = {"0", *(str(value) for name, value in vars(start_options).items() if name.isupper() and type(value) is int)}
     assert codes == {"0", "1", "2", "3", "4", "130"}
     group = typer.main.get_command(app)
     for text in (group.epilog or "", *(read(name) for name in ("configuration.md", "operations.md"))):

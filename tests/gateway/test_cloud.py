@@ -1,0 +1,196 @@
+"""The path to clouds: what is sent, what is kept back, and whose error is whose."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import anyio
+import httpx
+import pytest
+from fakes.openrouter import open_router
+from pytest_httpx import HTTPXMock, IteratorStream
+
+from hostler.adapters.base import WireRequest
+from hostler.adapters.errors import BackendBroken, BackendTimeout, BackendUnavailable, BadRequest
+from hostler.gateway.backends.base import Endpoint, Timeouts
+from hostler.gateway.backends.httpx_transport import CloudTransport
+
+pytestmark = pytest.mark.anyio
+
+CLOUD = Endpoint(host="cloud.example", port=443, name="cloud", key="sk-secret", tls=True, base_path="/api")
+URL = "https://cloud.example/api/v1/chat/completions"
+CHAT = WireRequest(path="/v1/chat/completions", body=b'{"model": "m"}', headers=(("X-Title", "Our house"),))
+STREAM = WireRequest(path="/v1/chat/completions", body=b'{"model": "m", "stream": true}')
+QUICK = Timeouts(connect_s=1, first_byte_s=0.05, between_bytes_s=0.05)
+
+
+@pytest.fixture
+async def transport() -> AsyncIterator[CloudTransport]:
+    subject = CloudTransport()
+    yield subject
+    await subject.aclose()
+
+
+async def test_sends_the_request_with_our_key_and_nothing_that_was_not_said(
+    transport: CloudTransport, httpx_mock: HTTPXMock
+) -> None:
+    httpx_mock.add_response(url=URL, json={})
+    async with transport.send(CHAT, CLOUD, Timeouts()) as answer:
+        assert await answer.read(100) == b"{}"
+        assert answer.complete
+    sent = httpx_mock.get_requests()[0]
+    assert sent.content == CHAT.body
+    assert sent.headers["authorization"] == "Bearer sk-secret"
+    assert sent.headers["x-title"] == "Our house"
+    assert sent.headers["user-agent"] == "hostler"
+    assert sent.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("name", ["Authorization", "Cookie", "Host", "User-Agent", "Content-Length"])
+async def test_the_transports_own_headers_cannot_be_replaced(
+    transport: CloudTransport, httpx_mock: HTTPXMock, name: str
+) -> None:
+    httpx_mock.add_response(url=URL)
+    request = WireRequest(path=CHAT.path, body=CHAT.body, headers=((name, "9999"),))
+    async with transport.send(request, CLOUD, Timeouts()):
+        pass
+    assert httpx_mock.get_requests()[0].headers.get(name) != "9999"
+
+
+async def test_what_belongs_to_the_cloud_stays_there(transport: CloudTransport, httpx_mock: HTTPXMock) -> None:
+    headers = {
+        "Set-Cookie": "a=b", "Server": "x", "Access-Control-Allow-Origin": "*", "X-Accel-Buffering": "no",
+        "Retry-After": "7", "Content-Type": "application/json",
+    }  # fmt: skip
+    httpx_mock.add_response(url=URL, status_code=429, headers=headers, content=b"{}", is_reusable=True)
+    async with transport.send(CHAT, CLOUD, Timeouts()) as answer:
+        assert answer.head.status == 429
+        assert answer.head.length == 2
+        assert dict(answer.headers) == {"retry-after": "7", "content-type": "application/json"}
+    async with transport.send(CHAT, CLOUD, Timeouts()):
+        pass
+    assert "cookie" not in httpx_mock.get_requests()[1].headers
+
+
+async def test_a_redirect_is_an_answer_and_is_not_followed(transport: CloudTransport, httpx_mock: HTTPXMock) -> None:
+    httpx_mock.add_response(url=URL, status_code=302, headers={"Location": "https://evil.example/"})
+    async with transport.send(CHAT, CLOUD, Timeouts()) as answer:
+        assert answer.head.status == 302
+    assert len(httpx_mock.get_requests()) == 1
+
+
+async def test_the_body_comes_as_it_arrives(transport: CloudTransport, httpx_mock: HTTPXMock) -> None:
+    httpx_mock.add_response(url=URL, stream=IteratorStream([b"data: 1\n\n", b"data: 2\n\n"]))
+    async with transport.send(CHAT, CLOUD, Timeouts()) as answer:
+        assert [piece async for piece in answer.segments()] == [b"data: 1\n\n", b"data: 2\n\n"]
+
+
+@pytest.mark.parametrize(
+    ("error", "ours"),
+    [
+        (httpx.ConnectError("x"), BackendUnavailable),
+        (httpx.ConnectTimeout("x"), BackendUnavailable),
+        (httpx.ProxyError("x"), BackendUnavailable),
+        (httpx.ReadError("x"), BackendBroken),
+        (httpx.WriteError("x"), BackendBroken),
+        (httpx.WriteTimeout("x"), BackendTimeout),
+        (httpx.RemoteProtocolError("x"), BackendBroken),
+    ],
+)
+async def test_foreign_errors_become_ours_and_name_no_address(
+    transport: CloudTransport, httpx_mock: HTTPXMock, error: Exception, ours: type[Exception]
+) -> None:
+    httpx_mock.add_exception(error)
+    with pytest.raises(ours) as raised:
+        async with transport.send(CHAT, CLOUD, Timeouts()):
+            pass
+    assert "example" not in str(raised.value)
+    if isinstance(raised.value, BackendUnavailable):
+        assert raised.value.timed_out is isinstance(error, httpx.ConnectTimeout)
+
+
+async def test_a_head_that_does_not_come_is_a_timeout(transport: CloudTransport, httpx_mock: HTTPXMock) -> None:
+    async def never(request: httpx.Request) -> httpx.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    httpx_mock.add_callback(never)
+    with pytest.raises(BackendTimeout):
+        async with transport.send(CHAT, CLOUD, Timeouts(connect_s=0.01, first_byte_s=0.05)):
+            pass
+
+
+@pytest.mark.parametrize("first", [b"", b"data: 1\n\n"])
+async def test_silence_is_a_timeout_before_and_after_the_first_byte(
+    transport: CloudTransport, httpx_mock: HTTPXMock, first: bytes
+) -> None:
+    class Silent(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            if first:
+                yield first
+            await asyncio.Event().wait()
+
+    httpx_mock.add_response(url=URL, stream=Silent())
+    got = []
+    with pytest.raises(BackendTimeout):
+        async with transport.send(CHAT, CLOUD, QUICK) as answer:
+            async for piece in answer.segments():
+                got.append(piece)
+    assert b"".join(got) == first
+
+
+async def test_an_answer_that_ends_in_the_middle_is_broken() -> None:
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 100\r\n\r\ndata: 1\n\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(cut, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        endpoint = Endpoint(host="127.0.0.1", port=port, name="cloud")
+        transport = CloudTransport()
+        got = []
+        with pytest.raises(BackendBroken):
+            async with transport.send(CHAT, endpoint, Timeouts()) as answer:
+                async for piece in answer.segments():
+                    got.append(piece)
+        assert got == [b"data: 1\n\n"]
+        await transport.aclose()
+
+
+async def test_a_path_that_cannot_be_sent_is_the_requests_fault(transport: CloudTransport) -> None:
+    with pytest.raises(BadRequest):
+        async with transport.send(WireRequest(path="/v1/\x00", body=b""), CLOUD, Timeouts()):
+            pass
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_whoever_waits_for_a_cloud_that_is_not_there_any_more_can_be_set_free(
+    transport: CloudTransport, begun: bool
+) -> None:
+    async with open_router("cloud") as router:
+        router.then = "stall_after_words" if begun else "stall"
+        endpoint = Endpoint(host="127.0.0.1", port=int(router.url.split(":")[2].split("/")[0]), name="cloud")
+        other = Endpoint(host="127.0.0.1", port=1, name="other")
+        waits = anyio.Event()
+
+        async def ask() -> None:
+            with pytest.raises(BackendTimeout):
+                async with transport.send(STREAM, endpoint, Timeouts()) as answer:
+                    await anext(answer.segments())
+                    waits.set()
+                    async for _ in answer.segments():
+                        pass
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            if begun:
+                await waits.wait()
+            else:
+                while not router.asked:  # noqa: ASYNC110 - a socket's other end tells nobody
+                    await anyio.sleep(0.01)
+            transport.close_all(other)
+            await anyio.wait_all_tasks_blocked()
+            transport.close_all(endpoint)

@@ -1,0 +1,31 @@
+"""Why a model cannot be had, in words that clients take for nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from hostler.gateway.scheduling.errors import load_failure_message
+from hostler.supervisor.contract import Failure
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "failed to create context",
+        "prompt has too many tokens",
+        "n_ctx: Context size 4096",
+        "max_length is 10",
+        "window of 512",
+    ],
+)
+def test_what_clients_take_for_an_overflow_of_the_conversation_is_not_said(line: str) -> None:
+    told = load_failure_message("a", "pc", Failure(kind="exited", message="x", lines=("before", line, "after")))
+    assert "before | after" in told
+    assert line not in told
+
+
+def test_paths_stay_in_the_house() -> None:
+    told = load_failure_message(
+        "a", "pc", Failure(kind="exited", message="x", lines=("cannot open /srv/secret/x.gguf here",))
+    )
+    assert "cannot open x.gguf here" in told and "srv" not in told

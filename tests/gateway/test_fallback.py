@@ -1,0 +1,514 @@
+"""The way along the chain: each row of the table as the layer carries it out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import pytest
+
+from hostler.adapters.errors import (
+    BackendBroken,
+    BackendRejected,
+    BackendTimeout,
+    BackendUnavailable,
+    BadRequest,
+    ClientDisconnected,
+    Forbidden,
+    GatewayError,
+    ModelUnavailable,
+    NotFound,
+    RequestCancelled,
+    ShuttingDown,
+    TooManyRequests,
+    WaitTimeout,
+)
+from hostler.adapters.types import ChatRequest, Control, Origin, Output, Progress, Usage
+from hostler.gateway.backends.chain import Hop
+from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
+from hostler.gateway.backends.cost import Spending
+from hostler.gateway.backends.retry_budget import BudgetRules, RetryBudget
+from hostler.gateway.backends.wake_on_lan import Waker
+from hostler.gateway.config import PriceSettings, SwitchingSettings, WakeSettings
+from hostler.gateway.context import Client, RequestContext, Target
+from hostler.gateway.middleware.fallback import FallbackMiddleware, Pauses
+
+pytestmark = pytest.mark.anyio
+
+Step = GatewayError | str | Callable[[RequestContext], Awaitable[None]]
+
+
+class FakeReply:
+    """As much of a reply as the layer looks at."""
+
+    def __init__(self) -> None:
+        self.committed = False
+        self.patient = True
+        self.beats: list[Progress] = []
+
+    async def heartbeat(self, progress: Progress) -> None:
+        self.beats.append(progress)
+
+
+class Road:
+    """A chain of hops `a`, `b`, `c`, ... and what happens at each, in order; then `answered`."""
+
+    def __init__(self, *names: str, contexts: dict[str, int] | None = None, **steps: list[Step]) -> None:
+        self.now = 100.0
+        self.clock: Callable[[], float] = lambda: self.now
+        self.steps = steps
+        self.asked: list[str] = []
+        self.suspected: list[str] = []
+        self.standings = {name: CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0) for name in names}
+        self.hops = {
+            name: Hop(name=name, standing=self.standings[name], suspect=lambda name=name: self.suspected.append(name))  # type: ignore[misc]  # a default binds the name
+            for name in names
+        }
+        self.writer = FakeReply()
+        self.contexts = contexts or {}
+        self.budget = RetryBudget(BudgetRules())
+        self.max_wait_s = 120.0
+        self.pauses = Pauses()
+
+    def context(self, request: Any = None, **more: Any) -> RequestContext:
+        origin = Origin(wire="openai", operation="chat", body=more.pop("body", b"{}"))
+        context = RequestContext(
+            request_id="r",
+            adapter=None,  # type: ignore[arg-type]  # nobody on this way speaks a protocol
+            operation=None,  # type: ignore[arg-type]
+            request=request or ChatRequest(origin=origin, model="m", output=Output(stream=True)),
+            writer=self.writer,  # type: ignore[arg-type]
+            client=Client(name="c"),
+            started_at=self.clock(),
+            **more,
+        )
+        context.model = "m"
+        context.candidates = tuple(
+            Target(backend=name, model="m", name_there=f"{name}/m", context=self.contexts.get(name, 0))
+            for name in self.hops
+        )
+        return context
+
+    async def go(self, context: RequestContext | None = None) -> RequestContext:
+        context = context or self.context()
+        layer = FallbackMiddleware(
+            None,  # type: ignore[arg-type]  # `dispatch` is called by itself
+            hops=self.hops,
+            budget=self.budget,
+            pauses=self.pauses,
+            settings=SwitchingSettings(progress_after_s=0, progress_every_s=0.01),
+            max_wait_s=self.max_wait_s,
+            clock=self.clock,
+        )
+
+        async def call_next() -> None:
+            name = context.current.target.backend
+            self.asked.append(name)
+            steps = self.steps.get(name, [])
+            step = steps.pop(0) if steps else "answered"
+            if isinstance(step, GatewayError):
+                raise step
+            if callable(step):
+                await step(context)
+
+        await layer.dispatch(context, call_next)
+        return context
+
+
+def rejected(status: int, after: float | None = None, body: bytes = b"{}") -> BackendRejected:
+    return BackendRejected(
+        "x", backend="a", wire="openai", backend_status=status, headers={}, body=body, retry_after_s=after
+    )
+
+
+def outcomes(context: RequestContext) -> list[tuple[str, str]]:
+    return [(attempt.target.backend, attempt.outcome) for attempt in context.attempts]
+
+
+# What a does (as often as it is asked), how often it is asked, and its breakers after three requests: (host, model).
+ROWS: list[tuple[Callable[[], GatewayError], str, int, str, str]] = [
+    (lambda: BackendUnavailable("x"), "unreachable", 1, "open", "closed"),
+    (lambda: BackendUnavailable("x", timed_out=True), "connect_timeout", 1, "open", "closed"),
+    (lambda: WaitTimeout("x"), "loading", 1, "closed", "closed"),
+    (lambda: TooManyRequests("x"), "model_unavailable", 1, "closed", "closed"),
+    (lambda: ModelUnavailable("x"), "model_unavailable", 1, "closed", "closed"),
+    (lambda: rejected(500), "server_error", 2, "closed", "open"),
+    (lambda: BackendBroken("x"), "server_error", 2, "closed", "open"),
+    (lambda: rejected(404), "rejected", 1, "closed", "closed"),
+    (lambda: rejected(401), "auth_failed", 1, "closed", "open"),
+    (lambda: rejected(402), "payment_required", 1, "closed", "open"),
+    (lambda: BackendTimeout("x"), "first_byte_timeout", 1, "closed", "open"),
+]
+
+
+@pytest.mark.parametrize(("make", "outcome", "times", "host", "model"), ROWS)
+async def test_a_row_of_the_table(
+    make: Callable[[], GatewayError], outcome: str, times: int, host: str, model: str
+) -> None:
+    road = Road("a", "b", a=[make() for _ in range(9)])
+    first = await road.go()
+    assert outcomes(first) == [("a", outcome)] * times + [("b", "answered")]
+    assert first.reason == f"a: {outcome}"
+    assert first.hop == 1
+    for _ in range(2):
+        await road.go()
+    standing = road.standings["a"]
+    assert (standing.host.state(road.now), standing.models["a/m"].state(road.now)) == (host, model)
+    assert road.asked[-1] == "b"
+
+
+async def test_a_short_retry_after_is_waited_for_once_and_shown() -> None:
+    road = Road("a", "b", a=[rejected(429, 0.02)])
+    road.clock = clock = anyio.current_time
+    began_at = clock()
+    context = await road.go()
+    assert outcomes(context) == [("a", "busy"), ("a", "answered")]
+    assert clock() - began_at >= 0.02
+    assert road.writer.beats
+    assert road.writer.beats[0].phase == "fallback"
+
+
+async def test_a_long_retry_after_is_left_to_the_next_hop_and_heeded_by_the_following_requests() -> None:
+    road = Road("a", "b", a=[rejected(429, 60)])
+    assert outcomes(await road.go()) == [("a", "busy"), ("b", "answered")]
+    assert outcomes(await road.go()) == [("b", "answered")]
+    road.now += 61
+    assert outcomes(await road.go()) == [("a", "answered")]
+
+
+async def test_at_most_one_retry_and_three_hops_for_a_request() -> None:
+    road = Road("a", "b", "c", "d", **{name: [rejected(500) for _ in range(9)] for name in "abc"})
+    with pytest.raises(ModelUnavailable, match="d was not tried"):
+        await road.go()
+    assert road.asked == ["a", "a", "b", "c"]
+
+
+async def test_without_budget_nothing_is_retried() -> None:
+    road = Road("a", "b", a=[rejected(500) for _ in range(9)])
+    road.budget = RetryBudget(BudgetRules(share=0.0, per_second=0))
+    assert outcomes(await road.go()) == [("a", "server_error"), ("b", "answered")]
+
+
+@pytest.mark.parametrize("status", [400, 422, 409])
+async def test_a_wrong_request_goes_nowhere_else(status: int) -> None:
+    road = Road("a", "b", a=[rejected(status)])
+    with pytest.raises(BackendRejected):
+        await road.go()
+    assert road.asked == ["a"]
+
+
+async def test_a_request_that_one_protocol_has_no_words_for_goes_to_another() -> None:
+    road = Road("a", "b", a=[BadRequest("no words")])
+    assert outcomes(await road.go()) == [("a", "rejected"), ("b", "answered")]
+    with pytest.raises(BadRequest, match="first"):
+        await Road("a", "b", a=[BadRequest("first")], b=[BadRequest("second")]).go()
+
+
+async def test_what_is_too_long_goes_only_where_there_is_more_room() -> None:
+    body = b'{"error": {"type": "exceed_context_size_error"}}'
+    contexts = {"a": 4096, "b": 4096, "c": 8192}
+    road = Road("a", "b", contexts=contexts, a=[rejected(400, body=body)])
+    with pytest.raises(BackendRejected):
+        await road.go()
+    road = Road("a", "c", contexts=contexts, a=[rejected(400, body=body)])
+    assert outcomes(await road.go()) == [("a", "rejected"), ("c", "answered")]
+
+
+async def test_a_prompt_that_cannot_fit_skips_a_hop_only_if_another_has_room() -> None:
+    long = b'{"content": "%s"}' % (b"word " * 20_000)
+    road = Road("a", "b", contexts={"a": 4096, "b": 131072})
+    assert outcomes(await road.go(road.context(body=long))) == [("b", "answered")]
+    road = Road("a", "b", contexts={"a": 4096, "b": 2048})
+    assert outcomes(await road.go(road.context(body=long))) == [("a", "answered")]
+
+
+async def test_after_the_first_word_nobody_else_is_asked() -> None:
+    async def break_off(context: RequestContext) -> None:
+        first_token = context.current.on_first_token
+        assert first_token is not None
+        first_token()
+        context.writer.committed = True
+        raise BackendBroken("x")
+
+    road = Road("a", "b", a=[break_off])
+    context = road.context()
+    with pytest.raises(BackendBroken):
+        await road.go(context)
+    assert outcomes(context) == [("a", "broken")]
+
+
+async def test_who_rested_when_it_was_its_turn_is_asked_if_it_is_back_when_all_others_have_failed() -> None:
+    road = Road("a", "b")
+    for _ in range(3):
+        road.steps["a"] = [BackendUnavailable("x")]
+        await road.go()
+
+    async def fail_late(context: RequestContext) -> None:
+        road.standings["a"].recovered()
+        raise BackendUnavailable("x")
+
+    road.steps["b"] = [fail_late]
+    context = await road.go()
+    assert outcomes(context) == [("b", "unreachable"), ("a", "answered")]
+    assert (context.hop, context.reason) == (0, "b: unreachable")
+
+
+async def test_a_client_that_leaves_gives_its_pass_back() -> None:
+    road = Road("a", a=[BackendUnavailable("x") for _ in range(3)])
+    for _ in range(3):
+        with pytest.raises(ModelUnavailable):
+            await road.go()
+    road.now += 5
+
+    async def hang(context: RequestContext) -> None:
+        await anyio.sleep_forever()
+
+    road.steps["a"] = [hang]
+    with anyio.move_on_after(0.01):
+        await road.go()
+    assert road.asked == ["a"] * 4
+    assert outcomes(await road.go()) == [("a", "answered")]
+
+
+@pytest.mark.parametrize(
+    ("ending", "word"),
+    [(ClientDisconnected("x"), "client_disconnected"), (RequestCancelled("x"), "cancelled"), (None, "stopped")],
+)
+async def test_an_attempt_that_is_ended_from_outside_says_by_whom(ending: GatewayError | None, word: str) -> None:
+    async def hang(context: RequestContext) -> None:
+        context.cancel_reason = ending
+        scope.cancel()
+        await anyio.sleep_forever()
+
+    road = Road("a", a=[hang])
+    context = road.context()
+    with anyio.CancelScope() as scope:
+        await road.go(context)
+    assert outcomes(context) == [("a", word)]
+
+
+async def test_who_is_refused_in_line_because_the_gateway_stops_has_not_left() -> None:
+    road = Road("a", "b", a=[ShuttingDown("x")])
+    context = road.context()
+    with pytest.raises(ShuttingDown):
+        await road.go(context)
+    assert outcomes(context) == [("a", "stopped")]
+
+
+async def test_who_waits_for_a_backend_that_loads_is_sent_away_when_the_gateway_stops() -> None:
+    loading = rejected(503, body=b'{"error": {"type": "unavailable_error", "message": "Loading model"}}')
+    road = Road("a", "b", a=[loading for _ in range(1000)])
+    context = road.context()
+    async with anyio.create_task_group() as tasks:
+
+        async def stop_when_it_waits() -> None:
+            while not road.writer.beats:
+                await anyio.lowlevel.checkpoint()
+            road.pauses.stop()
+
+        tasks.start_soon(stop_when_it_waits)
+        with anyio.fail_after(20), pytest.raises(ShuttingDown):
+            await road.go(context)
+    assert set(outcomes(context)) == {("a", "loading")}
+    with pytest.raises(ShuttingDown):
+        await road.go()  # nobody begins to wait any more
+    assert set(road.asked) == {"a"}
+
+
+async def test_a_fault_of_our_own_says_nothing_about_a_backend() -> None:
+    async def fault(context: RequestContext) -> None:
+        raise ZeroDivisionError
+
+    road = Road("a", "b", a=[fault, NotFound("x")])
+    with pytest.raises(ZeroDivisionError):
+        await road.go()
+    with pytest.raises(NotFound):
+        await road.go()
+    assert road.asked == ["a", "a"]
+    assert road.standings["a"].state("a/m", road.now) == "closed"
+
+
+async def test_all_down_tells_each_hops_reason_and_when_the_first_is_tried_again() -> None:
+    road = Road("a", "b", a=[rejected(402)], b=[BackendTimeout("/secret") for _ in range(3)])
+    for _ in range(3):
+        with pytest.raises(ModelUnavailable) as raised:
+            await road.go()
+    with pytest.raises(ModelUnavailable) as raised:
+        await road.go()
+    assert raised.value.retry_after_s == 5.0
+    assert raised.value.message == (
+        "no backend could answer for m: a is left alone after failures (circuit_open); "
+        "b is left alone after failures (circuit_open)"
+    )
+
+
+async def test_only_what_cannot_be_reached_is_suspected() -> None:
+    road = Road("a", "b", "c", a=[BackendUnavailable("x")], b=[rejected(503)])
+    await road.go()
+    assert road.suspected == ["a"]
+
+
+async def test_what_must_stay_inside_never_reaches_the_outside(tmp_path: Path) -> None:
+    road = Road("a", "b")
+    outside = Hop(name="a", standing=road.standings["a"], local=False)
+    road.hops["a"] = outside
+    assert outcomes(await road.go(road.context(local_only=True))) == [("b", "answered")]
+    road.hops = {"a": outside}
+    for more in ({}, {"only": "a"}):
+        with pytest.raises(Forbidden):
+            await road.go(road.context(local_only=True, **more))
+    assert road.asked == ["b"]
+
+
+async def test_costs_are_counted_and_end_at_the_limit(tmp_path: Path) -> None:
+    async def cost(context: RequestContext) -> None:
+        context.current.usage = Usage(cost=0.6)
+
+    road = Road("a", "b", a=[cost, cost])
+    spending = Spending(tmp_path / "spent", 1.0, lambda: 1e9)
+    road.hops["a"] = Hop(name="a", standing=road.standings["a"], local=False, spending=spending)
+    assert (await road.go()).cost == 0.6
+    assert (await road.go()).cost == 0.6
+    last = await road.go()
+    assert (outcomes(last), last.reason, last.cost) == ([("b", "answered")], "a: budget_exhausted", None)
+
+
+@pytest.mark.parametrize(("usage", "cost"), [
+    (Usage(prompt_tokens=1_000_000, completion_tokens=500_000), 1.5),
+    (Usage(prompt_tokens=1_000_000, cached_tokens=500_000, completion_tokens=0), 0.55),
+    (Usage(prompt_tokens=1_000_000, cost=7.0), 7.0),
+    (Usage(prompt_tokens=10**400), 1e6),
+    (None, 2 * 1e-6 + 3 * 1e-6),
+])  # fmt: skip
+async def test_a_cloud_that_tells_no_cost_costs_what_its_tokens_do(
+    tmp_path: Path, usage: Usage | None, cost: float
+) -> None:
+    async def answer(context: RequestContext) -> None:
+        context.current.usage, context.current.segments = usage, 3
+
+    road = Road("a", a=[answer])
+    spending = Spending(tmp_path / "spent", None, lambda: 1e9)
+    prices = {"*": PriceSettings(input=9.0), "m": PriceSettings(input=1.0, output=1.0, cached=0.1)}
+    road.hops["a"] = Hop(name="a", standing=road.standings["a"], local=False, spending=spending, prices=prices)
+    context = await road.go(road.context(body=b"8 bytes."))
+    assert context.cost == pytest.approx(cost)
+    assert spending.today == pytest.approx(cost)
+
+
+async def test_whoever_tries_a_closed_backend_gives_its_pass_back_even_if_costs_cannot_be_counted() -> None:
+    class Broken:
+        reached = False
+
+        def add(self, backend: str, cost: float | None) -> None:
+            raise LookupError("on purpose")
+
+    road = Road("a")
+    road.hops["a"] = Hop(name="a", standing=road.standings["a"], local=False, spending=cast(Spending, Broken()))
+    road.standings["a"].host.trip(road.now, 1.0)
+    road.now += 2.0
+    with pytest.raises(LookupError):
+        await road.go()
+    assert road.standings["a"].state("a/m", road.now) == "half_open"
+    assert road.standings["a"].allows("a/m", road.now)
+
+
+def test_a_price_is_found_by_the_name_there_then_by_ours_then_for_all() -> None:
+    one, two, rest = (PriceSettings(input=float(number)) for number in range(3))
+    hop = Hop(name="a", standing=CircuitBreakers(BreakerRules(), lambda: 0.0), prices={"a/m": one, "m": two, "*": rest})
+    assert [hop.price("m", "a/m"), hop.price("m", "x"), hop.price("x", "y")] == [one, two, rest]
+
+
+@pytest.mark.parametrize(("status", "retryable", "after", "outcome", "times"), [
+    (429, None, 0.001, "busy", 2), (429, False, 0.001, "busy", 1), (402, True, None, "busy", 1),
+    (402, True, 0.001, "busy", 2), (402, False, None, "payment_required", 1), (503, None, None, "server_error", 2),
+    (503, True, None, "server_error", 2), (503, False, None, "busy", 1), (503, False, 0.001, "busy", 1),
+    (502, False, None, "server_error", 1),
+])  # fmt: skip
+async def test_what_a_backend_says_about_trying_again_is_heeded(
+    status: int, retryable: bool | None, after: float | None, outcome: str, times: int
+) -> None:
+    error: dict[str, Any] = {"code": status, "message": "x"}
+    if retryable is not None:
+        error["metadata"] = {"retryable": retryable}
+    body = json.dumps({"error": error}).encode()
+    road = Road("a", "b", a=[rejected(status, after, body) for _ in range(3)])
+    road.clock = anyio.current_time
+    assert outcomes(await road.go()) == [("a", outcome)] * times + [("b", "answered")]
+
+
+async def test_an_order_asks_no_breaker_and_closes_none() -> None:
+    road = Road("a", a=[BackendUnavailable("x") for _ in range(3)])
+    for _ in range(3):
+        with pytest.raises(ModelUnavailable):
+            await road.go()
+    order = Control(origin=Origin(wire="ollama", operation="chat"), kind="unload", model="m")
+    assert outcomes(await road.go(road.context(order))) == [("a", "answered")]
+    assert road.standings["a"].state("a/m", road.now) == "open"
+
+
+class Calling(Waker):
+    """Counts its calls and sends nothing."""
+
+    def _send(self) -> None:
+        pass
+
+
+async def test_a_sleeping_machine_is_called_once_however_many_wait_and_they_go_on_when_it_is_awake() -> None:
+    road = Road("a", "b")
+    clock = anyio.current_time
+    waker = Calling("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=5), clock)
+    awake = False
+    road.hops["a"] = Hop(name="a", standing=road.standings["a"], supervised=True, reachable=lambda: awake, waker=waker)
+    road.clock = clock
+    async with anyio.create_task_group() as tasks:
+        for _ in range(10):
+            tasks.start_soon(road.go)
+        with anyio.fail_after(5):
+            while not road.writer.beats:
+                await anyio.lowlevel.checkpoint()
+        awake = True
+        waker.heard(True)
+    assert waker.calls == 1
+    assert road.asked == ["a"] * 10
+    assert {beat.phase for beat in road.writer.beats} == {"waking"}
+
+
+async def test_a_machine_that_does_not_wake_up_is_passed_over_and_left_in_peace() -> None:
+    road = Road("a", "b")
+    clock = anyio.current_time
+    waker = Calling("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=0.05), clock)
+    standing = CircuitBreakers(BreakerRules(jitter=0.0, open_s=0.001, max_open_s=0.001), lambda: 0.0)
+    road.hops["a"] = Hop(name="a", standing=standing, supervised=True, reachable=lambda: False, waker=waker)
+    road.clock = clock
+    began_at = clock()
+    first = await road.go()
+    assert outcomes(first) == [("a", "unreachable"), ("b", "answered")]
+    assert clock() - began_at >= 0.05
+    began_at = clock()
+    await anyio.sleep(0.002)
+    await road.go()
+    assert clock() - began_at < 0.05
+    assert waker.calls == 1
+
+
+async def test_who_waits_for_a_machine_to_wake_up_is_sent_away_when_the_gateway_stops() -> None:
+    road = Road("a", "b")
+    road.clock = anyio.current_time
+    waker = Calling("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=100), road.clock)
+    road.hops["a"] = Hop(name="a", standing=road.standings["a"], supervised=True, reachable=lambda: False, waker=waker)
+    context = road.context()
+    async with anyio.create_task_group() as tasks:
+
+        async def stop_when_it_waits() -> None:
+            while not road.writer.beats:
+                await anyio.lowlevel.checkpoint()
+            road.pauses.stop()
+
+        tasks.start_soon(stop_when_it_waits)
+        with anyio.fail_after(20), pytest.raises(ShuttingDown):
+            await road.go(context)
+    assert outcomes(context) == [("a", "stopped")]
+    assert road.asked == []

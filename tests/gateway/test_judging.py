@@ -1,0 +1,140 @@
+"""What an error means, what may be told of it, and how long to wait."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hostler.adapters.errors import (
+    BackendBroken,
+    BackendRejected,
+    BackendTimeout,
+    BackendUnavailable,
+    BadRequest,
+    GatewayError,
+    ModelUnavailable,
+    TooManyRequests,
+    WaitTimeout,
+)
+from hostler.gateway.backends.failure_policy import VERDICTS, WORDS, fault_of, outcome_of, retry_after, tokens_at_least
+from hostler.gateway.config import BackendSettings
+
+
+def rejected(status: int, error: Any = None, after: float | None = None) -> BackendRejected:
+    body = json.dumps({"error": error}).encode() if error is not None else b"<html>"
+    return BackendRejected(
+        "x", backend="b", wire="openai", backend_status=status, headers={}, body=body, retry_after_s=after
+    )
+
+
+@pytest.mark.parametrize(("error", "outcome"), [
+    (BackendUnavailable("x"), "unreachable"),
+    (BackendUnavailable("x", timed_out=True), "connect_timeout"),
+    (BackendTimeout("x"), "first_byte_timeout"),
+    (BackendBroken("x"), "server_error"),
+    (BackendBroken("x", backend_status=402), "payment_required"),
+    (BackendBroken("x", backend_status=429), "busy"),
+    (BackendBroken("x", backend_status=400), "rejected"),
+    (rejected(500), "server_error"),
+    (rejected(302), "server_error"),
+    (rejected(503), "server_error"),
+    (rejected(503, after=1.0), "busy"),
+    (rejected(503, {"message": "Loading model", "type": "unavailable_error"}), "loading"),
+    (rejected(402), "payment_required"),
+    (rejected(402, after=1.0), "busy"),
+    (rejected(403), "auth_failed"),
+    (rejected(403, {"metadata": {"reasons": ["violence"]}}), "rejected"),
+    (rejected(413), "rejected"),
+    (WaitTimeout("x"), "loading"),
+    (TooManyRequests("x"), "model_unavailable"),
+    (ModelUnavailable("x"), "model_unavailable"),
+    (BadRequest("x"), None),
+])  # fmt: skip
+def test_an_error_before_the_first_word_has_its_row(error: GatewayError, outcome: str | None) -> None:
+    assert outcome_of(error, committed=False) == outcome
+
+
+@pytest.mark.parametrize(
+    "error", [BackendTimeout("x"), BackendBroken("x", backend_status=429), BackendUnavailable("x")]
+)
+def test_whatever_fails_after_the_first_word_is_broken(error: GatewayError) -> None:
+    assert outcome_of(error, committed=True) == "broken"
+
+
+@pytest.mark.parametrize(("error", "fault"), [
+    (rejected(400, {"type": "exceed_context_size_error", "message": "x"}), "context"),
+    (rejected(400, {"code": "context_length_exceeded"}), "context"),
+    (rejected(400, {"message": "This endpoint's maximum context length is 4096 tokens"}), "context"),
+    (rejected(400, {"message": "prompt is too long: 9 tokens > 8 maximum"}), "context"),
+    (rejected(413), "context"),
+    (rejected(404, {"message": "No endpoints found"}), "model"),
+    (rejected(400, {"code": "model_not_found"}), "model"),
+    (rejected(403, {"metadata": {"flagged_input": "x"}}), "contents"),
+    (rejected(400, {"message": "temperature is wrong"}), "request"),
+    (rejected(400, "text"), "request"),
+    (rejected(422), "request"),
+    (BadRequest("x"), "request"),
+])  # fmt: skip
+def test_what_was_wrong_with_a_request_is_seen(error: GatewayError, fault: str) -> None:
+    assert fault_of(error) == fault
+
+
+def test_every_outcome_has_words() -> None:
+    assert set(VERDICTS) <= set(WORDS)
+
+
+@pytest.mark.parametrize(("value", "seconds"), [
+    ("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("1e99", 86400.0), ("nan", None), ("soon", None), ("", None),
+    ("Thu, 01 Jan 1970 00:01:40 GMT", 90.0), ("Wed, 31 Dec 1969 23:59:00 GMT", 0.0),
+])  # fmt: skip
+def test_retry_after_is_read_in_both_forms(value: str, seconds: float | None) -> None:
+    assert retry_after({"retry-after": value}, 10.0) == seconds
+
+
+@pytest.mark.parametrize(("reset", "seconds"), [
+    ("1700000042000", 42.0), ("1700000042", 42.0), ("1699999999000", None), ("1800000000000", None), ("soon", None),
+    ("", None), ("30", None),
+])  # fmt: skip
+def test_the_end_of_a_limit_is_read_where_nothing_else_says_how_long_to_wait(reset: str, seconds: float | None) -> None:
+    now = 1700000000.0
+    body = json.dumps({"error": {"code": 429, "metadata": {"headers": {"X-RateLimit-Reset": reset}}}}).encode()
+    assert retry_after({}, now, body) == seconds
+    assert retry_after({"x-ratelimit-reset": reset}, now) == seconds
+    assert retry_after({"retry-after": "7"}, now, body) == 7.0
+    for odd in (b"", b"[]", b'{"error":{"metadata":{"headers":[1]}}}', b'{"error":{"metadata":1}}', b"\xff"):
+        assert retry_after({}, now, odd) is None
+
+
+def test_a_prompt_is_never_thought_longer_than_it_is() -> None:
+    text = json.dumps({"messages": [{"role": "user", "content": "word " * 20_000}]}).encode()
+    assert 5_000 < tokens_at_least(text) <= 20_000
+    assert tokens_at_least(b'{"short": 1}') == 0
+    assert tokens_at_least(text + b"data:image/png;base64,AAAA") == 0
+    escaped = json.dumps({"messages": [{"content": "\n" * 20_000}]}).encode()
+    assert tokens_at_least(escaped) <= 20_000
+
+
+@pytest.mark.parametrize(("url", "inside"), [
+    ("http://127.0.0.1:1", True), ("http://192.168.1.5:1", True), ("http://10.0.0.1", True), ("http://[::1]:1", True),
+    ("http://[fd00::1]:1", True), ("http://169.254.1.1", True), ("http://172.31.0.1", True), ("http://localhost:1", True), ("http://[fe80::1]", True),
+    ("http://[::ffff:10.0.0.1]", True), ("http://nas:1", True), ("http://my-nas_2", True), ("http://NAS.LAN", True),
+    ("http://nas.local", True), ("http://nas.home.arpa", True), ("http://nas.internal", True),
+    ("https://openrouter.ai/api/v1", False), ("http://8.8.8.8", False), ("http://nas.lan", True),
+    ("http://100.64.0.1", False), ("http://172.32.0.1", False), ("http://0.0.0.0", False), ("http://192.0.2.1", False),
+    ("http://[::ffff:8.8.8.8]", False), ("http://134744072", False), ("http://0x08080808", False), ("http://8.8", False),
+    ("http://openrouter.ai.", False), ("http://ai.", False), ("http://lan", True), ("http://lan.example", False),
+    ("http://local.example", False), ("http://[2606:4700::1]", False), ("http://localhost.example", False),
+])  # fmt: skip
+def test_an_address_is_in_the_house_only_if_it_cannot_be_elsewhere(url: str, inside: bool) -> None:
+    assert BackendSettings(kind="openai", url=url).in_the_house is inside
+    assert BackendSettings(kind="supervisor", url=url).in_the_house
+    assert BackendSettings(kind="openai", url=url, local=not inside).in_the_house is not inside
+
+
+def test_a_refusal_that_is_not_text_has_no_words() -> None:
+    refused = BackendRejected(
+        "x", backend="b", wire="openai", backend_status=400, headers={}, body=b'{"error":{"message":"\xff"}}'
+    )
+    assert fault_of(refused) == "request"

@@ -1,0 +1,265 @@
+"""One host's orchestrator against a supervisor that says and does what the test wants."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from hostler.adapters.errors import BackendUnavailable, GatewayError, ModelUnavailable
+from hostler.gateway.events import Event, QueueChanged
+from hostler.gateway.scheduling.lease import Lease
+from hostler.gateway.scheduling.orchestrator import Orchestrator
+from hostler.gateway.scheduling.types import SchedulerSettings
+from hostler.supervisor.contract import (
+    EngineAddress,
+    HostStatus,
+    ModelChanged,
+    ModelStatus,
+    ProfileInfo,
+    Snapshot,
+    StaleEpoch,
+    State,
+    SupervisorEvent,
+    SupervisorUnreachable,
+    UnknownProfile,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+def snapshot(**models: tuple[State, int]) -> Snapshot:
+    """A host with the profiles `a` and `b`; each given model in its state and generation."""
+    statuses = tuple(
+        ModelStatus(model=model, state=state, since=0.0, generation=generation)
+        for model, (state, generation) in models.items()
+    )
+    return Snapshot(host=HostStatus(profiles=(ProfileInfo(name="a"), ProfileInfo(name="b")), models=statuses))
+
+
+class Scripted:
+    """A supervisor: `says` goes to its listener, `loads` says how a switch ends, `runs` where models are."""
+
+    def __init__(self) -> None:
+        self._says, self._heard = anyio.create_memory_object_stream[SupervisorEvent](100)
+        self.subscriptions = 0
+        self.unloaded: list[str] = []
+        self.loads: dict[str, int | Exception] = {}
+        self.runs: dict[str, int] = {}
+        self.sought, self.located = anyio.Event(), anyio.Event()
+        self.located.set()
+
+    def say(self, event: SupervisorEvent) -> None:
+        self._says.send_nowait(event)
+
+    def close(self) -> None:
+        self._says.close()
+        self._heard.close()
+
+    async def status(self) -> HostStatus:
+        raise NotImplementedError
+
+    async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
+        await anyio.lowlevel.checkpoint()
+        result = self.loads[model]
+        if isinstance(result, Exception):
+            raise result
+        self.runs[model] = result
+        return address(model, result)
+
+    async def unload(self, model: str, *, epoch: int | None = None) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.runs.pop(model, None)
+        self.unloaded.append(model)
+
+    async def locate(self, model: str) -> EngineAddress | None:
+        self.sought.set()
+        await self.located.wait()
+        await anyio.lowlevel.checkpoint()
+        return address(model, self.runs[model]) if model in self.runs else None
+
+    async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
+        raise NotImplementedError
+
+    @asynccontextmanager
+    async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:
+        self.subscriptions += 1
+        yield self._heard
+
+
+def address(model: str, generation: int) -> EngineAddress:
+    return EngineAddress(
+        model=model, host="127.0.0.1", port=1000 + generation, key="k", generation=generation, context=1, parallel=1
+    )
+
+
+class Desk:
+    """An orchestrator that runs, its supervisor, and what it published."""
+
+    def __init__(self, host: Orchestrator, supervisor: Scripted, published: list[Event]) -> None:
+        self.host = host
+        self.supervisor = supervisor
+        self.published = published
+
+    async def until_seen(self) -> None:
+        """Everything said so far has been heard and acted upon."""
+        await anyio.wait_all_tasks_blocked()
+
+    async def refusal(self, model: str) -> GatewayError:
+        """Why the model cannot be had."""
+        lease = self.host.lease(model)
+        try:
+            assert await lease.wait(5)
+            with pytest.raises(GatewayError) as refused:
+                lease.address()
+            return refused.value
+        finally:
+            lease.release()
+
+    async def lease(self, model: str) -> Lease:
+        lease = self.host.lease(model)
+        assert await lease.wait(5)
+        lease.address()
+        return lease
+
+
+@asynccontextmanager
+async def opened(first: Snapshot) -> AsyncIterator[Desk]:
+    supervisor, published = Scripted(), list[Event]()
+    host = Orchestrator(
+        "pc", supervisor, settings=SchedulerSettings(), publish=published.append,
+        on_status=lambda _: None, on_stopping=lambda _: None, clock=anyio.current_time,
+    )  # fmt: skip
+    supervisor.say(first)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(host.run)
+        await host.synced.wait()
+        yield Desk(host, supervisor, published)
+        tasks.cancel_scope.cancel()
+    supervisor.close()
+
+
+async def test_a_snapshot_older_than_the_end_of_a_load_takes_nothing_back() -> None:
+    async with opened(snapshot()) as desk:
+        desk.supervisor.loads["a"] = 3
+        lease = await desk.lease("a")
+        desk.supervisor.say(snapshot(a=("starting", 3)))
+        await desk.until_seen()
+        lease.release()
+        again = desk.host.lease("a")
+        assert again.granted
+        assert again.address() == address("a", 3)
+        again.release()
+
+
+async def test_after_a_silence_even_a_process_of_the_same_number_is_another_one() -> None:
+    async with opened(snapshot()) as desk:
+        desk.supervisor.loads["a"] = 1
+        (await desk.lease("a")).release()
+        desk.host.set_reachable(False)
+        desk.supervisor.runs["a"] = 1
+        desk.supervisor.say(snapshot(a=("ready", 1)))
+        with anyio.fail_after(5):
+            while not desk.host.reachable:  # noqa: ASYNC110 - the orchestrator pauses before it asks again
+                await anyio.sleep(0.01)
+        assert desk.supervisor.subscriptions == 2
+        lease = desk.host.lease("a")
+        assert lease.granted
+        lease.release()
+
+
+async def test_a_model_that_is_gone_when_it_is_looked_for_counts_as_stopped() -> None:
+    async with opened(snapshot(a=("ready", 1))) as desk:
+        desk.supervisor.loads["a"] = 2
+        lease = desk.host.lease("a")
+        assert not lease.settled
+        assert await lease.wait(5)
+        assert lease.address() == address("a", 2)
+        lease.release()
+
+
+async def test_a_late_word_of_an_old_process_does_not_touch_the_new_one() -> None:
+    async with opened(snapshot()) as desk:
+        desk.supervisor.loads["a"] = 2
+        (await desk.lease("a")).release()
+        desk.supervisor.say(ModelChanged(status=ModelStatus(model="a", state="stopped", since=0.0, generation=1)))
+        await desk.until_seen()
+        lease = desk.host.lease("a")
+        assert lease.granted
+        lease.release()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (SupervisorUnreachable("gone"), BackendUnavailable, "does not respond"),
+        (UnknownProfile("a"), ModelUnavailable, "no longer has a profile"),
+        (StaleEpoch("1 < 2"), ModelUnavailable, "another gateway has taken over"),
+        (RuntimeError("boom"), ModelUnavailable, "could not be loaded"),
+    ],
+)
+async def test_a_switch_that_cannot_be_ordered_is_told_for_what_it_is(
+    error: Exception, kind: type[GatewayError], words: str
+) -> None:
+    async with opened(snapshot()) as desk:
+        desk.supervisor.loads["a"] = error
+        refused = await desk.refusal("a")
+        assert isinstance(refused, kind)
+        assert words in refused.message
+
+
+async def test_an_unload_on_request_marks_the_leases_it_cuts_off_and_returns_when_the_process_is_gone() -> None:
+    async with opened(snapshot()) as desk:
+        desk.supervisor.loads["a"] = 1
+        lease = await desk.lease("a")
+        await desk.host.unload("a", force=True)
+        assert desk.supervisor.unloaded == ["a"]
+        assert lease.revoked
+        lease.release()
+        desk.supervisor.loads["a"] = 2
+        fresh = await desk.lease("a")
+        assert fresh.address().generation == 2
+        assert not fresh.revoked
+        fresh.release()
+
+
+async def test_the_queue_is_told_when_somebody_waits_and_when_nobody_does_any_more() -> None:
+    async with opened(snapshot()) as desk:
+        desk.supervisor.loads["a"] = 1
+        running = await desk.lease("a")
+        before = len(desk.published)
+        waiting = desk.host.lease("a", client="me", request_id="req-1")
+        running.release()
+        assert waiting.granted
+        queues = [event for event in desk.published[before:] if isinstance(event, QueueChanged)]
+        assert [[(each.id, each.client, each.position) for each in event.waiting] for event in queues] == [
+            [("req-1", "me", 1)],
+            [],
+        ]
+        waiting.release()
+
+
+@pytest.mark.parametrize("runs", [{"a": 1}, {"a": 2}, {}])
+async def test_who_asks_while_a_host_that_is_back_is_looked_over_gets_an_answer(runs: dict[str, int]) -> None:
+    async with opened(snapshot()) as desk:
+        supervisor = desk.supervisor
+        supervisor.loads = {"a": 1}
+        (await desk.lease("a")).release()
+        desk.host.set_reachable(False)
+        supervisor.runs, supervisor.sought, supervisor.located = dict(runs), anyio.Event(), anyio.Event()
+        supervisor.loads = {"a": 3}
+        supervisor.say(snapshot(a=("ready", 1), b=("ready", 1)))
+        with anyio.fail_after(5):
+            await supervisor.sought.wait()
+        early = desk.host.lease("a")
+        supervisor.located.set()
+        assert await early.wait(5)
+        early.release()
+        with anyio.fail_after(5):
+            while not desk.host.reachable:  # noqa: ASYNC110 - the orchestrator pauses before it asks again
+                await anyio.sleep(0.01)
+        lease = await desk.lease("a")
+        assert lease.address().generation == runs.get("a", 3)
+        lease.release()
