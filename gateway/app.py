@@ -19,25 +19,25 @@ from hostler.adapters.errors import ShuttingDown
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.registry import load_adapters
 from hostler.gateway.admin.app import AdminApp
-from hostler.gateway.admin.routes import Route
+from hostler.gateway.admin.login import login_form
 from hostler.gateway.admin.status import ChainView, StatusView, chain_view
-from hostler.gateway.admin.ui import login_form
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.auth import keys as key_file
 from hostler.gateway.auth.bind_policy import keys_in_force, places, refuse_beyond_loopback
 from hostler.gateway.auth.middleware import AuthMiddleware, Rules
 from hostler.gateway.backends.base import Backend, Endpoint, Transport
-from hostler.gateway.backends.chain import Address, Chain
+from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
+from hostler.gateway.backends.chain import Chain
 from hostler.gateway.backends.http_transport import LanTransport
-from hostler.gateway.backends.registry import backends_of, clouds_or, order_of
-from hostler.gateway.backends.retry_budget import BudgetRules, RetryBudget
+from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport
+from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.catalog import Catalog, with_ends
-from hostler.gateway.config import LOCAL, GatewaySettings, Settings, SettingsError, secret
+from hostler.gateway.config import LOCAL, ConfigError, GatewaySettings, Settings, secret
 from hostler.gateway.context import NO_MORE
 from hostler.gateway.events import Bus
 from hostler.gateway.host_cache import HostCache
 from hostler.gateway.middleware.access_log import AccessLogMiddleware
-from hostler.gateway.middleware.fallback import FallbackMiddleware, Pauses
+from hostler.gateway.middleware.fallback import FallbackMiddleware
 from hostler.gateway.middleware.model_admin import ModelAdminMiddleware
 from hostler.gateway.middleware.model_detection import ModelDetectionMiddleware, nearest_first
 from hostler.gateway.middleware.model_info import ModelInfoMiddleware
@@ -48,7 +48,7 @@ from hostler.gateway.middleware.switching import SwitchingMiddleware
 from hostler.gateway.middleware.tracing import TracingMiddleware
 from hostler.gateway.model_admin import ModelAdmin
 from hostler.gateway.proxy import Proxy
-from hostler.gateway.routing import adapter_routes, build
+from hostler.gateway.routing import Router, adapter_routes, build
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.scheduling.types import SchedulerSettings
 from hostler.gateway.server.server import Server
@@ -79,7 +79,7 @@ class Gateway:
     """The gateway, put together from its settings. Nothing happens until `run`.
 
     `local` is the supervisor of this process, if there is one; `history` the file to remember in; `library` the one in
-    which `presets`, and what else clients make, are kept; `refresh` has it taken over after a change of it. Raises `SettingsError` for settings that contradict
+    which `presets`, and what else clients make, are kept; `refresh` has it taken over after a change of it. Raises `ConfigError` for settings that contradict
     each other, and for an address beyond loopback without a key.
     """
 
@@ -102,10 +102,10 @@ class Gateway:
         self.bus = Bus()
         self._hosts: Mapping[str, Orchestrator] = {}
         self._in_progress = InFlightRequests()
-        self._pauses = Pauses()
+        self._sleeps = CancellableSleeps()
         self._clients: list[SupervisorClient] = []
         self._supervisors = self._find_supervisors(local)
-        self._chain = order_of(settings, local)
+        self._chain = chain_order(settings, local)
         self._history = history
         self._library = library
         self._presets = dict(presets or {})
@@ -119,7 +119,7 @@ class Gateway:
     async def run(self, sockets: list[socket.socket], *, started: Callable[[], None] | None = None) -> None:
         """Serve on these listening sockets until `stop`; then finish what is in progress. `started` is called once.
 
-        Raises `SettingsError` for a socket beyond loopback without a key, whoever opened it.
+        Raises `ConfigError` for a socket beyond loopback without a key, whoever opened it.
         """
         if self._keys is None:
             refuse_beyond_loopback(places(sockets), key_file.default_file())
@@ -145,23 +145,19 @@ class Gateway:
         }
         self._hosts = hosts
         journal = AccessLog()
-        clouds = clouds_or(lan, self._settings)
+        remote = remote_transport(lan, self._settings)
         tracer, contents = _tracer(settings, self._clock), _contents(settings)
-        near, cloud = lan, clouds  # type: Transport, Transport
+        near, far = lan, remote  # type: Transport, Transport
         if tracer is not None:
             near = TracedTransport(lan, self._clock, told=True)
-            cloud = TracedTransport(clouds, self._clock, told=settings.tracing.to_clouds)
-        backends = backends_of(self._settings, self._supervisors, near, cloud)
+            far = TracedTransport(remote, self._clock, told=settings.tracing.to_clouds)
+        backends = build_backends(self._settings, self._supervisors, near, far)
         chain = Chain(
             self._settings,
             supervisors=self._supervisors,
-            addresses={
-                name: Address(endpoint=backend.endpoint, headers=backend.headers)
-                for name, backend in backends.items()
-                if backend.endpoint is not None
-            },
+            backends={name: backend for name, backend in backends.items() if backend.endpoint is not None},
             reachable=lambda name: hosts[name].reachable,
-            cut=partial(self._cut, backends),
+            drop_requests=partial(self._drop_requests, backends),
             bus=self.bus,
             clock=self._clock,
         )
@@ -170,11 +166,12 @@ class Gateway:
             catalog=catalog,
             hosts=hosts,
             supervisors=self._supervisors,
-            chain=partial(self._chain_view, chain),
+            chain=chain,
+            chain_view=partial(self._chain_view, chain),
             in_progress=self._in_progress,
             keys=self._keys,
             history=self._history,
-            contents=contents,
+            transcripts=contents,
             clock=self._clock,
         )
         async with anyio.create_task_group() as tasks:
@@ -216,8 +213,8 @@ class Gateway:
                     lambda app: FallbackMiddleware(
                         app,
                         hops=chain.hops,
-                        budget=RetryBudget(BudgetRules()),
-                        pauses=self._pauses,
+                        budget=RetryBudget(RetryRules()),
+                        sleeps=self._sleeps,
                         settings=settings.switching,
                         max_wait_s=settings.queue.max_wait_s,
                         clock=self._clock,
@@ -228,9 +225,7 @@ class Gateway:
                 Proxy(backends, clock=self._clock),
             )
             self._server = Server(
-                self._application(
-                    pipeline, Uploads(blobs, allowed=rules.uploads_max > 0), desk, Route(catalog.find, chain)
-                ),
+                self._application(pipeline, Uploads(blobs, allowed=rules.uploads_max > 0), desk),
                 drain_s=settings.drain_s,
                 started_callback=started,
             )
@@ -247,7 +242,7 @@ class Gateway:
                     each.close()
                 with anyio.CancelScope(shield=True):
                     await lan.aclose()
-                    await clouds.aclose()
+                    await remote.aclose()
                     if tracer is not None:
                         await tracer.aclose()
                     await chain.aclose()
@@ -267,7 +262,7 @@ class Gateway:
             self._desk.close()
         for host in self._hosts.values():
             host.stop(partial(ShuttingDown, NO_MORE))
-        self._pauses.stop()
+        self._sleeps.stop()
         if self._server is not None:
             self._server.stop()
 
@@ -307,8 +302,8 @@ class Gateway:
         if name != LOCAL:
             self._acquaintance.heard(name, status.profiles)
 
-    def _cut(self, backends: Mapping[str, Backend], endpoint: Endpoint) -> None:
-        """Nobody is at this address any more: whoever waits there or for it goes on elsewhere."""
+    def _drop_requests(self, backends: Mapping[str, Backend], endpoint: Endpoint) -> None:
+        """Nothing responds at this endpoint any more: fail its requests over."""
         if endpoint.name in self._hosts:
             self._hosts[endpoint.name].set_reachable(False)
         backends[endpoint.name].transport.close_all(endpoint)
@@ -348,9 +343,10 @@ class Gateway:
         if self._library is not None:
             self.made((await anyio.to_thread.run_sync(read_library, self._library))[0].presets)
 
-    def _application(self, pipeline: ASGIApp, uploads: ASGIApp, desk: AdminApp, route: Route) -> ASGIApp:
+    def _application(self, pipeline: ASGIApp, uploads: ASGIApp, desk: AdminApp) -> ASGIApp:
         settings = self._settings.gateway
-        surface = desk.surface([*adapter_routes(load_adapters(), pipeline, uploads), route.claim()])
+        surface = Router([*adapter_routes(load_adapters(), pipeline, uploads), *desk.routes()])
+        desk.describe(surface.claims())
         return AuthMiddleware(
             Starlette(routes=[surface]),
             surface=surface,
@@ -369,7 +365,7 @@ class Gateway:
 
 async def _remember(desk: AdminApp, hosts: Mapping[str, Orchestrator], done: anyio.Event) -> None:
     """Hosts take over how long answers took before: those who wait are told when their turn comes from the start on."""
-    answers = await desk.answers()
+    answers = await desk.answer_times()
     for name, host in hosts.items():
         host.seed_service_times(answers.get(name, {}))
     done.set()
@@ -379,7 +375,7 @@ def _need_traces() -> None:
     try:
         need()
     except MissingExtra as error:
-        raise SettingsError(
+        raise ConfigError(
             "gateway.tracing.endpoint: traces need the extra; install it with `pip install 'hostler[otel]'`"
         ) from error
 

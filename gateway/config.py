@@ -175,7 +175,7 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     wake: WakeSettings | None = None
 
     @property
-    def in_the_house(self) -> bool:
+    def is_local(self) -> bool:
         """Whether what is sent there stays with us: told so, a supervisor, or an address that only a house can have."""
         if self.local is not None:
             return self.local
@@ -201,7 +201,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     manifest: str | None = None
 
 
-class SettingsError(Exception):
+class ConfigError(Exception):
     """The configuration cannot be used; the message names file, line and key, and the way out."""
 
 
@@ -238,7 +238,7 @@ def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Pat
         if not path.is_file():
             origin = "--config" if given else "HOSTLER_CONFIG"
             what = "that is a folder" if path.is_dir() else "there is no such file"
-            raise SettingsError(f"{origin} names {path}, but {what}")
+            raise ConfigError(f"{origin} names {path}, but {what}")
         return path
     for candidate in (Path("hostler.yaml"), Path("/etc/hostler/hostler.yaml")):
         if candidate.is_file():
@@ -261,7 +261,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(path: Path | None, environ: Mapping[str, str] = os.environ) -> Configuration:
-    """What the file at `path` says, with its profiles and those of its manifest. Raises `SettingsError`."""
+    """What the file at `path` says, with its profiles and those of its manifest. Raises `ConfigError`."""
     try:
         document = None if path is None else parse(read_text(path), str(path), env=environ)
         settings = Settings()
@@ -281,7 +281,7 @@ def read(path: Path | None, environ: Mapping[str, str] = os.environ) -> Configur
             env=environ,
         )
     except DocumentError as error:
-        raise SettingsError(str(error)) from error
+        raise ConfigError(str(error)) from error
     shipped = not settings.profiles and manifest is None
     return Configuration(
         path=path, settings=settings, profiles=profiles, shipped=shipped, library=file, presets=made.presets
@@ -391,13 +391,13 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def secret(value: str | None, file: str | None, where: str) -> str | None:
-    """A secret given in place or in a file of its own. Raises `SettingsError`."""
+    """A secret given in place or in a file of its own. Raises `ConfigError`."""
     if value is not None or file is None:
         return value
     try:
         text = Path(file).expanduser().read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{where}: {file}: cannot be read: {error}") from error
+        raise ConfigError(f"{where}: {file}: cannot be read: {error}") from error
     if not text:
-        raise SettingsError(f"{where}: {file} is empty")
+        raise ConfigError(f"{where}: {file} is empty")
     return text

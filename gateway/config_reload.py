@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from hostler.gateway.config import Configuration, Settings, SettingsError, read
+from hostler.gateway.config import ConfigError, Configuration, Settings, read
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import Profile
 from hostler.profiles.store import diff
@@ -95,7 +95,7 @@ class Reloader:
     async def _reload(self) -> bool:
         try:
             fresh = read(self._configuration.path, self._environ)
-        except SettingsError as error:
+        except ConfigError as error:
             logger.error("%s; what was configured before stays in force", error)
             return False
         old = self._configuration

@@ -17,7 +17,7 @@ import typer
 from msgspec import inspect
 
 from hostler.gateway import config as settings
-from hostler.gateway.backends.failure_policy import Outcome, Skip
+from hostler.gateway.backends.failure_policy import AttemptOutcome, SkipReason
 from hostler.gateway.cli.main import app
 from hostler.gateway.config import Settings
 from hostler.gateway.context import RequestOutcome
@@ -291,8 +291,8 @@ def words_of(kind: str) -> set[str]:
     ("kind", "words"),
     [
         ("request", set(get_args(RequestOutcome))),
-        ("attempt", {*get_args(Outcome), "cancelled", "stopped", "gateway_failed"}),
-        ("skipped", set(get_args(Skip))),
+        ("attempt", {*get_args(AttemptOutcome), "cancelled", "stopped", "gateway_failed"}),
+        ("skipped", set(get_args(SkipReason))),
     ],
 )
 def test_outcomes_and_reasons_are_documented(kind: str, words: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""The front desk: everything that the gateway answers about itself, put together, and what runs for it."""
+"""The admin app: everything the gateway answers about itself, and what runs for it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from typing import Protocol, runtime_checkable
 import anyio
 
 from hostler import __version__
-from hostler.gateway.admin.logs import Logs
-from hostler.gateway.admin.routes import Dashboard, Operating, TranscriptRoutes
-from hostler.gateway.admin.status import ChainView, Status, StatusView
-from hostler.gateway.admin.ui import Page
+from hostler.gateway.admin.actions import ActionRoutes
+from hostler.gateway.admin.dry_run import DryRunRoutes
+from hostler.gateway.admin.login import LoginRoutes
+from hostler.gateway.admin.logs import LogRoutes
+from hostler.gateway.admin.routes import StatusRoutes
+from hostler.gateway.admin.status import ChainView, StatusBuilder, StatusView
+from hostler.gateway.admin.transcripts import TranscriptRoutes
+from hostler.gateway.admin.ui import UI
 from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.auth.keys import KeyRing
 from hostler.gateway.auth.middleware import WRONG_KEYS, KeyThrottle
 from hostler.gateway.auth.sessions import Sessions
+from hostler.gateway.backends.chain import Chain
 from hostler.gateway.catalog import Catalog
 from hostler.gateway.events import Bus
 from hostler.gateway.middleware.request_context import InFlightRequests
-from hostler.gateway.routing import Router
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.telemetry.history import History
 from hostler.gateway.telemetry.log_buffer import LogBuffer
@@ -30,31 +34,31 @@ from hostler.gateway.telemetry.transcripts import Transcripts
 
 
 @runtime_checkable
-class KeepsLogs(Protocol):
-    """A supervisor that lets us read what its engines write."""
+class SupportsLogs(Protocol):
+    """A supervisor that serves the logs of its engines."""
 
     def logs(self, model: str, follow: bool = False) -> AsyncIterator[str]: ...
 
 
-class HostCounts(Protocol):
-    """What a host has counted, in Prometheus' text format and without what is known of its process."""
+class RendersMetrics(Protocol):
+    """Prometheus' text format, without the figures of the process where the gateway exposes these itself."""
 
     async def render(self, *, process: bool = True) -> bytes: ...
 
 
 @runtime_checkable
-class KeepsCounts(Protocol):
-    """A supervisor of this process: nobody else asks it for its metrics."""
+class SupportsMetrics(Protocol):
+    """A supervisor in this process, whose metrics are part of the gateway's."""
 
     @property
-    def metrics(self) -> HostCounts: ...
+    def metrics(self) -> RendersMetrics: ...
 
 
 class AdminApp:
-    """Answers operators and onlookers. `run` keeps history, logs and live views going; `close` ends the live views.
+    """The routes for operators, dashboards and monitoring. `run` until cancelled; `close` ends event streams first.
 
-    `history` is the file to remember in, `None` to forget at the end. `contents` keeps prompts and answers, if
-    that is switched on. `sessions` is `None` where no keys are needed.
+    `history` is the file to keep it in, `None` for memory only. `transcripts` is `None` while recording is off, and
+    `sessions` where no keys are needed. `chain_view` returns the current state of `chain`.
     """
 
     def __init__(
@@ -64,95 +68,92 @@ class AdminApp:
         catalog: Catalog,
         hosts: Mapping[str, Orchestrator],
         supervisors: Mapping[str, object],
-        chain: Callable[[], ChainView],
+        chain: Chain,
+        chain_view: Callable[[], ChainView],
         in_progress: InFlightRequests,
         keys: KeyRing | None,
         history: Path | None,
-        contents: Transcripts | None = None,
+        transcripts: Transcripts | None = None,
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
     ) -> None:
-        status = self._status = Status(
+        self._status = StatusBuilder(
             catalog,
             hosts,
             contexts=in_progress.contexts,
-            chain=chain,
+            chain=chain_view,
             version=__version__,
-            recording=contents is not None,
+            recording=transcripts is not None,
             clock=clock,
             wall=wall,
         )
-        metrics = GatewayMetrics(
+        self._metrics = GatewayMetrics(
             lambda: [(name, host.waiting, host.serving) for name, host in hosts.items()],
-            lambda: _now(chain()),
+            lambda: _gauges(chain_view()),
             version=__version__,
         )
+        self._supervisor_metrics = [each.metrics for each in supervisors.values() if isinstance(each, SupportsMetrics)]
         self.throttle = KeyThrottle(limit=WRONG_KEYS, clock=clock)
         self.sessions = Sessions(keys, clock) if keys is not None else None
-        self._history = History(history, moment=status.moment, wall=wall)
-        self._logbook = LogBuffer()
-        counts = [each.metrics for each in supervisors.values() if isinstance(each, KeepsCounts)]
-
-        async def tell_metrics() -> bytes:
-            return b"".join([await metrics.render(), *[await each.render(process=False) for each in counts]])
-
-        self._dashboard = Dashboard(
-            status,
-            hosts,
-            self._history,
-            metrics=tell_metrics,
-            version=__version__,
+        self._history = History(history, sample=self._status.sample, wall=wall)
+        self._log_buffer = LogBuffer()
+        self._transcripts = transcripts
+        self._status_routes = StatusRoutes(
+            self._status, hosts, self._history, metrics=self._render_metrics, version=__version__
         )
-        self._logs = Logs(
-            self._logbook,
-            {name: each.logs for name, each in supervisors.items() if isinstance(each, KeepsLogs)},
+        self._log_routes = LogRoutes(
+            self._log_buffer, {name: each.logs for name, each in supervisors.items() if isinstance(each, SupportsLogs)}
         )
-        self._operating = Operating(catalog, hosts, in_progress)
-        self._contents = contents
-        self._transcripts = TranscriptRoutes(contents)
-        self._page = Page(
-            status.view,
-            self.sessions,
-            lambda address: self.throttle.refusal(
-                address, "this key is not valid; make one with `hostler keys add NAME`"
-            ),
+        self._parts = (
+            self._status_routes,
+            ActionRoutes(catalog, hosts, in_progress),
+            DryRunRoutes(catalog.find, chain),
+            self._log_routes,
+            TranscriptRoutes(transcripts),
+            LoginRoutes(self.sessions, lambda address: self.throttle.refusal(address, _INVALID_KEY)),
+            UI(self._status.view, logins=self.sessions is not None),
         )
-        for listener in (metrics.on_event, self._history.hear, self._dashboard.hear):
+        for listener in (self._metrics.on_event, self._history.on_event, self._status_routes.on_event):
             bus.listen(listener)
 
-    def surface(self, claims: Iterable[RouteMatch]) -> Router:
-        """All routes: those of the protocols, and the gateway's own."""
-        parts = (self._dashboard, self._operating, self._logs, self._transcripts, self._page)
-        own = [claim for part in parts for claim in part.claims()]
-        surface = Router([*claims, *own])
-        self._dashboard.describe(surface.claims())
-        return surface
+    def routes(self) -> list[RouteMatch]:
+        """The gateway's own routes."""
+        return [route for part in self._parts for route in part.routes()]
+
+    def describe(self, routes: Iterable[RouteMatch]) -> None:
+        """Build `/openapi.json` from all routes, those of the protocols among them."""
+        self._status_routes.describe(routes)
 
     def status(self) -> StatusView:
-        """The whole gateway, now."""
+        """The current state of the gateway."""
         return self._status.view()
 
-    async def answers(self) -> dict[str, dict[str, list[float]]]:
-        """How long the last answers of each model took, by backend, as far as the history reaches. Waits for `run`."""
-        return await self._history.answers()
+    async def answer_times(self) -> dict[str, dict[str, list[float]]]:
+        """See `History.answer_times`. Waits for `run`."""
+        return await self._history.answer_times()
 
     async def run(self) -> None:
-        """Until cancelled."""
-        with self._logbook.opened():
+        with self._log_buffer.installed():
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._history.run)
-                if self._contents is not None:
-                    tasks.start_soon(self._contents.run)
-                tasks.start_soon(self._dashboard.run)
+                if self._transcripts is not None:
+                    tasks.start_soon(self._transcripts.run)
+                tasks.start_soon(self._status_routes.run)
 
     def close(self) -> None:
-        """End every live view."""
-        self._dashboard.close()
-        self._logs.close()
+        """End all event streams."""
+        self._status_routes.close()
+        self._log_routes.close()
+
+    async def _render_metrics(self) -> bytes:
+        supervisors = [await each.render(process=False) for each in self._supervisor_metrics]
+        return b"".join([await self._metrics.render(), *supervisors])
 
 
-def _now(view: ChainView) -> ChainGauges:
-    """The chain as the counters tell it."""
+_INVALID_KEY = "invalid API key; create one with `hostler keys add NAME`"
+
+
+def _gauges(view: ChainView) -> ChainGauges:
     return ChainGauges(
         backends=[
             BackendGauges(

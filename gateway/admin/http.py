@@ -1,4 +1,4 @@
-"""How the gateway's own routes read bodies and answer: JSON in, JSON out, errors as JSON."""
+"""HTTP for the gateway's own routes: JSON in, JSON out, errors as JSON."""
 
 from __future__ import annotations
 
@@ -18,79 +18,79 @@ from hostler.gateway.context import CUT_OFF
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-#: An order names a model or a request: it has no more bytes than this.
-_LONGEST_ORDER = 64 * 1024
+#: The body of an action names a model or a request, in bytes.
+_MAX_ACTION_BODY = 64 * 1024
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
-async def sent(request: Request, *, most: int) -> bytes:
-    """The whole body. Raises `RequestTooLarge` as soon as it has more than `most` bytes, and `ClientDisconnected`."""
+async def read_body(request: Request, *, limit: int) -> bytes:
+    """The whole body. Raises `RequestTooLarge` as soon as it exceeds `limit` bytes, and `ClientDisconnected`."""
     content = bytearray()
     try:
         async for part in request.stream():
             content += part
-            if len(content) > most:
-                raise RequestTooLarge(f"a body has at most {most} bytes here")
+            if len(content) > limit:
+                raise RequestTooLarge(f"the body exceeds the limit of {limit} bytes")
     except ClientDisconnect as error:
-        raise ClientDisconnected("the client left before its request was complete") from error
+        raise ClientDisconnected("the client disconnected before its request was complete") from error
     return bytes(content)
 
 
-async def body(request: Request, kind: type[_Body]) -> _Body:
-    """What to do. Raises `BadRequest` with the fields that can be given, `RequestTooLarge` and `ClientDisconnected`."""
-    content = await sent(request, most=_LONGEST_ORDER)
+async def decode_body(request: Request, kind: type[_Body]) -> _Body:
+    """The JSON body as `kind`. Raises `BadRequest` with the accepted fields, `RequestTooLarge`, `ClientDisconnected`."""
+    content = await read_body(request, limit=_MAX_ACTION_BODY)
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         fields = ", ".join(kind.__struct_fields__)
-        raise BadRequest(f"send a JSON object with {fields}: {error}") from error
+        raise BadRequest(f"expected a JSON object with {fields}: {error}") from error
 
 
-async def while_there(request: Request, wait: Callable[[], Awaitable[None]]) -> None:
-    """`wait`, which raises nothing; `ClientDisconnected` if the client leaves first. Only once the body has been read."""
+async def run_while_connected(request: Request, run: Callable[[], Awaitable[None]]) -> None:
+    """Await `run`, which must not raise; `ClientDisconnected` if the client leaves first. Call it after reading the body."""
     done = False
 
-    async def waiting() -> None:
+    async def running() -> None:
         nonlocal done
-        await wait()
+        await run()
         done = True
         tasks.cancel_scope.cancel()
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(waiting)
+        tasks.start_soon(running)
         while (await request.receive())["type"] != "http.disconnect":
             pass
         tasks.cancel_scope.cancel()
     if not done:
-        raise ClientDisconnected("the client left before its answer")
+        raise ClientDisconnected("the client disconnected before the answer")
 
 
-def whole_number(request: Request, name: str, default: int, *, least: int, most: int) -> int:
-    """A number in the query, kept within its limits. Raises `BadRequest` for what is none."""
+def int_param(request: Request, name: str, default: int, *, minimum: int, maximum: int) -> int:
+    """An integer of the query, clamped to its limits. Raises `BadRequest` if it is not a number."""
     text = request.query_params.get(name, "")
     if not text:
         return default
     try:
-        return max(least, min(most, int(text)))
+        return max(minimum, min(maximum, int(text)))
     except ValueError as error:
-        raise BadRequest(f"{name} takes a whole number from {least} to {most}") from error
+        raise BadRequest(f"{name} must be an integer from {minimum} to {maximum}") from error
 
 
-def plain(endpoint: Endpoint) -> ASGIApp:
-    """The endpoint as an ASGI application; errors become JSON, also the one that the gateway stops before the answer."""
+def json_endpoint(endpoint: Endpoint) -> ASGIApp:
+    """The endpoint as an ASGI application. A `GatewayError` becomes a JSON answer, as does the end of the drain time."""
 
     async def guarded(request: Request) -> Response:
         try:
             return await endpoint(request)
         except GatewayError as error:
-            return told(error)
+            return error_response(error)
         except asyncio.CancelledError:
-            # Nobody cancels these but a server that has waited for them as long as it may.
+            # Only the server cancels these tasks, once the drain time is over.
             task = asyncio.current_task()
             if task is None or task.uncancel() > 0:
                 raise
-            answer = told(ShuttingDown(CUT_OFF))
+            answer = error_response(ShuttingDown(CUT_OFF))
             answer.headers["Connection"] = "close"
             return answer
 
@@ -99,13 +99,11 @@ def plain(endpoint: Endpoint) -> ASGIApp:
     return typed
 
 
-def told(error: GatewayError) -> Response:
-    """An error as an answer."""
+def error_response(error: GatewayError) -> Response:
     return json_response({"error": {"message": error.message, "code": error.code}}, status=error.status)
 
 
 def json_response(value: object, *, status: int = 200) -> Response:
-    """A value as JSON that nobody keeps."""
     return Response(
         msgspec.json.encode(value),
         status_code=status,

@@ -1,4 +1,4 @@
-"""The logs of the gateway and of engines as streams that people follow. Nobody who writes a log ever waits for a reader."""
+"""`GET /admin/logs`: the logs of the gateway and of engines as event streams. Writing a log never waits for a reader."""
 
 from __future__ import annotations
 
@@ -9,35 +9,31 @@ import anyio
 from starlette.requests import Request
 
 from hostler.adapters.errors import GatewayError, NotFound
-from hostler.gateway.admin.http import json_response
+from hostler.gateway.admin.http import error_response
 from hostler.gateway.asgi import ASGIApp, Message, Receive, RouteMatch, Scope, Send
 from hostler.gateway.routing import gateway_route
 from hostler.gateway.telemetry.event_stream import frame
 from hostler.gateway.telemetry.log_buffer import LogBuffer, LogLine
 
-#: `log(model, follow)`: the lines that are kept of a model's engines, and with `follow` those to come.
-ReadLog = Callable[[str, bool], AsyncIterator[str]]
+#: `read(model, follow)`: the buffered lines of a model's engine, and with `follow` new ones.
+EngineLog = Callable[[str, bool], AsyncIterator[str]]
 
-#: Lines that wait for one reader; a slower one is told how many it missed.
-_MOST_WAITING = 2000
+#: Lines buffered for one reader; a slower one receives the number of lines it missed.
+_MAX_BUFFERED = 2000
 _PACE_S = 0.1
 _PING_S = 15.0
 
 
-class Logs:
-    """Answers `GET /admin/logs`: the gateway's own, or with `backend` and `model` those of engines there.
+class LogRoutes:
+    """The gateway's log, or with `backend` and `model` that of an engine. With `follow=0` only the buffered lines."""
 
-    With `follow=0` the stream ends after the lines that are kept.
-    """
-
-    def __init__(self, logbook: LogBuffer, engines: Mapping[str, ReadLog]) -> None:
-        self._logbook = logbook
+    def __init__(self, buffer: LogBuffer, engines: Mapping[str, EngineLog]) -> None:
+        self._buffer = buffer
         self._engines = engines
         self._closed = anyio.Event()
 
-    def claims(self) -> list[RouteMatch]:
-        """The route."""
-        return [gateway_route("logs", "/admin/logs", _caught(self._answer), scope="read")]
+    def routes(self) -> list[RouteMatch]:
+        return [gateway_route("logs", "/admin/logs", _with_json_errors(self._answer), scope="read")]
 
     def close(self) -> None:
         """End every stream."""
@@ -52,12 +48,12 @@ class Logs:
         elif backend in self._engines:
             lines = self._engine(backend, model, follow)
         else:
-            raise NotFound(f"no log of engines on that backend; there are: {', '.join(self._engines) or 'none'}")
-        await _Stream(lines, self._closed, ends=not follow).run(receive, send)
+            raise NotFound(f"no engine logs on that backend; backends with logs: {', '.join(self._engines) or 'none'}")
+        await _LogStream(lines, self._closed, ends=not follow).run(receive, send)
 
     async def _own(self, follow: bool) -> AsyncIterator[LogLine]:
-        with self._logbook.followed() as fresh:
-            for line in self._logbook.tail():
+        with self._buffer.follow() as fresh:
+            for line in self._buffer.tail():
                 yield line
             if follow:
                 async for line in fresh:
@@ -70,12 +66,12 @@ class Logs:
         except GatewayError as error:
             yield LogLine(text=error.message, level="error")
         except Exception as error:
-            # A supervisor that is gone, or a model that is not there: whoever looks at logs wants to know.
-            yield LogLine(text=f"the log ends here: {type(error).__name__}: {error}", level="error")
+            # The supervisor is unreachable, or has no such model: shown in place of the log.
+            yield LogLine(text=f"log interrupted: {type(error).__name__}: {error}", level="error")
 
 
-class _Stream:
-    """One reader: what comes is collected for a moment and sent together. A log that is followed has no end."""
+class _LogStream:
+    """One reader of a log. Lines that arrive within `_PACE_S` are sent together."""
 
     def __init__(self, lines: AsyncIterator[LogLine], closed: anyio.Event, *, ends: bool) -> None:
         self._lines = lines
@@ -87,25 +83,25 @@ class _Stream:
         self._more = anyio.Event()
 
     async def run(self, receive: Receive, send: Send) -> None:
-        """Until the reader leaves or the gateway stops."""
+        """Send until the client disconnects or the gateway stops."""
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         async with anyio.create_task_group() as tasks:
 
-            async def leave(over: Callable[[], object]) -> None:
+            async def stop_after(over: Callable[[], object]) -> None:
                 await over()  # type: ignore[misc]  # both are coroutine functions
                 tasks.cancel_scope.cancel()
 
-            async def gone() -> None:
+            async def disconnected() -> None:
                 while (await receive())["type"] != "http.disconnect":
                     pass
 
-            tasks.start_soon(leave, gone)
-            tasks.start_soon(leave, self._closed.wait)
+            tasks.start_soon(stop_after, disconnected)
+            tasks.start_soon(stop_after, self._closed.wait)
             tasks.start_soon(self._collect)
             while self._waiting or not self._over:
                 with anyio.move_on_after(_PING_S):
                     await self._more.wait()
-                await send(self._piece())
+                await send(self._next_frame())
                 if not self._over:
                     await anyio.sleep(_PACE_S)
             tasks.cancel_scope.cancel()
@@ -113,7 +109,7 @@ class _Stream:
 
     async def _collect(self) -> None:
         async for line in self._lines:
-            if len(self._waiting) == _MOST_WAITING:
+            if len(self._waiting) == _MAX_BUFFERED:
                 self._waiting.popleft()
                 self._missed += 1
             self._waiting.append(line)
@@ -122,14 +118,14 @@ class _Stream:
             self._over = True
             self._more.set()
 
-    def _piece(self) -> Message:
+    def _next_frame(self) -> Message:
         self._more = anyio.Event()
         lines = list(self._waiting)
         self._waiting.clear()
         if self._missed:
-            lines.insert(0, LogLine(text=f"[{self._missed} lines were missed]", level="warning"))
+            lines.insert(0, LogLine(text=f"[{self._missed} lines skipped]", level="warning"))
             self._missed = 0
-        data = frame("lines", lines) if lines else b": still here\n\n"
+        data = frame("lines", lines) if lines else b": ping\n\n"
         return {"type": "http.response.body", "body": data, "more_body": True}
 
 
@@ -140,12 +136,11 @@ _HEADERS = [
 ]
 
 
-def _caught(app: ASGIApp) -> ASGIApp:
+def _with_json_errors(app: ASGIApp) -> ASGIApp:
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await app(scope, receive, send)
         except GatewayError as error:
-            answer = json_response({"error": {"message": error.message, "code": error.code}}, status=error.status)
-            await answer(scope, receive, send)
+            await error_response(error)(scope, receive, send)
 
     return guarded

@@ -1,4 +1,4 @@
-"""The whole gateway at one moment, as values: for `GET /admin/status`, for the page, and what moves between two events."""
+"""The state of the gateway as values: `GET /admin/status`, the snapshots of `/events`, and the updates between them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from hostler.adapters.model_list import CardState, ModelCard
 from hostler.adapters.types import ModelInfoRequest
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.circuit_breaker import BreakerState, CircuitBreakers
-from hostler.gateway.backends.failure_policy import WORDS
+from hostler.gateway.backends.failure_policy import DESCRIPTIONS
 from hostler.gateway.catalog import Catalog, Placement
 from hostler.gateway.context import RequestContext
 from hostler.gateway.events import Waiting
 from hostler.gateway.scheduling.orchestrator import Orchestrator
-from hostler.gateway.telemetry.history import Moment
+from hostler.gateway.telemetry.history import Sample
 from hostler.supervisor.contract import HostStatus
 
-#: As many requests in flight are shown.
+#: Requests in flight that a status lists at most.
 _MAX_IN_FLIGHT = 200
 
 
 class EngineView(msgspec.Struct, frozen=True, kw_only=True):
-    """A model on a host as the gateway uses it. `idle_until` is when it will be unloaded, in seconds since the epoch."""
+    """A model on a host. `idle_until` is when it will be unloaded for idleness, in seconds since the epoch."""
 
     model: str
     phase: str
@@ -38,9 +38,9 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostView(msgspec.Struct, frozen=True, kw_only=True):
-    """A host in the status. `reachable` is false while its supervisor does not answer; `host` is the last known.
+    """A host. `reachable` is false while its supervisor does not answer; `host` is the last known state.
 
-    `queue` is who waits, in the order of service.
+    `queue` holds the waiting requests in the order they will be served.
     """
 
     backend: str
@@ -53,8 +53,8 @@ class HostView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BreakerView(msgspec.Struct, frozen=True, kw_only=True):
-    """A breaker, of a backend or of a model there. `retry_at` is when it is tried again, in seconds since the epoch, and
-    `reason` what is held against it until then."""
+    """The circuit breaker of a backend, or of one model there. `retry_at` is when the next request may try it, in seconds
+    since the epoch; `reason` says why not before."""
 
     model: str | None
     state: BreakerState
@@ -63,13 +63,13 @@ class BreakerView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def allows(self) -> bool:
-        """Whether the next request is let through."""
+        """Whether the next request may pass."""
         return self.state != "open" and self.retry_at is None
 
 
 class BackendView(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend in the order of the chain. `wake_on_lan`: a request wakes its machine; `supervised`: engines
-    of ours answer. Costs in US dollars, of today."""
+    """A backend of the chain. `wake_on_lan`: a request wakes its machine; `supervised`: a supervisor runs its engines.
+    `cost` is today's, in US dollars."""
 
     backend: str
     kind: str
@@ -83,20 +83,20 @@ class BackendView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChainView(msgspec.Struct, frozen=True, kw_only=True):
-    """The chain, and what it has cost today against the limit."""
+    """The chain, today's cost and the daily limit, in US dollars."""
 
     hops: tuple[BackendView, ...] = ()
     cost: float = 0.0
     limit: float | None = None
 
     @property
-    def spent(self) -> bool:
-        """Whether nothing may leave the house any more that costs money."""
+    def budget_exhausted(self) -> bool:
+        """Whether the daily limit is reached, so that only local backends serve requests."""
         return self.limit is not None and self.cost >= self.limit
 
 
 class RequestView(msgspec.Struct, frozen=True, kw_only=True):
-    """A request on its way; `at` is its arrival. `phase`: `waiting` for its model, `prefill`, or `generating`."""
+    """A request in flight; `at` is its arrival. `phase`: `waiting` for its model, `prefill`, or `generating`."""
 
     id: str
     at: float
@@ -115,7 +115,7 @@ class RequestView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatusView(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole gateway at one moment, as `GET /admin/status` tells it. `recording`: prompts and answers are kept."""
+    """The state of the gateway. `recording`: prompts and answers are recorded."""
 
     version: str
     active: str | None
@@ -129,7 +129,7 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatusUpdate(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
-    """What changes without an event of its own: slots, idle times, requests on their way, breakers."""
+    """What changes without an event of its own: slots, idle times, requests in flight, circuit breakers."""
 
     active: str | None
     hosts: tuple[HostView, ...]
@@ -137,8 +137,8 @@ class StatusUpdate(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
     in_flight: tuple[RequestView, ...]
 
 
-class Status:
-    """Puts the view together when somebody looks. It owns nothing."""
+class StatusBuilder:
+    """Builds status values on request from their owners; holds no state."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Status:
     ) -> None:
         self._catalog = catalog
         self._hosts = hosts
-        self._exchanges = contexts
+        self._contexts = contexts
         self._chain = chain
         self._version = version
         self._recording = recording
@@ -162,7 +162,6 @@ class Status:
         self._wall = wall
 
     def view(self) -> StatusView:
-        """Everything, now."""
         listing, chain = self._catalog.listing, self._chain()
         reach = {hop.backend: hop for hop in chain.hops}
         return StatusView(
@@ -170,7 +169,9 @@ class Status:
             active=listing.active,
             default=listing.default,
             models=tuple(
-                msgspec.structs.replace(as_it_is(card, self._catalog.find(card.name), reach, chain.spent), facts=None)
+                msgspec.structs.replace(
+                    with_availability(card, self._catalog.find(card.name), reach, chain.budget_exhausted), facts=None
+                )
                 for card in listing.cards
             ),
             hosts=tuple(self._host(host, whole=True) for host in self._hosts.values()),
@@ -181,7 +182,6 @@ class Status:
         )
 
     def update(self) -> StatusUpdate:
-        """What changes all the time."""
         return StatusUpdate(
             active=self._catalog.listing.active,
             hosts=tuple(self._host(host, whole=False) for host in self._hosts.values()),
@@ -189,7 +189,7 @@ class Status:
             in_flight=self.in_flight(),
         )
 
-    def moment(self) -> Moment:
+    def sample(self) -> Sample:
         """For the history."""
         hosts = self._hosts.values()
         memory = {
@@ -198,13 +198,13 @@ class Status:
             if host.status is not None
         }
         waiting, serving = sum(host.waiting for host in hosts), sum(host.serving for host in hosts)
-        return Moment(waiting=waiting, serving=serving, memory=memory)
+        return Sample(waiting=waiting, serving=serving, memory=memory)
 
     def in_flight(self) -> tuple[RequestView, ...]:
-        """The requests on their way, the oldest first; probes are over before anybody could look."""
+        """Requests in flight, the oldest first, without model lists and health checks."""
         offset = self._wall() - self._clock()
         views: list[RequestView] = []
-        for context in self._exchanges():
+        for context in self._contexts():
             if len(views) == _MAX_IN_FLIGHT:
                 break
             if not isinstance(context.request, ModelInfoRequest):
@@ -238,7 +238,7 @@ class Status:
         )
 
     def _host(self, host: Orchestrator, *, whole: bool) -> HostView:
-        # To a tenth: what does not change should look the same the next time.
+        # Rounded, so that an unchanged state encodes to the same bytes.
         offset = self._wall() - self._clock()
         return HostView(
             backend=host.name,
@@ -263,48 +263,50 @@ class Status:
         )
 
 
-def as_it_is(card: ModelCard, placement: Placement, reach: Mapping[str, BackendView], spent: bool) -> ModelCard:
-    """The card with what can be done for it now, if no supervisor answers that has the model: `available` from a backend
-    that loads nothing, or `unavailable`, and why. A machine that a request wakes has it `unloaded`."""
-    troubles, others, wakes = [], [], []
+def with_availability(
+    card: ModelCard, placement: Placement, reach: Mapping[str, BackendView], budget_exhausted: bool
+) -> ModelCard:
+    """The card with its state where no reachable supervisor has the model: `available` from another backend, `unloaded` on
+    a machine that a request wakes, or `unavailable`, with the reason."""
+    problems, others, wakes = [], [], []
     for place in placement.places:
         hop = reach.get(place.backend)
         if hop is None:
             continue
-        trouble = _trouble(hop, place.name_there, spent=spent, local_only=placement.local_only)
-        if trouble is not None:
-            troubles.append(f"{hop.backend} {trouble}")
+        problem = _problem(hop, place.name_there, budget_exhausted=budget_exhausted, local_only=placement.local_only)
+        if problem is not None:
+            problems.append(f"{hop.backend} {problem}")
         elif not hop.supervised:
             others.append(hop.backend)
         elif hop.reachable:
             return card
         else:
-            wakes.append(f"{hop.backend} does not answer; a request wakes it")
+            wakes.append(f"{hop.backend} is unreachable; a request wakes it")
     state: CardState = "available" if others else "unloaded" if wakes else "unavailable"
-    said = "; ".join((*troubles, *wakes)) or (None if others else "no backend of the chain has it")
-    if others and said is not None:
-        said = f"{said}; {others[0]} answers instead"
+    message = "; ".join((*problems, *wakes)) or (None if others else "no backend of the chain has it")
+    if others and message is not None:
+        message = f"{message}; served by {others[0]}"
     return msgspec.structs.replace(
-        card, state=state, failure=said, percent=None, memory_bytes=0, gpu_bytes=0, expires_at=None
+        card, state=state, failure=message, percent=None, memory_bytes=0, gpu_bytes=0, expires_at=None
     )
 
 
-def _trouble(hop: BackendView, name_there: str, *, spent: bool, local_only: bool) -> str | None:
-    """Why a request for this model would not be sent there, if so."""
+def _problem(hop: BackendView, name_there: str, *, budget_exhausted: bool, local_only: bool) -> str | None:
+    """Why a request for this model would not be sent there; `None` if it would."""
     if local_only and not hop.local:
-        return WORDS["non_local"]
-    if spent and not hop.local:
-        return WORDS["budget_exhausted"]
+        return DESCRIPTIONS["non_local"]
+    if budget_exhausted and not hop.local:
+        return DESCRIPTIONS["budget_exhausted"]
     if hop.supervised:
-        return None if hop.reachable or hop.wake_on_lan else "does not answer"
+        return None if hop.reachable or hop.wake_on_lan else "is unreachable"
     for breaker in (hop.breaker, *(each for each in hop.models if each.model == name_there)):
         if not breaker.allows:
-            return breaker.reason or WORDS["circuit_open"]
+            return breaker.reason or DESCRIPTIONS["circuit_open"]
     return None
 
 
 def without_facts(host: HostStatus | None) -> HostStatus | None:
-    """The status without what the models' files say of themselves, which is long and no news."""
+    """The status without the models' GGUF metadata, which is long and constant."""
     if host is None:
         return None
     profiles = tuple(msgspec.structs.replace(profile, facts=None) for profile in host.profiles)
@@ -312,7 +314,7 @@ def without_facts(host: HostStatus | None) -> HostStatus | None:
 
 
 def chain_view(hops: Mapping[str, Hop], kinds: Mapping[str, str], *, now: float, wall: float) -> ChainView:
-    """The chain in the order of `kinds`, which names the kind of every backend in it."""
+    """The chain in the order of `kinds`, which maps every backend to its kind."""
     spending = next((hop.spending for hop in hops.values() if hop.spending is not None), None)
     costs = {} if spending is None else spending.by_backend
     views = []
@@ -326,10 +328,10 @@ def chain_view(hops: Mapping[str, Hop], kinds: Mapping[str, str], *, now: float,
                 kind=kind,
                 local=hop.local,
                 reachable=hop.reachable(),
-                breaker=_breaker(None, hop.standing, now, wall),
-                models=tuple(_breaker(model, hop.standing, now, wall) for model in hop.standing.models),
+                breaker=_breaker(None, hop.breakers, now, wall),
+                models=tuple(_breaker(model, hop.breakers, now, wall) for model in hop.breakers.models),
                 cost=None if hop.local else round(costs.get(name, 0.0), 4),
-                wake_on_lan=hop.waker is not None,
+                wake_on_lan=hop.wake_on_lan is not None,
                 supervised=hop.supervised,
             )
         )
@@ -338,15 +340,15 @@ def chain_view(hops: Mapping[str, Hop], kinds: Mapping[str, str], *, now: float,
     return ChainView(hops=tuple(views), cost=round(spending.today, 4), limit=spending.limit)
 
 
-def _breaker(model: str | None, standing: CircuitBreakers, now: float, wall: float) -> BreakerView:
-    breaker = standing.host if model is None else standing.models[model]
-    retry_in, why = breaker.retry_in(now), standing.why(model)
+def _breaker(model: str | None, breakers: CircuitBreakers, now: float, wall: float) -> BreakerView:
+    breaker = breakers.host if model is None else breakers.models[model]
+    retry_in, why = breaker.retry_in(now), breakers.last_failure(model)
     view = BreakerView(
         model=model, state=breaker.state(now), retry_at=round(wall + retry_in, 1) if retry_in > 0 else None
     )
-    return view if view.allows or why is None else msgspec.structs.replace(view, reason=WORDS[why])
+    return view if view.allows or why is None else msgspec.structs.replace(view, reason=DESCRIPTIONS[why])
 
 
 def _at(at: float | None, offset: float) -> float | None:
-    """A time of the gateway's clock in seconds since the epoch, if there is one."""
+    """A time of the gateway's clock in seconds since the epoch; `None` if it is not finite."""
     return None if at is None or not math.isfinite(at) else round(at + offset, 1)

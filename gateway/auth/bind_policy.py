@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hostler.gateway.auth import keys as key_file
 from hostler.gateway.auth.keys import KeyRing
-from hostler.gateway.config import Settings, SettingsError, parse_address
+from hostler.gateway.config import ConfigError, Settings, parse_address
 
 
 def addresses(settings: Settings) -> list[tuple[str, int]]:
@@ -30,22 +30,22 @@ def keys_in_force(settings: Settings, sockets: Iterable[socket.socket] = ()) -> 
     try:
         keys = KeyRing(path)
     except key_file.KeyFileError as error:
-        raise SettingsError(str(error)) from error
+        raise ConfigError(str(error)) from error
     if keys:
         return keys
     if named and path.exists():
-        raise SettingsError(f"gateway.api_keys_file: {path} holds no keys; make one with `hostler keys add NAME`")
+        raise ConfigError(f"gateway.api_keys_file: {path} holds no keys; make one with `hostler keys add NAME`")
     refuse_beyond_loopback([*addresses(settings), *places(sockets)], path)
     if named:
-        raise SettingsError(f"gateway.api_keys_file: {path} does not exist; make a key with `hostler keys add NAME`")
+        raise ConfigError(f"gateway.api_keys_file: {path} does not exist; make a key with `hostler keys add NAME`")
     return None
 
 
 def refuse_beyond_loopback(where: Iterable[tuple[str, int]], path: Path) -> None:
-    """Raise `SettingsError` for the first of these addresses that others could reach; `path` is where keys are kept."""
+    """Raise `ConfigError` for the first of these addresses that others could reach; `path` is where keys are kept."""
     for host, port in where:
         if not is_loopback(host):
-            raise SettingsError(
+            raise ConfigError(
                 f"gateway.listen: refusing to listen on {host}:{port} without API keys, since others could reach it; "
                 f"make a key with `hostler keys add NAME` (kept in {path}), or listen on 127.0.0.1:{port}"
             )

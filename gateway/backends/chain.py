@@ -1,11 +1,11 @@
-"""The backends as hops: what is thought of each, who watches it, how it is woken, and what it may cost."""
+"""The chain of backends as hops: each with its circuit breakers, health checks, stall detection, waking and costs."""
 
 from __future__ import annotations
 
 import math
 import random as chance
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,25 +13,37 @@ from urllib.parse import urlsplit
 import anyio
 import msgspec
 
-from hostler.gateway.backends.base import Endpoint
+from hostler.gateway.backends.base import Backend, Endpoint
 from hostler.gateway.backends.circuit_breaker import BreakerRules, BreakerState, CircuitBreakers
-from hostler.gateway.backends.cost import Spending, default_file
-from hostler.gateway.backends.failure_policy import WORDS, Outcome, Skip
+from hostler.gateway.backends.cost import SpendingTracker, default_file
+from hostler.gateway.backends.failure_policy import DESCRIPTIONS, AttemptOutcome, SkipReason
 from hostler.gateway.backends.health_checks import (
-    ANSWER_S,
-    PULSE_ANSWER_S,
-    Alive,
-    Ask,
+    CHECK_TIMEOUT_S,
+    Check,
+    CheckedBackend,
     HealthChecker,
-    HttpProbe,
-    Probed,
-    Sign,
-    StallDetector,
+    HttpCheck,
+    any_responds,
+    responds,
 )
-from hostler.gateway.backends.wake_on_lan import Waker
+from hostler.gateway.backends.stall_detector import IsAlive, StallDetector
+from hostler.gateway.backends.wake_on_lan import WakeOnLan
 from hostler.gateway.config import BackendSettings, PriceSettings, Settings
 from hostler.gateway.events import BreakerChanged, Bus, Event, HostChanged
 from hostler.supervisor.contract import EngineAddress, Supervisor
+
+#: The path that a server of each kind is checked with.
+_CHECK_PATHS = {"openai": "/v1/models", "llamacpp": "/health", "ollama": "/api/version", "anthropic": "/v1/models"}
+#: Remote backends that are down are checked less often than local ones, by this factor.
+_REMOTE_FACTOR = 3.0
+#: Beside how many requests a local server certainly answers health checks. Each request keeps a thread of llama-server
+#: busy until it is answered, and it may have no more than three: with all of them busy a check waits, too. About other
+#: kinds nothing is known, so their silence means nothing.
+_ANSWERS_BESIDE: Mapping[str, float] = {"llamacpp": 2, "ollama": math.inf}
+#: Checks before the requests at a remote backend count as lost, and at a local one.
+_REMOTE_TRIES, _LOCAL_TRIES = 5, 2
+#: The time for a stall detector's check, in seconds. It costs an idle server a millisecond and a busy one hardly more.
+_STALL_TIMEOUT_S = 3.0
 
 
 def _always() -> bool:
@@ -42,50 +54,35 @@ def _nothing() -> None:
     return None
 
 
-class Hop(msgspec.Struct, frozen=True, kw_only=True):
-    """One backend. `local`: what is sent there stays in the house; else `spending` counts what it costs.
+async def _responds_always() -> bool:
+    return True
 
-    `supervised`: engines of ours answer, so that errors are ours to explain. `reachable` tells whether it is there as
-    far as the background knows; `suspect` asks the background to look at once; `pulse` watches over the requests there.
+
+class Hop(msgspec.Struct, frozen=True, kw_only=True):
+    """One backend of the chain. Costs of hops that are not `local` are tracked in `spending`.
+
+    `supervised`: its engines are ours, so that their errors are explained to clients. `reachable` returns whether it is reachable as
+    far as the background knows; `check_now` has the background check at once.
     """
 
     name: str
-    standing: CircuitBreakers
+    breakers: CircuitBreakers
     local: bool = True
     supervised: bool = False
     reachable: Callable[[], bool] = _always
-    suspect: Callable[[], None] = _nothing
-    pulse: StallDetector | None = None
-    waker: Waker | None = None
-    spending: Spending | None = None
+    check_now: Callable[[], None] = _nothing
+    stall_detector: StallDetector | None = None
+    wake_on_lan: WakeOnLan | None = None
+    spending: SpendingTracker | None = None
     prices: Mapping[str, PriceSettings] = {}
 
     def price(self, model: str, name_there: str) -> PriceSettings | None:
-        """What a model costs here, if the configuration says so."""
+        """The configured price of a model here, if there is one."""
         return self.prices.get(name_there) or self.prices.get(model) or self.prices.get("*")
 
 
-#: What a server of each kind is asked for a sign of life.
-_PROBES = {"openai": "/v1/models", "llamacpp": "/health", "ollama": "/api/version", "anthropic": "/v1/models"}
-#: Clouds that are down are asked so many times as rarely as machines in the house.
-_CLOUD_PATIENCE = 3.0
-#: Beside how many requests servers in the house surely answer questions. Each request keeps a thread of llama-server's
-#: until it has been answered, and it may have no more than three: where all are taken, a question waits like everybody
-#: else. Of other kinds nobody knows: silence says nothing of them.
-_ANSWER_BESIDE: Mapping[str, float] = {"llamacpp": 2, "ollama": math.inf}
-#: So often a server outside the house is asked before its requests are taken for lost.
-_LOOKS_OUTSIDE = 5
-
-
-class Address(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a plain backend listens, and what every request there says."""
-
-    endpoint: Endpoint
-    headers: tuple[tuple[str, str], ...] = ()
-
-
 class RouteHop(msgspec.Struct, frozen=True, kw_only=True):
-    """A hop as it stands now. `reason` is why it would not be asked, `words` the same for people."""
+    """A hop of the route dry run. `reason` is why a request would not try it now, `words` the same for people."""
 
     backend: str
     name_there: str
@@ -99,14 +96,11 @@ class RouteHop(msgspec.Struct, frozen=True, kw_only=True):
     words: str
 
 
-async def _answers() -> bool:
-    return True
-
-
 class Chain:
-    """All backends as hops. `run` watches them until cancelled; `aclose` lets go of connections.
+    """All backends as hops. `run` watches them until cancelled; `aclose` closes the connections of the checks.
 
-    `reachable` tells whether a supervisor's heartbeat is there; `cut` ends every request at an address of a backend.
+    `backends` are the ones without a supervisor. `reachable` returns whether a supervisor's heartbeat is there; `drop_requests` ends every
+    request at an endpoint.
     """
 
     def __init__(
@@ -114,9 +108,9 @@ class Chain:
         settings: Settings,
         *,
         supervisors: Mapping[str, Supervisor],
-        addresses: Mapping[str, Address],
+        backends: Mapping[str, Backend],
         reachable: Callable[[str], bool],
-        cut: Callable[[Endpoint], None],
+        drop_requests: Callable[[Endpoint], None],
         bus: Bus,
         clock: Callable[[], float],
         random: Callable[[], float] = chance.random,
@@ -125,68 +119,47 @@ class Chain:
         self._bus = bus
         self._clock = clock
         self._random = random
-        self._cut = cut
-        self._pulses: list[StallDetector] = []
+        self._drop_requests = drop_requests
+        self._connect_s = settings.gateway.timeouts.connect_s
+        self._stall_detectors: list[StallDetector] = []
+        self._http_checks: list[HttpCheck] = []
         limits = settings.gateway.spending
         file = Path(limits.file).expanduser() if limits.file else default_file()
-        self.spending = Spending(file, limits.daily_limit, time.time)
-        self._probes: list[HttpProbe] = []
-        standings = {name: self._standing(name) for name in (*supervisors, *addresses)}
-        watched = [self._supervised(name, standings[name]) for name in supervisors]
-        watched += [self._plain(name, each, standings[name]) for name, each in addresses.items()]
-        self._prober = HealthChecker(watched, clock=clock, random=random)
+        self.spending = SpendingTracker(file, limits.daily_limit, time.time)
         self.hops: dict[str, Hop] = {}
+        breakers = {name: self._breakers(name) for name in (*supervisors, *backends)}
+        checked = [self._checked_supervisor(name, breakers[name]) for name in supervisors]
+        checked += [self._checked_server(backend, breakers[name]) for name, backend in backends.items()]
+        self._health = HealthChecker(checked, clock=clock, random=random)
         for name in supervisors:
-            entry = settings.backends.get(name)
-            wake = entry.wake if entry is not None else None
-            self.hops[name] = Hop(
-                name=name,
-                standing=standings[name],
-                local=entry is None or entry.in_the_house,
-                supervised=True,
-                reachable=partial(reachable, name),
-                suspect=self._prober.watch(name).suspect,
-                pulse=self._engines_pulse(name, standings[name]) if entry is not None else None,
-                waker=None if wake is None else Waker(name, wake, clock),
-                spending=self.spending,
-            )
-        for name, address in addresses.items():
-            watch = self._prober.watch(name)
-            self.hops[name] = Hop(
-                name=name,
-                standing=standings[name],
-                local=settings.backends[name].in_the_house,
-                reachable=partial(getattr, watch, "up"),
-                suspect=watch.suspect,
-                pulse=self._servers_pulse(name, address, standings[name]),
-                spending=self.spending,
-                prices=settings.backends[name].prices,
-            )
-        bus.listen(self._hear)
+            self.hops[name] = self._supervised_hop(name, breakers[name], partial(reachable, name))
+        for name, backend in backends.items():
+            self.hops[name] = self._plain_hop(backend, breakers[name])
+        bus.listen(self._on_event)
 
     async def run(self) -> None:
         """Watch the backends until cancelled."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._prober.run)
-            for pulse in self._pulses:
-                tasks.start_soon(pulse.run)
+            tasks.start_soon(self._health.run)
+            for detector in self._stall_detectors:
+                tasks.start_soon(detector.run)
 
     async def aclose(self) -> None:
-        """Close the connections that watching opened."""
-        for probe in self._probes:
-            await probe.aclose()
+        """Close the connections of the checks."""
+        for check in self._http_checks:
+            await check.aclose()
 
-    def view(self, name: str, name_there: str, context: int, *, local_only: bool) -> RouteHop:
-        """How a request would find this hop now."""
+    def availability(self, name: str, name_there: str, context: int, *, local_only: bool) -> RouteHop:
+        """Whether a request would try this hop now."""
         hop, now = self.hops[name], self._clock()
-        reason: Skip | Outcome | None = None
+        reason: SkipReason | AttemptOutcome | None = None
         if local_only and not hop.local:
             reason = "non_local"
-        elif not hop.local and self.spending.reached:
+        elif not hop.local and self.spending.limit_reached:
             reason = "budget_exhausted"
-        elif not hop.standing.allows(name_there, now):
+        elif not hop.breakers.allows(name_there, now):
             reason = "circuit_open"
-        elif hop.supervised and not hop.reachable() and hop.waker is None:
+        elif hop.supervised and not hop.reachable() and hop.wake_on_lan is None:
             reason = "unreachable"
         return RouteHop(
             backend=name,
@@ -195,180 +168,194 @@ class Chain:
             local=hop.local,
             supervised=hop.supervised,
             reachable=hop.reachable(),
-            state=hop.standing.state(name_there, now),
-            retry_in_s=round(hop.standing.retry_in(name_there, now), 3),
+            state=hop.breakers.state(name_there, now),
+            retry_in_s=round(hop.breakers.retry_in(name_there, now), 3),
             reason=reason,
-            words=WORDS[reason] if reason is not None else "",
+            words=DESCRIPTIONS[reason] if reason is not None else "",
         )
 
-    def _hear(self, event: Event) -> None:
-        """A supervisor's heartbeat came or went: its host is used again at once, and whoever waits for it goes on."""
+    def _on_event(self, event: Event) -> None:
+        """A supervisor's heartbeat came or went: its host is used again at once, and waking requests continue."""
         if not isinstance(event, HostChanged) or event.backend not in self.hops:
             return
         hop = self.hops[event.backend]
         if event.reachable:
-            hop.standing.recovered()
-        if hop.waker is not None:
-            hop.waker.heard(event.reachable)
+            hop.breakers.recovered()
+        if hop.wake_on_lan is not None:
+            hop.wake_on_lan.set_reachable(event.reachable)
 
-    def _standing(self, name: str) -> CircuitBreakers:
+    # Hops
+
+    def _supervised_hop(self, name: str, breakers: CircuitBreakers, reachable: Callable[[], bool]) -> Hop:
+        settings = self._settings.backends.get(name)
+        wake = settings.wake if settings is not None else None
+        return Hop(
+            name=name,
+            breakers=breakers,
+            local=settings is None or settings.is_local,
+            supervised=True,
+            reachable=reachable,
+            check_now=self._health.of(name).check_now,
+            stall_detector=None if settings is None else self._engine_stall_detector(name, settings, breakers),
+            wake_on_lan=None if wake is None else WakeOnLan(name, wake, self._clock),
+            spending=self.spending,
+        )
+
+    def _plain_hop(self, backend: Backend, breakers: CircuitBreakers) -> Hop:
+        settings, health = self._settings.backends[backend.name], self._health.of(backend.name)
+        return Hop(
+            name=backend.name,
+            breakers=breakers,
+            local=settings.is_local,
+            reachable=partial(getattr, health, "up"),
+            check_now=health.check_now,
+            stall_detector=self._server_stall_detector(backend, settings, breakers),
+            spending=self.spending,
+            prices=settings.prices,
+        )
+
+    def _breakers(self, name: str) -> CircuitBreakers:
         rules = self._settings.breaker
         return CircuitBreakers(
             BreakerRules(failures=rules.failures, open_s=rules.open_s, max_open_s=rules.max_open_s),
             self._random,
-            changed=partial(self._changed, name),
+            on_change=partial(self._on_breaker_change, name),
         )
 
-    def _changed(self, name: str, model: str | None, before: BreakerState, state: BreakerState) -> None:
+    def _on_breaker_change(self, name: str, model: str | None, before: BreakerState, state: BreakerState) -> None:
         self._bus.publish(BreakerChanged(backend=name, model=model, state=state, previous=before))
 
-    def _supervised(self, name: str, standing: CircuitBreakers) -> Probed:
-        """A supervisor's heartbeat tells of its return; but a machine that vanished is noticed by asking sooner."""
-        backend = self._settings.backends.get(name)
-        connect_s = self._settings.gateway.timeouts.connect_s
-        ask: Ask = _answers
-        if backend is not None:
-            ask = HttpProbe(supervisors_endpoint(name, backend), "/healthz", (), connect_s=connect_s, proxied=False)
-            self._probes.append(ask)
+    # Health checks
+
+    def _checked_supervisor(self, name: str, breakers: CircuitBreakers) -> CheckedBackend:
+        """A supervisor's heartbeat reports its return; a check only notices sooner that the machine has vanished."""
+        settings = self._settings.backends.get(name)
+        check: Check = _responds_always
+        if settings is not None:
+            check = HttpCheck(
+                supervisor_endpoint(name, settings), "/healthz", (), connect_s=self._connect_s, proxied=False
+            )
+            self._http_checks.append(check)
         # A machine that can be woken must be tried by a request now and then: that is what wakes it.
-        sleeps = backend is None or backend.wake is not None
+        sleeps = settings is None or settings.wake is not None
         down_every_s = None if sleeps else self._settings.gateway.probing.down_every_s
-        return Probed(name=name, standing=standing, ask=ask, takes_s=2 * connect_s, down_every_s=down_every_s)
-
-    def _plain(self, name: str, address: Address, standing: CircuitBreakers) -> Probed:
-        backend, probing = self._settings.backends[name], self._settings.gateway.probing
-        local, connect_s = backend.in_the_house, self._settings.gateway.timeouts.connect_s
-        probe = HttpProbe(
-            address.endpoint, _PROBES[backend.kind], address.headers, connect_s=connect_s, proxied=not local
+        return CheckedBackend(
+            name=name, breakers=breakers, check=check, takes_s=2 * self._connect_s, down_every_s=down_every_s
         )
-        self._probes.append(probe)
 
-        async def ask() -> bool:
-            return await lives(probe.look, busy=self._busy(name), looks=1)
+    def _checked_server(self, backend: Backend, breakers: CircuitBreakers) -> CheckedBackend:
+        name, probing = backend.name, self._settings.gateway.probing
+        local = self._settings.backends[name].is_local
+        http_check = self._http_check(backend, timeout_s=CHECK_TIMEOUT_S)
 
-        return Probed(
+        async def check() -> bool:
+            return await responds(http_check.result, busy=self._is_busy(name), tries=1)
+
+        return CheckedBackend(
             name=name,
-            standing=standing,
-            ask=ask,
-            takes_s=connect_s + ANSWER_S,
+            breakers=breakers,
+            check=check,
+            takes_s=self._connect_s + CHECK_TIMEOUT_S,
             every_s=probing.every_s if local else None,
-            down_every_s=probing.down_every_s * (1.0 if local else _CLOUD_PATIENCE),
+            down_every_s=probing.down_every_s * (1.0 if local else _REMOTE_FACTOR),
         )
 
-    def _busy(self, name: str) -> bool:
-        """Whether a server has more of our requests than it can answer beside: it may well be silent then."""
+    def _http_check(self, backend: Backend, *, timeout_s: float) -> HttpCheck:
+        """A check of a backend without a supervisor."""
+        settings = self._settings.backends[backend.name]
+        assert backend.endpoint is not None, "only supervised backends have no endpoint of their own"
+        check = HttpCheck(
+            backend.endpoint,
+            _CHECK_PATHS[settings.kind],
+            backend.headers,
+            connect_s=self._connect_s,
+            proxied=not settings.is_local,
+            timeout_s=timeout_s,
+        )
+        self._http_checks.append(check)
+        return check
+
+    def _is_busy(self, name: str) -> bool:
+        """Whether a server has so many of our requests that it may not answer checks."""
         hop = self.hops.get(name)
-        return hop is not None and hop.pulse is not None and hop.pulse.busy
+        return hop is not None and hop.stall_detector is not None and hop.stall_detector.busy
 
-    def _engines_pulse(self, name: str, standing: CircuitBreakers) -> StallDetector:
-        """A machine with a supervisor is given up when neither the engine nor the supervisor answers, twice."""
-        backend = self._settings.backends[name]
-        ask = self._probe(supervisors_endpoint(name, backend), "/healthz", ())
+    # Stall detection
 
-        async def alive(address: EngineAddress | None) -> bool:
+    def _engine_stall_detector(self, name: str, settings: BackendSettings, breakers: CircuitBreakers) -> StallDetector:
+        """A supervised machine counts as gone when neither the engine nor the supervisor responds, twice."""
+        check = partial(HttpCheck, connect_s=self._connect_s, proxied=False, timeout_s=_STALL_TIMEOUT_S)
+        supervisor = check(supervisor_endpoint(name, settings), "/healthz", ())
+        self._http_checks.append(supervisor)
+
+        async def is_alive(address: EngineAddress | None) -> bool:
             assert address is not None, "requests wait at engines"
-            engine = Endpoint(host=address.host, port=address.port, name=name)
-            for _again in range(2):
-                if await _any_answers(ask, self._probe(engine, "/health", (), kept=False)):
-                    return True
+            for _ in range(_LOCAL_TRIES):
+                engine = check(Endpoint(host=address.host, port=address.port, name=name), "/health", ())
+                try:
+                    if await any_responds(supervisor, engine):
+                        return True
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await engine.aclose()
             return False
 
-        def cut(address: EngineAddress | None) -> None:
+        def drop(address: EngineAddress | None) -> None:
             assert address is not None, "requests wait at engines"
-            self._give_up(name, standing)
-            self._cut(Endpoint(host=address.host, port=address.port, key=address.key, name=name))
+            self._give_up(name, breakers)
+            self._drop_requests(Endpoint(host=address.host, port=address.port, key=address.key, name=name))
 
-        return self._pulse(name, alive, cut, needs_address=True)
+        return self._stall_detector(name, is_alive, drop, needs_address=True)
 
-    def _servers_pulse(self, name: str, address: Address, standing: CircuitBreakers) -> StallDetector | None:
-        """A plain server is given up when it does not answer twice; its timeouts are for what merely takes long.
-        What stands behind an address outside is less known, so it is asked more often.
+    def _server_stall_detector(
+        self, backend: Backend, settings: BackendSettings, breakers: CircuitBreakers
+    ) -> StallDetector | None:
+        """A plain server counts as gone when it fails all checks; its timeouts are for what merely takes long.
 
-        One that has more to do than it can answer beside, and still takes connections, is left to its timeouts, too.
+        A busy one that still accepts connections is left to its timeouts, too. What stands behind a remote address is
+        less known, so it is checked more often.
         """
-        backend = self._settings.backends[name]
-        if backend.in_the_house and backend.kind not in _ANSWER_BESIDE:
+        if settings.is_local and settings.kind not in _ANSWERS_BESIDE:
             return None
-        beside = _ANSWER_BESIDE[backend.kind] if backend.in_the_house else math.inf
-        looks = 2 if backend.in_the_house else _LOOKS_OUTSIDE
-        ask = self._probe(address.endpoint, _PROBES[backend.kind], address.headers, proxied=not backend.in_the_house)
+        name, endpoint = backend.name, backend.endpoint
+        assert endpoint is not None, "only supervised backends have no endpoint of their own"
+        tries = _LOCAL_TRIES if settings.is_local else _REMOTE_TRIES
+        check = self._http_check(backend, timeout_s=_STALL_TIMEOUT_S)
 
-        async def alive(_: EngineAddress | None) -> bool:
-            return await lives(ask.look, busy=self._busy(name), looks=looks)
+        async def is_alive(_: EngineAddress | None) -> bool:
+            return await responds(check.result, busy=self._is_busy(name), tries=tries)
 
-        def cut(_: EngineAddress | None) -> None:
-            self._give_up(name, standing)
-            self._cut(address.endpoint)
+        def drop(_: EngineAddress | None) -> None:
+            self._give_up(name, breakers)
+            self._drop_requests(endpoint)
 
-        return self._pulse(name, alive, cut, needs_address=False, beside=beside)
+        max_requests = _ANSWERS_BESIDE[settings.kind] if settings.is_local else math.inf
+        return self._stall_detector(name, is_alive, drop, needs_address=False, max_requests=max_requests)
 
-    def _pulse(
+    def _stall_detector(
         self,
         name: str,
-        alive: Alive,
-        cut: Callable[[EngineAddress | None], None],
+        is_alive: IsAlive,
+        drop: Callable[[EngineAddress | None], None],
         *,
         needs_address: bool,
-        beside: float = math.inf,
+        max_requests: float = math.inf,
     ) -> StallDetector:
-        pulse = StallDetector(name, alive=alive, cut=cut, needs_address=needs_address, beside=beside)
-        self._pulses.append(pulse)
-        return pulse
+        detector = StallDetector(
+            name, is_alive=is_alive, drop=drop, needs_address=needs_address, max_requests=max_requests
+        )
+        self._stall_detectors.append(detector)
+        return detector
 
-    def _give_up(self, name: str, standing: CircuitBreakers) -> None:
-        """Nobody is there: no request tries it before the background has found somebody."""
-        watch = self._prober.watch(name)
-        standing.unanswered(self._clock(), self._settings.gateway.timeouts.connect_s + ANSWER_S, confirms=True)
-        watch.suspect()
-
-    def _probe(
-        self,
-        endpoint: Endpoint,
-        path: str,
-        headers: tuple[tuple[str, str], ...],
-        *,
-        proxied: bool = False,
-        kept: bool = True,
-    ) -> HttpProbe:
-        connect_s = self._settings.gateway.timeouts.connect_s
-        probe = HttpProbe(endpoint, path, headers, connect_s=connect_s, proxied=proxied, answer_s=PULSE_ANSWER_S)
-        if kept:
-            self._probes.append(probe)
-        return probe
+    def _give_up(self, name: str, breakers: CircuitBreakers) -> None:
+        """The backend is gone: no request tries it before a health check has passed."""
+        breakers.check_failed(self._clock(), self._connect_s + CHECK_TIMEOUT_S, confirms=True)
+        self._health.of(name).check_now()
 
 
-def supervisors_endpoint(name: str, backend: BackendSettings) -> Endpoint:
-    """Where a supervisor listens."""
-    url = urlsplit(backend.url)
+def supervisor_endpoint(name: str, settings: BackendSettings) -> Endpoint:
+    """Where the supervisor of a backend listens."""
+    url = urlsplit(settings.url)
     tls = url.scheme == "https"
     port = url.port or (443 if tls else 80)
     return Endpoint(host=url.hostname or "", port=port, name=name, tls=tls, base_path=url.path.rstrip("/"))
-
-
-async def lives(look: Callable[[], Awaitable[Sign]], *, busy: bool, looks: int) -> bool:
-    """Whether a server is there at one of so many looks. A busy one need not answer, only take connections."""
-    signs = ("answers", "silent") if busy else ("answers",)
-    for _ in range(looks):
-        if await look() in signs:
-            return True
-    return False
-
-
-async def _any_answers(*asks: HttpProbe) -> bool:
-    """Whether one of them does; the others are not waited for. The last one is asked this once only."""
-    answers = False
-    try:
-        async with anyio.create_task_group() as tasks:
-
-            async def hear(ask: HttpProbe) -> None:
-                nonlocal answers
-                if await ask():
-                    answers = True
-                    tasks.cancel_scope.cancel()
-
-            for ask in asks:
-                tasks.start_soon(hear, ask)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await asks[-1].aclose()
-    return answers

@@ -1,4 +1,4 @@
-"""What the clouds have cost today, kept on disk, so that a restart forgets nothing. Who may still spend is asked here."""
+"""Today's costs of remote backends against the daily limit, kept on disk over restarts."""
 
 from __future__ import annotations
 
@@ -10,57 +10,74 @@ from pathlib import Path
 
 import msgspec
 
+from hostler.adapters.types import Usage
+from hostler.gateway.config import PriceSettings
+
 logger = logging.getLogger(__name__)
 
 
-class Day(msgspec.Struct, frozen=True, kw_only=True):
-    """One day's sum in US dollars, by backend, and of how many answers it is made."""
+class DailySpending(msgspec.Struct, frozen=True, kw_only=True):
+    """The costs of one day in US dollars, and the number of answers they are the sum of, by backend."""
 
     day: str
     spent: dict[str, float] = {}
     answers: dict[str, int] = {}
 
 
+def cost_of(usage: Usage | None, price: PriceSettings | None, *, body: bytes | None, segments: int) -> float | None:
+    """What an answer cost in US dollars: as the backend reports, else by `price`, else `None`.
+
+    Without usage it is estimated from the request's `body` and the `segments` received: about four bytes are a token,
+    and about one segment. `body` is `None` if there was no answer.
+    """
+    if usage is not None and usage.cost is not None:
+        return usage.cost
+    if price is None:
+        return None
+    if usage is not None:
+        return price.cost(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+    return None if body is None else price.cost(len(body) // 4, 0, segments)
+
+
 def default_file(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the sum is kept when the configuration names no file."""
-    if directory := environ.get("STATE_DIRECTORY"):  # systemd's; several are joined by colons
+    """The file used when the configuration names none."""
+    if directory := environ.get("STATE_DIRECTORY"):  # set by systemd; several directories are joined by colons
         return Path(directory.partition(":")[0]) / "spending.json"
     base = environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(base).expanduser() / "hostler" / "spending.json"
 
 
-class Spending:
-    """Adds up what backends say that they cost. One writer: the gateway.
+class SpendingTracker:
+    """Adds up the costs of answers. `wall` is in seconds since the epoch; a day ends at local midnight.
 
-    `wall` is the clock on the wall, in seconds since the epoch; a day ends at local midnight. A file that cannot be
-    read or written is reported, and the sum is kept in memory: a full disk stops no answer.
+    A file that cannot be read or written is logged, and the sum is kept in memory: a full disk stops no answer.
     """
 
     def __init__(self, file: Path, daily_limit: float | None, wall: Callable[[], float]) -> None:
         self._file = file
         self._limit = daily_limit
         self._wall = wall
-        self._complained = False
+        self._write_failed = False
         self._day = self._read()
 
     @property
     def today(self) -> float:
-        """What today has cost so far, in US dollars."""
+        """Today's costs so far, in US dollars."""
         return sum(self._current().spent.values())
 
     @property
     def limit(self) -> float | None:
-        """What a day may cost, if there is a limit."""
+        """The daily limit in US dollars, if there is one."""
         return self._limit
 
     @property
     def by_backend(self) -> Mapping[str, float]:
-        """What each backend has cost today."""
+        """Today's costs by backend."""
         return self._current().spent
 
     @property
-    def reached(self) -> bool:
-        """Whether no more may be spent today."""
+    def limit_reached(self) -> bool:
+        """Whether the daily limit is reached."""
         return self._limit is not None and self.today >= self._limit
 
     def resumes_in(self) -> float:
@@ -70,7 +87,7 @@ class Spending:
         return max(1.0, (tomorrow - now).total_seconds())
 
     def add(self, backend: str, cost: float | None) -> None:
-        """An answer of `backend` has ended. One whose cost was never told (its client left) counts as the day's mean."""
+        """An answer of `backend` has ended. One of unknown cost (its client disconnected) counts as the day's mean."""
         day = self._current()
         spent, answers = day.spent.get(backend, 0.0), day.answers.get(backend, 0)
         if cost is None:
@@ -81,37 +98,37 @@ class Spending:
             answers += 1
         if not 0 <= cost < float("inf"):
             return
-        self._day = Day(
+        self._day = DailySpending(
             day=day.day,
             spent={**day.spent, backend: spent + cost},
             answers={**day.answers, backend: answers},
         )
         self._write()
 
-    def _current(self) -> Day:
+    def _current(self) -> DailySpending:
         today = datetime.datetime.fromtimestamp(self._wall()).strftime("%Y-%m-%d")
         if self._day.day != today:
-            self._day = Day(day=today)
+            self._day = DailySpending(day=today)
         return self._day
 
-    def _read(self) -> Day:
+    def _read(self) -> DailySpending:
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=Day)
+            return msgspec.json.decode(self._file.read_bytes(), type=DailySpending)
         except FileNotFoundError:
             pass
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            logger.error("%s: cannot be read, so today's spending begins at 0: %s", self._file, error)
-        return Day(day="")
+            logger.error("%s: cannot be read; today's spending starts at 0: %s", self._file, error)
+        return DailySpending(day="")
 
     def _write(self) -> None:
-        # Not synced: a power cut may lose the last answers' cents, and an answer need not wait for a disk.
+        # Not synced: a power failure may lose the last few cents, but no answer waits for a disk.
         temporary = self._file.with_name(f".{self._file.name}.{os.getpid()}")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             temporary.write_bytes(msgspec.json.encode(self._day))
             temporary.replace(self._file)
-            self._complained = False
+            self._write_failed = False
         except OSError as error:
-            if not self._complained:
-                logger.error("%s: cannot be written, so a restart would forget today's spending: %s", self._file, error)
-            self._complained = True
+            if not self._write_failed:
+                logger.error("%s: cannot be written; a restart would forget today's spending: %s", self._file, error)
+            self._write_failed = True

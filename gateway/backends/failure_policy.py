@@ -1,6 +1,6 @@
-"""What an attempt's error means: its outcome in the table, and the words for it that may be told to anybody.
+"""How an attempt's error is classified, and what follows from each class: the policy table and its descriptions.
 
-Plain functions. The words name backends and kinds of failure, never addresses, paths or what a backend said.
+Plain functions. Descriptions name kinds of failure, never addresses, paths or what a backend sent: clients may see them.
 """
 
 from __future__ import annotations
@@ -24,66 +24,103 @@ from hostler.adapters.errors import (
 )
 from hostler.adapters.json_body import NOT_JSON
 
-Outcome = Literal[
-    "answered",  # the first word came
-    "unreachable",  # refused, no route, no such name: nothing was sent
+AttemptOutcome = Literal[
+    "answered",  # the first token arrived
+    "unreachable",  # connection refused, no route, unknown host: nothing was sent
     "connect_timeout",
-    "loading",  # 503 "loading", or the supervisor says that it is switching
-    "model_unavailable",  # the supervisor answers, but cannot have the model now: its queue is full, or the load failed
+    "loading",  # 503 "loading", or waiting for the host's queue or switch took too long
+    "model_unavailable",  # the supervisor answers but cannot serve the model now: its queue is full, or the load failed
     "busy",  # 429, or 503 with Retry-After
-    "server_error",  # 5xx, or an error inside the answer, or its end, before the first word
-    "rejected",  # 400, 404, 413, 422: this request, not this backend
+    "server_error",  # 5xx, an error inside the answer, or its end, before the first token
+    "rejected",  # 400, 404, 413, 422: the request's fault, not the backend's
     "auth_failed",  # 401, 403
-    "payment_required",  # 402 (one with Retry-After is "busy": a limit on what is in flight)
+    "payment_required",  # 402 (one with Retry-After is "busy": a limit on requests in flight)
     "first_byte_timeout",
-    "broken",  # silence, end or error after the first word
+    "broken",  # silence, end or error after the first token
     "client_disconnected",
 ]
 
-# no · wait: until it is ready, with progress · if_short: once, after a short Retry-After · budget: once, from the budget
-SameHop = Literal["no", "wait", "if_short", "budget"]
+#: no · wait: until the model is loaded, with progress · if_short: once, after a short Retry-After · budget: once, if the
+#: retry budget allows
+RetryRule = Literal["no", "wait", "if_short", "budget"]
 
-# yes · no · never: words are out · past_limit: when waiting took too long · if_other: only where the model or its
-# context is another one
-NextHop = Literal["yes", "no", "never", "past_limit", "if_other"]
+#: yes · no · never: tokens have been sent · past_limit: once the wait is too long · if_other: only to a hop whose model or
+#: context differs
+FallbackRule = Literal["yes", "no", "never", "past_limit", "if_other"]
 
-# What a breaker is told. cool: no calls until Retry-After is over · open: none for `open_s` · suspect: a failure if
-# another model of the host failed as well
-Advice = Literal["success", "neutral", "failure", "suspect", "cool", "open"]
+#: What a breaker records. cool: no calls until Retry-After is over · open: none for `open_s` · suspect: a failure if
+#: another model of the host failed as well
+BreakerSignal = Literal["success", "neutral", "failure", "suspect", "cool", "open"]
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """A row: what to do now, what the breakers of (host, model) and of the host are told, and whether people are."""
+class FailureRule(msgspec.Struct, frozen=True, kw_only=True):
+    """What follows from an outcome: a retry on the same hop, a fallback to the next one, the signals to the breakers of
+    (host, model) and of the host, and whether an operator is alerted."""
 
-    again: SameHop = "no"
-    onward: NextHop = "yes"
-    model: Advice = "neutral"
-    host: Advice = "neutral"
+    retry: RetryRule = "no"
+    fallback: FallbackRule = "yes"
+    model: BreakerSignal = "neutral"
+    host: BreakerSignal = "neutral"
     open_s: float = 0.0
     alert: bool = False
 
 
-VERDICTS: Mapping[Outcome, Verdict] = {
-    "answered": Verdict(onward="no", model="success", host="success"),
-    "unreachable": Verdict(host="failure"),
-    "connect_timeout": Verdict(host="failure"),
-    "loading": Verdict(again="wait", onward="past_limit"),
-    "model_unavailable": Verdict(),
-    "busy": Verdict(again="if_short", model="cool"),
-    "server_error": Verdict(again="budget", model="failure", host="suspect"),
-    "rejected": Verdict(onward="if_other"),
-    "auth_failed": Verdict(model="open", open_s=15 * 60.0, alert=True),
-    "payment_required": Verdict(model="open", open_s=6 * 3600.0, alert=True),
-    "first_byte_timeout": Verdict(model="failure"),
-    "broken": Verdict(onward="never", model="failure"),
-    "client_disconnected": Verdict(onward="no"),
+FAILURE_RULES: Mapping[AttemptOutcome, FailureRule] = {
+    "answered": FailureRule(fallback="no", model="success", host="success"),
+    "unreachable": FailureRule(host="failure"),
+    "connect_timeout": FailureRule(host="failure"),
+    "loading": FailureRule(retry="wait", fallback="past_limit"),
+    "model_unavailable": FailureRule(),
+    "busy": FailureRule(retry="if_short", model="cool"),
+    "server_error": FailureRule(retry="budget", model="failure", host="suspect"),
+    "rejected": FailureRule(fallback="if_other"),
+    "auth_failed": FailureRule(model="open", open_s=15 * 60.0, alert=True),
+    "payment_required": FailureRule(model="open", open_s=6 * 3600.0, alert=True),
+    "first_byte_timeout": FailureRule(model="failure"),
+    "broken": FailureRule(fallback="never", model="failure"),
+    "client_disconnected": FailureRule(fallback="no"),
 }
 
+#: What was wrong with a rejected request: it is too long for the context, the model does not exist there, a filter refused
+#: its contents, or the request itself is invalid.
+RejectionCause = Literal["context", "model", "contents", "request"]
 
-def outcome_of_status(status: int, *, retry_after: bool, loading: bool = False) -> Outcome:
-    """The outcome of a complete answer with a status other than success: a redirect is an error, too.
+#: Why a hop was not tried.
+SkipReason = Literal[
+    "circuit_open", "non_local", "budget_exhausted", "too_long", "excluded", "max_attempts", "unsupported"
+]
 
-    501 is not a failure: the model cannot do what was asked (embeddings, infill), and will not be able to a moment later.
+#: Each completes "the backend ...".
+DESCRIPTIONS: Mapping[AttemptOutcome | SkipReason, str] = {
+    "answered": "answered",
+    "unreachable": "cannot be reached",
+    "connect_timeout": "accepted no connection in time",
+    "loading": "was not ready in time",
+    "model_unavailable": "cannot serve the model now",
+    "busy": "is busy",
+    "server_error": "failed",
+    "rejected": "rejected the request",
+    "auth_failed": "rejected the API key",
+    "payment_required": "requires payment (HTTP 402)",
+    "first_byte_timeout": "did not answer in time",
+    "broken": "broke off its answer",
+    "client_disconnected": "was cancelled: the client disconnected",
+    "circuit_open": "is paused after failures",
+    "non_local": "is not local, and the request must stay local",
+    "budget_exhausted": "is skipped until tomorrow: the daily spending limit is reached",
+    "too_long": "has too small a context",
+    "excluded": "was excluded by X-Hostler-Only",
+    "max_attempts": "was not tried: a request tries at most three backends",
+    "unsupported": "does not support this kind of request",
+}
+
+_LONGEST_WAIT_S = 86400.0
+
+
+def classify_status(status: int, *, retry_after: bool, loading: bool = False) -> AttemptOutcome:
+    """The outcome of a complete answer with an error status; a redirect counts as an error.
+
+    501 is not a failure of the backend: the model cannot do what was asked (embeddings, infill), now or later.
     """
     if loading:
         return "loading"
@@ -98,41 +135,8 @@ def outcome_of_status(status: int, *, retry_after: bool, loading: bool = False) 
     return "rejected"
 
 
-#: What about a request was rejected: it is too long for the context, the model is not there, its contents were
-#: refused by a filter, or the request itself is wrong.
-Fault = Literal["context", "model", "contents", "request"]
-
-#: Why a backend was not even asked.
-Skip = Literal["circuit_open", "non_local", "budget_exhausted", "too_long", "excluded", "max_attempts", "unsupported"]
-
-WORDS: Mapping[Outcome | Skip, str] = {
-    "answered": "answered",
-    "unreachable": "cannot be reached",
-    "connect_timeout": "takes no connection",
-    "loading": "was not ready in time",
-    "model_unavailable": "cannot have the model now",
-    "busy": "is busy",
-    "server_error": "failed",
-    "rejected": "refused the request",
-    "auth_failed": "refused our key",
-    "payment_required": "wants to be paid",
-    "first_byte_timeout": "did not answer in time",
-    "broken": "broke off its answer",
-    "client_disconnected": "was given up",
-    "circuit_open": "is left alone after failures",
-    "non_local": "is outside the house, and the request must stay inside",
-    "budget_exhausted": "is left out until tomorrow: the daily limit is spent",
-    "too_long": "has too small a context",
-    "excluded": "was not asked for",
-    "max_attempts": "was not tried: three backends are enough for one request",
-    "unsupported": "does not understand this kind of request",
-}
-
-_LONGEST_WAIT_S = 86400.0
-
-
-def outcome_of(error: GatewayError, *, committed: bool) -> Outcome | None:
-    """The row of the table that an attempt's error belongs to; `None` if it says nothing about the backend."""
+def classify_error(error: GatewayError, *, committed: bool) -> AttemptOutcome | None:
+    """The outcome of an attempt that raised `error`; `None` if the error says nothing about the backend."""
     if isinstance(error, BackendError):
         if committed:
             return "broken"
@@ -141,9 +145,9 @@ def outcome_of(error: GatewayError, *, committed: bool) -> Outcome | None:
         if isinstance(error, BackendTimeout):
             return "first_byte_timeout"
         if isinstance(error, BackendRejected):
-            return _of_rejection(error)
+            return _classify_rejection(error)
         if isinstance(error, BackendBroken) and error.backend_status is not None:
-            return outcome_of_status(error.backend_status, retry_after=error.retry_after_s is not None)
+            return classify_status(error.backend_status, retry_after=error.retry_after_s is not None)
         return "server_error"
     if isinstance(error, WaitTimeout):
         return "loading"
@@ -152,25 +156,28 @@ def outcome_of(error: GatewayError, *, committed: bool) -> Outcome | None:
     return None
 
 
-def _of_rejection(error: BackendRejected) -> Outcome:
-    status, told = error.backend_status, error.retry_after_s is not None
-    if status == 503 and _is_loading(error.body):
-        return "loading"
-    if status == 403 and fault_of(error) == "contents":
+def _classify_rejection(error: BackendRejected) -> AttemptOutcome:
+    status, retry_after = error.backend_status, error.retry_after_s is not None
+    if status == 403 and rejection_cause(error) == "contents":
         return "rejected"
-    if status == 402 and says_retryable(error):
-        return "busy"  # a limit on what is in flight, not on the account
-    if status == 503 and says_retryable(error) is False:
-        return "busy"  # nobody is there to answer, and will not be in a moment
-    return outcome_of_status(status, retry_after=told)
+    if status == 402 and retryable_hint(error):
+        return "busy"  # a limit on requests in flight, not on the account
+    loading = status == 503 and _is_loading(error.body)
+    if status == 503 and not loading and retryable_hint(error) is False:
+        return "busy"  # no provider can answer, nor will one in a moment
+    return classify_status(status, retry_after=retry_after, loading=loading)
 
 
-def fault_of(error: GatewayError) -> Fault:
-    """What was wrong with a rejected request."""
+def rejection_cause(error: GatewayError) -> RejectionCause:
+    """What was wrong with a rejected request, from the status and the error's fields."""
     if not isinstance(error, BackendRejected):
         return "request"
-    told = _error_in(error.body)
-    kind, code, message = str(told.get("type", "")), str(told.get("code", "")), str(told.get("message", "")).lower()
+    fields = _error_in(error.body)
+    kind, code, message = (
+        str(fields.get("type", "")),
+        str(fields.get("code", "")),
+        str(fields.get("message", "")).lower(),
+    )
     if (
         kind == "exceed_context_size_error"
         or code == "context_length_exceeded"
@@ -179,7 +186,7 @@ def fault_of(error: GatewayError) -> Fault:
         or "prompt is too long" in message
     ):
         return "context"
-    metadata = told.get("metadata")
+    metadata = fields.get("metadata")
     if (
         error.backend_status == 403
         and isinstance(metadata, dict)
@@ -191,38 +198,38 @@ def fault_of(error: GatewayError) -> Fault:
     return "request"
 
 
-def says_retryable(error: GatewayError) -> bool | None:
-    """Whether a backend says itself that trying again makes sense (OpenRouter does in `metadata`); `None` if it does not."""
+def retryable_hint(error: GatewayError) -> bool | None:
+    """Whether the backend declares the error retryable, as OpenRouter does in `metadata`; `None` if it says neither."""
     if not isinstance(error, BackendRejected):
         return None
-    told = _error_in(error.body)
-    metadata = told.get("metadata")
-    for place in (metadata if isinstance(metadata, dict) else {}, told):
+    fields = _error_in(error.body)
+    metadata = fields.get("metadata")
+    for place in (metadata if isinstance(metadata, dict) else {}, fields):
         if isinstance(place.get("retryable"), bool):
             return bool(place["retryable"])
     return None
 
 
 def _is_loading(body: bytes) -> bool:
-    told = _error_in(body)
-    return told.get("type") == "unavailable_error" and "loading" in str(told.get("message", "")).lower()
+    fields = _error_in(body)
+    return fields.get("type") == "unavailable_error" and "loading" in str(fields.get("message", "")).lower()
 
 
 def _error_in(body: bytes) -> dict[str, Any]:
-    """The `error` object of an error answer, in the shape that OpenAI's, Anthropic's and llama.cpp's share."""
+    """The `error` object of an error answer, in the shape that OpenAI, Anthropic and llama.cpp share."""
     try:
         decoded = msgspec.json.decode(body)
     except NOT_JSON:
         return {}
-    told = decoded.get("error") if isinstance(decoded, dict) else None
-    return told if isinstance(told, dict) else {"message": told or ""}
+    fields = decoded.get("error") if isinstance(decoded, dict) else None
+    return fields if isinstance(fields, dict) else {"message": fields or ""}
 
 
 def retry_after(headers: Mapping[str, str], now: float, body: bytes = b"") -> float | None:
-    """The seconds to wait that an answer asks for; `None` if it says nothing sensible.
+    """The seconds to wait that an answer asks for, at most a day; `None` if it gives no sensible value.
 
-    `Retry-After` counts in either of its forms; without it the moment at which a limit ends, which OpenRouter tells in
-    the body only (`error.metadata.headers`). `now` is in seconds since the epoch. A day is the longest that is believed.
+    From `Retry-After` in either of its forms, else from `X-RateLimit-Reset`, which OpenRouter sends in the body only
+    (`error.metadata.headers`). `now` is in seconds since the epoch.
     """
     text = headers.get("retry-after", "").strip()
     try:
@@ -237,11 +244,11 @@ def retry_after(headers: Mapping[str, str], now: float, body: bytes = b"") -> fl
 
 
 def _limit_ends_in(headers: Mapping[str, str], now: float, body: bytes) -> float | None:
-    """The time until `X-RateLimit-Reset`: a moment in the future, in seconds or milliseconds since the epoch."""
+    """The seconds until `X-RateLimit-Reset`, if that is a future time, in seconds or milliseconds since the epoch."""
     metadata = _error_in(body).get("metadata") if body else None
     inside = metadata.get("headers") if isinstance(metadata, dict) else None
-    told = {str(name).lower(): value for name, value in inside.items()} if isinstance(inside, dict) else {}
-    for place in (headers, told):
+    fields = {str(name).lower(): value for name, value in inside.items()} if isinstance(inside, dict) else {}
+    for place in (headers, fields):
         try:
             moment = float(str(place.get("x-ratelimit-reset", "")))
         except ValueError:
@@ -252,15 +259,15 @@ def _limit_ends_in(headers: Mapping[str, str], now: float, body: bytes) -> float
     return None
 
 
-#: No tokenizer is known to make more of a text: long runs of spaces and the like aside, a token is 2 to 5 bytes.
+#: A token is 2 to 5 bytes of text with known tokenizers, long runs of spaces and the like aside.
 _BYTES_PER_TOKEN = 8
 _NOT_TEXT = (b"data:", b'"images"', b'"input_audio"', b"base64")
 
 
-def tokens_at_least(body: bytes) -> int:
-    """How many tokens a request has at the very least, guessed from its bytes; 0 if it carries pictures or sounds."""
+def min_prompt_tokens(body: bytes) -> int:
+    """A lower bound of a request's tokens, from its size; 0 if it carries images or audio."""
     if len(body) < 4 * 1024 or any(mark in body for mark in _NOT_TEXT):
         return 0
-    # Escapes (\\u00e9, \\n) take up to three times the bytes of what they stand for.
+    # Escapes (\\u00e9, \\n) take up to three times the bytes of what they encode.
     size = len(body) if body.count(b"\\") * 50 < len(body) else len(body) // 3
     return size // _BYTES_PER_TOKEN

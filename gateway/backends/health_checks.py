@@ -1,12 +1,10 @@
-"""Asks backends for a sign of life in the background, so that requests need not find out who is down.
+"""Background health checks, so that requests need not find out which backends are down.
 
-One task and one probe at a time for each backend. What a probe says goes to the backend's `CircuitBreakers`.
+One task and at most one check at a time for each backend. The results go to the backend's circuit breakers.
 """
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
 
@@ -19,109 +17,108 @@ from hostler.gateway.backends.base import Endpoint, Timeouts, Transport
 from hostler.gateway.backends.circuit_breaker import CircuitBreakers
 from hostler.gateway.backends.http_pool import Pooling
 from hostler.gateway.backends.http_transport import LanTransport
-from hostler.gateway.context import Attempt
-from hostler.supervisor.contract import EngineAddress
 
-#: A probe takes so long at most, from its first byte to the head of the answer, in seconds.
-ANSWER_S = 5.0
+#: The time for a check, from its first byte to the head of the response, in seconds.
+CHECK_TIMEOUT_S = 5.0
 
-Ask = Callable[[], Awaitable[bool]]
-#: `silent` takes connections and says nothing: it hangs, or all of its threads have work.
-Sign = Literal["answers", "silent", "nobody"]
+Check = Callable[[], Awaitable[bool]]
+#: `silent` accepts connections and does not respond: it hangs, or all of its threads are busy.
+CheckResult = Literal["responds", "silent", "unreachable"]
 
 
-class Probed(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend to watch. `ask` tells whether it answers, and never raises.
+class CheckedBackend(msgspec.Struct, frozen=True, kw_only=True):
+    """A backend to check. `check` returns whether it responds, within `takes_s`, and never raises.
 
-    `every_s` of `None` asks only when somebody suspects something. `down_every_s` of `None` asks once then: something
-    else tells when the backend is back.
+    `every_s` `None`: checked only when an attempt failed to reach it. `down_every_s` `None`: then it is checked once,
+    since something else reports its return.
     """
 
     name: str
-    standing: CircuitBreakers
-    ask: Ask
+    breakers: CircuitBreakers
+    check: Check
     takes_s: float
     every_s: float | None = None
     down_every_s: float | None = None
 
 
-class Watch:
-    """One backend's probes, as long as `run` runs."""
+class HealthCheck:
+    """The checks of one backend, while `run` runs. `up` is the last result."""
 
-    def __init__(self, probed: Probed, clock: Callable[[], float], random: Callable[[], float]) -> None:
-        self._probed = probed
+    def __init__(self, backend: CheckedBackend, clock: Callable[[], float], random: Callable[[], float]) -> None:
+        self._backend = backend
         self._clock = clock
         self._random = random
-        self._suspected = anyio.Event()
+        self._requested = anyio.Event()
         self.up = True
-        self.probes = 0
+        self.count = 0
 
-    def suspect(self) -> None:
-        """An attempt could not reach it: it is asked at once, and until it has answered no request has to."""
-        if not self._suspected.is_set():
-            self._probed.standing.host.cool(self._clock() + self._probed.takes_s)
-            self._suspected.set()
+    def check_now(self) -> None:
+        """An attempt could not reach the backend: check it at once, and spare requests until the result is known."""
+        if not self._requested.is_set():
+            self._backend.breakers.host.cool(self._clock() + self._backend.takes_s)
+            self._requested.set()
 
     async def run(self) -> None:
-        """Ask again and again, until cancelled."""
-        probed = self._probed
-        if probed.every_s is not None:
-            await self._rest(min(1.0, probed.every_s))  # not all at once
+        """Check again and again, until cancelled."""
+        backend = self._backend
+        if backend.every_s is not None:
+            await self._sleep(min(1.0, backend.every_s))  # backends are not all checked at once
         while True:
-            if probed.every_s is not None or not self.up or self._suspected.is_set():
-                await self._probe()
-            interval_s = probed.every_s if self.up else probed.down_every_s
-            await self._rest(interval_s)
+            if backend.every_s is not None or not self.up or self._requested.is_set():
+                await self._check()
+            await self._sleep(backend.every_s if self.up else backend.down_every_s)
 
-    async def _probe(self) -> None:
-        probed = self._probed
-        self.probes += 1
-        suspected = self._suspected.is_set()
-        answers = await probed.ask()
-        self._suspected = anyio.Event()
-        self.up = answers
-        if answers:
-            probed.standing.recovered()
+    async def _check(self) -> None:
+        backend = self._backend
+        self.count += 1
+        requested = self._requested.is_set()
+        responds = await backend.check()
+        self._requested = anyio.Event()
+        self.up = responds
+        if responds:
+            backend.breakers.recovered()
         else:
-            # Until the next probe has been answered, with what chance may add.
-            next_s = (probed.down_every_s or 0.0) * 1.2 + probed.takes_s
-            probed.standing.unanswered(self._clock(), next_s, confirms=suspected)
-            if probed.down_every_s is None:
+            # Until the result of the next check, with the jitter of `_sleep`.
+            next_s = (backend.down_every_s or 0.0) * 1.2 + backend.takes_s
+            backend.breakers.check_failed(self._clock(), next_s, confirms=requested)
+            if backend.down_every_s is None:
                 self.up = True
 
-    async def _rest(self, seconds: float | None) -> None:
-        """Sleep so long, give or take a fifth, or until somebody suspects something."""
+    async def _sleep(self, seconds: float | None) -> None:
+        """Sleep for `seconds`, plus or minus a fifth, or until a check is requested; `None` waits for a request."""
         if seconds is None:
-            await self._suspected.wait()
+            await self._requested.wait()
             return
         with anyio.move_on_after(seconds * (0.8 + 0.4 * self._random())):
             if self.up:
-                await self._suspected.wait()
+                await self._requested.wait()
             else:
-                await anyio.sleep_forever()  # it is known to be down: it is asked at its own pace
+                await anyio.sleep_forever()  # known to be down: it is checked at its own pace
 
 
 class HealthChecker:
-    """The watches over all backends."""
+    """The health checks of all backends."""
 
-    def __init__(self, probed: Sequence[Probed], *, clock: Callable[[], float], random: Callable[[], float]) -> None:
-        self._watches = {each.name: Watch(each, clock, random) for each in probed}
+    def __init__(
+        self, backends: Sequence[CheckedBackend], *, clock: Callable[[], float], random: Callable[[], float]
+    ) -> None:
+        self._checks = {backend.name: HealthCheck(backend, clock, random) for backend in backends}
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Check until cancelled."""
         async with anyio.create_task_group() as tasks:
-            for watch in self._watches.values():
-                tasks.start_soon(watch.run)
+            for check in self._checks.values():
+                tasks.start_soon(check.run)
 
-    def watch(self, name: str) -> Watch:
-        """The watch over a backend."""
-        return self._watches[name]
+    def of(self, name: str) -> HealthCheck:
+        """The health check of a backend."""
+        return self._checks[name]
 
 
-class HttpProbe:
-    """The cheapest question a plain server answers: its list of models, or its health; only the head is read.
+class HttpCheck:
+    """The cheapest request that a server answers: its list of models, or its health. Only the head is read.
 
-    `proxied`: it stands outside the house, where a proxy may have to be asked.
+    `proxied`: the backend is not local, so that a proxy may stand between.
     """
 
     def __init__(
@@ -132,128 +129,59 @@ class HttpProbe:
         *,
         connect_s: float,
         proxied: bool,
-        answer_s: float = ANSWER_S,
+        timeout_s: float = CHECK_TIMEOUT_S,
     ) -> None:
         self._endpoint = endpoint
         self._request = WireRequest(method="GET", path=path, headers=(("User-Agent", "hostler"), *headers))
-        self._timeouts = Timeouts(connect_s=connect_s, first_byte_s=answer_s)
-        self._transport = _clouds() if proxied else LanTransport(Pooling(max_idle=0))
+        self._timeouts = Timeouts(connect_s=connect_s, first_byte_s=timeout_s)
+        self._transport = _httpx_transport() if proxied else LanTransport(Pooling(max_idle=0))
 
     async def __call__(self) -> bool:
-        """Whether somebody answers. A refused key is an answer; what a broken proxy says in its place is none."""
-        return await self.look() == "answers"
+        """Whether the backend responds. A rejected key is a response; a proxy's 502 is none."""
+        return await self.result() == "responds"
 
-    async def look(self) -> Sign:
-        """As a call, but it tells whoever takes the connection and says nothing from whoever is not there."""
+    async def result(self) -> CheckResult:
+        """Like a call, but distinguishes a backend that accepts the connection and is silent from one that is unreachable."""
         try:
             async with self._transport.send(self._request, self._endpoint, self._timeouts) as answer:
-                return "answers" if answer.head.status < 500 or answer.head.status == 503 else "nobody"
+                return "responds" if answer.head.status < 500 or answer.head.status == 503 else "unreachable"
         except BackendTimeout:
             return "silent"
         except (GatewayError, OSError, ValueError):
-            return "nobody"
+            return "unreachable"
 
     async def aclose(self) -> None:
-        """Close what is open."""
+        """Close its connections."""
         await self._transport.aclose()
 
 
-def _clouds() -> Transport:
-    from hostler.gateway.backends.httpx_transport import (
-        CloudTransport,  # takes a while to load, and not everybody has clouds
-    )
+async def responds(check: Callable[[], Awaitable[CheckResult]], *, busy: bool, tries: int) -> bool:
+    """Whether a server responds to one of so many checks. A busy one need not respond, only accept connections."""
+    good = ("responds", "silent") if busy else ("responds",)
+    for _ in range(tries):
+        if await check() in good:
+            return True
+    return False
+
+
+async def any_responds(*checks: HttpCheck) -> bool:
+    """Whether one of the checks succeeds; the others are not waited for."""
+    found = False
+    async with anyio.create_task_group() as tasks:
+
+        async def run(check: HttpCheck) -> None:
+            nonlocal found
+            if await check():
+                found = True
+                tasks.cancel_scope.cancel()
+
+        for check in checks:
+            tasks.start_soon(run, check)
+    return found
+
+
+def _httpx_transport() -> Transport:
+    # Loading httpx takes a while, and not every gateway has backends that are not local.
+    from hostler.gateway.backends.httpx_transport import CloudTransport
 
     return CloudTransport()
-
-
-logger = logging.getLogger(__name__)
-
-#: Whoever has heard nothing for so long wants to know whether anybody is there, in seconds.
-SILENCE_S = 2.0
-#: So long that question may take, in seconds. It costs an idle server a millisecond and a busy one hardly more.
-PULSE_ANSWER_S = 3.0
-
-#: Whether anybody is at the place: an engine's address, or `None` for the backend's own.
-Alive = Callable[[EngineAddress | None], Awaitable[bool]]
-#: Nobody does: every request there ends, as one whose connection was lost.
-Cut = Callable[[EngineAddress | None], None]
-
-
-class StallDetector:
-    """The requests at one backend. One task looks after all of them, and only while there are any.
-
-    Requests that still wait for a model to be loaded (`needs_address`) are not there yet. The backend surely answers
-    questions beside so many requests (`beside`).
-    """
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        alive: Alive,
-        cut: Cut,
-        needs_address: bool,
-        beside: float = math.inf,
-        silence_s: float = SILENCE_S,
-    ) -> None:
-        self._name = name
-        self._alive = alive
-        self._cut = cut
-        self._needs_address = needs_address
-        self._beside = beside
-        self._silence_s = silence_s
-        self._here: set[Attempt] = set()
-        self._some = anyio.Event()
-
-    @property
-    def busy(self) -> bool:
-        """Whether it has so many requests that it may be silent beside them."""
-        return len(self._here) > self._beside
-
-    def enter(self, attempt: Attempt) -> None:
-        """The attempt is made there, or will be as soon as its model is loaded."""
-        self._here.add(attempt)
-        if not self._some.is_set():
-            self._some.set()
-
-    def leave(self, attempt: Attempt) -> None:
-        """The attempt has ended."""
-        self._here.discard(attempt)
-
-    async def run(self) -> None:
-        """Watch over them until cancelled."""
-        while True:
-            await self._some.wait()
-            before = self._heard()
-            await anyio.sleep(self._silence_s)
-            for address in self._silent(before):
-                await self._look(address, before)
-            if not self._here:
-                self._some = anyio.Event()
-
-    async def _look(
-        self, address: EngineAddress | None, before: dict[Attempt, tuple[EngineAddress | None, int]]
-    ) -> None:
-        if await self._alive(address) or address not in self._silent(before):
-            return
-        logger.warning("%s: nobody is there any more; its requests go on elsewhere", self._name)
-        self._cut(address)
-
-    def _heard(self) -> dict[Attempt, tuple[EngineAddress | None, int]]:
-        """Who is where, and how much each has heard."""
-        return {
-            attempt: (attempt.address, attempt.segments)
-            for attempt in self._here
-            if attempt.address is not None or not self._needs_address
-        }
-
-    def _silent(self, before: dict[Attempt, tuple[EngineAddress | None, int]]) -> list[EngineAddress | None]:
-        """The places where somebody has waited since then, and nobody has heard anything."""
-        waited, spoken = set[EngineAddress | None](), set[EngineAddress | None]()
-        for attempt, now in self._heard().items():
-            then = before.get(attempt)
-            if then == now:
-                waited.add(now[0])
-            elif then is not None and then[0] == now[0]:
-                spoken.add(now[0])
-        return [address for address in waited if address not in spoken]

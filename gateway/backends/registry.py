@@ -1,5 +1,4 @@
-"""The backends that requests can be sent to, made of the settings: each with its protocol, its way there, its address
-and what every request to it says beside the body; and the order in which they are tried."""
+"""The backends made from the settings: each with its protocol, transport, endpoint and headers, and their order."""
 
 from __future__ import annotations
 
@@ -14,34 +13,39 @@ from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.upstream import OpenAIUpstream
 from hostler.gateway.backends.base import Backend, Endpoint, Timeouts, Transport
-from hostler.gateway.config import LOCAL, BackendSettings, Settings, SettingsError, secret
+from hostler.gateway.config import LOCAL, BackendSettings, ConfigError, Settings, secret
 from hostler.supervisor.contract import Supervisor
 
 
-def order_of(settings: Settings, local: Supervisor | None) -> tuple[str, ...]:
-    """The order in which backends are tried: as configured, else this process's own first, then as they stand."""
+def chain_order(settings: Settings, local: Supervisor | None) -> tuple[str, ...]:
+    """The order in which backends are tried: `gateway.chain`, else this process's own supervisor, then the file's order.
+
+    Raises `ConfigError` for a chain that names `local` without one.
+    """
     named = settings.gateway.chain
     own = [LOCAL] if local is not None else []
     if named is None:
         return (*own, *settings.backends)
     if LOCAL in named and not own:
-        raise SettingsError(f"gateway.chain names {LOCAL!r}, but only `hostler up` runs a supervisor of its own")
+        raise ConfigError(f"gateway.chain names {LOCAL!r}, but only `hostler up` runs a supervisor of its own")
     return tuple(named) if LOCAL in named else (*own, *named)
 
 
-def clouds_or(lan: Transport, settings: Settings) -> Transport:
-    """The way to clouds; the one to machines in the house where there are no clouds."""
-    if all(backend.in_the_house for backend in settings.backends.values()):
+def remote_transport(lan: Transport, settings: Settings) -> Transport:
+    """The transport for remote backends; `lan` if there are none."""
+    if all(backend.is_local for backend in settings.backends.values()):
         return lan
     from hostler.gateway.backends.httpx_transport import CloudTransport
 
-    clouds = CloudTransport()
-    clouds.client()  # loads certificates, which nobody should wait for later
-    return clouds
+    remote = CloudTransport()
+    remote.client()  # loads the certificates now rather than in a request
+    return remote
 
 
-def backends_of(settings: Settings, supervisors: Iterable[str], lan: Transport, cloud: Transport) -> dict[str, Backend]:
-    """All of them by name: the hosts of these supervisors, and the plain ones. Raises `SettingsError`."""
+def build_backends(
+    settings: Settings, supervisors: Iterable[str], lan: Transport, remote: Transport
+) -> dict[str, Backend]:
+    """All backends by name: the hosts of these supervisors, and the ones without. Raises `ConfigError`."""
     engine = LlamaCppUpstream()
     upstreams: dict[str, Upstream] = {
         "llamacpp": engine,
@@ -58,7 +62,7 @@ def backends_of(settings: Settings, supervisors: Iterable[str], lan: Transport, 
             backends[name] = Backend(
                 name=name,
                 upstream=upstreams[backend.kind],
-                transport=lan if backend.in_the_house else cloud,
+                transport=lan if backend.is_local else remote,
                 timeouts=timeouts,
                 endpoint=_endpoint(name, backend),
                 folds=backend.kind == "llamacpp",
@@ -68,7 +72,7 @@ def backends_of(settings: Settings, supervisors: Iterable[str], lan: Transport, 
 
 
 def _headers(name: str, backend: BackendSettings) -> tuple[tuple[str, str], ...]:
-    """What every request to a plain backend says beside its body."""
+    """The headers of every request to a backend without a supervisor."""
     headers = []
     if backend.referer is not None:
         headers.append(("HTTP-Referer", backend.referer))
@@ -84,16 +88,16 @@ def _key(name: str, backend: BackendSettings) -> str | None:
 
 
 def _endpoint(name: str, backend: BackendSettings) -> Endpoint:
-    """Where a plain backend listens. Requests carry their own `/v1`, so one at the end of the address is left out."""
+    """Where a backend without a supervisor listens. Requests carry their own `/v1`, so one at the end of the URL is dropped."""
     url = urlsplit(backend.url)
     if not url.hostname:
-        raise SettingsError(f"backends.{name}.url: {backend.url!r} names no host")
+        raise ConfigError(f"backends.{name}.url: {backend.url!r} has no host name")
     tls = url.scheme == "https"
     return Endpoint(
         host=url.hostname,
         port=url.port or (443 if tls else 80),
         name=name,
-        key=None if backend.kind == "anthropic" else _key(name, backend),  # Anthropic's goes into a header of its own
+        key=None if backend.kind == "anthropic" else _key(name, backend),  # Anthropic's is sent in a header of its own
         tls=tls,
         base_path=url.path.rstrip("/").removesuffix("/v1"),
     )

@@ -7,8 +7,8 @@ from collections import deque
 import msgspec
 
 
-class BudgetRules(msgspec.Struct, frozen=True, kw_only=True):
-    """Retries may be `share` of the requests of the last `window_s` seconds, and `per_second` in any second."""
+class RetryRules(msgspec.Struct, frozen=True, kw_only=True):
+    """Retries are limited to `share` of the requests of the last `window_s` seconds, but `per_second` are always allowed."""
 
     share: float = 0.1
     per_second: int = 2
@@ -16,19 +16,19 @@ class BudgetRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RetryBudget:
-    """Counts requests and retries. Constant in size and effort: whole seconds are counted together."""
+    """Counts requests and retries, in constant memory and time: by whole seconds."""
 
-    def __init__(self, rules: BudgetRules) -> None:
+    def __init__(self, rules: RetryRules) -> None:
         self._rules = rules
         self._seconds: deque[list[int]] = deque(maxlen=rules.window_s)  # second, requests, retries
         self._last: deque[float] = deque(maxlen=max(1, rules.per_second))
 
-    def request(self, now: float) -> None:
-        """A request came in (not a retry of one)."""
+    def count_request(self, now: float) -> None:
+        """A request arrived (not a retry of one)."""
         self._count(now, requests=1)
 
-    def spend(self, now: float) -> bool:
-        """Counts a retry if there is one left: only then may the caller retry."""
+    def try_retry(self, now: float) -> bool:
+        """Whether a retry is allowed; if so, it is counted."""
         since = int(now) - self._rules.window_s
         recent = [(requests, retries) for second, requests, retries in self._seconds if second > since]
         earned = self._rules.share * sum(requests for requests, _ in recent)

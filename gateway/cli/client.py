@@ -19,7 +19,7 @@ from hostler import __version__
 from hostler.adapters import sse
 from hostler.gateway.cli.banner import local_url
 from hostler.gateway.cli.start_options import FAILED, UNAUTHORIZED, UNREACHABLE, USAGE
-from hostler.gateway.config import Configuration, SettingsError, parse_address, secret
+from hostler.gateway.config import ConfigError, Configuration, parse_address, secret
 
 #: Time limit of an answer, and of silence in a stream, in seconds. Streams are pinged more often than that.
 ANSWER_S: Final = 5.0
@@ -311,7 +311,7 @@ def _local_supervisor(configuration: Configuration, key: str | None) -> AdminTar
     try:
         token = key or secret(settings.token, settings.token_file, "supervisor.token_file")
         return _identify(AdminClient(local_url(*parse_address(settings.listen)), token))
-    except (CallFailed, SettingsError):
+    except (CallFailed, ConfigError):
         return None
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 from hostler.gateway.cli import run
 from hostler.gateway.cli.logging import Format, LogHandler, configure_logging
 from hostler.gateway.cli.start_options import FAILED, INTERRUPTED, USAGE, StartCommand, StartOptions
-from hostler.gateway.config import Configuration, SettingsError, find_file, read
+from hostler.gateway.config import ConfigError, Configuration, find_file, read
 
 if TYPE_CHECKING:  # not loaded without a terminal
     from hostler.gateway.cli.live import LiveView
@@ -29,7 +29,7 @@ def launch(options: StartOptions) -> int:
     """Run the program until it ends. Reports on standard error what keeps it from running."""
     try:
         configuration = read(find_file(options.config))
-    except SettingsError as error:
+    except ConfigError as error:
         return _refuse(str(error))
     settings = configuration.settings.gateway.logging
     form: Format = options.log_format.value if options.log_format else "plain" if options.plain else settings.format

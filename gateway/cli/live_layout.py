@@ -30,7 +30,7 @@ from hostler.gateway.cli.formatting import (
     plural,
 )
 from hostler.gateway.events import RequestFinished, printable
-from hostler.gateway.telemetry.access_log import Lines
+from hostler.gateway.telemetry.access_log import AccessLogRecord
 from hostler.supervisor.contract import HostStatus, ModelStatus
 
 #: The view takes at most this share of the screen, and at most so many lines: the rest is the log's.
@@ -80,7 +80,7 @@ def log_lines(record: logging.LogRecord) -> list[Text]:
     Long lines are not wrapped here but by the terminal, so that they can be copied as one.
     """
     entries: list[tuple[float, str, str]] = []
-    if isinstance(record, Lines):
+    if isinstance(record, AccessLogRecord):
         for (at, text), event in zip(record.lines, record.events or (None,) * len(record.lines), strict=True):
             if event is None or event.outcome != "ok":
                 entries.append((at, "info" if event is None else "warning", text))
@@ -121,7 +121,7 @@ def view_parts(state: LiveState, width: int, height: int) -> list[RenderableType
 
 
 class _Parts:
-    """Lines and tables, and how many lines they take together."""
+    """AccessLogRecord and tables, and how many lines they take together."""
 
     def __init__(self) -> None:
         self.parts: list[RenderableType] = []

@@ -13,11 +13,11 @@ from typing import Any, Final, Literal
 import msgspec
 
 from hostler.gateway.cli.output import write_all
-from hostler.gateway.telemetry.access_log import Lines
+from hostler.gateway.telemetry.access_log import AccessLogRecord
 
 Format = Literal["auto", "plain", "json"]
 
-#: Lines that may wait to be written; further ones are dropped, counted and reported.
+#: AccessLogRecord that may wait to be written; further ones are dropped, counted and reported.
 MAX_WAITING_LINES: Final = 10_000
 
 #: How long `close` waits for lines that could not be written yet, in seconds.
@@ -48,7 +48,7 @@ class PlainFormatter(logging.Formatter):
         return f"{self._text},{int((at - second) * 1000):03d}"
 
     def format(self, record: logging.LogRecord) -> str:
-        if not isinstance(record, Lines):
+        if not isinstance(record, AccessLogRecord):
             return super().format(record)
         prefix = f"{record.levelname:7} {record.name}"
         return "\n".join(f"{self._time(at)} {prefix}: {text}" for at, text in record.lines)
@@ -59,7 +59,7 @@ class JsonFormatter(logging.Formatter):
     fields, for an audit entry `audit`, for an exception `traceback`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if isinstance(record, Lines):
+        if isinstance(record, AccessLogRecord):
             events = record.events or (None,) * len(record.lines)
             return "\n".join(
                 self._line(record, at, text, {} if event is None else {"request": event})
@@ -106,7 +106,7 @@ class LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler`."""
-        if not isinstance(record, Lines):  # arguments may change before the thread formats them
+        if not isinstance(record, AccessLogRecord):  # arguments may change before the thread formats them
             record.msg, record.args = record.getMessage(), None
         lines = _count_lines(record)
         with self._changed:
@@ -174,7 +174,7 @@ class LogHandler(logging.Handler):
 
 
 def _count_lines(record: logging.LogRecord) -> int:
-    return len(record.lines) if isinstance(record, Lines) else 1
+    return len(record.lines) if isinstance(record, AccessLogRecord) else 1
 
 
 def configure_logging(level: str, form: Format) -> LogHandler:

@@ -161,13 +161,13 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Check a configuration file."""
-    from hostler.gateway.config import SettingsError, find_file, read
+    from hostler.gateway.config import ConfigError, find_file, read
 
     try:
         if file is not None and not Path(file).expanduser().is_file():
-            raise SettingsError(f"{file}: no such file")
+            raise ConfigError(f"{file}: no such file")
         found = read(find_file(file or config))
-    except SettingsError as error:
+    except ConfigError as error:
         if as_json:
             print_json({"file": file or config, "valid": False, "error": str(error)})
             raise typer.Exit(USAGE) from None
@@ -288,7 +288,7 @@ def profiles_add(
     """Add a profile to the configuration file; comments are kept."""
     import msgspec
 
-    from hostler.gateway.config import SettingsError, find_file
+    from hostler.gateway.config import ConfigError, find_file
     from hostler.profiles.schema import ProfileEntry
     from hostler.profiles.store import add_profile
     from hostler.profiles.yaml_config import DocumentError
@@ -303,7 +303,7 @@ def profiles_add(
     try:
         target = find_file(config) or target
         add_profile(target, profile, ProfileEntry(model=model, context=msgspec.UNSET if context is None else context))
-    except SettingsError as error:
+    except ConfigError as error:
         fail(str(error), USAGE)
     except DocumentError as error:
         fail(str(error), FAILED)

@@ -80,11 +80,11 @@ def fail(message: str, code: int) -> NoReturn:
 
 def read_configuration(config: str | None) -> Configuration:
     """The configuration from the given file or the usual places. Exits if it is not valid."""
-    from hostler.gateway.config import SettingsError, find_file, read
+    from hostler.gateway.config import ConfigError, find_file, read
 
     try:
         return read(find_file(config))
-    except SettingsError as error:
+    except ConfigError as error:
         fail(str(error), USAGE)
 
 

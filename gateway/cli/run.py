@@ -18,7 +18,7 @@ from hostler import __version__
 from hostler.gateway.auth.bind_policy import addresses, is_loopback, keys_in_force, places
 from hostler.gateway.cli.banner import banner, format_address, local_url
 from hostler.gateway.cli.output import print_in_background
-from hostler.gateway.config import Configuration, SettingsError, parse_address, secret
+from hostler.gateway.config import ConfigError, Configuration, parse_address, secret
 from hostler.gateway.config_reload import Reloader
 from hostler.gateway.events import SwitchChanged
 from hostler.gateway.server import systemd
@@ -273,7 +273,7 @@ def _manager(configuration: Configuration, *, engine_host: str, place: str | Non
 def _or_cannot_run(make: Callable[[], T]) -> T:
     try:
         return make()
-    except (SettingsError, ListenError) as error:
+    except (ConfigError, ListenError) as error:
         raise CannotRun(str(error)) from error
     except SupervisorError as error:
         raise CannotRun(error.failure.message) from error

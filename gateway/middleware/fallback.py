@@ -1,11 +1,13 @@
-"""Along the chain: one hop after the other, until one answers. After the first word nobody else may."""
+"""Fallback: tries the hops of the chain one after the other until one answers, as the failure policy says.
+
+Once a token has been sent to the client, no other hop may answer.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 
 import anyio
 import msgspec
@@ -23,73 +25,58 @@ from hostler.adapters.errors import (
 )
 from hostler.adapters.types import ChatRequest, CompletionRequest, Control, Progress, ProgressPhase
 from hostler.gateway.asgi import ASGIApp
+from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Hop
-from hostler.gateway.backends.chain_errors import Passed, failure, presentable, reason
-from hostler.gateway.backends.circuit_breaker import Pass
+from hostler.gateway.backends.chain_errors import FailedHop, chain_error, public_error, summary
+from hostler.gateway.backends.circuit_breaker import Permit
+from hostler.gateway.backends.cost import cost_of
 from hostler.gateway.backends.failure_policy import (
-    VERDICTS,
-    WORDS,
-    Outcome,
-    Skip,
-    fault_of,
-    outcome_of,
-    says_retryable,
-    tokens_at_least,
+    DESCRIPTIONS,
+    FAILURE_RULES,
+    AttemptOutcome,
+    SkipReason,
+    classify_error,
+    min_prompt_tokens,
+    rejection_cause,
+    retryable_hint,
 )
 from hostler.gateway.backends.retry_budget import RetryBudget
 from hostler.gateway.config import SwitchingSettings
-from hostler.gateway.context import NO_MORE, Attempt, RequestContext, Target
+from hostler.gateway.context import Attempt, RequestContext, Target
 from hostler.gateway.events import printable
-from hostler.gateway.middleware.base import CallNext, RequestMiddleware
-
-
-class Pauses:
-    """The pauses that requests make on their way along the chain: for a machine to wake, a model to load, a limit to pass."""
-
-    def __init__(self) -> None:
-        self._scopes: set[anyio.CancelScope] = set()
-        self._stopping = False
-
-    def stop(self) -> None:
-        """End all of them, and let nobody begin another one."""
-        self._stopping = True
-        for scope in self._scopes:
-            scope.cancel()
-
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """A pause, as long as the context lasts. Raises `ShuttingDown` if the gateway stops meanwhile, or is about to."""
-        if self._stopping:
-            raise ShuttingDown(NO_MORE)
-        with anyio.CancelScope() as scope:
-            self._scopes.add(scope)
-            try:
-                yield
-            finally:
-                self._scopes.discard(scope)
-        if scope.cancelled_caught:
-            raise ShuttingDown(NO_MORE)
-
+from hostler.gateway.middleware.base import CallNext, Heartbeat, RequestMiddleware
 
 logger = logging.getLogger(__name__)
 
-#: As many backends are asked for one request at most; those that are passed over do not count.
+#: The number of hops tried for one request; skipped ones do not count.
 MAX_HOPS = 3
-#: A `Retry-After` up to this is waited for, in seconds; a longer one belongs to the next hop.
-SHORT_WAIT_S = 3.0
-#: How often a backend that is loading is asked whether it is ready, in seconds.
-_ASK_LOADING_S = 0.5
+#: The longest `Retry-After` that is waited for, in seconds; for a longer one the next hop is tried.
+LONGEST_RETRY_AFTER_S = 3.0
+#: How often a hop that is loading the model is asked again, in seconds.
+_RETRY_LOADING_S = 0.5
 
 
-class Failed(msgspec.Struct, frozen=True, kw_only=True):
+class Candidate(msgspec.Struct, frozen=True):
+    """A target with its hop: `index` is its place among the request's targets, `later` are those that may follow it."""
+
+    index: int
+    hop: Hop
+    target: Target
+    later: tuple[Target, ...]
+
+
+class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """An attempt that did not answer."""
 
-    outcome: Outcome
+    outcome: AttemptOutcome
     error: GatewayError
 
 
 class FallbackMiddleware(RequestMiddleware):
-    """Asks the candidates in order, as the table of outcomes says, and tells the breakers how each attempt went."""
+    """Tries the request's candidates in order, and reports each attempt to its hop's circuit breakers.
+
+    `max_wait_s` sets the request's deadline: the time that it may wait, over all candidates together.
+    """
 
     def __init__(
         self,
@@ -97,7 +84,7 @@ class FallbackMiddleware(RequestMiddleware):
         *,
         hops: Mapping[str, Hop],
         budget: RetryBudget,
-        pauses: Pauses,
+        sleeps: CancellableSleeps,
         settings: SwitchingSettings,
         max_wait_s: float,
         clock: Callable[[], float],
@@ -105,309 +92,300 @@ class FallbackMiddleware(RequestMiddleware):
         super().__init__(app)
         self._hops = hops
         self._budget = budget
-        self._pauses = pauses
+        self._sleeps = sleeps
         self._settings = settings
         self._max_wait_s = max_wait_s
         self._clock = clock
 
     async def dispatch(self, context: RequestContext, call_next: CallNext) -> None:
-        if not context.candidates:
+        targets, now = context.candidates, self._clock()
+        if not targets:
             raise ModelUnavailable(f"no backend of the chain can run {context.model}", model=context.model)
-        now = self._clock()
         context.deadline = now + self._max_wait_s
-        self._budget.request(now)
-        walk: list[Passed] = []
-        for number, target in enumerate(context.candidates):
-            hop, later = self._hops[target.backend], context.candidates[number + 1 :]
-            passed = self._passed_over(context, hop, target, later, walk)
-            if passed is None:
-                _enter(context, walk)
-                passed = await self._ask(context, number, hop, target, later, call_next)
-                if passed is None:
+        self._budget.count_request(now)
+        failed: list[FailedHop] = []
+        for index, target in enumerate(targets):
+            candidate = Candidate(index, self._hops[target.backend], target, targets[index + 1 :])
+            failure = self._skipped(context, candidate, failed)
+            if failure is None:
+                failure = await self._try(context, candidate, failed, call_next)
+                if failure is None:
                     return
-            walk.append(passed)
-        for number, target in enumerate(context.candidates):
-            # The others took their time: whoever rested when it was their turn may be back.
-            hop = self._hops[target.backend]
-            rested = any(each.hop is hop and each.why == "circuit_open" for each in walk)
-            if rested and self._passed_over(context, hop, target, (), walk) is None:
-                walk = [each for each in walk if each.hop is not hop]
-                _enter(context, walk)
-                passed = await self._ask(context, number, hop, target, (), call_next)
-                if passed is None:
+            failed.append(failure)
+        for index, target in enumerate(targets):
+            # The others took their time: hops that were paused at their turn may be back.
+            candidate = Candidate(index, self._hops[target.backend], target, ())
+            was_paused = any(each.hop is candidate.hop and each.reason == "circuit_open" for each in failed)
+            if was_paused and self._skipped(context, candidate, failed) is None:
+                failed = [each for each in failed if each.hop is not candidate.hop]
+                failure = await self._try(context, candidate, failed, call_next)
+                if failure is None:
                     return
-                walk.append(passed)
-        context.reason = reason(walk)
-        context.failed_hops = tuple((each.hop.name, each.why) for each in walk)
-        raise failure(context.model, walk)
+                failed.append(failure)
+        _note(context, failed)
+        raise chain_error(context.model, failed)
 
-    def _passed_over(
-        self, context: RequestContext, hop: Hop, target: Target, later: tuple[Target, ...], walk: list[Passed]
-    ) -> Passed | None:
-        """A hop that is not even asked, if it is not."""
-        skip = self._skip(context, hop, target, later, walk)
-        if skip is None:
+    # Hops that are skipped
+
+    def _skipped(self, context: RequestContext, candidate: Candidate, failed: list[FailedHop]) -> FailedHop | None:
+        """The candidate as a skipped hop, or `None` if it is to be tried."""
+        reason = self._skip_reason(context, candidate, failed)
+        if reason is None:
             return None
-        return Passed(hop=hop, why=skip, retry_after_s=self._retry_in(hop, target, skip))
+        return FailedHop(hop=candidate.hop, reason=reason, retry_after_s=self._skip_ends_in(candidate, reason))
 
-    def _skip(
-        self, context: RequestContext, hop: Hop, target: Target, later: tuple[Target, ...], walk: list[Passed]
-    ) -> Skip | None:
-        """Why this hop is not even asked, if it is not."""
+    def _skip_reason(self, context: RequestContext, candidate: Candidate, failed: list[FailedHop]) -> SkipReason | None:
+        hop, target = candidate.hop, candidate.target
         if context.only is not None and target.backend != context.only:
             return "excluded"
         if context.local_only and not hop.local:
             return "non_local"
-        if not hop.local and hop.spending is not None and hop.spending.reached:
+        if not hop.local and hop.spending is not None and hop.spending.limit_reached:
             return "budget_exhausted"
         if context.only is not None or isinstance(context.request, Control):
             return None
-        if _too_long(context, target, later):
+        if _too_long(context, candidate):
             return "too_long"
-        if len(walk) >= MAX_HOPS and sum(each.error is not None for each in walk) >= MAX_HOPS:
+        if len(failed) >= MAX_HOPS and sum(each.error is not None for each in failed) >= MAX_HOPS:
             return "max_attempts"
-        if not hop.standing.allows(target.name_there, self._clock()):
+        if not hop.breakers.allows(target.name_there, self._clock()):
             return "circuit_open"
         return None
 
-    def _retry_in(self, hop: Hop, target: Target, skip: Skip) -> float | None:
-        if skip == "budget_exhausted" and hop.spending is not None:
+    def _skip_ends_in(self, candidate: Candidate, reason: SkipReason) -> float | None:
+        hop = candidate.hop
+        if reason == "budget_exhausted" and hop.spending is not None:
             return hop.spending.resumes_in()
-        if skip == "circuit_open":
-            return max(0.1, hop.standing.retry_in(target.name_there, self._clock()))
+        if reason == "circuit_open":
+            return max(0.1, hop.breakers.retry_in(candidate.target.name_there, self._clock()))
         return None
 
-    async def _ask(
-        self,
-        context: RequestContext,
-        number: int,
-        hop: Hop,
-        target: Target,
-        later: tuple[Target, ...],
-        call_next: CallNext,
-    ) -> Passed | None:
-        """Ask one hop, again if the table says so. `None` if it answered; raises what no other hop may mend."""
+    # Attempts
+
+    async def _try(
+        self, context: RequestContext, candidate: Candidate, failed: list[FailedHop], call_next: CallNext
+    ) -> FailedHop | None:
+        """Try one hop, again if the policy says so. `None` if it answered; raises what no other hop may mend."""
+        hop, target = candidate.hop, candidate.target
+        if failed:
+            _note(context, failed)
         retried = len(context.attempts) > 1 and _retries(context) > 0
         while True:
-            # An order is no call to a model; and whoever names the backend on purpose may ask a closed one.
-            order = isinstance(context.request, Control)
-            permit = None if order else hop.standing.acquire(target.name_there, self._clock())
-            attempt = context.begin_attempt(target, hop=number, now=self._clock())
-            failed = await self._attempt(context, attempt, hop, permit, call_next)
-            if failed is None:
+            # Controls call no model, and a request that names its backend may try one whose circuit is open.
+            permit = (
+                None if isinstance(context.request, Control) else hop.breakers.acquire(target.name_there, self._clock())
+            )
+            attempt = context.begin_attempt(target, hop=candidate.index, now=self._clock())
+            failure = await self._attempt(context, attempt, hop, permit, call_next)
+            if failure is None:
                 return None
-            error, verdict = failed.error, VERDICTS[failed.outcome]
-            if context.writer.committed or verdict.onward == "never":
-                raise presentable(error, hop)
-            again_in = self._again_in(context, failed, hop, target, retried)
-            if again_in is not None:
-                retried = retried or verdict.again != "wait"
-                await self._pause(context, again_in, "loading" if verdict.again == "wait" else "fallback")
-                if hop.standing.allows(target.name_there, self._clock()):
+            error, rule = failure.error, FAILURE_RULES[failure.outcome]
+            if context.writer.committed or rule.fallback == "never":
+                raise public_error(error, hop)
+            retry_in_s = self._retry_in_s(context, failure, candidate, retried)
+            if retry_in_s is not None:
+                retried = retried or rule.retry != "wait"
+                await self._sleep(context, retry_in_s, "loading" if rule.retry == "wait" else "fallback")
+                if hop.breakers.allows(target.name_there, self._clock()):
                     continue
-            if verdict.onward == "if_other" and not _another_may(error, target, later):
-                raise presentable(error, hop)
+            if rule.fallback == "if_other" and not _another_may_accept(error, candidate):
+                raise public_error(error, hop)
             after = error.retry_after_s
             if after is None:
-                after = hop.standing.retry_in(target.name_there, self._clock()) or None
-            why: Outcome | Skip = "unsupported" if isinstance(error, BadRequest) else failed.outcome
-            return Passed(hop=hop, why=why, error=error, retry_after_s=after)
+                after = hop.breakers.retry_in(target.name_there, self._clock()) or None
+            reason: AttemptOutcome | SkipReason = "unsupported" if isinstance(error, BadRequest) else failure.outcome
+            return FailedHop(hop=hop, reason=reason, error=error, retry_after_s=after)
 
     async def _attempt(
-        self, context: RequestContext, attempt: Attempt, hop: Hop, permit: Pass | None, call_next: CallNext
-    ) -> Failed | None:
-        """One try. However it ends, the breakers are told, once."""
-        held = permit
-        outcome: Outcome = "client_disconnected"
-        word: str = "gateway_failed"
+        self, context: RequestContext, attempt: Attempt, hop: Hop, permit: Permit | None, call_next: CallNext
+    ) -> FailedAttempt | None:
+        """One attempt. However it ends, the breakers receive one report."""
+        outcome: AttemptOutcome = "client_disconnected"
+        ended_as = "gateway_failed"
         error: GatewayError | None = None
 
-        def answering() -> None:
-            nonlocal held
-            if held is not None:
-                held = hop.standing.began(held, self._clock())
+        def on_first_token() -> None:
+            nonlocal permit
+            if permit is not None:
+                permit = hop.breakers.first_token(permit, self._clock())
 
-        attempt.on_first_token = answering
-        if hop.pulse is not None:
-            hop.pulse.enter(attempt)
+        attempt.on_first_token = on_first_token
+        if hop.stall_detector is not None:
+            hop.stall_detector.enter(attempt)
         try:
-            if hop.waker is not None and not hop.reachable():
+            if hop.wake_on_lan is not None and not hop.reachable():
                 await self._wake(context, hop)
             await call_next()
-            outcome = word = "answered"
+            outcome = ended_as = "answered"
             return None
         except asyncio.CancelledError:
-            word = _ended_by(context.cancel_reason)
+            ended_as = _ended_by(context.cancel_reason)
             raise
         except GatewayError as caught:
-            error, word = caught, _ended_by(caught)
-            judged = outcome_of(caught, committed=context.writer.committed)
-            if judged is None:
+            error, ended_as = caught, _ended_by(caught)
+            classified = classify_error(caught, committed=context.writer.committed)
+            if classified is None:
                 if not isinstance(caught, BadRequest) or context.writer.committed:
                     raise
-                judged = "rejected"  # this backend's protocol has no words for the request; another one's may
-            outcome = word = judged
-            return Failed(outcome=judged, error=caught)
+                classified = "rejected"  # this hop's protocol cannot express the request; another one's may
+            outcome = ended_as = classified
+            return FailedAttempt(outcome=classified, error=caught)
         finally:
             attempt.on_first_token = None
-            if hop.pulse is not None:
-                hop.pulse.leave(attempt)
-            attempt.seconds, attempt.outcome = self._clock() - attempt.started_at, word
-            self._tell(context, hop, attempt.target, held, outcome, error)
-            self._record_cost(context, attempt, hop, outcome)
+            if hop.stall_detector is not None:
+                hop.stall_detector.leave(attempt)
+            attempt.seconds, attempt.outcome = self._clock() - attempt.started_at, ended_as
+            self._report(context, hop, permit, outcome, error)
+            _record_cost(context, attempt, hop, outcome)
 
-    def _tell(
+    def _report(
         self,
         context: RequestContext,
         hop: Hop,
-        target: Target,
-        held: Pass | None,
-        outcome: Outcome,
+        permit: Permit | None,
+        outcome: AttemptOutcome,
         error: GatewayError | None,
     ) -> None:
-        """The breakers, the background and people hear how the attempt went."""
-        if held is not None:
+        """Report the attempt to the breakers, the health checks and the log."""
+        if permit is not None:
             after = error.retry_after_s if error is not None else None
             down = outcome == "unreachable" and not hop.reachable()
-            hop.standing.report(held, outcome, self._clock(), retry_after_s=after, down=down)
+            hop.breakers.report(permit, outcome, self._clock(), retry_after_s=after, down=down)
         elif outcome == "answered" and context.only is not None:
-            hop.standing.mended(target.name_there)
+            hop.breakers.reset(context.current.target.name_there)
         if outcome in ("unreachable", "connect_timeout"):
-            hop.suspect()
+            hop.check_now()
         if error is None:
             return
-        said = error.body[:300] if isinstance(error, BackendRejected) else error.message
-        if isinstance(said, bytes):
-            said = said.decode("utf-8", "replace")
-        told = (context.id, hop.name, WORDS[outcome], printable(said))
-        if VERDICTS[outcome].alert:
-            logger.error("%s: %s %s, and is left alone for a while; look after its key and account: %s", *told)
+        detail = error.body[:300] if isinstance(error, BackendRejected) else error.message
+        if isinstance(detail, bytes):
+            detail = detail.decode("utf-8", "replace")
+        fields = (context.id, hop.name, DESCRIPTIONS[outcome], printable(detail))
+        if FAILURE_RULES[outcome].alert:
+            logger.error("%s: %s %s; circuit opened, check its API key and account: %s", *fields)
         else:
-            logger.info("%s: %s %s: %s", *told)
+            logger.info("%s: %s %s: %s", *fields)
 
-    def _record_cost(self, context: RequestContext, attempt: Attempt, hop: Hop, outcome: Outcome) -> None:
-        target, usage = attempt.target, attempt.usage
-        answered = outcome == "answered" or attempt.first_token_at is not None
-        cost = usage.cost if usage is not None else None
-        price = hop.price(target.model, target.name_there) if cost is None and hop.prices else None
-        if price is not None and usage is not None:
-            cost = price.cost(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
-        elif price is not None and answered:
-            # Nobody asked for the figures: about four bytes are a token, and about one piece of an answer.
-            cost = price.cost(len(context.request.origin.body) // 4, 0, attempt.segments)
-        attempt.cost = cost
-        if (cost is not None or answered) and not hop.local and hop.spending is not None:
-            hop.spending.add(hop.name, cost)
-
-    def _again_in(
-        self, context: RequestContext, failed: Failed, hop: Hop, target: Target, retried: bool
+    def _retry_in_s(
+        self, context: RequestContext, failure: FailedAttempt, candidate: Candidate, retried: bool
     ) -> float | None:
-        """In how many seconds the same hop is to be asked again; `None` if it is not."""
+        """Seconds until the same hop is tried again; `None` if it is not."""
         now = self._clock()
-        if says_retryable(failed.error) is False:
+        if retryable_hint(failure.error) is False:
             return None
-        match VERDICTS[failed.outcome].again:
+        match FAILURE_RULES[failure.outcome].retry:
             case "wait":
                 left = (context.deadline or now) - now
-                return None if isinstance(failed.error, WaitTimeout) or left <= 0 else min(_ASK_LOADING_S, left)
+                return None if isinstance(failure.error, WaitTimeout) or left <= 0 else min(_RETRY_LOADING_S, left)
             case "if_short":
-                after = failed.error.retry_after_s
-                if retried or after is None or after > SHORT_WAIT_S or not self._budget.spend(now):
+                after = failure.error.retry_after_s
+                if retried or after is None or after > LONGEST_RETRY_AFTER_S or not self._budget.try_retry(now):
                     return None
-                return max(after, hop.standing.retry_in(target.name_there, now)) + 0.005
+                return max(after, candidate.hop.breakers.retry_in(candidate.target.name_there, now)) + 0.005
             case "budget":
-                return 0.0 if not retried and self._budget.spend(now) else None
+                return 0.0 if not retried and self._budget.try_retry(now) else None
         return None
 
+    # Waiting
+
     async def _wake(self, context: RequestContext, hop: Hop) -> None:
-        """Call the machine and wait for it, together with everybody else who does."""
-        assert hop.waker is not None
-        until = hop.waker.call()
+        """Wake the hop's machine and wait for it, together with all other requests for it."""
+        assert hop.wake_on_lan is not None
+        until = hop.wake_on_lan.wake()
         if until is None:
-            raise BackendUnavailable(f"{hop.name} sleeps, and was called in vain a moment ago", backend=hop.name)
+            raise BackendUnavailable(f"{hop.name} is asleep and did not wake up a moment ago", backend=hop.name)
         if context.deadline is not None:
             until = min(until, context.deadline)
-        if not await self._shown(context, until, "waking", hop.waker.wait):
-            raise BackendUnavailable(f"{hop.name} sleeps, and did not wake up in time", backend=hop.name)
+        if not await self._wait(context, until, "waking", hop.wake_on_lan.wait):
+            raise BackendUnavailable(f"{hop.name} is asleep and did not wake up in time", backend=hop.name)
 
-    async def _pause(self, context: RequestContext, seconds: float, phase: ProgressPhase) -> None:
+    async def _sleep(self, context: RequestContext, seconds: float, phase: ProgressPhase) -> None:
         async def sleep(for_s: float) -> bool:
             await anyio.sleep(max(0.0, for_s))
             return False
 
         if seconds > 0:
-            await self._shown(context, self._clock() + seconds, phase, sleep)
+            await self._wait(context, self._clock() + seconds, phase, sleep)
 
-    async def _shown(
+    async def _wait(
         self, context: RequestContext, until: float, phase: ProgressPhase, wait: Callable[[float], Awaitable[bool]]
     ) -> bool:
-        """Wait for something, at most until then, and show streaming clients that it is waited for.
+        """Wait until `wait` returns true or the time is `until`, with progress for streaming clients.
 
         Raises `ShuttingDown` if the gateway stops meanwhile.
         """
-        settings, now = self._settings, self._clock()
-        began_at = now
-        shows = context.writer.patient and settings.progress != "off"
-        due = max(now, context.started_at + settings.progress_after_s) if shows else float("inf")
+        now = started_at = self._clock()
+        heartbeat = Heartbeat(context, self._settings, self._clock)
         while True:
-            with self._pauses.entered():
-                if await wait(min(due, until) - now):
+            with self._sleeps.scope():
+                if await wait(min(heartbeat.due, until) - now):
                     return True
             now = self._clock()
             if now >= until:
                 return False
-            if now >= due:
-                model = context.model or ""
+            if now >= heartbeat.due:
                 eta_s = until - now if phase == "waking" else None
-                await context.writer.heartbeat(Progress(phase=phase, model=model, eta_s=eta_s, waited_s=now - began_at))
+                waited_s = now - started_at
+                await heartbeat.show(Progress(phase=phase, model=context.model or "", eta_s=eta_s, waited_s=waited_s))
                 now = self._clock()
-                due = now + settings.progress_every_s
 
 
-def _enter(context: RequestContext, walk: list[Passed]) -> None:
-    """Another hop is asked now, after those in `walk`."""
-    if walk:
-        context.reason = reason(walk)
-        context.failed_hops = tuple((each.hop.name, each.why) for each in walk)
+def _note(context: RequestContext, failed: list[FailedHop]) -> None:
+    """Note the failed hops in the context, for response headers and the access log."""
+    context.reason = summary(failed)
+    context.failed_hops = tuple((each.hop.name, each.reason) for each in failed)
 
 
-def _too_long(context: RequestContext, target: Target, later: tuple[Target, ...]) -> bool:
-    """Whether the prompt cannot fit here, and somebody else may have room: else the engine says by how much."""
-    request = context.request
-    if not (target.context and later) or not isinstance(request, (ChatRequest, CompletionRequest)):
-        return False
-    roomier = any(not other.context or other.context > target.context for other in later)
-    return roomier and tokens_at_least(request.origin.body) > target.context
-
-
-def _ended_by(ending: GatewayError | None) -> str:
-    """What ended an attempt that is nobody's failure. Without a reason it is cut off by the end of the gateway."""
-    if ending is None or isinstance(ending, ShuttingDown):
-        return "stopped"
-    return (
-        "cancelled"
-        if isinstance(ending, RequestCancelled)
-        else "client_disconnected"
-        if isinstance(ending, ClientDisconnected)
-        else ending.code
+def _record_cost(context: RequestContext, attempt: Attempt, hop: Hop, outcome: AttemptOutcome) -> None:
+    answered = outcome == "answered" or attempt.first_token_at is not None
+    price = hop.price(attempt.target.model, attempt.target.name_there) if hop.prices else None
+    cost = attempt.cost = cost_of(
+        attempt.usage,
+        price,
+        body=context.request.origin.body if answered else None,
+        segments=attempt.segments,
     )
+    if (cost is not None or answered) and not hop.local and hop.spending is not None:
+        hop.spending.add(hop.name, cost)
+
+
+def _too_long(context: RequestContext, candidate: Candidate) -> bool:
+    """Whether the prompt cannot fit here but may fit at a later target; else the engine says by how much it is too long."""
+    request, target = context.request, candidate.target
+    if not (target.context and candidate.later) or not isinstance(request, (ChatRequest, CompletionRequest)):
+        return False
+    return _has_larger_context(candidate) and min_prompt_tokens(request.origin.body) > target.context
+
+
+def _has_larger_context(candidate: Candidate) -> bool:
+    """Whether a later target has a larger context, or one of unknown size."""
+    return any(not other.context or other.context > candidate.target.context for other in candidate.later)
+
+
+def _ended_by(cause: GatewayError | None) -> str:
+    """The outcome of an attempt that was ended from outside; without a cause it was cut off by the gateway's stop."""
+    if cause is None or isinstance(cause, ShuttingDown):
+        return "stopped"
+    if isinstance(cause, RequestCancelled):
+        return "cancelled"
+    return "client_disconnected" if isinstance(cause, ClientDisconnected) else cause.code
 
 
 def _retries(context: RequestContext) -> int:
-    """How often the same target was asked again, waiting for one that loads aside."""
+    """How often a target was tried again, except for waits until it was loaded."""
     count = 0
     for before, after in zip(context.attempts, context.attempts[1:], strict=False):
         count += before.target == after.target and before.outcome != "loading"
     return count
 
 
-def _another_may(error: GatewayError, target: Target, later: tuple[Target, ...]) -> bool:
-    """Whether a later hop may take what this one rejected."""
+def _another_may_accept(error: GatewayError, candidate: Candidate) -> bool:
+    """Whether a later hop may accept what this one rejected."""
     if isinstance(error, BadRequest):
         return True
-    match fault_of(error):
+    match rejection_cause(error):
         case "context":
-            return any(not other.context or other.context > target.context for other in later)
+            return _has_larger_context(candidate)
         case "model" | "contents":
-            return bool(later)
+            return bool(candidate.later)
     return False

@@ -1,4 +1,4 @@
-"""The line in the log for every finished request, written a few times a second for all that have ended since."""
+"""One log line for every finished request, written in batches a few times a second."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hostler.gateway.events import RequestFinished, printable
 
 logger = logging.getLogger("hostler.requests")
 
-#: So long may a line wait for others, in seconds.
-_TOGETHER_S = 0.1
+#: How long a line may wait for others, in seconds.
+_BATCH_S = 0.1
 
 
-class Lines(logging.LogRecord):
-    """Several lines as one record, each with its own time. Handlers that do not know them see one message of many lines.
+class AccessLogRecord(logging.LogRecord):
+    """A batch of lines, each with its own time. Handlers unaware of this class see one message of many lines.
 
-    `events` are what the lines tell of, one for each, if there are any.
+    `events` are the finished requests, one for each line, if known.
     """
 
     def __init__(self, lines: list[tuple[float, str]], events: Sequence[RequestFinished] = ()) -> None:
@@ -27,31 +27,30 @@ class Lines(logging.LogRecord):
 
 
 class AccessLog:
-    """Takes finished requests and logs them, losing none as long as somebody calls `flush` at the end."""
+    """Logs finished requests in batches. Call `flush` at the end."""
 
-    def __init__(self, together_s: float = _TOGETHER_S) -> None:
-        self._together_s = together_s
+    def __init__(self, batch_s: float = _BATCH_S) -> None:
+        self._batch_s = batch_s
         self._waiting: list[RequestFinished] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, event: RequestFinished) -> None:
-        """Another request has ended. Never waits."""
+        """Never waits."""
         self._waiting.append(event)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._together_s, self.flush)
+            self._timer = asyncio.get_running_loop().call_later(self._batch_s, self.flush)
 
     def flush(self) -> None:
-        """Log what has ended so far."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         events, self._waiting = self._waiting, []
         if events and logger.isEnabledFor(logging.INFO):
-            logger.handle(Lines([(event.at, describe(event)) for event in events], events))
+            logger.handle(AccessLogRecord([(event.at, describe(event)) for event in events], events))
 
 
 def describe(event: RequestFinished) -> str:
-    """A finished request in one line, for people."""
+    """A finished request as one line of text."""
     words = [event.outcome, str(event.status), f"{event.protocol}.{event.operation}"]
     if event.model or event.requested_model:
         words.append(printable(event.model or event.requested_model or ""))
@@ -63,7 +62,7 @@ def describe(event: RequestFinished) -> str:
     if event.switch_s >= 0.001:
         words.append(f"switched {event.switch_s:.3f} s")
     if event.first_token_s is not None:
-        words.append(f"first word {event.first_token_s:.3f} s")
+        words.append(f"first token {event.first_token_s:.3f} s")
     if event.completion_tokens:
         words.append(f"{event.prompt_tokens}+{event.completion_tokens} tokens")
     if event.cost is not None:

@@ -1,4 +1,4 @@
-"""What happened, kept over restarts in SQLite: figures of requests (no contents), switches, breakers, moments. Bounded."""
+"""History in SQLite, kept over restarts: requests (figures, no contents), switches, circuit breakers, samples. Bounded."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-Kind = Literal["requests", "switches", "breakers"]
-KINDS: tuple[Kind, ...] = ("requests", "switches", "breakers")
+HistoryKind = Literal["requests", "switches", "breakers"]
+KINDS: tuple[HistoryKind, ...] = ("requests", "switches", "breakers")
 
-#: As many of each are kept; the oldest go first.
+#: Entries kept of each table; the oldest are deleted first.
 LIMITS: Mapping[str, int] = {"requests": 10_000, "switches": 20_000, "breakers": 20_000, "moments": 20_000}
 
-#: Events that wait to be written; more than this within a second only happens to a benchmark.
-_MOST_PENDING = 20_000
-_WRITE_EVERY_S = 1.0
-#: So many are written without waiting for more: they take a kilobyte each.
-_MANY = 500
-#: As many requests share a row at most: a row costs twenty times what a request in it does.
-_TOGETHER = 100
-_MOMENT_EVERY_S = 15.0
-#: Nothing has happened later, in seconds since the epoch.
-_LATEST = 1e12
-#: Of how many answers of a model it is told how long they took: earlier ones hardly count.
-_LAST = 20
+#: Events that wait to be written; more than this within a second only happen in a benchmark.
+_MAX_PENDING = 20_000
+_WRITE_INTERVAL_S = 1.0
+#: Pending events that are written without waiting for more: they take a kilobyte each.
+_FLUSH_AT = 500
+#: Requests that share a row at most: a row costs twenty times what a request in it does.
+_PER_ROW = 100
+_SAMPLE_INTERVAL_S = 15.0
+#: Later times are rubbish, in seconds since the epoch.
+_MAX_TIME = 1e12
+#: Answers of a model whose times are used for estimates: earlier ones hardly count.
+_RECENT = 20
 
 
-class Moment(msgspec.Struct, frozen=True, kw_only=True):
-    """How things were at one time: who waits, who is served, and what the models of each backend take, in bytes."""
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """Waiting and running requests at one time, and the memory of each backend's models in bytes."""
 
     waiting: int
     serving: int
     memory: dict[str, int] = {}
 
 
-class Past(msgspec.Struct, frozen=True, kw_only=True):
-    """A thing that happened: `at` in seconds since the epoch, `n` grows with every one of its kind."""
+class HistoryEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """An event: `at` in seconds since the epoch, `n` counts those of its kind."""
 
     n: int
     at: float
@@ -59,7 +59,7 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bucket(msgspec.Struct, frozen=True, kw_only=True):
-    """A stretch of time in figures; `None` where nothing happened. Times in seconds, memory in bytes."""
+    """The figures of a span of time; `None` where nothing happened. Times in seconds, memory in bytes."""
 
     at: float
     requests: int = 0
@@ -74,8 +74,8 @@ class Bucket(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int | None = None
 
 
-class _Served(msgspec.Struct):
-    """The part of a kept request that tells how long a model was at work for it."""
+class _AnswerTime(msgspec.Struct):
+    """The fields of a request that the time of its answer is computed from."""
 
     seconds: float
     outcome: str
@@ -86,8 +86,8 @@ class _Served(msgspec.Struct):
     attempts: list[msgspec.Raw] = []
 
 
-class _Figures(msgspec.Struct):
-    """The part of a kept request that figures are made of."""
+class _RequestFigures(msgspec.Struct):
+    """The fields of a request that buckets are computed from."""
 
     at: float
     seconds: float
@@ -99,7 +99,7 @@ class _Figures(msgspec.Struct):
 
 
 def default_file(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where it is kept when the configuration names no file."""
+    """The file where the configuration names none."""
     if directory := environ.get("STATE_DIRECTORY"):  # systemd's; several are joined by colons
         return Path(directory.partition(":")[0]) / "history.sqlite3"
     base = environ.get("XDG_STATE_HOME") or "~/.local/state"
@@ -107,40 +107,39 @@ def default_file(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 class History:
-    """Listens to events, writes them about once a second from another thread, and answers questions.
+    """Pass every event to `on_event`; `run` writes about once a second, in another thread.
 
-    Without a file it is kept in memory. A file that is damaged is put aside, whenever that shows, and rows that cannot be
-    read are left out; a disk that is full is reported once. None of it stops anything.
+    Without a file it is kept in memory. A damaged file is moved aside and replaced, unreadable rows are skipped, a full
+    disk is logged once: none of it raises. `sample` is called every 15 seconds.
     """
 
     def __init__(
         self,
         file: Path | None,
         *,
-        moment: Callable[[], Moment],
+        sample: Callable[[], Sample],
         limits: Mapping[str, int] = LIMITS,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._file = file
-        self._moment = moment
+        self._sample = sample
         self._limits = limits
         self._wall = wall
         self._database: sqlite3.Connection | None = None
-        # Written out at once: the bytes of an event take a tenth of the memory that its parts do.
-        self._pending: deque[tuple[str, float, bytes]] = deque(maxlen=_MOST_PENDING)
-        self._one_at_a_time = anyio.CapacityLimiter(1)
-        self._complained = False
+        # Encoded at once: the bytes take a tenth of the memory of the event.
+        self._pending: deque[tuple[str, float, bytes]] = deque(maxlen=_MAX_PENDING)
+        self._limiter = anyio.CapacityLimiter(1)
+        self._logged_error = False
         self._opened = anyio.Event()
-        self._many = anyio.Event()
+        self._flush_due = anyio.Event()
 
-    def hear(self, event: Event) -> None:
-        """A listener for the bus."""
+    def on_event(self, event: Event) -> None:
         if isinstance(event, RequestFinished):
-            # Probes are no requests: clients that ask every few seconds would push everything else out.
+            # Without model lists and health checks: clients that poll would push everything else out.
             if event.backend is not None or event.outcome != "ok":
                 self._pending.append(("requests", event.at, _encode(event)))
-                if len(self._pending) >= _MANY and not self._many.is_set():
-                    self._many.set()
+                if len(self._pending) >= _FLUSH_AT and not self._flush_due.is_set():
+                    self._flush_due.set()
         elif isinstance(event, SwitchChanged):
             if event.switch.phase in ("ready", "failed"):
                 self._pending.append(("switches", self._wall(), _encode(event)))
@@ -148,62 +147,62 @@ class History:
             self._pending.append(("breakers", self._wall(), _encode(event)))
 
     async def run(self) -> None:
-        """Write until cancelled, and once more then."""
+        """Write until cancelled, and once more at the end."""
         await self._in_thread(self._open)
         self._opened.set()
-        noted = -_MOMENT_EVERY_S
+        sampled = -_SAMPLE_INTERVAL_S
         try:
             while True:
                 now = self._wall()
-                if not 0 <= now - noted < _MOMENT_EVERY_S:
-                    noted = now
-                    self._pending.append(("moments", now, _encode(self._moment())))
+                if not 0 <= now - sampled < _SAMPLE_INTERVAL_S:
+                    sampled = now
+                    self._pending.append(("moments", now, _encode(self._sample())))
                 await self.flush()
-                with anyio.move_on_after(_WRITE_EVERY_S):
-                    await self._many.wait()
+                with anyio.move_on_after(_WRITE_INTERVAL_S):
+                    await self._flush_due.wait()
         finally:
             with anyio.CancelScope(shield=True):
                 await self.flush()
                 await self._in_thread(self._close)
 
     async def flush(self) -> None:
-        """Write what has happened so far. Waits for `run` to have opened the file."""
+        """Write pending events. Waits until `run` has opened the file."""
         await self._opened.wait()
         if self._pending:
             fresh = list(self._pending)
             self._pending.clear()
-            self._many = anyio.Event()
+            self._flush_due = anyio.Event()
             await self._in_thread(lambda: self._write(fresh))
 
-    async def past(self, kind: Kind, *, limit: int = 200, before: int | None = None) -> list[Past]:
-        """The last things of a kind, the newest first; `before` a number, for the page after."""
+    async def entries(self, kind: HistoryKind, *, limit: int = 200, before: int | None = None) -> list[HistoryEntry]:
+        """The latest entries of a kind, newest first; `before` is the `n` of the last entry of the previous page."""
         await self.flush()
-        return await self._in_thread(lambda: self._past(kind, limit, before)) or []
+        return await self._in_thread(lambda: self._entries(kind, limit, before)) or []
 
     async def figures(self, *, seconds: float, buckets: int) -> list[Bucket]:
-        """The last `seconds` in so many stretches of equal length, the oldest first."""
+        """The last `seconds` in buckets of equal length, the oldest first."""
         await self.flush()
         now = self._wall()
         return await self._in_thread(lambda: self._figures(now - seconds, seconds / buckets, buckets)) or []
 
-    async def answers(self) -> dict[str, dict[str, list[float]]]:
-        """How long the last whole answers of each model took, by backend, the oldest first: without the waiting."""
+    async def answer_times(self) -> dict[str, dict[str, list[float]]]:
+        """Seconds that recent complete answers took, by backend and model, the oldest first; without queue and switch."""
         await self.flush()
-        return await self._in_thread(self._answers) or {}
+        return await self._in_thread(self._answer_times) or {}
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T | None:
         try:
-            return await anyio.to_thread.run_sync(lambda: self._saved(work), limiter=self._one_at_a_time)
+            return await anyio.to_thread.run_sync(lambda: self._run(work), limiter=self._limiter)
         except (sqlite3.Error, OSError) as error:
-            if not self._complained:
-                logger.error("%s: history cannot be kept: %s", self._file or "memory", error)
-            self._complained = True
+            if not self._logged_error:
+                logger.error("%s: cannot write history: %s", self._file or "memory", error)
+            self._logged_error = True
             return None
 
     # In the other thread, one at a time.
 
-    def _saved(self, work: Callable[[], _T]) -> _T:
-        """Do it; once more with a new file if this one turns out to be damaged, at its beginning or further in."""
+    def _run(self, work: Callable[[], _T]) -> _T:
+        """Run `work`, and once more with a new file if this one turns out to be damaged."""
         try:
             return work()
         except (sqlite3.DatabaseError, OverflowError) as error:
@@ -211,7 +210,7 @@ class History:
                 raise
             self._close()
             aside = self._file.with_name(self._file.name + ".damaged")
-            logger.error("%s: is damaged (%s); it is put aside as %s", self._file, error, aside)
+            logger.error("%s: damaged (%s); moved to %s", self._file, error, aside)
             self._file.replace(aside)
             self._open()
             return work()
@@ -238,7 +237,7 @@ class History:
             events.setdefault(table, []).append((at, body))
         with self._database:
             for table, values in events.items():
-                together = _TOGETHER if table == "requests" else 1
+                together = _PER_ROW if table == "requests" else 1
                 last = self._database.execute(f"SELECT max(n) FROM {table}").fetchone()[0] or 0
                 rows = []
                 for start in range(0, len(values), together):
@@ -250,68 +249,68 @@ class History:
                     f"DELETE FROM {table} WHERE n <= (SELECT max(n) FROM {table}) - ?",
                     (self._limits[table],),
                 )
-        self._complained = False
+        self._logged_error = False
 
-    def _past(self, kind: Kind, limit: int, before: int | None) -> list[Past]:
+    def _entries(self, kind: HistoryKind, limit: int, before: int | None) -> list[HistoryEntry]:
         if self._database is None:
             return []
         below = 2**62 if before is None else before
         newest = self._database.execute(f"SELECT max(n) FROM {kind}").fetchone()[0] or 0
         oldest = newest - self._limits[kind]
-        past: list[Past] = []
+        entries: list[HistoryEntry] = []
         found = self._database.execute(
-            f"SELECT n, at, body FROM {kind} WHERE n < ? ORDER BY n DESC", (min(below, 2**62) + _TOGETHER,)
+            f"SELECT n, at, body FROM {kind} WHERE n < ? ORDER BY n DESC", (min(below, 2**62) + _PER_ROW,)
         )
         for last, at, body in found:
             events, own = _read(_decode_events, body), _read(_decode_times, body)
             for n, event, its in zip(range(last, last - len(own), -1), reversed(events), reversed(own), strict=False):
                 if oldest < n < below:
-                    past.append(Past(n=n, at=at if its.at is None else its.at, event=event))
-            if len(past) >= limit:
+                    entries.append(HistoryEntry(n=n, at=at if its.at is None else its.at, event=event))
+            if len(entries) >= limit:
                 break
-        return past[:limit]
+        return entries[:limit]
 
-    def _answers(self) -> dict[str, dict[str, list[float]]]:
-        known: dict[str, dict[str, list[float]]] = {}
+    def _answer_times(self) -> dict[str, dict[str, list[float]]]:
+        times: dict[str, dict[str, list[float]]] = {}
         if self._database is None:
-            return known
+            return times
         for (body,) in self._database.execute("SELECT body FROM requests ORDER BY n"):
-            for each in _read(_decode_served, body):
-                # What failed says little of the next one, and of several attempts only the sum is known.
+            for each in _read(_decode_answer_times, body):
+                # Failed answers say little about the next one, and of several attempts only the sum is known.
                 if each.outcome == "ok" and each.backend and each.model and len(each.attempts) <= 1:
-                    took = known.setdefault(each.backend, {}).setdefault(each.model, [])
-                    took.append(max(0.0, each.seconds - each.queue_s - each.switch_s))
-                    del took[:-_LAST]
-        return known
+                    recent = times.setdefault(each.backend, {}).setdefault(each.model, [])
+                    recent.append(max(0.0, each.seconds - each.queue_s - each.switch_s))
+                    del recent[:-_RECENT]
+        return times
 
     def _figures(self, since: float, width: float, count: int) -> list[Bucket]:
-        requests: list[list[_Figures]] = [[] for _ in range(count)]
+        requests: list[list[_RequestFigures]] = [[] for _ in range(count)]
         switches: list[list[float]] = [[] for _ in range(count)]
-        moments: list[Moment | None] = [None] * count
+        samples: list[Sample | None] = [None] * count
         if self._database is None:
             return []
 
-        def place(at: float) -> int:
+        def index(at: float) -> int:
             return min(count - 1, int((at - since) / width))
 
         def rows(table: str) -> Iterable[tuple[int, bytes]]:
             found = self._database.execute(  # type: ignore[union-attr]  # it is open: asked above
                 f"SELECT at, body FROM {table} WHERE at BETWEEN ? AND ? ORDER BY n",
-                (since, _LATEST),
+                (since, _MAX_TIME),
             )
             for at, body in found:
-                yield place(at), body
+                yield index(at), body
 
         for _, body in rows("requests"):
             for each in _read(_decode_figures, body):
                 if each.at >= since:
-                    requests[place(each.at)].append(each)
+                    requests[index(each.at)].append(each)
         for number, body in rows("switches"):
             switches[number] += [each.switch.elapsed_s for each in _read(_decode_switched, body)]
         for number, body in rows("moments"):
-            moments[number] = next(iter(_read(_decode_moments, body)), moments[number])
+            samples[number] = next(iter(_read(_decode_samples, body)), samples[number])
         return [
-            _bucket(since + number * width, requests[number], switches[number], moments[number])
+            _bucket(since + number * width, requests[number], switches[number], samples[number])
             for number in range(count)
         ]
 
@@ -329,19 +328,16 @@ class _Switched(msgspec.Struct):
 
 
 _encode = msgspec.json.Encoder().encode
-_decode_served = msgspec.json.Decoder(list[_Served]).decode
-_decode_figures = msgspec.json.Decoder(list[_Figures]).decode
+_decode_answer_times = msgspec.json.Decoder(list[_AnswerTime]).decode
+_decode_figures = msgspec.json.Decoder(list[_RequestFigures]).decode
 _decode_switched = msgspec.json.Decoder(list[_Switched]).decode
-_decode_moments = msgspec.json.Decoder(list[Moment]).decode
+_decode_samples = msgspec.json.Decoder(list[Sample]).decode
 _decode_events = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_times = msgspec.json.Decoder(list[_At]).decode
 
 
 def _read(decode: Callable[[bytes], list[_T]], body: object) -> list[_T]:
-    """The events of a row: one, or a list of them. The row has the number and the time of the last.
-
-    Nothing, if it cannot be read: a damaged disk, or another version, must not keep the gateway from starting.
-    """
+    """The events of a row: one, or a list whose last has the row's number and time. Empty if it cannot be read."""
     if not isinstance(body, bytes):
         return []
     try:
@@ -350,8 +346,8 @@ def _read(decode: Callable[[bytes], list[_T]], body: object) -> list[_T]:
         return []
 
 
-def _bucket(at: float, requests: list[_Figures], switches: list[float], moment: Moment | None) -> Bucket:
-    first_words = [each.first_token_s for each in requests if each.first_token_s is not None]
+def _bucket(at: float, requests: list[_RequestFigures], switches: list[float], sample: Sample | None) -> Bucket:
+    first_tokens = [each.first_token_s for each in requests if each.first_token_s is not None]
     speeds = [
         (each.completion_tokens - 1) / (each.seconds - each.first_token_s)
         for each in requests
@@ -361,14 +357,14 @@ def _bucket(at: float, requests: list[_Figures], switches: list[float], moment: 
         at=at,
         requests=len(requests),
         failed=sum(each.outcome in ("failed", "broken") for each in requests),
-        first_token_s=_percentile(first_words, 0.5),
-        first_token_p95_s=_percentile(first_words, 0.95),
+        first_token_s=_percentile(first_tokens, 0.5),
+        first_token_p95_s=_percentile(first_tokens, 0.95),
         tokens_per_s=_percentile(speeds, 0.5),
         queue_s=max((each.queue_s for each in requests), default=None),
         switches=len(switches),
         switch_s=max(switches, default=None),
-        memory=None if moment is None else sum(moment.memory.values()),
-        waiting=None if moment is None else moment.waiting,
+        memory=None if sample is None else sum(sample.memory.values()),
+        waiting=None if sample is None else sample.waiting,
     )
 
 

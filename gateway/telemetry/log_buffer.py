@@ -1,4 +1,4 @@
-"""The gateway's own log as lines that can be followed: the last ones are kept, and nobody who logs ever waits."""
+"""The latest lines of the gateway's log, and new ones as they are written. Logging never waits for a reader."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from contextlib import contextmanager
 
 import msgspec
 
-from hostler.gateway.telemetry.access_log import Lines
+from hostler.gateway.telemetry.access_log import AccessLogRecord
 
-#: As many lines are kept.
-KEPT = 1000
-_LONGEST = 2000
+#: Lines kept.
+CAPACITY = 1000
+_MAX_LINE = 2000
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of a log; `at` in seconds since the epoch, `level` and `logger` where they are known."""
+    """A line of a log; `at` in seconds since the epoch. Engines' lines have only `text`."""
 
     text: str
     at: float | None = None
@@ -27,17 +27,17 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogBuffer(logging.Handler):
-    """A handler for Python's logging. Lines of other threads are handed to the loop that it is opened in."""
+    """A logging handler that keeps the last `CAPACITY` lines. Thread-safe within `installed`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._lines: deque[LogLine] = deque(maxlen=KEPT)
+        self._lines: deque[LogLine] = deque(maxlen=CAPACITY)
         self._followers: set[_Follower] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Listen to every logger as long as the context lasts."""
+    def installed(self) -> Iterator[None]:
+        """Handle the records of all loggers while the context lasts."""
         self._loop = asyncio.get_running_loop()
         root = logging.getLogger()
         root.addHandler(self)
@@ -48,12 +48,12 @@ class LogBuffer(logging.Handler):
             self._loop = None
 
     def tail(self) -> list[LogLine]:
-        """What is kept, the oldest first."""
+        """The kept lines, the oldest first."""
         return list(self._lines)
 
     @contextmanager
-    def followed(self) -> Iterator[AsyncIterator[LogLine]]:
-        """Lines from now on, without end. A slow follower loses the oldest ones."""
+    def follow(self) -> Iterator[AsyncIterator[LogLine]]:
+        """New lines, without end. A slow follower loses the oldest ones."""
         follower = _Follower()
         self._followers.add(follower)
         try:
@@ -67,49 +67,49 @@ class LogBuffer(logging.Handler):
         if loop is None:
             return
         level = record.levelname.lower()
-        if isinstance(record, Lines):
+        if isinstance(record, AccessLogRecord):
             lines = [
-                LogLine(text=text[:_LONGEST], at=at, level=level, logger=record.name)
-                for at, text in record.lines[-KEPT:]
+                LogLine(text=text[:_MAX_LINE], at=at, level=level, logger=record.name)
+                for at, text in record.lines[-CAPACITY:]
             ]
         else:
             try:
-                text = self.format(record)[:_LONGEST]
+                text = self.format(record)[:_MAX_LINE]
             except Exception:
-                text = f"a message of {record.name} could not be written"
+                text = f"[a message of {record.name} could not be formatted]"
             lines = [LogLine(text=text, at=record.created, level=level, logger=record.name)]
         try:
             running = asyncio.get_running_loop()
         except RuntimeError:
             running = None
         if running is loop:
-            self._keep(lines)
+            self._append(lines)
         elif not loop.is_closed():
-            loop.call_soon_threadsafe(self._keep, lines)
+            loop.call_soon_threadsafe(self._append, lines)
 
-    def _keep(self, lines: list[LogLine]) -> None:
+    def _append(self, lines: list[LogLine]) -> None:
         self._lines += lines
         for follower in self._followers:
             for line in lines:
-                follower.offer(line)
+                follower.put(line)
 
 
 class _Follower:
-    """One reader, with a bounded buffer of its own."""
+    """A reader with a bounded buffer of its own."""
 
     def __init__(self) -> None:
-        self._waiting: deque[LogLine] = deque(maxlen=KEPT)
-        self._more = asyncio.Event()
+        self._buffer: deque[LogLine] = deque(maxlen=CAPACITY)
+        self._available = asyncio.Event()
 
-    def offer(self, line: LogLine) -> None:
-        self._waiting.append(line)
-        self._more.set()
+    def put(self, line: LogLine) -> None:
+        self._buffer.append(line)
+        self._available.set()
 
     def __aiter__(self) -> _Follower:
         return self
 
     async def __anext__(self) -> LogLine:
-        while not self._waiting:
-            self._more.clear()
-            await self._more.wait()
-        return self._waiting.popleft()
+        while not self._buffer:
+            self._available.clear()
+            await self._available.wait()
+        return self._buffer.popleft()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 from system.house import OpenHouse, house_in
 
-#: The browser asks nobody but the house.
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+
+#: Playwright's own arguments keep the browser headless and switch its background services off.
 ARGUMENTS = [
-    "--headless",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -23,13 +25,47 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # A service that a later version adds cannot reach anything either.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    # Scrolling ends in the task that began it, and text is as wide as its font says, whatever the machine's settings.
+    "--disable-smooth-scrolling",
+    "--font-render-hinting=none",
 ]
+
+#: A window is the same on every machine.
+WINDOW: dict[str, Any] = {
+    "viewport": {"width": 1280, "height": 900},
+    "device_scale_factor": 1,
+    "reduced_motion": "reduce",
+    "locale": "en-GB",
+    "timezone_id": "UTC",
+}
 
 #: A machine that is busy with other things may stand still for a while.
 PATIENCE_MS = 30_000
 expect.set_options(timeout=PATIENCE_MS)
 
 OpenPage = Callable[..., AbstractAsyncContextManager[Page]]
+
+
+def browser_version() -> str:
+    """What the browser under test calls itself."""
+    try:
+        shown = subprocess.run([CHROMIUM, "--version"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{CHROMIUM}: {error}"
+    return f"{shown.stdout.strip() or 'unknown version'} ({CHROMIUM})"
+
+
+def pytest_report_header() -> str:
+    """Name the browser, so that a log of a failure tells which one it was."""
+    return f"browser: {browser_version()}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name it again beside failures where `-q` has left the header out."""
+    if terminalreporter.stats.keys() & {"failed", "error"} and terminalreporter.verbosity < 0:
+        terminalreporter.write_line(pytest_report_header())
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +78,7 @@ def anyio_backend() -> str:
 async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
     """Chromium, started once for each file."""
     async with async_playwright() as playwright:
-        program = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-        browser = await playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
         await browser.close()
 
@@ -64,8 +99,7 @@ def open_page(browser: Browser, request: pytest.FixtureRequest, tmp_path: Path) 
     @asynccontextmanager
     async def opened(url: str, *, complains: bool = False, **options: Any) -> AsyncIterator[Page]:
         problems: list[str] = []
-        options = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **options}
-        context = await browser.new_context(**options)
+        context = await browser.new_context(**{**WINDOW, **options})
         try:
             page = await context.new_page()
             page.set_default_timeout(PATIENCE_MS)

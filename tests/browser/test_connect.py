@@ -45,6 +45,7 @@ async def test_pasted_settings_work(open_house: OpenHouse, open_page: OpenPage, 
         if keyed:
             await page.get_by_label("API key").fill(of["anna"])
             await page.get_by_role("button", name="Log in").click()
+        await expect(page.locator(".models > li")).to_have_count(1)
         await page.get_by_role("link", name="Connect").click()
 
         async def pasted(title: str) -> str:

@@ -11,6 +11,7 @@ import anyio
 import pytest
 from axe_playwright_python.async_playwright import Axe
 from browser.conftest import OpenPage, artefacts
+from browser.sections import SECTIONS, open_section
 from fakes.gate import Gate
 from playwright.async_api import Page, expect
 from system.house import House, OpenHouse, first_word
@@ -19,7 +20,6 @@ from hostler.gateway.auth import keys
 
 pytestmark = pytest.mark.anyio
 
-SECTIONS = ["Now", "Flow", "Switching", "Chain", "Charts", "Try it", "Logs", "Connect"]
 Gates = Callable[[str], Gate]
 
 NASTY = "<img src=x onerror=alert(1)>"
@@ -70,8 +70,7 @@ async def test_every_section_is_readable(
         end.close()
         async with house.stream("a"), open_page(f"{house.url}/ui/", **options) as page:
             for section in SECTIONS:
-                await page.get_by_role("navigation").get_by_role("link", name=section).click()
-                await expect(page.get_by_role("heading", level=2)).to_have_text(section)
+                await open_section(page, section)
                 if section == "Flow":
                     await page.locator("summary").first.click()
                 await page.screenshot(
@@ -106,8 +105,7 @@ async def test_nothing_has_to_be_moved_sideways(
             await house.until_counts(1, 1)
             async with open_page(f"{house.url}/ui/", viewport={"width": width, "height": 740}) as page:
                 for section in SECTIONS:
-                    await page.get_by_role("navigation").get_by_role("link", name=section).click()
-                    await expect(page.get_by_role("heading", level=2)).to_have_text(section)
+                    await open_section(page, section)
                     if section == "Flow":
                         await page.locator("summary").first.click()
                         await page.get_by_role("list", name="Last requests").locator("summary").first.click()
@@ -191,7 +189,8 @@ async def test_a_keyboard_is_enough(open_house: OpenHouse, open_page: OpenPage) 
             await page.locator("nav a").first.focus()
             await tab_to("Flow")
             await page.keyboard.press("Enter")
-            assert await focused() == "Flow"  # the section's title: reading goes on there
+            title = page.get_by_role("heading", level=2, name="Flow", exact=True)
+            await expect(title).to_be_focused()  # reading goes on there
     assert house.starts() == ["a", "b"]
 
 
@@ -205,8 +204,7 @@ async def test_a_name_that_is_markup_is_text_everywhere(open_house: OpenHouse, o
         assert NASTY not in plain
         async with open_page(f"{house.url}/ui/") as page:
             for section in SECTIONS:
-                await page.get_by_role("navigation").get_by_role("link", name=section).click()
-                await page.wait_for_timeout(300)
+                await open_section(page, section)
                 if section == "Now":
                     await expect(page.locator(".models")).to_contain_text(NASTY)
                     elsewhere = page.get_by_role("region", name="Elsewhere")
@@ -246,7 +244,9 @@ async def test_settings_name_this_gateway(open_house: OpenHouse, open_page: Open
     async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/#connect") as page:
         for title in ("OpenAI SDKs", "Ollama clients", "Open WebUI", "Hermes"):
             await expect(page.get_by_role("region", name=re.compile(title)).first).to_contain_text(house.url)
-        text = await page.get_by_label("Settings for curl", exact=True).inner_text()
+        curl = page.get_by_label("Settings for curl", exact=True)
+        await expect(curl).to_contain_text('"model":"a"')
+        text = await curl.inner_text()
         body = json.loads(text.partition("-d '")[2].rstrip("'\n"))
         assert (await house.http.post("/v1/chat/completions", json=body)).status_code == 200
 
@@ -262,11 +262,12 @@ async def test_charts_are_drawn_from_the_past(open_house: OpenHouse, open_page: 
 
 async def test_nothing_is_loaded_from_anywhere_else(open_house: OpenHouse, open_page: OpenPage) -> None:
     async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/") as page:
+        await house.chat("a")
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         await page.reload()
         for section in SECTIONS:
-            await page.get_by_role("navigation").get_by_role("link", name=section).click()
+            await open_section(page, section)
         await expect(page.locator("#link")).to_have_text("live")
         assert asked
         assert all(url.startswith(house.url) for url in asked)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from browser.conftest import OpenPage
-from browser.test_everybody import SECTIONS
-from playwright.async_api import expect
+from browser.sections import SECTIONS, open_section
+from fakes.gate import Gate
+from playwright.async_api import Page, expect
+from playwright.async_api import TimeoutError as Overdue
 from system.house import OpenHouse
 
 pytestmark = pytest.mark.anyio
@@ -28,8 +32,7 @@ async def test_whatever_can_be_used_is_reached_in_order_and_seen(
         await house.chat("broken")
         async with house.stream("a"), open_page(f"{house.url}/ui/", color_scheme=scheme) as page:
             for section in SECTIONS:
-                await page.get_by_role("navigation").get_by_role("link", name=section).click()
-                await expect(page.get_by_role("heading", level=2)).to_have_text(section)
+                await open_section(page, section)
                 # What moves by itself while we walk would be another page at every step.
                 await page.evaluate("window.stop()")
                 await page.evaluate("document.activeElement.blur(); getSelection().removeAllRanges()")
@@ -37,7 +40,10 @@ async def test_whatever_can_be_used_is_reached_in_order_and_seen(
                 await page.evaluate("document.body.tabIndex = -1; document.body.focus()")
                 count = await page.evaluate("usable.length")
                 assert count > 8, section
-                for _ in range(count + 8):
+                # Browsers also stop at what can be scrolled.
+                for _ in range(2 * count + 8):
+                    if await page.evaluate("usable.every(each => !each.isConnected || met.includes(each))"):
+                        break
                     await page.keyboard.press("Tab")
                     await page.evaluate("met.push(document.activeElement)")
                     style = await page.evaluate(
@@ -55,26 +61,87 @@ async def test_whatever_can_be_used_is_reached_in_order_and_seen(
                 assert first_round == sorted(first_round), section
 
 
-#: Whether the middle of what has the focus is seen, rather than something that stays in place above it.
-COVERED = """() => {
-  const node = document.activeElement, box = node.getBoundingClientRect();
-  if (node === document.body || box.height > innerHeight / 2) return null;
-  const top = document.elementFromPoint(Math.min(innerWidth - 1, box.x + box.width / 2), box.y + box.height / 2);
-  return top && (node.contains(top) || top.contains(node)) ? null : `${node.tagName} ${node.textContent.slice(0, 40)}`;
+#: Whether a person sees what has the focus: its middle, and halfway from there to each edge.
+SEEN = """() => {
+  const node = document.activeElement, boxes = [...node.getClientRects()];
+  const halves = [[0.5, 0.5], [0.25, 0.5], [0.75, 0.5], [0.5, 0.25], [0.5, 0.75]];
+  const at = (box, [x, y]) => document.elementFromPoint(box.x + x * box.width, box.y + y * box.height);
+  return node === document.body || (boxes.length > 0 && boxes.every((box) =>
+    box.height > innerHeight / 2 || halves.every((part) => node.contains(at(box, part)))));
 }"""
+#: Whether all of a link in the navigation is seen; browsers scroll to whole pixels.
+WHOLE = """() => {
+  const link = document.activeElement.getBoundingClientRect();
+  const row = document.querySelector("nav ul").getBoundingClientRect();
+  return link.left >= row.left - 1 && link.right <= row.right + 1;
+}"""
+PHONE = {"width": 320, "height": 568}
+
+
+async def press(page: Page, key: str, seen: str = SEEN) -> None:
+    """Move the focus and wait until what has it is `seen`: scrolling may take its time."""
+    await page.keyboard.press(key)
+    try:
+        await page.wait_for_function(seen)
+    except Overdue:
+        name = await page.evaluate(f"({NAMED})(document.activeElement)")
+        raise AssertionError(f"{key}: {name!r} has the focus and is covered") from None
 
 
 async def test_what_has_the_focus_is_not_covered_on_a_phone(open_house: OpenHouse, open_page: OpenPage) -> None:
     profiles = {name: {} for name in "abcdef"}
+    rows = {"Now": ".models > li", "Flow": "[aria-label='Last requests'] > li", "Try it": "#try-model option"}
     async with open_house(profiles) as house:
         for name in profiles:
             await house.chat(name)
-        async with open_page(f"{house.url}/ui/", viewport={"width": 320, "height": 568}) as page:
-            for section in ("Now", "Flow", "Try it"):
-                await page.get_by_role("navigation").get_by_role("link", name=section).click()
-                await expect(page.get_by_role("heading", level=2)).to_have_text(section)
+        async with open_page(f"{house.url}/ui/", viewport=PHONE) as page:
+            for section, row in rows.items():
+                await open_section(page, section)
+                await expect(page.locator(row)).to_have_count(len(profiles))
                 await expect(page.locator("#link")).to_have_text("live")
                 for key in ("Tab", "Shift+Tab"):
                     for _ in range(25):
-                        await page.keyboard.press(key)
-                        assert await page.evaluate(COVERED) is None, (section, key)
+                        await press(page, key)
+
+
+async def test_what_has_the_focus_is_not_covered_while_an_answer_comes(
+    open_house: OpenHouse, open_page: OpenPage, gates: Callable[[str], Gate]
+) -> None:
+    script = {"chunks": 40, "text": "line{}\n", "last_when": gates("end").path}
+    async with (
+        open_house({"a": {"script": script}}) as house,
+        open_page(f"{house.url}/ui/#try", viewport=PHONE) as page,
+    ):
+        await page.get_by_label("Message").fill("Hello")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("button", name="Stop")).to_be_visible()
+        await expect(page.locator(".said").nth(1)).to_contain_text("line38")
+        for key in ("Tab", "Shift+Tab"):
+            for _ in range(20):
+                await press(page, key)
+
+
+@pytest.mark.parametrize("spacing", [-1.0, -0.1, 0.0, 0.8, 2.0, 4.0])
+async def test_the_link_that_has_the_focus_is_seen_whole_in_any_font(
+    open_house: OpenHouse, open_page: OpenPage, spacing: float
+) -> None:
+    async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/", viewport=PHONE) as page:
+        await open_section(page, "Now")
+        await page.evaluate(f"document.querySelector('nav').style.letterSpacing = '{spacing}px'")
+        await page.locator("nav a").first.focus()
+        for key, names in (("Tab", SECTIONS[1:]), ("Shift+Tab", SECTIONS[-2::-1])):
+            for name in names:
+                await press(page, key, WHOLE)
+                await expect(page.get_by_role("navigation").get_by_role("link", name=name)).to_be_focused()
+
+
+async def test_a_link_that_is_half_seen_stays_under_the_pointer(open_house: OpenHouse, open_page: OpenPage) -> None:
+    async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/", viewport=PHONE) as page:
+        await page.locator("nav ul").evaluate(
+            "(row) => { const link = row.children[4]; row.scrollLeft = link.offsetLeft + link.offsetWidth / 2"
+            " - row.offsetLeft - row.clientWidth; }"
+        )
+        row = await page.locator("nav ul").bounding_box()
+        assert row is not None
+        await page.mouse.click(row["x"] + row["width"] - 5, row["y"] + row["height"] / 2)
+        await expect(page.get_by_role("heading", level=2)).to_have_text(SECTIONS[4])

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from browser.conftest import OpenPage
-from browser.test_everybody import SECTIONS, complaints
+from browser.sections import SECTIONS, open_section
+from browser.test_everybody import complaints
 from playwright.async_api import expect
 from system.house import OpenHouse
 
@@ -21,7 +22,7 @@ async def test_a_sign_is_on_every_section_and_operators_read_what_was_said(
         await house.chat("a", messages=[{"role": "user", "content": "<b>Quietly</b>"}])
         async with open_page(f"{house.url}/ui/") as page:
             for section in SECTIONS:
-                await page.get_by_role("navigation").get_by_role("link", name=section).click()
+                await open_section(page, section)
                 await expect(page.get_by_role("note")).to_contain_text("prompts and answers are recorded")
             await page.get_by_role("link", name="Try it").click()
             await expect(page.locator("main")).to_contain_text("the gateway records it")

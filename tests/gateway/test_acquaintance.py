@@ -31,7 +31,7 @@ def test_what_is_known_already_is_not_written_again(tmp_path: Path) -> None:
     assert not file.exists()
 
 
-def test_a_place_that_cannot_be_written_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_cannot_be_written_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_bytes(b"")
     subject = HostCache(tmp_path / "file" / "machines.json")
     caplog.clear()

@@ -22,7 +22,7 @@ async def test_all_readers_get_the_same_piece() -> None:
 
 async def test_nobody_reading_costs_nothing() -> None:
     broadcast = EventStream()
-    assert not broadcast.watched
+    assert not broadcast.has_readers
     for _ in range(10_000):
         broadcast.add(b"x" * 100)
     assert broadcast._frames.maxlen is None
@@ -30,7 +30,7 @@ async def test_nobody_reading_costs_nothing() -> None:
 
 
 async def test_a_reader_that_stalls_is_told_that_it_missed_something() -> None:
-    broadcast = EventStream(frames=10, pace_s=0.01)
+    broadcast = EventStream(max_frames=10, pace_s=0.01)
     with broadcast.reader() as stalled, broadcast.reader() as quick:
         seen = b""
         for number in range(100):
@@ -44,7 +44,7 @@ async def test_a_reader_that_stalls_is_told_that_it_missed_something() -> None:
 
 
 async def test_memory_is_bounded_by_size_too() -> None:
-    broadcast = EventStream(size=1000, pace_s=0.01)
+    broadcast = EventStream(max_bytes=1000, pace_s=0.01)
     with broadcast.reader() as reader:
         for _ in range(50):
             broadcast.add(b"x" * 100)

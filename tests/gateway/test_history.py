@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from hostler.gateway.events import AttemptOutcome, BreakerChanged, Event, RequestFinished, SwitchChanged
-from hostler.gateway.telemetry.history import History, Moment
+from hostler.gateway.telemetry.history import History, Sample
 from hostler.supervisor.contract import SwitchMoved
 
 pytestmark = pytest.mark.anyio
@@ -40,7 +40,7 @@ def switch(phase: str, elapsed_s: float = 2.0) -> SwitchChanged:
 
 def history(file: Path | None, time: Time | None = None) -> History:
     return History(
-        file, moment=lambda: Moment(waiting=1, serving=2, memory={"local": 7}), limits=LIMITS, wall=time or Time()
+        file, sample=lambda: Sample(waiting=1, serving=2, memory={"local": 7}), limits=LIMITS, wall=time or Time()
     )
 
 
@@ -50,7 +50,7 @@ async def lived(file: Path | None, *events: Event) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(kept.run)
         for event in events:
-            kept.hear(event)
+            kept.on_event(event)
         await kept.flush()
         tasks.cancel_scope.cancel()
 
@@ -60,7 +60,7 @@ async def remembered(file: Path | None, kind: str) -> list[dict[str, object]]:
     kept = history(file)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(kept.run)
-        past = await kept.past(kind)  # type: ignore[arg-type]
+        past = await kept.entries(kind)  # type: ignore[arg-type]
         tasks.cancel_scope.cancel()
     return [msgspec.json.decode(each.event) for each in past]
 
@@ -93,7 +93,7 @@ async def test_a_damaged_file_is_put_aside(tmp_path: Path, caplog: pytest.LogCap
     await lived(file, request(1))
     assert [each["id"] for each in await remembered(file, "requests")] == ["req-1"]
     assert (tmp_path / "history.sqlite3.damaged").exists()
-    assert "is damaged" in caplog.text
+    assert ": damaged (" in caplog.text
 
 
 async def test_a_file_that_is_damaged_further_in_is_put_aside_once_that_shows(
@@ -108,13 +108,13 @@ async def test_a_file_that_is_damaged_further_in_is_put_aside_once_that_shows(
     file.write_bytes(pages)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon((kept := history(file)).run)
-        assert [each.n for each in await kept.past("requests", limit=3)] == [8, 7, 6]
-        assert await kept.answers() == {}
-        kept.hear(request(9))
-        assert len(await kept.past("requests")) == 1
+        assert [each.n for each in await kept.entries("requests", limit=3)] == [8, 7, 6]
+        assert await kept.answer_times() == {}
+        kept.on_event(request(9))
+        assert len(await kept.entries("requests")) == 1
         tasks.cancel_scope.cancel()
     assert [each["id"] for each in await remembered(file, "requests")] == ["req-9"]
-    assert caplog.text.count("is damaged") == 1
+    assert caplog.text.count(": damaged (") == 1
 
 
 @pytest.mark.parametrize("body", [b"\x00rubbish", b"[{}", b'{"at": "\xff"}', b'{"at": "noon"}', "text", 7])
@@ -129,8 +129,8 @@ async def test_what_cannot_be_read_is_left_out(tmp_path: Path, body: object) -> 
                 database.execute(f"INSERT INTO {table} (n, at, body) VALUES (?, ?, ?)", values)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon((kept := history(file, time)).run)
-        assert [each.n for each in await kept.past("requests")] == [2]
-        assert await kept.answers() == {"local": {"a": [3.0]}}
+        assert [each.n for each in await kept.entries("requests")] == [2]
+        assert await kept.answer_times() == {"local": {"a": [3.0]}}
         (now,) = await kept.figures(seconds=60.0, buckets=1)
         assert (now.requests, now.switches, now.memory) == (1, 1, 7)
         tasks.cancel_scope.cancel()
@@ -141,15 +141,15 @@ async def test_a_place_that_cannot_be_written_to_stops_nothing(
 ) -> None:
     (tmp_path / "file").write_text("")
     await lived(tmp_path / "file" / "history.sqlite3", request(1), request(2))
-    assert caplog.text.count("history cannot be kept") == 1
+    assert caplog.text.count("cannot write history") == 1
 
 
 async def test_without_a_file_it_lasts_as_long_as_the_gateway() -> None:
     kept = history(None)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(kept.run)
-        kept.hear(request(1))
-        assert len(await kept.past("requests")) == 1
+        kept.on_event(request(1))
+        assert len(await kept.entries("requests")) == 1
         tasks.cancel_scope.cancel()
 
 
@@ -159,8 +159,8 @@ async def test_pages_of_the_past_join(tmp_path: Path) -> None:
     kept = history(file)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(kept.run)
-        first = await kept.past("requests", limit=4)
-        rest = await kept.past("requests", limit=4, before=first[-1].n)
+        first = await kept.entries("requests", limit=4)
+        rest = await kept.entries("requests", limit=4, before=first[-1].n)
         tasks.cancel_scope.cancel()
     ids = [msgspec.json.decode(each.event)["id"] for each in (*first, *rest)]
     assert ids == [f"req-{number}" for number in range(5, -1, -1)]
@@ -168,16 +168,16 @@ async def test_pages_of_the_past_join(tmp_path: Path) -> None:
 
 async def test_a_flood_of_requests_is_paged_and_cut_as_if_each_were_kept_alone(tmp_path: Path) -> None:
     file = tmp_path / "history.sqlite3"
-    kept = History(file, moment=lambda: Moment(waiting=0, serving=0), limits={**LIMITS, "requests": 120}, wall=Time())
+    kept = History(file, sample=lambda: Sample(waiting=0, serving=0), limits={**LIMITS, "requests": 120}, wall=Time())
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(kept.run)
         for number in range(250):
-            kept.hear(request(number))
+            kept.on_event(request(number))
         await kept.flush()
-        kept.hear(request(250))
+        kept.on_event(request(250))
         seen: list[tuple[int, str]] = []
         before: int | None = None
-        while page := await kept.past("requests", limit=7, before=before):
+        while page := await kept.entries("requests", limit=7, before=before):
             seen += [(each.n, msgspec.json.decode(each.event)["id"]) for each in page]
             before = page[-1].n
         tasks.cancel_scope.cancel()
@@ -191,9 +191,11 @@ async def test_figures_are_those_of_each_stretch() -> None:
         tasks.start_soon(kept.run)
         await kept.flush()
         for number, first_token_s in enumerate((0.2, 0.4, 0.9)):
-            kept.hear(request(number, at=time.now - 90, first_token_s=first_token_s, completion_tokens=11, queue_s=1.5))
-        kept.hear(request(3, at=time.now - 30, outcome="failed", first_token_s=None))
-        kept.hear(switch("failed", 4.0))
+            kept.on_event(
+                request(number, at=time.now - 90, first_token_s=first_token_s, completion_tokens=11, queue_s=1.5)
+            )
+        kept.on_event(request(3, at=time.now - 30, outcome="failed", first_token_s=None))
+        kept.on_event(switch("failed", 4.0))
         early, late = await kept.figures(seconds=120, buckets=2)
         tasks.cancel_scope.cancel()
     assert (early.requests, early.failed, early.first_token_s, early.queue_s) == (3, 0, 0.4, 1.5)
@@ -216,10 +218,10 @@ async def test_how_long_answers_took_is_known_by_model_without_the_waiting(tmp_p
     kept = history(file)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(kept.run)
-        assert await kept.answers() == {"local": {"a": [3.0, 0.5], "b": [1.5]}, "cloud": {"a": [2.5]}}
+        assert await kept.answer_times() == {"local": {"a": [3.0, 0.5], "b": [1.5]}, "cloud": {"a": [2.5]}}
         for number in range(30):
-            kept.hear(request(number, seconds=float(number)))
-        assert (await kept.answers())["local"]["a"] == [float(number) for number in range(10, 30)]
+            kept.on_event(request(number, seconds=float(number)))
+        assert (await kept.answer_times())["local"]["a"] == [float(number) for number in range(10, 30)]
         tasks.cancel_scope.cancel()
 
 
@@ -228,7 +230,7 @@ async def test_nothing_is_known_of_answers_where_nothing_is_kept(tmp_path: Path)
     kept = history(tmp_path / "file" / "history.sqlite3")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(kept.run)
-        assert await kept.answers() == {}
+        assert await kept.answer_times() == {}
         tasks.cancel_scope.cancel()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from hostler.gateway.cli.logging import PlainFormatter
 from hostler.gateway.events import RequestFinished
-from hostler.gateway.telemetry.access_log import AccessLog, Lines
+from hostler.gateway.telemetry.access_log import AccessLog, AccessLogRecord
 from hostler.gateway.telemetry.log_buffer import LogBuffer
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +24,7 @@ def finished(number: int) -> RequestFinished:
 
 async def test_what_ends_together_is_one_record_with_a_line_each(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="hostler.requests")
-    journal = AccessLog(together_s=60.0)
+    journal = AccessLog(batch_s=60.0)
     for number in range(3):
         journal.add(finished(number))
     assert not caplog.records
@@ -36,19 +36,19 @@ async def test_what_ends_together_is_one_record_with_a_line_each(caplog: pytest.
 
 async def test_lines_are_written_without_being_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="hostler.requests")
-    journal = AccessLog(together_s=0.0)
+    journal = AccessLog(batch_s=0.0)
     journal.add(finished(7))
     await anyio.sleep(0.01)  # timers that are due are called first
     assert "req-7" in caplog.text
 
 
 async def test_each_line_keeps_its_own_time_on_the_terminal_and_in_the_book() -> None:
-    record = Lines([(1000.25, "one"), (1001.5, "two")])
+    record = AccessLogRecord([(1000.25, "one"), (1001.5, "two")])
     first, second = PlainFormatter().format(record).splitlines()
     assert first.endswith(",250 INFO    hostler.requests: one") and second.endswith(
         ",500 INFO    hostler.requests: two"
     )
     book = LogBuffer()
-    with book.opened():
+    with book.installed():
         logging.getLogger().handle(record)
         assert [(line.text, line.at) for line in book.tail()] == [("one", 1000.25), ("two", 1001.5)]

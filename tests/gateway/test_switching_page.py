@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from hostler.gateway import admin
-from hostler.gateway.backends.failure_policy import WORDS
+from hostler.gateway.backends.failure_policy import DESCRIPTIONS
 from hostler.supervisor.contract import SwitchPhase
 
 FILES = Path(next(iter(admin.__path__))) / "static"
@@ -25,4 +25,4 @@ def test_the_page_has_words_for_everything_that_becomes_of_an_attempt() -> None:
     found = re.search(r"const WORDS = \{(.*?)\};", (FILES / "words.js").read_text(), re.DOTALL)
     assert found is not None
     known = set(re.findall(r"^  (\w+): ", found[1], re.MULTILINE))
-    assert set(WORDS) | {"cancelled", "stopped", "gateway_failed"} == known
+    assert set(DESCRIPTIONS) | {"cancelled", "stopped", "gateway_failed"} == known

@@ -300,7 +300,7 @@ async def test_nothing_in_the_house_can_answer_is_a_refusal(tmp_path: Path, clou
     async with open_chain(tmp_path, {"cloud": plain(cloud, local=False)}) as chain:
         response = await chain.ask(headers={"X-Hostler-Local-Only": "true"})
         assert response.status_code == 403
-        assert "house" in response.json()["error"]["message"]
+        assert "must stay local" in response.json()["error"]["message"]
         assert cloud.asked == []
 
 
@@ -316,11 +316,11 @@ async def test_the_daily_limit_is_kept_over_a_restart(tmp_path: Path, cloud: Rou
     async with open_chain(tmp_path, pair(cloud, box), gateway=gateway) as chain:
         response = await chain.ask()
         assert response.status_code == 503
-        assert "daily limit" in response.json()["error"]["message"]
+        assert "daily spending limit" in response.json()["error"]["message"]
         # Nor may whoever names the backend spend more.
         response = await chain.ask(headers={"X-Hostler-Only": "cloud"})
         assert response.status_code == 503
-        assert "daily limit" in response.json()["error"]["message"]
+        assert "daily spending limit" in response.json()["error"]["message"]
         assert len(cloud.asked) == 2
 
 
@@ -384,7 +384,7 @@ async def test_the_doctor_tells_what_to_mend(tmp_path: Path, cloud: Router, box:
         assert box.asked[0].json["max_tokens"] == 1
         arguments = ["route", "m", "--dry-run", "--url", str(chain.http.base_url)]
         done = await anyio.run_process([sys.executable, "-m", "hostler.gateway", *arguments])
-        assert b"is left alone after failures" in done.stdout
+        assert b"is paused after failures" in done.stdout
         assert b"would answer" in done.stdout
 
 

@@ -87,5 +87,5 @@ async def test_where_another_would_have_understood_its_absence_is_told(tmp_path:
             answer = await chain.http.post(path, json={"model": "m", **body})
             assert answer.status_code == 503
             message = answer.json()["error"]["message"]
-            assert "first does not understand this kind of request (unsupported)" in message
+            assert "first does not support this kind of request (unsupported)" in message
             assert "second cannot be reached (unreachable)" in message

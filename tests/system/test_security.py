@@ -12,7 +12,7 @@ from system.house import House, OpenHouse
 
 from hostler.gateway.app import Gateway
 from hostler.gateway.auth import keys
-from hostler.gateway.config import GatewaySettings, Settings, SettingsError
+from hostler.gateway.config import ConfigError, GatewaySettings, Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -219,7 +219,7 @@ async def test_the_page_escapes_what_comes_from_outside(open_house: OpenHouse) -
 
 async def test_beyond_loopback_there_is_no_gateway_without_keys(tmp_path: Path) -> None:
     settings = Settings(gateway=GatewaySettings(listen=("0.0.0.0:8000",), api_keys_file=str(tmp_path / "keys")))
-    with pytest.raises(SettingsError, match="hostler keys add"):
+    with pytest.raises(ConfigError, match="hostler keys add"):
         Gateway(settings)
     keys.add(tmp_path / "keys", "bob", ["infer"])
     Gateway(settings)

@@ -19,7 +19,7 @@ from hostler.gateway.app import Gateway
 from hostler.gateway.asgi import Receive, Scope, Send
 from hostler.gateway.auth import keys
 from hostler.gateway.auth.bind_policy import is_loopback, keys_in_force
-from hostler.gateway.config import BackendSettings, GatewaySettings, Settings, SettingsError
+from hostler.gateway.config import BackendSettings, ConfigError, GatewaySettings, Settings
 from hostler.gateway.server.server import Server
 from hostler.supervisor.auth import SupervisorAuthMiddleware
 
@@ -83,7 +83,7 @@ def test_a_socket_beyond_loopback_needs_keys_whoever_opened_it(tmp_path: Path, c
 @pytest.mark.anyio
 async def test_a_gateway_without_keys_serves_on_no_socket_beyond_loopback(tmp_path: Path) -> None:
     gateway = Gateway(ALONE)
-    with bound("0.0.0.0") as sock, pytest.raises(SettingsError, match="without API keys"):
+    with bound("0.0.0.0") as sock, pytest.raises(ConfigError, match="without API keys"):
         await gateway.run([sock])
 
 

@@ -34,10 +34,10 @@ async def test_a_cloud_that_refused_our_key_cannot_serve_its_models(tmp_path: Pa
     cloud.then = (401,)
     async with open_chain(tmp_path, {"cloud": outside(cloud)}) as chain:
         await chain.ask()
-        assert await shown(chain) == ("unavailable", "cloud refused our key")
+        assert await shown(chain) == ("unavailable", "cloud rejected the API key")
         (hop,) = (await chain.http.get("/admin/status")).json()["chain"]["hops"]
         (breaker,) = hop["models"]
-        assert (breaker["state"], breaker["reason"]) == ("open", "refused our key")
+        assert (breaker["state"], breaker["reason"]) == ("open", "rejected the API key")
         assert hop["breaker"]["reason"] is None
 
 
@@ -58,7 +58,7 @@ async def test_a_server_that_stands_in_is_named(tmp_path: Path, cloud: Router, b
     cloud.then = (402,)
     async with open_chain(tmp_path, {"cloud": outside(cloud), "box": plain(box)}) as chain:
         await chain.ask()
-        assert await shown(chain) == ("available", "cloud wants to be paid; box answers instead")
+        assert await shown(chain) == ("available", "cloud requires payment (HTTP 402); served by box")
 
 
 async def test_what_was_spent_leaves_clouds_out(tmp_path: Path, cloud: Router) -> None:
@@ -67,7 +67,7 @@ async def test_what_was_spent_leaves_clouds_out(tmp_path: Path, cloud: Router) -
         await chain.ask()
         state, why = await shown(chain)
         assert state == "unavailable"
-        assert why == "cloud is left out until tomorrow: the daily limit is spent"
+        assert why == "cloud is skipped until tomorrow: the daily spending limit is reached"
 
 
 async def test_a_model_of_a_server_that_is_not_in_the_chain_is_not_available(
@@ -82,11 +82,11 @@ async def test_what_other_servers_have_is_not_loaded_and_it_is_said_why(tmp_path
     async with open_chain(tmp_path, {"cloud": outside(cloud)}) as chain:
         refused = await chain.http.post("/admin/load", json={"model": "m"})
         assert refused.status_code == 404
-        assert "no host with a supervisor has m: where other servers answer" in refused.json()["error"]["message"]
+        assert "no supervised host has m; models of other servers" in refused.json()["error"]["message"]
 
 
 async def test_a_host_that_does_not_answer_serves_nothing(tmp_path: Path, cloud: Router) -> None:
     tower = {"kind": "supervisor", "url": "http://127.0.0.1:9", "token": "x" * 32, "models": {"m": "m", "big": "big"}}
     async with open_chain(tmp_path, {"tower": tower, "cloud": outside(cloud)}) as chain:
-        assert await shown(chain, "big") == ("unavailable", "tower does not answer")
-        assert await shown(chain) == ("available", "tower does not answer; cloud answers instead")
+        assert await shown(chain, "big") == ("unavailable", "tower is unreachable")
+        assert await shown(chain) == ("available", "tower is unreachable; served by cloud")

@@ -101,7 +101,7 @@ async def test_the_gateways_own_log_is_followed(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": {"exit_code": 1}}}) as house:
         await house.chat("a")
         async with house.http.stream("GET", "/admin/logs") as log:
-            lines = await until_lines(log, "could not be loaded")
+            lines = await until_lines(log, "loading a failed")
         assert lines[-1]["level"] == "warning"
         unknown = await house.http.get("/admin/logs", params={"backend": "x", "model": "a"})
         assert unknown.status_code == 404

@@ -36,10 +36,20 @@ function build() {
     links.set(id, anchor);
     list.append(h("li", {}, anchor));
   }
+  list.addEventListener("focusin", ({ target }) => {
+    // Browsers leave a link alone of which only an edge shows. What a pointer presses must not move, though.
+    if (target.matches(":focus-visible")) center(target);
+  });
   nav.append(list);
   document.body.append(
     h("div", { class: "told" }, h("p", { id: "said", role: "status" }), h("p", { id: "warned", role: "alert" })),
   );
+}
+
+/** Bring a section's link to the middle of the row, which is wider than a phone. */
+function center(anchor) {
+  const list = nav.firstChild;
+  list.scrollLeft = anchor.offsetLeft - list.offsetLeft - (list.clientWidth - anchor.offsetWidth) / 2;
 }
 
 function go(focus) {
@@ -48,8 +58,7 @@ function go(focus) {
   views.get(current)?.leave?.();
   current = id;
   for (const [name, anchor] of links) set(anchor, "aria-current", name === id ? "page" : null);
-  const list = nav.firstChild;
-  list.scrollLeft = links.get(id).offsetLeft - (list.clientWidth - links.get(id).offsetWidth) / 2;
+  center(links.get(id));
   if (!views.has(id)) {
     const root = h("section", { class: "view", "aria-labelledby": `title-${id}` });
     root.append(h("h2", { id: `title-${id}`, tabindex: "-1" }, title));

@@ -52,6 +52,8 @@ export function build(root) {
   );
   const kept = h("p", { class: "soft small" });
   root.append(kept, choices, talk, form);
+  // It grows with what it shows: the style sheet needs its height to keep what has the focus above it.
+  new ResizeObserver(() => page.style.setProperty("--say", `${form.offsetHeight}px`)).observe(form);
 
   let messages = [];
   let abort = null;

@@ -15,7 +15,7 @@ from hostler.adapters.model_list import ModelCard
 from hostler.gateway.admin.status import EngineView, HostView, RequestView, StatusView
 from hostler.gateway.cli.live_layout import LiveState, log_lines, view_parts
 from hostler.gateway.events import RequestFinished, Waiting
-from hostler.gateway.telemetry.access_log import Lines, describe
+from hostler.gateway.telemetry.access_log import AccessLogRecord, describe
 from hostler.supervisor.contract import HostStatus, ModelStatus, SwitchMoved
 
 
@@ -159,7 +159,7 @@ def test_log_lines_have_a_level_from_warning_on() -> None:
 
 def test_log_lines_of_requests_are_those_that_failed() -> None:
     events = [finished(), finished(id="req-10", outcome="failed", status=503)]
-    (line,) = log_lines(Lines([(event.at, describe(event)) for event in events], events))
+    (line,) = log_lines(AccessLogRecord([(event.at, describe(event)) for event in events], events))
     assert "req-10" in line.plain
 
 

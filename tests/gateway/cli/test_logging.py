@@ -16,7 +16,7 @@ import pytest
 from hostler.gateway.cli.logging import CLOSE_S, JsonFormatter, LogHandler
 from hostler.gateway.cli.output import write_all
 from hostler.gateway.events import RequestFinished
-from hostler.gateway.telemetry.access_log import Lines, describe
+from hostler.gateway.telemetry.access_log import AccessLogRecord, describe
 
 
 def record(text: str, *given: object, **more: Any) -> logging.LogRecord:
@@ -49,7 +49,7 @@ def test_a_request_is_logged_with_all_its_fields() -> None:
         )
         for number in range(2)
     ]  # fmt: skip
-    logged = lines(Lines([(event.at, describe(event)) for event in events], events))
+    logged = lines(AccessLogRecord([(event.at, describe(event)) for event in events], events))
     assert [line["request"]["id"] for line in logged] == ["req-0", "req-1"]
     assert logged[1]["request"]["backend"] == "box"
     assert logged[1]["time"] == "1970-01-01T00:16:41.000Z"
@@ -101,7 +101,7 @@ def handler(output: BlockedOutput) -> Iterator[LogHandler]:
 def test_dropped_lines_are_counted_and_reported_once_there_is_room(handler: LogHandler, output: BlockedOutput) -> None:
     for number in range(30):
         handler.handle(record("line %d", number))
-    handler.handle(Lines([(1.0, "one"), (2.0, "two"), (3.0, "three")]))
+    handler.handle(AccessLogRecord([(1.0, "one"), (2.0, "two"), (3.0, "three")]))
     output.opened.set()
     assert handler.wait_until_written(20)
     assert output.messages == [f"line {number}" for number in range(10)] + [
@@ -113,7 +113,7 @@ def test_dropped_lines_are_counted_and_reported_once_there_is_room(handler: LogH
 
 
 def test_a_record_of_many_lines_counts_as_many(handler: LogHandler, output: BlockedOutput) -> None:
-    handler.handle(Lines([(1.0, f"line {number}") for number in range(50)]))
+    handler.handle(AccessLogRecord([(1.0, f"line {number}") for number in range(50)]))
     handler.handle(record("dropped"))
     output.opened.set()
     assert handler.wait_until_written(20)

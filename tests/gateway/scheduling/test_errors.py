@@ -18,13 +18,13 @@ from hostler.supervisor.contract import Failure
         "window of 512",
     ],
 )
-def test_what_clients_take_for_an_overflow_of_the_conversation_is_not_said(line: str) -> None:
+def test_words_that_clients_read_as_a_context_overflow_are_left_out(line: str) -> None:
     told = load_failure_message("a", "pc", Failure(kind="exited", message="x", lines=("before", line, "after")))
     assert "before | after" in told
     assert line not in told
 
 
-def test_paths_stay_in_the_house() -> None:
+def test_paths_are_shortened_to_file_names() -> None:
     told = load_failure_message(
         "a", "pc", Failure(kind="exited", message="x", lines=("cannot open /srv/secret/x.gguf here",))
     )

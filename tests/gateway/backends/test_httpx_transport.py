@@ -32,7 +32,7 @@ async def transport() -> AsyncIterator[CloudTransport]:
     await subject.aclose()
 
 
-async def test_sends_the_request_with_our_key_and_nothing_that_was_not_said(
+async def test_sends_the_request_with_our_key_and_no_library_headers(
     transport: CloudTransport, httpx_mock: HTTPXMock
 ) -> None:
     httpx_mock.add_response(url=URL, json={})
@@ -58,7 +58,7 @@ async def test_the_transports_own_headers_cannot_be_replaced(
     assert httpx_mock.get_requests()[0].headers.get(name) != "9999"
 
 
-async def test_what_belongs_to_the_cloud_stays_there(transport: CloudTransport, httpx_mock: HTTPXMock) -> None:
+async def test_connection_headers_and_cookies_are_removed(transport: CloudTransport, httpx_mock: HTTPXMock) -> None:
     headers = {
         "Set-Cookie": "a=b", "Server": "x", "Access-Control-Allow-Origin": "*", "X-Accel-Buffering": "no",
         "Retry-After": "7", "Content-Type": "application/json",
@@ -73,14 +73,14 @@ async def test_what_belongs_to_the_cloud_stays_there(transport: CloudTransport, 
     assert "cookie" not in httpx_mock.get_requests()[1].headers
 
 
-async def test_a_redirect_is_an_answer_and_is_not_followed(transport: CloudTransport, httpx_mock: HTTPXMock) -> None:
+async def test_redirects_are_not_followed(transport: CloudTransport, httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(url=URL, status_code=302, headers={"Location": "https://evil.example/"})
     async with transport.send(CHAT, CLOUD, Timeouts()) as answer:
         assert answer.head.status == 302
     assert len(httpx_mock.get_requests()) == 1
 
 
-async def test_the_body_comes_as_it_arrives(transport: CloudTransport, httpx_mock: HTTPXMock) -> None:
+async def test_the_body_is_streamed(transport: CloudTransport, httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(url=URL, stream=IteratorStream([b"data: 1\n\n", b"data: 2\n\n"]))
     async with transport.send(CHAT, CLOUD, Timeouts()) as answer:
         assert [piece async for piece in answer.segments()] == [b"data: 1\n\n", b"data: 2\n\n"]
@@ -98,7 +98,7 @@ async def test_the_body_comes_as_it_arrives(transport: CloudTransport, httpx_moc
         (httpx.RemoteProtocolError("x"), BackendBroken),
     ],
 )
-async def test_foreign_errors_become_ours_and_name_no_address(
+async def test_httpx_errors_become_backend_errors_without_addresses(
     transport: CloudTransport, httpx_mock: HTTPXMock, error: Exception, ours: type[Exception]
 ) -> None:
     httpx_mock.add_exception(error)
@@ -110,7 +110,7 @@ async def test_foreign_errors_become_ours_and_name_no_address(
         assert raised.value.timed_out is isinstance(error, httpx.ConnectTimeout)
 
 
-async def test_a_head_that_does_not_come_is_a_timeout(transport: CloudTransport, httpx_mock: HTTPXMock) -> None:
+async def test_a_missing_head_is_a_timeout(transport: CloudTransport, httpx_mock: HTTPXMock) -> None:
     async def never(request: httpx.Request) -> httpx.Response:
         await asyncio.Event().wait()
         raise AssertionError
@@ -160,16 +160,14 @@ async def test_an_answer_that_ends_in_the_middle_is_broken() -> None:
         await transport.aclose()
 
 
-async def test_a_path_that_cannot_be_sent_is_the_requests_fault(transport: CloudTransport) -> None:
+async def test_an_invalid_path_is_a_bad_request(transport: CloudTransport) -> None:
     with pytest.raises(BadRequest):
         async with transport.send(WireRequest(path="/v1/\x00", body=b""), CLOUD, Timeouts()):
             pass
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_whoever_waits_for_a_cloud_that_is_not_there_any_more_can_be_set_free(
-    transport: CloudTransport, begun: bool
-) -> None:
+async def test_close_all_ends_waiting_requests(transport: CloudTransport, begun: bool) -> None:
     async with open_router("cloud") as router:
         router.then = "stall_after_words" if begun else "stall"
         endpoint = Endpoint(host="127.0.0.1", port=int(router.url.split(":")[2].split("/")[0]), name="cloud")

@@ -46,7 +46,7 @@ def no_more_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-async def test_files_are_looked_at_where_nobody_tells_of_changes(tmp_path: Path) -> None:
+async def test_files_are_polled_without_file_watching(tmp_path: Path) -> None:
     path, applied = tmp_path / "hostler.yaml", anyio.Event()
     save(path, "a")
 

@@ -12,9 +12,15 @@ import pytest
 from fakes.openrouter import open_router
 
 from hostler.gateway.backends.base import Endpoint
-from hostler.gateway.backends.chain import lives
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
-from hostler.gateway.backends.health_checks import HealthChecker, HttpProbe, Probed, Sign, Watch
+from hostler.gateway.backends.health_checks import (
+    CheckedBackend,
+    CheckResult,
+    HealthCheck,
+    HealthChecker,
+    HttpCheck,
+    responds,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -23,7 +29,7 @@ class Backend:
     """Something to probe: it answers when told to, and counts."""
 
     def __init__(self) -> None:
-        self.standing = CircuitBreakers(BreakerRules(jitter=0.0, open_s=600.0), lambda: 0.0)
+        self.breakers = CircuitBreakers(BreakerRules(jitter=0.0, open_s=600.0), lambda: 0.0)
         self.answers = True
         self.probes = 0
         self.together = 0
@@ -50,79 +56,79 @@ class Backend:
 @asynccontextmanager
 async def watching(
     backend: Backend, *, every_s: float | None = None, down_every_s: float | None = 0.005
-) -> AsyncIterator[Watch]:
-    probed = Probed(
-        name="b", standing=backend.standing, ask=backend.ask, takes_s=60.0, every_s=every_s, down_every_s=down_every_s
+) -> AsyncIterator[HealthCheck]:
+    probed = CheckedBackend(
+        name="b", breakers=backend.breakers, check=backend.ask, takes_s=60.0, every_s=every_s, down_every_s=down_every_s
     )
     prober = HealthChecker([probed], clock=time.monotonic, random=lambda: 0.5)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(prober.run)
-        yield prober.watch("b")
+        yield prober.of("b")
         tasks.cancel_scope.cancel()
 
 
 def usable(backend: Backend) -> bool:
-    return backend.standing.allows("m", time.monotonic())
+    return backend.breakers.allows("m", time.monotonic())
 
 
-async def test_asks_again_and_again_as_long_as_all_is_well() -> None:
+async def test_checks_periodically_while_the_backend_responds() -> None:
     backend = Backend()
     async with watching(backend, every_s=0.01):
         await backend.asked(3)
     assert usable(backend)
 
 
-async def test_a_backend_that_nobody_suspects_is_left_in_peace_if_told_so() -> None:
+async def test_without_a_period_a_backend_is_checked_only_on_request() -> None:
     backend = Backend()
     async with watching(backend):
         await anyio.sleep(0.05)
     assert backend.probes == 0
 
 
-async def test_a_suspected_backend_is_closed_to_requests_until_it_has_answered() -> None:
+async def test_a_backend_to_be_checked_gets_no_requests_until_it_responds() -> None:
     backend = Backend()
     async with watching(backend, every_s=3600) as watch:
         await anyio.lowlevel.checkpoint()
-        watch.suspect()
+        watch.check_now()
         assert not usable(backend)
         await backend.asked(1)
         assert usable(backend)
 
 
-async def test_many_suspicions_are_one_probe() -> None:
+async def test_many_requests_for_a_check_are_one_check() -> None:
     backend = Backend()
     async with watching(backend) as watch:
         await anyio.lowlevel.checkpoint()
         for _ in range(100):
-            watch.suspect()
+            watch.check_now()
         await backend.asked(1)
         await anyio.sleep(0.02)
     assert backend.probes == 1
     assert backend.most_together == 1
 
 
-async def test_a_dead_backend_stays_closed_and_is_used_again_after_one_answer() -> None:
+async def test_a_dead_backend_stays_open_and_is_used_again_after_one_response() -> None:
     backend = Backend()
     backend.answers = False
     async with watching(backend, every_s=3600) as watch:
         await anyio.lowlevel.checkpoint()
-        watch.suspect()
+        watch.check_now()
         await backend.asked(5)
         assert not usable(backend)
-        assert backend.standing.state("m", time.monotonic()) == "open"
-        watch.suspect()
+        assert backend.breakers.state("m", time.monotonic()) == "open"
+        watch.check_now()
         backend.answers = True
         await backend.asked(backend.probes + 1)
         assert usable(backend)
-        assert backend.standing.state("m", time.monotonic()) == "closed"
+        assert backend.breakers.state("m", time.monotonic()) == "closed"
 
 
-async def test_one_that_is_asked_only_when_suspected_is_asked_until_it_is_back() -> None:
+async def test_a_backend_checked_on_request_is_checked_until_it_responds() -> None:
     backend = Backend()
     backend.answers = False
     async with watching(backend) as watch:
         await anyio.lowlevel.checkpoint()
-        watch.suspect()
+        watch.check_now()
         await backend.asked(3)
         assert not usable(backend)
         backend.answers = True
@@ -133,12 +139,12 @@ async def test_one_that_is_asked_only_when_suspected_is_asked_until_it_is_back()
         assert backend.probes == probes
 
 
-async def test_where_something_else_tells_of_the_return_one_probe_is_enough() -> None:
+async def test_one_check_is_enough_where_something_else_reports_the_return() -> None:
     backend = Backend()
     backend.answers = False
     async with watching(backend, down_every_s=None) as watch:
         await anyio.lowlevel.checkpoint()
-        watch.suspect()
+        watch.check_now()
         await backend.asked(1)
         await anyio.sleep(0.05)
     assert backend.probes == 1
@@ -147,7 +153,7 @@ async def test_where_something_else_tells_of_the_return_one_probe_is_enough() ->
 @pytest.mark.parametrize(
     ("status", "answers"), [(200, True), (401, True), (404, True), (503, True), (500, False), (502, False)]
 )
-async def test_an_answer_of_any_kind_is_a_sign_of_life_but_a_broken_proxy_is_none(status: int, answers: bool) -> None:
+async def test_any_response_counts_but_that_of_a_broken_proxy(status: int, answers: bool) -> None:
     async with open_router("b") as router:
         router.probe_status = status
         probe = probe_of(router.url)
@@ -156,7 +162,7 @@ async def test_an_answer_of_any_kind_is_a_sign_of_life_but_a_broken_proxy_is_non
         await probe.aclose()
 
 
-async def test_nobody_there_is_no_sign_of_life() -> None:
+async def test_an_unreachable_backend_fails_the_check() -> None:
     async with open_router("b") as router:
         await router.stop()
         probe = probe_of(router.url)
@@ -167,48 +173,48 @@ async def test_nobody_there_is_no_sign_of_life() -> None:
 @pytest.mark.parametrize(
     ("signs", "busy", "there"),
     [
-        (["answers"], False, True),
-        (["silent", "answers"], False, True),
-        (["nobody", "answers"], True, True),
+        (["responds"], False, True),
+        (["silent", "responds"], False, True),
+        (["unreachable", "responds"], True, True),
         (["silent", "silent"], False, False),
         (["silent"], True, True),  # its threads all have work, and its kernel takes the connection
-        (["nobody", "nobody"], True, False),
+        (["unreachable", "unreachable"], True, False),
     ],
 )
-async def test_a_busy_server_need_not_answer_only_take_connections(signs: list[Sign], busy: bool, there: bool) -> None:
+async def test_a_busy_server_need_only_accept_connections(signs: list[CheckResult], busy: bool, there: bool) -> None:
     left = iter(signs)
 
-    async def look() -> Sign:
+    async def look() -> CheckResult:
         return next(left)
 
-    assert await lives(look, busy=busy, looks=2) is there
+    assert await responds(look, busy=busy, tries=2) is there
     assert not list(left)
 
 
-async def test_what_is_outside_is_asked_more_often_before_it_is_given_up() -> None:
-    left: list[Sign] = ["silent", "silent", "answers"]
+async def test_a_remote_backend_is_checked_more_often_before_it_counts_as_gone() -> None:
+    left: list[CheckResult] = ["silent", "silent", "responds"]
 
-    async def look() -> Sign:
+    async def look() -> CheckResult:
         return left.pop(0)
 
-    assert await lives(look, busy=False, looks=5)
+    assert await responds(look, busy=False, tries=5)
     assert not left
 
 
-async def test_whoever_takes_a_connection_and_is_silent_is_told_from_whoever_is_not_there() -> None:
+async def test_a_silent_server_is_distinguished_from_an_unreachable_one() -> None:
     async with open_router("r") as router:
         url = urlsplit(router.url)
         endpoint = Endpoint(host=url.hostname or "", port=url.port or 0, name="r")
-        probe = HttpProbe(endpoint, "/health", (), connect_s=1.0, proxied=False, answer_s=0.05)
+        probe = HttpCheck(endpoint, "/health", (), connect_s=1.0, proxied=False, timeout_s=0.05)
         router.block()
-        assert await probe.look() == "silent"
+        assert await probe.result() == "silent"
         assert not await probe()
         router.resume()
         await router.stop()
-        assert await probe.look() == "nobody"
+        assert await probe.result() == "unreachable"
         await probe.aclose()
 
 
-def probe_of(url: str) -> HttpProbe:
+def probe_of(url: str) -> HttpCheck:
     endpoint = Endpoint(host="127.0.0.1", port=int(url.split(":")[2].split("/")[0]), name="b", base_path="/api")
-    return HttpProbe(endpoint, "/v1/models", (), connect_s=1.0, proxied=False)
+    return HttpCheck(endpoint, "/v1/models", (), connect_s=1.0, proxied=False)

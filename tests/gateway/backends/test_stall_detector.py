@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from hostler.gateway.backends.health_checks import StallDetector
+from hostler.gateway.backends.stall_detector import StallDetector
 from hostler.gateway.context import Attempt, Target
 from hostler.supervisor.contract import EngineAddress
 
@@ -32,7 +32,7 @@ class Place:
         self.moved = anyio.Event()
         self.during: Any = None
         self.pulse = StallDetector(
-            "b", alive=self._alive, cut=self._cut, needs_address=needs_address, beside=1, silence_s=0.01
+            "b", is_alive=self._alive, drop=self._cut, needs_address=needs_address, max_requests=1, silence_s=0.01
         )
 
     async def _alive(self, address: EngineAddress | None) -> bool:
@@ -65,7 +65,7 @@ async def place(*, needs_address: bool = True) -> AsyncIterator[Place]:
         tasks.cancel_scope.cancel()
 
 
-async def test_who_waits_where_nobody_is_is_set_free() -> None:
+async def test_requests_at_a_vanished_engine_are_dropped() -> None:
     async with place() as here:
         here.request(1)
         with anyio.fail_after(5):
@@ -74,7 +74,7 @@ async def test_who_waits_where_nobody_is_is_set_free() -> None:
         assert here.cut[0] == 1
 
 
-async def test_who_waits_for_a_busy_backend_goes_on_waiting() -> None:
+async def test_requests_at_a_busy_backend_continue() -> None:
     async with place() as here:
         here.answers = True
         here.request(1)
@@ -84,7 +84,7 @@ async def test_who_waits_for_a_busy_backend_goes_on_waiting() -> None:
         assert here.cut == []
 
 
-async def test_where_anybody_hears_something_nobody_is_looked_for() -> None:
+async def test_an_address_that_serves_any_request_is_not_checked() -> None:
     async with place() as here:
         here.request(1)
         spoken = here.request(1)
@@ -102,7 +102,7 @@ async def test_where_anybody_hears_something_nobody_is_looked_for() -> None:
         here.pulse.leave(other)
 
 
-async def test_a_word_that_comes_while_somebody_looks_saves_the_request() -> None:
+async def test_a_segment_that_arrives_during_the_check_saves_the_request() -> None:
     async with place() as here:
         attempt = here.request(1)
 
@@ -116,7 +116,7 @@ async def test_a_word_that_comes_while_somebody_looks_saves_the_request() -> Non
         assert here.cut == []
 
 
-async def test_nobody_is_looked_for_while_nobody_is_there_yet() -> None:
+async def test_requests_without_an_address_are_not_watched() -> None:
     async with place() as here:
         here.request(None)
         left = here.request(1)
@@ -125,7 +125,7 @@ async def test_nobody_is_looked_for_while_nobody_is_there_yet() -> None:
         assert here.looked == []
 
 
-async def test_a_plain_server_has_one_place_for_all() -> None:
+async def test_a_plain_server_has_one_address_for_all_requests() -> None:
     async with place(needs_address=False) as here:
         here.request(None)
         here.request(None)
@@ -135,7 +135,7 @@ async def test_a_plain_server_has_one_place_for_all() -> None:
         assert here.cut[0] is None
 
 
-async def test_a_backend_is_busy_with_more_requests_than_it_answers_questions_beside() -> None:
+async def test_a_backend_is_busy_above_max_requests() -> None:
     async with place(needs_address=False) as here:
         here.request(None)
         assert not here.pulse.busy

@@ -18,7 +18,14 @@ from hostler.adapters.errors import (
     TooManyRequests,
     WaitTimeout,
 )
-from hostler.gateway.backends.failure_policy import VERDICTS, WORDS, fault_of, outcome_of, retry_after, tokens_at_least
+from hostler.gateway.backends.failure_policy import (
+    DESCRIPTIONS,
+    FAILURE_RULES,
+    classify_error,
+    min_prompt_tokens,
+    rejection_cause,
+    retry_after,
+)
 from hostler.gateway.config import BackendSettings
 
 
@@ -52,15 +59,15 @@ def rejected(status: int, error: Any = None, after: float | None = None) -> Back
     (ModelUnavailable("x"), "model_unavailable"),
     (BadRequest("x"), None),
 ])  # fmt: skip
-def test_an_error_before_the_first_word_has_its_row(error: GatewayError, outcome: str | None) -> None:
-    assert outcome_of(error, committed=False) == outcome
+def test_errors_before_the_first_token_are_classified(error: GatewayError, outcome: str | None) -> None:
+    assert classify_error(error, committed=False) == outcome
 
 
 @pytest.mark.parametrize(
     "error", [BackendTimeout("x"), BackendBroken("x", backend_status=429), BackendUnavailable("x")]
 )
-def test_whatever_fails_after_the_first_word_is_broken(error: GatewayError) -> None:
-    assert outcome_of(error, committed=True) == "broken"
+def test_any_failure_after_the_first_token_is_broken(error: GatewayError) -> None:
+    assert classify_error(error, committed=True) == "broken"
 
 
 @pytest.mark.parametrize(("error", "fault"), [
@@ -77,19 +84,19 @@ def test_whatever_fails_after_the_first_word_is_broken(error: GatewayError) -> N
     (rejected(422), "request"),
     (BadRequest("x"), "request"),
 ])  # fmt: skip
-def test_what_was_wrong_with_a_request_is_seen(error: GatewayError, fault: str) -> None:
-    assert fault_of(error) == fault
+def test_the_cause_of_a_rejection_is_recognised(error: GatewayError, fault: str) -> None:
+    assert rejection_cause(error) == fault
 
 
-def test_every_outcome_has_words() -> None:
-    assert set(VERDICTS) <= set(WORDS)
+def test_every_outcome_has_a_description() -> None:
+    assert set(FAILURE_RULES) <= set(DESCRIPTIONS)
 
 
 @pytest.mark.parametrize(("value", "seconds"), [
     ("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("1e99", 86400.0), ("nan", None), ("soon", None), ("", None),
     ("Thu, 01 Jan 1970 00:01:40 GMT", 90.0), ("Wed, 31 Dec 1969 23:59:00 GMT", 0.0),
 ])  # fmt: skip
-def test_retry_after_is_read_in_both_forms(value: str, seconds: float | None) -> None:
+def test_retry_after_is_parsed_in_both_forms(value: str, seconds: float | None) -> None:
     assert retry_after({"retry-after": value}, 10.0) == seconds
 
 
@@ -97,7 +104,7 @@ def test_retry_after_is_read_in_both_forms(value: str, seconds: float | None) ->
     ("1700000042000", 42.0), ("1700000042", 42.0), ("1699999999000", None), ("1800000000000", None), ("soon", None),
     ("", None), ("30", None),
 ])  # fmt: skip
-def test_the_end_of_a_limit_is_read_where_nothing_else_says_how_long_to_wait(reset: str, seconds: float | None) -> None:
+def test_the_rate_limit_reset_is_used_without_retry_after(reset: str, seconds: float | None) -> None:
     now = 1700000000.0
     body = json.dumps({"error": {"code": 429, "metadata": {"headers": {"X-RateLimit-Reset": reset}}}}).encode()
     assert retry_after({}, now, body) == seconds
@@ -107,13 +114,13 @@ def test_the_end_of_a_limit_is_read_where_nothing_else_says_how_long_to_wait(res
         assert retry_after({}, now, odd) is None
 
 
-def test_a_prompt_is_never_thought_longer_than_it_is() -> None:
+def test_the_tokens_of_a_prompt_are_never_overestimated() -> None:
     text = json.dumps({"messages": [{"role": "user", "content": "word " * 20_000}]}).encode()
-    assert 5_000 < tokens_at_least(text) <= 20_000
-    assert tokens_at_least(b'{"short": 1}') == 0
-    assert tokens_at_least(text + b"data:image/png;base64,AAAA") == 0
+    assert 5_000 < min_prompt_tokens(text) <= 20_000
+    assert min_prompt_tokens(b'{"short": 1}') == 0
+    assert min_prompt_tokens(text + b"data:image/png;base64,AAAA") == 0
     escaped = json.dumps({"messages": [{"content": "\n" * 20_000}]}).encode()
-    assert tokens_at_least(escaped) <= 20_000
+    assert min_prompt_tokens(escaped) <= 20_000
 
 
 @pytest.mark.parametrize(("url", "inside"), [
@@ -127,14 +134,14 @@ def test_a_prompt_is_never_thought_longer_than_it_is() -> None:
     ("http://openrouter.ai.", False), ("http://ai.", False), ("http://lan", True), ("http://lan.example", False),
     ("http://local.example", False), ("http://[2606:4700::1]", False), ("http://localhost.example", False),
 ])  # fmt: skip
-def test_an_address_is_in_the_house_only_if_it_cannot_be_elsewhere(url: str, inside: bool) -> None:
-    assert BackendSettings(kind="openai", url=url).in_the_house is inside
-    assert BackendSettings(kind="supervisor", url=url).in_the_house
-    assert BackendSettings(kind="openai", url=url, local=not inside).in_the_house is not inside
+def test_a_backend_is_local_only_if_its_address_cannot_be_elsewhere(url: str, inside: bool) -> None:
+    assert BackendSettings(kind="openai", url=url).is_local is inside
+    assert BackendSettings(kind="supervisor", url=url).is_local
+    assert BackendSettings(kind="openai", url=url, local=not inside).is_local is not inside
 
 
-def test_a_refusal_that_is_not_text_has_no_words() -> None:
+def test_an_error_body_that_is_not_text_has_no_fields() -> None:
     refused = BackendRejected(
         "x", backend="b", wire="openai", backend_status=400, headers={}, body=b'{"error":{"message":"\xff"}}'
     )
-    assert fault_of(refused) == "request"
+    assert rejection_cause(refused) == "request"

@@ -29,12 +29,12 @@ from hostler.adapters.errors import (
 from hostler.adapters.types import ChatRequest, Control, Origin, Output, Progress, Usage
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
-from hostler.gateway.backends.cost import Spending
-from hostler.gateway.backends.retry_budget import BudgetRules, RetryBudget
-from hostler.gateway.backends.wake_on_lan import Waker
+from hostler.gateway.backends.cost import SpendingTracker
+from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
+from hostler.gateway.backends.wake_on_lan import WakeOnLan
 from hostler.gateway.config import PriceSettings, SwitchingSettings, WakeSettings
 from hostler.gateway.context import Client, RequestContext, Target
-from hostler.gateway.middleware.fallback import FallbackMiddleware, Pauses
+from hostler.gateway.middleware.fallback import CancellableSleeps, FallbackMiddleware
 
 pytestmark = pytest.mark.anyio
 
@@ -64,14 +64,14 @@ class Road:
         self.suspected: list[str] = []
         self.standings = {name: CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0) for name in names}
         self.hops = {
-            name: Hop(name=name, standing=self.standings[name], suspect=lambda name=name: self.suspected.append(name))  # type: ignore[misc]  # a default binds the name
+            name: Hop(name=name, breakers=self.standings[name], check_now=lambda name=name: self.suspected.append(name))  # type: ignore[misc]  # a default binds the name
             for name in names
         }
         self.writer = FakeReply()
         self.contexts = contexts or {}
-        self.budget = RetryBudget(BudgetRules())
+        self.budget = RetryBudget(RetryRules())
         self.max_wait_s = 120.0
-        self.pauses = Pauses()
+        self.sleeps = CancellableSleeps()
 
     def context(self, request: Any = None, **more: Any) -> RequestContext:
         origin = Origin(wire="openai", operation="chat", body=more.pop("body", b"{}"))
@@ -98,7 +98,7 @@ class Road:
             None,  # type: ignore[arg-type]  # `dispatch` is called by itself
             hops=self.hops,
             budget=self.budget,
-            pauses=self.pauses,
+            sleeps=self.sleeps,
             settings=SwitchingSettings(progress_after_s=0, progress_every_s=0.01),
             max_wait_s=self.max_wait_s,
             clock=self.clock,
@@ -145,7 +145,7 @@ ROWS: list[tuple[Callable[[], GatewayError], str, int, str, str]] = [
 
 
 @pytest.mark.parametrize(("make", "outcome", "times", "host", "model"), ROWS)
-async def test_a_row_of_the_table(
+async def test_the_rule_of_each_outcome_is_followed(
     make: Callable[[], GatewayError], outcome: str, times: int, host: str, model: str
 ) -> None:
     road = Road("a", "b", a=[make() for _ in range(9)])
@@ -160,7 +160,7 @@ async def test_a_row_of_the_table(
     assert road.asked[-1] == "b"
 
 
-async def test_a_short_retry_after_is_waited_for_once_and_shown() -> None:
+async def test_a_short_retry_after_is_waited_for_once_with_progress() -> None:
     road = Road("a", "b", a=[rejected(429, 0.02)])
     road.clock = clock = anyio.current_time
     began_at = clock()
@@ -171,7 +171,7 @@ async def test_a_short_retry_after_is_waited_for_once_and_shown() -> None:
     assert road.writer.beats[0].phase == "fallback"
 
 
-async def test_a_long_retry_after_is_left_to_the_next_hop_and_heeded_by_the_following_requests() -> None:
+async def test_a_long_retry_after_falls_back_and_pauses_the_hop() -> None:
     road = Road("a", "b", a=[rejected(429, 60)])
     assert outcomes(await road.go()) == [("a", "busy"), ("b", "answered")]
     assert outcomes(await road.go()) == [("b", "answered")]
@@ -188,26 +188,26 @@ async def test_at_most_one_retry_and_three_hops_for_a_request() -> None:
 
 async def test_without_budget_nothing_is_retried() -> None:
     road = Road("a", "b", a=[rejected(500) for _ in range(9)])
-    road.budget = RetryBudget(BudgetRules(share=0.0, per_second=0))
+    road.budget = RetryBudget(RetryRules(share=0.0, per_second=0))
     assert outcomes(await road.go()) == [("a", "server_error"), ("b", "answered")]
 
 
 @pytest.mark.parametrize("status", [400, 422, 409])
-async def test_a_wrong_request_goes_nowhere_else(status: int) -> None:
+async def test_an_invalid_request_does_not_fall_back(status: int) -> None:
     road = Road("a", "b", a=[rejected(status)])
     with pytest.raises(BackendRejected):
         await road.go()
     assert road.asked == ["a"]
 
 
-async def test_a_request_that_one_protocol_has_no_words_for_goes_to_another() -> None:
+async def test_a_request_unsupported_by_one_protocol_falls_back() -> None:
     road = Road("a", "b", a=[BadRequest("no words")])
     assert outcomes(await road.go()) == [("a", "rejected"), ("b", "answered")]
     with pytest.raises(BadRequest, match="first"):
         await Road("a", "b", a=[BadRequest("first")], b=[BadRequest("second")]).go()
 
 
-async def test_what_is_too_long_goes_only_where_there_is_more_room() -> None:
+async def test_a_context_overflow_falls_back_only_to_a_larger_context() -> None:
     body = b'{"error": {"type": "exceed_context_size_error"}}'
     contexts = {"a": 4096, "b": 4096, "c": 8192}
     road = Road("a", "b", contexts=contexts, a=[rejected(400, body=body)])
@@ -217,7 +217,7 @@ async def test_what_is_too_long_goes_only_where_there_is_more_room() -> None:
     assert outcomes(await road.go()) == [("a", "rejected"), ("c", "answered")]
 
 
-async def test_a_prompt_that_cannot_fit_skips_a_hop_only_if_another_has_room() -> None:
+async def test_a_hop_is_skipped_for_a_long_prompt_only_if_another_has_a_larger_context() -> None:
     long = b'{"content": "%s"}' % (b"word " * 20_000)
     road = Road("a", "b", contexts={"a": 4096, "b": 131072})
     assert outcomes(await road.go(road.context(body=long))) == [("b", "answered")]
@@ -225,7 +225,7 @@ async def test_a_prompt_that_cannot_fit_skips_a_hop_only_if_another_has_room() -
     assert outcomes(await road.go(road.context(body=long))) == [("a", "answered")]
 
 
-async def test_after_the_first_word_nobody_else_is_asked() -> None:
+async def test_does_not_fall_back_after_the_first_token() -> None:
     async def break_off(context: RequestContext) -> None:
         first_token = context.current.on_first_token
         assert first_token is not None
@@ -240,7 +240,7 @@ async def test_after_the_first_word_nobody_else_is_asked() -> None:
     assert outcomes(context) == [("a", "broken")]
 
 
-async def test_who_rested_when_it_was_its_turn_is_asked_if_it_is_back_when_all_others_have_failed() -> None:
+async def test_a_paused_hop_is_tried_last_if_it_recovered_meanwhile() -> None:
     road = Road("a", "b")
     for _ in range(3):
         road.steps["a"] = [BackendUnavailable("x")]
@@ -256,7 +256,7 @@ async def test_who_rested_when_it_was_its_turn_is_asked_if_it_is_back_when_all_o
     assert (context.hop, context.reason) == (0, "b: unreachable")
 
 
-async def test_a_client_that_leaves_gives_its_pass_back() -> None:
+async def test_a_disconnected_client_returns_its_permit() -> None:
     road = Road("a", a=[BackendUnavailable("x") for _ in range(3)])
     for _ in range(3):
         with pytest.raises(ModelUnavailable):
@@ -277,7 +277,7 @@ async def test_a_client_that_leaves_gives_its_pass_back() -> None:
     ("ending", "word"),
     [(ClientDisconnected("x"), "client_disconnected"), (RequestCancelled("x"), "cancelled"), (None, "stopped")],
 )
-async def test_an_attempt_that_is_ended_from_outside_says_by_whom(ending: GatewayError | None, word: str) -> None:
+async def test_the_outcome_names_what_ended_the_attempt(ending: GatewayError | None, word: str) -> None:
     async def hang(context: RequestContext) -> None:
         context.cancel_reason = ending
         scope.cancel()
@@ -290,7 +290,7 @@ async def test_an_attempt_that_is_ended_from_outside_says_by_whom(ending: Gatewa
     assert outcomes(context) == [("a", word)]
 
 
-async def test_who_is_refused_in_line_because_the_gateway_stops_has_not_left() -> None:
+async def test_a_refusal_by_the_stopping_gateway_is_stopped() -> None:
     road = Road("a", "b", a=[ShuttingDown("x")])
     context = road.context()
     with pytest.raises(ShuttingDown):
@@ -298,7 +298,7 @@ async def test_who_is_refused_in_line_because_the_gateway_stops_has_not_left() -
     assert outcomes(context) == [("a", "stopped")]
 
 
-async def test_who_waits_for_a_backend_that_loads_is_sent_away_when_the_gateway_stops() -> None:
+async def test_waiting_for_a_load_ends_when_the_gateway_stops() -> None:
     loading = rejected(503, body=b'{"error": {"type": "unavailable_error", "message": "Loading model"}}')
     road = Road("a", "b", a=[loading for _ in range(1000)])
     context = road.context()
@@ -307,7 +307,7 @@ async def test_who_waits_for_a_backend_that_loads_is_sent_away_when_the_gateway_
         async def stop_when_it_waits() -> None:
             while not road.writer.beats:
                 await anyio.lowlevel.checkpoint()
-            road.pauses.stop()
+            road.sleeps.stop()
 
         tasks.start_soon(stop_when_it_waits)
         with anyio.fail_after(20), pytest.raises(ShuttingDown):
@@ -318,7 +318,7 @@ async def test_who_waits_for_a_backend_that_loads_is_sent_away_when_the_gateway_
     assert set(road.asked) == {"a"}
 
 
-async def test_a_fault_of_our_own_says_nothing_about_a_backend() -> None:
+async def test_an_error_of_the_gateway_does_not_count_against_the_backend() -> None:
     async def fault(context: RequestContext) -> None:
         raise ZeroDivisionError
 
@@ -331,7 +331,7 @@ async def test_a_fault_of_our_own_says_nothing_about_a_backend() -> None:
     assert road.standings["a"].state("a/m", road.now) == "closed"
 
 
-async def test_all_down_tells_each_hops_reason_and_when_the_first_is_tried_again() -> None:
+async def test_the_error_names_each_hops_reason_and_the_earliest_retry() -> None:
     road = Road("a", "b", a=[rejected(402)], b=[BackendTimeout("/secret") for _ in range(3)])
     for _ in range(3):
         with pytest.raises(ModelUnavailable) as raised:
@@ -340,20 +340,20 @@ async def test_all_down_tells_each_hops_reason_and_when_the_first_is_tried_again
         await road.go()
     assert raised.value.retry_after_s == 5.0
     assert raised.value.message == (
-        "no backend could answer for m: a is left alone after failures (circuit_open); "
-        "b is left alone after failures (circuit_open)"
+        "no backend could answer for m: a is paused after failures (circuit_open); "
+        "b is paused after failures (circuit_open)"
     )
 
 
-async def test_only_what_cannot_be_reached_is_suspected() -> None:
+async def test_only_unreachable_hops_are_checked_at_once() -> None:
     road = Road("a", "b", "c", a=[BackendUnavailable("x")], b=[rejected(503)])
     await road.go()
     assert road.suspected == ["a"]
 
 
-async def test_what_must_stay_inside_never_reaches_the_outside(tmp_path: Path) -> None:
+async def test_local_only_requests_never_reach_remote_hops(tmp_path: Path) -> None:
     road = Road("a", "b")
-    outside = Hop(name="a", standing=road.standings["a"], local=False)
+    outside = Hop(name="a", breakers=road.standings["a"], local=False)
     road.hops["a"] = outside
     assert outcomes(await road.go(road.context(local_only=True))) == [("b", "answered")]
     road.hops = {"a": outside}
@@ -368,8 +368,8 @@ async def test_costs_are_counted_and_end_at_the_limit(tmp_path: Path) -> None:
         context.current.usage = Usage(cost=0.6)
 
     road = Road("a", "b", a=[cost, cost])
-    spending = Spending(tmp_path / "spent", 1.0, lambda: 1e9)
-    road.hops["a"] = Hop(name="a", standing=road.standings["a"], local=False, spending=spending)
+    spending = SpendingTracker(tmp_path / "spent", 1.0, lambda: 1e9)
+    road.hops["a"] = Hop(name="a", breakers=road.standings["a"], local=False, spending=spending)
     assert (await road.go()).cost == 0.6
     assert (await road.go()).cost == 0.6
     last = await road.go()
@@ -383,30 +383,28 @@ async def test_costs_are_counted_and_end_at_the_limit(tmp_path: Path) -> None:
     (Usage(prompt_tokens=10**400), 1e6),
     (None, 2 * 1e-6 + 3 * 1e-6),
 ])  # fmt: skip
-async def test_a_cloud_that_tells_no_cost_costs_what_its_tokens_do(
-    tmp_path: Path, usage: Usage | None, cost: float
-) -> None:
+async def test_without_a_reported_cost_tokens_are_priced(tmp_path: Path, usage: Usage | None, cost: float) -> None:
     async def answer(context: RequestContext) -> None:
         context.current.usage, context.current.segments = usage, 3
 
     road = Road("a", a=[answer])
-    spending = Spending(tmp_path / "spent", None, lambda: 1e9)
+    spending = SpendingTracker(tmp_path / "spent", None, lambda: 1e9)
     prices = {"*": PriceSettings(input=9.0), "m": PriceSettings(input=1.0, output=1.0, cached=0.1)}
-    road.hops["a"] = Hop(name="a", standing=road.standings["a"], local=False, spending=spending, prices=prices)
+    road.hops["a"] = Hop(name="a", breakers=road.standings["a"], local=False, spending=spending, prices=prices)
     context = await road.go(road.context(body=b"8 bytes."))
     assert context.cost == pytest.approx(cost)
     assert spending.today == pytest.approx(cost)
 
 
-async def test_whoever_tries_a_closed_backend_gives_its_pass_back_even_if_costs_cannot_be_counted() -> None:
+async def test_a_trial_returns_its_permit_even_if_recording_costs_fails() -> None:
     class Broken:
-        reached = False
+        limit_reached = False
 
         def add(self, backend: str, cost: float | None) -> None:
             raise LookupError("on purpose")
 
     road = Road("a")
-    road.hops["a"] = Hop(name="a", standing=road.standings["a"], local=False, spending=cast(Spending, Broken()))
+    road.hops["a"] = Hop(name="a", breakers=road.standings["a"], local=False, spending=cast(SpendingTracker, Broken()))
     road.standings["a"].host.trip(road.now, 1.0)
     road.now += 2.0
     with pytest.raises(LookupError):
@@ -415,9 +413,9 @@ async def test_whoever_tries_a_closed_backend_gives_its_pass_back_even_if_costs_
     assert road.standings["a"].allows("a/m", road.now)
 
 
-def test_a_price_is_found_by_the_name_there_then_by_ours_then_for_all() -> None:
+def test_prices_are_looked_up_by_the_name_there_then_ours_then_any() -> None:
     one, two, rest = (PriceSettings(input=float(number)) for number in range(3))
-    hop = Hop(name="a", standing=CircuitBreakers(BreakerRules(), lambda: 0.0), prices={"a/m": one, "m": two, "*": rest})
+    hop = Hop(name="a", breakers=CircuitBreakers(BreakerRules(), lambda: 0.0), prices={"a/m": one, "m": two, "*": rest})
     assert [hop.price("m", "a/m"), hop.price("m", "x"), hop.price("x", "y")] == [one, two, rest]
 
 
@@ -427,7 +425,7 @@ def test_a_price_is_found_by_the_name_there_then_by_ours_then_for_all() -> None:
     (503, True, None, "server_error", 2), (503, False, None, "busy", 1), (503, False, 0.001, "busy", 1),
     (502, False, None, "server_error", 1),
 ])  # fmt: skip
-async def test_what_a_backend_says_about_trying_again_is_heeded(
+async def test_the_backends_retryable_hint_is_followed(
     status: int, retryable: bool | None, after: float | None, outcome: str, times: int
 ) -> None:
     error: dict[str, Any] = {"code": status, "message": "x"}
@@ -439,7 +437,7 @@ async def test_what_a_backend_says_about_trying_again_is_heeded(
     assert outcomes(await road.go()) == [("a", outcome)] * times + [("b", "answered")]
 
 
-async def test_an_order_asks_no_breaker_and_closes_none() -> None:
+async def test_a_control_needs_no_permit_and_reports_none() -> None:
     road = Road("a", a=[BackendUnavailable("x") for _ in range(3)])
     for _ in range(3):
         with pytest.raises(ModelUnavailable):
@@ -449,19 +447,21 @@ async def test_an_order_asks_no_breaker_and_closes_none() -> None:
     assert road.standings["a"].state("a/m", road.now) == "open"
 
 
-class Calling(Waker):
+class Calling(WakeOnLan):
     """Counts its calls and sends nothing."""
 
     def _send(self) -> None:
         pass
 
 
-async def test_a_sleeping_machine_is_called_once_however_many_wait_and_they_go_on_when_it_is_awake() -> None:
+async def test_a_sleeping_machine_is_woken_once_for_all_requests() -> None:
     road = Road("a", "b")
     clock = anyio.current_time
     waker = Calling("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=5), clock)
     awake = False
-    road.hops["a"] = Hop(name="a", standing=road.standings["a"], supervised=True, reachable=lambda: awake, waker=waker)
+    road.hops["a"] = Hop(
+        name="a", breakers=road.standings["a"], supervised=True, reachable=lambda: awake, wake_on_lan=waker
+    )
     road.clock = clock
     async with anyio.create_task_group() as tasks:
         for _ in range(10):
@@ -470,18 +470,18 @@ async def test_a_sleeping_machine_is_called_once_however_many_wait_and_they_go_o
             while not road.writer.beats:
                 await anyio.lowlevel.checkpoint()
         awake = True
-        waker.heard(True)
-    assert waker.calls == 1
+        waker.set_reachable(True)
+    assert waker.packets == 1
     assert road.asked == ["a"] * 10
     assert {beat.phase for beat in road.writer.beats} == {"waking"}
 
 
-async def test_a_machine_that_does_not_wake_up_is_passed_over_and_left_in_peace() -> None:
+async def test_a_machine_that_does_not_wake_up_is_skipped_for_a_while() -> None:
     road = Road("a", "b")
     clock = anyio.current_time
     waker = Calling("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=0.05), clock)
     standing = CircuitBreakers(BreakerRules(jitter=0.0, open_s=0.001, max_open_s=0.001), lambda: 0.0)
-    road.hops["a"] = Hop(name="a", standing=standing, supervised=True, reachable=lambda: False, waker=waker)
+    road.hops["a"] = Hop(name="a", breakers=standing, supervised=True, reachable=lambda: False, wake_on_lan=waker)
     road.clock = clock
     began_at = clock()
     first = await road.go()
@@ -491,21 +491,23 @@ async def test_a_machine_that_does_not_wake_up_is_passed_over_and_left_in_peace(
     await anyio.sleep(0.002)
     await road.go()
     assert clock() - began_at < 0.05
-    assert waker.calls == 1
+    assert waker.packets == 1
 
 
-async def test_who_waits_for_a_machine_to_wake_up_is_sent_away_when_the_gateway_stops() -> None:
+async def test_waiting_for_a_machine_ends_when_the_gateway_stops() -> None:
     road = Road("a", "b")
     road.clock = anyio.current_time
     waker = Calling("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=100), road.clock)
-    road.hops["a"] = Hop(name="a", standing=road.standings["a"], supervised=True, reachable=lambda: False, waker=waker)
+    road.hops["a"] = Hop(
+        name="a", breakers=road.standings["a"], supervised=True, reachable=lambda: False, wake_on_lan=waker
+    )
     context = road.context()
     async with anyio.create_task_group() as tasks:
 
         async def stop_when_it_waits() -> None:
             while not road.writer.beats:
                 await anyio.lowlevel.checkpoint()
-            road.pauses.stop()
+            road.sleeps.stop()
 
         tasks.start_soon(stop_when_it_waits)
         with anyio.fail_after(20), pytest.raises(ShuttingDown):

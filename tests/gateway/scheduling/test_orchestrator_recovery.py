@@ -141,7 +141,7 @@ async def opened(first: Snapshot) -> AsyncIterator[Desk]:
     supervisor.close()
 
 
-async def test_a_snapshot_older_than_the_end_of_a_load_takes_nothing_back() -> None:
+async def test_a_snapshot_older_than_the_end_of_a_load_changes_nothing() -> None:
     async with opened(snapshot()) as desk:
         desk.supervisor.loads["a"] = 3
         lease = await desk.lease("a")
@@ -154,7 +154,7 @@ async def test_a_snapshot_older_than_the_end_of_a_load_takes_nothing_back() -> N
         again.release()
 
 
-async def test_after_a_silence_even_a_process_of_the_same_number_is_another_one() -> None:
+async def test_after_a_reconnect_the_same_generation_is_another_process() -> None:
     async with opened(snapshot()) as desk:
         desk.supervisor.loads["a"] = 1
         (await desk.lease("a")).release()
@@ -170,7 +170,7 @@ async def test_after_a_silence_even_a_process_of_the_same_number_is_another_one(
         lease.release()
 
 
-async def test_a_model_that_is_gone_when_it_is_looked_for_counts_as_stopped() -> None:
+async def test_a_model_that_cannot_be_located_counts_as_stopped() -> None:
     async with opened(snapshot(a=("ready", 1))) as desk:
         desk.supervisor.loads["a"] = 2
         lease = desk.host.lease("a")
@@ -180,7 +180,7 @@ async def test_a_model_that_is_gone_when_it_is_looked_for_counts_as_stopped() ->
         lease.release()
 
 
-async def test_a_late_word_of_an_old_process_does_not_touch_the_new_one() -> None:
+async def test_a_late_event_of_an_old_process_does_not_affect_the_new_one() -> None:
     async with opened(snapshot()) as desk:
         desk.supervisor.loads["a"] = 2
         (await desk.lease("a")).release()
@@ -200,9 +200,7 @@ async def test_a_late_word_of_an_old_process_does_not_touch_the_new_one() -> Non
         (RuntimeError("boom"), ModelUnavailable, "could not be loaded"),
     ],
 )
-async def test_a_switch_that_cannot_be_ordered_is_told_for_what_it_is(
-    error: Exception, kind: type[GatewayError], words: str
-) -> None:
+async def test_a_refused_order_has_an_error_of_its_own(error: Exception, kind: type[GatewayError], words: str) -> None:
     async with opened(snapshot()) as desk:
         desk.supervisor.loads["a"] = error
         refused = await desk.refusal("a")
@@ -210,7 +208,7 @@ async def test_a_switch_that_cannot_be_ordered_is_told_for_what_it_is(
         assert words in refused.message
 
 
-async def test_an_unload_on_request_marks_the_leases_it_cuts_off_and_returns_when_the_process_is_gone() -> None:
+async def test_a_forced_unload_revokes_leases_and_waits_for_the_process() -> None:
     async with opened(snapshot()) as desk:
         desk.supervisor.loads["a"] = 1
         lease = await desk.lease("a")
@@ -225,7 +223,7 @@ async def test_an_unload_on_request_marks_the_leases_it_cuts_off_and_returns_whe
         fresh.release()
 
 
-async def test_the_queue_is_told_when_somebody_waits_and_when_nobody_does_any_more() -> None:
+async def test_the_queue_is_published_when_it_fills_and_empties() -> None:
     async with opened(snapshot()) as desk:
         desk.supervisor.loads["a"] = 1
         running = await desk.lease("a")
@@ -242,7 +240,7 @@ async def test_the_queue_is_told_when_somebody_waits_and_when_nobody_does_any_mo
 
 
 @pytest.mark.parametrize("runs", [{"a": 1}, {"a": 2}, {}])
-async def test_who_asks_while_a_host_that_is_back_is_looked_over_gets_an_answer(runs: dict[str, int]) -> None:
+async def test_a_request_during_reconciliation_is_answered(runs: dict[str, int]) -> None:
     async with opened(snapshot()) as desk:
         supervisor = desk.supervisor
         supervisor.loads = {"a": 1}

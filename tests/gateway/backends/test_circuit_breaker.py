@@ -6,22 +6,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostler.gateway.backends.circuit_breaker import Breaker, BreakerRules, CircuitBreakers, Permit
-from hostler.gateway.backends.failure_policy import VERDICTS, Outcome, Verdict, outcome_of_status
+from hostler.gateway.backends.circuit_breaker import BreakerPermit, BreakerRules, CircuitBreaker, CircuitBreakers
+from hostler.gateway.backends.failure_policy import FAILURE_RULES, AttemptOutcome, FailureRule, classify_status
 
 
-def breaker(**rules: float) -> Breaker:
-    return Breaker(BreakerRules(**{"jitter": 0.0, **rules}), lambda: 0.5)  # type: ignore[arg-type]  # numbers of both kinds
+def breaker(**rules: float) -> CircuitBreaker:
+    return CircuitBreaker(BreakerRules(**{"jitter": 0.0, **rules}), lambda: 0.5)  # type: ignore[arg-type]  # numbers of both kinds
 
 
-def fail(breaker: Breaker, now: float, times: int = 1) -> None:
+def fail(breaker: CircuitBreaker, now: float, times: int = 1) -> None:
     for _ in range(times):
         permit = breaker.acquire(now)
         assert permit is not None
         breaker.failure(permit, now)
 
 
-def succeed(breaker: Breaker, now: float) -> None:
+def succeed(breaker: CircuitBreaker, now: float) -> None:
     permit = breaker.acquire(now)
     assert permit is not None
     breaker.success(permit, now)
@@ -53,7 +53,7 @@ def test_lets_one_of_fifty_through_when_half_open() -> None:
     assert subject.state(5.0) == "half_open"
 
 
-def test_closes_after_two_probes_that_went_well() -> None:
+def test_closes_after_two_successful_trials() -> None:
     subject = breaker()
     fail(subject, 0.0, 3)
     succeed(subject, 5.0)
@@ -62,7 +62,7 @@ def test_closes_after_two_probes_that_went_well() -> None:
     assert subject.state(5.1) == "closed"
 
 
-def test_an_abandoned_probe_frees_its_place() -> None:
+def test_an_abandoned_trial_frees_its_place() -> None:
     subject = breaker()
     fail(subject, 0.0, 3)
     permit = subject.acquire(5.0)
@@ -81,7 +81,7 @@ def test_stays_open_twice_as_long_each_time_up_to_the_limit() -> None:
     assert spans == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0]
 
 
-def test_having_closed_it_begins_with_the_short_time_again() -> None:
+def test_after_closing_the_open_time_starts_short_again() -> None:
     subject = breaker()
     fail(subject, 0.0, 3)
     fail(subject, 5.0)
@@ -91,10 +91,10 @@ def test_having_closed_it_begins_with_the_short_time_again() -> None:
     assert subject.retry_in(20.0) == 5.0
 
 
-def test_chance_only_shortens_the_time() -> None:
+def test_jitter_only_shortens_the_open_time() -> None:
     rules = BreakerRules(jitter=0.2)
     for chance, span in ((0.0, 5.0), (0.5, 4.5), (1.0, 4.0)):
-        subject = Breaker(rules, lambda chance=chance: chance)
+        subject = CircuitBreaker(rules, lambda chance=chance: chance)
         fail(subject, 0.0, 3)
         assert subject.retry_in(0.0) == pytest.approx(span)
 
@@ -112,7 +112,7 @@ def test_results_from_before_it_opened_do_not_count() -> None:
     assert subject.retry_in(6.0) == 10.0
 
 
-def test_a_late_result_does_not_free_the_place_of_a_running_probe() -> None:
+def test_a_late_result_does_not_free_the_place_of_a_running_trial() -> None:
     subject = breaker()
     late = subject.acquire(0.0)
     fail(subject, 0.0, 3)
@@ -130,21 +130,21 @@ def test_cooling_is_no_failure() -> None:
     assert subject.acquire(30.0) is not None
 
 
-def test_a_trip_lasts_as_long_as_was_said_and_ends_with_a_probe() -> None:
+def test_a_trip_lasts_as_given_and_ends_with_a_trial() -> None:
     subject = breaker()
     subject.trip(0.0, 900.0)
     assert subject.retry_in(100.0) == 800.0
     assert subject.state(900.0) == "half_open"
 
 
-def test_one_background_probe_closes_it_at_once() -> None:
+def test_one_health_check_closes_it_at_once() -> None:
     subject = breaker()
     fail(subject, 0.0, 3)
     subject.close()
     assert subject.state(0.1) == "closed" and subject.allows(0.1)
 
 
-def test_may_open_at_the_first_failure_when_told_so() -> None:
+def test_opens_at_the_first_failure_with_at_once() -> None:
     subject = breaker()
     permit = subject.acquire(0.0)
     assert permit is not None
@@ -156,15 +156,15 @@ def test_may_open_at_the_first_failure_when_told_so() -> None:
     st.lists(st.tuples(st.sampled_from(["acquire", "success", "failure", "release"]), st.floats(0, 20)), max_size=60)
 )
 @settings(deadline=None)
-def test_never_sticks_and_never_lets_two_probes_out(history: list[tuple[str, float]]) -> None:
+def test_never_sticks_and_never_allows_two_trials(history: list[tuple[str, float]]) -> None:
     subject, now = breaker(), 0.0
-    out: list[Permit] = []
+    out: list[BreakerPermit] = []
     for action, passed in history:
         now += passed
         if action == "acquire":
             permit = subject.acquire(now)
             if permit is not None:
-                assert not (permit.probe and any(other == permit for other in out))
+                assert not (permit.trial and any(other == permit for other in out))
                 out.append(permit)
         elif out:
             permit = out.pop(0)
@@ -175,7 +175,7 @@ def test_never_sticks_and_never_lets_two_probes_out(history: list[tuple[str, flo
 
 
 # The table, row by row: same hop again, next hop, (host, model), host.
-ROWS: dict[Outcome, tuple[str, str, str, str]] = {
+ROWS: dict[AttemptOutcome, tuple[str, str, str, str]] = {
     "answered": ("no", "no", "success", "success"),
     "unreachable": ("no", "yes", "neutral", "failure"),
     "connect_timeout": ("no", "yes", "neutral", "failure"),
@@ -192,14 +192,14 @@ ROWS: dict[Outcome, tuple[str, str, str, str]] = {
 }
 
 
-def test_every_outcome_has_its_row() -> None:
-    assert set(ROWS) == set(VERDICTS)
+def test_every_outcome_has_a_rule() -> None:
+    assert set(ROWS) == set(FAILURE_RULES)
 
 
 @pytest.mark.parametrize("outcome", ROWS)
-def test_the_table_says_what_follows(outcome: Outcome) -> None:
-    row = VERDICTS[outcome]
-    assert (row.again, row.onward, row.model, row.host) == ROWS[outcome]
+def test_the_rule_of_each_outcome(outcome: AttemptOutcome) -> None:
+    row = FAILURE_RULES[outcome]
+    assert (row.retry, row.fallback, row.model, row.host) == ROWS[outcome]
 
 
 @pytest.mark.parametrize(("outcome", "attempts", "host", "model", "for_s"), [
@@ -217,8 +217,8 @@ def test_the_table_says_what_follows(outcome: Outcome) -> None:
     ("broken", 3, "closed", "open", 5),
     ("client_disconnected", 9, "closed", "closed", 0),
 ])  # fmt: skip
-def test_the_breakers_do_what_the_row_says(
-    outcome: Outcome, attempts: int, host: str, model: str, for_s: float
+def test_the_breakers_follow_the_rule(
+    outcome: AttemptOutcome, attempts: int, host: str, model: str, for_s: float
 ) -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for _ in range(attempts):
@@ -230,11 +230,11 @@ def test_the_breakers_do_what_the_row_says(
     assert (subject.acquire("m", 0.0) is None) == (for_s > 0)
 
 
-def test_only_refused_keys_and_unpaid_bills_alert_people() -> None:
-    assert {outcome for outcome, row in VERDICTS.items() if row.alert} == {"auth_failed", "payment_required"}
+def test_only_failed_auth_and_required_payment_alert_operators() -> None:
+    assert {outcome for outcome, row in FAILURE_RULES.items() if row.alert} == {"auth_failed", "payment_required"}
 
 
-def report(subject: CircuitBreakers, model: str, outcome: Outcome, now: float, **more: bool) -> Verdict:
+def report(subject: CircuitBreakers, model: str, outcome: AttemptOutcome, now: float, **more: bool) -> FailureRule:
     permit = subject.acquire(model, now)
     assert permit is not None
     return subject.report(permit, outcome, now, **more)  # type: ignore[arg-type]  # only flags are passed
@@ -254,13 +254,13 @@ def test_an_answer_of_any_model_clears_the_host() -> None:
     assert subject.host.state(0.0) == "closed"
 
 
-def test_a_host_without_heartbeat_is_given_up_at_the_first_refusal() -> None:
+def test_a_host_without_heartbeat_opens_at_the_first_failure() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     report(subject, "m", "unreachable", 0.0, down=True)
     assert subject.acquire("m", 0.0) is None
 
 
-def test_a_model_that_is_refused_does_not_take_the_hosts_only_probe() -> None:
+def test_a_model_that_is_not_allowed_does_not_take_the_hosts_only_trial() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     report(subject, "m", "auth_failed", 0.0)
     for _ in range(3):
@@ -269,7 +269,7 @@ def test_a_model_that_is_refused_does_not_take_the_hosts_only_probe() -> None:
     assert subject.acquire("n", 5.0) is not None
 
 
-def test_a_recovered_host_is_used_again_after_one_background_probe() -> None:
+def test_a_recovered_host_is_used_again_after_one_health_check() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for _ in range(3):
         report(subject, "m", "unreachable", 0.0)
@@ -286,26 +286,26 @@ def test_a_recovered_host_is_used_again_after_one_background_probe() -> None:
     (503, False, False, "server_error"), (503, True, False, "busy"), (503, False, True, "loading"),
     (503, True, True, "loading"), (504, False, False, "server_error"), (501, False, False, "rejected"),
 ])  # fmt: skip
-def test_a_status_is_an_outcome(status: int, retry_after: bool, loading: bool, outcome: Outcome) -> None:
-    assert outcome_of_status(status, retry_after=retry_after, loading=loading) == outcome
+def test_a_status_is_an_outcome(status: int, retry_after: bool, loading: bool, outcome: AttemptOutcome) -> None:
+    assert classify_status(status, retry_after=retry_after, loading=loading) == outcome
 
 
-def test_the_first_word_counts_before_the_answer_has_ended() -> None:
+def test_the_first_token_counts_before_the_answer_has_ended() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for _ in range(3):
         report(subject, "m", "unreachable", 0.0)
     first = subject.acquire("m", 5.0)
     assert first is not None and subject.acquire("m", 5.0) is None
-    first = subject.began(first, 6.0)
+    first = subject.first_token(first, 6.0)
     second = subject.acquire("m", 6.0)
     assert second is not None
-    subject.report(subject.began(second, 7.0), "answered", 8.0)
+    subject.report(subject.first_token(second, 7.0), "answered", 8.0)
     assert subject.host.state(8.0) == "closed"
     subject.report(first, "broken", 9.0)
     assert subject.acquire("m", 9.0) is not None
 
 
-def test_an_answer_that_breaks_off_is_a_failure_although_it_began() -> None:
+def test_an_answer_that_breaks_off_is_a_failure_despite_its_first_token() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for _ in range(3):
         permit = subject.acquire("m", 0.0)
@@ -313,24 +313,24 @@ def test_an_answer_that_breaks_off_is_a_failure_although_it_began() -> None:
         subject.report(permit, "server_error", 0.0)
     permit = subject.acquire("m", 5.0)
     assert permit is not None
-    subject.report(subject.began(permit, 5.0), "broken", 6.0)
+    subject.report(subject.first_token(permit, 5.0), "broken", 6.0)
     assert subject.state("m", 6.0) == "open"
 
 
-def test_failing_probes_keep_a_host_closed_to_requests() -> None:
+def test_failing_health_checks_keep_a_circuit_open() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for at in range(3):
-        subject.unanswered(float(at), 10.0)
+        subject.check_failed(float(at), 10.0)
     assert subject.state("m", 2.0) == "open"
     for at in range(3, 100, 8):
-        subject.unanswered(float(at), 10.0)
+        subject.check_failed(float(at), 10.0)
         assert subject.acquire("m", at + 7.9) is None
     subject.recovered()
     assert subject.acquire("m", 100.0) is not None
 
 
-def test_what_was_mended_by_hand_is_used_at_once() -> None:
+def test_a_reset_model_is_used_at_once() -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     report(subject, "m", "payment_required", 0.0)
-    subject.mended("m")
+    subject.reset("m")
     assert subject.acquire("m", 0.1) is not None

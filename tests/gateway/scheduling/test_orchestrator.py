@@ -85,7 +85,7 @@ async def leased(host: Orchestrator) -> EngineAddress:
     return lease.address()
 
 
-async def test_asks_again_while_the_supervisor_has_not_noticed_a_dead_engine() -> None:
+async def test_orders_again_until_the_supervisor_notices_a_dead_engine() -> None:
     supervisor = Scripted(address(1), address(1), address(1), address(2))
     async with orchestrating(supervisor) as host:
         host.engine_lost(await leased(host))
@@ -93,7 +93,7 @@ async def test_asks_again_while_the_supervisor_has_not_noticed_a_dead_engine() -
     assert supervisor.unloaded == 0
 
 
-async def test_ends_an_engine_that_lives_but_lets_nobody_in() -> None:
+async def test_unloads_an_engine_that_runs_but_accepts_no_connections() -> None:
     supervisor = Scripted(address(1))
     async with orchestrating(supervisor) as host:
         host.engine_lost(await leased(host))
@@ -117,7 +117,7 @@ class NeverReady(Scripted):
         raise AssertionError
 
 
-async def test_a_long_line_is_not_told_of_with_everybody_who_joins_it() -> None:
+async def test_a_long_queue_is_not_published_with_every_request() -> None:
     told: list[QueueChanged] = []
     complete = anyio.Event()
 

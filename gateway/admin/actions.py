@@ -1,0 +1,145 @@
+"""What operators do over HTTP: load, unload, pin, cancel, and ask what a load would mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from hostler.adapters.errors import ModelNotFound, NotFound
+from hostler.gateway.admin.http import decode_body, json_endpoint, json_response, run_while_connected
+from hostler.gateway.asgi import RouteMatch
+from hostler.gateway.catalog import Catalog
+from hostler.gateway.events import printable
+from hostler.gateway.middleware.request_context import InFlightRequests
+from hostler.gateway.routing import gateway_route
+from hostler.gateway.scheduling.estimates import SwitchEstimate
+from hostler.gateway.scheduling.orchestrator import Orchestrator
+
+
+class LoadBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: str
+
+
+class UnloadBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """With `force` (the default) answers in progress are cut off; without it the model is unloaded after them."""
+
+    model: str
+    force: bool = True
+
+
+class PinBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Applies to the host `backend`, or to every host that has the model."""
+
+    model: str
+    pinned: bool = True
+    backend: str | None = None
+
+
+class CancelBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`id` is the one in `X-Request-ID`, the log and `/events`."""
+
+    id: str
+
+
+class ForecastView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request for the model would cause now, by host; the first host would serve it."""
+
+    model: str
+    hosts: dict[str, SwitchEstimate]
+
+
+class ActionRoutes:
+    """Load, unload, pin and cancel, and the forecast of a load. Delegates to the orchestrators; holds no state."""
+
+    def __init__(self, catalog: Catalog, hosts: Mapping[str, Orchestrator], in_progress: InFlightRequests) -> None:
+        self._catalog = catalog
+        self._hosts = hosts
+        self._in_progress = in_progress
+
+    def routes(self) -> list[RouteMatch]:
+        return [
+            gateway_route(
+                "load", "/admin/load", json_endpoint(self._load), scope="operate", methods=("POST",), writes=True
+            ),
+            gateway_route(
+                "unload", "/admin/unload", json_endpoint(self._unload), scope="operate", methods=("POST",), writes=True
+            ),
+            gateway_route(
+                "pin", "/admin/pin", json_endpoint(self._pin), scope="operate", methods=("POST",), writes=True
+            ),
+            gateway_route(
+                "cancel", "/admin/cancel", json_endpoint(self._cancel), scope="operate", methods=("POST",), writes=True
+            ),
+            gateway_route("forecast", "/admin/forecast", json_endpoint(self._forecast), scope="read"),
+        ]
+
+    async def _load(self, request: Request) -> Response:
+        model, hosts = self._hosts_of((await decode_body(request, LoadBody)).model)
+        lease = min(hosts, key=lambda host: host.distance(model)).lease(model, client="operator")
+
+        async def loaded() -> None:
+            while not await lease.wait(60.0):
+                lease.take_notification()
+
+        try:
+            await run_while_connected(request, loaded)
+            lease.address()
+        finally:
+            lease.release()
+        return json_response({"model": model, "state": "loaded"})
+
+    async def _unload(self, request: Request) -> Response:
+        unload = await decode_body(request, UnloadBody)
+        model, hosts = self._hosts_of(unload.model)
+        for host in hosts:
+            await host.unload(model, force=unload.force)
+        state = "draining" if any(host.is_serving(model) for host in hosts) and not unload.force else "unloaded"
+        return json_response({"model": model, "state": state})
+
+    async def _pin(self, request: Request) -> Response:
+        """A pinned model is never evicted or unloaded for idleness. Pinning does not load it."""
+        pin = await decode_body(request, PinBody)
+        model, hosts = self._hosts_of(pin.model)
+        if pin.backend is not None:
+            names = ", ".join(host.name for host in hosts)
+            hosts = [host for host in hosts if host.name == pin.backend]
+            if not hosts:
+                raise NotFound(f"no host of that name has {model}; hosts that have it: {names}")
+        remembered = [await host.pin(model, pin.pinned) for host in hosts]
+        return json_response(
+            {
+                "model": model,
+                "pinned": pin.pinned,
+                "backends": [host.name for host in hosts],
+                "remembered": all(remembered),
+            }
+        )
+
+    async def _cancel(self, request: Request) -> Response:
+        cancel = await decode_body(request, CancelBody)
+        cancelled = self._in_progress.cancel(cancel.id)
+        if not cancelled:
+            raise NotFound("no request with this id is in progress; GET /admin/status lists those that are")
+        return json_response({"id": cancel.id, "cancelled": cancelled})
+
+    async def _forecast(self, request: Request) -> Response:
+        """What a load would mean: which models are unloaded, which requests wait, and for how long."""
+        model, hosts = self._hosts_of(request.query_params.get("model", ""))
+        nearest = sorted(hosts, key=lambda host: host.distance(model))
+        forecasts = {host.name: view for host in nearest if (view := host.estimate_switch(model)) is not None}
+        return json_response(ForecastView(model=model, hosts=forecasts))
+
+    def _hosts_of(self, name: str) -> tuple[str, list[Orchestrator]]:
+        """The canonical name, and every supervised host that has the model, in the order of the chain."""
+        placement = self._catalog.find(name)
+        hosts = [self._hosts[place.backend] for place in placement.places if place.backend in self._hosts]
+        if not hosts:
+            raise ModelNotFound(
+                f"no supervised host has {printable(name, 100)}; models of other servers cannot be loaded, unloaded or pinned",
+                model=name,
+                param="model",
+            )
+        return placement.model, hosts

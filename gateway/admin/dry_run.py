@@ -1,0 +1,53 @@
+"""`GET /admin/route`: the backends a request for a model would try, without sending anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from hostler.gateway.admin.http import json_endpoint, json_response
+from hostler.gateway.asgi import RouteMatch
+from hostler.gateway.backends.chain import Chain, RouteHop
+from hostler.gateway.catalog import Placement
+from hostler.gateway.routing import gateway_route
+
+
+class DryRun(msgspec.Struct, frozen=True, kw_only=True):
+    """The hops of a request for `model` in order; `first` is the one that would serve it now. Cost in US dollars."""
+
+    model: str
+    local_only: bool
+    first: str | None
+    hops: tuple[RouteHop, ...]
+    cost_today: float
+
+
+class DryRunRoutes:
+    """`find` is the catalog's."""
+
+    def __init__(self, find: Callable[[str | None], Placement], chain: Chain) -> None:
+        self._find = find
+        self._chain = chain
+
+    def routes(self) -> list[RouteMatch]:
+        return [gateway_route("route", "/admin/route", json_endpoint(self._dry_run), scope="read")]
+
+    async def _dry_run(self, request: Request) -> Response:
+        placement = self._find(request.query_params.get("model"))
+        local_only = placement.local_only or request.query_params.get("local_only", "").lower() in ("true", "1")
+        hops = tuple(
+            self._chain.availability(place.backend, place.name_there, place.context, local_only=local_only)
+            for place in placement.places
+        )
+        return json_response(
+            DryRun(
+                model=placement.model,
+                local_only=local_only,
+                first=next((hop.backend for hop in hops if hop.reason is None), None),
+                hops=hops,
+                cost_today=round(self._chain.spending.today, 6),
+            )
+        )

@@ -1,0 +1,104 @@
+"""A host with a scheduler and a clock, for tests of decisions: it notes them and checks the scheduler's guarantees."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+
+from hostler.gateway.scheduling.queue import Ticket
+from hostler.gateway.scheduling.scheduler import Scheduler
+from hostler.gateway.scheduling.types import Decision, Grant, Refuse, SchedulerSettings, StartSwitch
+from hostler.supervisor.contract import Failure, HostStatus, ModelStatus, ProfileInfo
+
+SETTINGS = SchedulerSettings()
+
+
+def status(*profiles: ProfileInfo, budget: int | None = None, states: dict[str, str] | None = None) -> HostStatus:
+    models = tuple(ModelStatus(model=name, state=state, since=0.0) for name, state in (states or {}).items())  # type: ignore[arg-type]
+    return HostStatus(profiles=profiles, models=models, exclusive=budget is None, budget_bytes=budget)
+
+
+def profile(name: str, parallel: int = 1, **more: object) -> ProfileInfo:
+    return ProfileInfo(name=name, parallel=parallel, **more)  # type: ignore[arg-type]  # passes the other fields on
+
+
+class SchedulerHost:
+    """A scheduler with a clock, which notes what it decided and sees to it that it keeps its promises."""
+
+    def __init__(
+        self, *profiles: ProfileInfo, budget: int | None = None, states: dict[str, str] | None = None, **rules: float
+    ) -> None:
+        self.now = 0.0
+        self.profiles = profiles
+        self.scheduler = Scheduler(msgspec.structs.replace(SETTINGS, **rules))
+        self.served: list[int] = []
+        self.refused: dict[int, Refuse] = {}
+        self.switches: list[StartSwitch] = []
+        self.unloads: list[str] = []
+        self.using: dict[int, str] = {}
+        self.waiting: set[int] = set()
+        self._ids = itertools.count(1)
+        self.note(self.scheduler.apply_snapshot(status(*profiles, budget=budget, states=states), 0.0))
+
+    def note(self, decisions: list[Decision]) -> list[Decision]:
+        for decision in decisions:
+            if isinstance(decision, Grant | Refuse):
+                assert decision.ticket in self.waiting, "granted or refused twice, or after it left"
+                self.waiting.discard(decision.ticket)
+            if isinstance(decision, Grant):
+                self.served.append(decision.ticket)
+                self.using[decision.ticket] = decision.model
+            elif isinstance(decision, Refuse):
+                assert decision.retry_after_s >= 0
+                self.refused[decision.ticket] = decision
+            elif isinstance(decision, StartSwitch):
+                assert not set(decision.evict) & set(self.using.values()), "stopped while serving"
+                self.switches.append(decision)
+            else:
+                self.unloads.append(decision.model)
+        return decisions
+
+    def request(self, model: str, client: str = "", priority: int = 0) -> int:
+        number = next(self._ids)
+        self.waiting.add(number)
+        ticket = Ticket(id=number, model=model, at=self.now, client=client, priority=priority)
+        self.note(self.scheduler.request(ticket, self.now))
+        return number
+
+    def release(self, ticket: int, keep_alive_s: float | None = None) -> None:
+        self.using.pop(ticket)
+        self.note(self.scheduler.release(ticket, self.now, keep_alive_s))
+
+    def cancel(self, ticket: int) -> None:
+        self.waiting.discard(ticket)
+        self.using.pop(ticket, None)
+        self.note(self.scheduler.cancel(ticket, self.now))
+
+    def finish_switch(self, parallel: int = 0) -> None:
+        """The switch that was ordered last is done."""
+        order = self.switches[-1]
+        self.note(self.scheduler.loaded(order.id, order.model, self.now, parallel))
+
+    def fail_switch(self, failure: Failure | None = None) -> None:
+        order = self.switches[-1]
+        self.note(self.scheduler.load_failed(order.id, order.model, self.now, failure))
+
+    def advance_to(self, now: float) -> None:
+        """Time passes; whatever is due on the way happens."""
+        while (due := self.scheduler.next_deadline()) is not None and due <= now:
+            self.now = max(self.now, due)
+            self.note(self.scheduler.tick(self.now))
+            assert self.scheduler.next_deadline() != due, "a tick that was due must have moved on"
+        self.now = now
+
+    def loads(self) -> list[str]:
+        return [order.model for order in self.switches]
+
+
+def loaded_host(*profiles: ProfileInfo, budget: int | None = None, **rules: float) -> SchedulerHost:
+    """A host whose first model is ready."""
+    return SchedulerHost(*profiles, budget=budget, states={profiles[0].name: "ready"}, **rules)
+
+
+A, B, C = profile("a"), profile("b"), profile("c")
