@@ -44,7 +44,7 @@ async def test_whoever_waits_for_a_load_sees_how_far_it_is(
     script = {"ready_after": 0.1, "ready_when": ready.path, "speak": True}
     async with open_house({"a": {"script": script}}) as house, open_page(f"{house.url}/ui/#try") as page:
         await say(page, "Hello")
-        await expect(page.get_by_role("progressbar", name="until the model answers")).to_be_visible()
+        await expect(page.get_by_role("progressbar", name="load progress")).to_be_visible()
         await expect(page.locator("form.card [role=status]")).to_contain_text("loading a")
         ready.open()
         await expect(page.locator(".said").nth(1)).to_have_text("word0 word1 word2 word3 word4 ")

@@ -108,14 +108,14 @@ async def test_nothing_has_to_be_moved_sideways(
                     await open_section(page, section)
                     if section == "Flow":
                         await page.locator("summary").first.click()
-                        await page.get_by_role("list", name="Last requests").locator("summary").first.click()
+                        await page.get_by_role("list", name="Recent requests").locator("summary").first.click()
                     if section == "Switching":
-                        last = page.get_by_role("region", name="Last switches").get_by_role("row")
+                        last = page.get_by_role("region", name="Recent switches").get_by_role("row")
                         await expect(last.filter(has_text="failed").first).to_contain_text("broken")
                         for row in (last.nth(1), page.get_by_role("region", name="Queue").get_by_role("row").nth(1)):
                             await expect(row.get_by_role("cell")).to_have_count(7)
                     if section == "Charts":
-                        await page.get_by_text("The same as numbers").click()
+                        await page.get_by_text("As a table").click()
                         await expect(page.get_by_role("region", name="Figures").get_by_role("row")).not_to_have_count(1)
                     for scheme in ("light", "dark"):
                         await page.emulate_media(color_scheme=scheme)
@@ -212,7 +212,7 @@ async def test_a_name_that_is_markup_is_text_everywhere(open_house: OpenHouse, o
                     await expect(elsewhere).to_contain_text("unavailable")
                     await expect(elsewhere).to_contain_text("else cannot be reached")
                 if section == "Flow":
-                    await expect(page.get_by_role("list", name="Last requests")).to_contain_text(NASTY)
+                    await expect(page.get_by_role("list", name="Recent requests")).to_contain_text(NASTY)
                 if section == "Try it":
                     away = page.get_by_label("Model", exact=True).get_by_role("option", name=NASTY)
                     await expect(away).to_have_text(f"{NASTY} (unavailable)")
@@ -221,7 +221,7 @@ async def test_a_name_that_is_markup_is_text_everywhere(open_house: OpenHouse, o
                     await page.keyboard.press("Enter")
                     await expect(page.locator(".said").nth(1)).to_contain_text(f"{NASTY}4")
                 if section == "Logs":
-                    await page.get_by_label("Log of").select_option(label="a on local")
+                    await page.get_by_label("Source").select_option(label="a on local")
                     await expect(page.get_by_role("log")).to_contain_text(NASTY)
                 assert await page.locator("main img").count() == 0
 
@@ -231,11 +231,11 @@ async def test_logs_are_filtered(open_house: OpenHouse, open_page: OpenPage) -> 
     async with open_house({"a": {"script": script}}) as house:
         await house.chat("a")
         async with open_page(f"{house.url}/ui/#logs") as page:
-            await page.get_by_label("Log of").select_option(label="a on local")
+            await page.get_by_label("Source").select_option(label="a on local")
             await expect(page.get_by_role("log")).to_contain_text("one apple")
-            await page.get_by_label("Lines with").fill("PEAR")
+            await page.get_by_label("Filter").fill("PEAR")
             await expect(page.get_by_role("log")).to_have_text("error: one pear")
-            await page.get_by_label("Lines with").fill("")
+            await page.get_by_label("Filter").fill("")
             await page.get_by_label("Level").select_option("errors")
             await expect(page.get_by_role("log")).to_have_text("error: one pear")
 
@@ -255,9 +255,9 @@ async def test_charts_are_drawn_from_the_past(open_house: OpenHouse, open_page: 
     async with open_house({"a": {}}) as house:
         await house.chat("a")
         async with open_page(f"{house.url}/ui/#charts") as page:
-            chart = page.get_by_role("img", name=re.compile("^Time to first word: lately median"))
+            chart = page.get_by_role("img", name=re.compile("^Time to first token: latest median"))
             await expect(chart).to_be_visible()
-            await expect(page.get_by_role("img", name=re.compile("^Switches: in all 1"))).to_be_visible()
+            await expect(page.get_by_role("img", name=re.compile("^Switches: total 1"))).to_be_visible()
 
 
 async def test_nothing_is_loaded_from_anywhere_else(open_house: OpenHouse, open_page: OpenPage) -> None:

@@ -28,7 +28,7 @@ async def test_an_operator_logs_in_acts_and_logs_out(
     async with open_house({"a": {}}, gateway=gateway) as house, open_page(house.url, complains=True) as page:
         await page.get_by_label("API key").fill("hst-wrong")
         await page.keyboard.press("Enter")
-        await expect(page.get_by_role("alert")).to_contain_text("not valid")
+        await expect(page.get_by_role("alert")).to_contain_text("invalid API key")
         await page.get_by_label("API key").fill(key)
         await page.get_by_role("button", name="Log in").click()
         await expect(page.locator("#link")).to_have_text("live")

@@ -38,13 +38,13 @@ async def test_a_switch_is_watched_from_its_order_to_its_end(
             await expect(model(page, "a")).to_contain_text("ready")
             await page.get_by_role("button", name="Switch to b").click()
             dialog = page.get_by_role("dialog")
-            await expect(dialog).to_contain_text("a will be stopped on local")
+            await expect(dialog).to_contain_text("a will be unloaded on local")
             await dialog.get_by_role("button", name="Switch now").click()
             await page.get_by_role("link", name="Switching").click()
             await expect(page.get_by_role("heading", name="a → b")).to_be_visible()
             await expect(page.locator(".phases [data-state=current]")).to_have_text("loading")
             ready.open()
-            last = page.get_by_role("region", name="Last switches").get_by_role("row").nth(1)
+            last = page.get_by_role("region", name="Recent switches").get_by_role("row").nth(1)
             await expect(last).to_contain_text("b")
             await expect(last).to_contain_text("ready")
             await page.get_by_role("link", name="Now").click()
@@ -59,9 +59,9 @@ async def test_what_a_switch_would_mean_is_told_without_doing_it(open_house: Ope
         house.stream("a"),
         open_page(f"{house.url}/ui/") as page,
     ):
-        await page.get_by_role("button", name="What if b is loaded now?").click()
+        await page.get_by_role("button", name="Forecast loading b").click()
         dialog = page.get_by_role("dialog")
-        await expect(dialog).to_contain_text("1 answer in progress will be finished first")
+        await expect(dialog).to_contain_text("1 answer in progress will finish first")
         await page.keyboard.press("Escape")
         await expect(dialog).to_have_count(0)
         await expect(model(page, "a")).to_contain_text("1 of 1")
@@ -75,7 +75,7 @@ async def test_a_model_with_answers_is_unloaded_as_the_operator_chooses(
         async with open_page(f"{house.url}/ui/") as page:
             await expect(model(page, "a")).to_contain_text("1 of 1")
             await page.get_by_role("button", name="Unload a").click()
-            await page.get_by_role("dialog").get_by_role("button", name="Cut them off").click()
+            await page.get_by_role("dialog").get_by_role("button", name="Stop them").click()
             await expect(model(page, "a")).to_contain_text("not loaded")
         assert "unloaded on request" in "".join([part async for part in answer.aiter_text()])
 
@@ -93,7 +93,7 @@ async def test_a_request_in_flight_is_seen_and_cancelled(open_house: OpenHouse, 
             flying = page.get_by_role("list", name="Requests in flight")
             await expect(flying).to_contain_text("generating")
             await flying.get_by_role("button", name="Cancel").click()
-            last = page.get_by_role("list", name="Last requests").get_by_role("listitem")
+            last = page.get_by_role("list", name="Recent requests").get_by_role("listitem")
             await expect(last).to_have_count(1)
             await expect(last).to_contain_text("cancelled")
             await expect(flying.get_by_role("listitem")).to_have_count(0)
@@ -105,12 +105,12 @@ async def test_a_request_opens_to_its_way_in_time(open_house: OpenHouse, open_pa
         await house.chat("a")
         await house.chat("b")
         async with open_page(f"{house.url}/ui/#flow") as page:
-            first = page.get_by_role("list", name="Last requests").get_by_role("listitem").first
+            first = page.get_by_role("list", name="Recent requests").get_by_role("listitem").first
             await first.locator("summary").click()
-            way = re.compile(r"in the queue .*switching .*reading the prompt .*writing")
+            way = re.compile(r"queued .*switching .*prefill .*generation")
             await expect(first.get_by_role("img")).to_have_accessible_name(way)
             await expect(first).to_contain_text("b on local")
-            await expect(first).to_contain_text("the first in the chain")
+            await expect(first).to_contain_text("first in the chain")
 
 
 async def test_those_who_wait_are_listed_in_the_order_of_service(open_house: OpenHouse, open_page: OpenPage) -> None:
@@ -154,9 +154,9 @@ async def test_a_backend_that_fails_is_seen_being_left_alone(open_house: OpenHou
         await expect(hop).to_contain_text("openai")
         for _ in range(3):
             await house.chat("m")
-        await expect(hop).to_contain_text("left alone")
+        await expect(hop).to_contain_text("circuit open")
         await expect(hop).to_contain_text("was unreachable")
-        await expect(page.get_by_text(re.compile("dead: in use → left alone"))).to_be_visible()
+        await expect(page.get_by_text(re.compile("dead: in use → circuit open"))).to_be_visible()
         local = page.locator(".hops > li").first
         await expect(local).to_contain_text("in use")
 
@@ -174,7 +174,7 @@ async def test_a_model_is_pinned_and_unpinned(open_house: OpenHouse, open_page: 
         await dialog.get_by_role("button", name="Pin it").click()
         for each in (page, other):
             await expect(model(each, "a").locator(".badge", has_text="pinned")).to_be_visible()
-            await expect(model(each, "a")).to_contain_text("never: pinned")
+            await expect(model(each, "a")).to_contain_text("never (pinned)")
         await house.chat("b")
         await expect(page.locator(".models > li[data-state=ready]")).to_have_count(2)
         await page.get_by_role("button", name="Unpin a", exact=True).click()
@@ -196,10 +196,10 @@ async def test_the_chain_tells_what_failed_where_and_since_when(
         await house.chat("cloudy")
         async with open_page(f"{house.url}/ui/#chain") as page:
             local, away = page.locator(".hops > li").first, page.locator(".hops > li").nth(1)
-            await expect(away).to_contain_text("left alone")
+            await expect(away).to_contain_text("circuit open")
             await expect(away.get_by_role("list", name="Failures by kind")).to_contain_text("1 × was unreachable")
             await expect(away.locator(".lane svg").first).to_have_attribute(
-                "aria-label", re.compile("all of it: left alone for 1 of the last 60 minutes")
+                "aria-label", re.compile("backend: circuit open for 1 of the last 60 minutes")
             )
             await expect(away.locator(".lane svg").nth(1)).to_have_attribute("aria-label", re.compile("^x/y: "))
             await expect(local.locator(".lane svg").first).to_have_attribute("aria-label", re.compile("in use for the"))
@@ -220,14 +220,14 @@ async def test_whoever_is_on_the_way_is_found_with_what_it_waits_for(
     ):
         await first_word(answer)
         tasks.start_soon(house.chat, "b")
-        await page.get_by_role("link", name="1 answer", exact=True).click()
+        await page.get_by_role("link", name="1 request", exact=True).click()
         flying = page.get_by_role("list", name="Requests in flight").get_by_role("listitem")
         waiting = flying.filter(has_text="b")
         await waiting.locator("summary").click()
         bar = waiting.get_by_role("img")
-        await expect(bar).to_have_accessible_name(re.compile(r"in the queue [1-9].* s, switching 0 s, reading .* 0 s"))
+        await expect(bar).to_have_accessible_name(re.compile(r"queued [1-9].* s, switching 0 s, prefill 0 s"))
         await flying.filter(has_text="a").first.get_by_role("button", name="Cancel").click()
-        await expect(bar).to_have_accessible_name(re.compile(r"switching [1-9].* s, reading .* 0 s"))
+        await expect(bar).to_have_accessible_name(re.compile(r"switching [1-9].* s, prefill 0 s"))
         await page.get_by_role("link", name="Now").click()
         await page.get_by_role("link", name="1", exact=True).click()
         await expect(page.get_by_role("region", name="Queue")).to_contain_text("b")

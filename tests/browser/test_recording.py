@@ -27,8 +27,8 @@ async def test_a_sign_is_on_every_section_and_operators_read_what_was_said(
             await page.get_by_role("link", name="Try it").click()
             await expect(page.locator("main")).to_contain_text("the gateway records it")
             await page.get_by_role("link", name="Flow").click()
-            await page.get_by_role("list", name="Last requests").locator("summary").click()
-            await page.get_by_role("button", name="Show what was said").click()
+            await page.get_by_role("list", name="Recent requests").locator("summary").click()
+            await page.get_by_role("button", name="Show prompt and answer").click()
             await expect(page.get_by_label("request", exact=True)).to_contain_text("<b>Quietly</b>")
             await expect(page.get_by_label("answer", exact=True)).to_contain_text("word0")
             assert await complaints(page) == []
@@ -38,7 +38,7 @@ async def test_there_is_no_sign_and_nothing_to_read_by_itself(open_house: OpenHo
     async with open_house({"a": {}}) as house:
         await house.chat("a")
         async with open_page(f"{house.url}/ui/#flow") as page:
-            await page.get_by_role("list", name="Last requests").locator("summary").click()
+            await page.get_by_role("list", name="Recent requests").locator("summary").click()
             await expect(page.get_by_text("Operation")).to_be_visible()
             await expect(page.get_by_role("note")).to_have_count(0)
-            await expect(page.get_by_role("button", name="Show what was said")).to_be_hidden()
+            await expect(page.get_by_role("button", name="Show prompt and answer")).to_be_hidden()

@@ -1,11 +1,11 @@
-// Calls to the gateway. An answer that is no success becomes an error that says what to do.
+// Calls to the gateway. An unsuccessful response becomes an Error with the message to show.
 
 export async function get(path) {
-  return decoded(await fetch(path, { headers: { Accept: "application/json" }, cache: "no-store" }));
+  return decode(await fetch(path, { headers: { Accept: "application/json" }, cache: "no-store" }));
 }
 
 export async function post(path, body) {
-  return decoded(
+  return decode(
     await fetch(path, {
       method: "POST",
       headers: { "Content-Type": "application/json", Accept: "application/json" },
@@ -14,33 +14,33 @@ export async function post(path, body) {
   );
 }
 
-async function decoded(answer) {
-  if (answer.status === 401) leave();
-  const text = await answer.text();
+async function decode(response) {
+  if (response.status === 401) sessionExpired();
+  const text = await response.text();
   let value = null;
   try {
     value = JSON.parse(text);
   } catch {
-    /* told below */
+    /* handled below */
   }
-  if (!answer.ok) throw new Error(problem(value, answer.status));
+  if (!response.ok) throw new Error(errorMessage(value, response.status));
   return value;
 }
 
-/** What an error answer says, in whatever shape its protocol has. */
-export function problem(value, status) {
-  const told = value?.error;
-  return (typeof told === "string" ? told : told?.message) || `the gateway answered with status ${status}`;
+/** The message of an error response, in the shape of any protocol. */
+export function errorMessage(value, status) {
+  const error = value?.error;
+  return (typeof error === "string" ? error : error?.message) || `HTTP status ${status} from the gateway`;
 }
 
-/** The login has ended: the page asks for the key again. */
-export function leave() {
-  if (!leaving) location.reload();
-  leaving = true;
+/** The session has expired: reload to show the login form. */
+export function sessionExpired() {
+  if (!reloading) location.reload();
+  reloading = true;
 }
-let leaving = false;
+let reloading = false;
 
-/** The events of a stream that `fetch` opened, as `{ event, data }`. */
+/** The server-sent events of a `fetch` response body, as `{ event, data }`. */
 export async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";

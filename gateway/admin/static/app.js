@@ -1,25 +1,25 @@
-// The frame of the page: sections, the connection's state, the theme.
+// The page around the sections: navigation, connection status, theme.
 
-import { h, say, set, show } from "./dom.js";
+import { h, setText, set, show } from "./dom.js";
 import { connect, state, watch } from "./store.js";
-import * as present from "./now.js";
+import * as overview from "./now.js";
 import * as flow from "./flow.js";
 import * as switching from "./switching.js";
 import * as chain from "./chain.js";
 import * as charts from "./charts.js";
 import * as tryit from "./tryit.js";
 import * as logs from "./logs.js";
-import * as connecting from "./connect.js";
+import * as programs from "./connect.js";
 
 const SECTIONS = [
-  ["now", "Now", present],
+  ["now", "Now", overview],
   ["flow", "Flow", flow],
   ["switching", "Switching", switching],
   ["chain", "Chain", chain],
   ["charts", "Charts", charts],
   ["try", "Try it", tryit],
   ["logs", "Logs", logs],
-  ["connect", "Connect", connecting],
+  ["connect", "Connect", programs],
 ];
 
 const main = document.getElementById("main");
@@ -73,10 +73,10 @@ function go(focus) {
   scrollTo(0, 0);
 }
 
-const LINKS = { live: "live", connecting: "connecting …", reconnecting: "connection lost, trying again …", paused: "paused" };
+const LINKS = { live: "live", connecting: "connecting…", reconnecting: "connection lost, reconnecting…", paused: "paused" };
 
 function update() {
-  say(status, LINKS[state.link]);
+  setText(status, LINKS[state.link]);
   set(status, "data-kind", state.link);
   views.get(current)?.update?.();
 }
@@ -89,18 +89,18 @@ function theme() {
   try {
     chosen = localStorage.getItem("hostler-theme") ?? "auto";
   } catch {
-    /* nothing may be remembered here */
+    /* storage is not available */
   }
   const apply = () => {
     set(document.documentElement, "data-theme", chosen === "auto" ? null : chosen);
-    say(button, `Theme: ${chosen}`);
+    setText(button, `Theme: ${chosen}`);
   };
   button.addEventListener("click", () => {
     chosen = THEMES[(THEMES.indexOf(chosen) + 1) % THEMES.length];
     try {
       localStorage.setItem("hostler-theme", chosen);
     } catch {
-      /* until the page is left, then */
+      /* not kept over a reload */
     }
     apply();
   });

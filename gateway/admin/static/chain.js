@@ -1,27 +1,27 @@
-// Chain: the backends in the order they are asked, what is thought of each, and what they cost.
+// Chain: the backends in the order they are tried, their circuit breakers, and their cost.
 
-import { badge, facts, h, keyed, s, say, set, show } from "./dom.js";
+import { badge, facts, h, keyed, s, setText, set, show } from "./dom.js";
 import { clock, moment, money, seconds } from "./format.js";
 import { now, state } from "./store.js";
-import { words as failed } from "./words.js";
+import { describe } from "./outcomes.js";
 
-const BREAKERS = { closed: ["in use", "good"], open: ["left alone", "bad"], half_open: ["being tried", "warn"] };
+const BREAKERS = { closed: ["in use", "good"], open: ["circuit open", "bad"], half_open: ["half-open", "warn"] };
 const HOUR = 3600;
 
 export function build(root) {
   const sum = h("p", { class: "spent" });
-  const spent = h("progress", { max: "1", "aria-label": "spent today, of the limit" });
+  const spent = h("progress", { max: "1", "aria-label": "cost today, of the daily limit" });
   const none = h("p", { class: "soft" }, "No backends are configured.");
   const hops = h("ol", { class: "hops" });
   const changes = h("ol", { class: "small plain" });
-  const quiet = h("p", { class: "soft" }, "No breaker has changed.");
-  root.append(sum, spent, none, hops, h("div", { class: "card" }, h("h3", {}, "Changes"), quiet, changes));
+  const quiet = h("p", { class: "soft" }, "No circuit breaker has changed.");
+  root.append(sum, spent, none, hops, h("div", { class: "card" }, h("h3", {}, "State changes"), quiet, changes));
   return {
     update() {
       const { chain } = state;
       const clouds = chain.hops.some((hop) => !hop.local);
       show(sum, clouds || chain.cost);
-      say(sum, `Today: ${money(chain.cost)}${chain.limit === null ? ", no limit is set" : ` of ${money(chain.limit)}`}`);
+      setText(sum, `Today: ${money(chain.cost)}${chain.limit === null ? ", no limit" : ` of ${money(chain.limit)}`}`);
       show(spent, chain.limit);
       if (chain.limit) spent.value = Math.min(1, chain.cost / chain.limit);
       show(none, !chain.hops.length);
@@ -42,26 +42,26 @@ function hopCard() {
   const reach = badge();
   const breaker = badge();
   const place = badge();
-  const told = facts({ kind: "Kind", answered: "Answered", why: "Left alone since it", retry: "Tried again in", cost: "Cost today" });
+  const details = facts({ kind: "Kind", answered: "Answered", why: "Paused", retry: "Retry in", cost: "Cost today" });
   const failures = h("ul", { class: "chips", "aria-label": "Failures by kind" });
   const lanes = h("div", { class: "lanes" });
   const axis = h("div", { class: "axis soft small", "aria-hidden": "true" }, h("span", {}, "an hour ago"), h("span", {}, "now"));
-  const node = h("li", { class: "card" }, h("div", { class: "head" }, number, name, reach.node, breaker.node, place.node), told.node, failures, lanes);
+  const node = h("li", { class: "card" }, h("div", { class: "head" }, number, name, reach.node, breaker.node, place.node), details.node, failures, lanes);
   lanes.append(axis);
   const update = (hop) => {
-    say(number, `${hop.number}.`);
-    say(name, hop.backend);
-    reach.update(hop.reachable ? "reachable" : "silent", hop.reachable ? "good" : "bad");
+    setText(number, `${hop.number}.`);
+    setText(name, hop.backend);
+    reach.update(hop.reachable ? "reachable" : "unreachable", hop.reachable ? "good" : "bad");
     breaker.update(...(BREAKERS[hop.breaker.state] ?? [hop.breaker.state, ""]));
-    place.update(hop.local ? "in the house" : "outside", "");
+    place.update(hop.local ? "local" : "cloud", "");
     const tries = state.requests.flatMap(attempts).filter((each) => each.backend === hop.backend);
     const kinds = new Map();
     for (const each of tries) kinds.set(each.outcome, (kinds.get(each.outcome) ?? 0) + 1);
     const answered = kinds.get("answered") ?? 0;
     kinds.delete("answered");
-    told.update({
+    details.update({
       kind: hop.kind,
-      answered: tries.length ? `${answered} of the last ${tries.length}` : "not asked lately",
+      answered: tries.length ? `${answered} of the last ${tries.length}` : "no recent attempts",
       why: hop.breaker.reason ?? "",
       retry: hop.breaker.retry_at ? seconds(Math.max(0, hop.breaker.retry_at - now())) : "",
       cost: hop.cost === null ? "" : money(hop.cost),
@@ -69,22 +69,22 @@ function hopCard() {
     show(failures, kinds.size);
     keyed(failures, [...kinds].sort((one, other) => other[1] - one[1]), ([kind]) => kind, ([kind]) => {
       const item = h("li");
-      return { node: item, update: ([, times]) => say(item, `${times} × ${failed(kind)}`) };
+      return { node: item, update: ([, times]) => setText(item, `${times} × ${describe(kind)}`) };
     });
     const models = hop.models.map((each) => ({ ...each, backend: hop.backend, label: each.model }));
-    keyed(lanes, [{ ...hop.breaker, backend: hop.backend, label: "all of it" }, ...models], (each) => each.model ?? "", lane);
+    keyed(lanes, [{ ...hop.breaker, backend: hop.backend, label: "backend" }, ...models], (each) => each.model ?? "", lane);
     if (lanes.lastChild !== axis) lanes.append(axis);
   };
   return { node, update };
 }
 
-/** What a request tried, as far as it is known. */
+/** The attempts of a request, as far as they are known. */
 function attempts(request) {
   if (request.attempts?.length) return request.attempts;
   return request.backend ? [{ backend: request.backend, outcome: request.outcome === "ok" ? "answered" : request.code || request.outcome }] : [];
 }
 
-/** The last hour of one breaker: of a backend, or of a model there. */
+/** The last hour of one circuit breaker: of a backend, or of one of its models. */
 function lane() {
   const label = h("span", { class: "label" });
   const mood = h("span", { class: "small soft" });
@@ -92,9 +92,9 @@ function lane() {
   const node = h("div", { class: "lane" }, label, strip, mood);
   let drawn = "";
   const update = (breaker) => {
-    say(label, breaker.label);
-    const rest = breaker.retry_at ? `, again in ${seconds(Math.max(0, breaker.retry_at - now()))}` : "";
-    say(mood, words(breaker.state) + (breaker.reason ? `: it ${breaker.reason}` : "") + rest);
+    setText(label, breaker.label);
+    const rest = breaker.retry_at ? `, retry in ${seconds(Math.max(0, breaker.retry_at - now()))}` : "";
+    setText(mood, words(breaker.state) + (breaker.reason ? `: ${breaker.reason}` : "") + rest);
     set(mood, "data-state", breaker.state);
     const spans = timeline(breaker);
     const key = JSON.stringify(spans.map(([, , kind]) => kind)) + Math.floor(now() / 10);
@@ -106,12 +106,12 @@ function lane() {
       ),
     );
     const bad = spans.reduce((all, [from, to, kind]) => all + (kind === "closed" ? 0 : to - from), 0);
-    set(strip, "aria-label", `${breaker.label}: ${bad ? `left alone for ${Math.max(1, Math.round(bad * 60))} of the last 60 minutes` : "in use for the whole last hour"}`);
+    set(strip, "aria-label", `${breaker.label}: ${bad ? `circuit open for ${Math.max(1, Math.round(bad * 60))} of the last 60 minutes` : "in use for the last 60 minutes"}`);
   };
   return { node, update };
 }
 
-/** The last hour of a breaker as `[from, to, state]`, in parts of the hour. */
+/** The last hour of a circuit breaker as `[from, to, state]`, in fractions of the hour. */
 function timeline(breaker) {
   const end = now();
   const begin = end - HOUR;

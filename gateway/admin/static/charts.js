@@ -1,7 +1,7 @@
-// Charts: figures of the past in stretches of time, drawn by hand.
+// Charts: the history in buckets of time, as SVG.
 
 import { get } from "./api.js";
-import { cells, h, s, say, set, table } from "./dom.js";
+import { cells, h, s, setText, set, table } from "./dom.js";
 import { bytes, clock, moment, perSecond, seconds } from "./format.js";
 
 const EVERY_MS = 5000;
@@ -20,14 +20,14 @@ const RANGES = [
 
 const whole = (value) => String(Math.round(value));
 
-const COLUMNS = ["from", "requests", "failed", "first word", "speed", "longest wait", "switches", "memory"];
+const COLUMNS = ["from", "requests", "failed", "first token", "speed", "max wait", "switches", "memory"];
 
 const CHARTS = [
-  { title: "Time to first word", keys: ["first_token_s", "first_token_p95_s"], names: ["median", "95th percentile"], unit: seconds },
+  { title: "Time to first token", keys: ["first_token_s", "first_token_p95_s"], names: ["median", "95th percentile"], unit: seconds },
   { title: "Speed", keys: ["tokens_per_s"], names: ["tokens per second"], unit: perSecond },
   { title: "Longest wait in the queue", keys: ["queue_s"], names: ["longest wait"], unit: seconds },
   { title: "Requests", keys: ["requests", "failed"], names: ["all", "failed"], unit: whole, bars: true },
-  { title: "Switches", keys: ["switches"], names: ["in all"], unit: whole, bars: true },
+  { title: "Switches", keys: ["switches"], names: ["total"], unit: whole, bars: true },
   { title: "Longest switch", keys: ["switch_s"], names: ["longest switch"], unit: seconds },
   { title: "Memory of models", keys: ["memory"], names: ["memory"], unit: bytes, area: true },
 ];
@@ -40,13 +40,13 @@ export function build(root) {
   const numbers = h("tbody");
   const problem = h("p", { class: "bad" });
   root.append(
-    h("div", { class: "fields" }, h("div", { class: "field" }, h("label", { for: "range" }, "The last"), range)),
+    h("div", { class: "fields" }, h("div", { class: "field" }, h("label", { for: "range" }, "Range"), range)),
     problem,
     grid,
     h(
       "details",
       { class: "card" },
-      h("summary", {}, "The same as numbers"),
+      h("summary", {}, "As a table"),
       table("Figures", COLUMNS, numbers),
     ),
   );
@@ -64,9 +64,9 @@ export function build(root) {
           return h("tr", { role: "row" }, ...cells(COLUMNS, row.map(String)));
         }),
       );
-      say(problem, "");
+      setText(problem, "");
     } catch (error) {
-      say(problem, error.message);
+      setText(problem, error.message);
     }
     timer = setTimeout(draw, EVERY_MS);
   };
@@ -88,7 +88,7 @@ function figure({ title, keys, names, unit, bars, area }) {
     for (const part of [0, 0.5, 1]) {
       const at = y(part * top);
       marks.push(s("line", { class: "grid", x1: LEFT, x2: WIDTH - 4, y1: at, y2: at }));
-      // Half of the smallest unit has no name of its own.
+      // Half of the smallest unit has the same label as the unit.
       if (values.length && !(part === 0.5 && (unit(part * top) === unit(top) || (unit === whole && top < 2)))) marks.push(s("text", { x: LEFT - 5, y: at + 4, "text-anchor": "end" }, part ? unit(part * top) : "0"));
     }
     marks.push(s("text", { x: LEFT, y: HEIGHT - 4 }, label(buckets[0].at, buckets)));
@@ -97,12 +97,12 @@ function figure({ title, keys, names, unit, bars, area }) {
       if (bars) marks.push(...barsOf(line, number, x, y, buckets.length));
       else marks.push(...linesOf(line, number, x, y, area));
     });
-    if (!values.length) marks.push(s("text", { x: (LEFT + WIDTH) / 2, y: HEIGHT / 2, "text-anchor": "middle" }, "nothing yet"));
+    if (!values.length) marks.push(s("text", { x: (LEFT + WIDTH) / 2, y: HEIGHT / 2, "text-anchor": "middle" }, "no data yet"));
     svg.replaceChildren(...marks);
     const latest = series.map((line) => line.findLast((value) => value !== null && value !== undefined));
-    const told = bars ? series.map((line, number) => `${names[number]} ${line.reduce((sum, value) => sum + (value ?? 0), 0)}`) : latest.map((value, number) => (value === undefined ? "" : `${keys.length > 1 ? `${names[number]} ` : ""}${unit(value)}`)).filter(Boolean);
-    say(last, told.join(", "));
-    set(svg, "aria-label", values.length ? `${title}: ${bars ? "" : "lately "}${told.join(", ")}; at most ${unit(Math.max(...values))}` : `${title}: nothing yet`);
+    const summary = bars ? series.map((line, number) => `${names[number]} ${line.reduce((sum, value) => sum + (value ?? 0), 0)}`) : latest.map((value, number) => (value === undefined ? "" : `${keys.length > 1 ? `${names[number]} ` : ""}${unit(value)}`)).filter(Boolean);
+    setText(last, summary.join(", "));
+    set(svg, "aria-label", values.length ? `${title}: ${bars ? "" : "latest "}${summary.join(", ")}; at most ${unit(Math.max(...values))}` : `${title}: no data yet`);
   };
   return { node, draw };
 }
@@ -116,7 +116,7 @@ function barsOf(line, number, x, y, count) {
   return line.flatMap((value, index) => (value ? [s("rect", { class: number ? "failed" : "barred", x: x(index) - width / 2, y: y(value), width, height: Math.max(1, y(0) - y(value)) })] : []));
 }
 
-/** Lines with gaps where nothing happened; a single value is a dot. */
+/** Lines with gaps where there is no data; a single value is a dot. */
 function linesOf(line, number, x, y, area) {
   const marks = [];
   let run = [];

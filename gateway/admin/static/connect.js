@@ -1,7 +1,7 @@
-// Connect: settings to paste into the programs that people use, with this gateway's own address.
+// Connect: settings for clients, with this gateway's address, ready to copy.
 
 import { get } from "./api.js";
-import { h, rich, tell } from "./dom.js";
+import { h, rich, notify } from "./dom.js";
 import { count } from "./format.js";
 import { state } from "./store.js";
 
@@ -14,7 +14,7 @@ export function build(root) {
   const intro = h(
     "p",
     { class: "soft" },
-    ...rich(KEYED ? "Put your key where it says `YOUR_KEY`; an administrator makes one with `hostler keys add NAME`." : "No key is needed on this machine; programs that insist on one take any word."),
+    ...rich(KEYED ? "Replace `YOUR_KEY` with your API key; `hostler keys add NAME` creates one." : "No API key is needed here; programs that require one accept any value."),
   );
   root.append(intro, list);
   let drawn = "";
@@ -25,9 +25,9 @@ export function build(root) {
       drawn = "";
       update();
     })
-    .catch((error) => tell(error.message, true));
+    .catch((error) => notify(error.message, true));
   const update = () => {
-    if (!state.version) return; // which models there are is not known yet
+    if (!state.version) return; // the models are not known yet
     const model = state.active ?? state.default ?? state.models[0]?.name ?? "MODEL";
     const key = JSON.stringify([model, state.models.find((each) => each.name === model)?.context, [...protocols]]);
     if (key === drawn || !protocols.size) return;
@@ -39,18 +39,18 @@ export function build(root) {
 
 function card({ title, where, text }) {
   const code = h("pre", { tabindex: "0", "aria-label": `Settings for ${title}` }, h("code", {}, text));
-  const copy = h("button", { type: "button", class: "quiet", "aria-label": `Copy the settings for ${title}`, on: { click: () => copied(text, code) } }, "Copy");
+  const copy = h("button", { type: "button", class: "quiet", "aria-label": `Copy the settings for ${title}`, on: { click: () => copyText(text, code) } }, "Copy");
   return h("section", { class: "card", "aria-label": title }, h("div", { class: "head" }, h("h3", {}, title), h("span", { class: "end" }, copy)), h("p", { class: "soft small" }, ...rich(where)), code);
 }
 
-async function copied(text, code) {
+async function copyText(text, code) {
   try {
     await navigator.clipboard.writeText(text);
-    tell("Copied.");
+    notify("Copied.");
   } catch {
-    // Browsers give pages without TLS no clipboard: the text is selected, ready to be copied.
+    // Without TLS there is no clipboard: the text is selected instead.
     getSelection().selectAllChildren(code);
-    tell(document.execCommand("copy") ? "Copied." : "Selected: press Ctrl+C.");
+    notify(document.execCommand("copy") ? "Copied." : "Selected: press Ctrl+C.");
   }
 }
 
@@ -64,13 +64,13 @@ function recipes(model) {
     {
       protocol: "openai",
       title: "Hermes Desktop and Hermes Agent",
-      where: `In \`~/.hermes/config.yaml\`; or in the app: Settings, Providers, a custom endpoint.${small ? ` Agents want a context of 64,000 tokens at least, and ${model} has ${count(small)}: give its profile \`context: 65536\`.` : ""}`,
+      where: `In \`~/.hermes/config.yaml\`, or in the app: Settings, Providers, Custom endpoint.${small ? ` Agents need a context of at least 64,000 tokens, and ${model} has ${count(small)}: set \`context: 65536\` in its profile.` : ""}`,
       text: `model:\n  provider: custom\n  base_url: ${url}/v1\n  api_key: ${key}\n  default: ${JSON.stringify(model)}`,
     },
     {
       protocol: "openai",
       title: "OpenAI SDKs",
-      where: "In the environment of the program, or in its code.",
+      where: "In the program's environment, or in its code.",
       text: `export OPENAI_BASE_URL=${url}/v1\nexport OPENAI_API_KEY=${key}\n\n# Python\nfrom openai import OpenAI\nclient = OpenAI(base_url="${url}/v1", api_key="${key}")\nclient.chat.completions.create(model=${JSON.stringify(model)},\n    messages=[{"role": "user", "content": "Hello!"}])`,
     },
     {
@@ -82,7 +82,7 @@ function recipes(model) {
     {
       protocol: "openai",
       title: "Open WebUI",
-      where: `In the environment of its container${LOOPBACK ? ", which needs `--network host` to reach this address" : ""}; or Admin Panel, Settings, Connections, OpenAI API.`,
+      where: `In the environment of its container${LOOPBACK ? ", which needs `--network host` to reach this address" : ""}, or in Admin Panel, Settings, Connections, OpenAI API.`,
       text: `ENABLE_OPENAI_API=true\nOPENAI_API_BASE_URL=${url}/v1\nOPENAI_API_KEY=${key}`,
     },
     {
@@ -94,19 +94,19 @@ function recipes(model) {
     {
       protocol: "anthropic",
       title: "Claude Code",
-      where: "In the terminal in which `claude` is started.",
+      where: "In the terminal that runs `claude`.",
       text: `export ANTHROPIC_BASE_URL=${url}\nexport ANTHROPIC_AUTH_TOKEN=${key}\nexport ANTHROPIC_MODEL=${shell(model)}\nexport ANTHROPIC_SMALL_FAST_MODEL=${shell(model)}\nclaude`,
     },
     {
       protocol: "lmstudio",
       title: "LM Studio clients",
-      where: "As the address of the server.",
+      where: "Server address.",
       text: `${url}`,
     },
     {
       protocol: "llamacpp",
       title: "llama.cpp's clients",
-      where: "As the address of llama-server.",
+      where: "Address of llama-server.",
       text: `${url}`,
     },
   ];

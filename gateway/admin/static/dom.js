@@ -1,13 +1,13 @@
-// Elements from plain values. Text from outside is only ever text: nothing here reads HTML.
+// Building and updating elements. Text is only ever inserted as text, never as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element: `h("button", { class: "quiet", on: { click } }, "Load")`. Children are nodes or text; empty ones are left out. */
+/** An element: `h("button", { class: "quiet", on: { click } }, "Load")`. Children are nodes or text; empty ones are skipped. */
 export function h(tag, props, ...children) {
   return fill(document.createElement(tag), props, children);
 }
 
-/** The same for SVG. */
+/** An SVG element. */
 export function s(tag, props, ...children) {
   return fill(document.createElementNS(SVG, tag), props, children);
 }
@@ -21,12 +21,12 @@ function fill(node, props, children) {
   return node;
 }
 
-/** Text with `code` in it, as nodes. */
+/** Text with `code` in backticks, as nodes. */
 export function rich(text) {
   return text.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
 }
 
-/** Set or remove an attribute, if it is not so already. */
+/** Set or remove an attribute, if it differs. */
 export function set(node, name, value) {
   if (value === null || value === undefined || value === false) {
     if (node.hasAttribute(name)) node.removeAttribute(name);
@@ -36,21 +36,20 @@ export function set(node, name, value) {
   if (node.getAttribute(name) !== text) node.setAttribute(name, text);
 }
 
-/** Set the text, if it is another one: selections and screen readers are not disturbed for nothing. */
-export function say(node, text) {
+/** Set the text, if it differs: selections and screen readers are not disturbed. */
+export function setText(node, text) {
   const value = text === null || text === undefined ? "" : String(text);
   if (node.textContent !== value) node.textContent = value;
   return node;
 }
 
-/** Show or hide. */
 export function show(node, shown) {
   if (node.hidden === Boolean(shown)) node.hidden = !shown;
 }
 
 const rows = new WeakMap();
 
-/** Keep one child of `parent` per item, in order. `make(item)` gives `{ node, update(item) }`; nodes stay as they are. */
+/** Keep one child of `parent` per item, in order. `make(item)` returns `{ node, update(item) }`; nodes are reused. */
 export function keyed(parent, items, key, make) {
   let known = rows.get(parent);
   if (!known) rows.set(parent, (known = new Map()));
@@ -73,7 +72,7 @@ export function keyed(parent, items, key, make) {
   }
 }
 
-/** A list of names and values; returns the node and a function that takes the values again. */
+/** A list of names and values: its node, and `update(values)`. Empty values are hidden. */
 export function facts(names) {
   const cells = {};
   const node = h("dl", { class: "facts" });
@@ -87,15 +86,15 @@ export function facts(names) {
     for (const [key, cell] of Object.entries(cells)) {
       const value = values[key];
       show(cell.pair, value !== null && value !== undefined && value !== "");
-      say(cell.value, value);
+      setText(cell.value, value);
     }
   };
   return { node, update };
 }
 
 /**
- * A table that nobody has to move sideways: where it is narrow each row is laid out as a list of names and values. The
- * roles are said, since browsers take them from tables that are not laid out as such.
+ * A table that never scrolls sideways: on narrow screens each row is laid out as a list of names and values. Roles are
+ * explicit, since browsers drop them for tables that are not laid out as such.
  */
 export function table(name, columns, body) {
   set(body, "role", "rowgroup");
@@ -107,18 +106,18 @@ export function table(name, columns, body) {
   );
 }
 
-/** The cells of a row of such a table. `widths` are `free` for what may wrap and `long` for whole sentences. */
+/** The cells of a row of such a table. `widths`: `free` may wrap, `long` holds sentences. */
 export function cells(columns, values, widths = []) {
   return values.map((value, index) => h("td", { role: "cell", class: widths[index] || null, "data-label": columns[index] || null }, value));
 }
 
-/** A word with a colour. The word alone says it all. */
+/** A word with a colour. The word alone carries the meaning. */
 export function badge(text = "", kind = "") {
   const node = h("span", { class: "badge", "data-kind": kind }, text);
   return {
     node,
     update(words, colour) {
-      say(node, words);
+      setText(node, words);
       set(node, "data-kind", colour);
     },
   };
@@ -127,18 +126,18 @@ export function badge(text = "", kind = "") {
 const polite = () => document.getElementById("said");
 const urgent = () => document.getElementById("warned");
 
-/** Tell what an order came to, to eyes and to screen readers. */
-export function tell(text, failed = false) {
+/** Show the result of an action, also to screen readers. */
+export function notify(text, failed = false) {
   const node = failed ? urgent() : polite();
   if (!node) return;
-  say(node, "");
-  say(node, text);
+  setText(node, "");
+  setText(node, text);
   clearTimeout(node.timer);
-  node.timer = setTimeout(() => say(node, ""), failed ? 15000 : 6000);
+  node.timer = setTimeout(() => setText(node, ""), failed ? 15000 : 6000);
 }
 
-/** Ask with a dialog. `choices` are `[value, label, kind]`; gives the value, or `null` when it was left. */
-export function ask(title, body, choices) {
+/** A modal dialog. `choices` are `[value, label, kind]`; resolves to the value, or `null` if it was dismissed. */
+export function choose(title, body, choices) {
   return new Promise((done) => {
     const buttons = choices.map(([value, label, kind]) =>
       h("button", { type: "button", class: kind ?? "quiet", on: { click: () => dialog.close(value) } }, label),

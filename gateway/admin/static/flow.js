@@ -1,35 +1,35 @@
-// Flow: requests on their way and the last ones, each with its way in time.
+// Flow: requests in flight and recent ones, each with its timing.
 
-import { badge, facts, h, keyed, say, set, show } from "./dom.js";
+import { badge, facts, h, keyed, setText, set, show } from "./dom.js";
 import { get } from "./api.js";
 import { clock, count, money, perSecond, seconds, speed } from "./format.js";
-import { cancel } from "./orders.js";
-import { mayOperate } from "./rights.js";
+import { cancel } from "./actions.js";
+import { mayOperate } from "./permissions.js";
 import { now, state } from "./store.js";
-import { passed, words as became } from "./words.js";
+import { describe, describeReason } from "./outcomes.js";
 
-const LONGEST_SHOWN = 100_000;
+const MAX_SHOWN = 100_000;
 
 const OUTCOMES = {
   ok: ["ok", "good"],
   failed: ["failed", "bad"],
-  broken: ["broke off", "bad"],
-  client_disconnected: ["client left", "warn"],
+  broken: ["broken off", "bad"],
+  client_disconnected: ["client disconnected", "warn"],
   cancelled: ["cancelled", "warn"],
   waiting: ["waiting", "warn"],
   prefill: ["prefill", ""],
   generating: ["generating", "good"],
 };
 
-const COLUMNS = ["time", "outcome", "model", "backend", "client", "queue", "switch", "first word", "speed", "total"];
+const COLUMNS = ["time", "outcome", "model", "backend", "client", "queue", "switch", "first token", "speed", "total"];
 
 export function build(root) {
   const search = h("input", { type: "search", id: "flow-search", autocomplete: "off" });
-  const only = h("select", { id: "flow-only" }, h("option", { value: "" }, "all"), h("option", { value: "bad" }, "with problems"), h("option", { value: "hop" }, "by a later hop"));
+  const only = h("select", { id: "flow-only" }, h("option", { value: "" }, "all"), h("option", { value: "bad" }, "with problems"), h("option", { value: "hop" }, "served by a later hop"));
   const flying = h("ol", { class: "flow", "aria-label": "Requests in flight" });
-  const past = h("ol", { class: "flow", "aria-label": "Last requests" });
-  const none = h("p", { class: "soft" }, "Nothing is in flight.");
-  const empty = h("p", { class: "soft" }, "Nothing to show yet.");
+  const past = h("ol", { class: "flow", "aria-label": "Recent requests" });
+  const none = h("p", { class: "soft" }, "No requests in flight.");
+  const empty = h("p", { class: "soft" }, "No requests to show.");
   const summary = h("p", { class: "soft small" });
   const above = columns();
   const names = columns();
@@ -38,7 +38,7 @@ export function build(root) {
     h(
       "div",
       { class: "card" },
-      h("h3", {}, "Last requests"),
+      h("h3", {}, "Recent requests"),
       h(
         "div",
         { class: "fields" },
@@ -61,7 +61,7 @@ export function build(root) {
     show(empty, !shown.length);
     show(names, shown.length);
     const bad = shown.filter((each) => each.outcome !== "ok").length;
-    say(summary, shown.length ? `${shown.length} shown, ${bad || "none"} with problems` : "");
+    setText(summary, shown.length ? `${shown.length} shown, ${bad || "none"} with problems` : "");
   };
   search.addEventListener("input", update);
   only.addEventListener("change", update);
@@ -104,27 +104,27 @@ function row(first, live) {
     const total = live ? Math.max(0, now() - request.at) : request.seconds;
     const [word, colour] = OUTCOMES[live ? request.phase : request.outcome] ?? [request.outcome, ""];
     kind.update(word, colour);
-    // A request is told when it ends: `at` is its end then, and its arrival while it is on its way.
-    say(cells.time, clock(live ? request.at : request.at - request.seconds));
+    // `at` is the arrival of a request in flight, and the end of a finished one.
+    setText(cells.time, clock(live ? request.at : request.at - request.seconds));
     const model = request.model ?? request.requested_model ?? "no model";
-    say(cells.model, request.requested_model && request.model && request.requested_model !== request.model ? `${request.requested_model} → ${model}` : model);
+    setText(cells.model, request.requested_model && request.model && request.requested_model !== request.model ? `${request.requested_model} → ${model}` : model);
     const later = request.hop ? ` · hop ${request.hop + 1}` : "";
-    say(by, request.backend ? `${request.backend}${later}` : "–");
-    say(why, request.backend && request.hop && (live || request.outcome === "ok") ? passed(request.reason) : "");
+    setText(by, request.backend ? `${request.backend}${later}` : "–");
+    setText(why, request.backend && request.hop && (live || request.outcome === "ok") ? describeReason(request.reason) : "");
     show(why, why.textContent);
-    say(from, request.client);
-    say(protocol, request.protocol);
+    setText(from, request.client);
+    setText(protocol, request.protocol);
     const rate = live ? null : speed(request);
     const [queued, switched] = waits(request, total);
     const numbers = {
       queue: queued >= 0.001 ? seconds(queued) : "–",
       switch: switched >= 0.001 ? seconds(switched) : "–",
-      "first word": seconds(request.first_token_s),
+      "first token": seconds(request.first_token_s),
       speed: rate ? perSecond(rate) : "–",
       total: seconds(total),
     };
     for (const [name, text] of Object.entries(numbers)) {
-      say(cells[name], text);
+      setText(cells[name], text);
       set(cells[name], "data-none", text === "–");
     }
     open();
@@ -132,7 +132,7 @@ function row(first, live) {
   return { node, update };
 }
 
-/** How long a request has been in the queue and waited for a switch; of one that still waits, as far as is known. */
+/** Seconds in the queue and in a switch; for a request in flight, so far. */
 function waits(request, total) {
   if (request.phase !== "waiting") return [request.queue_s, request.switch_s];
   const running = state.running.get(request.backend);
@@ -142,10 +142,10 @@ function waits(request, total) {
 }
 
 const PARTS = [
-  ["queue", "in the queue"],
+  ["queue", "queued"],
   ["switch", "switching"],
-  ["prefill", "reading the prompt"],
-  ["writing", "writing"],
+  ["prefill", "prefill"],
+  ["generation", "generation"],
 ];
 
 function detail(live) {
@@ -153,12 +153,12 @@ function detail(live) {
   const pieces = PARTS.map(([part]) => h("span", { "data-part": part }));
   bar.append(...pieces);
   const keys = PARTS.map(([part]) => h("li", { "data-part": part }));
-  const told = facts({
+  const fields = facts({
     id: "Request",
-    began: "Began",
-    asked: "Asked for",
-    served: "Went to",
-    why: "Why there",
+    began: "Started",
+    asked: "Requested model",
+    served: "Served by",
+    why: "Reason",
     outcome: "Outcome",
     tokens: "Tokens",
     operation: "Operation",
@@ -167,7 +167,7 @@ function detail(live) {
   const attempts = h("ol", { class: "small" });
   const contents = h("div", { class: "contents" });
   let id = "";
-  const read = h("button", { type: "button", class: "quiet", on: { click: () => recorded(id, contents, read) } }, "Show what was said");
+  const read = h("button", { type: "button", class: "quiet", on: { click: () => showTranscript(id, contents, read) } }, "Show prompt and answer");
   const update = (request) => {
     const total = live ? Math.max(0, now() - request.at) : request.seconds;
     const [queued, switched] = waits(request, total);
@@ -177,17 +177,17 @@ function detail(live) {
     PARTS.forEach(([, words], index) => {
       show(pieces[index], lengths[index] / sum > 0.001);
       pieces[index].style.flexGrow = lengths[index] / sum;
-      say(keys[index], `${words} ${seconds(lengths[index])}`);
+      setText(keys[index], `${words} ${seconds(lengths[index])}`);
     });
     set(bar, "aria-label", PARTS.map(([, words], index) => `${words} ${seconds(lengths[index])}`).join(", "));
-    told.update({
+    fields.update({
       id: request.id,
       began: clock(live ? request.at : request.at - request.seconds),
-      asked: request.requested_model ?? "no model named",
-      served: request.backend ? `${request.model ?? ""} on ${request.backend}${request.hop ? `, hop ${request.hop + 1}` : ""}` : "nobody",
-      why: request.backend && (live || request.outcome === "ok") ? passed(request.reason) || (request.hop ? "" : "the first in the chain") : "",
+      asked: request.requested_model ?? "none",
+      served: request.backend ? `${request.model ?? ""} on ${request.backend}${request.hop ? `, hop ${request.hop + 1}` : ""}` : "no backend",
+      why: request.backend && (live || request.outcome === "ok") ? describeReason(request.reason) || (request.hop ? "" : "first in the chain") : "",
       outcome: live ? request.phase : [request.status, request.code, request.outcome === "ok" ? "" : request.reason].filter(Boolean).join(" · "),
-      tokens: request.prompt_tokens || request.completion_tokens ? `${count(request.prompt_tokens)} read${request.cached_tokens ? ` (${count(request.cached_tokens)} remembered)` : ""}, ${count(request.completion_tokens)} written` : "",
+      tokens: request.prompt_tokens || request.completion_tokens ? `${count(request.prompt_tokens)} prompt${request.cached_tokens ? ` (${count(request.cached_tokens)} cached)` : ""}, ${count(request.completion_tokens)} completion` : "",
       operation: `${request.protocol} ${request.operation}${request.streamed ? ", streamed" : ""}`,
       cost: request.cost ? money(request.cost) : "",
     });
@@ -196,20 +196,20 @@ function detail(live) {
     const tried = request.attempts ?? [];
     show(attempts, tried.length > 1);
     if (tried.length > 1 && attempts.childElementCount !== tried.length) {
-      attempts.replaceChildren(...tried.map((each) => h("li", {}, `${each.backend} ${became(each.outcome)} after ${seconds(each.seconds)}`)));
+      attempts.replaceChildren(...tried.map((each) => h("li", {}, `${each.backend} ${describe(each.outcome)} after ${seconds(each.seconds)}`)));
     }
   };
-  return { nodes: [bar, h("ul", { class: "key" }, ...keys), told.node, attempts, read, contents], update };
+  return { nodes: [bar, h("ul", { class: "key" }, ...keys), fields.node, attempts, read, contents], update };
 }
 
-/** The request and the answer themselves, where they are recorded. */
-async function recorded(id, place, button) {
+/** Show the recorded prompt and answer. */
+async function showTranscript(id, place, button) {
   button.disabled = true;
   try {
     const [found] = await get(`/admin/contents?id=${encodeURIComponent(id)}`);
     const part = (name, text) => {
-      const cut = found.cut.includes(name) || text.length > LONGEST_SHOWN;
-      return [h("h4", {}, name === "request" ? "Asked" : "Answered"), h("pre", { tabindex: "0", "aria-label": name }, pretty(text.slice(0, LONGEST_SHOWN)) + (cut ? "\n[cut]" : ""))];
+      const cut = found.cut.includes(name) || text.length > MAX_SHOWN;
+      return [h("h4", {}, name === "request" ? "Request" : "Answer"), h("pre", { tabindex: "0", "aria-label": name }, pretty(text.slice(0, MAX_SHOWN)) + (cut ? "\n[truncated]" : ""))];
     };
     place.replaceChildren(...part("request", found.request), ...part("answer", found.answer));
     show(button, false);

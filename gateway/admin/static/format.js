@@ -1,4 +1,4 @@
-// Numbers as people read them.
+// Numbers for people.
 
 export function seconds(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
@@ -43,10 +43,10 @@ export function money(value) {
   return value === 0 ? "$0" : `$${value < 1 ? value.toFixed(4) : value.toFixed(2)}`;
 }
 
-/** Words per second of an answer, from its first word on. */
+/** Tokens per second after the first token; `null` if unknown. */
 export function speed(request) {
-  const spent = request.seconds - (request.first_token_s ?? request.seconds);
-  return request.completion_tokens > 1 && spent > 0 ? (request.completion_tokens - 1) / spent : null;
+  const elapsed = request.seconds - (request.first_token_s ?? request.seconds);
+  return request.completion_tokens > 1 && elapsed > 0 ? (request.completion_tokens - 1) / elapsed : null;
 }
 
 export function perSecond(rate) {

@@ -1,29 +1,29 @@
-// Logs: the gateway's and every engine's, as they are written.
+// Logs of the gateway and of engines, live.
 
 import { events } from "./api.js";
-import { h, say, set, show } from "./dom.js";
+import { h, setText, set, show } from "./dom.js";
 import { clock } from "./format.js";
 import { state } from "./store.js";
 
-const MOST = 2000;
+const MAX_LINES = 2000;
 
 export function build(root) {
   const source = h("select", { id: "log-source" });
   const filter = h("input", { id: "log-filter", type: "search", autocomplete: "off" });
-  const level = h("select", { id: "log-level" }, h("option", { value: "" }, "everything"), h("option", { value: "warning" }, "warnings and errors"), h("option", { value: "error" }, "errors"));
+  const level = h("select", { id: "log-level" }, h("option", { value: "" }, "all levels"), h("option", { value: "warning" }, "warnings and errors"), h("option", { value: "error" }, "errors"));
   const follow = h("input", { id: "log-follow", type: "checkbox", checked: true });
-  const told = h("p", { class: "soft small" });
+  const summary = h("p", { class: "soft small" });
   const lines = h("pre", { class: "lines", tabindex: "0", role: "log", "aria-live": "off", "aria-label": "Log lines" });
   root.append(
     h(
       "div",
       { class: "fields" },
-      h("div", { class: "field" }, h("label", { for: "log-source" }, "Log of"), source),
-      h("div", { class: "field wide" }, h("label", { for: "log-filter" }, "Lines with"), filter),
+      h("div", { class: "field" }, h("label", { for: "log-source" }, "Source"), source),
+      h("div", { class: "field wide" }, h("label", { for: "log-filter" }, "Filter"), filter),
       h("div", { class: "field" }, h("label", { for: "log-level" }, "Level"), level),
       h("div", { class: "field line" }, follow, h("label", { for: "log-follow" }, "Follow")),
     ),
-    told,
+    summary,
     lines,
   );
   let abort = null;
@@ -36,7 +36,7 @@ export function build(root) {
     source.dataset.key = key;
     const chosen = source.value;
     source.replaceChildren(
-      h("option", { value: "{}" }, "the gateway"),
+      h("option", { value: "{}" }, "gateway"),
       ...engines.map((each) => h("option", { value: JSON.stringify(each), selected: JSON.stringify(each) === chosen }, `${each.model} on ${each.backend}`)),
     );
   };
@@ -51,9 +51,9 @@ export function build(root) {
   const draw = (fresh) => {
     const shown = fresh.filter(fits).map((line) => h("div", { "data-level": line.level }, line.at && h("time", {}, clock(line.at)), line.logger ? `${line.logger}: ${line.text}` : line.text));
     lines.append(...shown);
-    while (lines.childElementCount > MOST) lines.firstElementChild.remove();
+    while (lines.childElementCount > MAX_LINES) lines.firstElementChild.remove();
     if (follow.checked) lines.scrollTop = lines.scrollHeight;
-    say(told, `${lines.childElementCount} of ${kept.length} lines shown`);
+    setText(summary, `${lines.childElementCount} of ${kept.length} lines shown`);
   };
 
   const again = () => {
@@ -68,17 +68,17 @@ export function build(root) {
     again();
     const query = new URLSearchParams(JSON.parse(source.value || "{}"));
     try {
-      const answer = await fetch(`/admin/logs?${query}`, { signal: mine.signal, cache: "no-store" });
-      if (!answer.ok) throw new Error(`the gateway answered with status ${answer.status}`);
-      for await (const { event, data } of events(answer.body)) {
+      const response = await fetch(`/admin/logs?${query}`, { signal: mine.signal, cache: "no-store" });
+      if (!response.ok) throw new Error(`HTTP status ${response.status} from the gateway`);
+      for await (const { event, data } of events(response.body)) {
         if (event !== "lines") continue;
         const fresh = JSON.parse(data).map((line) => ({ ...line, level: line.level || guess(line.text) }));
-        kept = [...kept, ...fresh].slice(-MOST);
+        kept = [...kept, ...fresh].slice(-MAX_LINES);
         draw(fresh);
       }
     } catch (error) {
       if (mine.signal.aborted) return;
-      say(told, `${error.message}; trying again`);
+      setText(summary, `${error.message}; retrying`);
     }
     if (!mine.signal.aborted) setTimeout(() => abort === mine && read(), 2000);
   };
@@ -104,7 +104,7 @@ export function build(root) {
   };
 }
 
-/** Engines say their level in words, if at all. */
+/** The level of an engine's line, guessed from its words. */
 function guess(text) {
   if (/^(\S+\s+){0,3}E\b|error|fail|abort|panic/i.test(text)) return "error";
   if (/^(\S+\s+){0,3}W\b|warn/i.test(text)) return "warning";

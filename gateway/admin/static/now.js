@@ -1,9 +1,9 @@
-// Now: hosts and their models, and what an operator may do with them.
+// Now: hosts and their models, and the actions of operators.
 
-import { badge, facts, h, keyed, rich, say, set, show } from "./dom.js";
+import { badge, facts, h, keyed, rich, setText, set, show } from "./dom.js";
 import { bytes, count, plural, seconds } from "./format.js";
-import { load, pin, unload } from "./orders.js";
-import { mayOperate } from "./rights.js";
+import { load, pin, unload } from "./actions.js";
+import { mayOperate } from "./permissions.js";
 import { now, state } from "./store.js";
 
 const STATES = {
@@ -11,29 +11,29 @@ const STATES = {
   starting: ["loading", "warn"],
   ready: ["ready", "good"],
   stopping: ["stopping", "warn"],
-  backoff: ["trying again soon", "bad"],
+  backoff: ["retrying soon", "bad"],
   failed: ["failed", "bad"],
 };
 
 const ELSEWHERE = { available: "good", unavailable: "bad" };
 
 export function build(root) {
-  const nothing = h("p", { class: "soft" }, "No host with a supervisor is configured; Chain shows the other backends.");
-  const nobody = h("p", { class: "soft" }, ...rich("Nothing is configured that could answer. Name a server under `backends` in the configuration file, or run `hostler up`."));
+  const unsupervised = h("p", { class: "soft" }, "No supervised host is configured. Other backends are listed under Chain.");
+  const unconfigured = h("p", { class: "soft" }, ...rich("No backend is configured. Add one under `backends` in the configuration file, or run `hostler up`."));
   const hosts = h("div");
   const elsewhere = h("ul", { class: "elsewhere" });
   const others = h(
     "section",
     { class: "card", "aria-labelledby": "elsewhere" },
-    h("div", { class: "head" }, h("h3", { id: "elsewhere" }, "Elsewhere"), h("span", { class: "soft small" }, "models of other servers: nothing is loaded for them here")),
+    h("div", { class: "head" }, h("h3", { id: "elsewhere" }, "Elsewhere"), h("span", { class: "soft small" }, "models of other servers; they are not loaded here")),
     elsewhere,
   );
-  root.append(nothing, nobody, hosts, others);
+  root.append(unsupervised, unconfigured, hosts, others);
   return {
     update() {
       const empty = state.version && !state.hosts.length;
-      show(nothing, empty && state.chain.hops.length);
-      show(nobody, empty && !state.chain.hops.length);
+      show(unsupervised, empty && state.chain.hops.length);
+      show(unconfigured, empty && !state.chain.hops.length);
       keyed(hosts, state.hosts, (host) => host.backend, hostCard);
       const known = state.models.filter((each) => each.state in ELSEWHERE);
       keyed(elsewhere, known, (each) => each.name, elsewhereRow);
@@ -42,7 +42,7 @@ export function build(root) {
   };
 }
 
-/** A model that no supervisor answers for: whether it can be asked now, and if not, why. */
+/** A model without a supervised host: whether a backend can serve it now, and if not, why. */
 function elsewhereRow({ name }) {
   const kind = badge();
   const why = h("p", { class: "small" });
@@ -50,7 +50,7 @@ function elsewhereRow({ name }) {
   const update = (card) => {
     kind.update(card.state, ELSEWHERE[card.state]);
     set(why, "class", `small ${card.state === "unavailable" ? "bad" : "soft"}`);
-    say(why, card.failure);
+    setText(why, card.failure);
     show(why, card.failure);
   };
   return { node, update };
@@ -63,26 +63,26 @@ function hostCard(first) {
   const waiting = h("a", { href: "/ui/#switching" });
   const load_ = h("span", { class: "soft small end" }, answers, " in progress, ", waiting, " waiting");
   const models = h("ul", { class: "models" });
-  const none = h("p", { class: "soft" }, ...rich("It has no models yet. On its machine `hostler profiles add FILE.gguf` adds one: a file, or where to fetch it."));
-  const silent = h("p", { class: "bad" }, "Its supervisor does not answer; this is how things were last.");
+  const none = h("p", { class: "soft" }, ...rich("No models yet. Run `hostler profiles add FILE.gguf` on this host to add one, from a file or a URL."));
+  const unreachable = h("p", { class: "bad" }, "The supervisor is unreachable. This is the last known state.");
   const title = `host-${first.backend}`;
   const node = h(
     "section",
     { class: "card", "aria-labelledby": title },
     h("div", { class: "head" }, h("h3", { id: title }, first.backend), reach.node, rule, load_),
-    silent,
+    unreachable,
     none,
     models,
   );
   const update = (host) => {
-    reach.update(host.reachable ? "reachable" : "silent", host.reachable ? "good" : "bad");
-    show(silent, !host.reachable);
+    reach.update(host.reachable ? "reachable" : "unreachable", host.reachable ? "good" : "bad");
+    show(unreachable, !host.reachable);
     show(none, host.host && !host.host.profiles.length);
     const used = (host.host?.models ?? []).reduce((sum, each) => sum + each.memory_bytes + each.gpu_bytes, 0);
     const budget = host.host?.budget_bytes;
-    say(rule, host.host?.exclusive ? "one model at a time" : budget ? `${bytes(used)} of ${bytes(budget)} in use` : "several models at a time");
-    say(answers, host.serving ? plural(host.serving, "answer") : "no answers");
-    say(waiting, host.waiting || "nobody");
+    setText(rule, host.host?.exclusive ? "one model at a time" : budget ? `${bytes(used)} of ${bytes(budget)} in use` : "several models at a time");
+    setText(answers, host.serving ? plural(host.serving, "request") : "no requests");
+    setText(waiting, host.waiting || "none");
     keyed(models, rowsOf(host), (row) => row.profile.name, modelRow);
   };
   return { node, update };
@@ -107,12 +107,12 @@ function modelRow({ profile: { name } }) {
   const active = badge("active", "good");
   const pinned = badge("pinned", "pin");
   const also = h("p", { class: "soft small" });
-  const told = facts({ memory: "Memory", context: "Context", slots: "Slots in use", waiting: "Waiting", idle: "Unloads", load: "Loads in" });
+  const details = facts({ memory: "Memory", context: "Context", slots: "Slots in use", waiting: "Waiting", idle: "Unloads", load: "Load time" });
   const bar = h("progress", { max: "100", "aria-label": `loading ${name}` });
   const step = h("p", { class: "small soft" });
   const failure = h("p", { class: "bad small" });
   const loads = h("button", { type: "button", "aria-label": `Load ${name}`, on: { click: () => load(name, loads) } }, "Load");
-  const what = h("button", { type: "button", class: "quiet", "aria-label": `What if ${name} is loaded now?`, on: { click: () => load(name, loads, { always: true }) } }, "What if?");
+  const what = h("button", { type: "button", class: "quiet", "aria-label": `Forecast loading ${name}`, on: { click: () => load(name, loads, { always: true }) } }, "Forecast");
   const unloads = h(
     "button",
     { type: "button", class: "quiet", "aria-label": `Unload ${name}`, on: { click: () => unload(name, row.engine?.running ?? 0, unloads) } },
@@ -126,7 +126,7 @@ function modelRow({ profile: { name } }) {
     also,
     bar,
     step,
-    told.node,
+    details.node,
     failure,
     mayOperate && h("div", { class: "actions" }, loads, unloads, what, pins),
   );
@@ -135,13 +135,13 @@ function modelRow({ profile: { name } }) {
     const { profile, status, engine } = row;
     const current = status?.state ?? "stopped";
     const [word, colour] = STATES[current] ?? [current, ""];
-    kind.update(engine?.draining ? "finishing its answers" : word, engine?.draining ? "warn" : colour);
+    kind.update(engine?.draining ? "draining" : word, engine?.draining ? "warn" : colour);
     set(node, "data-state", current);
     show(active.node, state.active === name && current === "ready");
     show(pinned.node, profile.pinned);
-    say(pins, profile.pinned ? "Unpin" : "Pin");
+    setText(pins, profile.pinned ? "Unpin" : "Pin");
     set(pins, "aria-label", `${profile.pinned ? "Unpin" : "Pin"} ${name}`);
-    say(also, [profile.aliases.length ? `also ${profile.aliases.join(", ")}` : "", profile.description].filter(Boolean).join(" · "));
+    setText(also, [profile.aliases.length ? `also ${profile.aliases.join(", ")}` : "", profile.description].filter(Boolean).join(" · "));
     show(also, also.textContent);
     const loading = current === "starting";
     show(bar, loading);
@@ -150,25 +150,25 @@ function modelRow({ profile: { name } }) {
     const running = state.running.get(row.host.backend);
     const phase = running?.switch.model === name ? running.switch.phase : loading ? "starting" : "";
     const eta = status?.eta_s ?? running?.switch.eta_s;
-    say(step, phase && [phase, status?.percent != null && `${Math.round(status.percent)} %`, eta != null && `about ${seconds(eta)} left`].filter(Boolean).join(", "));
+    setText(step, phase && [phase, status?.percent != null && `${Math.round(status.percent)} %`, eta != null && `about ${seconds(eta)} left`].filter(Boolean).join(", "));
     show(step, phase);
     const memory = (status?.memory_bytes ?? 0) + (status?.gpu_bytes ?? 0);
-    told.update({
-      memory: memory ? bytes(memory) : profile.memory_bytes ? `needs ${bytes(profile.memory_bytes)}` : "",
+    details.update({
+      memory: memory ? bytes(memory) : profile.memory_bytes ? `expects ${bytes(profile.memory_bytes)}` : "",
       context: profile.context ? count(profile.context) : "",
       slots: current === "ready" && engine ? `${engine.running} of ${engine.parallel}` : "",
       waiting: engine?.waiting || "",
-      idle: current === "ready" ? (profile.pinned ? "never: pinned" : engine?.idle_until ? `in ${seconds(Math.max(0, engine.idle_until - now()))}` : "when room is needed") : "",
+      idle: current === "ready" ? (profile.pinned ? "never (pinned)" : engine?.idle_until ? `in ${seconds(Math.max(0, engine.idle_until - now()))}` : "when memory is needed") : "",
       load: current === "stopped" && engine ? `about ${seconds(engine.load_s)}` : "",
     });
-    say(failure, status?.failure?.message);
+    setText(failure, status?.failure?.message);
     show(failure, status?.failure);
     const up = ["ready", "starting"].includes(current);
     show(loads, !up);
     show(what, !up);
     show(unloads, up);
     const rivals = row.host.host?.exclusive && rowsOf(row.host).some((other) => other.status?.state === "ready");
-    say(loads, rivals ? "Switch to it" : "Load");
+    setText(loads, rivals ? "Switch" : "Load");
     set(loads, "aria-label", rivals ? `Switch to ${name}` : `Load ${name}`);
   };
   return { node, update };

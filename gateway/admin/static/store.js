@@ -1,33 +1,33 @@
-// What is known of the gateway: a snapshot, then changes. Views are told at most a few times a second.
+// The state of the gateway: a snapshot, then changes. Listeners are called at most a few times a second.
 
-import { get, leave } from "./api.js";
+import { get, sessionExpired } from "./api.js";
 
-const KEPT = 200;
-const CHANGES_KEPT = 1000;
+const MAX_ENTRIES = 200;
+const MAX_CHANGES = 1000;
 const PACE_MS = 200;
 
 export const state = {
   link: "connecting",
   version: "",
-  recording: false, // prompts and answers are kept
+  recording: false, // prompts and answers are recorded
   active: null,
   default: null,
   models: [],
   hosts: [], // { backend, reachable, host, waiting, serving, queue, engines }
   in_flight: [],
   chain: { hops: [], cost: 0, limit: null },
-  requests: [], // finished ones, the newest first
-  switches: [], // finished ones, the newest first: { at, backend, switch }
+  requests: [], // finished ones, newest first
+  switches: [], // finished ones, newest first: { at, backend, switch }
   running: new Map(), // backend -> { backend, switch, seen }
-  breakers: [], // changes, the newest first: { at, event }
-  skew: 0, // what the gateway's clock is ahead of ours, in seconds
+  breakers: [], // state changes, newest first: { at, event }
+  skew: 0, // seconds the gateway's clock is ahead of the browser's
 };
 
 const listeners = new Set();
 let due = null;
 let drawn = 0;
 
-/** Call `listener` whenever something has changed, and once a second for what counts down. */
+/** Call `listener` on every change, and once a second for countdowns. */
 export function watch(listener) {
   listeners.add(listener);
   return () => listeners.delete(listener);
@@ -49,7 +49,7 @@ function draw() {
 
 const host = (backend) => state.hosts.find((each) => each.backend === backend);
 
-const hear = {
+const handlers = {
   snapshot(value) {
     Object.assign(state, {
       version: value.version,
@@ -63,7 +63,7 @@ const hear = {
       skew: value.at ? value.at - Date.now() / 1000 : 0,
     });
     state.running.clear();
-    remember();
+    loadHistory();
   },
   update(value) {
     state.active = value.active;
@@ -76,9 +76,9 @@ const hear = {
   },
   request(value) {
     state.in_flight = state.in_flight.filter((each) => each.id !== value.id);
-    if (value.backend === null && value.outcome === "ok") return; // a probe
+    if (value.backend === null && value.outcome === "ok") return; // a model list or health check
     state.requests.unshift(value);
-    state.requests.length = Math.min(state.requests.length, KEPT);
+    state.requests.length = Math.min(state.requests.length, MAX_ENTRIES);
   },
   host(value) {
     const known = host(value.backend);
@@ -98,7 +98,7 @@ const hear = {
     if (["ready", "failed"].includes(value.switch.phase)) {
       state.running.delete(backend);
       state.switches.unshift({ at: now(), backend, switch: value.switch });
-      state.switches.length = Math.min(state.switches.length, KEPT);
+      state.switches.length = Math.min(state.switches.length, MAX_ENTRIES);
     } else state.running.set(backend, { backend, switch: value.switch, seen: Date.now() / 1000 });
   },
   queue(value) {
@@ -107,14 +107,14 @@ const hear = {
   },
   breaker(value) {
     state.breakers.unshift({ at: now(), event: value });
-    state.breakers.length = Math.min(state.breakers.length, CHANGES_KEPT);
+    state.breakers.length = Math.min(state.breakers.length, MAX_CHANGES);
     refreshModels();
   },
 };
 
 let refreshing = null;
 
-/** Profiles may have come or gone, or backends: which models there are, and which can be asked, is told by the status only. */
+/** Models and their availability are part of the status only: fetch it after a change of hosts or circuit breakers. */
 function refreshModels() {
   refreshing ??= setTimeout(async () => {
     refreshing = null;
@@ -123,24 +123,24 @@ function refreshModels() {
       state.models = status.models;
       changed();
     } catch {
-      /* the next snapshot tells */
+      /* the next snapshot has it */
     }
   }, 300);
 }
 
-/** What happened before the page was opened, or while it was not connected. */
-async function remember() {
+/** Events from before the page was opened, or while it was disconnected. */
+async function loadHistory() {
   try {
     const [requests, switches, breakers] = await Promise.all(
-      ["requests", "switches", "breakers"].map((kind) => get(`/admin/history?kind=${kind}&limit=${kind === "breakers" ? CHANGES_KEPT : KEPT}`)),
+      ["requests", "switches", "breakers"].map((kind) => get(`/admin/history?kind=${kind}&limit=${kind === "breakers" ? MAX_CHANGES : MAX_ENTRIES}`)),
     );
     const known = new Set(requests.map((each) => each.event.id));
     const fresh = state.requests.filter((each) => !known.has(each.id));
-    state.requests = [...fresh, ...requests.map((each) => each.event)].slice(0, KEPT);
+    state.requests = [...fresh, ...requests.map((each) => each.event)].slice(0, MAX_ENTRIES);
     state.switches = switches.map((each) => ({ at: each.at, backend: each.event.backend, switch: each.event.switch }));
     state.breakers = breakers.map((each) => ({ at: each.at, event: each.event }));
   } catch {
-    /* the live view goes on without */
+    /* the live view works without it */
   }
   changed();
 }
@@ -154,13 +154,13 @@ function link(word) {
   changed();
 }
 
-/** Follow the gateway. A hidden page lets go: browsers allow six connections per address, for all tabs together. */
+/** Subscribe to the gateway. A hidden page disconnects: browsers allow six connections per address for all tabs. */
 export function connect() {
   disconnect();
   source = new EventSource("/events");
-  for (const [kind, run] of Object.entries(hear)) {
+  for (const [kind, handle] of Object.entries(handlers)) {
     source.addEventListener(kind, (event) => {
-      run(JSON.parse(event.data));
+      handle(JSON.parse(event.data));
       changed();
     });
   }
@@ -172,10 +172,10 @@ export function connect() {
     link("reconnecting");
     disconnect();
     try {
-      const answer = await fetch("/healthz", { cache: "no-store" });
-      if (answer.ok && (await fetch("/readyz", { cache: "no-store" })).status === 401) leave();
+      const response = await fetch("/healthz", { cache: "no-store" });
+      if (response.ok && (await fetch("/readyz", { cache: "no-store" })).status === 401) sessionExpired();
     } catch {
-      /* the gateway is away */
+      /* the gateway is unreachable */
     }
     retry = setTimeout(connect, pause);
     pause = Math.min(pause * 2, 5000);

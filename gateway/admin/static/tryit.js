@@ -1,47 +1,47 @@
-// Try it: a chat with any model, as any client would have it.
+// Try it: a chat with any model over the OpenAI protocol.
 
-import { events, leave, problem } from "./api.js";
-import { h, say, set, show, tell } from "./dom.js";
+import { errorMessage, events, sessionExpired } from "./api.js";
+import { h, setText, set, show, notify } from "./dom.js";
 import { count, seconds } from "./format.js";
-import { mayInfer } from "./rights.js";
+import { mayInfer } from "./permissions.js";
 import { state } from "./store.js";
 
-const NO_MODEL = "There is no model to talk to: Now says how to add one.";
+const NO_MODEL = "No models are available. See Now for how to add one.";
 
 const CLOCK = {
   type: "function",
   function: {
     name: "current_time",
-    description: "Tells the date and the time.",
+    description: "Returns the current date and time.",
     parameters: { type: "object", properties: { zone: { type: "string", description: "a time zone" } } },
   },
 };
 
 export function build(root) {
   if (!mayInfer) {
-    root.append(h("p", {}, "Your key may look, but not use models: it lacks the scope infer."));
+    root.append(h("p", {}, "This API key lacks the scope infer, which using models requires."));
     return {};
   }
   const model = h("select", { id: "try-model" });
   const system = h("input", { id: "try-system", autocomplete: "off", placeholder: "none" });
   const limit = h("input", { id: "try-limit", type: "number", min: "1", max: "100000", placeholder: "none", inputmode: "numeric" });
   const tools = h("input", { id: "try-tools", type: "checkbox" });
-  const text = h("textarea", { id: "try-text", rows: "2", placeholder: "Say something" });
+  const text = h("textarea", { id: "try-text", rows: "2", placeholder: "Type a message" });
   const send = h("button", { type: "submit" }, "Send");
   const stop = h("button", { type: "button", class: "danger", hidden: true }, "Stop");
   const clear = h("button", { type: "button", class: "quiet" }, "New chat");
   const talk = h("ol", { class: "talk", "aria-label": "Conversation" });
   const step = h("p", { class: "small", role: "status" });
-  const bar = h("progress", { max: "100", hidden: true, "aria-label": "until the model answers" });
+  const bar = h("progress", { max: "100", hidden: true, "aria-label": "load progress" });
   const choices = h(
     "div",
     { class: "fields card" },
     h("div", { class: "field wide" }, h("label", { for: "try-model" }, "Model"), model),
     h("div", { class: "field wide" }, h("label", { for: "try-system" }, "System prompt"), system),
-    h("div", { class: "field" }, h("label", { for: "try-limit" }, "Most tokens"), limit),
-    h("div", { class: "field line" }, tools, h("label", { for: "try-tools" }, "Offer a tool (the time)")),
+    h("div", { class: "field" }, h("label", { for: "try-limit" }, "Max tokens"), limit),
+    h("div", { class: "field line" }, tools, h("label", { for: "try-tools" }, "Offer a tool (current time)")),
   );
-  // It stays where it is while the answer above it grows: nobody runs after a button.
+  // Fixed at the bottom, so that the buttons stay in place while the answer grows.
   const form = h(
     "form",
     { class: "card say" },
@@ -57,22 +57,22 @@ export function build(root) {
 
   let messages = [];
   let abort = null;
-  let hurried = false;
+  let sendWhenListed = false;
 
   const options = () => {
-    say(kept, state.recording ? "The page keeps nothing of this, but the gateway records it." : "Nothing of this is kept: neither here nor by the gateway.");
+    setText(kept, state.recording ? "This chat is not saved by the page, but the gateway records it." : "This chat is not saved, neither by the page nor by the gateway.");
     const listed = state.models.filter((each) => each.listed);
     const names = listed.map((each) => each.name);
-    if (state.version && !names.length && hurried) {
-      hurried = false;
-      say(step, NO_MODEL);
+    if (state.version && !names.length && sendWhenListed) {
+      sendWhenListed = false;
+      setText(step, NO_MODEL);
     }
     const texts = listed.map((each) => (each.state === "unavailable" ? `${each.name} (unavailable)` : each.name));
     if (texts.join("\n") === model.dataset.texts) return;
     const chosen = model.value || state.active || state.default;
     model.dataset.texts = texts.join("\n");
     model.replaceChildren(...names.map((name, index) => h("option", { value: name, selected: name === chosen }, texts[index])));
-    if (hurried && model.value) form.requestSubmit();
+    if (sendWhenListed && model.value) form.requestSubmit();
   };
 
   const busy = (working) => {
@@ -86,7 +86,7 @@ export function build(root) {
     talk.append(answer.node);
     const mine = (abort = new AbortController());
     busy(true);
-    say(step, "Waiting …");
+    setText(step, "Waiting…");
     const began = performance.now();
     try {
       const body = { model: model.value, stream: true, stream_options: { include_usage: true }, messages: [...(system.value ? [{ role: "system", content: system.value }] : []), ...messages] };
@@ -94,25 +94,25 @@ export function build(root) {
       if (tools.checked) body.tools = [CLOCK];
       const response = await fetch("/v1/chat/completions", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: mine.signal });
       if (!response.ok) {
-        if (response.status === 401) leave();
-        throw new Error(problem(await response.json().catch(() => null), response.status));
+        if (response.status === 401) sessionExpired();
+        throw new Error(errorMessage(await response.json().catch(() => null), response.status));
       }
       answer.via(response.headers);
       await read(response.body, answer, began);
     } catch (error) {
-      if (abort !== mine) return; // another chat has begun
+      if (abort !== mine) return; // a new chat was started
       if (error.name === "AbortError") answer.note("stopped");
       else {
         answer.fail(error.message);
-        tell(error.message, true);
+        notify(error.message, true);
       }
-      say(step, "");
+      setText(step, "");
     }
     if (abort !== mine) return;
     busy(false);
     abort = null;
-    const said = answer.message();
-    if (said) messages.push(said);
+    const message = answer.message();
+    if (message) messages.push(message);
     else messages.pop();
     text.focus();
   };
@@ -123,7 +123,7 @@ export function build(root) {
     for await (const { data } of events(stream)) {
       if (data === "[DONE]") break;
       const chunk = JSON.parse(data);
-      if (chunk.error) throw new Error(problem(chunk, 0));
+      if (chunk.error) throw new Error(errorMessage(chunk, 0));
       if (chunk.x_hostler) {
         waiting(chunk.x_hostler);
         continue;
@@ -132,28 +132,28 @@ export function build(root) {
       const choice = chunk.choices?.[0];
       if (!choice) continue;
       const follows = atEnd();
-      const said = answer.add(choice.delta ?? {});
+      const added = answer.add(choice.delta ?? {});
       if (follows) scrollToEnd();
-      if (said && first === null) {
+      if (added && first === null) {
         first = (performance.now() - began) / 1000;
         show(bar, false);
-        say(step, "Answering …");
+        setText(step, "Generating…");
       }
       if (choice.finish_reason) answer.finish = choice.finish_reason;
     }
     const total = (performance.now() - began) / 1000;
-    const told = [first !== null && `first word after ${seconds(first)}`, `${seconds(total)} in all`];
-    if (usage) told.push(`${count(usage.prompt_tokens)} + ${count(usage.completion_tokens)} tokens`);
-    if (answer.finish && answer.finish !== "stop") told.push(answer.finish === "length" ? "cut at the limit" : answer.finish.replaceAll("_", " "));
-    answer.note(told.filter(Boolean).join(" · "));
-    say(step, "Done.");
+    const summary = [first !== null && `first token after ${seconds(first)}`, `${seconds(total)} total`];
+    if (usage) summary.push(`${count(usage.prompt_tokens)} + ${count(usage.completion_tokens)} tokens`);
+    if (answer.finish && answer.finish !== "stop") summary.push(answer.finish === "length" ? "stopped at the token limit" : answer.finish.replaceAll("_", " "));
+    answer.note(summary.filter(Boolean).join(" · "));
+    setText(step, "Done.");
   };
 
   const waiting = (progress) => {
-    const words = [progress.phase === "queued" ? `in line${progress.position ? `, place ${progress.position}` : ""}` : `${progress.phase} ${progress.model}`];
+    const words = [progress.phase === "queued" ? `queued${progress.position ? `, position ${progress.position}` : ""}` : `${progress.phase} ${progress.model}`];
     if (progress.percent !== null && progress.percent !== undefined) words.push(`${Math.round(progress.percent)} %`);
     if (progress.eta_s) words.push(`about ${seconds(progress.eta_s)} left`);
-    say(step, words.join(", "));
+    setText(step, words.join(", "));
     show(bar, true);
     if (progress.percent === null || progress.percent === undefined) bar.removeAttribute("value");
     else bar.value = progress.percent;
@@ -163,11 +163,11 @@ export function build(root) {
     event.preventDefault();
     const said = text.value.trim();
     if (!said || abort) return;
-    hurried = false;
+    sendWhenListed = false;
     options();
     if (!model.value) {
-      hurried = !state.version; // sent as soon as the list is there
-      say(step, hurried ? "Waiting for the list of models …" : NO_MODEL);
+      sendWhenListed = !state.version; // sent as soon as the models are listed
+      setText(step, sendWhenListed ? "Waiting for the list of models…" : NO_MODEL);
       return;
     }
     text.value = "";
@@ -191,7 +191,7 @@ export function build(root) {
     busy(false);
     messages = [];
     talk.replaceChildren();
-    say(step, "");
+    setText(step, "");
     text.focus();
   });
   return { update: options };
@@ -199,12 +199,12 @@ export function build(root) {
 
 const page = document.documentElement;
 
-/** Whether the end of the page is seen: whoever reads further up is left there. */
+/** Whether the page is scrolled to its end; readers further up are not moved. */
 const atEnd = () => innerHeight + scrollY >= page.scrollHeight - 80;
 
 const scrollToEnd = () => scrollTo(0, page.scrollHeight);
 
-/** One turn of the conversation: thinking, words and tool calls as they come. */
+/** One message of the conversation: thinking, text and tool calls as they arrive. */
 function entry(role, name) {
   const thought = h("div");
   const thinking = h("details", { open: true, hidden: true }, h("summary", {}, "Thinking"), thought);
@@ -233,27 +233,27 @@ function entry(role, name) {
         if (!known) {
           known = { id: call.id, name: "", arguments: "", node: h("pre", { tabindex: "0", "aria-label": "tool call" }) };
           called.set(call.index ?? 0, known);
-          calls.append(h("p", { class: "small" }, "The model calls a tool:"), known.node);
+          calls.append(h("p", { class: "small" }, "Tool call:"), known.node);
         }
         known.id ??= call.id;
         known.name += call.function?.name ?? "";
         known.arguments += call.function?.arguments ?? "";
-        say(known.node, `${known.name}(${known.arguments})`);
+        setText(known.node, `${known.name}(${known.arguments})`);
       }
       return Boolean(thinks || delta.content || delta.tool_calls?.length);
     },
     via(headers) {
       const backend = headers.get("x-hostler-backend");
       const served = headers.get("x-hostler-model");
-      if (backend) say(from, `${served ?? name} on ${backend}`);
+      if (backend) setText(from, `${served ?? name} on ${backend}`);
     },
     note(text) {
-      say(foot, text);
+      setText(foot, text);
       if (content) thinking.open = false;
     },
     fail(text) {
       set(foot, "class", "bad small");
-      say(foot, text);
+      setText(foot, text);
     },
     message: () => (content ? { role: "assistant", content } : null),
   };

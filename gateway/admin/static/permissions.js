@@ -1,4 +1,4 @@
-// What the person in front of the page may do.
+// The scopes of the API key that the page is logged in with.
 
 const scopes = new Set((document.body.dataset.scopes ?? "").split(" "));
 

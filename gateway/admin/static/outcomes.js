@@ -1,6 +1,6 @@
-// Display text for attempt outcomes and skip reasons.
+// Display text for outcomes of attempts and reasons for skipping a backend.
 
-const WORDS = {
+const TEXT = {
   answered: "answered",
   unreachable: "was unreachable",
   connect_timeout: "timed out connecting",
@@ -26,13 +26,13 @@ const WORDS = {
   unsupported: "does not support this kind of request",
 };
 
-/** The words for a kind; of one that is not known, its own. */
-export const words = (kind) => WORDS[kind] ?? kind.replaceAll("_", " ");
+/** The text for an outcome or reason; unknown ones as they are. */
+export const describe = (kind) => TEXT[kind] ?? kind.replaceAll("_", " ");
 
-/** Why not the hops before, as the gateway says it: `a: busy; b: budget_exhausted`. */
-export function passed(reason) {
+/** The text for a request's reason: `a: busy; b: budget_exhausted`. */
+export function describeReason(reason) {
   return reason
     .split("; ")
-    .map((part) => part.replace(/^(.*): (\w+)$/, (_, backend, kind) => `${backend} ${words(kind)}`))
+    .map((part) => part.replace(/^(.*): (\w+)$/, (_, backend, kind) => `${backend} ${describe(kind)}`))
     .join("; ");
 }

@@ -1,4 +1,4 @@
-"""What the page says of switches and failures, held against what supervisors and the chain tell."""
+"""The dashboard's phases and texts, compared with those of the supervisor and the failure policy."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ FILES = Path(next(iter(admin.__path__))) / "static"
 SWITCHING = (FILES / "switching.js").read_text()
 
 
-def test_the_page_shows_phases_in_the_order_that_a_switch_goes_through_them() -> None:
+def test_the_page_shows_the_phases_of_a_switch_in_order() -> None:
     found = re.search(r"const PHASES = (\[.*?\]);", SWITCHING)
     assert found is not None
     assert [*json.loads(found[1]), "failed"] == list(get_args(SwitchPhase))
 
 
-def test_the_page_has_words_for_everything_that_becomes_of_an_attempt() -> None:
-    found = re.search(r"const WORDS = \{(.*?)\};", (FILES / "words.js").read_text(), re.DOTALL)
+def test_the_page_has_a_text_for_every_outcome_and_reason() -> None:
+    found = re.search(r"const TEXT = \{(.*?)\};", (FILES / "outcomes.js").read_text(), re.DOTALL)
     assert found is not None
     known = set(re.findall(r"^  (\w+): ", found[1], re.MULTILINE))
     assert set(DESCRIPTIONS) | {"cancelled", "stopped", "gateway_failed"} == known
