@@ -196,7 +196,7 @@ function detail(live) {
     const tried = request.attempts ?? [];
     show(attempts, tried.length > 1);
     if (tried.length > 1 && attempts.childElementCount !== tried.length) {
-      attempts.replaceChildren(...tried.map((each) => h("li", {}, `${each.backend} ${describe(each.outcome)} after ${seconds(each.seconds)}`)));
+      attempts.replaceChildren(...tried.map((each) => h("li", {}, `${each.backend}: ${describe(each.outcome)} after ${seconds(each.seconds)}`)));
     }
   };
   return { nodes: [bar, h("ul", { class: "key" }, ...keys), fields.node, attempts, read, contents], update };

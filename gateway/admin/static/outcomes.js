@@ -2,28 +2,28 @@
 
 const TEXT = {
   answered: "answered",
-  unreachable: "was unreachable",
-  connect_timeout: "timed out connecting",
-  loading: "was still loading",
-  model_unavailable: "had the model unavailable",
-  busy: "was busy",
-  server_error: "failed",
-  rejected: "rejected the request",
-  auth_failed: "rejected the API key",
-  payment_required: "requires payment",
-  first_byte_timeout: "timed out before the first byte",
-  broken: "broke off its answer",
-  client_disconnected: "lost its client",
-  cancelled: "was cancelled",
-  stopped: "was stopped with the gateway",
-  gateway_failed: "hit an internal error in the gateway",
-  circuit_open: "skipped: circuit open",
-  non_local: "skipped: not local",
-  budget_exhausted: "skipped: daily budget exhausted",
-  too_long: "skipped: context too small",
-  excluded: "skipped: another backend was requested",
-  max_attempts: "skipped: attempt limit reached",
-  unsupported: "does not support this kind of request",
+  unreachable: "unreachable",
+  connect_timeout: "connect timeout",
+  loading: "still loading",
+  model_unavailable: "model unavailable",
+  busy: "busy",
+  server_error: "server error",
+  rejected: "request rejected",
+  auth_failed: "authentication failed",
+  payment_required: "payment required",
+  first_byte_timeout: "first byte timeout",
+  broken: "answer broken off",
+  client_disconnected: "client disconnected",
+  cancelled: "cancelled",
+  stopped: "gateway stopped",
+  gateway_failed: "internal error",
+  circuit_open: "circuit open",
+  non_local: "not local",
+  budget_exhausted: "daily budget exhausted",
+  too_long: "context too small",
+  excluded: "excluded by the request",
+  max_attempts: "attempt limit reached",
+  unsupported: "unsupported request",
 };
 
 /** The text for an outcome or reason; unknown ones as they are. */
@@ -33,6 +33,6 @@ export const describe = (kind) => TEXT[kind] ?? kind.replaceAll("_", " ");
 export function describeReason(reason) {
   return reason
     .split("; ")
-    .map((part) => part.replace(/^(.*): (\w+)$/, (_, backend, kind) => `${backend} ${describe(kind)}`))
+    .map((part) => part.replace(/^(.*): (\w+)$/, (_, backend, kind) => `${backend}: ${describe(kind)}`))
     .join("; ");
 }
