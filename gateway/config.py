@@ -1,4 +1,4 @@
-"""The configuration file as typed values. Nothing here acts: whoever needs a part gets it through its constructor."""
+"""The configuration file as typed values, and the rules that types cannot express. Parts get theirs through constructors."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ ProgressMode = Literal["thinking", "quiet", "comments", "off"]
 
 
 class QueueSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many requests may wait for a model, and for how long."""
+    """The limits of a host's queue."""
 
     max_waiting: Annotated[int, msgspec.Meta(ge=0)] = 10
     max_wait_s: Seconds = 120.0
 
 
 class SwitchingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When models take turns, and what a waiting client sees meanwhile.
+    """When a host switches between models, and the progress shown to waiting clients.
 
-    Progress begins just before clients and proxies that want a byte within a second give up, and late enough for the
-    errors that come early (a file that is missing, an argument that the engine refuses) to keep their own status.
+    Progress starts just before clients and proxies that expect a byte within a second give up, and late enough for early
+    errors (a missing file, a rejected engine argument) to keep their own status.
     """
 
     patience_s: Seconds = 10.0
@@ -46,7 +46,7 @@ class SwitchingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class TimeoutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long a backend may take: to accept a connection, to its first byte, and between two bytes."""
+    """Time limits of a backend: to accept a connection, to its first byte, and between two bytes."""
 
     connect_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
     first_byte_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
@@ -54,28 +54,28 @@ class TimeoutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class ProbingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How often backends are asked for a sign of life: as long as all is well, and when one seems to be down."""
+    """How often the health of backends is checked: while they respond, and while they are down."""
 
     every_s: Annotated[float, msgspec.Meta(gt=0)] = 15.0
     down_every_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
 
 
 class LoggingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much is logged, and as what: plain lines or JSON. On a terminal `auto` means a live view."""
+    """The level and format of the log. On a terminal `auto` means a live view."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "plain", "json"] = "auto"
 
 
 class SpendingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What backends outside the house may cost in a day, and the file that remembers it."""
+    """What remote backends may cost in a day, in US dollars, and the file that keeps the sum."""
 
     daily_limit: Annotated[float, msgspec.Meta(ge=0)] | None = None
     file: str | None = None
 
 
 class TracingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where an OpenTelemetry collector takes spans (OTLP over HTTP), and which it gets. Left out: there are no traces."""
+    """The OpenTelemetry collector (OTLP over HTTP) and what it gets. Without an endpoint there are no traces."""
 
     endpoint: str | None = None
     headers: Mapping[str, str] = {}
@@ -85,7 +85,7 @@ class TracingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class RecordingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whether prompts and answers are kept, where, how much of them and for how long."""
+    """Whether transcripts of prompts and answers are kept, where, how much and for how long."""
 
     contents: bool = False
     file: str | None = None
@@ -94,7 +94,7 @@ class RecordingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class LibrarySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What clients may change about which models there are, and the file that keeps it."""
+    """What clients may change about the models, and the file that keeps their changes."""
 
     file: str | None = None
     change: bool = True
@@ -103,7 +103,7 @@ class LibrarySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The gateway itself: where it listens, who may use it, and how it treats those who wait."""
+    """The gateway itself: where it listens, who may use it, and how it queues, retries and logs."""
 
     listen: tuple[str, ...] = ("127.0.0.1:8000",)
     api_keys_file: str | None = None
@@ -125,26 +125,26 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class WakeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a sleeping machine is woken (Wake-on-LAN), and how long a request waits for it."""
+    """How a sleeping machine is woken by Wake-on-LAN, and how long requests wait for it."""
 
     mac: str
     broadcast: str = "255.255.255.255"
     wait_s: Seconds = 60.0
 
 
-#: What a backend tells beyond this is no count of tokens.
+#: Larger numbers from a backend are no token counts.
 _MOST_TOKENS = 10**12
 
 
 class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a model costs, in US dollars for a million tokens. `cached`: of the input, what was read before."""
+    """US dollars for a million tokens. `cached` is for input tokens read from a cache; left out, they cost as much as others."""
 
     input: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     output: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     cached: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
     def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
-        """What an answer of so many tokens costs. The cached ones are part of the prompt's."""
+        """The cost of an answer in US dollars. Cached tokens are part of the prompt's."""
         cached = self.input if self.cached is None else self.cached
         fresh, read, written = (
             min(max(0, tokens), _MOST_TOKENS)
@@ -154,10 +154,10 @@ class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Something that answers: another machine's supervisor, or a server that speaks a protocol.
+    """Another machine's supervisor, or a server that speaks a protocol.
 
     `models` maps our names to the backend's; `"*"` stands for every name that is not listed, in `prices` as well.
-    `local` says whether it stands in the house; left out, its kind and address tell.
+    `local`: whether `local_only` requests may go there; left out, it follows from kind and address.
     """
 
     kind: Literal["supervisor", "openai", "llamacpp", "ollama", "anthropic"]
@@ -176,14 +176,14 @@ class BackendSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     @property
     def is_local(self) -> bool:
-        """Whether what is sent there stays with us: told so, a supervisor, or an address that only a house can have."""
+        """Whether it is local: as configured, or a supervisor, or at an address that only exists in a local network."""
         if self.local is not None:
             return self.local
-        return self.kind == "supervisor" or _is_ours(urlsplit(self.url).hostname or "")
+        return self.kind == "supervisor" or _is_local_host(urlsplit(self.url).hostname or "")
 
 
 class BreakerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a failing backend is left alone, and for how long."""
+    """When the circuit of a failing backend opens, and for how long."""
 
     failures: Positive = 3
     open_s: Annotated[float, msgspec.Meta(gt=0)] = 5.0
@@ -191,7 +191,7 @@ class BreakerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole file. Every section may be left out."""
+    """The whole file. All sections are optional."""
 
     gateway: GatewaySettings = GatewaySettings()
     backends: Mapping[str, BackendSettings] = {}
@@ -202,36 +202,39 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; the message names file, line and key, and the way out."""
+    """The configuration is invalid. The message names file, line and key, and the remedy."""
 
 
-#: Endings of names that no public name server knows: RFC 6761, 6762 and 8375, ICANN's word on `internal`, and what
-#: routers give out.
-_OUR_ENDINGS = (".localhost", ".local", ".home.arpa", ".internal", ".lan")
-#: Addresses that lead nowhere but to this machine or its own network: RFC 1122, 1918, 3927, 4193 and 4291.
-_OUR_NETWORKS = tuple(
+#: Domains that no public name server knows: RFC 6761, 6762 and 8375, ICANN's resolution on `internal`, and what routers
+#: assign.
+_LOCAL_DOMAINS = (".localhost", ".local", ".home.arpa", ".internal", ".lan")
+#: Addresses of this machine and of its own network: RFC 1122, 1918, 3927, 4193 and 4291.
+_LOCAL_NETWORKS = tuple(
     ipaddress.ip_network(network)
     for network in (
         *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
         *("::1/128", "fc00::/7", "fe80::/10"),
     )
 )
-#: A name without a dot is looked for in the own network only; a number is an address in disguise.
+#: A name without a dot is looked up in the local network only; a number is an address in disguise.
 _PLAIN_NAME = re.compile(r"(?!0x)[a-z][a-z0-9_-]*|[a-z0-9_-]*[g-wyz_-][a-z0-9_-]*")
 
 
-def _is_ours(host: str) -> bool:
-    """Whether an address is one that only exists at home. A name that anybody could own is none."""
+def _is_local_host(host: str) -> bool:
+    """Whether a name or address exists in a local network only. False for every name that could be registered."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return host.endswith(_OUR_ENDINGS) or _PLAIN_NAME.fullmatch(host) is not None
+        return host.endswith(_LOCAL_DOMAINS) or _PLAIN_NAME.fullmatch(host) is not None
     address = getattr(address, "ipv4_mapped", None) or address
-    return any(address in network for network in _OUR_NETWORKS)
+    return any(address in network for network in _LOCAL_NETWORKS)
 
 
 def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The configuration file to use: as given, `HOSTLER_CONFIG`, `./hostler.yaml`, `/etc/hostler/hostler.yaml`, or none."""
+    """The configuration file: as given, else `HOSTLER_CONFIG`, `./hostler.yaml`, `/etc/hostler/hostler.yaml`, or none.
+
+    Raises `ConfigError` if a file that was named does not exist.
+    """
     named = given or environ.get("HOSTLER_CONFIG")
     if named:
         path = Path(named).expanduser()
@@ -247,9 +250,9 @@ def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Pat
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
-    """The configuration file, read: `path` is `None` when there is no file. `shipped`: no profiles are configured.
+    """The configuration as read: `path` is `None` without a file. `shipped`: no profiles are configured.
 
-    `library` is the file in which models are kept that clients made, `presets` those of them that are no profiles.
+    `library` is the file of the models that clients created, `presets` those of them that are no profiles.
     """
 
     path: Path | None
@@ -261,7 +264,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(path: Path | None, environ: Mapping[str, str] = os.environ) -> Configuration:
-    """What the file at `path` says, with its profiles and those of its manifest. Raises `ConfigError`."""
+    """Read the file at `path` with its manifest and library; defaults without a file. Raises `ConfigError`."""
     try:
         document = None if path is None else parse(read_text(path), str(path), env=environ)
         settings = Settings()
@@ -289,11 +292,11 @@ def read(path: Path | None, environ: Mapping[str, str] = os.environ) -> Configur
 
 
 def library_file(settings: LibrarySettings, path: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
-    """Where models are kept that clients made: as configured, in systemd's folder for state, beside the configuration
-    file, or among the user's own."""
+    """The file of the models that clients created: as configured, else in systemd's state directory, beside the
+    configuration file, or in the user's state directory."""
     if settings.file is not None:
         return (path.parent if path is not None else Path()) / Path(settings.file).expanduser()
-    if directory := environ.get("STATE_DIRECTORY"):  # several are joined by colons
+    if directory := environ.get("STATE_DIRECTORY"):  # several directories are joined by colons
         return Path(directory.partition(":")[0]) / "models.yaml"
     if path is not None:
         return path.with_name(f"{path.stem}.models.yaml")
@@ -302,38 +305,38 @@ def library_file(settings: LibrarySettings, path: Path | None, environ: Mapping[
 
 
 def _check(settings: Settings, document: Document) -> None:
-    """What types alone cannot say."""
+    """Check the rules that types cannot express."""
     for index, name in enumerate(settings.gateway.chain or ()):
         if name not in settings.backends and name != LOCAL:
             known = ", ".join([*settings.backends, LOCAL])
-            raise document.error(("gateway", "chain", index), f"{name!r} is no backend; backends are: {known}")
+            raise document.error(("gateway", "chain", index), f"{name!r} is not a backend; backends are: {known}")
     for name, backend in settings.backends.items():
         if name == LOCAL:
             raise document.error(
-                ("backends", name), "this name means the supervisor of `hostler up` itself; take another one"
+                ("backends", name), "this name is reserved for the supervisor of `hostler up`; use another one"
             )
         if not backend.url.startswith(("http://", "https://")):
             raise document.error(("backends", name, "url"), f"{backend.url!r} must start with http:// or https://")
-        _check_told(document, name, backend)
+        _check_headers(document, name, backend)
         if backend.wake is not None:
             _check_wake(document, name, backend, backend.wake)
         if backend.kind != "supervisor" and not backend.models:
             raise document.error(
-                ("backends", name), 'models is missing: say which models it answers for, e.g. {"*": its-name-for-it}'
+                ("backends", name), 'models is missing: list the models it serves, e.g. {"*": name-there}'
             )
     _check_chains(settings, document)
     endpoint = settings.gateway.tracing.endpoint
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
         raise document.error(
-            ("gateway", "tracing", "endpoint"), f"{endpoint!r} must be the whole address, http://.../v1/traces"
+            ("gateway", "tracing", "endpoint"), f"{endpoint!r} must be the full URL, http://.../v1/traces"
         )
     for index, listen in enumerate(settings.gateway.listen):
         _check_address(document, ("gateway", "listen", index), listen)
     _check_address(document, ("supervisor", "listen"), settings.supervisor.listen)
 
 
-def _check_told(document: Document, name: str, backend: BackendSettings) -> None:
-    """What is sent as a header must fit into one."""
+def _check_headers(document: Document, name: str, backend: BackendSettings) -> None:
+    """Values sent as headers must fit into one line."""
     for key in ("referer", "title"):
         value = getattr(backend, key)
         if value is not None and not re.fullmatch(r"[\x20-\x7e\xa0-\xff]+", value):
@@ -343,9 +346,9 @@ def _check_told(document: Document, name: str, backend: BackendSettings) -> None
 def _check_wake(document: Document, name: str, backend: BackendSettings, wake: WakeSettings) -> None:
     path = ("backends", name, "wake")
     if backend.kind != "supervisor":
-        raise document.error(path, "only a supervisor tells when it is awake; leave it out or set kind: supervisor")
+        raise document.error(path, "only a supervisor reports when it is awake; remove it or set kind: supervisor")
     if not re.fullmatch(r"[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}", wake.mac):
-        raise document.error((*path, "mac"), f"{wake.mac!r} is no MAC address; write it like 01:23:45:67:89:ab")
+        raise document.error((*path, "mac"), f"{wake.mac!r} is not a MAC address; write it like 01:23:45:67:89:ab")
     host, _, port = wake.broadcast.partition(":")
     try:
         ipaddress.IPv4Address(host)
@@ -354,12 +357,12 @@ def _check_wake(document: Document, name: str, backend: BackendSettings, wake: W
     except ValueError:
         raise document.error(
             (*path, "broadcast"),
-            f"{wake.broadcast!r} is no address; write the network's broadcast address, e.g. 192.168.1.255",
+            f"{wake.broadcast!r} is not an address; use the network's broadcast address, e.g. 192.168.1.255",
         ) from None
 
 
 def _check_chains(settings: Settings, document: Document) -> None:
-    """A profile's own chain names backends of this file. A machine with a supervisor alone has none to compare with."""
+    """The chains of profiles may only name backends of this file. A machine that only runs a supervisor has none."""
     if not settings.backends:
         return
     for profile, entry in settings.profiles.items():
@@ -367,7 +370,7 @@ def _check_chains(settings: Settings, document: Document) -> None:
             if name not in settings.backends and name != LOCAL:
                 known = ", ".join([*settings.backends, LOCAL])
                 raise document.error(
-                    ("profiles", profile, "chain", index), f"{name!r} is no backend; backends are: {known}"
+                    ("profiles", profile, "chain", index), f"{name!r} is not a backend; backends are: {known}"
                 )
 
 
@@ -378,7 +381,7 @@ def _check_address(document: Document, path: tuple[str | int, ...], text: str) -
         raise document.error(path, str(error)) from error
 
 
-#: The name under which the supervisor that runs in the gateway's own process stands in the chain.
+#: The name in the chain of the supervisor that runs in the gateway's own process.
 LOCAL = "local"
 
 
@@ -391,7 +394,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def secret(value: str | None, file: str | None, where: str) -> str | None:
-    """A secret given in place or in a file of its own. Raises `ConfigError`."""
+    """A secret given in place or in a file; `where` is the file's key, for errors. Raises `ConfigError`."""
     if value is not None or file is None:
         return value
     try:

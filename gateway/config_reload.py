@@ -1,4 +1,4 @@
-"""Saved changes of the configuration file, its manifest and the library, taken over while running. A broken file changes nothing."""
+"""Applies saved changes of the configuration file, its manifest and the library while running. An invalid file changes nothing."""
 
 from __future__ import annotations
 
@@ -16,49 +16,50 @@ from hostler.profiles.store import diff
 
 logger = logging.getLogger(__name__)
 
-#: Editors write a file in several steps; what comes within this time is one change, in milliseconds.
-_TOGETHER_MS = 300
+#: Editors write a file in several steps: changes within this time count as one, in milliseconds.
+_DEBOUNCE_MS = 300
 
-#: How often files are looked at without being told of a change, in milliseconds.
-_LOOK_MS = 2000
+#: The polling interval, in milliseconds.
+_POLL_MS = 2000
 
-Apply = Callable[[Sequence[Profile]], Awaitable[None]]
+ApplyProfiles = Callable[[Sequence[Profile]], Awaitable[None]]
 
 
 class Reloader:
-    """Reads the configuration again when it changes, and hands changed profiles to `apply`.
+    """Reads the configuration again when it changes, and passes changed profiles to `apply` and changed presets to
+    `on_presets`.
 
-    Other sections take effect at the next start: their change is logged, so that nobody waits for it.
+    Changes of other sections take effect at the next start; they are logged.
     """
 
     def __init__(
         self,
         configuration: Configuration,
-        apply: Apply,
+        apply: ApplyProfiles,
         environ: Mapping[str, str],
         *,
-        made: Callable[[Mapping[str, Preset]], None] = lambda _: None,
+        on_presets: Callable[[Mapping[str, Preset]], None] = lambda _: None,
     ) -> None:
         self._configuration = configuration
         self._apply = apply
         self._environ = environ
-        self._made = made
-        self._turn = anyio.Lock()
-        self._seen = _stamps(self._files())
+        self._on_presets = on_presets
+        self._lock = anyio.Lock()
+        self._stamps = _stamps(self._files())
 
     async def run(self) -> None:
-        """Watch until cancelled. Returns at once when there is no file to watch."""
+        """Watch until cancelled. Returns at once if there is no file to watch."""
         files = self._files()
         if not files:
             return
         try:
             await self._watch(files)
         except (OSError, RuntimeError) as error:
-            # The system's table of watchers is full, or its files are: both end a watcher, and neither a gateway.
-            logger.warning("nobody tells of saved changes (%s); files are looked at every %g s", error, _LOOK_MS / 1000)
+            # The system is out of watches or file handles: that ends the watching, but not the gateway.
+            logger.warning("file watching unavailable (%s); polling every %g s", error, _POLL_MS / 1000)
         while True:
-            await anyio.sleep(_LOOK_MS / 1000)
-            await self._look(files)
+            await anyio.sleep(_POLL_MS / 1000)
+            await self._poll(files)
 
     async def _watch(self, files: set[Path]) -> None:
         from watchfiles import awatch
@@ -67,39 +68,39 @@ class Reloader:
         if not folders:
             return
 
-        def ours(_change: object, changed: str) -> bool:
-            # A folder may hold anything, our own log among it.
+        def is_configuration(_change: object, changed: str) -> bool:
+            # The folder may contain other files, such as our own log.
             return Path(changed) in files
 
-        # Now and then the files are looked at anyway: nobody tells of what was saved before the watching began.
-        async for told in awatch(
+        # The files are polled as well: changes saved before the watching began are not reported.
+        async for changes in awatch(
             *folders,
-            watch_filter=ours,
-            step=_TOGETHER_MS,
+            watch_filter=is_configuration,
+            step=_DEBOUNCE_MS,
             recursive=False,
-            rust_timeout=_LOOK_MS,
+            rust_timeout=_POLL_MS,
             yield_on_timeout=True,
         ):
-            await self._look(files, told=bool(told))
+            await self._poll(files, changed=bool(changes))
 
-    async def _look(self, files: set[Path], *, told: bool = False) -> None:
-        before, self._seen = self._seen, _stamps(files)
-        if told or before != self._seen:
+    async def _poll(self, files: set[Path], *, changed: bool = False) -> None:
+        before, self._stamps = self._stamps, _stamps(files)
+        if changed or before != self._stamps:
             await self.reload()
 
     async def reload(self) -> bool:
-        """Read the files again and apply what changed. Returns whether it is in force now."""
-        async with self._turn:
+        """Read the files again and apply what changed. Returns whether that succeeded."""
+        async with self._lock:
             return await self._reload()
 
     async def _reload(self) -> bool:
         try:
             fresh = read(self._configuration.path, self._environ)
         except ConfigError as error:
-            logger.error("%s; what was configured before stays in force", error)
+            logger.error("%s; the previous configuration stays in force", error)
             return False
         old = self._configuration
-        self._tell_of_other_changes(old.settings, fresh.settings)
+        self._log_other_changes(old.settings, fresh.settings)
         changes = diff(old.profiles, fresh.profiles)
         if changes:
             logger.info(
@@ -111,31 +112,31 @@ class Reloader:
             try:
                 await self._apply(fresh.profiles)
             except Exception:
-                logger.exception("profiles could not be changed; they are tried again with the next change")
+                logger.exception("applying the profiles failed; retrying with the next change")
                 return False
         if fresh.presets != old.presets:
-            self._made(fresh.presets)
+            self._on_presets(fresh.presets)
         self._configuration = fresh
         return True
 
     def _files(self) -> set[Path]:
-        """The files that count, as named and as their links point: most editors replace a file rather than write it."""
+        """The files to watch, as named and as their links resolve: most editors replace a file rather than write it."""
         path, manifest = self._configuration.path, self._configuration.settings.manifest
         files = [file for file in (path, self._configuration.library) if file is not None]
         if path is not None and manifest is not None:
             files.append(path.parent / Path(manifest).expanduser())
         return {each for file in files for each in (file.absolute(), file.resolve())}
 
-    def _tell_of_other_changes(self, old: Settings, new: Settings) -> None:
+    def _log_other_changes(self, old: Settings, new: Settings) -> None:
         for section in old.__struct_fields__:
             if section in ("profiles", "manifest"):
                 continue
             if getattr(old, section) != getattr(new, section):
-                logger.warning("%s: changed; this takes effect at the next start", section)
+                logger.warning("%s: changed; takes effect at the next start", section)
 
 
 def _stamps(files: Iterable[Path]) -> set[tuple[Path, int, int]]:
-    """What changes when one of the files does."""
+    """Path, modification time and size of each file that exists."""
     found = set()
     for file in files:
         try:

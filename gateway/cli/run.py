@@ -68,7 +68,7 @@ def up(configuration: Configuration, view: LiveView | None = None) -> int:
     async def main() -> None:
         manager = _or_cannot_run(lambda: _manager(configuration, engine_host="127.0.0.1"))
         together = _gateway(configuration, local=manager, refresh=lambda: reloader.reload())
-        reloader = Reloader(configuration, partial(_take_over, manager, together), os.environ, made=together.made)
+        reloader = Reloader(configuration, partial(_take_over, manager, together), os.environ, on_presets=together.made)
         stop = _showing_stop(view, together.stop, configuration.settings.gateway.drain_s)
         async with (
             _handling_signals(stop, view),
