@@ -17,7 +17,7 @@ import typer
 from msgspec import inspect
 
 from hostler.gateway import config as settings
-from hostler.gateway.backends.failure_policy import AttemptOutcome, SkipReason
+from hostler.gateway.backends.failure_policy import AttemptResult, SkipReason
 from hostler.gateway.cli.main import app
 from hostler.gateway.config import Settings
 from hostler.gateway.context import RequestOutcome
@@ -291,7 +291,7 @@ def words_of(kind: str) -> set[str]:
     ("kind", "words"),
     [
         ("request", set(get_args(RequestOutcome))),
-        ("attempt", {*get_args(AttemptOutcome), "cancelled", "stopped", "gateway_failed"}),
+        ("attempt", {*get_args(AttemptResult), "cancelled", "stopped", "gateway_failed"}),
         ("skipped", set(get_args(SkipReason))),
     ],
 )

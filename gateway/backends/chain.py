@@ -16,7 +16,7 @@ import msgspec
 from hostler.gateway.backends.base import Backend, Endpoint
 from hostler.gateway.backends.circuit_breaker import BreakerRules, BreakerState, CircuitBreakers
 from hostler.gateway.backends.cost import SpendingTracker, default_file
-from hostler.gateway.backends.failure_policy import DESCRIPTIONS, AttemptOutcome, SkipReason
+from hostler.gateway.backends.failure_policy import DESCRIPTIONS, AttemptResult, SkipReason
 from hostler.gateway.backends.health_checks import (
     CHECK_TIMEOUT_S,
     Check,
@@ -152,7 +152,7 @@ class Chain:
     def availability(self, name: str, name_there: str, context: int, *, local_only: bool) -> RouteHop:
         """Whether a request would try this hop now."""
         hop, now = self.hops[name], self._clock()
-        reason: SkipReason | AttemptOutcome | None = None
+        reason: SkipReason | AttemptResult | None = None
         if local_only and not hop.local:
             reason = "non_local"
         elif not hop.local and self.spending.limit_reached:

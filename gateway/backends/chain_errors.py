@@ -18,7 +18,7 @@ from hostler.adapters.errors import (
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.failure_policy import (
     DESCRIPTIONS,
-    AttemptOutcome,
+    AttemptResult,
     RejectionCause,
     SkipReason,
     rejection_cause,
@@ -40,7 +40,7 @@ class FailedHop(msgspec.Struct, frozen=True, kw_only=True):
     """A hop that failed or was skipped, and when trying it again makes sense. `error` is `None` if it was skipped."""
 
     hop: Hop
-    reason: AttemptOutcome | SkipReason
+    reason: AttemptResult | SkipReason
     error: GatewayError | None = None
     retry_after_s: float | None = None
 

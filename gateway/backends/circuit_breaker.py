@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from hostler.gateway.backends.failure_policy import FAILURE_RULES, AttemptOutcome, BreakerSignal, FailureRule
+from hostler.gateway.backends.failure_policy import FAILURE_RULES, AttemptResult, BreakerSignal, FailureRule
 
 BreakerState = Literal["closed", "open", "half_open"]
 OnBreakerChange = Callable[[str | None, BreakerState, BreakerState], None]
@@ -178,7 +178,7 @@ class CircuitBreakers:
         self._host = self._breaker(None)
         self._models: dict[str, CircuitBreaker] = {}
         self._suspects: set[str] = set()
-        self._last_failures: dict[str | None, AttemptOutcome] = {}
+        self._last_failures: dict[str | None, AttemptResult] = {}
 
     @property
     def host(self) -> CircuitBreaker:
@@ -214,7 +214,7 @@ class CircuitBreakers:
     def report(
         self,
         permit: Permit,
-        outcome: AttemptOutcome,
+        outcome: AttemptResult,
         now: float,
         *,
         retry_after_s: float | None = None,
@@ -239,7 +239,7 @@ class CircuitBreakers:
             self._last_failures[permit.model] = outcome
         return rule
 
-    def last_failure(self, model: str | None) -> AttemptOutcome | None:
+    def last_failure(self, model: str | None) -> AttemptResult | None:
         """The last failure of `model`, or (`None`) of the host; its breaker may have closed since."""
         return self._last_failures.get(model)
 

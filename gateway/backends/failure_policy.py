@@ -24,7 +24,7 @@ from hostler.adapters.errors import (
 )
 from hostler.adapters.json_body import NOT_JSON
 
-AttemptOutcome = Literal[
+AttemptResult = Literal[
     "answered",  # the first token arrived
     "unreachable",  # connection refused, no route, unknown host: nothing was sent
     "connect_timeout",
@@ -65,7 +65,7 @@ class FailureRule(msgspec.Struct, frozen=True, kw_only=True):
     alert: bool = False
 
 
-FAILURE_RULES: Mapping[AttemptOutcome, FailureRule] = {
+FAILURE_RULES: Mapping[AttemptResult, FailureRule] = {
     "answered": FailureRule(fallback="no", model="success", host="success"),
     "unreachable": FailureRule(host="failure"),
     "connect_timeout": FailureRule(host="failure"),
@@ -91,7 +91,7 @@ SkipReason = Literal[
 ]
 
 #: Each completes "the backend ...".
-DESCRIPTIONS: Mapping[AttemptOutcome | SkipReason, str] = {
+DESCRIPTIONS: Mapping[AttemptResult | SkipReason, str] = {
     "answered": "answered",
     "unreachable": "cannot be reached",
     "connect_timeout": "accepted no connection in time",
@@ -117,7 +117,7 @@ DESCRIPTIONS: Mapping[AttemptOutcome | SkipReason, str] = {
 _LONGEST_WAIT_S = 86400.0
 
 
-def classify_status(status: int, *, retry_after: bool, loading: bool = False) -> AttemptOutcome:
+def classify_status(status: int, *, retry_after: bool, loading: bool = False) -> AttemptResult:
     """The outcome of a complete answer with an error status; a redirect counts as an error.
 
     501 is not a failure of the backend: the model cannot do what was asked (embeddings, infill), now or later.
@@ -135,7 +135,7 @@ def classify_status(status: int, *, retry_after: bool, loading: bool = False) ->
     return "rejected"
 
 
-def classify_error(error: GatewayError, *, committed: bool) -> AttemptOutcome | None:
+def classify_error(error: GatewayError, *, committed: bool) -> AttemptResult | None:
     """The outcome of an attempt that raised `error`; `None` if the error says nothing about the backend."""
     if isinstance(error, BackendError):
         if committed:
@@ -156,7 +156,7 @@ def classify_error(error: GatewayError, *, committed: bool) -> AttemptOutcome | 
     return None
 
 
-def _classify_rejection(error: BackendRejected) -> AttemptOutcome:
+def _classify_rejection(error: BackendRejected) -> AttemptResult:
     status, retry_after = error.backend_status, error.retry_after_s is not None
     if status == 403 and rejection_cause(error) == "contents":
         return "rejected"

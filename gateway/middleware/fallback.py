@@ -33,7 +33,7 @@ from hostler.gateway.backends.cost import cost_of
 from hostler.gateway.backends.failure_policy import (
     DESCRIPTIONS,
     FAILURE_RULES,
-    AttemptOutcome,
+    AttemptResult,
     SkipReason,
     classify_error,
     min_prompt_tokens,
@@ -68,7 +68,7 @@ class Candidate(msgspec.Struct, frozen=True):
 class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """An attempt that did not answer."""
 
-    outcome: AttemptOutcome
+    outcome: AttemptResult
     error: GatewayError
 
 
@@ -193,14 +193,14 @@ class FallbackMiddleware(RequestMiddleware):
             after = error.retry_after_s
             if after is None:
                 after = hop.breakers.retry_in(target.name_there, self._clock()) or None
-            reason: AttemptOutcome | SkipReason = "unsupported" if isinstance(error, BadRequest) else failure.outcome
+            reason: AttemptResult | SkipReason = "unsupported" if isinstance(error, BadRequest) else failure.outcome
             return FailedHop(hop=hop, reason=reason, error=error, retry_after_s=after)
 
     async def _attempt(
         self, context: RequestContext, attempt: Attempt, hop: Hop, permit: Permit | None, call_next: CallNext
     ) -> FailedAttempt | None:
         """One attempt. However it ends, the breakers receive one report."""
-        outcome: AttemptOutcome = "client_disconnected"
+        outcome: AttemptResult = "client_disconnected"
         ended_as = "gateway_failed"
         error: GatewayError | None = None
 
@@ -243,7 +243,7 @@ class FallbackMiddleware(RequestMiddleware):
         context: RequestContext,
         hop: Hop,
         permit: Permit | None,
-        outcome: AttemptOutcome,
+        outcome: AttemptResult,
         error: GatewayError | None,
     ) -> None:
         """Report the attempt to the breakers, the health checks and the log."""
@@ -336,7 +336,7 @@ def _note(context: RequestContext, failed: list[FailedHop]) -> None:
     context.failed_hops = tuple((each.hop.name, each.reason) for each in failed)
 
 
-def _record_cost(context: RequestContext, attempt: Attempt, hop: Hop, outcome: AttemptOutcome) -> None:
+def _record_cost(context: RequestContext, attempt: Attempt, hop: Hop, outcome: AttemptResult) -> None:
     answered = outcome == "answered" or attempt.first_token_at is not None
     price = hop.price(attempt.target.model, attempt.target.name_there) if hop.prices else None
     cost = attempt.cost = cost_of(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostler.gateway.backends.circuit_breaker import BreakerPermit, BreakerRules, CircuitBreaker, CircuitBreakers
-from hostler.gateway.backends.failure_policy import FAILURE_RULES, AttemptOutcome, FailureRule, classify_status
+from hostler.gateway.backends.failure_policy import FAILURE_RULES, AttemptResult, FailureRule, classify_status
 
 
 def breaker(**rules: float) -> CircuitBreaker:
@@ -175,7 +175,7 @@ def test_never_sticks_and_never_allows_two_trials(history: list[tuple[str, float
 
 
 # The table, row by row: same hop again, next hop, (host, model), host.
-ROWS: dict[AttemptOutcome, tuple[str, str, str, str]] = {
+ROWS: dict[AttemptResult, tuple[str, str, str, str]] = {
     "answered": ("no", "no", "success", "success"),
     "unreachable": ("no", "yes", "neutral", "failure"),
     "connect_timeout": ("no", "yes", "neutral", "failure"),
@@ -197,7 +197,7 @@ def test_every_outcome_has_a_rule() -> None:
 
 
 @pytest.mark.parametrize("outcome", ROWS)
-def test_the_rule_of_each_outcome(outcome: AttemptOutcome) -> None:
+def test_the_rule_of_each_outcome(outcome: AttemptResult) -> None:
     row = FAILURE_RULES[outcome]
     assert (row.retry, row.fallback, row.model, row.host) == ROWS[outcome]
 
@@ -218,7 +218,7 @@ def test_the_rule_of_each_outcome(outcome: AttemptOutcome) -> None:
     ("client_disconnected", 9, "closed", "closed", 0),
 ])  # fmt: skip
 def test_the_breakers_follow_the_rule(
-    outcome: AttemptOutcome, attempts: int, host: str, model: str, for_s: float
+    outcome: AttemptResult, attempts: int, host: str, model: str, for_s: float
 ) -> None:
     subject = CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0)
     for _ in range(attempts):
@@ -234,7 +234,7 @@ def test_only_failed_auth_and_required_payment_alert_operators() -> None:
     assert {outcome for outcome, row in FAILURE_RULES.items() if row.alert} == {"auth_failed", "payment_required"}
 
 
-def report(subject: CircuitBreakers, model: str, outcome: AttemptOutcome, now: float, **more: bool) -> FailureRule:
+def report(subject: CircuitBreakers, model: str, outcome: AttemptResult, now: float, **more: bool) -> FailureRule:
     permit = subject.acquire(model, now)
     assert permit is not None
     return subject.report(permit, outcome, now, **more)  # type: ignore[arg-type]  # only flags are passed
@@ -286,7 +286,7 @@ def test_a_recovered_host_is_used_again_after_one_health_check() -> None:
     (503, False, False, "server_error"), (503, True, False, "busy"), (503, False, True, "loading"),
     (503, True, True, "loading"), (504, False, False, "server_error"), (501, False, False, "rejected"),
 ])  # fmt: skip
-def test_a_status_is_an_outcome(status: int, retry_after: bool, loading: bool, outcome: AttemptOutcome) -> None:
+def test_a_status_is_an_outcome(status: int, retry_after: bool, loading: bool, outcome: AttemptResult) -> None:
     assert classify_status(status, retry_after=retry_after, loading=loading) == outcome
 
 
