@@ -1,9 +1,10 @@
-"""The supervisor over HTTP: its routes. Who may come in is `guard.py`'s duty, what happens is `Supervisor`'s."""
+"""The supervisor's HTTP API: its routes around a `Supervisor`."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import TypeVar
 
 import anyio
 import msgspec
@@ -40,7 +41,6 @@ from hostler.supervisor.schemas import (
     PullResponse,
     SupervisorErrorBody,
     SwitchRequest,
-    SwitchResponse,
     UnloadRequest,
     UnloadResponse,
     encode_error,
@@ -48,11 +48,13 @@ from hostler.supervisor.schemas import (
 from hostler.supervisor.switch_stream import PullStream, SwitchStream
 
 LogReader = Callable[[str, bool], AsyncIterator[str]]
-"""`logs(model, follow)`: the lines kept of a model's output, and with `follow` those to come, without an end."""
+"""`logs(model, follow)`: a model's buffered log lines; with `follow` future ones, too, without end."""
 
 MetricsRenderer = Callable[[], Awaitable[bytes]]
 
-LONGEST_NAME = 200
+MAX_NAME = 200
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +67,10 @@ def create_app(
     metrics: MetricsRenderer | None = None,
     allowed_hosts: Iterable[str] = (),
 ) -> Starlette:
-    """The supervisor's HTTP surface.
+    """The HTTP API of `supervisor`.
 
-    `token=None` lets in everybody who reaches the port: only for loopback. Setting `app.state.stopping` (an
-    `anyio.Event`) ends every stream, and the waiting for orders, so that the server can stop; the orders go on.
+    `token=None` accepts every client that reaches the port: only for loopback. Setting `app.state.stopping` (an
+    `anyio.Event`) ends all streams and pending requests, so that the server can stop; switches go on.
     """
     api = _Api(supervisor, logs, metrics)
     routes = [
@@ -88,7 +90,7 @@ def create_app(
         routes.append(Route("/logs/{model:path}", api.logs, methods=["GET"]))
     if metrics is not None:
         routes.append(Route("/metrics", api.metrics, methods=["GET"]))
-    told = (SupervisorError, UnknownProfile, StaleEpoch, SupervisorUnreachable)
+    expected = (SupervisorError, UnknownProfile, StaleEpoch, SupervisorUnreachable)
     app = Starlette(
         routes=routes,
         middleware=[
@@ -98,9 +100,9 @@ def create_app(
         ],
         exception_handlers={
             HTTPException: _http_error,
-            RequestRejected: _refused,
-            Exception: _told,
-            **dict.fromkeys(told, _told),
+            RequestRejected: _rejected,
+            Exception: _failed,
+            **dict.fromkeys(expected, _failed),
         },
     )
     app.router.redirect_slashes = False
@@ -109,7 +111,7 @@ def create_app(
 
 
 class _Api:
-    """The handlers. Nothing here changes but the event that ends streams."""
+    """The handlers."""
 
     def __init__(self, supervisor: Supervisor, logs: LogReader | None, metrics: MetricsRenderer | None) -> None:
         self._supervisor = supervisor
@@ -127,93 +129,75 @@ class _Api:
         return _json(await self._supervisor.status())
 
     async def locate(self, request: Request) -> Response:
-        model = await self._known(request.query_params.get("model", ""))
+        model = await self._resolve(request.query_params.get("model", ""))
         return _json(LocateResponse(address=await self._supervisor.locate(model)))
 
     async def switch(self, request: Request) -> Response:
-        """Progress as it happens if the client takes it, else the end of it."""
-        order = await read_body(request, SwitchRequest)
-        return await self._switch(request, order, await self._known(order.model, epoch=order.epoch))
+        """With phases as events if the client accepts them, else the result alone."""
+        body = await read_body(request, SwitchRequest)
+        return await self._switch(request, body, await self._resolve(body.model, epoch=body.epoch))
 
     async def load(self, request: Request) -> Response:
-        """As `switch`, for people: what failed too often is tried again at once."""
-        order = await read_body(request, SwitchRequest)
-        model = await self._known(order.model, epoch=order.epoch)
+        """As `switch`, for people: a model in backoff is tried again at once."""
+        body = await read_body(request, SwitchRequest)
+        model = await self._resolve(body.model, epoch=body.epoch)
         states = {each.model: each.state for each in (await self._supervisor.status()).models}
         if states.get(model) == "failed":
-            # Nothing of it runs; this forgets the failures.
-            await self._supervisor.unload(model, epoch=order.epoch)
-        return await self._switch(request, order, model)
+            # Nothing of it runs: this only resets its failures.
+            await self._supervisor.unload(model, epoch=body.epoch)
+        return await self._switch(request, body, model)
 
-    async def _switch(self, request: Request, order: SwitchRequest, model: str) -> Response:
-        evict = [await self._known(name) for name in order.evict]
-        switch = SwitchStream(self._supervisor, model, evict, order.epoch)
+    async def _switch(self, request: Request, body: SwitchRequest, model: str) -> Response:
+        evict = [await self._resolve(name) for name in body.evict]
+        switch = SwitchStream(self._supervisor, model, evict, body.epoch)
         if "text/event-stream" in request.headers.get("accept", ""):
-            return EventStreamResponse(switch.narrate, self.stopping)
-        answers: list[SwitchResponse] = []
-
-        async def wait() -> None:
-            answers.append(await switch.run())
-
-        await run_until(self.stopping, wait)
-        return _json(self._answered(answers))
+            return EventStreamResponse(switch.stream, self.stopping)
+        return _json(await self._wait_for(switch.run))
 
     async def unload(self, request: Request) -> Response:
-        order = await read_body(request, UnloadRequest)
-        model = await self._known(order.model, epoch=order.epoch)
-        answers: list[UnloadResponse] = []
-
-        async def wait() -> None:
-            await self._supervisor.unload(model, epoch=order.epoch)
-            answers.append(UnloadResponse(model=model))
-
-        await run_until(self.stopping, wait)
-        return _json(self._answered(answers))
+        body = await read_body(request, UnloadRequest)
+        model = await self._resolve(body.model, epoch=body.epoch)
+        await self._wait_for(lambda: self._supervisor.unload(model, epoch=body.epoch))
+        return _json(UnloadResponse(model=model))
 
     async def pin(self, request: Request) -> Response:
-        order = await read_body(request, PinRequest)
-        model = await self._known(order.model, epoch=order.epoch)
+        body = await read_body(request, PinRequest)
+        model = await self._resolve(body.model, epoch=body.epoch)
         supervisor = self._supervisor
         if not isinstance(supervisor, SupportsPinning):
-            raise RequestRejected(501, "not_supported", "this supervisor pins models by their profiles only")
-        remembered = await supervisor.pin(model, order.pinned, epoch=order.epoch)
-        return _json(PinResponse(model=model, pinned=order.pinned, remembered=remembered))
+            raise RequestRejected(501, "not_supported", "this supervisor pins models only by their profiles")
+        remembered = await supervisor.pin(model, body.pinned, epoch=body.epoch)
+        return _json(PinResponse(model=model, pinned=body.pinned, remembered=remembered))
 
     async def pull(self, request: Request) -> Response:
-        """Have a model's file on this host: how far it is as it comes if the client takes events, else the end of it."""
-        order = await read_body(request, PullRequest)
-        model = await self._known(order.model)
+        """Download a model's file: with progress as events if the client accepts them, else the result alone."""
+        body = await read_body(request, PullRequest)
+        model = await self._resolve(body.model)
         supervisor = self._supervisor
         if not isinstance(supervisor, SupportsPulling):
-            raise RequestRejected(501, "not_supported", "this supervisor fetches files only when a model is started")
+            raise RequestRejected(501, "not_supported", "this supervisor downloads files only when a model is started")
         if "text/event-stream" in request.headers.get("accept", ""):
-            return EventStreamResponse(PullStream(supervisor, model).narrate, self.stopping)
-        answers: list[PullResponse] = []
-
-        async def wait() -> None:
-            await supervisor.pull(model)
-            answers.append(PullResponse(model=model))
-
-        await run_until(self.stopping, wait)
-        return _json(self._answered(answers))
+            return EventStreamResponse(PullStream(supervisor, model).stream, self.stopping)
+        await self._wait_for(lambda: supervisor.pull(model))
+        return _json(PullResponse(model=model))
 
     async def answered(self, request: Request) -> Response:
-        told = await read_body(request, AnsweredRequest)
-        model = await self._known(told.model)
-        await self._supervisor.answered(model, generation=told.generation, cached=told.cached, prompt=told.prompt)
+        report = await read_body(request, AnsweredRequest)
+        model = await self._resolve(report.model)
+        await self._supervisor.answered(model, generation=report.generation, cached=report.cached, prompt=report.prompt)
         return _json(AnsweredResponse())
 
     async def events(self, request: Request) -> Response:
-        async def narrate(emit: Emit) -> None:
+        async def produce(emit: Emit) -> None:
             async with self._supervisor.events() as events:
                 async for event in events:
                     await emit(_NAMES[type(event)], event)
 
-        return EventStreamResponse(narrate, self.stopping)
+        return EventStreamResponse(produce, self.stopping)
 
     async def logs(self, request: Request) -> Response:
         assert self._logs is not None
-        model = await self._known(request.path_params["model"])
+        model = await self._resolve(request.path_params["model"])
         follow = request.query_params.get("follow", "").lower() in ("1", "true", "yes")
         return LineStreamResponse(self._logs(model, follow), self.stopping)
 
@@ -221,23 +205,27 @@ class _Api:
         assert self._metrics is not None
         return Response(await self._metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @staticmethod
-    def _answered(answers: Sequence[msgspec.Struct]) -> msgspec.Struct:
-        if not answers:
-            raise RequestRejected(503, "stopping", "the supervisor is stopping; ask again when it is back")
-        return answers[0]
+    async def _wait_for(self, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of `work`. Raises `RequestRejected` if the server stops before."""
+        results: list[T] = []
 
-    async def _known(self, name: str, *, epoch: int | None = None) -> str:
-        """The profile that `name` means, which may be an alias. Only names from the host's own list go further."""
+        async def run() -> None:
+            results.append(await work())
+
+        await run_until(self.stopping, run)
+        if not results:
+            raise RequestRejected(503, "stopping", "the supervisor is stopping; try again when it is back")
+        return results[0]
+
+    async def _resolve(self, name: str, *, epoch: int | None = None) -> str:
+        """The profile that `name` names, directly or as an alias. Only names of the host's own list are passed on."""
         if not name:
-            raise RequestRejected(400, "invalid_request", 'no model named: say which one as "model"')
-        if len(name) > LONGEST_NAME or not name.isprintable():
-            raise RequestRejected(
-                400, "invalid_request", f"a model's name has at most {LONGEST_NAME} printable characters"
-            )
+            raise RequestRejected(400, "invalid_request", 'no model given: name it as "model"')
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise RequestRejected(400, "invalid_request", f"a model name has at most {MAX_NAME} printable characters")
         host = await self._supervisor.status()
         if epoch is not None and epoch < host.epoch:
-            raise StaleEpoch(f"epoch {epoch} is over: another gateway gave orders with epoch {host.epoch}")
+            raise StaleEpoch(f"epoch {epoch} is stale: a gateway that started later sent epoch {host.epoch}")
         names = {alias: profile.name for profile in host.profiles for alias in profile.aliases}
         names |= {profile.name: profile.name for profile in host.profiles}
         if name not in names:
@@ -254,21 +242,21 @@ def _json(value: msgspec.Struct) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _rejected(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestRejected)
     return error_response(error.status, error.body)
 
 
-async def _told(request: Request, error: Exception) -> Response:
+async def _failed(request: Request, error: Exception) -> Response:
     return error_response(*encode_error(error))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind, message = {
-        404: ("not_found", "there is nothing at this address"),
-        405: ("method_not_allowed", f"this address does not take {request.method}"),
+        404: ("not_found", "no such path"),
+        405: ("method_not_allowed", f"{request.method} is not allowed here"),
     }.get(error.status_code, ("error", error.detail))
-    answer = error_response(error.status_code, SupervisorErrorBody(type=kind, message=message))
-    answer.headers.update(error.headers or {})
-    return answer
+    response = error_response(error.status_code, SupervisorErrorBody(type=kind, message=message))
+    response.headers.update(error.headers or {})
+    return response

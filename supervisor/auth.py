@@ -1,4 +1,7 @@
-"""Who may come in: host names, origins, the token and the size of a body. Plain ASGI, around every route."""
+"""Authentication of HTTP requests: the `Host` check, tokens and their throttle, and the middleware of the supervisor's API.
+
+The classes without I/O are shared with the gateway.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from typing import TypeVar
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
 
 import anyio
 import msgspec
@@ -20,9 +24,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hostler.supervisor.schemas import SupervisorErrorBody, SupervisorErrorResponse
 
+BODY_LIMIT: Final = 64 * 1024
+BODY_S: Final = 10.0
+
+_LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_REMEMBERED_HOSTS: Final = 256
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+# The body was not read to its end: without closing the connection the server would go on reading it.
+_BODY_UNREAD: Final = frozenset({400, 401, 403, 408, 413, 415, 421, 429})
+
+_Body = TypeVar("_Body")
+
 
 class FailureThrottle:
-    """After `limit` wrong tokens within `window_s` an address waits. At most `remember` addresses are remembered."""
+    """Limits wrong tokens: after `limit` of them within `window_s` an address has to wait. Keeps at most `remember`."""
 
     def __init__(
         self, *, limit: int = 50, window_s: float = 60.0, remember: int = 4096,
@@ -35,7 +51,7 @@ class FailureThrottle:
         self._failures: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def failed(self, address: str) -> float:
-        """Count a failure. Returns the seconds to wait, 0 while within the limit."""
+        """Count a failure. Returns the seconds to wait; 0 within the limit."""
         now = self._clock()
         since, count = self._failures.pop(address, (now, 0))
         if now - since > self._window_s:
@@ -46,20 +62,74 @@ class FailureThrottle:
         return 0.0 if count < self._limit else self._window_s - (now - since)
 
 
-BODY_LIMIT = 64 * 1024
-BODY_S = 10.0
+class HostCheck:
+    """Whether a `Host` header names this server. A foreign name that resolves to it (DNS rebinding) does not.
 
-_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+    `names` are allowed besides the address that the connection came in on. Loopback names are allowed on connections
+    to a loopback address, or on all with `loopback_everywhere`.
+    """
 
-# Answered before the body was read to its end: without closing, the server would go on reading what may never end.
-_BODY_UNREAD = frozenset({400, 401, 403, 408, 413, 415, 421, 429})
+    def __init__(self, names: Collection[str], *, loopback_everywhere: bool = False) -> None:
+        self._names = frozenset(host_name(name) or name.lower() for name in names)
+        self._loopback_everywhere = loopback_everywhere
+        self._allowed: set[tuple[str, str]] = set()
 
-_Body = TypeVar("_Body")
+    def allows(self, header: str, bound: str) -> bool:
+        """`bound` is the address that the connection came in on. Results are cached: this runs for every request."""
+        if (header, bound) in self._allowed:
+            return True
+        name, own = host_name(header), host_name(bound.partition("%")[0])
+        if name is None or not (name in self._names or name == own or self._is_loopback(name, own or "")):
+            return False
+        if len(self._allowed) >= _REMEMBERED_HOSTS:
+            self._allowed.clear()
+        self._allowed.add((header, bound))
+        return True
+
+    def _is_loopback(self, name: str, own: str) -> bool:
+        return name in _LOOPBACK_NAMES and (self._loopback_everywhere or is_loopback(own))
+
+
+class TokenCheck:
+    """Compares tokens with the right one in constant time, whatever their lengths."""
+
+    def __init__(self, token: str) -> None:
+        self._digest = _digest(token.encode())
+
+    def matches(self, token: bytes) -> bool:
+        return hmac.compare_digest(_digest(token), self._digest)
+
+
+def host_name(value: str) -> str | None:
+    """The host of `host`, `host:port`, `[v6]:port` or a bare address, in lower case; `None` if malformed."""
+    value = value.strip().lower()
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        pass
+    try:
+        parts = urlsplit(f"//{value}")
+        name, _ = parts.hostname, parts.port
+    except ValueError:
+        return None
+    if not name or parts.path or parts.query or parts.fragment or "@" in value:
+        return None
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        return name.rstrip(".")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a bound address accepts local connections only; so does an empty one, of a Unix socket."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address in ("", "localhost")
 
 
 class RequestRejected(Exception):
-    """A request that is not carried out; the message names the thing and the way out."""
+    """A request that the supervisor does not carry out."""
 
     def __init__(
         self, status: int, kind: str, message: str, *, models: tuple[str, ...] = (), retry_after_s: float | None = None
@@ -71,7 +141,7 @@ class RequestRejected(Exception):
 
 
 def error_response(status: int, body: SupervisorErrorBody, *, retry_after_s: float | None = None) -> Response:
-    """`body` as JSON, with the headers that its status and its failure call for."""
+    """`body` as JSON, with the headers that its status and its failure require."""
     headers = {}
     if status in _BODY_UNREAD:
         headers["Connection"] = "close"
@@ -86,17 +156,17 @@ def error_response(status: int, body: SupervisorErrorBody, *, retry_after_s: flo
 
 
 class SupervisorAuthMiddleware:
-    """ASGI middleware: lets through what names this host, does not come from a foreign page, and knows the token.
+    """Rejects requests with a foreign `Host` or `Origin`, or without the token.
 
-    Without a token everybody who reaches the port is let in. `open_paths` need no token, but a right host all the same.
+    Without a token every client that reaches the port is accepted. `open_paths` need no token, but the right host.
     """
 
     def __init__(
         self, app: ASGIApp, *, token: str | None, allowed_hosts: Collection[str], open_paths: Collection[str]
     ) -> None:
         self._app = app
-        self._digest = None if token is None else _digest(token.encode())
-        self._hosts = _LOCAL | {_host_of(name) for name in allowed_hosts}
+        self._token = None if token is None else TokenCheck(token)
+        self._hosts = HostCheck(allowed_hosts, loopback_everywhere=True)
         self._open_paths = frozenset(open_paths)
         self._throttle = FailureThrottle()
 
@@ -104,68 +174,63 @@ class SupervisorAuthMiddleware:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":  # nothing here speaks WebSocket
+        if scope["type"] != "http":  # no WebSocket here
             await send({"type": "websocket.close", "code": 1008})
             return
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         given = _only(headers, b"x-request-id") or ""
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
-        async def stamped(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                stamps = [
+                added = [
                     (b"x-request-id", request_id.encode()),
                     (b"x-content-type-options", b"nosniff"),
                     (b"cache-control", b"no-store"),
                 ]
                 kept = [(name, value) for name, value in message["headers"] if name != b"cache-control"]
-                message = {**message, "headers": kept + stamps}
+                message = {**message, "headers": kept + added}
             await send(message)
 
         try:
             self._check(scope, headers)
-        except RequestRejected as refusal:
-            answer = error_response(refusal.status, refusal.body, retry_after_s=refusal.retry_after_s)
-            await answer(scope, receive, stamped)
+        except RequestRejected as rejected:
+            response = error_response(rejected.status, rejected.body, retry_after_s=rejected.retry_after_s)
+            await response(scope, receive, send_with_headers)
             return
-        await self._app(scope, receive, stamped)
+        await self._app(scope, receive, send_with_headers)
 
     def _check(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
-        hosts = [value for name, value in headers if name == b"host"]
+        hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
         if len(hosts) != 1:
-            raise RequestRejected(400, "invalid_request", "a request carries exactly one Host header")
-        host = _host_of(hosts[0].decode("latin-1"))
-        # The address that the connection came in on is our own; a name that somebody else's DNS points at us is not.
-        own = (scope.get("server") or ("",))[0]
-        if host not in self._hosts and host != _host_of(own):
-            raise RequestRejected(421, "misdirected", "this host does not go by that name: add it to allowed_hosts")
+            raise RequestRejected(400, "invalid_request", "exactly one Host header is required")
+        if not self._hosts.allows(hosts[0], (scope.get("server") or ("",))[0] or ""):
+            raise RequestRejected(421, "misdirected", "this host is not known by that name: add it to allowed_hosts")
         origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
-        same = f"{scope['scheme']}://{hosts[0].decode('latin-1')}".lower()
+        same = f"{scope['scheme']}://{hosts[0]}".lower()
         if any(origin.lower() != same for origin in origins) or _only(headers, b"sec-fetch-site") == "cross-site":
-            raise RequestRejected(403, "forbidden", "requests from other sites' pages are not carried out")
+            raise RequestRejected(403, "forbidden", "requests from web pages of other sites are rejected")
         if scope["path"] not in self._open_paths:
             self._check_token(headers, (scope.get("client") or ("",))[0])
 
     def _check_token(self, headers: list[tuple[bytes, bytes]], address: str) -> None:
-        if self._digest is None:
+        if self._token is None:
             return
         values = [value for name, value in headers if name == b"authorization"]
         scheme, _, token = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
-        # Digests are compared even if nothing was sent, so that a missing and a wrong token take the same time.
-        if not hmac.compare_digest(_digest(token.strip()), self._digest) or scheme.lower() != b"bearer":
+        # Compared even if nothing was sent, so that a missing and a wrong token take the same time.
+        if not self._token.matches(token.strip()) or scheme.lower() != b"bearer":
             wait_s = self._throttle.failed(address) if values else 0.0
             if wait_s > 0:
                 raise RequestRejected(
-                    429, "throttled", "too many wrong tokens from this address; wait, then use the right one",
+                    429, "throttled", "too many wrong tokens from this address: wait, then send the right one",
                     retry_after_s=wait_s,
                 )  # fmt: skip
-            raise RequestRejected(
-                401, "unauthenticated", "the supervisor's token is needed: Authorization: Bearer <token>"
-            )
+            raise RequestRejected(401, "unauthenticated", "a token is required: Authorization: Bearer <token>")
 
 
 async def read_body(request: Request, kind: type[_Body]) -> _Body:
-    """The JSON body as a `kind`; a `RequestRejected` if it is no JSON, too large, too slow or something else."""
+    """Decode the JSON body as a `kind`. Raises `RequestRejected` for one that is too large, too slow or invalid."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json" or "content-encoding" in request.headers:
         raise RequestRejected(415, "unsupported_media", "send plain JSON: Content-Type: application/json")
@@ -175,7 +240,7 @@ async def read_body(request: Request, kind: type[_Body]) -> _Body:
             async for part in request.stream():
                 content += part
                 if len(content) > BODY_LIMIT:
-                    raise RequestRejected(413, "too_large", f"an order has at most {BODY_LIMIT} bytes")
+                    raise RequestRejected(413, "too_large", f"the body exceeds {BODY_LIMIT} bytes")
     except TimeoutError:
         raise RequestRejected(408, "too_slow", f"the body did not arrive within {BODY_S:g} s") from None
     except ClientDisconnect:
@@ -183,7 +248,7 @@ async def read_body(request: Request, kind: type[_Body]) -> _Body:
     try:
         return msgspec.json.decode(bytes(content), type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise RequestRejected(400, "invalid_request", f"the body is not what is expected here: {error}") from None
+        raise RequestRejected(400, "invalid_request", f"invalid body: {error}") from None
 
 
 def _digest(secret: bytes) -> bytes:
@@ -193,16 +258,3 @@ def _digest(secret: bytes) -> bytes:
 def _only(headers: list[tuple[bytes, bytes]], wanted: bytes) -> str | None:
     values = [value for name, value in headers if name == wanted]
     return values[0].decode("latin-1").strip() if len(values) == 1 else None
-
-
-def _host_of(header: str) -> str:
-    """`host:port`, `[v6]:port` or a bare address, without the port, in lower case."""
-    text = header.strip().lower()
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        return text.rstrip(".")

@@ -1,4 +1,4 @@
-"""One child process with its whole group: its start, its output, its end. It knows no models and no HTTP."""
+"""One child process and its process group: start, output, end. Knows neither models nor HTTP."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ import anyio
 from hostler.supervisor.logs import LineSplitter
 from hostler.supervisor.reaper import process_reaper
 
-#: Where the operating system cannot tell at once that a child ended, it is asked this often.
-_ASK_S: Final = 0.02
+#: Where the system has no pidfd, a child's end is polled for.
+_POLL_S: Final = 0.02
 
 _PR_SET_PDEATHSIG: Final = 1
 
 
 class Child:
-    """A running process in a session of its own, so that no Ctrl-C of our terminal reaches it.
+    """A running process in a session of its own, so that a Ctrl-C in our terminal does not reach it.
 
-    It is killed with its group when we die, however we die: on Linux by the system, the group everywhere by a `Sentry`.
-    When its first process ends, the rest of its group is killed before anybody is told. `exited` is set at the end, all
-    output up to it has been handed out then.
+    It is killed when this process dies, even by SIGKILL: on Linux by the system, and its whole group everywhere by a
+    `Reaper`. When the process exits, the rest of its group is killed before listeners are called. `exited` is set after
+    all output has been passed on.
     """
 
-    def __init__(self, popen: subprocess.Popen[bytes], heard: Callable[[bool, str], None]) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], on_line: Callable[[bool, str], None]) -> None:
         self._popen = popen
-        self._heard = heard
+        self._on_line = on_line
         self._loop = asyncio.get_running_loop()
         self._splitters: dict[int, tuple[IO[bytes], LineSplitter, bool]] = {}
         self._pidfd: int | None = None
@@ -48,30 +48,30 @@ class Child:
 
     @classmethod
     def start(
-        cls, arguments: Sequence[str], environment: Mapping[str, str], heard: Callable[[bool, str], None]
+        cls, arguments: Sequence[str], environment: Mapping[str, str], on_line: Callable[[bool, str], None]
     ) -> Child:
-        """Start it. `heard(from_stdout, line)` gets each line that it writes. Raises `OSError` if it cannot run.
+        """Start a child. `on_line(from_stdout, line)` gets each line that it writes. Raises `OSError` if it cannot run.
 
-        To be called on the thread that lives as long as the child may: Linux ends it with that thread.
+        Linux kills the child with the thread that called this.
         """
-        launcher = _launcher(environment.get("PATH")) if _plainly_runs(arguments[0]) else ()
+        launcher = _launcher(environment.get("PATH")) if _is_native(arguments[0]) else ()
         popen = subprocess.Popen(
             [*launcher, *arguments], env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, bufsize=0, start_new_session=True,
             preexec_fn=None if launcher else _end_with_parent(),
         )  # fmt: skip
         process_reaper().watch(popen.pid)
-        child = cls(popen, heard)
+        child = cls(popen, on_line)
         child._watch()
         return child
 
     @property
     def running(self) -> bool:
-        """Whether it runs this moment: the system is asked, which may know of an end before we were told."""
+        """Whether it runs, according to the system, which knows of an exit before listeners are called."""
         return self.returncode is None and not self._is_zombie()
 
-    def tell(self, line: bytes) -> bool:
-        """Write one line to its standard input; whether that was possible. Never waits."""
+    def write_line(self, line: bytes) -> bool:
+        """Write one line to its standard input. Whether that was possible without waiting."""
         stdin = self._popen.stdin
         if stdin is None or stdin.closed or self.returncode is not None:
             return False
@@ -81,7 +81,7 @@ class Child:
             return False
 
     def signal(self, number: int) -> None:
-        """Send a signal to the whole group; nothing happens if it is gone."""
+        """Send a signal to the whole group, if it exists."""
         if self._empty:
             return
         try:
@@ -90,20 +90,20 @@ class Child:
             pass
 
     def on_exit(self, listener: Callable[[], None]) -> None:
-        """Call `listener` when it ended; at once if it has."""
+        """Call `listener` when it exits; at once if it has."""
         if self.returncode is not None:
             listener()
         else:
             self._listeners.append(listener)
 
-    async def end(self, grace_s: float, *, last_words: bytes | None = None) -> None:
-        """End it and its group: `last_words` on its stdin, SIGTERM, after `grace_s` SIGKILL. Returns when all are gone.
+    async def end(self, grace_s: float, *, exit_line: bytes | None = None) -> None:
+        """End it and its group: `exit_line` to its stdin, SIGTERM, after `grace_s` SIGKILL. Returns when all are gone.
 
-        Cancelling does not stop the ending, only its patience.
+        Cancelling skips the grace period, not the end.
         """
         try:
             with anyio.move_on_after(grace_s):
-                if last_words is not None and self.tell(last_words):
+                if exit_line is not None and self.write_line(exit_line):
                     with anyio.move_on_after(min(0.5, grace_s / 2)):
                         await self.exited.wait()
                 if self.returncode is None:
@@ -115,11 +115,11 @@ class Child:
                 # Bounded: a process in an uninterruptible wait of the kernel outlives even that.
                 with anyio.move_on_after(5):
                     await self.exited.wait()
-                await self._group_is_gone()
+                await self._wait_group_gone()
                 self.close()
 
     def close(self) -> None:
-        """Let go of pipes and descriptors. The process itself must have ended, or is left to its fate."""
+        """Close pipes and descriptors. A process that still runs is no longer watched."""
         if self.returncode is not None:
             process_reaper().forget(self.pid)
         for descriptor in [*self._splitters]:
@@ -152,14 +152,14 @@ class Child:
         if self._pidfd is not None:
             self._loop.add_reader(self._pidfd, self._ended)
         else:
-            self._timer = self._loop.call_later(_ASK_S, self._ask)
+            self._timer = self._loop.call_later(_POLL_S, self._poll)
 
-    def _ask(self) -> None:
-        """Look whether it ended, where the system offers no descriptor that would tell."""
+    def _poll(self) -> None:
+        """Check for its end, where there is no pidfd."""
         if self._is_zombie():
             self._ended()
         else:
-            self._timer = self._loop.call_later(_ASK_S, self._ask)
+            self._timer = self._loop.call_later(_POLL_S, self._poll)
 
     def _is_zombie(self) -> bool:
         try:
@@ -172,7 +172,7 @@ class Child:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
-        # The zombie still holds the number of the group, so this cannot hit a stranger's.
+        # The zombie still holds the group's number, so this cannot hit another group.
         self.signal(signal.SIGKILL)
         self.returncode = self._popen.wait()
         self._empty = not self._group_exists()
@@ -196,7 +196,7 @@ class Child:
                 data = b""
             lines = splitter.feed(data) if data else splitter.finish()
             for line in lines:
-                self._heard(from_stdout, line)
+                self._on_line(from_stdout, line)
             if not data:
                 self._drop(descriptor)
                 return
@@ -207,14 +207,14 @@ class Child:
         stream, splitter, from_stdout = self._splitters.pop(descriptor)
         self._loop.remove_reader(descriptor)
         for line in splitter.finish():
-            self._heard(from_stdout, line)
+            self._on_line(from_stdout, line)
         stream.close()
 
-    async def _group_is_gone(self) -> None:
-        """Wait until SIGKILL has done its work on grandchildren. Bounded: zombies that nobody reaps stay in a group."""
+    async def _wait_group_gone(self) -> None:
+        """Wait until SIGKILL has ended grandchildren. Bounded: zombies that are never reaped stay in a group."""
         for pause in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1):
             if self._empty or not self._group_exists():
-                # From now on the number may belong to somebody else's group.
+                # From now on the number may belong to another group.
                 self._empty = True
                 return
             await anyio.sleep(pause)
@@ -229,11 +229,10 @@ class Child:
 
 @cache
 def _launcher(path: str | None) -> tuple[str, ...]:
-    """What starts a program that is killed when we die: `setpriv` of util-linux and a shell, which become that program.
+    """The command prefix that has a program killed when this process dies: util-linux's `setpriv`, then a shell.
 
-    The shell makes sure that we had not died before `setpriv` asked to be killed with us. Empty where this does not
-    work: then the same is done between fork and exec, for which Python has to copy this whole process, and for 8 ms
-    nobody is answered.
+    The shell checks that this process had not died before `setpriv` took effect. Empty where it does not work: then
+    `preexec_fn` does the same, for which Python copies the whole process and blocks the event loop for 8 ms.
     """
     if not sys.platform.startswith("linux"):
         return ()
@@ -249,8 +248,8 @@ def _launcher(path: str | None) -> tuple[str, ...]:
     return launcher if tried.returncode == 0 else ()
 
 
-def _plainly_runs(program: str) -> bool:
-    """Whether this file is a script, or made for the machine that we were made for. About all others the system is asked."""
+def _is_native(program: str) -> bool:
+    """Whether the file is a script or built for this machine. Anything else is started directly, to get the system's error."""
     try:
         head, ours = (_head(path) for path in (program, sys.executable))
     except OSError:
@@ -264,18 +263,18 @@ def _head(program: str) -> bytes:
 
 
 def _end_with_parent() -> Callable[[], None] | None:
-    """What the child does between fork and exec on Linux: ask to be killed when we die, also by SIGKILL.
+    """A `preexec_fn` for Linux that has the child killed when this process dies, even by SIGKILL.
 
-    All that it needs is looked up here, before the fork: in the child of a program with threads nothing may take a lock.
+    Everything is looked up before the fork: in the child of a process with threads nothing may take a lock.
     """
     if not sys.platform.startswith("linux"):
         return None
-    prctl, parent, getppid, leave = ctypes.CDLL(None).prctl, os.getpid(), os.getppid, os._exit
+    prctl, parent, getppid, exit_now = ctypes.CDLL(None).prctl, os.getpid(), os.getppid, os._exit
     number = int(signal.SIGKILL)
 
-    def ask() -> None:
+    def end_with_parent() -> None:
         prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
         if getppid() != parent:
-            leave(1)
+            exit_now(1)
 
-    return ask
+    return end_with_parent

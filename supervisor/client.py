@@ -1,4 +1,4 @@
-"""A supervisor on another machine: `contract.Supervisor` kept over HTTP."""
+"""A supervisor on another machine: `contract.Supervisor` over HTTP."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ logger = logging.getLogger(__name__)
 
 
 class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long to wait for a supervisor, in seconds, and how often to ask again.
+    """Timeouts in seconds, and retries.
 
-    `silence_s` bounds the pauses in a stream, which the supervisor fills with pings: longer means that it is lost.
-    `asks` is how often one switch is ordered when the connection is lost while it goes on.
+    `silence_s` bounds the pauses in a stream, which the supervisor fills with pings: a longer one means that the
+    connection is lost. `attempts` is how often one switch or pull is requested when its connection is lost.
     """
 
     connect_s: float = 2.0
-    answer_s: float = 10.0
+    response_s: float = 10.0
     unload_s: float = 120.0
     silence_s: float = 30.0
-    asks: int = 5
+    attempts: int = 5
     retry_s: float = 0.25
     max_retry_s: float = 15.0
 
 
-class _Lost(Exception):
-    """A connection that was established and then lost."""
+class _ConnectionLost(Exception):
+    """A connection was lost after the response had started."""
 
 
 class SupervisorClient:
-    """Keeps the promises of `contract.Supervisor` for the one at `url`. An async context manager, or call `aclose()`.
+    """The supervisor at `url`. An async context manager; else call `aclose`.
 
-    `reachable` says whether the last thing heard was an answer; `on_reachable` is called whenever that changes.
+    `reachable` is whether the last request got a response; `on_reachable` is called whenever that changes.
     """
 
     def __init__(
@@ -95,37 +95,37 @@ class SupervisorClient:
             await http.aclose()
 
     async def status(self) -> HostStatus:
-        """Everything, now. Raises `SupervisorUnreachable`."""
+        """See `Supervisor`."""
         return await self._call("GET", "/models/status", HostStatus)
 
     async def locate(self, model: str) -> EngineAddress | None:
-        """Where `model` listens, if it is ready now. Raises `UnknownProfile`, `SupervisorUnreachable`."""
+        """See `Supervisor`."""
         located = await self._call("GET", "/models/locate", LocateResponse, params={"model": model})
-        return None if located.address is None else self._reached(located.address)
+        return None if located.address is None else self._with_host(located.address)
 
     async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
         """See `Supervisor`."""
-        told = AnsweredRequest(model=model, generation=generation, cached=cached, prompt=prompt)
-        await self._call("POST", "/models/answered", AnsweredResponse, order=told)
+        body = AnsweredRequest(model=model, generation=generation, cached=cached, prompt=prompt)
+        await self._call("POST", "/models/answered", AnsweredResponse, body=body)
 
     async def pull(self, model: str, *, report: Callable[[FetchProgress], None] = lambda _: None) -> None:
-        """See `Pulls`. A connection lost on the way is built again and joins the download, as long as it lasts."""
-        order = PullRequest(model=model)
+        """See `SupportsPulling`. After a lost connection it is requested again, which joins the running download."""
+        body = PullRequest(model=model)
         pause = self._limits.retry_s
-        for _ in range(self._limits.asks - 1):
+        for _ in range(self._limits.attempts - 1):
             try:
-                return await self._watch(order, report)
-            except _Lost as lost:
+                return await self._follow_pull(body, report)
+            except _ConnectionLost as lost:
                 logger.info("%s", lost)
             await anyio.sleep(pause)
             pause = min(pause * 2, self._limits.max_retry_s)
         try:
-            return await self._watch(order, report)
-        except _Lost as lost:
+            return await self._follow_pull(body, report)
+        except _ConnectionLost as lost:
             raise SupervisorUnreachable(str(lost)) from None
 
-    async def _watch(self, order: PullRequest, report: Callable[[FetchProgress], None]) -> None:
-        async with aclosing(self._stream("POST", "/models/pull", order=order)) as frames:
+    async def _follow_pull(self, body: PullRequest, report: Callable[[FetchProgress], None]) -> None:
+        async with aclosing(self._stream("POST", "/models/pull", body=body)) as frames:
             async for name, data in frames:
                 if name == "ready":
                     return
@@ -133,49 +133,49 @@ class SupervisorClient:
                     raise decode_error(self._decode(data, SupervisorErrorResponse).error)
                 if name == "progress":
                     report(self._decode(data, FetchProgress))
-        raise _Lost(self._say("ended the stream before the file was there"))
+        raise _ConnectionLost(self._message("ended the stream before the download finished"))
 
     async def pin(self, model: str, pinned: bool, *, epoch: int | None = None) -> bool:
-        """See `Pins`."""
-        order = PinRequest(model=model, pinned=pinned, epoch=epoch)
-        return (await self._call("POST", "/models/pin", PinResponse, order=order)).remembered
+        """See `SupportsPinning`."""
+        body = PinRequest(model=model, pinned=pinned, epoch=epoch)
+        return (await self._call("POST", "/models/pin", PinResponse, body=body)).remembered
 
     async def unload(self, model: str, *, epoch: int | None = None) -> None:
-        """Stop `model` and return when it is gone. Raises as `Supervisor.unload` does."""
-        order = UnloadRequest(model=model, epoch=epoch)
-        await self._call("POST", "/models/unload", UnloadResponse, order=order, read_s=self._limits.unload_s)
+        """See `Supervisor`."""
+        body = UnloadRequest(model=model, epoch=epoch)
+        await self._call("POST", "/models/unload", UnloadResponse, body=body, read_s=self._limits.unload_s)
 
     async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
-        """Make `model` ready. A connection lost on the way is built again and joins the order. See `Supervisor`."""
-        order = SwitchRequest(model=model, evict=tuple(evict), epoch=epoch)
+        """See `Supervisor`. After a lost connection it is requested again, which joins the running switch."""
+        body = SwitchRequest(model=model, evict=tuple(evict), epoch=epoch)
         pause = self._limits.retry_s
-        asked = 0
+        attempts = 0
         while True:
-            asked += 1
+            attempts += 1
             try:
-                return self._reached(await self._follow(order))
-            except _Lost as lost:
-                if asked >= self._limits.asks:
+                return self._with_host(await self._follow_switch(body))
+            except _ConnectionLost as lost:
+                if attempts >= self._limits.attempts:
                     raise SupervisorUnreachable(str(lost)) from None
             except SupervisorUnreachable:
-                # The first time nothing was ordered yet; later the supervisor may be on its way back.
-                if asked == 1 or asked >= self._limits.asks:
+                # After the first attempt nothing runs yet; later the supervisor may be restarting.
+                if attempts == 1 or attempts >= self._limits.attempts:
                     raise
             await anyio.sleep(pause)
             pause = min(pause * 2, self._limits.max_retry_s)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:
-        """A subscription that outlives lost connections: each new one begins with a `Snapshot`, which repairs gaps."""
+        """See `Supervisor`. It reconnects after a lost connection; the new `Snapshot` fills the gap."""
         async with aclosing(self._events()) as events:
             yield events
 
     async def logs(self, model: str, follow: bool = False) -> AsyncGenerator[str, None]:
-        """The lines that are kept of a model's engines; with `follow` those to come, too. Raises as `locate` does."""
+        """The buffered log lines of a model's engines; with `follow` future ones, too. Raises as `locate` does."""
         params = {"follow": "1"} if follow else {}
         path = f"/logs/{quote(model, safe='')}"
-        # An engine may be silent for days.
-        request = self._request("GET", path, "text/plain", self._limits.answer_s, params, None)
+        # An engine may log nothing for days.
+        request = self._request("GET", path, "text/plain", self._limits.response_s, params, None)
         request.extensions["timeout"]["read"] = None
         try:
             response = await self._client().send(request, stream=True, follow_redirects=False)
@@ -183,11 +183,11 @@ class SupervisorClient:
             raise self._unreachable(error) from None
         try:
             if response.status_code != 200:
-                raise self._refused(response.status_code, await response.aread())
+                raise self._error(response.status_code, await response.aread())
             async for line in response.aiter_lines():
                 yield line
         except httpx.HTTPError as error:
-            raise SupervisorUnreachable(self._say(f"was lost ({type(error).__name__})")) from None
+            raise SupervisorUnreachable(self._message(f"was lost ({type(error).__name__})")) from None
         finally:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
@@ -200,21 +200,21 @@ class SupervisorClient:
                     async for _name, data in frames:
                         pause = self._limits.retry_s
                         yield self._decode(data, SupervisorEvent)  # type: ignore[arg-type]  # a union is a type to msgspec
-                raise _Lost(self._say("ended the stream of events"))
-            except (_Lost, SupervisorUnreachable) as error:
-                self._heard(False, str(error))
+                raise _ConnectionLost(self._message("ended the stream of events"))
+            except (_ConnectionLost, SupervisorUnreachable) as error:
+                self._set_reachable(False, str(error))
             await anyio.sleep(pause * random.uniform(0.75, 1.0))
             pause = min(pause * 2, self._limits.max_retry_s)
 
-    async def _follow(self, order: SwitchRequest) -> EngineAddress:
-        """One try at a switch. Raises `_Lost` when the supervisor took the order and was then heard no more."""
-        async with aclosing(self._stream("POST", "/models/switch", order=order)) as frames:
+    async def _follow_switch(self, body: SwitchRequest) -> EngineAddress:
+        """One attempt. Raises `_ConnectionLost` when the connection is lost after the supervisor accepted the request."""
+        async with aclosing(self._stream("POST", "/models/switch", body=body)) as frames:
             async for name, data in frames:
                 if name == "ready":
                     return self._decode(data, SwitchResponse).address
                 if name == "failed":
                     raise decode_error(self._decode(data, SupervisorErrorResponse).error)
-        raise _Lost(self._say("ended the stream before the switch was over"))
+        raise _ConnectionLost(self._message("ended the stream before the switch finished"))
 
     async def _call(
         self,
@@ -223,39 +223,39 @@ class SupervisorClient:
         kind: type[_Answer],
         *,
         params: dict[str, str] | None = None,
-        order: msgspec.Struct | None = None,
+        body: msgspec.Struct | None = None,
         read_s: float | None = None,
     ) -> _Answer:
-        request = self._request(method, path, "application/json", read_s or self._limits.answer_s, params, order)
+        request = self._request(method, path, "application/json", read_s or self._limits.response_s, params, body)
         try:
             response = await self._client().send(request, follow_redirects=False)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
         if response.status_code != 200:
-            raise self._refused(response.status_code, response.content)
-        self._heard(True)
+            raise self._error(response.status_code, response.content)
+        self._set_reachable(True)
         return self._decode(response.content, kind)
 
     async def _stream(
-        self, method: str, path: str, *, order: msgspec.Struct | None = None
+        self, method: str, path: str, *, body: msgspec.Struct | None = None
     ) -> AsyncGenerator[tuple[str, bytes], None]:
-        """The events of a stream, as names and data. Raises `_Lost` once the stream had begun."""
-        request = self._request(method, path, "text/event-stream", self._limits.silence_s, None, order)
+        """The events of a stream, as names and data. Raises `_ConnectionLost` once the stream has started."""
+        request = self._request(method, path, "text/event-stream", self._limits.silence_s, None, body)
         try:
             response = await self._client().send(request, stream=True, follow_redirects=False)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
         try:
             if response.status_code != 200:
-                raise self._refused(response.status_code, await response.aread())
-            self._heard(True)
+                raise self._error(response.status_code, await response.aread())
+            self._set_reachable(True)
             events = sse.EventReader()
             async for part in response.aiter_raw():
                 for event in events.feed(part):
                     yield event
         except (httpx.HTTPError, sse.EventTooLarge) as error:
             what = "was silent for too long" if isinstance(error, httpx.ReadTimeout) else "was lost"
-            raise _Lost(self._say(f"{what} ({type(error).__name__})")) from None
+            raise _ConnectionLost(self._message(f"{what} ({type(error).__name__})")) from None
         finally:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
@@ -267,13 +267,13 @@ class SupervisorClient:
         accept: str,
         read_s: float,
         params: dict[str, str] | None,
-        order: msgspec.Struct | None,
+        body: msgspec.Struct | None,
     ) -> httpx.Request:
         headers = {**self._headers, "Accept": accept, "Accept-Encoding": "identity"}
         content = None
-        if order is not None:
+        if body is not None:
             headers["Content-Type"] = "application/json"
-            content = msgspec.json.encode(order)
+            content = msgspec.json.encode(body)
         timeout = httpx.Timeout(read_s, connect=self._limits.connect_s)
         url = self._url.copy_with(raw_path=(self._url.path.rstrip("/") + path).encode())
         return self._client().build_request(
@@ -282,60 +282,62 @@ class SupervisorClient:
 
     def _client(self) -> httpx.AsyncClient:
         if self._http is None:
-            # trust_env: a proxy meant for the internet must not see the token of a machine in the house.
+            # trust_env: a proxy for the internet must not see the token of a machine on the local network.
             self._http = httpx.AsyncClient(follow_redirects=False, trust_env=False)
         return self._http
 
-    def _refused(self, status: int, content: bytes) -> Exception:
-        """The exception for an answer that is no success."""
+    def _error(self, status: int, content: bytes) -> Exception:
+        """The exception for an error response."""
         if status == 401:
             error: Exception = SupervisorUnreachable(
-                self._say("refused the token (401): give this gateway the one of the supervisor's settings")
+                self._message("rejected the token (401): set the backend's token to the supervisor's")
             )
         else:
             try:
                 body = msgspec.json.decode(content, type=SupervisorErrorResponse).error
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                error = SupervisorUnreachable(self._say(f"answered {status}, not as a supervisor does"))
+                error = SupervisorUnreachable(self._message(f"returned {status}, but not as a supervisor does"))
             else:
                 error = decode_error(body)
                 if isinstance(error, SupervisorUnreachable):
-                    error = SupervisorUnreachable(self._say(f"answered {status}: {body.message}"))
-        self._heard(not isinstance(error, SupervisorUnreachable), str(error))
+                    error = SupervisorUnreachable(self._message(f"returned {status}: {body.message}"))
+        self._set_reachable(not isinstance(error, SupervisorUnreachable), str(error))
         return error
 
     def _unreachable(self, error: httpx.HTTPError) -> SupervisorUnreachable:
-        words: dict[type[httpx.HTTPError], str] = {
+        reasons: dict[type[httpx.HTTPError], str] = {
             httpx.ConnectTimeout: f"did not accept a connection within {self._limits.connect_s:g} s",
-            httpx.ConnectError: "accepts no connection",
-            httpx.ReadTimeout: "accepted the request, but did not answer in time",
+            httpx.ConnectError: "refuses connections",
+            httpx.ReadTimeout: "accepted the request, but did not respond in time",
         }
-        unreachable = SupervisorUnreachable(self._say(words.get(type(error), f"was lost ({type(error).__name__})")))
-        self._heard(False, str(unreachable))
+        unreachable = SupervisorUnreachable(
+            self._message(reasons.get(type(error), f"was lost ({type(error).__name__})"))
+        )
+        self._set_reachable(False, str(unreachable))
         return unreachable
 
     def _decode(self, content: bytes, kind: type[_Answer]) -> _Answer:
         try:
             return msgspec.json.decode(content, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise SupervisorUnreachable(self._say(f"does not answer as a supervisor does: {error}")) from None
+            raise SupervisorUnreachable(self._message(f"does not respond as a supervisor does: {error}")) from None
 
-    def _reached(self, address: EngineAddress) -> EngineAddress:
-        """An engine that listens everywhere is met where its supervisor was met."""
+    def _with_host(self, address: EngineAddress) -> EngineAddress:
+        """An engine that listens on all interfaces is reached at its supervisor's address."""
         if address.host in ("0.0.0.0", "::", ""):
             return msgspec.structs.replace(address, host=self._url.host)
         return address
 
-    def _heard(self, reachable: bool, why: str = "") -> None:
+    def _set_reachable(self, reachable: bool, why: str = "") -> None:
         if reachable is self.reachable:
             return
         self.reachable = reachable
         if reachable:
-            logger.info("%s", self._say("answers"))
+            logger.info("%s", self._message("is reachable"))
         else:
             logger.warning("%s", why)
         if self._on_reachable is not None:
             self._on_reachable(reachable)
 
-    def _say(self, what: str) -> str:
+    def _message(self, what: str) -> str:
         return f"the supervisor at {self._url} {what}"

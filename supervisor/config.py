@@ -1,4 +1,4 @@
-"""The `supervisor:` section of the configuration file, as typed values."""
+"""The `supervisor:` section of the configuration file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from hostler.profiles.yaml_config import Size
 
 
 class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How engines are run on this host. Times in seconds, sizes in bytes.
+    """How engines run on this host. Times in seconds, sizes in bytes.
 
-    `engine` is a command or a path, or `embedded` for the one from the `[embedded]` extra; `None` takes
-    `llama-server` from the PATH if there is one, else the embedded one. Engines listen on `engine_host` (`None`:
-    the address the supervisor itself is bound to) on ports of `engine_ports` (`first-last`; `None`: any free port).
-    With `exclusive` one model runs at a time; with `memory_budget` several do, as long as they fit.
+    `engine` is a command or a path, or `embedded` for the one of the `[embedded]` extra; `None` takes `llama-server`
+    from the PATH if it is installed, else the embedded one. Engines listen on `engine_host` (`None`: the address the
+    supervisor is bound to) on ports of `engine_ports` (`first-last`; `None`: any free port). With `exclusive` one model
+    runs at a time; with `memory_budget` several do, as long as they fit.
     """
 
     listen: str = "127.0.0.1:8080"

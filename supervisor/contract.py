@@ -1,6 +1,6 @@
-"""All that the gateway knows of a supervisor: values, and the promises of `Supervisor`.
+"""The contract between a gateway and a supervisor: `Supervisor`, its values and its errors.
 
-In one process the gateway holds the `Fleet` itself; over a network `client.py` keeps the same promises.
+In one process the gateway holds an `EngineManager`; over a network `SupervisorClient` fulfils the same contract.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ FailureKind = Literal[
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a model could not be had: a typed reason, one sentence for people, and the engine's last lines.
+    """Why a model is not available: a reason for programs, a sentence for people, and the engine's last log lines.
 
-    `retry_after_s` is how long the supervisor will fail fast; `None` means that the next request tries again.
+    For `retry_after_s` seconds the supervisor fails at once; with `None` the next request tries again.
     """
 
     kind: FailureKind
@@ -49,7 +49,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SupervisorError(Exception):
-    """A supervisor could not do what was asked; `failure` says why."""
+    """The supervisor could not carry out the request; `failure` is the reason."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -57,21 +57,21 @@ class SupervisorError(Exception):
 
 
 class UnknownProfile(Exception):
-    """No profile of that name on this host."""
+    """The host has no profile of that name."""
 
 
 class StaleEpoch(Exception):
-    """An order carried an epoch lower than one already seen: another gateway has taken over."""
+    """The request's epoch is lower than the current one: a gateway that started later has taken over."""
 
 
 class SupervisorUnreachable(Exception):
-    """The supervisor did not answer; nothing is known about what it did."""
+    """The supervisor did not respond. Whether it carried out the request is unknown."""
 
 
 class EngineAddress(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a ready engine listens and the key of that very process. `generation` grows with every start.
+    """Where a ready engine listens, and the key of that process. `generation` grows with every start.
 
-    `key` must not reach logs, events or people without the operate scope.
+    `key` is a secret: it must not reach logs, events or clients without the operate scope.
     """
 
     model: str
@@ -84,7 +84,7 @@ class EngineAddress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A profile as the gateway needs to know it. `context` is per request: what one slot really gets."""
+    """A profile as published to gateways. `context` is what one request gets."""
 
     name: str
     aliases: tuple[str, ...] = ()
@@ -106,7 +106,7 @@ class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One model's process. `since` is in seconds since the epoch, `percent` is of the load under way.
+    """One model's process. `since` is in seconds since the epoch; `percent` and `eta_s` are of the current load.
 
     `phase_seconds` is where the time of the last switch to it went, in seconds by phase.
     """
@@ -127,8 +127,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A host at one moment. `exclusive` allows one model at a time; else models share `budget_bytes`.
 
-    `epoch` is the highest that an order carried. It never gets lower: a supervisor that gateways reach over HTTP remembers
-    it over its own restarts. (Generations of processes do start anew then.)
+    `epoch` is the highest that a request carried. It never gets lower, not even when a supervisor that gateways reach
+    over HTTP restarts; generations of processes do.
     """
 
     profiles: tuple[ProfileInfo, ...] = ()
@@ -138,26 +138,26 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0
 
 
-#: In the order that a switch goes through them, some left out.
+#: In the order of a switch, which may skip some.
 SwitchPhase = Literal[
     "fetching", "draining", "saving", "stopping", "starting", "loading", "restoring", "ready", "failed"
 ]
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
-    """The first event of every subscription, and again whenever profiles changed: everything, at once."""
+    """The complete state: the first event of every subscription, sent again whenever profiles change."""
 
     host: HostStatus
 
 
 class ModelChanged(msgspec.Struct, frozen=True, kw_only=True, tag="model"):
-    """A model's process changed its state, or its load moved on."""
+    """A model's process changed its state, or its load made progress."""
 
     status: ModelStatus
 
 
 class SwitchMoved(msgspec.Struct, frozen=True, kw_only=True, tag="switch"):
-    """A switch entered a phase. `elapsed_s` counts from the order; `phase_seconds` maps finished phases to seconds."""
+    """A switch entered a phase or made progress. `elapsed_s` counts from its request; `phase_seconds` maps finished phases to seconds."""
 
     id: str
     model: str
@@ -176,21 +176,21 @@ SupervisorEvent = Snapshot | ModelChanged | SwitchMoved
 class Supervisor(Protocol):
     """Starts and stops engines, by profile name only.
 
-    `switch` and `unload` are idempotent; two orders for the same model join. Cancelling the caller leaves the
-    order running: the supervisor finishes what it began.
+    `switch` and `unload` are idempotent, and two switches to the same model join. Cancelling the caller does not cancel
+    the work: the supervisor finishes what it began.
     """
 
     async def status(self) -> HostStatus:
-        """Everything, now. Raises `SupervisorUnreachable`."""
+        """The complete state. Raises `SupervisorUnreachable`."""
         ...
 
     async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
-        """Make `model` ready and say where it listens.
+        """Make `model` ready and return where it listens.
 
-        The models of `evict` are stopped first (the gateway has drained them), and any others that the host's own
-        rule demands, once they have finished their answers or the host's patience is over. State by state: `ready` answers at once · `starting` joins · `stopping` waits, then starts ·
-        `stopped` and `backoff` start · `failed` fails fast until its cool-down is over. Raises `UnknownProfile`,
-        `SupervisorError` with the reason, `StaleEpoch`, `SupervisorUnreachable`.
+        The models of `evict` are stopped first (the gateway has drained them), then any others that the host's own
+        policy demands, after they have finished their responses or `drain_s` has passed. By state: `ready` returns at
+        once · `starting` joins · `stopping` waits, then starts · `stopped` and `backoff` start · `failed` fails at once
+        until its backoff is over. Raises `UnknownProfile`, `SupervisorError`, `StaleEpoch`, `SupervisorUnreachable`.
         """
         ...
 
@@ -199,43 +199,43 @@ class Supervisor(Protocol):
         ...
 
     async def locate(self, model: str) -> EngineAddress | None:
-        """Where `model` listens, if it is ready now."""
+        """Where `model` listens, if it is ready now. Raises `UnknownProfile`, `SupervisorUnreachable`."""
         ...
 
     async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
-        """The first answer of that generation has ended: `cached` of its `prompt` tokens need not be read.
+        """Report the first response of a generation: of its `prompt` tokens `cached` were not processed again.
 
-        Tells whether a conversation that was given back after the start was of any use. An older generation is
-        ignored. Raises `UnknownProfile`, `SupervisorUnreachable`.
+        Shows whether restored slots were of use. Reports of older generations are ignored. Raises `UnknownProfile`,
+        `SupervisorUnreachable`.
         """
         ...
 
     def events(self) -> AbstractAsyncContextManager[AsyncIterator[SupervisorEvent]]:
-        """A subscription: first a `Snapshot`, then changes. Bounded: a slow listener gets a new `Snapshot` instead."""
+        """Subscribe: first a `Snapshot`, then changes. A subscriber that is too slow gets a new `Snapshot` instead."""
         ...
 
 
 @runtime_checkable
 class SupportsPinning(Protocol):
-    """What a supervisor may promise besides: operators say which models stay loaded, while it runs."""
+    """A supervisor whose operators can pin models while it runs."""
 
     async def pin(self, model: str, pinned: bool, *, epoch: int | None = None) -> bool:
-        """From now on `model` is pinned, or is not, whatever its profile says. Idempotent; starts and stops nothing.
+        """Pin or unpin `model`, whatever its profile says. Idempotent; starts and stops nothing.
 
-        Whoever is subscribed is told by a `Snapshot`. `True` if this will be remembered over a restart of the
-        supervisor. Raises `UnknownProfile`, `StaleEpoch`, `SupervisorUnreachable`.
+        Subscribers get a `Snapshot`. Returns whether the choice survives a restart of the supervisor. Raises
+        `UnknownProfile`, `StaleEpoch`, `SupervisorUnreachable`.
         """
         ...
 
 
 @runtime_checkable
 class SupportsPulling(Protocol):
-    """What a supervisor may promise besides: it has models' files come before anybody needs them."""
+    """A supervisor that can download models' files before they are needed."""
 
     async def pull(self, model: str, *, report: Callable[[FetchProgress], None] = lambda _: None) -> None:
-        """Have the file of `model` on that host, whole and checked; `report` hears how far it is.
+        """Download the file of `model` and verify it; `report` gets the progress. Starts no engine.
 
-        Everybody who asks for the same file waits for the same download; it ends early when all of them have left.
-        Starts no engine. Raises `UnknownProfile`, `SupervisorError` with the reason, `SupervisorUnreachable`.
+        Callers who want the same file share one download, which is cancelled when all of them are. Raises
+        `UnknownProfile`, `SupervisorError`, `SupervisorUnreachable`.
         """
         ...

@@ -1,4 +1,4 @@
-"""Answers that go on: server-sent events, and lines of a log. A client that does not keep up holds up nobody."""
+"""Subscriptions to a host's events, and streaming responses. A slow client never delays the host."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ logger = logging.getLogger(__name__)
 
 
 class EventStreamResponse(EventSourceResponse):
-    """Server-sent events told by a coroutine, which is cancelled when the client leaves or the server stops."""
+    """Server-sent events that `produce` emits. It is cancelled when the client disconnects or the server stops."""
 
-    def __init__(self, narrate: Callable[[Emit], Awaitable[None]], stopping: anyio.Event) -> None:
+    def __init__(self, produce: Callable[[Emit], Awaitable[None]], stopping: anyio.Event) -> None:
         sender, receiver = anyio.create_memory_object_stream[ServerSentEvent](0)
 
         async def emit(name: str, value: msgspec.Struct) -> None:
             await sender.send(ServerSentEvent(msgspec.json.encode(value).decode(), event=name, sep="\n"))
 
-        async def produce() -> None:
+        async def send() -> None:
             async with sender:
-                await run_until(stopping, lambda: narrate(emit))
+                await run_until(stopping, lambda: produce(emit))
 
         super().__init__(
             receiver,
             sep="\n",
             ping=PING_S,
             ping_message_factory=lambda: ServerSentEvent(comment="", sep="\n"),
-            data_sender_callable=produce,
+            data_sender_callable=send,
             send_timeout=SEND_TIMEOUT_S,
         )
         self._streams = (sender, receiver)
@@ -53,14 +53,14 @@ class EventStreamResponse(EventSourceResponse):
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
-            logger.info("a client stopped reading %s and was left", scope["path"])
+            logger.info("%s: client stopped reading, connection closed", scope["path"])
         finally:
             for stream in self._streams:
                 stream.close()
 
 
 class LineStreamResponse(Response):
-    """Lines of text as they come. A client that reads too slowly loses the oldest and is told how many."""
+    """Lines of text as they come. A client that reads too slowly loses the oldest and gets their number."""
 
     media_type = "text/plain; charset=utf-8"
 
@@ -69,15 +69,15 @@ class LineStreamResponse(Response):
         del self.headers["content-length"]
         self._lines = lines
         self._stopping = stopping
-        self._kept: deque[str] = deque(maxlen=LOG_BUFFER)
+        self._buffer: deque[str] = deque(maxlen=LOG_BUFFER)
         self._lost = 0
-        self._over = False
-        self._news = anyio.Event()
+        self._ended = False
+        self._changed = anyio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
 
-        async def leave() -> None:
+        async def wait_disconnect() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
             tasks.cancel_scope.cancel()
@@ -85,7 +85,7 @@ class LineStreamResponse(Response):
         whole = scope["method"] == "HEAD"
         if not whole:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(leave)
+                tasks.start_soon(wait_disconnect)
                 tasks.start_soon(run_until, self._stopping, self._collect)
                 whole = await self._pass_on(send)
                 tasks.cancel_scope.cancel()
@@ -94,34 +94,34 @@ class LineStreamResponse(Response):
 
     async def _pass_on(self, send: Send) -> bool:
         """Send lines until there are no more; `False` when the client has stopped reading."""
-        while self._kept or not self._over:
-            if not self._kept:
-                await self._news.wait()
-            self._news = anyio.Event()
+        while self._buffer or not self._ended:
+            if not self._buffer:
+                await self._changed.wait()
+            self._changed = anyio.Event()
             if not await self._write(send):
                 return False
         return True
 
     async def _collect(self) -> None:
-        """Take lines as fast as they come: whoever produces them never waits for the client."""
+        """Buffer lines as fast as they come: their producer never waits for the client."""
         try:
             async for line in self._lines:
-                if len(self._kept) == LOG_BUFFER:
+                if len(self._buffer) == LOG_BUFFER:
                     self._lost += 1
-                self._kept.append(line)
-                self._news.set()
+                self._buffer.append(line)
+                self._changed.set()
         except Exception:
-            logger.exception("the log lines of a model ended early")
+            logger.exception("reading log lines failed")
         finally:
-            self._over = True
-            self._news.set()
+            self._ended = True
+            self._changed.set()
 
     async def _write(self, send: Send) -> bool:
-        lines, lost = list(self._kept), self._lost
-        self._kept.clear()
+        lines, lost = list(self._buffer), self._lost
+        self._buffer.clear()
         self._lost = 0
-        note = [f"[{lost} lines lost: this reader was too slow]"] if lost else []
-        text = "".join(f"{line}\n" for line in note + lines)
+        notice = [f"[{lost} lines lost: this client reads too slowly]"] if lost else []
+        text = "".join(f"{line}\n" for line in notice + lines)
         if not text:
             return True
         with anyio.move_on_after(SEND_TIMEOUT_S):
@@ -130,8 +130,8 @@ class LineStreamResponse(Response):
         return False
 
 
-async def run_until(stopping: anyio.Event, do: Callable[[], Awaitable[None]]) -> None:
-    """Run `do` to its end or up to `stopping`. What it raises comes out as itself, not in a group."""
+async def run_until(stopping: anyio.Event, work: Callable[[], Awaitable[None]]) -> None:
+    """Run `work` to its end or up to `stopping`. Its exception is raised as it is, not in a group."""
     error: Exception | None = None
 
     async def stop() -> None:
@@ -141,7 +141,7 @@ async def run_until(stopping: anyio.Event, do: Callable[[], Awaitable[None]]) ->
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stop)
         try:
-            await do()
+            await work()
         except Exception as raised:
             error = raised
         tasks.cancel_scope.cancel()
@@ -149,66 +149,66 @@ async def run_until(stopping: anyio.Event, do: Callable[[], Awaitable[None]]) ->
         raise error
 
 
-#: Events that wait for one listener; one that is slower gets a fresh snapshot instead of them.
-WAITING_EVENTS: Final = 256
+#: Events buffered for one subscriber; a slower one gets a new snapshot instead of them.
+MAX_BUFFERED_EVENTS: Final = 256
 
 
 class Subscriptions:
-    """All listeners of one host. `snapshot` says how everything is now."""
+    """All subscribers of one host. `snapshot` returns its current state."""
 
     def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
         self._snapshot = snapshot
-        self._listeners: set[_Subscription] = set()
-        self._taps: list[Callable[[SupervisorEvent], None]] = []
+        self._subscribers: set[_Subscription] = set()
+        self._listeners: list[Callable[[SupervisorEvent], None]] = []
 
     def __len__(self) -> int:
-        return len(self._listeners)
+        return len(self._subscribers)
 
     def publish(self, event: SupervisorEvent) -> None:
-        """Hand an event to everybody; never waits, never fails."""
-        for tap in self._taps:
-            tap(event)
+        """Pass an event to all listeners and subscribers without waiting."""
         for listener in self._listeners:
-            listener.offer(event)
+            listener(event)
+        for subscriber in self._subscribers:
+            subscriber.offer(event)
 
-    def tap(self, listener: Callable[[SupervisorEvent], None]) -> None:
-        """Call `listener` with every single event from now on. It must be quick, and must not fail."""
-        self._taps.append(listener)
+    def add_listener(self, listener: Callable[[SupervisorEvent], None]) -> None:
+        """Call `listener` with every event from now on. It must be quick and must not raise."""
+        self._listeners.append(listener)
 
     @contextmanager
     def open(self) -> Iterator[AsyncIterator[SupervisorEvent]]:
-        """One more listener, as long as the context lasts. Its first event is a snapshot."""
-        listener = _Subscription(self._snapshot)
-        self._listeners.add(listener)
+        """Subscribe for as long as the context lasts. The first event is a snapshot."""
+        subscriber = _Subscription(self._snapshot)
+        self._subscribers.add(subscriber)
         try:
-            yield listener
+            yield subscriber
         finally:
-            self._listeners.discard(listener)
+            self._subscribers.discard(subscriber)
 
 
 class _Subscription:
     def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
         self._snapshot = snapshot
-        self._waiting: deque[SupervisorEvent] = deque()
+        self._buffer: deque[SupervisorEvent] = deque()
         self._behind = True
-        self._more = anyio.Event()
+        self._changed = anyio.Event()
 
     def offer(self, event: SupervisorEvent) -> None:
         if not self._behind:
-            self._waiting.append(event)
-            if len(self._waiting) > WAITING_EVENTS:
-                self._waiting.clear()
+            self._buffer.append(event)
+            if len(self._buffer) > MAX_BUFFERED_EVENTS:
+                self._buffer.clear()
                 self._behind = True
-        self._more.set()
+        self._changed.set()
 
     def __aiter__(self) -> _Subscription:
         return self
 
     async def __anext__(self) -> SupervisorEvent:
-        while not self._behind and not self._waiting:
-            self._more = anyio.Event()
-            await self._more.wait()
+        while not self._behind and not self._buffer:
+            self._changed = anyio.Event()
+            await self._changed.wait()
         if self._behind:
             self._behind = False
             return self._snapshot()
-        return self._waiting.popleft()
+        return self._buffer.popleft()

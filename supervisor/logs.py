@@ -1,4 +1,4 @@
-"""What an engine writes: its last lines in a bounded ring that can be followed. Never slows the engine down."""
+"""The last log lines of an engine, in a bounded buffer that can be followed. Never blocks the engine."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from typing import Final
 
 import anyio
 
-#: A program that writes without line ends is cut here.
-LONGEST_LINE: Final = 4096
+#: Longer lines are split.
+MAX_LINE: Final = 4096
 
-#: Lines that wait for one follower; a slower one loses the oldest.
+#: Lines buffered for one follower; a slower one loses the oldest.
 FOLLOWER_LINES: Final = 500
 
 
 class EngineLog:
-    """The last `size` lines of one model's engines, over restarts. Written by its process, read by anybody.
-
-    Words given to `hide` never show up in a line.
-    """
+    """The last `size` lines of one model's engines, over restarts. Strings given to `redact` never show up."""
 
     def __init__(self, size: int = 2000) -> None:
         self._lines: deque[str] = deque(maxlen=max(1, size))
@@ -28,8 +25,8 @@ class EngineLog:
         self._secrets: tuple[str, ...] = ()
         self._count = 0
 
-    def hide(self, secret: str) -> None:
-        """Replace `secret` in all lines from now on; the last few secrets are remembered."""
+    def redact(self, secret: str) -> None:
+        """Replace `secret` in all lines from now on. The last four secrets are remembered."""
         if secret:
             self._secrets = (*self._secrets[-3:], secret)
 
@@ -44,22 +41,22 @@ class EngineLog:
 
     @property
     def count(self) -> int:
-        """How many lines there ever were: a mark to give to `since`."""
+        """How many lines were ever added: a mark for `since`."""
         return self._count
 
     def since(self, mark: int) -> list[str]:
-        """The lines added after `count` was `mark`, as far as they are still held."""
+        """The lines added after `count` was `mark`, as far as they are still buffered."""
         fresh = self._count - mark
         return list(self._lines)[-fresh:] if fresh > 0 else []
 
     def tail(self, lines: int | None = None) -> list[str]:
-        """The last `lines` lines, oldest first; all that are held if `None`."""
+        """The last `lines` lines, oldest first; all buffered ones if `None`."""
         held = list(self._lines)
         return held if lines is None else held[len(held) - min(lines, len(held)) :]
 
     @contextmanager
     def follow(self) -> Iterator[AsyncIterator[str]]:
-        """Lines from now on, without end. A follower that is too slow is told how many it missed."""
+        """Lines from now on, without end. A follower that is too slow gets a line with the number that it missed."""
         follower = LogFollower()
         self._followers.add(follower)
         try:
@@ -78,7 +75,7 @@ class LogFollower:
         self._more = anyio.Event()
 
     def offer(self, line: str) -> None:
-        """Take a line; never waits."""
+        """Add a line without waiting."""
         if len(self._waiting) >= self._size:
             self._waiting.popleft()
             self._missed += 1
@@ -94,12 +91,12 @@ class LogFollower:
             await self._more.wait()
         if self._missed:
             missed, self._missed = self._missed, 0
-            return f"[{missed} lines were missed]"
+            return f"[{missed} lines missed]"
         return self._waiting.popleft()
 
 
 class LineSplitter:
-    """Bytes in any pieces become whole lines; what never ends is cut."""
+    """Splits bytes that arrive in arbitrary pieces into lines."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -108,7 +105,7 @@ class LineSplitter:
         """The lines that `data` completes."""
         *whole, self._rest = (self._rest + data).split(b"\n")
         lines = [_text(line) for line in whole]
-        if len(self._rest) > LONGEST_LINE:
+        if len(self._rest) > MAX_LINE:
             lines.append(_text(self._rest))
             self._rest = b""
         return lines
@@ -120,4 +117,4 @@ class LineSplitter:
 
 
 def _text(line: bytes) -> str:
-    return line[:LONGEST_LINE].rstrip(b"\r").decode("utf-8", "replace")
+    return line[:MAX_LINE].rstrip(b"\r").decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""All engines of one host: carries out orders, one after the other where its rule wants that, and tells what happens."""
+"""The supervisor of this machine: all models of one host, and the switches between them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress, cache_directory
-from hostler.supervisor.command import parse_port_range
+from hostler.supervisor.command import engine_profile, parse_port_range
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import (
     EngineAddress,
@@ -31,155 +31,171 @@ from hostler.supervisor.contract import (
     UnknownProfile,
 )
 from hostler.supervisor.events import Subscriptions
+from hostler.supervisor.lifecycle import EngineLifecycle, EngineServices
 from hostler.supervisor.logs import EngineLog
-from hostler.supervisor.memory import MemoryMeter, MemoryUsage
+from hostler.supervisor.memory import MemoryHistory, MemoryMeter, MemoryUsage
 from hostler.supervisor.metrics import SupervisorMetrics
-from hostler.supervisor.model import ManagedModel, engine_profile
-from hostler.supervisor.model_files import Describe, ModelFiles, Prepare, Supply, describe_file, local_path
+from hostler.supervisor.model import ManagedModel
+from hostler.supervisor.model_files import (
+    DescribeFile,
+    DownloadedFiles,
+    ModelFiles,
+    PrepareFile,
+    describe_file,
+    local_path,
+)
 from hostler.supervisor.process import ManagedProcess, ProcessLimits
-from hostler.supervisor.slot_cache import Keeper, SlotKeeper, SlotStore
+from hostler.supervisor.slot_cache import SlotCache
 from hostler.supervisor.state_store import EpochStore, LoadTimeStore, PinStore
 from hostler.supervisor.switches import PlacementPolicy, SwitchCoordinator
-from hostler.supervisor.usage import AFTER_READY_S, MemoryHistory, UsageMonitor
+from hostler.supervisor.usage import AFTER_READY_S, UsageMonitor
 
-#: Who follows a host that has just started is told of it when its models' files have been read, or after this long.
+#: Subscribers to a host that has just started wait for its model files to be described, at most this long.
 DESCRIBED_S: Final = 1.0
 
 logger = logging.getLogger(__name__)
 
 
-class EngineManager:
-    """Keeps the promises of `contract.Supervisor` on this very machine.
+class StateFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a host keeps its state over restarts; `None` forgets it."""
 
-    `run` must be running: everything happens in its task group. On an exclusive host one model lives at a time, pinned
-    ones beside it; two models' switches never overlap. Else several do, within their budget. Pinned models are started
-    by themselves. `metrics` counts what happens.
+    load_times: Path | None = None
+    pins: Path | None = None
+    memory: Path | None = None
+    epoch: Path | None = None
+
+
+class EngineManager:
+    """`contract.Supervisor` for the engines of this machine. Everything happens in the task group of `run`.
+
+    On an exclusive host one model runs at a time, pinned ones beside it, and switches never overlap. Else several run,
+    within the memory budget. Pinned models are started by themselves. `metrics` counts what happens.
     """
 
     def __init__(
         self, profiles: Sequence[Profile], settings: SupervisorSettings, *, host: str = "127.0.0.1",
-        prepare: Prepare = local_path, describe: Describe = describe_file,
-        keeper: Keeper | None = None, load_times: Path | None = None, pins: Path | None = None,
-        footprints: Path | None = None, epochs: Path | None = None, meter: MemoryMeter | None = None,
+        prepare: PrepareFile = local_path, describe: DescribeFile = describe_file,
+        slots: SlotCache | None = None, state: StateFiles | None = None, meter: MemoryMeter | None = None,
     ) -> None:  # fmt: skip
+        state = state or StateFiles()
         self._settings = settings
         self._ports = parse_port_range(settings.engine_ports)
-        self._load_times = LoadTimeStore(load_times)
-        self._pins = PinStore(pins)
+        self._load_times = LoadTimeStore(state.load_times)
+        self._pins = PinStore(state.pins)
+        self._epochs = EpochStore(state.epoch)
+        self._memory = MemoryHistory(state.memory)
+        self._files = ModelFiles(prepare, describe)
+        self._services = EngineServices(
+            settings=settings, host=settings.engine_host or host, files=self._files, memory=self._memory, slots=slots,
+        )  # fmt: skip
         exclusive = settings.exclusive if settings.exclusive is not None else settings.memory_budget is None
         budget = None if settings.memory_budget is None else int(settings.memory_budget)
-        self._room = PlacementPolicy(exclusive=exclusive, budget=budget)
-        self._footprints = MemoryHistory(footprints)
-        self._survey = UsageMonitor(
-            meter or MemoryMeter(), self._footprints, self._measured, uses=not exclusive, drain_s=settings.drain_s
+        self._policy = PlacementPolicy(exclusive=exclusive, budget=budget)
+        self._usage = UsageMonitor(
+            meter or MemoryMeter(), self._on_memory_change, track_activity=not exclusive, drain_s=settings.drain_s
         )
-        self._supply = Supply(
-            settings, host=settings.engine_host or host, prepare=prepare, describe=describe, keeper=keeper or Keeper(),
-            survey=self._survey,
-        )  # fmt: skip
-        self._epochs = EpochStore(epochs)
         self._tasks: TaskGroup | None = None
         self._started = anyio.Event()
         self._described = anyio.Event()
-        self._listeners = Subscriptions(lambda: Snapshot(host=self.status_now()))
+        self._subscriptions = Subscriptions(self._snapshot)
         self.metrics = SupervisorMetrics(self.status_now)
-        self._listeners.tap(self.metrics.on_event)
-        self._orders = SwitchCoordinator(
-            self._room, self._supply, self._survey, self._load_times, others=self._others,
-            describe=self._describe_sharing, tell=self._listeners.publish,
+        self._subscriptions.add_listener(self.metrics.on_event)
+        self._switches = SwitchCoordinator(
+            self._policy, self._usage, self._load_times, others=self._others, describe=self._describe_shared_file,
+            publish=self._subscriptions.publish,
         )  # fmt: skip
-        self._members = {profile.name: self._enlist(profile) for profile in profiles}
+        self._models = {profile.name: self._add(profile) for profile in profiles}
 
     # The contract.
 
     async def status(self) -> HostStatus:
-        """Everything, now."""
+        """See `contract.Supervisor`."""
         return self.status_now()
 
     async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
         """See `contract.Supervisor`."""
-        await self._see(epoch)
-        member = self._member(model)
-        member.used(time.time())
-        address = member.process.address
-        if address is not None and not self._room.in_the_way(member, self._others(member), evict):
+        await self._admit(epoch)
+        managed = self._model(model)
+        managed.mark_used(time.time())
+        address = managed.process.address
+        if address is not None and not self._policy.must_evict(managed, self._others(managed), evict):
             return address
-        return await self._orders.to(member, evict).outcome.get()
+        return await self._switches.request(managed, evict).result.wait()
 
     async def unload(self, model: str, *, epoch: int | None = None) -> None:
-        """See `contract.Supervisor`. Earlier failures are forgotten with it."""
-        await self._see(epoch)
-        member = self._member(model)
-        self._orders.cancel(model, f'model "{model}" was unloaded')
-        await member.process.stop()
-        member.process.forgive()
+        """See `contract.Supervisor`. Forgets earlier failures."""
+        await self._admit(epoch)
+        managed = self._model(model)
+        self._switches.cancel(model, f'model "{model}" was unloaded')
+        await managed.process.stop()
+        managed.process.reset_failures()
 
     async def locate(self, model: str) -> EngineAddress | None:
-        """Where `model` listens, if it is ready now."""
-        return self._member(model).process.address
+        """See `contract.Supervisor`."""
+        return self._model(model).process.address
 
     async def pull(self, model: str, *, report: Callable[[FetchProgress], None] = lambda _: None) -> None:
-        """See `contract.Pulls`."""
-        member = self._member(model)
-        await self._supply.file(member, report)
-        await self._describe_sharing(member)
+        """See `contract.SupportsPulling`."""
+        managed = self._model(model)
+        await managed.lifecycle.fetch_file(report)
+        await self._describe_shared_file(managed)
 
     async def pin(self, model: str, pinned: bool, *, epoch: int | None = None) -> bool:
-        """See `contract.Pins`."""
-        await self._see(epoch)
-        member = self._member(model)
-        self._pins.set(model, pinned, member.profile.pinned)
-        self._settle_pin(member)
-        self._listeners.publish(Snapshot(host=self.status_now()))
+        """See `contract.SupportsPinning`."""
+        await self._admit(epoch)
+        managed = self._model(model)
+        self._pins.set(model, pinned, managed.profile.pinned)
+        self._apply_pin(managed)
+        self._subscriptions.publish(self._snapshot())
         return await anyio.to_thread.run_sync(self._pins.write)
 
     async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
         """See `contract.Supervisor`."""
-        member = self._member(model)
-        if member.process.generation == generation:
-            member.used(time.time())
-            await self._supply.answered(member, cached=cached, prompt=prompt)
+        managed = self._model(model)
+        if managed.process.generation == generation:
+            managed.mark_used(time.time())
+            await managed.lifecycle.record_first_response(cached=cached, prompt=prompt)
+            # Engines take their memory while they work: only now does a measurement show how much.
+            await self._usage.measure(managed, settled=True)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:
         """See `contract.Supervisor`."""
-        # What clients are told of a model should not change a moment after the start.
+        # What clients see of a model should not change a moment after the start.
         with anyio.move_on_after(DESCRIBED_S):
             await self._described.wait()
-        with self._listeners.open() as events:
+        with self._subscriptions.open() as events:
             yield events
 
     # More than the contract.
 
     async def run(self) -> None:
-        """Carry out orders until cancelled; then end all engines, side by side, within their grace."""
-        await anyio.to_thread.run_sync(self._epochs.read)
-        await anyio.to_thread.run_sync(self._load_times.read)
-        await anyio.to_thread.run_sync(self._pins.read)
-        await anyio.to_thread.run_sync(self._footprints.read)
-        for member in self._members.values():
-            self._settle_pin(member)
+        """Serve until cancelled; then end all engines, side by side, within their grace periods."""
+        for read in (self._epochs.read, self._load_times.read, self._pins.read, self._memory.read):
+            await anyio.to_thread.run_sync(read)
+        for model in self._models.values():
+            self._apply_pin(model)
         try:
             async with anyio.create_task_group() as tasks:
-                self._tasks = self._supply.tasks = self._orders.tasks = tasks
-                for member in self._members.values():
-                    tasks.start_soon(member.run)
-                tasks.start_soon(self._describe_all)
+                self._tasks = self._files.tasks = self._switches.tasks = tasks
+                for model in self._models.values():
+                    tasks.start_soon(model.run)
+                tasks.start_soon(self._describe_files)
                 self._started.set()
-                for member in self._members.values():
-                    if member.pinned:
-                        tasks.start_soon(self._start_pinned, member)
-                await self._survey.run(lambda: self._members.values())
+                for model in self._models.values():
+                    if model.pinned:
+                        tasks.start_soon(self._start_pinned, model)
+                await self._usage.run(lambda: self._models.values())
         finally:
-            self._tasks = self._supply.tasks = self._orders.tasks = None
+            self._tasks = self._files.tasks = self._switches.tasks = None
 
     async def started(self) -> None:
-        """Wait until `run` takes orders."""
+        """Wait until `run` accepts requests."""
         await self._started.wait()
 
     async def logs(self, model: str, follow: bool = False) -> AsyncIterator[str]:
-        """The lines that are kept of a model's engines; with `follow` those to come, without an end."""
-        log = self._member(model).log
+        """The buffered log lines of a model's engines; with `follow` future ones, too, without end."""
+        log = self._model(model).log
         with log.follow() as fresh:
             for line in log.tail():
                 yield line
@@ -188,164 +204,169 @@ class EngineManager:
                     yield line
 
     async def replace_profiles(self, profiles: Sequence[Profile]) -> None:
-        """Take over new profiles. Engines of unchanged ones run on; others have finished and stopped when this returns.
-
-        An engine is touched only if its command would be another one: see `outdated`, to let its answers finish first.
-        """
+        """Take over new profiles. Engines in `outdated` have been drained and stopped when this returns."""
         wanted = {profile.name: profile for profile in profiles}
-        leaving = [self._members[name] for name in self.outdated(profiles)]
-        self._pins.keep(wanted)
-        pinned = [member for member in leaving if self._pins.get(member.name, _pinned(wanted.get(member.name)))]
+        leaving = [self._models[name] for name in self.outdated(profiles)]
+        self._pins.keep_only(wanted)
+        pinned = [model for model in leaving if self._pins.get(model.name, _is_pinned(wanted.get(model.name)))]
         for name, profile in wanted.items():
-            member = self._members.get(name)
-            if member is None:
-                member = self._members[name] = self._enlist(profile)
-                if member.pinned:
-                    pinned.append(member)
+            model = self._models.get(name)
+            if model is None:
+                model = self._models[name] = self._add(profile)
+                if model.pinned:
+                    pinned.append(model)
                 if self._tasks is not None:
-                    self._tasks.start_soon(member.run)
+                    self._tasks.start_soon(model.run)
             else:
-                before = member.pinned
-                member.become(profile)
-                self._settle_pin(member)
-                if member.pinned and not before:
-                    pinned.append(member)
-        for name in [name for name in self._members if name not in wanted]:
-            self._members[name].retired = True
+                before = model.pinned
+                model.lifecycle.replace_profile(profile)
+                self._apply_pin(model)
+                if model.pinned and not before:
+                    pinned.append(model)
+        for name in [name for name in self._models if name not in wanted]:
+            self._models[name].retired = True
         async with anyio.create_task_group() as stops:
-            for member in leaving:
-                stops.start_soon(self._stop_member, member)
-        for name in [name for name, member in self._members.items() if member.retired]:
-            self._members.pop(name).leave()
-        self._members = {name: self._members[name] for name in wanted}
-        await self._describe_all()
+            for model in leaving:
+                stops.start_soon(self._drain_and_stop, model)
+        for name in [name for name, model in self._models.items() if model.retired]:
+            self._models.pop(name).retire()
+        self._models = {name: self._models[name] for name in wanted}
+        await self._describe_files()
         if self._tasks is not None:
-            for member in dict.fromkeys(pinned):
-                self._tasks.start_soon(self._start_pinned, member)
+            for model in dict.fromkeys(pinned):
+                self._tasks.start_soon(self._start_pinned, model)
 
     def outdated(self, profiles: Sequence[Profile]) -> tuple[str, ...]:
-        """The models whose engine `replace_profiles` would stop: gone, or run by another command from now on."""
+        """The models whose engine `replace_profiles` would stop: removed, or started by another command from now on."""
         wanted = {profile.name: profile for profile in profiles}
         return tuple(
             name
-            for name, member in self._members.items()
-            if name not in wanted or engine_profile(wanted[name]) != engine_profile(member.profile)
+            for name, model in self._models.items()
+            if name not in wanted or engine_profile(wanted[name]) != engine_profile(model.profile)
         )
 
     def status_now(self) -> HostStatus:
-        """Everything, now; without waiting."""
-        members = [member for member in self._members.values() if not member.retired]
+        """`status` without waiting."""
+        models = [model for model in self._models.values() if not model.retired]
         return HostStatus(
-            profiles=tuple(member.info(self._load_times.get(member.name)) for member in members),
-            models=tuple(self._status(member) for member in members),
-            exclusive=self._room.exclusive,
-            budget_bytes=self._room.budget,
-            epoch=self._epochs.seen,
+            profiles=tuple(model.info(self._load_times.get(model.name)) for model in models),
+            models=tuple(self._model_status(model) for model in models),
+            exclusive=self._policy.exclusive,
+            budget_bytes=self._policy.budget,
+            epoch=self._epochs.highest,
         )
 
-    # Inside.
+    # Models.
 
-    def _others(self, member: ManagedModel) -> list[ManagedModel]:
-        return [other for other in self._members.values() if other is not member and other.process.alive]
+    def _add(self, profile: Profile) -> ManagedModel:
+        lifecycle = EngineLifecycle(profile, self._services)
+        pinned = self._pins.get(profile.name, profile.pinned)
+        model = ManagedModel(
+            lifecycle, EngineLog(self._settings.log_lines), self._limits(profile, pinned=pinned),
+            host=self._services.host, ports=self._ports, on_change=self._on_process_change,
+        )  # fmt: skip
+        model.pinned = pinned
+        return model
 
-    async def _start_pinned(self, member: ManagedModel) -> None:
-        try:
-            await self.switch(member.name)
-        except (SupervisorError, UnknownProfile) as error:
-            logger.warning("the pinned model %s could not be started: %s", member.name, error)
+    def _model(self, name: str) -> ManagedModel:
+        model = self._models.get(name)
+        if model is None or model.retired:
+            raise UnknownProfile(f'no profile "{name}" on this host; there are: {", ".join(sorted(self._models))}')
+        return model
 
-    async def _stop_member(self, member: ManagedModel) -> None:
-        self._orders.cancel(member.name, f'the profile of model "{member.name}" was changed')
-        await self._survey.drain([member], lambda: None)
-        await member.process.stop()
-        member.process.forgive()
+    def _others(self, model: ManagedModel) -> list[ManagedModel]:
+        return [other for other in self._models.values() if other is not model and other.process.alive]
 
-    # Values about members.
+    def _apply_pin(self, model: ManagedModel) -> None:
+        """Apply an operator's choice, or a new profile."""
+        model.pinned = self._pins.get(model.name, model.profile.pinned)
+        model.process.limits = self._limits(model.profile, pinned=model.pinned)
 
-    async def _see(self, epoch: int | None) -> None:
-        self._epochs.admit(epoch)
-        if self._epochs.fresh and self._tasks is not None:
-            # Once for each start of a gateway; what is carried out after it is remembered to be the new one's.
-            await anyio.to_thread.run_sync(self._epochs.write)
-
-    def _member(self, model: str) -> ManagedModel:
-        member = self._members.get(model)
-        if member is None or member.retired:
-            raise UnknownProfile(f'no profile "{model}" on this host; there are: {", ".join(sorted(self._members))}')
-        return member
-
-    def _settle_pin(self, member: ManagedModel) -> None:
-        """What follows from an operator's word, or from a new profile."""
-        member.pinned = self._pins.get(member.name, member.profile.pinned)
-        member.process.limits = self._limits(member)
-
-    def _limits(self, member: ManagedModel) -> ProcessLimits:
-        settings, profile = self._settings, member.profile
+    def _limits(self, profile: Profile, *, pinned: bool) -> ProcessLimits:
+        settings = self._settings
         return ProcessLimits(
             start_timeout_s=_first(profile.start_timeout_s, settings.start_timeout_s),
             stop_grace_s=_first(profile.stop_grace_s, settings.stop_grace_s),
             max_failures=settings.max_failures, backoff_s=settings.backoff_s, max_backoff_s=settings.max_backoff_s,
-            stable_s=settings.stable_s, watchdog_s=settings.watchdog_s, keep=member.pinned,
+            stable_s=settings.stable_s, watchdog_s=settings.watchdog_s, keep=pinned,
         )  # fmt: skip
 
-    def _enlist(self, profile: Profile) -> ManagedModel:
-        member = ManagedModel(profile, EngineLog(self._settings.log_lines))
-        member.pinned = self._pins.get(profile.name, profile.pinned)
-        member.process = ManagedProcess(
-            profile.name, self._supply.hooks(member), self._limits(member), member.log, host=self._supply.host,
-            ports=self._ports, changed=self._changed,
-        )  # fmt: skip
-        return member
+    async def _start_pinned(self, model: ManagedModel) -> None:
+        try:
+            await self.switch(model.name)
+        except (SupervisorError, UnknownProfile) as error:
+            logger.warning("%s: pinned, but cannot be started: %s", model.name, error)
 
-    def _changed(self, process: ManagedProcess) -> None:
-        member = self._members.get(process.model)
-        if member is None or member.process is not process:
+    async def _drain_and_stop(self, model: ManagedModel) -> None:
+        self._switches.cancel(model.name, f'the profile of model "{model.name}" was changed')
+        await self._usage.drain([model], lambda: None)
+        await model.process.stop()
+        model.process.reset_failures()
+
+    # Events.
+
+    def _on_process_change(self, process: ManagedProcess) -> None:
+        model = self._models.get(process.model)
+        if model is None or model.process is not process:
             return
-        self._orders.hear(process)
+        self._switches.on_process_change(process)
         if process.pid is None:
-            member.usage = MemoryUsage()
-        elif process.state == "ready" and self._tasks is not None:
-            self._tasks.start_soon(self._survey.measure, member, False, AFTER_READY_S)
-        self._listeners.publish(ModelChanged(status=self._status(member)))
+            model.usage = MemoryUsage()
+        elif self._tasks is not None:
+            if process.state == "ready":
+                self._tasks.start_soon(lambda: self._usage.measure(model, delay_s=AFTER_READY_S))
+            elif process.phase == "saving":
+                self._tasks.start_soon(self._usage.measure, model)
+        self._subscriptions.publish(ModelChanged(status=self._model_status(model)))
 
-    async def _describe_sharing(self, member: ManagedModel) -> None:
-        """Find out what is known of the file of `member`, of all that share it, and tell who listens."""
-        for each in [each for each in self._members.values() if each.profile.model == member.profile.model]:
-            if each.description.facts is None:
-                await self._supply.describe(each)
-        self._listeners.publish(Snapshot(host=self.status_now()))
+    def _on_memory_change(self, model: ManagedModel, usage_changed: bool, need_changed: bool) -> None:
+        if usage_changed:
+            self._subscriptions.publish(ModelChanged(status=self._model_status(model)))
+        if need_changed and self._policy.budget is not None:
+            # Gateways choose victims by the needs of profiles.
+            self._subscriptions.publish(self._snapshot())
 
-    async def _describe_all(self) -> None:
-        for member in list(self._members.values()):
-            await self._supply.describe(member)
+    async def _describe_shared_file(self, model: ManagedModel) -> None:
+        """Describe the file of `model` for every model that uses it, and publish the result."""
+        for each in [each for each in self._models.values() if each.profile.model == model.profile.model]:
+            if each.lifecycle.description.facts is None:
+                await each.lifecycle.describe_file()
+        self._subscriptions.publish(self._snapshot())
+
+    async def _describe_files(self) -> None:
+        for model in list(self._models.values()):
+            await model.lifecycle.describe_file()
         self._described.set()
-        self._listeners.publish(Snapshot(host=self.status_now()))
+        self._subscriptions.publish(self._snapshot())
 
-    def _measured(self, member: ManagedModel, takes: bool, needs: bool) -> None:
-        if takes:
-            self._listeners.publish(ModelChanged(status=self._status(member)))
-        if needs and self._room.budget is not None:
-            # Who makes room elsewhere has to know.
-            self._listeners.publish(Snapshot(host=self.status_now()))
+    # Status.
 
-    def _status(self, member: ManagedModel) -> ModelStatus:
-        process = member.process
-        order = self._orders.of(member.name)
-        starting = process.state == "starting"
+    async def _admit(self, epoch: int | None) -> None:
+        self._epochs.admit(epoch)
+        if self._epochs.unwritten and self._tasks is not None:
+            # Once per start of a gateway, before its first request is carried out.
+            await anyio.to_thread.run_sync(self._epochs.write)
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(host=self.status_now())
+
+    def _model_status(self, model: ManagedModel) -> ModelStatus:
+        process = model.process
+        switch = self._switches.current(model.name) if process.state == "starting" else None
         return ModelStatus(
-            model=member.name, state=process.state, since=process.since, generation=process.generation,
-            pid=process.pid, percent=order.percent if order is not None and starting else None,
-            eta_s=order.eta_s if order is not None and starting else None,
-            memory_bytes=member.usage.rss, gpu_bytes=member.usage.gpu, phase_seconds=member.phase_seconds, failure=process.failure,
+            model=model.name, state=process.state, since=process.since, generation=process.generation,
+            pid=process.pid, percent=switch.percent if switch is not None else None,
+            eta_s=switch.eta_s if switch is not None else None,
+            memory_bytes=model.usage.rss, gpu_bytes=model.usage.gpu, phase_seconds=model.phase_seconds, failure=process.failure,
         )  # fmt: skip
 
 
-def _pinned(profile: Profile | None) -> bool:
+def _is_pinned(profile: Profile | None) -> bool:
     return profile is not None and profile.pinned
 
 
-def _first(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None else value
+def _first(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def create_manager(
@@ -357,39 +378,41 @@ def create_manager(
     report: Callable[[FetchProgress], None] = lambda _: None,
     environ: Mapping[str, str] = os.environ,
 ) -> EngineManager:
-    """The fleet of this machine; `EngineManager.run` starts it. `host` is where engines listen unless the settings say so.
-    `place` is where the host itself takes orders over HTTP, as `address:port`: what tells it from others of this machine.
-    Without one it does not remember over a restart whose orders it took.
+    """The manager of this machine, with downloads, saved slots and state in the cache folder.
 
-    Conversation caches, remembered load times and operators' pins are kept in the cache folder unless the settings name another one.
-    Raises `OSError` if the folder cannot be made.
+    Engines listen on `host` unless the settings name another address. `place` is the supervisor's own `address:port`:
+    it separates the epoch files of several supervisors on one machine; without it no epoch is kept. `report` gets the
+    progress of downloads. Raises `OSError` if the folder for slots cannot be created.
     """
-    files = ModelFiles(report=report)
-    state = cache_directory(environ)
-    keeper = None
+    files = DownloadedFiles(report=report)
+    folder = cache_directory(environ)
+    slots = None
     if settings.slots_max > 0:
-        folder = Path(settings.slots_dir).expanduser() if settings.slots_dir else state / "slots"
-        settings = msgspec.structs.replace(settings, slots_dir=str(folder))
-        store = SlotStore(
-            folder,
+        slots_dir = Path(settings.slots_dir).expanduser() if settings.slots_dir else folder / "slots"
+        settings = msgspec.structs.replace(settings, slots_dir=str(slots_dir))
+        slots = SlotCache(
+            slots_dir,
             max_bytes=settings.slots_max,
             max_age_s=settings.slots_max_age_s,
             min_tokens=settings.slots_min_tokens,
+            read_facts=files.facts,
         )
-        # Before the first engine: it refuses to start with a folder that is not there.
-        store.prepare()
-        keeper = SlotKeeper(store, files.facts)
+        # Engines refuse to start without this folder.
+        slots.prepare()
     else:
         settings = msgspec.structs.replace(settings, slots_dir=None)
+    epoch = None if place is None else folder / "epochs" / f"{re.sub(r'[^0-9A-Za-z.]+', '-', place)}.json"
     return EngineManager(
         profiles,
         settings,
         host=host,
         prepare=files.prepare,
         describe=files.describe,
-        keeper=keeper,
-        load_times=state / "load-times.json",
-        footprints=state / "footprints.json",
-        pins=state / "pins.json",
-        epochs=None if place is None else state / "epochs" / f"{re.sub(r'[^0-9A-Za-z.]+', '-', place)}.json",
+        slots=slots,
+        state=StateFiles(
+            load_times=folder / "load-times.json",
+            pins=folder / "pins.json",
+            memory=folder / "footprints.json",
+            epoch=epoch,
+        ),
     )

@@ -1,4 +1,4 @@
-"""How much memory a profile takes: declared, estimated, seen. Decisions are pure; only `MemoryMeter` looks at the machine."""
+"""How much memory an engine takes: declared, estimated, measured, remembered. Only `MemoryMeter` looks at the machine."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import psutil
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.command import argument_number, argument_value, physical_batch_size
 from hostler.supervisor.contract import Failure
+from hostler.supervisor.state_store import JsonStore
 
 MIB = 1024**2
 GIB = 1024**3
@@ -20,13 +21,13 @@ GIB = 1024**3
 # The engine itself without a model. Measured: 40 MiB for the embedded one.
 PROCESS_BYTES = 48 * MIB
 
-# Vocabularies of today's models have 32,000 to 262,000 words; headers seldom say how many without the list itself.
+# Vocabularies of current models have 32,000 to 262,000 tokens; headers seldom give the number without the list itself.
 USUAL_VOCABULARY = 131_072
 
-# Working memory per token of a physical batch besides the logits, in multiples of the embedding's length.
+# Working memory per token of a physical batch besides the logits, in multiples of the embedding length.
 _ROWS = 12
 
-# Bytes a value, relative to the two of f16, with the scales that blocks of 32 carry.
+# Bytes per value relative to f16, including the scales of blocks of 32.
 _CACHE_TYPES = {
     "f32": 2.0,
     "f16": 1.0,
@@ -41,10 +42,7 @@ _CACHE_TYPES = {
 
 
 class PeakMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """The most that a profile's process was seen to take, in bytes. `settled` once it was looked at after answering.
-
-    Belongs to one profile with one file and one set of arguments; a different one starts anew.
-    """
+    """The most that an engine was measured to take, in bytes. `settled` once it was measured after a response."""
 
     rss: int = 0
     gpu: int = 0
@@ -52,89 +50,81 @@ class PeakMemory(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def bytes(self) -> int:
-        """What counts against the budget: memory of the GPU where there is any, else of the machine."""
+        """What counts against the budget: GPU memory if the engine uses any, else resident memory."""
         return self.gpu or self.rss
 
 
 class MemoryUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process group takes now, in bytes."""
+    """What a process and its descendants take now, in bytes."""
 
     rss: int = 0
     gpu: int = 0
 
 
 class MemoryNeed(msgspec.Struct, frozen=True, kw_only=True):
-    """What a profile will take, in bytes, and where the number comes from."""
+    """What an engine will take, in bytes, and where the number comes from."""
 
     total: int
     weights: int = 0
     cache: int = 0
     other: int = 0
     declared: bool = False
-    seen: bool = False
+    measured: bool = False
 
     def __str__(self) -> str:
         if self.declared:
             return f"{gib(self.total)} GiB (declared)"
-        if self.seen:
-            return f"{gib(self.total)} GiB (seen)"
+        if self.measured:
+            return f"{gib(self.total)} GiB (measured)"
         return (
             f"{gib(self.total)} GiB ({gib(self.weights)} weights + {gib(self.cache)} cache + {gib(self.other)} other)"
         )
 
 
 def update_peak(before: PeakMemory | None, usage: MemoryUsage, *, settled: bool = False) -> PeakMemory:
-    """What is known after one more look; peaks only grow. `settled` if the model has answered since it was started."""
+    """The peak after one more measurement. `settled` if the engine has answered since it was started."""
     before = before or PeakMemory()
     return PeakMemory(rss=max(before.rss, usage.rss), gpu=max(before.gpu, usage.gpu), settled=before.settled or settled)
 
 
-def memory_need(profile: Profile, facts: ModelFacts | None, seen: PeakMemory | None = None) -> MemoryNeed:
-    """What `profile` will take.
+def memory_need(profile: Profile, facts: ModelFacts | None, peak: PeakMemory | None = None) -> MemoryNeed:
+    """What an engine of `profile` will take.
 
-    Declared wins. Else the estimate from the file's header, raised by what was seen; lowered by it only once the
-    process was seen after it had answered, since engines take their memory while they work.
+    A declared size wins. Else it is the estimate from the file's header, raised by a higher measurement. A lower one
+    counts only once it is settled, since engines take their memory while they work.
     """
     if profile.memory is not None:
         return MemoryNeed(total=profile.memory, declared=True)
     estimated = _estimated(profile, facts)
-    if seen is not None and seen.bytes and (seen.settled or seen.bytes > estimated.total):
-        return MemoryNeed(total=seen.bytes, seen=True)
+    if peak is not None and peak.bytes and (peak.settled or peak.bytes > estimated.total):
+        return MemoryNeed(total=peak.bytes, measured=True)
     return estimated
 
 
-def estimate(profile: Profile, facts: ModelFacts | None, seen: PeakMemory | None = None) -> int:
-    """`memory_need` as one number."""
-    return memory_need(profile, facts, seen).total
-
-
 def fits(wanted: MemoryNeed, *, budget: int, used: int = 0) -> bool:
-    """Whether `wanted` fits beside models that take `used` bytes."""
+    """Whether `wanted` fits into `budget` beside models that take `used` bytes."""
     return used + wanted.total <= budget
 
 
 def does_not_fit(profile: Profile, wanted: MemoryNeed, budget: int, *, beside: Sequence[str] = ()) -> Failure:
-    """The refusal of a model that is larger than the budget, or than what pinned ones (`beside`) leave of it.
-
-    It says the sum, and what to do.
-    """
+    """The failure of a model that is larger than the budget, or than what pinned models (`beside`) leave of it."""
     if beside:
-        message = f"{profile.name} needs {wanted}, which the budget of {gib(budget)} GiB does not leave beside "
-        message += f"{', '.join(beside)} ({'is' if len(beside) == 1 else 'are'} pinned): raise memory_budget, or unpin"
+        message = f"{profile.name} needs {wanted}, which does not fit into {gib(budget)} GiB beside pinned "
+        message += f"{', '.join(beside)}: raise memory_budget, or unpin"
         return Failure(kind="does_not_fit", message=message)
     ways = ["raise memory_budget"]
     if wanted.cache > wanted.total - budget:
         ways.append("lower this profile's context or parallel")
     if wanted.cache and "-ctk" not in profile.args and "--cache-type-k" not in profile.args:
         ways.append("store the cache as q8_0 (args: -ctk q8_0 -ctv q8_0 -fa on)")
-    ways.append("take a smaller quantization")
+    ways.append("use a smaller quantization")
     advice = ", or ".join([", ".join(ways[:-1]), ways[-1]])
     message = f"{profile.name} needs {wanted}; the budget is {gib(budget)} GiB: {advice}"
     return Failure(kind="does_not_fit", message=message)
 
 
 class MemoryClaim(msgspec.Struct, frozen=True, kw_only=True):
-    """A running model when room is made: what it takes, and since when nobody has asked it anything."""
+    """A running model as a candidate for eviction. `idle_since` is in seconds since the epoch."""
 
     name: str
     bytes: int
@@ -144,7 +134,7 @@ class MemoryClaim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def choose_evictions(wanted: MemoryNeed, running: Sequence[MemoryClaim], budget: int) -> tuple[str, ...] | None:
-    """Which models have to go so that `wanted` fits: idle ones, the longest unused first, and none in vain.
+    """Which models to evict so that `wanted` fits: idle ones, least recently used first, and none that need not go.
 
     Busy and pinned ones stay. `None` if it does not fit even then.
     """
@@ -158,7 +148,7 @@ def choose_evictions(wanted: MemoryNeed, running: Sequence[MemoryClaim], budget:
             used -= claim.bytes
     if not fits(wanted, budget=budget, used=used):
         return None
-    # Somebody small may have been chosen before somebody large turned out to be enough.
+    # A small one may have been chosen before a large one turned out to be enough.
     for claim in list(victims):
         if fits(wanted, budget=budget, used=used + claim.bytes):
             victims.remove(claim)
@@ -167,13 +157,13 @@ def choose_evictions(wanted: MemoryNeed, running: Sequence[MemoryClaim], budget:
 
 
 def gib(size: int) -> str:
-    """Bytes as GiB with one decimal; small sizes keep a second one so that they are not zero."""
+    """Bytes as GiB with one decimal, below 0.1 with two."""
     value = size / GIB
     return f"{value:.1f}" if value >= 0.1 or size == 0 else f"{value:.2f}"
 
 
 def _estimated(profile: Profile, facts: ModelFacts | None) -> MemoryNeed:
-    """Weights, cache and the rest. Without a header only the process itself is known."""
+    """From the header; without one only the process itself is counted."""
     facts = facts or ModelFacts()
     tokens = argument_number(profile.args, "-c", "--ctx-size", "--context-size")
     if tokens is None or tokens <= 0:
@@ -182,8 +172,8 @@ def _estimated(profile: Profile, facts: ModelFacts | None) -> MemoryNeed:
     cache = int(facts.kv_bytes_per_token * tokens * scale)
     batch = physical_batch_size(profile)
     vocabulary = facts.metadata.get(f"{facts.architecture}.vocab_size")
-    words = vocabulary if isinstance(vocabulary, int) else USUAL_VOCABULARY
-    working = 4 * batch * (words + _ROWS * facts.embedding_length) if facts.bytes else 0
+    logits = vocabulary if isinstance(vocabulary, int) else USUAL_VOCABULARY
+    working = 4 * batch * (logits + _ROWS * facts.embedding_length) if facts.bytes else 0
     other = PROCESS_BYTES + working + max(0, profile.cache_ram_mib) * MIB
     return MemoryNeed(total=facts.bytes + cache + other, weights=facts.bytes, cache=cache, other=other)
 
@@ -192,10 +182,51 @@ def _cache_scale(profile: Profile, *names: str) -> float:
     return _CACHE_TYPES.get((argument_value(profile.args, *names) or "f16").lower(), 1.0)
 
 
-class MemoryMeter:
-    """Looks at how much memory processes take. NVIDIA's library is used if it is there and has a device to show.
+class MemoryRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A remembered peak. `key` identifies the file and arguments that it was measured with."""
 
-    `nvml` replaces that library; `load=False` goes without.
+    key: str
+    seen: PeakMemory
+
+
+class MemoryHistory:
+    """How much memory each model's engine took, remembered over restarts of the supervisor."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._store = JsonStore(file, dict[str, MemoryRecord], contents="the memory history")
+        self._records: dict[str, MemoryRecord] = {}
+
+    def get(self, model: str, key: str) -> PeakMemory | None:
+        """The peak of `model`, if it was measured with the file and arguments of `key`."""
+        record = self._records.get(model)
+        return record.seen if record is not None and record.key == key else None
+
+    def record(self, model: str, key: str, peak: PeakMemory) -> bool:
+        """Remember a peak. Whether it is worth a `write`: it is newly settled, or differs by more than 5 %."""
+        before = self.get(model, key) or PeakMemory()
+        if before.settled == peak.settled and not differs(before.rss, peak.rss) and not differs(before.gpu, peak.gpu):
+            return False
+        self._records[model] = MemoryRecord(key=key, seen=peak)
+        return True
+
+    def read(self) -> None:
+        """Load the stored history."""
+        self._records = (self._store.read() or {}) | self._records
+
+    def write(self) -> None:
+        """Store the history."""
+        self._store.write(lambda: dict(self._records))
+
+
+def differs(before: int, now: int) -> bool:
+    """Whether two amounts differ by more than 5 %."""
+    return abs(now - before) * 20 > max(before, now)
+
+
+class MemoryMeter:
+    """Measures how much memory processes take; on GPUs if NVIDIA's library is installed and finds a device.
+
+    `nvml` replaces that library; with `load=False` none is loaded.
     """
 
     def __init__(self, nvml: Any = None, *, load: bool = True) -> None:
@@ -204,7 +235,7 @@ class MemoryMeter:
         self._ready = False
 
     def measure(self, pid: int) -> MemoryUsage:
-        """What the process and its descendants take now; zero for one that is gone. May take milliseconds."""
+        """What the process and its descendants take now; zero if it has exited. Blocks for milliseconds."""
         rss = 0
         pids: set[int] = set()
         for each in _with_descendants(pid):
@@ -216,7 +247,7 @@ class MemoryMeter:
         return MemoryUsage(rss=rss, gpu=self._gpu(pids) if pids else 0)
 
     def close(self) -> None:
-        """Let go of NVIDIA's library."""
+        """Shut down NVIDIA's library."""
         if self._ready:
             self._ready = False
             try:
@@ -232,13 +263,13 @@ class MemoryMeter:
         try:
             for index in range(nvml.nvmlDeviceGetCount()):
                 running = nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByIndex(index))
-                total += _of(running, pids)
+                total += _used_by(running, pids)
         except nvml.NVMLError:
             return total
         return total
 
     def _library(self) -> Any:
-        """The library, started; `None` where there is none. Looked for once."""
+        """The initialised library; `None` where there is none. Looked for once."""
         if self._load:
             self._load = False
             try:
@@ -258,7 +289,7 @@ def _with_descendants(pid: int) -> list[int]:
     found = [pid]
     try:
         for parent in found:
-            # Linux says it per thread; elsewhere every process there is must be read.
+            # Linux lists children per thread; elsewhere every process must be read.
             for children in Path(f"/proc/{parent}/task").glob("*/children"):
                 found += map(int, children.read_text().split())
         if len(found) == 1 and not Path(f"/proc/{pid}/task/{pid}/children").exists():
@@ -268,6 +299,6 @@ def _with_descendants(pid: int) -> list[int]:
     return found
 
 
-def _of(running: Iterable[Any], pids: set[int]) -> int:
-    # In a container the driver may not say how much a process takes.
+def _used_by(running: Iterable[Any], pids: set[int]) -> int:
+    # In a container the driver may not report how much a process takes.
     return sum(process.usedGpuMemory or 0 for process in running if process.pid in pids)

@@ -1,52 +1,41 @@
-"""A profile of a host with its process, its output, and what is known of its file and its memory."""
+"""One model of a host: its profile, its process, whether it is pinned, idle or busy, and what its engine takes."""
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
+from collections.abc import Callable
 
 import anyio
-import msgspec
 
-from hostler.profiles.schema import ModelFacts, Profile
+from hostler.profiles.schema import Profile
 from hostler.supervisor.contract import ProfileInfo
 from hostler.supervisor.engine_client import EngineActivity
+from hostler.supervisor.lifecycle import EngineLifecycle
 from hostler.supervisor.logs import EngineLog
-from hostler.supervisor.memory import MemoryNeed, MemoryUsage, PeakMemory, memory_need, update_peak
-from hostler.supervisor.process import ManagedProcess
-
-
-class FileDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """What can be said of a profile's file without running it."""
-
-    facts: ModelFacts | None = None
-    size: int = 0
-    digest: str = ""
-    modified_at: float = 0.0
+from hostler.supervisor.memory import MemoryUsage
+from hostler.supervisor.process import ManagedProcess, ProcessLimits
 
 
 class ManagedModel:
-    """One of a fleet. Its fleet writes it; `run` is its process' task and ends with the member.
+    """A model of an `EngineManager`, which writes its public attributes.
 
-    `pinned` is what an operator said, else what the profile says.
+    `pinned` is the operator's choice, else the profile's. `phase_seconds` is where the time of the last switch to it went, in
+    seconds by phase.
     """
 
-    process: ManagedProcess
-
-    def __init__(self, profile: Profile, log: EngineLog) -> None:
-        self.profile = profile
+    def __init__(
+        self, lifecycle: EngineLifecycle, log: EngineLog, limits: ProcessLimits, *, host: str,
+        ports: range | None, on_change: Callable[[ManagedProcess], None],
+    ) -> None:  # fmt: skip
+        self.lifecycle = lifecycle
         self.log = log
-        self.file: Path | None = None
-        self.description = FileDescription()
+        self.process = ManagedProcess(self.name, lifecycle, limits, log, host=host, ports=ports, on_change=on_change)
         self.retired = False
-        self.pinned = profile.pinned
+        self.pinned = lifecycle.profile.pinned
         self.usage = MemoryUsage()
         self.phase_seconds: dict[str, float] = {}
         self.busy = False
-        self._used_at = 0.0
-        self._active: tuple[int, EngineActivity] | None = None
-        self.recalled: PeakMemory | None = None
-        self._seen: PeakMemory | None = None
+        self._last_used = 0.0
+        self._activity: tuple[int, EngineActivity] | None = None
         self._scope: anyio.CancelScope | None = None
 
     @property
@@ -54,82 +43,46 @@ class ManagedModel:
         return self.profile.name
 
     @property
-    def need(self) -> MemoryNeed:
-        """What it takes, or will take: declared, else estimated and corrected by what was seen."""
-        return memory_need(self.profile, self.description.facts, self.seen)
-
-    @property
-    def seen(self) -> PeakMemory | None:
-        """The most it was seen to take: since this supervisor runs once that says enough, until then also before."""
-        own, before = self._seen, self.recalled
-        if own is None or before is None or own.settled:
-            return own or before
-        return update_peak(before, MemoryUsage(rss=own.rss, gpu=own.gpu))
-
-    @property
-    def footprint(self) -> str:
-        """What must be the same for the same amount to be expected."""
-        parts = (engine_profile(self.profile), self.description.size, self.description.modified_at)
-        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]
+    def profile(self) -> Profile:
+        return self.lifecycle.profile
 
     @property
     def idle_since(self) -> float:
-        """Since when, in seconds since the epoch, nobody is known to have used it."""
-        return max(self._used_at, self.process.since)
+        """When it was last used or changed its state, in seconds since the epoch."""
+        return max(self._last_used, self.process.since)
 
-    def used(self, now: float) -> None:
-        """Somebody wants it."""
-        self._used_at = now
+    def mark_used(self, now: float) -> None:
+        """Record that a request wants it."""
+        self._last_used = now
 
-    def active(self, activity: EngineActivity | None, now: float) -> None:
-        """Its engine said that of itself; `None`: it does not say."""
-        self.busy = activity is not None and activity.asked > 0
+    def update_activity(self, activity: EngineActivity | None, now: float) -> None:
+        """Take over what its engine reported; `None` if it reports nothing."""
+        self.busy = activity is not None and activity.requests > 0
         if activity is None:
             return
-        before, self._active = self._active, (self.process.generation, activity)
+        before, self._activity = self._activity, (self.process.generation, activity)
         first = before is None or before[0] != self.process.generation
-        if self.busy or (activity.done > 0 if first else before != self._active):
-            self._used_at = now
+        if self.busy or (activity.work_done > 0 if first else before != self._activity):
+            self._last_used = now
 
     def info(self, load_s: float | None) -> ProfileInfo:
-        """The profile as others may know it; its next load will probably take `load_s`."""
-        profile, description = self.profile, self.description
+        """The profile as published; `load_s` is the expected duration of the next load."""
+        profile, description = self.profile, self.lifecycle.description
         return ProfileInfo(
             name=profile.name, aliases=profile.aliases, description=profile.description,
             context=profile.context, parallel=profile.parallel, size=description.size, digest=description.digest,
             modified_at=description.modified_at, facts=description.facts, ttl_s=profile.ttl_s, pinned=self.pinned,
-            listed=profile.listed, default=profile.default, memory_bytes=self.need.total,
+            listed=profile.listed, default=profile.default, memory_bytes=self.lifecycle.memory_need.total,
             load_s=load_s, chain=profile.chain, local_only=profile.local_only,
         )  # fmt: skip
 
     async def run(self) -> None:
-        """Its process' task."""
+        """Run its process until `retire` or cancellation."""
         with anyio.CancelScope() as self._scope:
             await self.process.run()
 
-    def leave(self) -> None:
-        """End the task, now or when it starts."""
+    def retire(self) -> None:
+        """End `run`, now or when it starts."""
         self.retired = True
         if self._scope is not None:
             self._scope.cancel()
-
-    def become(self, profile: Profile) -> None:
-        """Take over a new profile of the same name."""
-        if profile.model != self.profile.model:
-            self.file = None
-        if engine_profile(profile) != engine_profile(self.profile):
-            self._seen = self.recalled = None
-        self.profile = profile
-
-    def measured(self, usage: MemoryUsage, *, settled: bool) -> None:
-        """It takes this much now; `settled` if it has answered since it was started."""
-        self.usage = usage
-        self._seen = update_peak(self._seen, usage, settled=settled)
-
-
-def engine_profile(profile: Profile) -> Profile:
-    """The part of a profile that makes a command: two profiles that are equal in it can share a running engine."""
-    return msgspec.structs.replace(
-        profile, aliases=(), description="", ttl_s=None, start_timeout_s=None, stop_grace_s=None, drain_s=None, memory=None,
-        pinned=False, listed=True, default=False, chain=None, local_only=False,
-    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a host's engines are started with and leave behind: files, command lines, conversations. Starts and stops nobody."""
+"""Model files on disk: found, downloaded once for everyone who waits, described by their headers, read ahead."""
 
 from __future__ import annotations
 
@@ -8,47 +8,53 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import anyio
 import anyio.to_thread
+import msgspec
 from anyio.abc import TaskGroup
 
 from hostler.profiles.fetch import cached, fetch
 from hostler.profiles.gguf import FactsCache, GGUFError, digest
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.sources import FetchProgress, SourceError
-from hostler.supervisor.command import EngineCommand, build_command
-from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError
-from hostler.supervisor.model import FileDescription, ManagedModel
-from hostler.supervisor.process import CommandBuilder, Hooks
-from hostler.supervisor.slot_cache import Keeper
-from hostler.supervisor.usage import UsageMonitor
+from hostler.supervisor.contract import Failure, SupervisorError
+
+#: Read-ahead is requested in pieces, so that it can be cancelled in between.
+_PIECE: Final = 64 * 1024 * 1024
 
 logger = logging.getLogger(__name__)
 
 
-Prepare = Callable[[Profile, Callable[[FetchProgress], None]], Awaitable[Path]]
-"""Turns a profile's `model` into a file on disk; quick when it is there, else it tells how far it is.
+class FileDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a profile's file without running it."""
 
-Raises `SourceError` or `SupervisorError`.
-"""
+    facts: ModelFacts | None = None
+    size: int = 0
+    digest: str = ""
+    modified_at: float = 0.0
 
-Describe = Callable[[Profile], FileDescription]
-"""Reads what can be known of a profile's file; runs in a thread, and must not fail for a file that is not there."""
+
+ReportProgress = Callable[[FetchProgress], None]
+
+PrepareFile = Callable[[Profile, ReportProgress], Awaitable[Path]]
+"""Returns the path of a profile's file, after downloading it if necessary. Raises `SourceError`, `OSError`."""
+
+DescribeFile = Callable[[Profile], FileDescription]
+"""Describes a profile's file. Runs in a thread; a missing file is no error."""
 
 
-async def local_path(profile: Profile, report: Callable[[FetchProgress], None]) -> Path:
-    """The simplest `Prepare`: the profile names a file."""
+async def local_path(profile: Profile, report: ReportProgress) -> Path:
+    """The simplest `PrepareFile`: the profile names a local file."""
     return _path(profile)
 
 
 def describe_file(profile: Profile) -> FileDescription:
-    """The simplest `Describe`: size and time of the file, and a digest that tells profiles apart."""
+    """The simplest `DescribeFile`: size, time, and a digest that tells profiles apart."""
     digest = hashlib.sha256(f"{profile.name}\n{profile.model}\n{profile.context}".encode()).hexdigest()
     try:
         status = _path(profile).stat()
@@ -57,31 +63,31 @@ def describe_file(profile: Profile) -> FileDescription:
     return FileDescription(digest=digest, size=status.st_size, modified_at=status.st_mtime)
 
 
-class ModelFiles:
-    """What the fleet asks about files. `report` hears of downloads, from a thread."""
+class DownloadedFiles:
+    """`prepare` and `describe` for files of every kind of source. `report` is called in a download's thread."""
 
-    def __init__(self, *, report: Callable[[FetchProgress], None] = lambda _: None) -> None:
+    def __init__(self, *, report: ReportProgress = lambda _: None) -> None:
         self._report = report
         self._facts = FactsCache()
 
-    async def prepare(self, profile: Profile, report: Callable[[FetchProgress], None]) -> Path:
-        """The profile's file on disk; `report` hears how far its download is. Raises `SourceError`."""
+    async def prepare(self, profile: Profile, report: ReportProgress) -> Path:
+        """The profile's file on disk, downloaded if necessary. Raises `SourceError`."""
         path = cached(profile)
         if path is not None:
             return path
         loop = asyncio.get_running_loop()
 
-        def both(progress: FetchProgress) -> None:  # in a thread, which may outlive the loop
+        def report_both(progress: FetchProgress) -> None:  # in a thread, which may outlive the loop
             self._report(progress)
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(report, progress)
 
-        return await fetch(profile, report=both)
+        return await fetch(profile, report=report_both)
 
     def describe(self, profile: Profile) -> FileDescription:
-        """What can be said of the profile without running it; less, while its file is not here. Blocks."""
+        """Describe the profile's file from its header; only by its profile while it is not downloaded. Blocks."""
         path = cached(profile)
-        facts = None if path is None else self._read(profile, path)
+        facts = None if path is None else self._read_facts(profile, path)
         try:
             modified_at = path.stat().st_mtime if path is not None else 0.0
         except OSError:
@@ -94,10 +100,10 @@ class ModelFiles:
         )
 
     def facts(self, path: Path) -> ModelFacts | None:
-        """What the file says of itself, remembered. Raises `GGUFError`; blocks."""
+        """The file's header, cached. Raises `GGUFError`; blocks."""
         return self._facts.read(path)
 
-    def _read(self, profile: Profile, path: Path) -> ModelFacts | None:
+    def _read_facts(self, profile: Profile, path: Path) -> ModelFacts | None:
         try:
             return self._facts.read(path)
         except GGUFError as error:
@@ -105,97 +111,109 @@ class ModelFiles:
             return None
 
 
-def _path(profile: Profile) -> Path:
-    return Path(profile.model).expanduser()
+class ModelFiles:
+    """The files of all models of a host. Downloads run in `tasks`, which is set while the host runs.
 
+    Profiles with the same source and checksum share a download; it is cancelled when everyone who waited has left.
+    """
 
-ReportProgress = Callable[[FetchProgress], None]
+    tasks: TaskGroup | None = None
 
-
-class SharedDownloads:
-    """Has files come through `prepare`. One is the same as another if model and checksum are."""
-
-    def __init__(self, prepare: Prepare) -> None:
+    def __init__(self, prepare: PrepareFile = local_path, describe: DescribeFile = describe_file) -> None:
         self._prepare = prepare
-        self._coming: dict[tuple[str, str | None], _Fetch] = {}
+        self._describe = describe
+        self._downloads: dict[tuple[str, str | None], _Download] = {}
 
-    async def file(self, tasks: TaskGroup, profile: Profile, report: ReportProgress = lambda _: None) -> Path:
-        """The profile's file on disk; `report` hears how far it is. Who is cancelled does not stop it for others.
-
-        It comes in `tasks`, which must outlive whoever waits. Raises what `prepare` does.
-        """
-        key = (profile.model, profile.sha256)
-        fetch = self._coming.get(key)
-        if fetch is None or fetch.scope.cancel_called:
-            fetch = self._coming[key] = _Fetch()
-            tasks.start_soon(self._fetch, key, profile, fetch)
-        with fetch.joined(report):
-            await fetch.over.wait()
-        if fetch.error is not None:
-            raise fetch.error
-        if fetch.path is None:
-            raise SourceError("the supervisor is stopping")
-        return fetch.path
-
-    async def _fetch(self, key: tuple[str, str | None], profile: Profile, fetch: _Fetch) -> None:
+    async def path(self, profile: Profile, report: ReportProgress = lambda _: None) -> Path:
+        """The profile's file on disk. Raises `SupervisorError`. Cancelling one caller does not affect the others."""
         try:
-            with fetch.scope:
-                fetch.path = await self._prepare(profile, fetch.tell)
+            return await self._shared_download(profile, report)
+        except (SourceError, OSError) as error:
+            raise SupervisorError(Failure(kind="source_unavailable", message=str(error))) from error
+
+    async def describe(self, profile: Profile) -> FileDescription:
+        """Describe the profile's file. A failure is logged and costs only the description."""
+        try:
+            return await anyio.to_thread.run_sync(self._describe, profile)
+        except Exception:
+            logger.exception("profile %s: its model file cannot be described", profile.name)
+            return FileDescription()
+
+    def read_ahead(self, path: Path) -> None:
+        """Load a file into the page cache in the background."""
+        if self.tasks is not None:
+            self.tasks.start_soon(_read_ahead, path)
+
+    async def _shared_download(self, profile: Profile, report: ReportProgress) -> Path:
+        if self.tasks is None:
+            raise SourceError("the supervisor is not running")
+        key = (profile.model, profile.sha256)
+        download = self._downloads.get(key)
+        if download is None or download.scope.cancel_called:
+            download = self._downloads[key] = _Download()
+            self.tasks.start_soon(self._run, key, profile, download)
+        with download.watched(report):
+            await download.finished.wait()
+        if download.error is not None:
+            raise download.error
+        if download.path is None:
+            raise SourceError("the supervisor is stopping")
+        return download.path
+
+    async def _run(self, key: tuple[str, str | None], profile: Profile, download: _Download) -> None:
+        try:
+            with download.scope:
+                download.path = await self._prepare(profile, download.on_progress)
         except Exception as error:
-            fetch.error = error
+            download.error = error
         finally:
-            # Who comes from now on begins anew: this one may have been given up.
-            if self._coming.get(key) is fetch:
-                del self._coming[key]
-            fetch.over.set()
+            # Later callers start anew: this one may have been cancelled.
+            if self._downloads.get(key) is download:
+                del self._downloads[key]
+            download.finished.set()
 
 
-class _Fetch:
-    """One file on its way, and who listens."""
+class _Download:
+    """One file that is being prepared, and who watches it."""
 
     def __init__(self) -> None:
         self.scope = anyio.CancelScope()
-        self.over = anyio.Event()
+        self.finished = anyio.Event()
         self.path: Path | None = None
         self.error: Exception | None = None
-        self._listeners: list[ReportProgress] = []
+        self._watchers: list[ReportProgress] = []
         self._last: FetchProgress | None = None
 
-    def tell(self, progress: FetchProgress) -> None:
+    def on_progress(self, progress: FetchProgress) -> None:
         self._last = progress
-        for listener in list(self._listeners):
-            listener(progress)
+        for watcher in list(self._watchers):
+            watcher(progress)
 
-    def joined(self, report: ReportProgress) -> ExitStack:
-        """Listens while the context lasts; the last one to leave ends what is not over."""
-        self._listeners.append(report)
-        if self._last is not None:
-            report(self._last)
-        stack = ExitStack()
-        stack.callback(self._leave, report)
-        return stack
-
-    def _leave(self, report: ReportProgress) -> None:
-        self._listeners.remove(report)
-        if not self._listeners and not self.over.is_set():
-            self.scope.cancel()
-
-
-#: Asked for in pieces, so that it can be given up in between.
-_PIECE: Final = 64 * 1024 * 1024
+    @contextmanager
+    def watched(self, report: ReportProgress) -> Iterator[None]:
+        """Report progress while the context lasts; the last watcher to leave cancels what is not finished."""
+        self._watchers.append(report)
+        try:
+            if self._last is not None:
+                report(self._last)
+            yield
+        finally:
+            self._watchers.remove(report)
+            if not self._watchers and not self.finished.is_set():
+                self.scope.cancel()
 
 
-def read_ahead(file: Path, given_up: threading.Event) -> None:
-    """Start reading `file` into the page cache. May take as long as the disk does; a file that is not there is nothing."""
+def read_ahead(path: Path, cancelled: threading.Event) -> None:
+    """Start reading a file into the page cache. Blocks as long as the disk does; errors are ignored."""
     if not hasattr(os, "posix_fadvise"):
         return
     try:
-        descriptor = os.open(file, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return
     try:
         for offset in range(0, os.fstat(descriptor).st_size, _PIECE):
-            if given_up.is_set():
+            if cancelled.is_set():
                 return
             os.posix_fadvise(descriptor, offset, _PIECE, os.POSIX_FADV_WILLNEED)
     except OSError:
@@ -204,104 +222,13 @@ def read_ahead(file: Path, given_up: threading.Event) -> None:
         os.close(descriptor)
 
 
-class Supply:
-    """Files come in `tasks`, which is there as long as the host runs."""
-
-    tasks: TaskGroup | None = None
-
-    def __init__(
-        self, settings: SupervisorSettings, *, host: str, prepare: Prepare, describe: Describe, keeper: Keeper,
-        survey: UsageMonitor,
-    ) -> None:  # fmt: skip
-        self.host = host
-        self._settings = settings
-        self._fetches = SharedDownloads(prepare)
-        self._describe = describe
-        self._keeper = keeper
-        self._survey = survey
-
-    async def file(self, member: ManagedModel, report: Callable[[FetchProgress], None] = lambda _: None) -> Path:
-        """The member's file on disk; `report` hears how far it is. Raises `SupervisorError`."""
-        try:
-            if self.tasks is None:
-                raise SourceError("the supervisor is not running")
-            member.file = await self._fetches.file(self.tasks, member.profile, report)
-        except (SourceError, OSError) as error:
-            raise SupervisorError(Failure(kind="source_unavailable", message=str(error))) from error
-        return member.file
-
-    async def describe(self, member: ManagedModel) -> None:
-        """Find out what can be said of its file without running it, and what was seen of it before."""
-        try:
-            member.description = await anyio.to_thread.run_sync(self._describe, member.profile)
-        except Exception:
-            # Less is known of one model then; the others are served as before.
-            logger.exception("what is known of the file of %s could not be read", member.name)
-            member.description = FileDescription()
-        self._survey.recall(member)
-
-    def read_ahead(self, member: ManagedModel) -> None:
-        """Have its file in memory when its engine wants it; nobody waits for that."""
-        if self.tasks is not None and member.file is not None:
-            self.tasks.start_soon(_read_ahead, member.file)
-
-    def hooks(self, member: ManagedModel) -> Hooks:
-        """What is done at the fixed points of its process' life."""
-        return _Hooks(self, member)
-
-    async def plan(self, member: ManagedModel) -> CommandBuilder:
-        """How to start its engine, given a port and a key; its file is there then."""
-        file = member.file if member.file is not None and member.file.exists() else await self.file(member)
-        if member.profile.embeddings and member.description.facts is None:
-            # Its file may have come only now, and says how.
-            await self.describe(member)
-        profile, facts = member.profile, member.description.facts
-
-        def command(port: int, key: str) -> EngineCommand:
-            return build_command(
-                profile, self._settings, file=file, host=self.host, port=port, key=key, inherited=dict(os.environ),
-                facts=facts,
-            )  # fmt: skip
-
-        return command
-
-    async def restore(self, member: ManagedModel, address: EngineAddress) -> None:
-        """Give its engine back what the one before had."""
-        if member.file is not None:
-            await self._keeper.restore(member.profile, address, member.file)
-
-    async def save(self, member: ManagedModel, address: EngineAddress) -> None:
-        """Keep what its engine has before it goes."""
-        if self.tasks is not None:
-            self.tasks.start_soon(self._survey.measure, member)
-        if member.file is not None:
-            await self._keeper.save(member.profile, address, member.file)
-
-    async def answered(self, member: ManagedModel, *, cached: int, prompt: int) -> None:
-        """Its engine has answered for the first time: see `contract.Supervisor`."""
-        await self._keeper.answered(member.profile, cached=cached, prompt=prompt)
-        # Engines take their memory while they work: from now on a look says how much it really is.
-        await self._survey.measure(member, settled=True)
-
-
-class _Hooks(Hooks):
-    def __init__(self, supply: Supply, member: ManagedModel) -> None:
-        self._supply = supply
-        self._member = member
-
-    async def prepare(self) -> CommandBuilder:
-        return await self._supply.plan(self._member)
-
-    async def ready(self, address: EngineAddress) -> None:
-        await self._supply.restore(self._member, address)
-
-    async def stopping(self, address: EngineAddress) -> None:
-        await self._supply.save(self._member, address)
-
-
-async def _read_ahead(file: Path) -> None:
-    given_up = threading.Event()
+async def _read_ahead(path: Path) -> None:
+    cancelled = threading.Event()
     try:
-        await anyio.to_thread.run_sync(read_ahead, file, given_up, abandon_on_cancel=True)
+        await anyio.to_thread.run_sync(read_ahead, path, cancelled, abandon_on_cancel=True)
     finally:
-        given_up.set()
+        cancelled.set()
+
+
+def _path(profile: Profile) -> Path:
+    return Path(profile.model).expanduser()

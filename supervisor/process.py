@@ -1,4 +1,4 @@
-"""One model's process through all its lives: a wish that anybody may set, and one task that fulfils it."""
+"""One model's engine process over all its generations: callers say what they want, one task carries it out."""
 
 from __future__ import annotations
 
@@ -12,52 +12,24 @@ import anyio
 import msgspec
 
 from hostler.supervisor.child import Child
-from hostler.supervisor.command import EngineCommand, free_port
+from hostler.supervisor.command import free_port
 from hostler.supervisor.contract import EngineAddress, Failure, FailureKind, State, SupervisorError
-from hostler.supervisor.engine_client import EXIT_LINE, Readiness, get_status, until_silent
+from hostler.supervisor.engine_client import EXIT_LINE, Readiness, get_status, wait_until_unresponsive
+from hostler.supervisor.lifecycle import CommandFactory, EngineLifecycle
 from hostler.supervisor.logs import EngineLog
 from hostler.supervisor.states import LINES_KEPT, advance, after_failure, backoff_delay_s, explain_exit
 
-
-class StartResult:
-    """What an order came to: an address or a failure. Any number may wait for it, cancelling one touches no other."""
-
-    def __init__(self) -> None:
-        self._settled = anyio.Event()
-        self._address: EngineAddress | None = None
-        self._failure: Failure | None = None
-
-    @property
-    def settled(self) -> bool:
-        return self._settled.is_set()
-
-    def settle(self, result: EngineAddress | Failure) -> None:
-        """Tell all who wait. Only the first result counts."""
-        if self._settled.is_set():
-            return
-        if isinstance(result, Failure):
-            self._failure = result
-        else:
-            self._address = result
-        self._settled.set()
-
-    async def get(self) -> EngineAddress:
-        """Wait for it; raises `SupervisorError`."""
-        await self._settled.wait()
-        if self._address is None:
-            assert self._failure is not None
-            raise SupervisorError(self._failure)
-        return self._address
-
-
 ProcessPhase = Literal["idle", "preparing", "starting", "loading", "restoring", "ready", "saving", "stopping"]
 
-#: Given a port and a key, the command line.
-CommandBuilder = Callable[[int, str], EngineCommand]
+#: What restoring and saving slots may take at most.
+RESTORING_S: Final = 30.0
+SAVING_S: Final = 30.0
+
+logger = logging.getLogger(__name__)
 
 
 class ProcessLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """The times and counts of one process; seconds. With `keep` it is started again by itself when it died."""
+    """Time limits in seconds, and counts. With `keep` a process that died is started again by itself."""
 
     start_timeout_s: float = 300.0
     stop_grace_s: float = 10.0
@@ -69,87 +41,93 @@ class ProcessLimits(msgspec.Struct, frozen=True, kw_only=True):
     keep: bool = False
 
 
-class Hooks:
-    """What others do at fixed points of a life. Replace what is needed; each is bounded by a limit of its own.
+class StartResult:
+    """A future address or failure. Any number may wait for it; cancelling one waiter does not affect the others."""
 
-    `prepare` runs before anything is started and may take long (a download); it may raise `SupervisorError`.
-    `ready` runs when the engine answers and before anybody is told, `stopping` before an engine is told to end.
-    """
+    def __init__(self) -> None:
+        self._settled = anyio.Event()
+        self._address: EngineAddress | None = None
+        self._failure: Failure | None = None
 
-    async def prepare(self) -> CommandBuilder:
-        raise NotImplementedError
+    @property
+    def settled(self) -> bool:
+        return self._settled.is_set()
 
-    async def ready(self, address: EngineAddress) -> None:
-        """The engine answers; nobody else uses it yet."""
+    def settle(self, result: EngineAddress | Failure) -> None:
+        """Set the result. Only the first one counts."""
+        if self._settled.is_set():
+            return
+        if isinstance(result, Failure):
+            self._failure = result
+        else:
+            self._address = result
+        self._settled.set()
 
-    async def stopping(self, address: EngineAddress) -> None:
-        """The engine still answers; it will be stopped next."""
+    async def wait(self) -> EngineAddress:
+        """Wait for the address. Raises `SupervisorError`."""
+        await self._settled.wait()
+        if self._address is None:
+            assert self._failure is not None
+            raise SupervisorError(self._failure)
+        return self._address
 
 
 class Generation:
-    """One generation, from the order to the end of its last process. Its results reach only those who wait for it."""
+    """One start of the engine, up to the end of its last process. Its result reaches only those who wait for it."""
 
-    def __init__(self, generation: int, outcome: StartResult) -> None:
-        self.generation = generation
-        self.outcome = outcome
+    def __init__(self, number: int, result: StartResult) -> None:
+        self.number = number
+        self.result = result
         self.scope = anyio.CancelScope()
-        self.gone = anyio.Event()
+        self.ended = anyio.Event()
         self.readiness = Readiness()
-        self.doomed = False
+        self.cancelled = False
         self.child: Child | None = None
         self.address: EngineAddress | None = None
-        self.was_restoring = False
+        self.restored = False
         self.failure: Failure | None = None
 
-    def doom(self) -> None:
-        """This generation is to end, whatever it is at."""
-        self.doomed = True
+    def cancel(self) -> None:
+        """End it, whatever it is doing."""
+        self.cancelled = True
         self.scope.cancel()
 
     @property
     def serving(self) -> bool:
-        return self.address is not None and not self.doomed and self.child is not None and self.child.running
-
-
-#: What `Hooks.ready` and `Hooks.stopping` may take at most.
-RESTORING_S: Final = 30.0
-SAVING_S: Final = 30.0
-
-
-logger = logging.getLogger(__name__)
+        return self.address is not None and not self.cancelled and self.child is not None and self.child.running
 
 
 class ManagedProcess:
-    """Keeps at most one engine for one model.
+    """Keeps at most one engine running for one model.
 
-    `ensure_ready` and `stop` say what is wanted and wait for it; `run`, the only writer of the state, makes it so.
-    Cancelling who waits changes nothing; cancelling `run` leaves no process.
+    `request_start` and `stop` may be called by any task; `run`, the only writer of the state, carries them out.
+    Cancelling a caller changes nothing; cancelling `run` leaves no process behind.
     """
 
     def __init__(
-        self, model: str, hooks: Hooks, limits: ProcessLimits, log: EngineLog, *, host: str = "127.0.0.1", ports: range | None = None,
-        changed: Callable[[ManagedProcess], None] | None = None,
+        self, model: str, lifecycle: EngineLifecycle, limits: ProcessLimits, log: EngineLog, *, host: str = "127.0.0.1",
+        ports: range | None = None, on_change: Callable[[ManagedProcess], None] | None = None,
     ) -> None:  # fmt: skip
         self.model = model
         self.log = log
-        self._hooks = hooks
         self.limits = limits
+        self._lifecycle = lifecycle
         self._host = host
         self._ports = ports
-        self._changed = changed or (lambda _: None)
+        self._on_change = on_change or (lambda _: None)
         self._state: State = "stopped"
         self._phase: ProcessPhase = "idle"
         self._since = time.time()
         self._generation = 0
         self._failures = 0
         self._failure: Failure | None = None
-        self._rest_until = 0.0
-        self._life: Generation | None = None
+        self._backoff_until = 0.0
+        self._current: Generation | None = None
         self._next: StartResult | None = None
-        self._wanted = anyio.Event()
-        self._ports_that_failed: set[int] = set()
+        self._wake = anyio.Event()
+        self._failed_ports: set[int] = set()
 
-    # What is so. For people and snapshots; nobody decides by it whether to start or to stop.
+    # The state, for display and snapshots. A decision to start or stop must not depend on it: call `request_start`, `stop`.
 
     @property
     def state(self) -> State:
@@ -157,7 +135,7 @@ class ManagedProcess:
 
     @property
     def phase(self) -> ProcessPhase:
-        """What exactly it is at, within its state."""
+        """What exactly it is doing within its state."""
         return self._phase
 
     @property
@@ -176,276 +154,277 @@ class ManagedProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether anything of it may still run, be it on its way out."""
-        return self._life is not None
+        """Whether any of its processes may exist, even one that is being stopped."""
+        return self._current is not None
 
     @property
-    def standing(self) -> bool:
-        """Whether it runs, or is being started, and is not on its way out."""
-        return self._life is not None and not self._life.doomed and self._life.failure is None
+    def staying(self) -> bool:
+        """Whether it runs or starts, and is not about to end."""
+        current = self._current
+        return current is not None and not current.cancelled and current.failure is None
 
     @property
     def pid(self) -> int | None:
-        life = self._life
-        return life.child.pid if life is not None and life.child is not None and life.child.returncode is None else None
+        child = self._current.child if self._current is not None else None
+        return child.pid if child is not None and child.returncode is None else None
 
     @property
     def progress(self) -> float | None:
-        """How much of the file is loaded, 0 to 1, if the engine says so."""
-        return self._life.readiness.progress if self._life is not None and self._state == "starting" else None
+        """The loaded share of the file, 0 to 1, if the engine reports it."""
+        return self._current.readiness.progress if self._current is not None and self._state == "starting" else None
 
     @property
     def address(self) -> EngineAddress | None:
         """Where it listens, if it is ready now."""
-        life = self._life
-        return life.address if life is not None and self._state == "ready" and life.serving else None
+        current = self._current
+        return current.address if current is not None and self._state == "ready" and current.serving else None
 
-    # What is wanted.
+    # Requests.
 
     async def ensure_ready(self) -> EngineAddress:
-        """Wait until it is ready. Raises `SupervisorError` at once when it fails, or while it rests after failures."""
-        return await self.order().get()
+        """`request_start`, and wait for the result. Raises `SupervisorError`."""
+        return await self.request_start().wait()
 
-    def order(self) -> StartResult:
-        """Want it ready, and wait (or not) for what comes of it.
+    def request_start(self) -> StartResult:
+        """Make it ready.
 
-        `ready` settles at once, `starting` joins, `stopping` starts anew afterwards, `failed` fails at once until its
-        pause is over; from all other states it starts now.
+        `ready` settles at once, `starting` joins, `stopping` starts again afterwards, `failed` fails at once until its
+        backoff is over; from all other states it starts now.
         """
-        life = self._life
-        if life is not None and not life.doomed and (life.child is None or life.child.running):
-            return life.outcome
+        current = self._current
+        if current is not None and not current.cancelled and (current.child is None or current.child.running):
+            return current.result
         if self._failures >= self.limits.max_failures and self._failure is not None:
-            left = self._rest_until - time.monotonic()
+            left = self._backoff_until - time.monotonic()
             if left > 0:
                 refused = StartResult()
                 refused.settle(msgspec.structs.replace(self._failure, retry_after_s=left))
                 return refused
         if self._next is None:
             self._next = StartResult()
-            self._wanted.set()
+            self._wake.set()
         return self._next
 
     async def stop(self) -> None:
-        """End what runs and return when its whole group is gone. Whoever waits for it is told that it was cancelled."""
+        """End what runs and return when its whole process group is gone. Those who wait for it get `cancelled`."""
         cancelled = Failure(kind="cancelled", message=f'model "{self.model}" was unloaded')
         if self._next is not None:
             self._next.settle(cancelled)
             self._next = None
-        life = self._life
-        if life is not None:
-            life.outcome.settle(cancelled)
-            life.doom()
-            await life.gone.wait()
+        current = self._current
+        if current is not None:
+            current.result.settle(cancelled)
+            current.cancel()
+            await current.ended.wait()
 
-    async def ended(self) -> None:
-        """Wait until what runs now has ended, by itself or because somebody else wants it to."""
-        life = self._life
-        if life is not None:
-            await life.gone.wait()
+    async def wait_ended(self) -> None:
+        """Wait until what runs now has ended, for whatever reason."""
+        current = self._current
+        if current is not None:
+            await current.ended.wait()
 
-    def forgive(self) -> None:
-        """Forget earlier failures: the next order tries at once."""
+    def reset_failures(self) -> None:
+        """Forget earlier failures: the next request starts at once."""
         self._failures = 0
-        self._rest_until = 0.0
-        self._wanted.set()
+        self._backoff_until = 0.0
+        self._wake.set()
 
-    # The one task.
+    # The task.
 
     async def run(self) -> None:
-        """Fulfil what is wanted, for ever."""
+        """Carry out requests until cancelled."""
         while True:
-            outcome = await self._until_wanted()
+            result = await self._wait_for_request()
             self._next = None
             self._generation += 1
-            life = self._life = Generation(self._generation, outcome)
+            current = self._current = Generation(self._generation, result)
             try:
-                await self._live(life)
+                await self._run_generation(current)
             finally:
-                life.doomed = life.doomed or life.failure is None
-                if life.child is not None:
+                current.cancelled = current.cancelled or current.failure is None
+                if current.child is not None:
                     with anyio.CancelScope(shield=True):
-                        if life.child.returncode is None:
-                            await self._end(life)
-                        await life.child.end(0)
-                self._life = None
-                life.outcome.settle(Failure(kind="cancelled", message="the supervisor is stopping"))
-                life.gone.set()
-            self._rest(life)
+                        if current.child.returncode is None:
+                            await self._end(current)
+                        await current.child.end(0)
+                self._current = None
+                current.result.settle(Failure(kind="cancelled", message="the supervisor is stopping"))
+                current.ended.set()
+            self._after_generation(current)
 
-    async def _until_wanted(self) -> StartResult:
+    async def _wait_for_request(self) -> StartResult:
         while True:
             if self._next is not None:
                 if self._state == "failed":
                     self._enter("stopped")
                 return self._next
-            self._wanted = anyio.Event()
-            left = self._rest_until - time.monotonic()
-            resting = self._state in ("backoff", "failed")
-            if resting and left <= 0:
+            self._wake = anyio.Event()
+            left = self._backoff_until - time.monotonic()
+            waiting = self._state in ("backoff", "failed")
+            if waiting and left <= 0:
                 if self.limits.keep and self._state == "backoff":
                     self._next = StartResult()
                     continue
                 self._enter("stopped")
-                resting = False
-            with anyio.move_on_after(left if resting else None):
-                await self._wanted.wait()
+                waiting = False
+            with anyio.move_on_after(left if waiting else None):
+                await self._wake.wait()
 
-    async def _live(self, life: Generation) -> None:
-        """From the order to the end of the process. What went wrong is left in `life.failure`."""
+    async def _run_generation(self, current: Generation) -> None:
+        """From the request to the end of the process. Leaves the reason of a failure in `current.failure`."""
         self._enter("starting", "preparing")
         try:
-            with life.scope:
-                await self._start(life)
+            with current.scope:
+                await self._start(current)
                 started = time.monotonic()
                 try:
-                    await self._serve(life)
+                    await self._serve(current)
                 finally:
                     if time.monotonic() - started >= self.limits.stable_s:
                         self._failures = 0
         except SupervisorError as error:
-            life.failure = error.failure
+            current.failure = error.failure
         except Exception as error:
-            logger.exception("starting or watching model %s failed", self.model)
-            life.failure = self._failed("exited", f'model "{self.model}" cannot be run: {error}')
-        if life.failure is not None and not life.doomed:
-            # Whoever waits hears of it now, before anything is cleared away; whoever asks next finds it counted.
-            life.outcome.settle(self._count(life.failure))
-        if life.child is not None and life.child.returncode is None:
-            await self._end(life)
+            logger.exception("%s: starting or watching its engine failed", self.model)
+            current.failure = self._describe_failure("exited", f'model "{self.model}" cannot be run: {error}')
+        if current.failure is not None and not current.cancelled:
+            # Waiters get it now, before anything is cleaned up; later requests find it counted.
+            current.result.settle(self._count(current.failure))
+        if current.child is not None and current.child.returncode is None:
+            await self._end(current)
 
-    async def _start(self, life: Generation) -> None:
-        """Bring it to `ready`, or raise `SupervisorError`. Ends at its limit, whatever it is at."""
-        build = await self._hooks.prepare()
+    async def _start(self, current: Generation) -> None:
+        """Bring it to `ready` within the time limit. Raises `SupervisorError`."""
+        command_for = await self._lifecycle.prepare()
         limit = self.limits.start_timeout_s
         for attempt in (1, 2):
             self._set_phase("starting")
             with anyio.move_on_after(limit) as clock:
-                failure = await self._start_once(life, build)
+                failure = await self._start_once(current, command_for)
                 if failure is None:
                     return
-                # Somebody was faster between our look and the engine's bind, or what was kept of an earlier engine
-                # killed this one (and was thrown away): once more.
-                again = failure.kind == "port_taken" or life.was_restoring
-                if again and attempt == 1 and life.child is not None:
-                    await life.child.end(0)
+                # Another program took the port before the engine bound it, or restored slots crashed the engine (and
+                # were deleted): try once more.
+                again = failure.kind == "port_taken" or current.restored
+                if again and attempt == 1 and current.child is not None:
+                    await current.child.end(0)
                     continue
                 raise SupervisorError(failure)
             assert clock.cancelled_caught
-            answers = "answers, but never got ready" if self._phase == "loading" else "does not answer"
-            message = f'model "{self.model}" was not ready in {limit:g} s: its engine {answers}'
-            raise SupervisorError(self._failed("start_timeout", message))
+            reason = "responds, but never got ready" if self._phase == "loading" else "does not respond"
+            message = f'model "{self.model}" was not ready within {limit:g} s: its engine {reason}'
+            raise SupervisorError(self._describe_failure("start_timeout", message))
 
-    async def _start_once(self, life: Generation, build: CommandBuilder) -> Failure | None:
+    async def _start_once(self, current: Generation, command_for: CommandFactory) -> Failure | None:
         key = secrets.token_urlsafe(24)
-        self.log.hide(key)
+        self.log.redact(key)
         try:
-            port = free_port(self._host, self._ports, avoid=self._ports_that_failed)
-            command = build(port, key)
+            port = free_port(self._host, self._ports, avoid=self._failed_ports)
+            command = command_for(port, key)
         except SupervisorError as error:
-            self._ports_that_failed.clear()
+            self._failed_ports.clear()
             return error.failure
         mark = self.log.count
-        readiness = life.readiness = Readiness()
-        life.was_restoring = False
+        readiness = current.readiness = Readiness()
+        current.restored = False
         try:
-            life.child = Child.start(
-                command.arguments, command.environment, lambda stdout, line: self._hear(life, stdout, line)
+            current.child = Child.start(
+                command.arguments, command.environment, lambda stdout, line: self._on_line(current, stdout, line)
             )
         except OSError as error:
             kind: FailureKind = "out_of_memory" if error.errno == 12 else "engine_missing"
-            return self._failed(kind, f"the engine {command.arguments[0]} cannot be started: {error.strerror}")
-        self._changed(self)
+            return self._describe_failure(kind, f"engine {command.arguments[0]} cannot be started: {error.strerror}")
+        self._on_change(self)
         with anyio.CancelScope() as waiting:
-            life.child.on_exit(waiting.cancel)
-            await readiness.until_answers(
-                life.child.pid, self._host, port, key, answering=lambda: self._set_phase("loading")
+            current.child.on_exit(waiting.cancel)
+            await readiness.wait(
+                current.child.pid, self._host, port, key, on_first_response=lambda: self._set_phase("loading")
             )
-            life.address = EngineAddress(
-                model=self.model, host=self._host, port=port, key=key, generation=life.generation,
+            current.address = EngineAddress(
+                model=self.model, host=self._host, port=port, key=key, generation=current.number,
                 context=readiness.context or command.context, parallel=command.parallel,
             )  # fmt: skip
-        if life.address is not None:
+        if current.address is not None:
             self._set_phase("restoring")
-            life.was_restoring = True
+            current.restored = True
             with anyio.move_on_after(RESTORING_S):
-                await self._hooks.ready(life.address)
-            # If that killed the engine, its connections break before its end is told: then wait for the end.
+                await self._lifecycle.restore_slots(current.address)
+            # If that crashed the engine, its connections break before its exit is reported: then wait for the exit.
             if await get_status(self._host, port, "/health", timeout_s=1) is None:
                 with anyio.move_on_after(1):
-                    await life.child.exited.wait()
-        if life.child.returncode is None:
+                    await current.child.exited.wait()
+        if current.child.returncode is None:
             return None
-        life.address = None
-        failure = explain_exit(self.model, life.child.returncode, self.log.since(mark))
+        current.address = None
+        failure = explain_exit(self.model, current.child.returncode, self.log.since(mark))
         if failure.kind == "port_taken":
-            self._ports_that_failed.add(port)
+            self._failed_ports.add(port)
         return failure
 
-    async def _serve(self, life: Generation) -> None:
-        """Be ready until the process dies, hangs, or is stopped. Raises `SupervisorError` for the first two."""
-        child, address = life.child, life.address
+    async def _serve(self, current: Generation) -> None:
+        """Be ready until the process exits, hangs, or is stopped. Raises `SupervisorError` for the first two."""
+        child, address = current.child, current.address
         assert child is not None
         assert address is not None
         mark = self.log.count
         self._failure = None
         self._enter("ready", "ready")
-        life.outcome.settle(address)
+        current.result.settle(address)
         with anyio.CancelScope() as serving:
             child.on_exit(serving.cancel)
-            await until_silent(address, self.limits.watchdog_s)
-            message = f'the engine of model "{self.model}" accepts connections but answers nothing any more'
-            raise SupervisorError(self._failed("unresponsive", message))
+            await wait_until_unresponsive(address, self.limits.watchdog_s)
+            message = f'the engine of model "{self.model}" accepts connections but no longer responds'
+            raise SupervisorError(self._describe_failure("unresponsive", message))
         raise SupervisorError(explain_exit(self.model, child.returncode, self.log.since(mark), ready=True))
 
-    async def _end(self, life: Generation) -> None:
-        """Stop a process that still runs; a hanging or failed one without ceremony."""
-        assert life.child is not None
-        gently = life.failure is None
+    async def _end(self, current: Generation) -> None:
+        """Stop a process that still runs; one that hangs or failed is killed."""
+        assert current.child is not None
+        gracefully = current.failure is None
         try:
             if self._state in ("starting", "ready"):
-                self._enter("stopping", "saving" if gently and life.address is not None else "stopping")
-            if gently and life.address is not None:
+                self._enter("stopping", "saving" if gracefully and current.address is not None else "stopping")
+            if gracefully and current.address is not None:
                 with anyio.move_on_after(SAVING_S) as saving:
-                    life.child.on_exit(saving.cancel)
-                    await self._hooks.stopping(life.address)
+                    current.child.on_exit(saving.cancel)
+                    await self._lifecycle.save_slots(current.address)
             self._set_phase("stopping")
         finally:
             with anyio.CancelScope(shield=True):
-                words = EXIT_LINE if life.readiness.says_ready and gently else None
-                await life.child.end(self.limits.stop_grace_s if gently else 0, last_words=words)
+                exit_line = EXIT_LINE if current.readiness.reported_ready and gracefully else None
+                await current.child.end(self.limits.stop_grace_s if gracefully else 0, exit_line=exit_line)
 
     def _count(self, failure: Failure) -> Failure:
-        """One more failure in a row; returns it with how long that makes us fail fast."""
+        """Count one more failure in a row; returns it with the time for which requests fail at once."""
         self._failures += 1
-        pause = backoff_delay_s(self._failures, self.limits.backoff_s, self.limits.max_backoff_s)
-        self._rest_until = time.monotonic() + pause
-        fast = after_failure(self._failures, self.limits.max_failures) == "failed"
-        self._failure = msgspec.structs.replace(failure, retry_after_s=pause if fast else None)
+        delay = backoff_delay_s(self._failures, self.limits.backoff_s, self.limits.max_backoff_s)
+        self._backoff_until = time.monotonic() + delay
+        failed = after_failure(self._failures, self.limits.max_failures) == "failed"
+        self._failure = msgspec.structs.replace(failure, retry_after_s=delay if failed else None)
         return self._failure
 
-    def _rest(self, life: Generation) -> None:
-        """The state after a life: quietly stopped, or resting after a failure."""
-        if life.failure is None or life.doomed:
+    def _after_generation(self, current: Generation) -> None:
+        """Enter `stopped`, or `backoff` or `failed` after a failure."""
+        if current.failure is None or current.cancelled:
             if self._state == "starting":
                 self._enter("stopping")
             self._enter("stopped")
             return
         following = after_failure(self._failures, self.limits.max_failures)
-        if life.address is not None and following == "backoff" and not self.limits.keep and self._failures == 1:
-            # It died while nobody was starting it: the next request starts it and need not hear of this.
+        if current.address is not None and following == "backoff" and not self.limits.keep and self._failures == 1:
+            # It died after it was ready: the next request starts it and need not know of this failure.
             following = "stopped"
         self._enter(following, "idle")
 
-    def _hear(self, life: Generation, from_stdout: bool, line: str) -> None:
-        if not (from_stdout and life.readiness.hear(line)):
+    def _on_line(self, current: Generation, from_stdout: bool, line: str) -> None:
+        if not (from_stdout and current.readiness.on_stdout(line)):
             self.log.add(line)
         elif self._phase == "starting":
             self._set_phase("loading")
         else:
-            self._changed(self)
+            self._on_change(self)
 
-    def _failed(self, kind: FailureKind, message: str) -> Failure:
+    def _describe_failure(self, kind: FailureKind, message: str) -> Failure:
         return Failure(kind=kind, message=message, lines=tuple(self.log.tail(LINES_KEPT)))
 
     def _enter(self, state: State, phase: ProcessPhase | None = None) -> None:
@@ -453,9 +432,9 @@ class ManagedProcess:
         self._state = advance(self._state, state)
         self._since = time.time()
         self._phase = phase or ("idle" if state == "stopped" else self._phase)
-        self._changed(self)
+        self._on_change(self)
 
     def _set_phase(self, phase: ProcessPhase) -> None:
         if phase != self._phase:
             self._phase = phase
-            self._changed(self)
+            self._on_change(self)

@@ -1,6 +1,6 @@
-"""A shell that waits for our end, however we end, and then kills the groups of all engines that still run.
+"""A shell that outlives this process and then kills the process groups of all engines that still run.
 
-An engine itself is killed by the system when we die, where the system can; what it has started is not.
+On Linux the system kills an engine with its supervisor, but not what the engine has started.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 logger = logging.getLogger(__name__)
 
-#: Its input ends when we do. Whoever asks us to end says so to all of a service: it outlives that, as we do for a while.
+#: Its stdin ends when this process does. It ignores the signals that a service manager sends to the whole service.
 _SCRIPT: Final = """
 trap '' HUP INT TERM
 groups=
@@ -34,44 +34,44 @@ echo $!
 
 
 class Reaper:
-    """Knows which process groups are ours. `pid` is the shell's, once there is one.
+    """Kills the watched process groups when this process dies. `pid` is the shell's, once it runs.
 
-    It is nobody's child, so that nobody has to wait for it.
+    The shell is orphaned on purpose, so that it need not be waited for.
     """
 
     def __init__(self) -> None:
         self.pid: int | None = None
         self._groups: set[int] = set()
         self._pipe: int | None = None
-        self._missed = False
+        self._warned = False
 
     def watch(self, group: int) -> None:
-        """Have this group killed when we die. Where there is no shell, nothing happens."""
+        """Kill this group when this process dies. Without a shell this does nothing."""
         self._groups.add(group)
-        if not self._tell(f"watch {group}\n"):
-            # It was killed, or has not been started.
+        if not self._send(f"watch {group}\n"):
+            # The shell was killed, or has not been started.
             self._start()
             for each in self._groups:
-                self._tell(f"watch {each}\n")
+                self._send(f"watch {each}\n")
 
     def forget(self, group: int) -> None:
-        """This group has gone: from now on the number may be somebody else's."""
+        """Stop watching a group that is gone: its number may be used again."""
         if group in self._groups:
             self._groups.remove(group)
-            self._tell(f"forget {group}\n")
+            self._send(f"forget {group}\n")
 
     def close(self) -> None:
-        """As if we had died: what is watched now is killed."""
+        """Kill what is watched, as if this process had died."""
         if self._pipe is not None:
             os.close(self._pipe)
             self._pipe = None
 
-    def _tell(self, line: str) -> bool:
+    def _send(self, line: str) -> bool:
         if self._pipe is None:
             return False
         try:
             os.write(self._pipe, line.encode())
-        except BlockingIOError:  # it does not read: stopped by somebody
+        except BlockingIOError:  # the shell is suspended
             return True
         except OSError:
             return False
@@ -81,32 +81,31 @@ class Reaper:
         self.close()
         shell = shutil.which("sh", path=os.defpath) or shutil.which("sh")
         if shell is None:
-            self._miss("there is no sh")
+            self._warn("there is no sh")
             return
         reading, writing = os.pipe()
         try:
-            said = subprocess.run(
+            shell_process = subprocess.run(
                 [shell, "-c", _SCRIPT], stdin=reading, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/",
                 env={}, start_new_session=True, timeout=2, check=True,
             )  # fmt: skip
-            self.pid = int(said.stdout)
+            self.pid = int(shell_process.stdout)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             os.close(writing)
-            self._miss(f"sh cannot be run: {error}")
+            self._warn(f"sh cannot be run: {error}")
             return
         finally:
             os.close(reading)
         os.set_blocking(writing, False)
         self._pipe = writing
 
-    def _miss(self, why: str) -> None:
-        """Tell once what is missing: engines run all the same."""
-        if not self._missed:
-            self._missed = True
-            logger.warning("%s; what an engine has started may outlive a supervisor that is killed", why)
+    def _warn(self, reason: str) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s; processes that an engine started may outlive a supervisor that is killed", reason)
 
 
 @cache
 def process_reaper() -> Reaper:
-    """The one of this process."""
+    """The reaper of this process."""
     return Reaper()

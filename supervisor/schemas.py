@@ -1,4 +1,4 @@
-"""The JSON of the supervisor's HTTP interface, as values that `api.py` and `client.py` share. No I/O."""
+"""The JSON bodies of the supervisor's HTTP API, shared by server and client."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hostler.supervisor.contract import (
 
 
 class AvailableResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of `GET /models/available`."""
+    """The response of `GET /models/available`."""
 
     models: tuple[ProfileInfo, ...]
 
@@ -46,7 +46,7 @@ class PinRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class PinResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """A model is pinned from now on, or is not. `remembered`: also after a restart of the supervisor."""
+    """The response of `POST /models/pin`. `remembered`: the choice survives a restart of the supervisor."""
 
     model: str
     pinned: bool
@@ -60,7 +60,7 @@ class PullRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class PullResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """A model's file is on the host."""
+    """The response of `POST /models/pull`: the file is on the host."""
 
     model: str
 
@@ -75,11 +75,11 @@ class AnsweredRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class AnsweredResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to what needs none."""
+    """The empty response of `POST /models/answered`."""
 
 
 class SwitchResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """A model is ready: where, and which phase took how long. `phase_seconds` is empty when it was ready already."""
+    """The response of `POST /models/switch`. `phase_seconds` maps phases to seconds; it is empty if the model was ready already."""
 
     address: EngineAddress
     elapsed_s: float = 0.0
@@ -87,20 +87,20 @@ class SwitchResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnloadResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """A model is gone, its whole process group with it."""
+    """The response of `POST /models/unload`: the model's process group is gone."""
 
     model: str
     state: str = "stopped"
 
 
 class LocateResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of `GET /models/locate`: `None` if the model is not ready now."""
+    """The response of `GET /models/locate`: `None` if the model is not ready."""
 
     address: EngineAddress | None
 
 
 class SupervisorErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What went wrong: a word for programs, a sentence for people, and what may help either."""
+    """An error: `type` for programs, `message` for people. `models` lists the known names."""
 
     type: str
     message: str
@@ -109,13 +109,12 @@ class SupervisorErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaul
 
 
 class SupervisorErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """Every answer that is not a success, and the data of the event `failed`."""
+    """Every error response, and the data of the event `failed`."""
 
     error: SupervisorErrorBody
 
 
-# 422: asking again changes nothing until somebody changes the profile or the file. 409: something is in the way just
-# now. Everything else is 503: it may work later.
+# 422: fails until the profile or the file is changed. 409: a conflict right now. Everything else is 503: it may work later.
 _STATUS: dict[FailureKind, int] = {
     "file_missing": 422,
     "not_gguf": 422,
@@ -129,23 +128,27 @@ _STATUS: dict[FailureKind, int] = {
 
 
 def encode_error(error: Exception) -> tuple[int, SupervisorErrorBody]:
-    """The status and the body that tell a client of `error`."""
+    """The HTTP status and body for an exception."""
     if isinstance(error, SupervisorError):
         failure = error.failure
         return _STATUS.get(failure.kind, 503), SupervisorErrorBody(
             type="failed", message=failure.message, failure=failure
         )
     if isinstance(error, UnknownProfile):
-        return 404, SupervisorErrorBody(type="unknown_profile", message=str(error) or "no profile of that name")
+        return 404, SupervisorErrorBody(
+            type="unknown_profile", message=str(error) or "the host has no profile of that name"
+        )
     if isinstance(error, StaleEpoch):
-        return 409, SupervisorErrorBody(type="stale_epoch", message=str(error) or "a higher epoch has been seen")
+        return 409, SupervisorErrorBody(
+            type="stale_epoch", message=str(error) or "a gateway that started later has taken over"
+        )
     if isinstance(error, SupervisorUnreachable):
-        return 503, SupervisorErrorBody(type="unreachable", message=str(error) or "the supervisor does not answer")
-    return 500, SupervisorErrorBody(type="internal_error", message="the supervisor made a mistake; its log says which")
+        return 503, SupervisorErrorBody(type="unreachable", message=str(error) or "the supervisor does not respond")
+    return 500, SupervisorErrorBody(type="internal_error", message="internal error; see the supervisor's log")
 
 
 def decode_error(body: SupervisorErrorBody) -> Exception:
-    """The exception that `encode_error` was given; `SupervisorUnreachable` for what has no other meaning to a caller."""
+    """The exception that was encoded as `body`; `SupervisorUnreachable` for other types."""
     if body.failure is not None:
         return SupervisorError(body.failure)
     if body.type == "unknown_profile":

@@ -1,4 +1,4 @@
-"""Conversation caches kept over a stop: saved by the engine, named, checked and bounded here. Starts no engine."""
+"""Saved slots: the key-value caches of conversations, which engines write before a stop and read after a start."""
 
 from __future__ import annotations
 
@@ -11,21 +11,18 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import anyio.to_thread
 import msgspec
 
-from hostler.profiles.gguf_header import GGUFError
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.command import argument_number
 from hostler.supervisor.contract import EngineAddress
-from hostler.supervisor.engine_client import EngineError, engine_build, request_json
-from hostler.supervisor.model import engine_profile
-from hostler.supervisor.slot_key import signature, slot_key, unsupported_reason
+from hostler.supervisor.engine_client import EngineError, request_json
+from hostler.supervisor.slot_key import unsupported_reason
 
-#: This much of the disk is left to others.
+#: Disk space that is never used.
 FREE_BYTES = 512 * 1024 * 1024
 
-#: How often in a row a restored conversation may be read anew before its model is not restored any more.
+#: After this many useless restores in a row a model's slots are no longer saved.
 STRIKES = 2
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -35,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class SlotLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long an engine may take, in seconds: to say what its slots hold, to write one, to read one."""
+    """How long an engine may take, in seconds, to list its slots, to save one and to restore one."""
 
     list_s: float = 2.0
     save_s: float = 20.0
@@ -43,7 +40,7 @@ class SlotLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SlotRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What is written beside a file: whose it is and how it looked when it was whole."""
+    """The sidecar of a saved slot: which engine it fits, and how large the file was when it was complete."""
 
     key: str
     model: str
@@ -55,7 +52,7 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a save did: conversations, their tokens and bytes; `why` nothing was kept, for the log."""
+    """What a save wrote; `why` nothing or less was saved, for the log."""
 
     slots: int = 0
     tokens: int = 0
@@ -64,7 +61,7 @@ class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RestoreResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a restore did. After `crashed` the engine must be started again; the file that did it is gone."""
+    """What a restore loaded. After `crashed` the engine must be started again; the file that crashed it is deleted."""
 
     slots: int = 0
     tokens: int = 0
@@ -100,26 +97,24 @@ def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        logger.warning("%s cannot be removed: %s", path, error.strerror)
+        logger.warning("%s: cannot be removed: %s", path, error.strerror)
 
 
 def _refuse_shared(directory: Path) -> None:
-    """Raises `PermissionError` for a place that serves others: open to them, and not ours or with folders in it (/tmp)."""
+    """Raises `PermissionError` for a directory like /tmp: open to other users, and not ours or with folders in it."""
     status = directory.stat()
     if not status.st_mode & 0o077:
         return
     shared = status.st_mode & stat.S_ISVTX or any(each.is_dir() for each in directory.iterdir())
     if status.st_uid != os.geteuid() or shared:
-        raise PermissionError(
-            f"{directory} is open to other users, and conversations are kept in a folder of their own"
-        )
+        raise PermissionError(f"{directory} is open to other users; set slots_dir to a directory of its own")
 
 
-class SlotStore:
-    """Conversation caches in one directory, which engines are given as `--slot-save-path` and nobody else writes to.
+class SlotCache:
+    """Saved slots in one directory, which engines get as `--slot-save-path`.
 
-    At most `max_bytes` are kept, none longer than `max_age_s`; the oldest go first. Nothing that goes wrong here is
-    an error to anybody: the conversation is read anew.
+    At most `max_bytes` are kept, none longer than `max_age_s`; the oldest are deleted first. No failure here is an error:
+    the engine then processes the prompt again. `read_facts` reads a model file's header; it may block and raise `GGUFError`.
     """
 
     def __init__(
@@ -130,9 +125,11 @@ class SlotStore:
         max_age_s: float,
         min_tokens: int,
         limits: SlotLimits | None = None,
+        read_facts: Callable[[Path], ModelFacts | None] = lambda _: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.directory = directory
+        self.read_facts = read_facts
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._min_tokens = min_tokens
@@ -141,30 +138,29 @@ class SlotStore:
         self._restored: dict[str, tuple[str, int]] = {}
 
     def prepare(self) -> None:
-        """Make the directory, and clear what a supervisor that died left in it. Before the first engine starts.
+        """Create the directory and remove what a killed supervisor left in it. Call it before the first engine starts.
 
-        What was said is for nobody else to read. Raises `PermissionError` for a directory that others can look into and
-        that is not ours alone to close.
+        Raises `PermissionError` for a directory that other users can read and that cannot be closed to them.
         """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _refuse_shared(self.directory)
-        # One that was there already may be open to others; what engines remember is nobody else's to read.
+        # An existing directory may be open to other users, who must not read conversations.
         self.directory.chmod(0o700)
         for marker in self._files("*.restoring"):
-            self._drop(marker.stem, "its last restore did not end")
+            self._drop(marker.stem, "its last restore did not finish")
             _remove(marker)
         for part in (*self._files("*.part"), *self._files("*.json.new")):
             _remove(part)
-        names = {name for name, _ in self._kept()}
+        names = {name for name, _ in self._records()}
         for orphan in self._files("*.kv"):
             if orphan.stem not in names:
-                self._drop(orphan.stem, "nothing is known of it")
-        self._make_room(0)
+                self._drop(orphan.stem, "it has no sidecar")
+        self._evict(0)
 
     async def save(self, address: EngineAddress, profile: Profile, facts: ModelFacts | None, key: str) -> SaveResult:
-        """Keep what the idle slots hold. Before the engine is told to stop, after the last answer. Never raises."""
+        """Save the idle slots, after the last response and before the engine stops. Never raises."""
         self._restored.pop(profile.name, None)
-        why = unsupported_reason(profile, facts) or self._off(key)
+        why = unsupported_reason(profile, facts) or self._disabled(key)
         if why:
             return SaveResult(why=why)
         try:
@@ -173,7 +169,7 @@ class SlotStore:
             return SaveResult(why=str(error))
         saved = SaveResult()
         for slot in slots:
-            # A slot that says no number was not used since the start: what it was given back then is still on disk.
+            # A slot without a number was not used since the start: what was restored into it is still on disk.
             if slot.is_processing or slot.n_prompt_tokens is None:
                 continue
             if slot.n_prompt_tokens < self._min_tokens:
@@ -186,44 +182,44 @@ class SlotStore:
                 bytes=saved.bytes + one.bytes,
                 why=saved.why or one.why,
             )
-        self._make_room(0)
+        self._evict(0)
         return saved
 
     async def restore(
         self, address: EngineAddress, profile: Profile, facts: ModelFacts | None, key: str
     ) -> RestoreResult:
-        """Give a fresh engine back what it held, before the first request is let in. Never raises."""
+        """Restore the slots that fit `key` into a new engine, before its first request. Never raises."""
         self._restored.pop(profile.name, None)
-        why = unsupported_reason(profile, facts) or self._off(key)
+        why = unsupported_reason(profile, facts) or self._disabled(key)
         if why:
             return RestoreResult(why=why)
-        self._make_room(0)
+        self._evict(0)
         restored = RestoreResult()
-        mine = sorted((kept.slot, name, kept) for name, kept in self._kept() if kept.key == key)
-        for slot, name, kept in mine:
+        mine = sorted((record.slot, name, record) for name, record in self._records() if record.key == key)
+        for slot, name, record in mine:
             if slot >= (argument_number(profile.args, "-np", "--parallel") or profile.parallel):
                 continue
             # The engine aborts when a single byte is missing.
-            if self._size(name) != kept.n_written or kept.boot != _boot():
-                self._drop(name, "it is not as it was written" if kept.boot == _boot() else "the machine was restarted")
+            if self._size(name) != record.n_written or record.boot != _boot():
+                self._drop(name, "its size is wrong" if record.boot == _boot() else "the machine was restarted")
                 continue
             try:
-                await self._restore_one(address, name, kept)
+                await self._restore_one(address, name, record)
             except (EngineError, OSError) as error:
-                logger.info("the conversation cache %s was not taken: %s", name, error)
+                logger.info("saved slot %s was not restored: %s", name, error)
                 if isinstance(error, EngineError) and error.status is None:
                     return RestoreResult(slots=restored.slots, tokens=restored.tokens, crashed=True, why=str(error))
                 continue
-            restored = RestoreResult(slots=restored.slots + 1, tokens=restored.tokens + kept.n_saved)
-            shortest = min(kept.n_saved, self._restored.get(profile.name, (key, kept.n_saved))[1])
+            restored = RestoreResult(slots=restored.slots + 1, tokens=restored.tokens + record.n_saved)
+            shortest = min(record.n_saved, self._restored.get(profile.name, (key, record.n_saved))[1])
             self._restored[profile.name] = (key, shortest)
         return restored
 
-    def verify(self, model: str, cache_n: int, prompt_n: int | None = None) -> None:
-        """The first answer after a restore: `cache_n` tokens of its prompt were there, `prompt_n` were read.
+    def record_first_response(self, model: str, cache_n: int, prompt_n: int | None = None) -> None:
+        """Judge a restore by the first response after it: `cache_n` prompt tokens were cached, `prompt_n` were processed.
 
-        A prompt that is as long as a restored conversation and found nothing of it is a strike; after `STRIKES` in a
-        row, over restarts, this model is not saved any more until its file, build or arguments change.
+        A prompt as long as a restored conversation with nothing cached is a strike. After `STRIKES` in a row, restarts
+        included, the model's slots are no longer saved until its file, build or arguments change. Blocks.
         """
         key, shortest = self._restored.pop(model, ("", 0))
         if not key:
@@ -233,30 +229,30 @@ class SlotStore:
             if strikes:
                 self._strike_file(key).unlink(missing_ok=True)
         elif prompt_n is None or prompt_n >= shortest:
-            logger.warning("%s read a conversation anew that had been restored", model)
+            logger.warning("%s: processed a restored conversation again", model)
             try:
                 self._write(self._strike_file(key), _Strikes(model=model, strikes=strikes + 1))
             except OSError as error:
-                logger.warning("%s cannot be written to: %s", self.directory, error.strerror)
+                logger.warning("%s: cannot be written: %s", self.directory, error.strerror)
             if strikes + 1 >= STRIKES:
-                for name, kept in list(self._kept()):
-                    if kept.key == key:
+                for name, record in list(self._records()):
+                    if record.key == key:
                         self._drop(name, "restoring does not help this model")
 
     def total(self) -> int:
-        """The bytes kept now."""
-        return sum(self._size(name) or 0 for name, _ in self._kept())
+        """The bytes on disk."""
+        return sum(self._size(name) or 0 for name, _ in self._records())
 
     async def _save_one(
         self, address: EngineAddress, profile: Profile, facts: ModelFacts | None, key: str, slot: int, tokens: int
     ) -> SaveResult:
         expected = tokens * (facts.kv_bytes_per_token if facts else 0)
-        # With a cache of smaller types it will be less; the true size is looked at afterwards.
+        # With smaller cache types it will be less; the real size is checked afterwards.
         if expected // 4 > self._max_bytes or expected > self._free():
-            why = f"slot {slot} of {profile.name} holds {tokens} tokens, too large to be kept"
+            why = f"{profile.name}: slot {slot} holds {tokens} tokens, too large to save"
             logger.info("%s", why)
             return SaveResult(why=why)
-        self._make_room(min(expected, self._max_bytes))
+        self._evict(min(expected, self._max_bytes))
         temporary = f"{key[:16]}-{slot}-{secrets.token_hex(4)}.part"
         part = self.directory / temporary
         try:
@@ -265,11 +261,11 @@ class SlotStore:
             written = await request_json(address, "POST", path, _Written, body=body, timeout_s=self._limits.save_s)
             size = part.stat().st_size
             if size != written.n_written or written.n_saved <= 0:
-                raise EngineError(f"it wrote {size} bytes and says {written.n_written}")
+                raise EngineError(f"it wrote {size} bytes but reported {written.n_written}")
             if size > self._max_bytes:
-                raise EngineError(f"{size} bytes are more than all that may be kept")
+                raise EngineError(f"{size} bytes exceed slots_max")
             name = _name(key, slot)
-            kept = SlotRecord(
+            record = SlotRecord(
                 key=key,
                 model=profile.name,
                 slot=slot,
@@ -278,74 +274,74 @@ class SlotStore:
                 when=self._clock(),
                 boot=_boot(),
             )
-            # At no moment does a description lie beside a file that is not its own.
+            # A sidecar never lies beside another file than its own.
             self._sidecar(name).unlink(missing_ok=True)
             part.replace(self.directory / f"{name}.kv")
-            self._write(self._sidecar(name), kept)
+            self._write(self._sidecar(name), record)
         except (EngineError, OSError) as error:
-            why = f"slot {slot} of {profile.name} was not kept: {error}"
+            why = f"{profile.name}: slot {slot} was not saved: {error}"
             logger.info("%s", why)
             return SaveResult(why=why)
         finally:
             part.unlink(missing_ok=True)
         return SaveResult(slots=1, tokens=written.n_saved, bytes=written.n_written)
 
-    async def _restore_one(self, address: EngineAddress, name: str, kept: SlotRecord) -> None:
-        """Raises `EngineError`. A file is gone unless the engine has said something to it: it may be what killed it."""
+    async def _restore_one(self, address: EngineAddress, name: str, record: SlotRecord) -> None:
+        """Raises `EngineError`. Without a response the file is deleted: it may be what crashed the engine."""
         marker = self.directory / f"{name}.restoring"
         marker.touch()
         answered = False
         try:
-            path = f"/slots/{kept.slot}?action=restore"
+            path = f"/slots/{record.slot}?action=restore"
             body = _FileName(filename=f"{name}.kv")
             read = await request_json(address, "POST", path, _Read, body=body, timeout_s=self._limits.restore_s)
-            if read.n_restored != kept.n_saved:
-                raise EngineError(f"{read.n_restored} of {kept.n_saved} tokens came back", 200)
+            if read.n_restored != record.n_saved:
+                raise EngineError(f"{read.n_restored} of {record.n_saved} tokens were restored", 200)
             answered = True
         finally:
-            # Also when cancelled: whoever watches the engine may see its end before we do.
+            # Also when cancelled: the process may have noticed the crash before this request does.
             if not answered:
-                self._drop(name, "its restore did not end well")
-            # Only a supervisor that dies in here leaves the marker.
+                self._drop(name, "its restore failed")
+            # Only a supervisor that is killed in here leaves the marker.
             marker.unlink(missing_ok=True)
 
-    def _make_room(self, wanted: int) -> None:
-        """Drop what is too old, then the oldest until `wanted` more bytes may be kept."""
+    def _evict(self, wanted: int) -> None:
+        """Delete what is too old, then the oldest until `wanted` more bytes fit."""
         now = self._clock()
         held: list[tuple[float, str, int]] = []
-        for name, kept in list(self._kept()):
+        for name, record in list(self._records()):
             size = self._size(name)
             if size is None:
                 self._forget(name)
-            elif now - kept.when > self._max_age_s:
+            elif now - record.when > self._max_age_s:
                 self._drop(name, "it is too old")
             else:
-                held.append((kept.when, name, size))
+                held.append((record.when, name, size))
         total = sum(size for _, _, size in held)
         for _when, name, size in sorted(held):
             if total + wanted <= self._max_bytes:
                 break
-            self._drop(name, "others need the room")
+            self._drop(name, "space is needed")
             total -= size
 
     def _files(self, pattern: str) -> list[Path]:
-        """Only what we may have written ourselves: a folder of such a name is somebody else's."""
+        """Files only: a directory of such a name is not ours."""
         return [path for path in self.directory.glob(pattern) if not path.is_dir()]
 
-    def _kept(self) -> Iterator[tuple[str, SlotRecord]]:
+    def _records(self) -> Iterator[tuple[str, SlotRecord]]:
         for sidecar in sorted(self.directory.glob("*.json")):
             try:
-                kept = msgspec.json.decode(sidecar.read_bytes(), type=SlotRecord)
+                record = msgspec.json.decode(sidecar.read_bytes(), type=SlotRecord)
             except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                self._drop(sidecar.stem, "its description cannot be read")
+                self._drop(sidecar.stem, "its sidecar cannot be read")
                 continue
-            if sidecar.stem != _name(kept.key, kept.slot):
-                self._drop(sidecar.stem, "its description is of another file")
+            if sidecar.stem != _name(record.key, record.slot):
+                self._drop(sidecar.stem, "its sidecar belongs to another file")
                 continue
-            yield sidecar.stem, kept
+            yield sidecar.stem, record
 
     def _drop(self, name: str, why: str) -> None:
-        logger.info("dropped the conversation cache %s: %s", name, why)
+        logger.info("saved slot %s deleted: %s", name, why)
         self._forget(name)
 
     def _forget(self, name: str) -> None:
@@ -364,7 +360,7 @@ class SlotStore:
         except OSError:
             return 0
 
-    def _off(self, key: str) -> str:
+    def _disabled(self, key: str) -> str:
         return "restoring did not help this model" if self._strikes(key) >= STRIKES else ""
 
     def _strikes(self, key: str) -> int:
@@ -380,7 +376,7 @@ class SlotStore:
         return self.directory / f"{name}.json"
 
     def _write(self, path: Path, value: msgspec.Struct) -> None:
-        """Whole or not at all."""
+        """Atomically."""
         fresh = path.with_name(path.name + ".new")
         fresh.write_bytes(msgspec.json.encode(value))
         fresh.replace(path)
@@ -391,67 +387,8 @@ def _name(key: str, slot: int) -> str:
 
 
 def _boot() -> str:
-    """Which start of the machine this is. What was written before a power cut may have its size and not its content."""
+    """Identifies this boot: after a power cut a file may have its size and not its content."""
     try:
         return _BOOT.read_text().strip()
     except OSError:
         return ""
-
-
-class Keeper:
-    """What outlives an engine: the first two are called while it answers and nobody else uses it. Neither may fail."""
-
-    async def restore(self, profile: Profile, address: EngineAddress, file: Path) -> None:
-        """The engine is ready; nobody has been told yet."""
-
-    async def save(self, profile: Profile, address: EngineAddress, file: Path) -> None:
-        """The engine will be stopped next."""
-
-    async def answered(self, profile: Profile, *, cached: int, prompt: int) -> None:
-        """The first answer since then: `cached` of its `prompt` tokens need not be read."""
-
-
-class SlotKeeper(Keeper):
-    """Restores what a model's last engine knew, saves it before it goes, and remembers which file that engine has.
-
-    `facts` reads a model file's header; it runs in a thread and may fail.
-    """
-
-    def __init__(self, store: SlotStore, facts: Callable[[Path], ModelFacts | None]) -> None:
-        self._store = store
-        self._facts = facts
-        self._looked: dict[str, tuple[object, str, ModelFacts | None]] = {}
-        self._known: dict[str, tuple[int, str, ModelFacts | None]] = {}
-
-    async def restore(self, profile: Profile, address: EngineAddress, file: Path) -> None:
-        """The engine is ready; nobody has been told yet. A failure means that conversations are read anew."""
-        self._known.pop(profile.name, None)
-        try:
-            build = await engine_build(address)
-            seen = (build, engine_profile(profile), signature(profile, file))
-            if self._looked.get(profile.name, (None,))[0] != seen:
-                self._looked[profile.name] = (seen, *await anyio.to_thread.run_sync(self._look, profile, file, build))
-            _, key, facts = self._looked[profile.name]
-        except (EngineError, GGUFError, OSError) as error:
-            logger.info("conversations of %s are not kept: %s", profile.name, error)
-            return
-        self._known[profile.name] = (address.generation, key, facts)
-        restored = await self._store.restore(address, profile, facts, key)
-        if restored.slots:
-            logger.info("%s has %d conversations back, %d tokens", profile.name, restored.slots, restored.tokens)
-
-    async def save(self, profile: Profile, address: EngineAddress, file: Path) -> None:
-        """The engine will be stopped next. What it was started with counts, not what the profile says by now."""
-        generation, key, facts = self._known.pop(profile.name, (0, "", None))
-        if generation != address.generation:
-            return
-        saved = await self._store.save(address, profile, facts, key)
-        if saved.slots:
-            logger.info("kept %d conversations of %s, %d bytes", saved.slots, profile.name, saved.bytes)
-
-    async def answered(self, profile: Profile, *, cached: int, prompt: int) -> None:
-        """What was given back must have helped; else it is not done for this model any more."""
-        await anyio.to_thread.run_sync(self._store.verify, profile.name, cached, prompt)
-
-    def _look(self, profile: Profile, file: Path, build: str) -> tuple[str, ModelFacts | None]:
-        return slot_key(profile, file, build), self._facts(file)

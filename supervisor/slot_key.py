@@ -1,4 +1,4 @@
-"""Which conversation caches are good for which engine, and for which models none is. Reads files, keeps nothing."""
+"""Which saved slots fit which engine, and which models cannot save slots. Reads model files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hostler.supervisor.command import argument_value
 
 _EDGE = 1024 * 1024
 
-# Arguments that change how fast a model runs, not what its cache holds.
-_HARMLESS = frozenset({
+# Arguments that change how fast a model runs, not what its slots hold.
+_SPEED_ONLY = frozenset({
     "-t", "--threads", "-tb", "--threads-batch", "--threads-http", "-b", "--batch-size", "-ub", "--ubatch-size",
     "-ngl", "--gpu-layers", "--n-gpu-layers", "--load-mode", "--cache-ram", "--sse-ping-interval",
     "-to", "--timeout", "-lv", "--verbosity", "--log-verbosity",
@@ -24,12 +24,12 @@ _DRAFT = ("-md", "--model-draft", "-hfd", "--hf-repo-draft", "--spec-draft-model
 
 
 def unsupported_reason(profile: Profile, facts: ModelFacts | None) -> str:
-    """Why caches of this profile cannot be kept; empty if they can.
+    """Why slots of this profile cannot be saved; empty if they can.
 
-    Measured: with sliding windows and recurrent layers a restored cache is read anew, or worse, answers wrongly.
+    Measured: with sliding windows or recurrent layers a restored slot is processed again, or gives wrong answers.
     """
     if facts is None:
-        return "nothing is known of the file"
+        return "the model file has no readable header"
     windows = [value for name, value in facts.metadata.items() if name.endswith(".attention.sliding_window")]
     if facts.sliding_window or any(windows):
         return "the model has sliding windows"
@@ -40,14 +40,14 @@ def unsupported_reason(profile: Profile, facts: ModelFacts | None) -> str:
         or argument_value(profile.args, "--embedding", "--embeddings")
         or "--reranking" in profile.args
     ):
-        return "the profile makes no text"
+        return "the profile does not generate text"
     if any(word in _DRAFT for word in profile.args):
         return "the state of a draft model is not saved"
     return ""
 
 
 def file_identity(file: Path) -> str:
-    """What tells one model file from another without reading all of it: sizes, times, and both ends. Does I/O."""
+    """Tells model files apart without reading them whole: by sizes, times and both ends. Blocks."""
     digest = hashlib.sha256()
     for one in parts_of(file):
         state = one.stat()
@@ -60,25 +60,25 @@ def file_identity(file: Path) -> str:
 
 
 def signature(profile: Profile, file: Path) -> tuple[object, ...]:
-    """What changes when one of the files does that `slot_key` reads. A few looks at their names and times."""
+    """Changes whenever a file changes that `slot_key` reads, and is much cheaper. Blocks."""
     files = (*parts_of(file), *(path for word in profile.args for path in _paths(word)))
     return tuple((str(path), state.st_size, state.st_mtime_ns) for path in files for state in (path.stat(),))
 
 
 def slot_key(profile: Profile, file: Path, build: str) -> str:
-    """What must be the same for a cache to mean the same: file, build, slot layout and all arguments that may matter.
+    """Equal for engines that can read each other's slots: same file, build, slot layout and relevant arguments.
 
-    Does I/O. To be taken for the file that an engine was started with, before or right after its start.
+    Blocks. Compute it right after the start, for the file that the engine was started with.
     """
     arguments: list[str] = []
     skip = False
     for word in profile.args:
-        skip, skipped = (not skip and word in _HARMLESS), skip
+        skip, skipped = (not skip and word in _SPEED_ONLY), skip
         if not skip and not skipped:
             arguments.append(word)
     # Adapters and projectors are files too, and may be replaced under the same name.
     others = [file_identity(path) for word in arguments for path in _paths(word)]
-    # Two profiles of one file are two people's conversations.
+    # Profiles that share a file do not share conversations.
     parts = (
         profile.name,
         file_identity(file),
@@ -93,7 +93,7 @@ def slot_key(profile: Profile, file: Path, build: str) -> str:
 
 
 def _paths(word: str) -> Iterator[Path]:
-    """The files that an argument names: alone, in a list, or with a scale behind a colon."""
+    """The files that an argument names: one, several in a comma list, each with an optional `:scale`."""
     for part in word.split(","):
         for text in (part, part.rpartition(":")[0]):
             try:

@@ -1,13 +1,14 @@
-"""Which gateway's orders a host takes: those of the highest epoch that it has seen, over its own restarts too."""
+"""State that survives a restart in small JSON files. One class for the files, one for each thing kept in them."""
 
 from __future__ import annotations
 
-import contextlib
+import glob
 import logging
+import os
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
@@ -15,141 +16,189 @@ from hostler.supervisor.contract import StaleEpoch
 
 T = TypeVar("T")
 
-
-class JsonStore(Generic[T]):
-    """Both methods block. Without a file nothing is known and nothing is kept."""
-
-    def __init__(self, file: Path | None, kind: type[T]) -> None:
-        self.file = file
-        self._kind = kind
-        self._writing = threading.Lock()
-
-    def read(self) -> T | None:
-        """What was noted, if anything; and remove what was left half written by a supervisor that died."""
-        if self.file is None:
-            return None
-        try:
-            self._fresh(self.file).unlink(missing_ok=True)
-            return msgspec.json.decode(self.file.read_bytes(), type=self._kind)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return None
-
-    def write(self, value: Callable[[], T]) -> bool:
-        """Note the value as it is when its turn has come. `False` without a file. Raises `OSError`."""
-        if self.file is None:
-            return False
-        with self._writing:
-            fresh = self._fresh(self.file)
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            fresh.write_bytes(msgspec.json.encode(value()))
-            fresh.replace(self.file)
-        return True
-
-    @staticmethod
-    def _fresh(file: Path) -> Path:
-        return file.with_name(file.name + ".new")
-
+#: The version of the envelope that values are written in. Files of older releases hold the bare value.
+VERSION: Final = 1
 
 logger = logging.getLogger(__name__)
 
 
-class EpochStore:
-    """The highest epoch that an order carried. Without a file it is forgotten at the end.
+class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: int
+    value: msgspec.Raw
 
-    A gateway that was overtaken may not know it yet, and would be obeyed again by a host that forgets.
+
+class JsonStore(Generic[T]):
+    """One value in one JSON file, readable by its owner only and replaced as a whole.
+
+    `contents` names the value in log messages, as in "pins". `sync` flushes each write to the disk, so that it survives
+    a power cut. Without a file nothing is read or kept. All methods block; `write` may be called from several threads.
+    """
+
+    def __init__(self, file: Path | None, kind: type[T], *, contents: str, sync: bool = False) -> None:
+        self.file = file
+        self._kind = kind
+        self._contents = contents
+        self._sync = sync
+        self._lock = threading.Lock()
+        self._write_failed = False
+
+    def read(self) -> T | None:
+        """The stored value; `None` if there is none. An unreadable file is logged and treated as missing."""
+        if self.file is None:
+            return None
+        try:
+            self._remove_leftovers(self.file)
+            return self._decode(self.file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+            logger.warning("%s: cannot be read, %s lost: %s", self.file, self._contents, error)
+            return None
+
+    def write(self, value: Callable[[], T]) -> bool:
+        """Store what `value` returns once earlier writes are done. Whether it was stored; a failure is logged once."""
+        if self.file is None:
+            return False
+        with self._lock:
+            fresh = self.file.with_name(f"{self.file.name}.{os.getpid()}.new")
+            try:
+                self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                content = msgspec.Raw(msgspec.json.encode(value()))
+                self._write_file(fresh, msgspec.json.encode(_Envelope(VERSION, content)))
+                fresh.replace(self.file)
+            except OSError as error:
+                if not self._write_failed:
+                    logger.warning(
+                        "%s: cannot be written, %s will be lost at the next restart: %s",
+                        self.file, self._contents, error,
+                    )  # fmt: skip
+                self._write_failed = True
+                return False
+            self._write_failed = False
+        return True
+
+    def _decode(self, content: bytes) -> T:
+        try:
+            envelope = msgspec.json.decode(content, type=_Envelope)
+        except msgspec.ValidationError:
+            return msgspec.json.decode(content, type=self._kind)
+        if envelope.version > VERSION:
+            raise ValueError(f"format version {envelope.version} was written by a newer release")
+        return msgspec.json.decode(envelope.value, type=self._kind)
+
+    def _write_file(self, path: Path, content: bytes) -> None:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(content)
+            if self._sync:
+                file.flush()
+                os.fsync(file.fileno())
+
+    @staticmethod
+    def _remove_leftovers(file: Path) -> None:
+        """Files that a process half wrote before it was killed."""
+        for leftover in file.parent.glob(f"{glob.escape(file.name)}*.new"):
+            pid = leftover.name.removesuffix(".new").rpartition(".")[2]
+            if not pid.isdecimal() or not _is_running(int(pid)):
+                leftover.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return pid != os.getpid()
+
+
+class EpochStore:
+    """The highest epoch that a gateway has sent: requests of gateways that were superseded are refused.
+
+    Kept on disk, since a superseded gateway may not know it yet and would be obeyed again after a restart.
     """
 
     def __init__(self, file: Path | None = None) -> None:
-        self._note = JsonStore(file, int)
-        self._tried = 0
-        self.seen = 0
+        self._store = JsonStore(file, int, contents="the gateway epoch")
+        self._written = 0
+        self.highest = 0
 
     @property
-    def fresh(self) -> bool:
-        """Whether one was seen that `write` has not been asked to keep yet."""
-        return self.seen > self._tried
+    def unwritten(self) -> bool:
+        """Whether `highest` has grown since the last `write`."""
+        return self.highest > self._written
 
     def admit(self, epoch: int | None) -> None:
-        """An order carries it; `None` is for orders of people, which are always taken. Raises `StaleEpoch`."""
+        """Accept a request's epoch; `None`, for requests of people, is always accepted. Raises `StaleEpoch`."""
         if epoch is None:
             return
-        if epoch < self.seen:
-            raise StaleEpoch(f"epoch {epoch} is over, {self.seen} has been seen")
-        self.seen = epoch
+        if epoch < self.highest:
+            raise StaleEpoch(f"epoch {epoch} is stale; the current one is {self.highest}")
+        self.highest = epoch
 
     def read(self) -> None:
-        """Take over what the file remembers."""
-        self._tried = self._note.read() or 0
-        self.seen = max(self.seen, self._tried)
+        """Load the stored epoch."""
+        self._written = self._store.read() or 0
+        self.highest = max(self.highest, self._written)
 
     def write(self) -> None:
-        """Keep what is known. A disk that does not take it costs only that."""
-        self._tried = self.seen
-        try:
-            self._note.write(lambda: self.seen)
-        except OSError as error:
-            logger.warning(
-                "%s: which gateway may give orders is forgotten at the next restart: %s", self._note.file, error
-            )
+        """Store the epoch. A failure is logged and not tried again until the epoch grows."""
+        self._written = self.highest
+        self._store.write(lambda: self.highest)
 
 
 class LoadTimeStore:
-    """Seconds per model. Without a file they are forgotten at the end."""
+    """How long each model takes to load, in seconds, as a moving average."""
 
     def __init__(self, file: Path | None = None) -> None:
-        self._note = JsonStore(file, dict[str, float])
+        self._store = JsonStore(file, dict[str, float], contents="load times")
         self._seconds: dict[str, float] = {}
 
     def get(self, model: str) -> float | None:
-        """What the next load of `model` will probably take."""
+        """The expected duration of the next load."""
         return self._seconds.get(model)
 
-    def learn(self, model: str, seconds: float) -> None:
-        """It took this long. Newer loads count more."""
+    def record(self, model: str, seconds: float) -> None:
+        """Add one measured load; newer ones weigh more."""
         before = self._seconds.get(model)
         self._seconds[model] = round(seconds if before is None else 0.3 * before + 0.7 * seconds, 3)
 
     def read(self) -> None:
-        """Take over what the file remembers."""
-        self._seconds = (self._note.read() or {}) | self._seconds
+        """Load the stored times."""
+        self._seconds = (self._store.read() or {}) | self._seconds
 
     def write(self) -> None:
-        """Keep what is known. Not being able to is not worth a failure."""
-        with contextlib.suppress(OSError):
-            self._note.write(lambda: dict(self._seconds))
+        """Store all times."""
+        self._store.write(lambda: dict(self._seconds))
 
 
 class PinStore:
-    """An operator's word on each model. Without a file it is forgotten at the end."""
+    """Which models an operator pinned or unpinned, where that differs from the profile."""
 
     def __init__(self, file: Path | None = None) -> None:
-        self._note = JsonStore(file, dict[str, bool])
-        self._said: dict[str, bool] = {}
+        self._store = JsonStore(file, dict[str, bool], contents="pins", sync=True)
+        self._pinned: dict[str, bool] = {}
 
-    def get(self, model: str, otherwise: bool) -> bool:
-        """Whether `model` is pinned; `otherwise` is what its profile says."""
-        return self._said.get(model, otherwise)
+    def get(self, model: str, default: bool) -> bool:
+        """Whether `model` is pinned; `default` is what its profile says."""
+        return self._pinned.get(model, default)
 
-    def set(self, model: str, pinned: bool, otherwise: bool) -> None:
-        """The operator's word. One that says the same as the profile need not be remembered: the profile counts again."""
-        if pinned is otherwise:
-            self._said.pop(model, None)
+    def set(self, model: str, pinned: bool, default: bool) -> None:
+        """Record an operator's choice. A choice that equals `default` is dropped: the profile applies again."""
+        if pinned is default:
+            self._pinned.pop(model, None)
         else:
-            self._said[model] = pinned
+            self._pinned[model] = pinned
 
-    def keep(self, models: Collection[str]) -> None:
-        """Forget all others: their profiles are gone."""
-        for model in [model for model in self._said if model not in models]:
-            del self._said[model]
+    def keep_only(self, models: Collection[str]) -> None:
+        """Forget every model that is not in `models`."""
+        for model in [model for model in self._pinned if model not in models]:
+            del self._pinned[model]
 
     def read(self) -> None:
-        """Take over what the file remembers."""
-        self._said = (self._note.read() or {}) | self._said
+        """Load the stored pins."""
+        self._pinned = (self._store.read() or {}) | self._pinned
 
     def write(self) -> bool:
-        """Keep what is known. `False` if the disk did not take it."""
-        try:
-            return self._note.write(lambda: dict(self._said))
-        except OSError as error:
-            logger.warning("%s: a pin is forgotten at the next restart: %s", self._note.file, error)
-            return False
+        """Store all pins. Whether they survive a restart."""
+        return self._store.write(lambda: dict(self._pinned))

@@ -1,4 +1,4 @@
-"""Which states a process may pass through, as a table. No process, no clock."""
+"""The states of an engine's process as a table, and what its exit means. No process, no clock."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Final
 
 from hostler.supervisor.contract import Failure, FailureKind, State
 
-#: How many lines travel with a failure.
+#: How many log lines a failure carries.
 LINES_KEPT: Final = 20
 
 _PREFIX: Final = re.compile(r"^\d+\.\d\d\.\d\d\d\.\d\d\d ([A-Z]) (?:\S+\s+\S+:\s)?\s*")
 
-#: The first pattern that any line matches decides; order is from the most telling to the least.
-_SIGNS: Final[tuple[tuple[FailureKind, re.Pattern[str], str], ...]] = (
+#: The first pattern that any line matches decides: the most specific ones come first.
+_PATTERNS: Final[tuple[tuple[FailureKind, re.Pattern[str], str], ...]] = (
     ("engine_missing", re.compile(r"^hostler: (?:line )?\d+: (?:exec: )?(?P<what>.+)"), "the engine cannot be started: {what}"),
     ("bad_argument", re.compile(r"error: invalid argument: (?P<what>.+)"), "the engine does not know the argument {what}"),
     ("bad_argument", re.compile(r"error while handling argument (?P<what>.+)"), "the engine refuses the argument {what}"),
@@ -35,15 +35,15 @@ _SIGNS: Final[tuple[tuple[FailureKind, re.Pattern[str], str], ...]] = (
 
 
 def explain_exit(model: str, exit_code: int | None, lines: Sequence[str], *, ready: bool = False) -> Failure:
-    """Why the engine of `model` ended. Known lines give a typed reason, else the exit code and its last error line do.
+    """Why the engine of `model` exited: from a known log line, else from its exit code and its first error line.
 
-    `ready` tells that it had been serving: then a line of long ago explains nothing, and only the end counts.
+    `ready`: it had been serving. Then earlier lines explain nothing, and only the exit code counts.
     """
     kept = tuple(lines[-LINES_KEPT:])
     if not ready:
-        for kind, sign, sentence in _SIGNS:
+        for kind, pattern, sentence in _PATTERNS:
             for line in lines:
-                found = sign.search(line)
+                found = pattern.search(line)
                 if found:
                     what = next((value for value in found.groups() if value), "")
                     message = f'model "{model}" does not start: {sentence.format(what=what)}'
@@ -52,13 +52,13 @@ def explain_exit(model: str, exit_code: int | None, lines: Sequence[str], *, rea
         hint = " (the system was probably short of memory)" if exit_code == -signal.SIGKILL else ""
         message = f'the engine of model "{model}" was killed by {_signal_name(-exit_code)}{hint}'
         return Failure(kind="killed", message=message, lines=kept, exit_code=exit_code)
-    reason = telling_line(lines)
+    reason = error_line(lines)
     message = f'the engine of model "{model}" ended with exit code {exit_code}' + (f": {reason}" if reason else "")
     return Failure(kind="exited", message=message, lines=kept, exit_code=exit_code)
 
 
-def telling_line(lines: Sequence[str]) -> str:
-    """The line that says most: the first error line in llama.cpp's format, else the last line that says anything."""
+def error_line(lines: Sequence[str]) -> str:
+    """The first error line in llama.cpp's format, else the last line that is not empty."""
     for line in lines:
         found = _PREFIX.match(line)
         if found and found[1] == "E":
@@ -81,7 +81,7 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-#: `backoff` and `failed` remember a failure; both fall back to `stopped` when their time is over.
+#: `backoff` and `failed` follow a failure and return to `stopped` when their time is over.
 TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     "stopped": frozenset({"starting"}),
     "starting": frozenset({"ready", "stopping", "backoff", "failed"}),
@@ -91,26 +91,26 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     "failed": frozenset({"stopped"}),
 }
 
-#: States in which a process of the operating system may exist.
+#: States in which a process may exist.
 ALIVE: Final[frozenset[State]] = frozenset({"starting", "ready", "stopping"})
 
 
 class ImpossibleTransition(AssertionError):
-    """A state was assigned that the table does not allow: a mistake in this program, never in a model."""
+    """A state change that the table does not allow: a bug in this program."""
 
 
 def advance(current: State, following: State) -> State:
-    """`following`, if the table lets `current` become it; raises `ImpossibleTransition` otherwise."""
+    """`following`, if the table allows it after `current`. Raises `ImpossibleTransition`."""
     if following not in TRANSITIONS[current]:
         raise ImpossibleTransition(f"a process cannot go from {current} to {following}")
     return following
 
 
 def after_failure(failures: int, max_failures: int) -> State:
-    """Where a process goes that has now failed `failures` times in a row."""
+    """The state after `failures` failures in a row."""
     return "failed" if failures >= max_failures else "backoff"
 
 
 def backoff_delay_s(failures: int, first_s: float, longest_s: float) -> float:
-    """How long it rests after that many failures in a row: doubling, within `longest_s`."""
+    """The delay after that many failures in a row: it doubles, up to `longest_s`."""
     return min(longest_s, first_s * 2.0 ** min(failures - 1, 30)) if failures > 0 else 0.0

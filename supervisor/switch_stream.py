@@ -1,4 +1,4 @@
-"""What takes long, told as it happens to whoever asked for it: a switch by its phases, a file by its bytes."""
+"""Switches and downloads as streams of events: phases or progress, then `ready` or `failed`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from hostler.supervisor.contract import (
 from hostler.supervisor.events import Emit
 from hostler.supervisor.schemas import PullResponse, SupervisorErrorResponse, SwitchResponse, encode_error
 
+#: How long the last event of a switch may come after its result.
 LAST_EVENT_S = 1.0
 
 logger = logging.getLogger(__name__)
 
 
 class SwitchStream:
-    """One order: carried out by the supervisor, watched through its events."""
+    """One switch of a supervisor, followed through its events."""
 
     def __init__(self, supervisor: Supervisor, model: str, evict: Sequence[str], epoch: int | None) -> None:
         self._supervisor = supervisor
@@ -37,99 +38,102 @@ class SwitchStream:
         self._last: SwitchMoved | None = None
 
     async def run(self, emit: Emit | None = None) -> SwitchResponse:
-        """Give the order, pass on its phases, answer when the model is ready. Raises what `Supervisor.switch` does."""
-        begun = time.monotonic()
+        """Switch and emit each `phase`. Raises what `Supervisor.switch` does."""
+        started = time.monotonic()
         async with self._supervisor.events() as events:
-            self._see(await anext(events))
+            self._on_snapshot(await anext(events))
             address: EngineAddress | None = None
             error: Exception | None = None
-            ended = anyio.Event()
+            finished = anyio.Event()
 
-            async def watch() -> None:
+            async def follow() -> None:
                 async for event in events:
                     if isinstance(event, SwitchMoved) and event.model == self._model:
                         self._last = event
                         if event.phase in ("ready", "failed"):
-                            ended.set()
+                            finished.set()
                         elif emit is not None:
                             await emit("phase", event)
-                ended.set()
+                finished.set()
 
-            async with anyio.create_task_group() as watching:
-                watching.start_soon(watch)
+            async with anyio.create_task_group() as following:
+                following.start_soon(follow)
                 try:
                     address = await self._supervisor.switch(self._model, evict=self._evict, epoch=self._epoch)
-                except Exception as raised:  # taken out of the group by hand, so that it comes out as itself
+                except Exception as raised:  # raised again below, outside of the task group
                     error = raised
                 if address is not None and address.generation != self._ready_generation:
                     with anyio.move_on_after(LAST_EVENT_S):
-                        await ended.wait()
-                watching.cancel_scope.cancel()
+                        await finished.wait()
+                following.cancel_scope.cancel()
         if error is not None:
             raise error
         assert address is not None
-        spent = self._last.phase_seconds if self._last is not None and self._last.phase == "ready" else {}
-        return SwitchResponse(address=address, elapsed_s=round(time.monotonic() - begun, 6), phase_seconds=spent)
+        phase_seconds = self._last.phase_seconds if self._last is not None and self._last.phase == "ready" else {}
+        return SwitchResponse(
+            address=address, elapsed_s=round(time.monotonic() - started, 6), phase_seconds=phase_seconds
+        )
 
-    async def narrate(self, emit: Emit) -> None:
-        """`run` as events: `phase`s, then `ready` with the answer or `failed` with the error."""
+    async def stream(self, emit: Emit) -> None:
+        """`run`, then emit `ready` with the response or `failed` with the error."""
         try:
-            answer = await self.run(emit)
+            response = await self.run(emit)
         except Exception as error:
             status, body = encode_error(error)
             if status == 500:
-                logger.exception("switch to %s", self._model)
+                logger.exception("%s: switch failed", self._model)
             await emit("failed", SupervisorErrorResponse(error=body))
         else:
-            await emit("ready", answer)
+            await emit("ready", response)
 
-    def _see(self, first: SupervisorEvent) -> None:
-        """A model that is ready before the order is given answers at once, without phases to wait for."""
+    def _on_snapshot(self, first: SupervisorEvent) -> None:
+        """Note a model that is ready already: there will be no phases to wait for."""
         for status in first.host.models if isinstance(first, Snapshot) else ():
             if status.model == self._model and status.state == "ready":
                 self._ready_generation = status.generation
 
 
 class PullStream:
-    """A file on its way, told as events: `progress`, then `ready` or `failed`."""
+    """One download of a supervisor, followed through its progress."""
 
     def __init__(self, supervisor: SupportsPulling, model: str) -> None:
         self._supervisor = supervisor
         self._model = model
-        self._news = anyio.Event()
+        self._changed = anyio.Event()
         self._last: FetchProgress | None = None
 
-    async def narrate(self, emit: Emit) -> None:
+    async def stream(self, emit: Emit) -> None:
+        """Download; emit `progress`, then `ready` or `failed`."""
         try:
-            async with anyio.create_task_group() as telling:
-                telling.start_soon(self._tell, emit)
+            async with anyio.create_task_group() as emitting:
+                emitting.start_soon(self._emit_progress, emit)
                 error = await self._pull()
-                telling.cancel_scope.cancel()
+                emitting.cancel_scope.cancel()
             if error is not None:
                 raise error
         except Exception as failed:
             status, body = encode_error(failed)
             if status == 500:
-                logger.exception("pull of %s", self._model)
+                logger.exception("%s: pull failed", self._model)
             await emit("failed", SupervisorErrorResponse(error=body))
         else:
             await emit("ready", PullResponse(model=self._model))
 
     async def _pull(self) -> Exception | None:
         try:
-            await self._supervisor.pull(self._model, report=self._hear)
-        except Exception as error:  # taken out of the group by hand, so that it comes out as itself
+            await self._supervisor.pull(self._model, report=self._on_progress)
+        except Exception as error:  # raised again by the caller, outside of the task group
             return error
         return None
 
-    def _hear(self, progress: FetchProgress) -> None:
+    def _on_progress(self, progress: FetchProgress) -> None:
         self._last = progress
-        self._news.set()
+        self._changed.set()
 
-    async def _tell(self, emit: Emit) -> None:
-        """The newest of what there is to tell: whoever reads slowly misses what is in between."""
+    async def _emit_progress(self, emit: Emit) -> None:
+        """Emit the latest progress; a client that reads slowly misses what is in between."""
         while True:
-            await self._news.wait()
-            self._news = anyio.Event()
+            await self._changed.wait()
+            self._changed = anyio.Event()
             if self._last is not None:
                 await emit("progress", self._last)

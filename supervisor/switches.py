@@ -1,4 +1,4 @@
-"""All orders to make models ready that are under way on a host: which of them join, and how one is carried out."""
+"""Switches: which models have to stop for another one, and each switch from its request to ready or failed."""
 
 from __future__ import annotations
 
@@ -17,116 +17,118 @@ from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError, SwitchMoved, SwitchPhase
 from hostler.supervisor.memory import MemoryClaim, choose_evictions, does_not_fit, fits
 from hostler.supervisor.model import ManagedModel
-from hostler.supervisor.model_files import Supply
 from hostler.supervisor.process import ManagedProcess, ProcessPhase, StartResult
 from hostler.supervisor.state_store import LoadTimeStore
 from hostler.supervisor.usage import UsageMonitor
 
-#: How often the progress of a load is told.
-TICK_S: Final = 0.5
+#: How often the progress of a load is published.
+PROGRESS_PERIOD_S: Final = 0.5
 
 _ORDER: Final[tuple[SwitchPhase, ...]] = get_args(SwitchPhase)
+_LOADING: Final[tuple[SwitchPhase, ...]] = ("starting", "loading", "restoring")
 
-_OF_TARGET: Final[dict[ProcessPhase, SwitchPhase]] = {
+_BY_PROCESS_PHASE: Final[dict[ProcessPhase, SwitchPhase]] = {
     "preparing": "starting", "starting": "starting", "loading": "loading", "restoring": "restoring",
 }  # fmt: skip
 
+logger = logging.getLogger(__name__)
+
 
 class SwitchOperation:
-    """A switch under way. Phases only ever go forward; each is told once, a load's progress every half second."""
+    """A switch in progress. Phases only go forward; each is published once, a load's progress every half second."""
 
     def __init__(
         self, number: str, model: str, evict: Collection[str], *, expected_s: float | None,
-        tell: Callable[[SwitchMoved], None],
+        publish: Callable[[SwitchMoved], None],
     ) -> None:  # fmt: skip
         self.number = number
         self.model = model
         self.evict = frozenset(evict)
-        self.outcome = StartResult()
+        self.result = StartResult()
         self.scope = anyio.CancelScope()
         self.victims: tuple[str, ...] = ()
         self.load_s = 0.0
         self._expected_s = expected_s
-        self._tell = tell
-        self._began = self._entered = time.monotonic()
+        self._publish = publish
+        self._started = self._entered = time.monotonic()
         self._phase: SwitchPhase | None = None
         self._phase_seconds: dict[str, float] = {}
-        self._progress: float | None = None
+        self._loaded: float | None = None
         self._fetched: float | None = None
 
-    def hear(self, process: ManagedProcess) -> None:
-        """Some process changed: it may be the one that is wanted, or one that has to go for it."""
+    def on_process_change(self, process: ManagedProcess) -> None:
+        """Follow the process of the wanted model, and those that stop for it."""
         if process.model == self.model:
-            self._progress = process.progress
-            phase = _OF_TARGET.get(process.phase)
+            self._loaded = process.progress
+            phase = _BY_PROCESS_PHASE.get(process.phase)
             if phase is not None:
                 self.enter(phase)
         elif process.model in self.victims and process.phase in ("saving", "stopping"):
             self.enter("saving" if process.phase == "saving" else "stopping")
 
-    def fetching(self, progress: FetchProgress) -> None:
-        """The model's file is being fetched."""
+    def on_fetch_progress(self, progress: FetchProgress) -> None:
+        """Follow the download of the model's file."""
         if progress.phase != "done" and self._phase is None:
             self.enter("fetching")
         self._fetched = progress.completed / progress.total if progress.total else None
 
     def enter(self, phase: SwitchPhase, failure: Failure | None = None) -> None:
-        """The next phase; an earlier one or the same is ignored."""
+        """Enter a phase and publish it, unless it or a later one was entered before."""
         if self._phase is not None and _ORDER.index(phase) <= _ORDER.index(self._phase):
             return
         now = time.monotonic()
         if self._phase is not None:
             self._phase_seconds[self._phase] = now - self._entered
-        elif now - self._began >= 0.001:
-            # Before the first phase it waited for its turn, or for the file to be there.
-            self._phase_seconds["waiting"] = now - self._began
+        elif now - self._started >= 0.001:
+            # Before the first phase it waited for another switch, or for the file.
+            self._phase_seconds["waiting"] = now - self._started
         self._phase, self._entered = phase, now
-        self._tell(self.moved(failure))
+        self._publish(self.event(failure))
 
-    def done(self, address: EngineAddress) -> None:
-        """It is ready."""
+    def succeed(self, address: EngineAddress) -> None:
+        """The model is ready."""
         self.enter("ready")
-        self.load_s = sum(self._phase_seconds.get(phase, 0.0) for phase in ("starting", "loading", "restoring"))
-        self.outcome.settle(address)
+        self.load_s = sum(self._phase_seconds.get(phase, 0.0) for phase in _LOADING)
+        self.result.settle(address)
 
     def fail(self, failure: Failure) -> None:
-        """It cannot be had."""
+        """The model cannot be made ready."""
         self.enter("failed", failure)
-        self.outcome.settle(failure)
+        self.result.settle(failure)
 
     def cancel(self, failure: Failure) -> None:
-        """Nobody wants it any more."""
+        """Give up."""
         self.fail(failure)
         self.scope.cancel()
 
-    async def tick(self) -> None:
-        """Tell how far the load is, every now and then, for ever."""
+    async def publish_progress(self) -> None:
+        """Publish the progress of a download or load periodically until cancelled."""
         while True:
-            await anyio.sleep(TICK_S)
-            if self._phase in ("fetching", "starting", "loading", "restoring"):
-                self._tell(self.moved())
+            await anyio.sleep(PROGRESS_PERIOD_S)
+            if self._phase == "fetching" or self._phase in _LOADING:
+                self._publish(self.event())
 
     @property
     def phase_seconds(self) -> dict[str, float]:
-        """Where the time went so far: finished phases, in seconds."""
+        """The duration of each finished phase, in seconds."""
         return {phase: round(seconds, 6) for phase, seconds in self._phase_seconds.items()}
 
     @property
     def percent(self) -> float | None:
-        """How much is fetched, or loaded: by the time it took before, else by what the engine says."""
+        """The fetched or loaded share: by the duration of earlier loads, else as the engine reports it."""
         if self._phase == "ready":
             return 100.0
         if self._phase == "fetching":
             return None if self._fetched is None else 100.0 * self._fetched
-        if self._phase not in ("starting", "loading", "restoring"):
+        if self._phase not in _LOADING:
             return None
         if self._expected_s:
             return min(99.0, 100.0 * self._loading_s() / self._expected_s)
-        return None if self._progress is None else min(99.0, 100.0 * self._progress)
+        return None if self._loaded is None else min(99.0, 100.0 * self._loaded)
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds until ready, if loads of this model are known to take a certain time."""
+        """Seconds until ready, if the duration of earlier loads is known."""
         if self._phase == "fetching":
             took = time.monotonic() - self._entered
             return took / self._fetched - took + (self._expected_s or 0.0) if self._fetched else None
@@ -134,22 +136,24 @@ class SwitchOperation:
             return None
         return max(0.0, self._expected_s - self._loading_s())
 
-    def moved(self, failure: Failure | None = None) -> SwitchMoved:
-        """The order as an event, as it is now."""
+    def event(self, failure: Failure | None = None) -> SwitchMoved:
+        """The current state as an event."""
         return SwitchMoved(
             id=self.number, model=self.model, phase=self._phase or "draining", from_models=self.victims,
-            percent=self.percent, eta_s=self.eta_s, elapsed_s=time.monotonic() - self._began,
+            percent=self.percent, eta_s=self.eta_s, elapsed_s=time.monotonic() - self._started,
             phase_seconds=dict(self._phase_seconds), failure=failure,
         )  # fmt: skip
 
     def _loading_s(self) -> float:
-        before = sum(self._phase_seconds.get(phase, 0.0) for phase in ("starting", "loading", "restoring"))
-        now = time.monotonic() - self._entered if self._phase in ("starting", "loading", "restoring") else 0.0
-        return before + now
+        before = sum(self._phase_seconds.get(phase, 0.0) for phase in _LOADING)
+        return before + (time.monotonic() - self._entered if self._phase in _LOADING else 0.0)
 
 
 class PlacementPolicy:
-    """`exclusive`: one model at a time, pinned ones beside it. Else as many as fit into `budget` bytes (`None`: any number)."""
+    """Which models may run together.
+
+    `exclusive`: one at a time, besides pinned ones. Else as many as fit into `budget` bytes (`None`: any number).
+    """
 
     def __init__(self, *, exclusive: bool, budget: int | None) -> None:
         self.exclusive = exclusive
@@ -158,181 +162,175 @@ class PlacementPolicy:
     def victims(
         self, wanted: ManagedModel, others: Sequence[ManagedModel], evict: Collection[str]
     ) -> list[ManagedModel]:
-        """Who of `others`, which are all alive, is to be stopped before `wanted` starts.
+        """Which of `others`, all alive, have to stop before `wanted` starts.
 
-        The gateway has named and drained those of `evict`. Beyond them idle ones go, the longest unused first, and if
-        that is not enough those that are at work; pinned ones never. Raises `SupervisorError` if it cannot fit even then.
+        Those in `evict` (the gateway has drained them); besides them idle ones, least recently used first, and busy
+        ones if that is not enough; pinned ones never. Raises `SupervisorError` if `wanted` cannot fit even then.
         """
         if self.exclusive:
             return [other for other in others if other.name in evict or not (other.pinned or wanted.pinned)]
         names = {other.name for other in others if other.name in evict}
-        need = wanted.need
-        if self.budget is None or wanted.process.standing:
-            pass
-        elif not fits(need, budget=self.budget, used=sum(each.need.total for each in others if each.name not in names)):
-            # What is on its way out holds its memory until it is gone, which is waited for only if it is needed.
-            names.update(other.name for other in others if not other.process.standing)
-            staying = [other for other in others if other.name not in names]
-            claims = [
-                MemoryClaim(
-                    name=other.name,
-                    bytes=other.need.total,
-                    idle_since=other.idle_since,
-                    busy=other.busy,
-                    pinned=other.pinned,
-                )
-                for other in staying
-            ]
-            chosen = choose_evictions(need, claims, self.budget)
-            if chosen is None:
-                chosen = choose_evictions(
-                    need, [msgspec.structs.replace(claim, busy=False) for claim in claims], self.budget
-                )
-            if chosen is None:
-                pinned = [claim for claim in claims if claim.pinned]
-                beside = [] if not fits(need, budget=self.budget) else [claim.name for claim in pinned]
-                raise SupervisorError(does_not_fit(wanted.profile, need, self.budget, beside=beside))
-            names.update(chosen)
+        if self.budget is not None and not wanted.process.staying:
+            names |= self._make_space(wanted, [other for other in others if other.name not in names], self.budget)
         return [other for other in others if other.name in names]
 
-    def in_the_way(self, wanted: ManagedModel, others: Sequence[ManagedModel], evict: Collection[str]) -> bool:
-        """Whether somebody has to be stopped although `wanted` is ready."""
+    def must_evict(self, wanted: ManagedModel, others: Sequence[ManagedModel], evict: Collection[str]) -> bool:
+        """Whether a model has to stop although `wanted` is ready."""
         return any(
-            other.process.standing
+            other.process.staying
             and (other.name in evict or (self.exclusive and not other.pinned and not wanted.pinned))
             for other in others
         )
 
-
-logger = logging.getLogger(__name__)
+    @staticmethod
+    def _make_space(wanted: ManagedModel, others: Sequence[ManagedModel], budget: int) -> set[str]:
+        need = wanted.lifecycle.memory_need
+        if fits(need, budget=budget, used=sum(other.lifecycle.memory_need.total for other in others)):
+            return set()
+        # Models that are stopping hold their memory until they are gone, which is waited for only if it is needed.
+        stopping = {other.name for other in others if not other.process.staying}
+        claims = [
+            MemoryClaim(
+                name=other.name, bytes=other.lifecycle.memory_need.total, idle_since=other.idle_since, busy=other.busy,
+                pinned=other.pinned,
+            )
+            for other in others
+            if other.name not in stopping
+        ]  # fmt: skip
+        chosen = choose_evictions(need, claims, budget)
+        if chosen is None:
+            chosen = choose_evictions(need, [msgspec.structs.replace(claim, busy=False) for claim in claims], budget)
+        if chosen is None:
+            pinned = [claim.name for claim in claims if claim.pinned] if fits(need, budget=budget) else []
+            raise SupervisorError(does_not_fit(wanted.profile, need, budget, beside=pinned))
+        return stopping | set(chosen)
 
 
 class SwitchCoordinator:
-    """Orders run in `tasks`, which is there as long as the host runs. On an exclusive host none overlaps another's.
+    """All switches of a host. They run in `tasks`, which is set while the host runs; on an exclusive host one by one.
 
-    `others` says who else is alive, `describe` finds out what a file says that came only now; `tell` hears of phases.
+    `others` lists the models that are alive besides one, `describe` updates what is known of a model's file, `publish`
+    gets each switch's events.
     """
 
     tasks: TaskGroup | None = None
 
     def __init__(
-        self, room: PlacementPolicy, supply: Supply, survey: UsageMonitor, load_times: LoadTimeStore, *,
+        self, policy: PlacementPolicy, usage: UsageMonitor, load_times: LoadTimeStore, *,
         others: Callable[[ManagedModel], list[ManagedModel]], describe: Callable[[ManagedModel], Awaitable[None]],
-        tell: Callable[[SwitchMoved], None],
+        publish: Callable[[SwitchMoved], None],
     ) -> None:  # fmt: skip
-        self._room = room
-        self._supply = supply
-        self._survey = survey
+        self._policy = policy
+        self._usage = usage
         self._load_times = load_times
         self._others = others
         self._describe = describe
-        self._tell = tell
-        # The newest one for each model, which others join; and all, since an earlier one may still be at work.
-        self._newest: dict[str, SwitchOperation] = {}
-        self._under_way: set[SwitchOperation] = set()
-        self._turn = anyio.Lock()
+        self._publish = publish
+        # The latest switch to each model, which later requests join; and all, since an earlier one may still run.
+        self._latest: dict[str, SwitchOperation] = {}
+        self._running: set[SwitchOperation] = set()
+        self._eviction = anyio.Lock()
 
-    def to(self, member: ManagedModel, evict: Sequence[str]) -> SwitchOperation:
-        """The order to make `member` ready in place of `evict`: the one under way, if it does as much, or a new one.
+    def request(self, model: ManagedModel, evict: Sequence[str]) -> SwitchOperation:
+        """A switch to `model` that stops `evict`: the one in progress if it stops them too, else a new one.
 
-        Raises `SupervisorError` if the host does not run, or the member has gone from it.
+        Raises `SupervisorError` if the host does not run, or no longer has the model.
         """
-        order = self._newest.get(member.name)
-        if order is None or order.outcome.settled or not order.evict.issuperset(evict):
-            order = self._begin(member, evict)
-        return order
+        switch = self._latest.get(model.name)
+        if switch is None or switch.result.settled or not switch.evict.issuperset(evict):
+            switch = self._begin(model, evict)
+        return switch
 
-    def of(self, model: str) -> SwitchOperation | None:
-        """The newest order for the model, while it is under way."""
-        return self._newest.get(model)
+    def current(self, model: str) -> SwitchOperation | None:
+        """The latest switch to `model` that is in progress."""
+        return self._latest.get(model)
 
-    def cancel(self, model: str, why: str) -> None:
-        """Nobody wants it any more, whoever asked for it."""
-        self._newest.pop(model, None)
-        for order in [order for order in self._under_way if order.model == model]:
-            order.cancel(Failure(kind="cancelled", message=why))
+    def cancel(self, model: str, reason: str) -> None:
+        """Cancel all switches to `model`."""
+        self._latest.pop(model, None)
+        for switch in [switch for switch in self._running if switch.model == model]:
+            switch.cancel(Failure(kind="cancelled", message=reason))
 
-    def hear(self, process: ManagedProcess) -> None:
-        """Some process changed: orders that wait for it move on."""
-        for order in list(self._under_way):
-            order.hear(process)
+    def on_process_change(self, process: ManagedProcess) -> None:
+        """Move the switches on that wait for `process`."""
+        for switch in list(self._running):
+            switch.on_process_change(process)
 
-    def _begin(self, member: ManagedModel, evict: Sequence[str]) -> SwitchOperation:
-        if self.tasks is None or member.retired:
+    def _begin(self, model: ManagedModel, evict: Sequence[str]) -> SwitchOperation:
+        if self.tasks is None or model.retired:
             raise SupervisorError(Failure(kind="cancelled", message="the supervisor is not running"))
-        order = SwitchOperation(
-            secrets.token_hex(6), member.name, evict, expected_s=self._load_times.get(member.name), tell=self._tell
-        )
-        self._newest[member.name] = order
-        self._under_way.add(order)
-        self.tasks.start_soon(self._carry_out, member, order)
-        return order
+        expected_s = self._load_times.get(model.name)
+        switch = SwitchOperation(secrets.token_hex(6), model.name, evict, expected_s=expected_s, publish=self._publish)
+        self._latest[model.name] = switch
+        self._running.add(switch)
+        self.tasks.start_soon(self._run, model, switch)
+        return switch
 
-    async def _carry_out(self, member: ManagedModel, order: SwitchOperation) -> None:
+    async def _run(self, model: ManagedModel, switch: SwitchOperation) -> None:
         try:
-            with order.scope:
+            with switch.scope:
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(order.tick)
-                    await self._fulfil(member, order)
+                    tasks.start_soon(switch.publish_progress)
+                    await self._settle(model, switch)
                     tasks.cancel_scope.cancel()
         finally:
-            self._under_way.discard(order)
-            if self._newest.get(member.name) is order:
-                del self._newest[member.name]
-            order.outcome.settle(Failure(kind="cancelled", message="the supervisor is stopping"))
-        if order.load_s > 0:
-            self._load_times.learn(member.name, order.load_s)
+            self._running.discard(switch)
+            if self._latest.get(model.name) is switch:
+                del self._latest[model.name]
+            switch.result.settle(Failure(kind="cancelled", message="the supervisor is stopping"))
+        if switch.load_s > 0:
+            self._load_times.record(model.name, switch.load_s)
             await anyio.to_thread.run_sync(self._load_times.write)
 
-    async def _fulfil(self, member: ManagedModel, order: SwitchOperation) -> None:
+    async def _settle(self, model: ManagedModel, switch: SwitchOperation) -> None:
         try:
-            address = await self._make_ready(member, order)
+            address = await self._make_ready(model, switch)
         except SupervisorError as error:
-            order.fail(error.failure)
+            switch.fail(error.failure)
         except Exception as error:
-            # Whatever a disk or a file may do to us: it costs this order, not the host.
-            logger.exception("model %s could not be started", member.name)
-            order.fail(Failure(kind="exited", message=f'starting model "{member.name}" failed: {error}'))
+            # A broken disk or file costs this switch, not the host.
+            logger.exception("%s: switch failed", model.name)
+            switch.fail(Failure(kind="exited", message=f'starting model "{model.name}" failed: {error}'))
         else:
-            order.done(address)
-            member.phase_seconds = order.phase_seconds
-            where = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in member.phase_seconds.items())
+            switch.succeed(address)
+            model.phase_seconds = switch.phase_seconds
+            phases = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in model.phase_seconds.items())
             logger.info(
-                "%s is ready after %.3f s (%s)", member.name, sum(member.phase_seconds.values()), where or "it was"
+                "%s: ready after %.3f s (%s)", model.name, sum(model.phase_seconds.values()), phases or "was ready"
             )
 
-    async def _make_ready(self, member: ManagedModel, order: SwitchOperation) -> EngineAddress:
-        # A file that cannot be had must not cost the model that runs now.
-        await self._supply.file(member, order.fetching)
-        described = member.description
-        # A file that came only now says more than was known without it.
-        if described.facts is None and (self._room.budget is not None or not described.modified_at):
-            await self._describe(member)
-        async with self._turn:
-            await self._clear_the_way(member, order)
-            outcome = member.process.order()
-            if self._room.exclusive:
-                return await outcome.get()
-        return await outcome.get()
+    async def _make_ready(self, model: ManagedModel, switch: SwitchOperation) -> EngineAddress:
+        # A file that cannot be fetched must not cost the model that runs now.
+        await model.lifecycle.fetch_file(switch.on_fetch_progress)
+        description = model.lifecycle.description
+        # A file that was just downloaded tells more than was known without it.
+        if description.facts is None and (self._policy.budget is not None or not description.modified_at):
+            await self._describe(model)
+        async with self._eviction:
+            await self._evict(model, switch)
+            result = model.process.request_start()
+            if self._policy.exclusive:
+                return await result.wait()
+        return await result.wait()
 
-    async def _clear_the_way(self, member: ManagedModel, order: SwitchOperation) -> None:
-        """Stop, side by side, all that may not live beside `member`, and let those finish that nobody has drained."""
-        victims = self._room.victims(member, self._others(member), order.evict)
-        if _undrained(victims, order):
-            # Which of them has been used last is known only to themselves.
-            await self._survey.look_at(self._others(member))
-            victims = self._room.victims(member, self._others(member), order.evict)
-        order.victims = tuple(victim.name for victim in victims)
+    async def _evict(self, model: ManagedModel, switch: SwitchOperation) -> None:
+        """Stop, side by side, all that may not run beside `model`, and drain those that the gateway has not drained."""
+        victims = self._policy.victims(model, self._others(model), switch.evict)
+        if _undrained(victims, switch):
+            # Which of them was used last is known only to the engines.
+            await self._usage.update_activity(self._others(model))
+            victims = self._policy.victims(model, self._others(model), switch.evict)
+        switch.victims = tuple(victim.name for victim in victims)
         if not victims:
             return
-        if not member.process.standing:
-            self._supply.read_ahead(member)
-        await self._survey.drain(_undrained(victims, order), lambda: order.enter("draining"))
-        order.enter("saving" if any(victim.process.address for victim in victims) else "stopping")
+        if not model.process.staying:
+            model.lifecycle.read_ahead()
+        await self._usage.drain(_undrained(victims, switch), lambda: switch.enter("draining"))
+        switch.enter("saving" if any(victim.process.address for victim in victims) else "stopping")
         async with anyio.create_task_group() as stops:
             for victim in victims:
                 stops.start_soon(victim.process.stop)
 
 
-def _undrained(victims: Sequence[ManagedModel], order: SwitchOperation) -> list[ManagedModel]:
-    return [each for each in victims if each.name not in order.evict and each.process.address is not None]
+def _undrained(victims: Sequence[ManagedModel], switch: SwitchOperation) -> list[ManagedModel]:
+    return [each for each in victims if each.name not in switch.evict and each.process.address is not None]

@@ -1,6 +1,6 @@
-"""llama-server's arguments as the embedded engine takes them: which there are, and what they set in llama.cpp.
+"""llama-server's arguments that the embedded engine accepts, and what they set in llama.cpp.
 
-Imports nothing of the product: the engine starts by it.
+Imports nothing of the product, so that the engine starts fast.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any, Final, NamedTuple
 
 
 class BadArgument(Exception):
-    """An argument that cannot be taken; the text is the one line that llama-server would print."""
+    """An invalid argument; the message is the line that llama-server would print."""
 
 
 class Flag(NamedTuple):
-    """One argument: where its value goes (`a.b` of `CommonParams`) and how text becomes a value.
+    """One argument: its place in `CommonParams`, as `a.b`, and how its text is converted.
 
     With `constant` the argument takes no value.
     """
@@ -27,7 +27,7 @@ class Flag(NamedTuple):
 
 
 def _choice(prefix: str, **words: str) -> Callable[[str], Any]:
-    """A word becomes a member of one of xllamacpp's enumerations, looked up only when it is used."""
+    """Converts a word to a member of one of xllamacpp's enumerations, imported only when used."""
     enumeration, _, start = prefix.partition(":")
 
     def convert(text: str) -> Any:
@@ -65,7 +65,7 @@ def _switch(text: str) -> bool:
     return text in ("on", "true", "enabled", "1")
 
 
-def _thinking(text: str) -> int:
+def _reasoning(text: str) -> int:
     return 1 if text == "on" else 0 if text == "off" else -1 if text == "auto" else int(text)
 
 
@@ -77,7 +77,7 @@ def _aliases(text: str) -> set[str]:
     return set(_names(text))
 
 
-def _template_words(text: str) -> dict[str, str]:
+def _template_arguments(text: str) -> dict[str, str]:
     import json
 
     return {key: json.dumps(value) for key, value in json.loads(text).items()}
@@ -105,7 +105,7 @@ def _shares(text: str) -> list[float]:
     return [float(share) for share in text.replace("/", ",").split(",")]
 
 
-#: Every argument that is known here; anything else is refused by name, as llama-server does.
+#: All accepted arguments; others are rejected by name, as llama-server does.
 FLAGS: Final[tuple[Flag, ...]] = (
     Flag(("-m", "--model"), "model.path"),
     Flag(("-a", "--alias"), "model_alias", _aliases),
@@ -180,11 +180,11 @@ FLAGS: Final[tuple[Flag, ...]] = (
     Flag(("--no-jinja",), "use_jinja", constant=False),
     Flag(("--chat-template",), "chat_template"),
     Flag(("--chat-template-file",), "chat_template", _content),
-    Flag(("--chat-template-kwargs",), "default_template_kwargs", _template_words),
+    Flag(("--chat-template-kwargs",), "default_template_kwargs", _template_arguments),
     Flag(("--reasoning-format",), "reasoning_format",
          _choice("common_reasoning_format:COMMON_REASONING_FORMAT_", none="NONE", auto="AUTO", deepseek="DEEPSEEK",
                  **{"deepseek-legacy": "DEEPSEEK_LEGACY"})),
-    Flag(("-rea", "--reasoning"), "enable_reasoning", _thinking),
+    Flag(("-rea", "--reasoning"), "enable_reasoning", _reasoning),
     Flag(("--reasoning-budget",), "sampling.reasoning_budget_tokens", int),
     Flag(("-s", "--seed"), "sampling.seed", int),
     Flag(("--samplers",), "sampling.samplers"),
@@ -216,7 +216,7 @@ FLAGS: Final[tuple[Flag, ...]] = (
     Flag(("--log-jsonl",), "log_json", constant=True),
 )  # fmt: skip
 
-#: Arguments that stand for several values.
+#: Arguments that expand to several.
 COMPOUND: Final[Mapping[str, tuple[str, ...]]] = {
     "--rerank": ("--embeddings", "--pooling", "rank"),
     "--reranking": ("--embeddings", "--pooling", "rank"),
@@ -226,7 +226,7 @@ _BY_NAME: Final[Mapping[str, Flag]] = {name: flag for flag in FLAGS for name in 
 
 
 def parse(arguments: Sequence[str]) -> dict[str, Any]:
-    """The arguments as values by their place in `CommonParams`. The last one of a name wins, as with llama-server."""
+    """The values by their place in `CommonParams`. The last one of a name wins, as in llama-server. Raises `BadArgument`."""
     values: dict[str, Any] = {}
     waiting = [*reversed(arguments)]
     while waiting:
@@ -253,13 +253,13 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def parameters(values: Mapping[str, Any], environment: Mapping[str, str]) -> Any:
-    """The `CommonParams` for these values; what was not said stays at llama.cpp's default."""
+    """The `CommonParams` for these values; others keep llama.cpp's defaults."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.port = 8080
     params.ui = False
-    # By default llama.cpp lets every web page in the world talk to the engine: here none may.
+    # By default llama.cpp accepts requests from every web page: reject them.
     params.cors_origins = "localhost"
     params.cors_origins_explicit = True
     if key := environment.get("LLAMA_API_KEY"):
@@ -277,7 +277,7 @@ def parameters(values: Mapping[str, Any], environment: Mapping[str, str]) -> Any
 
 
 def _mark_sampling(sampling: Any, values: Mapping[str, Any]) -> None:
-    """Tell llama.cpp which sampling values were asked for: a model file may bring its own for the others."""
+    """Mark the sampling values that were given: a model file may set the others."""
     import xllamacpp
 
     words = {
@@ -291,7 +291,7 @@ def _mark_sampling(sampling: Any, values: Mapping[str, Any]) -> None:
 
 
 def usage() -> str:
-    """The arguments that are known, one a line."""
+    """The help text: all accepted arguments, one per line."""
     lines = [
         "usage: python -m hostler.supervisor.embedded.server -m FILE [argument ...]",
         "",

@@ -263,7 +263,7 @@ async def test_one_that_says_nothing_in_time_counts_as_busy() -> None:
     async with await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0) as deaf:
         port = deaf.extra(anyio.abc.SocketAttribute.local_port)
         address = EngineAddress(model="a", host="127.0.0.1", port=port, key="", generation=1, context=1, parallel=1)
-        assert await engine_activity(address, timeout_s=0.1) == EngineActivity(asked=1)
+        assert await engine_activity(address, timeout_s=0.1) == EngineActivity(requests=1)
 
 
 @pytest.mark.engine
@@ -273,7 +273,7 @@ async def test_the_real_engine_says_whether_it_is_at_work(real_model: Path, runn
     profile = Profile(name="a", model=str(real_model), engine="embedded", context=2048, threads=1)
     async with running(EngineManager([profile], EXCLUSIVE)) as manager:
         address = await manager.switch("a")
-        assert await engine_activity(address) == EngineActivity(asked=0, done=0)
+        assert await engine_activity(address) == EngineActivity(requests=0, work_done=0)
         told: list[EngineActivity | None] = []
         async with anyio.create_task_group() as tasks:
 
@@ -286,6 +286,6 @@ async def test_the_real_engine_says_whether_it_is_at_work(real_model: Path, runn
                 told.append(await engine_activity(address, timeout_s=10))
                 await anyio.sleep(0.02)
         after = await engine_activity(address)
-        assert any(each is not None and each.asked == 1 for each in told)
+        assert any(each is not None and each.requests == 1 for each in told)
         assert after is not None
-        assert (after.asked, after.done > 16) == (0, True)
+        assert (after.requests, after.work_done > 16) == (0, True)

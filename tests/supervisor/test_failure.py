@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hostler.supervisor.states import LINES_KEPT, explain_exit, telling_line
+from hostler.supervisor.states import LINES_KEPT, error_line, explain_exit
 
 FIT = "0.00.004.192 E common_fit_params: encountered an error while trying to fit params to free device memory: failed to load model"
 
@@ -82,4 +82,4 @@ def test_only_the_last_lines_travel() -> None:
 
 def test_the_first_error_line_tells_most() -> None:
     lines = ["0.00.001.000 I a: fine", "0.00.002.000 E b: first", "0.00.003.000 E c: second"]
-    assert telling_line(lines) == "b: first"
+    assert error_line(lines) == "b: first"

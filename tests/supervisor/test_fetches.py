@@ -10,7 +10,8 @@ import pytest
 
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress, SourceError
-from hostler.supervisor.model_files import SharedDownloads
+from hostler.supervisor.contract import SupervisorError
+from hostler.supervisor.model_files import ModelFiles
 
 pytestmark = pytest.mark.anyio
 
@@ -44,12 +45,13 @@ class Source:
 
 async def test_all_who_want_a_file_share_one_download_and_hear_of_it() -> None:
     source, heard = Source(), []
-    fetches = SharedDownloads(source.prepare)
+    files = ModelFiles(source.prepare)
     got: list[Path] = []
     async with anyio.create_task_group() as tasks, anyio.create_task_group() as clients:
+        files.tasks = tasks
 
         async def want(profile: Profile) -> None:
-            got.append(await fetches.file(tasks, profile, heard.append))
+            got.append(await files.path(profile, heard.append))
 
         clients.start_soon(want, PROFILE)
         await source.asked.wait()
@@ -62,18 +64,19 @@ async def test_all_who_want_a_file_share_one_download_and_hear_of_it() -> None:
 
 async def test_who_leaves_does_not_stop_it_for_those_who_stay() -> None:
     source = Source()
-    fetches = SharedDownloads(source.prepare)
+    files = ModelFiles(source.prepare)
     async with anyio.create_task_group() as tasks, anyio.create_task_group() as clients:
+        files.tasks = tasks
         first = anyio.CancelScope()
 
         async def impatient() -> None:
             with first:
-                await fetches.file(tasks, PROFILE)
+                await files.path(PROFILE)
 
         got: list[Path] = []
 
         async def patient() -> None:
-            got.append(await fetches.file(tasks, PROFILE))
+            got.append(await files.path(PROFILE))
 
         clients.start_soon(impatient)
         await source.asked.wait()
@@ -88,15 +91,16 @@ async def test_who_leaves_does_not_stop_it_for_those_who_stay() -> None:
 
 async def test_it_ends_when_the_last_one_leaves_and_begins_anew_for_the_next() -> None:
     source = Source()
-    fetches = SharedDownloads(source.prepare)
+    files = ModelFiles(source.prepare)
     async with anyio.create_task_group() as tasks:
+        files.tasks = tasks
         with anyio.CancelScope() as scope:
             tasks.start_soon(_when, source.asked, scope.cancel)
-            await fetches.file(tasks, PROFILE)
+            await files.path(PROFILE)
         with anyio.fail_after(5):
             await source.ended.wait()
         source.deliver.set()
-        assert await fetches.file(tasks, PROFILE) == FILE
+        assert await files.path(PROFILE) == FILE
     assert source.begun == 2
 
 
@@ -109,21 +113,24 @@ async def test_all_are_told_why_it_could_not_be_had() -> None:
     source = Source()
     source.error = SourceError("no such file over there")
     source.deliver.set()
+    files = ModelFiles(source.prepare)
     async with anyio.create_task_group() as tasks:
-        with pytest.raises(SourceError, match="over there"):
-            await SharedDownloads(source.prepare).file(tasks, PROFILE)
+        files.tasks = tasks
+        with pytest.raises(SupervisorError, match="over there"):
+            await files.path(PROFILE)
 
 
 async def test_who_waits_when_the_host_ends_is_told_so() -> None:
     source = Source()
-    fetches = SharedDownloads(source.prepare)
+    files = ModelFiles(source.prepare)
     failures: list[str] = []
     async with anyio.create_task_group() as clients, anyio.create_task_group() as tasks:
+        files.tasks = tasks
 
         async def want() -> None:
             try:
-                await fetches.file(tasks, PROFILE)
-            except SourceError as error:
+                await files.path(PROFILE)
+            except SupervisorError as error:
                 failures.append(str(error))
 
         clients.start_soon(want)

@@ -31,10 +31,10 @@ from hostler.supervisor.contract import (
     UnknownProfile,
 )
 from hostler.supervisor.engine_client import get_status
-from hostler.supervisor.events import WAITING_EVENTS
-from hostler.supervisor.manager import EngineManager
+from hostler.supervisor.events import MAX_BUFFERED_EVENTS
+from hostler.supervisor.manager import EngineManager, StateFiles
 from hostler.supervisor.memory import GIB
-from hostler.supervisor.model import FileDescription
+from hostler.supervisor.model_files import FileDescription
 
 pytestmark = pytest.mark.anyio
 
@@ -411,14 +411,14 @@ async def test_load_times_are_remembered_and_make_an_eta(
 ) -> None:
     file = tmp_path / "state" / "load-times.json"
     profiles = [scripted("a", ready_after=0.2)]
-    async with running(EngineManager(profiles, EXCLUSIVE, load_times=file)) as manager:
+    async with running(EngineManager(profiles, EXCLUSIVE, state=StateFiles(load_times=file))) as manager:
         began = time.monotonic()
         await manager.switch("a")
         took = time.monotonic() - began
         with anyio.fail_after(10):
             while not file.exists():
                 await anyio.lowlevel.checkpoint()
-    async with running(EngineManager(profiles, EXCLUSIVE, load_times=file)) as manager:
+    async with running(EngineManager(profiles, EXCLUSIVE, state=StateFiles(load_times=file))) as manager:
         [info] = manager.status_now().profiles
         assert info.load_s is not None
         assert 0.2 <= info.load_s <= took
@@ -432,7 +432,7 @@ async def test_load_times_are_remembered_and_make_an_eta(
 async def test_a_slow_listener_gets_a_snapshot_instead_of_what_it_missed(scripted: Scripted, running: Running) -> None:
     async with running(EngineManager([scripted("a")], EXCLUSIVE)) as manager, manager.events() as events:
         assert isinstance(await anext(events), Snapshot)
-        for _ in range(WAITING_EVENTS + 1):
+        for _ in range(MAX_BUFFERED_EVENTS + 1):
             await manager.replace_profiles([scripted("a")])
         missed: SupervisorEvent = await anext(events)
         assert isinstance(missed, Snapshot)
@@ -539,5 +539,5 @@ async def test_a_file_that_nobody_may_read_costs_its_own_model_only(scripted: Sc
 async def test_damaged_load_times_are_as_good_as_none(tmp_path: Path, scripted: Scripted, running: Running) -> None:
     file = tmp_path / "load-times.json"
     file.write_bytes(b'{"\xff": 1}')
-    async with running(EngineManager([scripted("a")], EXCLUSIVE, load_times=file)) as manager:
+    async with running(EngineManager([scripted("a")], EXCLUSIVE, state=StateFiles(load_times=file))) as manager:
         await manager.switch("a")

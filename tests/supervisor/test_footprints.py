@@ -14,11 +14,10 @@ from fakes.meter import PretendedMeter
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.yaml_config import Size
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.manager import EngineManager, create_manager
-from hostler.supervisor.memory import GIB, MemoryUsage, PeakMemory
-from hostler.supervisor.model import FileDescription
+from hostler.supervisor.manager import EngineManager, StateFiles, create_manager
+from hostler.supervisor.memory import GIB, MemoryHistory, MemoryUsage, PeakMemory
+from hostler.supervisor.model_files import FileDescription
 from hostler.supervisor.state_store import PinStore
-from hostler.supervisor.usage import MemoryHistory
 
 pytestmark = pytest.mark.anyio
 
@@ -31,7 +30,7 @@ ESTIMATED = FileDescription(facts=ModelFacts(bytes=2 * GIB), size=7, modified_at
 
 def fleet_of(profile: Profile, file: Path, usage: MemoryUsage, described: FileDescription = ESTIMATED) -> EngineManager:
     meter: Any = PretendedMeter(usage)
-    return EngineManager([profile], SHARED, meter=meter, describe=lambda _: described, footprints=file)
+    return EngineManager([profile], SHARED, meter=meter, describe=lambda _: described, state=StateFiles(memory=file))
 
 
 async def need(manager: EngineManager) -> int:
@@ -100,9 +99,9 @@ def test_what_a_supervisor_that_died_had_begun_is_cleared_away(tmp_path: Path) -
 def test_only_what_differs_is_worth_writing_down(tmp_path: Path) -> None:
     known = MemoryHistory(tmp_path / "footprints.json")
     seen = PeakMemory(rss=1000, settled=True)
-    assert known.learn("a", "k", seen)
-    assert not known.learn("a", "k", PeakMemory(rss=1001, settled=True))
-    assert known.learn("a", "k", PeakMemory(rss=2000, settled=True))
+    assert known.record("a", "k", seen)
+    assert not known.record("a", "k", PeakMemory(rss=1001, settled=True))
+    assert known.record("a", "k", PeakMemory(rss=2000, settled=True))
     known.write()
     again = MemoryHistory(tmp_path / "footprints.json")
     again.read()

@@ -17,7 +17,7 @@ from hostler.profiles.schema import Profile
 from hostler.supervisor.client import SupervisorClient
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.manager import EngineManager
-from hostler.supervisor.slot_cache import Keeper
+from hostler.supervisor.slot_cache import RestoreResult, SaveResult
 
 pytestmark = pytest.mark.anyio
 
@@ -26,27 +26,36 @@ Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
 LONG = [{"role": "user", "content": "Tell me about ferries. " * 100}]
 
 
-class Listening(Keeper):
-    """Notes what it is told."""
+class RecordingSlots:
+    """Saved slots that only record what is reported of first responses."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, int, int]] = []
+        self.reports: list[tuple[str, int, int]] = []
 
-    async def answered(self, profile: Profile, *, cached: int, prompt: int) -> None:
-        self.told.append((profile.name, cached, prompt))
+    async def restore(self, *_: Any) -> RestoreResult:
+        return RestoreResult()
+
+    async def save(self, *_: Any) -> SaveResult:
+        return SaveResult()
+
+    def read_facts(self, path: Path) -> None:
+        return None
+
+    def record_first_response(self, model: str, cached: int, prompt: int) -> None:
+        self.reports.append((model, cached, prompt))
 
 
 async def test_what_an_engine_of_yesterday_answered_is_ignored(
     scripted: Callable[..., Profile], running: Running, journal: Any
 ) -> None:
-    keeper = Listening()
-    async with running(EngineManager([scripted("a")], SupervisorSettings(), keeper=keeper)) as manager:
+    slots: Any = RecordingSlots()
+    async with running(EngineManager([scripted("a")], SupervisorSettings(), slots=slots)) as manager:
         old = await manager.switch("a")
         await manager.unload("a")
         new = await manager.switch("a")
         await manager.answered("a", generation=old.generation, cached=0, prompt=9)
         await manager.answered("a", generation=new.generation, cached=5, prompt=7)
-    assert keeper.told == [("a", 5, 7)]
+    assert slots.reports == [("a", 5, 7)]
 
 
 async def test_a_gateway_elsewhere_tells_it_too(pretended: Any, serve: Any) -> None:

@@ -23,7 +23,6 @@ from hostler.supervisor.memory import (
     PeakMemory,
     choose_evictions,
     does_not_fit,
-    estimate,
     fits,
     memory_need,
     update_peak,
@@ -43,7 +42,7 @@ WORKING = 4 * 512 * (151936 + 12 * 4096)
 def test_adds_weights_cache_and_the_rest() -> None:
     wanted = memory_need(PROFILE, FACTS)
     assert (wanted.weights, wanted.cache, wanted.other) == (5 * GIB, 4 * GIB, PROCESS_BYTES + WORKING)
-    assert wanted.total == estimate(PROFILE, FACTS) == 9 * GIB + PROCESS_BYTES + WORKING
+    assert wanted.total == 9 * GIB + PROCESS_BYTES + WORKING
 
 
 @pytest.mark.parametrize(
@@ -69,28 +68,28 @@ def test_counts_the_prompt_cache_in_memory_and_the_batch() -> None:
 
 
 def test_a_declared_size_wins_over_everything() -> None:
-    assert estimate(replace(PROFILE, memory=7), FACTS, PeakMemory(rss=9 * GIB, settled=True)) == 7
+    assert memory_need(replace(PROFILE, memory=7), FACTS, PeakMemory(rss=9 * GIB, settled=True)).total == 7
 
 
 def test_a_file_without_a_header_takes_at_least_its_process() -> None:
-    assert estimate(PROFILE, None) == PROCESS_BYTES
+    assert memory_need(PROFILE, None).total == PROCESS_BYTES
 
 
-def test_what_was_seen_raises_the_estimate_at_once_and_lowers_it_after_an_answer() -> None:
-    assert estimate(PROFILE, FACTS, PeakMemory(rss=20 * GIB)) == 20 * GIB
-    assert estimate(PROFILE, FACTS, PeakMemory(rss=6 * GIB)) == estimate(PROFILE, FACTS)
-    assert estimate(PROFILE, FACTS, PeakMemory(rss=6 * GIB, settled=True)) == 6 * GIB
-    assert estimate(PROFILE, FACTS, PeakMemory(settled=True)) == estimate(PROFILE, FACTS)
+def test_a_measurement_raises_the_estimate_at_once_and_lowers_it_after_a_response() -> None:
+    assert memory_need(PROFILE, FACTS, PeakMemory(rss=20 * GIB)).total == 20 * GIB
+    assert memory_need(PROFILE, FACTS, PeakMemory(rss=6 * GIB)).total == memory_need(PROFILE, FACTS).total
+    assert memory_need(PROFILE, FACTS, PeakMemory(rss=6 * GIB, settled=True)).total == 6 * GIB
+    assert memory_need(PROFILE, FACTS, PeakMemory(settled=True)).total == memory_need(PROFILE, FACTS).total
 
 
 def test_memory_of_the_gpu_counts_where_there_is_any() -> None:
-    assert estimate(PROFILE, FACTS, PeakMemory(rss=20 * GIB, gpu=8 * GIB, settled=True)) == 8 * GIB
+    assert memory_need(PROFILE, FACTS, PeakMemory(rss=20 * GIB, gpu=8 * GIB, settled=True)).total == 8 * GIB
 
 
 def test_peaks_only_grow() -> None:
-    seen = update_peak(None, MemoryUsage(rss=5, gpu=1))
-    seen = update_peak(seen, MemoryUsage(rss=3, gpu=2), settled=True)
-    assert update_peak(seen, MemoryUsage()) == PeakMemory(rss=5, gpu=2, settled=True)
+    peak = update_peak(None, MemoryUsage(rss=5, gpu=1))
+    peak = update_peak(peak, MemoryUsage(rss=3, gpu=2), settled=True)
+    assert update_peak(peak, MemoryUsage()) == PeakMemory(rss=5, gpu=2, settled=True)
 
 
 def test_fits_up_to_the_last_byte() -> None:
@@ -132,7 +131,7 @@ def test_a_model_that_can_never_fit_is_refused_with_the_sum() -> None:
     assert "context" in failure.message
     declared = does_not_fit(PROFILE, memory_need(replace(PROFILE, memory=9 * GIB), FACTS), 8 * GIB)
     assert declared.message == (
-        "qwen3-8b needs 9.0 GiB (declared); the budget is 8.0 GiB: raise memory_budget, or take a smaller quantization"
+        "qwen3-8b needs 9.0 GiB (declared); the budget is 8.0 GiB: raise memory_budget, or use a smaller quantization"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hostler.supervisor.logs import FOLLOWER_LINES, LONGEST_LINE, EngineLog, LineSplitter
+from hostler.supervisor.logs import FOLLOWER_LINES, MAX_LINE, EngineLog, LineSplitter
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +29,7 @@ def test_tells_what_came_after_a_mark() -> None:
 
 def test_a_key_never_shows() -> None:
     log = EngineLog()
-    log.hide("s3cret")
+    log.redact("s3cret")
     log.add("Authorization: Bearer s3cret")
     assert "s3cret" not in "".join(log.tail())
 
@@ -47,7 +47,7 @@ async def test_a_slow_follower_is_told_how_much_it_missed_and_holds_up_nobody() 
     with log.follow() as lines:
         for number in range(FOLLOWER_LINES + 7):
             log.add(str(number))
-        assert await anext(lines) == "[7 lines were missed]"
+        assert await anext(lines) == "[7 lines missed]"
         assert await anext(lines) == "7"
 
 
@@ -60,5 +60,5 @@ def test_lines_come_whole_out_of_any_pieces() -> None:
 
 def test_a_line_without_an_end_is_cut() -> None:
     splitter = LineSplitter()
-    [line] = splitter.feed(b"x" * (LONGEST_LINE + 100))
-    assert len(line) == LONGEST_LINE
+    [line] = splitter.feed(b"x" * (MAX_LINE + 100))
+    assert len(line) == MAX_LINE

@@ -20,7 +20,7 @@ from hostler.supervisor.api import create_app
 from hostler.supervisor.client import SupervisorClient
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import Snapshot, StaleEpoch, SupportsPinning, UnknownProfile
-from hostler.supervisor.manager import EngineManager
+from hostler.supervisor.manager import EngineManager, StateFiles
 
 pytestmark = pytest.mark.anyio
 
@@ -79,13 +79,13 @@ async def test_pins_outlast_a_restart_and_profiles_that_are_read_again(
 ) -> None:
     file = tmp_path / "state" / "pins.json"
     profiles = [scripted("a"), scripted("p", profile={"pinned": True}), scripted("b")]
-    async with running(EngineManager(profiles, EXCLUSIVE, pins=file)) as manager:
+    async with running(EngineManager(profiles, EXCLUSIVE, state=StateFiles(pins=file))) as manager:
         assert await manager.pin("a", True)
         assert await manager.pin("p", False)
         await manager.replace_profiles([msgspec.structs.replace(each, description="new") for each in profiles])
         assert pinned(manager) == ["a"]
     started = len(journal.events("start", "p"))
-    async with running(EngineManager(profiles, EXCLUSIVE, pins=file)) as manager:
+    async with running(EngineManager(profiles, EXCLUSIVE, state=StateFiles(pins=file))) as manager:
         await manager.switch("a")  # which joins: pinned models are started with their host
         assert pinned(manager) == ["a"]
         await manager.switch("b")
@@ -97,12 +97,12 @@ async def test_a_word_that_says_what_the_profile_says_is_forgotten(
     scripted: Scripted, running: Running, journal: Any, tmp_path: Path
 ) -> None:
     file = tmp_path / "pins.json"
-    async with running(EngineManager([scripted("a")], EXCLUSIVE, pins=file)) as manager:
+    async with running(EngineManager([scripted("a")], EXCLUSIVE, state=StateFiles(pins=file))) as manager:
         await manager.pin("a", True)
         await manager.pin("a", False)
         await manager.replace_profiles([scripted("a", profile={"pinned": True})])
         assert pinned(manager) == ["a"]
-    assert file.read_bytes() == b"{}"
+    assert file.read_bytes() == b'{"version":1,"value":{}}'
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b'{"a": "yes"}', b"\xff"])
@@ -111,7 +111,7 @@ async def test_a_damaged_file_is_as_good_as_none(
 ) -> None:
     file = tmp_path / "pins.json"
     file.write_bytes(content)
-    async with running(EngineManager([scripted("a")], EXCLUSIVE, pins=file)) as manager:
+    async with running(EngineManager([scripted("a")], EXCLUSIVE, state=StateFiles(pins=file))) as manager:
         assert pinned(manager) == []
 
 
@@ -119,17 +119,19 @@ async def test_a_disk_that_takes_nothing_is_told_and_stops_nothing(
     scripted: Scripted, running: Running, journal: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    async with running(EngineManager([scripted("a")], EXCLUSIVE, pins=tmp_path / "file" / "pins.json")) as manager:
+    async with running(
+        EngineManager([scripted("a")], EXCLUSIVE, state=StateFiles(pins=tmp_path / "file" / "pins.json"))
+    ) as manager:
         assert not await manager.pin("a", True)
         assert pinned(manager) == ["a"]
-    assert "forgotten at the next restart" in caplog.text
+    assert "lost at the next restart" in caplog.text
 
 
 async def test_a_gateway_elsewhere_pins_over_http(
     scripted: Scripted, running: Running, journal: Any, serve: Serve, tmp_path: Path
 ) -> None:
     profile = scripted("a", profile={"aliases": ("first",)})
-    async with running(EngineManager([profile], EXCLUSIVE, pins=tmp_path / "pins.json")) as manager:
+    async with running(EngineManager([profile], EXCLUSIVE, state=StateFiles(pins=tmp_path / "pins.json"))) as manager:
         async with serve(create_app(manager, token="t")) as url, SupervisorClient(url, "t") as client:
             assert isinstance(client, SupportsPinning)
             assert await client.pin("first", True, epoch=5)

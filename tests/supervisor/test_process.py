@@ -20,8 +20,9 @@ from hostler.supervisor.command import EngineCommand, build_command
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError
 from hostler.supervisor.engine_client import get_status
+from hostler.supervisor.lifecycle import CommandFactory
 from hostler.supervisor.logs import EngineLog
-from hostler.supervisor.process import CommandBuilder, Hooks, ManagedProcess, ProcessLimits
+from hostler.supervisor.process import ManagedProcess, ProcessLimits
 
 pytestmark = pytest.mark.anyio
 
@@ -29,18 +30,23 @@ Make = Callable[..., AbstractAsyncContextManager["Watched"]]
 Gates = Callable[[str], Gate]
 
 
-class Plan(Hooks):
+class FakeLifecycle:
+    """What surrounds an engine, without files, slots and memory."""
+
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self.saved: list[EngineAddress] = []
 
-    async def prepare(self) -> CommandBuilder:
+    async def prepare(self) -> CommandFactory:
         return lambda port, key: build_command(
             self.profile, SupervisorSettings(), file=Path(self.profile.model), host="127.0.0.1", port=port, key=key,
             inherited=dict(os.environ),
         )  # fmt: skip
 
-    async def stopping(self, address: EngineAddress) -> None:
+    async def restore_slots(self, address: EngineAddress) -> None:
+        pass
+
+    async def save_slots(self, address: EngineAddress) -> None:
         self.saved.append(address)
 
 
@@ -50,9 +56,13 @@ def process(scripted: Callable[..., Profile]) -> Make:
 
     @asynccontextmanager
     async def make(
-        *, limits: ProcessLimits | None = None, ports: range | None = None, hooks: type[Plan] = Plan, **script: Any
+        *,
+        limits: ProcessLimits | None = None,
+        ports: range | None = None,
+        lifecycle: type[FakeLifecycle] = FakeLifecycle,
+        **script: Any,
     ) -> AsyncIterator[Watched]:
-        one = Watched(hooks(scripted("m", **script)), limits or QUICK, ports)
+        one = Watched(lifecycle(scripted("m", **script)), limits or QUICK, ports)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(one.run)
             yield one
@@ -76,10 +86,10 @@ async def failure_of(one: Watched) -> Failure:
 class Watched(ManagedProcess):
     """A process whose steps a test can wait for, also those that were over when the test got to look."""
 
-    def __init__(self, hooks: Hooks, limits: ProcessLimits, ports: range | None) -> None:
+    def __init__(self, lifecycle: Any, limits: ProcessLimits, ports: range | None) -> None:
         self.moved = anyio.Event()
         self.states: list[str] = []
-        super().__init__("m", hooks, limits, EngineLog(), ports=ports, changed=lambda _: self.note())
+        super().__init__("m", lifecycle, limits, EngineLog(), ports=ports, on_change=lambda _: self.note())
 
     def note(self) -> None:
         if self.states[-1:] != [self.state]:
@@ -222,7 +232,7 @@ async def test_forgiven_failures_are_forgotten(process: Make, journal: Any) -> N
         for _ in range(3):
             await failure_of(one)
         await entered(one, "failed")
-        one.forgive()
+        one.reset_failures()
         assert (await one.ensure_ready()).generation == 4
 
 
@@ -312,11 +322,11 @@ async def test_one_that_never_gets_ready_is_killed_at_its_limit(
 
 async def test_can_be_stopped_while_it_starts(process: Make, journal: Any) -> None:
     async with process(never_ready=True) as one:
-        order = one.order()
+        order = one.request_start()
         await entered(one, "starting")
         await one.stop()
         with pytest.raises(SupervisorError) as refused:
-            await order.get()
+            await order.wait()
         assert refused.value.failure.kind == "cancelled"
         assert one.state == "stopped"
 
@@ -325,20 +335,20 @@ async def test_the_result_of_an_old_start_never_reaches_a_new_waiter(process: Ma
     ready, gone = gates("ready"), gates("gone")
     limits = msgspec.structs.replace(QUICK, stop_grace_s=60)
     async with process(ready_when=ready.path, gone_when=gone.path, limits=limits) as one:
-        old = one.order()
+        old = one.request_start()
         await journal.until("start")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(one.stop)
             await journal.until("told")
-            new = one.order()
+            new = one.request_start()
             # Now the old one gets ready, on its way out.
             ready.open()
             await journal.until("ready")
             with pytest.raises(SupervisorError):
-                await old.get()
+                await old.wait()
             assert not new.settled
             gone.open()
-            assert (await new.get()).generation == 2
+            assert (await new.wait()).generation == 2
 
 
 async def test_somebody_elses_answer_on_the_port_does_not_count(process: Make, journal: Any) -> None:
@@ -354,13 +364,13 @@ async def test_somebody_elses_answer_on_the_port_does_not_count(process: Make, j
                     await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
                     answered.set()
 
-        class TooLate(Plan):
+        class TooLate(FakeLifecycle):
             """Somebody takes the port between our look and the engine's, and says that all is well."""
 
-            async def prepare(self) -> CommandBuilder:
+            async def prepare(self) -> CommandFactory:
                 original = await super().prepare()
 
-                def build_command(port: int, key: str) -> EngineCommand:
+                def command_for(port: int, key: str) -> EngineCommand:
                     if not taken:
                         taken.append(port)
                         impostor = socket.socket()
@@ -369,14 +379,14 @@ async def test_somebody_elses_answer_on_the_port_does_not_count(process: Make, j
                         tasks.start_soon(serve, impostor)
                     return original(port, key)
 
-                return build_command
+                return command_for
 
         async def serve(impostor: socket.socket) -> None:
             listener = await anyio.abc.SocketListener.from_socket(impostor)
             async with listener:
                 await listener.serve(answer)
 
-        async with process(hooks=TooLate, listen_after=0.3) as one:
+        async with process(lifecycle=TooLate, listen_after=0.3) as one:
             address = await one.ensure_ready()
             # The first engine could not listen; the second one, elsewhere, is what was asked for.
             assert answered.is_set()
@@ -436,11 +446,11 @@ async def test_a_busy_engine_is_left_alone(process: Make, journal: Any) -> None:
 async def test_is_asked_to_keep_its_conversations_before_it_ends(process: Make, journal: Any) -> None:
     answered: list[int | None] = []
 
-    class Saving(Plan):
-        async def stopping(self, address: EngineAddress) -> None:
+    class Saving(FakeLifecycle):
+        async def save_slots(self, address: EngineAddress) -> None:
             answered.append(await get_status(address.host, address.port, "/slots", timeout_s=2, key=address.key))
 
-    async with process(hooks=Saving) as one:
+    async with process(lifecycle=Saving) as one:
         await one.ensure_ready()
         await one.stop()
     assert answered == [200]
@@ -449,15 +459,15 @@ async def test_is_asked_to_keep_its_conversations_before_it_ends(process: Make, 
 async def test_an_engine_that_dies_over_what_was_kept_is_started_once_more(process: Make, journal: Any) -> None:
     died: list[int] = []
 
-    class Deadly(Plan):
-        async def ready(self, address: EngineAddress) -> None:
+    class Deadly(FakeLifecycle):
+        async def restore_slots(self, address: EngineAddress) -> None:
             if not died:
                 [pid] = journal.pids()
                 died.append(pid)
                 os.kill(pid, 6)
                 await get_status(address.host, address.port, "/slots", timeout_s=2, key=address.key)
 
-    async with process(hooks=Deadly) as one:
+    async with process(lifecycle=Deadly) as one:
         await one.ensure_ready()
         assert len(journal.events("start")) == 2
 
@@ -465,7 +475,7 @@ async def test_an_engine_that_dies_over_what_was_kept_is_started_once_more(proce
 async def test_cancelling_the_task_leaves_no_process_in_any_phase(process: Make, journal: Any) -> None:
     for pause in (0.0, 0.02, 0.05, 0.1, 0.3):
         async with process(ready_after=0.1, grandchild=True) as one:
-            one.order()
+            one.request_start()
             await anyio.sleep(pause)
     assert_all_gone(journal.pids())
 
@@ -482,12 +492,12 @@ async def test_an_engine_that_cannot_be_executed_is_missing(process: Make, tmp_p
     broken.write_bytes(b"\x7fELFnonsense")
     broken.chmod(0o755)
 
-    class Broken(Plan):
-        async def prepare(self) -> CommandBuilder:
+    class Broken(FakeLifecycle):
+        async def prepare(self) -> CommandFactory:
             import msgspec
 
             original = await super().prepare()
             return lambda port, key: msgspec.structs.replace(original(port, key), arguments=(str(broken),))
 
-    async with process(hooks=Broken) as one:
+    async with process(lifecycle=Broken) as one:
         assert (await failure_of(one)).kind == "engine_missing"

@@ -24,7 +24,7 @@ from hostler.supervisor.contract import (
     UnknownProfile,
 )
 from hostler.supervisor.manager import EngineManager
-from hostler.supervisor.model import FileDescription
+from hostler.supervisor.model_files import FileDescription
 
 pytestmark = pytest.mark.anyio
 
@@ -67,7 +67,7 @@ async def far(serve: Serve) -> Any:
         tasks.start_soon(host.manager.run)
         await host.manager.started()
         async with serve(create_app(host.manager, token="t")) as url:
-            limits = ClientLimits(asks=1)
+            limits = ClientLimits(attempts=1)
             async with SupervisorClient(url, "t", limits=limits) as client:
                 yield host, client
         tasks.cancel_scope.cancel()

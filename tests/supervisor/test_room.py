@@ -18,7 +18,7 @@ from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import ModelChanged, Snapshot, SupervisorError
 from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.memory import GIB, MIB, MemoryUsage
-from hostler.supervisor.model import FileDescription
+from hostler.supervisor.model_files import FileDescription
 
 pytestmark = pytest.mark.anyio
 
@@ -123,7 +123,7 @@ async def test_pinned_models_are_named_when_they_leave_too_little(
     profiles = [scripted(name, profile={"memory": size * GIB, "pinned": name == "p"}) for name, size in sizes.items()]
     async with running(EngineManager(profiles, SHARED)) as manager:
         await until_told(manager, lambda: states(manager)["p"] == "ready")
-        with pytest.raises(SupervisorError, match="does not leave beside p"):
+        with pytest.raises(SupervisorError, match=r"does not fit into 8\.0 GiB beside pinned p"):
             await manager.switch("a")
         assert states(manager)["p"] == "ready"
 
@@ -150,7 +150,7 @@ async def test_a_pinned_model_that_cannot_start_is_a_warning(
     async with running(EngineManager([profile, scripted("a")], SupervisorSettings(max_failures=1))) as manager:
         await until_told(manager, lambda: states(manager)["p"] == "failed")
         assert (await manager.switch("a")).model == "a"
-    assert "pinned model p could not be started" in caplog.text
+    assert "p: pinned, but cannot be started" in caplog.text
 
 
 async def test_an_unchanged_amount_is_not_told_again(scripted: Scripted, running: Running, journal: Any) -> None:

@@ -21,9 +21,13 @@ from fakes.ports import free_port
 from msgspec.structs import replace
 
 from hostler.profiles.schema import ModelFacts, Profile
+from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.engine_client import EngineError, engine_build, request_json
-from hostler.supervisor.slot_cache import RestoreResult, SlotKeeper, SlotLimits, SlotStore
+from hostler.supervisor.lifecycle import EngineLifecycle, EngineServices
+from hostler.supervisor.memory import MemoryHistory
+from hostler.supervisor.model_files import ModelFiles
+from hostler.supervisor.slot_cache import RestoreResult, SlotCache, SlotLimits
 from hostler.supervisor.slot_key import slot_key, unsupported_reason
 
 pytestmark = pytest.mark.anyio
@@ -109,21 +113,21 @@ def clock() -> Clock:
     return Clock()
 
 
-def store_in(directory: Path, clock: Clock, limits: SlotLimits) -> SlotStore:
-    store = SlotStore(directory, max_bytes=10_000, max_age_s=100.0, min_tokens=256, limits=limits, clock=clock)
-    store.prepare()
-    return store
+def cache_in(directory: Path, clock: Clock, limits: SlotLimits) -> SlotCache:
+    cache = SlotCache(directory, max_bytes=10_000, max_age_s=100.0, min_tokens=256, limits=limits, clock=clock)
+    cache.prepare()
+    return cache
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> SlotStore:
-    return store_in(tmp_path, clock, SlotLimits())
+def cache(tmp_path: Path, clock: Clock) -> SlotCache:
+    return cache_in(tmp_path, clock, SlotLimits())
 
 
 @pytest.fixture
-def impatient(tmp_path: Path, clock: Clock) -> SlotStore:
+def impatient(tmp_path: Path, clock: Clock) -> SlotCache:
     """The same, for engines that do not answer."""
-    return store_in(tmp_path, clock, SlotLimits(save_s=0.2, restore_s=0.2))
+    return cache_in(tmp_path, clock, SlotLimits(save_s=0.2, restore_s=0.2))
 
 
 def names(directory: Path) -> list[str]:
@@ -134,70 +138,70 @@ BOTH = ["aaaaaaaaaaaaaaaa-0.json", "aaaaaaaaaaaaaaaa-0.kv", "aaaaaaaaaaaaaaaa-1.
 
 
 async def test_what_is_saved_comes_back_low_slots_first(
-    store: SlotStore, engine: WritingEngine, tmp_path: Path
+    cache: SlotCache, engine: WritingEngine, tmp_path: Path
 ) -> None:
-    saved = await store.save(engine.address, PROFILE, FACTS, KEY)
+    saved = await cache.save(engine.address, PROFILE, FACTS, KEY)
     assert (saved.slots, saved.tokens, saved.bytes) == (2, 1500, 1500)
     assert names(tmp_path) == BOTH
     engine.asked.clear()
-    assert await store.restore(engine.address, PROFILE, FACTS, KEY) == RestoreResult(slots=2, tokens=1500)
+    assert await cache.restore(engine.address, PROFILE, FACTS, KEY) == RestoreResult(slots=2, tokens=1500)
     assert engine.restored == {0: b"\0" * 1000, 1: b"\1" * 500}
     assert engine.asked == ["POST /slots/0?action=restore", "POST /slots/1?action=restore"]
     assert names(tmp_path) == BOTH
 
 
-async def test_keeps_only_idle_slots_that_hold_enough(store: SlotStore, engine: WritingEngine, tmp_path: Path) -> None:
+async def test_keeps_only_idle_slots_that_hold_enough(cache: SlotCache, engine: WritingEngine, tmp_path: Path) -> None:
     engine.tokens, engine.busy = [255, 256, 5000], {2}
-    assert (await store.save(engine.address, PROFILE, FACTS, KEY)).tokens == 256
+    assert (await cache.save(engine.address, PROFILE, FACTS, KEY)).tokens == 256
     assert engine.asked == ["GET /slots", "POST /slots/1?action=save"]
 
 
-async def test_a_slot_that_was_emptied_loses_its_file(store: SlotStore, engine: WritingEngine, tmp_path: Path) -> None:
-    await store.save(engine.address, PROFILE, FACTS, KEY)
+async def test_a_slot_that_was_emptied_loses_its_file(cache: SlotCache, engine: WritingEngine, tmp_path: Path) -> None:
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
     engine.tokens = [1000, 0]
-    await store.save(engine.address, PROFILE, FACTS, KEY)
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
     assert names(tmp_path) == BOTH[:2]
 
 
-async def test_a_slot_that_nobody_used_keeps_its_file(store: SlotStore, engine: WritingEngine, tmp_path: Path) -> None:
-    await store.save(engine.address, PROFILE, FACTS, KEY)
+async def test_a_slot_that_nobody_used_keeps_its_file(cache: SlotCache, engine: WritingEngine, tmp_path: Path) -> None:
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
     engine.tokens = [None, 500]
-    await store.save(engine.address, PROFILE, FACTS, KEY)
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
     assert names(tmp_path) == BOTH
 
 
 async def test_a_file_that_is_not_as_it_was_written_is_never_shown_to_an_engine(
-    store: SlotStore, engine: WritingEngine, tmp_path: Path
+    cache: SlotCache, engine: WritingEngine, tmp_path: Path
 ) -> None:
-    await store.save(engine.address, PROFILE, FACTS, KEY)
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
     os.truncate(tmp_path / BOTH[1], 999)
-    assert (await store.restore(engine.address, PROFILE, FACTS, KEY)).slots == 1
+    assert (await cache.restore(engine.address, PROFILE, FACTS, KEY)).slots == 1
     assert list(engine.restored) == [1]
     assert names(tmp_path) == BOTH[2:]
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff{", b"[]", b'{"key": 1}', b'{"a": ' * 100_000])
 async def test_a_description_that_cannot_be_read_costs_its_own_file_only(
-    store: SlotStore, engine: WritingEngine, tmp_path: Path, damage: bytes
+    cache: SlotCache, engine: WritingEngine, tmp_path: Path, damage: bytes
 ) -> None:
-    await store.save(engine.address, PROFILE, FACTS, KEY)
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
     (tmp_path / BOTH[0]).write_bytes(damage)
-    store.prepare()
+    cache.prepare()
     assert names(tmp_path) == BOTH[2:]
 
 
 async def test_a_save_that_wrote_less_than_it_says_is_not_kept(
-    store: SlotStore, engine: WritingEngine, tmp_path: Path
+    cache: SlotCache, engine: WritingEngine, tmp_path: Path
 ) -> None:
     engine.wanting = 1
-    assert (await store.save(engine.address, PROFILE, FACTS, KEY)).slots == 0
+    assert (await cache.save(engine.address, PROFILE, FACTS, KEY)).slots == 0
     assert names(tmp_path) == []
 
 
 async def test_a_failed_save_leaves_the_earlier_file_alone(
-    store: SlotStore, impatient: SlotStore, engine: WritingEngine, tmp_path: Path
+    cache: SlotCache, impatient: SlotCache, engine: WritingEngine, tmp_path: Path
 ) -> None:
-    await store.save(engine.address, PROFILE, FACTS, KEY)
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
     engine.deaf = True
     with anyio.fail_after(15):
         assert (await impatient.save(engine.address, PROFILE, FACTS, KEY)).slots == 0
@@ -206,9 +210,9 @@ async def test_a_failed_save_leaves_the_earlier_file_alone(
 
 @pytest.mark.parametrize("how", ["dies", "deaf"])
 async def test_a_file_that_kills_or_hangs_the_engine_is_gone(
-    store: SlotStore, impatient: SlotStore, engine: WritingEngine, tmp_path: Path, how: str
+    cache: SlotCache, impatient: SlotCache, engine: WritingEngine, tmp_path: Path, how: str
 ) -> None:
-    await store.save(engine.address, PROFILE, FACTS, KEY)
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
     setattr(engine, how, True)
     restored = await impatient.restore(engine.address, PROFILE, FACTS, KEY)
     assert (restored.crashed, restored.slots) == (True, 0)
@@ -216,90 +220,90 @@ async def test_a_file_that_kills_or_hangs_the_engine_is_gone(
 
 
 async def test_a_file_is_gone_when_whoever_waits_gives_up_on_the_engine(
-    store: SlotStore, engine: WritingEngine, tmp_path: Path
+    cache: SlotCache, engine: WritingEngine, tmp_path: Path
 ) -> None:
-    await store.save(engine.address, PROFILE, FACTS, KEY)
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
     engine.deaf = True
     with anyio.move_on_after(0.05):
-        await store.restore(engine.address, PROFILE, FACTS, KEY)
+        await cache.restore(engine.address, PROFILE, FACTS, KEY)
     assert names(tmp_path) == BOTH[2:]
 
 
 async def test_a_file_whose_restore_killed_the_supervisor_too_is_gone_afterwards(
-    store: SlotStore, engine: WritingEngine, tmp_path: Path
+    cache: SlotCache, engine: WritingEngine, tmp_path: Path
 ) -> None:
-    await store.save(engine.address, PROFILE, FACTS, KEY)
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
     (tmp_path / "aaaaaaaaaaaaaaaa-0.restoring").touch()
     (tmp_path / "bbbbbbbbbbbbbbbb-0-12345678.part").write_bytes(b"half")
     (tmp_path / "cccccccccccccccc-0.kv").write_bytes(b"nobody's")
     (tmp_path / "dddddddddddddddd-0.json.new").write_bytes(b"{")
     (tmp_path / "eeeeeeeeeeeeeeee-0.json").write_bytes(b"{")
-    store.prepare()
+    cache.prepare()
     assert names(tmp_path) == BOTH[2:]
 
 
 @pytest.mark.parametrize("name", ["aaaaaaaaaaaaaaaa-0.restoring", "copies.part", "notes.json.new", "copies.kv"])
 async def test_a_folder_that_somebody_put_there_keeps_no_supervisor_from_starting(
-    store: SlotStore, engine: WritingEngine, tmp_path: Path, name: str
+    cache: SlotCache, engine: WritingEngine, tmp_path: Path, name: str
 ) -> None:
-    await store.save(engine.address, PROFILE, FACTS, KEY)
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
     (tmp_path / name).mkdir()
-    store.prepare()
+    cache.prepare()
     assert (tmp_path / name).is_dir()
     assert names(tmp_path) == sorted([*BOTH, name])
 
 
 async def test_an_engine_that_refuses_a_file_does_not_see_it_again(
-    store: SlotStore, engine: WritingEngine, tmp_path: Path
+    cache: SlotCache, engine: WritingEngine, tmp_path: Path
 ) -> None:
-    await store.save(engine.address, PROFILE, FACTS, KEY)
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
     engine.answer = lambda method, path, body: (400, {"error": "no space"})  # type: ignore[method-assign]  # a refusal
-    restored = await store.restore(engine.address, PROFILE, FACTS, KEY)
+    restored = await cache.restore(engine.address, PROFILE, FACTS, KEY)
     assert (restored.slots, restored.crashed) == (0, False)
     assert names(tmp_path) == []
 
 
-async def test_another_key_finds_nothing(store: SlotStore, engine: WritingEngine) -> None:
-    await store.save(engine.address, PROFILE, FACTS, KEY)
-    assert await store.restore(engine.address, PROFILE, FACTS, "b" * 64) == RestoreResult()
-    assert await store.restore(engine.address, PROFILE, FACTS, KEY[:-1] + "b") == RestoreResult()
+async def test_another_key_finds_nothing(cache: SlotCache, engine: WritingEngine) -> None:
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
+    assert await cache.restore(engine.address, PROFILE, FACTS, "b" * 64) == RestoreResult()
+    assert await cache.restore(engine.address, PROFILE, FACTS, KEY[:-1] + "b") == RestoreResult()
 
 
-async def test_restores_no_slot_that_the_engine_does_not_have(store: SlotStore, engine: WritingEngine) -> None:
-    await store.save(engine.address, PROFILE, FACTS, KEY)
-    assert (await store.restore(engine.address, replace(PROFILE, parallel=1), FACTS, KEY)).slots == 1
+async def test_restores_no_slot_that_the_engine_does_not_have(cache: SlotCache, engine: WritingEngine) -> None:
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
+    assert (await cache.restore(engine.address, replace(PROFILE, parallel=1), FACTS, KEY)).slots == 1
     assert list(engine.restored) == [0]
 
 
 async def test_the_oldest_make_room_and_the_old_expire(
-    store: SlotStore, engine: WritingEngine, clock: Clock, tmp_path: Path
+    cache: SlotCache, engine: WritingEngine, clock: Clock, tmp_path: Path
 ) -> None:
     engine.tokens = [6000]
-    await store.save(engine.address, PROFILE, FACTS, KEY)
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
     clock.now += 1
-    await store.save(engine.address, PROFILE, FACTS, "b" * 64)
+    await cache.save(engine.address, PROFILE, FACTS, "b" * 64)
     assert names(tmp_path) == ["bbbbbbbbbbbbbbbb-0.json", "bbbbbbbbbbbbbbbb-0.kv"]
-    assert store.total() == 6000
+    assert cache.total() == 6000
     clock.now += 101
-    assert await store.restore(engine.address, PROFILE, FACTS, "b" * 64) == RestoreResult()
+    assert await cache.restore(engine.address, PROFILE, FACTS, "b" * 64) == RestoreResult()
     assert names(tmp_path) == []
 
 
 async def test_what_is_larger_than_all_that_may_be_kept_is_not(
-    store: SlotStore, engine: WritingEngine, tmp_path: Path
+    cache: SlotCache, engine: WritingEngine, tmp_path: Path
 ) -> None:
     engine.tokens = [10_001, 500]
-    assert (await store.save(engine.address, PROFILE, FACTS, KEY)).tokens == 500
+    assert (await cache.save(engine.address, PROFILE, FACTS, KEY)).tokens == 500
     assert names(tmp_path) == BOTH[2:]
     engine.tokens, engine.asked = [50_000, 0], []
-    await store.save(engine.address, PROFILE, FACTS, "b" * 64)
+    await cache.save(engine.address, PROFILE, FACTS, "b" * 64)
     assert engine.asked == ["GET /slots"]
 
 
 def test_closes_a_folder_that_was_open_to_others(tmp_path: Path) -> None:
     folder = tmp_path / "slots"
     folder.mkdir(mode=0o755)
-    SlotStore(folder, max_bytes=1 << 20, max_age_s=60, min_tokens=1).prepare()
+    SlotCache(folder, max_bytes=1 << 20, max_age_s=60, min_tokens=1).prepare()
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
@@ -315,49 +319,49 @@ def test_closes_a_folder_that_was_open_to_others(tmp_path: Path) -> None:
     ],
 )
 async def test_leaves_models_alone_whose_caches_do_not_come_back(
-    store: SlotStore, engine: WritingEngine, profile: Profile, facts: ModelFacts | None
+    cache: SlotCache, engine: WritingEngine, profile: Profile, facts: ModelFacts | None
 ) -> None:
     assert unsupported_reason(profile, facts)
-    assert (await store.save(engine.address, profile, facts, KEY)).why
-    assert (await store.restore(engine.address, profile, facts, KEY)).why
+    assert (await cache.save(engine.address, profile, facts, KEY)).why
+    assert (await cache.restore(engine.address, profile, facts, KEY)).why
     assert engine.asked == []
 
 
 async def test_a_model_that_gains_nothing_twice_is_left_alone_for_good(
-    store: SlotStore, engine: WritingEngine, clock: Clock, tmp_path: Path
+    cache: SlotCache, engine: WritingEngine, clock: Clock, tmp_path: Path
 ) -> None:
     for _ in range(2):
-        await store.save(engine.address, PROFILE, FACTS, KEY)
-        assert (await store.restore(engine.address, PROFILE, FACTS, KEY)).slots == 2
-        store.verify("alpha", 0, 1500)
-        store.verify("alpha", 0, 1500)  # only the first answer counts
+        await cache.save(engine.address, PROFILE, FACTS, KEY)
+        assert (await cache.restore(engine.address, PROFILE, FACTS, KEY)).slots == 2
+        cache.record_first_response("alpha", 0, 1500)
+        cache.record_first_response("alpha", 0, 1500)  # only the first answer counts
     assert names(tmp_path) == ["aaaaaaaaaaaaaaaa.strikes"]
-    again = SlotStore(tmp_path, max_bytes=10_000, max_age_s=100.0, min_tokens=256, clock=clock)
+    again = SlotCache(tmp_path, max_bytes=10_000, max_age_s=100.0, min_tokens=256, clock=clock)
     again.prepare()
     assert (await again.save(engine.address, PROFILE, FACTS, KEY)).why == "restoring did not help this model"
     assert (await again.save(engine.address, PROFILE, FACTS, "b" * 64)).slots == 2
 
 
-async def test_other_conversations_and_good_ones_are_no_strike(store: SlotStore, engine: WritingEngine) -> None:
+async def test_other_conversations_and_good_ones_are_no_strike(cache: SlotCache, engine: WritingEngine) -> None:
     for cache_n, prompt_n in ((0, 1500), (0, 100), (900, 100), (0, 1500)):
-        await store.save(engine.address, PROFILE, FACTS, KEY)
-        assert (await store.restore(engine.address, PROFILE, FACTS, KEY)).slots == 2
-        store.verify("alpha", cache_n, prompt_n)
-    assert (await store.save(engine.address, PROFILE, FACTS, KEY)).slots == 2
+        await cache.save(engine.address, PROFILE, FACTS, KEY)
+        assert (await cache.restore(engine.address, PROFILE, FACTS, KEY)).slots == 2
+        cache.record_first_response("alpha", cache_n, prompt_n)
+    assert (await cache.save(engine.address, PROFILE, FACTS, KEY)).slots == 2
 
 
-async def test_an_engine_that_is_not_there_is_no_error(store: SlotStore, engine: WritingEngine) -> None:
+async def test_an_engine_that_is_not_there_is_no_error(cache: SlotCache, engine: WritingEngine) -> None:
     gone = replace(engine.address, port=1)
-    assert (await store.save(gone, PROFILE, FACTS, KEY)).slots == 0
+    assert (await cache.save(gone, PROFILE, FACTS, KEY)).slots == 0
 
 
 async def test_what_was_written_before_the_machine_restarted_is_not_trusted(
-    store: SlotStore, engine: WritingEngine, tmp_path: Path
+    cache: SlotCache, engine: WritingEngine, tmp_path: Path
 ) -> None:
-    await store.save(engine.address, PROFILE, FACTS, KEY)
+    await cache.save(engine.address, PROFILE, FACTS, KEY)
     sidecar = tmp_path / BOTH[0]
     sidecar.write_bytes(msgspec.json.encode({**msgspec.json.decode(sidecar.read_bytes()), "boot": "another"}))
-    assert (await store.restore(engine.address, PROFILE, FACTS, KEY)).slots == 1
+    assert (await cache.restore(engine.address, PROFILE, FACTS, KEY)).slots == 1
 
 
 def test_a_key_changes_with_all_that_a_cache_depends_on(tmp_path: Path) -> None:
@@ -392,27 +396,32 @@ def test_a_key_stays_when_only_speed_changes(tmp_path: Path) -> None:
     assert slot_key(PROFILE, file, "b") == slot_key(faster, file, "b")
 
 
-async def test_a_keeper_saves_and_restores_for_the_file_that_the_engine_was_started_with(
-    store: SlotStore, engine: WritingEngine, tmp_path_factory: pytest.TempPathFactory
+async def test_a_lifecycle_saves_and_restores_for_the_file_that_the_engine_was_started_with(
+    cache: SlotCache, engine: WritingEngine, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     file = tmp_path_factory.mktemp("models") / "m.gguf"
     file.write_bytes(b"weights")
-    keeper = SlotKeeper(store, lambda _: FACTS)
-    await keeper.restore(PROFILE, engine.address, file)
-    await keeper.save(PROFILE, engine.address, file)
-    assert store.total() == 1500
-    await keeper.save(PROFILE, engine.address, file)
+    cache.read_facts = lambda _: FACTS
+    services = EngineServices(
+        settings=SupervisorSettings(), host="", files=ModelFiles(), memory=MemoryHistory(), slots=cache
+    )
+    lifecycle = EngineLifecycle(PROFILE, services)
+    lifecycle.path = file
+    await lifecycle.restore_slots(engine.address)
+    await lifecycle.save_slots(engine.address)
+    assert cache.total() == 1500
+    await lifecycle.save_slots(engine.address)
     assert engine.asked.count("GET /slots") == 1
     file.write_bytes(b"other weights")
-    await keeper.restore(PROFILE, engine.address, file)
+    await lifecycle.restore_slots(engine.address)
     assert engine.restored == {}
     file.write_bytes(b"weights")
     os.utime(file, ns=(7, 7))
-    await keeper.restore(PROFILE, engine.address, file)
-    await keeper.save(PROFILE, engine.address, file)
+    await lifecycle.restore_slots(engine.address)
+    await lifecycle.save_slots(engine.address)
     file.unlink()
-    await keeper.restore(PROFILE, engine.address, file)
-    await keeper.save(PROFILE, engine.address, file)
+    await lifecycle.restore_slots(engine.address)
+    await lifecycle.save_slots(engine.address)
     assert engine.asked.count("GET /slots") == 2
 
 
@@ -458,8 +467,8 @@ def _real_engine(model: Path, port: int, directory: Path) -> Iterator[EngineAddr
 async def test_a_long_conversation_is_not_read_again_after_a_restart(tmp_path: Path, real_model: Path) -> None:
     facts = ModelFacts(architecture="llama", bytes=98362432, kv_bytes_per_token=23040)
     profile = Profile(name="alpha", model=str(real_model), context=4096)
-    store = SlotStore(tmp_path, max_bytes=1 << 30, max_age_s=3600, min_tokens=256)
-    store.prepare()
+    cache = SlotCache(tmp_path, max_bytes=1 << 30, max_age_s=3600, min_tokens=256)
+    cache.prepare()
     story = " ".join(f"Line {number}: the stable holds {number % 7} horses." for number in range(80))
     messages = [{"role": "user", "content": story}]
     port = free_port()
@@ -467,13 +476,13 @@ async def test_a_long_conversation_is_not_read_again_after_a_restart(tmp_path: P
         first = await _chat(address, messages)
         key = slot_key(profile, real_model, await engine_build(address))
         began = time.monotonic()
-        saved = await store.save(address, profile, facts, key)
+        saved = await cache.save(address, profile, facts, key)
         save_s = time.monotonic() - began
         assert saved.slots == 1
     with _real_engine(real_model, port, tmp_path) as address:
         assert key == slot_key(profile, real_model, await engine_build(address))
         began = time.monotonic()
-        restored = await store.restore(address, profile, facts, key)
+        restored = await cache.restore(address, profile, facts, key)
         restore_s = time.monotonic() - began
         messages += [first["choices"][0]["message"], {"role": "user", "content": "How many horses?"}]
         second = await _chat(address, messages)
@@ -502,6 +511,6 @@ def test_a_folder_that_others_use_is_refused_and_stays_as_it_is(tmp_path: Path, 
     folder = tmp_path / "shared"
     (folder / "theirs").mkdir(parents=True)
     folder.chmod(mode)
-    with pytest.raises(PermissionError, match="a folder of their own"):
-        store_in(folder, clock, SlotLimits())
+    with pytest.raises(PermissionError, match="open to other users"):
+        cache_in(folder, clock, SlotLimits())
     assert folder.stat().st_mode & 0o7777 == mode

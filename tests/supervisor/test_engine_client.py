@@ -1,9 +1,10 @@
-"""When an engine counts as silent."""
+"""How the supervisor polls its engines, and when an engine counts as unresponsive."""
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
 from hostler.supervisor.contract import EngineAddress
-from hostler.supervisor.engine_client import until_silent
+from hostler.supervisor.engine_client import _refuses, get_status, wait_until_unresponsive
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.anyio
 @asynccontextmanager
 async def engine(answer: Callable[[SocketStream], Any]) -> AsyncIterator[EngineAddress]:
     async def serve(stream: SocketStream) -> None:
-        # Some who connect only look whether anybody listens.
+        # Some connections only check whether the port is open.
         with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
             async with stream:
                 await stream.receive()
@@ -34,31 +35,59 @@ async def engine(answer: Callable[[SocketStream], Any]) -> AsyncIterator[EngineA
         tasks.cancel_scope.cancel()
 
 
-async def test_an_engine_that_answers_nothing_is_silent() -> None:
+async def test_an_engine_that_answers_nothing_is_unresponsive() -> None:
     async with engine(lambda _: anyio.sleep_forever()) as address:
         with anyio.fail_after(20):
-            await until_silent(address, 0.4)
+            await wait_until_unresponsive(address, 0.4)
 
 
-async def test_an_engine_is_not_blamed_when_it_was_us_who_were_held_up() -> None:
+async def test_an_engine_is_not_blamed_when_the_supervisor_itself_was_held_up() -> None:
     answers = 0
     enough = anyio.Event()
 
     async def answer(stream: SocketStream) -> None:
         nonlocal answers
         if answers == 0:
-            time.sleep(0.6)  # noqa: ASYNC251 - everybody here stands still
+            time.sleep(0.6)  # noqa: ASYNC251 - blocks the event loop on purpose
         answers += 1
         if answers == 3:
             enough.set()
         await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
     async def watch() -> None:
-        await until_silent(address, 0.4)
-        raise AssertionError("it was called silent")
+        await wait_until_unresponsive(address, 0.4)
+        raise AssertionError("it counted as unresponsive")
 
     async with engine(answer) as address, anyio.create_task_group() as tasks:
         tasks.start_soon(watch)
         with anyio.fail_after(20):
             await enough.wait()
         tasks.cancel_scope.cancel()
+
+
+ADDRESSES = {"127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}
+
+
+@pytest.fixture(params=ADDRESSES)
+def listening(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
+    with socket.socket(ADDRESSES[request.param]) as server:
+        server.bind((request.param, 0))
+        server.listen()
+        yield request.param, server.getsockname()[1]
+
+
+def test_a_port_that_listens_does_not_refuse(listening: tuple[str, int]) -> None:
+    assert not _refuses(*listening)
+
+
+async def test_a_port_that_refuses_is_noticed_at_once(listening: tuple[str, int]) -> None:
+    host, _ = listening
+    with socket.socket(ADDRESSES[host]) as bound:
+        bound.bind((host, 0))
+        port = bound.getsockname()[1]
+        assert _refuses(host, port)
+        assert await get_status(host, port, "/health", timeout_s=30) is None
+
+
+def test_names_are_connected_to_the_usual_way() -> None:
+    assert not _refuses("localhost", 1)

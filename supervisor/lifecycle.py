@@ -1,0 +1,189 @@
+"""What surrounds one model's engine process: file and command before a start, saved slots and memory record around a stop."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio.to_thread
+import msgspec
+
+from hostler.profiles.gguf_header import GGUFError
+from hostler.profiles.schema import ModelFacts, Profile
+from hostler.supervisor.command import EngineCommand, build_command, engine_profile
+from hostler.supervisor.config import SupervisorSettings
+from hostler.supervisor.contract import EngineAddress
+from hostler.supervisor.engine_client import EngineError, engine_build
+from hostler.supervisor.memory import (
+    MemoryHistory,
+    MemoryNeed,
+    MemoryUsage,
+    PeakMemory,
+    memory_need,
+    update_peak,
+)
+from hostler.supervisor.model_files import FileDescription, ModelFiles, ReportProgress
+from hostler.supervisor.slot_cache import SlotCache
+from hostler.supervisor.slot_key import signature, slot_key
+
+#: Given a port and a key, the command that starts an engine.
+CommandFactory = Callable[[int, str], EngineCommand]
+
+logger = logging.getLogger(__name__)
+
+
+class EngineServices(msgspec.Struct, frozen=True, kw_only=True):
+    """What the lifecycles of one host share. Engines listen on `host`; without `slots` no slots are saved."""
+
+    settings: SupervisorSettings
+    host: str
+    files: ModelFiles
+    memory: MemoryHistory
+    slots: SlotCache | None = None
+
+
+class _SlotIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """Which saved slots fit an engine. Valid while `inputs` are the same."""
+
+    inputs: object
+    key: str
+    facts: ModelFacts | None
+
+
+class EngineLifecycle:
+    """Prepares, accompanies and remembers the engines of one model, one after the other.
+
+    `path` is the model file once it is known to be on disk, `description` what is known of it.
+    """
+
+    def __init__(self, profile: Profile, services: EngineServices) -> None:
+        self.profile = profile
+        self.path: Path | None = None
+        self.description = FileDescription()
+        self._services = services
+        self._slot_identity: _SlotIdentity | None = None
+        #: The generation whose slots may be saved: the last one that was offered its restore.
+        self._slot_generation: int | None = None
+        self._peak: PeakMemory | None = None
+        self._recalled_peak: PeakMemory | None = None
+
+    # Before a start.
+
+    async def fetch_file(self, report: ReportProgress = lambda _: None) -> Path:
+        """The model file on disk, downloaded if necessary. Raises `SupervisorError`."""
+        self.path = await self._services.files.path(self.profile, report)
+        return self.path
+
+    async def describe_file(self) -> None:
+        """Update `description`, and recall how much memory an engine of that file took in the past."""
+        self.description = await self._services.files.describe(self.profile)
+        self._recalled_peak = self._services.memory.get(self.profile.name, self._memory_key)
+
+    def read_ahead(self) -> None:
+        """Load the model file into the page cache in the background, if it is on disk."""
+        if self.path is not None:
+            self._services.files.read_ahead(self.path)
+
+    async def prepare(self) -> CommandFactory:
+        """Make the model file available, then return what builds the engine's command. Raises `SupervisorError`."""
+        path = self.path if self.path is not None and self.path.exists() else await self.fetch_file()
+        if self.profile.embeddings and self.description.facts is None:
+            # The file may have just been downloaded, and its header decides about the pooling argument.
+            await self.describe_file()
+        profile, facts, services = self.profile, self.description.facts, self._services
+
+        def command(port: int, key: str) -> EngineCommand:
+            return build_command(
+                profile, services.settings, file=path, host=services.host, port=port, key=key,
+                inherited=dict(os.environ), facts=facts,
+            )  # fmt: skip
+
+        return command
+
+    # Around an engine.
+
+    async def restore_slots(self, address: EngineAddress) -> None:
+        """Restore what the model's last engine had in its slots, before the first request. Never raises."""
+        self._slot_generation = None
+        slots = self._services.slots
+        if slots is None or self.path is None:
+            return
+        try:
+            identity = await self._identify_slots(slots, self.path, address)
+        except (EngineError, GGUFError, OSError) as error:
+            logger.info("%s: slots are not saved: %s", self.profile.name, error)
+            return
+        self._slot_generation = address.generation
+        restored = await slots.restore(address, self.profile, identity.facts, identity.key)
+        if restored.slots:
+            logger.info("%s: restored %d slots, %d tokens", self.profile.name, restored.slots, restored.tokens)
+
+    async def save_slots(self, address: EngineAddress) -> None:
+        """Save the slots of an engine that stops next, under the identity that it was started with. Never raises."""
+        generation, self._slot_generation = self._slot_generation, None
+        slots, identity = self._services.slots, self._slot_identity
+        if slots is None or identity is None or self.path is None or generation != address.generation:
+            return
+        saved = await slots.save(address, self.profile, identity.facts, identity.key)
+        if saved.slots:
+            logger.info("%s: saved %d slots, %d bytes", self.profile.name, saved.slots, saved.bytes)
+
+    async def record_first_response(self, *, cached: int, prompt: int) -> None:
+        """Judge the last restore by the engine's first response: see `contract.Supervisor.answered`."""
+        if self._services.slots is not None:
+            await anyio.to_thread.run_sync(
+                self._services.slots.record_first_response, self.profile.name, cached, prompt
+            )
+
+    async def _identify_slots(self, slots: SlotCache, path: Path, address: EngineAddress) -> _SlotIdentity:
+        build = await engine_build(address)
+        profile = self.profile
+        inputs = (build, engine_profile(profile), signature(profile, path))
+        if self._slot_identity is None or self._slot_identity.inputs != inputs:
+
+            def read() -> _SlotIdentity:
+                return _SlotIdentity(inputs=inputs, key=slot_key(profile, path, build), facts=slots.read_facts(path))
+
+            self._slot_identity = await anyio.to_thread.run_sync(read)
+        return self._slot_identity
+
+    # Memory.
+
+    @property
+    def memory_need(self) -> MemoryNeed:
+        """What an engine takes, or will take: declared, else estimated and corrected by what was measured."""
+        return memory_need(self.profile, self.description.facts, self.peak_memory)
+
+    @property
+    def peak_memory(self) -> PeakMemory | None:
+        """The most that an engine took: in this process once that is conclusive, until then also in earlier ones."""
+        own, recalled = self._peak, self._recalled_peak
+        if own is None or recalled is None or own.settled:
+            return own or recalled
+        return update_peak(recalled, MemoryUsage(rss=own.rss, gpu=own.gpu))
+
+    async def record_memory(self, usage: MemoryUsage, *, settled: bool) -> None:
+        """Record one measurement; `settled` if the engine has answered since it was started."""
+        self._peak = update_peak(self._peak, usage, settled=settled)
+        peak = self.peak_memory
+        if peak is not None and self._services.memory.record(self.profile.name, self._memory_key, peak):
+            await anyio.to_thread.run_sync(self._services.memory.write)
+
+    @property
+    def _memory_key(self) -> str:
+        """Equal for engines that are expected to take the same amount."""
+        parts = (engine_profile(self.profile), self.description.size, self.description.modified_at)
+        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]
+
+    # Configuration.
+
+    def replace_profile(self, profile: Profile) -> None:
+        """Take over a new profile of the same name."""
+        if profile.model != self.profile.model:
+            self.path = None
+        if engine_profile(profile) != engine_profile(self.profile):
+            self._peak = self._recalled_peak = None
+        self.profile = profile
