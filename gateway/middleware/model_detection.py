@@ -1,4 +1,4 @@
-"""Which model is meant, and which targets could answer for it."""
+"""Model detection: which model the request means, and which targets could answer for it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ OrderTargets = Callable[[tuple[Target, ...]], tuple[Target, ...]]
 
 
 class ModelDetectionMiddleware(RequestMiddleware):
-    """Turns the name in the request into candidates. `find` raises `ModelNotFound` with the names that do exist, and
-    `order` puts first, among hosts that are as good as each other, the one that would answer soonest."""
+    """Turns the request's model name into candidates, and applies the model's preset to the request.
+
+    `find` raises `ModelNotFound` for an unknown name. `order` may reorder targets that are equally good.
+    """
 
     def __init__(self, app: ASGIApp, *, find: FindModel, order: OrderTargets) -> None:
         super().__init__(app)
@@ -34,25 +36,26 @@ class ModelDetectionMiddleware(RequestMiddleware):
             context.request = adapter.apply_preset(context.request, placement.preset)
         context.request = adapter.validate(context.request, placement.card)
         context.writer.encoder.bind_model(placement.card)
-        known = self._targets.get(placement.model)
-        if known is None or known[0] is not placement:
-            known = self._targets[placement.model] = (placement, _targets(placement))
-        candidates = known[1]
+        candidates = self._targets_of(placement)
         context.candidates = self._order(candidates) if len(candidates) > 1 else candidates
         return call_next()
 
-
-def _targets(placement: Placement) -> tuple[Target, ...]:
-    return tuple(
-        Target(backend=place.backend, model=placement.model, name_there=place.name_there, context=place.context)
-        for place in placement.places
-    )
+    def _targets_of(self, placement: Placement) -> tuple[Target, ...]:
+        """The placement's targets, kept as long as the catalogue keeps the placement."""
+        known = self._targets.get(placement.model)
+        if known is None or known[0] is not placement:
+            targets = tuple(
+                Target(backend=place.backend, model=placement.model, name_there=place.name_there, context=place.context)
+                for place in placement.places
+            )
+            known = self._targets[placement.model] = (placement, targets)
+        return known[1]
 
 
 def nearest_first(targets: tuple[Target, ...], hosts: Mapping[str, Orchestrator]) -> tuple[Target, ...]:
-    """The targets with those of supervisors that stand side by side in the chain in the order of their `distance`.
+    """The targets, with hosts that are neighbours in the chain sorted by their distance from serving the model.
 
-    The chain is what its owner wants: a cloud between two hosts stays between them, and so does every other backend.
+    Everything else keeps its place: a cloud between two hosts stays between them.
     """
     ordered: list[Target] = []
     for supervised, group in groupby(targets, key=lambda target: target.backend in hosts):

@@ -1,4 +1,4 @@
-"""The way along the chain: each row of the table as the layer carries it out."""
+"""Fallback: the failure policy carried out along the chain."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import anyio
 import pytest
+from fakes.requests import FakeWriter
 
 from hostler.adapters.errors import (
     BackendBroken,
@@ -26,7 +27,8 @@ from hostler.adapters.errors import (
     TooManyRequests,
     WaitTimeout,
 )
-from hostler.adapters.types import ChatRequest, Control, Origin, Output, Progress, Usage
+from hostler.adapters.types import ChatRequest, Control, Origin, Output, Usage
+from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
 from hostler.gateway.backends.cost import SpendingTracker
@@ -34,40 +36,28 @@ from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.backends.wake_on_lan import WakeOnLan
 from hostler.gateway.config import PriceSettings, SwitchingSettings, WakeSettings
 from hostler.gateway.context import Client, RequestContext, Target
-from hostler.gateway.middleware.fallback import CancellableSleeps, FallbackMiddleware
+from hostler.gateway.middleware.fallback import FallbackMiddleware
 
 pytestmark = pytest.mark.anyio
 
 Step = GatewayError | str | Callable[[RequestContext], Awaitable[None]]
 
 
-class FakeReply:
-    """As much of a reply as the layer looks at."""
-
-    def __init__(self) -> None:
-        self.committed = False
-        self.patient = True
-        self.beats: list[Progress] = []
-
-    async def heartbeat(self, progress: Progress) -> None:
-        self.beats.append(progress)
-
-
-class Road:
-    """A chain of hops `a`, `b`, `c`, ... and what happens at each, in order; then `answered`."""
+class FakeChain:
+    """A chain of hops `a`, `b`, `c`, ...; `steps` are what happens at each, in order, and then it answers."""
 
     def __init__(self, *names: str, contexts: dict[str, int] | None = None, **steps: list[Step]) -> None:
         self.now = 100.0
         self.clock: Callable[[], float] = lambda: self.now
         self.steps = steps
         self.asked: list[str] = []
-        self.suspected: list[str] = []
-        self.standings = {name: CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0) for name in names}
+        self.checked: list[str] = []
+        self.breakers = {name: CircuitBreakers(BreakerRules(jitter=0.0), lambda: 0.0) for name in names}
         self.hops = {
-            name: Hop(name=name, breakers=self.standings[name], check_now=lambda name=name: self.suspected.append(name))  # type: ignore[misc]  # a default binds the name
+            name: Hop(name=name, breakers=self.breakers[name], check_now=lambda name=name: self.checked.append(name))  # type: ignore[misc]  # a default binds the name
             for name in names
         }
-        self.writer = FakeReply()
+        self.writer = FakeWriter()
         self.contexts = contexts or {}
         self.budget = RetryBudget(RetryRules())
         self.max_wait_s = 120.0
@@ -77,7 +67,7 @@ class Road:
         origin = Origin(wire="openai", operation="chat", body=more.pop("body", b"{}"))
         context = RequestContext(
             request_id="r",
-            adapter=None,  # type: ignore[arg-type]  # nobody on this way speaks a protocol
+            adapter=None,  # type: ignore[arg-type]  # no protocol is needed here
             operation=None,  # type: ignore[arg-type]
             request=request or ChatRequest(origin=origin, model="m", output=Output(stream=True)),
             writer=self.writer,  # type: ignore[arg-type]
@@ -92,9 +82,9 @@ class Road:
         )
         return context
 
-    async def go(self, context: RequestContext | None = None) -> RequestContext:
+    async def dispatch(self, context: RequestContext | None = None) -> RequestContext:
         context = context or self.context()
-        layer = FallbackMiddleware(
+        middleware = FallbackMiddleware(
             None,  # type: ignore[arg-type]  # `dispatch` is called by itself
             hops=self.hops,
             budget=self.budget,
@@ -114,7 +104,7 @@ class Road:
             if callable(step):
                 await step(context)
 
-        await layer.dispatch(context, call_next)
+        await middleware.dispatch(context, call_next)
         return context
 
 
@@ -128,7 +118,7 @@ def outcomes(context: RequestContext) -> list[tuple[str, str]]:
     return [(attempt.target.backend, attempt.outcome) for attempt in context.attempts]
 
 
-# What a does (as often as it is asked), how often it is asked, and its breakers after three requests: (host, model).
+# The error of hop a (at every try), its outcome, how often it is tried, and its breakers after three requests: host, model.
 ROWS: list[tuple[Callable[[], GatewayError], str, int, str, str]] = [
     (lambda: BackendUnavailable("x"), "unreachable", 1, "open", "closed"),
     (lambda: BackendUnavailable("x", timed_out=True), "connect_timeout", 1, "open", "closed"),
@@ -148,81 +138,81 @@ ROWS: list[tuple[Callable[[], GatewayError], str, int, str, str]] = [
 async def test_the_rule_of_each_outcome_is_followed(
     make: Callable[[], GatewayError], outcome: str, times: int, host: str, model: str
 ) -> None:
-    road = Road("a", "b", a=[make() for _ in range(9)])
-    first = await road.go()
+    chain = FakeChain("a", "b", a=[make() for _ in range(9)])
+    first = await chain.dispatch()
     assert outcomes(first) == [("a", outcome)] * times + [("b", "answered")]
     assert first.reason == f"a: {outcome}"
     assert first.hop == 1
     for _ in range(2):
-        await road.go()
-    standing = road.standings["a"]
-    assert (standing.host.state(road.now), standing.models["a/m"].state(road.now)) == (host, model)
-    assert road.asked[-1] == "b"
+        await chain.dispatch()
+    standing = chain.breakers["a"]
+    assert (standing.host.state(chain.now), standing.models["a/m"].state(chain.now)) == (host, model)
+    assert chain.asked[-1] == "b"
 
 
 async def test_a_short_retry_after_is_waited_for_once_with_progress() -> None:
-    road = Road("a", "b", a=[rejected(429, 0.02)])
-    road.clock = clock = anyio.current_time
+    chain = FakeChain("a", "b", a=[rejected(429, 0.02)])
+    chain.clock = clock = anyio.current_time
     began_at = clock()
-    context = await road.go()
+    context = await chain.dispatch()
     assert outcomes(context) == [("a", "busy"), ("a", "answered")]
     assert clock() - began_at >= 0.02
-    assert road.writer.beats
-    assert road.writer.beats[0].phase == "fallback"
+    assert chain.writer.beats
+    assert chain.writer.beats[0].phase == "fallback"
 
 
 async def test_a_long_retry_after_falls_back_and_pauses_the_hop() -> None:
-    road = Road("a", "b", a=[rejected(429, 60)])
-    assert outcomes(await road.go()) == [("a", "busy"), ("b", "answered")]
-    assert outcomes(await road.go()) == [("b", "answered")]
-    road.now += 61
-    assert outcomes(await road.go()) == [("a", "answered")]
+    chain = FakeChain("a", "b", a=[rejected(429, 60)])
+    assert outcomes(await chain.dispatch()) == [("a", "busy"), ("b", "answered")]
+    assert outcomes(await chain.dispatch()) == [("b", "answered")]
+    chain.now += 61
+    assert outcomes(await chain.dispatch()) == [("a", "answered")]
 
 
 async def test_at_most_one_retry_and_three_hops_for_a_request() -> None:
-    road = Road("a", "b", "c", "d", **{name: [rejected(500) for _ in range(9)] for name in "abc"})
+    chain = FakeChain("a", "b", "c", "d", **{name: [rejected(500) for _ in range(9)] for name in "abc"})
     with pytest.raises(ModelUnavailable, match="d was not tried"):
-        await road.go()
-    assert road.asked == ["a", "a", "b", "c"]
+        await chain.dispatch()
+    assert chain.asked == ["a", "a", "b", "c"]
 
 
 async def test_without_budget_nothing_is_retried() -> None:
-    road = Road("a", "b", a=[rejected(500) for _ in range(9)])
-    road.budget = RetryBudget(RetryRules(share=0.0, per_second=0))
-    assert outcomes(await road.go()) == [("a", "server_error"), ("b", "answered")]
+    chain = FakeChain("a", "b", a=[rejected(500) for _ in range(9)])
+    chain.budget = RetryBudget(RetryRules(share=0.0, per_second=0))
+    assert outcomes(await chain.dispatch()) == [("a", "server_error"), ("b", "answered")]
 
 
 @pytest.mark.parametrize("status", [400, 422, 409])
 async def test_an_invalid_request_does_not_fall_back(status: int) -> None:
-    road = Road("a", "b", a=[rejected(status)])
+    chain = FakeChain("a", "b", a=[rejected(status)])
     with pytest.raises(BackendRejected):
-        await road.go()
-    assert road.asked == ["a"]
+        await chain.dispatch()
+    assert chain.asked == ["a"]
 
 
 async def test_a_request_unsupported_by_one_protocol_falls_back() -> None:
-    road = Road("a", "b", a=[BadRequest("no words")])
-    assert outcomes(await road.go()) == [("a", "rejected"), ("b", "answered")]
+    chain = FakeChain("a", "b", a=[BadRequest("no words")])
+    assert outcomes(await chain.dispatch()) == [("a", "rejected"), ("b", "answered")]
     with pytest.raises(BadRequest, match="first"):
-        await Road("a", "b", a=[BadRequest("first")], b=[BadRequest("second")]).go()
+        await FakeChain("a", "b", a=[BadRequest("first")], b=[BadRequest("second")]).dispatch()
 
 
 async def test_a_context_overflow_falls_back_only_to_a_larger_context() -> None:
     body = b'{"error": {"type": "exceed_context_size_error"}}'
     contexts = {"a": 4096, "b": 4096, "c": 8192}
-    road = Road("a", "b", contexts=contexts, a=[rejected(400, body=body)])
+    chain = FakeChain("a", "b", contexts=contexts, a=[rejected(400, body=body)])
     with pytest.raises(BackendRejected):
-        await road.go()
-    road = Road("a", "c", contexts=contexts, a=[rejected(400, body=body)])
-    assert outcomes(await road.go()) == [("a", "rejected"), ("c", "answered")]
+        await chain.dispatch()
+    chain = FakeChain("a", "c", contexts=contexts, a=[rejected(400, body=body)])
+    assert outcomes(await chain.dispatch()) == [("a", "rejected"), ("c", "answered")]
 
 
 async def test_a_hop_is_skipped_for_a_long_prompt_only_if_another_has_a_larger_context() -> None:
     long = b'{"content": "%s"}' % (b"word " * 20_000)
-    road = Road("a", "b", contexts={"a": 4096, "b": 131072})
-    assert outcomes(await road.go(road.context(body=long))) == [("b", "answered")]
-    road = Road("a", "b", contexts={"a": 4096, "b": 2048})
-    assert outcomes(await road.go(road.context(body=long))) == [("a", "answered")]
+    chain = FakeChain("a", "b", contexts={"a": 4096, "b": 131072})
+    assert outcomes(await chain.dispatch(chain.context(body=long))) == [("b", "answered")]
+    chain = FakeChain("a", "b", contexts={"a": 4096, "b": 2048})
+    assert outcomes(await chain.dispatch(chain.context(body=long))) == [("a", "answered")]
 
 
 async def test_does_not_fall_back_after_the_first_token() -> None:
@@ -233,44 +223,44 @@ async def test_does_not_fall_back_after_the_first_token() -> None:
         context.writer.committed = True
         raise BackendBroken("x")
 
-    road = Road("a", "b", a=[break_off])
-    context = road.context()
+    chain = FakeChain("a", "b", a=[break_off])
+    context = chain.context()
     with pytest.raises(BackendBroken):
-        await road.go(context)
+        await chain.dispatch(context)
     assert outcomes(context) == [("a", "broken")]
 
 
 async def test_a_paused_hop_is_tried_last_if_it_recovered_meanwhile() -> None:
-    road = Road("a", "b")
+    chain = FakeChain("a", "b")
     for _ in range(3):
-        road.steps["a"] = [BackendUnavailable("x")]
-        await road.go()
+        chain.steps["a"] = [BackendUnavailable("x")]
+        await chain.dispatch()
 
     async def fail_late(context: RequestContext) -> None:
-        road.standings["a"].recovered()
+        chain.breakers["a"].recovered()
         raise BackendUnavailable("x")
 
-    road.steps["b"] = [fail_late]
-    context = await road.go()
+    chain.steps["b"] = [fail_late]
+    context = await chain.dispatch()
     assert outcomes(context) == [("b", "unreachable"), ("a", "answered")]
     assert (context.hop, context.reason) == (0, "b: unreachable")
 
 
 async def test_a_disconnected_client_returns_its_permit() -> None:
-    road = Road("a", a=[BackendUnavailable("x") for _ in range(3)])
+    chain = FakeChain("a", a=[BackendUnavailable("x") for _ in range(3)])
     for _ in range(3):
         with pytest.raises(ModelUnavailable):
-            await road.go()
-    road.now += 5
+            await chain.dispatch()
+    chain.now += 5
 
     async def hang(context: RequestContext) -> None:
         await anyio.sleep_forever()
 
-    road.steps["a"] = [hang]
+    chain.steps["a"] = [hang]
     with anyio.move_on_after(0.01):
-        await road.go()
-    assert road.asked == ["a"] * 4
-    assert outcomes(await road.go()) == [("a", "answered")]
+        await chain.dispatch()
+    assert chain.asked == ["a"] * 4
+    assert outcomes(await chain.dispatch()) == [("a", "answered")]
 
 
 @pytest.mark.parametrize(
@@ -283,61 +273,61 @@ async def test_the_outcome_names_what_ended_the_attempt(ending: GatewayError | N
         scope.cancel()
         await anyio.sleep_forever()
 
-    road = Road("a", a=[hang])
-    context = road.context()
+    chain = FakeChain("a", a=[hang])
+    context = chain.context()
     with anyio.CancelScope() as scope:
-        await road.go(context)
+        await chain.dispatch(context)
     assert outcomes(context) == [("a", word)]
 
 
 async def test_a_refusal_by_the_stopping_gateway_is_stopped() -> None:
-    road = Road("a", "b", a=[ShuttingDown("x")])
-    context = road.context()
+    chain = FakeChain("a", "b", a=[ShuttingDown("x")])
+    context = chain.context()
     with pytest.raises(ShuttingDown):
-        await road.go(context)
+        await chain.dispatch(context)
     assert outcomes(context) == [("a", "stopped")]
 
 
 async def test_waiting_for_a_load_ends_when_the_gateway_stops() -> None:
     loading = rejected(503, body=b'{"error": {"type": "unavailable_error", "message": "Loading model"}}')
-    road = Road("a", "b", a=[loading for _ in range(1000)])
-    context = road.context()
+    chain = FakeChain("a", "b", a=[loading for _ in range(1000)])
+    context = chain.context()
     async with anyio.create_task_group() as tasks:
 
         async def stop_when_it_waits() -> None:
-            while not road.writer.beats:
+            while not chain.writer.beats:
                 await anyio.lowlevel.checkpoint()
-            road.sleeps.stop()
+            chain.sleeps.stop()
 
         tasks.start_soon(stop_when_it_waits)
         with anyio.fail_after(20), pytest.raises(ShuttingDown):
-            await road.go(context)
+            await chain.dispatch(context)
     assert set(outcomes(context)) == {("a", "loading")}
     with pytest.raises(ShuttingDown):
-        await road.go()  # nobody begins to wait any more
-    assert set(road.asked) == {"a"}
+        await chain.dispatch()  # nobody begins to wait any more
+    assert set(chain.asked) == {"a"}
 
 
 async def test_an_error_of_the_gateway_does_not_count_against_the_backend() -> None:
     async def fault(context: RequestContext) -> None:
         raise ZeroDivisionError
 
-    road = Road("a", "b", a=[fault, NotFound("x")])
+    chain = FakeChain("a", "b", a=[fault, NotFound("x")])
     with pytest.raises(ZeroDivisionError):
-        await road.go()
+        await chain.dispatch()
     with pytest.raises(NotFound):
-        await road.go()
-    assert road.asked == ["a", "a"]
-    assert road.standings["a"].state("a/m", road.now) == "closed"
+        await chain.dispatch()
+    assert chain.asked == ["a", "a"]
+    assert chain.breakers["a"].state("a/m", chain.now) == "closed"
 
 
 async def test_the_error_names_each_hops_reason_and_the_earliest_retry() -> None:
-    road = Road("a", "b", a=[rejected(402)], b=[BackendTimeout("/secret") for _ in range(3)])
+    chain = FakeChain("a", "b", a=[rejected(402)], b=[BackendTimeout("/secret") for _ in range(3)])
     for _ in range(3):
         with pytest.raises(ModelUnavailable) as raised:
-            await road.go()
+            await chain.dispatch()
     with pytest.raises(ModelUnavailable) as raised:
-        await road.go()
+        await chain.dispatch()
     assert raised.value.retry_after_s == 5.0
     assert raised.value.message == (
         "no backend could answer for m: a is paused after failures (circuit_open); "
@@ -346,33 +336,33 @@ async def test_the_error_names_each_hops_reason_and_the_earliest_retry() -> None
 
 
 async def test_only_unreachable_hops_are_checked_at_once() -> None:
-    road = Road("a", "b", "c", a=[BackendUnavailable("x")], b=[rejected(503)])
-    await road.go()
-    assert road.suspected == ["a"]
+    chain = FakeChain("a", "b", "c", a=[BackendUnavailable("x")], b=[rejected(503)])
+    await chain.dispatch()
+    assert chain.checked == ["a"]
 
 
 async def test_local_only_requests_never_reach_remote_hops(tmp_path: Path) -> None:
-    road = Road("a", "b")
-    outside = Hop(name="a", breakers=road.standings["a"], local=False)
-    road.hops["a"] = outside
-    assert outcomes(await road.go(road.context(local_only=True))) == [("b", "answered")]
-    road.hops = {"a": outside}
+    chain = FakeChain("a", "b")
+    outside = Hop(name="a", breakers=chain.breakers["a"], local=False)
+    chain.hops["a"] = outside
+    assert outcomes(await chain.dispatch(chain.context(local_only=True))) == [("b", "answered")]
+    chain.hops = {"a": outside}
     for more in ({}, {"only": "a"}):
         with pytest.raises(Forbidden):
-            await road.go(road.context(local_only=True, **more))
-    assert road.asked == ["b"]
+            await chain.dispatch(chain.context(local_only=True, **more))
+    assert chain.asked == ["b"]
 
 
 async def test_costs_are_counted_and_end_at_the_limit(tmp_path: Path) -> None:
     async def cost(context: RequestContext) -> None:
         context.current.usage = Usage(cost=0.6)
 
-    road = Road("a", "b", a=[cost, cost])
+    chain = FakeChain("a", "b", a=[cost, cost])
     spending = SpendingTracker(tmp_path / "spent", 1.0, lambda: 1e9)
-    road.hops["a"] = Hop(name="a", breakers=road.standings["a"], local=False, spending=spending)
-    assert (await road.go()).cost == 0.6
-    assert (await road.go()).cost == 0.6
-    last = await road.go()
+    chain.hops["a"] = Hop(name="a", breakers=chain.breakers["a"], local=False, spending=spending)
+    assert (await chain.dispatch()).cost == 0.6
+    assert (await chain.dispatch()).cost == 0.6
+    last = await chain.dispatch()
     assert (outcomes(last), last.reason, last.cost) == ([("b", "answered")], "a: budget_exhausted", None)
 
 
@@ -387,11 +377,11 @@ async def test_without_a_reported_cost_tokens_are_priced(tmp_path: Path, usage: 
     async def answer(context: RequestContext) -> None:
         context.current.usage, context.current.segments = usage, 3
 
-    road = Road("a", a=[answer])
+    chain = FakeChain("a", a=[answer])
     spending = SpendingTracker(tmp_path / "spent", None, lambda: 1e9)
     prices = {"*": PriceSettings(input=9.0), "m": PriceSettings(input=1.0, output=1.0, cached=0.1)}
-    road.hops["a"] = Hop(name="a", breakers=road.standings["a"], local=False, spending=spending, prices=prices)
-    context = await road.go(road.context(body=b"8 bytes."))
+    chain.hops["a"] = Hop(name="a", breakers=chain.breakers["a"], local=False, spending=spending, prices=prices)
+    context = await chain.dispatch(chain.context(body=b"8 bytes."))
     assert context.cost == pytest.approx(cost)
     assert spending.today == pytest.approx(cost)
 
@@ -403,14 +393,14 @@ async def test_a_trial_returns_its_permit_even_if_recording_costs_fails() -> Non
         def add(self, backend: str, cost: float | None) -> None:
             raise LookupError("on purpose")
 
-    road = Road("a")
-    road.hops["a"] = Hop(name="a", breakers=road.standings["a"], local=False, spending=cast(SpendingTracker, Broken()))
-    road.standings["a"].host.trip(road.now, 1.0)
-    road.now += 2.0
+    chain = FakeChain("a")
+    chain.hops["a"] = Hop(name="a", breakers=chain.breakers["a"], local=False, spending=cast(SpendingTracker, Broken()))
+    chain.breakers["a"].host.trip(chain.now, 1.0)
+    chain.now += 2.0
     with pytest.raises(LookupError):
-        await road.go()
-    assert road.standings["a"].state("a/m", road.now) == "half_open"
-    assert road.standings["a"].allows("a/m", road.now)
+        await chain.dispatch()
+    assert chain.breakers["a"].state("a/m", chain.now) == "half_open"
+    assert chain.breakers["a"].allows("a/m", chain.now)
 
 
 def test_prices_are_looked_up_by_the_name_there_then_ours_then_any() -> None:
@@ -432,85 +422,85 @@ async def test_the_backends_retryable_hint_is_followed(
     if retryable is not None:
         error["metadata"] = {"retryable": retryable}
     body = json.dumps({"error": error}).encode()
-    road = Road("a", "b", a=[rejected(status, after, body) for _ in range(3)])
-    road.clock = anyio.current_time
-    assert outcomes(await road.go()) == [("a", outcome)] * times + [("b", "answered")]
+    chain = FakeChain("a", "b", a=[rejected(status, after, body) for _ in range(3)])
+    chain.clock = anyio.current_time
+    assert outcomes(await chain.dispatch()) == [("a", outcome)] * times + [("b", "answered")]
 
 
 async def test_a_control_needs_no_permit_and_reports_none() -> None:
-    road = Road("a", a=[BackendUnavailable("x") for _ in range(3)])
+    chain = FakeChain("a", a=[BackendUnavailable("x") for _ in range(3)])
     for _ in range(3):
         with pytest.raises(ModelUnavailable):
-            await road.go()
+            await chain.dispatch()
     order = Control(origin=Origin(wire="ollama", operation="chat"), kind="unload", model="m")
-    assert outcomes(await road.go(road.context(order))) == [("a", "answered")]
-    assert road.standings["a"].state("a/m", road.now) == "open"
+    assert outcomes(await chain.dispatch(chain.context(order))) == [("a", "answered")]
+    assert chain.breakers["a"].state("a/m", chain.now) == "open"
 
 
-class Calling(WakeOnLan):
-    """Counts its calls and sends nothing."""
+class SilentWakeOnLan(WakeOnLan):
+    """Counts its packets and sends none."""
 
     def _send(self) -> None:
         pass
 
 
 async def test_a_sleeping_machine_is_woken_once_for_all_requests() -> None:
-    road = Road("a", "b")
+    chain = FakeChain("a", "b")
     clock = anyio.current_time
-    waker = Calling("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=5), clock)
+    waker = SilentWakeOnLan("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=5), clock)
     awake = False
-    road.hops["a"] = Hop(
-        name="a", breakers=road.standings["a"], supervised=True, reachable=lambda: awake, wake_on_lan=waker
+    chain.hops["a"] = Hop(
+        name="a", breakers=chain.breakers["a"], supervised=True, reachable=lambda: awake, wake_on_lan=waker
     )
-    road.clock = clock
+    chain.clock = clock
     async with anyio.create_task_group() as tasks:
         for _ in range(10):
-            tasks.start_soon(road.go)
+            tasks.start_soon(chain.dispatch)
         with anyio.fail_after(5):
-            while not road.writer.beats:
+            while not chain.writer.beats:
                 await anyio.lowlevel.checkpoint()
         awake = True
         waker.set_reachable(True)
     assert waker.packets == 1
-    assert road.asked == ["a"] * 10
-    assert {beat.phase for beat in road.writer.beats} == {"waking"}
+    assert chain.asked == ["a"] * 10
+    assert {beat.phase for beat in chain.writer.beats} == {"waking"}
 
 
 async def test_a_machine_that_does_not_wake_up_is_skipped_for_a_while() -> None:
-    road = Road("a", "b")
+    chain = FakeChain("a", "b")
     clock = anyio.current_time
-    waker = Calling("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=0.05), clock)
-    standing = CircuitBreakers(BreakerRules(jitter=0.0, open_s=0.001, max_open_s=0.001), lambda: 0.0)
-    road.hops["a"] = Hop(name="a", breakers=standing, supervised=True, reachable=lambda: False, wake_on_lan=waker)
-    road.clock = clock
+    waker = SilentWakeOnLan("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=0.05), clock)
+    breakers = CircuitBreakers(BreakerRules(jitter=0.0, open_s=0.001, max_open_s=0.001), lambda: 0.0)
+    chain.hops["a"] = Hop(name="a", breakers=breakers, supervised=True, reachable=lambda: False, wake_on_lan=waker)
+    chain.clock = clock
     began_at = clock()
-    first = await road.go()
+    first = await chain.dispatch()
     assert outcomes(first) == [("a", "unreachable"), ("b", "answered")]
     assert clock() - began_at >= 0.05
     began_at = clock()
     await anyio.sleep(0.002)
-    await road.go()
+    await chain.dispatch()
     assert clock() - began_at < 0.05
     assert waker.packets == 1
 
 
 async def test_waiting_for_a_machine_ends_when_the_gateway_stops() -> None:
-    road = Road("a", "b")
-    road.clock = anyio.current_time
-    waker = Calling("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=100), road.clock)
-    road.hops["a"] = Hop(
-        name="a", breakers=road.standings["a"], supervised=True, reachable=lambda: False, wake_on_lan=waker
+    chain = FakeChain("a", "b")
+    chain.clock = anyio.current_time
+    waker = SilentWakeOnLan("a", WakeSettings(mac="01:23:45:67:89:ab", wait_s=100), chain.clock)
+    chain.hops["a"] = Hop(
+        name="a", breakers=chain.breakers["a"], supervised=True, reachable=lambda: False, wake_on_lan=waker
     )
-    context = road.context()
+    context = chain.context()
     async with anyio.create_task_group() as tasks:
 
         async def stop_when_it_waits() -> None:
-            while not road.writer.beats:
+            while not chain.writer.beats:
                 await anyio.lowlevel.checkpoint()
-            road.sleeps.stop()
+            chain.sleeps.stop()
 
         tasks.start_soon(stop_when_it_waits)
         with anyio.fail_after(20), pytest.raises(ShuttingDown):
-            await road.go(context)
+            await chain.dispatch(context)
     assert outcomes(context) == [("a", "stopped")]
-    assert road.asked == []
+    assert chain.asked == []

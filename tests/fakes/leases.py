@@ -1,0 +1,64 @@
+"""A host that grants and refuses leases as a test says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hostler.adapters.errors import GatewayError
+from hostler.adapters.types import Progress, Usage
+from hostler.gateway.scheduling.lease import Lease
+from hostler.supervisor.contract import EngineAddress
+
+
+def engine(port: int = 1) -> EngineAddress:
+    """An engine's address."""
+    return EngineAddress(model="m", host="127.0.0.1", port=port, key="k", generation=port, context=1, parallel=1)
+
+
+class FakeHost:
+    """As much of an orchestrator as the middleware use. Without `grants` and `refuses` leases stay queued.
+
+    `waited` is how long each lease waits in all, and in a switch, as the orchestrator would note it.
+    """
+
+    def __init__(self, *, grants: bool = False, refuses: GatewayError | None = None) -> None:
+        self._grants = grants
+        self._refuses = refuses
+        self.estimate = 7.0
+        self.waited = (0.0, 0.0)
+        self.requested: list[dict[str, Any]] = []
+        self.leases: list[Lease] = []
+        self.released: list[Lease] = []
+        self.unloaded: list[str] = []
+        self.lost: list[EngineAddress] = []
+        self.answers: list[tuple[EngineAddress, Usage | None]] = []
+
+    def lease(self, model: str, **fields: Any) -> Lease:
+        self.requested.append({"model": model, **fields})
+        lease = Lease(self, lease_id=len(self.leases) + 1, model=model, requested_at=0.0)
+        self.leases.append(lease)
+        if self._grants:
+            lease.grant(engine(len(self.leases)))
+        elif self._refuses is not None:
+            lease.refuse(self._refuses)
+        return lease
+
+    def progress(self, lease: Lease) -> Progress:
+        lease.waited_s, lease.switch_s = self.waited
+        return Progress(phase="queued", model=lease.model)
+
+    def estimate_s(self, lease: Lease) -> float:
+        return self.estimate
+
+    def release(self, lease: Lease) -> None:
+        if lease not in self.released:
+            self.released.append(lease)
+
+    async def unload(self, model: str) -> None:
+        self.unloaded.append(model)
+
+    def engine_lost(self, address: EngineAddress) -> None:
+        self.lost.append(address)
+
+    def report_answer(self, address: EngineAddress, usage: Usage | None) -> None:
+        self.answers.append((address, usage))

@@ -1,0 +1,102 @@
+"""Model detection: the name becomes a model, its preset and its candidates."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from fakes.requests import FakeWriter, chat, make_context, target
+
+from hostler.adapters.errors import ModelNotFound
+from hostler.adapters.model_list import ModelCard
+from hostler.gateway.catalog import Place, Placement
+from hostler.gateway.context import RequestContext, Target
+from hostler.gateway.middleware.model_detection import ModelDetectionMiddleware, nearest_first
+from hostler.gateway.scheduling.orchestrator import Orchestrator
+from hostler.gateway.scheduling.views import ServiceDistance
+from hostler.profiles.presets import Preset
+
+pytestmark = pytest.mark.anyio
+
+TWO_PLACES = (Place(backend="pc", name_there="m"), Place(backend="cloud", name_there="vendor/m", context=4096))
+
+
+def placement(**fields: Any) -> Placement:
+    return Placement(**{"model": "m", "card": ModelCard(name="m"), "places": TWO_PLACES, **fields})
+
+
+async def detect(found: Placement, context: RequestContext, order: Any = lambda targets: targets) -> list[str | None]:
+    """Dispatch; returns the names that were looked up."""
+    asked: list[str | None] = []
+
+    def find(name: str | None) -> Placement:
+        asked.append(name)
+        return found
+
+    called = []
+
+    async def call_next() -> None:
+        called.append(context.candidates)
+
+    middleware = ModelDetectionMiddleware(cast(Any, None), find=find, order=order)
+    await middleware.dispatch(context, call_next)
+    assert called == [context.candidates]
+    return asked
+
+
+async def test_a_name_becomes_the_model_and_its_candidates() -> None:
+    context = make_context(chat(model="alias"))
+    assert await detect(placement(), context) == ["alias"]
+    assert (context.requested_model, context.model) == ("alias", "m")
+    assert context.candidates == (
+        Target(backend="pc", model="m", name_there="m"),
+        Target(backend="cloud", model="m", name_there="vendor/m", context=4096),
+    )
+
+
+async def test_the_encoder_is_bound_to_the_models_card() -> None:
+    writer = FakeWriter()
+    await detect(placement(), make_context(writer=writer))
+    assert writer.encoder.card == ModelCard(name="m")
+
+
+async def test_a_local_only_model_makes_its_requests_local_only() -> None:
+    context = make_context()
+    await detect(placement(local_only=True), context)
+    assert context.local_only
+
+
+async def test_a_preset_is_applied_to_the_request() -> None:
+    context = make_context(chat(body=b'{"model": "m", "messages": [{"role": "user", "content": "Hello"}]}'))
+    await detect(placement(preset=Preset(model="m", system="Be brief.")), context)
+    assert b"Be brief." in context.request.origin.body
+
+
+async def test_candidates_are_reordered_only_where_there_is_a_choice() -> None:
+    context = make_context()
+    await detect(placement(), context, order=lambda targets: tuple(reversed(targets)))
+    assert [each.backend for each in context.candidates] == ["cloud", "pc"]
+    await detect(placement(places=TWO_PLACES[:1]), context, order=lambda targets: ())
+    assert [each.backend for each in context.candidates] == ["pc"]
+
+
+async def test_an_unknown_model_reaches_no_backend() -> None:
+    def find(name: str | None) -> Placement:
+        raise ModelNotFound("there is no such model", model=name)
+
+    async def call_next() -> None:
+        raise AssertionError("must not be called")
+
+    middleware = ModelDetectionMiddleware(cast(Any, None), find=find, order=lambda targets: targets)
+    with pytest.raises(ModelNotFound):
+        await middleware.dispatch(make_context(), call_next)
+
+
+def test_neighbouring_hosts_are_sorted_by_distance_and_nothing_else_moves() -> None:
+    def host(steps: int) -> Orchestrator:
+        return cast(Orchestrator, SimpleNamespace(distance=lambda model: ServiceDistance(steps=steps)))
+
+    hosts = {"far": host(3), "near": host(0), "last": host(1)}
+    chain = [target(name) for name in ("far", "near", "cloud", "last")]
+    assert [each.backend for each in nearest_first(tuple(chain), hosts)] == ["near", "far", "cloud", "last"]

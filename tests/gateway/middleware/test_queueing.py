@@ -1,0 +1,161 @@
+"""Queueing: admission, waiting with heartbeats, the deadline, and queueing again for a lost engine."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import anyio
+import pytest
+from fakes.leases import FakeHost, engine
+from fakes.requests import FakeWriter, chat, make_context, target
+
+from hostler.adapters.errors import TooManyRequests, WaitTimeout
+from hostler.adapters.types import Control, Origin
+from hostler.gateway.config import SwitchingSettings
+from hostler.gateway.context import Client, RequestContext
+from hostler.gateway.middleware.queueing import QueueingMiddleware
+from hostler.gateway.scheduling.errors import EngineLost
+
+pytestmark = pytest.mark.anyio
+
+
+def queueing(host: FakeHost) -> QueueingMiddleware:
+    settings = SwitchingSettings(progress_after_s=0.0, progress_every_s=0.01)
+    return QueueingMiddleware(
+        cast(Any, None), hosts=cast(Any, {"pc": host}), settings=settings, clock=anyio.current_time
+    )
+
+
+def begun(backend: str = "pc", **fields: Any) -> RequestContext:
+    """A request with an attempt under way."""
+    context = make_context(started_at=anyio.current_time(), **fields)
+    context.begin_attempt(target(backend), hop=0, now=anyio.current_time())
+    return context
+
+
+async def unreachable() -> None:
+    raise AssertionError("must not be called")
+
+
+async def test_a_granted_lease_is_passed_on_and_released() -> None:
+    host = FakeHost(grants=True)
+    context = begun(client=Client(name="anna", priority=3), request=chat(keep_alive_s=5.0))
+    leases = []
+
+    async def call_next() -> None:
+        lease = context.current.lease
+        assert lease is not None
+        leases.append((lease, lease.granted, lease in host.released))
+
+    await queueing(host).dispatch(context, call_next)
+    [(lease, granted, released)] = leases
+    assert (granted, released, host.released) == (True, False, [lease])
+    assert host.requested == [
+        {"model": "m", "client": "anna", "request_id": "req-1", "keep_alive_s": 5.0, "priority": 3}
+    ]
+    assert context.queue_s == 0.0
+
+
+async def test_a_backend_without_a_supervisor_has_no_queue() -> None:
+    host = FakeHost()
+    context, called = begun("cloud"), []
+
+    async def call_next() -> None:
+        called.append(context.current.lease)
+
+    await queueing(host).dispatch(context, call_next)
+    assert (called, host.requested) == ([None], [])
+
+
+async def test_a_request_to_unload_does_not_queue() -> None:
+    host = FakeHost()
+    origin = Origin(wire="ollama", operation="generate", body=b"")
+    context, called = begun(request=Control(origin=origin, model="m", kind="unload")), []
+
+    async def call_next() -> None:
+        called.append(True)
+
+    await queueing(host).dispatch(context, call_next)
+    assert (called, host.requested) == ([True], [])
+
+
+async def test_a_full_queue_is_the_hosts_error() -> None:
+    host = FakeHost(refuses=TooManyRequests("full", retry_after_s=3.0))
+    with pytest.raises(TooManyRequests) as refused:
+        await queueing(host).dispatch(begun(), unreachable)
+    assert refused.value.retry_after_s == 3.0
+    assert len(host.released) == 1
+
+
+async def waiting(host: FakeHost, context: RequestContext, then: Callable[[], Awaitable[None]]) -> None:
+    """Dispatch, and do `then` while the request waits."""
+    called = []
+
+    async def call_next() -> None:
+        called.append(True)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(queueing(host).dispatch, context, call_next)
+        await anyio.wait_all_tasks_blocked()
+        assert not called
+        await then()
+    assert called == [True]
+
+
+async def test_a_waiting_stream_is_shown_progress_until_the_lease_is_granted() -> None:
+    host, writer = FakeHost(), FakeWriter()
+
+    async def grant_later() -> None:
+        while len(writer.beats) < 3:  # noqa: ASYNC110 - beats come by the clock
+            await anyio.sleep(0.005)
+        host.leases[0].grant(engine())
+
+    context = begun(writer=writer)
+    host.waited = (2.5, 1.0)
+    await waiting(host, context, grant_later)
+    assert {beat.phase for beat in writer.beats} == {"queued"}
+    assert (context.queue_s, context.switch_s) == (1.5, 1.0)
+
+
+async def test_a_client_that_asked_for_no_stream_is_shown_nothing() -> None:
+    host, writer = FakeHost(), FakeWriter(patient=False)
+
+    async def grant_later() -> None:
+        await anyio.sleep(0.05)
+        host.leases[0].grant(engine())
+
+    await waiting(host, begun(writer=writer), grant_later)
+    assert not writer.beats
+
+
+async def test_waiting_ends_at_the_deadline_with_the_estimate() -> None:
+    host = FakeHost()
+    context = begun()
+    context.deadline = anyio.current_time() + 0.02
+    with pytest.raises(WaitTimeout, match=r"gateway\.queue\.max_wait_s") as timeout:
+        await queueing(host).dispatch(context, unreachable)
+    assert timeout.value.retry_after_s == host.estimate
+    assert host.leases[0] in host.released
+
+
+async def test_a_cancelled_request_leaves_the_queue() -> None:
+    host = FakeHost()
+    with anyio.move_on_after(0.02):
+        await queueing(host).dispatch(begun(), unreachable)
+    assert host.leases[0] in host.released
+
+
+async def test_a_lost_engine_is_queued_for_again() -> None:
+    host, context = FakeHost(grants=True), begun()
+    leases = []
+
+    async def call_next() -> None:
+        leases.append(context.current.lease)
+        if len(leases) == 1:
+            raise EngineLost("gone")
+
+    await queueing(host).dispatch(context, call_next)
+    assert leases == host.leases
+    assert len(set(leases)) == 2
+    assert set(host.released) == set(leases)

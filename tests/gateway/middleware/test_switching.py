@@ -1,0 +1,129 @@
+"""Switching: the lease around the attempt, one restart of a dead engine, and requests to unload."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import anyio
+import pytest
+from fakes.leases import FakeHost, engine
+from fakes.requests import FakeWriter, make_context, target
+
+from hostler.adapters.errors import BackendBroken, BackendError, BackendUnavailable, ModelUnavailable
+from hostler.adapters.types import Control, Origin, Usage
+from hostler.gateway.context import RequestContext
+from hostler.gateway.middleware.switching import SwitchingMiddleware
+from hostler.gateway.scheduling.errors import EngineLost
+
+pytestmark = pytest.mark.anyio
+
+
+class Switching:
+    """The middleware with a host, and the models it reported as used."""
+
+    def __init__(self) -> None:
+        self.host = FakeHost(grants=True)
+        self.used: list[str] = []
+        self.middleware = SwitchingMiddleware(
+            cast(Any, None), hosts=cast(Any, {"pc": self.host}), on_model_used=self.used.append
+        )
+
+    def leased(self, **fields: Any) -> RequestContext:
+        """A request whose attempt holds a granted lease."""
+        context = make_context(**fields)
+        context.begin_attempt(target(), hop=0, now=0.0).lease = self.host.lease("m")
+        return context
+
+    async def fail(self, context: RequestContext, error: BackendError) -> None:
+        async def call_next() -> None:
+            raise error
+
+        await self.middleware.dispatch(context, call_next)
+
+
+async def test_the_attempt_has_the_engines_address_while_the_lease_is_held() -> None:
+    subject = Switching()
+    context, held = subject.leased(), []
+
+    async def call_next() -> None:
+        held.append((context.current.address, list(subject.host.released)))
+        context.current.usage = Usage(prompt_tokens=3)
+
+    await subject.middleware.dispatch(context, call_next)
+    assert held == [(engine(1), [])]
+    assert subject.host.released == subject.host.leases
+    assert subject.host.answers == [(engine(1), Usage(prompt_tokens=3))]
+    assert subject.used == ["m"]
+
+
+async def test_the_lease_is_released_when_the_request_is_cancelled() -> None:
+    subject = Switching()
+    with anyio.move_on_after(0.01):
+        await subject.middleware.dispatch(subject.leased(), anyio.sleep_forever)
+    assert subject.host.released == subject.host.leases
+    assert not subject.host.answers
+
+
+async def test_a_backend_without_a_supervisor_needs_no_lease() -> None:
+    subject, context, called = Switching(), make_context(), []
+    context.begin_attempt(target("cloud"), hop=0, now=0.0)
+
+    async def call_next() -> None:
+        called.append(context.current.address)
+
+    await subject.middleware.dispatch(context, call_next)
+    assert called == [None]
+
+
+async def test_a_request_to_unload_is_carried_out_without_a_lease() -> None:
+    subject, called = Switching(), []
+    origin = Origin(wire="ollama", operation="generate", body=b"")
+    context = make_context(Control(origin=origin, model="m", kind="unload"))
+    context.begin_attempt(target(), hop=0, now=0.0)
+
+    async def call_next() -> None:
+        called.append(list(subject.host.unloaded))
+
+    await subject.middleware.dispatch(context, call_next)
+    assert called == [["m"]]
+
+
+async def test_a_dead_engine_is_restarted_once() -> None:
+    subject = Switching()
+    context = subject.leased()
+    with pytest.raises(EngineLost):
+        await subject.fail(context, BackendUnavailable("refused"))
+    assert subject.host.lost == [engine(1)]
+    assert subject.host.released == subject.host.leases
+    context.current.lease = subject.host.lease("m")
+    with pytest.raises(BackendUnavailable) as second:
+        await subject.fail(context, BackendUnavailable("refused again"))
+    assert not isinstance(second.value, EngineLost)
+    assert subject.host.lost == [engine(1)]
+
+
+@pytest.mark.parametrize(
+    ("error", "committed"),
+    [
+        (BackendUnavailable("x", timed_out=True), False),  # the machine is gone, not the engine
+        (BackendUnavailable("x"), True),
+        (BackendBroken("x"), False),
+    ],
+)
+async def test_other_errors_restart_nothing(error: BackendError, committed: bool) -> None:
+    subject, writer = Switching(), FakeWriter()
+    writer.committed = committed
+    with pytest.raises(BackendError) as raised:
+        await subject.fail(subject.leased(writer=writer), error)
+    assert raised.value is error
+    assert not subject.host.lost
+    assert subject.host.released == subject.host.leases
+
+
+async def test_an_answer_cut_off_by_a_forced_unload_says_so() -> None:
+    subject = Switching()
+    context = subject.leased()
+    subject.host.leases[0].revoked = True
+    with pytest.raises(ModelUnavailable, match="unloaded on request"):
+        await subject.fail(context, BackendBroken("x"))
+    assert not subject.host.lost
