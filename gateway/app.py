@@ -300,7 +300,7 @@ class Gateway:
     def _host_changed(self, catalog: Catalog, name: str, status: HostStatus) -> None:
         catalog.host(name, status)
         if name != LOCAL:
-            self._acquaintance.heard(name, status.profiles)
+            self._acquaintance.update(name, status.profiles)
 
     def _drop_requests(self, backends: Mapping[str, Backend], endpoint: Endpoint) -> None:
         """Nothing responds at this endpoint any more: fail its requests over."""

@@ -1,59 +1,32 @@
-"""What each machine's supervisor said last that it has, kept on disk: a machine that sleeps is known all the same."""
+"""The last known profiles of every host, on disk, so that the models of a sleeping host are listed after a restart."""
 
 from __future__ import annotations
 
-import logging
-import os
 from pathlib import Path
 
 import msgspec
 
 from hostler.supervisor.contract import ProfileInfo
+from hostler.supervisor.state_store import JsonStore
 
-logger = logging.getLogger(__name__)
 
-
-class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+class _Contents(msgspec.Struct, frozen=True, kw_only=True):
     hosts: dict[str, tuple[ProfileInfo, ...]] = {}
 
 
 class HostCache:
-    """One writer: the gateway. Without a file nothing is remembered. A file that cannot be read or written is reported,
-    and stops nothing."""
+    """Without a file nothing is kept. A file that cannot be read or written is logged, and raises nothing."""
 
     def __init__(self, file: Path | None) -> None:
-        self._file = file
-        self._complained = False
-        self._kept = self._read()
+        self._store = JsonStore(file, _Contents, contents="models of sleeping hosts")
+        self._contents = self._store.read() or _Contents()
 
     def profiles(self, backend: str) -> tuple[ProfileInfo, ...]:
-        """The profiles that a machine had when it was last heard of; none if it never was."""
-        return self._kept.hosts.get(backend, ())
+        """The last known profiles of a host; empty if it was never reached."""
+        return self._contents.hosts.get(backend, ())
 
-    def heard(self, backend: str, profiles: tuple[ProfileInfo, ...]) -> None:
-        """A machine has these."""
-        if self._file is None or self._kept.hosts.get(backend) == profiles:
+    def update(self, backend: str, profiles: tuple[ProfileInfo, ...]) -> None:
+        if self._store.file is None or self.profiles(backend) == profiles:
             return
-        self._kept = _Kept(hosts={**self._kept.hosts, backend: profiles})
-        temporary = self._file.with_name(f".{self._file.name}.{os.getpid()}")
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary.write_bytes(msgspec.json.encode(self._kept))
-            temporary.replace(self._file)
-            self._complained = False
-        except OSError as error:
-            if not self._complained:
-                words = "cannot be written, so a restart would forget what sleeping machines have"
-                logger.error("%s: %s: %s", self._file, words, error)
-            self._complained = True
-
-    def _read(self) -> _Kept:
-        if self._file is None:
-            return _Kept()
-        try:
-            return msgspec.json.decode(self._file.read_bytes(), type=_Kept)
-        except FileNotFoundError:
-            pass
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            logger.warning("%s: cannot be read, so machines that sleep are not known yet: %s", self._file, error)
-        return _Kept()
+        self._contents = _Contents(hosts={**self._contents.hosts, backend: profiles})
+        self._store.write(lambda: self._contents)

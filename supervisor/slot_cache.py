@@ -18,6 +18,7 @@ from hostler.supervisor.command import argument_number
 from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.engine_client import EngineError, request_json
 from hostler.supervisor.slot_key import unsupported_reason
+from hostler.supervisor.state_store import replace_file
 
 #: Disk space that is never used.
 FREE_BYTES = 512 * 1024 * 1024
@@ -149,7 +150,7 @@ class SlotCache:
         for marker in self._files("*.restoring"):
             self._drop(marker.stem, "its last restore did not finish")
             _remove(marker)
-        for part in (*self._files("*.part"), *self._files("*.json.new")):
+        for part in (*self._files("*.part"), *self._files("*.new")):
             _remove(part)
         names = {name for name, _ in self._records()}
         for orphan in self._files("*.kv"):
@@ -231,7 +232,7 @@ class SlotCache:
         elif prompt_n is None or prompt_n >= shortest:
             logger.warning("%s: processed a restored conversation again", model)
             try:
-                self._write(self._strike_file(key), _Strikes(model=model, strikes=strikes + 1))
+                replace_file(self._strike_file(key), msgspec.json.encode(_Strikes(model=model, strikes=strikes + 1)))
             except OSError as error:
                 logger.warning("%s: cannot be written: %s", self.directory, error.strerror)
             if strikes + 1 >= STRIKES:
@@ -277,7 +278,7 @@ class SlotCache:
             # A sidecar never lies beside another file than its own.
             self._sidecar(name).unlink(missing_ok=True)
             part.replace(self.directory / f"{name}.kv")
-            self._write(self._sidecar(name), record)
+            replace_file(self._sidecar(name), msgspec.json.encode(record))
         except (EngineError, OSError) as error:
             why = f"{profile.name}: slot {slot} was not saved: {error}"
             logger.info("%s", why)
@@ -374,12 +375,6 @@ class SlotCache:
 
     def _sidecar(self, name: str) -> Path:
         return self.directory / f"{name}.json"
-
-    def _write(self, path: Path, value: msgspec.Struct) -> None:
-        """Atomically."""
-        fresh = path.with_name(path.name + ".new")
-        fresh.write_bytes(msgspec.json.encode(value))
-        fresh.replace(path)
 
 
 def _name(key: str, slot: int) -> str:

@@ -60,12 +60,10 @@ class JsonStore(Generic[T]):
         if self.file is None:
             return False
         with self._lock:
-            fresh = self.file.with_name(f"{self.file.name}.{os.getpid()}.new")
             try:
                 self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 content = msgspec.Raw(msgspec.json.encode(value()))
-                self._write_file(fresh, msgspec.json.encode(_Envelope(VERSION, content)))
-                fresh.replace(self.file)
+                replace_file(self.file, msgspec.json.encode(_Envelope(VERSION, content)), sync=self._sync)
             except OSError as error:
                 if not self._write_failed:
                     logger.warning(
@@ -86,13 +84,6 @@ class JsonStore(Generic[T]):
             raise ValueError(f"format version {envelope.version} was written by a newer release")
         return msgspec.json.decode(envelope.value, type=self._kind)
 
-    def _write_file(self, path: Path, content: bytes) -> None:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
-            if self._sync:
-                file.flush()
-                os.fsync(file.fileno())
-
     @staticmethod
     def _remove_leftovers(file: Path) -> None:
         """Files that a process half wrote before it was killed."""
@@ -100,6 +91,20 @@ class JsonStore(Generic[T]):
             pid = leftover.name.removesuffix(".new").rpartition(".")[2]
             if not pid.isdecimal() or not _is_running(int(pid)):
                 leftover.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, content: bytes, *, sync: bool = False) -> None:
+    """Write a file, readable by its owner only, so that others see the old content or the new one. Raises `OSError`.
+
+    With `sync` the content is on the disk before it replaces the old one.
+    """
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+    fresh.replace(path)
 
 
 def _is_running(pid: int) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from hostler.gateway.context import ALL_SCOPES, Client, KeyScope
+from hostler.supervisor.state_store import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -114,15 +115,9 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, records: Iterable[KeyRecord]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     text = "# Hostler's API keys, hashed. `hostler keys add|list|revoke` changes this file.\n"
     text += "".join(msgspec.json.encode(record).decode() + "\n" for record in records)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_file(path, text.encode(), sync=True)
 
 
 def digest(key: str) -> str:

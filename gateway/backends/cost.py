@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,8 +11,7 @@ import msgspec
 
 from hostler.adapters.types import Usage
 from hostler.gateway.config import PriceSettings
-
-logger = logging.getLogger(__name__)
+from hostler.supervisor.state_store import JsonStore
 
 
 class DailySpending(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,11 +52,11 @@ class SpendingTracker:
     """
 
     def __init__(self, file: Path, daily_limit: float | None, wall: Callable[[], float]) -> None:
-        self._file = file
         self._limit = daily_limit
         self._wall = wall
-        self._write_failed = False
-        self._day = self._read()
+        # Not synced: a power failure may lose the last few cents, but no answer waits for a disk.
+        self._store = JsonStore(file, DailySpending, contents="today's spending")
+        self._day = self._store.read() or DailySpending(day="")
 
     @property
     def today(self) -> float:
@@ -103,32 +101,10 @@ class SpendingTracker:
             spent={**day.spent, backend: spent + cost},
             answers={**day.answers, backend: answers},
         )
-        self._write()
+        self._store.write(lambda: self._day)
 
     def _current(self) -> DailySpending:
         today = datetime.datetime.fromtimestamp(self._wall()).strftime("%Y-%m-%d")
         if self._day.day != today:
             self._day = DailySpending(day=today)
         return self._day
-
-    def _read(self) -> DailySpending:
-        try:
-            return msgspec.json.decode(self._file.read_bytes(), type=DailySpending)
-        except FileNotFoundError:
-            pass
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            logger.error("%s: cannot be read; today's spending starts at 0: %s", self._file, error)
-        return DailySpending(day="")
-
-    def _write(self) -> None:
-        # Not synced: a power failure may lose the last few cents, but no answer waits for a disk.
-        temporary = self._file.with_name(f".{self._file.name}.{os.getpid()}")
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary.write_bytes(msgspec.json.encode(self._day))
-            temporary.replace(self._file)
-            self._write_failed = False
-        except OSError as error:
-            if not self._write_failed:
-                logger.error("%s: cannot be written; a restart would forget today's spending: %s", self._file, error)
-            self._write_failed = True

@@ -15,8 +15,8 @@ HAS = (ProfileInfo(name="m", aliases=("nick",), context=4096, local_only=True),)
 def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
     file = tmp_path / "state" / "machines.json"
     subject = HostCache(file)
-    subject.heard("pc", HAS)
-    subject.heard("laptop", ())
+    subject.update("pc", HAS)
+    subject.update("laptop", ())
     again = HostCache(file)
     assert again.profiles("pc") == HAS
     assert again.profiles("stranger") == ()
@@ -25,9 +25,9 @@ def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
 def test_what_is_known_already_is_not_written_again(tmp_path: Path) -> None:
     file = tmp_path / "machines.json"
     subject = HostCache(file)
-    subject.heard("pc", HAS)
+    subject.update("pc", HAS)
     file.unlink()
-    subject.heard("pc", HAS)
+    subject.update("pc", HAS)
     assert not file.exists()
 
 
@@ -35,8 +35,8 @@ def test_a_file_that_cannot_be_written_is_logged_once(tmp_path: Path, caplog: py
     (tmp_path / "file").write_bytes(b"")
     subject = HostCache(tmp_path / "file" / "machines.json")
     caplog.clear()
-    subject.heard("pc", HAS)
-    subject.heard("pc", ())
+    subject.update("pc", HAS)
+    subject.update("pc", ())
     assert subject.profiles("pc") == ()
     assert caplog.text.count("cannot be written") == 1
 
