@@ -7,12 +7,13 @@ import os
 import re
 import socket
 import ssl
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from types import ModuleType
+from typing import Any, Final, Literal, cast
 
-import httpx
 import msgspec
 
 from hostler import __version__
@@ -20,6 +21,10 @@ from hostler.adapters import sse
 from hostler.gateway.cli.banner import local_url
 from hostler.gateway.cli.start_options import FAILED, UNAUTHORIZED, UNREACHABLE, USAGE
 from hostler.gateway.config import ConfigError, Configuration, parse_address, secret
+
+# Where rich and click are installed, httpx loads its own command line as well: 0.16 s that a command need not take.
+sys.modules.setdefault("httpx._main", cast(ModuleType, None))
+import httpx  # noqa: E402
 
 #: Time limit of an answer, and of silence in a stream, in seconds. Streams are pinged more often than that.
 ANSWER_S: Final = 5.0

@@ -31,6 +31,9 @@ from hostler.gateway.events import Event, RequestFinished, SwitchChanged
 #: Time between two looks at the state, in seconds.
 POLL_S: Final = 0.25
 
+#: The time in which a signal that has arrived is certainly handled, in seconds.
+_SIGNAL_S: Final = 0.01
+
 #: The shortest time between two updates of the screen, in seconds.
 PACE_S: Final = 0.05
 
@@ -64,39 +67,39 @@ class LiveScreen:
             emoji=False,
         )
         self._block = _Block()
-        self._live = self._start()
+        self._live: Live | None = None
 
     def draw(self, above: Sequence[Text], state: LiveState | None) -> None:
         """Print the lines `above`, and replace the block. Without a state, or in the background, there is none."""
         width, height = size = terminal_size(self._descriptor)
         self._console.size = ConsoleDimensions(*size)
-        # The terminal has wrapped lines that became too long; rich counts each as one row.
-        wrapped = sum(max(0, (cells - 1) // width) for cells in self._block.widths)
-        if wrapped:
-            up = ((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
-            self._console.control(Control(ControlType.CARRIAGE_RETURN, *up * min(wrapped, height)))
-        self._block.lines = []
-        if state is not None and width >= _SMALLEST[0] and height >= _SMALLEST[1] and self._in_foreground():
+        if state is None or width < _SMALLEST[0] or height < _SMALLEST[1] or not self._in_foreground():
+            self._erase(width, height)
+        else:
             options = self._console.options.update(width=width - 1, height=None)
             parts = Group(*view_parts(state, width - 1, height - 1))
-            self._block.lines = self._console.render_lines(parts, options, pad=False)
+            # The cursor is left below: what is typed, and the echo of Ctrl-C, belongs to no line of the block.
+            lines = [*self._console.render_lines(parts, options, pad=False), []]
+            if self._live is None:
+                self._live = self._start()
+            else:
+                self._skip_wrapped(width, height)
+            self._block.lines = lines
         if above:
             self._console.print(*above, sep="\n", soft_wrap=True)
-        else:
+        elif self._live is not None:
             self._live.refresh()
 
     def restart(self) -> None:
         """Leave what was drawn where it is: another program has used the terminal since."""
-        self._console.pop_render_hook()
-        self._console.clear_live()
-        self._block = _Block()
-        self._live = self._start()
+        if self._live is not None:
+            self._console.pop_render_hook()
+            self._console.clear_live()
+            self._block, self._live = _Block(), None
 
     def close(self, above: Sequence[Text]) -> None:
         """Remove the block, and print the last lines."""
-        self.draw((), None)
-        self._live.stop()
-        self._console.print(*above, sep="\n", soft_wrap=True)
+        self.draw(above, None)
 
     def _start(self) -> Live:
         live = Live(
@@ -110,6 +113,21 @@ class LiveScreen:
         )
         live.start()
         return live
+
+    def _erase(self, width: int, height: int) -> None:
+        if self._live is not None:
+            self._skip_wrapped(width, height)
+            self._block.lines = [[]]
+            self._live.refresh()
+            self._live.stop()
+            self._block, self._live = _Block(), None
+
+    def _skip_wrapped(self, width: int, height: int) -> None:
+        """Erase the rows by which the block has grown since the window became narrower: rich does not count them."""
+        rows = min(height, sum(max(0, (cells - 1) // width) for cells in self._block.widths))
+        if rows:
+            up = ((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
+            self._console.control(Control(ControlType.CARRIAGE_RETURN, *up * rows))
 
     def _in_foreground(self) -> bool:
         """False while a shell has put the process into the background."""
@@ -135,10 +153,9 @@ class _Block:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         self.widths = [Segment.get_line_length(line) for line in self.lines]
-        for number, line in enumerate(self.lines):
-            if number:
-                yield Segment.line()
+        for line in self.lines:
             yield from line
+            yield Segment.line()
 
 
 def terminal_size(descriptor: int) -> tuple[int, int]:
@@ -237,6 +254,8 @@ class LiveView:
                         self._draw_waits = True
                         self._log.submit(self._draw)
             await anyio.sleep(POLL_S)
+            # When the process continues after Ctrl-Z, this timer is due as well; SIGCONT has to be handled first.
+            await anyio.sleep(_SIGNAL_S)
 
     async def _restart_after_stop(self) -> None:
         """After Ctrl-Z and `fg`, the shell has written where the view was."""

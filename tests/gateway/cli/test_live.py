@@ -49,8 +49,8 @@ def state(title: str = "hostler", stopping: str = "the end") -> LiveState:
     return LiveState(title=title, addresses=(), status=status, stopping=stopping, requests=False)
 
 
-#: The lines of `state`: a rule, the title, a sentence, and the last line.
-HEIGHT = 4
+#: The lines of `state`: a rule, the title, a sentence, the last line, and an empty one for the cursor.
+HEIGHT = 5
 
 
 def test_the_block_is_replaced_and_lines_appear_above_it(pty: tuple[int, int]) -> None:
@@ -59,7 +59,7 @@ def test_the_block_is_replaced_and_lines_appear_above_it(pty: tuple[int, int]) -
     screen.draw((), state())
     first = read(ours, "the end")
     assert [line.strip() for line in first.split("\n")][1:] == [
-        "hostler", "No model is loaded: the first request for one loads it.", "the end"
+        "hostler", "No model is loaded: the first request for one loads it.", "the end", ""
     ]  # fmt: skip
     screen.draw([Text("a line"), Text("x" * 100)], state())
     second = read(ours, "the end")
@@ -110,3 +110,13 @@ def test_after_a_restart_nothing_is_erased(pty: tuple[int, int]) -> None:
     screen.draw((), state())
     assert UP not in read(ours, "the end")
     screen.close([])
+
+
+def test_without_a_block_only_the_lines_are_written(pty: tuple[int, int]) -> None:
+    ours, theirs = pty
+    screen = LiveScreen(theirs, colors=False)
+    screen.draw((), None)
+    screen.draw([Text("a line")], None)
+    screen.draw((), None)
+    screen.close([Text("bye")])
+    assert read(ours, "bye").replace("\r", "") == "a line\nbye\n"
