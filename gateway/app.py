@@ -111,7 +111,7 @@ class Gateway:
         self._presets = dict(presets or {})
         self._refresh = refresh
         self._catalog: Catalog | None = None
-        self._acquaintance = HostCache(None if history is None else history.with_name("machines.json"))
+        self._host_cache = HostCache(None if history is None else history.with_name("machines.json"))
         self._desk: AdminApp | None = None
         self._server: Server | None = None
         self._stopping = False
@@ -128,7 +128,7 @@ class Gateway:
             self._settings.backends, self._chain, version=__version__, presets=self._presets, since=time.time()
         )
         for name in self._supervisors:
-            catalog.remembered(name, self._acquaintance.profiles(name))
+            catalog.restore_host(name, self._host_cache.profiles(name))
         rules = settings.library
         blobs = BlobStore(cache_directory() / "models" / "blobs", rules.uploads_max)
         model_admin = ModelAdmin(
@@ -220,7 +220,7 @@ class Gateway:
                         clock=self._clock,
                     ),
                     lambda app: QueueingMiddleware(app, hosts=hosts, settings=settings.switching, clock=self._clock),
-                    lambda app: SwitchingMiddleware(app, hosts=hosts, on_model_used=catalog.used),
+                    lambda app: SwitchingMiddleware(app, hosts=hosts, on_model_used=catalog.set_active),
                 ],
                 Proxy(backends, clock=self._clock),
             )
@@ -298,9 +298,9 @@ class Gateway:
             self._hosts[name].set_reachable(False)
 
     def _host_changed(self, catalog: Catalog, name: str, status: HostStatus) -> None:
-        catalog.host(name, status)
+        catalog.update_host(name, status)
         if name != LOCAL:
-            self._acquaintance.update(name, status.profiles)
+            self._host_cache.update(name, status.profiles)
 
     def _drop_requests(self, backends: Mapping[str, Backend], endpoint: Endpoint) -> None:
         """Nothing responds at this endpoint any more: fail its requests over."""
@@ -336,7 +336,7 @@ class Gateway:
         """These are the models that clients made of others, from now on."""
         self._presets = dict(presets)
         if self._catalog is not None:
-            self._catalog.made(presets)
+            self._catalog.set_presets(presets)
 
     async def _read_library(self) -> None:
         """What to do after a change of the library where nobody else takes it over: its presets are all there is."""

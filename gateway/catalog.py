@@ -1,4 +1,4 @@
-"""Which models exist, under which names, and where each could run: one immutable snapshot, replaced whole."""
+"""The models, their names, and the backends of each: an immutable snapshot that is replaced as a whole."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hostler.profiles.presets import Preset
 from hostler.supervisor.contract import HostStatus, ModelStatus, ProfileInfo, State
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend that could answer for a model, what it calls the model, and the context there (0: not known)."""
+class CatalogBackend(msgspec.Struct, frozen=True, kw_only=True):
+    """A backend of a model, the model's name there, and its context there (0: unknown)."""
 
     backend: str
     name_there: str
@@ -26,21 +26,21 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """A model under its own name, what clients may see of it, and its places in the order of the chain.
+    """A model, its card, and its backends in the order of the chain.
 
-    `local_only`: requests for it must not leave the house. `preset` is what the name adds that was asked for: the model
-    itself is the one that the preset was made of.
+    `local_only`: requests for it are served by local backends only. With a `preset` the requested name is the preset's,
+    and `model` the model it was created from.
     """
 
     model: str
     card: ModelCard
-    places: tuple[Place, ...]
+    places: tuple[CatalogBackend, ...]
     local_only: bool = False
     preset: Preset | None = None
 
 
 def with_ends(listing: ModelList, ends: Mapping[str, float]) -> ModelList:
-    """The listing with the moments, in seconds since the epoch, at which idle models will be unloaded."""
+    """The listing with `ends`: when idle models will be unloaded, in seconds since the epoch."""
     changed = {
         card.name: msgspec.structs.replace(card, expires_at=ends[runs])
         for card in listing.cards
@@ -64,16 +64,15 @@ _CARD_STATES: dict[State, CardState] = {
     "failed": "failed",
 }
 
-#: Where a model runs on several hosts, the best of its states is shown.
+#: A model on several hosts is listed with the best of its states.
 _BEST_FIRST: tuple[CardState, ...] = ("loaded", "loading", "sleeping", "unloaded", "failed")
 
-#: As many names as a person reads in an error.
-NAMES_SHOWN = 20
+#: Names listed in an error message.
+MAX_NAMES = 20
 
 
 class Catalog:
-    """Keeps the snapshot. Its writers tell it of hosts (`host`, `remembered`), of use (`used`) and of what clients made (`made`);
-    everybody else reads. A model of which only the name is known counts as made at `since`, in seconds since the epoch."""
+    """Owner of the snapshot. `since`, in seconds since the epoch, is the creation time of models known by name only."""
 
     def __init__(
         self,
@@ -88,7 +87,7 @@ class Catalog:
         self._plain = {name: backend for name, backend in backends.items() if backend.kind != "supervisor"}
         self._chain = tuple(chain)
         self._version = version
-        self._silent = {name for name in (*backends, *chain) if name not in self._plain}
+        self._unknown = {name for name in (*backends, *chain) if name not in self._plain}
         self._declared = {name: backend.models for name, backend in backends.items() if backend.kind == "supervisor"}
         self._hosts: dict[str, HostStatus] = {}
         self._active: str | None = None
@@ -100,70 +99,68 @@ class Catalog:
 
     @property
     def listing(self) -> ModelList:
-        """The snapshot. It never changes; ask again for a newer one."""
+        """The current snapshot."""
         return self._listing
 
-    def host(self, backend: str, status: HostStatus) -> None:
-        """What the supervisor `backend` says of itself. A host that falls silent keeps what was last known."""
+    def update_host(self, backend: str, status: HostStatus) -> None:
+        """The status of a supervised host. An unreachable host keeps its last one."""
         self._hosts[backend] = status
-        self._silent.discard(backend)
+        self._unknown.discard(backend)
         self._rebuild()
 
-    def remembered(self, backend: str, profiles: tuple[ProfileInfo, ...]) -> None:
-        """What a host had that has not been heard of yet: it may sleep, and a request for one of these may wake it."""
-        if profiles and backend in self._silent:
+    def restore_host(self, backend: str, profiles: tuple[ProfileInfo, ...]) -> None:
+        """The profiles of a host that has not been reached yet: it may sleep, and a request for one of them may wake it."""
+        if profiles and backend in self._unknown:
             self._hosts[backend] = HostStatus(profiles=profiles)
-            self._silent.discard(backend)
+            self._unknown.discard(backend)
             self._rebuild()
 
-    def made(self, presets: Mapping[str, Preset]) -> None:
-        """These are the models that clients made of others."""
+    def set_presets(self, presets: Mapping[str, Preset]) -> None:
+        """Replace the models that clients created from others."""
         self._presets = dict(presets)
         self._rebuild()
 
-    async def until(self, condition: Callable[[ModelList], bool]) -> None:
-        """Wait until the snapshot is so."""
+    async def wait_until(self, condition: Callable[[ModelList], bool]) -> None:
+        """Wait until the snapshot fulfils `condition`."""
         while not condition(self._listing):
             await self._changed.wait()
 
-    def used(self, model: str) -> None:
-        """`model` is being used: it is the active one, which requests without a model's name go to."""
+    def set_active(self, model: str) -> None:
+        """`model` is in use: it serves requests that name no model."""
         if model != self._active:
             self._active = model
             self._rebuild()
 
     def find(self, name: str | None) -> Placement:
-        """Where the model of this name or alias, in any spelling, or (`None`) the active or default one could run.
+        """The model of this name or alias, in any spelling; for `None` the active or default one.
 
-        Raises `ModelNotFound` with the names that do exist, or `BadRequest` if none is named and none is active.
+        Raises `ModelNotFound` with the known names, or `BadRequest` if none is named and none is active.
         """
         if name is None:
             name = self._listing.active or self._listing.default
             if name is None:
-                raise BadRequest(
-                    f'no model is named and none is running; name one in "model": {self._known()}', param="model"
-                )
+                raise BadRequest(f'no model named and none loaded; set "model": {self._known_names()}', param="model")
         placement = self._placements.get(name)
         if placement is None:
             card = self._listing.resolve(name)
             placement = self._placements.get(card.name) if card is not None else None
         if placement is None:
             raise ModelNotFound(
-                f"the model `{printable(name, 100)}` does not exist; {self._known()}", model=name, param="model"
+                f"the model `{printable(name, 100)}` does not exist; {self._known_names()}", model=name, param="model"
             )
         return placement
 
-    def _known(self) -> str:
+    def _known_names(self) -> str:
         names = self._listing.names()
         if not names:
-            return "no models are configured, or their host has not answered yet"
-        more = len(names) - NAMES_SHOWN
-        shown = ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-        return f"{len(names)} models are: {shown}" if len(names) > 1 else f"the only model is: {shown}"
+            return "no models are configured, or their host has not been reached yet"
+        more = len(names) - MAX_NAMES
+        shown = ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+        return f"{len(names)} models: {shown}" if len(names) > 1 else f"the only model: {shown}"
 
     def _rebuild(self) -> None:
         cards: dict[str, ModelCard] = {}
-        places: dict[str, list[Place]] = {}
+        places: dict[str, list[CatalogBackend]] = {}
         default: str | None = None
         for backend in self._chain:
             host = self._hosts.get(backend)
@@ -175,7 +172,7 @@ class Catalog:
                 known = cards.get(profile.name)
                 cards[profile.name] = card if known is None else _merge(known, card)
                 places.setdefault(profile.name, []).append(
-                    Place(backend=backend, name_there=profile.name, context=profile.context)
+                    CatalogBackend(backend=backend, name_there=profile.name, context=profile.context)
                 )
                 if profile.default and default is None:
                     default = profile.name
@@ -185,12 +182,12 @@ class Catalog:
                     context = backend_settings.context or 0
                     cards[model] = ModelCard(name=model, state="loaded", context=context, created=self._since)
         for backend in self._chain:
-            if backend in self._silent:
+            if backend in self._unknown:
                 for model in self._declared.get(backend, ()):
                     if model != "*" and model not in cards:
                         cards[model] = ModelCard(name=model, state="unloaded", created=self._since)
         self._active = self._running(cards)
-        self._add_made(cards)
+        self._add_presets(cards)
         index, placements = self._index(cards, places)
         first = self._active or default
         ordered = tuple(sorted(cards.values(), key=lambda card: (card.name != first, card.name)))
@@ -201,23 +198,23 @@ class Catalog:
         changed, self._changed = self._changed, anyio.Event()
         changed.set()
 
-    def _add_made(self, cards: dict[str, ModelCard]) -> None:
-        """The cards of models that were made of these. A name of the configuration goes before one that was made."""
+    def _add_presets(self, cards: dict[str, ModelCard]) -> None:
+        """The cards of models that clients created. Names from the configuration take precedence."""
         taken = {folded(name): card.name for card in cards.values() for name in (card.name, *card.aliases)}
         own = dict(cards)
         for name, preset in self._presets.items():
             base = own.get(preset.model)
             if base is None or (name != preset.model and folded(name) in taken):
                 continue
-            cards[name] = _made(name, preset, base)
+            cards[name] = _preset_card(name, preset, base)
 
     def _may_have(self, backend: str, model: str) -> bool:
-        """Nothing was ever heard of it: it may sleep, and may have the model, unless the configuration says what it has."""
+        """Whether a host that was never reached may have the model: yes, unless the configuration declares its models."""
         declared = self._declared.get(backend)
         return not declared or model in declared or "*" in declared
 
     def _running(self, cards: Mapping[str, ModelCard]) -> str | None:
-        """The active model: the one used last as long as it runs, else any that does."""
+        """The active model: the last one used while it is loaded, else any loaded one."""
         last = cards.get(self._active) if self._active is not None else None
         if last is not None and last.state in ("loaded", "loading"):
             return last.name
@@ -225,15 +222,15 @@ class Catalog:
         return next((name for name, card in sorted(cards.items()) if card.state == "loaded" and name in hosted), None)
 
     def _index(
-        self, cards: Mapping[str, ModelCard], places: Mapping[str, list[Place]]
+        self, cards: Mapping[str, ModelCard], places: Mapping[str, list[CatalogBackend]]
     ) -> tuple[dict[str, ModelCard], dict[str, Placement]]:
         index: dict[str, ModelCard] = {}
         placements: dict[str, Placement] = {}
-        of_others = {
+        presets = {
             name: card.preset for name, card in cards.items() if card.preset is not None and card.preset.model != name
         }
         for name, card in cards.items():
-            if name in of_others:
+            if name in presets:
                 continue
             hosted = {place.backend: place for place in places.get(name, [])}
             profiles = [host.profiles for host in map(self._hosts.get, self._chain) if host is not None]
@@ -247,9 +244,9 @@ class Catalog:
                     plain = self._plain[backend]
                     there = plain.models.get(name) or plain.models.get("*")
                     if there:
-                        in_order.append(Place(backend=backend, name_there=there, context=plain.context or 0))
-                elif backend in self._silent and self._may_have(backend, name):
-                    in_order.append(Place(backend=backend, name_there=name))
+                        in_order.append(CatalogBackend(backend=backend, name_there=there, context=plain.context or 0))
+                elif backend in self._unknown and self._may_have(backend, name):
+                    in_order.append(CatalogBackend(backend=backend, name_there=name))
             local_only = any(profile.local_only for profile in described)
             placement = Placement(
                 model=name, card=card, places=tuple(in_order), local_only=local_only, preset=card.preset
@@ -258,7 +255,7 @@ class Catalog:
                 for accepted in (spelling, f"{spelling}:latest"):
                     index.setdefault(accepted, card)
                     placements.setdefault(accepted, placement)
-        for name, preset in of_others.items():
+        for name, preset in presets.items():
             card = cards[name]
             placement = msgspec.structs.replace(placements[preset.model], card=card, preset=preset)
             for accepted in (name, f"{name}:latest"):
@@ -289,12 +286,12 @@ def _card(profile: ProfileInfo, status: ModelStatus | None) -> ModelCard:
     )
 
 
-def _made(name: str, preset: Preset, base: ModelCard) -> ModelCard:
-    """The card of a model that a client made of another one. A mere copy is the same file with the same settings."""
+def _preset_card(name: str, preset: Preset, base: ModelCard) -> ModelCard:
+    """The card of a model that a client created from another. A plain copy keeps the digest."""
     digest = base.digest
     if preset.speaks or preset.license:
-        said = msgspec.json.encode(msgspec.structs.replace(preset, made_at=0.0))
-        digest = hashlib.sha256(base.digest.encode() + said).hexdigest()
+        settings = msgspec.json.encode(msgspec.structs.replace(preset, made_at=0.0))
+        digest = hashlib.sha256(base.digest.encode() + settings).hexdigest()
     return msgspec.structs.replace(
         base,
         name=name,
@@ -308,6 +305,6 @@ def _made(name: str, preset: Preset, base: ModelCard) -> ModelCard:
 
 
 def _merge(one: ModelCard, other: ModelCard) -> ModelCard:
-    """The same model on two hosts: the better state counts, and the smaller context, which both can keep."""
+    """The same model on two hosts: the better state, and the smaller context, which both have."""
     better = min((one, other), key=lambda card: _BEST_FIRST.index(card.state))
     return msgspec.structs.replace(better, context=min(one.context, other.context))

@@ -1,4 +1,4 @@
-"""Files that clients upload, streamed to disk as they come: neither held in memory nor read by anybody on the way."""
+"""Files uploaded by clients, streamed to disk."""
 
 from __future__ import annotations
 
@@ -17,45 +17,40 @@ from hostler.profiles.presets import is_digest
 
 logger = logging.getLogger(__name__)
 
-#: Bytes that are collected before a thread writes them.
+#: Bytes collected before a thread writes them.
 _BLOCK = 1024 * 1024
 
 
 class Uploads:
-    """Takes a body and keeps it under the checksum in its path. `allowed`: whether any are taken at all.
-
-    201 for a new file, 200 for one that is here: then the body is not waited for.
-    """
+    """Stores a body under the digest in the path: 201 for a new file, 200 for a known one. 403 unless `allowed`."""
 
     def __init__(self, blobs: BlobStore, *, allowed: bool) -> None:
         self._blobs = blobs
         self._allowed = allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        claim: RouteMatch = scope[ROUTE_KEY]
-        adapter = claim.adapter
+        route: RouteMatch = scope[ROUTE_KEY]
+        adapter = route.adapter
         assert adapter is not None
         try:
-            created = await self._take(scope["path_params"].get("digest", ""), receive)
+            created = await self._store(scope["path_params"].get("digest", ""), receive)
             response = WireResponse(status=201 if created else 200)
         except ClientDisconnected:
             return
         except GatewayError as error:
-            response = _refused(adapter, claim, error)
+            response = _error_response(adapter, route, error)
         except Exception:
-            logger.exception("an upload failed in the gateway")
-            response = _refused(adapter, claim, GatewayError("something went wrong in the gateway; its log tells more"))
-        await _answer(send, response)
+            logger.exception("unhandled exception in an upload")
+            response = _error_response(adapter, route, GatewayError("internal error; see the gateway's log"))
+        await _send(send, response)
 
-    async def _take(self, digest: str, receive: Receive) -> bool:
+    async def _store(self, digest: str, receive: Receive) -> bool:
         if not is_digest(digest):
             raise BadRequest("invalid digest format", param="digest")
         if not self._allowed:
-            raise Forbidden(
-                "uploading files is not allowed here: gateway.library.uploads_max in the configuration allows it"
-            )
+            raise Forbidden("uploads are disabled; gateway.library.uploads_max in the configuration enables them")
         if await anyio.to_thread.run_sync(self._blobs.path, digest) is not None:
-            await _skip(receive)
+            await _discard(receive)
             return False
         upload: Upload | None = None
         try:
@@ -77,14 +72,14 @@ class Uploads:
 
 
 async def _blocks(receive: Receive) -> AsyncIterator[bytes]:
-    """The body in pieces that are worth a thread. Raises `ClientDisconnected`."""
+    """The body in blocks. Raises `ClientDisconnected`."""
     parts: list[bytes] = []
     size = 0
     more = True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientDisconnected("the client left before its file was complete")
+            raise ClientDisconnected("the client disconnected before its file was complete")
         part = message.get("body", b"")
         parts.append(part)
         size += len(part)
@@ -94,19 +89,19 @@ async def _blocks(receive: Receive) -> AsyncIterator[bytes]:
             parts, size = [], 0
 
 
-async def _skip(receive: Receive) -> None:
-    """Read a body that nobody needs: whoever sends it may not look for an answer before the end."""
+async def _discard(receive: Receive) -> None:
+    """Read and drop the body: clients may not read the answer before they have sent it."""
     async for _ in _blocks(receive):
         pass
 
 
-def _refused(adapter: Adapter, claim: RouteMatch, error: GatewayError) -> WireResponse:
-    refusal = adapter.error_response(error, claim.operation)
-    # The rest of the body is not read: without closing, the server would wait for its end.
-    return msgspec.structs.replace(refusal, headers=(*refusal.headers, ("Connection", "close")))
+def _error_response(adapter: Adapter, route: RouteMatch, error: GatewayError) -> WireResponse:
+    answer = adapter.error_response(error, route.operation)
+    # The rest of the body is not read: close, or the server would wait for its end.
+    return msgspec.structs.replace(answer, headers=(*answer.headers, ("Connection", "close")))
 
 
-async def _answer(send: Send, response: WireResponse) -> None:
+async def _send(send: Send, response: WireResponse) -> None:
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1", "replace")) for name, value in response.headers]
     if response.body:
         headers.append((b"content-type", response.media_type.encode("latin-1")))

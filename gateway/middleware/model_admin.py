@@ -1,4 +1,4 @@
-"""What is asked about which models there are is carried out here: it never queues, never switches, never starts an engine."""
+"""Model administration requests: pull, copy, create, delete. They never queue or switch, and start no engine."""
 
 from __future__ import annotations
 
@@ -26,50 +26,50 @@ ReportStep = Callable[[ProgressStep], Awaitable[None]]
 
 
 class ModelOperations(Protocol):
-    """Who carries it out; `tell` hears of every step. Each raises a `GatewayError`."""
+    """Performs the operations; `report` receives every step. All raise `GatewayError`."""
 
-    def here(self, model: str) -> bool: ...
+    def is_present(self, model: str) -> bool: ...
 
-    async def pull(self, order: PullModel, tell: ReportStep) -> None: ...
+    async def pull(self, operation: PullModel, report: ReportStep) -> None: ...
 
-    async def copy(self, order: CopyModel) -> None: ...
+    async def copy(self, operation: CopyModel) -> None: ...
 
-    async def create(self, order: CreateModel, tell: ReportStep) -> None: ...
+    async def create(self, operation: CreateModel, report: ReportStep) -> None: ...
 
-    async def delete(self, order: DeleteModel) -> None: ...
+    async def delete(self, operation: DeleteModel) -> None: ...
 
     async def has_file(self, digest: str) -> bool: ...
 
 
 class ModelAdminMiddleware(RequestMiddleware):
-    """Carries arrangements out; everything else passes. Whatever changes something takes a key that may operate."""
+    """Performs model operations and passes on everything else. A pull that fetches needs the scope operate."""
 
     def __init__(self, app: ASGIApp, *, model_admin: ModelOperations) -> None:
         super().__init__(app)
-        self._librarian = model_admin
+        self._model_admin = model_admin
 
     def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
-        order = context.request
-        return self._carry_out(context, order) if isinstance(order, MODEL_OPERATIONS) else call_next()
+        operation = context.request
+        return self._perform(context, operation) if isinstance(operation, MODEL_OPERATIONS) else call_next()
 
-    async def _carry_out(self, context: RequestContext, order: ModelOperation) -> None:
+    async def _perform(self, context: RequestContext, operation: ModelOperation) -> None:
         writer = context.writer
         writer.begin(ResponseHead())
 
-        async def tell(stage: ProgressStep) -> None:
-            await writer.write(Chunk(stage=stage))
+        async def report(step: ProgressStep) -> None:
+            await writer.write(Chunk(stage=step))
 
-        if isinstance(order, FindBlob):
-            if not await self._librarian.has_file(order.digest):
-                raise NotFound(f'blob "{order.digest}" not found')
-        elif isinstance(order, PullModel):
-            if "operate" not in context.client.scopes and not self._librarian.here(order.model):
-                raise Forbidden("having a model fetched needs a key with the scope operate")
-            await self._librarian.pull(order, tell)
-        elif isinstance(order, CopyModel):
-            await self._librarian.copy(order)
-        elif isinstance(order, CreateModel):
-            await self._librarian.create(order, tell)
+        if isinstance(operation, FindBlob):
+            if not await self._model_admin.has_file(operation.digest):
+                raise NotFound(f'blob "{operation.digest}" not found')
+        elif isinstance(operation, PullModel):
+            if "operate" not in context.client.scopes and not self._model_admin.is_present(operation.model):
+                raise Forbidden("fetching a model requires a key with the scope operate")
+            await self._model_admin.pull(operation, report)
+        elif isinstance(operation, CopyModel):
+            await self._model_admin.copy(operation)
+        elif isinstance(operation, CreateModel):
+            await self._model_admin.create(operation, report)
         else:
-            await self._librarian.delete(order)
+            await self._model_admin.delete(operation)
         await writer.end()

@@ -167,7 +167,7 @@ def test_times_have_a_zone_and_no_trailing_zeros(seconds: float, text: str) -> N
         ("fetch", {"url": "x"}, 403, "ollama cloud is disabled: web fetch is unavailable"),
     ],
 )
-def test_orders_that_cannot_be_carried_out_say_why(desk: Desk, name: str, body: Any, status: int, words: str) -> None:
+def test_failed_operations_say_why(desk: Desk, name: str, body: Any, status: int, words: str) -> None:
     response = desk.ask(name, body)
     assert response.status == status
     error = json.loads(response.body)["error"]

@@ -73,6 +73,6 @@ def test_the_whole_product_speaks_its_protocol(site: Path, tmp_path: Path) -> No
         assert answer.text == "word0 word1 word2 word3 word4 \n"
         assert answer.headers["content-type"] == "text/plain; charset=utf-8"
         unknown = httpx.post(f"{up.address}/plain/x", content="What is it?")
-        assert (unknown.status_code, "the only model is: org/a" in unknown.text) == (404, True)
+        assert (unknown.status_code, "the only model: org/a" in unknown.text) == (404, True)
         assert httpx.get(f"{up.address}/v1/models").status_code == 200
         assert "adapter broken (hostler_plain:NoSuchAdapter) is left out" in up.log

@@ -37,9 +37,7 @@ async def test_an_answer_is_shown_with_its_thinking(open_house: OpenHouse, open_
     assert asked["method"] == "POST"
 
 
-async def test_whoever_waits_for_a_load_sees_how_far_it_is(
-    open_house: OpenHouse, open_page: OpenPage, gates: Gates
-) -> None:
+async def test_a_waiting_chat_shows_load_progress(open_house: OpenHouse, open_page: OpenPage, gates: Gates) -> None:
     ready = gates("ready")
     script = {"ready_after": 0.1, "ready_when": ready.path, "speak": True}
     async with open_house({"a": {"script": script}}) as house, open_page(f"{house.url}/ui/#try") as page:
@@ -51,7 +49,7 @@ async def test_whoever_waits_for_a_load_sees_how_far_it_is(
         await expect(page.locator(".talk details").nth(1)).to_be_hidden()  # the gateway's progress is no thinking
 
 
-async def test_whoever_is_faster_than_the_list_of_models_is_answered_all_the_same(
+async def test_a_message_sent_before_the_models_are_listed_is_answered(
     open_house: OpenHouse, open_page: OpenPage
 ) -> None:
     async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/") as page:
@@ -69,9 +67,7 @@ async def test_whoever_is_faster_than_the_list_of_models_is_answered_all_the_sam
         await expect(page.locator(".said").nth(1)).to_have_text("word0 word1 word2 word3 word4 ")
 
 
-async def test_whoever_sends_just_as_the_list_of_models_comes_is_answered(
-    open_house: OpenHouse, open_page: OpenPage
-) -> None:
+async def test_a_message_sent_as_the_models_are_listed_is_answered(open_house: OpenHouse, open_page: OpenPage) -> None:
     async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/#try") as page:
         held = []
         await page.route("**/events", lambda route: held.append(route))
@@ -96,9 +92,7 @@ async def test_an_answer_is_stopped(open_house: OpenHouse, open_page: OpenPage) 
         await house.until(lambda: house.events("gone"))
 
 
-async def test_a_new_chat_knows_nothing_of_an_answer_that_was_still_coming(
-    open_house: OpenHouse, open_page: OpenPage
-) -> None:
+async def test_a_new_chat_discards_an_unfinished_answer(open_house: OpenHouse, open_page: OpenPage) -> None:
     script = {"chunks": 50_000, "chunk_delay": 0.05}
     async with open_house({"a": {"script": script}}) as house, open_page(f"{house.url}/ui/#try") as page:
         sent: list[Any] = []
@@ -115,7 +109,7 @@ async def test_a_new_chat_knows_nothing_of_an_answer_that_was_still_coming(
         await expect(page.get_by_role("list", name="Conversation")).to_contain_text("stopped")
 
 
-async def test_an_error_is_told_in_the_gateways_words(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_an_error_shows_the_gateways_message(open_house: OpenHouse, open_page: OpenPage) -> None:
     script = {"exit_code": 1, "stderr": "error: no such architecture\n"}
     async with (
         open_house({"a": {"script": script}}) as house,
@@ -146,7 +140,7 @@ async def test_a_tool_call_is_shown(open_house: OpenHouse, open_page: OpenPage) 
     assert sent[0]["tools"][0]["function"]["name"] == "current_time"
 
 
-async def test_the_button_that_stops_stays_where_it_is_while_the_answer_grows(
+async def test_the_stop_button_stays_in_place_while_the_answer_grows(
     open_house: OpenHouse, open_page: OpenPage
 ) -> None:
     script = {"chunks": 50_000, "chunk_delay": 0.01, "text": "line{}\n"}

@@ -47,7 +47,9 @@ async def test_an_operator_logs_in_acts_and_logs_out(
         await expect(page.get_by_label("API key")).to_be_visible()
 
 
-async def test_who_may_only_look_is_shown_no_orders(open_house: OpenHouse, open_page: OpenPage, tmp_path: Path) -> None:
+async def test_a_key_without_operate_sees_no_actions(
+    open_house: OpenHouse, open_page: OpenPage, tmp_path: Path
+) -> None:
     key, gateway = keyed(tmp_path, "read")
     async with open_house({"a": {}}, gateway=gateway) as house, open_page(house.url, complains=True) as page:
         await page.get_by_label("API key").fill(key)
@@ -78,9 +80,7 @@ async def test_a_revoked_key_ends_its_session(open_house: OpenHouse, open_page: 
                     left = await page.get_by_label("API key").is_visible()
 
 
-async def test_without_scripts_there_is_a_page_and_a_way_in(
-    open_house: OpenHouse, open_page: OpenPage, tmp_path: Path
-) -> None:
+async def test_login_works_without_javascript(open_house: OpenHouse, open_page: OpenPage, tmp_path: Path) -> None:
     key, gateway = keyed(tmp_path, "read")
     async with (
         open_house({"a": {}}, gateway=gateway) as house,

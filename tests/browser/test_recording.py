@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from browser.conftest import OpenPage
 from browser.sections import SECTIONS, open_section
-from browser.test_everybody import complaints
+from browser.test_sections import complaints
 from playwright.async_api import expect
 from system.house import OpenHouse
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_sign_is_on_every_section_and_operators_read_what_was_said(
+async def test_recording_is_shown_in_every_section_and_operators_read_transcripts(
     open_house: OpenHouse, open_page: OpenPage, tmp_path: Path
 ) -> None:
     recording = {"contents": True, "file": str(tmp_path / "contents.sqlite3")}
@@ -34,7 +34,7 @@ async def test_a_sign_is_on_every_section_and_operators_read_what_was_said(
             assert await complaints(page) == []
 
 
-async def test_there_is_no_sign_and_nothing_to_read_by_itself(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_no_recording_is_shown_by_default(open_house: OpenHouse, open_page: OpenPage) -> None:
     async with open_house({"a": {}}) as house:
         await house.chat("a")
         async with open_page(f"{house.url}/ui/#flow") as page:

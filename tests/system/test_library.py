@@ -132,7 +132,7 @@ def test_a_pull_brings_the_file_that_a_profile_names_and_starts_nothing(client: 
     assert "far" not in shared.starts()
 
 
-def test_a_pull_that_cannot_be_says_so_in_ollamas_words(client: ollama.Client, running: Running) -> None:
+def test_a_failed_pull_answers_in_ollamas_words(client: ollama.Client, running: Running) -> None:
     assert refusal(lambda: client.pull("nope")) == (500, "pull model manifest: file does not exist")
     lines = httpx.post(f"{running.address}/api/pull", json={"model": "nope"})
     assert lines.status_code == 200 and lines.headers["content-type"] == "application/x-ndjson"
@@ -142,7 +142,7 @@ def test_a_pull_that_cannot_be_says_so_in_ollamas_words(client: ollama.Client, r
     ]
 
 
-def test_a_copy_is_a_model_of_its_own_until_it_is_deleted(client: ollama.Client, shared: Place) -> None:
+def test_a_copy_is_a_model_until_it_is_deleted(client: ollama.Client, shared: Place) -> None:
     assert client.copy("smol", "library/other:latest").status == "success"
     assert {"smol:latest", "other:latest"} <= names(client)
     digests = {model.model: model.digest for model in client.list().models}
@@ -154,7 +154,9 @@ def test_a_copy_is_a_model_of_its_own_until_it_is_deleted(client: ollama.Client,
     assert refusal(lambda: client.show("other"))[0] == 404
 
 
-def test_a_preset_says_its_words_and_shares_the_engine(client: ollama.Client, shared: Place, running: Running) -> None:
+def test_a_preset_adds_its_system_prompt_and_shares_the_engine(
+    client: ollama.Client, shared: Place, running: Running
+) -> None:
     turns = [ollama.Message(role="user", content="hi"), ollama.Message(role="assistant", content="Mamma mia")]
     steps = client.create(
         "mario", from_="smol", system="You are Mario.", parameters={"temperature": 0, "num_predict": 5, "stop": ["x"]},
@@ -195,10 +197,10 @@ def test_a_preset_with_a_context_of_its_own_is_a_profile(client: ollama.Client, 
     client.chat("long", messages=HELLO)
     assert shared.starts()[-1] == "long"
     assert shared.asked()[-1]["messages"][0] == {"role": "system", "content": "Be long."}
-    assert refusal(lambda: client.delete("long")) == (403, "beyond was made of long and needs it")
+    assert refusal(lambda: client.delete("long")) == (403, "beyond depends on long")
 
 
-def test_what_was_made_outlives_a_restart_and_its_file_keeps_comments(place: Place) -> None:
+def test_created_models_survive_a_restart_and_the_file_keeps_comments(place: Place) -> None:
     with place.up() as running, ollama.Client(running.address) as client:
         client.copy("smol", "first")
         client.create("wide", from_="smol", parameters={"num_ctx": 4096})
@@ -211,7 +213,7 @@ def test_what_was_made_outlives_a_restart_and_its_file_keeps_comments(place: Pla
     assert place.library.stat().st_mode & 0o077 == 0
 
 
-def test_what_was_made_of_a_model_that_is_gone_stops_nothing(place: Place) -> None:
+def test_a_model_created_from_a_missing_one_is_ignored(place: Place) -> None:
     with place.up() as running, ollama.Client(running.address) as client:
         client.create("wide", from_="far", parameters={"num_ctx": 1024})
         client.copy("far", "near")
@@ -221,7 +223,7 @@ def test_what_was_made_of_a_model_that_is_gone_stops_nothing(place: Place) -> No
         assert "wide" in running.log and "left out" in running.log
 
 
-def test_an_uploaded_file_becomes_a_model_and_goes_with_it(client: ollama.Client, shared: Place) -> None:
+def test_an_uploaded_file_is_deleted_with_its_model(client: ollama.Client, shared: Place) -> None:
     file = shared.folder / "mine.gguf"
     file.write_bytes(gguf(1024))
     digest = client.create_blob(file)
@@ -236,7 +238,7 @@ def test_an_uploaded_file_becomes_a_model_and_goes_with_it(client: ollama.Client
     assert digest.replace(":", "-") not in [path.name for path in kept.iterdir()]
 
 
-def test_an_upload_is_what_it_says_or_it_is_not_kept(running: Running, shared: Place) -> None:
+def test_an_upload_with_another_digest_is_not_kept(running: Running, shared: Place) -> None:
     content = b"some bytes"
     digest = "sha256:" + hashlib.sha256(content).hexdigest()
     url = f"{running.address}/api/blobs/"
@@ -257,7 +259,7 @@ def test_an_upload_is_what_it_says_or_it_is_not_kept(running: Running, shared: P
     assert (made.status_code, made.json()) == (400, {"error": "supplied file was not in GGUF format"})
 
 
-def test_orders_that_cannot_be_carried_out_say_why(client: ollama.Client) -> None:
+def test_failed_operations_say_why(client: ollama.Client) -> None:
     assert refusal(lambda: client.copy("nope", "x")) == (404, 'model "nope" not found')
     assert refusal(lambda: client.delete("nope")) == (404, "model 'nope' not found")
     assert refusal(lambda: client.create("x", from_="nope")) == (500, "pull model manifest: file does not exist")
@@ -273,7 +275,7 @@ def test_orders_that_cannot_be_carried_out_say_why(client: ollama.Client) -> Non
     assert not {"x:latest", "y:latest"} & names(client)
 
 
-def test_nothing_is_deleted_or_uploaded_unless_it_is_allowed(place: Place) -> None:
+def test_deletes_and_uploads_are_disabled_by_default(place: Place) -> None:
     content = gguf()
     digest = "sha256:" + hashlib.sha256(content).hexdigest()
     with place.up(library={}) as running, ollama.Client(running.address) as client:
@@ -288,7 +290,7 @@ def test_nothing_is_deleted_or_uploaded_unless_it_is_allowed(place: Place) -> No
         client.delete("mine")
 
 
-def test_only_a_key_that_may_operate_changes_anything(place: Place) -> None:
+def test_changes_require_the_scope_operate(place: Place) -> None:
     file = place.folder / "keys"
     keys = {
         scopes: add(file, scopes.replace(" ", "-"), tuple(scopes.split()))
@@ -316,7 +318,7 @@ def test_only_a_key_that_may_operate_changes_anything(place: Place) -> None:
         assert httpx.post(url, content=b"x", headers=headers[0]).status_code == 403
 
 
-def test_a_page_cannot_have_it_done_but_curl_can(running: Running) -> None:
+def test_other_origins_cannot_change_models(running: Running) -> None:
     url, body = f"{running.address}/api/copy", b'{"source": "smol", "destination": "curled"}'
     form = "application/x-www-form-urlencoded"
     for headers in (

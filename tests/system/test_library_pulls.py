@@ -91,7 +91,7 @@ def until_it_moves(lines: Iterator[str]) -> None:
     raise AssertionError("nothing came")
 
 
-def test_who_comes_later_joins_and_who_leaves_breaks_nothing(running: Running, hub: Hub, tmp_path: Path) -> None:
+def test_pulls_of_one_file_join_and_leave_independently(running: Running, hub: Hub, tmp_path: Path) -> None:
     url = f"{running.address}/api/pull"
     with httpx.Client(timeout=20) as http, http.stream("POST", url, json={"model": "long"}) as second:
         with http.stream("POST", url, json={"model": "far"}) as first:
@@ -106,7 +106,7 @@ def test_who_comes_later_joins_and_who_leaves_breaks_nothing(running: Running, h
     assert file.read_bytes() == CONTENT
 
 
-def test_a_request_for_the_model_joins_the_pull_under_way(running: Running, hub: Hub) -> None:
+def test_a_request_for_the_model_joins_the_pull(running: Running, hub: Hub) -> None:
     with (
         httpx.Client(timeout=20) as http,
         http.stream("POST", f"{running.address}/api/pull", json={"model": "far"}) as pull,
@@ -122,7 +122,7 @@ def test_a_request_for_the_model_joins_the_pull_under_way(running: Running, hub:
     assert hub.asked == 1
 
 
-def test_when_all_have_left_the_download_ends(running: Running, hub: Hub, tmp_path: Path) -> None:
+def test_the_download_ends_when_all_clients_have_left(running: Running, hub: Hub, tmp_path: Path) -> None:
     with (
         httpx.Client(timeout=20) as http,
         http.stream("POST", f"{running.address}/api/pull", json={"model": "far"}) as pull,

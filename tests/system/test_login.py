@@ -33,7 +33,7 @@ def ours(house: House) -> dict[str, str]:
     return {"Origin": house.url, "Sec-Fetch-Site": "same-origin"}
 
 
-async def test_a_browser_without_a_key_is_asked_for_one(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_a_browser_without_a_key_gets_the_login_form(open_house: OpenHouse, tmp_path: Path) -> None:
     _, gateway = keyed(tmp_path, "read")
     async with open_house({"secret-model": {}}, gateway=gateway) as house:
         for path in ("/", "/ui", "/ui/"):
@@ -47,7 +47,7 @@ async def test_a_browser_without_a_key_is_asked_for_one(open_house: OpenHouse, t
         assert (await house.http.get("/ui/app.js")).status_code == 401
 
 
-async def test_a_login_opens_what_its_key_opens(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_a_session_has_the_scopes_of_its_key(open_house: OpenHouse, tmp_path: Path) -> None:
     key, gateway = keyed(tmp_path, "read", "infer")
     async with open_house({"a": {}}, gateway=gateway) as house:
         answer = await login(house, key)
@@ -63,7 +63,7 @@ async def test_a_login_opens_what_its_key_opens(open_house: OpenHouse, tmp_path:
         assert (await house.http.post("/v1/chat/completions", json=chat, headers=ours(house))).status_code == 200
 
 
-async def test_whoever_may_order_sees_the_page_that_lets_them(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_the_scope_operate_is_enough_for_the_page(open_house: OpenHouse, tmp_path: Path) -> None:
     key, gateway = keyed(tmp_path, "operate")
     async with open_house({"a": {}}, gateway=gateway) as house:
         assert (await login(house, key)).status_code == 303
@@ -74,7 +74,7 @@ async def test_whoever_may_order_sees_the_page_that_lets_them(open_house: OpenHo
         assert (await house.http.post("/v1/chat/completions", json=chat, headers=ours(house))).status_code == 403
 
 
-async def test_a_cookie_is_of_no_use_to_other_pages(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_a_cookie_is_refused_from_other_origins(open_house: OpenHouse, tmp_path: Path) -> None:
     key, gateway = keyed(tmp_path, "read", "infer", "operate")
     gateway = {**gateway, "cors_origins": ["https://friend.example"]}
     async with open_house({"a": {}}, gateway=gateway) as house:
@@ -94,7 +94,7 @@ async def test_a_cookie_is_of_no_use_to_other_pages(open_house: OpenHouse, tmp_p
         assert house.starts() == []
 
 
-async def test_orders_by_cookie_need_json(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_actions_by_cookie_need_json(open_house: OpenHouse, tmp_path: Path) -> None:
     key, gateway = keyed(tmp_path, "operate", "read")
     async with open_house({"a": {}}, gateway=gateway) as house:
         await login(house, key)
@@ -103,7 +103,7 @@ async def test_orders_by_cookie_need_json(open_house: OpenHouse, tmp_path: Path)
         assert answer.status_code == 415
 
 
-async def test_logging_out_ends_the_session_for_whoever_copied_it(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_logout_invalidates_the_session(open_house: OpenHouse, tmp_path: Path) -> None:
     key, gateway = keyed(tmp_path, "read")
     async with open_house({"a": {}}, gateway=gateway) as house:
         answer = await login(house, key)
@@ -113,7 +113,7 @@ async def test_logging_out_ends_the_session_for_whoever_copied_it(open_house: Op
         assert (await house.http.get("/admin/status", headers=copied)).status_code == 401
 
 
-async def test_wrong_keys_are_refused_and_slowed_down(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_invalid_keys_are_refused_and_throttled(open_house: OpenHouse, tmp_path: Path) -> None:
     _, gateway = keyed(tmp_path, "read")
     async with open_house({"a": {}}, gateway=gateway) as house:
         first = await login(house, "<b>wrong</b>")
@@ -124,7 +124,7 @@ async def test_wrong_keys_are_refused_and_slowed_down(open_house: OpenHouse, tmp
         assert last.status_code == 429
 
 
-async def test_a_key_for_models_alone_does_not_open_the_page(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_a_key_without_the_scope_read_cannot_log_in(open_house: OpenHouse, tmp_path: Path) -> None:
     key, gateway = keyed(tmp_path, "infer")
     async with open_house({"a": {}}, gateway=gateway) as house:
         answer = await login(house, key)
@@ -133,7 +133,7 @@ async def test_a_key_for_models_alone_does_not_open_the_page(open_house: OpenHou
         assert "scope read" in answer.text
 
 
-async def test_a_session_ends_by_itself(tmp_path: Path) -> None:
+async def test_a_session_expires(tmp_path: Path) -> None:
     key, _ = keyed(tmp_path, "read")
     now = [0.0]
     sessions = Sessions(KeyRing(tmp_path / "keys", clock=lambda: now[0]), lambda: now[0])
@@ -145,7 +145,7 @@ async def test_a_session_ends_by_itself(tmp_path: Path) -> None:
     assert sessions.begin("wrong") is None
 
 
-async def test_the_page_allows_nothing_but_itself(open_house: OpenHouse) -> None:
+async def test_the_content_security_policy_allows_own_files_only(open_house: OpenHouse) -> None:
     async with open_house({"a": {}}) as house:
         answer = await house.http.get("/ui/", headers=BROWSER)
         rules = answer.headers["content-security-policy"]

@@ -229,7 +229,7 @@ def selectors(text: str) -> list[Any]:
 
 
 @pytest.mark.parametrize(("expr", "legend"), expressions())
-async def test_nothing_stays_empty(told: dict[str, Told], expr: str, legend: str) -> None:
+async def test_no_panel_and_no_rule_stays_empty(told: dict[str, Told], expr: str, legend: str) -> None:
     for selector in selectors(expr):
         assert any(service.has(selector) for service in told.values()), selector.prettify()
 
@@ -237,17 +237,19 @@ async def test_nothing_stays_empty(told: dict[str, Told], expr: str, legend: str
 @pytest.mark.parametrize(
     ("expr", "legend"), [each for each in expressions() if "hostler_supervisor_" in str(each.values[0])]
 )
-async def test_nothing_stays_empty_where_one_process_is_both(together: Told, expr: str, legend: str) -> None:
+async def test_nothing_stays_empty_with_gateway_and_supervisor_in_one_process(
+    together: Told, expr: str, legend: str
+) -> None:
     for selector in selectors(expr):
         assert together.has(selector), selector.prettify()
 
 
-async def test_one_process_tells_all_that_two_do(told: dict[str, Told], together: Told) -> None:
+async def test_one_process_exposes_all_metrics_of_two(told: dict[str, Told], together: Told) -> None:
     supervisors = told["supervisor"].labels
     assert {name: together.labels.get(name) for name in supervisors} == supervisors
 
 
-async def test_nobody_tells_a_name_that_the_documents_do_not(told: dict[str, Told]) -> None:
+async def test_every_metric_is_documented(told: dict[str, Told]) -> None:
     text = (DEPLOY.parent / "docs" / "operations.md").read_text(encoding="utf-8")
     for name in {name for service in told.values() for name in service.labels}:
         if not name.endswith("_created"):
@@ -255,7 +257,7 @@ async def test_nobody_tells_a_name_that_the_documents_do_not(told: dict[str, Tol
             assert f"`{family}`" in text or name.startswith("process_"), name
 
 
-def test_rules_say_what_happened_and_what_to_do() -> None:
+def test_rules_describe_the_problem_and_the_remedy() -> None:
     names = [rule["alert"] for group in RULES for rule in group["rules"]]
     assert len(set(names)) == len(names)
     for group in RULES:
@@ -266,7 +268,7 @@ def test_rules_say_what_happened_and_what_to_do() -> None:
             assert metrics or grouped
 
 
-def test_jobs_are_named_as_the_rules_want_them() -> None:
+def test_jobs_have_the_names_that_the_rules_use() -> None:
     assert [job["job_name"] for job in SCRAPES["scrape_configs"]] == ["hostler-gateway", "hostler-supervisor"]
     assert SCRAPES["rule_files"] == ["alerts.yaml"]
 

@@ -30,7 +30,7 @@ async def asked(house: House, *, key: str | None = None, stream: bool = False) -
     return str(answer.headers["x-request-id"])
 
 
-async def test_an_operator_reads_what_was_asked_and_answered(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_an_operator_reads_prompt_and_answer(open_house: OpenHouse, tmp_path: Path) -> None:
     file = tmp_path / "state" / "contents.sqlite3"
     async with open_house({"a": {}}, gateway=switched_on(tmp_path)) as house:
         for stream in (False, True):
@@ -47,7 +47,7 @@ async def test_an_operator_reads_what_was_asked_and_answered(open_house: OpenHou
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-async def test_whoever_may_look_at_figures_may_not_read_contents(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_the_scope_read_does_not_allow_reading_contents(open_house: OpenHouse, tmp_path: Path) -> None:
     path, of = keys_in(tmp_path, anna=0)
     reader = keys.add(tmp_path / "keys", "reader", ["read", "infer"])
     async with open_house({"a": {}}, gateway={**switched_on(tmp_path), "api_keys_file": path}) as house:
@@ -62,7 +62,7 @@ async def test_whoever_may_look_at_figures_may_not_read_contents(open_house: Ope
     assert of["anna"].encode() not in (tmp_path / "state" / "contents.sqlite3").read_bytes()
 
 
-async def test_nothing_is_recorded_by_itself(
+async def test_nothing_is_recorded_by_default(
     open_house: OpenHouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -76,7 +76,7 @@ async def test_nothing_is_recorded_by_itself(
     assert SECRET not in caplog.text
 
 
-async def test_what_was_recorded_before_it_was_switched_off_is_pointed_out(
+async def test_a_warning_names_the_file_left_from_earlier_recording(
     open_house: OpenHouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     on = switched_on(tmp_path)
@@ -105,7 +105,7 @@ async def kept(contents: Transcripts, numbers: range) -> list[int]:
     return [number for number in numbers if await contents.find(f"req-{number}")]
 
 
-async def test_the_newest_are_kept_within_bounds_of_size_and_age(tmp_path: Path) -> None:
+async def test_only_the_newest_transcripts_are_kept_by_size_and_age(tmp_path: Path) -> None:
     now = 1000.0
     file = tmp_path / "contents.sqlite3"
     contents = Transcripts(file, TranscriptRules(max_bytes=5000, max_age_s=100), wall=lambda: now)
@@ -123,7 +123,9 @@ async def test_the_newest_are_kept_within_bounds_of_size_and_age(tmp_path: Path)
     assert b"????" not in file.read_bytes()
 
 
-async def test_a_flood_is_left_out_rather_than_kept_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_transcripts_are_dropped_when_the_disk_is_too_slow(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     contents = Transcripts(tmp_path / "contents.sqlite3", TranscriptRules(max_bytes=2**30, max_age_s=100))
     for number in range(100):
         contents.add(recorded(number, size=1024**2))
@@ -134,7 +136,7 @@ async def test_a_flood_is_left_out_rather_than_kept_in_memory(tmp_path: Path, ca
     assert "68 requests were not recorded" in caplog.text
 
 
-async def test_a_disk_that_takes_nothing_stops_nothing(
+async def test_a_disk_error_is_logged_once_and_raises_nothing(
     open_house: OpenHouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "state").write_text("")
@@ -144,7 +146,7 @@ async def test_a_disk_that_takes_nothing_stops_nothing(
     assert "cannot be recorded" in caplog.text
 
 
-async def test_what_is_endless_is_cut(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_long_contents_are_truncated(open_house: OpenHouse, tmp_path: Path) -> None:
     async with open_house({"a": {}}, gateway=switched_on(tmp_path)) as house:
         answer = await house.chat("a", messages=[{"role": "user", "content": "x" * 2 * 1024**2}])
         ((found),) = (await house.http.get("/admin/contents", params={"id": answer.headers["x-request-id"]})).json()

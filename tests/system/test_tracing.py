@@ -85,7 +85,7 @@ def attributes(span: dict[str, Any]) -> dict[str, Any]:
     return {each["key"]: next(iter(each["value"].values())) for each in span.get("attributes", ())}
 
 
-async def test_a_collector_gets_a_request_with_its_layers_as_children(open_house: OpenHouse) -> None:
+async def test_a_collector_gets_a_request_with_its_attempts_as_children(open_house: OpenHouse) -> None:
     async with collecting() as collector:
         tracing = {"endpoint": f"{collector.url}/v1/traces", "headers": {"x-team": "home"}, "service": "house"}
         async with open_house({"a": {}, "b": {}}, gateway={"tracing": tracing}) as house:
@@ -110,9 +110,7 @@ async def test_a_collector_gets_a_request_with_its_layers_as_children(open_house
     assert "x-team: home" in collector.headers[0]
 
 
-async def test_a_clients_trace_goes_on_to_the_house_and_not_to_clouds(
-    tmp_path: Path, cloud: Router, box: Router
-) -> None:
+async def test_a_clients_trace_is_passed_on_to_local_backends_only(tmp_path: Path, cloud: Router, box: Router) -> None:
     async with collecting() as collector:
         backends = {"cloud": plain(cloud, local=False), "box": plain(box)}
         cloud.then = (500,)
@@ -135,14 +133,14 @@ async def test_a_clients_trace_goes_on_to_the_house_and_not_to_clouds(
     assert ids["attempt 3 box"].get("status", {}) == {}
 
 
-async def test_clouds_are_told_where_that_is_wanted(tmp_path: Path, cloud: Router) -> None:
+async def test_a_trace_is_passed_on_to_clouds_if_configured(tmp_path: Path, cloud: Router) -> None:
     tracing = {"endpoint": "http://127.0.0.1:9/v1/traces", "to_clouds": True}
     async with open_chain(tmp_path, {"cloud": plain(cloud, local=False)}, gateway={"tracing": tracing}) as chain:
         await chain.ask(headers={"traceparent": SAMPLED})
     assert cloud.asked[0].headers["traceparent"].startswith(f"00-{TRACE}-")
 
 
-async def test_what_a_client_does_not_sample_is_passed_on_and_not_recorded(tmp_path: Path, box: Router) -> None:
+async def test_an_unsampled_trace_is_passed_on_and_not_recorded(tmp_path: Path, box: Router) -> None:
     async with (
         collecting() as collector,
         open_chain(tmp_path, {"box": plain(box)}, gateway={"tracing": {"endpoint": collector.url}}) as chain,
@@ -155,14 +153,14 @@ async def test_what_a_client_does_not_sample_is_passed_on_and_not_recorded(tmp_p
     assert len([span for span in collector.spans if span["kind"] == "SPAN_KIND_SERVER"]) == 1
 
 
-async def test_a_collector_that_is_away_costs_no_answer(tmp_path: Path, box: Router) -> None:
+async def test_an_unreachable_collector_costs_no_answer(tmp_path: Path, box: Router) -> None:
     tracing = {"endpoint": "http://127.0.0.1:9/v1/traces"}
     async with open_chain(tmp_path, {"box": plain(box)}, gateway={"tracing": tracing}) as chain:
         for _ in range(5):
             assert (await chain.ask()).status_code == 200
 
 
-async def test_without_traces_nothing_of_it_is_imported_or_sent(tmp_path: Path, box: Router) -> None:
+async def test_without_tracing_nothing_is_imported_or_sent(tmp_path: Path, box: Router) -> None:
     async with open_chain(tmp_path, {"box": plain(box)}) as chain:
         await chain.ask(headers={"traceparent": SAMPLED})
     assert "traceparent" not in box.asked[0].headers
@@ -170,7 +168,7 @@ async def test_without_traces_nothing_of_it_is_imported_or_sent(tmp_path: Path, 
     assert (await anyio.to_thread.run_sync(subprocess.run, [sys.executable, "-c", program])).returncode == 0
 
 
-async def test_probes_make_no_spans_of_their_own(open_house: OpenHouse) -> None:
+async def test_model_lists_start_no_traces(open_house: OpenHouse) -> None:
     async with collecting() as collector:
         async with open_house({"a": {}}, gateway={"tracing": {"endpoint": collector.url}}) as house:
             await house.http.get("/v1/models")
@@ -185,13 +183,13 @@ async def test_probes_make_no_spans_of_their_own(open_house: OpenHouse) -> None:
     "text",
     ["", "x", f"00-{'0' * 32}-{PARENT}-01", f"00-{TRACE}-{'0' * 16}-01", f"ff-{TRACE}-{PARENT}-01", SAMPLED + "-more"],
 )
-def test_a_context_that_is_none_begins_a_new_trace(text: str) -> None:
+def test_an_invalid_traceparent_starts_a_new_trace(text: str) -> None:
     trace = begin(text, "vendor=1", chosen=False)
     assert (trace.parent, trace.state, trace.sampled) == (None, "", False)
     assert trace.trace not in (TRACE, "0" * 32)
 
 
-def test_a_later_version_of_the_context_is_understood_as_far_as_it_goes() -> None:
+def test_a_later_version_of_traceparent_is_accepted() -> None:
     assert begin(f"01-{TRACE}-{PARENT}-01-more", "", chosen=False).trace == TRACE
     assert begin(SAMPLED, "evil\r\nheader: 1", chosen=False).state == ""
 
@@ -209,7 +207,7 @@ def context_of(*attempts: Attempt) -> RequestContext:
     return context
 
 
-async def test_spans_lie_where_the_time_was_spent() -> None:
+async def test_spans_cover_the_time_of_each_phase() -> None:
     target = Target(backend="local", model="m", name_there="m")
     context = context_of(
         Attempt(target=target, seconds=1.0, outcome="unreachable", started_at=100.0),
@@ -248,7 +246,7 @@ async def test_spans_lie_where_the_time_was_spent() -> None:
     }
 
 
-def test_a_share_of_the_traces_is_chosen() -> None:
+def test_a_fraction_of_traces_is_sampled() -> None:
     rules = TracingRules(endpoint="http://unused", sample=0.25)
     drawn = iter([0.2, 0.25, 0.9])
     tracer = Tracer(rules, lambda: 0.0, version="1", exporter=InMemorySpanExporter(), chance=lambda: next(drawn))
@@ -256,11 +254,11 @@ def test_a_share_of_the_traces_is_chosen() -> None:
     tracer._close()
 
 
-def test_nobody_is_in_a_trace_to_begin_with() -> None:
+def test_there_is_no_trace_outside_of_a_request() -> None:
     assert CURRENT.get() is None
 
 
-async def test_without_the_extra_the_gateway_says_what_to_install(tmp_path: Path) -> None:
+async def test_without_the_extra_the_error_names_the_package(tmp_path: Path) -> None:
     (tmp_path / "opentelemetry").mkdir()
     (tmp_path / "opentelemetry" / "__init__.py").write_text("raise ImportError")
     path = tmp_path / "hostler.yaml"

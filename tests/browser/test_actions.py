@@ -28,9 +28,7 @@ def model(page: Page, name: str) -> Locator:
     return page.locator(".models > li").filter(has=page.get_by_role("heading", name=name, exact=True))
 
 
-async def test_a_switch_is_watched_from_its_order_to_its_end(
-    open_house: OpenHouse, open_page: OpenPage, gates: Gates
-) -> None:
+async def test_a_switch_is_shown_from_start_to_end(open_house: OpenHouse, open_page: OpenPage, gates: Gates) -> None:
     ready = gates("ready")
     async with open_house({"a": {}, "b": {"script": {**SLOW, "ready_when": ready.path}}}) as house:
         await house.chat("a")
@@ -53,7 +51,7 @@ async def test_a_switch_is_watched_from_its_order_to_its_end(
     assert house.starts() == ["a", "b"]
 
 
-async def test_what_a_switch_would_mean_is_told_without_doing_it(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_a_forecast_is_shown_without_a_switch(open_house: OpenHouse, open_page: OpenPage) -> None:
     async with (
         open_house({"a": {"script": TALKATIVE}, "b": {}}) as house,
         house.stream("a"),
@@ -68,9 +66,7 @@ async def test_what_a_switch_would_mean_is_told_without_doing_it(open_house: Ope
     assert house.starts() == ["a"]
 
 
-async def test_a_model_with_answers_is_unloaded_as_the_operator_chooses(
-    open_house: OpenHouse, open_page: OpenPage
-) -> None:
+async def test_unloading_a_busy_model_asks_how(open_house: OpenHouse, open_page: OpenPage) -> None:
     async with open_house({"a": {"script": TALKATIVE}}) as house, house.stream("a") as answer:
         async with open_page(f"{house.url}/ui/") as page:
             await expect(model(page, "a")).to_contain_text("1 of 1")
@@ -80,7 +76,7 @@ async def test_a_model_with_answers_is_unloaded_as_the_operator_chooses(
         assert "unloaded on request" in "".join([part async for part in answer.aiter_text()])
 
 
-async def test_a_request_in_flight_is_seen_and_cancelled(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_a_request_in_flight_is_shown_and_cancelled(open_house: OpenHouse, open_page: OpenPage) -> None:
     async with open_house({"a": {"script": TALKATIVE}}) as house:
         async with open_page(f"{house.url}/ui/#flow") as page, anyio.create_task_group() as tasks:
             answers = []
@@ -100,7 +96,7 @@ async def test_a_request_in_flight_is_seen_and_cancelled(open_house: OpenHouse, 
         assert "cancelled by an operator" in answers[0]
 
 
-async def test_a_request_opens_to_its_way_in_time(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_a_request_expands_to_its_timing(open_house: OpenHouse, open_page: OpenPage) -> None:
     async with open_house({"a": {}, "b": {"script": SLOW}}) as house:
         await house.chat("a")
         await house.chat("b")
@@ -113,7 +109,7 @@ async def test_a_request_opens_to_its_way_in_time(open_house: OpenHouse, open_pa
             await expect(first).to_contain_text("first in the chain")
 
 
-async def test_those_who_wait_are_listed_in_the_order_of_service(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_waiting_requests_are_listed_in_the_order_of_service(open_house: OpenHouse, open_page: OpenPage) -> None:
     profiles = {"a": {"script": TALKATIVE}, "b": {}}
     async with open_house(profiles) as house, house.stream("a"), anyio.create_task_group() as tasks:
         async with open_page(f"{house.url}/ui/#switching") as page:
@@ -127,7 +123,7 @@ async def test_those_who_wait_are_listed_in_the_order_of_service(open_house: Ope
         tasks.cancel_scope.cancel()
 
 
-async def test_a_lost_connection_is_told_and_mended(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_a_lost_connection_is_shown_and_restored(open_house: OpenHouse, open_page: OpenPage) -> None:
     async with (
         open_house({"a": {}}) as house,
         relay_to(house.url) as wire,
@@ -143,7 +139,7 @@ async def test_a_lost_connection_is_told_and_mended(open_house: OpenHouse, open_
         await expect(model(page, "a")).to_contain_text("ready")
 
 
-async def test_a_backend_that_fails_is_seen_being_left_alone(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_an_open_circuit_breaker_is_shown(open_house: OpenHouse, open_page: OpenPage) -> None:
     dead = {"kind": "openai", "url": f"http://127.0.0.1:{free_port()}/v1", "models": {"m": "m"}}
     probing = {"every_s": 60, "down_every_s": 60}
     async with (
@@ -182,7 +178,7 @@ async def test_a_model_is_pinned_and_unpinned(open_house: OpenHouse, open_page: 
         await expect(model(other, "a")).not_to_contain_text("never")
 
 
-async def test_the_chain_tells_what_failed_where_and_since_when(
+async def test_the_chain_shows_failures_and_their_time(
     open_house: OpenHouse, open_page: OpenPage, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -207,7 +203,7 @@ async def test_the_chain_tells_what_failed_where_and_since_when(
             await expect(page.locator(".spent")).to_have_text("Today: $0 of $2.50")
 
 
-async def test_whoever_is_on_the_way_is_found_with_what_it_waits_for(
+async def test_a_request_in_flight_shows_what_it_waits_for(
     open_house: OpenHouse, open_page: OpenPage, gates: Gates
 ) -> None:
     ready = gates("ready")

@@ -84,7 +84,7 @@ async def test_every_section_is_readable(
 
 
 @pytest.mark.parametrize("width", [375, 320])
-async def test_nothing_has_to_be_moved_sideways(
+async def test_nothing_scrolls_sideways(
     open_house: OpenHouse, open_page: OpenPage, gates: Gates, width: int, tmp_path: Path
 ) -> None:
     end = gates("end")
@@ -128,7 +128,7 @@ async def test_nothing_has_to_be_moved_sideways(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("device", ["desktop", "phone"])
-async def test_the_way_in_is_readable(
+async def test_the_login_form_is_readable(
     open_house: OpenHouse, open_page: OpenPage, device: str, scheme: str, tmp_path: Path
 ) -> None:
     keys.add(tmp_path / "keys", "anna", ["read"])
@@ -141,9 +141,7 @@ async def test_the_way_in_is_readable(
 
 
 @pytest.mark.parametrize("device", ["desktop", "phone"])
-async def test_there_is_something_to_see_without_scripts(
-    open_house: OpenHouse, open_page: OpenPage, device: str
-) -> None:
+async def test_models_are_listed_without_javascript(open_house: OpenHouse, open_page: OpenPage, device: str) -> None:
     width = 375 if device == "phone" else 1280
     async with (
         open_house({LONG: {"aliases": ["short"]}}) as house,
@@ -251,7 +249,7 @@ async def test_settings_name_this_gateway(open_house: OpenHouse, open_page: Open
         assert (await house.http.post("/v1/chat/completions", json=body)).status_code == 200
 
 
-async def test_charts_are_drawn_from_the_past(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_charts_show_the_history(open_house: OpenHouse, open_page: OpenPage) -> None:
     async with open_house({"a": {}}) as house:
         await house.chat("a")
         async with open_page(f"{house.url}/ui/#charts") as page:
@@ -260,7 +258,7 @@ async def test_charts_are_drawn_from_the_past(open_house: OpenHouse, open_page: 
             await expect(page.get_by_role("img", name=re.compile("^Switches: total 1"))).to_be_visible()
 
 
-async def test_nothing_is_loaded_from_anywhere_else(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_nothing_is_loaded_from_other_hosts(open_house: OpenHouse, open_page: OpenPage) -> None:
     async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/") as page:
         await house.chat("a")
         asked: list[str] = []

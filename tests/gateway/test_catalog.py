@@ -1,4 +1,4 @@
-"""What is shown of models that no supervisor has described."""
+"""Cards of models that no supervisor has described."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ BACKENDS = {
 }
 
 
-def test_a_model_that_only_the_configuration_names_is_as_old_as_the_gateway() -> None:
+def test_a_model_known_by_name_only_is_as_old_as_the_gateway() -> None:
     catalog = Catalog(BACKENDS, tuple(BACKENDS), version="1", since=1_700_000_000.7)
     before = {card.name: card.created for card in catalog.listing.cards}
-    catalog.host("awake", HostStatus(profiles=(ProfileInfo(name="own", modified_at=1_600_000_000.2),)))
+    catalog.update_host("awake", HostStatus(profiles=(ProfileInfo(name="own", modified_at=1_600_000_000.2),)))
     after = {card.name: card.created for card in catalog.listing.cards}
     assert before == {"far": 1_700_000_000, "big": 1_700_000_000}
     assert after == {**before, "own": 1_600_000_000}

@@ -74,14 +74,14 @@ async def test_an_operator_loads_and_unloads(open_house: OpenHouse) -> None:
         assert "`x`" in unknown.json()["error"]["message"]
 
 
-async def test_the_root_is_a_page_for_browsers_and_words_for_others(open_house: OpenHouse) -> None:
+async def test_the_root_redirects_browsers_and_answers_others_in_text(open_house: OpenHouse) -> None:
     async with open_house({"a": {}}) as house:
         assert (await house.http.get("/")).text == "Ollama is running"
         browser = await house.http.get("/", headers={"Accept": "text/html"}, follow_redirects=True)
         assert "<h1>Hostler" in browser.text
 
 
-async def test_an_engines_own_metrics_are_told_only_while_it_runs(open_house: OpenHouse) -> None:
+async def test_an_engines_own_metrics_are_served_only_while_it_runs(open_house: OpenHouse) -> None:
     async with open_house({"a": {}}) as house:
         asleep = await house.http.get("/metrics", params={"model": "a"})
         assert asleep.status_code == 503
@@ -92,7 +92,7 @@ async def test_an_engines_own_metrics_are_told_only_while_it_runs(open_house: Op
         assert any(path.startswith("/metrics") for path in asked)
 
 
-async def test_liveness_for_llama_servers_clients_needs_no_key_and_tells_nothing(
+async def test_llama_servers_health_check_needs_no_key_and_reveals_nothing(
     open_house: OpenHouse, tmp_path: Path
 ) -> None:
     keys.add(tmp_path / "keys", "bob", ["infer"])
@@ -101,7 +101,7 @@ async def test_liveness_for_llama_servers_clients_needs_no_key_and_tells_nothing
             assert (await house.http.get(path)).json() == {"status": "ok"}
 
 
-async def test_ollama_clients_see_when_an_idle_model_will_go(open_house: OpenHouse) -> None:
+async def test_ollama_clients_see_when_an_idle_model_will_be_unloaded(open_house: OpenHouse) -> None:
     async with open_house({"a": {"ttl_s": 600}, "b": {}}) as house:
         before = datetime.now(UTC)
         await house.chat("a")
@@ -114,7 +114,7 @@ async def test_ollama_clients_see_when_an_idle_model_will_go(open_house: OpenHou
 
 
 @pytest.mark.parametrize("path", ["/admin/load", "/admin/unload", "/admin/cancel"])
-async def test_an_order_may_be_long_but_not_endless(open_house: OpenHouse, path: str) -> None:
+async def test_the_body_of_an_action_is_limited(open_house: OpenHouse, path: str) -> None:
     async with open_house({"a": {}}) as house:
         for pad, status in ((60 * 1024, 404), (200 * 1024, 413)):
             asked = json.dumps({"id" if path.endswith("cancel") else "model": "x" * pad}).encode()
@@ -124,7 +124,7 @@ async def test_an_order_may_be_long_but_not_endless(open_house: OpenHouse, path:
 
 
 @pytest.mark.parametrize("path", ["/admin/load", "/ui/login"])
-async def test_who_sends_without_end_is_told_to_stop(open_house: OpenHouse, tmp_path: Path, path: str) -> None:
+async def test_an_endless_body_is_refused(open_house: OpenHouse, tmp_path: Path, path: str) -> None:
     async def endless() -> AsyncIterator[bytes]:
         while True:
             yield b" " * 16 * 1024
@@ -140,7 +140,7 @@ async def test_who_sends_without_end_is_told_to_stop(open_house: OpenHouse, tmp_
         assert answer is None or answer.status_code == 413
 
 
-async def test_a_load_is_not_waited_for_once_its_operator_has_left(open_house: OpenHouse) -> None:
+async def test_a_load_is_abandoned_when_its_client_disconnects(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": {"ready_after": 60.0}}}) as house:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(partial(house.order, "load", model="a"))

@@ -1,4 +1,4 @@
-"""What is remembered over restarts, how much of it, and what is made of it."""
+"""The history: kept over restarts, bounded, and the figures computed from it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.anyio
 LIMITS = {"requests": 10, "switches": 10, "breakers": 10, "moments": 10}
 
 
-class Time:
-    """A clock on the wall that is set by hand."""
+class WallClock:
+    """A clock that is set by hand."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -38,89 +38,89 @@ def switch(phase: str, elapsed_s: float = 2.0) -> SwitchChanged:
     return SwitchChanged(backend="local", switch=SwitchMoved(id="s", model="a", phase=phase, elapsed_s=elapsed_s))  # type: ignore[arg-type]
 
 
-def history(file: Path | None, time: Time | None = None) -> History:
+def history(file: Path | None, time: WallClock | None = None) -> History:
     return History(
-        file, sample=lambda: Sample(waiting=1, serving=2, memory={"local": 7}), limits=LIMITS, wall=time or Time()
+        file, sample=lambda: Sample(waiting=1, serving=2, memory={"local": 7}), limits=LIMITS, wall=time or WallClock()
     )
 
 
-async def lived(file: Path | None, *events: Event) -> None:
-    """A gateway that hears these events and ends."""
-    kept = history(file)
+async def run_with(file: Path | None, *events: Event) -> None:
+    """A gateway that sees these events and stops."""
+    subject = history(file)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(kept.run)
+        tasks.start_soon(subject.run)
         for event in events:
-            kept.on_event(event)
-        await kept.flush()
+            subject.on_event(event)
+        await subject.flush()
         tasks.cancel_scope.cancel()
 
 
-async def remembered(file: Path | None, kind: str) -> list[dict[str, object]]:
-    """What the next gateway knows."""
-    kept = history(file)
+async def stored(file: Path | None, kind: str) -> list[dict[str, object]]:
+    """The entries that the next gateway reads."""
+    subject = history(file)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(kept.run)
-        past = await kept.entries(kind)  # type: ignore[arg-type]
+        tasks.start_soon(subject.run)
+        entries = await subject.entries(kind)  # type: ignore[arg-type]
         tasks.cancel_scope.cancel()
-    return [msgspec.json.decode(each.event) for each in past]
+    return [msgspec.json.decode(each.event) for each in entries]
 
 
 async def test_requests_switches_and_breakers_survive_a_restart(tmp_path: Path) -> None:
     file = tmp_path / "state" / "history.sqlite3"
     opened = BreakerChanged(backend="cloud", model=None, state="open", previous="closed")
-    await lived(file, request(1), switch("starting"), switch("ready"), opened)
-    assert [each["id"] for each in await remembered(file, "requests")] == ["req-1"]
-    assert [each["switch"]["phase"] for each in await remembered(file, "switches")] == ["ready"]  # type: ignore[index]
-    assert [each["state"] for each in await remembered(file, "breakers")] == ["open"]
+    await run_with(file, request(1), switch("starting"), switch("ready"), opened)
+    assert [each["id"] for each in await stored(file, "requests")] == ["req-1"]
+    assert [each["switch"]["phase"] for each in await stored(file, "switches")] == ["ready"]  # type: ignore[index]
+    assert [each["state"] for each in await stored(file, "breakers")] == ["open"]
 
 
-async def test_only_so_many_are_kept_the_newest_of_them(tmp_path: Path) -> None:
+async def test_only_the_newest_entries_are_kept(tmp_path: Path) -> None:
     file = tmp_path / "history.sqlite3"
-    await lived(file, *(request(number) for number in range(25)))
-    await lived(file, *(request(number) for number in range(25, 30)))
-    assert [each["id"] for each in await remembered(file, "requests")] == [f"req-{n}" for n in range(29, 19, -1)]
+    await run_with(file, *(request(number) for number in range(25)))
+    await run_with(file, *(request(number) for number in range(25, 30)))
+    assert [each["id"] for each in await stored(file, "requests")] == [f"req-{n}" for n in range(29, 19, -1)]
 
 
-async def test_probes_push_nothing_out(tmp_path: Path) -> None:
+async def test_model_lists_and_health_checks_are_not_kept(tmp_path: Path) -> None:
     file = tmp_path / "history.sqlite3"
-    await lived(file, request(1), *(request(number, backend=None) for number in range(2, 50)))
-    assert [each["id"] for each in await remembered(file, "requests")] == ["req-1"]
+    await run_with(file, request(1), *(request(number, backend=None) for number in range(2, 50)))
+    assert [each["id"] for each in await stored(file, "requests")] == ["req-1"]
 
 
-async def test_a_damaged_file_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_damaged_file_is_moved_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "history.sqlite3"
     file.write_bytes(b"no database at all " * 100)
-    await lived(file, request(1))
-    assert [each["id"] for each in await remembered(file, "requests")] == ["req-1"]
+    await run_with(file, request(1))
+    assert [each["id"] for each in await stored(file, "requests")] == ["req-1"]
     assert (tmp_path / "history.sqlite3.damaged").exists()
     assert ": damaged (" in caplog.text
 
 
-async def test_a_file_that_is_damaged_further_in_is_put_aside_once_that_shows(
+async def test_a_file_that_is_damaged_further_in_is_moved_aside_when_it_is_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "history.sqlite3"
     for number in range(8):
-        await lived(file, request(number, requested_model="x" * 3000))  # a page for each
+        await run_with(file, request(number, requested_model="x" * 3000))  # a page for each
     pages = bytearray(file.read_bytes())
     page = pages.index(b'"req-0"') // 4096 * 4096
     pages[page : page + 4096] = bytes(4096)
     file.write_bytes(pages)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon((kept := history(file)).run)
-        assert [each.n for each in await kept.entries("requests", limit=3)] == [8, 7, 6]
-        assert await kept.answer_times() == {}
-        kept.on_event(request(9))
-        assert len(await kept.entries("requests")) == 1
+        tasks.start_soon((subject := history(file)).run)
+        assert [each.n for each in await subject.entries("requests", limit=3)] == [8, 7, 6]
+        assert await subject.answer_times() == {}
+        subject.on_event(request(9))
+        assert len(await subject.entries("requests")) == 1
         tasks.cancel_scope.cancel()
-    assert [each["id"] for each in await remembered(file, "requests")] == ["req-9"]
+    assert [each["id"] for each in await stored(file, "requests")] == ["req-9"]
     assert caplog.text.count(": damaged (") == 1
 
 
 @pytest.mark.parametrize("body", [b"\x00rubbish", b"[{}", b'{"at": "\xff"}', b'{"at": "noon"}', "text", 7])
-async def test_what_cannot_be_read_is_left_out(tmp_path: Path, body: object) -> None:
-    file, time = tmp_path / "history.sqlite3", Time()
-    await lived(file, request(1), switch("ready"))
+async def test_unreadable_rows_are_skipped(tmp_path: Path, body: object) -> None:
+    file, time = tmp_path / "history.sqlite3", WallClock()
+    await run_with(file, request(1), switch("ready"))
     with closing(sqlite3.connect(file)) as database, database:
         for table in ("requests", "switches", "moments"):
             database.execute(f"UPDATE {table} SET n = n + 1")
@@ -128,75 +128,75 @@ async def test_what_cannot_be_read_is_left_out(tmp_path: Path, body: object) -> 
                 values = (n, time.now, body)
                 database.execute(f"INSERT INTO {table} (n, at, body) VALUES (?, ?, ?)", values)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon((kept := history(file, time)).run)
-        assert [each.n for each in await kept.entries("requests")] == [2]
-        assert await kept.answer_times() == {"local": {"a": [3.0]}}
-        (now,) = await kept.figures(seconds=60.0, buckets=1)
+        tasks.start_soon((subject := history(file, time)).run)
+        assert [each.n for each in await subject.entries("requests")] == [2]
+        assert await subject.answer_times() == {"local": {"a": [3.0]}}
+        (now,) = await subject.figures(seconds=60.0, buckets=1)
         assert (now.requests, now.switches, now.memory) == (1, 1, 7)
         tasks.cancel_scope.cancel()
 
 
-async def test_a_place_that_cannot_be_written_to_stops_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_file_that_cannot_be_written_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
-    await lived(tmp_path / "file" / "history.sqlite3", request(1), request(2))
+    await run_with(tmp_path / "file" / "history.sqlite3", request(1), request(2))
     assert caplog.text.count("cannot write history") == 1
 
 
-async def test_without_a_file_it_lasts_as_long_as_the_gateway() -> None:
-    kept = history(None)
+async def test_without_a_file_it_is_kept_in_memory() -> None:
+    subject = history(None)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(kept.run)
-        kept.on_event(request(1))
-        assert len(await kept.entries("requests")) == 1
+        tasks.start_soon(subject.run)
+        subject.on_event(request(1))
+        assert len(await subject.entries("requests")) == 1
         tasks.cancel_scope.cancel()
 
 
-async def test_pages_of_the_past_join(tmp_path: Path) -> None:
+async def test_pages_join(tmp_path: Path) -> None:
     file = tmp_path / "history.sqlite3"
-    await lived(file, *(request(number) for number in range(6)))
-    kept = history(file)
+    await run_with(file, *(request(number) for number in range(6)))
+    subject = history(file)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(kept.run)
-        first = await kept.entries("requests", limit=4)
-        rest = await kept.entries("requests", limit=4, before=first[-1].n)
+        tasks.start_soon(subject.run)
+        first = await subject.entries("requests", limit=4)
+        rest = await subject.entries("requests", limit=4, before=first[-1].n)
         tasks.cancel_scope.cancel()
     ids = [msgspec.json.decode(each.event)["id"] for each in (*first, *rest)]
     assert ids == [f"req-{number}" for number in range(5, -1, -1)]
 
 
-async def test_a_flood_of_requests_is_paged_and_cut_as_if_each_were_kept_alone(tmp_path: Path) -> None:
+async def test_requests_that_share_a_row_are_paged_and_limited_one_by_one(tmp_path: Path) -> None:
     file = tmp_path / "history.sqlite3"
-    kept = History(file, sample=lambda: Sample(waiting=0, serving=0), limits={**LIMITS, "requests": 120}, wall=Time())
+    subject = History(
+        file, sample=lambda: Sample(waiting=0, serving=0), limits={**LIMITS, "requests": 120}, wall=WallClock()
+    )
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(kept.run)
+        tasks.start_soon(subject.run)
         for number in range(250):
-            kept.on_event(request(number))
-        await kept.flush()
-        kept.on_event(request(250))
+            subject.on_event(request(number))
+        await subject.flush()
+        subject.on_event(request(250))
         seen: list[tuple[int, str]] = []
         before: int | None = None
-        while page := await kept.entries("requests", limit=7, before=before):
+        while page := await subject.entries("requests", limit=7, before=before):
             seen += [(each.n, msgspec.json.decode(each.event)["id"]) for each in page]
             before = page[-1].n
         tasks.cancel_scope.cancel()
     assert seen == [(number + 1, f"req-{number}") for number in range(250, 130, -1)]
 
 
-async def test_figures_are_those_of_each_stretch() -> None:
-    time = Time()
-    kept = history(None, time)
+async def test_figures_are_those_of_each_bucket() -> None:
+    time = WallClock()
+    subject = history(None, time)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(kept.run)
-        await kept.flush()
+        tasks.start_soon(subject.run)
+        await subject.flush()
         for number, first_token_s in enumerate((0.2, 0.4, 0.9)):
-            kept.on_event(
+            subject.on_event(
                 request(number, at=time.now - 90, first_token_s=first_token_s, completion_tokens=11, queue_s=1.5)
             )
-        kept.on_event(request(3, at=time.now - 30, outcome="failed", first_token_s=None))
-        kept.on_event(switch("failed", 4.0))
-        early, late = await kept.figures(seconds=120, buckets=2)
+        subject.on_event(request(3, at=time.now - 30, outcome="failed", first_token_s=None))
+        subject.on_event(switch("failed", 4.0))
+        early, late = await subject.figures(seconds=120, buckets=2)
         tasks.cancel_scope.cancel()
     assert (early.requests, early.failed, early.first_token_s, early.queue_s) == (3, 0, 0.4, 1.5)
     assert early.tokens_per_s == pytest.approx(10 / 2.6, abs=0.01)
@@ -204,9 +204,9 @@ async def test_figures_are_those_of_each_stretch() -> None:
     assert (late.switches, late.switch_s, late.memory, late.waiting) == (1, 4.0, 7, 1)
 
 
-async def test_how_long_answers_took_is_known_by_model_without_the_waiting(tmp_path: Path) -> None:
+async def test_answer_times_are_by_model_without_queue_and_switch(tmp_path: Path) -> None:
     file = tmp_path / "history.sqlite3"
-    await lived(
+    await run_with(
         file,
         request(1, seconds=9.0, queue_s=2.0, switch_s=4.0),
         request(2, seconds=1.5, model="b"),
@@ -215,22 +215,22 @@ async def test_how_long_answers_took_is_known_by_model_without_the_waiting(tmp_p
         request(5, seconds=8.0, attempts=(AttemptOutcome(backend="pc", outcome="busy", seconds=1.0),) * 2),
         request(6, seconds=2.5, backend="cloud"),
     )
-    kept = history(file)
+    subject = history(file)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(kept.run)
-        assert await kept.answer_times() == {"local": {"a": [3.0, 0.5], "b": [1.5]}, "cloud": {"a": [2.5]}}
+        tasks.start_soon(subject.run)
+        assert await subject.answer_times() == {"local": {"a": [3.0, 0.5], "b": [1.5]}, "cloud": {"a": [2.5]}}
         for number in range(30):
-            kept.on_event(request(number, seconds=float(number)))
-        assert (await kept.answer_times())["local"]["a"] == [float(number) for number in range(10, 30)]
+            subject.on_event(request(number, seconds=float(number)))
+        assert (await subject.answer_times())["local"]["a"] == [float(number) for number in range(10, 30)]
         tasks.cancel_scope.cancel()
 
 
-async def test_nothing_is_known_of_answers_where_nothing_is_kept(tmp_path: Path) -> None:
+async def test_there_are_no_answer_times_where_nothing_can_be_kept(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    kept = history(tmp_path / "file" / "history.sqlite3")
+    subject = history(tmp_path / "file" / "history.sqlite3")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(kept.run)
-        assert await kept.answer_times() == {}
+        tasks.start_soon(subject.run)
+        assert await subject.answer_times() == {}
         tasks.cancel_scope.cancel()
 
 
@@ -247,7 +247,7 @@ OLD_REQUESTS = [
 
 async def test_files_of_an_earlier_version_are_upgraded(tmp_path: Path) -> None:
     file = tmp_path / "history.sqlite3"
-    await lived(file)
+    await run_with(file)
     old_switch = {"type": "switch", "switch": {"phase": "ready", "spent": {"loading": 1.5}}}
     old_breaker = {"type": "breaker", "state": "open", "before": "closed"}
     with closing(sqlite3.connect(file)) as database, database:
@@ -258,7 +258,7 @@ async def test_files_of_an_earlier_version_are_upgraded(tmp_path: Path) -> None:
             database.execute(f"INSERT INTO {table} (n, at, body) VALUES (?, ?, ?)", values)
         database.execute("INSERT INTO requests (n, at, body) VALUES (9, 0, 'rubbish')")
     for _ in range(2):
-        second, first = await remembered(file, "requests")
+        second, first = await stored(file, "requests")
         assert (second["outcome"], second["reason"]) == ("failed", "status 404: cannot say")
         assert (first["outcome"], first["requested_model"], first["first_token_s"]) == ("client_disconnected", "b", 0.5)
         assert first["reason"] == "cloud: auth_failed; b: budget_exhausted"
@@ -267,7 +267,7 @@ async def test_files_of_an_earlier_version_are_upgraded(tmp_path: Path) -> None:
             {"backend": "cloud", "reason": "auth_failed"},
             {"backend": "b", "reason": "budget_exhausted"},
         ]
-        (moved,) = await remembered(file, "switches")
+        (moved,) = await stored(file, "switches")
         assert moved["switch"] == {"phase": "ready", "phase_seconds": {"loading": 1.5}}
-        (breaker,) = await remembered(file, "breakers")
+        (breaker,) = await stored(file, "breakers")
         assert breaker["previous"] == "closed"

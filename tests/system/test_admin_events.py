@@ -37,7 +37,7 @@ async def until_lines(answer: httpx.Response, text: str) -> list[dict[str, Any]]
     raise AssertionError(f"{text!r} is not among {lines}")
 
 
-async def test_requests_on_their_way_are_told_while_somebody_watches(open_house: OpenHouse) -> None:
+async def test_requests_in_flight_are_sent_to_readers_of_events(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": {"chunks": 400, "chunk_delay": 0.05}}}) as house:
         async with house.http.stream("GET", "/events") as events, house.stream("a", key=None):
             with anyio.fail_after(10):
@@ -49,7 +49,7 @@ async def test_requests_on_their_way_are_told_while_somebody_watches(open_house:
         assert (host["engines"][0]["running"], host["serving"]) == (1, 1)
 
 
-async def test_the_status_tells_when_an_idle_model_goes(open_house: OpenHouse) -> None:
+async def test_the_status_shows_when_an_idle_model_will_be_unloaded(open_house: OpenHouse) -> None:
     async with open_house({"a": {"ttl_s": 100}}) as house:
         await house.chat("a")
         status = await house.status()
@@ -57,7 +57,7 @@ async def test_the_status_tells_when_an_idle_model_goes(open_house: OpenHouse) -
         assert 90 < engine["idle_until"] - status["at"] <= 101
 
 
-async def test_what_happened_can_be_read_back(open_house: OpenHouse) -> None:
+async def test_the_history_can_be_read(open_house: OpenHouse) -> None:
     async with open_house({"a": {}}) as house:
         await house.chat("a")
         await house.http.get("/v1/models")
@@ -71,7 +71,7 @@ async def test_what_happened_can_be_read_back(open_house: OpenHouse) -> None:
         assert (await house.http.get("/admin/history", params={"limit": "many"})).status_code == 400
 
 
-async def test_an_operator_is_told_what_a_switch_would_mean(open_house: OpenHouse) -> None:
+async def test_a_forecast_shows_what_a_switch_would_mean(open_house: OpenHouse) -> None:
     async with open_house({"a": {}, "b": {}}) as house:
         await house.chat("a")
         told = (await house.http.get("/admin/forecast", params={"model": "b"})).json()
@@ -107,7 +107,9 @@ async def test_the_gateways_own_log_is_followed(open_house: OpenHouse) -> None:
         assert unknown.status_code == 404
 
 
-async def test_what_is_said_is_recorded_nowhere(open_house: OpenHouse, caplog: pytest.LogCaptureFixture) -> None:
+async def test_prompts_and_answers_are_recorded_nowhere(
+    open_house: OpenHouse, caplog: pytest.LogCaptureFixture
+) -> None:
     asked, answered = "a-very-private-question", "a-very-private-answer"
     caplog.set_level("DEBUG", logger="hostler")
     async with open_house({"a": {"script": {"text": answered}}}) as house:
