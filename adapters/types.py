@@ -5,7 +5,7 @@ Values only. `None` always means "the client did not say".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Literal
 
 import msgspec
@@ -321,6 +321,10 @@ class ProgressStep(msgspec.Struct, frozen=True, kw_only=True):
     digest: str = ""
     completed: int | None = None
     total: int | None = None
+
+
+#: Receives the steps of a model operation as they happen.
+ReportStep = Callable[[ProgressStep], Awaitable[None]]
 
 
 class Chunk(msgspec.Struct, kw_only=True, gc=False):

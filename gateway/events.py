@@ -1,4 +1,4 @@
-"""What happened, as values, and the bus that carries them. Publishing never waits and never fails."""
+"""The gateway's events and the bus that delivers them. Publishing never waits and never raises."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class AttemptOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """One try at one backend: `answered`, or the kind of failure."""
+    """One attempt at a backend. `outcome`: see "Outcomes and reasons" in docs/operations.md."""
 
     backend: str
     outcome: str
@@ -27,7 +27,7 @@ class AttemptOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HopOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend that did not answer, and why: the kind of failure, or why it was not even asked."""
+    """A backend that did not serve a request: the outcome of its last attempt, or why it was skipped."""
 
     backend: str
     reason: str
@@ -67,7 +67,7 @@ class RequestFinished(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
 
 
 class BreakerChanged(msgspec.Struct, frozen=True, kw_only=True, tag="breaker"):
-    """A backend (`model` is `None`), or one model there, is left alone (`open`), tried (`half_open`) or used (`closed`)."""
+    """The circuit breaker of a backend (`model` is `None`), or of one model there, changed its state."""
 
     backend: str
     model: str | None
@@ -79,11 +79,11 @@ Event = RequestFinished | BreakerChanged | HostChanged | EngineChanged | SwitchC
 
 
 class Subscription:
-    """A bounded view of the bus: who reads too slowly loses the oldest events and is told how many."""
+    """A bounded queue of events; a slow reader loses the oldest ones, counted in `lost`."""
 
     def __init__(self, size: int) -> None:
         self._events: deque[Event] = deque(maxlen=size)
-        self._wake = asyncio.Event()
+        self._changed = asyncio.Event()
         self.closed = False
         self.lost = 0
 
@@ -91,11 +91,11 @@ class Subscription:
         if len(self._events) == self._events.maxlen:
             self.lost += 1
         self._events.append(event)
-        self._wake.set()
+        self._changed.set()
 
     def close(self) -> None:
         self.closed = True
-        self._wake.set()
+        self._changed.set()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         while True:
@@ -103,19 +103,19 @@ class Subscription:
                 yield self._events.popleft()
             if self.closed:
                 return
-            self._wake.clear()
-            await self._wake.wait()
+            self._changed.clear()
+            await self._changed.wait()
 
 
 class Bus:
-    """Carries events to listeners (called at once) and subscriptions (read when their owner likes)."""
+    """Delivers events to listeners, which are called at once, and to subscriptions, which are read later."""
 
     def __init__(self) -> None:
         self._listeners: list[Callable[[Event], None]] = []
         self._subscriptions: set[Subscription] = set()
 
     def listen(self, listener: Callable[[Event], None]) -> None:
-        """Call `listener` for every event from now on. It must be quick; what it raises is logged, not passed on."""
+        """Call `listener` for every event from now on. It must be quick; exceptions are logged."""
         self._listeners.append(listener)
 
     def subscribe(self, size: int = 1000) -> Subscription:
@@ -132,18 +132,18 @@ class Bus:
             try:
                 listener(event)
             except Exception:
-                logger.exception("a listener failed on %s", type(event).__name__)
+                logger.exception("unhandled exception in a listener of %s", type(event).__name__)
         for subscription in self._subscriptions:
             subscription.put(event)
 
     def close(self) -> None:
-        """End every subscription: their readers see the end of the stream."""
+        """End all subscriptions."""
         for subscription in self._subscriptions:
             subscription.close()
 
 
 def printable(text: str, limit: int = 300) -> str:
-    """Text from outside, safe for a log or a message: one line, no control characters, bounded."""
+    """Untrusted text for a log or a message: one line, no control characters, bounded."""
     if len(text) <= limit and text.isprintable():
         return text
     clean = "".join(character if character.isprintable() else "?" for character in text[:limit])

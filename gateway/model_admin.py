@@ -18,7 +18,7 @@ import msgspec
 
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError, ModelUnavailable
 from hostler.adapters.model_names import folded
-from hostler.adapters.types import CopyModel, CreateModel, DeleteModel, ProgressStep, PullModel
+from hostler.adapters.types import CopyModel, CreateModel, DeleteModel, ProgressStep, PullModel, ReportStep
 from hostler.gateway.catalog import Catalog, Placement
 from hostler.gateway.config import LOCAL, LibrarySettings
 from hostler.profiles import library
@@ -38,7 +38,6 @@ _APPLY_S = 60.0
 #: The context of an uploaded model, unless the client sets one.
 _DEFAULT_CONTEXT = 4096
 
-ReportStep = Callable[[ProgressStep], Awaitable[None]]
 Refresh = Callable[[], Awaitable[object]]
 
 

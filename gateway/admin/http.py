@@ -16,7 +16,7 @@ from hostler.adapters.errors import BadRequest, ClientDisconnected, GatewayError
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import CUT_OFF
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[Response]]
 
 #: The body of an action names a model or a request, in bytes.
 _MAX_ACTION_BODY = 64 * 1024
@@ -77,12 +77,12 @@ def int_param(request: Request, name: str, default: int, *, minimum: int, maximu
         raise BadRequest(f"{name} must be an integer from {minimum} to {maximum}") from error
 
 
-def json_endpoint(endpoint: Endpoint) -> ASGIApp:
-    """The endpoint as an ASGI application. A `GatewayError` becomes a JSON answer, as does the end of the drain time."""
+def json_endpoint(handler: Handler) -> ASGIApp:
+    """The handler as an ASGI application. A `GatewayError` becomes a JSON answer, as does the end of the drain time."""
 
     async def guarded(request: Request) -> Response:
         try:
-            return await endpoint(request)
+            return await handler(request)
         except GatewayError as error:
             return error_response(error)
         except asyncio.CancelledError:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 import anyio
 from starlette.requests import Request
 
+from hostler.adapters import sse
 from hostler.adapters.errors import GatewayError, NotFound
 from hostler.gateway.admin.http import error_response
 from hostler.gateway.asgi import ASGIApp, Message, Receive, RouteMatch, Scope, Send
@@ -16,7 +17,7 @@ from hostler.gateway.telemetry.event_stream import frame
 from hostler.gateway.telemetry.log_buffer import LogBuffer, LogLine
 
 #: `read(model, follow)`: the buffered lines of a model's engine, and with `follow` new ones.
-EngineLog = Callable[[str, bool], AsyncIterator[str]]
+ReadEngineLog = Callable[[str, bool], AsyncIterator[str]]
 
 #: Lines buffered for one reader; a slower one receives the number of lines it missed.
 _MAX_BUFFERED = 2000
@@ -27,7 +28,7 @@ _PING_S = 15.0
 class LogRoutes:
     """The gateway's log, or with `backend` and `model` that of an engine. With `follow=0` only the buffered lines."""
 
-    def __init__(self, buffer: LogBuffer, engines: Mapping[str, EngineLog]) -> None:
+    def __init__(self, buffer: LogBuffer, engines: Mapping[str, ReadEngineLog]) -> None:
         self._buffer = buffer
         self._engines = engines
         self._closed = anyio.Event()
@@ -101,7 +102,7 @@ class _LogStream:
             while self._waiting or not self._over:
                 with anyio.move_on_after(_PING_S):
                     await self._more.wait()
-                await send(self._next_frame())
+                await send(self._next_chunk())
                 if not self._over:
                     await anyio.sleep(_PACE_S)
             tasks.cancel_scope.cancel()
@@ -118,14 +119,14 @@ class _LogStream:
             self._over = True
             self._more.set()
 
-    def _next_frame(self) -> Message:
+    def _next_chunk(self) -> Message:
         self._more = anyio.Event()
         lines = list(self._waiting)
         self._waiting.clear()
         if self._missed:
             lines.insert(0, LogLine(text=f"[{self._missed} lines skipped]", level="warning"))
             self._missed = 0
-        data = frame("lines", lines) if lines else b": ping\n\n"
+        data = frame("lines", lines) if lines else sse.comment("ping")
         return {"type": "http.response.body", "body": data, "more_body": True}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Protocol
 
 from hostler.adapters.errors import Forbidden, NotFound
@@ -16,13 +16,12 @@ from hostler.adapters.types import (
     ModelOperation,
     ProgressStep,
     PullModel,
+    ReportStep,
     ResponseHead,
 )
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
-
-ReportStep = Callable[[ProgressStep], Awaitable[None]]
 
 
 class ModelOperations(Protocol):

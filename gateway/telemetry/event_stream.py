@@ -15,9 +15,9 @@ from hostler.adapters import sse
 _encode = msgspec.json.Encoder().encode
 
 
-def frame(kind: str, value: object) -> bytes:
-    """A server-sent event. JSON contains no line ends, so one data line is enough."""
-    return sse.event(_encode(value), kind)
+def frame(name: str, value: object) -> bytes:
+    """A server-sent event with `value` as JSON."""
+    return sse.event(_encode(value), name)
 
 
 class EventStream:
