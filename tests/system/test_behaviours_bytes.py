@@ -1,4 +1,4 @@
-"""Progress off or none due: what a backend of the client's own protocol says reaches the client to the byte, with its type."""
+"""Without progress to show, the answer of a backend of the client's own protocol reaches the client byte for byte, with its type."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def reciting(body: bytes, media_type: str, piece: int) -> AsyncIterator[st
 
 @pytest.mark.parametrize("piece", [97, 1_000_000])
 @pytest.mark.parametrize("name", ANSWERS)
-async def test_an_answer_of_the_clients_own_protocol_passes_as_it_is(tmp_path: Path, name: str, piece: int) -> None:
+async def test_an_answer_of_the_clients_own_protocol_passes_unchanged(tmp_path: Path, name: str, piece: int) -> None:
     kind, path, asked, recorded, media_type = ANSWERS[name]
     said = (TRANSCRIPTS / recorded).read_bytes()
     async with reciting(said, media_type, piece) as url:

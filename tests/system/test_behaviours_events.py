@@ -1,4 +1,4 @@
-"""What `GET /events` tells: everything at first, then whatever changes."""
+"""`GET /events`: a snapshot, then every change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ async def listen(house: House, heard: list[tuple[str, dict[str, Any]]]) -> None:
             heard.append(event)
 
 
-async def test_events_begin_with_everything_and_go_on_with_queues_switches_and_requests(open_house: OpenHouse) -> None:
+async def test_events_start_with_a_snapshot_and_continue_with_queues_switches_and_requests(
+    open_house: OpenHouse,
+) -> None:
     profiles = {"a": {"script": {"chunks": 20, "chunk_delay": 0.02}}, "b": {"script": {"ready_after": 0.2}}}
     async with open_house(profiles) as house:
         await house.chat("a")
@@ -64,7 +66,7 @@ async def test_events_begin_with_everything_and_go_on_with_queues_switches_and_r
         assert requests["b"]["switch_s"] >= 0.2
 
 
-async def test_a_request_for_a_loaded_and_free_model_moves_no_queue(open_house: OpenHouse) -> None:
+async def test_a_request_for_a_loaded_model_with_a_free_slot_publishes_no_queue(open_house: OpenHouse) -> None:
     async with open_house({"a": {}}) as house:
         await house.chat("a")
         heard: list[tuple[str, dict[str, Any]]] = []

@@ -1,4 +1,4 @@
-"""Several machines: which one is asked, and what happens while one of them is silent or comes back another."""
+"""Several machines: which one serves, and what happens while one is silent or returns as another process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def answering(house: House, model: str) -> str:
     return answer.headers["x-hostler-backend"]
 
 
-async def test_a_model_on_two_hosts_is_asked_where_it_is_loaded(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_a_model_on_two_hosts_is_served_where_it_is_loaded(open_house: OpenHouse, tmp_path: Path) -> None:
     async with (
         another_host(tmp_path / "one", {"a": {}, "b": {}}) as one,
         another_host(tmp_path / "two", {"a": {}}) as two,
@@ -50,7 +50,7 @@ async def test_a_model_on_two_hosts_is_asked_where_it_is_loaded(open_house: Open
         assert one.starts() == []
 
 
-async def test_a_cold_model_goes_where_nothing_has_to_make_room_for_it(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_a_cold_model_is_loaded_where_nothing_must_be_evicted(open_house: OpenHouse, tmp_path: Path) -> None:
     async with (
         another_host(tmp_path / "one", {"a": {}, "b": {}}) as one,
         another_host(tmp_path / "two", {"a": {}}) as two,
@@ -61,9 +61,7 @@ async def test_a_cold_model_goes_where_nothing_has_to_make_room_for_it(open_hous
         assert one.events("stop") == []
 
 
-async def test_of_two_hosts_that_have_the_model_the_less_busy_one_is_asked(
-    open_house: OpenHouse, tmp_path: Path
-) -> None:
+async def test_of_two_hosts_with_the_model_the_less_busy_one_serves(open_house: OpenHouse, tmp_path: Path) -> None:
     profile: dict[str, Any] = {"a": {"parallel": 2, "script": LONG}}
     async with (
         another_host(tmp_path / "one", profile) as one,
@@ -89,7 +87,7 @@ async def test_a_backend_between_two_hosts_stays_between_them(open_house: OpenHo
             assert await answering(house, "a") == "one"
 
 
-async def test_a_load_that_fails_on_one_host_is_answered_by_the_next(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_falls_back_to_the_next_host_when_a_load_fails(open_house: OpenHouse, tmp_path: Path) -> None:
     broken = {"a": {"script": {"exit_code": 1}}}
     async with another_host(tmp_path / "one", broken) as one, another_host(tmp_path / "two", {"a": {}}) as two:
         gateway = {"switching": {"progress_after_s": 0, "progress_every_s": 0.05}}
@@ -126,7 +124,7 @@ async def test_a_silent_supervisors_loaded_model_still_answers(open_house: OpenH
         assert one.starts() == ["a", "b"]
 
 
-async def test_what_happened_during_a_silence_is_made_good_afterwards(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_changes_during_a_disconnect_are_reconciled_afterwards(open_house: OpenHouse, tmp_path: Path) -> None:
     async with (
         another_host(tmp_path / "one", {"a": {}, "b": {}}) as one,
         open_house({}, backends={"one": one.backend}) as house,
@@ -142,7 +140,7 @@ async def test_what_happened_during_a_silence_is_made_good_afterwards(open_house
         assert (await house.chat("a")).status_code == 200
 
 
-async def test_a_supervisor_that_was_restarted_is_known_anew(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_a_restarted_supervisor_is_reconciled(open_house: OpenHouse, tmp_path: Path) -> None:
     async with (
         another_host(tmp_path / "one", {"a": {}}) as one,
         open_house({}, backends={"one": one.backend}) as house,
@@ -166,7 +164,7 @@ async def test_a_supervisor_that_was_restarted_is_known_anew(open_house: OpenHou
             assert again.starts() == ["a"]
 
 
-async def test_who_waits_for_a_supervisor_that_falls_silent_goes_on_to_the_next_host(
+async def test_queued_requests_fall_back_when_the_supervisor_falls_silent(
     open_house: OpenHouse, tmp_path: Path
 ) -> None:
     slow = {"a": {"script": {"ready_after": 20}}}

@@ -1,4 +1,4 @@
-"""Models that nobody uses any more: when they are stopped, and when not."""
+"""Idle models: when they are stopped, and when not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def stayed(house: House, since: str, model: str = "a") -> float:
     return float(stop - max(note["time"] for note in house.events(since, model) if note["time"] <= stop))
 
 
-async def test_a_model_is_stopped_when_nobody_has_used_it_for_its_ttl(open_house: OpenHouse) -> None:
+async def test_a_model_is_stopped_when_unused_for_its_ttl(open_house: OpenHouse) -> None:
     unused: list[float] = []
     async with open_house({"a": {"ttl_s": 0.6}}) as house:
         # The best of a few, here and below: what a machine does that is busy with other things is not the question.
@@ -31,7 +31,7 @@ async def test_a_model_is_stopped_when_nobody_has_used_it_for_its_ttl(open_house
     assert 0.6 <= min(unused) <= 0.6 + 1.0
 
 
-async def test_each_request_sets_the_idle_clock_back(open_house: OpenHouse) -> None:
+async def test_each_request_restarts_the_idle_time(open_house: OpenHouse) -> None:
     async with open_house({"a": {"ttl_s": 1.0}}) as house:
         lived: list[float] = []
         while not lived or (max(lived) < 2.0 and len(lived) < 4):
@@ -61,7 +61,7 @@ async def open_later(gate: Gate) -> None:
     gate.open()
 
 
-async def test_a_model_that_was_loaded_for_nobody_stays_for_its_ttl(open_house: OpenHouse) -> None:
+async def test_a_model_loaded_without_a_request_stays_for_its_ttl(open_house: OpenHouse) -> None:
     unused: list[float] = []
     async with open_house({"a": {"ttl_s": 0.6}, "b": {}}) as house:
         while not unused or (min(unused) > 0.6 + 1.0 and len(unused) < 4):
@@ -74,7 +74,7 @@ async def test_a_model_that_was_loaded_for_nobody_stays_for_its_ttl(open_house: 
             await house.until(lambda: house.events("stop", "b"), 0.8)
 
 
-async def test_a_request_during_an_idle_stop_is_served_by_a_fresh_process(open_house: OpenHouse, gates: Gates) -> None:
+async def test_a_request_during_an_idle_stop_is_served_by_a_new_process(open_house: OpenHouse, gates: Gates) -> None:
     gone = gates("gone")
     profile = {"ttl_s": 0.2, "stop_grace_s": 60, "script": {"gone_when": gone.path}}
     async with open_house({"a": profile}) as house:
@@ -96,7 +96,7 @@ async def test_a_request_during_an_idle_stop_is_served_by_a_fresh_process(open_h
 
 
 @pytest.mark.parametrize("long", ["10m", 600, -1])
-async def test_a_request_can_say_itself_how_long_its_model_stays(open_house: OpenHouse, long: object) -> None:
+async def test_keep_alive_replaces_the_idle_time(open_house: OpenHouse, long: object) -> None:
     messages = [{"role": "user", "content": "Hello"}]
     async with open_house({"a": {"ttl_s": 0.3}, "b": {}}) as house:
         asked = {"model": "a", "messages": messages, "stream": False, "keep_alive": long}

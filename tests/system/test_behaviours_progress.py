@@ -1,4 +1,4 @@
-"""What a client sees while it waits, and that nothing of it changes or delays the answer."""
+"""What a client sees while it waits, and that progress neither changes nor delays the answer."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ async def test_a_cold_stream_gets_bytes_within_a_second_and_then_every_two_secon
         assert tries[-1][0], tries
 
 
-async def test_an_error_that_comes_early_keeps_its_own_status(
-    open_house: OpenHouse, gates: Callable[[str], Gate]
-) -> None:
+async def test_an_early_error_keeps_its_own_status(open_house: OpenHouse, gates: Callable[[str], Gate]) -> None:
     die = gates("die")
     script = {"never_ready": True, "exit_code": 1, "exit_when": die.path}
     # Early is before the first sign, and that is not due in this test.
@@ -58,7 +56,7 @@ async def test_an_error_that_comes_early_keeps_its_own_status(
         assert answer.json()["error"]["code"] == "model_not_available"
 
 
-async def test_the_first_word_follows_at_once_when_the_model_is_ready(open_house: OpenHouse) -> None:
+async def test_the_first_token_follows_at_once_when_the_model_is_ready(open_house: OpenHouse) -> None:
     gateway = {"switching": {"progress_after_s": 0.1, "progress_every_s": 20}}
     async with open_house({"a": {"script": {"ready_after": 0.5}}}, gateway=gateway) as house:
         delays = []
@@ -74,7 +72,7 @@ async def test_the_first_word_follows_at_once_when_the_model_is_ready(open_house
         assert min(delays) <= 0.1
 
 
-async def test_every_phase_of_a_switch_is_told_and_the_second_load_knows_its_time(open_house: OpenHouse) -> None:
+async def test_every_phase_of_a_switch_is_shown_and_the_second_load_has_an_estimate(open_house: OpenHouse) -> None:
     gateway = {"switching": {"progress_after_s": 0, "progress_every_s": 0.2}}
     profiles = {"a": {"script": {"ready_after": 0.5, "slow_exit": 0.2}}, "b": {"script": {"ready_after": 0.5}}}
     async with open_house(profiles, gateway=gateway) as house:
@@ -98,7 +96,7 @@ async def test_every_phase_of_a_switch_is_told_and_the_second_load_knows_its_tim
         assert "x-hostler-switch-ms=" in last and "x-hostler-switch-ms=0 " not in last
 
 
-async def test_a_new_phase_is_told_when_it_begins(open_house: OpenHouse, gates: Callable[[str], Gate]) -> None:
+async def test_a_new_phase_is_shown_when_it_starts(open_house: OpenHouse, gates: Callable[[str], Gate]) -> None:
     gateway = {"switching": {"progress_after_s": 0, "progress_every_s": 600}}
     gone, ready = gates("gone"), gates("ready")
     profiles = {"a": {"script": {"gone_when": gone.path}}, "b": {"script": {"ready_when": ready.path}}}
@@ -146,7 +144,7 @@ async def test_openais_own_package_raises_what_failed_after_progress_began(open_
         assert failed.value.code == "model_not_available"
 
 
-async def test_an_engines_refusal_after_progress_began_is_an_event(open_house: OpenHouse) -> None:
+async def test_an_engines_rejection_after_progress_began_is_an_event(open_house: OpenHouse) -> None:
     script = {"ready_after": 0.3, "status": 400, "error": "scripted refusal"}
     async with open_house({"a": {"script": script}}, gateway=EAGER) as house:
         async with house.stream("a") as answer:

@@ -1,4 +1,4 @@
-"""Which engines are started and stopped, when, and what happens to those who wait when that goes wrong."""
+"""Which engines are started and stopped, when, and what waiting requests get when that goes wrong."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ async def in_line(house: House, models: str) -> dict[str, float]:
     return answered
 
 
-async def test_two_cold_models_that_may_live_together_load_at_the_same_time(
-    open_house: OpenHouse, gates: Gates
-) -> None:
+async def test_two_cold_models_that_fit_together_load_in_parallel(open_house: OpenHouse, gates: Gates) -> None:
     ready = gates("ready")
     profile = {"memory": "4GiB", "script": {"ready_when": ready.path}}
     async with open_house({"a": profile, "b": profile}, supervisor=SHARED) as house:
@@ -66,7 +64,7 @@ async def test_a_pinned_model_runs_on_while_an_exclusive_one_takes_the_place_of_
         assert house.starts() == ["p", "a", "b"]
 
 
-async def test_two_switches_that_need_the_same_room_come_one_after_the_other(open_house: OpenHouse) -> None:
+async def test_two_switches_that_need_the_same_memory_do_not_overlap(open_house: OpenHouse) -> None:
     profile = {"memory": "6GiB", "script": {"ready_after": 0.1, "slow_exit": 0.1}}
     async with open_house({"a": profile, "b": profile, "c": profile}, supervisor=SHARED) as house:
         await house.chat("a")
@@ -97,7 +95,7 @@ async def test_a_key_of_higher_priority_gets_its_model_first(open_house: OpenHou
         assert house.starts() == ["a", "b", "c"]
 
 
-async def test_an_engine_is_asked_within_100_ms_of_being_ready_whenever_that_is(open_house: OpenHouse) -> None:
+async def test_an_engine_is_used_within_100_ms_of_being_ready(open_house: OpenHouse) -> None:
     profiles = {
         f"ready-after-{seconds}": {"memory": "1GiB", "script": {"ready_after": seconds}}
         for seconds in (0, 0.1, 0.3, 0.6, 1.0, 1.3, 2.5)
@@ -133,7 +131,7 @@ async def test_a_model_that_ignores_sigterm_is_killed_when_its_grace_is_over(ope
     assert 0.3 <= min(took) <= 0.3 + 0.5
 
 
-async def test_an_engine_that_accepts_but_never_answers_is_given_up_and_killed(open_house: OpenHouse) -> None:
+async def test_an_engine_that_accepts_but_never_answers_is_killed(open_house: OpenHouse) -> None:
     profile = {"start_timeout_s": 0.5, "script": {"hang": True, "deaf": True}}
     took: list[float] = []
     async with open_house({"a": profile}, supervisor={"max_failures": 10}) as house:
@@ -148,7 +146,7 @@ async def test_an_engine_that_accepts_but_never_answers_is_given_up_and_killed(o
     assert 0.5 <= min(took) <= 0.5 + 2.0
 
 
-async def test_all_who_wait_are_told_at_once_when_the_engine_dies_during_its_load(
+async def test_all_waiting_requests_fail_at_once_when_the_engine_dies_during_its_load(
     open_house: OpenHouse, gates: Gates
 ) -> None:
     die = gates("die")
@@ -175,7 +173,7 @@ async def test_all_who_wait_are_told_at_once_when_the_engine_dies_during_its_loa
     assert min(late) <= 0.3
 
 
-async def test_a_model_that_failed_often_fails_fast_with_its_last_words(open_house: OpenHouse) -> None:
+async def test_a_model_that_failed_often_fails_fast_with_its_last_output(open_house: OpenHouse) -> None:
     script = {"exit_code": 1, "stderr": "E out of luck\n"}
     settings = {"max_failures": 3, "backoff_s": 10.0}
     async with open_house({"a": {"script": script}}, supervisor=settings) as house:
@@ -193,7 +191,7 @@ async def test_a_model_that_failed_often_fails_fast_with_its_last_words(open_hou
         assert house.starts() == ["a"] * 3
 
 
-async def test_last_words_that_no_header_can_carry_are_told_all_the_same(open_house: OpenHouse) -> None:
+async def test_last_output_that_no_header_can_carry_is_reported_all_the_same(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": {"exit_code": 1, "stderr": "out of \0luck\n"}}}) as house:
         answer = await house.chat("a")
         assert answer.status_code == 503
@@ -206,7 +204,7 @@ async def test_a_failed_load_is_tried_again_by_the_next_request(open_house: Open
         assert (await house.chat("a")).status_code == 200
 
 
-async def test_the_previous_model_comes_back_when_the_load_of_the_next_fails(open_house: OpenHouse) -> None:
+async def test_the_previous_model_is_loaded_again_when_the_next_one_fails(open_house: OpenHouse) -> None:
     async with open_house({"a": {}, "b": {"script": {"exit_code": 1}}}) as house:
         await house.chat("a")
         assert (await house.chat("b")).status_code == 503
@@ -215,7 +213,7 @@ async def test_the_previous_model_comes_back_when_the_load_of_the_next_fails(ope
         assert house.starts() == ["a", "b", "a"]
 
 
-async def test_another_programs_answer_on_the_engines_port_is_not_taken_for_the_model(open_house: OpenHouse) -> None:
+async def test_another_program_on_the_engines_port_is_not_taken_for_the_model(open_house: OpenHouse) -> None:
     answered = []
 
     async def impostor(stream: anyio.abc.SocketStream) -> None:
@@ -245,7 +243,7 @@ async def test_no_process_of_an_engines_family_survives_its_stop(open_house: Ope
         await house.until(lambda: not any(psutil.pid_exists(pid) for pid in family))
 
 
-async def test_a_request_after_an_unload_in_mid_load_gets_a_fresh_process(open_house: OpenHouse, gates: Gates) -> None:
+async def test_a_request_after_an_unload_in_mid_load_gets_a_new_process(open_house: OpenHouse, gates: Gates) -> None:
     ready, gone = gates("ready"), gates("gone")
     profile = {"stop_grace_s": 60, "script": {"ready_when": ready.path, "gone_when": gone.path}}
     async with open_house({"a": profile}) as house:
@@ -271,7 +269,7 @@ async def test_a_request_after_an_unload_in_mid_load_gets_a_fresh_process(open_h
         assert house.starts() == ["a", "a"]
 
 
-async def test_an_unload_that_takes_long_delays_nobody_else(open_house: OpenHouse, gates: Gates) -> None:
+async def test_a_slow_unload_delays_no_other_model(open_house: OpenHouse, gates: Gates) -> None:
     gone = gates("gone")
     profiles = {
         "a": {"memory": "4GiB", "parallel": 2, "script": {"chunks": 30, "chunk_delay": 0.03}},
@@ -301,7 +299,7 @@ def models_in(house: House, state: str) -> list[str]:
     return [status.model for status in house.manager.status_now().models if status.state == state]
 
 
-async def test_an_unload_ends_the_answers_in_progress_and_frees_their_places(open_house: OpenHouse) -> None:
+async def test_a_forced_unload_ends_the_answers_in_progress_and_frees_their_slots(open_house: OpenHouse) -> None:
     profile: dict[str, Any] = {"parallel": 2, "script": LONG}
     async with open_house({"a": profile}) as house:
         answers: list[httpx.Response] = []
@@ -334,7 +332,7 @@ async def test_an_unload_without_force_lets_the_answers_in_progress_end(open_hou
         await house.until(lambda: house.events("stop"))
 
 
-async def test_an_unload_fails_those_who_wait_for_the_model_and_nobody_else(open_house: OpenHouse) -> None:
+async def test_an_unload_refuses_the_models_queue_and_no_other(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": LONG}, "b": {}, "c": {}}) as house:
         answers: dict[str, httpx.Response] = {}
 
@@ -356,7 +354,7 @@ async def test_an_unload_fails_those_who_wait_for_the_model_and_nobody_else(open
         assert house.starts() == ["a", "c"]
 
 
-async def test_a_wish_for_another_model_waits_for_patience_the_answers_in_flight_and_the_load(
+async def test_a_switch_waits_for_patience_the_answers_in_flight_and_the_load(
     open_house: OpenHouse,
 ) -> None:
     profiles = {

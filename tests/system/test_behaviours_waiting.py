@@ -1,4 +1,4 @@
-"""Who waits, how many, in which order, and how they are turned away."""
+"""The queue on sockets: its order, its limit, and how requests are turned away."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONG = {"chunks": 50_000, "chunk_delay": 0.02}
 Gates = Callable[[str], Gate]
 
 
-async def test_a_load_whose_only_waiter_left_is_finished_and_kept(open_house: OpenHouse, gates: Gates) -> None:
+async def test_a_load_whose_only_client_disconnected_is_finished_and_kept(open_house: OpenHouse, gates: Gates) -> None:
     ready = gates("ready")
     async with open_house({"a": {"ttl_s": 30, "script": {"ready_when": ready.path}}}) as house:
         async with anyio.create_task_group() as tasks:
@@ -40,7 +40,7 @@ async def test_a_load_whose_only_waiter_left_is_finished_and_kept(open_house: Op
         assert house.events("stop") == []
 
 
-async def test_the_engine_sees_within_200_ms_that_a_streaming_client_left(open_house: OpenHouse) -> None:
+async def test_the_engine_sees_within_200_ms_that_a_streaming_client_disconnected(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": LONG}}) as house:
         delays = []
         for _ in range(3):  # a busy machine may be late once, but not every time
@@ -54,7 +54,7 @@ async def test_the_engine_sees_within_200_ms_that_a_streaming_client_left(open_h
         assert min(delays) <= 0.2
 
 
-async def test_a_client_that_leaves_the_line_makes_room_for_the_next_at_once(open_house: OpenHouse) -> None:
+async def test_a_client_that_leaves_the_queue_frees_its_place_at_once(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": LONG}}, gateway={"queue": {"max_waiting": 1}}) as house:
         waiting = anyio.CancelScope()
         async with house.stream("a") as running, anyio.create_task_group() as tasks:
@@ -75,7 +75,7 @@ async def test_a_client_that_leaves_the_line_makes_room_for_the_next_at_once(ope
             tasks.cancel_scope.cancel()
 
 
-async def test_those_who_are_served_do_not_count_as_waiting(open_house: OpenHouse, gates: Gates) -> None:
+async def test_requests_being_served_do_not_count_as_waiting(open_house: OpenHouse, gates: Gates) -> None:
     gateway, speak = {"queue": {"max_waiting": 2}}, gates("speak")
     profile = {"parallel": 2, "script": {"queue": True, "answer_when": speak.path}}
     async with open_house({"a": profile}, gateway=gateway) as house:
@@ -127,7 +127,7 @@ async def test_a_whole_answer_tells_how_long_it_waited_and_how_long_the_switch_t
     assert told[1][1] == 0
 
 
-async def test_an_engine_never_gets_more_questions_than_it_has_slots(open_house: OpenHouse) -> None:
+async def test_an_engine_never_gets_more_requests_than_it_has_slots(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": {"first_delay": 0.05}}}) as house:
         async with anyio.create_task_group() as tasks:
             for _ in range(8):
@@ -138,7 +138,7 @@ async def test_an_engine_never_gets_more_questions_than_it_has_slots(open_house:
         assert all(later - earlier >= 0.05 for earlier, later in pairwise(asked))
 
 
-async def test_a_full_queue_is_told_before_any_stream_begins(open_house: OpenHouse, gates: Gates) -> None:
+async def test_a_full_queue_is_429_before_any_stream_starts(open_house: OpenHouse, gates: Gates) -> None:
     ready = gates("ready")
     gateway = {"queue": {"max_waiting": 1}, "switching": {"progress_after_s": 0, "progress_every_s": 0.05}}
     async with open_house({"a": {"script": {"ready_when": ready.path}}}, gateway=gateway) as house:
@@ -154,9 +154,7 @@ async def test_a_full_queue_is_told_before_any_stream_begins(open_house: OpenHou
         assert '"queue_full"' in body
 
 
-async def test_retry_after_is_what_is_left_of_the_load_by_what_it_took_before(
-    open_house: OpenHouse, gates: Gates
-) -> None:
+async def test_retry_after_is_the_rest_of_the_load_as_measured_before(open_house: OpenHouse, gates: Gates) -> None:
     ready = gates("ready")
     profiles = {"a": {"script": {"ready_after": 1.3, "ready_when": ready.path}}}
     async with open_house(profiles, gateway={"queue": {"max_waiting": 1}}) as house:
@@ -183,9 +181,7 @@ async def test_retry_after_is_what_is_left_of_the_load_by_what_it_took_before(
             ready.open()
 
 
-async def test_a_swarm_of_one_client_does_not_hold_up_the_chat_of_another(
-    open_house: OpenHouse, tmp_path: Path
-) -> None:
+async def test_many_requests_of_one_client_do_not_hold_up_another(open_house: OpenHouse, tmp_path: Path) -> None:
     path, keys = keys_in(tmp_path, first=0, swarm=0, person=0)
     async with open_house({"a": {"script": LONG}}, gateway={"api_keys_file": path}) as house:
         house.http.headers["Authorization"] = f"Bearer {keys['first']}"
@@ -207,7 +203,7 @@ async def test_a_swarm_of_one_client_does_not_hold_up_the_chat_of_another(
         assert served.index("person") <= 1
 
 
-async def test_a_crowd_of_one_client_does_not_keep_another_out_for_good(
+async def test_one_client_cannot_keep_another_out_of_the_queue(
     open_house: OpenHouse, tmp_path: Path, gates: Gates
 ) -> None:
     speak = gates("speak")
@@ -253,7 +249,7 @@ async def test_waiting_ends_with_an_error_at_its_limit(open_house: OpenHouse) ->
         assert house.starts() == ["a"]
 
 
-async def test_an_operator_can_end_a_request_that_waits_and_one_that_is_answered(open_house: OpenHouse) -> None:
+async def test_an_operator_can_cancel_a_waiting_request_and_a_streaming_one(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": LONG}, "b": {}}) as house:
         answers: list[httpx.Response] = []
         events: list[Event] = []

@@ -1,4 +1,4 @@
-"""The chain on sockets: a cloud that misbehaves in every way, and a box in the house that stands in for it."""
+"""The chain on sockets: a remote backend that fails in every way, and a local one to fall back to."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pair(cloud: Router, box: Router, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_the_first_hop_answers_under_its_own_name_for_the_model(
+async def test_the_first_hop_is_asked_by_its_own_name_for_the_model(
     tmp_path: Path, cloud: Router, box: Router, stream: bool
 ) -> None:
     async with open_chain(tmp_path, pair(cloud, box)) as chain:
@@ -71,7 +71,7 @@ BEFORE_THE_FIRST_WORD = [
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("behaviour", "outcome", "times"), BEFORE_THE_FIRST_WORD)
-async def test_before_the_first_word_the_next_hop_answers(
+async def test_falls_back_before_the_first_token(
     tmp_path: Path, cloud: Router, box: Router, behaviour: Any, outcome: str, times: int, stream: bool
 ) -> None:
     cloud.then = behaviour
@@ -91,7 +91,7 @@ async def test_before_the_first_word_the_next_hop_answers(
     ("behaviour", "outcome"),
     [("in_band_402", "payment_required"), ("in_band_429", "busy"), ("only_processing", "first_byte_timeout")],
 )
-async def test_errors_and_silence_inside_a_stream_count_as_what_they_are(
+async def test_errors_and_silence_inside_a_stream_are_classified(
     tmp_path: Path, cloud: Router, box: Router, behaviour: str, outcome: str
 ) -> None:
     cloud.then = behaviour
@@ -101,7 +101,7 @@ async def test_errors_and_silence_inside_a_stream_count_as_what_they_are(
         assert response.headers["x-hostler-reason"] == f"cloud: {outcome}"
 
 
-async def test_signs_of_life_begin_no_answer(tmp_path: Path, cloud: Router, box: Router) -> None:
+async def test_keep_alive_comments_start_no_answer(tmp_path: Path, cloud: Router, box: Router) -> None:
     cloud.script = ["processing", "error_in_200", "error_in_200"]
     async with open_chain(tmp_path, pair(cloud, box)) as chain:
         response = await chain.ask(stream=True)
@@ -115,7 +115,7 @@ async def test_signs_of_life_begin_no_answer(tmp_path: Path, cloud: Router, box:
 @pytest.mark.parametrize(
     "behaviour", ["error_after_words", "cut_after_words", "reset_after_words", "stall_after_words"]
 )
-async def test_after_the_first_word_nobody_else_answers_and_the_break_is_seen(
+async def test_does_not_fall_back_after_the_first_token_and_shows_the_break(
     tmp_path: Path, cloud: Router, box: Router, behaviour: str
 ) -> None:
     cloud.then = behaviour
@@ -131,7 +131,7 @@ async def test_after_the_first_word_nobody_else_answers_and_the_break_is_seen(
         assert [each.outcome for each in chain.finished[0].attempts] == ["broken"]
 
 
-async def test_a_stream_that_was_told_to_its_end_is_whole_even_if_its_connection_breaks_then(
+async def test_a_complete_stream_is_whole_even_if_its_connection_breaks_then(
     tmp_path: Path, cloud: Router, box: Router
 ) -> None:
     cloud.then = "break_when_done"
@@ -145,9 +145,7 @@ async def test_a_stream_that_was_told_to_its_end_is_whole_even_if_its_connection
 
 
 @pytest.mark.parametrize("status", [400, 422])
-async def test_what_the_client_did_wrong_goes_to_nobody_else(
-    tmp_path: Path, cloud: Router, box: Router, status: int
-) -> None:
+async def test_an_invalid_request_does_not_fall_back(tmp_path: Path, cloud: Router, box: Router, status: int) -> None:
     cloud.then = (status,)
     async with open_chain(tmp_path, pair(cloud, box)) as chain:
         response = await chain.ask()
@@ -157,7 +155,7 @@ async def test_what_the_client_did_wrong_goes_to_nobody_else(
             assert secret not in response.text
 
 
-async def test_what_a_backend_in_the_house_refuses_is_passed_on_unchanged(tmp_path: Path, box: Router) -> None:
+async def test_a_local_backends_rejection_is_passed_on_unchanged(tmp_path: Path, box: Router) -> None:
     box.then = "too_long"
     async with open_chain(tmp_path, {"box": plain(box)}) as chain:
         response = await chain.ask()
@@ -165,9 +163,7 @@ async def test_what_a_backend_in_the_house_refuses_is_passed_on_unchanged(tmp_pa
         assert response.json()["error"]["type"] == "exceed_context_size_error"
 
 
-async def test_a_prompt_that_is_too_long_for_one_goes_to_one_with_more_room(
-    tmp_path: Path, cloud: Router, box: Router
-) -> None:
+async def test_a_long_prompt_falls_back_to_a_larger_context(tmp_path: Path, cloud: Router, box: Router) -> None:
     box.then = "too_long"
     backends = {"box": plain(box, context=4096), "cloud": plain(cloud, local=False, context=131072)}
     async with open_chain(tmp_path, backends) as chain:
@@ -181,7 +177,7 @@ async def test_a_prompt_that_is_too_long_for_one_goes_to_one_with_more_room(
         assert box.asked == []
 
 
-async def test_one_that_is_loading_is_waited_for(tmp_path: Path, cloud: Router, box: Router) -> None:
+async def test_a_loading_backend_is_waited_for(tmp_path: Path, cloud: Router, box: Router) -> None:
     box.script = ["loading", "loading"]
     switching = {"progress_after_s": 0, "progress_every_s": 0.1}
     async with open_chain(
@@ -193,7 +189,7 @@ async def test_one_that_is_loading_is_waited_for(tmp_path: Path, cloud: Router, 
         assert cloud.asked == []
 
 
-async def test_one_that_loads_for_too_long_is_passed_over(tmp_path: Path, cloud: Router, box: Router) -> None:
+async def test_falls_back_from_a_backend_that_loads_for_too_long(tmp_path: Path, cloud: Router, box: Router) -> None:
     box.then = "loading"
     backends = {"box": plain(box), "cloud": plain(cloud)}
     async with open_chain(tmp_path, backends, gateway={"queue": {"max_wait_s": 0.6}}) as chain:
@@ -202,7 +198,9 @@ async def test_one_that_loads_for_too_long_is_passed_over(tmp_path: Path, cloud:
         assert response.headers["x-hostler-reason"] == "box: loading"
 
 
-async def test_headers_are_as_configured_and_the_clients_stay_here(tmp_path: Path, cloud: Router, box: Router) -> None:
+async def test_headers_are_as_configured_and_client_headers_are_not_forwarded(
+    tmp_path: Path, cloud: Router, box: Router
+) -> None:
     backends = pair(cloud, box, referer="https://house.example", title="Our house")
     async with open_chain(tmp_path, backends) as chain:
         headers = {
@@ -225,7 +223,7 @@ async def test_headers_are_as_configured_and_the_clients_stay_here(tmp_path: Pat
         assert "sk-or-secret" not in json.dumps([box.asked[0].headers, box.asked[0].json])
 
 
-async def test_all_down_is_503_with_each_hops_reason_and_nothing_else(
+async def test_all_hops_failed_is_503_with_each_hops_reason_and_nothing_else(
     tmp_path: Path, cloud: Router, box: Router
 ) -> None:
     cloud.then = (402,)
@@ -245,7 +243,7 @@ async def test_all_down_is_503_with_each_hops_reason_and_nothing_else(
         assert len(cloud.asked) == 1
 
 
-async def test_retry_after_is_passed_on_when_all_are_busy(tmp_path: Path, cloud: Router, box: Router) -> None:
+async def test_retry_after_is_passed_on_when_all_backends_are_busy(tmp_path: Path, cloud: Router, box: Router) -> None:
     cloud.then, box.then = (429, "50"), (429, "20")
     async with open_chain(tmp_path, pair(cloud, box)) as chain:
         response = await chain.ask()
@@ -253,7 +251,7 @@ async def test_retry_after_is_passed_on_when_all_are_busy(tmp_path: Path, cloud:
         assert response.headers["retry-after"] == "20"
 
 
-async def test_a_dead_host_costs_the_following_requests_nothing_and_is_used_again_when_it_is_back(
+async def test_a_dead_host_costs_later_requests_nothing_and_is_used_again_when_it_returns(
     tmp_path: Path, cloud: Router, box: Router
 ) -> None:
     await box.stop()
@@ -272,7 +270,9 @@ async def test_a_dead_host_costs_the_following_requests_nothing_and_is_used_agai
                 pass
 
 
-async def test_a_client_that_leaves_says_nothing_about_the_backend(tmp_path: Path, cloud: Router, box: Router) -> None:
+async def test_a_disconnected_client_does_not_count_against_the_backend(
+    tmp_path: Path, cloud: Router, box: Router
+) -> None:
     cloud.then = "stall_after_words"
     async with open_chain(tmp_path, pair(cloud, box)) as chain:
         for _ in range(5):
@@ -284,7 +284,7 @@ async def test_a_client_that_leaves_says_nothing_about_the_backend(tmp_path: Pat
         assert said(await chain.ask()) == f"cloud:{ALL}"
 
 
-async def test_what_must_stay_in_the_house_stays(tmp_path: Path, cloud: Router, box: Router) -> None:
+async def test_local_only_requests_stay_local(tmp_path: Path, cloud: Router, box: Router) -> None:
     async with open_chain(tmp_path, pair(cloud, box)) as chain:
         inside = {"X-Hostler-Local-Only": "true"}
         response = await chain.ask(headers=inside)
@@ -296,7 +296,7 @@ async def test_what_must_stay_in_the_house_stays(tmp_path: Path, cloud: Router, 
         assert said(await chain.ask(headers={"X-Hostler-Local-Only": "false"})) == f"cloud:{ALL}"
 
 
-async def test_nothing_in_the_house_can_answer_is_a_refusal(tmp_path: Path, cloud: Router) -> None:
+async def test_a_local_only_request_without_a_local_backend_is_forbidden(tmp_path: Path, cloud: Router) -> None:
     async with open_chain(tmp_path, {"cloud": plain(cloud, local=False)}) as chain:
         response = await chain.ask(headers={"X-Hostler-Local-Only": "true"})
         assert response.status_code == 403
@@ -324,7 +324,7 @@ async def test_the_daily_limit_is_kept_over_a_restart(tmp_path: Path, cloud: Rou
         assert len(cloud.asked) == 2
 
 
-async def test_whoever_looks_after_backends_may_name_one(tmp_path: Path, cloud: Router, box: Router) -> None:
+async def test_an_operator_may_name_the_backend(tmp_path: Path, cloud: Router, box: Router) -> None:
     cloud.script = [(402,)]
     async with open_chain(tmp_path, pair(cloud, box)) as chain:
         assert said(await chain.ask()) == f"box:{ALL}"
@@ -338,7 +338,7 @@ async def test_whoever_looks_after_backends_may_name_one(tmp_path: Path, cloud: 
         assert (await chain.ask(headers=both)).status_code in (403, 503)
 
 
-async def test_a_key_may_keep_its_requests_in_the_house(tmp_path: Path, cloud: Router, box: Router) -> None:
+async def test_a_key_may_be_local_only(tmp_path: Path, cloud: Router, box: Router) -> None:
     file = tmp_path / "keys"
     inside = keys.add(file, "child", ["infer"], local_only=True)
     free = keys.add(file, "adult", ["infer", "read"])
@@ -352,7 +352,7 @@ async def test_a_key_may_keep_its_requests_in_the_house(tmp_path: Path, cloud: R
         assert len(cloud.asked) == 1
 
 
-async def test_one_tells_how_a_model_would_be_served_without_asking_anybody(
+async def test_a_dry_run_shows_how_a_model_would_be_served_without_a_request(
     tmp_path: Path, cloud: Router, box: Router
 ) -> None:
     cloud.then = (402,)
@@ -371,7 +371,7 @@ async def test_one_tells_how_a_model_would_be_served_without_asking_anybody(
         assert (await chain.http.get("/admin/route", params={"model": "nobody"})).status_code == 404
 
 
-async def test_the_doctor_tells_what_to_mend(tmp_path: Path, cloud: Router, box: Router) -> None:
+async def test_the_doctor_reports_problems(tmp_path: Path, cloud: Router, box: Router) -> None:
     cloud.then = (401,)
     async with open_chain(tmp_path, pair(cloud, box)) as chain:
         arguments = ["doctor", "m", "--url", str(chain.http.base_url), "--json"]
@@ -388,7 +388,7 @@ async def test_the_doctor_tells_what_to_mend(tmp_path: Path, cloud: Router, box:
         assert b"would answer" in done.stdout
 
 
-async def test_a_dry_run_fails_where_nobody_would_answer(tmp_path: Path, cloud: Router) -> None:
+async def test_a_dry_run_fails_where_no_backend_would_serve(tmp_path: Path, cloud: Router) -> None:
     cloud.then = (401,)
     async with open_chain(tmp_path, {"cloud": plain(cloud)}) as chain:
         arguments = ["route", "m", "--dry-run", "--url", str(chain.http.base_url)]
@@ -436,9 +436,7 @@ def deaf() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-async def test_a_host_that_takes_no_connection_costs_the_first_request_the_limit_and_the_others_nothing(
-    tmp_path: Path, cloud: Router
-) -> None:
+async def test_a_host_that_accepts_no_connection_delays_only_the_first_request(tmp_path: Path, cloud: Router) -> None:
     with deaf() as url:
         backends = {"pc": {"kind": "llamacpp", "url": url, "models": {"*": "m"}}, "cloud": plain(cloud)}
         timeouts = {"connect_s": 0.3, "first_byte_s": 5, "between_bytes_s": 5}
@@ -456,7 +454,7 @@ async def test_a_host_that_takes_no_connection_costs_the_first_request_the_limit
             assert (await chain.ask()).headers["x-hostler-reason"] == "pc: circuit_open"
 
 
-async def test_models_that_only_a_backend_has_were_there_when_the_gateway_came(
+async def test_models_of_plain_backends_exist_since_the_gateway_started(
     tmp_path: Path, cloud: Router, box: Router
 ) -> None:
     before = int(time.time())

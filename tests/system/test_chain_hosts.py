@@ -1,4 +1,4 @@
-"""Machines of the chain that sleep, wake, die and come back: supervisors as processes of their own."""
+"""Machines of the chain that sleep, wake, die and return: supervisors as processes of their own."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Machine:
         await anyio.to_thread.run_sync(self._stack.close)
 
 
-async def test_a_sleeping_machine_is_woken_by_one_packet_and_answers_those_who_waited(
+async def test_a_sleeping_machine_is_woken_by_one_packet_and_answers_the_waiting_requests(
     tmp_path: Path, cloud: Router
 ) -> None:
     machine = Machine(tmp_path)
@@ -91,7 +91,7 @@ async def test_a_sleeping_machine_is_woken_by_one_packet_and_answers_those_who_w
                 await machine.off()
 
 
-async def test_a_machine_that_does_not_wake_up_is_passed_over(tmp_path: Path, cloud: Router) -> None:
+async def test_falls_back_from_a_machine_that_does_not_wake_up(tmp_path: Path, cloud: Router) -> None:
     machine = Machine(tmp_path)
     wake = {"mac": "01:23:45:67:89:ab", "broadcast": "127.0.0.1:9", "wait_s": 0.3}
     backends = {"pc": {**machine.settings, "wake": wake}, "cloud": plain(cloud)}
@@ -122,7 +122,7 @@ async def test_a_machine_that_dies_and_comes_back_is_used_again(tmp_path: Path, 
         await machine.off()
 
 
-async def test_a_profile_says_who_may_answer_for_it_and_that_it_stays_inside(tmp_path: Path, cloud: Router) -> None:
+async def test_a_profile_may_have_its_own_chain_and_be_local_only(tmp_path: Path, cloud: Router) -> None:
     machine = Machine(tmp_path, chain=["second", "pc"], local_only=True)
     await machine.on()
     try:
@@ -142,7 +142,7 @@ async def test_a_profile_says_who_may_answer_for_it_and_that_it_stays_inside(tmp
 
 
 @pytest.mark.parametrize("known", ["remembered", "declared"])
-async def test_a_model_of_a_machine_that_sleeps_since_before_the_gateway_wakes_it(
+async def test_a_machine_asleep_since_before_the_gateway_started_is_woken_for_its_models(
     tmp_path: Path, cloud: Router, known: str
 ) -> None:
     machine = Machine(tmp_path, aliases=["nick"])
@@ -182,9 +182,7 @@ async def test_a_model_of_a_machine_that_sleeps_since_before_the_gateway_wakes_i
         await machine.off()
 
 
-async def test_what_must_stay_inside_does_although_the_machine_that_says_so_sleeps(
-    tmp_path: Path, cloud: Router
-) -> None:
+async def test_a_local_only_model_stays_local_while_its_machine_sleeps(tmp_path: Path, cloud: Router) -> None:
     machine = Machine(tmp_path, local_only=True)
     backends = {"pc": machine.settings, "cloud": plain(cloud, local=False)}
     state = tmp_path / "state" / "history.sqlite3"

@@ -1,4 +1,4 @@
-"""Hops of other protocols than the client's: they stand in, and what one has no words for goes to the next."""
+"""Hops of other protocols than the client's, and falling back from requests that a protocol cannot express."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def told(url: str, kind: str) -> dict[str, Any]:
 @pytest.mark.parametrize("trouble", ["refused", 500, "reset"])
 @pytest.mark.parametrize("kind", ["ollama", "anthropic"])
 @pytest.mark.parametrize("client", CHATS)
-async def test_a_hop_of_another_protocol_stands_in(
+async def test_falls_back_to_a_hop_of_another_protocol(
     tmp_path: Path, client: str, kind: str, trouble: Any, stream: bool
 ) -> None:
     asks, reads = CHATS[client]
@@ -47,7 +47,7 @@ async def test_a_hop_of_another_protocol_stands_in(
 @each_mode
 @pytest.mark.parametrize("kind", ["openai", "ollama"])
 @pytest.mark.parametrize("client", PROMPTS)
-async def test_what_one_protocol_has_no_words_for_goes_to_the_next_hop(
+async def test_falls_back_from_a_protocol_that_cannot_express_the_request(
     tmp_path: Path, client: str, kind: str, stream: bool
 ) -> None:
     asks, reads = PROMPTS[client]
@@ -66,7 +66,7 @@ async def test_what_one_protocol_has_no_words_for_goes_to_the_next_hop(
 
 @each_mode
 @pytest.mark.parametrize("client", PROMPTS)
-async def test_what_nobody_has_words_for_is_refused_as_wrong(tmp_path: Path, client: str, stream: bool) -> None:
+async def test_a_request_that_no_protocol_can_express_is_invalid(tmp_path: Path, client: str, stream: bool) -> None:
     path, body = PROMPTS[client][0](stream)
     async with open_storyteller() as first, open_storyteller() as second:
         backends = {"first": told(first.url, "anthropic"), "second": told(second.url, "anthropic")}
@@ -78,7 +78,7 @@ async def test_what_nobody_has_words_for_is_refused_as_wrong(tmp_path: Path, cli
             assert first.asked == second.asked == []
 
 
-async def test_where_another_would_have_understood_its_absence_is_told(tmp_path: Path) -> None:
+async def test_the_error_names_the_missing_hop_that_could_have_served(tmp_path: Path) -> None:
     path, body = PROMPTS["openai"][0](False)
     async with open_storyteller() as first, open_router("second") as second:
         await second.stop()

@@ -1,4 +1,4 @@
-"""Switching, seen from a client: one process a model, one model at a time, nobody cut off."""
+"""Switching, seen from a client: one process a model, one model at a time, no answer cut off."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_alternating_requests_cost_one_switch(open_house: OpenHouse, gates
         assert house.starts() == ["a", "b"]
 
 
-async def test_a_model_with_another_wish_waits_no_longer_than_patience(open_house: OpenHouse) -> None:
+async def test_a_request_for_another_model_waits_no_longer_than_patience(open_house: OpenHouse) -> None:
     profiles = {"a": {"script": {"chunks": 3, "chunk_delay": 0.02}}, "b": {}}
     async with open_house(profiles, gateway={"switching": {"patience_s": 0.5}}) as house:
         await house.chat("a")
@@ -98,7 +98,7 @@ async def test_a_model_with_another_wish_waits_no_longer_than_patience(open_hous
         assert answer.status_code == 200
 
 
-async def test_a_model_nobody_waits_for_any_more_is_not_loaded(open_house: OpenHouse) -> None:
+async def test_a_model_without_waiting_requests_is_not_loaded(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": {"chunks": 2000, "chunk_delay": 0.02}}, "b": {}}) as house:
         async with house.stream("a") as answer:
             lines = answer.aiter_lines()
@@ -114,7 +114,9 @@ async def test_a_model_nobody_waits_for_any_more_is_not_loaded(open_house: OpenH
         assert house.starts() == ["a"]
 
 
-async def test_more_than_may_wait_are_refused_with_an_honest_time(open_house: OpenHouse, gates: Gates) -> None:
+async def test_requests_beyond_the_queue_are_refused_with_a_realistic_retry_after(
+    open_house: OpenHouse, gates: Gates
+) -> None:
     ready = gates("ready")
     profiles = {"a": {"script": {"ready_when": ready.path}}}
     async with open_house(profiles, gateway={"queue": {"max_waiting": 10}}) as house:
@@ -136,9 +138,7 @@ async def test_more_than_may_wait_are_refused_with_an_honest_time(open_house: Op
         assert (await house.status())["hosts"][0]["waiting"] == 0
 
 
-async def test_what_is_noted_of_a_refusal_is_the_status_that_the_client_was_told(
-    open_house: OpenHouse, gates: Gates
-) -> None:
+async def test_the_access_log_has_the_status_that_the_client_received(open_house: OpenHouse, gates: Gates) -> None:
     ready = gates("ready")
     profiles = {"a": {"script": {"ready_when": ready.path}}}
     body = {"model": "a", "messages": [{"role": "user", "content": "Hello"}]}
@@ -197,7 +197,7 @@ async def test_a_failed_load_after_progress_is_an_error_in_the_stream(open_house
         assert data_events(text)[-1]["error"]["code"] == "model_not_available"
 
 
-async def test_a_failed_load_is_told_with_the_engines_last_words(open_house: OpenHouse) -> None:
+async def test_a_failed_load_is_explained_with_the_engines_last_output(open_house: OpenHouse) -> None:
     script = {"exit_code": 1, "stderr": "E out of luck\n"}
     async with open_house({"a": {"script": script}}) as house:
         answer = await house.chat("a")
@@ -230,7 +230,7 @@ async def test_aliases_reach_their_profile(open_house: OpenHouse) -> None:
         assert (await house.http.get("/v1/models/org/small")).json()["id"] == "org/small"
 
 
-async def test_probes_start_nothing(open_house: OpenHouse) -> None:
+async def test_model_info_requests_start_nothing(open_house: OpenHouse) -> None:
     async with open_house({"a": {"default": True}}) as house:
         for path in ("/v1/models", "/models", "/v1/models/a", "/healthz", "/readyz", "/admin/status", "/"):
             assert (await house.http.get(path)).status_code == 200, path

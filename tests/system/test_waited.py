@@ -1,4 +1,4 @@
-"""How long those waited who never got their turn: it is told in the event, the log line, the metrics and the headers."""
+"""The time of requests that waited in vain: in the event, the log line, the metrics and the headers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def waited(house: House, end: End) -> tuple[RequestFinished, float]:
 
 
 @pytest.mark.parametrize("end", [leaves, is_cancelled, has_its_model_unloaded, sees_the_gateway_stop])
-async def test_who_ends_in_line_has_waited_in_the_queue(open_house: OpenHouse, end: End) -> None:
+async def test_a_request_that_ends_in_the_queue_has_queue_time(open_house: OpenHouse, end: End) -> None:
     async with open_house({"a": {"script": LONG}}, gateway={"drain_s": 0.1}) as house, house.stream("a") as running:
         await first_word(running)
         event, told = await waited(house, end)
@@ -81,7 +81,7 @@ async def test_who_ends_in_line_has_waited_in_the_queue(open_house: OpenHouse, e
             assert float(found[1]) >= told
 
 
-async def test_who_leaves_during_a_load_has_waited_for_the_switch(open_house: OpenHouse, gates: Gates) -> None:
+async def test_a_client_that_disconnects_during_a_load_has_switch_time(open_house: OpenHouse, gates: Gates) -> None:
     ready = gates("ready")
     async with open_house({"a": {"script": {"ready_when": ready.path}}}) as house:
         event, told = await waited(house, leaves)
@@ -91,7 +91,7 @@ async def test_who_leaves_during_a_load_has_waited_for_the_switch(open_house: Op
         ready.open()
 
 
-async def test_who_waits_for_a_load_that_fails_has_waited_for_the_switch(open_house: OpenHouse) -> None:
+async def test_a_request_whose_load_fails_has_switch_time(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": {"exit_code": 1}}}) as house:
         finished: list[RequestFinished] = []
         house.gateway.bus.listen(lambda event: finished.append(event) if isinstance(event, RequestFinished) else None)
@@ -100,7 +100,7 @@ async def test_who_waits_for_a_load_that_fails_has_waited_for_the_switch(open_ho
         assert finished[0].switch_s > finished[0].queue_s
 
 
-async def test_who_waits_too_long_is_told_how_long(open_house: OpenHouse) -> None:
+async def test_a_wait_timeout_says_how_long_it_was(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": LONG}}, gateway={"queue": {"max_wait_s": 0.2}}) as house:
         # The load itself may take longer than anybody is to wait.
         with anyio.fail_after(20):

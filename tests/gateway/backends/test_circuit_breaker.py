@@ -1,4 +1,4 @@
-"""Breakers, what they are told after each kind of outcome, and what two of them make of a backend."""
+"""Circuit breakers: of a host and its models, state by state, and what each outcome does to them."""
 
 from __future__ import annotations
 

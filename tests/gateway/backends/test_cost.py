@@ -1,4 +1,4 @@
-"""What clouds have cost today: kept on disk, forgotten at midnight, never in the way of an answer."""
+"""The spending tracker: kept on disk, reset at midnight, never in the way of an answer."""
 
 from __future__ import annotations
 

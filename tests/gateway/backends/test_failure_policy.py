@@ -1,4 +1,4 @@
-"""What an error means, what may be told of it, and how long to wait."""
+"""The failure policy: how errors are classified, and how long to wait."""
 
 from __future__ import annotations
 

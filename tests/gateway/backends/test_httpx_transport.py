@@ -1,4 +1,4 @@
-"""The path to clouds: what is sent, what is kept back, and whose error is whose."""
+"""The httpx transport: what is sent, what is removed from responses, and how errors are translated."""
 
 from __future__ import annotations
 

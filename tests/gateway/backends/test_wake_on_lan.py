@@ -1,4 +1,4 @@
-"""Magic packets: what is in them, where they go, and that nobody is called twice for one attempt."""
+"""Wake-on-LAN: the packet, its address, and one packet for each try."""
 
 from __future__ import annotations
 

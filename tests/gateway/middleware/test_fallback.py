@@ -304,7 +304,7 @@ async def test_waiting_for_a_load_ends_when_the_gateway_stops() -> None:
             await chain.dispatch(context)
     assert set(outcomes(context)) == {("a", "loading")}
     with pytest.raises(ShuttingDown):
-        await chain.dispatch()  # nobody begins to wait any more
+        await chain.dispatch()  # later waits end at once
     assert set(chain.asked) == {"a"}
 
 

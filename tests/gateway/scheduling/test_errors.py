@@ -1,4 +1,4 @@
-"""Why a model cannot be had, in words that clients take for nothing else."""
+"""Why a model is not available, in words that no client misreads."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from hostler.supervisor.contract import Failure
     ],
 )
 def test_words_that_clients_read_as_a_context_overflow_are_left_out(line: str) -> None:
-    told = load_failure_message("a", "pc", Failure(kind="exited", message="x", lines=("before", line, "after")))
-    assert "before | after" in told
-    assert line not in told
+    message = load_failure_message("a", "pc", Failure(kind="exited", message="x", lines=("before", line, "after")))
+    assert "before | after" in message
+    assert line not in message
 
 
 def test_paths_are_shortened_to_file_names() -> None:
-    told = load_failure_message(
+    message = load_failure_message(
         "a", "pc", Failure(kind="exited", message="x", lines=("cannot open /srv/secret/x.gguf here",))
     )
-    assert "cannot open x.gguf here" in told and "srv" not in told
+    assert "cannot open x.gguf here" in message and "srv" not in message

@@ -1,4 +1,4 @@
-"""Which models must go to make room, by the host's rule."""
+"""Which models are evicted for another one, by the host's capacity."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_evicts_enough_and_no_more_than_needed(
         assert not enough
         return
     assert set(gone) in enough
-    assert not any(subset < gone for subset in enough), "somebody went for nothing"
+    assert not any(subset < gone for subset in enough), "more models went than needed"
 
 
 def test_many_models_are_handled_without_a_search() -> None:

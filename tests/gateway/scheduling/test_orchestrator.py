@@ -1,4 +1,4 @@
-"""The orchestrator against a supervisor that says what the test wants."""
+"""The orchestrator with a scripted supervisor: orders, epochs and long queues."""
 
 from __future__ import annotations
 
@@ -118,22 +118,22 @@ class NeverReady(Scripted):
 
 
 async def test_a_long_queue_is_not_published_with_every_request() -> None:
-    told: list[QueueChanged] = []
+    published: list[QueueChanged] = []
     complete = anyio.Event()
 
-    def hear(event: Event) -> None:
+    def note(event: Event) -> None:
         if isinstance(event, QueueChanged):
-            told.append(event)
+            published.append(event)
             if len(event.waiting) == 300:
                 complete.set()
 
-    async with orchestrating(NeverReady(address(1)), hear, max_waiting=300) as host:
+    async with orchestrating(NeverReady(address(1)), note, max_waiting=300) as host:
         leases = [host.lease("a", request_id=f"r{number}") for number in range(300)]
-        assert len(told) < 100
+        assert len(published) < 100
         assert leases[299].progress().position == 300
         with anyio.fail_after(10):
             await complete.wait()
-        assert [(each.id, each.position) for each in told[-1].waiting] == [(f"r{n}", n + 1) for n in range(300)]
+        assert [(each.id, each.position) for each in published[-1].waiting] == [(f"r{n}", n + 1) for n in range(300)]
         assert [lease.progress().position for lease in leases[::100]] == [1, 101, 201]
         for lease in leases:
             lease.release()

@@ -1,4 +1,4 @@
-"""One host's orchestrator against a supervisor that says and does what the test wants."""
+"""The orchestrator with a scripted supervisor that disconnects, reconnects and sends late events."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Scripted:
         self.sought, self.located = anyio.Event(), anyio.Event()
         self.located.set()
 
-    def say(self, event: SupervisorEvent) -> None:
+    def send(self, event: SupervisorEvent) -> None:
         self._says.send_nowait(event)
 
     def close(self) -> None:
@@ -95,20 +95,20 @@ def address(model: str, generation: int) -> EngineAddress:
     )
 
 
-class Desk:
-    """An orchestrator that runs, its supervisor, and what it published."""
+class Orchestrated:
+    """A running orchestrator, its supervisor, and what it published."""
 
     def __init__(self, host: Orchestrator, supervisor: Scripted, published: list[Event]) -> None:
         self.host = host
         self.supervisor = supervisor
         self.published = published
 
-    async def until_seen(self) -> None:
-        """Everything said so far has been heard and acted upon."""
+    async def until_handled(self) -> None:
+        """Wait until all events sent so far are handled."""
         await anyio.wait_all_tasks_blocked()
 
     async def refusal(self, model: str) -> GatewayError:
-        """Why the model cannot be had."""
+        """The error of a refused lease."""
         lease = self.host.lease(model)
         try:
             assert await lease.wait(5)
@@ -126,54 +126,54 @@ class Desk:
 
 
 @asynccontextmanager
-async def opened(first: Snapshot) -> AsyncIterator[Desk]:
+async def opened(first: Snapshot) -> AsyncIterator[Orchestrated]:
     supervisor, published = Scripted(), list[Event]()
     host = Orchestrator(
         "pc", supervisor, settings=SchedulerSettings(), publish=published.append,
         on_status=lambda _: None, on_stopping=lambda _: None, clock=anyio.current_time,
     )  # fmt: skip
-    supervisor.say(first)
+    supervisor.send(first)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(host.run)
         await host.synced.wait()
-        yield Desk(host, supervisor, published)
+        yield Orchestrated(host, supervisor, published)
         tasks.cancel_scope.cancel()
     supervisor.close()
 
 
 async def test_a_snapshot_older_than_the_end_of_a_load_changes_nothing() -> None:
-    async with opened(snapshot()) as desk:
-        desk.supervisor.loads["a"] = 3
-        lease = await desk.lease("a")
-        desk.supervisor.say(snapshot(a=("starting", 3)))
-        await desk.until_seen()
+    async with opened(snapshot()) as subject:
+        subject.supervisor.loads["a"] = 3
+        lease = await subject.lease("a")
+        subject.supervisor.send(snapshot(a=("starting", 3)))
+        await subject.until_handled()
         lease.release()
-        again = desk.host.lease("a")
+        again = subject.host.lease("a")
         assert again.granted
         assert again.address() == address("a", 3)
         again.release()
 
 
 async def test_after_a_reconnect_the_same_generation_is_another_process() -> None:
-    async with opened(snapshot()) as desk:
-        desk.supervisor.loads["a"] = 1
-        (await desk.lease("a")).release()
-        desk.host.set_reachable(False)
-        desk.supervisor.runs["a"] = 1
-        desk.supervisor.say(snapshot(a=("ready", 1)))
+    async with opened(snapshot()) as subject:
+        subject.supervisor.loads["a"] = 1
+        (await subject.lease("a")).release()
+        subject.host.set_reachable(False)
+        subject.supervisor.runs["a"] = 1
+        subject.supervisor.send(snapshot(a=("ready", 1)))
         with anyio.fail_after(5):
-            while not desk.host.reachable:  # noqa: ASYNC110 - the orchestrator pauses before it asks again
+            while not subject.host.reachable:  # noqa: ASYNC110 - the orchestrator pauses before it asks again
                 await anyio.sleep(0.01)
-        assert desk.supervisor.subscriptions == 2
-        lease = desk.host.lease("a")
+        assert subject.supervisor.subscriptions == 2
+        lease = subject.host.lease("a")
         assert lease.granted
         lease.release()
 
 
 async def test_a_model_that_cannot_be_located_counts_as_stopped() -> None:
-    async with opened(snapshot(a=("ready", 1))) as desk:
-        desk.supervisor.loads["a"] = 2
-        lease = desk.host.lease("a")
+    async with opened(snapshot(a=("ready", 1))) as subject:
+        subject.supervisor.loads["a"] = 2
+        lease = subject.host.lease("a")
         assert not lease.settled
         assert await lease.wait(5)
         assert lease.address() == address("a", 2)
@@ -181,12 +181,12 @@ async def test_a_model_that_cannot_be_located_counts_as_stopped() -> None:
 
 
 async def test_a_late_event_of_an_old_process_does_not_affect_the_new_one() -> None:
-    async with opened(snapshot()) as desk:
-        desk.supervisor.loads["a"] = 2
-        (await desk.lease("a")).release()
-        desk.supervisor.say(ModelChanged(status=ModelStatus(model="a", state="stopped", since=0.0, generation=1)))
-        await desk.until_seen()
-        lease = desk.host.lease("a")
+    async with opened(snapshot()) as subject:
+        subject.supervisor.loads["a"] = 2
+        (await subject.lease("a")).release()
+        subject.supervisor.send(ModelChanged(status=ModelStatus(model="a", state="stopped", since=0.0, generation=1)))
+        await subject.until_handled()
+        lease = subject.host.lease("a")
         assert lease.granted
         lease.release()
 
@@ -201,37 +201,37 @@ async def test_a_late_event_of_an_old_process_does_not_affect_the_new_one() -> N
     ],
 )
 async def test_a_refused_order_has_an_error_of_its_own(error: Exception, kind: type[GatewayError], words: str) -> None:
-    async with opened(snapshot()) as desk:
-        desk.supervisor.loads["a"] = error
-        refused = await desk.refusal("a")
+    async with opened(snapshot()) as subject:
+        subject.supervisor.loads["a"] = error
+        refused = await subject.refusal("a")
         assert isinstance(refused, kind)
         assert words in refused.message
 
 
 async def test_a_forced_unload_revokes_leases_and_waits_for_the_process() -> None:
-    async with opened(snapshot()) as desk:
-        desk.supervisor.loads["a"] = 1
-        lease = await desk.lease("a")
-        await desk.host.unload("a", force=True)
-        assert desk.supervisor.unloaded == ["a"]
+    async with opened(snapshot()) as subject:
+        subject.supervisor.loads["a"] = 1
+        lease = await subject.lease("a")
+        await subject.host.unload("a", force=True)
+        assert subject.supervisor.unloaded == ["a"]
         assert lease.revoked
         lease.release()
-        desk.supervisor.loads["a"] = 2
-        fresh = await desk.lease("a")
+        subject.supervisor.loads["a"] = 2
+        fresh = await subject.lease("a")
         assert fresh.address().generation == 2
         assert not fresh.revoked
         fresh.release()
 
 
 async def test_the_queue_is_published_when_it_fills_and_empties() -> None:
-    async with opened(snapshot()) as desk:
-        desk.supervisor.loads["a"] = 1
-        running = await desk.lease("a")
-        before = len(desk.published)
-        waiting = desk.host.lease("a", client="me", request_id="req-1")
+    async with opened(snapshot()) as subject:
+        subject.supervisor.loads["a"] = 1
+        running = await subject.lease("a")
+        before = len(subject.published)
+        waiting = subject.host.lease("a", client="me", request_id="req-1")
         running.release()
         assert waiting.granted
-        queues = [event for event in desk.published[before:] if isinstance(event, QueueChanged)]
+        queues = [event for event in subject.published[before:] if isinstance(event, QueueChanged)]
         assert [[(each.id, each.client, each.position) for each in event.waiting] for event in queues] == [
             [("req-1", "me", 1)],
             [],
@@ -241,23 +241,23 @@ async def test_the_queue_is_published_when_it_fills_and_empties() -> None:
 
 @pytest.mark.parametrize("runs", [{"a": 1}, {"a": 2}, {}])
 async def test_a_request_during_reconciliation_is_answered(runs: dict[str, int]) -> None:
-    async with opened(snapshot()) as desk:
-        supervisor = desk.supervisor
+    async with opened(snapshot()) as subject:
+        supervisor = subject.supervisor
         supervisor.loads = {"a": 1}
-        (await desk.lease("a")).release()
-        desk.host.set_reachable(False)
+        (await subject.lease("a")).release()
+        subject.host.set_reachable(False)
         supervisor.runs, supervisor.sought, supervisor.located = dict(runs), anyio.Event(), anyio.Event()
         supervisor.loads = {"a": 3}
-        supervisor.say(snapshot(a=("ready", 1), b=("ready", 1)))
+        supervisor.send(snapshot(a=("ready", 1), b=("ready", 1)))
         with anyio.fail_after(5):
             await supervisor.sought.wait()
-        early = desk.host.lease("a")
+        early = subject.host.lease("a")
         supervisor.located.set()
         assert await early.wait(5)
         early.release()
         with anyio.fail_after(5):
-            while not desk.host.reachable:  # noqa: ASYNC110 - the orchestrator pauses before it asks again
+            while not subject.host.reachable:  # noqa: ASYNC110 - the orchestrator pauses before it asks again
                 await anyio.sleep(0.01)
-        lease = await desk.lease("a")
+        lease = await subject.lease("a")
         assert lease.address().generation == runs.get("a", 3)
         lease.release()
