@@ -272,14 +272,14 @@ def section(title: str) -> list[list[str]]:
 
 
 def test_fields_of_a_request_are_documented() -> None:
-    fields = [name for row in section("What is known of a request") for name in re.findall(r"`(\w+)`", row[0])]
+    fields = [name for row in section("Fields of a request") for name in re.findall(r"`(\w+)`", row[0])]
     assert sorted(fields) == sorted(RequestFinished.__struct_fields__)
 
 
 def test_headers_of_a_request_are_documented() -> None:
     source = (ROOT / "gateway" / "middleware" / "request_context.py").read_text(encoding="utf-8")
     sent = set(re.findall(r"\bx-(?:request-id|hostler-[a-z-]+)(?=: )", source))
-    assert sent == {row[1].strip("`").lower() for row in section("What is known of a request")} - {""}
+    assert sent == {row[1].strip("`").lower() for row in section("Fields of a request")} - {""}
 
 
 def words_of(kind: str) -> set[str]:
