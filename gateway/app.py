@@ -176,7 +176,7 @@ class Gateway:
         )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(desk.run)
-            tasks.start_soon(anyio.to_thread.run_sync, blobs.clear, time.time())
+            tasks.start_soon(anyio.to_thread.run_sync, blobs.remove_abandoned, time.time())
             for host in hosts.values():
                 tasks.start_soon(host.run)
             tasks.start_soon(chain.run)

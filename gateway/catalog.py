@@ -289,8 +289,8 @@ def _card(profile: ProfileInfo, status: ModelStatus | None) -> ModelCard:
 def _preset_card(name: str, preset: Preset, base: ModelCard) -> ModelCard:
     """The card of a model that a client created from another. A plain copy keeps the digest."""
     digest = base.digest
-    if preset.speaks or preset.license:
-        settings = msgspec.json.encode(msgspec.structs.replace(preset, made_at=0.0))
+    if preset.changes_requests or preset.license:
+        settings = msgspec.json.encode(msgspec.structs.replace(preset, created_at=0.0))
         digest = hashlib.sha256(base.digest.encode() + settings).hexdigest()
     return msgspec.structs.replace(
         base,
@@ -298,8 +298,8 @@ def _preset_card(name: str, preset: Preset, base: ModelCard) -> ModelCard:
         aliases=(),
         listed=True,
         digest=digest,
-        created=int(preset.made_at),
-        modified_at=preset.made_at,
+        created=int(preset.created_at),
+        modified_at=preset.created_at,
         preset=preset,
     )
 

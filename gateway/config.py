@@ -15,7 +15,7 @@ import msgspec
 from hostler.profiles.library import read_library
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import Profile, ProfileEntry
-from hostler.profiles.store import profiles_of, read_text
+from hostler.profiles.store import load_profiles, read_text
 from hostler.profiles.yaml_config import Document, DocumentError, Size, parse
 from hostler.supervisor.config import SupervisorSettings
 
@@ -276,11 +276,11 @@ def read(path: Path | None, environ: Mapping[str, str] = os.environ) -> Configur
                 manifest = path.parent / Path(settings.manifest).expanduser()
         file = library_file(settings.gateway.library, path, environ)
         made, written = read_library(file)
-        profiles = profiles_of(
+        profiles = load_profiles(
             document,
             settings.profiles,
             manifest,
-            made=None if written is None else (written, made.profiles),
+            created=None if written is None else (written, made.profiles),
             env=environ,
         )
     except DocumentError as error:

@@ -25,7 +25,7 @@ from hostler.profiles import library
 from hostler.profiles.blobs import BlobStore
 from hostler.profiles.gguf import read_facts
 from hostler.profiles.gguf_header import GGUFError
-from hostler.profiles.presets import Preset, made_from
+from hostler.profiles.presets import Preset, inherit_preset
 from hostler.profiles.schema import ModelFacts, ProfileEntry
 from hostler.profiles.sources import FetchProgress
 from hostler.profiles.yaml_config import DocumentError
@@ -113,10 +113,10 @@ class ModelAdmin:
             return
         self._require_change_allowed()
         preset = msgspec.structs.replace(
-            made_from(Preset(model=source.model), source.preset),
+            inherit_preset(Preset(model=source.model), source.preset),
             model=source.model,
             parent=source.preset.parent if source.preset is not None else "",
-            made_at=round(self._wall(), 3),
+            created_at=round(self._wall(), 3),
         )
         await self._store(self._resolve_name(operation.destination), preset, None)
 
@@ -132,10 +132,10 @@ class ModelAdmin:
             preset, profile, digest = await self._from_file(operation, report)
         name = self._resolve_name(operation.model)
         preset = msgspec.structs.replace(
-            preset, model=name if profile is not None else preset.model, made_at=round(self._wall(), 3)
+            preset, model=name if profile is not None else preset.model, created_at=round(self._wall(), 3)
         )
         await report(ProgressStep(step="reusing", digest=digest))
-        if preset.speaks or preset.license:
+        if preset.changes_requests or preset.license:
             settings = hashlib.sha256(msgspec.json.encode(preset)).hexdigest()
             await report(ProgressStep(step="adding", digest=settings))
         await report(ProgressStep(step="writing"))
@@ -152,7 +152,7 @@ class ModelAdmin:
             if card.name not in stored:
                 raise Forbidden(f"{card.name} was not created by a client: it is part of the configuration")
             self._require_unused(card.name, stored)
-            await self._write(partial(library.drop, self._library_file(), card.name))
+            await self._write(partial(library.delete_model, self._library_file(), card.name))
             await self._apply(lambda: self._catalog.listing.index.get(card.name) is None, card.name)
             entry = stored.profiles.get(card.name)
             if entry is not None:
@@ -168,7 +168,7 @@ class ModelAdmin:
         card = source.card
         facts = card.facts or ModelFacts()
         _check_template(operation.template, facts)
-        preset = made_from(msgspec.structs.replace(operation.preset, model=source.model), source.preset)
+        preset = inherit_preset(msgspec.structs.replace(operation.preset, model=source.model), source.preset)
         preset = msgspec.structs.replace(preset, model=source.model, parent=card.name)
         profile: ProfileEntry | None = None
         context = operation.context
@@ -234,7 +234,7 @@ class ModelAdmin:
             profile = _merged_profile(name, preset, profile, stored)
             if profile is None:
                 self._require_unused(name, stored)
-            await self._write(partial(library.put, self._library_file(), name, preset=preset, profile=profile))
+            await self._write(partial(library.save_model, self._library_file(), name, preset=preset, profile=profile))
 
             def applied() -> bool:
                 card = self._catalog.listing.index.get(name)

@@ -12,7 +12,7 @@ import msgspec
 from hostler.adapters.base import Adapter, WireResponse
 from hostler.adapters.errors import BadRequest, ClientDisconnected, Forbidden, GatewayError, RequestTooLarge
 from hostler.gateway.asgi import ROUTE_KEY, Receive, RouteMatch, Scope, Send
-from hostler.profiles.blobs import BlobError, BlobStore, NoRoom, Upload
+from hostler.profiles.blobs import BlobError, BlobStore, StorageFull, Upload
 from hostler.profiles.presets import is_digest
 
 logger = logging.getLogger(__name__)
@@ -54,18 +54,18 @@ class Uploads:
             return False
         upload: Upload | None = None
         try:
-            upload = await anyio.to_thread.run_sync(self._blobs.begin, digest)
+            upload = await anyio.to_thread.run_sync(self._blobs.start_upload, digest)
             async for block in _blocks(receive):
                 await anyio.to_thread.run_sync(upload.write, block)
-            actual = await anyio.to_thread.run_sync(upload.keep)
-        except NoRoom as error:
+            actual = await anyio.to_thread.run_sync(upload.commit)
+        except StorageFull as error:
             raise RequestTooLarge(str(error)) from error
         except BlobError as error:
             raise GatewayError(str(error)) from error
         finally:
             if upload is not None:
                 with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(upload.forget)
+                    await anyio.to_thread.run_sync(upload.discard)
         if actual[7:] != digest[7:].lower():
             raise BadRequest(f'digest mismatch, expected "{digest}", got "{actual}"', param="digest")
         return True

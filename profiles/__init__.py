@@ -1,1 +1,1 @@
-"""Profiles: named ways to run a model, where their files come from and what the files say."""
+"""Profiles: named ways to run a model, where its file comes from, and what the file contains."""

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hostler.profiles.checksums import known_sha256, record_sha256
-from hostler.profiles.sources import BLOCK, REPORT_S, DownloadPhase, FetchProgress, Source, SourceError, cache_directory
+from hostler.profiles.sources import (
+    BLOCK,
+    REPORT_S,
+    DownloadPhase,
+    FetchProgress,
+    ModelSource,
+    SourceError,
+    cache_directory,
+)
 
 if TYPE_CHECKING:
     from hostler.profiles.downloads import Cancellation
@@ -73,13 +81,13 @@ def fetch_sync(profile: Profile, cache: Path, report: ReportProgress, cancellati
     return paths[0]
 
 
-def _files(profile: Profile) -> list[tuple[Source, str | None]]:
+def _files(profile: Profile) -> list[tuple[ModelSource, str | None]]:
     """Each file of the model with its expected checksum, which a profile can give for the first alone."""
-    first, *others = Source.parse(profile.model).shards()
+    first, *others = ModelSource.parse(profile.model).shards()
     return [(first, profile.sha256), *((other, None) for other in others)]
 
 
-def _trusted_copy(source: Source, sha256: str | None, cache: Path) -> Path | None:
+def _trusted_copy(source: ModelSource, sha256: str | None, cache: Path) -> Path | None:
     """A copy on this machine that needs no reading, or none."""
     candidates = [source.local_path(cache)]
     if source.kind == "hf":
@@ -106,7 +114,7 @@ class _Fetcher:
         self._report = report
         self._cancellation = cancellation
 
-    def file(self, source: Source, sha256: str | None) -> Path:
+    def file(self, source: ModelSource, sha256: str | None) -> Path:
         """The file with this checksum, if one is given. Raises `SourceError` with what to do about it."""
         if (path := _trusted_copy(source, sha256, self._cache)) is not None:
             return path
@@ -158,7 +166,7 @@ class _Fetcher:
             record_sha256(path, digest.hexdigest(), self._cache)
         return True
 
-    def _download(self, source: Source, sha256: str | None, target: Path) -> Path:
+    def _download(self, source: ModelSource, sha256: str | None, target: Path) -> Path:
         with _temporary_folder(self._cache / "models" / ".partial" / _key(target)) as folder:
             fresh = folder / "file"
             actual = self._transfer(source, fresh)
@@ -169,7 +177,7 @@ class _Fetcher:
             record_sha256(target, actual, self._cache)
         return target
 
-    def _transfer(self, source: Source, fresh: Path) -> str:
+    def _transfer(self, source: ModelSource, fresh: Path) -> str:
         """Download into `fresh`. Returns the checksum."""
 
         def report(phase: DownloadPhase, completed: int, total: int | None) -> None:
@@ -187,7 +195,7 @@ class _Fetcher:
         return download_url(source.origin, fresh, report, self._cancellation)
 
     @contextlib.contextmanager
-    def _locked(self, source: Source, target: Path) -> Iterator[None]:
+    def _locked(self, source: ModelSource, target: Path) -> Iterator[None]:
         """The lock of one file, across processes; the system releases it when its holder dies."""
         import fcntl
 
@@ -217,7 +225,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _hub_cache_paths(source: Source) -> list[Path]:
+def _hub_cache_paths(source: ModelSource) -> list[Path]:
     """Where the `huggingface_hub` library keeps the file."""
     env = os.environ
     home = env.get("HF_HOME") or str(Path(env.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")

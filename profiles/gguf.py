@@ -1,4 +1,4 @@
-"""What a model's file says of itself, derived as Ollama derives it. Not how a GGUF file is read: see `gguf_header`.
+"""Facts about a model from its GGUF header, derived as Ollama derives them. How a header is read: `gguf_header`.
 
 Blocks: callers on an event loop use a thread.
 """
@@ -17,7 +17,7 @@ import msgspec
 from hostler.profiles.gguf_header import MAX_LAYERS, GGUFError, Header, Scalar, file_status, read_header
 from hostler.profiles.schema import ModelFacts, Profile
 
-__all__ = ["FactsCache", "GGUFError", "digest", "parts_of", "read_facts", "tensors"]
+__all__ = ["FactsCache", "GGUFError", "digest", "read_facts", "shard_paths", "tensors"]
 
 _FILE_TYPES: Mapping[int, str] = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
@@ -34,60 +34,59 @@ _TENSOR_TYPES: Mapping[int, str] = {
     29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
 }  # fmt: skip
 
-# With both, an engine can put words between others.
-_FILLING = (("fim_pre_token_id", "fim_suf_token_id"), ("prefix_token_id", "suffix_token_id"))
+# With both tokens of a pair, an engine can insert text between a prefix and a suffix.
+_INSERT_TOKENS = (("fim_pre_token_id", "fim_suf_token_id"), ("prefix_token_id", "suffix_token_id"))
 
-MAX_PARTS = 999
+MAX_SHARDS = 999
 MAX_TENSORS_BYTES = 128 * 1024
-MAX_TOLD_BYTES = 4 * 1024 * 1024
+MAX_UNPACKED_BYTES = 4 * 1024 * 1024
 
 _SAMPLE = 64 * 1024
 _SAMPLES = 32
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
 _SPLITS_THINKING = re.compile(r"split\(\s*(['\"])</think>\1")
 
 
 class FactsCache:
-    """Reads each file's facts once, and again when its size or its time of change differ. Safe from threads."""
+    """Reads each file's facts once, and again when its size or modification time changes. Safe from threads."""
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[tuple[int, int], ModelFacts]] = {}
         self._lock = threading.Lock()
 
     def read(self, path: Path) -> ModelFacts:
-        """`read_facts`, remembered. Raises `GGUFError`, which is not remembered."""
-        look = self._look(path)
+        """Raises `GGUFError`, which is not cached."""
+        state = self._state(path)
         with self._lock:
             known = self._known.get(path)
-        if known is not None and known[0] == look:
+        if known is not None and known[0] == state:
             return known[1]
         facts = read_facts(path)
         with self._lock:
-            self._known[path] = (look, facts)
+            self._known[path] = (state, facts)
         return facts
 
     def peek(self, path: Path) -> ModelFacts | None:
-        """What is known of `path` as it is now, without reading it."""
+        """The facts of the file as it is now if they are cached; never reads it."""
         with self._lock:
             known = self._known.get(path)
         try:
-            return known[1] if known is not None and known[0] == self._look(path) else None
+            return known[1] if known is not None and known[0] == self._state(path) else None
         except GGUFError:
             return None
 
     @staticmethod
-    def _look(path: Path) -> tuple[int, int]:
+    def _state(path: Path) -> tuple[int, int]:
         status = file_status(path)
         return status.st_size, status.st_mtime_ns
 
 
 def read_facts(path: Path) -> ModelFacts:
-    """The facts of a model, all its parts counted. Raises `GGUFError`; takes bounded time and memory."""
-    parts = parts_of(path)
-    headers = [read_header(part) for part in parts]
+    """The facts of a model, over all its shards. Raises `GGUFError`; takes bounded time and memory."""
+    headers = [read_header(shard) for shard in shard_paths(path)]
     first = headers[0]
     architecture = _text(first.values.get("general.architecture"))
-    own = _Own(first, architecture)
+    fields = _ArchitectureFields(first, architecture)
     template = _text(first.values.get("tokenizer.chat_template"))
     file_type = first.values.get("general.file_type")
     return ModelFacts(
@@ -95,46 +94,46 @@ def read_facts(path: Path) -> ModelFacts:
         name=_text(first.values.get("general.name")),
         parameters=sum(header.parameters for header in headers),
         quantization=_FILE_TYPES.get(file_type, "unknown") if isinstance(file_type, int) else "unknown",
-        training_context=own.number("context_length"),
-        embedding_length=own.number("embedding_length"),
-        blocks=own.number("block_count"),
+        training_context=fields.number("context_length"),
+        embedding_length=fields.number("embedding_length"),
+        blocks=fields.number("block_count"),
         chat_template=template,
-        capabilities=_capabilities(own, template),
-        tensors=_packed(headers),
+        capabilities=_capabilities(fields, template),
+        tensors=_pack_tensors(headers),
         metadata={key: value for key, value in first.values.items() if not key.startswith("split.")},
         bytes=sum(header.size for header in headers),
-        kv_bytes_per_token=_kv_bytes_per_token(own),
-        sliding_window=max([own.number("attention.sliding_window"), *own.numbers("attention.sliding_window")]),
-        recurrent=_is_recurrent(own),
+        kv_bytes_per_token=_kv_bytes_per_token(fields),
+        sliding_window=max([fields.number("attention.sliding_window"), *fields.numbers("attention.sliding_window")]),
+        recurrent=_is_recurrent(fields),
     )
 
 
-def parts_of(path: Path) -> list[Path]:
+def shard_paths(path: Path) -> list[Path]:
     """All files of a model, in order: more than one where the name ends in `-00001-of-0000N.gguf`."""
-    match = _PART.fullmatch(path.name)
+    match = _SHARD.fullmatch(path.name)
     if match is None:
         return [path]
     count = int(match[3])
-    if not 1 <= count <= MAX_PARTS:
-        raise GGUFError("model_damaged", f"{path} claims to be one of {count} parts")
-    return [path.with_name(f"{match[1]}-{part:05}-of-{match[3]}{match[4]}") for part in range(1, count + 1)]
+    if not 1 <= count <= MAX_SHARDS:
+        raise GGUFError("model_damaged", f"{path} claims to be one of {count} shards")
+    return [path.with_name(f"{match[1]}-{shard:05}-of-{match[3]}{match[4]}") for shard in range(1, count + 1)]
 
 
 def digest(profile: Profile, path: Path | None) -> str:
     """64 hex digits that are distinct per profile and stay the same while the file and the settings do.
 
-    With a known checksum the file is not touched; else its size, its header and some blocks stand for it, since
-    reading gigabytes would hold up the start.
+    With a configured checksum the file is not read; otherwise its size and samples of it are hashed, since reading
+    gigabytes would delay the start.
     """
     identity = f"sha256:{profile.sha256}" if profile.sha256 else f"source:{profile.model}"
     if profile.sha256 is None and path is not None:
-        identity = _sampled(path)
+        identity = _sample_hash(path)
     settings = (profile.name, profile.context, profile.parallel, profile.embeddings, profile.args, identity)
     return hashlib.sha256(msgspec.json.encode(settings)).hexdigest()
 
 
-class _Own:
-    """The keys that an architecture has for itself: `llama.context_length` and so on."""
+class _ArchitectureFields:
+    """The keys of a header that start with its architecture: `llama.context_length` and so on."""
 
     def __init__(self, header: Header, architecture: str) -> None:
         self._header = header
@@ -144,12 +143,12 @@ class _Own:
         return f"{self.architecture}.{key}" in self._header.values
 
     def number(self, key: str) -> int:
-        """The number at `key`, 0 for anything that is not a sensible one."""
+        """The number at `key`, 0 if it is missing or absurd."""
         value = self._header.values.get(f"{self.architecture}.{key}")
         return value if isinstance(value, int) and 0 <= value < 1 << 48 else 0
 
     def numbers(self, key: str) -> tuple[int, ...]:
-        """The numbers at `key` where there is one for each layer."""
+        """The numbers at `key` where there is one per layer."""
         return tuple(
             min(max(number, 0), 1 << 32) for number in self._header.layers.get(f"{self.architecture}.{key}", ())
         )
@@ -161,13 +160,13 @@ class _Own:
         return any(key.startswith(f"{self.architecture}.{prefix}.") for key in self._header.values)
 
 
-def _capabilities(own: _Own, template: str) -> tuple[str, ...]:
-    found = ["embedding" if own.has("pooling_type") else "completion"]
-    if own.has("vision.block_count"):
+def _capabilities(fields: _ArchitectureFields, template: str) -> tuple[str, ...]:
+    found = ["embedding" if fields.has("pooling_type") else "completion"]
+    if fields.has("vision.block_count"):
         found.append("vision")
-    if own.has("audio.block_count"):
+    if fields.has("audio.block_count"):
         found.append("audio")
-    if any(all(own.tokenizer(key) for key in pair) for pair in _FILLING):
+    if any(all(fields.tokenizer(key) for key in pair) for pair in _INSERT_TOKENS):
         found.append("insert")
     if "tools" in template or "tool_call" in template:
         found.append("tools")
@@ -177,57 +176,59 @@ def _capabilities(own: _Own, template: str) -> tuple[str, ...]:
 
 
 def tensors(facts: ModelFacts) -> list[tuple[str, str, list[int]]]:
-    """The file's tensors: names, types and shapes; none if they are not known."""
+    """Names, types and shapes of the file's tensors; empty if they are unknown."""
     if not facts.tensors:
         return []
     try:
-        told = zlib.decompressobj().decompress(facts.tensors, MAX_TOLD_BYTES)
-        return msgspec.json.decode(told, type=list[tuple[str, str, list[int]]])
+        unpacked = zlib.decompressobj().decompress(facts.tensors, MAX_UNPACKED_BYTES)
+        return msgspec.json.decode(unpacked, type=list[tuple[str, str, list[int]]])
     except (zlib.error, msgspec.DecodeError, RecursionError):
         return []
 
 
-def _packed(headers: list[Header]) -> bytes:
-    # Facts travel with every snapshot of a host: a thousand tensors take a few kilobytes this way.
-    told = [(name, _TENSOR_TYPES.get(kind, "unknown"), shape) for each in headers for name, kind, shape in each.tensors]
-    packed = zlib.compress(msgspec.json.encode(told), 9)
-    return packed if told and len(packed) <= MAX_TENSORS_BYTES else b""
+def _pack_tensors(headers: list[Header]) -> bytes:
+    # Part of every snapshot of a host: a thousand tensors take a few kilobytes this way.
+    listed = [
+        (name, _TENSOR_TYPES.get(kind, "unknown"), shape) for each in headers for name, kind, shape in each.tensors
+    ]
+    packed = zlib.compress(msgspec.json.encode(listed), 9)
+    return packed if listed and len(packed) <= MAX_TENSORS_BYTES else b""
 
 
-def _kv_bytes_per_token(own: _Own) -> int:
-    """Bytes of a half-precision cache for one token: keys and values of every layer that has any."""
-    layers = min(own.number("block_count"), MAX_LAYERS)
-    heads = max([own.number("attention.head_count"), *own.numbers("attention.head_count")])
-    width = own.number("embedding_length") // heads if heads else 0
-    keys = own.number("attention.key_length") or width
-    values = own.number("attention.value_length") or width
-    per_layer = own.numbers("attention.head_count_kv")
+def _kv_bytes_per_token(fields: _ArchitectureFields) -> int:
+    """Bytes of a half-precision KV cache for one token, over all layers that have one."""
+    layers = min(fields.number("block_count"), MAX_LAYERS)
+    heads = max([fields.number("attention.head_count"), *fields.numbers("attention.head_count")])
+    width = fields.number("embedding_length") // heads if heads else 0
+    keys = fields.number("attention.key_length") or width
+    values = fields.number("attention.value_length") or width
+    per_layer = fields.numbers("attention.head_count_kv")
     if not per_layer:
-        kv_heads = own.number("attention.head_count_kv") if own.has("attention.head_count_kv") else heads
+        kv_heads = fields.number("attention.head_count_kv") if fields.has("attention.head_count_kv") else heads
         per_layer = (kv_heads,) * layers
     return sum(per_layer) * (keys + values) * 2
 
 
-def _is_recurrent(own: _Own) -> bool:
+def _is_recurrent(fields: _ArchitectureFields) -> bool:
     groups = ("ssm", "wkv", "shortconv", "rglru", "kda")
-    return any(own.group(group) for group in groups) or own.architecture.startswith(("rwkv", "mamba", "lfm2"))
+    return any(fields.group(group) for group in groups) or fields.architecture.startswith(("rwkv", "mamba", "lfm2"))
 
 
 def _text(value: Scalar) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _sampled(path: Path) -> str:
-    """Stands for a file's content: its size, and blocks from everywhere in it."""
+def _sample_hash(path: Path) -> str:
+    """A hash of each shard's size and of blocks spread over it."""
     sums = hashlib.sha256()
-    for part in parts_of(path):
-        size = file_status(part).st_size
+    for shard in shard_paths(path):
+        size = file_status(shard).st_size
         sums.update(f"{size}:".encode())
         try:
-            with part.open("rb", buffering=0) as file:
+            with shard.open("rb", buffering=0) as file:
                 for index in range(_SAMPLES):
                     file.seek(max(size - _SAMPLE, 0) * index // (_SAMPLES - 1))
                     sums.update(file.read(_SAMPLE))
         except OSError as error:
-            raise GGUFError("file_missing", f"{part} cannot be read: {error.strerror}") from None
+            raise GGUFError("file_missing", f"{shard} cannot be read: {error.strerror}") from None
     return f"sampled:{sums.hexdigest()}"

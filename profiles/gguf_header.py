@@ -1,4 +1,4 @@
-"""The header of a GGUF file as plain values, read forwards in bounded time and memory: the file may be hostile.
+"""Reads the header of a GGUF file in bounded time and memory: the file may be malicious.
 
 Blocks: callers on an event loop use a thread.
 """
@@ -17,7 +17,7 @@ import msgspec
 
 Scalar = str | int | float | bool | None
 
-# A real header is some megabytes, nearly all of it the tokenizer's words (up to about 600,000 with their merges).
+# A real header has some megabytes, nearly all of it the tokenizer's (up to about 600,000 tokens and merges).
 MAX_HEADER_BYTES = 128 * 1024 * 1024
 MAX_KEYS = 16_384
 MAX_KEY_BYTES = 65_535
@@ -25,7 +25,7 @@ MAX_STRING_BYTES = 4 * 1024 * 1024
 MAX_KEPT_BYTES = 16 * 1024 * 1024
 MAX_ELEMENTS = 4_000_000
 MAX_TENSORS = 131_072
-MAX_TOLD_TENSORS = 8192
+MAX_LISTED_TENSORS = 8192
 MAX_DIMENSIONS = 8
 MAX_NESTING = 4
 MAX_LAYERS = 4096
@@ -48,7 +48,7 @@ _BLOCKS: Mapping[int, tuple[int, int]] = {
 
 
 class GGUFError(Exception):
-    """A model's file cannot be used; `kind` is one of the supervisor's failure kinds."""
+    """An unusable model file; `kind` is one of the supervisor's failure kinds."""
 
     def __init__(self, kind: Literal["file_missing", "not_gguf", "model_damaged"], message: str) -> None:
         super().__init__(kind, message)
@@ -60,9 +60,9 @@ class GGUFError(Exception):
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """One file's header: `values` with `None` for arrays, `layers` the short arrays of whole numbers among them.
+    """One file's header: `values` with `None` for arrays, `layers` the short integer arrays among them.
 
-    `tensors` are names, types and shapes; none of a file that has more than anybody reads.
+    `tensors` are names, types and shapes; empty for a file with more than `MAX_LISTED_TENSORS`.
     """
 
     values: dict[str, Scalar]
@@ -73,29 +73,29 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def file_status(path: Path) -> os.stat_result:
-    """The status of a plain file. Raises `GGUFError` for anything else."""
+    """The status of a regular file. Raises `GGUFError` for anything else."""
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no such path"
         raise GGUFError("file_missing", f"{path} cannot be read: {reason}") from None
-    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for forever
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
         raise GGUFError("file_missing", f"{path} is not a file")
     return status
 
 
 def read_header(path: Path) -> Header:
-    """The header of one file. Raises `GGUFError`, and nothing else whatever the file holds."""
+    """Raises `GGUFError`, and nothing else whatever the file contains."""
     size = file_status(path).st_size
     try:
         with path.open("rb", buffering=0) as file:
-            return _Reader(path, file, size).header()
+            return _HeaderReader(path, file, size).header()
     except OSError as error:
         raise GGUFError("file_missing", f"{path} cannot be read: {error.strerror}") from None
 
 
-class _Reader:
-    """Walks one file's header forwards. It reads rather than maps: a mapped file cut short kills the process."""
+class _HeaderReader:
+    """Reads forwards. Not from a memory map: truncating a mapped file kills the process."""
 
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         self._path = path
@@ -103,8 +103,8 @@ class _Reader:
         self._size = size
         self._limit = min(size, MAX_HEADER_BYTES)
         self._buffer = b""
-        self._start = 0  # where the buffer begins in the file
-        self._at = 0  # where we are in the buffer
+        self._start = 0  # position of the buffer in the file
+        self._at = 0  # position in the buffer
         self._elements = 0
         self._kept = 0
         self._described: list[tuple[str, int, tuple[int, ...]]] = []
@@ -133,7 +133,7 @@ class _Reader:
         if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
             raise self._damaged(f"is aligned to {alignment!r}")
         parameters = self._tensors(tensors, alignment)
-        described = tuple(self._described) if tensors <= MAX_TOLD_TENSORS else ()
+        described = tuple(self._described) if tensors <= MAX_LISTED_TENSORS else ()
         return Header(values=values, layers=layers, parameters=parameters, size=self._size, tensors=described)
 
     def _version(self) -> int:
@@ -141,9 +141,9 @@ class _Reader:
             raise GGUFError("not_gguf", f"{self._path} is not a GGUF file")
         version = self._number(_U32)
         if version & 0xFFFF == 0:
-            raise GGUFError("not_gguf", f"{self._path} is a big-endian GGUF file, made for another kind of machine")
+            raise GGUFError("not_gguf", f"{self._path} is a big-endian GGUF file, which is not supported")
         if version not in (1, 2, 3):
-            raise GGUFError("not_gguf", f"{self._path} is GGUF version {version}; known are 1 to 3")
+            raise GGUFError("not_gguf", f"{self._path} is GGUF version {version}; supported are 1 to 3")
         return version
 
     def _tensors(self, count: int, alignment: int) -> int:
@@ -159,14 +159,14 @@ class _Reader:
             if kind in _BLOCKS:
                 per_block, size = _BLOCKS[kind]
                 end = max(end, offset + weights // per_block * size)
-            if count <= MAX_TOLD_TENSORS:
+            if count <= MAX_LISTED_TENSORS:
                 self._described.append((name[:_LONGEST_NAME], kind, shape))
             parameters += weights
             if max(parameters, end) >= 1 << 63:
-                raise self._damaged("claims more weights than any machine can hold")
+                raise self._damaged("claims an impossible number of weights")
         position = self._start + self._at
         if end and position + -position % alignment + end > self._size:
-            raise self._damaged(f"ends too early: {self._size} bytes are here, the download may be incomplete")
+            raise self._damaged(f"is truncated at {self._size} bytes; the download may be incomplete")
         return parameters
 
     def _value(self, kind: int) -> Scalar:
@@ -179,14 +179,14 @@ class _Reader:
         if kind not in _STRUCTS:
             raise self._damaged(f"has a value of the unknown type {kind}")
         if kind == _FLOAT32:
-            return _shortest(self._take(4))
+            return _shortest_float(self._take(4))
         number: int | float = _STRUCTS[kind].unpack(self._take(_STRUCTS[kind].size))[0]
         if kind == _BOOL:
             return bool(number)
         return number if isinstance(number, int) or math.isfinite(number) else None
 
     def _array(self, depth: int) -> tuple[int, ...]:
-        """Skip an array; short ones of whole numbers are kept, they may have one for each layer."""
+        """Skip an array; short integer arrays are returned, since they may have one number per layer."""
         kind, count = self._number(_U32), self._count()
         if kind in (_STRING, _ARRAY):
             self._elements += count
@@ -221,7 +221,7 @@ class _Reader:
     def _string(self, limit: int) -> str:
         length = self._count()
         if length > limit:
-            raise self._damaged(f"has a text of {length} bytes")
+            raise self._damaged(f"has a string of {length} bytes")
         raw = self._take(length)
         if self._word is _U32:
             raw = raw.rstrip(b"\0")
@@ -255,7 +255,7 @@ class _Reader:
         self._buffer, self._start, self._at = b"", position, 0
 
     def _refill(self, length: int) -> None:
-        """Have at least `length` bytes at hand."""
+        """Buffer at least `length` bytes."""
         position = self._start + self._at
         if position + length > self._limit:
             raise self._too_short()
@@ -272,14 +272,14 @@ class _Reader:
     def _too_short(self) -> GGUFError:
         if self._limit < self._size:
             return self._damaged(f"has a header of more than {MAX_HEADER_BYTES} bytes")
-        return self._damaged("ends within its header: the download may be incomplete")
+        return self._damaged("is truncated within its header; the download may be incomplete")
 
     def _damaged(self, what: str) -> GGUFError:
         return GGUFError("model_damaged", f"{self._path} {what}")
 
 
-def _shortest(raw: bytes) -> float | None:
-    """The number that prints as a person would write it: 1e-05, not 9.999999747378752e-06."""
+def _shortest_float(raw: bytes) -> float | None:
+    """The shortest number with this single-precision value: 1e-05, not 9.999999747378752e-06."""
     (number,) = struct.unpack("<f", raw)
     if not math.isfinite(number):
         return None

@@ -1,6 +1,6 @@
-"""The JSON Schema of settings types, for the completion of editors. Knows sizes and variables; reads nothing.
+"""Generates the JSON Schema of settings types, which editors use for completion.
 
-msgspec's own generator refuses defaults of foreign types such as `Size`, and knows nothing of `${env:NAME}`.
+msgspec's own generator rejects defaults of custom types such as `Size`, and `${env:NAME}` in place of a number.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "ex
 
 
 def json_schema(shape: Any) -> dict[str, Any]:
-    """The schema of `shape`, each struct once under `$defs`. Raises `TypeError` for types that no file can hold."""
+    """The schema of `shape`, each struct once under `$defs`. Raises `TypeError` for types that YAML has no values of."""
     definitions: dict[str, Any] = {}
-    root = _of(inspect.type_info(shape), definitions)
+    root = _schema(inspect.type_info(shape), definitions)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "$defs": definitions}
 
 
-def _of(info: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+def _schema(info: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     match info:
         case inspect.Metadata():
-            return _of(info.type, definitions) | (info.extra_json_schema or {})
+            return _schema(info.type, definitions) | (info.extra_json_schema or {})
         case inspect.AnyType():
             return {}
         case inspect.NoneType():
@@ -54,14 +54,14 @@ def _of(info: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         case inspect.EnumType():
             return {"enum": [member.value for member in info.cls]}
         case inspect.UnionType():
-            return {"anyOf": _without_repetition([_of(member, definitions) for member in info.types])}
+            return {"anyOf": _flattened([_schema(member, definitions) for member in info.types])}
         case inspect.DictType():
-            return {"type": "object", "additionalProperties": _of(info.value_type, definitions)}
+            return {"type": "object", "additionalProperties": _schema(info.value_type, definitions)}
         case inspect.TupleType():
-            items = [_of(item, definitions) for item in info.item_types]
+            items = [_schema(item, definitions) for item in info.item_types]
             return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
         case inspect.CollectionType():
-            return {"type": "array", "items": _of(info.item_type, definitions)}
+            return {"type": "array", "items": _schema(info.item_type, definitions)}
         case inspect.StructType():
             return _struct(info, definitions)
         case inspect.CustomType() if info.cls is Size:
@@ -69,8 +69,8 @@ def _of(info: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     raise TypeError(f"no schema for {info!r}")
 
 
-def _without_repetition(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The alternatives, one level deep and each once: unions of unions read badly in an editor."""
+def _flattened(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The alternatives, each once and without nested unions, which editors show badly."""
     flat: list[dict[str, Any]] = []
     for member in members:
         for inner in member["anyOf"] if member.keys() == {"anyOf"} else [member]:
@@ -90,7 +90,7 @@ def _struct(info: inspect.StructType, definitions: dict[str, Any]) -> dict[str, 
     if info.tag_field is not None:
         properties[info.tag_field] = {"enum": [info.tag]}
     for field in info.fields:
-        properties[field.encode_name] = _of(field.type, definitions) | _default(field)
+        properties[field.encode_name] = _schema(field.type, definitions) | _default(field)
     schema["required"] = [field.encode_name for field in info.fields if field.required]
     if info.tag_field is not None:
         schema["required"].append(info.tag_field)

@@ -1,4 +1,4 @@
-"""What a profile is: a named way to run a model, as it stands in a file and complete. Values only."""
+"""Profiles: named ways to run a model, as written in a file and resolved. Values only."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from hostler.profiles.sources import Source, SourceError
+from hostler.profiles.sources import ModelSource, SourceError
 from hostler.profiles.yaml_config import Size
 
-#: Something that only one place reads, made small.
+#: Compressed; `gguf.tensors` unpacks it.
 Packed = bytes
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a GGUF file says in its header.
+    """What the header of a GGUF file contains.
 
     `parameters` is the number of weights, `training_context` the tokens it was trained on, `metadata` all keys of
-    the header with arrays replaced by `None` (they are large), `bytes` the size of all parts of the file. `tensors` is
-    packed: see `gguf.tensors`.
+    the header with arrays replaced by `None` (they are large), `bytes` the size of all shards together.
     """
 
     architecture: str = ""
@@ -43,11 +42,11 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A named way to run a model, complete: inheritance is resolved and defaults are filled in.
+    """A named way to run a model, with inheritance resolved and defaults filled in.
 
     `model` is a path, `hf:org/repo/file.gguf`, `https://...` with `sha256`, or `pypi:package==version/file.gguf`.
     Times are in seconds, `memory` in bytes. `ttl_s` of `None` never unloads. `chain` names the gateway's backends that
-    may answer for it, in order, instead of the general chain; `local_only` keeps its requests in the house.
+    may serve it, in order, instead of the general chain; `local_only` keeps its requests off cloud backends.
     """
 
     name: str
@@ -78,10 +77,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A profile as it stands in a file. What is left out comes from `base`, else from the defaults of `Profile`.
+    """A profile as written in a file. What is left out comes from `base`, else from the defaults of `Profile`.
 
-    A key that is given replaces what the base has, lists and mappings too. Names are never inherited: `aliases`,
-    `description` and `default` belong to one profile. With a `model` of its own a profile does not inherit `sha256`.
+    A key that is given replaces the base's value, lists and mappings too. `aliases`, `description` and `default` are
+    never inherited, nor is `sha256` by a profile with a `model` of its own.
     """
 
     model: str | UnsetType = UNSET
@@ -112,7 +111,7 @@ class ProfileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class ProfileError(Exception):
-    """A profile cannot be: `profile` and `key` say where, `message` why and what to do instead."""
+    """An invalid profile: `profile` and `key` say where, `message` why and what to do instead."""
 
     def __init__(self, profile: str, key: str | None, message: str) -> None:
         super().__init__(profile, key, message)
@@ -128,9 +127,9 @@ class ProfileError(Exception):
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/@-]{0,127}(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,79})?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_OWN = ("base", "aliases", "description", "default")
+_NOT_INHERITED = ("base", "aliases", "description", "default")
 
-# What the supervisor gives to every engine itself, and the key of a profile that sets it (None: nothing does).
+# Set by the supervisor for every engine, and the profile key to use instead (None: there is none).
 _FLAGS: Mapping[str, str | None] = {
     "--host": None,
     "--port": None,
@@ -161,8 +160,7 @@ _VARIABLES: Mapping[str, str | None] = {
     "LLAMA_ARG_CTX_SIZE": "context",
     "LLAMA_ARG_N_PARALLEL": "parallel",
 }
-# The least that a number may be.
-_LEAST: Mapping[str, float] = {
+_MINIMUM: Mapping[str, float] = {
     "context": 1,
     "parallel": 1,
     "batch": 1,
@@ -176,81 +174,82 @@ _LEAST: Mapping[str, float] = {
 }
 
 
-def folded(name: str) -> str:
-    """The spelling under which two names are one: case does not count, nor does Ollama's `:latest`."""
+def name_key(name: str) -> str:
+    """The form in which names are compared: without regard to case or Ollama's `:latest`."""
     return name.lower().removesuffix(":latest")
 
 
 def resolve(entries: Mapping[str, ProfileEntry]) -> tuple[Profile, ...]:
-    """The complete profiles, in the order of `entries`. Raises `ProfileError` for the first one that cannot be."""
+    """The complete profiles, in the order of `entries`. Raises `ProfileError` for the first invalid one."""
     profiles = tuple(_complete(name, entries) for name in entries)
     for profile in profiles:
         _check(profile)
     _check_names(profiles)
     defaults = [profile.name for profile in profiles if profile.default]
     if len(defaults) > 1:
-        raise ProfileError(defaults[1], "default", f"{defaults[0]} is the default already: only one can be")
+        raise ProfileError(defaults[1], "default", f"{defaults[0]} is the default already; only one profile can be")
     return profiles
 
 
 def _complete(name: str, entries: Mapping[str, ProfileEntry]) -> Profile:
     given: dict[str, Any] = {}
-    for level, ancestor in enumerate(_line(name, entries)):
+    for level, ancestor in enumerate(_ancestry(name, entries)):
         entry = entries[ancestor]
         own = {key: value for key in entry.__struct_fields__ if (value := getattr(entry, key)) is not UNSET}
         if "model" in given:
             own.pop("sha256", None)
         for key, value in own.items():
-            if key not in given and key != "base" and (level == 0 or key not in _OWN):
+            if key not in given and key != "base" and (level == 0 or key not in _NOT_INHERITED):
                 given[key] = value
     if "model" not in given:
-        raise ProfileError(name, None, "has neither model nor base: say which file to run, or which profile to vary")
+        raise ProfileError(name, None, "needs model: (the file to run) or base: (a profile to inherit from)")
     if given.get("memory") is not None:
-        given["memory"] = int(given["memory"])  # a profile goes over the wire, where there are no sizes
+        given["memory"] = int(given["memory"])  # sent as JSON, which has no `Size`
     return Profile(name=name, **given)
 
 
-def _line(name: str, entries: Mapping[str, ProfileEntry]) -> list[str]:
+def _ancestry(name: str, entries: Mapping[str, ProfileEntry]) -> list[str]:
     """The profile, its base, the base's base and so on."""
-    line = [name]
-    while (base := entries[line[-1]].base) is not UNSET:
+    ancestry = [name]
+    while (base := entries[ancestry[-1]].base) is not UNSET:
         if base not in entries:
-            raise ProfileError(line[-1], "base", f"there is no profile {base}{_near(base, entries)}")
-        if base in line:
-            raise ProfileError(line[-1], "base", f"goes in a circle: {' -> '.join([*line[line.index(base) :], base])}")
-        line.append(base)
-    return line
+            raise ProfileError(ancestry[-1], "base", f"unknown profile {base}{_suggestion(base, entries)}")
+        if base in ancestry:
+            cycle = " -> ".join([*ancestry[ancestry.index(base) :], base])
+            raise ProfileError(ancestry[-1], "base", f"circular inheritance: {cycle}")
+        ancestry.append(base)
+    return ancestry
 
 
-def _near(name: str, known: Iterable[str]) -> str:
+def _suggestion(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
-    if near := difflib.get_close_matches(name, names, n=1):
-        return f", did you mean {near[0]}?"
-    return f", there are: {', '.join(names)}" if len(names) <= 20 else ""
+    if similar := difflib.get_close_matches(name, names, n=1):
+        return f", did you mean {similar[0]}?"
+    return f", known profiles: {', '.join(names)}" if len(names) <= 20 else ""
 
 
 def _check(profile: Profile) -> None:
     _check_name(profile.name, profile, None)
     for alias in profile.aliases:
         _check_name(alias, profile, "aliases")
-    for key, least in _LEAST.items():
+    for key, minimum in _MINIMUM.items():
         value = getattr(profile, key)
-        if isinstance(value, int | float) and not value >= least:
-            raise ProfileError(profile.name, key, f"must be at least {least}, got {value}")
+        if isinstance(value, int | float) and not value >= minimum:
+            raise ProfileError(profile.name, key, f"must be at least {minimum}, got {value}")
     _check_source(profile)
     for argument in profile.args:
         flag = argument.partition("=")[0]
         if flag in _FLAGS:
-            raise ProfileError(profile.name, "args", f"{flag} is set by the supervisor{_instead(_FLAGS[flag])}")
+            raise ProfileError(profile.name, "args", f"{flag} is set by the supervisor{_alternative(_FLAGS[flag])}")
     for variable, value in profile.env.items():
         if variable in _VARIABLES:
-            message = f"{variable} is set by the supervisor{_instead(_VARIABLES[variable])}"
+            message = f"{variable} is set by the supervisor{_alternative(_VARIABLES[variable])}"
             raise ProfileError(profile.name, "env", message)
         if not _VARIABLE.fullmatch(variable) or "\0" in value:
-            raise ProfileError(profile.name, "env", f"{variable!r} cannot be an environment variable")
+            raise ProfileError(profile.name, "env", f"{variable!r} is not a valid environment variable")
 
 
-def _instead(key: str | None) -> str:
+def _alternative(key: str | None) -> str:
     return f": use {key} instead" if key else ": leave it out"
 
 
@@ -258,11 +257,11 @@ def _check_source(profile: Profile) -> None:
     if profile.sha256 is not None and not _SHA256.fullmatch(profile.sha256):
         raise ProfileError(profile.name, "sha256", "must be 64 hexadecimal digits in lower case")
     try:
-        source = Source.parse(profile.model)
+        source = ModelSource.parse(profile.model)
     except SourceError as error:
         raise ProfileError(profile.name, "model", str(error)) from None
     if source.kind == "https" and profile.sha256 is None:
-        raise ProfileError(profile.name, "sha256", "is missing: a model from a web address needs its checksum")
+        raise ProfileError(profile.name, "sha256", "is required for a model from a web address")
 
 
 def _check_name(name: str, profile: Profile, key: str | None) -> None:
@@ -271,7 +270,7 @@ def _check_name(name: str, profile: Profile, key: str | None) -> None:
         raise ProfileError(
             profile.name,
             key,
-            f"{name!r} cannot be a name: letters, digits and . _ - @ / are allowed, at most 128, then a :tag if need be",
+            f"{name!r} is not a valid name: use at most 128 letters, digits and . _ - @ /, optionally followed by a :tag",
         )
 
 
@@ -280,7 +279,7 @@ def _check_names(profiles: Iterable[Profile]) -> None:
     for profile in profiles:
         for name in (profile.name, *profile.aliases):
             key = "aliases" if name is not profile.name else None
-            other, spelling = taken.setdefault(folded(name), (profile, name))
+            other, spelling = taken.setdefault(name_key(name), (profile, name))
             if other is not profile:
-                whose = f"the name of {other.name}" if spelling == other.name else f"an alias of {other.name}"
-                raise ProfileError(profile.name, key, f"{name} is taken: {spelling} is {whose} already")
+                owner = "a profile" if spelling == other.name else f"an alias of {other.name}"
+                raise ProfileError(profile.name, key, f"the name {name} is taken: {spelling} is {owner}")

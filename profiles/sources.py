@@ -36,7 +36,7 @@ class FetchProgress(msgspec.Struct, frozen=True, kw_only=True):
     total: int | None = None
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True):
+class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
     """A parsed model address. `file` is the path inside the package or repository, or on this machine.
 
     `origin` is the package, the repository or the whole address; `version` the exact version or the revision.
@@ -48,7 +48,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Source:
+    def parse(cls, text: str) -> ModelSource:
         """Raises `SourceError` that names the valid forms."""
         kind, _, rest = text.partition(":")
         if kind == "pypi":
@@ -75,7 +75,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
         """The file's name without its folder."""
         return self.file.rpartition("/")[2]
 
-    def shards(self) -> list[Source]:
+    def shards(self) -> list[ModelSource]:
         """Every file of the model: several where its name ends in `-00001-of-0000N.gguf`."""
         match = _SHARD.fullmatch(self.file)
         if match is None or self.kind not in ("hf", "pypi") or not 1 <= int(match[3]) <= 999:

@@ -1,4 +1,4 @@
-"""Where profiles come from: a configuration file, a manifest of their own, or those shipped; and how one is added.
+"""Loads profiles from a configuration file, a manifest of their own or the bundled demo, and adds one to a file.
 
 Watching files for changes is done elsewhere.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from hostler.profiles.schema import Profile, ProfileEntry, ProfileError, resolve
-from hostler.profiles.sources import Source
+from hostler.profiles.sources import ModelSource
 from hostler.profiles.yaml_config import Document, DocumentError, parse
 
 MANIFEST_KEY = "profiles"
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
-    """The names of profiles that a reload touches."""
+    """Names of the profiles that differ between two loads."""
 
     added: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
@@ -37,18 +37,18 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.added or self.changed or self.removed)
 
 
-class _Wrapped(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     profiles: Mapping[str, ProfileEntry]
 
 
-class _Loose(msgspec.Struct, frozen=True, kw_only=True):
-    """A main file, whose other sections are not this module's concern."""
+class _ProfilesSection(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a configuration file that this module reads."""
 
     profiles: Mapping[str, ProfileEntry]
 
 
-class _Section(msgspec.Struct, frozen=True, kw_only=True):
-    """Entries, the document they stand in, and where in it."""
+class _Entries(msgspec.Struct, frozen=True, kw_only=True):
+    """The entries of one document, below the keys `prefix`."""
 
     document: Document
     prefix: tuple[str, ...]
@@ -56,46 +56,45 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def demo_profiles() -> tuple[Profile, ...]:
-    """The shipped profiles that run when nothing is configured."""
-    return _resolved([_manifest(shipped("demo.yaml"), "demo.yaml", {})])
+    """The bundled profiles that run when nothing is configured."""
+    return _resolve([_manifest_entries(bundled_text("demo.yaml"), "demo.yaml", {})])
 
 
-def shipped(name: str) -> str:
-    """The text of a file that comes with the package: `demo.yaml`, `example.yaml`."""
+def bundled_text(name: str) -> str:
+    """A file that comes with the package: `demo.yaml`, `example.yaml`."""
     return resources.files("hostler.profiles").joinpath(name).read_text(encoding="utf-8")
 
 
 def read_profiles(path: Path, *, env: Mapping[str, str]) -> tuple[Profile, ...]:
-    """The profiles of a manifest: a `profiles:` mapping, or that mapping alone. Raises `DocumentError`."""
-    return _resolved([_manifest(read_text(path), str(path), env)])
+    """The profiles of a manifest, with or without its `profiles:` key. Raises `DocumentError`."""
+    return _resolve([_manifest_entries(read_text(path), str(path), env)])
 
 
-def profiles_of(
+def load_profiles(
     document: Document | None,
     entries: Mapping[str, ProfileEntry],
     manifest: Path | None = None,
     *,
-    made: tuple[Document, Mapping[str, ProfileEntry]] | None = None,
+    created: tuple[Document, Mapping[str, ProfileEntry]] | None = None,
     env: Mapping[str, str],
 ) -> tuple[Profile, ...]:
     """All profiles of an installation: the `profiles:` section of the main file and those of its manifest.
 
-    With neither, the shipped ones. One file's profiles may be based on the other's. Relative paths of models start
-    at the file they stand in. `made` are those that clients made: one that cannot be, because what it is based on has
-    gone or its name is taken now, is left out and logged. Raises `DocumentError` with file and line.
+    With neither, the bundled ones. One file's profiles may be based on the other's. Relative model paths start at
+    the file they are written in. `created` are those that clients created: one that is invalid, because its base is
+    gone or its name is taken by now, is left out with a warning. Raises `DocumentError` with file and line.
     """
     sections = []
     if document is not None and entries:
-        sections.append(_Section(document=document, prefix=(MANIFEST_KEY,), entries=entries))
+        sections.append(_Entries(document=document, prefix=(MANIFEST_KEY,), entries=entries))
     if manifest is not None:
-        sections.append(_manifest(read_text(manifest), str(manifest), env))
+        sections.append(_manifest_entries(read_text(manifest), str(manifest), env))
     if not sections:
-        sections.append(_manifest(shipped("demo.yaml"), "demo.yaml", {}))
-    return _resolved(sections) if made is None else _with_made(sections, *made)
+        sections.append(_manifest_entries(bundled_text("demo.yaml"), "demo.yaml", {}))
+    return _resolve(sections) if created is None else _resolve_with_created(sections, *created)
 
 
 def diff(old: Iterable[Profile], new: Iterable[Profile]) -> Changes:
-    """What became of the profiles between two readings, by name."""
     before = {profile.name: profile for profile in old}
     after = {profile.name: profile for profile in new}
     return Changes(
@@ -106,26 +105,25 @@ def diff(old: Iterable[Profile], new: Iterable[Profile]) -> Changes:
 
 
 def add_profile(path: Path, name: str, entry: ProfileEntry) -> None:
-    """Write a new profile into a configuration file or manifest, made if need be; all else stays as it is.
+    """Add a profile to a configuration file or manifest, created if need be; all else stays as it is.
 
-    Either the whole new file is there afterwards or the old one. Raises `DocumentError` if the profile would not be
-    a valid one there, or if its name is taken.
+    Atomic. Raises `DocumentError` if the profile would not be valid there, or if its name is taken.
     """
     path = path.resolve()
     old = read_text(path) if path.exists() else ""
-    document, prefix = _as_written(old, path)
-    if name in _names(document, prefix):
-        raise document.error((*prefix, name), "there is a profile of that name already")
+    document, prefix = _parse_for_writing(old, path)
+    if name in _profiles_at(document, prefix):
+        raise document.error((*prefix, name), "a profile of that name already exists")
     plain = msgspec.json.decode(msgspec.json.encode(entry, enc_hook=int))
-    new = _inserted(old, document, prefix, name, plain)
-    changed, _ = _as_written(new, path)
-    entries = changed.to(_Loose).profiles if prefix else changed.to(dict[str, ProfileEntry])
-    _resolved([_Section(document=changed, prefix=prefix, entries=entries)])
+    new = _insert(old, document, prefix, name, plain)
+    changed, _ = _parse_for_writing(new, path)
+    entries = changed.to(_ProfilesSection).profiles if prefix else changed.to(dict[str, ProfileEntry])
+    _resolve([_Entries(document=changed, prefix=prefix, entries=entries)])
     replace_text(path, old, new)
 
 
 def read_text(path: Path) -> str:
-    """The text of a settings file. Raises `DocumentError` if it cannot be read."""
+    """Raises `DocumentError` if the file cannot be read."""
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
@@ -134,109 +132,115 @@ def read_text(path: Path) -> str:
         raise DocumentError(str(path), None, "", f"cannot be read: {error.strerror or error}") from None
 
 
-def _manifest(text: str, source: str, env: Mapping[str, str]) -> _Section:
+def _manifest_entries(text: str, source: str, env: Mapping[str, str]) -> _Entries:
     document = parse(text, source, env=env)
     if not isinstance(document.value, dict) or not document.value:
-        raise document.error((), "has no profiles: it should be a mapping of names to profiles")
+        raise document.error((), "has no profiles: expected a mapping of names to profiles")
     if MANIFEST_KEY in document.value:
-        return _Section(document=document, prefix=(MANIFEST_KEY,), entries=document.to(_Wrapped).profiles)
-    return _Section(document=document, prefix=(), entries=document.to(dict[str, ProfileEntry]))
+        return _Entries(document=document, prefix=(MANIFEST_KEY,), entries=document.to(_Manifest).profiles)
+    return _Entries(document=document, prefix=(), entries=document.to(dict[str, ProfileEntry]))
 
 
-def _resolved(sections: list[_Section]) -> tuple[Profile, ...]:
+def _resolve(sections: list[_Entries]) -> tuple[Profile, ...]:
     entries: dict[str, ProfileEntry] = {}
-    homes: dict[str, _Section] = {}
+    origins: dict[str, _Entries] = {}
     for section in sections:
         for name, entry in section.entries.items():
-            if (other := homes.get(name)) is not None:
+            if (other := origins.get(name)) is not None:
                 line = other.document.line(*other.prefix, name)
                 place = f"{other.document.source}:{line}"
-                raise section.document.error((*section.prefix, name), f"there is a profile of that name in {place}")
+                raise section.document.error((*section.prefix, name), f"a profile of that name exists in {place}")
             entries[name] = entry
-            homes[name] = section
+            origins[name] = section
     try:
         profiles = resolve(entries)
     except ProfileError as error:
-        section = homes[error.profile]
+        section = origins[error.profile]
         path = (*section.prefix, error.profile, *([error.key] if error.key else []))
         raise section.document.error(path, error.message) from None
-    return tuple(_anchored(profile, entries, homes) for profile in profiles)
+    return tuple(_with_absolute_path(profile, entries, origins) for profile in profiles)
 
 
-def _with_made(
-    sections: list[_Section], document: Document, entries: Mapping[str, ProfileEntry]
+def _resolve_with_created(
+    sections: list[_Entries], document: Document, entries: Mapping[str, ProfileEntry]
 ) -> tuple[Profile, ...]:
-    """All of them, as far as those that were made can be."""
-    certain = _resolved(sections)
-    left = dict(entries)
-    while left:
+    """All profiles, without those created ones that are invalid."""
+    configured = _resolve(sections)
+    remaining = dict(entries)
+    while remaining:
         try:
-            return _resolved([*sections, _Section(document=document, prefix=(MANIFEST_KEY,), entries=left)])
+            return _resolve([*sections, _Entries(document=document, prefix=(MANIFEST_KEY,), entries=remaining)])
         except DocumentError as error:
-            logger.warning("%s; it is left out", error)
-            # The longest name that the path begins with: names may hold dots, too.
-            fitting = [each for each in left if error.path.startswith(f"{MANIFEST_KEY}.{each}")]
-            left.pop(max(fitting, key=len, default=next(iter(left))))
-    return certain
+            logger.warning("%s; this model is ignored", error)
+            # The longest name that the path starts with: names may contain dots, too.
+            matching = [name for name in remaining if error.path.startswith(f"{MANIFEST_KEY}.{name}")]
+            remaining.pop(max(matching, key=len, default=next(iter(remaining))))
+    return configured
 
 
-def _anchored(profile: Profile, entries: Mapping[str, ProfileEntry], homes: Mapping[str, _Section]) -> Profile:
-    """With an absolute path of the model: relative ones start at the file that names the model."""
-    if Source.parse(profile.model).kind != "path":
+def _with_absolute_path(
+    profile: Profile, entries: Mapping[str, ProfileEntry], origins: Mapping[str, _Entries]
+) -> Profile:
+    """Relative model paths start at the file that names the model."""
+    if ModelSource.parse(profile.model).kind != "path":
         return profile
     owner = profile.name
     while not entries[owner].model and entries[owner].base:
         owner = str(entries[owner].base)
-    folder = Path(homes[owner].document.source).absolute().parent
+    folder = Path(origins[owner].document.source).absolute().parent
     return msgspec.structs.replace(profile, model=str(folder / Path(profile.model).expanduser()))
 
 
 class _Environment(dict[str, str]):
-    """The real one; a variable that is not set here stands for something, since the service may well have it."""
+    """`os.environ`, in which every variable is set: the service may have variables that this command does not."""
 
     def get(self, key: str, default: Any = None) -> Any:
         return os.environ.get(key, "1")
 
 
-def _as_written(text: str, path: Path) -> tuple[Document, tuple[str, ...]]:
-    """The document as far as profiles go, and where they stand in it."""
+def _parse_for_writing(text: str, path: Path) -> tuple[Document, tuple[str, ...]]:
+    """The document, and the keys that lead to its profiles."""
     document = parse(text, str(path), env=_Environment())
     value = document.value
     if not isinstance(value, dict):
-        raise document.error((), "should be a mapping")
+        raise document.error((), "expected a mapping")
     bare = value and MANIFEST_KEY not in value
     is_manifest = bare and all(isinstance(entry, dict) and entry.keys() & {"model", "base"} for entry in value.values())
     return document, () if is_manifest else (MANIFEST_KEY,)
 
 
-def _names(document: Document, prefix: tuple[str, ...]) -> dict[str, Any]:
+def _profiles_at(document: Document, prefix: tuple[str, ...]) -> dict[str, Any]:
     value = document.value or {}
     for step in prefix:
         value = value.get(step) or {}
     return value if isinstance(value, dict) else {}
 
 
-def _inserted(old: str, document: Document, prefix: tuple[str, ...], name: str, plain: dict[str, Any]) -> str:
-    """The new text. First as lines put in at the right place, which leaves every other byte as it is."""
-    existing = _names(document, prefix)
+def _insert(old: str, document: Document, prefix: tuple[str, ...], name: str, plain: dict[str, Any]) -> str:
+    """The new text: with lines inserted, which leaves every other byte as it is, or else rewritten by ruamel."""
+    existing = _profiles_at(document, prefix)
     wanted = {**existing, name: plain}
-    for attempt in (_by_lines, _by_rewriting):
-        new = attempt(old, prefix, list(existing), name, escaped(plain))
+    for method in (_insert_lines, _rewrite):
+        new = method(old, prefix, list(existing), name, escape_dollars(plain))
         if new is None:
             continue
         with contextlib.suppress(DocumentError):
-            after, _ = _as_written(new, Path(document.source))
-            if _names(after, prefix) == wanted and _others(after, prefix) == _others(document, prefix):
+            after, _ = _parse_for_writing(new, Path(document.source))
+            if _profiles_at(after, prefix) == wanted and _other_sections(after, prefix) == _other_sections(
+                document, prefix
+            ):
                 return new
-    raise document.error((*prefix, name), "cannot be put into this file: please write it by hand")
+    raise document.error((*prefix, name), "could not be added automatically; edit the file by hand")
 
 
-def _others(document: Document, prefix: tuple[str, ...]) -> dict[str, Any]:
+def _other_sections(document: Document, prefix: tuple[str, ...]) -> dict[str, Any]:
     return {key: value for key, value in (document.value or {}).items() if key not in prefix} if prefix else {}
 
 
-def _by_lines(old: str, prefix: tuple[str, ...], existing: list[str], name: str, plain: dict[str, Any]) -> str | None:
-    """Put the entry below the last line of the last profile, indented like it; `None` where that is not possible."""
+def _insert_lines(
+    old: str, prefix: tuple[str, ...], existing: list[str], name: str, plain: dict[str, Any]
+) -> str | None:
+    """With the entry below the last profile, indented like it; `None` where that is not possible."""
     if not existing:
         return None
     from ruamel.yaml import YAML
@@ -252,13 +256,13 @@ def _by_lines(old: str, prefix: tuple[str, ...], existing: list[str], name: str,
     if not lines[last].endswith("\n"):
         lines[last] += "\n"
     ending = "\r\n" if lines[last].endswith("\r\n") else "\n"
-    block = [" " * indent + line + ending for line in _rendered({name: plain}).splitlines()]
+    block = [" " * indent + line + ending for line in _to_yaml({name: plain}).splitlines()]
     gap = [ending] if any(not line.strip() for line in lines[root.start_mark.line : last]) else []
     return "".join([*lines[: last + 1], *gap, *block, *lines[last + 1 :]])
 
 
 def _last_line(node: Any) -> int:
-    """The last line that holds something of `node`; its own end mark lies behind the comments that follow."""
+    """The last line of `node` itself: its end mark lies behind the comments that follow."""
     if isinstance(node.value, list) and node.value:
         last = node.value[-1]
         inside = max(_last_line(child) for child in (last if isinstance(last, tuple) else (last,)))
@@ -267,7 +271,7 @@ def _last_line(node: Any) -> int:
     return int(end.line) if end.column or end.line == node.start_mark.line else int(end.line) - 1
 
 
-def _by_rewriting(old: str, prefix: tuple[str, ...], existing: list[str], name: str, plain: dict[str, Any]) -> str:
+def _rewrite(old: str, prefix: tuple[str, ...], existing: list[str], name: str, plain: dict[str, Any]) -> str:
     from ruamel.yaml import YAML
 
     yaml = YAML()
@@ -275,7 +279,7 @@ def _by_rewriting(old: str, prefix: tuple[str, ...], existing: list[str], name: 
     yaml.width = 4096
     root: Any = yaml.load(old)
     if root is None:
-        return old + ("" if not old or old.endswith("\n") else "\n") + _rendered({MANIFEST_KEY: {name: plain}})
+        return old + ("" if not old or old.endswith("\n") else "\n") + _to_yaml({MANIFEST_KEY: {name: plain}})
     mapping = root
     for step in prefix:
         if not mapping.get(step):
@@ -287,7 +291,7 @@ def _by_rewriting(old: str, prefix: tuple[str, ...], existing: list[str], name: 
     return stream.getvalue()
 
 
-def _rendered(value: Any) -> str:
+def _to_yaml(value: Any) -> str:
     from ruamel.yaml import YAML
 
     yaml = YAML()
@@ -298,26 +302,26 @@ def _rendered(value: Any) -> str:
     return stream.getvalue()
 
 
-def escaped(value: Any) -> Any:
-    """`value` as it must stand in a file, where a dollar sign may begin a variable."""
+def escape_dollars(value: Any) -> Any:
+    """`value` as it is written in a file, where `$` starts a variable."""
     match value:
         case str():
             return value.replace("$", "$$")
         case list():
-            return [escaped(item) for item in value]
+            return [escape_dollars(item) for item in value]
         case dict():
-            return {key: escaped(item) for key, item in value.items()}
+            return {key: escape_dollars(item) for key, item in value.items()}
     return value
 
 
 def replace_text(path: Path, old: str, new: str, *, mode: int = 0o644) -> None:
-    """Put `new` in place of `old` in one step, with the same permissions; `mode` is for a file that was not there.
+    """Replace the text `old` of a file in one step, with the same permissions; `mode` is for a new file.
 
-    Raises `DocumentError` if somebody else has changed it, and `OSError`.
+    Raises `DocumentError` if the file has changed meanwhile, and `OSError`.
     """
     mode = path.stat().st_mode & 0o7777 if path.exists() else mode
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(new.encode())
@@ -325,7 +329,7 @@ def replace_text(path: Path, old: str, new: str, *, mode: int = 0o644) -> None:
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         if path.exists() and path.read_bytes() != old.encode():
-            raise DocumentError(str(path), None, "", "was changed by somebody else at the same time: try again")
-        Path(fresh).replace(path)
+            raise DocumentError(str(path), None, "", "was changed by another program at the same time; try again")
+        Path(temporary).replace(path)
     finally:
-        Path(fresh).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""YAML text to typed values, with the file and the line in every complaint.
+"""Converts YAML text to typed values, with file and line in every error message.
 
 Nothing here reads a file or knows what the settings mean.
 """
@@ -26,15 +26,15 @@ _SECRET_KEY = re.compile(r"token|key|secret|password|authorization", re.IGNORECA
 _AT = re.compile(r"^(?P<message>.*?)(?: - at `(?P<key>key in )?\$?(?P<path>[^`]*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]|(\[\.\.\.\])")
 _EMPTY: Mapping[str, Any] = {"Expected `object`, got `null`": {}, "Expected `array`, got `null`": []}
-_PLAIN_WORDS = {"array": "a list", "object": "a mapping", "null": "nothing"}
+_PLAIN_WORDS = {"array": "a list", "object": "a mapping", "null": "null"}
 
 
 class Size(int):
-    """A number of bytes; in a file either a plain integer or a string such as `9GiB`, `512MB`, `4096`."""
+    """A number of bytes; in a file a plain integer or a string such as `9GiB`, `512MB`, `4096`."""
 
     @classmethod
     def parse(cls, value: object) -> Size:
-        """The size that an integer or a string means. Raises `ValueError` for anything else, and for negative ones.
+        """Raises `ValueError` for anything but a size, and for negative ones.
 
         `KiB`, `MiB`, `GiB`, `TiB` and the bare letters are powers of 1024, `kB`, `MB`, `GB`, `TB` powers of 1000.
         """
@@ -44,11 +44,11 @@ class Size(int):
             number, unit = match.groups()
             if (factor := _UNITS.get(unit.lower())) is not None:
                 return cls(int(number) * factor if number.isdigit() else round(float(number) * factor))
-        raise ValueError(f"expected a size such as 9GiB, 512MB or 4096, got {_shown(value)}")
+        raise ValueError(f"expected a size such as 9GiB, 512MB or 4096, got {_excerpt(value)}")
 
 
 class DocumentError(Exception):
-    """A document is not what it should be; `str()` reads `hostler.yaml:7: gateway.queue.max_waiting: ...`."""
+    """An invalid document; `str()` reads `hostler.yaml:7: gateway.queue.max_waiting: ...`."""
 
     def __init__(self, source: str, line: int | None, path: str, message: str) -> None:
         super().__init__(source, line, path, message)
@@ -63,10 +63,10 @@ class DocumentError(Exception):
 
 
 class Values(msgspec.Struct, frozen=True, kw_only=True):
-    """What stands in a document: plain values, the line of each, and which of them came from variables.
+    """A document's values, the line of each, and those that come from environment variables.
 
-    `written` maps a place to the text that stands there (`${env:NAME}`), `unquoted` to what a plain YAML value of
-    the same text would be, `secrets` a text that must not be shown to what is shown instead.
+    `written` maps the path of such a value to its text in the file (`${env:NAME}`), `unquoted` to what YAML would
+    make of the value without quotes. `secrets` maps texts that must not be shown to what is shown instead.
     """
 
     value: Any
@@ -77,7 +77,7 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Document:
-    """A parsed document: plain values, and where each of them stands."""
+    """A parsed document: plain values with their positions."""
 
     def __init__(self, source: str, values: Values) -> None:
         self.source = source
@@ -85,17 +85,17 @@ class Document:
         self._values = values
 
     def line(self, *path: str | int) -> int | None:
-        """The line of the value at `path`, or of the nearest thing around it that the document has."""
+        """The line of the value at `path`, or of the closest parent that exists."""
         while path and path not in self._values.lines:
             path = path[:-1]
         return self._values.lines.get(path)
 
     def error(self, path: Path, message: str) -> DocumentError:
-        """`message` about the value at `path`, with its place."""
+        """An error about the value at `path`, with its position and without secrets."""
         return DocumentError(self.source, self.line(*path), dotted(path), self._hide(message))
 
     def to(self, shape: type[T]) -> T:
-        """The document as a `shape`. Raises `DocumentError` for the first thing that does not fit."""
+        """The document as a `shape`. Raises `DocumentError` for the first value that does not fit."""
         value = self.value
         unquoted = dict(self._values.unquoted)
         while True:
@@ -103,13 +103,13 @@ class Document:
                 return msgspec.convert(value, shape, dec_hook=_decode)
             except msgspec.ValidationError as error:
                 path, message, at_key = _locate(error, value, shape)
-                # A section whose lines are all commented out is an empty one.
+                # A section whose lines are all commented out is empty, not null.
                 if message in _EMPTY:
-                    value = _replaced(value, path, _EMPTY[message])
+                    value = _with_value(value, path, _EMPTY[message])
                     continue
-                # A variable is always text; where a number or a switch is expected, it is read as YAML would.
+                # A variable is always text; where a number or a boolean is expected, it is read as YAML would read it.
                 if not at_key and path in unquoted:
-                    value = _replaced(value, path, unquoted.pop(path))
+                    value = _with_value(value, path, unquoted.pop(path))
                     continue
                 raise self._explained(path, message, value, shape) from None
 
@@ -121,8 +121,8 @@ class Document:
             return self.error(path, f"{match[1]} is missing")
         if match := re.fullmatch(r"Expected `(.*)`, got `(.*)`", message, re.DOTALL):
             wanted, got = match.groups()
-            text = f"expected {_words(wanted)}, got {_words(got)}"
-            actual = _at(value, path)
+            text = f"expected {_type_names(wanted)}, got {_type_names(got)}"
+            actual = _value_at(value, path)
             if path in self._values.written:
                 text += f" {self._values.written[path]}"
             elif (
@@ -130,7 +130,7 @@ class Document:
                 and isinstance(actual, str | int | float)
                 and got in ("str", "int", "float", "bool")
             ):
-                text += f" {_shown(actual)}"
+                text += f" {_excerpt(actual)}"
                 if "str" in wanted.split(" | ") and not isinstance(actual, str):
                     text += " (put it in quotes)"
             return self.error(path, text)
@@ -139,7 +139,7 @@ class Document:
         return self.error(path, message[:1].lower() + message[1:])
 
     def _written_or_shown(self, path: Path, value: Any) -> str:
-        return self._values.written.get(path) or _shown(_at(value, path))
+        return self._values.written.get(path) or _excerpt(_value_at(value, path))
 
     def _hide(self, message: str) -> str:
         for secret, name in self._values.secrets.items():
@@ -148,22 +148,22 @@ class Document:
 
 
 def load(text: str, source: str, shape: type[T], *, env: Mapping[str, str]) -> T:
-    """`text` as a `shape`; `source` is what the complaints call it. Raises `DocumentError`.
+    """`text` as a `shape`; error messages call it `source`. Raises `DocumentError`.
 
-    `${env:NAME}` in a value stands for that variable of `env`, `$$` for one dollar sign.
+    `${env:NAME}` in a value is replaced by that variable of `env`, `$$` by a dollar sign.
     """
     return parse(text, source, env=env).to(shape)
 
 
 def schema(shape: Any) -> dict[str, Any]:
-    """The JSON Schema of a settings type, for the completion of editors."""
+    """The JSON Schema of a settings type, for completion in editors."""
     from hostler.profiles.json_schema import json_schema
 
     return json_schema(shape)
 
 
 def dotted(path: Path) -> str:
-    """A path as people read it: `backends.lan.models[2]`."""
+    """For example `backends.lan.models[2]`."""
     text = ""
     for step in path:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
@@ -171,8 +171,8 @@ def dotted(path: Path) -> str:
 
 
 def parse(text: str, source: str, *, env: Mapping[str, str]) -> Document:
-    """`text` as plain values that remember their lines. Raises `DocumentError` for what is not safe, plain YAML."""
-    from hostler.profiles.yaml_values import read_values  # 0.1 s: only when there is something to read
+    """`text` as plain values with their lines. Raises `DocumentError` for anything but safe, plain YAML."""
+    from hostler.profiles.yaml_values import read_values  # 0.1 s: ruamel
 
     return Document(source, read_values(text, source, env))
 
@@ -184,7 +184,10 @@ def _decode(shape: Any, value: Any) -> Any:
 
 
 def _locate(error: msgspec.ValidationError, value: Any, shape: Any) -> tuple[Path, str, bool]:
-    """Where the complaint points to. msgspec writes `[...]` for the key of a mapping: the key is found by trial."""
+    """The path of the invalid value, the message, and whether it is about a key.
+
+    msgspec writes `[...]` for the key of a mapping: it is found by trial.
+    """
     match = _AT.match(str(error))
     if match is None:
         return (), str(error), False
@@ -195,25 +198,25 @@ def _locate(error: msgspec.ValidationError, value: Any, shape: Any) -> tuple[Pat
         elif index:
             path = (*path, int(index))
         else:
-            path = (*path, _culprit(str(error), value, shape, path))
-            value = _replaced(value, path[:-1], {path[-1]: _at(value, path)})
+            path = (*path, _failing_key(str(error), value, shape, path))
+            value = _with_value(value, path[:-1], {path[-1]: _value_at(value, path)})
     return path, match["message"], bool(match["key"])
 
 
-def _culprit(complaint: str, value: Any, shape: Any, path: Path) -> str | int:
-    candidates = _at(value, path)
+def _failing_key(message: str, value: Any, shape: Any, path: Path) -> str | int:
+    candidates = _value_at(value, path)
     if not isinstance(candidates, dict):
         return 0
     for key, item in candidates.items():
         try:
-            msgspec.convert(_replaced(value, path, {key: item}), shape, dec_hook=_decode)
+            msgspec.convert(_with_value(value, path, {key: item}), shape, dec_hook=_decode)
         except msgspec.ValidationError as error:
-            if str(error) == complaint:
+            if str(error) == message:
                 return str(key)
     return str(next(iter(candidates), ""))
 
 
-def _at(value: Any, path: Path) -> Any:
+def _value_at(value: Any, path: Path) -> Any:
     for step in path:
         try:
             value = value[step]
@@ -222,27 +225,26 @@ def _at(value: Any, path: Path) -> Any:
     return value
 
 
-def _replaced(value: Any, path: Path, new: Any) -> Any:
+def _with_value(value: Any, path: Path, new: Any) -> Any:
     """A copy of `value` with `new` at `path`."""
     if not path:
         return new
     step, rest = path[0], path[1:]
     if isinstance(value, dict):
-        return value | {step: _replaced(value[step], rest, new)}
+        return value | {step: _with_value(value[step], rest, new)}
     if isinstance(value, list) and isinstance(step, int):
-        return [*value[:step], _replaced(value[step], rest, new), *value[step + 1 :]]
+        return [*value[:step], _with_value(value[step], rest, new), *value[step + 1 :]]
     return value
 
 
 def _known_keys(shape: Any, path: Path) -> list[str]:
-    """The keys that the mapping at `path` may have."""
-    info = _narrowed(_inspected(shape, path))
+    info = _container_type(_type_at(shape, path))
     return [field.encode_name for field in info.fields] if isinstance(info, msgspec.inspect.StructType) else []
 
 
 def _known_values(shape: Any, path: Path) -> list[str]:
-    """The words that may stand at `path`, and the other kinds of value that may."""
-    info = _inspected(shape, path)
+    """The literals allowed at `path`, and other kinds of value that are."""
+    info = _type_at(shape, path)
     known: list[str] = []
     for member in info.types if isinstance(info, msgspec.inspect.UnionType) else (info,):
         if isinstance(member, msgspec.inspect.LiteralType):
@@ -252,11 +254,11 @@ def _known_values(shape: Any, path: Path) -> list[str]:
     return known
 
 
-def _inspected(shape: Any, path: Path) -> Any:
-    """msgspec's own view of the type at `path`."""
+def _type_at(shape: Any, path: Path) -> Any:
+    """msgspec's description of the type at `path`."""
     info: Any = msgspec.inspect.type_info(shape)
     for step in path:
-        info = _narrowed(info)
+        info = _container_type(info)
         if isinstance(info, msgspec.inspect.StructType):
             info = next((field.type for field in info.fields if field.encode_name == step), None)
         elif isinstance(info, msgspec.inspect.DictType):
@@ -266,7 +268,7 @@ def _inspected(shape: Any, path: Path) -> Any:
     return info
 
 
-def _narrowed(info: Any) -> Any:
+def _container_type(info: Any) -> Any:
     if isinstance(info, msgspec.inspect.UnionType):
         kinds = (msgspec.inspect.StructType, msgspec.inspect.DictType, msgspec.inspect.CollectionType)
         return next((member for member in info.types if isinstance(member, kinds)), None)
@@ -274,17 +276,17 @@ def _narrowed(info: Any) -> Any:
 
 
 def _unknown_key(name: str, known: list[str]) -> str:
-    if near := difflib.get_close_matches(name, known, n=1):
-        return f"unknown key, did you mean {near[0]}?"
-    return f"unknown key, known ones are: {', '.join(known)}" if known else "unknown key"
+    if similar := difflib.get_close_matches(name, known, n=1):
+        return f"unknown key, did you mean {similar[0]}?"
+    return f"unknown key, valid keys: {', '.join(known)}" if known else "unknown key"
 
 
-def _words(types: str) -> str:
+def _type_names(types: str) -> str:
     names = [_PLAIN_WORDS.get(name, name) for name in types.split(" | ")]
-    return " or ".join([name for name in names if name != "nothing"] + ["nothing"] * ("nothing" in names))
+    return " or ".join([name for name in names if name != "null"] + ["null"] * ("null" in names))
 
 
-def _shown(value: object) -> str:
+def _excerpt(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -1,6 +1,6 @@
-"""Plain values out of YAML text, with the line of each; refuses all that is not safe and plain.
+"""Reads plain values and their lines from YAML text; rejects everything that is not safe and plain.
 
-What the values should be is `document`'s business.
+Apart from `yaml_config` since importing ruamel takes 0.1 s.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _TAG = "tag:yaml.org,2002:"
 def read_values(text: str, source: str, env: Mapping[str, str]) -> Values:
     """The values of one document. Raises `DocumentError`.
 
-    Refused are custom tags, duplicate keys, anchors that contain themselves, and documents beyond the limits above.
+    Rejects custom tags, duplicate keys, anchors that contain themselves, and documents beyond the limits above.
     """
     if len(text) > MAX_CHARACTERS:
         raise DocumentError(source, None, "", f"more than {MAX_CHARACTERS} characters")
-    return _Reader(source, env).values(_compose(text, source))
+    return _NodeReader(source, env).values(_compose(text, source))
 
 
 def _compose(text: str, source: str) -> Node | None:
     yaml = YAML(typ="safe", pure=True)
-    # YAML 1.2 lets an anchor be given again, the last one counts: nothing to warn of on somebody's terminal.
+    # YAML 1.2 allows an anchor to be redefined; ruamel would print a warning.
     yaml.composer.warn_double_anchors = False
     try:
         root: Node | None = yaml.compose(text)
@@ -51,8 +51,8 @@ def _compose(text: str, source: str) -> Node | None:
     return root
 
 
-class _Reader:
-    """Walks the nodes once, and notes lines and variables on the way."""
+class _NodeReader:
+    """Converts the nodes to values and records lines and variables."""
 
     def __init__(self, source: str, env: Mapping[str, str]) -> None:
         self._source = source
@@ -76,7 +76,7 @@ class _Reader:
     def read(self, node: Node, path: Path, above: tuple[Node, ...]) -> Any:
         self._nodes += 1
         if self._nodes > MAX_NODES:
-            raise self._error(node, path, f"more than {MAX_NODES} values, anchors counted each time they are used")
+            raise self._error(node, path, f"more than {MAX_NODES} values, counting anchors each time they are used")
         if len(above) > MAX_DEPTH:
             raise self._error(node, path, f"nested deeper than {MAX_DEPTH} levels")
         if any(node is other for other in above):
@@ -99,7 +99,7 @@ class _Reader:
         return self.read(node, path, (*above, parent))
 
     def _items(self, node: MappingNode, path: Path) -> Iterator[tuple[str, Node]]:
-        """The pairs of a mapping; those merged in by `<<` come last and never win over its own."""
+        """The pairs of a mapping; those merged by `<<` come last and never override its own."""
         own: dict[str, int] = {}
         merged: list[Node] = []
         for key, value in node.value:
@@ -114,7 +114,7 @@ class _Reader:
                     self._source,
                     line,
                     dotted((*path, key.value)),
-                    f"stands here a second time, first in line {own[key.value]}",
+                    f"duplicate key, first defined in line {own[key.value]}",
                 )
             own[key.value] = line
             self._lines[(*path, key.value)] = line
@@ -136,13 +136,13 @@ class _Reader:
     def _scalar(self, node: ScalarNode, path: Path) -> Any:
         self._check_tag(node, path, "null", "bool", "int", "float", "str", "timestamp")
         if node.tag not in (_TAG + "str", _TAG + "timestamp"):
-            return _plain(str(node.tag), node.value)
+            return _scalar_value(str(node.tag), node.value)
         text, values = self._substituted(node, path)
         if values:
             self._written[path] = node.value
-            self._unquoted[path] = _resolved(text)
+            self._unquoted[path] = _as_unquoted(text)
             shown = {value: f"${{env:{name}}}" for name, value in values.items()} | {text: node.value}
-            # Shorter ones would hit ordinary words of a message.
+            # Shorter ones would match ordinary words of a message.
             self._secrets |= {secret: name for secret, name in shown.items() if len(secret) >= 4}
         return text
 
@@ -156,7 +156,7 @@ class _Reader:
                 raise self._error(
                     node,
                     path,
-                    f"{match[0]} is unknown: write ${{env:NAME}} for a variable, or ${match[0]} for the text",
+                    f"{match[0]} is not a variable: write ${{env:NAME}} for a variable, or ${match[0]} for the text",
                 )
             if (value := self._env.get(variable[1])) is None:
                 raise self._error(node, path, f"the environment variable {variable[1]} is not set")
@@ -175,7 +175,7 @@ class _Reader:
         return DocumentError(self._source, line, dotted(path), message)
 
 
-def _plain(tag: str, text: str) -> Any:
+def _scalar_value(tag: str, text: str) -> Any:
     match tag.removeprefix(_TAG):
         case "null":
             return None
@@ -185,18 +185,18 @@ def _plain(tag: str, text: str) -> Any:
             digits = text.replace("_", "").lower()
             try:
                 return int(digits, 0)
-            except ValueError:  # 0755 is seven hundred and fifty-five in YAML 1.2; a huge number stays text
+            except ValueError:  # 0755 is decimal in YAML 1.2; a huge number stays text
                 return int(digits) if re.fullmatch(r"[-+]?\d{1,40}", digits) else text
         case _:
             lowered = re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text.replace("_", "").lower())
             try:
                 return float(lowered)
-            except ValueError:  # `._` has the shape of a number, but is none
+            except ValueError:  # `._` matches the pattern of a number, but is not one
                 return text
 
 
-def _resolved(text: str) -> Any:
-    """What `text` would be if it stood in the file without quotes."""
+def _as_unquoted(text: str) -> Any:
+    """What YAML would make of `text` without quotes."""
     if re.fullmatch(r"true|false", text, re.IGNORECASE):
         return text.lower() == "true"
     if re.fullmatch(r"[-+]?\d{1,40}", text):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from hostler.profiles.gguf import parts_of
+from hostler.profiles.gguf import shard_paths
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.command import argument_value
 
@@ -49,7 +49,7 @@ def unsupported_reason(profile: Profile, facts: ModelFacts | None) -> str:
 def file_identity(file: Path) -> str:
     """Tells model files apart without reading them whole: by sizes, times and both ends. Blocks."""
     digest = hashlib.sha256()
-    for one in parts_of(file):
+    for one in shard_paths(file):
         state = one.stat()
         digest.update(f"{one.name} {state.st_size} {state.st_mtime_ns}\n".encode())
     with file.open("rb") as stream:
@@ -61,7 +61,7 @@ def file_identity(file: Path) -> str:
 
 def signature(profile: Profile, file: Path) -> tuple[object, ...]:
     """Changes whenever a file changes that `slot_key` reads, and is much cheaper. Blocks."""
-    files = (*parts_of(file), *(path for word in profile.args for path in _paths(word)))
+    files = (*shard_paths(file), *(path for word in profile.args for path in _paths(word)))
     return tuple((str(path), state.st_size, state.st_mtime_ns) for path in files for state in (path.stat(),))
 
 

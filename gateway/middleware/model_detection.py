@@ -32,7 +32,7 @@ class ModelDetectionMiddleware(RequestMiddleware):
         context.model = placement.model
         context.local_only = context.local_only or placement.local_only
         adapter = context.adapter
-        if placement.preset is not None and placement.preset.speaks:
+        if placement.preset is not None and placement.preset.changes_requests:
             context.request = adapter.apply_preset(context.request, placement.preset)
         context.request = adapter.validate(context.request, placement.card)
         context.writer.encoder.bind_model(placement.card)

@@ -10,7 +10,7 @@ import pytest
 from hostler.adapters.base import Adapter, Incoming
 from hostler.adapters.registry import load_adapters
 from hostler.adapters.types import ChatRequest, CompletionRequest, Request, Text
-from hostler.profiles.presets import Preset, PresetMessage, made_from
+from hostler.profiles.presets import Preset, PresetMessage, inherit_preset
 
 ADAPTERS = {adapter.name: adapter for adapter in load_adapters()}
 MARIO = Preset(
@@ -139,7 +139,7 @@ def test_orders_and_vectors_stay_as_they_are() -> None:
 
 
 def test_a_model_made_of_a_made_one_has_all_that_it_does_not_say_anew() -> None:
-    younger = made_from(Preset(model="mario", parameters={"temperature": 0.1}, license=("MIT",)), MARIO)
+    younger = inherit_preset(Preset(model="mario", parameters={"temperature": 0.1}, license=("MIT",)), MARIO)
     assert (younger.model, younger.system, younger.license) == ("smol", "You are Mario.", ("MIT",))
     assert younger.parameters["temperature"] == 0.1 and younger.parameters["top_k"] == 7
     assert younger.messages == MARIO.messages

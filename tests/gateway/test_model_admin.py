@@ -312,9 +312,9 @@ def gguf(**keys: str) -> bytes:
 async def test_a_damaged_or_partial_model_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     setup, store = Setup(tmp_path), BlobStore(tmp_path / "blobs", 1000)
     digest = "sha256:" + hashlib.sha256(content).hexdigest()
-    upload = store.begin(digest)
+    upload = store.start_upload(digest)
     upload.write(content)
-    upload.keep()
+    upload.commit()
     operation = CreateModel(origin=ORIGIN, model="m", preset=Preset(model=""), files={"m.gguf": digest})
     with pytest.raises(BadRequest, match=words) as raised:
         await setup.model_admin.create(operation, setup.report)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import struct
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
+from fakes.gguf_files import LLAMA, TENSORS, GgufWriter
 
 CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -103,55 +103,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     thread.join()
 
 
-class GgufWriter:
-    """Makes GGUF files: keys as (name, type, value), tensors as (name, dimensions, type)."""
-
-    U8, U16, U32, I32, F32, BOOL, STR, ARR, U64, F64 = 0, 2, 4, 5, 6, 7, 8, 9, 10, 12
-    FORMS: ClassVar = {0: "B", 2: "H", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 12: "d"}
-
-    def __init__(self, version: int = 3) -> None:
-        self.version = version
-        self.word = "<I" if version == 1 else "<Q"
-
-    def text(self, value: str) -> bytes:
-        raw = value.encode() + (b"\0" if self.version == 1 else b"")
-        return struct.pack(self.word, len(raw)) + raw
-
-    def value(self, kind: int, value: Any) -> bytes:
-        if kind == self.STR:
-            return self.text(value)
-        if kind == self.ARR:
-            inner, items = value
-            return (
-                struct.pack("<I", inner)
-                + struct.pack(self.word, len(items))
-                + b"".join(self.value(inner, item) for item in items)
-            )
-        return struct.pack("<" + self.FORMS[kind], value)
-
-    def bytes(
-        self,
-        keys: Sequence[tuple[str, int, Any]] = (),
-        tensors: Sequence[tuple[str, Sequence[int], int]] = (),
-        *,
-        data: int | None = None,
-    ) -> bytes:
-        raw = b"GGUF" + struct.pack("<I", self.version)
-        raw += struct.pack(self.word, len(tensors)) + struct.pack(self.word, len(keys))
-        for name, kind, value in keys:
-            raw += self.text(name) + struct.pack("<I", kind) + self.value(kind, value)
-        offset = 0
-        for name, dimensions, kind in tensors:
-            raw += self.text(name) + struct.pack("<I", len(dimensions))
-            raw += b"".join(struct.pack(self.word, size) for size in dimensions)
-            raw += struct.pack("<IQ", kind, offset)
-            size = 4
-            for dimension in dimensions:
-                size *= dimension
-            offset += size + -size % 32
-        return raw + b"\0" * (-len(raw) % 32) + b"\0" * (offset if data is None else data)
-
-
 @pytest.fixture
 def gguf() -> GgufWriter:
     return GgufWriter()
@@ -160,3 +111,13 @@ def gguf() -> GgufWriter:
 @pytest.fixture
 def gguf_of_version() -> Callable[[int], GgufWriter]:
     return GgufWriter
+
+
+@pytest.fixture
+def write_gguf(tmp_path: Path, gguf: Any) -> Callable[..., Path]:
+    def make(keys: Any = LLAMA, tensors: Any = TENSORS, name: str = "m.gguf", **more: Any) -> Path:
+        path = tmp_path / name
+        path.write_bytes(gguf.bytes(keys, tensors, **more))
+        return path
+
+    return make

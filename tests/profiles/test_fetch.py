@@ -15,7 +15,7 @@ import pytest
 from fakes.downloads import FETCH_PROGRAM, HF, HF_PATH, TINY, stored_files, tiny_profile, until
 
 from hostler.profiles.fetch import cached, fetch
-from hostler.profiles.sources import FetchProgress, Source, SourceError
+from hostler.profiles.sources import FetchProgress, ModelSource, SourceError
 
 pytestmark = pytest.mark.anyio
 
@@ -61,7 +61,7 @@ async def test_errors_say_which_file_to_put_where(index: Path, tmp_path: Path, m
     with pytest.raises(SourceError) as caught:
         await fetch(tiny_profile(model), cache_dir=tmp_path / "c")
     message = str(caught.value)
-    name, place = Source.parse(model).name, Source.parse(model).local_path(tmp_path / "c").parent
+    name, place = ModelSource.parse(model).name, ModelSource.parse(model).local_path(tmp_path / "c").parent
     assert message.startswith(reason)
     assert message.endswith(f". Put {name} into {place}/ or set model: to a path.")
     assert stored_files(tmp_path / "c") == []

@@ -1,4 +1,4 @@
-"""The JSON Schema of settings, as editors use it."""
+"""The JSON Schema of settings for editors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hostler.supervisor.config import SupervisorSettings
 
 
 class Inner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Something within."""
+    """A nested section."""
 
     size: Size = Size(7)
     mode: Literal["a", "b"] = "a"
@@ -27,13 +27,13 @@ class Outer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def test_describes_structs_with_defaults_and_sizes() -> None:
-    made = schema(Outer)
-    inner = made["$defs"]["Inner"]
-    assert inner["description"] == "Something within."
+    document = schema(Outer)
+    inner = document["$defs"]["Inner"]
+    assert inner["description"] == "A nested section."
     assert inner["additionalProperties"] is False
     assert inner["properties"]["size"]["default"] == 7
     assert inner["properties"]["mode"]["enum"] == ["a", "b"]
-    outer = made["$defs"]["Outer"]
+    outer = document["$defs"]["Outer"]
     assert outer["required"] == ["count"]
     assert outer["properties"]["inner"] == {"$ref": "#/$defs/Inner", "default": {"size": 7, "mode": "a"}}
     assert [kind.get("type") for kind in outer["properties"]["maybe"]["anyOf"]] == ["number", "string", "null"]
@@ -41,7 +41,7 @@ def test_describes_structs_with_defaults_and_sizes() -> None:
 
 @pytest.mark.parametrize("settings", [SupervisorSettings, ProfileEntry])
 def test_describes_every_key_of_the_real_settings(settings: type[msgspec.Struct]) -> None:
-    made = schema(settings)
-    properties = made["$defs"][settings.__name__]["properties"]
+    document = schema(settings)
+    properties = document["$defs"][settings.__name__]["properties"]
     assert set(properties) == set(settings.__struct_fields__)
-    assert msgspec.json.encode(made)
+    assert msgspec.json.encode(document)

@@ -1,4 +1,4 @@
-"""Profiles: inheritance, names that fall together, and what a profile may not say."""
+"""Profiles: inheritance, conflicting names, and what a profile must not contain."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def entry(**given: Any) -> ProfileEntry:
     return ProfileEntry(**({"model": "/m.gguf"} | given))
 
 
-def refusal(**entries: ProfileEntry) -> str:
+def error_of(**entries: ProfileEntry) -> str:
     with pytest.raises(ProfileError) as caught:
         resolve({name.replace("__", "/"): value for name, value in entries.items()})
     return str(caught.value)
@@ -25,7 +25,7 @@ def test_fills_in_defaults() -> None:
     assert resolve({"a": entry()}) == (Profile(name="a", model="/m.gguf"),)
 
 
-def test_inherits_all_but_names_through_several_bases() -> None:
+def test_inherits_all_but_names_over_several_levels() -> None:
     first = entry(context=100, args=("--x", "1"), ttl_s=5.0, aliases=("one",), description="first", default=True)
     second = ProfileEntry(base="a", context=200, memory=Size(9))
     third = ProfileEntry(base="b", args=("--y",), ttl_s=None)
@@ -34,9 +34,9 @@ def test_inherits_all_but_names_through_several_bases() -> None:
     assert profiles["c"] == Profile(name="c", model="/m.gguf", context=200, args=("--y",), ttl_s=None, memory=9)
 
 
-def test_a_profile_can_be_sent() -> None:
-    sent = msgspec.json.encode(resolve({"a": entry(memory=Size(9), gpu_layers="all")}))
-    assert b'"memory":9' in sent
+def test_a_profile_can_be_encoded_as_json() -> None:
+    encoded = msgspec.json.encode(resolve({"a": entry(memory=Size(9), gpu_layers="all")}))
+    assert b'"memory":9' in encoded
 
 
 def test_does_not_inherit_the_checksum_of_another_file() -> None:
@@ -49,15 +49,18 @@ def test_does_not_inherit_the_checksum_of_another_file() -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"a": ProfileEntry(base="b"), "b": ProfileEntry(base="a")}, "profiles.b.base: goes in a circle: a -> b -> a"),
-        ({"a": ProfileEntry(base="a")}, "profiles.a.base: goes in a circle: a -> a"),
+        (
+            {"a": ProfileEntry(base="b"), "b": ProfileEntry(base="a")},
+            "profiles.b.base: circular inheritance: a -> b -> a",
+        ),
+        ({"a": ProfileEntry(base="a")}, "profiles.a.base: circular inheritance: a -> a"),
         (
             {"qwen": entry(), "b": ProfileEntry(base="qwne")},
-            "profiles.b.base: there is no profile qwne, did you mean qwen?",
+            "profiles.b.base: unknown profile qwne, did you mean qwen?",
         ),
         (
             {"a": ProfileEntry(context=5)},
-            "profiles.a: has neither model nor base: say which file to run, or which profile to vary",
+            "profiles.a: needs model: (the file to run) or base: (a profile to inherit from)",
         ),
         ({"a": entry(context=0)}, "profiles.a.context: must be at least 1, got 0"),
         ({"a": entry(parallel=0)}, "profiles.a.parallel: must be at least 1, got 0"),
@@ -65,7 +68,7 @@ def test_does_not_inherit_the_checksum_of_another_file() -> None:
         ({"a": entry(gpu_layers=-1)}, "profiles.a.gpu_layers: must be at least 0, got -1"),
         (
             {"a": entry(default=True), "b": entry(default=True)},
-            "profiles.b.default: a is the default already: only one can be",
+            "profiles.b.default: a is the default already; only one profile can be",
         ),
         ({"a": entry(args=("--port", "1"))}, "profiles.a.args: --port is set by the supervisor: leave it out"),
         ({"a": entry(args=("-c", "1"))}, "profiles.a.args: -c is set by the supervisor: use context instead"),
@@ -74,31 +77,31 @@ def test_does_not_inherit_the_checksum_of_another_file() -> None:
             {"a": entry(env={"LLAMA_API_KEY": "x"})},
             "profiles.a.env: LLAMA_API_KEY is set by the supervisor: leave it out",
         ),
-        ({"a": entry(env={"A B": "x"})}, "profiles.a.env: 'A B' cannot be an environment variable"),
+        ({"a": entry(env={"A B": "x"})}, "profiles.a.env: 'A B' is not a valid environment variable"),
         ({"a": entry(sha256="ABC")}, "profiles.a.sha256: must be 64 hexadecimal digits in lower case"),
         (
             {"a": entry(model="https://x.org/m.gguf")},
-            "profiles.a.sha256: is missing: a model from a web address needs its checksum",
+            "profiles.a.sha256: is required for a model from a web address",
         ),
         (
             {"a": entry(model="ftp://x/m.gguf")},
-            "profiles.a.model: ftp: is not a source: use a path, hf:, https: or pypi:",
+            "profiles.a.model: unknown source ftp:, use a path, hf:, https: or pypi:",
         ),
     ],
 )
-def test_names_the_profile_the_key_and_the_way_out(entries: dict[str, ProfileEntry], message: str) -> None:
-    assert refusal(**entries) == message
+def test_errors_name_the_profile_the_key_and_the_remedy(entries: dict[str, ProfileEntry], message: str) -> None:
+    assert error_of(**entries) == message
 
 
 @pytest.mark.parametrize(
     "flag", ["--host", "--port", "--api-key", "-m", "--model", "--alias", "--slot-save-path", "-np"]
 )
-def test_refuses_every_flag_that_the_supervisor_sets(flag: str) -> None:
-    assert flag in refusal(a=entry(args=("--flash-attn", "on", flag, "x")))
+def test_rejects_flags_that_the_supervisor_sets(flag: str) -> None:
+    assert flag in error_of(a=entry(args=("--flash-attn", "on", flag, "x")))
 
 
 @pytest.mark.parametrize("name", ["a", "7b", "_x", "org/model", "a.b-c_d@e", "qwen3:8b", "hf.co/a/b:Q4_K_M", "x" * 128])
-def test_accepts_names_that_survive_addresses_and_files(name: str) -> None:
+def test_accepts_names_that_are_safe_in_urls_and_paths(name: str) -> None:
     assert resolve({name: entry()})[0].name == name
 
 
@@ -106,23 +109,23 @@ def test_accepts_names_that_survive_addresses_and_files(name: str) -> None:
     "name",
     ["", " ", "a b", "-a", ".a", "/a", "a/", "a//b", "a/../b", "..", "a/.", "a:b:c", "ä", "a\n", "a%2e", "x" * 129],
 )
-def test_refuses_names_that_do_not(name: str) -> None:
-    with pytest.raises(ProfileError, match="cannot be a name"):
+def test_rejects_other_names(name: str) -> None:
+    with pytest.raises(ProfileError, match="is not a valid name"):
         resolve({name: entry()})
-    with pytest.raises(ProfileError, match="cannot be a name"):
+    with pytest.raises(ProfileError, match="is not a valid name"):
         resolve({"a": entry(aliases=(name,))})
 
 
 @pytest.mark.parametrize(
     ("one", "two", "message"),
     [
-        (("a", ()), ("A", ()), "profiles.A: A is taken: a is the name of a already"),
-        (("a", ()), ("a:latest", ()), "profiles.a:latest: a:latest is taken: a is the name of a already"),
-        (("a", ("x",)), ("b", ("X:latest",)), "profiles.b.aliases: X:latest is taken: x is an alias of a already"),
-        (("a", ("b",)), ("b", ()), "profiles.b: b is taken: b is an alias of a already"),
+        (("a", ()), ("A", ()), "profiles.A: the name A is taken: a is a profile"),
+        (("a", ()), ("a:latest", ()), "profiles.a:latest: the name a:latest is taken: a is a profile"),
+        (("a", ("x",)), ("b", ("X:latest",)), "profiles.b.aliases: the name X:latest is taken: x is an alias of a"),
+        (("a", ("b",)), ("b", ()), "profiles.b: the name b is taken: b is an alias of a"),
     ],
 )
-def test_refuses_names_that_fall_together(
+def test_rejects_conflicting_names(
     one: tuple[str, tuple[str, ...]], two: tuple[str, tuple[str, ...]], message: str
 ) -> None:
     with pytest.raises(ProfileError) as caught:
@@ -130,5 +133,5 @@ def test_refuses_names_that_fall_together(
     assert str(caught.value) == message
 
 
-def test_lets_a_profile_repeat_its_own_name() -> None:
+def test_a_profile_may_repeat_its_own_name() -> None:
     assert resolve({"a": entry(aliases=("a:latest", "A"))})

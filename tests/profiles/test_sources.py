@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from hostler.profiles.sources import Source, SourceError, cache_directory
+from hostler.profiles.sources import ModelSource, SourceError, cache_directory
 
 
 @pytest.mark.parametrize(
     ("text", "source"),
     [
-        ("/m/x.gguf", Source(kind="path", file="/m/x.gguf")),
-        ("x:y.gguf", Source(kind="path", file="x:y.gguf")),
-        ("hf:a/b/c/d.gguf", Source(kind="hf", origin="a/b", version="main", file="c/d.gguf")),
-        ("hf:a/b@v1/d.gguf", Source(kind="hf", origin="a/b", version="v1", file="d.gguf")),
-        ("pypi:p-q==1.0/a/b.gguf", Source(kind="pypi", origin="p-q", version="1.0", file="a/b.gguf")),
-        ("https://h/a/b.gguf?x=1", Source(kind="https", origin="https://h/a/b.gguf?x=1", file="b.gguf")),
+        ("/m/x.gguf", ModelSource(kind="path", file="/m/x.gguf")),
+        ("x:y.gguf", ModelSource(kind="path", file="x:y.gguf")),
+        ("hf:a/b/c/d.gguf", ModelSource(kind="hf", origin="a/b", version="main", file="c/d.gguf")),
+        ("hf:a/b@v1/d.gguf", ModelSource(kind="hf", origin="a/b", version="v1", file="d.gguf")),
+        ("pypi:p-q==1.0/a/b.gguf", ModelSource(kind="pypi", origin="p-q", version="1.0", file="a/b.gguf")),
+        ("https://h/a/b.gguf?x=1", ModelSource(kind="https", origin="https://h/a/b.gguf?x=1", file="b.gguf")),
     ],
 )
-def test_parses_addresses(text: str, source: Source) -> None:
-    assert Source.parse(text) == source
+def test_parses_addresses(text: str, source: ModelSource) -> None:
+    assert ModelSource.parse(text) == source
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_parses_addresses(text: str, source: Source) -> None:
 )  # fmt: skip
 def test_rejects_malformed_addresses(text: str) -> None:
     with pytest.raises(SourceError):
-        Source.parse(text)
+        ModelSource.parse(text)
 
 
 def test_the_cache_directory_follows_the_platform(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where profiles come from, and that adding one leaves the rest of a file alone."""
+"""Loading profiles, and adding one without changing the rest of a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from hostler.profiles.schema import ProfileEntry
-from hostler.profiles.store import Changes, add_profile, demo_profiles, diff, profiles_of, read_profiles, shipped
+from hostler.profiles.store import Changes, add_profile, bundled_text, demo_profiles, diff, load_profiles, read_profiles
 from hostler.profiles.yaml_config import DocumentError, Size, parse
 
 MAIN = """\
@@ -34,9 +34,9 @@ def test_the_demo_is_one_file_twice_with_one_default() -> None:
     assert short.sha256 == long.sha256 == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def test_the_example_can_be_used(tmp_path: Path) -> None:
+def test_the_example_is_valid(tmp_path: Path) -> None:
     path = tmp_path / "profiles.yaml"
-    path.write_text(shipped("example.yaml"))
+    path.write_text(bundled_text("example.yaml"))
     assert [profile.name for profile in read_profiles(path, env={})] == ["qwen3-8b", "qwen3-8b-long", "nomic-embed"]
 
 
@@ -52,7 +52,7 @@ def test_relative_models_start_at_the_file_that_names_them(tmp_path: Path) -> No
     manifest = tmp_path / "sub" / "m.yaml"
     manifest.write_text("far: {model: far.gguf}\nborrowed: {base: near}\n")
     document = parse("profiles: {near: {model: models/near.gguf}}", str(tmp_path / "hostler.yaml"), env={})
-    profiles = profiles_of(document, {"near": ProfileEntry(model="models/near.gguf")}, manifest, env={})
+    profiles = load_profiles(document, {"near": ProfileEntry(model="models/near.gguf")}, manifest, env={})
     assert [profile.model for profile in profiles] == [
         str(tmp_path / "models/near.gguf"),
         str(tmp_path / "sub/far.gguf"),
@@ -60,16 +60,16 @@ def test_relative_models_start_at_the_file_that_names_them(tmp_path: Path) -> No
     ]
 
 
-def test_without_any_profile_the_demo_runs() -> None:
-    assert profiles_of(None, {}, env={}) == demo_profiles()
+def test_without_any_profile_the_demo_is_used() -> None:
+    assert load_profiles(None, {}, env={}) == demo_profiles()
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "message"),
     [
         ("a: {model: x}\nb:\n  base: a\n  context: 0\n", ":4: b.context: must be at least 1, got 0"),
-        ("profiles:\n  a: {model: x}\n  b:\n    base: c\n", ":4: profiles.b.base: there is no profile c"),
-        ("a: {model: x}\nb:\n  aliases: [A]\n  model: y\n", ":3: b.aliases: A is taken: a is the name of a already"),
+        ("profiles:\n  a: {model: x}\n  b:\n    base: c\n", ":4: profiles.b.base: unknown profile c"),
+        ("a: {model: x}\nb:\n  aliases: [A]\n  model: y\n", ":3: b.aliases: the name A is taken: a is a profile"),
         ("a:\n  modle: x\n", ":2: a.modle: unknown key, did you mean model?"),
         ("a:\n  model: x\n  gpu_layers: most\n", ':3: a.gpu_layers: expected a number or all or auto, got "most"'),
         ("a:\n  model: x\n  args:\n    - -x\n    - 12\n", ":5: a.args[1]: expected str, got int 12 (put it in quotes)"),
@@ -77,20 +77,20 @@ def test_without_any_profile_the_demo_runs() -> None:
         ("[]", ":1: has no profiles"),
     ],
 )
-def test_complaints_name_file_and_line(tmp_path: Path, text: str, complaint: str) -> None:
+def test_errors_name_file_and_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "m.yaml"
     path.write_text(text)
     with pytest.raises(DocumentError) as caught:
         read_profiles(path, env={})
-    assert str(caught.value).startswith(f"{path}{complaint}")
+    assert str(caught.value).startswith(f"{path}{message}")
 
 
-def test_one_name_in_two_files_names_both(tmp_path: Path) -> None:
+def test_a_name_in_two_files_names_both(tmp_path: Path) -> None:
     manifest = tmp_path / "m.yaml"
     manifest.write_text("# first\na: {model: x}\n")
     document = parse("profiles: {a: {model: y}}", "main.yaml", env={})
-    with pytest.raises(DocumentError, match=r"m\.yaml:2: a: there is a profile of that name in main\.yaml:1"):
-        profiles_of(document, {"a": ProfileEntry(model="y")}, manifest, env={})
+    with pytest.raises(DocumentError, match=r"m\.yaml:2: a: a profile of that name exists in main\.yaml:1"):
+        load_profiles(document, {"a": ProfileEntry(model="y")}, manifest, env={})
 
 
 def test_an_unreadable_manifest_is_named(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_an_unreadable_manifest_is_named(tmp_path: Path) -> None:
         read_profiles(tmp_path / "none.yaml", env={})
 
 
-def test_diff_tells_what_a_reload_touches() -> None:
+def test_diff_lists_changed_profiles() -> None:
     short, long = demo_profiles()
     changed = msgspec.structs.replace(short, context=1)
     added = msgspec.structs.replace(short, name="new")
@@ -148,7 +148,7 @@ def test_adding_works_in_every_kind_of_file(tmp_path: Path, before: str) -> None
         assert "#" not in line or line[line.index("#") :] in after
 
 
-def test_a_refused_addition_leaves_the_file_alone(tmp_path: Path) -> None:
+def test_a_rejected_addition_leaves_the_file_alone(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text(MAIN)
     for name, new in {
@@ -163,7 +163,7 @@ def test_a_refused_addition_leaves_the_file_alone(tmp_path: Path) -> None:
     assert path.read_text() == MAIN
 
 
-def test_adding_writes_through_a_link(tmp_path: Path) -> None:
+def test_adding_follows_a_symlink(tmp_path: Path) -> None:
     real = tmp_path / "real.yaml"
     real.write_text("a: {model: x}\n")
     link = tmp_path / "link.yaml"

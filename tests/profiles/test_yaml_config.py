@@ -1,4 +1,4 @@
-"""Settings files: what they may hold, and how well a mistake is explained."""
+"""Settings files: values, sizes and variables, and the error messages for mistakes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hostler.profiles.yaml_config import DocumentError, Size, load, parse
-from hostler.profiles.yaml_values import MAX_DEPTH
 
 
 class Queue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,7 +42,7 @@ def read(text: str) -> Settings:
     return load(text, "hostler.yaml", Settings, env=ENV)
 
 
-def complaint(text: str) -> str:
+def error_of(text: str) -> str:
     with pytest.raises(DocumentError) as caught:
         read(text)
     return str(caught.value)
@@ -77,7 +76,7 @@ backends:
         ),
         (
             "gateway:\n  queue: {zzz: 1}\n",
-            "hostler.yaml:2: gateway.queue.zzz: unknown key, known ones are: max_waiting, room",
+            "hostler.yaml:2: gateway.queue.zzz: unknown key, valid keys: max_waiting, room",
         ),
         ("backends:\n  lan:\n    models: {}\n", "hostler.yaml:2: backends.lan: url is missing"),
         (
@@ -103,7 +102,7 @@ backends:
         ("gateway:\n  listen: a\n", 'hostler.yaml:2: gateway.listen: expected a list, got str "a"'),
         ("gateway: 7\n", "hostler.yaml:1: gateway: expected a mapping, got int 7"),
         ("- a\n", "hostler.yaml:1: expected a mapping, got a list"),
-        ("gateway: {}\n\ngateway: {}\n", "hostler.yaml:3: gateway: stands here a second time, first in line 1"),
+        ("gateway: {}\n\ngateway: {}\n", "hostler.yaml:3: gateway: duplicate key, first defined in line 1"),
         ("gateway:\n\tqueue: 1\n", "hostler.yaml:2: not valid YAML: found character '\\t' that cannot start any token"),
         (
             "gateway: !!python/name:os.system\n",
@@ -113,12 +112,12 @@ backends:
         ("gateway:\n  token: ${env:NOPE}\n", "hostler.yaml:2: gateway.token: the environment variable NOPE is not set"),
         (
             "gateway:\n  token: ${HOME}\n",
-            "hostler.yaml:2: gateway.token: ${HOME} is unknown: write ${env:NAME} for a variable, or $${HOME} for the text",
+            "hostler.yaml:2: gateway.token: ${HOME} is not a variable: write ${env:NAME} for a variable, or $${HOME} for the text",
         ),
     ],
 )
-def test_names_the_place_and_the_way_out(text: str, expected: str) -> None:
-    assert complaint(text) == expected
+def test_errors_name_the_place_and_the_remedy(text: str, expected: str) -> None:
+    assert error_of(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -131,24 +130,24 @@ def test_names_the_place_and_the_way_out(text: str, expected: str) -> None:
         ("4G", 4 * 1024**3),
     ],
 )
-def test_reads_sizes_as_people_write_them(written: str, size: int) -> None:
+def test_reads_sizes_with_units(written: str, size: int) -> None:
     room = read(f"gateway: {{queue: {{room: {written}}}}}").gateway.queue.room
     assert room == size
     assert isinstance(room, Size)
 
 
 @pytest.mark.parametrize("written", ["-1", "true", "1.5", "9 apples", "[]", "''", "9GiB9"])
-def test_refuses_what_is_no_size(written: str) -> None:
-    assert "gateway.queue.room: expected a size" in complaint(f"gateway: {{queue: {{room: {written}}}}}")
+def test_rejects_other_sizes(written: str) -> None:
+    assert "gateway.queue.room: expected a size" in error_of(f"gateway: {{queue: {{room: {written}}}}}")
 
 
-def test_puts_variables_into_values_only() -> None:
+def test_substitutes_variables_in_values_only() -> None:
     settings = read("gateway:\n  token: a-${env:SECRET}-$${env:SECRET}-$5\nbackends: {'${env:X}': {url: $$}}")
     assert settings.gateway.token == "a-sk-very-secret-${env:SECRET}-$5"
     assert settings.backends["${env:X}"].url == "$"
 
 
-def test_reads_a_variable_as_the_number_or_switch_that_is_wanted() -> None:
+def test_converts_a_variable_to_the_expected_number_or_boolean() -> None:
     settings = read(
         "gateway: {quiet: '${env:SWITCH}', token: '${env:COUNT}', queue: {max_waiting: '${env:COUNT}', room: '${env:ROOM}'}}"
     )
@@ -166,27 +165,27 @@ def test_reads_a_variable_as_the_number_or_switch_that_is_wanted() -> None:
         "gateway: {queue: {room: 'x${env:SECRET}'}}",
     ],
 )
-def test_shows_the_name_of_a_variable_and_never_its_value(text: str) -> None:
-    message = complaint(text)
+def test_errors_show_the_name_of_a_variable_and_never_its_value(text: str) -> None:
+    message = error_of(text)
     assert "${env:SECRET}" in message
     assert "sk-very" not in message
 
 
-def test_shows_no_value_of_a_key_that_sounds_secret() -> None:
-    assert complaint("gateway: {token: 123456}") == "hostler.yaml:1: gateway.token: expected str or nothing, got int"
+def test_errors_hide_values_of_keys_that_may_be_secret() -> None:
+    assert error_of("gateway: {token: 123456}") == "hostler.yaml:1: gateway.token: expected str or null, got int"
 
 
 def test_an_empty_variable_does_not_garble_messages() -> None:
     text = "gateway: {token: '${env:EMPTY}', queue: {max_waiting: ten}}"
-    assert complaint(text).endswith('gateway.queue.max_waiting: expected int, got str "ten"')
+    assert error_of(text).endswith('gateway.queue.max_waiting: expected int, got str "ten"')
 
 
-def test_takes_a_section_without_lines_for_an_empty_one() -> None:
+def test_a_section_without_values_is_empty() -> None:
     assert read("gateway:\n  listen:\n  queue:\nbackends:\n") == Settings()
     assert read("") == read("# nothing\n") == Settings()
 
 
-def test_keeps_words_that_old_yaml_took_for_switches() -> None:
+def test_keeps_words_that_yaml_1_1_took_for_booleans() -> None:
     assert read("gateway: {listen: [on, off, yes, no, 0x, 1:30]}").gateway.listen == (
         "on",
         "off",
@@ -202,41 +201,11 @@ def test_merges_anchors_and_lets_own_keys_win() -> None:
     assert settings.backends["b"] == Backend(url="y", models={"m": "n"})
 
 
-def test_refuses_an_anchor_within_itself() -> None:
-    assert "an anchor may not contain itself" in complaint("gateway: &a\n  listen: [*a]\n")
-
-
-def test_refuses_a_billion_laughs() -> None:
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
-    assert "more than 100000 values" in complaint("\n".join(lines))
-
-
-@pytest.mark.parametrize("depth", [MAX_DEPTH + 5, 3000])
-def test_refuses_what_is_nested_too_deep(depth: int) -> None:
-    assert "nested deeper than" in complaint("a: " + "[" * depth + "]" * depth)
-
-
 def test_knows_the_line_of_every_value() -> None:
     document = parse(BACKENDS, "x.yaml", env={})
     assert document.line("backends", "far", "queues", 1, "third", "room") == 11
     assert document.line("backends", "far", "nowhere", "at", "all") == 3
     assert document.line() == 1
-
-
-@pytest.mark.parametrize(
-    ("written", "value"),
-    [
-        ("0x10", 16), ("0o17", 15), ("010", 10), ("1_000", 1000), ("+1", 1), ("1e3", 1000.0), ("-.inf", float("-inf")),
-        ("~", None), ("2020-01-01", "2020-01-01"), ("._", "._"), ("1:30", "1:30"), ("'1'", "1"), ("True", True),
-    ],
-)  # fmt: skip
-def test_reads_plain_words_as_yaml_1_2(written: str, value: object) -> None:
-    assert parse(f"a: {written}", "x", env={}).value == {"a": value}
-
-
-def test_an_anchor_may_be_given_again() -> None:
-    assert parse("a: &x 1\nb: *x\nc: &x 2\nd: *x", "x", env={}).value == {"a": 1, "b": 1, "c": 2, "d": 2}
 
 
 PIECES = ["a", ": ", "- ", "\n", "  ", "{", "}", "[", "]", "&a ", "*a", "<<: ", "!!x ", "'", '"', "|", ">", "${env:A}", "$", "#",
@@ -246,7 +215,7 @@ PIECES = ["a", ": ", "- ", "\n", "  ", "{", "}", "[", "]", "&a ", "*a", "<<: ", 
 @settings(max_examples=200, deadline=None)
 @example("&a : &a ")
 @given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
-def test_any_text_gives_values_or_a_complaint(text: str) -> None:
+def test_any_text_gives_values_or_a_document_error(text: str) -> None:
     try:
         load(text, "x", Settings, env={"A": "b"})
     except DocumentError as error:
