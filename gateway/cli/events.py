@@ -40,7 +40,7 @@ def events(
     key_file: KeyFileOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Show the latest requests and the current state, or follow events."""
+    """Show recent requests and the current state, or follow events."""
     from hostler.gateway.cli.formatting import REQUEST_COLUMNS, format_time, print_table
     from hostler.gateway.cli.views import finished_rows
 
@@ -64,7 +64,7 @@ def events(
 def logs(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="Model whose engine's log to show.", autocompletion=complete_model),
+        typer.Argument(metavar="MODEL", help="Model whose engine's log to show.", autocompletion=complete_model),
     ] = None,
     follow: FollowOption = False,
     host: Annotated[

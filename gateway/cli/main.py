@@ -156,7 +156,7 @@ def pull(
 
 @app.command()
 def check(
-    file: Annotated[str | None, typer.Argument(metavar="[FILE]", help="Configuration file to check.")] = None,
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help="Configuration file to check.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -199,7 +199,7 @@ app.add_typer(profiles_app, name="profiles")
 
 @keys_app.command("add")
 def keys_add(
-    name: Annotated[str, typer.Argument(help="Name of the key, shown in logs.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key, shown in logs.")],
     scope: Annotated[
         list[KeyScopeOption] | None,
         typer.Option("--scope", help="Permission; repeatable. Default: infer and read."),
@@ -252,7 +252,7 @@ def keys_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 @keys_app.command("revoke")
 def keys_revoke(
-    name: Annotated[str, typer.Argument(help="Name of the key.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key.")],
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:

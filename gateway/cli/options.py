@@ -56,12 +56,12 @@ ModelArgument = Annotated[
 OptionalModelArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]", help="Name or alias. Default: the active or default model.", autocompletion=complete_model
+        metavar="MODEL", help="Name or alias. Default: the active or default model.", autocompletion=complete_model
     ),
 ]
 ModelsArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[MODEL]...", help="Names or aliases. Default: all models.", autocompletion=complete_model),
+    typer.Argument(metavar="MODEL", help="Names or aliases. Default: all models.", autocompletion=complete_model),
 ]
 
 

@@ -165,7 +165,7 @@ def route(
     key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show which backend would serve a model, and why others would not.
+    """Show which backend would serve a model, and why not others.
 
     Then sends a test request, unless --dry-run. Fails if no backend answers or would answer.
     """
