@@ -53,7 +53,7 @@ from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.scheduling.types import SchedulerSettings
 from hostler.gateway.server.server import Server
 from hostler.gateway.telemetry.access_log import AccessLog
-from hostler.gateway.telemetry.tracing import MissingExtra, TracedTransport, Tracer, TracingRules, need
+from hostler.gateway.telemetry.tracing import MissingExtra, TracedTransport, Tracer, TracingOptions, require_extra
 from hostler.gateway.telemetry.transcripts import TranscriptRules, Transcripts
 from hostler.gateway.telemetry.transcripts import default_file as contents_file
 from hostler.gateway.uploads import Uploads
@@ -149,8 +149,8 @@ class Gateway:
         tracer, contents = _tracer(settings, self._clock), _contents(settings)
         near, far = lan, remote  # type: Transport, Transport
         if tracer is not None:
-            near = TracedTransport(lan, self._clock, told=True)
-            far = TracedTransport(remote, self._clock, told=settings.tracing.to_clouds)
+            near = TracedTransport(lan, self._clock, propagate=True)
+            far = TracedTransport(remote, self._clock, propagate=settings.tracing.to_clouds)
         backends = build_backends(self._settings, self._supervisors, near, far)
         chain = Chain(
             self._settings,
@@ -200,7 +200,9 @@ class Gateway:
                         clock=self._clock,
                     ),
                     lambda app: (
-                        app if tracer is None else TracingMiddleware(app, record=tracer.record, chosen=tracer.chosen)
+                        app
+                        if tracer is None
+                        else TracingMiddleware(app, record=tracer.record, should_sample=tracer.should_sample)
                     ),
                     lambda app: AccessLogMiddleware(app, bus=self.bus, log=journal.add, clock=self._clock),
                     lambda app: ModelInfoMiddleware(
@@ -373,7 +375,7 @@ async def _remember(desk: AdminApp, hosts: Mapping[str, Orchestrator], done: any
 
 def _need_traces() -> None:
     try:
-        need()
+        require_extra()
     except MissingExtra as error:
         raise ConfigError(
             "gateway.tracing.endpoint: traces need the extra; install it with `pip install 'hostler[otel]'`"
@@ -385,7 +387,7 @@ def _tracer(settings: GatewaySettings, clock: Callable[[], float]) -> Tracer | N
     tracing = settings.tracing
     if tracing.endpoint is None:
         return None
-    rules = TracingRules(
+    rules = TracingOptions(
         endpoint=tracing.endpoint, headers=tracing.headers, service=tracing.service, sample=tracing.sample
     )
     return Tracer(rules, clock, version=__version__)

@@ -1,4 +1,4 @@
-"""Spans on their way to an OpenTelemetry collector, by a thread of their own. Needs the extra `hostler[otel]`."""
+"""OpenTelemetry traces: W3C trace context, the spans of a request, and their export. Needs `hostler[otel]`."""
 
 from __future__ import annotations
 
@@ -20,84 +20,86 @@ from hostler.adapters.base import WireRequest
 from hostler.gateway.backends.base import Answer, Endpoint, Timeouts, Transport
 from hostler.gateway.context import Attempt, RequestContext
 
-#: version "00": trace, parent, flags. Later versions may say more behind it, which is none of our business.
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+logger = logging.getLogger(__name__)
+
+#: Version "00": trace id, parent id, flags. Later versions may append fields, which are ignored.
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _SAMPLED = 0x01
-_LONGEST_STATE = 512
+_MAX_STATE = 512
 
 
-class Call(msgspec.Struct):
-    """A request to a backend: when it was sent, and the span that it is to be part of there."""
+class BackendCall(msgspec.Struct):
+    """A request to a backend, sent `at`; `span_id` is the parent of the backend's own spans."""
 
     backend: str
     at: float
-    span: str
+    span_id: str
 
 
 class Trace(msgspec.Struct, eq=False):
-    """The trace of a request on its way. `parent` is the client's span, `span` our own; all in hexadecimal digits.
+    """The trace of a request in flight; ids in hexadecimal digits. `span_id` is the request's, `parent_id` the client's.
 
-    One that is not `sampled` is passed on and not recorded. `state` is what other systems say among themselves.
+    A trace that is not `sampled` is passed on and not recorded. `state` is other systems' `tracestate`.
     """
 
-    trace: str
-    span: str
+    trace_id: str
+    span_id: str
     sampled: bool
-    parent: str | None = None
+    parent_id: str | None = None
     state: str = ""
-    calls: list[Call] = msgspec.field(default_factory=list)
+    calls: list[BackendCall] = msgspec.field(default_factory=list)
 
-    def call(self, backend: str, at: float) -> list[tuple[str, str]]:
-        """A request goes to a backend: the headers that tell it of the trace."""
-        call = Call(backend, at, new_span())
+    def add_call(self, backend: str, at: float) -> list[tuple[str, str]]:
+        """Record a request to a backend; returns the headers that propagate the trace."""
+        call = BackendCall(backend, at, new_span_id())
         self.calls.append(call)
-        headers = [("traceparent", f"00-{self.trace}-{call.span}-{'01' if self.sampled else '00'}")]
+        headers = [("traceparent", f"00-{self.trace_id}-{call.span_id}-{'01' if self.sampled else '00'}")]
         if self.state:
             headers.append(("tracestate", self.state))
         return headers
 
 
-#: The trace of the request that this task is at.
+#: The trace of the request that the current task serves.
 CURRENT: ContextVar[Trace | None] = ContextVar("trace", default=None)
 
 
-def begin(traceparent: str, tracestate: str, *, chosen: bool) -> Trace:
-    """The trace that a client names, or a new one if it names none that can be understood.
-
-    Whether it is recorded is the client's decision, and `chosen` for one that begins here.
-    """
+def start_trace(traceparent: str, tracestate: str, *, sampled: bool) -> Trace:
+    """Join the client's trace, whose sampling decision counts, or start a new one if there is none or it is invalid."""
     found = _TRACEPARENT.fullmatch(traceparent.strip())
     if found is None or (found[1] == "00" and found[5]):
-        return Trace(trace=secrets.token_hex(16), span=new_span(), sampled=chosen)
-    plain = tracestate.isascii() and tracestate.isprintable() and len(tracestate) <= _LONGEST_STATE
+        return Trace(trace_id=secrets.token_hex(16), span_id=new_span_id(), sampled=sampled)
+    plain = tracestate.isascii() and tracestate.isprintable() and len(tracestate) <= _MAX_STATE
     return Trace(
-        trace=found[2],
-        span=new_span(),
+        trace_id=found[2],
+        span_id=new_span_id(),
         sampled=bool(int(found[4], 16) & _SAMPLED),
-        parent=found[3],
+        parent_id=found[3],
         state=tracestate.strip() if plain else "",
     )
 
 
-def new_span() -> str:
-    """An id that nobody else has."""
+def new_span_id() -> str:
     return secrets.token_hex(8)
 
 
 class TracedTransport:
-    """Another transport, with `traceparent` in each request. `told`: whether the other side may know of it."""
+    """Adds `traceparent` to the requests of another transport; without `propagate` it only records them."""
 
-    def __init__(self, inner: Transport, clock: Callable[[], float], *, told: bool) -> None:
+    def __init__(self, inner: Transport, clock: Callable[[], float], *, propagate: bool) -> None:
         self._inner = inner
         self._clock = clock
-        self._told = told
+        self._propagate = propagate
 
     def send(self, request: WireRequest, endpoint: Endpoint, timeouts: Timeouts) -> AbstractAsyncContextManager[Answer]:
         """See `Transport.send`."""
         trace = CURRENT.get()
         if trace is not None:
-            headers = trace.call(endpoint.name, self._clock())
-            if self._told:
+            headers = trace.add_call(endpoint.name, self._clock())
+            if self._propagate:
                 request = msgspec.structs.replace(request, headers=(*request.headers, *headers))
         return self._inner.send(request, endpoint, timeouts)
 
@@ -118,35 +120,35 @@ Value = str | int | float | bool
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
-    """A stretch of time; `began` and `ended` in seconds since the epoch. `kind`: `server`, `client` or `internal`."""
+    """`start` and `end` in seconds since the epoch. `kind`: `server`, `client` or `internal`. `error` is empty if it succeeded."""
 
     name: str
-    span: str
-    parent: str | None
-    began: float
-    ended: float
+    span_id: str
+    parent_id: str | None
+    start: float
+    end: float
     kind: str = "internal"
-    failed: str = ""
+    error: str = ""
     attributes: Mapping[str, Value] = {}
 
 
 def spans_of(context: RequestContext, trace: Trace, *, now: float, wall: float) -> list[Span]:
-    """The spans of a request that ends `now`, which is `wall` on the clock of the wall; the request itself first."""
+    """The spans of a request that ends `now`, the request's own first; `wall` is the same time since the epoch."""
     offset = wall - now
-    spans = [_request(context, trace, context.started_at + offset, wall)]
+    spans = [_request_span(context, trace, context.started_at + offset, wall)]
     calls = list(trace.calls)
     for number, attempt in enumerate(context.attempts, start=1):
-        # One attempt may need several calls: a stale connection, or a request that is said in another way.
+        # An attempt may make several calls: after a stale connection, or to retry without an unsupported option.
         end = attempt.started_at + attempt.seconds
         own = [call for call in calls if attempt.started_at <= call.at <= end]
-        spans += _attempt(trace, attempt, number, own, offset)
+        spans += _attempt_spans(trace, attempt, number, own, offset)
     return spans
 
 
-def _request(context: RequestContext, trace: Trace, began: float, ended: float) -> Span:
+def _request_span(context: RequestContext, trace: Trace, start: float, end: float) -> Span:
     attempt = context.attempt
     usage, target = (None, None) if attempt is None else (attempt.usage, attempt.target)
-    told: dict[str, Value | None] = {
+    attributes: dict[str, Value | None] = {
         "gen_ai.operation.name": _OPERATIONS.get(context.operation.name, context.operation.name),
         "gen_ai.request.model": context.requested_model,
         "gen_ai.response.model": context.model,
@@ -165,78 +167,83 @@ def _request(context: RequestContext, trace: Trace, began: float, ended: float) 
     }
     return Span(
         name=" ".join(filter(None, (context.operation.name, context.model))),
-        span=trace.span,
-        parent=trace.parent,
-        began=began,
-        ended=ended,
+        span_id=trace.span_id,
+        parent_id=trace.parent_id,
+        start=start,
+        end=end,
         kind="server",
-        failed=context.reason or context.outcome if context.outcome in ("failed", "broken") else "",
-        attributes={name: value for name, value in told.items() if value is not None},
+        error=context.reason or context.outcome if context.outcome in ("failed", "broken") else "",
+        attributes={name: value for name, value in attributes.items() if value is not None},
     )
 
 
-def _attempt(trace: Trace, attempt: Attempt, number: int, calls: Sequence[Call], offset: float) -> list[Span]:
-    began, ended = attempt.started_at + offset, attempt.started_at + attempt.seconds + offset
-    own = new_span()
-    where: dict[str, Value] = {"hostler.backend": attempt.target.backend, "gen_ai.request.model": attempt.target.model}
-    good = attempt.outcome in ("answered", "client_disconnected", "cancelled", "stopped")
+def _attempt_spans(
+    trace: Trace, attempt: Attempt, number: int, calls: Sequence[BackendCall], offset: float
+) -> list[Span]:
+    start, end = attempt.started_at + offset, attempt.started_at + attempt.seconds + offset
+    span_id = new_span_id()
+    attributes: dict[str, Value] = {
+        "hostler.backend": attempt.target.backend,
+        "gen_ai.request.model": attempt.target.model,
+    }
+    succeeded = attempt.outcome in ("answered", "client_disconnected", "cancelled", "stopped")
     spans = [
         Span(
-            name=f"attempt {number} {attempt.target.backend}", span=own, parent=trace.span, began=began, ended=ended,
-            failed="" if good else attempt.outcome, attributes={**where, "hostler.outcome": attempt.outcome},
+            name=f"attempt {number} {attempt.target.backend}", span_id=span_id, parent_id=trace.span_id, start=start, end=end,
+            error="" if succeeded else attempt.outcome, attributes={**attributes, "hostler.outcome": attempt.outcome},
         )
     ]  # fmt: skip
-    at = began
+    at = start
     for name, seconds in (("queue", attempt.queue_s), ("switch", attempt.switch_s)):
         if seconds > 0:
-            spans.append(Span(name=name, span=new_span(), parent=own, began=at, ended=min(ended, at + seconds)))
+            spans.append(
+                Span(name=name, span_id=new_span_id(), parent_id=span_id, start=at, end=min(end, at + seconds))
+            )
             at += seconds
     for call, following in zip_longest(calls, calls[1:]):
-        until = ended if following is None else following.at + offset
+        until = end if following is None else following.at + offset
         spans.append(
             Span(
-                name=f"call {call.backend}", span=call.span, parent=own, began=call.at + offset, ended=until,
-                kind="client", attributes=where,
+                name=f"call {call.backend}", span_id=call.span_id, parent_id=span_id, start=call.at + offset, end=until,
+                kind="client", attributes=attributes,
             )
         )  # fmt: skip
     if calls and attempt.first_token_at is not None:
         sent, first = calls[-1], attempt.first_token_at + offset
-        spans.append(Span(name="prefill", span=new_span(), parent=sent.span, began=sent.at + offset, ended=first))
-        spans.append(Span(name="generation", span=new_span(), parent=sent.span, began=first, ended=max(first, ended)))
+        spans.append(
+            Span(name="prefill", span_id=new_span_id(), parent_id=sent.span_id, start=sent.at + offset, end=first)
+        )
+        spans.append(
+            Span(name="generation", span_id=new_span_id(), parent_id=sent.span_id, start=first, end=max(first, end))
+        )
     return spans
 
 
-#: What OpenTelemetry calls the operations that it knows.
+#: OpenTelemetry's names of operations.
 _OPERATIONS = {"chat": "chat", "completions": "text_completion", "embeddings": "embeddings"}
 
 
-logger = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.sdk.trace.export import SpanExporter
-
-#: What has not reached the collector by then when the gateway stops is dropped, in seconds.
-_LAST_S = 2.0
-#: One export may take so long, in seconds; what comes meanwhile waits in a bounded queue, and nobody waits for it.
-_EXPORT_S = 5.0
+#: Time for the last export when the gateway stops, in seconds; the rest is dropped.
+_FLUSH_S = 2.0
+#: Timeout of one export, in seconds; further spans wait in a bounded queue.
+_EXPORT_TIMEOUT_S = 5.0
 
 
 class MissingExtra(Exception):
     """OpenTelemetry's packages are not installed."""
 
 
-def need() -> None:
-    """Raises `MissingExtra` if there can be no traces here."""
+def require_extra() -> None:
+    """Raises `MissingExtra` if the extra is not installed."""
     try:
         import opentelemetry.exporter.otlp.proto.http.trace_exporter
-        import opentelemetry.sdk.trace.export  # noqa: F401 - to know that it is there
+        import opentelemetry.sdk.trace.export  # noqa: F401 - only whether it is installed
     except ImportError as error:
         raise MissingExtra(str(error)) from error
 
 
-class TracingRules(msgspec.Struct, frozen=True, kw_only=True):
-    """Where spans go, and which: `sample` is the share of the traces that begin here."""
+class TracingOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The collector, and `sample`, the fraction of traces started here that are recorded."""
 
     endpoint: str
     headers: Mapping[str, str] = {}
@@ -245,22 +252,19 @@ class TracingRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tracer:
-    """Records requests as spans and sends them. Nothing waits for the collector: what it does not take in time is lost.
-
-    Raises `MissingExtra`.
-    """
+    """Exports requests as spans, without ever waiting for the collector. Raises `MissingExtra`."""
 
     def __init__(
         self,
-        rules: TracingRules,
+        options: TracingOptions,
         clock: Callable[[], float],
         *,
         version: str,
         exporter: SpanExporter | None = None,
         wall: Callable[[], float] = time.time,
-        chance: Callable[[], float] = random.random,
+        draw: Callable[[], float] = random.random,
     ) -> None:
-        need()
+        require_extra()
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -268,57 +272,59 @@ class Tracer:
 
         self._clock = clock
         self._wall = wall
-        self._chance = chance
-        self._sample = rules.sample
-        self._resource = Resource.create({"service.name": rules.service, "service.version": version})
+        self._draw = draw
+        self._sample = options.sample
+        self._resource = Resource.create({"service.name": options.service, "service.version": version})
         self._scope = InstrumentationScope("hostler", version)
         if exporter is None:
-            exporter = OTLPSpanExporter(endpoint=rules.endpoint, headers=dict(rules.headers), timeout=_EXPORT_S)
+            exporter = OTLPSpanExporter(
+                endpoint=options.endpoint, headers=dict(options.headers), timeout=_EXPORT_TIMEOUT_S
+            )
         self._processor = BatchSpanProcessor(exporter, schedule_delay_millis=1000)
 
-    def chosen(self) -> bool:
-        """Whether a trace that begins now is one of those to record."""
-        return self._sample >= 1.0 or self._chance() < self._sample
+    def should_sample(self) -> bool:
+        """Whether to record a trace that starts here."""
+        return self._sample >= 1.0 or self._draw() < self._sample
 
     def record(self, context: RequestContext, trace: Trace) -> None:
-        """A request has ended. Never waits."""
+        """Export a finished request. Never waits."""
         try:
             for span in spans_of(context, trace, now=self._clock(), wall=self._wall()):
                 self._processor.on_end(self._readable(span, trace))
         except Exception:
-            # Whatever is wrong with a span costs the span, not the answer.
-            logger.exception("%s: its spans could not be recorded", context.id)
+            # An error here costs the span, not the answer.
+            logger.exception("%s: cannot record spans", context.id)
 
     async def aclose(self) -> None:
-        """Send what is left, as far as the collector takes it at once."""
+        """Export the remaining spans, within `_FLUSH_S`."""
         await anyio.to_thread.run_sync(self._close)
 
     def _close(self) -> None:
-        self._processor.force_flush(round(_LAST_S * 1000))
+        self._processor.force_flush(round(_FLUSH_S * 1000))
         self._processor.shutdown()  # type: ignore[no-untyped-call]  # the SDK leaves it untyped
 
     def _readable(self, span: Span, trace: Trace) -> ReadableSpan:
         from opentelemetry.sdk.trace import ReadableSpan
         from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-        def context(number: str) -> SpanContext:
+        def context(span_id: str) -> SpanContext:
             return SpanContext(
-                trace_id=int(trace.trace, 16),
-                span_id=int(number, 16),
-                is_remote=number == trace.parent,
+                trace_id=int(trace.trace_id, 16),
+                span_id=int(span_id, 16),
+                is_remote=span_id == trace.parent_id,
                 trace_flags=TraceFlags(TraceFlags.SAMPLED),
             )
 
         attributes: dict[str, Any] = dict(span.attributes)
         return ReadableSpan(
             name=span.name,
-            context=context(span.span),
-            parent=None if span.parent is None else context(span.parent),
+            context=context(span.span_id),
+            parent=None if span.parent_id is None else context(span.parent_id),
             kind=SpanKind[span.kind.upper()],
             attributes=attributes,
-            status=Status(StatusCode.ERROR, span.failed) if span.failed else Status(),
-            start_time=round(span.began * 1e9),
-            end_time=round(max(span.began, span.ended) * 1e9),
+            status=Status(StatusCode.ERROR, span.error) if span.error else Status(),
+            start_time=round(span.start * 1e9),
+            end_time=round(max(span.start, span.end) * 1e9),
             resource=self._resource,
             instrumentation_scope=self._scope,
         )

@@ -1,4 +1,4 @@
-"""Traces: what a collector is told of a request, whose trace it joins, and that it costs nothing where there is none."""
+"""Traces: the spans a collector receives, the client's trace that is joined, and nothing at all without tracing."""
 
 from __future__ import annotations
 
@@ -18,16 +18,8 @@ from anyio.abc import SocketStream
 from fakes.openrouter import Router
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from system.chain import open_chain, plain
 from system.house import OpenHouse
-
-from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.types import ChatRequest, Origin
-from hostler.gateway.context import Attempt, Client, RequestContext, Target
-from hostler.gateway.response import ResponseWriter
-from hostler.gateway.telemetry.tracing import CURRENT, Call, Trace, Tracer, TracingRules, begin
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +28,7 @@ SAMPLED = f"00-{TRACE}-{PARENT}-01"
 
 
 class Collector:
-    """An OpenTelemetry collector: takes OTLP over HTTP, and remembers the spans."""
+    """An OpenTelemetry collector: accepts OTLP over HTTP, and keeps the spans."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -177,85 +169,6 @@ async def test_model_lists_start_no_traces(open_house: OpenHouse) -> None:
             await house.http.get("/v1/models", headers={"traceparent": SAMPLED})
         kinds = [span["name"] for span in collector.spans if span["kind"] == "SPAN_KIND_SERVER"]
     assert kinds == ["chat a", "models"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "x", f"00-{'0' * 32}-{PARENT}-01", f"00-{TRACE}-{'0' * 16}-01", f"ff-{TRACE}-{PARENT}-01", SAMPLED + "-more"],
-)
-def test_an_invalid_traceparent_starts_a_new_trace(text: str) -> None:
-    trace = begin(text, "vendor=1", chosen=False)
-    assert (trace.parent, trace.state, trace.sampled) == (None, "", False)
-    assert trace.trace not in (TRACE, "0" * 32)
-
-
-def test_a_later_version_of_traceparent_is_accepted() -> None:
-    assert begin(f"01-{TRACE}-{PARENT}-01-more", "", chosen=False).trace == TRACE
-    assert begin(SAMPLED, "evil\r\nheader: 1", chosen=False).state == ""
-
-
-def context_of(*attempts: Attempt) -> RequestContext:
-    adapter = OpenAIAdapter()
-    request = ChatRequest(origin=Origin(wire="openai", operation="chat"), model="m")
-    operation = next(each for each in adapter.operations if each.name == "chat")
-    context = RequestContext(
-        request_id="req-1", adapter=adapter, operation=operation, request=request, writer=ResponseWriter(None, list),  # type: ignore[arg-type]
-        client=Client(name="anna"), started_at=100.0,
-    )  # fmt: skip
-    context.attempts += attempts
-    context.attempt = attempts[-1]
-    return context
-
-
-async def test_spans_cover_the_time_of_each_phase() -> None:
-    target = Target(backend="local", model="m", name_there="m")
-    context = context_of(
-        Attempt(target=target, seconds=1.0, outcome="unreachable", started_at=100.0),
-        Attempt(
-            target=target,
-            seconds=8.0,
-            outcome="answered",
-            started_at=101.0,
-            queue_s=1.5,
-            switch_s=2.0,
-            first_token_at=106.0,
-        ),
-    )
-    trace = Trace(trace=TRACE, span="1" * 16, sampled=True, calls=[Call("local", 104.5, "2" * 16)])
-    exporter = InMemorySpanExporter()
-    rules = TracingRules(endpoint="http://unused")
-    tracer = Tracer(rules, lambda: 110.0, version="1", exporter=exporter, wall=lambda: 1110.0)
-    tracer.record(context, trace)
-    await tracer.aclose()
-    spans = {span.name: span for span in exporter.get_finished_spans()}
-
-    def times(span: ReadableSpan) -> tuple[float, float]:
-        assert span.start_time is not None
-        assert span.end_time is not None
-        return span.start_time / 1e9, span.end_time / 1e9
-
-    assert {name: times(span) for name, span in spans.items()} == {
-        "chat": (1100.0, 1110.0),
-        "attempt 1 local": (1100.0, 1101.0),
-        "attempt 2 local": (1101.0, 1109.0),
-        "queue": (1101.0, 1102.5),
-        "switch": (1102.5, 1104.5),
-        "call local": (1104.5, 1109.0),
-        "prefill": (1104.5, 1106.0),
-        "generation": (1106.0, 1109.0),
-    }
-
-
-def test_a_fraction_of_traces_is_sampled() -> None:
-    rules = TracingRules(endpoint="http://unused", sample=0.25)
-    drawn = iter([0.2, 0.25, 0.9])
-    tracer = Tracer(rules, lambda: 0.0, version="1", exporter=InMemorySpanExporter(), chance=lambda: next(drawn))
-    assert [tracer.chosen() for _ in range(3)] == [True, False, False]
-    tracer._close()
-
-
-def test_there_is_no_trace_outside_of_a_request() -> None:
-    assert CURRENT.get() is None
 
 
 async def test_without_the_extra_the_error_names_the_package(tmp_path: Path) -> None:

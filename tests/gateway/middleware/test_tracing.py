@@ -22,12 +22,12 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 class Traced:
     """A traced application: the trace that was current in it, and what was recorded."""
 
-    def __init__(self, *, chosen: bool = True, fails: bool = False) -> None:
+    def __init__(self, *, sampled: bool = True, fails: bool = False) -> None:
         self.current: Trace | None = None
         self.recorded: list[tuple[RequestContext, Trace]] = []
         self._fails = fails
         self.middleware = TracingMiddleware(
-            self._app, record=lambda *ended: self.recorded.append(ended), chosen=lambda: chosen
+            self._app, record=lambda *ended: self.recorded.append(ended), should_sample=lambda: sampled
         )
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
@@ -48,18 +48,18 @@ class Traced:
 
 
 async def test_a_clients_trace_is_joined_and_recorded() -> None:
-    subject, context = Traced(chosen=False), make_context()
+    subject, context = Traced(sampled=False), make_context()
     trace = await subject.run(context, (b"traceparent", f"00-{TRACE}-{PARENT}-01".encode()), (b"tracestate", b"a=1"))
-    assert (trace.trace, trace.parent, trace.state) == (TRACE, PARENT, "a=1")
+    assert (trace.trace_id, trace.parent_id, trace.state) == (TRACE, PARENT, "a=1")
     assert subject.recorded == [(context, trace)]
 
 
-@pytest.mark.parametrize("chosen", [True, False])
-async def test_a_trace_that_starts_here_is_recorded_if_it_is_sampled(chosen: bool) -> None:
-    subject = Traced(chosen=chosen)
+@pytest.mark.parametrize("sampled", [True, False])
+async def test_a_trace_that_starts_here_is_recorded_if_it_is_sampled(sampled: bool) -> None:
+    subject = Traced(sampled=sampled)
     trace = await subject.run(make_context())
-    assert trace.parent is None
-    assert len(subject.recorded) == chosen
+    assert trace.parent_id is None
+    assert len(subject.recorded) == sampled
 
 
 async def test_a_failed_request_is_recorded() -> None:
