@@ -1,14 +1,14 @@
-"""Everything that can go wrong with a request, as one tree; each adapter says it in its protocol's own words.
+"""The errors of a request; each adapter encodes them in its protocol.
 
 GatewayError
 ├── BadRequest · Unauthenticated · Forbidden · NotFound · ModelNotFound · MethodNotAllowed · RequestTooLarge
 │   UnsupportedMediaType · MisdirectedRequest · TooManyRequests · WaitTimeout · ModelUnavailable · ShuttingDown
 │   ClientDisconnected · RequestCancelled
 └── BackendError
-    ├── BackendUnavailable   never connected: nothing was sent, trying elsewhere is free
+    ├── BackendUnavailable   never connected: nothing was sent, a retry elsewhere is safe
     ├── BackendTimeout       connected, but silent for too long
     ├── BackendRejected      a complete answer with an error status
-    └── BackendBroken        the answer ended in the middle, or is no answer at all
+    └── BackendBroken        the answer broke off, or violates the protocol
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import ClassVar
 
 
 class GatewayError(Exception):
-    """An error with a message for the person at the client: it names the thing and the way out.
+    """An error with a message for the client's user that names the cause and the way out.
 
-    `status` is the HTTP status, `code` a stable word for programs. `retry_after_s` becomes `Retry-After`.
+    `status` is the HTTP status, `code` a stable identifier for programs. `retry_after_s` becomes `Retry-After`.
     """
 
     status: ClassVar[int] = 500
@@ -38,37 +38,37 @@ class GatewayError(Exception):
 
 
 class BadRequest(GatewayError):
-    """The request cannot be understood; `param` names the field."""
+    """The request is invalid; `param` names the field."""
 
     status, code = 400, "invalid_request"
 
 
 class Unauthenticated(GatewayError):
-    """No key, or one that is not known."""
+    """The API key is missing or unknown."""
 
     status, code = 401, "invalid_api_key"
 
 
 class Forbidden(GatewayError):
-    """A known key without the scope, or a thing that this gateway does not do."""
+    """The key lacks the scope, or the gateway does not allow the operation."""
 
     status, code = 403, "forbidden"
 
 
 class NotFound(GatewayError):
-    """No such route or thing."""
+    """The route or resource does not exist."""
 
     status, code = 404, "not_found"
 
 
 class ModelNotFound(GatewayError):
-    """No model of that name; `model` is the name as it was sent."""
+    """No model has this name; `model` is the name as sent."""
 
     status, code = 404, "model_not_found"
 
 
 class MethodNotAllowed(GatewayError):
-    """The route exists, the method does not; `allowed` lists those that do."""
+    """The route does not take this method; `allowed` lists those that it takes."""
 
     status, code = 405, "method_not_allowed"
 
@@ -78,37 +78,37 @@ class MethodNotAllowed(GatewayError):
 
 
 class RequestTooLarge(GatewayError):
-    """The body is larger than the limit."""
+    """The body exceeds the limit."""
 
     status, code = 413, "request_too_large"
 
 
 class UnsupportedMediaType(GatewayError):
-    """The body's content type is not taken here."""
+    """The route does not take this content type."""
 
     status, code = 415, "unsupported_media_type"
 
 
 class MisdirectedRequest(GatewayError):
-    """The `Host` header names somebody else."""
+    """The `Host` header names another server."""
 
     status, code = 421, "misdirected_request"
 
 
 class TooManyRequests(GatewayError):
-    """The queue is full, or a client asks too often."""
+    """The queue is full, or a client exceeds a rate limit."""
 
     status, code = 429, "queue_full"
 
 
 class WaitTimeout(GatewayError):
-    """The request waited for its turn as long as it may."""
+    """The request was in the queue for the longest time allowed."""
 
     status, code = 503, "wait_limit_reached"
 
 
 class ModelUnavailable(GatewayError):
-    """The model exists but cannot be had now: it failed to load, does not fit, or every hop is down."""
+    """The model exists but cannot answer now: it failed to load, does not fit, or every backend is down."""
 
     status, code = 503, "model_not_available"
 
@@ -120,19 +120,19 @@ class ShuttingDown(GatewayError):
 
 
 class ClientDisconnected(GatewayError):
-    """The client left. Nobody reads this; logs and metrics count it."""
+    """The client disconnected. Never sent; logs and metrics count it."""
 
     status, code = 499, "client_closed_request"
 
 
 class RequestCancelled(GatewayError):
-    """Somebody who may do so ended the request. A status that clients do not try again after by themselves."""
+    """An operator cancelled the request. Its status is one that clients do not retry on their own."""
 
     status, code = 499, "request_cancelled"
 
 
 class BackendError(GatewayError):
-    """Something behind the gateway failed; `backend` names it as the configuration does."""
+    """A backend failed; `backend` is its name in the configuration."""
 
     status, code = 502, "backend_error"
 
@@ -142,7 +142,7 @@ class BackendError(GatewayError):
 
 
 class BackendUnavailable(BackendError):
-    """Never connected: nothing of the request can have been received. `timed_out`: it was waited for in vain."""
+    """Never connected, so the backend cannot have received the request. `timed_out`: connecting took too long."""
 
     code = "backend_unavailable"
 
@@ -154,13 +154,13 @@ class BackendUnavailable(BackendError):
 
 
 class BackendTimeout(BackendError):
-    """Connected, but nothing came in time; `committed` tells whether words were out already."""
+    """Connected, but the backend was silent for too long."""
 
     status, code = 504, "backend_timeout"
 
 
 class BackendRejected(BackendError):
-    """The backend answered with an error status: its answer, in its own protocol, for those who speak it too."""
+    """The backend answered with an error status. `body` is its answer, in the protocol `wire`."""
 
     code = "backend_rejected"
 
@@ -183,10 +183,7 @@ class BackendRejected(BackendError):
 
 
 class BackendBroken(BackendError):
-    """The answer ended without its end, was reset, is not what the protocol allows, or holds an error.
-
-    `backend_status` is the status that such an error names, if it does.
-    """
+    """The answer broke off, violates the protocol, or contains an error; `backend_status` is the status it names."""
 
     code = "backend_broken"
 
@@ -198,7 +195,7 @@ class BackendBroken(BackendError):
 
 
 def error_headers(error: GatewayError) -> list[tuple[str, str]]:
-    """What a refusal says in its headers in every protocol: when to come back, that a key is wanted, which methods there are."""
+    """The headers of an error response: `Retry-After`, `WWW-Authenticate` and `Allow`."""
     headers: list[tuple[str, str]] = []
     if error.retry_after_s is not None:
         headers.append(("Retry-After", str(max(1, math.ceil(error.retry_after_s)))))

@@ -1,7 +1,7 @@
-"""A JSON request body as bytes: checked, looked into at the top level and spliced, never materialised as a whole.
+"""A JSON request body as bytes: validated, read at the top level and patched, never decoded as a whole.
 
-`JsonBody` answers what a gateway must know of a body before it forwards it; `patch` changes a few top-level
-members and leaves every other byte as it came.
+`JsonBody` validates a body and gives access to its members; `patch` changes a few top-level members and leaves every
+other byte as it came.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import msgspec
 
 from hostler.adapters.errors import BadRequest
 
-#: What decoding raises for bytes that are not JSON, or not the JSON that was asked for: besides msgspec's own errors
-#: Python's, for text that is not UTF-8 and for what is nested too deep.
+#: What decoding raises for bytes that are not JSON or not of the expected type: besides msgspec's own errors Python's,
+#: for text that is not UTF-8 and for nesting that is too deep.
 NOT_JSON = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 MAX_DEPTH = 128
 MAX_KEYS = 100_000
 MAX_BRACKETS = 100_000
 
-# A body this small cannot hold so many keys that reading them takes long.
+# A smaller body cannot have so many keys that reading them takes long.
 _SMALL = 64 * 1024
 
-# A list that cannot hold more entries than this is looked at entry by entry.
+# Lists of up to this many entries are checked entry by entry.
 _FEW = 50_000
 _BLOCK = 256 * 1024
 
@@ -47,9 +47,9 @@ T = TypeVar("T")
 class JsonBody:
     """The top-level members of a JSON object, by name, as undecoded bytes.
 
-    Raises `BadRequest` for anything that is not one well-formed JSON object, and for what parsers disagree about:
-    a name that comes twice, bytes that are not UTF-8, lone surrogates, a depth beyond `MAX_DEPTH`, and
-    for more than `MAX_KEYS` names, or a member of more than `MAX_BRACKETS` lists and objects.
+    Raises `BadRequest` for anything that is not one well-formed JSON object, for what parsers disagree about (duplicate
+    names, bytes that are not UTF-8, lone surrogates), and beyond `MAX_DEPTH` levels, `MAX_KEYS` names or `MAX_BRACKETS`
+    lists and objects in a member.
     """
 
     __slots__ = ("body", "members")
@@ -70,7 +70,7 @@ class JsonBody:
         except msgspec.DecodeError as error:
             raise BadRequest(_malformed(body, error)) from None
         colons = body.count(b":")
-        # Colons between names and values only, and one object: nothing comes twice, and nothing but lists can be deep.
+        # Colons only between names and values, and a single object: no duplicate names, and only lists can be nested.
         if colons == len(self.members) and body.count(b"[") < MAX_DEPTH and body.count(b"{") == 1:
             return
         if _check_depth(self.members) != colons:
@@ -78,42 +78,42 @@ class JsonBody:
 
     def text(self, name: str) -> str | None:
         """The member as a string; `None` if it is absent or null. Raises `BadRequest` if it is anything else."""
-        return self.get(name, _text, words="a string")
+        return self.get(name, _text, expected="a string")
 
     def flag(self, name: str) -> bool:
         """The member as true or false; false if it is absent or null."""
-        return self.get(name, _flag, words="true or false") or False
+        return self.get(name, _flag, expected="true or false") or False
 
     def number(self, name: str) -> int | None:
         """The member as an integer; `None` if it is absent or null."""
-        return self.get(name, _number, words="an integer")
+        return self.get(name, _number, expected="an integer")
 
-    def get(self, name: str, decoder: msgspec.json.Decoder[T | None], *, words: str) -> T | None:
-        """The member, decoded; `None` if it is absent or null. `words` says in an error what it should have been."""
+    def get(self, name: str, decoder: msgspec.json.Decoder[T | None], *, expected: str) -> T | None:
+        """The member, decoded; `None` if it is absent or null. `expected` describes its type in errors."""
         raw = self.members.get(name)
         if raw is None:
             return None
         try:
             return decoder.decode(raw)
         except msgspec.ValidationError:
-            raise BadRequest(f"`{name}` must be {words}.", param=name) from None
+            raise BadRequest(f"`{name}` must be {expected}.", param=name) from None
 
     def has(self, name: str) -> bool:
-        """Whether the member is there and not null."""
+        """Whether the member is present and not null."""
         raw = self.members.get(name)
         return raw is not None and bytes(raw) != b"null"
 
 
 def members(body: bytes, known: JsonBody | None = None) -> dict[str, msgspec.Raw]:
-    """The top-level members of a body that has been checked before; read again only if `known` is not this very body's."""
+    """The top-level members of a valid body, taken from `known` if that is the same body."""
     return known.members if known is not None and known.body is body else _decode_members(body)
 
 
 def spans(body: bytes, members: Mapping[str, msgspec.Raw]) -> dict[str, tuple[int, int]]:
-    """Where each top-level member's value stands in the body. Raises `BadRequest` for a name that comes twice.
+    """The start and end of each top-level value in the body. Raises `BadRequest` for duplicate names.
 
-    The decoder has already found every value's length; here only the names between them are read, so the work
-    does not grow with the values.
+    The decoder has already found the length of every value; only the names between them are read here, so the cost does
+    not grow with the values.
     """
     found: dict[str, tuple[int, int]] = {}
     at = body.index(b"{") + 1
@@ -124,7 +124,7 @@ def spans(body: bytes, members: Mapping[str, msgspec.Raw]) -> dict[str, tuple[in
         literal = match[1]
         name = literal[1:-1].decode() if b"\\" not in literal else msgspec.json.decode(literal, type=str)
         start = match.end()
-        # For a name that comes twice the decoder kept the last value: the bytes here are others, or are met again.
+        # Of duplicate names the decoder kept the last value: either the bytes here differ, or the name comes again.
         value = members.get(name, b"")
         end = start + memoryview(value).nbytes
         after = _NEXT.match(body, end)
@@ -143,8 +143,8 @@ def spans(body: bytes, members: Mapping[str, msgspec.Raw]) -> dict[str, tuple[in
 def patch(body: bytes, changes: Mapping[str, bytes | None], known: Mapping[str, msgspec.Raw] | None = None) -> bytes:
     """The body with these top-level members set to the given JSON, every other byte as it was.
 
-    Members that are absent are put first. `None` leaves the value `null`, which every server reads as absent.
-    `known` are the body's members, if they have been read already.
+    Members that are absent are inserted first. `None` sets the value to `null`, which every server reads as absent.
+    `known` are the body's members, if they have been decoded already.
     """
     where = spans(body, _decode_members(body) if known is None else known)
     edits = sorted((where[name], value or b"null") for name, value in changes.items() if name in where)
@@ -165,22 +165,22 @@ def patch(body: bytes, changes: Mapping[str, bytes | None], known: Mapping[str, 
 
 
 def check_size(body: bytes) -> None:
-    """Raises `BadRequest` for a body with too many keys or nested too deep, before anything decodes it."""
+    """Raise `BadRequest` for a body with too many keys or nested too deep, before it is decoded."""
     _check_keys(body)
     if _brackets(body) > MAX_DEPTH:
         _check_levels(body, MAX_DEPTH)
 
 
 def _check_keys(body: bytes) -> None:
-    # Inside a string a quote is escaped, so what is counted are keys (and strings that begin with a colon).
+    # Quotes inside strings are escaped, so this counts keys (and strings that begin with a colon).
     if len(body) > _SMALL and body.count(b":") > MAX_KEYS and body.count(b'":') - body.count(b'\\":') > MAX_KEYS:
         raise BadRequest(f"The request body has more than {MAX_KEYS} keys.")
 
 
 def _check_depth(members: Mapping[str, msgspec.Raw]) -> int:
-    """How many colons the body of these members has if each name comes once, and there is none in a name."""
-    # What holds few brackets cannot be deep. Long lists (messages, tools) are looked at entry by entry, so that only
-    # an entry with many brackets of its own is read mark by mark.
+    """The number of colons that the body of these members has if no name is duplicated or contains a colon."""
+    # A value with few brackets cannot be deep. Long lists (messages, tools) are checked entry by entry, so that only an
+    # entry with many brackets of its own is scanned.
     colons = len(members)
     for member in members.values():
         value = bytes(member)
@@ -202,16 +202,16 @@ def _brackets(value: bytes) -> int:
 
 
 def _check_levels(value: bytes, most: int) -> None:
-    """Follow the brackets outside of strings, block by block: neither time nor memory depends on what is in it."""
+    """Count the brackets outside of strings, block by block: neither time nor memory depends on the content."""
     at = depth = brackets = inside = 0
     while at < len(value):
         block = value[at : at + _BLOCK]
         if (len(block) - len(block.rstrip(b"\\"))) % 2:
-            block = value[at : at + len(block) + 1]  # an escape is not cut in two
+            block = value[at : at + len(block) + 1]  # never cut an escape in two
         at += len(block)
         if b"\\" in block:
             block = block.replace(b"\\\\", b"").replace(b'\\"', b"")
-        # Two quotes with no bracket between them change nothing, wherever they stand.
+        # Two quotes without a bracket between them change nothing.
         marks = block.translate(None, _NO_MARKS).replace(b'""', b"").split(b'"')
         outside = b"".join(marks[inside::2])
         inside ^= (len(marks) - 1) % 2

@@ -1,4 +1,4 @@
-"""The models as clients may see them: one immutable snapshot that every probe of every protocol is answered from."""
+"""The models as clients see them: one immutable snapshot from which every protocol answers its model lists."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from typing import Literal
 
 import msgspec
 
-from hostler.adapters.model_names import folded
+from hostler.adapters.model_names import normalized
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import ModelFacts
 
-#: `available` and `unavailable` are of models that no supervisor answers for; the gateway's own status tells them, and
-#: clients' lists call them `loaded`, since nothing has to be loaded for them.
+#: `available` and `unavailable` are states of models without a supervisor. Only the gateway's own status shows them;
+#: protocols list these models as `loaded`, since nothing has to be loaded for them.
 CardState = Literal["unloaded", "loading", "loaded", "sleeping", "failed", "available", "unavailable"]
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """One model under its own name.
 
-    `context` is the number of tokens one request can really have, never the training context. `created` and
-    `modified_at` are seconds since the epoch and stay the same between two starts. `digest` is 64 hex digits,
-    distinct per profile. `facts` is what the model's file says of itself, `None` when nobody could read it.
-    `expires_at` is when an idle model will be unloaded; `None` while unloaded, `inf` for never. `percent` is of the load
-    under way, where the engine tells.
-    `preset` is what a client made it of; the model of that name runs for it.
+    `context` is the number of tokens that one request can really have, never the training context. `created` and
+    `modified_at` are seconds since the epoch, stable over restarts. `digest` is 64 hex digits, distinct per profile.
+    `facts` is the metadata of the model's file, `None` if it could not be read. `expires_at` is when an idle model will
+    be unloaded; `None` while unloaded, `inf` for never. `percent` is the progress of loading, where the engine reports it.
+    `preset` is set for a model that a client derived from another one, which runs for it.
     """
 
     name: str
@@ -49,10 +48,10 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
-    """All models at one moment, in the order clients see them: the active or default one first, then by name.
+    """All models at one moment, in the order in which clients see them: the active or default one first, then by name.
 
-    `index` maps every accepted spelling (names and aliases) to its card. `active` is the model that runs (the
-    one used last, if several do), `default` the profile to use when nothing is named and nothing runs.
+    `index` maps names and aliases to cards. `active` is the loaded model (the one used last, if there are several),
+    `default` the one to use for requests that name none while none is loaded.
     """
 
     cards: tuple[ModelCard, ...] = ()
@@ -62,17 +61,17 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
 
     def find(self, name: str) -> ModelCard | None:
-        """The card for a name or an alias exactly as spelled; protocols with looser names fold them first."""
+        """The card for a name or an alias, exactly as spelled."""
         return self.index.get(name)
 
     def resolve(self, name: str) -> ModelCard | None:
-        """The card for a name in any spelling that Ollama takes: `Library/NAME:Latest`. An exact one is preferred."""
+        """The card for a name or an alias in any spelling that Ollama accepts, such as `Library/NAME:Latest`."""
         card = self.index.get(name)
         if card is not None:
             return card
-        wanted = folded(name)
-        return next((card for spelling, card in self.index.items() if folded(spelling) == wanted), None)
+        wanted = normalized(name)
+        return next((card for spelling, card in self.index.items() if normalized(spelling) == wanted), None)
 
     def names(self) -> list[str]:
-        """The names of the listed models, in order, without aliases."""
+        """The names of the listed models in order, without aliases."""
         return [card.name for card in self.cards if card.listed]

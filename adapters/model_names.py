@@ -1,4 +1,4 @@
-"""The spellings under which one model is known to clients: Ollama's form of a name, and the form that names are compared in."""
+"""Spellings of model names: Ollama's full form, the short form, and the form in which names are compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DEFAULT_TAG = "latest"
 def ollama_name(name: str) -> str:
     """The name as Ollama shows it: always with a tag, without the default host and namespace.
 
-    What cannot stand in such a name (`@`, a third slash, a dot in the namespace) becomes `-`.
+    Characters that such a name cannot have (`@`, a third slash, a dot in the namespace) become `-`.
     """
     name = name.strip().replace("@", "-").removesuffix(":local")
     head, colon, tag = name.rpartition(":")
@@ -23,14 +23,14 @@ def ollama_name(name: str) -> str:
     return f"{head}:{tag or DEFAULT_TAG}"
 
 
-def bare(name: str) -> str:
-    """The name as short as it can be said: without the default host, namespace and tag."""
+def short_name(name: str) -> str:
+    """The name without the default host, namespace and tag."""
     name = name.strip().removesuffix(":local")
     return _without(_without(name, DEFAULT_HOST), DEFAULT_NAMESPACE).removesuffix(f":{DEFAULT_TAG}")
 
 
-def folded(name: str) -> str:
-    """The form in which two spellings of one name are equal: case, default host, namespace and tag do not count."""
+def normalized(name: str) -> str:
+    """The form in which all spellings of a name are equal, whatever their case, default host, namespace and tag."""
     return ollama_name(name).lower().removesuffix(f":{DEFAULT_TAG}")
 
 

@@ -1,4 +1,4 @@
-"""A `multipart/form-data` body as bytes: its short text fields read, one of them replaced, the files left alone."""
+"""A `multipart/form-data` body as bytes: its short text fields are read, one can be replaced, files stay as they are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from hostler.adapters.errors import BadRequest
 
-# Fields are looked for between the files, however large these are; more parts than this is no upload.
+# Fields are searched between the files, however large those are; no upload has more parts than this.
 MAX_PARTS = 256
 MAX_FIELD = 4096
 
@@ -15,7 +15,7 @@ _NAME = re.compile(rb'content-disposition:[^\r\n]*?[;\s]name=(?:"([^"\r\n]*)"|([
 
 
 def boundary(content_type: str) -> bytes:
-    """The boundary that the media type names. Raises `BadRequest` if it names none."""
+    """The boundary in the media type. Raises `BadRequest` if there is none."""
     match = _BOUNDARY.search(content_type)
     if match is None:
         raise BadRequest("The multipart body has no boundary in its Content-Type.")
@@ -23,12 +23,12 @@ def boundary(content_type: str) -> bytes:
 
 
 def spans(body: bytes, content_type: str) -> dict[str, tuple[int, int]]:
-    """Where the value of each text field stands in the body. Raises `BadRequest` if the body is not such a form."""
+    """The start and end of each text field's value in the body. Raises `BadRequest` if the form is malformed."""
     mark = b"--" + boundary(content_type)
     found: dict[str, tuple[int, int]] = {}
     at = body.find(mark)
     if at < 0:
-        raise BadRequest("The multipart body does not hold the boundary that its Content-Type names.")
+        raise BadRequest("The multipart body does not contain the boundary from its Content-Type.")
     for _ in range(MAX_PARTS):
         at += len(mark)
         if body.startswith(b"--", at):
@@ -49,7 +49,7 @@ def spans(body: bytes, content_type: str) -> dict[str, tuple[int, int]]:
 
 
 def field(body: bytes, content_type: str, name: str) -> str | None:
-    """The text field of that name; `None` if there is none."""
+    """The value of a text field; `None` if it is absent."""
     span = spans(body, content_type).get(name)
     if span is None:
         return None
@@ -60,7 +60,7 @@ def field(body: bytes, content_type: str, name: str) -> str | None:
 
 
 def patch(body: bytes, content_type: str, name: str, value: str) -> bytes:
-    """The body with that text field set, every other byte as it was; a field that is absent is put first."""
+    """The body with this text field set and every other byte as it was; an absent field is inserted first."""
     if "\r" in value or "\n" in value:
         raise BadRequest(f"`{name}` must be one line.", param=name)
     span = spans(body, content_type).get(name)

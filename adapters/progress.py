@@ -1,15 +1,15 @@
-"""What a waiting client is told, in words: one line, the same in every protocol that has a place for it."""
+"""The progress line for clients that wait, the same in every protocol that has a place for it."""
 
 from __future__ import annotations
 
 from hostler.adapters.types import Progress
 
-#: Begins every line that is the gateway's and not the model's.
+#: Marks lines that come from the gateway and not from the model.
 PREFIX = "[hostler] "
 
 
 def progress_line(progress: Progress) -> str:
-    """What a waiting person reads: `loading b: 40% (12 s left)`."""
+    """For example `loading b: 40% (12 s left)`."""
     line = f"{progress.phase} {_one_line(progress.model)}"
     if progress.phase == "queued" and progress.position is not None:
         line += f": position {progress.position}"

@@ -1,4 +1,4 @@
-"""The model's name where a body names none: in a header, else in the query. A name in the body always counts more."""
+"""The model's name where the body has none: in a header, else in the query. A name in the body takes precedence."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from hostler.adapters import json_body as document
+from hostler.adapters import json_body
 from hostler.adapters.base import Incoming
 from hostler.adapters.errors import BadRequest
 
-#: Where it is looked for, the first one that says something counting.
+#: In this order; the first one that is not empty counts.
 HEADERS = ("x-hostler-model", "x-model")
 PARAMETER = "model"
 
 _MAX_PARAMETERS = 64
 
 
-def elsewhere(incoming: Incoming) -> str | None:
-    """The name that stands outside of the body. Raises `BadRequest` for a query that is ambiguous."""
+def model_outside_body(incoming: Incoming) -> str | None:
+    """The name in the headers or the query. Raises `BadRequest` for a query that is ambiguous."""
     for header in HEADERS:
         name = incoming.headers.get(header, "").strip()
         if name:
             return name
-    return parameter(incoming.query, PARAMETER) if incoming.query else None
+    return query_parameter(incoming.query, PARAMETER) if incoming.query else None
 
 
-def parameter(query: str, name: str) -> str | None:
+def query_parameter(query: str, name: str) -> str | None:
     """A parameter of the query; `None` if it is absent or empty. Raises `BadRequest` if it comes twice."""
     try:
         values = parse_qs(query, max_num_fields=_MAX_PARAMETERS).get(name, [])
@@ -37,12 +37,12 @@ def parameter(query: str, name: str) -> str | None:
     return values[0] if values else None
 
 
-def filled(incoming: Incoming) -> bytes:
-    """The body, with the model's name from elsewhere if it is a JSON object that names none, for adapters that need it there."""
-    name = elsewhere(incoming)
+def with_model_in_body(incoming: Incoming) -> bytes:
+    """The body, with the name from the headers or the query filled in if it is a JSON object without one."""
+    name = model_outside_body(incoming)
     if name is None or not incoming.body.lstrip(b" \t\r\n").startswith(b"{"):
         return incoming.body
-    members = document.JsonBody(incoming.body).members
-    if any(bytes(members.get(each, msgspec.Raw(b"null"))) not in (b'""', b"null") for each in ("model", "name")):
+    members = json_body.JsonBody(incoming.body).members
+    if any(bytes(members.get(key, msgspec.Raw(b"null"))) not in (b'""', b"null") for key in ("model", "name")):
         return incoming.body
-    return document.patch(incoming.body, {"model": msgspec.json.encode(name)}, members)
+    return json_body.patch(incoming.body, {"model": msgspec.json.encode(name)}, members)

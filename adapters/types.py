@@ -1,6 +1,6 @@
-"""The canonical request and its answer's chunks: what every protocol is turned into and out of.
+"""The canonical request and response chunks that every protocol is decoded to and encoded from.
 
-Values only. `None` always means "the client did not say".
+Values only. `None` always means that the client did not say.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from hostler.profiles.presets import Preset
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """What the client really sent, so that a backend of the same protocol gets the same bytes.
+    """What the client sent, so that a backend of the same protocol gets the same bytes.
 
-    `wire` names the protocol (`openai`, `ollama`, ...), `operation` the adapter's operation, `path` is the
-    path on the wire as it came (percent-encoding kept), `query` is without the question mark.
-    `headers` are those that belong to the protocol itself and go on to a backend of the same one; never credentials.
+    `wire` names the protocol (`openai`, `ollama`, ...), `operation` the adapter's operation; `path` is percent-encoded
+    as sent, `query` without the question mark.
+    `headers` are the protocol's own, forwarded to a backend of the same protocol; never credentials.
     `json_body` is the parsed body, if the adapter has parsed it.
     """
 
@@ -35,13 +35,11 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Text(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
-    """A run of text in a message."""
-
     text: str
 
 
 class Media(msgspec.Struct, frozen=True, kw_only=True, tag="media"):
-    """An image or a sound in a message: base64 `data` with its `mime`, or a `url` that only the engine resolves."""
+    """An image or audio in a message: base64 `data` with its `mime`, or a `url` that only the engine fetches."""
 
     kind: Literal["image", "audio"]
     data: str | None = None
@@ -53,7 +51,7 @@ Part = Text | Media
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A call of a tool. In a stream, `arguments` is the next fragment of the JSON text and `name` comes once."""
+    """A tool call. In a stream, `arguments` is the next fragment of the JSON text, and `name` comes once."""
 
     index: int = 0
     id: str | None = None
@@ -62,8 +60,6 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn of a conversation."""
-
     role: str
     parts: tuple[Part, ...] = ()
     reasoning: str | None = None
@@ -73,7 +69,7 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
-    """A function the model may call; `parameters` is its JSON Schema, as the client's own bytes."""
+    """A function that the model may call; `parameters` is its JSON Schema, in the client's own bytes."""
 
     name: str
     description: str | None = None
@@ -81,7 +77,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How tokens are drawn. Penalties and temperatures as llama.cpp names them."""
+    """Sampling parameters, under llama.cpp's names."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -98,11 +94,11 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
-    """The shape of the answer that the client asked for.
+    """The form of the answer.
 
     `schema` is a JSON Schema as bytes, or the JSON text `"json"` for any JSON object; `None` is free text.
-    `details` asks an engine for what most protocols do not tell: how long the prompt is, before the first word, and
-    which stop sequence was met.
+    `details` asks an engine for what most protocols leave out: the prompt's length before the first token, and the
+    stop sequence that was hit.
     """
 
     stream: bool = False
@@ -114,7 +110,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
-    """A conversation, understood in full. Decoded only when a backend speaks another protocol than the client."""
+    """A conversation, fully decoded. Needed only where the backend does not speak the client's protocol."""
 
     messages: tuple[ChatMessage, ...]
     tools: tuple[Tool, ...] = ()
@@ -125,7 +121,7 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
-    """A conversation to be continued. `conversation` stays `None` while bytes can be forwarded as they are."""
+    """Continue a conversation. `conversation` stays `None` while the bytes can be forwarded as they are."""
 
     origin: Origin
     model: str | None = None
@@ -135,9 +131,9 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True, tag="completion"):
-    """A prompt to be continued as it stands, without a chat template.
+    """Continue a prompt as it stands, without a chat template.
 
-    `prompt` and `sampling` stay `None` while bytes can be forwarded as they are.
+    `prompt` and `sampling` stay `None` while the bytes can be forwarded as they are.
     """
 
     origin: Origin
@@ -150,7 +146,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True, tag="completi
 
 
 class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
-    """Texts to be turned into vectors. `normalize` of `False` asks for them as the model gives them."""
+    """Embed texts. `normalize=False` asks for the vectors as the model computes them."""
 
     origin: Origin
     model: str | None = None
@@ -161,7 +157,7 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
 
 
 class RerankRequest(msgspec.Struct, frozen=True, kw_only=True, tag="rerank"):
-    """Documents to be ordered by how well they answer a query."""
+    """Rank documents by how well they match a query."""
 
     origin: Origin
     model: str | None = None
@@ -171,9 +167,9 @@ class RerankRequest(msgspec.Struct, frozen=True, kw_only=True, tag="rerank"):
 
 
 class CountRequest(msgspec.Struct, frozen=True, kw_only=True, tag="count"):
-    """How many tokens would this conversation take? Nothing is generated.
+    """Count the tokens of a conversation; nothing is generated.
 
-    The answer is one chunk whose `usage.prompt_tokens` is the number.
+    The answer is one chunk with the count in `usage.prompt_tokens`.
     """
 
     origin: Origin
@@ -182,7 +178,7 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True, tag="count"):
 
 
 class Passthrough(msgspec.Struct, frozen=True, kw_only=True, tag="passthrough"):
-    """A request that only the engine itself understands: forwarded as it is, answered as it comes."""
+    """A request that only the engine understands: forwarded as it is, its response returned as it comes."""
 
     origin: Origin
     model: str | None = None
@@ -190,9 +186,9 @@ class Passthrough(msgspec.Struct, frozen=True, kw_only=True, tag="passthrough"):
 
 
 class ModelInfoRequest(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
-    """A question about the gateway itself. Answered from the catalogue: it never queues, switches or touches an engine.
+    """A request for information about models or the server, answered from the catalogue: it never queues or switches.
 
-    `kind` is the adapter's own word for what is asked (`models`, `model`, `props`, ...).
+    `kind` is the adapter's own name for it (`models`, `model`, `props`, ...).
     """
 
     origin: Origin
@@ -201,7 +197,7 @@ class ModelInfoRequest(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
 
 
 class Control(msgspec.Struct, frozen=True, kw_only=True, tag="control"):
-    """An order about a model rather than a question to it: load or unload it now, without generating."""
+    """Load or unload a model now, without generating anything."""
 
     origin: Origin
     kind: Literal["load", "unload"]
@@ -210,7 +206,7 @@ class Control(msgspec.Struct, frozen=True, kw_only=True, tag="control"):
 
 
 class PullModel(msgspec.Struct, frozen=True, kw_only=True, tag="pull"):
-    """Have a model's file here before somebody needs it. Only what the configuration names can be had."""
+    """Download the file of a model that is in the configuration."""
 
     origin: Origin
     model: str
@@ -226,10 +222,9 @@ class CopyModel(msgspec.Struct, frozen=True, kw_only=True, tag="copy"):
 
 
 class CreateModel(msgspec.Struct, frozen=True, kw_only=True, tag="create"):
-    """Make a model of another one (`preset.model`), or of an uploaded file, under a new name.
+    """Derive a model from another one (`preset.model`) or from an uploaded file, under a new name.
 
-    `files` maps names of files to their checksums. `context` is the number of tokens it is to run with, `template` how it
-    is to write conversations.
+    `files` maps file names to checksums. `context` is the context length in tokens, `template` the chat template.
     """
 
     origin: Origin
@@ -242,21 +237,21 @@ class CreateModel(msgspec.Struct, frozen=True, kw_only=True, tag="create"):
 
 
 class DeleteModel(msgspec.Struct, frozen=True, kw_only=True, tag="delete"):
-    """Forget a model that a client made."""
+    """Delete a model that a client created."""
 
     origin: Origin
     model: str
 
 
 class FindBlob(msgspec.Struct, frozen=True, kw_only=True, tag="find"):
-    """Is the file of this checksum here?"""
+    """Ask whether the file with this checksum was uploaded."""
 
     origin: Origin
     digest: str
     model: str | None = None
 
 
-#: What is asked about which models there are, rather than of one.
+#: Requests that manage models.
 ModelOperation = PullModel | CopyModel | CreateModel | DeleteModel | FindBlob
 MODEL_OPERATIONS = (PullModel, CopyModel, CreateModel, DeleteModel, FindBlob)
 
@@ -277,20 +272,20 @@ Request = (
 )
 Inference = ChatRequest | CompletionRequest | EmbedRequest | RerankRequest | CountRequest | Passthrough
 
-#: The requests whose answers can be asked for as streams.
+# The requests that can be answered with a stream.
 _STREAMED = (ChatRequest, CompletionRequest, Passthrough)
 _PLAIN = Output()
 
 
 def output_of(request: Request) -> Output:
-    """The shape of the answer that was asked for; a plain whole one where a protocol knows no other."""
+    """The form of the answer; the default for requests that have no choice of one."""
     return request.output if isinstance(request, _STREAMED) else _PLAIN
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What an answer took: tokens, and the engine's own timings in milliseconds where it tells them.
+    """Token counts, the engine's own timings in milliseconds and the cost in US dollars, where the backend reports them.
 
-    `prompt_tokens` includes `cached_tokens`. `cost` is in US dollars where the backend tells it.
+    `prompt_tokens` includes `cached_tokens`.
     """
 
     prompt_tokens: int = 0
@@ -303,7 +298,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
-    """One token's log probability, with the alternatives that were asked for."""
+    """One token's log probability, with the alternatives that the client asked for."""
 
     token: str
     logprob: float
@@ -315,7 +310,7 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 class ProgressStep(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of an arrangement. Of a file on its way `digest` names it, 64 hexadecimal digits, and sizes are in bytes."""
+    """A step of a model operation. For downloads, `digest` is the file's (64 hexadecimal digits), sizes are in bytes."""
 
     step: Literal["looking", "fetching", "verifying", "parsing", "reusing", "adding", "writing", "done"]
     digest: str = ""
@@ -330,14 +325,15 @@ ReportStep = Callable[[ProgressStep], Awaitable[None]]
 class Chunk(msgspec.Struct, kw_only=True, gc=False):
     """A piece of an answer.
 
-    `raw` holds the bytes as they came on the protocol `wire`: one or more whole events of a stream, or, when
-    `whole` is set, a segment of a body that is not a stream. The other fields are filled when somebody asked
-    for them; `finish` and `usage` are always noticed. `stop` is the stop sequence that was met, where the backend tells. `vectors` are an embedding's, in the order of its inputs. Not frozen for speed alone: nobody changes a chunk.
+    `raw` holds the bytes as they came in the protocol `wire`: one or more whole events of a stream or, with `is_body`,
+    a segment of a body that is not a stream. `finish` and `usage` are always set where the backend sends them, the other
+    fields only if the parser decodes fields. `stop` is the stop sequence that was hit, where the backend names it.
+    `vectors` are embeddings, in the order of the inputs. Treat as immutable: it is not frozen for speed alone.
     """
 
     wire: str = ""
     raw: bytes = b""
-    whole: bool = False
+    is_body: bool = False
     text: str = ""
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
@@ -347,11 +343,11 @@ class Chunk(msgspec.Struct, kw_only=True, gc=False):
     logprobs: tuple[TokenLogprob, ...] = ()
     vectors: tuple[tuple[float, ...], ...] = ()
     index: int = 0
-    stage: ProgressStep | None = None
+    step: ProgressStep | None = None
 
 
 class ResponseHead(msgspec.Struct, frozen=True, kw_only=True):
-    """How a backend's answer begins: status, media type and, where it was given, the length of the body in bytes."""
+    """Status, media type and, where the backend sent it, the length of the body in bytes."""
 
     status: int = 200
     media_type: str = "application/json"
@@ -375,7 +371,7 @@ ProgressPhase = Literal[
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """What a waiting request waits for. Times in seconds, `percent` from 0 to 100, `position` counts from 1."""
+    """What a request is waiting for. Times in seconds, `percent` from 0 to 100, `position` counts from 1."""
 
     phase: ProgressPhase
     model: str

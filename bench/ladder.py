@@ -80,7 +80,7 @@ async def answered_by_reply(scope: Scope, receive: Receive, send: Send) -> None:
     """What stands in for the rest of the way where it is cut."""
     context = scope[CONTEXT_KEY]
     context.writer.begin(ResponseHead(length=len(BODY)))
-    await context.writer.write(Chunk(wire="openai", raw=BODY, whole=True))
+    await context.writer.write(Chunk(wire="openai", raw=BODY, is_body=True))
     await context.writer.end()
 
 

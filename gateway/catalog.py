@@ -10,7 +10,7 @@ import msgspec
 
 from hostler.adapters.errors import BadRequest, ModelNotFound
 from hostler.adapters.model_list import CardState, ModelCard, ModelList
-from hostler.adapters.model_names import folded
+from hostler.adapters.model_names import normalized
 from hostler.gateway.config import BackendSettings
 from hostler.gateway.events import printable
 from hostler.profiles.presets import Preset
@@ -200,11 +200,11 @@ class Catalog:
 
     def _add_presets(self, cards: dict[str, ModelCard]) -> None:
         """The cards of models that clients created. Names from the configuration take precedence."""
-        taken = {folded(name): card.name for card in cards.values() for name in (card.name, *card.aliases)}
+        taken = {normalized(name): card.name for card in cards.values() for name in (card.name, *card.aliases)}
         own = dict(cards)
         for name, preset in self._presets.items():
             base = own.get(preset.model)
-            if base is None or (name != preset.model and folded(name) in taken):
+            if base is None or (name != preset.model and normalized(name) in taken):
                 continue
             cards[name] = _preset_card(name, preset, base)
 

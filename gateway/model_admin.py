@@ -17,7 +17,7 @@ import anyio.to_thread
 import msgspec
 
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError, ModelUnavailable
-from hostler.adapters.model_names import folded
+from hostler.adapters.model_names import normalized
 from hostler.adapters.types import CopyModel, CreateModel, DeleteModel, ProgressStep, PullModel, ReportStep
 from hostler.gateway.catalog import Catalog, Placement
 from hostler.gateway.config import LOCAL, LibrarySettings
@@ -109,7 +109,7 @@ class ModelAdmin:
     async def copy(self, operation: CopyModel) -> None:
         """Add a second name for the model as it is now."""
         source = self._catalog.find(operation.model)
-        if folded(operation.destination) == folded(source.card.name):
+        if normalized(operation.destination) == normalized(source.card.name):
             return
         self._require_change_allowed()
         preset = msgspec.structs.replace(

@@ -119,7 +119,7 @@ class Proxy:
             for chunk in parser.feed(segment):
                 if chunk.finish is not None or chunk.usage is not None or attempt.first_token_at is None:
                     self._notice(attempt, chunk)
-                if chunk.whole and size <= HELD_BACK:
+                if chunk.is_body and size <= HELD_BACK:
                     held.append(chunk)
                     size += len(chunk.raw)
                     continue

@@ -21,8 +21,8 @@ from hostler.adapters.degrade import without_thinking
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
 from hostler.adapters.json_body import JsonBody
 from hostler.adapters.model_list import ModelList
-from hostler.adapters.presets import sampling, with_defaults, with_turns
-from hostler.adapters.request_model import elsewhere
+from hostler.adapters.presets import preset_sampling, with_defaults, with_messages
+from hostler.adapters.request_model import model_outside_body
 from hostler.adapters.types import ChatRequest, CountRequest, ModelInfoRequest, Output, Request
 from hostler.profiles.presets import Preset
 
@@ -53,7 +53,7 @@ class AnthropicAdapter(Adapter):
         except messages.Beyond:
             # Anthropic's own servers can: whether one of them answers is not known yet.
             conversation = None
-        model = body.model or elsewhere(incoming)
+        model = body.model or model_outside_body(incoming)
         if operation.name == COUNT:
             return CountRequest(origin=origin, model=model, conversation=conversation)
         if body.max_tokens is None and HEADER in incoming.headers:
@@ -81,12 +81,12 @@ class AnthropicAdapter(Adapter):
             return request
         known: dict[str, Any] = {}
         if isinstance(request, ChatRequest):  # a count is not sampled
-            known = {_SAMPLING[name]: value for name, value in sampling(preset).items() if name in _SAMPLING}
+            known = {_SAMPLING[name]: value for name, value in preset_sampling(preset).items() if name in _SAMPLING}
         if preset.system:
             known["system"] = preset.system
         # There is one place for the system's words, and it is not among the turns.
         turns = [turn for turn in preset.messages if turn.role != "system"]
-        body = with_turns(with_defaults(request.origin.body, known), turns)
+        body = with_messages(with_defaults(request.origin.body, known), turns)
         origin = msgspec.structs.replace(request.origin, body=body)
         conversation = None if request.conversation is None else messages.conversation(messages.read(body))
         return msgspec.structs.replace(request, origin=origin, conversation=conversation)

@@ -98,11 +98,11 @@ class AnthropicEncoder(Encoder):
 
     def encode(self, chunk: Chunk) -> bytes:
         """The bytes for the client that this chunk gives; empty while a whole answer is still being folded."""
-        if chunk.wire == WIRE and chunk.raw and chunk.whole is not self.streaming:
+        if chunk.wire == WIRE and chunk.raw and chunk.is_body is not self.streaming:
             self._forwarded = True
             if self._head.media_type:
                 self.media_type = self._head.media_type
-            if chunk.whole:
+            if chunk.is_body:
                 self.length = self._head.length
             return chunk.raw
         if chunk.usage is not None:

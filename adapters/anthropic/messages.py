@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from hostler.adapters import json_body as document
+from hostler.adapters import json_body
 from hostler.adapters.anthropic.schema import NULL, Block, ChoiceBody, MessageBody, RequestBody, Source, ToolBody
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON
@@ -34,7 +34,7 @@ def without_unsigned(body: bytes) -> bytes:
     if not _UNSIGNED.search(body):
         return body
     try:
-        messages = _messages(document.members(body)["messages"])
+        messages = _messages(json_body.members(body)["messages"])
     except (msgspec.ValidationError, KeyError):
         return body
     kept: list[dict[str, msgspec.Raw]] = []
@@ -52,7 +52,7 @@ def without_unsigned(body: bytes) -> bytes:
         changed = True
         if signed:
             kept.append({**message, "content": msgspec.Raw(msgspec.json.encode(signed))})
-    return document.patch(body, {"messages": msgspec.json.encode(kept)}) if changed else body
+    return json_body.patch(body, {"messages": msgspec.json.encode(kept)}) if changed else body
 
 
 def _is_unsigned(raw: msgspec.Raw) -> bool:

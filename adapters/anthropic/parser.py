@@ -60,7 +60,7 @@ class AnthropicParser(Parser):
             self._body += data
             if len(self._body) > _MAX_WHOLE:
                 raise BackendBroken(f"The backend's answer is larger than {_MAX_WHOLE} bytes.")
-            return () if self._fields else (Chunk(wire=WIRE, raw=data, whole=True),)
+            return () if self._fields else (Chunk(wire=WIRE, raw=data, is_body=True),)
         block = self._splitter.feed(data)
         return self._read(block) if block else ()
 
@@ -168,7 +168,7 @@ class AnthropicParser(Parser):
             if not self._fields:
                 return ()
             raise BackendBroken("The backend's answer is not what the protocol allows.") from None
-        chunk = Chunk(wire=WIRE, whole=True)
+        chunk = Chunk(wire=WIRE, is_body=True)
         if body.input_tokens is not None:
             chunk.usage = Usage(prompt_tokens=body.input_tokens)
         elif body.usage is not None:

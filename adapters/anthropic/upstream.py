@@ -8,13 +8,13 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import json_body as document
+from hostler.adapters import json_body
 from hostler.adapters.anthropic.messages import without_unsigned
 from hostler.adapters.anthropic.operations import COUNT, HEADER, MESSAGES, PATHS
 from hostler.adapters.anthropic.parser import AnthropicParser
 from hostler.adapters.anthropic.schema import WIRE
 from hostler.adapters.base import Upstream, WireRequest
-from hostler.adapters.degrade import unspoken
+from hostler.adapters.degrade import unsupported
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.types import (
@@ -195,7 +195,7 @@ class AnthropicUpstream(Upstream):
     def build(self, request: Request, *, model: str, stream: bool) -> WireRequest:
         """The request for a backend that calls the model `model`. Whole answers come whole: they need no folding."""
         if not isinstance(request, ChatRequest | CountRequest):
-            raise unspoken(request, "Anthropic's")
+            raise unsupported(request, "the Anthropic protocol")
         path = PATHS[COUNT if isinstance(request, CountRequest) else MESSAGES]
         origin = request.origin
         if origin.wire != WIRE:
@@ -204,7 +204,7 @@ class AnthropicUpstream(Upstream):
         headers = origin.headers if any(name == HEADER for name, _ in origin.headers) else (_VERSION, *origin.headers)
         return WireRequest(
             path=f"{path}?{origin.query}" if origin.query else path,
-            body=document.patch(without_unsigned(origin.body), {"model": msgspec.json.encode(model)}),
+            body=json_body.patch(without_unsigned(origin.body), {"model": msgspec.json.encode(model)}),
             headers=headers,
         )
 

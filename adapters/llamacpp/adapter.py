@@ -6,8 +6,7 @@ import re
 
 import msgspec
 
-from hostler.adapters import multipart as form
-from hostler.adapters import presets as presetting
+from hostler.adapters import multipart, presets
 from hostler.adapters.base import Adapter, Encoder, Incoming, Operation, WireResponse
 from hostler.adapters.errors import BadRequest, GatewayError, MethodNotAllowed, ModelUnavailable, NotFound
 from hostler.adapters.json_body import JsonBody, check_size
@@ -19,7 +18,7 @@ from hostler.adapters.llamacpp.schema import WIRE
 from hostler.adapters.llamacpp.upstream import is_object
 from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.request_model import elsewhere
+from hostler.adapters.request_model import model_outside_body
 from hostler.adapters.types import CompletionRequest, Control, ModelInfoRequest, Origin, Output, Passthrough, Request
 from hostler.profiles.presets import Preset
 
@@ -62,7 +61,7 @@ class LlamaCppAdapter(Adapter):
             return self._openai.decode(_RERANK, incoming)
         # JSON whatever the client calls it, on the path as the engine knows it.
         origin = self.origin(operation, incoming, path=operation.path.rstrip("/"), content_type="application/json")
-        named = elsewhere(incoming)
+        named = model_outside_body(incoming)
         if name in _PROBES:
             return ModelInfoRequest(origin=origin, kind=name, model=named)
         if name == "metrics":
@@ -100,8 +99,8 @@ class LlamaCppAdapter(Adapter):
             return self._openai.apply_preset(request, preset)
         if not isinstance(request, CompletionRequest):
             return request
-        wanted = presetting.sampling(preset)
-        body = presetting.with_defaults(request.origin.body, wanted, instead={"max_tokens": presetting.LIMITS})
+        wanted = presets.preset_sampling(preset)
+        body = presets.with_defaults(request.origin.body, wanted, aliases={"max_tokens": presets.MAX_TOKENS_NAMES})
         return msgspec.structs.replace(request, origin=msgspec.structs.replace(request.origin, body=body))
 
     def validate(self, request: Request, card: ModelCard) -> Request:
@@ -195,7 +194,7 @@ def _decode_unknown(origin: Origin, incoming: Incoming) -> Passthrough:
     _check(incoming)
     try:
         model, stream = _asked(incoming.body, origin.content_type)
-        model = model or elsewhere(incoming)
+        model = model or model_outside_body(incoming)
     except BadRequest as error:
         raise BadRequest(error.message) from None
     return Passthrough(origin=origin, model=model, output=Output(stream=stream))
@@ -216,7 +215,7 @@ def _asked(body: bytes, content_type: str) -> tuple[str | None, bool]:
     """The model that a body names, and whether it asks for a stream."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == _FORM:
-        return form.field(body, content_type, "model"), form.field(body, content_type, "stream") == "true"
+        return multipart.field(body, content_type, "model"), multipart.field(body, content_type, "stream") == "true"
     start = body.lstrip(b" \t\r\n")[:1]
     if start == b"{" or (start and start != b"[" and kind == "application/json"):
         document = JsonBody(body)

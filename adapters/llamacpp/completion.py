@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from hostler.adapters import json_body as document
+from hostler.adapters import json_body
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.types import CompletionRequest, Sampling
 
@@ -61,12 +61,12 @@ def expand(request: CompletionRequest) -> CompletionRequest:
 
 def prompt(body: bytes) -> msgspec.Raw | None:
     """The prompt as it stands in a body that has been checked before."""
-    return document.members(body).get("prompt")
+    return json_body.members(body).get("prompt")
 
 
 def asks_for_tokens(body: bytes) -> bool:
     """Whether a whole answer is to hold the tokens as numbers. The body has been checked before."""
-    return bytes(document.members(body).get("return_tokens", msgspec.Raw(b""))) == b"true"
+    return bytes(json_body.members(body).get("return_tokens", msgspec.Raw(b""))) == b"true"
 
 
 def prompts(members: Mapping[str, msgspec.Raw]) -> int:

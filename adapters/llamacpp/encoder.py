@@ -124,7 +124,7 @@ class LlamaCppEncoder(Encoder):
         """The bytes for the client that this chunk gives; empty while a whole answer is still being folded."""
         if chunk.wire != WIRE:
             return self._anew(chunk)
-        if self.streaming and chunk.whole:
+        if self.streaming and chunk.is_body:
             self._whole += chunk.raw
             return b""
         if self._folds:

@@ -50,7 +50,7 @@ class LlamaCppParser(Parser):
             self._size += len(data)
             if self._size <= _REMEMBERED:
                 self._body += data
-            return (Chunk(wire=WIRE, raw=data, whole=True),)
+            return (Chunk(wire=WIRE, raw=data, is_body=True),)
         block = self._splitter.feed(data)
         if not block:
             return ()
@@ -129,7 +129,7 @@ class LlamaCppParser(Parser):
         for piece in pieces:
             usage = _sum(usage, piece)
         finish = _finish(pieces[-1]) if pieces and pieces[-1].stop else None
-        return (Chunk(wire=WIRE, whole=True, finish=finish, usage=usage),)
+        return (Chunk(wire=WIRE, is_body=True, finish=finish, usage=usage),)
 
 
 def _sum(known: Usage, piece: Piece) -> Usage:

@@ -7,8 +7,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from hostler.adapters import json_body as document
-from hostler.adapters import multipart as form
+from hostler.adapters import json_body, multipart
 from hostler.adapters.base import Parser, Upstream, WireRequest
 from hostler.adapters.llamacpp.completion import chosen, foldable, prompts, weighed
 from hostler.adapters.llamacpp.operations import COMPLETIONS, UNKNOWN
@@ -46,17 +45,17 @@ class LlamaCppUpstream(Upstream):
         path = f"{origin.path}?{query}" if query else origin.path
         body = origin.body
         if origin.content_type.lower().startswith(_FORM):
-            if form.field(body, origin.content_type, "model") is not None:
-                body = form.patch(body, origin.content_type, "model", model)
+            if multipart.field(body, origin.content_type, "model") is not None:
+                body = multipart.patch(body, origin.content_type, "model", model)
         elif is_object(body):
-            members = document.members(body)
+            members = json_body.members(body)
             changes: dict[str, bytes | None] = {}
             # A route that is not known here may be strict about what it takes: nothing is added there.
             if origin.operation not in UNKNOWN or "model" in members:
                 changes["model"] = msgspec.json.encode(model)
             if stream and origin.operation in COMPLETIONS and foldable(members) and not weighed(members):
                 changes["stream"] = b"true"
-            body = document.patch(body, changes, members)
+            body = json_body.patch(body, changes, members)
         return WireRequest(method=origin.method, path=path, body=body, content_type=origin.content_type)
 
     def parser(self, request: Request, *, fields: bool) -> Parser:
@@ -66,7 +65,7 @@ class LlamaCppUpstream(Upstream):
             return self._for(origin.wire).parser(request, fields=fields)
         if origin.operation not in COMPLETIONS or not is_object(origin.body):
             return LlamaCppParser()
-        members = document.members(origin.body)
+        members = json_body.members(origin.body)
         # Whose fields are chosen, the end of the stream may be among those left out.
         return LlamaCppParser(answers=0 if chosen(members) else prompts(members))
 

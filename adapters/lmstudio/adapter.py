@@ -15,7 +15,7 @@ from hostler.adapters.lmstudio.errors import refusal
 from hostler.adapters.lmstudio.operations import DELEGATED, NEWER, OPERATIONS
 from hostler.adapters.model_list import ModelList
 from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.request_model import elsewhere
+from hostler.adapters.request_model import model_outside_body
 from hostler.adapters.types import (
     ChatRequest,
     Chunk,
@@ -47,7 +47,7 @@ class LMStudioAdapter(Adapter):
         origin = self.origin(operation, incoming)
         if name == "say":
             document = JsonBody(incoming.body)
-            model = document.text("model") or elsewhere(incoming)
+            model = document.text("model") or model_outside_body(incoming)
             return chat.decode(origin, document, model)
         if name == "load":
             return ModelInfoRequest(origin=origin, kind=name, model=_needed(incoming, "model"))
@@ -123,7 +123,7 @@ def _needed(incoming: Incoming, *names: str) -> str:
         value = document.text(name)
         if value:
             return value
-    named = elsewhere(incoming)
+    named = model_outside_body(incoming)
     if named is not None:
         return named
     raise BadRequest(f"`{names[0]}` is missing.", param=names[0])

@@ -12,19 +12,17 @@ from hostler.adapters.base import Adapter, Incoming, Operation, WireResponse
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, MethodNotAllowed, NotFound
 from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.model_names import DEFAULT_HOST, DEFAULT_NAMESPACE, ollama_name
-from hostler.adapters.ollama import go_compat as gojson
-from hostler.adapters.ollama import model_ops as orders
-from hostler.adapters.ollama import models, requests
+from hostler.adapters.ollama import go_compat, model_ops, models, requests
 from hostler.adapters.ollama import requests as memory
 from hostler.adapters.ollama.encoder import OllamaEncoder
 from hostler.adapters.ollama.errors import refusal
 from hostler.adapters.ollama.go_compat import quoted, read
 from hostler.adapters.ollama.names import named
-from hostler.adapters.ollama.operations import OPERATIONS, UNKNOWN, WRONG, elsewhere, taken
+from hostler.adapters.ollama.operations import OPERATIONS, UNKNOWN, WRONG, allowed_methods, redirect_target
 from hostler.adapters.ollama.progress import StageEncoder
 from hostler.adapters.ollama.schema import PLAIN, VERSION, WIRE
 from hostler.adapters.ollama.truncation import shortened
-from hostler.adapters.request_model import filled
+from hostler.adapters.request_model import with_model_in_body
 from hostler.adapters.types import (
     ChatRequest,
     CompletionRequest,
@@ -54,7 +52,7 @@ def with_preset(request: Request, preset: Preset) -> Request:
     if not isinstance(request, ChatRequest | CompletionRequest):
         return request
     origin = request.origin
-    body: dict[str, Any] = gojson.read(origin.body, "Request").all()
+    body: dict[str, Any] = go_compat.read(origin.body, "Request").all()
     given = {name.lower(): value for name, value in body.get("options", {}).items() if value is not None}
     if preset.parameters:
         body["options"] = {**preset.parameters, **given}
@@ -71,7 +69,7 @@ def with_preset(request: Request, preset: Preset) -> Request:
             body["system"] = preset.system
         if preset.messages and not body.get("context") and not body.get("suffix"):
             body["context"] = memory.pack([(turn.role, turn.content) for turn in preset.messages])
-    changed = msgspec.structs.replace(origin, body=gojson.write(body))
+    changed = msgspec.structs.replace(origin, body=go_compat.write(body))
     return requests.chat(changed) if origin.operation == "chat" else requests.generate(changed)
 
 
@@ -80,10 +78,10 @@ _DECODERS: Mapping[str, Callable[[Origin], Request]] = {
     "generate": requests.generate,
     "embed": requests.embed,
     "embeddings": requests.embeddings,
-    "pull": orders.pull,
-    "create": orders.create,
-    "copy": orders.copy,
-    "delete": orders.delete,
+    "pull": model_ops.pull,
+    "create": model_ops.create,
+    "copy": model_ops.copy,
+    "delete": model_ops.delete,
 }
 _COPILOT = "githubcopilotchat/"
 _STATUS = {"cloud": {"disabled": True, "source": "env"}}
@@ -99,11 +97,11 @@ class OllamaAdapter(Adapter):
 
     def decode(self, operation: Operation, incoming: Incoming) -> Request:
         """The request, understood in full. The model's name stays as it was sent: the answer repeats it."""
-        if operation.name == UNKNOWN and elsewhere(incoming.method, incoming.path) is None:
+        if operation.name == UNKNOWN and redirect_target(incoming.method, incoming.path) is None:
             raise NotFound(f"there is no {incoming.path[:200]} here")
-        body = filled(incoming) if operation.name in _QUESTIONS else incoming.body
+        body = with_model_in_body(incoming) if operation.name in _QUESTIONS else incoming.body
         if operation.name == WRONG:
-            allowed = tuple(sorted(taken(incoming.path)))
+            allowed = tuple(sorted(allowed_methods(incoming.path)))
             raise MethodNotAllowed(f"{incoming.path[:200]} does not take {incoming.method[:20]}", allowed=allowed)
         origin = self.origin(operation, incoming, body=body)
         decoder = _DECODERS.get(operation.name)
@@ -119,7 +117,7 @@ class OllamaAdapter(Adapter):
                 kind = f"{kind}-verbose"
         elif kind in ("blob", "upload"):
             # What is uploaded is streamed to disk past this adapter.
-            return orders.blob(origin, incoming.path_params.get("digest", ""))
+            return model_ops.blob(origin, incoming.path_params.get("digest", ""))
         return ModelInfoRequest(origin=origin, kind=kind, model=asked)
 
     def expand(self, request: Request) -> Request:
@@ -184,11 +182,11 @@ class OllamaAdapter(Adapter):
             "show-copilot-verbose": lambda: models.show(listing, asked, basename=True),
             "status": lambda: models.respond(_STATUS),
             "recommendations": lambda: models.respond({"recommendations": []}),
-            "me": lambda: orders.account(kind),
-            "signout": lambda: orders.account(kind),
-            "search": lambda: orders.web(kind, body),
-            "fetch": lambda: orders.web(kind, body),
-            "push": lambda: orders.push(listing, body),
+            "me": lambda: model_ops.account(kind),
+            "signout": lambda: model_ops.account(kind),
+            "search": lambda: model_ops.web(kind, body),
+            "fetch": lambda: model_ops.web(kind, body),
+            "push": lambda: model_ops.push(listing, body),
             UNKNOWN: lambda: _sent_on(request.origin),
         }
         if kind not in simple:
@@ -209,7 +207,7 @@ class OllamaAdapter(Adapter):
 
 
 def _sent_on(origin: Origin) -> WireResponse:
-    found = elsewhere(origin.method, origin.path)
+    found = redirect_target(origin.method, origin.path)
     if found is None:
         raise NotFound(f"there is no {origin.path[:200]} here")
     status, path = found

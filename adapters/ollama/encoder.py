@@ -13,8 +13,7 @@ import msgspec
 from hostler.adapters.base import Encoder, Timing
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.ollama import go_compat as gojson
-from hostler.adapters.ollama import requests
+from hostler.adapters.ollama import go_compat, requests
 from hostler.adapters.ollama import requests as memory
 from hostler.adapters.ollama.errors import error_line
 from hostler.adapters.ollama.go_compat import nanoseconds, timestamp
@@ -86,7 +85,7 @@ class OllamaEncoder(Encoder):
             return b""
         self._usage = chunk.usage or self._usage
         self._finish = chunk.finish or self._finish
-        if chunk.wire == WIRE and chunk.raw and self.streaming != chunk.whole:
+        if chunk.wire == WIRE and chunk.raw and self.streaming != chunk.is_body:
             return self._pass(chunk.raw)
         if self._silent and (chunk.text or chunk.reasoning):
             chunk = msgspec.structs.replace(chunk, text="", reasoning="", logprobs=())
@@ -111,12 +110,12 @@ class OllamaEncoder(Encoder):
     def finish(self) -> bytes:
         """The last line, or the whole answer."""
         if isinstance(self._request, EmbedRequest) or self._operation in ("embed", "embeddings"):
-            return self._passed or gojson.write(self._embeddings())
+            return self._passed or go_compat.write(self._embeddings())
         if self._spoken or self._passed:
             return self._passed
         if isinstance(self._request, Control):
             kind = self._request.kind
-            return gojson.write({**self._frame(self._message("", "", [])), "done": True, "done_reason": kind})
+            return go_compat.write({**self._frame(self._message("", "", [])), "done": True, "done_reason": kind})
         left = self._complete_calls(None)
         lines = b""
         if self.streaming:
@@ -131,7 +130,7 @@ class OllamaEncoder(Encoder):
         last |= self._counts()
         if self._logprobs:
             last["logprobs"] = self._logprobs
-        return lines + (gojson.line(last) if self.streaming else gojson.write(last))
+        return lines + (go_compat.line(last) if self.streaming else go_compat.write(last))
 
     def error(self, error: GatewayError) -> bytes:
         """The error as the last line."""
@@ -166,7 +165,7 @@ class OllamaEncoder(Encoder):
         said["done"] = False
         if logprobs:
             said["logprobs"] = logprobs
-        return gojson.line(said)
+        return go_compat.line(said)
 
     def _collect(self, chunk: Chunk) -> list[dict[str, Any]]:
         """Takes in pieces of calls; gives the calls that are complete by now."""
@@ -195,7 +194,7 @@ class OllamaEncoder(Encoder):
             except NOT_JSON:
                 # The model's mistake, not its server's: nobody is to be left alone for it, nor asked again.
                 raise GatewayError(
-                    f"llama-server returned invalid tool call arguments for {gojson.quoted(name)}: {arguments[:200]}"
+                    f"llama-server returned invalid tool call arguments for {go_compat.quoted(name)}: {arguments[:200]}"
                 ) from None
             made_up = hashlib.sha256(f"{self._id}/{index}".encode()).hexdigest()[:8]
             function = {"index": index, "name": name, "arguments": parsed}

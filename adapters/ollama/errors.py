@@ -19,7 +19,7 @@ from hostler.adapters.errors import (
 )
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.model_names import ollama_name
-from hostler.adapters.ollama import go_compat as gojson
+from hostler.adapters.ollama import go_compat
 from hostler.adapters.ollama.go_compat import quoted
 from hostler.adapters.ollama.model_ops import unknown_cloud
 from hostler.adapters.ollama.names import of_cloud
@@ -53,12 +53,12 @@ def refusal(error: GatewayError, operation: Operation | None = None) -> WireResp
         return WireResponse(status=404, media_type=PLAIN, body=b"404 page not found", headers=tuple(headers))
     name = operation.name if operation is not None else ""
     status, text = _said(error, name)
-    return WireResponse(status=status, media_type=JSON, body=gojson.write({"error": text}), headers=tuple(headers))
+    return WireResponse(status=status, media_type=JSON, body=go_compat.write({"error": text}), headers=tuple(headers))
 
 
 def error_line(error: GatewayError, operation: str) -> bytes:
     """The error inside a stream, and the stream's end."""
-    return gojson.line({"error": _said(error, operation)[1]})
+    return go_compat.line({"error": _said(error, operation)[1]})
 
 
 def _said(error: GatewayError, operation: str) -> tuple[int, str]:

@@ -9,8 +9,7 @@ import msgspec
 from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError
 from hostler.adapters.model_list import ModelList
-from hostler.adapters.ollama import go_compat as gojson
-from hostler.adapters.ollama import models
+from hostler.adapters.ollama import go_compat, models
 from hostler.adapters.ollama.go_compat import Fields, quoted, read
 from hostler.adapters.ollama.names import INVALID, made, named, valid
 from hostler.adapters.ollama.requests import sampling
@@ -115,7 +114,7 @@ def push(listing: ModelList, body: bytes) -> WireResponse:
     if fields.flag("stream") is False:
         return models.respond({"error": failure}, status=500)
     lines = [{"status": "retrieving manifest"}, {"error": failure}]
-    return WireResponse(media_type=LINES, body=b"".join(gojson.line(entry) for entry in lines))
+    return WireResponse(media_type=LINES, body=b"".join(go_compat.line(entry) for entry in lines))
 
 
 def account(kind: str) -> WireResponse:
@@ -186,8 +185,8 @@ def _turns(fields: Fields) -> list[PresetMessage]:
 def _license(given: object) -> tuple[str, ...]:
     texts = [given] if isinstance(given, str) else [] if given is None else given
     if not isinstance(texts, list):
-        raise BadRequest(f"unknown license type: {gojson.described(given)}", param="license")
+        raise BadRequest(f"unknown license type: {go_compat.described(given)}", param="license")
     for text in texts:
         if not isinstance(text, str):
-            raise BadRequest(f"json: cannot unmarshal {gojson.described(text)} into Go value of type string")
+            raise BadRequest(f"json: cannot unmarshal {go_compat.described(text)} into Go value of type string")
     return tuple(text for text in texts if text)

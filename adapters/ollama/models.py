@@ -8,8 +8,8 @@ from typing import Any
 from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import ModelNotFound
 from hostler.adapters.model_list import ModelCard, ModelList
-from hostler.adapters.model_names import folded, ollama_name
-from hostler.adapters.ollama import go_compat as gojson
+from hostler.adapters.model_names import normalized, ollama_name
+from hostler.adapters.ollama import go_compat
 from hostler.adapters.ollama.go_compat import FOREVER, timestamp
 from hostler.adapters.ollama.schema import JSON
 from hostler.profiles.gguf import tensors
@@ -27,7 +27,7 @@ def tags(listing: ModelList) -> WireResponse:
     found: dict[str, dict[str, Any]] = {}
     for card in cards:
         for name in (card.name, *card.aliases):
-            found.setdefault(folded(name), _entry(ollama_name(name), card))
+            found.setdefault(normalized(name), _entry(ollama_name(name), card))
     return respond({"models": list(found.values())})
 
 
@@ -89,7 +89,7 @@ def find(listing: ModelList, name: str) -> ModelCard:
 
 def respond(body: object, *, status: int = 200) -> WireResponse:
     """A whole answer."""
-    return WireResponse(status=status, media_type=JSON, body=gojson.write(body))
+    return WireResponse(status=status, media_type=JSON, body=go_compat.write(body))
 
 
 def parameter(name: str, value: object) -> str:
@@ -178,7 +178,7 @@ def _settings(card: ModelCard, preset: Preset) -> list[tuple[str, object]]:
 def _literal(value: object) -> str:
     """A value as Go writes one."""
     if isinstance(value, str):
-        return gojson.quoted(value)
+        return go_compat.quoted(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"{value:g}" if isinstance(value, float) else str(value)

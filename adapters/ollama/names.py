@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from hostler.adapters.errors import BadRequest, ModelNotFound
-from hostler.adapters.model_names import bare
-from hostler.profiles.presets import is_model_name
+from hostler.adapters.model_names import short_name
+from hostler.profiles.presets import is_name
 
 # Wider than Ollama's own rule: a profile may be called `org/sub/model@v2`, and its own name must be accepted.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:/@-]{0,511}")
@@ -33,8 +33,8 @@ def named(name: str, *, missing: str | None = None) -> str:
 
 def made(name: str) -> str | None:
     """The name under which a new model is kept; `None` for what cannot be one. Ollama's own, stricter rule."""
-    plain = bare(name)
-    return plain if is_model_name(plain) else None
+    plain = short_name(name)
+    return plain if is_name(plain) else None
 
 
 def of_cloud(name: str) -> bool:

@@ -64,16 +64,16 @@ OPERATIONS: tuple[Operation, ...] = (
 )
 
 
-def taken(path: str) -> frozenset[str]:
+def allowed_methods(path: str) -> frozenset[str]:
     """The methods that a path takes, percent-encoded as sent."""
     return frozenset(method for each in OPERATIONS if _fits(each, path) for method in each.methods)
 
 
-def elsewhere(method: str, path: str) -> tuple[int, str] | None:
+def redirect_target(method: str, path: str) -> tuple[int, str] | None:
     """The status and the path by which a request is sent on that has slashes too many, as Go's router does it."""
     clean = re.sub("/+", "/", path)
     target = clean.removesuffix("/")
-    if target == path or ("GET" if method == "HEAD" else method) not in taken(target):
+    if target == path or ("GET" if method == "HEAD" else method) not in allowed_methods(target):
         return None
     return (301 if method == "GET" and clean == path else 307), target
 

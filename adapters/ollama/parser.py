@@ -81,7 +81,7 @@ class OllamaParser(Parser):
         yield Chunk(
             wire=WIRE,
             raw=line,
-            whole=self._whole,
+            is_body=self._whole,
             text=(body.message.content if body.message is not None else body.response) or "",
             reasoning=(body.message.thinking if body.message is not None else body.thinking) or "",
             tool_calls=calls,

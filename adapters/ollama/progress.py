@@ -6,7 +6,7 @@ from typing import Any
 
 from hostler.adapters.base import Encoder
 from hostler.adapters.errors import GatewayError
-from hostler.adapters.ollama import go_compat as gojson
+from hostler.adapters.ollama import go_compat
 from hostler.adapters.ollama.errors import error_line
 from hostler.adapters.ollama.schema import JSON, LINES
 from hostler.adapters.types import Chunk, CreateModel, ModelOperation, ProgressStep, PullModel, ResponseHead
@@ -36,14 +36,14 @@ class StageEncoder(Encoder):
 
     def encode(self, chunk: Chunk) -> bytes:
         """The step's line; empty for who waits for the end only."""
-        if chunk.stage is None:
+        if chunk.step is None:
             return b""
-        self._last = _said(chunk.stage)
-        return gojson.line(self._last) if self.streaming else b""
+        self._last = _said(chunk.step)
+        return go_compat.line(self._last) if self.streaming else b""
 
     def finish(self) -> bytes:
         """The last step, for who waited for it."""
-        return gojson.write(self._last) if self._tells and not self.streaming else b""
+        return go_compat.write(self._last) if self._tells and not self.streaming else b""
 
     def error(self, error: GatewayError) -> bytes:
         """The error as the last line."""

@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import json_body as document
+from hostler.adapters import json_body
 from hostler.adapters.base import Upstream, WireRequest
-from hostler.adapters.degrade import unspoken
+from hostler.adapters.degrade import unsupported
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.ollama import go_compat as gojson
+from hostler.adapters.ollama import go_compat
 from hostler.adapters.ollama import requests as memory
 from hostler.adapters.ollama.parser import OllamaParser
 from hostler.adapters.ollama.schema import WIRE
@@ -48,7 +48,7 @@ def operation(request: Request) -> str:
         return "generate"
     if isinstance(request, EmbedRequest):
         return "embeddings" if request.normalize is False and len(request.inputs or ()) == 1 else "embed"
-    raise unspoken(request, "Ollama's")
+    raise unsupported(request, "the Ollama protocol")
 
 
 def request_body(request: Request, *, model: str, stream: bool) -> bytes:
@@ -81,7 +81,7 @@ def request_body(request: Request, *, model: str, stream: bool) -> bytes:
     stays = request.keep_alive_s
     if stays is not None:
         body["keep_alive"] = -1 if math.isinf(stays) else stays
-    return gojson.write(body)
+    return go_compat.write(body)
 
 
 def _messages(conversation: Conversation) -> list[dict[str, Any]]:
@@ -178,7 +178,7 @@ class OllamaUpstream(Upstream):
             body = request_body(request, model=model, stream=stream)
             return WireRequest(path=PATHS[operation(request)], body=body)
         if origin.operation not in PATHS:
-            raise unspoken(request, "Ollama's")
+            raise unsupported(request, "the Ollama protocol")
         changes: dict[str, bytes | None] = {"model": msgspec.json.encode(model)}
         if isinstance(request, ChatRequest | CompletionRequest) and stream != request.output.stream:
             changes["stream"] = msgspec.json.encode(stream)
@@ -192,15 +192,15 @@ class OllamaUpstream(Upstream):
 
 def _patched(body: bytes, changes: dict[str, bytes | None]) -> bytes:
     """The body with these members. One that only Go can read is written anew."""
-    sent = gojson.read(body, "Request")
+    sent = go_compat.read(body, "Request")
     if memory.packed(sent.array("context", "[]int")):
         # Numbers that this gateway made up are no tokens to a real Ollama.
         changes = {**changes, "context": None}
     try:
-        members = document.JsonBody(body).members
+        members = json_body.JsonBody(body).members
         if all(name == name.lower() for name in members):
-            return document.patch(body, changes, members)
+            return json_body.patch(body, changes, members)
     except BadRequest:
         pass
     written = sent.all() | {name: msgspec.Raw(value or b"null") for name, value in changes.items()}
-    return gojson.write(written)
+    return go_compat.write(written)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from hostler.adapters import multipart as form
+from hostler.adapters import multipart
 from hostler.adapters.base import Adapter, Encoder, Incoming, Operation, WireResponse
 from hostler.adapters.degrade import without_thinking
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
@@ -18,7 +18,7 @@ from hostler.adapters.openai.operations import FORMS, OPERATIONS
 from hostler.adapters.openai.rerank import RerankEncoder, wants_documents
 from hostler.adapters.openai.responses_encoder import ResponsesEncoder
 from hostler.adapters.openai.schema import RESPONSES, WIRE, StreamOptions
-from hostler.adapters.request_model import elsewhere
+from hostler.adapters.request_model import model_outside_body
 from hostler.adapters.types import (
     ChatRequest,
     CompletionRequest,
@@ -56,10 +56,10 @@ class OpenAIAdapter(Adapter):
             model = None if name == "models" else incoming.path_params.get("id", "").rstrip("/")
             return ModelInfoRequest(origin=origin, kind=name, model=model)
         if document is None:
-            model = form.field(incoming.body, content_type, "model") or elsewhere(incoming)
-            stream = form.field(incoming.body, content_type, "stream") == "true"
+            model = multipart.field(incoming.body, content_type, "model") or model_outside_body(incoming)
+            stream = multipart.field(incoming.body, content_type, "stream") == "true"
             return Passthrough(origin=origin, model=model, output=Output(stream=stream))
-        model = document.text("model") or elsewhere(incoming)
+        model = document.text("model") or model_outside_body(incoming)
         if name == "chat":
             if not document.has("messages"):
                 raise BadRequest("`messages` is missing.", param="messages")
@@ -121,7 +121,7 @@ class OpenAIAdapter(Adapter):
 
 
 def _output(document: JsonBody) -> Output:
-    options = document.get("stream_options", _OPTIONS, words="an object")
+    options = document.get("stream_options", _OPTIONS, expected="an object")
     choices = document.number("n")
     if choices is not None and not 1 <= choices <= 1024:
         raise BadRequest("`n` must be a number from 1 to 1024.", param="n")

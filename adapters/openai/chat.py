@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from hostler.adapters import json_body as document
-from hostler.adapters import presets as presetting
+from hostler.adapters import json_body, presets
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON, JsonBody
 from hostler.adapters.openai.schema import FunctionPiece, ToolCallPiece
@@ -48,7 +47,7 @@ def without_progress(body: bytes) -> bytes:
     """
     if _MARK not in body:
         return body
-    raw = document.members(body).get("messages")
+    raw = json_body.members(body).get("messages")
     if raw is None:
         return body
     try:
@@ -67,7 +66,7 @@ def without_progress(body: bytes) -> bytes:
                 continue
             message[name] = msgspec.Raw(msgspec.json.encode(thought(said)))
             changed = True
-    return document.patch(body, {"messages": msgspec.json.encode(messages)}) if changed else body
+    return json_body.patch(body, {"messages": msgspec.json.encode(messages)}) if changed else body
 
 
 T = TypeVar("T")
@@ -391,14 +390,14 @@ def with_preset(request: Request, preset: Preset) -> Request:
     if not isinstance(request, ChatRequest | CompletionRequest):
         return request
     body = request.origin.body
-    wanted = presetting.sampling(preset)
+    wanted = presets.preset_sampling(preset)
     if request.origin.operation == "responses":
         wanted = {_RESPONSES[name]: value for name, value in wanted.items() if name in _RESPONSES}
         if preset.system:
             wanted["instructions"] = preset.system
-        body = presetting.with_defaults(body, wanted)
+        body = presets.with_defaults(body, wanted)
     else:
-        body = presetting.with_defaults(body, wanted, instead={"max_tokens": presetting.LIMITS})
+        body = presets.with_defaults(body, wanted, aliases={"max_tokens": presets.MAX_TOKENS_NAMES})
         if isinstance(request, ChatRequest):
-            body = presetting.with_turns(body, preset.messages, preset.system)
+            body = presets.with_messages(body, preset.messages, preset.system)
     return msgspec.structs.replace(request, origin=msgspec.structs.replace(request.origin, body=body))

@@ -83,7 +83,7 @@ def chunks_of_whole(body: bytes) -> list[Chunk]:
     chunks[-1].usage = usage_of(event.usage, event.timings)
     chunks[0].raw = body
     for chunk in chunks:
-        chunk.whole = True
+        chunk.is_body = True
     return chunks
 
 
@@ -91,13 +91,13 @@ def chunks_of_embeddings(body: bytes) -> list[Chunk]:
     """The vectors of an embeddings answer, in the order of the inputs. Raises msgspec's errors for what is no answer."""
     answer = _decode_embeddings(body)
     vectors = tuple(tuple(numbers_of(entry.embedding)) for entry in sorted(answer.data, key=lambda entry: entry.index))
-    return [Chunk(wire=WIRE, raw=body, whole=True, vectors=vectors, usage=usage_of(answer.usage, None))]
+    return [Chunk(wire=WIRE, raw=body, is_body=True, vectors=vectors, usage=usage_of(answer.usage, None))]
 
 
 def chunks_of_count(body: bytes) -> list[Chunk]:
     """The number of tokens that a conversation takes. Raises msgspec's errors for what is no answer."""
     counted = _decode_count(body).input_tokens
-    return [Chunk(wire=WIRE, raw=body, whole=True, usage=Usage(prompt_tokens=counted))]
+    return [Chunk(wire=WIRE, raw=body, is_body=True, usage=Usage(prompt_tokens=counted))]
 
 
 def numbers_of(embedding: list[float] | str) -> list[float]:

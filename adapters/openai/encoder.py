@@ -87,10 +87,10 @@ class OpenAIEncoder(Encoder):
         """The bytes for the client that this chunk gives; empty while a whole answer is still being folded."""
         if chunk.wire == self._wire:
             if self.streaming:
-                if not chunk.whole:
+                if not chunk.is_body:
                     return chunk.raw
                 self._whole += chunk.raw
-            elif chunk.whole:
+            elif chunk.is_body:
                 return chunk.raw
             elif chunk.raw:
                 self._written = True

@@ -220,7 +220,7 @@ class OpenAIParser(Parser):
             raise BackendBroken(f"The backend's answer is larger than {limit} bytes.")
         else:
             self._pieces.clear()
-        return () if self._fields else (Chunk(wire=self._wire, raw=data, whole=True),)
+        return () if self._fields else (Chunk(wire=self._wire, raw=data, is_body=True),)
 
     def _finish_whole(self, head: ResponseHead) -> Iterable[Chunk]:
         length = head.length
@@ -228,7 +228,7 @@ class OpenAIParser(Parser):
             raise BackendBroken(f"The backend's answer ended after {self._size} of {length} bytes.")
         raw = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         if not raw or not head.media_type.lower().startswith("application/json"):
-            return () if not self._fields else (Chunk(wire=self._wire, raw=raw, whole=True),)
+            return () if not self._fields else (Chunk(wire=self._wire, raw=raw, is_body=True),)
         if self._fields:
             _look_for_error(raw)
             try:
@@ -248,7 +248,7 @@ class OpenAIParser(Parser):
         usage = usage_of(body.usage, body.timings)
         if finish is None and usage is None:
             return ()
-        return (Chunk(wire=self._wire, whole=True, finish=plain_finish(finish) if finish else None, usage=usage),)
+        return (Chunk(wire=self._wire, is_body=True, finish=plain_finish(finish) if finish else None, usage=usage),)
 
 
 def _look_for_error(whole: bytes) -> None:

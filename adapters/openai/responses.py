@@ -100,12 +100,12 @@ _WORDS = msgspec.json.Decoder(list[str] | None)
 
 def output(document: JsonBody) -> Output:
     """The form of the answer that is asked for."""
-    text = document.get("text", _FORMAT, words="an object")
+    text = document.get("text", _FORMAT, expected="an object")
     shape = text.format if text is not None else None
     schema = None
     if shape is not None and shape.type in ("json_schema", "json_object"):
         schema = ANY_OBJECT if bytes(shape.schema) == _NULL else msgspec.Raw(bytes(shape.schema))
-    include = document.get("include", _WORDS, words="a list of strings") or ()
+    include = document.get("include", _WORDS, expected="a list of strings") or ()
     logprobs = (document.number("top_logprobs") or 0) if "message.output_text.logprobs" in include else None
     return Output(stream=document.flag("stream"), include_usage=True, schema=schema, logprobs=logprobs)
 

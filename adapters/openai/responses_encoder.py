@@ -9,8 +9,7 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import json_body as document
-from hostler.adapters import sse
+from hostler.adapters import json_body, sse
 from hostler.adapters.base import Encoder
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.openai.encoder import OpenAIEncoder, logprob_list
@@ -69,7 +68,7 @@ class ResponsesEncoder(Encoder):
         self._id = response_id.removeprefix("req-")
         self._created = created
         self._model = request.model or ""
-        given = {name: raw for name, raw in document.members(request.origin.body).items() if bytes(raw) != b"null"}
+        given = {name: raw for name, raw in json_body.members(request.origin.body).items() if bytes(raw) != b"null"}
         self._repeated = {name: given.get(name, usual) for name, usual in _REPEATED.items()}
         self.start(ResponseHead(media_type=sse.MEDIA_TYPE))
 

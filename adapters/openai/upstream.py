@@ -7,10 +7,9 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters import json_body as document
-from hostler.adapters import multipart as form
+from hostler.adapters import json_body, multipart
 from hostler.adapters.base import Upstream, WireRequest
-from hostler.adapters.degrade import unspoken
+from hostler.adapters.degrade import unsupported
 from hostler.adapters.openai.chat import without_progress
 from hostler.adapters.openai.operations import FORMS, UPSTREAM_PATHS
 from hostler.adapters.openai.parser import OpenAIParser
@@ -53,7 +52,7 @@ def operation(request: Request) -> str:
         return "rerank"
     if isinstance(request, CountRequest):
         return "count"
-    raise unspoken(request, "OpenAI's")
+    raise unsupported(request, "the OpenAI protocol")
 
 
 def request_body(request: Request, *, model: str, stream: bool, engine: bool = False) -> bytes:
@@ -255,10 +254,10 @@ class OpenAIUpstream(Upstream):
             return WireRequest(path=self._prefix + UPSTREAM_PATHS[operation(request)], body=body)
         path = self._prefix + UPSTREAM_PATHS[origin.operation]
         if origin.operation in FORMS:
-            sent = form.patch(origin.body, origin.content_type, "model", model)
+            sent = multipart.patch(origin.body, origin.content_type, "model", model)
             return WireRequest(path=path, body=sent, content_type=origin.content_type)
         body = without_progress(origin.body) if origin.operation == "chat" else origin.body
-        members = document.members(body, origin.json_body)
+        members = json_body.members(body, origin.json_body)
         changes: dict[str, bytes | None] = {}
         name = msgspec.json.encode(model)
         if bytes(members.get("model", b"")) != name:
@@ -269,7 +268,7 @@ class OpenAIUpstream(Upstream):
             changes["stream"] = b"true"
             if origin.operation != "responses":
                 changes["stream_options"] = _with_usage(members.get("stream_options"))
-        return WireRequest(path=path, body=document.patch(body, changes, members) if changes else body)
+        return WireRequest(path=path, body=json_body.patch(body, changes, members) if changes else body)
 
     def parser(self, request: Request, *, fields: bool) -> OpenAIParser:
         """A reader for the answer; `fields` asks for decoded fields beside the raw bytes."""

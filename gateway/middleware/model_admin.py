@@ -56,7 +56,7 @@ class ModelAdminMiddleware(RequestMiddleware):
         writer.begin(ResponseHead())
 
         async def report(step: ProgressStep) -> None:
-            await writer.write(Chunk(stage=step))
+            await writer.write(Chunk(step=step))
 
         if isinstance(operation, FindBlob):
             if not await self._model_admin.has_file(operation.digest):

@@ -176,6 +176,6 @@ def test_refusals_are_the_packages_own_errors(
 
 def test_counts_are_read_by_the_package(desk: Any, encoder: Any) -> None:
     answer = encoder(False, "/v1/messages/count_tokens")
-    answer.encode(Chunk(wire="other", whole=True, usage=Usage(prompt_tokens=37)))
+    answer.encode(Chunk(wire="other", is_body=True, usage=Usage(prompt_tokens=37)))
     desk.answer = WireResponse(body=answer.finish())
     assert desk.client.messages.count_tokens(model="a", messages=ASKED["messages"]).input_tokens == 37

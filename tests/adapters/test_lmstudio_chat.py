@@ -205,5 +205,5 @@ def test_without_an_engines_times_the_gateways_count() -> None:
 def test_a_whole_answer_that_is_no_object_stays_as_it_is() -> None:
     writing = met(asked("/api/v0/completions", prompt="x"))
     writing.start(ResponseHead(length=2))
-    assert writing.encode(Chunk(wire="openai", raw=b"[]", whole=True)) == b""
+    assert writing.encode(Chunk(wire="openai", raw=b"[]", is_body=True)) == b""
     assert writing.finish() == b"[]"

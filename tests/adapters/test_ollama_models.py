@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostler.adapters.model_list import ModelList
-from hostler.adapters.model_names import folded, ollama_name
+from hostler.adapters.model_names import normalized, ollama_name
 from hostler.adapters.ollama.go_compat import timestamp
 from hostler.adapters.ollama.models import human_number
 from hostler.adapters.types import ModelInfoRequest
@@ -130,7 +130,7 @@ def test_other_names_find_nothing_or_the_same(desk: Desk, spelling: str) -> None
 
 @given(name=st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._/@-]{0,20}(:[a-z0-9]{1,4})?", fullmatch=True))
 def test_the_shown_name_means_the_model_it_is_shown_for(name: str) -> None:
-    assert folded(ollama_name(name)) == folded(name) == folded(name.upper())
+    assert normalized(ollama_name(name)) == normalized(name) == normalized(name.upper())
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_progress_is_told_line_by_line(desk: Desk) -> None:
         ProgressStep(step="done"),
     )
     order = desk.decode("pull", {"model": "smol"})
-    assert desk.lines(order, *(Chunk(stage=step) for step in steps)) == [
+    assert desk.lines(order, *(Chunk(step=step) for step in steps)) == [
         {"status": "pulling manifest"},
         {"status": "pulling abababababab", "digest": "sha256:" + "ab" * 32, "total": 7},
         {"status": "pulling abababababab", "digest": "sha256:" + "ab" * 32, "total": 7, "completed": 7},
@@ -146,7 +146,7 @@ def test_progress_is_told_line_by_line(desk: Desk) -> None:
         {"status": "success"},
     ]
     whole = desk.decode("pull", {"model": "smol", "stream": False})
-    assert json.loads(desk.answer(whole, *(Chunk(stage=step) for step in steps))) == {"status": "success"}
+    assert json.loads(desk.answer(whole, *(Chunk(step=step) for step in steps))) == {"status": "success"}
     encoder = desk.adapter.encoder(order, response_id="", created=0, progress="off")
     assert (encoder.media_type, encoder.streaming) == ("application/x-ndjson", True)
 

@@ -87,7 +87,7 @@ def test_calls_are_numbered_and_end_with_a_finish_of_their_own() -> None:
 def test_whole_answers_are_chunks_too() -> None:
     body = transcript("chat.json")
     (chunk,) = parse([body[:9], body[9:]], head=JSON)
-    assert (chunk.text, chunk.reasoning, chunk.finish, chunk.whole) == ("I am", "hm", "stop", True)
+    assert (chunk.text, chunk.reasoning, chunk.finish, chunk.is_body) == ("I am", "hm", "stop", True)
     (vectors,) = parse([transcript("embed.json")], head=JSON, operation="embed")
     assert vectors.vectors == ((0.6, 0.8), (1.0, 0.0)) and vectors.usage == Usage(prompt_tokens=4)
     (older,) = parse([b'{"embedding":[3,4]}'], head=JSON, operation="embeddings")
@@ -196,7 +196,7 @@ def test_what_an_ollama_server_cannot_do_is_refused() -> None:
     far = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]}]
     with pytest.raises(BadRequest, match="data only"):
         sent_to(from_openai(messages=far))
-    with pytest.raises(BadRequest, match="does not understand"):
+    with pytest.raises(BadRequest, match="does not support"):
         sent_to(RerankRequest(origin=Origin(wire="openai", operation="rerank"), query="q"))
 
 
@@ -205,13 +205,13 @@ def test_what_an_ollama_server_cannot_do_is_refused() -> None:
     [
         (
             CountRequest(origin=Origin(wire="anthropic", operation="count_tokens")),
-            "Ollama's protocol cannot count tokens",
+            "the Ollama protocol has no token counts",
         ),
-        (RerankRequest(origin=Origin(wire="openai", operation="rerank")), "Ollama's protocol cannot order documents"),
+        (RerankRequest(origin=Origin(wire="openai", operation="rerank")), "the Ollama protocol has no reranking"),
     ],
 )
 def test_what_the_protocol_cannot_say_is_named(request_: Request, said: str) -> None:
-    with pytest.raises(BadRequest, match=f"does not understand this kind of request: {said}"):
+    with pytest.raises(BadRequest, match=f"does not support this kind of request: {said}"):
         sent_to(request_)
 
 

@@ -366,7 +366,7 @@ def test_embeddings_of_another_protocol_come_in_the_form_asked_for(ask: Any, beg
     vectors = ((0.5, -1.0), (2.0, 0.25))
     for form in ("float", "base64"):
         encoder = begin(ask("/v1/embeddings", {"model": "a", "input": ["x", "y"], "encoding_format": form}), JSON)
-        encoder.encode(Chunk(wire="other", whole=True, vectors=vectors, usage=Usage(prompt_tokens=4)))
+        encoder.encode(Chunk(wire="other", is_body=True, vectors=vectors, usage=Usage(prompt_tokens=4)))
         body = encoder.finish()
         assert isinstance(json.loads(body)["data"][1]["embedding"], str if form == "base64" else list)
         again = parse([body], head=JSON, operation="embeddings", fields=True)
@@ -466,6 +466,6 @@ def test_an_answer_that_is_not_text_is_broken(media_type: str) -> None:
 @pytest.mark.parametrize("choices", [b'"x"', b'["x"]', b'[{"message":"x"}]', b'[{"message":{"tool_calls":["x"]}}]'])
 def test_a_whole_answer_of_another_shape_cannot_be_told_as_a_stream(choices: bytes, chat: Any, begin: Any) -> None:
     encoder = begin(chat(stream=True))
-    encoder.encode(Chunk(wire="openai", raw=b'{"choices":' + choices + b"}", whole=True))
+    encoder.encode(Chunk(wire="openai", raw=b'{"choices":' + choices + b"}", is_body=True))
     with pytest.raises(BackendBroken):
         encoder.finish()

@@ -67,5 +67,5 @@ def test_completions_and_embeddings_are_read_by_the_package(ask: Any, begin: Any
     encoder.encode(Chunk(wire="other", text="Hi", finish="stop"))
     assert Completion.model_validate(json.loads(encoder.finish())).choices[0].text == "Hi"
     encoder = begin(ask("/v1/embeddings", {"model": "a", "input": "x"}), ResponseHead())
-    encoder.encode(Chunk(wire="other", whole=True, vectors=((0.5, 1.0),)))
+    encoder.encode(Chunk(wire="other", is_body=True, vectors=((0.5, 1.0),)))
     assert CreateEmbeddingResponse.model_validate(json.loads(encoder.finish())).data[0].embedding == [0.5, 1.0]

@@ -159,7 +159,7 @@ def test_a_chat_survives_any_two_protocols(
     there = read(CHATS[first], *written(CHATS[first], story, stream=stream), places)
     assert meaning(there) == meaning(story)
     # As the gateway does it: a protocol's bytes go through as they are only to its own clients.
-    foreign = [msgspec.structs.replace(chunk, wire="", raw=b"", whole=False) for chunk in there]
+    foreign = [msgspec.structs.replace(chunk, wire="", raw=b"", is_body=False) for chunk in there]
     back = read(CHATS[second], *written(CHATS[second], foreign, stream=stream), places)
     assert meaning(back) == meaning(story)
 
@@ -174,7 +174,7 @@ def test_a_continued_prompt_survives_any_two_protocols(
 ) -> None:
     there = read(PROMPTS[first], *written(PROMPTS[first], story, stream=stream), places)
     assert meaning(there) == meaning(story)
-    foreign = [msgspec.structs.replace(chunk, wire="", raw=b"", whole=False) for chunk in there]
+    foreign = [msgspec.structs.replace(chunk, wire="", raw=b"", is_body=False) for chunk in there]
     back = read(PROMPTS[second], *written(PROMPTS[second], foreign, stream=stream), places)
     assert meaning(back) == meaning(story)
 

@@ -35,13 +35,13 @@ def test_a_broken_adapter_is_named_and_left_out(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.ERROR):
         adapters = load_adapters([EntryPoint("broken", value, "hostler.adapters"), OPENAI])
     assert [adapter.name for adapter in adapters] == ["openai"]
-    assert f"broken ({value}) is left out" in caplog.text
+    assert f"broken ({value}) skipped" in caplog.text
 
 
 def test_a_name_is_taken_once(caplog: pytest.LogCaptureFixture) -> None:
     again = EntryPoint("zzz", OPENAI.value, OPENAI.group)
     assert len(load_adapters([again, OPENAI])) == 1
-    assert "one of that name already" in caplog.text
+    assert "another adapter has this name" in caplog.text
 
 
 def test_two_claims_on_a_path_are_refused_naming_both() -> None:

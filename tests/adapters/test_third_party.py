@@ -49,7 +49,7 @@ def test_what_loads_is_taken_and_what_is_broken_is_named(
     (plain,) = load_adapters(points)
     assert [operation.path for operation in plain.operations] == ["/plain/{model:path}", "/plain"]
     assert [record.levelname for record in caplog.records] == ["ERROR"]
-    assert "adapter broken (hostler_plain:NoSuchAdapter) is left out" in caplog.text
+    assert "adapter broken (hostler_plain:NoSuchAdapter) skipped" in caplog.text
     assert "NoSuchAdapter" in caplog.text
 
 
@@ -75,4 +75,4 @@ def test_the_whole_product_speaks_its_protocol(site: Path, tmp_path: Path) -> No
         unknown = httpx.post(f"{up.address}/plain/x", content="What is it?")
         assert (unknown.status_code, "the only model: org/a" in unknown.text) == (404, True)
         assert httpx.get(f"{up.address}/v1/models").status_code == 200
-        assert "adapter broken (hostler_plain:NoSuchAdapter) is left out" in up.log
+        assert "adapter broken (hostler_plain:NoSuchAdapter) skipped" in up.log

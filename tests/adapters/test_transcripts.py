@@ -117,7 +117,7 @@ def answered(adapter: Adapter, operation: Operation, asked: dict[str, Any]) -> d
         if isinstance(request, ModelOperation):
             encoder = adapter.encoder(request, response_id="id-1", created=1_700_000_000, progress="off")
             encoder.start(ResponseHead())
-            body = b"".join([*(encoder.encode(Chunk(stage=step)) for step in STEPS), encoder.finish()])
+            body = b"".join([*(encoder.encode(Chunk(step=step)) for step in STEPS), encoder.finish()])
             return {**told, "answer": readable(body), "type": encoder.media_type}
         upstream = LlamaCppUpstream()
         expanded = request if upstream.speaks(request.origin.wire) else adapter.expand(request)

@@ -73,7 +73,7 @@ async def test_a_request_that_no_protocol_can_express_is_invalid(tmp_path: Path,
         async with open_chain(tmp_path, backends) as chain:
             answer = await chain.http.post(path, json={"model": "m", **body})
             assert answer.status_code == 400
-            assert "does not understand this kind of request" in answer.text
+            assert "does not support this kind of request" in answer.text
             assert chain.finished[0].reason != ""
             assert first.asked == second.asked == []
 

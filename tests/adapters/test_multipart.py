@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from hostler.adapters import multipart as form
+from hostler.adapters import multipart
 from hostler.adapters.errors import BadRequest
 
 FILE = bytes(range(256)) * 40 + b'\r\nContent-Disposition: form-data; name="model"\r\n\r\nevil'
@@ -18,22 +18,22 @@ def upload(**fields: str) -> tuple[bytes, str]:
 
 def test_the_model_is_found_among_files() -> None:
     body, kind = upload(model="whisper", language="en")
-    assert form.field(body, kind, "model") == "whisper"
-    assert form.field(body, kind, "file") is None
+    assert multipart.field(body, kind, "model") == "whisper"
+    assert multipart.field(body, kind, "file") is None
 
 
 def test_replacing_the_model_keeps_every_other_byte() -> None:
     body, kind = upload(language="en", model="whisper")
-    patched = form.patch(body, kind, "model", "large")
+    patched = multipart.patch(body, kind, "model", "large")
     assert patched == body.replace(b"\r\n\r\nwhisper\r\n", b"\r\n\r\nlarge\r\n")
     assert len(patched) == len(body) - 2
 
 
 def test_an_absent_model_is_added() -> None:
     body, kind = upload(language="en")
-    patched = form.patch(body, kind, "model", "large")
-    assert form.field(patched, kind, "model") == "large"
-    assert form.field(patched, kind, "language") == "en"
+    patched = multipart.patch(body, kind, "model", "large")
+    assert multipart.field(patched, kind, "model") == "large"
+    assert multipart.field(patched, kind, "language") == "en"
     assert FILE in patched
 
 
@@ -41,7 +41,7 @@ def test_an_absent_model_is_added() -> None:
     ("body", "kind", "words"),
     [
         (b"x", "multipart/form-data", "no boundary"),
-        (b"x", "multipart/form-data; boundary=q", "does not hold the boundary"),
+        (b"x", "multipart/form-data; boundary=q", "does not contain the boundary"),
         (b"--q\r\nContent-Disposition: form-data; name=model\r\n\r\nx", "multipart/form-data; boundary=q", "cut off"),
         (
             b'--q\r\nContent-Disposition: form-data; name="model"\r\n\r\na\r\n' * 2 + b"--q--",
@@ -52,16 +52,16 @@ def test_an_absent_model_is_added() -> None:
 )
 def test_a_broken_form_is_refused(body: bytes, kind: str, words: str) -> None:
     with pytest.raises(BadRequest, match=words):
-        form.field(body, kind, "model")
+        multipart.field(body, kind, "model")
 
 
 def test_many_parts_are_refused() -> None:
     body = b"--q\r\nContent-Disposition: form-data; name=a\r\n\r\nx\r\n" * 1000 + b"--q--"
     with pytest.raises(BadRequest, match="more than 256 parts"):
-        form.field(body, "multipart/form-data; boundary=q", "model")
+        multipart.field(body, "multipart/form-data; boundary=q", "model")
 
 
 def test_a_name_cannot_smuggle_a_part() -> None:
     body, kind = upload(model="whisper")
     with pytest.raises(BadRequest):
-        form.patch(body, kind, "model", 'a\r\n--q\r\nContent-Disposition: form-data; name="x"\r\n\r\n')
+        multipart.patch(body, kind, "model", 'a\r\n--q\r\nContent-Disposition: form-data; name="x"\r\n\r\n')

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostler.adapters import json_body as document
+from hostler.adapters import json_body
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import JsonBody
 
@@ -48,9 +48,9 @@ def test_patch_changes_the_named_members_and_no_other_byte(
     body: dict[str, Any], layout: dict[str, Any], space: str
 ) -> None:
     text = (space + json.dumps(body, **layout) + space).encode()
-    patched = document.patch(text, {"model": b'"new"', "stream": b"true"})
+    patched = json_body.patch(text, {"model": b'"new"', "stream": b"true"})
     assert json.loads(patched) == {**body, "model": "new", "stream": True}
-    where = document.spans(text, document.members(text))
+    where = json_body.spans(text, json_body.members(text))
     rest = [
         text[end:start]
         for (_, end), (start, _) in zip([(0, 0), *where.values()], [*where.values(), (len(text), 0)], strict=True)
@@ -66,12 +66,12 @@ def test_patch_changes_the_named_members_and_no_other_byte(
 def test_patch_with_the_same_values_gives_the_same_bytes(body: dict[str, Any]) -> None:
     text = json.dumps(body).encode()
     same = {name: json.dumps(value).encode() for name, value in body.items()}
-    assert document.patch(text, same) == text
+    assert json_body.patch(text, same) == text
 
 
 def test_a_model_deeper_in_the_body_is_left_alone() -> None:
     body = b'{"metadata":{"model":"x"},"messages":[{"model":"y","content":"\\"model\\":\\"z\\""}],"model":"a"}'
-    assert document.patch(body, {"model": b'"b"'}) == body[:-3] + b'b"}'
+    assert json_body.patch(body, {"model": b'"b"'}) == body[:-3] + b'b"}'
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,10 @@ def test_depth_is_limited_exactly(wide: str) -> None:
         inner = '{"b":' * (depth - 2) + "[" + wide + "]" + "}" * (depth - 2)
         return b'{"x":[' + wide.encode() + b'],"a":' + inner.encode() + b"}"
 
-    most = document.MAX_DEPTH - ("[]" in wide or "{}" in wide)
+    most = json_body.MAX_DEPTH - ("[]" in wide or "{}" in wide)
     assert JsonBody(body(most)).members
-    assert JsonBody(nested(document.MAX_DEPTH)).members
-    for deep in (body(most + 1), nested(document.MAX_DEPTH + 1)):
+    assert JsonBody(nested(json_body.MAX_DEPTH)).members
+    for deep in (body(most + 1), nested(json_body.MAX_DEPTH + 1)):
         with pytest.raises(BadRequest, match="nested"):
             JsonBody(deep)
 
