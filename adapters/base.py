@@ -7,7 +7,7 @@ None of them does I/O, reads a clock or keeps state between requests. A third-pa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -195,9 +195,9 @@ class Adapter(ABC):
         """Another form of a request that the backend rejected, smaller each time; `None` to let the rejection stand."""
         return None
 
-    def model_info(self, request: ModelInfoRequest, models: ModelList) -> WireResponse:
+    def model_info(self, request: ModelInfoRequest, listing: ModelList) -> WireResponse:
         """The answer to a probe, from the catalogue alone. Raises `ModelNotFound` for a model that is not listed."""
-        raise NotFound(f"The protocol {self.name} has no model information to ask for.")
+        raise NotFound(f"The {self.name} adapter has no information of the kind {request.kind!r}.")
 
     def is_subscription(self, request: ModelInfoRequest) -> bool:
         """Whether a probe is answered with a stream of `change_events`."""
@@ -245,3 +245,9 @@ class Adapter(ABC):
             headers=headers,
             json_body=json_body,
         )
+
+
+def raise_after(chunks: Iterable[Chunk], error: GatewayError) -> Iterator[Chunk]:
+    """For parsers: the chunks that were read before the error, then the error."""
+    yield from chunks
+    raise error

@@ -204,3 +204,55 @@ def error_headers(error: GatewayError) -> list[tuple[str, str]]:
     if isinstance(error, MethodNotAllowed) and error.allowed:
         headers.append(("Allow", ", ".join(error.allowed)))
     return headers
+
+
+#: Statuses about the gateway's own account at a backend: they are not the client's fault, and its key is not meant.
+ACCOUNT_STATUSES = frozenset({401, 402, 403, 407})
+
+
+def client_status(error: GatewayError) -> int:
+    """The status to answer with: a backend's 4xx for the client's own mistake is passed on."""
+    if isinstance(error, BackendRejected) and 400 <= error.backend_status < 500:
+        return error.status if error.backend_status in ACCOUNT_STATUSES else error.backend_status
+    return error.status
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Untrusted text for a message: truncated, control characters escaped."""
+    cut = text if len(text) <= limit else text[: limit - 3] + "..."
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)
+
+
+def invalid_event() -> BackendBroken:
+    """An event of a stream that cannot be decoded."""
+    return BackendBroken("The backend sent an event that its protocol does not allow.")
+
+
+def invalid_response() -> BackendBroken:
+    """A response that cannot be decoded."""
+    return BackendBroken("The backend sent a response that its protocol does not allow.")
+
+
+def incomplete_response() -> BackendBroken:
+    """A stream that ended without its end mark."""
+    return BackendBroken("The backend's response ended before it was complete.")
+
+
+def truncated_response(received: int, length: int) -> BackendBroken:
+    """A body that is not as long as its head said, in bytes."""
+    return BackendBroken(f"The backend's response ended after {received} of {length} bytes.")
+
+
+def oversized_response(limit: int) -> BackendBroken:
+    """A body larger than `limit` bytes, where it has to be decoded as a whole."""
+    return BackendBroken(f"The backend's response is larger than {limit} bytes.")
+
+
+def reported_error(message: object, *, backend_status: int | None = None) -> BackendBroken:
+    """An error that the backend put into its response, with the backend's own message if it has one."""
+    if not isinstance(message, str) or not message.strip():
+        return BackendBroken(
+            "The backend reported an error in the middle of its response.", backend_status=backend_status
+        )
+    text = "".join(char if char.isprintable() else " " for char in message[:500])
+    return BackendBroken(f"The backend reported an error: {text}", backend_status=backend_status)

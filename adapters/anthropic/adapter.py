@@ -13,7 +13,7 @@ import msgspec
 
 from hostler.adapters.anthropic import messages, models
 from hostler.adapters.anthropic.encoder import AnthropicEncoder, CountEncoder
-from hostler.adapters.anthropic.errors import refusal
+from hostler.adapters.anthropic.errors import error_response
 from hostler.adapters.anthropic.operations import COUNT, FORWARDED, HEADER, MESSAGES, MODEL, MODELS, OPERATIONS
 from hostler.adapters.anthropic.schema import WIRE
 from hostler.adapters.base import Adapter, Encoder, Incoming, Operation, WireResponse
@@ -107,4 +107,4 @@ class AnthropicAdapter(Adapter):
 
     def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
         """The error as a complete answer."""
-        return refusal(error)
+        return error_response(error)

@@ -41,7 +41,7 @@ class _Rejected(msgspec.Struct, frozen=True, kw_only=True):
     error: _Detail | str | None = None
 
 
-def refusal(error: GatewayError) -> WireResponse:
+def error_response(error: GatewayError) -> WireResponse:
     """The error as a complete answer."""
     headers = error_headers(error)
     if isinstance(error, BackendRejected) and error.wire == "anthropic" and error.backend_status not in _OURS:
@@ -54,7 +54,7 @@ def error_event(error: GatewayError) -> bytes:
     return sse.event(msgspec.json.encode(_body(error)), "error")
 
 
-def shown(text: str, limit: int = 200) -> str:
+def printable(text: str, limit: int = 200) -> str:
     """Text from outside, fit to be read: bounded, control characters escaped."""
     cut = text if len(text) <= limit else text[: limit - 3] + "..."
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)
@@ -63,7 +63,7 @@ def shown(text: str, limit: int = 200) -> str:
 def _body(error: GatewayError) -> dict[str, Any]:
     status = _status(error)
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": shown(_message(error), 2000)}}
+    return {"type": "error", "error": {"type": kind, "message": printable(_message(error), 2000)}}
 
 
 def _status(error: GatewayError) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters.anthropic.errors import shown
+from hostler.adapters.anthropic.errors import printable
 from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import BadRequest, ModelNotFound
 from hostler.adapters.model_list import ModelCard, ModelList
@@ -42,9 +42,11 @@ def model(listing: ModelList, name: str) -> WireResponse:
     if card is None:
         names = listing.names()
         known = (
-            f"the models are: {', '.join(shown(known, 80) for known in names[:_NAMED])}" if names else "there are none"
+            f"the models are: {', '.join(printable(known, 80) for known in names[:_NAMED])}"
+            if names
+            else "there are none"
         )
-        raise ModelNotFound(f"model: {shown(name)} does not exist; {known}", param="model", model=name)
+        raise ModelNotFound(f"model: {printable(name)} does not exist; {known}", param="model", model=name)
     return WireResponse(body=msgspec.json.encode(_entry(name, card)))
 
 
@@ -57,7 +59,7 @@ def _page(entries: list[dict[str, Any]], asked: dict[str, str]) -> tuple[list[di
     after, before = asked.get("after_id"), asked.get("before_id")
     for name, given in (("after_id", after), ("before_id", before)):
         if given is not None and given not in places:
-            raise BadRequest(f"{name}: there is no model {shown(given)} in the list", param=name)
+            raise BadRequest(f"{name}: there is no model {printable(given)} in the list", param=name)
     if before is not None:
         end = places[before]
         start = max(end - count, 0)

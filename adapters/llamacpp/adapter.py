@@ -12,7 +12,7 @@ from hostler.adapters.errors import BadRequest, GatewayError, MethodNotAllowed, 
 from hostler.adapters.json_body import JsonBody, check_size
 from hostler.adapters.llamacpp import completion, server
 from hostler.adapters.llamacpp.encoder import LlamaCppEncoder
-from hostler.adapters.llamacpp.errors import refusal
+from hostler.adapters.llamacpp.errors import error_response
 from hostler.adapters.llamacpp.operations import COMPLETIONS, LOOK, OPERATIONS, UNKNOWN
 from hostler.adapters.llamacpp.schema import WIRE
 from hostler.adapters.llamacpp.upstream import is_object
@@ -146,7 +146,7 @@ class LlamaCppAdapter(Adapter):
 
     def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
         """The error as a complete answer."""
-        return refusal(error, operation)
+        return error_response(error, operation)
 
 
 def _is_openai(body: JsonBody, incoming: Incoming) -> bool:

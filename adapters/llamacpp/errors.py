@@ -8,11 +8,11 @@ import msgspec
 
 from hostler.adapters import sse
 from hostler.adapters.base import Operation, WireResponse
-from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, error_headers
+from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, client_status, error_headers, printable
 from hostler.adapters.llamacpp.operations import LOOK, UNKNOWN
 from hostler.adapters.llamacpp.schema import JSON
-from hostler.adapters.openai.errors import message_of, shown, status_of
-from hostler.adapters.openai.errors import refusal as openai_refusal
+from hostler.adapters.openai.errors import client_message
+from hostler.adapters.openai.errors import error_response as openai_error_response
 
 _TYPES = {
     401: "authentication_error",
@@ -24,18 +24,18 @@ _TYPES = {
 }
 
 
-def refusal(error: GatewayError, operation: Operation | None = None) -> WireResponse:
+def error_response(error: GatewayError, operation: Operation | None = None) -> WireResponse:
     """The error as a complete answer. What an engine refused is passed on as it came."""
     if isinstance(error, BackendRejected):
-        passed = openai_refusal(error)
+        passed = openai_error_response(error)
         if passed.body == error.body:
             return passed
     headers = error_headers(error)
-    status = status_of(error)
+    status = client_status(error)
     if operation is not None and operation.name in UNKNOWN and isinstance(error, BadRequest) and error.param == "model":
         # A path that nobody knows, and no model that runs or is named: there is nobody to ask.
         status = 404 if operation.name == LOOK else 503
-    return respond({"error": error_body(message_of(error), status)}, status=status, headers=tuple(headers))
+    return respond({"error": error_body(client_message(error), status)}, status=status, headers=tuple(headers))
 
 
 def respond(body: object, *, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> WireResponse:
@@ -50,10 +50,10 @@ def refused(status: int, message: str, kind: str | None = None) -> WireResponse:
 
 def error_event(error: GatewayError) -> bytes:
     """The error inside a stream that has begun."""
-    return sse.event(msgspec.json.encode({"error": error_body(message_of(error), status_of(error))}))
+    return sse.event(msgspec.json.encode({"error": error_body(client_message(error), client_status(error))}))
 
 
 def error_body(message: str, status: int, kind: str | None = None) -> dict[str, Any]:
     """What stands in `error`."""
     default = "invalid_request_error" if status < 500 else "server_error"
-    return {"code": status, "message": shown(message, 2000), "type": kind or _TYPES.get(status, default)}
+    return {"code": status, "message": printable(message, 2000), "type": kind or _TYPES.get(status, default)}

@@ -10,7 +10,7 @@ from hostler.adapters import sse
 from hostler.adapters.base import Parser
 from hostler.adapters.errors import BackendBroken, GatewayError
 from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.llamacpp.schema import NO_ERROR, WIRE, ErrorBody, Piece
+from hostler.adapters.llamacpp.schema import NO_ERROR, WIRE, LlamaError, LlamaEvent
 from hostler.adapters.types import Chunk, ResponseHead, Usage
 
 # A whole answer is remembered up to this size, to find its counts.
@@ -18,9 +18,9 @@ _REMEMBERED = 256 * 1024
 # Remarks in front of the first word are kept up to this size, in bytes.
 _MAX_REMARKS = 64 * 1024
 
-_notice = msgspec.json.Decoder(Piece).decode
-_notice_all = msgspec.json.Decoder(Piece | list[Piece]).decode
-_decode_error = msgspec.json.Decoder(ErrorBody).decode
+_notice = msgspec.json.Decoder(LlamaEvent).decode
+_notice_all = msgspec.json.Decoder(LlamaEvent | list[LlamaEvent]).decode
+_decode_error = msgspec.json.Decoder(LlamaError).decode
 
 
 class LlamaCppParser(Parser):
@@ -132,7 +132,7 @@ class LlamaCppParser(Parser):
         return (Chunk(wire=WIRE, is_body=True, finish=finish, usage=usage),)
 
 
-def _sum(known: Usage, piece: Piece) -> Usage:
+def _sum(known: Usage, piece: LlamaEvent) -> Usage:
     timings = piece.timings
     return Usage(
         prompt_tokens=known.prompt_tokens + piece.tokens_evaluated,
@@ -143,7 +143,7 @@ def _sum(known: Usage, piece: Piece) -> Usage:
     )
 
 
-def _finish(piece: Piece) -> str:
+def _finish(piece: LlamaEvent) -> str:
     return "length" if piece.stop_type == "limit" else "stop"
 
 
@@ -151,7 +151,7 @@ def _broken(raw: msgspec.Raw) -> BackendBroken:
     try:
         error = _decode_error(raw)
     except NOT_JSON:
-        error = ErrorBody()
+        error = LlamaError()
     code = error.code if error.code is not None and 400 <= error.code <= 599 else None
     if not error.message.strip():
         return BackendBroken("The backend reported an error in the middle of its answer.", backend_status=code)

@@ -9,7 +9,7 @@ JSON = "application/json; charset=utf-8"
 NO_ERROR = msgspec.Raw(b"null")
 
 
-class Timings(msgspec.Struct, frozen=True, kw_only=True):
+class _LlamaTimings(msgspec.Struct, frozen=True, kw_only=True):
     """What an answer took."""
 
     cache_n: int = 0
@@ -17,7 +17,7 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     predicted_ms: float | None = None
 
 
-class Piece(msgspec.Struct, frozen=True, kw_only=True):
+class LlamaEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One event of a completion, or a whole one, as far as somebody who only forwards it looks."""
 
     index: int = 0
@@ -25,11 +25,11 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     stop_type: str | None = None
     tokens_evaluated: int = 0
     tokens_predicted: int = 0
-    timings: Timings | None = None
+    timings: _LlamaTimings | None = None
     error: msgspec.Raw = NO_ERROR
 
 
-class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
+class LlamaError(msgspec.Struct, frozen=True, kw_only=True):
     """What stands in `error`."""
 
     message: str = ""

@@ -10,7 +10,7 @@ from hostler.adapters import sse
 from hostler.adapters.base import WireResponse
 from hostler.adapters.llamacpp.errors import refused, respond
 from hostler.adapters.model_list import ModelCard, ModelList
-from hostler.adapters.openai.models import unknown
+from hostler.adapters.openai.models import model_not_found
 from hostler.profiles.schema import ModelFacts
 
 _NO_FACTS = ModelFacts()
@@ -86,7 +86,7 @@ def _card(listing: ModelList, name: str | None) -> ModelCard | None:
     if name is not None:
         card = listing.resolve(name)
         if card is None:
-            raise unknown(name, listing.names())
+            raise model_not_found(name, listing.names())
         return card
     chosen = listing.active or listing.default
     card = listing.find(chosen) if chosen is not None else None

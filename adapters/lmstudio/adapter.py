@@ -11,7 +11,7 @@ from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, N
 from hostler.adapters.json_body import JsonBody
 from hostler.adapters.lmstudio import chat, models
 from hostler.adapters.lmstudio.encoder import ChatEncoder, FiguresEncoder
-from hostler.adapters.lmstudio.errors import refusal
+from hostler.adapters.lmstudio.errors import error_response
 from hostler.adapters.lmstudio.operations import DELEGATED, NEWER, OPERATIONS
 from hostler.adapters.model_list import ModelList
 from hostler.adapters.openai.adapter import OpenAIAdapter
@@ -98,7 +98,7 @@ class LMStudioAdapter(Adapter):
     def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
         """The error as a complete answer, on the older paths in OpenAI's words."""
         if operation is not None and operation.path.startswith(NEWER):
-            return refusal(error)
+            return error_response(error)
         return self._openai.error_response(error, operation)
 
 

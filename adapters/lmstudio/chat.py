@@ -8,7 +8,7 @@ import msgspec
 
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import JsonBody
-from hostler.adapters.openai.chat import media, read
+from hostler.adapters.openai.chat import decode_body, decode_media
 from hostler.adapters.types import ChatMessage, ChatRequest, Conversation, Origin, Output, Part, Sampling, Text
 
 _LEVELS = frozenset({"off", "on", "low", "medium", "high"})
@@ -36,7 +36,7 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True):
 
 def decode(origin: Origin, document: JsonBody, model: str | None) -> ChatRequest:
     """The request with its conversation. Raises `BadRequest` naming the field that cannot be understood or had here."""
-    body = read(origin.body, _Body)
+    body = decode_body(origin.body, _Body)
     if body.previous_response_id:
         raise BadRequest("Answers are not stored here; send what was said before.", param="previous_response_id")
     if body.integrations:
@@ -73,5 +73,5 @@ def _part(part: _Input, where: str) -> Part:
     if part.type in ("text", "message") and part.content is not None:
         return Text(text=part.content)
     if part.type == "image" and part.data_url is not None:
-        return media("image", part.data_url)
+        return decode_media("image", part.data_url)
     raise BadRequest(f"`{where}` must be a text with its `content` or an image with its `data_url`.", param=where)

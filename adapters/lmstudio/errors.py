@@ -7,22 +7,21 @@ from typing import Any
 import msgspec
 
 from hostler.adapters.base import WireResponse
-from hostler.adapters.errors import GatewayError, ModelNotFound
-from hostler.adapters.openai.errors import error_body as openai_body
-from hostler.adapters.openai.errors import refusal as openai_refusal
-from hostler.adapters.openai.errors import status_of
+from hostler.adapters.errors import GatewayError, ModelNotFound, client_status
+from hostler.adapters.openai.errors import error_body as openai_error_body
+from hostler.adapters.openai.errors import error_response as openai_error_response
 
 
 def error_body(error: GatewayError) -> dict[str, Any]:
     """What stands in `error`: OpenAI's fields, and LM Studio's types."""
-    status = status_of(error)
+    status = client_status(error)
     kind = "invalid_request" if status < 500 else "internal_error"
-    return openai_body(error) | {"type": "model_not_found" if isinstance(error, ModelNotFound) else kind}
+    return openai_error_body(error) | {"type": "model_not_found" if isinstance(error, ModelNotFound) else kind}
 
 
-def refusal(error: GatewayError) -> WireResponse:
+def error_response(error: GatewayError) -> WireResponse:
     """The error as a complete answer."""
-    plain = openai_refusal(error)
+    plain = openai_error_response(error)
     return WireResponse(
-        status=status_of(error), body=msgspec.json.encode({"error": error_body(error)}), headers=plain.headers
+        status=client_status(error), body=msgspec.json.encode({"error": error_body(error)}), headers=plain.headers
     )

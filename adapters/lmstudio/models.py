@@ -9,7 +9,7 @@ import msgspec
 
 from hostler.adapters.base import WireResponse
 from hostler.adapters.model_list import ModelCard, ModelList
-from hostler.adapters.openai.models import unknown
+from hostler.adapters.openai.models import model_not_found
 from hostler.profiles.schema import ModelFacts
 
 PUBLISHER = "hostler"
@@ -27,7 +27,7 @@ def find(listing: ModelList, name: str) -> ModelCard:
     """The card of a name or an alias. Raises `ModelNotFound`."""
     card = listing.resolve(name)
     if card is None:
-        raise unknown(name, listing.names())
+        raise model_not_found(name, listing.names())
     return card
 
 

@@ -15,7 +15,7 @@ from hostler.adapters.model_names import DEFAULT_HOST, DEFAULT_NAMESPACE, ollama
 from hostler.adapters.ollama import go_compat, model_ops, models, requests
 from hostler.adapters.ollama import requests as memory
 from hostler.adapters.ollama.encoder import OllamaEncoder
-from hostler.adapters.ollama.errors import refusal
+from hostler.adapters.ollama.errors import error_response
 from hostler.adapters.ollama.go_compat import quoted, read
 from hostler.adapters.ollama.names import named
 from hostler.adapters.ollama.operations import OPERATIONS, UNKNOWN, WRONG, allowed_methods, redirect_target
@@ -203,7 +203,7 @@ class OllamaAdapter(Adapter):
 
     def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
         """The error as a complete answer."""
-        return refusal(error, operation)
+        return error_response(error, operation)
 
 
 def _sent_on(origin: Origin) -> WireResponse:

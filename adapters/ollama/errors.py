@@ -44,7 +44,7 @@ class _Rejected(msgspec.Struct, frozen=True):
     error: str | _Detail
 
 
-def refusal(error: GatewayError, operation: Operation | None = None) -> WireResponse:
+def error_response(error: GatewayError, operation: Operation | None = None) -> WireResponse:
     """The error as a complete answer."""
     headers = error_headers(error)
     if isinstance(error, MethodNotAllowed):

@@ -1,1 +1,1 @@
-"""OpenAI's protocol, as clients speak it (`inbound`) and as backends do (`upstream`)."""
+"""OpenAI's protocol, as clients speak it (`adapter`) and as backends speak it (`upstream`)."""

@@ -1,4 +1,4 @@
-"""OpenAI's protocol as clients speak it: bytes to requests, probes and errors to bytes. Answers are in `encoder.py`."""
+"""OpenAI's protocol as clients speak it. Responses are written in `encoder.py` and `responses_encoder.py`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import msgspec
 from hostler.adapters import multipart
 from hostler.adapters.base import Adapter, Encoder, Incoming, Operation, WireResponse
 from hostler.adapters.degrade import without_thinking
-from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, NotFound
+from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError
 from hostler.adapters.json_body import JsonBody
 from hostler.adapters.model_list import ModelList
 from hostler.adapters.openai import chat, models, responses
-from hostler.adapters.openai.chat import with_preset
 from hostler.adapters.openai.encoder import OpenAIEncoder
-from hostler.adapters.openai.errors import refusal
+from hostler.adapters.openai.errors import error_response
 from hostler.adapters.openai.operations import FORMS, OPERATIONS
 from hostler.adapters.openai.rerank import RerankEncoder, wants_documents
 from hostler.adapters.openai.responses_encoder import ResponsesEncoder
@@ -32,83 +31,78 @@ from hostler.adapters.types import (
 from hostler.profiles.presets import Preset
 
 _FORM = "multipart/form-data"
-# What servers say of a route that they do not have; of a model that they do not have, too, which a chat will tell again.
+# What servers answer for a route that they do not have; also for an unknown model, which then fails as a chat too.
 _NO_ROUTE = frozenset({404, 405, 501})
-# A request for a response that is to be told to a backend of this protocol as a chat.
-_AS_CHAT = "responses told as a chat"
-_OPTIONS = msgspec.json.Decoder(StreamOptions | None)
+# The wire of a responses request that is sent to a backend of this protocol as a chat.
+_AS_CHAT = "responses as chat"
+_STREAM_OPTIONS = msgspec.json.Decoder(StreamOptions | None)
 
 
 class OpenAIAdapter(Adapter):
-    """The adapter for OpenAI's own SDKs and everything that imitates them."""
+    """The adapter for OpenAI's SDKs and everything compatible with them."""
 
     name = WIRE
     operations = OPERATIONS
 
     def decode(self, operation: Operation, incoming: Incoming) -> Request:
-        """The request. Only the few fields that decide its way are read; the rest stays bytes."""
+        """The request. Only the few fields that decide its route are decoded; the rest stays bytes."""
         name = operation.name
         content_type = incoming.headers.get("content-type", "application/json")
-        formed = name in FORMS and content_type.lower().startswith(_FORM)
-        document = None if formed or operation.probe else JsonBody(incoming.body)
-        origin = self.origin(operation, incoming, json_body=document)
+        is_form = name in FORMS and content_type.lower().startswith(_FORM)
+        body = None if is_form or operation.probe else JsonBody(incoming.body)
+        origin = self.origin(operation, incoming, json_body=body)
         if operation.probe:
             model = None if name == "models" else incoming.path_params.get("id", "").rstrip("/")
             return ModelInfoRequest(origin=origin, kind=name, model=model)
-        if document is None:
+        if body is None:
             model = multipart.field(incoming.body, content_type, "model") or model_outside_body(incoming)
             stream = multipart.field(incoming.body, content_type, "stream") == "true"
             return Passthrough(origin=origin, model=model, output=Output(stream=stream))
-        model = document.text("model") or model_outside_body(incoming)
+        model = body.text("model") or model_outside_body(incoming)
         if name == "chat":
-            if not document.has("messages"):
+            if not body.has("messages"):
                 raise BadRequest("`messages` is missing.", param="messages")
-            if bytes(memoryview(document.members["messages"])[:1]) != b"[":
+            if bytes(memoryview(body.members["messages"])[:1]) != b"[":
                 raise BadRequest("`messages` must be an array.", param="messages")
-            return ChatRequest(origin=origin, model=model, output=_output(document))
+            return ChatRequest(origin=origin, model=model, output=_output(body))
         if name == "completions":
-            return CompletionRequest(origin=origin, model=model, output=_output(document))
+            return CompletionRequest(origin=origin, model=model, output=_output(body))
         if name == "embeddings":
             return EmbedRequest(origin=origin, model=model)
         if name == "rerank":
             return RerankRequest(origin=origin, model=model)
         if name == "responses":
             origin = msgspec.structs.replace(origin, wire=RESPONSES)
-            return ChatRequest(origin=origin, model=model, output=responses.output(document))
-        stream_ = document.flag("stream")
-        return Passthrough(origin=origin, model=model, output=Output(stream=stream_))
+            return ChatRequest(origin=origin, model=model, output=responses.decode_output(body))
+        return Passthrough(origin=origin, model=model, output=Output(stream=body.flag("stream")))
 
     def expand(self, request: Request) -> Request:
-        """The request with everything decoded that a backend of another protocol needs."""
         if isinstance(request, ChatRequest) and request.origin.operation == "responses":
-            return request if request.conversation is not None else responses.expand(request)
-        return chat.expand(request)
+            return request if request.conversation is not None else responses.decode_request(request)
+        return chat.decode_request(request)
 
     def apply_preset(self, request: Request, preset: Preset) -> Request:
-        """The request as it is when it is asked of a model that was made of another one."""
-        return with_preset(request, preset)
+        return chat.with_preset(request, preset)
 
     def amend(self, request: Request, rejected: BackendRejected) -> Request | None:
-        """A chat instead of a response, for a backend that knows no responses; no wish to think for a model that cannot."""
+        """A chat for a backend without the responses API; no reasoning options for a model without reasoning."""
         origin = request.origin
         try:
             expanded = self.expand(request)
         except BadRequest:
-            return None  # what cannot be told in another way is refused in the backend's words
+            return None  # no other form of the request exists: the backend's own error stands
         if origin.wire == RESPONSES and rejected.wire == WIRE and rejected.backend_status in _NO_ROUTE:
             return msgspec.structs.replace(expanded, origin=msgspec.structs.replace(origin, wire=_AS_CHAT))
         return without_thinking(expanded, rejected)
 
     def model_info(self, request: ModelInfoRequest, listing: ModelList) -> WireResponse:
-        """The list of models, or one of them."""
         if request.kind == "models":
-            return models.models(listing)
+            return models.list_models(listing)
         if request.kind == "model":
-            return models.model(listing, request.model or "")
-        raise NotFound("There is nothing like that to ask for.")
+            return models.show_model(listing, request.model or "")
+        return super().model_info(request, listing)
 
     def encoder(self, request: Request, *, response_id: str, created: int, progress: str) -> Encoder:
-        """An encoder for one reply. Requests for structured output or several choices get no words as progress."""
         if isinstance(request, ChatRequest) and request.origin.operation == "responses":
             return ResponsesEncoder(request, response_id=response_id, created=created, progress=progress)
         if isinstance(request, RerankRequest) and wants_documents(request.origin.body):
@@ -116,19 +110,18 @@ class OpenAIAdapter(Adapter):
         return OpenAIEncoder(request, response_id=response_id, created=created, progress=progress)
 
     def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
-        """The error as a complete answer."""
-        return refusal(error)
+        return error_response(error)
 
 
-def _output(document: JsonBody) -> Output:
-    options = document.get("stream_options", _OPTIONS, expected="an object")
-    choices = document.number("n")
+def _output(body: JsonBody) -> Output:
+    options = body.get("stream_options", _STREAM_OPTIONS, expected="an object")
+    choices = body.number("n")
     if choices is not None and not 1 <= choices <= 1024:
         raise BadRequest("`n` must be a number from 1 to 1024.", param="n")
     return Output(
-        stream=document.flag("stream"),
+        stream=body.flag("stream"),
         include_usage=options is not None and options.include_usage is True,
         choices=choices or 1,
-        schema=chat.schema(document),
-        logprobs=chat.logprobs(document),
+        schema=chat.decode_schema(body),
+        logprobs=chat.decode_logprobs(body),
     )

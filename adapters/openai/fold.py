@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters import sse
-from hostler.adapters.errors import BackendBroken
+from hostler.adapters.errors import invalid_event
 from hostler.adapters.json_body import NOT_JSON
 
 # Numbers with fractions stay as they are written: `-1e-07` is the same number as `-1e-7`, but not the same answer.
@@ -28,14 +28,14 @@ _CALL_ORDER = ("type", "function", "id")
 _STREAM_ONLY = frozenset({"prompt_progress", "x_hostler"})
 
 
-class AnswerFold:
+class StreamFold:
     """Collects events and gives the whole answer in the form that the server itself would have sent."""
 
     __slots__ = ("_after", "_before", "_choices", "_response", "_top", "_words")
 
     def __init__(self) -> None:
         self._before = self._after = b""
-        self._words: _Words | None = None
+        self._words: _GrowingText | None = None
         self._top: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
         self._response: dict[str, Any] | None = None
@@ -50,7 +50,7 @@ class AnswerFold:
                 try:
                     event = _decode(data)
                 except NOT_JSON:
-                    raise misshapen() from None
+                    raise invalid_event() from None
                 if isinstance(event, dict):
                     self.add(event)
                     self._learn(whole, event)
@@ -58,7 +58,7 @@ class AnswerFold:
     def add(self, event: dict[str, Any]) -> None:
         """Takes in one event. Raises `BackendBroken` if its parts are not what the protocol allows."""
         if isinstance(event.get("response"), dict):
-            self._response = {**event["response"], **_beside(event)}
+            self._response = {**event["response"], **_timings(event)}
             return
         # llama-server reports counts per choice and puts those of the first one into a whole answer.
         choices = objects(event.get("choices"))
@@ -113,7 +113,7 @@ class AnswerFold:
         if match is None or len(_PIECE.findall(whole)) != 1:
             return
         words = self._choices[choice.get("index") or 0]["message"].get(match[1].decode())
-        if isinstance(words, _Words):
+        if isinstance(words, _GrowingText):
             self._before, self._after, self._words = whole[: match.start(2)], whole[match.end(2) :], words
 
     def result(self) -> bytes:
@@ -148,45 +148,40 @@ class AnswerFold:
                 folded[name] = value
 
 
-def misshapen() -> BackendBroken:
-    """The error for an event or an answer whose parts are not what the protocol allows."""
-    return BackendBroken("The backend's answer holds an event that is not what the protocol allows.")
-
-
 def objects(value: Any) -> list[dict[str, Any]]:
     """The value, which is a list of objects; empty for null. Raises `BackendBroken` if it is not."""
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-        raise misshapen()
+        raise invalid_event()
     return value
 
 
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise misshapen()
+        raise invalid_event()
     return value
 
 
 def _number(value: Any) -> int:
     if not isinstance(value, int):
-        raise misshapen()
+        raise invalid_event()
     return value
 
 
 def _merge(into: dict[str, Any], piece: dict[str, Any]) -> None:
-    """Adds the next piece of a message (or of an object within one). Strings are collected in `_Words`."""
+    """Adds the next piece of a message (or of an object within one). Strings are collected in `_GrowingText`."""
     for name, value in piece.items():
         known = into.get(name)
         if value is None:
             into.setdefault(name, None)
         elif name == "tool_calls":
-            if not isinstance(known, _Calls):
-                known = into[name] = _Calls()
+            if not isinstance(known, _GrowingCalls):
+                known = into[name] = _GrowingCalls()
             known.add(value)
         elif known is None:
-            into[name] = _begun(name, value)
-        elif isinstance(known, _Words) and isinstance(value, str):
+            into[name] = _start(name, value)
+        elif isinstance(known, _GrowingText) and isinstance(value, str):
             known.append(value)
         elif isinstance(known, list) and isinstance(value, list):
             known.extend(value)
@@ -196,9 +191,9 @@ def _merge(into: dict[str, Any], piece: dict[str, Any]) -> None:
             into[name] = value
 
 
-def _begun(name: str, value: Any) -> Any:
+def _start(name: str, value: Any) -> Any:
     if isinstance(value, str) and name not in _ONCE:
-        return _Words([value])
+        return _GrowingText([value])
     if isinstance(value, dict):
         begun: dict[str, Any] = {}
         _merge(begun, value)
@@ -206,11 +201,11 @@ def _begun(name: str, value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
-class _Words(list[str]):
+class _GrowingText(list[str]):
     """A string that is still growing: joined once at the end, so that long answers stay cheap."""
 
 
-class _Calls:
+class _GrowingCalls:
     """Tool calls that are still growing, by their number."""
 
     __slots__ = ("by_index",)
@@ -226,9 +221,9 @@ class _Calls:
 
 
 def _finished(value: Any) -> Any:
-    if isinstance(value, _Words):
+    if isinstance(value, _GrowingText):
         return "".join(value)
-    if isinstance(value, _Calls):
+    if isinstance(value, _GrowingCalls):
         return [_finished(value.by_index[index]) for index in sorted(value.by_index)]
     if isinstance(value, dict):
         return {name: _finished(inner) for name, inner in value.items()}
@@ -248,5 +243,5 @@ def _message(said: dict[str, Any]) -> dict[str, Any]:
     return message
 
 
-def _beside(event: dict[str, Any]) -> dict[str, Any]:
+def _timings(event: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in event.items() if name == "timings"}

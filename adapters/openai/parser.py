@@ -1,63 +1,80 @@
-"""Reads a backend's answer in OpenAI's protocol: forwards the bytes and notices in passing what must be noticed."""
+"""Parses a backend's response in OpenAI's protocol: forwards the bytes and picks out finish, usage and errors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import msgspec
 
 from hostler.adapters import sse
-from hostler.adapters.base import Parser
-from hostler.adapters.errors import BackendBroken, GatewayError
+from hostler.adapters.base import Parser, raise_after
+from hostler.adapters.errors import (
+    BackendBroken,
+    GatewayError,
+    incomplete_response,
+    invalid_event,
+    invalid_response,
+    oversized_response,
+    reported_error,
+    truncated_response,
+)
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.openai.chunks import (
-    chunks_of_count,
-    chunks_of_embeddings,
-    chunks_of_event,
-    chunks_of_whole,
-    plain_finish,
-    says_nothing,
-    usage_of,
+    canonical_finish,
+    decode_embeddings,
+    decode_event,
+    decode_response,
+    decode_token_count,
+    decode_usage,
+    is_opening,
 )
-from hostler.adapters.openai.schema import NO_ERROR, RESPONSES, WIRE, ErrorBody, EventBody, NoticedChoice, NoticedEvent
+from hostler.adapters.openai.schema import (
+    NO_ERROR,
+    NULL,
+    RESPONSES,
+    WIRE,
+    ChoiceSummary,
+    EventSummary,
+    OpenAIError,
+    OpenAIEvent,
+)
 from hostler.adapters.types import Chunk, ResponseHead, Usage
 
-# A whole answer is remembered up to this size, to find its token counts, unless its fields are asked for.
-_REMEMBERED = 256 * 1024
+# A whole response is kept up to this size, in bytes, to find its usage; if its fields are decoded, up to the other one.
+_MAX_KEPT = 256 * 1024
 _MAX_DECODED = 64 * 1024 * 1024
 
 _STREAM = ResponseHead(media_type=sse.MEDIA_TYPE)
-_NULL = b"null"
-# Operations whose streams are JSON throughout and end with a sign that they are complete.
-_CLOSED = frozenset({"chat", "completions", "responses"})
-# What opens an answer without a word of it is held back up to so many chunks: a backend that fails right after it has
-# not begun to answer, and another one may.
+_DONE = b"[DONE]"
+# Operations whose streams are JSON throughout and end with a mark.
+_WITH_END_MARK = frozenset({"chat", "completions", "responses"})
+# So many chunks that only open the response are held back: a backend that fails right after them has not begun to
+# answer, and another one may.
 _MAX_HELD = 16
-# Remarks in front of it are kept up to this size, in bytes: they may go on for as long as a backend thinks.
-_MAX_REMARKS = 64 * 1024
-_READERS = {"embeddings": chunks_of_embeddings, "count": chunks_of_count}
-_notice = msgspec.json.Decoder(NoticedEvent).decode
-_decode = msgspec.json.Decoder(EventBody).decode
-_decode_error = msgspec.json.Decoder(ErrorBody | str | None).decode
+# Comments before the first token are kept up to this size, in bytes: they may go on for as long as a backend thinks.
+_MAX_COMMENTS = 64 * 1024
+_DECODERS = {"embeddings": decode_embeddings, "count": decode_token_count}
+_decode_summary = msgspec.json.Decoder(EventSummary).decode
+_decode = msgspec.json.Decoder(OpenAIEvent).decode
+_decode_error = msgspec.json.Decoder(OpenAIError | str | None).decode
 
 
 class OpenAIParser(Parser):
-    """A reader for one answer to a request for `operation`, of `choices` alternatives.
+    """Parses one response to a request for `operation` with `choices` alternatives.
 
     Chat and completions are complete with `[DONE]` or the last `finish_reason`, responses with their closing event,
-    everything else when the connection ends in order. With `fields`, each event is decoded too.
+    everything else when the connection ends properly. With `fields`, each event is decoded too.
     """
 
     def __init__(self, operation: str, *, fields: bool = False, choices: int = 1) -> None:
         self._operation = operation
-        # Whose bytes are forwarded: chats and responses are not each other's.
+        # Chat and responses are different wires: the bytes of one cannot be forwarded as the other.
         self._wire = RESPONSES if operation == "responses" else WIRE
         self._fields = fields
         self._choices = choices
         self._head: ResponseHead | None = None
 
     def start(self, head: ResponseHead) -> None:
-        """A new answer begins; nothing of an earlier one is kept."""
         self._head = head
         self._size = 0
         self._pieces: list[bytes] = []
@@ -67,12 +84,11 @@ class OpenAIParser(Parser):
         self._splitter = sse.EventSplitter()
         self._finished = 0
         self._done = False
-        self._given = False
+        self._started = False
         self._held: list[Chunk] = []
         self._prompt: Usage | None = None
 
     def feed(self, data: bytes) -> Iterable[Chunk]:
-        """The chunks that these bytes complete. Raises `BackendBroken` for an error inside the stream."""
         if self._head is None:
             self.start(_STREAM)
         if self._whole:
@@ -80,12 +96,11 @@ class OpenAIParser(Parser):
         block = self._splitter.feed(data)
         if not block:
             return ()
-        if self._given and not self._fields and not self._done and _are_next_tokens(block):
+        if self._started and not self._fields and not self._done and _are_next_tokens(block):
             return (Chunk(wire=self._wire, raw=block),)
         return self._read(block)
 
     def finish(self) -> Iterable[Chunk]:
-        """The connection ended. Raises `BackendBroken` unless the answer was complete."""
         head = self._head
         if head is None:
             head = _STREAM
@@ -95,16 +110,16 @@ class OpenAIParser(Parser):
         chunks: list[Chunk] = []
         rest = self._splitter.remainder()
         if rest and not self._done:
-            # Some servers leave out the last blank line; an event that is cut off is another matter.
+            # Some servers leave out the last blank line; an event that is cut off is an error.
             _, data = sse.parse(rest)
-            if data != b"[DONE]" and not _is_json(data or b""):
-                raise BackendBroken("The backend's answer ended in the middle of an event.")
+            if data != _DONE and not _is_json(data or b""):
+                raise BackendBroken("The backend's response ended in the middle of an event.")
             chunks += self._read(rest.rstrip(b"\r\n") + b"\n\n")
         if not self._done:
-            if self._operation not in _CLOSED:
+            if self._operation not in _WITH_END_MARK:
                 return [*self._held, *chunks]
             if self._operation == "responses" or not self._finished or self._finished < self._choices:
-                raise BackendBroken("The backend's answer ended before it was complete.")
+                raise incomplete_response()
             self._done = True
             chunks.append(Chunk(wire=self._wire, raw=b"data: [DONE]\n\n"))
         return chunks
@@ -114,9 +129,9 @@ class OpenAIParser(Parser):
         finish: str | None = None
         usage: Usage | None = None
         chunks: list[Chunk] = []
-        wordless = not self._given
+        is_opening = not self._started
         for event in sse.split(block):
-            if not wordless and not self._fields and _is_next_token(event):
+            if not is_opening and not self._fields and _is_next_token(event):
                 kept.append(event)
                 continue
             name, data = sse.parse(event)
@@ -124,73 +139,72 @@ class OpenAIParser(Parser):
                 if not (self._fields and sse.is_comment(event)):
                     kept.append(event)
                 continue
-            if data == b"[DONE]":
+            if data == _DONE:
                 self._done = True
-                wordless = False
+                is_opening = False
                 kept.append(event)
                 continue
             if self._done:
-                continue  # only remarks may follow the end
+                continue  # only comments may follow the end
             try:
-                body = _decode(data) if self._fields else _notice(data)
+                body = _decode(data) if self._fields else _decode_summary(data)
             except msgspec.ValidationError:
-                # JSON of another shape (llama.cpp sends a bare `null` at times): nothing to notice in it.
+                # JSON of another shape (llama.cpp sometimes sends a bare `null`): forwarded as it is.
                 kept.append(event)
-                wordless = False
+                is_opening = False
                 continue
             except NOT_JSON:
-                if self._operation not in _CLOSED:
+                if self._operation not in _WITH_END_MARK:
                     kept.append(event)
                     continue
-                broken = BackendBroken("The backend's answer holds an event that is not what the protocol allows.")
-                return self._then_raise(kept, chunks, finish, usage, broken)
+                return self._raise_after(kept, chunks, finish, usage, invalid_event())
             error = _error_in(body, name)
             if error is not None:
-                return self._then_raise(kept, chunks, finish, usage, error)
-            if self._fields and isinstance(body, EventBody) and body.prompt_progress is not None:
-                # Asked for on behalf of another protocol: told with the first word, and no word itself.
-                read_so_far = body.prompt_progress
-                self._prompt = Usage(prompt_tokens=read_so_far.total, cached_tokens=read_so_far.cache)
+                return self._raise_after(kept, chunks, finish, usage, error)
+            if self._fields and isinstance(body, OpenAIEvent) and body.prompt_progress is not None:
+                # Requested by the gateway for another protocol: passed on with the first token, not forwarded.
+                progress = body.prompt_progress
+                self._prompt = Usage(prompt_tokens=progress.total, cached_tokens=progress.cache)
                 continue
             kept.append(event)
-            wordless = wordless and b'"prompt_progress"' not in data and _opens(data)
+            is_opening = is_opening and b'"prompt_progress"' not in data and _is_opening_event(data)
             for choice in body.choices or ():
                 if choice.finish_reason:
                     self._finished += 1
-                    finish = plain_finish(choice.finish_reason)
+                    finish = canonical_finish(choice.finish_reason)
             if body.type in ("response.completed", "response.incomplete", "response.failed"):
                 self._done = True
                 finish = "stop" if body.type == "response.completed" else "length"
                 if body.response is not None:
-                    usage = usage_of(body.response.usage, body.timings) or usage
-            usage = usage_of(body.usage, body.timings) or usage
-            if self._fields and isinstance(body, EventBody):
-                chunks += chunks_of_event(body)
+                    usage = decode_usage(body.response.usage, body.timings) or usage
+            usage = decode_usage(body.usage, body.timings) or usage
+            if self._fields and isinstance(body, OpenAIEvent):
+                chunks += decode_event(body)
         if not kept:
             return []
-        given = self._give(kept, chunks, finish, usage)
-        if wordless and all(sse.is_comment(event) for event in kept):
-            self._remark(b"".join(kept))
+        completed = self._complete(kept, chunks, finish, usage)
+        if is_opening and all(sse.is_comment(event) for event in kept):
+            self._hold_comments(b"".join(kept))
             return []
-        if wordless and len(self._held) < _MAX_HELD:
-            self._held += given
+        if is_opening and len(self._held) < _MAX_HELD:
+            self._held += completed
             return []
-        self._given = True
+        self._started = True
         held, self._held = self._held, []
-        return held + given
+        return held + completed
 
-    def _remark(self, comments: bytes) -> None:
-        """Signs of life in front of the first word are passed on with it, in their place: they begin no answer."""
+    def _hold_comments(self, comments: bytes) -> None:
+        """Keep comments before the first token, in their place: they do not start a response."""
         if not self._held:
             self._held.append(Chunk(wire=self._wire, raw=comments))
-        elif len(self._held[-1].raw) + len(comments) <= _MAX_REMARKS:
+        elif len(self._held[-1].raw) + len(comments) <= _MAX_COMMENTS:
             self._held[-1].raw += comments
 
-    def _give(self, kept: list[bytes], chunks: list[Chunk], finish: str | None, usage: Usage | None) -> list[Chunk]:
+    def _complete(self, kept: list[bytes], chunks: list[Chunk], finish: str | None, usage: Usage | None) -> list[Chunk]:
+        """The chunks of a block: the first one carries the bytes, so that the response can be forwarded, too."""
         if not kept:
             return []
         if self._fields:
-            # The bytes ride on the first chunk, so that the same answer serves a client of this protocol too.
             chunks = chunks or [Chunk(wire=self._wire)]
             if finish is not None and all(chunk.finish is None for chunk in chunks):
                 chunks[-1].finish = finish
@@ -203,21 +217,21 @@ class OpenAIParser(Parser):
         chunks[0].raw = b"".join(kept)
         return chunks
 
-    def _then_raise(
+    def _raise_after(
         self, kept: list[bytes], chunks: list[Chunk], finish: str | None, usage: Usage | None, error: GatewayError
     ) -> Iterable[Chunk]:
-        if not self._given:
-            # Nothing is out yet: another backend may still answer, so the beginning is not given away.
+        if not self._started:
+            # Nothing was passed on yet, so another backend may still answer.
             raise error
-        return _raising(self._give(kept, chunks, finish, usage), error)
+        return raise_after(self._complete(kept, chunks, finish, usage), error)
 
     def _feed_whole(self, data: bytes) -> Iterable[Chunk]:
         self._size += len(data)
-        limit = _MAX_DECODED if self._fields else _REMEMBERED
+        limit = _MAX_DECODED if self._fields else _MAX_KEPT
         if self._size <= limit:
             self._pieces.append(data)
         elif self._fields:
-            raise BackendBroken(f"The backend's answer is larger than {limit} bytes.")
+            raise oversized_response(limit)
         else:
             self._pieces.clear()
         return () if self._fields else (Chunk(wire=self._wire, raw=data, is_body=True),)
@@ -225,18 +239,18 @@ class OpenAIParser(Parser):
     def _finish_whole(self, head: ResponseHead) -> Iterable[Chunk]:
         length = head.length
         if length is not None and self._size != length:
-            raise BackendBroken(f"The backend's answer ended after {self._size} of {length} bytes.")
+            raise truncated_response(self._size, length)
         raw = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         if not raw or not head.media_type.lower().startswith("application/json"):
             return () if not self._fields else (Chunk(wire=self._wire, raw=raw, is_body=True),)
         if self._fields:
-            _look_for_error(raw)
+            _raise_reported(raw)
             try:
-                return _READERS.get(self._operation, chunks_of_whole)(raw)
+                return _DECODERS.get(self._operation, decode_response)(raw)
             except (*NOT_JSON, ValueError):
-                raise BackendBroken("The backend's answer is not what the protocol allows.") from None
+                raise invalid_response() from None
         try:
-            body = _notice(raw)
+            body = _decode_summary(raw)
         except NOT_JSON:
             return ()
         error = _error_in(body, "")
@@ -245,15 +259,15 @@ class OpenAIParser(Parser):
         finish: str | None = None
         for choice in body.choices or ():
             finish = finish or choice.finish_reason
-        usage = usage_of(body.usage, body.timings)
+        usage = decode_usage(body.usage, body.timings)
         if finish is None and usage is None:
             return ()
-        return (Chunk(wire=self._wire, is_body=True, finish=plain_finish(finish) if finish else None, usage=usage),)
+        return (Chunk(wire=self._wire, is_body=True, finish=canonical_finish(finish) if finish else None, usage=usage),)
 
 
-def _look_for_error(whole: bytes) -> None:
+def _raise_reported(body: bytes) -> None:
     try:
-        error = _error_in(_notice(whole), "")
+        error = _error_in(_decode_summary(body), "")
     except NOT_JSON:
         return
     if error is not None:
@@ -262,7 +276,7 @@ def _look_for_error(whole: bytes) -> None:
 
 def _is_json(data: bytes) -> bool:
     try:
-        _notice(data)
+        _decode_summary(data)
     except msgspec.ValidationError:
         return True
     except NOT_JSON:
@@ -273,51 +287,49 @@ def _is_json(data: bytes) -> bool:
 def _are_next_tokens(block: bytes) -> bool:
     if _is_next_token(block):
         return True
-    # Several arrive at a time where a busy machine reads late.
+    # Several arrive at once where a busy machine reads late.
     events = sse.split(block)
     return len(events) > 1 and all(map(_is_next_token, events))
 
 
 def _is_next_token(block: bytes) -> bool:
-    # Nearly every event is the next token and nothing else. Decoding the few fields that could tell otherwise takes
-    # a third of a microsecond, less than one search for a word.
+    # Nearly every event is the next token and nothing else. Decoding the few fields that could say otherwise takes a
+    # third of a microsecond, less than one search for a word.
     if not block.startswith(b"data: {") or block.count(b"\n") != 2:
         return False
     try:
-        event = _notice(block[6:-2])
+        event = _decode_summary(block[6:-2])
     except NOT_JSON:
         return False
     if event.usage is not None or event.timings is not None or event.type is not None or event.error is not NO_ERROR:
         return False
     choices = event.choices
-    return not choices or (choices[0].finish_reason is None and (len(choices) == 1 or _unfinished(choices)))
+    return not choices or (choices[0].finish_reason is None and (len(choices) == 1 or _are_unfinished(choices)))
 
 
-def _unfinished(choices: list[NoticedChoice]) -> bool:
+def _are_unfinished(choices: list[ChoiceSummary]) -> bool:
     return all(choice.finish_reason is None for choice in choices)
 
 
-def _opens(data: bytes) -> bool:
-    """Whether an event opens the answer and says nothing yet."""
+def _is_opening_event(data: bytes) -> bool:
     try:
-        return says_nothing(_decode(data))
+        return is_opening(_decode(data))
     except NOT_JSON:
         return False
 
 
-def _error_in(body: EventBody | NoticedEvent, name: str) -> BackendBroken | None:
+def _error_in(body: OpenAIEvent | EventSummary, name: str) -> BackendBroken | None:
     choices = body.choices or ()
-    told, stopped = body.error, False
-    if told is NO_ERROR and not choices and body.type is None and not name:
+    raw, stopped = body.error, False
+    if raw is NO_ERROR and not choices and body.type is None and not name:
         return None
     for choice in choices:
         stopped = stopped or choice.finish_reason == "error"
-        if told == NO_ERROR:
-            told = choice.error
-    raw = bytes(told)
-    if told == NO_ERROR or raw == _NULL:
+        if raw == NO_ERROR:
+            raw = choice.error
+    if raw == NO_ERROR or bytes(raw) == NULL:
         if name == "error" or body.type == "error":
-            return BackendBroken(_words(body.message))
+            return reported_error(body.message)
         if stopped:
             return BackendBroken("The backend stopped with an error.")
         return None
@@ -325,18 +337,7 @@ def _error_in(body: EventBody | NoticedEvent, name: str) -> BackendBroken | None
         error = _decode_error(raw)
     except NOT_JSON:
         error = None
-    if not isinstance(error, ErrorBody):
-        return BackendBroken(_words(error))
-    code = error.code if isinstance(error.code, int) and 400 <= error.code <= 599 else None
-    return BackendBroken(_words(error.message), backend_status=code)
-
-
-def _words(message: object) -> str:
-    if not isinstance(message, str) or not message.strip():
-        return "The backend reported an error in the middle of its answer."
-    return "The backend reported an error: " + "".join(c if c.isprintable() else " " for c in message[:500])
-
-
-def _raising(chunks: list[Chunk], error: GatewayError) -> Iterator[Chunk]:
-    yield from chunks
-    raise error
+    if not isinstance(error, OpenAIError):
+        return reported_error(error)
+    status = error.code if isinstance(error.code, int) and 400 <= error.code <= 599 else None
+    return reported_error(error.message, backend_status=status)

@@ -1,4 +1,4 @@
-"""Orders of documents as Jina's and Cohere's clients ask for them: documents as objects, and told again in the answer."""
+"""Reranking as Jina's and Cohere's clients expect it: documents may be objects, and the answer may repeat them."""
 
 from __future__ import annotations
 
@@ -14,58 +14,55 @@ _TRUE = b"true"
 
 
 def plain_documents(body: bytes) -> bytes | None:
-    """The documents as strings, for servers that take nothing else; `None` if they are, or are nothing of the kind."""
-    given = members(body).get("documents")
-    if given is None or b"{" not in bytes(given):
+    """The documents as JSON strings, for servers that accept nothing else; `None` if there is nothing to convert."""
+    raw = members(body).get("documents")
+    if raw is None or b"{" not in bytes(raw):
         return None
-    documents = msgspec.json.decode(given)
+    documents = msgspec.json.decode(raw)
     if not isinstance(documents, list):
         return None
-    texts = [text_of(document) for document in documents]
+    texts = [document_text(document) for document in documents]
     return msgspec.json.encode(texts) if all(isinstance(text, str) for text in texts) else None
 
 
-def text_of(document: Any) -> Any:
-    """A document's text, whether it stands alone or in an object."""
+def document_text(document: Any) -> Any:
+    """The text of a document that is a string or an object with a `text`."""
     return document.get("text") if isinstance(document, dict) else document
 
 
 def wants_documents(body: bytes) -> bool:
-    """Whether the answer is to hold the documents. The body has been checked before."""
+    """Whether the answer is to contain the documents. The body must be valid."""
     return bytes(members(body).get("return_documents", msgspec.Raw(b""))) == _TRUE
 
 
 class RerankEncoder(Encoder):
-    """An answer with the documents in it, for backends that tell their numbers only."""
+    """A whole answer with the documents in it, for backends that send only their indexes."""
 
-    def __init__(self, asked: bytes) -> None:
-        self._asked = asked
+    def __init__(self, request_body: bytes) -> None:
+        self._request_body = request_body
         self.start(ResponseHead())
 
     def start(self, head: ResponseHead) -> None:
-        """A backend answers."""
         self.media_type = head.media_type
-        self._body = bytearray()
         self.length = None
+        self._body = bytearray()
 
     def encode(self, chunk: Chunk) -> bytes:
-        """Nothing yet: the documents are put in at the end."""
+        """Nothing yet: the documents are inserted at the end."""
         self._body += chunk.raw
         return b""
 
     def finish(self) -> bytes:
-        """The answer."""
-        body = self._told()
+        body = self._with_documents(bytes(self._body))
         self.length = len(body)
         return body
 
-    def _told(self) -> bytes:
-        body = bytes(self._body)
+    def _with_documents(self, body: bytes) -> bytes:
         try:
             answer = msgspec.json.decode(body)
-            documents = msgspec.json.decode(members(self._asked)["documents"])
+            documents = msgspec.json.decode(members(self._request_body)["documents"])
             for result in answer["results"]:
-                text = text_of(documents[result["index"]])
+                text = document_text(documents[result["index"]])
                 if "document" not in result and isinstance(text, str):
                     result["document"] = {"text": text}
         except (*NOT_JSON, KeyError, IndexError, TypeError):

@@ -9,7 +9,7 @@ import msgspec
 
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import JsonBody
-from hostler.adapters.openai.chat import ANY_OBJECT, media, read
+from hostler.adapters.openai.chat import ANY_OBJECT, decode_body, decode_media
 from hostler.adapters.types import (
     ChatMessage,
     ChatRequest,
@@ -35,7 +35,7 @@ _TRACES = frozenset(
 )
 
 
-class _Part(msgspec.Struct, frozen=True, kw_only=True):
+class ResponsesPart(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "input_text"
     text: str | None = None
     refusal: str | None = None
@@ -43,44 +43,44 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True):
     input_audio: dict[str, str] | None = None
 
 
-class _Item(msgspec.Struct, frozen=True, kw_only=True):
+class ResponsesItem(msgspec.Struct, frozen=True, kw_only=True):
     type: str | None = None
     role: str | None = None
-    content: str | list[_Part] | None = None
-    summary: list[_Part] | None = None
+    content: str | list[ResponsesPart] | None = None
+    summary: list[ResponsesPart] | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: str | list[_Part] | None = None
+    output: str | list[ResponsesPart] | None = None
 
 
-class _Tool(msgspec.Struct, frozen=True, kw_only=True):
+class ResponsesTool(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "function"
     name: str = ""
     description: str | None = None
     parameters: msgspec.Raw = msgspec.Raw(_NULL)
 
 
-class _Choice(msgspec.Struct, frozen=True, kw_only=True):
+class ResponsesToolChoice(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "function"
     name: str | None = None
 
 
-class _Reasoning(msgspec.Struct, frozen=True, kw_only=True):
+class ResponsesReasoning(msgspec.Struct, frozen=True, kw_only=True):
     effort: str | None = None
 
 
-class _Format(msgspec.Struct, frozen=True, kw_only=True):
+class ResponsesFormat(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "text"
     schema: msgspec.Raw = msgspec.Raw(_NULL)
 
 
-class _Text(msgspec.Struct, frozen=True, kw_only=True):
-    format: _Format | None = None
+class ResponsesText(msgspec.Struct, frozen=True, kw_only=True):
+    format: ResponsesFormat | None = None
 
 
-class _Body(msgspec.Struct, frozen=True, kw_only=True):
-    input: str | list[_Item] | None = None
+class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True):
+    input: str | list[ResponsesItem] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     conversation: Any = None
@@ -88,17 +88,17 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True):
     max_output_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
-    tools: list[_Tool] | None = None
-    tool_choice: str | _Choice | None = None
+    tools: list[ResponsesTool] | None = None
+    tool_choice: str | ResponsesToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    reasoning: _Reasoning | None = None
+    reasoning: ResponsesReasoning | None = None
 
 
-_FORMAT = msgspec.json.Decoder(_Text | None)
+_FORMAT = msgspec.json.Decoder(ResponsesText | None)
 _WORDS = msgspec.json.Decoder(list[str] | None)
 
 
-def output(document: JsonBody) -> Output:
+def decode_output(document: JsonBody) -> Output:
     """The form of the answer that is asked for."""
     text = document.get("text", _FORMAT, expected="an object")
     shape = text.format if text is not None else None
@@ -110,9 +110,9 @@ def output(document: JsonBody) -> Output:
     return Output(stream=document.flag("stream"), include_usage=True, schema=schema, logprobs=logprobs)
 
 
-def expand(request: ChatRequest) -> ChatRequest:
+def decode_request(request: ChatRequest) -> ChatRequest:
     """The request with its conversation. Raises `BadRequest` naming what cannot be understood or had here."""
-    body = read(request.origin.body, _Body)
+    body = decode_body(request.origin.body, ResponsesBody)
     for name in ("previous_response_id", "conversation"):
         if getattr(body, name):
             raise BadRequest(
@@ -123,10 +123,10 @@ def expand(request: ChatRequest) -> ChatRequest:
     if not body.input and not body.instructions:
         raise BadRequest("`input` is missing.", param="input")
     messages = [ChatMessage(role="system", parts=(Text(text=body.instructions),))] if body.instructions else []
-    messages += _turns(body.input or "")
+    messages += _messages(body.input or "")
     tools = [tool for tool in body.tools or () if tool.type == "function"]
     choice = body.tool_choice
-    if isinstance(choice, _Choice):
+    if isinstance(choice, ResponsesToolChoice):
         choice = choice.name if choice.type == "function" else None
     effort = body.reasoning.effort if body.reasoning is not None else None
     conversation = Conversation(
@@ -140,7 +140,7 @@ def expand(request: ChatRequest) -> ChatRequest:
     return msgspec.structs.replace(request, conversation=conversation)
 
 
-def _turns(items: str | list[_Item]) -> Iterable[ChatMessage]:
+def _messages(items: str | list[ResponsesItem]) -> Iterable[ChatMessage]:
     """The turns. What an assistant thought, said and called stands in items of their own: one message here."""
     if isinstance(items, str):
         yield ChatMessage(role="user", parts=(Text(text=items),))
@@ -152,7 +152,7 @@ def _turns(items: str | list[_Item]) -> Iterable[ChatMessage]:
         if kind in _TRACES:
             continue
         if kind == "function_call" or kind == "reasoning" or (kind == "message" and item.role == "assistant"):
-            answer = _added(answer or ChatMessage(role="assistant"), item, kind, where)
+            answer = _with_item(answer or ChatMessage(role="assistant"), item, kind, where)
             continue
         if answer is not None:
             yield answer
@@ -174,7 +174,7 @@ def _turns(items: str | list[_Item]) -> Iterable[ChatMessage]:
         yield answer
 
 
-def _added(answer: ChatMessage, item: _Item, kind: str, where: str) -> ChatMessage:
+def _with_item(answer: ChatMessage, item: ResponsesItem, kind: str, where: str) -> ChatMessage:
     """The assistant's turn with one more of its items."""
     if kind == "function_call":
         call = ToolCall(
@@ -189,25 +189,25 @@ def _added(answer: ChatMessage, item: _Item, kind: str, where: str) -> ChatMessa
     return msgspec.structs.replace(answer, parts=(*answer.parts, *_parts(item.content, f"{where}.content")))
 
 
-def _parts(content: str | list[_Part] | None, where: str) -> Iterable[Part]:
+def _parts(content: str | list[ResponsesPart] | None, where: str) -> Iterable[Part]:
     if isinstance(content, str):
         return [Text(text=content)] if content else []
     return [_part(part, f"{where}[{at}]") for at, part in enumerate(content or ())]
 
 
-def _part(part: _Part, where: str) -> Part:
+def _part(part: ResponsesPart, where: str) -> Part:
     if part.type in ("input_text", "output_text", "text"):
         return Text(text=part.text or "")
     if part.type == "refusal":
         return Text(text=part.refusal or "")
     if part.type == "input_image" and part.image_url is not None:
-        return media("image", part.image_url)
+        return decode_media("image", part.image_url)
     if part.type == "input_audio" and part.input_audio is not None:
         sound: Mapping[str, str] = part.input_audio
         return Media(kind="audio", data=sound.get("data"), mime=f"audio/{sound.get('format', 'wav')}")
     raise BadRequest(f"`{where}` is of a type that the backend of this model does not take.", param=where)
 
 
-def _tool(tool: _Tool) -> Tool:
+def _tool(tool: ResponsesTool) -> Tool:
     raw = bytes(tool.parameters)
     return Tool(name=tool.name, description=tool.description, parameters=None if raw == _NULL else msgspec.Raw(raw))

@@ -12,8 +12,8 @@ import msgspec
 from hostler.adapters import json_body, sse
 from hostler.adapters.base import Encoder
 from hostler.adapters.errors import GatewayError
-from hostler.adapters.openai.encoder import OpenAIEncoder, logprob_list
-from hostler.adapters.openai.errors import response_error_event
+from hostler.adapters.openai.encoder import OpenAIEncoder, encode_logprobs
+from hostler.adapters.openai.errors import responses_error_event
 from hostler.adapters.openai.schema import RESPONSES
 from hostler.adapters.types import ChatRequest, Chunk, Progress, ResponseHead, Usage
 
@@ -27,7 +27,7 @@ _REPEATED: dict[str, Any] = {
 }  # fmt: skip
 
 
-class _Item:
+class OutputItem:
     """A part of the answer that is still growing: thoughts, words, or the call of a tool."""
 
     __slots__ = ("at", "call_id", "id", "kind", "logprobs", "name", "open", "said")
@@ -77,8 +77,8 @@ class ResponsesEncoder(Encoder):
         self._forward.start(head)
         self._forwards = False
         self.media_type = sse.MEDIA_TYPE if self.streaming else "application/json"
-        self._items: list[_Item] = []
-        self._calls: dict[int, _Item] = {}
+        self._items: list[OutputItem] = []
+        self._calls: dict[int, OutputItem] = {}
         self._usage = Usage()
         self._finish = "stop"
         self._number = -1
@@ -117,7 +117,7 @@ class ResponsesEncoder(Encoder):
 
     def error(self, error: GatewayError) -> bytes:
         """The error inside the stream, which it ends."""
-        return response_error_event(error, self._number + 1) if self.streaming else b""
+        return responses_error_event(error, self._number + 1) if self.streaming else b""
 
     def _written(self, events: list[dict[str, Any]]) -> bytes:
         if not self.streaming:
@@ -138,13 +138,13 @@ class ResponsesEncoder(Encoder):
         if chunk.reasoning:
             item = self._item("reasoning", events)
             item.said.append(chunk.reasoning)
-            events.append({"type": "response.reasoning_text.delta", **_place(item), "delta": chunk.reasoning})
+            events.append({"type": "response.reasoning_text.delta", **_position(item), "delta": chunk.reasoning})
         if chunk.text or chunk.logprobs:
             item = self._item("message", events)
-            tokens = logprob_list(chunk.logprobs)
+            tokens = encode_logprobs(chunk.logprobs)
             item.said.append(chunk.text)
             item.logprobs += tokens
-            delta = {"type": "response.output_text.delta", **_place(item), "delta": chunk.text, "logprobs": tokens}
+            delta = {"type": "response.output_text.delta", **_position(item), "delta": chunk.text, "logprobs": tokens}
             events.append(delta)
         for call in chunk.tool_calls:
             known = self._calls.get(call.index)
@@ -152,10 +152,12 @@ class ResponsesEncoder(Encoder):
                 events += self._close()
                 call_id = call.id or f"call_{self._id}_{call.index}"
                 number = len(self._items)
-                known = _Item("function_call", number, f"fc_{self._id}_{number}", call_id=call_id, name=call.name or "")
+                known = OutputItem(
+                    "function_call", number, f"fc_{self._id}_{number}", call_id=call_id, name=call.name or ""
+                )
                 self._calls[call.index] = known
                 self._items.append(known)
-                events.append(_of("added", known))
+                events.append(_item_event("added", known))
             if call.arguments:
                 known.said.append(call.arguments)
                 kind = "response.function_call_arguments.delta"
@@ -168,17 +170,17 @@ class ResponsesEncoder(Encoder):
         answer = self._answer(running=True)
         return [{"type": f"response.{each}", "response": answer} for each in ("created", "in_progress")]
 
-    def _item(self, kind: str, events: list[dict[str, Any]]) -> _Item:
+    def _item(self, kind: str, events: list[dict[str, Any]]) -> OutputItem:
         """The item of this kind that is being told: the last one, else a new one, for which the others are closed."""
         if self._items and self._items[-1].kind == kind and self._items[-1].open:
             return self._items[-1]
         events += self._close()
         number = len(self._items)
-        item = _Item(kind, number, f"{'rs' if kind == 'reasoning' else 'msg'}_{self._id}_{number}")
+        item = OutputItem(kind, number, f"{'rs' if kind == 'reasoning' else 'msg'}_{self._id}_{number}")
         self._items.append(item)
-        events.append(_of("added", item))
+        events.append(_item_event("added", item))
         if kind == "message":
-            events.append({"type": "response.content_part.added", **_place(item), "part": item.part()})
+            events.append({"type": "response.content_part.added", **_position(item), "part": item.part()})
         return item
 
     def _close(self) -> list[dict[str, Any]]:
@@ -192,13 +194,13 @@ class ResponsesEncoder(Encoder):
                 done = {"item_id": item.id, "output_index": item.at, "name": item.name, "arguments": text}
                 events.append({"type": "response.function_call_arguments.done", **done})
             elif item.kind == "reasoning":
-                events.append({"type": "response.reasoning_text.done", **_place(item), "text": text})
+                events.append({"type": "response.reasoning_text.done", **_position(item), "text": text})
             else:
-                done = {**_place(item), "text": text, "logprobs": item.logprobs}
+                done = {**_position(item), "text": text, "logprobs": item.logprobs}
                 events.append({"type": "response.output_text.done", **done})
-                events.append({"type": "response.content_part.done", **_place(item), "part": item.part()})
+                events.append({"type": "response.content_part.done", **_position(item), "part": item.part()})
             item.open = False
-            events.append(_of("done", item))
+            events.append(_item_event("done", item))
         return events
 
     def _answer(self, *, running: bool = False) -> dict[str, Any]:
@@ -229,9 +231,9 @@ class ResponsesEncoder(Encoder):
         }
 
 
-def _place(item: _Item) -> dict[str, Any]:
+def _position(item: OutputItem) -> dict[str, Any]:
     return {"item_id": item.id, "output_index": item.at, "content_index": 0}
 
 
-def _of(what: str, item: _Item) -> dict[str, Any]:
+def _item_event(what: str, item: OutputItem) -> dict[str, Any]:
     return {"type": f"response.output_item.{what}", "output_index": item.at, "item": item.body()}

@@ -1,6 +1,6 @@
-"""The JSON of OpenAI's protocol as typed values, for the few places that look into it.
+"""The JSON of OpenAI's responses as typed values.
 
-Every field is optional: servers differ, and what is not named here is forwarded all the same.
+Every field is optional: servers differ, and fields that are not listed here are forwarded all the same.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from typing import Any
 import msgspec
 
 WIRE = "openai"
-#: OpenAI's responses: spoken by some servers of this kind beside chats.
+#: The wire name of the responses API, which some servers of this protocol have beside chat.
 RESPONSES = "responses"
-NO_ERROR = msgspec.Raw(b"null")
+NULL = b"null"
+NO_ERROR = msgspec.Raw(NULL)
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How a stream should be told; `include_usage` asks for a last chunk with the counts."""
+    """`include_usage` asks for a last chunk with the token counts."""
 
     include_usage: bool | None = None
 
 
-class Timings(msgspec.Struct, frozen=True, kw_only=True):
-    """llama.cpp's own account of an answer."""
+class LlamaTimings(msgspec.Struct, frozen=True, kw_only=True):
+    """llama.cpp's token counts and times in milliseconds."""
 
     cache_n: int = 0
     prompt_n: int = 0
@@ -31,28 +32,26 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     predicted_ms: float | None = None
 
 
-class ProgressBody(msgspec.Struct, frozen=True, kw_only=True):
-    """llama.cpp's account of a prompt that is being read: its length, and how much of it was known already."""
+class PromptProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """llama.cpp's progress while it processes a prompt: its length, and how much of it was cached."""
 
     total: int = 0
     cache: int = 0
 
 
-class VerboseBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What llama.cpp tells for debugging, as far as it is of use: the stop sequence that was met."""
+class VerboseDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of llama.cpp's debugging output that is used: the stop sequence that was hit."""
 
     stopping_word: str | None = None
 
 
 class TokenDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """What kinds of tokens a count is made of."""
-
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
 
 
-class UsageBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The token counts of chat and completions, and of responses under their other names."""
+class OpenAIUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """The token counts of chat and completions, and of the responses API under its own names."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -65,126 +64,118 @@ class UsageBody(msgspec.Struct, frozen=True, kw_only=True):
     cost: float | None = None
 
 
-class FunctionPiece(msgspec.Struct, frozen=True, kw_only=True):
-    """A function's name, and its arguments as (a fragment of) JSON text."""
+class OpenAIFunctionCall(msgspec.Struct, frozen=True, kw_only=True):
+    """`arguments` is JSON text, or a fragment of it."""
 
     name: str | None = None
     arguments: str | None = None
 
 
-class ToolCallPiece(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool call, or the next piece of one."""
+class OpenAIToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool call, or the next piece of one in a stream."""
 
     index: int = 0
     id: str | None = None
-    function: FunctionPiece | None = None
+    function: OpenAIFunctionCall | None = None
 
 
-class LogprobPiece(msgspec.Struct, frozen=True, kw_only=True):
-    """One token's log probability as chat tells it."""
-
+class OpenAILogprob(msgspec.Struct, frozen=True, kw_only=True):
     token: str = ""
     logprob: float | None = None
     bytes: list[int] | None = None
-    top_logprobs: list[LogprobPiece] | None = None
+    top_logprobs: list[OpenAILogprob] | None = None
 
 
-class LogprobsBody(msgspec.Struct, frozen=True, kw_only=True):
-    """Chat's log probabilities, and the parallel lists of the older completions."""
+class OpenAILogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Chat's log probabilities in `content`, those of completions in parallel lists."""
 
-    content: list[LogprobPiece] | None = None
+    content: list[OpenAILogprob] | None = None
     tokens: list[str] | None = None
     token_logprobs: list[float | None] | None = None
 
 
-class DeltaBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A message or the next piece of one."""
+class OpenAIDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """A message, or the next piece of one in a stream."""
 
     content: Any = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
-    tool_calls: list[ToolCallPiece] | None = None
-    function_call: FunctionPiece | None = None
+    tool_calls: list[OpenAIToolCall] | None = None
+    function_call: OpenAIFunctionCall | None = None
 
 
-class ChoiceBody(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the alternatives that were asked for."""
-
+class OpenAIChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int = 0
-    delta: DeltaBody | None = None
-    message: DeltaBody | None = None
+    delta: OpenAIDelta | None = None
+    message: OpenAIDelta | None = None
     text: str | None = None
     finish_reason: str | None = None
-    logprobs: LogprobsBody | None = None
+    logprobs: OpenAILogprobs | None = None
     stop_reason: Any = None
     matched_stop: Any = None
     error: msgspec.Raw = NO_ERROR
 
 
-class VectorBody(msgspec.Struct, frozen=True, kw_only=True):
-    """One embedding: numbers, or base64 of 32-bit floats in little-endian order."""
+class OpenAIEmbedding(msgspec.Struct, frozen=True, kw_only=True):
+    """Numbers, or base64 of 32-bit little-endian floats."""
 
     index: int = 0
     embedding: list[float] | str = []
 
 
-class EmbeddingsBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to an embeddings request."""
-
-    data: list[VectorBody]
-    usage: UsageBody | None = None
+class OpenAIEmbeddings(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[OpenAIEmbedding]
+    usage: OpenAIUsage | None = None
 
 
-class CountBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to a question for the number of tokens of a conversation."""
+class OpenAITokenCount(msgspec.Struct, frozen=True, kw_only=True):
+    """The response of `/chat/completions/input_tokens`."""
 
     input_tokens: int
 
 
-class ResponseBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer object within an event of the responses stream."""
+class ResponsesObject(msgspec.Struct, frozen=True, kw_only=True):
+    """The response object within an event of a responses stream."""
 
-    usage: UsageBody | None = None
+    usage: OpenAIUsage | None = None
     error: msgspec.Raw = NO_ERROR
 
 
-class EventBody(msgspec.Struct, frozen=True, kw_only=True):
-    """One event of a stream, or a whole answer."""
+class OpenAIEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event of a stream, or a whole response."""
 
-    choices: list[ChoiceBody] | None = None
-    usage: UsageBody | None = None
-    timings: Timings | None = None
+    choices: list[OpenAIChoice] | None = None
+    usage: OpenAIUsage | None = None
+    timings: LlamaTimings | None = None
     error: msgspec.Raw = NO_ERROR
     type: str | None = None
-    response: ResponseBody | None = None
+    response: ResponsesObject | None = None
     message: Any = None
-    prompt_progress: ProgressBody | None = None
-    verbose: VerboseBody | None = msgspec.field(default=None, name="__verbose")
+    prompt_progress: PromptProgress | None = None
+    verbose: VerboseDetails | None = msgspec.field(default=None, name="__verbose")
 
 
-class NoticedChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """A choice, as far as somebody who only forwards it looks."""
+class ChoiceSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of a choice that matter if it is only forwarded."""
 
     finish_reason: str | None = None
     error: msgspec.Raw = NO_ERROR
 
 
-class NoticedEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """An event, as far as somebody who only forwards it looks."""
+class EventSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of an event that matter if it is only forwarded."""
 
-    choices: list[NoticedChoice] | None = None
-    usage: UsageBody | None = None
-    timings: Timings | None = None
+    choices: list[ChoiceSummary] | None = None
+    usage: OpenAIUsage | None = None
+    timings: LlamaTimings | None = None
     error: msgspec.Raw = NO_ERROR
     type: str | None = None
-    response: ResponseBody | None = None
+    response: ResponsesObject | None = None
     message: Any = None
 
 
-class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What stands in `error`."""
-
+class OpenAIError(msgspec.Struct, frozen=True, kw_only=True):
     message: Any = None
     type: Any = None
     code: Any = None

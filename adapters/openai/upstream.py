@@ -36,11 +36,11 @@ _ANY_OBJECT = b'"json"'
 
 # OpenAI itself refuses whatever it does not know. Other servers know some more, which they get where a client asks for
 # something else than what every client of Ollama's sends along; nobody knows the rest.
-_USUAL = {"top_k": 40, "min_p": 0.0, "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-_BEYOND = frozenset({"typical_p", "repeat_last_n"})
+_DEFAULTS = {"top_k": 40, "min_p": 0.0, "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+_LLAMA_ONLY = frozenset({"typical_p", "repeat_last_n"})
 
 
-def operation(request: Request) -> str:
+def operation_of(request: Request) -> str:
     """The operation of this protocol that a canonical request becomes."""
     if isinstance(request, ChatRequest):
         return "chat"
@@ -73,7 +73,9 @@ def request_body(request: Request, *, model: str, stream: bool, engine: bool = F
         body["prompt"] = request.prompt
         if request.suffix is not None:
             body["suffix"] = request.suffix
-        body |= _sampling(request.sampling or Sampling(), engine=engine) | _plain_output(request.output, stream=stream)
+        body |= _sampling(request.sampling or Sampling(), engine=engine) | _completion_output(
+            request.output, stream=stream
+        )
     elif isinstance(request, EmbedRequest) and request.inputs is not None:
         body |= {"input": request.inputs, "encoding_format": "float"}
         if request.dimensions is not None:
@@ -85,7 +87,7 @@ def request_body(request: Request, *, model: str, stream: bool, engine: bool = F
         if request.top_n is not None:
             body["top_n"] = request.top_n
     else:
-        operation(request)
+        operation_of(request)
         raise ValueError("the request must be expanded before it is written in another protocol")
     return msgspec.json.encode(body)
 
@@ -112,12 +114,12 @@ def messages(conversation: Conversation) -> list[dict[str, Any]]:
                 calls.append({"id": call_id, "type": "function", "function": function})
             body["tool_calls"] = calls
         if message.role == "tool":
-            body["tool_call_id"] = message.tool_call_id or _answered(waiting, message.name)
+            body["tool_call_id"] = message.tool_call_id or _call_id_for(waiting, message.name)
         written.append(body)
     return written
 
 
-def _answered(waiting: list[tuple[str, str | None]], name: str | None) -> str:
+def _call_id_for(waiting: list[tuple[str, str | None]], name: str | None) -> str:
     # A result without an id belongs to the first open call of its name, else to the first open one.
     for place, (call_id, called) in enumerate(waiting):
         if name is None or called == name:
@@ -174,7 +176,7 @@ def _sampling(sampling: Sampling, *, engine: bool) -> dict[str, Any]:
     said = {name: value for name, value in msgspec.structs.asdict(sampling).items() if value is not None}
     if engine:
         return said
-    body = {name: value for name, value in said.items() if name not in _BEYOND and value != _USUAL.get(name)}
+    body = {name: value for name, value in said.items() if name not in _LLAMA_ONLY and value != _DEFAULTS.get(name)}
     if "repeat_penalty" in body:
         body["repetition_penalty"] = body.pop("repeat_penalty")
     return body
@@ -209,7 +211,7 @@ def _details(conversation: Conversation, *, stream: bool) -> dict[str, Any]:
     return details | ({"verbose": True} if conversation.sampling.stop else {})
 
 
-def _plain_output(output: Output, *, stream: bool) -> dict[str, Any]:
+def _completion_output(output: Output, *, stream: bool) -> dict[str, Any]:
     body = _stream(output, stream=stream)
     if output.logprobs is not None:
         body["logprobs"] = output.logprobs
@@ -220,10 +222,10 @@ def _plain_output(output: Output, *, stream: bool) -> dict[str, Any]:
 
 
 # Operations whose stream can be folded into the whole answer.
-_FOLDED = frozenset({"chat", "completions", "responses"})
+_FOLDABLE = frozenset({"chat", "completions", "responses"})
 
 # What asks for more than a stream tells. `"logprobs": 0` does so as well, but of one token it is the same.
-_TOLD_WHOLE = ("verbose", "logprobs", "n_probs")
+_NOT_IN_STREAMS = ("verbose", "logprobs", "n_probs")
 
 
 class OpenAIUpstream(Upstream):
@@ -251,7 +253,7 @@ class OpenAIUpstream(Upstream):
         origin = request.origin
         if not self.speaks(origin.wire):
             body = request_body(request, model=model, stream=stream, engine=self._engine)
-            return WireRequest(path=self._prefix + UPSTREAM_PATHS[operation(request)], body=body)
+            return WireRequest(path=self._prefix + UPSTREAM_PATHS[operation_of(request)], body=body)
         path = self._prefix + UPSTREAM_PATHS[origin.operation]
         if origin.operation in FORMS:
             sent = multipart.patch(origin.body, origin.content_type, "model", model)
@@ -264,7 +266,7 @@ class OpenAIUpstream(Upstream):
             changes["model"] = name
         if origin.operation == "rerank" and (texts := plain_documents(body)) is not None:
             changes["documents"] = texts
-        if stream and origin.operation in _FOLDED and not output_of(request).stream and _foldable(members):
+        if stream and origin.operation in _FOLDABLE and not output_of(request).stream and _foldable(members):
             changes["stream"] = b"true"
             if origin.operation != "responses":
                 changes["stream_options"] = _with_usage(members.get("stream_options"))
@@ -272,14 +274,14 @@ class OpenAIUpstream(Upstream):
 
     def parser(self, request: Request, *, fields: bool) -> OpenAIParser:
         """A reader for the answer; `fields` asks for decoded fields beside the raw bytes."""
-        asked = request.origin.operation if self.speaks(request.origin.wire) else operation(request)
+        asked = request.origin.operation if self.speaks(request.origin.wire) else operation_of(request)
         return OpenAIParser(asked, fields=fields, choices=output_of(request).choices)
 
 
 def _foldable(members: Mapping[str, msgspec.Raw]) -> bool:
     """Whether a stream tells what the whole answer would. llama-server's leaves out what it adds for debugging, and
     the probabilities of tokens that are held back until a call or a stop word is complete."""
-    return all(bytes(members.get(name, msgspec.Raw(b"null"))) in (b"null", b"false", b"0") for name in _TOLD_WHOLE)
+    return all(bytes(members.get(name, msgspec.Raw(b"null"))) in (b"null", b"false", b"0") for name in _NOT_IN_STREAMS)
 
 
 def _with_usage(options: msgspec.Raw | None) -> bytes:

@@ -126,7 +126,7 @@ def test_a_stream_that_ends_early_is_broken(transcript: Transcript) -> None:
 
 
 def test_text_in_place_of_an_event_is_broken() -> None:
-    with pytest.raises(BackendBroken, match="not what the protocol allows"):
+    with pytest.raises(BackendBroken, match="protocol does not allow"):
         parse([b'data: {"content": "a", "stop": false}\n\nproxy error: Failed to read\n\ndata: proxy error\n\n'])
 
 

@@ -107,8 +107,8 @@ def test_an_answer_without_its_end_is_broken_wherever_it_stops(name: str) -> Non
     [
         (b'{"error":"llama-server chat error: x"}\n', "llama-server chat error: x"),
         (b'{"message":{"content":"a"},"done":false}\n{"error":null}\n', "reported an error"),
-        (b"<html>\n", "not what the protocol allows"),
-        (b"[]\n", "not what the protocol allows"),
+        (b"<html>\n", "protocol does not allow"),
+        (b"[]\n", "protocol does not allow"),
         (b"", "before it was complete"),
         (b'{"message":{"role":"assistant","content":"a"},"done":false}', "before it was complete"),
     ],

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hostler.adapters import sse
 from hostler.adapters.errors import BackendBroken
-from hostler.adapters.openai.fold import AnswerFold
+from hostler.adapters.openai.fold import StreamFold
 from hostler.adapters.types import Chunk, ResponseHead, TokenLogprob, ToolCall, Usage
 
 Parse = Callable[..., list[Chunk]]
@@ -98,13 +98,13 @@ def test_a_folded_answer_is_the_one_the_server_gives(
 
 
 def test_an_answer_that_begins_with_half_a_letter_has_its_role() -> None:
-    fold = AnswerFold()
+    fold = StreamFold()
     fold.add_events(delta(content="П") + delta("stop") + DONE)
     assert json.loads(fold.result())["choices"][0]["message"] == {"role": "assistant", "content": "П"}
 
 
 def test_numbers_are_folded_as_they_are_written() -> None:
-    fold = AnswerFold()
+    fold = StreamFold()
     fold.add_events(event(choices=[{"index": 0, "delta": {"content": "a"}}]))
     numbers = b'{"tiny":-1.1920928955078125e-07,"large":1e+20,"zero":-0.0,"round":2.0,"long":12345678901234567890}'
     fold.add_events(b'data: {"choices":[],"timings":' + numbers + b"}\n\n")
@@ -124,7 +124,7 @@ def test_a_folded_response_is_the_one_the_server_completed(
 
 
 def test_folding_loses_no_field_of_other_servers(transcript: Transcript) -> None:
-    fold = AnswerFold()
+    fold = StreamFold()
     fold.add_events(transcript("openai/openrouter.sse"))
     answer = json.loads(fold.result())
     assert answer["provider"] == "Together"
@@ -147,7 +147,7 @@ def test_folding_loses_no_field_of_other_servers(transcript: Transcript) -> None
 
 
 def test_pieces_of_several_tool_calls_find_together() -> None:
-    fold = AnswerFold()
+    fold = StreamFold()
     for piece in (
         [{"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}],
         [{"index": 1, "id": "b", "type": "function", "function": {"name": "g", "arguments": "{"}}],
@@ -253,7 +253,7 @@ def test_a_finish_reason_of_error_is_an_error(parse: Parse) -> None:
 
 
 def test_an_event_that_is_no_json_is_broken(parse: Parse) -> None:
-    with pytest.raises(BackendBroken, match="not what the protocol allows"):
+    with pytest.raises(BackendBroken, match="protocol does not allow"):
         parse([b'data: {"error"\n\n'])
 
 
@@ -285,7 +285,7 @@ def test_a_whole_answer_is_told_as_a_stream_to_who_asked_for_one(
     encoder = begin(chat(stream=True), JSON)
     body = transcript("openai/tools.json")
     written = b"".join(encoder.encode(chunk) for chunk in parse([body], head=JSON)) + encoder.finish()
-    fold = AnswerFold()
+    fold = StreamFold()
     fold.add_events(written)
     assert json.loads(fold.result())["choices"] == json.loads(body)["choices"]
     assert written.endswith(DONE)

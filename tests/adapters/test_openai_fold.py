@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostler.adapters.errors import BackendBroken
-from hostler.adapters.openai.fold import AnswerFold
+from hostler.adapters.openai.fold import StreamFold
 
 TEXTS = st.text(max_size=6) | st.sampled_from(['"delta":{"content":"', '}}],"x":{"', "\\", '"', "\u2028", "é\n"])
 DELTAS = st.one_of(
@@ -43,7 +43,7 @@ EVENTS = st.lists(
 @given(events=EVENTS, compact=st.booleans(), ascii_only=st.booleans())
 def test_the_short_way_and_the_long_way_meet(events: list[dict[str, Any]], compact: bool, ascii_only: bool) -> None:
     separators = (",", ":") if compact else (", ", ": ")
-    by_bytes, by_values = AnswerFold(), AnswerFold()
+    by_bytes, by_values = StreamFold(), StreamFold()
     for event in events:
         text = json.dumps(event, separators=separators, ensure_ascii=ascii_only)
         by_bytes.add_events(f"data: {text}\n\n".encode())
@@ -52,7 +52,7 @@ def test_the_short_way_and_the_long_way_meet(events: list[dict[str, Any]], compa
 
 
 def test_a_piece_that_is_no_text_is_read_the_long_way() -> None:
-    fold = AnswerFold()
+    fold = StreamFold()
     for content in ('"a"', '"b"', "null", '"c"', '"d"'):
         fold.add_events(b'data: {"choices":[{"index":0,"delta":{"content":%b}}]}\n\n' % content.encode())
     assert msgspec.json.decode(fold.result())["choices"][0]["message"]["content"] == "abcd"
@@ -73,7 +73,7 @@ def test_a_piece_that_is_no_text_is_read_the_long_way() -> None:
 )
 def test_events_of_another_shape_are_a_broken_answer(event: bytes) -> None:
     with pytest.raises(BackendBroken):
-        AnswerFold().add_events(b"data: " + event + b"\n\n")
+        StreamFold().add_events(b"data: " + event + b"\n\n")
 
 
 NAMES = st.sampled_from(
@@ -94,7 +94,7 @@ ANYTHING = st.recursive(
     )
 )
 def test_whatever_a_backend_sends_is_folded_or_broken(events: list[Any]) -> None:
-    fold = AnswerFold()
+    fold = StreamFold()
     try:
         for event in events:
             fold.add_events(b"data: " + msgspec.json.encode(event) + b"\n\n")

@@ -133,8 +133,8 @@ def test_an_unknown_model_is_answered_with_the_known_ones(adapter: OpenAIAdapter
 
 
 def test_at_most_twenty_models_are_named() -> None:
-    from hostler.adapters.openai.models import unknown
+    from hostler.adapters.openai.models import model_not_found
 
-    message = unknown("x", [f"m{number}" for number in range(50)]).message
+    message = model_not_found("x", [f"m{number}" for number in range(50)]).message
     assert "m19, and 30 more" in message
     assert "m20" not in message
