@@ -1,4 +1,4 @@
-"""A whole answer out of a stream's events, without losing a field that any server puts into them."""
+"""Folds the events of a stream into the whole response, without losing any field that a server puts into them."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from hostler.adapters import sse
 from hostler.adapters.errors import invalid_event
 from hostler.adapters.json_body import NOT_JSON
 
-# Numbers with fractions stay as they are written: `-1e-07` is the same number as `-1e-7`, but not the same answer.
+# Fractions keep their spelling: `-1e-07` is the same number as `-1e-7`, but not the same response.
 _decode = msgspec.json.Decoder(float_hook=lambda digits: msgspec.Raw(digits.encode())).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
-# Where an event that is nothing but the next piece of a message holds it.
+# The place of the text in an event that is nothing but the next piece of a message.
 _PIECE = re.compile(rb'"delta":\s*\{\s*"(content|reasoning_content)":\s*("(?:[^"\\]|\\.)*")')
 
 _OBJECTS = {"chat.completion.chunk": "chat.completion"}
-# Said once, or said again the same in each event: the first one counts. Every other string is the next piece.
+# The same in every event: the first one counts. Every other string is the next piece of a text.
 _ONCE = frozenset({"id", "role", "type", "object", "format", "model", "created", "index"})
-# llama-server's own order in a whole answer; in its streams `id` stands elsewhere.
+# The order of llama-server's whole responses; in its streams `id` has another place.
 _LLAMA_ORDER = ("choices", "created", "model", "system_fingerprint", "object", "usage", "id", "timings")
 _CALL_ORDER = ("type", "function", "id")
-# What only a stream has.
+# Fields that only streams have.
 _STREAM_ONLY = frozenset({"prompt_progress", "x_hostler"})
 
 
 class StreamFold:
-    """Collects events and gives the whole answer in the form that the server itself would have sent."""
+    """Collects events into the response that the server would have sent as a whole."""
 
-    __slots__ = ("_after", "_before", "_choices", "_response", "_top", "_words")
+    __slots__ = ("_after", "_before", "_choices", "_response", "_text", "_top")
 
     def __init__(self) -> None:
         self._before = self._after = b""
-        self._words: _GrowingText | None = None
+        self._text: _GrowingText | None = None
         self._top: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
         self._response: dict[str, Any] | None = None
 
     def add_events(self, block: bytes) -> None:
-        """Takes in all events of a block of whole events. Raises `BackendBroken` for what cannot be one."""
-        for whole in sse.split(block):
-            if self._is_next_piece(whole):
+        """Add all events of a block of whole events. Raises `BackendBroken` for an invalid one."""
+        for raw in sse.split(block):
+            if self._is_next_piece(raw):
                 continue
-            _, data = sse.parse(whole)
+            _, data = sse.parse(raw)
             if data is not None and data != b"[DONE]":
                 try:
                     event = _decode(data)
@@ -53,14 +53,14 @@ class StreamFold:
                     raise invalid_event() from None
                 if isinstance(event, dict):
                     self.add(event)
-                    self._learn(whole, event)
+                    self._learn(raw, event)
 
     def add(self, event: dict[str, Any]) -> None:
-        """Takes in one event. Raises `BackendBroken` if its parts are not what the protocol allows."""
+        """Add one event. Raises `BackendBroken` for an invalid one."""
         if isinstance(event.get("response"), dict):
             self._response = {**event["response"], **_timings(event)}
             return
-        # llama-server reports counts per choice and puts those of the first one into a whole answer.
+        # llama-server reports usage per choice and puts that of the first one into a whole response.
         choices = objects(event.get("choices"))
         later = any(choice.get("index") for choice in choices)
         for name, value in event.items():
@@ -80,24 +80,24 @@ class StreamFold:
                 self._top[name] = value
 
     def _is_next_piece(self, event: bytes) -> bool:
-        """Take the event in without decoding it if it is the one before, byte for byte, but for the piece of text."""
+        """Add the event without decoding it if only its piece of text differs from the event before."""
         before, after = self._before, self._after
         if (
-            self._words is None
+            self._text is None
             or not event.startswith(before)
             or not event.endswith(after)
             or len(event) < len(before) + len(after)
         ):
             return False
         try:
-            self._words.append(_decode_text(event[len(before) : len(event) - len(after)]))
+            self._text.append(_decode_text(event[len(before) : len(event) - len(after)]))
         except NOT_JSON:
             return False
         return True
 
-    def _learn(self, whole: bytes, event: dict[str, Any]) -> None:
-        """Remember what stands around the piece, if nothing else in such an event adds to the answer."""
-        self._words = None
+    def _learn(self, raw: bytes, event: dict[str, Any]) -> None:
+        """Remember the bytes around the piece of text, if nothing else in such an event adds to the response."""
+        self._text = None
         choices = event.get("choices")
         if not isinstance(choices, list) or len(choices) != 1 or len(self._choices) != 1:
             return
@@ -109,15 +109,15 @@ class StreamFold:
             or any(choice.get(name) for name in choice if name != "delta")
         ):
             return
-        match = _PIECE.search(whole)
-        if match is None or len(_PIECE.findall(whole)) != 1:
+        match = _PIECE.search(raw)
+        if match is None or len(_PIECE.findall(raw)) != 1:
             return
-        words = self._choices[choice.get("index") or 0]["message"].get(match[1].decode())
-        if isinstance(words, _GrowingText):
-            self._before, self._after, self._words = whole[: match.start(2)], whole[match.end(2) :], words
+        text = self._choices[choice.get("index") or 0]["message"].get(match[1].decode())
+        if isinstance(text, _GrowingText):
+            self._before, self._after, self._text = raw[: match.start(2)], raw[match.end(2) :], text
 
     def result(self) -> bytes:
-        """The whole answer as JSON."""
+        """The whole response as JSON."""
         if self._response is not None:
             return msgspec.json.encode(self._response)
         top = dict(self._top)
@@ -149,7 +149,7 @@ class StreamFold:
 
 
 def objects(value: Any) -> list[dict[str, Any]]:
-    """The value, which is a list of objects; empty for null. Raises `BackendBroken` if it is not."""
+    """A list of objects, empty for null. Raises `BackendBroken` for anything else."""
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
@@ -170,7 +170,7 @@ def _number(value: Any) -> int:
 
 
 def _merge(into: dict[str, Any], piece: dict[str, Any]) -> None:
-    """Adds the next piece of a message (or of an object within one). Strings are collected in `_GrowingText`."""
+    """Add the next piece of a message, or of an object within one. Strings are collected in `_GrowingText`."""
     for name, value in piece.items():
         known = into.get(name)
         if value is None:
@@ -195,18 +195,18 @@ def _start(name: str, value: Any) -> Any:
     if isinstance(value, str) and name not in _ONCE:
         return _GrowingText([value])
     if isinstance(value, dict):
-        begun: dict[str, Any] = {}
-        _merge(begun, value)
-        return begun
+        started: dict[str, Any] = {}
+        _merge(started, value)
+        return started
     return list(value) if isinstance(value, list) else value
 
 
 class _GrowingText(list[str]):
-    """A string that is still growing: joined once at the end, so that long answers stay cheap."""
+    """A string in pieces, joined once at the end, so that long responses stay cheap."""
 
 
 class _GrowingCalls:
-    """Tool calls that are still growing, by their number."""
+    """Tool calls in pieces, by index."""
 
     __slots__ = ("by_index",)
 
@@ -214,9 +214,9 @@ class _GrowingCalls:
         self.by_index: dict[int, dict[str, Any]] = {}
 
     def add(self, pieces: Any) -> None:
-        for place, piece in enumerate(objects(pieces)):
+        for position, piece in enumerate(objects(pieces)):
             index = piece.get("index")
-            call = self.by_index.setdefault(place if index is None else _number(index), {})
+            call = self.by_index.setdefault(position if index is None else _number(index), {})
             _merge(call, {name: value for name, value in piece.items() if name != "index"})
 
 
@@ -230,10 +230,10 @@ def _finished(value: Any) -> Any:
     return value
 
 
-def _message(said: dict[str, Any]) -> dict[str, Any]:
-    """A message as llama-server tells it whole. Its streams say null where there are no words, begin calls with the id,
-    and leave out the role if the first token is but half a letter."""
-    message = {"role": "assistant", "content": "", **said}
+def _message(folded: dict[str, Any]) -> dict[str, Any]:
+    """A message as in llama-server's whole responses. Its streams have null for an empty content, put the id of a call
+    first, and leave out the role if the first token is half a character."""
+    message = {"role": "assistant", "content": "", **folded}
     if message["content"] is None:
         message["content"] = ""
     if message.get("tool_calls"):

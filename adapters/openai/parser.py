@@ -78,8 +78,8 @@ class OpenAIParser(Parser):
         self._head = head
         self._size = 0
         self._pieces: list[bytes] = []
-        self._whole = not head.media_type.lower().startswith(sse.MEDIA_TYPE)
-        if self._whole:
+        self._is_body = not head.media_type.lower().startswith(sse.MEDIA_TYPE)
+        if self._is_body:
             return
         self._splitter = sse.EventSplitter()
         self._finished = 0
@@ -91,8 +91,8 @@ class OpenAIParser(Parser):
     def feed(self, data: bytes) -> Iterable[Chunk]:
         if self._head is None:
             self.start(_STREAM)
-        if self._whole:
-            return self._feed_whole(data)
+        if self._is_body:
+            return self._feed_body(data)
         block = self._splitter.feed(data)
         if not block:
             return ()
@@ -105,8 +105,8 @@ class OpenAIParser(Parser):
         if head is None:
             head = _STREAM
             self.start(head)
-        if self._whole:
-            return self._finish_whole(head)
+        if self._is_body:
+            return self._finish_body(head)
         chunks: list[Chunk] = []
         rest = self._splitter.remainder()
         if rest and not self._done:
@@ -225,7 +225,7 @@ class OpenAIParser(Parser):
             raise error
         return raise_after(self._complete(kept, chunks, finish, usage), error)
 
-    def _feed_whole(self, data: bytes) -> Iterable[Chunk]:
+    def _feed_body(self, data: bytes) -> Iterable[Chunk]:
         self._size += len(data)
         limit = _MAX_DECODED if self._fields else _MAX_KEPT
         if self._size <= limit:
@@ -236,7 +236,7 @@ class OpenAIParser(Parser):
             self._pieces.clear()
         return () if self._fields else (Chunk(wire=self._wire, raw=data, is_body=True),)
 
-    def _finish_whole(self, head: ResponseHead) -> Iterable[Chunk]:
+    def _finish_body(self, head: ResponseHead) -> Iterable[Chunk]:
         length = head.length
         if length is not None and self._size != length:
             raise truncated_response(self._size, length)

@@ -1,4 +1,4 @@
-"""Requests for responses, OpenAI's younger protocol, understood in full: for backends that know chats only."""
+"""Requests of OpenAI's responses API, decoded for backends that have only chat."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import msgspec
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import JsonBody
 from hostler.adapters.openai.chat import ANY_OBJECT, decode_body, decode_media
+from hostler.adapters.openai.schema import NULL
 from hostler.adapters.types import (
     ChatMessage,
     ChatRequest,
@@ -23,11 +24,10 @@ from hostler.adapters.types import (
     ToolCall,
 )
 
-_NULL = b"null"
 _ROLES = frozenset({"user", "assistant", "system", "developer"})
 
-# What OpenAI's own tools left in the history: nothing that another model could read.
-_TRACES = frozenset(
+# Items of OpenAI's own tools in the history: other models cannot read them.
+_HOSTED_TOOL_ITEMS = frozenset(
     {
         *("web_search_call", "file_search_call", "computer_call", "code_interpreter_call", "image_generation_call"),
         *("mcp_list_tools", "mcp_call", "compaction"),
@@ -58,7 +58,7 @@ class ResponsesTool(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "function"
     name: str = ""
     description: str | None = None
-    parameters: msgspec.Raw = msgspec.Raw(_NULL)
+    parameters: msgspec.Raw = msgspec.Raw(NULL)
 
 
 class ResponsesToolChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +72,7 @@ class ResponsesReasoning(msgspec.Struct, frozen=True, kw_only=True):
 
 class ResponsesFormat(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "text"
-    schema: msgspec.Raw = msgspec.Raw(_NULL)
+    schema: msgspec.Raw = msgspec.Raw(NULL)
 
 
 class ResponsesText(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,32 +94,31 @@ class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: ResponsesReasoning | None = None
 
 
-_FORMAT = msgspec.json.Decoder(ResponsesText | None)
-_WORDS = msgspec.json.Decoder(list[str] | None)
+_TEXT = msgspec.json.Decoder(ResponsesText | None)
+_INCLUDE = msgspec.json.Decoder(list[str] | None)
 
 
 def decode_output(document: JsonBody) -> Output:
-    """The form of the answer that is asked for."""
-    text = document.get("text", _FORMAT, expected="an object")
-    shape = text.format if text is not None else None
+    text = document.get("text", _TEXT, expected="an object")
+    wanted = text.format if text is not None else None
     schema = None
-    if shape is not None and shape.type in ("json_schema", "json_object"):
-        schema = ANY_OBJECT if bytes(shape.schema) == _NULL else msgspec.Raw(bytes(shape.schema))
-    include = document.get("include", _WORDS, expected="a list of strings") or ()
+    if wanted is not None and wanted.type in ("json_schema", "json_object"):
+        schema = ANY_OBJECT if bytes(wanted.schema) == NULL else msgspec.Raw(bytes(wanted.schema))
+    include = document.get("include", _INCLUDE, expected="a list of strings") or ()
     logprobs = (document.number("top_logprobs") or 0) if "message.output_text.logprobs" in include else None
     return Output(stream=document.flag("stream"), include_usage=True, schema=schema, logprobs=logprobs)
 
 
 def decode_request(request: ChatRequest) -> ChatRequest:
-    """The request with its conversation. Raises `BadRequest` naming what cannot be understood or had here."""
+    """The request with its conversation. Raises `BadRequest` naming the field that is invalid or not supported."""
     body = decode_body(request.origin.body, ResponsesBody)
     for name in ("previous_response_id", "conversation"):
         if getattr(body, name):
             raise BadRequest(
-                f"`{name}` needs a backend that keeps answers; send the conversation in `input`.", param=name
+                f"`{name}` needs a backend that stores responses; send the conversation in `input`.", param=name
             )
     if body.background:
-        raise BadRequest("`background` needs a backend that keeps answers.", param="background")
+        raise BadRequest("`background` needs a backend that stores responses.", param="background")
     if not body.input and not body.instructions:
         raise BadRequest("`input` is missing.", param="input")
     messages = [ChatMessage(role="system", parts=(Text(text=body.instructions),))] if body.instructions else []
@@ -141,61 +140,60 @@ def decode_request(request: ChatRequest) -> ChatRequest:
 
 
 def _messages(items: str | list[ResponsesItem]) -> Iterable[ChatMessage]:
-    """The turns. What an assistant thought, said and called stands in items of their own: one message here."""
+    """The messages. Reasoning, text and tool calls of an assistant are separate items; here they are one message."""
     if isinstance(items, str):
         yield ChatMessage(role="user", parts=(Text(text=items),))
         return
-    answer: ChatMessage | None = None
-    for place, item in enumerate(items):
-        where = f"input[{place}]"
+    assistant: ChatMessage | None = None
+    for index, item in enumerate(items):
+        param = f"input[{index}]"
         kind = item.type or ("message" if item.role is not None else "")
-        if kind in _TRACES:
+        if kind in _HOSTED_TOOL_ITEMS:
             continue
         if kind == "function_call" or kind == "reasoning" or (kind == "message" and item.role == "assistant"):
-            answer = _with_item(answer or ChatMessage(role="assistant"), item, kind, where)
+            assistant = _with_item(assistant or ChatMessage(role="assistant"), item, kind, param)
             continue
-        if answer is not None:
-            yield answer
-            answer = None
+        if assistant is not None:
+            yield assistant
+            assistant = None
         if kind == "message":
             if item.role not in _ROLES:
-                raise BadRequest(f"`{where}.role` must be user, assistant, system or developer.", param=where)
+                raise BadRequest(f"`{param}.role` must be user, assistant, system or developer.", param=param)
             role = "system" if item.role == "developer" else item.role
-            yield ChatMessage(role=role, parts=tuple(_parts(item.content, f"{where}.content")))
+            yield ChatMessage(role=role, parts=tuple(_parts(item.content, f"{param}.content")))
         elif kind == "function_call_output":
-            parts = tuple(_parts(item.output, f"{where}.output"))
+            parts = tuple(_parts(item.output, f"{param}.output"))
             yield ChatMessage(role="tool", parts=parts, tool_call_id=item.call_id)
         else:
-            words = (
-                f"`{where}` is of the type {(kind or 'unknown')[:50]!r}, which the backend of this model does not take."
+            raise BadRequest(
+                f"`{param}` is of the type {(kind or 'unknown')[:50]!r}, which the backend of this model does not support.",
+                param=param,
             )
-            raise BadRequest(words, param=where)
-    if answer is not None:
-        yield answer
+    if assistant is not None:
+        yield assistant
 
 
-def _with_item(answer: ChatMessage, item: ResponsesItem, kind: str, where: str) -> ChatMessage:
-    """The assistant's turn with one more of its items."""
+def _with_item(message: ChatMessage, item: ResponsesItem, kind: str, param: str) -> ChatMessage:
+    """The assistant's message with one more item."""
     if kind == "function_call":
         call = ToolCall(
-            index=len(answer.tool_calls), id=item.call_id, name=item.name or "", arguments=item.arguments or ""
+            index=len(message.tool_calls), id=item.call_id, name=item.name or "", arguments=item.arguments or ""
         )
-        return msgspec.structs.replace(answer, tool_calls=(*answer.tool_calls, call))
+        return msgspec.structs.replace(message, tool_calls=(*message.tool_calls, call))
     if kind == "reasoning":
-        thoughts = item.content if isinstance(item.content, list) and item.content else item.summary or []
-        words = "\n".join(part.text for part in thoughts if part.text)
-        told = "\n".join(each for each in (answer.reasoning, words) if each)
-        return msgspec.structs.replace(answer, reasoning=told or None)
-    return msgspec.structs.replace(answer, parts=(*answer.parts, *_parts(item.content, f"{where}.content")))
+        parts = item.content if isinstance(item.content, list) and item.content else item.summary or []
+        texts = [message.reasoning, *(part.text for part in parts)]
+        return msgspec.structs.replace(message, reasoning="\n".join(text for text in texts if text) or None)
+    return msgspec.structs.replace(message, parts=(*message.parts, *_parts(item.content, f"{param}.content")))
 
 
-def _parts(content: str | list[ResponsesPart] | None, where: str) -> Iterable[Part]:
+def _parts(content: str | list[ResponsesPart] | None, param: str) -> Iterable[Part]:
     if isinstance(content, str):
         return [Text(text=content)] if content else []
-    return [_part(part, f"{where}[{at}]") for at, part in enumerate(content or ())]
+    return [_part(part, f"{param}[{at}]") for at, part in enumerate(content or ())]
 
 
-def _part(part: ResponsesPart, where: str) -> Part:
+def _part(part: ResponsesPart, param: str) -> Part:
     if part.type in ("input_text", "output_text", "text"):
         return Text(text=part.text or "")
     if part.type == "refusal":
@@ -203,11 +201,11 @@ def _part(part: ResponsesPart, where: str) -> Part:
     if part.type == "input_image" and part.image_url is not None:
         return decode_media("image", part.image_url)
     if part.type == "input_audio" and part.input_audio is not None:
-        sound: Mapping[str, str] = part.input_audio
-        return Media(kind="audio", data=sound.get("data"), mime=f"audio/{sound.get('format', 'wav')}")
-    raise BadRequest(f"`{where}` is of a type that the backend of this model does not take.", param=where)
+        audio: Mapping[str, str] = part.input_audio
+        return Media(kind="audio", data=audio.get("data"), mime=f"audio/{audio.get('format', 'wav')}")
+    raise BadRequest(f"`{param}` is of a type that the backend of this model does not support.", param=param)
 
 
 def _tool(tool: ResponsesTool) -> Tool:
     raw = bytes(tool.parameters)
-    return Tool(name=tool.name, description=tool.description, parameters=None if raw == _NULL else msgspec.Raw(raw))
+    return Tool(name=tool.name, description=tool.description, parameters=None if raw == NULL else msgspec.Raw(raw))

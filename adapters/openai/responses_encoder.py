@@ -1,7 +1,4 @@
-"""Answers as OpenAI's responses: an answer that came as a chat told in items, streamed or whole.
-
-What a backend told in this very protocol goes through as it came.
-"""
+"""Responses in the form of OpenAI's responses API: items of output, streamed or whole."""
 
 from __future__ import annotations
 
@@ -15,195 +12,192 @@ from hostler.adapters.errors import GatewayError
 from hostler.adapters.openai.encoder import OpenAIEncoder, encode_logprobs
 from hostler.adapters.openai.errors import responses_error_event
 from hostler.adapters.openai.schema import RESPONSES
-from hostler.adapters.types import ChatRequest, Chunk, Progress, ResponseHead, Usage
+from hostler.adapters.types import ChatRequest, Chunk, Progress, ResponseHead, ToolCall, Usage
 
-_encode = msgspec.json.encode
-
-# What an answer repeats of its request, and what stands there where the request says nothing.
+# The request's fields that a response repeats, and their defaults.
 _REPEATED: dict[str, Any] = {
     "instructions": None, "max_output_tokens": None, "metadata": {}, "parallel_tool_calls": True,
     "reasoning": {"effort": None, "summary": None}, "temperature": None, "text": {"format": {"type": "text"}},
     "tool_choice": "auto", "tools": [], "top_p": None, "truncation": "disabled", "user": None,
 }  # fmt: skip
 
+_Event = dict[str, Any]
+
 
 class OutputItem:
-    """A part of the answer that is still growing: thoughts, words, or the call of a tool."""
+    """An item of the output that may still grow: reasoning, a message, or a function call."""
 
-    __slots__ = ("at", "call_id", "id", "kind", "logprobs", "name", "open", "said")
+    __slots__ = ("call_id", "id", "index", "is_open", "kind", "logprobs", "name", "pieces")
 
-    def __init__(self, kind: str, at: int, item_id: str, *, call_id: str = "", name: str = "") -> None:
+    def __init__(self, kind: str, index: int, item_id: str, *, call_id: str = "", name: str = "") -> None:
         self.kind = kind
-        self.at = at
+        self.index = index
         self.id = item_id
         self.call_id = call_id
         self.name = name
-        self.said: list[str] = []
+        self.pieces: list[str] = []
         self.logprobs: list[dict[str, Any]] = []
-        self.open = True
+        self.is_open = True
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
 
     def body(self) -> dict[str, Any]:
-        status, text = "in_progress" if self.open else "completed", "".join(self.said)
+        status = "in_progress" if self.is_open else "completed"
         if self.kind == "function_call":
-            called = {"arguments": text, "call_id": self.call_id, "name": self.name}
-            return {"id": self.id, "type": self.kind, "status": status, **called}
-        content = [] if self.open else [self.part()]
+            call = {"arguments": self.text, "call_id": self.call_id, "name": self.name}
+            return {"id": self.id, "type": self.kind, "status": status, **call}
+        content = [] if self.is_open else [self.part()]
         if self.kind == "reasoning":
             return {"id": self.id, "type": self.kind, "status": status, "summary": [], "content": content}
         return {"id": self.id, "type": "message", "status": status, "role": "assistant", "content": content}
 
     def part(self) -> dict[str, Any]:
-        text = "".join(self.said)
         if self.kind == "reasoning":
-            return {"type": "reasoning_text", "text": text}
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": self.logprobs}
+            return {"type": "reasoning_text", "text": self.text}
+        return {"type": "output_text", "text": self.text, "annotations": [], "logprobs": self.logprobs}
 
 
 class ResponsesEncoder(Encoder):
-    """One answer to one client."""
+    """One response. What a backend sends in this very protocol is forwarded by an `OpenAIEncoder`."""
 
     def __init__(self, request: ChatRequest, *, response_id: str, created: int, progress: str) -> None:
         self._forward = OpenAIEncoder(request, response_id=response_id, created=created, progress=progress)
-        self.streaming = request.output.stream
         self._id = response_id.removeprefix("req-")
         self._created = created
         self._model = request.model or ""
         given = {name: raw for name, raw in json_body.members(request.origin.body).items() if bytes(raw) != b"null"}
-        self._repeated = {name: given.get(name, usual) for name, usual in _REPEATED.items()}
+        self._repeated = {name: given.get(name, default) for name, default in _REPEATED.items()}
+        self.streaming = request.output.stream
         self.start(ResponseHead(media_type=sse.MEDIA_TYPE))
 
     def start(self, head: ResponseHead) -> None:
-        """A backend answers: whatever an earlier attempt left is forgotten."""
         self._forward.start(head)
         self._forwards = False
         self.media_type = sse.MEDIA_TYPE if self.streaming else "application/json"
+        self.length = None
         self._items: list[OutputItem] = []
         self._calls: dict[int, OutputItem] = {}
         self._usage = Usage()
         self._finish = "stop"
-        self._number = -1
-        self.length = None
+        self._sequence_number = -1
 
     def encode(self, chunk: Chunk) -> bytes:
-        """The bytes for the client that this chunk gives; empty while a whole answer is still being folded."""
         if chunk.wire == RESPONSES:
             self._forwards = True
             return self._forwarded(self._forward.encode(chunk))
         self._usage = chunk.usage or self._usage
         if chunk.index:
-            return b""  # this protocol has one answer to a request
+            return b""  # this protocol has no alternatives
         self._finish = chunk.finish or self._finish
-        return self._written(self._said(chunk))
+        return self._encode(self._events(chunk))
 
     def finish(self) -> bytes:
-        """What ends the answer: the whole of it."""
         if self._forwards:
             return self._forwarded(self._forward.finish())
-        last = [*self._opened(), *self._close()]
-        answer = self._answer()
+        events = [*self._open_response(), *self._close_items()]
+        response = self._response()
         if self.streaming:
-            return self._written([*last, {"type": f"response.{answer['status']}", "response": answer}])
-        body = _encode(answer)
+            return self._encode([*events, {"type": f"response.{response['status']}", "response": response}])
+        body = msgspec.json.encode(response)
         self.length = len(body)
         return body
+
+    def heartbeat(self, progress: Progress) -> bytes:
+        return self._forward.heartbeat(progress)
+
+    def error(self, error: GatewayError) -> bytes:
+        return responses_error_event(error, self._sequence_number + 1) if self.streaming else b""
 
     def _forwarded(self, data: bytes) -> bytes:
         self.media_type, self.length = self._forward.media_type, self._forward.length
         return data
 
-    def heartbeat(self, progress: Progress) -> bytes:
-        """A comment: whoever reads events of this protocol skips it."""
-        return self._forward.heartbeat(progress)
-
-    def error(self, error: GatewayError) -> bytes:
-        """The error inside the stream, which it ends."""
-        return responses_error_event(error, self._number + 1) if self.streaming else b""
-
-    def _written(self, events: list[dict[str, Any]]) -> bytes:
+    def _encode(self, events: list[_Event]) -> bytes:
         if not self.streaming:
             return b""
-        written = bytearray()
+        data = bytearray()
         for event in events:
-            self._number += 1
-            kind = event["type"]
-            told = {"type": kind, "sequence_number": self._number, **event}
-            written += sse.event(_encode(told), kind)
-        return bytes(written)
+            self._sequence_number += 1
+            name = event["type"]
+            numbered = {"type": name, "sequence_number": self._sequence_number, **event}
+            data += sse.event(msgspec.json.encode(numbered), name)
+        return bytes(data)
 
-    def _said(self, chunk: Chunk) -> list[dict[str, Any]]:
+    def _events(self, chunk: Chunk) -> list[_Event]:
         """The events that a chunk becomes."""
-        events: list[dict[str, Any]] = []
+        events: list[_Event] = []
         if chunk.reasoning or chunk.text or chunk.tool_calls or chunk.logprobs:
-            events += self._opened()
+            events += self._open_response()
         if chunk.reasoning:
-            item = self._item("reasoning", events)
-            item.said.append(chunk.reasoning)
+            item = self._open_item("reasoning", events)
+            item.pieces.append(chunk.reasoning)
             events.append({"type": "response.reasoning_text.delta", **_position(item), "delta": chunk.reasoning})
         if chunk.text or chunk.logprobs:
-            item = self._item("message", events)
+            item = self._open_item("message", events)
             tokens = encode_logprobs(chunk.logprobs)
-            item.said.append(chunk.text)
+            item.pieces.append(chunk.text)
             item.logprobs += tokens
             delta = {"type": "response.output_text.delta", **_position(item), "delta": chunk.text, "logprobs": tokens}
             events.append(delta)
         for call in chunk.tool_calls:
-            known = self._calls.get(call.index)
-            if known is None:
-                events += self._close()
-                call_id = call.id or f"call_{self._id}_{call.index}"
-                number = len(self._items)
-                known = OutputItem(
-                    "function_call", number, f"fc_{self._id}_{number}", call_id=call_id, name=call.name or ""
-                )
-                self._calls[call.index] = known
-                self._items.append(known)
-                events.append(_item_event("added", known))
+            item = self._calls.get(call.index) or self._open_call(call, events)
             if call.arguments:
-                known.said.append(call.arguments)
-                kind = "response.function_call_arguments.delta"
-                events.append({"type": kind, "item_id": known.id, "output_index": known.at, "delta": call.arguments})
+                item.pieces.append(call.arguments)
+                name = "response.function_call_arguments.delta"
+                events.append({"type": name, "item_id": item.id, "output_index": item.index, "delta": call.arguments})
         return events
 
-    def _opened(self) -> list[dict[str, Any]]:
-        if self._number >= 0 or not self.streaming:
+    def _open_response(self) -> list[_Event]:
+        if self._sequence_number >= 0 or not self.streaming:
             return []
-        answer = self._answer(running=True)
-        return [{"type": f"response.{each}", "response": answer} for each in ("created", "in_progress")]
+        response = self._response(running=True)
+        return [{"type": f"response.{status}", "response": response} for status in ("created", "in_progress")]
 
-    def _item(self, kind: str, events: list[dict[str, Any]]) -> OutputItem:
-        """The item of this kind that is being told: the last one, else a new one, for which the others are closed."""
-        if self._items and self._items[-1].kind == kind and self._items[-1].open:
+    def _open_item(self, kind: str, events: list[_Event]) -> OutputItem:
+        """The last item if it is open and of this kind, else a new one, before which all others are closed."""
+        if self._items and self._items[-1].kind == kind and self._items[-1].is_open:
             return self._items[-1]
-        events += self._close()
-        number = len(self._items)
-        item = OutputItem(kind, number, f"{'rs' if kind == 'reasoning' else 'msg'}_{self._id}_{number}")
+        events += self._close_items()
+        index = len(self._items)
+        item = OutputItem(kind, index, f"{'rs' if kind == 'reasoning' else 'msg'}_{self._id}_{index}")
         self._items.append(item)
         events.append(_item_event("added", item))
         if kind == "message":
             events.append({"type": "response.content_part.added", **_position(item), "part": item.part()})
         return item
 
-    def _close(self) -> list[dict[str, Any]]:
-        """The events that end whatever is still open. Calls stay open for their pieces until something else begins."""
-        events: list[dict[str, Any]] = []
+    def _open_call(self, call: ToolCall, events: list[_Event]) -> OutputItem:
+        events += self._close_items()
+        call_id = call.id or f"call_{self._id}_{call.index}"
+        index = len(self._items)
+        item = OutputItem("function_call", index, f"fc_{self._id}_{index}", call_id=call_id, name=call.name or "")
+        self._calls[call.index] = item
+        self._items.append(item)
+        events.append(_item_event("added", item))
+        return item
+
+    def _close_items(self) -> list[_Event]:
+        """The events that close all open items. Calls stay open for more pieces until another item begins."""
+        events: list[_Event] = []
         for item in self._items:
-            if not item.open:
+            if not item.is_open:
                 continue
-            text = "".join(item.said)
             if item.kind == "function_call":
-                done = {"item_id": item.id, "output_index": item.at, "name": item.name, "arguments": text}
+                done = {"item_id": item.id, "output_index": item.index, "name": item.name, "arguments": item.text}
                 events.append({"type": "response.function_call_arguments.done", **done})
             elif item.kind == "reasoning":
-                events.append({"type": "response.reasoning_text.done", **_position(item), "text": text})
+                events.append({"type": "response.reasoning_text.done", **_position(item), "text": item.text})
             else:
-                done = {**_position(item), "text": text, "logprobs": item.logprobs}
+                done = {**_position(item), "text": item.text, "logprobs": item.logprobs}
                 events.append({"type": "response.output_text.done", **done})
                 events.append({"type": "response.content_part.done", **_position(item), "part": item.part()})
-            item.open = False
+            item.is_open = False
             events.append(_item_event("done", item))
         return events
 
-    def _answer(self, *, running: bool = False) -> dict[str, Any]:
+    def _response(self, *, running: bool = False) -> dict[str, Any]:
         cut = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(self._finish)
         usage = self._usage
         return {
@@ -232,8 +226,8 @@ class ResponsesEncoder(Encoder):
 
 
 def _position(item: OutputItem) -> dict[str, Any]:
-    return {"item_id": item.id, "output_index": item.at, "content_index": 0}
+    return {"item_id": item.id, "output_index": item.index, "content_index": 0}
 
 
-def _item_event(what: str, item: OutputItem) -> dict[str, Any]:
-    return {"type": f"response.output_item.{what}", "output_index": item.at, "item": item.body()}
+def _item_event(change: str, item: OutputItem) -> dict[str, Any]:
+    return {"type": f"response.output_item.{change}", "output_index": item.index, "item": item.body()}

@@ -1,4 +1,4 @@
-"""OpenAI's protocol as backends speak it: the request to send, and the reader for its answer."""
+"""OpenAI's protocol as backends speak it: builds requests and parsers."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from hostler.adapters.types import (
 
 _ANY_OBJECT = b'"json"'
 
-# OpenAI itself refuses whatever it does not know. Other servers know some more, which they get where a client asks for
-# something else than what every client of Ollama's sends along; nobody knows the rest.
+# OpenAI itself rejects unknown parameters. Other servers have some more; they get those that differ from the defaults
+# that Ollama's clients send along. The rest is llama.cpp's alone.
 _DEFAULTS = {"top_k": 40, "min_p": 0.0, "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _LLAMA_ONLY = frozenset({"typical_p", "repeat_last_n"})
 
 
 def operation_of(request: Request) -> str:
-    """The operation of this protocol that a canonical request becomes."""
+    """The operation of this protocol for a canonical request. Raises `BadRequest` if there is none."""
     if isinstance(request, ChatRequest):
         return "chat"
     if isinstance(request, CompletionRequest):
@@ -56,10 +56,7 @@ def operation_of(request: Request) -> str:
 
 
 def request_body(request: Request, *, model: str, stream: bool, engine: bool = False) -> bytes:
-    """The body for a backend that calls the model `model`. The request must be expanded.
-
-    `engine` allows llama.cpp's own fields that strict servers refuse.
-    """
+    """The body for an expanded request. `engine` allows llama.cpp's own fields, which strict servers reject."""
     body: dict[str, Any] = {"model": model}
     if isinstance(request, ChatRequest) and request.conversation is not None:
         body["messages"] = messages(request.conversation)
@@ -88,14 +85,14 @@ def request_body(request: Request, *, model: str, stream: bool, engine: bool = F
             body["top_n"] = request.top_n
     else:
         operation_of(request)
-        raise ValueError("the request must be expanded before it is written in another protocol")
+        raise ValueError("the request must be expanded before it is encoded in another protocol")
     return msgspec.json.encode(body)
 
 
 def messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """The conversation. Tool calls without an id get one, and the results that follow refer to it."""
-    written: list[dict[str, Any]] = []
-    waiting: list[tuple[str, str | None]] = []
+    """The messages. Tool calls without an id get one, and the results that follow refer to it."""
+    encoded: list[dict[str, Any]] = []
+    open_calls: list[tuple[str, str | None]] = []
     count = 0
     for message in conversation.messages:
         body: dict[str, Any] = {"role": message.role, "content": _content(message)}
@@ -104,28 +101,28 @@ def messages(conversation: Conversation) -> list[dict[str, Any]]:
         if message.reasoning:
             body["reasoning_content"] = message.reasoning
         if message.tool_calls:
-            waiting = []
+            open_calls = []
             calls = []
             for call in message.tool_calls:
                 count += 1
                 call_id = call.id or f"call_{count}"
-                waiting.append((call_id, call.name))
+                open_calls.append((call_id, call.name))
                 function = {"name": call.name, "arguments": call.arguments or "{}"}
                 calls.append({"id": call_id, "type": "function", "function": function})
             body["tool_calls"] = calls
         if message.role == "tool":
-            body["tool_call_id"] = message.tool_call_id or _call_id_for(waiting, message.name)
-        written.append(body)
-    return written
+            body["tool_call_id"] = message.tool_call_id or _call_id_for(open_calls, message.name)
+        encoded.append(body)
+    return encoded
 
 
-def _call_id_for(waiting: list[tuple[str, str | None]], name: str | None) -> str:
+def _call_id_for(open_calls: list[tuple[str, str | None]], name: str | None) -> str:
     # A result without an id belongs to the first open call of its name, else to the first open one.
-    for place, (call_id, called) in enumerate(waiting):
+    for index, (call_id, called) in enumerate(open_calls):
         if name is None or called == name:
-            del waiting[place]
+            del open_calls[index]
             return call_id
-    return waiting.pop(0)[0] if waiting else "call_0"
+    return open_calls.pop(0)[0] if open_calls else "call_0"
 
 
 def _content(message: ChatMessage) -> str | list[dict[str, Any]] | None:
@@ -137,8 +134,8 @@ def _content(message: ChatMessage) -> str | list[dict[str, Any]] | None:
 
 def _media(part: Media) -> dict[str, Any]:
     if part.kind == "audio":
-        sound = (part.mime or "audio/wav").removeprefix("audio/")
-        return {"type": "input_audio", "input_audio": {"data": part.data or "", "format": sound}}
+        audio_format = (part.mime or "audio/wav").removeprefix("audio/")
+        return {"type": "input_audio", "input_audio": {"data": part.data or "", "format": audio_format}}
     url = part.url if part.url is not None else f"data:{part.mime or 'image/png'};base64,{part.data or ''}"
     return {"type": "image_url", "image_url": {"url": url}}
 
@@ -149,15 +146,15 @@ def _chat(conversation: Conversation, *, engine: bool) -> dict[str, Any]:
         body["tools"] = [_tool(tool) for tool in conversation.tools]
     choice = conversation.tool_choice
     if choice is not None:
-        plain = choice in ("auto", "none", "required")
-        body["tool_choice"] = choice if plain else {"type": "function", "function": {"name": choice}}
+        is_mode = choice in ("auto", "none", "required")
+        body["tool_choice"] = choice if is_mode else {"type": "function", "function": {"name": choice}}
     if conversation.parallel_tool_calls is not None:
         body["parallel_tool_calls"] = conversation.parallel_tool_calls
     thinking = conversation.thinking
     if isinstance(thinking, str):
         body["reasoning_effort"] = thinking
     if thinking is not None and engine:
-        # llama.cpp's templates know the switch by this name; OpenAI itself refuses it.
+        # The name of the switch in llama.cpp's templates; OpenAI itself rejects it.
         body["chat_template_kwargs"] = {"enable_thinking": thinking is not False}
     return body | _sampling(conversation.sampling, engine=engine)
 
@@ -173,10 +170,10 @@ def _tool(tool: Tool) -> dict[str, Any]:
 
 def _sampling(sampling: Sampling, *, engine: bool) -> dict[str, Any]:
     # The field names are llama.cpp's own, which are OpenAI's where OpenAI has them.
-    said = {name: value for name, value in msgspec.structs.asdict(sampling).items() if value is not None}
+    given = {name: value for name, value in msgspec.structs.asdict(sampling).items() if value is not None}
     if engine:
-        return said
-    body = {name: value for name, value in said.items() if name not in _LLAMA_ONLY and value != _DEFAULTS.get(name)}
+        return given
+    body = {name: value for name, value in given.items() if name not in _LLAMA_ONLY and value != _DEFAULTS.get(name)}
     if "repeat_penalty" in body:
         body["repetition_penalty"] = body.pop("repeat_penalty")
     return body
@@ -205,8 +202,8 @@ def _output(output: Output, *, stream: bool) -> dict[str, Any]:
 
 
 def _details(conversation: Conversation, *, stream: bool) -> dict[str, Any]:
-    # The stop sequence that was met stands only among what the server tells for debugging, the whole prompt included:
-    # it is asked for only where there is a stop sequence to be met.
+    # The stop sequence that was hit is only part of the debugging output, which repeats the whole prompt: it is asked
+    # for only if there are stop sequences.
     details = {"return_progress": True} if stream else {}
     return details | ({"verbose": True} if conversation.sampling.stop else {})
 
@@ -221,20 +218,18 @@ def _completion_output(output: Output, *, stream: bool) -> dict[str, Any]:
     return body
 
 
-# Operations whose stream can be folded into the whole answer.
+# Operations whose stream can be folded into the whole response.
 _FOLDABLE = frozenset({"chat", "completions", "responses"})
 
-# What asks for more than a stream tells. `"logprobs": 0` does so as well, but of one token it is the same.
+# These ask for more than a stream contains. So does `"logprobs": 0`, but for one token it is the same.
 _NOT_IN_STREAMS = ("verbose", "logprobs", "n_probs")
 
 
 class OpenAIUpstream(Upstream):
-    """Builds requests for a backend of this protocol, and readers for its answers.
+    """A request in this protocol is forwarded: `model` is replaced, `stream` added where a whole response is to be folded
+    from a stream, the gateway's progress lines are removed from the history, and every other byte stays.
 
-    A request that came in this protocol is sent on as it is: `model` is replaced, `stream` added where a whole
-    answer is to be folded from a stream, the gateway's own progress lines are taken out of the history, and every
-    other byte stays. A request of another protocol must be expanded; it is written anew.
-    `engine`: the backend is llama.cpp's server, which can be asked for more.
+    `engine`: the backend is llama.cpp's server, which has more parameters.
     """
 
     def __init__(self, wire: str = WIRE, *, prefix: str = "/v1", engine: bool = False) -> None:
@@ -243,21 +238,18 @@ class OpenAIUpstream(Upstream):
         self._engine = engine
 
     def speaks(self, wire: str) -> bool:
-        """Whether a request of this protocol is sent on as it is. Engines are asked for chats instead of responses:
-        llama-server's lack the numbers by which clients put them together.
-        """
+        """Engines get chats instead of responses: the events of llama-server's lack the sequence numbers."""
         return wire == self.wire or (wire == RESPONSES and not self._engine)
 
     def build(self, request: Request, *, model: str, stream: bool) -> WireRequest:
-        """The request for a backend that calls the model `model`."""
         origin = request.origin
         if not self.speaks(origin.wire):
             body = request_body(request, model=model, stream=stream, engine=self._engine)
             return WireRequest(path=self._prefix + UPSTREAM_PATHS[operation_of(request)], body=body)
         path = self._prefix + UPSTREAM_PATHS[origin.operation]
         if origin.operation in FORMS:
-            sent = multipart.patch(origin.body, origin.content_type, "model", model)
-            return WireRequest(path=path, body=sent, content_type=origin.content_type)
+            form = multipart.patch(origin.body, origin.content_type, "model", model)
+            return WireRequest(path=path, body=form, content_type=origin.content_type)
         body = without_progress(origin.body) if origin.operation == "chat" else origin.body
         members = json_body.members(body, origin.json_body)
         changes: dict[str, bytes | None] = {}
@@ -273,19 +265,18 @@ class OpenAIUpstream(Upstream):
         return WireRequest(path=path, body=json_body.patch(body, changes, members) if changes else body)
 
     def parser(self, request: Request, *, fields: bool) -> OpenAIParser:
-        """A reader for the answer; `fields` asks for decoded fields beside the raw bytes."""
-        asked = request.origin.operation if self.speaks(request.origin.wire) else operation_of(request)
-        return OpenAIParser(asked, fields=fields, choices=output_of(request).choices)
+        operation = request.origin.operation if self.speaks(request.origin.wire) else operation_of(request)
+        return OpenAIParser(operation, fields=fields, choices=output_of(request).choices)
 
 
 def _foldable(members: Mapping[str, msgspec.Raw]) -> bool:
-    """Whether a stream tells what the whole answer would. llama-server's leaves out what it adds for debugging, and
-    the probabilities of tokens that are held back until a call or a stop word is complete."""
+    """Whether a stream contains all of the whole response. llama-server's leaves out the debugging output, and the
+    probabilities of tokens that are held back until a call or a stop sequence is complete."""
     return all(bytes(members.get(name, msgspec.Raw(b"null"))) in (b"null", b"false", b"0") for name in _NOT_IN_STREAMS)
 
 
 def _with_usage(options: msgspec.Raw | None) -> bytes:
-    # The whole answer that is folded from the stream must hold the counts.
+    # The response that is folded from the stream must contain the usage.
     members: dict[str, msgspec.Raw] = {}
     if options is not None and bytes(options) != b"null":
         members = msgspec.json.decode(options, type=dict[str, msgspec.Raw])
