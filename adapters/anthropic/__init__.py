@@ -1,1 +1,1 @@
-"""Anthropic's Messages protocol, as clients speak it (`inbound`) and as backends do (`upstream`)."""
+"""Anthropic's Messages API, as clients speak it (`adapter`) and as backends speak it (`upstream`)."""

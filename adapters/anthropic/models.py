@@ -1,4 +1,4 @@
-"""The lists of models as Anthropic clients read them, from the catalogue's snapshot."""
+"""The list of models in Anthropic's form, from the catalogue's snapshot."""
 
 from __future__ import annotations
 
@@ -8,41 +8,40 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters.anthropic.errors import printable
 from hostler.adapters.base import WireResponse
-from hostler.adapters.errors import BadRequest, ModelNotFound
+from hostler.adapters.errors import BadRequest, ModelNotFound, printable
 from hostler.adapters.model_list import ModelCard, ModelList
 
-_MOST = 1000
+_MAX_PAGE = 1000
 _ESCAPED = re.compile(rb"%([0-9A-Fa-f]{2})")
-_NAMED = 20
+_MAX_NAMES = 20
 
 
-def models(listing: ModelList, query: str) -> WireResponse:
-    """The models that can chat, with their aliases, in the catalogue's order. The query's page of them, or all."""
+def list_models(listing: ModelList, query: str) -> WireResponse:
+    """The models that can chat, with their aliases, in the catalogue's order: all, or the page that the query asks for."""
     entries = [
         _entry(name, card)
         for card in listing.cards
         if card.listed and "completion" in card.capabilities
         for name in (card.name, *card.aliases)
     ]
-    page, more = _page(entries, _asked(query))
-    answer = {
+    page, more = _page(entries, _parse_query(query))
+    body = {
         "data": page,
         "has_more": more,
         "first_id": page[0]["id"] if page else None,
         "last_id": page[-1]["id"] if page else None,
     }
-    return WireResponse(body=msgspec.json.encode(answer))
+    return WireResponse(body=msgspec.json.encode(body))
 
 
-def model(listing: ModelList, name: str) -> WireResponse:
+def show_model(listing: ModelList, name: str) -> WireResponse:
     """One model by a name or an alias. Raises `ModelNotFound`."""
     card = listing.resolve(name)
     if card is None:
         names = listing.names()
         known = (
-            f"the models are: {', '.join(printable(known, 80) for known in names[:_NAMED])}"
+            f"the models are: {', '.join(printable(known, 80) for known in names[:_MAX_NAMES])}"
             if names
             else "there are none"
         )
@@ -50,32 +49,32 @@ def model(listing: ModelList, name: str) -> WireResponse:
     return WireResponse(body=msgspec.json.encode(_entry(name, card)))
 
 
-def _page(entries: list[dict[str, Any]], asked: dict[str, str]) -> tuple[list[dict[str, Any]], bool]:
-    limit = asked.get("limit", str(_MOST))
-    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= _MOST:
-        raise BadRequest(f"limit: must be a number from 1 to {_MOST}", param="limit")
+def _page(entries: list[dict[str, Any]], query: dict[str, str]) -> tuple[list[dict[str, Any]], bool]:
+    limit = query.get("limit", str(_MAX_PAGE))
+    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= _MAX_PAGE:
+        raise BadRequest(f"limit: must be a number from 1 to {_MAX_PAGE}", param="limit")
     count = int(limit)
-    places = {entry["id"]: place for place, entry in enumerate(entries)}
-    after, before = asked.get("after_id"), asked.get("before_id")
+    positions = {entry["id"]: position for position, entry in enumerate(entries)}
+    after, before = query.get("after_id"), query.get("before_id")
     for name, given in (("after_id", after), ("before_id", before)):
-        if given is not None and given not in places:
+        if given is not None and given not in positions:
             raise BadRequest(f"{name}: there is no model {printable(given)} in the list", param=name)
     if before is not None:
-        end = places[before]
+        end = positions[before]
         start = max(end - count, 0)
         return entries[start:end], start > 0
-    start = 0 if after is None else places[after] + 1
+    start = 0 if after is None else positions[after] + 1
     return entries[start : start + count], start + count < len(entries)
 
 
-def _asked(query: str) -> dict[str, str]:
+def _parse_query(query: str) -> dict[str, str]:
     pairs = (pair.partition("=") for pair in query.split("&"))
-    return {_plain(name): _plain(value) for name, _, value in pairs if value}
+    return {_unquote(name): _unquote(value) for name, _, value in pairs if value}
 
 
-def _plain(text: str) -> str:
-    written = text.replace("+", " ").encode()
-    return _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), written).decode("utf-8", "replace")
+def _unquote(text: str) -> str:
+    escaped = text.replace("+", " ").encode()
+    return _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), escaped).decode("utf-8", "replace")
 
 
 def _entry(name: str, card: ModelCard) -> dict[str, Any]:

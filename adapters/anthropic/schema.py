@@ -1,4 +1,4 @@
-"""The JSON of Anthropic's requests as typed values. Unknown fields are read over: clients send many."""
+"""The JSON of Anthropic's requests and responses as typed values. Unknown fields are ignored."""
 
 from __future__ import annotations
 
@@ -6,23 +6,107 @@ from typing import Any
 
 import msgspec
 
+WIRE = "anthropic"
+NULL = b"null"
 
-class AnswerUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """The token counts of an answer. `input_tokens` are those that no cache held."""
+
+class AnthropicSource(msgspec.Struct, frozen=True, kw_only=True):
+    """The data or address of an image or a document."""
+
+    type: str = "base64"
+    media_type: str | None = None
+    data: str | None = None
+    url: str | None = None
+    content: str | list[AnthropicBlock] | None = None
+
+
+class AnthropicBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """A content block of any type."""
+
+    type: str = "text"
+    text: str | None = None
+    thinking: str | None = None
+    source: AnthropicSource | str | None = None
+    title: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: msgspec.Raw = msgspec.Raw(b"{}")
+    tool_use_id: str | None = None
+    tool_name: str | None = None
+    content: str | list[AnthropicBlock] | dict[str, Any] | None = None
+    is_error: bool | None = None
+
+
+class AnthropicMessage(msgspec.Struct, frozen=True, kw_only=True):
+    role: str
+    content: str | list[AnthropicBlock] | None = None
+
+
+class AnthropicTool(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool. Those with a `type` other than `custom` are defined by Anthropic."""
+
+    name: str = ""
+    type: str | None = None
+    description: str | None = None
+    input_schema: msgspec.Raw = msgspec.Raw(NULL)
+
+
+class AnthropicToolChoice(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "auto"
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class AnthropicThinking(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "enabled"
+    budget_tokens: int | None = None
+
+
+class AnthropicFormat(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "json_schema"
+    schema: msgspec.Raw = msgspec.Raw(NULL)
+
+
+class AnthropicOutputConfig(msgspec.Struct, frozen=True, kw_only=True):
+    effort: str | None = None
+    format: AnthropicFormat | None = None
+
+
+class AnthropicRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request for a message, or for its token count."""
+
+    messages: list[AnthropicMessage]
+    model: str | None = None
+    system: str | list[AnthropicBlock] | None = None
+    max_tokens: int | None = None
+    stream: bool | None = None
+    tools: list[AnthropicTool] | None = None
+    tool_choice: AnthropicToolChoice | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stop_sequences: list[str] | None = None
+    thinking: AnthropicThinking | None = None
+    output_config: AnthropicOutputConfig | None = None
+    output_format: AnthropicFormat | None = None
+
+
+class AnthropicUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Token counts. `input_tokens` are those that were not cached."""
 
     input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
     cache_read_input_tokens: int | None = None
     output_tokens: int | None = None
 
-    def then(self, later: AnswerUsage | None) -> AnswerUsage:
-        """These counts, with those that a later event tells in their place."""
-        told = {} if later is None else msgspec.structs.asdict(later)
-        return msgspec.structs.replace(self, **{name: count for name, count in told.items() if count is not None})
+    def updated(self, later: AnthropicUsage | None) -> AnthropicUsage:
+        """These counts, replaced by those of a later event."""
+        counts = {} if later is None else msgspec.structs.asdict(later)
+        return msgspec.structs.replace(self, **{name: count for name, count in counts.items() if count is not None})
 
 
-class AnswerBlock(msgspec.Struct, frozen=True, kw_only=True):
-    """A block of an answer, or its beginning."""
+class AnthropicResponseBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """A content block of a response, or the start of one."""
 
     type: str = ""
     text: str | None = None
@@ -32,8 +116,8 @@ class AnswerBlock(msgspec.Struct, frozen=True, kw_only=True):
     input: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-class DeltaBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The next piece of a block, or how the answer ended."""
+class AnthropicDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """The next piece of a block, or the end of the message."""
 
     text: str | None = None
     thinking: str | None = None
@@ -42,131 +126,32 @@ class DeltaBody(msgspec.Struct, frozen=True, kw_only=True):
     stop_sequence: str | None = None
 
 
-class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """The message that a stream begins with, as far as it is looked into."""
+class AnthropicResponseMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The message in `message_start`."""
 
-    usage: AnswerUsage | None = None
+    usage: AnthropicUsage | None = None
 
 
-class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What stands in `error`."""
-
+class AnthropicError(msgspec.Struct, frozen=True, kw_only=True):
     type: Any = None
     message: Any = None
 
 
-class EventBody(msgspec.Struct, frozen=True, kw_only=True):
-    """One event of a stream."""
-
+class AnthropicEvent(msgspec.Struct, frozen=True, kw_only=True):
     type: str = ""
     index: int = 0
-    message: AnswerMessage | None = None
-    content_block: AnswerBlock | None = None
-    delta: DeltaBody | None = None
-    usage: AnswerUsage | None = None
-    error: ErrorBody | None = None
+    message: AnthropicResponseMessage | None = None
+    content_block: AnthropicResponseBlock | None = None
+    delta: AnthropicDelta | None = None
+    usage: AnthropicUsage | None = None
+    error: AnthropicError | None = None
 
 
-class WholeBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole answer: a message, or a number of tokens."""
+class AnthropicResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole response: a message, or a token count."""
 
-    content: list[AnswerBlock] | None = None
+    content: list[AnthropicResponseBlock] | None = None
     stop_reason: str | None = None
     stop_sequence: str | None = None
-    usage: AnswerUsage | None = None
+    usage: AnthropicUsage | None = None
     input_tokens: int | None = None
-
-
-WIRE = "anthropic"
-NULL = b"null"
-
-
-class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an image or a document comes from."""
-
-    type: str = "base64"
-    media_type: str | None = None
-    data: str | None = None
-    url: str | None = None
-    content: str | list[Block] | None = None
-
-
-class Block(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of a message, of any type."""
-
-    type: str = "text"
-    text: str | None = None
-    thinking: str | None = None
-    source: Source | str | None = None
-    title: str | None = None
-    id: str | None = None
-    name: str | None = None
-    input: msgspec.Raw = msgspec.Raw(b"{}")
-    tool_use_id: str | None = None
-    tool_name: str | None = None
-    content: str | list[Block] | dict[str, Any] | None = None
-    is_error: bool | None = None
-
-
-class MessageBody(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn."""
-
-    role: str
-    content: str | list[Block] | None = None
-
-
-class ToolBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool. Those with a `type` of their own are run, or at least defined, by Anthropic."""
-
-    name: str = ""
-    type: str | None = None
-    description: str | None = None
-    input_schema: msgspec.Raw = msgspec.Raw(NULL)
-
-
-class ChoiceBody(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether and which tool is to be used."""
-
-    type: str = "auto"
-    name: str | None = None
-    disable_parallel_tool_use: bool | None = None
-
-
-class ThinkingBody(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the model shall think first."""
-
-    type: str = "enabled"
-    budget_tokens: int | None = None
-
-
-class FormatBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The form that the answer must have."""
-
-    type: str = "json_schema"
-    schema: msgspec.Raw = msgspec.Raw(NULL)
-
-
-class OutputBody(msgspec.Struct, frozen=True, kw_only=True):
-    """How hard to try, and the answer's form."""
-
-    effort: str | None = None
-    format: FormatBody | None = None
-
-
-class RequestBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A request for a message, or for the number of tokens it would take."""
-
-    messages: list[MessageBody]
-    model: str | None = None
-    system: str | list[Block] | None = None
-    max_tokens: int | None = None
-    stream: bool | None = None
-    tools: list[ToolBody] | None = None
-    tool_choice: ChoiceBody | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    stop_sequences: list[str] | None = None
-    thinking: ThinkingBody | None = None
-    output_config: OutputBody | None = None
-    output_format: FormatBody | None = None

@@ -1,4 +1,4 @@
-"""Anthropic's protocol as backends speak it: the request to send, and the reader for its answer."""
+"""Anthropic's protocol as backends speak it: builds requests and parsers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 
 from hostler.adapters import json_body
-from hostler.adapters.anthropic.messages import without_unsigned
 from hostler.adapters.anthropic.operations import COUNT, HEADER, MESSAGES, PATHS
 from hostler.adapters.anthropic.parser import AnthropicParser
 from hostler.adapters.anthropic.schema import WIRE
@@ -30,22 +29,63 @@ from hostler.adapters.types import (
     Tool,
 )
 
-# The protocol demands a limit; this one is what its smaller servers take if there is none.
+# The protocol requires a limit; this one works with the smallest models.
 _MAX_TOKENS = 4096
-_LEAST_BUDGET = 1024
+_MIN_BUDGET = 1024
 _BUDGETS = {"minimal": 1024, "low": 1024, "medium": 4096, "high": 16384, "xhigh": 32768}
-_USUAL = {"temperature": 0.8, "top_p": 0.9, "top_k": 40}
-_NOT_IN_IDS = re.compile(r"[^A-Za-z0-9_-]")
+_DEFAULTS = {"temperature": 0.8, "top_p": 0.9, "top_k": 40}
+_INVALID_ID_CHARS = re.compile(r"[^A-Za-z0-9_-]")
 _ANY_OBJECT = b'"json"'
 
 
+_VERSION = (HEADER, "2023-06-01")
+_UNSIGNED = re.compile(rb'"signature"\s*:\s*(?:""|null)')
+_decode_messages = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+_decode_blocks = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class SignedBlock(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = ""
+    signature: str | None = None
+
+
+_decode_signed = msgspec.json.Decoder(SignedBlock).decode
+
+
+class AnthropicUpstream(Upstream):
+    """A request in this protocol is forwarded with its protocol headers: `model` is replaced, and thinking blocks without
+    a signature, which come from other models, are removed. Signed thinking, caching and server-side tools stay intact.
+    """
+
+    wire = WIRE
+
+    def build(self, request: Request, *, model: str, stream: bool) -> WireRequest:
+        """A forwarded request keeps its own `stream`: whole responses come whole."""
+        if not isinstance(request, ChatRequest | CountRequest):
+            raise unsupported(request, "the Anthropic protocol")
+        path = PATHS[COUNT if isinstance(request, CountRequest) else MESSAGES]
+        origin = request.origin
+        if origin.wire != WIRE:
+            body = request_body(request, model=model, stream=stream)
+            return WireRequest(path=path, body=body, headers=(_VERSION,))
+        headers = origin.headers if any(name == HEADER for name, _ in origin.headers) else (_VERSION, *origin.headers)
+        return WireRequest(
+            path=f"{path}?{origin.query}" if origin.query else path,
+            body=json_body.patch(without_unsigned(origin.body), {"model": msgspec.json.encode(model)}),
+            headers=headers,
+        )
+
+    def parser(self, request: Request, *, fields: bool) -> AnthropicParser:
+        return AnthropicParser(fields=fields or isinstance(request, CountRequest))
+
+
 def request_body(request: ChatRequest | CountRequest, *, model: str, stream: bool) -> bytes:
-    """The body for a backend that calls the model `model`. The request must be expanded."""
+    """The body for an expanded request."""
     conversation = request.conversation
     if conversation is None:
-        raise ValueError("the request must be expanded before it is written in another protocol")
-    system, turns = _turns(conversation.messages)
-    body: dict[str, Any] = {"model": model, "messages": turns}
+        raise ValueError("the request must be expanded before it is encoded in another protocol")
+    system, messages = _messages(conversation.messages)
+    body: dict[str, Any] = {"model": model, "messages": messages}
     if system:
         body["system"] = system
     body |= _tools(conversation)
@@ -54,10 +94,10 @@ def request_body(request: ChatRequest | CountRequest, *, model: str, stream: boo
     return msgspec.json.encode(body)
 
 
-def _turns(messages: Sequence[ChatMessage]) -> tuple[str, list[dict[str, Any]]]:
-    """The system prompt, and turns of alternating sides: results of tools are a part of the user's turn here."""
+def _messages(messages: Sequence[ChatMessage]) -> tuple[str, list[dict[str, Any]]]:
+    """The system prompt, and messages of alternating roles: results of tools are part of the user's messages here."""
     system: list[str] = []
-    turns: list[dict[str, Any]] = []
+    merged: list[dict[str, Any]] = []
     open_calls: list[str] = []
     count = 0
     for message in messages:
@@ -65,7 +105,7 @@ def _turns(messages: Sequence[ChatMessage]) -> tuple[str, list[dict[str, Any]]]:
             system.append("".join(part.text for part in message.parts if isinstance(part, Text)))
             continue
         blocks = [block for part in message.parts for block in _blocks(part)]
-        side = "assistant" if message.role == "assistant" else "user"
+        role = "assistant" if message.role == "assistant" else "user"
         for call in message.tool_calls:
             count += 1
             call_id = _id(call.id or f"call_{count}")
@@ -78,15 +118,15 @@ def _turns(messages: Sequence[ChatMessage]) -> tuple[str, list[dict[str, Any]]]:
             blocks = [{"type": "tool_result", "tool_use_id": call_id, "content": blocks}]
         if not blocks:
             continue
-        if turns and turns[-1]["role"] == side:
-            turns[-1]["content"] += blocks
+        if merged and merged[-1]["role"] == role:
+            merged[-1]["content"] += blocks
         else:
-            turns.append({"role": side, "content": blocks})
-    if turns and turns[-1]["role"] == "assistant" and turns[-1]["content"][-1]["type"] == "text":
-        # An answer that is to be continued must not end with a space.
-        last = turns[-1]["content"][-1]
+            merged.append({"role": role, "content": blocks})
+    if merged and merged[-1]["role"] == "assistant" and merged[-1]["content"][-1]["type"] == "text":
+        # A response that is to be continued must not end with a space.
+        last = merged[-1]["content"][-1]
         last["text"] = last["text"].rstrip()
-    return "\n\n".join(text for text in system if text.strip()), turns
+    return "\n\n".join(text for text in system if text.strip()), merged
 
 
 def _blocks(part: Part) -> list[dict[str, Any]]:
@@ -97,7 +137,7 @@ def _blocks(part: Part) -> list[dict[str, Any]]:
 
 def _source(media: Media) -> dict[str, Any]:
     if media.kind != "image":
-        raise BadRequest("The backend of this model does not take sound.", param="messages")
+        raise BadRequest("The backend of this model does not support audio.", param="messages")
     if media.url is not None:
         return {"type": "url", "url": media.url}
     return {"type": "base64", "media_type": media.mime or "image/png", "data": media.data or ""}
@@ -110,8 +150,8 @@ def _input(arguments: str) -> dict[str, Any]:
         return {}
 
 
-def _id(given: str) -> str:
-    return _NOT_IN_IDS.sub("_", given)
+def _id(call_id: str) -> str:
+    return _INVALID_ID_CHARS.sub("_", call_id)
 
 
 def _tools(conversation: Conversation) -> dict[str, Any]:
@@ -130,46 +170,46 @@ def _tools(conversation: Conversation) -> dict[str, Any]:
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
-    written: dict[str, Any] = {"name": tool.name, "input_schema": tool.parameters or {"type": "object"}}
+    body: dict[str, Any] = {"name": tool.name, "input_schema": tool.parameters or {"type": "object"}}
     if tool.description is not None:
-        written["description"] = tool.description
-    return written
+        body["description"] = tool.description
+    return body
 
 
 def _settings(conversation: Conversation, choice: dict[str, Any] | None) -> dict[str, Any]:
     sampling = conversation.sampling
     limit = sampling.max_tokens if sampling.max_tokens is not None and sampling.max_tokens > 0 else _MAX_TOKENS
     body: dict[str, Any] = {"max_tokens": limit}
-    stop = [word for word in sampling.stop or () if word.strip()]
+    stop = [sequence for sequence in sampling.stop or () if sequence.strip()]
     if stop:
         body["stop_sequences"] = stop
     budget = _budget(conversation, limit, choice)
     if budget:
-        # Thinking allows no other way of drawing tokens.
+        # Sampling parameters are not allowed together with thinking.
         return {**body, "thinking": {"type": "enabled", "budget_tokens": budget}}
-    # Newer models take none of these, and no model of today both of the first two: they get what was asked for, and not
-    # what every client of Ollama's sends along.
-    if sampling.temperature is not None and sampling.temperature != _USUAL["temperature"]:
+    # Newer models accept none of these, current ones not both of the first two: only values that differ from the
+    # defaults, which Ollama's clients send along, are passed on.
+    if sampling.temperature is not None and sampling.temperature != _DEFAULTS["temperature"]:
         body["temperature"] = min(max(sampling.temperature, 0.0), 1.0)
-    elif sampling.top_p is not None and sampling.top_p != _USUAL["top_p"]:
+    elif sampling.top_p is not None and sampling.top_p != _DEFAULTS["top_p"]:
         body["top_p"] = sampling.top_p
-    if sampling.top_k is not None and sampling.top_k > 0 and sampling.top_k != _USUAL["top_k"]:
+    if sampling.top_k is not None and sampling.top_k > 0 and sampling.top_k != _DEFAULTS["top_k"]:
         body["top_k"] = sampling.top_k
     return body
 
 
 def _budget(conversation: Conversation, limit: int, choice: dict[str, Any] | None) -> int:
-    """How many tokens the model may think with, 0 for none.
+    """The thinking budget in tokens, 0 for none.
 
-    It may not when it is made to use a tool, nor right after its own call of one: what it thought before that call
-    would have to be shown to it with its signature, which other protocols do not carry.
+    Thinking is not allowed with a forced tool, nor right after a tool call: the thinking before that call would have to
+    be sent back with its signature, which other protocols do not carry.
     """
     forced = choice is not None and choice["type"] in ("any", "tool")
     after_call = bool(conversation.messages) and conversation.messages[-1].role in ("tool", "assistant")
-    if not conversation.thinking or forced or after_call or limit <= _LEAST_BUDGET:
+    if not conversation.thinking or forced or after_call or limit <= _MIN_BUDGET:
         return 0
     wanted = _BUDGETS.get(conversation.thinking, 4096) if isinstance(conversation.thinking, str) else 4096
-    return min(wanted, max(limit // 2, _LEAST_BUDGET))
+    return min(wanted, max(limit // 2, _MIN_BUDGET))
 
 
 def _output(output: Output) -> dict[str, Any]:
@@ -178,36 +218,38 @@ def _output(output: Output) -> dict[str, Any]:
     return {"output_config": {"format": {"type": "json_schema", "schema": output.schema}}}
 
 
-_VERSION = (HEADER, "2023-06-01")
+def without_unsigned(body: bytes) -> bytes:
+    """The body without unsigned thinking blocks, and without messages that had nothing else.
 
-
-class AnthropicUpstream(Upstream):
-    """Builds requests for a backend of this protocol, and readers for its answers.
-
-    A request that came in this protocol is sent on as it is, with `model` replaced and its own protocol headers: what
-    such a server alone knows (signed thoughts, caching, tools that it runs itself) stays whole. Only thoughts without a
-    signature, of other models that answered before, are left out. A request of another protocol must be expanded; it is
-    written anew.
+    Returns the same object if there are none, which one search in the bytes finds out.
     """
+    if not _UNSIGNED.search(body):
+        return body
+    try:
+        messages = _decode_messages(json_body.members(body)["messages"])
+    except (msgspec.ValidationError, KeyError):
+        return body
+    kept: list[dict[str, msgspec.Raw]] = []
+    changed = False
+    for message in messages:
+        content = bytes(message.get("content", b""))
+        if not content.startswith(b"["):
+            kept.append(message)
+            continue
+        blocks = _decode_blocks(content)
+        signed = [block for block in blocks if not _is_unsigned(block)]
+        if len(signed) == len(blocks):
+            kept.append(message)
+            continue
+        changed = True
+        if signed:
+            kept.append({**message, "content": msgspec.Raw(msgspec.json.encode(signed))})
+    return json_body.patch(body, {"messages": msgspec.json.encode(kept)}) if changed else body
 
-    wire = WIRE
 
-    def build(self, request: Request, *, model: str, stream: bool) -> WireRequest:
-        """The request for a backend that calls the model `model`. Whole answers come whole: they need no folding."""
-        if not isinstance(request, ChatRequest | CountRequest):
-            raise unsupported(request, "the Anthropic protocol")
-        path = PATHS[COUNT if isinstance(request, CountRequest) else MESSAGES]
-        origin = request.origin
-        if origin.wire != WIRE:
-            body = request_body(request, model=model, stream=stream)
-            return WireRequest(path=path, body=body, headers=(_VERSION,))
-        headers = origin.headers if any(name == HEADER for name, _ in origin.headers) else (_VERSION, *origin.headers)
-        return WireRequest(
-            path=f"{path}?{origin.query}" if origin.query else path,
-            body=json_body.patch(without_unsigned(origin.body), {"model": msgspec.json.encode(model)}),
-            headers=headers,
-        )
-
-    def parser(self, request: Request, *, fields: bool) -> AnthropicParser:
-        """A reader for the answer; `fields` asks for decoded fields instead of the bytes."""
-        return AnthropicParser(fields=fields or isinstance(request, CountRequest))
+def _is_unsigned(raw: msgspec.Raw) -> bool:
+    try:
+        block = _decode_signed(raw)
+    except msgspec.ValidationError:
+        return False
+    return block.type == "thinking" and not block.signature

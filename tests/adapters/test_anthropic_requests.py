@@ -241,7 +241,7 @@ def test_mistakes_are_named(messages: Messages, fields: dict[str, Any], param: s
     ("fields", "words"),
     [
         ({"messages": [user({"type": "video"})]}, "'video'"),
-        ({"messages": [user({"type": "image", "source": {"type": "file", "file_id": "f"}})]}, "no stored files"),
+        ({"messages": [user({"type": "image", "source": {"type": "file", "file_id": "f"}})]}, "stored files are not supported"),
         ({"messages": [user({"type": "document", "source": {"type": "base64", "data": ""}})]}, "plain text"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "Anthropic's own"),
     ],

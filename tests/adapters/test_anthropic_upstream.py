@@ -150,7 +150,7 @@ def test_thinking_has_a_budget_within_the_limit(foreign: Any, fields: dict[str, 
 
 def test_what_it_cannot_do_is_refused(foreign: Any, ask: Any) -> None:
     sound = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
-    with pytest.raises(BadRequest, match="sound"):
+    with pytest.raises(BadRequest, match="audio"):
         written(foreign({"role": "user", "content": [sound]}))
     with pytest.raises(BadRequest):
         written(EmbedRequest(origin=Origin(wire="openai", operation="embeddings"), inputs=("x",)))
