@@ -25,7 +25,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     protocols can share a path.
     `scope` is what a key must allow: `infer`, `read` or `operate`. `probe` marks operations that are answered from the
     catalogue, which may be open without a key. `writes` marks those that change the gateway's state: they accept JSON
-    and, from clients that are not web pages, the media types in `media` (an empty one: no Content-Type).
+    and, from clients that are not web pages, the media types in `media_types` (an empty one: no Content-Type).
     `upload` marks those whose body is a file, which is never held in memory.
     """
 
@@ -37,7 +37,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     scope: str = "infer"
     probe: bool = False
     writes: bool = False
-    media: tuple[str, ...] = ()
+    media_types: tuple[str, ...] = ()
     upload: bool = False
 
 

@@ -1,1 +1,1 @@
-"""Ollama's protocol, for its clients and for backends that speak it."""
+"""Ollama's protocol, as clients speak it (`adapter`) and as backends speak it (`upstream`)."""

@@ -1,4 +1,4 @@
-"""JSON request bodies read as Go reads them: names in any case, null as absent, the first value counts, Go's complaints."""
+"""What Ollama's clients see of Go: lenient JSON decoding, its error messages, JSON encoding, durations and times."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ _decoder = json.JSONDecoder(parse_constant=_no_constant)
 
 
 class Fields:
-    """The members of one JSON object, read with a type each. `struct` is Go's name for it, for its complaints."""
+    """The members of one JSON object, decoded as Go does: names in any case, null as absent.
+
+    `struct` is the name of Go's type, for error messages.
+    """
 
     __slots__ = ("_members", "_path", "_struct")
 
@@ -37,11 +40,11 @@ class Fields:
         self._path = path
 
     def has(self, name: str) -> bool:
-        """Whether the member is there and not null."""
+        """Whether the member is present and not null."""
         return name in self._members
 
     def any(self, name: str) -> Any:
-        """The member, whatever it is; `None` if absent."""
+        """The member of any type; `None` if absent."""
         return self._members.get(name)
 
     def all(self) -> dict[str, Any]:
@@ -49,36 +52,36 @@ class Fields:
         return dict(self._members)
 
     def string(self, name: str) -> str:
-        """A string, empty if absent."""
+        """A string; empty if absent."""
         value = self._members.get(name, "")
         return value if isinstance(value, str) else self._wrong(name, value, "string")
 
     def flag(self, name: str) -> bool | None:
-        """True or false; `None` if absent."""
+        """A boolean; `None` if absent."""
         value = self._members.get(name)
         return value if value is None or isinstance(value, bool) else self._wrong(name, value, "bool")
 
     def integer(self, name: str) -> int:
-        """A whole number, 0 if absent."""
+        """An integer; 0 if absent."""
         value = self._members.get(name, 0)
         return value if isinstance(value, int) and not isinstance(value, bool) else self._wrong(name, value, "int")
 
     def array(self, name: str, kind: str) -> list[Any]:
-        """A list, empty if absent; `kind` is Go's name for its type."""
+        """A list; empty if absent. `kind` is Go's name for its type."""
         value = self._members.get(name, [])
         return value if isinstance(value, list) else self._wrong(name, value, kind)
 
     def mapping(self, name: str, kind: str = "map[string]interface {}") -> dict[str, Any]:
-        """An object as it is, empty if absent."""
+        """An object; empty if absent."""
         value = self._members.get(name, {})
         return value if isinstance(value, dict) else self._wrong(name, value, kind)
 
     def inner(self, name: str, struct: str) -> Fields:
-        """An object's own fields."""
+        """The fields of an object."""
         return Fields(self.mapping(name, f"api.{struct}"), struct)
 
     def each(self, name: str, struct: str) -> list[Fields]:
-        """The fields of each object in a list; a null stands for an empty object."""
+        """The fields of each object in a list; null counts as an empty object."""
         found = []
         for value in self.array(name, f"[]api.{struct}"):
             if value is not None and not isinstance(value, dict):
@@ -87,7 +90,7 @@ class Fields:
         return found
 
     def strings(self, name: str) -> list[str]:
-        """A list of strings, empty if absent."""
+        """A list of strings; empty if absent."""
         values = self.array(name, "[]string")
         for value in values:
             if not isinstance(value, str):
@@ -96,13 +99,13 @@ class Fields:
 
     def _wrong(self, name: str, value: object, kind: str) -> NoReturn:
         raise BadRequest(
-            f"json: cannot unmarshal {described(value)} into Go struct field {self._struct}.{name} of type {kind}",
+            f"json: cannot unmarshal {kind_of(value)} into Go struct field {self._struct}.{name} of type {kind}",
             param=name,
         )
 
 
-def read(body: bytes, struct: str) -> Fields:
-    """The fields of the first JSON value in the body. Raises `BadRequest` in Go's words."""
+def decode_fields(body: bytes, struct: str) -> Fields:
+    """The fields of the first JSON value in the body. Raises `BadRequest` with Go's error messages."""
     if not body.strip():
         raise BadRequest("missing request body")
     check_size(body)
@@ -110,20 +113,20 @@ def read(body: bytes, struct: str) -> Fields:
     try:
         value, _ = _decoder.raw_decode(text)
     except json.JSONDecodeError as error:
-        raise BadRequest(_complaint(error, text)) from None
+        raise BadRequest(_syntax_error(error, text)) from None
     except (ValueError, RecursionError):
         raise BadRequest("json: a value is too large") from None
     if _SURROGATE.search(text):
-        value = _mended(value)
+        value = _without_surrogates(value)
     if value is None:
         value = {}
     if not isinstance(value, dict):
-        raise BadRequest(f"json: cannot unmarshal {described(value)} into Go value of type api.{struct}")
+        raise BadRequest(f"json: cannot unmarshal {kind_of(value)} into Go value of type api.{struct}")
     return Fields(value, struct)
 
 
-def described(value: object) -> str:
-    """Go's word for the kind of a JSON value."""
+def kind_of(value: object) -> str:
+    """Go's name for the kind of a JSON value."""
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, str):
@@ -135,27 +138,27 @@ def described(value: object) -> str:
     return "array" if isinstance(value, list) else "object"
 
 
-def write(value: object) -> bytes:
-    """JSON as Go writes it: compact, in order, and safe to stand in HTML."""
-    written = msgspec.json.encode(value)
+def encode_json(value: object) -> bytes:
+    """JSON as Go encodes it: compact, with HTML characters escaped."""
+    encoded = msgspec.json.encode(value)
     # Outside strings JSON has none of these characters.
     for plain, escaped in ((b"<", b"\\u003c"), (b">", b"\\u003e"), (b"&", b"\\u0026")):
-        if plain in written:
-            written = written.replace(plain, escaped)
-    return written
+        if plain in encoded:
+            encoded = encoded.replace(plain, escaped)
+    return encoded
 
 
-def line(value: object) -> bytes:
-    """One line of a stream."""
-    return write(value) + b"\n"
+def encode_line(value: object) -> bytes:
+    """A line of a stream."""
+    return encode_json(value) + b"\n"
 
 
-def quoted(text: str) -> str:
-    """Text in double quotes, as Go's `%q` gives it."""
+def quote(text: str) -> str:
+    """Text in double quotes, like Go's `%q`."""
     return json.dumps(text, ensure_ascii=False)
 
 
-def _complaint(error: json.JSONDecodeError, text: str) -> str:
+def _syntax_error(error: json.JSONDecodeError, text: str) -> str:
     at = error.pos
     while at < len(text) and text[at] in _SPACE:
         at += 1
@@ -178,7 +181,7 @@ def _complaint(error: json.JSONDecodeError, text: str) -> str:
 
 
 def _in_object(text: str, at: int) -> bool:
-    """Whether the place is directly within an object: the nearest bracket that is open there is a brace."""
+    """Whether the position is directly within an object: the innermost open bracket is a brace."""
     bare = re.sub(r'"(?:[^"\\]|\\.)*"', "", text[:at])
     depth = 0
     for character in reversed(bare):
@@ -191,14 +194,14 @@ def _in_object(text: str, at: int) -> bool:
     return True
 
 
-def _mended(value: Any) -> Any:
-    """The value with halves of surrogate pairs replaced, as Go does."""
+def _without_surrogates(value: Any) -> Any:
+    """The value with lone surrogates replaced, as Go does."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
-        return [_mended(entry) for entry in value]
+        return [_without_surrogates(entry) for entry in value]
     if isinstance(value, dict):
-        return {_mended(name): _mended(entry) for name, entry in value.items()}
+        return {_without_surrogates(name): _without_surrogates(entry) for name, entry in value.items()}
     return value
 
 
@@ -208,16 +211,16 @@ _UNIT = re.compile(r"[^.0-9]*")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TYPES: dict[type, str] = {bool: "bool", list: "[]interface {}", dict: "map[string]interface {}"}
 
-#: Ollama's "never": the end of its longest duration.
+#: Ollama's "never".
 FOREVER = "2318-01-01T00:00:00Z"
 
 
-def keep_alive(value: object) -> float | None:
-    """Seconds for which a model stays after its last answer: `inf` for anything negative, `None` if nothing is said."""
+def decode_keep_alive(value: object) -> float | None:
+    """How long a model stays loaded after its last response, in seconds: `inf` if negative, `None` if not given."""
     if value is None:
         return None
     if isinstance(value, str):
-        seconds = duration(value)
+        seconds = parse_duration(value)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         seconds = float(value)
     else:
@@ -225,32 +228,32 @@ def keep_alive(value: object) -> float | None:
     return float("inf") if seconds < 0 else seconds
 
 
-def duration(text: str) -> float:
-    """Seconds of a duration like `1h30m`. Raises `BadRequest` in Go's words."""
+def parse_duration(text: str) -> float:
+    """The seconds of a duration like `1h30m`. Raises `BadRequest` with Go's error messages."""
     rest = text.removeprefix("-") if text.startswith("-") else text.removeprefix("+")
     if rest == "0":
         return 0.0
     if not rest:
-        raise BadRequest(f"time: invalid duration {quoted(text)}")
+        raise BadRequest(f"time: invalid duration {quote(text)}")
     seconds = 0.0
     while rest:
         number = _NUMBER.match(rest)
         if number is None or not (number[1] or number[2]):
-            raise BadRequest(f"time: invalid duration {quoted(text)}")
+            raise BadRequest(f"time: invalid duration {quote(text)}")
         rest = rest[number.end() :]
         unit = _UNIT.match(rest)
         name = unit[0] if unit else ""
         if not name:
-            raise BadRequest(f"time: missing unit in duration {quoted(text)}")
+            raise BadRequest(f"time: missing unit in duration {quote(text)}")
         if name not in _UNITS:
-            raise BadRequest(f"time: unknown unit {quoted(name)} in duration {quoted(text)}")
+            raise BadRequest(f"time: unknown unit {quote(name)} in duration {quote(text)}")
         seconds += float(f"{number[1] or 0}.{number[2] or 0}") * _UNITS[name]
         rest = rest[len(name) :]
     return -seconds if text.startswith("-") else seconds
 
 
-def timestamp(seconds: float) -> str:
-    """A moment in UTC, as in RFC 3339, without trailing zeros."""
+def format_time(seconds: float) -> str:
+    """A time in RFC 3339, UTC, without trailing zeros."""
     try:
         moment = _EPOCH + timedelta(microseconds=round(seconds * 1e6))
     except (OverflowError, ValueError):
@@ -261,5 +264,5 @@ def timestamp(seconds: float) -> str:
 
 
 def nanoseconds(seconds: float) -> int:
-    """A duration as it stands in an answer."""
+    """A duration in responses."""
     return max(0, round(seconds * 1e9))

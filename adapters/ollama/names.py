@@ -1,4 +1,4 @@
-"""Names of models as Ollama's clients send them: which are none, and which ask for a cloud."""
+"""Validation of model names in Ollama's requests."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ _CLOUD = (":cloud", "-cloud")
 INVALID = "invalid model name"
 
 
-def valid(name: str) -> bool:
+def is_valid(name: str) -> bool:
     """Whether this could be the name of a model."""
     return _NAME.fullmatch(name.strip()) is not None
 
 
-def named(name: str, *, missing: str | None = None) -> str:
-    """The name as it was sent. Without one: `missing` as a `BadRequest`, or the error for the model named nothing."""
+def require_name(name: str, *, missing: str | None = None) -> str:
+    """The name as sent. An empty one is a `BadRequest` with the message `missing`, or `ModelNotFound` without it."""
     if not name.strip():
         if missing is None:
-            raise ModelNotFound("no model is named", model=name, param="model")
+            raise ModelNotFound("the request names no model", model=name, param="model")
         raise BadRequest(missing, param="model")
-    if not valid(name):
+    if not is_valid(name):
         raise BadRequest(INVALID, param="model")
     return name
 
 
-def made(name: str) -> str | None:
-    """The name under which a new model is kept; `None` for what cannot be one. Ollama's own, stricter rule."""
-    plain = short_name(name)
-    return plain if is_name(plain) else None
+def new_name(name: str) -> str | None:
+    """The short form under which a new model is stored; `None` if it breaks Ollama's own, stricter rule."""
+    short = short_name(name)
+    return short if is_name(short) else None
 
 
-def of_cloud(name: str) -> bool:
-    """Whether the name asks for a model that Ollama's cloud runs."""
+def is_cloud_model(name: str) -> bool:
+    """Whether the name stands for a model that only Ollama's cloud runs."""
     return name.strip().lower().endswith(_CLOUD)

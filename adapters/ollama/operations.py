@@ -1,4 +1,4 @@
-"""What Ollama's clients can ask, by path. `/` and `HEAD /` are the gateway's own."""
+"""The routes of Ollama's protocol. `/` and `HEAD /` belong to the gateway itself."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from hostler.adapters.base import Operation
 
 _FORM = "application/x-www-form-urlencoded"
 
+#: A known path with a method that it does not take.
+WRONG_METHOD = "wrong"
+
+#: Any other path below /api: clients distinguish servers by their 404s. Paths with superfluous slashes are redirected.
+UNKNOWN = "unknown"
+
 
 def _probe(name: str, path: str, *methods: str) -> Operation:
     return Operation(name=name, path=path, methods=methods or ("GET",), scope="read", probe=True)
 
 
-def _order(name: str, path: str, method: str = "POST", *, upload: bool = False) -> Operation:
-    # As Ollama, which takes JSON of any type, as far as no web page can have it sent: curl's forms, a body without one.
-    media = ("application/octet-stream", _FORM, "") if upload else (_FORM, "")
-    return Operation(name=name, path=path, methods=(method,), scope="operate", writes=True, media=media, upload=upload)
+def _write(name: str, path: str, method: str = "POST", *, upload: bool = False) -> Operation:
+    # Ollama takes JSON with any content type. Here: with those that programs send and web pages cannot (curl's forms,
+    # none at all).
+    types = ("application/octet-stream", _FORM, "") if upload else (_FORM, "")
+    return Operation(
+        name=name, path=path, methods=(method,), scope="operate", writes=True, media_types=types, upload=upload
+    )
 
 
-def _wrong(path: str, *methods: str) -> Operation:
-    return Operation(name=WRONG, path=path, methods=methods, scope="read")
+def _wrong_method(path: str, *methods: str) -> Operation:
+    return Operation(name=WRONG_METHOD, path=path, methods=methods, scope="read")
 
-
-# What is there, asked for with a method that it does not take.
-WRONG = "wrong"
-
-# Whatever else is asked below /api: clients tell servers apart by how they say that they do not know it. What has a
-# slash too many is sent to where it is without.
-UNKNOWN = "unknown"
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(name="chat", path="/api/chat"),
@@ -42,21 +44,21 @@ OPERATIONS: tuple[Operation, ...] = (
     _probe("status", "/api/status"),
     _probe("me", "/api/me", "POST"),
     _probe("recommendations", "/api/experimental/model-recommendations"),
-    # Of a model that is here it is a question; to have one come takes the scope `operate`, which is asked for later.
-    Operation(name="pull", path="/api/pull", scope="read", writes=True, media=(_FORM, "")),
+    # Reading is enough for a model that is here; a download needs the scope `operate`, which is checked later.
+    Operation(name="pull", path="/api/pull", scope="read", writes=True, media_types=(_FORM, "")),
     Operation(name="search", path="/api/experimental/web_search", scope="read"),
     Operation(name="fetch", path="/api/experimental/web_fetch", scope="read"),
     Operation(name="blob", path="/api/blobs/{digest}", methods=("HEAD",), scope="read"),
-    _order("upload", "/api/blobs/{digest}", upload=True),
-    _order("push", "/api/push"),
-    _order("create", "/api/create"),
-    _order("copy", "/api/copy"),
-    _order("delete", "/api/delete", "DELETE"),
-    _order("signout", "/api/signout"),
-    _order("signout", "/api/user/keys/{key}", "DELETE"),
-    # Elsewhere HEAD is taken wherever GET is; Ollama takes it where it says so.
-    *(_wrong(path, "HEAD") for path in ("/api/ps", "/api/status", "/api/experimental/model-recommendations")),
-    _wrong("/api/blobs/{digest}", "GET", "PUT", "PATCH", "DELETE"),
+    _write("upload", "/api/blobs/{digest}", upload=True),
+    _write("push", "/api/push"),
+    _write("create", "/api/create"),
+    _write("copy", "/api/copy"),
+    _write("delete", "/api/delete", "DELETE"),
+    _write("signout", "/api/signout"),
+    _write("signout", "/api/user/keys/{key}", "DELETE"),
+    # Everywhere else HEAD is accepted like GET; Ollama accepts it only where it says so.
+    *(_wrong_method(path, "HEAD") for path in ("/api/ps", "/api/status", "/api/experimental/model-recommendations")),
+    _wrong_method("/api/blobs/{digest}", "GET", "PUT", "PATCH", "DELETE"),
     *(
         Operation(name=UNKNOWN, path=path, methods=("GET", "POST", "PUT", "PATCH", "DELETE"), scope="read")
         for path in ("/api/{rest:path}", "//api/{rest:path}")
@@ -65,12 +67,12 @@ OPERATIONS: tuple[Operation, ...] = (
 
 
 def allowed_methods(path: str) -> frozenset[str]:
-    """The methods that a path takes, percent-encoded as sent."""
-    return frozenset(method for each in OPERATIONS if _fits(each, path) for method in each.methods)
+    """The methods of a path, which is percent-encoded as sent."""
+    return frozenset(method for operation in OPERATIONS if _matches(operation, path) for method in operation.methods)
 
 
 def redirect_target(method: str, path: str) -> tuple[int, str] | None:
-    """The status and the path by which a request is sent on that has slashes too many, as Go's router does it."""
+    """The status and path of the redirect for a path with superfluous slashes, as Go's router sends it."""
     clean = re.sub("/+", "/", path)
     target = clean.removesuffix("/")
     if target == path or ("GET" if method == "HEAD" else method) not in allowed_methods(target):
@@ -78,7 +80,8 @@ def redirect_target(method: str, path: str) -> tuple[int, str] | None:
     return (301 if method == "GET" and clean == path else 307), target
 
 
-def _fits(operation: Operation, path: str) -> bool:
-    steps, others = operation.path.split("/"), path.split("/")
-    same = operation.name not in (WRONG, UNKNOWN) and len(steps) == len(others)
-    return same and all(step == other or step.startswith("{") for step, other in zip(steps, others, strict=True))
+def _matches(operation: Operation, path: str) -> bool:
+    pattern, segments = operation.path.split("/"), path.split("/")
+    if operation.name in (WRONG_METHOD, UNKNOWN) or len(pattern) != len(segments):
+        return False
+    return all(part == segment or part.startswith("{") for part, segment in zip(pattern, segments, strict=True))

@@ -1,4 +1,4 @@
-"""Reads a backend's answer in Ollama's protocol, line by line or as a whole."""
+"""Parses a backend's response in Ollama's protocol, line by line or as a whole."""
 
 from __future__ import annotations
 
@@ -7,21 +7,28 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from hostler.adapters.base import Parser
-from hostler.adapters.errors import BackendBroken
+from hostler.adapters.errors import (
+    BackendBroken,
+    incomplete_response,
+    invalid_response,
+    oversized_response,
+    reported_error,
+    truncated_response,
+)
 from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.ollama.schema import WIRE, AnswerBody, CallBody, LogprobBody
+from hostler.adapters.ollama.schema import WIRE, OllamaLogprob, OllamaResponse, OllamaToolCall
 from hostler.adapters.types import Chunk, ResponseHead, TokenLogprob, ToolCall, Usage
 
 MAX_LINE = 16 * 1024 * 1024
-MAX_WHOLE = 64 * 1024 * 1024
+MAX_BODY = 64 * 1024 * 1024
 
-_decode = msgspec.json.Decoder(AnswerBody).decode
+_decode = msgspec.json.Decoder(OllamaResponse).decode
 
 
 class OllamaParser(Parser):
-    """A reader for one answer to a request for `operation`: complete with `done`, or with an embedding's vectors.
+    """Parses one response to a request for `operation`: complete with `done`, or with the vectors of an embedding.
 
-    Every chunk has its fields and its bytes: a line, or the whole body.
+    Every chunk has decoded fields and bytes: a line, or the whole body.
     """
 
     def __init__(self, operation: str) -> None:
@@ -29,20 +36,18 @@ class OllamaParser(Parser):
         self.start(ResponseHead(media_type="application/x-ndjson"))
 
     def start(self, head: ResponseHead) -> None:
-        """A new answer begins; nothing of an earlier one is kept."""
         self._head = head
-        self._whole = head.media_type.lower().startswith("application/json")
+        self._is_body = head.media_type.lower().startswith("application/json")
         self._rest = bytearray()
         self._done = False
-        self._calls = 0
+        self._call_count = 0
 
     def feed(self, data: bytes) -> Iterator[Chunk]:
-        """The chunks that these bytes complete. Raises `BackendBroken` for an error inside the stream."""
         seen = len(self._rest)
         self._rest += data
-        if self._whole:
-            if len(self._rest) > MAX_WHOLE:
-                raise BackendBroken(f"The backend's answer is larger than {MAX_WHOLE} bytes.")
+        if self._is_body:
+            if len(self._rest) > MAX_BODY:
+                raise oversized_response(MAX_BODY)
             return
         start = 0
         while (end := self._rest.find(b"\n", max(start, seen))) >= 0:
@@ -54,15 +59,14 @@ class OllamaParser(Parser):
             raise BackendBroken(f"The backend sent a line of more than {MAX_LINE} bytes.")
 
     def finish(self) -> Iterable[Chunk]:
-        """The connection ended. Raises `BackendBroken` unless the answer was complete."""
         rest = bytes(self._rest)
         self._rest.clear()
         length = self._head.length
-        if self._whole and length is not None and len(rest) != length:
-            raise BackendBroken(f"The backend's answer ended after {len(rest)} of {length} bytes.")
+        if self._is_body and length is not None and len(rest) != length:
+            raise truncated_response(len(rest), length)
         chunks = list(self._read(rest))
         if not self._done:
-            raise BackendBroken("The backend's answer ended before it was complete.")
+            raise incomplete_response()
         return chunks
 
     def _read(self, line: bytes) -> Iterator[Chunk]:
@@ -70,18 +74,18 @@ class OllamaParser(Parser):
             return
         try:
             body = _decode(line)
-            calls = self._called(body)
+            calls = self._tool_calls(body)
         except NOT_JSON:
-            raise BackendBroken("The backend's answer is not what the protocol allows.") from None
+            raise invalid_response() from None
         if body.error is not msgspec.UNSET:
-            raise BackendBroken(_words(body.error))
+            raise reported_error(body.error)
         vectors = body.embeddings if body.embeddings is not None else [body.embedding or []]
         embeds = self._operation in ("embed", "embeddings")
         self._done = bool(body.done) or (embeds and (body.embeddings is not None or body.embedding is not None))
         yield Chunk(
             wire=WIRE,
             raw=line,
-            is_body=self._whole,
+            is_body=self._is_body,
             text=(body.message.content if body.message is not None else body.response) or "",
             reasoning=(body.message.thinking if body.message is not None else body.thinking) or "",
             tool_calls=calls,
@@ -91,25 +95,25 @@ class OllamaParser(Parser):
             vectors=tuple(tuple(vector) for vector in vectors) if embeds else (),
         )
 
-    def _called(self, body: AnswerBody) -> tuple[ToolCall, ...]:
-        pieces: list[CallBody] = (body.message.tool_calls if body.message is not None else body.tool_calls) or []
+    def _tool_calls(self, body: OllamaResponse) -> tuple[ToolCall, ...]:
+        pieces: list[OllamaToolCall] = (body.message.tool_calls if body.message is not None else body.tool_calls) or []
         calls = []
         for piece in pieces:
-            # Older servers number every call 0: what counts is the order.
+            # Older servers give every call the index 0: the order counts.
             arguments = bytes(piece.function.arguments).decode()
             calls.append(
-                ToolCall(index=self._calls, id=piece.id or None, name=piece.function.name, arguments=arguments)
+                ToolCall(index=self._call_count, id=piece.id or None, name=piece.function.name, arguments=arguments)
             )
-            self._calls += 1
+            self._call_count += 1
         return tuple(calls)
 
-    def _finish(self, body: AnswerBody) -> str:
+    def _finish(self, body: OllamaResponse) -> str:
         if body.done_reason == "length":
             return "length"
-        return "tool_calls" if self._calls else "stop"
+        return "tool_calls" if self._call_count else "stop"
 
 
-def _usage(body: AnswerBody) -> Usage:
+def _usage(body: OllamaResponse) -> Usage:
     return Usage(
         prompt_tokens=body.prompt_eval_count,
         completion_tokens=body.eval_count,
@@ -118,16 +122,10 @@ def _usage(body: AnswerBody) -> Usage:
     )
 
 
-def _logprob(body: LogprobBody) -> TokenLogprob:
+def _logprob(body: OllamaLogprob) -> TokenLogprob:
     return TokenLogprob(
         token=body.token,
         logprob=body.logprob,
         bytes=None if body.bytes is None else tuple(body.bytes),
         top=tuple(_logprob(other) for other in body.top_logprobs or ()),
     )
-
-
-def _words(error: object) -> str:
-    if not isinstance(error, str) or not error.strip():
-        return "The backend reported an error in the middle of its answer."
-    return "The backend reported an error: " + "".join(c if c.isprintable() else " " for c in error[:500])

@@ -1,4 +1,4 @@
-"""What is the same in every part of Ollama's protocol: its name, its media types, and the answers of a backend as typed values."""
+"""Ollama's name, version and media types, and the JSON of its responses as typed values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 WIRE = "ollama"
 
-#: The version that is told to clients, some of which ask for a lowest one.
+#: The version that clients see; some of them require a minimum.
 VERSION = "0.34.0"
 
 JSON = "application/json; charset=utf-8"
@@ -16,46 +16,42 @@ LINES = "application/x-ndjson"
 PLAIN = "text/plain; charset=utf-8"
 
 
-class FunctionBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A call's function. `arguments` is an object."""
+class OllamaFunctionCall(msgspec.Struct, frozen=True, kw_only=True):
+    """`arguments` is a JSON object."""
 
     index: int | None = None
     name: str = ""
     arguments: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-class CallBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A call of a tool, whole."""
-
+class OllamaToolCall(msgspec.Struct, frozen=True, kw_only=True):
     id: str | None = None
-    function: FunctionBody = FunctionBody()
+    function: OllamaFunctionCall = OllamaFunctionCall()
 
 
-class LogprobBody(msgspec.Struct, frozen=True, kw_only=True):
-    """One token's log probability."""
-
+class OllamaLogprob(msgspec.Struct, frozen=True, kw_only=True):
     token: str = ""
     logprob: float = 0.0
     bytes: list[int] | None = None
-    top_logprobs: list[LogprobBody] | None = None
+    top_logprobs: list[OllamaLogprob] | None = None
 
 
-class MessageBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What the model said, or the next piece of it."""
+class OllamaMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message, or the next piece of one."""
 
     content: str | None = None
     thinking: str | None = None
-    tool_calls: list[CallBody] | None = None
+    tool_calls: list[OllamaToolCall] | None = None
 
 
-class AnswerBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of a stream, or a whole answer: chat's has `message`, generate's `response`, embed's `embeddings`."""
+class OllamaResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of a stream, or a whole response: of chat with `message`, generate `response`, embed `embeddings`."""
 
-    message: MessageBody | None = None
+    message: OllamaMessage | None = None
     response: str | None = None
     thinking: str | None = None
-    tool_calls: list[CallBody] | None = None
-    logprobs: list[LogprobBody] | None = None
+    tool_calls: list[OllamaToolCall] | None = None
+    logprobs: list[OllamaLogprob] | None = None
     embeddings: list[list[float]] | None = None
     embedding: list[float] | None = None
     done: bool | None = None

@@ -1,4 +1,4 @@
-"""Ollama's protocol as backends speak it: the request to send, and the reader for its answer."""
+"""Ollama's protocol as backends speak it: builds requests and parsers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hostler.adapters.degrade import unsupported
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.ollama import go_compat
-from hostler.adapters.ollama import requests as memory
+from hostler.adapters.ollama.context import is_packed
 from hostler.adapters.ollama.parser import OllamaParser
 from hostler.adapters.ollama.schema import WIRE
 from hostler.adapters.types import (
@@ -40,8 +40,8 @@ _ANY_OBJECT = b'"json"'
 _LEVELS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "max", "max": "max"}
 
 
-def operation(request: Request) -> str:
-    """The operation of this protocol that a canonical request becomes."""
+def operation_of(request: Request) -> str:
+    """The operation of this protocol for a canonical request. Raises `BadRequest` if there is none."""
     if isinstance(request, ChatRequest):
         return "chat"
     if isinstance(request, CompletionRequest):
@@ -52,7 +52,7 @@ def operation(request: Request) -> str:
 
 
 def request_body(request: Request, *, model: str, stream: bool) -> bytes:
-    """The body for a backend that calls the model `model`. The request must be expanded."""
+    """The body for an expanded request."""
     body: dict[str, Any] = {"model": model}
     if isinstance(request, ChatRequest) and request.conversation is not None:
         conversation = request.conversation
@@ -68,24 +68,23 @@ def request_body(request: Request, *, model: str, stream: bool) -> bytes:
         body |= _output(request.output, stream=stream)
         sampling = request.sampling or Sampling()
     elif isinstance(request, EmbedRequest) and request.inputs is not None:
-        body |= {"prompt": request.inputs[0]} if operation(request) == "embeddings" else {"input": request.inputs}
+        body |= {"prompt": request.inputs[0]} if operation_of(request) == "embeddings" else {"input": request.inputs}
         if request.dimensions is not None:
             body["dimensions"] = request.dimensions
         sampling = Sampling()
     else:
-        operation(request)
-        raise ValueError("the request must be expanded before it is written in another protocol")
+        operation_of(request)
+        raise ValueError("the request must be expanded before it is encoded in another protocol")
     options = _options(sampling)
     if options:
         body["options"] = options
-    stays = request.keep_alive_s
-    if stays is not None:
-        body["keep_alive"] = -1 if math.isinf(stays) else stays
-    return go_compat.write(body)
+    if request.keep_alive_s is not None:
+        body["keep_alive"] = -1 if math.isinf(request.keep_alive_s) else request.keep_alive_s
+    return go_compat.encode_json(body)
 
 
 def _messages(conversation: Conversation) -> list[dict[str, Any]]:
-    written: list[dict[str, Any]] = []
+    encoded: list[dict[str, Any]] = []
     called: dict[str, str] = {}
     for message in conversation.messages:
         role = "system" if message.role == "developer" else message.role
@@ -97,40 +96,40 @@ def _messages(conversation: Conversation) -> list[dict[str, Any]]:
         if message.reasoning:
             body["thinking"] = message.reasoning
         if message.tool_calls:
-            body["tool_calls"] = [_call(place, call) for place, call in enumerate(message.tool_calls)]
+            body["tool_calls"] = [_call(index, call) for index, call in enumerate(message.tool_calls)]
             called |= {call.id: call.name for call in message.tool_calls if call.id and call.name}
         if role == "tool":
-            body |= _answered(message, called)
-        written.append(body)
-    return written
+            body |= _result_reference(message, called)
+        encoded.append(body)
+    return encoded
 
 
-def _answered(message: ChatMessage, called: dict[str, str]) -> dict[str, str]:
-    """Which call a result belongs to: this protocol says it by the function's name, its newer servers by the id too."""
-    told: dict[str, str] = {}
+def _result_reference(message: ChatMessage, called: dict[str, str]) -> dict[str, str]:
+    """The call that a result belongs to: by the function's name, in newer versions also by id."""
+    reference: dict[str, str] = {}
     name = message.name or called.get(message.tool_call_id or "")
     if name:
-        told["tool_name"] = name
+        reference["tool_name"] = name
     if message.tool_call_id:
-        told["tool_call_id"] = message.tool_call_id
-    return told
+        reference["tool_call_id"] = message.tool_call_id
+    return reference
 
 
-def _call(place: int, call: ToolCall) -> dict[str, Any]:
+def _call(index: int, call: ToolCall) -> dict[str, Any]:
     try:
         arguments = msgspec.json.decode(call.arguments or "{}", type=dict[str, msgspec.Raw])
     except NOT_JSON:
         raise BadRequest(
-            f"The arguments of the call of `{call.name}` are not a JSON object, which the backend of this model needs.",
+            f"The arguments of the call of `{call.name}` must be a JSON object for the backend of this model.",
             param="messages",
         ) from None
-    written: dict[str, Any] = {"function": {"index": place, "name": call.name, "arguments": arguments}}
-    return {"id": call.id, **written} if call.id else written
+    body: dict[str, Any] = {"function": {"index": index, "name": call.name, "arguments": arguments}}
+    return {"id": call.id, **body} if call.id else body
 
 
 def _data(part: Media) -> str:
     if part.data is None:
-        raise BadRequest("The backend of this model takes images as data only, not by their address.", param="messages")
+        raise BadRequest("The backend of this model supports images as data only, not as URLs.", param="messages")
     return part.data
 
 
@@ -140,7 +139,7 @@ def _tools(conversation: Conversation) -> dict[str, Any]:
     tools = []
     for tool in conversation.tools:
         function: dict[str, Any] = {"name": tool.name, "description": tool.description or ""}
-        # Without parameters the object stays empty: a missing one is taken for a mistake.
+        # A missing object is an error to the server.
         function["parameters"] = tool.parameters or {"type": "object", "properties": {}}
         tools.append({"type": "function", "function": function})
     return {"tools": tools}
@@ -163,20 +162,15 @@ def _options(sampling: Sampling) -> dict[str, Any]:
 
 
 class OllamaUpstream(Upstream):
-    """Builds requests for an Ollama server, and readers for its answers.
-
-    A request that came in this protocol is sent on as it is, with `model` replaced and `stream` set if it differs.
-    A request of another protocol must be expanded; it is written anew.
-    """
+    """A request in this protocol is forwarded, with `model` replaced and `stream` set if it differs."""
 
     wire = WIRE
 
     def build(self, request: Request, *, model: str, stream: bool) -> WireRequest:
-        """The request for a backend that calls the model `model`."""
         origin = request.origin
         if origin.wire != WIRE:
             body = request_body(request, model=model, stream=stream)
-            return WireRequest(path=PATHS[operation(request)], body=body)
+            return WireRequest(path=PATHS[operation_of(request)], body=body)
         if origin.operation not in PATHS:
             raise unsupported(request, "the Ollama protocol")
         changes: dict[str, bytes | None] = {"model": msgspec.json.encode(model)}
@@ -185,16 +179,16 @@ class OllamaUpstream(Upstream):
         return WireRequest(path=PATHS[origin.operation], body=_patched(origin.body, changes))
 
     def parser(self, request: Request, *, fields: bool) -> OllamaParser:
-        """A reader for the answer. Fields are decoded in any case: every line has to be looked into."""
+        """Fields are always decoded."""
         origin = request.origin
-        return OllamaParser(origin.operation if origin.wire == WIRE else operation(request))
+        return OllamaParser(origin.operation if origin.wire == WIRE else operation_of(request))
 
 
 def _patched(body: bytes, changes: dict[str, bytes | None]) -> bytes:
-    """The body with these members. One that only Go can read is written anew."""
-    sent = go_compat.read(body, "Request")
-    if memory.packed(sent.array("context", "[]int")):
-        # Numbers that this gateway made up are no tokens to a real Ollama.
+    """The body with these members. One that only Go can decode is encoded anew."""
+    fields = go_compat.decode_fields(body, "Request")
+    if is_packed(fields.array("context", "[]int")):
+        # A real Ollama would take a packed conversation for tokens.
         changes = {**changes, "context": None}
     try:
         members = json_body.JsonBody(body).members
@@ -202,5 +196,5 @@ def _patched(body: bytes, changes: dict[str, bytes | None]) -> bytes:
             return json_body.patch(body, changes, members)
     except BadRequest:
         pass
-    written = sent.all() | {name: msgspec.Raw(value or b"null") for name, value in changes.items()}
-    return go_compat.write(written)
+    members = fields.all() | {name: msgspec.Raw(value or b"null") for name, value in changes.items()}
+    return go_compat.encode_json(members)

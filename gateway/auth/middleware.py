@@ -244,7 +244,7 @@ class AuthMiddleware:
         if claim.operation.writes and scope["method"] not in _SAFE_METHODS:
             media_type = headers.get("content-type", [""])[0].partition(";")[0].strip().lower()
             page = "origin" in headers or "sec-fetch-site" in headers
-            if media_type != "application/json" and (page or media_type not in claim.operation.media):
+            if media_type != "application/json" and (page or media_type not in claim.operation.media_types):
                 raise UnsupportedMediaType("send this with Content-Type: application/json")
         scope[ROUTE_KEY] = claim
         scope["path_params"] = parameters

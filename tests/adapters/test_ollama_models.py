@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hostler.adapters.model_list import ModelList
 from hostler.adapters.model_names import normalized, ollama_name
-from hostler.adapters.ollama.go_compat import timestamp
+from hostler.adapters.ollama.go_compat import format_time
 from hostler.adapters.ollama.models import human_number
 from hostler.adapters.types import ModelInfoRequest
 
@@ -146,7 +146,7 @@ def test_parameters_are_counted_as_people_do(count: int, words: str) -> None:
     [(0, "1970-01-01T00:00:00Z"), (1.5, "1970-01-01T00:00:01.5Z"), (float("inf"), "2318-01-01T00:00:00Z")],
 )
 def test_times_have_a_zone_and_no_trailing_zeros(seconds: float, text: str) -> None:
-    assert timestamp(seconds) == text
+    assert format_time(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hostler.adapters.base import Incoming
 from hostler.adapters.errors import BackendBroken, BadRequest
-from hostler.adapters.ollama import requests as memory
+from hostler.adapters.ollama import context as memory
 from hostler.adapters.ollama.parser import OllamaParser
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.adapter import OpenAIAdapter
@@ -231,7 +231,7 @@ def test_a_body_that_only_go_reads_is_written_anew() -> None:
 
 
 def test_a_context_that_this_gateway_made_is_not_sent_as_tokens() -> None:
-    for context, sent in ((memory.pack([("user", "a")]), None), ([1, 2], [1, 2])):
+    for context, sent in ((memory.pack_context([("user", "a")]), None), ([1, 2], [1, 2])):
         request = Desk().decode("generate", {"model": "smol", "prompt": "p", "context": context})
         assert sent_to(request)[1]["context"] == sent
 
