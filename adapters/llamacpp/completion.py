@@ -1,4 +1,4 @@
-"""A native completion's body: what must be known of it before it is forwarded, and its meaning for other backends."""
+"""The body of a native completion: what decides how it is forwarded, and its decoding for other backends."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from hostler.adapters import json_body
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.types import CompletionRequest, Sampling
 
-_entries = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_entries = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _NUMBER = frozenset(b"-0123456789")
 
 
-class _Body(msgspec.Struct, frozen=True, kw_only=True):
-    """What other servers understand of a native completion. The names are llama.cpp's, as in `Sampling`."""
+class LlamaCompletionBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields that other servers support, under llama.cpp's names, as in `Sampling`."""
 
     prompt: str
     temperature: float | None = None
@@ -34,22 +34,22 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True):
     json_schema: msgspec.Raw = msgspec.Raw(b"null")
 
 
-_decode = msgspec.json.Decoder(_Body).decode
+_decode = msgspec.json.Decoder(LlamaCompletionBody).decode
 
 
-def plain(members: Mapping[str, msgspec.Raw]) -> bool:
-    """Whether any server could answer: one prompt of text, and one answer with all its fields."""
-    return bytes(members.get("prompt", msgspec.Raw(b""))).startswith(b'"') and foldable(members)
+def is_portable(members: Mapping[str, msgspec.Raw]) -> bool:
+    """Whether a backend of another protocol can serve it: one text prompt, one response with all its fields."""
+    return bytes(members.get("prompt", msgspec.Raw(b""))).startswith(b'"') and is_foldable(members)
 
 
-def expand(request: CompletionRequest) -> CompletionRequest:
-    """The request with its prompt and its sampling decoded, for a backend of another protocol."""
+def decode_request(request: CompletionRequest) -> CompletionRequest:
+    """The request with its prompt and sampling decoded."""
     try:
         body = _decode(request.origin.body)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"The request body is not what a completion takes: {error}.") from None
+        raise BadRequest(f"The request body is not a valid completion: {error}.") from None
     values = {name: getattr(body, name) for name in Sampling.__struct_fields__ if name not in ("max_tokens", "stop")}
-    # Less than nothing means without a limit, and a seed by chance.
+    # Negative values mean no limit, and a random seed.
     limit = body.n_predict if body.n_predict is not None else body.max_tokens
     values["seed"] = None if body.seed is None or body.seed < 0 else body.seed
     values["max_tokens"] = None if limit is None or limit < 0 else limit
@@ -60,40 +60,39 @@ def expand(request: CompletionRequest) -> CompletionRequest:
 
 
 def prompt(body: bytes) -> msgspec.Raw | None:
-    """The prompt as it stands in a body that has been checked before."""
+    """The undecoded prompt of a valid body."""
     return json_body.members(body).get("prompt")
 
 
-def asks_for_tokens(body: bytes) -> bool:
-    """Whether a whole answer is to hold the tokens as numbers. The body has been checked before."""
+def wants_tokens(body: bytes) -> bool:
+    """Whether a whole response is to contain token ids. The body must be valid."""
     return bytes(json_body.members(body).get("return_tokens", msgspec.Raw(b""))) == b"true"
 
 
-def prompts(members: Mapping[str, msgspec.Raw]) -> int:
-    """How many prompts a body holds. A list that begins with a number is one prompt of tokens."""
+def count_prompts(members: Mapping[str, msgspec.Raw]) -> int:
+    """The number of prompts in a body. A list of numbers, or of numbers and strings, is one prompt of tokens."""
     prompt = bytes(members.get("prompt", msgspec.Raw(b"")))
     if not prompt.startswith(b"["):
         return 1
-    entries = [bytes(entry) for entry in _entries(prompt)]
-    plain = all(not entry.startswith((b"[", b"{")) for entry in entries)
-    # Numbers and strings mixed are one prompt, too.
-    if not entries or (plain and any(entry[0] in _NUMBER for entry in entries)):
+    entries = [bytes(entry) for entry in _decode_entries(prompt)]
+    is_flat = all(not entry.startswith((b"[", b"{")) for entry in entries)
+    if not entries or (is_flat and any(entry[0] in _NUMBER for entry in entries)):
         return 1
     return len(entries)
 
 
-def foldable(members: Mapping[str, msgspec.Raw]) -> bool:
-    """Whether the whole answer can be made of a stream: it is one answer, and none of its fields is left out."""
-    alone = all(bytes(members.get(name, msgspec.Raw(b"1"))) in (b"1", b"null") for name in ("n", "n_cmpl"))
-    return alone and not chosen(members) and prompts(members) == 1
+def is_foldable(members: Mapping[str, msgspec.Raw]) -> bool:
+    """Whether the whole response can be folded from a stream: there is one, and none of its fields is left out."""
+    is_single = all(bytes(members.get(name, msgspec.Raw(b"1"))) in (b"1", b"null") for name in ("n", "n_cmpl"))
+    return is_single and not has_response_fields(members) and count_prompts(members) == 1
 
 
-def weighed(members: Mapping[str, msgspec.Raw]) -> bool:
-    """Whether probabilities are asked for: of tokens that become a stop word, a stream tells what the whole answer
-    takes back."""
+def wants_probabilities(members: Mapping[str, msgspec.Raw]) -> bool:
+    """Whether probabilities are wanted. A stream has those of tokens that become a stop sequence, the whole response
+    does not."""
     return bytes(members.get("n_probs", msgspec.Raw(b"0"))) not in (b"0", b"null")
 
 
-def chosen(members: Mapping[str, msgspec.Raw]) -> bool:
-    """Whether the client chose the fields of the answer; its last event then has those and no other."""
+def has_response_fields(members: Mapping[str, msgspec.Raw]) -> bool:
+    """Whether the client chose the fields of the response; the last event then has no others."""
     return bytes(members.get("response_fields", msgspec.Raw(b"[]"))) not in (b"[]", b"null")

@@ -1,73 +1,70 @@
-"""Reads an engine's answer on its own routes: forwards the bytes and notices the counts, the end, and errors in between."""
+"""Parses an engine's response on its own routes: forwards the bytes and picks out usage, finish and errors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import msgspec
 
 from hostler.adapters import sse
-from hostler.adapters.base import Parser
-from hostler.adapters.errors import BackendBroken, GatewayError
+from hostler.adapters.base import Parser, raise_after
+from hostler.adapters.errors import BackendBroken, GatewayError, incomplete_response, invalid_event, reported_error
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.llamacpp.schema import NO_ERROR, WIRE, LlamaError, LlamaEvent
 from hostler.adapters.types import Chunk, ResponseHead, Usage
 
-# A whole answer is remembered up to this size, to find its counts.
-_REMEMBERED = 256 * 1024
-# Remarks in front of the first word are kept up to this size, in bytes.
-_MAX_REMARKS = 64 * 1024
+# A whole response is kept up to this size, in bytes, to find its usage.
+_MAX_KEPT = 256 * 1024
+# Comments before the first token are kept up to this size, in bytes.
+_MAX_COMMENTS = 64 * 1024
 
-_notice = msgspec.json.Decoder(LlamaEvent).decode
-_notice_all = msgspec.json.Decoder(LlamaEvent | list[LlamaEvent]).decode
+_decode = msgspec.json.Decoder(LlamaEvent).decode
+_decode_body = msgspec.json.Decoder(LlamaEvent | list[LlamaEvent]).decode
 _decode_error = msgspec.json.Decoder(LlamaError).decode
 
 
 class LlamaCppParser(Parser):
-    """A reader for one answer. A stream of completions is complete when `answers` of them have said that they stop.
+    """Parses one response. A stream is complete when `responses` completions in it have stopped: there is no `[DONE]`.
 
-    There is no `[DONE]`. `answers` of 0 means that nothing is known of the stream: it ends when the connection does.
+    With 0 nothing is known about the stream, and it ends with the connection.
     """
 
-    def __init__(self, *, answers: int = 0) -> None:
-        self._answers = answers
+    def __init__(self, *, responses: int = 0) -> None:
+        self._responses = responses
         self.start(ResponseHead(media_type=sse.MEDIA_TYPE))
 
     def start(self, head: ResponseHead) -> None:
-        """A new answer begins; nothing of an earlier one is kept."""
-        self._whole = not head.media_type.lower().startswith(sse.MEDIA_TYPE)
+        self._is_body = not head.media_type.lower().startswith(sse.MEDIA_TYPE)
         self._splitter = sse.EventSplitter()
         self._stopped: set[int] = set()
         self._usage = Usage()
         self._body = bytearray()
         self._size = 0
-        self._given = False
-        self._remarks = b""
+        self._started = False
+        self._comments = b""
 
     def feed(self, data: bytes) -> Iterable[Chunk]:
-        """The chunks that these bytes complete. Raises `BackendBroken` for an error inside the stream."""
-        if self._whole:
+        if self._is_body:
             self._size += len(data)
-            if self._size <= _REMEMBERED:
+            if self._size <= _MAX_KEPT:
                 self._body += data
             return (Chunk(wire=WIRE, raw=data, is_body=True),)
         block = self._splitter.feed(data)
         if not block:
             return ()
-        return self._read(block) if self._answers else (Chunk(wire=WIRE, raw=block),)
+        return self._read(block) if self._responses else (Chunk(wire=WIRE, raw=block),)
 
     def finish(self) -> Iterable[Chunk]:
-        """The connection ended. Raises `BackendBroken` unless the answer was complete."""
-        if self._whole:
-            return self._finish_whole()
+        if self._is_body:
+            return self._finish_body()
         chunks: list[Chunk] = []
         rest = self._splitter.remainder()
         if rest:
-            if not self._answers:
+            if not self._responses:
                 return (Chunk(wire=WIRE, raw=rest),)
             chunks += self._read(rest.rstrip(b"\r\n") + b"\n\n")
-        if len(self._stopped) < self._answers:
-            raise BackendBroken("The backend's answer ended before it was complete.")
+        if len(self._stopped) < self._responses:
+            raise incomplete_response()
         return chunks
 
     def _read(self, block: bytes) -> Iterable[Chunk]:
@@ -80,85 +77,76 @@ class LlamaCppParser(Parser):
                 kept.append(event)
                 continue
             try:
-                piece = _notice(data)
+                parsed = _decode(data)
             except msgspec.ValidationError:
-                kept.append(event)  # JSON of another shape: nothing to notice in it
+                kept.append(event)  # JSON of another shape: forwarded as it is
                 continue
             except NOT_JSON:
-                broken = BackendBroken("The backend's answer holds an event that is not what the protocol allows.")
-                return self._then_raise(kept, finish, usage, broken)
-            if piece.error is not NO_ERROR and bytes(piece.error) != b"null":
-                return self._then_raise(kept, finish, usage, _broken(piece.error))
+                return self._raise_after(kept, finish, usage, invalid_event())
+            if parsed.error is not NO_ERROR and bytes(parsed.error) != b"null":
+                return self._raise_after(kept, finish, usage, _reported_error(parsed.error))
             kept.append(event)
-            if piece.stop:
-                self._stopped.add(piece.index)
-                self._usage = usage = _sum(self._usage, piece)
-                finish = _finish(piece)
-        return self._give(kept, finish, usage)
+            if parsed.stop:
+                self._stopped.add(parsed.index)
+                self._usage = usage = _add_usage(self._usage, parsed)
+                finish = _finish(parsed)
+        return self._complete(kept, finish, usage)
 
-    def _give(self, kept: list[bytes], finish: str | None, usage: Usage | None) -> list[Chunk]:
+    def _complete(self, kept: list[bytes], finish: str | None, usage: Usage | None) -> list[Chunk]:
         if not kept:
             return []
         raw = b"".join(kept)
-        if not self._given:
-            # Signs of life in front of the first word are passed on with it: they begin no answer.
-            raw = self._remarks + raw
+        if not self._started:
+            # Comments before the first token are held back until then: they do not start a response.
+            raw = self._comments + raw
             if all(sse.is_comment(event) for event in kept):
-                self._remarks = raw if len(raw) <= _MAX_REMARKS else self._remarks
+                self._comments = raw if len(raw) <= _MAX_COMMENTS else self._comments
                 return []
-        self._given = True
+        self._started = True
         return [Chunk(wire=WIRE, raw=raw, finish=finish, usage=usage)]
 
-    def _then_raise(
+    def _raise_after(
         self, kept: list[bytes], finish: str | None, usage: Usage | None, error: GatewayError
     ) -> Iterable[Chunk]:
-        if not self._given:
-            # Nothing is out yet: another backend may still answer, so the beginning is not given away.
+        if not self._started:
+            # Nothing was passed on yet, so another backend may still answer.
             raise error
-        return _raising(self._give(kept, finish, usage), error)
+        return raise_after(self._complete(kept, finish, usage), error)
 
-    def _finish_whole(self) -> Iterable[Chunk]:
-        if not self._answers or self._size > _REMEMBERED:
+    def _finish_body(self) -> Iterable[Chunk]:
+        if not self._responses or self._size > _MAX_KEPT:
             return ()
         try:
-            found = _notice_all(self._body)
+            found = _decode_body(self._body)
         except NOT_JSON:
             return ()
         usage = Usage()
-        pieces = found if isinstance(found, list) else [found]
-        for piece in pieces:
-            usage = _sum(usage, piece)
-        finish = _finish(pieces[-1]) if pieces and pieces[-1].stop else None
+        completions = found if isinstance(found, list) else [found]
+        for completion in completions:
+            usage = _add_usage(usage, completion)
+        finish = _finish(completions[-1]) if completions and completions[-1].stop else None
         return (Chunk(wire=WIRE, is_body=True, finish=finish, usage=usage),)
 
 
-def _sum(known: Usage, piece: LlamaEvent) -> Usage:
-    timings = piece.timings
+def _add_usage(known: Usage, event: LlamaEvent) -> Usage:
+    timings = event.timings
     return Usage(
-        prompt_tokens=known.prompt_tokens + piece.tokens_evaluated,
-        completion_tokens=known.completion_tokens + piece.tokens_predicted,
+        prompt_tokens=known.prompt_tokens + event.tokens_evaluated,
+        completion_tokens=known.completion_tokens + event.tokens_predicted,
         cached_tokens=known.cached_tokens + (timings.cache_n if timings else 0),
         prompt_ms=timings.prompt_ms if timings else known.prompt_ms,
         completion_ms=timings.predicted_ms if timings else known.completion_ms,
     )
 
 
-def _finish(piece: LlamaEvent) -> str:
-    return "length" if piece.stop_type == "limit" else "stop"
+def _finish(event: LlamaEvent) -> str:
+    return "length" if event.stop_type == "limit" else "stop"
 
 
-def _broken(raw: msgspec.Raw) -> BackendBroken:
+def _reported_error(raw: msgspec.Raw) -> BackendBroken:
     try:
         error = _decode_error(raw)
     except NOT_JSON:
         error = LlamaError()
-    code = error.code if error.code is not None and 400 <= error.code <= 599 else None
-    if not error.message.strip():
-        return BackendBroken("The backend reported an error in the middle of its answer.", backend_status=code)
-    words = "".join(c if c.isprintable() else " " for c in error.message[:500])
-    return BackendBroken(f"The backend reported an error: {words}", backend_status=code)
-
-
-def _raising(chunks: list[Chunk], error: GatewayError) -> Iterator[Chunk]:
-    yield from chunks
-    raise error
+    status = error.code if error.code is not None and 400 <= error.code <= 599 else None
+    return reported_error(error.message, backend_status=status)

@@ -1,4 +1,4 @@
-"""What llama-server tells of itself and its models, answered from the catalogue's snapshot."""
+"""llama-server's information about itself and its models, from the catalogue's snapshot."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import msgspec
 
 from hostler.adapters import sse
 from hostler.adapters.base import WireResponse
-from hostler.adapters.llamacpp.errors import refused, respond
+from hostler.adapters.llamacpp.errors import error_answer, respond
 from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.openai.models import model_not_found
 from hostler.profiles.schema import ModelFacts
 
 _NO_FACTS = ModelFacts()
 
-# What llama-server knows and this gateway does not do: status, words, and the type where it is an own one.
-_REFUSED: dict[str, tuple[int, str, str | None]] = {
-    "fetch": (501, "Models are neither downloaded nor deleted here: they are the profiles in the configuration.", None),
-    "set_props": (501, "Properties cannot be changed here: they stand in the model's profile.", None),
-    "slot": (501, "Slots are not saved, restored or erased here: the gateway does so itself when it switches.", None),
+# What llama-server supports and the gateway does not: status, message, and the type where it has one of its own.
+_UNSUPPORTED: dict[str, tuple[int, str, str | None]] = {
+    "fetch": (501, "Models cannot be downloaded or deleted here: they are the profiles in the configuration.", None),
+    "set_props": (501, "Properties cannot be changed here: they are set in the model's profile.", None),
+    "slot": (501, "Slots cannot be saved, restored or erased here: the gateway does it when it switches models.", None),
     "stream": (404, "Stream not found or expired", None),
     "tools": (403, "this feature is disabled", "feature_disabled"),
     "proxy": (403, "this feature is disabled", "feature_disabled"),
 }
 
 
-def answer(kind: str, model: str | None, listing: ModelList) -> WireResponse:
-    """The answer to a probe. Raises `ModelNotFound`."""
+def model_info(kind: str, model: str | None, listing: ModelList) -> WireResponse:
+    """The response to a request for information. Raises `ModelNotFound`."""
     if kind == "health":
         return respond({"status": "ok"})
     if kind == "version":
@@ -37,35 +37,35 @@ def answer(kind: str, model: str | None, listing: ModelList) -> WireResponse:
     if kind == "slots":
         return respond(_slots(_card(listing, model)))
     if kind == "lookup":
-        return respond([])  # no stream outlives its client here
+        return respond([])  # no stream continues without its client here
     if kind == "drop":
         return WireResponse(status=204)
     if kind == "watch":
-        return WireResponse(media_type=sse.MEDIA_TYPE, body=news(None, listing))
-    return refused(*_REFUSED[kind])
+        return WireResponse(media_type=sse.MEDIA_TYPE, body=change_events(None, listing))
+    return error_answer(*_UNSUPPORTED[kind])
 
 
-def news(before: ModelList | None, now: ModelList) -> bytes:
-    """What a router tells on `GET /models/sse`: how the models are, at first; then each change of it.
+def change_events(before: ModelList | None, now: ModelList) -> bytes:
+    """The events of a router's `GET /models/sse`: first the state of every model, then each change.
 
-    A name of its own each, aliases too: clients look for the names of their list.
+    Aliases have events of their own: clients look for the names in their list.
     """
     if before is None:
-        return b"".join(_event(name, "model_status", _status(card)) for name, card in _named(now).items())
-    known, there = _named(before), _named(now)
-    told = [_event(name, "model_remove", None) for name in known if name not in there]
-    if there.keys() - known.keys():
-        told.append(_event("*", "models_reload", None))
-    for name, card in there.items():
+        return b"".join(_event(name, "model_status", _status(card)) for name, card in _by_name(now).items())
+    old, new = _by_name(before), _by_name(now)
+    events = [_event(name, "model_remove", None) for name in old if name not in new]
+    if new.keys() - old.keys():
+        events.append(_event("*", "models_reload", None))
+    for name, card in new.items():
         status = _status(card)
-        if name in known and status != _status(known[name]):
+        if name in old and status != _status(old[name]):
             if card.state == "failed":
-                status["exit_code"] = 1  # that is how a router tells it from a model that was stopped
-            told.append(_event(name, "status_change", status))
-    return b"".join(told)
+                status["exit_code"] = 1  # distinguishes it from a model that was stopped
+            events.append(_event(name, "status_change", status))
+    return b"".join(events)
 
 
-def _named(listing: ModelList) -> dict[str, ModelCard]:
+def _by_name(listing: ModelList) -> dict[str, ModelCard]:
     return {name: card for card in listing.cards if card.listed for name in (card.name, *card.aliases)}
 
 
@@ -82,7 +82,7 @@ def _status(card: ModelCard) -> dict[str, Any]:
 
 
 def _card(listing: ModelList, name: str | None) -> ModelCard | None:
-    """The model that is named; if none is, the active one, else the default, else the first."""
+    """The named model; without a name the active one, else the default, else the first."""
     if name is not None:
         card = listing.resolve(name)
         if card is None:
@@ -94,11 +94,11 @@ def _card(listing: ModelList, name: str | None) -> ModelCard | None:
 
 
 def _props(card: ModelCard | None, *, named: bool, version: str) -> dict[str, Any]:
-    # The context that really runs is the only one told: clients fill to the brim whatever they find.
+    # Clients fill any context length that they find, so there is only the real one.
     card = card or ModelCard(name="llama-server")
     facts = card.facts or _NO_FACTS
-    able = card.capabilities
-    # Asked without a model, this is a router: clients then offer the whole list, and load models on demand.
+    capabilities = card.capabilities
+    # Without a model, the gateway is a router: clients then show all models and load them on demand.
     router: dict[str, Any] = {} if named else {"role": "router", "models_autoload": True}
     return router | {
         "default_generation_settings": {"params": {}, "n_ctx": card.context},
@@ -106,14 +106,17 @@ def _props(card: ModelCard | None, *, named: bool, version: str) -> dict[str, An
         "model_alias": card.name,
         "model_ftype": facts.quantization,
         "model_path": card.name,
-        "modalities": {"vision": "vision" in able, "video": False, "audio": "audio" in able},
+        "modalities": {"vision": "vision" in capabilities, "video": False, "audio": "audio" in capabilities},
         "endpoint_slots": True,
         "endpoint_props": False,
         "endpoint_metrics": False,
         "ui": True,
         "ui_settings": {},
         "chat_template": facts.chat_template,
-        "chat_template_caps": {"supports_tools": "tools" in able, "supports_tool_calls": "tools" in able},
+        "chat_template_caps": {
+            "supports_tools": "tools" in capabilities,
+            "supports_tool_calls": "tools" in capabilities,
+        },
         "bos_token": "",
         "eos_token": "",
         "build_info": f"hostler {version}",
@@ -123,8 +126,8 @@ def _props(card: ModelCard | None, *, named: bool, version: str) -> dict[str, An
 
 
 def _slots(card: ModelCard | None) -> list[dict[str, Any]]:
-    # What an engine does right now is not known here; a request finds a slot in any case, or waits for one.
+    # What an engine is doing is not known here; a request gets a slot or waits for one.
     if card is None:
         return []
-    fresh = {"n_ctx": card.context, "speculative": False, "is_processing": False}
-    return [{"id": number, **fresh} for number in range(card.parallel)]
+    idle = {"n_ctx": card.context, "speculative": False, "is_processing": False}
+    return [{"id": number, **idle} for number in range(card.parallel)]

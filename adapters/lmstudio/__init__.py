@@ -1,1 +1,1 @@
-"""LM Studio's protocol: its own lists and orders; answers are OpenAI's."""
+"""LM Studio's protocol: its own chat, lists and model operations; other inference is OpenAI's."""

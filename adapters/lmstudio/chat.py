@@ -1,4 +1,4 @@
-"""LM Studio's own chat, `POST /api/v1/chat`, understood: one thing said to a model, with a system prompt."""
+"""LM Studio's own chat, `POST /api/v1/chat`, decoded: one user message with a system prompt."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hostler.adapters.types import ChatMessage, ChatRequest, Conversation, Origi
 _LEVELS = frozenset({"off", "on", "low", "medium", "high"})
 
 
-class _Input(msgspec.Struct, frozen=True, kw_only=True):
+class LMStudioInput(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "text"
     content: str | None = None
     data_url: str | None = None
 
 
-class _Body(msgspec.Struct, frozen=True, kw_only=True):
-    input: str | list[_Input] | None = None
+class LMStudioChatBody(msgspec.Struct, frozen=True, kw_only=True):
+    input: str | list[LMStudioInput] | None = None
     system_prompt: str | None = None
     previous_response_id: str | None = None
     integrations: list[Any] | None = None
@@ -34,13 +34,13 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: str | None = None
 
 
-def decode(origin: Origin, document: JsonBody, model: str | None) -> ChatRequest:
-    """The request with its conversation. Raises `BadRequest` naming the field that cannot be understood or had here."""
-    body = decode_body(origin.body, _Body)
+def decode_chat(origin: Origin, json_body: JsonBody, model: str | None) -> ChatRequest:
+    """The request with its conversation. Raises `BadRequest` naming the field that is invalid or not supported."""
+    body = decode_body(origin.body, LMStudioChatBody)
     if body.previous_response_id:
-        raise BadRequest("Answers are not stored here; send what was said before.", param="previous_response_id")
+        raise BadRequest("Responses are not stored; send the whole conversation.", param="previous_response_id")
     if body.integrations:
-        raise BadRequest("Integrations run in LM Studio only.", param="integrations")
+        raise BadRequest("Integrations are not supported: they run in LM Studio only.", param="integrations")
     if body.reasoning is not None and body.reasoning not in _LEVELS:
         raise BadRequest(f"`reasoning` must be one of {', '.join(sorted(_LEVELS))}.", param="reasoning")
     if body.input is None:
@@ -59,19 +59,19 @@ def decode(origin: Origin, document: JsonBody, model: str | None) -> ChatRequest
         ),
         thinking={"off": False, "on": True, None: None}.get(body.reasoning, body.reasoning),
     )
-    output = Output(stream=document.flag("stream"), include_usage=True)
+    output = Output(stream=json_body.flag("stream"), include_usage=True)
     return ChatRequest(origin=origin, model=model, output=output, conversation=conversation)
 
 
-def _parts(said: str | list[_Input]) -> tuple[Part, ...]:
-    if isinstance(said, str):
-        return (Text(text=said),)
-    return tuple(_part(part, f"input[{place}]") for place, part in enumerate(said))
+def _parts(content: str | list[LMStudioInput]) -> tuple[Part, ...]:
+    if isinstance(content, str):
+        return (Text(text=content),)
+    return tuple(_part(part, f"input[{index}]") for index, part in enumerate(content))
 
 
-def _part(part: _Input, where: str) -> Part:
+def _part(part: LMStudioInput, param: str) -> Part:
     if part.type in ("text", "message") and part.content is not None:
         return Text(text=part.content)
     if part.type == "image" and part.data_url is not None:
         return decode_media("image", part.data_url)
-    raise BadRequest(f"`{where}` must be a text with its `content` or an image with its `data_url`.", param=where)
+    raise BadRequest(f"`{param}` must be a text with `content` or an image with `data_url`.", param=param)

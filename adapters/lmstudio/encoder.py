@@ -1,4 +1,4 @@
-"""Answers as LM Studio's clients read them: its own chat, and OpenAI's forms with LM Studio's figures in them."""
+"""Responses in LM Studio's protocol: its own chat, and OpenAI's forms with LM Studio's statistics."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hostler.profiles.schema import ModelFacts
 _encode = msgspec.json.encode
 _DONE = b"data: [DONE]\n\n"
 _NO_FACTS = ModelFacts()
-_STOPS = {"stop": "eosFound", "length": "maxPredictedTokensReached", "tool_calls": "toolCalls"}
-_LOADS = frozenset({"starting", "loading", "restoring"})
+_STOP_REASONS = {"stop": "eosFound", "length": "maxPredictedTokensReached", "tool_calls": "toolCalls"}
+_LOADING_PHASES = frozenset({"starting", "loading", "restoring"})
 
 
-class Figures:
-    """What is known of how an answer came about. The engine's own times count; where it tells none, the gateway's."""
+class Stats:
+    """What LM Studio reports about a response. The engine's own times count; without them, the gateway's."""
 
     def __init__(self) -> None:
         self.usage = Usage()
@@ -31,113 +31,103 @@ class Figures:
         self.stop: str | None = None
         self.timing = Timing()
 
-    def notice(self, chunk: Chunk) -> None:
-        """Take in what a chunk tells."""
+    def update(self, chunk: Chunk) -> None:
+        """Take over usage and finish of a chunk."""
         self.usage = chunk.usage or self.usage
         self.finish = chunk.finish or self.finish
         self.stop = chunk.stop or self.stop
 
     @property
-    def first_s(self) -> float:
-        """Seconds until the first token."""
+    def first_token_s(self) -> float:
         return round((self.usage.prompt_ms or 0.0) / 1000, 3)
 
     @property
     def generation_s(self) -> float:
-        """Seconds from then on."""
+        """Seconds from the first token on."""
         if self.usage.completion_ms is not None:
             return round(self.usage.completion_ms / 1000, 3)
         timing = self.timing
-        return round(max(timing.total_s - timing.queue_s - timing.switch_s - self.first_s, 0.0), 3)
+        return round(max(timing.total_s - timing.queue_s - timing.switch_s - self.first_token_s, 0.0), 3)
 
     @property
     def tokens_per_s(self) -> float:
-        """How many tokens a second there were."""
         seconds = self.generation_s
         return round(self.usage.completion_tokens / seconds, 3) if seconds else 0.0
 
 
-class FiguresEncoder(Encoder):
-    """An answer of OpenAI's with `stats`, `model_info` and `runtime` in it: in the whole, or in a last event of a stream."""
+class StatsEncoder(Encoder):
+    """OpenAI's response with `stats`, `model_info` and `runtime`: in the whole, or in a last event of the stream."""
 
     def __init__(self, inner: Encoder, *, version: str) -> None:
         self._inner = inner
-        self.streaming = inner.streaming
-        self.media_type = inner.media_type
         self._version = version
         self._card = ModelCard(name="")
-        self._figures = Figures()
+        self._stats = Stats()
         self._held: list[bytes] = []
-        self._ended = False
-        self.length = None
+        self._done = False
+        self.streaming = inner.streaming
+        self.media_type = inner.media_type
 
     def bind_model(self, card: ModelCard) -> None:
-        """The model that answers."""
         self._card = card
 
     def set_timing(self, timing: Timing) -> None:
-        """How long it took."""
-        self._figures.timing = timing
+        self._stats.timing = timing
 
     def start(self, head: ResponseHead) -> None:
-        """A backend answers: whatever an earlier attempt left is forgotten."""
         self._inner.start(head)
         self.media_type = self._inner.media_type
-        timing, self._figures = self._figures.timing, Figures()
-        self._figures.timing = timing
+        timing, self._stats = self._stats.timing, Stats()
+        self._stats.timing = timing
         self._held = []
-        self._ended = False
+        self._done = False
 
     def encode(self, chunk: Chunk) -> bytes:
-        """The bytes for the client that this chunk gives; a whole answer is held back for what belongs into it."""
-        self._figures.notice(chunk)
-        data = self._inner.encode(chunk)
-        self.media_type = self._inner.media_type
-        return self._told(data)
+        """The inner encoder's bytes; those of a whole response are held back."""
+        self._stats.update(chunk)
+        return self._hold(self._inner.encode(chunk))
 
     def finish(self) -> bytes:
-        """What ends the answer, with the figures."""
-        last = self._told(self._inner.finish())
-        self.media_type = self._inner.media_type
-        told = self._body()
+        last = self._hold(self._inner.finish())
+        fields = self._fields()
         if self.streaming:
-            if not self._ended:
+            if not self._done:
                 return last
-            return last + sse.event(_encode({"object": "chat.completion.chunk", "choices": [], **told})) + _DONE
+            return last + sse.event(_encode({"object": "chat.completion.chunk", "choices": [], **fields})) + _DONE
         body = b"".join(self._held)
-        whole = body.rstrip()
-        if whole.startswith(b"{") and whole.endswith(b"}") and whole != b"{}":
-            body = whole[:-1] + b"," + _encode(told)[1:]
+        stripped = body.rstrip()
+        if stripped.startswith(b"{") and stripped.endswith(b"}") and stripped != b"{}":
+            body = stripped[:-1] + b"," + _encode(fields)[1:]
         self.length = len(body)
         return body
 
     def heartbeat(self, progress: Progress) -> bytes:
-        """A sign of life, as OpenAI's clients take it."""
         return self._inner.heartbeat(progress)
 
     def error(self, error: GatewayError) -> bytes:
-        """The error inside the stream."""
         return self._inner.error(error)
 
-    def _told(self, data: bytes) -> bytes:
+    def _hold(self, data: bytes) -> bytes:
+        """Hold back a whole response, and the end mark of a stream."""
+        self.media_type = self._inner.media_type
         if not self.streaming:
             self._held.append(data)
             return b""
         if data.endswith(_DONE):
-            self._ended = True
+            self._done = True
             return data[: -len(_DONE)]
         return data
 
-    def _body(self) -> dict[str, Any]:
-        figures, card = self._figures, self._card
+    def _fields(self) -> dict[str, Any]:
+        stats, card = self._stats, self._card
         facts = card.facts or _NO_FACTS
-        reason = "stopStringFound" if figures.stop else _STOPS.get(figures.finish or "stop", "eosFound")
+        reason = "stopStringFound" if stats.stop else _STOP_REASONS.get(stats.finish or "stop", "eosFound")
         info: dict[str, Any] = {"arch": facts.architecture or "llama", "quant": facts.quantization, "format": "gguf"}
         return {
             "stats": {
-                "tokens_per_second": figures.tokens_per_s,
-                "time_to_first_token": figures.first_s,
-                "generation_time": figures.generation_s,
+                "tokens_per_second": stats.tokens_per_s,
+                "time_to_first_token": stats.first_token_s,
+                "generation_time": stats.generation_s,
                 "stop_reason": reason,
             },
             "model_info": info | ({"context_length": card.context} if card.context else {}),
@@ -145,70 +135,66 @@ class FiguresEncoder(Encoder):
         }
 
 
-class ChatEncoder(Encoder):
-    """An answer of LM Studio's own chat: named events, or one object."""
+class LMStudioChatEncoder(Encoder):
+    """A response of LM Studio's own chat: named events, or one object."""
 
     def __init__(self, request: ChatRequest, *, progress: str) -> None:
         self._model = request.model or ""
-        self.streaming = request.output.stream
-        self.media_type = sse.MEDIA_TYPE if self.streaming else "application/json"
         self._progress = progress
         self._opened = False
-        self._loading: float | None = None
-        self._figures = Figures()
+        self._load_s: float | None = None
+        self._stats = Stats()
+        self.streaming = request.output.stream
+        self.media_type = sse.MEDIA_TYPE if self.streaming else "application/json"
         self.start(ResponseHead(media_type=sse.MEDIA_TYPE))
 
     def set_timing(self, timing: Timing) -> None:
-        """How long it took."""
-        self._figures.timing = timing
+        self._stats.timing = timing
 
     def start(self, head: ResponseHead) -> None:
-        """A backend answers: whatever an earlier attempt left is forgotten."""
-        self._items: list[tuple[str, list[str]]] = []
-        self._figures = Figures()
         self.length = None
+        self._items: list[tuple[str, list[str]]] = []
+        self._stats = Stats()
 
     def encode(self, chunk: Chunk) -> bytes:
-        """The events that this chunk becomes; nothing yet of a whole answer."""
-        self._figures.notice(chunk)
+        self._stats.update(chunk)
         if chunk.index:
             return b""
-        events = self._begun() if chunk.reasoning or chunk.text else []
-        for kind, words in (("reasoning", chunk.reasoning), ("message", chunk.text)):
-            if words:
-                events += self._said(kind, words)
-        return self._written(events)
+        events = self._before_content() if chunk.reasoning or chunk.text else []
+        for kind, text in (("reasoning", chunk.reasoning), ("message", chunk.text)):
+            if text:
+                events += self._add(kind, text)
+        return self._write(events)
 
     def finish(self) -> bytes:
-        """What ends the answer: all of it, once more."""
         result = self._result()
         if not self.streaming:
             body = _encode(result)
             self.length = len(body)
             return body
-        return self._written([*self._begun(), *self._closed(), {"type": "chat.end", "result": result}])
+        return self._write([*self._before_content(), *self._close_item(), {"type": "chat.end", "result": result}])
 
     def heartbeat(self, progress: Progress) -> bytes:
-        """How far a load is, in the protocol's own events; everything else in comments."""
+        """The progress of loading as the protocol's own events; everything else as comments."""
         if not self.streaming or self._progress == "off":
             return b""
-        if self._progress == "comments" or progress.phase not in _LOADS:
+        if self._progress == "comments" or progress.phase not in _LOADING_PHASES:
             return sse.comment(PREFIX + progress_line(progress))
         events = self._open()
         instance = {"model_instance_id": self._model}
-        if self._loading is None:
+        if self._load_s is None:
             events.append({"type": "model_load.start", **instance})
-        self._loading = progress.waited_s
+        self._load_s = progress.waited_s
         if progress.percent is not None:
             events.append({"type": "model_load.progress", **instance, "progress": round(progress.percent / 100, 3)})
-        return self._written(events)
+        return self._write(events)
 
     def error(self, error: GatewayError) -> bytes:
-        """The error inside the stream, and what was said until then."""
-        told = {"type": "error", "error": error_body(error)}
-        return self._written([*self._open(), *self._closed(), told, {"type": "chat.end", "result": self._result()}])
+        """The error, and the output so far."""
+        event = {"type": "error", "error": error_body(error)}
+        return self._write([*self._open(), *self._close_item(), event, {"type": "chat.end", "result": self._result()}])
 
-    def _written(self, events: list[dict[str, Any]]) -> bytes:
+    def _write(self, events: list[dict[str, Any]]) -> bytes:
         return b"".join(sse.event(_encode(event), event["type"]) for event in events) if self.streaming else b""
 
     def _open(self) -> list[dict[str, Any]]:
@@ -217,38 +203,51 @@ class ChatEncoder(Encoder):
         self._opened = True
         return [{"type": "chat.start", "model_instance_id": self._model}]
 
-    def _begun(self) -> list[dict[str, Any]]:
-        """What comes before the first word."""
+    def _before_content(self) -> list[dict[str, Any]]:
+        """The events that must precede the first token."""
         events = self._open()
-        if self._loading is not None:
-            told = {"model_instance_id": self._model, "load_time_seconds": round(self._loading, 3)}
-            events.append({"type": "model_load.end", **told})
-            self._loading = None
+        if self._load_s is not None:
+            load = {"model_instance_id": self._model, "load_time_seconds": round(self._load_s, 3)}
+            events.append({"type": "model_load.end", **load})
+            self._load_s = None
         return events
 
-    def _said(self, kind: str, words: str) -> list[dict[str, Any]]:
+    def _add(self, kind: str, text: str) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = []
         if not self._items or self._items[-1][0] != kind:
-            events += self._closed()
+            events += self._close_item()
             self._items.append((kind, []))
             events.append({"type": f"{kind}.start"})
-        self._items[-1][1].append(words)
-        events.append({"type": f"{kind}.delta", "content": words})
+        self._items[-1][1].append(text)
+        events.append({"type": f"{kind}.delta", "content": text})
         return events
 
-    def _closed(self) -> list[dict[str, Any]]:
+    def _close_item(self) -> list[dict[str, Any]]:
         return [{"type": f"{self._items[-1][0]}.end"}] if self._items else []
 
     def _result(self) -> dict[str, Any]:
-        figures = self._figures
+        stats = self._stats
         return {
             "model_instance_id": self._model,
-            "output": [{"type": kind, "content": "".join(words)} for kind, words in self._items],
+            "output": [{"type": kind, "content": "".join(pieces)} for kind, pieces in self._items],
             "stats": {
-                "input_tokens": figures.usage.prompt_tokens,
-                "total_output_tokens": figures.usage.completion_tokens,
-                "reasoning_output_tokens": figures.usage.reasoning_tokens,
-                "tokens_per_second": figures.tokens_per_s,
-                "time_to_first_token_seconds": figures.first_s,
+                "input_tokens": stats.usage.prompt_tokens,
+                "total_output_tokens": stats.usage.completion_tokens,
+                "reasoning_output_tokens": stats.usage.reasoning_tokens,
+                "tokens_per_second": stats.tokens_per_s,
+                "time_to_first_token_seconds": stats.first_token_s,
             },
         }
+
+
+class UnloadEncoder(Encoder):
+    """The response of `POST /api/v1/models/unload`."""
+
+    def __init__(self, instance_id: str) -> None:
+        self._instance_id = instance_id
+
+    def encode(self, chunk: Chunk) -> bytes:
+        return b""
+
+    def finish(self) -> bytes:
+        return _encode({"instance_id": self._instance_id})

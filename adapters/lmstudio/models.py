@@ -1,4 +1,4 @@
-"""Models as LM Studio lists them, from the catalogue's snapshot. Contexts are the ones that really run."""
+"""Lists of models in LM Studio's form, from the catalogue's snapshot. Context lengths are the real ones."""
 
 from __future__ import annotations
 
@@ -19,29 +19,27 @@ _BITS = re.compile(r"[0-9]+")
 
 
 def respond(body: object, *, status: int = 200) -> WireResponse:
-    """A whole answer."""
     return WireResponse(status=status, body=msgspec.json.encode(body))
 
 
-def find(listing: ModelList, name: str) -> ModelCard:
-    """The card of a name or an alias. Raises `ModelNotFound`."""
+def find_card(listing: ModelList, name: str) -> ModelCard:
+    """The card for a name or an alias. Raises `ModelNotFound`."""
     card = listing.resolve(name)
     if card is None:
         raise model_not_found(name, listing.names())
     return card
 
 
-def native(listing: ModelList) -> WireResponse:
-    """`GET /api/v1/models`: all listed models, aliases as entries of their own, each with a loaded instance.
+def list_models(listing: ModelList) -> WireResponse:
+    """`GET /api/v1/models`: all listed models and aliases, each with a loaded instance.
 
-    Every model is served on demand. Without an instance clients would ask for it to be loaded, with a context of
-    their own choice.
+    Every model is loaded on demand. Without an instance, clients would load it with a context length of their own.
     """
-    return respond({"models": [_native(name, card) for name, card in _named(listing)]})
+    return respond({"models": [_entry(name, card) for name, card in _named_cards(listing)]})
 
 
 def loaded(card: ModelCard, name: str) -> WireResponse:
-    """`POST /api/v1/models/load`: done already, with the context that the model runs with, whatever was asked for."""
+    """`POST /api/v1/models/load`: done already, with the model's own context length whatever the client asked for."""
     body = {
         "type": _type(card),
         "instance_id": name,
@@ -52,21 +50,21 @@ def loaded(card: ModelCard, name: str) -> WireResponse:
     return respond(body)
 
 
-def older(listing: ModelList) -> WireResponse:
+def list_models_v0(listing: ModelList) -> WireResponse:
     """`GET /api/v0/models`."""
-    return respond({"object": "list", "data": [_older(name, card) for name, card in _named(listing)]})
+    return respond({"object": "list", "data": [_entry_v0(name, card) for name, card in _named_cards(listing)]})
 
 
-def older_entry(listing: ModelList, name: str) -> WireResponse:
+def show_model_v0(listing: ModelList, name: str) -> WireResponse:
     """`GET /api/v0/models/{id}`. Raises `ModelNotFound`."""
-    return respond(_older(name, find(listing, name)))
+    return respond(_entry_v0(name, find_card(listing, name)))
 
 
-def _named(listing: ModelList) -> list[tuple[str, ModelCard]]:
+def _named_cards(listing: ModelList) -> list[tuple[str, ModelCard]]:
     return [(name, card) for card in listing.cards if card.listed for name in (card.name, *card.aliases)]
 
 
-def _native(name: str, card: ModelCard) -> dict[str, Any]:
+def _entry(name: str, card: ModelCard) -> dict[str, Any]:
     facts = card.facts or _NO_FACTS
     return {
         "type": _type(card),
@@ -85,10 +83,10 @@ def _native(name: str, card: ModelCard) -> dict[str, Any]:
     }
 
 
-def _older(name: str, card: ModelCard) -> dict[str, Any]:
+def _entry_v0(name: str, card: ModelCard) -> dict[str, Any]:
     facts = card.facts or _NO_FACTS
     kind = _type(card)
-    running = card.state in ("loaded", "sleeping")
+    is_running = card.state in ("loaded", "sleeping")
     return {
         "id": name,
         "object": "model",
@@ -97,9 +95,9 @@ def _older(name: str, card: ModelCard) -> dict[str, Any]:
         "arch": facts.architecture or "llama",
         "compatibility_type": "gguf",
         "quantization": facts.quantization,
-        "state": "loaded" if running else "not-loaded",
+        "state": "loaded" if is_running else "not-loaded",
         **_context(card, "max_context_length"),
-        **(_context(card, "loaded_context_length") if running else {}),
+        **(_context(card, "loaded_context_length") if is_running else {}),
         "capabilities": ["tool_use"] if "tools" in card.capabilities else [],
     }
 
@@ -109,7 +107,7 @@ def _type(card: ModelCard) -> str:
 
 
 def _context(card: ModelCard, key: str) -> dict[str, int]:
-    # Of a model that runs elsewhere it may not be known; a zero would be read as one.
+    # Left out if unknown: clients would take a zero for the context length.
     return {key: card.context} if card.context else {}
 
 
@@ -119,7 +117,7 @@ def _bits(quantization: str) -> int | None:
 
 
 def _size(parameters: int) -> str | None:
-    """As it stands in names of models: `135M`, `8B`."""
+    """As in names of models: `135M`, `8B`."""
     if parameters >= 1_000_000_000:
         return f"{parameters / 1e9:.1f}".removesuffix(".0") + "B"
     return f"{parameters / 1e6:.0f}M" if parameters else None

@@ -1,28 +1,28 @@
-"""What LM Studio's clients can ask and where: the operations as one table."""
+"""The routes of LM Studio's protocol."""
 
 from __future__ import annotations
 
 from hostler.adapters.base import Operation
 
-# Paths of the older interface, answered as OpenAI's: path -> OpenAI's name for it.
-DELEGATED = {
+#: Paths of the v0 API that are OpenAI's, and OpenAI's operations.
+OPENAI_PATHS = {
     "/api/v0/chat/completions": "chat",
     "/api/v0/completions": "completions",
     "/api/v0/embeddings": "embeddings",
 }
+
+#: The v1 API, which has its own form of errors.
+V1_PREFIX = "/api/v1/"
 
 
 def _probe(name: str, path: str) -> Operation:
     return Operation(name=name, path=path, methods=("GET",), scope="read", probe=True)
 
 
-# The interface of today, with errors of its own.
-NEWER = "/api/v1/"
-
 OPERATIONS: tuple[Operation, ...] = (
     _probe("models", "/api/v1/models"),
     _probe("models", "/api/v1/models/"),
-    # Asked for by clients that only want to chat: nothing is loaded before the first request, so this needs no more.
+    # Sent by clients that only want to chat. Nothing is loaded before the first request, so no more scope is needed.
     *(Operation(name="load", path="/api/v1/models/load" + slash) for slash in ("", "/")),
     *(
         Operation(name="unload", path="/api/v1/models/unload" + slash, scope="operate", writes=True)
@@ -31,6 +31,6 @@ OPERATIONS: tuple[Operation, ...] = (
     _probe("list", "/api/v0/models"),
     _probe("list", "/api/v0/models/"),
     _probe("entry", "/api/v0/models/{id:path}"),
-    *(Operation(name=name, path=path + slash) for path, name in DELEGATED.items() for slash in ("", "/")),
+    *(Operation(name=name, path=path + slash) for path, name in OPENAI_PATHS.items() for slash in ("", "/")),
     *(Operation(name="say", path="/api/v1/chat" + slash) for slash in ("", "/")),
 )

@@ -48,8 +48,8 @@ def completion(*, stream: bool = False, operation: str = "completion", **fields:
     return Passthrough(origin=origin, model="a", output=Output(stream=stream))
 
 
-def parse(segments: Iterable[bytes], *, head: ResponseHead = STREAM, answers: int = 1) -> list[Chunk]:
-    parser = LlamaCppParser(answers=answers)
+def parse(segments: Iterable[bytes], *, head: ResponseHead = STREAM, responses: int = 1) -> list[Chunk]:
+    parser = LlamaCppParser(responses=responses)
     parser.start(head)
     chunks = [chunk for segment in segments for chunk in parser.feed(segment)]
     return [*chunks, *parser.finish()]
@@ -67,7 +67,7 @@ def encoder(
 def test_a_stream_is_forwarded_as_it_came(transcript: Transcript, name: str) -> None:
     stream = transcript(f"llamacpp/{name}.sse")
     made = encoder(completion(stream=True, prompt="x"))
-    chunks = parse([b":\n\n", stream[:100], stream[100:]], answers=STREAMS[name])
+    chunks = parse([b":\n\n", stream[:100], stream[100:]], responses=STREAMS[name])
     assert b"".join(made.encode(chunk) for chunk in chunks) + made.finish() == b":\n\n" + stream
 
 
@@ -77,14 +77,14 @@ def test_any_cutting_gives_the_same_answer(transcript: Transcript, name: str, pl
     stream = transcript(f"llamacpp/{name}.sse")
     stream = stream.replace(b"\n", b"\r\n") if dos else stream
     edges = [0, *sorted({place % len(stream) for place in places}), len(stream)]
-    chunks = parse([stream[a:b] for a, b in pairwise(edges)], answers=STREAMS[name])
+    chunks = parse([stream[a:b] for a, b in pairwise(edges)], responses=STREAMS[name])
     assert b"".join(chunk.raw for chunk in chunks) == stream
     last = [chunk for chunk in chunks if chunk.usage][-1]
     assert (last.usage, last.finish) == COUNTS[name]
 
 
 def test_several_prompts_are_counted_together(transcript: Transcript) -> None:
-    usage = [chunk.usage for chunk in parse([transcript("llamacpp/prompts.sse")], answers=2) if chunk.usage][-1]
+    usage = [chunk.usage for chunk in parse([transcript("llamacpp/prompts.sse")], responses=2) if chunk.usage][-1]
     whole = [chunk.usage for chunk in parse([transcript("llamacpp/prompts.json")], head=WHOLE) if chunk.usage][-1]
     assert (usage.prompt_tokens, usage.completion_tokens) == (2, 4) == (whole.prompt_tokens, whole.completion_tokens)
 
@@ -122,7 +122,7 @@ def test_a_stream_that_ends_early_is_broken(transcript: Transcript) -> None:
     with pytest.raises(BackendBroken, match="before it was complete"):
         parse([b"\n\n".join(events[:-2]) + b"\n\n"])
     with pytest.raises(BackendBroken, match="before it was complete"):
-        parse([transcript("llamacpp/completion.sse")], answers=2)
+        parse([transcript("llamacpp/completion.sse")], responses=2)
 
 
 def test_text_in_place_of_an_event_is_broken() -> None:
@@ -132,7 +132,7 @@ def test_text_in_place_of_an_event_is_broken() -> None:
 
 def test_an_error_in_the_stream_is_one() -> None:
     error = b'data: {"error":{"code":500,"message":"out of cells","type":"server_error"}}\n\n'
-    parser = LlamaCppParser(answers=1)
+    parser = LlamaCppParser(responses=1)
     with pytest.raises(BackendBroken, match="out of cells") as raised:
         list(parser.feed(error))
     assert raised.value.backend_status == 500
@@ -154,7 +154,7 @@ def test_nothing_of_an_earlier_attempt_is_folded() -> None:
 def test_a_stream_of_an_unknown_kind_ends_with_its_connection() -> None:
     stream = b"event: x\ndata: not json\n\ndata: cut"
     made = encoder(completion(stream=True, operation="other"))
-    assert b"".join(made.encode(chunk) for chunk in parse([stream], answers=0)) + made.finish() == stream
+    assert b"".join(made.encode(chunk) for chunk in parse([stream], responses=0)) + made.finish() == stream
 
 
 def test_the_parser_knows_how_many_answers_to_expect(transcript: Transcript) -> None:

@@ -260,7 +260,7 @@ def test_a_malformed_body_is_refused_wherever_it_is_sent(body: bytes) -> None:
 
 def test_a_backend_of_another_protocol_is_not_asked_what_it_cannot_know() -> None:
     for request in (ask("POST", "/tokenize", {"content": "x"}), ask("POST", "/unknown", {"model": "a"})):
-        with pytest.raises(BadRequest, match="does not understand"):
+        with pytest.raises(BadRequest, match="does not support"):
             OpenAIUpstream().build(ADAPTER.expand(request), model="a", stream=True)
 
 

@@ -11,7 +11,7 @@ from hostler.adapters import sse
 from hostler.adapters.base import Encoder, Incoming, Timing
 from hostler.adapters.errors import BackendBroken, BadRequest, ModelNotFound
 from hostler.adapters.lmstudio.adapter import LMStudioAdapter
-from hostler.adapters.lmstudio.encoder import FiguresEncoder
+from hostler.adapters.lmstudio.encoder import StatsEncoder
 from hostler.adapters.model_list import ModelCard
 from hostler.adapters.openai.parser import OpenAIParser
 from hostler.adapters.types import ChatRequest, Chunk, Media, Progress, Request, ResponseHead, Text, Usage
@@ -149,9 +149,9 @@ PATHS = {
 }
 
 
-def met(request: Request) -> FiguresEncoder:
+def met(request: Request) -> StatsEncoder:
     writing = encoder(request)
-    assert isinstance(writing, FiguresEncoder)
+    assert isinstance(writing, StatsEncoder)
     writing.bind_model(CARD)
     return writing
 
