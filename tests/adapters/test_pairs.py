@@ -63,7 +63,7 @@ PROMPTS = {
         OllamaAdapter(), "/api/generate", {"prompt": "x", "raw": True}, lambda: OllamaParser("generate")
     ),
 }  # fmt: skip
-NATIVE = Tongue(LlamaCppAdapter(), "/completion", {"prompt": "x"}, lambda: LlamaCppParser(answers=1))
+NATIVE = Tongue(LlamaCppAdapter(), "/completion", {"prompt": "x"}, lambda: LlamaCppParser(responses=1))
 
 words = st.text(min_size=1, max_size=8)
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_-]{0,9}", fullmatch=True)
