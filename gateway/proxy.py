@@ -94,7 +94,7 @@ class Proxy:
                 except Exception as error:
                     # No reader foresees everything that a backend may say: it costs this backend, not the request.
                     logger.exception("%s: the answer of %s could not be read", context.id, backend.name)
-                    words = "The backend's answer is not what the protocol allows."
+                    words = "The backend sent a response that its protocol does not allow."
                     raise BackendBroken(words, backend=backend.name) from error
         except asyncio.CancelledError:
             if not _had_everything(context, parser):

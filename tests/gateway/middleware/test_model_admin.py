@@ -82,7 +82,7 @@ async def test_each_operation_is_carried_out_and_its_steps_are_written(
 ) -> None:
     subject, writer = await carry_out(order)
     assert subject.done == [done]
-    assert [chunk.stage for chunk in writer.chunks] == [STEP] * steps
+    assert [chunk.step for chunk in writer.chunks] == [STEP] * steps
     assert writer.ended
 
 
