@@ -6,7 +6,7 @@ import re
 
 from hostler.adapters.errors import BadRequest, ModelNotFound
 from hostler.adapters.model_names import short_name
-from hostler.profiles.presets import is_name
+from hostler.profiles.presets import is_model_name
 
 # Wider than Ollama's own rule: a profile may be called `org/sub/model@v2`, and its own name must be accepted.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:/@-]{0,511}")
@@ -34,7 +34,7 @@ def require_name(name: str, *, missing: str | None = None) -> str:
 def new_name(name: str) -> str | None:
     """The short form under which a new model is stored; `None` if it breaks Ollama's own, stricter rule."""
     short = short_name(name)
-    return short if is_name(short) else None
+    return short if is_model_name(short) else None
 
 
 def is_cloud_model(name: str) -> bool:
