@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from hostler.profiles.sources import (
     DownloadPhase,
     FetchProgress,
     ModelSource,
+    ReportProgress,
     SourceError,
     cache_directory,
 )
@@ -26,8 +27,6 @@ from hostler.profiles.sources import (
 if TYPE_CHECKING:
     from hostler.profiles.downloads import Cancellation
     from hostler.profiles.schema import Profile
-
-ReportProgress = Callable[[FetchProgress], None]
 
 
 def cached(profile: Profile, *, cache_dir: Path | None = None) -> Path | None:

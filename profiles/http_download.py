@@ -82,7 +82,8 @@ def _response(
             yield response
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         cancellation.check()
-        raise SourceError(f"{host}: {error}" if str(error) else f"{host}: {type(error).__name__}") from None
+        reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+        raise SourceError(f"{host}: {reason}") from None
 
 
 def _client(url: httpx.URL, certificates: ssl.SSLContext) -> httpx.Client:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +34,9 @@ class FetchProgress(msgspec.Struct, frozen=True, kw_only=True):
     phase: DownloadPhase
     completed: int = 0
     total: int | None = None
+
+
+ReportProgress = Callable[[FetchProgress], None]
 
 
 class ModelSource(msgspec.Struct, frozen=True, kw_only=True):

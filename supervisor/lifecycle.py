@@ -13,6 +13,7 @@ import msgspec
 
 from hostler.profiles.gguf_header import GGUFError
 from hostler.profiles.schema import ModelFacts, Profile
+from hostler.profiles.sources import ReportProgress
 from hostler.supervisor.command import EngineCommand, build_command, engine_profile
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress
@@ -25,7 +26,7 @@ from hostler.supervisor.memory import (
     memory_need,
     update_peak,
 )
-from hostler.supervisor.model_files import FileDescription, ModelFiles, ReportProgress
+from hostler.supervisor.model_files import FileDescription, ModelFiles
 from hostler.supervisor.slot_cache import SlotCache
 from hostler.supervisor.slot_key import signature, slot_key
 

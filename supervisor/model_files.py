@@ -21,7 +21,7 @@ from anyio.abc import TaskGroup
 from hostler.profiles.fetch import cached, fetch
 from hostler.profiles.gguf import FactsCache, GGUFError, digest
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.profiles.sources import FetchProgress, SourceError
+from hostler.profiles.sources import FetchProgress, ReportProgress, SourceError
 from hostler.supervisor.contract import Failure, SupervisorError
 
 #: Read-ahead is requested in pieces, so that it can be cancelled in between.
@@ -38,8 +38,6 @@ class FileDescription(msgspec.Struct, frozen=True, kw_only=True):
     digest: str = ""
     modified_at: float = 0.0
 
-
-ReportProgress = Callable[[FetchProgress], None]
 
 PrepareFile = Callable[[Profile, ReportProgress], Awaitable[Path]]
 """Returns the path of a profile's file, after downloading it if necessary. Raises `SourceError`, `OSError`."""

@@ -133,7 +133,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
 def test_without_a_network_a_pull_says_so(tmp_path: Path) -> None:
     proxy = f"http://127.0.0.1:{free_port()}"
     done = run(tmp_path, "pull", "smollm2", HTTPS_PROXY=proxy, https_proxy=proxy, PIP_INDEX_URL="https://index.invalid")
-    assert_helpful(done, 1, "cannot be reached", "is there a network", "set model: to a path")
+    assert_helpful(done, 1, "is unreachable", "check the network", "set model: to a path")
 
 
 def test_another_server_is_reported_as_no_gateway(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_a_model_created_from_a_missing_one_is_ignored(place: Place) -> None:
     del place.document["profiles"]["far"]
     with place.up() as running, ollama.Client(running.address) as client:
         assert names(client) == {"smol:latest"}
-        assert "wide" in running.log and "left out" in running.log
+        assert "wide" in running.log and "this model is ignored" in running.log
 
 
 def test_an_uploaded_file_is_deleted_with_its_model(client: ollama.Client, shared: Place) -> None:
