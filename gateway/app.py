@@ -54,7 +54,7 @@ from hostler.gateway.scheduling.types import SchedulerSettings
 from hostler.gateway.server.server import Server
 from hostler.gateway.telemetry.access_log import AccessLog
 from hostler.gateway.telemetry.tracing import MissingExtra, TracedTransport, Tracer, TracingOptions, require_extra
-from hostler.gateway.telemetry.transcripts import TranscriptRules, Transcripts
+from hostler.gateway.telemetry.transcripts import TranscriptLimits, Transcripts
 from hostler.gateway.telemetry.transcripts import default_file as contents_file
 from hostler.gateway.uploads import Uploads
 from hostler.profiles.blobs import BlobStore
@@ -399,7 +399,7 @@ def _contents(settings: GatewaySettings) -> Transcripts | None:
     file = Path(recording.file).expanduser() if recording.file else contents_file()
     if recording.contents:
         logger.warning("prompts and answers are recorded in %s (gateway.recording.contents)", file)
-        return Transcripts(file, TranscriptRules(max_bytes=recording.max_size, max_age_s=recording.max_age_s))
+        return Transcripts(file, TranscriptLimits(max_bytes=recording.max_size, max_age_s=recording.max_age_s))
     if file.is_file():
         logger.warning("%s still holds prompts and answers of when they were recorded: delete it if you may", file)
     return None

@@ -1,4 +1,4 @@
-"""What was asked and answered, word by word: kept only where somebody switched that on, in a file of its own. Bounded."""
+"""Recorded prompts and answers, in a SQLite file of their own. Off by default, bounded in size and age."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-#: What waits to be written may take this much; what comes beyond it is left out and counted.
-_MOST_WAITING = 32 * 1024**2
-_WRITE_EVERY_S = 1.0
-_LOOK_EVERY_S = 60.0
+#: Bytes that may wait to be written; transcripts beyond it are dropped and counted.
+_MAX_PENDING_BYTES = 32 * 1024**2
+_WRITE_INTERVAL_S = 1.0
+_PRUNE_INTERVAL_S = 60.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS contents (
@@ -42,15 +42,15 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     cut: tuple[str, ...] = ()
 
 
-class TranscriptRules(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is kept in all, and for how long."""
+class TranscriptLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits of the file, in bytes and seconds."""
 
     max_bytes: int
     max_age_s: float
 
 
 def default_file(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where it is kept when the configuration names no file."""
+    """The file where the configuration names none."""
     if directory := environ.get("STATE_DIRECTORY"):  # systemd's; several are joined by colons
         return Path(directory.partition(":")[0]) / "contents.sqlite3"
     base = environ.get("XDG_STATE_HOME") or "~/.local/state"
@@ -58,42 +58,42 @@ def default_file(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 class Transcripts:
-    """Keeps what is added, the newest of it. Nobody waits for the disk; one that is full costs the record, not the answer.
+    """Stores what `add` receives, and deletes the oldest beyond `limits`. Disk errors lose transcripts, never answers.
 
-    The file is readable by its user only, and what goes from it is overwritten.
+    The file is readable by its user only, and deleted contents are overwritten.
     """
 
-    def __init__(self, file: Path, rules: TranscriptRules, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, file: Path, limits: TranscriptLimits, *, wall: Callable[[], float] = time.time) -> None:
         self.file = file
-        self._rules = rules
+        self._limits = limits
         self._wall = wall
         self._database: sqlite3.Connection | None = None
-        self._waiting: deque[Recorded] = deque()
-        self._waiting_bytes = 0
-        self._left_out = 0
-        self._complained = False
-        self._one_at_a_time = anyio.CapacityLimiter(1)
+        self._pending: deque[Recorded] = deque()
+        self._pending_bytes = 0
+        self._dropped = 0
+        self._logged_error = False
+        self._limiter = anyio.CapacityLimiter(1)
         self._opened = anyio.Event()
 
     def add(self, recorded: Recorded) -> None:
-        """Another one. Never waits."""
-        if self._waiting_bytes > _MOST_WAITING:
-            self._left_out += 1
+        """Never waits."""
+        if self._pending_bytes > _MAX_PENDING_BYTES:
+            self._dropped += 1
             return
-        self._waiting.append(recorded)
-        self._waiting_bytes += len(recorded.request) + len(recorded.answer)
+        self._pending.append(recorded)
+        self._pending_bytes += len(recorded.request) + len(recorded.answer)
 
     async def run(self) -> None:
-        """Write until cancelled, and once more then."""
+        """Write until cancelled, and once more at the end."""
         await self._in_thread(self._open)
         self._opened.set()
-        looked = self._wall()
+        pruned = self._wall()
         try:
             while True:
-                await anyio.sleep(_WRITE_EVERY_S)
+                await anyio.sleep(_WRITE_INTERVAL_S)
                 now = self._wall()
-                if self._waiting or not 0 <= now - looked < _LOOK_EVERY_S:
-                    looked = now
+                if self._pending or not 0 <= now - pruned < _PRUNE_INTERVAL_S:
+                    pruned = now
                     await self.flush()
         finally:
             with anyio.CancelScope(shield=True):
@@ -101,28 +101,28 @@ class Transcripts:
                 await self._in_thread(self._close)
 
     async def flush(self) -> None:
-        """Write what has come so far, and let go of what is too much or too old."""
+        """Write what is pending, and delete what is beyond the limits."""
         await self._opened.wait()
-        fresh = list(self._waiting)
-        self._waiting.clear()
-        self._waiting_bytes = 0
-        if self._left_out:
-            logger.warning("%d requests were not recorded: they came faster than the disk takes them", self._left_out)
-            self._left_out = 0
+        fresh = list(self._pending)
+        self._pending.clear()
+        self._pending_bytes = 0
+        if self._dropped:
+            logger.warning("%d requests not recorded: the disk is too slow", self._dropped)
+            self._dropped = 0
         await self._in_thread(lambda: self._write(fresh))
 
     async def find(self, request_id: str) -> list[Recorded]:
-        """What is recorded under this id, the newest first: clients may choose ids, so there can be several."""
+        """The transcripts with this id, newest first: clients may choose ids, so there can be several."""
         await self.flush()
         return await self._in_thread(lambda: self._find(request_id)) or []
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T | None:
         try:
-            return await anyio.to_thread.run_sync(work, limiter=self._one_at_a_time)
+            return await anyio.to_thread.run_sync(work, limiter=self._limiter)
         except (sqlite3.Error, OSError) as error:
-            if not self._complained:
-                logger.error("%s: contents cannot be recorded: %s", self.file, error)
-            self._complained = True
+            if not self._logged_error:
+                logger.error("%s: cannot record contents: %s", self.file, error)
+            self._logged_error = True
             return None
 
     # In the other thread, one at a time.
@@ -131,7 +131,7 @@ class Transcripts:
         self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(self.file, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600))
         self.file.chmod(0o600)
-        # Used by one thread at a time, but not always by the same one. A journal beside the file would have its own life.
+        # Used by one thread at a time, but not always by the same one. No WAL: it would keep deleted contents.
         database = sqlite3.connect(self.file, check_same_thread=False, timeout=2.0)
         try:
             database.execute("PRAGMA auto_vacuum = FULL")
@@ -156,17 +156,17 @@ class Transcripts:
         with self._database:
             self._database.executemany("INSERT INTO contents (id, at, size, body) VALUES (?, ?, ?, ?)", rows)
         self._prune()
-        self._complained = False
+        self._logged_error = False
 
     def _prune(self) -> None:
         assert self._database is not None
-        oldest = self._wall() - self._rules.max_age_s
+        oldest = self._wall() - self._limits.max_age_s
         with self._database:
             self._database.execute("DELETE FROM contents WHERE at < ?", (oldest,))
             self._database.execute(
                 "DELETE FROM contents WHERE n <= (SELECT max(n) FROM (SELECT n, sum(size) OVER (ORDER BY n DESC) AS kept"
                 " FROM contents) WHERE kept > ?)",
-                (self._rules.max_bytes,),
+                (self._limits.max_bytes,),
             )
 
     def _find(self, request_id: str) -> list[Recorded]:

@@ -8,12 +8,10 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 from system.house import House, OpenHouse, keys_in
 
 from hostler.gateway.auth import keys
-from hostler.gateway.telemetry.transcripts import Recorded, TranscriptRules, Transcripts
 
 pytestmark = pytest.mark.anyio
 
@@ -95,45 +93,6 @@ async def test_logs_and_events_never_hold_contents(
         await asked(house)
         told = [(await house.http.get(path)).text for path in ("/admin/status", "/admin/history", "/metrics")]
     assert all(SECRET not in text for text in (*told, caplog.text))
-
-
-def recorded(number: int, at: float = 0.0, size: int = 1000) -> Recorded:
-    return Recorded(id=f"req-{number}", at=at, request="?" * size, answer="!")
-
-
-async def kept(contents: Transcripts, numbers: range) -> list[int]:
-    return [number for number in numbers if await contents.find(f"req-{number}")]
-
-
-async def test_only_the_newest_transcripts_are_kept_by_size_and_age(tmp_path: Path) -> None:
-    now = 1000.0
-    file = tmp_path / "contents.sqlite3"
-    contents = Transcripts(file, TranscriptRules(max_bytes=5000, max_age_s=100), wall=lambda: now)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(contents.run)
-        for number in range(20):
-            contents.add(recorded(number, at=now))
-        assert await kept(contents, range(20)) == [16, 17, 18, 19]
-        contents.add(recorded(20, at=now))
-        now = 1099.0
-        assert await kept(contents, range(21)) == [17, 18, 19, 20]
-        now = 1101.0
-        assert await kept(contents, range(21)) == []
-        tasks.cancel_scope.cancel()
-    assert b"????" not in file.read_bytes()
-
-
-async def test_transcripts_are_dropped_when_the_disk_is_too_slow(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    contents = Transcripts(tmp_path / "contents.sqlite3", TranscriptRules(max_bytes=2**30, max_age_s=100))
-    for number in range(100):
-        contents.add(recorded(number, size=1024**2))
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(contents.run)
-        await contents.flush()
-        tasks.cancel_scope.cancel()
-    assert "68 requests were not recorded" in caplog.text
 
 
 async def test_a_disk_error_is_logged_once_and_raises_nothing(
