@@ -1,4 +1,4 @@
-"""Who has to go when nobody said who, and how: the longest unused first, and never in the middle of an answer."""
+"""What engines take, whether they are busy, and how long a switch waits for their responses."""
 
 from __future__ import annotations
 
@@ -12,27 +12,108 @@ import httpx
 import msgspec
 import pytest
 from fakes.gate import Gate
+from fakes.meter import PretendedMeter
 
-from hostler.profiles.schema import Profile
+from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.yaml_config import Size
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.contract import EngineAddress, Snapshot, SwitchMoved
+from hostler.supervisor.contract import EngineAddress, ModelChanged, Snapshot, SwitchMoved
 from hostler.supervisor.engine_client import EngineActivity, engine_activity
 from hostler.supervisor.manager import EngineManager
-from hostler.supervisor.memory import GIB
+from hostler.supervisor.memory import GIB, MIB, MemoryUsage
+from hostler.supervisor.model_files import FileDescription
 
 pytestmark = pytest.mark.anyio
-
 Scripted = Callable[..., Profile]
 Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
-Gates = Callable[[str], Gate]
-
 EXCLUSIVE = SupervisorSettings(stop_grace_s=5, backoff_s=0.05, drain_s=60)
 SHARED = msgspec.structs.replace(EXCLUSIVE, memory_budget=Size(8 * GIB))
 
 
-def sized(scripted: Scripted, name: str, gib: int, **script: Any) -> Profile:
-    return scripted(name, profile={"memory": gib * GIB}, **script)
+def states(manager: EngineManager) -> dict[str, str]:
+    return {status.model: status.state for status in manager.status_now().models}
+
+
+async def until_told(manager: EngineManager, condition: Callable[[], bool]) -> None:
+    """Wait until `condition` holds after one of the fleet's events."""
+    with anyio.fail_after(10):
+        async with manager.events() as events:
+            async for _ in events:
+                if condition():
+                    return
+
+
+async def test_what_an_engine_takes_is_shown_with_its_descendants(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    async with running(EngineManager([scripted("a"), scripted("b", grandchild=True)], SHARED)) as manager:
+        await manager.switch("a")
+        await manager.switch("b")
+        await until_told(manager, lambda: all(status.memory_bytes for status in manager.status_now().models))
+        alone, two = (status.memory_bytes for status in manager.status_now().models)
+        assert 4 * MIB < alone < 100 * MIB
+        assert two > alone + 2 * MIB
+        await manager.unload("a")
+        assert manager.status_now().models[0].memory_bytes == 0
+
+
+async def test_memory_of_a_gpu_is_told_too(scripted: Scripted, running: Running, journal: Any) -> None:
+    meter: Any = PretendedMeter(MemoryUsage(rss=2 * GIB, gpu=5 * GIB))
+    async with running(EngineManager([scripted("a")], SHARED, meter=meter)) as manager:
+        await manager.switch("a")
+        await until_told(manager, lambda: manager.status_now().models[0].gpu_bytes == 5 * GIB)
+
+
+async def test_an_estimate_is_raised_by_what_was_seen_and_lowered_after_an_answer(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    estimated = FileDescription(facts=ModelFacts(bytes=2 * GIB))
+    meter: Any = PretendedMeter(MemoryUsage(rss=1 * GIB))
+    async with running(EngineManager([scripted("a")], SHARED, meter=meter, describe=lambda _: estimated)) as manager:
+
+        def need() -> int:
+            return manager.status_now().profiles[0].memory_bytes
+
+        address = await manager.switch("a")
+        await until_told(manager, lambda: manager.status_now().models[0].memory_bytes == GIB)
+        assert need() > 2 * GIB
+        async with manager.events() as events:
+            await anext(events)
+            await manager.answered("a", generation=address.generation, cached=0, prompt=5)
+            snapshot = await anext(event async for event in events if isinstance(event, Snapshot))
+        assert snapshot.host.profiles[0].memory_bytes == need() == GIB
+        meter.usage = MemoryUsage(rss=6 * GIB)
+        await manager.answered("a", generation=address.generation, cached=0, prompt=5)
+        assert need() == 6 * GIB
+
+
+async def test_an_unchanged_amount_is_not_told_again(scripted: Scripted, running: Running, journal: Any) -> None:
+    meter: Any = PretendedMeter(MemoryUsage(rss=1 * GIB))
+    async with running(EngineManager([scripted("a")], SHARED, meter=meter)) as manager:
+        address = await manager.switch("a")
+        await until_told(manager, lambda: manager.status_now().models[0].memory_bytes == GIB)
+        async with manager.events() as events:
+            await anext(events)
+            meter.usage = MemoryUsage(rss=GIB + 1)
+            await manager.answered("a", generation=address.generation, cached=0, prompt=5)
+            await manager.unload("a")
+            told = await anext(event async for event in events if isinstance(event, ModelChanged))
+            assert told.status.state == "stopping"
+
+
+async def test_a_driver_that_fails_ends_nothing(scripted: Scripted, running: Running, journal: Any) -> None:
+    class Broken(PretendedMeter):
+        def measure(self, pid: int) -> MemoryUsage:
+            raise RuntimeError("the driver has left")
+
+    meter: Any = Broken(MemoryUsage())
+    async with running(EngineManager([scripted("a")], SHARED, meter=meter)) as manager:
+        address = await manager.switch("a")
+        await manager.answered("a", generation=address.generation, cached=0, prompt=5)
+        assert states(manager) == {"a": "ready"}
+
+
+Gates = Callable[[str], Gate]
 
 
 def ready(manager: EngineManager) -> list[str]:
@@ -66,95 +147,6 @@ async def phases(manager: EngineManager, model: str, on: Callable[[SwitchMoved],
                 if event.phase in ("ready", "failed"):
                     break
     return list(dict.fromkeys(told))
-
-
-async def test_the_longest_unused_makes_room_not_the_first_that_was_started(
-    scripted: Scripted, running: Running, journal: Any
-) -> None:
-    profiles = [sized(scripted, name, gib) for name, gib in (("a", 3), ("b", 3), ("c", 4))]
-    async with running(EngineManager(profiles, SHARED)) as manager:
-        address = await manager.switch("a")
-        await manager.switch("b")
-        await chat(address)
-        await manager.switch("c")
-        assert ready(manager) == ["a", "c"]
-
-
-async def test_an_order_for_a_model_that_runs_is_a_use_of_it(
-    scripted: Scripted, running: Running, journal: Any
-) -> None:
-    profiles = [sized(scripted, name, gib) for name, gib in (("a", 3), ("b", 3), ("c", 4))]
-    async with running(EngineManager(profiles, SHARED)) as manager:
-        await manager.switch("a")
-        await manager.switch("b")
-        await manager.switch("a")
-        await manager.switch("c")
-        assert ready(manager) == ["a", "c"]
-
-
-async def test_one_that_is_at_work_stays_as_long_as_an_idle_one_can_go(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
-) -> None:
-    speak = gates("speak")
-    profiles = [sized(scripted, "a", 3, answer_when=speak.path), sized(scripted, "b", 3), sized(scripted, "c", 4)]
-    async with running(EngineManager(profiles, SHARED)) as manager, anyio.create_task_group() as tasks:
-        tasks.start_soon(chat, await manager.switch("a"))
-        await journal.until("request")
-        await manager.switch("b")
-        assert "draining" not in await phases(manager, "c")
-        assert ready(manager) == ["a", "c"]
-        speak.open()
-
-
-async def test_if_all_are_at_work_they_finish_before_they_make_room(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
-) -> None:
-    speak = gates("speak")
-    profiles = [sized(scripted, "a", 5, answer_when=speak.path), sized(scripted, "b", 5)]
-    answers: list[str] = []
-    async with running(EngineManager(profiles, SHARED)) as manager, anyio.create_task_group() as tasks:
-        address = await manager.switch("a")
-
-        async def ask() -> None:
-            answers.append(await chat(address))
-
-        tasks.start_soon(ask)
-        await journal.until("request")
-        told = await phases(manager, "b", lambda event: event.phase == "draining" and speak.open())
-        assert told[0] == "draining"
-        assert ready(manager) == ["b"]
-    assert "word4" in answers[0]
-
-
-async def test_a_model_on_its_way_out_is_waited_for_only_if_its_room_is_needed(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
-) -> None:
-    gone = gates("gone")
-    profiles = [sized(scripted, "a", 3, gone_when=gone.path), sized(scripted, "b", 4), sized(scripted, "c", 4)]
-    async with (
-        running(EngineManager(profiles, msgspec.structs.replace(SHARED, stop_grace_s=60))) as manager,
-        anyio.create_task_group() as tasks,
-    ):
-        await manager.switch("a")
-        tasks.start_soon(manager.unload, "a")
-        await journal.until("told")
-        with anyio.fail_after(20):
-            await manager.switch("b")
-        tasks.start_soon(manager.switch, "c")
-        await anyio.wait_all_tasks_blocked()
-        assert (ready(manager), journal.events("start", "c")) == (["b"], [])
-        gone.open()
-    assert journal.kinds()[:4] == [("start", "a"), ("start", "b"), ("stop", "a"), ("start", "c")]
-
-
-async def test_a_pinned_model_never_makes_room(scripted: Scripted, running: Running, journal: Any) -> None:
-    pinned = scripted("p", profile={"memory": 3 * GIB, "pinned": True})
-    profiles = [pinned, sized(scripted, "a", 3), sized(scripted, "b", 4)]
-    async with running(EngineManager(profiles, SHARED)) as manager:
-        await manager.switch("p")
-        await manager.switch("a")
-        await manager.switch("b")
-        assert ready(manager) == ["p", "b"]
 
 
 async def test_an_exclusive_host_lets_the_old_model_finish_and_says_so(

@@ -1,4 +1,4 @@
-"""A file fetched on another machine: ordered, watched and given up over HTTP."""
+"""Downloads on a remote host: started, followed and cancelled over HTTP."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.model_files import FileDescription
 
 pytestmark = pytest.mark.anyio
-
 Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
 PROFILES = (
     Profile(name="m", model="hf:a/b/m.gguf", aliases=("em",)),

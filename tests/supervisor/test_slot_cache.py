@@ -1,4 +1,4 @@
-"""Conversation caches over a stop: against an engine that only writes bytes, and against the real one."""
+"""Saved slots, of an engine that only writes bytes, and of the real one."""
 
 from __future__ import annotations
 
@@ -21,17 +21,12 @@ from fakes.ports import free_port
 from msgspec.structs import replace
 
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.engine_client import EngineError, engine_build, request_json
-from hostler.supervisor.lifecycle import EngineLifecycle, EngineServices
-from hostler.supervisor.memory import MemoryHistory
-from hostler.supervisor.model_files import ModelFiles
 from hostler.supervisor.slot_cache import RestoreResult, SlotCache, SlotLimits
-from hostler.supervisor.slot_key import slot_key, unsupported_reason
+from hostler.supervisor.slot_key import slot_key
 
 pytestmark = pytest.mark.anyio
-
 FACTS = ModelFacts(architecture="llama", bytes=1000, kv_bytes_per_token=1)
 PROFILE = Profile(name="alpha", model="/m.gguf", parallel=2)
 KEY = "a" * 64
@@ -307,26 +302,6 @@ def test_closes_a_folder_that_was_open_to_others(tmp_path: Path) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize(
-    ("profile", "facts"),
-    [
-        (PROFILE, None),
-        (PROFILE, replace(FACTS, sliding_window=512)),
-        (PROFILE, replace(FACTS, metadata={"gemma3.attention.sliding_window": 512})),
-        (PROFILE, replace(FACTS, recurrent=True)),
-        (replace(PROFILE, embeddings=True), FACTS),
-        (replace(PROFILE, args=("-md", "/draft.gguf")), FACTS),
-    ],
-)
-async def test_leaves_models_alone_whose_caches_do_not_come_back(
-    cache: SlotCache, engine: WritingEngine, profile: Profile, facts: ModelFacts | None
-) -> None:
-    assert unsupported_reason(profile, facts)
-    assert (await cache.save(engine.address, profile, facts, KEY)).why
-    assert (await cache.restore(engine.address, profile, facts, KEY)).why
-    assert engine.asked == []
-
-
 async def test_a_model_that_gains_nothing_twice_is_left_alone_for_good(
     cache: SlotCache, engine: WritingEngine, clock: Clock, tmp_path: Path
 ) -> None:
@@ -362,67 +337,6 @@ async def test_what_was_written_before_the_machine_restarted_is_not_trusted(
     sidecar = tmp_path / BOTH[0]
     sidecar.write_bytes(msgspec.json.encode({**msgspec.json.decode(sidecar.read_bytes()), "boot": "another"}))
     assert (await cache.restore(engine.address, PROFILE, FACTS, KEY)).slots == 1
-
-
-def test_a_key_changes_with_all_that_a_cache_depends_on(tmp_path: Path) -> None:
-    file, adapter = tmp_path / "m.gguf", tmp_path / "a.gguf"
-    file.write_bytes(b"weights")
-    adapter.write_bytes(b"adapter")
-    profile = replace(PROFILE, args=("--lora-scaled", f"{adapter}:0.5"))
-    keys = {slot_key(profile, file, "b1"), slot_key(profile, file, "b2")}
-    for change in (
-        {"parallel": 1},
-        {"name": "beta"},
-        {"args": (*profile.args, "-ctk", "q8_0")},
-        {"args": (*profile.args, "-fa", "on")},
-        {"args": (*profile.args, "-kvu")},
-        {"args": (*profile.args, "--rope-scale", "2")},
-        {"env": {"LLAMA_ARG_CACHE_TYPE_K": "q8_0"}},
-    ):
-        keys.add(slot_key(replace(profile, **change), file, "b1"))
-    adapter.write_bytes(b"adaptor")
-    os.utime(adapter, ns=(1, 1))
-    keys.add(slot_key(profile, file, "b1"))
-    file.write_bytes(b"wights!")
-    os.utime(file, ns=(1, 1))
-    keys.add(slot_key(profile, file, "b1"))
-    assert len(keys) == 11
-
-
-def test_a_key_stays_when_only_speed_changes(tmp_path: Path) -> None:
-    file = tmp_path / "m.gguf"
-    file.write_bytes(b"weights")
-    faster = replace(PROFILE, args=("-t", "8", "-ngl", "99"), context=9999, batch=2048, ttl_s=3.0, description="x")
-    assert slot_key(PROFILE, file, "b") == slot_key(faster, file, "b")
-
-
-async def test_a_lifecycle_saves_and_restores_for_the_file_that_the_engine_was_started_with(
-    cache: SlotCache, engine: WritingEngine, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    file = tmp_path_factory.mktemp("models") / "m.gguf"
-    file.write_bytes(b"weights")
-    cache.read_facts = lambda _: FACTS
-    services = EngineServices(
-        settings=SupervisorSettings(), host="", files=ModelFiles(), memory=MemoryHistory(), slots=cache
-    )
-    lifecycle = EngineLifecycle(PROFILE, services)
-    lifecycle.path = file
-    await lifecycle.restore_slots(engine.address)
-    await lifecycle.save_slots(engine.address)
-    assert cache.total() == 1500
-    await lifecycle.save_slots(engine.address)
-    assert engine.asked.count("GET /slots") == 1
-    file.write_bytes(b"other weights")
-    await lifecycle.restore_slots(engine.address)
-    assert engine.restored == {}
-    file.write_bytes(b"weights")
-    os.utime(file, ns=(7, 7))
-    await lifecycle.restore_slots(engine.address)
-    await lifecycle.save_slots(engine.address)
-    file.unlink()
-    await lifecycle.restore_slots(engine.address)
-    await lifecycle.save_slots(engine.address)
-    assert engine.asked.count("GET /slots") == 2
 
 
 async def test_an_answer_without_end_or_sense_is_an_error(engine: WritingEngine) -> None:

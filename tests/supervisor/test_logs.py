@@ -1,4 +1,4 @@
-"""The ring of last lines: bounded, followed, and without secrets."""
+"""The log lines of an engine, buffered and followed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files on their way: one download for all who wait, and none for nobody."""
+"""Model files: one download for all who wait for the same file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from hostler.supervisor.contract import SupervisorError
 from hostler.supervisor.model_files import ModelFiles
 
 pytestmark = pytest.mark.anyio
-
 FILE = Path("/somewhere/m.gguf")
 PROFILE = Profile(name="m", model="hf:a/b/m.gguf")
 SAME = Profile(name="other", model="hf:a/b/m.gguf")

@@ -1,4 +1,4 @@
-"""kill -9 of whoever runs the manager, at any moment: no engine is left."""
+"""Engines end with their supervisor, even if it is killed."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 from hostler.supervisor.reaper import Reaper
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems end only engines that read their stdin")
+
 
 #: Starts one engine and says when it is started, and when it is ready.
 PROGRAM = """

@@ -1,4 +1,4 @@
-"""Whoever guesses tokens waits; whoever knows the right one does not."""
+"""Host names, tokens and their throttle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from starlette.applications import Starlette
 
 from hostler.supervisor.api import create_app
-from hostler.supervisor.auth import FailureThrottle
+from hostler.supervisor.auth import FailureThrottle, HostCheck, TokenCheck, host_name
 
 Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
 
@@ -47,3 +47,50 @@ async def test_after_many_wrong_tokens_an_address_is_told_to_wait_and_the_right_
         # Without any token nothing is guessed.
         assert (await http.get("/models/status")).status_code == 401
         assert (await http.get("/models/status", headers={"Authorization": "Bearer right"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        ("gpu.lan", "gpu.lan"),
+        ("GPU.lan.:8080", "gpu.lan"),
+        ("127.0.0.1:8080", "127.0.0.1"),
+        ("::1", "::1"),
+        ("[::1]:8080", "::1"),
+        ("[0:0::1]", "::1"),
+        ("", None),
+        ("a:b", None),
+        ("user@gpu.lan", None),
+        ("gpu.lan/x", None),
+        ("[::1", None),
+    ],
+)
+def test_reads_a_host_header(header: str, name: str | None) -> None:
+    assert host_name(header) == name
+
+
+@pytest.mark.parametrize(
+    ("header", "bound", "allowed"),
+    [
+        ("gpu.lan:8080", "10.0.0.5", True),
+        ("10.0.0.5", "10.0.0.5", True),
+        ("10.0.0.6", "10.0.0.5", False),
+        ("evil.example", "127.0.0.1", False),
+        ("localhost", "127.0.0.1", True),
+        ("localhost", "", True),
+        ("localhost", "10.0.0.5", False),
+        ("[fe80::1]:8080", "fe80::1%eth0", True),
+    ],
+)
+def test_a_host_header_has_to_name_this_server(header: str, bound: str, allowed: bool) -> None:
+    check = HostCheck(["GPU.lan"])
+    assert [check.allows(header, bound), check.allows(header, bound)] == [allowed, allowed]
+
+
+def test_loopback_names_may_be_allowed_on_every_connection() -> None:
+    assert HostCheck([], loopback_everywhere=True).allows("localhost:8080", "10.0.0.5")
+
+
+def test_a_token_has_to_be_equal_byte_by_byte() -> None:
+    check = TokenCheck("secret")
+    assert [check.matches(token) for token in (b"secret", b"Secret", b"secret ", b"")] == [True, False, False, False]

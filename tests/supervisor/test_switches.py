@@ -1,0 +1,244 @@
+"""Which models stop for another one: idle ones first, and only if it needs their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import msgspec
+import pytest
+from fakes.gate import Gate
+from fakes.meter import PretendedMeter
+from system.house import house_in
+
+from hostler.profiles.schema import ModelFacts, Profile
+from hostler.profiles.yaml_config import Size
+from hostler.supervisor.config import SupervisorSettings
+from hostler.supervisor.contract import EngineAddress, Snapshot, SupervisorError, SwitchMoved
+from hostler.supervisor.manager import EngineManager
+from hostler.supervisor.memory import GIB, MemoryUsage
+from hostler.supervisor.model_files import FileDescription
+
+pytestmark = pytest.mark.anyio
+Scripted = Callable[..., Profile]
+Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
+EXCLUSIVE = SupervisorSettings(stop_grace_s=5, backoff_s=0.05, drain_s=60)
+SHARED = msgspec.structs.replace(EXCLUSIVE, memory_budget=Size(8 * GIB))
+
+
+def states(manager: EngineManager) -> dict[str, str]:
+    return {status.model: status.state for status in manager.status_now().models}
+
+
+async def until_told(manager: EngineManager, condition: Callable[[], bool]) -> None:
+    """Wait until `condition` holds after one of the fleet's events."""
+    with anyio.fail_after(10):
+        async with manager.events() as events:
+            async for _ in events:
+                if condition():
+                    return
+
+
+async def test_what_was_seen_decides_who_has_to_go(scripted: Scripted, running: Running, journal: Any) -> None:
+    meter: Any = PretendedMeter(MemoryUsage(rss=5 * GIB))
+    async with running(EngineManager([scripted("a"), scripted("b")], SHARED, meter=meter)) as manager:
+        await manager.switch("a")
+        await until_told(manager, lambda: manager.status_now().profiles[0].memory_bytes == 5 * GIB)
+        await manager.switch("b")
+        assert states(manager) == {"a": "ready", "b": "ready"}
+        await until_told(manager, lambda: manager.status_now().profiles[1].memory_bytes == 5 * GIB)
+        await manager.unload("b")
+        await manager.switch("b")
+        assert states(manager) == {"a": "stopped", "b": "ready"}
+
+
+async def test_a_model_that_can_never_fit_is_refused_with_the_sum_and_costs_nobody(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    huge = FileDescription(facts=ModelFacts(architecture="llama", bytes=9 * GIB, kv_bytes_per_token=1024 * 1024))
+    manager = EngineManager(
+        [scripted("a"), scripted("huge")], SHARED,
+        describe=lambda profile: huge if profile.name == "huge" else FileDescription(),
+    )  # fmt: skip
+    async with running(manager):
+        await manager.switch("a")
+        with pytest.raises(SupervisorError) as raised:
+            await manager.switch("huge", evict=["a"])
+        failure = raised.value.failure
+        assert failure.kind == "does_not_fit"
+        assert "huge needs 13.3 GiB (9.0 weights + 4.0 cache + 0.3 other); the budget is 8.0 GiB" in failure.message
+        assert states(manager) == {"a": "ready", "huge": "stopped"}
+
+
+async def test_pinned_models_are_named_when_they_leave_too_little(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    sizes = {"p": 5, "a": 4}
+    profiles = [scripted(name, profile={"memory": size * GIB, "pinned": name == "p"}) for name, size in sizes.items()]
+    async with running(EngineManager(profiles, SHARED)) as manager:
+        await until_told(manager, lambda: states(manager)["p"] == "ready")
+        with pytest.raises(SupervisorError, match=r"does not fit into 8\.0 GiB beside pinned p"):
+            await manager.switch("a")
+        assert states(manager)["p"] == "ready"
+
+
+async def test_pinned_models_start_by_themselves_and_come_back(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    exclusive = SupervisorSettings(backoff_s=0.05)
+    profiles = [scripted("p", profile={"pinned": True}), scripted("q"), scripted("a")]
+    async with running(EngineManager(profiles, exclusive)) as manager:
+        await until_told(manager, lambda: states(manager)["p"] == "ready")
+        await manager.switch("a")
+        pinned = [profiles[0], scripted("q", profile={"pinned": True}), profiles[2]]
+        await manager.replace_profiles(pinned)
+        await until_told(manager, lambda: states(manager)["q"] == "ready")
+        assert states(manager) == {"p": "ready", "q": "ready", "a": "ready"}
+        assert [event["model"] for event in journal.events("start")] == ["p", "a", "q"]
+
+
+async def test_a_pinned_model_that_cannot_start_is_a_warning(
+    scripted: Scripted, running: Running, journal: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    profile = scripted("p", profile={"pinned": True}, exit_code=3)
+    async with running(EngineManager([profile, scripted("a")], SupervisorSettings(max_failures=1))) as manager:
+        await until_told(manager, lambda: states(manager)["p"] == "failed")
+        assert (await manager.switch("a")).model == "a"
+    assert "p: pinned, but cannot be started" in caplog.text
+
+
+async def test_a_client_is_told_the_sum_when_its_model_can_never_fit(tmp_path: Path) -> None:
+    profiles = {"a": {"memory": "3GiB"}, "huge": {"memory": "9GiB"}}
+    async with house_in(tmp_path)(profiles, supervisor={"memory_budget": "8GiB"}) as house:
+        assert (await house.chat("a")).status_code == 200
+        answer = await house.chat("huge")
+        assert answer.status_code == 503
+        assert "it needs 9.0 GiB of 8.0 GiB" in answer.json()["error"]["message"]
+        assert house.starts() == ["a"]
+
+
+Gates = Callable[[str], Gate]
+
+
+def sized(scripted: Scripted, name: str, gib: int, **script: Any) -> Profile:
+    return scripted(name, profile={"memory": gib * GIB}, **script)
+
+
+def ready(manager: EngineManager) -> list[str]:
+    return [status.model for status in manager.status_now().models if status.state == "ready"]
+
+
+async def chat(address: EngineAddress) -> str:
+    """What its clients do: ask the engine itself."""
+    headers = {"Authorization": f"Bearer {address.key}"}
+    async with httpx.AsyncClient(headers=headers, timeout=60, trust_env=False) as http:
+        url = f"http://{address.host}:{address.port}/v1/chat/completions"
+        return (await http.post(url, json={"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 16})).text
+
+
+async def phases(manager: EngineManager, model: str, on: Callable[[SwitchMoved], object] = lambda _: None) -> list[str]:
+    """Switch to it; what was told meanwhile."""
+    told: list[str] = []
+    async with manager.events() as events, anyio.create_task_group() as tasks:
+        assert isinstance(await anext(events), Snapshot)
+        tasks.start_soon(manager.switch, model)
+        async for event in events:
+            if isinstance(event, SwitchMoved):
+                told.append(event.phase)
+                on(event)
+                if event.phase in ("ready", "failed"):
+                    break
+    return list(dict.fromkeys(told))
+
+
+async def test_the_longest_unused_makes_room_not_the_first_that_was_started(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    profiles = [sized(scripted, name, gib) for name, gib in (("a", 3), ("b", 3), ("c", 4))]
+    async with running(EngineManager(profiles, SHARED)) as manager:
+        address = await manager.switch("a")
+        await manager.switch("b")
+        await chat(address)
+        await manager.switch("c")
+        assert ready(manager) == ["a", "c"]
+
+
+async def test_an_order_for_a_model_that_runs_is_a_use_of_it(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
+    profiles = [sized(scripted, name, gib) for name, gib in (("a", 3), ("b", 3), ("c", 4))]
+    async with running(EngineManager(profiles, SHARED)) as manager:
+        await manager.switch("a")
+        await manager.switch("b")
+        await manager.switch("a")
+        await manager.switch("c")
+        assert ready(manager) == ["a", "c"]
+
+
+async def test_one_that_is_at_work_stays_as_long_as_an_idle_one_can_go(
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
+) -> None:
+    speak = gates("speak")
+    profiles = [sized(scripted, "a", 3, answer_when=speak.path), sized(scripted, "b", 3), sized(scripted, "c", 4)]
+    async with running(EngineManager(profiles, SHARED)) as manager, anyio.create_task_group() as tasks:
+        tasks.start_soon(chat, await manager.switch("a"))
+        await journal.until("request")
+        await manager.switch("b")
+        assert "draining" not in await phases(manager, "c")
+        assert ready(manager) == ["a", "c"]
+        speak.open()
+
+
+async def test_if_all_are_at_work_they_finish_before_they_make_room(
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
+) -> None:
+    speak = gates("speak")
+    profiles = [sized(scripted, "a", 5, answer_when=speak.path), sized(scripted, "b", 5)]
+    answers: list[str] = []
+    async with running(EngineManager(profiles, SHARED)) as manager, anyio.create_task_group() as tasks:
+        address = await manager.switch("a")
+
+        async def ask() -> None:
+            answers.append(await chat(address))
+
+        tasks.start_soon(ask)
+        await journal.until("request")
+        told = await phases(manager, "b", lambda event: event.phase == "draining" and speak.open())
+        assert told[0] == "draining"
+        assert ready(manager) == ["b"]
+    assert "word4" in answers[0]
+
+
+async def test_a_model_on_its_way_out_is_waited_for_only_if_its_room_is_needed(
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
+) -> None:
+    gone = gates("gone")
+    profiles = [sized(scripted, "a", 3, gone_when=gone.path), sized(scripted, "b", 4), sized(scripted, "c", 4)]
+    async with (
+        running(EngineManager(profiles, msgspec.structs.replace(SHARED, stop_grace_s=60))) as manager,
+        anyio.create_task_group() as tasks,
+    ):
+        await manager.switch("a")
+        tasks.start_soon(manager.unload, "a")
+        await journal.until("told")
+        with anyio.fail_after(20):
+            await manager.switch("b")
+        tasks.start_soon(manager.switch, "c")
+        await anyio.wait_all_tasks_blocked()
+        assert (ready(manager), journal.events("start", "c")) == (["b"], [])
+        gone.open()
+    assert journal.kinds()[:4] == [("start", "a"), ("start", "b"), ("stop", "a"), ("start", "c")]
+
+
+async def test_a_pinned_model_never_makes_room(scripted: Scripted, running: Running, journal: Any) -> None:
+    pinned = scripted("p", profile={"memory": 3 * GIB, "pinned": True})
+    profiles = [pinned, sized(scripted, "a", 3), sized(scripted, "b", 4)]
+    async with running(EngineManager(profiles, SHARED)) as manager:
+        await manager.switch("p")
+        await manager.switch("a")
+        await manager.switch("b")
+        assert ready(manager) == ["p", "b"]
