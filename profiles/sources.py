@@ -68,7 +68,7 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
                 raise SourceError(f"{text!r} does not have the form https://host/path/file.gguf")
             return cls(kind="https", origin=text, file=match[1])
         if (scheme := _SCHEME.match(text)) and not text.startswith("file:"):
-            raise SourceError(f"unknown source {scheme[1]}:, use a path, hf:, https: or pypi:")
+            raise SourceError(f"unknown source {scheme[1]}:; use a path, hf:, https: or pypi:")
         if not text or "\0" in text:
             raise SourceError("must name a file: a path, hf:, https: or pypi:")
         return cls(kind="path", file=text)
