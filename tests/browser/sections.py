@@ -7,8 +7,8 @@ from playwright.async_api import Page, expect
 #: What each section shows as soon as the gateway's data is there, if a model has answered a request before.
 _FILLED = {
     "Now": ".models > li",
-    "Flow": "[aria-label='Last requests'] > li",
-    "Switching": "[aria-label='Last switches'] tbody tr",
+    "Flow": "[aria-label='Recent requests'] > li",
+    "Switching": "[aria-label='Recent switches'] tbody tr",
     "Chain": ".hops > li",
     "Charts": "figure svg[aria-label]",
     "Try it": "#try-model option",

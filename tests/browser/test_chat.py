@@ -27,7 +27,7 @@ async def test_an_answer_is_shown_with_its_thinking(open_house: OpenHouse, open_
     async with open_house({"a": {"script": {"reasoning": 2}}}) as house, open_page(f"{house.url}/ui/#try") as page:
         await say(page, "Hello")
         answer = page.get_by_role("list", name="Conversation").get_by_role("listitem").nth(1)
-        await expect(answer.locator(".said")).to_have_text("word2 word3 word4 ")
+        await expect(answer.locator(".text")).to_have_text("word2 word3 word4 ")
         await expect(answer.locator("details")).to_contain_text("word0 word1")
         await expect(answer).to_contain_text("a on local")
         await expect(answer).to_contain_text("tokens")
@@ -45,7 +45,7 @@ async def test_a_waiting_chat_shows_load_progress(open_house: OpenHouse, open_pa
         await expect(page.get_by_role("progressbar", name="load progress")).to_be_visible()
         await expect(page.locator("form.card [role=status]")).to_contain_text("loading a")
         ready.open()
-        await expect(page.locator(".said").nth(1)).to_have_text("word0 word1 word2 word3 word4 ")
+        await expect(page.locator(".text").nth(1)).to_have_text("word0 word1 word2 word3 word4 ")
         await expect(page.locator(".talk details").nth(1)).to_be_hidden()  # the gateway's progress is no thinking
 
 
@@ -64,7 +64,7 @@ async def test_a_message_sent_before_the_models_are_listed_is_answered(
         await say(page, "Hello")
         await expect(page.locator("form.card [role=status]")).to_contain_text("Waiting for the list of models")
         listed.set()
-        await expect(page.locator(".said").nth(1)).to_have_text("word0 word1 word2 word3 word4 ")
+        await expect(page.locator(".text").nth(1)).to_have_text("word0 word1 word2 word3 word4 ")
 
 
 async def test_a_message_sent_as_the_models_are_listed_is_answered(open_house: OpenHouse, open_page: OpenPage) -> None:
@@ -76,16 +76,16 @@ async def test_a_message_sent_as_the_models_are_listed_is_answered(open_house: O
         # The list is known, but what is seen follows a moment later.
         await page.evaluate(
             "import('/ui/store.js').then(({state}) => { Object.assign(state, {version: '1', "
-            "models: [{name: 'a', listed: true}]}); document.querySelector('form.say').requestSubmit(); })"
+            "models: [{name: 'a', listed: true}]}); document.querySelector('form.composer').requestSubmit(); })"
         )
-        await expect(page.locator(".said").nth(1)).to_have_text("word0 word1 word2 word3 word4 ")
+        await expect(page.locator(".text").nth(1)).to_have_text("word0 word1 word2 word3 word4 ")
 
 
 async def test_an_answer_is_stopped(open_house: OpenHouse, open_page: OpenPage) -> None:
     script = {"chunks": 50_000, "chunk_delay": 0.05}
     async with open_house({"a": {"script": script}}) as house, open_page(f"{house.url}/ui/#try") as page:
         await say(page, "Hello")
-        await expect(page.locator(".said").nth(1)).to_contain_text("word2")
+        await expect(page.locator(".text").nth(1)).to_contain_text("word2")
         await page.get_by_role("button", name="Stop").click()
         await expect(page.get_by_role("list", name="Conversation")).to_contain_text("stopped")
         await expect(page.get_by_role("button", name="Send")).to_be_enabled()
@@ -98,12 +98,12 @@ async def test_a_new_chat_discards_an_unfinished_answer(open_house: OpenHouse, o
         sent: list[Any] = []
         page.on("request", lambda asked: "/chat/" in asked.url and sent.append(asked.post_data_json["messages"]))
         await say(page, "Hello")
-        await expect(page.locator(".said").nth(1)).to_contain_text("word2")
+        await expect(page.locator(".text").nth(1)).to_contain_text("word2")
         await page.get_by_role("button", name="New chat").click()
         await expect(page.get_by_role("button", name="Send")).to_be_enabled()
         await house.until(lambda: house.events("gone"))
         await say(page, "And now?")
-        await expect(page.locator(".said").nth(1)).to_contain_text("word2")
+        await expect(page.locator(".text").nth(1)).to_contain_text("word2")
         assert sent[-1] == [{"role": "user", "content": "And now?"}]
         await page.get_by_role("button", name="Stop").click()
         await expect(page.get_by_role("list", name="Conversation")).to_contain_text("stopped")
@@ -149,7 +149,7 @@ async def test_the_stop_button_stays_in_place_while_the_answer_grows(
         open_page(f"{house.url}/ui/#try", viewport={"width": 375, "height": 740}) as page,
     ):
         await say(page, "Hello")
-        stop, words = page.get_by_role("button", name="Stop"), page.locator(".said").nth(1)
+        stop, words = page.get_by_role("button", name="Stop"), page.locator(".text").nth(1)
         await expect(words).to_contain_text("line50")
         before = await stop.bounding_box()
         await expect(words).to_contain_text("line90")

@@ -115,7 +115,7 @@ async def test_what_has_the_focus_is_not_covered_while_an_answer_comes(
         await page.get_by_label("Message").fill("Hello")
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("button", name="Stop")).to_be_visible()
-        await expect(page.locator(".said").nth(1)).to_contain_text("line38")
+        await expect(page.locator(".text").nth(1)).to_contain_text("line38")
         for key in ("Tab", "Shift+Tab"):
             for _ in range(20):
                 await press(page, key)

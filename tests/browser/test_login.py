@@ -40,7 +40,7 @@ async def test_an_operator_logs_in_acts_and_logs_out(
         await page.get_by_role("link", name="Try it").click()
         await page.get_by_label("Message").fill("Hello")
         await page.keyboard.press("Enter")
-        await expect(page.locator(".said").nth(1)).to_contain_text("word4")
+        await expect(page.locator(".text").nth(1)).to_contain_text("word4")
         await page.get_by_role("button", name="Log out").click()
         await expect(page.get_by_label("API key")).to_be_visible()
         await page.goto(f"{house.url}/ui/")

@@ -217,7 +217,7 @@ async def test_a_name_that_is_markup_is_text_everywhere(open_house: OpenHouse, o
                     await page.get_by_label("Model", exact=True).select_option("a")
                     await page.get_by_label("Message").fill(NASTY)
                     await page.keyboard.press("Enter")
-                    await expect(page.locator(".said").nth(1)).to_contain_text(f"{NASTY}4")
+                    await expect(page.locator(".text").nth(1)).to_contain_text(f"{NASTY}4")
                 if section == "Logs":
                     await page.get_by_label("Source").select_option(label="a on local")
                     await expect(page.get_by_role("log")).to_contain_text(NASTY)

@@ -102,7 +102,7 @@ async def test_a_disk_error_is_logged_once_and_raises_nothing(
     async with open_house({"a": {}}, gateway=switched_on(tmp_path)) as house:
         assert (await house.chat("a")).status_code == 200
         assert (await house.http.get("/admin/contents", params={"id": await asked(house)})).status_code == 404
-    assert "cannot be recorded" in caplog.text
+    assert "cannot record contents" in caplog.text
 
 
 async def test_long_contents_are_truncated(open_house: OpenHouse, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ function build() {
   });
   nav.append(list);
   document.body.append(
-    h("div", { class: "told" }, h("p", { id: "said", role: "status" }), h("p", { id: "warned", role: "alert" })),
+    h("div", { class: "notifications" }, h("p", { id: "notice", role: "status" }), h("p", { id: "alert", role: "alert" })),
   );
 }
 

@@ -123,8 +123,8 @@ export function badge(text = "", kind = "") {
   };
 }
 
-const polite = () => document.getElementById("said");
-const urgent = () => document.getElementById("warned");
+const polite = () => document.getElementById("notice");
+const urgent = () => document.getElementById("alert");
 
 /** Show the result of an action, also to screen readers. */
 export function notify(text, failed = false) {

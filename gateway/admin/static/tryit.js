@@ -44,7 +44,7 @@ export function build(root) {
   // Fixed at the bottom, so that the buttons stay in place while the answer grows.
   const form = h(
     "form",
-    { class: "card say" },
+    { class: "card composer" },
     h("div", { class: "field" }, h("label", { for: "try-text" }, "Message"), text),
     h("div", { class: "actions" }, send, stop, clear),
     step,
@@ -53,7 +53,7 @@ export function build(root) {
   const kept = h("p", { class: "soft small" });
   root.append(kept, choices, talk, form);
   // It grows with what it shows: the style sheet needs its height to keep what has the focus above it.
-  new ResizeObserver(() => page.style.setProperty("--say", `${form.offsetHeight}px`)).observe(form);
+  new ResizeObserver(() => page.style.setProperty("--composer", `${form.offsetHeight}px`)).observe(form);
 
   let messages = [];
   let abort = null;
@@ -161,8 +161,8 @@ export function build(root) {
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const said = text.value.trim();
-    if (!said || abort) return;
+    const content = text.value.trim();
+    if (!content || abort) return;
     sendWhenListed = false;
     options();
     if (!model.value) {
@@ -171,9 +171,9 @@ export function build(root) {
       return;
     }
     text.value = "";
-    messages.push({ role: "user", content: said });
+    messages.push({ role: "user", content });
     const mine = entry("user", "You");
-    mine.add({ content: said });
+    mine.add({ content });
     talk.append(mine.node);
     run();
     scrollToEnd();
@@ -208,11 +208,11 @@ const scrollToEnd = () => scrollTo(0, page.scrollHeight);
 function entry(role, name) {
   const thought = h("div");
   const thinking = h("details", { open: true, hidden: true }, h("summary", {}, "Thinking"), thought);
-  const words = h("div", { class: "said" });
+  const body = h("div", { class: "text" });
   const calls = h("div");
   const foot = h("p", { class: "soft small" });
   const from = h("p", { class: "soft small" }, name);
-  const node = h("li", { "data-role": role }, from, thinking, words, calls, foot);
+  const node = h("li", { "data-role": role }, from, thinking, body, calls, foot);
   const called = new Map();
   let content = "";
   const result = {
@@ -226,7 +226,7 @@ function entry(role, name) {
       }
       if (delta.content) {
         content += delta.content;
-        words.append(delta.content);
+        body.append(delta.content);
       }
       for (const call of delta.tool_calls ?? []) {
         let known = called.get(call.index ?? 0);
