@@ -396,7 +396,7 @@ async def test_a_dry_run_fails_where_no_backend_would_serve(tmp_path: Path, clou
         assert (well.returncode, b"would answer" in well.stdout) == (0, True)
         await chain.ask()
         sick = await anyio.run_process([sys.executable, "-m", "hostler.gateway", *arguments], check=False)
-        assert (sick.returncode, b"Nobody would answer." in sick.stdout) == (1, True)
+        assert (sick.returncode, b"No backend would answer." in sick.stdout) == (1, True)
         told = await anyio.run_process([sys.executable, "-m", "hostler.gateway", *arguments, "--json"], check=False)
         assert (told.returncode, json.loads(told.stdout)["first"]) == (1, None)
 

@@ -10,7 +10,7 @@ from fakes.requests import FakeWriter, chat, make_context, target
 
 from hostler.adapters.errors import ModelNotFound
 from hostler.adapters.model_list import ModelCard
-from hostler.gateway.catalog import Place, Placement
+from hostler.gateway.catalog import CatalogBackend, Placement
 from hostler.gateway.context import RequestContext, Target
 from hostler.gateway.middleware.model_detection import ModelDetectionMiddleware, nearest_first
 from hostler.gateway.scheduling.orchestrator import Orchestrator
@@ -19,7 +19,10 @@ from hostler.profiles.presets import Preset
 
 pytestmark = pytest.mark.anyio
 
-TWO_PLACES = (Place(backend="pc", name_there="m"), Place(backend="cloud", name_there="vendor/m", context=4096))
+TWO_PLACES = (
+    CatalogBackend(backend="pc", name_there="m"),
+    CatalogBackend(backend="cloud", name_there="vendor/m", context=4096),
+)
 
 
 def placement(**fields: Any) -> Placement:
