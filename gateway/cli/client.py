@@ -202,7 +202,7 @@ class AdminClient:
         raise CallFailed(message, USAGE if unknown_name else FAILED, status)
 
     def _not_reached(self, error: Exception) -> CallFailed:
-        if not _URL.fullmatch(self.url) or isinstance(error, httpx.InvalidURL | UnicodeError | OverflowError):
+        if not _is_url(self.url) or isinstance(error, httpx.InvalidURL | UnicodeError):
             return CallFailed(f"{self.url} is no address; write it like http://127.0.0.1:8000", UNREACHABLE)
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             unknown = " (unknown host name)" if _caused_by(error, socket.gaierror) else ""
@@ -213,8 +213,15 @@ class AdminClient:
         if isinstance(error, httpx.TimeoutException):
             return CallFailed(f"{self.url} accepts connections but does not answer; check its log", UNREACHABLE)
         if isinstance(error, httpx.RemoteProtocolError) and "disconnected" in str(error):
-            return NotListening(f"{self.url} closed the connection; the gateway may be stopping", UNREACHABLE)
+            return NotListening(
+                f"{self.url} closed the connection without an answer: is it a Hostler gateway?", UNREACHABLE
+            )
         return CallFailed(f"{self.url} does not answer like a Hostler gateway; name another with --url", UNREACHABLE)
+
+
+def _is_url(text: str) -> bool:
+    found = _URL.fullmatch(text)
+    return found is not None and int((found[2] or ":0")[1:]) < 65536
 
 
 def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
