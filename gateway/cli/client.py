@@ -55,7 +55,7 @@ class NotListening(CallFailed):
     """No connection could be made."""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class AdminResponse(msgspec.Struct, frozen=True):
     """Any answer, good or bad. Names of headers are in lower case; `body` is empty unless it is a JSON object."""
 
     status: int
@@ -93,10 +93,12 @@ class AdminClient:
         """POST an object and receive one."""
         return self._object(self._json("POST", path, body=body, timeout_s=timeout_s))
 
-    def send(self, path: str, body: Mapping[str, object], headers: Mapping[str, str], timeout_s: float) -> Answer:
+    def send(
+        self, path: str, body: Mapping[str, object], headers: Mapping[str, str], timeout_s: float
+    ) -> AdminResponse:
         """POST an object; an error status is an answer, too."""
         with self._errors(), self._stream("POST", path, body=body, headers=headers, timeout_s=timeout_s) as response:
-            return Answer(response.status_code, dict(response.headers), _json_object(response.read()))
+            return AdminResponse(response.status_code, dict(response.headers), _json_object(response.read()))
 
     def events(
         self, path: str, query: Mapping[str, str] | None = None, *, body: Mapping[str, object] | None = None

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from hostler.gateway.cli.client import AdminClient, Answer, CallFailed, error_message
+from hostler.gateway.cli.client import AdminClient, AdminResponse, CallFailed, error_message
 from hostler.gateway.cli.formatting import format_seconds
 from hostler.gateway.cli.start_options import UNAUTHORIZED
 
@@ -61,48 +61,48 @@ class Doctor:
 
     def ask(self, model: str) -> dict[str, Any]:
         """Send a test request, and report which backend answered it."""
-        answer = self._test_request(model)
-        if answer.status in (401, 403):
-            raise CallFailed(error_message(answer.body), UNAUTHORIZED, answer.status)
-        failure = "" if answer.status == 200 else error_message(answer.body)
+        response = self._test_request(model)
+        if response.status in (401, 403):
+            raise CallFailed(error_message(response.body), UNAUTHORIZED, response.status)
+        failure = "" if response.status == 200 else error_message(response.body)
         return {
-            "status": answer.status,
-            "backend": answer.headers.get("x-hostler-backend"),
-            "hop": answer.headers.get("x-hostler-hop"),
-            "reason": answer.headers.get("x-hostler-reason", "") or failure,
+            "status": response.status,
+            "backend": response.headers.get("x-hostler-backend"),
+            "hop": response.headers.get("x-hostler-hop"),
+            "reason": response.headers.get("x-hostler-reason", "") or failure,
         }
 
     def examine(self, model: str, hop: Mapping[str, Any]) -> Finding:
         """Send a test request through one backend of a route."""
         backend, name_there = str(hop["backend"]), str(hop["name_there"])
         began_at = time.perf_counter()
-        answer = self._test_request(model, only=backend)
+        response = self._test_request(model, only=backend)
         seconds = round(time.perf_counter() - began_at, 4)
-        message = error_message(answer.body)
-        if answer.status in (401, 403) and not _KIND.search(message):
+        message = error_message(response.body)
+        if response.status in (401, 403) and not _KIND.search(message):
             text = "the doctor needs a key with the scopes infer and operate; `hostler keys add NAME` creates one"
-            raise CallFailed(f"{text} ({message})", UNAUTHORIZED, answer.status)
-        if answer.status == 200:
+            raise CallFailed(f"{text} ({message})", UNAUTHORIZED, response.status)
+        if response.status == 200:
             return Finding(
                 backend=backend,
                 name_there=name_there,
                 ok=True,
                 seconds=seconds,
-                queue_s=_header_seconds(answer, "x-hostler-queue-ms"),
-                switch_s=_header_seconds(answer, "x-hostler-switch-ms"),
+                queue_s=_header_seconds(response, "x-hostler-queue-ms"),
+                switch_s=_header_seconds(response, "x-hostler-switch-ms"),
             )
-        kind = _failure_kind(answer.status, message, supervised=bool(hop.get("supervised")))
+        kind = _failure_kind(response.status, message, supervised=bool(hop.get("supervised")))
         return Finding(
             backend=backend,
             name_there=name_there,
             ok=False,
             seconds=seconds,
             kind=kind,
-            message=message or f"status {answer.status}",
+            message=message or f"status {response.status}",
             advice=_ADVICE[kind].format(backend, name_there),
         )
 
-    def _test_request(self, model: str, *, only: str | None = None) -> Answer:
+    def _test_request(self, model: str, *, only: str | None = None) -> AdminResponse:
         body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "Say one word."}]}
         headers = {} if only is None else {"X-Hostler-Only": only}
         return self._client.send("/v1/chat/completions", body, headers, TEST_S)
@@ -117,8 +117,8 @@ def _failure_kind(status: int, message: str, *, supervised: bool) -> str:
     return "model_unavailable" if supervised else "server_error"
 
 
-def _header_seconds(answer: Answer, name: str) -> float:
-    value = answer.headers.get(name, "0")
+def _header_seconds(response: AdminResponse, name: str) -> float:
+    value = response.headers.get(name, "0")
     return int(value) / 1000 if value.isdecimal() else 0.0
 
 

@@ -66,7 +66,7 @@ class LiveScreen:
             markup=False,
             emoji=False,
         )
-        self._block = _Block()
+        self._block = _RenderedBlock()
         self._live: Live | None = None
 
     def draw(self, above: Sequence[Text], state: LiveState | None) -> None:
@@ -95,7 +95,7 @@ class LiveScreen:
         if self._live is not None:
             self._console.pop_render_hook()
             self._console.clear_live()
-            self._block, self._live = _Block(), None
+            self._block, self._live = _RenderedBlock(), None
 
     def close(self, above: Sequence[Text]) -> None:
         """Remove the block, and print the last lines."""
@@ -120,7 +120,7 @@ class LiveScreen:
             self._block.lines = [[]]
             self._live.refresh()
             self._live.stop()
-            self._block, self._live = _Block(), None
+            self._block, self._live = _RenderedBlock(), None
 
     def _skip_wrapped(self, width: int, height: int) -> None:
         """Erase the rows by which the block has grown since the window became narrower: rich does not count them."""
@@ -143,7 +143,7 @@ class _Terminal(Console):
         return False
 
 
-class _Block:
+class _RenderedBlock:
     """Lines that have been rendered already."""
 
     def __init__(self) -> None:
