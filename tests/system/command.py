@@ -1,4 +1,4 @@
-"""`hostler` as a person runs it: a process of its own, its address read from what it prints."""
+"""`hostler` as a process, its address read from the banner."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Running:
         return self._errors.read_text()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send the signal and wait for the end."""
+        """Send the signal and wait for the exit code."""
         self.process.send_signal(number)
         return self.process.wait(40)
 
 
 @contextmanager
 def hostler(*arguments: str, errors: Path, environ: dict[str, str] | None = None) -> Iterator[Running]:
-    """Run `hostler ARGUMENTS` until the context ends; inside it listens."""
+    """Run `hostler ARGUMENTS`, which listens inside the context."""
     with errors.open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "hostler.gateway", *arguments],

@@ -184,3 +184,24 @@ def test_exit_codes_are_documented() -> None:
 
 def read(name: str) -> str:
     return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "command", [("models",), ("models", "--json"), ("status",), ("route", "a", "--dry-run"), ("doctor",)], ids=" ".join
+)
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "127.0.0.1:{port}", "http://[nonsense"])
+def test_a_named_gateway_that_does_not_answer_is_an_error(tmp_path: Path, command: tuple[str, ...], url: str) -> None:
+    address = url.replace("{port}", str(free_port()))
+    done = run(tmp_path, *command, "--config", str(without_gateway(tmp_path)), "--url", address)
+    assert done.stdout == ""
+    assert_helpful(done, 3, address)
+
+
+def test_models_are_listed_without_a_gateway_if_none_is_named(tmp_path: Path) -> None:
+    done = run(tmp_path, "models", "--config", str(without_gateway(tmp_path)))
+    assert done.returncode == 0
+    assert "a" in done.stdout
+
+
+def without_gateway(folder: Path) -> Path:
+    return file(folder, {"gateway": {"listen": [f"127.0.0.1:{free_port()}"]}, "profiles": {"a": {"model": "/no.gguf"}}})

@@ -1,9 +1,10 @@
-"""What a person sees at a terminal: the live view, progress of a switch, and a terminal that is left clean."""
+"""The live view and progress bars on a terminal, and that the terminal is left clean."""
 
 from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import threading
 import urllib.request
@@ -15,12 +16,12 @@ import pytest
 from fakes.gate import Gate
 from fakes.ports import free_port
 from system.house import FAKE_ENGINE
-from system.pseudo import Terminal, terminal
+from system.terminal import Terminal, terminal
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> dict[str, str]:
-    """An environment of one's own."""
+    """Environment variables that keep state in the test's folder."""
     names = ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "HOSTLER_CACHE")
     return {name: str(tmp_path / name.lower()) for name in names}
 
@@ -52,7 +53,7 @@ def file(tmp_path: Path) -> Callable[..., Path]:
 
 
 def ask(address: str, model: str, **more: Any) -> threading.Thread:
-    """A question, asked beside the test."""
+    """Send a request in a thread."""
 
     def work() -> None:
         body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], **more}
@@ -63,7 +64,7 @@ def ask(address: str, model: str, **more: Any) -> threading.Thread:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 answer.read()
         except OSError:
-            pass  # cut off, as some of the tests want it
+            pass  # aborted, as some tests intend
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -77,7 +78,7 @@ def address_in(text: str) -> str:
 
 
 def is_clean(shown: Terminal) -> bool:
-    """Whether no mode was changed, and the view has been taken away."""
+    """Whether no terminal mode was changed, and the view has been removed."""
     modes = re.search(rb"\x1b\[\?|\x1b[78=>]|\x1bc", shown.raw)
     return modes is None and re.search(rb"has stopped\.\s*$", shown.raw) is not None
 
@@ -105,7 +106,7 @@ def test_the_live_view_shows_a_load_an_answer_and_the_end(
         assert "Traceback" not in shown.text
 
 
-def test_ctrl_c_lets_answers_end_and_a_second_one_cuts_them_off(
+def test_ctrl_c_waits_for_answers_and_a_second_one_aborts_them(
     file: Callable[..., Path], home: dict[str, str], gates: Callable[[str], Gate]
 ) -> None:
     path = file(a={"last_when": gates("never").path})
@@ -116,7 +117,7 @@ def test_ctrl_c_lets_answers_end_and_a_second_one_cuts_them_off(
         shown.press(b"\x03")
         assert "Stopping" in shown.until("Ctrl-C again aborts")
         shown.until("generating")
-        shown.until("generating")  # time passes: a second press of the same finger would be no second wish
+        shown.until("generating")  # a second signal right after the first one would be taken for a repetition
         shown.press(b"\x03")
         assert shown.end() == 0
         asked.join(30)
@@ -164,7 +165,7 @@ def test_a_supervisor_has_a_view_of_its_own(file: Callable[..., Path], home: dic
     [(["--plain"], {}), (["--log-format", "json"], {}), ([], {"TERM": "dumb"})],
     ids=["--plain", "json", "TERM=dumb"],
 )
-def test_there_is_no_view_where_nobody_wants_it(
+def test_there_is_no_view_where_it_is_not_wanted(
     file: Callable[..., Path], home: dict[str, str], more: list[str], environ: dict[str, str]
 ) -> None:
     path = file(a={})
@@ -187,17 +188,33 @@ def test_without_colours_there_are_none(file: Callable[..., Path], home: dict[st
         assert not re.search(rb"\x1b\[[0-9;]*m", shown.raw)
 
 
-def test_a_terminal_that_stands_still_holds_nobody_up(file: Callable[..., Path], home: dict[str, str]) -> None:
+def test_a_stopped_terminal_blocks_nothing(file: Callable[..., Path], home: dict[str, str]) -> None:
     path = file(a={})
     with terminal("up", "--config", str(path), environ=home) as shown:
         address = address_in(shown.until("Ctrl-C stops it ·"))
-        # From here on nobody reads what is painted.
+        # From here on the terminal is not read.
         for _ in range(40):
             ask(address, "nobody").join(30)
         with urllib.request.urlopen(f"{address}/healthz", timeout=30) as answer:
             assert answer.status == 200
         shown.process.terminate()
         assert shown.process.wait(40) == 0
+
+
+def test_after_a_stop_the_view_is_drawn_anew(file: Callable[..., Path], home: dict[str, str]) -> None:
+    path = file(a={})
+    with terminal("up", "--config", str(path), environ=home) as shown:
+        shown.until("hostler --help")
+        for _ in range(3):
+            shown.process.send_signal(signal.SIGSTOP)
+            shown.idle(0.5)
+            before = len(shown.raw)
+            shown.process.send_signal(signal.SIGCONT)
+            shown.until("hostler --help")
+            # What another program has written in the meantime is not erased.
+            assert b"\x1b[1A" not in shown.raw[before : shown.raw.index(b"not loaded: a", before)]
+        shown.press(b"\x03")
+        assert shown.end() == 0
 
 
 def test_a_switch_is_shown_with_its_phases(
@@ -219,7 +236,7 @@ def test_a_switch_is_shown_with_its_phases(
             assert all(len(line) <= 60 for line in listing.text.splitlines())
 
 
-def test_long_names_leave_room_for_what_one_has_to_read(file: Callable[..., Path], home: dict[str, str]) -> None:
+def test_long_names_leave_room_for_the_other_columns(file: Callable[..., Path], home: dict[str, str]) -> None:
     names = [f"company/model-of-30-billion-parameters-for-code-instruct-{kind}-gguf" for kind in ("q4", "q5")]
     path = file(**{name: {} for name in names})
     config = ("--config", str(path))
@@ -243,7 +260,7 @@ def test_long_names_leave_room_for_what_one_has_to_read(file: Callable[..., Path
 
 
 @pytest.mark.engine
-def test_the_real_engine_switches_and_answers_before_our_eyes(
+def test_the_view_shows_the_real_engine_switching_and_answering(
     tmp_path: Path, home: dict[str, str], real_model: Path
 ) -> None:
     path = tmp_path / "hostler.yaml"

@@ -55,8 +55,8 @@ def test_a_service_loads_only_what_it_needs(command: str, tmp_path: Path) -> Non
     [["-c", "nope.yaml"], ["-c", "hostler.yaml"]],
     ids=["no file", "cannot run"],
 )
-def test_both_ways_to_start_say_the_same_of_a_mistake(wrong: list[str], tmp_path: Path) -> None:
-    """The second way is taken for an option that is given twice."""
+def test_mistakes_are_reported_alike_with_and_without_typer(wrong: list[str], tmp_path: Path) -> None:
+    """A repeated option is left to typer."""
     listening = {"gateway": {"listen": [f"127.0.0.1:{free_port()}"]}}
     (tmp_path / "hostler.yaml").write_text(json.dumps(listening))
     done = [

@@ -1,4 +1,4 @@
-"""Every command that asks, against a running gateway and a running supervisor with scripted engines."""
+"""The commands that call a running gateway or supervisor, here with scripted engines."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from typer.testing import CliRunner, Result
 from hostler.gateway.auth import keys
 from hostler.gateway.cli.main import app
 
-FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
+FAILED, USAGE, UNREACHABLE, UNAUTHORIZED = 1, 2, 3, 4
 
 
 class Product:
-    """A running product, its file, and a key for each purpose."""
+    """A running gateway or supervisor, its configuration file, and a key for each scope."""
 
     def __init__(self, running: Running, file: Path, made: dict[str, str]) -> None:
         self.running = running
@@ -40,13 +40,13 @@ class Product:
         return CliRunner().invoke(app, [*arguments, "--config", str(self.file)], env=environ)
 
     def json(self, *arguments: str) -> Any:
-        """What is printed for programs."""
+        """The output with `--json`."""
         done = self.run(*arguments, "--json")
         assert done.exit_code == 0, done.output
         return json.loads(done.stdout)
 
     def lines(self, *arguments: str) -> list[Any]:
-        """The same of commands that print one object a line."""
+        """The same for commands that print one object per line."""
         done = self.run(*arguments, "--json")
         assert done.exit_code == 0, done.output
         return [json.loads(line) for line in done.stdout.splitlines()]
@@ -113,7 +113,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    """`hostler supervisor`, which its file tells how to find."""
+    """`hostler supervisor`, found by its configuration file."""
     folder = tmp_path_factory.mktemp("supervisor")
     file = written(folder)
     with hostler("supervisor", "--config", str(file), errors=folder / "log", environ=environ_in(folder)) as running:
@@ -122,7 +122,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 @pytest.fixture
 def slow(product: Product) -> Iterator[str]:
-    """A request that goes on until it is cancelled or the test ends; its id."""
+    """The ID of a request that lasts until it is cancelled or the test ends."""
     body = {"model": "slow", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {product.keys['all']}"}
     gate = product.file.with_name("slow-may-end")
@@ -138,7 +138,7 @@ def slow(product: Product) -> Iterator[str]:
         gate.touch()
 
 
-def test_switch_tells_each_step_and_the_outcome(product: Product) -> None:
+def test_switch_shows_each_step_and_the_outcome(product: Product) -> None:
     product.run("unload", "alpha", "--now")
     done = product.run("switch", "first")
     assert done.exit_code == 0
@@ -151,7 +151,7 @@ def test_switch_tells_each_step_and_the_outcome(product: Product) -> None:
     assert product.run("switch", "beta").stdout == "beta is ready.\n"
 
 
-def test_load_says_nothing_until_it_is_over(product: Product) -> None:
+def test_load_prints_only_the_outcome(product: Product) -> None:
     done = product.run("load", "alpha")
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout.startswith("alpha is ready")
@@ -176,7 +176,7 @@ def test_unload_stops_a_model(product: Product) -> None:
     assert product.json("unload", "alpha") == {"model": "alpha", "state": "unloaded"}
 
 
-def test_unload_waits_for_answers_unless_told_otherwise(product: Product, slow: str) -> None:
+def test_unload_waits_for_answers_unless_now_is_given(product: Product, slow: str) -> None:
     done = product.run("unload", "slow")
     assert "as soon as its answers in progress have ended" in done.stdout
     assert [each["id"] for each in product.json("ps")["requests"]] == [slow]
@@ -193,7 +193,7 @@ def test_a_model_is_pinned_until_it_is_unpinned(product: Product) -> None:
     assert not next(each for each in product.json("ps")["models"] if each["model"] == "alpha")["pinned"]
 
 
-def test_a_host_that_has_not_the_model_is_told_with_those_that_do(product: Product) -> None:
+def test_an_unknown_host_is_answered_with_those_that_have_the_model(product: Product) -> None:
     done = product.run("pin", "alpha", "--host", "tower")
     assert (done.exit_code, "these have it: local" in done.stderr) == (USAGE, True)
 
@@ -236,7 +236,7 @@ def test_models_are_listed_with_their_state(product: Product) -> None:
     assert "beta" in product.run("models").stdout
 
 
-def test_events_tell_the_past_and_how_things_are(product: Product) -> None:
+def test_events_show_past_requests_and_the_current_state(product: Product) -> None:
     product.chat("beta")
     header, *_, last, now = product.run("events").stdout.splitlines()
     assert header.split()[:3] == ["AT", "REQUEST", "MODEL"]
@@ -274,7 +274,7 @@ def test_route_and_doctor(product: Product) -> None:
 
 @contextmanager
 def following(product: Product, *arguments: str) -> Iterator[IO[str]]:
-    """What a command that goes on prints, as it comes."""
+    """The output of a command that follows something, as it arrives."""
     environ = {**os.environ, "HOSTLER_API_KEY": product.keys.get("all", "")}
     command = [sys.executable, "-m", "hostler.gateway", *arguments, "--config", str(product.file)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
@@ -288,7 +288,7 @@ def following(product: Product, *arguments: str) -> Iterator[IO[str]]:
         assert complaint == ""
 
 
-def test_events_go_on_until_they_are_interrupted(product: Product) -> None:
+def test_events_are_followed_until_interrupted(product: Product) -> None:
     product.run("load", "alpha")
     with following(product, "events", "-f", "--json") as told:
         assert json.loads(told.readline())["event"] == "snapshot"
@@ -304,7 +304,7 @@ def test_events_go_on_until_they_are_interrupted(product: Product) -> None:
             assert line
 
 
-def test_logs_go_on_until_they_are_interrupted(product: Product) -> None:
+def test_logs_are_followed_until_interrupted(product: Product) -> None:
     product.run("load", "beta")
     with following(product, "logs", "-f", "alpha") as told:
         while "alpha wrote this" not in told.readline():
@@ -321,52 +321,52 @@ def test_logs_go_on_until_they_are_interrupted(product: Product) -> None:
 
 
 @pytest.mark.parametrize("what", [("logs", "-f", "alpha"), ("events", "-f")], ids=" ".join)
-def test_what_a_supervisor_tells_goes_on_too(alone: Product, what: tuple[str, ...]) -> None:
+def test_a_supervisors_logs_and_events_are_followed(alone: Product, what: tuple[str, ...]) -> None:
     alone.run("load", "alpha")
     with following(alone, *what) as told:
         assert told.readline()
 
 
-ASKING: list[tuple[str, ...]] = [
+CALLING: list[tuple[str, ...]] = [
     ("ps",), ("status",), ("models",), ("events",), ("logs",), ("logs", "alpha"), ("switch", "alpha"),
     ("load", "alpha"), ("unload", "alpha"), ("pin", "alpha"), ("unpin", "alpha"), ("cancel", "x"), ("route", "alpha", "--dry-run"), ("doctor",),
 ]  # fmt: skip
-each_command = pytest.mark.parametrize("command", ASKING, ids=" ".join)
+each_command = pytest.mark.parametrize("command", CALLING, ids=" ".join)
 
 
 @each_command
-def test_without_a_key_a_command_says_how_to_show_one(product: Product, command: tuple[str, ...]) -> None:
+def test_without_a_key_a_command_says_how_to_give_one(product: Product, command: tuple[str, ...]) -> None:
     if command == ("models",):
         done = product.run(*command, key=None)
         assert (done.exit_code, "HOSTLER_API_KEY" in done.stderr) == (0, True)
         return
     done = product.run(*command, key=None)
-    assert done.exit_code == REFUSED
+    assert done.exit_code == UNAUTHORIZED
     assert "HOSTLER_API_KEY" in done.stderr
     assert "--key-file" in done.stderr
 
 
 @each_command
-def test_a_wrong_key_is_told_apart_from_none(product: Product, command: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_wrong_key_is_reported_as_unknown(product: Product, command: tuple[str, ...], tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text("hst-not-this-one\n")
     done = product.run(*command, "--key-file", str(file), key="all")
-    assert done.exit_code == REFUSED
+    assert done.exit_code == UNAUTHORIZED
     assert "does not know this key" in done.stderr
 
 
 @each_command
-def test_a_key_that_may_not_is_told_which_scope_it_lacks(product: Product, command: tuple[str, ...]) -> None:
+def test_a_key_without_the_scope_is_reported_with_the_scope(product: Product, command: tuple[str, ...]) -> None:
     orders = command[0] in ("switch", "load", "unload", "pin", "unpin", "cancel")
     done = product.run(*command, key="read" if orders else "infer")
     if command == ("models",):
         assert done.exit_code == 0
         return
-    assert done.exit_code == REFUSED
+    assert done.exit_code == UNAUTHORIZED
     assert ("lacks the scope " + ("operate" if orders else "read")) in done.stderr
 
 
-def test_a_key_that_may_only_order_is_enough_to_order(product: Product) -> None:
+def test_a_key_with_the_scope_operate_alone_is_enough_to_operate(product: Product) -> None:
     assert product.run("load", "alpha", key="operate").exit_code == 0
     assert product.run("switch", "beta", key="operate").stdout.startswith("beta is ready")
     assert product.run("unload", "beta", key="operate").exit_code == 0
@@ -378,14 +378,14 @@ def test_a_key_that_may_only_order_is_enough_to_order(product: Product) -> None:
     [("switch",), ("load",), ("unload",), ("pin",), ("unpin",), ("logs",), ("route", "--dry-run"), ("doctor",)],
     ids=lambda each: each[0],
 )
-def test_a_model_that_does_not_exist_is_told_with_those_that_do(product: Product, command: tuple[str, ...]) -> None:
+def test_an_unknown_model_is_answered_with_those_that_exist(product: Product, command: tuple[str, ...]) -> None:
     done = product.run(command[0], "alhpa", *command[1:])
     assert done.exit_code == USAGE
     assert "did you mean alpha?" in done.stderr
     assert "beta" in done.stderr
 
 
-def test_what_others_write_cannot_move_the_cursor(product: Product) -> None:
+def test_foreign_text_cannot_move_the_cursor(product: Product) -> None:
     done = product.run("switch", "ringing")
     assert done.exit_code == FAILED
     assert "?[31mout of luck" in done.stderr
@@ -417,7 +417,7 @@ def test_a_supervisor_answers_where_no_gateway_does(alone: Product) -> None:
 @pytest.mark.parametrize(
     "command", [("cancel", "x"), ("route", "alpha", "--dry-run"), ("doctor",), ("logs",)], ids=" ".join
 )
-def test_a_supervisor_says_what_is_for_gateways(alone: Product, command: tuple[str, ...]) -> None:
+def test_a_supervisor_refuses_what_only_gateways_do(alone: Product, command: tuple[str, ...]) -> None:
     done = alone.run(*command)
     assert done.exit_code == (USAGE if command == ("logs",) else UNREACHABLE)
     assert "is a supervisor" in done.stderr

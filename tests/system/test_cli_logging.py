@@ -1,4 +1,4 @@
-"""Output that nobody reads: neither the log nor the banner may block the gateway, and it still stops in time."""
+"""The log of a service: JSON for programs, and output that is not read, which must not block anything."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from typing import Any
 import httpx
 import pytest
 from fakes.ports import free_port
+from system.command import hostler
+from system.house import FAKE_ENGINE
+
+from hostler.gateway.auth import keys
 
 PIPE_BYTES = 64 * 1024
 FILES: dict[str, dict[str, Any]] = {
@@ -25,7 +29,7 @@ FILES: dict[str, dict[str, Any]] = {
 
 
 class Started:
-    """A process whose output goes into pipes that only the test reads."""
+    """A process, and the end of the pipe from which its output could be read."""
 
     def __init__(self, process: subprocess.Popen[bytes], address: str, pipe: int) -> None:
         self.process = process
@@ -44,7 +48,7 @@ class Started:
         raise AssertionError("it does not listen")
 
     def log_much(self) -> None:
-        """Requests that fail at once, until far more than a pipe holds has been logged."""
+        """Send requests that fail at once, until far more has been logged than a pipe holds."""
         body = {"model": "no-such-model-" + "x" * 150, "messages": [{"role": "user", "content": "Hello"}]}
         with httpx.Client(base_url=self.address, timeout=10.0) as client:
             for _ in range(4 * PIPE_BYTES // 300):
@@ -54,7 +58,7 @@ class Started:
 
 @contextmanager
 def started(folder: Path, command: str, unread: str, *more: str, full: bool = False) -> Iterator[Started]:
-    """`hostler COMMAND` whose stdout or stderr is a pipe that nobody reads, `full` from the beginning."""
+    """`hostler COMMAND` with a pipe as stdout or stderr (`unread`) that is not read, and may be `full` already."""
     port = free_port()
     path = folder / "hostler.yaml"
     path.write_text(json.dumps({"gateway": {"listen": [f"127.0.0.1:{port}"]}, **FILES[command]}))
@@ -83,18 +87,49 @@ def started(folder: Path, command: str, unread: str, *more: str, full: bool = Fa
 @pytest.mark.parametrize("form", ["plain", "json"])
 @pytest.mark.parametrize("command", FILES)
 def test_an_unread_log_blocks_nothing(tmp_path: Path, command: str, form: str) -> None:
-    with started(tmp_path, command, "stderr", "--log-format", form) as hostler:
-        hostler.until_healthy()
-        hostler.log_much()
-        assert httpx.get(f"{hostler.address}/healthz", timeout=2.0).status_code == 200
-        hostler.process.terminate()
-        assert hostler.process.wait(15) == 0
+    with started(tmp_path, command, "stderr", "--log-format", form) as service:
+        service.until_healthy()
+        service.log_much()
+        assert httpx.get(f"{service.address}/healthz", timeout=2.0).status_code == 200
+        service.process.terminate()
+        assert service.process.wait(15) == 0
 
 
 @pytest.mark.parametrize("command", FILES)
 @pytest.mark.parametrize("unread", ["stdout", "stderr"])
 def test_a_pipe_that_is_full_from_the_start_blocks_nothing(tmp_path: Path, command: str, unread: str) -> None:
-    with started(tmp_path, command, unread, full=True) as hostler:
-        hostler.until_healthy()
-        hostler.process.terminate()
-        assert hostler.process.wait(15) == 0
+    with started(tmp_path, command, unread, full=True) as service:
+        service.until_healthy()
+        service.process.terminate()
+        assert service.process.wait(15) == 0
+
+
+@pytest.mark.parametrize("by", ["setting", "option"])
+def test_a_service_logs_json_with_requests_and_audit_lines(tmp_path: Path, by: str) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"not read by the scripted engine")
+    key_file = tmp_path / "keys"
+    key = keys.add(key_file, "anna", ("infer",))
+    logging = {"logging": {"format": "json"}} if by == "setting" else {}
+    document = {
+        "gateway": {"listen": ["127.0.0.1:0"], "api_keys_file": str(key_file), **logging},
+        "supervisor": {"engine": f"{sys.executable} -I -S {FAKE_ENGINE}"},
+        "profiles": {"a": {"model": str(model)}},
+    }
+    path = tmp_path / "hostler.yaml"
+    path.write_text(json.dumps(document))
+    more = [] if by == "setting" else ["--log-format", "json"]
+    names = ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "HOSTLER_CACHE")
+    environ = {name: str(tmp_path / name.lower()) for name in names}
+    with hostler("up", "--config", str(path), *more, errors=tmp_path / "log", environ=environ) as running:
+        chat = {"model": "a", "messages": [{"role": "user", "content": "Hello"}]}
+        with httpx.Client(base_url=running.address, headers={"Authorization": f"Bearer {key}"}, timeout=30.0) as client:
+            assert client.post("/v1/chat/completions", json=chat).status_code == 200
+            assert client.post("/admin/load", json={"model": "a"}).status_code == 403
+        running.stop()
+        lines = [json.loads(line) for line in running.log.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    (request,) = [line["request"] for line in lines if "request" in line]
+    assert (request["client"], request["model"], request["status"]) == ("anna", "a", 200)
+    (audit,) = [line["audit"] for line in lines if "audit" in line]
+    assert (audit["key"], audit["path"], audit["scope"]) == ("anna", "/admin/load", "operate")

@@ -1,4 +1,4 @@
-"""A pseudo-terminal with a command in it: what a person would see, as the bytes that were written."""
+"""A pseudo-terminal with a command in it, and the bytes that it has received."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CODES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Terminal:
-    """A terminal of this size, and the command that runs in it."""
+    """A terminal, and the command that runs in it."""
 
     def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
         self.process = process
@@ -28,13 +28,13 @@ class Terminal:
         self._seen = 0
 
     def until(self, text: str, seconds: float = 40.0) -> str:
-        """Read until `text` has come since what was waited for last; what came, without colours and movements."""
+        """Read until `text` appears after what was waited for last. What was read, without escape codes."""
         ends_at = time.monotonic() + seconds
         while (at := self.text.find(text, self._seen)) < 0:
             came = self.text[self._seen :][-3000:]
-            assert time.monotonic() < ends_at, f"{text!r} did not come: {came}"
+            assert time.monotonic() < ends_at, f"{text!r} did not appear: {came}"
             if not self._read(0.1) and self.process.poll() is not None:
-                raise AssertionError(f"it ended before {text!r} came: {came}")
+                raise AssertionError(f"it ended before {text!r} appeared: {came}")
         before, self._seen = self._seen, at + len(text)
         return self.text[before : self._seen]
 
@@ -50,15 +50,21 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """Everything that came."""
+        """Everything so far, without escape codes."""
         return _plain(self.raw)
 
+    def idle(self, seconds: float) -> None:
+        """Read for a while."""
+        ends_at = time.monotonic() + seconds
+        while (left := ends_at - time.monotonic()) > 0:
+            self._read(left)
+
     def press(self, keys: bytes) -> None:
-        """As if somebody typed it."""
+        """Type these keys."""
         os.write(self._descriptor, keys)
 
     def resize(self, columns: int, lines: int) -> None:
-        """As if somebody pulled at the window."""
+        """Change the size of the window."""
         fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
     def _read(self, seconds: float) -> bool:
@@ -66,7 +72,7 @@ class Terminal:
             return False
         try:
             data = os.read(self._descriptor, 65536)
-        except OSError:  # nobody has it open any more
+        except OSError:  # closed by the program
             return False
         self.raw += data
         return bool(data)
