@@ -252,7 +252,7 @@ def test_logs_are_the_gateways_or_an_engines(product: Product) -> None:
     product.run("load", "alpha")
     own = product.run("logs")
     assert own.exit_code == 0
-    assert "alpha is ready" in own.stdout
+    assert "alpha: ready after" in own.stdout
     assert "alpha wrote this" in product.run("logs", "first").stdout
     assert any(line["text"] == "alpha wrote this" for line in product.lines("logs", "alpha", "--host", "local"))
     elsewhere = product.run("logs", "alpha", "--host", "moon")

@@ -278,7 +278,7 @@ def test_the_view_shows_the_real_engine_switching_and_answering(
             asked = ask(address, name, max_tokens=20)
             shown.until("loading ")
             asked.join(60)
-            shown.until(f"{name} is ready after")
+            shown.until(f"{name}: ready after")
             shown.until(" ok ")
         shown.press(b"\x03")
         assert shown.end() == 0
