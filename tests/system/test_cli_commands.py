@@ -195,7 +195,7 @@ def test_a_model_is_pinned_until_it_is_unpinned(product: Product) -> None:
 
 def test_an_unknown_host_is_answered_with_those_that_have_the_model(product: Product) -> None:
     done = product.run("pin", "alpha", "--host", "tower")
-    assert (done.exit_code, "these have it: local" in done.stderr) == (USAGE, True)
+    assert (done.exit_code, "hosts that have it: local" in done.stderr) == (USAGE, True)
 
 
 def test_ps_shows_models_and_requests(product: Product, slow: str) -> None:
