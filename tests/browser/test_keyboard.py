@@ -90,7 +90,7 @@ async def press(page: Page, key: str, seen: str = SEEN) -> None:
 
 async def test_what_has_the_focus_is_not_covered_on_a_phone(open_house: OpenHouse, open_page: OpenPage) -> None:
     profiles = {name: {} for name in "abcdef"}
-    rows = {"Now": ".models > li", "Flow": "[aria-label='Last requests'] > li", "Try it": "#try-model option"}
+    rows = {"Now": ".models > li", "Flow": "[aria-label='Recent requests'] > li", "Try it": "#try-model option"}
     async with open_house(profiles) as house:
         for name in profiles:
             await house.chat(name)
