@@ -26,7 +26,15 @@ _SECRET_KEY = re.compile(r"token|key|secret|password|authorization", re.IGNORECA
 _AT = re.compile(r"^(?P<message>.*?)(?: - at `(?P<key>key in )?\$?(?P<path>[^`]*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]|(\[\.\.\.\])")
 _EMPTY: Mapping[str, Any] = {"Expected `object`, got `null`": {}, "Expected `array`, got `null`": []}
-_PLAIN_WORDS = {"array": "a list", "object": "a mapping", "null": "null"}
+_TYPE_NAMES = {
+    "array": "a list",
+    "object": "a mapping",
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+}
+_BOUNDS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}
 
 
 class Size(int):
@@ -120,26 +128,25 @@ class Document:
         if match := re.fullmatch(r"Object missing required field `(.*)`", message, re.DOTALL):
             return self.error(path, f"{match[1]} is missing")
         if match := re.fullmatch(r"Expected `(.*)`, got `(.*)`", message, re.DOTALL):
-            wanted, got = match.groups()
-            text = f"expected {_type_names(wanted)}, got {_type_names(got)}"
-            actual = _value_at(value, path)
-            if path in self._values.written:
-                text += f" {self._values.written[path]}"
-            elif (
-                not _is_secret(path)
-                and isinstance(actual, str | int | float)
-                and got in ("str", "int", "float", "bool")
-            ):
-                text += f" {_excerpt(actual)}"
-                if "str" in wanted.split(" | ") and not isinstance(actual, str):
-                    text += " (put it in quotes)"
+            expected, got = match.groups()
+            text = f"expected {_type_names(expected)}, got {self._shown(path, value, got)}"
+            if "str" in expected.split(" | ") and got in ("int", "float", "bool") and not _is_secret(path):
+                text += " (put it in quotes)"
             return self.error(path, text)
+        if match := re.fullmatch(r"Expected `(int|float)` (>=|>|<=|<) (\S+)", message):
+            kind, relation, bound = match.groups()
+            return self.error(path, f"must be {_BOUNDS[relation]} {bound}, got {self._shown(path, value, kind)}")
         if message.startswith("Invalid enum value") and (known := _known_values(shape, path)):
-            return self.error(path, f"expected {' or '.join(known)}, got {self._written_or_shown(path, value)}")
+            return self.error(path, f"expected {' or '.join(known)}, got {self._shown(path, value, 'str')}")
         return self.error(path, message[:1].lower() + message[1:])
 
-    def _written_or_shown(self, path: Path, value: Any) -> str:
-        return self._values.written.get(path) or _excerpt(_value_at(value, path))
+    def _shown(self, path: Path, value: Any, kind: str) -> str:
+        """The value at `path` as error messages show it: not if it is long or may be secret."""
+        if path in self._values.written:
+            return self._values.written[path]
+        if kind in ("str", "int", "float", "bool") and not _is_secret(path):
+            return _excerpt(_value_at(value, path))
+        return _type_names(kind)
 
     def _hide(self, message: str) -> str:
         for secret, name in self._values.secrets.items():
@@ -282,8 +289,9 @@ def _unknown_key(name: str, known: list[str]) -> str:
 
 
 def _type_names(types: str) -> str:
-    names = [_PLAIN_WORDS.get(name, name) for name in types.split(" | ")]
-    return " or ".join([name for name in names if name != "null"] + ["null"] * ("null" in names))
+    names = types.split(" | ")
+    names = [_TYPE_NAMES.get(name, name) for name in names if name != "int" or "float" not in names]
+    return " or ".join(sorted(names, key="null".__eq__))
 
 
 def _excerpt(value: object) -> str:

@@ -72,7 +72,7 @@ def test_without_any_profile_the_demo_is_used() -> None:
         ("a: {model: x}\nb:\n  aliases: [A]\n  model: y\n", ":3: b.aliases: the name A is taken: a is a profile"),
         ("a:\n  modle: x\n", ":2: a.modle: unknown key, did you mean model?"),
         ("a:\n  model: x\n  gpu_layers: most\n", ':3: a.gpu_layers: expected a number or all or auto, got "most"'),
-        ("a:\n  model: x\n  args:\n    - -x\n    - 12\n", ":5: a.args[1]: expected str, got int 12 (put it in quotes)"),
+        ("a:\n  model: x\n  args:\n    - -x\n    - 12\n", ":5: a.args[1]: expected text, got 12 (put it in quotes)"),
         ("", ":1: has no profiles"),
         ("[]", ":1: has no profiles"),
     ],

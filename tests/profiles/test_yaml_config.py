@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 import pytest
@@ -68,7 +69,7 @@ backends:
     [
         (
             "gateway:\n  queue:\n    max_waiting: ten\n",
-            'hostler.yaml:3: gateway.queue.max_waiting: expected int, got str "ten"',
+            'hostler.yaml:3: gateway.queue.max_waiting: expected a whole number, got "ten"',
         ),
         (
             "gateway:\n  queue:\n    max_waitin: 1\n",
@@ -93,14 +94,14 @@ backends:
         ),
         (
             BACKENDS.replace("max_waiting: 2", "max_waiting: 2.5"),
-            "hostler.yaml:9: backends.far.queues[1].second.max_waiting: expected int, got float 2.5",
+            "hostler.yaml:9: backends.far.queues[1].second.max_waiting: expected a whole number, got 2.5",
         ),
         (
             "gateway:\n  listen:\n    - a\n\n    - 8000\n",
-            "hostler.yaml:5: gateway.listen[1]: expected str, got int 8000 (put it in quotes)",
+            "hostler.yaml:5: gateway.listen[1]: expected text, got 8000 (put it in quotes)",
         ),
-        ("gateway:\n  listen: a\n", 'hostler.yaml:2: gateway.listen: expected a list, got str "a"'),
-        ("gateway: 7\n", "hostler.yaml:1: gateway: expected a mapping, got int 7"),
+        ("gateway:\n  listen: a\n", 'hostler.yaml:2: gateway.listen: expected a list, got "a"'),
+        ("gateway: 7\n", "hostler.yaml:1: gateway: expected a mapping, got 7"),
         ("- a\n", "hostler.yaml:1: expected a mapping, got a list"),
         ("gateway: {}\n\ngateway: {}\n", "hostler.yaml:3: gateway: duplicate key, first defined in line 1"),
         ("gateway:\n\tqueue: 1\n", "hostler.yaml:2: not valid YAML: found character '\\t' that cannot start any token"),
@@ -141,6 +142,27 @@ def test_rejects_other_sizes(written: str) -> None:
     assert "gateway.queue.room: expected a size" in error_of(f"gateway: {{queue: {{room: {written}}}}}")
 
 
+class Bounded(msgspec.Struct, frozen=True, kw_only=True):
+    count: Annotated[int, msgspec.Meta(ge=1)] = 1
+    every_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("count: 0", "x:1: count: must be at least 1, got 0"),
+        ("every_s: 0", "x:1: every_s: must be more than 0.0, got 0"),
+        ("every_s: often", 'x:1: every_s: expected a number or null, got "often"'),
+        ("every_s: true", "x:1: every_s: expected a number or null, got true"),
+        ("count: ${env:N}", "x:1: count: must be at least 1, got ${env:N}"),
+    ],
+)
+def test_numbers_out_of_bounds_are_named(text: str, message: str) -> None:
+    with pytest.raises(DocumentError) as caught:
+        load(text, "x", Bounded, env={"N": "-3"})
+    assert str(caught.value) == message
+
+
 def test_substitutes_variables_in_values_only() -> None:
     settings = read("gateway:\n  token: a-${env:SECRET}-$${env:SECRET}-$5\nbackends: {'${env:X}': {url: $$}}")
     assert settings.gateway.token == "a-sk-very-secret-${env:SECRET}-$5"
@@ -172,12 +194,15 @@ def test_errors_show_the_name_of_a_variable_and_never_its_value(text: str) -> No
 
 
 def test_errors_hide_values_of_keys_that_may_be_secret() -> None:
-    assert error_of("gateway: {token: 123456}") == "hostler.yaml:1: gateway.token: expected str or null, got int"
+    assert (
+        error_of("gateway: {token: 123456}")
+        == "hostler.yaml:1: gateway.token: expected text or null, got a whole number"
+    )
 
 
 def test_an_empty_variable_does_not_garble_messages() -> None:
     text = "gateway: {token: '${env:EMPTY}', queue: {max_waiting: ten}}"
-    assert error_of(text).endswith('gateway.queue.max_waiting: expected int, got str "ten"')
+    assert error_of(text).endswith('gateway.queue.max_waiting: expected a whole number, got "ten"')
 
 
 def test_a_section_without_values_is_empty() -> None:
