@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 T = TypeVar("T")
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 _UNITS = {"": 1, "b": 1} | {
     letter + suffix: base**power
@@ -78,9 +78,9 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     value: Any
-    lines: dict[Path, int]
-    written: dict[Path, str]
-    unquoted: dict[Path, Any]
+    lines: dict[KeyPath, int]
+    written: dict[KeyPath, str]
+    unquoted: dict[KeyPath, Any]
     secrets: dict[str, str]
 
 
@@ -98,7 +98,7 @@ class Document:
             path = path[:-1]
         return self._values.lines.get(path)
 
-    def error(self, path: Path, message: str) -> DocumentError:
+    def error(self, path: KeyPath, message: str) -> DocumentError:
         """An error about the value at `path`, with its position and without secrets."""
         return DocumentError(self.source, self.line(*path), dotted(path), self._hide(message))
 
@@ -119,9 +119,9 @@ class Document:
                 if not at_key and path in unquoted:
                     value = _with_value(value, path, unquoted.pop(path))
                     continue
-                raise self._explained(path, message, value, shape) from None
+                raise self._explain(path, message, value, shape) from None
 
-    def _explained(self, path: Path, message: str, value: Any, shape: Any) -> DocumentError:
+    def _explain(self, path: KeyPath, message: str, value: Any, shape: Any) -> DocumentError:
         if match := re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL):
             name = match[1]
             return self.error((*path, name), _unknown_key(name, _known_keys(shape, path)))
@@ -140,7 +140,7 @@ class Document:
             return self.error(path, f"expected {' or '.join(known)}, got {self._shown(path, value, 'str')}")
         return self.error(path, message[:1].lower() + message[1:])
 
-    def _shown(self, path: Path, value: Any, kind: str) -> str:
+    def _shown(self, path: KeyPath, value: Any, kind: str) -> str:
         """The value at `path` as error messages show it: not if it is long or may be secret."""
         if path in self._values.written:
             return self._values.written[path]
@@ -169,7 +169,7 @@ def schema(shape: Any) -> dict[str, Any]:
     return json_schema(shape)
 
 
-def dotted(path: Path) -> str:
+def dotted(path: KeyPath) -> str:
     """For example `backends.lan.models[2]`."""
     text = ""
     for step in path:
@@ -190,7 +190,7 @@ def _decode(shape: Any, value: Any) -> Any:
     raise NotImplementedError(f"no way to read a {shape!r}")
 
 
-def _locate(error: msgspec.ValidationError, value: Any, shape: Any) -> tuple[Path, str, bool]:
+def _locate(error: msgspec.ValidationError, value: Any, shape: Any) -> tuple[KeyPath, str, bool]:
     """The path of the invalid value, the message, and whether it is about a key.
 
     msgspec writes `[...]` for the key of a mapping: it is found by trial.
@@ -198,7 +198,7 @@ def _locate(error: msgspec.ValidationError, value: Any, shape: Any) -> tuple[Pat
     match = _AT.match(str(error))
     if match is None:
         return (), str(error), False
-    path: Path = ()
+    path: KeyPath = ()
     for name, index, _unnamed in _STEP.findall(match["path"] or ""):
         if name:
             path = (*path, name)
@@ -210,7 +210,7 @@ def _locate(error: msgspec.ValidationError, value: Any, shape: Any) -> tuple[Pat
     return path, match["message"], bool(match["key"])
 
 
-def _failing_key(message: str, value: Any, shape: Any, path: Path) -> str | int:
+def _failing_key(message: str, value: Any, shape: Any, path: KeyPath) -> str | int:
     candidates = _value_at(value, path)
     if not isinstance(candidates, dict):
         return 0
@@ -223,7 +223,7 @@ def _failing_key(message: str, value: Any, shape: Any, path: Path) -> str | int:
     return str(next(iter(candidates), ""))
 
 
-def _value_at(value: Any, path: Path) -> Any:
+def _value_at(value: Any, path: KeyPath) -> Any:
     for step in path:
         try:
             value = value[step]
@@ -232,7 +232,7 @@ def _value_at(value: Any, path: Path) -> Any:
     return value
 
 
-def _with_value(value: Any, path: Path, new: Any) -> Any:
+def _with_value(value: Any, path: KeyPath, new: Any) -> Any:
     """A copy of `value` with `new` at `path`."""
     if not path:
         return new
@@ -244,12 +244,12 @@ def _with_value(value: Any, path: Path, new: Any) -> Any:
     return value
 
 
-def _known_keys(shape: Any, path: Path) -> list[str]:
+def _known_keys(shape: Any, path: KeyPath) -> list[str]:
     info = _container_type(_type_at(shape, path))
     return [field.encode_name for field in info.fields] if isinstance(info, msgspec.inspect.StructType) else []
 
 
-def _known_values(shape: Any, path: Path) -> list[str]:
+def _known_values(shape: Any, path: KeyPath) -> list[str]:
     """The literals allowed at `path`, and other kinds of value that are."""
     info = _type_at(shape, path)
     known: list[str] = []
@@ -261,7 +261,7 @@ def _known_values(shape: Any, path: Path) -> list[str]:
     return known
 
 
-def _type_at(shape: Any, path: Path) -> Any:
+def _type_at(shape: Any, path: KeyPath) -> Any:
     """msgspec's description of the type at `path`."""
     info: Any = msgspec.inspect.type_info(shape)
     for step in path:
@@ -299,5 +299,5 @@ def _excerpt(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _is_secret(path: Path) -> bool:
+def _is_secret(path: KeyPath) -> bool:
     return any(isinstance(step, str) and _SECRET_KEY.search(step) for step in path[-2:])

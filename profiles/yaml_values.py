@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from hostler.profiles.yaml_config import DocumentError, Path, Values, dotted
+from hostler.profiles.yaml_config import DocumentError, KeyPath, Values, dotted
 
 MAX_CHARACTERS = 1024 * 1024
 MAX_NODES = 100_000
@@ -58,9 +58,9 @@ class _NodeReader:
         self._source = source
         self._env = env
         self._nodes = 0
-        self._lines: dict[Path, int] = {(): 1}
-        self._written: dict[Path, str] = {}
-        self._unquoted: dict[Path, Any] = {}
+        self._lines: dict[KeyPath, int] = {(): 1}
+        self._written: dict[KeyPath, str] = {}
+        self._unquoted: dict[KeyPath, Any] = {}
         self._secrets: dict[str, str] = {}
 
     def values(self, root: Node | None) -> Values:
@@ -73,7 +73,7 @@ class _NodeReader:
             secrets=self._secrets,
         )
 
-    def read(self, node: Node, path: Path, above: tuple[Node, ...]) -> Any:
+    def read(self, node: Node, path: KeyPath, above: tuple[Node, ...]) -> Any:
         self._nodes += 1
         if self._nodes > MAX_NODES:
             raise self._error(node, path, f"more than {MAX_NODES} values, counting anchors each time they are used")
@@ -95,10 +95,10 @@ class _NodeReader:
             raise self._error(node, path, "not a mapping, a list or a plain value")
         return self._scalar(node, path)
 
-    def _below(self, node: Node, path: Path, parent: Node, above: tuple[Node, ...]) -> Any:
+    def _below(self, node: Node, path: KeyPath, parent: Node, above: tuple[Node, ...]) -> Any:
         return self.read(node, path, (*above, parent))
 
-    def _items(self, node: MappingNode, path: Path) -> Iterator[tuple[str, Node]]:
+    def _items(self, node: MappingNode, path: KeyPath) -> Iterator[tuple[str, Node]]:
         """The pairs of a mapping; those merged by `<<` come last and never override its own."""
         own: dict[str, int] = {}
         merged: list[Node] = []
@@ -121,7 +121,7 @@ class _NodeReader:
             yield key.value, value
         yield from self._merged(merged, own, path)
 
-    def _merged(self, sources: list[Node], own: dict[str, int], path: Path) -> Iterator[tuple[str, Node]]:
+    def _merged(self, sources: list[Node], own: dict[str, int], path: KeyPath) -> Iterator[tuple[str, Node]]:
         for source in sources:
             for mapping in source.value if isinstance(source, SequenceNode) else [source]:
                 if not isinstance(mapping, MappingNode):
@@ -133,7 +133,7 @@ class _NodeReader:
                         own[key.value] = self._lines[(*path, key.value)] = key.start_mark.line + 1
                         yield key.value, value
 
-    def _scalar(self, node: ScalarNode, path: Path) -> Any:
+    def _scalar(self, node: ScalarNode, path: KeyPath) -> Any:
         self._check_tag(node, path, "null", "bool", "int", "float", "str", "timestamp")
         if node.tag not in (_TAG + "str", _TAG + "timestamp"):
             return _scalar_value(str(node.tag), node.value)
@@ -146,7 +146,7 @@ class _NodeReader:
             self._secrets |= {secret: name for secret, name in shown.items() if len(secret) >= 4}
         return text
 
-    def _substituted(self, node: ScalarNode, path: Path) -> tuple[str, dict[str, str]]:
+    def _substituted(self, node: ScalarNode, path: KeyPath) -> tuple[str, dict[str, str]]:
         values: dict[str, str] = {}
 
         def one(match: re.Match[str]) -> str:
@@ -165,12 +165,12 @@ class _NodeReader:
 
         return _SUBSTITUTION.sub(one, node.value), values
 
-    def _check_tag(self, node: Node, path: Path, *allowed: str) -> None:
+    def _check_tag(self, node: Node, path: KeyPath, *allowed: str) -> None:
         tag = str(node.tag)
         if tag not in [_TAG + name for name in allowed]:
             raise self._error(node, path, f"the tag {tag.replace(_TAG, '!!')} is not allowed")
 
-    def _error(self, node: Node, path: Path, message: str) -> DocumentError:
+    def _error(self, node: Node, path: KeyPath, message: str) -> DocumentError:
         line = self._lines.get(path, node.start_mark.line + 1)
         return DocumentError(self._source, line, dotted(path), message)
 
