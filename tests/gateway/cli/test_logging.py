@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import threading
 import time
@@ -14,7 +13,6 @@ from typing import Any
 import pytest
 
 from hostler.gateway.cli.logging import CLOSE_S, JsonFormatter, LogHandler
-from hostler.gateway.cli.output import write_all
 from hostler.gateway.events import RequestFinished
 from hostler.gateway.telemetry.access_log import AccessLogRecord, describe
 
@@ -164,18 +162,3 @@ def test_closing_waits_for_blocked_output_only_for_a_while(handler: LogHandler, 
     handler.close()
     handler.close()
     assert CLOSE_S <= time.monotonic() - began_at < 2 * CLOSE_S
-
-
-def test_writing_waits_for_a_descriptor_that_does_not_block() -> None:
-    ours, theirs = os.pipe()
-    os.set_blocking(theirs, False)
-    text = "x" * 200_000
-    writer = threading.Thread(target=write_all, args=(theirs, text))
-    writer.start()
-    read = b""
-    while len(read) < len(text):
-        read += os.read(ours, 65536)
-    writer.join()
-    os.close(ours)
-    os.close(theirs)
-    assert read.decode() == text
