@@ -54,8 +54,8 @@ def test_the_chain_ends_at_the_small_box_itself(tmp_path: Path) -> None:
     assert settings.backends["lxc"].url == f"http://{small.settings.gateway.listen[0]}"
     assert settings.backends["lxc"].models == {"*": small.profiles[0].name}
     assert settings.backends["lxc"].context == small.profiles[0].context
-    assert settings.backends["lxc"].in_the_house
-    assert not settings.backends["openrouter"].in_the_house
+    assert settings.backends["lxc"].is_local
+    assert not settings.backends["openrouter"].is_local
 
 
 def test_what_the_cloud_is_asked_for_has_a_profile(tmp_path: Path) -> None:
