@@ -174,15 +174,13 @@ STYLES: Final = {
     "loaded": "green",
     "available": "green",
     "reachable": "green",
-    "answers": "green",
     "ok": "green",
     "starting": "yellow",
     "loading": "yellow",
     "stopping": "yellow",
     "backoff": "yellow",
     "waiting": "yellow",
-    "left": "yellow",
-    "client_disconnected": "yellow",
+    "disconnected": "yellow",
     "unreachable": "red",
     "unavailable": "red",
     "failed": "red",
@@ -268,8 +266,8 @@ def _fit(columns: Sequence[Column], cells: Sequence[list[Text]], width: int) -> 
         max([cell_len(column.title), *(row[place].cell_len for row in cells)]) for place, column in enumerate(columns)
     ]
     widths = [
-        max(cell_len(column.title), min(wish, _least(column) or wish))
-        for column, wish in zip(columns, wanted, strict=True)
+        max(cell_len(column.title), min(cells_wanted, _least(column) or cells_wanted))
+        for column, cells_wanted in zip(columns, wanted, strict=True)
     ]
     shown = list(range(len(columns)))
     for place in sorted(shown, key=lambda each: -columns[each].drop):

@@ -18,7 +18,7 @@ def write_all(descriptor: int, text: str) -> None:
 
 
 def print_in_background(descriptor: int, text: str) -> None:
-    """Print a text without waiting for whoever reads it. Written by a daemon thread, so it may be lost at exit."""
+    """Print a text without waiting for its reader. A daemon thread writes it, so it may be lost at exit."""
 
     def work() -> None:
         try:

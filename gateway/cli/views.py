@@ -197,9 +197,7 @@ def finished_rows(events: Iterable[Mapping[str, Any]]) -> list[Row]:
     return [
         (
             format_time(each["at"]),
-            each["outcome"]
-            if each["outcome"] in ("ok", "client_disconnected")
-            else f"{each['outcome']} {each['status']}",
+            _outcome(each),
             each["model"] or each["requested_model"] or MISSING,
             via(each),
             format_seconds(each["seconds"]),
@@ -209,6 +207,12 @@ def finished_rows(events: Iterable[Mapping[str, Any]]) -> list[Row]:
         )
         for each in events
     ]
+
+
+def _outcome(request: Mapping[str, Any]) -> str:
+    if request["outcome"] == "client_disconnected":
+        return "disconnected"
+    return "ok" if request["outcome"] == "ok" else f"{request['outcome']} {request['status']}"
 
 
 def via(request: Mapping[str, Any]) -> str:

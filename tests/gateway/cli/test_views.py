@@ -86,6 +86,17 @@ def test_a_waiting_request_has_a_place_and_an_estimate(queue: list[dict[str, Any
     assert row == ("req-1", "laptop", "alpha", "-", phase, "10 s")
 
 
+@pytest.mark.parametrize(
+    ("outcome", "text"),
+    [("ok", "ok"), ("failed", "failed 503"), ("broken", "broken 503"), ("client_disconnected", "disconnected")],
+)
+def test_a_finished_request_has_an_outcome(outcome: str, text: str) -> None:
+    event = {"at": 0.0, "outcome": outcome, "status": 503, "model": None, "requested_model": "a", "backend": "box",
+             "hop": 1, "seconds": 2.0, "first_token_s": 1.0, "completion_tokens": 43, "client": "laptop"}  # fmt: skip
+    ((_, *row),) = views.finished_rows([event])
+    assert row == [text, "a", "box, hop 2", "2.0 s", "1.0 s", "42 tokens/s", "laptop"]
+
+
 def test_the_active_model_fits_into_a_line() -> None:
     name = "company/model-of-30-billion-parameters-for-code-instruct-q4-gguf"
     text = views.active_model(status(active=name, in_flight=[flight()]), 60)
