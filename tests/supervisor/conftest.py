@@ -1,4 +1,4 @@
-"""What the supervisor's tests share: a real HTTP server on a free port, and a supervisor that only pretends."""
+"""Fixtures of the supervisor's tests: a real HTTP server, a fake supervisor, and scripted engines."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
 
 @pytest.fixture
 def serve() -> Serve:
-    """`async with serve(app) as url:` runs an app on a free port of loopback."""
+    """`async with serve(app) as url:` serves an app on a free port of loopback."""
     return _serve
 
 
@@ -52,11 +52,11 @@ async def _serve(app: Starlette) -> AsyncIterator[str]:
     started = anyio.Event()
     startup = server.startup
 
-    async def tell(sockets: list[object] | None = None) -> None:
+    async def notify(sockets: list[object] | None = None) -> None:
         await startup(sockets=sockets)  # type: ignore[arg-type]  # uvicorn's own argument, passed on
         started.set()
 
-    server.startup = tell  # type: ignore[method-assign]  # uvicorn has no hook for "listening"
+    server.startup = notify  # type: ignore[method-assign]  # uvicorn has no hook for "listening"
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.serve)
         await started.wait()
@@ -70,8 +70,8 @@ async def _serve(app: Starlette) -> AsyncIterator[str]:
             server.should_exit = True
 
 
-class PretendedHost:
-    """A `Supervisor` in memory: a switch takes as long as `gate` is closed, and joins as the contract promises."""
+class FakeSupervisor:
+    """A `Supervisor` without engines: a switch takes until `gate` is set, and joins as the contract requires."""
 
     def __init__(self) -> None:
         self.profiles = (
@@ -94,7 +94,7 @@ class PretendedHost:
         self._tasks: anyio.abc.TaskGroup | None = None
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[PretendedHost]:
+    async def running(self) -> AsyncIterator[FakeSupervisor]:
         async with anyio.create_task_group() as self._tasks:
             yield self
             self._tasks.cancel_scope.cancel()
@@ -200,8 +200,8 @@ class PretendedHost:
 
 
 @pytest.fixture
-async def pretended() -> AsyncIterator[PretendedHost]:
-    async with PretendedHost().running() as host:
+async def fake_supervisor() -> AsyncIterator[FakeSupervisor]:
+    async with FakeSupervisor().running() as host:
         yield host
 
 
@@ -215,7 +215,7 @@ def fake_engine() -> str:
 
 
 class Journal:
-    """What scripted engines wrote down of their lives."""
+    """The events that scripted engines have recorded in a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -230,17 +230,17 @@ class Journal:
         ]
 
     async def until(self, kind: str, count: int = 1) -> None:
-        """Wait until so many of them wrote that down."""
+        """Wait until `count` events of `kind` are recorded."""
         with anyio.fail_after(20):
             while len(self.events(kind)) < count:  # noqa: ASYNC110 - what is waited for is a file
                 await anyio.sleep(0.005)
 
     def kinds(self) -> list[tuple[str, str]]:
-        """Starts and stops in their order, as `(event, model)`."""
+        """Starts and stops in order, as `(event, model)`."""
         return [(event["event"], event["model"]) for event in self.events() if event["event"] in ("start", "stop")]
 
     def pids(self) -> list[int]:
-        """Every process that was ever started, grandchildren too."""
+        """Every process that was started, grandchildren included."""
         return [
             event.get("grandchild", event["pid"])
             for event in self.events()
@@ -250,14 +250,14 @@ class Journal:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    """Where scripted engines write; afterwards none of them may be alive."""
+    """The events of scripted engines; afterwards none of them may be alive."""
     journal = Journal(tmp_path / "engines.jsonl")
     yield journal
     assert not [pid for pid in journal.pids() if is_running(pid)]
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process exists and is more than a zombie."""
+    """Whether a process exists and is no zombie."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -288,5 +288,5 @@ async def _running(manager: EngineManager) -> AsyncIterator[EngineManager]:
 
 @pytest.fixture
 def running() -> Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]:
-    """`async with running(fleet):` runs a fleet and ends all of its engines."""
+    """`async with running(manager):` runs a manager and ends all of its engines."""
     return _running

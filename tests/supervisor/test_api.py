@@ -1,4 +1,4 @@
-"""The supervisor over HTTP, asked the way strangers and gateways ask."""
+"""The supervisor's HTTP API, called by gateways and by strangers."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ async def _two_lines(model: str, follow: bool) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-def app(pretended: Any) -> Starlette:
-    return create_app(pretended, token=TOKEN, logs=_two_lines, metrics=_metrics, allowed_hosts=["gpu.lan"])
+def app(fake_supervisor: Any) -> Starlette:
+    return create_app(fake_supervisor, token=TOKEN, logs=_two_lines, metrics=_metrics, allowed_hosts=["gpu.lan"])
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ ROUTES = [
 ORDERS = ["/models/switch", "/models/load", "/models/unload"]
 
 
-async def test_lets_nobody_in_without_the_token(http: httpx.AsyncClient) -> None:
+async def test_rejects_requests_without_the_token(http: httpx.AsyncClient) -> None:
     del http.headers["Authorization"]
     for method, path in ROUTES:
         for authorization in (None, "Bearer wrong", "Basic a-long-token", "a-long-token", "Bearer"):
@@ -90,30 +90,30 @@ async def test_takes_no_token_from_the_query(http: httpx.AsyncClient) -> None:
     assert (await http.get("/models/status", params={"token": TOKEN, "api_key": TOKEN})).status_code == 401
 
 
-async def test_health_is_open_and_tells_nothing(http: httpx.AsyncClient) -> None:
+async def test_health_needs_no_token_and_reveals_nothing(http: httpx.AsyncClient) -> None:
     del http.headers["Authorization"]
     answer = await http.get("/healthz")
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
     assert "server" not in answer.headers
 
 
-async def test_without_a_token_everybody_on_loopback_may_ask(pretended: Any, serve: Serve) -> None:
-    async with serve(create_app(pretended, token=None)) as url, httpx.AsyncClient(base_url=url) as http:
+async def test_without_a_token_every_client_on_loopback_is_accepted(fake_supervisor: Any, serve: Serve) -> None:
+    async with serve(create_app(fake_supervisor, token=None)) as url, httpx.AsyncClient(base_url=url) as http:
         assert (await http.get("/models/status")).status_code == 200
 
 
-async def test_does_not_answer_to_a_foreign_name(http: httpx.AsyncClient) -> None:
+async def test_rejects_a_foreign_host_name(http: httpx.AsyncClient) -> None:
     for _method, path in [("GET", "/healthz"), *ROUTES]:
         assert (await http.get(path, headers={"Host": "evil.example"})).status_code == 421, path
 
 
-async def test_answers_to_its_own_names(http: httpx.AsyncClient) -> None:
+async def test_accepts_its_own_host_names(http: httpx.AsyncClient) -> None:
     for host in ("gpu.lan", "GPU.LAN:8080", "localhost:1", "127.0.0.1", "[::1]:8080"):
         assert (await http.get("/models/status", headers={"Host": host})).status_code == 200, host
 
 
 @pytest.mark.parametrize("hosts", [b"", b"Host: localhost\r\nHost: localhost\r\n"])
-async def test_wants_exactly_one_host(http: httpx.AsyncClient, hosts: bytes) -> None:
+async def test_requires_exactly_one_host_header(http: httpx.AsyncClient, hosts: bytes) -> None:
     async with await anyio.connect_tcp("127.0.0.1", http.base_url.port or 0) as stream:
         await stream.send(b"GET /healthz HTTP/1.1\r\n" + hosts + b"\r\n")
         assert (await stream.receive()).split()[1] == b"400"
@@ -129,8 +129,8 @@ async def test_wants_exactly_one_host(http: httpx.AsyncClient, hosts: bytes) -> 
         {"Sec-Fetch-Site": "cross-site"},
     ],
 )
-async def test_does_nothing_for_other_sites_pages(
-    http: httpx.AsyncClient, pretended: Any, headers: dict[str, str]
+async def test_rejects_pages_of_other_sites(
+    http: httpx.AsyncClient, fake_supervisor: Any, headers: dict[str, str]
 ) -> None:
     for method, path in ROUTES:
         answer = await http.request(method, path, headers=headers, json={"model": "alpha"})
@@ -138,23 +138,23 @@ async def test_does_nothing_for_other_sites_pages(
         assert not [name for name in answer.headers if name.startswith("access-control")]
     preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Private-Network": "true"}
     assert (await http.options("/models/switch", headers=headers | preflight)).status_code == 403
-    assert pretended.starts == 0
+    assert fake_supervisor.starts == 0
 
 
-async def test_takes_orders_as_json_only(http: httpx.AsyncClient, pretended: Any) -> None:
+async def test_accepts_json_bodies_only(http: httpx.AsyncClient, fake_supervisor: Any) -> None:
     for path in ORDERS:
         for kind in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}):
             answer = await http.post(path, content=b'{"model": "alpha"}', headers=kind)
             assert answer.status_code == 415, (path, kind)
-    assert pretended.starts == 0
+    assert fake_supervisor.starts == 0
 
 
-async def test_changes_nothing_but_on_post(http: httpx.AsyncClient, pretended: Any) -> None:
+async def test_changes_state_on_post_only(http: httpx.AsyncClient, fake_supervisor: Any) -> None:
     for path in ORDERS:
         for method in ("GET", "HEAD", "PUT", "DELETE"):
             answer = await http.request(method, path, params={"model": "alpha"})
             assert answer.status_code == 405, (path, method)
-    assert pretended.starts == 0
+    assert fake_supervisor.starts == 0
 
 
 @pytest.mark.parametrize(
@@ -174,14 +174,14 @@ async def test_changes_nothing_but_on_post(http: httpx.AsyncClient, pretended: A
         (b'{"model": "' + b"x" * 70_000 + b'"}', 413),
     ],
 )
-async def test_refuses_what_is_no_order(http: httpx.AsyncClient, pretended: Any, body: bytes, status: int) -> None:
+async def test_rejects_invalid_bodies(http: httpx.AsyncClient, fake_supervisor: Any, body: bytes, status: int) -> None:
     answer = await http.post("/models/switch", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
-    assert pretended.starts == 0
+    assert fake_supervisor.starts == 0
 
 
-async def test_stops_reading_a_body_that_does_not_say_how_long_it_is(http: httpx.AsyncClient) -> None:
+async def test_limits_a_body_without_a_length(http: httpx.AsyncClient) -> None:
     head = f"POST /models/switch HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
     head += "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     with anyio.fail_after(20):
@@ -192,16 +192,16 @@ async def test_stops_reading_a_body_that_does_not_say_how_long_it_is(http: httpx
             assert b"connection: close" in answer.lower()
 
 
-async def test_an_unknown_model_is_told_with_those_that_exist(http: httpx.AsyncClient) -> None:
+async def test_an_unknown_model_is_an_error_that_lists_the_known_ones(http: httpx.AsyncClient) -> None:
     answer = await http.post("/models/switch", json={"model": "gamma"})
     error = msgspec.json.decode(answer.content, type=SupervisorErrorResponse).error
     assert (answer.status_code, error.type, error.models) == (404, "unknown_profile", ("alpha", "beta"))
     assert "gamma" in error.message
 
 
-async def test_status_is_the_contract_s_own_value(http: httpx.AsyncClient, pretended: Any) -> None:
+async def test_status_is_the_contract_s_own_value(http: httpx.AsyncClient, fake_supervisor: Any) -> None:
     answer = await http.get("/models/status")
-    assert msgspec.json.decode(answer.content, type=HostStatus) == pretended.host()
+    assert msgspec.json.decode(answer.content, type=HostStatus) == fake_supervisor.host()
     assert answer.headers["x-request-id"]
     assert [model["name"] for model in (await http.get("/models/available")).json()["models"]] == ["alpha", "beta"]
 
@@ -227,13 +227,13 @@ async def test_unload_stops_the_model(http: httpx.AsyncClient) -> None:
     assert (await http.get("/models/locate", params={"model": "alpha"})).json() == {"address": None}
 
 
-async def test_passes_on_which_models_to_evict(http: httpx.AsyncClient, pretended: Any) -> None:
+async def test_passes_on_which_models_to_evict(http: httpx.AsyncClient, fake_supervisor: Any) -> None:
     await http.post("/models/switch", json={"model": "alpha", "evict": ["beta"]})
-    assert pretended.evicted == ["beta"]
+    assert fake_supervisor.evicted == ["beta"]
 
 
 @pytest.mark.parametrize("path", ORDERS)
-async def test_an_order_of_an_old_epoch_is_refused(http: httpx.AsyncClient, path: str) -> None:
+async def test_a_request_with_a_stale_epoch_is_rejected(http: httpx.AsyncClient, path: str) -> None:
     assert (await http.post(path, json={"model": "alpha", "epoch": 7})).status_code == 200
     answer = await http.post(path, json={"model": "alpha", "epoch": 6})
     assert (answer.status_code, answer.json()["error"]["type"]) == (409, "stale_epoch")
@@ -242,54 +242,54 @@ async def test_an_order_of_an_old_epoch_is_refused(http: httpx.AsyncClient, path
 @pytest.mark.parametrize(
     ("kind", "status"), [("not_gguf", 422), ("does_not_fit", 422), ("port_taken", 409), ("out_of_memory", 503)]
 )
-async def test_a_failure_is_told_with_its_reason(
-    http: httpx.AsyncClient, pretended: Any, kind: Any, status: int
+async def test_a_failure_has_its_reason_in_the_response(
+    http: httpx.AsyncClient, fake_supervisor: Any, kind: Any, status: int
 ) -> None:
-    pretended.failure = Failure(kind=kind, message="it broke", lines=("last words",), retry_after_s=2.0)
+    fake_supervisor.failure = Failure(kind=kind, message="it broke", lines=("last words",), retry_after_s=2.0)
     answer = await http.post("/models/switch", json={"model": "alpha"})
     assert (answer.status_code, answer.headers["retry-after"]) == (status, "2")
-    assert msgspec.json.decode(answer.content, type=SupervisorErrorResponse).error.failure == pretended.failure
+    assert msgspec.json.decode(answer.content, type=SupervisorErrorResponse).error.failure == fake_supervisor.failure
 
 
 SSE = {"Accept": "text/event-stream"}
 
 
-async def test_a_switch_tells_its_phases_and_then_the_address(http: httpx.AsyncClient) -> None:
+async def test_a_switch_streams_its_phases_and_then_the_address(http: httpx.AsyncClient) -> None:
     async with http.stream("POST", "/models/switch", json={"model": "alpha"}, headers=SSE) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
-        told = [event async for event in _events(answer)]
-    assert [(name, data.get("phase")) for name, data in told] == [
+        received = [event async for event in _events(answer)]
+    assert [(name, data.get("phase")) for name, data in received] == [
         ("phase", "starting"),
         ("phase", "loading"),
         ("ready", None),
     ]
-    assert (told[1][1]["percent"], told[1][1]["eta_s"]) == (50.0, 0.7)
-    assert told[2][1]["address"]["key"] == "engine-secret"
-    assert "engine-secret" not in json.dumps(told[:2])
+    assert (received[1][1]["percent"], received[1][1]["eta_s"]) == (50.0, 0.7)
+    assert received[2][1]["address"]["key"] == "engine-secret"
+    assert "engine-secret" not in json.dumps(received[:2])
 
 
-async def test_a_failing_switch_ends_its_stream_with_the_failure(http: httpx.AsyncClient, pretended: Any) -> None:
-    pretended.failure = Failure(kind="exited", message="it broke")
+async def test_a_failing_switch_ends_its_stream_with_the_failure(http: httpx.AsyncClient, fake_supervisor: Any) -> None:
+    fake_supervisor.failure = Failure(kind="exited", message="it broke")
     async with http.stream("POST", "/models/switch", json={"model": "alpha"}, headers=SSE) as answer:
-        told = [event async for event in _events(answer)]
-    assert told[-1][0] == "failed"
-    assert told[-1][1]["error"]["failure"]["kind"] == "exited"
+        received = [event async for event in _events(answer)]
+    assert received[-1][0] == "failed"
+    assert received[-1][1]["error"]["failure"]["kind"] == "exited"
 
 
-async def test_an_order_goes_on_when_its_client_leaves(http: httpx.AsyncClient, pretended: Any) -> None:
-    pretended.gate = anyio.Event()
+async def test_a_switch_goes_on_when_its_client_disconnects(http: httpx.AsyncClient, fake_supervisor: Any) -> None:
+    fake_supervisor.gate = anyio.Event()
     order = http.stream("POST", "/models/switch", json={"model": "alpha"}, headers=SSE)
     async with order as answer, aclosing(_events(answer)) as events:
         await anext(events)
-    await pretended.listened_to_by(0)
-    pretended.gate.set()
+    await fake_supervisor.listened_to_by(0)
+    fake_supervisor.gate.set()
     joined = await http.post("/models/switch", json={"model": "alpha"})
     assert joined.status_code == 200
-    assert (pretended.starts, pretended.finished) == (1, 1)
+    assert (fake_supervisor.starts, fake_supervisor.finished) == (1, 1)
 
 
-async def test_two_orders_for_one_model_join(http: httpx.AsyncClient, pretended: Any) -> None:
-    pretended.gate = anyio.Event()
+async def test_two_switches_to_one_model_join(http: httpx.AsyncClient, fake_supervisor: Any) -> None:
+    fake_supervisor.gate = anyio.Event()
     answers: list[httpx.Response] = []
 
     async def order() -> None:
@@ -299,26 +299,28 @@ async def test_two_orders_for_one_model_join(http: httpx.AsyncClient, pretended:
     async with anyio.create_task_group() as tasks, first as answer, aclosing(_events(answer)) as events:
         await anext(events)
         tasks.start_soon(order)
-        await pretended.listened_to_by(2)
-        pretended.gate.set()
+        await fake_supervisor.listened_to_by(2)
+        fake_supervisor.gate.set()
         names = [name async for name, _data in events]
     assert names[-1] == "ready"
     assert answers[0].status_code == 200
-    assert pretended.starts == 1
+    assert fake_supervisor.starts == 1
 
 
-async def test_events_begin_with_a_snapshot_and_go_on_with_changes(http: httpx.AsyncClient, pretended: Any) -> None:
+async def test_events_begin_with_a_snapshot_and_go_on_with_changes(
+    http: httpx.AsyncClient, fake_supervisor: Any
+) -> None:
     async with http.stream("GET", "/events") as answer, aclosing(_events(answer)) as events:
         name, first = await anext(events)
         assert (name, first["type"], len(first["host"]["profiles"])) == ("snapshot", "snapshot", 2)
-        pretended.publish(ModelChanged(status=ModelStatus(model="alpha", state="starting", since=1.0)))
+        fake_supervisor.publish(ModelChanged(status=ModelStatus(model="alpha", state="starting", since=1.0)))
         name, second = await anext(events)
         assert (name, second["status"]["state"]) == ("model", "starting")
     with anyio.fail_after(20):
-        await pretended.listened_to_by(0)
+        await fake_supervisor.listened_to_by(0)
 
 
-async def test_keys_are_in_no_event_and_no_status(http: httpx.AsyncClient, pretended: Any) -> None:
+async def test_keys_are_in_no_event_and_no_status(http: httpx.AsyncClient, fake_supervisor: Any) -> None:
     async with http.stream("GET", "/events") as answer, aclosing(_events(answer)) as events:
         seen = [await anext(events)]
         await http.post("/models/switch", json={"model": "alpha"})
@@ -329,9 +331,9 @@ async def test_keys_are_in_no_event_and_no_status(http: httpx.AsyncClient, prete
     assert "engine-secret" not in (await http.get("/metrics")).text
 
 
-async def test_streams_end_cleanly_when_the_supervisor_stops(pretended: Any, serve: Serve) -> None:
-    app = create_app(pretended, token=None, logs=_two_lines)
-    pretended.gate = anyio.Event()
+async def test_streams_end_cleanly_when_the_supervisor_stops(fake_supervisor: Any, serve: Serve) -> None:
+    app = create_app(fake_supervisor, token=None, logs=_two_lines)
+    fake_supervisor.gate = anyio.Event()
     async with httpx.AsyncClient(timeout=30) as http:
         async with serve(app) as url:
             events = await http.send(http.build_request("GET", f"{url}/events"), stream=True)
@@ -350,7 +352,7 @@ async def test_logs_are_plain_lines(http: httpx.AsyncClient) -> None:
     assert (await http.get("/logs/%2e%2e/%2e%2e/etc/passwd")).status_code == 404
 
 
-async def test_a_slow_log_reader_loses_lines_and_holds_up_nobody(pretended: Any, serve: Serve) -> None:
+async def test_a_slow_log_reader_loses_lines_and_delays_no_one_else(fake_supervisor: Any, serve: Serve) -> None:
     lines = LOG_BUFFER * 40
     written = anyio.Event()
 
@@ -361,7 +363,7 @@ async def test_a_slow_log_reader_loses_lines_and_holds_up_nobody(pretended: Any,
                 await anyio.lowlevel.checkpoint()
         written.set()
 
-    app = create_app(pretended, token=None, logs=flood)
+    app = create_app(fake_supervisor, token=None, logs=flood)
     async with (
         serve(app) as url,
         httpx.AsyncClient(timeout=30) as http,
@@ -376,6 +378,6 @@ async def test_a_slow_log_reader_loses_lines_and_holds_up_nobody(pretended: Any,
     assert text[-1].startswith(f"{lines - 1} ")
 
 
-async def test_metrics_are_what_the_callable_says(http: httpx.AsyncClient) -> None:
+async def test_metrics_are_what_the_callable_returns(http: httpx.AsyncClient) -> None:
     answer = await http.get("/metrics")
     assert (answer.text, answer.headers["content-type"].split(";")[0]) == ("hostler_up 1\n", "text/plain")

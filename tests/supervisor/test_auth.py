@@ -34,17 +34,17 @@ def test_remembers_so_many_addresses_only() -> None:
 
 
 @pytest.mark.anyio
-async def test_after_many_wrong_tokens_an_address_is_told_to_wait_and_the_right_one_passes(
-    pretended: Any, serve: Serve
+async def test_after_many_wrong_tokens_an_address_is_throttled_and_the_right_token_passes(
+    fake_supervisor: Any, serve: Serve
 ) -> None:
-    async with serve(create_app(pretended, token="right")) as url, httpx.AsyncClient(base_url=url) as http:
+    async with serve(create_app(fake_supervisor, token="right")) as url, httpx.AsyncClient(base_url=url) as http:
         codes = []
         for number in range(60):
             answer = await http.get("/models/status", headers={"Authorization": f"Bearer wrong-{number}"})
             codes.append(answer.status_code)
         assert codes == [401] * 50 + [429] * 10
         assert 1 <= int(answer.headers["retry-after"]) <= 60
-        # Without any token nothing is guessed.
+        # A request without a token is no guess.
         assert (await http.get("/models/status")).status_code == 401
         assert (await http.get("/models/status", headers={"Authorization": "Bearer right"})).status_code == 200
 

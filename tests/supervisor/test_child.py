@@ -1,4 +1,4 @@
-"""A child with its group: how it is launched, and what is left when it ends."""
+"""A child process and its group: how it is launched, and what is left when it exits."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_a_program_of_another_machine_or_without_permission_is_an_error_at
         await ended(str(program))
 
 
-async def test_a_script_whose_interpreter_is_missing_ends_with_a_line_that_says_so(tmp_path: Path) -> None:
+async def test_a_script_without_its_interpreter_ends_with_a_line_that_says_so(tmp_path: Path) -> None:
     program = tmp_path / "engine"
     program.write_text("#!/nowhere/python\n")
     program.chmod(0o755)

@@ -45,8 +45,8 @@ Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
 
 
 @pytest.fixture
-async def client(pretended: Any, serve: Serve) -> AsyncIterator[SupervisorClient]:
-    async with serve(create_app(pretended, token=TOKEN)) as url, SupervisorClient(url, TOKEN) as client:
+async def client(fake_supervisor: Any, serve: Serve) -> AsyncIterator[SupervisorClient]:
+    async with serve(create_app(fake_supervisor, token=TOKEN)) as url, SupervisorClient(url, TOKEN) as client:
         yield client
 
 
@@ -75,55 +75,57 @@ async def test_keeps_the_contract() -> None:
     assert isinstance(supervisor, SupervisorClient)
 
 
-async def test_knows_what_the_host_knows(client: SupervisorClient, pretended: Any) -> None:
-    assert await client.status() == pretended.host()
+async def test_knows_what_the_host_knows(client: SupervisorClient, fake_supervisor: Any) -> None:
+    assert await client.status() == fake_supervisor.host()
     assert client.reachable is True
 
 
-async def test_switches_locates_and_unloads(client: SupervisorClient, pretended: Any) -> None:
+async def test_switches_locates_and_unloads(client: SupervisorClient, fake_supervisor: Any) -> None:
     assert await client.locate("alpha") is None
     address = await client.switch("alpha", evict=["beta"], epoch=3)
-    assert address == pretended.ready["alpha"]
-    assert (pretended.evicted, pretended.epoch) == (["beta"], 3)
+    assert address == fake_supervisor.ready["alpha"]
+    assert (fake_supervisor.evicted, fake_supervisor.epoch) == (["beta"], 3)
     assert await client.locate("alpha") == address
     await client.unload("alpha", epoch=3)
-    assert pretended.ready == {}
+    assert fake_supervisor.ready == {}
 
 
-async def test_tells_errors_apart(client: SupervisorClient, pretended: Any) -> None:
+async def test_distinguishes_errors(client: SupervisorClient, fake_supervisor: Any) -> None:
     for call in (client.switch, client.unload, client.locate):
         with pytest.raises(UnknownProfile, match="2 models are: alpha, beta"):
             await call("gamma")
-    pretended.epoch = 9
+    fake_supervisor.epoch = 9
     for order in (client.switch, client.unload):
         with pytest.raises(StaleEpoch):
             await order("alpha", epoch=8)
-    pretended.failure = Failure(kind="out_of_memory", message="no memory left", lines=("E oom",), retry_after_s=4.0)
+    fake_supervisor.failure = Failure(
+        kind="out_of_memory", message="no memory left", lines=("E oom",), retry_after_s=4.0
+    )
     with pytest.raises(SupervisorError) as raised:
         await client.switch("alpha")
-    assert raised.value.failure == pretended.failure
+    assert raised.value.failure == fake_supervisor.failure
 
 
-async def test_hears_a_snapshot_and_then_changes(client: SupervisorClient, pretended: Any) -> None:
+async def test_receives_a_snapshot_and_then_changes(client: SupervisorClient, fake_supervisor: Any) -> None:
     changed = ModelChanged(status=ModelStatus(model="alpha", state="starting", since=1.0))
     async with client.events() as events:
-        assert await anext(events) == Snapshot(host=pretended.host())
-        pretended.publish(changed)
+        assert await anext(events) == Snapshot(host=fake_supervisor.host())
+        fake_supervisor.publish(changed)
         assert await anext(events) == changed
     with anyio.fail_after(20):
-        await pretended.listened_to_by(0)
+        await fake_supervisor.listened_to_by(0)
 
 
-async def test_hears_a_new_snapshot_after_the_supervisor_was_away(pretended: Any, serve: Serve) -> None:
+async def test_receives_a_new_snapshot_after_the_supervisor_was_away(fake_supervisor: Any, serve: Serve) -> None:
     known: list[bool] = []
     async with SupervisorClient("http://127.0.0.1:1", TOKEN, limits=QUICK, on_reachable=known.append) as client:
-        async with serve(create_app(pretended, token=TOKEN)) as url:
+        async with serve(create_app(fake_supervisor, token=TOKEN)) as url:
             client._url = httpx.URL(url)  # the port is known only now
             subscription = client.events()
             events = await subscription.__aenter__()
             assert isinstance(await anext(events), Snapshot)
-        pretended.epoch = 5
-        async with serve(create_app(pretended, token=TOKEN)) as url:
+        fake_supervisor.epoch = 5
+        async with serve(create_app(fake_supervisor, token=TOKEN)) as url:
             client._url = httpx.URL(url)
             with anyio.fail_after(20):
                 again = await anext(events)
@@ -135,7 +137,7 @@ async def test_hears_a_new_snapshot_after_the_supervisor_was_away(pretended: Any
 
 @asynccontextmanager
 async def _answering(handle: Callable[[SocketStream, int], Any]) -> AsyncIterator[str]:
-    """A server on a free port that does to each connection what `handle` does, which is told the connection's number."""
+    """A server on a free port. `handle` gets each connection and its number."""
     numbers = iter(range(1000))
 
     async def serve(stream: SocketStream) -> None:
@@ -162,25 +164,25 @@ async def test_a_silent_stream_counts_as_lost_and_pings_keep_it() -> None:
         await stream.send(_sse("snapshot", Snapshot(host=HostStatus(epoch=number + 100))))
         await anyio.sleep_forever()
 
-    async def hear() -> list[int]:
-        heard: list[int] = []
+    async def receive() -> list[int]:
+        received: list[int] = []
         async with (
             _answering(handle) as url,
             SupervisorClient(url, None, limits=QUICK) as client,
             client.events() as events,
         ):
             with anyio.fail_after(20):
-                while len(heard) < 3:
+                while len(received) < 3:
                     event = await anext(events)
                     assert isinstance(event, Snapshot)
-                    heard.append(event.host.epoch)
-        return heard
+                    received.append(event.host.epoch)
+        return received
 
-    # A machine that is busy with other things may itself be silent for too long now and then.
-    heard = [await hear()]
-    while heard[-1] != [0, 100, 1] and len(heard) < 12:
-        heard.append(await hear())
-    assert heard[-1] == [0, 100, 1]
+    # On a busy machine the server itself may be silent for too long.
+    received = [await receive()]
+    while received[-1] != [0, 100, 1] and len(received) < 12:
+        received.append(await receive())
+    assert received[-1] == [0, 100, 1]
 
 
 async def test_a_switch_whose_connection_is_lost_is_joined_again() -> None:
@@ -193,7 +195,7 @@ async def test_a_switch_whose_connection_is_lost_is_joined_again() -> None:
         assert await client.switch("alpha") == AT
 
 
-async def test_a_switch_is_not_asked_for_without_end() -> None:
+async def test_a_switch_is_not_retried_without_end() -> None:
     asked: list[int] = []
 
     async def handle(stream: SocketStream, number: int) -> None:
@@ -206,7 +208,7 @@ async def test_a_switch_is_not_asked_for_without_end() -> None:
     assert asked == [0, 1, 2]
 
 
-async def test_nobody_at_the_port_is_known_at_once() -> None:
+async def test_a_refused_connection_is_noticed_at_once() -> None:
     async with SupervisorClient("http://127.0.0.1:1", TOKEN) as client:
         with anyio.fail_after(10), pytest.raises(SupervisorUnreachable, match=r"127\.0\.0\.1:1 refuses connections"):
             await client.switch("alpha")
@@ -255,7 +257,7 @@ async def test_follows_no_redirect(quick: SupervisorClient, httpx_mock: HTTPXMoc
     assert {request.url.host for request in httpx_mock.get_requests()} == {"gpu.lan"}
 
 
-async def test_sends_the_token_and_never_says_it(httpx_mock: HTTPXMock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_sends_the_token_and_never_shows_it(httpx_mock: HTTPXMock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, logger="hostler")
     httpx_mock.add_response(status_code=401, content=_refusal("unauthenticated"))
     httpx_mock.add_exception(httpx.ConnectError(TOKEN))
@@ -271,14 +273,14 @@ async def test_sends_the_token_and_never_says_it(httpx_mock: HTTPXMock, caplog: 
 
 
 async def test_reads_events_however_they_are_cut(httpx_mock: HTTPXMock, quick: SupervisorClient) -> None:
-    told = Failure(kind="exited", message="lines with \u2028 and \u0085 in them")
+    failure = Failure(kind="exited", message="lines with \u2028 and \u0085 in them")
     content = b": ping\r\n\r\n" + _sse(
-        "failed", SupervisorErrorResponse(error=SupervisorErrorBody(type="failed", message="", failure=told))
+        "failed", SupervisorErrorResponse(error=SupervisorErrorBody(type="failed", message="", failure=failure))
     )
     httpx_mock.add_response(**_stream(*[bytes([byte]) for byte in content]))
     with pytest.raises(SupervisorError) as raised:
         await quick.switch("alpha")
-    assert raised.value.failure == told
+    assert raised.value.failure == failure
 
 
 async def test_an_engine_that_listens_everywhere_is_met_where_its_supervisor_is(
@@ -289,7 +291,7 @@ async def test_an_engine_that_listens_everywhere_is_met_where_its_supervisor_is(
     assert (await quick.switch("alpha")).host == "gpu.lan"
 
 
-async def test_leaves_a_client_alone_that_it_was_given(httpx_mock: HTTPXMock) -> None:
+async def test_does_not_close_a_client_that_it_was_given(httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(json=msgspec.to_builtins(HostStatus()))
     async with httpx.AsyncClient() as http:
         async with SupervisorClient(URL, None, http=http) as client:
@@ -309,7 +311,7 @@ async def host(scripted: Callable[..., Profile], running: Running, serve: Serve)
         yield manager, url
 
 
-async def test_a_gateway_elsewhere_switches_as_one_next_door_would(host: Host) -> None:
+async def test_a_remote_gateway_switches_like_a_local_one(host: Host) -> None:
     manager, url = host
     async with SupervisorClient(url, TOKEN) as client, client.events() as events:
         assert isinstance(await anext(events), Snapshot)
@@ -328,7 +330,7 @@ async def test_a_gateway_elsewhere_switches_as_one_next_door_would(host: Host) -
         assert [model.state for model in (await client.status()).models] == ["stopped"] * 3
 
 
-async def test_a_switch_that_fails_says_why(host: Host) -> None:
+async def test_a_failed_switch_has_its_reason(host: Host) -> None:
     async with SupervisorClient(host[1], TOKEN) as client:
         for _ in range(2):
             with pytest.raises(SupervisorError) as raised:
@@ -337,7 +339,7 @@ async def test_a_switch_that_fails_says_why(host: Host) -> None:
         assert raised.value.failure.retry_after_s is not None
 
 
-async def test_a_person_who_asks_for_a_model_that_failed_has_it_tried_again_at_once(
+async def test_a_load_tries_a_failed_model_again_at_once(
     scripted: Callable[..., Profile], running: Running, serve: Serve, journal: Any
 ) -> None:
     manager = EngineManager(
@@ -354,7 +356,7 @@ async def test_a_person_who_asks_for_a_model_that_failed_has_it_tried_again_at_o
         assert (await http.post("/models/load", json={"model": "a"})).json()["address"]["model"] == "a"
 
 
-async def test_the_first_answer_tells_what_the_switch_took(host: Host) -> None:
+async def test_the_response_has_the_duration_of_each_phase(host: Host) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with httpx.AsyncClient(base_url=host[1], headers=headers, timeout=10) as http:
         first = (await http.post("/models/switch", json={"model": "beta"})).json()

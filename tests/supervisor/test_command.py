@@ -68,7 +68,7 @@ def test_a_field_becomes_its_argument(fields: dict[str, Any], settings: dict[str
     assert words[0] not in make().arguments or fields.get("cache_ram_mib")
 
 
-def test_a_model_that_says_how_it_makes_embeddings_is_believed() -> None:
+def test_the_pooling_type_of_a_model_file_is_used() -> None:
     facts = ModelFacts(architecture="bert", metadata={"bert.pooling_type": 2})
     command = build_command(
         Profile(name="m", model="ignored", embeddings=True), SupervisorSettings(engine=sys.executable), facts=facts,
@@ -77,12 +77,12 @@ def test_a_model_that_says_how_it_makes_embeddings_is_believed() -> None:
     assert "--pooling" not in command.arguments
 
 
-def test_a_profile_may_say_itself_how_it_makes_embeddings() -> None:
+def test_a_profile_may_set_the_pooling_type_itself() -> None:
     arguments = make(embeddings=True, args=("--pooling", "none", "-ub", "64")).arguments
     assert arguments[-4:] == ("--pooling", "none", "-ub", "64")
 
 
-def test_the_embedded_engine_knows_every_argument_that_is_made() -> None:
+def test_the_embedded_engine_knows_every_argument_that_is_passed() -> None:
     full = make(threads=1, gpu_layers="auto", embeddings=True, settings={"slots_dir": "/tmp"})
     assert parse(full.arguments[1:])["port"] == 8100
 

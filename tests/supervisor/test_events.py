@@ -20,7 +20,9 @@ Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
 EXCLUSIVE = SupervisorSettings(stop_grace_s=5, backoff_s=0.05, max_backoff_s=0.4)
 
 
-async def test_a_slow_listener_gets_a_snapshot_instead_of_what_it_missed(scripted: Scripted, running: Running) -> None:
+async def test_a_slow_subscriber_gets_a_snapshot_instead_of_what_it_missed(
+    scripted: Scripted, running: Running
+) -> None:
     async with running(EngineManager([scripted("a")], EXCLUSIVE)) as manager, manager.events() as events:
         assert isinstance(await anext(events), Snapshot)
         for _ in range(MAX_BUFFERED_EVENTS + 1):

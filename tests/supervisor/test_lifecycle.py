@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import os
@@ -15,7 +14,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from msgspec.structs import replace
+from fakes.slot_engine import SlotEngine, running_slot_engine
 from system.house import house_in
 
 from hostler.profiles.schema import ModelFacts, Profile
@@ -26,102 +25,28 @@ from hostler.supervisor.lifecycle import EngineLifecycle, EngineServices
 from hostler.supervisor.manager import EngineManager, create_manager
 from hostler.supervisor.memory import MemoryHistory
 from hostler.supervisor.model_files import ModelFiles
-from hostler.supervisor.slot_cache import RestoreResult, SaveResult, SlotCache, SlotLimits
+from hostler.supervisor.slot_cache import RestoreResult, SaveResult, SlotCache
 
 pytestmark = pytest.mark.anyio
 FACTS = ModelFacts(architecture="llama", bytes=1000, kv_bytes_per_token=1)
 PROFILE = Profile(name="alpha", model="/m.gguf", parallel=2)
 
 
-class WritingEngine:
-    """Answers the slot routes as llama-server does, with files of `tokens` bytes and without a model."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.tokens: list[Any] = [1000, 500]
-        self.busy: set[int] = set()
-        self.restored: dict[int, bytes] = {}
-        self.asked: list[str] = []
-        self.says: int | None = None
-        self.wanting = 0
-        self.deaf = self.dies = False
-        self.address = EngineAddress(model="alpha", host="", port=0, key="k", generation=1, context=9, parallel=2)
-
-    def answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        if path == "/props":
-            return 200, {"build_info": "b1", "total_slots": 2}
-        if path == "/slots":
-            listed = [
-                {"id": number, "n_ctx": 9, "is_processing": number in self.busy}
-                | ({} if tokens is None else {"n_prompt_tokens": tokens})
-                for number, tokens in enumerate(self.tokens)
-            ]
-            return 200, listed
-        slot = int(path.split("/")[2].partition("?")[0])
-        file = self.directory / body["filename"]
-        if path.endswith("save"):
-            file.write_bytes(bytes([slot]) * (self.tokens[slot] - self.wanting))
-            return 200, {"n_saved": self.tokens[slot], "n_written": self.says or self.tokens[slot]}
-        self.restored[slot] = file.read_bytes()
-        return 200, {"n_restored": len(self.restored[slot]), "n_read": len(self.restored[slot])}
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = next(int(line[15:]) for line in head.split("\r\n") if line.lower().startswith("content-length:"))
-            body = json.loads(await reader.readexactly(length) or b"{}")
-            method, path, _ = head.split(" ", 2)
-            self.asked.append(f"{method} {path}")
-            assert "authorization: bearer k" in head.lower()
-            if "restore" in path and self.dies:
-                return
-            if "action" in path and self.deaf:
-                await reader.read()
-                return
-            status, answer = self.answer(method, path, body)
-            content = json.dumps(answer).encode()
-            writer.write(f"HTTP/1.1 {status} x\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
-            await writer.drain()
-        finally:
-            writer.close()
-
-
 @pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[WritingEngine]:
-    engine = WritingEngine(tmp_path)
-    server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
-    engine.address = replace(engine.address, host="127.0.0.1", port=server.sockets[0].getsockname()[1])
-    async with server:
+async def engine(tmp_path: Path) -> AsyncIterator[SlotEngine]:
+    async with running_slot_engine(tmp_path) as engine:
         yield engine
 
 
-class Clock:
-    """A clock that stands still until it is told."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-def cache_in(directory: Path, clock: Clock, limits: SlotLimits) -> SlotCache:
-    cache = SlotCache(directory, max_bytes=10_000, max_age_s=100.0, min_tokens=256, limits=limits, clock=clock)
+def cache(tmp_path: Path) -> SlotCache:
+    cache = SlotCache(tmp_path, max_bytes=10_000, max_age_s=100.0, min_tokens=256)
     cache.prepare()
     return cache
 
 
-@pytest.fixture
-def cache(tmp_path: Path, clock: Clock) -> SlotCache:
-    return cache_in(tmp_path, clock, SlotLimits())
-
-
 async def test_a_lifecycle_saves_and_restores_for_the_file_that_the_engine_was_started_with(
-    cache: SlotCache, engine: WritingEngine, tmp_path_factory: pytest.TempPathFactory
+    cache: SlotCache, engine: SlotEngine, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     file = tmp_path_factory.mktemp("models") / "m.gguf"
     file.write_bytes(b"weights")
@@ -135,7 +60,7 @@ async def test_a_lifecycle_saves_and_restores_for_the_file_that_the_engine_was_s
     await lifecycle.save_slots(engine.address)
     assert cache.total() == 1500
     await lifecycle.save_slots(engine.address)
-    assert engine.asked.count("GET /slots") == 1
+    assert engine.requests.count("GET /slots") == 1
     file.write_bytes(b"other weights")
     await lifecycle.restore_slots(engine.address)
     assert engine.restored == {}
@@ -146,7 +71,7 @@ async def test_a_lifecycle_saves_and_restores_for_the_file_that_the_engine_was_s
     file.unlink()
     await lifecycle.restore_slots(engine.address)
     await lifecycle.save_slots(engine.address)
-    assert engine.asked.count("GET /slots") == 2
+    assert engine.requests.count("GET /slots") == 2
 
 
 Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
@@ -154,7 +79,7 @@ LONG = [{"role": "user", "content": "Tell me about ferries. " * 100}]
 
 
 class RecordingSlots:
-    """Saved slots that only record what is reported of first responses."""
+    """Saved slots that only record reports of first responses."""
 
     def __init__(self) -> None:
         self.reports: list[tuple[str, int, int]] = []
@@ -172,7 +97,7 @@ class RecordingSlots:
         self.reports.append((model, cached, prompt))
 
 
-async def test_what_an_engine_of_yesterday_answered_is_ignored(
+async def test_the_first_response_of_an_earlier_generation_is_ignored(
     scripted: Callable[..., Profile], running: Running, journal: Any
 ) -> None:
     slots: Any = RecordingSlots()
@@ -185,16 +110,16 @@ async def test_what_an_engine_of_yesterday_answered_is_ignored(
     assert slots.reports == [("a", 5, 7)]
 
 
-async def test_a_gateway_elsewhere_tells_it_too(pretended: Any, serve: Any) -> None:
+async def test_a_remote_gateway_reports_first_responses_too(fake_supervisor: Any, serve: Any) -> None:
     from hostler.supervisor.api import create_app
 
-    async with serve(create_app(pretended, token="t")) as url, SupervisorClient(url, "t") as client:
+    async with serve(create_app(fake_supervisor, token="t")) as url, SupervisorClient(url, "t") as client:
         await client.answered("first", generation=3, cached=10, prompt=20)
-    assert pretended.answers == [("alpha", 3, 10, 20)]
+    assert fake_supervisor.answers == [("alpha", 3, 10, 20)]
 
 
 def model_file(folder: Path) -> Path:
-    """A file that says what it is, and that its conversations can be kept."""
+    """A model file with a header of a model whose slots can be saved."""
 
     def text(words: str) -> bytes:
         return struct.pack("<Q", len(words)) + words.encode()
@@ -212,14 +137,14 @@ def strikes(slots: Path) -> int:
 
 
 async def until_struck(slots: Path, times: int) -> None:
-    """The gateway tells of an answer after it has ended: wait until the supervisor has drawn its conclusion."""
+    """Wait until the supervisor has judged the restore: the gateway reports a response after its end."""
     with anyio.fail_after(20):
         while strikes(slots) != times:  # noqa: ASYNC110 - what is waited for is a file
             await anyio.sleep(0.005)
 
 
 @pytest.mark.parametrize(("forgetful", "kept"), [(True, [1, 1, 0, 0]), (False, [1, 1, 1, 1])])
-async def test_a_conversation_that_is_read_anew_all_the_same_is_not_kept_for_ever(
+async def test_slots_are_no_longer_saved_after_useless_restores(
     tmp_path: Path, forgetful: bool, kept: list[int]
 ) -> None:
     slots = tmp_path / "slots"
@@ -233,7 +158,7 @@ async def test_a_conversation_that_is_read_anew_all_the_same_is_not_kept_for_eve
                 await until_struck(slots, turn)
             await house.chat("b")
             seen.append(len(list(slots.glob("*.kv"))))
-    # Of no use once, of no use twice, and then no more.
+    # Useless once, useless twice, then disabled.
     assert seen == kept
 
 
@@ -247,7 +172,7 @@ async def ask(address: EngineAddress, messages: list[dict[str, str]]) -> Any:
 
 @pytest.mark.engine
 @pytest.mark.timeout(180)
-async def test_each_conversation_comes_back_to_the_slot_that_holds_it(
+async def test_each_conversation_is_restored_to_its_slot(
     real_model: Path, running: Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]], tmp_path: Path
 ) -> None:
     pytest.importorskip("xllamacpp")

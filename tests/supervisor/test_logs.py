@@ -18,7 +18,7 @@ def test_keeps_the_last_lines_only() -> None:
     assert log.tail(0) == []
 
 
-def test_tells_what_came_after_a_mark() -> None:
+def test_returns_the_lines_after_a_mark() -> None:
     log = EngineLog(3)
     log.add("before")
     mark = log.count
@@ -34,7 +34,7 @@ def test_a_key_never_shows() -> None:
     assert "s3cret" not in "".join(log.tail())
 
 
-async def test_a_follower_gets_what_comes() -> None:
+async def test_a_follower_gets_new_lines() -> None:
     log = EngineLog()
     log.add("old")
     with log.follow() as lines:
@@ -42,7 +42,7 @@ async def test_a_follower_gets_what_comes() -> None:
         assert await anext(lines) == "new"
 
 
-async def test_a_slow_follower_is_told_how_much_it_missed_and_holds_up_nobody() -> None:
+async def test_a_slow_follower_gets_the_number_of_lines_it_missed() -> None:
     log = EngineLog(10)
     with log.follow() as lines:
         for number in range(FOLLOWER_LINES + 7):
@@ -51,7 +51,7 @@ async def test_a_slow_follower_is_told_how_much_it_missed_and_holds_up_nobody() 
         assert await anext(lines) == "7"
 
 
-def test_lines_come_whole_out_of_any_pieces() -> None:
+def test_splits_any_pieces_into_whole_lines() -> None:
     splitter = LineSplitter()
     assert splitter.feed(b"on") == []
     assert splitter.feed("e\r\ntwö\nthr".encode()) == ["one", "twö"]

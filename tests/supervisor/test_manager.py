@@ -53,7 +53,7 @@ def states(manager: EngineManager) -> dict[str, str]:
 
 
 async def until(manager: EngineManager, model: str, state: str) -> None:
-    """Wait until the fleet tells that `model` is in `state`."""
+    """Wait until the manager publishes that `model` is in `state`."""
     with anyio.fail_after(10):
         async with manager.events() as events:
             async for event in events:
@@ -68,7 +68,7 @@ def test_keeps_the_contract(scripted: Scripted) -> None:
     assert supervisor is not None
 
 
-async def test_a_model_is_started_once_for_all_who_want_it(
+async def test_a_model_is_started_once_for_concurrent_requests(
     scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
     ready = gates("ready")
@@ -119,7 +119,7 @@ async def test_two_switches_never_overlap_on_an_exclusive_host(
         assert alive <= 1
 
 
-async def test_models_that_may_live_together_load_side_by_side(
+async def test_models_that_may_run_together_load_side_by_side(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
     async with running(
@@ -145,7 +145,7 @@ async def test_models_named_by_the_gateway_are_stopped_first(
         assert states(manager) == {"a": "stopped", "b": "stopped", "c": "ready"}
 
 
-async def test_the_hosts_own_rule_makes_room_or_refuses(scripted: Scripted, running: Running, journal: Any) -> None:
+async def test_the_hosts_own_policy_evicts_or_refuses(scripted: Scripted, running: Running, journal: Any) -> None:
     sizes = {"a": 3, "b": 3, "c": 4, "huge": 9}
     profiles = [scripted(name, profile={"memory": size * GIB}) for name, size in sizes.items()]
     async with running(
@@ -172,7 +172,7 @@ async def test_a_pinned_model_stays_beside_an_exclusive_one(scripted: Scripted, 
         assert states(manager)["b"] == "ready"
 
 
-async def test_a_caller_that_leaves_leaves_the_order_running(
+async def test_a_cancelled_caller_leaves_the_switch_running(
     scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
     ready = gates("ready")
@@ -187,7 +187,9 @@ async def test_a_caller_that_leaves_leaves_the_order_running(
         assert states(manager) == {"a": "stopped", "b": "ready"}
 
 
-async def test_a_slow_stop_delays_nobody_else(scripted: Scripted, running: Running, journal: Any, gates: Gates) -> None:
+async def test_a_slow_stop_delays_no_other_model(
+    scripted: Scripted, running: Running, journal: Any, gates: Gates
+) -> None:
     gone = gates("gone")
     settings = msgspec.structs.replace(SHARED, stop_grace_s=60)
     profiles = [scripted("a"), scripted("b", gone_when=gone.path), scripted("c")]
@@ -204,13 +206,13 @@ async def test_a_slow_stop_delays_nobody_else(scripted: Scripted, running: Runni
             gone.open()
 
 
-async def test_a_deaf_model_holds_up_a_switch_for_its_grace_only(
+async def test_an_engine_that_ignores_signals_delays_a_switch_for_its_grace_period_only(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
     settings = msgspec.structs.replace(EXCLUSIVE, stop_grace_s=1)
     took: list[float] = []
     async with running(EngineManager([scripted("a", deaf=True), scripted("b")], settings)) as manager:
-        # The best of a few, here and below: what a machine does that is busy with other things is not the question.
+        # The best of a few, here and below: the load of the machine is not what is measured.
         while not took or (min(took) > 1.5 and len(took) < 4):
             await manager.switch("a")
             ordered = time.time()
@@ -219,7 +221,7 @@ async def test_a_deaf_model_holds_up_a_switch_for_its_grace_only(
     assert 1.0 <= min(took) <= 1.5
 
 
-async def test_unloading_a_load_and_asking_again_succeeds(
+async def test_unloading_a_loading_model_and_requesting_it_again_succeeds(
     scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
     ready, gone = gates("ready"), gates("gone")
@@ -246,7 +248,7 @@ async def test_unloading_a_load_and_asking_again_succeeds(
         assert outcomes == ["cancelled", 2]
 
 
-async def test_unloading_what_waits_for_its_turn_cancels_only_that(
+async def test_unloading_a_waiting_model_cancels_only_its_switch(
     scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
     ready = gates("ready")
@@ -270,7 +272,7 @@ async def test_unloading_what_waits_for_its_turn_cancels_only_that(
         assert journal.events("start", "b") == []
 
 
-async def test_unloading_cancels_every_order_for_the_model(
+async def test_unloading_cancels_every_switch_to_the_model(
     scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
     ready = gates("ready")
@@ -284,7 +286,7 @@ async def test_unloading_cancels_every_order_for_the_model(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(manager.switch, "a")
             await until(manager, "a", "starting")
-            # The second one wants more than the first does: it cannot join it.
+            # The second one evicts more than the first: it cannot join it.
             for evict in ([], ["c"]):
                 tasks.start_soon(want, evict)
                 await anyio.wait_all_tasks_blocked()
@@ -294,7 +296,7 @@ async def test_unloading_cancels_every_order_for_the_model(
         assert journal.events("start", "b") == []
 
 
-async def test_a_failed_load_says_why(scripted: Scripted, running: Running, journal: Any) -> None:
+async def test_a_failed_load_has_its_reason(scripted: Scripted, running: Running, journal: Any) -> None:
     line = "0.00.003.960 E gguf_init_from_file: failed to open GGUF file '/x.gguf' (No such file or directory)"
     async with running(EngineManager([scripted("a", exit_code=1, stderr=line)], EXCLUSIVE)) as manager:
         failure = await refusal(manager, "a")
@@ -306,7 +308,7 @@ async def test_a_failed_load_says_why(scripted: Scripted, running: Running, jour
         assert [text async for text in manager.logs("a")] == [line]
 
 
-async def test_a_file_that_cannot_be_had_does_not_cost_the_running_model(
+async def test_a_failed_download_does_not_cost_the_running_model(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
     async def prepare(profile: Profile, report: object) -> Path:
@@ -321,7 +323,9 @@ async def test_a_file_that_cannot_be_had_does_not_cost_the_running_model(
         assert states(manager)["a"] == "ready"
 
 
-async def test_an_old_epoch_is_refused_and_changes_nothing(scripted: Scripted, running: Running, journal: Any) -> None:
+async def test_a_stale_epoch_is_rejected_and_changes_nothing(
+    scripted: Scripted, running: Running, journal: Any
+) -> None:
     async with running(EngineManager([scripted("a"), scripted("b")], EXCLUSIVE)) as manager:
         await manager.switch("a", epoch=7)
         with pytest.raises(StaleEpoch):
@@ -332,7 +336,7 @@ async def test_an_old_epoch_is_refused_and_changes_nothing(scripted: Scripted, r
         assert manager.status_now().epoch == 7
 
 
-async def test_an_unknown_name_is_refused_with_those_that_exist(scripted: Scripted, running: Running) -> None:
+async def test_an_unknown_name_is_an_error_that_lists_the_known_ones(scripted: Scripted, running: Running) -> None:
     async with running(EngineManager([scripted("a")], EXCLUSIVE)) as manager:
         with pytest.raises(UnknownProfile, match=r'"x".* a'):
             await manager.switch("x")
@@ -341,7 +345,7 @@ async def test_an_unknown_name_is_refused_with_those_that_exist(scripted: Script
 
 
 @pytest.mark.parametrize("speak", [False, True])
-async def test_a_switch_is_told_phase_by_phase(
+async def test_a_switch_publishes_each_phase(
     scripted: Scripted, running: Running, journal: Any, gates: Gates, speak: bool
 ) -> None:
     ready = gates("ready")
@@ -395,7 +399,7 @@ async def test_a_download_is_a_phase_with_its_own_progress(scripted: Scripted, r
                     if event.phase == "ready":
                         break
                     if event.percent == 25:
-                        # All the while the other one answers.
+                        # Meanwhile the other one serves.
                         assert states(manager)["a"] == "ready"
                         seen.set()
         assert list(dict.fromkeys(move.phase for move in moves))[:3] == ["fetching", "saving", "stopping"]
@@ -445,7 +449,7 @@ async def test_unchanged_profiles_keep_their_engines_and_changed_ones_lose_them(
             await manager.switch("c")
 
 
-async def test_unloading_forgives_a_model_that_failed(scripted: Scripted, running: Running, journal: Any) -> None:
+async def test_unloading_resets_the_failures_of_a_model(scripted: Scripted, running: Running, journal: Any) -> None:
     settings = msgspec.structs.replace(EXCLUSIVE, backoff_s=60, max_backoff_s=60)
     async with running(EngineManager([scripted("a", exit_code=1, exit_times=3)], settings)) as manager:
         for _ in range(3):
@@ -500,7 +504,7 @@ async def test_a_killed_engine_is_started_again_for_the_next_request(
         assert (await manager.switch("a")).generation == 2
 
 
-async def test_a_file_that_nobody_may_read_costs_its_own_model_only(scripted: Scripted, running: Running) -> None:
+async def test_an_unreadable_file_costs_its_own_model_only(scripted: Scripted, running: Running) -> None:
     def describe(profile: Profile) -> FileDescription:
         if profile.name == "b":
             raise PermissionError(13, "Permission denied")

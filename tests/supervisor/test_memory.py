@@ -79,7 +79,7 @@ def test_counts_the_prompt_cache_in_memory_and_the_batch() -> None:
     assert memory_need(replace(PROFILE, args=("-ub", "256")), FACTS).other == PROCESS_BYTES + WORKING // 2
 
 
-def test_a_declared_size_wins_over_everything() -> None:
+def test_a_declared_size_overrides_everything() -> None:
     assert memory_need(replace(PROFILE, memory=7), FACTS, PeakMemory(rss=9 * GIB, settled=True)).total == 7
 
 
@@ -128,7 +128,7 @@ LARGE = MemoryClaim(name="large", bytes=4, idle_since=3.0)
         (11, (), None),
     ],
 )
-def test_the_longest_unused_make_room_and_none_in_vain(
+def test_evicts_the_least_recently_used_and_none_needlessly(
     wanted: int, running: tuple[MemoryClaim, ...], victims: tuple[str, ...] | None
 ) -> None:
     assert choose_evictions(MemoryNeed(total=wanted), running, 10) == victims
@@ -211,66 +211,68 @@ SHARED = SupervisorSettings(memory_budget=Size(8 * GIB))
 ESTIMATED = FileDescription(facts=ModelFacts(bytes=2 * GIB), size=7, modified_at=1.0)
 
 
-def fleet_of(profile: Profile, file: Path, usage: MemoryUsage, described: FileDescription = ESTIMATED) -> EngineManager:
+def manager_of(
+    profile: Profile, file: Path, usage: MemoryUsage, described: FileDescription = ESTIMATED
+) -> EngineManager:
     meter: Any = PretendedMeter(usage)
     return EngineManager([profile], SHARED, meter=meter, describe=lambda _: described, state=StateFiles(memory=file))
 
 
 async def need(manager: EngineManager) -> int:
-    """What it will take, once its file has been looked at."""
+    """The expected memory, once the file has been described."""
     async with manager.events() as events:
         await anext(events)
     return manager.status_now().profiles[0].memory_bytes
 
 
 @pytest.mark.parametrize("usage", [MemoryUsage(rss=GIB), MemoryUsage(rss=5 * GIB), MemoryUsage(rss=GIB, gpu=4 * GIB)])
-async def test_what_was_seen_counts_after_a_restart(
+async def test_measurements_count_after_a_restart(
     scripted: Scripted, running: Running, journal: Any, tmp_path: Path, usage: MemoryUsage
 ) -> None:
     file = tmp_path / "state" / "footprints.json"
-    async with running(fleet_of(scripted("a"), file, usage)) as manager:
+    async with running(manager_of(scripted("a"), file, usage)) as manager:
         address = await manager.switch("a")
         await manager.answered("a", generation=address.generation, cached=0, prompt=5)
     seen = usage.gpu or usage.rss
-    async with running(fleet_of(scripted("a"), file, usage)) as manager:
+    async with running(manager_of(scripted("a"), file, usage)) as manager:
         assert await need(manager) == seen
         await manager.replace_profiles([scripted("a", profile={"description": "other words"})])
         assert await need(manager) == seen
-        # Another engine command is another thing.
+        # Measurements of another command do not count.
         await manager.replace_profiles([scripted("a", profile={"context": 512})])
         assert await need(manager) > 2 * GIB
     replaced = FileDescription(facts=ModelFacts(bytes=2 * GIB), size=8, modified_at=2.0)
-    async with running(fleet_of(scripted("a"), file, usage, replaced)) as manager:
+    async with running(manager_of(scripted("a"), file, usage, replaced)) as manager:
         assert await need(manager) > 2 * GIB
 
 
-async def test_what_is_seen_now_counts_more_than_what_was(
+async def test_a_current_measurement_overrides_a_remembered_one(
     scripted: Scripted, running: Running, journal: Any, tmp_path: Path
 ) -> None:
     file = tmp_path / "footprints.json"
     for usage, before in ((MemoryUsage(rss=6 * GIB), 0), (MemoryUsage(rss=3 * GIB), 6 * GIB)):
-        async with running(fleet_of(scripted("a"), file, usage)) as manager:
+        async with running(manager_of(scripted("a"), file, usage)) as manager:
             address = await manager.switch("a")
             if before:
                 async with manager.events() as events:
                     async for _ in events:
                         if manager.status_now().models[0].memory_bytes:
                             break
-                # Engines take their memory while they work: it has not answered yet.
+                # Engines take their memory while they work: it has not responded yet.
                 assert await need(manager) == before
             await manager.answered("a", generation=address.generation, cached=0, prompt=5)
             assert await need(manager) == usage.rss
 
 
-async def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, scripted: Scripted, running: Running) -> None:
+async def test_a_damaged_file_counts_as_missing(tmp_path: Path, scripted: Scripted, running: Running) -> None:
     file = tmp_path / "footprints.json"
     for damage in (b'{"\xff": 1}', b"[]", b'{"a": {"key": 1}}', b'{"a": ' * 100_000, b""):
         file.write_bytes(damage)
-        async with running(fleet_of(scripted("a"), file, MemoryUsage())) as manager:
+        async with running(manager_of(scripted("a"), file, MemoryUsage())) as manager:
             assert await need(manager) > 2 * GIB
 
 
-def test_only_what_differs_is_worth_writing_down(tmp_path: Path) -> None:
+def test_only_differences_are_written(tmp_path: Path) -> None:
     known = MemoryHistory(tmp_path / "footprints.json")
     seen = PeakMemory(rss=1000, settled=True)
     assert known.record("a", "k", seen)
@@ -284,7 +286,9 @@ def test_only_what_differs_is_worth_writing_down(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["footprints.json"]
 
 
-async def test_a_host_remembers_it_beside_the_load_times(tmp_path: Path, scripted: Scripted, running: Running) -> None:
+async def test_a_host_keeps_the_memory_history_beside_the_load_times(
+    tmp_path: Path, scripted: Scripted, running: Running
+) -> None:
     environ = {"HOSTLER_CACHE": str(tmp_path / "cache")}
     async with running(create_manager([scripted("a")], SHARED, environ=environ)) as manager:
         address = await manager.switch("a")

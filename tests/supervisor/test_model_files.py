@@ -20,7 +20,7 @@ SAME = Profile(name="other", model="hf:a/b/m.gguf")
 
 
 class Source:
-    """A source that delivers when it is told to."""
+    """A source that delivers when `deliver` is set."""
 
     def __init__(self) -> None:
         self.begun = 0
@@ -42,15 +42,15 @@ class Source:
         return FILE
 
 
-async def test_all_who_want_a_file_share_one_download_and_hear_of_it() -> None:
-    source, heard = Source(), []
+async def test_concurrent_callers_share_one_download_and_its_progress() -> None:
+    source, received = Source(), []
     files = ModelFiles(source.prepare)
     got: list[Path] = []
     async with anyio.create_task_group() as tasks, anyio.create_task_group() as clients:
         files.tasks = tasks
 
         async def want(profile: Profile) -> None:
-            got.append(await files.path(profile, heard.append))
+            got.append(await files.path(profile, received.append))
 
         clients.start_soon(want, PROFILE)
         await source.asked.wait()
@@ -58,10 +58,10 @@ async def test_all_who_want_a_file_share_one_download_and_hear_of_it() -> None:
         await anyio.wait_all_tasks_blocked()
         source.deliver.set()
     assert got == [FILE, FILE] and source.begun == 1
-    assert [each.completed for each in heard] == [1, 1]
+    assert [each.completed for each in received] == [1, 1]
 
 
-async def test_who_leaves_does_not_stop_it_for_those_who_stay() -> None:
+async def test_a_cancelled_caller_does_not_stop_the_download_for_others() -> None:
     source = Source()
     files = ModelFiles(source.prepare)
     async with anyio.create_task_group() as tasks, anyio.create_task_group() as clients:
@@ -88,7 +88,7 @@ async def test_who_leaves_does_not_stop_it_for_those_who_stay() -> None:
     assert got == [FILE]
 
 
-async def test_it_ends_when_the_last_one_leaves_and_begins_anew_for_the_next() -> None:
+async def test_the_last_caller_to_leave_cancels_the_download_and_the_next_restarts_it() -> None:
     source = Source()
     files = ModelFiles(source.prepare)
     async with anyio.create_task_group() as tasks:
@@ -108,7 +108,7 @@ async def _when(event: anyio.Event, do: Callable[[], None]) -> None:
     do()
 
 
-async def test_all_are_told_why_it_could_not_be_had() -> None:
+async def test_a_failed_download_has_its_reason() -> None:
     source = Source()
     source.error = SourceError("no such file over there")
     source.deliver.set()
@@ -119,7 +119,7 @@ async def test_all_are_told_why_it_could_not_be_had() -> None:
             await files.path(PROFILE)
 
 
-async def test_who_waits_when_the_host_ends_is_told_so() -> None:
+async def test_callers_fail_when_the_host_stops() -> None:
     source = Source()
     files = ModelFiles(source.prepare)
     failures: list[str] = []

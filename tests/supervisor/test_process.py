@@ -1,4 +1,4 @@
-"""One process through its lives, with scripted engines that misbehave in every known way."""
+"""One process over its generations, with scripted engines that misbehave in every known way."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hostler.supervisor.process import ManagedProcess, ProcessLimits
 
 pytestmark = pytest.mark.anyio
 
-Make = Callable[..., AbstractAsyncContextManager["Watched"]]
+Make = Callable[..., AbstractAsyncContextManager["ObservedProcess"]]
 Gates = Callable[[str], Gate]
 
 
@@ -52,7 +52,7 @@ class FakeLifecycle:
 
 @pytest.fixture
 def process(scripted: Callable[..., Profile]) -> Make:
-    """`async with process(ready_after=0.1) as one:` is a process that behaves like that."""
+    """`async with process(ready_after=0.1) as one:` runs a process with an engine that behaves like that."""
 
     @asynccontextmanager
     async def make(
@@ -61,8 +61,8 @@ def process(scripted: Callable[..., Profile]) -> Make:
         ports: range | None = None,
         lifecycle: type[FakeLifecycle] = FakeLifecycle,
         **script: Any,
-    ) -> AsyncIterator[Watched]:
-        one = Watched(lifecycle(scripted("m", **script)), limits or QUICK, ports)
+    ) -> AsyncIterator[ObservedProcess]:
+        one = ObservedProcess(lifecycle(scripted("m", **script)), limits or QUICK, ports)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(one.run)
             yield one
@@ -77,28 +77,28 @@ QUICK = ProcessLimits(start_timeout_s=20, stop_grace_s=5, backoff_s=0.05, max_ba
 RELENTLESS = msgspec.structs.replace(QUICK, max_failures=1000, backoff_s=0.0)
 
 
-async def failure_of(one: Watched) -> Failure:
+async def failure_of(one: ObservedProcess) -> Failure:
     with pytest.raises(SupervisorError) as refused:
         await one.ensure_ready()
     return refused.value.failure
 
 
-class Watched(ManagedProcess):
-    """A process whose steps a test can wait for, also those that were over when the test got to look."""
+class ObservedProcess(ManagedProcess):
+    """A process that records its states, so that a test can wait for states that are over already."""
 
     def __init__(self, lifecycle: Any, limits: ProcessLimits, ports: range | None) -> None:
         self.moved = anyio.Event()
         self.states: list[str] = []
-        super().__init__("m", lifecycle, limits, EngineLog(), ports=ports, on_change=lambda _: self.note())
+        super().__init__("m", lifecycle, limits, EngineLog(), ports=ports, on_change=lambda _: self.record())
 
-    def note(self) -> None:
+    def record(self) -> None:
         if self.states[-1:] != [self.state]:
             self.states.append(self.state)
         self.moved.set()
 
 
-async def entered(one: Watched, *states: str) -> None:
-    """Wait until it has entered one of these states; those before are not looked at again."""
+async def entered(one: ObservedProcess, *states: str) -> None:
+    """Wait until it has entered one of these states, and forget the states before."""
     with anyio.fail_after(20):
         while True:
             while one.states:
@@ -110,12 +110,12 @@ async def entered(one: Watched, *states: str) -> None:
 
 @pytest.mark.parametrize("ready_after", [0.0, 0.1, 0.3, 0.6, 1.0])
 @pytest.mark.parametrize("speak", [False, True])
-async def test_waiters_are_told_soon_after_the_engine_is_ready(
+async def test_waiters_get_the_address_soon_after_the_engine_is_ready(
     process: Make, journal: Any, ready_after: float, speak: bool
 ) -> None:
     late: list[float] = []
     async with process(ready_after=ready_after, speak=speak) as one:
-        # The best of a few: a machine that is busy with other things is not what is measured.
+        # The best of a few: the load of the machine is not what is measured.
         while not late or (min(late) > 0.05 and len(late) < 4):
             await one.stop()
             address = await one.ensure_ready()
@@ -124,7 +124,7 @@ async def test_waiters_are_told_soon_after_the_engine_is_ready(
     assert min(late) <= 0.1
 
 
-async def test_one_process_serves_all_who_wait(process: Make, journal: Any, gates: Gates) -> None:
+async def test_one_process_serves_all_waiters(process: Make, journal: Any, gates: Gates) -> None:
     ready = gates("ready")
     async with process(ready_when=ready.path) as one:
         addresses: list[EngineAddress] = []
@@ -146,7 +146,7 @@ async def test_one_process_serves_all_who_wait(process: Make, journal: Any, gate
         assert len(journal.events("start")) == 1
 
 
-async def test_a_waiter_that_leaves_leaves_the_order_running(process: Make, journal: Any, gates: Gates) -> None:
+async def test_a_cancelled_waiter_leaves_the_start_running(process: Make, journal: Any, gates: Gates) -> None:
     ready = gates("ready")
     async with process(ready_when=ready.path) as one:
         async with anyio.create_task_group() as tasks:
@@ -177,7 +177,7 @@ async def test_stopping_what_does_not_run_returns_at_once(process: Make) -> None
         assert one.state == "stopped"
 
 
-async def test_a_death_while_loading_is_told_at_once_with_its_reason(process: Make, journal: Any) -> None:
+async def test_an_exit_while_loading_fails_at_once_with_its_reason(process: Make, journal: Any) -> None:
     line = "0.00.001.000 E llama_model_load: error loading model: unknown model architecture: 'odd'"
     late: list[float] = []
     async with process(exit_code=1, exit_after=0.2, never_ready=True, stderr=line, limits=RELENTLESS) as one:
@@ -223,11 +223,11 @@ async def test_one_that_failed_too_often_is_tried_again_when_its_pause_is_over(p
         await entered(one, "stopped")
         assert (await failure_of(one)).kind == "exited"
         assert len(journal.events("start")) == 4
-        # One more failure is enough now: it has not been well since.
+        # One more failure is enough now: it has not been stable since.
         await entered(one, "failed")
 
 
-async def test_forgiven_failures_are_forgotten(process: Make, journal: Any) -> None:
+async def test_reset_failures_no_longer_count(process: Make, journal: Any) -> None:
     async with process(exit_code=3, exit_times=3, limits=ProcessLimits(max_backoff_s=60, backoff_s=60)) as one:
         for _ in range(3):
             await failure_of(one)
@@ -246,7 +246,7 @@ async def test_failures_are_forgotten_after_it_stayed_ready(process: Make, journ
             assert one.state == "stopped"
 
 
-async def test_a_crash_while_nobody_waits_is_not_seen_by_the_next_request(process: Make, journal: Any) -> None:
+async def test_a_crash_without_waiters_does_not_fail_the_next_request(process: Make, journal: Any) -> None:
     async with process() as one:
         await one.ensure_ready()
         assert one.pid is not None
@@ -255,7 +255,7 @@ async def test_a_crash_while_nobody_waits_is_not_seen_by_the_next_request(proces
         assert (await one.ensure_ready()).generation == 2
 
 
-async def test_one_that_is_kept_comes_back_by_itself(process: Make, journal: Any) -> None:
+async def test_a_pinned_process_restarts_by_itself(process: Make, journal: Any) -> None:
     async with process(limits=ProcessLimits(keep=True, backoff_s=0.01)) as one:
         await one.ensure_ready()
         assert one.pid is not None
@@ -265,7 +265,7 @@ async def test_one_that_is_kept_comes_back_by_itself(process: Make, journal: Any
         assert one.generation == 2
 
 
-async def test_a_deaf_engine_is_killed_after_its_grace(process: Make, journal: Any) -> None:
+async def test_an_engine_that_ignores_signals_is_killed_after_its_grace_period(process: Make, journal: Any) -> None:
     took: list[float] = []
     async with process(deaf=True, limits=ProcessLimits(stop_grace_s=0.3)) as one:
         while not took or (min(took) > 0.8 and len(took) < 4):
@@ -276,7 +276,7 @@ async def test_a_deaf_engine_is_killed_after_its_grace(process: Make, journal: A
     assert 0.3 <= min(took) <= 0.8
 
 
-async def test_a_deaf_grandchild_does_not_outlive_its_engine(process: Make, journal: Any) -> None:
+async def test_a_grandchild_that_ignores_signals_does_not_outlive_its_engine(process: Make, journal: Any) -> None:
     async with process(grandchild=True) as one:
         await one.ensure_ready()
         assert len(journal.pids()) == 2
@@ -284,9 +284,9 @@ async def test_a_deaf_grandchild_does_not_outlive_its_engine(process: Make, jour
         assert_all_gone(journal.pids())
 
 
-async def test_a_deaf_grandchild_does_not_outlive_a_crash(process: Make, journal: Any) -> None:
+async def test_a_grandchild_that_ignores_signals_does_not_outlive_a_crash(process: Make, journal: Any) -> None:
     async with process(grandchild=True, exit_code=1, exit_after=0.1, never_ready=True) as one:
-        # The grandchild holds the pipes open: who waits for their end waits for ever.
+        # The grandchild holds the pipes open: waiting for their end would take for ever.
         with anyio.fail_after(10):
             assert (await failure_of(one)).kind == "exited"
         await entered(one, "backoff", "stopped")
@@ -297,7 +297,7 @@ def assert_all_gone(pids: list[int]) -> None:
     for pid in pids:
         status = Path(f"/proc/{pid}/stat")
         try:
-            # Where nobody reaps orphans they stay zombies, which run no more.
+            # Where no init process reaps orphans they stay zombies.
             assert status.read_text().rpartition(")")[2].split()[0] == "Z"
         except (FileNotFoundError, ProcessLookupError):
             with pytest.raises(ProcessLookupError):
@@ -341,7 +341,7 @@ async def test_the_result_of_an_old_start_never_reaches_a_new_waiter(process: Ma
             tasks.start_soon(one.stop)
             await journal.until("told")
             new = one.request_start()
-            # Now the old one gets ready, on its way out.
+            # Now the old one gets ready while it is being stopped.
             ready.open()
             await journal.until("ready")
             with pytest.raises(SupervisorError):
@@ -351,13 +351,13 @@ async def test_the_result_of_an_old_start_never_reaches_a_new_waiter(process: Ma
             assert (await new.wait()).generation == 2
 
 
-async def test_somebody_elses_answer_on_the_port_does_not_count(process: Make, journal: Any) -> None:
+async def test_a_response_of_another_process_on_the_port_does_not_count(process: Make, journal: Any) -> None:
     async with anyio.create_task_group() as tasks:
         taken: list[int] = []
         answered = anyio.Event()
 
         async def answer(stream: anyio.abc.SocketStream) -> None:
-            # Some who connect only look whether anybody listens.
+            # Some connections only check whether the port is open.
             with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
                 async with stream:
                     await stream.receive()
@@ -365,7 +365,7 @@ async def test_somebody_elses_answer_on_the_port_does_not_count(process: Make, j
                     answered.set()
 
         class TooLate(FakeLifecycle):
-            """Somebody takes the port between our look and the engine's, and says that all is well."""
+            """Another server takes the port before the engine binds it, and responds that all is well."""
 
             async def prepare(self) -> CommandFactory:
                 original = await super().prepare()
@@ -388,7 +388,7 @@ async def test_somebody_elses_answer_on_the_port_does_not_count(process: Make, j
 
         async with process(lifecycle=TooLate, listen_after=0.3) as one:
             address = await one.ensure_ready()
-            # The first engine could not listen; the second one, elsewhere, is what was asked for.
+            # The first engine could not bind its port; the second one uses another.
             assert answered.is_set()
             assert address.port != taken[0]
             assert len(journal.events("start")) == 2
@@ -415,7 +415,7 @@ async def test_a_range_without_a_free_port_is_refused_by_name(process: Make) -> 
             assert f"engine_ports {port}-{port}" in failure.message
 
 
-async def test_an_engine_that_answers_nothing_any_more_is_put_down(process: Make, journal: Any, gates: Gates) -> None:
+async def test_an_unresponsive_engine_is_killed(process: Make, journal: Any, gates: Gates) -> None:
     hang = gates("hang")
     limits = msgspec.structs.replace(QUICK, watchdog_s=0.4, backoff_s=0.01)
     async with process(hang_when=hang.path, limits=limits) as one:
@@ -429,7 +429,7 @@ async def test_an_engine_that_answers_nothing_any_more_is_put_down(process: Make
 async def test_a_busy_engine_is_left_alone(process: Make, journal: Any) -> None:
     async with process(limits=ProcessLimits(watchdog_s=2.5), chunks=8, chunk_delay=0.4) as one:
         address = await one.ensure_ready()
-        # It works on one answer for longer than the watchdog has patience.
+        # One response takes longer than the watchdog's limit.
         asked = msgspec.json.encode({"messages": []})
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {address.key}\r\n"
@@ -443,7 +443,7 @@ async def test_a_busy_engine_is_left_alone(process: Make, journal: Any) -> None:
         assert one.state == "ready"
 
 
-async def test_is_asked_to_keep_its_conversations_before_it_ends(process: Make, journal: Any) -> None:
+async def test_saves_slots_before_the_engine_stops(process: Make, journal: Any) -> None:
     answered: list[int | None] = []
 
     class Saving(FakeLifecycle):
@@ -456,7 +456,7 @@ async def test_is_asked_to_keep_its_conversations_before_it_ends(process: Make, 
     assert answered == [200]
 
 
-async def test_an_engine_that_dies_over_what_was_kept_is_started_once_more(process: Make, journal: Any) -> None:
+async def test_an_engine_that_crashes_while_restoring_slots_is_started_once_more(process: Make, journal: Any) -> None:
     died: list[int] = []
 
     class Deadly(FakeLifecycle):

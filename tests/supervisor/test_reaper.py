@@ -19,7 +19,7 @@ from hostler.supervisor.reaper import Reaper
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems end only engines that read their stdin")
 
 
-#: Starts one engine and says when it is started, and when it is ready.
+#: Starts one engine and prints when it has started, and when it is ready.
 PROGRAM = """
 import sys, anyio
 from hostler.profiles.schema import Profile
@@ -53,8 +53,8 @@ class Parent:
         """The engine's process id, once it is in `state`."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            said, pid = line.split()
-            if said == state:
+            reported, pid = line.split()
+            if reported == state:
                 return int(pid)
         raise AssertionError(f"the engine never was {state}")
 
@@ -79,7 +79,7 @@ def assert_gone(pid: int) -> None:
     except psutil.NoSuchProcess:
         return
     except psutil.TimeoutExpired:
-        # Nobody may be there to reap it: dead is enough.
+        # Where no init process reaps it, a zombie is enough.
         assert psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -88,7 +88,7 @@ def assert_gone(pid: int) -> None:
 @pytest.mark.parametrize(
     "script", ["{}", '{"ready_after": 30}', '{"listen_after": 30, "deaf": true}', '{"speak": true}']
 )
-def test_a_scripted_engine_goes_with_its_supervisor(
+def test_a_scripted_engine_ends_with_its_supervisor(
     parents: list[Parent], fake_engine: str, journal: Any, tmp_path: Path, script: str
 ) -> None:
     parents.append(Parent(fake_engine, str(tmp_path), str(journal.file), script))
@@ -97,7 +97,7 @@ def test_a_scripted_engine_goes_with_its_supervisor(
     assert_gone(pid)
 
 
-def test_where_nothing_can_launch_an_engine_it_goes_with_its_supervisor_all_the_same(
+def test_an_engine_ends_with_its_supervisor_even_without_a_launcher(
     parents: list[Parent], fake_engine: str, journal: Any, tmp_path: Path
 ) -> None:
     parents.append(Parent(fake_engine, str(tmp_path), str(journal.file), "{}", "/nowhere"))
@@ -107,7 +107,7 @@ def test_where_nothing_can_launch_an_engine_it_goes_with_its_supervisor_all_the_
 
 
 @pytest.mark.parametrize("script", ['{"grandchild": true}', '{"grandchild": true, "ready_after": 30}'])
-def test_what_an_engine_has_started_goes_with_the_supervisor_too(
+def test_what_an_engine_has_started_ends_with_the_supervisor_too(
     parents: list[Parent], fake_engine: str, journal: Any, tmp_path: Path, script: str
 ) -> None:
     parents.append(Parent(fake_engine, str(tmp_path), str(journal.file), script))
@@ -119,20 +119,20 @@ def test_what_an_engine_has_started_goes_with_the_supervisor_too(
     assert_gone(journal.events("grandchild")[0]["grandchild"])
 
 
-def test_a_sentry_that_was_killed_is_replaced_and_what_went_before_is_left_alone() -> None:
-    sentry = Reaper()
+def test_a_killed_reaper_is_replaced_and_forgotten_groups_are_left_alone() -> None:
+    reaper = Reaper()
     watched, forgotten, later = (subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(3))
     try:
-        sentry.watch(watched.pid)
-        assert sentry.pid is not None
-        os.kill(sentry.pid, signal.SIGKILL)
-        assert_gone(sentry.pid)
-        sentry.watch(forgotten.pid)
-        sentry.watch(later.pid)
-        sentry.forget(forgotten.pid)
-        sentry.close()
+        reaper.watch(watched.pid)
+        assert reaper.pid is not None
+        os.kill(reaper.pid, signal.SIGKILL)
+        assert_gone(reaper.pid)
+        reaper.watch(forgotten.pid)
+        reaper.watch(later.pid)
+        reaper.forget(forgotten.pid)
+        reaper.close()
         assert [watched.wait(10), later.wait(10)] == [-signal.SIGKILL, -signal.SIGKILL]
-        assert_gone(sentry.pid)
+        assert_gone(reaper.pid)
         assert forgotten.poll() is None
     finally:
         for process in (watched, forgotten, later):
@@ -140,26 +140,26 @@ def test_a_sentry_that_was_killed_is_replaced_and_what_went_before_is_left_alone
             process.wait()
 
 
-def test_a_sentry_outlives_what_tells_a_whole_service_to_end() -> None:
-    sentry = Reaper()
+def test_a_reaper_ignores_the_signals_that_end_a_service() -> None:
+    reaper = Reaper()
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as watched:
-        sentry.watch(watched.pid)
-        assert sentry.pid is not None
+        reaper.watch(watched.pid)
+        assert reaper.pid is not None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            os.kill(sentry.pid, number)
-        sentry.close()
+            os.kill(reaper.pid, number)
+        reaper.close()
         assert watched.wait(10) == -signal.SIGKILL
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("pause", [0.0, 0.1, 0.25, 0.4, None])
-def test_the_real_engine_goes_with_its_supervisor(
+def test_the_real_engine_ends_with_its_supervisor(
     parents: list[Parent], real_model: Path, tmp_path: Path, pause: float | None
 ) -> None:
     pytest.importorskip("xllamacpp")
     parents.append(Parent("embedded", str(real_model), str(tmp_path / "log"), "{}"))
     pid = parents[0].until("ready" if pause is None else "starting")
-    # Not to wait for something: to hit another moment of its start.
+    # Not to wait for something, but to hit another moment of its start.
     time.sleep(pause or 0)
     parents[0].kill()
     assert_gone(pid)

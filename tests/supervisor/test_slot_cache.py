@@ -1,9 +1,7 @@
-"""Saved slots, of an engine that only writes bytes, and of the real one."""
+"""Saved slots, of a fake engine and of the real one."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import subprocess
 import sys
@@ -18,13 +16,14 @@ import httpx
 import msgspec
 import pytest
 from fakes.ports import free_port
+from fakes.slot_engine import SlotEngine, running_slot_engine
 from msgspec.structs import replace
 
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.engine_client import EngineError, engine_build, request_json
 from hostler.supervisor.slot_cache import RestoreResult, SlotCache, SlotLimits
-from hostler.supervisor.slot_key import slot_key
+from hostler.supervisor.slot_key import slot_key, unsupported_reason
 
 pytestmark = pytest.mark.anyio
 FACTS = ModelFacts(architecture="llama", bytes=1000, kv_bytes_per_token=1)
@@ -32,70 +31,14 @@ PROFILE = Profile(name="alpha", model="/m.gguf", parallel=2)
 KEY = "a" * 64
 
 
-class WritingEngine:
-    """Answers the slot routes as llama-server does, with files of `tokens` bytes and without a model."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.tokens: list[Any] = [1000, 500]
-        self.busy: set[int] = set()
-        self.restored: dict[int, bytes] = {}
-        self.asked: list[str] = []
-        self.says: int | None = None
-        self.wanting = 0
-        self.deaf = self.dies = False
-        self.address = EngineAddress(model="alpha", host="", port=0, key="k", generation=1, context=9, parallel=2)
-
-    def answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        if path == "/props":
-            return 200, {"build_info": "b1", "total_slots": 2}
-        if path == "/slots":
-            listed = [
-                {"id": number, "n_ctx": 9, "is_processing": number in self.busy}
-                | ({} if tokens is None else {"n_prompt_tokens": tokens})
-                for number, tokens in enumerate(self.tokens)
-            ]
-            return 200, listed
-        slot = int(path.split("/")[2].partition("?")[0])
-        file = self.directory / body["filename"]
-        if path.endswith("save"):
-            file.write_bytes(bytes([slot]) * (self.tokens[slot] - self.wanting))
-            return 200, {"n_saved": self.tokens[slot], "n_written": self.says or self.tokens[slot]}
-        self.restored[slot] = file.read_bytes()
-        return 200, {"n_restored": len(self.restored[slot]), "n_read": len(self.restored[slot])}
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = next(int(line[15:]) for line in head.split("\r\n") if line.lower().startswith("content-length:"))
-            body = json.loads(await reader.readexactly(length) or b"{}")
-            method, path, _ = head.split(" ", 2)
-            self.asked.append(f"{method} {path}")
-            assert "authorization: bearer k" in head.lower()
-            if "restore" in path and self.dies:
-                return
-            if "action" in path and self.deaf:
-                await reader.read()
-                return
-            status, answer = self.answer(method, path, body)
-            content = json.dumps(answer).encode()
-            writer.write(f"HTTP/1.1 {status} x\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
-            await writer.drain()
-        finally:
-            writer.close()
-
-
 @pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[WritingEngine]:
-    engine = WritingEngine(tmp_path)
-    server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
-    engine.address = replace(engine.address, host="127.0.0.1", port=server.sockets[0].getsockname()[1])
-    async with server:
+async def engine(tmp_path: Path) -> AsyncIterator[SlotEngine]:
+    async with running_slot_engine(tmp_path) as engine:
         yield engine
 
 
 class Clock:
-    """A clock that stands still until it is told."""
+    """A clock that only moves when a test sets it."""
 
     now = 1000.0
 
@@ -132,42 +75,38 @@ def names(directory: Path) -> list[str]:
 BOTH = ["aaaaaaaaaaaaaaaa-0.json", "aaaaaaaaaaaaaaaa-0.kv", "aaaaaaaaaaaaaaaa-1.json", "aaaaaaaaaaaaaaaa-1.kv"]
 
 
-async def test_what_is_saved_comes_back_low_slots_first(
-    cache: SlotCache, engine: WritingEngine, tmp_path: Path
-) -> None:
+async def test_restores_what_was_saved_low_slots_first(cache: SlotCache, engine: SlotEngine, tmp_path: Path) -> None:
     saved = await cache.save(engine.address, PROFILE, FACTS, KEY)
     assert (saved.slots, saved.tokens, saved.bytes) == (2, 1500, 1500)
     assert names(tmp_path) == BOTH
-    engine.asked.clear()
+    engine.requests.clear()
     assert await cache.restore(engine.address, PROFILE, FACTS, KEY) == RestoreResult(slots=2, tokens=1500)
     assert engine.restored == {0: b"\0" * 1000, 1: b"\1" * 500}
-    assert engine.asked == ["POST /slots/0?action=restore", "POST /slots/1?action=restore"]
+    assert engine.requests == ["POST /slots/0?action=restore", "POST /slots/1?action=restore"]
     assert names(tmp_path) == BOTH
 
 
-async def test_keeps_only_idle_slots_that_hold_enough(cache: SlotCache, engine: WritingEngine, tmp_path: Path) -> None:
+async def test_saves_only_idle_slots_with_enough_tokens(cache: SlotCache, engine: SlotEngine, tmp_path: Path) -> None:
     engine.tokens, engine.busy = [255, 256, 5000], {2}
     assert (await cache.save(engine.address, PROFILE, FACTS, KEY)).tokens == 256
-    assert engine.asked == ["GET /slots", "POST /slots/1?action=save"]
+    assert engine.requests == ["GET /slots", "POST /slots/1?action=save"]
 
 
-async def test_a_slot_that_was_emptied_loses_its_file(cache: SlotCache, engine: WritingEngine, tmp_path: Path) -> None:
+async def test_a_slot_that_was_emptied_loses_its_file(cache: SlotCache, engine: SlotEngine, tmp_path: Path) -> None:
     await cache.save(engine.address, PROFILE, FACTS, KEY)
     engine.tokens = [1000, 0]
     await cache.save(engine.address, PROFILE, FACTS, KEY)
     assert names(tmp_path) == BOTH[:2]
 
 
-async def test_a_slot_that_nobody_used_keeps_its_file(cache: SlotCache, engine: WritingEngine, tmp_path: Path) -> None:
+async def test_an_unused_slot_keeps_its_file(cache: SlotCache, engine: SlotEngine, tmp_path: Path) -> None:
     await cache.save(engine.address, PROFILE, FACTS, KEY)
     engine.tokens = [None, 500]
     await cache.save(engine.address, PROFILE, FACTS, KEY)
     assert names(tmp_path) == BOTH
 
 
-async def test_a_file_that_is_not_as_it_was_written_is_never_shown_to_an_engine(
-    cache: SlotCache, engine: WritingEngine, tmp_path: Path
-) -> None:
+async def test_a_damaged_file_is_never_restored(cache: SlotCache, engine: SlotEngine, tmp_path: Path) -> None:
     await cache.save(engine.address, PROFILE, FACTS, KEY)
     os.truncate(tmp_path / BOTH[1], 999)
     assert (await cache.restore(engine.address, PROFILE, FACTS, KEY)).slots == 1
@@ -176,8 +115,8 @@ async def test_a_file_that_is_not_as_it_was_written_is_never_shown_to_an_engine(
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff{", b"[]", b'{"key": 1}', b'{"a": ' * 100_000])
-async def test_a_description_that_cannot_be_read_costs_its_own_file_only(
-    cache: SlotCache, engine: WritingEngine, tmp_path: Path, damage: bytes
+async def test_an_unreadable_sidecar_costs_its_own_file_only(
+    cache: SlotCache, engine: SlotEngine, tmp_path: Path, damage: bytes
 ) -> None:
     await cache.save(engine.address, PROFILE, FACTS, KEY)
     (tmp_path / BOTH[0]).write_bytes(damage)
@@ -185,27 +124,27 @@ async def test_a_description_that_cannot_be_read_costs_its_own_file_only(
     assert names(tmp_path) == BOTH[2:]
 
 
-async def test_a_save_that_wrote_less_than_it_says_is_not_kept(
-    cache: SlotCache, engine: WritingEngine, tmp_path: Path
+async def test_a_save_that_wrote_less_than_it_reported_is_discarded(
+    cache: SlotCache, engine: SlotEngine, tmp_path: Path
 ) -> None:
-    engine.wanting = 1
+    engine.missing = 1
     assert (await cache.save(engine.address, PROFILE, FACTS, KEY)).slots == 0
     assert names(tmp_path) == []
 
 
-async def test_a_failed_save_leaves_the_earlier_file_alone(
-    cache: SlotCache, impatient: SlotCache, engine: WritingEngine, tmp_path: Path
+async def test_a_failed_save_keeps_the_earlier_file(
+    cache: SlotCache, impatient: SlotCache, engine: SlotEngine, tmp_path: Path
 ) -> None:
     await cache.save(engine.address, PROFILE, FACTS, KEY)
-    engine.deaf = True
+    engine.hangs = True
     with anyio.fail_after(15):
         assert (await impatient.save(engine.address, PROFILE, FACTS, KEY)).slots == 0
     assert names(tmp_path) == BOTH
 
 
-@pytest.mark.parametrize("how", ["dies", "deaf"])
-async def test_a_file_that_kills_or_hangs_the_engine_is_gone(
-    cache: SlotCache, impatient: SlotCache, engine: WritingEngine, tmp_path: Path, how: str
+@pytest.mark.parametrize("how", ["crashes", "hangs"])
+async def test_a_file_that_crashes_or_hangs_the_engine_is_deleted(
+    cache: SlotCache, impatient: SlotCache, engine: SlotEngine, tmp_path: Path, how: str
 ) -> None:
     await cache.save(engine.address, PROFILE, FACTS, KEY)
     setattr(engine, how, True)
@@ -214,23 +153,23 @@ async def test_a_file_that_kills_or_hangs_the_engine_is_gone(
     assert names(tmp_path) == BOTH[2:]
 
 
-async def test_a_file_is_gone_when_whoever_waits_gives_up_on_the_engine(
-    cache: SlotCache, engine: WritingEngine, tmp_path: Path
+async def test_a_file_is_deleted_when_its_restore_is_cancelled(
+    cache: SlotCache, engine: SlotEngine, tmp_path: Path
 ) -> None:
     await cache.save(engine.address, PROFILE, FACTS, KEY)
-    engine.deaf = True
+    engine.hangs = True
     with anyio.move_on_after(0.05):
         await cache.restore(engine.address, PROFILE, FACTS, KEY)
     assert names(tmp_path) == BOTH[2:]
 
 
-async def test_a_file_whose_restore_killed_the_supervisor_too_is_gone_afterwards(
-    cache: SlotCache, engine: WritingEngine, tmp_path: Path
+async def test_a_file_whose_restore_killed_the_supervisor_is_deleted_at_the_next_start(
+    cache: SlotCache, engine: SlotEngine, tmp_path: Path
 ) -> None:
     await cache.save(engine.address, PROFILE, FACTS, KEY)
     (tmp_path / "aaaaaaaaaaaaaaaa-0.restoring").touch()
     (tmp_path / "bbbbbbbbbbbbbbbb-0-12345678.part").write_bytes(b"half")
-    (tmp_path / "cccccccccccccccc-0.kv").write_bytes(b"nobody's")
+    (tmp_path / "cccccccccccccccc-0.kv").write_bytes(b"orphaned")
     (tmp_path / "dddddddddddddddd-0.json.new").write_bytes(b"{")
     (tmp_path / "eeeeeeeeeeeeeeee-0.json").write_bytes(b"{")
     cache.prepare()
@@ -238,8 +177,8 @@ async def test_a_file_whose_restore_killed_the_supervisor_too_is_gone_afterwards
 
 
 @pytest.mark.parametrize("name", ["aaaaaaaaaaaaaaaa-0.restoring", "copies.part", "notes.json.new", "copies.kv"])
-async def test_a_folder_that_somebody_put_there_keeps_no_supervisor_from_starting(
-    cache: SlotCache, engine: WritingEngine, tmp_path: Path, name: str
+async def test_a_directory_in_place_of_a_file_is_tolerated(
+    cache: SlotCache, engine: SlotEngine, tmp_path: Path, name: str
 ) -> None:
     await cache.save(engine.address, PROFILE, FACTS, KEY)
     (tmp_path / name).mkdir()
@@ -248,9 +187,7 @@ async def test_a_folder_that_somebody_put_there_keeps_no_supervisor_from_startin
     assert names(tmp_path) == sorted([*BOTH, name])
 
 
-async def test_an_engine_that_refuses_a_file_does_not_see_it_again(
-    cache: SlotCache, engine: WritingEngine, tmp_path: Path
-) -> None:
+async def test_a_rejected_file_is_not_restored_again(cache: SlotCache, engine: SlotEngine, tmp_path: Path) -> None:
     await cache.save(engine.address, PROFILE, FACTS, KEY)
     engine.answer = lambda method, path, body: (400, {"error": "no space"})  # type: ignore[method-assign]  # a refusal
     restored = await cache.restore(engine.address, PROFILE, FACTS, KEY)
@@ -258,20 +195,40 @@ async def test_an_engine_that_refuses_a_file_does_not_see_it_again(
     assert names(tmp_path) == []
 
 
-async def test_another_key_finds_nothing(cache: SlotCache, engine: WritingEngine) -> None:
+@pytest.mark.parametrize(
+    ("profile", "facts"),
+    [
+        (PROFILE, None),
+        (PROFILE, replace(FACTS, sliding_window=512)),
+        (PROFILE, replace(FACTS, metadata={"gemma3.attention.sliding_window": 512})),
+        (PROFILE, replace(FACTS, recurrent=True)),
+        (replace(PROFILE, embeddings=True), FACTS),
+        (replace(PROFILE, args=("-md", "/draft.gguf")), FACTS),
+    ],
+)
+async def test_saves_and_restores_nothing_for_models_that_do_not_support_it(
+    cache: SlotCache, engine: SlotEngine, profile: Profile, facts: ModelFacts | None
+) -> None:
+    assert unsupported_reason(profile, facts)
+    assert (await cache.save(engine.address, profile, facts, KEY)).why
+    assert (await cache.restore(engine.address, profile, facts, KEY)).why
+    assert engine.requests == []
+
+
+async def test_restores_nothing_for_another_key(cache: SlotCache, engine: SlotEngine) -> None:
     await cache.save(engine.address, PROFILE, FACTS, KEY)
     assert await cache.restore(engine.address, PROFILE, FACTS, "b" * 64) == RestoreResult()
     assert await cache.restore(engine.address, PROFILE, FACTS, KEY[:-1] + "b") == RestoreResult()
 
 
-async def test_restores_no_slot_that_the_engine_does_not_have(cache: SlotCache, engine: WritingEngine) -> None:
+async def test_restores_no_slot_that_the_engine_does_not_have(cache: SlotCache, engine: SlotEngine) -> None:
     await cache.save(engine.address, PROFILE, FACTS, KEY)
     assert (await cache.restore(engine.address, replace(PROFILE, parallel=1), FACTS, KEY)).slots == 1
     assert list(engine.restored) == [0]
 
 
-async def test_the_oldest_make_room_and_the_old_expire(
-    cache: SlotCache, engine: WritingEngine, clock: Clock, tmp_path: Path
+async def test_deletes_the_oldest_for_space_and_the_expired(
+    cache: SlotCache, engine: SlotEngine, clock: Clock, tmp_path: Path
 ) -> None:
     engine.tokens = [6000]
     await cache.save(engine.address, PROFILE, FACTS, KEY)
@@ -284,26 +241,24 @@ async def test_the_oldest_make_room_and_the_old_expire(
     assert names(tmp_path) == []
 
 
-async def test_what_is_larger_than_all_that_may_be_kept_is_not(
-    cache: SlotCache, engine: WritingEngine, tmp_path: Path
-) -> None:
+async def test_a_slot_larger_than_the_limit_is_not_saved(cache: SlotCache, engine: SlotEngine, tmp_path: Path) -> None:
     engine.tokens = [10_001, 500]
     assert (await cache.save(engine.address, PROFILE, FACTS, KEY)).tokens == 500
     assert names(tmp_path) == BOTH[2:]
-    engine.tokens, engine.asked = [50_000, 0], []
+    engine.tokens, engine.requests = [50_000, 0], []
     await cache.save(engine.address, PROFILE, FACTS, "b" * 64)
-    assert engine.asked == ["GET /slots"]
+    assert engine.requests == ["GET /slots"]
 
 
-def test_closes_a_folder_that_was_open_to_others(tmp_path: Path) -> None:
+def test_closes_a_folder_that_was_open_to_other_users(tmp_path: Path) -> None:
     folder = tmp_path / "slots"
     folder.mkdir(mode=0o755)
     SlotCache(folder, max_bytes=1 << 20, max_age_s=60, min_tokens=1).prepare()
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-async def test_a_model_that_gains_nothing_twice_is_left_alone_for_good(
-    cache: SlotCache, engine: WritingEngine, clock: Clock, tmp_path: Path
+async def test_two_useless_restores_disable_a_model(
+    cache: SlotCache, engine: SlotEngine, clock: Clock, tmp_path: Path
 ) -> None:
     for _ in range(2):
         await cache.save(engine.address, PROFILE, FACTS, KEY)
@@ -317,7 +272,7 @@ async def test_a_model_that_gains_nothing_twice_is_left_alone_for_good(
     assert (await again.save(engine.address, PROFILE, FACTS, "b" * 64)).slots == 2
 
 
-async def test_other_conversations_and_good_ones_are_no_strike(cache: SlotCache, engine: WritingEngine) -> None:
+async def test_other_conversations_and_useful_restores_are_no_strike(cache: SlotCache, engine: SlotEngine) -> None:
     for cache_n, prompt_n in ((0, 1500), (0, 100), (900, 100), (0, 1500)):
         await cache.save(engine.address, PROFILE, FACTS, KEY)
         assert (await cache.restore(engine.address, PROFILE, FACTS, KEY)).slots == 2
@@ -325,13 +280,13 @@ async def test_other_conversations_and_good_ones_are_no_strike(cache: SlotCache,
     assert (await cache.save(engine.address, PROFILE, FACTS, KEY)).slots == 2
 
 
-async def test_an_engine_that_is_not_there_is_no_error(cache: SlotCache, engine: WritingEngine) -> None:
+async def test_an_unreachable_engine_is_no_error(cache: SlotCache, engine: SlotEngine) -> None:
     gone = replace(engine.address, port=1)
     assert (await cache.save(gone, PROFILE, FACTS, KEY)).slots == 0
 
 
-async def test_what_was_written_before_the_machine_restarted_is_not_trusted(
-    cache: SlotCache, engine: WritingEngine, tmp_path: Path
+async def test_files_from_before_a_reboot_are_not_restored(
+    cache: SlotCache, engine: SlotEngine, tmp_path: Path
 ) -> None:
     await cache.save(engine.address, PROFILE, FACTS, KEY)
     sidecar = tmp_path / BOTH[0]
@@ -339,8 +294,8 @@ async def test_what_was_written_before_the_machine_restarted_is_not_trusted(
     assert (await cache.restore(engine.address, PROFILE, FACTS, KEY)).slots == 1
 
 
-async def test_an_answer_without_end_or_sense_is_an_error(engine: WritingEngine) -> None:
-    engine.deaf = True
+async def test_a_hanging_or_invalid_response_is_an_error(engine: SlotEngine) -> None:
+    engine.hangs = True
     with pytest.raises(EngineError) as late:
         await request_json(engine.address, "POST", "/slots/0?action=save", dict, timeout_s=0.05)
     assert late.value.status is None
@@ -378,7 +333,7 @@ def _real_engine(model: Path, port: int, directory: Path) -> Iterator[EngineAddr
 
 @pytest.mark.engine
 @pytest.mark.timeout(180)
-async def test_a_long_conversation_is_not_read_again_after_a_restart(tmp_path: Path, real_model: Path) -> None:
+async def test_a_long_conversation_is_not_processed_again_after_a_restart(tmp_path: Path, real_model: Path) -> None:
     facts = ModelFacts(architecture="llama", bytes=98362432, kv_bytes_per_token=23040)
     profile = Profile(name="alpha", model=str(real_model), context=4096)
     cache = SlotCache(tmp_path, max_bytes=1 << 30, max_age_s=3600, min_tokens=256)
@@ -421,7 +376,7 @@ async def _chat(address: EngineAddress, messages: list[dict[str, Any]]) -> Any:
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o1777])
-def test_a_folder_that_others_use_is_refused_and_stays_as_it_is(tmp_path: Path, clock: Clock, mode: int) -> None:
+def test_a_shared_folder_is_refused_and_stays_as_it_is(tmp_path: Path, clock: Clock, mode: int) -> None:
     folder = tmp_path / "shared"
     (folder / "theirs").mkdir(parents=True)
     folder.chmod(mode)

@@ -1,4 +1,4 @@
-"""`hostler supervisor` as people run it: a process of its own, spoken to over HTTP, with scripted engines."""
+"""`hostler supervisor` as a process of its own, called over HTTP, with scripted engines."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from system.command import Running, hostler
 TOKEN = "between-house-and-host"
 
 
-class Alone:
-    """A running supervisor with its configuration, which can be saved again."""
+class Standalone:
+    """A running supervisor and its configuration file, which can be changed."""
 
     def __init__(self, folder: Path, document: dict[str, Any]) -> None:
         self.folder = folder
@@ -52,7 +52,7 @@ class Alone:
 
 
 def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait for what another process does."""
+    """Wait for something that another process does."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -76,15 +76,15 @@ def document(tmp_path: Path, fake_engine: str, journal: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def alone(tmp_path: Path, document: dict[str, Any]) -> Iterator[Alone]:
-    one = Alone(tmp_path, document)
+def standalone(tmp_path: Path, document: dict[str, Any]) -> Iterator[Standalone]:
+    one = Standalone(tmp_path, document)
     one.save()
     with started(one):
         yield one
 
 
 @contextmanager
-def started(one: Alone) -> Iterator[Alone]:
+def started(one: Standalone) -> Iterator[Standalone]:
     """Runs it until the context ends."""
     environ = {"TEST_TOKEN": TOKEN, "HOSTLER_CACHE": str(one.folder / "cache")}
     command = ("supervisor", "--config", str(one.path), "--log-level", "debug")
@@ -101,37 +101,39 @@ def events_of(response: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, json.loads(line[6:])
 
 
-def test_a_switch_is_told_phase_by_phase_and_ends_with_where_the_engine_listens(alone: Alone) -> None:
-    alone.switch("a")
+def test_a_switch_streams_its_phases_and_ends_with_the_address(standalone: Standalone) -> None:
+    standalone.switch("a")
     with (
-        alone.client() as http,
+        standalone.client() as http,
         http.stream("POST", "/models/switch", json={"model": "b"}, headers={"Accept": "text/event-stream"}) as response,
     ):
-        told = list(events_of(response))
-    # A phase that lasts is told again.
-    phases = [phase for phase, _ in groupby(data["phase"] for name, data in told if name == "phase")]
+        received = list(events_of(response))
+    # A phase that lasts is published repeatedly.
+    phases = [phase for phase, _ in groupby(data["phase"] for name, data in received if name == "phase")]
     assert [phase for phase in phases if phase != "saving"] == ["stopping", "starting", "loading", "restoring"]
-    assert told[0][1]["from_models"] == ["a"]
-    name, last = told[-1]
+    assert received[0][1]["from_models"] == ["a"]
+    name, last = received[-1]
     assert name == "ready"
     assert last["address"]["model"] == "b"
     assert {"stopping", "starting", "loading"} <= set(last["phase_seconds"])
 
 
-def test_engines_listen_where_the_settings_say_and_want_their_own_key(alone: Alone, document: dict[str, Any]) -> None:
-    at = alone.switch("a")
+def test_engines_listen_where_configured_and_require_their_own_key(
+    standalone: Standalone, document: dict[str, Any]
+) -> None:
+    at = standalone.switch("a")
     first, last = map(int, document["supervisor"]["engine_ports"].split("-"))
     assert at["host"] == "127.0.0.1"
     assert first <= at["port"] <= last
     url = f"http://127.0.0.1:{at['port']}/v1/models"
     assert httpx.get(url, trust_env=False).status_code == 401
     assert httpx.get(url, trust_env=False, headers={"Authorization": f"Bearer {at['key']}"}).status_code == 200
-    other = alone.switch("b")
+    other = standalone.switch("b")
     assert other["key"] != at["key"]
 
 
-def test_nobody_is_let_in_without_the_token(alone: Alone) -> None:
-    with alone.client() as http:
+def test_requests_without_the_token_are_rejected(standalone: Standalone) -> None:
+    with standalone.client() as http:
         del http.headers["Authorization"]
         for path in ("/models/available", "/models/status", "/models/locate?model=a", "/events", "/logs/a", "/metrics"):
             assert http.get(path).status_code == 401, path
@@ -140,22 +142,22 @@ def test_nobody_is_let_in_without_the_token(alone: Alone) -> None:
         assert http.get("/healthz").json() == {"status": "ok"}
 
 
-def test_an_order_of_an_older_gateway_is_refused(alone: Alone) -> None:
-    alone.switch("a", epoch=7)
-    with alone.client() as http:
+def test_a_request_of_an_older_gateway_is_rejected(standalone: Standalone) -> None:
+    standalone.switch("a", epoch=7)
+    with standalone.client() as http:
         for path in ("switch", "load", "unload"):
             refused = http.post(f"/models/{path}", json={"model": "b", "epoch": 6})
             assert (refused.status_code, refused.json()["error"]["type"]) == (409, "stale_epoch")
-    assert alone.status()["a"]["state"] == "ready"
+    assert standalone.status()["a"]["state"] == "ready"
 
 
-def test_events_begin_with_everything_and_go_on_with_what_changes(alone: Alone) -> None:
-    with alone.client() as http, http.stream("GET", "/events") as response:
+def test_events_start_with_a_snapshot_and_go_on_with_changes(standalone: Standalone) -> None:
+    with standalone.client() as http, http.stream("GET", "/events") as response:
         events = events_of(response)
         name, first = next(events)
         assert name == "snapshot"
         assert [profile["name"] for profile in first["host"]["profiles"]] == ["a", "b"]
-        alone.switch("a")
+        standalone.switch("a")
         states = []
         for name, data in events:
             if name == "model" and data["status"]["model"] == "a":
@@ -165,38 +167,38 @@ def test_events_begin_with_everything_and_go_on_with_what_changes(alone: Alone) 
         assert states[0] == "starting"
 
 
-def test_logs_are_followed_over_a_restart(alone: Alone) -> None:
-    alone.switch("a")
-    with alone.client() as http, http.stream("GET", "/logs/a?follow=1") as response:
+def test_logs_are_followed_over_a_restart(standalone: Standalone) -> None:
+    standalone.switch("a")
+    with standalone.client() as http, http.stream("GET", "/logs/a?follow=1") as response:
         lines = response.iter_lines()
         assert "model loaded" in next(lines)
-        alone.switch("b")
-        alone.switch("a")
+        standalone.switch("b")
+        standalone.switch("a")
         assert "model loaded" in next(lines)
 
 
-def test_keys_and_the_token_show_nowhere(alone: Alone) -> None:
-    with alone.client() as http, http.stream("GET", "/events") as response:
+def test_keys_and_the_token_are_never_shown(standalone: Standalone) -> None:
+    with standalone.client() as http, http.stream("GET", "/events") as response:
         events = events_of(response)
-        heard = [next(events)]
-        address = alone.switch("a")
-        while not (heard[-1][0] == "model" and heard[-1][1]["status"]["state"] == "ready"):
-            heard.append(next(events))
-        told = [json.dumps(heard), http.get("/models/status").text, http.get("/models/available").text]
-        told += [http.get("/logs/a").text, http.get("/metrics").text]
-    pid = alone.status()["a"]["pid"]
-    told += [Path(f"/proc/{each}/cmdline").read_text() for each in (pid, alone.running.process.pid)]
-    alone.running.stop()
-    told.append(alone.running.log)
+        received = [next(events)]
+        address = standalone.switch("a")
+        while not (received[-1][0] == "model" and received[-1][1]["status"]["state"] == "ready"):
+            received.append(next(events))
+        received = [json.dumps(received), http.get("/models/status").text, http.get("/models/available").text]
+        received += [http.get("/logs/a").text, http.get("/metrics").text]
+    pid = standalone.status()["a"]["pid"]
+    received += [Path(f"/proc/{each}/cmdline").read_text() for each in (pid, standalone.running.process.pid)]
+    standalone.running.stop()
+    received.append(standalone.running.log)
     for secret in (address["key"], TOKEN):
-        assert not [text for text in told if secret in text]
+        assert not [text for text in received if secret in text]
 
 
-def test_metrics_tell_what_happened_and_what_is(alone: Alone) -> None:
-    alone.switch("a")
-    alone.switch("b")
-    with alone.client() as http:
-        until(lambda: alone.status()["b"]["memory_bytes"] > 1_000_000)
+def test_metrics_have_counts_and_current_values(standalone: Standalone) -> None:
+    standalone.switch("a")
+    standalone.switch("b")
+    with standalone.client() as http:
+        until(lambda: standalone.status()["b"]["memory_bytes"] > 1_000_000)
         text = http.get("/metrics").text
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert values['hostler_supervisor_starts_total{model="a"}'] == "1.0"
@@ -208,54 +210,58 @@ def test_metrics_tell_what_happened_and_what_is(alone: Alone) -> None:
     assert float(values['hostler_supervisor_model_load_seconds{model="a"}']) > 0.04
 
 
-def test_saved_changes_touch_only_what_changed(alone: Alone) -> None:
-    before = alone.switch("a")
-    alone.document["profiles"]["b"] = {**alone.document["profiles"]["b"], "context": 512}
-    alone.document["profiles"]["c"] = {"base": "a"}
-    alone.save()
-    until(lambda: "c" in alone.status())
-    assert alone.switch("a") == before
-    alone.save("profiles: {a: {modell: x}}")
-    until(lambda: "hostler.yaml:1" in alone.running.log)
-    assert alone.switch("a") == before
-    alone.document["profiles"]["a"] = {**alone.document["profiles"]["a"], "context": 1024}
-    alone.save()
-    until(lambda: alone.status()["a"]["state"] == "stopped")
-    assert alone.switch("a")["context"] == 1024
+def test_saved_changes_touch_only_what_changed(standalone: Standalone) -> None:
+    before = standalone.switch("a")
+    standalone.document["profiles"]["b"] = {**standalone.document["profiles"]["b"], "context": 512}
+    standalone.document["profiles"]["c"] = {"base": "a"}
+    standalone.save()
+    until(lambda: "c" in standalone.status())
+    assert standalone.switch("a") == before
+    standalone.save("profiles: {a: {modell: x}}")
+    until(lambda: "hostler.yaml:1" in standalone.running.log)
+    assert standalone.switch("a") == before
+    standalone.document["profiles"]["a"] = {**standalone.document["profiles"]["a"], "context": 1024}
+    standalone.save()
+    until(lambda: standalone.status()["a"]["state"] == "stopped")
+    assert standalone.switch("a")["context"] == 1024
 
 
 @pytest.mark.parametrize("when", ["ready", "starting", "stopping"])
-def test_killed_it_leaves_nothing_and_the_next_one_works(
+def test_when_killed_it_leaves_no_process_and_the_next_one_works(
     tmp_path: Path, document: dict[str, Any], journal: Any, when: str
 ) -> None:
     script = {"log": str(journal.file), "ready_after": 0.05, "slow_exit": 5 if when == "stopping" else 0}
     document["profiles"]["a"] = {**document["profiles"]["a"], "env": {"FAKE_ENGINE": json.dumps(script)}}
-    alone = Alone(tmp_path, document)
-    alone.save()
-    with started(alone):
+    standalone = Standalone(tmp_path, document)
+    standalone.save()
+    with started(standalone):
         if when != "starting":
-            alone.switch("a")
+            standalone.switch("a")
         if when != "ready":
-            told = {"Accept": "text/event-stream"}
+            received = {"Accept": "text/event-stream"}
             with (
-                alone.client() as http,
+                standalone.client() as http,
                 http.stream("GET", "/events") as response,
-                alone.client() as other,
-                other.stream("POST", "/models/switch", json={"model": "b"}, headers=told),
+                standalone.client() as other,
+                other.stream("POST", "/models/switch", json={"model": "b"}, headers=received),
             ):
                 for name, data in events_of(response):
                     if name == "model" and data["status"]["state"] == when and data["status"]["pid"]:
                         break
-                alone.kill()
-        alone.kill()
+                standalone.kill()
+        standalone.kill()
     for pid in journal.pids():
         until(lambda pid=pid: is_gone(pid))  # type: ignore[misc]  # a default
-    for file in alone.folder.rglob("*.json"):
+    for file in standalone.folder.rglob("*.json"):
         json.loads(file.read_bytes())
-    with started(alone):
-        assert alone.switch("a")["model"] == "a"
-        # What had just been begun is cleared away.
-        until(lambda: not [file for file in alone.folder.rglob("*") if file.suffix in (".new", ".part", ".restoring")])
+    with started(standalone):
+        assert standalone.switch("a")["model"] == "a"
+        # What was half written is removed.
+        until(
+            lambda: (
+                not [file for file in standalone.folder.rglob("*") if file.suffix in (".new", ".part", ".restoring")]
+            )
+        )
 
 
 def is_gone(pid: int) -> bool:
@@ -265,18 +271,18 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def test_what_is_saved_as_soon_as_it_runs_is_taken_over_too(alone: Alone) -> None:
-    alone.document["profiles"]["c"] = {"base": "a"}
-    alone.save()
-    until(lambda: "c" in alone.status())
+def test_changes_saved_right_after_the_start_are_applied_too(standalone: Standalone) -> None:
+    standalone.document["profiles"]["c"] = {"base": "a"}
+    standalone.save()
+    until(lambda: "c" in standalone.status())
 
 
-def test_told_to_stop_it_ends_streams_and_engines(alone: Alone, journal: Any) -> None:
-    alone.switch("a")
-    with alone.client() as http, http.stream("GET", "/events") as response:
+def test_a_stop_ends_streams_and_engines(standalone: Standalone, journal: Any) -> None:
+    standalone.switch("a")
+    with standalone.client() as http, http.stream("GET", "/events") as response:
         events = events_of(response)
         next(events)
-        # It waits for no stream to end by itself; after 40 s this gives up.
-        assert alone.running.stop() == 0
+        # It does not wait for streams to end by themselves; after 40 s this gives up.
+        assert standalone.running.stop() == 0
         assert not [name for name, _ in events if name == "snapshot"]
     assert journal.events("stop", "a")

@@ -31,7 +31,7 @@ Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
 EXCLUSIVE = SupervisorSettings(exclusive=True, slots_max=0, stop_grace_s=5, backoff_s=0.05, max_backoff_s=0.4)
 
 
-async def test_a_gateway_that_was_overtaken_is_refused_after_a_restart_of_the_host_too(
+async def test_a_superseded_gateway_is_rejected_after_a_restart_too(
     scripted: Scripted, running: Running, journal: Any, tmp_path: Path
 ) -> None:
     file = tmp_path / "epochs" / "here.json"
@@ -44,7 +44,7 @@ async def test_a_gateway_that_was_overtaken_is_refused_after_a_restart_of_the_ho
         await manager.unload("a", epoch=7)
 
 
-async def test_who_follows_a_host_after_its_restart_hears_of_the_epoch_before(
+async def test_the_first_snapshot_after_a_restart_has_the_earlier_epoch(
     scripted: Scripted, running: Running, journal: Any, tmp_path: Path
 ) -> None:
     file = tmp_path / "here.json"
@@ -58,7 +58,7 @@ async def test_who_follows_a_host_after_its_restart_hears_of_the_epoch_before(
         assert isinstance(first, Snapshot) and first.host.epoch == 7
 
 
-async def test_the_epoch_is_noted_before_the_order_is_carried_out(
+async def test_the_epoch_is_written_before_the_request_is_carried_out(
     scripted: Scripted, running: Running, journal: Any, tmp_path: Path
 ) -> None:
     file = tmp_path / "here.json"
@@ -71,7 +71,7 @@ async def test_the_epoch_is_noted_before_the_order_is_carried_out(
 
 
 @pytest.mark.parametrize("content", [b"", b'"7"', b"[", b"\xff"])
-async def test_a_damaged_note_is_as_good_as_none(
+async def test_a_damaged_epoch_file_counts_as_missing(
     scripted: Scripted, running: Running, journal: Any, tmp_path: Path, content: bytes
 ) -> None:
     file = tmp_path / "here.json"
@@ -94,7 +94,7 @@ async def test_an_epoch_that_cannot_be_written_is_logged_once_and_stops_nothing(
     assert caplog.text.count("lost at the next restart") == 1
 
 
-async def test_hosts_of_one_machine_do_not_take_each_others_epochs_for_their_own(
+async def test_supervisors_of_one_machine_have_their_own_epochs(
     scripted: Scripted, running: Running, journal: Any, tmp_path: Path
 ) -> None:
     environ = {"HOSTLER_CACHE": str(tmp_path)}
@@ -120,9 +120,7 @@ def pinned(manager: EngineManager) -> list[str]:
     return [profile.name for profile in manager.status_now().profiles if profile.pinned]
 
 
-async def test_a_model_stays_from_the_moment_it_is_pinned_and_goes_when_it_is_not(
-    scripted: Scripted, running: Running, journal: Any
-) -> None:
+async def test_a_model_stays_loaded_while_it_is_pinned(scripted: Scripted, running: Running, journal: Any) -> None:
     async with running(EngineManager([scripted("a"), scripted("b"), scripted("c")], EXCLUSIVE)) as manager:
         await manager.switch("a")
         await manager.pin("a", True)
@@ -133,19 +131,19 @@ async def test_a_model_stays_from_the_moment_it_is_pinned_and_goes_when_it_is_no
         assert states(manager) == {"a": "stopped", "b": "stopped", "c": "ready"}
 
 
-async def test_pinning_starts_nothing_and_is_told_to_whoever_listens(
+async def test_pinning_starts_nothing_and_publishes_a_snapshot(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
     async with running(EngineManager([scripted("a")], EXCLUSIVE)) as manager, manager.events() as events:
         await anext(events)
         await manager.pin("a", True)
         with anyio.fail_after(20):
-            told = await anext(event async for event in events if isinstance(event, Snapshot) and pinned(manager))
-        assert told.host.profiles[0].pinned
+            received = await anext(event async for event in events if isinstance(event, Snapshot) and pinned(manager))
+        assert received.host.profiles[0].pinned
         assert journal.kinds() == []
 
 
-async def test_a_pinned_model_that_dies_comes_back(scripted: Scripted, running: Running, journal: Any) -> None:
+async def test_a_pinned_model_that_dies_is_restarted(scripted: Scripted, running: Running, journal: Any) -> None:
     async with running(EngineManager([scripted("a")], EXCLUSIVE)) as manager:
         await manager.switch("a")
         await manager.pin("a", True)
@@ -174,7 +172,7 @@ async def test_pins_outlast_a_restart_and_profiles_that_are_read_again(
     assert len(journal.events("start", "p")) == started
 
 
-async def test_a_word_that_says_what_the_profile_says_is_forgotten(
+async def test_a_pin_that_equals_the_profile_is_forgotten(
     scripted: Scripted, running: Running, journal: Any, tmp_path: Path
 ) -> None:
     file = tmp_path / "pins.json"
@@ -187,7 +185,7 @@ async def test_a_word_that_says_what_the_profile_says_is_forgotten(
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b'{"a": "yes"}', b"\xff"])
-async def test_a_damaged_file_is_as_good_as_none(
+async def test_a_damaged_file_counts_as_missing(
     scripted: Scripted, running: Running, journal: Any, tmp_path: Path, content: bytes
 ) -> None:
     file = tmp_path / "pins.json"
@@ -227,14 +225,14 @@ async def test_a_gateway_elsewhere_pins_over_http(
         assert pinned(manager) == ["a"]
 
 
-async def test_damaged_load_times_are_as_good_as_none(tmp_path: Path, scripted: Scripted, running: Running) -> None:
+async def test_damaged_load_times_count_as_missing(tmp_path: Path, scripted: Scripted, running: Running) -> None:
     file = tmp_path / "load-times.json"
     file.write_bytes(b'{"\xff": 1}')
     async with running(EngineManager([scripted("a")], EXCLUSIVE, state=StateFiles(load_times=file))) as manager:
         await manager.switch("a")
 
 
-def test_what_a_supervisor_that_died_had_begun_is_cleared_away(tmp_path: Path) -> None:
+def test_half_written_files_of_a_killed_supervisor_are_removed(tmp_path: Path) -> None:
     for kept in (MemoryHistory(tmp_path / "footprints.json"), PinStore(tmp_path / "pins.json")):
         (tmp_path / "footprints.json.new").write_bytes(b"{")
         (tmp_path / "pins.json.new").write_bytes(b"{")

@@ -25,7 +25,7 @@ def test_every_state_has_a_row_and_every_row_leads_somewhere() -> None:
 
 
 @pytest.mark.parametrize("start", get_args(State))
-def test_every_state_can_come_to_rest(start: State) -> None:
+def test_every_state_leads_to_stopped(start: State) -> None:
     reached, fresh = {start}, {start}
     while fresh:
         fresh = {state for known in fresh for state in TRANSITIONS[known]} - reached
@@ -107,7 +107,7 @@ def test_a_signal_is_named() -> None:
     assert "SIGKILL" in failure.message
 
 
-def test_a_program_nobody_knows_is_quoted() -> None:
+def test_an_unknown_program_is_quoted() -> None:
     failure = explain_exit("m", 3, ["Traceback (most recent call last):", "ValueError: something odd", ""])
     assert failure.kind == "exited"
     assert "exit code 3: ValueError: something odd" in failure.message
@@ -123,6 +123,6 @@ def test_only_the_last_lines_travel() -> None:
     assert failure.lines[-1] == "line 99"
 
 
-def test_the_first_error_line_tells_most() -> None:
+def test_the_first_error_line_is_the_reason() -> None:
     lines = ["0.00.001.000 I a: fine", "0.00.002.000 E b: first", "0.00.003.000 E c: second"]
     assert error_line(lines) == "b: first"

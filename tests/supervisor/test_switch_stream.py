@@ -34,8 +34,8 @@ PROFILES = (
 )
 
 
-class Far:
-    """A host whose one file comes when it is told to."""
+class RemoteHost:
+    """A host whose one file is delivered when `deliver` is set."""
 
     def __init__(self) -> None:
         self.asked, self.deliver, self.ended = anyio.Event(), anyio.Event(), anyio.Event()
@@ -61,7 +61,7 @@ class Far:
 
 @pytest.fixture
 async def far(serve: Serve) -> Any:
-    host = Far()
+    host = RemoteHost()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(host.manager.run)
         await host.manager.started()
@@ -72,21 +72,21 @@ async def far(serve: Serve) -> Any:
         tasks.cancel_scope.cancel()
 
 
-async def test_a_file_comes_with_its_progress_and_is_known_of_every_profile_that_shares_it(far: Any) -> None:
+async def test_a_download_reports_progress_and_describes_every_profile_of_the_file(far: Any) -> None:
     host, client = far
-    heard: list[FetchProgress] = []
+    received: list[FetchProgress] = []
 
     def hear(progress: FetchProgress) -> None:
-        heard.append(progress)
+        received.append(progress)
         host.deliver.set()
 
     assert isinstance(client, SupportsPulling) and isinstance(host.manager, SupportsPulling)
     await client.pull("em", report=hear)
-    assert heard and (heard[0].completed, heard[0].total) == (1, 2)
+    assert received and (received[0].completed, received[0].total) == (1, 2)
     assert [profile.size for profile in (await client.status()).profiles] == [7, 7]
 
 
-async def test_a_file_that_comes_with_the_first_request_is_known_of_every_profile_that_shares_it(far: Any) -> None:
+async def test_a_download_by_a_switch_describes_every_profile_of_the_file(far: Any) -> None:
     host, _ = far
     host.deliver.set()
     async with host.manager.events() as events:
@@ -98,7 +98,7 @@ async def test_a_file_that_comes_with_the_first_request_is_known_of_every_profil
                     break
 
 
-async def test_a_client_that_leaves_ends_a_download_that_nobody_else_waits_for(far: Any) -> None:
+async def test_the_last_client_to_disconnect_cancels_the_download(far: Any) -> None:
     host, client = far
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(client.pull, "m")
@@ -109,7 +109,7 @@ async def test_a_client_that_leaves_ends_a_download_that_nobody_else_waits_for(f
     assert not host.here
 
 
-async def test_why_it_cannot_be_had_is_told(far: Any) -> None:
+async def test_a_failed_download_has_its_reason(far: Any) -> None:
     host, client = far
     host.error = SourceError("could not fetch m.gguf: no such file over there")
     host.deliver.set()
@@ -120,7 +120,7 @@ async def test_why_it_cannot_be_had_is_told(far: Any) -> None:
         await client.pull("nobody")
 
 
-async def test_a_supervisor_that_cannot_says_so(serve: Serve, pretended: Any) -> None:
-    async with serve(create_app(pretended, token="t")) as url, SupervisorClient(url, "t") as client:
+async def test_a_supervisor_without_downloads_rejects_a_pull(serve: Serve, fake_supervisor: Any) -> None:
+    async with serve(create_app(fake_supervisor, token="t")) as url, SupervisorClient(url, "t") as client:
         with pytest.raises(SupervisorUnreachable, match="only when a model is started"):
             await client.pull("alpha")

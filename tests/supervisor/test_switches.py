@@ -34,8 +34,8 @@ def states(manager: EngineManager) -> dict[str, str]:
     return {status.model: status.state for status in manager.status_now().models}
 
 
-async def until_told(manager: EngineManager, condition: Callable[[], bool]) -> None:
-    """Wait until `condition` holds after one of the fleet's events."""
+async def until(manager: EngineManager, condition: Callable[[], bool]) -> None:
+    """Wait until `condition` holds after one of the manager's events."""
     with anyio.fail_after(10):
         async with manager.events() as events:
             async for _ in events:
@@ -43,20 +43,20 @@ async def until_told(manager: EngineManager, condition: Callable[[], bool]) -> N
                     return
 
 
-async def test_what_was_seen_decides_who_has_to_go(scripted: Scripted, running: Running, journal: Any) -> None:
+async def test_measurements_decide_which_model_is_evicted(scripted: Scripted, running: Running, journal: Any) -> None:
     meter: Any = PretendedMeter(MemoryUsage(rss=5 * GIB))
     async with running(EngineManager([scripted("a"), scripted("b")], SHARED, meter=meter)) as manager:
         await manager.switch("a")
-        await until_told(manager, lambda: manager.status_now().profiles[0].memory_bytes == 5 * GIB)
+        await until(manager, lambda: manager.status_now().profiles[0].memory_bytes == 5 * GIB)
         await manager.switch("b")
         assert states(manager) == {"a": "ready", "b": "ready"}
-        await until_told(manager, lambda: manager.status_now().profiles[1].memory_bytes == 5 * GIB)
+        await until(manager, lambda: manager.status_now().profiles[1].memory_bytes == 5 * GIB)
         await manager.unload("b")
         await manager.switch("b")
         assert states(manager) == {"a": "stopped", "b": "ready"}
 
 
-async def test_a_model_that_can_never_fit_is_refused_with_the_sum_and_costs_nobody(
+async def test_a_model_that_can_never_fit_is_refused_and_evicts_no_other(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
     huge = FileDescription(facts=ModelFacts(architecture="llama", bytes=9 * GIB, kv_bytes_per_token=1024 * 1024))
@@ -74,29 +74,27 @@ async def test_a_model_that_can_never_fit_is_refused_with_the_sum_and_costs_nobo
         assert states(manager) == {"a": "ready", "huge": "stopped"}
 
 
-async def test_pinned_models_are_named_when_they_leave_too_little(
-    scripted: Scripted, running: Running, journal: Any
-) -> None:
+async def test_a_refusal_names_the_pinned_models(scripted: Scripted, running: Running, journal: Any) -> None:
     sizes = {"p": 5, "a": 4}
     profiles = [scripted(name, profile={"memory": size * GIB, "pinned": name == "p"}) for name, size in sizes.items()]
     async with running(EngineManager(profiles, SHARED)) as manager:
-        await until_told(manager, lambda: states(manager)["p"] == "ready")
+        await until(manager, lambda: states(manager)["p"] == "ready")
         with pytest.raises(SupervisorError, match=r"does not fit into 8\.0 GiB beside pinned p"):
             await manager.switch("a")
         assert states(manager)["p"] == "ready"
 
 
-async def test_pinned_models_start_by_themselves_and_come_back(
+async def test_pinned_models_start_and_restart_by_themselves(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
     exclusive = SupervisorSettings(backoff_s=0.05)
     profiles = [scripted("p", profile={"pinned": True}), scripted("q"), scripted("a")]
     async with running(EngineManager(profiles, exclusive)) as manager:
-        await until_told(manager, lambda: states(manager)["p"] == "ready")
+        await until(manager, lambda: states(manager)["p"] == "ready")
         await manager.switch("a")
         pinned = [profiles[0], scripted("q", profile={"pinned": True}), profiles[2]]
         await manager.replace_profiles(pinned)
-        await until_told(manager, lambda: states(manager)["q"] == "ready")
+        await until(manager, lambda: states(manager)["q"] == "ready")
         assert states(manager) == {"p": "ready", "q": "ready", "a": "ready"}
         assert [event["model"] for event in journal.events("start")] == ["p", "a", "q"]
 
@@ -106,12 +104,12 @@ async def test_a_pinned_model_that_cannot_start_is_a_warning(
 ) -> None:
     profile = scripted("p", profile={"pinned": True}, exit_code=3)
     async with running(EngineManager([profile, scripted("a")], SupervisorSettings(max_failures=1))) as manager:
-        await until_told(manager, lambda: states(manager)["p"] == "failed")
+        await until(manager, lambda: states(manager)["p"] == "failed")
         assert (await manager.switch("a")).model == "a"
     assert "p: pinned, but cannot be started" in caplog.text
 
 
-async def test_a_client_is_told_the_sum_when_its_model_can_never_fit(tmp_path: Path) -> None:
+async def test_a_client_gets_the_sum_when_its_model_can_never_fit(tmp_path: Path) -> None:
     profiles = {"a": {"memory": "3GiB"}, "huge": {"memory": "9GiB"}}
     async with house_in(tmp_path)(profiles, supervisor={"memory_budget": "8GiB"}) as house:
         assert (await house.chat("a")).status_code == 200
@@ -133,7 +131,7 @@ def ready(manager: EngineManager) -> list[str]:
 
 
 async def chat(address: EngineAddress) -> str:
-    """What its clients do: ask the engine itself."""
+    """A request of a client to the engine."""
     headers = {"Authorization": f"Bearer {address.key}"}
     async with httpx.AsyncClient(headers=headers, timeout=60, trust_env=False) as http:
         url = f"http://{address.host}:{address.port}/v1/chat/completions"
@@ -141,21 +139,21 @@ async def chat(address: EngineAddress) -> str:
 
 
 async def phases(manager: EngineManager, model: str, on: Callable[[SwitchMoved], object] = lambda _: None) -> list[str]:
-    """Switch to it; what was told meanwhile."""
-    told: list[str] = []
+    """Switch to it and return the published phases."""
+    received: list[str] = []
     async with manager.events() as events, anyio.create_task_group() as tasks:
         assert isinstance(await anext(events), Snapshot)
         tasks.start_soon(manager.switch, model)
         async for event in events:
             if isinstance(event, SwitchMoved):
-                told.append(event.phase)
+                received.append(event.phase)
                 on(event)
                 if event.phase in ("ready", "failed"):
                     break
-    return list(dict.fromkeys(told))
+    return list(dict.fromkeys(received))
 
 
-async def test_the_longest_unused_makes_room_not_the_first_that_was_started(
+async def test_the_least_recently_used_is_evicted_not_the_first_started(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
     profiles = [sized(scripted, name, gib) for name, gib in (("a", 3), ("b", 3), ("c", 4))]
@@ -167,9 +165,7 @@ async def test_the_longest_unused_makes_room_not_the_first_that_was_started(
         assert ready(manager) == ["a", "c"]
 
 
-async def test_an_order_for_a_model_that_runs_is_a_use_of_it(
-    scripted: Scripted, running: Running, journal: Any
-) -> None:
+async def test_a_switch_to_a_running_model_counts_as_use(scripted: Scripted, running: Running, journal: Any) -> None:
     profiles = [sized(scripted, name, gib) for name, gib in (("a", 3), ("b", 3), ("c", 4))]
     async with running(EngineManager(profiles, SHARED)) as manager:
         await manager.switch("a")
@@ -179,7 +175,7 @@ async def test_an_order_for_a_model_that_runs_is_a_use_of_it(
         assert ready(manager) == ["a", "c"]
 
 
-async def test_one_that_is_at_work_stays_as_long_as_an_idle_one_can_go(
+async def test_a_busy_model_stays_while_an_idle_one_can_be_evicted(
     scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
     speak = gates("speak")
@@ -193,7 +189,7 @@ async def test_one_that_is_at_work_stays_as_long_as_an_idle_one_can_go(
         speak.open()
 
 
-async def test_if_all_are_at_work_they_finish_before_they_make_room(
+async def test_busy_models_finish_before_they_are_evicted(
     scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
     speak = gates("speak")
@@ -207,13 +203,13 @@ async def test_if_all_are_at_work_they_finish_before_they_make_room(
 
         tasks.start_soon(ask)
         await journal.until("request")
-        told = await phases(manager, "b", lambda event: event.phase == "draining" and speak.open())
-        assert told[0] == "draining"
+        received = await phases(manager, "b", lambda event: event.phase == "draining" and speak.open())
+        assert received[0] == "draining"
         assert ready(manager) == ["b"]
     assert "word4" in answers[0]
 
 
-async def test_a_model_on_its_way_out_is_waited_for_only_if_its_room_is_needed(
+async def test_a_stopping_model_is_waited_for_only_if_its_memory_is_needed(
     scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
     gone = gates("gone")
@@ -234,7 +230,7 @@ async def test_a_model_on_its_way_out_is_waited_for_only_if_its_room_is_needed(
     assert journal.kinds()[:4] == [("start", "a"), ("start", "b"), ("stop", "a"), ("start", "c")]
 
 
-async def test_a_pinned_model_never_makes_room(scripted: Scripted, running: Running, journal: Any) -> None:
+async def test_a_pinned_model_is_never_evicted(scripted: Scripted, running: Running, journal: Any) -> None:
     pinned = scripted("p", profile={"memory": 3 * GIB, "pinned": True})
     profiles = [pinned, sized(scripted, "a", 3), sized(scripted, "b", 4)]
     async with running(EngineManager(profiles, SHARED)) as manager:

@@ -34,8 +34,8 @@ def states(manager: EngineManager) -> dict[str, str]:
     return {status.model: status.state for status in manager.status_now().models}
 
 
-async def until_told(manager: EngineManager, condition: Callable[[], bool]) -> None:
-    """Wait until `condition` holds after one of the fleet's events."""
+async def until(manager: EngineManager, condition: Callable[[], bool]) -> None:
+    """Wait until `condition` holds after one of the manager's events."""
     with anyio.fail_after(10):
         async with manager.events() as events:
             async for _ in events:
@@ -43,28 +43,26 @@ async def until_told(manager: EngineManager, condition: Callable[[], bool]) -> N
                     return
 
 
-async def test_what_an_engine_takes_is_shown_with_its_descendants(
-    scripted: Scripted, running: Running, journal: Any
-) -> None:
+async def test_memory_includes_descendants(scripted: Scripted, running: Running, journal: Any) -> None:
     async with running(EngineManager([scripted("a"), scripted("b", grandchild=True)], SHARED)) as manager:
         await manager.switch("a")
         await manager.switch("b")
-        await until_told(manager, lambda: all(status.memory_bytes for status in manager.status_now().models))
-        alone, two = (status.memory_bytes for status in manager.status_now().models)
-        assert 4 * MIB < alone < 100 * MIB
-        assert two > alone + 2 * MIB
+        await until(manager, lambda: all(status.memory_bytes for status in manager.status_now().models))
+        single, two = (status.memory_bytes for status in manager.status_now().models)
+        assert 4 * MIB < single < 100 * MIB
+        assert two > single + 2 * MIB
         await manager.unload("a")
         assert manager.status_now().models[0].memory_bytes == 0
 
 
-async def test_memory_of_a_gpu_is_told_too(scripted: Scripted, running: Running, journal: Any) -> None:
+async def test_gpu_memory_is_published_too(scripted: Scripted, running: Running, journal: Any) -> None:
     meter: Any = PretendedMeter(MemoryUsage(rss=2 * GIB, gpu=5 * GIB))
     async with running(EngineManager([scripted("a")], SHARED, meter=meter)) as manager:
         await manager.switch("a")
-        await until_told(manager, lambda: manager.status_now().models[0].gpu_bytes == 5 * GIB)
+        await until(manager, lambda: manager.status_now().models[0].gpu_bytes == 5 * GIB)
 
 
-async def test_an_estimate_is_raised_by_what_was_seen_and_lowered_after_an_answer(
+async def test_a_measurement_raises_an_estimate_and_lowers_it_after_a_response(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
     estimated = FileDescription(facts=ModelFacts(bytes=2 * GIB))
@@ -75,7 +73,7 @@ async def test_an_estimate_is_raised_by_what_was_seen_and_lowered_after_an_answe
             return manager.status_now().profiles[0].memory_bytes
 
         address = await manager.switch("a")
-        await until_told(manager, lambda: manager.status_now().models[0].memory_bytes == GIB)
+        await until(manager, lambda: manager.status_now().models[0].memory_bytes == GIB)
         assert need() > 2 * GIB
         async with manager.events() as events:
             await anext(events)
@@ -87,21 +85,21 @@ async def test_an_estimate_is_raised_by_what_was_seen_and_lowered_after_an_answe
         assert need() == 6 * GIB
 
 
-async def test_an_unchanged_amount_is_not_told_again(scripted: Scripted, running: Running, journal: Any) -> None:
+async def test_an_unchanged_amount_is_not_published_again(scripted: Scripted, running: Running, journal: Any) -> None:
     meter: Any = PretendedMeter(MemoryUsage(rss=1 * GIB))
     async with running(EngineManager([scripted("a")], SHARED, meter=meter)) as manager:
         address = await manager.switch("a")
-        await until_told(manager, lambda: manager.status_now().models[0].memory_bytes == GIB)
+        await until(manager, lambda: manager.status_now().models[0].memory_bytes == GIB)
         async with manager.events() as events:
             await anext(events)
             meter.usage = MemoryUsage(rss=GIB + 1)
             await manager.answered("a", generation=address.generation, cached=0, prompt=5)
             await manager.unload("a")
-            told = await anext(event async for event in events if isinstance(event, ModelChanged))
-            assert told.status.state == "stopping"
+            received = await anext(event async for event in events if isinstance(event, ModelChanged))
+            assert received.status.state == "stopping"
 
 
-async def test_a_driver_that_fails_ends_nothing(scripted: Scripted, running: Running, journal: Any) -> None:
+async def test_a_failing_driver_does_not_end_the_host(scripted: Scripted, running: Running, journal: Any) -> None:
     class Broken(PretendedMeter):
         def measure(self, pid: int) -> MemoryUsage:
             raise RuntimeError("the driver has left")
@@ -121,7 +119,7 @@ def ready(manager: EngineManager) -> list[str]:
 
 
 async def chat(address: EngineAddress) -> str:
-    """What its clients do: ask the engine itself."""
+    """A request of a client to the engine."""
     headers = {"Authorization": f"Bearer {address.key}"}
     async with httpx.AsyncClient(headers=headers, timeout=60, trust_env=False) as http:
         url = f"http://{address.host}:{address.port}/v1/chat/completions"
@@ -129,27 +127,27 @@ async def chat(address: EngineAddress) -> str:
 
 
 async def cut_off(address: EngineAddress) -> None:
-    """Ask, and get no end of the answer."""
+    """A request whose response is cut off."""
     with pytest.raises(httpx.TransportError):
         await chat(address)
 
 
 async def phases(manager: EngineManager, model: str, on: Callable[[SwitchMoved], object] = lambda _: None) -> list[str]:
-    """Switch to it; what was told meanwhile."""
-    told: list[str] = []
+    """Switch to it and return the published phases."""
+    received: list[str] = []
     async with manager.events() as events, anyio.create_task_group() as tasks:
         assert isinstance(await anext(events), Snapshot)
         tasks.start_soon(manager.switch, model)
         async for event in events:
             if isinstance(event, SwitchMoved):
-                told.append(event.phase)
+                received.append(event.phase)
                 on(event)
                 if event.phase in ("ready", "failed"):
                     break
-    return list(dict.fromkeys(told))
+    return list(dict.fromkeys(received))
 
 
-async def test_an_exclusive_host_lets_the_old_model_finish_and_says_so(
+async def test_an_exclusive_host_drains_the_old_model_and_publishes_it(
     scripted: Scripted, running: Running, journal: Any, gates: Gates
 ) -> None:
     last = gates("last")
@@ -165,14 +163,14 @@ async def test_an_exclusive_host_lets_the_old_model_finish_and_says_so(
 
         def let_it_finish(event: SwitchMoved) -> None:
             if event.phase == "draining":
-                # All the while it serves.
+                # Meanwhile it serves.
                 assert (event.from_models, ready(manager)) == (("a",), ["a"])
                 last.open()
 
         tasks.start_soon(ask)
         await journal.until("request")
-        told = await phases(manager, "b", let_it_finish)
-        assert told == ["draining", "saving", "stopping", "starting", "loading", "restoring", "ready"]
+        received = await phases(manager, "b", let_it_finish)
+        assert received == ["draining", "saving", "stopping", "starting", "loading", "restoring", "ready"]
         assert manager.status_now().models[1].phase_seconds["draining"] > 0
     assert "word4" in answers[0]
 
@@ -189,7 +187,7 @@ async def test_a_model_whose_profile_was_changed_finishes_its_answer(
             answers.append(await chat(address))
 
         async def finish() -> None:
-            # It is asked whether it is at work before it is stopped.
+            # It is polled whether it is busy before it is stopped.
             await journal.until("request", 2)
             last.open()
 
@@ -212,13 +210,11 @@ async def test_what_the_gateway_has_drained_is_not_waited_for(
         tasks.start_soon(cut_off, await manager.switch("a"))
         await journal.until("request")
         await manager.switch("b", evict=["a"])
-        # Nor is it asked anything, which would take time.
+        # It is not even polled, which would take time.
         assert not [event for event in journal.events("request", "a") if event["path"] == "/metrics"]
 
 
-async def test_patience_with_a_long_answer_has_an_end(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
-) -> None:
+async def test_draining_is_limited_in_time(scripted: Scripted, running: Running, journal: Any, gates: Gates) -> None:
     profile = scripted("a", last_when=gates("never").path, profile={"drain_s": 0.2})
     async with (
         running(EngineManager([profile, scripted("b")], EXCLUSIVE)) as manager,
@@ -226,14 +222,12 @@ async def test_patience_with_a_long_answer_has_an_end(
     ):
         tasks.start_soon(cut_off, await manager.switch("a"))
         await journal.until("request")
-        # Else it would be waited for for ever.
+        # Else draining would take for ever.
         with anyio.fail_after(30):
             await manager.switch("b")
 
 
-async def test_an_engine_that_ends_while_it_is_waited_for_is_waited_for_no_more(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
-) -> None:
+async def test_draining_ends_with_the_engine(scripted: Scripted, running: Running, journal: Any, gates: Gates) -> None:
     async with (
         running(EngineManager([scripted("a", last_when=gates("never").path), scripted("b")], EXCLUSIVE)) as manager,
         anyio.create_task_group() as tasks,
@@ -246,12 +240,12 @@ async def test_an_engine_that_ends_while_it_is_waited_for_is_waited_for_no_more(
             )
 
 
-async def test_an_engine_that_does_not_say_what_it_does_is_waited_for_by_nobody() -> None:
+async def test_an_engine_without_metrics_is_not_drained() -> None:
     nowhere = EngineAddress(model="a", host="127.0.0.1", port=1, key="", generation=1, context=1, parallel=1)
     assert await engine_activity(nowhere) is None
 
 
-async def test_one_that_says_nothing_in_time_counts_as_busy() -> None:
+async def test_an_engine_that_does_not_answer_in_time_counts_as_busy() -> None:
     async with await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0) as deaf:
         port = deaf.extra(anyio.abc.SocketAttribute.local_port)
         address = EngineAddress(model="a", host="127.0.0.1", port=port, key="", generation=1, context=1, parallel=1)
@@ -260,13 +254,13 @@ async def test_one_that_says_nothing_in_time_counts_as_busy() -> None:
 
 @pytest.mark.engine
 @pytest.mark.timeout(180)
-async def test_the_real_engine_says_whether_it_is_at_work(real_model: Path, running: Running, tmp_path: Path) -> None:
+async def test_the_real_engine_reports_whether_it_is_busy(real_model: Path, running: Running, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     profile = Profile(name="a", model=str(real_model), engine="embedded", context=2048, threads=1)
     async with running(EngineManager([profile], EXCLUSIVE)) as manager:
         address = await manager.switch("a")
         assert await engine_activity(address) == EngineActivity(requests=0, work_done=0)
-        told: list[EngineActivity | None] = []
+        received: list[EngineActivity | None] = []
         async with anyio.create_task_group() as tasks:
 
             async def ask() -> None:
@@ -275,9 +269,9 @@ async def test_the_real_engine_says_whether_it_is_at_work(real_model: Path, runn
 
             tasks.start_soon(ask)
             while True:
-                told.append(await engine_activity(address, timeout_s=10))
+                received.append(await engine_activity(address, timeout_s=10))
                 await anyio.sleep(0.02)
         after = await engine_activity(address)
-        assert any(each is not None and each.requests == 1 for each in told)
+        assert any(each is not None and each.requests == 1 for each in received)
         assert after is not None
         assert (after.requests, after.work_done > 16) == (0, True)

@@ -55,7 +55,7 @@ def test_a_bad_argument_is_refused_by_name(words: list[str], line: str) -> None:
     assert line in str(refused.value)
 
 
-def test_no_argument_has_two_meanings() -> None:
+def test_no_argument_is_defined_twice() -> None:
     names = [name for flag in FLAGS for name in flag.names]
     assert len(names) == len(set(names))
 

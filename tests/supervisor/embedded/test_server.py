@@ -40,7 +40,7 @@ class Engine:
         )  # fmt: skip
 
     def until(self, state: str) -> dict[str, Any]:
-        """Read its standard output until it says that it is in `state`."""
+        """Read its standard output until it reports `state`."""
         assert self.child.stdout is not None
         for line in self.child.stdout:
             if line.startswith("cmd_child_to_router:state:"):
@@ -74,7 +74,7 @@ def engine(real_model: Path) -> Iterator[Start]:
 
 
 @pytest.mark.engine
-def test_serves_says_so_and_lets_nobody_else_in(engine: Start) -> None:
+def test_reports_ready_and_requires_its_key(engine: Start) -> None:
     one = engine("--alias", "little", "--metrics")
     ready = one.until("ready")
     assert ready["payload"]["meta"]["n_ctx"] == 512
@@ -91,7 +91,7 @@ def test_serves_says_so_and_lets_nobody_else_in(engine: Start) -> None:
 @pytest.mark.engine
 @pytest.mark.parametrize("busy", [False, True])
 @pytest.mark.parametrize("how", ["signal", "command", "end of stdin"])
-def test_leaves_at_once_when_told(engine: Start, how: str, busy: bool) -> None:
+def test_exits_at_once_on_request(engine: Start, how: str, busy: bool) -> None:
     one = engine()
     one.until("ready")
     assert one.child.stdin is not None
@@ -111,9 +111,9 @@ def test_leaves_at_once_when_told(engine: Start, how: str, busy: bool) -> None:
         else:
             one.child.stdin.close()
             one.child.stdin = None
-        # It says that it is ready a moment before it is ready to be polite.
+        # It reports ready a moment before it handles signals.
         allowed = {"signal": (0, -signal.SIGTERM), "command": (0,), "end of stdin": (1,)}[how]
-        # By its own ways it would wait for the answer in progress, half a minute.
+        # Its own shutdown would wait half a minute for the response in progress.
         assert one.child.wait(10) in allowed
 
 
@@ -126,7 +126,7 @@ def test_a_signal_ends_a_load_too(engine: Start) -> None:
 
 
 @pytest.mark.engine
-def test_what_is_no_model_ends_it_with_a_line_that_says_so(engine: Start, tmp_path: Path) -> None:
+def test_an_invalid_model_ends_it_with_a_line_that_says_so(engine: Start, tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     file.write_text("hello, this is no model")
     one = engine(model=file)

@@ -1,0 +1,79 @@
+"""A fake engine that saves and restores slots, as files of a given size and without a model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from hostler.supervisor.contract import EngineAddress
+
+
+class SlotEngine:
+    """Answers the slot routes as llama-server does. A slot of n `tokens` is a file of n bytes.
+
+    `missing` bytes are not written, `reported` replaces the reported number. It may hang, or crash on a restore.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.tokens: list[Any] = [1000, 500]
+        self.busy: set[int] = set()
+        self.restored: dict[int, bytes] = {}
+        self.requests: list[str] = []
+        self.reported: int | None = None
+        self.missing = 0
+        self.hangs = self.crashes = False
+        self.address = EngineAddress(model="alpha", host="", port=0, key="k", generation=1, context=9, parallel=2)
+
+    def answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if path == "/props":
+            return 200, {"build_info": "b1", "total_slots": 2}
+        if path == "/slots":
+            listed = [
+                {"id": number, "n_ctx": 9, "is_processing": number in self.busy}
+                | ({} if tokens is None else {"n_prompt_tokens": tokens})
+                for number, tokens in enumerate(self.tokens)
+            ]
+            return 200, listed
+        slot = int(path.split("/")[2].partition("?")[0])
+        file = self.directory / body["filename"]
+        if path.endswith("save"):
+            file.write_bytes(bytes([slot]) * (self.tokens[slot] - self.missing))
+            return 200, {"n_saved": self.tokens[slot], "n_written": self.reported or self.tokens[slot]}
+        self.restored[slot] = file.read_bytes()
+        return 200, {"n_restored": len(self.restored[slot]), "n_read": len(self.restored[slot])}
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = next(int(line[15:]) for line in head.split("\r\n") if line.lower().startswith("content-length:"))
+            body = json.loads(await reader.readexactly(length) or b"{}")
+            method, path, _ = head.split(" ", 2)
+            self.requests.append(f"{method} {path}")
+            assert "authorization: bearer k" in head.lower()
+            if "restore" in path and self.crashes:
+                return
+            if "action" in path and self.hangs:
+                await reader.read()
+                return
+            status, answer = self.answer(method, path, body)
+            content = json.dumps(answer).encode()
+            writer.write(f"HTTP/1.1 {status} x\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
+            await writer.drain()
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def running_slot_engine(directory: Path) -> AsyncIterator[SlotEngine]:
+    engine = SlotEngine(directory)
+    server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
+    engine.address = replace(engine.address, host="127.0.0.1", port=server.sockets[0].getsockname()[1])
+    async with server:
+        yield engine
