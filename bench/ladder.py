@@ -25,13 +25,13 @@ from bench.processes import backend
 from bench.proxies import Hostler
 from hostler.adapters.types import Chunk, ResponseHead
 from hostler.gateway.app import Gateway
-from hostler.gateway.asgi import CONTEXT_KEY, LINE_KEY, Receive, Scope, Send
+from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
+from hostler.gateway.auth.middleware import AuthMiddleware
 from hostler.gateway.backends.http_connection import Connection
 from hostler.gateway.config import read
-from hostler.gateway.middleware.base import RequestMiddleware
 from hostler.gateway.middleware.request_context import RequestContextMiddleware
 from hostler.gateway.proxy import Proxy
-from hostler.gateway.server.protocol import ClientConnection, Limits
+from hostler.gateway.server.protocol import HTTPProtocol
 from hostler.gateway.server.server import bind
 
 REQUESTS = 400
@@ -70,18 +70,18 @@ class Ear:
 
 async def answered_by_server(scope: Scope, receive: Receive, send: Send) -> None:
     """The shortest way: the protocol alone."""
-    line = scope[LINE_KEY]
-    line.whole_body()
-    line.begin(200, [b"content-type: application/json"], length=len(BODY))
-    line.put(BODY, False)
+    await receive()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": BODY})
 
 
-async def answered_by_reply(scope: Scope, receive: Receive, send: Send) -> None:
+async def answered_by_writer(scope: Scope, receive: Receive, send: Send) -> None:
     """What stands in for the rest of the way where it is cut."""
-    context = scope[CONTEXT_KEY]
-    context.writer.begin(ResponseHead(length=len(BODY)))
-    await context.writer.write(Chunk(wire="openai", raw=BODY, is_body=True))
-    await context.writer.end()
+    writer = scope[CONTEXT_KEY].writer
+    writer.begin(ResponseHead(length=len(BODY)))
+    await writer.write(Chunk(wire="openai", raw=BODY, is_body=True))
+    await writer.end()
 
 
 async def requests(app: Any, server: Any, heads: bytes) -> float:
@@ -90,7 +90,7 @@ async def requests(app: Any, server: Any, heads: bytes) -> float:
     over = asyncio.Event()
     config = server.config
     loaded, config.loaded_app = config.loaded_app, app
-    client = ClientConnection(config, server.server_state, {}, limits=Limits())
+    client = HTTPProtocol(config, server.server_state, {})
     config.loaded_app = loaded
 
     def heard(data: bytes) -> None:
@@ -149,9 +149,12 @@ async def climb(directory: Path, port: int) -> list[Rung]:
         tasks.start_soon(partial(gateway.run, sockets, started=started.set))
         await started.wait()
         server: Any = gateway._server
-        security = server.config.loaded_app
-        claim = next(each for each in security._surface.claims() if each.operation.path == scenario.path)
-        chain: list[Any] = [claim.app]
+        app: Any = gateway.app
+        auth: Any = app.middleware_stack
+        while not isinstance(auth, AuthMiddleware):
+            auth = auth.app
+        match = next(each for each in auth._surface.claims() if each.operation.path == scenario.path)
+        chain: list[Any] = [match.app]
         while hasattr(chain[-1], "app"):
             chain.append(chain[-1].app)
         fake_backend(chain[-1])
@@ -160,8 +163,8 @@ async def climb(directory: Path, port: int) -> list[Rung]:
             ("HTTP to the client", partial(requests, answered_by_server, server, data))
         ]
         for layer in chain[:-1]:
-            ways.append((_name(layer), partial(_cut, layer, security, server, data)))
-        ways.append(("dispatch, adapter, backend", partial(requests, security, server, data)))
+            ways.append((_name(layer), partial(_cut, layer, app, server, data)))
+        ways.append(("proxy, adapter, backend", partial(requests, app, server, data)))
         least = dict.fromkeys((name for name, _ in ways), float("inf"))
         for _ in range(ROUNDS):
             for name, way in ways:
@@ -176,16 +179,15 @@ async def climb(directory: Path, port: int) -> list[Rung]:
 
 
 def _name(layer: object) -> str:
-    if isinstance(layer, RequestContextMiddleware):
-        return "security, routes, edge, decoding, reply"
-    return type(layer).__name__.lower() if isinstance(layer, RequestMiddleware) else type(layer).__name__
+    name = type(layer).__name__
+    return f"Starlette, AuthMiddleware, {name}" if isinstance(layer, RequestContextMiddleware) else name
 
 
-async def _cut(layer: Any, security: Any, server: Any, data: bytes) -> float:
+async def _cut(layer: Any, app: Any, server: Any, data: bytes) -> float:
     """The way, cut after this layer."""
-    rest, layer.app = layer.app, answered_by_reply
+    rest, layer.app = layer.app, answered_by_writer
     try:
-        return await requests(security, server, data)
+        return await requests(app, server, data)
     finally:
         layer.app = rest
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 
 from hostler import __version__
 from hostler.adapters.errors import ShuttingDown
@@ -32,7 +37,17 @@ from hostler.gateway.backends.http_transport import LanTransport
 from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport
 from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.catalog import Catalog, with_ends
-from hostler.gateway.config import LOCAL, ConfigError, GatewaySettings, Settings, secret
+from hostler.gateway.config import (
+    LOCAL,
+    ConfigError,
+    Configuration,
+    GatewaySettings,
+    Settings,
+    find_file,
+    read,
+    secret,
+)
+from hostler.gateway.config_reload import Reloader
 from hostler.gateway.context import NO_MORE
 from hostler.gateway.events import Bus
 from hostler.gateway.host_cache import HostCache
@@ -48,11 +63,12 @@ from hostler.gateway.middleware.switching import SwitchingMiddleware
 from hostler.gateway.middleware.tracing import TracingMiddleware
 from hostler.gateway.model_admin import ModelAdmin
 from hostler.gateway.proxy import Proxy
-from hostler.gateway.routing import Router, adapter_routes, build
+from hostler.gateway.routing import Router, adapter_routes, wrap
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.scheduling.types import SchedulerSettings
 from hostler.gateway.server.server import Server
 from hostler.gateway.telemetry.access_log import AccessLog
+from hostler.gateway.telemetry.history import default_file as history_file
 from hostler.gateway.telemetry.tracing import MissingExtra, TracedTransport, Tracer, TracingOptions, require_extra
 from hostler.gateway.telemetry.transcripts import TranscriptLimits, Transcripts
 from hostler.gateway.telemetry.transcripts import default_file as contents_file
@@ -60,11 +76,13 @@ from hostler.gateway.uploads import Uploads
 from hostler.profiles.blobs import BlobStore
 from hostler.profiles.library import read_library
 from hostler.profiles.presets import Preset
+from hostler.profiles.schema import Profile
 from hostler.profiles.sources import cache_directory
 from hostler.supervisor.contract import EngineAddress, HostStatus, Supervisor
 
 if TYPE_CHECKING:
     from hostler.supervisor.client import SupervisorClient
+    from hostler.supervisor.manager import EngineManager
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +94,12 @@ _ASK_AGAIN_S = 2.0
 
 
 class Gateway:
-    """The gateway, put together from its settings. Nothing happens until `run`.
+    """The gateway, put together from its settings. `app` is its ASGI application; nothing runs before the lifespan of that.
 
     `local` is the supervisor of this process, if there is one; `history` the file to remember in; `library` the one in
-    which `presets`, and what else clients make, are kept; `refresh` has it taken over after a change of it. Raises `ConfigError` for settings that contradict
-    each other, and for an address beyond loopback without a key.
+    which `presets`, and what else clients make, are kept; `refresh` has it taken over after a change of it. What is
+    `beside` the gateway runs as long as it does, from before its start until after its end. Raises `ConfigError` for
+    settings that contradict each other, and for an address beyond loopback without a key.
     """
 
     def __init__(
@@ -92,181 +111,214 @@ class Gateway:
         library: Path | None = None,
         presets: Mapping[str, Preset] | None = None,
         refresh: Callable[[], Awaitable[object]] | None = None,
+        beside: Sequence[Callable[[], Coroutine[Any, Any, object]]] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._clock = clock
+        self._library = library
+        self._beside = beside
         self._keys = keys_in_force(settings)
         if settings.gateway.tracing.endpoint is not None:
             _need_traces()
+        self._server: Server | None = None
+        self._stopping = False
         self.bus = Bus()
-        self._hosts: Mapping[str, Orchestrator] = {}
         self._in_progress = InFlightRequests()
         self._sleeps = CancellableSleeps()
         self._clients: list[SupervisorClient] = []
         self._supervisors = self._find_supervisors(local)
-        self._chain = chain_order(settings, local)
-        self._history = history
-        self._library = library
-        self._presets = dict(presets or {})
-        self._refresh = refresh
-        self._catalog: Catalog | None = None
+        self._chain_order = chain_order(settings, local)
         self._host_cache = HostCache(None if history is None else history.with_name("machines.json"))
-        self._desk: AdminApp | None = None
-        self._server: Server | None = None
-        self._stopping = False
-
-    async def run(self, sockets: list[socket.socket], *, started: Callable[[], None] | None = None) -> None:
-        """Serve on these listening sockets until `stop`; then finish what is in progress. `started` is called once.
-
-        Raises `ConfigError` for a socket beyond loopback without a key, whoever opened it.
-        """
-        if self._keys is None:
-            refuse_beyond_loopback(places(sockets), key_file.default_file())
-        settings = self._settings.gateway
-        catalog = self._catalog = Catalog(
-            self._settings.backends, self._chain, version=__version__, presets=self._presets, since=time.time()
+        self._catalog = Catalog(
+            settings.backends, self._chain_order, version=__version__, presets=presets or {}, since=time.time()
         )
         for name in self._supervisors:
-            catalog.restore_host(name, self._host_cache.profiles(name))
-        rules = settings.library
-        blobs = BlobStore(cache_directory() / "models" / "blobs", rules.uploads_max)
-        model_admin = ModelAdmin(
-            rules,
-            self._library,
-            catalog=catalog,
+            self._catalog.restore_host(name, self._host_cache.profiles(name))
+        self._blobs = BlobStore(cache_directory() / "models" / "blobs", settings.gateway.library.uploads_max)
+        self._model_admin = ModelAdmin(
+            settings.gateway.library,
+            library,
+            catalog=self._catalog,
             supervisors=self._supervisors,
-            blobs=blobs,
-            refresh=self._refresh or self._read_library,
+            blobs=self._blobs,
+            refresh=refresh or self._read_library,
         )
-        lan: Transport = LanTransport()
-        hosts = {
-            name: self._orchestrator(name, supervisor, catalog, lan) for name, supervisor in self._supervisors.items()
-        }
-        self._hosts = hosts
-        journal = AccessLog()
-        remote = remote_transport(lan, self._settings)
-        tracer, contents = _tracer(settings, self._clock), _contents(settings)
-        near, far = lan, remote  # type: Transport, Transport
-        if tracer is not None:
-            near = TracedTransport(lan, self._clock, propagate=True)
-            far = TracedTransport(remote, self._clock, propagate=settings.tracing.to_clouds)
-        backends = build_backends(self._settings, self._supervisors, near, far)
-        chain = Chain(
-            self._settings,
+        self._tracer, self._transcripts = _tracer(settings.gateway, clock), _transcripts(settings.gateway)
+        self._lan: Transport = LanTransport()
+        self._remote = remote_transport(self._lan, settings)
+        self._backends = self._find_backends()
+        self._hosts = {name: self._orchestrator(name, each) for name, each in self._supervisors.items()}
+        self._chain = Chain(
+            settings,
             supervisors=self._supervisors,
-            backends={name: backend for name, backend in backends.items() if backend.endpoint is not None},
-            reachable=lambda name: hosts[name].reachable,
-            drop_requests=partial(self._drop_requests, backends),
+            backends={name: each for name, each in self._backends.items() if each.endpoint is not None},
+            reachable=lambda name: self._hosts[name].reachable,
+            drop_requests=self._drop_requests,
             bus=self.bus,
-            clock=self._clock,
+            clock=clock,
         )
-        desk = self._desk = AdminApp(
+        self._access_log = AccessLog()
+        self._admin = AdminApp(
             bus=self.bus,
-            catalog=catalog,
-            hosts=hosts,
+            catalog=self._catalog,
+            hosts=self._hosts,
             supervisors=self._supervisors,
-            chain=chain,
-            chain_view=partial(self._chain_view, chain),
+            chain=self._chain,
+            chain_view=self._chain_view,
             in_progress=self._in_progress,
             keys=self._keys,
-            history=self._history,
-            transcripts=contents,
-            clock=self._clock,
+            history=history,
+            transcripts=self._transcripts,
+            clock=clock,
         )
+        self.app = self._application()
+
+    def _application(self) -> Starlette:
+        """The way of a request, from the outside to the inside."""
+        settings, catalog, hosts, clock = self._settings.gateway, self._catalog, self._hosts, self._clock
+        transcripts, tracer = self._transcripts, self._tracer
+        of_models = [
+            *([] if transcripts is None else [Middleware(RecordingMiddleware, transcripts.add)]),
+            Middleware(
+                RequestContextMiddleware,
+                max_body=settings.max_body,
+                progress=settings.switching.progress,
+                in_progress=self._in_progress,
+                clock=clock,
+            ),
+            *(
+                []
+                if tracer is None
+                else [Middleware(TracingMiddleware, record=tracer.record, should_sample=tracer.should_sample)]
+            ),
+            Middleware(AccessLogMiddleware, bus=self.bus, log=self._access_log.add, clock=clock),
+            Middleware(
+                ModelInfoMiddleware, listing=lambda: with_ends(catalog.listing, _ends(hosts, clock())), bus=self.bus
+            ),
+            Middleware(ModelAdminMiddleware, model_admin=self._model_admin),
+            Middleware(
+                ModelDetectionMiddleware, find=catalog.find, order=lambda targets: nearest_first(targets, hosts)
+            ),
+            Middleware(
+                FallbackMiddleware,
+                hops=self._chain.hops,
+                budget=RetryBudget(RetryRules()),
+                sleeps=self._sleeps,
+                settings=settings.switching,
+                max_wait_s=settings.queue.max_wait_s,
+                clock=clock,
+            ),
+            Middleware(QueueingMiddleware, hosts=hosts, settings=settings.switching, clock=clock),
+            Middleware(SwitchingMiddleware, hosts=hosts, on_model_used=catalog.set_active),
+        ]
+        router = Router(
+            [
+                *adapter_routes(
+                    load_adapters(),
+                    wrap(Proxy(self._backends, clock=clock), of_models),
+                    Uploads(self._blobs, allowed=settings.library.uploads_max > 0),
+                ),
+                *self._admin.routes(),
+            ]
+        )
+        self._admin.describe(router.claims())
+        of_everything = [
+            Middleware(
+                AuthMiddleware,
+                surface=router,
+                fallback=OpenAIAdapter(),
+                keys=self._keys,
+                rules=Rules(
+                    hosts=frozenset(name.lower() for name in settings.allowed_hosts),
+                    origins=frozenset(settings.cors_origins),
+                    open_probes=settings.open_probes,
+                ),
+                throttle=self._admin.throttle,
+                sessions=self._admin.sessions,
+                login_form=login_form,
+            ),
+        ]
+        app = _Application(routes=[router], middleware=of_everything, lifespan=self._lifespan)
+        app.state.gateway = self
+        return app
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Whatever runs while requests are served. They are refused from `stop` on, at the latest from the end on."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(desk.run)
-            tasks.start_soon(anyio.to_thread.run_sync, blobs.remove_abandoned, time.time())
-            for host in hosts.values():
+            for run in self._beside:
+                tasks.start_soon(run)
+            async with self._running():
+                yield
+            tasks.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._admin.run)
+            tasks.start_soon(anyio.to_thread.run_sync, self._blobs.remove_abandoned, time.time())
+            for host in self._hosts.values():
                 tasks.start_soon(host.run)
-            tasks.start_soon(chain.run)
-            # Supervisors answer within milliseconds; who connects first is not told that nothing is known.
-            if LOCAL in hosts:
-                await hosts[LOCAL].synced.wait()
+            tasks.start_soon(self._chain.run)
+            # Supervisors answer within milliseconds; whoever connects first should see their models.
+            if LOCAL in self._hosts:
+                await self._hosts[LOCAL].synced.wait()
             learned = anyio.Event()
-            tasks.start_soon(_remember, desk, hosts, learned)
+            tasks.start_soon(_remember, self._admin, self._hosts, learned)
             with anyio.move_on_after(_FIRST_WORD_S):
-                for host in hosts.values():
+                for host in self._hosts.values():
                     await host.synced.wait()
                 await learned.wait()
-            pipeline = build(
-                [
-                    lambda app: app if contents is None else RecordingMiddleware(app, contents.add),
-                    lambda app: RequestContextMiddleware(
-                        app,
-                        max_body=settings.max_body,
-                        progress=settings.switching.progress,
-                        in_progress=self._in_progress,
-                        clock=self._clock,
-                    ),
-                    lambda app: (
-                        app
-                        if tracer is None
-                        else TracingMiddleware(app, record=tracer.record, should_sample=tracer.should_sample)
-                    ),
-                    lambda app: AccessLogMiddleware(app, bus=self.bus, log=journal.add, clock=self._clock),
-                    lambda app: ModelInfoMiddleware(
-                        app, listing=lambda: with_ends(catalog.listing, _ends(hosts, self._clock())), bus=self.bus
-                    ),
-                    lambda app: ModelAdminMiddleware(app, model_admin=model_admin),
-                    lambda app: ModelDetectionMiddleware(
-                        app, find=catalog.find, order=lambda targets: nearest_first(targets, hosts)
-                    ),
-                    lambda app: FallbackMiddleware(
-                        app,
-                        hops=chain.hops,
-                        budget=RetryBudget(RetryRules()),
-                        sleeps=self._sleeps,
-                        settings=settings.switching,
-                        max_wait_s=settings.queue.max_wait_s,
-                        clock=self._clock,
-                    ),
-                    lambda app: QueueingMiddleware(app, hosts=hosts, settings=settings.switching, clock=self._clock),
-                    lambda app: SwitchingMiddleware(app, hosts=hosts, on_model_used=catalog.set_active),
-                ],
-                Proxy(backends, clock=self._clock),
-            )
-            self._server = Server(
-                self._application(pipeline, Uploads(blobs, allowed=rules.uploads_max > 0), desk),
-                drain_s=settings.drain_s,
-                started_callback=started,
-            )
-            if self._stopping:
-                self._server.stop()
             try:
-                await self._server.serve(sockets)
+                yield
             finally:
-                journal.flush()
-                # Cancelled, the server has not let go of them; the loop must before their numbers are given out again.
-                for server in getattr(self._server, "servers", ()):
-                    server.close()
-                for each in sockets:
-                    each.close()
+                self._end_views()
+                self._access_log.flush()
                 with anyio.CancelScope(shield=True):
-                    await lan.aclose()
-                    await remote.aclose()
-                    if tracer is not None:
-                        await tracer.aclose()
-                    await chain.aclose()
+                    await self._lan.aclose()
+                    await self._remote.aclose()
+                    if self._tracer is not None:
+                        await self._tracer.aclose()
+                    await self._chain.aclose()
                     for client in self._clients:
                         await client.aclose()
                 tasks.cancel_scope.cancel()
 
-    def status(self) -> StatusView | None:
-        """The whole gateway, now; `None` before it runs."""
-        return None if self._desk is None else self._desk.status()
+    async def run(
+        self, sockets: list[socket.socket], *, started: Callable[[], None] | None = None, shared: bool = False
+    ) -> None:
+        """Serve on these listening sockets until `stop`; then finish what is in progress. `started` is called once.
+
+        `shared` sockets stay open in another process. Raises `ConfigError` for a socket beyond loopback without a key,
+        whoever opened it.
+        """
+        if self._keys is None:
+            refuse_beyond_loopback(places(sockets), key_file.default_file())
+        self._server = Server(
+            self.app, drain_s=self._settings.gateway.drain_s, lifespan=True, shared=shared, started_callback=started
+        )
+        if self._stopping:
+            self._server.stop()
+        await self._server.serve(sockets)
+
+    def status(self) -> StatusView:
+        """The whole gateway, now."""
+        return self._admin.status()
 
     def stop(self) -> None:
-        """Finish what is in progress and return from `run`. A second call does not wait for it."""
+        """Refuse what waits, finish what is in progress, and return from `run`. A second call does not wait for it."""
         self._stopping = True
+        self._end_views()
+        if self._server is not None:
+            self._server.stop()
+
+    def _end_views(self) -> None:
         self.bus.close()
-        if self._desk is not None:
-            self._desk.close()
+        self._admin.close()
         for host in self._hosts.values():
             host.stop(partial(ShuttingDown, NO_MORE))
         self._sleeps.stop()
-        if self._server is not None:
-            self._server.stop()
 
     async def quiet(self, models: Sequence[str]) -> None:
         """Wait until this process's own supervisor serves none of the models, at most `gateway.drain_s`."""
@@ -294,25 +346,32 @@ class Gateway:
                 self._clients.append(client)
         return supervisors
 
+    def _find_backends(self) -> dict[str, Backend]:
+        near, far = self._lan, self._remote
+        if self._tracer is not None:
+            near = TracedTransport(near, self._clock, propagate=True)
+            far = TracedTransport(far, self._clock, propagate=self._settings.gateway.tracing.to_clouds)
+        return build_backends(self._settings, self._supervisors, near, far)
+
     def _heard(self, name: str, reachable: bool) -> None:
         # An answer to one call does not mean that the events are followed again: only a snapshot says so.
         if not reachable and name in self._hosts:
             self._hosts[name].set_reachable(False)
 
-    def _host_changed(self, catalog: Catalog, name: str, status: HostStatus) -> None:
-        catalog.update_host(name, status)
+    def _host_changed(self, name: str, status: HostStatus) -> None:
+        self._catalog.update_host(name, status)
         if name != LOCAL:
             self._host_cache.update(name, status.profiles)
 
-    def _drop_requests(self, backends: Mapping[str, Backend], endpoint: Endpoint) -> None:
+    def _drop_requests(self, endpoint: Endpoint) -> None:
         """Nothing responds at this endpoint any more: fail its requests over."""
         if endpoint.name in self._hosts:
             self._hosts[endpoint.name].set_reachable(False)
-        backends[endpoint.name].transport.close_all(endpoint)
+        self._backends[endpoint.name].transport.close_all(endpoint)
 
-    def _orchestrator(self, name: str, supervisor: Supervisor, catalog: Catalog, lan: Transport) -> Orchestrator:
+    def _orchestrator(self, name: str, supervisor: Supervisor) -> Orchestrator:
         def close_connections(address: EngineAddress) -> None:
-            lan.close_all(Endpoint(host=address.host, port=address.port, name=name, key=address.key))
+            self._lan.close_all(Endpoint(host=address.host, port=address.port, name=name, key=address.key))
 
         queue, switching = self._settings.gateway.queue, self._settings.gateway.switching
         return Orchestrator(
@@ -325,44 +384,77 @@ class Gateway:
                 max_wait_s=queue.max_wait_s,
             ),
             publish=self.bus.publish,
-            on_status=partial(self._host_changed, catalog, name),
+            on_status=partial(self._host_changed, name),
             on_stopping=close_connections,
             clock=self._clock,
         )
 
-    def _chain_view(self, chain: Chain) -> ChainView:
-        kinds = {name: LOCAL if name == LOCAL else self._settings.backends[name].kind for name in self._chain}
-        return chain_view(chain.hops, kinds, now=self._clock(), wall=time.time())
+    def _chain_view(self) -> ChainView:
+        kinds = {name: LOCAL if name == LOCAL else self._settings.backends[name].kind for name in self._chain_order}
+        return chain_view(self._chain.hops, kinds, now=self._clock(), wall=time.time())
 
     def made(self, presets: Mapping[str, Preset]) -> None:
         """These are the models that clients made of others, from now on."""
-        self._presets = dict(presets)
-        if self._catalog is not None:
-            self._catalog.set_presets(presets)
+        self._catalog.set_presets(presets)
 
     async def _read_library(self) -> None:
-        """What to do after a change of the library where nobody else takes it over: its presets are all there is."""
+        """Take over the library after a change, where there is no `refresh`: its presets are all there is."""
         if self._library is not None:
             self.made((await anyio.to_thread.run_sync(read_library, self._library))[0].presets)
 
-    def _application(self, pipeline: ASGIApp, uploads: ASGIApp, desk: AdminApp) -> ASGIApp:
-        settings = self._settings.gateway
-        surface = Router([*adapter_routes(load_adapters(), pipeline, uploads), *desk.routes()])
-        desk.describe(surface.claims())
-        return AuthMiddleware(
-            Starlette(routes=[surface]),
-            surface=surface,
-            fallback=OpenAIAdapter(),
-            keys=self._keys,
-            rules=Rules(
-                hosts=frozenset(name.lower() for name in settings.allowed_hosts),
-                origins=frozenset(settings.cors_origins),
-                open_probes=settings.open_probes,
-            ),
-            throttle=desk.throttle,
-            sessions=desk.sessions,
-            login_form=login_form,
-        )
+
+def create_app(
+    configuration: Configuration | None = None,
+    manager: EngineManager | None = None,
+    *,
+    supervise: bool | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Starlette:
+    """The gateway as an ASGI application with a lifespan, for any server: `uvicorn --factory hostler.gateway.app:create_app`.
+
+    Without a `configuration` it is read from its usual places. It runs the supervisor of this machine as `hostler up`
+    does: `manager`, or a new one with `supervise`, which by default is whether profiles are configured, or nothing is.
+    `app.state.gateway` is the `Gateway`. Raises `ConfigError`, and `OSError` for a cache folder that cannot be made.
+    """
+    if configuration is None:
+        configuration = read(find_file(None, environ), environ)
+    if supervise is None:
+        supervise = not (configuration.shipped and configuration.settings.backends)
+    if manager is None and supervise:
+        from hostler.supervisor.manager import create_manager
+
+        manager = create_manager(configuration.profiles, configuration.settings.supervisor, environ=environ)
+    build = partial(
+        Gateway,
+        configuration.settings,
+        history=history_file(environ),
+        library=configuration.library,
+        presets=configuration.presets,
+    )
+    if manager is None:
+        return build().app
+    local = manager
+
+    async def apply(profiles: Sequence[Profile]) -> None:
+        """Take over changed profiles; the answers of engines that have to go for it end first."""
+        await gateway.quiet(local.outdated(profiles))
+        await local.replace_profiles(profiles)
+
+    gateway: Gateway = build(
+        local=local,
+        refresh=lambda: reloader.reload(),
+        beside=(local.run, lambda: reloader.run()),
+    )
+    reloader: Reloader = Reloader(configuration, apply, environ, on_presets=gateway.made)
+    return gateway.app
+
+
+class _Application(Starlette):
+    """Starlette, without its handlers for errors around everything: they would wrap `send`, which costs models' requests 6 µs
+    each, and `RequestContextMiddleware` answers for those. The gateway's own routes have them (`own_routes`)."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return wrap(ServerErrorMiddleware(ExceptionMiddleware(self.router)), self.user_middleware)
 
 
 async def _remember(desk: AdminApp, hosts: Mapping[str, Orchestrator], done: anyio.Event) -> None:
@@ -393,7 +485,7 @@ def _tracer(settings: GatewaySettings, clock: Callable[[], float]) -> Tracer | N
     return Tracer(rules, clock, version=__version__)
 
 
-def _contents(settings: GatewaySettings) -> Transcripts | None:
+def _transcripts(settings: GatewaySettings) -> Transcripts | None:
     """Where prompts and answers are kept, if they are."""
     recording = settings.recording
     file = Path(recording.file).expanduser() if recording.file else contents_file()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
 
 import msgspec
 
@@ -21,67 +20,14 @@ ROUTE_KEY = "hostler.route"
 CLIENT_KEY = "hostler.client"
 CONTEXT_KEY = "hostler.context"
 
-#: The client's end of the request (a `Line`).
-LINE_KEY = "hostler.line"
+#: A key of `scope["extensions"]`. Its `notify` takes a callback, which is called once if the client disconnects before the
+#: response is complete, at once if it has done so already; `None` takes it back. Only our own server offers it: elsewhere
+#: a disconnect is learned from `receive`, which takes a task that waits there.
+DISCONNECT = "hostler.disconnect"
 
-#: What is known of a head that has come on this connection before (a `KnownHead`); missing for any other.
-KNOWN_KEY = "hostler.known"
-
-#: Headers that every answer to this request carries: lines without their end, names in lower case.
-HEADERS_KEY = "hostler.headers"
-
-
-class KnownHead:
-    """A request's head that comes again and again on one connection, the same bytes but for the body's length.
-
-    What follows from the head alone is found out once: `admitted` belongs to `Security`, `told` to `Edge`. `length_at`
-    is the place of `content-length` among the headers.
-    """
-
-    __slots__ = ("admitted", "length_at", "told")
-
-    def __init__(self, length_at: int) -> None:
-        self.length_at = length_at
-        self.admitted: Any = None
-        self.told: Any = None
-
-
-class Line(Protocol):
-    """A request's way to its client beyond ASGI: what is known without a task that waits, and writing without one."""
-
-    @property
-    def task(self) -> asyncio.Task[None]:
-        """The request's own task."""
-        ...
-
-    @property
-    def paused(self) -> bool:
-        """Whether the client takes less than it is given: who goes on writing fills our memory."""
-        ...
-
-    async def writable(self) -> None:
-        """Until the client has taken most of what was written, or has left."""
-        ...
-
-    def begin(self, status: int, lines: Sequence[bytes], *, length: int | None, closes: bool = False) -> None:
-        """The answer's head: the header lines without their ends, names in lower case; none for framing or `connection`.
-
-        It goes out with the first `put`, which must follow at once. `length` is the body's, if it is known; with `closes`
-        the connection ends with the answer.
-        """
-        ...
-
-    def put(self, body: bytes, more: bool) -> None:
-        """Write the next piece of the body; the last one if there is not `more`. To nobody, once the client has left."""
-        ...
-
-    def whole_body(self) -> bytes | None:
-        """The whole body if it is here by now, which ends reading; else `None`, and `receive` gives it."""
-        ...
-
-    def on_leaving(self, callback: Callable[[], None] | None) -> None:
-        """Call this once if the client leaves before the answer is complete, at once if it has left. `None` takes it back."""
-        ...
+#: Another key of it: a dictionary that all requests of a connection share whose heads are the same, byte for byte but for
+#: the body's length. What follows from the head alone can be kept there. Only our own server offers it, too.
+HEAD = "hostler.head"
 
 
 class RouteMatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,3 +36,10 @@ class RouteMatch(msgspec.Struct, frozen=True, kw_only=True):
     operation: Operation
     app: ASGIApp
     adapter: Adapter | None = None
+
+
+def route_path(scope: Scope) -> str:
+    """The path below the one that the application is mounted at."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path

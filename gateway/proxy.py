@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import cast
 
 import msgspec
 
@@ -14,7 +13,7 @@ from hostler.adapters.base import Parser, Timing
 from hostler.adapters.errors import BackendBroken, BackendRejected, BackendTimeout, ClientDisconnected, GatewayError
 from hostler.adapters.types import Chunk, Control, Request, ResponseHead
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
-from hostler.gateway.backends.base import Answer, Backend, Endpoint, Pouring
+from hostler.gateway.backends.base import Answer, Backend, Endpoint
 from hostler.gateway.backends.failure_policy import retry_after
 from hostler.gateway.context import Attempt, RequestContext
 
@@ -36,20 +35,19 @@ class Proxy:
     def __init__(self, backends: Mapping[str, Backend], *, clock: Callable[[], float]) -> None:
         self._backends = backends
         self._clock = clock
-        self._pouring: dict[type, bool] = {}
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         return self.dispatch(scope[CONTEXT_KEY])
 
     async def dispatch(self, context: RequestContext) -> None:
-        request = context.request
+        request, last = context.request, b""
         if isinstance(request, Control):
             # The layers have done what was asked; there is nothing to ask a backend.
             context.writer.begin(ResponseHead())
         else:
             for _ in range(AMENDMENTS):
                 try:
-                    await self._ask(context, request)
+                    last = await self._ask(context, request)
                     break
                 except BackendRejected as rejected:
                     amended = _amended(context, request, rejected)
@@ -57,13 +55,14 @@ class Proxy:
                         raise
                     request = amended
             else:
-                await self._ask(context, request)
+                last = await self._ask(context, request)
         total_s = self._clock() - context.started_at
         timing = Timing(queue_s=context.queue_s, switch_s=context.switch_s, total_s=total_s)
         context.writer.encoder.set_timing(timing)
-        await context.writer.end()
+        await context.writer.end(last)
 
-    async def _ask(self, context: RequestContext, request: Request) -> None:
+    async def _ask(self, context: RequestContext, request: Request) -> bytes:
+        """Ask the target and write its answer, but for the last bytes, which are returned."""
         attempt = context.current
         target = attempt.target
         backend = self._backends[target.backend]
@@ -83,7 +82,9 @@ class Proxy:
                 parser.start(answer.head)
                 context.writer.begin(answer.head)
                 try:
-                    await self._forward(context, answer, parser, backend.timeouts.first_byte_s)
+                    forward = self._forward(context, answer, parser, backend.timeouts.first_byte_s)
+                    # In a task of its own each piece of a stream passes no middleware on its way.
+                    return await (asyncio.create_task(forward) if context.writer.patient else forward)
                 except (BackendBroken, BackendTimeout) as broken:
                     # Some servers drop the connection, or let it hang, as soon as everything is said.
                     if not _said_everything(context, parser):
@@ -102,51 +103,45 @@ class Proxy:
             task = asyncio.current_task()
             if task is not None:
                 task.uncancel()
+        return b""
 
-    async def _forward(self, context: RequestContext, answer: Answer, parser: Parser, first_token_s: float) -> None:
-        """Write the answer's chunks as they come. Pieces of a whole answer wait until it is known to hold no error.
+    async def _forward(self, context: RequestContext, answer: Answer, parser: Parser, first_token_s: float) -> bytes:
+        """Write the answer's chunks as they come. Pieces of a whole answer wait until it is known to hold no error; what the
+        end brings is returned.
 
         Signs of life are no words: a backend that sends nothing else must come to the point in `first_token_s`, too.
         """
         attempt, writer, held, size = context.current, context.writer, list[Chunk](), 0
+        encode = writer.encoder.encode
         latest = self._clock() + first_token_s
-
-        def take(segment: bytes) -> bool:
-            """Pass on what a piece of the answer says. False if the client lags behind."""
-            nonlocal size
+        async for segment in answer.segments():
             attempt.segments += 1
-            keeps_up = True
-            for chunk in parser.feed(segment):
-                if chunk.finish is not None or chunk.usage is not None or attempt.first_token_at is None:
-                    self._notice(attempt, chunk)
-                if chunk.is_body and size <= HELD_BACK:
-                    held.append(chunk)
-                    size += len(chunk.raw)
-                    continue
-                while held:
-                    writer.put(held.pop(0))
-                keeps_up = writer.put(chunk)
+            ready: list[bytes] = []
+            try:
+                for chunk in parser.feed(segment):
+                    if chunk.finish is not None or chunk.usage is not None or attempt.first_token_at is None:
+                        self._notice(attempt, chunk)
+                    if chunk.is_body and size <= HELD_BACK:
+                        held.append(chunk)
+                        size += len(chunk.raw)
+                        continue
+                    while held:
+                        ready.append(encode(held.pop(0)))
+                    ready.append(encode(chunk))
+            finally:
+                # An error in the middle of a segment takes nothing back of what was said before it.
+                if ready:
+                    await writer.put(b"".join(ready))
             if attempt.first_token_at is None and self._clock() >= latest:
                 # Silence ends in the transport; this is for those who talk without saying anything.
                 raise BackendTimeout("signs of life came, but no word in time")
-            return keeps_up
-
-        if _promises(answer, Pouring, self._pouring):
-            while not await cast(Pouring, answer).pour(take):
-                await writer.writable()
-        else:
-            async for segment in answer.segments():
-                if not take(segment):
-                    await writer.writable()
         # What is held back goes out only when the end is known to hold no error.
         last = list(parser.finish()) if held else parser.finish()
-        for chunk in held:
-            if not writer.put(chunk):
-                await writer.writable()
+        ready = [encode(chunk) for chunk in held]
         for chunk in last:
             self._notice(attempt, chunk)
-            if not writer.put(chunk):
-                await writer.writable()
+            ready.append(encode(chunk))
+        return b"".join(ready)
 
     def _notice(self, attempt: Attempt, chunk: Chunk) -> None:
         if attempt.first_token_at is None:
@@ -157,15 +152,6 @@ class Proxy:
             attempt.usage = chunk.usage
         if chunk.finish is not None:
             attempt.finish = chunk.finish
-
-
-def _promises(one: object, protocol: type, known: dict[type, bool]) -> bool:
-    """Whether objects of this kind do what the protocol says. Asked once: Python takes 10 µs to answer."""
-    kind = type(one)
-    promised = known.get(kind)
-    if promised is None:
-        promised = known[kind] = issubclass(kind, protocol)
-    return promised
 
 
 def _amended(context: RequestContext, request: Request, rejected: BackendRejected) -> Request | None:

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from hostler.adapters.base import Encoder, WireResponse
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.types import Chunk, Progress, ResponseHead
-from hostler.gateway.asgi import Line
+from hostler.gateway.asgi import Send
 
-Facts = Callable[[], list[bytes]]
+Headers = list[tuple[bytes, bytes]]
 
 
 class ResponseWriter:
-    """Writes one answer.
+    """Writes one answer through ASGI's `send`, which waits while the client lags behind.
 
     `started`: the status is out. `committed`: the model's words are out, so no other backend may answer any more.
     `ended`: nothing more will be written. `status` is the one that was sent, 0 before. `patient`: this client can be
-    shown progress, since it asked for a stream. There is an `encoder` only for what a model, or the librarian, answers.
-    `facts` gives the header lines, names in lower case, that tell how the request was served, as far as that is known
+    shown progress, since it asked for a stream. There is an `encoder` only for what a model or model admin answers.
+    `facts` gives the headers, names in lower case, that state how the request was served, as far as that is known
     when it is called.
     """
 
-    __slots__ = ("_facts", "_late", "_line", "committed", "encoder", "ended", "patient", "started", "status")
+    __slots__ = ("_facts", "_late", "_send", "committed", "encoder", "ended", "patient", "started", "status")
 
-    def __init__(self, line: Line, facts: Facts) -> None:
-        self._line = line
+    def __init__(self, send: Send, facts: Callable[[], Headers]) -> None:
+        self._send = send
         self._facts = facts
         self.encoder: Encoder
         self.patient = False
@@ -44,65 +44,53 @@ class ResponseWriter:
         """A backend has begun to answer."""
         self.encoder.start(head)
 
-    def put(self, chunk: Chunk) -> bool:
-        """Write a chunk; the first one that reaches the client commits the answer. False if the client lags behind: then
-        `writable` is to be waited for before the next one."""
-        encoder = self.encoder
-        data = encoder.encode(chunk)
+    def write(self, chunk: Chunk) -> Awaitable[None]:
+        """Send a chunk; the first one that reaches the client commits the answer."""
+        return self.put(self.encoder.encode(chunk))
+
+    def put(self, data: bytes) -> Awaitable[None]:
+        """Send what the encoder made of some chunks, see `write`. Not a coroutine, since streams pass here most often."""
         if data:
             self.committed = True
-            if not self.started:
-                self._start(200, encoder.media_type, encoder.length, stream=encoder.streaming)
-            self._line.put(data, True)
-        return not self._line.paused
-
-    async def writable(self) -> None:
-        """Until the client has taken most of what was written, or has left."""
-        await self._line.writable()
-
-    async def write(self, chunk: Chunk) -> None:
-        """Send a chunk, see `put`, and wait for the client if it lags behind."""
-        if not self.put(chunk):
-            await self._line.writable()
+            if self.started:
+                return self._send({"type": "http.response.body", "body": data, "more_body": True})
+        return self._put(data)
 
     async def heartbeat(self, progress: Progress) -> None:
         """Show the client that it still waits, and for what. Commits nothing but the status."""
         data = self.encoder.heartbeat(progress)
-        if data:
-            self._late = True
-            self._put(data)
-            if self._line.paused:
-                await self._line.writable()
+        self._late = self._late or bool(data)
+        await self._put(data)
 
-    async def end(self) -> None:
-        """The answer is complete."""
+    async def end(self, last: bytes = b"") -> None:
+        """The answer is complete, with the `last` that the encoder made of its chunks."""
         encoder = self.encoder
-        data = encoder.finish()
+        data = last + encoder.finish()
         self.committed = True
         if self._late and encoder.streaming:
             data += _comment(self._facts())
         if not self.started:
-            self._start(200, encoder.media_type, encoder.length or len(data), stream=False)
-        self.ended = True
-        self._line.put(data, False)
+            await self._start(200, encoder.media_type, encoder.length or len(data), stream=False)
+        await self._end(data)
 
     async def respond(self, response: WireResponse) -> None:
         """Send a complete answer. Only before anything else."""
-        self._start(response.status, response.media_type, len(response.body), extra=response.headers, stream=False)
-        self.ended = True
-        self._line.put(response.body, False)
+        await self._start(
+            response.status, response.media_type, len(response.body), extra=response.headers, stream=False
+        )
+        await self._end(response.body)
 
     async def tell(self, data: bytes, *, last: bool = False) -> None:
         """Send the next piece of an event stream that is no model's answer. The first one, empty or not, begins it."""
         if not self.started:
-            self._start(200, "text/event-stream", None, stream=True)
-        self.ended = last
-        self._line.put(data, not last)
-        if self._line.paused:
-            await self._line.writable()
+            await self._start(200, "text/event-stream", None, stream=True)
+        if last:
+            await self._end(data)
+        else:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def fail(self, error: GatewayError, response: WireResponse) -> None:
-        """Tell the client of an error: with a status of its own if there still is time, else inside the stream.
+        """Send an error: with a status of its own if there still is time, else inside the stream.
 
         A whole answer that has begun can only be broken off: it is left without its end, and the server closes
         the connection, so that nobody takes the part for the whole.
@@ -111,41 +99,42 @@ class ResponseWriter:
             return
         if not self.started:
             await self.respond(response)
-            return
+        elif self.patient:
+            await self._end(self.encoder.error(error))
         self.ended = True
-        if self.patient:
-            self._line.put(self.encoder.error(error), False)
 
-    def _put(self, data: bytes) -> None:
-        if not self.started:
-            encoder = self.encoder
-            self._start(200, encoder.media_type, encoder.length, stream=encoder.streaming)
-        self._line.put(data, True)
+    async def _put(self, data: bytes) -> None:
+        if data:
+            if not self.started:
+                encoder = self.encoder
+                await self._start(200, encoder.media_type, encoder.length, stream=encoder.streaming)
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
-    def _start(
+    async def _end(self, data: bytes) -> None:
+        self.ended = True
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def _start(
         self, status: int, media_type: str, length: int | None, *, extra: tuple[tuple[str, str], ...] = (), stream: bool
     ) -> None:
-        lines = self._facts()
-        closes = False
-        if status == 204:  # which has no body, and so neither a type nor a length
-            length = None
-        elif media_type:
-            lines.append(b"content-type: " + media_type.encode("latin-1"))
+        headers = self._facts()
+        if status != 204:  # which has no body, and so neither a type nor a length
+            if media_type:
+                headers.append((b"content-type", media_type.encode("latin-1")))
+            if length is not None:
+                headers.append((b"content-length", b"%d" % length))
         if stream:
-            lines += _STREAM_LINES
+            headers += _STREAM_HEADERS
         for name, value in extra:
-            if name.lower() == "connection":
-                closes = value.lower() == "close"
-            else:
-                lines.append(f"{name.lower()}: {value}".encode("latin-1", "replace"))
-        self._line.begin(status, lines, length=length, closes=closes)
+            headers.append((name.lower().encode("latin-1"), value.encode("latin-1", "replace")))
         self.started = True
         self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
 
-_STREAM_LINES = (b"cache-control: no-cache", b"x-accel-buffering: no")
+_STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 
-def _comment(facts: list[bytes]) -> bytes:
+def _comment(facts: Headers) -> bytes:
     """The facts that came too late for the headers, as a comment that every reader of event streams skips."""
-    return b": %b\n\n" % b" ".join(fact.replace(b": ", b"=", 1) for fact in facts)
+    return b": %b\n\n" % b" ".join(b"%b=%b" % fact for fact in facts)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
+from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Match, compile_path
 
 from hostler.adapters.base import Adapter, Operation
 from hostler.adapters.errors import MethodNotAllowed, NotFound
-from hostler.gateway.asgi import ROUTE_KEY, ASGIApp, Receive, RouteMatch, Scope, Send
+from hostler.gateway.asgi import ROUTE_KEY, ASGIApp, Receive, RouteMatch, Scope, Send, route_path
 
 
 class RouteConflict(Exception):
@@ -64,7 +65,7 @@ class Router(BaseRoute):
 
     def find(self, scope: Scope) -> tuple[RouteMatch, dict[str, Any]]:
         """Who answers, and the path's parameters. Raises `NotFound` or `MethodNotAllowed`."""
-        path = scope["path"]
+        path = route_path(scope)
         methods = self._exact.get(path)
         if methods is not None:
             return _choose(methods, scope), {}
@@ -87,7 +88,7 @@ class Router(BaseRoute):
 
         For a path that nobody claims, that is the one with the nearest neighbour: the most leading segments shared.
         """
-        path = scope["path"]
+        path = route_path(scope)
         methods = self._exact.get(path)
         if methods is None:
             methods = next((table for regex, _, table in self._patterns if regex.match(path)), {})
@@ -128,11 +129,10 @@ def gateway_route(
     return RouteMatch(operation=operation, app=app)
 
 
-def build(layers: Iterable[Callable[[ASGIApp], ASGIApp]], innermost: ASGIApp) -> ASGIApp:
-    """Wrap `innermost` into the layers, the first one outermost."""
-    app = innermost
-    for layer in reversed(list(layers)):
-        app = layer(app)
+def wrap(app: ASGIApp, middleware: Sequence[Middleware]) -> ASGIApp:
+    """The application inside of its middleware, the first one outermost."""
+    for cls, args, kwargs in reversed(middleware):
+        app = cls(app, *args, **kwargs)
     return app
 
 

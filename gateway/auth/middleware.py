@@ -25,15 +25,14 @@ from hostler.adapters.errors import (
 )
 from hostler.gateway.asgi import (
     CLIENT_KEY,
-    HEADERS_KEY,
-    KNOWN_KEY,
+    HEAD,
     ROUTE_KEY,
     ASGIApp,
-    KnownHead,
     Receive,
     RouteMatch,
     Scope,
     Send,
+    route_path,
 )
 from hostler.gateway.auth.keys import KeyRing
 from hostler.gateway.auth.sessions import Sessions, cookie_name, from_our_page, session_cookie
@@ -63,6 +62,7 @@ audit = logging.getLogger("hostler.audit")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 #: As many `Host` headers are remembered as good ones.
 _REMEMBERED_HOSTS = 256
+_NONE: dict[str, Any] = {}
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -75,9 +75,9 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Admitted(NamedTuple):
-    """What was found out about a head, with the keys of that edition. The same head is not looked at again with them."""
+    """What was found out about a head, with the keys of that edition."""
 
-    claim: RouteMatch
+    route: RouteMatch
     parameters: dict[str, Any]
     client: Client
     edition: object
@@ -113,14 +113,10 @@ class AuthMiddleware:
         self._good_hosts: set[tuple[str, str]] = set()
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        known: KnownHead | None = scope.get(KNOWN_KEY)
-        if known is not None:
-            admitted: _Admitted | None = known.admitted
-            if admitted is not None and (self._keys is None or admitted.edition is self._keys.edition):
-                scope[ROUTE_KEY] = admitted.claim
-                scope["path_params"] = admitted.parameters
-                scope[CLIENT_KEY] = admitted.client
-                return admitted.claim.app(scope, receive, send)
+        known: _Admitted | None = scope.get("extensions", _NONE).get(HEAD, _NONE).get("admitted")
+        if known is not None and (self._keys is None or known.edition is self._keys.edition):
+            scope[ROUTE_KEY], scope["path_params"], scope[CLIENT_KEY] = known.route, known.parameters, known.client
+            return known.route.app(scope, receive, send)
         return self._check(scope, receive, send)
 
     async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,7 +138,7 @@ class AuthMiddleware:
             claim = self._admit(scope, headers, origin)
         except GatewayError as error:
             if isinstance(error, Unauthenticated):
-                form = self._login_form(scope["method"], scope["path"], ",".join(headers.get("accept", [])))
+                form = self._login_form(scope["method"], route_path(scope), ",".join(headers.get("accept", [])))
                 if form is not None:
                     await _send(send, form)
                     return
@@ -155,7 +151,6 @@ class AuthMiddleware:
             return
         if origin is not None:
             send = _adding(send, _cors(origin))
-            scope[HEADERS_KEY] = [f"{name.lower()}: {value}".encode("latin-1") for name, value in _cors(origin)]
         # Starlette's wrappers are for the gateway's own routes: the pipeline answers for its errors itself.
         app = self.app if claim.adapter is None else claim.app
         await app(scope, receive, send)
@@ -249,10 +244,9 @@ class AuthMiddleware:
         scope[ROUTE_KEY] = claim
         scope["path_params"] = parameters
         scope[CLIENT_KEY] = client
-        known: KnownHead | None = scope.get(KNOWN_KEY)
-        if known is not None and origin is None and claim.adapter is not None and _lasts(client, headers, self._keys):
-            edition = self._keys.edition if self._keys is not None else None
-            known.admitted = _Admitted(claim, parameters, client, edition)
+        head = scope.get("extensions", _NONE).get(HEAD)
+        if head is not None and origin is None and claim.adapter is not None and _lasts(client, headers, self._keys):
+            head["admitted"] = _Admitted(claim, parameters, client, None if self._keys is None else self._keys.edition)
         return claim
 
     def _identify(self, scope: Scope, headers: dict[str, list[str]], origin: str | None) -> Client | None:

@@ -5,9 +5,9 @@ No protocol, no model and no retry policy here: a transport takes a ready reques
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import msgspec
 
@@ -79,19 +79,6 @@ class Answer(Protocol):
 
     async def read(self, limit: int) -> bytes:
         """The rest of the body, at most `limit` bytes of it: what is longer is cut, without an error."""
-        ...
-
-
-@runtime_checkable
-class Pouring(Protocol):
-    """What an answer may promise besides: its body is handed out at the moment it arrives, and nobody need wake up."""
-
-    async def pour(self, into: Callable[[bytes], bool]) -> bool:
-        """Hand each piece of the body, never an empty one, to `into` as it arrives; true once the body is complete.
-
-        False after `into` said that it takes no more for now: whoever calls again goes on. What `into` raises is raised
-        here; errors are those of `Answer.segments`.
-        """
         ...
 
 

@@ -26,14 +26,14 @@ _TCP_INFO_UNACKED = struct.Struct("=I")
 
 
 class Connection(asyncio.Protocol):
-    """A connection. `begin` a request, `put` or `write` it, `wait_head`, `read` until empty (or `pour`), `begin` the next if `reusable`.
+    """A connection. `begin` a request, `put` or `write` it, `wait_head`, `next` until it stops, `begin` the next if `reusable`.
 
     Only one task uses it at a time. `on_lost` is called once, when the socket is gone. `far`: the peer may be on a machine
     that can fall asleep.
     """
 
     __slots__ = (
-        "_between_s", "_buffered", "_deadline", "_error", "_far", "_full", "_into", "_loop", "_on_lost", "_paused", "_seen", "_spilt", "_timer",
+        "_buffered", "_deadline", "_error", "_far", "_loop", "_on_lost", "_paused", "_seen", "_timer",
         "_timer_at", "_transport", "_waiter", "_write_paused", "backend", "idle_until", "lost", "reader", "served",
     )  # fmt: skip
 
@@ -50,10 +50,6 @@ class Connection(asyncio.Protocol):
         self._deadline = 0.0
         self._error: BackendError | None = None
         self._buffered = 0
-        self._into: Callable[[bytes], bool] | None = None
-        self._between_s = 0.0
-        self._full = False
-        self._spilt: Exception | None = None
         self._seen = SeenAnswer()
         self._paused = False
         self._write_paused = False
@@ -71,7 +67,6 @@ class Connection(asyncio.Protocol):
         self.reader = reader = AnswerReader(method, self._seen)
         self.served += 1
         self._buffered = 0
-        self._full, self._spilt = False, None  # whoever asked before may have left without looking
         return reader
 
     def put(self, head: bytes, body: bytes) -> bool:
@@ -112,42 +107,17 @@ class Connection(asyncio.Protocol):
             await self._wait(first_byte_s)
         return reader.head
 
-    async def read(self, silence_s: float) -> bytes:
-        """What has arrived of the body, or what arrives next; empty when it is complete."""
+    async def next(self, silence_s: float) -> bytes:
+        """What has arrived of the body, or what arrives next. Raises `StopAsyncIteration` when it is complete."""
         reader = self.reader
         assert reader is not None
         while not reader.parts:
             if reader.complete:
-                return b""
+                raise StopAsyncIteration
             if self._error is not None:
                 raise self._error
             await self._wait(silence_s)
         return self._taken(reader)
-
-    async def pour(self, into: Callable[[bytes], bool], silence_s: float, between_s: float) -> bool:
-        """See `Pouring.pour`; `silence_s` is for the first piece, `between_s` for those after it."""
-        reader = self.reader
-        assert reader is not None
-        while True:
-            if reader.parts:
-                silence_s = between_s
-                if not into(self._taken(reader)):
-                    return False
-            if reader.complete:
-                return True
-            if self._error is not None:
-                raise self._error
-            self._into, self._between_s = into, between_s
-            try:
-                await self._wait(silence_s)
-            finally:
-                self._into = None
-            if self._spilt is not None:
-                error, self._spilt = self._spilt, None
-                raise error
-            if self._full:
-                self._full = False
-                return False
 
     def _taken(self, reader: AnswerReader) -> bytes:
         """What has arrived of the body and was not taken yet."""
@@ -214,9 +184,6 @@ class Connection(asyncio.Protocol):
             self._fail(self._broken(str(reason)))
             return
         if reader.parts:
-            if self._into is not None:
-                self._hand_on(self._into, reader)
-                return
             self._buffered += len(data)
             if self._buffered > HIGH_WATER and not self._paused and not reader.complete:
                 self._paused = True
@@ -225,21 +192,6 @@ class Connection(asyncio.Protocol):
         elif reader.head is None:
             return
         self._wake()
-
-    def _hand_on(self, into: Callable[[bytes], bool], reader: AnswerReader) -> None:
-        """What has arrived goes to whoever pours, who is woken only if there is something else to do."""
-        parts = reader.parts
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
-        try:
-            self._full = not into(data)
-        except Exception as error:
-            self._spilt = error
-        if self._full or reader.complete or self._spilt is not None:
-            self._into = None
-            self._wake()
-        else:
-            self._until(self._loop.time() + self._between_s)
 
     def eof_received(self) -> None:
         reader = self.reader

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -200,21 +200,11 @@ class LanAnswer:
     def __aiter__(self) -> LanAnswer:
         return self
 
-    async def __anext__(self) -> bytes:
-        if self._connection is None:
-            raise RuntimeError("the answer was read outside of its context")
-        data = await self._connection.read(self._silence_s)
-        if not data:
-            raise StopAsyncIteration
-        self._silence_s = self._timeouts.between_bytes_s
-        return data
-
-    def pour(self, into: Callable[[bytes], bool]) -> Coroutine[Any, Any, bool]:
-        """See `Pouring.pour`."""
+    def __anext__(self) -> Coroutine[Any, Any, bytes]:
         if self._connection is None:
             raise RuntimeError("the answer was read outside of its context")
         silence_s, self._silence_s = self._silence_s, self._timeouts.between_bytes_s
-        return self._connection.pour(into, silence_s, self._timeouts.between_bytes_s)
+        return self._connection.next(silence_s)
 
     async def read(self, limit: int) -> bytes:
         """See `Answer.read`."""

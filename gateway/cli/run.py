@@ -23,7 +23,6 @@ from hostler.gateway.config_reload import Reloader
 from hostler.gateway.events import SwitchChanged
 from hostler.gateway.server import systemd
 from hostler.gateway.server.server import ListenError, Server, bind
-from hostler.profiles.schema import Profile
 from hostler.supervisor.contract import SupervisorError, SwitchMoved
 
 if TYPE_CHECKING:  # what only some of the commands need is loaded by them
@@ -53,7 +52,7 @@ class CannotRun(Exception):
 def up(configuration: Configuration, view: LiveView | None = None) -> int:
     """Gateway and supervisor in one process, shown in `view`."""
     _or_cannot_run(lambda: keys_in_force(configuration.settings))
-    sockets = _listen(addresses(configuration.settings), "gateway.listen")
+    sockets, shared = _listen(addresses(configuration.settings), "gateway.listen")
     keys_required = _or_cannot_run(lambda: keys_in_force(configuration.settings, sockets)) is not None
     if configuration.shipped:
         from hostler.gateway.cli.downloads import SourceError, download
@@ -67,18 +66,10 @@ def up(configuration: Configuration, view: LiveView | None = None) -> int:
 
     async def main() -> None:
         manager = _or_cannot_run(lambda: _manager(configuration, engine_host="127.0.0.1"))
-        together = _gateway(configuration, local=manager, refresh=lambda: reloader.reload())
-        reloader = Reloader(configuration, partial(_take_over, manager, together), os.environ, on_presets=together.made)
+        together = _gateway(configuration, manager)
         stop = _showing_stop(view, together.stop, configuration.settings.gateway.drain_s)
-        async with (
-            _handling_signals(stop, view),
-            _gateway_view(view, together),
-            anyio.create_task_group() as tasks,
-        ):
-            tasks.start_soon(manager.run)
-            tasks.start_soon(reloader.run)
-            await together.run(sockets, started=started)
-            tasks.cancel_scope.cancel()
+        async with _handling_signals(stop, view), _gateway_view(view, together):
+            await together.run(sockets, started=started, shared=shared)
 
     return _run(main)
 
@@ -88,14 +79,14 @@ def gateway(configuration: Configuration, view: LiveView | None = None) -> int:
     if not configuration.settings.backends:
         raise CannotRun("no backends are configured, so nothing could answer; add `backends:` or run `hostler up`")
     alone = _gateway(configuration)
-    sockets = _listen(addresses(configuration.settings), "gateway.listen")
+    sockets, shared = _listen(addresses(configuration.settings), "gateway.listen")
     keys_required = _or_cannot_run(lambda: keys_in_force(configuration.settings, sockets)) is not None
     started = partial(_announce, configuration, sockets, keys_required=keys_required, view=view, runs_models=False)
 
     async def main() -> None:
         stop = _showing_stop(view, alone.stop, configuration.settings.gateway.drain_s)
         async with _handling_signals(stop, view), _gateway_view(view, alone):
-            await alone.run(sockets, started=started)
+            await alone.run(sockets, started=started, shared=shared)
 
     return _run(main)
 
@@ -109,7 +100,7 @@ def supervisor(configuration: Configuration, view: LiveView | None = None) -> in
     host, port = parse_address(settings.listen)
     if token is None:
         _refuse_without_token([(host, port)])
-    sockets = _listen([(host, port)], "supervisor.listen")
+    sockets, shared = _listen([(host, port)], "supervisor.listen")
     if token is None:
         _refuse_without_token(places(sockets))
     allowed = configuration.settings.gateway.allowed_hosts
@@ -132,7 +123,7 @@ def supervisor(configuration: Configuration, view: LiveView | None = None) -> in
                 view.begin(text, f"hostler {__version__}, supervisor", [f"http://{bound}"], requests=False)
             systemd.tell("READY=1")
 
-        server = Server(app, drain_s=5.0, started_callback=announce)
+        server = Server(app, drain_s=5.0, shared=shared, started_callback=announce)
 
         def stop() -> None:
             app.state.stopping.set()
@@ -207,12 +198,6 @@ def _showing_stop(view: LiveView | None, stop: Callable[[], None], drain_s: floa
     return show_and_stop
 
 
-async def _take_over(manager: EngineManager, gateway: Gateway, profiles: Sequence[Profile]) -> None:
-    """Apply changed profiles, once engines that have to restart for them have finished their answers."""
-    await gateway.quiet(manager.outdated(profiles))
-    await manager.replace_profiles(profiles)
-
-
 def _refuse_without_token(where: Iterable[tuple[str, int]]) -> None:
     for host, port in where:
         if not is_loopback(host):
@@ -222,33 +207,23 @@ def _refuse_without_token(where: Iterable[tuple[str, int]]) -> None:
             )
 
 
-def _listen(wanted: Sequence[tuple[str, int]], setting: str) -> list[socket.socket]:
-    """Listening sockets: those that systemd passed, which need not be at the `wanted` addresses, else our own."""
+def _listen(wanted: Sequence[tuple[str, int]], setting: str) -> tuple[list[socket.socket], bool]:
+    """Listening sockets: those that systemd passed, which need not be at the `wanted` addresses, else our own. Whether
+    they are systemd's.
+    """
     passed = systemd.inherited()
     if any(each.family not in (socket.AF_INET, socket.AF_INET6) for each in passed):
         raise CannotRun("systemd passed a socket that is not TCP; write ListenStream=ADDRESS:PORT in its unit")
-    return passed or _or_cannot_run(lambda: bind(wanted, f"{setting} in the configuration file"))
+    if passed:
+        return passed, True
+    return _or_cannot_run(lambda: bind(wanted, f"{setting} in the configuration file")), False
 
 
-def _gateway(
-    configuration: Configuration,
-    *,
-    local: EngineManager | None = None,
-    refresh: Callable[[], Awaitable[object]] | None = None,
-) -> Gateway:
-    from hostler.gateway.app import Gateway
-    from hostler.gateway.telemetry import history
+def _gateway(configuration: Configuration, manager: EngineManager | None = None) -> Gateway:
+    from hostler.gateway.app import create_app
 
-    return _or_cannot_run(
-        lambda: Gateway(
-            configuration.settings,
-            local=local,
-            history=history.default_file(),
-            library=configuration.library,
-            presets=configuration.presets,
-            refresh=refresh,
-        )
-    )
+    gateway: Gateway = _or_cannot_run(lambda: create_app(configuration, manager, supervise=False)).state.gateway
+    return gateway
 
 
 def _manager(configuration: Configuration, *, engine_host: str, place: str | None = None) -> EngineManager:

@@ -1,4 +1,4 @@
-"""From bytes to an exchange and back out: the body, the protocol's decoding, errors, and the client's leaving."""
+"""From bytes to a request context and back out: the body, the protocol's decoding, errors, and disconnects."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
 import anyio
 import msgspec
 
-from hostler.adapters.base import Adapter, Incoming, Operation
+from hostler.adapters.base import Incoming
 from hostler.adapters.errors import (
     BadRequest,
     ClientDisconnected,
@@ -28,21 +28,18 @@ from hostler.adapters.types import ModelInfoRequest
 from hostler.gateway.asgi import (
     CLIENT_KEY,
     CONTEXT_KEY,
-    HEADERS_KEY,
-    KNOWN_KEY,
-    LINE_KEY,
+    DISCONNECT,
     ROUTE_KEY,
     ASGIApp,
-    KnownHead,
-    Line,
     Receive,
+    RouteMatch,
     Scope,
     Send,
 )
 from hostler.gateway.config import ProgressMode
 from hostler.gateway.context import CUT_OFF, Client, RequestContext
 from hostler.gateway.events import printable
-from hostler.gateway.response import ResponseWriter
+from hostler.gateway.response import Headers, ResponseWriter
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +48,8 @@ _LAST_WORD_S = 1.0
 
 #: As many ids of requests are drawn at a time.
 _IDS_AT_ONCE = 256
+
+_NO_EXTENSIONS: dict[str, Any] = {}
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -90,10 +89,10 @@ class InFlightRequests:
 
 
 class RequestContextMiddleware:
-    """The outermost layer. The only reader of the client, and the only place where errors become answers.
+    """The only reader of the client, and the only place where errors become answers.
 
-    A request is cancelled as soon as its client leaves; the server tells of that (`Line`). Cancelled by anybody else, it
-    is cut off by the end of the gateway, and its client is told so.
+    A request is cancelled as soon as its client disconnects. Cancelled by anything else, it is cut off by the end of the
+    gateway, and its client gets an error that says so.
     """
 
     def __init__(
@@ -116,32 +115,27 @@ class RequestContextMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_at = self._clock()
-        claim = scope[ROUTE_KEY]
-        adapter: Adapter = claim.adapter
-        operation: Operation = claim.operation
+        route: RouteMatch = scope[ROUTE_KEY]
+        adapter, operation = route.adapter, route.operation
+        assert adapter is not None, "the gateway's own routes have no request context"
         client: Client = scope[CLIENT_KEY]
-        line: Line = scope[LINE_KEY]
-        told = self._told(scope)
-        request_id = told.id or self._new_id()
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get("x-request-id")
+        request_id = given if given is not None and _REQUEST_ID.fullmatch(given) else self._new_id()
         context: RequestContext | None = None
         body: bytes | None = None
-        extra: list[bytes] | None = scope.get(HEADERS_KEY)
 
-        def facts() -> list[bytes]:
-            found = _facts(request_id, context)
-            return found if extra is None else found + extra
+        def facts() -> Headers:
+            return _facts(request_id, context)
 
-        writer = ResponseWriter(line, facts)
+        writer = ResponseWriter(send, facts)
         try:
-            headers = told.headers
-            body = line.whole_body()
-            if body is None or len(body) > self._max_body or "content-encoding" in headers:
-                body = await self._read(body, receive, headers)
+            body = await self._read(receive, headers)
             incoming = Incoming(
                 method=scope["method"],
-                path=told.path,
+                path=_path(scope),
                 body=body,
-                query=told.query,
+                query=scope["query_string"].decode("latin-1"),
                 path_params=scope["path_params"],
                 headers=headers,
             )
@@ -160,11 +154,11 @@ class RequestContextMiddleware:
                 writer=writer,
                 client=client,
                 started_at=started_at,
-                local_only=client.local_only or told.local_only,
-                only=told.only if told.only is None else _only(told.only, client),
+                local_only=client.local_only or _wish(headers, "x-hostler-local-only") is not None,
+                only=_only(headers, client),
             )
             scope[CONTEXT_KEY] = context
-            await self._watched(context, line, scope, receive, send)
+            await self._watched(context, scope, receive, send)
         except ClientDisconnected:
             return
         except asyncio.CancelledError:
@@ -188,14 +182,15 @@ class RequestContextMiddleware:
         finally:
             context = None  # or the reply, its facts and the exchange would be left to the garbage collector
 
-    async def _watched(self, context: RequestContext, line: Line, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _watched(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and cancel it when its client leaves, or when somebody who may do so ends it."""
-        task = line.task
+        task = asyncio.current_task()
+        assert task is not None
         left = ended = False
 
         def leave() -> None:
             nonlocal left
-            if not ended:
+            if not (ended or context.writer.ended):
                 left = True
                 context.cancel_reason = ClientDisconnected("the client left before its answer was complete")
                 task.cancel()
@@ -208,7 +203,12 @@ class RequestContextMiddleware:
                 context.reason = "cancelled by an operator"
                 task.cancel()
 
-        line.on_leaving(leave)
+        extension = scope.get("extensions", _NO_EXTENSIONS).get(DISCONNECT)
+        watcher = None
+        if extension is not None:
+            extension["notify"](leave)
+        else:
+            watcher = asyncio.create_task(_disconnected(receive, leave))
         self._in_progress.enter(context, end)
         try:
             await self.app(scope, receive, send)
@@ -219,22 +219,11 @@ class RequestContextMiddleware:
                 raise context.cancel_reason from None
         finally:
             self._in_progress.leave(context)
-            line.on_leaving(None)
-
-    def _told(self, scope: Scope) -> _Told:
-        """What the head says. One that has come before on this connection is not read again."""
-        known: KnownHead | None = scope.get(KNOWN_KEY)
-        told: _Told | None = None if known is None else known.told
-        if told is None:
-            told = _read_head(scope)
-            if known is not None:
-                known.told = told
-        if known is not None:
-            length = scope["headers"][known.length_at][1]
-            if told.length != length:
-                headers = {**told.headers, "content-length": length.decode("ascii")}
-                told = known.told = told._replace(headers=headers, length=length)
-        return told
+            if extension is not None:
+                extension["notify"](None)
+            if watcher is not None:
+                watcher.cancel()
+                await asyncio.wait((watcher,))
 
     def _new_id(self) -> str:
         """Nobody can guess it. Many are made at once: asking the system costs as much as the rest of it."""
@@ -243,26 +232,27 @@ class RequestContextMiddleware:
             self._ids = [f"req-{drawn[at : at + 16]}" for at in range(0, len(drawn), 16)]
         return self._ids.pop()
 
-    async def _read(self, whole: bytes | None, receive: Receive, headers: dict[str, str]) -> bytes:
+    async def _read(self, receive: Receive, headers: dict[str, str]) -> bytes:
         """The whole body, as long as it is within the limit. The server ends what pauses for too long."""
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise BadRequest("compressed bodies are not taken here; send it without Content-Encoding")
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_body:
             raise self._too_large()
-        parts = [] if whole is None else [whole]
-        size = 0 if whole is None else len(whole)
-        more = whole is None
-        while more and size <= self._max_body:
+        body, parts, more = b"", list[bytes](), True
+        size = 0
+        while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnected("the client left before its request was complete")
-            parts.append(message["body"])
-            size += len(parts[-1])
-            more = message["more_body"]
-        if size > self._max_body:
-            raise self._too_large()
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            body = message.get("body", b"")
+            size += len(body)
+            if size > self._max_body:
+                raise self._too_large()
+            more = message.get("more_body", False)
+            if more or parts:
+                parts.append(body)
+        return b"".join(parts) if parts else body
 
     def _too_large(self) -> RequestTooLarge:
         return RequestTooLarge(
@@ -270,67 +260,60 @@ class RequestContextMiddleware:
         )
 
 
-class _Told(NamedTuple):
-    """What a request's head says, read once for all requests that come with the same. `length` is the body's."""
-
-    headers: dict[str, str]
-    length: bytes
-    id: str | None
-    local_only: bool
-    only: str | None
-    path: str
-    query: str
+async def _disconnected(receive: Receive, leave: Callable[[], None]) -> None:
+    """Call `leave` once the client has disconnected. Only once the body has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    leave()
 
 
-def _read_head(scope: Scope) -> _Told:
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-    given = headers.get("x-request-id", "")
-    return _Told(
-        headers=headers,
-        length=headers.get("content-length", "").encode("latin-1"),
-        id=given if _REQUEST_ID.fullmatch(given) else None,
-        local_only=_wish(headers, "x-hostler-local-only") is not None,
-        only=_wish(headers, "x-hostler-only"),
-        path=(scope.get("raw_path") or scope["path"].encode()).decode("latin-1").partition("?")[0],
-        query=scope["query_string"].decode("latin-1"),
-    )
+def _path(scope: Scope) -> str:
+    """The path as the client spelt it, below the one that the application is mounted at."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    path = raw.decode("latin-1").partition("?")[0]
+    root = scope.get("root_path", "")
+    return path.removeprefix(root) if root else path
 
 
 def _wish(headers: dict[str, str], name: str) -> str | None:
     """What a client says in a header of ours; `None` if it says nothing, or no."""
-    value = headers.get(name, "").strip()
+    value = headers.get(name)
+    if value is None:
+        return None
+    value = value.strip()
     return None if value.lower() in ("", "false", "0", "no") else value
 
 
-def _only(name: str, client: Client) -> str:
+def _only(headers: dict[str, str], client: Client) -> str | None:
     """The one backend that is to answer, for those who look after backends."""
-    if "operate" not in client.scopes:
+    name = _wish(headers, "x-hostler-only")
+    if name is not None and "operate" not in client.scopes:
         raise Forbidden("naming a backend with X-Hostler-Only needs a key with the scope operate")
     return name
 
 
-def _facts(request_id: str, context: RequestContext | None) -> list[bytes]:
-    """The header lines that tell how a request was served, as far as it is known now."""
-    facts = [b"x-request-id: " + request_id.encode("latin-1")]
+def _facts(request_id: str, context: RequestContext | None) -> Headers:
+    """The headers that state how a request was served, as far as it is known now."""
+    facts = [(b"x-request-id", request_id.encode("latin-1"))]
     if context is None or context.attempt is None:
         return facts
     target, queue_s, switch_s = context.attempt.target, context.queue_s, context.switch_s
     facts += _whereabouts(target.backend, target.model, context.attempt.hop)
     if queue_s or switch_s:
-        facts.append(b"x-hostler-queue-ms: %d" % round(queue_s * 1000))
-        facts.append(b"x-hostler-switch-ms: %d" % round(switch_s * 1000))
+        facts.append((b"x-hostler-queue-ms", b"%d" % round(queue_s * 1000)))
+        facts.append((b"x-hostler-switch-ms", b"%d" % round(switch_s * 1000)))
     else:
         facts += _NEVER_WAITED
     if context.reason:
         why = printable(" ".join(context.reason.split())[:200])
-        facts.append(f"x-hostler-reason: {why}".encode("latin-1", "replace"))
+        facts.append((b"x-hostler-reason", why.encode("latin-1", "replace")))
     return facts
 
 
-_NEVER_WAITED = (b"x-hostler-queue-ms: 0", b"x-hostler-switch-ms: 0")
+_NEVER_WAITED = ((b"x-hostler-queue-ms", b"0"), (b"x-hostler-switch-ms", b"0"))
 
 
 @lru_cache(maxsize=256)
-def _whereabouts(backend: str, model: str, hop: int) -> tuple[bytes, ...]:
-    lines = (f"x-hostler-backend: {backend}", f"x-hostler-model: {model}", f"x-hostler-hop: {hop}")
-    return tuple(printable(line).encode("latin-1", "replace") for line in lines)
+def _whereabouts(backend: str, model: str, hop: int) -> tuple[tuple[bytes, bytes], ...]:
+    facts = ((b"x-hostler-backend", backend), (b"x-hostler-model", model), (b"x-hostler-hop", str(hop)))
+    return tuple((name, printable(value).encode("latin-1", "replace")) for name, value in facts)

@@ -1,6 +1,6 @@
-"""HTTP/1.1 to one client: strict reading, few writes, and an end to everything that a client could drag out.
+"""HTTP/1.1 to one client: uvicorn's httptools protocol, with strict reading and a limit on everything that a client could drag out.
 
-It knows nothing of paths or keys: what a request means is the application's business (`Call` is its ASGI side).
+It knows nothing of paths or keys; what a request means is the application's business.
 """
 
 from __future__ import annotations
@@ -8,22 +8,28 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import re
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
 import httptools
 import msgspec
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from hostler.gateway.asgi import KNOWN_KEY, LINE_KEY, ASGIApp, KnownHead, Scope
-from hostler.gateway.server.call import STATUS_LINES, Call
+from hostler.gateway.asgi import DISCONNECT
+from hostler.gateway.server.head_cache import HeadCache
 
 if TYPE_CHECKING:
+    from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, ASGIVersions, HTTPScope
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
 logger = logging.getLogger(__name__)
+
+_NEVER = float("inf")
+_ASGI: ASGIVersions = {"version": "3.0", "spec_version": "2.3"}
+_NO_BODY = frozenset({204, 304})
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,9 +37,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     `head_s` runs from a request's first byte, or the connection's beginning, to the end of the head; a body may pause
     for `body_s`. `idle_s` is how long a connection lies unused between requests, `stall_s` how long a client takes
-    nothing of its answer. After an
-    answer to a request that was not read to its end, what still comes is thrown away for `linger_s`, so that the
-    answer is not lost with it.
+    nothing of its answer. After the last answer on a connection, what still comes is read and thrown away for
+    `linger_s`: closing over unread bytes would reset the connection, and take the answer with it. When the server stops,
+    a request that is on its way to it is served if it arrives within `stop_s`, the first one of a connection within `first_s`.
     """
 
     head_s: float = 10.0
@@ -41,71 +47,20 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     idle_s: float = 75.0
     stall_s: float = 300.0
     linger_s: float = 2.0
+    stop_s: float = 0.25
+    first_s: float = 1.0
     head_bytes: int = 64 * 1024
     headers: int = 100
     unread_bytes: int = 256 * 1024
     pipelined: int = 16
 
 
-_NEVER = float("inf")
-
-#: So often a head is remembered on a connection where none of them ever came again.
-_TRIES = 8
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(0|[1-9][0-9]{0,8})[ \t]*\r\n", re.IGNORECASE)
-_ASGI = {"version": "3.0", "spec_version": "2.4"}
-
-
-class _Seen:
-    """A head as it came and was read, with its request's body behind it: `before` and `after` stand around the digits of
-    the body's length. Whatever has the same bytes there, and the body that it promises, is the same request but for the
-    body."""
-
-    __slots__ = ("after", "before", "digits", "known", "scope")
-
-    def __init__(self, before: bytes, digits: bytes, after: bytes, scope: Scope, length_at: int) -> None:
-        self.before = before
-        self.digits = digits
-        self.after = after
-        self.known = KnownHead(length_at)
-        self.scope = {**scope, KNOWN_KEY: self.known}
-        del self.scope[LINE_KEY]
-
-    def again(self, data: bytes) -> tuple[Scope, bytes] | None:
-        """The scope and the body, if these bytes are such a request, to its end and not beyond it."""
-        before, after = self.before, self.after
-        if not data.startswith(before):
-            return None
-        start = len(before)
-        digits = self.digits
-        at = start + len(digits)
-        scope = self.scope.copy()
-        if not (data.startswith(digits, start) and data.startswith(after, at)):
-            at = data.find(b"\r", start, start + 10)
-            digits = data[start:at] if at > 0 else b""
-            if not (digits.isdigit() and data.startswith(after, at)) or (digits.startswith(b"0") and digits != b"0"):
-                return None
-            headers = list(scope["headers"])
-            headers[self.known.length_at] = (b"content-length", digits)
-            scope["headers"] = headers
-        at += len(after)
-        if len(data) - at != int(digits):
-            return None
-        return scope, data[at:]
-
-
-class ClientConnection(asyncio.Protocol):
+class HTTPProtocol(HttpToolsProtocol):
     """The server's side of one connection. Requests that come while one is being answered wait for their turn.
 
-    Made by uvicorn's server, which counts connections and tasks in `server_state` and calls `shutdown`; whoever runs
-    the server calls `expire` now and then. `transport` is `None` once the socket is gone; of the requests,
-    `reading` is the one whose body still comes, `answering` the one whose turn it is.
+    Of the requests, `reading` is the one whose body still comes, `active` the one that is being answered. The server
+    calls `expire` now and then: deadlines cost nothing that way, where timers would cost each request 1 µs.
     """
-
-    __slots__ = (
-        "_app", "_chunked", "_client", "_closing", "_deadline", "_discarding", "_expects", "_fields", "_head_size", "_in_head",
-        "_lines", "_parser", "_paused", "_pipeline", "_refusal", "_said", "_seen", "_server", "_stalled_at", "_state", "_tries", "_upgrading", "_url", "_writable", "answering", "limits",
-        "loop", "reading", "transport", "unread_bytes", "write_paused",
-    )  # fmt: skip
 
     def __init__(
         self,
@@ -114,371 +69,505 @@ class ClientConnection(asyncio.Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
-        limits: Limits,
+        limits: Limits | None = None,
     ) -> None:
-        self._app = cast(ASGIApp, config.loaded_app)
-        self._state = server_state
-        self.loop = _loop or asyncio.get_running_loop()
-        self.transport: asyncio.Transport | None = None
-        self._parser: Any = httptools.HttpRequestParser(self)
-        self._client: tuple[str, int] | None = None
-        self._server: tuple[str, int] | None = None
-        self._deadline = _NEVER
-        self._stalled_at = _NEVER
-        self._url = b""
-        self._fields: list[tuple[bytes, bytes]] = []
-        self._head_size = 0
-        self._in_head = False
-        self._chunked = False
-        self._expects = False
-        self._upgrading = False
-        self._refusal: tuple[int, str] | None = None
-        self._discarding = False
-        self._closing = False
-        self._paused = False
-        self._writable: asyncio.Future[None] | None = None
-        self._pipeline: deque[Call] = deque()
-        self._said: list[tuple[bytes, bytes]] | None = None
-        self._lines: list[bytes] = []
-        self._seen: _Seen | None = None
-        self._tries = _TRIES
-        self.limits = limits
-        self.unread_bytes = limits.unread_bytes
-        self.answering: Call | None = None
-        self.reading: Call | None = None
-        self.write_paused = False
+        super().__init__(config, server_state, app_state, _loop)
+        self.parser = httptools.HttpRequestParser(self)  # uvicorn's own is lenient
+        self.limits = limits or Limits()
+        self.reading: Cycle | None = None
+        self.active: Cycle | None = None
+        self.waiting: deque[Cycle] = deque()
+        self.heads = HeadCache()
+        self.deadline = _NEVER
+        self.stalled_at = _NEVER
+        self.in_head = False
+        self.head_size = 0
+        self.chunked = False
+        self.upgrading = False
+        self.refusal: tuple[int, str] | None = None
+        self.served = False
+        self.stopping = False
+        self.discarding = False
+        self.lingering = False
+        self.gone = False
 
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-        self._client = _address(transport.get_extra_info("peername"))
-        self._server = _address(transport.get_extra_info("sockname"))
-        self._state.connections.add(cast(Any, self))
-        self._deadline = self.loop.time() + self.limits.head_s
+        super().connection_made(cast(asyncio.Transport, transport))
+        self.server = _unmapped(self.server)
+        self.client = cast(tuple[str, int] | None, _unmapped(self.client))
+        self.deadline = self.loop.time() + self.limits.head_s
 
     def data_received(self, data: bytes) -> None:
-        if self._discarding:
+        if self.discarding:
             return
-        between = not self._in_head and self.reading is None and self.answering is None
-        if between:
-            if self._seen is not None and (found := self._seen.again(data)) is not None:
-                # The parser would say what it said of the same bytes before.
-                self._tries = _TRIES
-                self._deadline = _NEVER
+        idle = self.reading is None and self.active is None and not self.in_head
+        if idle:
+            if (found := self.heads.match(data)) is not None:
                 scope, body = found
-                call = scope[LINE_KEY] = Call(self, scope, keep=True, expects=False, body=body)
-                self._start(call)
+                self.deadline = _NEVER
+                self.expect_100_continue = False
+                self._start(Cycle(self, scope, keep_alive=True, body=body))
                 return
             # Empty lines before a request may come, but win no time.
-            self._deadline = min(self._deadline, self.loop.time() + self.limits.head_s)
+            self.deadline = min(self.deadline, self.loop.time() + self.limits.head_s)
         try:
             self._feed(data)
-            if between and self._tries:
-                self._remember(data)
+            cycle = self.active
+            whole = not (self.in_head or self.reading or self.waiting or self.expect_100_continue)
+            if idle and whole and cycle is not None and cycle.keep_alive and cycle.scope is not None:
+                self.heads.remember(data, cycle.scope)
         except httptools.HttpParserError:
-            self._refuse(*(self._refusal or (400, "this is not a well-formed HTTP/1.1 request")))
+            self.refuse(*(self.refusal or (400, "this is not a well-formed HTTP/1.1 request")))
         else:
-            if self._in_head:
-                self._head_size += len(data)
-                if self._head_size > self.limits.head_bytes:
-                    self._refuse(431, "the request's head is too large")
+            if self.in_head:
+                self.head_size += len(data)
+                if self.head_size > self.limits.head_bytes:
+                    self.refuse(431, "the request's head is too large")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.transport = None
-        self._deadline = _NEVER
-        self._parser = None
-        self._state.connections.discard(cast(Any, self))
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
-        waiting, self._pipeline = self._pipeline, deque()
-        waiting.clear()
-        if self.reading is not None:
-            self.reading.lose()
-        if self.answering is not None:
-            self.answering.lose()
+        self.gone = True
+        self.connections.discard(self)
+        self.deadline = self.stalled_at = _NEVER
+        self.parser = cast(Any, None)  # which refers back to us
+        self.waiting.clear()
+        self.flow.resume_writing()
+        for cycle in {self.reading, self.active}:
+            if cycle is not None:
+                cycle.disconnect()
         self.reading = None
 
     def pause_writing(self) -> None:
-        # Apart from the deadline of what is read, which further requests move.
-        self.write_paused = True
-        self._stalled_at = self.loop.time() + self.limits.stall_s
+        super().pause_writing()
+        # Apart from the deadline for reading, which further requests move.
+        self.stalled_at = self.loop.time() + self.limits.stall_s
 
     def resume_writing(self) -> None:
-        self.write_paused = False
-        if self.transport is not None and not self.transport.is_closing():
-            self._stalled_at = _NEVER
-            if self.answering is None and not self._discarding:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self.stalled_at = _NEVER
+            if self.active is None and not self.discarding:
                 self._await_request()
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
 
     # What the parser calls.
 
     def on_message_begin(self) -> None:
-        self._in_head = True
-        self._url = b""
-        self._fields = []
-        self._head_size = 0
-        self._chunked = self._expects = False
-
-    def on_url(self, url: bytes) -> None:
-        self._url += url
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self.in_head = True
+        self.head_size = 0
+        self.chunked = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_size += len(name) + len(value) + 4
-        if self._head_size > self.limits.head_bytes or len(self._fields) >= self.limits.headers:
-            self._give_up(431, "the request has too many or too large headers")
-        if not self._in_head:
-            return  # trailers: nobody needs them, and they must not pass for headers
+        self.head_size += len(name) + len(value) + 4
+        if self.head_size > self.limits.head_bytes or len(self.headers) >= self.limits.headers:
+            self._reject(431, "the request has too many or too large headers")
+        if not self.in_head:
+            return  # trailers must not pass for headers
         name = name.lower()
         if name == b"transfer-encoding":
-            self._chunked = True
+            self.chunked = True
             if value.strip().lower() != b"chunked":
-                self._give_up(501, "Transfer-Encoding can only be chunked here")
+                self._reject(501, "the only Transfer-Encoding that is supported is chunked")
         elif name == b"expect" and value.lower() == b"100-continue":
-            self._expects = True
-        self._fields.append((name, value))
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        parser = self._parser
-        if parser.get_method() == b"CONNECT":
-            self._give_up(400, "there are no tunnels here")
+        parser, url = self.parser, self.url
+        method = parser.get_method()
+        if method == b"CONNECT":
+            self._reject(400, "this server offers no tunnels")
         if parser.should_upgrade():
-            self._upgrading = True  # the request begins when its head is read without that wish
+            self.upgrading = True  # the request begins when its head is read without that wish
             return
         version = parser.get_http_version()
-        url = self._url
-        if version != "1.1" and (version != "1.0" or self._chunked):
-            self._give_up(400, "HTTP/1.1 is spoken here")
+        if version != "1.1" and (version != "1.0" or self.chunked):
+            self._reject(400, "this server speaks HTTP/1.1")
         if not url.startswith(b"/") and url != b"*":
-            self._give_up(400, "the request names no path of this server")
-        self._in_head = False
-        self._deadline = self.loop.time() + self.limits.body_s
+            self._reject(400, "the request names no path of this server")
+        self.in_head = False
+        self.deadline = self.loop.time() + self.limits.body_s
         raw_path, _, query = url.partition(b"#")[0].partition(b"?")
         path = raw_path.decode("ascii")
         if "%" in path:
             path = unquote(path)
-        scope = {
+        scope: HTTPScope = {
             "type": "http",
             "asgi": _ASGI,
             "http_version": version,
-            "server": self._server,
-            "client": self._client,
+            "server": self.server,
+            "client": self.client,
             "scheme": "http",
-            "root_path": "",
-            "method": parser.get_method().decode("ascii"),
-            "path": path,
-            "raw_path": raw_path,
+            "method": method.decode("ascii"),
+            "root_path": self.root_path,
+            "path": self.root_path + path,
+            "raw_path": self.root_path.encode("ascii") + raw_path,
             "query_string": query,
-            "headers": self._fields,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+            "extensions": {},
         }
-        call = Call(self, scope, keep=version == "1.1" and parser.should_keep_alive(), expects=self._expects)
-        scope[LINE_KEY] = call
-        self.reading = call
-        if self.answering is None:
-            self._start(call)
+        cycle = self.reading = Cycle(self, scope, keep_alive=version == "1.1" and parser.should_keep_alive())
+        if self.active is None:
+            self._start(cycle)
         else:
-            self._pipeline.append(call)
-            if len(self._pipeline) >= self.limits.pipelined:
+            self.waiting.append(cycle)
+            if len(self.waiting) >= self.limits.pipelined:
                 self.pause_reading()
 
     def on_body(self, body: bytes) -> None:
-        if self.reading is not None:
-            self._deadline = self.loop.time() + self.limits.body_s
-            self.reading.take(body)
+        cycle = self.reading
+        if cycle is not None:
+            self.deadline = self.loop.time() + self.limits.body_s
+            cycle.body.append(body)
+            cycle.unread += len(body)
+            if cycle.unread > self.limits.unread_bytes:
+                self.pause_reading()
+            if cycle.event is not None:
+                cycle.event.set()
 
     def on_message_complete(self) -> None:
-        if self._upgrading:
-            return
-        call, self.reading = self.reading, None
-        self._deadline = _NEVER
-        if call is not None:
-            call.take_end()
+        cycle = self.reading
+        if cycle is not None and not self.upgrading:
+            self.reading = None
+            self.deadline = _NEVER
+            cycle.more_body = False
+            if cycle.event is not None:
+                cycle.event.set()
 
-    # What calls use.
-
-    @property
-    def default_lines(self) -> list[bytes]:
-        """What every answer's head says: the date."""
-        headers = self._state.default_headers
-        if headers is not self._said:  # there are new ones every second
-            self._said = headers
-            self._lines = [b"%b: %b" % field for field in headers]
-        return self._lines
-
-    async def writable(self) -> None:
-        """Until the client has taken most of what was written, or has left."""
-        while self.write_paused and self.transport is not None:
-            if self._writable is None or self._writable.done():
-                self._writable = self.loop.create_future()
-            await self._writable
+    # What cycles call.
 
     def pause_reading(self) -> None:
         """Read nothing for now: the kernel, and then the client, hold what comes."""
-        if not self._paused and self.transport is not None:
-            self._paused = True
-            self._deadline = _NEVER
-            self.transport.pause_reading()
+        if not self.gone:
+            self.deadline = _NEVER
+            self.flow.pause_reading()
 
     def resume_reading(self) -> None:
         """Read on."""
-        if self._paused and self.transport is not None:
-            self._paused = False
+        if self.flow.read_paused and not self.gone:
             if self.reading is not None:
-                self._deadline = self.loop.time() + self.limits.body_s
-            self.transport.resume_reading()
+                self.deadline = self.loop.time() + self.limits.body_s
+            self.flow.resume_reading()
 
     def close(self) -> None:
         """Close once the client has taken what was written, for which it has as long as for any answer."""
-        if self.transport is not None and not self.transport.is_closing():
-            self._deadline = _NEVER
-            self._stalled_at = min(self._stalled_at, self.loop.time() + self.limits.stall_s)
+        if not self.transport.is_closing():
+            self.deadline = _NEVER
+            self.stalled_at = min(self.stalled_at, self.loop.time() + self.limits.stall_s)
             self.transport.close()
 
-    def answered(self, call: Call) -> None:
-        """The answer is complete, or will never be."""
-        self._state.total_requests += 1
-        self.answering = None
-        transport = self.transport
-        if transport is None or self._closing:
+    def on_response_complete(self) -> None:
+        cycle, self.active = self.active, None
+        self.server_state.total_requests += 1
+        if self.gone or self.lingering or cycle is None:
             return
-        if call is self.reading:
-            self._linger()
-        elif not call.keep:
+        if cycle is self.reading:
+            self._linger(self.limits.linger_s)
+        elif self.stopping and cycle.keep_alive:
+            self._linger(self.limits.stop_s)
+        elif not cycle.keep_alive:
             self.close()
-        elif self._pipeline:
-            self._start(self._pipeline.popleft())
+        elif self.waiting:
+            self._start(self.waiting.popleft())
             self.resume_reading()
-        elif self._refusal is not None:
-            self._tell(*self._refusal)
+        elif self.refusal is not None:
+            self._send_error(*self.refusal)
         else:
             self.resume_reading()
-            if not self.write_paused:
+            if not self.flow.write_paused:
                 self._await_request()
-
-    def ended(self, call: Call) -> None:
-        """Nobody works on it any more, which may be some time after its answer."""
-        self._state.tasks.discard(call.task)
 
     # What the server calls.
 
     def shutdown(self) -> None:
-        """The server stops: an answer in progress is finished, nothing else is taken."""
-        if self.answering is not None:
-            self.answering.keep = False
-        else:
-            self.close()
+        """The server stops. What is being answered is finished; a request that is on its way is still served.
+
+        A client that is told to close, or that gets the end of the connection with the end of its answer, sends nothing
+        more. One whose connection lies idle may just have sent a request, so it is listened to for a moment.
+        """
+        self.stopping = True
+        if self.active is None and not self.discarding and not self.in_head:
+            patience_s = self.limits.stop_s if self.served else self.limits.first_s
+            self.deadline = min(self.deadline, self.loop.time() + patience_s)
 
     def expire(self, now: float) -> None:
         """Close what has taken too long."""
-        if self.transport is None:
+        if self.gone or now < min(self.deadline, self.stalled_at):
             return
-        if now >= self._stalled_at:
+        if now >= self.stalled_at:
             self.transport.abort()
-            return
-        if now < self._deadline or (self.write_paused and not self._discarding):
+        elif self.flow.write_paused and not self.discarding:
             return  # who takes nothing is not written to either
-        if self._in_head and self.answering is None and not self._discarding:
-            self._refuse(408, "the request's head did not arrive in time")
-        elif self.reading is not None and not self._discarding:
-            self._refuse(408, f"the body did not arrive: nothing came for {self.limits.body_s:.0f} seconds")
-        elif self._discarding:
+        elif self.discarding:
             self.transport.abort()
+        elif self.in_head and self.active is None:
+            self.refuse(408, "the request's head did not arrive in time")
+        elif self.reading is not None:
+            self.refuse(408, f"the body did not arrive: nothing came for {self.limits.body_s:.0f} seconds")
         else:
-            self.close()
+            self._linger(self.limits.stop_s if self.stopping else self.limits.linger_s)
+
+    def refuse(self, status: int, why: str) -> None:
+        """Nothing more can be read. Answers to what came before are given first."""
+        self.refusal = (status, why)
+        self.in_head = False
+        self.discarding = True
+        self.deadline = _NEVER  # an answer in progress has its own time
+        reading, self.reading = self.reading, None
+        if reading is not None and reading is self.active:
+            # The body is no body: whoever works on the request learns that nothing more will come.
+            if reading.response_started:
+                reading.keep_alive = False
+            else:
+                self._send_error(status, why)
+            reading.disconnect()
+        else:
+            if reading is not None:
+                self.waiting.remove(reading)
+            if self.active is None:
+                self._send_error(status, why)
 
     def _feed(self, data: bytes) -> None:
         """Parse. A wish to speak something else is ignored, as HTTP allows; the parser would read no body after it."""
         rest: bytes | memoryview = data
         while True:
             try:
-                self._parser.feed_data(rest)
+                self.parser.feed_data(rest)
+                return
             except httptools.HttpParserUpgrade as upgrade:
                 rest = memoryview(rest)[upgrade.args[0] :]
-                self._upgrading = False
-                method = self._parser.get_method()
-                version = self._parser.get_http_version().encode("ascii")
-                lines = [b"%b %b HTTP/%b" % (method, self._url, version)]
-                lines += [b"%b: %b" % field for field in self._fields if field[0] != b"upgrade"]
-                head = b"\r\n".join(lines)
-                if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
-                    self._refusal = (400, "a header holds a line break")
-                    raise httptools.HttpParserError("a header holds a line break") from None
-                self._parser = httptools.HttpRequestParser(self)
-                self._parser.feed_data(head + b"\r\n\r\n")
-            else:
-                return
+            self.upgrading = False
+            version = self.parser.get_http_version().encode("ascii")
+            lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+            lines += [b"%b: %b" % field for field in self.headers if field[0] != b"upgrade"]
+            head = b"\r\n".join(lines)
+            if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
+                self.refusal = (400, "a header holds a line break")
+                raise httptools.HttpParserError("a header holds a line break")
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.feed_data(head + b"\r\n\r\n")
 
-    def _remember(self, data: bytes) -> None:
-        """Keep a head that may come again, if these bytes, in which it began, were one whole request of the usual kind."""
-        call = self.answering
-        if call is None or self._in_head or self.reading is not None or self._pipeline or not call.remarkable:
-            return
-        self._tries -= 1
-        end = data.find(b"\r\n\r\n") + 4
-        found = _LENGTH.search(data, 0, end)
-        names = [name for name, _ in self._fields]
-        if found is None or names.count(b"content-length") != 1 or len(data) - end != int(found[1]):
-            return
-        if data.count(b"\n", 0, end) == data.count(b"\r", 0, end) == len(names) + 2:
-            at = names.index(b"content-length")
-            self._seen = _Seen(data[: found.start(1)], found[1], data[found.end(1) : end], call.scope, at)
+    def _reject(self, status: int, why: str) -> None:
+        self.refusal = (status, why)
+        raise ValueError(why)  # ends the parser with an error, see `data_received`
 
     def _await_request(self) -> None:
-        self._deadline = self.loop.time() + (self.limits.head_s if self._in_head else self.limits.idle_s)
+        self.deadline = self.loop.time() + (self.limits.head_s if self.in_head else self.limits.idle_s)
 
-    def _start(self, call: Call) -> None:
-        self.answering = call
-        call.task = task = self.loop.create_task(call.run(self._app))
-        self._state.tasks.add(task)
+    def _start(self, cycle: Cycle) -> None:
+        self.active = cycle
+        self.served = True
+        cycle.task = task = self.loop.create_task(cycle.run_asgi(self.app))
+        self.tasks.add(task)
 
-    def _give_up(self, status: int, why: str) -> None:
-        self._refusal = (status, why)
-        raise ValueError(why)  # what the parser makes of it is caught where it is fed
-
-    def _refuse(self, status: int, why: str) -> None:
-        """Nothing more can be read. Answers to what came before are given first."""
-        self._refusal = (status, why)
-        self._in_head = False
-        reading, self.reading = self.reading, None
-        if reading is not None and reading is not self.answering:
-            self._pipeline.remove(reading)
-        self._discarding = True
-        self._deadline = _NEVER  # an answer in progress has its own time
-        if reading is not None and reading is self.answering:
-            # The body is no body: whoever works on the request is told that nothing more will come.
-            if reading.started:
-                reading.keep = False
-            else:
-                self._tell(status, why)
-            reading.lose()
-        elif self.answering is None:
-            self._tell(status, why)
-
-    def _tell(self, status: int, why: str) -> None:
+    def _send_error(self, status: int, why: str) -> None:
         body = msgspec.json.encode({"error": {"message": why, "type": "invalid_request_error", "code": status}})
-        if self.transport is not None:
-            self.transport.write(
-                b"%b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-                % (STATUS_LINES[status], len(body), body)
-            )
-            self._linger()
+        self.transport.write(
+            b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (STATUS_LINE[status], len(body), body)
+        )
+        self._linger(self.limits.linger_s)
 
-    def _linger(self) -> None:
-        """Close, but not before the client had a chance to read the answer: unread bytes would take it down."""
-        self._discarding = self._closing = True
-        self._deadline = self.loop.time() + self.limits.linger_s
-        if self.transport is not None:
+    def _linger(self, seconds: float) -> None:
+        """Send the end of the connection, and read on for a while: see `Limits`."""
+        self.discarding = self.lingering = True
+        self.deadline = self.loop.time() + seconds
+        if not self.gone and not self.transport.is_closing():
             self.resume_reading()
             self.transport.write_eof()
 
 
-def _address(name: Any) -> tuple[str, int] | None:
-    """Who it is, or who we are. On a socket for both, IPv4 comes dressed as IPv6: it is told as what it is."""
-    if not isinstance(name, tuple) or len(name) < 2:
-        return None
-    host = str(name[0])
-    if host.startswith("::ffff:") and (mapped := ipaddress.IPv6Address(host.partition("%")[0]).ipv4_mapped):
-        host = str(mapped)
-    return host, int(name[1])
+class Cycle:
+    """One request and its answer: uvicorn's `RequestResponseCycle`, stricter, and cheaper by 6 µs a request."""
+
+    __slots__ = (
+        "bodiless", "body", "body_given", "callback", "chunked_encoding", "disconnected", "event", "head", "keep_alive", "more_body",
+        "old", "protocol", "remaining", "response_complete", "response_started", "scope", "task", "unread",
+        "waiting_for_100_continue",
+    )  # fmt: skip
+
+    def __init__(
+        self, protocol: HTTPProtocol, scope: HTTPScope, *, keep_alive: bool, body: bytes | None = None
+    ) -> None:
+        """With `body` the request is complete."""
+        self.protocol = protocol
+        self.scope: HTTPScope | None = scope
+        self.keep_alive = keep_alive
+        self.old = scope["http_version"] == "1.0"
+        self.bodiless = scope["method"] == "HEAD"
+        self.waiting_for_100_continue = protocol.expect_100_continue
+        self.body = [] if body is None else [body]
+        self.unread = 0
+        self.more_body = body is None
+        self.body_given = False
+        self.disconnected = False
+        self.response_started = False
+        self.response_complete = False
+        self.chunked_encoding = False
+        self.remaining: int | None = None
+        self.head = b""
+        self.event: asyncio.Event | None = None
+        self.callback: Callable[[], None] | None = None
+        self.task: asyncio.Task[None]
+        scope["extensions"] = {**scope["extensions"], DISCONNECT: {"notify": self.notify}}
+
+    def notify(self, callback: Callable[[], None] | None) -> None:
+        """See `DISCONNECT`."""
+        self.callback = callback
+        if callback is not None and self.disconnected:
+            callback()
+
+    def disconnect(self) -> None:
+        """The client has left."""
+        if not (self.disconnected or self.response_complete):
+            self.disconnected = True
+            if self.event is not None:
+                self.event.set()
+            if self.callback is not None:
+                self.callback()
+
+    async def run_asgi(self, app: Any) -> None:
+        """Let the application answer. Whatever it does, the connection is in a state that the client understands."""
+        # The scope refers to this object: held on to, each request would be left to the garbage collector.
+        scope, self.scope = self.scope, None
+        assert scope is not None
+        try:
+            await app(scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            self._break_off()
+            raise
+        except Exception:
+            logger.exception("%s %s failed", scope["method"], scope["path"][:200])
+        finally:
+            self.protocol.tasks.discard(self.task)
+        if self.response_complete:
+            return
+        if self.disconnected:
+            self.protocol.on_response_complete()
+        elif self.response_started:
+            self._break_off()
+        else:
+            self.keep_alive = False
+            self._begin(500, ((b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"21")))
+            self._put(b"Internal Server Error", False)
+
+    async def receive(self) -> ASGIReceiveEvent:
+        while not (self.disconnected or self.response_complete):
+            if self.body or not (self.more_body or self.body_given):
+                body, self.body, self.unread = self.body, [], 0
+                self.body_given = not self.more_body
+                if self.protocol.flow.read_paused:
+                    self.protocol.resume_reading()
+                whole = body[0] if len(body) == 1 else b"".join(body)
+                return {"type": "http.request", "body": whole, "more_body": self.more_body}
+            if self.waiting_for_100_continue:
+                self.waiting_for_100_continue = False
+                if not self.protocol.transport.is_closing():
+                    self.protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if self.event is None:
+                self.event = asyncio.Event()
+            self.event.clear()
+            await self.event.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """The head waits for the first piece of the body, at most until the loop's next turn."""
+        protocol = self.protocol
+        if protocol.flow.write_paused and not self.disconnected:
+            await protocol.flow.drain()
+        if self.disconnected or protocol.gone:
+            return
+        if message["type"] == "http.response.body":
+            body, more = message.get("body", b""), message.get("more_body", False)
+            if self.chunked_encoding and more and not self.head:  # most often, and so without a further call
+                if body:
+                    protocol.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+            else:
+                self._put(body, more)
+        elif message["type"] == "http.response.start":
+            self._begin(message["status"], message.get("headers", ()))
+            protocol.loop.call_soon(self._flush)
+
+    def _begin(self, status: int, headers: Any) -> None:
+        if self.response_started:
+            raise RuntimeError("the response was started twice")
+        lines = [STATUS_LINE[status]]
+        length: int | None = None
+        keep_alive = self.keep_alive and not self.protocol.stopping
+        for name, value in (*self.protocol.server_state.default_headers, *headers):
+            lower = name.lower()
+            if lower == b"content-length":
+                length = int(value)
+            elif lower == b"connection":
+                keep_alive = keep_alive and b"close" not in value.lower()
+            elif lower != b"transfer-encoding":
+                lines.append(b"%b: %b\r\n" % (name, value))
+        bodiless = self.bodiless or status in _NO_BODY
+        chunked = length is None and not self.old and not bodiless
+        if not keep_alive:
+            lines.append(b"connection: close\r\n")
+        if length is not None:
+            lines.append(b"content-length: %d\r\n" % length)
+        elif chunked:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        head = b"".join(lines)
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+            raise RuntimeError("a header of the response holds a line break")
+        self.head = head + b"\r\n"
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        self.keep_alive, self.bodiless, self.chunked_encoding = keep_alive, bodiless, chunked
+        self.remaining = None if status in _NO_BODY else length
+
+    def _put(self, body: bytes, more: bool) -> None:
+        if not self.response_started or self.response_complete:
+            raise RuntimeError("a response body before the response's start, or after its end")
+        if self.chunked_encoding:
+            data = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            if not more:
+                data += b"0\r\n\r\n"
+        elif self.bodiless:
+            data = b""
+        else:
+            data = body
+            if self.remaining is not None:
+                self.remaining -= len(body)
+                if self.remaining < 0 or (self.remaining and not more):
+                    raise RuntimeError("the response's length is not its Content-Length")
+        if self.head:
+            data, self.head = self.head + data, b""
+        if data:
+            self.protocol.transport.write(data)
+        if not more:
+            self.response_complete = True
+            if self.event is not None:
+                self.event.set()
+            self.protocol.on_response_complete()
+
+    def _flush(self) -> None:
+        if self.head and not self.protocol.gone:
+            self.protocol.transport.write(self.head)
+            self.head = b""
+
+    def _break_off(self) -> None:
+        """End the answer without its end, so that nobody takes the part for the whole."""
+        self.keep_alive = False
+        if self.response_complete or self.protocol.gone:
+            return
+        self._flush()
+        if self.response_started and self.remaining is None and not self.chunked_encoding:
+            self.protocol.transport.abort()  # the end of the connection would be the end of the answer
+        else:
+            self.protocol.close()
+
+
+def _unmapped(address: tuple[str, int | None] | None) -> tuple[str, int | None] | None:
+    """An address as its socket tells it. On a socket for both, IPv4 comes mapped into IPv6."""
+    if address is not None and address[0].startswith("::ffff:"):
+        mapped = ipaddress.IPv6Address(address[0].partition("%")[0]).ipv4_mapped
+        return (address[0] if mapped is None else str(mapped)), address[1]
+    return address

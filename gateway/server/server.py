@@ -6,28 +6,37 @@ import asyncio
 import contextlib
 import errno
 import socket
+import struct
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
 import anyio
+import anyio.lowlevel
 import uvicorn
+from uvicorn.lifespan.on import LifespanOn
 
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.server.protocol import ClientConnection, Limits
+from hostler.gateway.server.protocol import HTTPProtocol, Limits
 
-#: How often connections are looked at for having taken too long, in turns of the main loop.
+#: Deadlines of connections are checked every so many turns of the main loop.
 _SWEEP_EVERY = 5
 
-#: While the last requests end: how often is looked whether they have, in seconds.
+#: While the last requests end: the interval of checking whether they have, in seconds.
 _DRAIN_TICK_S = 0.05
 
-#: What is cut off has this long, in seconds, for its last words, and those for their way to the client.
+#: Connections that the kernel has taken for us are accepted for so long, in seconds, before their socket is closed.
+_ACCEPT_S = 0.02
+
+#: Requests that are cut off have this long, in seconds, for an error answer, and that for its way to the client.
 _LAST_WORDS_S = 2.0
 _FLUSH_S = 0.2
 
 #: What was cut off and would not end is waited for this much longer, in seconds.
 _CLEAN_UP_S = 2.0
+
+_SO_ATTACH_FILTER = 26
 
 
 class ListenError(Exception):
@@ -78,8 +87,10 @@ class Server(uvicorn.Server):
     """uvicorn, without its signal handlers: whoever runs it says when to stop.
 
     `started_callback` is called once the sockets accept connections. Requests in progress have `drain_s` seconds when it
-    stops; then they are cancelled, and have a moment for their last words. None is left when `serve` ends, however it
-    does.
+    stops; then they are cancelled, and have a moment for an error answer. None is left when `serve` ends, however it
+    does; `serve` closes the sockets, and raises what ended the application's lifespan. With `lifespan`, the application
+    starts before anything is served and ends after everything. `shared` sockets stay open in another process, which
+    serves whoever connects from now on.
     """
 
     def __init__(
@@ -87,24 +98,29 @@ class Server(uvicorn.Server):
         app: ASGIApp,
         *,
         drain_s: float,
+        lifespan: bool = False,
+        shared: bool = False,
         started_callback: Callable[[], None] | None = None,
         limits: Limits | None = None,
     ) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                interface="asgi3",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                ws="none",
-                http=cast(Any, partial(ClientConnection, limits=limits or Limits())),
-                backlog=2048,
-            )
+        config = uvicorn.Config(
+            app,
+            interface="asgi3",
+            lifespan="on" if lifespan else "off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            http=cast(Any, partial(HTTPProtocol, limits=limits or Limits())),
+            backlog=2048,
         )
+        super().__init__(config)
+        config.load()
+        if lifespan:
+            config.lifespan_class = cast(Any, partial(_Lifespan, on_end=self._lifespan_ended))
         self._drain_s = drain_s
+        self._shared = shared
         self._started_callback = started_callback
         self._stopping = anyio.Event()
 
@@ -113,7 +129,11 @@ class Server(uvicorn.Server):
             await super().serve(sockets)
         finally:
             with anyio.CancelScope(shield=True):
+                self._close_listeners(sockets)
                 await self._cut_off()
+                await self.lifespan.shutdown()
+        if isinstance(self.lifespan, _Lifespan) and self.lifespan.error is not None:
+            raise self.lifespan.error
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -125,7 +145,7 @@ class Server(uvicorn.Server):
             self._started_callback()
 
     async def main_loop(self) -> None:
-        # As uvicorn's own, but the wish to stop is heard at once instead of at the next tick.
+        # As uvicorn's own, but `stop` takes effect at once instead of at the next tick.
         counter = 0
         while not await self.on_tick(counter):
             counter = (counter + 1) % 864000
@@ -140,17 +160,18 @@ class Server(uvicorn.Server):
             connection.expire(now)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Who connected a moment ago is known only a few turns of the loop later, and would be told by nobody to go;
-        # asyncio even forgets its socket if the server is closed in between. So: no more of them, then the end.
-        loop = asyncio.get_running_loop()
-        for server in self.servers:
-            for listening in server.sockets:
-                loop.remove_reader(listening.fileno())
-        await anyio.sleep(0.01)
-        for server in self.servers:
-            server.close()
-        for each in sockets or ():
-            each.close()
+        # Closing a listening socket resets the connections that nobody has accepted yet. So: no new ones, accept what is
+        # there, then close. What another process goes on to accept stays where it is.
+        listening = [each for server in self.servers for each in server.sockets]
+        if not self._shared and _take_no_more(listening):
+            await anyio.sleep(_ACCEPT_S)
+        else:
+            loop = asyncio.get_running_loop()
+            for each in listening:
+                loop.remove_reader(each.fileno())  # asyncio forgets what it accepts in the turn of the close
+            await anyio.sleep(0.01)
+        self._close_listeners(sockets)
+        await anyio.lowlevel.checkpoint()
         for connection in list(self._connections):
             connection.shutdown()
         with anyio.move_on_after(self._drain_s):
@@ -158,8 +179,14 @@ class Server(uvicorn.Server):
                 await anyio.sleep(_DRAIN_TICK_S)
                 self._sweep()
 
+    def _close_listeners(self, sockets: list[socket.socket] | None) -> None:
+        for server in getattr(self, "servers", ()):
+            server.close()
+        for each in sockets or ():
+            each.close()
+
     async def _cut_off(self) -> None:
-        """End whoever did not leave in time: first the requests, which may still tell their clients why."""
+        """End whatever did not end in time: first the requests, which may still tell their clients why."""
         for limit in (_LAST_WORDS_S, _CLEAN_UP_S):
             tasks = set(self.server_state.tasks)
             for task in tasks:
@@ -170,12 +197,16 @@ class Server(uvicorn.Server):
                 while self._connections:  # noqa: ASYNC110 - sockets are closed in several places
                     await anyio.sleep(0.01)
             for connection in list(self._connections):
-                if connection.transport is not None:
-                    connection.transport.abort()
+                connection.transport.abort()
+
+    def _lifespan_ended(self) -> None:
+        """The application is gone: at the end of `serve`, or because something in it failed."""
+        self.stop()
+        self.stop()
 
     @property
-    def _connections(self) -> set[ClientConnection]:
-        return cast(set[ClientConnection], self.server_state.connections)
+    def _connections(self) -> set[HTTPProtocol]:
+        return cast(set[HTTPProtocol], self.server_state.connections)
 
     def stop(self) -> None:
         """Take no new requests, finish those in progress, then return from `serve`. A second call does not wait."""
@@ -183,3 +214,60 @@ class Server(uvicorn.Server):
             self.force_exit = True
         self.should_exit = True
         self._stopping.set()
+
+
+class _Lifespan(LifespanOn):
+    """uvicorn's, but an error is kept for the caller of `serve` instead of logged, and the end of the application is
+    noticed whenever it comes."""
+
+    def __init__(self, config: uvicorn.Config, *, on_end: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.error: BaseException | None = None
+        self._on_end = on_end
+
+    async def startup(self) -> None:
+        await super().startup()
+        if self.error is not None:
+            raise self.error
+
+    async def main(self) -> None:
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
+        try:
+            await cast(Any, self.config.loaded_app)(scope, self.receive, self._send)
+        except BaseException as error:
+            self.error, self.error_occurred = error, True
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self.startup_event.set()
+            self.shutdown_event.set()
+            self._on_end()
+
+    async def _send(self, message: Any) -> None:
+        if not message["type"].endswith(".failed"):  # its error is raised, too
+            await self.send(message)
+
+
+def _take_no_more(listening: Sequence[socket.socket]) -> bool:
+    """Have the kernel begin no new connections, while those that are there can still be accepted.
+
+    Clients that try meanwhile repeat their attempt, and meet a closed socket or the next process. False where it cannot be
+    done: it is a packet filter, for which Linux asks no privileges, that drops every segment with SYN.
+    """
+    if sys.platform != "linux":
+        return False
+    import ctypes  # 1 MB that a server which runs does not need
+
+    steps = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+    for each in listening:
+        plain = socket.socket(fileno=each.fileno())  # what the loop gives need not have `setsockopt`
+        try:
+            plain.setsockopt(
+                socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(steps), ctypes.addressof(program))
+            )
+        except OSError:
+            return False
+        finally:
+            plain.detach()
+    return True

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from hostler.gateway.asgi import LINE_KEY, Receive, Scope, Send
+from hostler.gateway.asgi import DISCONNECT, Receive, Scope, Send
 from hostler.gateway.server.protocol import Limits
 from hostler.gateway.server.server import Server, bind
 
@@ -75,19 +75,19 @@ class Application:
         await send({"type": "http.response.body", "body": b"late"})
 
     async def wait(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[LINE_KEY].on_leaving(self.left.set)
+        scope["extensions"][DISCONNECT]["notify"](self.left.set)
         await self.left.wait()
 
     async def flood(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[LINE_KEY].on_leaving(self.left.set)
+        scope["extensions"][DISCONNECT]["notify"](self.left.set)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         while not self.left.is_set():
             await send({"type": "http.response.body", "body": bytes(BIG), "more_body": True})
             self.sent += BIG
 
     async def brim(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[LINE_KEY].on_leaving(self.left.set)
-        transport = scope[LINE_KEY]._connection.transport
+        scope["extensions"][DISCONNECT]["notify"](self.left.set)
+        transport = scope["extensions"][DISCONNECT]["notify"].__self__.protocol.transport
         await send({"type": "http.response.start", "status": 200, "headers": []})
         while not transport.get_write_buffer_size():
             await send({"type": "http.response.body", "body": bytes(16 * 1024), "more_body": True})
