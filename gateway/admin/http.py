@@ -99,6 +99,11 @@ def json_endpoint(handler: Handler) -> ASGIApp:
     return typed
 
 
+def page_url(request: Request) -> str:
+    """Where the page is, below the path that the application is mounted at."""
+    return f"{request.scope.get('root_path', '')}/ui/"
+
+
 def error_response(error: GatewayError) -> Response:
     return json_response({"error": {"message": error.message, "code": error.code}}, status=error.status)
 

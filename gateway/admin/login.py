@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 
 from hostler.adapters.base import WireResponse
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError, UnsupportedMediaType
-from hostler.gateway.admin.http import error_response, json_endpoint, json_response, read_body
+from hostler.gateway.admin.http import error_response, json_endpoint, json_response, page_url, read_body
 from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.auth.sessions import LASTS_S, Sessions, cookie_name, session_cookie
 from hostler.gateway.routing import gateway_route
@@ -62,7 +62,7 @@ class LoginRoutes:
         if session is None:
             error = self._refused(address)
             if from_form:
-                return _response(login_page(error.message))
+                return _response(login_page(page_url(request), error.message))
             answer = error_response(error)
             answer.headers["WWW-Authenticate"] = "Bearer"
             return answer
@@ -70,8 +70,14 @@ class LoginRoutes:
         if not client.scopes & {"read", "operate"}:
             self._sessions.end(token)
             forbidden = Forbidden("this key lacks the scope read; create one that has it: `hostler keys add NAME`")
-            return _response(login_page(forbidden.message, status=403)) if from_form else error_response(forbidden)
-        response = RedirectResponse("/ui/", status_code=303) if from_form else json_response({"name": client.name})
+            return (
+                _response(login_page(page_url(request), forbidden.message, status=403))
+                if from_form
+                else error_response(forbidden)
+            )
+        response = (
+            RedirectResponse(page_url(request), status_code=303) if from_form else json_response({"name": client.name})
+        )
         _set_cookie(response, request, token, LASTS_S)
         response.headers["Cache-Control"] = "no-store"
         return response
@@ -83,7 +89,7 @@ class LoginRoutes:
         token = session_cookie(name, {"cookie": request.headers.getlist("cookie")})
         if token is not None:
             self._sessions.end(token)
-        response = RedirectResponse("/ui/", status_code=303)
+        response = RedirectResponse(page_url(request), status_code=303)
         _set_cookie(response, request, "", 0.0)
         return response
 
@@ -93,7 +99,7 @@ def _set_cookie(response: Response, request: Request, token: str, lasts_s: float
         cookie_name(_port(request)),
         token,
         max_age=round(lasts_s),
-        path="/",
+        path=f"{request.scope.get('root_path', '')}/",
         httponly=True,
         samesite="strict",
         secure=request.headers.get("origin", "").startswith("https://"),
@@ -116,16 +122,18 @@ async def _key_of(request: Request, *, required: bool = True) -> tuple[bool, str
     return True, parse_qs(content.decode("utf-8", "replace")).get("key", [""])[0].strip()
 
 
-def login_form(method: str, path: str, accept: str) -> WireResponse | None:
-    """The login form, if a browser requests the page."""
-    return login_page() if method == "GET" and path in ("/", "/ui", "/ui/") and "text/html" in accept else None
+def login_form(method: str, path: str, accept: str, root: str) -> WireResponse | None:
+    """The login form, if a browser requests the page. `root` is where the application is mounted."""
+    is_page = method == "GET" and path in ("/", "/ui", "/ui/") and "text/html" in accept
+    return login_page(f"{root}/ui/") if is_page else None
 
 
-def login_page(problem: str = "", *, status: int = 401) -> WireResponse:
+def login_page(url: str, problem: str = "", *, status: int = 401) -> WireResponse:
     """The form for the API key, self-contained: without a key nothing else is served."""
     message = f'<p id="problem" role="alert">{html.escape(problem)}</p>' if problem else ""
     described = ' aria-describedby="problem" aria-invalid="true"' if problem else ""
     text = _PAGE.replace("{message}", message).replace("{described}", described).replace("{style}", _STYLE)
+    text = text.replace("{url}", html.escape(url))
     policy = (
         f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src data:; form-action 'self'; base-uri 'none'; "
         "frame-ancestors 'none'"
@@ -171,6 +179,6 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Log in · Hostler</title><link rel="icon" href="data:,"><style>{style}</style></head>
 <body><main><h1>Hostler</h1><p>Log in with an API key that may read or operate.</p>{message}
-<form method="post" action="/ui/login"><label for="key">API key</label>
+<form method="post" action="{url}login"><label for="key">API key</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus spellcheck="false"{described}>
 <button>Log in</button></form></main></body></html>"""

@@ -37,6 +37,7 @@ def openapi(routes: Iterable[RouteMatch], *, version: str) -> bytes:
         {
             "openapi": "3.1.0",
             "info": {"title": "Hostler", "version": version},
+            "servers": [{"url": "."}],  # wherever this document is
             "paths": paths,
             "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         }

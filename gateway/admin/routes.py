@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from hostler.adapters.errors import NotFound
-from hostler.gateway.admin.http import int_param, json_endpoint, json_response
+from hostler.gateway.admin.http import int_param, json_endpoint, json_response, page_url
 from hostler.gateway.admin.openapi import openapi
 from hostler.gateway.admin.status import StatusBuilder, without_facts
 from hostler.gateway.asgi import RouteMatch
@@ -100,7 +100,7 @@ class StatusRoutes:
 
     async def _root(self, request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse("/ui/", status_code=307)
+            return RedirectResponse(page_url(request), status_code=307)
         return Response("Ollama is running", media_type="text/plain")  # what Ollama's clients look for
 
     async def _openapi(self, request: Request) -> Response:

@@ -11,7 +11,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from hostler.gateway.admin.http import json_endpoint
+from hostler.gateway.admin.http import json_endpoint, page_url
 from hostler.gateway.admin.login import SECURITY_HEADERS
 from hostler.gateway.admin.status import StatusView
 from hostler.gateway.asgi import CLIENT_KEY, RouteMatch
@@ -62,7 +62,7 @@ class UI:
 
     async def _page(self, request: Request) -> Response:
         if not request.url.path.endswith("/"):
-            return RedirectResponse("/ui/", status_code=307)
+            return RedirectResponse(page_url(request), status_code=307)
         client: Client = request.scope[CLIENT_KEY]
         headers = {
             **SECURITY_HEADERS,
@@ -101,19 +101,17 @@ def _document(status: StatusView, client: Client, *, logged_in: bool) -> str:
             for view in status.hosts
         ],
     )
-    logout = (
-        '<form method="post" action="/ui/logout"><button class="quiet">Log out</button></form>' if logged_in else ""
-    )
+    logout = '<form method="post" action="logout"><button class="quiet">Log out</button></form>' if logged_in else ""
     scopes = " ".join(sorted(client.scopes))
     recording = _RECORDING if status.recording else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>Hostler</title>
-<link rel="icon" href="/ui/icon.svg" type="image/svg+xml"><link rel="stylesheet" href="/ui/style.css">
-<script type="module" src="/ui/app.js"></script></head>
+<link rel="icon" href="icon.svg" type="image/svg+xml"><link rel="stylesheet" href="style.css">
+<script type="module" src="app.js"></script></head>
 <body data-scopes="{_text(scopes)}" data-name="{_text(client.name)}">
 <a class="skip" href="#main">Skip to content</a>
-<header><img class="mark" src="/ui/icon.svg" alt=""><h1>Hostler <small>{_text(status.version)}</small></h1>
+<header><img class="mark" src="icon.svg" alt=""><h1>Hostler <small>{_text(status.version)}</small></h1>
 <p id="link" role="status"></p><button id="theme" class="quiet" type="button" hidden>Theme</button>{logout}{recording}</header>
 <nav id="nav" aria-label="Sections"></nav>
 <main id="main" tabindex="-1"><noscript>

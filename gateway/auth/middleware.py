@@ -86,7 +86,7 @@ class _Admitted(NamedTuple):
 class AuthMiddleware:
     """Refuses, or notes the claim and the client in the scope and passes the request on.
 
-    `login_form` gives, from method, path and `Accept`, the page that a browser without a key is shown instead of an error.
+    `login_form` gives, from method, path, `Accept` and where the application is mounted, the page that a browser without a key is shown instead of an error.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class AuthMiddleware:
         rules: Rules,
         throttle: KeyThrottle,
         sessions: Sessions | None = None,
-        login_form: Callable[[str, str, str], WireResponse | None] = lambda method, path, accept: None,
+        login_form: Callable[[str, str, str, str], WireResponse | None] = lambda *_: None,
     ) -> None:
         self.app = app
         self._login_form = login_form
@@ -138,7 +138,9 @@ class AuthMiddleware:
             claim = self._admit(scope, headers, origin)
         except GatewayError as error:
             if isinstance(error, Unauthenticated):
-                form = self._login_form(scope["method"], route_path(scope), ",".join(headers.get("accept", [])))
+                form = self._login_form(
+                    scope["method"], route_path(scope), ",".join(headers.get("accept", [])), scope.get("root_path", "")
+                )
                 if form is not None:
                     await _send(send, form)
                     return

@@ -1,12 +1,20 @@
 // Calls to the gateway. An unsuccessful response becomes an Error with the message to show.
 
+/** Where the gateway is: `/`, or where it is mounted in another application. */
+const ROOT = new URL("..", import.meta.url);
+
+/** The URL of a path of the gateway. */
+export function url(path) {
+  return new URL(path.slice(1), ROOT).href;
+}
+
 export async function get(path) {
-  return decode(await fetch(path, { headers: { Accept: "application/json" }, cache: "no-store" }));
+  return decode(await fetch(url(path), { headers: { Accept: "application/json" }, cache: "no-store" }));
 }
 
 export async function post(path, body) {
   return decode(
-    await fetch(path, {
+    await fetch(url(path), {
       method: "POST",
       headers: { "Content-Type": "application/json", Accept: "application/json" },
       body: JSON.stringify(body),

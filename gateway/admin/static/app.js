@@ -32,7 +32,7 @@ let current = null;
 function build() {
   const list = h("ul");
   for (const [id, title] of SECTIONS) {
-    const anchor = h("a", { href: `/ui/#${id}` }, title);
+    const anchor = h("a", { href: `#${id}` }, title);
     links.set(id, anchor);
     list.append(h("li", {}, anchor));
   }

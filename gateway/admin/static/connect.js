@@ -1,13 +1,13 @@
 // Connect: settings for clients, with this gateway's address, ready to copy.
 
-import { get } from "./api.js";
+import { get, url as address } from "./api.js";
 import { h, rich, notify } from "./dom.js";
 import { count } from "./format.js";
 import { state } from "./store.js";
 
 const AGENTS_WANT = 64_000;
 const LOOPBACK = ["127.0.0.1", "localhost", "[::1]"].includes(location.hostname);
-const KEYED = document.querySelector("form[action='/ui/logout']") !== null;
+const KEYED = document.querySelector("form[action='logout']") !== null;
 
 export function build(root) {
   const list = h("div", { class: "recipes" });
@@ -55,7 +55,7 @@ async function copyText(text, code) {
 }
 
 function recipes(model) {
-  const url = location.origin;
+  const url = address("/").replace(/\/$/, "");
   const key = KEYED ? "YOUR_KEY" : "unused";
   const context = state.models.find((each) => each.name === model)?.context ?? 0;
   const small = context && context < AGENTS_WANT ? context : 0;

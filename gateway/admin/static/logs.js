@@ -1,6 +1,6 @@
 // Logs of the gateway and of engines, live.
 
-import { events } from "./api.js";
+import { events, url } from "./api.js";
 import { h, setText, set, show } from "./dom.js";
 import { clock } from "./format.js";
 import { state } from "./store.js";
@@ -68,7 +68,7 @@ export function build(root) {
     again();
     const query = new URLSearchParams(JSON.parse(source.value || "{}"));
     try {
-      const response = await fetch(`/admin/logs?${query}`, { signal: mine.signal, cache: "no-store" });
+      const response = await fetch(url(`/admin/logs?${query}`), { signal: mine.signal, cache: "no-store" });
       if (!response.ok) throw new Error(`HTTP status ${response.status} from the gateway`);
       for await (const { event, data } of events(response.body)) {
         if (event !== "lines") continue;

@@ -1,6 +1,6 @@
 // The state of the gateway: a snapshot, then changes. Listeners are called at most a few times a second.
 
-import { get, sessionExpired } from "./api.js";
+import { get, sessionExpired, url } from "./api.js";
 
 const MAX_ENTRIES = 200;
 const MAX_CHANGES = 1000;
@@ -157,7 +157,7 @@ function link(word) {
 /** Subscribe to the gateway. A hidden page disconnects: browsers allow six connections per address for all tabs. */
 export function connect() {
   disconnect();
-  source = new EventSource("/events");
+  source = new EventSource(url("/events"));
   for (const [kind, handle] of Object.entries(handlers)) {
     source.addEventListener(kind, (event) => {
       handle(JSON.parse(event.data));
@@ -172,8 +172,8 @@ export function connect() {
     link("reconnecting");
     disconnect();
     try {
-      const response = await fetch("/healthz", { cache: "no-store" });
-      if (response.ok && (await fetch("/readyz", { cache: "no-store" })).status === 401) sessionExpired();
+      const response = await fetch(url("/healthz"), { cache: "no-store" });
+      if (response.ok && (await fetch(url("/readyz"), { cache: "no-store" })).status === 401) sessionExpired();
     } catch {
       /* the gateway is unreachable */
     }

@@ -1,6 +1,6 @@
 // Try it: a chat with any model over the OpenAI protocol.
 
-import { errorMessage, events, sessionExpired } from "./api.js";
+import { errorMessage, events, sessionExpired, url } from "./api.js";
 import { h, setText, set, show, notify } from "./dom.js";
 import { count, seconds } from "./format.js";
 import { mayInfer } from "./permissions.js";
@@ -92,7 +92,7 @@ export function build(root) {
       const body = { model: model.value, stream: true, stream_options: { include_usage: true }, messages: [...(system.value ? [{ role: "system", content: system.value }] : []), ...messages] };
       if (limit.value) body.max_tokens = Number(limit.value);
       if (tools.checked) body.tools = [CLOCK];
-      const response = await fetch("/v1/chat/completions", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: mine.signal });
+      const response = await fetch(url("/v1/chat/completions"), { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: mine.signal });
       if (!response.ok) {
         if (response.status === 401) sessionExpired();
         throw new Error(errorMessage(await response.json().catch(() => null), response.status));
