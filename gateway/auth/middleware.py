@@ -34,6 +34,7 @@ from hostler.gateway.asgi import (
     Send,
     route_path,
 )
+from hostler.gateway.auth.bind_policy import is_loopback
 from hostler.gateway.auth.keys import KeyRing
 from hostler.gateway.auth.sessions import Sessions, cookie_name, from_our_page, session_cookie
 from hostler.gateway.context import Client
@@ -169,7 +170,10 @@ class AuthMiddleware:
         if name is None:
             raise BadRequest("the Host header is not a host name")
         bound = known[1].split("%")[0].lower()
-        if (name in _LOOPBACK_NAMES and _is_loopback(bound)) or name in (*self._rules.hosts, bound, self._own_name):
+        if self._keys is None and not _is_local(bound, otherwise=True):
+            # Our own server does not even listen there; another one may.
+            raise Forbidden("without API keys only this machine is served; create a key with `hostler keys add NAME`")
+        if (name in _LOOPBACK_NAMES and _is_local(bound)) or name in (*self._rules.hosts, bound, self._own_name):
             if len(self._good_hosts) >= _REMEMBERED_HOSTS:
                 self._good_hosts.clear()
             self._good_hosts.add(known)
@@ -328,11 +332,13 @@ def _host_name(value: str) -> str | None:
     return name.rstrip(".")
 
 
-def _is_loopback(address: str) -> bool:
+def _is_local(address: str, *, otherwise: bool = False) -> bool:
+    """Whether only this machine can reach an address or a Unix socket; `otherwise` for what is neither."""
     try:
-        return ipaddress.ip_address(address).is_loopback
+        ipaddress.ip_address(address)
     except ValueError:
-        return address in ("", "localhost")
+        return otherwise or address in ("", "localhost") or address.startswith("/")
+    return is_loopback(address)
 
 
 def _same_origin(origin: str, scope: Scope, host: str) -> bool:
