@@ -16,6 +16,7 @@ from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
 from hostler.gateway.backends.base import Answer, Backend, Endpoint
 from hostler.gateway.backends.failure_policy import retry_after
 from hostler.gateway.context import Attempt, RequestContext
+from hostler.gateway.response import ResponseWriter
 
 logger = logging.getLogger(__name__)
 
@@ -76,15 +77,19 @@ class Proxy:
         parser = backend.upstream.parser(request, fields=not same_wire)
         try:
             async with backend.transport.send(wire_request, _endpoint(backend, context), backend.timeouts) as answer:
-                if not 200 <= answer.head.status < 300:
+                head = answer.head
+                if not 200 <= head.status < 300:
                     raise await _rejection(answer, backend)
                 attempt.segments += 1
-                parser.start(answer.head)
-                context.writer.begin(answer.head)
+                parser.start(head)
+                context.writer.begin(head)
                 try:
-                    forward = self._forward(context, answer, parser, backend.timeouts.first_byte_s)
-                    # In a task of its own each piece of a stream passes no middleware on its way.
-                    return await (asyncio.create_task(forward) if context.writer.patient else forward)
+                    forward = self._forward(attempt, context.writer, answer, parser, backend.timeouts.first_byte_s)
+                    if answer.complete or not context.writer.patient:
+                        return await forward
+                    # In a task of its own, which wakes up for each piece of a stream without waking what waits for it:
+                    # a dozen middleware, 1 µs a piece.
+                    return await asyncio.create_task(forward)
                 except (BackendBroken, BackendTimeout) as broken:
                     # Some servers drop the connection, or let it hang, as soon as everything is said.
                     if not _said_everything(context, parser):
@@ -105,13 +110,15 @@ class Proxy:
                 task.uncancel()
         return b""
 
-    async def _forward(self, context: RequestContext, answer: Answer, parser: Parser, first_token_s: float) -> bytes:
+    async def _forward(
+        self, attempt: Attempt, writer: ResponseWriter, answer: Answer, parser: Parser, first_token_s: float
+    ) -> bytes:
         """Write the answer's chunks as they come. Pieces of a whole answer wait until it is known to hold no error; what the
         end brings is returned.
 
         Signs of life are no words: a backend that sends nothing else must come to the point in `first_token_s`, too.
         """
-        attempt, writer, held, size = context.current, context.writer, list[Chunk](), 0
+        held, size = list[Chunk](), 0
         encode = writer.encoder.encode
         latest = self._clock() + first_token_s
         async for segment in answer.segments():

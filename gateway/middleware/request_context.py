@@ -154,8 +154,8 @@ class RequestContextMiddleware:
                 writer=writer,
                 client=client,
                 started_at=started_at,
-                local_only=client.local_only or _wish(headers, "x-hostler-local-only") is not None,
-                only=_only(headers, client),
+                local_only=client.local_only or _wish(headers.get("x-hostler-local-only", "")) is not None,
+                only=_only(headers["x-hostler-only"], client) if "x-hostler-only" in headers else None,
             )
             scope[CONTEXT_KEY] = context
             await self._watched(context, scope, receive, send)
@@ -275,18 +275,15 @@ def _path(scope: Scope) -> str:
     return path.removeprefix(root) if root else path
 
 
-def _wish(headers: dict[str, str], name: str) -> str | None:
-    """What a client says in a header of ours; `None` if it says nothing, or no."""
-    value = headers.get(name)
-    if value is None:
-        return None
+def _wish(value: str) -> str | None:
+    """What a client sends in a header of ours; `None` if it sends nothing, or no."""
     value = value.strip()
     return None if value.lower() in ("", "false", "0", "no") else value
 
 
-def _only(headers: dict[str, str], client: Client) -> str | None:
+def _only(value: str, client: Client) -> str | None:
     """The one backend that is to answer, for those who look after backends."""
-    name = _wish(headers, "x-hostler-only")
+    name = _wish(value)
     if name is not None and "operate" not in client.scopes:
         raise Forbidden("naming a backend with X-Hostler-Only needs a key with the scope operate")
     return name

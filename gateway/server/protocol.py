@@ -95,8 +95,10 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
-        self.server = _unmapped(self.server)
-        self.client = cast(tuple[str, int] | None, _unmapped(self.client))
+        if self.server is not None and self.server[0].startswith("::ffff:"):
+            self.server = _unmapped(self.server[0]), self.server[1]
+        if self.client is not None and self.client[0].startswith("::ffff:"):
+            self.client = _unmapped(self.client[0]), self.client[1]
         self.deadline = self.loop.time() + self.limits.head_s
 
     def data_received(self, data: bytes) -> None:
@@ -277,9 +279,10 @@ class HTTPProtocol(HttpToolsProtocol):
         elif self.refusal is not None:
             self._send_error(*self.refusal)
         else:
-            self.resume_reading()
+            if self.flow.read_paused:
+                self.resume_reading()
             if not self.flow.write_paused:
-                self._await_request()
+                self.deadline = self.loop.time() + self.limits.idle_s
 
     # What the server calls.
 
@@ -565,9 +568,7 @@ class Cycle:
             self.protocol.close()
 
 
-def _unmapped(address: tuple[str, int | None] | None) -> tuple[str, int | None] | None:
-    """An address as its socket tells it. On a socket for both, IPv4 comes mapped into IPv6."""
-    if address is not None and address[0].startswith("::ffff:"):
-        mapped = ipaddress.IPv6Address(address[0].partition("%")[0]).ipv4_mapped
-        return (address[0] if mapped is None else str(mapped)), address[1]
-    return address
+def _unmapped(address: str) -> str:
+    """The IPv4 address of a client or a server on a socket for both, where it comes mapped into IPv6."""
+    mapped = ipaddress.IPv6Address(address.partition("%")[0]).ipv4_mapped
+    return address if mapped is None else str(mapped)
