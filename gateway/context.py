@@ -179,12 +179,14 @@ class RequestContext:
     @property
     def queue_s(self) -> float:
         """Seconds spent in queues, over all attempts."""
-        return sum([attempt.queue_s for attempt in self.attempts])
+        attempts = self.attempts
+        return attempts[0].queue_s if len(attempts) == 1 else sum(attempt.queue_s for attempt in attempts)
 
     @property
     def switch_s(self) -> float:
         """Seconds spent waiting for switches, over all attempts."""
-        return sum([attempt.switch_s for attempt in self.attempts])
+        attempts = self.attempts
+        return attempts[0].switch_s if len(attempts) == 1 else sum(attempt.switch_s for attempt in attempts)
 
     @property
     def cost(self) -> float | None:

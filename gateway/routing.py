@@ -65,7 +65,7 @@ class Router(BaseRoute):
 
     def find(self, scope: Scope) -> tuple[RouteMatch, dict[str, Any]]:
         """Who answers, and the path's parameters. Raises `NotFound` or `MethodNotAllowed`."""
-        path = route_path(scope)
+        path = route_path(scope) if scope.get("root_path") else scope["path"]
         methods = self._exact.get(path)
         if methods is not None:
             return _choose(methods, scope), {}
@@ -142,7 +142,8 @@ def _choose(methods: Mapping[str, list[RouteMatch]], scope: Scope) -> RouteMatch
     if not rivals:
         raise _not_allowed(scope, tuple(methods))
     for claim in rivals:
-        if _meets(claim.operation, scope):
+        operation = claim.operation
+        if (operation.header is None and operation.query is None) or _meets(operation, scope):
             return claim
     operation = rivals[-1].operation
     needed = f"the header {operation.header}" if operation.header else f"the parameter {operation.query}"

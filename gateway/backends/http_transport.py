@@ -191,7 +191,8 @@ class LanAnswer:
     @property
     def complete(self) -> bool:
         """See `Answer.complete`."""
-        return self._reader.complete
+        connection = self._connection
+        return connection is not None and connection.reader is not None and connection.reader.complete
 
     def segments(self) -> AsyncIterator[bytes]:
         """See `Answer.segments`."""

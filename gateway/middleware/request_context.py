@@ -121,13 +121,15 @@ class RequestContextMiddleware:
         client: Client = scope[CLIENT_KEY]
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         given = headers.get("x-request-id")
-        request_id = given if given is not None and _REQUEST_ID.fullmatch(given) else self._new_id()
-        context: RequestContext | None = None
+        request_id = (
+            given
+            if given is not None and _REQUEST_ID.fullmatch(given)
+            else self._ids.pop()
+            if self._ids
+            else self._new_id()
+        )
         body: bytes | None = None
-
-        def facts() -> Headers:
-            return _facts(request_id, context)
-
+        facts = _Facts(request_id)
         writer = ResponseWriter(send, facts)
         try:
             body = await self._read(receive, headers)
@@ -146,7 +148,7 @@ class RequestContextMiddleware:
                 )
                 encoder.set_clock(self._wall)
                 writer.use(encoder)
-            context = RequestContext(
+            context = facts.context = RequestContext(
                 request_id=request_id,
                 adapter=adapter,
                 operation=operation,
@@ -154,7 +156,8 @@ class RequestContextMiddleware:
                 writer=writer,
                 client=client,
                 started_at=started_at,
-                local_only=client.local_only or _wish(headers.get("x-hostler-local-only", "")) is not None,
+                local_only=client.local_only
+                or ("x-hostler-local-only" in headers and _wish(headers["x-hostler-local-only"]) is not None),
                 only=_only(headers["x-hostler-only"], client) if "x-hostler-only" in headers else None,
             )
             scope[CONTEXT_KEY] = context
@@ -180,17 +183,17 @@ class RequestContextMiddleware:
             internal = GatewayError(f"something went wrong in the gateway; its log tells more under {request_id}")
             await writer.fail(internal, adapter.error_response(internal, operation))
         finally:
-            context = None  # or the reply, its facts and the exchange would be left to the garbage collector
+            facts.context = None  # which refers to the writer, and so to the facts
 
     async def _watched(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and cancel it when its client leaves, or when somebody who may do so ends it."""
         task = asyncio.current_task()
         assert task is not None
-        left = ended = False
+        left = ended = done = False
 
         def leave() -> None:
             nonlocal left
-            if not (ended or context.writer.ended):
+            if not (ended or done or context.writer.ended):
                 left = True
                 context.cancel_reason = ClientDisconnected("the client left before its answer was complete")
                 task.cancel()
@@ -218,18 +221,16 @@ class RequestContextMiddleware:
             if ended and context.cancel_reason is not None:
                 raise context.cancel_reason from None
         finally:
+            done = True
             self._in_progress.leave(context)
-            if extension is not None:
-                extension["notify"](None)
             if watcher is not None:
                 watcher.cancel()
                 await asyncio.wait((watcher,))
 
     def _new_id(self) -> str:
         """Nobody can guess it. Many are made at once: asking the system costs as much as the rest of it."""
-        if not self._ids:
-            drawn = secrets.token_hex(8 * _IDS_AT_ONCE)
-            self._ids = [f"req-{drawn[at : at + 16]}" for at in range(0, len(drawn), 16)]
+        drawn = secrets.token_hex(8 * _IDS_AT_ONCE)
+        self._ids = [f"req-{drawn[at : at + 16]}" for at in range(0, len(drawn), 16)]
         return self._ids.pop()
 
     async def _read(self, receive: Receive, headers: dict[str, str]) -> bytes:
@@ -289,22 +290,30 @@ def _only(value: str, client: Client) -> str | None:
     return name
 
 
-def _facts(request_id: str, context: RequestContext | None) -> Headers:
-    """The headers that state how a request was served, as far as it is known now."""
-    facts = [(b"x-request-id", request_id.encode("latin-1"))]
-    if context is None or context.attempt is None:
+class _Facts:
+    """The headers that state how a request was served, as far as it is known when they are asked for."""
+
+    __slots__ = ("_request_id", "context")
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id.encode("latin-1")
+        self.context: RequestContext | None = None
+
+    def __call__(self) -> Headers:
+        facts, context = [(b"x-request-id", self._request_id)], self.context
+        if context is None or context.attempt is None:
+            return facts
+        target, queue_s, switch_s = context.attempt.target, context.queue_s, context.switch_s
+        facts += _whereabouts(target.backend, target.model, context.attempt.hop)
+        if queue_s or switch_s:
+            facts.append((b"x-hostler-queue-ms", b"%d" % round(queue_s * 1000)))
+            facts.append((b"x-hostler-switch-ms", b"%d" % round(switch_s * 1000)))
+        else:
+            facts += _NEVER_WAITED
+        if context.reason:
+            why = printable(" ".join(context.reason.split())[:200])
+            facts.append((b"x-hostler-reason", why.encode("latin-1", "replace")))
         return facts
-    target, queue_s, switch_s = context.attempt.target, context.queue_s, context.switch_s
-    facts += _whereabouts(target.backend, target.model, context.attempt.hop)
-    if queue_s or switch_s:
-        facts.append((b"x-hostler-queue-ms", b"%d" % round(queue_s * 1000)))
-        facts.append((b"x-hostler-switch-ms", b"%d" % round(switch_s * 1000)))
-    else:
-        facts += _NEVER_WAITED
-    if context.reason:
-        why = printable(" ".join(context.reason.split())[:200])
-        facts.append((b"x-hostler-reason", why.encode("latin-1", "replace")))
-    return facts
 
 
 _NEVER_WAITED = ((b"x-hostler-queue-ms", b"0"), (b"x-hostler-switch-ms", b"0"))

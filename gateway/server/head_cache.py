@@ -6,6 +6,7 @@ That saves a small whole answer FIGURE of the gateway's CPU. Nothing else depend
 from __future__ import annotations
 
 import re
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from hostler.gateway.asgi import HEAD
@@ -62,7 +63,7 @@ class HeadCache:
         self._tries -= 1
         end = data.find(b"\r\n\r\n") + 4
         found = _LENGTH.search(data, 0, end)
-        names = [name for name, _ in scope["headers"]]
+        names = list(map(itemgetter(0), scope["headers"]))
         if found is None or names.count(b"content-length") != 1 or len(data) - end != int(found[1]):
             return
         if data.count(b"\n", 0, end) == data.count(b"\r", 0, end) == len(names) + 2:

@@ -115,7 +115,10 @@ class HTTPProtocol(HttpToolsProtocol):
             # Empty lines before a request may come, but win no time.
             self.deadline = min(self.deadline, self.loop.time() + self.limits.head_s)
         try:
-            self._feed(data)
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._feed_after(data, upgrade)
             cycle = self.active
             whole = not (self.in_head or self.reading or self.waiting or self.expect_100_continue)
             if idle and whole and cycle is not None and cycle.keep_alive and cycle.scope is not None:
@@ -334,15 +337,11 @@ class HTTPProtocol(HttpToolsProtocol):
             if self.active is None:
                 self._send_error(status, why)
 
-    def _feed(self, data: bytes) -> None:
-        """Parse. A wish to speak something else is ignored, as HTTP allows; the parser would read no body after it."""
-        rest: bytes | memoryview = data
+    def _feed_after(self, data: bytes, upgrade: httptools.HttpParserUpgrade) -> None:
+        """Ignore the wish to speak something else, as HTTP allows; the parser would read no body after it."""
+        rest = memoryview(data)
         while True:
-            try:
-                self.parser.feed_data(rest)
-                return
-            except httptools.HttpParserUpgrade as upgrade:
-                rest = memoryview(rest)[upgrade.args[0] :]
+            rest = rest[upgrade.args[0] :]
             self.upgrading = False
             version = self.parser.get_http_version().encode("ascii")
             lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
@@ -353,6 +352,11 @@ class HTTPProtocol(HttpToolsProtocol):
                 raise httptools.HttpParserError("a header holds a line break")
             self.parser = httptools.HttpRequestParser(self)
             self.parser.feed_data(head + b"\r\n\r\n")
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as another:
+                upgrade = another
 
     def _reject(self, status: int, why: str) -> None:
         self.refusal = (status, why)
@@ -446,6 +450,7 @@ class Cycle:
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"][:200])
         finally:
+            self.callback = None
             self.protocol.tasks.discard(self.task)
         if self.response_complete:
             return
