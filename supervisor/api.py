@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Lifespan
 
 from hostler.supervisor.auth import RequestRejected, SupervisorAuthMiddleware, error_response, read_body
 from hostler.supervisor.contract import (
@@ -66,6 +67,7 @@ def create_app(
     logs: LogReader | None = None,
     metrics: MetricsRenderer | None = None,
     allowed_hosts: Iterable[str] = (),
+    lifespan: Lifespan[Starlette] | None = None,
 ) -> Starlette:
     """The HTTP API of `supervisor`.
 
@@ -104,6 +106,7 @@ def create_app(
             Exception: _failed,
             **dict.fromkeys(expected, _failed),
         },
+        lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     app.state.stopping = api.stopping

@@ -128,6 +128,15 @@ def is_loopback(address: str) -> bool:
         return address in ("", "localhost")
 
 
+def is_public(address: str) -> bool:
+    """Whether other machines could reach an address. Names and the paths of Unix sockets are no addresses."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    return not (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
 class RequestRejected(Exception):
     """A request that the supervisor does not carry out."""
 
@@ -210,7 +219,9 @@ class SupervisorAuthMiddleware:
         same = f"{scope['scheme']}://{hosts[0]}".lower()
         if any(origin.lower() != same for origin in origins) or _only(headers, b"sec-fetch-site") == "cross-site":
             raise RequestRejected(403, "forbidden", "requests from web pages of other sites are rejected")
-        if scope["path"] not in self._open_paths:
+        if self._token is None and is_public((scope.get("server") or ("",))[0] or ""):
+            raise RequestRejected(403, "forbidden", "without supervisor.token only this machine is served")
+        if scope["path"].removeprefix(scope.get("root_path", "")) not in self._open_paths:
             self._check_token(headers, (scope.get("client") or ("",))[0])
 
     def _check_token(self, headers: list[tuple[bytes, bytes]], address: str) -> None:

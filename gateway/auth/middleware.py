@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import ipaddress
 import logging
 import secrets
 import socket
@@ -39,7 +38,7 @@ from hostler.gateway.auth.keys import KeyRing
 from hostler.gateway.auth.sessions import Sessions, cookie_name, from_our_page, session_cookie
 from hostler.gateway.context import Client
 from hostler.gateway.routing import Router
-from hostler.supervisor.auth import FailureThrottle
+from hostler.supervisor.auth import FailureThrottle, is_public
 
 #: Wrong keys within a minute after which an address waits. Many clients may stand behind one address.
 WRONG_KEYS = 200
@@ -170,7 +169,7 @@ class AuthMiddleware:
         if name is None:
             raise BadRequest("the Host header is not a host name")
         bound = known[1].split("%")[0].lower()
-        if self._keys is None and not _is_local(bound, otherwise=True):
+        if self._keys is None and is_public(bound):
             # Our own server does not even listen there; another one may.
             raise Forbidden("without API keys only this machine is served; create a key with `hostler keys add NAME`")
         if (name in _LOOPBACK_NAMES and _is_local(bound)) or name in (*self._rules.hosts, bound, self._own_name):
@@ -332,13 +331,9 @@ def _host_name(value: str) -> str | None:
     return name.rstrip(".")
 
 
-def _is_local(address: str, *, otherwise: bool = False) -> bool:
-    """Whether only this machine can reach an address or a Unix socket; `otherwise` for what is neither."""
-    try:
-        ipaddress.ip_address(address)
-    except ValueError:
-        return otherwise or address in ("", "localhost") or address.startswith("/")
-    return is_loopback(address)
+def _is_local(address: str) -> bool:
+    """Whether only this machine can reach an address, or a Unix socket by its path."""
+    return is_loopback(address) or not address or address.startswith("/")
 
 
 def _same_origin(origin: str, scope: Scope, host: str) -> bool:

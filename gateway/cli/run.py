@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -19,7 +18,6 @@ from hostler.gateway.auth.bind_policy import addresses, is_loopback, keys_in_for
 from hostler.gateway.cli.banner import banner, format_address, local_url
 from hostler.gateway.cli.output import print_in_background
 from hostler.gateway.config import ConfigError, Configuration, parse_address, secret
-from hostler.gateway.config_reload import Reloader
 from hostler.gateway.events import SwitchChanged
 from hostler.gateway.server import systemd
 from hostler.gateway.server.server import ListenError, Server, bind
@@ -93,7 +91,7 @@ def gateway(configuration: Configuration, view: LiveView | None = None) -> int:
 
 def supervisor(configuration: Configuration, view: LiveView | None = None) -> int:
     """The supervisor alone with its HTTP interface, shown in `view`."""
-    from hostler.supervisor.api import create_app
+    from hostler.gateway.supervisor_app import create_app
 
     settings = configuration.settings.supervisor
     token = _or_cannot_run(lambda: secret(settings.token, settings.token_file, "supervisor.token_file"))
@@ -103,16 +101,13 @@ def supervisor(configuration: Configuration, view: LiveView | None = None) -> in
     sockets, shared = _listen([(host, port)], "supervisor.listen")
     if token is None:
         _refuse_without_token(places(sockets))
-    allowed = configuration.settings.gateway.allowed_hosts
 
     async def main() -> None:
         # State is kept by address, which a port chosen at random is not.
         manager = _or_cannot_run(
             lambda: _manager(configuration, engine_host=host, place=settings.listen if port else None)
         )
-        app: Any = create_app(
-            manager, token=token, logs=manager.logs, metrics=manager.metrics.render, allowed_hosts=allowed
-        )
+        app: Any = create_app(configuration, manager)
         bound = format_address(*places(sockets)[0])
 
         def announce() -> None:
@@ -123,21 +118,14 @@ def supervisor(configuration: Configuration, view: LiveView | None = None) -> in
                 view.begin(text, f"hostler {__version__}, supervisor", [f"http://{bound}"], requests=False)
             systemd.tell("READY=1")
 
-        server = Server(app, drain_s=5.0, shared=shared, started_callback=announce)
+        server = Server(app, drain_s=5.0, lifespan=True, shared=shared, started_callback=announce)
 
         def stop() -> None:
             app.state.stopping.set()
             server.stop()
 
-        async with (
-            _handling_signals(_showing_stop(view, stop, None), view),
-            _supervisor_view(view, manager),
-            anyio.create_task_group() as tasks,
-        ):
-            tasks.start_soon(manager.run)
-            tasks.start_soon(Reloader(configuration, manager.replace_profiles, os.environ).run)
+        async with _handling_signals(_showing_stop(view, stop, None), view), _supervisor_view(view, manager):
             await server.serve(sockets)
-            tasks.cancel_scope.cancel()
 
     return _run(main)
 

@@ -223,12 +223,22 @@ class _Lifespan(LifespanOn):
     def __init__(self, config: uvicorn.Config, *, on_end: Callable[[], None]) -> None:
         super().__init__(config)
         self.error: BaseException | None = None
+        self._task: asyncio.Task[None] | None = None
         self._on_end = on_end
 
     async def startup(self) -> None:
-        await super().startup()
+        self._task = asyncio.create_task(self.main())
+        await self.receive_queue.put({"type": "lifespan.startup"})
+        await self.startup_event.wait()
         if self.error is not None:
             raise self.error
+
+    async def shutdown(self) -> None:
+        if self.startup_event.is_set():
+            await super().shutdown()
+        elif self._task is not None:  # cancelled while the application starts
+            self._task.cancel()
+            await asyncio.wait((self._task,))
 
     async def main(self) -> None:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}

@@ -22,6 +22,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount
 from system.house import FAKE_ENGINE, Engines, data_events
 
+from hostler.gateway import supervisor_app
 from hostler.gateway.app import create_app
 from hostler.gateway.asgi import ASGIApp, Message, Receive, Scope, Send
 
@@ -218,6 +219,15 @@ async def test_uvicorns_command_line_runs_it(configured: Configured) -> None:
         with anyio.fail_after(30):
             await process.wait()
     assert [note["event"] for note in configured.events("stop")]
+
+
+async def test_the_supervisor_alone_is_an_application_too(configured: Configured, server: Any) -> None:
+    configured.app({"a": {}})
+    async with server(supervisor_app.create_app()) as http:
+        assert (await http.get("/healthz")).json() == {"status": "ok"}
+        assert (await http.post("/models/switch", json={"model": "a"})).status_code == 200
+    assert configured.starts() == ["a"]
+    assert configured.events("stop")
 
 
 class Timing:

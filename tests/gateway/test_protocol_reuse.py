@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hostler.gateway.asgi import HEAD as HEAD_KEY
 from hostler.gateway.asgi import Receive, Scope, Send
 from hostler.gateway.server.server import Server, bind
 
@@ -20,9 +21,13 @@ HEAD = b"POST /a%20b?c=d HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer k\r\nConte
 
 
 class Mirror:
-    """Answers with what it was asked."""
+    """Answers with what it was asked; `known` says of each request whether its head had been remembered."""
+
+    def __init__(self) -> None:
+        self.known: list[bool] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.known.append(HEAD_KEY in scope["extensions"])
         body, more = b"", True
         while more:
             message = await receive()
@@ -84,6 +89,18 @@ def request(body: bytes) -> bytes:
     return HEAD.replace(b"%d", b"%d" % len(body)) + body
 
 
+@pytest.mark.anyio
+async def test_the_second_request_with_the_same_head_is_known_whatever_its_length(mirror: Mirror) -> None:
+    async with talking(mirror, 2) as (again, parsed):
+        for number, body in enumerate((b"{}", b"[]", b"x" * 5000, b"", b"{}")):
+            # In two pieces a request is always read by the parser.
+            half = len(HEAD) // 2
+            data = request(body)
+            assert await again.ask(data) == await parsed.ask(data[:half], data[half:]), number
+    assert mirror.known[0::2] == [False, True, True, True, True]
+    assert mirror.known[1::2] == [False] * 5
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -105,6 +122,8 @@ async def test_what_is_a_little_different_is_read_as_if_nothing_had_come_before(
         for _ in range(2):
             await again.ask(request(b"{}"))
         assert await again.ask(data) == await fresh.ask(data)
+    assert mirror.known[:2] == [False, True]
+    assert not any(mirror.known[2:])
 
 
 @pytest.mark.anyio

@@ -76,3 +76,90 @@ async def test_a_cancelled_server_leaves_no_request_behind() -> None:
     writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
+
+
+class Living:
+    """An application with a lifespan, in which it fails where it is told to."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+        self.fail = anyio.Event()
+        self.seen: list[str] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.live(receive, send)
+            return
+        self.seen.append("request")
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def live(self, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "lifespan.startup"
+        if self.fails == "start":
+            raise LookupError("start")
+        await send({"type": "lifespan.startup.complete"})
+        self.seen.append("started")
+        if self.fails == "run":
+            await self.fail.wait()
+            raise LookupError("run")
+        assert (await receive())["type"] == "lifespan.shutdown"
+        self.seen.append("ended")
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+async def test_the_application_lives_around_all_requests() -> None:
+    app = Living()
+    sockets = bind([("127.0.0.1", 0)], "here")
+    started = anyio.Event()
+    server = Server(app, drain_s=1, lifespan=True, started_callback=started.set)
+    serving = asyncio.ensure_future(server.serve(sockets))
+    await started.wait()
+    reader, writer = await asyncio.open_connection(*sockets[0].getsockname())
+    writer.write(GET)
+    await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+    server.stop()
+    await serving
+    assert app.seen == ["started", "request", "ended"]
+
+
+async def test_a_failure_at_the_start_is_raised_and_nothing_is_served() -> None:
+    app = Living("start")
+    sockets = bind([("127.0.0.1", 0)], "here")
+    announced = anyio.Event()
+    with pytest.raises(LookupError, match="start"):
+        await Server(app, drain_s=1, lifespan=True, started_callback=announced.set).serve(sockets)
+    assert not announced.is_set()
+    assert sockets[0].fileno() == -1
+
+
+async def test_a_failure_while_it_runs_ends_the_server_and_is_raised() -> None:
+    app = Living("run")
+    sockets = bind([("127.0.0.1", 0)], "here")
+    started = anyio.Event()
+    serving = asyncio.ensure_future(Server(app, drain_s=60, lifespan=True, started_callback=started.set).serve(sockets))
+    await started.wait()
+    app.fail.set()
+    with anyio.fail_after(5), pytest.raises(LookupError, match="run"):
+        await serving
+
+
+async def test_a_server_that_is_cancelled_in_the_start_ends_the_start() -> None:
+    began, ended = anyio.Event(), anyio.Event()
+
+    async def never_starting(scope: Scope, receive: Receive, send: Send) -> None:
+        began.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.set()
+
+    serving = asyncio.ensure_future(
+        Server(never_starting, drain_s=60, lifespan=True).serve(bind([("127.0.0.1", 0)], "here"))
+    )
+    await began.wait()
+    serving.cancel()
+    with anyio.fail_after(5), contextlib.suppress(asyncio.CancelledError):
+        await serving
+    assert ended.is_set()

@@ -1,0 +1,64 @@
+"""The supervisor of this machine as an ASGI application of its own, put together from the configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+
+from hostler.gateway.config import Configuration, find_file, parse_address, read, secret
+from hostler.gateway.config_reload import Reloader
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from hostler.supervisor.manager import EngineManager
+
+
+def create_app(
+    configuration: Configuration | None = None,
+    manager: EngineManager | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+) -> Starlette:
+    """The supervisor's HTTP API, with a lifespan in which its engines run: `uvicorn --factory hostler.gateway.supervisor_app:create_app`.
+
+    Without a `configuration` it is read from its usual places, and a `manager` is made from it. Setting `app.state.stopping`
+    ends streams and pending requests. Raises `ConfigError`, and `OSError` for a cache folder that cannot be made.
+    """
+    from hostler.supervisor.api import create_app as create_api
+    from hostler.supervisor.manager import create_manager
+
+    if configuration is None:
+        configuration = read(find_file(None, environ), environ)
+    settings = configuration.settings.supervisor
+    token = secret(settings.token, settings.token_file, "supervisor.token_file")
+    if manager is None:
+        host, port = parse_address(settings.listen)
+        # State is kept by address, which a port chosen at random is not.
+        place = settings.listen if port else None
+        manager = create_manager(configuration.profiles, settings, host=host, place=place, environ=environ)
+    engines, reloader = manager, Reloader(configuration, manager.replace_profiles, environ)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(engines.run)
+            tasks.start_soon(reloader.run)
+            try:
+                yield
+            finally:
+                app.state.stopping.set()
+            tasks.cancel_scope.cancel()
+
+    return create_api(
+        manager,
+        token=token,
+        logs=manager.logs,
+        metrics=manager.metrics.render,
+        allowed_hosts=configuration.settings.gateway.allowed_hosts,
+        lifespan=lifespan,
+    )
