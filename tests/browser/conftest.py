@@ -1,4 +1,4 @@
-"""A real browser in front of a real house. Needs Chromium: `CHROMIUM` names another one than /usr/bin/chromium."""
+"""A real browser in front of a real gateway. Needs Chromium: /usr/bin/chromium, or what `CHROMIUM` names."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def browser_version() -> str:
 
 
 def pytest_report_header() -> str:
-    """Name the browser, so that a log of a failure tells which one it was."""
+    """Name the browser, so that the log of a failure names it."""
     return f"browser: {browser_version()}"
 
 

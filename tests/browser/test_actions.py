@@ -1,4 +1,4 @@
-"""What an operator does on the page: watch, switch, unload, cancel."""
+"""The actions of an operator on the dashboard: switch, unload, pin, cancel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Talking to a model on the page, as any client would."""
+"""The chat of the section Try it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page gives to paste into other programs, pasted and run."""
+"""The settings of the section Connect, pasted and run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from system.house import OpenHouse, keys_in
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
-#: What is run after the pasted lines, where those only tell a program where to ask.
+#: What is run after the pasted lines, where these only configure a program.
 PROGRAMS = {
     "Ollama clients": "import ollama; print(ollama.chat('a', [{'role': 'user', 'content': 'Hi'}]).message.content)",
     "Claude Code": (

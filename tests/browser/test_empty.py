@@ -1,4 +1,4 @@
-"""A house in which there is nothing yet: the page says so, and what to do."""
+"""The dashboard without backends or models says what to configure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every section by keyboard alone: what can be used is reached, in the order it is read, and seen to be reached."""
+"""Keyboard navigation: every control is reached in reading order, with a visible focus."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ pytestmark = pytest.mark.anyio
 
 ENDLESS = {"chunks": 50_000, "chunk_delay": 0.02}
 
-#: What can be used and is shown, in the order of the document.
+#: The visible controls, in document order.
 USABLE = """[...document.querySelectorAll('a[href], button, input, select, textarea, summary, [tabindex="0"]')]
     .filter(each => each.checkVisibility({visibilityProperty: true}) && !each.disabled && !each.closest('[inert]'))"""
 NAMED = "each => each.id || each.getAttribute('aria-label') || each.textContent.trim().slice(0, 60) || each.tagName"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_whatever_can_be_used_is_reached_in_order_and_seen(
+async def test_every_control_is_reached_in_order_with_a_visible_focus(
     open_house: OpenHouse, open_page: OpenPage, scheme: str
 ) -> None:
     profiles = {"a": {"script": ENDLESS}, "b": {}, "broken": {"script": {"exit_code": 1}}}
@@ -88,7 +88,7 @@ async def press(page: Page, key: str, seen: str = SEEN) -> None:
         raise AssertionError(f"{key}: {name!r} has the focus and is covered") from None
 
 
-async def test_what_has_the_focus_is_not_covered_on_a_phone(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_the_focused_element_is_not_covered_on_a_phone(open_house: OpenHouse, open_page: OpenPage) -> None:
     profiles = {name: {} for name in "abcdef"}
     rows = {"Now": ".models > li", "Flow": "[aria-label='Recent requests'] > li", "Try it": "#try-model option"}
     async with open_house(profiles) as house:
@@ -104,7 +104,7 @@ async def test_what_has_the_focus_is_not_covered_on_a_phone(open_house: OpenHous
                         await press(page, key)
 
 
-async def test_what_has_the_focus_is_not_covered_while_an_answer_comes(
+async def test_the_focused_element_is_not_covered_while_an_answer_streams(
     open_house: OpenHouse, open_page: OpenPage, gates: Callable[[str], Gate]
 ) -> None:
     script = {"chunks": 40, "text": "line{}\n", "last_when": gates("end").path}
@@ -122,7 +122,7 @@ async def test_what_has_the_focus_is_not_covered_while_an_answer_comes(
 
 
 @pytest.mark.parametrize("spacing", [-1.0, -0.1, 0.0, 0.8, 2.0, 4.0])
-async def test_the_link_that_has_the_focus_is_seen_whole_in_any_font(
+async def test_the_focused_link_is_fully_visible_in_any_font(
     open_house: OpenHouse, open_page: OpenPage, spacing: float
 ) -> None:
     async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/", viewport=PHONE) as page:
@@ -135,7 +135,7 @@ async def test_the_link_that_has_the_focus_is_seen_whole_in_any_font(
                 await expect(page.get_by_role("navigation").get_by_role("link", name=name)).to_be_focused()
 
 
-async def test_a_link_that_is_half_seen_stays_under_the_pointer(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_a_partly_visible_link_stays_under_the_pointer(open_house: OpenHouse, open_page: OpenPage) -> None:
     async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/", viewport=PHONE) as page:
         await page.locator("nav ul").evaluate(
             "(row) => { const link = row.children[4]; row.scrollLeft = link.offsetLeft + link.offsetWidth / 2"

@@ -1,4 +1,4 @@
-"""Coming in with a key, what a key may do, and going out again."""
+"""Login with an API key, what its scopes allow, and logout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people see of a gateway that records what is said."""
+"""The dashboard of a gateway that records prompts and answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page for everybody: screen readers, keyboards, phones, dark rooms; and names that try to be more than text."""
+"""Every section is accessible on desktop and phone, light and dark, and shows names as plain text."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def lived_in(house: House) -> None:
     await house.chat("a")
     await house.chat("b")
     await house.chat("broken")
-    await house.chat("nobody-has-this")
+    await house.chat("unknown-model")
 
 
 async def complaints(page: Page) -> list[str]:

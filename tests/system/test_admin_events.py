@@ -1,4 +1,4 @@
-"""What the page is fed with: streams of events and logs, history, figures, forecasts."""
+"""What the dashboard reads: events, logs, history, figures, forecasts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def frames(answer: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
-    """The events of a stream."""
+    """The events of a stream as name and JSON."""
     name = ""
     async for line in answer.aiter_lines():
         if line.startswith("event: "):
@@ -26,7 +26,7 @@ async def frames(answer: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
 
 
 async def until_lines(answer: httpx.Response, text: str) -> list[dict[str, Any]]:
-    """The lines of a log up to one with this text."""
+    """The lines of a log up to one that contains this text."""
     lines: list[dict[str, Any]] = []
     with anyio.fail_after(10):
         async for name, data in frames(answer):
@@ -74,8 +74,8 @@ async def test_the_history_can_be_read(open_house: OpenHouse) -> None:
 async def test_a_forecast_shows_what_a_switch_would_mean(open_house: OpenHouse) -> None:
     async with open_house({"a": {}, "b": {}}) as house:
         await house.chat("a")
-        told = (await house.http.get("/admin/forecast", params={"model": "b"})).json()
-        assert told["hosts"]["local"]["stops"] == ["a"]
+        forecast = (await house.http.get("/admin/forecast", params={"model": "b"})).json()
+        assert forecast["hosts"]["local"]["stops"] == ["a"]
         assert house.starts() == ["a"]
         assert (await house.http.get("/admin/forecast", params={"model": "x"})).status_code == 404
 
@@ -115,10 +115,10 @@ async def test_prompts_and_answers_are_recorded_nowhere(
     async with open_house({"a": {"script": {"text": answered}}}) as house:
         messages = [{"role": "user", "content": asked}]
         assert answered in (await house.chat("a", messages=messages)).text
-        told = [
+        texts = [
             (await house.http.get(path)).text
             for path in ("/admin/history", "/admin/history?kind=switches", "/admin/status", "/metrics")
         ]
-    for text in (*told, caplog.text):
+    for text in (*texts, caplog.text):
         assert asked not in text
         assert answered not in text

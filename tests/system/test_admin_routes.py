@@ -1,4 +1,4 @@
-"""The gateway's own routes: what it tells of itself."""
+"""The gateway's own routes: health, metrics, status, events and actions."""
 
 from __future__ import annotations
 

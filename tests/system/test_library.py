@@ -92,7 +92,7 @@ def place(tmp_path: Path) -> Place:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A place for those who take names of their own and look at nobody else's."""
+    """A gateway shared by tests that create models under names of their own."""
     return Place(tmp_path_factory.mktemp("shared"))
 
 

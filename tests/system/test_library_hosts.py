@@ -44,11 +44,11 @@ async def test_a_pull_fetches_to_the_host_that_runs_the_model(
         another_host(tmp_path / "box", profiles) as box,
         open_house({}, backends={"box": box.backend}) as house,
     ):
-        told = lines(await house.http.post("/api/pull", json={"model": "tiny"}))
-        assert [line["status"] for line in told[:1] + told[-3:]] == [
+        steps = lines(await house.http.post("/api/pull", json={"model": "tiny"}))
+        assert [line["status"] for line in steps[:1] + steps[-3:]] == [
             "pulling manifest", "verifying sha256 digest", "writing manifest", "success",
         ]  # fmt: skip
-        assert any(line.get("total") == line.get("completed") == len(CONTENT) for line in told)
+        assert any(line.get("total") == line.get("completed") == len(CONTENT) for line in steps)
         (file,) = (tmp_path / "cache").rglob("tiny.gguf")
         assert file.read_bytes() == CONTENT and box.starts() == []
 

@@ -1,4 +1,4 @@
-"""Several clients that have the same file fetched, from a hub that sends the second half when it is told to."""
+"""Several clients pull the same file from a hub that sends the second half on command."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def running(tmp_path: Path, hub: Hub) -> Iterator[Running]:
 
 
 def until_it_moves(lines: Iterator[str]) -> None:
-    """Wait for the first line that tells how much of how much has come."""
+    """Wait for the first line with completed and total bytes."""
     for line in lines:
         step = json.loads(line)
         if step.get("completed"):

@@ -80,7 +80,7 @@ async def test_a_cookie_is_refused_from_other_origins(open_house: OpenHouse, tmp
     async with open_house({"a": {}}, gateway=gateway) as house:
         await login(house, key)
         for headers in (
-            {},  # no browser: whoever changes something by cookie names its origin
+            {},  # no browser: a change by cookie needs an origin
             {"Origin": "https://evil.example"},
             {"Origin": "https://friend.example"},  # may call, but with a key of its own
             {"Origin": "null"},

@@ -1,4 +1,4 @@
-"""What `deploy/` gives to Prometheus and Grafana, held against what gateway and supervisor really tell."""
+"""The dashboard, alert rules and scrape configuration of `deploy/`, compared with the metrics that are exposed."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ DASHBOARD = json.loads((DEPLOY / "grafana" / "hostler.json").read_text(encoding=
 RULES = YAML(typ="safe").load(DEPLOY / "alerts.yaml")["groups"]
 SCRAPES = YAML(typ="safe").load(DEPLOY / "prometheus.yaml")
 
-#: What Prometheus adds by itself.
+#: Labels that Prometheus adds.
 ADDED = {"job", "instance"}
 
 
-class Told:
-    """What a service told at several moments: its samples as names with labels, and the labels by name."""
+class Exposed:
+    """What a service exposed in several scrapes: samples as names with labels, and label names by sample name."""
 
     def __init__(self) -> None:
         self.samples: set[tuple[str, frozenset[tuple[str, str]]]] = set()
         self.labels: dict[str, set[str]] = defaultdict(set)
 
-    def hear(self, text: str) -> None:
-        """Another page of metrics."""
+    def add(self, text: str) -> None:
+        """Another scrape."""
         families = list(text_string_to_metric_families(text))
         names = [family.name for family in families]
-        assert len(set(names)) == len(names), "told twice"
+        assert len(set(names)) == len(names), "exposed twice"
         for sample in (sample for family in families for sample in family.samples):
             self.samples.add((sample.name, frozenset(sample.labels.items())))
             self.labels[sample.name] |= set(sample.labels)
 
     def has(self, selector: Any) -> bool:
-        """Whether anything is chosen by these words of PromQL."""
+        """Whether a PromQL selector selects anything."""
         return any(
             name == selector.name and all(_fits(matcher, dict(labels)) for matcher in selector.matchers.matchers)
             for name, labels in self.samples
@@ -74,13 +74,13 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="module")
-async def told(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, Told]]:
-    """What both services tell, each on its own machine, while everything happens that is counted."""
+async def exposed(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, Exposed]]:
+    """What both services expose, each on its own machine, while everything happens that is counted."""
     tmp_path = tmp_path_factory.mktemp("monitoring")
     ready, answers = Gate(tmp_path / "ready"), Gate(tmp_path / "answers")
     script = {"ready_when": ready.path, "answer_when": answers.path, "queue": True}
     profiles = {"m": {"script": script}, "broken": {"script": {"exit_code": 1}}}
-    seen = {"gateway": Told(), "supervisor": Told()}
+    seen = {"gateway": Exposed(), "supervisor": Exposed()}
     async with (
         open_router("cloud") as cloud,
         open_router("paid") as paid,
@@ -98,11 +98,11 @@ async def told(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> 
         paid.then = (401,)
 
         async def look() -> None:
-            seen["gateway"].hear((await chain.http.get("/metrics")).text)
-            seen["supervisor"].hear((await host.scrape()).text)
+            seen["gateway"].add((await chain.http.get("/metrics")).text)
+            seen["supervisor"].add((await host.scrape()).text)
 
         async def at(serving: int, waiting: int, state: str) -> None:
-            """Wait until so many are served and wait, and the model is so."""
+            """Wait until so many requests are running and waiting, and the model has this state."""
             now: tuple[Any, ...] = ()
             with anyio.fail_after(20):
                 while now != (serving, waiting, state):
@@ -135,15 +135,15 @@ async def told(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-async def together(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Told]:
-    """What `hostler up` tells, gateway and supervisor in one process."""
+async def in_one_process(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Exposed]:
+    """What `hostler up` exposes: gateway and supervisor in one process."""
     profiles = {"m": {}, "broken": {"script": {"exit_code": 1}}}
-    opened = house_in(tmp_path_factory.mktemp("together"))
+    opened = house_in(tmp_path_factory.mktemp("in_one_process"))
     async with opened(profiles, supervisor={"memory_budget": "1GiB"}) as house:
         await house.chat("m")
         await house.chat("broken")
-        seen = Told()
-        seen.hear((await house.http.get("/metrics")).text)
+        seen = Exposed()
+        seen.add((await house.http.get("/metrics")).text)
     yield seen
 
 
@@ -185,7 +185,7 @@ def wanted(text: str) -> tuple[dict[str, set[str]], set[str], list[tuple[str, st
 
 
 def expressions() -> list[Any]:
-    """Every expression of the dashboard and of the rules, with where it stands."""
+    """Every expression of the dashboard and of the rules, with its source."""
     found = [
         pytest.param(target["expr"], target["legendFormat"], id=f"{panel['title']}-{target['refId']}")
         for panel in DASHBOARD["panels"]
@@ -205,14 +205,14 @@ KNOWN_VALUES = {
 
 
 @pytest.mark.parametrize(("expr", "legend"), expressions())
-async def test_every_name_and_label_exists(told: dict[str, Told], expr: str, legend: str) -> None:
-    exists = {**told["gateway"].labels, **told["supervisor"].labels, "up": set()}
-    for name in set(told["gateway"].labels) & set(told["supervisor"].labels):
+async def test_every_name_and_label_exists(exposed: dict[str, Exposed], expr: str, legend: str) -> None:
+    exists = {**exposed["gateway"].labels, **exposed["supervisor"].labels, "up": set()}
+    for name in set(exposed["gateway"].labels) & set(exposed["supervisor"].labels):
         assert name.startswith("process_")
     metrics, grouped, values = wanted(expr)
     assert metrics
     for name, labels in metrics.items():
-        assert name in exists, f"{name} is told by nobody"
+        assert name in exists, f"{name} is not exposed"
         assert labels <= exists[name] | ADDED, name
     labels = set().union(*(exists[name] for name in metrics)) | ADDED
     assert grouped <= labels
@@ -223,35 +223,35 @@ async def test_every_name_and_label_exists(told: dict[str, Told], expr: str, leg
 
 
 def selectors(text: str) -> list[Any]:
-    """What an expression chooses, without what Prometheus knows by itself."""
-    chosen = [node for node in parts(expression(text)) if isinstance(node, promql_parser.VectorSelector)]
-    return [each for each in chosen if each.name != "up"]
+    """The selectors of an expression, except those of `up`."""
+    found = [node for node in parts(expression(text)) if isinstance(node, promql_parser.VectorSelector)]
+    return [each for each in found if each.name != "up"]
 
 
 @pytest.mark.parametrize(("expr", "legend"), expressions())
-async def test_no_panel_and_no_rule_stays_empty(told: dict[str, Told], expr: str, legend: str) -> None:
+async def test_no_panel_and_no_rule_stays_empty(exposed: dict[str, Exposed], expr: str, legend: str) -> None:
     for selector in selectors(expr):
-        assert any(service.has(selector) for service in told.values()), selector.prettify()
+        assert any(service.has(selector) for service in exposed.values()), selector.prettify()
 
 
 @pytest.mark.parametrize(
     ("expr", "legend"), [each for each in expressions() if "hostler_supervisor_" in str(each.values[0])]
 )
 async def test_nothing_stays_empty_with_gateway_and_supervisor_in_one_process(
-    together: Told, expr: str, legend: str
+    in_one_process: Exposed, expr: str, legend: str
 ) -> None:
     for selector in selectors(expr):
-        assert together.has(selector), selector.prettify()
+        assert in_one_process.has(selector), selector.prettify()
 
 
-async def test_one_process_exposes_all_metrics_of_two(told: dict[str, Told], together: Told) -> None:
-    supervisors = told["supervisor"].labels
-    assert {name: together.labels.get(name) for name in supervisors} == supervisors
+async def test_one_process_exposes_all_metrics_of_two(exposed: dict[str, Exposed], in_one_process: Exposed) -> None:
+    supervisors = exposed["supervisor"].labels
+    assert {name: in_one_process.labels.get(name) for name in supervisors} == supervisors
 
 
-async def test_every_metric_is_documented(told: dict[str, Told]) -> None:
+async def test_every_metric_is_documented(exposed: dict[str, Exposed]) -> None:
     text = (DEPLOY.parent / "docs" / "operations.md").read_text(encoding="utf-8")
-    for name in {name for service in told.values() for name in service.labels}:
+    for name in {name for service in exposed.values() for name in service.labels}:
         if not name.endswith("_created"):
             family = re.sub("_(bucket|count|sum)$", "", name)
             assert f"`{family}`" in text or name.startswith("process_"), name
@@ -292,8 +292,8 @@ def test_the_dashboard_can_be_imported_everywhere() -> None:
     assert len(set(taken)) == len(taken), "panels lie on each other"
 
 
-async def test_variables_of_the_dashboard_have_values(told: dict[str, Told]) -> None:
+async def test_variables_of_the_dashboard_have_values(exposed: dict[str, Exposed]) -> None:
     for variable in DASHBOARD["templating"]["list"]:
         if variable["type"] == "query":
             metric, label = variable["definition"].removeprefix("label_values(").removesuffix(")").split(", ")
-            assert label in told["gateway"].labels[metric]
+            assert label in exposed["gateway"].labels[metric]

@@ -94,9 +94,13 @@ async def test_a_collector_gets_a_request_with_its_attempts_as_children(open_hou
     for span in ours:
         assert int(request["startTimeUnixNano"]) <= int(span["startTimeUnixNano"]) <= int(span["endTimeUnixNano"])
         assert int(span["endTimeUnixNano"]) <= int(request["endTimeUnixNano"])
-    told = attributes(request)
-    assert (told["gen_ai.request.model"], told["hostler.backend"], told["hostler.outcome"]) == ("b", "local", "ok")
-    assert int(told["gen_ai.usage.output_tokens"]) > 0
+    values = attributes(request)
+    assert (values["gen_ai.request.model"], values["hostler.backend"], values["hostler.outcome"]) == (
+        "b",
+        "local",
+        "ok",
+    )
+    assert int(values["gen_ai.usage.output_tokens"]) > 0
     assert "Hello" not in json.dumps(collector.spans)
     assert {"key": "service.name", "value": {"stringValue": "house"}} in collector.resources[0]["attributes"]
     assert "x-team: home" in collector.headers[0]
