@@ -46,7 +46,7 @@ class Slow:
     async def locate(self, model: str) -> EngineAddress | None:
         return None
 
-    async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None: ...
+    async def report_first_response(self, model: str, *, generation: int, cached: int, prompt: int) -> None: ...
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:

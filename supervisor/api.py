@@ -187,7 +187,9 @@ class _Api:
     async def answered(self, request: Request) -> Response:
         report = await read_body(request, AnsweredRequest)
         model = await self._resolve(report.model)
-        await self._supervisor.answered(model, generation=report.generation, cached=report.cached, prompt=report.prompt)
+        await self._supervisor.report_first_response(
+            model, generation=report.generation, cached=report.cached, prompt=report.prompt
+        )
         return _json(AnsweredResponse())
 
     async def events(self, request: Request) -> Response:

@@ -103,7 +103,7 @@ class SupervisorClient:
         located = await self._call("GET", "/models/locate", LocateResponse, params={"model": model})
         return None if located.address is None else self._with_host(located.address)
 
-    async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
+    async def report_first_response(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
         """See `Supervisor`."""
         body = AnsweredRequest(model=model, generation=generation, cached=cached, prompt=prompt)
         await self._call("POST", "/models/answered", AnsweredResponse, body=body)

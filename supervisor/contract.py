@@ -202,7 +202,7 @@ class Supervisor(Protocol):
         """Where `model` listens, if it is ready now. Raises `UnknownProfile`, `SupervisorUnreachable`."""
         ...
 
-    async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
+    async def report_first_response(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
         """Report the first response of a generation: of its `prompt` tokens `cached` were not processed again.
 
         Shows whether restored slots were of use. Reports of older generations are ignored. Raises `UnknownProfile`,

@@ -133,7 +133,7 @@ class EngineLifecycle:
             logger.info("%s: saved %d slots, %d bytes", self.profile.name, saved.slots, saved.bytes)
 
     async def record_first_response(self, *, cached: int, prompt: int) -> None:
-        """Judge the last restore by the engine's first response: see `contract.Supervisor.answered`."""
+        """Judge the last restore by the engine's first response: see `contract.Supervisor.report_first_response`."""
         if self._services.slots is not None:
             await anyio.to_thread.run_sync(
                 self._services.slots.record_first_response, self.profile.name, cached, prompt

@@ -149,7 +149,7 @@ class EngineManager:
         self._subscriptions.publish(self._snapshot())
         return await anyio.to_thread.run_sync(self._pins.write)
 
-    async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
+    async def report_first_response(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
         """See `contract.Supervisor`."""
         managed = self._model(model)
         if managed.process.generation == generation:

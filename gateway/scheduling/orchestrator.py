@@ -189,7 +189,7 @@ class Orchestrator:
 
     async def _send_first_answer(self, address: EngineAddress, usage: Usage) -> None:
         try:
-            await self._supervisor.answered(
+            await self._supervisor.report_first_response(
                 address.model, generation=address.generation, cached=usage.cached_tokens, prompt=usage.prompt_tokens
             )
         except (SupervisorError, SupervisorUnreachable, UnknownProfile, StaleEpoch) as error:

@@ -158,7 +158,7 @@ class FakeSupervisor:
         self._admit(model, None)
         return self.ready.get(model)
 
-    async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
+    async def report_first_response(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
         self._admit(model, None)
         self.answers.append((model, generation, cached, prompt))
 

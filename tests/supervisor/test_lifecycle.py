@@ -105,8 +105,8 @@ async def test_the_first_response_of_an_earlier_generation_is_ignored(
         old = await manager.switch("a")
         await manager.unload("a")
         new = await manager.switch("a")
-        await manager.answered("a", generation=old.generation, cached=0, prompt=9)
-        await manager.answered("a", generation=new.generation, cached=5, prompt=7)
+        await manager.report_first_response("a", generation=old.generation, cached=0, prompt=9)
+        await manager.report_first_response("a", generation=new.generation, cached=5, prompt=7)
     assert slots.reports == [("a", 5, 7)]
 
 
@@ -114,7 +114,7 @@ async def test_a_remote_gateway_reports_first_responses_too(fake_supervisor: Any
     from hostler.supervisor.api import create_app
 
     async with serve(create_app(fake_supervisor, token="t")) as url, SupervisorClient(url, "t") as client:
-        await client.answered("first", generation=3, cached=10, prompt=20)
+        await client.report_first_response("first", generation=3, cached=10, prompt=20)
     assert fake_supervisor.answers == [("alpha", 3, 10, 20)]
 
 

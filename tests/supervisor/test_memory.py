@@ -232,7 +232,7 @@ async def test_measurements_count_after_a_restart(
     file = tmp_path / "state" / "footprints.json"
     async with running(manager_of(scripted("a"), file, usage)) as manager:
         address = await manager.switch("a")
-        await manager.answered("a", generation=address.generation, cached=0, prompt=5)
+        await manager.report_first_response("a", generation=address.generation, cached=0, prompt=5)
     seen = usage.gpu or usage.rss
     async with running(manager_of(scripted("a"), file, usage)) as manager:
         assert await need(manager) == seen
@@ -260,7 +260,7 @@ async def test_a_current_measurement_overrides_a_remembered_one(
                             break
                 # Engines take their memory while they work: it has not responded yet.
                 assert await need(manager) == before
-            await manager.answered("a", generation=address.generation, cached=0, prompt=5)
+            await manager.report_first_response("a", generation=address.generation, cached=0, prompt=5)
             assert await need(manager) == usage.rss
 
 
@@ -292,7 +292,7 @@ async def test_a_host_keeps_the_memory_history_beside_the_load_times(
     environ = {"HOSTLER_CACHE": str(tmp_path / "cache")}
     async with running(create_manager([scripted("a")], SHARED, environ=environ)) as manager:
         address = await manager.switch("a")
-        await manager.answered("a", generation=address.generation, cached=0, prompt=5)
+        await manager.report_first_response("a", generation=address.generation, cached=0, prompt=5)
         with anyio.fail_after(20):
             while not list((tmp_path / "cache").rglob("footprints.json")):  # noqa: ASYNC110 - a file
                 await anyio.sleep(0.01)

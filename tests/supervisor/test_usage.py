@@ -77,11 +77,11 @@ async def test_a_measurement_raises_an_estimate_and_lowers_it_after_a_response(
         assert need() > 2 * GIB
         async with manager.events() as events:
             await anext(events)
-            await manager.answered("a", generation=address.generation, cached=0, prompt=5)
+            await manager.report_first_response("a", generation=address.generation, cached=0, prompt=5)
             snapshot = await anext(event async for event in events if isinstance(event, Snapshot))
         assert snapshot.host.profiles[0].memory_bytes == need() == GIB
         meter.usage = MemoryUsage(rss=6 * GIB)
-        await manager.answered("a", generation=address.generation, cached=0, prompt=5)
+        await manager.report_first_response("a", generation=address.generation, cached=0, prompt=5)
         assert need() == 6 * GIB
 
 
@@ -93,7 +93,7 @@ async def test_an_unchanged_amount_is_not_published_again(scripted: Scripted, ru
         async with manager.events() as events:
             await anext(events)
             meter.usage = MemoryUsage(rss=GIB + 1)
-            await manager.answered("a", generation=address.generation, cached=0, prompt=5)
+            await manager.report_first_response("a", generation=address.generation, cached=0, prompt=5)
             await manager.unload("a")
             received = await anext(event async for event in events if isinstance(event, ModelChanged))
             assert received.status.state == "stopping"
@@ -107,7 +107,7 @@ async def test_a_failing_driver_does_not_end_the_host(scripted: Scripted, runnin
     meter: Any = Broken(MemoryUsage())
     async with running(EngineManager([scripted("a")], SHARED, meter=meter)) as manager:
         address = await manager.switch("a")
-        await manager.answered("a", generation=address.generation, cached=0, prompt=5)
+        await manager.report_first_response("a", generation=address.generation, cached=0, prompt=5)
         assert states(manager) == {"a": "ready"}
 
 

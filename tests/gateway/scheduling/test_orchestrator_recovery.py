@@ -80,7 +80,7 @@ class Scripted:
         await anyio.lowlevel.checkpoint()
         return address(model, self.runs[model]) if model in self.runs else None
 
-    async def answered(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
+    async def report_first_response(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
         raise NotImplementedError
 
     @asynccontextmanager
