@@ -12,21 +12,22 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import IO, Final, cast
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import msgspec
-from rich.console import Console, ConsoleDimensions, ConsoleOptions, Group, RenderResult
-from rich.control import Control
-from rich.live import Live
-from rich.segment import ControlType, Segment
-from rich.text import Text
 
 from hostler.gateway.admin.status import StatusView
-from hostler.gateway.cli.live_layout import LiveState, log_lines, view_parts
 from hostler.gateway.cli.logging import LogHandler
-from hostler.gateway.cli.output import DescriptorStream
+from hostler.gateway.cli.output import terminal_size
 from hostler.gateway.events import Event, RequestFinished, SwitchChanged
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from hostler.gateway.cli.live_layout import LiveState
+    from hostler.gateway.cli.live_screen import LiveScreen
 
 #: Time between two looks at the state, in seconds.
 POLL_S: Final = 0.25
@@ -46,125 +47,8 @@ _LAST_REQUESTS: Final = 20
 #: As many log lines are drawn in one update.
 _MAX_LINES: Final = 500
 
-#: In a terminal with fewer columns or lines, only the log is shown.
-_SMALLEST: Final = (20, 3)
-
 _STDOUT: Final = 1
 _STDERR: Final = 2
-
-
-class LiveScreen:
-    """A terminal with a block of lines at its bottom. Used by one thread; blocks while the terminal is stopped."""
-
-    def __init__(self, descriptor: int, *, colors: bool) -> None:
-        self._descriptor = descriptor
-        self._console = _Terminal(
-            file=cast(IO[str], DescriptorStream(descriptor)),
-            force_terminal=True,
-            color_system="auto" if colors else None,
-            highlight=False,
-            markup=False,
-            emoji=False,
-        )
-        self._block = _RenderedBlock()
-        self._live: Live | None = None
-
-    def draw(self, above: Sequence[Text], state: LiveState | None) -> None:
-        """Print the lines `above`, and replace the block. Without a state, or in the background, there is none."""
-        width, height = size = terminal_size(self._descriptor)
-        self._console.size = ConsoleDimensions(*size)
-        if state is None or width < _SMALLEST[0] or height < _SMALLEST[1] or not self._in_foreground():
-            self._erase(width, height)
-        else:
-            options = self._console.options.update(width=width - 1, height=None)
-            parts = Group(*view_parts(state, width - 1, height - 1))
-            # The cursor is left below: what is typed, and the echo of Ctrl-C, belongs to no line of the block.
-            lines = [*self._console.render_lines(parts, options, pad=False), []]
-            if self._live is None:
-                self._live = self._start()
-            else:
-                self._skip_wrapped(width, height)
-            self._block.lines = lines
-        if above:
-            self._console.print(*above, sep="\n", soft_wrap=True)
-        elif self._live is not None:
-            self._live.refresh()
-
-    def restart(self) -> None:
-        """Leave what was drawn where it is: another program has used the terminal since."""
-        if self._live is not None:
-            self._console.pop_render_hook()
-            self._console.clear_live()
-            self._block, self._live = _RenderedBlock(), None
-
-    def close(self, above: Sequence[Text]) -> None:
-        """Remove the block, and print the last lines."""
-        self.draw(above, None)
-
-    def _start(self) -> Live:
-        live = Live(
-            self._block,
-            console=self._console,
-            auto_refresh=False,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            vertical_overflow="crop",
-        )
-        live.start()
-        return live
-
-    def _erase(self, width: int, height: int) -> None:
-        if self._live is not None:
-            self._skip_wrapped(width, height)
-            self._block.lines = [[]]
-            self._live.refresh()
-            self._live.stop()
-            self._block, self._live = _RenderedBlock(), None
-
-    def _skip_wrapped(self, width: int, height: int) -> None:
-        """Erase the rows by which the block has grown since the window became narrower: rich does not count them."""
-        rows = min(height, sum(max(0, (cells - 1) // width) for cells in self._block.widths))
-        if rows:
-            up = ((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
-            self._console.control(Control(ControlType.CARRIAGE_RETURN, *up * rows))
-
-    def _in_foreground(self) -> bool:
-        """False while a shell has put the process into the background."""
-        try:
-            return os.tcgetpgrp(self._descriptor) == os.getpgrp()
-        except OSError:
-            return True
-
-
-class _Terminal(Console):
-    def show_cursor(self, show: bool = True) -> bool:
-        """Leave the cursor alone: a process that is killed or stopped could not show it again."""
-        return False
-
-
-class _RenderedBlock:
-    """Lines that have been rendered already."""
-
-    def __init__(self) -> None:
-        self.lines: list[list[Segment]] = []
-        #: The lengths of the lines on the screen.
-        self.widths: list[int] = []
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        self.widths = [Segment.get_line_length(line) for line in self.lines]
-        for line in self.lines:
-            yield from line
-            yield Segment.line()
-
-
-def terminal_size(descriptor: int) -> tuple[int, int]:
-    """Columns and lines."""
-    try:
-        columns, lines = os.get_terminal_size(descriptor)
-    except OSError:
-        return 80, 24
-    return columns or 80, lines or 24
 
 
 class LiveView:
@@ -226,6 +110,8 @@ class LiveView:
 
     async def _run(self, get_status: Callable[[], StatusView | None]) -> None:
         await self._began.wait()
+        # With rich, this takes a while: the process already listens, and answers meanwhile.
+        await anyio.to_thread.run_sync(import_module, "hostler.gateway.cli.live_screen")
         default_output = self._log.output
         self._log.submit(self._open)
         if os.isatty(_STDERR):
@@ -264,6 +150,8 @@ class LiveView:
                 self._log.submit(self._restart)
 
     def _snapshot(self, status: StatusView) -> LiveState:
+        from hostler.gateway.cli.live_layout import LiveState
+
         return LiveState(
             title=self._title,
             addresses=self._addresses,
@@ -277,10 +165,16 @@ class LiveView:
     # Called in the log's thread.
 
     def _open(self) -> None:
+        from rich.text import Text
+
+        from hostler.gateway.cli.live_screen import LiveScreen
+
         self._screen = LiveScreen(_STDOUT, colors=not os.environ.get("NO_COLOR"))
         self._screen.draw([Text(self._banner)], None)
 
     def _write(self, record: logging.LogRecord) -> None:
+        from hostler.gateway.cli.live_layout import log_lines
+
         self._above += log_lines(record)
         if self._log.is_idle() or len(self._above) >= _MAX_LINES:
             self._draw()
@@ -298,6 +192,8 @@ class LiveView:
             self._draw()
 
     def _close(self) -> None:
+        from rich.text import Text
+
         screen, self._screen = self._screen, None
         if screen is not None:
             screen.close([*self._above, Text(f"{self._title.partition(',')[0]} has stopped.")])

@@ -49,3 +49,12 @@ class DescriptorStream:
 
     def isatty(self) -> bool:
         return os.isatty(self._descriptor)
+
+
+def terminal_size(descriptor: int) -> tuple[int, int]:
+    """Columns and lines."""
+    try:
+        columns, lines = os.get_terminal_size(descriptor)
+    except OSError:
+        return 80, 24
+    return columns or 80, lines or 24

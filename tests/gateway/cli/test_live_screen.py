@@ -1,4 +1,4 @@
-"""The live view on a pseudo-terminal: what is written, and that a stopped terminal holds nothing up."""
+"""The block at the bottom of a pseudo-terminal: what is written, and when the window changes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from rich.text import Text
 
 from hostler.gateway.admin.status import StatusView
-from hostler.gateway.cli.live import LiveScreen
 from hostler.gateway.cli.live_layout import LiveState
+from hostler.gateway.cli.live_screen import LiveScreen
 
 ERASED_LINE = "\x1b[2K"
 UP = "\x1b[1A"
