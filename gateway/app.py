@@ -71,7 +71,7 @@ from hostler.gateway.telemetry.access_log import AccessLog
 from hostler.gateway.telemetry.history import default_file as history_file
 from hostler.gateway.telemetry.tracing import MissingExtra, TracedTransport, Tracer, TracingOptions, require_extra
 from hostler.gateway.telemetry.transcripts import TranscriptLimits, Transcripts
-from hostler.gateway.telemetry.transcripts import default_file as contents_file
+from hostler.gateway.telemetry.transcripts import default_file as transcripts_file
 from hostler.gateway.uploads import Uploads
 from hostler.profiles.blobs import BlobStore
 from hostler.profiles.library import read_library
@@ -120,7 +120,7 @@ class Gateway:
         self._beside = beside
         self._keys = keys_in_force(settings)
         if settings.gateway.tracing.endpoint is not None:
-            _need_traces()
+            _require_tracing()
         self._server: Server | None = None
         self._stopping = False
         self.bus = Bus()
@@ -265,7 +265,7 @@ class Gateway:
             if LOCAL in self._hosts:
                 await self._hosts[LOCAL].synced.wait()
             learned = anyio.Event()
-            tasks.start_soon(_remember, self._admin, self._hosts, learned)
+            tasks.start_soon(_seed_service_times, self._admin, self._hosts, learned)
             with anyio.move_on_after(_FIRST_WORD_S):
                 for host in self._hosts.values():
                     await host.synced.wait()
@@ -457,48 +457,46 @@ class _Application(Starlette):
         return wrap(ServerErrorMiddleware(ExceptionMiddleware(self.router)), self.user_middleware)
 
 
-async def _remember(desk: AdminApp, hosts: Mapping[str, Orchestrator], done: anyio.Event) -> None:
-    """Hosts take over how long answers took before: those who wait are told when their turn comes from the start on."""
-    answers = await desk.answer_times()
+async def _seed_service_times(admin: AdminApp, hosts: Mapping[str, Orchestrator], done: anyio.Event) -> None:
+    """Give hosts the answer times of the history, so that estimates are good from the start."""
+    answers = await admin.answer_times()
     for name, host in hosts.items():
         host.seed_service_times(answers.get(name, {}))
     done.set()
 
 
-def _need_traces() -> None:
+def _require_tracing() -> None:
     try:
         require_extra()
     except MissingExtra as error:
-        raise ConfigError(
-            "gateway.tracing.endpoint: traces need the extra; install it with `pip install 'hostler[otel]'`"
-        ) from error
+        raise ConfigError("gateway.tracing.endpoint requires an extra; run `pip install 'hostler[otel]'`") from error
 
 
 def _tracer(settings: GatewaySettings, clock: Callable[[], float]) -> Tracer | None:
-    """What makes spans, if there is a collector for them. Nothing of OpenTelemetry is imported otherwise."""
+    """`None` without an endpoint: nothing of OpenTelemetry is imported then."""
     tracing = settings.tracing
     if tracing.endpoint is None:
         return None
-    rules = TracingOptions(
+    options = TracingOptions(
         endpoint=tracing.endpoint, headers=tracing.headers, service=tracing.service, sample=tracing.sample
     )
-    return Tracer(rules, clock, version=__version__)
+    return Tracer(options, clock, version=__version__)
 
 
 def _transcripts(settings: GatewaySettings) -> Transcripts | None:
-    """Where prompts and answers are kept, if they are."""
+    """`None` while recording is off."""
     recording = settings.recording
-    file = Path(recording.file).expanduser() if recording.file else contents_file()
+    file = Path(recording.file).expanduser() if recording.file else transcripts_file()
     if recording.contents:
-        logger.warning("prompts and answers are recorded in %s (gateway.recording.contents)", file)
+        logger.warning("recording prompts and answers in %s (gateway.recording.contents)", file)
         return Transcripts(file, TranscriptLimits(max_bytes=recording.max_size, max_age_s=recording.max_age_s))
     if file.is_file():
-        logger.warning("%s still holds prompts and answers of when they were recorded: delete it if you may", file)
+        logger.warning("%s still contains recorded prompts and answers; delete it if it is no longer needed", file)
     return None
 
 
 def _ends(hosts: Mapping[str, Orchestrator], now: float) -> dict[str, float]:
-    """When idle models will be unloaded, in seconds since the epoch; on several hosts, the last of the moments."""
+    """When idle models will be unloaded, in seconds since the epoch; on several hosts, the last time."""
     wall = time.time()
     ends: dict[str, float] = {}
     for host in hosts.values():

@@ -1,4 +1,4 @@
-"""Records what a client asks and is answered. In use only where that is switched on."""
+"""Records requests and answers. Present only if recording is on."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable
 from hostler.adapters.types import ModelInfoRequest
 from hostler.gateway.asgi import CONTEXT_KEY, ASGIApp, Message, Receive, Scope, Send
 from hostler.gateway.context import RequestContext
-from hostler.gateway.telemetry.transcripts import Recorded
+from hostler.gateway.telemetry.transcripts import Transcript
 
-#: As much is kept of a request, and of its answer, in bytes.
-_LONGEST = 1024**2
+#: Bytes recorded of a request, and of its answer.
+_MAX_BYTES = 1024**2
 
 
 class RecordingMiddleware:
-    """`keep` is given every request of a model with its answer when it has ended, however it did."""
+    """`keep` receives every request for a model with its answer, however it ended."""
 
     def __init__(
-        self, app: ASGIApp, keep: Callable[[Recorded], None], *, wall: Callable[[], float] = time.time
+        self, app: ASGIApp, keep: Callable[[Transcript], None], *, wall: Callable[[], float] = time.time
     ) -> None:
         self.app = app
         self._keep = keep
@@ -29,7 +29,7 @@ class RecordingMiddleware:
 
         async def recording(message: Message) -> None:
             if message["type"] == "http.response.body":
-                answer.extend(message.get("body", b"")[: _LONGEST - len(answer)])
+                answer.extend(message.get("body", b"")[: _MAX_BYTES - len(answer)])
             await send(message)
 
         try:
@@ -37,15 +37,15 @@ class RecordingMiddleware:
         finally:
             context: RequestContext | None = scope.get(CONTEXT_KEY)
             if context is not None and not isinstance(context.request, ModelInfoRequest):
-                self._keep(self._recorded(context, answer))
+                self._keep(self._transcript(context, answer))
 
-    def _recorded(self, context: RequestContext, answer: bytearray) -> Recorded:
+    def _transcript(self, context: RequestContext, answer: bytearray) -> Transcript:
         body = context.request.origin.body
-        cut = {"request": len(body) > _LONGEST, "answer": len(answer) == _LONGEST}
-        return Recorded(
+        truncated = {"request": len(body) > _MAX_BYTES, "answer": len(answer) == _MAX_BYTES}
+        return Transcript(
             id=context.id,
             at=self._wall(),
-            request=body[:_LONGEST].decode("utf-8", "replace"),
+            request=body[:_MAX_BYTES].decode("utf-8", "replace"),
             answer=answer.decode("utf-8", "replace"),
-            cut=tuple(name for name, is_cut in cut.items() if is_cut),
+            truncated=tuple(name for name, is_truncated in truncated.items() if is_truncated),
         )

@@ -1,4 +1,4 @@
-"""Recorded prompts and answers, in a SQLite file of their own. Off by default, bounded in size and age."""
+"""Transcript prompts and answers, in a SQLite file of their own. Off by default, bounded in size and age."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ CREATE INDEX IF NOT EXISTS contents_id ON contents (id);
 """
 
 
-class Recorded(msgspec.Struct, frozen=True, kw_only=True):
-    """A request and its answer as they went over the wire; `cut` names what was longer than is kept."""
+class Transcript(msgspec.Struct, frozen=True, kw_only=True):
+    """A request and its answer as sent and received; `truncated` names the parts that were longer than is stored."""
 
     id: str
     at: float
     request: str
     answer: str
-    cut: tuple[str, ...] = ()
+    truncated: tuple[str, ...] = ()
 
 
 class TranscriptLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,20 +68,20 @@ class Transcripts:
         self._limits = limits
         self._wall = wall
         self._database: sqlite3.Connection | None = None
-        self._pending: deque[Recorded] = deque()
+        self._pending: deque[Transcript] = deque()
         self._pending_bytes = 0
         self._dropped = 0
         self._logged_error = False
         self._limiter = anyio.CapacityLimiter(1)
         self._opened = anyio.Event()
 
-    def add(self, recorded: Recorded) -> None:
+    def add(self, transcript: Transcript) -> None:
         """Never waits."""
         if self._pending_bytes > _MAX_PENDING_BYTES:
             self._dropped += 1
             return
-        self._pending.append(recorded)
-        self._pending_bytes += len(recorded.request) + len(recorded.answer)
+        self._pending.append(transcript)
+        self._pending_bytes += len(transcript.request) + len(transcript.answer)
 
     async def run(self) -> None:
         """Write until cancelled, and once more at the end."""
@@ -111,7 +111,7 @@ class Transcripts:
             self._dropped = 0
         await self._in_thread(lambda: self._write(fresh))
 
-    async def find(self, request_id: str) -> list[Recorded]:
+    async def find(self, request_id: str) -> list[Transcript]:
         """The transcripts with this id, newest first: clients may choose ids, so there can be several."""
         await self.flush()
         return await self._in_thread(lambda: self._find(request_id)) or []
@@ -149,7 +149,7 @@ class Transcripts:
             self._database.close()
             self._database = None
 
-    def _write(self, fresh: list[Recorded]) -> None:
+    def _write(self, fresh: list[Transcript]) -> None:
         if self._database is None:
             return
         rows = [(each.id, each.at, len(body), body) for each in fresh if (body := msgspec.json.encode(each))]
@@ -169,8 +169,14 @@ class Transcripts:
                 (self._limits.max_bytes,),
             )
 
-    def _find(self, request_id: str) -> list[Recorded]:
+    def _find(self, request_id: str) -> list[Transcript]:
         if self._database is None:
             return []
         rows = self._database.execute("SELECT body FROM contents WHERE id = ? ORDER BY n DESC LIMIT 20", (request_id,))
-        return [msgspec.json.decode(body, type=Recorded) for (body,) in rows]
+        return [_decode(body) for (body,) in rows]
+
+
+def _decode(body: bytes) -> Transcript:
+    values = msgspec.json.decode(body)
+    values.setdefault("truncated", values.pop("cut", ()))  # its name in older files
+    return msgspec.convert(values, Transcript)

@@ -36,7 +36,7 @@ async def test_an_operator_reads_prompt_and_answer(open_house: OpenHouse, tmp_pa
             ((recorded),) = found.json()
             assert SECRET in recorded["request"]
             assert "word0" in recorded["answer"]
-            assert recorded["cut"] == []
+            assert recorded["truncated"] == []
         assert (await house.status())["recording"] is True
         assert (await house.http.get("/admin/contents", params={"id": "req-none"})).status_code == 404
         assert (
@@ -82,7 +82,7 @@ async def test_a_warning_names_the_file_left_from_earlier_recording(
         await asked(house)
     assert SECRET.encode() in (tmp_path / "state" / "contents.sqlite3").read_bytes()
     async with open_house({"a": {}}, gateway={"recording": {**on["recording"], "contents": False}}):
-        assert "contents.sqlite3 still holds prompts and answers" in caplog.text
+        assert "contents.sqlite3 still contains recorded prompts and answers" in caplog.text
 
 
 async def test_logs_and_events_never_hold_contents(
@@ -109,7 +109,7 @@ async def test_long_contents_are_truncated(open_house: OpenHouse, tmp_path: Path
     async with open_house({"a": {}}, gateway=switched_on(tmp_path)) as house:
         answer = await house.chat("a", messages=[{"role": "user", "content": "x" * 2 * 1024**2}])
         ((found),) = (await house.http.get("/admin/contents", params={"id": answer.headers["x-request-id"]})).json()
-    assert (found["cut"], len(found["request"])) == (["request"], 1024**2)
+    assert (found["truncated"], len(found["request"])) == (["request"], 1024**2)
     with sqlite3.connect(tmp_path / "state" / "contents.sqlite3") as database:
         assert database.execute("SELECT count(*) FROM contents").fetchone() == (1,)
     database.close()

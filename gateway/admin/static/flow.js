@@ -208,8 +208,8 @@ async function showTranscript(id, place, button) {
   try {
     const [found] = await get(`/admin/contents?id=${encodeURIComponent(id)}`);
     const part = (name, text) => {
-      const cut = found.cut.includes(name) || text.length > MAX_SHOWN;
-      return [h("h4", {}, name === "request" ? "Request" : "Answer"), h("pre", { tabindex: "0", "aria-label": name }, pretty(text.slice(0, MAX_SHOWN)) + (cut ? "\n[truncated]" : ""))];
+      const truncated = found.truncated.includes(name) || text.length > MAX_SHOWN;
+      return [h("h4", {}, name === "request" ? "Request" : "Answer"), h("pre", { tabindex: "0", "aria-label": name }, pretty(text.slice(0, MAX_SHOWN)) + (truncated ? "\n[truncated]" : ""))];
     };
     place.replaceChildren(...part("request", found.request), ...part("answer", found.answer));
     show(button, false);
