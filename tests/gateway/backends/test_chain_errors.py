@@ -1,0 +1,128 @@
+"""The client's error when no hop answered, and what of a backend's error it may see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hostler.adapters.errors import (
+    BackendBroken,
+    BackendError,
+    BackendRejected,
+    BackendUnavailable,
+    Forbidden,
+    ModelUnavailable,
+    TooManyRequests,
+)
+from hostler.gateway.backends.chain import Hop
+from hostler.gateway.backends.chain_errors import (
+    DEFAULT_RETRY_AFTER_S,
+    FailedHop,
+    chain_error,
+    public_error,
+    summary,
+)
+from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
+
+SECRET = b'{"error": {"message": "https://internal.example/key"}}'
+
+
+def hop(name: str, **fields: Any) -> Hop:
+    return Hop(name=name, breakers=CircuitBreakers(BreakerRules(), lambda: 0.0), **fields)
+
+
+def rejected(status: int, body: bytes = SECRET) -> BackendRejected:
+    return BackendRejected("x", backend="a", wire="openai", backend_status=status, headers={}, body=body)
+
+
+def failed(name: str, reason: Any, error: Any = None, retry_after_s: float | None = None, **fields: Any) -> FailedHop:
+    return FailedHop(hop=hop(name, **fields), reason=reason, error=error, retry_after_s=retry_after_s)
+
+
+def test_the_summary_names_each_hop_and_its_reason() -> None:
+    assert summary([failed("a", "unreachable"), failed("b", "circuit_open")]) == "a: unreachable; b: circuit_open"
+
+
+def test_the_error_describes_every_hop_and_names_the_earliest_retry() -> None:
+    error = chain_error(
+        "m",
+        [
+            failed("a", "unreachable", BackendUnavailable("x"), 9.0),
+            failed("b", "circuit_open", retry_after_s=4.0),
+        ],
+    )
+    assert isinstance(error, ModelUnavailable)
+    assert error.message == (
+        "no backend could answer for m: a cannot be reached (unreachable); b is paused after failures (circuit_open)"
+    )
+    assert error.retry_after_s == 4.0
+
+
+def test_without_a_better_value_the_client_may_retry_soon_unless_it_is_pointless() -> None:
+    assert (
+        chain_error("m", [failed("a", "unreachable", BackendUnavailable("x"))]).retry_after_s == DEFAULT_RETRY_AFTER_S
+    )
+    assert chain_error("m", [failed("a", "too_long"), failed("b", "excluded")]).retry_after_s is None
+
+
+def test_busy_backends_are_429() -> None:
+    error = chain_error("m", [failed("a", "busy", rejected(429), 7.0), failed("b", "excluded")])
+    assert isinstance(error, TooManyRequests)
+    assert error.message.startswith("all backends for m are busy: a is busy (busy)")
+    assert error.retry_after_s == 7.0
+
+
+def test_a_full_queue_is_described_as_such() -> None:
+    full = TooManyRequests("pc is busy and its queue is full", retry_after_s=3.0)
+    assert chain_error("m", [failed("pc", "model_unavailable", full)]) is full
+    both = chain_error(
+        "m", [failed("pc", "model_unavailable", full), failed("b", "unreachable", BackendUnavailable("x"))]
+    )
+    assert "the queue of pc is full (model_unavailable)" in both.message
+
+
+def test_a_local_only_request_without_a_local_backend_is_forbidden() -> None:
+    error = chain_error("m", [failed("cloud", "non_local", local=False)])
+    assert isinstance(error, Forbidden)
+    assert "must stay local" in error.message
+
+
+def test_a_request_that_all_rejected_gets_the_first_rejection() -> None:
+    first = rejected(422)
+    assert chain_error("m", [failed("a", "rejected", first), failed("b", "rejected", rejected(400))]) is first
+
+
+@pytest.mark.parametrize(
+    ("status", "local", "passed_on"), [(400, True, True), (501, True, True), (500, True, False), (400, False, False)]
+)
+def test_only_a_local_backends_rejection_is_passed_on(status: int, local: bool, passed_on: bool) -> None:
+    error = rejected(status)
+    shown = public_error(error, hop("a", local=local))
+    assert (shown is error) is passed_on
+    if not passed_on:
+        assert isinstance(shown, BackendError)
+        assert "internal" not in shown.message
+        assert not getattr(shown, "body", b"")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"error": {"code": "context_length_exceeded"}}', "maximum context length of the model at cloud"),
+        (b'{"error": {"code": "model_not_found"}}', "cloud does not have the model"),
+        (SECRET, "cloud rejected the request as invalid"),
+    ],
+)
+def test_a_remote_backends_rejection_is_described_by_its_cause(body: bytes, message: str) -> None:
+    shown = public_error(rejected(400, body), hop("cloud", local=False))
+    assert isinstance(shown, BackendRejected)
+    assert message in shown.message
+    assert (shown.backend_status, shown.wire) == (400, "")
+
+
+def test_a_broken_answer_is_described_without_the_backends_words() -> None:
+    shown = public_error(BackendBroken("it said a secret", backend="a"), hop("a"))
+    assert shown.message == "a broke off its answer"
+    own = BackendBroken("the engine crashed", backend="pc")
+    assert public_error(own, hop("pc", supervised=True)) is own

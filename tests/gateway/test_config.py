@@ -1,0 +1,122 @@
+"""The configuration file: where it is found, what it means, and what its errors say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hostler.gateway.config import (
+    BackendSettings,
+    ConfigError,
+    PriceSettings,
+    find_file,
+    library_file,
+    parse_address,
+    read,
+    secret,
+)
+
+
+def test_a_named_file_must_exist(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    with pytest.raises(ConfigError, match=r"--config names .*mine\.yaml, but there is no such file"):
+        find_file(str(file), {})
+    with pytest.raises(ConfigError, match=r"HOSTLER_CONFIG names .*that is a folder"):
+        find_file(None, {"HOSTLER_CONFIG": str(tmp_path)})
+    file.write_text("")
+    assert find_file(str(file), {"HOSTLER_CONFIG": "/none"}) == file
+
+
+def test_without_a_name_the_current_folder_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hostler.yaml").write_text("")
+    assert find_file(None, {}) == Path("hostler.yaml")
+
+
+def test_without_a_file_the_defaults_and_the_shipped_profiles_apply(tmp_path: Path) -> None:
+    configuration = read(None, {"XDG_STATE_HOME": str(tmp_path)})
+    assert configuration.shipped
+    assert configuration.settings.gateway.listen == ("127.0.0.1:8000",)
+    assert [profile.name for profile in configuration.profiles] == ["smollm2", "smollm2-long"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gateway: {chain: [box]}", r"'box' is not a backend; backends are: local"),
+        ("backends: {local: {kind: supervisor, url: 'http://x'}}", "reserved for the supervisor of `hostler up`"),
+        ("backends: {b: {kind: supervisor, url: 'ftp://x'}}", "must start with http:// or https://"),
+        ("backends: {b: {kind: openai, url: 'http://x'}}", "models is missing: list the models it serves"),
+        (
+            "backends: {b: {kind: openai, url: 'http://x', models: {'*': m}, title: \"a\\nb\"}}",
+            "one line of plain text",
+        ),
+        (
+            "backends: {b: {kind: openai, url: 'http://x', models: {'*': m}, wake: {mac: '01:23:45:67:89:ab'}}}",
+            "only a supervisor reports when it is awake",
+        ),
+        ("backends: {b: {kind: supervisor, url: 'http://x', wake: {mac: nonsense}}}", "is not a MAC address"),
+        (
+            "backends: {b: {kind: supervisor, url: 'http://x', wake: {mac: '01:23:45:67:89:ab', broadcast: x}}}",
+            "is not an address",
+        ),
+        ("gateway: {tracing: {endpoint: collector}}", "must be the full URL"),
+        ("gateway: {listen: [8000]}", "listen"),
+        ("gateway: {listen: ['localhost']}", "write host:port"),
+        (
+            "backends: {b: {kind: supervisor, url: 'http://x'}}\nprofiles: {m: {model: /m.gguf, chain: [c]}}",
+            "'c' is not a backend; backends are: b, local",
+        ),
+    ],
+)
+def test_an_invalid_file_is_an_error_that_names_the_line(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "hostler.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        read(file, {})
+    assert str(error.value).startswith(f"{file}:")
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("127.0.0.1:80", ("127.0.0.1", 80)), ("[::1]:0", ("::1", 0)), (":8000", ("0.0.0.0", 8000))],
+)
+def test_addresses(text: str, address: tuple[str, int]) -> None:
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize("text", ["localhost", "::1:80", "host:70000", "host:", "host:x"])
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(ValueError, match="write host:port"):
+        parse_address(text)
+
+
+def test_a_secret_is_given_in_place_or_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(" hidden \n")
+    assert secret("open", str(file), "a.b") == "open"
+    assert secret(None, str(file), "a.b") == "hidden"
+    assert secret(None, None, "a.b") is None
+    file.write_text("\n")
+    with pytest.raises(ConfigError, match=r"a\.b: .*key is empty"):
+        secret(None, str(file), "a.b")
+    with pytest.raises(ConfigError, match=r"a\.b: .*none: cannot be read"):
+        secret(None, str(tmp_path / "none"), "a.b")
+
+
+def test_the_library_is_beside_the_configuration_or_in_the_state_directory(tmp_path: Path) -> None:
+    settings = read(None, {"XDG_STATE_HOME": str(tmp_path)}).settings.gateway.library
+    assert library_file(settings, tmp_path / "my.yaml", {}) == tmp_path / "my.models.yaml"
+    assert library_file(settings, tmp_path / "my.yaml", {"STATE_DIRECTORY": "/a:/b"}) == Path("/a/models.yaml")
+    assert library_file(settings, None, {"XDG_STATE_HOME": "/s"}) == Path("/s/hostler/models.yaml")
+
+
+def test_cached_tokens_have_a_price_of_their_own() -> None:
+    assert PriceSettings(input=2.0, output=4.0, cached=1.0).cost(1_000_000, 500_000, 250_000) == 2.5
+    assert PriceSettings(input=2.0).cost(1_000_000, 500_000, 0) == 2.0
+
+
+def test_a_backend_says_itself_whether_it_is_local() -> None:
+    assert BackendSettings(kind="openai", url="https://cloud.example", local=True).is_local
+    assert not BackendSettings(kind="supervisor", url="http://pc", local=False).is_local
