@@ -27,7 +27,7 @@ from hostler.adapters.types import Chunk, ResponseHead
 from hostler.gateway.app import Gateway
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
 from hostler.gateway.auth.middleware import AuthMiddleware
-from hostler.gateway.backends.http_connection import Connection
+from hostler.gateway.backends.http_connection import BackendConnection
 from hostler.gateway.config import read
 from hostler.gateway.middleware.request_context import RequestContextMiddleware
 from hostler.gateway.proxy import Proxy
@@ -119,14 +119,14 @@ def fake_backend(dispatch: Proxy) -> None:
     assert box.endpoint is not None
     pool = transport.pool(box.endpoint)
     loop = asyncio.get_running_loop()
-    connection = Connection(loop, box.name, lambda lost: None)
+    connection = BackendConnection(loop, box.name, lambda lost: None)
     connection.connection_made(Ear(lambda data: loop.call_soon(connection.data_received, EMBEDDING)))  # type: ignore[arg-type]
 
-    def take() -> Connection:
+    def take() -> BackendConnection:
         connection.served = 0
         return connection
 
-    pool.take, pool.give_back = take, lambda connection: connection.rest()
+    pool.acquire, pool.release = take, lambda connection: connection.rest()
 
 
 async def climb(directory: Path, port: int) -> list[Rung]:

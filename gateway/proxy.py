@@ -13,7 +13,7 @@ from hostler.adapters.base import Parser, Timing
 from hostler.adapters.errors import BackendBroken, BackendRejected, BackendTimeout, ClientDisconnected, GatewayError
 from hostler.adapters.types import Chunk, Control, Request, ResponseHead
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
-from hostler.gateway.backends.base import Answer, Backend, Endpoint
+from hostler.gateway.backends.base import Backend, BackendResponse, Endpoint
 from hostler.gateway.backends.failure_policy import retry_after
 from hostler.gateway.context import Attempt, RequestContext
 from hostler.gateway.response import ResponseWriter
@@ -111,7 +111,7 @@ class Proxy:
         return b""
 
     async def _forward(
-        self, attempt: Attempt, writer: ResponseWriter, answer: Answer, parser: Parser, first_token_s: float
+        self, attempt: Attempt, writer: ResponseWriter, answer: BackendResponse, parser: Parser, first_token_s: float
     ) -> bytes:
         """Write the answer's chunks as they come. Pieces of a whole answer wait until it is known to hold no error; what the
         end brings is returned.
@@ -200,7 +200,7 @@ def _endpoint(backend: Backend, context: RequestContext) -> Endpoint:
     return Endpoint(host=address.host, port=address.port, key=address.key, name=backend.name)
 
 
-async def _rejection(answer: Answer, backend: Backend) -> BackendRejected:
+async def _rejection(answer: BackendResponse, backend: Backend) -> BackendRejected:
     body = await answer.read(ERROR_BODY_LIMIT)
     return BackendRejected(
         f"{backend.name} answered with status {answer.head.status}",

@@ -1,6 +1,6 @@
-"""The seam between the gateway and whatever carries bytes to a backend: values, and what a transport promises.
+"""The interface of transports: values, and what a transport guarantees.
 
-No protocol, no model and no retry policy here: a transport takes a ready request and gives back the answer's bytes.
+No protocol, no model and no retry policy here: a transport takes a complete request and returns the response's bytes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from hostler.adapters.types import ResponseHead
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a backend listens. `name` is its name in the configuration, the only thing that errors tell of it.
+    """Where a backend listens. `name` is its name in the configuration, the only thing about it that errors contain.
 
-    `key` is sent as a bearer token. `base_path` goes before every request's path: empty, or `/like/this`.
+    `key` is sent as a bearer token. `base_path` is prepended to every request's path: empty, or `/like/this`.
     """
 
     host: str
@@ -30,11 +30,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
-    """How long to wait, in seconds. There is no limit on the whole.
+    """Time limits in seconds. There is none on the whole request.
 
-    `first_byte_s` counts once until the answer's head is there and once more until its body begins (an engine sends
-    the head when it starts to read the prompt); it also bounds each standstill while the request is being sent.
-    `between_bytes_s` counts only while somebody waits for bytes: a slow reader is not a slow backend.
+    `first_byte_s` applies once until the response's head and once more until its body starts (an engine sends the head
+    when it starts to read the prompt); it also bounds each stall while the request is being sent. `between_bytes_s`
+    applies only while bytes are awaited: a slow reader is not a slow backend.
     """
 
     connect_s: float = 2.0
@@ -42,79 +42,80 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     between_bytes_s: float = 120.0
 
 
-class Answer(Protocol):
-    """A backend's answer, from its head on. Valid inside the context that gave it."""
+class BackendResponse(Protocol):
+    """A backend's response, from its head on. Valid inside the context that returned it."""
 
     @property
     def head(self) -> ResponseHead:
-        """Status, media type with its parameters, and the body's length where it was told."""
+        """Status, media type with its parameters, and the body's length where it was given."""
         ...
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers that may be passed on, names in lower case, several of one name joined by commas.
+        """The headers that may be forwarded, names in lower case, several of one name joined by commas.
 
-        What belongs to one connection (`Connection`, `Transfer-Encoding`, ...), `Content-Length`, `Set-Cookie`, `Server`,
-        `Access-Control-*` and `X-Accel-*` has been taken out.
+        Without those of the connection (`Connection`, `Transfer-Encoding`, ...), `Content-Length`, `Set-Cookie`, `Server`,
+        `Access-Control-*` and `X-Accel-*`.
         """
         ...
 
     @property
     def until_close(self) -> bool:
-        """Whether only the end of the connection ends the body, so that a cut answer looks like a complete one."""
+        """Whether only the end of the connection ends the body, so that a truncated response looks complete."""
         ...
 
     @property
     def complete(self) -> bool:
-        """Whether the whole body has arrived (it may not have been read yet)."""
+        """Whether the whole body has arrived, read or not."""
         ...
 
     def segments(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, never empty pieces. Ends normally only if the body is complete.
+        """The body in non-empty pieces as they arrive. Ends normally only if the body is complete.
 
-        Raises `BackendTimeout` after too long a silence and `BackendBroken` if the answer ends in the middle; what had
-        arrived before is given out first.
+        Raises `BackendTimeout` after too long a silence and `BackendBroken` if the response is truncated; what arrived
+        before is yielded first.
         """
         ...
 
     async def read(self, limit: int) -> bytes:
-        """The rest of the body, at most `limit` bytes of it: what is longer is cut, without an error."""
+        """The rest of the body, silently truncated to `limit` bytes."""
         ...
 
 
 class Transport(Protocol):
     """Carries requests to backends. One per gateway; used from one event loop."""
 
-    def send(self, request: WireRequest, endpoint: Endpoint, timeouts: Timeouts) -> AbstractAsyncContextManager[Answer]:
-        """Sends the request; inside the context, the answer's head is there.
+    def send(
+        self, request: WireRequest, endpoint: Endpoint, timeouts: Timeouts
+    ) -> AbstractAsyncContextManager[BackendResponse]:
+        """Send the request; inside the context, the response's head has arrived.
 
-        Leaving the context before the body is complete closes the connection at once, so that the backend stops working
-        for nobody. Answers of every status are given out as they are, redirects too.
+        Leaving the context before the body is complete closes the connection at once, so that the backend stops working.
+        Responses of every status are returned as they are, redirects too.
 
-        Raises `BackendUnavailable` if nothing of the request can have been worked on, `BackendTimeout`, `BackendBroken`,
-        and `BadRequest` for a request that cannot be put on the wire.
+        Raises `BackendUnavailable` if the backend cannot have started on the request, `BackendTimeout`, `BackendBroken`,
+        and `BadRequest` for a request that cannot be sent.
         """
         ...
 
     def close_idle(self, endpoint: Endpoint) -> None:
-        """Closes the kept connections to this address that carry no request now."""
+        """Close the idle connections to this endpoint."""
         ...
 
     def close_all(self, endpoint: Endpoint) -> None:
-        """Closes every connection to this address; requests on them end as `BackendBroken`. For an engine about to stop."""
+        """Close every connection to this endpoint; requests on them raise `BackendBroken`. For an engine about to stop."""
         ...
 
     async def aclose(self) -> None:
-        """Closes everything and returns when it is closed. Requests on their way end as `BackendBroken`."""
+        """Close every connection, and return once they are closed. Requests in flight raise `BackendBroken`."""
         ...
 
 
 class Backend(msgspec.Struct, frozen=True, kw_only=True):
-    """How a backend is spoken to. `endpoint` is `None` where a lease tells it.
+    """How requests reach a backend. `endpoint` is `None` where a lease provides it. `headers` go with every request.
 
-    `folds`: whole answers are asked for as streams and folded here. llama.cpp's server notices that the client of a
-    whole answer has left only when nothing else happens; a stream it stops within a token. `headers` go with every
-    request.
+    `folds`: whole answers are requested as streams and folded here. llama.cpp's server notices that the client of a
+    whole answer has disconnected only when it is otherwise idle; it stops a stream within a token.
     """
 
     name: str

@@ -15,7 +15,7 @@ from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendTimeout, GatewayError
 from hostler.gateway.backends.base import Endpoint, Timeouts, Transport
 from hostler.gateway.backends.circuit_breaker import CircuitBreakers
-from hostler.gateway.backends.http_pool import Pooling
+from hostler.gateway.backends.http_pool import PoolSettings
 from hostler.gateway.backends.http_transport import LanTransport
 
 #: The time for a check, from its first byte to the head of the response, in seconds.
@@ -134,7 +134,7 @@ class HttpCheck:
         self._endpoint = endpoint
         self._request = WireRequest(method="GET", path=path, headers=(("User-Agent", "hostler"), *headers))
         self._timeouts = Timeouts(connect_s=connect_s, first_byte_s=timeout_s)
-        self._transport = _httpx_transport() if proxied else LanTransport(Pooling(max_idle=0))
+        self._transport = _httpx_transport() if proxied else LanTransport(PoolSettings(max_idle=0))
 
     async def __call__(self) -> bool:
         """Whether the backend responds. A rejected key is a response; a proxy's 502 is none."""
@@ -182,6 +182,6 @@ async def any_responds(*checks: HttpCheck) -> bool:
 
 def _httpx_transport() -> Transport:
     # Loading httpx takes a while, and not every gateway has backends that are not local.
-    from hostler.gateway.backends.httpx_transport import CloudTransport
+    from hostler.gateway.backends.httpx_transport import HttpxTransport
 
-    return CloudTransport()
+    return HttpxTransport()

@@ -1,6 +1,6 @@
-"""One socket to a backend: requests out, one answer at a time in, with backpressure both ways and one timer.
+"""One socket to a backend: one request and response at a time, with backpressure both ways and one timer.
 
-It knows nothing of pools, retries or endpoints. Foreign errors end here: what comes out is a `BackendError`.
+It knows nothing of pools, retries or endpoints. Errors of the loop and of the parser are raised as `BackendError`.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import cast
 
 from hostler.adapters.errors import BackendBroken, BackendError, BackendTimeout, BackendUnavailable
 from hostler.adapters.types import ResponseHead
-from hostler.gateway.backends.http_response import AnswerReader, Malformed, SeenAnswer
+from hostler.gateway.backends.http_response import MalformedResponse, ResponseReader, ResponseTemplate
 
-HIGH_WATER = 256 * 1024  # unread bytes of an answer above which the socket is left alone
-COPY_BELOW = 64 * 1024  # bodies up to this size share one write with their head
+HIGH_WATER = 256 * 1024  # unread bytes of a response above which reading is paused
+COPY_BELOW = 64 * 1024  # bodies up to this size are sent in one write with their head
 WRITE_STEP = 256 * 1024
 
 _TCP_CLOSE = 7
 _TCP_INFO_UNACKED = struct.Struct("=I")
 
 
-class Connection(asyncio.Protocol):
-    """A connection. `begin` a request, `put` or `write` it, `wait_head`, `next` until it stops, `begin` the next if `reusable`.
+class BackendConnection(asyncio.Protocol):
+    """A connection. `start_request`, `send_small` or `send_large`, `wait_head`, `read` until empty, and again if `reusable`.
 
-    Only one task uses it at a time. `on_lost` is called once, when the socket is gone. `far`: the peer may be on a machine
-    that can fall asleep.
+    Used by one task at a time. `on_lost` is called once, when the socket is closed. `far`: the peer may be on another
+    machine, which can fall asleep.
     """
 
     __slots__ = (
@@ -38,7 +38,12 @@ class Connection(asyncio.Protocol):
     )  # fmt: skip
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, backend: str, on_lost: Callable[[Connection], None], *, far: bool = True
+        self,
+        loop: asyncio.AbstractEventLoop,
+        backend: str,
+        on_lost: Callable[[BackendConnection], None],
+        *,
+        far: bool = True,
     ) -> None:
         self._loop = loop
         self._far = far
@@ -50,34 +55,34 @@ class Connection(asyncio.Protocol):
         self._deadline = 0.0
         self._error: BackendError | None = None
         self._buffered = 0
-        self._seen = SeenAnswer()
+        self._seen = ResponseTemplate()
         self._paused = False
         self._write_paused = False
         self.backend = backend
-        self.reader: AnswerReader | None = None
+        self.reader: ResponseReader | None = None
         self.lost = False
         self.served = 0
         self.idle_until = 0.0
 
     # One request.
 
-    def begin(self, method: str, backend: str) -> AnswerReader:
-        """Gets ready for the next request. Call only on a new connection, or on one that was `reusable`."""
+    def start_request(self, method: str, backend: str) -> ResponseReader:
+        """Prepare for the next request. Only on a new connection, or on one that was `reusable`."""
         self.backend = backend
-        self.reader = reader = AnswerReader(method, self._seen)
+        self.reader = reader = ResponseReader(method, self._seen)
         self.served += 1
         self._buffered = 0
         return reader
 
-    def put(self, head: bytes, body: bytes) -> bool:
-        """Sends a request that is small enough for one write, as most are; false if it is not."""
+    def send_small(self, head: bytes, body: bytes) -> bool:
+        """Send a request in one write, as most are; returns false if it is too large for that."""
         if len(body) > COPY_BELOW:
             return False
         self._open().write(head + body if body else head)
         return True
 
-    async def write(self, head: bytes, body: bytes, stall_s: float) -> None:
-        """Sends a large request. Returns early if the answer comes before all is sent; the connection is not kept then."""
+    async def send_large(self, head: bytes, body: bytes, stall_s: float) -> None:
+        """Send a large request. Returns early if the response arrives before all is sent; the connection is not kept then."""
         transport, reader = self._open(), self.reader
         assert reader is not None
         transport.write(head)
@@ -94,11 +99,13 @@ class Connection(asyncio.Protocol):
         if self._error is not None:
             raise self._error
         if self._transport is None:
-            raise BackendUnavailable(f'backend "{self.backend}" closed the connection at once', backend=self.backend)
+            raise BackendUnavailable(
+                f'backend "{self.backend}" closed the connection immediately', backend=self.backend
+            )
         return self._transport
 
     async def wait_head(self, first_byte_s: float) -> ResponseHead:
-        """The answer's head, once it is there."""
+        """Wait for the response's head."""
         reader = self.reader
         assert reader is not None
         while reader.head is None:
@@ -108,7 +115,7 @@ class Connection(asyncio.Protocol):
         return reader.head
 
     async def next(self, silence_s: float) -> bytes:
-        """What has arrived of the body, or what arrives next. Raises `StopAsyncIteration` when it is complete."""
+        """What has arrived of the body, else what arrives next. Raises `StopAsyncIteration` once it is complete."""
         reader = self.reader
         assert reader is not None
         while not reader.parts:
@@ -117,10 +124,10 @@ class Connection(asyncio.Protocol):
             if self._error is not None:
                 raise self._error
             await self._wait(silence_s)
-        return self._taken(reader)
+        return self._take_parts(reader)
 
-    def _taken(self, reader: AnswerReader) -> bytes:
-        """What has arrived of the body and was not taken yet."""
+    def _take_parts(self, reader: ResponseReader) -> bytes:
+        """What has arrived of the body and was not read yet."""
         parts = reader.parts
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
@@ -133,7 +140,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether the answer is complete and the connection can carry another request."""
+        """Whether the response is complete and the connection can carry another request."""
         reader = self.reader
         return (
             reader is not None
@@ -147,23 +154,23 @@ class Connection(asyncio.Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether, for all that we have heard, the peer is still there."""
+        """Whether the connection is open, as far as is known."""
         return self._error is None and self._transport is not None and not self._transport.is_closing()
 
-    def rest(self) -> None:
-        """Nothing is asked of the backend now: whatever it says from here on closes the connection."""
+    def set_idle(self) -> None:
+        """No request is under way: anything that arrives now closes the connection."""
         self.reader = None
 
     def abort(self) -> None:
-        """Closes the connection at once. Whoever still waits on it gets `BackendBroken`."""
+        """Close the connection at once; a pending read raises `BackendBroken`."""
         self._fail(BackendBroken(f'the connection to backend "{self.backend}" was closed', backend=self.backend))
 
-    # What the event loop calls.
+    # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         if self._far and sys.platform == "linux" and (sock := transport.get_extra_info("socket")) is not None:
-            # A machine that falls asleep says nothing: ask it after 10 s of silence, give it 25 s in all.
+            # A machine that falls asleep closes nothing: probe it after 10 s of silence, give up after 25 s in all.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
@@ -180,7 +187,7 @@ class Connection(asyncio.Protocol):
             return
         try:
             reader.feed(data)
-        except Malformed as reason:
+        except MalformedResponse as reason:
             self._fail(self._broken(str(reason)))
             return
         if reader.parts:
@@ -220,16 +227,16 @@ class Connection(asyncio.Protocol):
         self._write_paused = False
         self._wake()
 
-    # Waiting, with one timer that is moved only when it fires.
+    # Waiting, with one timer that is rescheduled only when it fires.
 
     def _wait(self, seconds: float) -> asyncio.Future[None]:
-        """Until something changes; an error is left in `_error`."""
+        """Until something changes; an error is stored in `_error`."""
         self._waiter = waiter = self._loop.create_future()
-        self._until(self._loop.time() + seconds)
+        self._set_deadline(self._loop.time() + seconds)
         return waiter
 
-    def _until(self, deadline: float) -> None:
-        """Whoever waits does so until then."""
+    def _set_deadline(self, deadline: float) -> None:
+        """Set the deadline of the pending wait."""
         self._deadline = deadline
         if self._timer is None or self._timer_at > deadline:
             if self._timer is not None:
@@ -246,12 +253,12 @@ class Connection(asyncio.Protocol):
             self._timer_at = self._deadline
             self._timer = self._loop.call_at(self._deadline, self._on_timer)
             return
-        words = (
+        problem = (
             "stopped answering"
             if self.reader is not None and self.reader.head is not None
             else "did not answer in time"
         )
-        self._fail(BackendTimeout(f'backend "{self.backend}" {words}', backend=self.backend))
+        self._fail(BackendTimeout(f'backend "{self.backend}" {problem}', backend=self.backend))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -269,7 +276,7 @@ class Connection(asyncio.Protocol):
     def _broken(self, reason: str) -> BackendBroken:
         return BackendBroken(f'backend "{self.backend}" {reason}', backend=self.backend)
 
-    def _lost_error(self, reader: AnswerReader, exc: Exception | None) -> BackendError:
+    def _lost_error(self, reader: ResponseReader, exc: Exception | None) -> BackendError:
         if not reader.received:
             if self._never_read(exc):
                 return BackendUnavailable(
@@ -283,8 +290,8 @@ class Connection(asyncio.Protocol):
     def _never_read(self, exc: Exception | None) -> bool:
         """Whether the peer closed its socket before its program had read the whole request.
 
-        A peer whose program has read everything ends with FIN after acknowledging everything. A reset means that something
-        of ours reached no reader: it came after the close, or lay unread at the close. A FIN alone leaves it open, but the
+        A program that has read everything ends with FIN after everything is acknowledged. A reset means that some of our
+        bytes were never read: they came after the close, or were unread at the close. A FIN alone leaves that open, but the
         kernel knows: the FIN acknowledges all that had arrived by then.
         """
         if isinstance(exc, ConnectionResetError | BrokenPipeError):

@@ -1,6 +1,6 @@
-"""The connections to one address: opening them, keeping the idle ones for a moment, closing all when told.
+"""The connections to one endpoint: opens them, keeps idle ones for a moment, closes them.
 
-Nothing of requests and answers here; `Connection.reusable` decides what may be kept.
+It knows nothing of requests and responses; `BackendConnection.reusable` decides what may be kept.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ import anyio
 import msgspec
 
 from hostler.adapters.errors import BackendUnavailable
-from hostler.gateway.backends.http_connection import Connection
+from hostler.gateway.backends.http_connection import BackendConnection
 
 SWEEP_S = 0.5
-STAGGER_S = 0.25  # the head start of each address of a name before the next one is tried (RFC 8305)
+STAGGER_S = 0.25  # the delay before the next address of a name is tried (RFC 8305)
 
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
-Address = tuple[socket.AddressFamily, SocketAddress]
+ResolvedAddress = tuple[socket.AddressFamily, SocketAddress]
 
 
-class Pooling(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept: connections per address that may lie idle, and how many requests one may carry."""
+class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits of a pool: idle connections, and requests per connection."""
 
     max_idle: int = 64
     max_requests: int = 100
 
 
 class Pool:
-    """Connections to one address. All methods but `connect` and `emptied` are done when they return."""
+    """The connections to one endpoint."""
 
     def __init__(
-        self, host: str, port: int, tls: ssl.SSLContext | None, pooling: Pooling, loop: asyncio.AbstractEventLoop
+        self, host: str, port: int, tls: ssl.SSLContext | None, pooling: PoolSettings, loop: asyncio.AbstractEventLoop
     ) -> None:
         self._host = host
         self._port = port
@@ -44,14 +44,14 @@ class Pool:
         self._loop = loop
         self._literal = _literal(host)
         self._far = self._literal is None or not self._literal.is_loopback
-        self._addresses: list[Address] = []
-        self._idle: list[Connection] = []
+        self._addresses: list[ResolvedAddress] = []
+        self._idle: list[BackendConnection] = []
         self._sweeper: asyncio.TimerHandle | None = None
         self._emptied: asyncio.Event | None = None
-        self.connections: set[Connection] = set()
+        self.connections: set[BackendConnection] = set()
 
-    def take(self) -> Connection | None:
-        """The connection that was used last, if it may still be used."""
+    def acquire(self) -> BackendConnection | None:
+        """The most recently used idle connection that is still usable, if there is one."""
         now = self._loop.time()
         while self._idle:
             connection = self._idle.pop()
@@ -60,8 +60,8 @@ class Pool:
             connection.abort()
         return None
 
-    def give_back(self, connection: Connection) -> None:
-        """Keeps the connection if that is safe; closes it at once if not."""
+    def release(self, connection: BackendConnection) -> None:
+        """Keep the connection if it is reusable, else close it at once."""
         reader = connection.reader
         if (
             reader is not None
@@ -70,16 +70,16 @@ class Pool:
             and len(self._idle) < self._pooling.max_idle
         ):
             connection.idle_until = self._loop.time() + reader.keep_s
-            connection.rest()
+            connection.set_idle()
             self._idle.append(connection)
             if self._sweeper is None:
                 self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         else:
             connection.abort()
 
-    async def connect(self, backend: str, connect_s: float) -> Connection:
-        """A new connection. Raises `BackendUnavailable`."""
-        connection = Connection(self._loop, backend, self._lost, far=self._far)
+    async def connect(self, backend: str, connect_s: float) -> BackendConnection:
+        """Open a connection. Raises `BackendUnavailable`."""
+        connection = BackendConnection(self._loop, backend, self._lost, far=self._far)
         self.connections.add(connection)
         try:
             async with asyncio.timeout(connect_s):
@@ -94,7 +94,7 @@ class Pool:
         except TimeoutError as error:
             self._discard(connection)
             raise BackendUnavailable(
-                f'backend "{backend}" took no connection in {connect_s:g} s', backend=backend, timed_out=True
+                f'backend "{backend}" accepted no connection within {connect_s:g} s', backend=backend, timed_out=True
             ) from error
         except (OSError, ssl.CertificateError) as error:
             self._discard(connection)
@@ -106,13 +106,13 @@ class Pool:
         return connection
 
     def close_idle(self) -> None:
-        """Closes the connections that carry no request."""
+        """Close the idle connections."""
         idle, self._idle = self._idle, []
         for connection in idle:
             connection.abort()
 
     def close_all(self) -> None:
-        """Closes every connection; requests on them fail."""
+        """Close every connection; requests on them fail."""
         self._idle.clear()
         for connection in list(self.connections):
             connection.abort()
@@ -121,17 +121,17 @@ class Pool:
             self._sweeper = None
 
     async def emptied(self) -> None:
-        """Until the last socket is closed."""
+        """Wait until the last socket is closed."""
         while self.connections:
             self._emptied = asyncio.Event()
             await self._emptied.wait()
 
-    def _discard(self, connection: Connection) -> None:
-        """For a connection that never came to be: the loop may or may not tell us of its end (uvloop does not)."""
+    def _discard(self, connection: BackendConnection) -> None:
+        """Discard a connection that was never made: the loop may or may not call `connection_lost` (uvloop does not)."""
         connection.abort()
         self._lost(connection)
 
-    def _lost(self, connection: Connection) -> None:
+    def _lost(self, connection: BackendConnection) -> None:
         self.connections.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
@@ -150,7 +150,7 @@ class Pool:
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if kept else None
 
     async def _dial(self) -> socket.socket:
-        """The first of the name's addresses to take a connection; each next one is tried a moment later."""
+        """Connect to the first of the name's addresses that accepts; each next one is tried `STAGGER_S` later."""
         if not self._addresses:
             found = await self._loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
             self._addresses = _interleaved(
@@ -161,13 +161,13 @@ class Pool:
         winner: socket.socket | None = None
         errors: list[OSError] = []
 
-        async def attempt(address: Address, over: anyio.Event) -> None:
+        async def attempt(address: ResolvedAddress, failed: anyio.Event) -> None:
             nonlocal winner
             try:
                 sock = await _open(self._loop, address)
             except OSError as error:
                 errors.append(error)
-                over.set()
+                failed.set()
                 return
             if winner is not None:
                 sock.close()
@@ -179,10 +179,10 @@ class Pool:
         try:
             async with anyio.create_task_group() as group:
                 for address in list(self._addresses):
-                    over = anyio.Event()
-                    group.start_soon(attempt, address, over)
+                    failed = anyio.Event()
+                    group.start_soon(attempt, address, failed)
                     with anyio.move_on_after(STAGGER_S):
-                        await over.wait()
+                        await failed.wait()
         except BaseException:
             if winner is not None:
                 winner.close()
@@ -192,7 +192,7 @@ class Pool:
         return winner
 
 
-async def _open(loop: asyncio.AbstractEventLoop, address: Address) -> socket.socket:
+async def _open(loop: asyncio.AbstractEventLoop, address: ResolvedAddress) -> socket.socket:
     sock = socket.socket(address[0], socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -203,16 +203,16 @@ async def _open(loop: asyncio.AbstractEventLoop, address: Address) -> socket.soc
     return sock
 
 
-def _interleaved(addresses: list[Address]) -> list[Address]:
-    """The addresses in their order, families taking turns, so that one dead family costs one step."""
+def _interleaved(addresses: list[ResolvedAddress]) -> list[ResolvedAddress]:
+    """The addresses in their order with families alternating, so that one dead family costs one delay."""
     first = [address for address in addresses if address[0] == addresses[0][0]]
     second = [address for address in addresses if address[0] != addresses[0][0]]
-    turns = [address for pair in zip(first, second, strict=False) for address in pair]
-    return turns + first[len(second) :] + second[len(first) :]
+    pairs = [address for pair in zip(first, second, strict=False) for address in pair]
+    return pairs + first[len(second) :] + second[len(first) :]
 
 
 def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address, if it is one and not a name."""
+    """The host as an IP address, if it is one."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -223,7 +223,7 @@ def _why(error: OSError) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "refused the connection"
     if isinstance(error, socket.gaierror):
-        return "has a host name that cannot be found"
+        return "has an unknown host name"
     if isinstance(error, ssl.SSLError):
-        return "could not agree on TLS with us"
+        return "failed the TLS handshake"
     return "cannot be reached"

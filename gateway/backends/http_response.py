@@ -1,6 +1,6 @@
-"""One HTTP/1.1 answer, read from bytes as they come: its head, its body's pieces, and whether its connection may be kept.
+"""Parses one HTTP/1.1 response from bytes as they arrive: head, body, and whether the connection may be kept.
 
-No sockets and no clock. Framing is strict: whatever two readers could understand differently is refused.
+No sockets and no clock. Framing is strict: whatever two parsers could read differently is refused.
 """
 
 from __future__ import annotations
@@ -12,34 +12,36 @@ import httptools
 
 from hostler.adapters.types import ResponseHead
 
-MAX_HEAD = 64 * 1024  # bytes of an answer's head, of its trailers, and of framing without any content in between
+MAX_HEAD = 64 * 1024  # bytes of a response's head, of its trailers, and of framing without any content in between
 MAX_HEADERS = 128
 MAX_INTERIM = 8
 
-KEEP_S = 2.0  # llama-server closes after 5 s of silence without a word, so we are earlier
+KEEP_S = 2.0  # llama-server closes idle connections after 5 s, so we are earlier
 KEEP_MARGIN_S = 1.0
 
-#: So often the beginning of an answer is remembered on a connection where none of them ever came again.
+#: How many heads of a connection are remembered while none of them is repeated.
 _TRIES = 8
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(0|[1-9][0-9]{0,8})[ \t]*\r\n", re.IGNORECASE)
 
-_STAYS_HERE = frozenset(
+_NOT_FORWARDED = frozenset(
     (
         *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
         *("proxy-authenticate", "proxy-authentication-info", "content-length", "set-cookie", "set-cookie2", "server"),
     )
 )
-_STAYS_HERE_PREFIXES = ("access-control-", "x-accel-")
+_NOT_FORWARDED_PREFIXES = ("access-control-", "x-accel-")
 _KEEP_TIMEOUT = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*(\d{1,9})", re.IGNORECASE)
 
 
-class Malformed(Exception):
-    """The bytes are not an answer, or not all of one; the message completes "the backend ..."."""
+class MalformedResponse(Exception):
+    """The bytes are no response, or only a part of one; the message completes "the backend ..."."""
 
 
-class SeenAnswer:
-    """How answers on one connection begin, if they are whole in one piece and alike but for their length. Whatever has the
-    same bytes around its length, and the body that it promises behind them, is read as it was read before."""
+class ResponseTemplate:
+    """The last head of a connection whose response was complete in one piece.
+
+    A response that repeats it byte for byte except for its content length, and is as long as that says, is not parsed again.
+    """
 
     __slots__ = ("_after", "_before", "_digits", "_method", "_tries", "fields", "keep_s", "media_type", "status")
 
@@ -53,7 +55,7 @@ class SeenAnswer:
         self.keep_s = 0.0
 
     def body(self, method: str, data: bytes) -> bytes | None:
-        """The body, if these bytes are such an answer, to its end and not beyond it."""
+        """The body, if these bytes are exactly one such response."""
         before, after, digits = self._before, self._after, self._digits
         if not before or method != self._method or not data.startswith(before):
             return None
@@ -73,7 +75,7 @@ class SeenAnswer:
     def remember(
         self, method: str, data: bytes, head: ResponseHead, fields: list[tuple[bytes, bytes]], keep_s: float
     ) -> None:
-        """These bytes were one whole answer, and the connection may be kept."""
+        """These bytes were one complete response, and the connection may be kept."""
         if not self._tries or head.length is None or method == "HEAD":
             return
         self._tries -= 1
@@ -90,12 +92,12 @@ class SeenAnswer:
             self.status, self.media_type = head.status, head.media_type
 
 
-class AnswerReader:
-    """Reads one answer. `feed` what arrives, `eof` when the connection ends; both raise `Malformed`.
+class ResponseReader:
+    """Parses one response. `feed` what arrives, `eof` when the connection ends; both raise `MalformedResponse`.
 
-    `head` is set once the head is complete. `parts` collects the body; whoever reads it empties the list in place.
-    `complete` means that the body has ended as its framing says, `until_close` that only the connection's end can tell.
-    `keep_s` is how long the connection may be kept idle afterwards; 0 is not at all.
+    `head` is set once the head is complete. `parts` collects the body; its reader empties the list in place. `complete`:
+    the body has ended as its framing says. `until_close`: only the connection's end ends it. `keep_s` is how long the
+    connection may be idle afterwards; 0 is not at all.
     """
 
     __slots__ = (
@@ -103,7 +105,7 @@ class AnswerReader:
         "keep_s", "parts", "received", "until_close",
     )  # fmt: skip
 
-    def __init__(self, method: str, seen: SeenAnswer | None = None) -> None:
+    def __init__(self, method: str, seen: ResponseTemplate | None = None) -> None:
         self._method = method
         self._seen = seen
         self._fields: list[tuple[bytes, bytes]] = []
@@ -122,20 +124,20 @@ class AnswerReader:
 
     @property
     def on_body(self) -> object:
-        """Looked up once by the parser: the pieces go straight into the list."""
+        """Looked up once by the parser, so that pieces go straight into the list."""
         return self.parts.append
 
     def feed(self, data: bytes) -> None:
-        """Takes the next bytes."""
+        """Parse the next bytes."""
         parser = self._parser
         first = parser is None
         if parser is None:
             if self.received:
-                self.keep_s = 0.0  # more than was asked for: nothing on this connection can be trusted any more
+                self.keep_s = 0.0  # more than one response: nothing on this connection can be trusted any more
                 return
             self.received = True
-            if data[0] != 72:  # "H": the parser would take RTSP, and empty lines before the answer
-                raise Malformed("sent something that is not HTTP")
+            if data[0] != 72:  # "H": the parser accepts RTSP, and empty lines before the response
+                raise MalformedResponse("sent something that is not HTTP")
             seen = self._seen
             if seen is not None and (body := seen.body(self._method, data)) is not None:
                 self._fields, self.keep_s, self.complete = seen.fields, seen.keep_s, True
@@ -148,21 +150,21 @@ class AnswerReader:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self.complete:
-                raise Malformed(self._refused or f"sent a malformed answer: {error}") from None
+                raise MalformedResponse(self._refused or f"sent a malformed answer: {error}") from None
             self.keep_s = 0.0
         if self.parts or self.complete:
             self._quiet = 0
         else:
             self._quiet += len(data)
             if self._quiet > 2 * MAX_HEAD:
-                raise Malformed("sent headers or framing without end")
+                raise MalformedResponse("sent headers or framing without end")
         if self.complete:
             self._parser = None
             if first and self.keep_s and self._seen is not None and self.head is not None and not self._interim:
                 self._seen.remember(self._method, data, self.head, self._fields, self.keep_s)
 
     def eof(self) -> None:
-        """The connection has ended in an orderly way."""
+        """The connection was closed in an orderly way."""
         if self.complete:
             self.keep_s = 0.0
         elif self.head is not None and self.until_close:
@@ -170,16 +172,16 @@ class AnswerReader:
             self._parser = None
         else:
             self._parser = None
-            raise Malformed(
+            raise MalformedResponse(
                 "ended its answer in the middle" if self.received else "closed the connection without an answer"
             )
 
     def close(self) -> None:
-        """Lets go of the parser, which refers back to its reader."""
+        """Drop the parser, which refers back to its reader."""
         self._parser = None
 
     def headers(self) -> Mapping[str, str]:
-        """The headers that may be passed on (see `base.Answer`)."""
+        """The headers that may be forwarded, see `BackendResponse.headers`."""
         named = {
             word.strip().lower()
             for name, value in self._fields
@@ -189,13 +191,13 @@ class AnswerReader:
         passed: dict[str, str] = {}
         for raw_name, raw_value in self._fields:
             name = raw_name.decode("latin-1").lower()
-            if name in _STAYS_HERE or name in named or name.startswith(_STAYS_HERE_PREFIXES):
+            if name in _NOT_FORWARDED or name in named or name.startswith(_NOT_FORWARDED_PREFIXES):
                 continue
             value = raw_value.decode("latin-1").strip()
             passed[name] = f"{passed[name]}, {value}" if name in passed else value
         return passed
 
-    # What the parser calls.
+    # Called by the parser.
 
     def on_message_begin(self) -> None:
         if self.complete:
@@ -206,7 +208,7 @@ class AnswerReader:
         self._size += len(name) + len(value)
         if self._count > MAX_HEADERS or self._size > MAX_HEAD:
             self._refuse("sent too many or too large headers")
-        if self.head is None:  # trailers come after the head; nobody needs them
+        if self.head is None:  # trailers come after the head and are ignored
             self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -218,7 +220,7 @@ class AnswerReader:
         if not 200 <= status <= 599:
             self._interim += 1
             if not 100 <= status <= 199 or status == 101 or self._interim > MAX_INTERIM:
-                self._refuse(f"answered with the status {status}, which means nothing here")
+                self._refuse(f"answered with the unexpected status {status}")
             self._fields.clear()
             return
         media_type, length, chunked, coded, keep_for = "", None, False, False, KEEP_S
@@ -234,16 +236,16 @@ class AnswerReader:
             elif lower == b"keep-alive" and (found := _KEEP_TIMEOUT.search(value)):
                 keep_for = min(keep_for, int(found[1]) - KEEP_MARGIN_S)
         if coded and (not chunked or version == "1.0"):
-            self._refuse("sent a transfer coding that nobody asked for")
+            self._refuse("sent an unrequested transfer coding")
         bodiless = self._method == "HEAD" or status in (204, 304)
         self.until_close = not (bodiless or chunked or length is not None)
-        # llama-server closes the connection after each chunked stream, and does not say so before.
+        # llama-server closes the connection after each chunked stream without announcing it.
         if version == "1.1" and not chunked and not self.until_close and self._parser.should_keep_alive():
             self.keep_s = max(0.0, keep_for)
         self.head = ResponseHead(status=status, media_type=media_type, length=0 if status == 204 else length)
         self._count = self._size = 0
         if self._method == "HEAD":
-            # The parser cannot be told that no body follows, so it is stopped here.
+            # The parser has no way to know that no body follows, so it is stopped here.
             self.complete = True
             self._refuse("")
 
@@ -253,4 +255,4 @@ class AnswerReader:
 
     def _refuse(self, reason: str) -> None:
         self._refused = reason
-        raise Malformed(reason)
+        raise MalformedResponse(reason)

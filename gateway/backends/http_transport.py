@@ -1,6 +1,6 @@
-"""The hot path to backends: plain HTTP/1.1 over kept connections, bytes given out as they arrive.
+"""The transport for local backends: HTTP/1.1 over pooled connections, with bodies returned as they arrive.
 
-It pools connections, puts requests on the wire and retries a stale connection once. It does not read bodies.
+It sends requests and replaces a stale connection once. It does not interpret bodies.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendUnavailable, BadRequest
 from hostler.adapters.types import ResponseHead
 from hostler.gateway.backends.base import Endpoint, Timeouts
-from hostler.gateway.backends.http_connection import Connection
-from hostler.gateway.backends.http_pool import Pool, Pooling
-from hostler.gateway.backends.http_response import AnswerReader
+from hostler.gateway.backends.http_connection import BackendConnection
+from hostler.gateway.backends.http_pool import Pool, PoolSettings
+from hostler.gateway.backends.http_response import ResponseReader
 
 _METHOD = re.compile(r"[A-Z]{1,16}")
 _PATH = re.compile(r"/[!-~]*")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _HOST = re.compile(r"[0-9A-Za-z._:%-]+")
-# Framing, the connection and credentials are the transport's own: an adapter's word on them is not taken.
+# Framing, connection and credentials are the transport's own: an adapter's headers for them are dropped.
 _OWN_HEADERS = frozenset(
     (
         *("host", "content-length", "content-type", "transfer-encoding", "connection", "keep-alive", "te", "trailer"),
@@ -35,18 +35,18 @@ _OWN_HEADERS = frozenset(
 
 
 class LanTransport:
-    """A `Transport` for backends nearby. Belongs to the event loop that it is first used in."""
+    """A `Transport` for local backends. Bound to the event loop that it is first used in."""
 
-    def __init__(self, pooling: Pooling | None = None) -> None:
-        self._pooling = pooling or Pooling()
+    def __init__(self, pooling: PoolSettings | None = None) -> None:
+        self._pooling = pooling or PoolSettings()
         self._pools: dict[tuple[str, int, bool], Pool] = {}
         self._prefixes: dict[Endpoint, tuple[str, bytes]] = {}
         self._heads: dict[tuple[Endpoint, str, str, str], bytes] = {}
         self._tls: ssl.SSLContext | None = None
 
-    def send(self, request: WireRequest, endpoint: Endpoint, timeouts: Timeouts) -> LanAnswer:
+    def send(self, request: WireRequest, endpoint: Endpoint, timeouts: Timeouts) -> LanResponse:
         """See `Transport.send`."""
-        return LanAnswer(self, request, endpoint, timeouts)
+        return LanResponse(self, request, endpoint, timeouts)
 
     def close_idle(self, endpoint: Endpoint) -> None:
         """See `Transport.close_idle`."""
@@ -67,20 +67,20 @@ class LanTransport:
 
     @property
     def addresses(self) -> int:
-        """How many addresses are remembered."""
+        """The number of addresses with a pool."""
         return len(self._pools)
 
     def open_connections(self, endpoint: Endpoint) -> int:
-        """How many connections to this address exist, idle or not."""
+        """The number of connections to this endpoint, idle or not."""
         pool = self._pools.get((endpoint.host, endpoint.port, endpoint.tls))
         return len(pool.connections) if pool else 0
 
     def pool(self, endpoint: Endpoint) -> Pool:
-        """The pool of this address, made on first use. Others that hold no connection go then."""
+        """The pool of this endpoint, created on first use. Pools without connections are removed then."""
         key = (endpoint.host, endpoint.port, endpoint.tls)
         pool = self._pools.get(key)
         if pool is None:
-            # Each start of an engine has a port of its own: nobody comes back to the old ones.
+            # Each start of an engine has a port of its own: the old ones are not used again.
             for other, left in list(self._pools.items()):
                 if not left.connections:
                     left.close_all()
@@ -92,10 +92,10 @@ class LanTransport:
         return pool
 
     def head(self, request: WireRequest, endpoint: Endpoint) -> bytes:
-        """The request's head as bytes. Raises `BadRequest` if any part could be read as more than it is."""
+        """The request's head as bytes. Raises `BadRequest` if a part could smuggle in another header or request."""
         if request.headers or not request.body or len(request.path) > 200:
             return self._checked_head(request, endpoint)
-        # Nearly all requests are alike but for their length, which comes last.
+        # Nearly all heads differ in the content length only, which comes last.
         key = (endpoint, request.method, request.path, request.content_type)
         known = self._heads.get(key)
         if known is None:
@@ -114,22 +114,22 @@ class LanTransport:
         base_path, endpoint_headers = prefix
         path = base_path + request.path
         if not (_PATH.fullmatch(path) and _METHOD.fullmatch(request.method) and _VALUE.fullmatch(request.content_type)):
-            raise BadRequest("the path or the content type holds characters that cannot be sent")
+            raise BadRequest("the path or the content type contains characters that cannot be sent")
         lines = [f"{request.method} {path} HTTP/1.1\r\n".encode("ascii"), endpoint_headers]
         if request.body or request.method not in ("GET", "HEAD"):
             framing = f"content-type: {request.content_type}\r\ncontent-length: {len(request.body)}\r\n"
             lines.append(framing.encode("latin-1"))
         for name, value in request.headers:
             if not (_NAME.fullmatch(name) and _VALUE.fullmatch(value)):
-                raise BadRequest("a header holds characters that cannot be sent")
+                raise BadRequest("a header contains characters that cannot be sent")
             if name.lower() not in _OWN_HEADERS:
                 lines.append(f"{name}: {value}\r\n".encode("latin-1"))
         lines.append(b"\r\n")
         return b"".join(lines)
 
 
-class LanAnswer:
-    """One request on its way and its answer: the context manager of `LanTransport.send`, and what it gives."""
+class LanResponse:
+    """One request and its response: the context manager that `LanTransport.send` returns."""
 
     __slots__ = ("_connection", "_endpoint", "_head", "_pool", "_request", "_silence_s", "_timeouts", "_transport")
 
@@ -140,19 +140,19 @@ class LanAnswer:
         self._timeouts = timeouts
         self._silence_s = timeouts.first_byte_s
         self._pool: Pool | None = None
-        self._connection: Connection | None = None
+        self._connection: BackendConnection | None = None
         self._head: ResponseHead | None = None
 
-    async def __aenter__(self) -> LanAnswer:
+    async def __aenter__(self) -> LanResponse:
         head = self._transport.head(self._request, self._endpoint)
         self._pool = pool = self._transport.pool(self._endpoint)
-        kept = pool.take()
+        kept = pool.acquire()
         connection = kept or await pool.connect(self._endpoint.name, self._timeouts.connect_s)
         while True:
             try:
-                connection.begin(self._request.method, self._endpoint.name)
-                if not connection.put(head, self._request.body):
-                    await connection.write(head, self._request.body, self._timeouts.first_byte_s)
+                connection.start_request(self._request.method, self._endpoint.name)
+                if not connection.send_small(head, self._request.body):
+                    await connection.send_large(head, self._request.body, self._timeouts.first_byte_s)
                 self._head = await connection.wait_head(self._timeouts.first_byte_s)
                 self._connection = connection
                 return self
@@ -160,9 +160,9 @@ class LanAnswer:
                 connection.abort()
                 if connection is not kept or not isinstance(error, BackendUnavailable):
                     raise
-            # The backend closed it before our bytes got there. Its siblings have lain idle as long: a new one.
+            # The backend closed the idle connection before our bytes arrived; its siblings are as old, so open a new one.
             pool.close_idle()
-            self._pool = pool = self._transport.pool(self._endpoint)  # an empty one may have gone meanwhile
+            self._pool = pool = self._transport.pool(self._endpoint)  # an empty one may have been removed meanwhile
             connection = await pool.connect(self._endpoint.name, self._timeouts.connect_s)
 
     async def __aexit__(
@@ -170,45 +170,45 @@ class LanAnswer:
     ) -> None:
         connection, self._connection = self._connection, None
         if connection is not None and self._pool is not None:
-            self._pool.give_back(connection)
+            self._pool.release(connection)
 
     @property
     def head(self) -> ResponseHead:
-        """See `Answer.head`."""
-        assert self._head is not None, "no answer yet"
+        """See `BackendResponse.head`."""
+        assert self._head is not None, "no response yet"
         return self._head
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """See `Answer.headers`."""
+        """See `BackendResponse.headers`."""
         return self._reader.headers()
 
     @property
     def until_close(self) -> bool:
-        """See `Answer.until_close`."""
+        """See `BackendResponse.until_close`."""
         return self._reader.until_close
 
     @property
     def complete(self) -> bool:
-        """See `Answer.complete`."""
+        """See `BackendResponse.complete`."""
         connection = self._connection
         return connection is not None and connection.reader is not None and connection.reader.complete
 
     def segments(self) -> AsyncIterator[bytes]:
-        """See `Answer.segments`."""
+        """See `BackendResponse.segments`."""
         return self
 
-    def __aiter__(self) -> LanAnswer:
+    def __aiter__(self) -> LanResponse:
         return self
 
     def __anext__(self) -> Coroutine[Any, Any, bytes]:
         if self._connection is None:
-            raise RuntimeError("the answer was read outside of its context")
+            raise RuntimeError("the response was read outside of its context")
         silence_s, self._silence_s = self._silence_s, self._timeouts.between_bytes_s
         return self._connection.next(silence_s)
 
     async def read(self, limit: int) -> bytes:
-        """See `Answer.read`."""
+        """See `BackendResponse.read`."""
         pieces: list[bytes] = []
         missing = limit
         async for piece in self:
@@ -219,17 +219,17 @@ class LanAnswer:
         return b"".join(pieces)
 
     @property
-    def _reader(self) -> AnswerReader:
+    def _reader(self) -> ResponseReader:
         connection = self._connection
         if connection is None or connection.reader is None:
-            raise RuntimeError("the answer was read outside of its context")
+            raise RuntimeError("the response was read outside of its context")
         return connection.reader
 
 
 def _endpoint_headers(endpoint: Endpoint) -> bytes:
-    """What every request to this endpoint says. Raises `ValueError` for a configuration that cannot be sent."""
+    """The headers of every request to this endpoint. Raises `ValueError` for a host or key that cannot be sent."""
     if not _HOST.fullmatch(endpoint.host) or not _VALUE.fullmatch(endpoint.key or ""):
-        raise ValueError(f'backend "{endpoint.name}": the host or the key holds characters that cannot be sent')
+        raise ValueError(f'backend "{endpoint.name}": the host or the key contains characters that cannot be sent')
     host = f"[{endpoint.host.partition('%')[0]}]" if ":" in endpoint.host else endpoint.host
     lines = [f"host: {host}:{endpoint.port}\r\n", "accept-encoding: identity\r\n"]
     if endpoint.key is not None:

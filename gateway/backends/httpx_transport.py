@@ -1,6 +1,6 @@
-"""The path to backends outside the house: TLS connections kept for a minute, proxies from the environment, no cookies.
+"""The transport for remote backends: httpx with connections kept for a minute, proxies from the environment, no cookies.
 
-Nearby backends have `lan.py`. httpx's errors end here.
+Local backends have `http_transport`. httpx's errors are translated here.
 """
 
 from __future__ import annotations
@@ -16,41 +16,43 @@ import httpx
 from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendBroken, BackendError, BackendTimeout, BackendUnavailable, BadRequest
 from hostler.adapters.types import ResponseHead
-from hostler.gateway.backends.base import Answer, Endpoint, Timeouts
+from hostler.gateway.backends.base import BackendResponse, Endpoint, Timeouts
 
-#: A new TLS connection costs two or three round trips, so an idle one is kept for so long, in seconds.
+#: How long idle connections are kept, in seconds: a new TLS connection costs two or three round trips.
 KEEP_S = 60.0
-_STAYS_HERE = frozenset(
+_NOT_FORWARDED = frozenset(
     (
         *("connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding"),
         *("upgrade", "content-length", "content-encoding", "set-cookie", "server"),
     )
 )
-_STAYS_HERE_PREFIXES = ("access-control-", "x-accel-")
+_NOT_FORWARDED_PREFIXES = ("access-control-", "x-accel-")
 _OWN_HEADERS = frozenset(
     ("host", "content-length", "content-type", "authorization", "cookie", "connection", "accept-encoding", "user-agent")
 )
 
 
-class CloudTransport:
-    """A `Transport` for backends outside the house. `client` is for tests; it is closed by `aclose` all the same."""
+class HttpxTransport:
+    """A `Transport` for remote backends. `client` is for tests; `aclose` closes it all the same."""
 
     def __init__(self, client: httpx.AsyncClient | None = None) -> None:
         self._client = client
-        self._under_way: set[CloudAnswer] = set()
+        self._in_flight: set[HttpxResponse] = set()
 
-    def send(self, request: WireRequest, endpoint: Endpoint, timeouts: Timeouts) -> AbstractAsyncContextManager[Answer]:
+    def send(
+        self, request: WireRequest, endpoint: Endpoint, timeouts: Timeouts
+    ) -> AbstractAsyncContextManager[BackendResponse]:
         """See `Transport.send`."""
-        return CloudAnswer(self, request, endpoint, timeouts)
+        return HttpxResponse(self, request, endpoint, timeouts)
 
     def close_idle(self, endpoint: Endpoint) -> None:
-        """Nothing: idle connections to clouds do no harm and end by themselves."""
+        """Does nothing: idle connections to remote backends do no harm and expire."""
 
     def close_all(self, endpoint: Endpoint) -> None:
-        """Whoever waits for an answer from there waits no longer. What connections there are end by themselves."""
-        for answer in list(self._under_way):
+        """End the waits for responses from this endpoint. Its connections expire."""
+        for answer in list(self._in_flight):
             if answer.endpoint == endpoint:
-                answer.give_up()
+                answer.expire()
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
@@ -58,16 +60,16 @@ class CloudTransport:
         if client is not None:
             await client.aclose()
 
-    def enter(self, answer: CloudAnswer) -> None:
-        """The answer is under way."""
-        self._under_way.add(answer)
+    def enter(self, answer: HttpxResponse) -> None:
+        """The request is in flight."""
+        self._in_flight.add(answer)
 
-    def leave(self, answer: CloudAnswer) -> None:
-        """It has ended."""
-        self._under_way.discard(answer)
+    def leave(self, answer: HttpxResponse) -> None:
+        """The request has ended."""
+        self._in_flight.discard(answer)
 
     def client(self) -> httpx.AsyncClient:
-        """The client, made on first use: loading the certificates takes a while."""
+        """The client, created on first use: loading the certificates takes a while."""
         if self._client is None:
             self._client = httpx.AsyncClient(
                 follow_redirects=False,
@@ -77,10 +79,10 @@ class CloudTransport:
         return self._client
 
 
-class CloudAnswer:
-    """One request on its way and its answer: the context manager of `CloudTransport.send`, and what it gives."""
+class HttpxResponse:
+    """One request and its response: the context manager that `HttpxTransport.send` returns."""
 
-    def __init__(self, transport: CloudTransport, request: WireRequest, endpoint: Endpoint, timeouts: Timeouts) -> None:
+    def __init__(self, transport: HttpxTransport, request: WireRequest, endpoint: Endpoint, timeouts: Timeouts) -> None:
         self._transport = transport
         self._request = request
         self._endpoint = endpoint
@@ -92,19 +94,19 @@ class CloudAnswer:
         self._head: ResponseHead | None = None
         self._complete = False
 
-    async def __aenter__(self) -> CloudAnswer:
+    async def __aenter__(self) -> HttpxResponse:
         client = self._transport.client()
-        request = self._built(client)
+        request = self._build(client)
         response: httpx.Response | None = None
         self._transport.enter(self)
         try:
-            # The connection has a limit of its own; what is left is for the head of the answer.
+            # Connecting has a limit of its own; the rest is for the head of the response.
             async with asyncio.timeout(self._timeouts.connect_s + self._timeouts.first_byte_s) as self._waiting:
                 response = await client.send(request, stream=True)
         except TimeoutError as error:
             raise self._timeout("did not answer in time") from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, ValueError) as error:
-            raise self._foreign(error) from error
+            raise self._translate(error) from error
         finally:
             self._waiting = None
             if response is None:
@@ -130,53 +132,53 @@ class CloudAnswer:
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where it comes from."""
+        """The endpoint that the request was sent to."""
         return self._endpoint
 
-    def give_up(self) -> None:
-        """Nobody is there: waiting ends now, as when the time is over."""
+    def expire(self) -> None:
+        """End the pending wait now, as if it had timed out."""
         if self._waiting is not None and not self._waiting.expired():
             self._waiting.reschedule(asyncio.get_running_loop().time())
 
     @property
     def head(self) -> ResponseHead:
-        """See `Answer.head`."""
-        assert self._head is not None, "no answer yet"
+        """See `BackendResponse.head`."""
+        assert self._head is not None, "no response yet"
         return self._head
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """See `Answer.headers`."""
-        assert self._response is not None, "the answer was read outside of its context"
+        """See `BackendResponse.headers`."""
+        assert self._response is not None, "the response was read outside of its context"
         return {
             name: value
             for name, value in self._response.headers.items()
-            if name not in _STAYS_HERE and not name.startswith(_STAYS_HERE_PREFIXES)
+            if name not in _NOT_FORWARDED and not name.startswith(_NOT_FORWARDED_PREFIXES)
         }
 
     @property
     def until_close(self) -> bool:
-        """See `Answer.until_close`."""
-        assert self._response is not None, "the answer was read outside of its context"
+        """See `BackendResponse.until_close`."""
+        assert self._response is not None, "the response was read outside of its context"
         headers = self._response.headers
         return "content-length" not in headers and "transfer-encoding" not in headers
 
     @property
     def complete(self) -> bool:
-        """See `Answer.complete`."""
+        """See `BackendResponse.complete`."""
         return self._complete
 
     def segments(self) -> AsyncIterator[bytes]:
-        """See `Answer.segments`."""
+        """See `BackendResponse.segments`."""
         return self
 
-    def __aiter__(self) -> CloudAnswer:
+    def __aiter__(self) -> HttpxResponse:
         return self
 
     async def __anext__(self) -> bytes:
         pieces = self._pieces
         if pieces is None or self._response is None:
-            raise RuntimeError("the answer was read outside of its context")
+            raise RuntimeError("the response was read outside of its context")
         try:
             async with asyncio.timeout(self._silence_s) as self._waiting:
                 data = await anext(pieces, b"")
@@ -193,7 +195,7 @@ class CloudAnswer:
         return data
 
     async def read(self, limit: int) -> bytes:
-        """See `Answer.read`."""
+        """See `BackendResponse.read`."""
         pieces: list[bytes] = []
         missing = limit
         async for piece in self:
@@ -203,9 +205,9 @@ class CloudAnswer:
                 break
         return b"".join(pieces)
 
-    def _built(self, client: httpx.AsyncClient) -> httpx.Request:
+    def _build(self, client: httpx.AsyncClient) -> httpx.Request:
         endpoint, request = self._endpoint, self._request
-        # Nothing that is not said here is sent: the client's defaults would tell which library this is.
+        # Only these headers are sent: the client's defaults would reveal the library.
         headers = [("Accept-Encoding", "identity"), ("Content-Type", request.content_type), ("User-Agent", "hostler")]
         headers += [(name, value) for name, value in request.headers if name.lower() not in _OWN_HEADERS]
         if endpoint.key is not None:
@@ -218,23 +220,25 @@ class CloudAnswer:
         try:
             return client.build_request(request.method, url, headers=headers, content=content, timeout=limit)
         except (httpx.InvalidURL, ValueError) as error:
-            raise BadRequest("the path or a header holds characters that cannot be sent") from error
+            raise BadRequest("the path or a header contains characters that cannot be sent") from error
 
-    def _foreign(self, error: Exception) -> BackendError:
-        """httpx's error as ours. Only what happened before the connection stood is free to be tried elsewhere."""
+    def _translate(self, error: Exception) -> BackendError:
+        """httpx's error as a `BackendError`. Only errors before the connection was established are safe to retry elsewhere."""
         name = self._endpoint.name
         if isinstance(error, httpx.ConnectTimeout):
             return BackendUnavailable(
-                f'backend "{name}" took no connection in {self._timeouts.connect_s:g} s', backend=name, timed_out=True
+                f'backend "{name}" accepted no connection within {self._timeouts.connect_s:g} s',
+                backend=name,
+                timed_out=True,
             )
         if isinstance(error, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol | httpx.PoolTimeout):
             return BackendUnavailable(f'backend "{name}" cannot be reached', backend=name)
         if isinstance(error, httpx.TimeoutException):
-            return self._timeout("did not take the request in time")
+            return self._timeout("did not accept the request in time")
         return self._broken("closed the connection without an answer")
 
-    def _timeout(self, words: str) -> BackendTimeout:
-        return BackendTimeout(f'backend "{self._endpoint.name}" {words}', backend=self._endpoint.name)
+    def _timeout(self, problem: str) -> BackendTimeout:
+        return BackendTimeout(f'backend "{self._endpoint.name}" {problem}', backend=self._endpoint.name)
 
-    def _broken(self, words: str) -> BackendBroken:
-        return BackendBroken(f'backend "{self._endpoint.name}" {words}', backend=self._endpoint.name)
+    def _broken(self, problem: str) -> BackendBroken:
+        return BackendBroken(f'backend "{self._endpoint.name}" {problem}', backend=self._endpoint.name)

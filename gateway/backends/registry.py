@@ -35,9 +35,9 @@ def remote_transport(lan: Transport, settings: Settings) -> Transport:
     """The transport for remote backends; `lan` if there are none."""
     if all(backend.is_local for backend in settings.backends.values()):
         return lan
-    from hostler.gateway.backends.httpx_transport import CloudTransport
+    from hostler.gateway.backends.httpx_transport import HttpxTransport
 
-    remote = CloudTransport()
+    remote = HttpxTransport()
     remote.client()  # loads the certificates now rather than in a request
     return remote
 

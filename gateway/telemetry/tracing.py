@@ -17,7 +17,7 @@ import anyio.to_thread
 import msgspec
 
 from hostler.adapters.base import WireRequest
-from hostler.gateway.backends.base import Answer, Endpoint, Timeouts, Transport
+from hostler.gateway.backends.base import BackendResponse, Endpoint, Timeouts, Transport
 from hostler.gateway.context import Attempt, RequestContext
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ class TracedTransport:
         self._clock = clock
         self._propagate = propagate
 
-    def send(self, request: WireRequest, endpoint: Endpoint, timeouts: Timeouts) -> AbstractAsyncContextManager[Answer]:
+    def send(
+        self, request: WireRequest, endpoint: Endpoint, timeouts: Timeouts
+    ) -> AbstractAsyncContextManager[BackendResponse]:
         """See `Transport.send`."""
         trace = CURRENT.get()
         if trace is not None:

@@ -14,7 +14,7 @@ from pytest_httpx import HTTPXMock, IteratorStream
 from hostler.adapters.base import WireRequest
 from hostler.adapters.errors import BackendBroken, BackendTimeout, BackendUnavailable, BadRequest
 from hostler.gateway.backends.base import Endpoint, Timeouts
-from hostler.gateway.backends.httpx_transport import CloudTransport
+from hostler.gateway.backends.httpx_transport import HttpxTransport
 
 pytestmark = pytest.mark.anyio
 
@@ -26,14 +26,14 @@ QUICK = Timeouts(connect_s=1, first_byte_s=0.05, between_bytes_s=0.05)
 
 
 @pytest.fixture
-async def transport() -> AsyncIterator[CloudTransport]:
-    subject = CloudTransport()
+async def transport() -> AsyncIterator[HttpxTransport]:
+    subject = HttpxTransport()
     yield subject
     await subject.aclose()
 
 
 async def test_sends_the_request_with_our_key_and_no_library_headers(
-    transport: CloudTransport, httpx_mock: HTTPXMock
+    transport: HttpxTransport, httpx_mock: HTTPXMock
 ) -> None:
     httpx_mock.add_response(url=URL, json={})
     async with transport.send(CHAT, CLOUD, Timeouts()) as answer:
@@ -49,7 +49,7 @@ async def test_sends_the_request_with_our_key_and_no_library_headers(
 
 @pytest.mark.parametrize("name", ["Authorization", "Cookie", "Host", "User-Agent", "Content-Length"])
 async def test_the_transports_own_headers_cannot_be_replaced(
-    transport: CloudTransport, httpx_mock: HTTPXMock, name: str
+    transport: HttpxTransport, httpx_mock: HTTPXMock, name: str
 ) -> None:
     httpx_mock.add_response(url=URL)
     request = WireRequest(path=CHAT.path, body=CHAT.body, headers=((name, "9999"),))
@@ -58,7 +58,7 @@ async def test_the_transports_own_headers_cannot_be_replaced(
     assert httpx_mock.get_requests()[0].headers.get(name) != "9999"
 
 
-async def test_connection_headers_and_cookies_are_removed(transport: CloudTransport, httpx_mock: HTTPXMock) -> None:
+async def test_connection_headers_and_cookies_are_removed(transport: HttpxTransport, httpx_mock: HTTPXMock) -> None:
     headers = {
         "Set-Cookie": "a=b", "Server": "x", "Access-Control-Allow-Origin": "*", "X-Accel-Buffering": "no",
         "Retry-After": "7", "Content-Type": "application/json",
@@ -73,14 +73,14 @@ async def test_connection_headers_and_cookies_are_removed(transport: CloudTransp
     assert "cookie" not in httpx_mock.get_requests()[1].headers
 
 
-async def test_redirects_are_not_followed(transport: CloudTransport, httpx_mock: HTTPXMock) -> None:
+async def test_redirects_are_not_followed(transport: HttpxTransport, httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(url=URL, status_code=302, headers={"Location": "https://evil.example/"})
     async with transport.send(CHAT, CLOUD, Timeouts()) as answer:
         assert answer.head.status == 302
     assert len(httpx_mock.get_requests()) == 1
 
 
-async def test_the_body_is_streamed(transport: CloudTransport, httpx_mock: HTTPXMock) -> None:
+async def test_the_body_is_streamed(transport: HttpxTransport, httpx_mock: HTTPXMock) -> None:
     httpx_mock.add_response(url=URL, stream=IteratorStream([b"data: 1\n\n", b"data: 2\n\n"]))
     async with transport.send(CHAT, CLOUD, Timeouts()) as answer:
         assert [piece async for piece in answer.segments()] == [b"data: 1\n\n", b"data: 2\n\n"]
@@ -99,7 +99,7 @@ async def test_the_body_is_streamed(transport: CloudTransport, httpx_mock: HTTPX
     ],
 )
 async def test_httpx_errors_become_backend_errors_without_addresses(
-    transport: CloudTransport, httpx_mock: HTTPXMock, error: Exception, ours: type[Exception]
+    transport: HttpxTransport, httpx_mock: HTTPXMock, error: Exception, ours: type[Exception]
 ) -> None:
     httpx_mock.add_exception(error)
     with pytest.raises(ours) as raised:
@@ -110,7 +110,7 @@ async def test_httpx_errors_become_backend_errors_without_addresses(
         assert raised.value.timed_out is isinstance(error, httpx.ConnectTimeout)
 
 
-async def test_a_missing_head_is_a_timeout(transport: CloudTransport, httpx_mock: HTTPXMock) -> None:
+async def test_a_missing_head_is_a_timeout(transport: HttpxTransport, httpx_mock: HTTPXMock) -> None:
     async def never(request: httpx.Request) -> httpx.Response:
         await asyncio.Event().wait()
         raise AssertionError
@@ -123,7 +123,7 @@ async def test_a_missing_head_is_a_timeout(transport: CloudTransport, httpx_mock
 
 @pytest.mark.parametrize("first", [b"", b"data: 1\n\n"])
 async def test_silence_is_a_timeout_before_and_after_the_first_byte(
-    transport: CloudTransport, httpx_mock: HTTPXMock, first: bytes
+    transport: HttpxTransport, httpx_mock: HTTPXMock, first: bytes
 ) -> None:
     class Silent(httpx.AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -150,7 +150,7 @@ async def test_an_answer_that_ends_in_the_middle_is_broken() -> None:
     async with await asyncio.start_server(cut, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         endpoint = Endpoint(host="127.0.0.1", port=port, name="cloud")
-        transport = CloudTransport()
+        transport = HttpxTransport()
         got = []
         with pytest.raises(BackendBroken):
             async with transport.send(CHAT, endpoint, Timeouts()) as answer:
@@ -160,14 +160,14 @@ async def test_an_answer_that_ends_in_the_middle_is_broken() -> None:
         await transport.aclose()
 
 
-async def test_an_invalid_path_is_a_bad_request(transport: CloudTransport) -> None:
+async def test_an_invalid_path_is_a_bad_request(transport: HttpxTransport) -> None:
     with pytest.raises(BadRequest):
         async with transport.send(WireRequest(path="/v1/\x00", body=b""), CLOUD, Timeouts()):
             pass
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_close_all_ends_waiting_requests(transport: CloudTransport, begun: bool) -> None:
+async def test_close_all_ends_waiting_requests(transport: HttpxTransport, begun: bool) -> None:
     async with open_router("cloud") as router:
         router.then = "stall_after_words" if begun else "stall"
         endpoint = Endpoint(host="127.0.0.1", port=int(router.url.split(":")[2].split("/")[0]), name="cloud")

@@ -1,4 +1,4 @@
-"""The same bytes through our reader and through h11: the same bodies, and the same refusals where both are strict.
+"""The same bytes through our parser and through h11: the same bodies, and the same refusals where both are strict.
 
 Where we differ, we refuse more. Each reason is named in `STRICTER`; any other difference fails.
 """
@@ -12,7 +12,7 @@ import h11
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hostler.gateway.backends.http_response import MAX_HEAD, AnswerReader, Malformed, SeenAnswer
+from hostler.gateway.backends.http_response import MAX_HEAD, MalformedResponse, ResponseReader, ResponseTemplate
 
 Outcome = tuple[int, bytes] | None  # status and body, or refused
 
@@ -42,7 +42,7 @@ LOOSER = {
 
 
 def ours(pieces: list[bytes], method: str) -> Outcome:
-    reader = AnswerReader(method)
+    reader = ResponseReader(method)
     body = b""
     try:
         for piece in pieces:
@@ -50,7 +50,7 @@ def ours(pieces: list[bytes], method: str) -> Outcome:
             body += b"".join(reader.parts)
             reader.parts.clear()
         reader.eof()
-    except Malformed:
+    except MalformedResponse:
         return None
     assert reader.head is not None
     return reader.head.status, body
@@ -263,10 +263,10 @@ def test_how_the_bytes_were_cut_makes_no_difference(raw: bytes, at: list[int], m
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(raw=sound(), method=methods)
 def test_a_connection_is_kept_only_if_h11_would_keep_it(raw: bytes, method: str) -> None:
-    reader = AnswerReader(method)
+    reader = ResponseReader(method)
     try:
         reader.feed(raw)
-    except Malformed:
+    except MalformedResponse:
         return
     if not reader.keep_s:
         return
@@ -284,14 +284,14 @@ def test_both_refuse_a_head_without_end() -> None:
     assert ours(pieces, "GET") is None and theirs(pieces, "GET") is None
 
 
-def told(raw: bytes, method: str, seen: SeenAnswer | None) -> tuple[object, ...] | None:
+def parsed(raw: bytes, method: str, seen: ResponseTemplate | None) -> tuple[object, ...] | None:
     """Everything that one segment tells of an answer."""
-    reader = AnswerReader(method, seen)
+    reader = ResponseReader(method, seen)
     try:
         reader.feed(raw)
         headers = reader.headers() if reader.head is not None else None
         return reader.head, b"".join(reader.parts), reader.complete, reader.keep_s, reader.until_close, headers
-    except Malformed:
+    except MalformedResponse:
         return None
 
 
@@ -313,15 +313,15 @@ def alike(draw: st.DrawFn) -> bytes:
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(answers=st.lists(st.tuples(st.one_of(alike(), alike(), sound()), methods), min_size=2, max_size=8))
 def test_an_answer_that_begins_like_one_before_it_is_read_as_if_it_came_alone(answers: list[tuple[bytes, str]]) -> None:
-    seen = SeenAnswer()
+    seen = ResponseTemplate()
     for raw, method in answers:
         if raw:
-            assert told(raw, method, seen) == told(raw, method, None)
+            assert parsed(raw, method, seen) == parsed(raw, method, None)
 
 
 def test_an_answer_that_begins_like_one_before_it_is_not_parsed_again() -> None:
-    seen = SeenAnswer()
+    seen = ResponseTemplate()
     for body in (b"one", b"three", b"", b"one"):
-        told(ALIKE % len(body) + body, "POST", seen)
+        parsed(ALIKE % len(body) + body, "POST", seen)
         assert seen.body("POST", ALIKE % 5 + b"seven") == b"seven"
     assert seen.body("GET", ALIKE % 5 + b"seven") is None
