@@ -1,4 +1,5 @@
-"""The configuration file as typed values, and the rules that types cannot express. Parts get theirs through constructors."""
+"""The configuration file as typed values, and the rules that types cannot express. Parts get theirs through
+constructors."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class SwitchingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When a host switches between models, and the progress shown to waiting clients.
 
-    Progress starts just before clients and proxies that expect a byte within a second give up, and late enough for early
-    errors (a missing file, a rejected engine argument) to keep their own status.
+    Progress starts just before clients and proxies that expect a byte within a second give up, and late enough for
+    early errors (a missing file, a rejected engine argument) to keep their own status.
     """
 
     patience_s: Seconds = 10.0
@@ -137,7 +138,8 @@ _MOST_TOKENS = 10**12
 
 
 class PriceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """US dollars for a million tokens. `cached` is for input tokens read from a cache; left out, they cost as much as others."""
+    """US dollars for a million tokens. `cached` is for input tokens read from a cache; left out, they cost as much as
+    others."""
 
     input: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     output: Annotated[float, msgspec.Meta(ge=0)] = 0.0

@@ -1,4 +1,5 @@
-"""Applies saved changes of the configuration file, its manifest and the library while running. An invalid file changes nothing."""
+"""Applies saved changes of the configuration file, its manifest and the library while running. An invalid file changes
+nothing."""
 
 from __future__ import annotations
 

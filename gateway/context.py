@@ -56,12 +56,14 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attempt(msgspec.Struct, kw_only=True, eq=False):
-    """One try at one target; `hop` is the target's index among the candidates. Times in seconds, moments by the loop's clock.
+    """One try at one target; `hop` is the target's index among the candidates. Times in seconds, moments by the loop's
+    clock.
 
     `lease` is the place in the host's queue, then the right to use its model, and `address` where the engine listens
-    once it is granted; backends without a supervisor have neither. `segments` counts the pieces received from the backend. `on_first_token` is called when the first token arrives. `restarts` is how often
-    a dead engine was started afresh. `queue_s` and `switch_s` are the parts of `seconds` spent waiting in the queue and
-    for a switch. `cost` is in US dollars, `None` if unknown. `outcome` is empty until the attempt has ended, then `answered`, the kind of
+    once it is granted; backends without a supervisor have neither. `segments` counts the pieces received from the
+    backend. `on_first_token` is called when the first token arrives. `restarts` is how often a dead engine was started
+    afresh. `queue_s` and `switch_s` are the parts of `seconds` spent waiting in the queue and for a switch. `cost` is
+    in US dollars, `None` if unknown. `outcome` is empty until the attempt has ended, then `answered`, the kind of
     failure, or what ended it from outside (`client_disconnected`, `cancelled`, `stopped`).
     """
 

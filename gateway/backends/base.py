@@ -54,8 +54,8 @@ class BackendResponse(Protocol):
     def headers(self) -> Mapping[str, str]:
         """The headers that may be forwarded, names in lower case, several of one name joined by commas.
 
-        Without those of the connection (`Connection`, `Transfer-Encoding`, ...), `Content-Length`, `Set-Cookie`, `Server`,
-        `Access-Control-*` and `X-Accel-*`.
+        Without those of the connection (`Connection`, `Transfer-Encoding`, ...), `Content-Length`, `Set-Cookie`,
+        `Server`, `Access-Control-*` and `X-Accel-*`.
         """
         ...
 
@@ -90,11 +90,11 @@ class Transport(Protocol):
     ) -> AbstractAsyncContextManager[BackendResponse]:
         """Send the request; inside the context, the response's head has arrived.
 
-        Leaving the context before the body is complete closes the connection at once, so that the backend stops working.
-        Responses of every status are returned as they are, redirects too.
+        Leaving the context before the body is complete closes the connection at once, so that the backend stops
+        working. Responses of every status are returned as they are, redirects too.
 
-        Raises `BackendUnavailable` if the backend cannot have started on the request, `BackendTimeout`, `BackendBroken`,
-        and `BadRequest` for a request that cannot be sent.
+        Raises `BackendUnavailable` if the backend cannot have started on the request, `BackendTimeout`,
+        `BackendBroken`, and `BadRequest` for a request that cannot be sent.
         """
         ...
 
@@ -103,7 +103,8 @@ class Transport(Protocol):
         ...
 
     def close_all(self, endpoint: Endpoint) -> None:
-        """Close every connection to this endpoint; requests on them raise `BackendBroken`. For an engine about to stop."""
+        """Close every connection to this endpoint; requests on them raise `BackendBroken`. For an engine about to
+        stop."""
         ...
 
     async def aclose(self) -> None:

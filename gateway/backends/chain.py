@@ -61,8 +61,8 @@ async def _responds_always() -> bool:
 class Hop(msgspec.Struct, frozen=True, kw_only=True):
     """One backend of the chain. Costs of hops that are not `local` are tracked in `spending`.
 
-    `supervised`: its engines are ours, so that their errors are explained to clients. `reachable` returns whether it is reachable as
-    far as the background knows; `check_now` has the background check at once.
+    `supervised`: its engines are ours, so that their errors are explained to clients. `reachable` returns whether it is
+    reachable as far as the background knows; `check_now` has the background check at once.
     """
 
     name: str
@@ -99,8 +99,8 @@ class RouteHop(msgspec.Struct, frozen=True, kw_only=True):
 class Chain:
     """All backends as hops. `run` watches them until cancelled; `aclose` closes the connections of the checks.
 
-    `backends` are the ones without a supervisor. `reachable` returns whether a supervisor's heartbeat is there; `drop_requests` ends every
-    request at an endpoint.
+    `backends` are the ones without a supervisor. `reachable` returns whether a supervisor's heartbeat is there;
+    `drop_requests` ends every request at an endpoint.
     """
 
     def __init__(

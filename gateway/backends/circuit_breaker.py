@@ -1,4 +1,5 @@
-"""Circuit breakers of a backend: one for the host and one for each of its models. Decisions only; the time is an argument."""
+"""Circuit breakers of a backend: one for the host and one for each of its models. Decisions only; the time is an
+argument."""
 
 from __future__ import annotations
 
@@ -34,10 +35,11 @@ class BreakerPermit(msgspec.Struct, frozen=True):
 
 
 class CircuitBreaker:
-    """State by state: `closed` lets every call through · `open` none until its time is over · `half_open` one at a time.
+    """State by state: `closed` lets every call through · `open` none until its time is over · `half_open` one at a
+    time.
 
-    `shared_permit` is what nearly every call gets: it is no trial, and its return is not counted singly. `on_change` receives the state before and after
-    each change. A call that began before the last change is not counted.
+    `shared_permit` is what nearly every call gets: it is no trial, and its return is not counted singly. `on_change`
+    receives the state before and after each change. A call that began before the last change is not counted.
     """
 
     def __init__(
@@ -101,7 +103,8 @@ class CircuitBreaker:
             self._open_until = now + span * (1.0 - self._rules.jitter * self._random())
 
     def release(self, permit: BreakerPermit) -> None:
-        """The call says nothing about the backend: the client disconnected, the request was invalid, the model is loading."""
+        """The call says nothing about the backend: the client disconnected, the request was invalid, the model is
+        loading."""
         self._return(permit)
 
     def cool(self, until: float) -> None:
@@ -204,8 +207,8 @@ class CircuitBreakers:
         return (self._models.get(model) or self._of(model)).allows(now) and self._host.allows(now)
 
     def first_token(self, permit: Permit, now: float) -> Permit:
-        """Count the first token as a success at once, since the rest of the answer may take minutes. Report the returned
-        permit when the attempt ends."""
+        """Count the first token as a success at once, since the rest of the answer may take minutes. Report the
+        returned permit when the attempt ends."""
         if permit.counted:
             return permit
         self.report(permit, "answered", now)
@@ -220,7 +223,8 @@ class CircuitBreakers:
         retry_after_s: float | None = None,
         down: bool = False,
     ) -> FailureRule:
-        """The attempt ended with `outcome`; returns what follows. `down`: the supervisor's heartbeat is missing as well."""
+        """The attempt ended with `outcome`; returns what follows. `down`: the supervisor's heartbeat is missing as
+        well."""
         rule = FAILURE_RULES[outcome]
         if permit.counted and outcome == "answered":
             return rule

@@ -1,6 +1,7 @@
 """How an attempt's error is classified, and what follows from each class: the policy table and its descriptions.
 
-Plain functions. Descriptions name kinds of failure, never addresses, paths or what a backend sent: clients may see them.
+Plain functions. Descriptions name kinds of failure, never addresses, paths or what a backend sent: clients may see
+them.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ AttemptResult = Literal[
     "client_disconnected",
 ]
 
-#: no · wait: until the model is loaded, with progress · if_short: once, after a short Retry-After · budget: once, if the
-#: retry budget allows
+#: no · wait: until the model is loaded, with progress · if_short: once, after a short Retry-After · budget: once, if
+#: the retry budget allows
 RetryRule = Literal["no", "wait", "if_short", "budget"]
 
-#: yes · no · never: tokens have been sent · past_limit: once the wait is too long · if_other: only to a hop whose model or
-#: context differs
+#: yes · no · never: tokens have been sent · past_limit: once the wait is too long · if_other: only to a hop whose model
+#: or context differs
 FallbackRule = Literal["yes", "no", "never", "past_limit", "if_other"]
 
 #: What a breaker records. cool: no calls until Retry-After is over · open: none for `open_s` · suspect: a failure if
@@ -81,8 +82,8 @@ FAILURE_RULES: Mapping[AttemptResult, FailureRule] = {
     "client_disconnected": FailureRule(fallback="no"),
 }
 
-#: What was wrong with a rejected request: it is too long for the context, the model does not exist there, a filter refused
-#: its contents, or the request itself is invalid.
+#: What was wrong with a rejected request: it is too long for the context, the model does not exist there, a filter
+#: refused its contents, or the request itself is invalid.
 RejectionCause = Literal["context", "model", "contents", "request"]
 
 #: Why a hop was not tried.

@@ -141,7 +141,8 @@ class HttpCheck:
         return await self.result() == "responds"
 
     async def result(self) -> CheckResult:
-        """Like a call, but distinguishes a backend that accepts the connection and is silent from one that is unreachable."""
+        """Like a call, but distinguishes a backend that accepts the connection and is silent from one that is
+        unreachable."""
         try:
             async with self._transport.send(self._request, self._endpoint, self._timeouts) as answer:
                 return "responds" if answer.head.status < 500 or answer.head.status == 503 else "unreachable"

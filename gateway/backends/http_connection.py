@@ -26,7 +26,8 @@ _TCP_INFO_UNACKED = struct.Struct("=I")
 
 
 class BackendConnection(asyncio.Protocol):
-    """A connection. `start_request`, `send_small` or `send_large`, `wait_head`, `read` until empty, and again if `reusable`.
+    """A connection. `start_request`, `send_small` or `send_large`, `wait_head`, `read` until empty, and again if
+    `reusable`.
 
     Used by one task at a time. `on_lost` is called once, when the socket is closed. `far`: the peer may be on another
     machine, which can fall asleep.
@@ -82,7 +83,8 @@ class BackendConnection(asyncio.Protocol):
         return True
 
     async def send_large(self, head: bytes, body: bytes, stall_s: float) -> None:
-        """Send a large request. Returns early if the response arrives before all is sent; the connection is not kept then."""
+        """Send a large request. Returns early if the response arrives before all is sent; the connection is not kept
+        then."""
         transport, reader = self._open(), self.reader
         assert reader is not None
         transport.write(head)
@@ -290,9 +292,9 @@ class BackendConnection(asyncio.Protocol):
     def _never_read(self, exc: Exception | None) -> bool:
         """Whether the peer closed its socket before its program had read the whole request.
 
-        A program that has read everything ends with FIN after everything is acknowledged. A reset means that some of our
-        bytes were never read: they came after the close, or were unread at the close. A FIN alone leaves that open, but the
-        kernel knows: the FIN acknowledges all that had arrived by then.
+        A program that has read everything ends with FIN after everything is acknowledged. A reset means that some of
+        our bytes were never read: they came after the close, or were unread at the close. A FIN alone leaves that open,
+        but the kernel knows: the FIN acknowledges all that had arrived by then.
         """
         if isinstance(exc, ConnectionResetError | BrokenPipeError):
             return True

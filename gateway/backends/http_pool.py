@@ -127,7 +127,8 @@ class Pool:
             await self._emptied.wait()
 
     def _discard(self, connection: BackendConnection) -> None:
-        """Discard a connection that was never made: the loop may or may not call `connection_lost` (uvloop does not)."""
+        """Discard a connection that was never made: the loop may or may not call `connection_lost` (uvloop does
+        not)."""
         connection.abort()
         self._lost(connection)
 

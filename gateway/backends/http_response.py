@@ -40,7 +40,8 @@ class MalformedResponse(Exception):
 class ResponseTemplate:
     """The last head of a connection whose response was complete in one piece.
 
-    A response that repeats it byte for byte except for its content length, and is as long as that says, is not parsed again.
+    A response that repeats it byte for byte except for its content length, and is as long as that says, is not parsed
+    again.
     """
 
     __slots__ = ("_after", "_before", "_digits", "_method", "_tries", "fields", "keep_s", "media_type", "status")
@@ -95,9 +96,9 @@ class ResponseTemplate:
 class ResponseReader:
     """Parses one response. `feed` what arrives, `eof` when the connection ends; both raise `MalformedResponse`.
 
-    `head` is set once the head is complete. `parts` collects the body; its reader empties the list in place. `complete`:
-    the body has ended as its framing says. `until_close`: only the connection's end ends it. `keep_s` is how long the
-    connection may be idle afterwards; 0 is not at all.
+    `head` is set once the head is complete. `parts` collects the body; its reader empties the list in place.
+    `complete`: the body has ended as its framing says. `until_close`: only the connection's end ends it. `keep_s` is
+    how long the connection may be idle afterwards; 0 is not at all.
     """
 
     __slots__ = (

@@ -160,7 +160,8 @@ class LanResponse:
                 connection.abort()
                 if connection is not kept or not isinstance(error, BackendUnavailable):
                     raise
-            # The backend closed the idle connection before our bytes arrived; its siblings are as old, so open a new one.
+            # The backend closed the idle connection before our bytes arrived; its siblings are as old, so open a new
+            # one.
             pool.close_idle()
             self._pool = pool = self._transport.pool(self._endpoint)  # an empty one may have been removed meanwhile
             connection = await pool.connect(self._endpoint.name, self._timeouts.connect_s)

@@ -1,4 +1,5 @@
-"""The transport for remote backends: httpx with connections kept for a minute, proxies from the environment, no cookies.
+"""The transport for remote backends: httpx with connections kept for a minute, proxies from the environment, no
+cookies.
 
 Local backends have `http_transport`. httpx's errors are translated here.
 """
@@ -223,7 +224,8 @@ class HttpxResponse:
             raise BadRequest("the path or a header contains characters that cannot be sent") from error
 
     def _translate(self, error: Exception) -> BackendError:
-        """httpx's error as a `BackendError`. Only errors before the connection was established are safe to retry elsewhere."""
+        """httpx's error as a `BackendError`. Only errors before the connection was established are safe to retry
+        elsewhere."""
         name = self._endpoint.name
         if isinstance(error, httpx.ConnectTimeout):
             return BackendUnavailable(

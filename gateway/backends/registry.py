@@ -18,7 +18,8 @@ from hostler.supervisor.contract import Supervisor
 
 
 def chain_order(settings: Settings, local: Supervisor | None) -> tuple[str, ...]:
-    """The order in which backends are tried: `gateway.chain`, else this process's own supervisor, then the file's order.
+    """The order in which backends are tried: `gateway.chain`, else this process's own supervisor, then the file's
+    order.
 
     Raises `ConfigError` for a chain that names `local` without one.
     """
@@ -88,7 +89,8 @@ def _key(name: str, backend: BackendSettings) -> str | None:
 
 
 def _endpoint(name: str, backend: BackendSettings) -> Endpoint:
-    """Where a backend without a supervisor listens. Requests carry their own `/v1`, so one at the end of the URL is dropped."""
+    """Where a backend without a supervisor listens. Requests carry their own `/v1`, so one at the end of the URL is
+    dropped."""
     url = urlsplit(backend.url)
     if not url.hostname:
         raise ConfigError(f"backends.{name}.url: {backend.url!r} has no host name")

@@ -8,7 +8,8 @@ import msgspec
 
 
 class RetryRules(msgspec.Struct, frozen=True, kw_only=True):
-    """Retries are limited to `share` of the requests of the last `window_s` seconds, but `per_second` are always allowed."""
+    """Retries are limited to `share` of the requests of the last `window_s` seconds, but `per_second` are always
+    allowed."""
 
     share: float = 0.1
     per_second: int = 2

@@ -1,6 +1,7 @@
 """The base class of the request middleware, and what those that make a client wait have in common.
 
-Middleware are ordinary ASGI middleware; their subclasses implement `dispatch` and see the request context instead of the scope.
+Middleware are ordinary ASGI middleware; their subclasses implement `dispatch` and see the request context instead of
+the scope.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class RequestMiddleware:
 class Heartbeat:
     """Paces the progress shown to one waiting client. `due` is the next moment, by `clock`.
 
-    The first one comes `progress_after_s` after the request, the others every `progress_every_s`; none for a client that
-    asked for no stream.
+    The first one comes `progress_after_s` after the request, the others every `progress_every_s`; none for a client
+    that asked for no stream.
     """
 
     def __init__(self, context: RequestContext, settings: SwitchingSettings, clock: Callable[[], float]) -> None:

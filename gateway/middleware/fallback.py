@@ -350,7 +350,8 @@ def _record_cost(context: RequestContext, attempt: Attempt, hop: Hop, outcome: A
 
 
 def _too_long(context: RequestContext, candidate: Candidate) -> bool:
-    """Whether the prompt cannot fit here but may fit at a later target; else the engine says by how much it is too long."""
+    """Whether the prompt cannot fit here but may fit at a later target; else the engine says by how much it is too
+    long."""
     request, target = context.request, candidate.target
     if not (target.context and candidate.later) or not isinstance(request, (ChatRequest, CompletionRequest)):
         return False

@@ -16,11 +16,11 @@ from hostler.gateway.scheduling.orchestrator import Orchestrator
 
 
 class QueueingMiddleware(RequestMiddleware):
-    """Admits the request to its host's queue, waits for the lease with heartbeats to streaming clients, and passes the request on with
-    `attempt.lease` set. Backends without a supervisor have no queue.
+    """Admits the request to its host's queue, waits for the lease with heartbeats to streaming clients, and passes the
+    request on with `attempt.lease` set. Backends without a supervisor have no queue.
 
-    Raises `TooManyRequests` if the queue is full, `WaitTimeout` at the request's deadline, and the host's error if it refuses. A request
-    whose engine was lost before anything was sent is queued again.
+    Raises `TooManyRequests` if the queue is full, `WaitTimeout` at the request's deadline, and the host's error if it
+    refuses. A request whose engine was lost before anything was sent is queued again.
     """
 
     def __init__(

@@ -56,8 +56,8 @@ class SwitchingMiddleware(RequestMiddleware):
                 raise unloaded(lease.model) from error
             if not isinstance(error, BackendUnavailable):
                 raise
-            # The engine died while it was idle and its supervisor has not noticed: nothing was sent, so a restart is free.
-            # Where connecting timed out it is the machine that is gone.
+            # The engine died while it was idle and its supervisor has not noticed: nothing was sent, so a restart is
+            # free. Where connecting timed out it is the machine that is gone.
             if error.timed_out or context.writer.committed or attempt.restarts:
                 raise
             attempt.restarts += 1

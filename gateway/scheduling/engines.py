@@ -67,9 +67,10 @@ class EngineAddresses:
     async def reconcile(self, host: HostStatus, *, fresh: bool, replaced: Callable[[str], None]) -> HostStatus:
         """Locate every ready model of a snapshot, and return the status corrected by what is known.
 
-        A model that cannot be located counts as stopped. `fresh`: the first snapshot after the supervisor was lost; it may be another
-        supervisor, which counts generations from the beginning, so nothing known before is valid. A later snapshot may
-        be older than an order's result. `replaced` is called at once with each model whose address is no longer valid.
+        A model that cannot be located counts as stopped. `fresh`: the first snapshot after the supervisor was lost; it
+        may be another supervisor, which counts generations from the beginning, so nothing known before is valid. A
+        later snapshot may be older than an order's result. `replaced` is called at once with each model whose address
+        is no longer valid.
         """
         models = []
         for status in host.models:

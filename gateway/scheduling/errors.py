@@ -1,4 +1,5 @@
-"""Why a model is not available, as errors for clients: the cause and the remedy, without paths or words that clients parse."""
+"""Why a model is not available, as errors for clients: the cause and the remedy, without paths or words that clients
+parse."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class EngineLost(BackendUnavailable):
 
 
 def load_failure_message(model: str, host: str, failure: Failure | None) -> str:
-    """Why `model` could not be loaded on `host`, with the last lines of the engine's output as far as they may be shown."""
+    """Why `model` could not be loaded on `host`, with the last lines of the engine's output as far as they may be
+    shown."""
     if failure is None:
         return f"{model} could not be loaded on {host}; see the log there (`hostler status`)"
     lines = [

@@ -93,9 +93,9 @@ def _share_is_measured(other: ScheduledModel) -> bool:
 class SwitchEstimate(msgspec.Struct, frozen=True, kw_only=True):
     """What loading a model now would take and displace. Times in seconds, estimated.
 
-    `possible`: it fits and did not just fail. `stops` are the models that would be evicted, `answers` their answers in progress, which
-    end first, `displaced` the requests queued for them, which would wait for a switch back. `ahead` is the number of other
-    queued requests. `ready_s` is when an answer could begin.
+    `possible`: it fits and did not just fail. `stops` are the models that would be evicted, `answers` their answers in
+    progress, which end first, `displaced` the requests queued for them, which would wait for a switch back. `ahead` is
+    the number of other queued requests. `ready_s` is when an answer could begin.
     """
 
     model: str

@@ -8,7 +8,8 @@ from hostler.supervisor.contract import HostStatus, ModelStatus, SwitchMoved
 
 
 class HostChanged(msgspec.Struct, frozen=True, kw_only=True, tag="host"):
-    """The host's status. `reachable` is false while its supervisor does not answer; `host` is the last known status then."""
+    """The host's status. `reachable` is false while its supervisor does not answer; `host` is the last known status
+    then."""
 
     backend: str
     reachable: bool

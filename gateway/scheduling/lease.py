@@ -24,8 +24,8 @@ class LeaseOwner(Protocol):
 class Lease:
     """A place in the queue for a model until it is granted, then the right to use the model. Always `release` it.
 
-    `queued`: it was not granted at once. `revoked`: the model was unloaded by force while the lease was held. `waited_s`
-    is how long it took to settle, `switch_s` the part of that spent in a switch to its model.
+    `queued`: it was not granted at once. `revoked`: the model was unloaded by force while the lease was held.
+    `waited_s` is how long it took to settle, `switch_s` the part of that spent in a switch to its model.
     """
 
     __slots__ = (

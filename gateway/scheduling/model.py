@@ -44,8 +44,8 @@ def models_to_evict(
 ) -> frozenset[str] | None:
     """The models that must stop before `wanted` can load; `None` if it can never fit.
 
-    Pinned models stay; on an exclusive host they run beside the one other model. Idle models go before busy ones and those before moving ones,
-    then as few as possible, then the least recently used.
+    Pinned models stay; on an exclusive host they run beside the one other model. Idle models go before busy ones and
+    those before moving ones, then as few as possible, then the least recently used.
     """
     others = [footprint for footprint in loaded if footprint.model != wanted.model]
     if capacity.exclusive:
@@ -82,9 +82,9 @@ class ScheduledModel(msgspec.Struct, eq=False):
     """The state of one model, owned by the scheduler. Times in seconds.
 
     `generation` counts the model's processes: leases of an earlier one no longer count. `barrier`: entries that rank
-    behind it are not admitted, since it has waited out its patience for the memory that this model occupies. `batch`: how
-    many of the entries queued when the model became ready are still queued; a batch is served together. `unloading`: an unload
-    was requested and answers are still running. `since` is when the phase began.
+    behind it are not admitted, since it has waited out its patience for the memory that this model occupies. `batch`:
+    how many of the entries queued when the model became ready are still queued; a batch is served together.
+    `unloading`: an unload was requested and answers are still running. `since` is when the phase began.
     """
 
     name: str
@@ -180,7 +180,8 @@ class ScheduledModel(msgspec.Struct, eq=False):
         if activity is None:
             moving, busy = self.phase in ("loading", "stopping"), self.running or self.queue
             activity = "moving" if moving else "busy" if busy else "idle"
-        # Busy models count by when they became ready: by last use, two of them would be drained in turns, neither ever empty.
+        # Busy models count by when they became ready: by last use, two of them would be drained in turns, neither ever
+        # empty.
         return ModelFootprint(
             model=self.name,
             memory_bytes=self.memory_bytes,

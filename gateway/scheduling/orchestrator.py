@@ -180,8 +180,8 @@ class Orchestrator:
             self._rearm()
 
     def report_answer(self, address: EngineAddress, usage: Usage | None) -> None:
-        """An answer has ended. The first one of each process is reported to the supervisor: it shows whether the restored slots were
-        used."""
+        """An answer has ended. The first one of each process is reported to the supervisor: it shows whether the
+        restored slots were used."""
         reported = self._first_answers.get(address.model) == address
         self._first_answers[address.model] = address
         if not reported and usage is not None and self._tasks is not None:
@@ -206,8 +206,8 @@ class Orchestrator:
     async def unload(self, model: str, *, force: bool = False) -> None:
         """Refuse the model's queue and stop the model.
 
-        Its running answers end first, and this returns at once if there are any. With `force` they are cut off, and this
-        returns when the process is gone.
+        Its running answers end first, and this returns at once if there are any. With `force` they are cut off, and
+        this returns when the process is gone.
         """
         now = self._clock()
         if force:
@@ -236,7 +236,8 @@ class Orchestrator:
             raise self._order_error(error, model) from None
 
     def set_reachable(self, reachable: bool) -> None:
-        """Whether the supervisor answers. While it does not, queues are refused, and its events are subscribed to anew."""
+        """Whether the supervisor answers. While it does not, queues are refused, and its events are subscribed to
+        anew."""
         if reachable is self.reachable:
             return
         self.reachable = reachable
@@ -337,8 +338,8 @@ class Orchestrator:
                 self._carry_out(self._scheduler.process_ended(status.model, now), now)
 
     def _address_replaced(self, model: str) -> None:
-        """The known address is no longer valid: the model has another process, or none. The scheduler must know at once: a
-        request that comes while others are still being located must not be sent there."""
+        """The known address is no longer valid: the model has another process, or none. The scheduler must know at
+        once: a request that comes while others are still being located must not be sent there."""
         now = self._clock()
         self._carry_out(self._scheduler.process_ended(model, now), now)
 
@@ -377,7 +378,8 @@ class Orchestrator:
         lease.switch_s = max(0.0, min(ended, now) - max(began, lease.requested_at))
 
     def _publish_queue(self, now: float) -> None:
-        """Publish the queue: at once while it is short, rarely while it is long, since that takes time proportional to its length."""
+        """Publish the queue: at once while it is short, rarely while it is long, since that takes time proportional to
+        its length."""
         if not self._progress.crowded or self._tasks is None:
             self._publish_queue_now()
         elif not self._queue_event_due:

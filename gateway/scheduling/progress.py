@@ -11,7 +11,8 @@ from hostler.gateway.scheduling.lease import Lease
 from hostler.gateway.scheduling.scheduler import Scheduler
 from hostler.supervisor.contract import SwitchMoved
 
-#: With more leases than this, positions are computed at most every `POSITIONS_EVERY_S` seconds instead of at every step.
+#: With more leases than this, positions are computed at most every `POSITIONS_EVERY_S` seconds instead of at every
+#: step.
 _SHORT = 50
 POSITIONS_EVERY_S = 0.25
 
@@ -95,8 +96,8 @@ class QueueProgress:
             yield position, ticket.id, self._scheduler.estimate_behind_s(ticket.model, before, now)
 
     def _position(self, lease: Lease, now: float) -> tuple[int | None, float]:
-        """The lease's position and estimated wait. In a long queue these may be `POSITIONS_EVERY_S` old: computing them for every
-        lease at every step would be quadratic."""
+        """The lease's position and estimated wait. In a long queue these may be `POSITIONS_EVERY_S` old: computing them
+        for every lease at every step would be quadratic."""
         if not self.crowded:
             return self._scheduler.position(lease.id), self._scheduler.estimate_s(lease.model, now, lease.id)
         if now >= self._computed_at + POSITIONS_EVERY_S:

@@ -29,10 +29,11 @@ class QueueEntry(msgspec.Struct, frozen=True):
 
 
 class FairQueue:
-    """Ranks tickets so that clients alternate: ten tickets of one client take ten rounds, one of another takes the next.
+    """Ranks tickets so that clients alternate: ten tickets of one client take ten rounds, one of another takes the
+    next.
 
-    This is fair queueing with a virtual clock. The clock advances with every ticket served, so that the number of later tickets
-    that overtake a queued one is bounded.
+    This is fair queueing with a virtual clock. The clock advances with every ticket served, so that the number of later
+    tickets that overtake a queued one is bounded.
     """
 
     def __init__(self) -> None:

@@ -50,8 +50,8 @@ class Scheduler:
     """Grants, queues and switches for one host.
 
     Guarantees: a ticket gets exactly one `Grant` or `Refuse`, unless it is cancelled first; no `StartSwitch` evicts a
-    model in use; switches that need the same memory never overlap; the late result of an abandoned switch never
-    reaches a ticket that came afterwards. Later tickets for a loaded model overtake a ticket for `patience_s` at most, and then
+    model in use; switches that need the same memory never overlap; the late result of an abandoned switch never reaches
+    a ticket that came afterwards. Later tickets for a loaded model overtake a ticket for `patience_s` at most, and then
     only those that were queued when that model became ready.
 
     The host is unknown before the first `apply_snapshot`; until then, and after `supervisor_lost`, only models that are
@@ -126,7 +126,8 @@ class Scheduler:
     # What the host reports
 
     def loaded(self, switch_id: int | None, model: str, now: float, parallel: int = 0) -> list[Decision]:
-        """`model` is ready. `switch_id` is `None` if the host loaded it on its own; `parallel` 0: as the profile says."""
+        """`model` is ready. `switch_id` is `None` if the host loaded it on its own; `parallel` 0: as the profile
+        says."""
         switch = self._finish(switch_id)
         state = self._models.get(model)
         if state is None or (switch_id is None and state.phase == "stopping") or state.switch != switch_id:
@@ -209,7 +210,8 @@ class Scheduler:
         return decisions + self._settle(now)
 
     def seed_service_times(self, answers: Mapping[str, Sequence[float]]) -> None:
-        """Durations of each model's answers before this process started, oldest first. Measured ones take precedence."""
+        """Durations of each model's answers before this process started, oldest first. Measured ones take
+        precedence."""
         self._earlier_answers = answers
         for state in self._models.values():
             self._seed(state)

@@ -13,8 +13,8 @@ from hostler.gateway.scheduling.queue import Ticket
 class ServiceDistance(msgspec.Struct, frozen=True, kw_only=True, order=True):
     """How far a request is from being served on a host; the smallest is the nearest.
 
-    `steps`: 0 the model is loaded · 1 it is loading · 2 it fits beside the loaded models · 3 a model must be evicted · 4 it
-    is not available. Then `load`, the model's requests per slot, then `host_load`, the requests of the whole host.
+    `steps`: 0 the model is loaded · 1 it is loading · 2 it fits beside the loaded models · 3 a model must be evicted ·
+    4 it is not available. Then `load`, the model's requests per slot, then `host_load`, the requests of the whole host.
     """
 
     steps: int
