@@ -48,7 +48,7 @@ from hostler.gateway.config import (
     secret,
 )
 from hostler.gateway.config_reload import Reloader
-from hostler.gateway.context import NO_MORE
+from hostler.gateway.context import SHUTTING_DOWN
 from hostler.gateway.events import Bus
 from hostler.gateway.host_cache import HostCache
 from hostler.gateway.middleware.access_log import AccessLogMiddleware
@@ -317,7 +317,7 @@ class Gateway:
         self.bus.close()
         self._admin.close()
         for host in self._hosts.values():
-            host.stop(partial(ShuttingDown, NO_MORE))
+            host.stop(partial(ShuttingDown, SHUTTING_DOWN))
         self._sleeps.stop()
 
     async def quiet(self, models: Sequence[str]) -> None:

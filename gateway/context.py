@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 RequestOutcome = Literal["ok", "failed", "broken", "client_disconnected", "cancelled"]
 KeyScope = Literal["infer", "read", "operate"]
 #: What waiting requests are answered when the gateway stops, and new ones that would have to wait.
-NO_MORE = "the gateway stops, and begins nothing new; ask again in a moment"
+SHUTTING_DOWN = "the gateway is shutting down and accepts no new work; try again in a moment"
 #: What requests are answered whose answers are cut off because the drain time is over.
-CUT_OFF = "the gateway stops, and has waited for this answer as long as it may; ask again in a moment"
+DRAIN_EXPIRED = "the gateway is shutting down and could not wait longer for this answer; try again in a moment"
 
 ALL_SCOPES: frozenset[KeyScope] = frozenset({"infer", "read", "operate"})
 

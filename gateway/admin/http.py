@@ -14,7 +14,7 @@ from starlette.routing import request_response
 
 from hostler.adapters.errors import BadRequest, ClientDisconnected, GatewayError, RequestTooLarge, ShuttingDown
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.context import CUT_OFF
+from hostler.gateway.context import DRAIN_EXPIRED
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -90,7 +90,7 @@ def json_endpoint(handler: Handler) -> ASGIApp:
             task = asyncio.current_task()
             if task is None or task.uncancel() > 0:
                 raise
-            answer = error_response(ShuttingDown(CUT_OFF))
+            answer = error_response(ShuttingDown(DRAIN_EXPIRED))
             answer.headers["Connection"] = "close"
             return answer
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import anyio
 
 from hostler.adapters.errors import ShuttingDown
-from hostler.gateway.context import NO_MORE
+from hostler.gateway.context import SHUTTING_DOWN
 
 
 class CancellableSleeps:
@@ -28,7 +28,7 @@ class CancellableSleeps:
     def scope(self) -> Iterator[None]:
         """Wait inside this context. Raises `ShuttingDown` if the gateway stops, or has stopped."""
         if self._stopped:
-            raise ShuttingDown(NO_MORE)
+            raise ShuttingDown(SHUTTING_DOWN)
         with anyio.CancelScope() as scope:
             self._scopes.add(scope)
             try:
@@ -36,4 +36,4 @@ class CancellableSleeps:
             finally:
                 self._scopes.discard(scope)
         if scope.cancelled_caught:
-            raise ShuttingDown(NO_MORE)
+            raise ShuttingDown(SHUTTING_DOWN)

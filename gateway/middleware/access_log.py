@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from hostler.adapters.errors import BackendRejected, GatewayError, RequestCancelled, ShuttingDown
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.context import CUT_OFF, Attempt, RequestContext
+from hostler.gateway.context import DRAIN_EXPIRED, Attempt, RequestContext
 from hostler.gateway.events import AttemptOutcome, Bus, HopOutcome, RequestFinished
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 
@@ -37,7 +37,7 @@ class AccessLogMiddleware(RequestMiddleware):
             await call_next()
             context.outcome = "ok"
         except asyncio.CancelledError:
-            ending = context.cancel_reason or ShuttingDown(CUT_OFF)
+            ending = context.cancel_reason or ShuttingDown(DRAIN_EXPIRED)
             if isinstance(ending, ShuttingDown):
                 context.outcome = "broken" if context.writer.committed else "failed"
                 context.reason = ending.message

@@ -37,7 +37,7 @@ from hostler.gateway.asgi import (
     Send,
 )
 from hostler.gateway.config import ProgressMode
-from hostler.gateway.context import CUT_OFF, Client, RequestContext
+from hostler.gateway.context import DRAIN_EXPIRED, Client, RequestContext
 from hostler.gateway.events import printable
 from hostler.gateway.response import Headers, ResponseWriter
 
@@ -169,7 +169,7 @@ class RequestContextMiddleware:
             task = asyncio.current_task()
             if task is None or task.uncancel() > 0:
                 raise
-            stopping = ShuttingDown(CUT_OFF)
+            stopping = ShuttingDown(DRAIN_EXPIRED)
             with anyio.move_on_after(_LAST_WORD_S, shield=True):
                 await writer.fail(stopping, adapter.error_response(stopping, operation))
         except GatewayError as error:

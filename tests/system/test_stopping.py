@@ -56,7 +56,7 @@ async def test_answers_cut_off_at_the_limit_say_so(open_house: OpenHouse, caplog
     records = [record for record in caplog.records if record.name == "hostler.requests"]
     said = [line for record in records for line in record.getMessage().splitlines()]
     assert sorted(line.split()[0] for line in said) == ["broken", "failed"]
-    assert all(line.split()[1] == "503" and "stop" in line for line in said)
+    assert all(line.split()[1] == "503" and "shutting down" in line for line in said)
 
 
 async def test_a_second_word_to_stop_is_told_too(open_house: OpenHouse) -> None:
@@ -84,7 +84,7 @@ async def test_those_who_wait_between_two_tries_are_refused_at_once(tmp_path: Pa
             chain.gateway.stop()
             await chain.until(lambda: answers, 20)
     assert is_refusal(answers[0])
-    assert answers[0].json()["error"]["message"].startswith("the gateway stops, and begins nothing new")
+    assert answers[0].json()["error"]["message"].startswith("the gateway is shutting down and accepts no new work")
     (finished,) = chain.finished
     assert (finished.outcome, finished.code, finished.status) == ("failed", "shutting_down", 503)
     assert {attempt.outcome for attempt in finished.attempts} == {"loading"}
