@@ -544,5 +544,5 @@ async def test_what_a_backend_cannot_do_is_refused_in_words(
         async with meeting(folder, backend) as (teller, http):
             answer = await http.post(path, json={"model": "m", **body})
             assert answer.status_code in (400, 404, 501), (backend, answer.text)
-            assert "does not understand" in answer.text, (backend, answer.text)
+            assert "does not support" in answer.text, (backend, answer.text)
             assert teller.asked == []
