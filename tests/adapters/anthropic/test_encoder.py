@@ -8,17 +8,11 @@ from typing import Any
 import pytest
 
 from hostler.adapters import sse
-from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.errors import ModelUnavailable, TooManyRequests
 from hostler.adapters.openai.parser import OpenAIParser
 from hostler.adapters.types import Chunk, Progress, ResponseHead, ToolCall, Usage
 
 LOADING = Progress(phase="loading", model="b", from_model="a", percent=40.2, eta_s=11.6)
-
-
-@pytest.fixture
-def adapter() -> AnthropicAdapter:
-    return AnthropicAdapter()
 
 
 @pytest.fixture

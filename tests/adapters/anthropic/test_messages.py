@@ -19,11 +19,6 @@ Messages = Callable[..., ChatRequest]
 
 
 @pytest.fixture
-def adapter() -> AnthropicAdapter:
-    return AnthropicAdapter()
-
-
-@pytest.fixture
 def messages(ask: Any) -> Messages:
     """A request with these turns, or one plain one, and these fields."""
 

@@ -8,18 +8,12 @@ from typing import Any
 import pytest
 
 from hostler.adapters import sse
-from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.openai.parser import OpenAIParser
 from hostler.adapters.openai.upstream import OpenAIUpstream
 from hostler.adapters.types import Chunk, ResponseHead
 
 STREAM = ResponseHead(media_type="text/event-stream")
-
-
-@pytest.fixture
-def adapter() -> AnthropicAdapter:
-    return AnthropicAdapter()
 
 
 @pytest.fixture

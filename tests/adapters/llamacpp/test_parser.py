@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hostler.adapters.base import Encoder
-from hostler.adapters.errors import BackendBroken, ModelUnavailable
+from hostler.adapters.errors import BackendBroken
 from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
 from hostler.adapters.llamacpp.parser import LlamaCppParser
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
@@ -24,20 +23,29 @@ from hostler.adapters.types import (
     Origin,
     Output,
     Passthrough,
-    Progress,
     ResponseHead,
     Usage,
 )
 
 Transcript = Callable[[str], bytes]
+
+
 STREAM = ResponseHead(media_type="text/event-stream")
+
+
 WHOLE = ResponseHead(media_type="application/json; charset=utf-8")
+
+
 STREAMS = {"completion": 1, "words": 1, "prompts": 2}
+
+
 COUNTS = {
     "completion": (Usage(prompt_tokens=5, completion_tokens=6, prompt_ms=308.407, completion_ms=3195.985), "length"),
     "words": (Usage(prompt_tokens=3, completion_tokens=8, prompt_ms=151.466, completion_ms=3304.143), "stop"),
     "prompts": (Usage(prompt_tokens=2, completion_tokens=4, prompt_ms=269.969, completion_ms=60.048), "length"),
 }
+
+
 fixtures_are_stateless = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60
 )
@@ -89,34 +97,6 @@ def test_several_prompts_are_counted_together(transcript: Transcript) -> None:
     assert (usage.prompt_tokens, usage.completion_tokens) == (2, 4) == (whole.prompt_tokens, whole.completion_tokens)
 
 
-@pytest.mark.parametrize("name", ["completion", "words"])
-def test_a_folded_answer_is_the_one_the_server_gives(transcript: Transcript, name: str) -> None:
-    made = encoder(completion(prompt="x", return_tokens=name == "words"))
-    said = [made.encode(chunk) for chunk in parse([transcript(f"llamacpp/{name}.sse")])]
-    body = made.finish()
-    folded, real = json.loads(body), json.loads(transcript(f"llamacpp/{name}.json"))
-    assert not any(said)
-    assert (made.media_type, made.length) == ("application/json; charset=utf-8", len(body))
-    assert list(folded) == list(real)
-    for answer in (folded, real):
-        answer.pop("timings")
-    assert folded == real
-
-
-def test_a_whole_answer_is_forwarded_as_it_came(transcript: Transcript) -> None:
-    body = transcript("llamacpp/prompts.json")
-    head = ResponseHead(media_type="application/json; charset=utf-8", length=len(body))
-    made = encoder(completion(prompt=["One", "Two"]), head)
-    assert b"".join(made.encode(chunk) for chunk in parse([body[:9], body[9:]], head=head)) + made.finish() == body
-    assert (made.media_type, made.length) == (head.media_type, len(body))
-
-
-def test_a_whole_answer_to_who_asked_for_a_stream_is_told_as_one() -> None:
-    made = encoder(completion(stream=True, prompt="x"), WHOLE)
-    said = b"".join(made.encode(chunk) for chunk in parse([b'{\n "content": "a b",\n "stop": true}'], head=WHOLE))
-    assert said + made.finish() == b'data: {"content":"a b","stop":true}\n\n'
-
-
 def test_a_stream_that_ends_early_is_broken(transcript: Transcript) -> None:
     events = transcript("llamacpp/completion.sse").split(b"\n\n")
     with pytest.raises(BackendBroken, match="before it was complete"):
@@ -143,14 +123,6 @@ def test_an_error_in_the_stream_is_one() -> None:
         list(parser.feed(error))
 
 
-def test_nothing_of_an_earlier_attempt_is_folded() -> None:
-    made = encoder(completion(prompt="x"))
-    made.encode(Chunk(wire="llamacpp", raw=b'data: {"content":"old","stop":false}\n\n'))
-    made.start(STREAM)
-    made.encode(Chunk(wire="llamacpp", raw=b'data: {"content":"new","stop":true}\n\n'))
-    assert json.loads(made.finish())["content"] == "new"
-
-
 def test_a_stream_of_an_unknown_kind_ends_with_its_connection() -> None:
     stream = b"event: x\ndata: not json\n\ndata: cut"
     made = encoder(completion(stream=True, operation="other"))
@@ -168,37 +140,3 @@ def test_the_parser_knows_how_many_answers_to_expect(transcript: Transcript) -> 
     chosen.start(STREAM)
     assert list(chosen.feed(b'data: {"content":""}\n\n'))
     assert list(chosen.finish()) == []
-
-
-def test_an_answer_of_another_protocol_is_told_as_the_engine_would() -> None:
-    usage = Usage(prompt_tokens=5, completion_tokens=2, cached_tokens=1)
-    chunks = [Chunk(wire="openai", text="a"), Chunk(wire="openai", text="b", finish="length"), Chunk(usage=usage)]
-    request = CompletionRequest(origin=completion(prompt="x").origin, model="a", output=Output(stream=True))
-    made = encoder(request)
-    stream = b"".join(made.encode(chunk) for chunk in chunks) + made.finish()
-    assert b"".join(chunk.raw for chunk in parse([stream])) == stream
-    assert [chunk.finish for chunk in parse([stream])] == ["length"]
-    whole = encoder(msgspec.structs.replace(request, output=Output()), WHOLE)
-    assert not any(whole.encode(chunk) for chunk in chunks)
-    answer = json.loads(whole.finish())
-    assert (answer["content"], answer["stop"], answer["prompt"], answer["stop_type"]) == ("ab", True, "x", "limit")
-    assert (answer["tokens_evaluated"], answer["tokens_predicted"], answer["timings"]["cache_n"]) == (5, 2, 1)
-
-
-def test_signs_of_life_are_comments() -> None:
-    progress = Progress(phase="loading", model="b\nc", percent=40)
-    assert encoder(completion(stream=True)).heartbeat(progress) == b": [hostler] loading bc: 40%\n\n"
-    assert encoder(completion(stream=True), progress="off").heartbeat(progress) == b""
-    assert encoder(completion()).heartbeat(progress) == b""
-
-
-def test_an_error_after_the_beginning_is_told_in_the_stream() -> None:
-    error = ModelUnavailable("gone")
-    said = encoder(completion(stream=True)).error(error)
-    assert said == b'data: {"error":{"code":503,"message":"gone","type":"unavailable_error"}}\n\n'
-    assert encoder(completion()).error(error) == b""
-
-
-def test_an_order_is_answered_when_it_is_carried_out() -> None:
-    made = encoder(Control(origin=Origin(wire="llamacpp", operation="load"), kind="load", model="a"), ResponseHead())
-    assert (made.finish(), made.streaming) == (b'{"success":true}', False)

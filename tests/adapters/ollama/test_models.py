@@ -9,12 +9,8 @@ import msgspec
 import ollama
 import pytest
 from fakes.ollama_desk import SMOL, Desk
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hostler.adapters.model_list import ModelList
-from hostler.adapters.model_names import normalized, ollama_name
-from hostler.adapters.ollama.go_compat import format_time
 from hostler.adapters.ollama.models import human_number
 from hostler.adapters.types import ModelInfoRequest
 
@@ -108,45 +104,11 @@ def test_the_official_package_reads_every_list(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    "spelling",
-    ["smol", "SMOL:Latest", "library/smol", "registry.ollama.ai/library/smol:latest", " smol ", "Registry.Ollama.AI/Library/Smol", "tiny", "smol:local"],
-)  # fmt: skip
-def test_every_spelling_of_ollama_finds_the_model(desk: Desk, spelling: str) -> None:
-    assert desk.told("show", {"model": spelling})["modelfile"].splitlines()[1] == "FROM smol:latest"
-    assert desk.listing.resolve(spelling) is SMOL
-
-
-@pytest.mark.parametrize("spelling", ["org/sub/far@v1", "org/sub-far-v1", "Org/Sub-Far-V1:latest"])
-def test_a_name_that_ollama_could_not_have_is_found_under_its_own_and_the_one_shown(desk: Desk, spelling: str) -> None:
-    card = desk.listing.resolve(spelling)
-    assert card is not None and card.name == "org/sub/far@v1"
-
-
-@pytest.mark.parametrize("spelling", ["smo", "smol:8b", "other/smol", "", "smol/", "smol:"])
-def test_other_names_find_nothing_or_the_same(desk: Desk, spelling: str) -> None:
-    card = desk.listing.resolve(spelling)
-    assert card is None or (spelling == "smol:" and card is SMOL)
-
-
-@given(name=st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._/@-]{0,20}(:[a-z0-9]{1,4})?", fullmatch=True))
-def test_the_shown_name_means_the_model_it_is_shown_for(name: str) -> None:
-    assert normalized(ollama_name(name)) == normalized(name) == normalized(name.upper())
-
-
-@pytest.mark.parametrize(
     ("count", "words"),
     [(134515008, "134.52M"), (3212749888, "3.2B"), (7_000_000_000, "7B"), (22_000_000, "22M"), (1500, "2K"), (12, "12")],
 )  # fmt: skip
 def test_parameters_are_counted_as_people_do(count: int, words: str) -> None:
     assert human_number(count) == words
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "1970-01-01T00:00:00Z"), (1.5, "1970-01-01T00:00:01.5Z"), (float("inf"), "2318-01-01T00:00:00Z")],
-)
-def test_times_have_a_zone_and_no_trailing_zeros(seconds: float, text: str) -> None:
-    assert format_time(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -21,17 +21,7 @@ from hostler.adapters.errors import (
     Unauthenticated,
     WaitTimeout,
 )
-from hostler.adapters.types import ChatRequest, EmbedRequest
 
-TOO_LONG = json.dumps(
-    {
-        "error": {
-            "code": 400,
-            "message": "request (1000 tokens) exceeds the available context size (500 tokens), try increasing it",
-            "type": "exceed_context_size_error",
-        }
-    }
-).encode()
 TOO_LARGE = b'{"error":{"code":500,"message":"input (600 tokens) is too large to process. increase the physical batch size (current batch size: 512)"}}'
 
 
@@ -99,45 +89,3 @@ def test_unknown_paths_and_wrong_methods_are_plain_text(desk: Desk) -> None:
     assert (lost.status, lost.media_type, lost.body) == (404, "text/plain; charset=utf-8", b"404 page not found")
     wrong = desk.adapter.error_response(MethodNotAllowed("no", allowed=("GET", "HEAD")))
     assert (wrong.status, wrong.body, wrong.headers) == (405, b"405 method not allowed", (("Allow", "GET, HEAD"),))
-
-
-def turns(*pairs: tuple[str, str], **fields: object) -> dict[str, object]:
-    return {"messages": [{"role": role, "content": text} for role, text in pairs], **fields}
-
-
-def test_a_conversation_that_does_not_fit_loses_its_oldest_turns_but_not_the_system(desk: Desk) -> None:
-    told = turns(("system", "s"), ("user", "a" * 300), ("assistant", "b" * 300), ("user", "c" * 300))
-    shorter = desk.adapter.amend(desk.chat(**told), rejected(400, TOO_LONG))
-    assert isinstance(shorter, ChatRequest) and shorter.conversation is not None
-    assert [message.role for message in shorter.conversation.messages] == ["system", "user"]
-
-
-def test_a_result_does_not_stay_without_its_call(desk: Desk) -> None:
-    told = turns(("user", "a" * 900), ("assistant", "b" * 900), ("tool", "1"), ("user", "c" * 800))
-    shorter = desk.adapter.amend(desk.chat(**told), rejected(400, TOO_LONG))
-    assert isinstance(shorter, ChatRequest) and shorter.conversation is not None
-    assert [message.role for message in shorter.conversation.messages] == ["user"]
-
-
-def test_each_amendment_is_smaller_until_only_the_refusal_is_left(desk: Desk) -> None:
-    request = desk.chat(**turns(("system", "s"), *[("user", "word " * 20)] * 12))
-    sizes = []
-    while request is not None:
-        assert isinstance(request, ChatRequest) and request.conversation is not None
-        sizes.append(len(request.conversation.messages))
-        request = desk.adapter.amend(request, rejected(400, TOO_LONG))
-    assert sizes[0] == 13 and sizes[-1] == 2 and sizes == sorted(set(sizes), reverse=True)
-
-
-def test_nothing_is_cut_if_the_client_does_not_want_it_or_something_else_was_wrong(desk: Desk) -> None:
-    told = turns(("user", "a"), ("user", "b"))
-    assert desk.adapter.amend(desk.chat(**told, truncate=False), rejected(400, TOO_LONG)) is None
-    assert desk.adapter.amend(desk.chat(**told), rejected(400, b'{"error":"bad"}')) is None
-    assert desk.adapter.amend(desk.chat(), rejected(400, TOO_LONG)) is None
-
-
-def test_the_longest_text_is_cut_for_an_embedding(desk: Desk) -> None:
-    request = desk.decode("embed", {"model": "vectors", "input": ["short", "x" * 1200]})
-    shorter = desk.adapter.amend(request, rejected(500, TOO_LARGE))
-    assert isinstance(shorter, EmbedRequest) and shorter.inputs is not None
-    assert shorter.inputs[0] == "short" and 900 < len(shorter.inputs[1]) < 1024

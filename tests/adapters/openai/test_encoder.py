@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from hostler.adapters import sse
 from hostler.adapters.errors import BackendBroken
@@ -18,16 +15,18 @@ from hostler.adapters.openai.fold import StreamFold
 from hostler.adapters.types import Chunk, ResponseHead, TokenLogprob, ToolCall, Usage
 
 Parse = Callable[..., list[Chunk]]
+
+
 Transcript = Callable[[str], bytes]
+
+
 JSON = ResponseHead()
+
 
 STREAMS = {
     "chat": "chat", "choices": "chat", "tools": "chat", "empty": "chat", "structured": "chat", "openrouter": "chat",
     "completions": "completions", "prompts": "completions", "responses": "responses",
 }  # fmt: skip
-fixtures_are_stateless = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60
-)
 
 
 def event(**body: Any) -> bytes:
@@ -39,42 +38,6 @@ def delta(finish: str | None = None, **said: Any) -> bytes:
 
 
 DONE = b"data: [DONE]\n\n"
-
-
-def cut(stream: bytes, places: list[int]) -> list[bytes]:
-    edges = [0, *sorted({place % len(stream) for place in places}), len(stream)]
-    return [stream[a:b] for a, b in pairwise(edges)]
-
-
-@pytest.mark.parametrize(("name", "operation"), STREAMS.items())
-def test_a_stream_is_forwarded_as_it_came(parse: Parse, transcript: Transcript, name: str, operation: str) -> None:
-    stream = transcript(f"openai/{name}.sse")
-    forwarded = b"".join(chunk.raw for chunk in parse([stream], operation=operation))
-    assert forwarded == stream
-
-
-@fixtures_are_stateless
-@given(name=st.sampled_from(sorted(STREAMS)), places=st.lists(st.integers(0, 10_000), max_size=30), dos=st.booleans())
-def test_any_cutting_gives_the_same_answer(
-    parse: Parse, transcript: Transcript, name: str, places: list[int], dos: bool
-) -> None:
-    stream = transcript(f"openai/{name}.sse")
-    stream = stream.replace(b"\n", b"\r\n") if dos else stream
-
-    def answer(segments: list[bytes], *, fields: bool) -> tuple[Any, ...]:
-        chunks = parse(segments, operation=STREAMS[name], fields=fields)
-        return (
-            b"".join(chunk.raw for chunk in chunks),
-            "".join(chunk.text for chunk in chunks),
-            "".join(chunk.reasoning for chunk in chunks),
-            [call for chunk in chunks for call in chunk.tool_calls],
-            [token for chunk in chunks for token in chunk.logprobs],
-            [chunk.finish for chunk in chunks if chunk.finish][-1],
-            [chunk.usage for chunk in chunks if chunk.usage][-1],
-        )
-
-    for fields in (False, True):
-        assert answer(cut(stream, places), fields=fields) == answer([stream], fields=fields)
 
 
 # What differs between two runs: ids, times and speeds, and how much of the question was known already.
@@ -162,106 +125,6 @@ def test_pieces_of_several_tool_calls_find_together() -> None:
     ]
 
 
-def test_counts_are_noticed_from_usage_and_timings(parse: Parse, transcript: Transcript) -> None:
-    usage = [chunk.usage for chunk in parse([transcript("openai/chat.sse")]) if chunk.usage]
-    assert usage == [
-        Usage(prompt_tokens=32, completion_tokens=6, cached_tokens=31, prompt_ms=7.403, completion_ms=37.624)
-    ]
-    timed = [chunk.usage for chunk in parse([transcript("openai/chat-no-usage.sse")]) if chunk.usage]
-    assert (timed[0].prompt_tokens, timed[0].cached_tokens, timed[0].completion_tokens) == (32, 31, 6)
-    cloud = [chunk.usage for chunk in parse([transcript("openai/openrouter.sse")]) if chunk.usage]
-    assert (cloud[0].cost, cloud[0].reasoning_tokens, cloud[0].cached_tokens) == (0.000012, 3, 4)
-
-
-def test_fields_are_decoded_when_asked_for(parse: Parse, transcript: Transcript) -> None:
-    chunks = parse([transcript("openai/tools.sse")], fields=True)
-    calls = [call for chunk in chunks for call in chunk.tool_calls]
-    assert (calls[0].name, "".join(call.arguments for call in calls)) == ("get_weather", '{"city": "Berlin"}')
-    tokens = [token for chunk in parse([transcript("openai/choices.sse")], fields=True) for token in chunk.logprobs]
-    assert (tokens[0].token, tokens[0].top[1].token) == ("I", "Hello")
-    thought = parse([transcript("openai/openrouter.sse")], fields=True)
-    assert ("".join(c.reasoning for c in thought), "".join(c.text for c in thought)) == ("Let me", "Hi")
-
-
-@pytest.mark.parametrize(
-    "stream",
-    [
-        delta(role="assistant") + delta(content="Hi"),
-        delta(content="Hi") + b'data: {"choices":[{"fin',
-        b"",
-        b": comment\n\n",
-    ],
-)
-def test_an_answer_that_just_ends_is_broken(parse: Parse, stream: bytes) -> None:
-    with pytest.raises(BackendBroken, match="ended"):
-        parse([stream])
-
-
-@pytest.mark.parametrize("stream", [delta(content="Hi") + DONE, delta(content="Hi") + b"data: [DONE]"])
-def test_done_completes_an_answer(parse: Parse, stream: bytes) -> None:
-    assert b"".join(chunk.raw for chunk in parse([stream])) == delta(content="Hi") + DONE
-
-
-def test_a_finish_reason_completes_an_answer_and_done_is_added(parse: Parse) -> None:
-    stream = delta(content="Hi") + delta("stop")
-    assert b"".join(chunk.raw for chunk in parse([stream])) == stream + DONE
-
-
-def test_each_choice_must_finish(parse: Parse) -> None:
-    with pytest.raises(BackendBroken):
-        parse([delta("stop")], choices=2)
-
-
-def test_responses_are_complete_with_their_closing_event(parse: Parse, transcript: Transcript) -> None:
-    stream = transcript("openai/responses.sse")
-    with pytest.raises(BackendBroken):
-        parse([stream[: stream.index(b"event: response.completed")]], operation="responses")
-
-
-ERRORS = [
-    event(error={"message": "out of memory", "code": 500}),
-    event(error="out of memory"),
-    b'event: error\ndata: {"type":"error","message":"out of memory"}\n\n',
-    event(id="x", choices=[{"index": 0, "delta": {}, "finish_reason": "error"}], error={"message": "out of memory"}),
-]
-
-
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("fields", [False, True])
-def test_an_error_with_the_beginning_gives_nothing_away(parse: Parse, error: bytes, fields: bool) -> None:
-    given: list[Chunk] = []
-    with pytest.raises(BackendBroken, match="out of memory"):
-        given += parse([delta(role="assistant", content=None) + error], fields=fields)
-    assert given == []
-
-
-@pytest.mark.parametrize("error", ERRORS)
-def test_words_before_an_error_are_still_given(error: bytes) -> None:
-    from hostler.adapters.openai.parser import OpenAIParser
-
-    parser = OpenAIParser("chat")
-    given = list(parser.feed(delta(content="one")))
-    with pytest.raises(BackendBroken, match="out of memory"):
-        for chunk in parser.feed(delta(content="two") + error):
-            given.append(chunk)
-    assert b"".join(chunk.raw for chunk in given) == delta(content="one") + delta(content="two")
-
-
-def test_a_finish_reason_of_error_is_an_error(parse: Parse) -> None:
-    with pytest.raises(BackendBroken, match="stopped with an error"):
-        parse([delta("error")])
-
-
-def test_an_event_that_is_no_json_is_broken(parse: Parse) -> None:
-    with pytest.raises(BackendBroken, match="protocol does not allow"):
-        parse([b'data: {"error"\n\n'])
-
-
-def test_the_word_error_in_an_answer_is_no_error(parse: Parse) -> None:
-    stream = delta(content='"error": [DONE]') + delta(content="error") + delta("stop") + DONE
-    assert b"".join(chunk.raw for chunk in parse([stream])) == stream
-
-
 def test_a_whole_answer_is_forwarded_with_its_length(
     chat: Any, begin: Any, parse: Parse, transcript: Transcript
 ) -> None:
@@ -272,11 +135,6 @@ def test_a_whole_answer_is_forwarded_with_its_length(
     assert b"".join(encoder.encode(chunk) for chunk in chunks) + encoder.finish() == body
     assert (encoder.length, encoder.media_type) == (len(body), "application/json; charset=utf-8")
     assert (chunks[-1].usage or Usage()).completion_tokens == 6
-
-
-def test_a_whole_answer_that_is_cut_off_is_broken(parse: Parse) -> None:
-    with pytest.raises(BackendBroken, match="3 of 10 bytes"):
-        parse([b"abc"], head=ResponseHead(length=10))
 
 
 def test_a_whole_answer_is_told_as_a_stream_to_who_asked_for_one(
@@ -395,72 +253,6 @@ def test_a_new_attempt_forgets_the_one_before(chat: Any, begin: Any) -> None:
     encoder.start(ResponseHead(media_type="text/event-stream"))
     encoder.encode(Chunk(wire="other", text="kept", finish="stop"))
     assert json.loads(encoder.finish())["choices"][0]["message"]["content"] == "kept"
-
-
-def parser_of(operation: str = "chat", **more: Any) -> Any:
-    from hostler.adapters.openai.parser import OpenAIParser
-
-    return OpenAIParser(operation, **more)
-
-
-@pytest.mark.parametrize("fields", [False, True])
-@pytest.mark.parametrize("error", ERRORS)
-def test_an_opening_without_a_word_is_held_back_until_one_comes(error: bytes, fields: bool) -> None:
-    parser = parser_of(fields=fields)
-    assert [*parser.feed(delta(role="assistant", content=""))] == []
-    with pytest.raises(BackendBroken):
-        parser.feed(error)
-    parser.start(ResponseHead(media_type="text/event-stream"))
-    opening, word = delta(role="assistant", content=""), delta(content="Hi")
-    assert [*parser.feed(opening)] == []
-    assert b"".join(chunk.raw for chunk in parser.feed(word)) == opening + word
-
-
-def test_an_opening_is_not_held_back_for_ever() -> None:
-    parser = parser_of()
-    given = [chunk for _ in range(100) for chunk in parser.feed(delta(content=""))]
-    assert b"".join(chunk.raw for chunk in given) == delta(content="") * 100
-
-
-def test_how_far_a_prompt_is_read_is_shown_at_once() -> None:
-    progress = event(choices=[{"index": 0, "delta": {}, "finish_reason": None}], prompt_progress={"processed": 1})
-    assert [*parser_of().feed(progress)]
-
-
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [({"code": 402, "message": "pay"}, 402), ({"code": "rate_limited", "message": "slow"}, None), ("oops", None)],
-)
-def test_an_error_tells_the_status_that_it_names(error: Any, status: int | None) -> None:
-    with pytest.raises(BackendBroken) as broken:
-        parser_of().feed(event(error=error))
-    assert broken.value.backend_status == status
-
-
-@pytest.mark.parametrize("fields", [False, True])
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"error": {"code": 502, "message": "provider failed"}},
-        {"choices": [{"finish_reason": "error", "error": {"code": 502, "message": "provider failed"}}]},
-    ],
-)
-def test_a_whole_answer_with_an_error_inside_is_no_answer(body: dict[str, Any], fields: bool) -> None:
-    parser = parser_of(fields=fields)
-    parser.start(JSON)
-    with pytest.raises(BackendBroken, match="provider failed") as broken:
-        [*parser.feed(json.dumps(body).encode()), *parser.finish()]
-    assert broken.value.backend_status == 502
-
-
-@pytest.mark.parametrize("media_type", ["text/event-stream", "application/json"])
-def test_an_answer_that_is_not_text_is_broken(media_type: str) -> None:
-    parser = parser_of(fields=True)
-    parser.start(ResponseHead(media_type=media_type))
-    choice = b'{"choices":[{"delta":{"content":"\xff"},"message":{"content":"\xff"}}]}'
-    with pytest.raises(BackendBroken):
-        parser.feed(choice if media_type == "application/json" else b"data: " + choice + b"\n\n")
-        parser.finish()
 
 
 @pytest.mark.parametrize("choices", [b'"x"', b'["x"]', b'[{"message":"x"}]', b'[{"message":{"tool_calls":["x"]}}]'])

@@ -8,21 +8,27 @@ from typing import Any
 import msgspec
 import pytest
 
-from hostler.adapters import errors, sse
+from hostler.adapters import sse
 from hostler.adapters.base import Incoming
-from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, ModelNotFound
+from hostler.adapters.errors import BadRequest, ModelNotFound
 from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
 from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.profiles.schema import ModelFacts
 
 ADAPTER = LlamaCppAdapter()
+
+
 A = ModelCard(
     name="a", aliases=("tiny",), context=2048, parallel=2, state="loaded", capabilities=("completion", "tools")
 )
+
+
 B = ModelCard(
     name="b", context=1024, facts=ModelFacts(chat_template="{{ x }}", quantization="Q4_1", training_context=8192)
 )
+
+
 LISTING = ModelList(cards=(B, A), index={"a": A, "tiny": A, "b": B}, active="a", version="1.2")
 
 
@@ -160,61 +166,3 @@ def test_the_list_of_models_serves_both_protocols() -> None:
     assert [(entry["id"], entry["status"]) for entry in body["data"]] == [
         ("a", {"value": "loaded"}), ("c", {"value": "unloaded", "failed": True}), ("tiny", {"value": "loaded"}),
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "kind"),
-    [
-        (errors.BadRequest("x"), 400, "invalid_request_error"),
-        (errors.Unauthenticated("x"), 401, "authentication_error"),
-        (errors.Forbidden("x"), 403, "permission_error"),
-        (errors.ModelNotFound("x", model="m"), 404, "not_found_error"),
-        (errors.MethodNotAllowed("x", allowed=("GET",)), 405, "invalid_request_error"),
-        (errors.TooManyRequests("x", retry_after_s=1.2), 429, "rate_limit_error"),
-        (errors.ModelUnavailable("x"), 503, "unavailable_error"),
-        (errors.BackendUnavailable("x"), 502, "server_error"),
-    ],
-)
-def test_errors_have_llama_servers_shape(error: GatewayError, status: int, kind: str) -> None:
-    response = ADAPTER.error_response(error)
-    assert response.status == status
-    assert json.loads(response.body) == {"error": {"code": status, "message": "x", "type": kind}}
-
-
-def test_refusals_carry_the_headers_that_belong_to_them() -> None:
-    assert ADAPTER.error_response(errors.TooManyRequests("x", retry_after_s=1.2)).headers == (("Retry-After", "2"),)
-    assert ADAPTER.error_response(errors.Unauthenticated("x")).headers == (("WWW-Authenticate", "Bearer"),)
-    assert ADAPTER.error_response(errors.MethodNotAllowed("x", allowed=("GET", "HEAD"))).headers == (
-        ("Allow", "GET, HEAD"),
-    )
-
-
-def rejected(status: int) -> BackendRejected:
-    return BackendRejected(
-        "x",
-        backend="b",
-        wire="openai",
-        backend_status=status,
-        headers={"content-type": "application/json"},
-        body=b'{"e":1}',
-    )
-
-
-def test_what_an_engine_refuses_is_passed_on_as_it_came() -> None:
-    response = ADAPTER.error_response(rejected(501))
-    assert (response.status, response.body) == (501, b'{"e":1}')
-
-
-def test_what_is_about_our_own_key_stays_here() -> None:
-    response = ADAPTER.error_response(rejected(401))
-    assert response.status == 502
-    assert b'"e"' not in response.body
-
-
-def test_nobody_to_ask_on_an_unknown_path_is_unavailable() -> None:
-    nobody = BadRequest("no model is named and none is running", param="model")
-    statuses = {
-        one.methods: ADAPTER.error_response(nobody, one).status for one in ADAPTER.operations if "{rest" in one.path
-    }
-    assert statuses == {("GET",): 404, ("POST",): 503}
-    assert ADAPTER.error_response(nobody, ADAPTER.operations[0]).status == 400

@@ -9,94 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from hostler.adapters.errors import BadRequest
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.openai.upstream import OpenAIUpstream
 from hostler.adapters.types import (
     ChatRequest,
-    CompletionRequest,
-    Conversation,
-    EmbedRequest,
-    Media,
-    ModelInfoRequest,
     Origin,
-    Output,
-    Passthrough,
     Request,
-    RerankRequest,
-    Text,
-    ToolCall,
 )
 
 Chat = Callable[..., ChatRequest]
-
-
-def test_every_operation_exists_with_and_without_prefix_and_slash(adapter: OpenAIAdapter) -> None:
-    paths = {operation.path: operation.name for operation in adapter.operations}
-    for path, name in (("/chat/completions", "chat"), ("/responses", "responses"), ("/models", "models")):
-        assert [paths[p] for p in (f"/v1{path}", f"/v1{path}/", path, f"{path}/")] == [name] * 4
-    assert paths["/v1/models/{id:path}"] == "model"
-
-
-def test_only_the_fields_that_decide_the_way_are_read(chat: Chat) -> None:
-    request = chat(stream=True, stream_options={"include_usage": True}, n=2, unknown={"x": [1]})
-    assert request.model == "a"
-    assert request.output == Output(stream=True, include_usage=True, choices=2)
-    assert request.conversation is None
-
-
-@pytest.mark.parametrize("body", [{"messages": []}, {"model": None, "messages": []}, {"model": "", "messages": []}])
-def test_no_model_is_none(ask: Any, body: dict[str, Any]) -> None:
-    assert ask("/v1/chat/completions", body).model is None
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"model": 1}, "model"),
-        ({"stream": "true"}, "stream"),
-        ({"stream_options": 1}, "stream_options"),
-        ({"n": 0}, "n"),
-        ({"n": "2"}, "n"),
-        ({"messages": "hi"}, "messages"),
-        ({"messages": None}, "messages"),
-        ({"response_format": {"type": 1}}, "response_format.type"),
-    ],
-)
-def test_a_wrong_field_is_named(chat: Chat, fields: dict[str, Any], param: str) -> None:
-    with pytest.raises(BadRequest) as caught:
-        chat(**fields)
-    assert caught.value.param == param
-
-
-@pytest.mark.parametrize(
-    ("fields", "schema"),
-    [
-        ({}, None),
-        ({"response_format": {"type": "text"}}, None),
-        ({"response_format": {"type": "json_object"}}, b'"json"'),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"a": 1}}}}, b'{"a": 1}'),
-        ({"json_schema": {"a": 1}}, b'{"a": 1}'),
-    ],
-)
-def test_structured_output_is_noticed(chat: Chat, fields: dict[str, Any], schema: bytes | None) -> None:
-    found = chat(**fields).output.schema
-    assert (None if found is None else bytes(found)) == schema
-
-
-def test_other_operations_become_their_own_kinds(ask: Any) -> None:
-    assert isinstance(ask("/v1/completions", {"model": "a", "prompt": "x"}), CompletionRequest)
-    assert isinstance(ask("/v1/embeddings", {"model": "a", "input": "x"}), EmbedRequest)
-    assert isinstance(ask("/v1/rerank", {"model": "a", "query": "x"}), RerankRequest)
-    assert ask("/v1/responses", {"model": "a", "stream": True}).output.stream
-    assert isinstance(ask("/v1/audio/speech", {"model": "a"}), Passthrough)
-
-
-def test_probes_name_what_is_asked(ask: Any) -> None:
-    assert ask("/models/").kind == "models"
-    probe = ask("/v1/models/{id:path}", path_params={"id": "org/model:q4/"})
-    assert isinstance(probe, ModelInfoRequest)
-    assert (probe.kind, probe.model) == ("model", "org/model:q4")
 
 
 def test_an_upload_is_read_and_forwarded_as_a_form(ask: Any, upstream: OpenAIUpstream) -> None:
@@ -147,14 +68,6 @@ def test_our_progress_lines_are_taken_out_of_the_history(ask: Any, upstream: Ope
     }
 
 
-def test_backends_of_other_protocols_do_not_get_them_either(adapter: OpenAIAdapter, ask: Any) -> None:
-    for shown, meant in (("[hostler] loading b\nHm.", "Hm."), ("[hostler] loading b\n", None), ("Hm.", "Hm.")):
-        said = {"role": "assistant", "reasoning_content": shown, "content": "Hi"}
-        request = adapter.expand(ask("/v1/chat/completions", {"model": "a", "messages": [said]}))
-        assert isinstance(request, ChatRequest) and request.conversation is not None
-        assert request.conversation.messages[0].reasoning == meant
-
-
 FULL: dict[str, Any] = {
     "messages": [
         {"role": "system", "content": "Be kind."},
@@ -195,24 +108,6 @@ FULL: dict[str, Any] = {
     "logprobs": True,
     "top_logprobs": 3,
 }
-
-
-def test_a_chat_is_understood_in_full(adapter: OpenAIAdapter, chat: Chat) -> None:
-    request = adapter.expand(chat(**FULL))
-    assert isinstance(request, ChatRequest)
-    conversation = request.conversation
-    assert isinstance(conversation, Conversation)
-    assert conversation.messages[1].parts == (
-        Text(text="What is this?"),
-        Media(kind="image", data="AAAA", mime="image/png"),
-        Media(kind="image", url="https://x.example/a.png"),
-        Media(kind="audio", data="BBBB", mime="audio/mp3"),
-    )
-    assert conversation.messages[2].reasoning == "Hm."
-    assert conversation.messages[2].tool_calls == (ToolCall(id="c1", name="look", arguments='{"at":1}'),)
-    assert (conversation.tools[0].name, conversation.tool_choice, conversation.thinking) == ("look", "look", "low")
-    assert conversation.sampling.stop == ("\n",)
-    assert request.output.logprobs == 3
 
 
 def crossed(request: Request) -> Request:
@@ -268,21 +163,3 @@ def test_tool_results_without_an_id_find_their_call(
     sent = json.loads(upstream.build(request, model="b", stream=False).body)["messages"]
     assert [call["id"] for call in sent[0]["tool_calls"]] == ["call_1", "call_2"]
     assert [message["tool_call_id"] for message in sent[1:]] == ["call_2", "call_1"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"messages": [{"role": 1}]}, "messages[0].role"),
-        ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "messages[0].content[0]"),
-        ({"temperature": "hot"}, "temperature"),
-        ({"stop": [1]}, "stop[0]"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:x,y"}]}]}, "messages"),
-    ],
-)
-def test_what_cannot_be_understood_is_named(
-    adapter: OpenAIAdapter, chat: Chat, fields: dict[str, Any], param: str
-) -> None:
-    with pytest.raises(BadRequest) as caught:
-        adapter.expand(chat(**fields))
-    assert caught.value.param == param

@@ -34,11 +34,6 @@ fixtures_are_stateless = settings(
 LOADING = Progress(phase="loading", model="b", percent=1.0)
 
 
-@pytest.fixture
-def adapter() -> AnthropicAdapter:
-    return AnthropicAdapter()
-
-
 @pytest.fixture(scope="module")
 def desk() -> Iterator[Any]:
     """A server that answers each request with what was put on it, and the package's client for it."""

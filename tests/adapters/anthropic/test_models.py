@@ -1,0 +1,77 @@
+"""Errors and model lists as Anthropic clients read them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hostler.adapters.anthropic.adapter import AnthropicAdapter
+from hostler.adapters.errors import (
+    BadRequest,
+    ModelNotFound,
+)
+from hostler.adapters.model_list import ModelCard, ModelList
+
+CARDS = (
+    ModelCard(name="big", aliases=("claude-sonnet", "org/b"), context=8192, created=1738911764, state="loaded"),
+    ModelCard(name="vectors", context=512, capabilities=("embedding",)),
+    ModelCard(name="small"),
+    ModelCard(name="hidden", listed=False),
+)
+
+
+LISTING = ModelList(cards=CARDS, index={name: card for card in CARDS for name in (card.name, *card.aliases)})
+
+
+@pytest.fixture
+def listed(adapter: AnthropicAdapter, ask: Any) -> Any:
+    def answer(query: str = "") -> Any:
+        return json.loads(adapter.model_info(ask("/v1/models", query=query), LISTING).body)
+
+    return answer
+
+
+def test_the_list_holds_what_can_chat_under_every_name(listed: Any) -> None:
+    found = listed()
+    assert [entry["id"] for entry in found["data"]] == ["big", "claude-sonnet", "org/b", "small"]
+    assert (found["has_more"], found["first_id"], found["last_id"]) == (False, "big", "small")
+    assert found["data"][0] == {
+        "type": "model",
+        "id": "big",
+        "display_name": "big",
+        "created_at": "2025-02-07T07:02:44Z",
+        "lifecycle": "active",
+        "max_input_tokens": 8192,
+        "max_tokens": 8192,
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "ids", "more"),
+    [
+        ("limit=2", ["big", "claude-sonnet"], True),
+        ("limit=2&after_id=claude-sonnet", ["org/b", "small"], False),
+        ("limit=1&before_id=org%2Fb", ["claude-sonnet"], True),
+        ("beta=true&after_id=small", [], False),
+    ],
+)
+def test_the_list_is_turned_page_by_page(listed: Any, query: str, ids: list[str], more: bool) -> None:
+    found = listed(query)
+    assert ([entry["id"] for entry in found["data"]], found["has_more"]) == (ids, more)
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=1001", "limit=" + "9" * 5000, "after_id=nobody"])
+def test_pages_that_do_not_exist_are_refused(listed: Any, query: str) -> None:
+    with pytest.raises(BadRequest):
+        listed(query)
+
+
+def test_one_model_is_found_by_any_name(adapter: AnthropicAdapter, ask: Any) -> None:
+    def find(name: str) -> Any:
+        return json.loads(adapter.model_info(ask("/v1/models/{id:path}", path_params={"id": name}), LISTING).body)
+
+    assert find("org/b")["id"] == "org/b"
+    with pytest.raises(ModelNotFound, match="big, vectors, small"):
+        find("nobody")

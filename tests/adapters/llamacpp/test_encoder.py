@@ -1,0 +1,124 @@
+"""Native answers: forwarded byte by byte, or folded into what llama-server itself would have said; broken ones are noticed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+import pytest
+
+from hostler.adapters.base import Encoder
+from hostler.adapters.errors import ModelUnavailable
+from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
+from hostler.adapters.llamacpp.parser import LlamaCppParser
+from hostler.adapters.types import (
+    Chunk,
+    CompletionRequest,
+    Control,
+    Origin,
+    Output,
+    Passthrough,
+    Progress,
+    ResponseHead,
+    Usage,
+)
+
+Transcript = Callable[[str], bytes]
+
+
+STREAM = ResponseHead(media_type="text/event-stream")
+
+
+WHOLE = ResponseHead(media_type="application/json; charset=utf-8")
+
+
+def completion(*, stream: bool = False, operation: str = "completion", **fields: Any) -> Passthrough:
+    origin = Origin(wire="llamacpp", operation=operation, body=json.dumps(fields).encode(), path="/completion")
+    return Passthrough(origin=origin, model="a", output=Output(stream=stream))
+
+
+def parse(segments: Iterable[bytes], *, head: ResponseHead = STREAM, responses: int = 1) -> list[Chunk]:
+    parser = LlamaCppParser(responses=responses)
+    parser.start(head)
+    chunks = [chunk for segment in segments for chunk in parser.feed(segment)]
+    return [*chunks, *parser.finish()]
+
+
+def encoder(
+    request: CompletionRequest | Passthrough | Control, head: ResponseHead = STREAM, *, progress: str = "thinking"
+) -> Encoder:
+    made = LlamaCppAdapter().encoder(request, response_id="x", created=1, progress=progress)
+    made.start(head)
+    return made
+
+
+@pytest.mark.parametrize("name", ["completion", "words"])
+def test_a_folded_answer_is_the_one_the_server_gives(transcript: Transcript, name: str) -> None:
+    made = encoder(completion(prompt="x", return_tokens=name == "words"))
+    said = [made.encode(chunk) for chunk in parse([transcript(f"llamacpp/{name}.sse")])]
+    body = made.finish()
+    folded, real = json.loads(body), json.loads(transcript(f"llamacpp/{name}.json"))
+    assert not any(said)
+    assert (made.media_type, made.length) == ("application/json; charset=utf-8", len(body))
+    assert list(folded) == list(real)
+    for answer in (folded, real):
+        answer.pop("timings")
+    assert folded == real
+
+
+def test_a_whole_answer_is_forwarded_as_it_came(transcript: Transcript) -> None:
+    body = transcript("llamacpp/prompts.json")
+    head = ResponseHead(media_type="application/json; charset=utf-8", length=len(body))
+    made = encoder(completion(prompt=["One", "Two"]), head)
+    assert b"".join(made.encode(chunk) for chunk in parse([body[:9], body[9:]], head=head)) + made.finish() == body
+    assert (made.media_type, made.length) == (head.media_type, len(body))
+
+
+def test_a_whole_answer_to_who_asked_for_a_stream_is_told_as_one() -> None:
+    made = encoder(completion(stream=True, prompt="x"), WHOLE)
+    said = b"".join(made.encode(chunk) for chunk in parse([b'{\n "content": "a b",\n "stop": true}'], head=WHOLE))
+    assert said + made.finish() == b'data: {"content":"a b","stop":true}\n\n'
+
+
+def test_nothing_of_an_earlier_attempt_is_folded() -> None:
+    made = encoder(completion(prompt="x"))
+    made.encode(Chunk(wire="llamacpp", raw=b'data: {"content":"old","stop":false}\n\n'))
+    made.start(STREAM)
+    made.encode(Chunk(wire="llamacpp", raw=b'data: {"content":"new","stop":true}\n\n'))
+    assert json.loads(made.finish())["content"] == "new"
+
+
+def test_an_answer_of_another_protocol_is_told_as_the_engine_would() -> None:
+    usage = Usage(prompt_tokens=5, completion_tokens=2, cached_tokens=1)
+    chunks = [Chunk(wire="openai", text="a"), Chunk(wire="openai", text="b", finish="length"), Chunk(usage=usage)]
+    request = CompletionRequest(origin=completion(prompt="x").origin, model="a", output=Output(stream=True))
+    made = encoder(request)
+    stream = b"".join(made.encode(chunk) for chunk in chunks) + made.finish()
+    assert b"".join(chunk.raw for chunk in parse([stream])) == stream
+    assert [chunk.finish for chunk in parse([stream])] == ["length"]
+    whole = encoder(msgspec.structs.replace(request, output=Output()), WHOLE)
+    assert not any(whole.encode(chunk) for chunk in chunks)
+    answer = json.loads(whole.finish())
+    assert (answer["content"], answer["stop"], answer["prompt"], answer["stop_type"]) == ("ab", True, "x", "limit")
+    assert (answer["tokens_evaluated"], answer["tokens_predicted"], answer["timings"]["cache_n"]) == (5, 2, 1)
+
+
+def test_signs_of_life_are_comments() -> None:
+    progress = Progress(phase="loading", model="b\nc", percent=40)
+    assert encoder(completion(stream=True)).heartbeat(progress) == b": [hostler] loading bc: 40%\n\n"
+    assert encoder(completion(stream=True), progress="off").heartbeat(progress) == b""
+    assert encoder(completion()).heartbeat(progress) == b""
+
+
+def test_an_error_after_the_beginning_is_told_in_the_stream() -> None:
+    error = ModelUnavailable("gone")
+    said = encoder(completion(stream=True)).error(error)
+    assert said == b'data: {"error":{"code":503,"message":"gone","type":"unavailable_error"}}\n\n'
+    assert encoder(completion()).error(error) == b""
+
+
+def test_an_order_is_answered_when_it_is_carried_out() -> None:
+    made = encoder(Control(origin=Origin(wire="llamacpp", operation="load"), kind="load", model="a"), ResponseHead())
+    assert (made.finish(), made.streaming) == (b'{"success":true}', False)

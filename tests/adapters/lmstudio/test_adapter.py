@@ -1,0 +1,100 @@
+"""LM Studio's lists and orders, from the catalogue alone; what generates is OpenAI's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hostler.adapters.base import Incoming
+from hostler.adapters.errors import BadRequest, NotFound
+from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
+from hostler.adapters.lmstudio.adapter import LMStudioAdapter
+from hostler.adapters.model_list import ModelCard, ModelList
+from hostler.adapters.ollama.adapter import OllamaAdapter
+from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.registry import check_conflicts
+from hostler.adapters.types import (
+    ChatRequest,
+    CompletionRequest,
+    Control,
+    EmbedRequest,
+    ModelInfoRequest,
+    Origin,
+    Request,
+    ResponseHead,
+)
+from hostler.profiles.schema import ModelFacts
+
+ADAPTER = LMStudioAdapter()
+
+
+FACTS = ModelFacts(
+    architecture="qwen3", parameters=8_190_000_000, quantization="Q4_K_M", training_context=131072, bytes=5
+)
+
+
+A = ModelCard(
+    name="a/b", aliases=("tiny",), context=32768, size=5, state="loaded", facts=FACTS,
+    capabilities=("completion", "tools", "vision"),
+)  # fmt: skip
+
+
+E = ModelCard(name="e", context=512, capabilities=("embedding",))
+
+
+CLOUD = ModelCard(name="cloud", state="loaded")
+
+
+HIDDEN = ModelCard(name="hidden", listed=False)
+
+
+LISTING = ModelList(cards=(A, CLOUD, E, HIDDEN), index={"a/b": A, "tiny": A, "e": E, "cloud": CLOUD, "hidden": HIDDEN})
+
+
+def ask(method: str, path: str, body: Any = b"", *, pattern: str | None = None, **params: str) -> Request:
+    operation = next(one for one in ADAPTER.operations if one.path == (pattern or path) and method in one.methods)
+    sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return ADAPTER.decode(operation, Incoming(method=method, path=path, body=sent, path_params=params))
+
+
+def test_no_path_is_claimed_twice() -> None:
+    check_conflicts([OpenAIAdapter(), OllamaAdapter(), LlamaCppAdapter(), ADAPTER])
+
+
+def test_to_unload_is_an_operators_order() -> None:
+    request = ask("POST", "/api/v1/models/unload", {"instance_id": "tiny"})
+    assert isinstance(request, Control)
+    assert (request.kind, request.model) == ("unload", "tiny")
+    operation = next(one for one in ADAPTER.operations if one.name == "unload")
+    assert (operation.scope, operation.writes) == ("operate", True)
+    made = ADAPTER.encoder(request, response_id="x", created=1, progress="thinking")
+    made.start(ResponseHead())
+    assert (made.streaming, json.loads(made.finish())) == (False, {"instance_id": "tiny"})
+
+
+def test_orders_need_a_model() -> None:
+    for path in ("/api/v1/models/load", "/api/v1/models/unload"):
+        for body in ({}, {"model": 1}, b"[]"):
+            with pytest.raises(BadRequest):
+                ask("POST", path, body)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind", "name"),
+    [
+        ("/api/v0/chat/completions", {"model": "a", "messages": []}, ChatRequest, "chat"),
+        ("/api/v0/completions", {"model": "a", "prompt": "x"}, CompletionRequest, "completions"),
+        ("/api/v0/embeddings", {"model": "a", "input": "x"}, EmbedRequest, "embeddings"),
+    ],
+)
+def test_what_generates_is_openais(path: str, body: Any, kind: type, name: str) -> None:
+    request = ask("POST", path, body)
+    assert type(request) is kind
+    assert (request.origin.wire, request.origin.operation, request.model) == ("openai", name, "a")
+
+
+def test_nothing_else_is_answered() -> None:
+    with pytest.raises(NotFound):
+        ADAPTER.model_info(ModelInfoRequest(origin=Origin(wire="lmstudio", operation="x"), kind="x"), LISTING)

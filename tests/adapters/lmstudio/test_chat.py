@@ -1,0 +1,60 @@
+"""LM Studio's own chat, and its figures in OpenAI's answers: bytes in, values out, bytes back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hostler.adapters.base import Incoming
+from hostler.adapters.errors import BadRequest, ModelNotFound
+from hostler.adapters.lmstudio.adapter import LMStudioAdapter
+from hostler.adapters.types import ChatRequest, Media, Request, Text
+
+ADAPTER = LMStudioAdapter()
+
+
+def asked(path: str, **body: Any) -> Request:
+    operation = next(each for each in ADAPTER.operations if each.path == path)
+    return ADAPTER.decode(
+        operation, Incoming(method="POST", path=path, body=json.dumps({"model": "a", **body}).encode())
+    )
+
+
+def test_a_chat_is_understood() -> None:
+    parts = [{"type": "text", "content": "What?"}, {"type": "image", "data_url": "data:image/png;base64,AAAA"}]
+    request = asked(
+        "/api/v1/chat", input=parts, system_prompt="Be brief.", temperature=0.5, top_k=5, max_output_tokens=7,
+        reasoning="off", store=True, context_length=1,
+    )  # fmt: skip
+    assert isinstance(request, ChatRequest)
+    assert request.conversation is not None
+    system, user = request.conversation.messages
+    assert (system.role, system.parts) == ("system", (Text(text="Be brief."),))
+    assert user.parts == (Text(text="What?"), Media(kind="image", data="AAAA", mime="image/png"))
+    sampling = request.conversation.sampling
+    assert (sampling.temperature, sampling.top_k, sampling.max_tokens) == (0.5, 5, 7)
+    assert request.conversation.thinking is False
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "input"), ({"input": 1}, "input"), ({"input": [{"type": "sound"}]}, "input[0]"),
+        ({"input": "x", "reasoning": "much"}, "reasoning"), ({"input": "x", "integrations": ["mcp/x"]}, "integrations"),
+        ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_understood_is_named(body: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        asked("/api/v1/chat", **body)
+    operation = next(each for each in ADAPTER.operations if each.path == "/api/v1/chat")
+    error = json.loads(ADAPTER.error_response(caught.value, operation).body)["error"]
+    assert (error["type"], error["param"]) == ("invalid_request", param)
+
+
+def test_an_unknown_model_is_refused_in_lm_studios_words() -> None:
+    operation = next(each for each in ADAPTER.operations if each.path == "/api/v1/models/load")
+    answer = ADAPTER.error_response(ModelNotFound("no such model", model="x"), operation)
+    assert (answer.status, json.loads(answer.body)["error"]["type"]) == (404, "model_not_found")

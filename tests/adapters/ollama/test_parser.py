@@ -1,0 +1,113 @@
+"""Ollama servers as backends: what is sent to them, and their answers, however the bytes were cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostler.adapters.errors import BackendBroken
+from hostler.adapters.ollama.parser import OllamaParser
+from hostler.adapters.types import (
+    Chunk,
+    ResponseHead,
+    ToolCall,
+    Usage,
+)
+
+TRANSCRIPTS = Path(__file__).parents[2] / "transcripts" / "ollama"
+
+
+LINES = ResponseHead(media_type="application/x-ndjson")
+
+
+JSON = ResponseHead(media_type="application/json; charset=utf-8")
+
+
+STREAMS = {"chat": "chat", "tools": "chat", "generate": "generate"}
+
+
+def transcript(name: str) -> bytes:
+    return (TRANSCRIPTS / name).read_bytes()
+
+
+def parse(segments: Iterable[bytes], *, head: ResponseHead = LINES, operation: str = "chat") -> list[Chunk]:
+    parser = OllamaParser(operation)
+    parser.start(head)
+    chunks = [chunk for segment in segments for chunk in parser.feed(segment)]
+    return chunks + list(parser.finish())
+
+
+@given(name=st.sampled_from(sorted(STREAMS)), places=st.lists(st.integers(0, 10_000), max_size=20))
+def test_any_cutting_gives_the_same_chunks(name: str, places: list[int]) -> None:
+    stream = transcript(f"{name}.ndjson")
+    edges = [0, *sorted({place % len(stream) for place in places}), len(stream)]
+    segments = [stream[a:b] for a, b in pairwise(edges)]
+    assert parse(segments, operation=STREAMS[name]) == parse([stream], operation=STREAMS[name])
+
+
+def test_a_stream_is_understood_in_full() -> None:
+    thought, word, rest, last = parse([transcript("chat.ndjson")])
+    assert (thought.reasoning, word.text, rest.text) == ("hmm ", "I", " <am>\né")
+    assert (word.logprobs[0].token, word.logprobs[0].bytes, len(word.logprobs[0].top)) == ("I", (73,), 1)
+    assert (last.finish, last.text) == ("length", "")
+    assert last.usage == Usage(prompt_tokens=11, completion_tokens=6, prompt_ms=690.582, completion_ms=8312.151)
+
+
+def test_calls_are_numbered_and_end_with_a_finish_of_their_own() -> None:
+    first, second, last = parse([transcript("tools.ndjson")])
+    assert first.tool_calls == (ToolCall(index=0, id="abc", name="f", arguments='{"b":1,"a":"x"}'),)
+    assert second.tool_calls == (ToolCall(index=1, name="g", arguments="{}"),)
+    assert last.finish == "tool_calls"
+
+
+def test_whole_answers_are_chunks_too() -> None:
+    body = transcript("chat.json")
+    (chunk,) = parse([body[:9], body[9:]], head=JSON)
+    assert (chunk.text, chunk.reasoning, chunk.finish, chunk.is_body) == ("I am", "hm", "stop", True)
+    (vectors,) = parse([transcript("embed.json")], head=JSON, operation="embed")
+    assert vectors.vectors == ((0.6, 0.8), (1.0, 0.0)) and vectors.usage == Usage(prompt_tokens=4)
+    (older,) = parse([b'{"embedding":[3,4]}'], head=JSON, operation="embeddings")
+    assert older.vectors == ((3.0, 4.0),)
+
+
+@pytest.mark.parametrize("name", sorted(STREAMS))
+def test_an_answer_without_its_end_is_broken_wherever_it_stops(name: str) -> None:
+    stream = transcript(f"{name}.ndjson")
+    for end in range(0, len(stream) - 1, 7):
+        with pytest.raises(BackendBroken):
+            parse([stream[:end]], operation=STREAMS[name])
+
+
+@pytest.mark.parametrize(
+    ("stream", "words"),
+    [
+        (b'{"error":"llama-server chat error: x"}\n', "llama-server chat error: x"),
+        (b'{"message":{"content":"a"},"done":false}\n{"error":null}\n', "reported an error"),
+        (b"<html>\n", "protocol does not allow"),
+        (b"[]\n", "protocol does not allow"),
+        (b"", "before it was complete"),
+        (b'{"message":{"role":"assistant","content":"a"},"done":false}', "before it was complete"),
+    ],
+)
+def test_errors_in_the_stream_are_errors(stream: bytes, words: str) -> None:
+    with pytest.raises(BackendBroken, match=words):
+        parse([stream])
+
+
+def test_a_whole_answer_that_is_cut_off_is_broken() -> None:
+    body = transcript("chat.json")
+    with pytest.raises(BackendBroken, match="ended after"):
+        parse([body[:-5]], head=ResponseHead(length=len(body)))
+
+
+@pytest.mark.parametrize(
+    "message", [b'{"content":"\xff"}', b'{"tool_calls":[{"function":{"name":"f","arguments":{"a":"\xff"}}}]}']
+)
+def test_an_answer_that_is_not_text_is_broken(message: bytes) -> None:
+    with pytest.raises(BackendBroken):
+        parse([b'{"message":' + message + b',"done":true}\n'])

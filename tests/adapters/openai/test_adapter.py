@@ -1,0 +1,90 @@
+"""OpenAI requests: what is read of them, what is refused, and what a backend gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.types import (
+    ChatRequest,
+    CompletionRequest,
+    EmbedRequest,
+    ModelInfoRequest,
+    Output,
+    Passthrough,
+    RerankRequest,
+)
+
+Chat = Callable[..., ChatRequest]
+
+
+def test_every_operation_exists_with_and_without_prefix_and_slash(adapter: OpenAIAdapter) -> None:
+    paths = {operation.path: operation.name for operation in adapter.operations}
+    for path, name in (("/chat/completions", "chat"), ("/responses", "responses"), ("/models", "models")):
+        assert [paths[p] for p in (f"/v1{path}", f"/v1{path}/", path, f"{path}/")] == [name] * 4
+    assert paths["/v1/models/{id:path}"] == "model"
+
+
+def test_only_the_fields_that_decide_the_way_are_read(chat: Chat) -> None:
+    request = chat(stream=True, stream_options={"include_usage": True}, n=2, unknown={"x": [1]})
+    assert request.model == "a"
+    assert request.output == Output(stream=True, include_usage=True, choices=2)
+    assert request.conversation is None
+
+
+@pytest.mark.parametrize("body", [{"messages": []}, {"model": None, "messages": []}, {"model": "", "messages": []}])
+def test_no_model_is_none(ask: Any, body: dict[str, Any]) -> None:
+    assert ask("/v1/chat/completions", body).model is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": 1}, "model"),
+        ({"stream": "true"}, "stream"),
+        ({"stream_options": 1}, "stream_options"),
+        ({"n": 0}, "n"),
+        ({"n": "2"}, "n"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": None}, "messages"),
+        ({"response_format": {"type": 1}}, "response_format.type"),
+    ],
+)
+def test_a_wrong_field_is_named(chat: Chat, fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        chat(**fields)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "schema"),
+    [
+        ({}, None),
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, b'"json"'),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"a": 1}}}}, b'{"a": 1}'),
+        ({"json_schema": {"a": 1}}, b'{"a": 1}'),
+    ],
+)
+def test_structured_output_is_noticed(chat: Chat, fields: dict[str, Any], schema: bytes | None) -> None:
+    found = chat(**fields).output.schema
+    assert (None if found is None else bytes(found)) == schema
+
+
+def test_other_operations_become_their_own_kinds(ask: Any) -> None:
+    assert isinstance(ask("/v1/completions", {"model": "a", "prompt": "x"}), CompletionRequest)
+    assert isinstance(ask("/v1/embeddings", {"model": "a", "input": "x"}), EmbedRequest)
+    assert isinstance(ask("/v1/rerank", {"model": "a", "query": "x"}), RerankRequest)
+    assert ask("/v1/responses", {"model": "a", "stream": True}).output.stream
+    assert isinstance(ask("/v1/audio/speech", {"model": "a"}), Passthrough)
+
+
+def test_probes_name_what_is_asked(ask: Any) -> None:
+    assert ask("/models/").kind == "models"
+    probe = ask("/v1/models/{id:path}", path_params={"id": "org/model:q4/"})
+    assert isinstance(probe, ModelInfoRequest)
+    assert (probe.kind, probe.model) == ("model", "org/model:q4")

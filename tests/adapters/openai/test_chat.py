@@ -1,0 +1,106 @@
+"""OpenAI requests: what is read of them, what is refused, and what a backend gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.types import (
+    ChatRequest,
+    Conversation,
+    Media,
+    Text,
+    ToolCall,
+)
+
+Chat = Callable[..., ChatRequest]
+
+
+def test_backends_of_other_protocols_do_not_get_them_either(adapter: OpenAIAdapter, ask: Any) -> None:
+    for shown, meant in (("[hostler] loading b\nHm.", "Hm."), ("[hostler] loading b\n", None), ("Hm.", "Hm.")):
+        said = {"role": "assistant", "reasoning_content": shown, "content": "Hi"}
+        request = adapter.expand(ask("/v1/chat/completions", {"model": "a", "messages": [said]}))
+        assert isinstance(request, ChatRequest) and request.conversation is not None
+        assert request.conversation.messages[0].reasoning == meant
+
+
+FULL: dict[str, Any] = {
+    "messages": [
+        {"role": "system", "content": "Be kind."},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "What is this?"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+                {"type": "image_url", "image_url": {"url": "https://x.example/a.png"}},
+                {"type": "input_audio", "input_audio": {"data": "BBBB", "format": "mp3"}},
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": None,
+            "reasoning_content": "Hm.",
+            "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at":1}'}}],
+        },
+        {"role": "tool", "content": "a cat", "tool_call_id": "c1"},
+    ],
+    "tools": [
+        {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}
+    ],
+    "tool_choice": {"type": "function", "function": {"name": "look"}},
+    "parallel_tool_calls": False,
+    "temperature": 1,
+    "top_p": 0.9,
+    "top_k": 40,
+    "min_p": 0.05,
+    "repeat_penalty": 1.1,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.25,
+    "seed": 7,
+    "max_tokens": 100,
+    "stop": ["\n"],
+    "reasoning_effort": "low",
+    "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": {"a": 1}}},
+    "logprobs": True,
+    "top_logprobs": 3,
+}
+
+
+def test_a_chat_is_understood_in_full(adapter: OpenAIAdapter, chat: Chat) -> None:
+    request = adapter.expand(chat(**FULL))
+    assert isinstance(request, ChatRequest)
+    conversation = request.conversation
+    assert isinstance(conversation, Conversation)
+    assert conversation.messages[1].parts == (
+        Text(text="What is this?"),
+        Media(kind="image", data="AAAA", mime="image/png"),
+        Media(kind="image", url="https://x.example/a.png"),
+        Media(kind="audio", data="BBBB", mime="audio/mp3"),
+    )
+    assert conversation.messages[2].reasoning == "Hm."
+    assert conversation.messages[2].tool_calls == (ToolCall(id="c1", name="look", arguments='{"at":1}'),)
+    assert (conversation.tools[0].name, conversation.tool_choice, conversation.thinking) == ("look", "look", "low")
+    assert conversation.sampling.stop == ("\n",)
+    assert request.output.logprobs == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": [{"role": 1}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "messages[0].content[0]"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"stop": [1]}, "stop[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:x,y"}]}]}, "messages"),
+    ],
+)
+def test_what_cannot_be_understood_is_named(
+    adapter: OpenAIAdapter, chat: Chat, fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(BadRequest) as caught:
+        adapter.expand(chat(**fields))
+    assert caught.value.param == param

@@ -1,0 +1,41 @@
+"""Ollama's lists, descriptions and orders: answered from the catalogue, in the shapes that its clients read."""
+
+from __future__ import annotations
+
+import pytest
+from fakes.ollama_desk import SMOL, Desk
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostler.adapters.model_names import normalized, ollama_name
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["smol", "SMOL:Latest", "library/smol", "registry.ollama.ai/library/smol:latest", " smol ", "Registry.Ollama.AI/Library/Smol", "tiny", "smol:local"],
+)  # fmt: skip
+def test_every_spelling_of_ollama_finds_the_model(desk: Desk, spelling: str) -> None:
+    assert desk.told("show", {"model": spelling})["modelfile"].splitlines()[1] == "FROM smol:latest"
+    assert desk.listing.resolve(spelling) is SMOL
+
+
+@pytest.mark.parametrize("spelling", ["org/sub/far@v1", "org/sub-far-v1", "Org/Sub-Far-V1:latest"])
+def test_a_name_that_ollama_could_not_have_is_found_under_its_own_and_the_one_shown(desk: Desk, spelling: str) -> None:
+    card = desk.listing.resolve(spelling)
+    assert card is not None and card.name == "org/sub/far@v1"
+
+
+@pytest.mark.parametrize("spelling", ["smo", "smol:8b", "other/smol", "", "smol/", "smol:"])
+def test_other_names_find_nothing_or_the_same(desk: Desk, spelling: str) -> None:
+    card = desk.listing.resolve(spelling)
+    assert card is None or (spelling == "smol:" and card is SMOL)
+
+
+@given(name=st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._/@-]{0,20}(:[a-z0-9]{1,4})?", fullmatch=True))
+def test_the_shown_name_means_the_model_it_is_shown_for(name: str) -> None:
+    assert normalized(ollama_name(name)) == normalized(name) == normalized(name.upper())
