@@ -79,7 +79,7 @@ def test_every_built_in_adapter_has_its_section() -> None:
 
 
 @pytest.mark.parametrize(("name", "method", "path"), ROWS)
-def test_a_route_is_refused_exactly_where_the_page_says_so(name: str, method: str, path: str) -> None:
+def test_a_route_is_unsupported_exactly_where_the_page_says_so(name: str, method: str, path: str) -> None:
     verdict = verdicts(name)[method, path]
     assert verdict in ("full", "partial", "refused")
     operation = routes(ADAPTERS[name])[method, path]
@@ -87,7 +87,7 @@ def test_a_route_is_refused_exactly_where_the_page_says_so(name: str, method: st
 
 
 @pytest.mark.parametrize(("name", "method", "path"), [row for row in ROWS if verdicts(row[0])[row[1:]] != "refused"])
-def test_what_is_promised_is_recorded_both_ways(name: str, method: str, path: str) -> None:
+def test_every_route_is_recorded_in_both_directions(name: str, method: str, path: str) -> None:
     file = Path(__file__).parent.parent / "transcripts" / name / "routes.json"
     recorded = json.loads(file.read_text(encoding="utf-8"))
     told = recorded[f"{method} {routes(ADAPTERS[name])[method, path].name}"]
@@ -139,7 +139,7 @@ CROSSINGS = [
 
 
 @pytest.mark.parametrize(("path", "backend", "cell"), CROSSINGS, ids=[f"{path}-{to}" for path, to, _ in CROSSINGS])
-def test_a_kind_of_request_meets_a_kind_of_backend_as_the_page_says(path: str, backend: str, cell: str) -> None:
+def test_each_kind_of_request_works_with_each_backend_as_the_page_says(path: str, backend: str, cell: str) -> None:
     adapter, operation = next(
         (adapter, each) for adapter in ADAPTERS.values() for each in adapter.operations if each.path.startswith(path)
     )
@@ -165,6 +165,6 @@ def test_every_exception_is_explained_and_used() -> None:
 @pytest.mark.parametrize(
     "marker", ["openai", "ollama", "anthropic", "langchain-openai", "litellm", "llm-ollama", "hermes-agent"]
 )
-def test_every_client_that_is_promised_has_its_row(marker: str) -> None:
+def test_every_supported_client_has_its_row(marker: str) -> None:
     rows: list[list[str]] = tables("Clients that were tried, unmodified")
     assert any(f"`{marker}`" in row[0] for row in rows)

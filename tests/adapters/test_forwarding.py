@@ -74,7 +74,7 @@ def streamed(name: str) -> ResponseHead:
 
 @fixtures_are_stateless
 @given(name=STREAMS, places=st.lists(st.integers(0, 10_000), max_size=20))
-def test_a_stream_is_the_backends_own(transcript: Transcript, name: str, places: list[int]) -> None:
+def test_a_stream_is_forwarded_byte_for_byte(transcript: Transcript, name: str, places: list[int]) -> None:
     stream = transcript(CASES[name][4])
     edges = [0, *sorted({place % len(stream) for place in places}), len(stream)]
     segments = [stream[a:b] for a, b in pairwise(edges)]
@@ -87,7 +87,7 @@ def test_a_stream_is_the_backends_own(transcript: Transcript, name: str, places:
     remarks=st.lists(st.tuples(st.integers(0, 50), st.sampled_from([b":\n\n", b": still\n: here\n\n", b": x\n"]))),
     together=st.booleans(),
 )
-def test_remarks_stay_in_their_places(
+def test_comments_stay_in_their_places(
     transcript: Transcript, name: str, remarks: list[tuple[int, bytes]], together: bool
 ) -> None:
     events = [event + b"\n\n" for event in transcript(CASES[name][4]).split(b"\n\n")[:-1]]
@@ -102,14 +102,14 @@ def test_remarks_stay_in_their_places(
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("media_type", ["application/json", "application/json; charset=utf-8"])
-def test_a_whole_answer_is_the_backends_own(transcript: Transcript, name: str, media_type: str) -> None:
+def test_a_whole_response_is_forwarded_byte_for_byte(transcript: Transcript, name: str, media_type: str) -> None:
     body = transcript(CASES[name][5])
     head = ResponseHead(media_type=media_type, length=len(body))
     assert told(name, [body[:7], body[7:]], head, stream=False) == (body, media_type)
 
 
 @pytest.mark.parametrize("name", sorted(set(CASES) - {"ollama"}))
-def test_signs_of_life_alone_begin_no_answer(name: str) -> None:
+def test_comments_alone_start_no_response(name: str) -> None:
     kind, speaker, path, question, _, _ = CASES[name]
     adapter = kind()
     operation = next(each for each in adapter.operations if each.path == path)

@@ -19,13 +19,13 @@ def desk() -> Desk:
     "spelling",
     ["smol", "SMOL:Latest", "library/smol", "registry.ollama.ai/library/smol:latest", " smol ", "Registry.Ollama.AI/Library/Smol", "tiny", "smol:local"],
 )  # fmt: skip
-def test_every_spelling_of_ollama_finds_the_model(desk: Desk, spelling: str) -> None:
+def test_every_spelling_of_a_name_finds_the_model(desk: Desk, spelling: str) -> None:
     assert desk.told("show", {"model": spelling})["modelfile"].splitlines()[1] == "FROM smol:latest"
     assert desk.listing.resolve(spelling) is SMOL
 
 
 @pytest.mark.parametrize("spelling", ["org/sub/far@v1", "org/sub-far-v1", "Org/Sub-Far-V1:latest"])
-def test_a_name_that_ollama_could_not_have_is_found_under_its_own_and_the_one_shown(desk: Desk, spelling: str) -> None:
+def test_a_name_with_other_characters_is_found_in_both_forms(desk: Desk, spelling: str) -> None:
     card = desk.listing.resolve(spelling)
     assert card is not None and card.name == "org/sub/far@v1"
 
@@ -37,5 +37,5 @@ def test_other_names_find_nothing_or_the_same(desk: Desk, spelling: str) -> None
 
 
 @given(name=st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._/@-]{0,20}(:[a-z0-9]{1,4})?", fullmatch=True))
-def test_the_shown_name_means_the_model_it_is_shown_for(name: str) -> None:
+def test_the_shown_name_refers_to_its_model(name: str) -> None:
     assert normalized(ollama_name(name)) == normalized(name) == normalized(name.upper())

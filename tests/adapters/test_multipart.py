@@ -50,18 +50,18 @@ def test_an_absent_model_is_added() -> None:
         ),
     ],
 )
-def test_a_broken_form_is_refused(body: bytes, kind: str, words: str) -> None:
+def test_a_malformed_form_is_rejected(body: bytes, kind: str, words: str) -> None:
     with pytest.raises(BadRequest, match=words):
         multipart.field(body, kind, "model")
 
 
-def test_many_parts_are_refused() -> None:
+def test_too_many_parts_are_rejected() -> None:
     body = b"--q\r\nContent-Disposition: form-data; name=a\r\n\r\nx\r\n" * 1000 + b"--q--"
     with pytest.raises(BadRequest, match="more than 256 parts"):
         multipart.field(body, "multipart/form-data; boundary=q", "model")
 
 
-def test_a_name_cannot_smuggle_a_part() -> None:
+def test_a_name_cannot_inject_a_part() -> None:
     body, kind = upload(model="whisper")
     with pytest.raises(BadRequest):
         multipart.patch(body, kind, "model", 'a\r\n--q\r\nContent-Disposition: form-data; name="x"\r\n\r\n')

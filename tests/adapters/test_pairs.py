@@ -181,7 +181,7 @@ def test_a_continued_prompt_survives_any_two_protocols(
 
 @settings(max_examples=60)
 @given(story=stories(plain=True), places=cuts)
-def test_llamacpps_own_stream_is_read_by_its_own_parser(story: list[Chunk], places: list[int]) -> None:
+def test_a_native_stream_survives_its_own_parser(story: list[Chunk], places: list[int]) -> None:
     head, body = written(NATIVE, story, stream=True)
     chunks = read(NATIVE, head, body, places)
     assert b"".join(chunk.raw for chunk in chunks) == body
@@ -194,7 +194,7 @@ def test_llamacpps_own_stream_is_read_by_its_own_parser(story: list[Chunk], plac
 @pytest.mark.parametrize("name", CHATS)
 @settings(max_examples=40)
 @given(story=stories(), places=cuts, beats=st.integers(1, 4))
-def test_signs_of_life_before_an_answer_change_nothing_of_it(
+def test_comments_before_a_response_change_nothing_in_it(
     name: str, story: list[Chunk], places: list[int], beats: int
 ) -> None:
     head, body = written(CHATS[name], story, stream=True, beats=beats)
@@ -208,7 +208,7 @@ def test_signs_of_life_before_an_answer_change_nothing_of_it(
 @pytest.mark.parametrize("name", CHATS)
 @settings(max_examples=60)
 @given(story=stories(), data=st.data())
-def test_a_stream_that_is_cut_off_is_never_taken_for_whole(name: str, story: list[Chunk], data: st.DataObject) -> None:
+def test_a_truncated_stream_is_never_complete(name: str, story: list[Chunk], data: st.DataObject) -> None:
     head, body = written(CHATS[name], story, stream=True)
     cut = data.draw(st.integers(0, len(body) - 1))
     try:

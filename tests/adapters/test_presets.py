@@ -37,14 +37,14 @@ def sent(request: Request) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("adapter", ["openai", "ollama", "anthropic", "llamacpp", "lmstudio"])
-def test_every_protocol_takes_part(adapter: str) -> None:
+def test_every_protocol_applies_presets(adapter: str) -> None:
     assert type(ADAPTERS[adapter]).apply_preset is not Adapter.apply_preset
 
 
 @pytest.mark.parametrize(
     ("adapter", "path"), [("openai", "/v1/chat/completions"), ("lmstudio", "/api/v0/chat/completions")]
 )
-def test_an_openai_chat_gets_turns_and_sampling(adapter: str, path: str) -> None:
+def test_an_openai_chat_gets_messages_and_sampling(adapter: str, path: str) -> None:
     body = sent(asked(adapter, path, {"model": "mario", "messages": ASK, "unknown": {"kept": True}}))
     assert body == {
         "temperature": 0.5, "top_k": 7, "max_tokens": 8, "stop": ["x", "y"],
@@ -52,7 +52,7 @@ def test_an_openai_chat_gets_turns_and_sampling(adapter: str, path: str) -> None
     }  # fmt: skip
 
 
-def test_what_the_client_says_itself_goes_before() -> None:
+def test_the_clients_own_values_take_precedence() -> None:
     said = {"temperature": 1.0, "max_completion_tokens": 3, "stop": "z", "top_k": None}
     body = sent(asked("openai", "/v1/chat/completions", {"model": "m", "messages": [*SYSTEM, *ASK], **said}))
     assert {name: body[name] for name in ("temperature", "max_completion_tokens", "stop", "top_k")} == said | {
@@ -76,12 +76,12 @@ def test_a_response_gets_instructions() -> None:
     }  # fmt: skip
 
 
-def test_llama_cpp_gets_sampling_in_its_words() -> None:
+def test_llama_cpp_gets_sampling_under_its_names() -> None:
     body = sent(asked("llamacpp", "/completion", {"model": "m", "prompt": "Once", "n_predict": 2}))
     assert body == {"temperature": 0.5, "top_k": 7, "stop": ["x", "y"], "model": "m", "prompt": "Once", "n_predict": 2}
 
 
-def test_a_message_to_anthropic_gets_all_of_it() -> None:
+def test_an_anthropic_request_gets_everything() -> None:
     request = asked("anthropic", "/v1/messages", {"model": "m", "max_tokens": 5, "messages": ASK})
     body = sent(request)
     assert body["stop_sequences"] == ["x", "y"] and body["messages"] == [*FRONT, *ASK]
@@ -103,7 +103,7 @@ def conversation(request: Request) -> list[tuple[str, str]]:
     ]
 
 
-def test_an_ollama_chat_gets_all_of_it() -> None:
+def test_an_ollama_chat_gets_everything() -> None:
     request = asked("ollama", "/api/chat", {"model": "m", "messages": ASK, "Options": {"top_k": 3}})
     assert conversation(request) == [
         ("system", "You are Mario."), ("user", "hi"), ("assistant", "Mamma mia"), ("user", "Who are you?"),
@@ -113,14 +113,14 @@ def test_an_ollama_chat_gets_all_of_it() -> None:
     assert (how.temperature, how.top_k, how.max_tokens, how.stop, how.seed) == (0.5, 3, 8, ("x", "y"), None)
 
 
-def test_an_ollama_chat_with_its_own_system_turn_keeps_it() -> None:
+def test_an_ollama_chat_keeps_its_own_system_message() -> None:
     own = [{"role": "System", "content": "Mine."}, *ASK]
     assert [role for role, _ in conversation(asked("ollama", "/api/chat", {"model": "m", "messages": own}))] == [
         "user", "assistant", "system", "user",
     ]  # fmt: skip
 
 
-def test_an_ollama_prompt_gets_all_of_it_but_raw() -> None:
+def test_an_ollama_prompt_gets_everything_unless_raw() -> None:
     assert conversation(asked("ollama", "/api/generate", {"model": "m", "prompt": "Who?"})) == [
         ("system", "You are Mario."), ("user", "hi"), ("assistant", "Mamma mia"), ("user", "Who?"),
     ]  # fmt: skip
@@ -133,12 +133,12 @@ def test_an_ollama_prompt_gets_all_of_it_but_raw() -> None:
     assert raw.sampling.temperature == 0.5
 
 
-def test_orders_and_vectors_stay_as_they_are() -> None:
+def test_other_requests_stay_as_they_are() -> None:
     for path, body in (("/api/embed", {"input": "x"}), ("/api/chat", {"messages": []})):
         assert sent(asked("ollama", path, {"model": "m", **body})) == {"model": "m", **body}
 
 
-def test_a_model_made_of_a_made_one_has_all_that_it_does_not_say_anew() -> None:
+def test_a_derived_model_inherits_from_its_base() -> None:
     younger = inherit_preset(Preset(model="mario", parameters={"temperature": 0.1}, license=("MIT",)), MARIO)
     assert (younger.model, younger.system, younger.license) == ("smol", "You are Mario.", ("MIT",))
     assert younger.parameters["temperature"] == 0.1 and younger.parameters["top_k"] == 7

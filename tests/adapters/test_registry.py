@@ -26,30 +26,30 @@ class Other(OpenAIAdapter):
         return (Operation(name="mine", path="/v1/models", methods=("GET",), header=self.header),)
 
 
-def test_the_built_in_adapter_is_found() -> None:
+def test_built_in_adapters_are_found() -> None:
     assert "openai" in [adapter.name for adapter in load_adapters()]
 
 
 @pytest.mark.parametrize("value", ["nowhere_at_all:Thing", "json:Nothing", "json:JSONEncoder", "math:sqrt"])
-def test_a_broken_adapter_is_named_and_left_out(caplog: pytest.LogCaptureFixture, value: str) -> None:
+def test_a_broken_adapter_is_logged_and_skipped(caplog: pytest.LogCaptureFixture, value: str) -> None:
     with caplog.at_level(logging.ERROR):
         adapters = load_adapters([EntryPoint("broken", value, "hostler.adapters"), OPENAI])
     assert [adapter.name for adapter in adapters] == ["openai"]
     assert f"broken ({value}) skipped" in caplog.text
 
 
-def test_a_name_is_taken_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_duplicate_name_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
     again = EntryPoint("zzz", OPENAI.value, OPENAI.group)
     assert len(load_adapters([again, OPENAI])) == 1
     assert "another adapter has this name" in caplog.text
 
 
-def test_two_claims_on_a_path_are_refused_naming_both() -> None:
+def test_two_adapters_with_the_same_path_conflict() -> None:
     with pytest.raises(AdapterConflict, match="openai and other both claim GET /v1/models"):
         check_conflicts([OpenAIAdapter(), Other()])
 
 
-def test_a_header_tells_two_claims_apart() -> None:
+def test_a_header_distinguishes_two_adapters() -> None:
     other = Other()
     other.header = "anthropic-version"
     check_conflicts([OpenAIAdapter(), other])

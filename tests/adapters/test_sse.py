@@ -22,7 +22,7 @@ PARTS = [
 
 
 @given(st.lists(st.sampled_from(PARTS), max_size=8), st.lists(st.integers(0, 120), max_size=12))
-def test_any_cutting_gives_the_same_events(parts: list[bytes], cuts: list[int]) -> None:
+def test_any_segmentation_gives_the_same_events(parts: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(parts) + b"data: unfinished"
     splitter = sse.EventSplitter()
     places = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]

@@ -43,7 +43,7 @@ def points(site: Path, monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
     return [point for each in distributions(path=[str(site)]) for point in each.entry_points]
 
 
-def test_what_loads_is_taken_and_what_is_broken_is_named(
+def test_a_third_party_adapter_is_loaded_and_a_broken_one_skipped(
     points: list[EntryPoint], caplog: pytest.LogCaptureFixture
 ) -> None:
     (plain,) = load_adapters(points)
@@ -53,7 +53,7 @@ def test_what_loads_is_taken_and_what_is_broken_is_named(
     assert "NoSuchAdapter" in caplog.text
 
 
-def test_the_whole_product_speaks_its_protocol(site: Path, tmp_path: Path) -> None:
+def test_the_gateway_serves_a_third_party_protocol(site: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     model.write_bytes(b"not read by the scripted engine")
     script = {"log": str(tmp_path / "engine.log")}

@@ -176,7 +176,7 @@ def load(adapter: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("adapter", "name", "method", "operation"), each_operation())
-def test_a_route_is_spoken_as_it_was_recorded(adapter: str, name: str, method: str, operation: Operation) -> None:
+def test_a_route_answers_as_recorded(adapter: str, name: str, method: str, operation: Operation) -> None:
     key = f"{method} {name}"
     recorded = load(adapter)
     if WRITES:
@@ -188,6 +188,6 @@ def test_a_route_is_spoken_as_it_was_recorded(adapter: str, name: str, method: s
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_nothing_is_recorded_of_routes_that_are_gone(adapter: str) -> None:
+def test_no_recording_is_left_of_removed_routes(adapter: str) -> None:
     there = {f"{method} {each.name}" for each in ADAPTERS[adapter].operations for method in each.methods}
     assert set(load(adapter)) == there

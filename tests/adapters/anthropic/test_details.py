@@ -45,16 +45,16 @@ def parsed(*segments: bytes) -> list[Chunk]:
     return [*(chunk for segment in segments for chunk in parser.feed(segment)), *parser.finish()]
 
 
-def test_an_engine_is_asked_for_details(request_for: Any) -> None:
+def test_an_engine_is_asked_for_progress_and_stop_sequences(request_for: Any) -> None:
     sent = json.loads(LlamaCppUpstream().build(request_for(stop_sequences=["X"]), model="a", stream=True).body)
     assert (sent["return_progress"], sent["verbose"]) == (True, True)
 
 
-def test_the_whole_prompt_is_not_told_back_for_nothing(request_for: Any) -> None:
+def test_debugging_output_is_requested_only_with_stop_sequences(request_for: Any) -> None:
     assert "verbose" not in json.loads(LlamaCppUpstream().build(request_for(), model="a", stream=True).body)
 
 
-def test_servers_that_may_be_strict_are_not_asked(request_for: Any) -> None:
+def test_strict_servers_are_not_asked_for_details(request_for: Any) -> None:
     sent = json.loads(OpenAIUpstream().build(request_for(stop_sequences=["X"]), model="a", stream=True).body)
     assert not {"return_progress", "verbose"} & sent.keys()
 
@@ -66,7 +66,7 @@ def streamed(begin: Any, request: Any, chunks: list[Chunk]) -> list[Any]:
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_the_prompts_length_stands_in_the_first_event(request_for: Any, begin: Any, at_once: bool) -> None:
+def test_the_first_event_has_the_prompts_length(request_for: Any, begin: Any, at_once: bool) -> None:
     segments = [PROGRESS, WORD, event(**delta("stop")), USAGE, DONE]
     chunks = parsed(b"".join(segments)) if at_once else parsed(*segments)
     found = streamed(begin, request_for(stream=True), chunks)
@@ -75,7 +75,7 @@ def test_the_prompts_length_stands_in_the_first_event(request_for: Any, begin: A
     assert found[-2]["usage"]["output_tokens"] == 6
 
 
-def test_reading_the_prompt_is_no_word(request_for: Any) -> None:
+def test_prompt_progress_is_no_token(request_for: Any) -> None:
     parser = OpenAIParser("chat", fields=True)
     parser.start(STREAM)
     assert list(parser.feed(PROGRESS)) == []
@@ -93,7 +93,7 @@ def test_reading_the_prompt_is_no_word(request_for: Any) -> None:
     ],
     ids=["llama.cpp", "llama.cpp's own end", "vLLM", "vLLM's token", "SGLang", "none"],
 )
-def test_a_stop_sequence_that_was_met_is_named(
+def test_the_stop_sequence_that_was_hit_is_reported(
     request_for: Any, begin: Any, last: dict[str, Any], reason: str, word: str | None
 ) -> None:
     chunks = parsed(WORD, event(**last), USAGE, DONE)

@@ -59,7 +59,7 @@ def whole(encoder: Any, *chunks: Chunk) -> dict[str, Any]:
 COUNTED = Usage(prompt_tokens=30, cached_tokens=20, completion_tokens=7)
 
 
-def test_a_streamed_answer_has_anthropics_sequence_of_events(encoder: Any) -> None:
+def test_a_stream_has_the_protocols_sequence_of_events(encoder: Any) -> None:
     found = streamed(
         encoder(), said(), said(reasoning="Hm"), said(text="Hel"), said(text="lo"), said(finish="stop", usage=COUNTED)
     )
@@ -89,7 +89,7 @@ def test_a_streamed_answer_has_anthropics_sequence_of_events(encoder: Any) -> No
     }  # fmt: skip
 
 
-def test_a_whole_answer_is_its_chunks_folded(encoder: Any) -> None:
+def test_a_whole_response_is_folded_from_the_chunks(encoder: Any) -> None:
     answer = whole(
         encoder(stream=False),
         said(reasoning="H"), said(reasoning="m"), said(text="Hel"), said(text="lo"),
@@ -115,7 +115,7 @@ def test_a_whole_answer_is_its_chunks_folded(encoder: Any) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_an_empty_answer_is_still_a_message(encoder: Any, stream: bool) -> None:
+def test_an_empty_response_is_still_a_message(encoder: Any, stream: bool) -> None:
     if stream:
         found = streamed(encoder(), said(finish="stop"))
         assert [event["type"] for event in found] == ["message_start", "message_delta", "message_stop"]
@@ -127,11 +127,11 @@ def test_an_empty_answer_is_still_a_message(encoder: Any, stream: bool) -> None:
     ("finish", "reason"),
     [("stop", "end_turn"), ("length", "max_tokens"), ("tool_calls", "tool_use"), ("content_filter", "refusal"), ("?", "end_turn")],
 )  # fmt: skip
-def test_reasons_to_stop_are_translated(encoder: Any, finish: str, reason: str) -> None:
+def test_stop_reasons_are_translated(encoder: Any, finish: str, reason: str) -> None:
     assert whole(encoder(stream=False), said(text="x", finish=finish))["stop_reason"] == reason
 
 
-def test_who_called_a_tool_stopped_for_it(encoder: Any) -> None:
+def test_a_tool_call_implies_the_stop_reason_tool_use(encoder: Any) -> None:
     assert whole(encoder(stream=False), called(0, "{}", "look"), said(finish="stop"))["stop_reason"] == "tool_use"
 
 
@@ -167,14 +167,14 @@ def tools_of(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
     ],
     ids=["in order", "mixed", "overlapping", "all numbered 0", "at once"],
 )
-def test_several_calls_are_blocks_one_after_the_other(encoder: Any, pieces: list[Chunk]) -> None:
+def test_several_calls_become_consecutive_blocks(encoder: Any, pieces: list[Chunk]) -> None:
     found = streamed(encoder(), *pieces, said(finish="tool_calls"))
     assert tools_of(found) == [("a", '{"x":1}'), ("b", '{"y":2}')]
     ids = [e["content_block"]["id"] for e in found if e["type"] == "content_block_start"]
     assert len(set(ids)) == 2
 
 
-def test_text_after_an_unfinished_call_waits_for_it(encoder: Any) -> None:
+def test_text_waits_for_an_incomplete_call(encoder: Any) -> None:
     found = streamed(
         encoder(), called(0, '{"x":', "a"), said(text="so"), called(0, "1}"), said(text="!"), said(finish="stop")
     )
@@ -183,30 +183,30 @@ def test_text_after_an_unfinished_call_waits_for_it(encoder: Any) -> None:
     assert "".join(texts) == "so!"
 
 
-def test_arguments_reach_the_client_as_they_come(encoder: Any) -> None:
+def test_arguments_are_streamed_as_they_come(encoder: Any) -> None:
     answer = encoder()
     answer.encode(called(0, "", "look", "t"))
     assert events(answer.encode(called(0, '{"a"')))[0]["delta"] == {"type": "input_json_delta", "partial_json": '{"a"'}
 
 
 @pytest.mark.parametrize("arguments", ["", "{", "[]", "no"])
-def test_arguments_that_are_no_object_are_none_in_a_whole_answer(encoder: Any, arguments: str) -> None:
+def test_arguments_that_are_no_object_become_an_empty_input(encoder: Any, arguments: str) -> None:
     answer = whole(encoder(stream=False), called(0, arguments, "look"), said(finish="length"))
     assert answer["content"][0]["input"] == {}
 
 
-def test_a_second_attempt_begins_anew(encoder: Any) -> None:
+def test_a_second_attempt_starts_from_scratch(encoder: Any) -> None:
     answer = encoder(stream=False)
     answer.encode(said(text="half"))
     answer.start(ResponseHead())
     assert whole(answer, said(text="whole", finish="stop"))["content"] == [{"type": "text", "text": "whole"}]
 
 
-def test_nothing_is_committed_before_the_first_word(encoder: Any) -> None:
+def test_nothing_is_written_before_the_first_token(encoder: Any) -> None:
     assert encoder().encode(said()) == b""
 
 
-def test_a_sign_of_life_is_a_comment_and_a_ping(encoder: Any) -> None:
+def test_a_heartbeat_is_a_comment_and_a_ping(encoder: Any) -> None:
     for progress in ("thinking", "quiet"):
         sign = encoder(progress=progress).heartbeat(LOADING)
         assert sign == b': [hostler] loading b: 40% (12 s left)\nevent: ping\ndata: {"type":"ping"}\n\n'
@@ -219,14 +219,14 @@ def test_a_model_name_cannot_break_the_stream(encoder: Any) -> None:
     assert [event["type"] for event in events(sign)] == ["ping"]
 
 
-def test_an_error_is_an_event_of_its_own(encoder: Any) -> None:
+def test_an_error_is_an_event(encoder: Any) -> None:
     found = events(encoder().error(ModelUnavailable("b failed to load")))
     assert found == [{"type": "error", "error": {"type": "overloaded_error", "message": "b failed to load"}}]
     assert encoder(stream=False).error(TooManyRequests("no")) == b""
 
 
 @pytest.mark.parametrize("name", ["chat", "tools", "structured", "openrouter"])
-def test_recorded_answers_of_openai_servers_become_messages(encoder: Any, transcript: Any, name: str) -> None:
+def test_recorded_openai_streams_become_messages(encoder: Any, transcript: Any, name: str) -> None:
     def chunks() -> list[Chunk]:
         parser = OpenAIParser("chat", fields=True)
         parser.start(ResponseHead(media_type="text/event-stream"))
@@ -242,7 +242,7 @@ def test_recorded_answers_of_openai_servers_become_messages(encoder: Any, transc
     ]
 
 
-def test_counting_answers_with_one_number(ask: Any, begin: Any) -> None:
+def test_a_count_is_one_number(ask: Any, begin: Any) -> None:
     parser = OpenAIParser("count", fields=True)
     parser.start(ResponseHead())
     body = b'{"input_tokens":37,"object":"response.input_tokens"}'

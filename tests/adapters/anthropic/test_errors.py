@@ -45,7 +45,7 @@ def test_each_error_has_its_status_and_type(
     assert json.loads(answer.body) == {"type": "error", "error": {"type": kind, "message": "x"}}
 
 
-def test_headers_tell_what_helps(adapter: AnthropicAdapter) -> None:
+def test_errors_have_their_headers(adapter: AnthropicAdapter) -> None:
     assert adapter.error_response(TooManyRequests("x", retry_after_s=1.1)).headers == (("Retry-After", "2"),)
     assert adapter.error_response(Unauthenticated("x")).headers == (("WWW-Authenticate", "Bearer"),)
     assert adapter.error_response(MethodNotAllowed("x", allowed=("POST",))).headers == (("Allow", "POST"),)
@@ -66,14 +66,14 @@ def rejected(status: int, body: bytes = b'{"error":{"message":"theirs"}}', wire:
         (rejected(500, b'{"error":{"message":"no memory for the context"}}'), 502, "main refused"),
     ],
 )
-def test_what_an_engine_refuses_is_told_in_this_protocol(
+def test_an_engines_error_is_translated(
     adapter: AnthropicAdapter, error: BackendRejected, status: int, message: str
 ) -> None:
     answer = adapter.error_response(error)
     assert (answer.status, json.loads(answer.body)["error"]["message"]) == (status, message)
 
 
-def test_a_conversation_that_is_too_long_is_told_in_the_words_that_clients_look_for(adapter: AnthropicAdapter) -> None:
+def test_a_too_long_conversation_gets_the_message_that_clients_search_for(adapter: AnthropicAdapter) -> None:
     body = (
         b'{"error":{"code":400,"message":"request (4031 tokens) exceeds the available context size (2048 tokens)",'
         b'"type":"exceed_context_size_error","n_prompt_tokens":4031,"n_ctx":2048}}'
@@ -82,7 +82,7 @@ def test_a_conversation_that_is_too_long_is_told_in_the_words_that_clients_look_
     assert error == {"type": "invalid_request_error", "message": "prompt is too long: 4031 tokens > 2048 maximum"}
 
 
-def test_anthropics_own_refusals_are_passed_on(adapter: AnthropicAdapter) -> None:
+def test_anthropics_own_errors_are_passed_on(adapter: AnthropicAdapter) -> None:
     body = b'{"type":"error","error":{"type":"invalid_request_error","message":"theirs"},"request_id":"req_1"}'
     answer = adapter.error_response(rejected(400, body, "anthropic"))
     assert (answer.status, answer.body) == (400, body)

@@ -45,13 +45,13 @@ def text(said: str) -> dict[str, Any]:
     return {"type": "text", "text": said}
 
 
-def test_the_messages_routes_need_no_header_and_the_model_routes_do(adapter: AnthropicAdapter) -> None:
+def test_only_the_model_routes_need_the_version_header(adapter: AnthropicAdapter) -> None:
     headers = {operation.path: operation.header for operation in adapter.operations}
     assert headers["/v1/messages"] is headers["/v1/messages/count_tokens"] is None
     assert headers["/v1/models"] == headers["/v1/models/{id:path}"] == "anthropic-version"
 
 
-def test_a_plain_request_is_understood(messages: Messages) -> None:
+def test_a_plain_request_is_decoded(messages: Messages) -> None:
     request = messages(stream=True, temperature=0.5, top_p=0.9, top_k=3, stop_sequences=["END"], system="Be brief")
     assert (request.model, request.output.stream) == ("a", True)
     conversation = understood(request)
@@ -65,7 +65,7 @@ def test_a_plain_request_is_understood(messages: Messages) -> None:
     assert conversation.tool_choice is conversation.parallel_tool_calls is None
 
 
-def test_what_claude_code_sends_is_understood(ask: Any, transcript: Any) -> None:
+def test_a_request_of_claude_code_is_decoded(ask: Any, transcript: Any) -> None:
     request = ask(
         "/v1/messages",
         transcript("anthropic/claude-code.json"),
@@ -104,7 +104,7 @@ def test_what_claude_code_sends_is_understood(ask: Any, transcript: Any) -> None
     assert (conversation.thinking, conversation.sampling.max_tokens) == ("high", 32000)
 
 
-def test_an_openai_engine_gets_what_claude_code_asked(ask: Any, transcript: Any) -> None:
+def test_a_request_of_claude_code_is_encoded_for_an_openai_backend(ask: Any, transcript: Any) -> None:
     request = ask("/v1/messages", transcript("anthropic/claude-code.json"))
     sent = OpenAIUpstream().build(AnthropicAdapter().expand(request), model="qwen", stream=True)
     body = json.loads(sent.body)
@@ -115,7 +115,7 @@ def test_an_openai_engine_gets_what_claude_code_asked(ask: Any, transcript: Any)
     assert body["parallel_tool_calls"] is True
 
 
-def test_an_ollama_server_gets_what_claude_code_asked(ask: Any, transcript: Any) -> None:
+def test_a_request_of_claude_code_is_encoded_for_an_ollama_backend(ask: Any, transcript: Any) -> None:
     request = ask("/v1/messages", transcript("anthropic/claude-code.json"))
     body = json.loads(OllamaUpstream().build(request, model="qwen", stream=True).body)
     assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "tool", "tool", "user"]
@@ -130,25 +130,25 @@ def test_an_ollama_server_gets_what_claude_code_asked(ask: Any, transcript: Any)
         [text("x-anthropic-billing-header: cch=0aaa9;"), text("Be brief")],
     ],
 )
-def test_what_changes_in_every_system_prompt_is_left_out(messages: Messages, system: Any) -> None:
+def test_the_accounting_line_of_the_system_prompt_is_removed(messages: Messages, system: Any) -> None:
     assert understood(messages(system=system)).messages[0].parts == (Text(text="Be brief"),)
 
 
-def test_system_turns_at_the_beginning_join_the_system_prompt(messages: Messages) -> None:
+def test_leading_system_messages_join_the_system_prompt(messages: Messages) -> None:
     turns = ({"role": "system", "content": "Be kind"}, {"role": "user", "content": "Hi"})
     first, second = understood(messages(*turns, system="Be brief")).messages
     assert (first.role, first.parts) == ("system", (Text(text="Be brief\n\nBe kind"),))
     assert second.role == "user"
 
 
-def test_turns_of_one_side_in_a_row_become_one(messages: Messages) -> None:
+def test_consecutive_messages_of_one_role_are_merged(messages: Messages) -> None:
     turns = [("user", "a"), ("user", "b"), ("assistant", "c"), ("assistant", "d"), ("system", "e"), ("user", "f")]
     said = understood(messages(*({"role": role, "content": words} for role, words in turns))).messages
     assert [message.role for message in said] == ["user", "assistant", "user"]
     assert said[0].parts == (Text(text="a\nb"),)
 
 
-def test_an_errors_result_says_so(messages: Messages) -> None:
+def test_an_error_result_is_marked(messages: Messages) -> None:
     def result(words: str) -> str:
         block = {"type": "tool_result", "tool_use_id": "t", "content": words, "is_error": True}
         part = understood(messages(user(block))).messages[0].parts[0]
@@ -160,7 +160,7 @@ def test_an_errors_result_says_so(messages: Messages) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", []])
-def test_a_result_may_be_empty(messages: Messages, content: Any) -> None:
+def test_a_tool_result_may_be_empty(messages: Messages, content: Any) -> None:
     message = understood(messages(user({"type": "tool_result", "tool_use_id": "t", "content": content}))).messages[0]
     assert (message.role, message.tool_call_id) == ("tool", "t")
 
@@ -175,7 +175,7 @@ def test_a_result_may_be_empty(messages: Messages, content: Any) -> None:
         ({"type": "web_search_tool_result", "tool_use_id": "s", "content": {"error_code": "unavailable"}}, ()),
     ],
 )  # fmt: skip
-def test_each_type_of_block_is_read(messages: Messages, block: dict[str, Any], parts: tuple[Any, ...]) -> None:
+def test_each_type_of_block_is_decoded(messages: Messages, block: dict[str, Any], parts: tuple[Any, ...]) -> None:
     assert understood(messages(user(block))).messages[0].parts == parts
 
 
@@ -203,11 +203,11 @@ def test_tool_choices_are_translated(messages: Messages, choice: Any, wanted: st
         ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "max"}}, "high"),
     ],
 )
-def test_models_think_when_they_are_asked_to(messages: Messages, fields: dict[str, Any], thinking: bool | str) -> None:
+def test_thinking_is_off_unless_requested(messages: Messages, fields: dict[str, Any], thinking: bool | str) -> None:
     assert understood(messages(**fields)).thinking == thinking
 
 
-def test_a_form_for_the_answer_is_taken(messages: Messages) -> None:
+def test_an_output_format_is_decoded(messages: Messages) -> None:
     wanted = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
     assert json.loads(bytes(messages(output_config=wanted).output.schema or b"")) == {"type": "object"}
 
@@ -226,7 +226,7 @@ def test_a_form_for_the_answer_is_taken(messages: Messages) -> None:
         ({"tools": [{"name": "a"}], "tool_choice": {"type": "maybe"}}, "tool_choice.type", "auto"),
     ],
 )  # fmt: skip
-def test_mistakes_are_named(messages: Messages, fields: dict[str, Any], param: str, words: str) -> None:
+def test_an_invalid_field_is_named(messages: Messages, fields: dict[str, Any], param: str, words: str) -> None:
     with pytest.raises(BadRequest, match=words) as caught:
         messages(**fields)
     assert caught.value.param == param
@@ -242,7 +242,7 @@ def test_mistakes_are_named(messages: Messages, fields: dict[str, Any], param: s
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
-def test_what_only_anthropics_servers_can_do_is_refused_for_others(
+def test_what_only_anthropic_supports_is_rejected_for_other_backends(
     ask: Any, adapter: AnthropicAdapter, path: str, fields: dict[str, Any], words: str
 ) -> None:
     request = ask(path, {"model": "a", "messages": [{"role": "user", "content": "Hi"}], **fields})
@@ -252,13 +252,13 @@ def test_what_only_anthropics_servers_can_do_is_refused_for_others(
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"model":"a"}', b'{"messages":[],"messages":[]}', b"\xff"])
-def test_what_is_no_request_is_refused(ask: Any, body: bytes) -> None:
+def test_an_invalid_body_is_rejected(ask: Any, body: bytes) -> None:
     for path in ("/v1/messages", "/v1/messages/count_tokens"):
         with pytest.raises(BadRequest):
             ask(path, body)
 
 
-def test_anthropics_clients_have_to_say_how_much_may_be_written_and_llama_servers_need_not(ask: Any) -> None:
+def test_max_tokens_is_required_only_with_the_version_header(ask: Any) -> None:
     body = {"model": "a", "messages": [{"role": "user", "content": "Hi"}]}
     version = {"anthropic-version": "2023-06-01"}
     with pytest.raises(BadRequest, match="max_tokens: Field required"):
@@ -267,7 +267,7 @@ def test_anthropics_clients_have_to_say_how_much_may_be_written_and_llama_server
     assert isinstance(ask("/v1/messages/count_tokens", body, headers=version), CountRequest)
 
 
-def test_counting_asks_an_openai_engine_for_the_same_conversation(ask: Any, transcript: Any) -> None:
+def test_a_count_sends_the_same_conversation_to_an_engine(ask: Any, transcript: Any) -> None:
     body = transcript("anthropic/claude-code.json")
     count = ask("/v1/messages/count_tokens", body)
     assert isinstance(count, CountRequest)

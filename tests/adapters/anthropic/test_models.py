@@ -33,7 +33,7 @@ def listed(adapter: AnthropicAdapter, ask: Any) -> Any:
     return answer
 
 
-def test_the_list_holds_what_can_chat_under_every_name(listed: Any) -> None:
+def test_the_list_has_chat_models_under_every_name(listed: Any) -> None:
     found = listed()
     assert [entry["id"] for entry in found["data"]] == ["big", "claude-sonnet", "org/b", "small"]
     assert (found["has_more"], found["first_id"], found["last_id"]) == (False, "big", "small")
@@ -57,18 +57,18 @@ def test_the_list_holds_what_can_chat_under_every_name(listed: Any) -> None:
         ("beta=true&after_id=small", [], False),
     ],
 )
-def test_the_list_is_turned_page_by_page(listed: Any, query: str, ids: list[str], more: bool) -> None:
+def test_the_list_is_paged(listed: Any, query: str, ids: list[str], more: bool) -> None:
     found = listed(query)
     assert ([entry["id"] for entry in found["data"]], found["has_more"]) == (ids, more)
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=1001", "limit=" + "9" * 5000, "after_id=nobody"])
-def test_pages_that_do_not_exist_are_refused(listed: Any, query: str) -> None:
+def test_invalid_pages_are_rejected(listed: Any, query: str) -> None:
     with pytest.raises(BadRequest):
         listed(query)
 
 
-def test_one_model_is_found_by_any_name(adapter: AnthropicAdapter, ask: Any) -> None:
+def test_a_model_is_found_by_any_name(adapter: AnthropicAdapter, ask: Any) -> None:
     def find(name: str) -> Any:
         return json.loads(adapter.model_info(ask("/v1/models/{id:path}", path_params={"id": name}), LISTING).body)
 

@@ -46,7 +46,7 @@ def understood(chunks: list[Chunk]) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("name", ["anthropic.sse", "anthropic.json"])
-def test_an_answer_is_understood_in_full(transcript: Any, name: str) -> None:
+def test_a_response_is_fully_decoded(transcript: Any, name: str) -> None:
     head = STREAM if name.endswith("sse") else ResponseHead()
     assert understood(parsed([transcript(f"anthropic/{name}")], head)) == (
         "Let me look.",
@@ -59,7 +59,7 @@ def test_an_answer_is_understood_in_full(transcript: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama-server.sse", "llama-server.json"])
-def test_llama_servers_answers_are_understood_too(transcript: Any, name: str) -> None:
+def test_llama_servers_responses_are_decoded(transcript: Any, name: str) -> None:
     head = STREAM if name.endswith("sse") else ResponseHead(media_type="application/json; charset=utf-8")
     text, _, _, finish, stop, usage = understood(parsed([transcript(f"anthropic/{name}")], head))
     assert (text, finish, stop) == ("The capital of France is ", ["stop"], ["Paris"])
@@ -73,7 +73,7 @@ def cut(stream: bytes, places: list[int]) -> list[bytes]:
 
 @fixtures_are_stateless
 @given(name=st.sampled_from(["anthropic", "llama-server"]), places=st.lists(st.integers(0, 10_000), max_size=30))
-def test_any_cutting_gives_the_same_answer(transcript: Any, name: str, places: list[int]) -> None:
+def test_any_segmentation_gives_the_same_response(transcript: Any, name: str, places: list[int]) -> None:
     stream = transcript(f"anthropic/{name}.sse")
     assert understood(parsed(cut(stream, places))) == understood(parsed([stream]))
     forwarded = parsed(cut(stream, places), fields=False)
@@ -82,7 +82,7 @@ def test_any_cutting_gives_the_same_answer(transcript: Any, name: str, places: l
 
 
 @pytest.mark.parametrize("fields", [True, False])
-def test_nothing_is_given_before_the_first_word(transcript: Any, fields: bool) -> None:
+def test_nothing_is_forwarded_before_the_first_token(transcript: Any, fields: bool) -> None:
     opening = transcript("anthropic/anthropic.sse").split(b"event: content_block_start")[0] + sse.event(
         b'{"type":"ping"}', "ping"
     )
@@ -98,7 +98,7 @@ def test_nothing_is_given_before_the_first_word(transcript: Any, fields: bool) -
 
 
 @pytest.mark.parametrize("fields", [True, False])
-def test_an_error_in_mid_answer_comes_after_what_was_said(fields: bool) -> None:
+def test_an_error_in_the_stream_comes_after_the_chunks_before_it(fields: bool) -> None:
     word = sse.event(
         b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"}}', "content_block_delta"
     )
@@ -113,7 +113,7 @@ def test_an_error_in_mid_answer_comes_after_what_was_said(fields: bool) -> None:
 
 
 @pytest.mark.parametrize("fields", [True, False])
-def test_an_answer_without_its_end_is_broken(transcript: Any, fields: bool) -> None:
+def test_a_response_without_its_end_is_broken(transcript: Any, fields: bool) -> None:
     stream = transcript("anthropic/anthropic.sse").partition(b"event: message_stop")[0]
     with pytest.raises(BackendBroken):
         parsed([stream], fields=fields)
@@ -121,7 +121,7 @@ def test_an_answer_without_its_end_is_broken(transcript: Any, fields: bool) -> N
         parsed([b'{"content":[]'], ResponseHead(length=50), fields=fields)
 
 
-def test_events_of_next_month_are_read_over() -> None:
+def test_unknown_events_are_ignored() -> None:
     strange = sse.event(b'{"type":"sunrise","index":"x"}', "sunrise") + sse.event(
         b'{"type":"message_stop"}', "message_stop"
     )

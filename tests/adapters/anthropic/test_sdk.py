@@ -109,7 +109,7 @@ def spoken(said: list[Chunk], calls: list[tuple[str, str]], mixed: bool, usage: 
     said=st.lists(plain, max_size=5), calls=st.lists(arguments, max_size=3), mixed=st.booleans(), usage=counts,
     finish=reasons, waits=st.integers(0, 2),
 )  # fmt: skip
-def test_any_stream_is_read_by_the_package(
+def test_the_sdk_reads_any_stream(
     desk: Any, encoder: Any, said: list[Chunk], calls: list[tuple[str, str]], mixed: bool, usage: Usage, finish: str,
     waits: int,
 ) -> None:  # fmt: skip
@@ -127,7 +127,7 @@ def test_any_stream_is_read_by_the_package(
     said=st.lists(plain, max_size=5), calls=st.lists(arguments, max_size=3), mixed=st.booleans(), usage=counts,
     finish=reasons,
 )  # fmt: skip
-def test_any_whole_answer_is_read_by_the_package(
+def test_the_sdk_reads_any_whole_response(
     desk: Any, encoder: Any, said: list[Chunk], calls: list[tuple[str, str]], mixed: bool, usage: Usage, finish: str
 ) -> None:
     answer = encoder(False)
@@ -136,7 +136,7 @@ def test_any_whole_answer_is_read_by_the_package(
     told(desk.client.messages.create(**ASKED), said, calls, usage)
 
 
-def test_the_events_of_a_stream_come_in_the_packages_own_types(desk: Any, encoder: Any) -> None:
+def test_the_sdk_parses_each_event_as_its_own_type(desk: Any, encoder: Any) -> None:
     answer = encoder(True)
     body = answer.heartbeat(LOADING) + answer.encode(Chunk(wire="other", text="Hi", finish="stop")) + answer.finish()
     desk.answer = WireResponse(media_type=answer.media_type, body=body)
@@ -148,7 +148,7 @@ def test_the_events_of_a_stream_come_in_the_packages_own_types(desk: Any, encode
 
 
 @pytest.mark.parametrize("before", [[], [Chunk(wire="other", text="Hal")]], ids=["while waiting", "in mid-word"])
-def test_an_error_in_a_stream_is_raised_by_the_package(desk: Any, encoder: Any, before: list[Chunk]) -> None:
+def test_the_sdk_raises_an_error_in_a_stream(desk: Any, encoder: Any, before: list[Chunk]) -> None:
     answer = encoder(True)
     body = answer.heartbeat(LOADING) + b"".join(answer.encode(chunk) for chunk in before)
     desk.answer = WireResponse(media_type=answer.media_type, body=body + answer.error(BackendBroken("it broke")))
@@ -160,16 +160,14 @@ def test_an_error_in_a_stream_is_raised_by_the_package(desk: Any, encoder: Any, 
     ("error", "kind"),
     [(TooManyRequests("full", retry_after_s=3), anthropic.RateLimitError), (ModelUnavailable("b failed"), anthropic.InternalServerError)],
 )  # fmt: skip
-def test_refusals_are_the_packages_own_errors(
-    desk: Any, adapter: AnthropicAdapter, error: Any, kind: type[Exception]
-) -> None:
+def test_the_sdk_raises_its_own_errors(desk: Any, adapter: AnthropicAdapter, error: Any, kind: type[Exception]) -> None:
     desk.answer = adapter.error_response(error)
     with pytest.raises(anthropic.APIStatusError, match=error.message) as caught:
         desk.client.messages.create(**ASKED)
     assert isinstance(caught.value, kind)
 
 
-def test_counts_are_read_by_the_package(desk: Any, encoder: Any) -> None:
+def test_the_sdk_reads_token_counts(desk: Any, encoder: Any) -> None:
     answer = encoder(False, "/v1/messages/count_tokens")
     answer.encode(Chunk(wire="other", is_body=True, usage=Usage(prompt_tokens=37)))
     desk.answer = WireResponse(body=answer.finish())

@@ -39,7 +39,7 @@ def written(request: Request, **options: Any) -> Any:
     return json.loads(sent.body)
 
 
-def test_a_request_of_the_same_protocol_is_sent_on_as_it_came(ask: Any, transcript: Any) -> None:
+def test_a_request_in_the_same_protocol_is_forwarded(ask: Any, transcript: Any) -> None:
     body = transcript("anthropic/claude-code.json")
     headers = {"anthropic-version": "2024-01-01", "anthropic-beta": "a,b", "x-api-key": "secret", "authorization": "no"}
     sent = AnthropicUpstream().build(
@@ -51,7 +51,7 @@ def test_a_request_of_the_same_protocol_is_sent_on_as_it_came(ask: Any, transcri
 
 
 @pytest.mark.parametrize("signature", ["", None])
-def test_thoughts_that_nobody_signed_are_left_out(ask: Any, signature: str | None) -> None:
+def test_unsigned_thinking_is_removed(ask: Any, signature: str | None) -> None:
     unsigned = {"type": "thinking", "thinking": "Hm", "signature": signature}
     signed = {**unsigned, "signature": "EqQB"}
     hello = {"role": "assistant", "content": [{"type": "text", "text": 'Hello "signature":""'}]}
@@ -65,7 +65,7 @@ def test_thoughts_that_nobody_signed_are_left_out(ask: Any, signature: str | Non
     assert json.loads(sent.body)["messages"] == [turns[0], hello, turns[3]]
 
 
-def test_a_conversation_of_another_protocol_is_written_anew(foreign: Any) -> None:
+def test_a_conversation_of_another_protocol_is_encoded(foreign: Any) -> None:
     calls = [{"id": "c.1", "type": "function", "function": {"name": "look", "arguments": '{"at":"x"}'}}]
     request = foreign(
         {"role": "system", "content": "Be brief"},
@@ -104,7 +104,7 @@ def test_a_conversation_of_another_protocol_is_written_anew(foreign: Any) -> Non
     }  # fmt: skip
 
 
-def test_a_limit_is_always_given_and_empty_words_are_not(foreign: Any) -> None:
+def test_max_tokens_is_always_sent_and_empty_stop_sequences_are_not(foreign: Any) -> None:
     body = written(
         foreign(
             {"role": "user", "content": "a"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "b"}
@@ -114,7 +114,7 @@ def test_a_limit_is_always_given_and_empty_words_are_not(foreign: Any) -> None:
     assert [message["role"] for message in body["messages"]] == ["user"]
 
 
-def test_an_answer_to_be_continued_does_not_end_with_a_space(foreign: Any) -> None:
+def test_a_response_to_be_continued_does_not_end_with_a_space(foreign: Any) -> None:
     body = written(foreign({"role": "user", "content": "a"}, {"role": "assistant", "content": "It is \n"}))
     assert body["messages"][-1]["content"] == [{"type": "text", "text": "It is"}]
 
@@ -135,7 +135,7 @@ def test_thinking_has_a_budget_within_the_limit(foreign: Any, fields: dict[str, 
     assert ("temperature" in body) is (thinking is None)
 
 
-def test_what_it_cannot_do_is_refused(foreign: Any, ask: Any) -> None:
+def test_unsupported_requests_are_rejected(foreign: Any, ask: Any) -> None:
     sound = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
     with pytest.raises(BadRequest, match="audio"):
         written(foreign({"role": "user", "content": [sound]}))
@@ -143,7 +143,7 @@ def test_what_it_cannot_do_is_refused(foreign: Any, ask: Any) -> None:
         written(EmbedRequest(origin=Origin(wire="openai", operation="embeddings"), inputs=("x",)))
 
 
-def test_a_form_for_the_answer_is_passed_on(foreign: Any) -> None:
+def test_an_output_format_is_passed_on(foreign: Any) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
     body = written(foreign(response_format=form))
     assert body["output_config"] == {"format": {"type": "json_schema", "schema": {"type": "object"}}}
@@ -156,7 +156,7 @@ def parsed(segments: Iterable[bytes], head: ResponseHead = STREAM, *, fields: bo
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_of_the_same_protocol_gets_the_very_bytes(ask: Any, begin: Any, transcript: Any, stream: bool) -> None:
+def test_a_client_of_the_same_protocol_gets_the_same_bytes(ask: Any, begin: Any, transcript: Any, stream: bool) -> None:
     body = transcript("anthropic/anthropic.sse" if stream else "anthropic/anthropic.json")
     head = STREAM if stream else ResponseHead(length=len(body))
     encoder = begin(ask("/v1/messages", {"messages": [{"role": "user", "content": "Hi"}], "stream": stream}), head)
@@ -165,7 +165,7 @@ def test_a_client_of_the_same_protocol_gets_the_very_bytes(ask: Any, begin: Any,
     assert encoder.length == (None if stream else len(body))
 
 
-def test_counts_are_asked_for_and_read(ask: Any, begin: Any) -> None:
+def test_token_counts_are_requested_and_decoded(ask: Any, begin: Any) -> None:
     count = ask("/v1/messages/count_tokens", {"model": "a", "messages": [{"role": "user", "content": "Hi"}]})
     upstream = AnthropicUpstream()
     assert upstream.build(count, model="claude", stream=True).path == "/v1/messages/count_tokens"

@@ -43,14 +43,14 @@ def sent(request: Request, *, model: str = "there", stream: bool = True) -> Any:
     return json.loads(UPSTREAM.build(request, model=model, stream=stream).body)
 
 
-def test_no_path_is_claimed_twice_beside_openai() -> None:
+def test_no_path_conflicts_with_openai() -> None:
     check_conflicts([OpenAIAdapter(), ADAPTER])
 
 
 @pytest.mark.parametrize(
     "path", ["/completion", "/infill", "/tokenize", "/detokenize", "/apply-template", "/embedding", "/v1/systemone"]
 )
-def test_what_only_an_engine_understands_is_sent_to_it_as_it_came(path: str) -> None:
+def test_native_requests_are_forwarded_as_they_came(path: str) -> None:
     request = ask("POST", path, b'{ "model":"a", "content" : "x", "new": [1.0] }')
     wire = UPSTREAM.build(request, model="a", stream=False)
     assert request.origin.wire == "llamacpp"
@@ -61,12 +61,12 @@ def test_what_only_an_engine_understands_is_sent_to_it_as_it_came(path: str) -> 
     ("body", "query", "model"),
     [({"model": "a"}, "", "a"), ({}, "model=b%2Fc", "b/c"), ({"model": "a"}, "model=b", "a"), ({}, "", None)],
 )
-def test_a_model_is_named_in_the_body_or_the_query(body: Any, query: str, model: str | None) -> None:
+def test_the_model_is_in_the_body_or_the_query(body: Any, query: str, model: str | None) -> None:
     assert ask("POST", "/tokenize", body, query=query).model == model
     assert ask("POST", "/unknown/path", body, query=query).model == model
 
 
-def test_the_engine_is_told_its_own_name_of_the_model() -> None:
+def test_the_engine_gets_its_own_name_of_the_model() -> None:
     assert sent(ask("POST", "/tokenize", {"model": "alias", "content": "x"}))["model"] == "there"
     assert sent(ask("POST", "/tokenize", {"content": "x"}))["model"] == "there"
     assert sent(ask("POST", "/unknown", {"x": 1})) == {"x": 1}
@@ -88,7 +88,7 @@ def test_a_list_as_body_is_forwarded_untouched() -> None:
         ({"prompt": "x", "response_fields": ["content"]}, False), ({"prompt": "x", "n": 1}, True),
     ],
 )  # fmt: skip
-def test_one_whole_completion_is_asked_for_as_a_stream(fields: dict[str, Any], streams: bool) -> None:
+def test_a_single_whole_completion_is_requested_as_a_stream(fields: dict[str, Any], streams: bool) -> None:
     request = ask("POST", "/completion", fields)
     assert sent(request).get("stream", False) is streams
     assert "stream" not in sent(request, stream=False)
@@ -108,15 +108,15 @@ def test_one_whole_completion_is_asked_for_as_a_stream(fields: dict[str, Any], s
         ("/embedding", {"input": "x", "model": "a"}, "llamacpp"),
     ],
 )
-def test_where_two_protocols_meet_the_words_tell_which_is_meant(path: str, body: Any, wire: str) -> None:
+def test_on_shared_paths_the_fields_decide_the_protocol(path: str, body: Any, wire: str) -> None:
     assert ask("POST", path, body).origin.wire == wire
 
 
-def test_openais_own_package_is_answered_in_its_own_form() -> None:
+def test_openais_sdk_gets_openais_form_on_shared_paths() -> None:
     assert ask("POST", "/completions", {"prompt": "x"}, x_stainless_lang="python").origin.wire == "openai"
 
 
-def test_a_plain_completion_can_be_answered_by_any_backend() -> None:
+def test_a_plain_completion_can_be_served_by_any_backend() -> None:
     fields = {
         "prompt": "x",
         "n_predict": 4,
@@ -135,7 +135,7 @@ def test_a_plain_completion_can_be_answered_by_any_backend() -> None:
     }  # fmt: skip
 
 
-def test_a_completion_that_only_an_engine_can_answer_is_not_translated() -> None:
+def test_a_completion_that_only_an_engine_can_serve_is_not_translated() -> None:
     for fields in (
         {"prompt": [1, 2]},
         {"prompt": ["x", "y"]},
@@ -153,7 +153,7 @@ def test_reranking_is_the_same_on_every_path(path: str) -> None:
     assert wire.path == "/v1/rerank"
 
 
-def test_models_are_loaded_and_unloaded_by_order() -> None:
+def test_load_and_unload_are_decoded() -> None:
     order = ask("POST", "/models/load", {"model": "a"})
     assert isinstance(order, Control)
     assert (order.kind, order.model) == ("load", "a")
@@ -170,12 +170,12 @@ def test_models_are_loaded_and_unloaded_by_order() -> None:
 @pytest.mark.parametrize(
     ("kind", "state", "words"), [("load", "loaded", "already"), ("unload", "failed", "not running")]
 )
-def test_an_order_that_is_carried_out_already_is_refused(kind: str, state: Any, words: str) -> None:
+def test_loading_a_loaded_model_is_rejected(kind: str, state: Any, words: str) -> None:
     with pytest.raises(BadRequest, match=words):
         ADAPTER.validate(ask("POST", f"/models/{kind}", {"model": "a"}), ModelCard(name="a", state=state))
 
 
-def test_to_look_never_loads_a_model() -> None:
+def test_a_get_never_loads_a_model() -> None:
     idle, running = ModelCard(name="a"), ModelCard(name="a", state="loaded")
     for request, error in (
         (ask("GET", "/lora-adapters", query="model=a"), ModelUnavailable),
@@ -202,7 +202,7 @@ def test_an_unknown_path_goes_to_the_engine_of_the_model_in_its_body() -> None:
     assert (wire.path, wire.body) == ("/v1/audio/new?y=2", b'{"model":"b","stream":true,"x":1}')
 
 
-def test_an_unknown_path_takes_a_form_with_files() -> None:
+def test_an_unknown_path_accepts_a_form_with_files() -> None:
     kind = "multipart/form-data; boundary=B"
     form = b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\na\r\n--B--\r\n'
     request = ask("POST", "/v1/x", form, content_type=kind)
@@ -210,7 +210,7 @@ def test_an_unknown_path_takes_a_form_with_files() -> None:
     assert (request.model, wire.content_type, wire.body) == ("a", kind, form.replace(b"\r\na\r\n", b"\r\nb\r\n"))
 
 
-def test_a_body_of_another_kind_is_forwarded_unread() -> None:
+def test_other_content_types_are_forwarded_unread() -> None:
     request = ask("POST", "/v1/x", b"\x00model", content_type="application/octet-stream")
     wire = UPSTREAM.build(request, model="b", stream=True)
     assert (request.model, wire.body, wire.content_type) == (None, b"\x00model", "application/octet-stream")
@@ -226,7 +226,7 @@ def test_a_body_of_another_kind_is_forwarded_unread() -> None:
         "/x y", "/x?y", "/\u00e9", "/" + "x" * 600,
     ],
 )  # fmt: skip
-def test_what_is_not_a_question_to_a_model_is_never_forwarded(path: str) -> None:
+def test_an_engines_management_routes_are_never_forwarded(path: str) -> None:
     for method in ("GET", "POST"):
         operation = ADAPTER.operations[-1]
         with pytest.raises(NotFound):
@@ -234,7 +234,7 @@ def test_what_is_not_a_question_to_a_model_is_never_forwarded(path: str) -> None
 
 
 @given(st.text("/.%\\;slots2eEfFX05", max_size=30))
-def test_a_forwarded_path_means_the_same_to_everybody(rest: str) -> None:
+def test_ambiguous_paths_are_not_forwarded(rest: str) -> None:
     try:
         request = ask("POST", "/" + rest)
     except NotFound:
@@ -252,19 +252,19 @@ def test_a_known_path_keeps_its_methods() -> None:
 
 
 @pytest.mark.parametrize("body", [b'{"model": 1}', b'{"model": "a", "model": "b"}', b'{"x"', b'"model"'])
-def test_a_malformed_body_is_refused_wherever_it_is_sent(body: bytes) -> None:
+def test_a_malformed_body_is_rejected_on_every_path(body: bytes) -> None:
     for path in ("/tokenize", "/unknown"):
         with pytest.raises(BadRequest):
             ask("POST", path, body, content_type="application/json")
 
 
-def test_a_backend_of_another_protocol_is_not_asked_what_it_cannot_know() -> None:
+def test_native_requests_are_unsupported_by_other_backends() -> None:
     for request in (ask("POST", "/tokenize", {"content": "x"}), ask("POST", "/unknown", {"model": "a"})):
         with pytest.raises(BadRequest, match="does not support"):
             OpenAIUpstream().build(ADAPTER.expand(request), model="a", stream=True)
 
 
-def test_an_engine_is_spoken_to_in_every_protocol_of_its_own() -> None:
+def test_an_engine_gets_requests_in_every_protocol_that_it_speaks() -> None:
     chat = OpenAIAdapter().decode(
         next(one for one in OpenAIAdapter().operations if one.name == "chat"),
         Incoming(method="POST", path="/v1/chat/completions", body=b'{"messages": []}'),
@@ -280,7 +280,7 @@ def test_an_engine_is_spoken_to_in_every_protocol_of_its_own() -> None:
     assert LlamaCppUpstream(OpenAIUpstream("anthropic")).speaks("anthropic")
 
 
-def test_a_probe_is_no_request_to_an_engine() -> None:
+def test_model_info_is_never_forwarded() -> None:
     probes = [one for one in ADAPTER.operations if one.probe]
     assert {one.name for one in probes} == {"health", "props", "slots", "version"}
     for one in probes:

@@ -55,7 +55,7 @@ def encoder(
 
 
 @pytest.mark.parametrize("name", ["completion", "words"])
-def test_a_folded_answer_is_the_one_the_server_gives(transcript: Transcript, name: str) -> None:
+def test_a_folded_response_is_the_servers_own_whole_response(transcript: Transcript, name: str) -> None:
     made = encoder(completion(prompt="x", return_tokens=name == "words"))
     said = [made.encode(chunk) for chunk in parse([transcript(f"llamacpp/{name}.sse")])]
     body = made.finish()
@@ -68,7 +68,7 @@ def test_a_folded_answer_is_the_one_the_server_gives(transcript: Transcript, nam
     assert folded == real
 
 
-def test_a_whole_answer_is_forwarded_as_it_came(transcript: Transcript) -> None:
+def test_a_whole_response_is_forwarded_as_it_came(transcript: Transcript) -> None:
     body = transcript("llamacpp/prompts.json")
     head = ResponseHead(media_type="application/json; charset=utf-8", length=len(body))
     made = encoder(completion(prompt=["One", "Two"]), head)
@@ -76,7 +76,7 @@ def test_a_whole_answer_is_forwarded_as_it_came(transcript: Transcript) -> None:
     assert (made.media_type, made.length) == (head.media_type, len(body))
 
 
-def test_a_whole_answer_to_who_asked_for_a_stream_is_told_as_one() -> None:
+def test_a_whole_response_becomes_a_stream_for_a_streaming_client() -> None:
     made = encoder(completion(stream=True, prompt="x"), WHOLE)
     said = b"".join(made.encode(chunk) for chunk in parse([b'{\n "content": "a b",\n "stop": true}'], head=WHOLE))
     assert said + made.finish() == b'data: {"content":"a b","stop":true}\n\n'
@@ -90,7 +90,7 @@ def test_nothing_of_an_earlier_attempt_is_folded() -> None:
     assert json.loads(made.finish())["content"] == "new"
 
 
-def test_an_answer_of_another_protocol_is_told_as_the_engine_would() -> None:
+def test_chunks_of_another_protocol_become_native_events() -> None:
     usage = Usage(prompt_tokens=5, completion_tokens=2, cached_tokens=1)
     chunks = [Chunk(wire="openai", text="a"), Chunk(wire="openai", text="b", finish="length"), Chunk(usage=usage)]
     request = CompletionRequest(origin=completion(prompt="x").origin, model="a", output=Output(stream=True))
@@ -105,20 +105,20 @@ def test_an_answer_of_another_protocol_is_told_as_the_engine_would() -> None:
     assert (answer["tokens_evaluated"], answer["tokens_predicted"], answer["timings"]["cache_n"]) == (5, 2, 1)
 
 
-def test_signs_of_life_are_comments() -> None:
+def test_heartbeats_are_comments() -> None:
     progress = Progress(phase="loading", model="b\nc", percent=40)
     assert encoder(completion(stream=True)).heartbeat(progress) == b": [hostler] loading bc: 40%\n\n"
     assert encoder(completion(stream=True), progress="off").heartbeat(progress) == b""
     assert encoder(completion()).heartbeat(progress) == b""
 
 
-def test_an_error_after_the_beginning_is_told_in_the_stream() -> None:
+def test_an_error_after_the_start_is_an_event() -> None:
     error = ModelUnavailable("gone")
     said = encoder(completion(stream=True)).error(error)
     assert said == b'data: {"error":{"code":503,"message":"gone","type":"unavailable_error"}}\n\n'
     assert encoder(completion()).error(error) == b""
 
 
-def test_an_order_is_answered_when_it_is_carried_out() -> None:
+def test_loading_is_answered_when_it_is_done() -> None:
     made = encoder(Control(origin=Origin(wire="llamacpp", operation="load"), kind="load", model="a"), ResponseHead())
     assert (made.finish(), made.streaming) == (b'{"success":true}', False)

@@ -26,13 +26,13 @@ ADAPTER = LlamaCppAdapter()
         (errors.BackendUnavailable("x"), 502, "server_error"),
     ],
 )
-def test_errors_have_llama_servers_shape(error: GatewayError, status: int, kind: str) -> None:
+def test_errors_have_llama_servers_form(error: GatewayError, status: int, kind: str) -> None:
     response = ADAPTER.error_response(error)
     assert response.status == status
     assert json.loads(response.body) == {"error": {"code": status, "message": "x", "type": kind}}
 
 
-def test_refusals_carry_the_headers_that_belong_to_them() -> None:
+def test_errors_have_their_headers() -> None:
     assert ADAPTER.error_response(errors.TooManyRequests("x", retry_after_s=1.2)).headers == (("Retry-After", "2"),)
     assert ADAPTER.error_response(errors.Unauthenticated("x")).headers == (("WWW-Authenticate", "Bearer"),)
     assert ADAPTER.error_response(errors.MethodNotAllowed("x", allowed=("GET", "HEAD"))).headers == (
@@ -51,18 +51,18 @@ def rejected(status: int) -> BackendRejected:
     )
 
 
-def test_what_an_engine_refuses_is_passed_on_as_it_came() -> None:
+def test_an_engines_error_is_passed_on_as_it_came() -> None:
     response = ADAPTER.error_response(rejected(501))
     assert (response.status, response.body) == (501, b'{"e":1}')
 
 
-def test_what_is_about_our_own_key_stays_here() -> None:
+def test_errors_about_the_gateways_own_key_are_not_passed_on() -> None:
     response = ADAPTER.error_response(rejected(401))
     assert response.status == 502
     assert b'"e"' not in response.body
 
 
-def test_nobody_to_ask_on_an_unknown_path_is_unavailable() -> None:
+def test_an_unknown_path_without_a_model_is_unavailable() -> None:
     nobody = BadRequest("no model is named and none is running", param="model")
     statuses = {
         one.methods: ADAPTER.error_response(nobody, one).status for one in ADAPTER.operations if "{rest" in one.path

@@ -81,7 +81,9 @@ def test_a_stream_is_forwarded_as_it_came(transcript: Transcript, name: str) -> 
 
 @fixtures_are_stateless
 @given(name=st.sampled_from(sorted(STREAMS)), places=st.lists(st.integers(0, 10_000), max_size=20), dos=st.booleans())
-def test_any_cutting_gives_the_same_answer(transcript: Transcript, name: str, places: list[int], dos: bool) -> None:
+def test_any_segmentation_gives_the_same_response(
+    transcript: Transcript, name: str, places: list[int], dos: bool
+) -> None:
     stream = transcript(f"llamacpp/{name}.sse")
     stream = stream.replace(b"\n", b"\r\n") if dos else stream
     edges = [0, *sorted({place % len(stream) for place in places}), len(stream)]
@@ -91,7 +93,7 @@ def test_any_cutting_gives_the_same_answer(transcript: Transcript, name: str, pl
     assert (last.usage, last.finish) == COUNTS[name]
 
 
-def test_several_prompts_are_counted_together(transcript: Transcript) -> None:
+def test_the_usage_of_several_prompts_is_added_up(transcript: Transcript) -> None:
     usage = [chunk.usage for chunk in parse([transcript("llamacpp/prompts.sse")], responses=2) if chunk.usage][-1]
     whole = [chunk.usage for chunk in parse([transcript("llamacpp/prompts.json")], head=WHOLE) if chunk.usage][-1]
     assert (usage.prompt_tokens, usage.completion_tokens) == (2, 4) == (whole.prompt_tokens, whole.completion_tokens)
@@ -105,12 +107,12 @@ def test_a_stream_that_ends_early_is_broken(transcript: Transcript) -> None:
         parse([transcript("llamacpp/completion.sse")], responses=2)
 
 
-def test_text_in_place_of_an_event_is_broken() -> None:
+def test_text_instead_of_an_event_is_broken() -> None:
     with pytest.raises(BackendBroken, match="protocol does not allow"):
         parse([b'data: {"content": "a", "stop": false}\n\nproxy error: Failed to read\n\ndata: proxy error\n\n'])
 
 
-def test_an_error_in_the_stream_is_one() -> None:
+def test_an_error_in_the_stream_is_raised() -> None:
     error = b'data: {"error":{"code":500,"message":"out of cells","type":"server_error"}}\n\n'
     parser = LlamaCppParser(responses=1)
     with pytest.raises(BackendBroken, match="out of cells") as raised:
@@ -129,7 +131,7 @@ def test_a_stream_of_an_unknown_kind_ends_with_its_connection() -> None:
     assert b"".join(made.encode(chunk) for chunk in parse([stream], responses=0)) + made.finish() == stream
 
 
-def test_the_parser_knows_how_many_answers_to_expect(transcript: Transcript) -> None:
+def test_the_parser_knows_how_many_completions_to_expect(transcript: Transcript) -> None:
     upstream = LlamaCppUpstream()
     for request, name in ((completion(prompt=["a", "b"]), "prompts"), (completion(prompt="a"), "completion")):
         parser = upstream.parser(request, fields=False)

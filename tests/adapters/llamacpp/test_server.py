@@ -39,12 +39,12 @@ def get(path: str, query: str = "", *, listing: ModelList = LISTING, method: str
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/health"])
-def test_health_tells_nothing_else(path: str) -> None:
+def test_health_has_nothing_but_the_status(path: str) -> None:
     assert get(path) == (200, {"status": "ok"})
 
 
 @pytest.mark.parametrize("path", ["/props", "/v1/props"])
-def test_props_are_of_the_active_model_or_the_one_that_is_named(path: str) -> None:
+def test_props_are_of_the_named_or_the_active_model(path: str) -> None:
     _, active = get(path)
     _, named = get(path, "model=b&autoload=false")
     assert (active["model_alias"], active["default_generation_settings"]["n_ctx"], active["total_slots"]) == (
@@ -58,16 +58,16 @@ def test_props_are_of_the_active_model_or_the_one_that_is_named(path: str) -> No
     assert (named["chat_template"], named["model_ftype"]) == ("{{ x }}", "Q4_1")
 
 
-def test_no_context_but_the_running_one_is_told() -> None:
+def test_the_only_context_length_is_the_real_one() -> None:
     assert "8192" not in json.dumps([get("/props", "model=b"), get("/slots", "model=b")])
 
 
-def test_props_exist_without_any_model() -> None:
+def test_props_exist_without_models() -> None:
     assert get("/props", listing=ModelList())[1]["default_generation_settings"]["n_ctx"] == 0
     assert get("/slots", listing=ModelList()) == (200, [])
 
 
-def test_slots_are_as_many_as_the_model_has() -> None:
+def test_there_are_as_many_slots_as_the_model_has() -> None:
     assert get("/slots")[1] == [
         {"id": number, "n_ctx": 2048, "speculative": False, "is_processing": False} for number in (0, 1)
     ]
@@ -79,7 +79,7 @@ def test_an_unknown_model_is_not_found() -> None:
         get("/props", "model=c")
 
 
-def test_a_query_that_is_ambiguous_is_refused() -> None:
+def test_an_ambiguous_query_is_rejected() -> None:
     for query in ("model=a&model=b", "&".join(f"x{number}=1" for number in range(100))):
         with pytest.raises(BadRequest):
             get("/props", query)
@@ -98,7 +98,7 @@ def test_the_version_is_the_gateways() -> None:
         ("POST", "/cors-proxy", 403, "feature_disabled"),
     ],
 )  # fmt: skip
-def test_what_is_not_done_here_is_refused_in_words(method: str, path: str, status: int, kind: str) -> None:
+def test_unsupported_routes_are_refused_with_a_message(method: str, path: str, status: int, kind: str) -> None:
     told, body = get(path, method=method)
     assert (told, body["error"]["code"], body["error"]["type"]) == (status, status, kind)
     assert body["error"]["message"]
@@ -108,7 +108,7 @@ def test_no_stream_can_be_resumed() -> None:
     assert get("/v1/streams/lookup", method="POST") == (200, [])
 
 
-def test_to_stop_a_stream_that_is_gone_is_no_mistake() -> None:
+def test_stopping_an_ended_stream_succeeds() -> None:
     operation = next(one for one in ADAPTER.operations if one.path == "/v1/stream" and "DELETE" in one.methods)
     asked = ADAPTER.decode(operation, Incoming(method="DELETE", path="/v1/stream", query="conv_id=x"))
     assert (ADAPTER.model_info(asked, LISTING).status, ADAPTER.model_info(asked, LISTING).body) == (204, b"")
@@ -124,7 +124,7 @@ def of(*cards: ModelCard) -> ModelList:
     return ModelList(cards=cards)
 
 
-def test_who_watches_is_told_first_how_every_model_is() -> None:
+def test_the_first_change_events_have_the_state_of_every_model() -> None:
     assert news(None, LISTING) == [
         ("b", "model_status", {"status": "unloaded"}),
         ("a", "model_status", {"status": "loaded"}),
@@ -132,7 +132,7 @@ def test_who_watches_is_told_first_how_every_model_is() -> None:
     ]
 
 
-def test_who_watches_is_told_of_a_load_in_the_routers_words() -> None:
+def test_loading_is_reported_in_the_routers_events() -> None:
     def b(state: str, percent: float | None = None) -> ModelList:
         return of(A, msgspec.structs.replace(B, state=state, percent=percent))
 
@@ -147,7 +147,7 @@ def test_who_watches_is_told_of_a_load_in_the_routers_words() -> None:
     assert news(b("loading"), b("failed")) == [("b", "status_change", {"status": "unloaded", "exit_code": 1})]
 
 
-def test_who_watches_is_told_of_models_that_come_and_go() -> None:
+def test_added_and_removed_models_are_reported() -> None:
     hidden = msgspec.structs.replace(B, listed=False)
     assert news(of(A), of(A, B)) == [("*", "models_reload", None)]
     assert news(of(A, B), of(A, hidden)) == [("b", "model_remove", None)]

@@ -59,11 +59,11 @@ def ask(method: str, path: str, body: Any = b"", *, pattern: str | None = None, 
     return ADAPTER.decode(operation, Incoming(method=method, path=path, body=sent, path_params=params))
 
 
-def test_no_path_is_claimed_twice() -> None:
+def test_no_path_conflicts_with_another_protocol() -> None:
     check_conflicts([OpenAIAdapter(), OllamaAdapter(), LlamaCppAdapter(), ADAPTER])
 
 
-def test_to_unload_is_an_operators_order() -> None:
+def test_unload_needs_the_scope_operate() -> None:
     request = ask("POST", "/api/v1/models/unload", {"instance_id": "tiny"})
     assert isinstance(request, Control)
     assert (request.kind, request.model) == ("unload", "tiny")
@@ -74,7 +74,7 @@ def test_to_unload_is_an_operators_order() -> None:
     assert (made.streaming, json.loads(made.finish())) == (False, {"instance_id": "tiny"})
 
 
-def test_orders_need_a_model() -> None:
+def test_load_and_unload_need_a_model() -> None:
     for path in ("/api/v1/models/load", "/api/v1/models/unload"):
         for body in ({}, {"model": 1}, b"[]"):
             with pytest.raises(BadRequest):
@@ -89,12 +89,12 @@ def test_orders_need_a_model() -> None:
         ("/api/v0/embeddings", {"model": "a", "input": "x"}, EmbedRequest, "embeddings"),
     ],
 )
-def test_what_generates_is_openais(path: str, body: Any, kind: type, name: str) -> None:
+def test_inference_is_delegated_to_openai(path: str, body: Any, kind: type, name: str) -> None:
     request = ask("POST", path, body)
     assert type(request) is kind
     assert (request.origin.wire, request.origin.operation, request.model) == ("openai", name, "a")
 
 
-def test_nothing_else_is_answered() -> None:
+def test_unknown_info_is_not_found() -> None:
     with pytest.raises(NotFound):
         ADAPTER.model_info(ModelInfoRequest(origin=Origin(wire="lmstudio", operation="x"), kind="x"), LISTING)

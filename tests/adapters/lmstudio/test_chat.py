@@ -22,7 +22,7 @@ def asked(path: str, **body: Any) -> Request:
     )
 
 
-def test_a_chat_is_understood() -> None:
+def test_a_chat_is_decoded() -> None:
     parts = [{"type": "text", "content": "What?"}, {"type": "image", "data_url": "data:image/png;base64,AAAA"}]
     request = asked(
         "/api/v1/chat", input=parts, system_prompt="Be brief.", temperature=0.5, top_k=5, max_output_tokens=7,
@@ -46,7 +46,7 @@ def test_a_chat_is_understood() -> None:
         ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_understood_is_named(body: dict[str, Any], param: str) -> None:
+def test_an_invalid_field_is_named(body: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequest) as caught:
         asked("/api/v1/chat", **body)
     operation = next(each for each in ADAPTER.operations if each.path == "/api/v1/chat")
@@ -54,7 +54,7 @@ def test_what_cannot_be_understood_is_named(body: dict[str, Any], param: str) ->
     assert (error["type"], error["param"]) == ("invalid_request", param)
 
 
-def test_an_unknown_model_is_refused_in_lm_studios_words() -> None:
+def test_an_unknown_model_is_an_error_in_lm_studios_form() -> None:
     operation = next(each for each in ADAPTER.operations if each.path == "/api/v1/models/load")
     answer = ADAPTER.error_response(ModelNotFound("no such model", model="x"), operation)
     assert (answer.status, json.loads(answer.body)["error"]["type"]) == (404, "model_not_found")

@@ -61,7 +61,7 @@ RESULT = {
 }  # fmt: skip
 
 
-def test_a_whole_answer() -> None:
+def test_a_whole_response() -> None:
     writing = encoder(asked("/api/v1/chat", input="What?"))
     writing.start(STREAM)
     assert not any(writing.encode(chunk) for chunk in SAID)
@@ -70,7 +70,7 @@ def test_a_whole_answer() -> None:
     assert (writing.media_type, writing.length) == ("application/json", len(body))
 
 
-def test_a_streamed_answer_begins_and_ends_in_named_events() -> None:
+def test_a_stream_starts_and_ends_with_named_events() -> None:
     writing = encoder(asked("/api/v1/chat", input="What?", stream=True))
     writing.start(STREAM)
     told = events(b"".join([*(writing.encode(chunk) for chunk in SAID), writing.finish()]))
@@ -81,7 +81,7 @@ def test_a_streamed_answer_begins_and_ends_in_named_events() -> None:
     assert told[-1]["result"] == RESULT
 
 
-def test_a_load_is_told_in_the_protocols_own_events() -> None:
+def test_loading_is_reported_in_the_protocols_own_events() -> None:
     writing = encoder(asked("/api/v1/chat", input="What?", stream=True))
     waits = [Progress(phase="queued", model="a", position=1)]
     waits += [Progress(phase="loading", model="a", percent=percent, waited_s=2.5) for percent in (25.0, 50.0)]
@@ -97,7 +97,7 @@ def test_a_load_is_told_in_the_protocols_own_events() -> None:
     assert encoder(asked("/api/v1/chat", input="x", stream=True), progress="off").heartbeat(waits[1]) == b""
 
 
-def test_an_error_in_the_middle_is_followed_by_what_was_said() -> None:
+def test_an_error_is_followed_by_the_output_so_far() -> None:
     writing = encoder(asked("/api/v1/chat", input="What?", stream=True))
     writing.start(STREAM)
     told = events(writing.encode(Chunk(text="It")) + writing.error(BackendBroken("it broke")))
@@ -129,7 +129,7 @@ def met(request: Request) -> StatsEncoder:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_an_older_whole_answer_holds_the_figures(path: str) -> None:
+def test_a_whole_v0_response_has_stats(path: str) -> None:
     writing = met(asked(path, **PATHS[path]))
     writing.start(STREAM)
     assert not any(writing.encode(chunk) for chunk in SAID)
@@ -140,7 +140,7 @@ def test_an_older_whole_answer_holds_the_figures(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_an_older_stream_tells_the_figures_before_it_ends(path: str) -> None:
+def test_a_v0_stream_has_stats_before_its_end(path: str) -> None:
     writing = met(asked(path, stream=True, **PATHS[path]))
     writing.start(STREAM)
     written = b"".join([*(writing.encode(chunk) for chunk in SAID), writing.finish()])
@@ -149,7 +149,7 @@ def test_an_older_stream_tells_the_figures_before_it_ends(path: str) -> None:
     assert ({name: last[name] for name in FIGURES}, last["choices"]) == (FIGURES, [])
 
 
-def test_bytes_that_are_forwarded_stay_as_they_are() -> None:
+def test_forwarded_bytes_stay_as_they_are() -> None:
     chat = {"messages": [{"role": "user", "content": "x"}], "stream": True}
     writing = met(asked("/api/v0/chat/completions", **chat))
     theirs = b'data: {"choices":[{"delta":{"content":"A"}}]}\n\n'
@@ -165,7 +165,7 @@ def test_bytes_that_are_forwarded_stay_as_they_are() -> None:
     assert b'"eosFound"' in written
 
 
-def test_without_an_engines_times_the_gateways_count() -> None:
+def test_without_the_engines_times_the_gateways_are_used() -> None:
     writing = met(asked("/api/v0/completions", prompt="x"))
     writing.start(STREAM)
     writing.encode(Chunk(text="A", finish="stop", usage=Usage(prompt_tokens=1, completion_tokens=10)))
@@ -174,7 +174,7 @@ def test_without_an_engines_times_the_gateways_count() -> None:
     assert (stats["generation_time"], stats["tokens_per_second"]) == (2.0, 5.0)
 
 
-def test_a_whole_answer_that_is_no_object_stays_as_it_is() -> None:
+def test_a_whole_response_that_is_no_object_stays_as_it_is() -> None:
     writing = met(asked("/api/v0/completions", prompt="x"))
     writing.start(ResponseHead(length=2))
     assert writing.encode(Chunk(wire="openai", raw=b"[]", is_body=True)) == b""

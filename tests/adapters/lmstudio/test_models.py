@@ -54,7 +54,7 @@ def answered(request: Request) -> Any:
     return json.loads(response.body)
 
 
-def test_the_list_is_in_lm_studios_shape_with_the_context_that_runs() -> None:
+def test_the_list_has_lm_studios_form_and_the_real_context() -> None:
     first = answered(ask("GET", "/api/v1/models"))["models"][0]
     assert first == {
         "type": "llm", "publisher": "hostler", "key": "a/b", "display_name": "a/b", "architecture": "qwen3",
@@ -71,18 +71,18 @@ def test_every_name_is_listed_with_a_loaded_instance() -> None:
     assert [model["type"] for model in models] == ["llm", "llm", "llm", "embedding"]
 
 
-def test_a_context_that_nobody_knows_is_not_told() -> None:
+def test_an_unknown_context_is_left_out() -> None:
     cloud = answered(ask("GET", "/api/v1/models"))["models"][2]
     assert cloud["loaded_instances"] == [{"id": "cloud", "config": {}}]
     assert "max_context_length" not in cloud
 
 
-def test_the_training_context_is_told_nowhere() -> None:
+def test_the_training_context_is_nowhere() -> None:
     lists = [answered(ask("GET", path)) for path in ("/api/v1/models", "/api/v0/models")]
     assert "131072" not in json.dumps(lists)
 
 
-def test_the_older_list_tells_the_state() -> None:
+def test_the_v0_list_has_the_state() -> None:
     body = answered(ask("GET", "/api/v0/models"))
     assert body["object"] == "list"
     first, _, _, last = body["data"]
@@ -95,12 +95,12 @@ def test_the_older_list_tells_the_state() -> None:
 
 
 @pytest.mark.parametrize("name", ["a/b", "tiny", "a/b/", "hidden"])
-def test_one_model_is_found_by_each_of_its_names(name: str) -> None:
+def test_a_model_is_found_by_each_of_its_names(name: str) -> None:
     request = ask("GET", f"/api/v0/models/{name}", pattern="/api/v0/models/{id:path}", id=name)
     assert answered(request)["id"] == name.rstrip("/")
 
 
-def test_to_load_is_answered_at_once_with_the_context_that_runs() -> None:
+def test_load_is_answered_at_once_with_the_real_context() -> None:
     request = ask("POST", "/api/v1/models/load", {"model": "tiny", "context_length": 131072})
     assert answered(request) == {
         "type": "llm", "instance_id": "tiny", "load_time_seconds": 0.0, "status": "loaded",
@@ -108,7 +108,7 @@ def test_to_load_is_answered_at_once_with_the_context_that_runs() -> None:
     }  # fmt: skip
 
 
-def test_to_load_an_unknown_model_is_not_found() -> None:
+def test_loading_an_unknown_model_is_not_found() -> None:
     with pytest.raises(ModelNotFound) as raised:
         answered(ask("POST", "/api/v1/models/load", {"model": "x"}))
     response = ADAPTER.error_response(raised.value)

@@ -45,25 +45,25 @@ def embed(desk: Desk, **fields: Any) -> Request:
     return desk.decode("embed", {"model": "far", "input": "one", **fields})
 
 
-def test_vectors_of_a_server_of_openais_kind_come_with_length_one(desk: Desk) -> None:
+def test_vectors_of_an_openai_backend_are_normalised(desk: Desk) -> None:
     sent, told = met(desk, embed(desk, truncate=False, options={"num_ctx": 9}), OpenAIUpstream(), OPENAI)
     assert sent == {"path": "/v1/embeddings", "model": "there", "input": ["one"], "encoding_format": "float"}
     assert told["model"] == "far" and told["embeddings"] == [pytest.approx(UNIT)] and told["prompt_eval_count"] == 2
 
 
-def test_a_strict_server_is_sent_nothing_that_only_engines_know(desk: Desk) -> None:
+def test_strict_servers_get_no_llama_parameters(desk: Desk) -> None:
     request = desk.decode("embeddings", {"model": "far", "prompt": "one"})
     sent, told = met(desk, request, OpenAIUpstream(), OPENAI)
     assert "embd_normalize" not in sent and told == {"embedding": RAW}
     assert met(desk, request, LlamaCppUpstream(), OPENAI)[0]["embd_normalize"] == -1
 
 
-def test_fewer_dimensions_are_asked_for_and_cut_where_nobody_else_does(desk: Desk) -> None:
+def test_fewer_dimensions_are_requested_and_truncated_if_necessary(desk: Desk) -> None:
     sent, told = met(desk, embed(desk, dimensions=2), OpenAIUpstream(), OPENAI)
     assert sent["dimensions"] == 2 and told["embeddings"] == [pytest.approx([0.6, 0.8])]
 
 
-def test_an_ollama_behind_gets_all_that_its_client_said(desk: Desk) -> None:
+def test_an_ollama_backend_gets_the_whole_request(desk: Desk) -> None:
     said = {"truncate": False, "dimensions": 3, "keep_alive": "5m", "options": {"num_ctx": 9}}
     sent, told = met(desk, embed(desk, **said), OllamaUpstream(), OLLAMA)
     assert sent == {"path": "/api/embed", "model": "there", "input": "one", **said}
@@ -73,7 +73,7 @@ def test_an_ollama_behind_gets_all_that_its_client_said(desk: Desk) -> None:
     assert (sent["path"], sent["prompt"], told) == ("/api/embeddings", "one", {"embedding": RAW})
 
 
-def test_an_ollama_behind_answers_openais_clients(desk: Desk) -> None:
+def test_an_ollama_backend_serves_openai_clients(desk: Desk) -> None:
     adapter = OpenAIAdapter()
     operation = next(each for each in adapter.operations if each.path == "/v1/embeddings")
     body = json.dumps({"model": "far", "input": ["one"], "dimensions": 3}).encode()

@@ -49,7 +49,7 @@ def call(index: int, name: str | None = None, arguments: str = "", call_id: str 
     return say(tool_calls=(ToolCall(index=index, id=call_id, name=name, arguments=arguments),))
 
 
-def test_a_chat_is_told_in_lines_with_the_counts_in_the_last(desk: Desk) -> None:
+def test_a_chat_is_streamed_in_lines_with_counts_in_the_last(desk: Desk) -> None:
     request = desk.chat(model=" SMOL:Latest")
     lines = desk.lines(request, say(), say("I"), say(" am"), say(finish="length"), say(usage=COUNTS), timing=TIMING)
     head = {"model": " SMOL:Latest", "created_at": WHEN}
@@ -60,7 +60,7 @@ def test_a_chat_is_told_in_lines_with_the_counts_in_the_last(desk: Desk) -> None
     ]
 
 
-def test_a_whole_answer_is_one_object_of_the_same_chunks(desk: Desk) -> None:
+def test_a_whole_response_is_folded_from_the_same_chunks(desk: Desk) -> None:
     request = desk.chat(stream=False)
     chunks = say(reasoning="h"), say(reasoning="m"), say("I"), say(" am", finish="stop", usage=COUNTS)
     body = desk.answer(request, *chunks, timing=TIMING)
@@ -89,13 +89,13 @@ def test_each_media_type_is_ollamas(desk: Desk) -> None:
     assert media_type(stream=False) == media_type(messages=[]) == "application/json; charset=utf-8"
 
 
-def test_thinking_comes_under_its_own_name_before_the_words(desk: Desk) -> None:
+def test_thinking_has_its_own_field_before_the_content(desk: Desk) -> None:
     lines = desk.lines(desk.chat(model="able"), say(reasoning="hmm "), say("yes"), say(finish="stop"))
     assert lines[0]["message"] == {"role": "assistant", "content": "", "thinking": "hmm "}
     assert lines[1]["message"] == {"role": "assistant", "content": "yes"}
 
 
-def test_each_call_of_a_tool_is_a_line_of_its_own_once_it_is_complete(desk: Desk) -> None:
+def test_each_tool_call_is_a_line_once_it_is_complete(desk: Desk) -> None:
     lines = desk.lines(
         desk.chat(),
         call(0, "f", '{"b":1,', "abc"),
@@ -111,19 +111,19 @@ def test_each_call_of_a_tool_is_a_line_of_its_own_once_it_is_complete(desk: Desk
     assert told[2] is None and (lines[2]["done"], lines[2]["done_reason"]) == (True, "stop")
 
 
-def test_a_whole_answer_has_all_calls_in_its_message(desk: Desk) -> None:
+def test_a_whole_response_has_all_calls_in_its_message(desk: Desk) -> None:
     chunks = call(0, "f", "{}", "a"), call(1, "g", "{}", "b"), say(finish="tool_calls")
     message = json.loads(desk.answer(desk.chat(stream=False), *chunks))["message"]
     assert [each["id"] for each in message["tool_calls"]] == ["a", "b"]
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_arguments_that_are_no_object_are_an_error_and_no_answer(desk: Desk, stream: bool) -> None:
+def test_arguments_that_are_no_object_are_an_error(desk: Desk, stream: bool) -> None:
     with pytest.raises(GatewayError, match='invalid tool call arguments for "f"'):
         desk.answer(desk.chat(stream=stream), call(0, "f", '{"a":'), say(finish="tool_calls"))
 
 
-def test_log_probabilities_are_a_flat_list_with_alternatives_only_if_asked_for(desk: Desk) -> None:
+def test_alternatives_to_tokens_are_included_only_on_request(desk: Desk) -> None:
     token = TokenLogprob(token="I", logprob=-2.17, top=(TokenLogprob(token="I", logprob=-2.17, bytes=(73,)),))
     plain = desk.lines(desk.chat(logprobs=True), say("I", logprobs=(token,)), say(finish="stop"))
     assert plain[0]["logprobs"] == [{"token": "I", "logprob": -2.17, "bytes": [73]}]
@@ -136,7 +136,7 @@ def test_log_probabilities_are_a_flat_list_with_alternatives_only_if_asked_for(d
     assert "logprobs" not in unasked[0]
 
 
-def test_without_a_clock_the_total_is_what_the_engine_told(desk: Desk) -> None:
+def test_without_timing_the_engines_total_is_used(desk: Desk) -> None:
     last = desk.lines(desk.chat(), say("x", finish="stop", usage=COUNTS))[-1]
     assert last["total_duration"] == 9_002_733_000 and "load_duration" not in last
     bare = desk.lines(desk.chat(), say("x", finish="stop"))[-1]
@@ -148,7 +148,7 @@ def test_the_encoder_takes_timing(desk: Desk) -> None:
     assert type(encoder).set_timing is not Encoder.set_timing
 
 
-def test_with_a_clock_each_line_says_when_it_was_written(desk: Desk) -> None:
+def test_with_a_clock_each_line_has_its_own_time(desk: Desk) -> None:
     encoder = desk.adapter.encoder(desk.chat(), response_id="", created=0, progress="off")
     moments = iter((1_700_000_000.25, 1_700_000_001.000001))
     encoder.set_clock(lambda: next(moments))
@@ -166,14 +166,14 @@ def test_with_a_clock_each_line_says_when_it_was_written(desk: Desk) -> None:
         ("generate", {"model": "smol", "keep_alive": 0}, {"response": "", "done_reason": "unload"}),
     ],
 )  # fmt: skip
-def test_loading_and_unloading_are_answered_in_one_object(
+def test_loading_and_unloading_have_one_object(
     desk: Desk, name: str, body: dict[str, Any], answer: dict[str, Any]
 ) -> None:
     told = json.loads(desk.answer(desk.decode(name, body)))
     assert told == {"model": "smol", "created_at": WHEN, "done": True, **answer}
 
 
-def test_a_generated_text_comes_as_response_with_a_context_that_continues_it(desk: Desk) -> None:
+def test_generate_returns_a_context_that_continues_the_conversation(desk: Desk) -> None:
     first = desk.decode("generate", {"model": "smol", "prompt": "I am Bob", "system": "Be kind"})
     lines = desk.lines(first, say("Hi"), say(" Bob"), say(finish="stop"))
     assert [line["response"] for line in lines] == ["Hi", " Bob", ""]
@@ -186,13 +186,13 @@ def test_a_generated_text_comes_as_response_with_a_context_that_continues_it(des
     assert turns == [("system", "Be kind"), ("user", "I am Bob"), ("assistant", "Hi Bob"), ("user", "Who am I?")]
 
 
-def test_a_raw_text_has_no_context(desk: Desk) -> None:
+def test_a_raw_prompt_has_no_context(desk: Desk) -> None:
     request = desk.decode("generate", {"model": "smol", "prompt": "p", "raw": True, "stream": False})
     told = json.loads(desk.answer(request, say("x", finish="stop")))
     assert told["response"] == "x" and "context" not in told
 
 
-def test_embeddings_have_length_one_also_when_they_are_cut(desk: Desk) -> None:
+def test_embeddings_are_normalised_also_when_truncated(desk: Desk) -> None:
     request = desk.decode("embed", {"model": "vectors", "input": ["a", "b"], "dimensions": 2})
     chunk = say(vectors=((3.0, 4.0, 12.0), (0.0, 0.0, 1.0)), usage=Usage(prompt_tokens=2))
     assert json.loads(desk.answer(request, chunk, timing=Timing(total_s=1.5, switch_s=0.5))) == {
@@ -204,17 +204,17 @@ def test_embeddings_have_length_one_also_when_they_are_cut(desk: Desk) -> None:
     }
 
 
-def test_the_older_embedding_is_given_as_it_came(desk: Desk) -> None:
+def test_the_legacy_embedding_is_not_normalised(desk: Desk) -> None:
     request = desk.decode("embeddings", {"model": "vectors", "prompt": "a"})
     assert json.loads(desk.answer(request, say(vectors=((3.0, 4.0),)))) == {"embedding": [3.0, 4.0]}
 
 
-def test_no_text_has_no_vectors(desk: Desk) -> None:
+def test_without_input_there_are_no_vectors(desk: Desk) -> None:
     assert json.loads(desk.answer(desk.decode("embed", {"model": "vectors"}))) == {"model": "vectors", "embeddings": []}
     assert json.loads(desk.answer(desk.decode("embeddings", {"model": "vectors"}))) == {"embedding": []}
 
 
-def test_an_attempt_that_failed_leaves_nothing_in_the_answer_of_the_next(desk: Desk) -> None:
+def test_a_failed_attempt_leaves_nothing_in_the_next_response(desk: Desk) -> None:
     encoder = desk.adapter.encoder(desk.chat(stream=False), response_id="", created=0, progress="off")
     head = desk.adapter.encoder(desk.chat(), response_id="", created=0, progress="off")
     assert head.heartbeat(Progress(phase="loading", model="smol")) == b""
@@ -225,7 +225,7 @@ def test_an_attempt_that_failed_leaves_nothing_in_the_answer_of_the_next(desk: D
     assert json.loads(encoder.finish())["message"] == {"role": "assistant", "content": "whole"}
 
 
-def test_an_error_in_a_stream_is_a_line_and_nothing_follows(desk: Desk) -> None:
+def test_an_error_in_a_stream_is_the_last_line(desk: Desk) -> None:
     encoder = desk.adapter.encoder(desk.chat(), response_id="", created=0, progress="off")
     assert json.loads(encoder.error(BackendBroken("it died"))) == {"error": "it died"}
     assert json.loads(encoder.error(TooManyRequests("full", model="smol"))) == {
@@ -234,7 +234,7 @@ def test_an_error_in_a_stream_is_a_line_and_nothing_follows(desk: Desk) -> None:
 
 
 @given(said=st.lists(pieces, max_size=12), finish=st.sampled_from(["stop", "length", "tool_calls", "content_filter"]))
-def test_any_answer_is_read_by_the_official_package(said: list[Chunk], finish: str) -> None:
+def test_the_sdk_reads_any_response(said: list[Chunk], finish: str) -> None:
     desk = Desk()
     chunks = [*said, say(finish=finish)]
     text, thinking = "".join(c.text for c in said), "".join(c.reasoning for c in said)

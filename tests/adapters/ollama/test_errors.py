@@ -69,7 +69,7 @@ def unknown(name: str) -> ModelNotFound:
         (GatewayError("oops\x00\n"), "chat", 500, "oops?\n"),
     ],
 )  # fmt: skip
-def test_errors_have_ollamas_words_and_status(
+def test_errors_have_ollamas_message_and_status(
     desk: Desk, error: GatewayError, operation: str | None, status: int, words: str
 ) -> None:
     response = desk.adapter.error_response(error, desk.operation(operation) if operation else None)
@@ -77,7 +77,7 @@ def test_errors_have_ollamas_words_and_status(
     assert response.media_type == "application/json; charset=utf-8"
 
 
-def test_whoever_is_too_early_is_told_when_to_come_back(desk: Desk) -> None:
+def test_a_full_queue_has_a_retry_after(desk: Desk) -> None:
     response = desk.adapter.error_response(
         TooManyRequests("10 wait", model="x", retry_after_s=2.2), desk.operation("chat")
     )

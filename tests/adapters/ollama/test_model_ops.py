@@ -38,13 +38,13 @@ def plain(request: Request) -> Request:
     return msgspec.structs.replace(request, origin=msgspec.structs.replace(request.origin, body=b""))
 
 
-def test_a_pull_names_a_model_under_either_word(desk: Desk) -> None:
+def test_a_pull_takes_model_or_name(desk: Desk) -> None:
     first, second = desk.decode("pull", {"model": "smol"}), desk.decode("pull", {"name": "smol", "stream": False})
     assert isinstance(first, PullModel) and (first.model, first.stream) == ("smol", True)
     assert isinstance(second, PullModel) and (second.model, second.stream) == ("smol", False)
 
 
-def test_a_create_says_all_that_is_to_be_kept(desk: Desk) -> None:
+def test_a_create_is_decoded(desk: Desk) -> None:
     order = desk.decode(
         "create",
         {
@@ -68,13 +68,13 @@ def test_a_create_says_all_that_is_to_be_kept(desk: Desk) -> None:
     )
 
 
-def test_a_create_names_files_by_their_checksums(desk: Desk) -> None:
+def test_a_create_refers_to_files_by_checksum(desk: Desk) -> None:
     order = desk.decode("create", {"model": "m", "files": {"m.gguf": "sha256-" + "A" * 64}, "license": "MIT"})
     assert isinstance(order, CreateModel)
     assert order.files == {"m.gguf": BLOB} and order.preset.license == ("MIT",)
 
 
-def test_copy_delete_and_a_look_for_a_file_are_orders_too(desk: Desk) -> None:
+def test_copy_delete_and_blob_are_decoded(desk: Desk) -> None:
     copy = desk.decode("copy", {"source": "smol", "destination": "registry.ollama.ai/library/x:latest"})
     delete = desk.decode("delete", {"name": "smol"})
     find = desk.decode("blob", path_params={"digest": BLOB})
@@ -86,7 +86,7 @@ def test_copy_delete_and_a_look_for_a_file_are_orders_too(desk: Desk) -> None:
 @pytest.mark.parametrize(
     "name", ["", "a b", "../x", "a/../b", "a//b", ".hidden", "x" * 81, "a/b/c/d", "x\0", "ä", "a:b:c"]
 )
-def test_a_new_model_takes_no_name_that_ollama_would_not_give(desk: Desk, name: str) -> None:
+def test_a_new_model_needs_a_name_that_ollama_accepts(desk: Desk, name: str) -> None:
     answer = desk.ask("create", {"model": name, "from": "smol"})
     assert (answer.status, json.loads(answer.body)) == (400, {"error": "invalid model name"})
     answer = desk.ask("copy", {"source": "smol", "destination": name})
@@ -116,12 +116,12 @@ def test_a_new_model_takes_no_name_that_ollama_would_not_give(desk: Desk, name: 
         ({"from": "smol", "parameters": {"top_k": 10**400}}, 400, 'option "top_k" must be of type integer'),
     ],
 )  # fmt: skip
-def test_a_create_that_cannot_be_says_why(desk: Desk, body: dict[str, Any], status: int, words: str) -> None:
+def test_an_invalid_create_is_rejected_with_a_reason(desk: Desk, body: dict[str, Any], status: int, words: str) -> None:
     answer = desk.ask("create", {"model": "m", **body})
     assert (answer.status, json.loads(answer.body)) == (status, {"error": words})
 
 
-def test_progress_is_told_line_by_line(desk: Desk) -> None:
+def test_progress_is_streamed_line_by_line(desk: Desk) -> None:
     steps = (
         ProgressStep(step="looking"),
         ProgressStep(step="fetching", digest="ab" * 32, completed=0, total=7),
@@ -151,7 +151,7 @@ def test_progress_is_told_line_by_line(desk: Desk) -> None:
     assert (encoder.media_type, encoder.streaming) == ("application/x-ndjson", True)
 
 
-def test_an_order_without_progress_has_an_empty_answer(desk: Desk) -> None:
+def test_an_operation_without_progress_has_an_empty_response(desk: Desk) -> None:
     assert desk.answer(desk.decode("copy", {"source": "smol", "destination": "x"})) == b""
     assert desk.answer(desk.decode("delete", {"model": "smol"})) == b""
 
@@ -163,7 +163,7 @@ def test_an_order_without_progress_has_an_empty_answer(desk: Desk) -> None:
         ("create", {"model": "x", "from": "nope"}, "pull model manifest: file does not exist"),
     ],
 )
-def test_an_error_on_the_way_is_the_last_line(desk: Desk, name: str, body: Any, words: str) -> None:
+def test_an_error_is_the_last_line(desk: Desk, name: str, body: Any, words: str) -> None:
     encoder = desk.adapter.encoder(desk.decode(name, body), response_id="", created=0, progress="off")
     error: GatewayError = ModelNotFound("nobody has it", model="nope")
     assert json.loads(encoder.error(error)) == {"error": words}
@@ -171,7 +171,7 @@ def test_an_error_on_the_way_is_the_last_line(desk: Desk, name: str, body: Any, 
     assert (refusal.status, json.loads(refusal.body)) == (500, {"error": words})
 
 
-def test_show_tells_what_a_model_was_made_with(desk: Desk) -> None:
+def test_show_has_the_settings_of_a_derived_model(desk: Desk) -> None:
     preset = Preset(
         model="smol",
         system="You are Mario.",
@@ -211,9 +211,7 @@ def test_show_tells_what_a_model_was_made_with(desk: Desk) -> None:
         ("DELETE", "/api/blobs/x", "HEAD, POST"),
     ],
 )
-def test_a_method_that_ollama_does_not_take_is_refused_as_there(
-    desk: Desk, method: str, path: str, allowed: str
-) -> None:
+def test_a_wrong_method_is_rejected_as_in_ollama(desk: Desk, method: str, path: str, allowed: str) -> None:
     operation = next(
         each
         for each in desk.adapter.operations
@@ -232,7 +230,7 @@ def rejected(tokens: int, limit: int) -> BackendRejected:
     )  # fmt: skip
 
 
-def test_a_raw_prompt_that_is_too_long_keeps_its_first_words_and_its_end(desk: Desk) -> None:
+def test_a_too_long_raw_prompt_keeps_its_beginning_and_end(desk: Desk) -> None:
     prompt = "FIRST" + "x" * 10_000 + "LAST"
     request = desk.decode("generate", {"model": "smol", "prompt": prompt, "raw": True})
     shorter = desk.adapter.amend(request, rejected(4000, 2000))
@@ -246,7 +244,7 @@ def test_a_raw_prompt_that_is_too_long_keeps_its_first_words_and_its_end(desk: D
     assert isinstance(cut, CompletionRequest) and cut.prompt is not None and not cut.prompt.startswith("FIRST")
 
 
-def test_a_limit_of_no_tokens_gives_no_words(desk: Desk) -> None:
+def test_a_limit_of_zero_tokens_gives_no_text(desk: Desk) -> None:
     said = Chunk(text="Hello", finish="length", usage=Usage(prompt_tokens=7, completion_tokens=1))
     chat = desk.chat(stream=False, options={"num_predict": 0})
     assert json.loads(desk.answer(chat, said))["message"]["content"] == ""

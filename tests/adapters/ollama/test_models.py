@@ -22,7 +22,7 @@ def desk() -> Desk:
     return Desk()
 
 
-def test_tags_list_every_name_with_the_newest_first(desk: Desk) -> None:
+def test_tags_list_every_name_newest_first(desk: Desk) -> None:
     models = desk.told("tags")["models"]
     assert [model["name"] for model in models] == [
         "Able:latest", "smol:latest", "tiny:latest", "vectors:latest", "org/sub-far-v1:latest",
@@ -47,7 +47,7 @@ def test_tags_list_every_name_with_the_newest_first(desk: Desk) -> None:
     }
 
 
-def test_a_model_of_which_nothing_is_known_has_every_field_that_clients_demand(desk: Desk) -> None:
+def test_a_model_without_facts_has_every_field_that_clients_require(desk: Desk) -> None:
     far = desk.told("tags")["models"][-1]
     assert far["size"] > 0 and len(far["digest"]) == 64 and set(far["digest"]) <= set(HEX)
     assert all(isinstance(far["details"][name], str) for name in ("format", "family", "parameter_size"))
@@ -55,19 +55,19 @@ def test_a_model_of_which_nothing_is_known_has_every_field_that_clients_demand(d
     assert info[f"{info['general.architecture']}.context_length"] == 32768
 
 
-def test_no_models_are_an_empty_list() -> None:
+def test_without_models_the_list_is_empty() -> None:
     empty = Desk(ModelList())
     assert empty.told("tags") == empty.told("ps") == {"models": []}
 
 
-def test_a_model_that_is_not_to_be_listed_is_not_but_can_be_shown() -> None:
+def test_an_unlisted_model_can_be_shown() -> None:
     hidden = msgspec.structs.replace(SMOL, listed=False)
     desk = Desk(ModelList(cards=(hidden,), index={"smol": hidden}))
     assert desk.told("tags") == {"models": []}
     assert desk.ask("show", {"model": "smol"}).status == 200
 
 
-def test_ps_shows_what_runs_or_is_being_loaded_and_for_how_long(desk: Desk) -> None:
+def test_ps_shows_loaded_and_loading_models_with_their_expiry(desk: Desk) -> None:
     models = desk.told("ps")["models"]
     assert [model["name"] for model in models] == ["org/sub-far-v1:latest", "vectors:latest", "smol:latest"]
     assert models[0]["expires_at"].startswith("2318")
@@ -80,7 +80,7 @@ def test_ps_shows_what_runs_or_is_being_loaded_and_for_how_long(desk: Desk) -> N
     assert len(models[2]["details"]) == 6
 
 
-def test_show_names_one_context_and_it_is_the_one_that_runs(desk: Desk) -> None:
+def test_show_has_only_the_real_context_length(desk: Desk) -> None:
     told = desk.told("show", {"name": "smol"})
     info = told["model_info"]
     assert {key: info[key] for key in info if key.endswith("context_length")} == {"llama.context_length": 4096}
@@ -91,13 +91,13 @@ def test_show_names_one_context_and_it_is_the_one_that_runs(desk: Desk) -> None:
     assert (told["template"], told["capabilities"]) == ("{{ messages }}", ["completion"])
 
 
-def test_copilot_finds_the_name_it_asked_for(desk: Desk) -> None:
+def test_copilot_gets_the_requested_name_as_basename(desk: Desk) -> None:
     told = desk.told("show", {"model": "tiny"}, headers={"user-agent": "GitHubCopilotChat/0.30"})
     assert told["model_info"]["general.basename"] == "tiny"
     assert "general.basename" not in desk.told("show", {"model": "tiny"})["model_info"]
 
 
-def test_the_official_package_reads_every_list(desk: Desk) -> None:
+def test_the_sdk_reads_every_list(desk: Desk) -> None:
     assert len(ollama.ListResponse.model_validate_json(desk.ask("tags").body).models) == 5
     assert len(ollama.ProcessResponse.model_validate_json(desk.ask("ps").body).models) == 3
     assert ollama.ShowResponse.model_validate_json(desk.ask("show", {"model": "smol"}).body).modelinfo
@@ -107,7 +107,7 @@ def test_the_official_package_reads_every_list(desk: Desk) -> None:
     ("count", "words"),
     [(134515008, "134.52M"), (3212749888, "3.2B"), (7_000_000_000, "7B"), (22_000_000, "22M"), (1500, "2K"), (12, "12")],
 )  # fmt: skip
-def test_parameters_are_counted_as_people_do(count: int, words: str) -> None:
+def test_parameter_counts_are_human_readable(count: int, words: str) -> None:
     assert human_number(count) == words
 
 
@@ -129,7 +129,7 @@ def test_parameters_are_counted_as_people_do(count: int, words: str) -> None:
         ("fetch", {"url": "x"}, 403, "ollama cloud is disabled: web fetch is unavailable"),
     ],
 )
-def test_failed_operations_say_why(desk: Desk, name: str, body: Any, status: int, words: str) -> None:
+def test_unsupported_operations_have_a_reason(desk: Desk, name: str, body: Any, status: int, words: str) -> None:
     response = desk.ask(name, body)
     assert response.status == status
     error = json.loads(response.body)["error"]
@@ -141,13 +141,13 @@ def test_a_push_fails_in_the_stream(desk: Desk) -> None:
     assert response.status == 200 and json.loads(response.body.splitlines()[-1]) == {"error": 'model "nope" not found'}
 
 
-def test_small_questions_are_answered(desk: Desk) -> None:
+def test_minor_routes_are_answered(desk: Desk) -> None:
     assert desk.told("version") == {"version": "0.34.0"}
     assert desk.told("status") == {"cloud": {"disabled": True, "source": "env"}}
     assert desk.told("recommendations") == {"recommendations": []}
 
 
-def test_every_question_about_models_is_a_probe(desk: Desk) -> None:
+def test_every_model_info_route_is_a_probe(desk: Desk) -> None:
     for operation in desk.adapter.operations:
         if operation.probe:
             assert isinstance(desk.decode(operation.name, {"model": "smol"}), ModelInfoRequest)

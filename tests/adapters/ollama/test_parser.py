@@ -43,14 +43,14 @@ def parse(segments: Iterable[bytes], *, head: ResponseHead = LINES, operation: s
 
 
 @given(name=st.sampled_from(sorted(STREAMS)), places=st.lists(st.integers(0, 10_000), max_size=20))
-def test_any_cutting_gives_the_same_chunks(name: str, places: list[int]) -> None:
+def test_any_segmentation_gives_the_same_chunks(name: str, places: list[int]) -> None:
     stream = transcript(f"{name}.ndjson")
     edges = [0, *sorted({place % len(stream) for place in places}), len(stream)]
     segments = [stream[a:b] for a, b in pairwise(edges)]
     assert parse(segments, operation=STREAMS[name]) == parse([stream], operation=STREAMS[name])
 
 
-def test_a_stream_is_understood_in_full() -> None:
+def test_a_stream_is_fully_decoded() -> None:
     thought, word, rest, last = parse([transcript("chat.ndjson")])
     assert (thought.reasoning, word.text, rest.text) == ("hmm ", "I", " <am>\né")
     assert (word.logprobs[0].token, word.logprobs[0].bytes, len(word.logprobs[0].top)) == ("I", (73,), 1)
@@ -58,14 +58,14 @@ def test_a_stream_is_understood_in_full() -> None:
     assert last.usage == Usage(prompt_tokens=11, completion_tokens=6, prompt_ms=690.582, completion_ms=8312.151)
 
 
-def test_calls_are_numbered_and_end_with_a_finish_of_their_own() -> None:
+def test_calls_are_numbered_and_finish_with_tool_calls() -> None:
     first, second, last = parse([transcript("tools.ndjson")])
     assert first.tool_calls == (ToolCall(index=0, id="abc", name="f", arguments='{"b":1,"a":"x"}'),)
     assert second.tool_calls == (ToolCall(index=1, name="g", arguments="{}"),)
     assert last.finish == "tool_calls"
 
 
-def test_whole_answers_are_chunks_too() -> None:
+def test_whole_responses_become_chunks() -> None:
     body = transcript("chat.json")
     (chunk,) = parse([body[:9], body[9:]], head=JSON)
     assert (chunk.text, chunk.reasoning, chunk.finish, chunk.is_body) == ("I am", "hm", "stop", True)
@@ -76,7 +76,7 @@ def test_whole_answers_are_chunks_too() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(STREAMS))
-def test_an_answer_without_its_end_is_broken_wherever_it_stops(name: str) -> None:
+def test_a_response_without_its_end_is_broken_wherever_it_stops(name: str) -> None:
     stream = transcript(f"{name}.ndjson")
     for end in range(0, len(stream) - 1, 7):
         with pytest.raises(BackendBroken):
@@ -94,12 +94,12 @@ def test_an_answer_without_its_end_is_broken_wherever_it_stops(name: str) -> Non
         (b'{"message":{"role":"assistant","content":"a"},"done":false}', "before it was complete"),
     ],
 )
-def test_errors_in_the_stream_are_errors(stream: bytes, words: str) -> None:
+def test_errors_in_the_stream_are_raised(stream: bytes, words: str) -> None:
     with pytest.raises(BackendBroken, match=words):
         parse([stream])
 
 
-def test_a_whole_answer_that_is_cut_off_is_broken() -> None:
+def test_a_truncated_response_is_broken() -> None:
     body = transcript("chat.json")
     with pytest.raises(BackendBroken, match="ended after"):
         parse([body[:-5]], head=ResponseHead(length=len(body)))
@@ -108,6 +108,6 @@ def test_a_whole_answer_that_is_cut_off_is_broken() -> None:
 @pytest.mark.parametrize(
     "message", [b'{"content":"\xff"}', b'{"tool_calls":[{"function":{"name":"f","arguments":{"a":"\xff"}}}]}']
 )
-def test_an_answer_that_is_not_text_is_broken(message: bytes) -> None:
+def test_a_response_that_is_not_text_is_broken(message: bytes) -> None:
     with pytest.raises(BackendBroken):
         parse([b'{"message":' + message + b',"done":true}\n'])

@@ -46,7 +46,7 @@ def said(request: Request) -> list[tuple[str, str]]:
     return [(m.role, "".join(part.text for part in m.parts if isinstance(part, Text))) for m in messages]
 
 
-def test_a_chat_is_understood_and_streams_unless_told_otherwise(desk: Desk) -> None:
+def test_a_chat_is_decoded_and_streams_by_default(desk: Desk) -> None:
     request = desk.chat()
     assert isinstance(request, ChatRequest)
     assert (request.model, request.output.stream, said(request)) == ("smol", True, [("user", "hi")])
@@ -125,23 +125,23 @@ def test_messages_keep_their_images_calls_thinking_and_names(desk: Desk) -> None
         (b"GIF89a", "image", "image/gif"),
     ],
 )
-def test_media_are_told_apart_by_their_first_bytes(desk: Desk, start: bytes, kind: str, mime: str) -> None:
+def test_media_types_are_detected_from_the_first_bytes(desk: Desk, start: bytes, kind: str, mime: str) -> None:
     data = base64.b64encode(start + bytes(20)).decode()
     request = desk.chat(model="far", messages=[{"role": "user", "images": [data]}])
     assert conversation(request).messages[0].parts == (Media(kind=kind, data=data, mime=mime),)  # type: ignore[arg-type]
 
 
-def test_names_of_members_are_read_in_any_case_and_the_rest_of_the_body_is_left_alone(desk: Desk) -> None:
+def test_field_names_are_case_insensitive_and_trailing_data_is_ignored(desk: Desk) -> None:
     body = b' {"MODEL":"smol","Messages":[{"Role":"user","CONTENT":"\\ud800x"}],"nonsense":[1]} {trailing'
     assert said(desk.decode("chat", body)) == [("user", "\ufffdx")]
 
 
 @pytest.mark.parametrize("level", ["high", "medium", "low", "max", True, False])
-def test_thinking_is_asked_for_by_level_or_flag(desk: Desk, level: str | bool) -> None:
+def test_thinking_is_a_level_or_a_flag(desk: Desk, level: str | bool) -> None:
     assert conversation(desk.chat(model="able", think=level)).thinking == level
 
 
-def test_a_model_that_can_think_does_so_unless_told_otherwise(desk: Desk) -> None:
+def test_a_thinking_model_thinks_by_default(desk: Desk) -> None:
     assert conversation(desk.chat(model="able")).thinking is True
     assert conversation(desk.chat(model="smol")).thinking is None
     assert conversation(desk.chat(model="smol", think=False)).thinking is False
@@ -151,7 +151,7 @@ def test_a_model_that_can_think_does_so_unless_told_otherwise(desk: Desk) -> Non
     ("wanted", "schema"),
     [("json", b'"json"'), ({"type": "object", "b": 1, "a": 2}, b'{"type":"object","b":1,"a":2}'), ("", None)],
 )
-def test_a_format_becomes_the_schema_of_the_answer(desk: Desk, wanted: Any, schema: bytes | None) -> None:
+def test_a_format_becomes_the_output_schema(desk: Desk, wanted: Any, schema: bytes | None) -> None:
     request = desk.chat(format=wanted)
     assert isinstance(request, ChatRequest)
     assert (None if request.output.schema is None else bytes(request.output.schema)) == schema
@@ -161,7 +161,7 @@ def test_a_format_becomes_the_schema_of_the_answer(desk: Desk, wanted: Any, sche
     ("keep_alive", "seconds"),
     [(None, None), (0, 0.0), ("0s", 0.0), ("0", 0.0), (1.5, 1.5), ("1h30m", 5400.0), ("300ms", 0.3), (-1, math.inf), ("-1s", math.inf)],
 )  # fmt: skip
-def test_keep_alive_is_read_as_seconds_or_a_duration(desk: Desk, keep_alive: Any, seconds: float | None) -> None:
+def test_keep_alive_is_seconds_or_a_duration(desk: Desk, keep_alive: Any, seconds: float | None) -> None:
     request = desk.chat(keep_alive=keep_alive)
     assert isinstance(request, ChatRequest)
     assert request.keep_alive_s == pytest.approx(seconds) if seconds is not None else request.keep_alive_s is None
@@ -180,37 +180,37 @@ def test_keep_alive_is_read_as_seconds_or_a_duration(desk: Desk, keep_alive: Any
         ("embeddings", {"model": "smol"}, "load"),
     ],
 )
-def test_a_request_that_says_nothing_loads_or_unloads_its_model(desk: Desk, name: str, body: Any, kind: str) -> None:
+def test_a_request_without_content_loads_or_unloads_the_model(desk: Desk, name: str, body: Any, kind: str) -> None:
     request = desk.decode(name, body)
     assert isinstance(request, Control)
     assert (request.kind, request.model) == (kind, "smol")
 
 
-def test_a_prompt_becomes_a_chat_so_that_the_models_own_template_is_used(desk: Desk) -> None:
+def test_a_prompt_becomes_a_chat_to_use_the_models_template(desk: Desk) -> None:
     request = desk.decode("generate", {"model": "able", "prompt": "p", "system": "s", "images": [PNG]})
     assert said(request) == [("system", "s"), ("user", "p")]
     assert isinstance(conversation(request).messages[1].parts[0], Media)
 
 
-def test_a_raw_prompt_is_completed_as_it_stands(desk: Desk) -> None:
+def test_a_raw_prompt_becomes_a_completion(desk: Desk) -> None:
     request = desk.decode("generate", {"model": "smol", "prompt": "p", "raw": True})
     assert isinstance(request, CompletionRequest)
     assert (request.prompt, request.suffix, request.sampling) == ("p", None, DEFAULTS)
 
 
-def test_a_suffix_asks_for_what_stands_between(desk: Desk) -> None:
+def test_a_suffix_becomes_a_completion(desk: Desk) -> None:
     request = desk.decode("generate", {"model": "able", "prompt": "p", "suffix": "s"})
     assert isinstance(request, CompletionRequest)
     assert (request.prompt, request.suffix) == ("p", "s")
 
 
-def test_tokens_of_a_real_ollama_are_no_conversation(desk: Desk) -> None:
+def test_tokens_of_a_real_ollama_are_ignored(desk: Desk) -> None:
     for context in ([1, 2, 3], [4738899], [4738899, 10**9, 1], [4738899, 3, "x"], [4738899, 3, 7], [True]):
         request = desk.decode("generate", {"model": "smol", "prompt": "p", "context": context})
         assert said(request) == [("user", "p")]
 
 
-def test_embeddings_take_one_text_or_several(desk: Desk) -> None:
+def test_embeddings_accept_one_text_or_several(desk: Desk) -> None:
     one = desk.decode("embed", {"model": "vectors", "input": "a", "dimensions": 2})
     several = desk.decode("embed", {"model": "vectors", "input": ["a", ""]})
     older = desk.decode("embeddings", {"model": "vectors", "prompt": "a"})
@@ -219,7 +219,7 @@ def test_embeddings_take_one_text_or_several(desk: Desk) -> None:
     assert isinstance(older, EmbedRequest) and (older.inputs, older.normalize) == (("a",), False)
 
 
-def test_log_probabilities_are_asked_for_with_at_least_one_alternative(desk: Desk) -> None:
+def test_log_probabilities_are_requested_with_at_least_one_alternative(desk: Desk) -> None:
     for fields, wanted in (({}, None), ({"logprobs": True}, 1), ({"logprobs": True, "top_logprobs": 3}, 3)):
         request = desk.chat(**fields)
         assert isinstance(request, ChatRequest) and request.output.logprobs == wanted
@@ -261,7 +261,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("body", "words"), BAD)
-def test_what_cannot_be_is_refused_in_ollamas_words(desk: Desk, body: Any, words: str) -> None:
+def test_invalid_requests_have_ollamas_messages(desk: Desk, body: Any, words: str) -> None:
     if isinstance(body, dict):
         body = {"model": "smol", "messages": HI} | body if body else {}
     response = desk.ask("chat", body)
@@ -284,16 +284,16 @@ def test_what_cannot_be_is_refused_in_ollamas_words(desk: Desk, body: Any, words
         ("chat", {"model": "smol", "messages": HI, "format": "xml"}, 500, 'invalid format: "\\"xml\\""; expected "json" or a valid JSON Schema object'),
     ],
 )  # fmt: skip
-def test_each_operation_has_its_own_words(desk: Desk, name: str, body: Any, status: int, words: str) -> None:
+def test_each_operation_has_its_own_messages(desk: Desk, name: str, body: Any, status: int, words: str) -> None:
     response = desk.ask(name, body)
     assert (response.status, json.loads(response.body)) == (status, {"error": words})
 
 
-def test_nothing_is_refused_for_a_model_of_which_nothing_is_known(desk: Desk) -> None:
+def test_nothing_is_rejected_for_a_model_without_facts(desk: Desk) -> None:
     request = desk.chat(model="org/sub/far@v1", think=True, tools=[{"function": {"name": "f"}}])
     assert conversation(request).tools[0].name == "f"
 
 
-def test_a_body_that_is_nested_too_deep_or_has_too_many_keys_is_refused(desk: Desk) -> None:
+def test_a_body_that_is_too_deep_or_has_too_many_keys_is_rejected(desk: Desk) -> None:
     for body in (b'{"a":' * 200 + b"1" + b"}" * 200, b"[" * 100_000, b"{" + b'"a":1,' * 200_000 + b'"b":1}'):
         assert desk.ask("chat", body).status == 400

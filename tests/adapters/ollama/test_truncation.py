@@ -41,21 +41,21 @@ def turns(*pairs: tuple[str, str], **fields: object) -> dict[str, object]:
     return {"messages": [{"role": role, "content": text} for role, text in pairs], **fields}
 
 
-def test_a_conversation_that_does_not_fit_loses_its_oldest_turns_but_not_the_system(desk: Desk) -> None:
+def test_a_too_long_conversation_loses_its_oldest_messages_but_not_the_system_prompt(desk: Desk) -> None:
     told = turns(("system", "s"), ("user", "a" * 300), ("assistant", "b" * 300), ("user", "c" * 300))
     shorter = desk.adapter.amend(desk.chat(**told), rejected(400, TOO_LONG))
     assert isinstance(shorter, ChatRequest) and shorter.conversation is not None
     assert [message.role for message in shorter.conversation.messages] == ["system", "user"]
 
 
-def test_a_result_does_not_stay_without_its_call(desk: Desk) -> None:
+def test_a_tool_result_is_dropped_with_its_call(desk: Desk) -> None:
     told = turns(("user", "a" * 900), ("assistant", "b" * 900), ("tool", "1"), ("user", "c" * 800))
     shorter = desk.adapter.amend(desk.chat(**told), rejected(400, TOO_LONG))
     assert isinstance(shorter, ChatRequest) and shorter.conversation is not None
     assert [message.role for message in shorter.conversation.messages] == ["user"]
 
 
-def test_each_amendment_is_smaller_until_only_the_refusal_is_left(desk: Desk) -> None:
+def test_each_truncation_is_smaller_until_nothing_is_left(desk: Desk) -> None:
     request = desk.chat(**turns(("system", "s"), *[("user", "word " * 20)] * 12))
     sizes = []
     while request is not None:
@@ -65,14 +65,14 @@ def test_each_amendment_is_smaller_until_only_the_refusal_is_left(desk: Desk) ->
     assert sizes[0] == 13 and sizes[-1] == 2 and sizes == sorted(set(sizes), reverse=True)
 
 
-def test_nothing_is_cut_if_the_client_does_not_want_it_or_something_else_was_wrong(desk: Desk) -> None:
+def test_nothing_is_truncated_against_the_clients_will_or_for_other_errors(desk: Desk) -> None:
     told = turns(("user", "a"), ("user", "b"))
     assert desk.adapter.amend(desk.chat(**told, truncate=False), rejected(400, TOO_LONG)) is None
     assert desk.adapter.amend(desk.chat(**told), rejected(400, b'{"error":"bad"}')) is None
     assert desk.adapter.amend(desk.chat(), rejected(400, TOO_LONG)) is None
 
 
-def test_the_longest_text_is_cut_for_an_embedding(desk: Desk) -> None:
+def test_the_longest_input_of_an_embedding_is_truncated(desk: Desk) -> None:
     request = desk.decode("embed", {"model": "vectors", "input": ["short", "x" * 1200]})
     shorter = desk.adapter.amend(request, rejected(500, TOO_LARGE))
     assert isinstance(shorter, EmbedRequest) and shorter.inputs is not None

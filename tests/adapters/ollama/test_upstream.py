@@ -59,7 +59,7 @@ def sent_to(request: Request, *, stream: bool = True) -> tuple[str, dict[str, An
     return wire.path, json.loads(wire.body)
 
 
-def test_a_conversation_of_openai_is_written_as_ollamas() -> None:
+def test_an_openai_conversation_is_encoded() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"b": 1, "a": 2}'}}
     tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"minimum": 1}}}
     path, body = sent_to(
@@ -109,7 +109,7 @@ def test_a_conversation_of_openai_is_written_as_ollamas() -> None:
     }
 
 
-def test_what_is_not_said_is_not_sent() -> None:
+def test_unset_parameters_are_not_sent() -> None:
     assert sent_to(from_openai(messages=HI), stream=False)[1] == {"model": "there", "messages": HI, "stream": False}
 
 
@@ -127,7 +127,7 @@ def test_prompts_and_texts_have_their_own_paths() -> None:
     assert sent_to(plain) == ("/api/embeddings", {"model": "there", "prompt": "a", "keep_alive": 9.0})
 
 
-def test_what_an_ollama_server_cannot_do_is_refused() -> None:
+def test_what_ollama_does_not_support_is_rejected() -> None:
     far = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]}]
     with pytest.raises(BadRequest, match="data only"):
         sent_to(from_openai(messages=far))
@@ -145,12 +145,12 @@ def test_what_an_ollama_server_cannot_do_is_refused() -> None:
         (RerankRequest(origin=Origin(wire="openai", operation="rerank")), "the Ollama protocol has no reranking"),
     ],
 )
-def test_what_the_protocol_cannot_say_is_named(request_: Request, said: str) -> None:
+def test_unsupported_kinds_of_requests_are_named(request_: Request, said: str) -> None:
     with pytest.raises(BadRequest, match=f"does not support this kind of request: {said}"):
         sent_to(request_)
 
 
-def test_a_body_of_ollamas_own_goes_through_with_its_model_replaced() -> None:
+def test_a_body_in_the_same_protocol_is_forwarded_with_its_model_replaced() -> None:
     body = b'{ "model" : "smol","messages":[{"role":"user","content":"x"}],  "new":{"b":1,"a":1.0} }'
     request = Desk().decode("chat", body)
     sent = OllamaUpstream().build(request, model="there", stream=True)
@@ -159,20 +159,20 @@ def test_a_body_of_ollamas_own_goes_through_with_its_model_replaced() -> None:
     assert json.loads(whole.body)["stream"] is False
 
 
-def test_a_body_that_only_go_reads_is_written_anew() -> None:
+def test_a_body_that_only_go_accepts_is_encoded_anew() -> None:
     request = Desk().decode("chat", b'{"MODEL":"smol","Messages":[{"role":"user","content":"x"}],"new":1} trailing')
     sent = json.loads(OllamaUpstream().build(request, model="there", stream=True).body)
     assert sent == {"model": "there", "messages": [{"role": "user", "content": "x"}], "new": 1}
 
 
-def test_a_context_that_this_gateway_made_is_not_sent_as_tokens() -> None:
+def test_a_packed_context_is_not_sent_as_tokens() -> None:
     for context, sent in ((memory.pack_context([("user", "a")]), None), ([1, 2], [1, 2])):
         request = Desk().decode("generate", {"model": "smol", "prompt": "p", "context": context})
         assert sent_to(request)[1]["context"] == sent
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_an_ollama_client_reads_an_ollama_servers_bytes_under_the_name_it_asked_for(stream: bool) -> None:
+def test_forwarded_lines_have_the_name_that_the_client_requested(stream: bool) -> None:
     desk = Desk()
     body = transcript("chat.ndjson" if stream else "chat.json")
     head = LINES if stream else JSON
@@ -180,14 +180,14 @@ def test_an_ollama_client_reads_an_ollama_servers_bytes_under_the_name_it_asked_
     assert answer == body.replace(b'"model":"there"', b'"model":"SMOL"')
 
 
-def test_a_stream_is_folded_for_a_client_that_wants_the_whole() -> None:
+def test_a_stream_is_folded_for_a_client_that_does_not_stream() -> None:
     desk = Desk()
     answer = json.loads(desk.answer(desk.chat(stream=False), *parse([transcript("chat.ndjson")]), head=LINES))
     assert answer["message"] == {"role": "assistant", "content": "I <am>\né", "thinking": "hmm "}
     assert (answer["done_reason"], answer["eval_count"]) == ("length", 6)
 
 
-def test_an_openai_client_reads_an_ollama_servers_answer() -> None:
+def test_an_ollama_response_is_encoded_for_an_openai_client() -> None:
     adapter = OpenAIAdapter()
     request = from_openai(messages=HI, stream=False)
     encoder = adapter.encoder(request, response_id="c", created=1, progress="off")

@@ -29,7 +29,7 @@ def test_every_operation_exists_with_and_without_prefix_and_slash(adapter: OpenA
     assert paths["/v1/models/{id:path}"] == "model"
 
 
-def test_only_the_fields_that_decide_the_way_are_read(chat: Chat) -> None:
+def test_only_the_fields_that_decide_the_route_are_decoded(chat: Chat) -> None:
     request = chat(stream=True, stream_options={"include_usage": True}, n=2, unknown={"x": [1]})
     assert request.model == "a"
     assert request.output == Output(stream=True, include_usage=True, choices=2)
@@ -54,7 +54,7 @@ def test_no_model_is_none(ask: Any, body: dict[str, Any]) -> None:
         ({"response_format": {"type": 1}}, "response_format.type"),
     ],
 )
-def test_a_wrong_field_is_named(chat: Chat, fields: dict[str, Any], param: str) -> None:
+def test_an_invalid_field_is_named(chat: Chat, fields: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequest) as caught:
         chat(**fields)
     assert caught.value.param == param
@@ -70,7 +70,7 @@ def test_a_wrong_field_is_named(chat: Chat, fields: dict[str, Any], param: str) 
         ({"json_schema": {"a": 1}}, b'{"a": 1}'),
     ],
 )
-def test_structured_output_is_noticed(chat: Chat, fields: dict[str, Any], schema: bytes | None) -> None:
+def test_structured_output_is_decoded(chat: Chat, fields: dict[str, Any], schema: bytes | None) -> None:
     found = chat(**fields).output.schema
     assert (None if found is None else bytes(found)) == schema
 
@@ -83,7 +83,7 @@ def test_other_operations_become_their_own_kinds(ask: Any) -> None:
     assert isinstance(ask("/v1/audio/speech", {"model": "a"}), Passthrough)
 
 
-def test_probes_name_what_is_asked(ask: Any) -> None:
+def test_model_info_requests_have_their_kind_and_model(ask: Any) -> None:
     assert ask("/models/").kind == "models"
     probe = ask("/v1/models/{id:path}", path_params={"id": "org/model:q4/"})
     assert isinstance(probe, ModelInfoRequest)

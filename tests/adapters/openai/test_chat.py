@@ -20,7 +20,7 @@ from hostler.adapters.types import (
 Chat = Callable[..., ChatRequest]
 
 
-def test_backends_of_other_protocols_do_not_get_them_either(adapter: OpenAIAdapter, ask: Any) -> None:
+def test_progress_lines_are_removed_when_decoding(adapter: OpenAIAdapter, ask: Any) -> None:
     for shown, meant in (("[hostler] loading b\nHm.", "Hm."), ("[hostler] loading b\n", None), ("Hm.", "Hm.")):
         said = {"role": "assistant", "reasoning_content": shown, "content": "Hi"}
         request = adapter.expand(ask("/v1/chat/completions", {"model": "a", "messages": [said]}))
@@ -70,7 +70,7 @@ FULL: dict[str, Any] = {
 }
 
 
-def test_a_chat_is_understood_in_full(adapter: OpenAIAdapter, chat: Chat) -> None:
+def test_a_chat_is_fully_decoded(adapter: OpenAIAdapter, chat: Chat) -> None:
     request = adapter.expand(chat(**FULL))
     assert isinstance(request, ChatRequest)
     conversation = request.conversation
@@ -98,9 +98,7 @@ def test_a_chat_is_understood_in_full(adapter: OpenAIAdapter, chat: Chat) -> Non
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:x,y"}]}]}, "messages"),
     ],
 )
-def test_what_cannot_be_understood_is_named(
-    adapter: OpenAIAdapter, chat: Chat, fields: dict[str, Any], param: str
-) -> None:
+def test_an_invalid_field_is_named(adapter: OpenAIAdapter, chat: Chat, fields: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequest) as caught:
         adapter.expand(chat(**fields))
     assert caught.value.param == param

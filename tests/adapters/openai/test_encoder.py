@@ -47,7 +47,7 @@ CHANCE = re.compile(
 
 
 @pytest.mark.parametrize("name", ["chat", "choices", "tools", "empty", "structured", "completions"])
-def test_a_folded_answer_is_the_one_the_server_gives(
+def test_a_folded_response_is_the_servers_own_whole_response(
     chat: Any, ask: Any, begin: Any, parse: Parse, transcript: Transcript, name: str
 ) -> None:
     request = ask("/v1/completions", {"prompt": ""}) if name == "completions" else chat()
@@ -60,13 +60,13 @@ def test_a_folded_answer_is_the_one_the_server_gives(
     assert CHANCE.sub(rb'"\1":0', folded) == CHANCE.sub(rb'"\1":0', real)
 
 
-def test_an_answer_that_begins_with_half_a_letter_has_its_role() -> None:
+def test_a_response_that_starts_with_half_a_character_has_its_role() -> None:
     fold = StreamFold()
     fold.add_events(delta(content="П") + delta("stop") + DONE)
     assert json.loads(fold.result())["choices"][0]["message"] == {"role": "assistant", "content": "П"}
 
 
-def test_numbers_are_folded_as_they_are_written() -> None:
+def test_numbers_keep_their_spelling_when_folded() -> None:
     fold = StreamFold()
     fold.add_events(event(choices=[{"index": 0, "delta": {"content": "a"}}]))
     numbers = b'{"tiny":-1.1920928955078125e-07,"large":1e+20,"zero":-0.0,"round":2.0,"long":12345678901234567890}'
@@ -74,7 +74,7 @@ def test_numbers_are_folded_as_they_are_written() -> None:
     assert b'"timings":' + numbers in fold.result()
 
 
-def test_a_folded_response_is_the_one_the_server_completed(
+def test_a_folded_responses_stream_is_the_completed_response(
     ask: Any, begin: Any, parse: Parse, transcript: Transcript
 ) -> None:
     encoder = begin(ask("/v1/responses", {"input": "x"}))
@@ -109,7 +109,7 @@ def test_folding_loses_no_field_of_other_servers(transcript: Transcript) -> None
     ]
 
 
-def test_pieces_of_several_tool_calls_find_together() -> None:
+def test_the_pieces_of_several_tool_calls_are_assembled() -> None:
     fold = StreamFold()
     for piece in (
         [{"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}],
@@ -125,7 +125,7 @@ def test_pieces_of_several_tool_calls_find_together() -> None:
     ]
 
 
-def test_a_whole_answer_is_forwarded_with_its_length(
+def test_a_whole_response_is_forwarded_with_its_length(
     chat: Any, begin: Any, parse: Parse, transcript: Transcript
 ) -> None:
     body = transcript("openai/chat.json")
@@ -137,7 +137,7 @@ def test_a_whole_answer_is_forwarded_with_its_length(
     assert (chunks[-1].usage or Usage()).completion_tokens == 6
 
 
-def test_a_whole_answer_is_told_as_a_stream_to_who_asked_for_one(
+def test_a_whole_response_becomes_a_stream_for_a_streaming_client(
     chat: Any, begin: Any, parse: Parse, transcript: Transcript
 ) -> None:
     encoder = begin(chat(stream=True), JSON)
@@ -166,7 +166,7 @@ OTHER = [
         ("/v1/chat/completions", "the-clients-own", "the-clients-own"),
     ],
 )
-def test_an_answer_of_another_protocol_has_an_id_as_openai_gives_them(
+def test_a_response_of_another_protocol_has_an_id_in_openais_form(
     adapter: Any, ask: Any, path: str, answer_id: str, told: str
 ) -> None:
     request = ask(path, {"model": "a", "messages": [{"role": "user", "content": "x"}], "prompt": "x"})
@@ -180,7 +180,7 @@ def test_an_answer_of_another_protocol_has_an_id_as_openai_gives_them(
         assert made_up["id"].startswith("call_") and "req" not in made_up["id"]
 
 
-def test_chunks_of_another_protocol_are_written_as_a_stream(chat: Any, begin: Any) -> None:
+def test_chunks_of_another_protocol_are_encoded_as_a_stream(chat: Any, begin: Any) -> None:
     encoder = begin(chat(stream=True, stream_options={"include_usage": True}))
     written = b"".join(encoder.encode(chunk) for chunk in OTHER) + encoder.finish()
     events = [json.loads(data) for _, data in sse.iter_events(written) if data != b"[DONE]"]
@@ -193,7 +193,7 @@ def test_chunks_of_another_protocol_are_written_as_a_stream(chat: Any, begin: An
     assert written.endswith(DONE)
 
 
-def test_chunks_of_another_protocol_are_folded_to_a_whole_answer(chat: Any, begin: Any) -> None:
+def test_chunks_of_another_protocol_are_folded_into_a_whole_response(chat: Any, begin: Any) -> None:
     encoder = begin(chat())
     assert [encoder.encode(chunk) for chunk in OTHER] == [b""] * 4
     answer = json.loads(encoder.finish())
@@ -220,7 +220,7 @@ def test_completions_of_another_protocol_are_plain_text(ask: Any, begin: Any) ->
     )
 
 
-def test_embeddings_of_another_protocol_come_in_the_form_asked_for(ask: Any, begin: Any, parse: Parse) -> None:
+def test_embeddings_of_another_protocol_have_the_requested_encoding(ask: Any, begin: Any, parse: Parse) -> None:
     vectors = ((0.5, -1.0), (2.0, 0.25))
     for form in ("float", "base64"):
         encoder = begin(ask("/v1/embeddings", {"model": "a", "input": ["x", "y"], "encoding_format": form}), JSON)
@@ -232,7 +232,7 @@ def test_embeddings_of_another_protocol_come_in_the_form_asked_for(ask: Any, beg
 
 
 @pytest.mark.parametrize("name", ["chat", "tools", "choices"])
-def test_an_answer_survives_the_way_through_canonical_chunks(
+def test_a_response_survives_decoding_and_encoding(
     chat: Any, begin: Any, parse: Parse, transcript: Transcript, name: str
 ) -> None:
     encoder = begin(chat())
@@ -247,7 +247,7 @@ def test_an_answer_survives_the_way_through_canonical_chunks(
         assert calls == [call["function"] for call in theirs["message"].get("tool_calls", ())]
 
 
-def test_a_new_attempt_forgets_the_one_before(chat: Any, begin: Any) -> None:
+def test_a_new_attempt_discards_the_one_before(chat: Any, begin: Any) -> None:
     encoder = begin(chat())
     encoder.encode(Chunk(wire="other", text="lost"))
     encoder.start(ResponseHead(media_type="text/event-stream"))
@@ -256,7 +256,7 @@ def test_a_new_attempt_forgets_the_one_before(chat: Any, begin: Any) -> None:
 
 
 @pytest.mark.parametrize("choices", [b'"x"', b'["x"]', b'[{"message":"x"}]', b'[{"message":{"tool_calls":["x"]}}]'])
-def test_a_whole_answer_of_another_shape_cannot_be_told_as_a_stream(choices: bytes, chat: Any, begin: Any) -> None:
+def test_an_invalid_whole_response_cannot_become_a_stream(choices: bytes, chat: Any, begin: Any) -> None:
     encoder = begin(chat(stream=True))
     encoder.encode(Chunk(wire="openai", raw=b'{"choices":' + choices + b"}", is_body=True))
     with pytest.raises(BackendBroken):

@@ -49,7 +49,7 @@ def test_retry_after_is_rounded_up(adapter: OpenAIAdapter, seconds: float, heade
     assert ("Retry-After", header) in adapter.error_response(TooManyRequests("x", retry_after_s=seconds)).headers
 
 
-def test_challenges_and_allowed_methods_are_told(adapter: OpenAIAdapter) -> None:
+def test_challenges_and_allowed_methods_are_in_the_headers(adapter: OpenAIAdapter) -> None:
     assert adapter.error_response(Unauthenticated("x")).headers == (("WWW-Authenticate", "Bearer"),)
     assert adapter.error_response(MethodNotAllowed("x", allowed=("GET", "POST"))).headers == (("Allow", "GET, POST"),)
 
@@ -63,25 +63,27 @@ def rejected(status: int, wire: str = "openai") -> BackendRejected:
 
 @pytest.mark.parametrize("status", [400, 404, 422, 501])
 @pytest.mark.parametrize("wire", ["openai", "llamacpp"])
-def test_what_an_engine_refuses_is_passed_on_unchanged(adapter: OpenAIAdapter, status: int, wire: str) -> None:
+def test_an_engines_error_is_passed_on_unchanged(adapter: OpenAIAdapter, status: int, wire: str) -> None:
     answer = adapter.error_response(rejected(status, wire))
     assert (answer.status, answer.body) == (status, b'{"error":{"message":"secret"}}')
     assert answer.media_type == "application/json; charset=utf-8"
 
 
-def test_what_a_server_of_another_protocol_refuses_is_said_in_this_one(adapter: OpenAIAdapter) -> None:
+def test_an_error_of_another_protocol_is_translated(adapter: OpenAIAdapter) -> None:
     answer = adapter.error_response(rejected(400, "anthropic"))
     assert (answer.status, json.loads(answer.body)["error"]["message"]) == (400, "secret")
 
 
 @pytest.mark.parametrize(("error", "status"), [(rejected(500, "ollama"), 502), (rejected(401), 502)])
-def test_other_refusals_tell_only_their_kind(adapter: OpenAIAdapter, error: BackendRejected, status: int) -> None:
+def test_account_errors_and_failures_are_not_passed_on(
+    adapter: OpenAIAdapter, error: BackendRejected, status: int
+) -> None:
     answer = adapter.error_response(error)
     assert answer.status == status
     assert b"secret" not in answer.body
 
 
-def test_control_characters_are_shown_escaped(adapter: OpenAIAdapter) -> None:
+def test_control_characters_are_escaped(adapter: OpenAIAdapter) -> None:
     message = json.loads(adapter.error_response(BadRequest("a\x00b\x1b[31m\u202e" + "x" * 5000)).body)["error"][
         "message"
     ]

@@ -41,7 +41,7 @@ EVENTS = st.lists(
 
 
 @given(events=EVENTS, compact=st.booleans(), ascii_only=st.booleans())
-def test_the_short_way_and_the_long_way_meet(events: list[dict[str, Any]], compact: bool, ascii_only: bool) -> None:
+def test_the_fast_path_folds_like_the_slow_one(events: list[dict[str, Any]], compact: bool, ascii_only: bool) -> None:
     separators = (",", ":") if compact else (", ", ": ")
     by_bytes, by_values = StreamFold(), StreamFold()
     for event in events:
@@ -51,7 +51,7 @@ def test_the_short_way_and_the_long_way_meet(events: list[dict[str, Any]], compa
     assert by_bytes.result() == by_values.result()
 
 
-def test_a_piece_that_is_no_text_is_read_the_long_way() -> None:
+def test_a_piece_that_is_no_text_takes_the_slow_path() -> None:
     fold = StreamFold()
     for content in ('"a"', '"b"', "null", '"c"', '"d"'):
         fold.add_events(b'data: {"choices":[{"index":0,"delta":{"content":%b}}]}\n\n' % content.encode())
@@ -71,7 +71,7 @@ def test_a_piece_that_is_no_text_is_read_the_long_way() -> None:
         b'{"choices":[{"delta":{"content":"\xff"}}]}',
     ],
 )
-def test_events_of_another_shape_are_a_broken_answer(event: bytes) -> None:
+def test_invalid_events_are_broken(event: bytes) -> None:
     with pytest.raises(BackendBroken):
         StreamFold().add_events(b"data: " + event + b"\n\n")
 

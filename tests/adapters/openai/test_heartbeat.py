@@ -19,7 +19,7 @@ def chunks(data: bytes) -> list[Any]:
     return [json.loads(found) for _, found in sse.iter_events(data)]
 
 
-def test_the_first_sign_is_a_comment_and_the_role(chat: Any, begin: Any) -> None:
+def test_the_first_heartbeat_is_a_comment_and_the_role(chat: Any, begin: Any) -> None:
     sign = begin(chat(stream=True)).heartbeat(LOADING)
     comment, _, rest = sign.partition(b"\n")
     assert comment == b": [hostler] loading b: 40% (12 s left)"
@@ -28,7 +28,7 @@ def test_the_first_sign_is_a_comment_and_the_role(chat: Any, begin: Any) -> None
     assert chunks(sign)[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
 
 
-def test_thinking_shows_a_line_and_the_facts(chat: Any, begin: Any) -> None:
+def test_thinking_shows_a_line_and_the_progress(chat: Any, begin: Any) -> None:
     encoder = begin(chat(stream=True))
     encoder.heartbeat(QUEUED)
     sign = chunks(encoder.heartbeat(LOADING))[0]
@@ -57,7 +57,7 @@ def test_thinking_shows_a_line_and_the_facts(chat: Any, begin: Any) -> None:
     ("fields", "setting"),
     [({}, "quiet"), ({"n": 2}, "thinking"), ({"response_format": {"type": "json_object"}}, "thinking")],
 )
-def test_quiet_says_nothing_to_people(chat: Any, begin: Any, fields: dict[str, Any], setting: str) -> None:
+def test_quiet_has_no_progress_lines(chat: Any, begin: Any, fields: dict[str, Any], setting: str) -> None:
     encoder = begin(chat(stream=True, **fields), progress=setting)
     encoder.heartbeat(LOADING)
     sign = chunks(encoder.heartbeat(LOADING))[0]
@@ -70,12 +70,12 @@ def test_comments_are_only_comments(chat: Any, begin: Any) -> None:
     assert encoder.heartbeat(LOADING) == encoder.heartbeat(LOADING) == b": [hostler] loading b: 40% (12 s left)\n"
 
 
-def test_off_and_whole_answers_have_no_signs(chat: Any, begin: Any) -> None:
+def test_there_are_no_heartbeats_when_off_or_not_streaming(chat: Any, begin: Any) -> None:
     assert begin(chat(stream=True), progress="off").heartbeat(LOADING) == b""
     assert begin(chat()).heartbeat(LOADING) == b""
 
 
-def test_responses_get_comments_alone(ask: Any, begin: Any) -> None:
+def test_the_responses_api_gets_comments_only(ask: Any, begin: Any) -> None:
     encoder = begin(ask("/v1/responses", {"input": "x", "stream": True}))
     assert encoder.heartbeat(LOADING).startswith(b": ")
     assert chunks(encoder.heartbeat(LOADING)) == []
@@ -102,7 +102,7 @@ def test_an_error_ends_the_stream(chat: Any, begin: Any) -> None:
     }
 
 
-def test_an_error_in_a_responses_stream_is_an_event_of_its_own(ask: Any, begin: Any) -> None:
+def test_an_error_in_a_responses_stream_is_an_error_event(ask: Any, begin: Any) -> None:
     encoder = begin(ask("/v1/responses", {"input": "x", "stream": True}))
     name, data = next(sse.iter_events(encoder.error(ModelUnavailable("no"))))
     assert (name, json.loads(data)["type"], json.loads(data)["code"]) == ("error", "error", "model_not_available")

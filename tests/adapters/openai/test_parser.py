@@ -59,7 +59,7 @@ def test_a_stream_is_forwarded_as_it_came(parse: Parse, transcript: Transcript, 
 
 @fixtures_are_stateless
 @given(name=st.sampled_from(sorted(STREAMS)), places=st.lists(st.integers(0, 10_000), max_size=30), dos=st.booleans())
-def test_any_cutting_gives_the_same_answer(
+def test_any_segmentation_gives_the_same_response(
     parse: Parse, transcript: Transcript, name: str, places: list[int], dos: bool
 ) -> None:
     stream = transcript(f"openai/{name}.sse")
@@ -81,7 +81,7 @@ def test_any_cutting_gives_the_same_answer(
         assert answer(cut(stream, places), fields=fields) == answer([stream], fields=fields)
 
 
-def test_counts_are_noticed_from_usage_and_timings(parse: Parse, transcript: Transcript) -> None:
+def test_usage_comes_from_usage_and_timings(parse: Parse, transcript: Transcript) -> None:
     usage = [chunk.usage for chunk in parse([transcript("openai/chat.sse")]) if chunk.usage]
     assert usage == [
         Usage(prompt_tokens=32, completion_tokens=6, cached_tokens=31, prompt_ms=7.403, completion_ms=37.624)
@@ -92,7 +92,7 @@ def test_counts_are_noticed_from_usage_and_timings(parse: Parse, transcript: Tra
     assert (cloud[0].cost, cloud[0].reasoning_tokens, cloud[0].cached_tokens) == (0.000012, 3, 4)
 
 
-def test_fields_are_decoded_when_asked_for(parse: Parse, transcript: Transcript) -> None:
+def test_fields_are_decoded_on_request(parse: Parse, transcript: Transcript) -> None:
     chunks = parse([transcript("openai/tools.sse")], fields=True)
     calls = [call for chunk in chunks for call in chunk.tool_calls]
     assert (calls[0].name, "".join(call.arguments for call in calls)) == ("get_weather", '{"city": "Berlin"}')
@@ -111,17 +111,17 @@ def test_fields_are_decoded_when_asked_for(parse: Parse, transcript: Transcript)
         b": comment\n\n",
     ],
 )
-def test_an_answer_that_just_ends_is_broken(parse: Parse, stream: bytes) -> None:
+def test_a_response_that_just_ends_is_broken(parse: Parse, stream: bytes) -> None:
     with pytest.raises(BackendBroken, match="ended"):
         parse([stream])
 
 
 @pytest.mark.parametrize("stream", [delta(content="Hi") + DONE, delta(content="Hi") + b"data: [DONE]"])
-def test_done_completes_an_answer(parse: Parse, stream: bytes) -> None:
+def test_done_completes_a_response(parse: Parse, stream: bytes) -> None:
     assert b"".join(chunk.raw for chunk in parse([stream])) == delta(content="Hi") + DONE
 
 
-def test_a_finish_reason_completes_an_answer_and_done_is_added(parse: Parse) -> None:
+def test_a_finish_reason_completes_a_response_and_done_is_added(parse: Parse) -> None:
     stream = delta(content="Hi") + delta("stop")
     assert b"".join(chunk.raw for chunk in parse([stream])) == stream + DONE
 
@@ -147,7 +147,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("fields", [False, True])
-def test_an_error_with_the_beginning_gives_nothing_away(parse: Parse, error: bytes, fields: bool) -> None:
+def test_an_error_in_the_first_event_forwards_nothing(parse: Parse, error: bytes, fields: bool) -> None:
     given: list[Chunk] = []
     with pytest.raises(BackendBroken, match="out of memory"):
         given += parse([delta(role="assistant", content=None) + error], fields=fields)
@@ -155,7 +155,7 @@ def test_an_error_with_the_beginning_gives_nothing_away(parse: Parse, error: byt
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_words_before_an_error_are_still_given(error: bytes) -> None:
+def test_chunks_before_an_error_are_still_forwarded(error: bytes) -> None:
     from hostler.adapters.openai.parser import OpenAIParser
 
     parser = OpenAIParser("chat")
@@ -171,17 +171,17 @@ def test_a_finish_reason_of_error_is_an_error(parse: Parse) -> None:
         parse([delta("error")])
 
 
-def test_an_event_that_is_no_json_is_broken(parse: Parse) -> None:
+def test_an_event_that_is_not_json_is_broken(parse: Parse) -> None:
     with pytest.raises(BackendBroken, match="protocol does not allow"):
         parse([b'data: {"error"\n\n'])
 
 
-def test_the_word_error_in_an_answer_is_no_error(parse: Parse) -> None:
+def test_the_word_error_in_the_content_is_no_error(parse: Parse) -> None:
     stream = delta(content='"error": [DONE]') + delta(content="error") + delta("stop") + DONE
     assert b"".join(chunk.raw for chunk in parse([stream])) == stream
 
 
-def test_a_whole_answer_that_is_cut_off_is_broken(parse: Parse) -> None:
+def test_a_truncated_response_is_broken(parse: Parse) -> None:
     with pytest.raises(BackendBroken, match="3 of 10 bytes"):
         parse([b"abc"], head=ResponseHead(length=10))
 
@@ -194,7 +194,7 @@ def parser_of(operation: str = "chat", **more: Any) -> Any:
 
 @pytest.mark.parametrize("fields", [False, True])
 @pytest.mark.parametrize("error", ERRORS)
-def test_an_opening_without_a_word_is_held_back_until_one_comes(error: bytes, fields: bool) -> None:
+def test_opening_events_are_held_back_until_the_first_token(error: bytes, fields: bool) -> None:
     parser = parser_of(fields=fields)
     assert [*parser.feed(delta(role="assistant", content=""))] == []
     with pytest.raises(BackendBroken):
@@ -205,13 +205,13 @@ def test_an_opening_without_a_word_is_held_back_until_one_comes(error: bytes, fi
     assert b"".join(chunk.raw for chunk in parser.feed(word)) == opening + word
 
 
-def test_an_opening_is_not_held_back_for_ever() -> None:
+def test_opening_events_are_not_held_back_for_ever() -> None:
     parser = parser_of()
     given = [chunk for _ in range(100) for chunk in parser.feed(delta(content=""))]
     assert b"".join(chunk.raw for chunk in given) == delta(content="") * 100
 
 
-def test_how_far_a_prompt_is_read_is_shown_at_once() -> None:
+def test_prompt_progress_is_forwarded_at_once() -> None:
     progress = event(choices=[{"index": 0, "delta": {}, "finish_reason": None}], prompt_progress={"processed": 1})
     assert [*parser_of().feed(progress)]
 
@@ -220,7 +220,7 @@ def test_how_far_a_prompt_is_read_is_shown_at_once() -> None:
     ("error", "status"),
     [({"code": 402, "message": "pay"}, 402), ({"code": "rate_limited", "message": "slow"}, None), ("oops", None)],
 )
-def test_an_error_tells_the_status_that_it_names(error: Any, status: int | None) -> None:
+def test_an_error_keeps_the_status_that_it_names(error: Any, status: int | None) -> None:
     with pytest.raises(BackendBroken) as broken:
         parser_of().feed(event(error=error))
     assert broken.value.backend_status == status
@@ -234,7 +234,7 @@ def test_an_error_tells_the_status_that_it_names(error: Any, status: int | None)
         {"choices": [{"finish_reason": "error", "error": {"code": 502, "message": "provider failed"}}]},
     ],
 )
-def test_a_whole_answer_with_an_error_inside_is_no_answer(body: dict[str, Any], fields: bool) -> None:
+def test_an_error_in_a_whole_response_is_raised(body: dict[str, Any], fields: bool) -> None:
     parser = parser_of(fields=fields)
     parser.start(JSON)
     with pytest.raises(BackendBroken, match="provider failed") as broken:
@@ -243,7 +243,7 @@ def test_a_whole_answer_with_an_error_inside_is_no_answer(body: dict[str, Any], 
 
 
 @pytest.mark.parametrize("media_type", ["text/event-stream", "application/json"])
-def test_an_answer_that_is_not_text_is_broken(media_type: str) -> None:
+def test_a_response_that_is_not_text_is_broken(media_type: str) -> None:
     parser = parser_of(fields=True)
     parser.start(ResponseHead(media_type=media_type))
     choice = b'{"choices":[{"delta":{"content":"\xff"},"message":{"content":"\xff"}}]}'

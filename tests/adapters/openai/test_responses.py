@@ -76,7 +76,7 @@ def meant(said: list[Chunk], called: list[tuple[str, dict[str, str]]]) -> tuple[
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(said=st.lists(pieces, max_size=6), called=calls, finish=finishes)
-def test_any_answer_is_read_by_openais_package(
+def test_the_sdk_reads_any_response(
     said: list[Chunk], called: list[tuple[str, dict[str, str]]], finish: str | None
 ) -> None:
     adapter = OpenAIAdapter()
@@ -102,7 +102,7 @@ def test_any_answer_is_read_by_openais_package(
 
 @settings(max_examples=60)
 @given(said=st.lists(pieces, max_size=6))
-def test_any_answer_is_told_the_same_in_lm_studios_events_and_whole(said: list[Chunk]) -> None:
+def test_lm_studios_stream_and_whole_response_agree(said: list[Chunk]) -> None:
     adapter = LMStudioAdapter()
     end = story(said, [], "stop")
     whole = json.loads(told(adapter, asked(adapter, "/api/v1/chat", input="x"), end))
@@ -120,7 +120,7 @@ def test_any_answer_is_told_the_same_in_lm_studios_events_and_whole(said: list[C
     assert "".join(item["content"] for item in items if item["type"] == "message") == meant(said, [])[0]
 
 
-def test_a_conversation_of_items_becomes_turns() -> None:
+def test_items_become_messages() -> None:
     items = [
         {"role": "developer", "content": "D"},
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "U"}]},
@@ -161,7 +161,7 @@ def test_a_conversation_of_items_becomes_turns() -> None:
         ({"input": "x", "conversation": {"id": "c"}}, "conversation"), ({"input": "x", "background": True}, "background"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_told_as_a_chat_is_named(body: dict[str, Any], param: str) -> None:
+def test_what_a_chat_cannot_express_is_named(body: dict[str, Any], param: str) -> None:
     adapter = OpenAIAdapter()
     with pytest.raises(BadRequest) as caught:
         adapter.expand(asked(adapter, "/v1/responses", **body))

@@ -32,7 +32,7 @@ stateless = settings(suppress_health_check=[HealthCheck.function_scoped_fixture,
 
 @stateless
 @given(said=st.lists(chunks, min_size=1, max_size=6), usage=counts, finish=reasons, waits=st.integers(0, 3))
-def test_any_stream_is_read_by_the_package(
+def test_the_sdk_reads_any_stream(
     chat: Any, begin: Any, said: list[Chunk], usage: Usage | None, finish: str, waits: int
 ) -> None:
     encoder = begin(chat(stream=True, stream_options={"include_usage": True}))
@@ -49,7 +49,7 @@ def test_any_stream_is_read_by_the_package(
 
 @stateless
 @given(said=st.lists(chunks, min_size=1, max_size=6), usage=counts, finish=reasons)
-def test_any_whole_answer_is_read_by_the_package(
+def test_the_sdk_reads_any_whole_response(
     chat: Any, begin: Any, said: list[Chunk], usage: Usage | None, finish: str
 ) -> None:
     encoder = begin(chat())
@@ -62,7 +62,7 @@ def test_any_whole_answer_is_read_by_the_package(
         assert choice.finish_reason == finish
 
 
-def test_completions_and_embeddings_are_read_by_the_package(ask: Any, begin: Any) -> None:
+def test_the_sdk_reads_completions_and_embeddings(ask: Any, begin: Any) -> None:
     encoder = begin(ask("/v1/completions", {"model": "a", "prompt": "x"}))
     encoder.encode(Chunk(wire="other", text="Hi", finish="stop"))
     assert Completion.model_validate(json.loads(encoder.finish())).choices[0].text == "Hi"

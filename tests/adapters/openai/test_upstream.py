@@ -20,7 +20,7 @@ from hostler.adapters.types import (
 Chat = Callable[..., ChatRequest]
 
 
-def test_an_upload_is_read_and_forwarded_as_a_form(ask: Any, upstream: OpenAIUpstream) -> None:
+def test_an_upload_is_forwarded_as_a_form(ask: Any, upstream: OpenAIUpstream) -> None:
     kind = "multipart/form-data; boundary=q"
     body = b'--q\r\nContent-Disposition: form-data; name="model"\r\n\r\nw\r\n--q\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n\x00\xff\r\n--q--\r\n'
     request = ask("/v1/audio/transcriptions", body, headers={"content-type": kind})
@@ -35,7 +35,7 @@ def test_a_stream_is_forwarded_with_only_the_model_changed(ask: Any, upstream: O
     assert (sent.path, sent.body) == ("/v1/chat/completions", body.replace(b'"a"', b'"b/c"'))
 
 
-def test_a_whole_answer_is_asked_for_as_a_stream_with_counts(chat: Chat, upstream: OpenAIUpstream) -> None:
+def test_a_whole_response_is_requested_as_a_stream_with_usage(chat: Chat, upstream: OpenAIUpstream) -> None:
     sent = json.loads(upstream.build(chat(stream=False, stream_options={"x": 1}), model="b", stream=True).body)
     assert (sent["stream"], sent["stream_options"]) == (True, {"x": 1, "include_usage": True})
     plain = json.loads(upstream.build(chat(), model="b", stream=False).body)
@@ -45,14 +45,12 @@ def test_a_whole_answer_is_asked_for_as_a_stream_with_counts(chat: Chat, upstrea
 @pytest.mark.parametrize(
     ("asked", "told"), [("verbose", True), ("logprobs", True), ("n_probs", 2), ("logprobs", False), ("n_probs", 0)]
 )
-def test_what_a_stream_does_not_tell_in_full_is_asked_for_whole(
-    chat: Chat, upstream: OpenAIUpstream, asked: str, told: Any
-) -> None:
+def test_what_a_stream_lacks_is_requested_whole(chat: Chat, upstream: OpenAIUpstream, asked: str, told: Any) -> None:
     sent = json.loads(upstream.build(chat(**{asked: told}), model="b", stream=True).body)
     assert ("stream" in sent) is not bool(told)
 
 
-def test_our_progress_lines_are_taken_out_of_the_history(ask: Any, upstream: OpenAIUpstream) -> None:
+def test_progress_lines_are_removed_from_the_history(ask: Any, upstream: OpenAIUpstream) -> None:
     shown = "[hostler] loading b: 40% (12 s left)\n[hostler] ready b\nLet me think.\nabout [hostler] x\n"
     messages: list[dict[str, Any]] = [
         {"role": "user", "content": "[hostler] mine stays"},
@@ -115,7 +113,7 @@ def crossed(request: Request) -> Request:
     return msgspec.structs.replace(request, origin=Origin(wire="other", operation="x"))
 
 
-def test_what_was_understood_is_written_again(adapter: OpenAIAdapter, chat: Chat) -> None:
+def test_a_decoded_chat_is_encoded_again(adapter: OpenAIAdapter, chat: Chat) -> None:
     request = crossed(adapter.expand(chat(**FULL, stream=True)))
     sent = OpenAIUpstream(engine=True).build(request, model="b", stream=True)
     assert sent.path == "/v1/chat/completions"
@@ -129,7 +127,7 @@ def test_what_was_understood_is_written_again(adapter: OpenAIAdapter, chat: Chat
     }
 
 
-def test_completions_embeddings_and_rerankings_cross_over(
+def test_completions_embeddings_and_reranking_are_encoded(
     adapter: OpenAIAdapter, ask: Any, upstream: OpenAIUpstream
 ) -> None:
     def sent(path: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
