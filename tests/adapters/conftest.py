@@ -19,7 +19,7 @@ from hostler.adapters.types import Chunk, Request, ResponseHead
 TRANSCRIPTS = Path(__file__).parent.parent / "transcripts"
 STREAM = ResponseHead(media_type="text/event-stream")
 
-Ask = Callable[..., Request]
+DecodeRequest = Callable[..., Request]
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def transcript() -> Callable[[str], bytes]:
 
 
 @pytest.fixture
-def ask(adapter: OpenAIAdapter) -> Ask:
+def decode_request(adapter: OpenAIAdapter) -> DecodeRequest:
     """Decodes a request: `ask("/v1/chat/completions", {...})`, or raw bytes instead of a dict."""
 
     def decode(path: str, body: dict[str, Any] | bytes = b"", **more: Any) -> Request:
@@ -51,18 +51,18 @@ def ask(adapter: OpenAIAdapter) -> Ask:
 
 
 @pytest.fixture
-def chat(ask: Ask) -> Callable[..., Request]:
+def chat(decode_request: DecodeRequest) -> Callable[..., Request]:
     """A chat request with these fields beside a model and one message."""
 
     def decode(**fields: Any) -> Request:
         body = {"model": "a", "messages": [{"role": "user", "content": "Say hi"}], **fields}
-        return ask("/v1/chat/completions", body)
+        return decode_request("/v1/chat/completions", body)
 
     return decode
 
 
 @pytest.fixture
-def begin(adapter: OpenAIAdapter) -> Callable[..., OpenAIEncoder]:
+def start_encoder(adapter: OpenAIAdapter) -> Callable[..., OpenAIEncoder]:
     """An encoder for a request to which a backend answers."""
 
     def make(request: Request, head: ResponseHead = STREAM, *, progress: str = "thinking") -> OpenAIEncoder:

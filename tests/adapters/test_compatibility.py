@@ -90,29 +90,29 @@ def test_a_route_is_unsupported_exactly_where_the_page_says_so(name: str, method
 def test_every_route_is_recorded_in_both_directions(name: str, method: str, path: str) -> None:
     file = Path(__file__).parent.parent / "transcripts" / name / "routes.json"
     recorded = json.loads(file.read_text(encoding="utf-8"))
-    told = recorded[f"{method} {routes(ADAPTERS[name])[method, path].name}"]
-    assert {"method", "path"} <= set(told["ask"])
+    result = recorded[f"{method} {routes(ADAPTERS[name])[method, path].name}"]
+    assert {"method", "path"} <= set(result["ask"])
     # A question to the catalogue has its answer, a chat or a prompt both of its forms, everything else what is sent.
-    if told.get("becomes") in ("ChatRequest", "CompletionRequest"):
-        assert {"sent", "answer", "streamed"} <= set(told)
+    if result.get("becomes") in ("ChatRequest", "CompletionRequest"):
+        assert {"sent", "answer", "streamed"} <= set(result)
     else:
-        assert set(told) & {"answer", "sent", "becomes"}
+        assert set(result) & {"answer", "sent", "becomes"}
 
 
 def refused(adapter: Adapter, operation: Operation, method: str) -> bool:
     """Whether the protocol itself refuses, whatever the backend."""
     try:
-        request = asked(adapter, operation, method)
+        request = requested(adapter, operation, method)
         if not isinstance(request, ModelInfoRequest):
             return False
-        answer = adapter.model_info(request, LISTING)
+        response = adapter.model_info(request, LISTING)
     except GatewayError:
         return True
     # A stream of lines may hold its refusal inside.
-    return answer.status >= 400 or b'"error"' in answer.body
+    return response.status >= 400 or b'"error"' in response.body
 
 
-def asked(adapter: Adapter, operation: Operation, method: str) -> Request:
+def requested(adapter: Adapter, operation: Operation, method: str) -> Request:
     values = {"id": "m", "digest": "sha256:" + "ab" * 32, "key": "x", "rest": "somewhere"}
     path = re.sub(r"{(\w+)(:path)?}", lambda match: values[match[1]], operation.path)
     body = b"" if method in ("GET", "HEAD") else json.dumps(BODY).encode()
@@ -143,7 +143,7 @@ def test_each_kind_of_request_works_with_each_backend_as_the_page_says(path: str
     adapter, operation = next(
         (adapter, each) for adapter in ADAPTERS.values() for each in adapter.operations if each.path.startswith(path)
     )
-    request = asked(adapter, operation, operation.methods[0])
+    request = requested(adapter, operation, operation.methods[0])
     upstream = BACKENDS[backend]
     try:
         expanded = request if upstream.speaks(request.origin.wire) else adapter.expand(request)

@@ -52,10 +52,10 @@ fixtures_are_stateless = settings(
 )
 
 
-def told(name: str, segments: list[bytes], head: ResponseHead, *, stream: bool) -> tuple[bytes, str]:
+def result(name: str, segments: list[bytes], head: ResponseHead, *, stream: bool) -> tuple[bytes, str]:
     """What a client of the protocol is sent when its backend says this, and what kind of answer it is told it is."""
-    kind, speaker, path, question, _, _ = CASES[name]
-    adapter, upstream = kind(), speaker()
+    kind, protocol, path, question, _, _ = CASES[name]
+    adapter, upstream = kind(), protocol()
     operation = next(each for each in adapter.operations if each.path == path)
     body = question % (b"true" if stream else b"false")
     request = adapter.decode(operation, Incoming(method="POST", path=path, body=body))
@@ -78,7 +78,7 @@ def test_a_stream_is_forwarded_byte_for_byte(transcript: Transcript, name: str, 
     stream = transcript(CASES[name][4])
     edges = [0, *sorted({place % len(stream) for place in places}), len(stream)]
     segments = [stream[a:b] for a, b in pairwise(edges)]
-    assert told(name, segments, streamed(name), stream=True) == (stream, streamed(name).media_type)
+    assert result(name, segments, streamed(name), stream=True) == (stream, streamed(name).media_type)
 
 
 @fixtures_are_stateless
@@ -97,7 +97,7 @@ def test_comments_stay_in_their_places(
             events.insert(at, remark)
     stream = b"".join(events)
     segments = [stream] if together else events
-    assert told(name, segments, streamed(name), stream=True) == (stream, streamed(name).media_type)
+    assert result(name, segments, streamed(name), stream=True) == (stream, streamed(name).media_type)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -105,15 +105,15 @@ def test_comments_stay_in_their_places(
 def test_a_whole_response_is_forwarded_byte_for_byte(transcript: Transcript, name: str, media_type: str) -> None:
     body = transcript(CASES[name][5])
     head = ResponseHead(media_type=media_type, length=len(body))
-    assert told(name, [body[:7], body[7:]], head, stream=False) == (body, media_type)
+    assert result(name, [body[:7], body[7:]], head, stream=False) == (body, media_type)
 
 
 @pytest.mark.parametrize("name", sorted(set(CASES) - {"ollama"}))
 def test_comments_alone_start_no_response(name: str) -> None:
-    kind, speaker, path, question, _, _ = CASES[name]
+    kind, protocol, path, question, _, _ = CASES[name]
     adapter = kind()
     operation = next(each for each in adapter.operations if each.path == path)
     request = adapter.decode(operation, Incoming(method="POST", path=path, body=question % b"true"))
-    parser = speaker().parser(request, fields=False)
+    parser = protocol().parser(request, fields=False)
     parser.start(streamed(name))
     assert [chunk for _ in range(100_000) for chunk in parser.feed(b": still here\n\n")] == []

@@ -75,7 +75,7 @@ def test_a_nested_model_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "message"),
     [
         (b"", "is empty"),
         (b"  ", "is empty"),
@@ -93,8 +93,8 @@ def test_a_nested_model_is_left_alone() -> None:
         (b'{"a":12,"a":1}', '"a" more than once'),
     ],
 )
-def test_ambiguous_json_is_rejected(body: bytes, words: str) -> None:
-    with pytest.raises(BadRequest, match=words):
+def test_ambiguous_json_is_rejected(body: bytes, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
         JsonBody(body)
 
 
@@ -179,7 +179,7 @@ def test_too_many_lists_are_rejected_at_once(value: bytes) -> None:
 
 @pytest.mark.parametrize("text", [b"[", b"[]{}", b'\\"[', b"\\\\", b'\\\\\\"{', b'","'])
 def test_brackets_in_strings_are_no_lists(text: bytes) -> None:
-    words = b'["' + text * (MANY // 8 // len(text)) + b'"],'
-    assert JsonBody(b'{"a":' + b"[" + words * 3 + b"[" * 126 + b"]" * 126 + b"]}").has("a")
+    message = b'["' + text * (MANY // 8 // len(text)) + b'"],'
+    assert JsonBody(b'{"a":' + b"[" + message * 3 + b"[" * 126 + b"]" * 126 + b"]}").has("a")
     with pytest.raises(BadRequest, match="deep"):
-        JsonBody(b'{"a":' + b"[" + words * 3 + b"[" * 127 + b"]" * 127 + b"]}")
+        JsonBody(b'{"a":' + b"[" + message * 3 + b"[" * 127 + b"]" * 127 + b"]}")

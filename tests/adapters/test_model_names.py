@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fakes.ollama_desk import SMOL, Desk
+from fakes.ollama_harness import SMOL, OllamaHarness
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,28 +11,28 @@ from hostler.adapters.model_names import normalized, ollama_name
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def harness() -> OllamaHarness:
+    return OllamaHarness()
 
 
 @pytest.mark.parametrize(
     "spelling",
     ["smol", "SMOL:Latest", "library/smol", "registry.ollama.ai/library/smol:latest", " smol ", "Registry.Ollama.AI/Library/Smol", "tiny", "smol:local"],
 )  # fmt: skip
-def test_every_spelling_of_a_name_finds_the_model(desk: Desk, spelling: str) -> None:
-    assert desk.told("show", {"model": spelling})["modelfile"].splitlines()[1] == "FROM smol:latest"
-    assert desk.listing.resolve(spelling) is SMOL
+def test_every_spelling_of_a_name_finds_the_model(harness: OllamaHarness, spelling: str) -> None:
+    assert harness.respond_json("show", {"model": spelling})["modelfile"].splitlines()[1] == "FROM smol:latest"
+    assert harness.listing.resolve(spelling) is SMOL
 
 
 @pytest.mark.parametrize("spelling", ["org/sub/far@v1", "org/sub-far-v1", "Org/Sub-Far-V1:latest"])
-def test_a_name_with_other_characters_is_found_in_both_forms(desk: Desk, spelling: str) -> None:
-    card = desk.listing.resolve(spelling)
+def test_a_name_with_other_characters_is_found_in_both_forms(harness: OllamaHarness, spelling: str) -> None:
+    card = harness.listing.resolve(spelling)
     assert card is not None and card.name == "org/sub/far@v1"
 
 
 @pytest.mark.parametrize("spelling", ["smo", "smol:8b", "other/smol", "", "smol/", "smol:"])
-def test_other_names_find_nothing_or_the_same(desk: Desk, spelling: str) -> None:
-    card = desk.listing.resolve(spelling)
+def test_other_names_find_nothing_or_the_same(harness: OllamaHarness, spelling: str) -> None:
+    card = harness.listing.resolve(spelling)
     assert card is None or (spelling == "smol:" and card is SMOL)
 
 

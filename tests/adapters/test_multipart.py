@@ -38,7 +38,7 @@ def test_an_absent_model_is_added() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "kind", "words"),
+    ("body", "kind", "message"),
     [
         (b"x", "multipart/form-data", "no boundary"),
         (b"x", "multipart/form-data; boundary=q", "does not contain the boundary"),
@@ -50,8 +50,8 @@ def test_an_absent_model_is_added() -> None:
         ),
     ],
 )
-def test_a_malformed_form_is_rejected(body: bytes, kind: str, words: str) -> None:
-    with pytest.raises(BadRequest, match=words):
+def test_a_malformed_form_is_rejected(body: bytes, kind: str, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
         multipart.field(body, kind, "model")
 
 

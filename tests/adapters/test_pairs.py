@@ -30,7 +30,7 @@ from hostler.adapters.types import Chunk, Progress, Request, ResponseHead, ToolC
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
-class Tongue(msgspec.Struct, frozen=True):
+class ProtocolForm(msgspec.Struct, frozen=True):
     """A protocol in one of its forms: who decodes and encodes, the path, the body, and who reads what was written."""
 
     adapter: Adapter
@@ -45,27 +45,27 @@ class Tongue(msgspec.Struct, frozen=True):
 
 
 CHATS = {
-    "openai": Tongue(
+    "openai": ProtocolForm(
         OpenAIAdapter(), "/v1/chat/completions", {"messages": HELLO, "stream_options": {"include_usage": True}},
         lambda: OpenAIParser("chat", fields=True),
     ),
-    "ollama": Tongue(OllamaAdapter(), "/api/chat", {"messages": HELLO}, lambda: OllamaParser("chat")),
-    "anthropic": Tongue(
+    "ollama": ProtocolForm(OllamaAdapter(), "/api/chat", {"messages": HELLO}, lambda: OllamaParser("chat")),
+    "anthropic": ProtocolForm(
         AnthropicAdapter(), "/v1/messages", {"messages": HELLO, "max_tokens": 9}, lambda: AnthropicParser(fields=True)
     ),
 }  # fmt: skip
 PROMPTS = {
-    "openai": Tongue(
+    "openai": ProtocolForm(
         OpenAIAdapter(), "/v1/completions", {"prompt": "x", "stream_options": {"include_usage": True}},
         lambda: OpenAIParser("completions", fields=True),
     ),
-    "ollama": Tongue(
+    "ollama": ProtocolForm(
         OllamaAdapter(), "/api/generate", {"prompt": "x", "raw": True}, lambda: OllamaParser("generate")
     ),
 }  # fmt: skip
-NATIVE = Tongue(LlamaCppAdapter(), "/completion", {"prompt": "x"}, lambda: LlamaCppParser(responses=1))
+NATIVE = ProtocolForm(LlamaCppAdapter(), "/completion", {"prompt": "x"}, lambda: LlamaCppParser(responses=1))
 
-words = st.text(min_size=1, max_size=8)
+texts = st.text(min_size=1, max_size=8)
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_-]{0,9}", fullmatch=True)
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=6),
@@ -73,49 +73,49 @@ values = st.recursive(
     max_leaves=4,
 )
 arguments = st.dictionaries(st.text(min_size=1, max_size=5), values, max_size=3)
-waits = Progress(phase="loading", model="m", percent=40.0, eta_s=3.0)
+LOADING = Progress(phase="loading", model="m", percent=40.0, eta_s=3.0)
 
 
-class Said(msgspec.Struct):
+class Content(msgspec.Struct):
     """What a stream of chunks means."""
 
-    words: str = ""
-    thoughts: str = ""
+    text: str = ""
+    reasoning: str = ""
     calls: list[tuple[str, Any]] = []
     finish: str | None = None
     counts: tuple[int, int] | None = None
 
 
-def meaning(chunks: Iterable[Chunk]) -> Said:
-    said, calls = Said(), dict[int, list[str]]()
+def content_of(chunks: Iterable[Chunk]) -> Content:
+    content, calls = Content(), dict[int, list[str]]()
     for chunk in chunks:
-        said.words += chunk.text
-        said.thoughts += chunk.reasoning
+        content.text += chunk.text
+        content.reasoning += chunk.reasoning
         for call in chunk.tool_calls:
             known = calls.setdefault(call.index, ["", ""])
             known[0] += call.name or ""
             known[1] += call.arguments
-        said.finish = chunk.finish or said.finish
+        content.finish = chunk.finish or content.finish
         if chunk.usage is not None:
-            said.counts = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
-    said.calls = [(name, json.loads(arguments or "{}")) for name, arguments in calls.values()]
-    return said
+            content.counts = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
+    content.calls = [(name, json.loads(arguments or "{}")) for name, arguments in calls.values()]
+    return content
 
 
 @st.composite
-def stories(draw: st.DrawFn, *, plain: bool = False) -> list[Chunk]:
+def responses(draw: st.DrawFn, *, plain: bool = False) -> list[Chunk]:
     """A backend's answer as chunks: thoughts and words in any order, calls in fragments, an end, and counts."""
-    thought = st.builds(lambda text: Chunk(reasoning=text), words)
-    word = st.builds(lambda text: Chunk(text=text), words)
-    chunks = draw(st.lists(word if plain else thought | word, max_size=6))
-    called = [] if plain else draw(st.lists(st.tuples(names, arguments), max_size=3))
-    for index, (name, given_arguments) in enumerate(called):
+    reasoning_chunks = st.builds(lambda text: Chunk(reasoning=text), texts)
+    text_chunks = st.builds(lambda text: Chunk(text=text), texts)
+    chunks = draw(st.lists(text_chunks if plain else reasoning_chunks | text_chunks, max_size=6))
+    tool_calls = [] if plain else draw(st.lists(st.tuples(names, arguments), max_size=3))
+    for index, (name, given_arguments) in enumerate(tool_calls):
         text = json.dumps(given_arguments, ensure_ascii=draw(st.booleans()))
         cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=3)))
         first, *rest = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
         chunks.append(Chunk(tool_calls=(ToolCall(index=index, id=f"call_{index}", name=name, arguments=first),)))
         chunks += [Chunk(tool_calls=(ToolCall(index=index, arguments=piece),)) for piece in rest]
-    finish = "tool_calls" if called else draw(st.sampled_from(["stop", "length"]))
+    finish = "tool_calls" if tool_calls else draw(st.sampled_from(["stop", "length"]))
     usage = Usage(prompt_tokens=draw(st.integers(1, 9999)), completion_tokens=draw(st.integers(1, 9999)))
     # Some tell the counts with the end, some after it.
     together = draw(st.booleans())
@@ -123,11 +123,13 @@ def stories(draw: st.DrawFn, *, plain: bool = False) -> list[Chunk]:
     return chunks if together else [*chunks, Chunk(usage=usage)]
 
 
-def written(tongue: Tongue, chunks: Iterable[Chunk], *, stream: bool, beats: int = 0) -> tuple[ResponseHead, bytes]:
+def encode(
+    protocol: ProtocolForm, chunks: Iterable[Chunk], *, stream: bool, beats: int = 0
+) -> tuple[ResponseHead, bytes]:
     """What a client of this protocol gets."""
-    request = tongue.request(stream=stream)
-    encoder: Encoder = tongue.adapter.encoder(request, response_id="id-1", created=1_700_000_000, progress="thinking")
-    parts = [encoder.heartbeat(waits) for _ in range(beats)]
+    request = protocol.request(stream=stream)
+    encoder: Encoder = protocol.adapter.encoder(request, response_id="id-1", created=1_700_000_000, progress="thinking")
+    parts = [encoder.heartbeat(LOADING) for _ in range(beats)]
     encoder.start(ResponseHead(media_type="text/event-stream"))
     parts += [encoder.encode(chunk) for chunk in chunks]
     parts.append(encoder.finish())
@@ -135,9 +137,9 @@ def written(tongue: Tongue, chunks: Iterable[Chunk], *, stream: bool, beats: int
     return ResponseHead(media_type=encoder.media_type, length=None if stream else len(body)), body
 
 
-def read(tongue: Tongue, head: ResponseHead, body: bytes, cuts: Iterable[int] = ()) -> list[Chunk]:
+def parse(protocol: ProtocolForm, head: ResponseHead, body: bytes, cuts: Iterable[int] = ()) -> list[Chunk]:
     """What the protocol's own parser makes of it, in pieces cut at these places."""
-    parser = tongue.parser()
+    parser = protocol.parser()
     parser.start(head)
     places = sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts)})
     chunks = [chunk for start, end in pairwise(places) for chunk in parser.feed(body[start:end])]
@@ -152,72 +154,72 @@ each_mode = pytest.mark.parametrize("stream", [True, False], ids=["streamed", "w
 @pytest.mark.parametrize("second", CHATS)
 @pytest.mark.parametrize("first", CHATS)
 @settings(max_examples=40)
-@given(story=stories(), places=cuts)
+@given(response=responses(), places=cuts)
 def test_a_chat_survives_any_two_protocols(
-    first: str, second: str, stream: bool, story: list[Chunk], places: list[int]
+    first: str, second: str, stream: bool, response: list[Chunk], places: list[int]
 ) -> None:
-    there = read(CHATS[first], *written(CHATS[first], story, stream=stream), places)
-    assert meaning(there) == meaning(story)
+    there = parse(CHATS[first], *encode(CHATS[first], response, stream=stream), places)
+    assert content_of(there) == content_of(response)
     # As the gateway does it: a protocol's bytes go through as they are only to its own clients.
     foreign = [msgspec.structs.replace(chunk, wire="", raw=b"", is_body=False) for chunk in there]
-    back = read(CHATS[second], *written(CHATS[second], foreign, stream=stream), places)
-    assert meaning(back) == meaning(story)
+    back = parse(CHATS[second], *encode(CHATS[second], foreign, stream=stream), places)
+    assert content_of(back) == content_of(response)
 
 
 @each_mode
 @pytest.mark.parametrize("second", PROMPTS)
 @pytest.mark.parametrize("first", PROMPTS)
 @settings(max_examples=40)
-@given(story=stories(plain=True), places=cuts)
+@given(response=responses(plain=True), places=cuts)
 def test_a_continued_prompt_survives_any_two_protocols(
-    first: str, second: str, stream: bool, story: list[Chunk], places: list[int]
+    first: str, second: str, stream: bool, response: list[Chunk], places: list[int]
 ) -> None:
-    there = read(PROMPTS[first], *written(PROMPTS[first], story, stream=stream), places)
-    assert meaning(there) == meaning(story)
+    there = parse(PROMPTS[first], *encode(PROMPTS[first], response, stream=stream), places)
+    assert content_of(there) == content_of(response)
     foreign = [msgspec.structs.replace(chunk, wire="", raw=b"", is_body=False) for chunk in there]
-    back = read(PROMPTS[second], *written(PROMPTS[second], foreign, stream=stream), places)
-    assert meaning(back) == meaning(story)
+    back = parse(PROMPTS[second], *encode(PROMPTS[second], foreign, stream=stream), places)
+    assert content_of(back) == content_of(response)
 
 
 @settings(max_examples=60)
-@given(story=stories(plain=True), places=cuts)
-def test_a_native_stream_survives_its_own_parser(story: list[Chunk], places: list[int]) -> None:
-    head, body = written(NATIVE, story, stream=True)
-    chunks = read(NATIVE, head, body, places)
+@given(response=responses(plain=True), places=cuts)
+def test_a_native_stream_survives_its_own_parser(response: list[Chunk], places: list[int]) -> None:
+    head, body = encode(NATIVE, response, stream=True)
+    chunks = parse(NATIVE, head, body, places)
     assert b"".join(chunk.raw for chunk in chunks) == body
-    told = [json.loads(line[5:]) for line in body.split(b"\n") if line.startswith(b"data:")]
-    assert "".join(event["content"] for event in told) == meaning(story).words
+    result = [json.loads(line[5:]) for line in body.split(b"\n") if line.startswith(b"data:")]
+    assert "".join(event["content"] for event in result) == content_of(response).text
     assert chunks[-1].usage is not None
-    assert (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens) == meaning(story).counts
+    assert (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens) == content_of(response).counts
 
 
 @pytest.mark.parametrize("name", CHATS)
 @settings(max_examples=40)
-@given(story=stories(), places=cuts, beats=st.integers(1, 4))
+@given(response=responses(), places=cuts, beats=st.integers(1, 4))
 def test_comments_before_a_response_change_nothing_in_it(
-    name: str, story: list[Chunk], places: list[int], beats: int
+    name: str, response: list[Chunk], places: list[int], beats: int
 ) -> None:
-    head, body = written(CHATS[name], story, stream=True, beats=beats)
+    head, body = encode(CHATS[name], response, stream=True, beats=beats)
     assert (b"loading m" in body) == (name != "ollama")
-    said = meaning(read(CHATS[name], head, body, places))
-    shown = [line for line in said.thoughts.split("\n") if line.startswith("[hostler] ")]
-    said.thoughts = said.thoughts.removeprefix("".join(f"{line}\n" for line in shown))
-    assert said == meaning(story)
+    content = content_of(parse(CHATS[name], head, body, places))
+    shown = [line for line in content.reasoning.split("\n") if line.startswith("[hostler] ")]
+    content.reasoning = content.reasoning.removeprefix("".join(f"{line}\n" for line in shown))
+    assert content == content_of(response)
 
 
 @pytest.mark.parametrize("name", CHATS)
 @settings(max_examples=60)
-@given(story=stories(), data=st.data())
-def test_a_truncated_stream_is_never_complete(name: str, story: list[Chunk], data: st.DataObject) -> None:
-    head, body = written(CHATS[name], story, stream=True)
+@given(response=responses(), data=st.data())
+def test_a_truncated_stream_is_never_complete(name: str, response: list[Chunk], data: st.DataObject) -> None:
+    head, body = encode(CHATS[name], response, stream=True)
     cut = data.draw(st.integers(0, len(body) - 1))
     try:
-        said = meaning(read(CHATS[name], head, body[:cut]))
+        content = content_of(parse(CHATS[name], head, body[:cut]))
     except BackendBroken:
         return
     # Only the last sign that nothing follows may be missing.
-    assert (said.words, said.calls, said.finish) == (
-        meaning(story).words,
-        meaning(story).calls,
-        meaning(story).finish,
+    assert (content.text, content.calls, content.finish) == (
+        content_of(response).text,
+        content_of(response).calls,
+        content_of(response).finish,
     )

@@ -24,12 +24,12 @@ FRONT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Ma
 SYSTEM = [{"role": "system", "content": "You are Mario."}]
 
 
-def asked(adapter: str, path: str, body: dict[str, Any], preset: Preset = MARIO) -> Request:
+def requested(adapter: str, path: str, body: dict[str, Any], preset: Preset = MARIO) -> Request:
     """The request that a client sends there, as it is for a model of this preset."""
-    speaker = ADAPTERS[adapter]
-    operation = next(each for each in speaker.operations if each.path == path and "POST" in each.methods)
-    request = speaker.decode(operation, Incoming(method="POST", path=path, body=json.dumps(body).encode()))
-    return speaker.apply_preset(request, preset)
+    protocol = ADAPTERS[adapter]
+    operation = next(each for each in protocol.operations if each.path == path and "POST" in each.methods)
+    request = protocol.decode(operation, Incoming(method="POST", path=path, body=json.dumps(body).encode()))
+    return protocol.apply_preset(request, preset)
 
 
 def sent(request: Request) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def test_every_protocol_applies_presets(adapter: str) -> None:
     ("adapter", "path"), [("openai", "/v1/chat/completions"), ("lmstudio", "/api/v0/chat/completions")]
 )
 def test_an_openai_chat_gets_messages_and_sampling(adapter: str, path: str) -> None:
-    body = sent(asked(adapter, path, {"model": "mario", "messages": ASK, "unknown": {"kept": True}}))
+    body = sent(requested(adapter, path, {"model": "mario", "messages": ASK, "unknown": {"kept": True}}))
     assert body == {
         "temperature": 0.5, "top_k": 7, "max_tokens": 8, "stop": ["x", "y"],
         "model": "mario", "messages": [*SYSTEM, *FRONT, *ASK], "unknown": {"kept": True},
@@ -53,45 +53,47 @@ def test_an_openai_chat_gets_messages_and_sampling(adapter: str, path: str) -> N
 
 
 def test_the_clients_own_values_take_precedence() -> None:
-    said = {"temperature": 1.0, "max_completion_tokens": 3, "stop": "z", "top_k": None}
-    body = sent(asked("openai", "/v1/chat/completions", {"model": "m", "messages": [*SYSTEM, *ASK], **said}))
-    assert {name: body[name] for name in ("temperature", "max_completion_tokens", "stop", "top_k")} == said | {
+    content = {"temperature": 1.0, "max_completion_tokens": 3, "stop": "z", "top_k": None}
+    body = sent(requested("openai", "/v1/chat/completions", {"model": "m", "messages": [*SYSTEM, *ASK], **content}))
+    assert {name: body[name] for name in ("temperature", "max_completion_tokens", "stop", "top_k")} == content | {
         "top_k": 7
     }
     assert "max_tokens" not in body
     own = [{"role": "developer", "content": "Be brief."}, *ASK]
-    turns = sent(asked("openai", "/v1/chat/completions", {"model": "m", "messages": own}))["messages"]
+    turns = sent(requested("openai", "/v1/chat/completions", {"model": "m", "messages": own}))["messages"]
     assert turns == [*FRONT, *own]
 
 
 def test_an_openai_prompt_gets_sampling_only() -> None:
-    body = sent(asked("openai", "/v1/completions", {"model": "m", "prompt": "Once"}))
+    body = sent(requested("openai", "/v1/completions", {"model": "m", "prompt": "Once"}))
     assert body == {"temperature": 0.5, "top_k": 7, "max_tokens": 8, "stop": ["x", "y"], "model": "m", "prompt": "Once"}
 
 
 def test_a_response_gets_instructions() -> None:
-    body = sent(asked("openai", "/v1/responses", {"model": "m", "input": "Hello"}))
+    body = sent(requested("openai", "/v1/responses", {"model": "m", "input": "Hello"}))
     assert body == {
         "temperature": 0.5, "max_output_tokens": 8, "instructions": "You are Mario.", "model": "m", "input": "Hello",
     }  # fmt: skip
 
 
 def test_llama_cpp_gets_sampling_under_its_names() -> None:
-    body = sent(asked("llamacpp", "/completion", {"model": "m", "prompt": "Once", "n_predict": 2}))
+    body = sent(requested("llamacpp", "/completion", {"model": "m", "prompt": "Once", "n_predict": 2}))
     assert body == {"temperature": 0.5, "top_k": 7, "stop": ["x", "y"], "model": "m", "prompt": "Once", "n_predict": 2}
 
 
 def test_an_anthropic_request_gets_everything() -> None:
-    request = asked("anthropic", "/v1/messages", {"model": "m", "max_tokens": 5, "messages": ASK})
+    request = requested("anthropic", "/v1/messages", {"model": "m", "max_tokens": 5, "messages": ASK})
     body = sent(request)
     assert body["stop_sequences"] == ["x", "y"] and body["messages"] == [*FRONT, *ASK]
     assert isinstance(request, ChatRequest) and request.conversation is not None
     first = request.conversation.messages[0]
     assert (first.role, first.parts) == ("system", (Text(text="You are Mario."),))
     assert (request.conversation.sampling.temperature, request.conversation.sampling.max_tokens) == (0.5, 5)
-    own = sent(asked("anthropic", "/v1/messages", {"model": "m", "max_tokens": 5, "messages": ASK, "system": "Mine."}))
+    own = sent(
+        requested("anthropic", "/v1/messages", {"model": "m", "max_tokens": 5, "messages": ASK, "system": "Mine."})
+    )
     assert own["system"] == "Mine."
-    count = sent(asked("anthropic", "/v1/messages/count_tokens", {"model": "m", "messages": ASK}))
+    count = sent(requested("anthropic", "/v1/messages/count_tokens", {"model": "m", "messages": ASK}))
     assert "temperature" not in count and count["system"] == "You are Mario."
 
 
@@ -104,7 +106,7 @@ def conversation(request: Request) -> list[tuple[str, str]]:
 
 
 def test_an_ollama_chat_gets_everything() -> None:
-    request = asked("ollama", "/api/chat", {"model": "m", "messages": ASK, "Options": {"top_k": 3}})
+    request = requested("ollama", "/api/chat", {"model": "m", "messages": ASK, "Options": {"top_k": 3}})
     assert conversation(request) == [
         ("system", "You are Mario."), ("user", "hi"), ("assistant", "Mamma mia"), ("user", "Who are you?"),
     ]  # fmt: skip
@@ -115,27 +117,27 @@ def test_an_ollama_chat_gets_everything() -> None:
 
 def test_an_ollama_chat_keeps_its_own_system_message() -> None:
     own = [{"role": "System", "content": "Mine."}, *ASK]
-    assert [role for role, _ in conversation(asked("ollama", "/api/chat", {"model": "m", "messages": own}))] == [
+    assert [role for role, _ in conversation(requested("ollama", "/api/chat", {"model": "m", "messages": own}))] == [
         "user", "assistant", "system", "user",
     ]  # fmt: skip
 
 
 def test_an_ollama_prompt_gets_everything_unless_raw() -> None:
-    assert conversation(asked("ollama", "/api/generate", {"model": "m", "prompt": "Who?"})) == [
+    assert conversation(requested("ollama", "/api/generate", {"model": "m", "prompt": "Who?"})) == [
         ("system", "You are Mario."), ("user", "hi"), ("assistant", "Mamma mia"), ("user", "Who?"),
     ]  # fmt: skip
     assert (
-        conversation(asked("ollama", "/api/generate", {"model": "m", "prompt": "Who?", "system": "Mine."}))[0][1]
+        conversation(requested("ollama", "/api/generate", {"model": "m", "prompt": "Who?", "system": "Mine."}))[0][1]
         == "Mine."
     )
-    raw = asked("ollama", "/api/generate", {"model": "m", "prompt": "Who?", "raw": True})
+    raw = requested("ollama", "/api/generate", {"model": "m", "prompt": "Who?", "raw": True})
     assert isinstance(raw, CompletionRequest) and raw.prompt == "Who?" and raw.sampling is not None
     assert raw.sampling.temperature == 0.5
 
 
 def test_other_requests_stay_as_they_are() -> None:
     for path, body in (("/api/embed", {"input": "x"}), ("/api/chat", {"messages": []})):
-        assert sent(asked("ollama", path, {"model": "m", **body})) == {"model": "m", **body}
+        assert sent(requested("ollama", path, {"model": "m", **body})) == {"model": "m", **body}
 
 
 def test_a_derived_model_inherits_from_its_base() -> None:

@@ -69,9 +69,9 @@ def test_the_gateway_serves_a_third_party_protocol(site: Path, tmp_path: Path) -
     with hostler("up", "--config", str(configuration), errors=tmp_path / "log", environ=environ) as up:
         assert httpx.get(f"{up.address}/plain").text == "org/a\n"
         assert not (tmp_path / "engine.log").exists()
-        answer = httpx.post(f"{up.address}/plain/org/a", content="What is it?", timeout=30)
-        assert answer.text == "word0 word1 word2 word3 word4 \n"
-        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+        response = httpx.post(f"{up.address}/plain/org/a", content="What is it?", timeout=30)
+        assert response.text == "word0 word1 word2 word3 word4 \n"
+        assert response.headers["content-type"] == "text/plain; charset=utf-8"
         unknown = httpx.post(f"{up.address}/plain/x", content="What is it?")
         assert (unknown.status_code, "the only model: org/a" in unknown.text) == (404, True)
         assert httpx.get(f"{up.address}/v1/models").status_code == 200

@@ -86,65 +86,65 @@ FORMS = ("transcriptions", "translations", "image_edits", "image_variations")
 def question(operation: Operation, method: str) -> dict[str, Any]:
     """A request for an operation, as it is kept in a transcript."""
     path = re.sub(r"{(\w+)(:path)?}", lambda found: VALUES[found[1]], operation.path)
-    asked: dict[str, Any] = {"method": method, "path": path}
+    requested: dict[str, Any] = {"method": method, "path": path}
     if operation.query is not None:
-        asked["query"] = f"{operation.query}=tiny"
+        requested["query"] = f"{operation.query}=tiny"
     if operation.header is not None:
-        asked["headers"] = {operation.header: "2023-06-01"}
+        requested["headers"] = {operation.header: "2023-06-01"}
     if operation.name in FORMS:
-        asked["headers"] = {"content-type": "multipart/form-data; boundary=b"}
-        asked["body"] = FORM
+        requested["headers"] = {"content-type": "multipart/form-data; boundary=b"}
+        requested["body"] = FORM
     elif method == "POST" or operation.name == "delete":
         body = ASKED.get(operation.name, {})
-        asked["body"] = {"model": "tiny", **body} if isinstance(body, dict) else body
-    return asked
+        requested["body"] = {"model": "tiny", **body} if isinstance(body, dict) else body
+    return requested
 
 
 VALUES = {"id": "tiny", "digest": "sha256:" + "ab" * 32, "key": "x", "rest": "some/path"}
 
 
-def answered(adapter: Adapter, operation: Operation, asked: dict[str, Any]) -> dict[str, Any]:
+def respond(adapter: Adapter, operation: Operation, requested: dict[str, Any]) -> dict[str, Any]:
     """What becomes of a request: what is sent to an engine, and what the client gets, whole and streamed."""
-    told: dict[str, Any] = {"ask": asked}
+    result: dict[str, Any] = {"ask": requested}
     try:
-        request = decoded(adapter, operation, asked)
+        request = decoded(adapter, operation, requested)
         if isinstance(request, ModelInfoRequest):
-            answer = adapter.model_info(request, LISTING)
-            return {**told, "answer": readable(answer.body), "status": answer.status, "type": answer.media_type}
-        told["becomes"] = type(request).__name__
+            response = adapter.model_info(request, LISTING)
+            return {**result, "answer": readable(response.body), "status": response.status, "type": response.media_type}
+        result["becomes"] = type(request).__name__
         if isinstance(request, Control):
-            return told
+            return result
         if isinstance(request, ModelOperation):
             encoder = adapter.encoder(request, response_id="id-1", created=1_700_000_000, progress="off")
             encoder.start(ResponseHead())
             body = b"".join([*(encoder.encode(Chunk(step=step)) for step in STEPS), encoder.finish()])
-            return {**told, "answer": readable(body), "type": encoder.media_type}
+            return {**result, "answer": readable(body), "type": encoder.media_type}
         upstream = LlamaCppUpstream()
         expanded = request if upstream.speaks(request.origin.wire) else adapter.expand(request)
         sent = upstream.build(expanded, model="org/smol", stream=True)
-        told["sent"] = {"method": sent.method, "path": sent.path, "body": readable(sent.body)}
+        result["sent"] = {"method": sent.method, "path": sent.path, "body": readable(sent.body)}
     except GatewayError as error:
-        answer = adapter.error_response(error, operation)
-        return {**told, "answer": readable(answer.body), "status": answer.status, "type": answer.media_type}
-    if told["becomes"] in ("ChatRequest", "CompletionRequest"):
+        response = adapter.error_response(error, operation)
+        return {**result, "answer": readable(response.body), "status": response.status, "type": response.media_type}
+    if result["becomes"] in ("ChatRequest", "CompletionRequest"):
         for form, stream in (("answer", False), ("streamed", True)):
-            again = decoded(adapter, operation, {**asked, "body": {**asked["body"], "stream": stream}})
+            again = decoded(adapter, operation, {**requested, "body": {**requested["body"], "stream": stream}})
             encoder = adapter.encoder(again, response_id="id-1", created=1_700_000_000, progress="off")
             encoder.start(ResponseHead(media_type="text/event-stream"))
             body = b"".join([*(encoder.encode(chunk) for chunk in SAID), encoder.finish()])
-            told[form], told["type" if form == "answer" else "streamed type"] = readable(body), encoder.media_type
-    return told
+            result[form], result["type" if form == "answer" else "streamed type"] = readable(body), encoder.media_type
+    return result
 
 
-def decoded(adapter: Adapter, operation: Operation, asked: dict[str, Any]) -> Any:
-    body = asked.get("body", "")
+def decoded(adapter: Adapter, operation: Operation, requested: dict[str, Any]) -> Any:
+    body = requested.get("body", "")
     return adapter.decode(
         operation,
         Incoming(
-            method=asked["method"],
-            path=asked["path"],
-            query=asked.get("query", ""),
-            headers=asked.get("headers", {}),
+            method=requested["method"],
+            path=requested["path"],
+            query=requested.get("query", ""),
+            headers=requested.get("headers", {}),
             body=body.encode() if isinstance(body, str) else json.dumps(body).encode(),
             path_params=VALUES,
         ),
@@ -180,11 +180,11 @@ def test_a_route_answers_as_recorded(adapter: str, name: str, method: str, opera
     key = f"{method} {name}"
     recorded = load(adapter)
     if WRITES:
-        recorded[key] = answered(ADAPTERS[adapter], operation, question(operation, method))
+        recorded[key] = respond(ADAPTERS[adapter], operation, question(operation, method))
         file = FOLDER / adapter / "routes.json"
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(recorded, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert answered(ADAPTERS[adapter], operation, recorded[key]["ask"]) == recorded[key]
+    assert respond(ADAPTERS[adapter], operation, recorded[key]["ask"]) == recorded[key]
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

@@ -17,10 +17,10 @@ STREAM = ResponseHead(media_type="text/event-stream")
 
 
 @pytest.fixture
-def request_for(ask: Any) -> Any:
+def request_for(decode_request: Any) -> Any:
     def make(**fields: Any) -> Any:
         body = {"model": "a", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}], **fields}
-        return ask("/v1/messages", body)
+        return decode_request("/v1/messages", body)
 
     return make
 
@@ -29,8 +29,8 @@ def event(**body: Any) -> bytes:
     return sse.event(json.dumps(body).encode())
 
 
-def delta(finish: str | None = None, choice: dict[str, Any] | None = None, **said: Any) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "delta": said, "finish_reason": finish, **(choice or {})}]}
+def delta(finish: str | None = None, choice: dict[str, Any] | None = None, **content: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": content, "finish_reason": finish, **(choice or {})}]}
 
 
 PROGRESS = event(**delta(content=None), prompt_progress={"total": 23, "cache": 3, "processed": 23, "time_ms": 9})
@@ -59,17 +59,17 @@ def test_strict_servers_are_not_asked_for_details(request_for: Any) -> None:
     assert not {"return_progress", "verbose"} & sent.keys()
 
 
-def streamed(begin: Any, request: Any, chunks: list[Chunk]) -> list[Any]:
-    encoder = begin(request)
+def streamed(start_encoder: Any, request: Any, chunks: list[Chunk]) -> list[Any]:
+    encoder = start_encoder(request)
     data = b"".join([*(encoder.encode(chunk) for chunk in chunks), encoder.finish()])
     return [json.loads(found) for _, found in sse.iter_events(data)]
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_the_first_event_has_the_prompts_length(request_for: Any, begin: Any, at_once: bool) -> None:
+def test_the_first_event_has_the_prompts_length(request_for: Any, start_encoder: Any, at_once: bool) -> None:
     segments = [PROGRESS, WORD, event(**delta("stop")), USAGE, DONE]
     chunks = parsed(b"".join(segments)) if at_once else parsed(*segments)
-    found = streamed(begin, request_for(stream=True), chunks)
+    found = streamed(start_encoder, request_for(stream=True), chunks)
     assert found[0]["message"]["usage"]["input_tokens"] == 20
     assert found[0]["message"]["usage"]["cache_read_input_tokens"] == 3
     assert found[-2]["usage"]["output_tokens"] == 6
@@ -94,11 +94,11 @@ def test_prompt_progress_is_no_token(request_for: Any) -> None:
     ids=["llama.cpp", "llama.cpp's own end", "vLLM", "vLLM's token", "SGLang", "none"],
 )
 def test_the_stop_sequence_that_was_hit_is_reported(
-    request_for: Any, begin: Any, last: dict[str, Any], reason: str, word: str | None
+    request_for: Any, start_encoder: Any, last: dict[str, Any], reason: str, word: str | None
 ) -> None:
     chunks = parsed(WORD, event(**last), USAGE, DONE)
     for stream in (True, False):
-        encoder = begin(request_for(stream=stream))
+        encoder = start_encoder(request_for(stream=stream))
         data = b"".join([*(encoder.encode(chunk) for chunk in chunks), encoder.finish()])
         found = [json.loads(body) for _, body in sse.iter_events(data)][-2]["delta"] if stream else json.loads(data)
         assert (found["stop_reason"], found["stop_sequence"]) == (reason, word)

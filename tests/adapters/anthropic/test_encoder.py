@@ -16,22 +16,22 @@ LOADING = Progress(phase="loading", model="b", from_model="a", percent=40.2, eta
 
 
 @pytest.fixture
-def encoder(ask: Any, begin: Any) -> Any:
+def encoder(decode_request: Any, start_encoder: Any) -> Any:
     """An encoder for a streamed answer, or for a whole one."""
 
     def make(stream: bool = True, **options: Any) -> Any:
         body = {"model": "a", "max_tokens": 9, "stream": stream, "messages": [{"role": "user", "content": "Hi"}]}
-        return begin(ask("/v1/messages", body), **options)
+        return start_encoder(decode_request("/v1/messages", body), **options)
 
     return make
 
 
-def said(**fields: Any) -> Chunk:
+def content(**fields: Any) -> Chunk:
     return Chunk(wire="openai", raw=b"data: {}\n\n", **fields)
 
 
 def called(index: int, arguments: str, name: str | None = None, id: str | None = None) -> Chunk:  # noqa: A002
-    return said(tool_calls=(ToolCall(index=index, id=id, name=name, arguments=arguments),))
+    return content(tool_calls=(ToolCall(index=index, id=id, name=name, arguments=arguments),))
 
 
 def events(data: bytes) -> list[dict[str, Any]]:
@@ -52,8 +52,8 @@ def whole(encoder: Any, *chunks: Chunk) -> dict[str, Any]:
         assert encoder.encode(chunk) == b""
     body = encoder.finish()
     assert encoder.length == len(body)
-    answer: dict[str, Any] = json.loads(body)
-    return answer
+    response: dict[str, Any] = json.loads(body)
+    return response
 
 
 COUNTED = Usage(prompt_tokens=30, cached_tokens=20, completion_tokens=7)
@@ -61,7 +61,12 @@ COUNTED = Usage(prompt_tokens=30, cached_tokens=20, completion_tokens=7)
 
 def test_a_stream_has_the_protocols_sequence_of_events(encoder: Any) -> None:
     found = streamed(
-        encoder(), said(), said(reasoning="Hm"), said(text="Hel"), said(text="lo"), said(finish="stop", usage=COUNTED)
+        encoder(),
+        content(),
+        content(reasoning="Hm"),
+        content(text="Hel"),
+        content(text="lo"),
+        content(finish="stop", usage=COUNTED),
     )
     assert [event["type"] for event in found] == [
         "message_start", "content_block_start", "ping", "content_block_delta", "content_block_delta",
@@ -90,13 +95,13 @@ def test_a_stream_has_the_protocols_sequence_of_events(encoder: Any) -> None:
 
 
 def test_a_whole_response_is_folded_from_the_chunks(encoder: Any) -> None:
-    answer = whole(
+    response = whole(
         encoder(stream=False),
-        said(reasoning="H"), said(reasoning="m"), said(text="Hel"), said(text="lo"),
+        content(reasoning="H"), content(reasoning="m"), content(text="Hel"), content(text="lo"),
         called(0, '{"a"', "look", "toolu_1"), called(0, ":1}"),
-        said(finish="tool_calls", usage=COUNTED),
+        content(finish="tool_calls", usage=COUNTED),
     )  # fmt: skip
-    assert answer == {
+    assert response == {
         "id": "msg_chatcmpl_1",
         "type": "message",
         "role": "assistant",
@@ -117,10 +122,10 @@ def test_a_whole_response_is_folded_from_the_chunks(encoder: Any) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_empty_response_is_still_a_message(encoder: Any, stream: bool) -> None:
     if stream:
-        found = streamed(encoder(), said(finish="stop"))
+        found = streamed(encoder(), content(finish="stop"))
         assert [event["type"] for event in found] == ["message_start", "message_delta", "message_stop"]
     else:
-        assert whole(encoder(stream=False), said(finish="stop"))["content"] == []
+        assert whole(encoder(stream=False), content(finish="stop"))["content"] == []
 
 
 @pytest.mark.parametrize(
@@ -128,11 +133,11 @@ def test_an_empty_response_is_still_a_message(encoder: Any, stream: bool) -> Non
     [("stop", "end_turn"), ("length", "max_tokens"), ("tool_calls", "tool_use"), ("content_filter", "refusal"), ("?", "end_turn")],
 )  # fmt: skip
 def test_stop_reasons_are_translated(encoder: Any, finish: str, reason: str) -> None:
-    assert whole(encoder(stream=False), said(text="x", finish=finish))["stop_reason"] == reason
+    assert whole(encoder(stream=False), content(text="x", finish=finish))["stop_reason"] == reason
 
 
 def test_a_tool_call_implies_the_stop_reason_tool_use(encoder: Any) -> None:
-    assert whole(encoder(stream=False), called(0, "{}", "look"), said(finish="stop"))["stop_reason"] == "tool_use"
+    assert whole(encoder(stream=False), called(0, "{}", "look"), content(finish="stop"))["stop_reason"] == "tool_use"
 
 
 def tools_of(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -163,12 +168,12 @@ def tools_of(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
         [called(0, "", "a"), called(1, "", "b"), called(0, '{"x":'), called(1, '{"y":2}'), called(0, "1}")],
         [called(0, '{"x":', "a"), called(1, '{"y":2}', "b"), called(0, "1}")],
         [called(0, '{"x":1}', "a", "1"), called(0, '{"y":2}', "b", "2")],
-        [said(tool_calls=(*called(0, '{"x":1}', "a").tool_calls, *called(1, '{"y":2}', "b").tool_calls))],
+        [content(tool_calls=(*called(0, '{"x":1}', "a").tool_calls, *called(1, '{"y":2}', "b").tool_calls))],
     ],
     ids=["in order", "mixed", "overlapping", "all numbered 0", "at once"],
 )
 def test_several_calls_become_consecutive_blocks(encoder: Any, pieces: list[Chunk]) -> None:
-    found = streamed(encoder(), *pieces, said(finish="tool_calls"))
+    found = streamed(encoder(), *pieces, content(finish="tool_calls"))
     assert tools_of(found) == [("a", '{"x":1}'), ("b", '{"y":2}')]
     ids = [e["content_block"]["id"] for e in found if e["type"] == "content_block_start"]
     assert len(set(ids)) == 2
@@ -176,7 +181,12 @@ def test_several_calls_become_consecutive_blocks(encoder: Any, pieces: list[Chun
 
 def test_text_waits_for_an_incomplete_call(encoder: Any) -> None:
     found = streamed(
-        encoder(), called(0, '{"x":', "a"), said(text="so"), called(0, "1}"), said(text="!"), said(finish="stop")
+        encoder(),
+        called(0, '{"x":', "a"),
+        content(text="so"),
+        called(0, "1}"),
+        content(text="!"),
+        content(finish="stop"),
     )
     assert tools_of(found) == [("a", '{"x":1}')]
     texts = [e["delta"]["text"] for e in found if e["type"] == "content_block_delta" and "text" in e["delta"]]
@@ -184,39 +194,42 @@ def test_text_waits_for_an_incomplete_call(encoder: Any) -> None:
 
 
 def test_arguments_are_streamed_as_they_come(encoder: Any) -> None:
-    answer = encoder()
-    answer.encode(called(0, "", "look", "t"))
-    assert events(answer.encode(called(0, '{"a"')))[0]["delta"] == {"type": "input_json_delta", "partial_json": '{"a"'}
+    response = encoder()
+    response.encode(called(0, "", "look", "t"))
+    assert events(response.encode(called(0, '{"a"')))[0]["delta"] == {
+        "type": "input_json_delta",
+        "partial_json": '{"a"',
+    }
 
 
 @pytest.mark.parametrize("arguments", ["", "{", "[]", "no"])
 def test_arguments_that_are_no_object_become_an_empty_input(encoder: Any, arguments: str) -> None:
-    answer = whole(encoder(stream=False), called(0, arguments, "look"), said(finish="length"))
-    assert answer["content"][0]["input"] == {}
+    response = whole(encoder(stream=False), called(0, arguments, "look"), content(finish="length"))
+    assert response["content"][0]["input"] == {}
 
 
 def test_a_second_attempt_starts_from_scratch(encoder: Any) -> None:
-    answer = encoder(stream=False)
-    answer.encode(said(text="half"))
-    answer.start(ResponseHead())
-    assert whole(answer, said(text="whole", finish="stop"))["content"] == [{"type": "text", "text": "whole"}]
+    response = encoder(stream=False)
+    response.encode(content(text="half"))
+    response.start(ResponseHead())
+    assert whole(response, content(text="whole", finish="stop"))["content"] == [{"type": "text", "text": "whole"}]
 
 
 def test_nothing_is_written_before_the_first_token(encoder: Any) -> None:
-    assert encoder().encode(said()) == b""
+    assert encoder().encode(content()) == b""
 
 
 def test_a_heartbeat_is_a_comment_and_a_ping(encoder: Any) -> None:
     for progress in ("thinking", "quiet"):
-        sign = encoder(progress=progress).heartbeat(LOADING)
-        assert sign == b': [hostler] loading b: 40% (12 s left)\nevent: ping\ndata: {"type":"ping"}\n\n'
+        heartbeat = encoder(progress=progress).heartbeat(LOADING)
+        assert heartbeat == b': [hostler] loading b: 40% (12 s left)\nevent: ping\ndata: {"type":"ping"}\n\n'
     assert encoder(progress="comments").heartbeat(LOADING) == b": [hostler] loading b: 40% (12 s left)\n"
     assert encoder(progress="off").heartbeat(LOADING) == encoder(stream=False).heartbeat(LOADING) == b""
 
 
 def test_a_model_name_cannot_break_the_stream(encoder: Any) -> None:
-    sign = encoder().heartbeat(Progress(phase="loading", model='b\n\nevent: error\ndata: {"evil":1}\n\n'))
-    assert [event["type"] for event in events(sign)] == ["ping"]
+    heartbeat = encoder().heartbeat(Progress(phase="loading", model='b\n\nevent: error\ndata: {"evil":1}\n\n'))
+    assert [event["type"] for event in events(heartbeat)] == ["ping"]
 
 
 def test_an_error_is_an_event(encoder: Any) -> None:
@@ -242,9 +255,11 @@ def test_recorded_openai_streams_become_messages(encoder: Any, transcript: Any, 
     ]
 
 
-def test_a_count_is_one_number(ask: Any, begin: Any) -> None:
+def test_a_count_is_one_number(decode_request: Any, start_encoder: Any) -> None:
     parser = OpenAIParser("count", fields=True)
     parser.start(ResponseHead())
     body = b'{"input_tokens":37,"object":"response.input_tokens"}'
-    count = begin(ask("/v1/messages/count_tokens", {"model": "a", "messages": [{"role": "user", "content": "Hi"}]}))
+    count = start_encoder(
+        decode_request("/v1/messages/count_tokens", {"model": "a", "messages": [{"role": "user", "content": "Hi"}]})
+    )
     assert whole(count, *parser.feed(body), *parser.finish()) == {"input_tokens": 37}

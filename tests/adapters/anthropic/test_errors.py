@@ -40,9 +40,9 @@ from hostler.adapters.errors import (
 def test_each_error_has_its_status_and_type(
     adapter: AnthropicAdapter, error: GatewayError, status: int, kind: str
 ) -> None:
-    answer = adapter.error_response(error)
-    assert answer.status == status
-    assert json.loads(answer.body) == {"type": "error", "error": {"type": kind, "message": "x"}}
+    response = adapter.error_response(error)
+    assert response.status == status
+    assert json.loads(response.body) == {"type": "error", "error": {"type": kind, "message": "x"}}
 
 
 def test_errors_have_their_headers(adapter: AnthropicAdapter) -> None:
@@ -69,8 +69,8 @@ def rejected(status: int, body: bytes = b'{"error":{"message":"theirs"}}', wire:
 def test_an_engines_error_is_translated(
     adapter: AnthropicAdapter, error: BackendRejected, status: int, message: str
 ) -> None:
-    answer = adapter.error_response(error)
-    assert (answer.status, json.loads(answer.body)["error"]["message"]) == (status, message)
+    response = adapter.error_response(error)
+    assert (response.status, json.loads(response.body)["error"]["message"]) == (status, message)
 
 
 def test_a_too_long_conversation_gets_the_message_that_clients_search_for(adapter: AnthropicAdapter) -> None:
@@ -84,5 +84,5 @@ def test_a_too_long_conversation_gets_the_message_that_clients_search_for(adapte
 
 def test_anthropics_own_errors_are_passed_on(adapter: AnthropicAdapter) -> None:
     body = b'{"type":"error","error":{"type":"invalid_request_error","message":"theirs"},"request_id":"req_1"}'
-    answer = adapter.error_response(rejected(400, body, "anthropic"))
-    assert (answer.status, answer.body) == (400, body)
+    response = adapter.error_response(rejected(400, body, "anthropic"))
+    assert (response.status, response.body) == (400, body)

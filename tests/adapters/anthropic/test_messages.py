@@ -19,19 +19,19 @@ Messages = Callable[..., ChatRequest]
 
 
 @pytest.fixture
-def messages(ask: Any) -> Messages:
+def messages(decode_request: Any) -> Messages:
     """A request with these turns, or one plain one, and these fields."""
 
     def decode(*turns: dict[str, Any], **fields: Any) -> ChatRequest:
-        said = list(turns) or [{"role": "user", "content": "Hi"}]
-        request = ask("/v1/messages", {"model": "a", "max_tokens": 9, "messages": said, **fields})
+        content = list(turns) or [{"role": "user", "content": "Hi"}]
+        request = decode_request("/v1/messages", {"model": "a", "max_tokens": 9, "messages": content, **fields})
         assert isinstance(request, ChatRequest)
         return request
 
     return decode
 
 
-def understood(request: Any) -> Conversation:
+def conversation_of(request: Any) -> Conversation:
     assert request.conversation is not None
     conversation: Conversation = request.conversation
     return conversation
@@ -41,8 +41,8 @@ def user(*blocks: dict[str, Any]) -> dict[str, Any]:
     return {"role": "user", "content": list(blocks)}
 
 
-def text(said: str) -> dict[str, Any]:
-    return {"type": "text", "text": said}
+def text(content: str) -> dict[str, Any]:
+    return {"type": "text", "text": content}
 
 
 def test_only_the_model_routes_need_the_version_header(adapter: AnthropicAdapter) -> None:
@@ -54,7 +54,7 @@ def test_only_the_model_routes_need_the_version_header(adapter: AnthropicAdapter
 def test_a_plain_request_is_decoded(messages: Messages) -> None:
     request = messages(stream=True, temperature=0.5, top_p=0.9, top_k=3, stop_sequences=["END"], system="Be brief")
     assert (request.model, request.output.stream) == ("a", True)
-    conversation = understood(request)
+    conversation = conversation_of(request)
     assert conversation.messages == (
         ChatMessage(role="system", parts=(Text(text="Be brief"),)),
         ChatMessage(role="user", parts=(Text(text="Hi"),)),
@@ -65,8 +65,8 @@ def test_a_plain_request_is_decoded(messages: Messages) -> None:
     assert conversation.tool_choice is conversation.parallel_tool_calls is None
 
 
-def test_a_request_of_claude_code_is_decoded(ask: Any, transcript: Any) -> None:
-    request = ask(
+def test_a_request_of_claude_code_is_decoded(decode_request: Any, transcript: Any) -> None:
+    request = decode_request(
         "/v1/messages",
         transcript("anthropic/claude-code.json"),
         query="beta=true",
@@ -75,8 +75,8 @@ def test_a_request_of_claude_code_is_decoded(ask: Any, transcript: Any) -> None:
             "anthropic-beta": "claude-code-20250219,context-management-2025-06-27",
         },
     )
-    conversation = understood(request)
-    system, question, answer, listing, image, order = conversation.messages
+    conversation = conversation_of(request)
+    system, question, response, listing, image, order = conversation.messages
     assert system.parts == (
         Text(text="You are Claude Code, Anthropic's official CLI for Claude.\n\nYou are an interactive agent."),
     )
@@ -87,8 +87,8 @@ def test_a_request_of_claude_code_is_decoded(ask: Any, transcript: Any) -> None:
             "<system-reminder>\nAgents: explore, plan\n</system-reminder>\n"
         ),
     )
-    assert (answer.reasoning, answer.parts) == ("I list them.", (Text(text="Let me look."),))
-    assert answer.tool_calls == (
+    assert (response.reasoning, response.parts) == ("I list them.", (Text(text="Let me look."),))
+    assert response.tool_calls == (
         ToolCall(index=0, id="toolu_01", name="Bash", arguments='{"command": "ls", "description": "List files"}'),
         ToolCall(index=1, id="toolu_02", name="Read", arguments='{"file_path": "/inn/map.png"}'),
     )
@@ -104,8 +104,8 @@ def test_a_request_of_claude_code_is_decoded(ask: Any, transcript: Any) -> None:
     assert (conversation.thinking, conversation.sampling.max_tokens) == ("high", 32000)
 
 
-def test_a_request_of_claude_code_is_encoded_for_an_openai_backend(ask: Any, transcript: Any) -> None:
-    request = ask("/v1/messages", transcript("anthropic/claude-code.json"))
+def test_a_request_of_claude_code_is_encoded_for_an_openai_backend(decode_request: Any, transcript: Any) -> None:
+    request = decode_request("/v1/messages", transcript("anthropic/claude-code.json"))
     sent = OpenAIUpstream().build(AnthropicAdapter().expand(request), model="qwen", stream=True)
     body = json.loads(sent.body)
     assert sent.path == "/v1/chat/completions"
@@ -115,8 +115,8 @@ def test_a_request_of_claude_code_is_encoded_for_an_openai_backend(ask: Any, tra
     assert body["parallel_tool_calls"] is True
 
 
-def test_a_request_of_claude_code_is_encoded_for_an_ollama_backend(ask: Any, transcript: Any) -> None:
-    request = ask("/v1/messages", transcript("anthropic/claude-code.json"))
+def test_a_request_of_claude_code_is_encoded_for_an_ollama_backend(decode_request: Any, transcript: Any) -> None:
+    request = decode_request("/v1/messages", transcript("anthropic/claude-code.json"))
     body = json.loads(OllamaUpstream().build(request, model="qwen", stream=True).body)
     assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "tool", "tool", "user"]
     assert body["messages"][-1]["images"] == ["iVBORw0KGgo="]
@@ -131,27 +131,27 @@ def test_a_request_of_claude_code_is_encoded_for_an_ollama_backend(ask: Any, tra
     ],
 )
 def test_the_accounting_line_of_the_system_prompt_is_removed(messages: Messages, system: Any) -> None:
-    assert understood(messages(system=system)).messages[0].parts == (Text(text="Be brief"),)
+    assert conversation_of(messages(system=system)).messages[0].parts == (Text(text="Be brief"),)
 
 
 def test_leading_system_messages_join_the_system_prompt(messages: Messages) -> None:
     turns = ({"role": "system", "content": "Be kind"}, {"role": "user", "content": "Hi"})
-    first, second = understood(messages(*turns, system="Be brief")).messages
+    first, second = conversation_of(messages(*turns, system="Be brief")).messages
     assert (first.role, first.parts) == ("system", (Text(text="Be brief\n\nBe kind"),))
     assert second.role == "user"
 
 
 def test_consecutive_messages_of_one_role_are_merged(messages: Messages) -> None:
     turns = [("user", "a"), ("user", "b"), ("assistant", "c"), ("assistant", "d"), ("system", "e"), ("user", "f")]
-    said = understood(messages(*({"role": role, "content": words} for role, words in turns))).messages
-    assert [message.role for message in said] == ["user", "assistant", "user"]
-    assert said[0].parts == (Text(text="a\nb"),)
+    content = conversation_of(messages(*({"role": role, "content": words} for role, words in turns))).messages
+    assert [message.role for message in content] == ["user", "assistant", "user"]
+    assert content[0].parts == (Text(text="a\nb"),)
 
 
 def test_an_error_result_is_marked(messages: Messages) -> None:
     def result(words: str) -> str:
         block = {"type": "tool_result", "tool_use_id": "t", "content": words, "is_error": True}
-        part = understood(messages(user(block))).messages[0].parts[0]
+        part = conversation_of(messages(user(block))).messages[0].parts[0]
         assert isinstance(part, Text)
         return part.text
 
@@ -161,7 +161,9 @@ def test_an_error_result_is_marked(messages: Messages) -> None:
 
 @pytest.mark.parametrize("content", [None, "", []])
 def test_a_tool_result_may_be_empty(messages: Messages, content: Any) -> None:
-    message = understood(messages(user({"type": "tool_result", "tool_use_id": "t", "content": content}))).messages[0]
+    message = conversation_of(messages(user({"type": "tool_result", "tool_use_id": "t", "content": content}))).messages[
+        0
+    ]
     assert (message.role, message.tool_call_id) == ("tool", "t")
 
 
@@ -176,7 +178,7 @@ def test_a_tool_result_may_be_empty(messages: Messages, content: Any) -> None:
     ],
 )  # fmt: skip
 def test_each_type_of_block_is_decoded(messages: Messages, block: dict[str, Any], parts: tuple[Any, ...]) -> None:
-    assert understood(messages(user(block))).messages[0].parts == parts
+    assert conversation_of(messages(user(block))).messages[0].parts == parts
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_each_type_of_block_is_decoded(messages: Messages, block: dict[str, Any]
     ],
 )
 def test_tool_choices_are_translated(messages: Messages, choice: Any, wanted: str, parallel: bool) -> None:
-    conversation = understood(messages(tools=[{"name": "look", "input_schema": {}}], tool_choice=choice))
+    conversation = conversation_of(messages(tools=[{"name": "look", "input_schema": {}}], tool_choice=choice))
     assert (conversation.tool_choice, conversation.parallel_tool_calls) == (wanted, parallel)
 
 
@@ -204,7 +206,7 @@ def test_tool_choices_are_translated(messages: Messages, choice: Any, wanted: st
     ],
 )
 def test_thinking_is_off_unless_requested(messages: Messages, fields: dict[str, Any], thinking: bool | str) -> None:
-    assert understood(messages(**fields)).thinking == thinking
+    assert conversation_of(messages(**fields)).thinking == thinking
 
 
 def test_an_output_format_is_decoded(messages: Messages) -> None:
@@ -243,39 +245,39 @@ def test_an_invalid_field_is_named(messages: Messages, fields: dict[str, Any], p
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
 def test_what_only_anthropic_supports_is_rejected_for_other_backends(
-    ask: Any, adapter: AnthropicAdapter, path: str, fields: dict[str, Any], words: str
+    decode_request: Any, adapter: AnthropicAdapter, path: str, fields: dict[str, Any], words: str
 ) -> None:
-    request = ask(path, {"model": "a", "messages": [{"role": "user", "content": "Hi"}], **fields})
+    request = decode_request(path, {"model": "a", "messages": [{"role": "user", "content": "Hi"}], **fields})
     with pytest.raises(BadRequest, match=words):
         adapter.expand(request)
     assert json.loads(AnthropicUpstream().build(request, model="claude", stream=False).body)["model"] == "claude"
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"model":"a"}', b'{"messages":[],"messages":[]}', b"\xff"])
-def test_an_invalid_body_is_rejected(ask: Any, body: bytes) -> None:
+def test_an_invalid_body_is_rejected(decode_request: Any, body: bytes) -> None:
     for path in ("/v1/messages", "/v1/messages/count_tokens"):
         with pytest.raises(BadRequest):
-            ask(path, body)
+            decode_request(path, body)
 
 
-def test_max_tokens_is_required_only_with_the_version_header(ask: Any) -> None:
+def test_max_tokens_is_required_only_with_the_version_header(decode_request: Any) -> None:
     body = {"model": "a", "messages": [{"role": "user", "content": "Hi"}]}
     version = {"anthropic-version": "2023-06-01"}
     with pytest.raises(BadRequest, match="max_tokens: Field required"):
-        ask("/v1/messages", body, headers=version)
-    assert isinstance(ask("/v1/messages", body), ChatRequest)
-    assert isinstance(ask("/v1/messages/count_tokens", body, headers=version), CountRequest)
+        decode_request("/v1/messages", body, headers=version)
+    assert isinstance(decode_request("/v1/messages", body), ChatRequest)
+    assert isinstance(decode_request("/v1/messages/count_tokens", body, headers=version), CountRequest)
 
 
-def test_a_count_sends_the_same_conversation_to_an_engine(ask: Any, transcript: Any) -> None:
+def test_a_count_sends_the_same_conversation_to_an_engine(decode_request: Any, transcript: Any) -> None:
     body = transcript("anthropic/claude-code.json")
-    count = ask("/v1/messages/count_tokens", body)
+    count = decode_request("/v1/messages/count_tokens", body)
     assert isinstance(count, CountRequest)
     upstream = OpenAIUpstream()
-    asked = upstream.build(count, model="qwen", stream=True)
-    said = json.loads(upstream.build(ask("/v1/messages", body), model="qwen", stream=True).body)
-    assert asked.path == "/v1/chat/completions/input_tokens"
-    counted = json.loads(asked.body)
+    requested = upstream.build(count, model="qwen", stream=True)
+    content = json.loads(upstream.build(decode_request("/v1/messages", body), model="qwen", stream=True).body)
+    assert requested.path == "/v1/chat/completions/input_tokens"
+    counted = json.loads(requested.body)
     for name in ("messages", "tools", "model"):
-        assert counted[name] == said[name]
+        assert counted[name] == content[name]
     assert "stream" not in counted

@@ -26,11 +26,11 @@ LISTING = ModelList(cards=CARDS, index={name: card for card in CARDS for name in
 
 
 @pytest.fixture
-def listed(adapter: AnthropicAdapter, ask: Any) -> Any:
-    def answer(query: str = "") -> Any:
-        return json.loads(adapter.model_info(ask("/v1/models", query=query), LISTING).body)
+def listed(adapter: AnthropicAdapter, decode_request: Any) -> Any:
+    def response(query: str = "") -> Any:
+        return json.loads(adapter.model_info(decode_request("/v1/models", query=query), LISTING).body)
 
-    return answer
+    return response
 
 
 def test_the_list_has_chat_models_under_every_name(listed: Any) -> None:
@@ -68,9 +68,11 @@ def test_invalid_pages_are_rejected(listed: Any, query: str) -> None:
         listed(query)
 
 
-def test_a_model_is_found_by_any_name(adapter: AnthropicAdapter, ask: Any) -> None:
+def test_a_model_is_found_by_any_name(adapter: AnthropicAdapter, decode_request: Any) -> None:
     def find(name: str) -> Any:
-        return json.loads(adapter.model_info(ask("/v1/models/{id:path}", path_params={"id": name}), LISTING).body)
+        return json.loads(
+            adapter.model_info(decode_request("/v1/models/{id:path}", path_params={"id": name}), LISTING).body
+        )
 
     assert find("org/b")["id"] == "org/b"
     with pytest.raises(ModelNotFound, match="big, vectors, small"):

@@ -30,7 +30,7 @@ def parsed(segments: Iterable[bytes], head: ResponseHead = STREAM, *, fields: bo
     return [*(chunk for segment in segments for chunk in parser.feed(segment)), *parser.finish()]
 
 
-def understood(chunks: list[Chunk]) -> tuple[Any, ...]:
+def conversation_of(chunks: list[Chunk]) -> tuple[Any, ...]:
     calls: dict[int, tuple[Any, ...]] = {}
     for call in (call for chunk in chunks for call in chunk.tool_calls):
         known = calls.get(call.index, (call.id, call.name, ""))
@@ -48,7 +48,7 @@ def understood(chunks: list[Chunk]) -> tuple[Any, ...]:
 @pytest.mark.parametrize("name", ["anthropic.sse", "anthropic.json"])
 def test_a_response_is_fully_decoded(transcript: Any, name: str) -> None:
     head = STREAM if name.endswith("sse") else ResponseHead()
-    assert understood(parsed([transcript(f"anthropic/{name}")], head)) == (
+    assert conversation_of(parsed([transcript(f"anthropic/{name}")], head)) == (
         "Let me look.",
         "The map first.",
         {0: ("toolu_01", "Read", {"file_path": "/inn/map.png"}), 1: ("toolu_02", "Pwd", {})},
@@ -61,7 +61,7 @@ def test_a_response_is_fully_decoded(transcript: Any, name: str) -> None:
 @pytest.mark.parametrize("name", ["llama-server.sse", "llama-server.json"])
 def test_llama_servers_responses_are_decoded(transcript: Any, name: str) -> None:
     head = STREAM if name.endswith("sse") else ResponseHead(media_type="application/json; charset=utf-8")
-    text, _, _, finish, stop, usage = understood(parsed([transcript(f"anthropic/{name}")], head))
+    text, _, _, finish, stop, usage = conversation_of(parsed([transcript(f"anthropic/{name}")], head))
     assert (text, finish, stop) == ("The capital of France is ", ["stop"], ["Paris"])
     assert (usage.prompt_tokens, usage.completion_tokens) == (23, 6)
 
@@ -75,10 +75,10 @@ def cut(stream: bytes, places: list[int]) -> list[bytes]:
 @given(name=st.sampled_from(["anthropic", "llama-server"]), places=st.lists(st.integers(0, 10_000), max_size=30))
 def test_any_segmentation_gives_the_same_response(transcript: Any, name: str, places: list[int]) -> None:
     stream = transcript(f"anthropic/{name}.sse")
-    assert understood(parsed(cut(stream, places))) == understood(parsed([stream]))
+    assert conversation_of(parsed(cut(stream, places))) == conversation_of(parsed([stream]))
     forwarded = parsed(cut(stream, places), fields=False)
     assert b"".join(chunk.raw for chunk in forwarded) == stream
-    assert [chunk.finish for chunk in forwarded if chunk.finish] == understood(parsed([stream]))[3]
+    assert [chunk.finish for chunk in forwarded if chunk.finish] == conversation_of(parsed([stream]))[3]
 
 
 @pytest.mark.parametrize("fields", [True, False])

@@ -32,18 +32,18 @@ def foreign() -> Callable[..., Request]:
     return make
 
 
-def written(request: Request, **options: Any) -> Any:
+def encoded(request: Request, **options: Any) -> Any:
     sent = AnthropicUpstream().build(request, model="claude", stream=options.get("stream", True))
     assert sent.path == "/v1/messages"
     assert sent.headers == (("anthropic-version", "2023-06-01"),)
     return json.loads(sent.body)
 
 
-def test_a_request_in_the_same_protocol_is_forwarded(ask: Any, transcript: Any) -> None:
+def test_a_request_in_the_same_protocol_is_forwarded(decode_request: Any, transcript: Any) -> None:
     body = transcript("anthropic/claude-code.json")
     headers = {"anthropic-version": "2024-01-01", "anthropic-beta": "a,b", "x-api-key": "secret", "authorization": "no"}
     sent = AnthropicUpstream().build(
-        ask("/v1/messages", body, query="beta=true", headers=headers), model="claude", stream=True
+        decode_request("/v1/messages", body, query="beta=true", headers=headers), model="claude", stream=True
     )
     assert sent.body == body.replace(b'"claude-sonnet-4-5"', b'"claude"')
     assert sent.path == "/v1/messages?beta=true"
@@ -51,7 +51,7 @@ def test_a_request_in_the_same_protocol_is_forwarded(ask: Any, transcript: Any) 
 
 
 @pytest.mark.parametrize("signature", ["", None])
-def test_unsigned_thinking_is_removed(ask: Any, signature: str | None) -> None:
+def test_unsigned_thinking_is_removed(decode_request: Any, signature: str | None) -> None:
     unsigned = {"type": "thinking", "thinking": "Hm", "signature": signature}
     signed = {**unsigned, "signature": "EqQB"}
     hello = {"role": "assistant", "content": [{"type": "text", "text": 'Hello "signature":""'}]}
@@ -61,7 +61,9 @@ def test_unsigned_thinking_is_removed(ask: Any, signature: str | None) -> None:
         {"role": "assistant", "content": [unsigned]},
         {"role": "assistant", "content": [signed]},
     ]
-    sent = AnthropicUpstream().build(ask("/v1/messages", {"model": "a", "messages": turns}), model="b", stream=False)
+    sent = AnthropicUpstream().build(
+        decode_request("/v1/messages", {"model": "a", "messages": turns}), model="b", stream=False
+    )
     assert json.loads(sent.body)["messages"] == [turns[0], hello, turns[3]]
 
 
@@ -79,7 +81,7 @@ def test_a_conversation_of_another_protocol_is_encoded(foreign: Any) -> None:
         tools=[{"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object"}}}],
         tool_choice="required", parallel_tool_calls=False, max_tokens=50, temperature=1.5, top_p=0.9, stop=["END", "\n"],
     )  # fmt: skip
-    assert written(request) == {
+    assert encoded(request) == {
         "model": "claude",
         "system": "Be brief",
         "messages": [
@@ -105,7 +107,7 @@ def test_a_conversation_of_another_protocol_is_encoded(foreign: Any) -> None:
 
 
 def test_max_tokens_is_always_sent_and_empty_stop_sequences_are_not(foreign: Any) -> None:
-    body = written(
+    body = encoded(
         foreign(
             {"role": "user", "content": "a"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "b"}
         )
@@ -115,7 +117,7 @@ def test_max_tokens_is_always_sent_and_empty_stop_sequences_are_not(foreign: Any
 
 
 def test_a_response_to_be_continued_does_not_end_with_a_space(foreign: Any) -> None:
-    body = written(foreign({"role": "user", "content": "a"}, {"role": "assistant", "content": "It is \n"}))
+    body = encoded(foreign({"role": "user", "content": "a"}, {"role": "assistant", "content": "It is \n"}))
     assert body["messages"][-1]["content"] == [{"type": "text", "text": "It is"}]
 
 
@@ -130,22 +132,22 @@ def test_a_response_to_be_continued_does_not_end_with_a_space(foreign: Any) -> N
     ],
 )
 def test_thinking_has_a_budget_within_the_limit(foreign: Any, fields: dict[str, Any], thinking: Any) -> None:
-    body = written(foreign(temperature=0.5, **fields))
+    body = encoded(foreign(temperature=0.5, **fields))
     assert body.get("thinking") == thinking
     assert ("temperature" in body) is (thinking is None)
 
 
-def test_unsupported_requests_are_rejected(foreign: Any, ask: Any) -> None:
+def test_unsupported_requests_are_rejected(foreign: Any, decode_request: Any) -> None:
     sound = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
     with pytest.raises(BadRequest, match="audio"):
-        written(foreign({"role": "user", "content": [sound]}))
+        encoded(foreign({"role": "user", "content": [sound]}))
     with pytest.raises(BadRequest):
-        written(EmbedRequest(origin=Origin(wire="openai", operation="embeddings"), inputs=("x",)))
+        encoded(EmbedRequest(origin=Origin(wire="openai", operation="embeddings"), inputs=("x",)))
 
 
 def test_an_output_format_is_passed_on(foreign: Any) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
-    body = written(foreign(response_format=form))
+    body = encoded(foreign(response_format=form))
     assert body["output_config"] == {"format": {"type": "json_schema", "schema": {"type": "object"}}}
 
 
@@ -156,22 +158,26 @@ def parsed(segments: Iterable[bytes], head: ResponseHead = STREAM, *, fields: bo
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_of_the_same_protocol_gets_the_same_bytes(ask: Any, begin: Any, transcript: Any, stream: bool) -> None:
+def test_a_client_of_the_same_protocol_gets_the_same_bytes(
+    decode_request: Any, start_encoder: Any, transcript: Any, stream: bool
+) -> None:
     body = transcript("anthropic/anthropic.sse" if stream else "anthropic/anthropic.json")
     head = STREAM if stream else ResponseHead(length=len(body))
-    encoder = begin(ask("/v1/messages", {"messages": [{"role": "user", "content": "Hi"}], "stream": stream}), head)
+    encoder = start_encoder(
+        decode_request("/v1/messages", {"messages": [{"role": "user", "content": "Hi"}], "stream": stream}), head
+    )
     got = [encoder.encode(chunk) for chunk in parsed([body[:300], body[300:]], head, fields=False)]
     assert b"".join([*got, encoder.finish()]) == body
     assert encoder.length == (None if stream else len(body))
 
 
-def test_token_counts_are_requested_and_decoded(ask: Any, begin: Any) -> None:
-    count = ask("/v1/messages/count_tokens", {"model": "a", "messages": [{"role": "user", "content": "Hi"}]})
+def test_token_counts_are_requested_and_decoded(decode_request: Any, start_encoder: Any) -> None:
+    count = decode_request("/v1/messages/count_tokens", {"model": "a", "messages": [{"role": "user", "content": "Hi"}]})
     upstream = AnthropicUpstream()
     assert upstream.build(count, model="claude", stream=True).path == "/v1/messages/count_tokens"
     parser = upstream.parser(count, fields=False)
     parser.start(ResponseHead())
-    encoder = begin(count)
+    encoder = start_encoder(count)
     for chunk in (*parser.feed(b'{"input_tokens":37}'), *parser.finish()):
         assert encoder.encode(chunk) == b""
     assert json.loads(encoder.finish()) == {"input_tokens": 37}

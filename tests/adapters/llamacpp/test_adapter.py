@@ -29,7 +29,7 @@ ADAPTER = LlamaCppAdapter()
 UPSTREAM = LlamaCppUpstream()
 
 
-def ask(method: str, path: str, body: Any = b"", *, query: str = "", **headers: str) -> Request:
+def decode_request(method: str, path: str, body: Any = b"", *, query: str = "", **headers: str) -> Request:
     """The request that these bytes become; a path that nobody knows goes to the catch-all."""
     known = [one for one in ADAPTER.operations if method in one.methods]
     operation = next((one for one in known if one.path == path), known[-1])
@@ -51,7 +51,7 @@ def test_no_path_conflicts_with_openai() -> None:
     "path", ["/completion", "/infill", "/tokenize", "/detokenize", "/apply-template", "/embedding", "/v1/systemone"]
 )
 def test_native_requests_are_forwarded_as_they_came(path: str) -> None:
-    request = ask("POST", path, b'{ "model":"a", "content" : "x", "new": [1.0] }')
+    request = decode_request("POST", path, b'{ "model":"a", "content" : "x", "new": [1.0] }')
     wire = UPSTREAM.build(request, model="a", stream=False)
     assert request.origin.wire == "llamacpp"
     assert (wire.method, wire.path, wire.body) == ("POST", path, b'{ "model":"a", "content" : "x", "new": [1.0] }')
@@ -62,20 +62,20 @@ def test_native_requests_are_forwarded_as_they_came(path: str) -> None:
     [({"model": "a"}, "", "a"), ({}, "model=b%2Fc", "b/c"), ({"model": "a"}, "model=b", "a"), ({}, "", None)],
 )
 def test_the_model_is_in_the_body_or_the_query(body: Any, query: str, model: str | None) -> None:
-    assert ask("POST", "/tokenize", body, query=query).model == model
-    assert ask("POST", "/unknown/path", body, query=query).model == model
+    assert decode_request("POST", "/tokenize", body, query=query).model == model
+    assert decode_request("POST", "/unknown/path", body, query=query).model == model
 
 
 def test_the_engine_gets_its_own_name_of_the_model() -> None:
-    assert sent(ask("POST", "/tokenize", {"model": "alias", "content": "x"}))["model"] == "there"
-    assert sent(ask("POST", "/tokenize", {"content": "x"}))["model"] == "there"
-    assert sent(ask("POST", "/unknown", {"x": 1})) == {"x": 1}
-    lora = ask("GET", "/lora-adapters", query="a=1&model=alias&xmodel=2")
+    assert sent(decode_request("POST", "/tokenize", {"model": "alias", "content": "x"}))["model"] == "there"
+    assert sent(decode_request("POST", "/tokenize", {"content": "x"}))["model"] == "there"
+    assert sent(decode_request("POST", "/unknown", {"x": 1})) == {"x": 1}
+    lora = decode_request("GET", "/lora-adapters", query="a=1&model=alias&xmodel=2")
     assert UPSTREAM.build(lora, model="t/here", stream=True).path == "/lora-adapters?a=1&model=t%2Fhere&xmodel=2"
 
 
 def test_a_list_as_body_is_forwarded_untouched() -> None:
-    request = ask("POST", "/lora-adapters", b'[{"id": 0, "scale": 0.5}]', query="model=a")
+    request = decode_request("POST", "/lora-adapters", b'[{"id": 0, "scale": 0.5}]', query="model=a")
     assert request.model == "a"
     assert UPSTREAM.build(request, model="a", stream=True).body == b'[{"id": 0, "scale": 0.5}]'
 
@@ -89,7 +89,7 @@ def test_a_list_as_body_is_forwarded_untouched() -> None:
     ],
 )  # fmt: skip
 def test_a_single_whole_completion_is_requested_as_a_stream(fields: dict[str, Any], streams: bool) -> None:
-    request = ask("POST", "/completion", fields)
+    request = decode_request("POST", "/completion", fields)
     assert sent(request).get("stream", False) is streams
     assert "stream" not in sent(request, stream=False)
 
@@ -109,11 +109,11 @@ def test_a_single_whole_completion_is_requested_as_a_stream(fields: dict[str, An
     ],
 )
 def test_on_shared_paths_the_fields_decide_the_protocol(path: str, body: Any, wire: str) -> None:
-    assert ask("POST", path, body).origin.wire == wire
+    assert decode_request("POST", path, body).origin.wire == wire
 
 
 def test_openais_sdk_gets_openais_form_on_shared_paths() -> None:
-    assert ask("POST", "/completions", {"prompt": "x"}, x_stainless_lang="python").origin.wire == "openai"
+    assert decode_request("POST", "/completions", {"prompt": "x"}, x_stainless_lang="python").origin.wire == "openai"
 
 
 def test_a_plain_completion_can_be_served_by_any_backend() -> None:
@@ -126,7 +126,7 @@ def test_a_plain_completion_can_be_served_by_any_backend() -> None:
         "json_schema": {},
         "id_slot": 0,
     }
-    request = ADAPTER.expand(ask("POST", "/completion", fields))
+    request = ADAPTER.expand(decode_request("POST", "/completion", fields))
     body = json.loads(OpenAIUpstream().build(request, model="cloud", stream=True).body)
     assert body.pop("stream_options") == {"include_usage": True}
     assert body == {
@@ -142,23 +142,23 @@ def test_a_completion_that_only_an_engine_can_serve_is_not_translated() -> None:
         {"prompt": "x", "n": 2},
         {"prompt": {"prompt_string": "x"}},
     ):
-        assert isinstance(ask("POST", "/completion", fields), Passthrough)
+        assert isinstance(decode_request("POST", "/completion", fields), Passthrough)
     with pytest.raises(BadRequest, match="temperature"):
-        ADAPTER.expand(ask("POST", "/completion", {"prompt": "x", "temperature": "hot"}))
+        ADAPTER.expand(decode_request("POST", "/completion", {"prompt": "x", "temperature": "hot"}))
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/reranking", "/v1/reranking"])
 def test_reranking_is_the_same_on_every_path(path: str) -> None:
-    wire = UPSTREAM.build(ask("POST", path, {"query": "q", "documents": ["d"]}), model="m", stream=True)
+    wire = UPSTREAM.build(decode_request("POST", path, {"query": "q", "documents": ["d"]}), model="m", stream=True)
     assert wire.path == "/v1/rerank"
 
 
 def test_load_and_unload_are_decoded() -> None:
-    order = ask("POST", "/models/load", {"model": "a"})
+    order = decode_request("POST", "/models/load", {"model": "a"})
     assert isinstance(order, Control)
     assert (order.kind, order.model) == ("load", "a")
     with pytest.raises(BadRequest, match="model name is missing from the request"):
-        ask("POST", "/models/unload", {})
+        decode_request("POST", "/models/unload", {})
     changing = {
         one.path.rstrip("/"): (one.scope, one.writes)
         for one in ADAPTER.operations
@@ -168,25 +168,25 @@ def test_load_and_unload_are_decoded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "state", "words"), [("load", "loaded", "already"), ("unload", "failed", "not running")]
+    ("kind", "state", "message"), [("load", "loaded", "already"), ("unload", "failed", "not running")]
 )
-def test_loading_a_loaded_model_is_rejected(kind: str, state: Any, words: str) -> None:
-    with pytest.raises(BadRequest, match=words):
-        ADAPTER.validate(ask("POST", f"/models/{kind}", {"model": "a"}), ModelCard(name="a", state=state))
+def test_loading_a_loaded_model_is_rejected(kind: str, state: Any, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        ADAPTER.validate(decode_request("POST", f"/models/{kind}", {"model": "a"}), ModelCard(name="a", state=state))
 
 
 def test_a_get_never_loads_a_model() -> None:
     idle, running = ModelCard(name="a"), ModelCard(name="a", state="loaded")
     for request, error in (
-        (ask("GET", "/lora-adapters", query="model=a"), ModelUnavailable),
-        (ask("POST", "/x", {"y": 1}), ModelUnavailable),
-        (ask("GET", "/x"), NotFound),
-        (ask("GET", "/x", query="model=a"), NotFound),
+        (decode_request("GET", "/lora-adapters", query="model=a"), ModelUnavailable),
+        (decode_request("POST", "/x", {"y": 1}), ModelUnavailable),
+        (decode_request("GET", "/x"), NotFound),
+        (decode_request("GET", "/x", query="model=a"), NotFound),
     ):
         assert ADAPTER.validate(request, running) is request
         with pytest.raises(error):
             ADAPTER.validate(request, idle)
-    named = ask("POST", "/x", {"model": "a"})
+    named = decode_request("POST", "/x", {"model": "a"})
     assert ADAPTER.validate(named, idle) is named
 
 
@@ -195,7 +195,7 @@ def test_a_get_never_loads_a_model() -> None:
 
 def test_an_unknown_path_goes_to_the_engine_of_the_model_in_its_body() -> None:
     body = b'{"model":"a","stream":true,"x":1}'
-    request = ask("POST", "/v1/audio/new", body, query="y=2", content_type="application/json")
+    request = decode_request("POST", "/v1/audio/new", body, query="y=2", content_type="application/json")
     assert isinstance(request, Passthrough)
     assert (request.model, request.output.stream) == ("a", True)
     wire = UPSTREAM.build(request, model="b", stream=True)
@@ -205,13 +205,13 @@ def test_an_unknown_path_goes_to_the_engine_of_the_model_in_its_body() -> None:
 def test_an_unknown_path_accepts_a_form_with_files() -> None:
     kind = "multipart/form-data; boundary=B"
     form = b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\na\r\n--B--\r\n'
-    request = ask("POST", "/v1/x", form, content_type=kind)
+    request = decode_request("POST", "/v1/x", form, content_type=kind)
     wire = UPSTREAM.build(request, model="b", stream=True)
     assert (request.model, wire.content_type, wire.body) == ("a", kind, form.replace(b"\r\na\r\n", b"\r\nb\r\n"))
 
 
 def test_other_content_types_are_forwarded_unread() -> None:
-    request = ask("POST", "/v1/x", b"\x00model", content_type="application/octet-stream")
+    request = decode_request("POST", "/v1/x", b"\x00model", content_type="application/octet-stream")
     wire = UPSTREAM.build(request, model="b", stream=True)
     assert (request.model, wire.body, wire.content_type) == (None, b"\x00model", "application/octet-stream")
 
@@ -236,7 +236,7 @@ def test_an_engines_management_routes_are_never_forwarded(path: str) -> None:
 @given(st.text("/.%\\;slots2eEfFX05", max_size=30))
 def test_ambiguous_paths_are_not_forwarded(rest: str) -> None:
     try:
-        request = ask("POST", "/" + rest)
+        request = decode_request("POST", "/" + rest)
     except NotFound:
         return
     segments = request.origin.path.strip("/").split("/")
@@ -255,11 +255,14 @@ def test_a_known_path_keeps_its_methods() -> None:
 def test_a_malformed_body_is_rejected_on_every_path(body: bytes) -> None:
     for path in ("/tokenize", "/unknown"):
         with pytest.raises(BadRequest):
-            ask("POST", path, body, content_type="application/json")
+            decode_request("POST", path, body, content_type="application/json")
 
 
 def test_native_requests_are_unsupported_by_other_backends() -> None:
-    for request in (ask("POST", "/tokenize", {"content": "x"}), ask("POST", "/unknown", {"model": "a"})):
+    for request in (
+        decode_request("POST", "/tokenize", {"content": "x"}),
+        decode_request("POST", "/unknown", {"model": "a"}),
+    ):
         with pytest.raises(BadRequest, match="does not support"):
             OpenAIUpstream().build(ADAPTER.expand(request), model="a", stream=True)
 
@@ -284,4 +287,4 @@ def test_model_info_is_never_forwarded() -> None:
     probes = [one for one in ADAPTER.operations if one.probe]
     assert {one.name for one in probes} == {"health", "props", "slots", "version"}
     for one in probes:
-        assert isinstance(ask("GET", one.path, query="model=a&autoload=true"), ModelInfoRequest)
+        assert isinstance(decode_request("GET", one.path, query="model=a&autoload=true"), ModelInfoRequest)

@@ -57,14 +57,14 @@ def encoder(
 @pytest.mark.parametrize("name", ["completion", "words"])
 def test_a_folded_response_is_the_servers_own_whole_response(transcript: Transcript, name: str) -> None:
     made = encoder(completion(prompt="x", return_tokens=name == "words"))
-    said = [made.encode(chunk) for chunk in parse([transcript(f"llamacpp/{name}.sse")])]
+    content = [made.encode(chunk) for chunk in parse([transcript(f"llamacpp/{name}.sse")])]
     body = made.finish()
     folded, real = json.loads(body), json.loads(transcript(f"llamacpp/{name}.json"))
-    assert not any(said)
+    assert not any(content)
     assert (made.media_type, made.length) == ("application/json; charset=utf-8", len(body))
     assert list(folded) == list(real)
-    for answer in (folded, real):
-        answer.pop("timings")
+    for response in (folded, real):
+        response.pop("timings")
     assert folded == real
 
 
@@ -78,8 +78,8 @@ def test_a_whole_response_is_forwarded_as_it_came(transcript: Transcript) -> Non
 
 def test_a_whole_response_becomes_a_stream_for_a_streaming_client() -> None:
     made = encoder(completion(stream=True, prompt="x"), WHOLE)
-    said = b"".join(made.encode(chunk) for chunk in parse([b'{\n "content": "a b",\n "stop": true}'], head=WHOLE))
-    assert said + made.finish() == b'data: {"content":"a b","stop":true}\n\n'
+    content = b"".join(made.encode(chunk) for chunk in parse([b'{\n "content": "a b",\n "stop": true}'], head=WHOLE))
+    assert content + made.finish() == b'data: {"content":"a b","stop":true}\n\n'
 
 
 def test_nothing_of_an_earlier_attempt_is_folded() -> None:
@@ -100,9 +100,14 @@ def test_chunks_of_another_protocol_become_native_events() -> None:
     assert [chunk.finish for chunk in parse([stream])] == ["length"]
     whole = encoder(msgspec.structs.replace(request, output=Output()), WHOLE)
     assert not any(whole.encode(chunk) for chunk in chunks)
-    answer = json.loads(whole.finish())
-    assert (answer["content"], answer["stop"], answer["prompt"], answer["stop_type"]) == ("ab", True, "x", "limit")
-    assert (answer["tokens_evaluated"], answer["tokens_predicted"], answer["timings"]["cache_n"]) == (5, 2, 1)
+    response = json.loads(whole.finish())
+    assert (response["content"], response["stop"], response["prompt"], response["stop_type"]) == (
+        "ab",
+        True,
+        "x",
+        "limit",
+    )
+    assert (response["tokens_evaluated"], response["tokens_predicted"], response["timings"]["cache_n"]) == (5, 2, 1)
 
 
 def test_heartbeats_are_comments() -> None:
@@ -114,8 +119,8 @@ def test_heartbeats_are_comments() -> None:
 
 def test_an_error_after_the_start_is_an_event() -> None:
     error = ModelUnavailable("gone")
-    said = encoder(completion(stream=True)).error(error)
-    assert said == b'data: {"error":{"code":503,"message":"gone","type":"unavailable_error"}}\n\n'
+    content = encoder(completion(stream=True)).error(error)
+    assert content == b'data: {"error":{"code":503,"message":"gone","type":"unavailable_error"}}\n\n'
     assert encoder(completion()).error(error) == b""
 
 

@@ -99,8 +99,8 @@ def test_the_version_is_the_gateways() -> None:
     ],
 )  # fmt: skip
 def test_unsupported_routes_are_refused_with_a_message(method: str, path: str, status: int, kind: str) -> None:
-    told, body = get(path, method=method)
-    assert (told, body["error"]["code"], body["error"]["type"]) == (status, status, kind)
+    result, body = get(path, method=method)
+    assert (result, body["error"]["code"], body["error"]["type"]) == (status, status, kind)
     assert body["error"]["message"]
 
 
@@ -110,8 +110,8 @@ def test_no_stream_can_be_resumed() -> None:
 
 def test_stopping_an_ended_stream_succeeds() -> None:
     operation = next(one for one in ADAPTER.operations if one.path == "/v1/stream" and "DELETE" in one.methods)
-    asked = ADAPTER.decode(operation, Incoming(method="DELETE", path="/v1/stream", query="conv_id=x"))
-    assert (ADAPTER.model_info(asked, LISTING).status, ADAPTER.model_info(asked, LISTING).body) == (204, b"")
+    requested = ADAPTER.decode(operation, Incoming(method="DELETE", path="/v1/stream", query="conv_id=x"))
+    assert (ADAPTER.model_info(requested, LISTING).status, ADAPTER.model_info(requested, LISTING).body) == (204, b"")
 
 
 def news(before: ModelList | None, now: ModelList) -> list[tuple[str, str, Any]]:

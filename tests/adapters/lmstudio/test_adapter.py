@@ -53,7 +53,7 @@ HIDDEN = ModelCard(name="hidden", listed=False)
 LISTING = ModelList(cards=(A, CLOUD, E, HIDDEN), index={"a/b": A, "tiny": A, "e": E, "cloud": CLOUD, "hidden": HIDDEN})
 
 
-def ask(method: str, path: str, body: Any = b"", *, pattern: str | None = None, **params: str) -> Request:
+def decode_request(method: str, path: str, body: Any = b"", *, pattern: str | None = None, **params: str) -> Request:
     operation = next(one for one in ADAPTER.operations if one.path == (pattern or path) and method in one.methods)
     sent = body if isinstance(body, bytes) else json.dumps(body).encode()
     return ADAPTER.decode(operation, Incoming(method=method, path=path, body=sent, path_params=params))
@@ -64,21 +64,21 @@ def test_no_path_conflicts_with_another_protocol() -> None:
 
 
 def test_unload_needs_the_scope_operate() -> None:
-    request = ask("POST", "/api/v1/models/unload", {"instance_id": "tiny"})
+    request = decode_request("POST", "/api/v1/models/unload", {"instance_id": "tiny"})
     assert isinstance(request, Control)
     assert (request.kind, request.model) == ("unload", "tiny")
     operation = next(one for one in ADAPTER.operations if one.name == "unload")
     assert (operation.scope, operation.writes) == ("operate", True)
-    made = ADAPTER.encoder(request, response_id="x", created=1, progress="thinking")
-    made.start(ResponseHead())
-    assert (made.streaming, json.loads(made.finish())) == (False, {"instance_id": "tiny"})
+    encoder = ADAPTER.encoder(request, response_id="x", created=1, progress="thinking")
+    encoder.start(ResponseHead())
+    assert (encoder.streaming, json.loads(encoder.finish())) == (False, {"instance_id": "tiny"})
 
 
 def test_load_and_unload_need_a_model() -> None:
     for path in ("/api/v1/models/load", "/api/v1/models/unload"):
         for body in ({}, {"model": 1}, b"[]"):
             with pytest.raises(BadRequest):
-                ask("POST", path, body)
+                decode_request("POST", path, body)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_load_and_unload_need_a_model() -> None:
     ],
 )
 def test_inference_is_delegated_to_openai(path: str, body: Any, kind: type, name: str) -> None:
-    request = ask("POST", path, body)
+    request = decode_request("POST", path, body)
     assert type(request) is kind
     assert (request.origin.wire, request.origin.operation, request.model) == ("openai", name, "a")
 

@@ -15,7 +15,7 @@ from hostler.adapters.types import ChatRequest, Media, Request, Text
 ADAPTER = LMStudioAdapter()
 
 
-def asked(path: str, **body: Any) -> Request:
+def requested(path: str, **body: Any) -> Request:
     operation = next(each for each in ADAPTER.operations if each.path == path)
     return ADAPTER.decode(
         operation, Incoming(method="POST", path=path, body=json.dumps({"model": "a", **body}).encode())
@@ -24,7 +24,7 @@ def asked(path: str, **body: Any) -> Request:
 
 def test_a_chat_is_decoded() -> None:
     parts = [{"type": "text", "content": "What?"}, {"type": "image", "data_url": "data:image/png;base64,AAAA"}]
-    request = asked(
+    request = requested(
         "/api/v1/chat", input=parts, system_prompt="Be brief.", temperature=0.5, top_k=5, max_output_tokens=7,
         reasoning="off", store=True, context_length=1,
     )  # fmt: skip
@@ -48,7 +48,7 @@ def test_a_chat_is_decoded() -> None:
 )  # fmt: skip
 def test_an_invalid_field_is_named(body: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        asked("/api/v1/chat", **body)
+        requested("/api/v1/chat", **body)
     operation = next(each for each in ADAPTER.operations if each.path == "/api/v1/chat")
     error = json.loads(ADAPTER.error_response(caught.value, operation).body)["error"]
     assert (error["type"], error["param"]) == ("invalid_request", param)
@@ -56,5 +56,5 @@ def test_an_invalid_field_is_named(body: dict[str, Any], param: str) -> None:
 
 def test_an_unknown_model_is_an_error_in_lm_studios_form() -> None:
     operation = next(each for each in ADAPTER.operations if each.path == "/api/v1/models/load")
-    answer = ADAPTER.error_response(ModelNotFound("no such model", model="x"), operation)
-    assert (answer.status, json.loads(answer.body)["error"]["type"]) == (404, "model_not_found")
+    response = ADAPTER.error_response(ModelNotFound("no such model", model="x"), operation)
+    assert (response.status, json.loads(response.body)["error"]["type"]) == (404, "model_not_found")

@@ -34,7 +34,7 @@ SAID = (
 CARD = ModelCard(name="a", context=4096, facts=ModelFacts(architecture="granite", quantization="Q4_K_M"))
 
 
-def asked(path: str, **body: Any) -> Request:
+def requested(path: str, **body: Any) -> Request:
     operation = next(each for each in ADAPTER.operations if each.path == path)
     return ADAPTER.decode(
         operation, Incoming(method="POST", path=path, body=json.dumps({"model": "a", **body}).encode())
@@ -46,9 +46,9 @@ def encoder(request: Request, *, progress: str = "thinking") -> Encoder:
 
 
 def events(data: bytes) -> list[Any]:
-    told = [(name, json.loads(each)) for name, each in sse.iter_events(data)]
-    assert all(name == event["type"] for name, event in told)
-    return [event for _, event in told]
+    result = [(name, json.loads(each)) for name, each in sse.iter_events(data)]
+    assert all(name == event["type"] for name, event in result)
+    return [event for _, event in result]
 
 
 RESULT = {
@@ -62,7 +62,7 @@ RESULT = {
 
 
 def test_a_whole_response() -> None:
-    writing = encoder(asked("/api/v1/chat", input="What?"))
+    writing = encoder(requested("/api/v1/chat", input="What?"))
     writing.start(STREAM)
     assert not any(writing.encode(chunk) for chunk in SAID)
     body = writing.finish()
@@ -71,39 +71,39 @@ def test_a_whole_response() -> None:
 
 
 def test_a_stream_starts_and_ends_with_named_events() -> None:
-    writing = encoder(asked("/api/v1/chat", input="What?", stream=True))
+    writing = encoder(requested("/api/v1/chat", input="What?", stream=True))
     writing.start(STREAM)
-    told = events(b"".join([*(writing.encode(chunk) for chunk in SAID), writing.finish()]))
-    assert [event["type"] for event in told] == [
+    result = events(b"".join([*(writing.encode(chunk) for chunk in SAID), writing.finish()]))
+    assert [event["type"] for event in result] == [
         "chat.start", "reasoning.start", "reasoning.delta", "reasoning.end", "message.start", "message.delta",
         "message.delta", "message.end", "chat.end",
     ]  # fmt: skip
-    assert told[-1]["result"] == RESULT
+    assert result[-1]["result"] == RESULT
 
 
 def test_loading_is_reported_in_the_protocols_own_events() -> None:
-    writing = encoder(asked("/api/v1/chat", input="What?", stream=True))
+    writing = encoder(requested("/api/v1/chat", input="What?", stream=True))
     waits = [Progress(phase="queued", model="a", position=1)]
     waits += [Progress(phase="loading", model="a", percent=percent, waited_s=2.5) for percent in (25.0, 50.0)]
-    told = b"".join(writing.heartbeat(each) for each in waits)
-    assert told.startswith(b": [hostler] ")
+    result = b"".join(writing.heartbeat(each) for each in waits)
+    assert result.startswith(b": [hostler] ")
     writing.start(STREAM)
-    told += writing.encode(Chunk(text="It"))
-    assert [(event["type"], event.get("progress"), event.get("load_time_seconds")) for event in events(told)] == [
+    result += writing.encode(Chunk(text="It"))
+    assert [(event["type"], event.get("progress"), event.get("load_time_seconds")) for event in events(result)] == [
         ("chat.start", None, None), ("model_load.start", None, None), ("model_load.progress", 0.25, None),
         ("model_load.progress", 0.5, None), ("model_load.end", None, 2.5), ("message.start", None, None),
         ("message.delta", None, None),
     ]  # fmt: skip
-    assert encoder(asked("/api/v1/chat", input="x", stream=True), progress="off").heartbeat(waits[1]) == b""
+    assert encoder(requested("/api/v1/chat", input="x", stream=True), progress="off").heartbeat(waits[1]) == b""
 
 
 def test_an_error_is_followed_by_the_output_so_far() -> None:
-    writing = encoder(asked("/api/v1/chat", input="What?", stream=True))
+    writing = encoder(requested("/api/v1/chat", input="What?", stream=True))
     writing.start(STREAM)
-    told = events(writing.encode(Chunk(text="It")) + writing.error(BackendBroken("it broke")))
-    assert [event["type"] for event in told[-3:]] == ["message.end", "error", "chat.end"]
-    assert (told[-2]["error"]["type"], told[-2]["error"]["message"]) == ("internal_error", "it broke")
-    assert told[-1]["result"]["output"] == [{"type": "message", "content": "It"}]
+    result = events(writing.encode(Chunk(text="It")) + writing.error(BackendBroken("it broke")))
+    assert [event["type"] for event in result[-3:]] == ["message.end", "error", "chat.end"]
+    assert (result[-2]["error"]["type"], result[-2]["error"]["message"]) == ("internal_error", "it broke")
+    assert result[-1]["result"]["output"] == [{"type": "message", "content": "It"}]
 
 
 FIGURES = {
@@ -130,28 +130,32 @@ def met(request: Request) -> StatsEncoder:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_whole_v0_response_has_stats(path: str) -> None:
-    writing = met(asked(path, **PATHS[path]))
+    writing = met(requested(path, **PATHS[path]))
     writing.start(STREAM)
     assert not any(writing.encode(chunk) for chunk in SAID)
     body = writing.finish()
-    answer = json.loads(body)
-    assert {name: answer[name] for name in FIGURES} == FIGURES
-    assert (answer["runtime"]["name"], answer["usage"]["total_tokens"], writing.length) == ("hostler", 74, len(body))
+    response = json.loads(body)
+    assert {name: response[name] for name in FIGURES} == FIGURES
+    assert (response["runtime"]["name"], response["usage"]["total_tokens"], writing.length) == (
+        "hostler",
+        74,
+        len(body),
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_v0_stream_has_stats_before_its_end(path: str) -> None:
-    writing = met(asked(path, stream=True, **PATHS[path]))
+    writing = met(requested(path, stream=True, **PATHS[path]))
     writing.start(STREAM)
-    written = b"".join([*(writing.encode(chunk) for chunk in SAID), writing.finish()])
-    assert written.endswith(b"data: [DONE]\n\n")
-    last = json.loads(written.split(b"data: ")[-2])
+    encoded = b"".join([*(writing.encode(chunk) for chunk in SAID), writing.finish()])
+    assert encoded.endswith(b"data: [DONE]\n\n")
+    last = json.loads(encoded.split(b"data: ")[-2])
     assert ({name: last[name] for name in FIGURES}, last["choices"]) == (FIGURES, [])
 
 
 def test_forwarded_bytes_stay_as_they_are() -> None:
     chat = {"messages": [{"role": "user", "content": "x"}], "stream": True}
-    writing = met(asked("/api/v0/chat/completions", **chat))
+    writing = met(requested("/api/v0/chat/completions", **chat))
     theirs = b'data: {"choices":[{"delta":{"content":"A"}}]}\n\n'
     end = (
         b'data: {"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
@@ -160,13 +164,13 @@ def test_forwarded_bytes_stay_as_they_are() -> None:
     parser.start(STREAM)
     writing.start(STREAM)
     chunks = [*parser.feed(theirs + end + b"data: [DONE]\n\n"), *parser.finish()]
-    written = b"".join([*(writing.encode(chunk) for chunk in chunks), writing.finish()])
-    assert written.startswith(theirs + end)
-    assert b'"eosFound"' in written
+    encoded = b"".join([*(writing.encode(chunk) for chunk in chunks), writing.finish()])
+    assert encoded.startswith(theirs + end)
+    assert b'"eosFound"' in encoded
 
 
 def test_without_the_engines_times_the_gateways_are_used() -> None:
-    writing = met(asked("/api/v0/completions", prompt="x"))
+    writing = met(requested("/api/v0/completions", prompt="x"))
     writing.start(STREAM)
     writing.encode(Chunk(text="A", finish="stop", usage=Usage(prompt_tokens=1, completion_tokens=10)))
     writing.set_timing(Timing(queue_s=1.0, switch_s=2.0, total_s=5.0))
@@ -175,7 +179,7 @@ def test_without_the_engines_times_the_gateways_are_used() -> None:
 
 
 def test_a_whole_response_that_is_no_object_stays_as_it_is() -> None:
-    writing = met(asked("/api/v0/completions", prompt="x"))
+    writing = met(requested("/api/v0/completions", prompt="x"))
     writing.start(ResponseHead(length=2))
     assert writing.encode(Chunk(wire="openai", raw=b"[]", is_body=True)) == b""
     assert writing.finish() == b"[]"

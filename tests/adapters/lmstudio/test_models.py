@@ -42,20 +42,20 @@ HIDDEN = ModelCard(name="hidden", listed=False)
 LISTING = ModelList(cards=(A, CLOUD, E, HIDDEN), index={"a/b": A, "tiny": A, "e": E, "cloud": CLOUD, "hidden": HIDDEN})
 
 
-def ask(method: str, path: str, body: Any = b"", *, pattern: str | None = None, **params: str) -> Request:
+def decode_request(method: str, path: str, body: Any = b"", *, pattern: str | None = None, **params: str) -> Request:
     operation = next(one for one in ADAPTER.operations if one.path == (pattern or path) and method in one.methods)
     sent = body if isinstance(body, bytes) else json.dumps(body).encode()
     return ADAPTER.decode(operation, Incoming(method=method, path=path, body=sent, path_params=params))
 
 
-def answered(request: Request) -> Any:
+def respond(request: Request) -> Any:
     response = ADAPTER.model_info(request, LISTING)
     assert (response.status, response.media_type) == (200, "application/json")
     return json.loads(response.body)
 
 
 def test_the_list_has_lm_studios_form_and_the_real_context() -> None:
-    first = answered(ask("GET", "/api/v1/models"))["models"][0]
+    first = respond(decode_request("GET", "/api/v1/models"))["models"][0]
     assert first == {
         "type": "llm", "publisher": "hostler", "key": "a/b", "display_name": "a/b", "architecture": "qwen3",
         "quantization": {"name": "Q4_K_M", "bits_per_weight": 4}, "size_bytes": 5, "params_string": "8.2B",
@@ -65,25 +65,25 @@ def test_the_list_has_lm_studios_form_and_the_real_context() -> None:
 
 
 def test_every_name_is_listed_with_a_loaded_instance() -> None:
-    models = answered(ask("GET", "/api/v1/models/"))["models"]
+    models = respond(decode_request("GET", "/api/v1/models/"))["models"]
     assert [model["key"] for model in models] == ["a/b", "tiny", "cloud", "e"]
     assert all(model["loaded_instances"][0]["id"] == model["key"] for model in models)
     assert [model["type"] for model in models] == ["llm", "llm", "llm", "embedding"]
 
 
 def test_an_unknown_context_is_left_out() -> None:
-    cloud = answered(ask("GET", "/api/v1/models"))["models"][2]
+    cloud = respond(decode_request("GET", "/api/v1/models"))["models"][2]
     assert cloud["loaded_instances"] == [{"id": "cloud", "config": {}}]
     assert "max_context_length" not in cloud
 
 
 def test_the_training_context_is_nowhere() -> None:
-    lists = [answered(ask("GET", path)) for path in ("/api/v1/models", "/api/v0/models")]
+    lists = [respond(decode_request("GET", path)) for path in ("/api/v1/models", "/api/v0/models")]
     assert "131072" not in json.dumps(lists)
 
 
 def test_the_v0_list_has_the_state() -> None:
-    body = answered(ask("GET", "/api/v0/models"))
+    body = respond(decode_request("GET", "/api/v0/models"))
     assert body["object"] == "list"
     first, _, _, last = body["data"]
     assert first == {
@@ -96,13 +96,13 @@ def test_the_v0_list_has_the_state() -> None:
 
 @pytest.mark.parametrize("name", ["a/b", "tiny", "a/b/", "hidden"])
 def test_a_model_is_found_by_each_of_its_names(name: str) -> None:
-    request = ask("GET", f"/api/v0/models/{name}", pattern="/api/v0/models/{id:path}", id=name)
-    assert answered(request)["id"] == name.rstrip("/")
+    request = decode_request("GET", f"/api/v0/models/{name}", pattern="/api/v0/models/{id:path}", id=name)
+    assert respond(request)["id"] == name.rstrip("/")
 
 
 def test_load_is_answered_at_once_with_the_real_context() -> None:
-    request = ask("POST", "/api/v1/models/load", {"model": "tiny", "context_length": 131072})
-    assert answered(request) == {
+    request = decode_request("POST", "/api/v1/models/load", {"model": "tiny", "context_length": 131072})
+    assert respond(request) == {
         "type": "llm", "instance_id": "tiny", "load_time_seconds": 0.0, "status": "loaded",
         "load_config": {"context_length": 32768},
     }  # fmt: skip
@@ -110,6 +110,6 @@ def test_load_is_answered_at_once_with_the_real_context() -> None:
 
 def test_loading_an_unknown_model_is_not_found() -> None:
     with pytest.raises(ModelNotFound) as raised:
-        answered(ask("POST", "/api/v1/models/load", {"model": "x"}))
+        respond(decode_request("POST", "/api/v1/models/load", {"model": "x"}))
     response = ADAPTER.error_response(raised.value)
     assert (response.status, json.loads(response.body)["error"]["code"]) == (404, "model_not_found")

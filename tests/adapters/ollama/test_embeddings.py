@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from fakes.ollama_desk import Desk
+from fakes.ollama_harness import OllamaHarness
 
 from hostler.adapters.base import Incoming, Upstream
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
@@ -25,55 +25,59 @@ OPENAI = {
 OLLAMA = {"model": "there", "embeddings": [UNIT], "total_duration": 5, "load_duration": 1, "prompt_eval_count": 2}
 
 
-def met(desk: Desk, request: Request, upstream: Upstream, answer: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def met(
+    harness: OllamaHarness, request: Request, upstream: Upstream, response: dict[str, Any]
+) -> tuple[dict[str, Any], Any]:
     """What a backend is sent, and what the client gets for its answer."""
     sent = upstream.build(request, model="there", stream=False)
-    body = json.dumps(answer).encode()
+    body = json.dumps(response).encode()
     head = ResponseHead(media_type="application/json", length=len(body))
     parser = upstream.parser(request, fields=True)
     parser.start(head)
     chunks: list[Chunk] = [*parser.feed(body), *parser.finish()]
-    return {"path": sent.path, **json.loads(sent.body)}, json.loads(desk.answer(request, *chunks, head=head))
+    return {"path": sent.path, **json.loads(sent.body)}, json.loads(harness.encode(request, *chunks, head=head))
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def harness() -> OllamaHarness:
+    return OllamaHarness()
 
 
-def embed(desk: Desk, **fields: Any) -> Request:
-    return desk.decode("embed", {"model": "far", "input": "one", **fields})
+def embed(harness: OllamaHarness, **fields: Any) -> Request:
+    return harness.decode("embed", {"model": "far", "input": "one", **fields})
 
 
-def test_vectors_of_an_openai_backend_are_normalised(desk: Desk) -> None:
-    sent, told = met(desk, embed(desk, truncate=False, options={"num_ctx": 9}), OpenAIUpstream(), OPENAI)
+def test_vectors_of_an_openai_backend_are_normalised(harness: OllamaHarness) -> None:
+    sent, result = met(harness, embed(harness, truncate=False, options={"num_ctx": 9}), OpenAIUpstream(), OPENAI)
     assert sent == {"path": "/v1/embeddings", "model": "there", "input": ["one"], "encoding_format": "float"}
-    assert told["model"] == "far" and told["embeddings"] == [pytest.approx(UNIT)] and told["prompt_eval_count"] == 2
+    assert (
+        result["model"] == "far" and result["embeddings"] == [pytest.approx(UNIT)] and result["prompt_eval_count"] == 2
+    )
 
 
-def test_strict_servers_get_no_llama_parameters(desk: Desk) -> None:
-    request = desk.decode("embeddings", {"model": "far", "prompt": "one"})
-    sent, told = met(desk, request, OpenAIUpstream(), OPENAI)
-    assert "embd_normalize" not in sent and told == {"embedding": RAW}
-    assert met(desk, request, LlamaCppUpstream(), OPENAI)[0]["embd_normalize"] == -1
+def test_strict_servers_get_no_llama_parameters(harness: OllamaHarness) -> None:
+    request = harness.decode("embeddings", {"model": "far", "prompt": "one"})
+    sent, result = met(harness, request, OpenAIUpstream(), OPENAI)
+    assert "embd_normalize" not in sent and result == {"embedding": RAW}
+    assert met(harness, request, LlamaCppUpstream(), OPENAI)[0]["embd_normalize"] == -1
 
 
-def test_fewer_dimensions_are_requested_and_truncated_if_necessary(desk: Desk) -> None:
-    sent, told = met(desk, embed(desk, dimensions=2), OpenAIUpstream(), OPENAI)
-    assert sent["dimensions"] == 2 and told["embeddings"] == [pytest.approx([0.6, 0.8])]
+def test_fewer_dimensions_are_requested_and_truncated_if_necessary(harness: OllamaHarness) -> None:
+    sent, result = met(harness, embed(harness, dimensions=2), OpenAIUpstream(), OPENAI)
+    assert sent["dimensions"] == 2 and result["embeddings"] == [pytest.approx([0.6, 0.8])]
 
 
-def test_an_ollama_backend_gets_the_whole_request(desk: Desk) -> None:
-    said = {"truncate": False, "dimensions": 3, "keep_alive": "5m", "options": {"num_ctx": 9}}
-    sent, told = met(desk, embed(desk, **said), OllamaUpstream(), OLLAMA)
-    assert sent == {"path": "/api/embed", "model": "there", "input": "one", **said}
-    assert told == {**OLLAMA, "model": "far"}
-    request = desk.decode("embeddings", {"model": "far", "prompt": "one"})
-    sent, told = met(desk, request, OllamaUpstream(), {"embedding": RAW})
-    assert (sent["path"], sent["prompt"], told) == ("/api/embeddings", "one", {"embedding": RAW})
+def test_an_ollama_backend_gets_the_whole_request(harness: OllamaHarness) -> None:
+    content = {"truncate": False, "dimensions": 3, "keep_alive": "5m", "options": {"num_ctx": 9}}
+    sent, result = met(harness, embed(harness, **content), OllamaUpstream(), OLLAMA)
+    assert sent == {"path": "/api/embed", "model": "there", "input": "one", **content}
+    assert result == {**OLLAMA, "model": "far"}
+    request = harness.decode("embeddings", {"model": "far", "prompt": "one"})
+    sent, result = met(harness, request, OllamaUpstream(), {"embedding": RAW})
+    assert (sent["path"], sent["prompt"], result) == ("/api/embeddings", "one", {"embedding": RAW})
 
 
-def test_an_ollama_backend_serves_openai_clients(desk: Desk) -> None:
+def test_an_ollama_backend_serves_openai_clients(harness: OllamaHarness) -> None:
     adapter = OpenAIAdapter()
     operation = next(each for each in adapter.operations if each.path == "/v1/embeddings")
     body = json.dumps({"model": "far", "input": ["one"], "dimensions": 3}).encode()
@@ -81,13 +85,13 @@ def test_an_ollama_backend_serves_openai_clients(desk: Desk) -> None:
     assert isinstance(request, EmbedRequest)
     sent = OllamaUpstream().build(request, model="there", stream=False)
     assert (sent.path, json.loads(sent.body)) == ("/api/embed", {"model": "there", "input": ["one"], "dimensions": 3})
-    answer = json.dumps(OLLAMA).encode()
-    head = ResponseHead(media_type="application/json", length=len(answer))
+    response = json.dumps(OLLAMA).encode()
+    head = ResponseHead(media_type="application/json", length=len(response))
     parser = OllamaUpstream().parser(request, fields=True)
     parser.start(head)
     encoder = adapter.encoder(request, response_id="x", created=1, progress="off")
     encoder.start(head)
-    written = [encoder.encode(chunk) for chunk in [*parser.feed(answer), *parser.finish()]]
-    told = json.loads(b"".join([*written, encoder.finish()]))
-    assert told["data"] == [{"object": "embedding", "index": 0, "embedding": UNIT}]
-    assert told["usage"]["prompt_tokens"] == 2
+    encoded = [encoder.encode(chunk) for chunk in [*parser.feed(response), *parser.finish()]]
+    result = json.loads(b"".join([*encoded, encoder.finish()]))
+    assert result["data"] == [{"object": "embedding", "index": 0, "embedding": UNIT}]
+    assert result["usage"]["prompt_tokens"] == 2

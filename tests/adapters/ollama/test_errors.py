@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from fakes.ollama_desk import Desk
+from fakes.ollama_harness import OllamaHarness
 
 from hostler.adapters.errors import (
     BackendBroken,
@@ -26,8 +26,8 @@ TOO_LARGE = b'{"error":{"code":500,"message":"input (600 tokens) is too large to
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def harness() -> OllamaHarness:
+    return OllamaHarness()
 
 
 def rejected(status: int, body: bytes, wire: str = "openai") -> BackendRejected:
@@ -41,7 +41,7 @@ def unknown(name: str) -> ModelNotFound:
 
 
 @pytest.mark.parametrize(
-    ("error", "operation", "status", "words"),
+    ("error", "operation", "status", "message"),
     [
         (unknown("X"), "chat", 404, "model 'X' not found"),
         (unknown("x"), "generate", 404, "model 'x' not found"),
@@ -70,22 +70,22 @@ def unknown(name: str) -> ModelNotFound:
     ],
 )  # fmt: skip
 def test_errors_have_ollamas_message_and_status(
-    desk: Desk, error: GatewayError, operation: str | None, status: int, words: str
+    harness: OllamaHarness, error: GatewayError, operation: str | None, status: int, message: str
 ) -> None:
-    response = desk.adapter.error_response(error, desk.operation(operation) if operation else None)
-    assert (response.status, json.loads(response.body)) == (status, {"error": words})
+    response = harness.adapter.error_response(error, harness.operation(operation) if operation else None)
+    assert (response.status, json.loads(response.body)) == (status, {"error": message})
     assert response.media_type == "application/json; charset=utf-8"
 
 
-def test_a_full_queue_has_a_retry_after(desk: Desk) -> None:
-    response = desk.adapter.error_response(
-        TooManyRequests("10 wait", model="x", retry_after_s=2.2), desk.operation("chat")
+def test_a_full_queue_has_a_retry_after(harness: OllamaHarness) -> None:
+    response = harness.adapter.error_response(
+        TooManyRequests("10 wait", model="x", retry_after_s=2.2), harness.operation("chat")
     )
     assert ("Retry-After", "3") in response.headers
 
 
-def test_unknown_paths_and_wrong_methods_are_plain_text(desk: Desk) -> None:
-    lost = desk.adapter.error_response(NotFound("there is no GET /api/x here"))
+def test_unknown_paths_and_wrong_methods_are_plain_text(harness: OllamaHarness) -> None:
+    lost = harness.adapter.error_response(NotFound("there is no GET /api/x here"))
     assert (lost.status, lost.media_type, lost.body) == (404, "text/plain; charset=utf-8", b"404 page not found")
-    wrong = desk.adapter.error_response(MethodNotAllowed("no", allowed=("GET", "HEAD")))
+    wrong = harness.adapter.error_response(MethodNotAllowed("no", allowed=("GET", "HEAD")))
     assert (wrong.status, wrong.body, wrong.headers) == (405, b"405 method not allowed", (("Allow", "GET, HEAD"),))

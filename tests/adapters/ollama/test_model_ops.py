@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from fakes.ollama_desk import SMOL, Desk
+from fakes.ollama_harness import SMOL, OllamaHarness
 
 from hostler.adapters.base import Incoming
 from hostler.adapters.errors import BackendRejected, GatewayError, ModelNotFound
@@ -30,22 +30,22 @@ BLOB = "sha256:" + "a" * 64
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def harness() -> OllamaHarness:
+    return OllamaHarness()
 
 
 def plain(request: Request) -> Request:
     return msgspec.structs.replace(request, origin=msgspec.structs.replace(request.origin, body=b""))
 
 
-def test_a_pull_takes_model_or_name(desk: Desk) -> None:
-    first, second = desk.decode("pull", {"model": "smol"}), desk.decode("pull", {"name": "smol", "stream": False})
+def test_a_pull_takes_model_or_name(harness: OllamaHarness) -> None:
+    first, second = harness.decode("pull", {"model": "smol"}), harness.decode("pull", {"name": "smol", "stream": False})
     assert isinstance(first, PullModel) and (first.model, first.stream) == ("smol", True)
     assert isinstance(second, PullModel) and (second.model, second.stream) == ("smol", False)
 
 
-def test_a_create_is_decoded(desk: Desk) -> None:
-    order = desk.decode(
+def test_a_create_is_decoded(harness: OllamaHarness) -> None:
+    order = harness.decode(
         "create",
         {
             "model": "library/Mario:latest",
@@ -68,16 +68,16 @@ def test_a_create_is_decoded(desk: Desk) -> None:
     )
 
 
-def test_a_create_refers_to_files_by_checksum(desk: Desk) -> None:
-    order = desk.decode("create", {"model": "m", "files": {"m.gguf": "sha256-" + "A" * 64}, "license": "MIT"})
+def test_a_create_refers_to_files_by_checksum(harness: OllamaHarness) -> None:
+    order = harness.decode("create", {"model": "m", "files": {"m.gguf": "sha256-" + "A" * 64}, "license": "MIT"})
     assert isinstance(order, CreateModel)
     assert order.files == {"m.gguf": BLOB} and order.preset.license == ("MIT",)
 
 
-def test_copy_delete_and_blob_are_decoded(desk: Desk) -> None:
-    copy = desk.decode("copy", {"source": "smol", "destination": "registry.ollama.ai/library/x:latest"})
-    delete = desk.decode("delete", {"name": "smol"})
-    find = desk.decode("blob", path_params={"digest": BLOB})
+def test_copy_delete_and_blob_are_decoded(harness: OllamaHarness) -> None:
+    copy = harness.decode("copy", {"source": "smol", "destination": "registry.ollama.ai/library/x:latest"})
+    delete = harness.decode("delete", {"name": "smol"})
+    find = harness.decode("blob", path_params={"digest": BLOB})
     assert isinstance(copy, CopyModel) and (copy.model, copy.destination) == ("smol", "x")
     assert isinstance(delete, DeleteModel) and delete.model == "smol"
     assert isinstance(find, FindBlob) and find.digest == BLOB
@@ -86,15 +86,15 @@ def test_copy_delete_and_blob_are_decoded(desk: Desk) -> None:
 @pytest.mark.parametrize(
     "name", ["", "a b", "../x", "a/../b", "a//b", ".hidden", "x" * 81, "a/b/c/d", "x\0", "ä", "a:b:c"]
 )
-def test_a_new_model_needs_a_name_that_ollama_accepts(desk: Desk, name: str) -> None:
-    answer = desk.ask("create", {"model": name, "from": "smol"})
-    assert (answer.status, json.loads(answer.body)) == (400, {"error": "invalid model name"})
-    answer = desk.ask("copy", {"source": "smol", "destination": name})
-    assert answer.status == 400 and json.loads(answer.body)["error"].endswith("is invalid")
+def test_a_new_model_needs_a_name_that_ollama_accepts(harness: OllamaHarness, name: str) -> None:
+    response = harness.respond("create", {"model": name, "from": "smol"})
+    assert (response.status, json.loads(response.body)) == (400, {"error": "invalid model name"})
+    response = harness.respond("copy", {"source": "smol", "destination": name})
+    assert response.status == 400 and json.loads(response.body)["error"].endswith("is invalid")
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "words"),
+    ("body", "status", "message"),
     [
         ({"from": "a b"}, 400, "invalid model name"),
         ({"files": {}}, 400, "unknown type"),
@@ -116,12 +116,14 @@ def test_a_new_model_needs_a_name_that_ollama_accepts(desk: Desk, name: str) -> 
         ({"from": "smol", "parameters": {"top_k": 10**400}}, 400, 'option "top_k" must be of type integer'),
     ],
 )  # fmt: skip
-def test_an_invalid_create_is_rejected_with_a_reason(desk: Desk, body: dict[str, Any], status: int, words: str) -> None:
-    answer = desk.ask("create", {"model": "m", **body})
-    assert (answer.status, json.loads(answer.body)) == (status, {"error": words})
+def test_an_invalid_create_is_rejected_with_a_reason(
+    harness: OllamaHarness, body: dict[str, Any], status: int, message: str
+) -> None:
+    response = harness.respond("create", {"model": "m", **body})
+    assert (response.status, json.loads(response.body)) == (status, {"error": message})
 
 
-def test_progress_is_streamed_line_by_line(desk: Desk) -> None:
+def test_progress_is_streamed_line_by_line(harness: OllamaHarness) -> None:
     steps = (
         ProgressStep(step="looking"),
         ProgressStep(step="fetching", digest="ab" * 32, completed=0, total=7),
@@ -133,8 +135,8 @@ def test_progress_is_streamed_line_by_line(desk: Desk) -> None:
         ProgressStep(step="writing"),
         ProgressStep(step="done"),
     )
-    order = desk.decode("pull", {"model": "smol"})
-    assert desk.lines(order, *(Chunk(step=step) for step in steps)) == [
+    order = harness.decode("pull", {"model": "smol"})
+    assert harness.lines(order, *(Chunk(step=step) for step in steps)) == [
         {"status": "pulling manifest"},
         {"status": "pulling abababababab", "digest": "sha256:" + "ab" * 32, "total": 7},
         {"status": "pulling abababababab", "digest": "sha256:" + "ab" * 32, "total": 7, "completed": 7},
@@ -145,33 +147,33 @@ def test_progress_is_streamed_line_by_line(desk: Desk) -> None:
         {"status": "writing manifest"},
         {"status": "success"},
     ]
-    whole = desk.decode("pull", {"model": "smol", "stream": False})
-    assert json.loads(desk.answer(whole, *(Chunk(step=step) for step in steps))) == {"status": "success"}
-    encoder = desk.adapter.encoder(order, response_id="", created=0, progress="off")
+    whole = harness.decode("pull", {"model": "smol", "stream": False})
+    assert json.loads(harness.encode(whole, *(Chunk(step=step) for step in steps))) == {"status": "success"}
+    encoder = harness.adapter.encoder(order, response_id="", created=0, progress="off")
     assert (encoder.media_type, encoder.streaming) == ("application/x-ndjson", True)
 
 
-def test_an_operation_without_progress_has_an_empty_response(desk: Desk) -> None:
-    assert desk.answer(desk.decode("copy", {"source": "smol", "destination": "x"})) == b""
-    assert desk.answer(desk.decode("delete", {"model": "smol"})) == b""
+def test_an_operation_without_progress_has_an_empty_response(harness: OllamaHarness) -> None:
+    assert harness.encode(harness.decode("copy", {"source": "smol", "destination": "x"})) == b""
+    assert harness.encode(harness.decode("delete", {"model": "smol"})) == b""
 
 
 @pytest.mark.parametrize(
-    ("name", "body", "words"),
+    ("name", "body", "message"),
     [
         ("pull", {"model": "nope"}, "pull model manifest: file does not exist"),
         ("create", {"model": "x", "from": "nope"}, "pull model manifest: file does not exist"),
     ],
 )
-def test_an_error_is_the_last_line(desk: Desk, name: str, body: Any, words: str) -> None:
-    encoder = desk.adapter.encoder(desk.decode(name, body), response_id="", created=0, progress="off")
+def test_an_error_is_the_last_line(harness: OllamaHarness, name: str, body: Any, message: str) -> None:
+    encoder = harness.adapter.encoder(harness.decode(name, body), response_id="", created=0, progress="off")
     error: GatewayError = ModelNotFound("nobody has it", model="nope")
-    assert json.loads(encoder.error(error)) == {"error": words}
-    refusal = desk.adapter.error_response(error, desk.operation(name))
-    assert (refusal.status, json.loads(refusal.body)) == (500, {"error": words})
+    assert json.loads(encoder.error(error)) == {"error": message}
+    refusal = harness.adapter.error_response(error, harness.operation(name))
+    assert (refusal.status, json.loads(refusal.body)) == (500, {"error": message})
 
 
-def test_show_has_the_settings_of_a_derived_model(desk: Desk) -> None:
+def test_show_has_the_settings_of_a_derived_model(harness: OllamaHarness) -> None:
     preset = Preset(
         model="smol",
         system="You are Mario.",
@@ -181,9 +183,9 @@ def test_show_has_the_settings_of_a_derived_model(desk: Desk) -> None:
         parent="smol",
     )
     mario = msgspec.structs.replace(SMOL, name="mario", aliases=(), preset=preset)
-    made = Desk(ModelList(cards=(SMOL, mario), index={"smol": SMOL, "mario": mario}))
-    told = made.told("show", {"model": "mario"})
-    assert told["parameters"].splitlines() == [
+    derived = OllamaHarness(ModelList(cards=(SMOL, mario), index={"smol": SMOL, "mario": mario}))
+    result = derived.respond_json("show", {"model": "mario"})
+    assert result["parameters"].splitlines() == [
         "num_ctx                        4096",
         "temperature                    0.5",
         'stop                           "<a>"',
@@ -191,15 +193,19 @@ def test_show_has_the_settings_of_a_derived_model(desk: Desk) -> None:
         "num_predict                    8",
         "penalize_newline               true",
     ]
-    assert (told["license"], told["system"]) == ("MIT\nBSD", "You are Mario.")
-    assert told["messages"] == [{"role": "user", "content": "hi"}]
-    assert told["details"]["parent_model"] == "smol:latest"
-    lines = told["modelfile"].splitlines()
+    assert (result["license"], result["system"]) == ("MIT\nBSD", "You are Mario.")
+    assert result["messages"] == [{"role": "user", "content": "hi"}]
+    assert result["details"]["parent_model"] == "smol:latest"
+    lines = result["modelfile"].splitlines()
     assert lines[1] == "FROM smol:latest" and 'SYSTEM """You are Mario."""' in lines
     assert {'PARAMETER stop "b"', 'LICENSE """MIT"""', 'MESSAGE user """hi"""'} <= set(lines)
     # It runs under the name of the model that it was made of.
-    assert [model["name"] for model in made.told("ps")["models"]] == ["smol:latest"]
-    assert [model["name"] for model in made.told("tags")["models"]] == ["smol:latest", "tiny:latest", "mario:latest"]
+    assert [model["name"] for model in derived.respond_json("ps")["models"]] == ["smol:latest"]
+    assert [model["name"] for model in derived.respond_json("tags")["models"]] == [
+        "smol:latest",
+        "tiny:latest",
+        "mario:latest",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -211,43 +217,47 @@ def test_show_has_the_settings_of_a_derived_model(desk: Desk) -> None:
         ("DELETE", "/api/blobs/x", "HEAD, POST"),
     ],
 )
-def test_a_wrong_method_is_rejected_as_in_ollama(desk: Desk, method: str, path: str, allowed: str) -> None:
+def test_a_wrong_method_is_rejected_as_in_ollama(harness: OllamaHarness, method: str, path: str, allowed: str) -> None:
     operation = next(
         each
-        for each in desk.adapter.operations
+        for each in harness.adapter.operations
         if each.name == "wrong" and method in each.methods and each.path in (path, "/api/blobs/{digest}")
     )
     with pytest.raises(GatewayError) as raised:
-        desk.adapter.decode(operation, Incoming(method=method, path=path))
-    answer = desk.adapter.error_response(raised.value, operation)
-    assert (answer.status, answer.body, dict(answer.headers)["Allow"]) == (405, b"405 method not allowed", allowed)
+        harness.adapter.decode(operation, Incoming(method=method, path=path))
+    response = harness.adapter.error_response(raised.value, operation)
+    assert (response.status, response.body, dict(response.headers)["Allow"]) == (
+        405,
+        b"405 method not allowed",
+        allowed,
+    )
 
 
 def rejected(tokens: int, limit: int) -> BackendRejected:
-    words = f"request ({tokens} tokens) exceeds the available context size ({limit} tokens), try increasing it"
+    message = f"request ({tokens} tokens) exceeds the available context size ({limit} tokens), try increasing it"
     return BackendRejected(
-        words, backend="b", wire="openai", backend_status=400, headers={}, body=json.dumps({"error": {"message": words}}).encode()
+        message, backend="b", wire="openai", backend_status=400, headers={}, body=json.dumps({"error": {"message": message}}).encode()
     )  # fmt: skip
 
 
-def test_a_too_long_raw_prompt_keeps_its_beginning_and_end(desk: Desk) -> None:
+def test_a_too_long_raw_prompt_keeps_its_beginning_and_end(harness: OllamaHarness) -> None:
     prompt = "FIRST" + "x" * 10_000 + "LAST"
-    request = desk.decode("generate", {"model": "smol", "prompt": prompt, "raw": True})
-    shorter = desk.adapter.amend(request, rejected(4000, 2000))
+    request = harness.decode("generate", {"model": "smol", "prompt": prompt, "raw": True})
+    shorter = harness.adapter.amend(request, rejected(4000, 2000))
     assert isinstance(shorter, CompletionRequest) and shorter.prompt is not None
     assert shorter.prompt.startswith("FIRST") and shorter.prompt.endswith("LAST")
     assert len(prompt) * 0.4 < len(shorter.prompt) < len(prompt) * 0.5
-    kept = desk.decode("generate", {"model": "smol", "prompt": prompt, "raw": True, "truncate": False})
-    assert desk.adapter.amend(kept, rejected(4000, 2000)) is None
-    none = desk.decode("generate", {"model": "smol", "prompt": prompt, "raw": True, "options": {"num_keep": 0}})
-    cut = desk.adapter.amend(none, rejected(4000, 2000))
+    kept = harness.decode("generate", {"model": "smol", "prompt": prompt, "raw": True, "truncate": False})
+    assert harness.adapter.amend(kept, rejected(4000, 2000)) is None
+    none = harness.decode("generate", {"model": "smol", "prompt": prompt, "raw": True, "options": {"num_keep": 0}})
+    cut = harness.adapter.amend(none, rejected(4000, 2000))
     assert isinstance(cut, CompletionRequest) and cut.prompt is not None and not cut.prompt.startswith("FIRST")
 
 
-def test_a_limit_of_zero_tokens_gives_no_text(desk: Desk) -> None:
-    said = Chunk(text="Hello", finish="length", usage=Usage(prompt_tokens=7, completion_tokens=1))
-    chat = desk.chat(stream=False, options={"num_predict": 0})
-    assert json.loads(desk.answer(chat, said))["message"]["content"] == ""
-    raw = desk.decode("generate", {"model": "smol", "prompt": "x", "raw": True, "options": {"num_predict": 0}})
-    assert [line["response"] for line in desk.lines(raw, said)] == [""]
-    assert json.loads(desk.answer(desk.chat(stream=False), said))["message"]["content"] == "Hello"
+def test_a_limit_of_zero_tokens_gives_no_text(harness: OllamaHarness) -> None:
+    content = Chunk(text="Hello", finish="length", usage=Usage(prompt_tokens=7, completion_tokens=1))
+    chat = harness.chat(stream=False, options={"num_predict": 0})
+    assert json.loads(harness.encode(chat, content))["message"]["content"] == ""
+    raw = harness.decode("generate", {"model": "smol", "prompt": "x", "raw": True, "options": {"num_predict": 0}})
+    assert [line["response"] for line in harness.lines(raw, content)] == [""]
+    assert json.loads(harness.encode(harness.chat(stream=False), content))["message"]["content"] == "Hello"

@@ -84,7 +84,7 @@ def test_a_response_without_its_end_is_broken_wherever_it_stops(name: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("stream", "words"),
+    ("stream", "message"),
     [
         (b'{"error":"llama-server chat error: x"}\n', "llama-server chat error: x"),
         (b'{"message":{"content":"a"},"done":false}\n{"error":null}\n', "reported an error"),
@@ -94,8 +94,8 @@ def test_a_response_without_its_end_is_broken_wherever_it_stops(name: str) -> No
         (b'{"message":{"role":"assistant","content":"a"},"done":false}', "before it was complete"),
     ],
 )
-def test_errors_in_the_stream_are_raised(stream: bytes, words: str) -> None:
-    with pytest.raises(BackendBroken, match=words):
+def test_errors_in_the_stream_are_raised(stream: bytes, message: str) -> None:
+    with pytest.raises(BackendBroken, match=message):
         parse([stream])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from fakes.ollama_desk import HI, Desk
+from fakes.ollama_harness import HI, OllamaHarness
 
 from hostler.adapters.types import (
     ChatRequest,
@@ -31,8 +31,8 @@ DEFAULTS = Sampling(
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def harness() -> OllamaHarness:
+    return OllamaHarness()
 
 
 def conversation(request: Request) -> Conversation:
@@ -41,18 +41,18 @@ def conversation(request: Request) -> Conversation:
     return request.conversation
 
 
-def said(request: Request) -> list[tuple[str, str]]:
+def content(request: Request) -> list[tuple[str, str]]:
     messages = conversation(request).messages
     return [(m.role, "".join(part.text for part in m.parts if isinstance(part, Text))) for m in messages]
 
 
-def test_a_chat_is_decoded_and_streams_by_default(desk: Desk) -> None:
-    request = desk.chat()
+def test_a_chat_is_decoded_and_streams_by_default(harness: OllamaHarness) -> None:
+    request = harness.chat()
     assert isinstance(request, ChatRequest)
-    assert (request.model, request.output.stream, said(request)) == ("smol", True, [("user", "hi")])
+    assert (request.model, request.output.stream, content(request)) == ("smol", True, [("user", "hi")])
     for stream, streams in ((True, True), (None, True), (False, False)):
-        asked = desk.chat(stream=stream)
-        assert isinstance(asked, ChatRequest) and asked.output.stream is streams
+        requested = harness.chat(stream=stream)
+        assert isinstance(requested, ChatRequest) and requested.output.stream is streams
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,10 @@ def test_a_chat_is_decoded_and_streams_by_default(desk: Desk) -> None:
         ({"top_k": 1e300}, {"top_k": 2**31 - 1}),
     ],
 )
-def test_options_become_sampling_with_ollamas_own_defaults(desk: Desk, options: Any, changed: dict[str, Any]) -> None:
-    assert conversation(desk.chat(options=options)).sampling == msgspec.structs.replace(DEFAULTS, **changed)
+def test_options_become_sampling_with_ollamas_own_defaults(
+    harness: OllamaHarness, options: Any, changed: dict[str, Any]
+) -> None:
+    assert conversation(harness.chat(options=options)).sampling == msgspec.structs.replace(DEFAULTS, **changed)
 
 
 @pytest.mark.parametrize(
@@ -86,14 +88,16 @@ def test_options_become_sampling_with_ollamas_own_defaults(desk: Desk, options: 
         ({"use_mmap": 1}, '"use_mmap" must be of type boolean'),
     ],
 )
-def test_an_option_of_a_wrong_type_is_a_500_as_in_ollama(desk: Desk, options: dict[str, Any], kind: str) -> None:
-    response = desk.ask("chat", {"model": "smol", "messages": HI, "options": options})
+def test_an_option_of_a_wrong_type_is_a_500_as_in_ollama(
+    harness: OllamaHarness, options: dict[str, Any], kind: str
+) -> None:
+    response = harness.respond("chat", {"model": "smol", "messages": HI, "options": options})
     assert (response.status, json.loads(response.body)) == (500, {"error": f"option {kind}"})
 
 
-def test_messages_keep_their_images_calls_thinking_and_names(desk: Desk) -> None:
+def test_messages_keep_their_images_calls_thinking_and_names(harness: OllamaHarness) -> None:
     arguments = {"b": 1, "a": {"z": []}}
-    request = desk.chat(
+    request = harness.chat(
         model="able",
         messages=[
             {"role": "USER", "content": "look", "images": [PNG]},
@@ -125,34 +129,36 @@ def test_messages_keep_their_images_calls_thinking_and_names(desk: Desk) -> None
         (b"GIF89a", "image", "image/gif"),
     ],
 )
-def test_media_types_are_detected_from_the_first_bytes(desk: Desk, start: bytes, kind: str, mime: str) -> None:
+def test_media_types_are_detected_from_the_first_bytes(
+    harness: OllamaHarness, start: bytes, kind: str, mime: str
+) -> None:
     data = base64.b64encode(start + bytes(20)).decode()
-    request = desk.chat(model="far", messages=[{"role": "user", "images": [data]}])
+    request = harness.chat(model="far", messages=[{"role": "user", "images": [data]}])
     assert conversation(request).messages[0].parts == (Media(kind=kind, data=data, mime=mime),)  # type: ignore[arg-type]
 
 
-def test_field_names_are_case_insensitive_and_trailing_data_is_ignored(desk: Desk) -> None:
+def test_field_names_are_case_insensitive_and_trailing_data_is_ignored(harness: OllamaHarness) -> None:
     body = b' {"MODEL":"smol","Messages":[{"Role":"user","CONTENT":"\\ud800x"}],"nonsense":[1]} {trailing'
-    assert said(desk.decode("chat", body)) == [("user", "\ufffdx")]
+    assert content(harness.decode("chat", body)) == [("user", "\ufffdx")]
 
 
 @pytest.mark.parametrize("level", ["high", "medium", "low", "max", True, False])
-def test_thinking_is_a_level_or_a_flag(desk: Desk, level: str | bool) -> None:
-    assert conversation(desk.chat(model="able", think=level)).thinking == level
+def test_thinking_is_a_level_or_a_flag(harness: OllamaHarness, level: str | bool) -> None:
+    assert conversation(harness.chat(model="able", think=level)).thinking == level
 
 
-def test_a_thinking_model_thinks_by_default(desk: Desk) -> None:
-    assert conversation(desk.chat(model="able")).thinking is True
-    assert conversation(desk.chat(model="smol")).thinking is None
-    assert conversation(desk.chat(model="smol", think=False)).thinking is False
+def test_a_thinking_model_thinks_by_default(harness: OllamaHarness) -> None:
+    assert conversation(harness.chat(model="able")).thinking is True
+    assert conversation(harness.chat(model="smol")).thinking is None
+    assert conversation(harness.chat(model="smol", think=False)).thinking is False
 
 
 @pytest.mark.parametrize(
     ("wanted", "schema"),
     [("json", b'"json"'), ({"type": "object", "b": 1, "a": 2}, b'{"type":"object","b":1,"a":2}'), ("", None)],
 )
-def test_a_format_becomes_the_output_schema(desk: Desk, wanted: Any, schema: bytes | None) -> None:
-    request = desk.chat(format=wanted)
+def test_a_format_becomes_the_output_schema(harness: OllamaHarness, wanted: Any, schema: bytes | None) -> None:
+    request = harness.chat(format=wanted)
     assert isinstance(request, ChatRequest)
     assert (None if request.output.schema is None else bytes(request.output.schema)) == schema
 
@@ -161,8 +167,8 @@ def test_a_format_becomes_the_output_schema(desk: Desk, wanted: Any, schema: byt
     ("keep_alive", "seconds"),
     [(None, None), (0, 0.0), ("0s", 0.0), ("0", 0.0), (1.5, 1.5), ("1h30m", 5400.0), ("300ms", 0.3), (-1, math.inf), ("-1s", math.inf)],
 )  # fmt: skip
-def test_keep_alive_is_seconds_or_a_duration(desk: Desk, keep_alive: Any, seconds: float | None) -> None:
-    request = desk.chat(keep_alive=keep_alive)
+def test_keep_alive_is_seconds_or_a_duration(harness: OllamaHarness, keep_alive: Any, seconds: float | None) -> None:
+    request = harness.chat(keep_alive=keep_alive)
     assert isinstance(request, ChatRequest)
     assert request.keep_alive_s == pytest.approx(seconds) if seconds is not None else request.keep_alive_s is None
 
@@ -180,48 +186,50 @@ def test_keep_alive_is_seconds_or_a_duration(desk: Desk, keep_alive: Any, second
         ("embeddings", {"model": "smol"}, "load"),
     ],
 )
-def test_a_request_without_content_loads_or_unloads_the_model(desk: Desk, name: str, body: Any, kind: str) -> None:
-    request = desk.decode(name, body)
+def test_a_request_without_content_loads_or_unloads_the_model(
+    harness: OllamaHarness, name: str, body: Any, kind: str
+) -> None:
+    request = harness.decode(name, body)
     assert isinstance(request, Control)
     assert (request.kind, request.model) == (kind, "smol")
 
 
-def test_a_prompt_becomes_a_chat_to_use_the_models_template(desk: Desk) -> None:
-    request = desk.decode("generate", {"model": "able", "prompt": "p", "system": "s", "images": [PNG]})
-    assert said(request) == [("system", "s"), ("user", "p")]
+def test_a_prompt_becomes_a_chat_to_use_the_models_template(harness: OllamaHarness) -> None:
+    request = harness.decode("generate", {"model": "able", "prompt": "p", "system": "s", "images": [PNG]})
+    assert content(request) == [("system", "s"), ("user", "p")]
     assert isinstance(conversation(request).messages[1].parts[0], Media)
 
 
-def test_a_raw_prompt_becomes_a_completion(desk: Desk) -> None:
-    request = desk.decode("generate", {"model": "smol", "prompt": "p", "raw": True})
+def test_a_raw_prompt_becomes_a_completion(harness: OllamaHarness) -> None:
+    request = harness.decode("generate", {"model": "smol", "prompt": "p", "raw": True})
     assert isinstance(request, CompletionRequest)
     assert (request.prompt, request.suffix, request.sampling) == ("p", None, DEFAULTS)
 
 
-def test_a_suffix_becomes_a_completion(desk: Desk) -> None:
-    request = desk.decode("generate", {"model": "able", "prompt": "p", "suffix": "s"})
+def test_a_suffix_becomes_a_completion(harness: OllamaHarness) -> None:
+    request = harness.decode("generate", {"model": "able", "prompt": "p", "suffix": "s"})
     assert isinstance(request, CompletionRequest)
     assert (request.prompt, request.suffix) == ("p", "s")
 
 
-def test_tokens_of_a_real_ollama_are_ignored(desk: Desk) -> None:
+def test_tokens_of_a_real_ollama_are_ignored(harness: OllamaHarness) -> None:
     for context in ([1, 2, 3], [4738899], [4738899, 10**9, 1], [4738899, 3, "x"], [4738899, 3, 7], [True]):
-        request = desk.decode("generate", {"model": "smol", "prompt": "p", "context": context})
-        assert said(request) == [("user", "p")]
+        request = harness.decode("generate", {"model": "smol", "prompt": "p", "context": context})
+        assert content(request) == [("user", "p")]
 
 
-def test_embeddings_accept_one_text_or_several(desk: Desk) -> None:
-    one = desk.decode("embed", {"model": "vectors", "input": "a", "dimensions": 2})
-    several = desk.decode("embed", {"model": "vectors", "input": ["a", ""]})
-    older = desk.decode("embeddings", {"model": "vectors", "prompt": "a"})
+def test_embeddings_accept_one_text_or_several(harness: OllamaHarness) -> None:
+    one = harness.decode("embed", {"model": "vectors", "input": "a", "dimensions": 2})
+    several = harness.decode("embed", {"model": "vectors", "input": ["a", ""]})
+    older = harness.decode("embeddings", {"model": "vectors", "prompt": "a"})
     assert isinstance(one, EmbedRequest) and (one.inputs, one.dimensions, one.normalize) == (("a",), 2, None)
     assert isinstance(several, EmbedRequest) and several.inputs == ("a", "")
     assert isinstance(older, EmbedRequest) and (older.inputs, older.normalize) == (("a",), False)
 
 
-def test_log_probabilities_are_requested_with_at_least_one_alternative(desk: Desk) -> None:
+def test_log_probabilities_are_requested_with_at_least_one_alternative(harness: OllamaHarness) -> None:
     for fields, wanted in (({}, None), ({"logprobs": True}, 1), ({"logprobs": True, "top_logprobs": 3}, 3)):
-        request = desk.chat(**fields)
+        request = harness.chat(**fields)
         assert isinstance(request, ChatRequest) and request.output.logprobs == wanted
 
 
@@ -260,17 +268,17 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "words"), BAD)
-def test_invalid_requests_have_ollamas_messages(desk: Desk, body: Any, words: str) -> None:
+@pytest.mark.parametrize(("body", "message"), BAD)
+def test_invalid_requests_have_ollamas_messages(harness: OllamaHarness, body: Any, message: str) -> None:
     if isinstance(body, dict):
         body = {"model": "smol", "messages": HI} | body if body else {}
-    response = desk.ask("chat", body)
-    assert (response.status, json.loads(response.body)) == (400, {"error": words})
+    response = harness.respond("chat", body)
+    assert (response.status, json.loads(response.body)) == (400, {"error": message})
     assert response.media_type.startswith("application/json")
 
 
 @pytest.mark.parametrize(
-    ("name", "body", "status", "words"),
+    ("name", "body", "status", "message"),
     [
         ("generate", {}, 404, "model '' not found"),
         ("embed", {}, 404, "model '' not found"),
@@ -284,16 +292,18 @@ def test_invalid_requests_have_ollamas_messages(desk: Desk, body: Any, words: st
         ("chat", {"model": "smol", "messages": HI, "format": "xml"}, 500, 'invalid format: "\\"xml\\""; expected "json" or a valid JSON Schema object'),
     ],
 )  # fmt: skip
-def test_each_operation_has_its_own_messages(desk: Desk, name: str, body: Any, status: int, words: str) -> None:
-    response = desk.ask(name, body)
-    assert (response.status, json.loads(response.body)) == (status, {"error": words})
+def test_each_operation_has_its_own_messages(
+    harness: OllamaHarness, name: str, body: Any, status: int, message: str
+) -> None:
+    response = harness.respond(name, body)
+    assert (response.status, json.loads(response.body)) == (status, {"error": message})
 
 
-def test_nothing_is_rejected_for_a_model_without_facts(desk: Desk) -> None:
-    request = desk.chat(model="org/sub/far@v1", think=True, tools=[{"function": {"name": "f"}}])
+def test_nothing_is_rejected_for_a_model_without_facts(harness: OllamaHarness) -> None:
+    request = harness.chat(model="org/sub/far@v1", think=True, tools=[{"function": {"name": "f"}}])
     assert conversation(request).tools[0].name == "f"
 
 
-def test_a_body_that_is_too_deep_or_has_too_many_keys_is_rejected(desk: Desk) -> None:
+def test_a_body_that_is_too_deep_or_has_too_many_keys_is_rejected(harness: OllamaHarness) -> None:
     for body in (b'{"a":' * 200 + b"1" + b"}" * 200, b"[" * 100_000, b"{" + b'"a":1,' * 200_000 + b'"b":1}'):
-        assert desk.ask("chat", body).status == 400
+        assert harness.respond("chat", body).status == 400

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from fakes.ollama_desk import HI, Desk
+from fakes.ollama_harness import HI, OllamaHarness
 
 from hostler.adapters.base import Incoming
 from hostler.adapters.errors import BadRequest
@@ -54,7 +54,7 @@ def from_openai(path: str = "/v1/chat/completions", **body: Any) -> Request:
     return adapter.expand(adapter.decode(operation, Incoming(method="POST", path=path, body=sent)))
 
 
-def sent_to(request: Request, *, stream: bool = True) -> tuple[str, dict[str, Any]]:
+def built_for(request: Request, *, stream: bool = True) -> tuple[str, dict[str, Any]]:
     wire = OllamaUpstream().build(request, model="there", stream=stream)
     return wire.path, json.loads(wire.body)
 
@@ -62,7 +62,7 @@ def sent_to(request: Request, *, stream: bool = True) -> tuple[str, dict[str, An
 def test_an_openai_conversation_is_encoded() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"b": 1, "a": 2}'}}
     tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"minimum": 1}}}
-    path, body = sent_to(
+    path, body = built_for(
         from_openai(
             messages=[
                 {"role": "developer", "content": "s"},
@@ -110,33 +110,33 @@ def test_an_openai_conversation_is_encoded() -> None:
 
 
 def test_unset_parameters_are_not_sent() -> None:
-    assert sent_to(from_openai(messages=HI), stream=False)[1] == {"model": "there", "messages": HI, "stream": False}
+    assert built_for(from_openai(messages=HI), stream=False)[1] == {"model": "there", "messages": HI, "stream": False}
 
 
 def test_prompts_and_texts_have_their_own_paths() -> None:
-    assert sent_to(from_openai("/v1/completions", prompt="p", max_tokens=1)) == (
+    assert built_for(from_openai("/v1/completions", prompt="p", max_tokens=1)) == (
         "/api/generate",
         {"model": "there", "prompt": "p", "raw": True, "stream": True, "options": {"num_predict": 1}},
     )
-    assert sent_to(from_openai("/v1/completions", prompt="p", suffix="s"))[1]["suffix"] == "s"
-    assert sent_to(from_openai("/v1/embeddings", input=["a", "b"])) == (
+    assert built_for(from_openai("/v1/completions", prompt="p", suffix="s"))[1]["suffix"] == "s"
+    assert built_for(from_openai("/v1/embeddings", input=["a", "b"])) == (
         "/api/embed",
         {"model": "there", "input": ["a", "b"]},
     )
     plain = EmbedRequest(origin=Origin(wire="llamacpp", operation="x"), inputs=("a",), normalize=False, keep_alive_s=9)
-    assert sent_to(plain) == ("/api/embeddings", {"model": "there", "prompt": "a", "keep_alive": 9.0})
+    assert built_for(plain) == ("/api/embeddings", {"model": "there", "prompt": "a", "keep_alive": 9.0})
 
 
 def test_what_ollama_does_not_support_is_rejected() -> None:
     far = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]}]
     with pytest.raises(BadRequest, match="data only"):
-        sent_to(from_openai(messages=far))
+        built_for(from_openai(messages=far))
     with pytest.raises(BadRequest, match="does not support"):
-        sent_to(RerankRequest(origin=Origin(wire="openai", operation="rerank"), query="q"))
+        built_for(RerankRequest(origin=Origin(wire="openai", operation="rerank"), query="q"))
 
 
 @pytest.mark.parametrize(
-    ("request_", "said"),
+    ("request_", "content"),
     [
         (
             CountRequest(origin=Origin(wire="anthropic", operation="count_tokens")),
@@ -145,14 +145,14 @@ def test_what_ollama_does_not_support_is_rejected() -> None:
         (RerankRequest(origin=Origin(wire="openai", operation="rerank")), "the Ollama protocol has no reranking"),
     ],
 )
-def test_unsupported_kinds_of_requests_are_named(request_: Request, said: str) -> None:
-    with pytest.raises(BadRequest, match=f"does not support this kind of request: {said}"):
-        sent_to(request_)
+def test_unsupported_kinds_of_requests_are_named(request_: Request, content: str) -> None:
+    with pytest.raises(BadRequest, match=f"does not support this kind of request: {content}"):
+        built_for(request_)
 
 
 def test_a_body_in_the_same_protocol_is_forwarded_with_its_model_replaced() -> None:
     body = b'{ "model" : "smol","messages":[{"role":"user","content":"x"}],  "new":{"b":1,"a":1.0} }'
-    request = Desk().decode("chat", body)
+    request = OllamaHarness().decode("chat", body)
     sent = OllamaUpstream().build(request, model="there", stream=True)
     assert (sent.path, sent.body) == ("/api/chat", body.replace(b'"smol"', b'"there"'))
     whole = OllamaUpstream().build(request, model="there", stream=False)
@@ -160,31 +160,33 @@ def test_a_body_in_the_same_protocol_is_forwarded_with_its_model_replaced() -> N
 
 
 def test_a_body_that_only_go_accepts_is_encoded_anew() -> None:
-    request = Desk().decode("chat", b'{"MODEL":"smol","Messages":[{"role":"user","content":"x"}],"new":1} trailing')
+    request = OllamaHarness().decode(
+        "chat", b'{"MODEL":"smol","Messages":[{"role":"user","content":"x"}],"new":1} trailing'
+    )
     sent = json.loads(OllamaUpstream().build(request, model="there", stream=True).body)
     assert sent == {"model": "there", "messages": [{"role": "user", "content": "x"}], "new": 1}
 
 
 def test_a_packed_context_is_not_sent_as_tokens() -> None:
     for context, sent in ((memory.pack_context([("user", "a")]), None), ([1, 2], [1, 2])):
-        request = Desk().decode("generate", {"model": "smol", "prompt": "p", "context": context})
-        assert sent_to(request)[1]["context"] == sent
+        request = OllamaHarness().decode("generate", {"model": "smol", "prompt": "p", "context": context})
+        assert built_for(request)[1]["context"] == sent
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_forwarded_lines_have_the_name_that_the_client_requested(stream: bool) -> None:
-    desk = Desk()
+    harness = OllamaHarness()
     body = transcript("chat.ndjson" if stream else "chat.json")
     head = LINES if stream else JSON
-    answer = desk.answer(desk.chat(model="SMOL", stream=stream), *parse([body], head=head), head=head)
-    assert answer == body.replace(b'"model":"there"', b'"model":"SMOL"')
+    response = harness.encode(harness.chat(model="SMOL", stream=stream), *parse([body], head=head), head=head)
+    assert response == body.replace(b'"model":"there"', b'"model":"SMOL"')
 
 
 def test_a_stream_is_folded_for_a_client_that_does_not_stream() -> None:
-    desk = Desk()
-    answer = json.loads(desk.answer(desk.chat(stream=False), *parse([transcript("chat.ndjson")]), head=LINES))
-    assert answer["message"] == {"role": "assistant", "content": "I <am>\né", "thinking": "hmm "}
-    assert (answer["done_reason"], answer["eval_count"]) == ("length", 6)
+    harness = OllamaHarness()
+    response = json.loads(harness.encode(harness.chat(stream=False), *parse([transcript("chat.ndjson")]), head=LINES))
+    assert response["message"] == {"role": "assistant", "content": "I <am>\né", "thinking": "hmm "}
+    assert (response["done_reason"], response["eval_count"]) == ("length", 6)
 
 
 def test_an_ollama_response_is_encoded_for_an_openai_client() -> None:

@@ -37,8 +37,8 @@ def test_only_the_fields_that_decide_the_route_are_decoded(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("body", [{"messages": []}, {"model": None, "messages": []}, {"model": "", "messages": []}])
-def test_no_model_is_none(ask: Any, body: dict[str, Any]) -> None:
-    assert ask("/v1/chat/completions", body).model is None
+def test_no_model_is_none(decode_request: Any, body: dict[str, Any]) -> None:
+    assert decode_request("/v1/chat/completions", body).model is None
 
 
 @pytest.mark.parametrize(
@@ -75,16 +75,16 @@ def test_structured_output_is_decoded(chat: Chat, fields: dict[str, Any], schema
     assert (None if found is None else bytes(found)) == schema
 
 
-def test_other_operations_become_their_own_kinds(ask: Any) -> None:
-    assert isinstance(ask("/v1/completions", {"model": "a", "prompt": "x"}), CompletionRequest)
-    assert isinstance(ask("/v1/embeddings", {"model": "a", "input": "x"}), EmbedRequest)
-    assert isinstance(ask("/v1/rerank", {"model": "a", "query": "x"}), RerankRequest)
-    assert ask("/v1/responses", {"model": "a", "stream": True}).output.stream
-    assert isinstance(ask("/v1/audio/speech", {"model": "a"}), Passthrough)
+def test_other_operations_become_their_own_kinds(decode_request: Any) -> None:
+    assert isinstance(decode_request("/v1/completions", {"model": "a", "prompt": "x"}), CompletionRequest)
+    assert isinstance(decode_request("/v1/embeddings", {"model": "a", "input": "x"}), EmbedRequest)
+    assert isinstance(decode_request("/v1/rerank", {"model": "a", "query": "x"}), RerankRequest)
+    assert decode_request("/v1/responses", {"model": "a", "stream": True}).output.stream
+    assert isinstance(decode_request("/v1/audio/speech", {"model": "a"}), Passthrough)
 
 
-def test_model_info_requests_have_their_kind_and_model(ask: Any) -> None:
-    assert ask("/models/").kind == "models"
-    probe = ask("/v1/models/{id:path}", path_params={"id": "org/model:q4/"})
+def test_model_info_requests_have_their_kind_and_model(decode_request: Any) -> None:
+    assert decode_request("/models/").kind == "models"
+    probe = decode_request("/v1/models/{id:path}", path_params={"id": "org/model:q4/"})
     assert isinstance(probe, ModelInfoRequest)
     assert (probe.kind, probe.model) == ("model", "org/model:q4")

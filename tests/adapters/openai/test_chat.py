@@ -20,10 +20,10 @@ from hostler.adapters.types import (
 Chat = Callable[..., ChatRequest]
 
 
-def test_progress_lines_are_removed_when_decoding(adapter: OpenAIAdapter, ask: Any) -> None:
+def test_progress_lines_are_removed_when_decoding(adapter: OpenAIAdapter, decode_request: Any) -> None:
     for shown, meant in (("[hostler] loading b\nHm.", "Hm."), ("[hostler] loading b\n", None), ("Hm.", "Hm.")):
-        said = {"role": "assistant", "reasoning_content": shown, "content": "Hi"}
-        request = adapter.expand(ask("/v1/chat/completions", {"model": "a", "messages": [said]}))
+        content = {"role": "assistant", "reasoning_content": shown, "content": "Hi"}
+        request = adapter.expand(decode_request("/v1/chat/completions", {"model": "a", "messages": [content]}))
         assert isinstance(request, ChatRequest) and request.conversation is not None
         assert request.conversation.messages[0].reasoning == meant
 

@@ -33,8 +33,8 @@ def event(**body: Any) -> bytes:
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
-def delta(finish: str | None = None, **said: Any) -> bytes:
-    return event(choices=[{"index": 0, "delta": said, "finish_reason": finish}])
+def delta(finish: str | None = None, **content: Any) -> bytes:
+    return event(choices=[{"index": 0, "delta": content, "finish_reason": finish}])
 
 
 DONE = b"data: [DONE]\n\n"
@@ -48,14 +48,14 @@ CHANCE = re.compile(
 
 @pytest.mark.parametrize("name", ["chat", "choices", "tools", "empty", "structured", "completions"])
 def test_a_folded_response_is_the_servers_own_whole_response(
-    chat: Any, ask: Any, begin: Any, parse: Parse, transcript: Transcript, name: str
+    chat: Any, decode_request: Any, start_encoder: Any, parse: Parse, transcript: Transcript, name: str
 ) -> None:
-    request = ask("/v1/completions", {"prompt": ""}) if name == "completions" else chat()
-    encoder = begin(request)
-    written = [encoder.encode(chunk) for chunk in parse([transcript(f"openai/{name}.sse")], operation=STREAMS[name])]
+    request = decode_request("/v1/completions", {"prompt": ""}) if name == "completions" else chat()
+    encoder = start_encoder(request)
+    encoded = [encoder.encode(chunk) for chunk in parse([transcript(f"openai/{name}.sse")], operation=STREAMS[name])]
     folded = encoder.finish()
     real = transcript(f"openai/{name}.json")
-    assert not any(written)
+    assert not any(encoded)
     assert (encoder.media_type, encoder.length) == ("application/json; charset=utf-8", len(folded))
     assert CHANCE.sub(rb'"\1":0', folded) == CHANCE.sub(rb'"\1":0', real)
 
@@ -75,9 +75,9 @@ def test_numbers_keep_their_spelling_when_folded() -> None:
 
 
 def test_a_folded_responses_stream_is_the_completed_response(
-    ask: Any, begin: Any, parse: Parse, transcript: Transcript
+    decode_request: Any, start_encoder: Any, parse: Parse, transcript: Transcript
 ) -> None:
-    encoder = begin(ask("/v1/responses", {"input": "x"}))
+    encoder = start_encoder(decode_request("/v1/responses", {"input": "x"}))
     for chunk in parse([transcript("openai/responses.sse")], operation="responses"):
         encoder.encode(chunk)
     folded, real = json.loads(encoder.finish()), json.loads(transcript("openai/responses.json"))
@@ -89,11 +89,11 @@ def test_a_folded_responses_stream_is_the_completed_response(
 def test_folding_loses_no_field_of_other_servers(transcript: Transcript) -> None:
     fold = StreamFold()
     fold.add_events(transcript("openai/openrouter.sse"))
-    answer = json.loads(fold.result())
-    assert answer["provider"] == "Together"
-    assert answer["object"] == "chat.completion"
-    assert answer["usage"]["cost"] == 0.000012
-    assert answer["choices"] == [
+    response = json.loads(fold.result())
+    assert response["provider"] == "Together"
+    assert response["object"] == "chat.completion"
+    assert response["usage"]["cost"] == 0.000012
+    assert response["choices"] == [
         {
             "index": 0,
             "message": {
@@ -126,11 +126,11 @@ def test_the_pieces_of_several_tool_calls_are_assembled() -> None:
 
 
 def test_a_whole_response_is_forwarded_with_its_length(
-    chat: Any, begin: Any, parse: Parse, transcript: Transcript
+    chat: Any, start_encoder: Any, parse: Parse, transcript: Transcript
 ) -> None:
     body = transcript("openai/chat.json")
     head = ResponseHead(media_type="application/json; charset=utf-8", length=len(body))
-    encoder = begin(chat(), head)
+    encoder = start_encoder(chat(), head)
     chunks = parse([body[:100], body[100:]], head=head)
     assert b"".join(encoder.encode(chunk) for chunk in chunks) + encoder.finish() == body
     assert (encoder.length, encoder.media_type) == (len(body), "application/json; charset=utf-8")
@@ -138,15 +138,15 @@ def test_a_whole_response_is_forwarded_with_its_length(
 
 
 def test_a_whole_response_becomes_a_stream_for_a_streaming_client(
-    chat: Any, begin: Any, parse: Parse, transcript: Transcript
+    chat: Any, start_encoder: Any, parse: Parse, transcript: Transcript
 ) -> None:
-    encoder = begin(chat(stream=True), JSON)
+    encoder = start_encoder(chat(stream=True), JSON)
     body = transcript("openai/tools.json")
-    written = b"".join(encoder.encode(chunk) for chunk in parse([body], head=JSON)) + encoder.finish()
+    encoded = b"".join(encoder.encode(chunk) for chunk in parse([body], head=JSON)) + encoder.finish()
     fold = StreamFold()
-    fold.add_events(written)
+    fold.add_events(encoded)
     assert json.loads(fold.result())["choices"] == json.loads(body)["choices"]
-    assert written.endswith(DONE)
+    assert encoded.endswith(DONE)
     assert encoder.media_type == "text/event-stream"
 
 
@@ -159,7 +159,7 @@ OTHER = [
 
 
 @pytest.mark.parametrize(
-    ("path", "answer_id", "told"),
+    ("path", "answer_id", "result"),
     [
         ("/v1/chat/completions", "req-0a1b", "chatcmpl-0a1b"),
         ("/v1/completions", "req-0a1b", "cmpl-0a1b"),
@@ -167,63 +167,67 @@ OTHER = [
     ],
 )
 def test_a_response_of_another_protocol_has_an_id_in_openais_form(
-    adapter: Any, ask: Any, path: str, answer_id: str, told: str
+    adapter: Any, decode_request: Any, path: str, answer_id: str, result: str
 ) -> None:
-    request = ask(path, {"model": "a", "messages": [{"role": "user", "content": "x"}], "prompt": "x"})
+    request = decode_request(path, {"model": "a", "messages": [{"role": "user", "content": "x"}], "prompt": "x"})
     encoder = adapter.encoder(request, response_id=answer_id, created=1, progress="off")
     encoder.start(ResponseHead())
     call = Chunk(wire="other", tool_calls=(ToolCall(name="f", arguments="{}"),))
     told_whole = encoder.encode(call) + encoder.encode(Chunk(wire="other", finish="stop")) + encoder.finish()
-    answer = json.loads(told_whole)
-    assert answer["id"] == told
-    for made_up in answer["choices"][0].get("message", {}).get("tool_calls", ()):
+    response = json.loads(told_whole)
+    assert response["id"] == result
+    for made_up in response["choices"][0].get("message", {}).get("tool_calls", ()):
         assert made_up["id"].startswith("call_") and "req" not in made_up["id"]
 
 
-def test_chunks_of_another_protocol_are_encoded_as_a_stream(chat: Any, begin: Any) -> None:
-    encoder = begin(chat(stream=True, stream_options={"include_usage": True}))
-    written = b"".join(encoder.encode(chunk) for chunk in OTHER) + encoder.finish()
-    events = [json.loads(data) for _, data in sse.iter_events(written) if data != b"[DONE]"]
+def test_chunks_of_another_protocol_are_encoded_as_a_stream(chat: Any, start_encoder: Any) -> None:
+    encoder = start_encoder(chat(stream=True, stream_options={"include_usage": True}))
+    encoded = b"".join(encoder.encode(chunk) for chunk in OTHER) + encoder.finish()
+    events = [json.loads(data) for _, data in sse.iter_events(encoded) if data != b"[DONE]"]
     assert {(one["id"], one["object"], one["created"], one["model"]) for one in events} == {
         ("chatcmpl-1", "chat.completion.chunk", 1700000000, "a")
     }
     assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert events[-2]["choices"][0]["finish_reason"] == "tool_calls"
     assert (events[-1]["choices"], events[-1]["usage"]["total_tokens"]) == ([], 5)
-    assert written.endswith(DONE)
+    assert encoded.endswith(DONE)
 
 
-def test_chunks_of_another_protocol_are_folded_into_a_whole_response(chat: Any, begin: Any) -> None:
-    encoder = begin(chat())
+def test_chunks_of_another_protocol_are_folded_into_a_whole_response(chat: Any, start_encoder: Any) -> None:
+    encoder = start_encoder(chat())
     assert [encoder.encode(chunk) for chunk in OTHER] == [b""] * 4
-    answer = json.loads(encoder.finish())
-    choice = answer["choices"][0]
-    assert (answer["object"], choice["message"]["content"], choice["message"]["reasoning_content"]) == (
+    response = json.loads(encoder.finish())
+    choice = response["choices"][0]
+    assert (response["object"], choice["message"]["content"], choice["message"]["reasoning_content"]) == (
         "chat.completion",
         "Hi",
         "Hm.",
     )
     assert choice["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
     assert choice["logprobs"]["content"][0]["logprob"] == -0.5
-    assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 1}
+    assert response["usage"]["prompt_tokens_details"] == {"cached_tokens": 1}
 
 
-def test_completions_of_another_protocol_are_plain_text(ask: Any, begin: Any) -> None:
-    encoder = begin(ask("/v1/completions", {"model": "a", "prompt": "x"}))
+def test_completions_of_another_protocol_are_plain_text(decode_request: Any, start_encoder: Any) -> None:
+    encoder = start_encoder(decode_request("/v1/completions", {"model": "a", "prompt": "x"}))
     for chunk in (Chunk(wire="other", text="Hi"), Chunk(wire="other", text="!", finish="stop")):
         encoder.encode(chunk)
-    answer = json.loads(encoder.finish())
-    assert (answer["object"], answer["choices"][0]["text"], answer["choices"][0]["finish_reason"]) == (
+    response = json.loads(encoder.finish())
+    assert (response["object"], response["choices"][0]["text"], response["choices"][0]["finish_reason"]) == (
         "text_completion",
         "Hi!",
         "stop",
     )
 
 
-def test_embeddings_of_another_protocol_have_the_requested_encoding(ask: Any, begin: Any, parse: Parse) -> None:
+def test_embeddings_of_another_protocol_have_the_requested_encoding(
+    decode_request: Any, start_encoder: Any, parse: Parse
+) -> None:
     vectors = ((0.5, -1.0), (2.0, 0.25))
     for form in ("float", "base64"):
-        encoder = begin(ask("/v1/embeddings", {"model": "a", "input": ["x", "y"], "encoding_format": form}), JSON)
+        encoder = start_encoder(
+            decode_request("/v1/embeddings", {"model": "a", "input": ["x", "y"], "encoding_format": form}), JSON
+        )
         encoder.encode(Chunk(wire="other", is_body=True, vectors=vectors, usage=Usage(prompt_tokens=4)))
         body = encoder.finish()
         assert isinstance(json.loads(body)["data"][1]["embedding"], str if form == "base64" else list)
@@ -233,9 +237,9 @@ def test_embeddings_of_another_protocol_have_the_requested_encoding(ask: Any, be
 
 @pytest.mark.parametrize("name", ["chat", "tools", "choices"])
 def test_a_response_survives_decoding_and_encoding(
-    chat: Any, begin: Any, parse: Parse, transcript: Transcript, name: str
+    chat: Any, start_encoder: Any, parse: Parse, transcript: Transcript, name: str
 ) -> None:
-    encoder = begin(chat())
+    encoder = start_encoder(chat())
     for chunk in parse([transcript(f"openai/{name}.sse")], fields=True):
         chunk.wire, chunk.raw = "other", b""
         encoder.encode(chunk)
@@ -247,8 +251,8 @@ def test_a_response_survives_decoding_and_encoding(
         assert calls == [call["function"] for call in theirs["message"].get("tool_calls", ())]
 
 
-def test_a_new_attempt_discards_the_one_before(chat: Any, begin: Any) -> None:
-    encoder = begin(chat())
+def test_a_new_attempt_discards_the_one_before(chat: Any, start_encoder: Any) -> None:
+    encoder = start_encoder(chat())
     encoder.encode(Chunk(wire="other", text="lost"))
     encoder.start(ResponseHead(media_type="text/event-stream"))
     encoder.encode(Chunk(wire="other", text="kept", finish="stop"))
@@ -256,8 +260,8 @@ def test_a_new_attempt_discards_the_one_before(chat: Any, begin: Any) -> None:
 
 
 @pytest.mark.parametrize("choices", [b'"x"', b'["x"]', b'[{"message":"x"}]', b'[{"message":{"tool_calls":["x"]}}]'])
-def test_an_invalid_whole_response_cannot_become_a_stream(choices: bytes, chat: Any, begin: Any) -> None:
-    encoder = begin(chat(stream=True))
+def test_an_invalid_whole_response_cannot_become_a_stream(choices: bytes, chat: Any, start_encoder: Any) -> None:
+    encoder = start_encoder(chat(stream=True))
     encoder.encode(Chunk(wire="openai", raw=b'{"choices":' + choices + b"}", is_body=True))
     with pytest.raises(BackendBroken):
         encoder.finish()

@@ -38,9 +38,9 @@ from hostler.adapters.openai.adapter import OpenAIAdapter
 def test_each_error_has_its_status_and_type(
     adapter: OpenAIAdapter, error: GatewayError, status: int, kind: str, code: str
 ) -> None:
-    answer = adapter.error_response(error)
-    body = json.loads(answer.body)["error"]
-    assert (answer.status, body["type"], body["code"], body["message"]) == (status, kind, code, "x")
+    response = adapter.error_response(error)
+    body = json.loads(response.body)["error"]
+    assert (response.status, body["type"], body["code"], body["message"]) == (status, kind, code, "x")
     assert set(body) == {"message", "type", "param", "code"}
 
 
@@ -64,23 +64,23 @@ def rejected(status: int, wire: str = "openai") -> BackendRejected:
 @pytest.mark.parametrize("status", [400, 404, 422, 501])
 @pytest.mark.parametrize("wire", ["openai", "llamacpp"])
 def test_an_engines_error_is_passed_on_unchanged(adapter: OpenAIAdapter, status: int, wire: str) -> None:
-    answer = adapter.error_response(rejected(status, wire))
-    assert (answer.status, answer.body) == (status, b'{"error":{"message":"secret"}}')
-    assert answer.media_type == "application/json; charset=utf-8"
+    response = adapter.error_response(rejected(status, wire))
+    assert (response.status, response.body) == (status, b'{"error":{"message":"secret"}}')
+    assert response.media_type == "application/json; charset=utf-8"
 
 
 def test_an_error_of_another_protocol_is_translated(adapter: OpenAIAdapter) -> None:
-    answer = adapter.error_response(rejected(400, "anthropic"))
-    assert (answer.status, json.loads(answer.body)["error"]["message"]) == (400, "secret")
+    response = adapter.error_response(rejected(400, "anthropic"))
+    assert (response.status, json.loads(response.body)["error"]["message"]) == (400, "secret")
 
 
 @pytest.mark.parametrize(("error", "status"), [(rejected(500, "ollama"), 502), (rejected(401), 502)])
 def test_account_errors_and_failures_are_not_passed_on(
     adapter: OpenAIAdapter, error: BackendRejected, status: int
 ) -> None:
-    answer = adapter.error_response(error)
-    assert answer.status == status
-    assert b"secret" not in answer.body
+    response = adapter.error_response(error)
+    assert response.status == status
+    assert b"secret" not in response.body
 
 
 def test_control_characters_are_escaped(adapter: OpenAIAdapter) -> None:

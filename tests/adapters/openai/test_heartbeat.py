@@ -19,20 +19,20 @@ def chunks(data: bytes) -> list[Any]:
     return [json.loads(found) for _, found in sse.iter_events(data)]
 
 
-def test_the_first_heartbeat_is_a_comment_and_the_role(chat: Any, begin: Any) -> None:
-    sign = begin(chat(stream=True)).heartbeat(LOADING)
-    comment, _, rest = sign.partition(b"\n")
+def test_the_first_heartbeat_is_a_comment_and_the_role(chat: Any, start_encoder: Any) -> None:
+    heartbeat = start_encoder(chat(stream=True)).heartbeat(LOADING)
+    comment, _, rest = heartbeat.partition(b"\n")
     assert comment == b": [hostler] loading b: 40% (12 s left)"
     assert rest.startswith(b"data: ")
     assert rest.endswith(b"\n\n")
-    assert chunks(sign)[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert chunks(heartbeat)[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
 
 
-def test_thinking_shows_a_line_and_the_progress(chat: Any, begin: Any) -> None:
-    encoder = begin(chat(stream=True))
+def test_thinking_shows_a_line_and_the_progress(chat: Any, start_encoder: Any) -> None:
+    encoder = start_encoder(chat(stream=True))
     encoder.heartbeat(QUEUED)
-    sign = chunks(encoder.heartbeat(LOADING))[0]
-    assert sign["choices"] == [
+    heartbeat = chunks(encoder.heartbeat(LOADING))[0]
+    assert heartbeat["choices"] == [
         {
             "index": 0,
             "delta": {"reasoning_content": "[hostler] loading b: 40% (12 s left)\n"},
@@ -40,7 +40,7 @@ def test_thinking_shows_a_line_and_the_progress(chat: Any, begin: Any) -> None:
             "finish_reason": None,
         }
     ]
-    assert sign["x_hostler"] == {
+    assert heartbeat["x_hostler"] == {
         "phase": "loading",
         "model": "b",
         "from": "a",
@@ -57,52 +57,52 @@ def test_thinking_shows_a_line_and_the_progress(chat: Any, begin: Any) -> None:
     ("fields", "setting"),
     [({}, "quiet"), ({"n": 2}, "thinking"), ({"response_format": {"type": "json_object"}}, "thinking")],
 )
-def test_quiet_has_no_progress_lines(chat: Any, begin: Any, fields: dict[str, Any], setting: str) -> None:
-    encoder = begin(chat(stream=True, **fields), progress=setting)
+def test_quiet_has_no_progress_lines(chat: Any, start_encoder: Any, fields: dict[str, Any], setting: str) -> None:
+    encoder = start_encoder(chat(stream=True, **fields), progress=setting)
     encoder.heartbeat(LOADING)
-    sign = chunks(encoder.heartbeat(LOADING))[0]
-    assert sign["choices"][0]["delta"] == {}
-    assert sign["x_hostler"]["phase"] == "loading"
+    heartbeat = chunks(encoder.heartbeat(LOADING))[0]
+    assert heartbeat["choices"][0]["delta"] == {}
+    assert heartbeat["x_hostler"]["phase"] == "loading"
 
 
-def test_comments_are_only_comments(chat: Any, begin: Any) -> None:
-    encoder = begin(chat(stream=True), progress="comments")
+def test_comments_are_only_comments(chat: Any, start_encoder: Any) -> None:
+    encoder = start_encoder(chat(stream=True), progress="comments")
     assert encoder.heartbeat(LOADING) == encoder.heartbeat(LOADING) == b": [hostler] loading b: 40% (12 s left)\n"
 
 
-def test_there_are_no_heartbeats_when_off_or_not_streaming(chat: Any, begin: Any) -> None:
-    assert begin(chat(stream=True), progress="off").heartbeat(LOADING) == b""
-    assert begin(chat()).heartbeat(LOADING) == b""
+def test_there_are_no_heartbeats_when_off_or_not_streaming(chat: Any, start_encoder: Any) -> None:
+    assert start_encoder(chat(stream=True), progress="off").heartbeat(LOADING) == b""
+    assert start_encoder(chat()).heartbeat(LOADING) == b""
 
 
-def test_the_responses_api_gets_comments_only(ask: Any, begin: Any) -> None:
-    encoder = begin(ask("/v1/responses", {"input": "x", "stream": True}))
+def test_the_responses_api_gets_comments_only(decode_request: Any, start_encoder: Any) -> None:
+    encoder = start_encoder(decode_request("/v1/responses", {"input": "x", "stream": True}))
     assert encoder.heartbeat(LOADING).startswith(b": ")
     assert chunks(encoder.heartbeat(LOADING)) == []
 
 
-def test_completions_get_empty_text(ask: Any, begin: Any) -> None:
-    encoder = begin(ask("/v1/completions", {"prompt": "x", "stream": True}))
+def test_completions_get_empty_text(decode_request: Any, start_encoder: Any) -> None:
+    encoder = start_encoder(decode_request("/v1/completions", {"prompt": "x", "stream": True}))
     encoder.heartbeat(LOADING)
-    sign = chunks(encoder.heartbeat(LOADING))[0]
-    assert (sign["object"], sign["choices"][0]["text"]) == ("text_completion", "")
+    heartbeat = chunks(encoder.heartbeat(LOADING))[0]
+    assert (heartbeat["object"], heartbeat["choices"][0]["text"]) == ("text_completion", "")
 
 
-def test_a_model_name_cannot_break_the_stream(chat: Any, begin: Any) -> None:
-    encoder = begin(chat(stream=True))
-    sign = encoder.heartbeat(Progress(phase="loading", model='b\n\ndata: {"evil":1}\n\n'))
-    assert len(chunks(sign)) == 1
+def test_a_model_name_cannot_break_the_stream(chat: Any, start_encoder: Any) -> None:
+    encoder = start_encoder(chat(stream=True))
+    heartbeat = encoder.heartbeat(Progress(phase="loading", model='b\n\ndata: {"evil":1}\n\n'))
+    assert len(chunks(heartbeat)) == 1
 
 
-def test_an_error_ends_the_stream(chat: Any, begin: Any) -> None:
-    data = begin(chat(stream=True)).error(ModelUnavailable("b failed to load"))
+def test_an_error_ends_the_stream(chat: Any, start_encoder: Any) -> None:
+    data = start_encoder(chat(stream=True)).error(ModelUnavailable("b failed to load"))
     assert data.endswith(b"data: [DONE]\n\n")
     assert json.loads(data.split(b"\n\n")[0][6:]) == {
         "error": {"message": "b failed to load", "type": "server_error", "param": None, "code": "model_not_available"}
     }
 
 
-def test_an_error_in_a_responses_stream_is_an_error_event(ask: Any, begin: Any) -> None:
-    encoder = begin(ask("/v1/responses", {"input": "x", "stream": True}))
+def test_an_error_in_a_responses_stream_is_an_error_event(decode_request: Any, start_encoder: Any) -> None:
+    encoder = start_encoder(decode_request("/v1/responses", {"input": "x", "stream": True}))
     name, data = next(sse.iter_events(encoder.error(ModelUnavailable("no"))))
     assert (name, json.loads(data)["type"], json.loads(data)["code"]) == ("error", "error", "model_not_available")

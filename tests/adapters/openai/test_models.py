@@ -26,30 +26,32 @@ LISTING = ModelList(
 )
 
 
-def test_the_list_has_the_active_model_first_then_all_names_in_order(adapter: OpenAIAdapter, ask: Any) -> None:
-    answer = json.loads(adapter.model_info(ask("/v1/models"), LISTING).body)
-    assert [entry["id"] for entry in answer["data"]] == ["big", "b", "gpt-4", "small", "vectors"]
-    assert answer["data"][2] == {
+def test_the_list_has_the_active_model_first_then_all_names_in_order(
+    adapter: OpenAIAdapter, decode_request: Any
+) -> None:
+    response = json.loads(adapter.model_info(decode_request("/v1/models"), LISTING).body)
+    assert [entry["id"] for entry in response["data"]] == ["big", "b", "gpt-4", "small", "vectors"]
+    assert response["data"][2] == {
         "id": "gpt-4", "object": "model", "created": 17, "owned_by": "hostler",
         "context_length": 8192, "max_model_len": 8192, "status": {"value": "loaded"},
     }  # fmt: skip
 
 
-def test_the_list_has_the_input_modalities(adapter: OpenAIAdapter, ask: Any) -> None:
+def test_the_list_has_the_input_modalities(adapter: OpenAIAdapter, decode_request: Any) -> None:
     seeing = ModelCard(name="seeing", capabilities=("completion", "vision"))
-    entry = json.loads(adapter.model_info(ask("/v1/models"), ModelList(cards=(seeing,))).body)["data"][0]
+    entry = json.loads(adapter.model_info(decode_request("/v1/models"), ModelList(cards=(seeing,))).body)["data"][0]
     assert entry["architecture"] == {"input_modalities": ["text", "image"], "output_modalities": ["text"]}
 
 
-def test_a_model_is_shown_by_name_or_alias(adapter: OpenAIAdapter, ask: Any) -> None:
+def test_a_model_is_shown_by_name_or_alias(adapter: OpenAIAdapter, decode_request: Any) -> None:
     for name in ("big", "gpt-4", "hidden"):
-        probe = ask("/models/{id:path}", path_params={"id": name})
+        probe = decode_request("/models/{id:path}", path_params={"id": name})
         assert json.loads(adapter.model_info(probe, LISTING).body)["id"] == name
 
 
-def test_the_error_for_an_unknown_model_lists_the_known_ones(adapter: OpenAIAdapter, ask: Any) -> None:
+def test_the_error_for_an_unknown_model_lists_the_known_ones(adapter: OpenAIAdapter, decode_request: Any) -> None:
     with pytest.raises(ModelNotFound) as caught:
-        adapter.model_info(ask("/models/{id:path}", path_params={"id": "x\x00" + "y" * 9000}), LISTING)
+        adapter.model_info(decode_request("/models/{id:path}", path_params={"id": "x\x00" + "y" * 9000}), LISTING)
     body = json.loads(adapter.error_response(caught.value).body)["error"]
     assert body["message"].startswith("The model `x\\x00yyy")
     assert body["message"].endswith("does not exist; the models are: big, vectors, small.")

@@ -38,8 +38,8 @@ def event(**body: Any) -> bytes:
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
-def delta(finish: str | None = None, **said: Any) -> bytes:
-    return event(choices=[{"index": 0, "delta": said, "finish_reason": finish}])
+def delta(finish: str | None = None, **content: Any) -> bytes:
+    return event(choices=[{"index": 0, "delta": content, "finish_reason": finish}])
 
 
 DONE = b"data: [DONE]\n\n"
@@ -65,7 +65,7 @@ def test_any_segmentation_gives_the_same_response(
     stream = transcript(f"openai/{name}.sse")
     stream = stream.replace(b"\n", b"\r\n") if dos else stream
 
-    def answer(segments: list[bytes], *, fields: bool) -> tuple[Any, ...]:
+    def response(segments: list[bytes], *, fields: bool) -> tuple[Any, ...]:
         chunks = parse(segments, operation=STREAMS[name], fields=fields)
         return (
             b"".join(chunk.raw for chunk in chunks),
@@ -78,7 +78,7 @@ def test_any_segmentation_gives_the_same_response(
         )
 
     for fields in (False, True):
-        assert answer(cut(stream, places), fields=fields) == answer([stream], fields=fields)
+        assert response(cut(stream, places), fields=fields) == response([stream], fields=fields)
 
 
 def test_usage_comes_from_usage_and_timings(parse: Parse, transcript: Transcript) -> None:

@@ -23,66 +23,68 @@ from hostler.adapters.types import ChatMessage, ChatRequest, Chunk, Request, Res
 EVENTS: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(ResponseStreamEvent)
 STREAM = ResponseHead(media_type="text/event-stream")
 
-words = st.text(min_size=1, max_size=8)
+message = st.text(min_size=1, max_size=8)
 pieces = st.one_of(
-    words.map(lambda text: Chunk(text=text)),
-    words.map(lambda text: Chunk(reasoning=text)),
-    st.builds(lambda one, two: Chunk(text=one, reasoning=two), words, words),
+    message.map(lambda text: Chunk(text=text)),
+    message.map(lambda text: Chunk(reasoning=text)),
+    st.builds(lambda one, two: Chunk(text=one, reasoning=two), message, message),
 )
 calls = st.lists(
-    st.tuples(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), st.dictionaries(words, words, max_size=2)), max_size=3
+    st.tuples(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), st.dictionaries(message, message, max_size=2)), max_size=3
 )
 finishes = st.sampled_from(["stop", "length", "tool_calls", "content_filter", None])
 
 
-def asked(adapter: Adapter, path: str, **body: Any) -> Request:
+def requested(adapter: Adapter, path: str, **body: Any) -> Request:
     operation = next(each for each in adapter.operations if each.path == path)
     return adapter.decode(
         operation, Incoming(method="POST", path=path, body=json.dumps({"model": "m", **body}).encode())
     )
 
 
-def told(adapter: Adapter, request: Request, said: list[Chunk]) -> bytes:
+def result(adapter: Adapter, request: Request, content: list[Chunk]) -> bytes:
     encoder = adapter.encoder(request, response_id="req-1", created=17, progress="thinking")
     encoder.start(STREAM)
-    return b"".join([*(encoder.encode(chunk) for chunk in said), encoder.finish()])
+    return b"".join([*(encoder.encode(chunk) for chunk in content), encoder.finish()])
 
 
-def story(said: list[Chunk], called: list[tuple[str, dict[str, str]]], finish: str | None) -> list[Chunk]:
+def story(content: list[Chunk], called: list[tuple[str, dict[str, str]]], finish: str | None) -> list[Chunk]:
     """An answer whose calls come in two pieces each, mixed with each other."""
-    written = [json.dumps(given) for _, given in called]
+    encoded = [json.dumps(arguments) for _, arguments in called]
     first = [
-        Chunk(tool_calls=(ToolCall(index=at, id=f"call_{at}", name=name, arguments=written[at][:3]),))
+        Chunk(tool_calls=(ToolCall(index=at, id=f"call_{at}", name=name, arguments=encoded[at][:3]),))
         for at, (name, _) in enumerate(called)
     ]
-    second = [Chunk(tool_calls=(ToolCall(index=at, arguments=written[at][3:]),)) for at in range(len(called))]
+    second = [Chunk(tool_calls=(ToolCall(index=at, arguments=encoded[at][3:]),)) for at in range(len(called))]
     counts = Usage(prompt_tokens=7, completion_tokens=5, cached_tokens=3, reasoning_tokens=2)
     return [
-        *said,
+        *content,
         *(piece for pair in zip(first, second, strict=True) for piece in pair),
         Chunk(finish=finish, usage=counts),
     ]
 
 
-def understood(answer: Response) -> tuple[str, str, list[Any]]:
-    thoughts = "".join(part.text for item in answer.output if item.type == "reasoning" for part in item.content or [])
-    called = [(item.name, json.loads(item.arguments)) for item in answer.output if item.type == "function_call"]
-    return answer.output_text, thoughts, called
+def conversation_of(response: Response) -> tuple[str, str, list[Any]]:
+    thoughts = "".join(part.text for item in response.output if item.type == "reasoning" for part in item.content or [])
+    called = [(item.name, json.loads(item.arguments)) for item in response.output if item.type == "function_call"]
+    return response.output_text, thoughts, called
 
 
-def meant(said: list[Chunk], called: list[tuple[str, dict[str, str]]]) -> tuple[str, str, list[Any]]:
-    return "".join(each.text for each in said), "".join(each.reasoning for each in said), called
+def meant(content: list[Chunk], called: list[tuple[str, dict[str, str]]]) -> tuple[str, str, list[Any]]:
+    return "".join(each.text for each in content), "".join(each.reasoning for each in content), called
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-@given(said=st.lists(pieces, max_size=6), called=calls, finish=finishes)
+@given(content=st.lists(pieces, max_size=6), called=calls, finish=finishes)
 def test_the_sdk_reads_any_response(
-    said: list[Chunk], called: list[tuple[str, dict[str, str]]], finish: str | None
+    content: list[Chunk], called: list[tuple[str, dict[str, str]]], finish: str | None
 ) -> None:
     adapter = OpenAIAdapter()
-    whole = told(adapter, asked(adapter, "/v1/responses", input="x"), story(said, called, finish))
-    assert understood(Response.model_validate_json(whole)) == meant(said, called)
-    stream = told(adapter, asked(adapter, "/v1/responses", input="x", stream=True), story(said, called, finish))
+    whole = result(adapter, requested(adapter, "/v1/responses", input="x"), story(content, called, finish))
+    assert conversation_of(Response.model_validate_json(whole)) == meant(content, called)
+    stream = result(
+        adapter, requested(adapter, "/v1/responses", input="x", stream=True), story(content, called, finish)
+    )
     state: ResponseStreamState[Any] = ResponseStreamState(input_tools=Omit(), text_format=Omit())
     events = []
     for name, data in sse.iter_events(stream):
@@ -92,7 +94,7 @@ def test_the_sdk_reads_any_response(
         events.append(event)
     assert [event.sequence_number for event in events] == list(range(len(events)))
     last = events[-1].response
-    assert understood(last) == meant(said, called)
+    assert conversation_of(last) == meant(content, called)
     assert last.status == ("incomplete" if finish in ("length", "content_filter") else "completed")
     # Open items are all closed, each where it was opened.
     opened = [event.output_index for event in events if event.type == "response.output_item.added"]
@@ -101,12 +103,12 @@ def test_the_sdk_reads_any_response(
 
 
 @settings(max_examples=60)
-@given(said=st.lists(pieces, max_size=6))
-def test_lm_studios_stream_and_whole_response_agree(said: list[Chunk]) -> None:
+@given(content=st.lists(pieces, max_size=6))
+def test_lm_studios_stream_and_whole_response_agree(content: list[Chunk]) -> None:
     adapter = LMStudioAdapter()
-    end = story(said, [], "stop")
-    whole = json.loads(told(adapter, asked(adapter, "/api/v1/chat", input="x"), end))
-    stream = told(adapter, asked(adapter, "/api/v1/chat", input="x", stream=True), end)
+    end = story(content, [], "stop")
+    whole = json.loads(result(adapter, requested(adapter, "/api/v1/chat", input="x"), end))
+    stream = result(adapter, requested(adapter, "/api/v1/chat", input="x", stream=True), end)
     items: list[dict[str, str]] = []
     for name, data in sse.iter_events(stream):
         kind, _, what = name.partition(".")
@@ -117,7 +119,7 @@ def test_lm_studios_stream_and_whole_response_agree(said: list[Chunk]) -> None:
             items[-1]["content"] += json.loads(data)["content"]
     assert items == whole["output"]
     assert json.loads(data)["result"] == whole
-    assert "".join(item["content"] for item in items if item["type"] == "message") == meant(said, [])[0]
+    assert "".join(item["content"] for item in items if item["type"] == "message") == meant(content, [])[0]
 
 
 def test_items_become_messages() -> None:
@@ -133,7 +135,7 @@ def test_items_become_messages() -> None:
     ]
     adapter = OpenAIAdapter()
     request = adapter.expand(
-        asked(adapter, "/v1/responses", input=items, instructions="I", reasoning={"effort": "none"})
+        requested(adapter, "/v1/responses", input=items, instructions="I", reasoning={"effort": "none"})
     )
     assert isinstance(request, ChatRequest)
     assert request.conversation is not None
@@ -164,5 +166,5 @@ def test_items_become_messages() -> None:
 def test_what_a_chat_cannot_express_is_named(body: dict[str, Any], param: str) -> None:
     adapter = OpenAIAdapter()
     with pytest.raises(BadRequest) as caught:
-        adapter.expand(asked(adapter, "/v1/responses", **body))
+        adapter.expand(requested(adapter, "/v1/responses", **body))
     assert caught.value.param == param

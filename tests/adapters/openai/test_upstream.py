@@ -20,18 +20,18 @@ from hostler.adapters.types import (
 Chat = Callable[..., ChatRequest]
 
 
-def test_an_upload_is_forwarded_as_a_form(ask: Any, upstream: OpenAIUpstream) -> None:
+def test_an_upload_is_forwarded_as_a_form(decode_request: Any, upstream: OpenAIUpstream) -> None:
     kind = "multipart/form-data; boundary=q"
     body = b'--q\r\nContent-Disposition: form-data; name="model"\r\n\r\nw\r\n--q\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n\x00\xff\r\n--q--\r\n'
-    request = ask("/v1/audio/transcriptions", body, headers={"content-type": kind})
+    request = decode_request("/v1/audio/transcriptions", body, headers={"content-type": kind})
     sent = upstream.build(request, model="large", stream=False)
     assert (request.model, sent.path, sent.content_type) == ("w", "/v1/audio/transcriptions", kind)
     assert sent.body == body.replace(b"\r\n\r\nw\r\n", b"\r\n\r\nlarge\r\n")
 
 
-def test_a_stream_is_forwarded_with_only_the_model_changed(ask: Any, upstream: OpenAIUpstream) -> None:
+def test_a_stream_is_forwarded_with_only_the_model_changed(decode_request: Any, upstream: OpenAIUpstream) -> None:
     body = b'{ "stream":true,"model" : "a", "messages":[ {"role":"user","content":"\\u00e9"} ], "x":1e400 }'
-    sent = upstream.build(ask("/chat/completions", body), model="b/c", stream=True)
+    sent = upstream.build(decode_request("/chat/completions", body), model="b/c", stream=True)
     assert (sent.path, sent.body) == ("/v1/chat/completions", body.replace(b'"a"', b'"b/c"'))
 
 
@@ -43,20 +43,23 @@ def test_a_whole_response_is_requested_as_a_stream_with_usage(chat: Chat, upstre
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"), [("verbose", True), ("logprobs", True), ("n_probs", 2), ("logprobs", False), ("n_probs", 0)]
+    ("requested", "result"),
+    [("verbose", True), ("logprobs", True), ("n_probs", 2), ("logprobs", False), ("n_probs", 0)],
 )
-def test_what_a_stream_lacks_is_requested_whole(chat: Chat, upstream: OpenAIUpstream, asked: str, told: Any) -> None:
-    sent = json.loads(upstream.build(chat(**{asked: told}), model="b", stream=True).body)
-    assert ("stream" in sent) is not bool(told)
+def test_what_a_stream_lacks_is_requested_whole(
+    chat: Chat, upstream: OpenAIUpstream, requested: str, result: Any
+) -> None:
+    sent = json.loads(upstream.build(chat(**{requested: result}), model="b", stream=True).body)
+    assert ("stream" in sent) is not bool(result)
 
 
-def test_progress_lines_are_removed_from_the_history(ask: Any, upstream: OpenAIUpstream) -> None:
+def test_progress_lines_are_removed_from_the_history(decode_request: Any, upstream: OpenAIUpstream) -> None:
     shown = "[hostler] loading b: 40% (12 s left)\n[hostler] ready b\nLet me think.\nabout [hostler] x\n"
     messages: list[dict[str, Any]] = [
         {"role": "user", "content": "[hostler] mine stays"},
         {"role": "assistant", "reasoning_content": shown, "reasoning": "[hostler] last", "content": "Hi", "extra": 1},
     ]
-    request = ask("/v1/chat/completions", {"model": "a", "messages": messages, "x": 1.0})
+    request = decode_request("/v1/chat/completions", {"model": "a", "messages": messages, "x": 1.0})
     sent = json.loads(upstream.build(request, model="a", stream=False).body)
     assert sent["messages"][0] == messages[0]
     assert sent["messages"][1] == {
@@ -128,10 +131,10 @@ def test_a_decoded_chat_is_encoded_again(adapter: OpenAIAdapter, chat: Chat) -> 
 
 
 def test_completions_embeddings_and_reranking_are_encoded(
-    adapter: OpenAIAdapter, ask: Any, upstream: OpenAIUpstream
+    adapter: OpenAIAdapter, decode_request: Any, upstream: OpenAIUpstream
 ) -> None:
     def sent(path: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        built = upstream.build(crossed(adapter.expand(ask(path, body))), model="b", stream=False)
+        built = upstream.build(crossed(adapter.expand(decode_request(path, body))), model="b", stream=False)
         return built.path, json.loads(built.body)
 
     assert sent("/v1/completions", {"prompt": ["x"], "suffix": "y", "max_tokens": 3, "stop": "z"}) == (

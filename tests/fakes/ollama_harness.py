@@ -1,4 +1,4 @@
-"""The Ollama adapter behind a desk: bytes go in, and the request, the answer or the refusal comes out."""
+"""The Ollama adapter, its requests and its responses for tests: bytes go in, requests, responses or errors come out."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ LISTING = ModelList(
 HI = [{"role": "user", "content": "hi"}]
 
 
-class Desk:
+class OllamaHarness:
     """Everything a test asks of the adapter. Bodies are bytes, or something to be written as JSON."""
 
     def __init__(self, listing: ModelList = LISTING) -> None:
@@ -87,7 +87,7 @@ class Desk:
             request if card is None or isinstance(request, ModelInfoRequest) else self.adapter.validate(request, card)
         )
 
-    def ask(self, name: str, body: Any = b"", **more: Any) -> WireResponse:
+    def respond(self, name: str, body: Any = b"", **more: Any) -> WireResponse:
         """The answer to a probe or an order, or the refusal."""
         try:
             request = self.decode(name, body, **more)
@@ -95,23 +95,23 @@ class Desk:
         except GatewayError as error:
             return self.adapter.error_response(error, self.operation(name))
 
-    def told(self, name: str, body: Any = b"", **more: Any) -> Any:
+    def respond_json(self, name: str, body: Any = b"", **more: Any) -> Any:
         """The JSON of `ask`."""
-        return json.loads(self.ask(name, body, **more).body)
+        return json.loads(self.respond(name, body, **more).body)
 
     def chat(self, **fields: Any) -> Request:
         return self.decode("chat", {"model": "smol", "messages": HI, **fields})
 
-    def answer(
+    def encode(
         self, request: Request, *chunks: Chunk, head: ResponseHead | None = None, timing: Timing | None = None
     ) -> bytes:
         """All that a client reads of an answer of these chunks."""
         encoder = self.adapter.encoder(request, response_id="req-1", created=1_700_000_000, progress="thinking")
         encoder.start(head or ResponseHead(media_type="text/event-stream"))
-        written = [encoder.encode(chunk) for chunk in chunks]
+        encoded = [encoder.encode(chunk) for chunk in chunks]
         if timing is not None:
             encoder.set_timing(timing)
-        return b"".join([*written, encoder.finish()])
+        return b"".join([*encoded, encoder.finish()])
 
     def lines(self, request: Request, *chunks: Chunk, **more: Any) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.answer(request, *chunks, **more).splitlines()]
+        return [json.loads(line) for line in self.encode(request, *chunks, **more).splitlines()]
