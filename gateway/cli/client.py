@@ -158,7 +158,7 @@ class AdminClient:
 
     def _object(self, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise CallFailed(f"{self.url} is no Hostler gateway: its answer is not a JSON object", UNREACHABLE)
+            raise CallFailed(f"{self.url} is not a Hostler gateway: its answer is not a JSON object", UNREACHABLE)
         return value
 
     @contextmanager
@@ -197,7 +197,7 @@ class AdminClient:
             raise CallFailed(message or f"{self.url} refuses this request", UNAUTHORIZED, status)
         if status in (404, 405) and not message:
             raise CallFailed(
-                f"{self.url} is no Hostler gateway: it does not know {response.url.path}", UNREACHABLE, status
+                f"{self.url} is not a Hostler gateway: it does not know {response.url.path}", UNREACHABLE, status
             )
         unknown_name = "model_not_found" in str(body) or "unknown_profile" in str(body)
         message = message or f"{self.url} answers with status {status}: is it a Hostler gateway?"
@@ -205,7 +205,7 @@ class AdminClient:
 
     def _not_reached(self, error: Exception) -> CallFailed:
         if not _is_url(self.url) or isinstance(error, httpx.InvalidURL | UnicodeError):
-            return CallFailed(f"{self.url} is no address; write it like http://127.0.0.1:8000", UNREACHABLE)
+            return CallFailed(f"{self.url} is not a valid URL; write it like http://127.0.0.1:8000", UNREACHABLE)
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             unknown = " (unknown host name)" if _caused_by(error, socket.gaierror) else ""
             return NotListening(
@@ -305,7 +305,7 @@ def _identify(client: AdminClient, *, status_required: bool = True) -> AdminTarg
     else:
         if {"version", "hosts", "models"} <= status.keys():
             return AdminTarget(client, "gateway", status)
-        raise CallFailed(f"{client.url} is no Hostler gateway: its /admin/status is something else", UNREACHABLE)
+        raise CallFailed(f"{client.url} is not a Hostler gateway: its /admin/status has another form", UNREACHABLE)
     try:
         status = client.get("/models/status")
     except CallFailed as error:
@@ -313,7 +313,7 @@ def _identify(client: AdminClient, *, status_required: bool = True) -> AdminTarg
             raise
         status = {}
     if not {"profiles", "exclusive"} <= status.keys():
-        raise CallFailed(f"{client.url} is no Hostler gateway: it has no /admin/status", UNREACHABLE)
+        raise CallFailed(f"{client.url} is not a Hostler gateway: it has no /admin/status", UNREACHABLE)
     return AdminTarget(client, "supervisor", status)
 
 

@@ -174,7 +174,7 @@ def _add_models(parts: _Parts, state: LiveState, status: Mapping[str, Any], widt
             rows = [*rows[: room - 2], (f"and {len(rows) - (room - 2)} more", *[""] * 6)]
         parts.add_table(_MODEL_COLUMNS, rows[: room - 1], width)
     elif not rows:
-        parts.add_line(Text("No model is loaded: the first request for one loads it."))
+        parts.add_line(Text("No model is loaded. The first request for a model loads it."))
     for line in others:
         parts.add_line(line)
 

@@ -268,7 +268,7 @@ def keys_revoke(
     except OSError as error:
         _cannot_write(path, error)
     if not known:
-        fail(f"{path} holds no key named {name!r}; keys are: {', '.join(names) or 'none'}", FAILED)
+        fail(f"no key named {name!r} in {path}; keys are: {', '.join(names) or 'none'}", FAILED)
     if as_json:
         print_json({"name": name, "revoked": True})
     else:

@@ -75,7 +75,7 @@ def up(configuration: Configuration, view: LiveView | None = None) -> int:
 def gateway(configuration: Configuration, view: LiveView | None = None) -> int:
     """The gateway alone, shown in `view`."""
     if not configuration.settings.backends:
-        raise CannotRun("no backends are configured, so nothing could answer; add `backends:` or run `hostler up`")
+        raise CannotRun("no backends are configured; add `backends:`, or run `hostler up`")
     alone = _gateway(configuration)
     sockets, shared = _listen(addresses(configuration.settings), "gateway.listen")
     keys_required = _or_cannot_run(lambda: keys_in_force(configuration.settings, sockets)) is not None

@@ -50,7 +50,7 @@ def ps(
             views.process_rows(running),
         )
     else:
-        print_parts("No model is loaded: the first request for one loads it, or `hostler load MODEL`.")
+        print_parts("No model is loaded. The first request for a model loads it; so does `hostler load MODEL`.")
     if target.kind == "supervisor":
         return
     print_parts("")
@@ -153,7 +153,7 @@ def models(
         views.model_rows(found),
     )
     if unknown_since:
-        typer.echo(f"(from the configuration alone: {unknown_since}, so states are unknown)", err=True)
+        typer.echo(f"(from the configuration only: {unknown_since}, so states are unknown)", err=True)
 
 
 def route(

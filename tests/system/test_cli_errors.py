@@ -94,7 +94,7 @@ WRONG: dict[str, tuple[Prepare, int, tuple[str, ...]]] = {
     "no key of that name": (lambda _: ["keys", "revoke", "me"], 1, ("no key named 'me'",)),
     "no file for a profile": (lambda _: ["profiles", "add", "nope.gguf"], 1, ("nope.gguf: no such file",)),
     "no gateway": (lambda at: ["ps", "--url", f"127.0.0.1:{free_port()}"], 3, ("no gateway answers", "hostler up")),
-    "no address of a gateway": (lambda _: ["ps", "--url", "http://127.0.0.1:x"], 3, ("is no address", "http://127.0.0.1:8000")),
+    "no address of a gateway": (lambda _: ["ps", "--url", "http://127.0.0.1:x"], 3, ("is not a valid URL", "http://127.0.0.1:8000")),
     "no host of a gateway": (lambda _: ["ps", "--url", "http://nowhere.invalid"], 3, ("unknown host name",)),
     "no key file": (lambda _: ["ps", "--key-file", "nope"], 2, ("--key-file nope", "cannot be read")),
     "an empty key file": (lambda at: ["ps", "--key-file", str(file(at, "\n", "key"))], 2, ("holds no key",)),
@@ -145,7 +145,7 @@ def test_another_server_is_reported_as_no_gateway(tmp_path: Path) -> None:
         assert server.stdout is not None
         port = server.stdout.readline().split()[5]
         for command in (["ps"], ["switch", "a"], ["events"]):
-            assert_helpful(run(tmp_path, *command, "--url", f"127.0.0.1:{port}"), 3, "is no Hostler gateway")
+            assert_helpful(run(tmp_path, *command, "--url", f"127.0.0.1:{port}"), 3, "is not a Hostler gateway")
     finally:
         server.kill()
         server.communicate()

@@ -59,7 +59,7 @@ def test_the_block_is_replaced_and_lines_appear_above_it(pty: tuple[int, int]) -
     screen.draw((), state())
     first = read(ours, "the end")
     assert [line.strip() for line in first.split("\n")][1:] == [
-        "hostler", "No model is loaded: the first request for one loads it.", "the end", ""
+        "hostler", "No model is loaded. The first request for a model loads it.", "the end", ""
     ]  # fmt: skip
     screen.draw([Text("a line"), Text("x" * 100)], state())
     second = read(ours, "the end")
