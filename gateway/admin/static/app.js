@@ -32,7 +32,8 @@ let current = null;
 function build() {
   const list = h("ul");
   for (const [id, title] of SECTIONS) {
-    const anchor = h("a", { href: `#${id}` }, title);
+    // With "./", since axe takes a bare "#now" for a skip link once it is scrolled out of view.
+    const anchor = h("a", { href: `./#${id}` }, title);
     links.set(id, anchor);
     list.append(h("li", {}, anchor));
   }

@@ -59,8 +59,8 @@ function elsewhereRow({ name }) {
 function hostCard(first) {
   const reach = badge();
   const rule = h("span", { class: "soft small" });
-  const answers = h("a", { href: "#flow" });
-  const waiting = h("a", { href: "#switching" });
+  const answers = h("a", { href: "./#flow" });
+  const waiting = h("a", { href: "./#switching" });
   const load_ = h("span", { class: "soft small end" }, answers, " in progress, ", waiting, " waiting");
   const models = h("ul", { class: "models" });
   const none = h("p", { class: "soft" }, ...rich("No models yet. Run `hostler profiles add FILE.gguf` on this host to add one, from a file or a URL."));
