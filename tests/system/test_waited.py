@@ -39,16 +39,16 @@ async def sees_the_gateway_stop(house: House, client: anyio.CancelScope) -> None
 
 
 async def waited(house: House, end: End) -> tuple[RequestFinished, float]:
-    """A request for `a` that waits, is seen in line, and then ends so; and how long it had been in line by then."""
+    """A request for `a` that is seen in the queue and then ends so, and how long it had been queued by then."""
     finished: list[RequestFinished] = []
     over = anyio.Event()
 
-    def hear(event: Event) -> None:
-        if isinstance(event, RequestFinished) and event.model == "a" and event.asked == "a:latest":
+    def note(event: Event) -> None:
+        if isinstance(event, RequestFinished) and event.model == "a" and event.requested_model == "a:latest":
             finished.append(event)
             over.set()
 
-    house.gateway.bus.listen(hear)
+    house.gateway.bus.listen(note)
     client = anyio.CancelScope()
 
     async def ask() -> None:
@@ -57,36 +57,36 @@ async def waited(house: House, end: End) -> tuple[RequestFinished, float]:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(ask)
-        told = 0.0
-        while told < 0.05:
-            told = max([each["waited_s"] for each in (await house.status())["hosts"][0]["queue"]], default=0.0)
+        waited_s = 0.0
+        while waited_s < 0.05:
+            waited_s = max([each["waited_s"] for each in (await house.status())["hosts"][0]["queue"]], default=0.0)
         await end(house, client)
         with anyio.fail_after(20):
             await over.wait()
-    return finished[0], told
+    return finished[0], waited_s
 
 
 @pytest.mark.parametrize("end", [leaves, is_cancelled, has_its_model_unloaded, sees_the_gateway_stop])
 async def test_a_request_that_ends_in_the_queue_has_queue_time(open_house: OpenHouse, end: End) -> None:
     async with open_house({"a": {"script": LONG}}, gateway={"drain_s": 0.1}) as house, house.stream("a") as running:
         await first_word(running)
-        event, told = await waited(house, end)
-        assert told <= event.queue_s <= event.seconds
+        event, waited_s = await waited(house, end)
+        assert waited_s <= event.queue_s <= event.seconds
         assert event.switch_s == 0
         assert f"queued {event.queue_s:.3f} s" in describe(event)
         if end is not sees_the_gateway_stop:
             metrics = (await house.http.get("/metrics")).text
             found = re.search(r'^hostler_queue_wait_seconds_sum\{model="a"\} (\S+)', metrics, re.MULTILINE)
             assert found
-            assert float(found[1]) >= told
+            assert float(found[1]) >= waited_s
 
 
 async def test_a_client_that_disconnects_during_a_load_has_switch_time(open_house: OpenHouse, gates: Gates) -> None:
     ready = gates("ready")
     async with open_house({"a": {"script": {"ready_when": ready.path}}}) as house:
-        event, told = await waited(house, leaves)
+        event, waited_s = await waited(house, leaves)
         assert event.outcome == "client_disconnected"
-        assert told <= event.queue_s + event.switch_s <= event.seconds
+        assert waited_s <= event.queue_s + event.switch_s <= event.seconds
         assert event.switch_s > event.queue_s
         ready.open()
 
@@ -102,7 +102,7 @@ async def test_a_request_whose_load_fails_has_switch_time(open_house: OpenHouse)
 
 async def test_a_wait_timeout_says_how_long_it_was(open_house: OpenHouse) -> None:
     async with open_house({"a": {"script": LONG}}, gateway={"queue": {"max_wait_s": 0.2}}) as house:
-        # The load itself may take longer than anybody is to wait.
+        # The load itself may take longer than the wait limit.
         with anyio.fail_after(20):
             while (await house.order("load", model="a")).status_code != 200:
                 pass
