@@ -42,7 +42,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
-    """A client's request: `path` percent-encoded as sent, `query` without the question mark, header names in lower case."""
+    """A client's request: `path` percent-encoded as sent, `query` without question mark, header names in lower case."""
 
     method: str
     path: str

@@ -22,7 +22,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     `context` is the number of tokens that one request can really have, never the training context. `created` and
     `modified_at` are seconds since the epoch, stable over restarts. `digest` is 64 hex digits, distinct per profile.
     `facts` is the metadata of the model's file, `None` if it could not be read. `expires_at` is when an idle model will
-    be unloaded; `None` while unloaded, `inf` for never. `percent` is the progress of loading, where the engine reports it.
+    be unloaded; `None` while unloaded, `inf` for never. `percent` is the progress of loading, if known.
     `preset` is set for a model that a client derived from another one, which runs for it.
     """
 

@@ -1,4 +1,4 @@
-"""A `multipart/form-data` body as bytes: its short text fields are read, one can be replaced, files stay as they are."""
+"""A `multipart/form-data` body as bytes: short text fields are read, one can be replaced, files stay as they are."""
 
 from __future__ import annotations
 

@@ -283,7 +283,7 @@ def output_of(request: Request) -> Output:
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Token counts, the engine's own timings in milliseconds and the cost in US dollars, where the backend reports them.
+    """Token counts, and the engine's own timings in milliseconds and the cost in US dollars where they are known.
 
     `prompt_tokens` includes `cached_tokens`.
     """
@@ -310,7 +310,7 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 class ProgressStep(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of a model operation. For downloads, `digest` is the file's (64 hexadecimal digits), sizes are in bytes."""
+    """A step of a model operation. For downloads, `digest` is the file's (64 hex digits), and sizes are in bytes."""
 
     step: Literal["looking", "fetching", "verifying", "parsing", "reusing", "adding", "writing", "done"]
     digest: str = ""
@@ -326,9 +326,9 @@ class Chunk(msgspec.Struct, kw_only=True, gc=False):
     """A piece of an answer.
 
     `raw` holds the bytes as they came in the protocol `wire`: one or more whole events of a stream or, with `is_body`,
-    a segment of a body that is not a stream. `finish` and `usage` are always set where the backend sends them, the other
-    fields only if the parser decodes fields. `stop` is the stop sequence that was hit, where the backend names it.
-    `vectors` are embeddings, in the order of the inputs. Treat as immutable: it is not frozen for speed alone.
+    a segment of a body that is not a stream. `finish` and `usage` are always set where the backend sends them, the
+    other fields only if the parser decodes fields. `stop` is the stop sequence that was hit, where the backend names
+    it. `vectors` are embeddings, in the order of the inputs. Treat as immutable: it is not frozen for speed alone.
     """
 
     wire: str = ""

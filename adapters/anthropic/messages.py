@@ -53,7 +53,7 @@ def decode_body(body: bytes) -> AnthropicRequest:
 
 
 def decode_conversation(body: AnthropicRequest) -> Conversation:
-    """The conversation. Raises `BadRequest` for an invalid request, `AnthropicOnly` for one other models cannot serve."""
+    """The conversation. Raises `BadRequest`, or `AnthropicOnly` for a valid one that other backends cannot serve."""
     system, rest = _system_prompt(body.system, body.messages)
     messages = [ChatMessage(role="system", parts=(Text(text=system),))] if system else []
     messages += _messages_of(rest)
@@ -242,8 +242,8 @@ def _joined(parts: Sequence[Part]) -> tuple[Part, ...]:
 def _tool(tool: AnthropicTool, index: int) -> Tool:
     if tool.type not in (None, "custom"):
         raise AnthropicOnly(
-            f"tools.{index}: {str(tool.type)[:60]} is one of Anthropic's own tools; the backend of this model supports only "
-            "tools with `name` and `input_schema`",
+            f"tools.{index}: {str(tool.type)[:60]} is one of Anthropic's own tools; the backend of this model supports "
+            "only tools with `name` and `input_schema`",
             param=f"tools.{index}.type",
         )
     if not tool.name:

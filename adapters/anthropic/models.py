@@ -18,7 +18,7 @@ _MAX_NAMES = 20
 
 
 def list_models(listing: ModelList, query: str) -> WireResponse:
-    """The models that can chat, with their aliases, in the catalogue's order: all, or the page that the query asks for."""
+    """The models that can chat, with their aliases, in the catalogue's order: all, or the requested page."""
     entries = [
         _entry(name, card)
         for card in listing.cards

@@ -53,8 +53,9 @@ _decode_signed = msgspec.json.Decoder(SignedBlock).decode
 
 
 class AnthropicUpstream(Upstream):
-    """A request in this protocol is forwarded with its protocol headers: `model` is replaced, and thinking blocks without
-    a signature, which come from other models, are removed. Signed thinking, caching and server-side tools stay intact.
+    """A request in this protocol is forwarded with its protocol headers: `model` is replaced, and thinking blocks
+    without a signature, which come from other models, are removed. Signed thinking, caching and server-side tools stay
+    intact.
     """
 
     wire = WIRE

@@ -33,8 +33,8 @@ from hostler.adapters.types import (
 )
 from hostler.profiles.presets import Preset
 
-# Pages served by this machine and apps with an embedded browser: no website can claim to be one. Ollama allows `file://`
-# as well; here it is not allowed, since a saved page can come from anywhere.
+# Pages served by this machine and apps with an embedded browser: no website can claim to be one. Ollama also allows
+# `file://`; here it is not allowed, since a saved page can come from anywhere.
 _LOCAL_ORIGIN = re.compile(
     r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0)(?::[0-9]{1,5})?"
     r"|(?:app|tauri|vscode-webview|vscode-file)://[\x21-\x7e]{0,200}"

@@ -166,7 +166,8 @@ def _messages(items: str | list[ResponsesItem]) -> Iterable[ChatMessage]:
             yield ChatMessage(role="tool", parts=parts, tool_call_id=item.call_id)
         else:
             raise BadRequest(
-                f"`{param}` is of the type {(kind or 'unknown')[:50]!r}, which the backend of this model does not support.",
+                f"`{param}` is of the type {(kind or 'unknown')[:50]!r}, which the backend of this model does not "
+                "support.",
                 param=param,
             )
     if assistant is not None:

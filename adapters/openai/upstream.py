@@ -226,8 +226,8 @@ _NOT_IN_STREAMS = ("verbose", "logprobs", "n_probs")
 
 
 class OpenAIUpstream(Upstream):
-    """A request in this protocol is forwarded: `model` is replaced, `stream` added where a whole response is to be folded
-    from a stream, the gateway's progress lines are removed from the history, and every other byte stays.
+    """A request in this protocol is forwarded: `model` is replaced, `stream` added where a whole response is to be
+    folded from a stream, the gateway's progress lines are removed from the history, and every other byte stays.
 
     `engine`: the backend is llama.cpp's server, which has more parameters.
     """
