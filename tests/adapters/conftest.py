@@ -39,7 +39,7 @@ def transcript() -> Callable[[str], bytes]:
 
 @pytest.fixture
 def decode_request(adapter: OpenAIAdapter) -> DecodeRequest:
-    """Decodes a request: `ask("/v1/chat/completions", {...})`, or raw bytes instead of a dict."""
+    """Decodes a request: `decode_request("/v1/chat/completions", {...})`, or with raw bytes instead of a dict."""
 
     def decode(path: str, body: dict[str, Any] | bytes = b"", **more: Any) -> Request:
         operation = next(found for found in adapter.operations if found.path == path)
@@ -52,7 +52,7 @@ def decode_request(adapter: OpenAIAdapter) -> DecodeRequest:
 
 @pytest.fixture
 def chat(decode_request: DecodeRequest) -> Callable[..., Request]:
-    """A chat request with these fields beside a model and one message."""
+    """A chat request with a model, one message and these fields."""
 
     def decode(**fields: Any) -> Request:
         body = {"model": "a", "messages": [{"role": "user", "content": "Say hi"}], **fields}
@@ -63,7 +63,7 @@ def chat(decode_request: DecodeRequest) -> Callable[..., Request]:
 
 @pytest.fixture
 def start_encoder(adapter: OpenAIAdapter) -> Callable[..., OpenAIEncoder]:
-    """An encoder for a request to which a backend answers."""
+    """An encoder for a request that a backend has started to answer."""
 
     def make(request: Request, head: ResponseHead = STREAM, *, progress: str = "thinking") -> OpenAIEncoder:
         encoder = adapter.encoder(request, response_id="chatcmpl-1", created=1700000000, progress=progress)
@@ -75,7 +75,7 @@ def start_encoder(adapter: OpenAIAdapter) -> Callable[..., OpenAIEncoder]:
 
 @pytest.fixture
 def parse() -> Callable[..., list[Chunk]]:
-    """All chunks of an answer that came in these segments."""
+    """All chunks of a response in these segments."""
 
     def run(
         segments: Iterable[bytes], *, head: ResponseHead = STREAM, operation: str = "chat", **options: Any

@@ -31,7 +31,7 @@ BACKENDS: dict[str, Upstream] = {
 CARD = ModelCard(name="m", state="loaded", context=4096, digest="ab" * 32)
 LISTING = ModelList(cards=(CARD,), index={"m": CARD}, active="m", version="1")
 
-# Something of everything that some operation asks for.
+# A value for every field that some operation needs.
 BODY = {
     "model": "m", "name": "m", "source": "m", "destination": "n", "instance_id": "m", "max_tokens": 9, "input": "x",
     "messages": [{"role": "user", "content": "x"}], "prompt": "x", "content": "x", "query": "x", "documents": ["x"],
@@ -40,7 +40,7 @@ BODY = {
 
 
 def tables(heading: str) -> list[list[str]]:
-    """The rows of a section's tables, without their heads."""
+    """The rows of a section's tables, without headers."""
     section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
     ends = [place for place, row in enumerate(rows) if set("".join(row)) <= {"-"}]
@@ -48,7 +48,7 @@ def tables(heading: str) -> list[list[str]]:
 
 
 def verdicts(adapter: str) -> dict[tuple[str, str], str]:
-    """What the page says of each method and path of an adapter."""
+    """The page's entry for each method and path of an adapter."""
     found: dict[tuple[str, str], str] = {}
     for methods, paths, verdict, *_ in tables(adapter):
         for method in methods.split(", "):
@@ -92,7 +92,7 @@ def test_every_route_is_recorded_in_both_directions(name: str, method: str, path
     recorded = json.loads(file.read_text(encoding="utf-8"))
     result = recorded[f"{method} {routes(ADAPTERS[name])[method, path].name}"]
     assert {"method", "path"} <= set(result["ask"])
-    # A question to the catalogue has its answer, a chat or a prompt both of its forms, everything else what is sent.
+    # Model info has a response, chats and prompts both forms, everything else the request that is sent.
     if result.get("becomes") in ("ChatRequest", "CompletionRequest"):
         assert {"sent", "answer", "streamed"} <= set(result)
     else:
@@ -100,7 +100,7 @@ def test_every_route_is_recorded_in_both_directions(name: str, method: str, path
 
 
 def refused(adapter: Adapter, operation: Operation, method: str) -> bool:
-    """Whether the protocol itself refuses, whatever the backend."""
+    """Whether the adapter refuses it, whatever the backend."""
     try:
         request = requested(adapter, operation, method)
         if not isinstance(request, ModelInfoRequest):
@@ -108,7 +108,7 @@ def refused(adapter: Adapter, operation: Operation, method: str) -> bool:
         response = adapter.model_info(request, LISTING)
     except GatewayError:
         return True
-    # A stream of lines may hold its refusal inside.
+    # A stream of lines may contain the error.
     return response.status >= 400 or b'"error"' in response.body
 
 

@@ -1,4 +1,4 @@
-"""Between a client and a backend of one protocol every byte passes as it came: remarks, blank ends, types and all."""
+"""Between a client and a backend of one protocol every byte passes as it came: comments, blank lines, media types."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Transcript = Callable[[str], bytes]
 
 CHAT = b'{"model":"there","stream":%b,"messages":[{"role":"user","content":"Hi"}]}'
 PROMPT = b'{"model":"smollm2","stream":%b,"prompt":"Hi"}'
-# The adapter, the backend's protocol, the path, the question, the folder and the names of stream and whole answer.
+# Adapter, upstream, path, request body, folder, and the names of the stream and the whole response.
 CASES: dict[str, tuple[Any, Any, str, bytes, str, str]] = {
     "openai": (OpenAIAdapter, OpenAIUpstream, "/v1/chat/completions", CHAT, "openai/chat.sse", "openai/chat.json"),
     "completions": (
@@ -53,7 +53,7 @@ fixtures_are_stateless = settings(
 
 
 def result(name: str, segments: list[bytes], head: ResponseHead, *, stream: bool) -> tuple[bytes, str]:
-    """What a client of the protocol is sent when its backend says this, and what kind of answer it is told it is."""
+    """The bytes and the media type that a client gets when the backend sends this."""
     kind, protocol, path, question, _, _ = CASES[name]
     adapter, upstream = kind(), protocol()
     operation = next(each for each in adapter.operations if each.path == path)
@@ -93,7 +93,7 @@ def test_comments_stay_in_their_places(
     events = [event + b"\n\n" for event in transcript(CASES[name][4]).split(b"\n\n")[:-1]]
     for place, remark in remarks:
         at = place % (len(events) + 1)
-        if remark.endswith(b"\n\n") or at < len(events):  # a single line belongs to the event behind it
+        if remark.endswith(b"\n\n") or at < len(events):  # a comment line belongs to the event after it
             events.insert(at, remark)
     stream = b"".join(events)
     segments = [stream] if together else events

@@ -1,4 +1,4 @@
-"""Bodies are looked into and spliced without losing a byte, and hostile ones are refused fast."""
+"""Bodies are read and patched without losing a byte, and hostile ones are rejected fast."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_patch_changes_the_named_members_and_no_other_byte(
     ]
     at = 0
     for piece in rest:
-        # The stretches between the values stand in the new body, in their order. New members come after the brace.
+        # The bytes between the values stay in order. New members come right after the brace.
         for part in (piece[: piece.index(b"{") + 1], piece[piece.index(b"{") + 1 :]) if at == 0 else (piece,):
             at = patched.index(part, at) + len(part)
 

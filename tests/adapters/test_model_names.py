@@ -1,4 +1,4 @@
-"""Ollama's lists, descriptions and orders: answered from the catalogue, in the shapes that its clients read."""
+"""Every spelling of a name that Ollama accepts refers to the same model."""
 
 from __future__ import annotations
 

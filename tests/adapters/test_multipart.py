@@ -1,4 +1,4 @@
-"""A multipart form: the model is read and replaced, the files are left alone."""
+"""The model in a multipart form is read and replaced; files are left alone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Whatever a model says, every protocol's encoder writes what the protocol's own parser reads, and nothing is lost.
+"""Every protocol's own parser reads what its encoder writes, and nothing is lost.
 
-Also over two protocols: what one has read, any other writes and reads again, however the bytes are cut on the way.
+Also across two protocols: what is read in one can be written in any other and read again, wherever the bytes are cut.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 
 class ProtocolForm(msgspec.Struct, frozen=True):
-    """A protocol in one of its forms: who decodes and encodes, the path, the body, and who reads what was written."""
+    """One form of a protocol: its adapter, the path, the body, and the parser for what is encoded."""
 
     adapter: Adapter
     path: str
@@ -77,7 +77,7 @@ LOADING = Progress(phase="loading", model="m", percent=40.0, eta_s=3.0)
 
 
 class Content(msgspec.Struct):
-    """What a stream of chunks means."""
+    """The content of a response."""
 
     text: str = ""
     reasoning: str = ""
@@ -104,7 +104,7 @@ def content_of(chunks: Iterable[Chunk]) -> Content:
 
 @st.composite
 def responses(draw: st.DrawFn, *, plain: bool = False) -> list[Chunk]:
-    """A backend's answer as chunks: thoughts and words in any order, calls in fragments, an end, and counts."""
+    """The chunks of a response: reasoning and text in any order, calls in fragments, a finish, and usage."""
     reasoning_chunks = st.builds(lambda text: Chunk(reasoning=text), texts)
     text_chunks = st.builds(lambda text: Chunk(text=text), texts)
     chunks = draw(st.lists(text_chunks if plain else reasoning_chunks | text_chunks, max_size=6))
@@ -117,7 +117,7 @@ def responses(draw: st.DrawFn, *, plain: bool = False) -> list[Chunk]:
         chunks += [Chunk(tool_calls=(ToolCall(index=index, arguments=piece),)) for piece in rest]
     finish = "tool_calls" if tool_calls else draw(st.sampled_from(["stop", "length"]))
     usage = Usage(prompt_tokens=draw(st.integers(1, 9999)), completion_tokens=draw(st.integers(1, 9999)))
-    # Some tell the counts with the end, some after it.
+    # Some send the usage with the finish, some after it.
     together = draw(st.booleans())
     chunks.append(Chunk(finish=finish, usage=usage if together else None))
     return chunks if together else [*chunks, Chunk(usage=usage)]
@@ -126,7 +126,7 @@ def responses(draw: st.DrawFn, *, plain: bool = False) -> list[Chunk]:
 def encode(
     protocol: ProtocolForm, chunks: Iterable[Chunk], *, stream: bool, beats: int = 0
 ) -> tuple[ResponseHead, bytes]:
-    """What a client of this protocol gets."""
+    """The bytes that a client of this protocol gets."""
     request = protocol.request(stream=stream)
     encoder: Encoder = protocol.adapter.encoder(request, response_id="id-1", created=1_700_000_000, progress="thinking")
     parts = [encoder.heartbeat(LOADING) for _ in range(beats)]
@@ -138,7 +138,7 @@ def encode(
 
 
 def parse(protocol: ProtocolForm, head: ResponseHead, body: bytes, cuts: Iterable[int] = ()) -> list[Chunk]:
-    """What the protocol's own parser makes of it, in pieces cut at these places."""
+    """The chunks that the protocol's own parser reads, in segments cut at these places."""
     parser = protocol.parser()
     parser.start(head)
     places = sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts)})
@@ -160,7 +160,7 @@ def test_a_chat_survives_any_two_protocols(
 ) -> None:
     there = parse(CHATS[first], *encode(CHATS[first], response, stream=stream), places)
     assert content_of(there) == content_of(response)
-    # As the gateway does it: a protocol's bytes go through as they are only to its own clients.
+    # As in the gateway: bytes are forwarded only to clients of the same protocol.
     foreign = [msgspec.structs.replace(chunk, wire="", raw=b"", is_body=False) for chunk in there]
     back = parse(CHATS[second], *encode(CHATS[second], foreign, stream=stream), places)
     assert content_of(back) == content_of(response)
@@ -217,7 +217,7 @@ def test_a_truncated_stream_is_never_complete(name: str, response: list[Chunk], 
         content = content_of(parse(CHATS[name], head, body[:cut]))
     except BackendBroken:
         return
-    # Only the last sign that nothing follows may be missing.
+    # Only the end mark may be missing.
     assert (content.text, content.calls, content.finish) == (
         content_of(response).text,
         content_of(response).calls,

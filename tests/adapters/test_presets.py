@@ -1,4 +1,4 @@
-"""Models that clients made of others: what they say stands in front of a request, whatever protocol it comes in."""
+"""The presets of derived models are applied to requests of every protocol."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SYSTEM = [{"role": "system", "content": "You are Mario."}]
 
 
 def requested(adapter: str, path: str, body: dict[str, Any], preset: Preset = MARIO) -> Request:
-    """The request that a client sends there, as it is for a model of this preset."""
+    """A client's request with this preset applied."""
     protocol = ADAPTERS[adapter]
     operation = next(each for each in protocol.operations if each.path == path and "POST" in each.methods)
     request = protocol.decode(operation, Incoming(method="POST", path=path, body=json.dumps(body).encode()))

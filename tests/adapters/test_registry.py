@@ -1,4 +1,4 @@
-"""Adapters are found through entry points; broken ones are named and left out, conflicts are named and refused."""
+"""Adapters are found through entry points; broken ones are logged and skipped, conflicts are errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An adapter of somebody else's is found as installed packages are, and answers beside the built-in ones."""
+"""A third-party adapter is found like installed packages are, and works beside the built-in ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENGINE = Path(__file__).parent.parent / "fakes" / "fake_engine.py"
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """A folder of installed packages with the example in it: what an installer makes of its pyproject.toml."""
+    """A site-packages folder with the example, as an installer creates it from its pyproject.toml."""
     project = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
     folder = tmp_path / "site"
     facts = folder / f"hostler_plain-{project['version']}.dist-info"
@@ -37,7 +37,7 @@ def site(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def points(site: Path, monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
-    """The entry points that the example declares."""
+    """The example's entry points."""
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.delitem(sys.modules, "hostler_plain", raising=False)
     return [point for each in distributions(path=[str(site)]) for point in each.entry_points]

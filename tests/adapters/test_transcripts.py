@@ -1,7 +1,7 @@
-"""Every route of every adapter, both ways: what a client asks, what an engine is sent for it, and what the client gets.
+"""Every route of every adapter in both directions: the client's request, the engine's, and the client's response.
 
-The transcripts are `routes.json` in each adapter's folder. After a change that is meant, write them anew with
-`HOSTLER_WRITE_TRANSCRIPTS=1` and read the difference.
+The transcripts are `routes.json` in each adapter's folder. After an intended change, write them again with
+`HOSTLER_WRITE_TRANSCRIPTS=1` and review the difference.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ LISTING = ModelList(
     version="1.0",
 )
 
-# What the model says to whatever asks it for words.
+# The model's response to every inference request.
 SAID = (
     Chunk(reasoning="Hm."),
     Chunk(text="It "),
@@ -57,7 +57,7 @@ SAID = (
     Chunk(tool_calls=(ToolCall(index=0, arguments='"x"}'),)),
     Chunk(finish="tool_calls", usage=Usage(prompt_tokens=7, completion_tokens=5)),
 )
-# What becomes of an order about models.
+# The steps of every model operation.
 STEPS = (
     ProgressStep(step="looking"),
     ProgressStep(step="fetching", digest="ab" * 32, completed=7, total=9),
@@ -69,7 +69,7 @@ STEPS = (
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 FORM = '--b\r\nContent-Disposition: form-data; name="model"\r\n\r\ntiny\r\n--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nRIFF\r\n--b--\r\n'
 
-#: What is asked on a route, by the name of its operation.
+#: The request body of each operation.
 ASKED: dict[str, Any] = {
     "chat": HELLO, "completions": {"prompt": "Once"}, "completion": {"prompt": "Once"}, "generate": {"prompt": "Hello"},
     "messages": {"max_tokens": 9, **HELLO}, "count_tokens": HELLO, "count": HELLO, "responses": {"input": "Hello"},
@@ -84,7 +84,7 @@ FORMS = ("transcriptions", "translations", "image_edits", "image_variations")
 
 
 def question(operation: Operation, method: str) -> dict[str, Any]:
-    """A request for an operation, as it is kept in a transcript."""
+    """A request for an operation, as in a transcript."""
     path = re.sub(r"{(\w+)(:path)?}", lambda found: VALUES[found[1]], operation.path)
     requested: dict[str, Any] = {"method": method, "path": path}
     if operation.query is not None:
@@ -104,7 +104,7 @@ VALUES = {"id": "tiny", "digest": "sha256:" + "ab" * 32, "key": "x", "rest": "so
 
 
 def respond(adapter: Adapter, operation: Operation, requested: dict[str, Any]) -> dict[str, Any]:
-    """What becomes of a request: what is sent to an engine, and what the client gets, whole and streamed."""
+    """The request to an engine, and the client's response, whole and streamed."""
     result: dict[str, Any] = {"ask": requested}
     try:
         request = decoded(adapter, operation, requested)
@@ -152,7 +152,7 @@ def decoded(adapter: Adapter, operation: Operation, requested: dict[str, Any]) -
 
 
 def readable(body: bytes) -> Any:
-    """A body as people read it: JSON as such, lines as lines."""
+    """A body in readable form: decoded JSON, or lines."""
     try:
         return json.loads(body)
     except ValueError:

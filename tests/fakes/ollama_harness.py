@@ -66,7 +66,7 @@ HI = [{"role": "user", "content": "hi"}]
 
 
 class OllamaHarness:
-    """Everything a test asks of the adapter. Bodies are bytes, or something to be written as JSON."""
+    """The adapter with a list of models. Bodies are bytes, or values to encode as JSON."""
 
     def __init__(self, listing: ModelList = LISTING) -> None:
         self.adapter = OllamaAdapter()
@@ -76,7 +76,7 @@ class OllamaHarness:
         return next(operation for operation in self.adapter.operations if operation.name == name)
 
     def decode(self, name: str, body: Any = b"", **more: Any) -> Request:
-        """The request as it is after its model was found. Raises what the adapter raises."""
+        """The request, validated for its model. Raises the adapter's errors."""
         operation = self.operation(name)
         sent = body if isinstance(body, bytes) else json.dumps(body).encode()
         request = self.adapter.decode(
@@ -88,7 +88,7 @@ class OllamaHarness:
         )
 
     def respond(self, name: str, body: Any = b"", **more: Any) -> WireResponse:
-        """The answer to a probe or an order, or the refusal."""
+        """The response to a model info request, or the error."""
         try:
             request = self.decode(name, body, **more)
             return self.adapter.model_info(request, self.listing)
@@ -96,7 +96,7 @@ class OllamaHarness:
             return self.adapter.error_response(error, self.operation(name))
 
     def respond_json(self, name: str, body: Any = b"", **more: Any) -> Any:
-        """The JSON of `ask`."""
+        """The JSON of `respond`."""
         return json.loads(self.respond(name, body, **more).body)
 
     def chat(self, **fields: Any) -> Request:
@@ -105,7 +105,7 @@ class OllamaHarness:
     def encode(
         self, request: Request, *chunks: Chunk, head: ResponseHead | None = None, timing: Timing | None = None
     ) -> bytes:
-        """All that a client reads of an answer of these chunks."""
+        """The client's response for these chunks."""
         encoder = self.adapter.encoder(request, response_id="req-1", created=1_700_000_000, progress="thinking")
         encoder.start(head or ResponseHead(media_type="text/event-stream"))
         encoded = [encoder.encode(chunk) for chunk in chunks]

@@ -1,4 +1,4 @@
-"""What an engine tells Anthropic's clients only when asked: the prompt's length at once, and the stop sequence it met."""
+"""Details that an engine reports only on request: the prompt's length at once, and the stop sequence that was hit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers as Anthropic clients read them: the sequence of events, whole messages, signs of life, errors in a stream."""
+"""Responses in Anthropic's protocol: the sequence of events, whole messages, heartbeats, errors in a stream."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOADING = Progress(phase="loading", model="b", from_model="a", percent=40.2, eta
 
 @pytest.fixture
 def encoder(decode_request: Any, start_encoder: Any) -> Any:
-    """An encoder for a streamed answer, or for a whole one."""
+    """An encoder for a streamed or a whole response."""
 
     def make(stream: bool = True, **options: Any) -> Any:
         body = {"model": "a", "max_tokens": 9, "stream": stream, "messages": [{"role": "user", "content": "Hi"}]}
@@ -141,7 +141,7 @@ def test_a_tool_call_implies_the_stop_reason_tool_use(encoder: Any) -> None:
 
 
 def tools_of(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Each tool's name and arguments. One block must be stopped before the next one starts."""
+    """The name and arguments of each call. Asserts that blocks do not overlap."""
     tools: list[tuple[str, str]] = []
     opened: int | None = None
     for event in found:

@@ -1,4 +1,4 @@
-"""Errors and model lists as Anthropic clients read them."""
+"""Errors in Anthropic's form."""
 
 from __future__ import annotations
 

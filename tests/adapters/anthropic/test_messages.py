@@ -1,4 +1,4 @@
-"""Anthropic requests: what is understood of them, what is refused, and what an engine of another protocol gets."""
+"""Anthropic's requests are decoded, rejected with the invalid field, and encoded for other backends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Messages = Callable[..., ChatRequest]
 
 @pytest.fixture
 def messages(decode_request: Any) -> Messages:
-    """A request with these turns, or one plain one, and these fields."""
+    """A request with these messages, by default a plain one, and these fields."""
 
     def decode(*turns: dict[str, Any], **fields: Any) -> ChatRequest:
         content = list(turns) or [{"role": "user", "content": "Hi"}]

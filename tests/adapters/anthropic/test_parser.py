@@ -1,4 +1,4 @@
-"""Backends that speak Anthropic's protocol: what they are asked, and how their answers are read."""
+"""Responses of Anthropic backends are forwarded or decoded, wherever the bytes are cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the encoder writes is what Anthropic's own package reads, whatever the chunks were."""
+"""Anthropic's SDK reads what the encoder writes, whatever the chunks are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hostler.adapters.types import Chunk, Progress, ToolCall, Usage
 
 texts = st.text(max_size=10)
 plain = st.builds(Chunk, wire=st.just("other"), text=texts, reasoning=texts)
-#: The arguments of a tool's call, cut into two pieces somewhere.
+#: The arguments of a tool call, cut into two pieces.
 arguments = st.tuples(st.dictionaries(texts, st.integers() | texts, max_size=2).map(json.dumps), st.integers(0, 5)).map(
     lambda cut: (cut[0][: cut[1]], cut[0][cut[1] :])
 )
@@ -36,7 +36,7 @@ LOADING = Progress(phase="loading", model="b", percent=1.0)
 
 @pytest.fixture(scope="module")
 def api() -> Iterator[Any]:
-    """A server that answers each request with what was put on it, and the package's client for it."""
+    """A server that answers each request with its `response`, and an SDK client for it."""
 
     class FakeAPI(ThreadingHTTPServer):
         response = WireResponse()
@@ -83,7 +83,7 @@ REQUEST: dict[str, Any] = {"model": "a", "max_tokens": 9, "messages": [{"role": 
 
 
 def check_message(message: Any, content: list[Chunk], calls: list[tuple[str, str]], usage: Usage) -> None:
-    """Holds a message that the package understood against what was said."""
+    """Compares the SDK's message with the chunks."""
     texts = [block.text for block in message.content if block.type == "text"]
     thoughts = [block.thinking for block in message.content if block.type == "thinking"]
     tools = [block.input for block in message.content if block.type == "tool_use"]
@@ -98,7 +98,7 @@ def check_message(message: Any, content: list[Chunk], calls: list[tuple[str, str
 def response_chunks(
     content: list[Chunk], calls: list[tuple[str, str]], mixed: bool, usage: Usage, finish: str
 ) -> list[Chunk]:
-    """The chunks of an answer, the pieces of its calls one after the other or mixed."""
+    """The chunks of a response, the pieces of its calls in sequence or interleaved."""
     first = [ToolCall(index=at, id=f"t{at}", name="look", arguments=one) for at, (one, _) in enumerate(calls)]
     rest = [ToolCall(index=at, arguments=two) for at, (_, two) in enumerate(calls)]
     pieces = [*first, *rest] if mixed else [piece for pair in zip(first, rest, strict=True) for piece in pair]

@@ -1,4 +1,4 @@
-"""Backends that speak Anthropic's protocol: what they are asked, and how their answers are read."""
+"""Requests for Anthropic backends: forwarded, or encoded from other protocols."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llama-server's routes as requests: what is asked of which engine, and what may never reach one."""
+"""llama-server's routes are decoded to requests for the right engine, or never forwarded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UPSTREAM = LlamaCppUpstream()
 
 
 def decode_request(method: str, path: str, body: Any = b"", *, query: str = "", **headers: str) -> Request:
-    """The request that these bytes become; a path that nobody knows goes to the catch-all."""
+    """The decoded request; unknown paths match the catch-all."""
     known = [one for one in ADAPTER.operations if method in one.methods]
     operation = next((one for one in known if one.path == path), known[-1])
     sent = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -190,7 +190,7 @@ def test_a_get_never_loads_a_model() -> None:
     assert ADAPTER.validate(named, idle) is named
 
 
-# Paths that nobody knows.
+# Unknown paths.
 
 
 def test_an_unknown_path_goes_to_the_engine_of_the_model_in_its_body() -> None:

@@ -1,4 +1,4 @@
-"""What llama-server tells of itself, from the catalogue alone, and how it refuses."""
+"""Errors in llama-server's form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Native answers: forwarded byte by byte, or folded into what llama-server itself would have said; broken ones are noticed."""
+"""Native responses are forwarded with their usage; incomplete and invalid ones are broken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What llama-server tells of itself, from the catalogue alone, and how it refuses."""
+"""llama-server's information about itself and its models, from the catalogue alone."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_stopping_an_ended_stream_succeeds() -> None:
 
 
 def news(before: ModelList | None, now: ModelList) -> list[tuple[str, str, Any]]:
-    """What a router tells, as (model, event, data)."""
+    """The change events as (model, event, data)."""
     events = [json.loads(data) for _, data in sse.iter_events(ADAPTER.change_events(before, now))]
     return [(each["model"], each["event"], each["data"]) for each in events]
 

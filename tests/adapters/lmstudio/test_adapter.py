@@ -1,4 +1,4 @@
-"""LM Studio's lists and orders, from the catalogue alone; what generates is OpenAI's."""
+"""LM Studio's routes are decoded; inference on OpenAI's paths is delegated."""
 
 from __future__ import annotations
 

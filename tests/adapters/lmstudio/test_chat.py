@@ -1,4 +1,4 @@
-"""LM Studio's own chat, and its figures in OpenAI's answers: bytes in, values out, bytes back."""
+"""LM Studio's own chat is decoded, and errors have its form."""
 
 from __future__ import annotations
 

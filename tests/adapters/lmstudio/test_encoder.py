@@ -1,4 +1,4 @@
-"""LM Studio's own chat, and its figures in OpenAI's answers: bytes in, values out, bytes back."""
+"""Responses in LM Studio's protocol: its own chat, and its statistics in OpenAI's responses."""
 
 from __future__ import annotations
 

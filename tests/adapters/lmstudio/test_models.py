@@ -1,4 +1,4 @@
-"""LM Studio's lists and orders, from the catalogue alone; what generates is OpenAI's."""
+"""Lists of models in LM Studio's form, from the catalogue alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vectors for Ollama's clients from every kind of backend that has them, and Ollama's vectors for other clients."""
+"""Embeddings for Ollama's clients from every kind of backend, and Ollama's for other clients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OLLAMA = {"model": "there", "embeddings": [UNIT], "total_duration": 5, "load_dur
 def met(
     harness: OllamaHarness, request: Request, upstream: Upstream, response: dict[str, Any]
 ) -> tuple[dict[str, Any], Any]:
-    """What a backend is sent, and what the client gets for its answer."""
+    """The request to the backend, and the client's response."""
     sent = upstream.build(request, model="there", stream=False)
     body = json.dumps(response).encode()
     head = ResponseHead(media_type="application/json", length=len(body))

@@ -1,4 +1,4 @@
-"""Answers to Ollama's clients: lines that the official package reads, whole answers folded from the same chunks."""
+"""Responses in Ollama's protocol: lines that the official SDK reads, and whole responses of the same chunks."""
 
 from __future__ import annotations
 

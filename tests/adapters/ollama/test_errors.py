@@ -1,4 +1,4 @@
-"""Errors as Ollama's clients read them: a string under `error`, in Ollama's words and with its status."""
+"""Errors in Ollama's form: a string under `error`, with Ollama's messages and statuses."""
 
 from __future__ import annotations
 

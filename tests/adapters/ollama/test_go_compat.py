@@ -1,4 +1,4 @@
-"""Ollama's lists, descriptions and orders: answered from the catalogue, in the shapes that its clients read."""
+"""Times in Go's format."""
 
 from __future__ import annotations
 

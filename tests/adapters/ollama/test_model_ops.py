@@ -1,4 +1,4 @@
-"""Ollama's orders about which models there are: read to the letter, refused in its words, told step by step."""
+"""Model operations in Ollama's protocol are decoded, rejected with its messages, and reported step by step."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_show_has_the_settings_of_a_derived_model(harness: OllamaHarness) -> Non
     lines = result["modelfile"].splitlines()
     assert lines[1] == "FROM smol:latest" and 'SYSTEM """You are Mario."""' in lines
     assert {'PARAMETER stop "b"', 'LICENSE """MIT"""', 'MESSAGE user """hi"""'} <= set(lines)
-    # It runs under the name of the model that it was made of.
+    # It runs under the name of its base.
     assert [model["name"] for model in derived.respond_json("ps")["models"]] == ["smol:latest"]
     assert [model["name"] for model in derived.respond_json("tags")["models"]] == [
         "smol:latest",

@@ -1,4 +1,4 @@
-"""Ollama's lists, descriptions and orders: answered from the catalogue, in the shapes that its clients read."""
+"""Lists and details of models in Ollama's form, from the catalogue alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ollama servers as backends: what is sent to them, and their answers, however the bytes were cut."""
+"""Responses of Ollama backends are decoded, wherever the bytes are cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ollama's request bodies: understood in full, with Ollama's defaults, and refused in Ollama's words."""
+"""Ollama's requests are decoded with its defaults and rejected with its messages."""
 
 from __future__ import annotations
 

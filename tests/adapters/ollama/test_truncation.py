@@ -1,4 +1,4 @@
-"""Errors as Ollama's clients read them: a string under `error`, in Ollama's words and with its status."""
+"""Requests that exceed the context are truncated as in Ollama."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ollama servers as backends: what is sent to them, and their answers, however the bytes were cut."""
+"""Requests for Ollama backends: forwarded, or encoded from other protocols."""
 
 from __future__ import annotations
 

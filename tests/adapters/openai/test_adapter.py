@@ -1,4 +1,4 @@
-"""OpenAI requests: what is read of them, what is refused, and what a backend gets."""
+"""OpenAI's requests: only the fields that decide their route are decoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenAI requests: what is read of them, what is refused, and what a backend gets."""
+"""OpenAI's requests, fully decoded for other backends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenAI answers: forwarded byte by byte, folded without loss, or written anew; broken ones are never complete."""
+"""Responses in OpenAI's protocol: forwarded byte by byte, folded without loss, or encoded from other protocols."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def delta(finish: str | None = None, **content: Any) -> bytes:
 DONE = b"data: [DONE]\n\n"
 
 
-# What differs between two runs: ids, times and speeds, and how much of the question was known already.
+# Fields that differ between two runs: ids, times and speeds, and how much of the prompt was cached.
 CHANCE = re.compile(
     rb'"(id|created|cached_tokens|cache_n|prompt_n|[a-z_]+_ms|[a-z_]+_per_second)":("\w[\w-]*"|[0-9.e-]+)'
 )

@@ -1,4 +1,4 @@
-"""Errors and model lists as OpenAI clients read them."""
+"""Errors in OpenAI's form."""
 
 from __future__ import annotations
 

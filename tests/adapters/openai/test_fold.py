@@ -1,4 +1,4 @@
-"""Folding a stream into the whole answer: the short way through events that are alike gives what the long one gives."""
+"""Folding a stream: the fast path through similar events gives the same as the slow one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signs of life and errors inside an OpenAI stream, in the form that no client mistakes for an answer."""
+"""Heartbeats and errors inside an OpenAI stream, in a form that no client mistakes for an answer."""
 
 from __future__ import annotations
 

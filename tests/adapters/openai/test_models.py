@@ -1,4 +1,4 @@
-"""Errors and model lists as OpenAI clients read them."""
+"""The list of models in OpenAI's form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenAI answers: forwarded byte by byte, folded without loss, or written anew; broken ones are never complete."""
+"""Responses of OpenAI backends are forwarded or decoded; broken ones are never complete."""
 
 from __future__ import annotations
 

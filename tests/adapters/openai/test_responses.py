@@ -1,4 +1,4 @@
-"""Whatever a model says becomes responses that OpenAI's own package reads, streamed and whole, and chats of LM Studio's."""
+"""The responses API: OpenAI's SDK reads any response, streamed and whole, and items become messages."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def result(adapter: Adapter, request: Request, content: list[Chunk]) -> bytes:
 
 
 def story(content: list[Chunk], called: list[tuple[str, dict[str, str]]], finish: str | None) -> list[Chunk]:
-    """An answer whose calls come in two pieces each, mixed with each other."""
+    """A response whose calls come in two interleaved pieces each."""
     encoded = [json.dumps(arguments) for _, arguments in called]
     first = [
         Chunk(tool_calls=(ToolCall(index=at, id=f"call_{at}", name=name, arguments=encoded[at][:3]),))
@@ -96,7 +96,7 @@ def test_the_sdk_reads_any_response(
     last = events[-1].response
     assert conversation_of(last) == meant(content, called)
     assert last.status == ("incomplete" if finish in ("length", "content_filter") else "completed")
-    # Open items are all closed, each where it was opened.
+    # All items are closed, each at its own index.
     opened = [event.output_index for event in events if event.type == "response.output_item.added"]
     closed = [event.output_index for event in events if event.type == "response.output_item.done"]
     assert opened == sorted(closed) == list(range(len(last.output)))

@@ -1,4 +1,4 @@
-"""What the encoder writes is what OpenAI's own package reads, whatever the chunks were."""
+"""OpenAI's SDK reads what the encoder writes, whatever the chunks are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenAI requests: what is read of them, what is refused, and what a backend gets."""
+"""Requests for OpenAI backends: forwarded, or encoded from other protocols."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ FULL: dict[str, Any] = {
 
 
 def crossed(request: Request) -> Request:
-    """The request as if it had come in another protocol."""
+    """The request with the origin of another protocol."""
     return msgspec.structs.replace(request, origin=Origin(wire="other", operation="x"))
 
 
