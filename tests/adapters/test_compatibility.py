@@ -166,5 +166,5 @@ def test_every_exception_is_explained_and_used() -> None:
     "marker", ["openai", "ollama", "anthropic", "langchain-openai", "litellm", "llm-ollama", "hermes-agent"]
 )
 def test_every_supported_client_has_its_row(marker: str) -> None:
-    rows: list[list[str]] = tables("Clients that were tried, unmodified")
+    rows: list[list[str]] = tables("Tested clients")
     assert any(f"`{marker}`" in row[0] for row in rows)
