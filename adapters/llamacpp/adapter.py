@@ -25,7 +25,7 @@ from hostler.profiles.presets import Preset
 _MODEL_INFO = frozenset(
     (
         *("health", "props", "slots", "version"),
-        *("watch", "fetch", "set_props", "slot", "stream", "drop", "lookup", "tools", "proxy"),
+        *("watch", "download", "set_props", "slot", "stream", "stop_stream", "lookup", "tools", "proxy"),
     )
 )
 _READS = frozenset({"GET", "HEAD"})

@@ -30,7 +30,7 @@ def _unsupported(name: str, path: str, *methods: str, scope: str = "infer") -> O
 
 #: The catch-all for unknown paths: `OTHER` for POST, `OTHER_GET` for GET.
 OTHER = "other"
-OTHER_GET = "look"
+OTHER_GET = "other_get"
 UNKNOWN = frozenset({OTHER, OTHER_GET})
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -59,12 +59,12 @@ OPERATIONS: tuple[Operation, ...] = (
     *_write("unload", "/models/unload"),
     Operation(name="watch", path="/models/sse", methods=("GET",), scope="read"),
     # Known but not supported: refused in llama-server's form.
-    _unsupported("fetch", "/models", "POST", "DELETE", scope="operate"),
+    _unsupported("download", "/models", "POST", "DELETE", scope="operate"),
     _unsupported("set_props", "/props", scope="operate"),
     _unsupported("slot", "/slots/{id}", scope="operate"),
     _unsupported("stream", "/v1/stream", "GET"),
     # Stops a stream. Here none continues without its client.
-    Operation(name="drop", path="/v1/stream", methods=("DELETE",)),
+    Operation(name="stop_stream", path="/v1/stream", methods=("DELETE",)),
     _unsupported("lookup", "/v1/streams/lookup"),
     _unsupported("tools", "/tools", "GET", "POST"),
     _unsupported("proxy", "/cors-proxy", "GET", "POST"),

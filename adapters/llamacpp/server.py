@@ -17,7 +17,7 @@ _NO_FACTS = ModelFacts()
 
 # What llama-server supports and the gateway does not: status, message, and the type where it has one of its own.
 _UNSUPPORTED: dict[str, tuple[int, str, str | None]] = {
-    "fetch": (501, "Models cannot be downloaded or deleted here: they are the profiles in the configuration.", None),
+    "download": (501, "Models cannot be downloaded or deleted here: they are the profiles in the configuration.", None),
     "set_props": (501, "Properties cannot be changed here: they are set in the model's profile.", None),
     "slot": (501, "Slots cannot be saved, restored or erased here: the gateway does it when it switches models.", None),
     "stream": (404, "Stream not found or expired", None),
@@ -38,7 +38,7 @@ def model_info(kind: str, model: str | None, listing: ModelList) -> WireResponse
         return respond(_slots(_card(listing, model)))
     if kind == "lookup":
         return respond([])  # no stream continues without its client here
-    if kind == "drop":
+    if kind == "stop_stream":
         return WireResponse(status=204)
     if kind == "watch":
         return WireResponse(media_type=sse.MEDIA_TYPE, body=change_events(None, listing))

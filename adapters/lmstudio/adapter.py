@@ -43,7 +43,7 @@ class LMStudioAdapter(Adapter):
             return self._openai.decode(delegated, incoming)
         name = operation.name
         origin = self.origin(operation, incoming)
-        if name == "say":
+        if name == "chat_v1":
             body = JsonBody(incoming.body)
             return chat.decode_chat(origin, body, body.text("model") or model_outside_body(incoming))
         if name == "load":

@@ -32,5 +32,5 @@ OPERATIONS: tuple[Operation, ...] = (
     _probe("list", "/api/v0/models/"),
     _probe("entry", "/api/v0/models/{id:path}"),
     *(Operation(name=name, path=path + slash) for path, name in OPENAI_PATHS.items() for slash in ("", "/")),
-    *(Operation(name="say", path="/api/v1/chat" + slash) for slash in ("", "/")),
+    *(Operation(name="chat_v1", path="/api/v1/chat" + slash) for slash in ("", "/")),
 )

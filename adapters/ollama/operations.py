@@ -9,7 +9,7 @@ from hostler.adapters.base import Operation
 _FORM = "application/x-www-form-urlencoded"
 
 #: A known path with a method that it does not take.
-WRONG_METHOD = "wrong"
+WRONG_METHOD = "wrong_method"
 
 #: Any other path below /api: clients distinguish servers by their 404s. Paths with superfluous slashes are redirected.
 UNKNOWN = "unknown"

@@ -73,7 +73,7 @@ FORM = '--b\r\nContent-Disposition: form-data; name="model"\r\n\r\ntiny\r\n--b\r
 ASKED: dict[str, Any] = {
     "chat": HELLO, "completions": {"prompt": "Once"}, "completion": {"prompt": "Once"}, "generate": {"prompt": "Hello"},
     "messages": {"max_tokens": 9, **HELLO}, "count_tokens": HELLO, "count": HELLO, "responses": {"input": "Hello"},
-    "say": {"input": "Hello", "system_prompt": "Be brief."}, "embeddings": {"input": "one", "prompt": "one"}, "embed": {"input": ["one", "two"]}, "embedding": {"content": "one"},
+    "chat_v1": {"input": "Hello", "system_prompt": "Be brief."}, "embeddings": {"input": "one", "prompt": "one"}, "embed": {"input": ["one", "two"]}, "embedding": {"content": "one"},
     "rerank": {"query": "q", "documents": ["d", "e"]}, "infill": {"input_prefix": "a", "input_suffix": "b"},
     "tokenize": {"content": "one two"}, "detokenize": {"tokens": [1, 2]}, "apply_template": HELLO,
     "speech": {"input": "Hello"}, "images": {"prompt": "a cat"}, "moderations": {"input": "Hello"},

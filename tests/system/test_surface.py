@@ -84,7 +84,20 @@ async def send(house: House, operation: Operation, body: bytes) -> tuple[int, An
 
 
 #: Lists, or nothing at all, are what these take; forms are told apart before their body is read.
-LENIENT = {"search", "scale", "signout", "me", "lookup", "fetch", "set_props", "slot", "tools", "proxy", "pull"}
+LENIENT = {
+    "search",
+    "scale",
+    "signout",
+    "me",
+    "lookup",
+    "fetch",
+    "download",
+    "set_props",
+    "slot",
+    "tools",
+    "proxy",
+    "pull",
+}
 FORMS = {"transcriptions", "translations", "image_edits", "image_variations"}
 
 
@@ -119,7 +132,7 @@ async def test_odd_bodies_break_nothing(open_house: OpenHouse, name: str) -> Non
 def test_every_path_takes_a_trailing_slash(name: str) -> None:
     adapter = ADAPTERS[name]
     paths = {(each.name, each.path) for each in adapter.operations}
-    alone = {"watch", "fetch", "set_props", "slot", "stream", "drop", "lookup", "tools", "proxy", "metrics"}
+    alone = {"watch", "download", "set_props", "slot", "stream", "stop_stream", "lookup", "tools", "proxy", "metrics"}
     alone |= {"adapters", "scale"}
     for operation in adapter.operations:
         if not operation.path.endswith("/") and ":path}" not in operation.path and operation.name not in alone:
@@ -152,7 +165,11 @@ async def test_what_answers_to_get_answers_to_head(open_house: OpenHouse) -> Non
     async with open_house({"a": {"default": True}}) as house:
         for name, adapter in ADAPTERS.items():
             for operation in adapter.operations:
-                if name == "ollama" or "GET" not in operation.methods or operation.name in ("watch", "look", "metrics"):
+                if (
+                    name == "ollama"
+                    or "GET" not in operation.methods
+                    or operation.name in ("watch", "other_get", "metrics")
+                ):
                     continue
                 headers = {operation.header: "x"} if operation.header else {}
                 answers = [

@@ -221,7 +221,7 @@ def test_a_wrong_method_is_rejected_as_in_ollama(harness: OllamaHarness, method:
     operation = next(
         each
         for each in harness.adapter.operations
-        if each.name == "wrong" and method in each.methods and each.path in (path, "/api/blobs/{digest}")
+        if each.name == "wrong_method" and method in each.methods and each.path in (path, "/api/blobs/{digest}")
     )
     with pytest.raises(GatewayError) as raised:
         harness.adapter.decode(operation, Incoming(method=method, path=path))
