@@ -23,7 +23,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
     `header` matches only requests that carry that header, `query` only those with that parameter, so that two
     protocols can share a path.
-    `scope` is what a key must allow: `infer`, `read` or `operate`. `probe` marks operations that are answered from the
+    `scope` is what a key must allow: `infer`, `read` or `operate`. `model_info` marks operations that are answered from the
     catalogue, which may be open without a key. `writes` marks those that change the gateway's state: they accept JSON
     and, from clients that are not web pages, the media types in `media_types` (an empty one: no Content-Type).
     `upload` marks those whose body is a file, which is never held in memory.
@@ -35,7 +35,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     header: str | None = None
     query: str | None = None
     scope: str = "infer"
-    probe: bool = False
+    model_info: bool = False
     writes: bool = False
     media_types: tuple[str, ...] = ()
     upload: bool = False
@@ -196,11 +196,11 @@ class Adapter(ABC):
         return None
 
     def model_info(self, request: ModelInfoRequest, listing: ModelList) -> WireResponse:
-        """The answer to a probe, from the catalogue alone. Raises `ModelNotFound` for a model that is not listed."""
+        """The response, from the catalogue alone. Raises `ModelNotFound` for a model that is not listed."""
         raise NotFound(f"The {self.name} adapter has no information of the kind {request.kind!r}.")
 
     def is_subscription(self, request: ModelInfoRequest) -> bool:
-        """Whether a probe is answered with a stream of `change_events`."""
+        """Whether the response is a stream of `change_events`."""
         return False
 
     def change_events(self, before: ModelList | None, now: ModelList) -> bytes:

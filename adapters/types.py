@@ -185,7 +185,7 @@ class Passthrough(msgspec.Struct, frozen=True, kw_only=True, tag="passthrough"):
     output: Output = Output()
 
 
-class ModelInfoRequest(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
+class ModelInfoRequest(msgspec.Struct, frozen=True, kw_only=True, tag="model_info"):
     """A request for information about models or the server, answered from the catalogue: it never queues or switches.
 
     `kind` is the adapter's own name for it (`models`, `model`, `props`, ...).
@@ -196,7 +196,7 @@ class ModelInfoRequest(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
     model: str | None = None
 
 
-class Control(msgspec.Struct, frozen=True, kw_only=True, tag="control"):
+class LoadRequest(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     """Load or unload a model now, without generating anything."""
 
     origin: Origin
@@ -263,7 +263,7 @@ Request = (
     | CountRequest
     | Passthrough
     | ModelInfoRequest
-    | Control
+    | LoadRequest
     | PullModel
     | CopyModel
     | CreateModel

@@ -11,7 +11,7 @@ import msgspec
 
 from hostler.adapters.base import Parser, Timing
 from hostler.adapters.errors import BackendBroken, BackendRejected, BackendTimeout, ClientDisconnected, GatewayError
-from hostler.adapters.types import Chunk, Control, Request, ResponseHead
+from hostler.adapters.types import Chunk, LoadRequest, Request, ResponseHead
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
 from hostler.gateway.backends.base import Backend, BackendResponse, Endpoint
 from hostler.gateway.backends.failure_policy import retry_after
@@ -42,7 +42,7 @@ class Proxy:
 
     async def dispatch(self, context: RequestContext) -> None:
         request, last = context.request, b""
-        if isinstance(request, Control):
+        if isinstance(request, LoadRequest):
             # The layers have done what was asked; there is nothing to ask a backend.
             context.writer.begin(ResponseHead())
         else:

@@ -21,7 +21,9 @@ PATHS = {MESSAGES: "/v1/messages", COUNT: "/v1/messages/count_tokens"}
 def _operations() -> tuple[Operation, ...]:
     operations = [Operation(name=name, path=path + slash) for name, path in PATHS.items() for slash in ("", "/")]
     for name, path in ((MODELS, "/v1/models"), (MODELS, "/v1/models/"), (MODEL, "/v1/models/{id:path}")):
-        operations.append(Operation(name=name, path=path, methods=("GET",), header=HEADER, scope="read", probe=True))
+        operations.append(
+            Operation(name=name, path=path, methods=("GET",), header=HEADER, scope="read", model_info=True)
+        )
     return tuple(operations)
 
 

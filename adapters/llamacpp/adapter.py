@@ -19,7 +19,15 @@ from hostler.adapters.llamacpp.upstream import is_object
 from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.request_model import model_outside_body
-from hostler.adapters.types import CompletionRequest, Control, ModelInfoRequest, Origin, Output, Passthrough, Request
+from hostler.adapters.types import (
+    CompletionRequest,
+    LoadRequest,
+    ModelInfoRequest,
+    Origin,
+    Output,
+    Passthrough,
+    Request,
+)
 from hostler.profiles.presets import Preset
 
 _MODEL_INFO = frozenset(
@@ -94,7 +102,7 @@ class LlamaCppAdapter(Adapter):
         if name == "load" or name == "unload":
             if model is None:
                 raise BadRequest("model name is missing from the request", param="model")
-            return Control(origin=origin, kind="load" if name == "load" else "unload", model=model)
+            return LoadRequest(origin=origin, kind="load" if name == "load" else "unload", model=model)
         shared = _SHARED.get(origin.path)
         if shared is not None and _is_openai(body, incoming):
             return self._openai.decode(shared, incoming)
@@ -121,7 +129,7 @@ class LlamaCppAdapter(Adapter):
     def validate(self, request: Request, card: ModelCard) -> Request:
         """Rejects loading and unloading that is done already, and requests that would load a model by accident."""
         is_running = card.state in ("loaded", "loading")
-        if isinstance(request, Control):
+        if isinstance(request, LoadRequest):
             if request.kind == "load" and is_running:
                 raise BadRequest("model is already running", param="model")
             if request.kind == "unload" and not is_running:

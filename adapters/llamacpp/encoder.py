@@ -19,7 +19,7 @@ from hostler.adapters.progress import PREFIX, progress_line
 from hostler.adapters.types import (
     Chunk,
     CompletionRequest,
-    Control,
+    LoadRequest,
     Passthrough,
     Progress,
     Request,
@@ -76,7 +76,7 @@ class LlamaCppEncoder(Encoder):
 
     def finish(self) -> bytes:
         """The folded response; nothing after an engine's stream, which contains its own end."""
-        if isinstance(self._request, Control):
+        if isinstance(self._request, LoadRequest):
             return b'{"success":true}'
         last = b""
         if self._token_count:

@@ -12,9 +12,9 @@ def _post(name: str, *paths: str) -> list[Operation]:
     return [Operation(name=name, path=path + slash) for path in paths for slash in _SLASHES]
 
 
-def _probe(name: str, *paths: str, scope: str = "read") -> list[Operation]:
+def _model_info(name: str, *paths: str, scope: str = "read") -> list[Operation]:
     return [
-        Operation(name=name, path=path + slash, methods=("GET",), scope=scope, probe=True)
+        Operation(name=name, path=path + slash, methods=("GET",), scope=scope, model_info=True)
         for path in paths
         for slash in _SLASHES
     ]
@@ -35,10 +35,10 @@ UNKNOWN = frozenset({OTHER, OTHER_GET})
 
 OPERATIONS: tuple[Operation, ...] = (
     # Without a key, as in llama-server: it only says that the server runs.
-    *_probe("health", "/health", "/v1/health", scope="open"),
-    *_probe("props", "/props", "/v1/props"),
-    *_probe("slots", "/slots"),
-    *_probe("version", "/version"),
+    *_model_info("health", "/health", "/v1/health", scope="open"),
+    *_model_info("props", "/props", "/v1/props"),
+    *_model_info("slots", "/slots"),
+    *_model_info("version", "/version"),
     *_post("completion", "/completion", "/completions"),
     *_post("infill", "/infill"),
     *_post("embedding", "/embedding", "/embeddings"),

@@ -17,7 +17,7 @@ from hostler.adapters.request_model import model_outside_body
 from hostler.adapters.types import (
     ChatRequest,
     CompletionRequest,
-    Control,
+    LoadRequest,
     ModelInfoRequest,
     Request,
 )
@@ -49,7 +49,7 @@ class LMStudioAdapter(Adapter):
         if name == "load":
             return ModelInfoRequest(origin=origin, kind=name, model=_required_model(incoming, "model"))
         if name == "unload":
-            return Control(origin=origin, kind="unload", model=_required_model(incoming, "instance_id", "model"))
+            return LoadRequest(origin=origin, kind="unload", model=_required_model(incoming, "instance_id", "model"))
         model = incoming.path_params.get("id", "").rstrip("/") if name == "entry" else None
         return ModelInfoRequest(origin=origin, kind=name, model=model)
 
@@ -77,7 +77,7 @@ class LMStudioAdapter(Adapter):
         return super().model_info(request, listing)
 
     def encoder(self, request: Request, *, response_id: str, created: int, progress: str) -> Encoder:
-        if isinstance(request, Control):
+        if isinstance(request, LoadRequest):
             return UnloadEncoder(request.model)
         if isinstance(request, ChatRequest) and request.origin.wire == WIRE:
             return LMStudioChatEncoder(request, progress=progress)

@@ -15,22 +15,22 @@ OPENAI_PATHS = {
 V1_PREFIX = "/api/v1/"
 
 
-def _probe(name: str, path: str) -> Operation:
-    return Operation(name=name, path=path, methods=("GET",), scope="read", probe=True)
+def _model_info(name: str, path: str) -> Operation:
+    return Operation(name=name, path=path, methods=("GET",), scope="read", model_info=True)
 
 
 OPERATIONS: tuple[Operation, ...] = (
-    _probe("models", "/api/v1/models"),
-    _probe("models", "/api/v1/models/"),
+    _model_info("models", "/api/v1/models"),
+    _model_info("models", "/api/v1/models/"),
     # Sent by clients that only want to chat. Nothing is loaded before the first request, so no more scope is needed.
     *(Operation(name="load", path="/api/v1/models/load" + slash) for slash in ("", "/")),
     *(
         Operation(name="unload", path="/api/v1/models/unload" + slash, scope="operate", writes=True)
         for slash in ("", "/")
     ),
-    _probe("list", "/api/v0/models"),
-    _probe("list", "/api/v0/models/"),
-    _probe("entry", "/api/v0/models/{id:path}"),
+    _model_info("list", "/api/v0/models"),
+    _model_info("list", "/api/v0/models/"),
+    _model_info("entry", "/api/v0/models/{id:path}"),
     *(Operation(name=name, path=path + slash) for path, name in OPENAI_PATHS.items() for slash in ("", "/")),
     *(Operation(name="chat_v1", path="/api/v1/chat" + slash) for slash in ("", "/")),
 )

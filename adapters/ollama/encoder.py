@@ -22,9 +22,9 @@ from hostler.adapters.types import (
     ChatRequest,
     Chunk,
     CompletionRequest,
-    Control,
     Conversation,
     EmbedRequest,
+    LoadRequest,
     Request,
     ResponseHead,
     Text,
@@ -107,7 +107,7 @@ class OllamaEncoder(Encoder):
             return self._forwarded_body or go_compat.encode_json(self._embeddings())
         if self._forwards_stream or self._forwarded_body:
             return self._forwarded_body
-        if isinstance(self._request, Control):
+        if isinstance(self._request, LoadRequest):
             kind = self._request.kind
             body = {**self._frame(self._message("", "", [])), "done": True, "done_reason": kind}
             return go_compat.encode_json(body)

@@ -15,8 +15,8 @@ WRONG_METHOD = "wrong_method"
 UNKNOWN = "unknown"
 
 
-def _probe(name: str, path: str, *methods: str) -> Operation:
-    return Operation(name=name, path=path, methods=methods or ("GET",), scope="read", probe=True)
+def _model_info(name: str, path: str, *methods: str) -> Operation:
+    return Operation(name=name, path=path, methods=methods or ("GET",), scope="read", model_info=True)
 
 
 def _write(name: str, path: str, method: str = "POST", *, upload: bool = False) -> Operation:
@@ -37,13 +37,13 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(name="generate", path="/api/generate"),
     Operation(name="embed", path="/api/embed"),
     Operation(name="embeddings", path="/api/embeddings"),
-    _probe("version", "/api/version"),
-    _probe("tags", "/api/tags"),
-    _probe("ps", "/api/ps"),
-    _probe("show", "/api/show", "POST"),
-    _probe("status", "/api/status"),
-    _probe("me", "/api/me", "POST"),
-    _probe("recommendations", "/api/experimental/model-recommendations"),
+    _model_info("version", "/api/version"),
+    _model_info("tags", "/api/tags"),
+    _model_info("ps", "/api/ps"),
+    _model_info("show", "/api/show", "POST"),
+    _model_info("status", "/api/status"),
+    _model_info("me", "/api/me", "POST"),
+    _model_info("recommendations", "/api/experimental/model-recommendations"),
     # Reading is enough for a model that is here; a download needs the scope `operate`, which is checked later.
     Operation(name="pull", path="/api/pull", scope="read", writes=True, media_types=(_FORM, "")),
     Operation(name="search", path="/api/experimental/web_search", scope="read"),

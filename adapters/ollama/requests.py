@@ -18,9 +18,9 @@ from hostler.adapters.types import (
     ChatMessage,
     ChatRequest,
     CompletionRequest,
-    Control,
     Conversation,
     EmbedRequest,
+    LoadRequest,
     Media,
     Origin,
     Output,
@@ -111,7 +111,7 @@ def decode_embed(origin: Origin) -> Request:
     decode_sampling(fields.mapping("options"))
     keep_alive_s = decode_keep_alive(fields.any("keep_alive"))
     if not inputs:
-        return Control(origin=origin, kind="load", model=model, keep_alive_s=keep_alive_s)
+        return LoadRequest(origin=origin, kind="load", model=model, keep_alive_s=keep_alive_s)
     return EmbedRequest(
         origin=origin,
         model=model,
@@ -129,7 +129,7 @@ def decode_embeddings(origin: Origin) -> Request:
     decode_sampling(fields.mapping("options"))
     keep_alive_s = decode_keep_alive(fields.any("keep_alive"))
     if not prompt:
-        return Control(origin=origin, kind="load", model=model, keep_alive_s=keep_alive_s)
+        return LoadRequest(origin=origin, kind="load", model=model, keep_alive_s=keep_alive_s)
     return EmbedRequest(origin=origin, model=model, inputs=(prompt,), normalize=False, keep_alive_s=keep_alive_s)
 
 
@@ -206,8 +206,8 @@ def _option_error(name: str, kind: str) -> GatewayError:
     return GatewayError(f'option "{name}" must be {kind}', param="options")
 
 
-def _control(origin: Origin, model: str, keep_alive_s: float | None) -> Control:
-    return Control(
+def _control(origin: Origin, model: str, keep_alive_s: float | None) -> LoadRequest:
+    return LoadRequest(
         origin=origin, kind="unload" if keep_alive_s == 0 else "load", model=model, keep_alive_s=keep_alive_s
     )
 

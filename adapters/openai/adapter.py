@@ -49,9 +49,9 @@ class OpenAIAdapter(Adapter):
         name = operation.name
         content_type = incoming.headers.get("content-type", "application/json")
         is_form = name in FORMS and content_type.lower().startswith(_FORM)
-        body = None if is_form or operation.probe else JsonBody(incoming.body)
+        body = None if is_form or operation.model_info else JsonBody(incoming.body)
         origin = self.origin(operation, incoming, json_body=body)
-        if operation.probe:
+        if operation.model_info:
             model = None if name == "models" else incoming.path_params.get("id", "").rstrip("/")
             return ModelInfoRequest(origin=origin, kind=name, model=model)
         if body is None:

@@ -34,11 +34,11 @@ def _operations() -> tuple[Operation, ...]:
                 operations += (Operation(name=name, path=prefix + path + slash) for slash in ("", "/"))
         # The list before the single model, whose pattern would take the list's trailing slash for an empty name.
         operations += (
-            Operation(name="models", path=prefix + "/models" + slash, methods=("GET",), scope="read", probe=True)
+            Operation(name="models", path=prefix + "/models" + slash, methods=("GET",), scope="read", model_info=True)
             for slash in ("", "/")
         )
         operations.append(
-            Operation(name="model", path=prefix + "/models/{id:path}", methods=("GET",), scope="read", probe=True)
+            Operation(name="model", path=prefix + "/models/{id:path}", methods=("GET",), scope="read", model_info=True)
         )
     # Cohere's clients ask for version 2; the answer is the same.
     operations += (Operation(name="rerank", path="/v2/rerank" + slash) for slash in ("", "/"))

@@ -271,7 +271,7 @@ class AuthMiddleware:
         except GatewayError:
             return None
         operation = claim.operation
-        if operation.scope == "open" or (operation.probe and self._rules.open_probes):
+        if operation.scope == "open" or (operation.model_info and self._rules.open_probes):
             return claim, parameters
         return None
 
@@ -286,7 +286,7 @@ def _allows(client: Client, claim: RouteMatch) -> bool:
         return True
     if operation.scope == "read" and "operate" in client.scopes:
         return True
-    return operation.probe and "infer" in client.scopes
+    return operation.model_info and "infer" in client.scopes
 
 
 def _lasts(client: Client, headers: dict[str, list[str]], keys: KeyRing | None) -> bool:

@@ -23,7 +23,7 @@ from hostler.adapters.errors import (
     ShuttingDown,
     WaitTimeout,
 )
-from hostler.adapters.types import ChatRequest, CompletionRequest, Control, Progress, ProgressPhase
+from hostler.adapters.types import ChatRequest, CompletionRequest, LoadRequest, Progress, ProgressPhase
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Hop
@@ -142,7 +142,7 @@ class FallbackMiddleware(RequestMiddleware):
             return "non_local"
         if not hop.local and hop.spending is not None and hop.spending.limit_reached:
             return "budget_exhausted"
-        if context.only is not None or isinstance(context.request, Control):
+        if context.only is not None or isinstance(context.request, LoadRequest):
             return None
         if _too_long(context, candidate):
             return "too_long"
@@ -173,7 +173,9 @@ class FallbackMiddleware(RequestMiddleware):
         while True:
             # Controls call no model, and a request that names its backend may try one whose circuit is open.
             permit = (
-                None if isinstance(context.request, Control) else hop.breakers.acquire(target.name_there, self._clock())
+                None
+                if isinstance(context.request, LoadRequest)
+                else hop.breakers.acquire(target.name_there, self._clock())
             )
             attempt = context.begin_attempt(target, hop=candidate.index, now=self._clock())
             failure = await self._attempt(context, attempt, hop, permit, call_next)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from hostler.adapters.errors import WaitTimeout
-from hostler.adapters.types import Control
+from hostler.adapters.types import LoadRequest
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import RequestContext
@@ -39,7 +39,7 @@ class QueueingMiddleware(RequestMiddleware):
     async def dispatch(self, context: RequestContext, call_next: CallNext) -> None:
         host = self._hosts.get(context.current.target.backend)
         request = context.request
-        if host is None or (isinstance(request, Control) and request.kind == "unload"):
+        if host is None or (isinstance(request, LoadRequest) and request.kind == "unload"):
             await call_next()
             return
         while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from hostler.adapters.errors import BackendError, BackendUnavailable
-from hostler.adapters.types import Control
+from hostler.adapters.types import LoadRequest
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
@@ -40,7 +40,7 @@ class SwitchingMiddleware(RequestMiddleware):
         elif lease is not None:
             await self._hold(context, host, lease, call_next)
         else:
-            if isinstance(context.request, Control) and context.request.kind == "unload":
+            if isinstance(context.request, LoadRequest) and context.request.kind == "unload":
                 await host.unload(target.model)
             await call_next()
 

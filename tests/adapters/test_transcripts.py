@@ -21,7 +21,7 @@ from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.registry import load_adapters
 from hostler.adapters.types import (
     Chunk,
-    Control,
+    LoadRequest,
     ModelInfoRequest,
     ModelOperation,
     ProgressStep,
@@ -112,7 +112,7 @@ def respond(adapter: Adapter, operation: Operation, requested: dict[str, Any]) -
             response = adapter.model_info(request, LISTING)
             return {**result, "answer": readable(response.body), "status": response.status, "type": response.media_type}
         result["becomes"] = type(request).__name__
-        if isinstance(request, Control):
+        if isinstance(request, LoadRequest):
             return result
         if isinstance(request, ModelOperation):
             encoder = adapter.encoder(request, response_id="id-1", created=1_700_000_000, progress="off")

@@ -19,7 +19,7 @@ from hostler.adapters.openai.upstream import OpenAIUpstream
 from hostler.adapters.registry import check_conflicts
 from hostler.adapters.types import (
     ChatRequest,
-    Control,
+    LoadRequest,
     ModelInfoRequest,
     Passthrough,
     Request,
@@ -155,7 +155,7 @@ def test_reranking_is_the_same_on_every_path(path: str) -> None:
 
 def test_load_and_unload_are_decoded() -> None:
     order = decode_request("POST", "/models/load", {"model": "a"})
-    assert isinstance(order, Control)
+    assert isinstance(order, LoadRequest)
     assert (order.kind, order.model) == ("load", "a")
     with pytest.raises(BadRequest, match="model name is missing from the request"):
         decode_request("POST", "/models/unload", {})
@@ -284,7 +284,7 @@ def test_an_engine_gets_requests_in_every_protocol_that_it_speaks() -> None:
 
 
 def test_model_info_is_never_forwarded() -> None:
-    probes = [one for one in ADAPTER.operations if one.probe]
-    assert {one.name for one in probes} == {"health", "props", "slots", "version"}
-    for one in probes:
+    info_operations = [one for one in ADAPTER.operations if one.model_info]
+    assert {one.name for one in info_operations} == {"health", "props", "slots", "version"}
+    for one in info_operations:
         assert isinstance(decode_request("GET", one.path, query="model=a&autoload=true"), ModelInfoRequest)

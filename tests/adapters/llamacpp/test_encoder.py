@@ -16,7 +16,7 @@ from hostler.adapters.llamacpp.parser import LlamaCppParser
 from hostler.adapters.types import (
     Chunk,
     CompletionRequest,
-    Control,
+    LoadRequest,
     Origin,
     Output,
     Passthrough,
@@ -47,7 +47,7 @@ def parse(segments: Iterable[bytes], *, head: ResponseHead = STREAM, responses: 
 
 
 def encoder(
-    request: CompletionRequest | Passthrough | Control, head: ResponseHead = STREAM, *, progress: str = "thinking"
+    request: CompletionRequest | Passthrough | LoadRequest, head: ResponseHead = STREAM, *, progress: str = "thinking"
 ) -> Encoder:
     made = LlamaCppAdapter().encoder(request, response_id="x", created=1, progress=progress)
     made.start(head)
@@ -125,5 +125,7 @@ def test_an_error_after_the_start_is_an_event() -> None:
 
 
 def test_loading_is_answered_when_it_is_done() -> None:
-    made = encoder(Control(origin=Origin(wire="llamacpp", operation="load"), kind="load", model="a"), ResponseHead())
+    made = encoder(
+        LoadRequest(origin=Origin(wire="llamacpp", operation="load"), kind="load", model="a"), ResponseHead()
+    )
     assert (made.finish(), made.streaming) == (b'{"success":true}', False)

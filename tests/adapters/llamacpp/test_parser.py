@@ -19,7 +19,7 @@ from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.types import (
     Chunk,
     CompletionRequest,
-    Control,
+    LoadRequest,
     Origin,
     Output,
     Passthrough,
@@ -64,7 +64,7 @@ def parse(segments: Iterable[bytes], *, head: ResponseHead = STREAM, responses: 
 
 
 def encoder(
-    request: CompletionRequest | Passthrough | Control, head: ResponseHead = STREAM, *, progress: str = "thinking"
+    request: CompletionRequest | Passthrough | LoadRequest, head: ResponseHead = STREAM, *, progress: str = "thinking"
 ) -> Encoder:
     made = LlamaCppAdapter().encoder(request, response_id="x", created=1, progress=progress)
     made.start(head)

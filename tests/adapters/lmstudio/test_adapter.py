@@ -18,8 +18,8 @@ from hostler.adapters.registry import check_conflicts
 from hostler.adapters.types import (
     ChatRequest,
     CompletionRequest,
-    Control,
     EmbedRequest,
+    LoadRequest,
     ModelInfoRequest,
     Origin,
     Request,
@@ -65,7 +65,7 @@ def test_no_path_conflicts_with_another_protocol() -> None:
 
 def test_unload_needs_the_scope_operate() -> None:
     request = decode_request("POST", "/api/v1/models/unload", {"instance_id": "tiny"})
-    assert isinstance(request, Control)
+    assert isinstance(request, LoadRequest)
     assert (request.kind, request.model) == ("unload", "tiny")
     operation = next(one for one in ADAPTER.operations if one.name == "unload")
     assert (operation.scope, operation.writes) == ("operate", True)

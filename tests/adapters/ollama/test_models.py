@@ -151,5 +151,5 @@ def test_minor_routes_are_answered(harness: OllamaHarness) -> None:
 
 def test_every_model_info_route_is_a_probe(harness: OllamaHarness) -> None:
     for operation in harness.adapter.operations:
-        if operation.probe:
+        if operation.model_info:
             assert isinstance(harness.decode(operation.name, {"model": "smol"}), ModelInfoRequest)

@@ -14,9 +14,9 @@ from fakes.ollama_harness import HI, OllamaHarness
 from hostler.adapters.types import (
     ChatRequest,
     CompletionRequest,
-    Control,
     Conversation,
     EmbedRequest,
+    LoadRequest,
     Media,
     Request,
     Sampling,
@@ -190,7 +190,7 @@ def test_a_request_without_content_loads_or_unloads_the_model(
     harness: OllamaHarness, name: str, body: Any, kind: str
 ) -> None:
     request = harness.decode(name, body)
-    assert isinstance(request, Control)
+    assert isinstance(request, LoadRequest)
     assert (request.kind, request.model) == (kind, "smol")
 
 

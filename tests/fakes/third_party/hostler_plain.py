@@ -27,7 +27,7 @@ class PlainAdapter(Adapter):
     name = "plain"
     operations: Sequence[Operation] = (
         Operation(name="ask", path="/plain/{model:path}"),
-        Operation(name="models", path="/plain", methods=("GET",), scope="read", probe=True),
+        Operation(name="models", path="/plain", methods=("GET",), scope="read", model_info=True),
     )
 
     def decode(self, operation: Operation, incoming: Incoming) -> Request:

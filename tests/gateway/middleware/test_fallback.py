@@ -27,7 +27,7 @@ from hostler.adapters.errors import (
     TooManyRequests,
     WaitTimeout,
 )
-from hostler.adapters.types import ChatRequest, Control, Origin, Output, Usage
+from hostler.adapters.types import ChatRequest, LoadRequest, Origin, Output, Usage
 from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
@@ -432,7 +432,7 @@ async def test_a_control_needs_no_permit_and_reports_none() -> None:
     for _ in range(3):
         with pytest.raises(ModelUnavailable):
             await chain.dispatch()
-    order = Control(origin=Origin(wire="ollama", operation="chat"), kind="unload", model="m")
+    order = LoadRequest(origin=Origin(wire="ollama", operation="chat"), kind="unload", model="m")
     assert outcomes(await chain.dispatch(chain.context(order))) == [("a", "answered")]
     assert chain.breakers["a"].state("a/m", chain.now) == "open"
 

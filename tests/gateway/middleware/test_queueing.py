@@ -11,7 +11,7 @@ from fakes.leases import FakeHost, engine
 from fakes.requests import FakeWriter, chat, make_context, target
 
 from hostler.adapters.errors import TooManyRequests, WaitTimeout
-from hostler.adapters.types import Control, Origin
+from hostler.adapters.types import LoadRequest, Origin
 from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import Client, RequestContext
 from hostler.gateway.middleware.queueing import QueueingMiddleware
@@ -71,7 +71,7 @@ async def test_a_backend_without_a_supervisor_has_no_queue() -> None:
 async def test_a_request_to_unload_does_not_queue() -> None:
     host = FakeHost()
     origin = Origin(wire="ollama", operation="generate", body=b"")
-    context, called = begun(request=Control(origin=origin, model="m", kind="unload")), []
+    context, called = begun(request=LoadRequest(origin=origin, model="m", kind="unload")), []
 
     async def call_next() -> None:
         called.append(True)

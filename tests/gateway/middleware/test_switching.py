@@ -10,7 +10,7 @@ from fakes.leases import FakeHost, engine
 from fakes.requests import FakeWriter, make_context, target
 
 from hostler.adapters.errors import BackendBroken, BackendError, BackendUnavailable, ModelUnavailable
-from hostler.adapters.types import Control, Origin, Usage
+from hostler.adapters.types import LoadRequest, Origin, Usage
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.switching import SwitchingMiddleware
 from hostler.gateway.scheduling.errors import EngineLost
@@ -78,7 +78,7 @@ async def test_a_backend_without_a_supervisor_needs_no_lease() -> None:
 async def test_a_request_to_unload_is_carried_out_without_a_lease() -> None:
     subject, called = Switching(), []
     origin = Origin(wire="ollama", operation="generate", body=b"")
-    context = make_context(Control(origin=origin, model="m", kind="unload"))
+    context = make_context(LoadRequest(origin=origin, model="m", kind="unload"))
     context.begin_attempt(target(), hop=0, now=0.0)
 
     async def call_next() -> None:
