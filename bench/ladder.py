@@ -126,7 +126,7 @@ def fake_backend(dispatch: Proxy) -> None:
         connection.served = 0
         return connection
 
-    pool.acquire, pool.release = take, lambda connection: connection.rest()
+    pool.acquire, pool.release = take, lambda connection: connection.set_idle()
 
 
 async def climb(directory: Path, port: int) -> list[Rung]:

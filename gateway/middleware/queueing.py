@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from hostler.adapters.errors import WaitTimeout
 from hostler.adapters.types import LoadRequest
@@ -36,12 +36,14 @@ class QueueingMiddleware(RequestMiddleware):
         self._settings = settings
         self._clock = clock
 
-    async def dispatch(self, context: RequestContext, call_next: CallNext) -> None:
+    def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
         host = self._hosts.get(context.current.target.backend)
         request = context.request
         if host is None or (isinstance(request, LoadRequest) and request.kind == "unload"):
-            await call_next()
-            return
+            return call_next()
+        return self._queue(context, host, call_next)
+
+    async def _queue(self, context: RequestContext, host: Orchestrator, call_next: CallNext) -> None:
         while True:
             lease = context.current.lease = self._join(context, host)
             try:

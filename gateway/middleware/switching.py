@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from hostler.adapters.errors import BackendError, BackendUnavailable
 from hostler.adapters.types import LoadRequest
@@ -32,17 +32,18 @@ class SwitchingMiddleware(RequestMiddleware):
         self._hosts = hosts
         self._on_model_used = on_model_used
 
-    async def dispatch(self, context: RequestContext, call_next: CallNext) -> None:
+    def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
         target, lease = context.current.target, context.current.lease
         host = self._hosts.get(target.backend)
-        if host is None:
-            await call_next()
-        elif lease is not None:
-            await self._hold(context, host, lease, call_next)
-        else:
-            if isinstance(context.request, LoadRequest) and context.request.kind == "unload":
-                await host.unload(target.model)
-            await call_next()
+        if host is not None and lease is not None:
+            return self._hold(context, host, lease, call_next)
+        if host is not None and isinstance(context.request, LoadRequest) and context.request.kind == "unload":
+            return self._unload(host, target.model, call_next)
+        return call_next()
+
+    async def _unload(self, host: Orchestrator, model: str, call_next: CallNext) -> None:
+        await host.unload(model)
+        await call_next()
 
     async def _hold(self, context: RequestContext, host: Orchestrator, lease: Lease, call_next: CallNext) -> None:
         attempt = context.current
