@@ -9,10 +9,13 @@ from fakes.requests import chat, make_context
 
 from hostler.adapters.types import ModelInfoRequest, Origin
 from hostler.gateway.asgi import CONTEXT_KEY
-from hostler.gateway.middleware.recording import _LONGEST, RecordingMiddleware
+from hostler.gateway.middleware.recording import RecordingMiddleware
 from hostler.gateway.telemetry.transcripts import Recorded
 
 pytestmark = pytest.mark.anyio
+
+#: What is kept of a request and of an answer, in bytes.
+LIMIT = 1024**2
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
 
@@ -55,10 +58,8 @@ async def test_a_request_that_fails_is_kept_as_far_as_it_came() -> None:
 
 
 async def test_long_texts_are_cut_and_marked() -> None:
-    kept, _ = await recorded(make_context(chat(body=b"x" * (_LONGEST + 1))), b"y" * _LONGEST, b"more")
-    assert [(len(each.request), len(each.answer), each.cut) for each in kept] == [
-        (_LONGEST, _LONGEST, ("request", "answer"))
-    ]
+    kept, _ = await recorded(make_context(chat(body=b"x" * (LIMIT + 1))), b"y" * LIMIT, b"more")
+    assert [(len(each.request), len(each.answer), each.cut) for each in kept] == [(LIMIT, LIMIT, ("request", "answer"))]
 
 
 @pytest.mark.parametrize("info", [True, False])
