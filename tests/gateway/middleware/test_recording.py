@@ -10,7 +10,7 @@ from fakes.requests import chat, make_context
 from hostler.adapters.types import ModelInfoRequest, Origin
 from hostler.gateway.asgi import CONTEXT_KEY
 from hostler.gateway.middleware.recording import RecordingMiddleware
-from hostler.gateway.telemetry.transcripts import Recorded
+from hostler.gateway.telemetry.transcripts import Transcript
 
 pytestmark = pytest.mark.anyio
 
@@ -20,9 +20,9 @@ LIMIT = 1024**2
 START = {"type": "http.response.start", "status": 200, "headers": []}
 
 
-async def recorded(context: Any, *pieces: bytes, error: Exception | None = None) -> tuple[list[Recorded], list[Any]]:
+async def recorded(context: Any, *pieces: bytes, error: Exception | None = None) -> tuple[list[Transcript], list[Any]]:
     """What is kept of a request that is answered with these pieces, and the messages that were sent."""
-    kept: list[Recorded] = []
+    kept: list[Transcript] = []
     sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -48,7 +48,7 @@ async def recorded(context: Any, *pieces: bytes, error: Exception | None = None)
 
 async def test_a_request_is_kept_with_its_answer_and_every_message_is_passed_on() -> None:
     kept, sent = await recorded(make_context(chat(body=b'{"q": 1}')), b"one ", b"two")
-    assert kept == [Recorded(id="req-1", at=1e9, request='{"q": 1}', answer="one two", cut=())]
+    assert kept == [Transcript(id="req-1", at=1e9, request='{"q": 1}', answer="one two", truncated=())]
     assert [message.get("body") for message in sent] == [None, b"one ", b"two", None]
 
 
@@ -59,7 +59,7 @@ async def test_a_request_that_fails_is_kept_as_far_as_it_came() -> None:
 
 async def test_long_texts_are_cut_and_marked() -> None:
     kept, _ = await recorded(make_context(chat(body=b"x" * (LIMIT + 1))), b"y" * LIMIT, b"more")
-    assert [(len(each.request), len(each.answer), each.cut) for each in kept] == [(LIMIT, LIMIT, ("request", "answer"))]
+    assert [(len(each.request), len(each.answer), each.truncated) for each in kept] == [(LIMIT, LIMIT, ("request", "answer"))]
 
 
 @pytest.mark.parametrize("info", [True, False])
