@@ -59,7 +59,9 @@ async def test_a_request_that_fails_is_kept_as_far_as_it_came() -> None:
 
 async def test_long_texts_are_cut_and_marked() -> None:
     kept, _ = await recorded(make_context(chat(body=b"x" * (LIMIT + 1))), b"y" * LIMIT, b"more")
-    assert [(len(each.request), len(each.answer), each.truncated) for each in kept] == [(LIMIT, LIMIT, ("request", "answer"))]
+    assert [(len(each.request), len(each.answer), each.truncated) for each in kept] == [
+        (LIMIT, LIMIT, ("request", "answer"))
+    ]
 
 
 @pytest.mark.parametrize("info", [True, False])
