@@ -23,9 +23,9 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
     `header` matches only requests that carry that header, `query` only those with that parameter, so that two
     protocols can share a path.
-    `scope` is what a key must allow: `infer`, `read` or `operate`. `model_info` marks operations that are answered from the
-    catalogue, which may be open without a key. `writes` marks those that change the gateway's state: they accept JSON
-    and, from clients that are not web pages, the media types in `media_types` (an empty one: no Content-Type).
+    `scope` is what a key must allow: `infer`, `read` or `operate`. `model_info` marks operations that are answered from
+    the catalogue, which may be open without a key. `writes` marks those that change the gateway's state: they accept
+    JSON and, from clients that are not web pages, the media types in `media_types` (an empty one: no Content-Type).
     `upload` marks those whose body is a file, which is never held in memory.
     """
 
@@ -53,7 +53,7 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WireResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """A complete answer. `Content-Length` is added when it is sent."""
+    """A complete response. `Content-Length` is added when it is sent."""
 
     status: int = 200
     media_type: str = "application/json"
@@ -72,7 +72,7 @@ class WireRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """How long an answer took, in seconds: in the queue, switching models, and in total."""
+    """How long a response took, in seconds: in the queue, switching models, and in total."""
 
     queue_s: float = 0.0
     switch_s: float = 0.0
@@ -80,11 +80,11 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Encoder(ABC):
-    """Writes one answer in the client's protocol. One per response.
+    """Writes one response in the client's protocol.
 
     Order of calls: `set_clock`, `bind_model`, then `start` for each attempt that a backend answers, `encode` for each
-    chunk, `set_timing`, `finish`. A client that asked for a whole answer gets it from `finish`, folded from the chunks,
-    or piece by piece from `encode` if the backend's own whole answer can be forwarded.
+    chunk, `set_timing`, `finish`. A client that asked for a whole response gets it from `finish`, folded from the
+    chunks, or piece by piece from `encode` if the backend's own whole response can be forwarded.
 
     `streaming`: the client asked for a stream, so that heartbeats and in-band errors are possible. `media_type`, and
     `length` in bytes where the length of the body is known, are valid from the first non-empty result.
@@ -99,11 +99,11 @@ class Encoder(ABC):
         return
 
     def bind_model(self, card: ModelCard) -> None:
-        """For protocols whose answers describe their model. Called once, before the request waits for anything."""
+        """For protocols whose responses describe their model. Called once, before the request waits for anything."""
         return
 
     def set_timing(self, timing: Timing) -> None:
-        """For protocols whose answers say how long they took. Called once, before `finish`."""
+        """For protocols whose responses say how long they took. Called once, before `finish`."""
         return
 
     def start(self, head: ResponseHead) -> None:
@@ -112,14 +112,14 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode(self, chunk: Chunk) -> bytes:
-        """The bytes to send for this chunk; empty while a whole answer is being folded."""
+        """The bytes to send for this chunk; empty while a whole response is being folded."""
 
     def finish(self) -> bytes:
-        """The end of the stream, or the folded answer."""
+        """The end of the stream, or the folded response."""
         return b""
 
     def heartbeat(self, progress: Progress) -> bytes:
-        """A sign of life that no client mistakes for an answer; empty if the protocol has none."""
+        """A sign of life that no client mistakes for a response; empty if the protocol has none."""
         return b""
 
     def error(self, error: GatewayError) -> bytes:
@@ -128,11 +128,11 @@ class Encoder(ABC):
 
 
 class Parser(ABC):
-    """Reads one backend's answer, segment by segment, wherever the segments are cut."""
+    """Reads one backend's response, segment by segment, wherever the segments are cut."""
 
     @abstractmethod
     def start(self, head: ResponseHead) -> None:
-        """A new answer begins; nothing of an earlier one is kept."""
+        """A new response starts; nothing of an earlier one is kept."""
 
     @abstractmethod
     def feed(self, data: bytes) -> Iterable[Chunk]:
@@ -140,7 +140,7 @@ class Parser(ABC):
 
     @abstractmethod
     def finish(self) -> Iterable[Chunk]:
-        """The connection ended. Raises `BackendBroken` unless the answer was complete."""
+        """The connection ended. Raises `BackendBroken` unless the response was complete."""
 
 
 class Upstream(ABC):
@@ -154,7 +154,7 @@ class Upstream(ABC):
 
     @abstractmethod
     def build(self, request: Request, *, model: str, stream: bool) -> WireRequest:
-        """The request for a backend that calls the model `model`; `stream` asks for a stream even for a whole answer.
+        """The request for a backend that calls the model `model`; `stream` asks for a stream even for a whole response.
 
         Raises `BadRequest` for a kind of request that the protocol does not have. A request of a protocol that this
         upstream does not speak must be expanded.
@@ -162,7 +162,7 @@ class Upstream(ABC):
 
     @abstractmethod
     def parser(self, request: Request, *, fields: bool) -> Parser:
-        """A parser for the answer; `fields` asks for decoded fields beside the raw bytes."""
+        """A parser for the response; `fields` asks for decoded fields beside the raw bytes."""
 
 
 class Adapter(ABC):
@@ -184,10 +184,10 @@ class Adapter(ABC):
         return request
 
     def validate(self, request: Request, card: ModelCard) -> Request:
-        """The request with what the protocol makes depend on the model filled in.
+        """The request with the defaults that depend on the model.
 
-        Called once, when the model is known and before anything waits. Raises a `GatewayError` if the protocol
-        demands a refusal, such as tools for a model that has none.
+        Called once, when the model is known and before the request is queued. Raises a `GatewayError` for what the
+        model does not support, such as tools, if the protocol requires that.
         """
         return request
 
@@ -209,14 +209,14 @@ class Adapter(ABC):
 
     @abstractmethod
     def encoder(self, request: Request, *, response_id: str, created: int, progress: str) -> Encoder:
-        """An encoder for one response; `response_id` and `created` (seconds) are for answers that need them made up.
+        """An encoder for one response; `response_id` and `created` (seconds) are for responses that need made-up ones.
 
         `progress` is the setting: `thinking`, `quiet`, `comments` or `off`.
         """
 
     @abstractmethod
     def error_response(self, error: GatewayError, operation: Operation | None = None) -> WireResponse:
-        """The error as a complete answer of this protocol."""
+        """The error as a complete response of this protocol."""
 
     def allows_origin(self, origin: str) -> bool:
         """Whether web pages of this `Origin` may call the adapter's routes although no setting names them."""

@@ -68,7 +68,7 @@ class ModelNotFound(GatewayError):
 
 
 class MethodNotAllowed(GatewayError):
-    """The route does not take this method; `allowed` lists those that it takes."""
+    """The route does not accept this method; `allowed` lists those that it accepts."""
 
     status, code = 405, "method_not_allowed"
 
@@ -84,7 +84,7 @@ class RequestTooLarge(GatewayError):
 
 
 class UnsupportedMediaType(GatewayError):
-    """The route does not take this content type."""
+    """The route does not accept this content type."""
 
     status, code = 415, "unsupported_media_type"
 
@@ -160,7 +160,7 @@ class BackendTimeout(BackendError):
 
 
 class BackendRejected(BackendError):
-    """The backend answered with an error status. `body` is its answer, in the protocol `wire`."""
+    """The backend answered with an error status. `body` is its response, in the protocol `wire`."""
 
     code = "backend_rejected"
 
@@ -183,7 +183,7 @@ class BackendRejected(BackendError):
 
 
 class BackendBroken(BackendError):
-    """The answer broke off, violates the protocol, or contains an error; `backend_status` is the status it names."""
+    """The response broke off, violates the protocol, or contains an error; `backend_status` is the status it names."""
 
     code = "backend_broken"
 

@@ -1,4 +1,4 @@
-"""The canonical request and response chunks that every protocol is decoded to and encoded from.
+"""The canonical requests and response chunks that every protocol is decoded to and encoded from.
 
 Values only. `None` always means that the client did not say.
 """
@@ -94,7 +94,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
-    """The form of the answer.
+    """The form of the response.
 
     `schema` is a JSON Schema as bytes, or the JSON text `"json"` for any JSON object; `None` is free text.
     `details` asks an engine for what most protocols leave out: the prompt's length before the first token, and the
@@ -169,7 +169,7 @@ class RerankRequest(msgspec.Struct, frozen=True, kw_only=True, tag="rerank"):
 class CountRequest(msgspec.Struct, frozen=True, kw_only=True, tag="count"):
     """Count the tokens of a conversation; nothing is generated.
 
-    The answer is one chunk with the count in `usage.prompt_tokens`.
+    The response is one chunk with the count in `usage.prompt_tokens`.
     """
 
     origin: Origin
@@ -278,7 +278,7 @@ _PLAIN = Output()
 
 
 def output_of(request: Request) -> Output:
-    """The form of the answer; the default for requests that have no choice of one."""
+    """The form of the response; the default for requests that have no choice of one."""
     return request.output if isinstance(request, _STREAMED) else _PLAIN
 
 
@@ -323,7 +323,7 @@ ReportStep = Callable[[ProgressStep], Awaitable[None]]
 
 
 class Chunk(msgspec.Struct, kw_only=True, gc=False):
-    """A piece of an answer.
+    """A piece of a response.
 
     `raw` holds the bytes as they came in the protocol `wire`: one or more whole events of a stream or, with `is_body`,
     a segment of a body that is not a stream. `finish` and `usage` are always set where the backend sends them, the

@@ -112,7 +112,7 @@ def push(listing: ModelList, body: bytes) -> WireResponse:
 
 
 def account_info(kind: str) -> WireResponse:
-    """The answer without a sign-in to Ollama's cloud."""
+    """The response without a sign-in to Ollama's cloud."""
     if kind == "me":
         body = {"error": "unauthorized", "signin_url": "https://ollama.com/connect"}
     else:

@@ -8,7 +8,7 @@ from hostler.adapters.base import Operation
 
 _FORM = "application/x-www-form-urlencoded"
 
-#: A known path with a method that it does not take.
+#: A known path with a method that it does not accept.
 WRONG_METHOD = "wrong_method"
 
 #: Any other path below /api: clients distinguish servers by their 404s. Paths with superfluous slashes are redirected.

@@ -150,7 +150,7 @@ def with_preset(request: Request, preset: Preset) -> Request:
 
 
 def without_progress(body: bytes) -> bytes:
-    """The body of a chat without the gateway's progress lines in the reasoning of earlier answers.
+    """The body of a chat without the gateway's progress lines in the reasoning of earlier responses.
 
     Returns the same object if there are none, which one search in the bytes finds out.
     """

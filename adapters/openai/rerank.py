@@ -1,4 +1,4 @@
-"""Reranking as Jina's and Cohere's clients expect it: documents may be objects, and the answer may repeat them."""
+"""Reranking as Jina's and Cohere's clients expect it: documents may be objects, and the response may repeat them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def document_text(document: Any) -> Any:
 
 
 def wants_documents(body: bytes) -> bool:
-    """Whether the answer is to contain the documents. The body must be valid."""
+    """Whether the response is to contain the documents. The body must be valid."""
     return bytes(members(body).get("return_documents", msgspec.Raw(b""))) == _TRUE
 
 
 class RerankEncoder(Encoder):
-    """A whole answer with the documents in it, for backends that send only their indexes."""
+    """A whole response with the documents in it, for backends that send only their indexes."""
 
     def __init__(self, request_body: bytes) -> None:
         self._request_body = request_body
