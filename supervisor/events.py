@@ -15,6 +15,7 @@ from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from hostler.adapters import sse
 from hostler.supervisor.contract import Snapshot, SupervisorEvent
 
 Emit = Callable[[str, msgspec.Struct], Awaitable[None]]
@@ -30,10 +31,10 @@ class EventStreamResponse(EventSourceResponse):
     """Server-sent events that `produce` emits. It is cancelled when the client disconnects or the server stops."""
 
     def __init__(self, produce: Callable[[Emit], Awaitable[None]], stopping: anyio.Event) -> None:
-        sender, receiver = anyio.create_memory_object_stream[ServerSentEvent](0)
+        sender, receiver = anyio.create_memory_object_stream[bytes](0)
 
         async def emit(name: str, value: msgspec.Struct) -> None:
-            await sender.send(ServerSentEvent(msgspec.json.encode(value).decode(), event=name, sep="\n"))
+            await sender.send(sse.event(msgspec.json.encode(value), name))
 
         async def send() -> None:
             async with sender:
