@@ -10,15 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostler.adapters.base import Incoming
-from hostler.adapters.errors import BadRequest, MethodNotAllowed, ModelUnavailable, NotFound
+from hostler.adapters.errors import BadRequest, ModelUnavailable, NotFound
 from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.model_list import ModelCard
-from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.registry import check_conflicts
 from hostler.adapters.types import (
-    ChatRequest,
     LoadRequest,
     ModelInfoRequest,
     Passthrough,
@@ -26,6 +22,8 @@ from hostler.adapters.types import (
 )
 
 ADAPTER = LlamaCppAdapter()
+
+
 UPSTREAM = LlamaCppUpstream()
 
 
@@ -41,10 +39,6 @@ def decode_request(method: str, path: str, body: Any = b"", *, query: str = "", 
 def sent(request: Request, *, model: str = "there", stream: bool = True) -> Any:
     """The JSON that an engine gets."""
     return json.loads(UPSTREAM.build(request, model=model, stream=stream).body)
-
-
-def test_no_path_conflicts_with_openai() -> None:
-    check_conflicts([OpenAIAdapter(), ADAPTER])
 
 
 @pytest.mark.parametrize(
@@ -64,34 +58,6 @@ def test_native_requests_are_forwarded_as_they_came(path: str) -> None:
 def test_the_model_is_in_the_body_or_the_query(body: Any, query: str, model: str | None) -> None:
     assert decode_request("POST", "/tokenize", body, query=query).model == model
     assert decode_request("POST", "/unknown/path", body, query=query).model == model
-
-
-def test_the_engine_gets_its_own_name_of_the_model() -> None:
-    assert sent(decode_request("POST", "/tokenize", {"model": "alias", "content": "x"}))["model"] == "there"
-    assert sent(decode_request("POST", "/tokenize", {"content": "x"}))["model"] == "there"
-    assert sent(decode_request("POST", "/unknown", {"x": 1})) == {"x": 1}
-    lora = decode_request("GET", "/lora-adapters", query="a=1&model=alias&xmodel=2")
-    assert UPSTREAM.build(lora, model="t/here", stream=True).path == "/lora-adapters?a=1&model=t%2Fhere&xmodel=2"
-
-
-def test_a_list_as_body_is_forwarded_untouched() -> None:
-    request = decode_request("POST", "/lora-adapters", b'[{"id": 0, "scale": 0.5}]', query="model=a")
-    assert request.model == "a"
-    assert UPSTREAM.build(request, model="a", stream=True).body == b'[{"id": 0, "scale": 0.5}]'
-
-
-@pytest.mark.parametrize(
-    ("fields", "streams"),
-    [
-        ({"prompt": "x"}, True), ({"prompt": [1, 2]}, True), ({"prompt": ["x", 2]}, True), ({"prompt": []}, True),
-        ({"prompt": ["x", "y"]}, False), ({"prompt": [[1], [2]]}, False), ({"prompt": "x", "n": 2}, False),
-        ({"prompt": "x", "response_fields": ["content"]}, False), ({"prompt": "x", "n": 1}, True),
-    ],
-)  # fmt: skip
-def test_a_single_whole_completion_is_requested_as_a_stream(fields: dict[str, Any], streams: bool) -> None:
-    request = decode_request("POST", "/completion", fields)
-    assert sent(request).get("stream", False) is streams
-    assert "stream" not in sent(request, stream=False)
 
 
 @pytest.mark.parametrize(
@@ -114,37 +80,6 @@ def test_on_shared_paths_the_fields_decide_the_protocol(path: str, body: Any, wi
 
 def test_openais_sdk_gets_openais_form_on_shared_paths() -> None:
     assert decode_request("POST", "/completions", {"prompt": "x"}, x_stainless_lang="python").origin.wire == "openai"
-
-
-def test_a_plain_completion_can_be_served_by_any_backend() -> None:
-    fields = {
-        "prompt": "x",
-        "n_predict": 4,
-        "seed": -1,
-        "stop": ["y"],
-        "temperature": 0,
-        "json_schema": {},
-        "id_slot": 0,
-    }
-    request = ADAPTER.expand(decode_request("POST", "/completion", fields))
-    body = json.loads(OpenAIUpstream().build(request, model="cloud", stream=True).body)
-    assert body.pop("stream_options") == {"include_usage": True}
-    assert body == {
-        "model": "cloud", "prompt": "x", "max_tokens": 4, "stop": ["y"], "temperature": 0.0, "json_schema": {},
-        "stream": True,
-    }  # fmt: skip
-
-
-def test_a_completion_that_only_an_engine_can_serve_is_not_translated() -> None:
-    for fields in (
-        {"prompt": [1, 2]},
-        {"prompt": ["x", "y"]},
-        {"prompt": "x", "n": 2},
-        {"prompt": {"prompt_string": "x"}},
-    ):
-        assert isinstance(decode_request("POST", "/completion", fields), Passthrough)
-    with pytest.raises(BadRequest, match="temperature"):
-        ADAPTER.expand(decode_request("POST", "/completion", {"prompt": "x", "temperature": "hot"}))
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/reranking", "/v1/reranking"])
@@ -188,9 +123,6 @@ def test_a_get_never_loads_a_model() -> None:
             ADAPTER.validate(request, idle)
     named = decode_request("POST", "/x", {"model": "a"})
     assert ADAPTER.validate(named, idle) is named
-
-
-# Unknown paths.
 
 
 def test_an_unknown_path_goes_to_the_engine_of_the_model_in_its_body() -> None:
@@ -244,43 +176,11 @@ def test_ambiguous_paths_are_not_forwarded(rest: str) -> None:
     assert "%" not in request.origin.path
 
 
-def test_a_known_path_keeps_its_methods() -> None:
-    with pytest.raises(MethodNotAllowed) as raised:
-        ADAPTER.decode(ADAPTER.operations[-1], Incoming(method="POST", path="/v1/models/a", body=b"{}"))
-    assert raised.value.allowed == ("GET", "HEAD")
-    assert {method for one in ADAPTER.operations if "{rest" in one.path for method in one.methods} == {"GET", "POST"}
-
-
 @pytest.mark.parametrize("body", [b'{"model": 1}', b'{"model": "a", "model": "b"}', b'{"x"', b'"model"'])
 def test_a_malformed_body_is_rejected_on_every_path(body: bytes) -> None:
     for path in ("/tokenize", "/unknown"):
         with pytest.raises(BadRequest):
             decode_request("POST", path, body, content_type="application/json")
-
-
-def test_native_requests_are_unsupported_by_other_backends() -> None:
-    for request in (
-        decode_request("POST", "/tokenize", {"content": "x"}),
-        decode_request("POST", "/unknown", {"model": "a"}),
-    ):
-        with pytest.raises(BadRequest, match="does not support"):
-            OpenAIUpstream().build(ADAPTER.expand(request), model="a", stream=True)
-
-
-def test_an_engine_gets_requests_in_every_protocol_that_it_speaks() -> None:
-    chat = OpenAIAdapter().decode(
-        next(one for one in OpenAIAdapter().operations if one.name == "chat"),
-        Incoming(method="POST", path="/v1/chat/completions", body=b'{"messages": []}'),
-    )
-    assert isinstance(chat, ChatRequest)
-    assert UPSTREAM.build(chat, model="a", stream=True) == OpenAIUpstream().build(chat, model="a", stream=True)
-    assert [UPSTREAM.speaks(wire) for wire in ("openai", "llamacpp", "anthropic", "ollama")] == [
-        True,
-        True,
-        False,
-        False,
-    ]
-    assert LlamaCppUpstream(OpenAIUpstream("anthropic")).speaks("anthropic")
 
 
 def test_model_info_is_never_forwarded() -> None:

@@ -1,4 +1,4 @@
-"""LM Studio's own chat is decoded, and errors have its form."""
+"""LM Studio's own chat is decoded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hostler.adapters.base import Incoming
-from hostler.adapters.errors import BadRequest, ModelNotFound
+from hostler.adapters.errors import BadRequest
 from hostler.adapters.lmstudio.adapter import LMStudioAdapter
 from hostler.adapters.types import ChatRequest, Media, Request, Text
 
@@ -52,9 +52,3 @@ def test_an_invalid_field_is_named(body: dict[str, Any], param: str) -> None:
     operation = next(each for each in ADAPTER.operations if each.path == "/api/v1/chat")
     error = json.loads(ADAPTER.error_response(caught.value, operation).body)["error"]
     assert (error["type"], error["param"]) == ("invalid_request", param)
-
-
-def test_an_unknown_model_is_an_error_in_lm_studios_form() -> None:
-    operation = next(each for each in ADAPTER.operations if each.path == "/api/v1/models/load")
-    response = ADAPTER.error_response(ModelNotFound("no such model", model="x"), operation)
-    assert (response.status, json.loads(response.body)["error"]["type"]) == (404, "model_not_found")

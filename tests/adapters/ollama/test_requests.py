@@ -24,6 +24,8 @@ from hostler.adapters.types import (
 )
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(40)).decode()
+
+
 DEFAULTS = Sampling(
     temperature=0.8, top_p=0.9, top_k=40, min_p=0.0, typical_p=1.0, repeat_penalty=1.0, repeat_last_n=64,
     presence_penalty=0.0, frequency_penalty=0.0,
@@ -147,12 +149,6 @@ def test_thinking_is_a_level_or_a_flag(harness: OllamaHarness, level: str | bool
     assert conversation(harness.chat(model="able", think=level)).thinking == level
 
 
-def test_a_thinking_model_thinks_by_default(harness: OllamaHarness) -> None:
-    assert conversation(harness.chat(model="able")).thinking is True
-    assert conversation(harness.chat(model="smol")).thinking is None
-    assert conversation(harness.chat(model="smol", think=False)).thinking is False
-
-
 @pytest.mark.parametrize(
     ("wanted", "schema"),
     [("json", b'"json"'), ({"type": "object", "b": 1, "a": 2}, b'{"type":"object","b":1,"a":2}'), ("", None)],
@@ -210,12 +206,6 @@ def test_a_suffix_becomes_a_completion(harness: OllamaHarness) -> None:
     request = harness.decode("generate", {"model": "able", "prompt": "p", "suffix": "s"})
     assert isinstance(request, CompletionRequest)
     assert (request.prompt, request.suffix) == ("p", "s")
-
-
-def test_tokens_of_a_real_ollama_are_ignored(harness: OllamaHarness) -> None:
-    for context in ([1, 2, 3], [4738899], [4738899, 10**9, 1], [4738899, 3, "x"], [4738899, 3, 7], [True]):
-        request = harness.decode("generate", {"model": "smol", "prompt": "p", "context": context})
-        assert content(request) == [("user", "p")]
 
 
 def test_embeddings_accept_one_text_or_several(harness: OllamaHarness) -> None:
@@ -297,11 +287,6 @@ def test_each_operation_has_its_own_messages(
 ) -> None:
     response = harness.respond(name, body)
     assert (response.status, json.loads(response.body)) == (status, {"error": message})
-
-
-def test_nothing_is_rejected_for_a_model_without_facts(harness: OllamaHarness) -> None:
-    request = harness.chat(model="org/sub/far@v1", think=True, tools=[{"function": {"name": "f"}}])
-    assert conversation(request).tools[0].name == "f"
 
 
 def test_a_body_that_is_too_deep_or_has_too_many_keys_is_rejected(harness: OllamaHarness) -> None:

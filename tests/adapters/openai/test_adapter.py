@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from hostler.adapters.errors import BadRequest
-from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.types import (
     ChatRequest,
     CompletionRequest,
@@ -20,13 +19,6 @@ from hostler.adapters.types import (
 )
 
 Chat = Callable[..., ChatRequest]
-
-
-def test_every_operation_exists_with_and_without_prefix_and_slash(adapter: OpenAIAdapter) -> None:
-    paths = {operation.path: operation.name for operation in adapter.operations}
-    for path, name in (("/chat/completions", "chat"), ("/responses", "responses"), ("/models", "models")):
-        assert [paths[p] for p in (f"/v1{path}", f"/v1{path}/", path, f"{path}/")] == [name] * 4
-    assert paths["/v1/models/{id:path}"] == "model"
 
 
 def test_only_the_fields_that_decide_the_route_are_decoded(chat: Chat) -> None:

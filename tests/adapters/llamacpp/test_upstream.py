@@ -1,0 +1,91 @@
+"""Requests for engines, on llama-server's own routes and in other protocols."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hostler.adapters.base import Incoming
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
+from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
+from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.openai.upstream import OpenAIUpstream
+from hostler.adapters.types import (
+    ChatRequest,
+    Request,
+)
+
+ADAPTER = LlamaCppAdapter()
+
+
+UPSTREAM = LlamaCppUpstream()
+
+
+def decode_request(method: str, path: str, body: Any = b"", *, query: str = "", **headers: str) -> Request:
+    """The decoded request; unknown paths match the catch-all."""
+    known = [one for one in ADAPTER.operations if method in one.methods]
+    operation = next((one for one in known if one.path == path), known[-1])
+    sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return ADAPTER.decode(operation, Incoming(method=method, path=path, body=sent, query=query, headers=named))
+
+
+def sent(request: Request, *, model: str = "there", stream: bool = True) -> Any:
+    """The JSON that an engine gets."""
+    return json.loads(UPSTREAM.build(request, model=model, stream=stream).body)
+
+
+def test_the_engine_gets_its_own_name_of_the_model() -> None:
+    assert sent(decode_request("POST", "/tokenize", {"model": "alias", "content": "x"}))["model"] == "there"
+    assert sent(decode_request("POST", "/tokenize", {"content": "x"}))["model"] == "there"
+    assert sent(decode_request("POST", "/unknown", {"x": 1})) == {"x": 1}
+    lora = decode_request("GET", "/lora-adapters", query="a=1&model=alias&xmodel=2")
+    assert UPSTREAM.build(lora, model="t/here", stream=True).path == "/lora-adapters?a=1&model=t%2Fhere&xmodel=2"
+
+
+def test_a_list_as_body_is_forwarded_untouched() -> None:
+    request = decode_request("POST", "/lora-adapters", b'[{"id": 0, "scale": 0.5}]', query="model=a")
+    assert request.model == "a"
+    assert UPSTREAM.build(request, model="a", stream=True).body == b'[{"id": 0, "scale": 0.5}]'
+
+
+@pytest.mark.parametrize(
+    ("fields", "streams"),
+    [
+        ({"prompt": "x"}, True), ({"prompt": [1, 2]}, True), ({"prompt": ["x", 2]}, True), ({"prompt": []}, True),
+        ({"prompt": ["x", "y"]}, False), ({"prompt": [[1], [2]]}, False), ({"prompt": "x", "n": 2}, False),
+        ({"prompt": "x", "response_fields": ["content"]}, False), ({"prompt": "x", "n": 1}, True),
+    ],
+)  # fmt: skip
+def test_a_single_whole_completion_is_requested_as_a_stream(fields: dict[str, Any], streams: bool) -> None:
+    request = decode_request("POST", "/completion", fields)
+    assert sent(request).get("stream", False) is streams
+    assert "stream" not in sent(request, stream=False)
+
+
+def test_native_requests_are_unsupported_by_other_backends() -> None:
+    for request in (
+        decode_request("POST", "/tokenize", {"content": "x"}),
+        decode_request("POST", "/unknown", {"model": "a"}),
+    ):
+        with pytest.raises(BadRequest, match="does not support"):
+            OpenAIUpstream().build(ADAPTER.expand(request), model="a", stream=True)
+
+
+def test_an_engine_gets_requests_in_every_protocol_that_it_speaks() -> None:
+    chat = OpenAIAdapter().decode(
+        next(one for one in OpenAIAdapter().operations if one.name == "chat"),
+        Incoming(method="POST", path="/v1/chat/completions", body=b'{"messages": []}'),
+    )
+    assert isinstance(chat, ChatRequest)
+    assert UPSTREAM.build(chat, model="a", stream=True) == OpenAIUpstream().build(chat, model="a", stream=True)
+    assert [UPSTREAM.speaks(wire) for wire in ("openai", "llamacpp", "anthropic", "ollama")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert LlamaCppUpstream(OpenAIUpstream("anthropic")).speaks("anthropic")
