@@ -1,4 +1,4 @@
-"""What every test shares: the event loop that coroutines run on, and the real model."""
+"""Fixtures for all tests: the event loop, flag files, and the real model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fakes.gate import Gate
+from fakes.flag_file import FlagFile
 from hypothesis import HealthCheck, settings
 
 from hostler.profiles.downloads import Cancellation
@@ -15,11 +15,11 @@ from hostler.profiles.fetch import fetch_sync
 from hostler.profiles.sources import cache_directory
 from hostler.profiles.store import demo_profiles
 
-# Started in the background by a shell, Ctrl-C would mean nothing to us, and by inheritance nothing to what is tested.
+# A shell starts background jobs with SIGINT ignored, which the programs under test would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes says more about the machine's other work than about the code.
+# The time of an example depends more on the machine's load than on the code.
 settings.register_profile("hostler", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("hostler")
 
@@ -30,21 +30,21 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def gates(tmp_path: Path) -> Callable[[str], Gate]:
-    """`gates("ready")` is a closed gate for scripted engines."""
-    folder = tmp_path / "gates"
+def flags(tmp_path: Path) -> Callable[[str], FlagFile]:
+    """`flags("ready")` is a flag for scripted engines, not set yet."""
+    folder = tmp_path / "flags"
     folder.mkdir()
-    return lambda name: Gate(folder / name)
+    return lambda name: FlagFile(folder / name)
 
 
 @pytest.fixture(scope="session")
 def real_model() -> Path:
-    """The file of the shipped profiles, fetched the first time as the product does it, into the user's own cache."""
+    """The model of the shipped profiles, downloaded into the user's cache on first use."""
     return fetch_sync(demo_profiles()[0], cache_directory(), lambda _: None, Cancellation())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A busy machine may take long over a real model's words."""
+    """Give tests with the real engine more time: a busy machine generates slowly."""
     for item in items:
         if item.get_closest_marker("engine") is not None and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(180))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from system.command import hostler
+from system.hostler_process import run_hostler
 
 from hostler.adapters.registry import GROUP, load_adapters
 
@@ -66,7 +66,7 @@ def test_the_gateway_serves_a_third_party_protocol(site: Path, tmp_path: Path) -
     configuration.write_text(json.dumps(document))
     found = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
     environ = {"PYTHONPATH": found, "HOSTLER_CACHE": str(tmp_path / "cache")}
-    with hostler("up", "--config", str(configuration), errors=tmp_path / "log", environ=environ) as up:
+    with run_hostler("up", "--config", str(configuration), errors=tmp_path / "log", environ=environ) as up:
         assert httpx.get(f"{up.address}/plain").text == "org/a\n"
         assert not (tmp_path / "engine.log").exists()
         response = httpx.post(f"{up.address}/plain/org/a", content="What is it?", timeout=30)

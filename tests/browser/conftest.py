@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
-from system.house import OpenHouse, house_in
+from system.running_gateway import StartGateway, gateway_starter
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 
@@ -84,9 +84,9 @@ async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
 
 
 @pytest.fixture
-def open_house(tmp_path: Path) -> OpenHouse:
-    """See `house_in`."""
-    return house_in(tmp_path)
+def start_gateway(tmp_path: Path) -> StartGateway:
+    """See `gateway_starter`."""
+    return gateway_starter(tmp_path)
 
 
 @pytest.fixture

@@ -9,18 +9,18 @@ from pathlib import Path
 import anyio
 import pytest
 from browser.conftest import OpenPage
-from fakes.gate import Gate
+from fakes.flag_file import FlagFile
 from fakes.ports import free_port
-from fakes.relay import relay_to
+from fakes.tcp_proxy import proxy_to
 from playwright.async_api import Locator, Page, expect
-from system.house import OpenHouse, first_word
+from system.running_gateway import StartGateway, first_token
 
 pytestmark = pytest.mark.anyio
 
 SLOW = {"ready_after": 0.2, "speak": True}
 TALKATIVE = {"chunks": 50_000, "chunk_delay": 0.05}
 
-Gates = Callable[[str], Gate]
+Flags = Callable[[str], FlagFile]
 
 
 def model(page: Page, name: str) -> Locator:
@@ -28,11 +28,13 @@ def model(page: Page, name: str) -> Locator:
     return page.locator(".models > li").filter(has=page.get_by_role("heading", name=name, exact=True))
 
 
-async def test_a_switch_is_shown_from_start_to_end(open_house: OpenHouse, open_page: OpenPage, gates: Gates) -> None:
-    ready = gates("ready")
-    async with open_house({"a": {}, "b": {"script": {**SLOW, "ready_when": ready.path}}}) as house:
-        await house.chat("a")
-        async with open_page(f"{house.url}/ui/") as page:
+async def test_a_switch_is_shown_from_start_to_end(
+    start_gateway: StartGateway, open_page: OpenPage, flags: Flags
+) -> None:
+    ready = flags("ready")
+    async with start_gateway({"a": {}, "b": {"script": {**SLOW, "ready_when": ready.path}}}) as gateway:
+        await gateway.chat("a")
+        async with open_page(f"{gateway.url}/ui/") as page:
             await expect(model(page, "a")).to_contain_text("ready")
             await page.get_by_role("button", name="Switch to b").click()
             dialog = page.get_by_role("dialog")
@@ -41,21 +43,21 @@ async def test_a_switch_is_shown_from_start_to_end(open_house: OpenHouse, open_p
             await page.get_by_role("link", name="Switching").click()
             await expect(page.get_by_role("heading", name="a → b")).to_be_visible()
             await expect(page.locator(".phases [data-state=current]")).to_have_text("loading")
-            ready.open()
+            ready.set()
             last = page.get_by_role("region", name="Recent switches").get_by_role("row").nth(1)
             await expect(last).to_contain_text("b")
             await expect(last).to_contain_text("ready")
             await page.get_by_role("link", name="Now").click()
             await expect(model(page, "b")).to_contain_text("ready")
             await expect(model(page, "a")).to_contain_text("not loaded")
-    assert house.starts() == ["a", "b"]
+    assert gateway.starts() == ["a", "b"]
 
 
-async def test_a_forecast_is_shown_without_a_switch(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_a_forecast_is_shown_without_a_switch(start_gateway: StartGateway, open_page: OpenPage) -> None:
     async with (
-        open_house({"a": {"script": TALKATIVE}, "b": {}}) as house,
-        house.stream("a"),
-        open_page(f"{house.url}/ui/") as page,
+        start_gateway({"a": {"script": TALKATIVE}, "b": {}}) as gateway,
+        gateway.stream("a"),
+        open_page(f"{gateway.url}/ui/") as page,
     ):
         await page.get_by_role("button", name="Forecast loading b").click()
         dialog = page.get_by_role("dialog")
@@ -63,12 +65,12 @@ async def test_a_forecast_is_shown_without_a_switch(open_house: OpenHouse, open_
         await page.keyboard.press("Escape")
         await expect(dialog).to_have_count(0)
         await expect(model(page, "a")).to_contain_text("1 of 1")
-    assert house.starts() == ["a"]
+    assert gateway.starts() == ["a"]
 
 
-async def test_unloading_a_busy_model_asks_how(open_house: OpenHouse, open_page: OpenPage) -> None:
-    async with open_house({"a": {"script": TALKATIVE}}) as house, house.stream("a") as answer:
-        async with open_page(f"{house.url}/ui/") as page:
+async def test_unloading_a_busy_model_asks_how(start_gateway: StartGateway, open_page: OpenPage) -> None:
+    async with start_gateway({"a": {"script": TALKATIVE}}) as gateway, gateway.stream("a") as answer:
+        async with open_page(f"{gateway.url}/ui/") as page:
             await expect(model(page, "a")).to_contain_text("1 of 1")
             await page.get_by_role("button", name="Unload a").click()
             await page.get_by_role("dialog").get_by_role("button", name="Stop them").click()
@@ -76,13 +78,13 @@ async def test_unloading_a_busy_model_asks_how(open_house: OpenHouse, open_page:
         assert "unloaded on request" in "".join([part async for part in answer.aiter_text()])
 
 
-async def test_a_request_in_flight_is_shown_and_cancelled(open_house: OpenHouse, open_page: OpenPage) -> None:
-    async with open_house({"a": {"script": TALKATIVE}}) as house:
-        async with open_page(f"{house.url}/ui/#flow") as page, anyio.create_task_group() as tasks:
+async def test_a_request_in_flight_is_shown_and_cancelled(start_gateway: StartGateway, open_page: OpenPage) -> None:
+    async with start_gateway({"a": {"script": TALKATIVE}}) as gateway:
+        async with open_page(f"{gateway.url}/ui/#flow") as page, anyio.create_task_group() as tasks:
             answers = []
 
             async def ask() -> None:
-                async with house.stream("a") as answer:
+                async with gateway.stream("a") as answer:
                     answers.append("".join([part async for part in answer.aiter_text()]))
 
             tasks.start_soon(ask)
@@ -96,11 +98,11 @@ async def test_a_request_in_flight_is_shown_and_cancelled(open_house: OpenHouse,
         assert "cancelled by an operator" in answers[0]
 
 
-async def test_a_request_expands_to_its_timing(open_house: OpenHouse, open_page: OpenPage) -> None:
-    async with open_house({"a": {}, "b": {"script": SLOW}}) as house:
-        await house.chat("a")
-        await house.chat("b")
-        async with open_page(f"{house.url}/ui/#flow") as page:
+async def test_a_request_expands_to_its_timing(start_gateway: StartGateway, open_page: OpenPage) -> None:
+    async with start_gateway({"a": {}, "b": {"script": SLOW}}) as gateway:
+        await gateway.chat("a")
+        await gateway.chat("b")
+        async with open_page(f"{gateway.url}/ui/#flow") as page:
             first = page.get_by_role("list", name="Recent requests").get_by_role("listitem").first
             await first.locator("summary").click()
             way = re.compile(r"queued .*switching .*prefill .*generation")
@@ -109,12 +111,14 @@ async def test_a_request_expands_to_its_timing(open_house: OpenHouse, open_page:
             await expect(first).to_contain_text("first in the chain")
 
 
-async def test_waiting_requests_are_listed_in_the_order_of_service(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_waiting_requests_are_listed_in_the_order_of_service(
+    start_gateway: StartGateway, open_page: OpenPage
+) -> None:
     profiles = {"a": {"script": TALKATIVE}, "b": {}}
-    async with open_house(profiles) as house, house.stream("a"), anyio.create_task_group() as tasks:
-        async with open_page(f"{house.url}/ui/#switching") as page:
+    async with start_gateway(profiles) as gateway, gateway.stream("a"), anyio.create_task_group() as tasks:
+        async with open_page(f"{gateway.url}/ui/#switching") as page:
             for _ in range(2):
-                tasks.start_soon(house.chat, "b")
+                tasks.start_soon(gateway.chat, "b")
             queue = page.get_by_role("region", name="Queue").locator("tbody tr")
             await expect(queue).to_have_count(2)
             await expect(queue.first).to_contain_text("b")
@@ -123,33 +127,33 @@ async def test_waiting_requests_are_listed_in_the_order_of_service(open_house: O
         tasks.cancel_scope.cancel()
 
 
-async def test_a_lost_connection_is_shown_and_restored(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_a_lost_connection_is_shown_and_restored(start_gateway: StartGateway, open_page: OpenPage) -> None:
     async with (
-        open_house({"a": {}}) as house,
-        relay_to(house.url) as wire,
+        start_gateway({"a": {}}) as gateway,
+        proxy_to(gateway.url) as wire,
         open_page(f"http://127.0.0.1:{wire.port}/ui/", complains=True) as page,
     ):
         link = page.locator("#link")
         await expect(link).to_have_text("live")
         await wire.cut()
         await expect(link).to_contain_text("connection lost")
-        await house.chat("a")
-        wire.mend()
+        await gateway.chat("a")
+        wire.restore()
         await expect(link).to_have_text("live")
         await expect(model(page, "a")).to_contain_text("ready")
 
 
-async def test_an_open_circuit_breaker_is_shown(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_an_open_circuit_breaker_is_shown(start_gateway: StartGateway, open_page: OpenPage) -> None:
     dead = {"kind": "openai", "url": f"http://127.0.0.1:{free_port()}/v1", "models": {"m": "m"}}
     probing = {"every_s": 60, "down_every_s": 60}
     async with (
-        open_house({"a": {}}, backends={"dead": dead}, gateway={"probing": probing}) as house,
-        open_page(f"{house.url}/ui/#chain") as page,
+        start_gateway({"a": {}}, backends={"dead": dead}, gateway={"probing": probing}) as gateway,
+        open_page(f"{gateway.url}/ui/#chain") as page,
     ):
         hop = page.locator(".hops > li").filter(has=page.get_by_role("heading", name="dead", exact=True))
         await expect(hop).to_contain_text("openai")
         for _ in range(3):
-            await house.chat("m")
+            await gateway.chat("m")
         await expect(hop).to_contain_text("circuit open")
         await expect(hop).to_contain_text("unreachable")
         await expect(page.get_by_text(re.compile("dead: in use → circuit open"))).to_be_visible()
@@ -157,13 +161,13 @@ async def test_an_open_circuit_breaker_is_shown(open_house: OpenHouse, open_page
         await expect(local).to_contain_text("in use")
 
 
-async def test_a_model_is_pinned_and_unpinned(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_a_model_is_pinned_and_unpinned(start_gateway: StartGateway, open_page: OpenPage) -> None:
     async with (
-        open_house({"a": {"ttl_s": 600}, "b": {}}) as house,
-        open_page(f"{house.url}/ui/") as page,
-        open_page(f"{house.url}/ui/") as other,
+        start_gateway({"a": {"ttl_s": 600}, "b": {}}) as gateway,
+        open_page(f"{gateway.url}/ui/") as page,
+        open_page(f"{gateway.url}/ui/") as other,
     ):
-        await house.chat("a")
+        await gateway.chat("a")
         await page.get_by_role("button", name="Pin a", exact=True).click()
         dialog = page.get_by_role("dialog")
         await expect(dialog).to_contain_text("local runs one model at a time")
@@ -171,7 +175,7 @@ async def test_a_model_is_pinned_and_unpinned(open_house: OpenHouse, open_page: 
         for each in (page, other):
             await expect(model(each, "a").locator(".badge", has_text="pinned")).to_be_visible()
             await expect(model(each, "a")).to_contain_text("never (pinned)")
-        await house.chat("b")
+        await gateway.chat("b")
         await expect(page.locator(".models > li[data-state=ready]")).to_have_count(2)
         await page.get_by_role("button", name="Unpin a", exact=True).click()
         await expect(model(other, "a").locator(".badge", has_text="pinned")).to_be_hidden()
@@ -179,7 +183,7 @@ async def test_a_model_is_pinned_and_unpinned(open_house: OpenHouse, open_page: 
 
 
 async def test_the_chain_shows_failures_and_their_time(
-    open_house: OpenHouse, open_page: OpenPage, tmp_path: Path
+    start_gateway: StartGateway, open_page: OpenPage, tmp_path: Path
 ) -> None:
     port = free_port()
     backends = {
@@ -187,10 +191,10 @@ async def test_the_chain_shows_failures_and_their_time(
     }
     spending = {"daily_limit": 2.5, "file": str(tmp_path / "spending.json")}
     more = {"gateway": {"spending": spending}, "breaker": {"failures": 1, "open_s": 120}}
-    async with open_house({"a": {}, "bad": {"script": {"exit_code": 1}}}, backends=backends, **more) as house:
-        await house.chat("a")
-        await house.chat("cloudy")
-        async with open_page(f"{house.url}/ui/#chain") as page:
+    async with start_gateway({"a": {}, "bad": {"script": {"exit_code": 1}}}, backends=backends, **more) as gateway:
+        await gateway.chat("a")
+        await gateway.chat("cloudy")
+        async with open_page(f"{gateway.url}/ui/#chain") as page:
             local, away = page.locator(".hops > li").first, page.locator(".hops > li").nth(1)
             await expect(away).to_contain_text("circuit open")
             await expect(away.get_by_role("list", name="Failures by kind")).to_contain_text("1 × unreachable")
@@ -204,18 +208,18 @@ async def test_the_chain_shows_failures_and_their_time(
 
 
 async def test_a_request_in_flight_shows_what_it_waits_for(
-    open_house: OpenHouse, open_page: OpenPage, gates: Gates
+    start_gateway: StartGateway, open_page: OpenPage, flags: Flags
 ) -> None:
-    ready = gates("ready")
+    ready = flags("ready")
     profiles = {"a": {"script": TALKATIVE}, "b": {"script": {"ready_when": ready.path}}}
     async with (
-        open_house(profiles) as house,
-        house.stream("a") as answer,
-        open_page(f"{house.url}/ui/") as page,
+        start_gateway(profiles) as gateway,
+        gateway.stream("a") as answer,
+        open_page(f"{gateway.url}/ui/") as page,
         anyio.create_task_group() as tasks,
     ):
-        await first_word(answer)
-        tasks.start_soon(house.chat, "b")
+        await first_token(answer)
+        tasks.start_soon(gateway.chat, "b")
         await page.get_by_role("link", name="1 request", exact=True).click()
         flying = page.get_by_role("list", name="Requests in flight").get_by_role("listitem")
         waiting = flying.filter(has_text="b")
@@ -227,4 +231,4 @@ async def test_a_request_in_flight_shows_what_it_waits_for(
         await page.get_by_role("link", name="Now").click()
         await page.get_by_role("link", name="1", exact=True).click()
         await expect(page.get_by_role("region", name="Queue")).to_contain_text("b")
-        ready.open()
+        ready.set()

@@ -8,13 +8,13 @@ from typing import Any
 import anyio
 import pytest
 from browser.conftest import OpenPage
-from fakes.gate import Gate
+from fakes.flag_file import FlagFile
 from playwright.async_api import Page, Route, expect
-from system.house import OpenHouse
+from system.running_gateway import StartGateway
 
 pytestmark = pytest.mark.anyio
 
-Gates = Callable[[str], Gate]
+Flags = Callable[[str], FlagFile]
 
 
 async def say(page: Page, text: str) -> None:
@@ -23,8 +23,11 @@ async def say(page: Page, text: str) -> None:
     await page.get_by_label("Message").press("Enter")
 
 
-async def test_an_answer_is_shown_with_its_thinking(open_house: OpenHouse, open_page: OpenPage) -> None:
-    async with open_house({"a": {"script": {"reasoning": 2}}}) as house, open_page(f"{house.url}/ui/#try") as page:
+async def test_an_answer_is_shown_with_its_thinking(start_gateway: StartGateway, open_page: OpenPage) -> None:
+    async with (
+        start_gateway({"a": {"script": {"reasoning": 2}}}) as gateway,
+        open_page(f"{gateway.url}/ui/#try") as page,
+    ):
         await say(page, "Hello")
         answer = page.get_by_role("list", name="Conversation").get_by_role("listitem").nth(1)
         await expect(answer.locator(".text")).to_have_text("word2 word3 word4 ")
@@ -33,26 +36,28 @@ async def test_an_answer_is_shown_with_its_thinking(open_house: OpenHouse, open_
         await expect(answer).to_contain_text("tokens")
         await say(page, "And now?")
         await expect(page.get_by_role("list", name="Conversation").get_by_role("listitem")).to_have_count(4)
-        asked = house.asked("a")[-1]
+        asked = gateway.requests("a")[-1]
     assert asked["method"] == "POST"
 
 
-async def test_a_waiting_chat_shows_load_progress(open_house: OpenHouse, open_page: OpenPage, gates: Gates) -> None:
-    ready = gates("ready")
+async def test_a_waiting_chat_shows_load_progress(
+    start_gateway: StartGateway, open_page: OpenPage, flags: Flags
+) -> None:
+    ready = flags("ready")
     script = {"ready_after": 0.1, "ready_when": ready.path, "speak": True}
-    async with open_house({"a": {"script": script}}) as house, open_page(f"{house.url}/ui/#try") as page:
+    async with start_gateway({"a": {"script": script}}) as gateway, open_page(f"{gateway.url}/ui/#try") as page:
         await say(page, "Hello")
         await expect(page.get_by_role("progressbar", name="load progress")).to_be_visible()
         await expect(page.locator("form.card [role=status]")).to_contain_text("loading a")
-        ready.open()
+        ready.set()
         await expect(page.locator(".text").nth(1)).to_have_text("word0 word1 word2 word3 word4 ")
         await expect(page.locator(".talk details").nth(1)).to_be_hidden()  # the gateway's progress is no thinking
 
 
 async def test_a_message_sent_before_the_models_are_listed_is_answered(
-    open_house: OpenHouse, open_page: OpenPage
+    start_gateway: StartGateway, open_page: OpenPage
 ) -> None:
-    async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/") as page:
+    async with start_gateway({"a": {}}) as gateway, open_page(f"{gateway.url}/ui/") as page:
         listed = anyio.Event()
 
         async def hold(route: Route) -> None:
@@ -60,18 +65,20 @@ async def test_a_message_sent_before_the_models_are_listed_is_answered(
             await route.continue_()
 
         await page.route("**/events", hold)
-        await page.goto(f"{house.url}/ui/?again#try")
+        await page.goto(f"{gateway.url}/ui/?again#try")
         await say(page, "Hello")
         await expect(page.locator("form.card [role=status]")).to_contain_text("Waiting for the list of models")
         listed.set()
         await expect(page.locator(".text").nth(1)).to_have_text("word0 word1 word2 word3 word4 ")
 
 
-async def test_a_message_sent_as_the_models_are_listed_is_answered(open_house: OpenHouse, open_page: OpenPage) -> None:
-    async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/#try") as page:
+async def test_a_message_sent_as_the_models_are_listed_is_answered(
+    start_gateway: StartGateway, open_page: OpenPage
+) -> None:
+    async with start_gateway({"a": {}}) as gateway, open_page(f"{gateway.url}/ui/#try") as page:
         held = []
         await page.route("**/events", lambda route: held.append(route))
-        await page.goto(f"{house.url}/ui/?again#try")
+        await page.goto(f"{gateway.url}/ui/?again#try")
         await page.get_by_label("Message").fill("Hello")
         # The list is known, but what is seen follows a moment later.
         await page.evaluate(
@@ -81,27 +88,27 @@ async def test_a_message_sent_as_the_models_are_listed_is_answered(open_house: O
         await expect(page.locator(".text").nth(1)).to_have_text("word0 word1 word2 word3 word4 ")
 
 
-async def test_an_answer_is_stopped(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_an_answer_is_stopped(start_gateway: StartGateway, open_page: OpenPage) -> None:
     script = {"chunks": 50_000, "chunk_delay": 0.05}
-    async with open_house({"a": {"script": script}}) as house, open_page(f"{house.url}/ui/#try") as page:
+    async with start_gateway({"a": {"script": script}}) as gateway, open_page(f"{gateway.url}/ui/#try") as page:
         await say(page, "Hello")
         await expect(page.locator(".text").nth(1)).to_contain_text("word2")
         await page.get_by_role("button", name="Stop").click()
         await expect(page.get_by_role("list", name="Conversation")).to_contain_text("stopped")
         await expect(page.get_by_role("button", name="Send")).to_be_enabled()
-        await house.until(lambda: house.events("gone"))
+        await gateway.until(lambda: gateway.events("gone"))
 
 
-async def test_a_new_chat_discards_an_unfinished_answer(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_a_new_chat_discards_an_unfinished_answer(start_gateway: StartGateway, open_page: OpenPage) -> None:
     script = {"chunks": 50_000, "chunk_delay": 0.05}
-    async with open_house({"a": {"script": script}}) as house, open_page(f"{house.url}/ui/#try") as page:
+    async with start_gateway({"a": {"script": script}}) as gateway, open_page(f"{gateway.url}/ui/#try") as page:
         sent: list[Any] = []
         page.on("request", lambda asked: "/chat/" in asked.url and sent.append(asked.post_data_json["messages"]))
         await say(page, "Hello")
         await expect(page.locator(".text").nth(1)).to_contain_text("word2")
         await page.get_by_role("button", name="New chat").click()
         await expect(page.get_by_role("button", name="Send")).to_be_enabled()
-        await house.until(lambda: house.events("gone"))
+        await gateway.until(lambda: gateway.events("gone"))
         await say(page, "And now?")
         await expect(page.locator(".text").nth(1)).to_contain_text("word2")
         assert sent[-1] == [{"role": "user", "content": "And now?"}]
@@ -109,18 +116,18 @@ async def test_a_new_chat_discards_an_unfinished_answer(open_house: OpenHouse, o
         await expect(page.get_by_role("list", name="Conversation")).to_contain_text("stopped")
 
 
-async def test_an_error_shows_the_gateways_message(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_an_error_shows_the_gateways_message(start_gateway: StartGateway, open_page: OpenPage) -> None:
     script = {"exit_code": 1, "stderr": "error: no such architecture\n"}
     async with (
-        open_house({"a": {"script": script}}) as house,
-        open_page(f"{house.url}/ui/#try", complains=True) as page,
+        start_gateway({"a": {"script": script}}) as gateway,
+        open_page(f"{gateway.url}/ui/#try", complains=True) as page,
     ):
         await say(page, "Hello")
         await expect(page.get_by_role("alert")).to_contain_text("a could not be loaded on local")
 
 
-async def test_a_tool_call_is_shown(open_house: OpenHouse, open_page: OpenPage) -> None:
-    async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/#try") as page:
+async def test_a_tool_call_is_shown(start_gateway: StartGateway, open_page: OpenPage) -> None:
+    async with start_gateway({"a": {}}) as gateway, open_page(f"{gateway.url}/ui/#try") as page:
         call = (
             '{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"c1","type":"function",'
             '"function":{"name":"current_time","arguments":"{\\"zone\\": "}}]}}]}'
@@ -141,12 +148,12 @@ async def test_a_tool_call_is_shown(open_house: OpenHouse, open_page: OpenPage) 
 
 
 async def test_the_stop_button_stays_in_place_while_the_answer_grows(
-    open_house: OpenHouse, open_page: OpenPage
+    start_gateway: StartGateway, open_page: OpenPage
 ) -> None:
     script = {"chunks": 50_000, "chunk_delay": 0.01, "text": "line{}\n"}
     async with (
-        open_house({"a": {"script": script}}) as house,
-        open_page(f"{house.url}/ui/#try", viewport={"width": 375, "height": 740}) as page,
+        start_gateway({"a": {"script": script}}) as gateway,
+        open_page(f"{gateway.url}/ui/#try", viewport={"width": 375, "height": 740}) as page,
     ):
         await say(page, "Hello")
         stop, words = page.get_by_role("button", name="Stop"), page.locator(".text").nth(1)

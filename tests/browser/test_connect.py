@@ -11,7 +11,7 @@ import anyio
 import pytest
 from browser.conftest import OpenPage
 from playwright.async_api import expect
-from system.house import OpenHouse, keys_in
+from system.running_gateway import StartGateway, write_keys
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -38,10 +38,15 @@ async def run(*command: str, env: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("keyed", [False, True], ids=["open", "with keys"])
-async def test_pasted_settings_work(open_house: OpenHouse, open_page: OpenPage, tmp_path: Path, keyed: bool) -> None:
-    file, of = keys_in(tmp_path, anna=0)
-    gateway = {"api_keys_file": file} if keyed else {}
-    async with open_house({"a": {}}, gateway=gateway) as house, open_page(house.url + "/ui/", complains=keyed) as page:
+async def test_pasted_settings_work(
+    start_gateway: StartGateway, open_page: OpenPage, tmp_path: Path, keyed: bool
+) -> None:
+    file, of = write_keys(tmp_path, anna=0)
+    settings = {"api_keys_file": file} if keyed else {}
+    async with (
+        start_gateway({"a": {}}, gateway=settings) as gateway,
+        open_page(gateway.url + "/ui/", complains=keyed) as page,
+    ):
         if keyed:
             await page.get_by_label("API key").fill(of["anna"])
             await page.get_by_role("button", name="Log in").click()
@@ -59,7 +64,7 @@ async def test_pasted_settings_work(open_house: OpenHouse, open_page: OpenPage, 
 
         openai = await pasted("OpenAI SDKs")
         program = openai.partition("# Python\n")[2]
-        assert house.url in program
+        assert gateway.url in program
         await run(sys.executable, "-c", program, env={})
         words = "print(OpenAI().chat.completions.create(model='a', messages=[{'role': 'user', 'content': 'Hi'}]))"
         assert "word0" in await run(sys.executable, "-c", f"from openai import OpenAI; {words}", env=settings(openai))
@@ -74,20 +79,22 @@ async def test_pasted_settings_work(open_house: OpenHouse, open_page: OpenPage, 
             assert "word0" in await run(sys.executable, "-c", program, env={})
         text = await pasted("Claude Code")
         assert "word0" in await run(sys.executable, "-c", PROGRAMS["Claude Code"], env=settings(text))
-        assert len(house.asked("a")) == 4
+        assert len(gateway.requests("a")) == 4
         await expect(page.get_by_role("region", name="Hermes Desktop and Hermes Agent")).to_contain_text(
             "64,000 tokens"
         )
 
 
-async def test_a_name_that_is_markup_is_quoted_for_every_program(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_a_name_that_is_markup_is_quoted_for_every_program(
+    start_gateway: StartGateway, open_page: OpenPage
+) -> None:
     nasty = "<img src=x onerror=alert(1)>"
     backends = {"else": {"kind": "openai", "url": "http://127.0.0.1:9/v1", "models": {nasty: nasty}}}
-    async with open_house({}, backends=backends) as house, open_page(f"{house.url}/ui/#connect") as page:
+    async with start_gateway({}, backends=backends) as gateway, open_page(f"{gateway.url}/ui/#connect") as page:
         for title in ("Hermes Desktop and Hermes Agent", "OpenAI SDKs", "curl", "Ollama clients", "Claude Code"):
             await expect(page.get_by_label(f"Settings for {title}", exact=True)).to_contain_text(nasty)
         for section, shown in (("Chain", ".lane .label"), ("Try it", "#try-model")):
             await page.get_by_role("link", name=section).click()
-            await house.http.post("/v1/chat/completions", json={"model": nasty, "messages": []})
+            await gateway.http.post("/v1/chat/completions", json={"model": nasty, "messages": []})
             await expect(page.locator(shown).filter(has_text=nasty).first).to_be_attached()
         assert await page.locator("main img").count() == 0

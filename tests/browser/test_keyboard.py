@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 from browser.conftest import OpenPage
 from browser.sections import SECTIONS, open_section
-from fakes.gate import Gate
+from fakes.flag_file import FlagFile
 from playwright.async_api import Page, expect
 from playwright.async_api import TimeoutError as Overdue
-from system.house import OpenHouse
+from system.running_gateway import StartGateway
 
 pytestmark = pytest.mark.anyio
 
@@ -24,13 +24,13 @@ NAMED = "each => each.id || each.getAttribute('aria-label') || each.textContent.
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_every_control_is_reached_in_order_with_a_visible_focus(
-    open_house: OpenHouse, open_page: OpenPage, scheme: str
+    start_gateway: StartGateway, open_page: OpenPage, scheme: str
 ) -> None:
     profiles = {"a": {"script": ENDLESS}, "b": {}, "broken": {"script": {"exit_code": 1}}}
-    async with open_house(profiles) as house:
-        await house.chat("b")
-        await house.chat("broken")
-        async with house.stream("a"), open_page(f"{house.url}/ui/", color_scheme=scheme) as page:
+    async with start_gateway(profiles) as gateway:
+        await gateway.chat("b")
+        await gateway.chat("broken")
+        async with gateway.stream("a"), open_page(f"{gateway.url}/ui/", color_scheme=scheme) as page:
             for section in SECTIONS:
                 await open_section(page, section)
                 # What moves by itself while we walk would be another page at every step.
@@ -88,13 +88,13 @@ async def press(page: Page, key: str, seen: str = SEEN) -> None:
         raise AssertionError(f"{key}: {name!r} has the focus and is covered") from None
 
 
-async def test_the_focused_element_is_not_covered_on_a_phone(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_the_focused_element_is_not_covered_on_a_phone(start_gateway: StartGateway, open_page: OpenPage) -> None:
     profiles = {name: {} for name in "abcdef"}
     rows = {"Now": ".models > li", "Flow": "[aria-label='Recent requests'] > li", "Try it": "#try-model option"}
-    async with open_house(profiles) as house:
+    async with start_gateway(profiles) as gateway:
         for name in profiles:
-            await house.chat(name)
-        async with open_page(f"{house.url}/ui/", viewport=PHONE) as page:
+            await gateway.chat(name)
+        async with open_page(f"{gateway.url}/ui/", viewport=PHONE) as page:
             for section, row in rows.items():
                 await open_section(page, section)
                 await expect(page.locator(row)).to_have_count(len(profiles))
@@ -105,12 +105,12 @@ async def test_the_focused_element_is_not_covered_on_a_phone(open_house: OpenHou
 
 
 async def test_the_focused_element_is_not_covered_while_an_answer_streams(
-    open_house: OpenHouse, open_page: OpenPage, gates: Callable[[str], Gate]
+    start_gateway: StartGateway, open_page: OpenPage, flags: Callable[[str], FlagFile]
 ) -> None:
-    script = {"chunks": 40, "text": "line{}\n", "last_when": gates("end").path}
+    script = {"chunks": 40, "text": "line{}\n", "last_when": flags("end").path}
     async with (
-        open_house({"a": {"script": script}}) as house,
-        open_page(f"{house.url}/ui/#try", viewport=PHONE) as page,
+        start_gateway({"a": {"script": script}}) as gateway,
+        open_page(f"{gateway.url}/ui/#try", viewport=PHONE) as page,
     ):
         await page.get_by_label("Message").fill("Hello")
         await page.keyboard.press("Enter")
@@ -123,9 +123,9 @@ async def test_the_focused_element_is_not_covered_while_an_answer_streams(
 
 @pytest.mark.parametrize("spacing", [-1.0, -0.1, 0.0, 0.8, 2.0, 4.0])
 async def test_the_focused_link_is_fully_visible_in_any_font(
-    open_house: OpenHouse, open_page: OpenPage, spacing: float
+    start_gateway: StartGateway, open_page: OpenPage, spacing: float
 ) -> None:
-    async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/", viewport=PHONE) as page:
+    async with start_gateway({"a": {}}) as gateway, open_page(f"{gateway.url}/ui/", viewport=PHONE) as page:
         await open_section(page, "Now")
         await page.evaluate(f"document.querySelector('nav').style.letterSpacing = '{spacing}px'")
         await page.locator("nav a").first.focus()
@@ -135,8 +135,8 @@ async def test_the_focused_link_is_fully_visible_in_any_font(
                 await expect(page.get_by_role("navigation").get_by_role("link", name=name)).to_be_focused()
 
 
-async def test_a_partly_visible_link_stays_under_the_pointer(open_house: OpenHouse, open_page: OpenPage) -> None:
-    async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/", viewport=PHONE) as page:
+async def test_a_partly_visible_link_stays_under_the_pointer(start_gateway: StartGateway, open_page: OpenPage) -> None:
+    async with start_gateway({"a": {}}) as gateway, open_page(f"{gateway.url}/ui/", viewport=PHONE) as page:
         await page.locator("nav ul").evaluate(
             "(row) => { const link = row.children[4]; row.scrollLeft = link.offsetLeft + link.offsetWidth / 2"
             " - row.offsetLeft - row.clientWidth; }"

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.async_api import Browser, Page, Route, expect
-from system.house import House, OpenHouse
+from system.running_gateway import RunningGateway, StartGateway
 
 FOLDER = os.environ.get("HOSTLER_TEST_LLAMA_UI")
 
@@ -27,7 +27,7 @@ pytestmark = [
 
 
 @asynccontextmanager
-async def web_ui(browser: Browser, house: House) -> AsyncIterator[Page]:
+async def web_ui(browser: Browser, gateway: RunningGateway) -> AsyncIterator[Page]:
     """The web UI in a window of its own: its files from the folder, everything else from the gateway."""
     context = await browser.new_context(service_workers="block", viewport={"width": 1280, "height": 900})
 
@@ -43,7 +43,7 @@ async def web_ui(browser: Browser, house: House) -> AsyncIterator[Page]:
         await context.route("**/*", answer)
         page = await context.new_page()
         page.set_default_timeout(20_000)
-        await page.goto(f"{house.url}/")
+        await page.goto(f"{gateway.url}/")
         yield page
     finally:
         await context.close()
@@ -56,26 +56,26 @@ async def say(page: Page, text: str) -> None:
     await page.keyboard.press("Enter")
 
 
-async def test_the_web_ui_chats_and_switches_models(open_house: OpenHouse, browser: Browser) -> None:
+async def test_the_web_ui_chats_and_switches_models(start_gateway: StartGateway, browser: Browser) -> None:
     profiles = {"a": {"default": True, "aliases": ["alpha"]}, "org/b": {"script": {"text": "other{}"}}}
-    async with open_house(profiles) as house, web_ui(browser, house) as page:
+    async with start_gateway(profiles) as gateway, web_ui(browser, gateway) as page:
         await say(page, "Hello")
         await expect(page.get_by_text("word0 word1 word2 word3 word4")).to_be_visible()
-        assert house.starts() == ["a"]
+        assert gateway.starts() == ["a"]
         await page.get_by_role("button", name=re.compile("^(a|alpha)$")).last.click()
         await expect(page.get_by_text("Loaded models")).to_be_visible()
         await page.get_by_role("option", name=re.compile("b")).last.click()
         await expect(page.get_by_text("Model loaded: b")).to_be_visible()
-        assert house.starts() == ["a", "org/b"]
+        assert gateway.starts() == ["a", "org/b"]
         await say(page, "And you?")
         await expect(page.get_by_text("other0 other1 other2 other3 other4")).to_be_visible()
 
 
-async def test_the_web_ui_stops_an_answer(open_house: OpenHouse, browser: Browser) -> None:
+async def test_the_web_ui_stops_an_answer(start_gateway: StartGateway, browser: Browser) -> None:
     profiles = {"a": {"default": True, "script": {"chunks": 50_000, "chunk_delay": 0.05}}}
-    async with open_house(profiles) as house, web_ui(browser, house) as page:
+    async with start_gateway(profiles) as gateway, web_ui(browser, gateway) as page:
         await say(page, "Hello")
         await expect(page.get_by_text("word0 word1")).to_be_visible()
         await page.get_by_role("button", name="Stop generation").last.click()
-        await house.until(lambda: house.events("gone"))
+        await gateway.until(lambda: gateway.events("gone"))
         await expect(page.get_by_role("button", name="Send")).to_be_visible()

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from browser.conftest import OpenPage
 from playwright.async_api import Error, expect
-from system.house import OpenHouse
+from system.running_gateway import StartGateway
 
 from hostler.gateway.auth import keys
 
@@ -22,10 +22,10 @@ def keyed(folder: Path, *scopes: keys.Scope) -> tuple[str, dict[str, str]]:
 
 
 async def test_an_operator_logs_in_acts_and_logs_out(
-    open_house: OpenHouse, open_page: OpenPage, tmp_path: Path
+    start_gateway: StartGateway, open_page: OpenPage, tmp_path: Path
 ) -> None:
-    key, gateway = keyed(tmp_path, "infer", "read", "operate")
-    async with open_house({"a": {}}, gateway=gateway) as house, open_page(house.url, complains=True) as page:
+    key, settings = keyed(tmp_path, "infer", "read", "operate")
+    async with start_gateway({"a": {}}, gateway=settings) as gateway, open_page(gateway.url, complains=True) as page:
         await page.get_by_label("API key").fill("hst-wrong")
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("alert")).to_contain_text("invalid API key")
@@ -43,15 +43,15 @@ async def test_an_operator_logs_in_acts_and_logs_out(
         await expect(page.locator(".text").nth(1)).to_contain_text("word4")
         await page.get_by_role("button", name="Log out").click()
         await expect(page.get_by_label("API key")).to_be_visible()
-        await page.goto(f"{house.url}/ui/")
+        await page.goto(f"{gateway.url}/ui/")
         await expect(page.get_by_label("API key")).to_be_visible()
 
 
 async def test_a_key_without_operate_sees_no_actions(
-    open_house: OpenHouse, open_page: OpenPage, tmp_path: Path
+    start_gateway: StartGateway, open_page: OpenPage, tmp_path: Path
 ) -> None:
-    key, gateway = keyed(tmp_path, "read")
-    async with open_house({"a": {}}, gateway=gateway) as house, open_page(house.url, complains=True) as page:
+    key, settings = keyed(tmp_path, "read")
+    async with start_gateway({"a": {}}, gateway=settings) as gateway, open_page(gateway.url, complains=True) as page:
         await page.get_by_label("API key").fill(key)
         await page.keyboard.press("Enter")
         await expect(page.locator(".models")).to_contain_text("not loaded")
@@ -63,10 +63,10 @@ async def test_a_key_without_operate_sees_no_actions(
         assert refused == 403
 
 
-async def test_a_revoked_key_ends_its_session(open_house: OpenHouse, open_page: OpenPage, tmp_path: Path) -> None:
-    key, gateway = keyed(tmp_path, "read")
+async def test_a_revoked_key_ends_its_session(start_gateway: StartGateway, open_page: OpenPage, tmp_path: Path) -> None:
+    key, settings = keyed(tmp_path, "read")
     keys.add(tmp_path / "keys", "another", ["read"])
-    async with open_house({"a": {}}, gateway=gateway) as house, open_page(house.url, complains=True) as page:
+    async with start_gateway({"a": {}}, gateway=settings) as gateway, open_page(gateway.url, complains=True) as page:
         await page.get_by_label("API key").fill(key)
         await page.keyboard.press("Enter")
         await expect(page.locator("#link")).to_have_text("live")
@@ -80,11 +80,11 @@ async def test_a_revoked_key_ends_its_session(open_house: OpenHouse, open_page: 
                     left = await page.get_by_label("API key").is_visible()
 
 
-async def test_login_works_without_javascript(open_house: OpenHouse, open_page: OpenPage, tmp_path: Path) -> None:
-    key, gateway = keyed(tmp_path, "read")
+async def test_login_works_without_javascript(start_gateway: StartGateway, open_page: OpenPage, tmp_path: Path) -> None:
+    key, settings = keyed(tmp_path, "read")
     async with (
-        open_house({"a": {}}, gateway=gateway) as house,
-        open_page(house.url, java_script_enabled=False, complains=True) as page,
+        start_gateway({"a": {}}, gateway=settings) as gateway,
+        open_page(gateway.url, java_script_enabled=False, complains=True) as page,
     ):
         await page.get_by_label("API key").fill(key)
         await page.get_by_role("button", name="Log in").click()

@@ -12,15 +12,15 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from browser.conftest import OpenPage, artefacts
 from browser.sections import SECTIONS, open_section
-from fakes.gate import Gate
+from fakes.flag_file import FlagFile
 from playwright.async_api import Page, expect
-from system.house import House, OpenHouse, first_word
+from system.running_gateway import RunningGateway, StartGateway, first_token
 
 from hostler.gateway.auth import keys
 
 pytestmark = pytest.mark.anyio
 
-Gates = Callable[[str], Gate]
+Flags = Callable[[str], FlagFile]
 
 NASTY = "<img src=x onerror=alert(1)>"
 #: As long as people's are.
@@ -35,12 +35,12 @@ HIDDEN_AT_THE_SIDE = """() => [...document.querySelectorAll("main, main *")].fil
 }).map((node) => `${node.tagName} ${node.className} ${node.textContent.slice(0, 60)}`)"""
 
 
-async def lived_in(house: House) -> None:
-    """A house in which something has happened."""
-    await house.chat("a")
-    await house.chat("b")
-    await house.chat("broken")
-    await house.chat("unknown-model")
+async def lived_in(gateway: RunningGateway) -> None:
+    """A gateway with some history."""
+    await gateway.chat("a")
+    await gateway.chat("b")
+    await gateway.chat("broken")
+    await gateway.chat("unknown-model")
 
 
 async def complaints(page: Page) -> list[str]:
@@ -57,18 +57,18 @@ async def complaints(page: Page) -> list[str]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("device", ["desktop", "phone"])
 async def test_every_section_is_readable(
-    open_house: OpenHouse, open_page: OpenPage, gates: Gates, device: str, scheme: str, tmp_path: Path
+    start_gateway: StartGateway, open_page: OpenPage, flags: Flags, device: str, scheme: str, tmp_path: Path
 ) -> None:
-    end = gates("end")
-    end.open()
+    end = flags("end")
+    end.set()
     look = f"{device}-{scheme}"
     viewport = {"width": 375, "height": 740} if device == "phone" else {"width": 1280, "height": 900}
     options = {"viewport": viewport, "color_scheme": scheme}
     profiles = {"a": {"script": {"last_when": end.path}}, "b": {}, "broken": {"script": {"exit_code": 1}}}
-    async with open_house(profiles) as house:
-        await lived_in(house)
-        end.close()
-        async with house.stream("a"), open_page(f"{house.url}/ui/", **options) as page:
+    async with start_gateway(profiles) as gateway:
+        await lived_in(gateway)
+        end.clear()
+        async with gateway.stream("a"), open_page(f"{gateway.url}/ui/", **options) as page:
             for section in SECTIONS:
                 await open_section(page, section)
                 if section == "Flow":
@@ -85,25 +85,25 @@ async def test_every_section_is_readable(
 
 @pytest.mark.parametrize("width", [375, 320])
 async def test_nothing_scrolls_sideways(
-    open_house: OpenHouse, open_page: OpenPage, gates: Gates, width: int, tmp_path: Path
+    start_gateway: StartGateway, open_page: OpenPage, flags: Flags, width: int, tmp_path: Path
 ) -> None:
-    end = gates("end")
-    end.open()
+    end = flags("end")
+    end.set()
     profiles = {
         LONG: {"script": {"last_when": end.path}},
         f"other-{LONG}"[:57]: {},
         "broken": {"script": {"exit_code": 1}},
     }
     backends = {"away": {"kind": "openai", "url": "http://127.0.0.1:9/v1", "models": {f"cloudy-{LONG}"[:57]: "x"}}}
-    async with open_house(profiles, backends=backends) as house, anyio.create_task_group() as tasks:
+    async with start_gateway(profiles, backends=backends) as gateway, anyio.create_task_group() as tasks:
         for name in [*profiles, LONG]:
-            await house.chat(name)
-        end.close()
-        async with house.stream(LONG) as answer:
-            await first_word(answer)
-            tasks.start_soon(house.chat, f"other-{LONG}"[:57])
-            await house.until_counts(1, 1)
-            async with open_page(f"{house.url}/ui/", viewport={"width": width, "height": 740}) as page:
+            await gateway.chat(name)
+        end.clear()
+        async with gateway.stream(LONG) as answer:
+            await first_token(answer)
+            tasks.start_soon(gateway.chat, f"other-{LONG}"[:57])
+            await gateway.until_counts(1, 1)
+            async with open_page(f"{gateway.url}/ui/", viewport={"width": width, "height": 740}) as page:
                 for section in SECTIONS:
                     await open_section(page, section)
                     if section == "Flow":
@@ -129,23 +129,25 @@ async def test_nothing_scrolls_sideways(
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("device", ["desktop", "phone"])
 async def test_the_login_form_is_readable(
-    open_house: OpenHouse, open_page: OpenPage, device: str, scheme: str, tmp_path: Path
+    start_gateway: StartGateway, open_page: OpenPage, device: str, scheme: str, tmp_path: Path
 ) -> None:
     keys.add(tmp_path / "keys", "anna", ["read"])
     viewport = {"width": 375, "height": 740} if device == "phone" else {"width": 1280, "height": 900}
     async with (
-        open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house,
-        open_page(house.url, complains=True, viewport=viewport, color_scheme=scheme) as page,
+        start_gateway({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as gateway,
+        open_page(gateway.url, complains=True, viewport=viewport, color_scheme=scheme) as page,
     ):
         assert await complaints(page) == []
 
 
 @pytest.mark.parametrize("device", ["desktop", "phone"])
-async def test_models_are_listed_without_javascript(open_house: OpenHouse, open_page: OpenPage, device: str) -> None:
+async def test_models_are_listed_without_javascript(
+    start_gateway: StartGateway, open_page: OpenPage, device: str
+) -> None:
     width = 375 if device == "phone" else 1280
     async with (
-        open_house({LONG: {"aliases": ["short"]}}) as house,
-        open_page(f"{house.url}/ui/", java_script_enabled=False, viewport={"width": width, "height": 740}) as page,
+        start_gateway({LONG: {"aliases": ["short"]}}) as gateway,
+        open_page(f"{gateway.url}/ui/", java_script_enabled=False, viewport={"width": width, "height": 740}) as page,
     ):
         row = page.get_by_role("region", name="Models").get_by_role("row").nth(1)
         for text in (LONG, "short", "unloaded"):
@@ -156,10 +158,10 @@ async def test_models_are_listed_without_javascript(open_house: OpenHouse, open_
             assert box["x"] + box["width"] <= width
 
 
-async def test_a_keyboard_is_enough(open_house: OpenHouse, open_page: OpenPage) -> None:
-    async with open_house({"a": {}, "b": {}}) as house:
-        await house.chat("a")
-        async with open_page(f"{house.url}/ui/") as page:
+async def test_a_keyboard_is_enough(start_gateway: StartGateway, open_page: OpenPage) -> None:
+    async with start_gateway({"a": {}, "b": {}}) as gateway:
+        await gateway.chat("a")
+        async with open_page(f"{gateway.url}/ui/") as page:
             await expect(page.get_by_role("button", name="Switch to b")).to_be_visible()
 
             async def focused() -> str:
@@ -189,18 +191,18 @@ async def test_a_keyboard_is_enough(open_house: OpenHouse, open_page: OpenPage) 
             await page.keyboard.press("Enter")
             title = page.get_by_role("heading", level=2, name="Flow", exact=True)
             await expect(title).to_be_focused()  # reading goes on there
-    assert house.starts() == ["a", "b"]
+    assert gateway.starts() == ["a", "b"]
 
 
-async def test_a_name_that_is_markup_is_text_everywhere(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_a_name_that_is_markup_is_text_everywhere(start_gateway: StartGateway, open_page: OpenPage) -> None:
     profiles = {"a": {"description": NASTY, "script": {"stderr": f"{NASTY}\n", "text": f"{NASTY}{{}}"}}}
     backends = {"else": {"kind": "openai", "url": "http://127.0.0.1:9/v1", "models": {NASTY: NASTY}}}
-    async with open_house(profiles, backends=backends) as house:
-        await house.chat("a")
-        await house.chat(NASTY)
-        plain = (await house.http.get("/ui/", headers={"Accept": "text/html"})).text
+    async with start_gateway(profiles, backends=backends) as gateway:
+        await gateway.chat("a")
+        await gateway.chat(NASTY)
+        plain = (await gateway.http.get("/ui/", headers={"Accept": "text/html"})).text
         assert NASTY not in plain
-        async with open_page(f"{house.url}/ui/") as page:
+        async with open_page(f"{gateway.url}/ui/") as page:
             for section in SECTIONS:
                 await open_section(page, section)
                 if section == "Now":
@@ -224,11 +226,11 @@ async def test_a_name_that_is_markup_is_text_everywhere(open_house: OpenHouse, o
                 assert await page.locator("main img").count() == 0
 
 
-async def test_logs_are_filtered(open_house: OpenHouse, open_page: OpenPage) -> None:
+async def test_logs_are_filtered(start_gateway: StartGateway, open_page: OpenPage) -> None:
     script = {"stderr": "one apple\nerror: one pear\n"}
-    async with open_house({"a": {"script": script}}) as house:
-        await house.chat("a")
-        async with open_page(f"{house.url}/ui/#logs") as page:
+    async with start_gateway({"a": {"script": script}}) as gateway:
+        await gateway.chat("a")
+        async with open_page(f"{gateway.url}/ui/#logs") as page:
             await page.get_by_label("Source").select_option(label="a on local")
             await expect(page.get_by_role("log")).to_contain_text("one apple")
             await page.get_by_label("Filter").fill("PEAR")
@@ -238,29 +240,29 @@ async def test_logs_are_filtered(open_house: OpenHouse, open_page: OpenPage) -> 
             await expect(page.get_by_role("log")).to_have_text("error: one pear")
 
 
-async def test_settings_name_this_gateway(open_house: OpenHouse, open_page: OpenPage) -> None:
-    async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/#connect") as page:
+async def test_settings_name_this_gateway(start_gateway: StartGateway, open_page: OpenPage) -> None:
+    async with start_gateway({"a": {}}) as gateway, open_page(f"{gateway.url}/ui/#connect") as page:
         for title in ("OpenAI SDKs", "Ollama clients", "Open WebUI", "Hermes"):
-            await expect(page.get_by_role("region", name=re.compile(title)).first).to_contain_text(house.url)
+            await expect(page.get_by_role("region", name=re.compile(title)).first).to_contain_text(gateway.url)
         curl = page.get_by_label("Settings for curl", exact=True)
         await expect(curl).to_contain_text('"model":"a"')
         text = await curl.inner_text()
         body = json.loads(text.partition("-d '")[2].rstrip("'\n"))
-        assert (await house.http.post("/v1/chat/completions", json=body)).status_code == 200
+        assert (await gateway.http.post("/v1/chat/completions", json=body)).status_code == 200
 
 
-async def test_charts_show_the_history(open_house: OpenHouse, open_page: OpenPage) -> None:
-    async with open_house({"a": {}}) as house:
-        await house.chat("a")
-        async with open_page(f"{house.url}/ui/#charts") as page:
+async def test_charts_show_the_history(start_gateway: StartGateway, open_page: OpenPage) -> None:
+    async with start_gateway({"a": {}}) as gateway:
+        await gateway.chat("a")
+        async with open_page(f"{gateway.url}/ui/#charts") as page:
             chart = page.get_by_role("img", name=re.compile("^Time to first token: latest median"))
             await expect(chart).to_be_visible()
             await expect(page.get_by_role("img", name=re.compile("^Switches: total 1"))).to_be_visible()
 
 
-async def test_nothing_is_loaded_from_other_hosts(open_house: OpenHouse, open_page: OpenPage) -> None:
-    async with open_house({"a": {}}) as house, open_page(f"{house.url}/ui/") as page:
-        await house.chat("a")
+async def test_nothing_is_loaded_from_other_hosts(start_gateway: StartGateway, open_page: OpenPage) -> None:
+    async with start_gateway({"a": {}}) as gateway, open_page(f"{gateway.url}/ui/") as page:
+        await gateway.chat("a")
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         await page.reload()
@@ -268,4 +270,4 @@ async def test_nothing_is_loaded_from_other_hosts(open_house: OpenHouse, open_pa
             await open_section(page, section)
         await expect(page.locator("#link")).to_have_text("live")
         assert asked
-        assert all(url.startswith(house.url) for url in asked)
+        assert all(url.startswith(gateway.url) for url in asked)

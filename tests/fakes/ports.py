@@ -1,7 +1,7 @@
-"""Ports for whoever has to know one before it listens. They are none that the system gives away by itself.
+"""Ports for tests that must know a port before anything listens on it, from outside the ephemeral range.
 
-A port of the system's own choice, asked for and given back, may be anybody's a moment later: another test's server, or
-a connection. These lie below the system's, each is handed out once, and tests that run side by side have their own.
+An ephemeral port that was bound and released may be taken by another server or connection a moment later. These lie
+below that range, each is handed out once, and parallel test workers have separate ranges.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import socket
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
 _EACH = 1200
 _FIRST = 20_000 + _EACH * _WORKER
-#: Somewhere of their own: other runs may be under way on this machine.
+#: A random start, since other test runs may be in progress on this machine.
 _PORTS = itertools.count(random.SystemRandom().randrange(_EACH))
 
 
 def free_ports(count: int) -> range:
-    """Ports in a row at which nobody listens."""
+    """Consecutive unused ports."""
     for _ in range(_EACH):
         first = _FIRST + next(_PORTS) % (_EACH - count)
         ports = range(first, first + count)
@@ -31,13 +31,13 @@ def free_ports(count: int) -> range:
 
 
 def free_port() -> int:
-    """A port at which nobody listens."""
+    """An unused port."""
     return free_ports(1)[0]
 
 
 def _is_free(port: int) -> bool:
     with socket.socket() as sock:
-        # As servers do it: a connection that has ended is in nobody's way.
+        # As servers do, so that closed connections in TIME_WAIT do not count.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind(("127.0.0.1", port))

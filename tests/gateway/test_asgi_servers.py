@@ -15,12 +15,12 @@ import anyio
 import httpx
 import pytest
 from fakes.asgi_hosts import HOSTS, SERVERS, hostler
-from fakes.gate import Gate
+from fakes.flag_file import FlagFile
 from fakes.ports import free_port
 from starlette.applications import Starlette
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount
-from system.house import FAKE_ENGINE, Engines, data_events
+from system.running_gateway import FAKE_ENGINE, EngineLog, data_events
 
 from hostler.gateway import supervisor_app
 from hostler.gateway.app import create_app
@@ -43,7 +43,7 @@ SLOW = {"chunks": 50_000, "chunk_delay": 0.02}
 Make = Callable[..., Starlette]
 
 
-class Configured(Engines):
+class Configured(EngineLog):
     """Makes applications from a configuration file in its usual place; knows what their engines noted."""
 
     def __init__(self, folder: Path) -> None:
@@ -155,8 +155,8 @@ async def test_a_client_that_leaves_before_a_whole_answer_stops_the_engine(confi
         await until(lambda: configured.events("gone"))
 
 
-async def test_a_full_queue_is_refused(configured: Configured, server: Any, gates: Callable[[str], Gate]) -> None:
-    last = gates("last")
+async def test_a_full_queue_is_refused(configured: Configured, server: Any, flags: Callable[[str], FlagFile]) -> None:
+    last = flags("last")
     app = configured.app({"a": {"script": {"last_when": last.path}}}, queue={"max_waiting": 1})
     async with server(app) as http, anyio.create_task_group() as tasks:
         answers: list[httpx.Response] = []
@@ -173,7 +173,7 @@ async def test_a_full_queue_is_refused(configured: Configured, server: Any, gate
             assert answers[0].status_code == 429
             assert answers[0].json()["error"]["code"] == "queue_full"
             assert answers[0].headers["retry-after"]
-            last.open()
+            last.set()
             assert words("".join([line async for line in lines])).endswith("word4")
         await until(lambda: len(answers) == 2)
         assert answers[1].status_code == 200

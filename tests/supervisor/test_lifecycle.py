@@ -15,7 +15,7 @@ import anyio
 import httpx
 import pytest
 from fakes.slot_engine import SlotEngine, running_slot_engine
-from system.house import house_in
+from system.running_gateway import gateway_starter
 
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.supervisor.client import SupervisorClient
@@ -151,12 +151,12 @@ async def test_slots_are_no_longer_saved_after_useless_restores(
     profile = {"model": str(model_file(tmp_path)), "script": {"forgetful": forgetful}}
     settings = {"slots_dir": str(slots), "slots_min_tokens": 100}
     seen = []
-    async with house_in(tmp_path)({"a": profile, "b": profile}, supervisor=settings) as house:
+    async with gateway_starter(tmp_path)({"a": profile, "b": profile}, supervisor=settings) as gateway:
         for turn in range(4):
-            assert (await house.chat("a", messages=LONG)).status_code == 200
+            assert (await gateway.chat("a", messages=LONG)).status_code == 200
             if forgetful and turn in (1, 2):
                 await until_struck(slots, turn)
-            await house.chat("b")
+            await gateway.chat("b")
             seen.append(len(list(slots.glob("*.kv"))))
     # Useless once, useless twice, then disabled.
     assert seen == kept

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-from fakes.gate import Gate
+from fakes.flag_file import FlagFile
 
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress, SourceError
@@ -37,7 +37,7 @@ from hostler.supervisor.model_files import FileDescription
 pytestmark = pytest.mark.anyio
 Scripted = Callable[..., Profile]
 Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
-Gates = Callable[[str], Gate]
+Flags = Callable[[str], FlagFile]
 EXCLUSIVE = SupervisorSettings(stop_grace_s=5, backoff_s=0.05, max_backoff_s=0.4)
 SHARED = msgspec.structs.replace(EXCLUSIVE, exclusive=False)
 
@@ -69,9 +69,9 @@ def test_keeps_the_contract(scripted: Scripted) -> None:
 
 
 async def test_a_model_is_started_once_for_concurrent_requests(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
+    scripted: Scripted, running: Running, journal: Any, flags: Flags
 ) -> None:
-    ready = gates("ready")
+    ready = flags("ready")
     async with running(EngineManager([scripted("a", ready_when=ready.path)], EXCLUSIVE)) as manager:
         addresses: list[EngineAddress] = []
 
@@ -85,7 +85,7 @@ async def test_a_model_is_started_once_for_concurrent_requests(
             for _ in range(4):
                 tasks.start_soon(want)
             await anyio.wait_all_tasks_blocked()
-            ready.open()
+            ready.set()
         assert len(set(addresses)) == 1
         assert len(journal.events("start")) == 1
         [address] = set(addresses)
@@ -173,24 +173,24 @@ async def test_a_pinned_model_stays_beside_an_exclusive_one(scripted: Scripted, 
 
 
 async def test_a_cancelled_caller_leaves_the_switch_running(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
+    scripted: Scripted, running: Running, journal: Any, flags: Flags
 ) -> None:
-    ready = gates("ready")
+    ready = flags("ready")
     async with running(EngineManager([scripted("a"), scripted("b", ready_when=ready.path)], EXCLUSIVE)) as manager:
         await manager.switch("a")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(manager.switch, "b")
             await until(manager, "b", "starting")
             tasks.cancel_scope.cancel()
-        ready.open()
+        ready.set()
         await until(manager, "b", "ready")
         assert states(manager) == {"a": "stopped", "b": "ready"}
 
 
 async def test_a_slow_stop_delays_no_other_model(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
+    scripted: Scripted, running: Running, journal: Any, flags: Flags
 ) -> None:
-    gone = gates("gone")
+    gone = flags("gone")
     settings = msgspec.structs.replace(SHARED, stop_grace_s=60)
     profiles = [scripted("a"), scripted("b", gone_when=gone.path), scripted("c")]
     async with running(EngineManager(profiles, settings)) as manager:
@@ -203,7 +203,7 @@ async def test_a_slow_stop_delays_no_other_model(
                 await manager.switch("a")
                 await manager.switch("c")
             assert states(manager)["b"] == "stopping"
-            gone.open()
+            gone.set()
 
 
 async def test_an_engine_that_ignores_signals_delays_a_switch_for_its_grace_period_only(
@@ -222,9 +222,9 @@ async def test_an_engine_that_ignores_signals_delays_a_switch_for_its_grace_peri
 
 
 async def test_unloading_a_loading_model_and_requesting_it_again_succeeds(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
+    scripted: Scripted, running: Running, journal: Any, flags: Flags
 ) -> None:
-    ready, gone = gates("ready"), gates("gone")
+    ready, gone = flags("ready"), flags("gone")
     settings = msgspec.structs.replace(EXCLUSIVE, stop_grace_s=60)
     profile = scripted("a", ready_when=ready.path, gone_when=gone.path)
     async with running(EngineManager([profile], settings)) as manager:
@@ -243,15 +243,15 @@ async def test_unloading_a_loading_model_and_requesting_it_again_succeeds(
             await until(manager, "a", "stopping")
             tasks.start_soon(second)
             await anyio.wait_all_tasks_blocked()
-            ready.open()
-            gone.open()
+            ready.set()
+            gone.set()
         assert outcomes == ["cancelled", 2]
 
 
 async def test_unloading_a_waiting_model_cancels_only_its_switch(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
+    scripted: Scripted, running: Running, journal: Any, flags: Flags
 ) -> None:
-    ready = gates("ready")
+    ready = flags("ready")
     async with running(EngineManager([scripted("a", ready_when=ready.path), scripted("b")], EXCLUSIVE)) as manager:
         outcomes: list[str] = []
 
@@ -267,15 +267,15 @@ async def test_unloading_a_waiting_model_cancels_only_its_switch(
             tasks.start_soon(want, "b")
             await anyio.wait_all_tasks_blocked()
             await manager.unload("b")
-            ready.open()
+            ready.set()
         assert outcomes == ["cancelled", "a"]
         assert journal.events("start", "b") == []
 
 
 async def test_unloading_cancels_every_switch_to_the_model(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
+    scripted: Scripted, running: Running, journal: Any, flags: Flags
 ) -> None:
-    ready = gates("ready")
+    ready = flags("ready")
     profiles = [scripted("a", ready_when=ready.path), scripted("b"), scripted("c")]
     async with running(EngineManager(profiles, EXCLUSIVE)) as manager:
         outcomes: list[str] = []
@@ -291,7 +291,7 @@ async def test_unloading_cancels_every_switch_to_the_model(
                 tasks.start_soon(want, evict)
                 await anyio.wait_all_tasks_blocked()
             await manager.unload("b")
-            ready.open()
+            ready.set()
         assert outcomes == ["cancelled", "cancelled"]
         assert journal.events("start", "b") == []
 
@@ -346,9 +346,9 @@ async def test_an_unknown_name_is_an_error_that_lists_the_known_ones(scripted: S
 
 @pytest.mark.parametrize("speak", [False, True])
 async def test_a_switch_publishes_each_phase(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates, speak: bool
+    scripted: Scripted, running: Running, journal: Any, flags: Flags, speak: bool
 ) -> None:
-    ready = gates("ready")
+    ready = flags("ready")
     async with running(
         EngineManager([scripted("a"), scripted("b", ready_when=ready.path, speak=speak)], EXCLUSIVE)
     ) as manager:
@@ -363,7 +363,7 @@ async def test_a_switch_publishes_each_phase(
                         moves.append(event)
                         if event.phase == "loading" and moves[-2].phase != "loading":
                             await anyio.sleep(0.1)  # not to wait for something: so long does it load
-                            ready.open()
+                            ready.set()
                         if event.phase == "ready":
                             break
         phases = [move.phase for move in moves]
@@ -477,14 +477,14 @@ async def test_followed_logs_go_on_over_a_restart(scripted: Scripted, running: R
 
 
 async def test_cancelling_ends_all_engines_side_by_side(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
+    scripted: Scripted, running: Running, journal: Any, flags: Flags
 ) -> None:
-    gone = gates("gone")
+    gone = flags("gone")
     profiles = [scripted(name, gone_when=gone.path) for name in ("a", "b", "c")]
 
     async def let_them_go() -> None:
         await journal.until("told", 3)
-        gone.open()
+        gone.set()
 
     async with anyio.create_task_group() as tasks, running(EngineManager(profiles, SHARED)) as manager:
         for profile in profiles:

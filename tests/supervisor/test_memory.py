@@ -13,7 +13,7 @@ from typing import Any
 
 import anyio
 import pytest
-from fakes.meter import PretendedMeter
+from fakes.memory_meter import FakeMemoryMeter
 from msgspec.structs import replace
 
 from hostler.profiles.schema import ModelFacts, Profile
@@ -214,7 +214,7 @@ ESTIMATED = FileDescription(facts=ModelFacts(bytes=2 * GIB), size=7, modified_at
 def manager_of(
     profile: Profile, file: Path, usage: MemoryUsage, described: FileDescription = ESTIMATED
 ) -> EngineManager:
-    meter: Any = PretendedMeter(usage)
+    meter: Any = FakeMemoryMeter(usage)
     return EngineManager([profile], SHARED, meter=meter, describe=lambda _: described, state=StateFiles(memory=file))
 
 

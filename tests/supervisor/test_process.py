@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-from fakes.gate import Gate
+from fakes.flag_file import FlagFile
 
 from hostler.profiles.schema import Profile
 from hostler.supervisor.command import EngineCommand, build_command
@@ -27,7 +27,7 @@ from hostler.supervisor.process import ManagedProcess, ProcessLimits
 pytestmark = pytest.mark.anyio
 
 Make = Callable[..., AbstractAsyncContextManager["ObservedProcess"]]
-Gates = Callable[[str], Gate]
+Flags = Callable[[str], FlagFile]
 
 
 class FakeLifecycle:
@@ -124,8 +124,8 @@ async def test_waiters_get_the_address_soon_after_the_engine_is_ready(
     assert min(late) <= 0.1
 
 
-async def test_one_process_serves_all_waiters(process: Make, journal: Any, gates: Gates) -> None:
-    ready = gates("ready")
+async def test_one_process_serves_all_waiters(process: Make, journal: Any, flags: Flags) -> None:
+    ready = flags("ready")
     async with process(ready_when=ready.path) as one:
         addresses: list[EngineAddress] = []
 
@@ -140,20 +140,20 @@ async def test_one_process_serves_all_waiters(process: Make, journal: Any, gates
             for _ in range(4):
                 tasks.start_soon(wait)
             await anyio.wait_all_tasks_blocked()
-            ready.open()
+            ready.set()
         assert len(addresses) == 6
         assert len({address.generation for address in addresses}) == 1
         assert len(journal.events("start")) == 1
 
 
-async def test_a_cancelled_waiter_leaves_the_start_running(process: Make, journal: Any, gates: Gates) -> None:
-    ready = gates("ready")
+async def test_a_cancelled_waiter_leaves_the_start_running(process: Make, journal: Any, flags: Flags) -> None:
+    ready = flags("ready")
     async with process(ready_when=ready.path) as one:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(one.ensure_ready)
             await entered(one, "starting")
             tasks.cancel_scope.cancel()
-        ready.open()
+        ready.set()
         await entered(one, "ready")
         assert (await one.ensure_ready()).generation == 1
 
@@ -331,8 +331,8 @@ async def test_can_be_stopped_while_it_starts(process: Make, journal: Any) -> No
         assert one.state == "stopped"
 
 
-async def test_the_result_of_an_old_start_never_reaches_a_new_waiter(process: Make, journal: Any, gates: Gates) -> None:
-    ready, gone = gates("ready"), gates("gone")
+async def test_the_result_of_an_old_start_never_reaches_a_new_waiter(process: Make, journal: Any, flags: Flags) -> None:
+    ready, gone = flags("ready"), flags("gone")
     limits = msgspec.structs.replace(QUICK, stop_grace_s=60)
     async with process(ready_when=ready.path, gone_when=gone.path, limits=limits) as one:
         old = one.request_start()
@@ -342,12 +342,12 @@ async def test_the_result_of_an_old_start_never_reaches_a_new_waiter(process: Ma
             await journal.until("told")
             new = one.request_start()
             # Now the old one gets ready while it is being stopped.
-            ready.open()
+            ready.set()
             await journal.until("ready")
             with pytest.raises(SupervisorError):
                 await old.wait()
             assert not new.settled
-            gone.open()
+            gone.set()
             assert (await new.wait()).generation == 2
 
 
@@ -415,12 +415,12 @@ async def test_a_range_without_a_free_port_is_refused_by_name(process: Make) -> 
             assert f"engine_ports {port}-{port}" in failure.message
 
 
-async def test_an_unresponsive_engine_is_killed(process: Make, journal: Any, gates: Gates) -> None:
-    hang = gates("hang")
+async def test_an_unresponsive_engine_is_killed(process: Make, journal: Any, flags: Flags) -> None:
+    hang = flags("hang")
     limits = msgspec.structs.replace(QUICK, watchdog_s=0.4, backoff_s=0.01)
     async with process(hang_when=hang.path, limits=limits) as one:
         await one.ensure_ready()
-        hang.open()
+        hang.set()
         await entered(one, "stopped", "backoff")
         assert one.failure is not None
         assert one.failure.kind == "unresponsive"

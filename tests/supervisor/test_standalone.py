@@ -15,9 +15,9 @@ import httpx
 import psutil
 import pytest
 from fakes.ports import free_ports
-from system.command import Running, hostler
+from system.hostler_process import HostlerProcess, run_hostler
 
-TOKEN = "between-house-and-host"
+TOKEN = "shared-token"
 
 
 class Standalone:
@@ -27,7 +27,7 @@ class Standalone:
         self.folder = folder
         self.document = document
         self.path = folder / "hostler.yaml"
-        self.running: Running
+        self.running: HostlerProcess
 
     def save(self, text: str | None = None) -> None:
         self.path.write_text(json.dumps(self.document) if text is None else text)
@@ -88,7 +88,7 @@ def started(one: Standalone) -> Iterator[Standalone]:
     """Runs it until the context ends."""
     environ = {"TEST_TOKEN": TOKEN, "HOSTLER_CACHE": str(one.folder / "cache")}
     command = ("supervisor", "--config", str(one.path), "--log-level", "debug")
-    with hostler(*command, errors=one.folder / "log", environ=environ) as one.running:
+    with run_hostler(*command, errors=one.folder / "log", environ=environ) as one.running:
         yield one
 
 

@@ -11,9 +11,9 @@ import anyio
 import httpx
 import msgspec
 import pytest
-from fakes.gate import Gate
-from fakes.meter import PretendedMeter
-from system.house import house_in
+from fakes.flag_file import FlagFile
+from fakes.memory_meter import FakeMemoryMeter
+from system.running_gateway import gateway_starter
 
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.yaml_config import Size
@@ -44,7 +44,7 @@ async def until(manager: EngineManager, condition: Callable[[], bool]) -> None:
 
 
 async def test_measurements_decide_which_model_is_evicted(scripted: Scripted, running: Running, journal: Any) -> None:
-    meter: Any = PretendedMeter(MemoryUsage(rss=5 * GIB))
+    meter: Any = FakeMemoryMeter(MemoryUsage(rss=5 * GIB))
     async with running(EngineManager([scripted("a"), scripted("b")], SHARED, meter=meter)) as manager:
         await manager.switch("a")
         await until(manager, lambda: manager.status_now().profiles[0].memory_bytes == 5 * GIB)
@@ -111,15 +111,15 @@ async def test_a_pinned_model_that_cannot_start_is_a_warning(
 
 async def test_a_client_gets_the_sum_when_its_model_can_never_fit(tmp_path: Path) -> None:
     profiles = {"a": {"memory": "3GiB"}, "huge": {"memory": "9GiB"}}
-    async with house_in(tmp_path)(profiles, supervisor={"memory_budget": "8GiB"}) as house:
-        assert (await house.chat("a")).status_code == 200
-        answer = await house.chat("huge")
+    async with gateway_starter(tmp_path)(profiles, supervisor={"memory_budget": "8GiB"}) as gateway:
+        assert (await gateway.chat("a")).status_code == 200
+        answer = await gateway.chat("huge")
         assert answer.status_code == 503
         assert "it needs 9.0 GiB of 8.0 GiB" in answer.json()["error"]["message"]
-        assert house.starts() == ["a"]
+        assert gateway.starts() == ["a"]
 
 
-Gates = Callable[[str], Gate]
+Flags = Callable[[str], FlagFile]
 
 
 def sized(scripted: Scripted, name: str, gib: int, **script: Any) -> Profile:
@@ -176,9 +176,9 @@ async def test_a_switch_to_a_running_model_counts_as_use(scripted: Scripted, run
 
 
 async def test_a_busy_model_stays_while_an_idle_one_can_be_evicted(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
+    scripted: Scripted, running: Running, journal: Any, flags: Flags
 ) -> None:
-    speak = gates("speak")
+    speak = flags("speak")
     profiles = [sized(scripted, "a", 3, answer_when=speak.path), sized(scripted, "b", 3), sized(scripted, "c", 4)]
     async with running(EngineManager(profiles, SHARED)) as manager, anyio.create_task_group() as tasks:
         tasks.start_soon(chat, await manager.switch("a"))
@@ -186,13 +186,13 @@ async def test_a_busy_model_stays_while_an_idle_one_can_be_evicted(
         await manager.switch("b")
         assert "draining" not in await phases(manager, "c")
         assert ready(manager) == ["a", "c"]
-        speak.open()
+        speak.set()
 
 
 async def test_busy_models_finish_before_they_are_evicted(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
+    scripted: Scripted, running: Running, journal: Any, flags: Flags
 ) -> None:
-    speak = gates("speak")
+    speak = flags("speak")
     profiles = [sized(scripted, "a", 5, answer_when=speak.path), sized(scripted, "b", 5)]
     answers: list[str] = []
     async with running(EngineManager(profiles, SHARED)) as manager, anyio.create_task_group() as tasks:
@@ -203,16 +203,16 @@ async def test_busy_models_finish_before_they_are_evicted(
 
         tasks.start_soon(ask)
         await journal.until("request")
-        received = await phases(manager, "b", lambda event: event.phase == "draining" and speak.open())
+        received = await phases(manager, "b", lambda event: event.phase == "draining" and speak.set())
         assert received[0] == "draining"
         assert ready(manager) == ["b"]
     assert "word4" in answers[0]
 
 
 async def test_a_stopping_model_is_waited_for_only_if_its_memory_is_needed(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
+    scripted: Scripted, running: Running, journal: Any, flags: Flags
 ) -> None:
-    gone = gates("gone")
+    gone = flags("gone")
     profiles = [sized(scripted, "a", 3, gone_when=gone.path), sized(scripted, "b", 4), sized(scripted, "c", 4)]
     async with (
         running(EngineManager(profiles, msgspec.structs.replace(SHARED, stop_grace_s=60))) as manager,
@@ -226,7 +226,7 @@ async def test_a_stopping_model_is_waited_for_only_if_its_memory_is_needed(
         tasks.start_soon(manager.switch, "c")
         await anyio.wait_all_tasks_blocked()
         assert (ready(manager), journal.events("start", "c")) == (["b"], [])
-        gone.open()
+        gone.set()
     assert journal.kinds()[:4] == [("start", "a"), ("start", "b"), ("stop", "a"), ("start", "c")]
 
 

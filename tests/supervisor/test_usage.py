@@ -11,8 +11,8 @@ import anyio
 import httpx
 import msgspec
 import pytest
-from fakes.gate import Gate
-from fakes.meter import PretendedMeter
+from fakes.flag_file import FlagFile
+from fakes.memory_meter import FakeMemoryMeter
 
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.yaml_config import Size
@@ -56,7 +56,7 @@ async def test_memory_includes_descendants(scripted: Scripted, running: Running,
 
 
 async def test_gpu_memory_is_published_too(scripted: Scripted, running: Running, journal: Any) -> None:
-    meter: Any = PretendedMeter(MemoryUsage(rss=2 * GIB, gpu=5 * GIB))
+    meter: Any = FakeMemoryMeter(MemoryUsage(rss=2 * GIB, gpu=5 * GIB))
     async with running(EngineManager([scripted("a")], SHARED, meter=meter)) as manager:
         await manager.switch("a")
         await until(manager, lambda: manager.status_now().models[0].gpu_bytes == 5 * GIB)
@@ -66,7 +66,7 @@ async def test_a_measurement_raises_an_estimate_and_lowers_it_after_a_response(
     scripted: Scripted, running: Running, journal: Any
 ) -> None:
     estimated = FileDescription(facts=ModelFacts(bytes=2 * GIB))
-    meter: Any = PretendedMeter(MemoryUsage(rss=1 * GIB))
+    meter: Any = FakeMemoryMeter(MemoryUsage(rss=1 * GIB))
     async with running(EngineManager([scripted("a")], SHARED, meter=meter, describe=lambda _: estimated)) as manager:
 
         def need() -> int:
@@ -86,7 +86,7 @@ async def test_a_measurement_raises_an_estimate_and_lowers_it_after_a_response(
 
 
 async def test_an_unchanged_amount_is_not_published_again(scripted: Scripted, running: Running, journal: Any) -> None:
-    meter: Any = PretendedMeter(MemoryUsage(rss=1 * GIB))
+    meter: Any = FakeMemoryMeter(MemoryUsage(rss=1 * GIB))
     async with running(EngineManager([scripted("a")], SHARED, meter=meter)) as manager:
         address = await manager.switch("a")
         await until(manager, lambda: manager.status_now().models[0].memory_bytes == GIB)
@@ -100,7 +100,7 @@ async def test_an_unchanged_amount_is_not_published_again(scripted: Scripted, ru
 
 
 async def test_a_failing_driver_does_not_end_the_host(scripted: Scripted, running: Running, journal: Any) -> None:
-    class Broken(PretendedMeter):
+    class Broken(FakeMemoryMeter):
         def measure(self, pid: int) -> MemoryUsage:
             raise RuntimeError("the driver has left")
 
@@ -111,7 +111,7 @@ async def test_a_failing_driver_does_not_end_the_host(scripted: Scripted, runnin
         assert states(manager) == {"a": "ready"}
 
 
-Gates = Callable[[str], Gate]
+Flags = Callable[[str], FlagFile]
 
 
 def ready(manager: EngineManager) -> list[str]:
@@ -148,9 +148,9 @@ async def phases(manager: EngineManager, model: str, on: Callable[[SwitchMoved],
 
 
 async def test_an_exclusive_host_drains_the_old_model_and_publishes_it(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
+    scripted: Scripted, running: Running, journal: Any, flags: Flags
 ) -> None:
-    last = gates("last")
+    last = flags("last")
     answers: list[str] = []
     async with (
         running(EngineManager([scripted("a", last_when=last.path), scripted("b")], EXCLUSIVE)) as manager,
@@ -165,7 +165,7 @@ async def test_an_exclusive_host_drains_the_old_model_and_publishes_it(
             if event.phase == "draining":
                 # Meanwhile it serves.
                 assert (event.from_models, ready(manager)) == (("a",), ["a"])
-                last.open()
+                last.set()
 
         tasks.start_soon(ask)
         await journal.until("request")
@@ -176,9 +176,9 @@ async def test_an_exclusive_host_drains_the_old_model_and_publishes_it(
 
 
 async def test_a_model_whose_profile_was_changed_finishes_its_answer(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
+    scripted: Scripted, running: Running, journal: Any, flags: Flags
 ) -> None:
-    last = gates("last")
+    last = flags("last")
     answers: list[str] = []
     async with running(EngineManager([scripted("a", last_when=last.path)], EXCLUSIVE)) as manager:
         address = await manager.switch("a")
@@ -189,7 +189,7 @@ async def test_a_model_whose_profile_was_changed_finishes_its_answer(
         async def finish() -> None:
             # It is polled whether it is busy before it is stopped.
             await journal.until("request", 2)
-            last.open()
+            last.set()
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask)
@@ -201,10 +201,10 @@ async def test_a_model_whose_profile_was_changed_finishes_its_answer(
 
 
 async def test_what_the_gateway_has_drained_is_not_waited_for(
-    scripted: Scripted, running: Running, journal: Any, gates: Gates
+    scripted: Scripted, running: Running, journal: Any, flags: Flags
 ) -> None:
     async with (
-        running(EngineManager([scripted("a", last_when=gates("never").path), scripted("b")], EXCLUSIVE)) as manager,
+        running(EngineManager([scripted("a", last_when=flags("never").path), scripted("b")], EXCLUSIVE)) as manager,
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(cut_off, await manager.switch("a"))
@@ -214,8 +214,8 @@ async def test_what_the_gateway_has_drained_is_not_waited_for(
         assert not [event for event in journal.events("request", "a") if event["path"] == "/metrics"]
 
 
-async def test_draining_is_limited_in_time(scripted: Scripted, running: Running, journal: Any, gates: Gates) -> None:
-    profile = scripted("a", last_when=gates("never").path, profile={"drain_s": 0.2})
+async def test_draining_is_limited_in_time(scripted: Scripted, running: Running, journal: Any, flags: Flags) -> None:
+    profile = scripted("a", last_when=flags("never").path, profile={"drain_s": 0.2})
     async with (
         running(EngineManager([profile, scripted("b")], EXCLUSIVE)) as manager,
         anyio.create_task_group() as tasks,
@@ -227,9 +227,9 @@ async def test_draining_is_limited_in_time(scripted: Scripted, running: Running,
             await manager.switch("b")
 
 
-async def test_draining_ends_with_the_engine(scripted: Scripted, running: Running, journal: Any, gates: Gates) -> None:
+async def test_draining_ends_with_the_engine(scripted: Scripted, running: Running, journal: Any, flags: Flags) -> None:
     async with (
-        running(EngineManager([scripted("a", last_when=gates("never").path), scripted("b")], EXCLUSIVE)) as manager,
+        running(EngineManager([scripted("a", last_when=flags("never").path), scripted("b")], EXCLUSIVE)) as manager,
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(cut_off, await manager.switch("a"))

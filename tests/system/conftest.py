@@ -1,4 +1,4 @@
-"""The whole product on sockets."""
+"""Fixtures for tests of the whole product on sockets."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from fakes.openrouter import Router, open_router
-from system.house import OpenHouse, house_in
+from fakes.fake_openrouter import FakeOpenRouter, start_openrouter
+from system.running_gateway import StartGateway, gateway_starter
 
 
 @pytest.fixture
-def open_house(tmp_path: Path) -> OpenHouse:
-    """See `house_in`."""
-    return house_in(tmp_path)
+def start_gateway(tmp_path: Path) -> StartGateway:
+    """See `gateway_starter`."""
+    return gateway_starter(tmp_path)
 
 
 @pytest.fixture
-async def cloud() -> AsyncIterator[Router]:
-    """A server that speaks OpenAI's protocol, and misbehaves as it is told to."""
-    async with open_router("cloud") as router:
-        yield router
+async def cloud() -> AsyncIterator[FakeOpenRouter]:
+    """A scripted OpenRouter, for use as a cloud backend."""
+    async with start_openrouter("cloud") as server:
+        yield server
 
 
 @pytest.fixture
-async def box() -> AsyncIterator[Router]:
-    """Another one."""
-    async with open_router("box") as router:
-        yield router
+async def lan() -> AsyncIterator[FakeOpenRouter]:
+    """Another scripted server, for use as a local backend."""
+    async with start_openrouter("lan") as server:
+        yield server

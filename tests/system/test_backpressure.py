@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 import psutil
 import pytest
-from system.command import hostler
+from system.hostler_process import run_hostler
 
 pytestmark = pytest.mark.anyio
 
@@ -59,12 +59,14 @@ async def test_a_slow_reader_of_200_mb_costs_no_memory(tmp_path: Path) -> None:
     server = await asyncio.start_server(engine.answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     config = {
-        "gateway": {"listen": ["127.0.0.1:0"], "chain": ["box"], "api_keys_file": None},
-        "backends": {"box": {"kind": "llamacpp", "url": f"http://127.0.0.1:{port}", "models": {"m": "m"}}},
+        "gateway": {"listen": ["127.0.0.1:0"], "chain": ["lan"], "api_keys_file": None},
+        "backends": {"lan": {"kind": "llamacpp", "url": f"http://127.0.0.1:{port}", "models": {"m": "m"}}},
     }
     (tmp_path / "hostler.yaml").write_text(json.dumps(config))
     environ = {"HOSTLER_CACHE": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
-    command = hostler("gateway", "--config", str(tmp_path / "hostler.yaml"), errors=tmp_path / "log", environ=environ)
+    command = run_hostler(
+        "gateway", "--config", str(tmp_path / "hostler.yaml"), errors=tmp_path / "log", environ=environ
+    )
     async with server:
         running = await anyio.to_thread.run_sync(command.__enter__)
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from system.chain import open_chain
+from system.fallback_chain import start_chain
 
 pytestmark = pytest.mark.anyio
 
@@ -96,7 +96,7 @@ async def test_an_answer_of_the_clients_own_protocol_passes_unchanged(tmp_path: 
     async with reciting(said, media_type, piece) as url:
         backends = {"there": {"kind": kind, "url": url, "models": {"there": "there"}, "local": True}}
         gateway = {"switching": {"progress": "off"}, "timeouts": {"first_byte_s": 30, "between_bytes_s": 30}}
-        async with open_chain(tmp_path, backends, gateway=gateway) as chain:
+        async with start_chain(tmp_path, backends, gateway=gateway) as chain:
             answer = await chain.http.post(path, json={"model": "there", **asked})
     assert (answer.status_code, answer.headers["content-type"]) == (200, media_type)
     assert answer.content == said

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from system.house import House, OpenHouse, first_word
+from system.running_gateway import RunningGateway, StartGateway, first_token
 
 pytestmark = pytest.mark.anyio
 
@@ -23,31 +23,31 @@ async def told(lines: AsyncIterator[str]) -> AsyncIterator[tuple[str, dict[str, 
             yield name, json.loads(line[5:])
 
 
-async def listen(house: House, heard: list[tuple[str, dict[str, Any]]]) -> None:
-    async with house.http.stream("GET", "/events") as answer:
+async def listen(gateway: RunningGateway, heard: list[tuple[str, dict[str, Any]]]) -> None:
+    async with gateway.http.stream("GET", "/events") as answer:
         async for event in told(answer.aiter_lines()):
             heard.append(event)
 
 
 async def test_events_start_with_a_snapshot_and_continue_with_queues_switches_and_requests(
-    open_house: OpenHouse,
+    start_gateway: StartGateway,
 ) -> None:
     profiles = {"a": {"script": {"chunks": 20, "chunk_delay": 0.02}}, "b": {"script": {"ready_after": 0.2}}}
-    async with open_house(profiles) as house:
-        await house.chat("a")
+    async with start_gateway(profiles) as gateway:
+        await gateway.chat("a")
         heard: list[tuple[str, dict[str, Any]]] = []
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(listen, house, heard)
-            await house.until(lambda: heard)
+            tasks.start_soon(listen, gateway, heard)
+            await gateway.until(lambda: heard)
             name, everything = heard[0]
             assert name == "snapshot"
             assert {model["name"]: model["state"] for model in everything["models"]} == {"a": "loaded", "b": "unloaded"}
-            async with house.stream("a") as running:
-                lines = await first_word(running)
-                tasks.start_soon(house.chat, "b")
+            async with gateway.stream("a") as running:
+                lines = await first_token(running)
+                tasks.start_soon(gateway.chat, "b")
                 async for _ in lines:
                     pass
-            await house.until(lambda: sum(name == "request" for name, _ in heard) == 2)
+            await gateway.until(lambda: sum(name == "request" for name, _ in heard) == 2)
             tasks.cancel_scope.cancel()
         queues = [value for name, value in heard if name == "queue"]
         assert [each["model"] for each in queues[0]["waiting"]] == ["b"]
@@ -66,14 +66,14 @@ async def test_events_start_with_a_snapshot_and_continue_with_queues_switches_an
         assert requests["b"]["switch_s"] >= 0.2
 
 
-async def test_a_request_for_a_loaded_model_with_a_free_slot_publishes_no_queue(open_house: OpenHouse) -> None:
-    async with open_house({"a": {}}) as house:
-        await house.chat("a")
+async def test_a_request_for_a_loaded_model_with_a_free_slot_publishes_no_queue(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {}}) as gateway:
+        await gateway.chat("a")
         heard: list[tuple[str, dict[str, Any]]] = []
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(listen, house, heard)
-            await house.until(lambda: heard)
-            await house.chat("a")
-            await house.until(lambda: any(name == "request" for name, _ in heard))
+            tasks.start_soon(listen, gateway, heard)
+            await gateway.until(lambda: heard)
+            await gateway.chat("a")
+            await gateway.until(lambda: any(name == "request" for name, _ in heard))
             tasks.cancel_scope.cancel()
         assert not [name for name, _ in heard if name == "queue"]

@@ -8,19 +8,19 @@ from typing import Any
 
 import anyio
 import pytest
-from system.house import House, OpenHouse, another_host, data_events, first_word
+from system.running_gateway import RunningGateway, StartGateway, data_events, first_token, remote_supervisor
 
 pytestmark = pytest.mark.anyio
 
 LONG = {"chunks": 50_000, "chunk_delay": 0.02}
 
 
-async def reachable(house: House, expected: bool) -> None:
+async def reachable(gateway: RunningGateway, expected: bool) -> None:
     """Wait until the gateway knows whether its one host answers."""
-    await house.until_status(lambda hosts: hosts["one"]["reachable"] is expected)
+    await gateway.until_status(lambda hosts: hosts["one"]["reachable"] is expected)
 
 
-async def loaded(house: House, *backends: str) -> None:
+async def loaded(gateway: RunningGateway, *backends: str) -> None:
     """Wait until the gateway knows that model `a` is loaded on these hosts."""
 
     def so(hosts: dict[str, dict[str, Any]]) -> bool:
@@ -29,70 +29,80 @@ async def loaded(house: House, *backends: str) -> None:
             for name in backends
         )
 
-    await house.until_status(so)
+    await gateway.until_status(so)
 
 
-async def answering(house: House, model: str) -> str:
-    answer = await house.chat(model)
+async def answering(gateway: RunningGateway, model: str) -> str:
+    answer = await gateway.chat(model)
     assert answer.status_code == 200, answer.text
     return answer.headers["x-hostler-backend"]
 
 
-async def test_a_model_on_two_hosts_is_served_where_it_is_loaded(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_a_model_on_two_hosts_is_served_where_it_is_loaded(start_gateway: StartGateway, tmp_path: Path) -> None:
     async with (
-        another_host(tmp_path / "one", {"a": {}, "b": {}}) as one,
-        another_host(tmp_path / "two", {"a": {}}) as two,
-        open_house({}, backends={"one": one.backend, "two": two.backend}) as house,
+        remote_supervisor(tmp_path / "one", {"a": {}, "b": {}}) as one,
+        remote_supervisor(tmp_path / "two", {"a": {}}) as two,
+        start_gateway({}, backends={"one": one.backend, "two": two.backend}) as gateway,
     ):
         await two.manager.switch("a")
-        await loaded(house, "two")
-        assert await answering(house, "a") == "two"
+        await loaded(gateway, "two")
+        assert await answering(gateway, "a") == "two"
         assert one.starts() == []
 
 
-async def test_a_cold_model_is_loaded_where_nothing_must_be_evicted(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_a_cold_model_is_loaded_where_nothing_must_be_evicted(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
     async with (
-        another_host(tmp_path / "one", {"a": {}, "b": {}}) as one,
-        another_host(tmp_path / "two", {"a": {}}) as two,
-        open_house({}, backends={"one": one.backend, "two": two.backend}) as house,
+        remote_supervisor(tmp_path / "one", {"a": {}, "b": {}}) as one,
+        remote_supervisor(tmp_path / "two", {"a": {}}) as two,
+        start_gateway({}, backends={"one": one.backend, "two": two.backend}) as gateway,
     ):
-        assert await answering(house, "b") == "one"
-        assert await answering(house, "a") == "two"
+        assert await answering(gateway, "b") == "one"
+        assert await answering(gateway, "a") == "two"
         assert one.events("stop") == []
 
 
-async def test_of_two_hosts_with_the_model_the_less_busy_one_serves(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_of_two_hosts_with_the_model_the_less_busy_one_serves(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
     profile: dict[str, Any] = {"a": {"parallel": 2, "script": LONG}}
     async with (
-        another_host(tmp_path / "one", profile) as one,
-        another_host(tmp_path / "two", profile) as two,
-        open_house({}, backends={"one": one.backend, "two": two.backend}) as house,
+        remote_supervisor(tmp_path / "one", profile) as one,
+        remote_supervisor(tmp_path / "two", profile) as two,
+        start_gateway({}, backends={"one": one.backend, "two": two.backend}) as gateway,
     ):
         for each in (one, two):
             await each.manager.switch("a")
-        await loaded(house, "one", "two")
-        async with house.stream("a") as first, house.stream("a") as second:
-            lines = [await first_word(answer) for answer in (first, second)]
+        await loaded(gateway, "one", "two")
+        async with gateway.stream("a") as first, gateway.stream("a") as second:
+            lines = [await first_token(answer) for answer in (first, second)]
             assert len(lines) == 2
             assert {answer.headers["x-hostler-backend"] for answer in (first, second)} == {"one", "two"}
 
 
-async def test_a_backend_between_two_hosts_stays_between_them(open_house: OpenHouse, tmp_path: Path) -> None:
-    async with another_host(tmp_path / "one", {"a": {}}) as one, another_host(tmp_path / "two", {"a": {}}) as two:
+async def test_a_backend_between_two_hosts_stays_between_them(start_gateway: StartGateway, tmp_path: Path) -> None:
+    async with (
+        remote_supervisor(tmp_path / "one", {"a": {}}) as one,
+        remote_supervisor(tmp_path / "two", {"a": {}}) as two,
+    ):
         plain = {"kind": "openai", "url": "http://127.0.0.1:9", "models": {"*": "x"}}
         backends = {"one": one.backend, "plain": plain, "two": two.backend}
-        async with open_house({}, backends=backends) as house:
+        async with start_gateway({}, backends=backends) as gateway:
             await two.manager.switch("a")
-            await loaded(house, "two")
-            assert await answering(house, "a") == "one"
+            await loaded(gateway, "two")
+            assert await answering(gateway, "a") == "one"
 
 
-async def test_falls_back_to_the_next_host_when_a_load_fails(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_falls_back_to_the_next_host_when_a_load_fails(start_gateway: StartGateway, tmp_path: Path) -> None:
     broken = {"a": {"script": {"exit_code": 1}}}
-    async with another_host(tmp_path / "one", broken) as one, another_host(tmp_path / "two", {"a": {}}) as two:
-        gateway = {"switching": {"progress_after_s": 0, "progress_every_s": 0.05}}
-        async with open_house({}, gateway=gateway, backends={"one": one.backend, "two": two.backend}) as house:
-            async with house.stream("a") as answer:
+    async with (
+        remote_supervisor(tmp_path / "one", broken) as one,
+        remote_supervisor(tmp_path / "two", {"a": {}}) as two,
+    ):
+        settings = {"switching": {"progress_after_s": 0, "progress_every_s": 0.05}}
+        async with start_gateway({}, gateway=settings, backends={"one": one.backend, "two": two.backend}) as gateway:
+            async with gateway.stream("a") as answer:
                 text = (await answer.aread()).decode()
             words = [event["choices"][0]["delta"].get("content") or "" for event in data_events(text)]
             assert "".join(words).split()[-1] == "word4"
@@ -100,88 +110,90 @@ async def test_falls_back_to_the_next_host_when_a_load_fails(open_house: OpenHou
             assert len(one.starts()) >= 1
 
 
-async def test_a_silent_supervisors_loaded_model_still_answers(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_a_silent_supervisors_loaded_model_still_answers(start_gateway: StartGateway, tmp_path: Path) -> None:
     async with (
-        another_host(tmp_path / "one", {"a": {}, "b": {}}) as one,
-        open_house({}, backends={"one": one.backend}) as house,
+        remote_supervisor(tmp_path / "one", {"a": {}, "b": {}}) as one,
+        start_gateway({}, backends={"one": one.backend}) as gateway,
     ):
-        await house.chat("a")
-        await one.fall_silent()
-        await reachable(house, False)
-        assert (await house.chat("a")).status_code == 200
+        await gateway.chat("a")
+        await one.stop_listening()
+        await reachable(gateway, False)
+        assert (await gateway.chat("a")).status_code == 200
         took: list[float] = []
         # The best of a few: what a machine does that is busy with other things is not the question.
         while not took or (min(took) >= 1.0 and len(took) < 4):
             began = time.monotonic()
-            refused = await house.chat("b")
+            refused = await gateway.chat("b")
             took.append(time.monotonic() - began)
             assert refused.status_code in (502, 503)
             assert refused.json()["error"]["message"].startswith("no backend could answer for b: one")
         assert min(took) < 1.0
-        await one.speak()
-        await reachable(house, True)
-        assert (await house.chat("b")).status_code == 200
+        await one.listen()
+        await reachable(gateway, True)
+        assert (await gateway.chat("b")).status_code == 200
         assert one.starts() == ["a", "b"]
 
 
-async def test_changes_during_a_disconnect_are_reconciled_afterwards(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_changes_during_a_disconnect_are_reconciled_afterwards(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
     async with (
-        another_host(tmp_path / "one", {"a": {}, "b": {}}) as one,
-        open_house({}, backends={"one": one.backend}) as house,
+        remote_supervisor(tmp_path / "one", {"a": {}, "b": {}}) as one,
+        start_gateway({}, backends={"one": one.backend}) as gateway,
     ):
-        await house.chat("a")
-        await one.fall_silent()
-        await reachable(house, False)
+        await gateway.chat("a")
+        await one.stop_listening()
+        await reachable(gateway, False)
         await one.manager.switch("b")
-        await one.speak()
-        await reachable(house, True)
-        assert (await house.chat("b")).status_code == 200
+        await one.listen()
+        await reachable(gateway, True)
+        assert (await gateway.chat("b")).status_code == 200
         assert one.starts() == ["a", "b"]
-        assert (await house.chat("a")).status_code == 200
+        assert (await gateway.chat("a")).status_code == 200
 
 
-async def test_a_restarted_supervisor_is_reconciled(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_a_restarted_supervisor_is_reconciled(start_gateway: StartGateway, tmp_path: Path) -> None:
     async with (
-        another_host(tmp_path / "one", {"a": {}}) as one,
-        open_house({}, backends={"one": one.backend}) as house,
+        remote_supervisor(tmp_path / "one", {"a": {}}) as one,
+        start_gateway({}, backends={"one": one.backend}) as gateway,
     ):
         for _ in range(2):
-            await house.chat("a")
-            await house.order("unload", model="a")
-        await house.chat("a")
+            await gateway.chat("a")
+            await gateway.action("unload", model="a")
+        await gateway.chat("a")
         port = one.port
-        await one.fall_silent()
-        await reachable(house, False)
+        await one.stop_listening()
+        await reachable(gateway, False)
         # The next one counts its processes from the beginning, and has the model loaded before anybody asks.
-        async with another_host(tmp_path / "again", {"a": {}}, port=port) as again:
+        async with remote_supervisor(tmp_path / "again", {"a": {}}, port=port) as again:
             await again.manager.switch("a")
-            await reachable(house, True)
-            asked = len(one.asked())
-            assert (await house.chat("a")).status_code == 200
+            await reachable(gateway, True)
+            asked = len(one.requests())
+            assert (await gateway.chat("a")).status_code == 200
             # The engine of the old one would still answer.
-            assert len(one.asked()) == asked
-            assert len(again.asked()) == 1
+            assert len(one.requests()) == asked
+            assert len(again.requests()) == 1
             assert again.starts() == ["a"]
 
 
 async def test_queued_requests_fall_back_when_the_supervisor_falls_silent(
-    open_house: OpenHouse, tmp_path: Path
+    start_gateway: StartGateway, tmp_path: Path
 ) -> None:
     slow = {"a": {"script": {"ready_after": 20}}}
     async with (
-        another_host(tmp_path / "one", slow) as one,
-        another_host(tmp_path / "two", {"a": {}}) as two,
-        open_house({}, backends={"one": one.backend, "two": two.backend}) as house,
+        remote_supervisor(tmp_path / "one", slow) as one,
+        remote_supervisor(tmp_path / "two", {"a": {}}) as two,
+        start_gateway({}, backends={"one": one.backend, "two": two.backend}) as gateway,
     ):
-        await house.until_status(lambda hosts: all(host["reachable"] for host in hosts.values()))
+        await gateway.until_status(lambda hosts: all(host["reachable"] for host in hosts.values()))
         async with anyio.create_task_group() as tasks:
             backends: list[str] = []
 
             async def ask() -> None:
-                backends.append(await answering(house, "a"))
+                backends.append(await answering(gateway, "a"))
 
             tasks.start_soon(ask)
             await one.until(lambda: one.starts())
-            await one.fall_silent()
-            await house.until(lambda: backends)
+            await one.stop_listening()
+            await gateway.until(lambda: backends)
         assert backends == ["two"]

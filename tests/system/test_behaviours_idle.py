@@ -6,104 +6,106 @@ from collections.abc import Callable
 
 import anyio
 import pytest
-from fakes.gate import Gate
-from system.house import House, OpenHouse, is_whole
+from fakes.flag_file import FlagFile
+from system.running_gateway import RunningGateway, StartGateway, is_complete
 
 pytestmark = pytest.mark.anyio
 
-Gates = Callable[[str], Gate]
+Flags = Callable[[str], FlagFile]
 
 
-async def stayed(house: House, since: str, model: str = "a") -> float:
+async def stayed(gateway: RunningGateway, since: str, model: str = "a") -> float:
     """Wait until it has stopped; how long after the last note of this kind that was."""
-    await house.until(lambda: len(house.events("stop", model)) == len(house.starts(model)))
-    stop = house.events("stop", model)[-1]["time"]
-    return float(stop - max(note["time"] for note in house.events(since, model) if note["time"] <= stop))
+    await gateway.until(lambda: len(gateway.events("stop", model)) == len(gateway.starts(model)))
+    stop = gateway.events("stop", model)[-1]["time"]
+    return float(stop - max(note["time"] for note in gateway.events(since, model) if note["time"] <= stop))
 
 
-async def test_a_model_is_stopped_when_unused_for_its_ttl(open_house: OpenHouse) -> None:
+async def test_a_model_is_stopped_when_unused_for_its_ttl(start_gateway: StartGateway) -> None:
     unused: list[float] = []
-    async with open_house({"a": {"ttl_s": 0.6}}) as house:
+    async with start_gateway({"a": {"ttl_s": 0.6}}) as gateway:
         # The best of a few, here and below: what a machine does that is busy with other things is not the question.
         while not unused or (min(unused) > 0.6 + 1.0 and len(unused) < 4):
-            await house.chat("a")
-            unused.append(await stayed(house, since="done"))
+            await gateway.chat("a")
+            unused.append(await stayed(gateway, since="done"))
     assert 0.6 <= min(unused) <= 0.6 + 1.0
 
 
-async def test_each_request_restarts_the_idle_time(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"ttl_s": 1.0}}) as house:
+async def test_each_request_restarts_the_idle_time(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"ttl_s": 1.0}}) as gateway:
         lived: list[float] = []
         while not lived or (max(lived) < 2.0 and len(lived) < 4):
             for _ in range(9):
-                await house.chat("a")
+                await gateway.chat("a")
                 await anyio.sleep(0.3)
             # Never sooner than that, however long a request was on its way.
-            assert await stayed(house, since="done") >= 1.0
-            lived.append(house.events("stop")[-1]["time"] - house.events("ready")[-1]["time"])
+            assert await stayed(gateway, since="done") >= 1.0
+            lived.append(gateway.events("stop")[-1]["time"] - gateway.events("ready")[-1]["time"])
     assert max(lived) >= 2.0
 
 
-async def test_a_model_is_never_stopped_in_mid_answer(open_house: OpenHouse, gates: Gates) -> None:
-    last = gates("last")
-    async with open_house({"a": {"ttl_s": 0.2, "script": {"last_when": last.path}}}) as house:
-        async with anyio.create_task_group() as tasks, house.stream("a") as answer:
+async def test_a_model_is_never_stopped_in_mid_answer(start_gateway: StartGateway, flags: Flags) -> None:
+    last = flags("last")
+    async with start_gateway({"a": {"ttl_s": 0.2, "script": {"last_when": last.path}}}) as gateway:
+        async with anyio.create_task_group() as tasks, gateway.stream("a") as answer:
             tasks.start_soon(open_later, last)
             text = (await answer.aread()).decode()
-        assert is_whole(text)
-        await house.until(lambda: house.events("stop"))
-        assert house.starts() == ["a"]
+        assert is_complete(text)
+        await gateway.until(lambda: gateway.events("stop"))
+        assert gateway.starts() == ["a"]
 
 
-async def open_later(gate: Gate) -> None:
+async def open_later(gate: FlagFile) -> None:
     """Not to wait for something: an answer takes several times the ttl."""
     await anyio.sleep(1.0)
-    gate.open()
+    gate.set()
 
 
-async def test_a_model_loaded_without_a_request_stays_for_its_ttl(open_house: OpenHouse) -> None:
+async def test_a_model_loaded_without_a_request_stays_for_its_ttl(start_gateway: StartGateway) -> None:
     unused: list[float] = []
-    async with open_house({"a": {"ttl_s": 0.6}, "b": {}}) as house:
+    async with start_gateway({"a": {"ttl_s": 0.6}, "b": {}}) as gateway:
         while not unused or (min(unused) > 0.6 + 1.0 and len(unused) < 4):
-            assert (await house.order("load", model="a")).json() == {"model": "a", "state": "loaded"}
-            unused.append(await stayed(house, since="ready"))
+            assert (await gateway.action("load", model="a")).json() == {"model": "a", "state": "loaded"}
+            unused.append(await stayed(gateway, since="ready"))
         assert 0.6 <= min(unused) <= 0.6 + 1.0
         # Without a ttl it stays.
-        await house.order("load", model="b")
+        await gateway.action("load", model="b")
         with pytest.raises(TimeoutError):
-            await house.until(lambda: house.events("stop", "b"), 0.8)
+            await gateway.until(lambda: gateway.events("stop", "b"), 0.8)
 
 
-async def test_a_request_during_an_idle_stop_is_served_by_a_new_process(open_house: OpenHouse, gates: Gates) -> None:
-    gone = gates("gone")
+async def test_a_request_during_an_idle_stop_is_served_by_a_new_process(
+    start_gateway: StartGateway, flags: Flags
+) -> None:
+    gone = flags("gone")
     profile = {"ttl_s": 0.2, "stop_grace_s": 60, "script": {"gone_when": gone.path}}
-    async with open_house({"a": profile}) as house:
-        await house.chat("a")
-        first = house.events("start")[0]["pid"]
-        await house.until(lambda: house.events("told"))
+    async with start_gateway({"a": profile}) as gateway:
+        await gateway.chat("a")
+        first = gateway.events("start")[0]["pid"]
+        await gateway.until(lambda: gateway.events("told"))
         answers: list[int] = []
 
         async def ask() -> None:
-            answers.append((await house.chat("a")).status_code)
+            answers.append((await gateway.chat("a")).status_code)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask)
-            await house.until_counts(0, 1)
-            gone.open()
+            await gateway.until_counts(0, 1)
+            gone.set()
         assert answers == [200]
-        assert [note["pid"] for note in house.events("stop")][:1] == [first]
-        assert house.starts()[:2] == ["a", "a"]
+        assert [note["pid"] for note in gateway.events("stop")][:1] == [first]
+        assert gateway.starts()[:2] == ["a", "a"]
 
 
 @pytest.mark.parametrize("long", ["10m", 600, -1])
-async def test_keep_alive_replaces_the_idle_time(open_house: OpenHouse, long: object) -> None:
+async def test_keep_alive_replaces_the_idle_time(start_gateway: StartGateway, long: object) -> None:
     messages = [{"role": "user", "content": "Hello"}]
-    async with open_house({"a": {"ttl_s": 0.3}, "b": {}}) as house:
+    async with start_gateway({"a": {"ttl_s": 0.3}, "b": {}}) as gateway:
         asked = {"model": "a", "messages": messages, "stream": False, "keep_alive": long}
-        assert (await house.http.post("/api/chat", json=asked)).status_code == 200
+        assert (await gateway.http.post("/api/chat", json=asked)).status_code == 200
         with pytest.raises(TimeoutError):
-            await house.until(lambda: house.events("stop"), 0.8)
+            await gateway.until(lambda: gateway.events("stop"), 0.8)
         asked = {"model": "b", "messages": messages, "stream": False, "keep_alive": 0}
-        assert (await house.http.post("/api/chat", json=asked)).status_code == 200
+        assert (await gateway.http.post("/api/chat", json=asked)).status_code == 200
         # By itself it would stay for ever.
-        await house.until(lambda: house.events("stop", "b"))
+        await gateway.until(lambda: gateway.events("stop", "b"))

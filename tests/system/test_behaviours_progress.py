@@ -13,8 +13,8 @@ import anyio
 import httpx
 import openai
 import pytest
-from fakes.gate import Gate
-from system.house import House, OpenHouse, data_events
+from fakes.flag_file import FlagFile
+from system.running_gateway import RunningGateway, StartGateway, data_events
 
 pytestmark = pytest.mark.anyio
 
@@ -23,63 +23,67 @@ OFF = {"switching": {"progress": "off"}}
 QUESTION = [{"role": "user", "content": "Hello"}]
 
 
-async def test_a_cold_stream_gets_bytes_within_a_second_and_then_every_two_seconds(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"script": {"ready_after": 3.2}}}) as house:
+async def test_a_cold_stream_gets_bytes_within_a_second_and_then_every_two_seconds(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"script": {"ready_after": 3.2}}}) as gateway:
         tries: list[tuple[bool, list[float]]] = []
         while not tries or (not tries[-1][0] and len(tries) < 8):  # a busy machine may be late, but not every time
             times = [time.monotonic()]
-            async with house.stream("a") as answer:
+            async with gateway.stream("a") as answer:
                 async for _ in answer.aiter_raw():
                     times.append(time.monotonic())
             assert answer.status_code == 200
             gaps = [later - earlier for earlier, later in pairwise(times)]
             tries.append((gaps[0] <= 1.0 and max(gaps) <= 2.0, gaps))
-            await house.order("unload", model="a")
+            await gateway.action("unload", model="a")
         assert tries[-1][0], tries
 
 
-async def test_an_early_error_keeps_its_own_status(open_house: OpenHouse, gates: Callable[[str], Gate]) -> None:
-    die = gates("die")
+async def test_an_early_error_keeps_its_own_status(
+    start_gateway: StartGateway, flags: Callable[[str], FlagFile]
+) -> None:
+    die = flags("die")
     script = {"never_ready": True, "exit_code": 1, "exit_when": die.path}
     # Early is before the first sign, and that is not due in this test.
-    async with open_house({"a": {"script": script}}, gateway={"switching": {"progress_after_s": 600}}) as house:
+    async with start_gateway({"a": {"script": script}}, gateway={"switching": {"progress_after_s": 600}}) as gateway:
         async with anyio.create_task_group() as tasks:
 
             async def end_when_it_is_waited_for() -> None:
-                await house.until_counts(0, 1)
-                die.open()
+                await gateway.until_counts(0, 1)
+                die.set()
 
             tasks.start_soon(end_when_it_is_waited_for)
-            async with house.stream("a") as answer:
+            async with gateway.stream("a") as answer:
                 await answer.aread()
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "model_not_available"
 
 
-async def test_the_first_token_follows_at_once_when_the_model_is_ready(open_house: OpenHouse) -> None:
-    gateway = {"switching": {"progress_after_s": 0.1, "progress_every_s": 20}}
-    async with open_house({"a": {"script": {"ready_after": 0.5}}}, gateway=gateway) as house:
+async def test_the_first_token_follows_at_once_when_the_model_is_ready(start_gateway: StartGateway) -> None:
+    settings = {"switching": {"progress_after_s": 0.1, "progress_every_s": 20}}
+    async with start_gateway({"a": {"script": {"ready_after": 0.5}}}, gateway=settings) as gateway:
         delays = []
         for _ in range(8):  # a busy machine may be late, but not every time
-            async with house.stream("a") as answer:
+            async with gateway.stream("a") as answer:
                 async for line in answer.aiter_lines():
                     if '"word0' in line:
-                        delays.append(time.time() - house.events("ready")[-1]["time"])
+                        delays.append(time.time() - gateway.events("ready")[-1]["time"])
                         break
             if delays[-1] <= 0.1:
                 break
-            await house.order("unload", model="a")
+            await gateway.action("unload", model="a")
         assert min(delays) <= 0.1
 
 
-async def test_every_phase_of_a_switch_is_shown_and_the_second_load_has_an_estimate(open_house: OpenHouse) -> None:
-    gateway = {"switching": {"progress_after_s": 0, "progress_every_s": 0.2}}
+async def test_every_phase_of_a_switch_is_shown_and_the_second_load_has_an_estimate(
+    start_gateway: StartGateway,
+) -> None:
+    settings = {"switching": {"progress_after_s": 0, "progress_every_s": 0.2}}
     profiles = {"a": {"script": {"ready_after": 0.5, "slow_exit": 0.2}}, "b": {"script": {"ready_after": 0.5}}}
-    async with open_house(profiles, gateway=gateway) as house:
-        await house.chat("b")
+    async with start_gateway(profiles, gateway=settings) as gateway:
+        await gateway.chat("b")
         for _ in range(8):  # a busy machine may miss a short phase, but not every time
-            await house.chat("a")
-            async with house.stream("b") as answer:
+            await gateway.chat("a")
+            async with gateway.stream("b") as answer:
                 text = (await answer.aread()).decode()
             told = [event["x_hostler"] for event in data_events(text) if "x_hostler" in event]
             loading = [each for each in told if each["phase"] == "loading"]
@@ -96,47 +100,49 @@ async def test_every_phase_of_a_switch_is_shown_and_the_second_load_has_an_estim
         assert "x-hostler-switch-ms=" in last and "x-hostler-switch-ms=0 " not in last
 
 
-async def test_a_new_phase_is_shown_when_it_starts(open_house: OpenHouse, gates: Callable[[str], Gate]) -> None:
-    gateway = {"switching": {"progress_after_s": 0, "progress_every_s": 600}}
-    gone, ready = gates("gone"), gates("ready")
+async def test_a_new_phase_is_shown_when_it_starts(
+    start_gateway: StartGateway, flags: Callable[[str], FlagFile]
+) -> None:
+    settings = {"switching": {"progress_after_s": 0, "progress_every_s": 600}}
+    gone, ready = flags("gone"), flags("ready")
     profiles = {"a": {"script": {"gone_when": gone.path}}, "b": {"script": {"ready_when": ready.path}}}
-    async with open_house(profiles, gateway=gateway, supervisor={"stop_grace_s": 60}) as house:
-        await house.chat("a")
+    async with start_gateway(profiles, gateway=settings, supervisor={"stop_grace_s": 60}) as gateway:
+        await gateway.chat("a")
         phases: list[str] = []
         try:
             with anyio.fail_after(20):
-                async with house.stream("b") as answer:
+                async with gateway.stream("b") as answer:
                     async for line in answer.aiter_lines():
                         phases += [event["x_hostler"]["phase"] for event in data_events(line) if "x_hostler" in event]
                         if "stopping" in phases:
-                            gone.open()
+                            gone.set()
                         if "loading" in phases:
-                            ready.open()
+                            ready.set()
         finally:
-            gone.open()
-            ready.open()
+            gone.set()
+            ready.set()
         assert phases.index("stopping") < phases.index("loading")
 
 
-async def test_openais_own_package_reads_a_stream_with_progress_in_it(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"script": {"ready_after": 0.4}}}, gateway=EAGER) as house:
-        async with openai.AsyncOpenAI(base_url=f"{house.url}/v1", api_key="unused", max_retries=0) as client:
+async def test_openais_own_package_reads_a_stream_with_progress_in_it(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"script": {"ready_after": 0.4}}}, gateway=EAGER) as gateway:
+        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="unused", max_retries=0) as client:
             stream = await client.chat.completions.create(model="a", messages=QUESTION, stream=True)  # type: ignore[arg-type]
             chunks = [chunk async for chunk in stream]
             words = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
             assert words.split() == ["word0", "word1", "word2", "word3", "word4"]
             assert any("x_hostler" in (chunk.model_extra or {}) for chunk in chunks)
             assert [chunk.choices[0].finish_reason for chunk in chunks][-1] == "stop"
-            await house.order("unload", model="a")
+            await gateway.action("unload", model="a")
             async with client.chat.completions.stream(model="a", messages=QUESTION) as events:  # type: ignore[arg-type]
                 final = await events.get_final_completion()
         assert (final.choices[0].message.content or "").split() == words.split()
 
 
-async def test_openais_own_package_raises_what_failed_after_progress_began(open_house: OpenHouse) -> None:
+async def test_openais_own_package_raises_what_failed_after_progress_began(start_gateway: StartGateway) -> None:
     script = {"never_ready": True, "exit_code": 1, "exit_after": 0.3}
-    async with open_house({"a": {"script": script}}, gateway=EAGER) as house:
-        async with openai.AsyncOpenAI(base_url=f"{house.url}/v1", api_key="unused", max_retries=0) as client:
+    async with start_gateway({"a": {"script": script}}, gateway=EAGER) as gateway:
+        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="unused", max_retries=0) as client:
             stream = await client.chat.completions.create(model="a", messages=QUESTION, stream=True)  # type: ignore[arg-type]
             with pytest.raises(openai.APIError) as failed:
                 async for _ in stream:
@@ -144,10 +150,10 @@ async def test_openais_own_package_raises_what_failed_after_progress_began(open_
         assert failed.value.code == "model_not_available"
 
 
-async def test_an_engines_rejection_after_progress_began_is_an_event(open_house: OpenHouse) -> None:
+async def test_an_engines_rejection_after_progress_began_is_an_event(start_gateway: StartGateway) -> None:
     script = {"ready_after": 0.3, "status": 400, "error": "scripted refusal"}
-    async with open_house({"a": {"script": script}}, gateway=EAGER) as house:
-        async with house.stream("a") as answer:
+    async with start_gateway({"a": {"script": script}}, gateway=EAGER) as gateway:
+        async with gateway.stream("a") as answer:
             text = (await answer.aread()).decode()
         assert answer.status_code == 200
         events = data_events(text)
@@ -156,21 +162,21 @@ async def test_an_engines_rejection_after_progress_began_is_an_event(open_house:
 
 
 async def test_a_hot_model_answers_as_fast_while_another_loads_before_an_audience(
-    open_house: OpenHouse, gates: Callable[[str], Gate]
+    start_gateway: StartGateway, flags: Callable[[str], FlagFile]
 ) -> None:
-    ready = gates("ready")
+    ready = flags("ready")
     profiles: dict[str, Any] = {
         "hot": {"memory": "1GiB"},
         "cold": {"memory": "1GiB", "parallel": 4, "script": {"ready_when": ready.path}},
     }
-    async with open_house(profiles, gateway=EAGER, supervisor={"memory_budget": "10GiB"}) as house:
-        await house.chat("hot")
+    async with start_gateway(profiles, gateway=EAGER, supervisor={"memory_budget": "10GiB"}) as gateway:
+        await gateway.chat("hot")
 
         async def quickest() -> float:
             seconds = []
             for _ in range(8):
                 began = time.monotonic()
-                assert (await house.chat("hot")).status_code == 200
+                assert (await gateway.chat("hot")).status_code == 200
                 seconds.append(time.monotonic() - began)
             return min(seconds)
 
@@ -178,23 +184,23 @@ async def test_a_hot_model_answers_as_fast_while_another_loads_before_an_audienc
         async with anyio.create_task_group() as tasks:
 
             async def watch() -> None:
-                async with house.stream("cold") as answer:
+                async with gateway.stream("cold") as answer:
                     await answer.aread()
 
             for _ in range(4):
                 tasks.start_soon(watch)
-            await house.until(lambda: house.starts("cold"))
+            await gateway.until(lambda: gateway.starts("cold"))
             with anyio.fail_after(30):
                 # The machine may have been busy with something else for a while.
                 while await quickest() > before + 0.02:
                     pass
-            assert not house.events("ready", "cold")
-            ready.open()
+            assert not gateway.events("ready", "cold")
+            ready.set()
 
 
-async def test_ollamas_stream_gets_nothing_extra(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"script": {"ready_after": 0.3}}}, gateway=EAGER) as house:
-        lines = (await posted(house, "/api/chat", {"model": "a", "messages": QUESTION})).text.splitlines()
+async def test_ollamas_stream_gets_nothing_extra(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"script": {"ready_after": 0.3}}}, gateway=EAGER) as gateway:
+        lines = (await posted(gateway, "/api/chat", {"model": "a", "messages": QUESTION})).text.splitlines()
     words = [answer["message"]["content"].strip() for answer in map(json.loads, lines) if not answer["done"]]
     assert words == ["word0", "word1", "word2", "word3", "word4"]
     written = [json.loads(line)["created_at"] for line in lines]
@@ -203,23 +209,23 @@ async def test_ollamas_stream_gets_nothing_extra(open_house: OpenHouse) -> None:
 
 
 async def posted(
-    house: House, path: str, body: dict[str, Any], headers: dict[str, str] | None = None
+    gateway: RunningGateway, path: str, body: dict[str, Any], headers: dict[str, str] | None = None
 ) -> httpx.Response:
-    return await house.http.post(path, json=body, headers=headers)
+    return await gateway.http.post(path, json=body, headers=headers)
 
 
-async def test_without_progress_a_stream_is_the_engines_own_byte_for_byte(open_house: OpenHouse) -> None:
+async def test_without_progress_a_stream_is_the_engines_own_byte_for_byte(start_gateway: StartGateway) -> None:
     body = {"model": "a", "messages": QUESTION, "stream": True, "stream_options": {"include_usage": True}}
-    async with open_house({"a": {"script": {"ready_after": 0.3}}}, gateway=OFF) as house:
-        await posted(house, "/v1/chat/completions", body)
-        warm = (await posted(house, "/v1/chat/completions", body)).content
-        own = await engines_own(house, body)
-        await house.order("unload", model="a")
+    async with start_gateway({"a": {"script": {"ready_after": 0.3}}}, gateway=OFF) as gateway:
+        await posted(gateway, "/v1/chat/completions", body)
+        warm = (await posted(gateway, "/v1/chat/completions", body)).content
+        own = await engines_own(gateway, body)
+        await gateway.action("unload", model="a")
         # The engine counts from the beginning and has read nothing yet.
-        cold = (await posted(house, "/v1/chat/completions", body)).content
-        await engines_own(house, body)
+        cold = (await posted(gateway, "/v1/chat/completions", body)).content
+        await engines_own(gateway, body)
     assert warm == renumbered(own, 3, 2)
-    assert len(house.starts()) == 2
+    assert len(gateway.starts()) == 2
     usage = data_events(own.decode())[-1]
     fresh = {"cached_tokens": 0, "cache_n": 0, "prompt_n": usage["usage"]["prompt_tokens"]}
     for name, value in fresh.items():
@@ -228,21 +234,21 @@ async def test_without_progress_a_stream_is_the_engines_own_byte_for_byte(open_h
     assert cold == renumbered(own, 3, 1)
 
 
-async def test_a_whole_answer_says_what_the_engines_own_says(open_house: OpenHouse) -> None:
+async def test_a_whole_answer_says_what_the_engines_own_says(start_gateway: StartGateway) -> None:
     body = {"model": "a", "messages": QUESTION}
-    async with open_house({"a": {}}) as house:
-        await posted(house, "/v1/chat/completions", body)
-        ours = (await posted(house, "/v1/chat/completions", body)).content
-        own = await engines_own(house, body)
+    async with start_gateway({"a": {}}) as gateway:
+        await posted(gateway, "/v1/chat/completions", body)
+        ours = (await posted(gateway, "/v1/chat/completions", body)).content
+        own = await engines_own(gateway, body)
     assert json.loads(ours) == json.loads(renumbered(own, 3, 2))
 
 
-async def engines_own(house: House, body: dict[str, Any]) -> bytes:
+async def engines_own(gateway: RunningGateway, body: dict[str, Any]) -> bytes:
     """What the engine says to somebody who asks it without a gateway."""
-    address = await house.manager.locate("a")
+    address = await gateway.manager.locate("a")
     assert address is not None
     url = f"http://{address.host}:{address.port}/v1/chat/completions"
-    return (await house.http.post(url, json=body, headers={"Authorization": f"Bearer {address.key}"})).content
+    return (await gateway.http.post(url, json=body, headers={"Authorization": f"Bearer {address.key}"})).content
 
 
 def renumbered(answer: bytes, number: int, other: int) -> bytes:

@@ -13,29 +13,29 @@ import anyio
 import httpx
 import psutil
 import pytest
-from fakes.gate import Gate
-from system.house import House, OpenHouse, first_word, is_whole, keys_in
+from fakes.flag_file import FlagFile
+from system.running_gateway import RunningGateway, StartGateway, first_token, is_complete, write_keys
 
 pytestmark = pytest.mark.anyio
 
 SHARED = {"memory_budget": "10GiB"}
 LONG = {"chunks": 50_000, "chunk_delay": 0.02}
 
-Gates = Callable[[str], Gate]
+Flags = Callable[[str], FlagFile]
 
 
-def lives(house: House) -> list[tuple[str, float, float]]:
+def lives(gateway: RunningGateway) -> list[tuple[str, float, float]]:
     """Every engine that was started: its model, its start and its end (or now)."""
-    ends = {note["pid"]: note["time"] for note in house.events("stop")}
-    return [(note["model"], note["time"], ends.get(note["pid"], time.time())) for note in house.events("start")]
+    ends = {note["pid"]: note["time"] for note in gateway.events("stop")}
+    return [(note["model"], note["time"], ends.get(note["pid"], time.time())) for note in gateway.events("start")]
 
 
-async def in_line(house: House, models: str) -> dict[str, float]:
+async def in_line(gateway: RunningGateway, models: str) -> dict[str, float]:
     """Ask for the models at once; when each was answered."""
     answered: dict[str, float] = {}
 
     async def ask(model: str) -> None:
-        assert (await house.chat(model)).status_code == 200
+        assert (await gateway.chat(model)).status_code == 200
         answered[model] = time.monotonic()
 
     async with anyio.create_task_group() as tasks:
@@ -44,176 +44,180 @@ async def in_line(house: House, models: str) -> dict[str, float]:
     return answered
 
 
-async def test_two_cold_models_that_fit_together_load_in_parallel(open_house: OpenHouse, gates: Gates) -> None:
-    ready = gates("ready")
+async def test_two_cold_models_that_fit_together_load_in_parallel(start_gateway: StartGateway, flags: Flags) -> None:
+    ready = flags("ready")
     profile = {"memory": "4GiB", "script": {"ready_when": ready.path}}
-    async with open_house({"a": profile, "b": profile}, supervisor=SHARED) as house:
+    async with start_gateway({"a": profile, "b": profile}, supervisor=SHARED) as gateway:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(in_line, house, "ab")
-            await house.until(lambda: len(house.starts()) == 2)
-            ready.open()
-        assert max(note["time"] for note in house.events("start")) < min(note["time"] for note in house.events("ready"))
+            tasks.start_soon(in_line, gateway, "ab")
+            await gateway.until(lambda: len(gateway.starts()) == 2)
+            ready.set()
+        assert max(note["time"] for note in gateway.events("start")) < min(
+            note["time"] for note in gateway.events("ready")
+        )
 
 
-async def test_a_pinned_model_runs_on_while_an_exclusive_one_takes_the_place_of_another(open_house: OpenHouse) -> None:
-    async with open_house({"p": {"pinned": True}, "a": {}, "b": {}}) as house:
+async def test_a_pinned_model_runs_on_while_an_exclusive_one_takes_the_place_of_another(
+    start_gateway: StartGateway,
+) -> None:
+    async with start_gateway({"p": {"pinned": True}, "a": {}, "b": {}}) as gateway:
         for model in "pab":
-            assert (await house.chat(model)).status_code == 200
-        assert [note["model"] for note in house.events("stop")] == ["a"]
-        assert (await house.chat("p")).status_code == 200
-        assert house.starts() == ["p", "a", "b"]
+            assert (await gateway.chat(model)).status_code == 200
+        assert [note["model"] for note in gateway.events("stop")] == ["a"]
+        assert (await gateway.chat("p")).status_code == 200
+        assert gateway.starts() == ["p", "a", "b"]
 
 
-async def test_two_switches_that_need_the_same_memory_do_not_overlap(open_house: OpenHouse) -> None:
+async def test_two_switches_that_need_the_same_memory_do_not_overlap(start_gateway: StartGateway) -> None:
     profile = {"memory": "6GiB", "script": {"ready_after": 0.1, "slow_exit": 0.1}}
-    async with open_house({"a": profile, "b": profile, "c": profile}, supervisor=SHARED) as house:
-        await house.chat("a")
-        await in_line(house, "bc")
-        spans = sorted(lives(house), key=lambda life: life[1])
+    async with start_gateway({"a": profile, "b": profile, "c": profile}, supervisor=SHARED) as gateway:
+        await gateway.chat("a")
+        await in_line(gateway, "bc")
+        spans = sorted(lives(gateway), key=lambda life: life[1])
         assert spans[0][0] == "a"
         assert sorted(model for model, _, _ in spans) == ["a", "b", "c"]
         for (_, _, end), (_, start, _) in pairwise(spans):
             assert end <= start
 
 
-async def test_a_key_of_higher_priority_gets_its_model_first(open_house: OpenHouse, tmp_path: Path) -> None:
-    path, keys = keys_in(tmp_path, everybody=0, important=5)
+async def test_a_key_of_higher_priority_gets_its_model_first(start_gateway: StartGateway, tmp_path: Path) -> None:
+    path, keys = write_keys(tmp_path, everybody=0, important=5)
     profiles = {"a": {"script": LONG}, "b": {}, "c": {}}
-    async with open_house(profiles, gateway={"api_keys_file": path}) as house:
-        house.http.headers["Authorization"] = f"Bearer {keys['everybody']}"
-        async with house.stream("a") as answer, anyio.create_task_group() as tasks:
-            await first_word(answer)
-            tasks.start_soon(house.chat, "c")
-            await house.until_counts(1, 1)
+    async with start_gateway(profiles, gateway={"api_keys_file": path}) as gateway:
+        gateway.http.headers["Authorization"] = f"Bearer {keys['everybody']}"
+        async with gateway.stream("a") as answer, anyio.create_task_group() as tasks:
+            await first_token(answer)
+            tasks.start_soon(gateway.chat, "c")
+            await gateway.until_counts(1, 1)
 
             async def important() -> None:
-                await house.chat("b", key=keys["important"])
+                await gateway.chat("b", key=keys["important"])
 
             tasks.start_soon(important)
-            await house.until_counts(1, 2)
+            await gateway.until_counts(1, 2)
             await answer.aclose()
-        assert house.starts() == ["a", "b", "c"]
+        assert gateway.starts() == ["a", "b", "c"]
 
 
-async def test_an_engine_is_used_within_100_ms_of_being_ready(open_house: OpenHouse) -> None:
+async def test_an_engine_is_used_within_100_ms_of_being_ready(start_gateway: StartGateway) -> None:
     profiles = {
         f"ready-after-{seconds}": {"memory": "1GiB", "script": {"ready_after": seconds}}
         for seconds in (0, 0.1, 0.3, 0.6, 1.0, 1.3, 2.5)
     }
-    async with open_house(profiles, supervisor=SHARED) as house:
+    async with start_gateway(profiles, supervisor=SHARED) as gateway:
         late = dict.fromkeys(profiles, 1.0)
 
         async def ask(model: str) -> None:
-            assert (await house.chat(model)).status_code == 200
-            late[model] = house.asked(model)[-1]["time"] - house.events("ready", model)[-1]["time"]
+            assert (await gateway.chat(model)).status_code == 200
+            late[model] = gateway.requests(model)[-1]["time"] - gateway.events("ready", model)[-1]["time"]
 
         for _ in range(6):  # a busy machine may be late for a model now and then, but not every time
             async with anyio.create_task_group() as tasks:
                 for model, seconds in late.items():
                     if seconds > 0.1:
-                        await house.order("unload", model=model)
+                        await gateway.action("unload", model=model)
                         tasks.start_soon(ask, model)
         assert max(late.values()) <= 0.1
 
 
-async def test_a_model_that_ignores_sigterm_is_killed_when_its_grace_is_over(open_house: OpenHouse) -> None:
+async def test_a_model_that_ignores_sigterm_is_killed_when_its_grace_is_over(start_gateway: StartGateway) -> None:
     profiles = {"a": {"stop_grace_s": 0.3, "script": {"deaf": True}}, "b": {}}
     took: list[float] = []
-    async with open_house(profiles) as house:
+    async with start_gateway(profiles) as gateway:
         # The best of a few, here and below: what a machine does that is busy with other things is not the question.
         while not took or (min(took) > 0.8 and len(took) < 4):
-            await house.chat("a")
-            pid = house.events("start", "a")[-1]["pid"]
+            await gateway.chat("a")
+            pid = gateway.events("start", "a")[-1]["pid"]
             asked = time.time()
-            assert (await house.chat("b")).status_code == 200
-            took.append(house.events("start", "b")[-1]["time"] - asked)
+            assert (await gateway.chat("b")).status_code == 200
+            took.append(gateway.events("start", "b")[-1]["time"] - asked)
             assert not psutil.pid_exists(pid)
     assert 0.3 <= min(took) <= 0.3 + 0.5
 
 
-async def test_an_engine_that_accepts_but_never_answers_is_killed(open_house: OpenHouse) -> None:
+async def test_an_engine_that_accepts_but_never_answers_is_killed(start_gateway: StartGateway) -> None:
     profile = {"start_timeout_s": 0.5, "script": {"hang": True, "deaf": True}}
     took: list[float] = []
-    async with open_house({"a": profile}, supervisor={"max_failures": 10}) as house:
+    async with start_gateway({"a": profile}, supervisor={"max_failures": 10}) as gateway:
         while not took or (min(took) > 2.5 and len(took) < 4):
             began = time.monotonic()
-            answer = await house.chat("a")
+            answer = await gateway.chat("a")
             took.append(time.monotonic() - began)
             assert answer.status_code == 503
             assert "was not ready in time" in answer.json()["error"]["message"]
-            pid = house.events("start")[-1]["pid"]
-            await house.until(lambda pid=pid: not psutil.pid_exists(pid))
+            pid = gateway.events("start")[-1]["pid"]
+            await gateway.until(lambda pid=pid: not psutil.pid_exists(pid))
     assert 0.5 <= min(took) <= 0.5 + 2.0
 
 
 async def test_all_waiting_requests_fail_at_once_when_the_engine_dies_during_its_load(
-    open_house: OpenHouse, gates: Gates
+    start_gateway: StartGateway, flags: Flags
 ) -> None:
-    die = gates("die")
+    die = flags("die")
     script = {"never_ready": True, "exit_code": 1, "exit_when": die.path}
     late: list[float] = []
-    async with open_house({"a": {"script": script}}, supervisor={"max_failures": 10, "backoff_s": 30.0}) as house:
+    async with start_gateway({"a": {"script": script}}, supervisor={"max_failures": 10, "backoff_s": 30.0}) as gateway:
         while not late or (min(late) > 0.3 and len(late) < 4):
-            die.close()
+            die.clear()
             told: list[float] = []
 
             async def ask(told: list[float]) -> None:
-                assert (await house.chat("a")).status_code == 503
+                assert (await gateway.chat("a")).status_code == 503
                 told.append(time.time())
 
             async with anyio.create_task_group() as tasks:
                 for _ in range(4):
                     tasks.start_soon(ask, told)
-                await house.until_counts(0, 4)
-                await house.until(lambda: len(house.starts()) == len(late) + 1)
-                die.open()
-            late.append(max(told) - house.events("stop")[-1]["time"])
-            assert len(house.starts()) == len(late)
-            assert [model["state"] for model in (await house.status())["models"]] == ["failed"]
+                await gateway.until_counts(0, 4)
+                await gateway.until(lambda: len(gateway.starts()) == len(late) + 1)
+                die.set()
+            late.append(max(told) - gateway.events("stop")[-1]["time"])
+            assert len(gateway.starts()) == len(late)
+            assert [model["state"] for model in (await gateway.status())["models"]] == ["failed"]
     assert min(late) <= 0.3
 
 
-async def test_a_model_that_failed_often_fails_fast_with_its_last_output(open_house: OpenHouse) -> None:
+async def test_a_model_that_failed_often_fails_fast_with_its_last_output(start_gateway: StartGateway) -> None:
     script = {"exit_code": 1, "stderr": "E out of luck\n"}
     settings = {"max_failures": 3, "backoff_s": 10.0}
-    async with open_house({"a": {"script": script}}, supervisor=settings) as house:
+    async with start_gateway({"a": {"script": script}}, supervisor=settings) as gateway:
         for _ in range(3):
-            assert (await house.chat("a")).status_code == 503
+            assert (await gateway.chat("a")).status_code == 503
         seconds = []
         for _ in range(30):
             began = time.monotonic()
-            answer = await house.chat("a")
+            answer = await gateway.chat("a")
             seconds.append(time.monotonic() - began)
             assert answer.status_code == 503
             assert "out of luck" in answer.json()["error"]["message"]
             assert 1 <= int(answer.headers["retry-after"]) <= 60
         assert min(seconds) <= 0.01
-        assert house.starts() == ["a"] * 3
+        assert gateway.starts() == ["a"] * 3
 
 
-async def test_last_output_that_no_header_can_carry_is_reported_all_the_same(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"script": {"exit_code": 1, "stderr": "out of \0luck\n"}}}) as house:
-        answer = await house.chat("a")
+async def test_last_output_that_no_header_can_carry_is_reported_all_the_same(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"script": {"exit_code": 1, "stderr": "out of \0luck\n"}}}) as gateway:
+        answer = await gateway.chat("a")
         assert answer.status_code == 503
         assert "out of ?luck" in answer.headers["x-hostler-reason"]
 
 
-async def test_a_failed_load_is_tried_again_by_the_next_request(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"script": {"exit_code": 1, "exit_times": 1}}}) as house:
-        assert (await house.chat("a")).status_code == 503
-        assert (await house.chat("a")).status_code == 200
+async def test_a_failed_load_is_tried_again_by_the_next_request(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"script": {"exit_code": 1, "exit_times": 1}}}) as gateway:
+        assert (await gateway.chat("a")).status_code == 503
+        assert (await gateway.chat("a")).status_code == 200
 
 
-async def test_the_previous_model_is_loaded_again_when_the_next_one_fails(open_house: OpenHouse) -> None:
-    async with open_house({"a": {}, "b": {"script": {"exit_code": 1}}}) as house:
-        await house.chat("a")
-        assert (await house.chat("b")).status_code == 503
-        await house.until(lambda: len(house.events("ready", "a")) == 2)
-        assert (await house.chat("a")).status_code == 200
-        assert house.starts() == ["a", "b", "a"]
+async def test_the_previous_model_is_loaded_again_when_the_next_one_fails(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {}, "b": {"script": {"exit_code": 1}}}) as gateway:
+        await gateway.chat("a")
+        assert (await gateway.chat("b")).status_code == 503
+        await gateway.until(lambda: len(gateway.events("ready", "a")) == 2)
+        assert (await gateway.chat("a")).status_code == 200
+        assert gateway.starts() == ["a", "b", "a"]
 
 
-async def test_another_program_on_the_engines_port_is_not_taken_for_the_model(open_house: OpenHouse) -> None:
+async def test_another_program_on_the_engines_port_is_not_taken_for_the_model(start_gateway: StartGateway) -> None:
     answered = []
 
     async def impostor(stream: anyio.abc.SocketStream) -> None:
@@ -227,155 +231,159 @@ async def test_another_program_on_the_engines_port_is_not_taken_for_the_model(op
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port)
     async with listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, impostor)
-        async with open_house({"a": {}}, supervisor={"engine_ports": f"{port}-{port}"}) as house:
-            answer = await house.chat("a")
+        async with start_gateway({"a": {}}, supervisor={"engine_ports": f"{port}-{port}"}) as gateway:
+            answer = await gateway.chat("a")
             assert answer.status_code == 503
             assert "port" in answer.json()["error"]["message"]
             assert not any(b"chat" in request for request in answered)
         tasks.cancel_scope.cancel()
 
 
-async def test_no_process_of_an_engines_family_survives_its_stop(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"stop_grace_s": 0.3, "script": {"grandchild": True}}, "b": {}}) as house:
-        await house.chat("a")
-        await house.chat("b")
-        family = [house.events("start", "a")[0]["pid"], house.events("grandchild", "a")[0]["grandchild"]]
-        await house.until(lambda: not any(psutil.pid_exists(pid) for pid in family))
+async def test_no_process_of_an_engines_family_survives_its_stop(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"stop_grace_s": 0.3, "script": {"grandchild": True}}, "b": {}}) as gateway:
+        await gateway.chat("a")
+        await gateway.chat("b")
+        family = [gateway.events("start", "a")[0]["pid"], gateway.events("grandchild", "a")[0]["grandchild"]]
+        await gateway.until(lambda: not any(psutil.pid_exists(pid) for pid in family))
 
 
-async def test_a_request_after_an_unload_in_mid_load_gets_a_new_process(open_house: OpenHouse, gates: Gates) -> None:
-    ready, gone = gates("ready"), gates("gone")
+async def test_a_request_after_an_unload_in_mid_load_gets_a_new_process(
+    start_gateway: StartGateway, flags: Flags
+) -> None:
+    ready, gone = flags("ready"), flags("gone")
     profile = {"stop_grace_s": 60, "script": {"ready_when": ready.path, "gone_when": gone.path}}
-    async with open_house({"a": profile}) as house:
+    async with start_gateway({"a": profile}) as gateway:
         async with anyio.create_task_group() as tasks:
             answers: list[httpx.Response] = []
 
             async def ask() -> None:
-                answers.append(await house.chat("a"))
+                answers.append(await gateway.chat("a"))
 
             tasks.start_soon(ask)
-            await house.until(lambda: house.starts() == ["a"])
-            tasks.start_soon(lambda: house.order("unload", model="a"))
-            await house.until(lambda: answers)
+            await gateway.until(lambda: gateway.starts() == ["a"])
+            tasks.start_soon(lambda: gateway.action("unload", model="a"))
+            await gateway.until(lambda: answers)
             # The old process is still on its way out, and gets ready on it.
-            await house.until(lambda: house.events("told"))
+            await gateway.until(lambda: gateway.events("told"))
             tasks.start_soon(ask)
-            await house.until_counts(0, 1)
-            ready.open()
-            await house.until(lambda: house.events("ready"))
-            gone.open()
+            await gateway.until_counts(0, 1)
+            ready.set()
+            await gateway.until(lambda: gateway.events("ready"))
+            gone.set()
         assert [answer.status_code for answer in answers] == [503, 200]
         assert "unloaded on request" in answers[0].json()["error"]["message"]
-        assert house.starts() == ["a", "a"]
+        assert gateway.starts() == ["a", "a"]
 
 
-async def test_a_slow_unload_delays_no_other_model(open_house: OpenHouse, gates: Gates) -> None:
-    gone = gates("gone")
+async def test_a_slow_unload_delays_no_other_model(start_gateway: StartGateway, flags: Flags) -> None:
+    gone = flags("gone")
     profiles = {
         "a": {"memory": "4GiB", "parallel": 2, "script": {"chunks": 30, "chunk_delay": 0.03}},
         "b": {"memory": "2GiB", "stop_grace_s": 60, "script": {"gone_when": gone.path}},
         "c": {"memory": "2GiB"},
     }
-    async with open_house(profiles, supervisor=SHARED) as house:
-        await in_line(house, "abc")
-        async with anyio.create_task_group() as tasks, house.stream("a") as answer:
-            lines = await first_word(answer)
-            tasks.start_soon(lambda: house.order("unload", model="b"))
-            await house.until(lambda: models_in(house, "stopping"))
+    async with start_gateway(profiles, supervisor=SHARED) as gateway:
+        await in_line(gateway, "abc")
+        async with anyio.create_task_group() as tasks, gateway.stream("a") as answer:
+            lines = await first_token(answer)
+            tasks.start_soon(lambda: gateway.action("unload", model="b"))
+            await gateway.until(lambda: models_in(gateway, "stopping"))
             seconds = []
             for _ in range(9):
                 began = time.monotonic()
-                assert (await house.chat("c")).status_code == 200
+                assert (await gateway.chat("c")).status_code == 200
                 seconds.append(time.monotonic() - began)
             rest = [line async for line in lines]
-            assert models_in(house, "stopping") == ["b"]
-            gone.open()
+            assert models_in(gateway, "stopping") == ["b"]
+            gone.set()
         assert min(seconds) < 0.05
-        assert is_whole("\n".join(rest))
-        assert models_in(house, "stopping") == []
+        assert is_complete("\n".join(rest))
+        assert models_in(gateway, "stopping") == []
 
 
-def models_in(house: House, state: str) -> list[str]:
-    return [status.model for status in house.manager.status_now().models if status.state == state]
+def models_in(gateway: RunningGateway, state: str) -> list[str]:
+    return [status.model for status in gateway.manager.status_now().models if status.state == state]
 
 
-async def test_a_forced_unload_ends_the_answers_in_progress_and_frees_their_slots(open_house: OpenHouse) -> None:
+async def test_a_forced_unload_ends_the_answers_in_progress_and_frees_their_slots(start_gateway: StartGateway) -> None:
     profile: dict[str, Any] = {"parallel": 2, "script": LONG}
-    async with open_house({"a": profile}) as house:
+    async with start_gateway({"a": profile}) as gateway:
         answers: list[httpx.Response] = []
 
         async def ask() -> None:
-            answers.append(await house.chat("a"))
+            answers.append(await gateway.chat("a"))
 
-        async with anyio.create_task_group() as tasks, house.stream("a") as answer:
-            lines = await first_word(answer)
+        async with anyio.create_task_group() as tasks, gateway.stream("a") as answer:
+            lines = await first_token(answer)
             tasks.start_soon(ask)
-            await house.until(lambda: len(house.asked()) == 2)
-            pid = house.events("start")[0]["pid"]
-            done = await house.order("unload", model="a")
+            await gateway.until(lambda: len(gateway.requests()) == 2)
+            pid = gateway.events("start")[0]["pid"]
+            done = await gateway.action("unload", model="a")
             assert done.json() == {"model": "a", "state": "unloaded"}
             assert not psutil.pid_exists(pid)
             rest = [line async for line in lines]
         assert any('"error"' in line and "unloaded on request" in line for line in rest)
         assert answers[0].status_code == 503
-        assert await house.counts() == (0, 0)
+        assert await gateway.counts() == (0, 0)
 
 
-async def test_an_unload_without_force_lets_the_answers_in_progress_end(open_house: OpenHouse, gates: Gates) -> None:
-    last = gates("last")
-    async with open_house({"a": {"script": {"last_when": last.path}}}) as house, house.stream("a") as answer:
-        lines = await first_word(answer)
-        order = await house.order("unload", model="a", force=False)
+async def test_an_unload_without_force_lets_the_answers_in_progress_end(
+    start_gateway: StartGateway, flags: Flags
+) -> None:
+    last = flags("last")
+    async with start_gateway({"a": {"script": {"last_when": last.path}}}) as gateway, gateway.stream("a") as answer:
+        lines = await first_token(answer)
+        order = await gateway.action("unload", model="a", force=False)
         assert order.json()["state"] == "draining"
-        last.open()
-        assert is_whole("\n".join([line async for line in lines]))
-        await house.until(lambda: house.events("stop"))
+        last.set()
+        assert is_complete("\n".join([line async for line in lines]))
+        await gateway.until(lambda: gateway.events("stop"))
 
 
-async def test_an_unload_refuses_the_models_queue_and_no_other(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"script": LONG}, "b": {}, "c": {}}) as house:
+async def test_an_unload_refuses_the_models_queue_and_no_other(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"script": LONG}, "b": {}, "c": {}}) as gateway:
         answers: dict[str, httpx.Response] = {}
 
         async def ask(model: str) -> None:
-            answers[model] = await house.chat(model)
+            answers[model] = await gateway.chat(model)
 
-        async with house.stream("a") as answer, anyio.create_task_group() as tasks:
-            await first_word(answer)
+        async with gateway.stream("a") as answer, anyio.create_task_group() as tasks:
+            await first_token(answer)
             tasks.start_soon(ask, "b")
             tasks.start_soon(ask, "c")
-            await house.until_counts(1, 2)
-            assert (await house.order("unload", model="b")).status_code == 200
+            await gateway.until_counts(1, 2)
+            assert (await gateway.action("unload", model="b")).status_code == 200
             # Until then `a` speaks.
-            await house.until(lambda: "b" in answers)
-            assert await house.counts() == (1, 1)
+            await gateway.until(lambda: "b" in answers)
+            assert await gateway.counts() == (1, 1)
             await answer.aclose()
         assert answers["b"].status_code == 503
         assert answers["c"].status_code == 200
-        assert house.starts() == ["a", "c"]
+        assert gateway.starts() == ["a", "c"]
 
 
 async def test_a_switch_waits_for_patience_the_answers_in_flight_and_the_load(
-    open_house: OpenHouse,
+    start_gateway: StartGateway,
 ) -> None:
     profiles = {
         "a": {"parallel": 2, "script": {"chunks": 5, "chunk_delay": 0.04}},
         "b": {"script": {"ready_after": 0.2}},
     }
     took: list[float] = []
-    async with open_house(profiles, gateway={"switching": {"patience_s": 0.5}}) as house:
-        await house.chat("a")
+    async with start_gateway(profiles, gateway={"switching": {"patience_s": 0.5}}) as gateway:
+        await gateway.chat("a")
         async with anyio.create_task_group() as tasks:
 
             async def keep_asking() -> None:
                 while True:
-                    await house.chat("a")
+                    await gateway.chat("a")
 
             for _ in range(4):
                 tasks.start_soon(keep_asking)
             while not took or (min(took) > 1.9 and len(took) < 4):
-                await house.until_counts(2, 2)
+                await gateway.until_counts(2, 2)
                 began = time.monotonic()
-                assert (await house.chat("b")).status_code == 200
+                assert (await gateway.chat("b")).status_code == 200
                 took.append(time.monotonic() - began)
             tasks.cancel_scope.cancel()
     # 0.5 patience, 0.2 in flight, 0.2 load; the rest is for starting and stopping processes on a busy machine.

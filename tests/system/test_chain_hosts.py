@@ -11,11 +11,11 @@ from typing import Any
 
 import anyio
 import pytest
-from fakes.openrouter import Router, open_router
+from fakes.fake_openrouter import FakeOpenRouter, start_openrouter
 from fakes.ports import free_port
-from system.chain import open_chain, plain, said
-from system.command import hostler
-from system.house import FAKE_ENGINE
+from system.fallback_chain import answer_text, openai_backend, start_chain
+from system.hostler_process import run_hostler
+from system.running_gateway import FAKE_ENGINE
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -50,7 +50,7 @@ class Machine:
         return {"kind": "supervisor", "url": f"http://127.0.0.1:{self.port}"}
 
     async def on(self) -> None:
-        running = hostler("supervisor", "--config", str(self._file), errors=self._folder / "machine.log")
+        running = run_hostler("supervisor", "--config", str(self._file), errors=self._folder / "machine.log")
         await anyio.to_thread.run_sync(self._stack.enter_context, running)
 
     async def off(self) -> None:
@@ -58,20 +58,20 @@ class Machine:
 
 
 async def test_a_sleeping_machine_is_woken_by_one_packet_and_answers_the_waiting_requests(
-    tmp_path: Path, cloud: Router
+    tmp_path: Path, cloud: FakeOpenRouter
 ) -> None:
     machine = Machine(tmp_path)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as card:
         card.bind(("127.0.0.1", 0))
         card.setblocking(False)
         wake = {"mac": "01:23:45:67:89:ab", "broadcast": f"127.0.0.1:{card.getsockname()[1]}", "wait_s": 30}
-        backends = {"pc": {**machine.settings, "wake": wake}, "cloud": plain(cloud)}
+        backends = {"pc": {**machine.settings, "wake": wake}, "cloud": openai_backend(cloud)}
         switching = {"progress_after_s": 0, "progress_every_s": 0.1}
-        async with open_chain(tmp_path, backends, gateway={"switching": switching}) as chain:
+        async with start_chain(tmp_path, backends, gateway={"switching": switching}) as chain:
             responses = []
 
             async def ask() -> None:
-                responses.append(await chain.ask(stream=True))
+                responses.append(await chain.chat(stream=True))
 
             async with anyio.create_task_group() as clients:
                 for _ in range(3):
@@ -83,7 +83,7 @@ async def test_a_sleeping_machine_is_woken_by_one_packet_and_answers_the_waiting
                     assert response.headers.get("x-hostler-reason") is None
                     assert "wak" in response.text.lower()
                 assert [event.backend for event in chain.finished] == ["pc"] * 3
-                assert cloud.asked == []
+                assert cloud.requests == []
                 card.recv(200)
                 with pytest.raises(BlockingIOError):
                     card.recv(200)
@@ -91,59 +91,59 @@ async def test_a_sleeping_machine_is_woken_by_one_packet_and_answers_the_waiting
                 await machine.off()
 
 
-async def test_falls_back_from_a_machine_that_does_not_wake_up(tmp_path: Path, cloud: Router) -> None:
+async def test_falls_back_from_a_machine_that_does_not_wake_up(tmp_path: Path, cloud: FakeOpenRouter) -> None:
     machine = Machine(tmp_path)
     wake = {"mac": "01:23:45:67:89:ab", "broadcast": "127.0.0.1:9", "wait_s": 0.3}
-    backends = {"pc": {**machine.settings, "wake": wake}, "cloud": plain(cloud)}
-    async with open_chain(tmp_path, backends) as chain:
+    backends = {"pc": {**machine.settings, "wake": wake}, "cloud": openai_backend(cloud)}
+    async with start_chain(tmp_path, backends) as chain:
         for _ in range(3):
-            response = await chain.ask()
-            assert said(response) == f"cloud:{ALL}"
+            response = await chain.chat()
+            assert answer_text(response) == f"cloud:{ALL}"
         first, *others = chain.finished
         assert first.reason == "pc: unreachable"
         assert first.seconds >= 0.3
         assert all(event.seconds < 0.25 for event in others)
 
 
-async def test_a_machine_that_dies_and_comes_back_is_used_again(tmp_path: Path, cloud: Router) -> None:
+async def test_a_machine_that_dies_and_comes_back_is_used_again(tmp_path: Path, cloud: FakeOpenRouter) -> None:
     machine = Machine(tmp_path)
     await machine.on()
     try:
-        async with open_chain(tmp_path, {"pc": machine.settings, "cloud": plain(cloud)}) as chain:
-            assert (await chain.ask()).headers["x-hostler-backend"] == "pc"
+        async with start_chain(tmp_path, {"pc": machine.settings, "cloud": openai_backend(cloud)}) as chain:
+            assert (await chain.chat()).headers["x-hostler-backend"] == "pc"
             await machine.off()
             for _ in range(5):
-                assert said(await chain.ask()) == f"cloud:{ALL}"
+                assert answer_text(await chain.chat()) == f"cloud:{ALL}"
             await machine.on()
             with anyio.fail_after(20):
-                while (await chain.ask()).headers["x-hostler-backend"] != "pc":  # noqa: ASYNC110 - a process comes up
+                while (await chain.chat()).headers["x-hostler-backend"] != "pc":  # noqa: ASYNC110 - a process comes up
                     await anyio.sleep(0.05)
     finally:
         await machine.off()
 
 
-async def test_a_profile_may_have_its_own_chain_and_be_local_only(tmp_path: Path, cloud: Router) -> None:
+async def test_a_profile_may_have_its_own_chain_and_be_local_only(tmp_path: Path, cloud: FakeOpenRouter) -> None:
     machine = Machine(tmp_path, chain=["second", "pc"], local_only=True)
     await machine.on()
     try:
-        async with open_router("second") as second:
+        async with start_openrouter("second") as second:
             backends = {
                 "pc": machine.settings,
-                "cloud": plain(cloud, local=False),
-                "second": plain(second, local=False),
+                "cloud": openai_backend(cloud, local=False),
+                "second": openai_backend(second, local=False),
             }
-            async with open_chain(tmp_path, backends) as chain:
-                response = await chain.ask()
+            async with start_chain(tmp_path, backends) as chain:
+                response = await chain.chat()
                 assert response.headers["x-hostler-backend"] == "pc"
                 assert response.headers["x-hostler-reason"] == "second: non_local"
-                assert cloud.asked == second.asked == []
+                assert cloud.requests == second.requests == []
     finally:
         await machine.off()
 
 
 @pytest.mark.parametrize("known", ["remembered", "declared"])
 async def test_a_machine_asleep_since_before_the_gateway_started_is_woken_for_its_models(
-    tmp_path: Path, cloud: Router, known: str
+    tmp_path: Path, cloud: FakeOpenRouter, known: str
 ) -> None:
     machine = Machine(tmp_path, aliases=["nick"])
     state = tmp_path / "state" / "history.sqlite3" if known == "remembered" else None
@@ -153,24 +153,24 @@ async def test_a_machine_asleep_since_before_the_gateway_started_is_woken_for_it
             card.setblocking(False)
             wake = {"mac": "01:23:45:67:89:ab", "broadcast": f"127.0.0.1:{card.getsockname()[1]}", "wait_s": 30}
             pc = {**machine.settings, "wake": wake, **({"models": {"m": "m"}} if known == "declared" else {})}
-            backends = {"pc": pc, "cloud": {**plain(cloud), "models": {"other": "other"}}}
+            backends = {"pc": pc, "cloud": {**openai_backend(cloud), "models": {"other": "other"}}}
             if known == "remembered":
                 await machine.on()
-                async with open_chain(tmp_path, backends, history=state) as chain:
-                    assert (await chain.ask()).headers["x-hostler-backend"] == "pc"
+                async with start_chain(tmp_path, backends, history=state) as chain:
+                    assert (await chain.chat()).headers["x-hostler-backend"] == "pc"
                 await machine.off()
-            async with open_chain(tmp_path, backends, history=state) as chain:
+            async with start_chain(tmp_path, backends, history=state) as chain:
                 listed = {model["id"] for model in (await chain.http.get("/v1/models")).json()["data"]}
                 assert {"m", "other"} <= listed
                 # What it does not have does not wake it.
-                assert said(await chain.ask(model="other")) == f"cloud:{ALL}"
+                assert answer_text(await chain.chat(model="other")) == f"cloud:{ALL}"
                 with pytest.raises(BlockingIOError):
                     card.recv(200)
                 names = ["m", "nick"] if known == "remembered" else ["m"]
                 responses = []
 
                 async def ask(name: str) -> None:
-                    responses.append(await chain.ask(model=name))
+                    responses.append(await chain.chat(model=name))
 
                 async with anyio.create_task_group() as clients:
                     for name in names:
@@ -182,20 +182,20 @@ async def test_a_machine_asleep_since_before_the_gateway_started_is_woken_for_it
         await machine.off()
 
 
-async def test_a_local_only_model_stays_local_while_its_machine_sleeps(tmp_path: Path, cloud: Router) -> None:
+async def test_a_local_only_model_stays_local_while_its_machine_sleeps(tmp_path: Path, cloud: FakeOpenRouter) -> None:
     machine = Machine(tmp_path, local_only=True)
-    backends = {"pc": machine.settings, "cloud": plain(cloud, local=False)}
+    backends = {"pc": machine.settings, "cloud": openai_backend(cloud, local=False)}
     state = tmp_path / "state" / "history.sqlite3"
     await machine.on()
     try:
-        async with open_chain(tmp_path, backends, history=state):
+        async with start_chain(tmp_path, backends, history=state):
             pass
     finally:
         await machine.off()
-    async with open_chain(tmp_path, backends, history=state) as chain:
-        assert (await chain.ask()).status_code == 503
-    assert cloud.asked == []
+    async with start_chain(tmp_path, backends, history=state) as chain:
+        assert (await chain.chat()).status_code == 503
+    assert cloud.requests == []
     # What cannot be read is as if nothing had ever been heard.
     state.with_name("machines.json").write_bytes(b"{\xff")
-    async with open_chain(tmp_path, backends, history=state) as chain:
-        assert said(await chain.ask()) == f"cloud:{ALL}"
+    async with start_chain(tmp_path, backends, history=state) as chain:
+        assert answer_text(await chain.chat()) == f"cloud:{ALL}"

@@ -17,8 +17,8 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from fakes.openrouter import Router, open_router
-from system.chain import OpenChain, error_in, open_chain, plain, said
+from fakes.fake_openrouter import FakeOpenRouter, start_openrouter
+from system.fallback_chain import RunningChain, answer_text, error_in, openai_backend, start_chain
 
 from hostler.gateway.events import BreakerChanged
 
@@ -34,18 +34,18 @@ TROUBLE: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-async def make_trouble(routers: list[Router], chance: random.Random) -> None:
+async def make_trouble(routers: list[FakeOpenRouter], chance: random.Random) -> None:
     """Now one hop, now another is in trouble, dead, or well again."""
     while True:
         router = chance.choice(routers)
         kind = chance.random()
         if kind < 0.4:
-            router.then = "answer"
+            router.default = "answer"
             await router.start()
         elif kind < 0.6:
             await router.stop()
         else:
-            router.then = chance.choice(TROUBLE)
+            router.default = chance.choice(TROUBLE)
         await anyio.sleep(chance.uniform(0.005, 0.08))
 
 
@@ -55,7 +55,7 @@ def judge(response: httpx.Response, names: tuple[str, ...]) -> str:
         assert response.status_code in (429, 502, 503, 504), response.text
         assert error_in(response) is not None
         return "refused"
-    words = said(response)
+    words = answer_text(response)
     error = error_in(response)
     whole = tuple(f"{name}:{ALL}" for name in names)
     if error is None:
@@ -71,19 +71,19 @@ def judge(response: httpx.Response, names: tuple[str, ...]) -> str:
 async def test_every_answer_is_complete_or_visibly_broken_and_nothing_is_left(tmp_path: Path) -> None:
     print(f"HOSTLER_SOAK_SEED={SEED}")
     chance = random.Random(SEED)
-    names = ("main", "cloud", "box")
+    names = ("main", "cloud", "lan")
     tasks_before = len(asyncio.all_tasks())
     verdicts: list[str] = []
     async with AsyncExitStack() as stack:
-        routers = [await stack.enter_async_context(open_router(name)) for name in names]
-        backends = {router.name: plain(router, local=router.name != "cloud") for router in routers}
+        routers = [await stack.enter_async_context(start_openrouter(name)) for name in names]
+        backends = {router.name: openai_backend(router, local=router.name != "cloud") for router in routers}
         more = {
             "timeouts": {"connect_s": 0.5, "first_byte_s": 0.3, "between_bytes_s": 0.3},
             "probing": {"every_s": 0.2, "down_every_s": 0.03},
             "queue": {"max_wait_s": 1.0},
         }
         breaker = {"failures": 3, "open_s": 0.2, "max_open_s": 0.5}
-        async with open_chain(tmp_path, backends, gateway=more, breaker=breaker) as chain:
+        async with start_chain(tmp_path, backends, gateway=more, breaker=breaker) as chain:
             await asked(chain, routers, chance, verdicts, names)
             assert len(verdicts) == REQUESTS
             await chain.until(lambda: len(chain.finished) == REQUESTS)
@@ -105,7 +105,11 @@ async def test_every_answer_is_complete_or_visibly_broken_and_nothing_is_left(tm
 
 
 async def asked(
-    chain: OpenChain, routers: list[Router], chance: random.Random, verdicts: list[str], names: tuple[str, ...]
+    chain: RunningChain,
+    routers: list[FakeOpenRouter],
+    chance: random.Random,
+    verdicts: list[str],
+    names: tuple[str, ...],
 ) -> None:
     numbers = iter(range(REQUESTS))
 
@@ -113,7 +117,7 @@ async def asked(
         for number in numbers:
             stream = number % 3 != 0
             try:
-                response = await chain.ask(stream=stream, user=f"request-{number}")
+                response = await chain.chat(stream=stream, user=f"request-{number}")
             except httpx.RemoteProtocolError:
                 assert not stream  # a whole answer that has begun can only be broken off
                 verdicts.append("broken")
@@ -130,11 +134,11 @@ async def asked(
         trouble.cancel_scope.cancel()
 
 
-async def none_is_stuck(chain: OpenChain, routers: list[Router]) -> None:
+async def none_is_stuck(chain: RunningChain, routers: list[FakeOpenRouter]) -> None:
     """When all is well again, each hop is used again: by whoever comes, once its time is over. Nobody names it: that
     would close its breakers."""
     for router in routers:
-        router.then = "answer"
+        router.default = "answer"
         router.script.clear()
     for router in routers:
         # All others are out: who is answered is answered by this one.
@@ -143,16 +147,16 @@ async def none_is_stuck(chain: OpenChain, routers: list[Router]) -> None:
         with anyio.fail_after(20):
             # A cloud that asked to be left alone for 5 s is.
             while True:
-                response = await chain.ask()
-                if response.status_code == 200 and said(response) == f"{router.name}:{ALL}":
+                response = await chain.chat()
+                if response.status_code == 200 and answer_text(response) == f"{router.name}:{ALL}":
                     break
                 await anyio.sleep(0.02)
     for router in routers:
         await router.start()
     with anyio.fail_after(20):
-        while said(await chain.ask()) != f"main:{ALL}":  # noqa: ASYNC110 - a breaker's time passes
+        while answer_text(await chain.chat()) != f"main:{ALL}":  # noqa: ASYNC110 - a breaker's time passes
             await anyio.sleep(0.02)
     for _ in range(5):
-        response = await chain.ask()
-        assert said(response) == f"main:{ALL}"
+        response = await chain.chat()
+        assert answer_text(response) == f"main:{ALL}"
         assert response.headers["x-hostler-hop"] == "0"

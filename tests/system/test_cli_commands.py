@@ -15,8 +15,8 @@ from typing import IO, Any
 
 import pytest
 from fakes.ports import free_port
-from system.command import Running, hostler
-from system.house import FAKE_ENGINE
+from system.hostler_process import HostlerProcess, run_hostler
+from system.running_gateway import FAKE_ENGINE
 from typer.testing import CliRunner, Result
 
 from hostler.gateway.auth import keys
@@ -28,7 +28,7 @@ FAILED, USAGE, UNREACHABLE, UNAUTHORIZED = 1, 2, 3, 4
 class Product:
     """A running gateway or supervisor, its configuration file, and a key for each scope."""
 
-    def __init__(self, running: Running, file: Path, made: dict[str, str]) -> None:
+    def __init__(self, running: HostlerProcess, file: Path, made: dict[str, str]) -> None:
         self.running = running
         self.file = file
         self.keys = made
@@ -107,7 +107,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
         "operate": keys.add(key_file, "operate", ("operate",)),
     }
     file = written(folder, api_keys_file=str(key_file))
-    with hostler("up", "--config", str(file), errors=folder / "log", environ=environ_in(folder)) as running:
+    with run_hostler("up", "--config", str(file), errors=folder / "log", environ=environ_in(folder)) as running:
         yield Product(running, file, made)
 
 
@@ -116,7 +116,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     """`hostler supervisor`, found by its configuration file."""
     folder = tmp_path_factory.mktemp("supervisor")
     file = written(folder)
-    with hostler("supervisor", "--config", str(file), errors=folder / "log", environ=environ_in(folder)) as running:
+    with run_hostler("supervisor", "--config", str(file), errors=folder / "log", environ=environ_in(folder)) as running:
         yield Product(running, file, {})
 
 

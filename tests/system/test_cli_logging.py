@@ -16,14 +16,14 @@ from typing import Any
 import httpx
 import pytest
 from fakes.ports import free_port
-from system.command import hostler
-from system.house import FAKE_ENGINE
+from system.hostler_process import run_hostler
+from system.running_gateway import FAKE_ENGINE
 
 from hostler.gateway.auth import keys
 
 PIPE_BYTES = 64 * 1024
 FILES: dict[str, dict[str, Any]] = {
-    "gateway": {"backends": {"box": {"kind": "openai", "url": "http://127.0.0.1:9", "models": {"*": "m"}}}},
+    "gateway": {"backends": {"lan": {"kind": "openai", "url": "http://127.0.0.1:9", "models": {"*": "m"}}}},
     "up": {"profiles": {"a": {"model": "/no.gguf"}}},
     "supervisor": {"profiles": {"a": {"model": "/no.gguf"}}},
 }
@@ -127,7 +127,7 @@ def test_a_service_logs_json_with_requests_and_audit_lines(tmp_path: Path, by: s
     more = [] if by == "setting" else ["--log-format", "json"]
     names = ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "HOSTLER_CACHE")
     environ = {name: str(tmp_path / name.lower()) for name in names}
-    with hostler("up", "--config", str(path), *more, errors=tmp_path / "log", environ=environ) as running:
+    with run_hostler("up", "--config", str(path), *more, errors=tmp_path / "log", environ=environ) as running:
         chat = {"model": "a", "messages": [{"role": "user", "content": "Hello"}]}
         with httpx.Client(base_url=running.address, headers={"Authorization": f"Bearer {key}"}, timeout=30.0) as client:
             assert client.post("/v1/chat/completions", json=chat).status_code == 200

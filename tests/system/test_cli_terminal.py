@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.gate import Gate
+from fakes.flag_file import FlagFile
 from fakes.ports import free_port
-from system.house import FAKE_ENGINE
-from system.terminal import Terminal, terminal
+from system.pseudo_terminal import PseudoTerminal, run_in_terminal
+from system.running_gateway import FAKE_ENGINE
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def address_in(text: str) -> str:
     return found[1]
 
 
-def is_clean(shown: Terminal) -> bool:
+def is_clean(shown: PseudoTerminal) -> bool:
     """Whether no terminal mode was changed, and the view has been removed."""
     modes = re.search(rb"\x1b\[\?|\x1b[78=>]|\x1bc", shown.raw)
     return modes is None and re.search(rb"has stopped\.\s*$", shown.raw) is not None
@@ -85,17 +85,17 @@ def is_clean(shown: Terminal) -> bool:
 
 @pytest.mark.parametrize(("columns", "lines"), [(80, 24), (60, 20), (120, 40)])
 def test_the_live_view_shows_a_load_an_answer_and_the_end(
-    file: Callable[..., Path], home: dict[str, str], gates: Callable[[str], Gate], columns: int, lines: int
+    file: Callable[..., Path], home: dict[str, str], flags: Callable[[str], FlagFile], columns: int, lines: int
 ) -> None:
-    ready = gates("ready")
+    ready = flags("ready")
     path = file(a={"ready_when": ready.path}, b={})
-    with terminal("up", "--config", str(path), columns=columns, lines=lines, environ=home) as shown:
+    with run_in_terminal("up", "--config", str(path), columns=columns, lines=lines, environ=home) as shown:
         address = address_in(shown.until("not loaded: a, b"))
         asked = ask(address, "a")
         loading = shown.until("not loaded: b")
         assert "starting" in loading or "loading" in loading
         shown.until("place 1")
-        ready.open()
+        ready.set()
         asked.join(30)
         answered = shown.until(" ok ")
         assert "local" in answered
@@ -107,10 +107,10 @@ def test_the_live_view_shows_a_load_an_answer_and_the_end(
 
 
 def test_ctrl_c_waits_for_answers_and_a_second_one_aborts_them(
-    file: Callable[..., Path], home: dict[str, str], gates: Callable[[str], Gate]
+    file: Callable[..., Path], home: dict[str, str], flags: Callable[[str], FlagFile]
 ) -> None:
-    path = file(a={"last_when": gates("never").path})
-    with terminal("up", "--config", str(path), environ=home) as shown:
+    path = file(a={"last_when": flags("never").path})
+    with run_in_terminal("up", "--config", str(path), environ=home) as shown:
         address = address_in(shown.until("Ctrl-C stops it ·"))
         asked = ask(address, "a", stream=True)
         shown.until("generating")
@@ -127,7 +127,7 @@ def test_ctrl_c_waits_for_answers_and_a_second_one_aborts_them(
 
 def test_the_log_scrolls_by_above_the_view(file: Callable[..., Path], home: dict[str, str]) -> None:
     path = file(a={"exit_code": 1, "stderr": "no luck today"})
-    with terminal("up", "--config", str(path), environ=home) as shown:
+    with run_in_terminal("up", "--config", str(path), environ=home) as shown:
         address = address_in(shown.until("Ctrl-C stops it ·"))
         ask(address, "a").join(30)
         shown.until("warning: failed")
@@ -138,7 +138,7 @@ def test_the_log_scrolls_by_above_the_view(file: Callable[..., Path], home: dict
 
 def test_the_view_follows_the_size_of_the_window(file: Callable[..., Path], home: dict[str, str]) -> None:
     path = file(a={}, b={})
-    with terminal("up", "--config", str(path), columns=120, lines=30, environ=home) as shown:
+    with run_in_terminal("up", "--config", str(path), columns=120, lines=30, environ=home) as shown:
         shown.until("hostler --help")
         shown.resize(30, 12)
         narrow = shown.until("hostler ps")
@@ -151,7 +151,7 @@ def test_the_view_follows_the_size_of_the_window(file: Callable[..., Path], home
 
 def test_a_supervisor_has_a_view_of_its_own(file: Callable[..., Path], home: dict[str, str]) -> None:
     path = file(a={})
-    with terminal("supervisor", "--config", str(path), environ=home) as shown:
+    with run_in_terminal("supervisor", "--config", str(path), environ=home) as shown:
         shown.until("not loaded: a")
         assert "supervisor" in shown.text
         shown.press(b"\x03")
@@ -169,7 +169,7 @@ def test_there_is_no_view_where_it_is_not_wanted(
     file: Callable[..., Path], home: dict[str, str], more: list[str], environ: dict[str, str]
 ) -> None:
     path = file(a={})
-    with terminal("up", "--config", str(path), *more, environ={**home, **environ}) as shown:
+    with run_in_terminal("up", "--config", str(path), *more, environ={**home, **environ}) as shown:
         address = address_in(shown.until("Ctrl-C stops it."))
         ask(address, "a").join(30)
         shown.until("openai.chat")
@@ -181,7 +181,7 @@ def test_there_is_no_view_where_it_is_not_wanted(
 
 def test_without_colours_there_are_none(file: Callable[..., Path], home: dict[str, str]) -> None:
     path = file(a={})
-    with terminal("up", "--config", str(path), environ={**home, "NO_COLOR": "1"}) as shown:
+    with run_in_terminal("up", "--config", str(path), environ={**home, "NO_COLOR": "1"}) as shown:
         shown.until("not loaded: a")
         shown.press(b"\x03")
         assert shown.end() == 0
@@ -190,7 +190,7 @@ def test_without_colours_there_are_none(file: Callable[..., Path], home: dict[st
 
 def test_a_stopped_terminal_blocks_nothing(file: Callable[..., Path], home: dict[str, str]) -> None:
     path = file(a={})
-    with terminal("up", "--config", str(path), environ=home) as shown:
+    with run_in_terminal("up", "--config", str(path), environ=home) as shown:
         address = address_in(shown.until("Ctrl-C stops it ·"))
         # From here on the terminal is not read.
         for _ in range(40):
@@ -203,7 +203,7 @@ def test_a_stopped_terminal_blocks_nothing(file: Callable[..., Path], home: dict
 
 def test_after_a_stop_the_view_is_drawn_anew(file: Callable[..., Path], home: dict[str, str]) -> None:
     path = file(a={})
-    with terminal("up", "--config", str(path), environ=home) as shown:
+    with run_in_terminal("up", "--config", str(path), environ=home) as shown:
         shown.until("hostler --help")
         for _ in range(3):
             shown.process.send_signal(signal.SIGSTOP)
@@ -218,19 +218,19 @@ def test_after_a_stop_the_view_is_drawn_anew(file: Callable[..., Path], home: di
 
 
 def test_a_switch_is_shown_with_its_phases(
-    file: Callable[..., Path], home: dict[str, str], gates: Callable[[str], Gate]
+    file: Callable[..., Path], home: dict[str, str], flags: Callable[[str], FlagFile]
 ) -> None:
-    ready = gates("ready")
+    ready = flags("ready")
     path = file(a={"ready_when": ready.path})
     config = ("--config", str(path))
-    with terminal("up", *config, environ=home) as shown:
+    with run_in_terminal("up", *config, environ=home) as shown:
         shown.until("not loaded: a")
-        with terminal("switch", "a", *config, environ=home) as switching:
+        with run_in_terminal("switch", "a", *config, environ=home) as switching:
             switching.until("a: loading")
-            ready.open()
+            ready.set()
             assert switching.end() == 0
             assert re.search(r"a is ready after .+ \(.*loading", switching.text)
-        with terminal("ps", *config, columns=60, environ=home) as listing:
+        with run_in_terminal("ps", *config, columns=60, environ=home) as listing:
             assert listing.end() == 0
             assert "ready" in listing.text
             assert all(len(line) <= 60 for line in listing.text.splitlines())
@@ -240,21 +240,21 @@ def test_long_names_leave_room_for_the_other_columns(file: Callable[..., Path], 
     names = [f"company/model-of-30-billion-parameters-for-code-instruct-{kind}-gguf" for kind in ("q4", "q5")]
     path = file(**{name: {} for name in names})
     config = ("--config", str(path))
-    with terminal("up", *config, environ=home) as shown:
+    with run_in_terminal("up", *config, environ=home) as shown:
         address = address_in(shown.until("Ctrl-C stops it ·"))
         for name in names:
             ask(address, name).join(30)
         for command, words in (("status", ["STATE", "NOTE", "loaded"]), ("models", ["STATE", "CONTEXT", "unloaded"])):
-            with terminal(command, *config, environ=home) as listing:
+            with run_in_terminal(command, *config, environ=home) as listing:
                 assert listing.end() == 0
                 assert all(word in listing.text for word in words)
                 assert [line for line in listing.text.splitlines() if len(line) > 80] == []
                 cut = {line.split("  ")[0].strip() for line in listing.text.splitlines() if line.startswith("company")}
                 assert len(cut) == 2
-        with terminal("events", *config, environ=home) as listing:
+        with run_in_terminal("events", *config, environ=home) as listing:
             assert listing.end() == 0
             assert re.search(r"ok +company\S+ +local +\d+ m?s", listing.text)
-        with terminal("status", *config, columns=160, environ=home) as listing:
+        with run_in_terminal("status", *config, columns=160, environ=home) as listing:
             assert listing.end() == 0
             assert all(name in listing.text for name in names)
 
@@ -272,7 +272,7 @@ def test_the_view_shows_the_real_engine_switching_and_answering(
         "profiles": profiles,
     }
     path.write_text(json.dumps(document))
-    with terminal("up", "--config", str(path), environ=home) as shown:
+    with run_in_terminal("up", "--config", str(path), environ=home) as shown:
         address = address_in(shown.until("not loaded: "))
         for name in profiles:
             asked = ask(address, name, max_tokens=20)

@@ -8,7 +8,7 @@ from pathlib import Path
 import anthropic
 import ollama
 import pytest
-from system.command import Running, hostler, with_the_shipped_model
+from system.hostler_process import HostlerProcess, run_hostler, write_shipped_model_config
 
 CONFIGURATION = """
 gateway: {listen: ["127.0.0.1:0"], queue: {max_wait_s: 100}}
@@ -27,16 +27,16 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, real_model: Path) -> Iterator[Running]:
+def running(tmp_path_factory: pytest.TempPathFactory, real_model: Path) -> Iterator[HostlerProcess]:
     """`hostler up` as everybody runs it."""
     folder = tmp_path_factory.mktemp("up")
-    path = with_the_shipped_model(folder, CONFIGURATION)
-    with hostler("up", "--config", path, errors=folder / "log") as up:
+    path = write_shipped_model_config(folder, CONFIGURATION)
+    with run_hostler("up", "--config", path, errors=folder / "log") as up:
         yield up
 
 
 @pytest.fixture
-def theirs(running: Running) -> Iterator[ollama.Client]:
+def theirs(running: HostlerProcess) -> Iterator[ollama.Client]:
     """Ollama's client. It has no way to be closed but this."""
     client = ollama.Client(host=running.address, timeout=120)
     yield client
@@ -44,7 +44,7 @@ def theirs(running: Running) -> Iterator[ollama.Client]:
 
 
 @pytest.fixture
-def claude(running: Running) -> Iterator[anthropic.Anthropic]:
+def claude(running: HostlerProcess) -> Iterator[anthropic.Anthropic]:
     with anthropic.Anthropic(base_url=running.address, api_key="unused", max_retries=0, timeout=120) as client:
         yield client
 

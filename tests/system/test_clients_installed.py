@@ -14,9 +14,9 @@ from typing import Any
 
 import anyio
 import pytest
-from fakes.storyteller import Story, open_storyteller
-from system.chain import open_chain
-from system.house import House, OpenHouse
+from fakes.scripted_server import ScriptedAnswer, start_scripted_server
+from system.fallback_chain import start_chain
+from system.running_gateway import RunningGateway, StartGateway
 
 INSTALLED = os.environ.get("HOSTLER_TEST_CLIENTS")
 PROGRAMS = Path(__file__).parent / "programs"
@@ -52,59 +52,59 @@ async def run(command: list[str], folder: Path, **environ: str) -> str:
     return done.stdout.decode()
 
 
-async def python(client: str, house: House, folder: Path, **environ: str) -> Any:
+async def python(client: str, gateway: RunningGateway, folder: Path, **environ: str) -> Any:
     """What the program of a client for Python tells."""
     program = str(PROGRAMS / f"{client}_client.py")
-    command = [f"{INSTALLED}/{client}/bin/python", program, house.url, "a", "org/b"]
+    command = [f"{INSTALLED}/{client}/bin/python", program, gateway.url, "a", "org/b"]
     return json.loads((await run(command, folder, **environ)).splitlines()[-1])
 
 
-async def node(client: str, house: House, folder: Path) -> Any:
+async def node(client: str, gateway: RunningGateway, folder: Path) -> Any:
     """What the program of a client for JavaScript tells. Packages are looked for beside the program."""
     program = folder / f"{client}_client.mjs"
     program.write_text((PROGRAMS / program.name).read_text())
     (folder / "node_modules").symlink_to(f"{INSTALLED}/js/node_modules")
-    return json.loads(await run(["node", str(program), house.url, "a", "org/b"], folder))
+    return json.loads(await run(["node", str(program), gateway.url, "a", "org/b"], folder))
 
 
 @in_every_form
 async def test_langchain_reads_streams_with_progress_in_them(
-    open_house: OpenHouse, tmp_path: Path, progress: str
+    start_gateway: StartGateway, tmp_path: Path, progress: str
 ) -> None:
-    async with open_house(PROFILES, gateway=shown(progress)) as house:
-        told = await python("langchain", house, tmp_path)
-        assert house.starts() == ["a", "org/b"]
+    async with start_gateway(PROFILES, gateway=shown(progress)) as gateway:
+        told = await python("langchain", gateway, tmp_path)
+        assert gateway.starts() == ["a", "org/b"]
     answer = {"words": WORDS, "usage": 5, "whole": WORDS}
     assert told == {"openai": answer, "ollama": answer}
 
 
 @in_every_form
 async def test_litellm_reads_streams_with_progress_in_them_in_every_protocol(
-    open_house: OpenHouse, tmp_path: Path, progress: str
+    start_gateway: StartGateway, tmp_path: Path, progress: str
 ) -> None:
-    async with open_house(PROFILES, gateway=shown(progress)) as house:
-        told = await python("litellm", house, tmp_path, LITELLM_LOCAL_MODEL_COST_MAP="True")
-        assert house.starts() == ["a", "org/b"] * 3 + ["a"]
+    async with start_gateway(PROFILES, gateway=shown(progress)) as gateway:
+        told = await python("litellm", gateway, tmp_path, LITELLM_LOCAL_MODEL_COST_MAP="True")
+        assert gateway.starts() == ["a", "org/b"] * 3 + ["a"]
     assert set(told) == {"openai", "hosted_vllm", "lm_studio", "llamafile", "ollama_chat", "ollama", "anthropic"}
     for protocol, answer in told.items():
         assert answer == {"words": WORDS, "finish": "stop", "whole": WORDS, "usage": 5}, protocol
 
 
-async def test_llm_with_its_plugin_for_ollama_lists_and_asks(open_house: OpenHouse, tmp_path: Path) -> None:
-    async with open_house(PROFILES, gateway=EAGER) as house:
-        environ = {"OLLAMA_HOST": house.url, "LLM_USER_PATH": str(tmp_path)}
+async def test_llm_with_its_plugin_for_ollama_lists_and_asks(start_gateway: StartGateway, tmp_path: Path) -> None:
+    async with start_gateway(PROFILES, gateway=EAGER) as gateway:
+        environ = {"OLLAMA_HOST": gateway.url, "LLM_USER_PATH": str(tmp_path)}
         command = f"{INSTALLED}/llm/bin/llm"
         listed = await run([command, "models"], tmp_path, **environ)
         assert "ollama/org/b" in listed
-        assert house.starts() == []
+        assert gateway.starts() == []
         assert await run([command, "-m", "ollama/a", "Hello"], tmp_path, **environ) == WORDS + "\n"
         whole = [command, "-m", "ollama/org/b", "--no-stream", "-s", "Be brief", "-o", "temperature", "0", "Hello"]
         assert await run(whole, tmp_path, **environ) == WORDS + "\n"
 
 
-async def test_ollamas_package_for_javascript(open_house: OpenHouse, tmp_path: Path) -> None:
-    async with open_house(PROFILES, gateway=EAGER) as house:
-        told = await node("ollama", house, tmp_path)
+async def test_ollamas_package_for_javascript(start_gateway: StartGateway, tmp_path: Path) -> None:
+    async with start_gateway(PROFILES, gateway=EAGER) as gateway:
+        told = await node("ollama", gateway, tmp_path)
     assert told == {
         "models": ["a:latest", "alpha:latest", "org/b:latest"],
         "capabilities": ["completion"],
@@ -119,10 +119,10 @@ async def test_ollamas_package_for_javascript(open_house: OpenHouse, tmp_path: P
 
 @in_every_form
 async def test_openais_package_for_javascript_reads_a_stream_with_progress_in_it(
-    open_house: OpenHouse, tmp_path: Path, progress: str
+    start_gateway: StartGateway, tmp_path: Path, progress: str
 ) -> None:
-    async with open_house(PROFILES, gateway=shown(progress)) as house:
-        told = await node("openai", house, tmp_path)
+    async with start_gateway(PROFILES, gateway=shown(progress)) as gateway:
+        told = await node("openai", gateway, tmp_path)
     waited = told.pop("waited")
     assert waited >= 3 if progress in ("thinking", "quiet") else waited == 0
     models = ["org/b", "a", "alpha"]
@@ -130,20 +130,20 @@ async def test_openais_package_for_javascript_reads_a_stream_with_progress_in_it
 
 
 async def test_anthropics_package_for_javascript_reads_a_stream_with_progress_in_it(
-    open_house: OpenHouse, tmp_path: Path
+    start_gateway: StartGateway, tmp_path: Path
 ) -> None:
-    async with open_house(PROFILES, gateway=EAGER) as house:
-        told = await node("anthropic", house, tmp_path)
+    async with start_gateway(PROFILES, gateway=EAGER) as gateway:
+        told = await node("anthropic", gateway, tmp_path)
     models = ["org/b", "a", "alpha"]
     assert told == {"words": WORDS, "finish": "end_turn", "usage": 5, "whole": WORDS, "models": models}
 
 
 @in_every_form
 async def test_vercels_package_reads_a_stream_with_progress_in_it(
-    open_house: OpenHouse, tmp_path: Path, progress: str
+    start_gateway: StartGateway, tmp_path: Path, progress: str
 ) -> None:
-    async with open_house(PROFILES, gateway=shown(progress)) as house:
-        told = await node("ai", house, tmp_path)
+    async with start_gateway(PROFILES, gateway=shown(progress)) as gateway:
+        told = await node("ai", gateway, tmp_path)
     answer = {"words": WORDS, "errors": [], "finish": "stop", "usage": 5, "whole": WORDS}
     assert told == {"openai": answer, "compatible": answer}
 
@@ -161,10 +161,10 @@ async def claude(url: str, folder: Path, *words: str) -> dict[str, Any]:
     return told
 
 
-async def test_claude_code_gets_an_answer(open_house: OpenHouse, tmp_path: Path) -> None:
-    async with open_house(PROFILES, gateway=EAGER) as house:
-        told = await claude(house.url, tmp_path, "Hello")
-        assert house.starts() == ["a"]
+async def test_claude_code_gets_an_answer(start_gateway: StartGateway, tmp_path: Path) -> None:
+    async with start_gateway(PROFILES, gateway=EAGER) as gateway:
+        told = await claude(gateway.url, tmp_path, "Hello")
+        assert gateway.starts() == ["a"]
     assert (told["result"], told["is_error"], told["num_turns"]) == (WORDS, False, 1)
 
 
@@ -173,33 +173,37 @@ async def test_claude_code_uses_its_tools(tmp_path: Path, kind: str) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("The number is 42.\n")
     call = ("call_1", "Read", json.dumps({"file_path": str(secret)}))
-    end = Story(words=("It", " is 42."))
-    story = Story(thoughts=("Hm.",), words=("Let me look.",), calls=(call,), finish="tool_calls", then=end)
+    end = ScriptedAnswer(words=("It", " is 42."))
+    script = ScriptedAnswer(
+        thoughts=("Hm.",), words=("Let me look.",), calls=(call,), finish="tool_calls", after_tools=end
+    )
     # Ollama refuses to think with most models, and Claude Code always wishes for it.
-    story = replace(story, thinks=kind != "ollama", then=replace(end, thinks=kind != "ollama"))
-    async with open_storyteller() as teller:
-        teller.story = story
-        backend = {"kind": kind, "url": teller.url, "models": {"a": "there"}}
-        async with open_chain(tmp_path, {"there": backend}) as chain:
+    script = replace(
+        script, reasoning_supported=kind != "ollama", after_tools=replace(end, reasoning_supported=kind != "ollama")
+    )
+    async with start_scripted_server() as server:
+        server.answer = script
+        backend = {"kind": kind, "url": server.url, "models": {"a": "there"}}
+        async with start_chain(tmp_path, {"there": backend}) as chain:
             url = str(chain.http.base_url).rstrip("/")
             told = await claude(url, tmp_path, "--allowedTools", "Read", "--", "Which number?")
     assert (told["result"], told["is_error"], told["num_turns"]) == ("It is 42.", False, 2)
-    assert "The number is 42." in json.dumps(teller.asked[-1][1]["messages"])
+    assert "The number is 42." in json.dumps(server.requests[-1][1]["messages"])
 
 
-def hermes_home(house: House, folder: Path, provider: str, model: str) -> str:
+def hermes_home(gateway: RunningGateway, folder: Path, provider: str, model: str) -> str:
     """The folder with Hermes' settings: this model of this gateway."""
     home = folder / "hermes"
     home.mkdir(exist_ok=True)
-    chosen = {"provider": provider, "base_url": f"{house.url}/v1", "default": model}
+    chosen = {"provider": provider, "base_url": f"{gateway.url}/v1", "default": model}
     (home / "config.yaml").write_text(json.dumps({"model": chosen}))
     return str(home)
 
 
-async def test_hermes_finds_out_what_it_needs_and_starts_no_engine(open_house: OpenHouse, tmp_path: Path) -> None:
-    async with open_house(PROFILES) as house:
-        told = await python("hermes", house, tmp_path, HERMES_HOME=hermes_home(house, tmp_path, "custom", "a"))
-        assert house.starts() == []
+async def test_hermes_finds_out_what_it_needs_and_starts_no_engine(start_gateway: StartGateway, tmp_path: Path) -> None:
+    async with start_gateway(PROFILES) as gateway:
+        told = await python("hermes", gateway, tmp_path, HERMES_HOME=hermes_home(gateway, tmp_path, "custom", "a"))
+        assert gateway.starts() == []
     assert told == {
         "kind": "lm-studio",
         "models": ["a", "alpha", "org/b"],
@@ -216,14 +220,14 @@ async def test_hermes_finds_out_what_it_needs_and_starts_no_engine(open_house: O
 
 @pytest.mark.parametrize("provider", ["custom", "lmstudio"])
 async def test_hermes_chats_with_one_model_then_with_the_other(
-    open_house: OpenHouse, tmp_path: Path, provider: str
+    start_gateway: StartGateway, tmp_path: Path, provider: str
 ) -> None:
-    async with open_house(PROFILES, gateway=EAGER) as house:
+    async with start_gateway(PROFILES, gateway=EAGER) as gateway:
         for model in ("a", "org/b"):
-            home = hermes_home(house, tmp_path, provider, model)
+            home = hermes_home(gateway, tmp_path, provider, model)
             command = [f"{INSTALLED}/hermes/bin/hermes", "-z", "Hello"]
             assert WORDS.strip() in await run(command, tmp_path, HERMES_HOME=home)
-        assert house.starts() == ["a", "org/b"]
-        asked = [json.loads(note["body"]) for note in house.asked()]
+        assert gateway.starts() == ["a", "org/b"]
+        asked = [json.loads(note["body"]) for note in gateway.requests()]
         assert [body["model"] for body in asked] == ["a", "org/b"]
         assert all(body["tools"] for body in asked)

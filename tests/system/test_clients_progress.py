@@ -8,7 +8,7 @@ import anthropic
 import ollama
 import openai
 import pytest
-from system.house import OpenHouse
+from system.running_gateway import StartGateway
 
 PROFILES: dict[str, Any] = {"a": {"script": {"ready_after": 3.0, "reasoning": 1}}}
 EAGER = {"switching": {"progress_after_s": 0, "progress_every_s": 0.5}}
@@ -18,10 +18,10 @@ THOUGHT, WORDS = "word0 ", "word1 word2 word3 word4 "
 pytestmark = pytest.mark.anyio
 
 
-async def test_openais_package(open_house: OpenHouse) -> None:
+async def test_openais_package(start_gateway: StartGateway) -> None:
     async with (
-        open_house(PROFILES, gateway=EAGER) as house,
-        openai.AsyncOpenAI(base_url=f"{house.url}/v1", api_key="unused", max_retries=0) as client,
+        start_gateway(PROFILES, gateway=EAGER) as gateway,
+        openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="unused", max_retries=0) as client,
     ):
         stream = await client.chat.completions.create(model="a", messages=QUESTION, stream=True)
         deltas = [chunk.choices[0].delta async for chunk in stream]
@@ -32,10 +32,10 @@ async def test_openais_package(open_house: OpenHouse) -> None:
     assert shown[-1] == THOUGHT
 
 
-async def test_anthropics_package(open_house: OpenHouse) -> None:
+async def test_anthropics_package(start_gateway: StartGateway) -> None:
     async with (
-        open_house(PROFILES, gateway=EAGER) as house,
-        anthropic.AsyncAnthropic(base_url=house.url, api_key="unused", max_retries=0) as client,
+        start_gateway(PROFILES, gateway=EAGER) as gateway,
+        anthropic.AsyncAnthropic(base_url=gateway.url, api_key="unused", max_retries=0) as client,
         client.messages.stream(model="a", messages=QUESTION, max_tokens=100) as stream,
     ):
         words = [text async for text in stream.text_stream]
@@ -45,9 +45,9 @@ async def test_anthropics_package(open_house: OpenHouse) -> None:
     assert (final.stop_reason, final.usage.output_tokens) == ("end_turn", 5)
 
 
-async def test_ollamas_package(open_house: OpenHouse) -> None:
-    async with open_house(PROFILES, gateway=EAGER) as house:
-        client = ollama.AsyncClient(host=house.url)
+async def test_ollamas_package(start_gateway: StartGateway) -> None:
+    async with start_gateway(PROFILES, gateway=EAGER) as gateway:
+        client = ollama.AsyncClient(host=gateway.url)
         try:
             parts = [part async for part in await client.chat(model="a", messages=QUESTION, stream=True)]
         finally:

@@ -13,10 +13,10 @@ from typing import Any
 
 import openai
 import pytest
-from fakes.storyteller import Story, Storyteller, open_storyteller
+from fakes.scripted_server import ScriptedAnswer, ScriptedServer, start_scripted_server
 from openai.types.responses import Response
-from system.chain import open_chain
-from system.house import OpenHouse
+from system.fallback_chain import start_chain
+from system.running_gateway import StartGateway
 
 pytestmark = pytest.mark.anyio
 
@@ -39,14 +39,14 @@ CONVERSATION: list[Any] = [
     ]},
 ]  # fmt: skip
 STORIES = {
-    "plain": Story(),
-    "thoughtful": Story(thoughts=("Hm, ", "Zürich?")),
-    "calling": Story(
+    "plain": ScriptedAnswer(),
+    "thoughtful": ScriptedAnswer(thoughts=("Hm, ", "Zürich?")),
+    "calling": ScriptedAnswer(
         thoughts=("Look.",), calls=(("call_1", "weather", '{"city": "Zürich"}'), ("call_2", "now", "{}")),
         finish="tool_calls",
     ),
-    "calling only": Story(words=(), calls=(("call_1", "weather", '{"city": "Zürich"}'),), finish="tool_calls"),
-    "cut": Story(finish="length"),
+    "calling only": ScriptedAnswer(words=(), calls=(("call_1", "weather", '{"city": "Zürich"}'),), finish="tool_calls"),
+    "cut": ScriptedAnswer(finish="length"),
 }  # fmt: skip
 
 each_backend = pytest.mark.parametrize("backend", ["llamacpp", "openai", "ollama", "anthropic"])
@@ -54,14 +54,14 @@ each_story = pytest.mark.parametrize("name", STORIES)
 
 
 @asynccontextmanager
-async def meeting(tmp_path: Path, kind: str) -> AsyncIterator[tuple[Storyteller, openai.AsyncOpenAI]]:
+async def meeting(tmp_path: Path, kind: str) -> AsyncIterator[tuple[ScriptedServer, openai.AsyncOpenAI]]:
     """OpenAI's package before a gateway before a scripted backend of this kind, which calls the model `m` `there`."""
-    async with open_storyteller() as teller:
-        backend = {"kind": kind, "url": teller.url, "models": {"m": "there"}}
-        async with open_chain(tmp_path, {"there": backend}) as chain:
+    async with start_scripted_server() as server:
+        backend = {"kind": kind, "url": server.url, "models": {"m": "there"}}
+        async with start_chain(tmp_path, {"there": backend}) as chain:
             address = f"{chain.http.base_url}/v1"
             async with openai.AsyncOpenAI(base_url=address, api_key="unused", max_retries=0) as client:
-                yield teller, client
+                yield server, client
 
 
 def understood(answer: Response) -> tuple[str, str, list[tuple[str, str, Any]]]:
@@ -72,7 +72,7 @@ def understood(answer: Response) -> tuple[str, str, list[tuple[str, str, Any]]]:
     return answer.output_text, told, [(call.call_id, call.name, json.loads(call.arguments)) for call in calls]
 
 
-def meant(story: Story, backend: str) -> tuple[str, str, list[tuple[str, str, Any]]]:
+def meant(story: ScriptedAnswer, backend: str) -> tuple[str, str, list[tuple[str, str, Any]]]:
     """What is to be understood of a story. Ollama's calls have no ids: they are made up."""
     return (
         "".join(story.words),
@@ -90,8 +90,8 @@ def comparable(said: tuple[str, str, list[tuple[str, str, Any]]], backend: str) 
 @each_backend
 @each_story
 async def test_a_whole_response(tmp_path: Path, backend: str, name: str) -> None:
-    async with meeting(tmp_path, backend) as (teller, client):
-        teller.story = STORIES[name]
+    async with meeting(tmp_path, backend) as (server, client):
+        server.answer = STORIES[name]
         answer = await client.responses.create(model="m", input="Hello", tools=TOOLS, metadata={"a": "b"})
     assert comparable(understood(answer), backend) == meant(STORIES[name], backend)
     cut = name == "cut"
@@ -108,8 +108,8 @@ async def test_a_streamed_response_is_put_together_by_openais_own_helper(
     tmp_path: Path, backend: str, name: str
 ) -> None:
     story = STORIES[name]
-    async with meeting(tmp_path, backend) as (teller, client):
-        teller.story = story
+    async with meeting(tmp_path, backend) as (server, client):
+        server.answer = story
         events = [event async for event in await client.responses.create(model="m", input="Hello", stream=True)]
         if story.finish != "length":  # of which the helper makes no answer, wherever it comes from
             async with client.responses.stream(model="m", input="Hello") as stream:
@@ -139,17 +139,17 @@ def _apart(text: str) -> list[str]:
 
 @each_backend
 async def test_a_conversation_arrives_as_it_was_asked(tmp_path: Path, backend: str) -> None:
-    async with meeting(tmp_path, backend) as (teller, client):
+    async with meeting(tmp_path, backend) as (server, client):
         await client.responses.create(
             model="m", input=CONVERSATION, instructions="Be brief.", tools=TOOLS, tool_choice="auto",
             max_output_tokens=77, temperature=0.5, reasoning={"effort": "low"},
         )  # fmt: skip
-    told = json.dumps(teller.asked[-1][1], ensure_ascii=False)
+    told = json.dumps(server.requests[-1][1], ensure_ascii=False)
     for words in ("Be brief.", "In German.", "Weather?", "I look.", "Bern", "rain", "And here?", "iVBORw0KGgo=", "77"):
         assert words in told, words
     assert told.count("Tells it") == 1
     assert "web_search" not in told
-    assert [path for path, _ in teller.asked[:-1]] == (["/v1/responses"] if backend == "openai" else [])
+    assert [path for path, _ in server.requests[:-1]] == (["/v1/responses"] if backend == "openai" else [])
 
 
 @each_backend
@@ -165,11 +165,11 @@ async def test_what_needs_a_memory_is_refused_in_words(tmp_path: Path, backend: 
 
 @each_backend
 async def test_a_refusal_and_a_break_are_told(tmp_path: Path, backend: str) -> None:
-    async with meeting(tmp_path, backend) as (teller, client):
-        teller.story = Story(refusal=(400, "too many umlauts"))
+    async with meeting(tmp_path, backend) as (server, client):
+        server.answer = ScriptedAnswer(error=(400, "too many umlauts"))
         with pytest.raises(openai.BadRequestError, match="too many umlauts"):
             await client.responses.create(model="m", input="Hello")
-        teller.story = Story(breaks="the mountain moved")
+        server.answer = ScriptedAnswer(breaks="the mountain moved")
         events = [event async for event in await client.responses.create(model="m", input="Hello", stream=True)]
     words = "".join(event.delta for event in events if event.type == "response.output_text.delta")
     assert words.startswith("The capital")
@@ -183,8 +183,8 @@ async def test_a_refusal_and_a_break_are_told(tmp_path: Path, backend: str) -> N
 async def test_a_server_that_knows_responses_is_asked_for_one_and_told_as_it_answers(
     tmp_path: Path, stream: bool
 ) -> None:
-    async with meeting(tmp_path, "openai") as (teller, client):
-        teller.responds = True
+    async with meeting(tmp_path, "openai") as (server, client):
+        server.has_responses = True
         asked: dict[str, Any] = {"model": "m", "input": "Hello", "store": True, "extra_body": {"next_month": 1}}
         if stream:
             events = [event async for event in await client.responses.create(stream=True, **asked)]
@@ -192,15 +192,15 @@ async def test_a_server_that_knows_responses_is_asked_for_one_and_told_as_it_ans
         else:
             answer = await client.responses.create(**asked)
     assert (answer.id, answer.output_text) == ("resp_theirs", "The capital <is> Zürich 🏔")
-    ((path, body),) = teller.asked
+    ((path, body),) = server.requests
     assert (path, body["model"], body["store"], body["next_month"]) == ("/v1/responses", "there", True, 1)
 
 
-async def test_progress_is_told_in_comments(open_house: OpenHouse) -> None:
+async def test_progress_is_told_in_comments(start_gateway: StartGateway) -> None:
     eager = {"switching": {"progress_after_s": 0, "progress_every_s": 0.1}}
-    async with open_house({"a": {"script": {"ready_after": 0.3}}}, gateway=eager) as house:
+    async with start_gateway({"a": {"script": {"ready_after": 0.3}}}, gateway=eager) as gateway:
         body = {"model": "a", "input": "Hello", "stream": True}
-        told = (await house.http.post("/v1/responses", json=body)).text
+        told = (await gateway.http.post("/v1/responses", json=body)).text
         shown, _, rest = told.partition("event: response.created\n")
         assert "loading a" in shown
         assert all(line.startswith(":") for line in shown.splitlines() if line)

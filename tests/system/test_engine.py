@@ -11,7 +11,7 @@ import httpx
 import openai
 import psutil
 import pytest
-from system.command import Running, hostler, with_the_shipped_model
+from system.hostler_process import HostlerProcess, run_hostler, write_shipped_model_config
 
 # One thread: two that wait for each other at every step take seconds for a word when something else runs, too.
 CONFIGURATION = """
@@ -33,19 +33,19 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
 def configured(folder: Path) -> str:
     """A configuration file in `folder`: the shipped profiles, on a free port."""
-    return with_the_shipped_model(folder, CONFIGURATION)
+    return write_shipped_model_config(folder, CONFIGURATION)
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, real_model: Path) -> Iterator[Running]:
+def running(tmp_path_factory: pytest.TempPathFactory, real_model: Path) -> Iterator[HostlerProcess]:
     """`hostler up` as everybody runs it."""
     folder = tmp_path_factory.mktemp("up")
-    with hostler("up", "--config", configured(folder), errors=folder / "log") as up:
+    with run_hostler("up", "--config", configured(folder), errors=folder / "log") as up:
         yield up
 
 
 @pytest.fixture
-def client(running: Running) -> Iterator[openai.OpenAI]:
+def client(running: HostlerProcess) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{running.address}/v1", api_key="unused", max_retries=0, timeout=120) as each:
         yield each
 
@@ -54,7 +54,7 @@ def question(text: str = "What is the capital of France?") -> list[dict[str, str
     return [{"role": "user", "content": text}]
 
 
-def ready_model(running: Running) -> dict[str, object]:
+def ready_model(running: HostlerProcess) -> dict[str, object]:
     status = httpx.get(f"{running.address}/admin/status").json()
     return next(model for model in status["hosts"][0]["host"]["models"] if model["state"] == "ready")
 
@@ -66,7 +66,7 @@ def test_lists_the_models_with_the_context_that_runs(client: openai.OpenAI) -> N
     assert client.models.retrieve("smollm2-long").context_length == 8192  # type: ignore[attr-defined]
 
 
-def test_streams_from_one_model_then_the_other_then_the_first(client: openai.OpenAI, running: Running) -> None:
+def test_streams_from_one_model_then_the_other_then_the_first(client: openai.OpenAI, running: HostlerProcess) -> None:
     pids = []
     for model in ("smollm2", "smollm2-long", "smollm2"):
         stream = client.chat.completions.create(
@@ -114,7 +114,7 @@ def test_errors_are_those_that_the_package_knows(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="smollm2", messages=question("word " * 5000))  # type: ignore[arg-type]
 
 
-def test_a_client_that_leaves_frees_the_engine(client: openai.OpenAI, running: Running) -> None:
+def test_a_client_that_leaves_frees_the_engine(client: openai.OpenAI, running: HostlerProcess) -> None:
     with client.chat.completions.create(
         model="smollm2",
         messages=question("Tell a very long story"),  # type: ignore[arg-type]
@@ -128,7 +128,7 @@ def test_a_client_that_leaves_frees_the_engine(client: openai.OpenAI, running: R
 
 
 def test_an_engine_killed_in_mid_stream_is_an_error_and_the_next_request_works(
-    client: openai.OpenAI, running: Running
+    client: openai.OpenAI, running: HostlerProcess
 ) -> None:
     stream = client.chat.completions.create(
         model="smollm2",
@@ -149,7 +149,7 @@ def test_an_engine_killed_in_mid_stream_is_an_error_and_the_next_request_works(
 
 
 def test_a_killed_gateway_leaves_no_engine(tmp_path: Path, real_model: Path) -> None:
-    with hostler("up", "--config", configured(tmp_path), errors=tmp_path / "log") as up:
+    with run_hostler("up", "--config", configured(tmp_path), errors=tmp_path / "log") as up:
         httpx.post(
             f"{up.address}/v1/completions", json={"model": "smollm2", "prompt": "a", "max_tokens": 1}, timeout=60
         )
@@ -161,7 +161,7 @@ def test_a_killed_gateway_leaves_no_engine(tmp_path: Path, real_model: Path) -> 
 
 
 def test_a_stopped_gateway_finishes_its_answer_and_leaves_nothing(tmp_path: Path, real_model: Path) -> None:
-    with hostler("up", "--config", configured(tmp_path), errors=tmp_path / "log") as up:
+    with run_hostler("up", "--config", configured(tmp_path), errors=tmp_path / "log") as up:
         asked = {"model": "smollm2", "prompt": "Once upon a time", "max_tokens": 40, "stream": True}
         with httpx.stream("POST", f"{up.address}/v1/completions", json=asked, timeout=60) as answer:
             lines = answer.iter_lines()

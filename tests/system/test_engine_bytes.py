@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from system.command import Running, hostler, with_the_shipped_model
+from system.hostler_process import HostlerProcess, run_hostler, write_shipped_model_config
 
 CONFIGURATION = """
 gateway: {listen: ["127.0.0.1:0"], queue: {max_wait_s: 100}, switching: {progress: "off"}}
@@ -53,15 +53,15 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, real_model: Path) -> Iterator[Running]:
+def running(tmp_path_factory: pytest.TempPathFactory, real_model: Path) -> Iterator[HostlerProcess]:
     folder = tmp_path_factory.mktemp("up")
-    path = with_the_shipped_model(folder, CONFIGURATION)
-    with hostler("up", "--config", path, errors=folder / "log") as up:
+    path = write_shipped_model_config(folder, CONFIGURATION)
+    with run_hostler("up", "--config", path, errors=folder / "log") as up:
         yield up
 
 
 @pytest.fixture(scope="module")
-def engine(running: Running) -> Iterator[httpx.Client]:
+def engine(running: HostlerProcess) -> Iterator[httpx.Client]:
     """The engine itself, asked without a gateway."""
     ask(running.address, "/v1/completions", {"model": "smollm2", "prompt": "a", "max_tokens": 1})
     for process in psutil.Process(running.process.pid).children(recursive=True):
@@ -85,14 +85,14 @@ def settled(answer: httpx.Response) -> tuple[int, str, bytes]:
 
 
 @pytest.mark.parametrize("name", CHAT)
-def test_a_whole_chat_is_the_engines_own(running: Running, engine: httpx.Client, name: str) -> None:
+def test_a_whole_chat_is_the_engines_own(running: HostlerProcess, engine: httpx.Client, name: str) -> None:
     body = {**SETTLED, "messages": QUESTION, **CHAT[name]}
     path = "/v1/chat/completions"
     assert settled(ask(running.address, path, body)) == settled(engine.post(path, json=body))
 
 
 @pytest.mark.parametrize("name", PROMPT)
-def test_a_whole_completion_is_the_engines_own(running: Running, engine: httpx.Client, name: str) -> None:
+def test_a_whole_completion_is_the_engines_own(running: HostlerProcess, engine: httpx.Client, name: str) -> None:
     body = {**SETTLED, "prompt": "Once upon a", **PROMPT[name]}
     path = "/v1/completions"
     assert settled(ask(running.address, path, body)) == settled(engine.post(path, json=body))
@@ -100,7 +100,7 @@ def test_a_whole_completion_is_the_engines_own(running: Running, engine: httpx.C
 
 @pytest.mark.parametrize("more", [{}, {"n_probs": 2, "stop": ["e"]}, {"return_tokens": True}, {"stop": [","]}])
 def test_a_whole_native_completion_is_the_engines_own(
-    running: Running, engine: httpx.Client, more: dict[str, Any]
+    running: HostlerProcess, engine: httpx.Client, more: dict[str, Any]
 ) -> None:
     body = {**SETTLED, "prompt": "Once upon a", "n_predict": 6, **more}
     assert settled(ask(running.address, "/completion", body)) == settled(engine.post("/completion", json=body))

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import ollama
 import pytest
-from system.command import Running, hostler
-from system.house import FAKE_ENGINE
+from system.hostler_process import HostlerProcess, run_hostler
+from system.running_gateway import FAKE_ENGINE
 
 from hostler.gateway.auth.keys import add
 
@@ -73,7 +73,7 @@ class Place:
         document = {**self.document, "gateway": {**self.document["gateway"], **gateway}}
         path = self.folder / "hostler.yaml"
         path.write_text(json.dumps(document))
-        return hostler("up", "--config", str(path), errors=self.folder / f"log{self.runs}", environ=self.environ)
+        return run_hostler("up", "--config", str(path), errors=self.folder / f"log{self.runs}", environ=self.environ)
 
     def asked(self) -> list[dict[str, Any]]:
         """The bodies of all that engines were asked."""
@@ -97,13 +97,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def running(shared: Place) -> Iterator[Running]:
+def running(shared: Place) -> Iterator[HostlerProcess]:
     with shared.up() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def client(running: Running) -> Iterator[ollama.Client]:
+def client(running: HostlerProcess) -> Iterator[ollama.Client]:
     with ollama.Client(running.address) as client:
         yield client
 
@@ -132,7 +132,7 @@ def test_a_pull_brings_the_file_that_a_profile_names_and_starts_nothing(client: 
     assert "far" not in shared.starts()
 
 
-def test_a_failed_pull_answers_in_ollamas_words(client: ollama.Client, running: Running) -> None:
+def test_a_failed_pull_answers_in_ollamas_words(client: ollama.Client, running: HostlerProcess) -> None:
     assert refusal(lambda: client.pull("nope")) == (500, "pull model manifest: file does not exist")
     lines = httpx.post(f"{running.address}/api/pull", json={"model": "nope"})
     assert lines.status_code == 200 and lines.headers["content-type"] == "application/x-ndjson"
@@ -155,7 +155,7 @@ def test_a_copy_is_a_model_until_it_is_deleted(client: ollama.Client, shared: Pl
 
 
 def test_a_preset_adds_its_system_prompt_and_shares_the_engine(
-    client: ollama.Client, shared: Place, running: Running
+    client: ollama.Client, shared: Place, running: HostlerProcess
 ) -> None:
     turns = [ollama.Message(role="user", content="hi"), ollama.Message(role="assistant", content="Mamma mia")]
     steps = client.create(
@@ -171,12 +171,12 @@ def test_a_preset_adds_its_system_prompt_and_shares_the_engine(
         'num_ctx                        2048\ntemperature                    0\nnum_predict                    5\nstop                           "x"',
     )
     assert shown.details is not None and shown.details.parent_model == "smol:latest"
-    before = len(shared.asked())
+    before = len(shared.requests())
     client.chat("smol", messages=HELLO)
     client.chat("mario", messages=HELLO)
     client.generate("mario", "Hello")
     httpx.post(f"{running.address}/v1/chat/completions", json={"model": "mario", "messages": HELLO}).raise_for_status()
-    plain, *made = [body for body in shared.asked()[before:] if "messages" in body]
+    plain, *made = [body for body in shared.requests()[before:] if "messages" in body]
     front = [
         {"role": "system", "content": "You are Mario."},
         {"role": "user", "content": "hi"},
@@ -196,7 +196,7 @@ def test_a_preset_with_a_context_of_its_own_is_a_profile(client: ollama.Client, 
     assert client.show("beyond").modelinfo["llama.context_length"] == 8192  # no more than it was trained for
     client.chat("long", messages=HELLO)
     assert shared.starts()[-1] == "long"
-    assert shared.asked()[-1]["messages"][0] == {"role": "system", "content": "Be long."}
+    assert shared.requests()[-1]["messages"][0] == {"role": "system", "content": "Be long."}
     assert refusal(lambda: client.delete("long")) == (403, "beyond depends on long")
 
 
@@ -238,7 +238,7 @@ def test_an_uploaded_file_is_deleted_with_its_model(client: ollama.Client, share
     assert digest.replace(":", "-") not in [path.name for path in kept.iterdir()]
 
 
-def test_an_upload_with_another_digest_is_not_kept(running: Running, shared: Place) -> None:
+def test_an_upload_with_another_digest_is_not_kept(running: HostlerProcess, shared: Place) -> None:
     content = b"some bytes"
     digest = "sha256:" + hashlib.sha256(content).hexdigest()
     url = f"{running.address}/api/blobs/"
@@ -318,7 +318,7 @@ def test_changes_require_the_scope_operate(place: Place) -> None:
         assert httpx.post(url, content=b"x", headers=headers[0]).status_code == 403
 
 
-def test_other_origins_cannot_change_models(running: Running) -> None:
+def test_other_origins_cannot_change_models(running: HostlerProcess) -> None:
     url, body = f"{running.address}/api/copy", b'{"source": "smol", "destination": "curled"}'
     form = "application/x-www-form-urlencoded"
     for headers in (

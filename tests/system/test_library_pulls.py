@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from system.command import Running, hostler
-from system.house import FAKE_ENGINE
+from system.hostler_process import HostlerProcess, run_hostler
+from system.running_gateway import FAKE_ENGINE
 
 CONTENT = bytes(range(256)) * 4096 * 4  # more than one block
 
@@ -61,7 +61,7 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.fixture
-def running(tmp_path: Path, hub: Hub) -> Iterator[Running]:
+def running(tmp_path: Path, hub: Hub) -> Iterator[HostlerProcess]:
     document = {
         "gateway": {"listen": ["127.0.0.1:0"]},
         "supervisor": {"engine": f"python3 -I -S {FAKE_ENGINE}"},
@@ -76,7 +76,7 @@ def running(tmp_path: Path, hub: Hub) -> Iterator[Running]:
         "HOSTLER_CACHE": str(tmp_path / "cache"), "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"),
         "HF_TOKEN": "", "HTTP_PROXY": "", "http_proxy": "",
     }  # fmt: skip
-    with hostler("up", "--config", str(path), errors=tmp_path / "log", environ=environ) as running:
+    with run_hostler("up", "--config", str(path), errors=tmp_path / "log", environ=environ) as running:
         yield running
 
 
@@ -91,7 +91,7 @@ def until_it_moves(lines: Iterator[str]) -> None:
     raise AssertionError("nothing came")
 
 
-def test_pulls_of_one_file_join_and_leave_independently(running: Running, hub: Hub, tmp_path: Path) -> None:
+def test_pulls_of_one_file_join_and_leave_independently(running: HostlerProcess, hub: Hub, tmp_path: Path) -> None:
     url = f"{running.address}/api/pull"
     with httpx.Client(timeout=20) as http, http.stream("POST", url, json={"model": "long"}) as second:
         with http.stream("POST", url, json={"model": "far"}) as first:
@@ -106,7 +106,7 @@ def test_pulls_of_one_file_join_and_leave_independently(running: Running, hub: H
     assert file.read_bytes() == CONTENT
 
 
-def test_a_request_for_the_model_joins_the_pull(running: Running, hub: Hub) -> None:
+def test_a_request_for_the_model_joins_the_pull(running: HostlerProcess, hub: Hub) -> None:
     with (
         httpx.Client(timeout=20) as http,
         http.stream("POST", f"{running.address}/api/pull", json={"model": "far"}) as pull,
@@ -122,7 +122,7 @@ def test_a_request_for_the_model_joins_the_pull(running: Running, hub: Hub) -> N
     assert hub.asked == 1
 
 
-def test_the_download_ends_when_all_clients_have_left(running: Running, hub: Hub, tmp_path: Path) -> None:
+def test_the_download_ends_when_all_clients_have_left(running: HostlerProcess, hub: Hub, tmp_path: Path) -> None:
     with (
         httpx.Client(timeout=20) as http,
         http.stream("POST", f"{running.address}/api/pull", json={"model": "far"}) as pull,

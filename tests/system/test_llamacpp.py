@@ -6,29 +6,29 @@ import json
 from typing import Any
 
 import pytest
-from system.house import OpenHouse, data_events
+from system.running_gateway import StartGateway, data_events
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_probing_starts_no_engine(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"default": True}, "b": {}}) as house:
+async def test_probing_starts_no_engine(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"default": True}, "b": {}}) as gateway:
         for path in (
             "/health", "/v1/health", "/props", "/v1/props", "/props?model=b", "/slots", "/slots?model=b", "/version",
             "/models", "/api/v1/models", "/api/v0/models", "/api/v0/models/a",
         ):  # fmt: skip
-            assert (await house.http.get(path)).status_code == 200, path
+            assert (await gateway.http.get(path)).status_code == 200, path
         for path in ("/lora-adapters", "/lora-adapters?model=a", "/favicon.ico", "/v1/unknown", "/x?model=a"):
-            assert (await house.http.get(path)).status_code in (404, 503), path
-        load = await house.http.post("/api/v1/models/load", json={"model": "a", "context_length": 64000})
+            assert (await gateway.http.get(path)).status_code in (404, 503), path
+        load = await gateway.http.post("/api/v1/models/load", json={"model": "a", "context_length": 64000})
         assert load.status_code == 200
-        assert (await house.http.post("/unknown", json={"x": 1})).status_code == 503
-        assert house.starts() == []
+        assert (await gateway.http.post("/unknown", json={"x": 1})).status_code == 503
+        assert gateway.starts() == []
 
 
-async def test_who_watches_the_models_is_told_of_every_change(open_house: OpenHouse) -> None:
-    async with open_house({"a": {}, "b": {"script": {"exit_code": 1}}}) as house:
-        async with house.http.stream("GET", "/models/sse") as answer:
+async def test_who_watches_the_models_is_told_of_every_change(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {}, "b": {"script": {"exit_code": 1}}}) as gateway:
+        async with gateway.http.stream("GET", "/models/sse") as answer:
             assert answer.headers["content-type"] == "text/event-stream"
             lines = answer.aiter_lines()
 
@@ -46,100 +46,100 @@ async def test_who_watches_the_models_is_told_of_every_change(open_house: OpenHo
                 return told
 
             assert await until("b", "unloaded") == ["unloaded"]
-            assert (await house.http.post("/models/load", json={"model": "a"})).json() == {"success": True}
+            assert (await gateway.http.post("/models/load", json={"model": "a"})).json() == {"success": True}
             assert await until("a", "loaded") == ["loading", "loaded"]
-            assert (await house.http.post("/models/unload", json={"model": "a"})).json() == {"success": True}
+            assert (await gateway.http.post("/models/unload", json={"model": "a"})).json() == {"success": True}
             assert await until("a", "unloaded") == ["unloaded"]
-            await house.chat("b")
+            await gateway.chat("b")
             assert (await until("b", "unloaded failed"))[0] == "loading"
-        assert (await house.http.head("/models/sse")).status_code == 200
+        assert (await gateway.http.head("/models/sse")).status_code == 200
 
 
-async def test_who_watches_the_models_does_not_hold_up_the_end_of_the_gateway(open_house: OpenHouse) -> None:
-    async with open_house({"a": {}}) as house, house.http.stream("GET", "/models/sse") as answer:
+async def test_who_watches_the_models_does_not_hold_up_the_end_of_the_gateway(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {}}) as gateway, gateway.http.stream("GET", "/models/sse") as answer:
         lines = answer.aiter_lines()
         await anext(lines)
-        house.gateway.stop()
+        gateway.app.stop()
         assert [line async for line in lines if line] == []
 
 
-async def test_a_whole_native_completion_is_asked_for_as_a_stream(open_house: OpenHouse) -> None:
-    async with open_house({"a": {}}) as house:
-        answer = (await house.http.post("/completion", json={"prompt": "x", "model": "a"})).json()
+async def test_a_whole_native_completion_is_asked_for_as_a_stream(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {}}) as gateway:
+        answer = (await gateway.http.post("/completion", json={"prompt": "x", "model": "a"})).json()
         assert (answer["content"], answer["stop"]) == ("word0 word1 word2 word3 word4 ", True)
-        sent = json.loads(house.events("request")[-1]["body"])
+        sent = json.loads(gateway.events("request")[-1]["body"])
         assert sent == {"prompt": "x", "model": "a", "stream": True}
 
 
-async def test_a_native_stream_is_the_engines_own(open_house: OpenHouse) -> None:
-    async with open_house({"a": {}}) as house:
+async def test_a_native_stream_is_the_engines_own(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {}}) as gateway:
         body: dict[str, Any] = {"prompt": "x", "model": "a", "stream": True}
-        events = data_events((await house.http.post("/completion", json=body)).text)
+        events = data_events((await gateway.http.post("/completion", json=body)).text)
         assert [event["stop"] for event in events] == [False] * 5 + [True]
 
 
-async def test_a_native_stream_that_breaks_ends_with_an_error(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"script": {"end_at_chunk": 3}}}) as house:
+async def test_a_native_stream_that_breaks_ends_with_an_error(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"script": {"end_at_chunk": 3}}}) as gateway:
         body: dict[str, Any] = {"prompt": "x", "model": "a", "stream": True}
-        events = data_events((await house.http.post("/completion", json=body)).text)
+        events = data_events((await gateway.http.post("/completion", json=body)).text)
         assert "before it was complete" in events[-1]["error"]["message"]
 
 
-async def test_without_a_model_the_active_engine_is_asked(open_house: OpenHouse) -> None:
-    async with open_house({"a": {}, "b": {}}) as house:
-        await house.chat("b")
-        answer = await house.http.post("/tokenize", json={"content": "one two"})
+async def test_without_a_model_the_active_engine_is_asked(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {}, "b": {}}) as gateway:
+        await gateway.chat("b")
+        answer = await gateway.http.post("/tokenize", json={"content": "one two"})
         assert answer.json() == {"tokens": [0, 1]}
         assert answer.headers["x-hostler-model"] == "b"
-        assert (await house.http.get("/props")).json()["model_alias"] == "b"
-        assert house.starts() == ["b"]
+        assert (await gateway.http.get("/props")).json()["model_alias"] == "b"
+        assert gateway.starts() == ["b"]
 
 
-async def test_an_unknown_path_goes_to_the_engine_of_its_model(open_house: OpenHouse) -> None:
-    async with open_house({"a": {}}) as house:
-        answer = await house.http.post("/v2/tokenize?x=1", json={"model": "a", "content": "one two"})
+async def test_an_unknown_path_goes_to_the_engine_of_its_model(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {}}) as gateway:
+        answer = await gateway.http.post("/v2/tokenize?x=1", json={"model": "a", "content": "one two"})
         assert answer.json() == {"tokens": [0, 1]}
-        assert house.events("request")[-1]["path"] == "/v2/tokenize?x=1"
-        assert (await house.http.get("/unknown")).status_code == 404
-        assert house.events("request")[-1]["path"] == "/unknown"
+        assert gateway.events("request")[-1]["path"] == "/v2/tokenize?x=1"
+        assert (await gateway.http.get("/unknown")).status_code == 404
+        assert gateway.events("request")[-1]["path"] == "/unknown"
 
 
-async def test_an_engines_slots_are_out_of_reach(open_house: OpenHouse) -> None:
-    async with open_house({"a": {}}) as house:
-        await house.chat("a")
-        before = len(house.events("request"))
+async def test_an_engines_slots_are_out_of_reach(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {}}) as gateway:
+        await gateway.chat("a")
+        before = len(gateway.events("request"))
         for path in ("/slots/0?action=erase", "/x/slots/0?action=erase", "/x/%2e%2e/slots/0?action=erase"):
-            assert (await house.http.post(path, json={"filename": "x"})).status_code in (404, 501), path
-        assert len(house.events("request")) == before
+            assert (await gateway.http.post(path, json={"filename": "x"})).status_code in (404, 501), path
+        assert len(gateway.events("request")) == before
 
 
-async def test_models_are_loaded_and_unloaded_by_order(open_house: OpenHouse) -> None:
-    async with open_house({"a": {}}) as house:
+async def test_models_are_loaded_and_unloaded_by_order(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {}}) as gateway:
         for path, state in (("/models/load", "loaded"), ("/models/unload", "unloaded")):
-            assert (await house.http.post(path, json={"model": "a"})).json() == {"success": True}
-            (entry,) = (await house.http.get("/models")).json()["data"]
+            assert (await gateway.http.post(path, json={"model": "a"})).json() == {"success": True}
+            (entry,) = (await gateway.http.get("/models")).json()["data"]
             assert entry["status"] == {"value": state}
-            again = await house.http.post(path, json={"model": "a"})
+            again = await gateway.http.post(path, json={"model": "a"})
             assert (again.status_code, again.json()["error"]["code"]) == (400, 400)
-        assert (await house.http.post("/models/load", json={"model": "x"})).status_code == 404
-        assert house.starts() == ["a"]
+        assert (await gateway.http.post("/models/load", json={"model": "x"})).status_code == 404
+        assert gateway.starts() == ["a"]
 
 
-async def test_lm_studios_own_chat_and_its_figures(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"context": 8192, "script": {"reasoning": 1}}}) as house:
+async def test_lm_studios_own_chat_and_its_figures(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"context": 8192, "script": {"reasoning": 1}}}) as gateway:
         asked = {"model": "a", "input": "Hello", "system_prompt": "Be brief."}
-        answer = (await house.http.post("/api/v1/chat", json=asked)).json()
+        answer = (await gateway.http.post("/api/v1/chat", json=asked)).json()
         words = "word1 word2 word3 word4 "
         assert [(item["type"], item["content"]) for item in answer["output"]] == [
             ("reasoning", "word0 "), ("message", words),
         ]  # fmt: skip
         assert answer["stats"]["total_output_tokens"] == 5
-        events = data_events((await house.http.post("/api/v1/chat", json={**asked, "stream": True})).text)
+        events = data_events((await gateway.http.post("/api/v1/chat", json={**asked, "stream": True})).text)
         assert (events[0]["type"], events[-1]["type"]) == ("chat.start", "chat.end")
         assert events[-1]["result"]["output"] == answer["output"]
         older = {"model": "a", "messages": [{"role": "user", "content": "Hello"}]}
-        whole = (await house.http.post("/api/v0/chat/completions", json=older)).json()
+        whole = (await gateway.http.post("/api/v0/chat/completions", json=older)).json()
         assert (whole["choices"][0]["message"]["content"], whole["model_info"]["context_length"]) == (words, 8192)
-        streamed = await house.http.post("/api/v0/chat/completions", json={**older, "stream": True})
+        streamed = await gateway.http.post("/api/v0/chat/completions", json={**older, "stream": True})
         assert streamed.text.endswith("data: [DONE]\n\n")
         assert data_events(streamed.text)[-1]["stats"]["stop_reason"] == "eosFound"

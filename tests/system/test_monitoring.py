@@ -13,12 +13,12 @@ from typing import Any
 import anyio
 import promql_parser
 import pytest
-from fakes.gate import Gate
-from fakes.openrouter import open_router
+from fakes.fake_openrouter import start_openrouter
+from fakes.flag_file import FlagFile
 from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
-from system.chain import open_chain, plain, said
-from system.house import another_host, house_in
+from system.fallback_chain import answer_text, openai_backend, start_chain
+from system.running_gateway import gateway_starter, remote_supervisor
 
 from hostler.gateway.backends.circuit_breaker import BreakerState
 from hostler.gateway.context import RequestOutcome
@@ -77,17 +77,21 @@ def anyio_backend() -> str:
 async def exposed(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, Exposed]]:
     """What both services expose, each on its own machine, while everything happens that is counted."""
     tmp_path = tmp_path_factory.mktemp("monitoring")
-    ready, answers = Gate(tmp_path / "ready"), Gate(tmp_path / "answers")
+    ready, answers = FlagFile(tmp_path / "ready"), FlagFile(tmp_path / "answers")
     script = {"ready_when": ready.path, "answer_when": answers.path, "queue": True}
     profiles = {"m": {"script": script}, "broken": {"script": {"exit_code": 1}}}
     seen = {"gateway": Exposed(), "supervisor": Exposed()}
     async with (
-        open_router("cloud") as cloud,
-        open_router("paid") as paid,
-        another_host(tmp_path / "main", profiles, supervisor={"memory_budget": "1GiB"}) as host,
-        open_chain(
+        start_openrouter("cloud") as cloud,
+        start_openrouter("paid") as paid,
+        remote_supervisor(tmp_path / "main", profiles, supervisor={"memory_budget": "1GiB"}) as host,
+        start_chain(
             tmp_path,
-            {"main": host.backend, "cloud": plain(cloud, local=False), "paid": plain(paid, local=False)},
+            {
+                "main": host.backend,
+                "cloud": openai_backend(cloud, local=False),
+                "paid": openai_backend(paid, local=False),
+            },
             gateway={
                 "spending": {"file": str(tmp_path / "spending.json"), "daily_limit": 10},
                 "queue": {"max_waiting": 1},
@@ -95,7 +99,7 @@ async def exposed(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) 
             },
         ) as chain,
     ):
-        paid.then = (401,)
+        paid.default = (401,)
 
         async def look() -> None:
             seen["gateway"].add((await chain.http.get("/metrics")).text)
@@ -111,22 +115,22 @@ async def exposed(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) 
                     now = (view["serving"], view["waiting"], states.get("m", "stopped"))
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(chain.ask)
+            tasks.start_soon(chain.chat)
             await at(0, 1, "starting")
             await look()
-            ready.open()
+            ready.set()
             await at(1, 0, "ready")
             inside = {"X-Hostler-Local-Only": "true"}
-            tasks.start_soon(partial(chain.ask, headers=inside))
+            tasks.start_soon(partial(chain.chat, headers=inside))
             await at(1, 1, "ready")
-            assert (await chain.ask(headers=inside)).status_code == 429
-            answers.open()
-        assert said(await chain.ask(model="broken")).startswith("cloud:")
-        await chain.ask(model="broken", headers=inside)
-        cloud.then = (500,)
+            assert (await chain.chat(headers=inside)).status_code == 429
+            answers.set()
+        assert answer_text(await chain.chat(model="broken")).startswith("cloud:")
+        await chain.chat(model="broken", headers=inside)
+        cloud.default = (500,)
         while not any(event.backend == "cloud" for event in chain.events if hasattr(event, "previous")):
-            await chain.ask(model="broken")
-        await chain.until(lambda: paid.asked)
+            await chain.chat(model="broken")
+        await chain.until(lambda: paid.requests)
         await look()
         await chain.http.post("/admin/unload", json={"model": "m"})
         await at(0, 0, "stopped")
@@ -138,12 +142,12 @@ async def exposed(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) 
 async def in_one_process(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Exposed]:
     """What `hostler up` exposes: gateway and supervisor in one process."""
     profiles = {"m": {}, "broken": {"script": {"exit_code": 1}}}
-    opened = house_in(tmp_path_factory.mktemp("in_one_process"))
-    async with opened(profiles, supervisor={"memory_budget": "1GiB"}) as house:
-        await house.chat("m")
-        await house.chat("broken")
+    opened = gateway_starter(tmp_path_factory.mktemp("in_one_process"))
+    async with opened(profiles, supervisor={"memory_budget": "1GiB"}) as gateway:
+        await gateway.chat("m")
+        await gateway.chat("broken")
         seen = Exposed()
-        seen.add((await house.http.get("/metrics")).text)
+        seen.add((await gateway.http.get("/metrics")).text)
     yield seen
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from system.house import House, OpenHouse
+from system.running_gateway import RunningGateway, StartGateway
 
 pytestmark = pytest.mark.anyio
 
@@ -30,43 +30,48 @@ PROFILES: dict[str, Any] = {
 }
 
 
-async def answerer(house: House, path: str, **more: Any) -> tuple[int, str | None]:
+async def answerer(gateway: RunningGateway, path: str, **more: Any) -> tuple[int, str | None]:
     """The status, and which model answered."""
-    answer: httpx.Response = await house.http.post(path, **more)
+    answer: httpx.Response = await gateway.http.post(path, **more)
     return answer.status_code, answer.headers.get("x-hostler-model")
 
 
 @pytest.mark.parametrize(("path", "body"), ASKED, ids=[path for path, _ in ASKED])
-async def test_a_model_may_be_named_outside_of_the_body(open_house: OpenHouse, path: str, body: dict[str, Any]) -> None:
-    async with open_house(PROFILES, supervisor={"exclusive": False}) as house:
-        await house.chat("a")
+async def test_a_model_may_be_named_outside_of_the_body(
+    start_gateway: StartGateway, path: str, body: dict[str, Any]
+) -> None:
+    async with start_gateway(PROFILES, supervisor={"exclusive": False}) as gateway:
+        await gateway.chat("a")
         for headers in ({"X-Hostler-Model": "bee"}, {"X-Model": "org/b"}):
-            assert await answerer(house, path, json=body, headers=headers) == (200, "org/b")
-        assert await answerer(house, f"{path}?model=org%2Fb", json=body) == (200, "org/b")
+            assert await answerer(gateway, path, json=body, headers=headers) == (200, "org/b")
+        assert await answerer(gateway, f"{path}?model=org%2Fb", json=body) == (200, "org/b")
         # Before the query comes the header, before the header the body.
         headers = {"X-Hostler-Model": "org/b", "X-Model": "nobody"}
-        assert await answerer(house, f"{path}?model=nobody", json=body, headers=headers) == (200, "org/b")
-        assert await answerer(house, path, json={**body, "model": "org/b"}, headers={"X-Model": "a"}) == (200, "org/b")
-        assert (await answerer(house, path, json=body, headers={"X-Model": "nobody"}))[0] == 404
-    bodies = [note["body"] for note in house.asked("org/b")]
+        assert await answerer(gateway, f"{path}?model=nobody", json=body, headers=headers) == (200, "org/b")
+        assert await answerer(gateway, path, json={**body, "model": "org/b"}, headers={"X-Model": "a"}) == (
+            200,
+            "org/b",
+        )
+        assert (await answerer(gateway, path, json=body, headers={"X-Model": "nobody"}))[0] == 404
+    bodies = [note["body"] for note in gateway.requests("org/b")]
     assert not any(name in each for each in bodies for name in ("bee", "nobody"))
 
 
-async def test_a_form_names_its_model_first(open_house: OpenHouse) -> None:
-    async with open_house(PROFILES) as house:
-        await house.chat("a")
+async def test_a_form_names_its_model_first(start_gateway: StartGateway) -> None:
+    async with start_gateway(PROFILES) as gateway:
+        await gateway.chat("a")
         files = {"file": ("a.wav", b"RIFF")}
         path = "/v1/audio/transcriptions"
         for more in ({"data": {"model": "org/b"}, "headers": {"X-Model": "a"}}, {"headers": {"X-Model": "bee"}}):
-            await house.http.post(path, files=files, **more)
-            assert house.asked()[-1]["model"] == "org/b"
-            assert 'name="model"' in house.asked()[-1]["body"]
+            await gateway.http.post(path, files=files, **more)
+            assert gateway.requests()[-1]["model"] == "org/b"
+            assert 'name="model"' in gateway.requests()[-1]["body"]
 
 
-async def test_what_is_looked_at_may_be_named_by_a_header(open_house: OpenHouse) -> None:
-    async with open_house(PROFILES) as house:
-        props = (await house.http.get("/props", headers={"X-Hostler-Model": "org/b"})).json()
-        shown = await house.http.post("/api/show", json={}, headers={"X-Hostler-Model": "org/b"})
+async def test_what_is_looked_at_may_be_named_by_a_header(start_gateway: StartGateway) -> None:
+    async with start_gateway(PROFILES) as gateway:
+        props = (await gateway.http.get("/props", headers={"X-Hostler-Model": "org/b"})).json()
+        shown = await gateway.http.post("/api/show", json={}, headers={"X-Hostler-Model": "org/b"})
         assert props["model_alias"] == "org/b"
         assert shown.status_code == 200
-        assert house.starts() == []
+        assert gateway.starts() == []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from system.chain import open_chain
+from system.fallback_chain import start_chain
 
 pytestmark = pytest.mark.anyio
 
@@ -63,7 +63,7 @@ async def studio(tmp_path: Path, kind: str) -> AsyncIterator[tuple[Studio, opena
     server = await asyncio.start_server(studio.serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
-        async with open_chain(tmp_path, {"s": {"kind": kind, "url": url, "models": {"m": "there"}}}) as chain:
+        async with start_chain(tmp_path, {"s": {"kind": kind, "url": url, "models": {"m": "there"}}}) as chain:
             address = f"{chain.http.base_url}/v1"
             async with openai.AsyncOpenAI(base_url=address, api_key="unused", max_retries=0) as client:
                 yield studio, client
@@ -83,7 +83,7 @@ async def test_sounds_become_words(tmp_path: Path, kind: str) -> None:
         translated = await client._client.post(f"{client.base_url}audio/translations", files=form)
         assert translated.json() == {"text": "Hello"}
     assert (heard.text, heard.model_extra) == ("Hello", {"next_month": 1})
-    for path, media_type, body in there.asked:
+    for path, media_type, body in there.requests:
         assert path in ANSWERS
         assert media_type.startswith("multipart/form-data; boundary=")
         assert SOUND in body
@@ -97,7 +97,7 @@ async def test_words_of_a_sound_are_streamed_as_they_come(tmp_path: Path) -> Non
         url = f"{client.base_url}audio/transcriptions"
         answer = await client._client.post(url, files=form)
     assert (answer.headers["content-type"].partition(";")[0], answer.content) == ("text/event-stream", TOLD)
-    assert len(there.asked) == 1
+    assert len(there.requests) == 1
 
 
 @each_kind
@@ -105,7 +105,7 @@ async def test_words_become_sounds(tmp_path: Path, kind: str) -> None:
     async with studio(tmp_path, kind) as (there, client):
         spoken = await client.audio.speech.create(model="m", voice="alloy", input="Hello")
         assert (spoken.response.headers["content-type"], spoken.content) == ("audio/mpeg", SOUND)
-    ((_, _, body),) = there.asked
+    ((_, _, body),) = there.requests
     assert json.loads(body) == {"model": "there", "voice": "alloy", "input": "Hello"}
 
 
@@ -116,6 +116,6 @@ async def test_pictures_are_made_and_changed(tmp_path: Path, kind: str) -> None:
         changed = await client.images.edit(model="m", prompt="a dog", image=("a.png", SOUND, "image/png"))
         assert (await client.moderations.create(model="m", input="x")).id == "m"
     assert [(picture.data or [])[0].b64_json for picture in (made, changed)] == ["AAAA", "BBBB"]
-    generated, edited, _ = there.asked
+    generated, edited, _ = there.requests
     assert json.loads(generated[2]) == {"model": "there", "prompt": "a cat", "n": 2}
     assert SOUND in edited[2]

@@ -10,14 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
-from system.command import Running, hostler
-from system.house import FAKE_ENGINE
+from system.hostler_process import HostlerProcess, run_hostler
+from system.running_gateway import FAKE_ENGINE
 
 
 class Configured:
     """A running `hostler up` and its configuration file."""
 
-    def __init__(self, running: Running, path: Path, document: dict[str, Any]) -> None:
+    def __init__(self, running: HostlerProcess, path: Path, document: dict[str, Any]) -> None:
         self.running = running
         self.document = document
         self._path = path
@@ -56,7 +56,7 @@ def configured(tmp_path: Path) -> Iterator[Configured]:
     }
     path = tmp_path / "hostler.yaml"
     path.write_text(json.dumps(document))
-    with hostler("up", "--config", str(path), errors=tmp_path / "log") as running:
+    with run_hostler("up", "--config", str(path), errors=tmp_path / "log") as running:
         yield Configured(running, path, document)
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from fakes.gate import Gate
-from system.chain import open_chain
-from system.house import OpenHouse, another_host
+from fakes.flag_file import FlagFile
+from system.fallback_chain import start_chain
+from system.running_gateway import StartGateway, remote_supervisor
 
 from hostler.gateway.app import Gateway
 from hostler.gateway.config import read
@@ -39,15 +39,15 @@ async def expected(http: httpx.AsyncClient) -> dict[str, Any]:
     }
 
 
-async def test_load_times_outlast_a_restart_of_everything(open_house: OpenHouse, tmp_path: Path) -> None:
-    async with open_house(SLOW) as house:
-        unknown = (await expected(house.http))["forecast"]
-        await house.chat("a")
-        await house.until(lambda: (tmp_path / "cache" / "load-times.json").exists())
-    async with open_house(SLOW) as house:
-        after = await expected(house.http)
-        await house.chat("b")
-        eta = (await house.http.get("/admin/forecast", params={"model": "a"})).json()["hosts"]["local"]["ready_s"]
+async def test_load_times_outlast_a_restart_of_everything(start_gateway: StartGateway, tmp_path: Path) -> None:
+    async with start_gateway(SLOW) as gateway:
+        unknown = (await expected(gateway.http))["forecast"]
+        await gateway.chat("a")
+        await gateway.until(lambda: (tmp_path / "cache" / "load-times.json").exists())
+    async with start_gateway(SLOW) as gateway:
+        after = await expected(gateway.http)
+        await gateway.chat("b")
+        eta = (await gateway.http.get("/admin/forecast", params={"model": "a"})).json()["hosts"]["local"]["ready_s"]
     assert 0.3 <= after["forecast"] < unknown
     assert after["forecast"] == pytest.approx(after["engine"], abs=0.01)
     assert after["forecast"] == pytest.approx(after["profile"], abs=0.01)
@@ -55,7 +55,7 @@ async def test_load_times_outlast_a_restart_of_everything(open_house: OpenHouse,
 
 
 async def test_a_gateway_that_starts_again_learns_them_from_hosts_that_did_not(tmp_path: Path) -> None:
-    async with another_host(tmp_path / "far", SLOW) as far:
+    async with remote_supervisor(tmp_path / "far", SLOW) as far:
         path, history = tmp_path / "hostler.yaml", tmp_path / "history.sqlite3"
         path.write_text(json.dumps({"gateway": {"listen": ["127.0.0.1:0"]}, "backends": {"far": far.backend}}))
         seen: list[tuple[dict[str, Any], int, int]] = []
@@ -89,34 +89,34 @@ async def test_a_gateway_that_starts_again_learns_them_from_hosts_that_did_not(t
     assert after["forecast"] == pytest.approx(before["profile"] or before["forecast"], rel=0.5)
 
 
-async def test_how_long_answers_take_outlasts_a_restart(tmp_path: Path, gates: Callable[[str], Gate]) -> None:
-    speak = gates("speak")
+async def test_how_long_answers_take_outlasts_a_restart(tmp_path: Path, flags: Callable[[str], FlagFile]) -> None:
+    speak = flags("speak")
     script = {"answer_when": speak.path, "queue": True}
-    async with another_host(tmp_path / "far", {"a": {"script": script}}) as far:
+    async with remote_supervisor(tmp_path / "far", {"a": {"script": script}}) as far:
         history, finished = tmp_path / "history.sqlite3", list[RequestFinished]()
 
         def hear(event: Event) -> None:
             if isinstance(event, RequestFinished):
                 finished.append(event)
 
-        speak.open()
-        async with open_chain(tmp_path, {"far": far.backend}, history=history, gateway=PATIENT) as chain:
-            chain.gateway.bus.listen(hear)
-            await chain.ask(model="a")
+        speak.set()
+        async with start_chain(tmp_path, {"far": far.backend}, history=history, gateway=PATIENT) as chain:
+            chain.app.bus.listen(hear)
+            await chain.chat(model="a")
             await chain.until(lambda: finished)
-        speak.close()
+        speak.clear()
         (event,) = finished
         async with (
-            open_chain(tmp_path, {"far": far.backend}, history=history, gateway=PATIENT) as chain,
+            start_chain(tmp_path, {"far": far.backend}, history=history, gateway=PATIENT) as chain,
             anyio.create_task_group() as tasks,
         ):
-            tasks.start_soon(partial(chain.ask, model="a"))
-            tasks.start_soon(partial(chain.ask, model="a"))
+            tasks.start_soon(partial(chain.chat, model="a"))
+            tasks.start_soon(partial(chain.chat, model="a"))
             host: dict[str, Any] = {}
             with anyio.fail_after(20):
                 while (host.get("serving"), len(host.get("queue", ()))) != (1, 1):
                     (host,) = (await chain.http.get("/admin/status")).json()["hosts"]
-            speak.open()
+            speak.set()
     (waiting,) = host["queue"]
     assert waiting["eta_s"] == pytest.approx(event.seconds - event.queue_s - event.switch_s, abs=0.05)
     assert waiting["eta_s"] != 5.0  # what is said of a model that nobody has seen at work

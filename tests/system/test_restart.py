@@ -15,8 +15,8 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
-from fakes.openrouter import open_router
-from system.chain import plain, said
+from fakes.fake_openrouter import start_openrouter
+from system.fallback_chain import answer_text, openai_backend
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -43,8 +43,8 @@ def gateway(folder: Path, sock: socket.socket) -> Iterator[subprocess.Popen[byte
 
 
 async def test_clients_that_come_during_a_restart_wait_and_are_answered(tmp_path: Path) -> None:
-    async with open_router("box") as box:
-        (tmp_path / "g.yaml").write_text(json.dumps({"backends": {"box": plain(box)}}))
+    async with start_openrouter("lan") as lan:
+        (tmp_path / "g.yaml").write_text(json.dumps({"backends": {"lan": openai_backend(lan)}}))
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             sock.listen(128)
@@ -55,7 +55,7 @@ async def test_clients_that_come_during_a_restart_wait_and_are_answered(tmp_path
             async def ask() -> None:
                 # A connection of its own: a kept one ends with the process.
                 async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as http:
-                    answers.append(said(await http.post("/v1/chat/completions", json=body)))
+                    answers.append(answer_text(await http.post("/v1/chat/completions", json=body)))
 
             def leave(process: subprocess.Popen[bytes]) -> None:
                 process.send_signal(signal.SIGTERM)
@@ -71,12 +71,12 @@ async def test_clients_that_come_during_a_restart_wait_and_are_answered(tmp_path
                     with anyio.fail_after(60):
                         while len(answers) < 6:  # noqa: ASYNC110 - a process comes up
                             await anyio.sleep(0.02)
-            assert answers == ["box:One two three"] * 6
+            assert answers == ["lan:One two three"] * 6
 
 
 async def test_a_gateway_alone_tells_of_no_model_that_it_does_not_have(tmp_path: Path) -> None:
-    async with open_router("box") as box:
-        (tmp_path / "g.yaml").write_text(json.dumps({"backends": {"box": plain(box)}}))
+    async with start_openrouter("lan") as lan:
+        (tmp_path / "g.yaml").write_text(json.dumps({"backends": {"lan": openai_backend(lan)}}))
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             sock.listen(128)

@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
-from system.house import House, OpenHouse
+from system.running_gateway import RunningGateway, StartGateway
 
 from hostler.gateway.app import Gateway
 from hostler.gateway.auth import keys
@@ -17,91 +17,93 @@ from hostler.gateway.config import ConfigError, GatewaySettings, Settings
 pytestmark = pytest.mark.anyio
 
 
-async def routes(house: House, key: str | None = None) -> list[tuple[str, str]]:
+async def routes(gateway: RunningGateway, key: str | None = None) -> list[tuple[str, str]]:
     """Every method and path of the description."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    paths = (await house.http.get("/openapi.json", headers=headers)).json()["paths"]
+    paths = (await gateway.http.get("/openapi.json", headers=headers)).json()["paths"]
     return [(method.upper(), path.replace("{id}", "a")) for path, entry in paths.items() for method in entry]
 
 
-async def test_without_a_key_only_health_is_open(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_without_a_key_only_health_is_open(start_gateway: StartGateway, tmp_path: Path) -> None:
     key = keys.add(tmp_path / "keys", "bob", ["infer", "read"])
-    async with open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house:
-        for method, path in await routes(house, key):
+    async with start_gateway({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as gateway:
+        for method, path in await routes(gateway, key):
             if path == "/healthz":
                 continue
             for headers in ({}, {"Authorization": "Bearer wrong"}):
-                answer = await house.http.request(method, path, headers=headers)
+                answer = await gateway.http.request(method, path, headers=headers)
                 assert answer.status_code == 401, (method, path)
                 assert answer.headers["www-authenticate"].startswith("Bearer")
                 assert method == "HEAD" or "error" in answer.json()
                 assert answer.headers["x-request-id"]
-        assert (await house.http.get("/no/such/path")).status_code == 401
-        health = await house.http.get("/healthz")
+        assert (await gateway.http.get("/no/such/path")).status_code == 401
+        health = await gateway.http.get("/healthz")
         assert health.json() == {"status": "ok"}
 
 
-async def test_a_key_works_in_each_of_its_forms(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_a_key_works_in_each_of_its_forms(start_gateway: StartGateway, tmp_path: Path) -> None:
     key = keys.add(tmp_path / "keys", "bob", ["infer"])
     basic = base64.b64encode(f"user:{key}".encode()).decode()
-    async with open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house:
+    async with start_gateway({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as gateway:
         for headers in (
             {"Authorization": f"Bearer {key}"},
             {"Authorization": f"Basic {basic}"},
             {"x-api-key": key},
         ):
-            assert (await house.http.get("/v1/models", headers=headers)).status_code == 200
-        assert (await house.http.get("/v1/models", params={"api_key": key})).status_code == 401
+            assert (await gateway.http.get("/v1/models", headers=headers)).status_code == 200
+        assert (await gateway.http.get("/v1/models", params={"api_key": key})).status_code == 401
 
 
 async def test_a_key_without_the_scope_is_refused_and_audited(
-    open_house: OpenHouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    start_gateway: StartGateway, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = keys.add(tmp_path / "keys", "bob", ["infer"])
-    async with open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house:
-        answer = await house.http.post("/admin/unload", json={"model": "a"}, headers={"Authorization": f"Bearer {key}"})
+    async with start_gateway({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as gateway:
+        answer = await gateway.http.post(
+            "/admin/unload", json={"model": "a"}, headers={"Authorization": f"Bearer {key}"}
+        )
         assert answer.status_code == 403
     assert any(record.name == "hostler.audit" and "bob" in record.message for record in caplog.records)
 
 
-async def test_a_clients_key_never_reaches_the_engine(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_a_clients_key_never_reaches_the_engine(start_gateway: StartGateway, tmp_path: Path) -> None:
     key = keys.add(tmp_path / "keys", "bob", ["infer"])
-    async with open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house:
+    async with start_gateway({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as gateway:
         headers = {"Authorization": f"Bearer {key}", "Cookie": "secret=1", "X-Forwarded-For": "1.2.3.4"}
         body = {"model": "a", "messages": []}
-        assert (await house.http.post("/v1/chat/completions", json=body, headers=headers)).status_code == 200
-        seen = [note["headers"] for note in house.events("request") if "completions" in note["path"]][-1]
+        assert (await gateway.http.post("/v1/chat/completions", json=body, headers=headers)).status_code == 200
+        seen = [note["headers"] for note in gateway.events("request") if "completions" in note["path"]][-1]
     assert key not in str(seen)
     assert "secret" not in str(seen)
     assert "1.2.3.4" not in str(seen)
 
 
-async def test_other_host_names_are_refused_on_every_route(open_house: OpenHouse) -> None:
-    async with open_house({"a": {}}, gateway={"allowed_hosts": ["llm.lan"]}) as house:
-        for method, path in await routes(house):
-            answer = await house.http.request(method, path, headers={"Host": "evil.example"})
+async def test_other_host_names_are_refused_on_every_route(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {}}, gateway={"allowed_hosts": ["llm.lan"]}) as gateway:
+        for method, path in await routes(gateway):
+            answer = await gateway.http.request(method, path, headers={"Host": "evil.example"})
             assert answer.status_code == 421, (method, path)
         for name in ("llm.lan", "localhost:1234", "127.0.0.1"):
-            assert (await house.http.get("/v1/models", headers={"Host": name})).status_code == 200
+            assert (await gateway.http.get("/v1/models", headers={"Host": name})).status_code == 200
 
 
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", "null", "file://", "chrome-extension://x", "http://localhost.evil.example"]
 )
-async def test_foreign_pages_are_refused_on_every_route(open_house: OpenHouse, origin: str) -> None:
-    async with open_house({"a": {}}) as house:
-        for method, path in await routes(house):
+async def test_foreign_pages_are_refused_on_every_route(start_gateway: StartGateway, origin: str) -> None:
+    async with start_gateway({"a": {}}) as gateway:
+        for method, path in await routes(gateway):
             for verb in (method, "OPTIONS"):
-                answer = await house.http.request(verb, path, headers={"Origin": origin})
+                answer = await gateway.http.request(verb, path, headers={"Origin": origin})
                 assert answer.status_code == 403, (verb, path)
                 assert not [name for name in answer.headers if name.startswith("access-control")]
-        assert house.starts() == []
+        assert gateway.starts() == []
 
 
-async def test_a_configured_origin_may_read_answers_and_errors(open_house: OpenHouse) -> None:
-    async with open_house({"a": {}}, gateway={"cors_origins": ["https://ui.lan"]}) as house:
+async def test_a_configured_origin_may_read_answers_and_errors(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {}}, gateway={"cors_origins": ["https://ui.lan"]}) as gateway:
         headers = {"Origin": "https://ui.lan"}
-        preflight = await house.http.options(
+        preflight = await gateway.http.options(
             "/v1/chat/completions",
             headers={**headers, "Access-Control-Request-Headers": "authorization, x-ok, bad header"},
         )
@@ -109,8 +111,8 @@ async def test_a_configured_origin_may_read_answers_and_errors(open_house: OpenH
         assert preflight.headers["access-control-allow-headers"] == "authorization, x-ok"
         assert "access-control-allow-private-network" not in preflight.headers
         for answer in (
-            await house.http.get("/v1/models", headers=headers),
-            await house.http.get("/v1/models/none", headers=headers),
+            await gateway.http.get("/v1/models", headers=headers),
+            await gateway.http.get("/v1/models/none", headers=headers),
         ):
             assert answer.headers["access-control-allow-origin"] == "https://ui.lan"
 
@@ -121,21 +123,23 @@ LOCAL_PAGES = [
 ]  # fmt: skip
 
 
-async def test_pages_that_ollama_lets_in_may_call_its_routes_and_no_others(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"default": True}}) as house:
+async def test_pages_that_ollama_lets_in_may_call_its_routes_and_no_others(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"default": True}}) as gateway:
         for origin in LOCAL_PAGES:
             headers = {"Origin": origin}
-            preflight = await house.http.options("/api/chat", headers=headers)
+            preflight = await gateway.http.options("/api/chat", headers=headers)
             assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (204, origin)
             for path, status in (("/api/tags", 200), ("/api/nothing", 404)):
-                answer = await house.http.get(path, headers=headers)
+                answer = await gateway.http.get(path, headers=headers)
                 assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, origin)
             for path in ("/v1/models", "/api/v1/models", "/admin/status", "/ui/", "/metrics", "/slots"):
-                answer = await house.http.get(path, headers=headers)
+                answer = await gateway.http.get(path, headers=headers)
                 assert (answer.status_code, answer.headers.get("access-control-allow-origin")) == (403, None), path
-            elsewhere = await house.http.get("/api/tags", headers={**headers, "Host": "evil.example"})
+            elsewhere = await gateway.http.get("/api/tags", headers={**headers, "Host": "evil.example"})
             assert elsewhere.status_code == 421
-            form = await house.http.post("/api/copy", content=b"{}", headers={**headers, "Content-Type": "text/plain"})
+            form = await gateway.http.post(
+                "/api/copy", content=b"{}", headers={**headers, "Content-Type": "text/plain"}
+            )
             assert form.status_code == 415
 
 
@@ -143,26 +147,26 @@ async def test_pages_that_ollama_lets_in_may_call_its_routes_and_no_others(open_
     "origin", ["http://tauri.localhost", "http://localhost.evil.example", "http://localhost:x", "http://LOCALHOST@evil",
                "app:x", "http://127.0.0.1.evil.example", "moz-extension://x"],
 )  # fmt: skip
-async def test_what_only_looks_like_such_a_page_is_refused(open_house: OpenHouse, origin: str) -> None:
-    async with open_house({"a": {}}) as house:
-        answer = await house.http.get("/api/tags", headers={"Origin": origin})
+async def test_what_only_looks_like_such_a_page_is_refused(start_gateway: StartGateway, origin: str) -> None:
+    async with start_gateway({"a": {}}) as gateway:
+        answer = await gateway.http.get("/api/tags", headers={"Origin": origin})
         assert (answer.status_code, answer.headers.get("access-control-allow-origin")) == (403, None)
 
 
-async def test_orders_need_json_and_another_method_than_get(open_house: OpenHouse) -> None:
-    async with open_house({"a": {}}) as house:
+async def test_orders_need_json_and_another_method_than_get(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {}}) as gateway:
         for path in ("/admin/load", "/admin/unload"):
-            assert (await house.http.get(path)).status_code == 405
-            plain = await house.http.post(path, content=b'{"model": "a"}', headers={"Content-Type": "text/plain"})
+            assert (await gateway.http.get(path)).status_code == 405
+            plain = await gateway.http.post(path, content=b'{"model": "a"}', headers={"Content-Type": "text/plain"})
             assert plain.status_code == 415
-            foreign = await house.http.post(path, json={"model": "a"}, headers={"Sec-Fetch-Site": "cross-site"})
+            foreign = await gateway.http.post(path, json={"model": "a"}, headers={"Sec-Fetch-Site": "cross-site"})
             assert foreign.status_code == 403
-        assert house.starts() == []
+        assert gateway.starts() == []
 
 
-async def test_too_large_a_body_is_refused(open_house: OpenHouse) -> None:
-    async with open_house({"a": {}}, gateway={"max_body": "1KiB"}) as house:
-        answer = await house.http.post("/v1/chat/completions", content=b"x" * 2000)
+async def test_too_large_a_body_is_refused(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {}}, gateway={"max_body": "1KiB"}) as gateway:
+        answer = await gateway.http.post("/v1/chat/completions", content=b"x" * 2000)
         assert answer.status_code == 413
 
         async def endless() -> object:
@@ -170,7 +174,7 @@ async def test_too_large_a_body_is_refused(open_house: OpenHouse) -> None:
                 yield b"x" * 512
 
         try:
-            chunked = await house.http.post("/v1/chat/completions", content=endless())
+            chunked = await gateway.http.post("/v1/chat/completions", content=endless())
         except httpx.TransportError:
             return  # closed while we were still sending
         assert chunked.status_code == 413
@@ -179,12 +183,12 @@ async def test_too_large_a_body_is_refused(open_house: OpenHouse) -> None:
 @pytest.mark.parametrize(
     "name", ["../../etc/passwd", "a/../b", "%2e%2e", "nul\x00", "x" * 10_000, "<img src=x>", "\u202ea"]
 )
-async def test_strange_names_are_unknown_and_reach_no_supervisor(open_house: OpenHouse, name: str) -> None:
-    async with open_house({"a": {}}) as house:
-        answer = await house.chat(name)
+async def test_strange_names_are_unknown_and_reach_no_supervisor(start_gateway: StartGateway, name: str) -> None:
+    async with start_gateway({"a": {}}) as gateway:
+        answer = await gateway.chat(name)
         assert answer.status_code in (400, 404)
         assert len(answer.content) < 2000
-        assert house.starts() == []
+        assert gateway.starts() == []
 
 
 @pytest.mark.parametrize(
@@ -200,17 +204,17 @@ async def test_strange_names_are_unknown_and_reach_no_supervisor(open_house: Ope
         b"{",
     ],
 )
-async def test_bad_json_is_refused_before_anything_happens(open_house: OpenHouse, body: bytes) -> None:
-    async with open_house({"a": {"default": True}}) as house:
-        answer = await house.http.post("/v1/chat/completions", content=body)
+async def test_bad_json_is_refused_before_anything_happens(start_gateway: StartGateway, body: bytes) -> None:
+    async with start_gateway({"a": {"default": True}}) as gateway:
+        answer = await gateway.http.post("/v1/chat/completions", content=body)
         assert answer.status_code == 400
         assert answer.json()["error"]["type"] == "invalid_request_error"
-        assert house.starts() == []
+        assert gateway.starts() == []
 
 
-async def test_the_page_escapes_what_comes_from_outside(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"description": "<img src=x onerror=alert(1)>"}}) as house:
-        page = await house.http.get("/ui/", headers={"Accept": "text/html"})
+async def test_the_page_escapes_what_comes_from_outside(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"description": "<img src=x onerror=alert(1)>"}}) as gateway:
+        page = await gateway.http.get("/ui/", headers={"Accept": "text/html"})
         assert "<img src=x" not in page.text
         assert "&lt;img src=x" in page.text
         assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
@@ -226,34 +230,34 @@ async def test_beyond_loopback_there_is_no_gateway_without_keys(tmp_path: Path) 
 
 
 async def test_a_revoked_key_is_worth_nothing_on_a_connection_that_it_opened(
-    open_house: OpenHouse, tmp_path: Path
+    start_gateway: StartGateway, tmp_path: Path
 ) -> None:
     key = keys.add(tmp_path / "keys", "bob", ["infer"])
     keys.add(tmp_path / "keys", "eve", ["infer"])
-    async with open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house:
+    async with start_gateway({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as gateway:
         for _ in range(3):
-            assert (await house.chat("a", key=key)).status_code == 200
+            assert (await gateway.chat("a", key=key)).status_code == 200
         assert keys.revoke(tmp_path / "keys", "bob")
         with anyio.fail_after(10):
-            while (await house.chat("a", key=key)).status_code != 401:  # noqa: ASYNC110 - a file
+            while (await gateway.chat("a", key=key)).status_code != 401:  # noqa: ASYNC110 - a file
                 await anyio.sleep(0.05)
 
 
-async def test_nobody_is_let_in_once_the_last_key_is_revoked(open_house: OpenHouse, tmp_path: Path) -> None:
+async def test_nobody_is_let_in_once_the_last_key_is_revoked(start_gateway: StartGateway, tmp_path: Path) -> None:
     key = keys.add(tmp_path / "keys", "bob", ["infer", "read"])
-    async with open_house({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as house:
-        login = await house.http.post("/ui/login", json={"key": key})
+    async with start_gateway({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as gateway:
+        login = await gateway.http.post("/ui/login", json={"key": key})
         assert login.status_code == 200
         assert keys.revoke(tmp_path / "keys", "bob")
         held = {"Authorization": f"Bearer {key}"}
         with anyio.fail_after(10):
-            while (await house.http.get("/v1/models", headers=held)).status_code != 401:  # noqa: ASYNC110 - a file
+            while (await gateway.http.get("/v1/models", headers=held)).status_code != 401:  # noqa: ASYNC110 - a file
                 await anyio.sleep(0.05)
-        assert (await house.http.get("/admin/status")).status_code == 401
-        house.http.cookies.clear()
+        assert (await gateway.http.get("/admin/status")).status_code == 401
+        gateway.http.cookies.clear()
         for headers in ({}, held, {"x-api-key": ""}):
-            assert (await house.http.get("/v1/models", headers=headers)).status_code == 401
+            assert (await gateway.http.get("/v1/models", headers=headers)).status_code == 401
         new = keys.add(tmp_path / "keys", "eve", ["infer", "read"])
         with anyio.fail_after(10):
-            while (await house.chat("a", key=new)).status_code != 200:  # noqa: ASYNC110 - a file
+            while (await gateway.chat("a", key=new)).status_code != 200:  # noqa: ASYNC110 - a file
                 await anyio.sleep(0.05)

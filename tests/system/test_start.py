@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from fakes.ports import free_port
-from system.command import hostler
+from system.hostler_process import run_hostler
 
-PLAIN = {"box": {"kind": "openai", "url": "http://127.0.0.1:9", "models": {"*": "m"}}}
+PLAIN = {"lan": {"kind": "openai", "url": "http://127.0.0.1:9", "models": {"*": "m"}}}
 FILES: dict[str, dict[str, Any]] = {
     "gateway": {"gateway": {"listen": ["127.0.0.1:0"]}, "backends": PLAIN},
     "up": {"gateway": {"listen": ["127.0.0.1:0"]}, "profiles": {"a": {"model": "/no.gguf"}}},
@@ -43,7 +43,9 @@ def configured(command: str, folder: Path) -> tuple[Path, dict[str, str]]:
 def test_a_service_loads_only_what_it_needs(command: str, tmp_path: Path) -> None:
     path, environ = configured(command, tmp_path)
     environ["PYTHONPROFILEIMPORTTIME"] = "1"
-    with hostler(command, "-c", str(path), "--log-level", "info", errors=tmp_path / "log", environ=environ) as running:
+    with run_hostler(
+        command, "-c", str(path), "--log-level", "info", errors=tmp_path / "log", environ=environ
+    ) as running:
         running.stop()
         loaded = set(re.findall(r"^import time:.*\| +(\S+)$", running.log, re.MULTILINE))
     assert "hostler.gateway.server.server" in loaded

@@ -9,10 +9,10 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
-from fakes.gate import Gate
-from fakes.openrouter import open_router
-from system.chain import open_chain, plain
-from system.house import House, OpenHouse, data_events, first_word, is_whole
+from fakes.fake_openrouter import start_openrouter
+from fakes.flag_file import FlagFile
+from system.fallback_chain import openai_backend, start_chain
+from system.running_gateway import RunningGateway, StartGateway, data_events, first_token, is_complete
 
 pytestmark = pytest.mark.anyio
 
@@ -22,8 +22,8 @@ ENDLESS = {"chunks": 50_000, "chunk_delay": 0.02}
 class Asked:
     """A whole answer that is waited for beside the test."""
 
-    def __init__(self, house: House, model: str) -> None:
-        self._house = house
+    def __init__(self, gateway: RunningGateway, model: str) -> None:
+        self._house = gateway
         self._model = model
         self.answer: httpx.Response | None = None
         self.done = anyio.Event()
@@ -39,16 +39,18 @@ def is_refusal(answer: httpx.Response | None) -> bool:
     return answer.status_code == 503 and error["code"] == "shutting_down"
 
 
-async def test_answers_cut_off_at_the_limit_say_so(open_house: OpenHouse, caplog: pytest.LogCaptureFixture) -> None:
+async def test_answers_cut_off_at_the_limit_say_so(
+    start_gateway: StartGateway, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "hostler.requests")
     profiles = {"a": {"parallel": 2, "script": ENDLESS}}
-    async with open_house(profiles, gateway={"drain_s": 0.3}) as house, anyio.create_task_group() as tasks:
-        whole = Asked(house, "a")
-        async with house.stream("a") as stream:
-            lines = await first_word(stream)
+    async with start_gateway(profiles, gateway={"drain_s": 0.3}) as gateway, anyio.create_task_group() as tasks:
+        whole = Asked(gateway, "a")
+        async with gateway.stream("a") as stream:
+            lines = await first_token(stream)
             tasks.start_soon(whole)
-            await house.until_counts(serving=2, waiting=0)
-            house.gateway.stop()
+            await gateway.until_counts(serving=2, waiting=0)
+            gateway.app.stop()
             rest = [line async for line in lines]
         await whole.done.wait()
         assert data_events("\n".join(rest))[-1]["error"]["code"] == "shutting_down"
@@ -59,29 +61,29 @@ async def test_answers_cut_off_at_the_limit_say_so(open_house: OpenHouse, caplog
     assert all(line.split()[1] == "503" and "shutting down" in line for line in said)
 
 
-async def test_a_second_word_to_stop_is_told_too(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"script": ENDLESS}}) as house, house.stream("a") as stream:
-        lines = await first_word(stream)
-        house.gateway.stop()
-        house.gateway.stop()
+async def test_a_second_word_to_stop_is_told_too(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"script": ENDLESS}}) as gateway, gateway.stream("a") as stream:
+        lines = await first_token(stream)
+        gateway.app.stop()
+        gateway.app.stop()
         with anyio.fail_after(20):
             rest = [line async for line in lines]
         assert data_events("\n".join(rest))[-1]["error"]["code"] == "shutting_down"
 
 
 async def test_those_who_wait_between_two_tries_are_refused_at_once(tmp_path: Path) -> None:
-    async with open_router("box") as box, anyio.create_task_group() as tasks:
-        box.then = "loading"
-        backends = {"box": plain(box, kind="llamacpp")}
-        async with open_chain(tmp_path, backends, gateway={"drain_s": 60}) as chain:
+    async with start_openrouter("lan") as lan, anyio.create_task_group() as tasks:
+        lan.default = "loading"
+        backends = {"lan": openai_backend(lan, kind="llamacpp")}
+        async with start_chain(tmp_path, backends, gateway={"drain_s": 60}) as chain:
             answers: list[httpx.Response] = []
 
             async def ask() -> None:
-                answers.append(await chain.ask())
+                answers.append(await chain.chat())
 
             tasks.start_soon(ask)
-            await chain.until(lambda: box.asked)
-            chain.gateway.stop()
+            await chain.until(lambda: lan.requests)
+            chain.app.stop()
             await chain.until(lambda: answers, 20)
     assert is_refusal(answers[0])
     assert answers[0].json()["error"]["message"].startswith("the gateway is shutting down and accepts no new work")
@@ -91,43 +93,43 @@ async def test_those_who_wait_between_two_tries_are_refused_at_once(tmp_path: Pa
 
 
 async def test_those_in_line_are_refused_at_once_and_answers_go_on(
-    open_house: OpenHouse, gates: Callable[[str], Gate]
+    start_gateway: StartGateway, flags: Callable[[str], FlagFile]
 ) -> None:
-    last = gates("last")
+    last = flags("last")
     profiles = {"a": {"script": {"last_when": last.path}}, "b": {}}
-    async with open_house(profiles) as house, anyio.create_task_group() as tasks:
-        same, other = Asked(house, "a"), Asked(house, "b")
-        async with house.stream("a") as stream:
-            lines = await first_word(stream)
+    async with start_gateway(profiles) as gateway, anyio.create_task_group() as tasks:
+        same, other = Asked(gateway, "a"), Asked(gateway, "b")
+        async with gateway.stream("a") as stream:
+            lines = await first_token(stream)
             tasks.start_soon(same)
             tasks.start_soon(other)
-            await house.until_counts(serving=1, waiting=2)
-            house.gateway.stop()
+            await gateway.until_counts(serving=1, waiting=2)
+            gateway.app.stop()
             with anyio.fail_after(20):
                 await same.done.wait()
                 await other.done.wait()
-            last.open()
+            last.set()
             rest = [line async for line in lines]
-        assert is_whole("\n".join(rest))
+        assert is_complete("\n".join(rest))
         assert is_refusal(same.answer)
         assert is_refusal(other.answer)
 
 
-async def test_an_operators_order_that_is_cut_off_is_told_so(open_house: OpenHouse, tmp_path: Path) -> None:
-    gone = Gate(tmp_path / "gone")
+async def test_an_operators_order_that_is_cut_off_is_told_so(start_gateway: StartGateway, tmp_path: Path) -> None:
+    gone = FlagFile(tmp_path / "gone")
     profiles = {"a": {"stop_grace_s": 60, "script": {"gone_when": gone.path}}}
-    async with open_house(profiles, gateway={"drain_s": 0.2}) as house, anyio.create_task_group() as tasks:
-        await house.chat("a")
+    async with start_gateway(profiles, gateway={"drain_s": 0.2}) as gateway, anyio.create_task_group() as tasks:
+        await gateway.chat("a")
         answers: list[httpx.Response] = []
 
         async def unload() -> None:
             try:
-                answers.append(await house.order("unload", model="a"))
+                answers.append(await gateway.action("unload", model="a"))
             finally:
-                gone.open()
+                gone.set()
 
         tasks.start_soon(unload)
-        await house.until_status(lambda hosts: hosts["local"]["engines"][0]["phase"] == "stopping")
-        house.gateway.stop()
+        await gateway.until_status(lambda hosts: hosts["local"]["engines"][0]["phase"] == "stopping")
+        gateway.app.stop()
     assert is_refusal(answers[0])
     assert answers[0].headers["connection"] == "close"

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from system.house import House, OpenHouse
+from system.running_gateway import RunningGateway, StartGateway
 
 from hostler.adapters.base import Adapter, Operation
 from hostler.adapters.registry import load_adapters
@@ -74,9 +74,9 @@ def posts(adapter: Adapter) -> list[Operation]:
     return [each for name, each in found.items() if name not in ("upload", "other")]
 
 
-async def send(house: House, operation: Operation, body: bytes) -> tuple[int, Any]:
+async def send(gateway: RunningGateway, operation: Operation, body: bytes) -> tuple[int, Any]:
     headers = {"content-type": "application/json"}
-    answer = await house.http.post(path_of(operation), content=body, headers=headers)
+    answer = await gateway.http.post(path_of(operation), content=body, headers=headers)
     try:
         return answer.status_code, json.loads(answer.content)
     except ValueError:
@@ -102,13 +102,13 @@ FORMS = {"transcriptions", "translations", "image_edits", "image_variations"}
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-async def test_nonsense_is_refused_in_the_clients_own_words(open_house: OpenHouse, name: str) -> None:
-    async with open_house({"a": {"default": True}}) as house:
+async def test_nonsense_is_refused_in_the_clients_own_words(start_gateway: StartGateway, name: str) -> None:
+    async with start_gateway({"a": {"default": True}}) as gateway:
         for operation in posts(ADAPTERS[name]):
             if operation.name in LENIENT:
                 continue
             for kind, body in NONSENSE.items():
-                status, told = await send(house, operation, body)
+                status, told = await send(gateway, operation, body)
                 # Nobody but the words that generate reads `stream`, and Ollama finds its names in any order.
                 if kind == "stream" and status != 400:
                     continue
@@ -116,11 +116,11 @@ async def test_nonsense_is_refused_in_the_clients_own_words(open_house: OpenHous
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-async def test_odd_bodies_break_nothing(open_house: OpenHouse, name: str) -> None:
-    async with open_house({"a": {"default": True, "embeddings": True}}) as house:
+async def test_odd_bodies_break_nothing(start_gateway: StartGateway, name: str) -> None:
+    async with start_gateway({"a": {"default": True, "embeddings": True}}) as gateway:
         for operation in posts(ADAPTERS[name]):
             for kind, body in ODD.items():
-                status, told = await send(house, operation, body)
+                status, told = await send(gateway, operation, body)
                 where = (operation.path, kind, status, told)
                 assert status < 500 or status == 501 or (name, status) == ("ollama", 500), where
                 if status >= 400 and "File Not Found" not in json.dumps(told):
@@ -154,15 +154,15 @@ REDIRECTS = [
 
 @pytest.mark.parametrize(("method", "path", "status", "location"), REDIRECTS)
 async def test_ollamas_paths_with_slashes_too_many_are_sent_to_where_they_are_without(
-    open_house: OpenHouse, method: str, path: str, status: int, location: str | None
+    start_gateway: StartGateway, method: str, path: str, status: int, location: str | None
 ) -> None:
-    async with open_house({"a": {"default": True}}) as house:
-        told = await house.http.request(method, house.http.base_url.copy_with(raw_path=path.encode()))
+    async with start_gateway({"a": {"default": True}}) as gateway:
+        told = await gateway.http.request(method, gateway.http.base_url.copy_with(raw_path=path.encode()))
         assert (told.status_code, told.headers.get("location")) == (status, location)
 
 
-async def test_what_answers_to_get_answers_to_head(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"default": True}}) as house:
+async def test_what_answers_to_get_answers_to_head(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"default": True}}) as gateway:
         for name, adapter in ADAPTERS.items():
             for operation in adapter.operations:
                 if (
@@ -173,7 +173,7 @@ async def test_what_answers_to_get_answers_to_head(open_house: OpenHouse) -> Non
                     continue
                 headers = {operation.header: "x"} if operation.header else {}
                 answers = [
-                    await house.http.request(how, path_of(operation), headers=headers) for how in ("GET", "HEAD")
+                    await gateway.http.request(how, path_of(operation), headers=headers) for how in ("GET", "HEAD")
                 ]
                 got, looked = answers
                 assert looked.content == b""

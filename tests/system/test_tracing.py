@@ -15,11 +15,11 @@ from typing import Any
 import anyio
 import pytest
 from anyio.abc import SocketStream
-from fakes.openrouter import Router
+from fakes.fake_openrouter import FakeOpenRouter
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from system.chain import open_chain, plain
-from system.house import OpenHouse
+from system.fallback_chain import openai_backend, start_chain
+from system.running_gateway import StartGateway
 
 pytestmark = pytest.mark.anyio
 
@@ -77,12 +77,12 @@ def attributes(span: dict[str, Any]) -> dict[str, Any]:
     return {each["key"]: next(iter(each["value"].values())) for each in span.get("attributes", ())}
 
 
-async def test_a_collector_gets_a_request_with_its_attempts_as_children(open_house: OpenHouse) -> None:
+async def test_a_collector_gets_a_request_with_its_attempts_as_children(start_gateway: StartGateway) -> None:
     async with collecting() as collector:
-        tracing = {"endpoint": f"{collector.url}/v1/traces", "headers": {"x-team": "home"}, "service": "house"}
-        async with open_house({"a": {}, "b": {}}, gateway={"tracing": tracing}) as house:
-            await house.chat("a")
-            await house.chat("b")
+        tracing = {"endpoint": f"{collector.url}/v1/traces", "headers": {"x-team": "home"}, "service": "gateway-1"}
+        async with start_gateway({"a": {}, "b": {}}, gateway={"tracing": tracing}) as gateway:
+            await gateway.chat("a")
+            await gateway.chat("b")
             await collector.until(12)
     ours = [span for span in collector.spans if span["traceId"] == named(collector.spans, "chat b")["traceId"]]
     request, attempt, call = named(ours, "chat b"), named(ours, "attempt 1 local"), named(ours, "call local")
@@ -102,75 +102,79 @@ async def test_a_collector_gets_a_request_with_its_attempts_as_children(open_hou
     )
     assert int(values["gen_ai.usage.output_tokens"]) > 0
     assert "Hello" not in json.dumps(collector.spans)
-    assert {"key": "service.name", "value": {"stringValue": "house"}} in collector.resources[0]["attributes"]
+    assert {"key": "service.name", "value": {"stringValue": "gateway-1"}} in collector.resources[0]["attributes"]
     assert "x-team: home" in collector.headers[0]
 
 
-async def test_a_clients_trace_is_passed_on_to_local_backends_only(tmp_path: Path, cloud: Router, box: Router) -> None:
+async def test_a_clients_trace_is_passed_on_to_local_backends_only(
+    tmp_path: Path, cloud: FakeOpenRouter, lan: FakeOpenRouter
+) -> None:
     async with collecting() as collector:
-        backends = {"cloud": plain(cloud, local=False), "box": plain(box)}
-        cloud.then = (500,)
-        async with open_chain(tmp_path, backends, gateway={"tracing": {"endpoint": collector.url}}) as chain:
-            await chain.ask(headers={"traceparent": SAMPLED, "tracestate": "vendor=1"})
+        backends = {"cloud": openai_backend(cloud, local=False), "lan": openai_backend(lan)}
+        cloud.default = (500,)
+        async with start_chain(tmp_path, backends, gateway={"tracing": {"endpoint": collector.url}}) as chain:
+            await chain.chat(headers={"traceparent": SAMPLED, "tracestate": "vendor=1"})
             await collector.until(1)
-    assert all("traceparent" not in asked.headers for asked in cloud.asked)
-    version, trace, span, flags = box.asked[0].headers["traceparent"].split("-")
-    assert (version, trace, flags, box.asked[0].headers["tracestate"]) == ("00", TRACE, "01", "vendor=1")
+    assert all("traceparent" not in asked.headers for asked in cloud.requests)
+    version, trace, span, flags = lan.requests[0].headers["traceparent"].split("-")
+    assert (version, trace, flags, lan.requests[0].headers["tracestate"]) == ("00", TRACE, "01", "vendor=1")
     ids = {each["name"]: each for each in collector.spans}
 
     def readable(text: str) -> str:
         return base64.b64decode(text).hex()
 
-    assert readable(ids["call box"]["spanId"]) == span
+    assert readable(ids["call lan"]["spanId"]) == span
     assert readable(ids["chat m"]["parentSpanId"]) == PARENT
     assert readable(ids["chat m"]["traceId"]) == TRACE
     assert ids["attempt 1 cloud"]["status"]["code"] == "STATUS_CODE_ERROR"
     assert ids["attempt 1 cloud"]["status"]["message"] == "server_error"
-    assert ids["attempt 3 box"].get("status", {}) == {}
+    assert ids["attempt 3 lan"].get("status", {}) == {}
 
 
-async def test_a_trace_is_passed_on_to_clouds_if_configured(tmp_path: Path, cloud: Router) -> None:
+async def test_a_trace_is_passed_on_to_clouds_if_configured(tmp_path: Path, cloud: FakeOpenRouter) -> None:
     tracing = {"endpoint": "http://127.0.0.1:9/v1/traces", "to_clouds": True}
-    async with open_chain(tmp_path, {"cloud": plain(cloud, local=False)}, gateway={"tracing": tracing}) as chain:
-        await chain.ask(headers={"traceparent": SAMPLED})
-    assert cloud.asked[0].headers["traceparent"].startswith(f"00-{TRACE}-")
+    async with start_chain(
+        tmp_path, {"cloud": openai_backend(cloud, local=False)}, gateway={"tracing": tracing}
+    ) as chain:
+        await chain.chat(headers={"traceparent": SAMPLED})
+    assert cloud.requests[0].headers["traceparent"].startswith(f"00-{TRACE}-")
 
 
-async def test_an_unsampled_trace_is_passed_on_and_not_recorded(tmp_path: Path, box: Router) -> None:
+async def test_an_unsampled_trace_is_passed_on_and_not_recorded(tmp_path: Path, lan: FakeOpenRouter) -> None:
     async with (
         collecting() as collector,
-        open_chain(tmp_path, {"box": plain(box)}, gateway={"tracing": {"endpoint": collector.url}}) as chain,
+        start_chain(tmp_path, {"lan": openai_backend(lan)}, gateway={"tracing": {"endpoint": collector.url}}) as chain,
     ):
-        await chain.ask(headers={"traceparent": SAMPLED[:-1] + "0"})
-        await chain.ask()
+        await chain.chat(headers={"traceparent": SAMPLED[:-1] + "0"})
+        await chain.chat()
         await collector.until(1)
-    assert box.asked[0].headers["traceparent"].endswith("-00")
+    assert lan.requests[0].headers["traceparent"].endswith("-00")
     assert len({span["traceId"] for span in collector.spans}) == 1
     assert len([span for span in collector.spans if span["kind"] == "SPAN_KIND_SERVER"]) == 1
 
 
-async def test_an_unreachable_collector_costs_no_answer(tmp_path: Path, box: Router) -> None:
+async def test_an_unreachable_collector_costs_no_answer(tmp_path: Path, lan: FakeOpenRouter) -> None:
     tracing = {"endpoint": "http://127.0.0.1:9/v1/traces"}
-    async with open_chain(tmp_path, {"box": plain(box)}, gateway={"tracing": tracing}) as chain:
+    async with start_chain(tmp_path, {"lan": openai_backend(lan)}, gateway={"tracing": tracing}) as chain:
         for _ in range(5):
-            assert (await chain.ask()).status_code == 200
+            assert (await chain.chat()).status_code == 200
 
 
-async def test_without_tracing_nothing_is_imported_or_sent(tmp_path: Path, box: Router) -> None:
-    async with open_chain(tmp_path, {"box": plain(box)}) as chain:
-        await chain.ask(headers={"traceparent": SAMPLED})
-    assert "traceparent" not in box.asked[0].headers
+async def test_without_tracing_nothing_is_imported_or_sent(tmp_path: Path, lan: FakeOpenRouter) -> None:
+    async with start_chain(tmp_path, {"lan": openai_backend(lan)}) as chain:
+        await chain.chat(headers={"traceparent": SAMPLED})
+    assert "traceparent" not in lan.requests[0].headers
     program = "import sys, hostler.gateway.app; sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     assert (await anyio.to_thread.run_sync(subprocess.run, [sys.executable, "-c", program])).returncode == 0
 
 
-async def test_model_lists_start_no_traces(open_house: OpenHouse) -> None:
+async def test_model_lists_start_no_traces(start_gateway: StartGateway) -> None:
     async with collecting() as collector:
-        async with open_house({"a": {}}, gateway={"tracing": {"endpoint": collector.url}}) as house:
-            await house.http.get("/v1/models")
-            await house.chat("a")
+        async with start_gateway({"a": {}}, gateway={"tracing": {"endpoint": collector.url}}) as gateway:
+            await gateway.http.get("/v1/models")
+            await gateway.chat("a")
             await collector.until(1)
-            await house.http.get("/v1/models", headers={"traceparent": SAMPLED})
+            await gateway.http.get("/v1/models", headers={"traceparent": SAMPLED})
         kinds = [span["name"] for span in collector.spans if span["kind"] == "SPAN_KIND_SERVER"]
     assert kinds == ["chat a", "models"]
 
@@ -179,7 +183,7 @@ async def test_without_the_extra_the_error_names_the_package(tmp_path: Path) -> 
     (tmp_path / "opentelemetry").mkdir()
     (tmp_path / "opentelemetry" / "__init__.py").write_text("raise ImportError")
     path = tmp_path / "hostler.yaml"
-    backends = {"box": {"kind": "llamacpp", "url": "http://127.0.0.1:9", "models": {"m": "m"}}}
+    backends = {"lan": {"kind": "llamacpp", "url": "http://127.0.0.1:9", "models": {"m": "m"}}}
     gateway = {"listen": ["127.0.0.1:0"], "tracing": {"endpoint": "http://127.0.0.1:9/v1/traces"}}
     path.write_text(json.dumps({"gateway": gateway, "backends": backends}))
     command = [sys.executable, "-m", "hostler.gateway", "gateway", "--config", str(path)]

@@ -6,34 +6,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.openrouter import Router
-from system.chain import OpenChain, open_chain, plain
+from fakes.fake_openrouter import FakeOpenRouter
+from system.fallback_chain import RunningChain, openai_backend, start_chain
 
 pytestmark = pytest.mark.anyio
 
 
-def outside(router: Router, **more: Any) -> dict[str, Any]:
-    return plain(router, local=False, models={"m": "m-there"}, api_key="sk-secret", **more)
+def outside(router: FakeOpenRouter, **more: Any) -> dict[str, Any]:
+    return openai_backend(router, local=False, models={"m": "m-there"}, api_key="sk-secret", **more)
 
 
-async def shown(chain: OpenChain, model: str = "m") -> tuple[str, str | None]:
+async def shown(chain: RunningChain, model: str = "m") -> tuple[str, str | None]:
     """The model as the status tells it: its state, and why it is so."""
     cards = (await chain.http.get("/admin/status")).json()["models"]
     card = next(card for card in cards if card["name"] == model)
     return card["state"], card["failure"]
 
 
-async def test_a_model_of_a_cloud_that_nobody_complained_about_is_available(tmp_path: Path, cloud: Router) -> None:
-    async with open_chain(tmp_path, {"cloud": outside(cloud)}) as chain:
+async def test_a_model_of_a_cloud_that_nobody_complained_about_is_available(
+    tmp_path: Path, cloud: FakeOpenRouter
+) -> None:
+    async with start_chain(tmp_path, {"cloud": outside(cloud)}) as chain:
         assert await shown(chain) == ("available", None)
-        await chain.ask()
+        await chain.chat()
         assert await shown(chain) == ("available", None)
 
 
-async def test_a_cloud_that_refused_our_key_cannot_serve_its_models(tmp_path: Path, cloud: Router) -> None:
-    cloud.then = (401,)
-    async with open_chain(tmp_path, {"cloud": outside(cloud)}) as chain:
-        await chain.ask()
+async def test_a_cloud_that_refused_our_key_cannot_serve_its_models(tmp_path: Path, cloud: FakeOpenRouter) -> None:
+    cloud.default = (401,)
+    async with start_chain(tmp_path, {"cloud": outside(cloud)}) as chain:
+        await chain.chat()
         assert await shown(chain) == ("unavailable", "cloud rejected the API key")
         (hop,) = (await chain.http.get("/admin/status")).json()["chain"]["hops"]
         (breaker,) = hop["models"]
@@ -41,52 +43,54 @@ async def test_a_cloud_that_refused_our_key_cannot_serve_its_models(tmp_path: Pa
         assert hop["breaker"]["reason"] is None
 
 
-async def test_a_server_that_is_gone_cannot_serve_until_it_is_back(tmp_path: Path, box: Router) -> None:
-    async with open_chain(tmp_path, {"box": plain(box), "other": {**plain(box), "models": {"n": "n"}}}) as chain:
-        await box.stop()
+async def test_a_server_that_is_gone_cannot_serve_until_it_is_back(tmp_path: Path, lan: FakeOpenRouter) -> None:
+    async with start_chain(
+        tmp_path, {"lan": openai_backend(lan), "other": {**openai_backend(lan), "models": {"n": "n"}}}
+    ) as chain:
+        await lan.stop()
         while (await shown(chain))[0] == "available":
-            await chain.ask()
-        assert await shown(chain) == ("unavailable", "box cannot be reached")
+            await chain.chat()
+        assert await shown(chain) == ("unavailable", "lan cannot be reached")
         assert (await shown(chain, "n"))[0] == "available"  # nobody has asked the other one
-        await box.start()
+        await lan.start()
         while (await shown(chain))[0] != "available":
-            await chain.ask()
+            await chain.chat()
         assert await shown(chain) == ("available", None)
 
 
-async def test_a_server_that_stands_in_is_named(tmp_path: Path, cloud: Router, box: Router) -> None:
-    cloud.then = (402,)
-    async with open_chain(tmp_path, {"cloud": outside(cloud), "box": plain(box)}) as chain:
-        await chain.ask()
-        assert await shown(chain) == ("available", "cloud requires payment (HTTP 402); served by box")
+async def test_a_server_that_stands_in_is_named(tmp_path: Path, cloud: FakeOpenRouter, lan: FakeOpenRouter) -> None:
+    cloud.default = (402,)
+    async with start_chain(tmp_path, {"cloud": outside(cloud), "lan": openai_backend(lan)}) as chain:
+        await chain.chat()
+        assert await shown(chain) == ("available", "cloud requires payment (HTTP 402); served by lan")
 
 
-async def test_what_was_spent_leaves_clouds_out(tmp_path: Path, cloud: Router) -> None:
+async def test_what_was_spent_leaves_clouds_out(tmp_path: Path, cloud: FakeOpenRouter) -> None:
     spending = {"daily_limit": 0.01, "file": str(tmp_path / "spending.json")}
-    async with open_chain(tmp_path, {"cloud": outside(cloud)}, gateway={"spending": spending}) as chain:
-        await chain.ask()
+    async with start_chain(tmp_path, {"cloud": outside(cloud)}, gateway={"spending": spending}) as chain:
+        await chain.chat()
         state, why = await shown(chain)
         assert state == "unavailable"
         assert why == "cloud is skipped until tomorrow: the daily spending limit is reached"
 
 
 async def test_a_model_of_a_server_that_is_not_in_the_chain_is_not_available(
-    tmp_path: Path, cloud: Router, box: Router
+    tmp_path: Path, cloud: FakeOpenRouter, lan: FakeOpenRouter
 ) -> None:
-    backends = {"cloud": outside(cloud), "box": {**plain(box), "models": {"n": "n"}}}
-    async with open_chain(tmp_path, backends, gateway={"chain": ["cloud"]}) as chain:
+    backends = {"cloud": outside(cloud), "lan": {**openai_backend(lan), "models": {"n": "n"}}}
+    async with start_chain(tmp_path, backends, gateway={"chain": ["cloud"]}) as chain:
         assert await shown(chain, "n") == ("unavailable", "no backend of the chain has it")
 
 
-async def test_what_other_servers_have_is_not_loaded_and_it_is_said_why(tmp_path: Path, cloud: Router) -> None:
-    async with open_chain(tmp_path, {"cloud": outside(cloud)}) as chain:
+async def test_what_other_servers_have_is_not_loaded_and_it_is_said_why(tmp_path: Path, cloud: FakeOpenRouter) -> None:
+    async with start_chain(tmp_path, {"cloud": outside(cloud)}) as chain:
         refused = await chain.http.post("/admin/load", json={"model": "m"})
         assert refused.status_code == 404
         assert "no supervised host has m; models of other servers" in refused.json()["error"]["message"]
 
 
-async def test_a_host_that_does_not_answer_serves_nothing(tmp_path: Path, cloud: Router) -> None:
+async def test_a_host_that_does_not_answer_serves_nothing(tmp_path: Path, cloud: FakeOpenRouter) -> None:
     tower = {"kind": "supervisor", "url": "http://127.0.0.1:9", "token": "x" * 32, "models": {"m": "m", "big": "big"}}
-    async with open_chain(tmp_path, {"tower": tower, "cloud": outside(cloud)}) as chain:
+    async with start_chain(tmp_path, {"tower": tower, "cloud": outside(cloud)}) as chain:
         assert await shown(chain, "big") == ("unavailable", "tower is unreachable")
         assert await shown(chain) == ("available", "tower is unreachable; served by cloud")

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 import pytest
-from fakes.gate import Gate
-from system.house import House, OpenHouse, first_word
+from fakes.flag_file import FlagFile
+from system.running_gateway import RunningGateway, StartGateway, first_token
 
 from hostler.gateway.events import Event, RequestFinished
 from hostler.gateway.telemetry.access_log import describe
@@ -17,28 +17,28 @@ pytestmark = pytest.mark.anyio
 
 LONG = {"chunks": 50_000, "chunk_delay": 0.02}
 
-Gates = Callable[[str], Gate]
-End = Callable[[House, anyio.CancelScope], Awaitable[object]]
+Flags = Callable[[str], FlagFile]
+End = Callable[[RunningGateway, anyio.CancelScope], Awaitable[object]]
 
 
-async def leaves(house: House, client: anyio.CancelScope) -> None:
+async def leaves(gateway: RunningGateway, client: anyio.CancelScope) -> None:
     client.cancel()
 
 
-async def is_cancelled(house: House, client: anyio.CancelScope) -> None:
-    (waiting,) = (await house.status())["hosts"][0]["queue"]
-    await house.order("cancel", id=waiting["id"])
+async def is_cancelled(gateway: RunningGateway, client: anyio.CancelScope) -> None:
+    (waiting,) = (await gateway.status())["hosts"][0]["queue"]
+    await gateway.action("cancel", id=waiting["id"])
 
 
-async def has_its_model_unloaded(house: House, client: anyio.CancelScope) -> None:
-    await house.order("unload", model="a")
+async def has_its_model_unloaded(gateway: RunningGateway, client: anyio.CancelScope) -> None:
+    await gateway.action("unload", model="a")
 
 
-async def sees_the_gateway_stop(house: House, client: anyio.CancelScope) -> None:
-    house.gateway.stop()
+async def sees_the_gateway_stop(gateway: RunningGateway, client: anyio.CancelScope) -> None:
+    gateway.app.stop()
 
 
-async def waited(house: House, end: End) -> tuple[RequestFinished, float]:
+async def waited(gateway: RunningGateway, end: End) -> tuple[RequestFinished, float]:
     """A request for `a` that is seen in the queue and then ends so, and how long it had been queued by then."""
     finished: list[RequestFinished] = []
     over = anyio.Event()
@@ -48,66 +48,71 @@ async def waited(house: House, end: End) -> tuple[RequestFinished, float]:
             finished.append(event)
             over.set()
 
-    house.gateway.bus.listen(note)
+    gateway.app.bus.listen(note)
     client = anyio.CancelScope()
 
     async def ask() -> None:
         with client:
-            await house.chat("a:latest")
+            await gateway.chat("a:latest")
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(ask)
         waited_s = 0.0
         while waited_s < 0.05:
-            waited_s = max([each["waited_s"] for each in (await house.status())["hosts"][0]["queue"]], default=0.0)
-        await end(house, client)
+            waited_s = max([each["waited_s"] for each in (await gateway.status())["hosts"][0]["queue"]], default=0.0)
+        await end(gateway, client)
         with anyio.fail_after(20):
             await over.wait()
     return finished[0], waited_s
 
 
 @pytest.mark.parametrize("end", [leaves, is_cancelled, has_its_model_unloaded, sees_the_gateway_stop])
-async def test_a_request_that_ends_in_the_queue_has_queue_time(open_house: OpenHouse, end: End) -> None:
-    async with open_house({"a": {"script": LONG}}, gateway={"drain_s": 0.1}) as house, house.stream("a") as running:
-        await first_word(running)
-        event, waited_s = await waited(house, end)
+async def test_a_request_that_ends_in_the_queue_has_queue_time(start_gateway: StartGateway, end: End) -> None:
+    async with (
+        start_gateway({"a": {"script": LONG}}, gateway={"drain_s": 0.1}) as gateway,
+        gateway.stream("a") as running,
+    ):
+        await first_token(running)
+        event, waited_s = await waited(gateway, end)
         assert waited_s <= event.queue_s <= event.seconds
         assert event.switch_s == 0
         assert f"queued {event.queue_s:.3f} s" in describe(event)
         if end is not sees_the_gateway_stop:
-            metrics = (await house.http.get("/metrics")).text
+            metrics = (await gateway.http.get("/metrics")).text
             found = re.search(r'^hostler_queue_wait_seconds_sum\{model="a"\} (\S+)', metrics, re.MULTILINE)
             assert found
             assert float(found[1]) >= waited_s
 
 
-async def test_a_client_that_disconnects_during_a_load_has_switch_time(open_house: OpenHouse, gates: Gates) -> None:
-    ready = gates("ready")
-    async with open_house({"a": {"script": {"ready_when": ready.path}}}) as house:
-        event, waited_s = await waited(house, leaves)
+async def test_a_client_that_disconnects_during_a_load_has_switch_time(
+    start_gateway: StartGateway, flags: Flags
+) -> None:
+    ready = flags("ready")
+    async with start_gateway({"a": {"script": {"ready_when": ready.path}}}) as gateway:
+        event, waited_s = await waited(gateway, leaves)
         assert event.outcome == "client_disconnected"
         assert waited_s <= event.queue_s + event.switch_s <= event.seconds
         assert event.switch_s > event.queue_s
-        ready.open()
+        ready.set()
 
 
-async def test_a_request_whose_load_fails_has_switch_time(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"script": {"exit_code": 1}}}) as house:
+async def test_a_request_whose_load_fails_has_switch_time(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"script": {"exit_code": 1}}}) as gateway:
         finished: list[RequestFinished] = []
-        house.gateway.bus.listen(lambda event: finished.append(event) if isinstance(event, RequestFinished) else None)
-        answer = await house.chat("a")
+        gateway.app.bus.listen(lambda event: finished.append(event) if isinstance(event, RequestFinished) else None)
+        answer = await gateway.chat("a")
         assert answer.status_code == 503
         assert finished[0].switch_s > finished[0].queue_s
 
 
-async def test_a_wait_timeout_says_how_long_it_was(open_house: OpenHouse) -> None:
-    async with open_house({"a": {"script": LONG}}, gateway={"queue": {"max_wait_s": 0.2}}) as house:
+async def test_a_wait_timeout_says_how_long_it_was(start_gateway: StartGateway) -> None:
+    async with start_gateway({"a": {"script": LONG}}, gateway={"queue": {"max_wait_s": 0.2}}) as gateway:
         # The load itself may take longer than the wait limit.
         with anyio.fail_after(20):
-            while (await house.order("load", model="a")).status_code != 200:
+            while (await gateway.action("load", model="a")).status_code != 200:
                 pass
-        async with house.stream("a") as running:
-            await first_word(running)
-            answer = await house.chat("a")
+        async with gateway.stream("a") as running:
+            await first_token(running)
+            answer = await gateway.chat("a")
             assert answer.status_code == 503
             assert int(answer.headers["x-hostler-queue-ms"]) >= 200

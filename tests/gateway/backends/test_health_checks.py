@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import pytest
-from fakes.openrouter import open_router
+from fakes.fake_openrouter import start_openrouter
 
 from hostler.gateway.backends.base import Endpoint
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers
@@ -159,16 +159,16 @@ async def test_one_check_is_enough_where_something_else_reports_the_return() -> 
     ("status", "responds"), [(200, True), (401, True), (404, True), (503, True), (500, False), (502, False)]
 )
 async def test_any_response_counts_but_that_of_a_broken_proxy(status: int, responds: bool) -> None:
-    async with open_router("b") as router:
-        router.probe_status = status
+    async with start_openrouter("b") as router:
+        router.health_check_status = status
         check = check_of(router.url)
         assert await check() is responds
-        assert router.probes == ["/api/v1/models"]
+        assert router.health_checks == ["/api/v1/models"]
         await check.aclose()
 
 
 async def test_an_unreachable_backend_fails_the_check() -> None:
-    async with open_router("b") as router:
+    async with start_openrouter("b") as router:
         await router.stop()
         check = check_of(router.url)
         assert not await check()
@@ -209,7 +209,7 @@ async def test_a_remote_backend_is_checked_more_often_before_it_counts_as_gone()
 
 
 async def test_a_silent_server_is_distinguished_from_an_unreachable_one() -> None:
-    async with open_router("r") as router:
+    async with start_openrouter("r") as router:
         url = urlsplit(router.url)
         endpoint = Endpoint(host=url.hostname or "", port=url.port or 0, name="r")
         check = HttpCheck(endpoint, "/health", (), connect_s=1.0, proxied=False, timeout_s=0.05)

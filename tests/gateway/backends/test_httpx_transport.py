@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import anyio
 import httpx
 import pytest
-from fakes.openrouter import open_router
+from fakes.fake_openrouter import start_openrouter
 from pytest_httpx import HTTPXMock, IteratorStream
 
 from hostler.adapters.base import WireRequest
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 CLOUD = Endpoint(host="cloud.example", port=443, name="cloud", key="sk-secret", tls=True, base_path="/api")
 URL = "https://cloud.example/api/v1/chat/completions"
-CHAT = WireRequest(path="/v1/chat/completions", body=b'{"model": "m"}', headers=(("X-Title", "Our house"),))
+CHAT = WireRequest(path="/v1/chat/completions", body=b'{"model": "m"}', headers=(("X-Title", "Our gateway"),))
 STREAM = WireRequest(path="/v1/chat/completions", body=b'{"model": "m", "stream": true}')
 QUICK = Timeouts(connect_s=1, first_byte_s=0.05, between_bytes_s=0.05)
 
@@ -42,7 +42,7 @@ async def test_sends_the_request_with_our_key_and_no_library_headers(
     sent = httpx_mock.get_requests()[0]
     assert sent.content == CHAT.body
     assert sent.headers["authorization"] == "Bearer sk-secret"
-    assert sent.headers["x-title"] == "Our house"
+    assert sent.headers["x-title"] == "Our gateway"
     assert sent.headers["user-agent"] == "hostler"
     assert sent.headers["accept-encoding"] == "identity"
 
@@ -168,8 +168,8 @@ async def test_an_invalid_path_is_a_bad_request(transport: HttpxTransport) -> No
 
 @pytest.mark.parametrize("begun", [False, True])
 async def test_close_all_ends_waiting_requests(transport: HttpxTransport, begun: bool) -> None:
-    async with open_router("cloud") as router:
-        router.then = "stall_after_words" if begun else "stall"
+    async with start_openrouter("cloud") as router:
+        router.default = "stall_after_words" if begun else "stall"
         endpoint = Endpoint(host="127.0.0.1", port=int(router.url.split(":")[2].split("/")[0]), name="cloud")
         other = Endpoint(host="127.0.0.1", port=1, name="other")
         waits = anyio.Event()
@@ -187,7 +187,7 @@ async def test_close_all_ends_waiting_requests(transport: HttpxTransport, begun:
             if begun:
                 await waits.wait()
             else:
-                while not router.asked:  # noqa: ASYNC110 - a socket's other end tells nobody
+                while not router.requests:  # noqa: ASYNC110 - a socket's other end tells nobody
                     await anyio.sleep(0.01)
             transport.close_all(other)
             await anyio.wait_all_tasks_blocked()

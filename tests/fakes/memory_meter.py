@@ -1,12 +1,12 @@
-"""A meter that says what it is told to say."""
+"""A memory meter with scripted measurements."""
 
 from __future__ import annotations
 
 from hostler.supervisor.memory import MemoryUsage
 
 
-class PretendedMeter:
-    """Says that every process takes `usage`."""
+class FakeMemoryMeter:
+    """Measures the same `usage` for every process."""
 
     def __init__(self, usage: MemoryUsage) -> None:
         self.usage = usage

@@ -16,7 +16,7 @@ from hostler.profiles.store import demo_profiles
 _ADDRESS = re.compile(r"listens on (http://\S+|\S+:\d+)")
 
 
-class Running:
+class HostlerProcess:
     """A running command. `address` is a URL for a gateway, host and port for a supervisor."""
 
     def __init__(self, process: subprocess.Popen[str], address: str, printed: list[str], errors: Path) -> None:
@@ -27,18 +27,18 @@ class Running:
 
     @property
     def log(self) -> str:
-        """Everything on standard error so far."""
+        """Standard error so far."""
         return self._errors.read_text()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send the signal and wait for the exit code."""
+        """Send the signal; wait for the exit code."""
         self.process.send_signal(number)
         return self.process.wait(40)
 
 
 @contextmanager
-def hostler(*arguments: str, errors: Path, environ: dict[str, str] | None = None) -> Iterator[Running]:
-    """Run `hostler ARGUMENTS`, which listens inside the context."""
+def run_hostler(*arguments: str, errors: Path, environ: dict[str, str] | None = None) -> Iterator[HostlerProcess]:
+    """Run `hostler ARGUMENTS`; it is listening when the context begins and stopped when it ends."""
     with errors.open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "hostler.gateway", *arguments],
@@ -57,7 +57,7 @@ def hostler(*arguments: str, errors: Path, environ: dict[str, str] | None = None
                 break
         else:
             raise AssertionError(f"hostler ended with {process.wait()}: {errors.read_text()}")
-        yield Running(process, match[1], printed, errors)
+        yield HostlerProcess(process, match[1], printed, errors)
     finally:
         if process.poll() is None:
             process.terminate()
@@ -69,8 +69,8 @@ def hostler(*arguments: str, errors: Path, environ: dict[str, str] | None = None
         process.stdout.close()
 
 
-def with_the_shipped_model(folder: Path, configuration: str) -> str:
-    """A configuration file in `folder`, with the address of the shipped model and its checksum in place of two `%s`."""
+def write_shipped_model_config(folder: Path, configuration: str) -> str:
+    """Write a configuration file whose two `%s` become the shipped model and its checksum; its path."""
     shipped = demo_profiles()[0]
     path = folder / "hostler.yaml"
     path.write_text(configuration % (shipped.model, shipped.sha256))

@@ -1,4 +1,4 @@
-"""A scripted OpenRouter on loopback: it answers as told, and misbehaves in every way that was ever seen."""
+"""A scripted OpenRouter on loopback: it answers normally, or with any of the failures seen in the field."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ WORDS = ("One", " two", " three")
 COST = 0.25
 
 
-class Asked:
-    """A request as it came."""
+class ReceivedRequest:
+    """A request as received."""
 
     def __init__(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
         self.method = method
@@ -28,8 +28,8 @@ class Asked:
         return json.loads(self.body) if self.body else {}  # type: ignore[no-any-return]
 
 
-class Router:
-    """`script` holds the behaviours of the next requests, `then` the one after that. See `BEHAVIOURS`.
+class FakeOpenRouter:
+    """`script` holds the behaviours of the next requests, `default` the one of all others. See `BEHAVIOURS`.
 
     A behaviour is a name, or a status with its `Retry-After`: `(429, "1")`.
     """
@@ -37,29 +37,29 @@ class Router:
     def __init__(self, name: str) -> None:
         self.name = name
         self.script: list[Any] = []
-        self.then: Any = "answer"
-        self.asked: list[Asked] = []
-        self.probes: list[str] = []
-        self.probe_status = 200
+        self.default: Any = "answer"
+        self.requests: list[ReceivedRequest] = []
+        self.health_checks: list[str] = []
+        self.health_check_status = 200
         self.open = self.busy = 0
         self.url = ""
         self.answered = 0
-        self._moves = asyncio.Event()
-        self._moves.set()
+        self._running = asyncio.Event()
+        self._running.set()
         self._listener: socket.socket | None = None
-        self._talks: set[asyncio.Task[None]] = set()
-        # Bound and deaf: keeps the port ours while nobody listens, or a connection from here might be given it.
-        self._place = socket.socket()
-        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self._place.bind(("127.0.0.1", 0))
-        self._port = self._place.getsockname()[1]
+        self._connections: set[asyncio.Task[None]] = set()
+        # Bound but not listening: reserves the port while the server is stopped, so that no outgoing connection gets it.
+        self._reservation = socket.socket()
+        self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._reservation.bind(("127.0.0.1", 0))
+        self._port = self._reservation.getsockname()[1]
         self._streams: dict[asyncio.StreamWriter, asyncio.StreamReader] = {}
 
     async def start(self) -> None:
-        """Listen, on the same port as before; nothing if it does."""
+        """Listen on the same port as before. Does nothing when already listening."""
         if self._listener is not None:
             return
-        # asyncio's own server loses a connection that comes while it closes.
+        # asyncio's own server loses a connection that arrives while it closes.
         self._listener = listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(("127.0.0.1", self._port))
@@ -69,8 +69,8 @@ class Router:
         self.url = f"http://127.0.0.1:{self._port}/api/v1"
 
     async def stop(self) -> None:
-        """Refuse every connection from now on."""
-        self._moves.set()
+        """Close all connections and refuse new ones."""
+        self._running.set()
         listener, self._listener = self._listener, None
         if listener is not None:
             asyncio.get_running_loop().remove_reader(listener)
@@ -79,41 +79,41 @@ class Router:
                 writer.transport.abort()
 
     @property
-    def talking(self) -> int:
-        """How many connections are not over yet."""
-        return len(self._talks)
+    def connections(self) -> int:
+        """The number of connections that are still handled."""
+        return len(self._connections)
 
     def close(self) -> None:
-        """Give up the port."""
-        self._place.close()
+        """Release the port."""
+        self._reservation.close()
 
     def block(self) -> None:
-        """Take connections and say nothing at all on them, not even in the middle of an answer, until `resume`."""
-        self._moves.clear()
+        """Accept connections but send nothing on them, not even in the middle of an answer, until `resume`."""
+        self._running.clear()
 
     def resume(self) -> None:
-        """Go on where `block` stopped it."""
-        self._moves.set()
+        """Continue where `block` stopped."""
+        self._running.set()
 
-    async def moves(self) -> None:
-        """Wait as long as it is blocked."""
-        await self._moves.wait()
+    async def unblocked(self) -> None:
+        """Wait while blocked."""
+        await self._running.wait()
 
-    def left(self, writer: asyncio.StreamWriter) -> bool:
-        """Whether the other side has closed this connection."""
+    def disconnected(self, writer: asyncio.StreamWriter) -> bool:
+        """Whether the client has closed this connection."""
         return writer.is_closing() or writer not in self._streams or self._streams[writer].at_eof()
 
     def _accept(self, listener: socket.socket) -> None:
         try:
             connection, _ = listener.accept()
-        except OSError:  # it has left again
+        except OSError:  # the client is gone already
             return
         connection.setblocking(False)
-        talk = asyncio.get_running_loop().create_task(self._talk(connection))
-        self._talks.add(talk)
-        talk.add_done_callback(self._talks.discard)
+        task = asyncio.get_running_loop().create_task(self._handle(connection))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
 
-    async def _talk(self, connection: socket.socket) -> None:
+    async def _handle(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader()
         protocol = asyncio.StreamReaderProtocol(reader)
@@ -139,30 +139,30 @@ class Router:
         method, path, _ = first.split(" ", 2)
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
-        await self.moves()
+        await self.unblocked()
         if method == "GET":
-            self.probes.append(path)
-            await whole(writer, {"data": []}, status=self.probe_status)
+            self.health_checks.append(path)
+            await whole(writer, {"data": []}, status=self.health_check_status)
             return True
-        asked = Asked(method, path, headers, body)
-        self.asked.append(asked)
+        request = ReceivedRequest(method, path, headers, body)
+        self.requests.append(request)
         self.busy += 1
         try:
-            return await self._answer(writer, asked)
+            return await self._answer(writer, request)
         finally:
             self.busy -= 1
 
-    async def _answer(self, writer: asyncio.StreamWriter, asked: Asked) -> bool:
-        behaviour = self.script.pop(0) if self.script else self.then
+    async def _answer(self, writer: asyncio.StreamWriter, request: ReceivedRequest) -> bool:
+        behaviour = self.script.pop(0) if self.script else self.default
         if isinstance(behaviour, tuple):
             await refuse(writer, *behaviour)
             return True
-        keep: bool = await BEHAVIOURS[behaviour](self, writer, asked.json)
+        keep: bool = await BEHAVIOURS[behaviour](self, writer, request.json)
         return keep
 
 
-Behaviour = Callable[[Router, asyncio.StreamWriter, dict[str, Any]], Any]
-SECRET_WORDS = "prompt-of-somebody /srv/models/x.gguf https://internal.example/key?k=sk-or-secret"
+Behaviour = Callable[[FakeOpenRouter, asyncio.StreamWriter, dict[str, Any]], Any]
+SECRET_WORDS = "prompt-of-a-user /srv/models/x.gguf https://internal.example/key?k=sk-or-secret"
 
 
 async def send(writer: asyncio.StreamWriter, data: bytes) -> None:
@@ -200,16 +200,16 @@ def event(**body: Any) -> bytes:
     return b"data: " + json.dumps({"id": "gen-1", "object": "chat.completion.chunk", **body}).encode() + b"\n\n"
 
 
-def delta(finish: str | None = None, **said: Any) -> bytes:
-    return event(choices=[{"index": 0, "delta": said, "finish_reason": finish}])
+def delta(finish: str | None = None, **fields: Any) -> bytes:
+    return event(choices=[{"index": 0, "delta": fields, "finish_reason": finish}])
 
 
 def usage() -> dict[str, Any]:
     return {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8, "cost": COST}
 
 
-async def answer(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
-    text = f"{router.name}:" + "".join(WORDS)
+async def answer(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    text = f"{server.name}:" + "".join(WORDS)
     if not body.get("stream"):
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -217,35 +217,35 @@ async def answer(router: Router, writer: asyncio.StreamWriter, body: dict[str, A
     else:
         await begin(writer)
         await piece(writer, delta(role="assistant", content=""))
-        for word in (f"{router.name}:", *WORDS):
+        for word in (f"{server.name}:", *WORDS):
             await piece(writer, delta(content=word))
-            await router.moves()
+            await server.unblocked()
         await piece(writer, delta("stop") + event(choices=[], usage=usage()) + b"data: [DONE]\n\n")
         await send(writer, b"0\r\n\r\n")
-    router.answered += 1
+    server.answered += 1
     return True
 
 
-async def processing(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+async def processing(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
     await begin(writer)
     for _ in range(3):
         await piece(writer, b": OPENROUTER PROCESSING\n\n")
-    for word in (f"{router.name}:", *WORDS):
+    for word in (f"{server.name}:", *WORDS):
         await piece(writer, delta(content=word))
     await piece(writer, delta("stop") + event(choices=[], usage=usage()) + b"data: [DONE]\n\n")
     await send(writer, b"0\r\n\r\n")
     return True
 
 
-async def only_processing(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+async def only_processing(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
     await begin(writer)
-    while not router.left(writer):
+    while not server.disconnected(writer):
         await piece(writer, b": OPENROUTER PROCESSING\n\n")
         await asyncio.sleep(0.02)
     return False
 
 
-async def error_in_200(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+async def error_in_200(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
     error = {"code": 502, "message": SECRET_WORDS}
     if not body.get("stream"):
         await whole(writer, {"error": error})
@@ -256,7 +256,7 @@ async def error_in_200(router: Router, writer: asyncio.StreamWriter, body: dict[
     return True
 
 
-async def error_after_role(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+async def error_after_role(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
     error = {"code": 502, "message": SECRET_WORDS}
     if not body.get("stream"):
         choice = {"index": 0, "message": {"content": ""}, "finish_reason": "error", "error": error}
@@ -276,87 +276,87 @@ async def in_band(code: int, writer: asyncio.StreamWriter) -> bool:
     return True
 
 
-async def in_band_402(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+async def in_band_402(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
     return await in_band(402, writer)
 
 
-async def in_band_429(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+async def in_band_429(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
     return await in_band(429, writer)
 
 
-async def some_words(router: Router, writer: asyncio.StreamWriter) -> None:
+async def first_words(server: FakeOpenRouter, writer: asyncio.StreamWriter) -> None:
     await begin(writer)
-    await piece(writer, delta(role="assistant", content="") + delta(content=f"{router.name}:"))
+    await piece(writer, delta(role="assistant", content="") + delta(content=f"{server.name}:"))
     await piece(writer, delta(content=WORDS[0]))
 
 
-async def error_after_words(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
-    await some_words(router, writer)
+async def error_after_words(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    await first_words(server, writer)
     await piece(writer, event(error={"code": 502, "message": SECRET_WORDS}, choices=[{"finish_reason": "error"}]))
     await send(writer, b"0\r\n\r\n")
     return True
 
 
-async def cut_after_words(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
-    await some_words(router, writer)
+async def cut_after_words(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    await first_words(server, writer)
     await send(writer, b"0\r\n\r\n")
     return True
 
 
-async def reset_after_words(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
-    await some_words(router, writer)
+async def reset_after_words(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    await first_words(server, writer)
     writer.transport.abort()
     return False
 
 
-async def break_when_done(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+async def break_when_done(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
     await begin(writer)
-    for word in (f"{router.name}:", *WORDS):
+    for word in (f"{server.name}:", *WORDS):
         await piece(writer, delta(content=word))
     await piece(writer, delta("stop") + event(choices=[], usage=usage()) + b"data: [DONE]\n\n")
     writer.close()  # without the end of the chunks
     return False
 
 
-async def stall_after_words(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
-    await some_words(router, writer)
-    return await stall(router, writer, body)
+async def stall_after_words(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    await first_words(server, writer)
+    return await stall(server, writer, body)
 
 
-async def stall(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
-    while not router.left(writer):  # noqa: ASYNC110 - the other side's leaving is seen by reading only
+async def stall(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    while not server.disconnected(writer):  # noqa: ASYNC110 - a disconnect has no event to wait for
         await asyncio.sleep(0.01)
     return False
 
 
-async def reset(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+async def reset(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
     writer.transport.abort()
     return False
 
 
-async def redirect(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
-    await whole(writer, {}, status=302, extra=f"Location: {router.url}/elsewhere\r\n")
+async def redirect(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+    await whole(writer, {}, status=302, extra=f"Location: {server.url}/elsewhere\r\n")
     return True
 
 
-async def garbage(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+async def garbage(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
     await send(writer, b"<html>gateway</html>\r\n\r\n")
     return False
 
 
-async def loading(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+async def loading(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
     error = {"code": 503, "message": "Loading model", "type": "unavailable_error"}
     await whole(writer, {"error": error}, status=503)
     return True
 
 
-async def too_long(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+async def too_long(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
     error = {"code": 400, "type": "exceed_context_size_error", "message": "the request exceeds the context size"}
     await whole(writer, {"error": error}, status=400)
     return True
 
 
-async def flagged(router: Router, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+async def flagged(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
     await refuse(writer, 403, metadata={"reasons": ["violence"], "flagged_input": SECRET_WORDS})
     return True
 
@@ -382,16 +382,16 @@ BEHAVIOURS: dict[str, Behaviour] = {
 
 
 @asynccontextmanager
-async def open_router(name: str) -> AsyncIterator[Router]:
-    """A router that listens."""
-    router = Router(name)
-    await router.start()
+async def start_openrouter(name: str) -> AsyncIterator[FakeOpenRouter]:
+    """Run a server until the context ends."""
+    server = FakeOpenRouter(name)
+    await server.start()
     try:
-        yield router
+        yield server
     finally:
-        await router.stop()
+        await server.stop()
         for _ in range(500):
-            if not router.open and not router.busy and not router.talking:
+            if not server.open and not server.busy and not server.connections:
                 break
             await asyncio.sleep(0.01)
-        router.close()
+        server.close()

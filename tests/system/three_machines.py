@@ -22,23 +22,23 @@ from pathlib import Path
 import anyio
 import httpx
 import psutil
-from fakes.openrouter import Router, open_router
-from system.chain import error_in, said
-from system.command import Running, hostler
-from system.house import FAKE_ENGINE
+from fakes.fake_openrouter import FakeOpenRouter, start_openrouter
+from system.fallback_chain import answer_text, error_in
+from system.hostler_process import HostlerProcess, run_hostler
+from system.running_gateway import FAKE_ENGINE
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 TOKEN, CLOUD_KEY = "between-the-boxes", "sk-or-of-the-house"
 
 #: What each box says. The scripted engines number their words.
-WHOLE = {
+COMPLETE_ANSWERS = {
     "main-pc": "".join(f"pc{number} " for number in range(5)),
     "openrouter": "openrouter:One two three",
     "lxc": "".join(f"small{number} " for number in range(5)),
 }
 
 
-class Box:
+class Machine:
     """A machine: `on` starts its program, `kill` is the power cut, `block` freezes all of it until `resume`."""
 
     def __init__(self, folder: Path, command: str, file: Path, environ: dict[str, str]) -> None:
@@ -47,12 +47,12 @@ class Box:
         self._environ = environ
         self._stack = ExitStack()
         self._starts = itertools.count()
-        self.running: Running | None = None
+        self.running: HostlerProcess | None = None
 
     async def on(self) -> None:
         self._logs.mkdir(parents=True, exist_ok=True)
         log = self._logs / f"{next(self._starts)}.log"
-        running = hostler(*self._arguments, errors=log, environ=self._environ)
+        running = run_hostler(*self._arguments, errors=log, environ=self._environ)
         self.running = await anyio.to_thread.run_sync(self._stack.enter_context, running)
 
     @property
@@ -86,10 +86,12 @@ class Box:
                 process.send_signal(number)
 
 
-class Boxes:
+class ThreeMachines:
     """The main PC, the cloud and the small box, and the gateway that knows them."""
 
-    def __init__(self, pc: Box, cloud: Router, lxc: Box, gateway: Box, http: httpx.AsyncClient, key: str) -> None:
+    def __init__(
+        self, pc: Machine, cloud: FakeOpenRouter, lxc: Machine, gateway: Machine, http: httpx.AsyncClient, key: str
+    ) -> None:
         self.pc, self.cloud, self.lxc, self.gateway = pc, cloud, lxc, gateway
         self.http = http
         self.url = str(http.base_url)
@@ -112,10 +114,10 @@ class Boxes:
                     return
 
 
-class Chat:
+class ChatLoad:
     """Clients that chat without a pause, streamed and whole by turns, and what became of each request."""
 
-    def __init__(self, boxes: Boxes) -> None:
+    def __init__(self, boxes: ThreeMachines) -> None:
         self._boxes = boxes
         self._numbers = itertools.count()
         self._ended = anyio.Event()
@@ -146,7 +148,7 @@ class Chat:
                 assert not stream, "a stream says what broke it"
                 verdict = "broken"
             else:
-                verdict = judge(response)
+                verdict = classify(response)
             self.verdicts.append((number, verdict))
             ended, self._ended = self._ended, anyio.Event()
             ended.set()
@@ -154,7 +156,7 @@ class Chat:
                 await anyio.sleep(0.05)
 
 
-def judge(response: httpx.Response) -> str:
+def classify(response: httpx.Response) -> str:
     """The box whose whole answer this is, `broken` if it says so itself, or `refused`. Anything else is a lie."""
     if response.status_code != 200:
         assert response.status_code in (429, 502, 503, 504), response.text
@@ -162,21 +164,25 @@ def judge(response: httpx.Response) -> str:
         return "refused"
     # Where progress was shown first, the headers were too early to know; the stream's end says it. The small box may have
     # been as early, and says the same of its own engine.
-    late = [name for name in re.findall(r"^: .* x-hostler-backend=(\S+)", response.text, re.MULTILINE) if name in WHOLE]
-    words, box = said(response), late[-1] if late else response.headers["x-hostler-backend"]
+    late = [
+        name
+        for name in re.findall(r"^: .* x-hostler-backend=(\S+)", response.text, re.MULTILINE)
+        if name in COMPLETE_ANSWERS
+    ]
+    words, box = answer_text(response), late[-1] if late else response.headers["x-hostler-backend"]
     if error_in(response) is None:
-        assert words == WHOLE[box], response.text
+        assert words == COMPLETE_ANSWERS[box], response.text
         if response.headers["content-type"].startswith("text/event-stream"):
             assert response.text.count("data: [DONE]") == 1
         return str(box)
-    assert WHOLE[box].startswith(words), response.text
+    assert COMPLETE_ANSWERS[box].startswith(words), response.text
     return "broken"
 
 
 @asynccontextmanager
-async def chatting(boxes: Boxes, *, clients: int = 4) -> AsyncIterator[Chat]:
+async def chat_load(boxes: ThreeMachines, *, clients: int = 4) -> AsyncIterator[ChatLoad]:
     """Clients at work; they end what they have begun when the context ends."""
-    chat = Chat(boxes)
+    chat = ChatLoad(boxes)
     async with anyio.create_task_group() as tasks:
         for _ in range(clients):
             tasks.start_soon(chat.client)
@@ -185,11 +191,11 @@ async def chatting(boxes: Boxes, *, clients: int = 4) -> AsyncIterator[Chat]:
 
 
 @asynccontextmanager
-async def open_boxes(folder: Path) -> AsyncIterator[Boxes]:
+async def start_machines(folder: Path) -> AsyncIterator[ThreeMachines]:
     """All of them, running. They end with the context, whatever was done to them."""
     net = _net()
     pc_at, box_at = f"{net}.10", f"{net}.2"
-    async with open_router("openrouter") as cloud:
+    async with start_openrouter("openrouter") as cloud:
         engines = folder / "bin"
         engines.mkdir()
         program = engines / "llama-server"
@@ -215,9 +221,9 @@ async def open_boxes(folder: Path) -> AsyncIterator[Boxes]:
             "XDG_STATE_HOME": str(folder / "state"), "XDG_CONFIG_HOME": str(folder / "config"), "HOSTLER_CONFIG": "",
             "HOSTLER_CACHE": str(folder / "cache"), "PATH": f"{engines}:{os.environ['PATH']}", "FAKE_CHUNK_DELAY": "0.01",
         }  # fmt: skip
-        pc = Box(folder, "supervisor", folder / "supervisor.yaml", {**common, "FAKE_TEXT": "pc{}"})
-        lxc = Box(folder, "up", folder / "small.yaml", {**common, "FAKE_TEXT": "small{}"})
-        gateway = Box(folder, "gateway", folder / "gateway.yaml", common)
+        pc = Machine(folder, "supervisor", folder / "supervisor.yaml", {**common, "FAKE_TEXT": "pc{}"})
+        lxc = Machine(folder, "up", folder / "small.yaml", {**common, "FAKE_TEXT": "small{}"})
+        gateway = Machine(folder, "gateway", folder / "gateway.yaml", common)
         key = await _key(folder / "gateway.yaml", common)
         headers = {"Authorization": f"Bearer {key}", "Host": "llm.lan:8000"}
         limits = httpx.Limits(max_connections=100)
@@ -228,7 +234,7 @@ async def open_boxes(folder: Path) -> AsyncIterator[Boxes]:
             async with httpx.AsyncClient(
                 base_url=url, headers=headers, timeout=60, limits=limits, trust_env=False
             ) as http:
-                yield Boxes(pc, cloud, lxc, gateway, http, key)
+                yield ThreeMachines(pc, cloud, lxc, gateway, http, key)
         finally:
             with anyio.CancelScope(shield=True):
                 for box in (gateway, lxc, pc):

@@ -7,10 +7,19 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from fakes.openrouter import Router
-from system.boxes import CLOUD_KEY, TOKEN, Box, Boxes, Chat, chatting, has_addresses, open_boxes
+from fakes.fake_openrouter import FakeOpenRouter
+from system.three_machines import (
+    CLOUD_KEY,
+    TOKEN,
+    ChatLoad,
+    Machine,
+    ThreeMachines,
+    chat_load,
+    has_addresses,
+    start_machines,
+)
 
-Moves = Callable[[Box | Router], Awaitable[None]]
+Moves = Callable[[Machine | FakeOpenRouter], Awaitable[None]]
 
 pytestmark = [
     pytest.mark.anyio,
@@ -19,7 +28,7 @@ pytestmark = [
 ]
 
 
-async def nothing_is_lost(boxes: Boxes, chat: Chat) -> None:
+async def nothing_is_lost(boxes: ThreeMachines, chat: ChatLoad) -> None:
     """Each request has ended for its client, once, and for the gateway, once; what was whole had one author."""
     numbers = [number for number, _ in chat.verdicts]
     assert sorted(numbers) == list(range(chat.asked))
@@ -30,7 +39,7 @@ async def nothing_is_lost(boxes: Boxes, chat: Chat) -> None:
     assert "refused" not in {verdict for _, verdict in chat.verdicts}
 
 
-async def all_go_and_come_back(boxes: Boxes, chat: Chat, *, go: Moves, come: Moves) -> None:
+async def all_go_and_come_back(boxes: ThreeMachines, chat: ChatLoad, *, go: Moves, come: Moves) -> None:
     """Two at a time are away: the one that is left stands in, and who is back is used again."""
     await chat.answered_by("main-pc")
     await go(boxes.pc)
@@ -48,45 +57,45 @@ async def all_go_and_come_back(boxes: Boxes, chat: Chat, *, go: Moves, come: Mov
     await boxes.mended("lxc")
 
 
-async def die(box: Box | Router) -> None:
-    await (box.stop() if isinstance(box, Router) else box.kill())
+async def die(box: Machine | FakeOpenRouter) -> None:
+    await (box.stop() if isinstance(box, FakeOpenRouter) else box.kill())
 
 
-async def rise(box: Box | Router) -> None:
-    await (box.start() if isinstance(box, Router) else box.on())
+async def rise(box: Machine | FakeOpenRouter) -> None:
+    await (box.start() if isinstance(box, FakeOpenRouter) else box.on())
 
 
-async def freeze(box: Box | Router) -> None:
+async def freeze(box: Machine | FakeOpenRouter) -> None:
     box.block()
 
 
-async def thaw(box: Box | Router) -> None:
+async def thaw(box: Machine | FakeOpenRouter) -> None:
     box.resume()
 
 
 async def test_whoever_is_killed_is_stood_in_for_and_used_again_when_it_is_back(tmp_path: Path) -> None:
-    async with open_boxes(tmp_path) as boxes:
-        async with chatting(boxes) as chat:
+    async with start_machines(tmp_path) as boxes:
+        async with chat_load(boxes) as chat:
             await all_go_and_come_back(boxes, chat, go=die, come=rise)
             await boxes.cloud.stop()
             await boxes.pc.kill()
             await chat.answered_by("lxc")
         await nothing_is_lost(boxes, chat)
-        told = "".join(str(asked.headers) + str(asked.json) for asked in boxes.cloud.asked)
+        told = "".join(str(asked.headers) + str(asked.json) for asked in boxes.cloud.requests)
         assert CLOUD_KEY in told
         assert TOKEN not in told
         assert boxes.key not in told
 
 
 async def test_whoever_freezes_is_stood_in_for_and_used_again_when_it_moves(tmp_path: Path) -> None:
-    async with open_boxes(tmp_path) as boxes:
-        async with chatting(boxes) as chat:
+    async with start_machines(tmp_path) as boxes:
+        async with chat_load(boxes) as chat:
             await all_go_and_come_back(boxes, chat, go=freeze, come=thaw)
         await nothing_is_lost(boxes, chat)
 
 
 async def test_a_frozen_box_keeps_those_who_ask_one_after_the_other_waiting_once(tmp_path: Path) -> None:
-    async with open_boxes(tmp_path) as boxes:
+    async with start_machines(tmp_path) as boxes:
         assert (await boxes.ask()).headers["x-hostler-backend"] == "main-pc"
         boxes.pc.block()
         answers = [await boxes.ask(stream=number % 2 == 0) for number in range(4)]

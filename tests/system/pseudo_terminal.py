@@ -1,4 +1,4 @@
-"""A pseudo-terminal with a command in it, and the bytes that it has received."""
+"""Run a command in a pseudo-terminal and read what it displays."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from contextlib import contextmanager
 _CODES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-class Terminal:
-    """A terminal, and the command that runs in it."""
+class PseudoTerminal:
+    """A pseudo-terminal and the command that runs in it."""
 
     def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
         self.process = process
@@ -28,21 +28,21 @@ class Terminal:
         self._seen = 0
 
     def until(self, text: str, seconds: float = 40.0) -> str:
-        """Read until `text` appears after what was waited for last. What was read, without escape codes."""
-        ends_at = time.monotonic() + seconds
+        """Read until `text` appears after the previous match; the text read, without escape codes."""
+        deadline = time.monotonic() + seconds
         while (at := self.text.find(text, self._seen)) < 0:
-            came = self.text[self._seen :][-3000:]
-            assert time.monotonic() < ends_at, f"{text!r} did not appear: {came}"
+            received = self.text[self._seen :][-3000:]
+            assert time.monotonic() < deadline, f"{text!r} did not appear: {received}"
             if not self._read(0.1) and self.process.poll() is not None:
-                raise AssertionError(f"it ended before {text!r} appeared: {came}")
+                raise AssertionError(f"the command ended before {text!r} appeared: {received}")
         before, self._seen = self._seen, at + len(text)
         return self.text[before : self._seen]
 
     def end(self, seconds: float = 40.0) -> int:
         """Read until the command ends; its exit code."""
-        ends_at = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         while self.process.poll() is None:
-            assert time.monotonic() < ends_at, f"it goes on: {self.text[-3000:]}"
+            assert time.monotonic() < deadline, f"still running: {self.text[-3000:]}"
             self._read(0.1)
         while self._read(0.0):
             pass
@@ -50,13 +50,13 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """Everything so far, without escape codes."""
+        """All output so far, without escape codes."""
         return _plain(self.raw)
 
     def idle(self, seconds: float) -> None:
-        """Read for a while."""
-        ends_at = time.monotonic() + seconds
-        while (left := ends_at - time.monotonic()) > 0:
+        """Keep reading for this long."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
             self._read(left)
 
     def press(self, keys: bytes) -> None:
@@ -79,12 +79,12 @@ class Terminal:
 
 
 @contextmanager
-def terminal(
+def run_in_terminal(
     *arguments: str, columns: int = 80, lines: int = 24, environ: dict[str, str] | None = None
-) -> Iterator[Terminal]:
-    """`hostler ARGUMENTS` in a terminal, until the context ends."""
-    ours, theirs = os.openpty()
-    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+) -> Iterator[PseudoTerminal]:
+    """Run `hostler ARGUMENTS` in a pseudo-terminal until the context ends."""
+    controller, terminal = os.openpty()
+    fcntl.ioctl(controller, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
 
     def take_the_terminal() -> None:
@@ -92,15 +92,15 @@ def terminal(
 
     process = subprocess.Popen(
         [sys.executable, "-m", "hostler.gateway", *arguments],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
         start_new_session=True,
         preexec_fn=take_the_terminal,
         env={**inherited, "TERM": "xterm-256color", **(environ or {})},
     )
-    os.close(theirs)
-    opened = Terminal(process, ours)
+    os.close(terminal)
+    opened = PseudoTerminal(process, controller)
     try:
         yield opened
     finally:
@@ -111,7 +111,7 @@ def terminal(
             except AssertionError:
                 process.kill()
                 process.wait()
-        os.close(ours)
+        os.close(controller)
 
 
 def _plain(raw: bytes) -> str:

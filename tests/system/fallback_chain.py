@@ -1,4 +1,4 @@
-"""A chain to test in: a gateway in this event loop, and scripted backends on loopback."""
+"""A gateway in the test's event loop in front of scripted backends on loopback."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import anyio
 import httpx
-from fakes.openrouter import Router
-from system.house import data_events
+from fakes.fake_openrouter import FakeOpenRouter
+from system.running_gateway import data_events
 
 from hostler.gateway.app import Gateway
 from hostler.gateway.config import read
@@ -19,39 +19,39 @@ from hostler.gateway.events import Event, RequestFinished
 from hostler.gateway.server.server import bind
 
 
-class OpenChain:
-    """A running gateway and what it published."""
+class RunningChain:
+    """A running gateway and the events it published."""
 
-    def __init__(self, gateway: Gateway, http: httpx.AsyncClient) -> None:
-        self.gateway = gateway
+    def __init__(self, app: Gateway, http: httpx.AsyncClient) -> None:
+        self.app = app
         self.http = http
         self.events: list[Event] = []
-        gateway.bus.listen(self.events.append)
+        app.bus.listen(self.events.append)
 
     @property
     def finished(self) -> list[RequestFinished]:
-        """The requests that have ended."""
+        """The requests that have finished."""
         return [event for event in self.events if isinstance(event, RequestFinished)]
 
     async def until(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
-        """Wait for something that the other side of a socket does."""
+        """Wait for an effect at the other end of a socket."""
         with anyio.fail_after(seconds):
-            while not condition():  # noqa: ASYNC110 - a socket's other end tells nobody
+            while not condition():  # noqa: ASYNC110 - the other end has no event to wait for
                 await anyio.sleep(0.01)
 
-    async def ask(self, *, stream: bool = False, headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
-        """An answer, read to its end."""
+    async def chat(self, *, stream: bool = False, headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
+        """Request an answer and read it to its end."""
         body = {"model": "m", "stream": stream, "messages": [{"role": "user", "content": "Hello"}], **more}
         return await self.http.post("/v1/chat/completions", json=body, headers=headers)
 
-    def streamed(self, **more: Any) -> AbstractAsyncContextManager[httpx.Response]:
-        """A streamed answer."""
+    def stream(self, **more: Any) -> AbstractAsyncContextManager[httpx.Response]:
+        """Request a streamed answer."""
         body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "Hello"}], **more}
         return self.http.stream("POST", "/v1/chat/completions", json=body)
 
 
-def plain(router: Router, **more: Any) -> dict[str, Any]:
-    """The settings of a scripted backend: in the house, unless `local` says otherwise."""
+def openai_backend(router: FakeOpenRouter, **more: Any) -> dict[str, Any]:
+    """The configuration of a scripted backend; it counts as local unless `local` is false."""
     return {
         "kind": "openai",
         "url": router.url,
@@ -60,8 +60,8 @@ def plain(router: Router, **more: Any) -> dict[str, Any]:
     }
 
 
-def said(response: httpx.Response) -> str:
-    """The words of an answer, streamed or whole."""
+def answer_text(response: httpx.Response) -> str:
+    """The text of an answer, streamed or whole."""
     if response.headers["content-type"].startswith("application/json"):
         return str(response.json()["choices"][0]["message"]["content"])
     events = data_events(response.text)
@@ -77,10 +77,10 @@ def error_in(response: httpx.Response) -> dict[str, Any] | None:
 
 
 @asynccontextmanager
-async def open_chain(
+async def start_chain(
     tmp_path: Path, backends: dict[str, Any], *, history: Path | None = None, **more: Any
-) -> AsyncIterator[OpenChain]:
-    """A gateway over these backends, in their order. With a `history` it remembers."""
+) -> AsyncIterator[RunningChain]:
+    """Run a gateway with these backends as its chain, optionally with a history file."""
     gateway = {
         "listen": ["127.0.0.1:0"],
         "timeouts": {"connect_s": 1, "first_byte_s": 1, "between_bytes_s": 0.5},
@@ -90,22 +90,22 @@ async def open_chain(
     }
     path = tmp_path / "hostler.yaml"
     path.write_text(json.dumps({"gateway": gateway, "backends": backends, **more}))
-    subject = Gateway(read(path).settings, history=history)
+    app = Gateway(read(path).settings, history=history)
     sockets = bind([("127.0.0.1", 0)], "gateway.listen")
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
-    started, ended = anyio.Event(), anyio.Event()
+    started, stopped = anyio.Event(), anyio.Event()
     async with anyio.create_task_group() as tasks:
 
         async def serve() -> None:
-            await subject.run(sockets, started=started.set)
-            ended.set()
+            await app.run(sockets, started=started.set)
+            stopped.set()
 
         tasks.start_soon(serve)
         await started.wait()
         limits = httpx.Limits(max_connections=200)
         async with httpx.AsyncClient(base_url=url, timeout=30, limits=limits, trust_env=False) as http:
-            yield OpenChain(subject, http)
-        subject.stop()
-        subject.stop()
-        await ended.wait()
+            yield RunningChain(app, http)
+        app.stop()
+        app.stop()
+        await stopped.wait()
         tasks.cancel_scope.cancel()

@@ -1,0 +1,63 @@
+"""A TCP proxy on loopback whose connections can be cut."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio.abc import ByteStream, SocketStream
+
+
+class TcpProxy:
+    """Forwards connections to `port`. `cut` breaks them and refuses new ones until `restore`."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._streams: set[ByteStream] = set()
+        self._connected = True
+        self.port = 0
+
+    async def cut(self) -> None:
+        """Break all connections."""
+        self._connected = False
+        for stream in list(self._streams):
+            await anyio.aclose_forcefully(stream)
+
+    def restore(self) -> None:
+        """Forward connections again."""
+        self._connected = True
+
+    async def serve(self, client: SocketStream) -> None:
+        """Forward one connection."""
+        if not self._connected:
+            await anyio.aclose_forcefully(client)
+            return
+        async with client, await anyio.connect_tcp("127.0.0.1", self._target) as upstream:
+            self._streams |= {client, upstream}
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(_forward, client, upstream, tasks.cancel_scope)
+                    tasks.start_soon(_forward, upstream, client, tasks.cancel_scope)
+            finally:
+                self._streams -= {client, upstream}
+
+
+async def _forward(source: ByteStream, sink: ByteStream, scope: anyio.CancelScope) -> None:
+    try:
+        async for data in source:
+            await sink.send(data)
+    except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+        pass
+    scope.cancel()
+
+
+@asynccontextmanager
+async def proxy_to(url: str) -> AsyncIterator[TcpProxy]:
+    """Run a proxy to the server at `url` until the context ends."""
+    proxy = TcpProxy(int(url.rpartition(":")[2]))
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
+        proxy.port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        tasks.start_soon(listener.serve, proxy.serve)
+        yield proxy
+        tasks.cancel_scope.cancel()
