@@ -87,16 +87,16 @@ class FakeOpenRouter:
         """Release the port."""
         self._reservation.close()
 
-    def block(self) -> None:
+    def freeze(self) -> None:
         """Accept connections but send nothing on them, not even in the middle of an answer, until `resume`."""
         self._running.clear()
 
     def resume(self) -> None:
-        """Continue where `block` stopped."""
+        """Continue where `freeze` stopped."""
         self._running.set()
 
-    async def unblocked(self) -> None:
-        """Wait while blocked."""
+    async def until_resumed(self) -> None:
+        """Wait while frozen."""
         await self._running.wait()
 
     def disconnected(self, writer: asyncio.StreamWriter) -> bool:
@@ -139,7 +139,7 @@ class FakeOpenRouter:
         method, path, _ = first.split(" ", 2)
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
-        await self.unblocked()
+        await self.until_resumed()
         if method == "GET":
             self.health_checks.append(path)
             await whole(writer, {"data": []}, status=self.health_check_status)
@@ -219,7 +219,7 @@ async def answer(server: FakeOpenRouter, writer: asyncio.StreamWriter, body: dic
         await piece(writer, delta(role="assistant", content=""))
         for word in (f"{server.name}:", *WORDS):
             await piece(writer, delta(content=word))
-            await server.unblocked()
+            await server.until_resumed()
         await piece(writer, delta("stop") + event(choices=[], usage=usage()) + b"data: [DONE]\n\n")
         await send(writer, b"0\r\n\r\n")
     server.answered += 1

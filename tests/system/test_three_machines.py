@@ -1,4 +1,4 @@
-"""The main PC, the cloud and the small box fail in turn while somebody chats, as the shipped example files wire them."""
+"""The main PC, the cloud and the small machine fail in turn while clients chat, configured by the shipped example files."""
 
 from __future__ import annotations
 
@@ -19,85 +19,85 @@ from system.three_machines import (
     start_machines,
 )
 
-Moves = Callable[[Machine | FakeOpenRouter], Awaitable[None]]
+Action = Callable[[Machine | FakeOpenRouter], Awaitable[None]]
 
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.timeout(400),
-    pytest.mark.skipif(not has_addresses(), reason="loopback has one address only here"),
+    pytest.mark.skipif(not has_addresses(), reason="loopback has only one address"),
 ]
 
 
-async def nothing_is_lost(boxes: ThreeMachines, chat: ChatLoad) -> None:
-    """Each request has ended for its client, once, and for the gateway, once; what was whole had one author."""
-    numbers = [number for number, _ in chat.verdicts]
-    assert sorted(numbers) == list(range(chat.asked))
-    await boxes.gateway.off()
-    logged = re.findall(r" chat-(\d+)$", boxes.gateway.log, re.MULTILINE)
-    assert sorted(map(int, logged)) == list(range(chat.asked))
-    # Somebody was always there: nobody was refused.
-    assert "refused" not in {verdict for _, verdict in chat.verdicts}
+async def check_no_request_is_lost(machines: ThreeMachines, chat: ChatLoad) -> None:
+    """Each request finished exactly once for its client and once for the gateway, and none was refused."""
+    numbers = [number for number, _ in chat.outcomes]
+    assert sorted(numbers) == list(range(chat.sent))
+    await machines.gateway.stop()
+    logged = re.findall(r" chat-(\d+)$", machines.gateway.log, re.MULTILINE)
+    assert sorted(map(int, logged)) == list(range(chat.sent))
+    # A backend was always available.
+    assert "refused" not in {outcome for _, outcome in chat.outcomes}
 
 
-async def all_go_and_come_back(boxes: ThreeMachines, chat: ChatLoad, *, go: Moves, come: Moves) -> None:
-    """Two at a time are away: the one that is left stands in, and who is back is used again."""
+async def fail_and_recover_each(machines: ThreeMachines, chat: ChatLoad, *, fail: Action, recover: Action) -> None:
+    """Two backends at a time fail: the remaining one is used, and a recovered one is used again."""
     await chat.answered_by("main-pc")
-    await go(boxes.pc)
+    await fail(machines.pc)
     await chat.answered_by("openrouter")
-    await go(boxes.cloud)
+    await fail(machines.cloud)
     await chat.answered_by("lxc")
-    await come(boxes.cloud)
+    await recover(machines.cloud)
     await chat.answered_by("openrouter")
-    await boxes.mended("openrouter")
-    await go(boxes.lxc)
+    await machines.recovered("openrouter")
+    await fail(machines.lxc)
     await chat.answered_by("openrouter")
-    await come(boxes.pc)
+    await recover(machines.pc)
     await chat.answered_by("main-pc")
-    await come(boxes.lxc)
-    await boxes.mended("lxc")
+    await recover(machines.lxc)
+    await machines.recovered("lxc")
 
 
-async def die(box: Machine | FakeOpenRouter) -> None:
-    await (box.stop() if isinstance(box, FakeOpenRouter) else box.kill())
+async def kill(machine: Machine | FakeOpenRouter) -> None:
+    await (machine.stop() if isinstance(machine, FakeOpenRouter) else machine.kill())
 
 
-async def rise(box: Machine | FakeOpenRouter) -> None:
-    await (box.start() if isinstance(box, FakeOpenRouter) else box.on())
+async def start(machine: Machine | FakeOpenRouter) -> None:
+    await machine.start()
 
 
-async def freeze(box: Machine | FakeOpenRouter) -> None:
-    box.block()
+async def freeze(machine: Machine | FakeOpenRouter) -> None:
+    machine.freeze()
 
 
-async def thaw(box: Machine | FakeOpenRouter) -> None:
-    box.resume()
+async def resume(machine: Machine | FakeOpenRouter) -> None:
+    machine.resume()
 
 
-async def test_whoever_is_killed_is_stood_in_for_and_used_again_when_it_is_back(tmp_path: Path) -> None:
-    async with start_machines(tmp_path) as boxes:
-        async with chat_load(boxes) as chat:
-            await all_go_and_come_back(boxes, chat, go=die, come=rise)
-            await boxes.cloud.stop()
-            await boxes.pc.kill()
+async def test_a_killed_machine_is_replaced_and_used_again_when_it_returns(tmp_path: Path) -> None:
+    async with start_machines(tmp_path) as machines:
+        async with chat_load(machines) as chat:
+            await fail_and_recover_each(machines, chat, fail=kill, recover=start)
+            await machines.cloud.stop()
+            await machines.pc.kill()
             await chat.answered_by("lxc")
-        await nothing_is_lost(boxes, chat)
-        told = "".join(str(asked.headers) + str(asked.json) for asked in boxes.cloud.requests)
-        assert CLOUD_KEY in told
-        assert TOKEN not in told
-        assert boxes.key not in told
+        await check_no_request_is_lost(machines, chat)
+        sent = "".join(str(request.headers) + str(request.json) for request in machines.cloud.requests)
+        assert CLOUD_KEY in sent
+        assert TOKEN not in sent
+        assert machines.key not in sent
 
 
-async def test_whoever_freezes_is_stood_in_for_and_used_again_when_it_moves(tmp_path: Path) -> None:
-    async with start_machines(tmp_path) as boxes:
-        async with chat_load(boxes) as chat:
-            await all_go_and_come_back(boxes, chat, go=freeze, come=thaw)
-        await nothing_is_lost(boxes, chat)
+async def test_a_frozen_machine_is_replaced_and_used_again_when_it_resumes(tmp_path: Path) -> None:
+    async with start_machines(tmp_path) as machines:
+        async with chat_load(machines) as chat:
+            await fail_and_recover_each(machines, chat, fail=freeze, recover=resume)
+        await check_no_request_is_lost(machines, chat)
 
 
-async def test_a_frozen_box_keeps_those_who_ask_one_after_the_other_waiting_once(tmp_path: Path) -> None:
-    async with start_machines(tmp_path) as boxes:
-        assert (await boxes.ask()).headers["x-hostler-backend"] == "main-pc"
-        boxes.pc.block()
-        answers = [await boxes.ask(stream=number % 2 == 0) for number in range(4)]
+async def test_a_frozen_machine_delays_only_the_first_of_consecutive_requests(tmp_path: Path) -> None:
+    async with start_machines(tmp_path) as machines:
+        assert (await machines.chat()).headers["x-hostler-backend"] == "main-pc"
+        machines.pc.freeze()
+        answers = [await machines.chat(stream=number % 2 == 0) for number in range(4)]
         assert [answer.headers["x-hostler-backend"] for answer in answers] == ["openrouter"] * 4
         assert [answer.headers["x-hostler-reason"] for answer in answers[1:]] == ["main-pc: circuit_open"] * 3

@@ -1,7 +1,7 @@
-"""Three boxes as three processes on loopback, each with the example file that is shipped for it.
+"""The three machines of the deployment guide as processes on loopback, each with its shipped example file.
 
-Only addresses, paths and secrets are others: each box has a loopback address of its own and keeps the shipped ports. The
-engines are scripted; the cloud is scripted, too, and lives in the test's process.
+Only addresses, paths and secrets are replaced: each machine has its own loopback address and keeps the shipped ports.
+Engines are scripted, and so is the cloud, which runs in the test's process.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from system.hostler_process import HostlerProcess, run_hostler
 from system.running_gateway import FAKE_ENGINE
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
-TOKEN, CLOUD_KEY = "between-the-boxes", "sk-or-of-the-house"
+TOKEN, CLOUD_KEY = "shared-token", "sk-or-scripted"
 
-#: What each box says. The scripted engines number their words.
+#: The whole answer of each backend. Scripted engines number their words.
 COMPLETE_ANSWERS = {
     "main-pc": "".join(f"pc{number} " for number in range(5)),
     "openrouter": "openrouter:One two three",
@@ -39,7 +39,7 @@ COMPLETE_ANSWERS = {
 
 
 class Machine:
-    """A machine: `on` starts its program, `kill` is the power cut, `block` freezes all of it until `resume`."""
+    """A machine and its program. `kill` is a power cut; `freeze` suspends all processes until `resume`."""
 
     def __init__(self, folder: Path, command: str, file: Path, environ: dict[str, str]) -> None:
         self._arguments = (command, "--config", str(file))
@@ -49,7 +49,7 @@ class Machine:
         self._starts = itertools.count()
         self.running: HostlerProcess | None = None
 
-    async def on(self) -> None:
+    async def start(self) -> None:
         self._logs.mkdir(parents=True, exist_ok=True)
         log = self._logs / f"{next(self._starts)}.log"
         running = run_hostler(*self._arguments, errors=log, environ=self._environ)
@@ -57,27 +57,27 @@ class Machine:
 
     @property
     def log(self) -> str:
-        """What it logged, start by start. The last lines of a running program may be missing."""
+        """The logs of all its starts. The last lines of a running program may be missing."""
         return "".join(path.read_text() for path in sorted(self._logs.iterdir()))
 
-    async def off(self) -> None:
-        """Let it end well, also if it is frozen."""
+    async def stop(self) -> None:
+        """Stop it gracefully, also when it is frozen."""
         self.resume()
         await anyio.to_thread.run_sync(self._stack.close)
         self.running = None
 
     async def kill(self) -> None:
         self._signal(signal.SIGKILL)
-        await self.off()
+        await self.stop()
 
-    def block(self) -> None:
+    def freeze(self) -> None:
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
-        """To the program and its engines, parents first."""
+        """Send a signal to the program and its engines, parents first."""
         if self.running is None or self.running.process.poll() is not None:
             return
         program = psutil.Process(self.running.process.pid)
@@ -87,7 +87,7 @@ class Machine:
 
 
 class ThreeMachines:
-    """The main PC, the cloud and the small box, and the gateway that knows them."""
+    """The main PC, the cloud, the small machine, and the gateway in front of them."""
 
     def __init__(
         self, pc: Machine, cloud: FakeOpenRouter, lxc: Machine, gateway: Machine, http: httpx.AsyncClient, key: str
@@ -97,13 +97,13 @@ class ThreeMachines:
         self.url = str(http.base_url)
         self.key = key
 
-    async def ask(self, *, stream: bool = False, model: str = "qwen3-8b", name: str = "asked") -> httpx.Response:
-        """An answer, read to its end. `name` is the request's in the gateway's log."""
+    async def chat(self, *, stream: bool = False, model: str = "qwen3-8b", request_id: str = "chat") -> httpx.Response:
+        """Request an answer and read it to its end. The gateway's log has the `request_id`."""
         body = {"model": model, "stream": stream, "messages": [{"role": "user", "content": "Hello"}]}
-        return await self.http.post("/v1/chat/completions", json=body, headers={"X-Request-Id": name})
+        return await self.http.post("/v1/chat/completions", json=body, headers={"X-Request-Id": request_id})
 
-    async def mended(self, name: str) -> None:
-        """Let the doctor look at a box until it is well: what was held against it is forgotten then."""
+    async def recovered(self, name: str) -> None:
+        """Run the doctor until a backend is healthy, which closes its circuit."""
         arguments = ["doctor", "qwen3-8b", "--url", self.url, "--json"]
         environ = {**os.environ, "HOSTLER_API_KEY": self.key}
         with anyio.fail_after(90):
@@ -115,86 +115,89 @@ class ThreeMachines:
 
 
 class ChatLoad:
-    """Clients that chat without a pause, streamed and whole by turns, and what became of each request."""
+    """Clients that chat continuously, streamed and whole in turn, and the outcome of each request."""
 
-    def __init__(self, boxes: ThreeMachines) -> None:
-        self._boxes = boxes
+    def __init__(self, machines: ThreeMachines) -> None:
+        self._machines = machines
         self._numbers = itertools.count()
-        self._ended = anyio.Event()
-        self._leaving = False
-        self.asked = 0
-        self.verdicts: list[tuple[int, str]] = []
+        self._finished = anyio.Event()
+        self._stopping = False
+        self.sent = 0
+        self.outcomes: list[tuple[int, str]] = []
 
     async def answered_by(self, name: str, *, within_s: float = 90.0) -> None:
-        """Wait until this box has answered somebody who asked after now."""
-        now = self.asked
+        """Wait until this backend has answered a request that was sent after this call."""
+        now = self.sent
         with anyio.fail_after(within_s):
-            while not any(number >= now and verdict == name for number, verdict in self.verdicts):
-                await self._ended.wait()
+            while not any(number >= now and outcome == name for number, outcome in self.outcomes):
+                await self._finished.wait()
 
-    def leave(self) -> None:
-        """No more questions."""
-        self._leaving = True
+    def stop(self) -> None:
+        """Send no more requests."""
+        self._stopping = True
 
     async def client(self) -> None:
-        """One client."""
-        while not self._leaving:
+        """Run one client."""
+        while not self._stopping:
             number = next(self._numbers)
-            self.asked += 1
+            self.sent += 1
             stream = number % 2 == 0
             try:
-                response = await self._boxes.ask(stream=stream, name=f"chat-{number}")
+                response = await self._machines.chat(stream=stream, request_id=f"chat-{number}")
             except httpx.RemoteProtocolError:
-                assert not stream, "a stream says what broke it"
-                verdict = "broken"
+                assert not stream, "a broken stream ends with an error"
+                outcome = "broken"
             else:
-                verdict = classify(response)
-            self.verdicts.append((number, verdict))
-            ended, self._ended = self._ended, anyio.Event()
-            ended.set()
-            if verdict == "refused":
+                outcome = classify(response)
+            self.outcomes.append((number, outcome))
+            finished, self._finished = self._finished, anyio.Event()
+            finished.set()
+            if outcome == "refused":
                 await anyio.sleep(0.05)
 
 
 def classify(response: httpx.Response) -> str:
-    """The box whose whole answer this is, `broken` if it says so itself, or `refused`. Anything else is a lie."""
+    """The backend whose whole answer this is, `broken` for one that ends with an error, or `refused`.
+
+    Fails for anything else, such as an incomplete answer without an error.
+    """
     if response.status_code != 200:
         assert response.status_code in (429, 502, 503, 504), response.text
         assert error_in(response) is not None
         return "refused"
-    # Where progress was shown first, the headers were too early to know; the stream's end says it. The small box may have
-    # been as early, and says the same of its own engine.
+    # Headers that precede progress cannot name the backend; a comment at the end of the stream does. The small machine's
+    # own gateway may have added another one for its engine.
     late = [
         name
         for name in re.findall(r"^: .* x-hostler-backend=(\S+)", response.text, re.MULTILINE)
         if name in COMPLETE_ANSWERS
     ]
-    words, box = answer_text(response), late[-1] if late else response.headers["x-hostler-backend"]
+    words, backend = answer_text(response), late[-1] if late else response.headers["x-hostler-backend"]
     if error_in(response) is None:
-        assert words == COMPLETE_ANSWERS[box], response.text
+        assert words == COMPLETE_ANSWERS[backend], response.text
         if response.headers["content-type"].startswith("text/event-stream"):
             assert response.text.count("data: [DONE]") == 1
-        return str(box)
-    assert COMPLETE_ANSWERS[box].startswith(words), response.text
+        return str(backend)
+    assert COMPLETE_ANSWERS[backend].startswith(words), response.text
     return "broken"
 
 
 @asynccontextmanager
-async def chat_load(boxes: ThreeMachines, *, clients: int = 4) -> AsyncIterator[ChatLoad]:
-    """Clients at work; they end what they have begun when the context ends."""
-    chat = ChatLoad(boxes)
+async def chat_load(machines: ThreeMachines, *, clients: int = 4) -> AsyncIterator[ChatLoad]:
+    """Run clients; they finish their requests when the context ends."""
+    chat = ChatLoad(machines)
     async with anyio.create_task_group() as tasks:
         for _ in range(clients):
             tasks.start_soon(chat.client)
         yield chat
-        chat.leave()
+        chat.stop()
 
 
 @asynccontextmanager
 async def start_machines(folder: Path) -> AsyncIterator[ThreeMachines]:
-    """All of them, running. They end with the context, whatever was done to them."""
+    """Run all machines; they are stopped with the context, also when killed or frozen."""
     net = _net()
-    pc_at, box_at = f"{net}.10", f"{net}.2"
+    pc_address, lxc_address = f"{net}.10", f"{net}.2"
     async with start_openrouter("openrouter") as cloud:
         engines = folder / "bin"
         engines.mkdir()
@@ -209,13 +212,13 @@ async def start_machines(folder: Path) -> AsyncIterator[ThreeMachines]:
         for name in ("gateway", "supervisor", "small", "manifest"):
             text = (DEPLOY / f"{name}.yaml").read_text()
             text = re.sub(run, rf"{folder}/\1", text).replace("/etc/hostler/", f"{folder}/")
-            text = text.replace("/var/lib/hostler/", f"{folder}/state-").replace("192.168.1.10", pc_at)
+            text = text.replace("/var/lib/hostler/", f"{folder}/state-").replace("192.168.1.10", pc_address)
             text = re.sub(r"model: (hf|pypi):\S+", f"model: {folder}/model.gguf", text)
             text = re.sub(r"^ +sha256: .*\n", "", text, flags=re.MULTILINE)
-            text = text.replace("0.0.0.0:8080", f"{pc_at}:8080").replace("0.0.0.0:8000", f"{box_at}:8000")
-            # An address of loopback is in the house by itself; the cloud's own is not.
+            text = text.replace("0.0.0.0:8080", f"{pc_address}:8080").replace("0.0.0.0:8000", f"{lxc_address}:8000")
+            # A loopback address counts as local by default; the real cloud's address does not.
             text = text.replace("https://openrouter.ai/api/v1", f"{cloud.url}\n    local: false")
-            text = text.replace("127.0.0.1:8090", f"{box_at}:8090")
+            text = text.replace("127.0.0.1:8090", f"{lxc_address}:8090")
             (folder / f"{name}.yaml").write_text(text)
         common = {
             "XDG_STATE_HOME": str(folder / "state"), "XDG_CONFIG_HOME": str(folder / "config"), "HOSTLER_CONFIG": "",
@@ -228,21 +231,21 @@ async def start_machines(folder: Path) -> AsyncIterator[ThreeMachines]:
         headers = {"Authorization": f"Bearer {key}", "Host": "llm.lan:8000"}
         limits = httpx.Limits(max_connections=100)
         try:
-            for box in (pc, lxc, gateway):
-                await box.on()
-            url = f"http://{box_at}:8000"
+            for machine in (pc, lxc, gateway):
+                await machine.start()
+            url = f"http://{lxc_address}:8000"
             async with httpx.AsyncClient(
                 base_url=url, headers=headers, timeout=60, limits=limits, trust_env=False
             ) as http:
                 yield ThreeMachines(pc, cloud, lxc, gateway, http, key)
         finally:
             with anyio.CancelScope(shield=True):
-                for box in (gateway, lxc, pc):
-                    await box.off()
+                for machine in (gateway, lxc, pc):
+                    await machine.stop()
 
 
 async def _key(file: Path, environ: dict[str, str]) -> str:
-    """A key, made as the operator makes it."""
+    """Create a key as an operator does."""
     arguments = [sys.executable, "-m", "hostler.gateway", "keys", "add", "alice", "--scope", "infer", "--scope", "read"]
     arguments += ["--scope", "operate"]
     arguments += ["--config", str(file)]
@@ -253,12 +256,12 @@ async def _key(file: Path, environ: dict[str, str]) -> str:
 
 
 def _net() -> str:
-    """The beginning of loopback addresses that this process has for itself."""
+    """The first half of loopback addresses that belong to this process."""
     return f"127.{100 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
 
 
 def has_addresses() -> bool:
-    """Whether loopback has more addresses than one here, as on Linux."""
+    """Whether loopback has more than one address, as on Linux."""
     with socket.socket() as sock:
         try:
             sock.bind((f"{_net()}.2", 0))

@@ -213,7 +213,7 @@ async def test_a_silent_server_is_distinguished_from_an_unreachable_one() -> Non
         url = urlsplit(router.url)
         endpoint = Endpoint(host=url.hostname or "", port=url.port or 0, name="r")
         check = HttpCheck(endpoint, "/health", (), connect_s=1.0, proxied=False, timeout_s=0.05)
-        router.block()
+        router.freeze()
         assert await check.result() == "silent"
         assert not await check()
         router.resume()
