@@ -222,11 +222,11 @@ class Gateway:
                 *self._admin.routes(),
             ]
         )
-        self._admin.describe(router.claims())
+        self._admin.describe(router.routes())
         of_everything = [
             Middleware(
                 AuthMiddleware,
-                surface=router,
+                router=router,
                 fallback=OpenAIAdapter(),
                 keys=self._keys,
                 rules=Rules(

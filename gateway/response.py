@@ -1,4 +1,4 @@
-"""The only writer to the client. It knows how far an answer has got, and never starts a second one."""
+"""The only writer to the client, which never starts a second answer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ Headers = list[tuple[bytes, bytes]]
 class ResponseWriter:
     """Writes one answer through ASGI's `send`, which waits while the client lags behind.
 
-    `started`: the status is out. `committed`: the model's words are out, so no other backend may answer any more.
-    `ended`: nothing more will be written. `status` is the one that was sent, 0 before. `patient`: this client can be
-    shown progress, since it asked for a stream. There is an `encoder` only for what a model or model admin answers.
-    `facts` gives the headers, names in lower case, that state how the request was served, as far as that is known
-    when it is called.
+    `started`: the status was sent. `committed`: a token was sent, so no other backend may serve the request any more.
+    `ended`: nothing more will be written. `status` is the one that was sent, 0 before. `patient`: the client requested a
+    stream, so it can receive progress. There is an `encoder` only for answers of models and of model admin. `facts`
+    returns the headers, names in lower case, that describe how the request was served, as far as it is known.
     """
 
     __slots__ = ("_facts", "_late", "_send", "committed", "encoder", "ended", "patient", "started", "status")
@@ -36,12 +35,12 @@ class ResponseWriter:
         self.status = 0
 
     def use(self, encoder: Encoder) -> None:
-        """From now on chunks are written through `encoder`."""
+        """Write chunks through `encoder` from now on."""
         self.encoder = encoder
         self.patient = encoder.streaming
 
     def begin(self, head: ResponseHead) -> None:
-        """A backend has begun to answer."""
+        """A backend has started its answer."""
         self.encoder.start(head)
 
     def write(self, chunk: Chunk) -> Awaitable[None]:
@@ -49,7 +48,7 @@ class ResponseWriter:
         return self.put(self.encoder.encode(chunk))
 
     def put(self, data: bytes) -> Awaitable[None]:
-        """Send what the encoder made of some chunks, see `write`. Not a coroutine, since streams pass here most often."""
+        """Send encoded chunks, see `write`. Not a coroutine: streams pass here most often."""
         if data:
             self.committed = True
             if self.started:
@@ -57,13 +56,13 @@ class ResponseWriter:
         return self._put(data)
 
     async def heartbeat(self, progress: Progress) -> None:
-        """Show the client that it still waits, and for what. Commits nothing but the status."""
+        """Send progress to a waiting client. Commits nothing but the status."""
         data = self.encoder.heartbeat(progress)
         self._late = self._late or bool(data)
         await self._put(data)
 
     async def end(self, last: bytes = b"") -> None:
-        """The answer is complete, with the `last` that the encoder made of its chunks."""
+        """End the answer, after the last encoded chunks."""
         encoder = self.encoder
         data = last + encoder.finish()
         self.committed = True
@@ -80,8 +79,8 @@ class ResponseWriter:
         )
         await self._end(response.body)
 
-    async def tell(self, data: bytes, *, last: bool = False) -> None:
-        """Send the next piece of an event stream that is no model's answer. The first one, empty or not, begins it."""
+    async def write_event(self, data: bytes, *, last: bool = False) -> None:
+        """Send the next part of an event stream that is no model's answer. The first one starts it, even if it is empty."""
         if not self.started:
             await self._start(200, "text/event-stream", None, stream=True)
         if last:
@@ -90,10 +89,10 @@ class ResponseWriter:
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def fail(self, error: GatewayError, response: WireResponse) -> None:
-        """Send an error: with a status of its own if there still is time, else inside the stream.
+        """Send an error: with its own status if nothing was sent yet, else inside the stream.
 
-        A whole answer that has begun can only be broken off: it is left without its end, and the server closes
-        the connection, so that nobody takes the part for the whole.
+        A whole answer that has started is left without its end, and the server closes the connection, so that it is not
+        taken for complete.
         """
         if self.ended:
             return
@@ -118,7 +117,7 @@ class ResponseWriter:
         self, status: int, media_type: str, length: int | None, *, extra: tuple[tuple[str, str], ...] = (), stream: bool
     ) -> None:
         headers = self._facts()
-        if status != 204:  # which has no body, and so neither a type nor a length
+        if status != 204:  # has no body, so neither a type nor a length
             if media_type:
                 headers.append((b"content-type", media_type.encode("latin-1")))
             if length is not None:
@@ -136,5 +135,5 @@ _STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"
 
 
 def _comment(facts: Headers) -> bytes:
-    """The facts that came too late for the headers, as a comment that every reader of event streams skips."""
+    """The facts that came too late for the headers, as a comment of the event stream."""
     return b": %b\n\n" % b" ".join(b"%b=%b" % fact for fact in facts)

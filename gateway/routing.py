@@ -1,4 +1,4 @@
-"""From a path to whoever answers it: adapters' operations and the gateway's own routes, as one Starlette route."""
+"""Routes of adapters' operations and of the gateway itself, as one Starlette route."""
 
 from __future__ import annotations
 
@@ -15,56 +15,56 @@ from hostler.gateway.asgi import ROUTE_KEY, ASGIApp, Receive, RouteMatch, Scope,
 
 
 class RouteConflict(Exception):
-    """Two operations claim the same method and path, and no header tells them apart."""
+    """Two operations have the same method and path, and no header distinguishes them."""
 
 
 class Router(BaseRoute):
     """Every path the gateway answers. Exact paths cost one dictionary look-up, however many there are."""
 
-    def __init__(self, claims: Iterable[RouteMatch]) -> None:
+    def __init__(self, routes: Iterable[RouteMatch]) -> None:
         self._exact: dict[str, dict[str, list[RouteMatch]]] = {}
         self._patterns: list[tuple[Any, Mapping[str, Any], dict[str, list[RouteMatch]]]] = []
         self._by_pattern: dict[str, dict[str, list[RouteMatch]]] = {}
         self._neighbours: dict[str, Adapter] = {}
-        for claim in claims:
-            self._add(claim)
+        for route in routes:
+            self._add(route)
 
-    def _add(self, claim: RouteMatch) -> None:
-        path = claim.operation.path
+    def _add(self, route: RouteMatch) -> None:
+        path = route.operation.path
         if "{" in path:
             methods = self._by_pattern.get(path)
             if methods is None:
                 methods = self._by_pattern[path] = {}
                 regex, _, convertors = compile_path(path)
                 self._patterns.append((regex, convertors, methods))
-                # The more a pattern says, the earlier it is tried, whoever came first; the one that any path fits is last.
+                # More specific patterns are tried first, whatever their order; the one that matches any path is last.
                 self._patterns.sort(key=lambda each: -each[0].pattern.index("(?P<"))
         else:
             methods = self._exact.setdefault(path, {})
-        for method in claim.operation.methods:
+        for method in route.operation.methods:
             rivals = methods.setdefault(method, [])
             for rival in rivals:
-                if _condition(rival) == _condition(claim):
+                if _condition(rival) == _condition(route):
                     raise RouteConflict(
-                        f"{method} {path} is claimed by both {_owner(rival)} and {_owner(claim)}; "
-                        "remove one of them or tell them apart by a header"
+                        f"{method} {path} belongs to both {_owner(rival)} and {_owner(route)}; "
+                        "remove one of them or distinguish them by a header"
                     )
-            rivals.append(claim)
+            rivals.append(route)
             rivals.sort(key=lambda each: _condition(each) == (None, None))
 
-        if claim.adapter is not None:
+        if route.adapter is not None:
             segments = path.split("/")
             for length in range(2, len(segments)):
-                self._neighbours.setdefault("/".join(segments[:length]), claim.adapter)
+                self._neighbours.setdefault("/".join(segments[:length]), route.adapter)
 
-    def claims(self) -> Iterable[RouteMatch]:
-        """Every claim once per path, for documentation."""
+    def routes(self) -> Iterable[RouteMatch]:
+        """Every route once per path, for documentation."""
         for table in (*self._exact.values(), *self._by_pattern.values()):
-            seen = {id(claim): claim for claims in table.values() for claim in claims}
+            seen = {id(route): route for routes in table.values() for route in routes}
             yield from seen.values()
 
     def find(self, scope: Scope) -> tuple[RouteMatch, dict[str, Any]]:
-        """Who answers, and the path's parameters. Raises `NotFound` or `MethodNotAllowed`."""
+        """The route of a request, and the path's parameters. Raises `NotFound` or `MethodNotAllowed`."""
         path = route_path(scope) if scope.get("root_path") else scope["path"]
         methods = self._exact.get(path)
         if methods is not None:
@@ -74,26 +74,26 @@ class Router(BaseRoute):
             match = regex.match(path)
             if match:
                 try:
-                    claim = _choose(pattern_methods, scope)
+                    route = _choose(pattern_methods, scope)
                 except MethodNotAllowed as error:
                     allowed += error.allowed
                     continue
-                return claim, {name: convertors[name].convert(value) for name, value in match.groupdict().items()}
+                return route, {name: convertors[name].convert(value) for name, value in match.groupdict().items()}
         if allowed:
             raise _not_allowed(scope, allowed)
-        raise NotFound(f"there is no {scope['method']} {path[:200]} here")
+        raise NotFound(f"no route for {scope['method']} {path[:200]}")
 
     def owner(self, scope: Scope) -> Adapter | None:
-        """The adapter whose client is probably asking, whatever the method; for errors before a claim is found.
+        """The adapter whose protocol an error before routing is answered in.
 
-        For a path that nobody claims, that is the one with the nearest neighbour: the most leading segments shared.
+        For a path without a route, that is the adapter of the nearest one: the most leading segments in common.
         """
         path = route_path(scope)
         methods = self._exact.get(path)
         if methods is None:
             methods = next((table for regex, _, table in self._patterns if regex.match(path)), {})
-        claims = [claim for rivals in methods.values() for claim in rivals]
-        owner = next((claim.adapter for claim in claims if _meets(claim.operation, scope)), None)
+        routes = [route for rivals in methods.values() for route in rivals]
+        owner = next((route.adapter for route in routes if _matches(route.operation, scope)), None)
         segments = path.split("/")
         while owner is None and len(segments) > 2:
             segments.pop()
@@ -105,15 +105,15 @@ class Router(BaseRoute):
             return Match.NONE, {}
         if ROUTE_KEY in scope:
             return Match.FULL, {}
-        claim, parameters = self.find(scope)
-        return Match.FULL, {ROUTE_KEY: claim, "path_params": parameters}
+        route, parameters = self.find(scope)
+        return Match.FULL, {ROUTE_KEY: route, "path_params": parameters}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         await scope[ROUTE_KEY].app(scope, receive, send)
 
 
 def adapter_routes(adapters: Iterable[Adapter], pipeline: ASGIApp, uploads: ASGIApp | None = None) -> list[RouteMatch]:
-    """A claim for every operation of every adapter, all answered by the one pipeline of layers, but for uploads."""
+    """A route for every operation of every adapter, all served by `pipeline`, uploads by `uploads`."""
     return [
         RouteMatch(operation=operation, app=(uploads or pipeline) if operation.upload else pipeline, adapter=adapter)
         for adapter in adapters
@@ -124,7 +124,7 @@ def adapter_routes(adapters: Iterable[Adapter], pipeline: ASGIApp, uploads: ASGI
 def gateway_route(
     name: str, path: str, app: ASGIApp, *, scope: str, methods: tuple[str, ...] = ("GET",), writes: bool = False
 ) -> RouteMatch:
-    """A claim for one of the gateway's own routes. `scope` is what a key must allow, or `open`."""
+    """A route of the gateway itself. `scope` is the scope that a key needs, or `open`."""
     operation = Operation(name=name, path=path, methods=methods, scope=scope, writes=writes)
     return RouteMatch(operation=operation, app=app)
 
@@ -141,21 +141,21 @@ def _choose(methods: Mapping[str, list[RouteMatch]], scope: Scope) -> RouteMatch
     rivals = methods.get(method) or (methods.get("GET") if method == "HEAD" else None)
     if not rivals:
         raise _not_allowed(scope, tuple(methods))
-    for claim in rivals:
-        operation = claim.operation
-        if (operation.header is None and operation.query is None) or _meets(operation, scope):
-            return claim
+    for route in rivals:
+        operation = route.operation
+        if (operation.header is None and operation.query is None) or _matches(operation, scope):
+            return route
     operation = rivals[-1].operation
     needed = f"the header {operation.header}" if operation.header else f"the parameter {operation.query}"
-    raise NotFound(f"{method} {scope['path'][:200]} needs {needed}")
+    raise NotFound(f"{method} {scope['path'][:200]} requires {needed}")
 
 
-def _condition(claim: RouteMatch) -> tuple[str | None, str | None]:
-    """What a request must carry beside the path for this claim."""
-    return claim.operation.header, claim.operation.query
+def _condition(route: RouteMatch) -> tuple[str | None, str | None]:
+    """The header or query parameter that distinguishes a route from others of its path."""
+    return route.operation.header, route.operation.query
 
 
-def _meets(operation: Operation, scope: Scope) -> bool:
+def _matches(operation: Operation, scope: Scope) -> bool:
     if operation.header is not None:
         wanted = operation.header.encode("latin-1")
         return any(name == wanted for name, _ in scope["headers"])
@@ -170,10 +170,10 @@ def _not_allowed(scope: Scope, allowed: Iterable[str]) -> MethodNotAllowed:
         methods.add("HEAD")
     names = tuple(sorted(methods))
     return MethodNotAllowed(
-        f"{scope['path'][:200]} takes {' or '.join(names)}, not {scope['method'][:20]}", allowed=names
+        f"{scope['path'][:200]} supports {' or '.join(names)}, not {scope['method'][:20]}", allowed=names
     )
 
 
-def _owner(claim: RouteMatch) -> str:
-    name = claim.adapter.name if claim.adapter else "the gateway itself"
-    return f"{name} ({claim.operation.name})"
+def _owner(route: RouteMatch) -> str:
+    name = route.adapter.name if route.adapter else "the gateway itself"
+    return f"{name} ({route.operation.name})"

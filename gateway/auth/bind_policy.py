@@ -1,4 +1,4 @@
-"""Who can reach the gateway: where it listens, and that nobody beyond this machine does without keys in force."""
+"""Where the gateway listens, and that it never listens beyond loopback without API keys."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from hostler.gateway.config import ConfigError, Settings, parse_address
 
 
 def addresses(settings: Settings) -> list[tuple[str, int]]:
-    """Where the gateway is to listen."""
+    """The configured addresses."""
     return [parse_address(text) for text in settings.gateway.listen]
 
 
 def places(sockets: Iterable[socket.socket]) -> list[tuple[str, int]]:
-    """Where these sockets really are: a socket unit may have opened them elsewhere than the configuration says."""
+    """The addresses of sockets: a socket unit may use others than the configuration."""
     return [(name[0], name[1]) for name in (each.getsockname() for each in sockets)]
 
 
 def keys_in_force(settings: Settings, sockets: Iterable[socket.socket] = ()) -> KeyRing | None:
-    """The keys in force, `None` if none are needed. Beyond loopback there is no gateway without keys, neither at a
-    configured address nor on a socket."""
+    """The API keys, `None` if none are needed. Raises `ConfigError` for an address or socket beyond loopback without keys."""
     named = settings.gateway.api_keys_file
     path = Path(named).expanduser() if named else key_file.default_file()
     try:
@@ -34,25 +33,25 @@ def keys_in_force(settings: Settings, sockets: Iterable[socket.socket] = ()) -> 
     if keys:
         return keys
     if named and path.exists():
-        raise ConfigError(f"gateway.api_keys_file: {path} holds no keys; make one with `hostler keys add NAME`")
+        raise ConfigError(f"gateway.api_keys_file: {path} contains no keys; create one with `hostler keys add NAME`")
     refuse_beyond_loopback([*addresses(settings), *places(sockets)], path)
     if named:
-        raise ConfigError(f"gateway.api_keys_file: {path} does not exist; make a key with `hostler keys add NAME`")
+        raise ConfigError(f"gateway.api_keys_file: {path} does not exist; create a key with `hostler keys add NAME`")
     return None
 
 
 def refuse_beyond_loopback(where: Iterable[tuple[str, int]], path: Path) -> None:
-    """Raise `ConfigError` for the first of these addresses that others could reach; `path` is where keys are kept."""
+    """Raise `ConfigError` for the first address beyond loopback; `path` is the key file."""
     for host, port in where:
         if not is_loopback(host):
             raise ConfigError(
-                f"gateway.listen: refusing to listen on {host}:{port} without API keys, since others could reach it; "
-                f"make a key with `hostler keys add NAME` (kept in {path}), or listen on 127.0.0.1:{port}"
+                f"gateway.listen: refusing to listen on {host}:{port} without API keys; "
+                f"create one with `hostler keys add NAME` (stored in {path}), or listen on 127.0.0.1:{port}"
             )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address. IPv4 within IPv6 is what it stands for."""
+    """Whether only this machine can reach an address. IPv4-mapped IPv6 counts as IPv4."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -1,4 +1,4 @@
-"""API keys: made here, kept as hashes in a file, and looked up in constant time."""
+"""API keys: created here, stored as hashes in a file, and compared in constant time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hostler.supervisor.state_store import replace_file
 
 logger = logging.getLogger(__name__)
 
-#: A key is 256 random bits, so one round of SHA-256 is enough to keep it: there is nothing to guess.
+#: A key has 256 random bits, so one round of SHA-256 is enough.
 _PREFIX = "hst-"
 _RELOAD_S = 1.0
 
@@ -28,8 +28,8 @@ _RELOAD_S = 1.0
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One line of the key file. `hash` is the SHA-256 of the whole key in hex, `created` seconds since the epoch.
 
-    `local_only`: what is asked with this key never leaves the house. `priority`: of those who wait, requests with a
-    higher one are served first.
+    `local_only`: requests with this key are served by local backends only. `priority`: waiting requests with a higher one
+    are served first.
     """
 
     name: str
@@ -45,7 +45,7 @@ class KeyFileError(Exception):
 
 
 def default_file() -> Path:
-    """Where keys are kept when the configuration names no file."""
+    """The key file where the configuration names none."""
     base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     return Path(base).expanduser() / "hostler" / "keys"
 
@@ -70,7 +70,7 @@ def read(path: Path) -> tuple[KeyRecord, ...]:
 
 
 def add(path: Path, name: str, scopes: Iterable[KeyScope], *, local_only: bool = False, priority: int = 0) -> str:
-    """Make a key, keep its hash under `name`, and return the key: it is shown this once. Raises `KeyFileError`."""
+    """Create a key, store its hash under `name`, and return the key. Raises `KeyFileError`."""
     wanted = frozenset(scopes)
     key = _PREFIX + secrets.token_urlsafe(32)
     record = KeyRecord(
@@ -82,19 +82,19 @@ def add(path: Path, name: str, scopes: Iterable[KeyScope], *, local_only: bool =
         priority=priority,
     )
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _alone(path):
+    with _locked(path):
         records = read(path)
         if any(each.name == name for each in records):
-            raise KeyFileError(f"{path}: a key named {name!r} exists; revoke it first or take another name")
+            raise KeyFileError(f"{path}: a key named {name!r} exists; revoke it first or use another name")
         _write(path, (*records, record))
     return key
 
 
 def revoke(path: Path, name: str) -> bool:
-    """Forget the key of that name; whether there was one."""
+    """Delete the key of that name; whether there was one."""
     if not path.exists():
         return False
-    with _alone(path):
+    with _locked(path):
         records = read(path)
         kept = tuple(record for record in records if record.name != name)
         if len(kept) == len(records):
@@ -104,8 +104,8 @@ def revoke(path: Path, name: str) -> bool:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Nobody else changes the key file meanwhile. What is locked is a file beside it: itself, it is replaced."""
+def _locked(path: Path) -> Iterator[None]:
+    """Lock the key file, through a file beside it, since the key file itself is replaced."""
     descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -121,14 +121,14 @@ def _write(path: Path, records: Iterable[KeyRecord]) -> None:
 
 
 def digest(key: str) -> str:
-    """What is kept of a key."""
+    """The hash that is stored of a key."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class KeyRing:
-    """The keys in force. A changed file is read again within a second; a broken one is reported and the old keys stay.
+    """The current keys. A changed file is read again within a second; an invalid one is logged and the old keys stay.
 
-    Without any key left there is nobody whose key could be right: whether keys are needed was decided at the start.
+    Without any key left every request is refused: whether keys are needed was decided at the start.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -143,16 +143,16 @@ class KeyRing:
 
     @property
     def edition(self) -> object:
-        """The same object for as long as the same keys are in force."""
+        """The same object as long as the keys have not changed."""
         self._refresh()
         return self._records
 
     def client(self, key: str) -> Client | None:
-        """Whose key this is. Every record is compared, and each in constant time."""
+        """The client of a key. Every record is compared, each in constant time."""
         return self.holder(digest(key))
 
     def holder(self, hashed: str) -> Client | None:
-        """Whose key has this hash."""
+        """The client of the key with this hash."""
         self._refresh()
         found: KeyRecord | None = None
         for record in self._records:
@@ -176,10 +176,12 @@ class KeyRing:
         try:
             records = read(self._path)
         except KeyFileError as error:
-            logger.error("%s; the keys read before stay in force", error)
+            logger.error("%s; keeping the previous keys", error)
             return
         if not records:
-            logger.warning("%s holds no keys any more: nobody is let in until `hostler keys add NAME`", self._path)
+            logger.warning(
+                "%s contains no keys any more; all requests are refused until `hostler keys add NAME`", self._path
+            )
         self._records = records
 
     def _mark(self) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""Who may ask at all: host names, origins, keys and scopes. Plain ASGI around everything, in front of every route."""
+"""Host names, origins, API keys and scopes are checked before every route."""
 
 from __future__ import annotations
 
@@ -40,34 +40,34 @@ from hostler.gateway.context import Client
 from hostler.gateway.routing import Router
 from hostler.supervisor.auth import FailureThrottle, is_public
 
-#: Wrong keys within a minute after which an address waits. Many clients may stand behind one address.
+#: Invalid keys within a minute after which an address is throttled. Many clients may share an address.
 WRONG_KEYS = 200
 
 
 class KeyThrottle(FailureThrottle):
-    """Slows down whoever guesses keys, and says so."""
+    """Throttles addresses that send invalid keys."""
 
-    def refusal(self, address: str, words: str) -> GatewayError:
-        """Count a failure; the error that it deserves."""
+    def refusal(self, address: str, message: str) -> GatewayError:
+        """Count an invalid key; returns the error to answer with."""
         wait_s = self.failed(address)
         if wait_s:
             return TooManyRequests(
-                "too many wrong keys from this address; wait, then use a valid one", retry_after_s=wait_s
+                "too many invalid API keys from this address; wait, then use a valid one", retry_after_s=wait_s
             )
-        return Unauthenticated(words)
+        return Unauthenticated(message)
 
 
 audit = logging.getLogger("hostler.audit")
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-#: As many `Host` headers are remembered as good ones.
-_REMEMBERED_HOSTS = 256
+#: Accepted `Host` headers that are cached.
+_MAX_HOSTS = 256
 _NONE: dict[str, Any] = {}
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """What is let in. `hosts` are further names for this gateway, `origins` the web pages that may call it."""
+    """`hosts` are further names of this gateway, `origins` the web pages that may call it."""
 
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
@@ -75,7 +75,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Admitted(NamedTuple):
-    """What was found out about a head, with the keys of that edition."""
+    """The result of the checks of a head, valid for that edition of the keys."""
 
     route: RouteMatch
     parameters: dict[str, Any]
@@ -84,16 +84,16 @@ class _Admitted(NamedTuple):
 
 
 class AuthMiddleware:
-    """Refuses, or notes the claim and the client in the scope and passes the request on.
+    """Refuses a request, or adds its route and client to the scope and passes it on.
 
-    `login_form` gives, from method, path, `Accept` and where the application is mounted, the page that a browser without a key is shown instead of an error.
+    `login_form(method, path, accept, root_path)` returns the page that a browser without a key gets instead of an error.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        surface: Router,
+        router: Router,
         fallback: Adapter,
         keys: KeyRing | None,
         rules: Rules,
@@ -103,7 +103,7 @@ class AuthMiddleware:
     ) -> None:
         self.app = app
         self._login_form = login_form
-        self._surface = surface
+        self._router = router
         self._fallback = fallback
         self._keys = keys
         self._rules = rules
@@ -126,7 +126,7 @@ class AuthMiddleware:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        claim: RouteMatch | None = None
+        route: RouteMatch | None = None
         origin: str | None = None
         try:
             headers = _headers(scope)
@@ -135,7 +135,7 @@ class AuthMiddleware:
             if scope["method"] == "OPTIONS":
                 await _send(send, self._preflight(scope, headers, origin))
                 return
-            claim = self._admit(scope, headers, origin)
+            route = self._admit(scope, headers, origin)
         except GatewayError as error:
             if isinstance(error, Unauthenticated):
                 form = self._login_form(
@@ -144,23 +144,23 @@ class AuthMiddleware:
                 if form is not None:
                     await _send(send, form)
                     return
-            adapter = (claim.adapter if claim else self._surface.owner(scope)) or self._fallback
-            response = adapter.error_response(error, claim.operation if claim else None)
-            # The body was not read: without closing, the server would go on reading what may never end.
+            adapter = (route.adapter if route else self._router.owner(scope)) or self._fallback
+            response = adapter.error_response(error, route.operation if route else None)
+            # The body was not read: close, or the server would go on reading what may never end.
             closing = () if scope["method"] in _SAFE_METHODS else (("Connection", "close"),)
             facts = (("X-Request-ID", f"req-{secrets.token_hex(8)}"), *closing, *_cors(origin))
             await _send(send, _with_headers(response, facts), head=scope["method"] == "HEAD")
             return
         if origin is not None:
             send = _adding(send, _cors(origin))
-        # Starlette's wrappers are for the gateway's own routes: the pipeline answers for its errors itself.
-        app = self.app if claim.adapter is None else claim.app
+        # Starlette's error handling is for the gateway's own routes: the pipeline answers errors in its protocol.
+        app = self.app if route.adapter is None else route.app
         await app(scope, receive, send)
 
     def _check_host(self, scope: Scope, headers: dict[str, list[str]]) -> None:
         values = headers.get("host", [])
         if len(values) != 1 or not values[0]:
-            raise BadRequest("exactly one Host header is needed")
+            raise BadRequest("exactly one Host header is required")
         server = scope.get("server")
         known = (values[0], server[0] if server else "")
         if known in self._good_hosts:
@@ -170,17 +170,17 @@ class AuthMiddleware:
             raise BadRequest("the Host header is not a host name")
         bound = known[1].split("%")[0].lower()
         if self._keys is None and is_public(bound):
-            # Our own server does not even listen there; another one may.
-            raise Forbidden("without API keys only this machine is served; create a key with `hostler keys add NAME`")
+            # The own server does not listen there, but another ASGI server may.
+            raise Forbidden("without API keys only loopback is served; create a key with `hostler keys add NAME`")
         if (name in _LOOPBACK_NAMES and _is_local(bound)) or name in (*self._rules.hosts, bound, self._own_name):
-            if len(self._good_hosts) >= _REMEMBERED_HOSTS:
+            if len(self._good_hosts) >= _MAX_HOSTS:
                 self._good_hosts.clear()
             self._good_hosts.add(known)
             return
-        raise MisdirectedRequest("this server does not answer to that Host; add the name to gateway.allowed_hosts")
+        raise MisdirectedRequest("unknown Host; add the name to gateway.allowed_hosts")
 
     def _check_origin(self, scope: Scope, headers: dict[str, list[str]]) -> str | None:
-        """The foreign origin that is allowed to read the answer, or `None` if there is none to tell."""
+        """The foreign origin that may read the answer; `None` without one."""
         origins = headers.get("origin", [])
         if not origins:
             if "cross-site" in headers.get("sec-fetch-site", []):
@@ -191,7 +191,7 @@ class AuthMiddleware:
             return origin
         if len(origins) == 1 and _same_origin(origin, scope, headers["host"][0]):
             return None
-        owner = self._surface.owner(scope) if len(origins) == 1 else None
+        owner = self._router.owner(scope) if len(origins) == 1 else None
         if owner is not None and owner.allows_origin(origin):
             return origin
         raise Forbidden("web pages of this origin may not call this gateway; see gateway.cors_origins")
@@ -199,60 +199,62 @@ class AuthMiddleware:
     def _preflight(self, scope: Scope, headers: dict[str, list[str]], origin: str | None) -> WireResponse:
         answer: list[tuple[str, str]] = [("Vary", "Origin")]
         if origin is not None:
-            asked = headers.get("access-control-request-headers", [""])[0]
+            requested = headers.get("access-control-request-headers", [""])[0]
             answer += [
                 ("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS"),
-                ("Access-Control-Allow-Headers", ", ".join(_tokens(asked)) or "Authorization, Content-Type"),
+                ("Access-Control-Allow-Headers", ", ".join(_tokens(requested)) or "Authorization, Content-Type"),
                 ("Access-Control-Max-Age", "600"),
                 *_cors(origin),
             ]
         return WireResponse(status=204, headers=tuple(answer))
 
     def _admit(self, scope: Scope, headers: dict[str, list[str]], origin: str | None) -> RouteMatch:
-        """Check the key before anything is told about routes, then the route, then the key's scope."""
+        """Check the key before anything is revealed about routes, then the route, then the key's scope."""
         address = scope["client"][0] if scope.get("client") else "unknown"
         client = Client(name=address) if self._keys is None else self._identify(scope, headers, origin)
         if client is None:
-            open_claim = self._open_claim(scope)
-            if open_claim is None:
-                words = "a valid API key is needed: send it as `Authorization: Bearer KEY` (made with `hostler keys add NAME`)"
+            open_route = self._open_route(scope)
+            if open_route is None:
+                message = "a valid API key is required: send `Authorization: Bearer KEY` (create one with `hostler keys add NAME`)"
                 if _presented(headers) is not None:
-                    raise self._throttle.refusal(address, words)
-                raise Unauthenticated(words)
-            claim, parameters = open_claim
+                    raise self._throttle.refusal(address, message)
+                raise Unauthenticated(message)
+            route, parameters = open_route
             client = Client(name=address, scopes=frozenset())
         else:
-            claim, parameters = self._surface.find(scope)
-            if not _allows(client, claim):
+            route, parameters = self._router.find(scope)
+            if not _allows(client, route):
                 audit.warning(
-                    "refused %s %s for key %s: it lacks the scope %s",
+                    "refused %s %s for key %s: missing scope %s",
                     scope["method"],
-                    claim.operation.path,
+                    route.operation.path,
                     client.name,
-                    claim.operation.scope,
+                    route.operation.scope,
                     extra={
                         "audit": {
                             "outcome": "refused",
                             "method": scope["method"],
-                            "path": claim.operation.path,
+                            "path": route.operation.path,
                             "key": client.name,
-                            "scope": claim.operation.scope,
+                            "scope": route.operation.scope,
                         }
                     },
                 )
-                raise Forbidden(f"this key lacks the scope {claim.operation.scope!r}; make one with `hostler keys add`")
-        if claim.operation.writes and scope["method"] not in _SAFE_METHODS:
+                raise Forbidden(
+                    f"this key lacks the scope {route.operation.scope!r}; create one with `hostler keys add`"
+                )
+        if route.operation.writes and scope["method"] not in _SAFE_METHODS:
             media_type = headers.get("content-type", [""])[0].partition(";")[0].strip().lower()
             page = "origin" in headers or "sec-fetch-site" in headers
-            if media_type != "application/json" and (page or media_type not in claim.operation.media_types):
-                raise UnsupportedMediaType("send this with Content-Type: application/json")
-        scope[ROUTE_KEY] = claim
+            if media_type != "application/json" and (page or media_type not in route.operation.media_types):
+                raise UnsupportedMediaType("expected Content-Type: application/json")
+        scope[ROUTE_KEY] = route
         scope["path_params"] = parameters
         scope[CLIENT_KEY] = client
         head = scope.get("extensions", _NONE).get(HEAD)
-        if head is not None and origin is None and claim.adapter is not None and _lasts(client, headers, self._keys):
-            head["admitted"] = _Admitted(claim, parameters, client, None if self._keys is None else self._keys.edition)
-        return claim
+        if head is not None and origin is None and route.adapter is not None and _lasts(client, headers, self._keys):
+            head["admitted"] = _Admitted(route, parameters, client, None if self._keys is None else self._keys.edition)
+        return route
 
     def _identify(self, scope: Scope, headers: dict[str, list[str]], origin: str | None) -> Client | None:
         assert self._keys is not None
@@ -262,26 +264,23 @@ class AuthMiddleware:
             token = session_cookie(cookie_name(server[1] if server else 0), headers)
             if token is not None and from_our_page(scope["method"], headers):
                 return self._sessions.client(token)
-        # A missing key is looked up like a wrong one, so that both take the same time.
+        # A missing key is looked up like an invalid one, so that both take the same time.
         return self._keys.client(presented or "")
 
-    def _open_claim(self, scope: Scope) -> tuple[RouteMatch, dict[str, object]] | None:
+    def _open_route(self, scope: Scope) -> tuple[RouteMatch, dict[str, object]] | None:
         try:
-            claim, parameters = self._surface.find(scope)
+            route, parameters = self._router.find(scope)
         except GatewayError:
             return None
-        operation = claim.operation
+        operation = route.operation
         if operation.scope == "open" or (operation.model_info and self._rules.open_probes):
-            return claim, parameters
+            return route, parameters
         return None
 
 
-def _allows(client: Client, claim: RouteMatch) -> bool:
-    """Whether the key's scopes cover the operation.
-
-    Whoever may order may also look, and whoever may ask models may also ask which there are.
-    """
-    operation = claim.operation
+def _allows(client: Client, route: RouteMatch) -> bool:
+    """Whether the key's scopes cover the operation: `operate` includes `read`, and `infer` model lists."""
+    operation = route.operation
     if operation.scope == "open" or operation.scope in client.scopes:
         return True
     if operation.scope == "read" and "operate" in client.scopes:
@@ -290,7 +289,7 @@ def _allows(client: Client, claim: RouteMatch) -> bool:
 
 
 def _lasts(client: Client, headers: dict[str, list[str]], keys: KeyRing | None) -> bool:
-    """Whether only other keys could change who this is: sessions end by themselves."""
+    """Whether the client stays the same while the keys do: sessions expire."""
     return keys is None or (client.scopes != frozenset() and _presented(headers) is not None)
 
 
@@ -302,7 +301,7 @@ def _headers(scope: Scope) -> dict[str, list[str]]:
 
 
 def _presented(headers: dict[str, list[str]]) -> str | None:
-    """The key that the client shows: Bearer, the password of Basic, or `x-api-key`."""
+    """The key of a request: Bearer, the password of Basic, or `x-api-key`."""
     for value in headers.get("authorization", []):
         scheme, _, rest = value.partition(" ")
         if scheme.lower() == "bearer" and rest.strip():
@@ -320,7 +319,7 @@ def _presented(headers: dict[str, list[str]]) -> str | None:
 
 
 def _host_name(value: str) -> str | None:
-    """The host of a `Host` header without its port, in lower case; `None` for what is none."""
+    """The host of a `Host` header without its port, in lower case; `None` if it is invalid."""
     try:
         parts = urlsplit(f"//{value}")
         name, _ = parts.hostname, parts.port

@@ -1,4 +1,4 @@
-"""Who is logged in on the page: a cookie stands for a key, for some hours, as long as the key itself is valid."""
+"""Sessions of the dashboard: a cookie stands for an API key, while that key is valid."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import msgspec
 from hostler.gateway.auth.keys import KeyRing, digest
 from hostler.gateway.context import Client
 
-#: A login lasts this long, in seconds: a working day.
+#: The lifetime of a session, in seconds: a working day.
 LASTS_S = 12 * 3600.0
 
-#: So many logins are remembered; the oldest ones end first.
-_MOST = 1000
+#: Sessions kept; the oldest are dropped first.
+_MAX_SESSIONS = 1000
 
 
 class _Session(msgspec.Struct, frozen=True):
@@ -25,7 +25,7 @@ class _Session(msgspec.Struct, frozen=True):
 
 
 class Sessions:
-    """Remembers logins in memory, by the hash of their cookie: a restart ends them all."""
+    """Kept in memory by the hash of their cookie: a restart ends them all."""
 
     def __init__(self, keys: KeyRing, clock: Callable[[], float]) -> None:
         self._keys = keys
@@ -33,18 +33,18 @@ class Sessions:
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
 
     def begin(self, key: str) -> tuple[str, Client] | None:
-        """Log in with a key: the cookie's value and whose key it is, or `None` for a wrong key."""
+        """Log in with a key: the cookie's value and the client, or `None` for an invalid key."""
         client = self._keys.client(key)
         if client is None:
             return None
         token = secrets.token_urlsafe(32)
         self._sessions[_hashed(token)] = _Session(digest(key), self._clock() + LASTS_S)
-        while len(self._sessions) > _MOST:
+        while len(self._sessions) > _MAX_SESSIONS:
             self._sessions.popitem(last=False)
         return token, client
 
     def client(self, token: str) -> Client | None:
-        """Whose session this is, if it has not ended and its key is still valid."""
+        """The client of a session, unless it has expired or its key was revoked."""
         name = _hashed(token)
         session = self._sessions.get(name)
         if session is None:
@@ -60,7 +60,7 @@ class Sessions:
 
 
 def cookie_name(port: int) -> str:
-    """Browsers give a host's cookies to all of its ports, so each gateway has a name of its own."""
+    """Browsers send a host's cookies to all of its ports, so the name contains the port."""
     return f"hostler-{port}"
 
 
@@ -75,10 +75,9 @@ def session_cookie(name: str, headers: Mapping[str, Sequence[str]]) -> str | Non
 
 
 def from_our_page(method: str, headers: Mapping[str, Sequence[str]]) -> bool:
-    """Whether a browser says that our own page (or the person, by the address bar) asks.
+    """Whether a request comes from the dashboard or the address bar, according to `Sec-Fetch-Site`.
 
-    Cookies also travel from other ports of the same host, which is why the browser's word is needed. Whoever changes
-    something must name its origin, which has been compared with ours before.
+    Cookies are also sent from other ports of the same host. A change must have an `Origin`, which has been checked before.
     """
     site = headers.get("sec-fetch-site", ())
     if any(value not in ("same-origin", "none") for value in site):

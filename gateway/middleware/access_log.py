@@ -1,4 +1,4 @@
-"""The clock and the record: one log line and one event for every request, whatever becomes of it."""
+"""One log line and one event for every request, however it ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 
 
 class AccessLogMiddleware(RequestMiddleware):
-    """Publishes a `RequestFinished` when the request has ended, and has `log` write it down."""
+    """Publishes a `RequestFinished` when a request has ended, and passes it to `log`."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class AccessLogMiddleware(RequestMiddleware):
             raise
         except GatewayError as error:
             context.outcome = "broken" if context.writer.committed else "failed"
-            status, code = _told(context, error), error.code
+            status, code = _status_sent(context, error), error.code
             context.reason = error.message
             raise
         except Exception as error:
@@ -84,7 +84,7 @@ class AccessLogMiddleware(RequestMiddleware):
             cached_tokens=usage.cached_tokens if usage else 0,
             completion_tokens=usage.completion_tokens if usage else 0,
             streamed=context.writer.patient,
-            attempts=(*map(_made, context.attempts),),
+            attempts=(*map(_attempt_outcome, context.attempts),),
             failed_hops=(*(HopOutcome(backend=backend, reason=why) for backend, why in context.failed_hops),)
             if context.failed_hops
             else (),
@@ -94,13 +94,13 @@ class AccessLogMiddleware(RequestMiddleware):
         self._log(event)
 
 
-def _made(attempt: Attempt) -> AttemptOutcome:
+def _attempt_outcome(attempt: Attempt) -> AttemptOutcome:
     return AttemptOutcome(backend=attempt.target.backend, outcome=attempt.outcome, seconds=attempt.seconds)
 
 
-def _told(context: RequestContext, error: GatewayError) -> int:
-    """The status that the client is told: protocols have their own for some errors. Where the answer has begun it is
-    the error's, since 200 says nothing of it."""
+def _status_sent(context: RequestContext, error: GatewayError) -> int:
+    """The status that the client receives: protocols map some errors to their own. After the answer has started it is the
+    error's, since the 200 that was sent would hide it."""
     if context.writer.started:
         return error.backend_status if isinstance(error, BackendRejected) else error.status
     return context.adapter.error_response(error, context.operation).status

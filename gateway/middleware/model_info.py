@@ -1,4 +1,4 @@
-"""Probes are answered here, from the catalogue's snapshot: they never queue, never switch, never touch an engine."""
+"""Model lists and health checks, answered from the catalog: they never queue, switch or reach an engine."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from hostler.gateway.context import RequestContext
 from hostler.gateway.events import Bus, EngineChanged, HostChanged, Subscription
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 
-#: Proxies give up on streams that are silent for much longer than this, in seconds.
+#: Proxies drop streams that are silent for much longer than this, in seconds.
 _PING_S = 15.0
 _PING = b":\n\n"
 
-#: Whoever reads more slowly than models change misses steps in between, never the last one.
-_REMEMBERED = 16
+#: Events buffered for a subscriber; a slow one misses intermediate states, never the last one.
+_BUFFERED = 16
 
 
 class ModelInfoMiddleware(RequestMiddleware):
-    """Answers probes; everything else passes. One that asks for what changes is told of it until `bus` is closed."""
+    """Answers `ModelInfoRequest`s and passes on everything else. Subscriptions get changes until `bus` is closed."""
 
     def __init__(self, app: ASGIApp, *, listing: Callable[[], ModelList], bus: Bus, ping_s: float = _PING_S) -> None:
         super().__init__(app)
@@ -45,26 +45,26 @@ class ModelInfoMiddleware(RequestMiddleware):
 
     async def _watch(self, context: RequestContext, adapter: Adapter) -> None:
         writer = context.writer
-        subscription = self._bus.subscribe(_REMEMBERED)
+        subscription = self._bus.subscribe(_BUFFERED)
         try:
-            told = self._listing()
-            await writer.tell(adapter.change_events(None, told), last=context.request.origin.method == "HEAD")
+            sent = self._listing()
+            await writer.write_event(adapter.change_events(None, sent), last=context.request.origin.method == "HEAD")
             while not writer.ended:
-                with anyio.move_on_after(self._ping_s) as waited:
-                    await _moved(subscription)
-                if waited.cancelled_caught:
-                    await writer.tell(_PING)
+                with anyio.move_on_after(self._ping_s) as timeout:
+                    await _changed(subscription)
+                if timeout.cancelled_caught:
+                    await writer.write_event(_PING)
                     continue
-                before, told = told, self._listing()
-                news = adapter.change_events(before, told)
-                if news or subscription.closed:
-                    await writer.tell(news, last=subscription.closed)
+                previous, sent = sent, self._listing()
+                changes = adapter.change_events(previous, sent)
+                if changes or subscription.closed:
+                    await writer.write_event(changes, last=subscription.closed)
         finally:
             self._bus.unsubscribe(subscription)
 
 
-async def _moved(subscription: Subscription) -> None:
-    """Wait until a model or a host may have changed, or until there will be no more of it."""
+async def _changed(subscription: Subscription) -> None:
+    """Wait until a model or a host may have changed, or the subscription was closed."""
     async for event in subscription:
         if isinstance(event, EngineChanged | HostChanged):
             return

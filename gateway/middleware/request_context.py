@@ -43,10 +43,10 @@ from hostler.gateway.response import Headers, ResponseWriter
 
 logger = logging.getLogger(__name__)
 
-#: What a stopping gateway still says may take this long, in seconds: a client that reads nothing is not waited for.
-_LAST_WORD_S = 1.0
+#: Time for the error that a stopping gateway sends, in seconds: clients that read nothing are not waited for.
+_LAST_ERROR_S = 1.0
 
-#: As many ids of requests are drawn at a time.
+#: Request ids generated at a time.
 _IDS_AT_ONCE = 256
 
 _NO_EXTENSIONS: dict[str, Any] = {}
@@ -55,13 +55,13 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class InFlightRequests:
-    """The requests on their way, by their id, each with what ends it. Clients may choose ids, so two can share one."""
+    """The requests in flight by id, each with a function that cancels it. Clients may choose ids, so two can share one."""
 
     def __init__(self) -> None:
         self._ends: dict[str, list[tuple[RequestContext, Callable[[], None]]]] = {}
 
     def enter(self, context: RequestContext, end: Callable[[], None]) -> None:
-        """The request is on its way until `leave`; `end` ends it."""
+        """Add a request; `end` cancels it."""
         entries = self._ends.get(context.id)
         if entries is None:
             self._ends[context.id] = [(context, end)]
@@ -69,19 +69,18 @@ class InFlightRequests:
             entries.append((context, end))
 
     def leave(self, context: RequestContext) -> None:
-        """The request is not on its way any more."""
         entries = self._ends.pop(context.id)
         if len(entries) > 1:
             self._ends[context.id] = [entry for entry in entries if entry[0] is not context]
 
     def contexts(self) -> Iterator[RequestContext]:
-        """All of them, the oldest first as long as ids are distinct."""
+        """All requests, the oldest first if ids are distinct."""
         for entries in self._ends.values():
             for context, _ in entries:
                 yield context
 
     def cancel(self, request_id: str) -> int:
-        """End the requests with this id; how many there were."""
+        """Cancel the requests with this id; returns their number."""
         entries = list(self._ends.get(request_id, ()))
         for _, end in entries:
             end()
@@ -91,8 +90,8 @@ class InFlightRequests:
 class RequestContextMiddleware:
     """The only reader of the client, and the only place where errors become answers.
 
-    A request is cancelled as soon as its client disconnects. Cancelled by anything else, it is cut off by the end of the
-    gateway, and its client gets an error that says so.
+    A request is cancelled as soon as its client disconnects. Any other cancellation is the end of the drain time, which the
+    client gets as an error.
     """
 
     def __init__(
@@ -129,7 +128,7 @@ class RequestContextMiddleware:
             else self._new_id()
         )
         body: bytes | None = None
-        facts = _Facts(request_id)
+        facts = _ServingHeaders(request_id)
         writer = ResponseWriter(send, facts)
         try:
             body = await self._read(receive, headers)
@@ -157,7 +156,7 @@ class RequestContextMiddleware:
                 client=client,
                 started_at=started_at,
                 local_only=client.local_only
-                or ("x-hostler-local-only" in headers and _wish(headers["x-hostler-local-only"]) is not None),
+                or ("x-hostler-local-only" in headers and _header_value(headers["x-hostler-local-only"]) is not None),
                 only=_only(headers["x-hostler-only"], client) if "x-hostler-only" in headers else None,
             )
             scope[CONTEXT_KEY] = context
@@ -165,28 +164,28 @@ class RequestContextMiddleware:
         except ClientDisconnected:
             return
         except asyncio.CancelledError:
-            # Neither the client nor an operator: what is in progress has had its time, and the gateway stops.
+            # Neither the client nor an operator: the drain time is over.
             task = asyncio.current_task()
             if task is None or task.uncancel() > 0:
                 raise
             stopping = ShuttingDown(DRAIN_EXPIRED)
-            with anyio.move_on_after(_LAST_WORD_S, shield=True):
+            with anyio.move_on_after(_LAST_ERROR_S, shield=True):
                 await writer.fail(stopping, adapter.error_response(stopping, operation))
         except GatewayError as error:
             response = adapter.error_response(error, operation)
             if body is None:
-                # Not read to its end: without closing, the server would go on reading what may never end.
+                # Not read to its end: close, or the server would go on reading what may never end.
                 response = msgspec.structs.replace(response, headers=(*response.headers, ("Connection", "close")))
             await writer.fail(error, response)
         except Exception:
-            logger.exception("request %s failed in the gateway", request_id)
-            internal = GatewayError(f"something went wrong in the gateway; its log tells more under {request_id}")
+            logger.exception("%s: unhandled exception", request_id)
+            internal = GatewayError(f"internal error; see {request_id} in the gateway's log")
             await writer.fail(internal, adapter.error_response(internal, operation))
         finally:
             facts.context = None  # which refers to the writer, and so to the facts
 
     async def _watched(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and cancel it when its client leaves, or when somebody who may do so ends it."""
+        """Pass the request on, and cancel it when its client disconnects or an operator cancels it."""
         task = asyncio.current_task()
         assert task is not None
         left = ended = done = False
@@ -195,7 +194,7 @@ class RequestContextMiddleware:
             nonlocal left
             if not (ended or done or context.writer.ended):
                 left = True
-                context.cancel_reason = ClientDisconnected("the client left before its answer was complete")
+                context.cancel_reason = ClientDisconnected("the client disconnected before its answer was complete")
                 task.cancel()
 
         def end() -> None:
@@ -228,15 +227,15 @@ class RequestContextMiddleware:
                 await asyncio.wait((watcher,))
 
     def _new_id(self) -> str:
-        """Nobody can guess it. Many are made at once: asking the system costs as much as the rest of it."""
+        """An id that cannot be guessed. Generated in batches: reading randomness costs as much as the rest."""
         drawn = secrets.token_hex(8 * _IDS_AT_ONCE)
         self._ids = [f"req-{drawn[at : at + 16]}" for at in range(0, len(drawn), 16)]
         return self._ids.pop()
 
     async def _read(self, receive: Receive, headers: dict[str, str]) -> bytes:
-        """The whole body, as long as it is within the limit. The server ends what pauses for too long."""
+        """The whole body, within the limit. The server ends bodies that stall."""
         if headers.get("content-encoding", "identity").lower() != "identity":
-            raise BadRequest("compressed bodies are not taken here; send it without Content-Encoding")
+            raise BadRequest("compressed bodies are not supported; send it without Content-Encoding")
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_body:
             raise self._too_large()
@@ -245,7 +244,7 @@ class RequestContextMiddleware:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise ClientDisconnected("the client left before its request was complete")
+                raise ClientDisconnected("the client disconnected before its request was complete")
             body = message.get("body", b"")
             size += len(body)
             if size > self._max_body:
@@ -257,7 +256,7 @@ class RequestContextMiddleware:
 
     def _too_large(self) -> RequestTooLarge:
         return RequestTooLarge(
-            f"the request is larger than {round(self._max_body / 1024**2, 2):g} MiB; the limit is gateway.max_body"
+            f"the request exceeds {round(self._max_body / 1024**2, 2):g} MiB, the limit in gateway.max_body"
         )
 
 
@@ -269,29 +268,29 @@ async def _disconnected(receive: Receive, leave: Callable[[], None]) -> None:
 
 
 def _path(scope: Scope) -> str:
-    """The path as the client spelt it, below the one that the application is mounted at."""
+    """The path as sent by the client, below the path that the application is mounted at."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     path = raw.decode("latin-1").partition("?")[0]
     root = scope.get("root_path", "")
     return path.removeprefix(root) if root else path
 
 
-def _wish(value: str) -> str | None:
-    """What a client sends in a header of ours; `None` if it sends nothing, or no."""
+def _header_value(value: str) -> str | None:
+    """The value of an `X-Hostler-*` header; `None` if it is empty or means no."""
     value = value.strip()
     return None if value.lower() in ("", "false", "0", "no") else value
 
 
 def _only(value: str, client: Client) -> str | None:
-    """The one backend that is to answer, for those who look after backends."""
-    name = _wish(value)
+    """The backend named by `X-Hostler-Only`, which requires the scope operate."""
+    name = _header_value(value)
     if name is not None and "operate" not in client.scopes:
-        raise Forbidden("naming a backend with X-Hostler-Only needs a key with the scope operate")
+        raise Forbidden("X-Hostler-Only requires a key with the scope operate")
     return name
 
 
-class _Facts:
-    """The headers that state how a request was served, as far as it is known when they are asked for."""
+class _ServingHeaders:
+    """The headers that describe how a request was served, as far as it is known when they are sent."""
 
     __slots__ = ("_request_id", "context")
 
@@ -304,22 +303,22 @@ class _Facts:
         if context is None or context.attempt is None:
             return facts
         target, queue_s, switch_s = context.attempt.target, context.queue_s, context.switch_s
-        facts += _whereabouts(target.backend, target.model, context.attempt.hop)
+        facts += _target_headers(target.backend, target.model, context.attempt.hop)
         if queue_s or switch_s:
             facts.append((b"x-hostler-queue-ms", b"%d" % round(queue_s * 1000)))
             facts.append((b"x-hostler-switch-ms", b"%d" % round(switch_s * 1000)))
         else:
-            facts += _NEVER_WAITED
+            facts += _NO_WAIT
         if context.reason:
             why = printable(" ".join(context.reason.split())[:200])
             facts.append((b"x-hostler-reason", why.encode("latin-1", "replace")))
         return facts
 
 
-_NEVER_WAITED = ((b"x-hostler-queue-ms", b"0"), (b"x-hostler-switch-ms", b"0"))
+_NO_WAIT = ((b"x-hostler-queue-ms", b"0"), (b"x-hostler-switch-ms", b"0"))
 
 
 @lru_cache(maxsize=256)
-def _whereabouts(backend: str, model: str, hop: int) -> tuple[tuple[bytes, bytes], ...]:
+def _target_headers(backend: str, model: str, hop: int) -> tuple[tuple[bytes, bytes], ...]:
     facts = ((b"x-hostler-backend", backend), (b"x-hostler-model", model), (b"x-hostler-hop", str(hop)))
     return tuple((name, printable(value).encode("latin-1", "replace")) for name, value in facts)

@@ -47,7 +47,7 @@ class FakeWriter:
     async def respond(self, response: WireResponse) -> None:
         self.response, self.status, self.ended = response, response.status, True
 
-    async def tell(self, data: bytes, *, last: bool = False) -> None:
+    async def write_event(self, data: bytes, *, last: bool = False) -> None:
         self.events.append(data)
         self.ended = last
 
