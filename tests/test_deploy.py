@@ -47,7 +47,7 @@ def test_three_profiles_are_shipped_for_the_big_machine(tmp_path: Path) -> None:
     assert agents.context >= 65536
 
 
-def test_the_chain_ends_at_the_small_box_itself(tmp_path: Path) -> None:
+def test_the_chain_ends_at_the_small_machine_itself(tmp_path: Path) -> None:
     settings = configuration("gateway", tmp_path).settings
     assert settings.gateway.chain == ("main-pc", "openrouter", "lxc")
     small = configuration("small", tmp_path)
@@ -58,7 +58,7 @@ def test_the_chain_ends_at_the_small_box_itself(tmp_path: Path) -> None:
     assert not settings.backends["openrouter"].is_local
 
 
-def test_what_the_cloud_is_asked_for_has_a_profile(tmp_path: Path) -> None:
+def test_models_requested_from_the_cloud_have_a_profile(tmp_path: Path) -> None:
     names = {profile.name for profile in configuration("supervisor", tmp_path).profiles}
     assert set(configuration("gateway", tmp_path).settings.backends["openrouter"].models) <= names
 
@@ -83,7 +83,7 @@ def test_the_keys_are_kept_where_the_gateway_may_write(tmp_path: Path) -> None:
     assert f"state:/var/lib/{state}" in compose()["services"]["gateway"]["volumes"]
 
 
-def test_the_socket_is_where_the_gateway_is_told_to_listen(tmp_path: Path) -> None:
+def test_the_socket_has_the_address_that_the_gateway_is_configured_to_listen_on(tmp_path: Path) -> None:
     listen = configuration("gateway", tmp_path).settings.gateway.listen[0]
     assert unit(DEPLOY / "hostler-gateway.socket")["ListenStream"] == [listen.rpartition(":")[2]]
 
@@ -102,7 +102,7 @@ def test_a_unit_is_watched_restarted_and_locked_down(path: Path) -> None:
     configparser.ConfigParser(strict=False, interpolation=None, allow_no_value=False).read_string(path.read_text())
 
 
-def test_containers_run_as_nobody_with_nothing() -> None:
+def test_containers_run_without_privileges() -> None:
     assert re.search(r"^USER \d+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     for service in compose()["services"].values():
         assert service["read_only"]

@@ -110,7 +110,9 @@ async def test_falls_back_to_the_next_host_when_a_load_fails(start_gateway: Star
             assert len(one.starts()) >= 1
 
 
-async def test_a_silent_supervisors_loaded_model_still_answers(start_gateway: StartGateway, tmp_path: Path) -> None:
+async def test_a_loaded_model_still_answers_while_its_supervisor_is_unreachable(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
     async with (
         remote_supervisor(tmp_path / "one", {"a": {}, "b": {}}) as one,
         start_gateway({}, backends={"one": one.backend}) as gateway,
@@ -176,7 +178,7 @@ async def test_a_restarted_supervisor_is_reconciled(start_gateway: StartGateway,
             assert again.starts() == ["a"]
 
 
-async def test_queued_requests_fall_back_when_the_supervisor_falls_silent(
+async def test_queued_requests_fall_back_when_the_supervisor_becomes_unreachable(
     start_gateway: StartGateway, tmp_path: Path
 ) -> None:
     slow = {"a": {"script": {"ready_after": 20}}}

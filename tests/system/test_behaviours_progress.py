@@ -161,7 +161,7 @@ async def test_an_engines_rejection_after_progress_began_is_an_event(start_gatew
         assert "x_hostler" in events[-2]
 
 
-async def test_a_hot_model_answers_as_fast_while_another_loads_before_an_audience(
+async def test_a_loaded_model_is_as_fast_while_clients_watch_another_one_load(
     start_gateway: StartGateway, flags: Callable[[str], FlagFile]
 ) -> None:
     ready = flags("ready")
@@ -234,7 +234,7 @@ async def test_without_progress_a_stream_is_the_engines_own_byte_for_byte(start_
     assert cold == renumbered(own, 3, 1)
 
 
-async def test_a_whole_answer_says_what_the_engines_own_says(start_gateway: StartGateway) -> None:
+async def test_a_whole_answer_equals_the_engines_own(start_gateway: StartGateway) -> None:
     body = {"model": "a", "messages": QUESTION}
     async with start_gateway({"a": {}}) as gateway:
         await posted(gateway, "/v1/chat/completions", body)

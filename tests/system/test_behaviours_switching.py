@@ -57,7 +57,7 @@ async def test_two_cold_models_that_fit_together_load_in_parallel(start_gateway:
         )
 
 
-async def test_a_pinned_model_runs_on_while_an_exclusive_one_takes_the_place_of_another(
+async def test_a_pinned_model_keeps_running_while_an_exclusive_one_replaces_another(
     start_gateway: StartGateway,
 ) -> None:
     async with start_gateway({"p": {"pinned": True}, "a": {}, "b": {}}) as gateway:
@@ -120,7 +120,7 @@ async def test_an_engine_is_used_within_100_ms_of_being_ready(start_gateway: Sta
         assert max(late.values()) <= 0.1
 
 
-async def test_a_model_that_ignores_sigterm_is_killed_when_its_grace_is_over(start_gateway: StartGateway) -> None:
+async def test_a_model_that_ignores_sigterm_is_killed_after_its_grace_period(start_gateway: StartGateway) -> None:
     profiles = {"a": {"stop_grace_s": 0.3, "script": {"deaf": True}}, "b": {}}
     took: list[float] = []
     async with start_gateway(profiles) as gateway:
@@ -195,7 +195,7 @@ async def test_a_model_that_failed_often_fails_fast_with_its_last_output(start_g
         assert gateway.starts() == ["a"] * 3
 
 
-async def test_last_output_that_no_header_can_carry_is_reported_all_the_same(start_gateway: StartGateway) -> None:
+async def test_last_output_with_invalid_header_characters_is_still_reported(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"script": {"exit_code": 1, "stderr": "out of \0luck\n"}}}) as gateway:
         answer = await gateway.chat("a")
         assert answer.status_code == 503
@@ -239,7 +239,7 @@ async def test_another_program_on_the_engines_port_is_not_taken_for_the_model(st
         tasks.cancel_scope.cancel()
 
 
-async def test_no_process_of_an_engines_family_survives_its_stop(start_gateway: StartGateway) -> None:
+async def test_no_child_process_of_an_engine_survives_its_stop(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"stop_grace_s": 0.3, "script": {"grandchild": True}}, "b": {}}) as gateway:
         await gateway.chat("a")
         await gateway.chat("b")

@@ -56,7 +56,7 @@ async def test_the_engine_sees_within_200_ms_that_a_streaming_client_disconnecte
         assert min(delays) <= 0.2
 
 
-async def test_a_client_that_leaves_the_queue_frees_its_place_at_once(start_gateway: StartGateway) -> None:
+async def test_a_queued_client_that_disconnects_frees_its_place_at_once(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"script": LONG}}, gateway={"queue": {"max_waiting": 1}}) as gateway:
         waiting = anyio.CancelScope()
         async with gateway.stream("a") as running, anyio.create_task_group() as tasks:
@@ -99,9 +99,7 @@ async def test_requests_being_served_do_not_count_as_waiting(start_gateway: Star
         assert await gateway.counts() == (0, 0)
 
 
-async def test_a_whole_answer_tells_how_long_it_waited_and_how_long_the_switch_took(
-    start_gateway: StartGateway, flags: Flags
-) -> None:
+async def test_a_whole_answer_reports_queue_and_switch_time(start_gateway: StartGateway, flags: Flags) -> None:
     speak, ready = flags("speak"), flags("ready")
     profiles = {"a": {"script": {"answer_when": speak.path, "ready_when": ready.path}}}
     async with start_gateway(profiles) as gateway, anyio.create_task_group() as tasks:

@@ -28,7 +28,7 @@ def pair(cloud: FakeOpenRouter, lan: FakeOpenRouter, **more: Any) -> dict[str, A
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_the_first_hop_is_asked_by_its_own_name_for_the_model(
+async def test_the_first_hop_receives_its_own_name_for_the_model(
     tmp_path: Path, cloud: FakeOpenRouter, lan: FakeOpenRouter, stream: bool
 ) -> None:
     async with start_chain(tmp_path, pair(cloud, lan)) as chain:
@@ -312,9 +312,7 @@ async def test_a_local_only_request_without_a_local_backend_is_forbidden(tmp_pat
         assert cloud.requests == []
 
 
-async def test_the_daily_limit_is_kept_over_a_restart(
-    tmp_path: Path, cloud: FakeOpenRouter, lan: FakeOpenRouter
-) -> None:
+async def test_the_daily_limit_survives_a_restart(tmp_path: Path, cloud: FakeOpenRouter, lan: FakeOpenRouter) -> None:
     gateway = {"spending": {"daily_limit": 2 * COST, "file": str(tmp_path / "spent.json")}}
     async with start_chain(tmp_path, pair(cloud, lan), gateway=gateway) as chain:
         assert answer_text(await chain.chat()) == f"cloud:{ALL}"
@@ -411,7 +409,7 @@ async def test_a_dry_run_fails_where_no_backend_would_serve(tmp_path: Path, clou
         assert (told.returncode, json.loads(told.stdout)["first"]) == (1, None)
 
 
-async def test_a_command_without_a_gateway_says_so(tmp_path: Path) -> None:
+async def test_a_command_without_a_gateway_reports_it(tmp_path: Path) -> None:
     for command in (["doctor", "m"], ["route", "m", "--dry-run"]):
         arguments = [*command, "--url", "http://127.0.0.1:9"]
         done = await anyio.run_process([sys.executable, "-m", "hostler.gateway", *arguments], check=False)
@@ -468,7 +466,7 @@ async def test_a_host_that_accepts_no_connection_delays_only_the_first_request(
             assert (await chain.chat()).headers["x-hostler-reason"] == "pc: circuit_open"
 
 
-async def test_models_of_plain_backends_exist_since_the_gateway_started(
+async def test_models_of_plain_backends_have_existed_since_the_gateway_started(
     tmp_path: Path, cloud: FakeOpenRouter, lan: FakeOpenRouter
 ) -> None:
     before = int(time.time())

@@ -57,7 +57,7 @@ class Machine:
         await anyio.to_thread.run_sync(self._stack.close)
 
 
-async def test_a_sleeping_machine_is_woken_by_one_packet_and_answers_the_waiting_requests(
+async def test_a_sleeping_machine_is_woken_by_one_packet_and_serves_the_waiting_requests(
     tmp_path: Path, cloud: FakeOpenRouter
 ) -> None:
     machine = Machine(tmp_path)

@@ -68,7 +68,7 @@ def judge(response: httpx.Response, names: tuple[str, ...]) -> str:
     return "broken"
 
 
-async def test_every_answer_is_complete_or_visibly_broken_and_nothing_is_left(tmp_path: Path) -> None:
+async def test_every_answer_is_complete_or_visibly_broken_and_nothing_leaks(tmp_path: Path) -> None:
     print(f"HOSTLER_SOAK_SEED={SEED}")
     chance = random.Random(SEED)
     names = ("main", "cloud", "lan")

@@ -193,7 +193,7 @@ def test_a_model_is_pinned_until_it_is_unpinned(product: Product) -> None:
     assert not next(each for each in product.json("ps")["models"] if each["model"] == "alpha")["pinned"]
 
 
-def test_an_unknown_host_is_answered_with_those_that_have_the_model(product: Product) -> None:
+def test_the_error_for_an_unknown_host_names_the_hosts_of_the_model(product: Product) -> None:
     done = product.run("pin", "alpha", "--host", "tower")
     assert (done.exit_code, "hosts that have it: local" in done.stderr) == (USAGE, True)
 
@@ -335,7 +335,7 @@ each_command = pytest.mark.parametrize("command", CALLING, ids=" ".join)
 
 
 @each_command
-def test_without_a_key_a_command_says_how_to_give_one(product: Product, command: tuple[str, ...]) -> None:
+def test_a_command_without_a_key_explains_how_to_pass_one(product: Product, command: tuple[str, ...]) -> None:
     if command == ("models",):
         done = product.run(*command, key=None)
         assert (done.exit_code, "HOSTLER_API_KEY" in done.stderr) == (0, True)
@@ -378,7 +378,7 @@ def test_a_key_with_the_scope_operate_alone_is_enough_to_operate(product: Produc
     [("switch",), ("load",), ("unload",), ("pin",), ("unpin",), ("logs",), ("route", "--dry-run"), ("doctor",)],
     ids=lambda each: each[0],
 )
-def test_an_unknown_model_is_answered_with_those_that_exist(product: Product, command: tuple[str, ...]) -> None:
+def test_the_error_for_an_unknown_model_names_the_existing_ones(product: Product, command: tuple[str, ...]) -> None:
     done = product.run(command[0], "alhpa", *command[1:])
     assert done.exit_code == USAGE
     assert "did you mean alpha?" in done.stderr
@@ -396,7 +396,7 @@ def test_foreign_text_cannot_move_the_cursor(product: Product) -> None:
 # The same against a supervisor alone, found by the file since no gateway answers.
 
 
-def test_a_supervisor_answers_where_no_gateway_does(alone: Product) -> None:
+def test_commands_use_the_supervisor_where_no_gateway_answers(alone: Product) -> None:
     assert alone.run("switch", "first").stdout.startswith("alpha is ready")
     assert [step["event"] for step in alone.lines("switch", "beta")][-1] == "ready"
     assert alone.json("ps")["models"][0]["model"] == "beta"
@@ -417,7 +417,7 @@ def test_a_supervisor_answers_where_no_gateway_does(alone: Product) -> None:
 @pytest.mark.parametrize(
     "command", [("cancel", "x"), ("route", "alpha", "--dry-run"), ("doctor",), ("logs",)], ids=" ".join
 )
-def test_a_supervisor_refuses_what_only_gateways_do(alone: Product, command: tuple[str, ...]) -> None:
+def test_a_supervisor_rejects_commands_for_gateways(alone: Product, command: tuple[str, ...]) -> None:
     done = alone.run(*command)
     assert done.exit_code == (USAGE if command == ("logs",) else UNREACHABLE)
     assert "is a supervisor" in done.stderr

@@ -102,7 +102,7 @@ WRONG: dict[str, tuple[Prepare, int, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_mistake_is_one_line_that_says_what_to_do(tmp_path: Path, wrong: str) -> None:
+def test_an_error_is_one_line_with_a_remedy(tmp_path: Path, wrong: str) -> None:
     prepare, code, words = WRONG[wrong]
     assert_helpful(run(tmp_path, *prepare(tmp_path)), code, *words)
 
@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     assert_helpful(run(tmp_path, "pull", HOSTLER_CACHE=nowhere), 1, "could not write", nowhere)
 
 
-def test_without_a_network_a_pull_says_so(tmp_path: Path) -> None:
+def test_a_pull_without_a_network_reports_it(tmp_path: Path) -> None:
     proxy = f"http://127.0.0.1:{free_port()}"
     done = run(tmp_path, "pull", "smollm2", HTTPS_PROXY=proxy, https_proxy=proxy, PIP_INDEX_URL="https://index.invalid")
     assert_helpful(done, 1, "is unreachable", "check the network", "set model: to a path")

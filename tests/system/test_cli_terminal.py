@@ -125,7 +125,7 @@ def test_ctrl_c_waits_for_answers_and_a_second_one_aborts_them(
         assert "broken 503" in shown.text or "stopping now" in shown.text
 
 
-def test_the_log_scrolls_by_above_the_view(file: Callable[..., Path], home: dict[str, str]) -> None:
+def test_the_log_scrolls_above_the_view(file: Callable[..., Path], home: dict[str, str]) -> None:
     path = file(a={"exit_code": 1, "stderr": "no luck today"})
     with run_in_terminal("up", "--config", str(path), environ=home) as shown:
         address = address_in(shown.until("Ctrl-C stops it ·"))
@@ -165,7 +165,7 @@ def test_a_supervisor_has_a_view_of_its_own(file: Callable[..., Path], home: dic
     [(["--plain"], {}), (["--log-format", "json"], {}), ([], {"TERM": "dumb"})],
     ids=["--plain", "json", "TERM=dumb"],
 )
-def test_there_is_no_view_where_it_is_not_wanted(
+def test_the_view_is_off_where_it_is_not_wanted(
     file: Callable[..., Path], home: dict[str, str], more: list[str], environ: dict[str, str]
 ) -> None:
     path = file(a={})
@@ -179,7 +179,7 @@ def test_there_is_no_view_where_it_is_not_wanted(
         assert "not loaded" not in shown.text
 
 
-def test_without_colours_there_are_none(file: Callable[..., Path], home: dict[str, str]) -> None:
+def test_no_color_is_respected(file: Callable[..., Path], home: dict[str, str]) -> None:
     path = file(a={})
     with run_in_terminal("up", "--config", str(path), environ={**home, "NO_COLOR": "1"}) as shown:
         shown.until("not loaded: a")
@@ -188,7 +188,7 @@ def test_without_colours_there_are_none(file: Callable[..., Path], home: dict[st
         assert not re.search(rb"\x1b\[[0-9;]*m", shown.raw)
 
 
-def test_a_stopped_terminal_blocks_nothing(file: Callable[..., Path], home: dict[str, str]) -> None:
+def test_paused_terminal_output_blocks_nothing(file: Callable[..., Path], home: dict[str, str]) -> None:
     path = file(a={})
     with run_in_terminal("up", "--config", str(path), environ=home) as shown:
         address = address_in(shown.until("Ctrl-C stops it ·"))
@@ -201,7 +201,7 @@ def test_a_stopped_terminal_blocks_nothing(file: Callable[..., Path], home: dict
         assert shown.process.wait(40) == 0
 
 
-def test_after_a_stop_the_view_is_drawn_anew(file: Callable[..., Path], home: dict[str, str]) -> None:
+def test_the_view_is_redrawn_after_a_suspension(file: Callable[..., Path], home: dict[str, str]) -> None:
     path = file(a={})
     with run_in_terminal("up", "--config", str(path), environ=home) as shown:
         shown.until("hostler --help")

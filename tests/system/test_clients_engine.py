@@ -49,7 +49,7 @@ def claude(running: HostlerProcess) -> Iterator[anthropic.Anthropic]:
         yield client
 
 
-def test_ollamas_package_sees_the_model_and_what_it_is(theirs: ollama.Client) -> None:
+def test_ollamas_package_lists_and_shows_the_model(theirs: ollama.Client) -> None:
     (listed,) = theirs.list().models
     assert (listed.model, listed.details and listed.details.quantization_level) == ("smollm2:latest", "Q4_1")
     shown = theirs.show("smollm2")
@@ -82,7 +82,7 @@ def test_ollamas_package_embeds(theirs: ollama.Client) -> None:
     assert [len(vector) for vector in answer.embeddings] == [576, 576]
 
 
-def test_ollamas_package_raises_what_ollama_would_say(theirs: ollama.Client) -> None:
+def test_ollamas_package_raises_ollamas_own_error(theirs: ollama.Client) -> None:
     with pytest.raises(ollama.ResponseError) as unknown:
         theirs.chat(model="no-such-model", messages=QUESTION)
     assert (unknown.value.status_code, unknown.value.error) == (404, "model 'no-such-model' not found")
@@ -106,7 +106,7 @@ def test_anthropics_package_counts_and_lists(claude: anthropic.Anthropic) -> Non
     assert [model.id for model in claude.models.list()] == ["smollm2"]
 
 
-def test_anthropics_package_raises_what_anthropic_would_say(claude: anthropic.Anthropic) -> None:
+def test_anthropics_package_raises_anthropics_own_error(claude: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.NotFoundError) as unknown:
         claude.messages.create(model="no-such-model", messages=QUESTION, max_tokens=5)  # type: ignore[arg-type]
     assert unknown.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]

@@ -90,7 +90,9 @@ async def test_litellm_reads_streams_with_progress_in_them_in_every_protocol(
         assert answer == {"words": WORDS, "finish": "stop", "whole": WORDS, "usage": 5}, protocol
 
 
-async def test_llm_with_its_plugin_for_ollama_lists_and_asks(start_gateway: StartGateway, tmp_path: Path) -> None:
+async def test_llm_with_its_plugin_for_ollama_lists_models_and_chats(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
     async with start_gateway(PROFILES, gateway=EAGER) as gateway:
         environ = {"OLLAMA_HOST": gateway.url, "LLM_USER_PATH": str(tmp_path)}
         command = f"{INSTALLED}/llm/bin/llm"
@@ -200,7 +202,7 @@ def hermes_home(gateway: RunningGateway, folder: Path, provider: str, model: str
     return str(home)
 
 
-async def test_hermes_finds_out_what_it_needs_and_starts_no_engine(start_gateway: StartGateway, tmp_path: Path) -> None:
+async def test_hermes_discovers_models_without_starting_an_engine(start_gateway: StartGateway, tmp_path: Path) -> None:
     async with start_gateway(PROFILES) as gateway:
         told = await python("hermes", gateway, tmp_path, HERMES_HOME=hermes_home(gateway, tmp_path, "custom", "a"))
         assert gateway.starts() == []

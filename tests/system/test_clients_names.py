@@ -90,7 +90,7 @@ async def test_a_path_or_a_query_may_name_a_model_by_any_of_its_names(start_gate
         assert gateway.starts() == []
 
 
-async def test_lists_are_in_order_and_show_what_runs_but_not_what_is_hidden(start_gateway: StartGateway) -> None:
+async def test_model_lists_are_sorted_and_show_loaded_but_not_hidden_models(start_gateway: StartGateway) -> None:
     async def listed() -> list[dict[str, Any]]:
         return (await gateway.http.get("/v1/models")).json()["data"]  # type: ignore[no-any-return]
 
@@ -119,7 +119,7 @@ async def test_lists_are_in_order_and_show_what_runs_but_not_what_is_hidden(star
         *("/v1/messages", "/completion", "/tokenize", "/api/v1/models/load", "/some/unknown/path"),
     ],
 )
-async def test_what_is_no_json_and_who_is_unknown(start_gateway: StartGateway, path: str) -> None:
+async def test_invalid_json_and_unknown_models_are_rejected(start_gateway: StartGateway, path: str) -> None:
     async with start_gateway(PROFILES) as gateway:
         broken = await gateway.http.post(path, content=b'{"model":', headers={"content-type": "application/json"})
         assert broken.status_code == 400
@@ -131,7 +131,7 @@ async def test_what_is_no_json_and_who_is_unknown(start_gateway: StartGateway, p
         assert gateway.starts() == []
 
 
-async def test_an_upstreams_refusal_passes_unchanged(start_gateway: StartGateway) -> None:
+async def test_an_upstreams_error_passes_unchanged(start_gateway: StartGateway) -> None:
     script = {"status": 418, "error": "I am a teapot"}
     async with start_gateway({"a": {"script": script}}) as gateway:
         for stream in (False, True):
@@ -141,7 +141,7 @@ async def test_an_upstreams_refusal_passes_unchanged(start_gateway: StartGateway
 
 
 @pytest.mark.parametrize("claim", ["one", "x", "X:latest"])
-def test_two_profiles_that_claim_one_name_are_refused_naming_both(tmp_path: Path, claim: str) -> None:
+def test_two_profiles_with_one_name_are_rejected_naming_both(tmp_path: Path, claim: str) -> None:
     profiles = {"one": {"model": "/m.gguf", "aliases": ["x"]}, "two": {"model": "/m.gguf", "aliases": [claim]}}
     path = tmp_path / "hostler.yaml"
     path.write_text(json.dumps({"gateway": {"listen": ["127.0.0.1:0"]}, "profiles": profiles}))

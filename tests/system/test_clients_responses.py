@@ -104,9 +104,7 @@ async def test_a_whole_response(tmp_path: Path, backend: str, name: str) -> None
 
 @each_backend
 @each_story
-async def test_a_streamed_response_is_put_together_by_openais_own_helper(
-    tmp_path: Path, backend: str, name: str
-) -> None:
+async def test_openais_helper_accumulates_a_streamed_response(tmp_path: Path, backend: str, name: str) -> None:
     story = STORIES[name]
     async with meeting(tmp_path, backend) as (server, client):
         server.answer = story
@@ -138,7 +136,7 @@ def _apart(text: str) -> list[str]:
 
 
 @each_backend
-async def test_a_conversation_arrives_as_it_was_asked(tmp_path: Path, backend: str) -> None:
+async def test_a_conversation_is_translated(tmp_path: Path, backend: str) -> None:
     async with meeting(tmp_path, backend) as (server, client):
         await client.responses.create(
             model="m", input=CONVERSATION, instructions="Be brief.", tools=TOOLS, tool_choice="auto",
@@ -153,7 +151,7 @@ async def test_a_conversation_arrives_as_it_was_asked(tmp_path: Path, backend: s
 
 
 @each_backend
-async def test_what_needs_a_memory_is_refused_in_words(tmp_path: Path, backend: str) -> None:
+async def test_stored_responses_are_rejected_with_an_explanation(tmp_path: Path, backend: str) -> None:
     async with meeting(tmp_path, backend) as (_, client):
         with pytest.raises(openai.APIStatusError) as caught:
             await client.responses.create(model="m", input="And then?", previous_response_id="resp_1")
@@ -164,7 +162,7 @@ async def test_what_needs_a_memory_is_refused_in_words(tmp_path: Path, backend: 
 
 
 @each_backend
-async def test_a_refusal_and_a_break_are_told(tmp_path: Path, backend: str) -> None:
+async def test_an_error_and_a_broken_stream_are_reported(tmp_path: Path, backend: str) -> None:
     async with meeting(tmp_path, backend) as (server, client):
         server.answer = ScriptedAnswer(error=(400, "too many umlauts"))
         with pytest.raises(openai.BadRequestError, match="too many umlauts"):
@@ -180,9 +178,7 @@ async def test_a_refusal_and_a_break_are_told(tmp_path: Path, backend: str) -> N
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-async def test_a_server_that_knows_responses_is_asked_for_one_and_told_as_it_answers(
-    tmp_path: Path, stream: bool
-) -> None:
+async def test_a_server_with_a_responses_route_gets_the_request_unchanged(tmp_path: Path, stream: bool) -> None:
     async with meeting(tmp_path, "openai") as (server, client):
         server.has_responses = True
         asked: dict[str, Any] = {"model": "m", "input": "Hello", "store": True, "extra_body": {"next_month": 1}}
@@ -196,7 +192,7 @@ async def test_a_server_that_knows_responses_is_asked_for_one_and_told_as_it_ans
     assert (path, body["model"], body["store"], body["next_month"]) == ("/v1/responses", "there", True, 1)
 
 
-async def test_progress_is_told_in_comments(start_gateway: StartGateway) -> None:
+async def test_progress_is_sent_in_comments(start_gateway: StartGateway) -> None:
     eager = {"switching": {"progress_after_s": 0, "progress_every_s": 0.1}}
     async with start_gateway({"a": {"script": {"ready_after": 0.3}}}, gateway=eager) as gateway:
         body = {"model": "a", "input": "Hello", "stream": True}

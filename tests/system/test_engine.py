@@ -87,7 +87,7 @@ def test_streams_from_one_model_then_the_other_then_the_first(client: openai.Ope
     assert len(set(pids)) == 3
 
 
-def test_a_whole_answer_is_what_the_stream_would_say(client: openai.OpenAI) -> None:
+def test_a_whole_answer_equals_the_streamed_one(client: openai.OpenAI) -> None:
     asked = {"model": "smollm2", "messages": question(), "max_tokens": 16, "temperature": 0, "seed": 1}
     whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2)  # type: ignore[call-overload]
     streamed = client.chat.completions.create(**asked, stream=True)  # type: ignore[call-overload]
@@ -105,7 +105,7 @@ def test_completes_a_prompt(client: openai.OpenAI) -> None:
     assert answer.usage is not None
 
 
-def test_errors_are_those_that_the_package_knows(client: openai.OpenAI) -> None:
+def test_errors_become_the_packages_exceptions(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as unknown:
         client.chat.completions.create(model="no-such-model", messages=question())  # type: ignore[arg-type]
     assert unknown.value.code == "model_not_found"
@@ -114,7 +114,7 @@ def test_errors_are_those_that_the_package_knows(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="smollm2", messages=question("word " * 5000))  # type: ignore[arg-type]
 
 
-def test_a_client_that_leaves_frees_the_engine(client: openai.OpenAI, running: HostlerProcess) -> None:
+def test_a_client_disconnect_frees_the_engine(client: openai.OpenAI, running: HostlerProcess) -> None:
     with client.chat.completions.create(
         model="smollm2",
         messages=question("Tell a very long story"),  # type: ignore[arg-type]
@@ -148,7 +148,7 @@ def test_an_engine_killed_in_mid_stream_is_an_error_and_the_next_request_works(
     assert answer.choices[0].message.content
 
 
-def test_a_killed_gateway_leaves_no_engine(tmp_path: Path, real_model: Path) -> None:
+def test_no_engine_survives_a_killed_gateway(tmp_path: Path, real_model: Path) -> None:
     with run_hostler("up", "--config", configured(tmp_path), errors=tmp_path / "log") as up:
         httpx.post(
             f"{up.address}/v1/completions", json={"model": "smollm2", "prompt": "a", "max_tokens": 1}, timeout=60
@@ -160,7 +160,7 @@ def test_a_killed_gateway_leaves_no_engine(tmp_path: Path, real_model: Path) -> 
         assert alive == []
 
 
-def test_a_stopped_gateway_finishes_its_answer_and_leaves_nothing(tmp_path: Path, real_model: Path) -> None:
+def test_a_stopped_gateway_finishes_its_answer_and_stops_its_engine(tmp_path: Path, real_model: Path) -> None:
     with run_hostler("up", "--config", configured(tmp_path), errors=tmp_path / "log") as up:
         asked = {"model": "smollm2", "prompt": "Once upon a time", "max_tokens": 40, "stream": True}
         with httpx.stream("POST", f"{up.address}/v1/completions", json=asked, timeout=60) as answer:

@@ -21,7 +21,7 @@ async def serving(gateway: RunningGateway) -> int:
     return int((await gateway.status())["hosts"][0]["serving"])
 
 
-async def test_a_client_that_leaves_in_mid_stream_stops_the_engine(start_gateway: StartGateway) -> None:
+async def test_a_client_disconnect_in_mid_stream_stops_the_engine(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"script": SLOW}}) as gateway:
         async with gateway.stream("a") as answer:
             lines = answer.aiter_lines()
@@ -31,7 +31,7 @@ async def test_a_client_that_leaves_in_mid_stream_stops_the_engine(start_gateway
         assert await serving(gateway) == 0
 
 
-async def test_a_client_that_leaves_while_waiting_for_a_whole_answer_stops_the_engine(
+async def test_a_client_disconnect_before_a_whole_answer_stops_the_engine(
     start_gateway: StartGateway,
 ) -> None:
     async with start_gateway({"a": {"parallel": 2, "script": SLOW}}) as gateway, gateway.stream("a") as other:
@@ -44,7 +44,7 @@ async def test_a_client_that_leaves_while_waiting_for_a_whole_answer_stops_the_e
         assert await serving(gateway) == 1
 
 
-async def test_a_client_that_leaves_with_the_last_event_has_had_its_whole_answer(
+async def test_a_disconnect_after_the_last_event_counts_as_a_complete_answer(
     start_gateway: StartGateway, flags: Callable[[str], FlagFile]
 ) -> None:
     closed = flags("closed").path
@@ -61,7 +61,7 @@ async def test_a_client_that_leaves_with_the_last_event_has_had_its_whole_answer
     assert ends == {"a": ("ok", 200), "b": ("client_disconnected", 499)}
 
 
-async def test_an_engine_killed_in_mid_stream_is_an_error_and_no_end(start_gateway: StartGateway) -> None:
+async def test_an_engine_killed_in_mid_stream_ends_the_stream_with_an_error(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"script": {**SLOW, "crash_at_chunk": 5}}}) as gateway:
         async with gateway.stream("a") as answer:
             text = (await answer.aread()).decode()
@@ -96,14 +96,14 @@ async def test_an_engine_that_died_while_idle_is_started_again(start_gateway: St
         assert gateway.starts() == ["a", "a"]
 
 
-async def test_an_error_answer_of_the_engine_passes_as_it_is(start_gateway: StartGateway) -> None:
+async def test_an_engines_error_response_passes_unchanged(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"script": {"status": 400, "error": "scripted"}}}) as gateway:
         answer = await gateway.chat("a")
         assert answer.status_code == 400
         assert answer.json()["error"]["message"] == "scripted"
 
 
-async def test_what_a_model_cannot_do_is_told_as_its_engine_says_it(start_gateway: StartGateway) -> None:
+async def test_an_unsupported_operation_returns_the_engines_own_error(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {}}) as gateway:
         answer = await gateway.http.post("/v1/embeddings", json={"model": "a", "input": "x"})
         assert answer.status_code == 501
@@ -133,7 +133,7 @@ async def test_stopping_finishes_the_answer_in_progress(
             await gateway.http.get("/healthz")
 
 
-async def test_two_streams_run_at_once_if_the_profile_has_two_slots(start_gateway: StartGateway) -> None:
+async def test_two_streams_run_at_once_with_two_slots(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"parallel": 2, "script": SLOW}}) as gateway, gateway.stream("a") as one:
         first = one.aiter_lines()
         await anext(first)

@@ -91,7 +91,9 @@ def until_it_moves(lines: Iterator[str]) -> None:
     raise AssertionError("nothing came")
 
 
-def test_pulls_of_one_file_join_and_leave_independently(running: HostlerProcess, hub: Hub, tmp_path: Path) -> None:
+def test_pulls_of_one_file_share_a_download_and_are_cancelled_independently(
+    running: HostlerProcess, hub: Hub, tmp_path: Path
+) -> None:
     url = f"{running.address}/api/pull"
     with httpx.Client(timeout=20) as http, http.stream("POST", url, json={"model": "long"}) as second:
         with http.stream("POST", url, json={"model": "far"}) as first:
@@ -122,7 +124,9 @@ def test_a_request_for_the_model_joins_the_pull(running: HostlerProcess, hub: Hu
     assert hub.asked == 1
 
 
-def test_the_download_ends_when_all_clients_have_left(running: HostlerProcess, hub: Hub, tmp_path: Path) -> None:
+def test_the_download_is_cancelled_when_all_clients_disconnect(
+    running: HostlerProcess, hub: Hub, tmp_path: Path
+) -> None:
     with (
         httpx.Client(timeout=20) as http,
         http.stream("POST", f"{running.address}/api/pull", json={"model": "far"}) as pull,

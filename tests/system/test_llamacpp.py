@@ -11,7 +11,7 @@ from system.running_gateway import StartGateway, data_events
 pytestmark = pytest.mark.anyio
 
 
-async def test_probing_starts_no_engine(start_gateway: StartGateway) -> None:
+async def test_model_info_requests_start_no_engine(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"default": True}, "b": {}}) as gateway:
         for path in (
             "/health", "/v1/health", "/props", "/v1/props", "/props?model=b", "/slots", "/slots?model=b", "/version",
@@ -26,7 +26,7 @@ async def test_probing_starts_no_engine(start_gateway: StartGateway) -> None:
         assert gateway.starts() == []
 
 
-async def test_who_watches_the_models_is_told_of_every_change(start_gateway: StartGateway) -> None:
+async def test_watchers_of_the_models_receive_every_change(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {}, "b": {"script": {"exit_code": 1}}}) as gateway:
         async with gateway.http.stream("GET", "/models/sse") as answer:
             assert answer.headers["content-type"] == "text/event-stream"
@@ -55,7 +55,7 @@ async def test_who_watches_the_models_is_told_of_every_change(start_gateway: Sta
         assert (await gateway.http.head("/models/sse")).status_code == 200
 
 
-async def test_who_watches_the_models_does_not_hold_up_the_end_of_the_gateway(start_gateway: StartGateway) -> None:
+async def test_watchers_of_the_models_do_not_delay_shutdown(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {}}) as gateway, gateway.http.stream("GET", "/models/sse") as answer:
         lines = answer.aiter_lines()
         await anext(lines)
@@ -63,7 +63,7 @@ async def test_who_watches_the_models_does_not_hold_up_the_end_of_the_gateway(st
         assert [line async for line in lines if line] == []
 
 
-async def test_a_whole_native_completion_is_asked_for_as_a_stream(start_gateway: StartGateway) -> None:
+async def test_a_whole_native_completion_is_requested_as_a_stream(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {}}) as gateway:
         answer = (await gateway.http.post("/completion", json={"prompt": "x", "model": "a"})).json()
         assert (answer["content"], answer["stop"]) == ("word0 word1 word2 word3 word4 ", True)
@@ -85,7 +85,7 @@ async def test_a_native_stream_that_breaks_ends_with_an_error(start_gateway: Sta
         assert "before it was complete" in events[-1]["error"]["message"]
 
 
-async def test_without_a_model_the_active_engine_is_asked(start_gateway: StartGateway) -> None:
+async def test_a_request_without_a_model_goes_to_the_active_engine(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {}, "b": {}}) as gateway:
         await gateway.chat("b")
         answer = await gateway.http.post("/tokenize", json={"content": "one two"})
@@ -104,7 +104,7 @@ async def test_an_unknown_path_goes_to_the_engine_of_its_model(start_gateway: St
         assert gateway.events("request")[-1]["path"] == "/unknown"
 
 
-async def test_an_engines_slots_are_out_of_reach(start_gateway: StartGateway) -> None:
+async def test_an_engines_slot_routes_are_not_exposed(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {}}) as gateway:
         await gateway.chat("a")
         before = len(gateway.events("request"))
@@ -113,7 +113,7 @@ async def test_an_engines_slots_are_out_of_reach(start_gateway: StartGateway) ->
         assert len(gateway.events("request")) == before
 
 
-async def test_models_are_loaded_and_unloaded_by_order(start_gateway: StartGateway) -> None:
+async def test_models_are_loaded_and_unloaded_on_request(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {}}) as gateway:
         for path, state in (("/models/load", "loaded"), ("/models/unload", "unloaded")):
             assert (await gateway.http.post(path, json={"model": "a"})).json() == {"success": True}
@@ -125,7 +125,7 @@ async def test_models_are_loaded_and_unloaded_by_order(start_gateway: StartGatew
         assert gateway.starts() == ["a"]
 
 
-async def test_lm_studios_own_chat_and_its_figures(start_gateway: StartGateway) -> None:
+async def test_lm_studios_own_chat_includes_its_statistics(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"context": 8192, "script": {"reasoning": 1}}}) as gateway:
         asked = {"model": "a", "input": "Hello", "system_prompt": "Be brief."}
         answer = (await gateway.http.post("/api/v1/chat", json=asked)).json()

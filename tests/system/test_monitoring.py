@@ -233,7 +233,7 @@ def selectors(text: str) -> list[Any]:
 
 
 @pytest.mark.parametrize(("expr", "legend"), expressions())
-async def test_no_panel_and_no_rule_stays_empty(exposed: dict[str, Exposed], expr: str, legend: str) -> None:
+async def test_every_panel_and_every_rule_has_data(exposed: dict[str, Exposed], expr: str, legend: str) -> None:
     for selector in selectors(expr):
         assert any(service.has(selector) for service in exposed.values()), selector.prettify()
 
@@ -241,7 +241,7 @@ async def test_no_panel_and_no_rule_stays_empty(exposed: dict[str, Exposed], exp
 @pytest.mark.parametrize(
     ("expr", "legend"), [each for each in expressions() if "hostler_supervisor_" in str(each.values[0])]
 )
-async def test_nothing_stays_empty_with_gateway_and_supervisor_in_one_process(
+async def test_every_panel_has_data_with_gateway_and_supervisor_in_one_process(
     in_one_process: Exposed, expr: str, legend: str
 ) -> None:
     for selector in selectors(expr):

@@ -37,7 +37,7 @@ async def answerer(gateway: RunningGateway, path: str, **more: Any) -> tuple[int
 
 
 @pytest.mark.parametrize(("path", "body"), ASKED, ids=[path for path, _ in ASKED])
-async def test_a_model_may_be_named_outside_of_the_body(
+async def test_a_header_or_the_query_can_name_the_model(
     start_gateway: StartGateway, path: str, body: dict[str, Any]
 ) -> None:
     async with start_gateway(PROFILES, supervisor={"exclusive": False}) as gateway:
@@ -57,7 +57,7 @@ async def test_a_model_may_be_named_outside_of_the_body(
     assert not any(name in each for each in bodies for name in ("bee", "nobody"))
 
 
-async def test_a_form_names_its_model_first(start_gateway: StartGateway) -> None:
+async def test_a_model_in_a_form_precedes_headers(start_gateway: StartGateway) -> None:
     async with start_gateway(PROFILES) as gateway:
         await gateway.chat("a")
         files = {"file": ("a.wav", b"RIFF")}
@@ -68,7 +68,7 @@ async def test_a_form_names_its_model_first(start_gateway: StartGateway) -> None
             assert 'name="model"' in gateway.requests()[-1]["body"]
 
 
-async def test_what_is_looked_at_may_be_named_by_a_header(start_gateway: StartGateway) -> None:
+async def test_a_header_can_name_the_model_of_an_info_request(start_gateway: StartGateway) -> None:
     async with start_gateway(PROFILES) as gateway:
         props = (await gateway.http.get("/props", headers={"X-Hostler-Model": "org/b"})).json()
         shown = await gateway.http.post("/api/show", json={}, headers={"X-Hostler-Model": "org/b"})

@@ -75,7 +75,7 @@ each_kind = pytest.mark.parametrize("kind", ["openai", "llamacpp"])
 
 
 @each_kind
-async def test_sounds_become_words(tmp_path: Path, kind: str) -> None:
+async def test_audio_is_transcribed(tmp_path: Path, kind: str) -> None:
     file = ("a.wav", io.BytesIO(SOUND), "audio/wav")
     async with studio(tmp_path, kind) as (there, client):
         heard = await client.audio.transcriptions.create(model="m", file=file, language="de")
@@ -91,7 +91,7 @@ async def test_sounds_become_words(tmp_path: Path, kind: str) -> None:
         assert b"\r\n\r\nm\r\n" not in body
 
 
-async def test_words_of_a_sound_are_streamed_as_they_come(tmp_path: Path) -> None:
+async def test_transcriptions_are_streamed(tmp_path: Path) -> None:
     async with studio(tmp_path, "openai") as (there, client):
         form = {"model": (None, "m"), "stream": (None, "true"), "file": ("a.wav", SOUND)}
         url = f"{client.base_url}audio/transcriptions"
@@ -101,7 +101,7 @@ async def test_words_of_a_sound_are_streamed_as_they_come(tmp_path: Path) -> Non
 
 
 @each_kind
-async def test_words_become_sounds(tmp_path: Path, kind: str) -> None:
+async def test_speech_is_generated(tmp_path: Path, kind: str) -> None:
     async with studio(tmp_path, kind) as (there, client):
         spoken = await client.audio.speech.create(model="m", voice="alloy", input="Hello")
         assert (spoken.response.headers["content-type"], spoken.content) == ("audio/mpeg", SOUND)
@@ -110,7 +110,7 @@ async def test_words_become_sounds(tmp_path: Path, kind: str) -> None:
 
 
 @each_kind
-async def test_pictures_are_made_and_changed(tmp_path: Path, kind: str) -> None:
+async def test_images_are_generated_and_edited(tmp_path: Path, kind: str) -> None:
     async with studio(tmp_path, kind) as (there, client):
         made = await client.images.generate(model="m", prompt="a cat", n=2)
         changed = await client.images.edit(model="m", prompt="a dog", image=("a.png", SOUND, "image/png"))

@@ -25,7 +25,7 @@ def pinned(hosts: dict[str, dict[str, Any]], backend: str = "local") -> list[str
     return [each["name"] for each in hosts[backend]["host"]["profiles"] if each["pinned"]]
 
 
-async def test_a_pinned_model_makes_room_for_nobody(start_gateway: StartGateway) -> None:
+async def test_a_pinned_model_is_never_evicted(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {}, "b": {}, "c": {}}) as gateway:
         await gateway.chat("a")
         answer = await gateway.action("pin", model="a", pinned=True)
@@ -41,7 +41,7 @@ async def test_a_pinned_model_makes_room_for_nobody(start_gateway: StartGateway)
     assert gateway.starts() == ["a", "b", "c", "b"]
 
 
-async def test_a_pinned_model_never_idles_out_and_begins_to_when_it_is_pinned_no_more(
+async def test_a_pinned_model_has_no_idle_timeout_until_it_is_unpinned(
     start_gateway: StartGateway,
 ) -> None:
     async with start_gateway({"a": {"ttl_s": 3600}}) as gateway:
@@ -56,7 +56,7 @@ async def test_a_pinned_model_never_idles_out_and_begins_to_when_it_is_pinned_no
         await gateway.until_status(lambda hosts: hosts["local"]["engines"][0]["idle_until"] is not None)
 
 
-async def test_pins_are_kept_over_a_restart(start_gateway: StartGateway) -> None:
+async def test_pins_survive_a_restart(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {}, "b": {}}) as gateway:
         await gateway.action("pin", model="b")
     async with start_gateway({"a": {}, "b": {}}) as gateway:
@@ -65,7 +65,7 @@ async def test_pins_are_kept_over_a_restart(start_gateway: StartGateway) -> None
     assert gateway.starts() == ["b"]
 
 
-async def test_one_host_of_several_is_named(start_gateway: StartGateway, tmp_path: Path) -> None:
+async def test_a_pin_can_name_one_of_several_hosts(start_gateway: StartGateway, tmp_path: Path) -> None:
     async with (
         remote_supervisor(tmp_path / "one", {"a": {}}) as one,
         remote_supervisor(tmp_path / "two", {"a": {}}) as two,

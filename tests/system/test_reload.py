@@ -60,7 +60,7 @@ def configured(tmp_path: Path) -> Iterator[Configured]:
         yield Configured(running, path, document)
 
 
-def test_a_new_profile_is_served_and_the_running_one_not_touched(configured: Configured) -> None:
+def test_a_new_profile_is_served_and_the_running_engine_is_kept(configured: Configured) -> None:
     configured.chat("a")
     before = configured.pid("a")
     configured.document["profiles"]["b"] = {"base": "a"}
@@ -94,7 +94,7 @@ def test_a_broken_file_is_refused_with_its_line_and_changes_nothing(configured: 
     assert configured.chat("a").status_code == 200
 
 
-def test_an_unchanged_file_touches_nothing(configured: Configured) -> None:
+def test_an_unchanged_file_changes_nothing(configured: Configured) -> None:
     configured.chat("a")
     before = configured.pid("a")
     configured.save()

@@ -39,7 +39,9 @@ async def expected(http: httpx.AsyncClient) -> dict[str, Any]:
     }
 
 
-async def test_load_times_outlast_a_restart_of_everything(start_gateway: StartGateway, tmp_path: Path) -> None:
+async def test_load_times_survive_a_restart_of_gateway_and_supervisor(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
     async with start_gateway(SLOW) as gateway:
         unknown = (await expected(gateway.http))["forecast"]
         await gateway.chat("a")
@@ -54,7 +56,7 @@ async def test_load_times_outlast_a_restart_of_everything(start_gateway: StartGa
     assert eta >= after["forecast"]
 
 
-async def test_a_gateway_that_starts_again_learns_them_from_hosts_that_did_not(tmp_path: Path) -> None:
+async def test_a_restarted_gateway_gets_load_times_from_running_supervisors(tmp_path: Path) -> None:
     async with remote_supervisor(tmp_path / "far", SLOW) as far:
         path, history = tmp_path / "hostler.yaml", tmp_path / "history.sqlite3"
         path.write_text(json.dumps({"gateway": {"listen": ["127.0.0.1:0"]}, "backends": {"far": far.backend}}))
@@ -89,7 +91,7 @@ async def test_a_gateway_that_starts_again_learns_them_from_hosts_that_did_not(t
     assert after["forecast"] == pytest.approx(before["profile"] or before["forecast"], rel=0.5)
 
 
-async def test_how_long_answers_take_outlasts_a_restart(tmp_path: Path, flags: Callable[[str], FlagFile]) -> None:
+async def test_answer_times_survive_a_restart(tmp_path: Path, flags: Callable[[str], FlagFile]) -> None:
     speak = flags("speak")
     script = {"answer_when": speak.path, "queue": True}
     async with remote_supervisor(tmp_path / "far", {"a": {"script": script}}) as far:

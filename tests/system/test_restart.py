@@ -42,7 +42,7 @@ def gateway(folder: Path, sock: socket.socket) -> Iterator[subprocess.Popen[byte
         process.wait(40)
 
 
-async def test_clients_that_come_during_a_restart_wait_and_are_answered(tmp_path: Path) -> None:
+async def test_clients_that_connect_during_a_restart_are_answered(tmp_path: Path) -> None:
     async with start_openrouter("lan") as lan:
         (tmp_path / "g.yaml").write_text(json.dumps({"backends": {"lan": openai_backend(lan)}}))
         with socket.socket() as sock:
@@ -74,7 +74,7 @@ async def test_clients_that_come_during_a_restart_wait_and_are_answered(tmp_path
             assert answers == ["lan:One two three"] * 6
 
 
-async def test_a_gateway_alone_tells_of_no_model_that_it_does_not_have(tmp_path: Path) -> None:
+async def test_a_gateway_without_a_supervisor_lists_only_its_backends_models(tmp_path: Path) -> None:
     async with start_openrouter("lan") as lan:
         (tmp_path / "g.yaml").write_text(json.dumps({"backends": {"lan": openai_backend(lan)}}))
         with socket.socket() as sock:

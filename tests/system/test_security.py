@@ -123,7 +123,7 @@ LOCAL_PAGES = [
 ]  # fmt: skip
 
 
-async def test_pages_that_ollama_lets_in_may_call_its_routes_and_no_others(start_gateway: StartGateway) -> None:
+async def test_origins_that_ollama_allows_may_call_only_its_routes(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"default": True}}) as gateway:
         for origin in LOCAL_PAGES:
             headers = {"Origin": origin}
@@ -147,13 +147,13 @@ async def test_pages_that_ollama_lets_in_may_call_its_routes_and_no_others(start
     "origin", ["http://tauri.localhost", "http://localhost.evil.example", "http://localhost:x", "http://LOCALHOST@evil",
                "app:x", "http://127.0.0.1.evil.example", "moz-extension://x"],
 )  # fmt: skip
-async def test_what_only_looks_like_such_a_page_is_refused(start_gateway: StartGateway, origin: str) -> None:
+async def test_origins_that_only_resemble_allowed_ones_are_refused(start_gateway: StartGateway, origin: str) -> None:
     async with start_gateway({"a": {}}) as gateway:
         answer = await gateway.http.get("/api/tags", headers={"Origin": origin})
         assert (answer.status_code, answer.headers.get("access-control-allow-origin")) == (403, None)
 
 
-async def test_orders_need_json_and_another_method_than_get(start_gateway: StartGateway) -> None:
+async def test_actions_require_json_and_a_method_other_than_get(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {}}) as gateway:
         for path in ("/admin/load", "/admin/unload"):
             assert (await gateway.http.get(path)).status_code == 405
@@ -164,7 +164,7 @@ async def test_orders_need_json_and_another_method_than_get(start_gateway: Start
         assert gateway.starts() == []
 
 
-async def test_too_large_a_body_is_refused(start_gateway: StartGateway) -> None:
+async def test_an_oversized_body_is_refused(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {}}, gateway={"max_body": "1KiB"}) as gateway:
         answer = await gateway.http.post("/v1/chat/completions", content=b"x" * 2000)
         assert answer.status_code == 413
@@ -183,7 +183,7 @@ async def test_too_large_a_body_is_refused(start_gateway: StartGateway) -> None:
 @pytest.mark.parametrize(
     "name", ["../../etc/passwd", "a/../b", "%2e%2e", "nul\x00", "x" * 10_000, "<img src=x>", "\u202ea"]
 )
-async def test_strange_names_are_unknown_and_reach_no_supervisor(start_gateway: StartGateway, name: str) -> None:
+async def test_malformed_names_are_unknown_and_reach_no_supervisor(start_gateway: StartGateway, name: str) -> None:
     async with start_gateway({"a": {}}) as gateway:
         answer = await gateway.chat(name)
         assert answer.status_code in (400, 404)
@@ -204,7 +204,7 @@ async def test_strange_names_are_unknown_and_reach_no_supervisor(start_gateway: 
         b"{",
     ],
 )
-async def test_bad_json_is_refused_before_anything_happens(start_gateway: StartGateway, body: bytes) -> None:
+async def test_invalid_json_is_refused_without_side_effects(start_gateway: StartGateway, body: bytes) -> None:
     async with start_gateway({"a": {"default": True}}) as gateway:
         answer = await gateway.http.post("/v1/chat/completions", content=body)
         assert answer.status_code == 400
@@ -212,7 +212,7 @@ async def test_bad_json_is_refused_before_anything_happens(start_gateway: StartG
         assert gateway.starts() == []
 
 
-async def test_the_page_escapes_what_comes_from_outside(start_gateway: StartGateway) -> None:
+async def test_the_page_escapes_untrusted_text(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"description": "<img src=x onerror=alert(1)>"}}) as gateway:
         page = await gateway.http.get("/ui/", headers={"Accept": "text/html"})
         assert "<img src=x" not in page.text
@@ -221,7 +221,7 @@ async def test_the_page_escapes_what_comes_from_outside(start_gateway: StartGate
         assert "unsafe-inline" not in page.headers["content-security-policy"]
 
 
-async def test_beyond_loopback_there_is_no_gateway_without_keys(tmp_path: Path) -> None:
+async def test_listening_beyond_loopback_requires_keys(tmp_path: Path) -> None:
     settings = Settings(gateway=GatewaySettings(listen=("0.0.0.0:8000",), api_keys_file=str(tmp_path / "keys")))
     with pytest.raises(ConfigError, match="hostler keys add"):
         Gateway(settings)
@@ -229,9 +229,7 @@ async def test_beyond_loopback_there_is_no_gateway_without_keys(tmp_path: Path) 
     Gateway(settings)
 
 
-async def test_a_revoked_key_is_worth_nothing_on_a_connection_that_it_opened(
-    start_gateway: StartGateway, tmp_path: Path
-) -> None:
+async def test_a_revoked_key_is_refused_on_an_open_connection(start_gateway: StartGateway, tmp_path: Path) -> None:
     key = keys.add(tmp_path / "keys", "bob", ["infer"])
     keys.add(tmp_path / "keys", "eve", ["infer"])
     async with start_gateway({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as gateway:
@@ -243,7 +241,9 @@ async def test_a_revoked_key_is_worth_nothing_on_a_connection_that_it_opened(
                 await anyio.sleep(0.05)
 
 
-async def test_nobody_is_let_in_once_the_last_key_is_revoked(start_gateway: StartGateway, tmp_path: Path) -> None:
+async def test_all_requests_are_refused_once_the_last_key_is_revoked(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
     key = keys.add(tmp_path / "keys", "bob", ["infer", "read"])
     async with start_gateway({"a": {}}, gateway={"api_keys_file": str(tmp_path / "keys")}) as gateway:
         login = await gateway.http.post("/ui/login", json={"key": key})

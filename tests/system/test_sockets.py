@@ -72,7 +72,7 @@ def handed(folder: Path, command: str, sock: socket.socket) -> subprocess.Comple
 @pytest.mark.parametrize(
     ("command", "way_out"), [("up", "keys add"), ("gateway", "keys add"), ("supervisor", "supervisor.token")]
 )
-def test_a_socket_beyond_loopback_needs_keys_whoever_opened_it(tmp_path: Path, command: str, way_out: str) -> None:
+def test_an_inherited_socket_beyond_loopback_requires_keys(tmp_path: Path, command: str, way_out: str) -> None:
     with bound("0.0.0.0") as sock:  # does not listen, so nobody can come in meanwhile
         done = handed(tmp_path, command, sock)
     assert done.returncode == 2, done.stderr
@@ -103,11 +103,11 @@ async def test_a_gateway_without_keys_serves_on_no_socket_beyond_loopback(tmp_pa
         ("", False),
     ],
 )
-def test_knows_what_only_this_machine_can_reach(host: str, alone: bool) -> None:
+def test_recognises_addresses_that_only_this_machine_can_reach(host: str, alone: bool) -> None:
     assert is_loopback(host) == alone
 
 
-def test_with_keys_any_socket_will_do(tmp_path: Path) -> None:
+def test_any_socket_is_accepted_with_keys(tmp_path: Path) -> None:
     keys.add(tmp_path / "keys", "bob", ["infer"])
     with bound("0.0.0.0") as sock:
         assert keys_in_force(Settings(gateway=GatewaySettings(api_keys_file=str(tmp_path / "keys"))), [sock])
@@ -121,7 +121,7 @@ async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.2"])
 @pytest.mark.parametrize("door", ["gateway", "supervisor"])
-async def test_clients_of_ipv4_come_in_on_a_socket_for_both(door: str, name: str) -> None:
+async def test_ipv4_clients_are_served_on_a_dual_stack_socket(door: str, name: str) -> None:
     started = anyio.Event()
     with bound("::ffff:127.0.0.2", listening=True) as sock:
         port = sock.getsockname()[1]

@@ -57,7 +57,7 @@ def test_a_service_loads_only_what_it_needs(command: str, tmp_path: Path) -> Non
     [["-c", "nope.yaml"], ["-c", "hostler.yaml"]],
     ids=["no file", "cannot run"],
 )
-def test_mistakes_are_reported_alike_with_and_without_typer(wrong: list[str], tmp_path: Path) -> None:
+def test_errors_are_the_same_with_and_without_typer(wrong: list[str], tmp_path: Path) -> None:
     """A repeated option is left to typer."""
     listening = {"gateway": {"listen": [f"127.0.0.1:{free_port()}"]}}
     (tmp_path / "hostler.yaml").write_text(json.dumps(listening))

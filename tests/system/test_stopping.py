@@ -39,7 +39,7 @@ def is_refusal(answer: httpx.Response | None) -> bool:
     return answer.status_code == 503 and error["code"] == "shutting_down"
 
 
-async def test_answers_cut_off_at_the_limit_say_so(
+async def test_answers_aborted_at_the_drain_limit_end_with_an_error(
     start_gateway: StartGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "hostler.requests")
@@ -61,7 +61,7 @@ async def test_answers_cut_off_at_the_limit_say_so(
     assert all(line.split()[1] == "503" and "shutting down" in line for line in said)
 
 
-async def test_a_second_word_to_stop_is_told_too(start_gateway: StartGateway) -> None:
+async def test_answers_aborted_by_a_second_stop_end_with_an_error(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"script": ENDLESS}}) as gateway, gateway.stream("a") as stream:
         lines = await first_token(stream)
         gateway.app.stop()
@@ -71,7 +71,7 @@ async def test_a_second_word_to_stop_is_told_too(start_gateway: StartGateway) ->
         assert data_events("\n".join(rest))[-1]["error"]["code"] == "shutting_down"
 
 
-async def test_those_who_wait_between_two_tries_are_refused_at_once(tmp_path: Path) -> None:
+async def test_requests_between_two_attempts_are_refused_at_once(tmp_path: Path) -> None:
     async with start_openrouter("lan") as lan, anyio.create_task_group() as tasks:
         lan.default = "loading"
         backends = {"lan": openai_backend(lan, kind="llamacpp")}
@@ -92,7 +92,7 @@ async def test_those_who_wait_between_two_tries_are_refused_at_once(tmp_path: Pa
     assert {attempt.outcome for attempt in finished.attempts} == {"loading"}
 
 
-async def test_those_in_line_are_refused_at_once_and_answers_go_on(
+async def test_queued_requests_are_refused_at_once_and_answers_continue(
     start_gateway: StartGateway, flags: Callable[[str], FlagFile]
 ) -> None:
     last = flags("last")
@@ -115,7 +115,7 @@ async def test_those_in_line_are_refused_at_once_and_answers_go_on(
         assert is_refusal(other.answer)
 
 
-async def test_an_operators_order_that_is_cut_off_is_told_so(start_gateway: StartGateway, tmp_path: Path) -> None:
+async def test_an_aborted_admin_action_ends_with_an_error(start_gateway: StartGateway, tmp_path: Path) -> None:
     gone = FlagFile(tmp_path / "gone")
     profiles = {"a": {"stop_grace_s": 60, "script": {"gone_when": gone.path}}}
     async with start_gateway(profiles, gateway={"drain_s": 0.2}) as gateway, anyio.create_task_group() as tasks:

@@ -102,7 +102,7 @@ FORMS = {"transcriptions", "translations", "image_edits", "image_variations"}
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-async def test_nonsense_is_refused_in_the_clients_own_words(start_gateway: StartGateway, name: str) -> None:
+async def test_invalid_bodies_are_rejected_in_the_clients_protocol(start_gateway: StartGateway, name: str) -> None:
     async with start_gateway({"a": {"default": True}}) as gateway:
         for operation in posts(ADAPTERS[name]):
             if operation.name in LENIENT:
@@ -116,7 +116,7 @@ async def test_nonsense_is_refused_in_the_clients_own_words(start_gateway: Start
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-async def test_odd_bodies_break_nothing(start_gateway: StartGateway, name: str) -> None:
+async def test_unusual_bodies_cause_no_internal_error(start_gateway: StartGateway, name: str) -> None:
     async with start_gateway({"a": {"default": True, "embeddings": True}}) as gateway:
         for operation in posts(ADAPTERS[name]):
             for kind, body in ODD.items():
@@ -129,7 +129,7 @@ async def test_odd_bodies_break_nothing(start_gateway: StartGateway, name: str) 
 
 
 @pytest.mark.parametrize("name", ["openai", "anthropic", "llamacpp", "lmstudio"])
-def test_every_path_takes_a_trailing_slash(name: str) -> None:
+def test_every_path_accepts_a_trailing_slash(name: str) -> None:
     adapter = ADAPTERS[name]
     paths = {(each.name, each.path) for each in adapter.operations}
     alone = {"watch", "download", "set_props", "slot", "stream", "stop_stream", "lookup", "tools", "proxy", "metrics"}
@@ -153,7 +153,7 @@ REDIRECTS = [
 
 
 @pytest.mark.parametrize(("method", "path", "status", "location"), REDIRECTS)
-async def test_ollamas_paths_with_slashes_too_many_are_sent_to_where_they_are_without(
+async def test_ollamas_paths_with_extra_slashes_are_redirected(
     start_gateway: StartGateway, method: str, path: str, status: int, location: str | None
 ) -> None:
     async with start_gateway({"a": {"default": True}}) as gateway:
@@ -161,7 +161,7 @@ async def test_ollamas_paths_with_slashes_too_many_are_sent_to_where_they_are_wi
         assert (told.status_code, told.headers.get("location")) == (status, location)
 
 
-async def test_what_answers_to_get_answers_to_head(start_gateway: StartGateway) -> None:
+async def test_get_routes_answer_head(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"default": True}}) as gateway:
         for name, adapter in ADAPTERS.items():
             for operation in adapter.operations:

@@ -48,9 +48,7 @@ async def backend_of_kind(tmp_path: Path, kind: str) -> AsyncIterator[tuple[Scri
 @each_chat
 @each_backend
 @each_mode
-async def test_a_chat_arrives_as_it_was_asked_and_as_it_was_told(
-    tmp_path: Path, client: str, backend: str, stream: bool
-) -> None:
+async def test_a_chat_is_translated_in_both_directions(tmp_path: Path, client: str, backend: str, stream: bool) -> None:
     make_request, read_answer = CHATS[client]
     path, body = make_request(stream)
     async with backend_of_kind(tmp_path, backend) as (server, http):
@@ -63,9 +61,7 @@ async def test_a_chat_arrives_as_it_was_asked_and_as_it_was_told(
 
 
 @each_mode
-async def test_a_model_that_writes_half_a_call_is_no_reason_to_leave_its_server_alone(
-    tmp_path: Path, stream: bool
-) -> None:
+async def test_invalid_tool_calls_do_not_open_the_circuit(tmp_path: Path, stream: bool) -> None:
     path, body = CHATS["ollama"][0](stream)
     async with backend_of_kind(tmp_path, "openai") as (server, http):
         server.answer = ScriptedAnswer(words=(), calls=(("call_1", "weather", '{"city": "Zü'),), finish="length")
@@ -79,7 +75,7 @@ async def test_a_model_that_writes_half_a_call_is_no_reason_to_leave_its_server_
 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/v1/messages"])
-async def test_a_plain_server_is_not_told_what_openai_would_refuse(tmp_path: Path, path: str) -> None:
+async def test_a_plain_server_receives_only_parameters_that_openai_accepts(tmp_path: Path, path: str) -> None:
     question: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "prompt": "Once", "raw": True}
     async with backend_of_kind(tmp_path, "openai") as (server, http):
         await http.post(path, json={"model": "m", "max_tokens": 9, **question})
@@ -88,7 +84,7 @@ async def test_a_plain_server_is_not_told_what_openai_would_refuse(tmp_path: Pat
     assert set(body) <= known
 
 
-async def test_anthropic_is_not_told_what_every_client_of_ollamas_sends_along(tmp_path: Path) -> None:
+async def test_anthropic_does_not_receive_the_defaults_of_ollamas_clients(tmp_path: Path) -> None:
     question = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
     async with backend_of_kind(tmp_path, "anthropic") as (server, http):
         await http.post("/api/chat", json=question)
@@ -96,7 +92,7 @@ async def test_anthropic_is_not_told_what_every_client_of_ollamas_sends_along(tm
     assert set(body) == {"model", "messages", "max_tokens", "stream"}
 
 
-async def test_a_plain_server_is_told_what_the_client_asked_for_beyond(tmp_path: Path) -> None:
+async def test_a_plain_server_receives_sampling_options_that_the_client_set(tmp_path: Path) -> None:
     options = {"top_k": 5, "repeat_penalty": 1.5}
     messages = [{"role": "user", "content": "Hi"}]
     async with backend_of_kind(tmp_path, "openai") as (server, http):
@@ -108,7 +104,9 @@ async def test_a_plain_server_is_told_what_the_client_asked_for_beyond(tmp_path:
 @pytest.mark.parametrize("client", PROMPTS)
 @pytest.mark.parametrize("backend", BACKENDS[:3])
 @each_mode
-async def test_a_prompt_is_continued_as_it_stands(tmp_path: Path, client: str, backend: str, stream: bool) -> None:
+async def test_a_text_completion_is_translated_without_a_chat_template(
+    tmp_path: Path, client: str, backend: str, stream: bool
+) -> None:
     if client == backend:
         return  # this engine's own form is its own business
     make_request, read_answer = PROMPTS[client]
@@ -123,7 +121,7 @@ async def test_a_prompt_is_continued_as_it_stands(tmp_path: Path, client: str, b
 
 @pytest.mark.parametrize(("path", "key"), [("/v1/embeddings", "data"), ("/api/embed", "embeddings")])
 @pytest.mark.parametrize("backend", BACKENDS[:3])
-async def test_vectors_arrive(tmp_path: Path, path: str, key: str, backend: str) -> None:
+async def test_embeddings_are_translated(tmp_path: Path, path: str, key: str, backend: str) -> None:
     async with backend_of_kind(tmp_path, backend) as (server, http):
         answer = (await http.post(path, json={"model": "m", "input": ["one", "two"]})).json()
         assert server.requests[-1][1]["input"] == ["one", "two"]
@@ -133,7 +131,7 @@ async def test_vectors_arrive(tmp_path: Path, path: str, key: str, backend: str)
 
 @pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank", "/v1/rerank/"])
 @pytest.mark.parametrize("backend", ["llamacpp", "openai"])
-async def test_documents_are_ordered(tmp_path: Path, path: str, backend: str) -> None:
+async def test_reranking_is_translated(tmp_path: Path, path: str, backend: str) -> None:
     async with backend_of_kind(tmp_path, backend) as (server, http):
         asked: dict[str, Any] = {"model": "m", "query": "q", "documents": ["one", "two"], "top_n": 1}
         plain = (await http.post(path, json=asked)).json()
@@ -159,7 +157,7 @@ async def test_tokens_are_counted_where_the_backend_can_count(tmp_path: Path, ba
 @pytest.mark.parametrize("client", [*CHATS, "llamacpp"])
 @each_backend
 @each_mode
-async def test_a_refusal_arrives_in_the_clients_own_form(
+async def test_an_error_is_returned_in_the_clients_protocol(
     tmp_path: Path, client: str, backend: str, stream: bool
 ) -> None:
     path, body = (CHATS if client in CHATS else PROMPTS)[client][0](stream)
@@ -182,7 +180,7 @@ REASONING: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("client", REASONING)
 @pytest.mark.parametrize("backend", ["openai", "ollama", "anthropic"])
-async def test_a_model_that_cannot_think_is_asked_again_without_the_wish(
+async def test_a_request_is_retried_without_reasoning_if_the_model_rejects_it(
     tmp_path: Path, client: str, backend: str
 ) -> None:
     path, body = CHATS[client][0](False)
@@ -199,7 +197,7 @@ async def test_a_model_that_cannot_think_is_asked_again_without_the_wish(
 
 @each_chat
 @each_backend
-async def test_what_breaks_in_the_middle_ends_in_an_error(tmp_path: Path, client: str, backend: str) -> None:
+async def test_an_error_in_mid_stream_ends_the_stream_with_an_error(tmp_path: Path, client: str, backend: str) -> None:
     path, body = CHATS[client][0](True)
     async with backend_of_kind(tmp_path, backend) as (server, http):
         server.answer = ScriptedAnswer(breaks="the mountain moved")
@@ -226,7 +224,7 @@ async def test_what_breaks_in_the_middle_ends_in_an_error(tmp_path: Path, client
         ("/infill", {"input_prefix": "a", "input_suffix": "b"}, ("openai", "ollama", "anthropic")),
     ],
 )
-async def test_what_a_backend_cannot_do_is_refused_in_words(
+async def test_unsupported_operations_are_rejected_with_an_explanation(
     tmp_path: Path, path: str, body: dict[str, Any], backends: tuple[str, ...]
 ) -> None:
     for backend in backends:

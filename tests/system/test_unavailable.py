@@ -23,16 +23,14 @@ async def shown(chain: RunningChain, model: str = "m") -> tuple[str, str | None]
     return card["state"], card["failure"]
 
 
-async def test_a_model_of_a_cloud_that_nobody_complained_about_is_available(
-    tmp_path: Path, cloud: FakeOpenRouter
-) -> None:
+async def test_a_model_of_a_working_cloud_is_available(tmp_path: Path, cloud: FakeOpenRouter) -> None:
     async with start_chain(tmp_path, {"cloud": outside(cloud)}) as chain:
         assert await shown(chain) == ("available", None)
         await chain.chat()
         assert await shown(chain) == ("available", None)
 
 
-async def test_a_cloud_that_refused_our_key_cannot_serve_its_models(tmp_path: Path, cloud: FakeOpenRouter) -> None:
+async def test_models_of_a_cloud_that_rejected_the_key_are_unavailable(tmp_path: Path, cloud: FakeOpenRouter) -> None:
     cloud.default = (401,)
     async with start_chain(tmp_path, {"cloud": outside(cloud)}) as chain:
         await chain.chat()
@@ -43,7 +41,9 @@ async def test_a_cloud_that_refused_our_key_cannot_serve_its_models(tmp_path: Pa
         assert hop["breaker"]["reason"] is None
 
 
-async def test_a_server_that_is_gone_cannot_serve_until_it_is_back(tmp_path: Path, lan: FakeOpenRouter) -> None:
+async def test_models_of_an_unreachable_server_are_unavailable_until_it_returns(
+    tmp_path: Path, lan: FakeOpenRouter
+) -> None:
     async with start_chain(
         tmp_path, {"lan": openai_backend(lan), "other": {**openai_backend(lan), "models": {"n": "n"}}}
     ) as chain:
@@ -58,14 +58,14 @@ async def test_a_server_that_is_gone_cannot_serve_until_it_is_back(tmp_path: Pat
         assert await shown(chain) == ("available", None)
 
 
-async def test_a_server_that_stands_in_is_named(tmp_path: Path, cloud: FakeOpenRouter, lan: FakeOpenRouter) -> None:
+async def test_the_fallback_server_is_named(tmp_path: Path, cloud: FakeOpenRouter, lan: FakeOpenRouter) -> None:
     cloud.default = (402,)
     async with start_chain(tmp_path, {"cloud": outside(cloud), "lan": openai_backend(lan)}) as chain:
         await chain.chat()
         assert await shown(chain) == ("available", "cloud requires payment (HTTP 402); served by lan")
 
 
-async def test_what_was_spent_leaves_clouds_out(tmp_path: Path, cloud: FakeOpenRouter) -> None:
+async def test_an_exhausted_budget_makes_cloud_models_unavailable(tmp_path: Path, cloud: FakeOpenRouter) -> None:
     spending = {"daily_limit": 0.01, "file": str(tmp_path / "spending.json")}
     async with start_chain(tmp_path, {"cloud": outside(cloud)}, gateway={"spending": spending}) as chain:
         await chain.chat()
@@ -82,14 +82,16 @@ async def test_a_model_of_a_server_that_is_not_in_the_chain_is_not_available(
         assert await shown(chain, "n") == ("unavailable", "no backend of the chain has it")
 
 
-async def test_what_other_servers_have_is_not_loaded_and_it_is_said_why(tmp_path: Path, cloud: FakeOpenRouter) -> None:
+async def test_loading_a_model_of_another_server_is_refused_with_the_reason(
+    tmp_path: Path, cloud: FakeOpenRouter
+) -> None:
     async with start_chain(tmp_path, {"cloud": outside(cloud)}) as chain:
         refused = await chain.http.post("/admin/load", json={"model": "m"})
         assert refused.status_code == 404
         assert "no supervised host has m; models of other servers" in refused.json()["error"]["message"]
 
 
-async def test_a_host_that_does_not_answer_serves_nothing(tmp_path: Path, cloud: FakeOpenRouter) -> None:
+async def test_models_of_a_host_that_does_not_answer_are_unavailable(tmp_path: Path, cloud: FakeOpenRouter) -> None:
     tower = {"kind": "supervisor", "url": "http://127.0.0.1:9", "token": "x" * 32, "models": {"m": "m", "big": "big"}}
     async with start_chain(tmp_path, {"tower": tower, "cloud": outside(cloud)}) as chain:
         assert await shown(chain, "big") == ("unavailable", "tower is unreachable")

@@ -105,7 +105,7 @@ async def test_a_request_whose_load_fails_has_switch_time(start_gateway: StartGa
         assert finished[0].switch_s > finished[0].queue_s
 
 
-async def test_a_wait_timeout_says_how_long_it_was(start_gateway: StartGateway) -> None:
+async def test_a_wait_timeout_reports_its_queue_time(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"script": LONG}}, gateway={"queue": {"max_wait_s": 0.2}}) as gateway:
         # The load itself may take longer than the wait limit.
         with anyio.fail_after(20):
