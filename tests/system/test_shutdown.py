@@ -1,4 +1,4 @@
-"""What clients are told when the gateway stops before their answer is complete."""
+"""Answers, queued requests and admin actions in progress when the gateway stops."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ pytestmark = pytest.mark.anyio
 ENDLESS = {"chunks": 50_000, "chunk_delay": 0.02}
 
 
-class Asked:
-    """A whole answer that is waited for beside the test."""
+class PendingAnswer:
+    """A whole answer that is requested in the background."""
 
     def __init__(self, gateway: RunningGateway, model: str) -> None:
-        self._house = gateway
+        self._gateway = gateway
         self._model = model
         self.answer: httpx.Response | None = None
         self.done = anyio.Event()
 
     async def __call__(self) -> None:
-        self.answer = await self._house.chat(self._model)
+        self.answer = await self._gateway.chat(self._model)
         self.done.set()
 
 
@@ -45,7 +45,7 @@ async def test_answers_aborted_at_the_drain_limit_end_with_an_error(
     caplog.set_level(logging.INFO, "hostler.requests")
     profiles = {"a": {"parallel": 2, "script": ENDLESS}}
     async with start_gateway(profiles, gateway={"drain_s": 0.3}) as gateway, anyio.create_task_group() as tasks:
-        whole = Asked(gateway, "a")
+        whole = PendingAnswer(gateway, "a")
         async with gateway.stream("a") as stream:
             lines = await first_token(stream)
             tasks.start_soon(whole)
@@ -98,7 +98,7 @@ async def test_queued_requests_are_refused_at_once_and_answers_continue(
     last = flags("last")
     profiles = {"a": {"script": {"last_when": last.path}}, "b": {}}
     async with start_gateway(profiles) as gateway, anyio.create_task_group() as tasks:
-        same, other = Asked(gateway, "a"), Asked(gateway, "b")
+        same, other = PendingAnswer(gateway, "a"), PendingAnswer(gateway, "b")
         async with gateway.stream("a") as stream:
             lines = await first_token(stream)
             tasks.start_soon(same)
@@ -133,3 +133,24 @@ async def test_an_aborted_admin_action_ends_with_an_error(start_gateway: StartGa
         gateway.app.stop()
     assert is_refusal(answers[0])
     assert answers[0].headers["connection"] == "close"
+
+
+async def test_stopping_finishes_the_answer_in_progress(
+    start_gateway: StartGateway, flags: Callable[[str], FlagFile]
+) -> None:
+    last = flags("last")
+
+    async def finish() -> None:
+        # Not to wait for something: by then who is cut off has been told.
+        await anyio.sleep(0.5)
+        last.set()
+
+    async with start_gateway({"a": {"script": {"last_when": last.path}}}) as gateway:
+        async with anyio.create_task_group() as tasks, gateway.stream("a") as answer:
+            lines = await first_token(answer)
+            gateway.app.stop()
+            tasks.start_soon(finish)
+            rest = [line async for line in lines]
+        assert is_complete("\n".join(rest))
+        with pytest.raises(httpx.ConnectError):
+            await gateway.http.get("/healthz")

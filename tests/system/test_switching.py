@@ -1,4 +1,4 @@
-"""Switching, seen from a client: one process a model, one model at a time, no answer cut off."""
+"""Switching as clients see it: one process per model, one model at a time, no aborted answers."""
 
 from __future__ import annotations
 
@@ -239,3 +239,17 @@ async def test_model_info_requests_start_nothing(start_gateway: StartGateway) ->
         for path in ("/v1/models", "/models", "/v1/models/a", "/healthz", "/readyz", "/admin/status", "/"):
             assert (await gateway.http.get(path)).status_code == 200, path
         assert gateway.starts() == []
+
+
+async def test_two_streams_run_at_once_with_two_slots(start_gateway: StartGateway) -> None:
+    async with (
+        start_gateway({"a": {"parallel": 2, "script": {"chunks": 50_000, "chunk_delay": 0.02}}}) as gateway,
+        gateway.stream("a") as one,
+    ):
+        first = one.aiter_lines()
+        await anext(first)
+        with anyio.fail_after(20):
+            async with gateway.stream("a") as two:
+                second = two.aiter_lines()
+                await anext(second)
+                assert await gateway.counts() == (2, 0)
