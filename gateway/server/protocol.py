@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 _NEVER = float("inf")
 _ASGI: ASGIVersions = {"version": "3.0", "spec_version": "2.3"}
 _NO_BODY = frozenset({204, 304})
+_FRAMING = frozenset({b"content-length", b"connection", b"transfer-encoding"})
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,7 +210,7 @@ class HTTPProtocol(HttpToolsProtocol):
             "method": method.decode("ascii"),
             "root_path": self.root_path,
             "path": self.root_path + path,
-            "raw_path": self.root_path.encode("ascii") + raw_path,
+            "raw_path": self.root_path.encode("ascii") + raw_path if self.root_path else raw_path,
             "query_string": query,
             "headers": self.headers,
             "state": self.app_state.copy(),
@@ -506,14 +507,15 @@ class Cycle:
         lines = [STATUS_LINE[status]]
         length: int | None = None
         keep_alive = self.keep_alive and not self.protocol.stopping
-        for name, value in (*self.protocol.server_state.default_headers, *headers):
-            lower = name.lower()
-            if lower == b"content-length":
-                length = int(value)
-            elif lower == b"connection":
-                keep_alive = keep_alive and b"close" not in value.lower()
-            elif lower != b"transfer-encoding":
+        lines += [b"%b: %b\r\n" % header for header in self.protocol.server_state.default_headers]
+        for header in headers:
+            name, value = header
+            if name not in _FRAMING:  # in lower case, as ASGI has it
                 lines.append(b"%b: %b\r\n" % (name, value))
+            elif name == b"content-length":
+                length = int(value)
+            elif name == b"connection":
+                keep_alive = keep_alive and b"close" not in value.lower()
         bodiless = self.bodiless or status in _NO_BODY
         chunked = length is None and not self.old and not bodiless
         if not keep_alive:
