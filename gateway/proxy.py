@@ -84,12 +84,11 @@ class Proxy:
                 parser.start(head)
                 context.writer.begin(head)
                 try:
+                    streams = context.writer.patient and not answer.complete
                     forward = self._forward(attempt, context.writer, answer, parser, backend.timeouts.first_byte_s)
-                    if answer.complete or not context.writer.patient:
-                        return await forward
                     # In a task of its own, which wakes up for each piece of a stream without waking what waits for it:
                     # a dozen middleware, 1 µs a piece.
-                    return await asyncio.create_task(forward)
+                    return await (asyncio.create_task(forward) if streams else forward)
                 except (BackendBroken, BackendTimeout) as broken:
                     # Some servers drop the connection, or let it hang, as soon as everything is said.
                     if not _said_everything(context, parser):
