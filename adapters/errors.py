@@ -206,7 +206,7 @@ def error_headers(error: GatewayError) -> list[tuple[str, str]]:
     return headers
 
 
-#: Statuses about the gateway's own account at a backend: they are not the client's fault, and its key is not meant.
+#: Statuses about the gateway's own account at a backend: they concern the gateway's key, not the client's.
 ACCOUNT_STATUSES = frozenset({401, 402, 403, 407})
 
 

@@ -1,6 +1,6 @@
 """The canonical requests and response chunks that every protocol is decoded to and encoded from.
 
-Values only. `None` always means that the client did not say.
+Values only. `None` always means that the client did not set it.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True, tag="completion"):
-    """Continue a prompt as it stands, without a chat template.
+    """Continue a prompt verbatim, without a chat template.
 
     `prompt` and `sampling` stay `None` while the bytes can be forwarded as they are.
     """

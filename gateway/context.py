@@ -1,6 +1,6 @@
-"""What is known of one request on its way: the request, its attempts and how they ended.
+"""The context of one request: the request, its attempts and how they ended.
 
-Owned by the request's task. Middleware find it in the ASGI scope and talk to each other through it alone.
+Owned by the request's task. Middleware find it in the ASGI scope, and communicate through it alone.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 RequestOutcome = Literal["ok", "failed", "broken", "client_disconnected", "cancelled"]
 KeyScope = Literal["infer", "read", "operate"]
-#: What waiting requests are answered when the gateway stops, and new ones that would have to wait.
+#: The error for waiting requests when the gateway stops, and for new ones that would have to wait.
 SHUTTING_DOWN = "the gateway is shutting down and accepts no new work; try again in a moment"
-#: What requests are answered whose answers are cut off because the drain time is over.
+#: The error for requests whose answers are cut off at the end of the drain time.
 DRAIN_EXPIRED = "the gateway is shutting down and could not wait longer for this answer; try again in a moment"
 
 ALL_SCOPES: frozenset[KeyScope] = frozenset({"infer", "read", "operate"})
@@ -86,13 +86,13 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
 
 
 class RequestContext:
-    """A request, what is known of it so far, and its response writer. Moments are by the loop's clock, in seconds.
+    """A request, its state so far, and its response writer. Moments are by the loop's clock, in seconds.
 
     `requested_model` is the name as the client sent it, `model` the one it stands for. `local_only`: only local
     backends may answer. `only` names the one backend that may answer. `attempt` is the current try, or the last one;
     `attempts` are all of them. `failed_hops` are the backends before the current one, each with the reason why it did
     not answer. `deadline` is when waiting ends, one for all attempts. `cancel_reason` says why the request was
-    cancelled; without one it was cut off by the end of the gateway.
+    cancelled; without one it was cut off when the gateway stopped.
     """
 
     __slots__ = (
@@ -164,8 +164,8 @@ class RequestContext:
 
     @property
     def current(self) -> Attempt:
-        """The attempt under way, for what runs inside of one."""
-        assert self.attempt is not None, "the fallback middleware begins an attempt"
+        """The current attempt, for code that only runs within one."""
+        assert self.attempt is not None, "called outside of an attempt"
         return self.attempt
 
     @property

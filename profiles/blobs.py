@@ -74,7 +74,7 @@ class BlobStore:
         with self._lock:
             self._reserved += length
         if self._stored() + self._reserved > self._max_bytes:
-            raise StorageFull(f"uploaded files may take {self._max_bytes} bytes in all; this one does not fit")
+            raise StorageFull(f"uploaded files may take {self._max_bytes} bytes in total; this one does not fit")
         if shutil.disk_usage(self._folder).free < length + _SPARE_BYTES:
             raise StorageFull("not enough disk space for the upload")
 

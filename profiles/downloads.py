@@ -1,4 +1,4 @@
-"""What every download needs: cancellation, progress, enough disk space, and a checksum of what was written."""
+"""Common parts of all downloads: cancellation, progress, disk space checks, and checksums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A profile's model file: the copy that is here if it can be trusted, else downloaded, whole and checked or not at all."""
+"""Provides a profile's model file: a trusted local copy, else a download, stored only if complete and verified."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def cached(profile: Profile, *, cache_dir: Path | None = None) -> Path | None:
-    """The profile's file if a trusted copy is here, found without network and without reading it.
+    """The profile's file if a trusted copy is on this machine, found without network and without reading it.
 
     `None` does not mean that it must be downloaded: a file put into the cache by hand is trusted once `fetch` has
     verified it.
@@ -41,7 +41,7 @@ def cached(profile: Profile, *, cache_dir: Path | None = None) -> Path | None:
 
 
 async def fetch(profile: Profile, *, cache_dir: Path | None = None, report: ReportProgress = lambda _: None) -> Path:
-    """The profile's file, downloaded if need be: whole and checked, or not there at all. Raises `SourceError`.
+    """The profile's file, complete and verified, downloaded if necessary. Raises `SourceError`.
 
     `report` is called from a thread. Cancelling stops the fetch and leaves nothing behind; two processes that fetch
     the same file at once wait for each other.

@@ -1,6 +1,6 @@
 """The library: the file of the models that clients created, as presets and profiles. Comments in it survive.
 
-Who may change it is decided elsewhere.
+Authorisation happens elsewhere.
 """
 
 from __future__ import annotations

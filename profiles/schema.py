@@ -187,7 +187,7 @@ def resolve(entries: Mapping[str, ProfileEntry]) -> tuple[Profile, ...]:
     _check_names(profiles)
     defaults = [profile.name for profile in profiles if profile.default]
     if len(defaults) > 1:
-        raise ProfileError(defaults[1], "default", f"{defaults[0]} is the default already; only one profile can be")
+        raise ProfileError(defaults[1], "default", f"{defaults[0]} is already the default; only one profile can be")
     return profiles
 
 

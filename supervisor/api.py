@@ -225,7 +225,7 @@ class _Api:
     async def _resolve(self, name: str, *, epoch: int | None = None) -> str:
         """The profile that `name` names, directly or as an alias. Only names of the host's own list are passed on."""
         if not name:
-            raise RequestRejected(400, "invalid_request", 'no model given: name it as "model"')
+            raise RequestRejected(400, "invalid_request", 'no model given; set "model"')
         if len(name) > MAX_NAME or not name.isprintable():
             raise RequestRejected(400, "invalid_request", f"a model name has at most {MAX_NAME} printable characters")
         host = await self._supervisor.status()

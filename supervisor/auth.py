@@ -214,7 +214,9 @@ class SupervisorAuthMiddleware:
         if len(hosts) != 1:
             raise RequestRejected(400, "invalid_request", "exactly one Host header is required")
         if not self._hosts.allows(hosts[0], (scope.get("server") or ("",))[0] or ""):
-            raise RequestRejected(421, "misdirected", "this host is not known by that name: add it to allowed_hosts")
+            raise RequestRejected(
+                421, "misdirected", "the Host header names an unknown host; add it to gateway.allowed_hosts"
+            )
         origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
         same = f"{scope['scheme']}://{hosts[0]}".lower()
         if any(origin.lower() != same for origin in origins) or _only(headers, b"sec-fetch-site") == "cross-site":
@@ -234,7 +236,7 @@ class SupervisorAuthMiddleware:
             wait_s = self._throttle.failed(address) if values else 0.0
             if wait_s > 0:
                 raise RequestRejected(
-                    429, "throttled", "too many wrong tokens from this address: wait, then send the right one",
+                    429, "throttled", "too many invalid tokens from this address; wait, then send the valid one",
                     retry_after_s=wait_s,
                 )  # fmt: skip
             raise RequestRejected(401, "unauthenticated", "a token is required: Authorization: Bearer <token>")

@@ -320,7 +320,7 @@ class SupervisorClient:
         try:
             return msgspec.json.decode(content, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise SupervisorUnreachable(self._message(f"does not respond as a supervisor does: {error}")) from None
+            raise SupervisorUnreachable(self._message(f"does not respond like a supervisor: {error}")) from None
 
     def _with_host(self, address: EngineAddress) -> EngineAddress:
         """An engine that listens on all interfaces is reached at its supervisor's address."""

@@ -16,14 +16,16 @@ class SupervisorMetrics:
         self._status = status
         self._starts = Counter("hostler_supervisor_starts", "Engine processes started.", ["model"])
         self._failures = Counter(
-            "hostler_supervisor_failures", "Engines that failed to start, or died.", ["model", "kind"]
+            "hostler_supervisor_failures", "Engines that failed to start or died.", ["model", "kind"]
         )
         self._switches = Histogram(
             "hostler_supervisor_switch_duration_seconds",
-            "From the order to ready or failed.",
+            "Time from the request to load a model to ready or failed.",
             ["model", "outcome"],
         )
-        self._phases = Counter("hostler_supervisor_switch_phase_seconds", "Time of switches by phase.", ["phase"])
+        self._phases = Counter(
+            "hostler_supervisor_switch_phase_seconds", "Time spent in switches, by phase.", ["phase"]
+        )
         self._generations: dict[str, int] = {}
         self._last_failures: dict[str, Failure] = {}
 

@@ -1,4 +1,4 @@
-"""Model files on disk: found, downloaded once for everyone who waits, described by their headers, read ahead."""
+"""Model files on disk: found, downloaded once for all callers, described by their headers, read ahead."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class DownloadedFiles:
 class ModelFiles:
     """The files of all models of a host. Downloads run in `tasks`, which is set while the host runs.
 
-    Profiles with the same source and checksum share a download; it is cancelled when everyone who waited has left.
+    Profiles with the same source and checksum share a download; it is cancelled when all callers are cancelled.
     """
 
     tasks: TaskGroup | None = None

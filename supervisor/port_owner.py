@@ -1,4 +1,4 @@
-"""Which process listens at a port: proof that an answer comes from the engine that was started, not from a stranger."""
+"""Finds the process that listens at a port: proof that a response comes from the engine that was started."""
 
 from __future__ import annotations
 

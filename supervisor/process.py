@@ -1,4 +1,4 @@
-"""One model's engine process over all its generations: callers say what they want, one task carries it out."""
+"""One model's engine process over all its generations: callers request starts and stops, one task carries them out."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Reaper:
         self.close()
         shell = shutil.which("sh", path=os.defpath) or shutil.which("sh")
         if shell is None:
-            self._warn("there is no sh")
+            self._warn("sh not found")
             return
         reading, writing = os.pipe()
         try:
@@ -102,7 +102,7 @@ class Reaper:
     def _warn(self, reason: str) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning("%s; processes that an engine started may outlive a supervisor that is killed", reason)
+            logger.warning("%s; processes started by engines may survive if the supervisor is killed", reason)
 
 
 @cache

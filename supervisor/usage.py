@@ -1,4 +1,4 @@
-"""Watches what a host's engines take and whether they are busy: periodically, and whenever a decision depends on it."""
+"""Monitors the engines' memory and activity: periodically, and whenever a decision depends on it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class UsageMonitor:
             usage = await anyio.to_thread.run_sync(self._meter.measure, pid)
         except Exception:
             # Drivers fail in many ways, none of which may end the host.
-            logger.exception("%s: its memory cannot be measured", model.name)
+            logger.exception("%s: cannot measure memory", model.name)
             return
         if model.process.pid != pid or not usage.rss:
             return

@@ -270,7 +270,7 @@ def _tool_choice(choice: AnthropicToolChoice | None) -> str | None:
 
 
 def _thinking(body: AnthropicRequest) -> bool | str:
-    # Without being asked, models do not reason in this protocol.
+    # Reasoning is off by default in this protocol.
     if body.thinking is None or body.thinking.type == "disabled":
         return False
     effort = body.output_config.effort if body.output_config else None

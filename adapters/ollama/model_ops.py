@@ -19,7 +19,7 @@ from hostler.profiles.presets import Parameter, Preset, PresetMessage, is_digest
 
 _CLOUD_OFF = "ollama cloud is disabled: {} is unavailable"
 _NO_REGISTRY = "push is not supported: models are the profiles in this gateway's configuration"
-# Limits of what is put in front of every conversation.
+# Limits of what a preset adds to every conversation.
 _MAX_MESSAGES = 200
 _MAX_PRESET_BYTES = 128 * 1024
 

@@ -1,1 +1,1 @@
-"""What the gateway answers about itself: status, events, logs, orders, and the page for people."""
+"""The gateway's own routes: status, events, logs, actions of operators, and the dashboard."""

@@ -1,4 +1,4 @@
-"""What operators do over HTTP: load, unload, pin, cancel, and ask what a load would mean."""
+"""Operators' actions over HTTP: load, unload, pin, cancel, and the forecast of a load."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class ActionRoutes:
         return json_response({"id": cancel.id, "cancelled": cancelled})
 
     async def _forecast(self, request: Request) -> Response:
-        """What a load would mean: which models are unloaded, which requests wait, and for how long."""
+        """The effects of a load: which models are unloaded, which requests wait, and for how long."""
         model, hosts = self._hosts_of(request.query_params.get("model", ""))
         nearest = sorted(hosts, key=lambda host: host.distance(model))
         forecasts = {host.name: view for host in nearest if (view := host.estimate_switch(model)) is not None}

@@ -1,4 +1,4 @@
-"""The admin app: everything the gateway answers about itself, and what runs for it."""
+"""The admin app: the gateway's own routes and their background tasks."""
 
 from __future__ import annotations
 

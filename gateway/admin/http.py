@@ -100,7 +100,7 @@ def json_endpoint(handler: Handler) -> ASGIApp:
 
 
 def page_url(request: Request) -> str:
-    """Where the page is, below the path that the application is mounted at."""
+    """The path of the dashboard, below the path that the application is mounted at."""
     return f"{request.scope.get('root_path', '')}/ui/"
 
 

@@ -1,4 +1,4 @@
-"""Logging in and out of the page with an API key: the form, the session cookie, and the same as JSON."""
+"""Login to the dashboard with an API key, and logout: the form, the session cookie, and the same as JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hostler.gateway.routing import gateway_route
 
 _MAX_FORM = 4096
 
-#: For everything a browser is sent.
+#: Headers of all responses to browsers.
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
@@ -129,7 +129,7 @@ def login_form(method: str, path: str, accept: str, root: str) -> WireResponse |
 
 
 def login_page(url: str, problem: str = "", *, status: int = 401) -> WireResponse:
-    """The form for the API key, self-contained: without a key nothing else is served."""
+    """The login form, self-contained, since no other file is served without a key."""
     message = f'<p id="problem" role="alert">{html.escape(problem)}</p>' if problem else ""
     described = ' aria-describedby="problem" aria-invalid="true"' if problem else ""
     text = _PAGE.replace("{message}", message).replace("{described}", described).replace("{style}", _STYLE)
@@ -178,7 +178,7 @@ _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode(
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Log in · Hostler</title><link rel="icon" href="data:,"><style>{style}</style></head>
-<body><main><h1>Hostler</h1><p>Log in with an API key that may read or operate.</p>{message}
+<body><main><h1>Hostler</h1><p>Log in with an API key that has the scope read or operate.</p>{message}
 <form method="post" action="{url}login"><label for="key">API key</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus spellcheck="false"{described}>
 <button>Log in</button></form></main></body></html>"""

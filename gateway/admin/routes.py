@@ -101,7 +101,7 @@ class StatusRoutes:
     async def _root(self, request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
             return RedirectResponse(page_url(request), status_code=307)
-        return Response("Ollama is running", media_type="text/plain")  # what Ollama's clients look for
+        return Response("Ollama is running", media_type="text/plain")  # Ollama's clients check for this text
 
     async def _openapi(self, request: Request) -> Response:
         return Response(self._openapi_json, media_type="application/json")

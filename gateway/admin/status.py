@@ -54,7 +54,7 @@ class HostView(msgspec.Struct, frozen=True, kw_only=True):
 
 class BreakerView(msgspec.Struct, frozen=True, kw_only=True):
     """The circuit breaker of a backend, or of one model there. `retry_at` is when the next request may try it, in seconds
-    since the epoch; `reason` says why not before."""
+    since the epoch; `reason` is why the circuit is open."""
 
     model: str | None
     state: BreakerState
@@ -292,7 +292,7 @@ def with_availability(
 
 
 def _problem(hop: BackendView, name_there: str, *, budget_exhausted: bool, local_only: bool) -> str | None:
-    """Why a request for this model would not be sent there; `None` if it would."""
+    """The reason why requests for this model are not sent there; `None` if they are."""
     if local_only and not hop.local:
         return DESCRIPTIONS["non_local"]
     if budget_exhausted and not hop.local:

@@ -1,1 +1,1 @@
-"""What a person at a terminal sees."""
+"""The command line, and the live view of running processes."""

@@ -1,4 +1,4 @@
-"""What is printed when the gateway listens: its addresses, and lines that can be pasted into a shell."""
+"""The banner printed when the gateway listens: its addresses, and lines to paste into a shell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hostler import __version__
 #: The addresses at which this machine reaches a gateway that listens everywhere.
 _LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
-#: As many models are named; `hostler models` lists all.
+#: Models named in the banner, at most; `hostler models` lists all.
 _MAX_NAMES: Final = 6
 
 
@@ -38,7 +38,7 @@ def banner(
         f"  export OLLAMA_HOST={url}",
         f"  dashboard  {url}/ui/",
         "",
-        "  Ctrl-C stops it.",
+        "  Press Ctrl-C to stop.",
     ]
     return "\n".join(lines)
 

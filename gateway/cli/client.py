@@ -56,7 +56,7 @@ class NotListening(CallFailed):
 
 
 class AdminResponse(msgspec.Struct, frozen=True):
-    """Any answer, good or bad. Names of headers are in lower case; `body` is empty unless it is a JSON object."""
+    """An answer of any status. Header names are in lower case; `body` is empty unless it is a JSON object."""
 
     status: int
     headers: Mapping[str, str]
@@ -163,7 +163,7 @@ class AdminClient:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """The library's exceptions become ours."""
+        """Convert httpx's exceptions to `CallFailed`."""
         try:
             yield
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError, sse.EventTooLarge) as error:
@@ -235,7 +235,7 @@ def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
 class AdminTarget:
     """The gateway or supervisor that a command works with, and its status when it was found.
 
-    `own_status` is as it was answered. `status` has the shape of a gateway's for both kinds; it is empty if the key may
+    `own_status` is the status as received. `status` has the shape of a gateway's for both kinds; it is empty if the key may
     operate but not read.
     """
 

@@ -1,4 +1,4 @@
-"""Asks a gateway how it would route a request, and sends a test request through each of its backends."""
+"""Gets a gateway's route for a request, and sends a test request through each of its backends."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Doctor:
         seconds = round(time.perf_counter() - began_at, 4)
         message = error_message(response.body)
         if response.status in (401, 403) and not _KIND.search(message):
-            text = "the doctor needs a key with the scopes infer and operate; `hostler keys add NAME` creates one"
+            text = "this command requires a key with the scopes infer and operate; `hostler keys add NAME` creates one"
             raise CallFailed(f"{text} ({message})", UNAUTHORIZED, response.status)
         if response.status == 200:
             return Finding(

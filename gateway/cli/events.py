@@ -146,7 +146,7 @@ def _print_log_line(line: Mapping[str, Any]) -> None:
 
 
 class EventSentences:
-    """Describes events, leaving out those that repeat what was said last of the same backend or model."""
+    """Describes events, leaving out those that repeat the previous one of the same backend or model."""
 
     def __init__(self) -> None:
         self._last: dict[tuple[str, str, str], str] = {}
@@ -154,7 +154,7 @@ class EventSentences:
     def describe_new(self, kind: str, data: Mapping[str, Any]) -> str | None:
         """As `describe_event`; `None` also for repetitions."""
         text = describe_event(kind, data)
-        if kind == "snapshot":  # it says of each host whether it is reachable
+        if kind == "snapshot":  # it contains whether each host is reachable
             hosts = [host for host in data.get("hosts", ()) if "reachable" in host]
             self._last = {_subject("host", host): _host(host) for host in hosts}
         if text is None or kind in ("request", "snapshot"):

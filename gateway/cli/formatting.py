@@ -1,6 +1,6 @@
-"""Text for people: numbers, shortened names, and tables as wide as the terminal.
+"""Formats numbers, shortened names, and tables as wide as the terminal.
 
-Into a pipe goes everything, neither cut nor coloured. Control characters in what others have written are replaced.
+Output to a pipe is neither cut nor coloured. Control characters in text from elsewhere are replaced.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.text import Text
 
 from hostler.gateway.events import printable
 
-#: Stands where there is no value.
+#: Shown where there is no value.
 MISSING: Final = "-"
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -37,7 +37,7 @@ def format_bytes(value: float | None) -> str:
 
 
 def format_seconds(value: float | None) -> str:
-    """A duration, the longer the coarser."""
+    """A duration, rounded more the longer it is."""
     if value is None or not math.isfinite(value):
         return MISSING
     if value < 0.0005:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hostler.gateway.cli.live_layout import LiveState
     from hostler.gateway.cli.live_screen import LiveScreen
 
-#: Time between two looks at the state, in seconds.
+#: Interval between two snapshots of the state, in seconds.
 POLL_S: Final = 0.25
 
 #: The time in which a signal that has arrived is certainly handled, in seconds.
@@ -44,7 +44,7 @@ CLOSE_S: Final = 2.0
 #: Finished requests that are kept for the view.
 _LAST_REQUESTS: Final = 20
 
-#: As many log lines are drawn in one update.
+#: Log lines drawn in one update, at most.
 _MAX_LINES: Final = 500
 
 _STDOUT: Final = 1

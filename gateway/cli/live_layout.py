@@ -1,4 +1,4 @@
-"""What the live view shows: the models, the requests, and the log lines above, laid out for a terminal's size."""
+"""Lays out the live view for a terminal's size: models, requests, and the log lines above."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from hostler.gateway.events import RequestFinished, printable
 from hostler.gateway.telemetry.access_log import AccessLogRecord
 from hostler.supervisor.contract import HostStatus, ModelStatus
 
-#: The view takes at most this share of the screen, and at most so many lines: the rest is the log's.
+#: The share of the screen and the number of lines that the view takes at most; the rest is for the log.
 _SHARE: Final = 0.7
 _MAX_LINES: Final = 24
 
@@ -42,7 +42,7 @@ _RULE_HEIGHT: Final = 16
 
 _BAR_CELLS: Final = 10
 
-#: States of models without a process, as they are shown. What runs elsewhere is not called "not loaded".
+#: Displayed states of models without a process. Models of other servers are not called "not loaded".
 _WITHOUT_PROCESS: Final = {"available": "available elsewhere", "unavailable": "unavailable"}
 _GROUPS: Final = ("not loaded", *_WITHOUT_PROCESS.values())
 
@@ -56,7 +56,7 @@ _MODEL_COLUMNS: Final = (
     Column("UNLOADS", right=True, drop=4),
 )
 
-_HINTS: Final = ("Ctrl-C stops it", "hostler ps", "hostler logs -f MODEL", "hostler --help")
+_HINTS: Final = ("Ctrl-C to stop", "hostler ps", "hostler logs -f MODEL", "hostler --help")
 
 
 class LiveState(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +121,7 @@ def view_parts(state: LiveState, width: int, height: int) -> list[RenderableType
 
 
 class _Parts:
-    """AccessLogRecord and tables, and how many lines they take together."""
+    """Lines and tables, and their total height in lines."""
 
     def __init__(self) -> None:
         self.parts: list[RenderableType] = []

@@ -23,7 +23,7 @@ OPERATION_S: Final = 3600.0
 #: How long after the answer the last event of a switch may arrive, in seconds.
 _LAST_EVENT_S: Final = 1.0
 
-#: How long the order waits for the event stream to open, in seconds.
+#: How long the load request waits for the event stream to open, in seconds.
 _SUBSCRIBE_S: Final = 10.0
 
 #: The width of a model's name beside a progress bar.

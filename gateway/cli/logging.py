@@ -17,7 +17,7 @@ from hostler.gateway.telemetry.access_log import AccessLogRecord
 
 Format = Literal["auto", "plain", "json"]
 
-#: AccessLogRecord that may wait to be written; further ones are dropped, counted and reported.
+#: Records that may wait to be written; further ones are dropped, counted and reported.
 MAX_WAITING_LINES: Final = 10_000
 
 #: How long `close` waits for lines that could not be written yet, in seconds.
@@ -25,12 +25,12 @@ CLOSE_S: Final = 2.0
 
 _STDERR: Final = 2
 
-#: Libraries that log at INFO what is of no use to an operator.
+#: Libraries whose INFO messages are of no use to operators.
 _NOISY = ("uvicorn", "uvicorn.error", "httpx", "httpcore", "asyncio", "sse_starlette", "watchfiles")
 
 
 class PlainFormatter(logging.Formatter):
-    """Python's own format. The text of the second is cached: most lines share it."""
+    """Python's standard format. The formatted second is cached, since most lines share it."""
 
     _second = -1
     _text = ""

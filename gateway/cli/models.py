@@ -34,7 +34,7 @@ def switch(
 ) -> None:
     """Load a model and show the progress.
 
-    Models that have to make room finish their answers first.
+    Models evicted for it finish their answers first.
     """
     from hostler.gateway.cli import loading
 
@@ -102,7 +102,7 @@ def unload(
 
 
 HostOption = Annotated[
-    str | None, typer.Option("--host", metavar="HOST", help="Host to pin it on. Default: all hosts that have it.")
+    str | None, typer.Option("--host", metavar="HOST", help="Apply to this host only. Default: all hosts that have it.")
 ]
 
 
@@ -116,7 +116,7 @@ def pin(
 ) -> None:
     """Keep a model loaded; it is never evicted.
 
-    Does not load it. Lasts over restarts.
+    Does not load the model. Survives restarts.
     """
     _set_pin(True, model, host, config, url, key_file, as_json=as_json)
 

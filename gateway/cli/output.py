@@ -24,7 +24,7 @@ def print_in_background(descriptor: int, text: str) -> None:
         try:
             write_all(descriptor, f"{text}\n")
         except OSError:
-            pass  # the reader has gone; the process runs on
+            pass  # the reader is gone; the process keeps running
 
     threading.Thread(target=work, name="print", daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""The programs `up`, `gateway` and `supervisor`: what they are made of, their sockets, signals and banner."""
+"""The programs `up`, `gateway` and `supervisor`: their parts, sockets, signals and banner."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hostler.gateway.server import systemd
 from hostler.gateway.server.server import ListenError, Server, bind
 from hostler.supervisor.contract import SupervisorError, SwitchMoved
 
-if TYPE_CHECKING:  # what only some of the commands need is loaded by them
+if TYPE_CHECKING:  # other modules are imported by the commands that need them
     from hostler.gateway.app import Gateway
     from hostler.gateway.cli.live import LiveView
     from hostler.supervisor.manager import EngineManager

@@ -77,7 +77,7 @@ _BY_NAME: Final = {name: option for option in OPTIONS for name in option.names}
 
 
 def read_plain(arguments: Sequence[str]) -> StartOptions | None:
-    """Read a start command whose options are written plainly. `None` for everything else, be it right or wrong."""
+    """Read a start command whose options are written plainly. `None` for everything else, valid or not."""
     if not arguments or arguments[0] not in get_args(StartCommand):
         return None
     given: dict[str, Any] = {"command": arguments[0]}

@@ -1,1 +1,1 @@
-"""The layers of a request's way, one duty each. None knows another; `app.py` puts them in order."""
+"""The middleware that requests for models pass through, one concern each; `app.py` defines their order."""

@@ -1,4 +1,4 @@
-"""The base class of the request middleware, and what those that make a client wait have in common.
+"""The base class of the request middleware, and the heartbeats of those that make a client wait.
 
 Middleware are ordinary ASGI middleware; their subclasses implement `dispatch` and see the request context instead of
 the scope.
@@ -18,7 +18,7 @@ CallNext = Callable[[], Awaitable[None]]
 
 
 class RequestMiddleware:
-    """Does one duty in `dispatch`, which calls `call_next` once, never, or (the fallback and the queue) again.
+    """Handles one concern in `dispatch`, which calls `call_next` once, never, or (fallback and queueing) repeatedly.
 
     Errors are raised as `GatewayError`. A middleware keeps no state of a request between two calls.
     """
@@ -51,7 +51,7 @@ class Heartbeat:
         self.due = self._first
 
     def hasten(self) -> None:
-        """There is something new to show: it is due now, though never before the first one."""
+        """Show the next progress now, since it is new, but never before the first one is due."""
         now = self._clock()
         if now >= self._first:
             self.due = now

@@ -113,7 +113,7 @@ class FallbackMiddleware(RequestMiddleware):
                     return
             failed.append(failure)
         for index, target in enumerate(targets):
-            # The others took their time: hops that were paused at their turn may be back.
+            # Trying the others took time: circuits that were open before may allow attempts again.
             candidate = Candidate(index, self._hops[target.backend], target, ())
             was_paused = any(each.hop is candidate.hop and each.reason == "circuit_open" for each in failed)
             if was_paused and self._skipped(context, candidate, failed) is None:
@@ -165,7 +165,7 @@ class FallbackMiddleware(RequestMiddleware):
     async def _try(
         self, context: RequestContext, candidate: Candidate, failed: list[FailedHop], call_next: CallNext
     ) -> FailedHop | None:
-        """Try one hop, again if the policy says so. `None` if it answered; raises what no other hop may mend."""
+        """Try one hop, again if the policy says so. `None` if it answered; raises errors that no other hop can fix."""
         hop, target = candidate.hop, candidate.target
         if failed:
             _note(context, failed)

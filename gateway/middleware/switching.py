@@ -17,7 +17,7 @@ from hostler.gateway.scheduling.orchestrator import Orchestrator
 class SwitchingMiddleware(RequestMiddleware):
     """Gives the attempt the engine's address for as long as the lease is held. Requests to unload a model end here.
 
-    An engine found dead before anything was sent is started afresh, once for each attempt: `EngineLost` has the request
+    An engine found dead before anything was sent is restarted, once for each attempt: `EngineLost` has the request
     queued again. `on_model_used` receives the name of each model that is used.
     """
 
@@ -58,7 +58,7 @@ class SwitchingMiddleware(RequestMiddleware):
             if not isinstance(error, BackendUnavailable):
                 raise
             # The engine died while it was idle and its supervisor has not noticed: nothing was sent, so a restart is
-            # free. Where connecting timed out it is the machine that is gone.
+            # free. A connect timeout means that the machine is gone.
             if error.timed_out or context.writer.committed or attempt.restarts:
                 raise
             attempt.restarts += 1

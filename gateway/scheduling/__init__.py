@@ -1,1 +1,1 @@
-"""Who may use which model when: decisions as plain functions, and the orchestrator that carries them out."""
+"""Queues and model switches of a host: decisions as plain functions, and the orchestrator that carries them out."""

@@ -69,7 +69,7 @@ class EngineAddresses:
 
         A model that cannot be located counts as stopped. `fresh`: the first snapshot after the supervisor was lost; it
         may be another supervisor, which counts generations from the beginning, so nothing known before is valid. A
-        later snapshot may be older than an order's result. `replaced` is called at once with each model whose address
+        later snapshot may be older than a switch's result. `replaced` is called at once with each model whose address
         is no longer valid.
         """
         models = []

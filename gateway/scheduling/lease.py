@@ -12,7 +12,7 @@ from hostler.supervisor.contract import EngineAddress
 
 
 class LeaseOwner(Protocol):
-    """What a lease asks of the orchestrator that gave it out."""
+    """What a lease needs from the orchestrator that granted it."""
 
     def progress(self, lease: Lease) -> Progress: ...
 

@@ -1,4 +1,4 @@
-"""Carries out what the scheduler of one host decides: orders to its supervisor, leases for those who wait."""
+"""Carries out the decisions of one host's scheduler: requests to its supervisor, leases for waiting requests."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Orchestrator:
         self._on_status = on_status
         self._on_stopping = on_stopping
         self._clock = clock
-        # Grows from one start of the gateway to the next, so that orders of a forgotten older one are refused.
+        # Grows from one start of the gateway to the next, so that requests of a forgotten older one are refused.
         self._epoch = int(time.time())
         self._ids = itertools.count(1)
         self._leases: dict[int, Lease] = {}
@@ -246,7 +246,7 @@ class Orchestrator:
             self._progress.clear()
             self._carry_out(self._scheduler.supervisor_lost(now), now)
             if self._following is not None:
-                # A failed call says more than a silent connection; only a new snapshot says how things are.
+                # A failed call proves more than a silent connection; only a new snapshot shows the host's state.
                 self._following.cancel()
         self._publish(HostChanged(backend=self.name, reachable=reachable, host=self.status))
 
@@ -299,7 +299,7 @@ class Orchestrator:
     async def _on_event(self, event: SupervisorEvent) -> None:
         if isinstance(event, Snapshot):
             if self.status is None:
-                # A clock that was set back must not lock us out: count on from the epoch that the host has seen.
+                # If the clock was set back, continue from the epoch that the host has seen, or it would refuse every request.
                 self._epoch = max(self._epoch, event.host.epoch + 1)
             host = await self._addresses.reconcile(
                 event.host, fresh=not self.reachable, replaced=self._address_replaced
@@ -423,7 +423,7 @@ class Orchestrator:
         self._rearm()
 
     def _order_error(self, error: UnknownProfile | StaleEpoch | SupervisorUnreachable, model: str) -> GatewayError:
-        """The client's error for an order that the supervisor refused or did not receive."""
+        """The client's error for a request that the supervisor refused or did not receive."""
         if isinstance(error, UnknownProfile):
             return profile_removed(model, self.name)
         if isinstance(error, StaleEpoch):

@@ -1,4 +1,4 @@
-"""Which models should be loaded next on a host, what must be evicted for them, and when. Decides; changes nothing."""
+"""Which models should be loaded next on a host, what must be evicted for them, and when. Pure functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What queued requests are shown: their position, an estimate, and the switch under way. Decides nothing."""
+"""The progress shown to queued requests: position, estimate, and the switch in progress."""
 
 from __future__ import annotations
 

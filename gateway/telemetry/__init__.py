@@ -1,1 +1,1 @@
-"""What is kept of what happened: counters, log lines, figures of past requests, frames for readers."""
+"""Telemetry: metrics, access log, log buffer, history, transcripts, traces, and event streams."""

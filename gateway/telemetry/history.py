@@ -36,7 +36,7 @@ _FLUSH_AT = 500
 #: Requests that share a row at most: a row costs twenty times what a request in it does.
 _PER_ROW = 100
 _SAMPLE_INTERVAL_S = 15.0
-#: Later times are rubbish, in seconds since the epoch.
+#: Rows with later times are damaged, in seconds since the epoch.
 _MAX_TIME = 1e12
 #: Answers of a model whose times are used for estimates: earlier ones hardly count.
 _RECENT = 20

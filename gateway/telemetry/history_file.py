@@ -70,7 +70,7 @@ def open_database(name: str) -> sqlite3.Connection:
 
 
 def is_damaged(error: Exception) -> bool:
-    """Whether a file is no database (any more), rather than locked, full or away. Numbers overflow in rubbish only."""
+    """Whether a file is no database (any more), rather than locked, full or missing. Only damaged files cause an `OverflowError`."""
     code = getattr(error, "sqlite_errorcode", None)
     return isinstance(error, OverflowError) or (
         code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

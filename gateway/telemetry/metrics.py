@@ -56,12 +56,12 @@ class GatewayMetrics:
         self._version = version
         self._duration = Histogram(
             "gen_ai_server_request_duration_seconds",
-            "From a request's arrival to the end of its answer.",
+            "Time from a request's arrival to the end of its answer.",
             ["protocol", "operation", "model", "backend", "outcome"],
         )
         self._first_token = Histogram(
             "gen_ai_server_time_to_first_token_seconds",
-            "From a request's arrival to its first token.",
+            "Time from a request's arrival to its first token.",
             ["model", "backend"],
         )
         self._tokens = Histogram(
@@ -75,15 +75,15 @@ class GatewayMetrics:
             "Time requests spent in the queue, without the model switch.",
             ["model"],
         )
-        self._rejected = Counter("hostler_rejected", "Requests refused before a backend was asked.", ["reason"])
+        self._rejected = Counter("hostler_rejected", "Requests refused before a backend was tried.", ["reason"])
         for reason in _REJECTIONS:
             self._rejected.init(reason)
         self._fallbacks = Counter(
             "hostler_fallbacks",
-            "Requests served by a later backend of the chain: the first choice, who served, and the reason.",
+            "Requests served by a later backend of the chain, by first choice, serving backend and reason.",
             ["from", "to", "reason"],
         )
-        self._attempts = Counter("hostler_attempts", "Attempts at a backend by outcome.", ["backend", "outcome"])
+        self._attempts = Counter("hostler_attempts", "Attempts at a backend, by outcome.", ["backend", "outcome"])
         self._cost = Counter("hostler_cost_usd", "Cost of answers in US dollars.", ["backend"])
         self._breakers = Counter(
             "hostler_breaker_transitions",
@@ -92,7 +92,7 @@ class GatewayMetrics:
         )
         self._switches = Histogram(
             "hostler_switch_duration_seconds",
-            "From the order to load a model to ready or failed.",
+            "Time from the request to load a model to ready or failed.",
             ["backend", "from", "to", "outcome"],
         )
         self._reachable = Gauge("hostler_supervisor_reachable", "1 if the supervisor is reachable.", ["backend"])
@@ -120,7 +120,7 @@ class GatewayMetrics:
         for each in chain.backends:
             for outcome in _ALERTED:
                 self._attempts.init(each.backend, outcome)
-        info = Gauge("hostler_info", "1; the version is a label.", ["version"])
+        info = Gauge("hostler_info", "Always 1; the version is a label.", ["version"])
         info.set(1, self._version)
         counted = (
             *(self._duration, self._first_token, self._tokens, self._queue_wait, self._rejected, self._fallbacks),

@@ -1,4 +1,4 @@
-"""Transcript prompts and answers, in a SQLite file of their own. Off by default, bounded in size and age."""
+"""Records prompts and answers in a SQLite file of their own. Off by default, bounded in size and age."""
 
 from __future__ import annotations
 

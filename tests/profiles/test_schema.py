@@ -68,7 +68,7 @@ def test_does_not_inherit_the_checksum_of_another_file() -> None:
         ({"a": entry(gpu_layers=-1)}, "profiles.a.gpu_layers: must be at least 0, got -1"),
         (
             {"a": entry(default=True), "b": entry(default=True)},
-            "profiles.b.default: a is the default already; only one profile can be",
+            "profiles.b.default: a is already the default; only one profile can be",
         ),
         ({"a": entry(args=("--port", "1"))}, "profiles.a.args: --port is set by the supervisor: leave it out"),
         ({"a": entry(args=("-c", "1"))}, "profiles.a.args: -c is set by the supervisor: use context instead"),

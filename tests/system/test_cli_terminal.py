@@ -111,7 +111,7 @@ def test_ctrl_c_waits_for_answers_and_a_second_one_aborts_them(
 ) -> None:
     path = file(a={"last_when": flags("never").path})
     with run_in_terminal("up", "--config", str(path), environ=home) as shown:
-        address = address_in(shown.until("Ctrl-C stops it ·"))
+        address = address_in(shown.until("Ctrl-C to stop ·"))
         asked = ask(address, "a", stream=True)
         shown.until("generating")
         shown.press(b"\x03")
@@ -128,10 +128,10 @@ def test_ctrl_c_waits_for_answers_and_a_second_one_aborts_them(
 def test_the_log_scrolls_above_the_view(file: Callable[..., Path], home: dict[str, str]) -> None:
     path = file(a={"exit_code": 1, "stderr": "no luck today"})
     with run_in_terminal("up", "--config", str(path), environ=home) as shown:
-        address = address_in(shown.until("Ctrl-C stops it ·"))
+        address = address_in(shown.until("Ctrl-C to stop ·"))
         ask(address, "a").join(30)
         shown.until("warning: failed")
-        assert "req-" in shown.until("Ctrl-C stops it ·")
+        assert "req-" in shown.until("Ctrl-C to stop ·")
         shown.press(b"\x03")
         assert shown.end() == 0
 
@@ -170,7 +170,7 @@ def test_the_view_is_off_where_it_is_not_wanted(
 ) -> None:
     path = file(a={})
     with run_in_terminal("up", "--config", str(path), *more, environ={**home, **environ}) as shown:
-        address = address_in(shown.until("Ctrl-C stops it."))
+        address = address_in(shown.until("Press Ctrl-C to stop."))
         ask(address, "a").join(30)
         shown.until("openai.chat")
         shown.press(b"\x03")
@@ -191,7 +191,7 @@ def test_no_color_is_respected(file: Callable[..., Path], home: dict[str, str]) 
 def test_paused_terminal_output_blocks_nothing(file: Callable[..., Path], home: dict[str, str]) -> None:
     path = file(a={})
     with run_in_terminal("up", "--config", str(path), environ=home) as shown:
-        address = address_in(shown.until("Ctrl-C stops it ·"))
+        address = address_in(shown.until("Ctrl-C to stop ·"))
         # From here on the terminal is not read.
         for _ in range(40):
             ask(address, "nobody").join(30)
@@ -241,7 +241,7 @@ def test_long_names_leave_room_for_the_other_columns(file: Callable[..., Path], 
     path = file(**{name: {} for name in names})
     config = ("--config", str(path))
     with run_in_terminal("up", *config, environ=home) as shown:
-        address = address_in(shown.until("Ctrl-C stops it ·"))
+        address = address_in(shown.until("Ctrl-C to stop ·"))
         for name in names:
             ask(address, name).join(30)
         for command, words in (("status", ["STATE", "NOTE", "loaded"]), ("models", ["STATE", "CONTEXT", "unloaded"])):

@@ -60,7 +60,7 @@ export function build(root) {
   let sendWhenListed = false;
 
   const options = () => {
-    setText(kept, state.recording ? "This chat is not saved by the page, but the gateway records it." : "This chat is not saved, neither by the page nor by the gateway.");
+    setText(kept, state.recording ? "This chat is not saved by the page, but the gateway records it." : "This chat is saved neither by the page nor by the gateway.");
     const listed = state.models.filter((each) => each.listed);
     const names = listed.map((each) => each.name);
     if (state.version && !names.length && sendWhenListed) {

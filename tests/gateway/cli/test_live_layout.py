@@ -70,7 +70,7 @@ def test_running_models_requests_in_flight_and_finished_requests_are_shown() -> 
     assert re.search(r"place 1, 4\.0 s +beta", text)
     assert re.search(r"ok +alpha +box, hop 2 +2\.0 s +1\.0 s +42 tokens/s +laptop", text)
     assert "failed 503" in text
-    assert "Ctrl-C stops it" in text
+    assert "Ctrl-C to stop" in text
 
 
 def test_a_switch_is_shown_before_its_model_has_a_process() -> None:
