@@ -1,0 +1,105 @@
+"""The tests mirror the packages: a module's tests stand in `test_MODULE.py`, or `test_MODULE_ASPECT.py`, at its place."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TESTS = ROOT / "tests"
+PACKAGES = ("adapters", "gateway", "profiles", "supervisor")
+MAX_LINES = 600
+
+#: Modules without a test file of their own, and what tests them.
+TESTED_ELSEWHERE = {
+    "adapters/anthropic/operations.py": ["adapters/test_transcripts.py", "adapters/test_compatibility.py"],
+    "adapters/anthropic/schema.py": ["adapters/anthropic/test_parser.py"],
+    "adapters/lmstudio/operations.py": ["adapters/lmstudio/test_adapter.py"],
+    "adapters/types.py": ["adapters/test_transcripts.py"],
+    "gateway/__main__.py": ["system/test_startup.py"],
+    "gateway/admin/actions.py": ["system/test_admin_routes.py", "system/test_pinning.py"],
+    "gateway/admin/app.py": ["system/test_admin_routes.py", "system/test_login.py"],
+    "gateway/admin/dry_run.py": ["system/test_chain.py"],
+    "gateway/admin/logs.py": ["system/test_admin_events.py"],
+    "gateway/admin/routes.py": ["system/test_admin_routes.py", "system/test_admin_events.py"],
+    "gateway/admin/transcripts.py": ["system/test_recording.py"],
+    "gateway/asgi.py": ["gateway/test_app_servers.py"],
+    "gateway/auth/middleware.py": ["system/test_security.py"],
+    "gateway/auth/sessions.py": ["system/test_login.py"],
+    "gateway/backends/base.py": ["gateway/backends/test_http_transport.py", "gateway/backends/test_httpx_transport.py"],
+    "gateway/backends/chain.py": ["gateway/middleware/test_fallback.py", "system/test_chain.py"],
+    "gateway/cli/launch.py": ["system/test_cli_terminal.py", "system/test_startup.py"],
+    "gateway/cli/models.py": ["system/test_cli_commands.py"],
+    "gateway/cli/options.py": ["system/test_cli_errors.py", "system/test_cli_completion.py"],
+    "gateway/cli/run.py": ["system/test_cli_terminal.py", "system/test_cli_errors.py"],
+    "gateway/cli/status.py": ["system/test_cli_commands.py"],
+    "gateway/events.py": ["system/test_behaviours_events.py"],
+    "gateway/response.py": ["system/test_behaviours_progress.py", "system/test_behaviours_bytes.py"],
+    "gateway/supervisor_app.py": ["supervisor/test_standalone.py"],
+    "gateway/telemetry/history_file.py": ["gateway/telemetry/test_history.py"],
+    "gateway/uploads.py": ["gateway/test_model_admin.py", "system/test_model_admin.py"],
+    "supervisor/contract.py": ["supervisor/test_client.py", "supervisor/test_manager.py"],
+    "supervisor/instruments.py": ["supervisor/test_metrics.py", "gateway/telemetry/test_metrics.py"],
+}
+
+#: Test files of several modules of their package.
+ACROSS_MODULES = {
+    "adapters/anthropic/test_details.py",
+    "adapters/anthropic/test_sdk.py",
+    "adapters/ollama/test_embeddings.py",
+    "adapters/openai/test_heartbeat.py",
+    "adapters/openai/test_sdk.py",
+    "adapters/test_compatibility.py",
+    "adapters/test_forwarding.py",
+    "adapters/test_pairs.py",
+    "adapters/test_third_party.py",
+    "adapters/test_transcripts.py",
+    "supervisor/test_standalone.py",
+}
+
+
+def defines_functions(module: str) -> bool:
+    """False for modules that only declare types and constants."""
+    tree = ast.parse((ROOT / module).read_text())
+    return any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in ast.walk(tree))
+
+
+MODULES = sorted(
+    str(path.relative_to(ROOT))
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+    if path.name != "__init__.py" and defines_functions(str(path.relative_to(ROOT)))
+)
+UNIT_TESTS = sorted(
+    str(path.relative_to(TESTS)) for package in PACKAGES for path in (TESTS / package).rglob("test_*.py")
+)
+
+
+def own_tests(module: str) -> list[str]:
+    """The test files at the mirrored place of a module."""
+    folder, stem = (TESTS / module).parent, Path(module).stem
+    others = {f"test_{path.stem}.py" for path in (ROOT / module).parent.glob(f"{stem}_*.py")}
+    found = (*folder.glob(f"test_{stem}.py"), *folder.glob(f"test_{stem}_*.py"))
+    return [str(path.relative_to(TESTS)) for path in found if path.name not in others]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_has_its_test_file(module: str) -> None:
+    assert own_tests(module) or module in TESTED_ELSEWHERE
+
+
+def test_a_unit_test_file_has_its_module() -> None:
+    mirrored = {file for module in MODULES for file in own_tests(module)}
+    assert set(UNIT_TESTS) - mirrored == ACROSS_MODULES
+
+
+def test_the_exceptions_are_needed_and_exist() -> None:
+    assert [module for module in TESTED_ELSEWHERE if module not in MODULES or own_tests(module)] == []
+    assert [file for files in TESTED_ELSEWHERE.values() for file in files if not (TESTS / file).exists()] == []
+
+
+def test_no_test_file_is_too_long() -> None:
+    lines = {str(path): len(path.read_text().splitlines()) for path in TESTS.rglob("*.py")}
+    assert {path: count for path, count in lines.items() if count > MAX_LINES} == {}
