@@ -166,7 +166,7 @@ async def test_a_restarted_supervisor_is_reconciled(start_gateway: StartGateway,
         port = one.port
         await one.stop_listening()
         await reachable(gateway, False)
-        # The next one counts its processes from the beginning, and has the model loaded before anybody asks.
+        # The next one counts generations from the beginning, and has the model loaded before any request.
         async with remote_supervisor(tmp_path / "again", {"a": {}}, port=port) as again:
             await again.manager.switch("a")
             await reachable(gateway, True)

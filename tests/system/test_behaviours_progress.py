@@ -85,17 +85,17 @@ async def test_every_phase_of_a_switch_is_shown_and_the_second_load_has_an_estim
             await gateway.chat("a")
             async with gateway.stream("b") as answer:
                 text = (await answer.aread()).decode()
-            told = [event["x_hostler"] for event in data_events(text) if "x_hostler" in event]
-            loading = [each for each in told if each["phase"] == "loading"]
+            shown = [event["x_hostler"] for event in data_events(text) if "x_hostler" in event]
+            loading = [each for each in shown if each["phase"] == "loading"]
             percents = [each["percent"] for each in loading]
-            if {"stopping", "starting", "loading"} <= {each["phase"] for each in told} and percents[-1] > 30:
+            if {"stopping", "starting", "loading"} <= {each["phase"] for each in shown} and percents[-1] > 30:
                 break
-        assert {"stopping", "starting", "loading"} <= {each["phase"] for each in told}
+        assert {"stopping", "starting", "loading"} <= {each["phase"] for each in shown}
         assert percents == sorted(percents)
         assert percents[-1] > 30
         assert all(each["eta_s"] is not None and each["eta_s"] < 10 for each in loading)
-        assert {each["from"] for each in told if each["phase"] == "stopping"} == {"a"}
-        # What was not known yet when the headers went out is told behind the answer.
+        assert {each["from"] for each in shown if each["phase"] == "stopping"} == {"a"}
+        # What was not known yet when the headers went out follows the answer.
         last = text.rpartition("data: [DONE]")[2]
         assert "x-hostler-switch-ms=" in last and "x-hostler-switch-ms=0 " not in last
 
@@ -244,7 +244,7 @@ async def test_a_whole_answer_equals_the_engines_own(start_gateway: StartGateway
 
 
 async def engines_own(gateway: RunningGateway, body: dict[str, Any]) -> bytes:
-    """What the engine says to somebody who asks it without a gateway."""
+    """The engine's answer without a gateway."""
     address = await gateway.manager.locate("a")
     assert address is not None
     url = f"http://{address.host}:{address.port}/v1/chat/completions"

@@ -81,10 +81,10 @@ async def test_two_switches_that_need_the_same_memory_do_not_overlap(start_gatew
 
 
 async def test_a_key_of_higher_priority_gets_its_model_first(start_gateway: StartGateway, tmp_path: Path) -> None:
-    path, keys = write_keys(tmp_path, everybody=0, important=5)
+    path, keys = write_keys(tmp_path, ordinary=0, important=5)
     profiles = {"a": {"script": LONG}, "b": {}, "c": {}}
     async with start_gateway(profiles, gateway={"api_keys_file": path}) as gateway:
-        gateway.http.headers["Authorization"] = f"Bearer {keys['everybody']}"
+        gateway.http.headers["Authorization"] = f"Bearer {keys['ordinary']}"
         async with gateway.stream("a") as answer, anyio.create_task_group() as tasks:
             await first_token(answer)
             tasks.start_soon(gateway.chat, "c")
@@ -159,19 +159,19 @@ async def test_all_waiting_requests_fail_at_once_when_the_engine_dies_during_its
     async with start_gateway({"a": {"script": script}}, supervisor={"max_failures": 10, "backoff_s": 30.0}) as gateway:
         while not late or (min(late) > 0.3 and len(late) < 4):
             die.clear()
-            told: list[float] = []
+            answered: list[float] = []
 
-            async def ask(told: list[float]) -> None:
+            async def ask(answered: list[float]) -> None:
                 assert (await gateway.chat("a")).status_code == 503
-                told.append(time.time())
+                answered.append(time.time())
 
             async with anyio.create_task_group() as tasks:
                 for _ in range(4):
-                    tasks.start_soon(ask, told)
+                    tasks.start_soon(ask, answered)
                 await gateway.until_counts(0, 4)
                 await gateway.until(lambda: len(gateway.starts()) == len(late) + 1)
                 die.set()
-            late.append(max(told) - gateway.events("stop")[-1]["time"])
+            late.append(max(answered) - gateway.events("stop")[-1]["time"])
             assert len(gateway.starts()) == len(late)
             assert [model["state"] for model in (await gateway.status())["models"]] == ["failed"]
     assert min(late) <= 0.3
@@ -264,7 +264,7 @@ async def test_a_request_after_an_unload_in_mid_load_gets_a_new_process(
             tasks.start_soon(lambda: gateway.action("unload", model="a"))
             await gateway.until(lambda: answers)
             # The old process is still on its way out, and gets ready on it.
-            await gateway.until(lambda: gateway.events("told"))
+            await gateway.until(lambda: gateway.events("answered"))
             tasks.start_soon(ask)
             await gateway.until_counts(0, 1)
             ready.set()

@@ -120,11 +120,11 @@ async def test_a_whole_answer_reports_queue_and_switch_time(start_gateway: Start
         await gateway.until_counts(1, 1)
         await held(speak)
         await gateway.until(lambda: len(answers) == 2)
-    told = [
+    waits = [
         (int(answer.headers["x-hostler-queue-ms"]), int(answer.headers["x-hostler-switch-ms"])) for answer in answers
     ]
-    assert told[0][1] >= 50 and told[1][0] >= 50
-    assert told[1][1] == 0
+    assert waits[0][1] >= 50 and waits[1][0] >= 50
+    assert waits[1][1] == 0
 
 
 async def test_an_engine_never_gets_more_requests_than_it_has_slots(start_gateway: StartGateway) -> None:
@@ -171,15 +171,15 @@ async def test_retry_after_is_the_rest_of_the_load_as_measured_before(
             tasks.start_soon(gateway.chat, "a")
             await gateway.until_counts(0, 1)
             begun = time.monotonic()
-            told = 0
-            while told != 1:
+            retry_after = 0
+            while retry_after != 1:
                 asked = time.monotonic()
                 answer = await gateway.chat("a")
                 assert answer.status_code == 429
-                told = int(answer.headers["retry-after"])
+                retry_after = int(answer.headers["retry-after"])
                 # By the time that has passed since the load began, at most and at least.
-                assert max(1, math.ceil(takes - (time.monotonic() - began) - 0.1)) <= told
-                assert told <= max(1, math.ceil(takes - (asked - begun) + 0.1))
+                assert max(1, math.ceil(takes - (time.monotonic() - began) - 0.1)) <= retry_after
+                assert retry_after <= max(1, math.ceil(takes - (asked - begun) + 0.1))
             ready.set()
 
 

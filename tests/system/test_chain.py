@@ -325,7 +325,7 @@ async def test_the_daily_limit_survives_a_restart(tmp_path: Path, cloud: FakeOpe
         response = await chain.chat()
         assert response.status_code == 503
         assert "daily spending limit" in response.json()["error"]["message"]
-        # Nor may whoever names the backend spend more.
+        # Naming the backend does not lift the limit.
         response = await chain.chat(headers={"X-Hostler-Only": "cloud"})
         assert response.status_code == 503
         assert "daily spending limit" in response.json()["error"]["message"]
@@ -339,7 +339,7 @@ async def test_an_operator_may_name_the_backend(tmp_path: Path, cloud: FakeOpenR
         response = await chain.chat(headers={"X-Hostler-Only": "lan"})
         assert answer_text(response) == f"lan:{ALL}"
         assert (await chain.chat()).headers["x-hostler-reason"] == "cloud: circuit_open"
-        # A closed one is asked all the same, and its answer opens it to everybody.
+        # It is tried although its circuit is open, and its answer closes the circuit.
         assert answer_text(await chain.chat(headers={"X-Hostler-Only": "cloud"})) == f"cloud:{ALL}"
         assert answer_text(await chain.chat()) == f"cloud:{ALL}"
         both = {"X-Hostler-Only": "cloud", "X-Hostler-Local-Only": "true"}
@@ -376,7 +376,7 @@ async def test_a_dry_run_shows_how_a_model_would_be_served_without_a_request(
         assert then["hops"][0]["retry_in_s"] > 6 * 3600 - 60
         inside = (await chain.http.get("/admin/route", params={"model": "m", "local_only": "true"})).json()
         assert inside["hops"][0]["reason"] == "non_local"
-        assert (await chain.http.get("/admin/route", params={"model": "nobody"})).status_code == 404
+        assert (await chain.http.get("/admin/route", params={"model": "unknown"})).status_code == 404
 
 
 async def test_the_doctor_reports_problems(tmp_path: Path, cloud: FakeOpenRouter, lan: FakeOpenRouter) -> None:
@@ -405,8 +405,8 @@ async def test_a_dry_run_fails_where_no_backend_would_serve(tmp_path: Path, clou
         await chain.chat()
         sick = await anyio.run_process([sys.executable, "-m", "hostler.gateway", *arguments], check=False)
         assert (sick.returncode, b"No backend would answer." in sick.stdout) == (1, True)
-        told = await anyio.run_process([sys.executable, "-m", "hostler.gateway", *arguments, "--json"], check=False)
-        assert (told.returncode, json.loads(told.stdout)["first"]) == (1, None)
+        shown = await anyio.run_process([sys.executable, "-m", "hostler.gateway", *arguments, "--json"], check=False)
+        assert (shown.returncode, json.loads(shown.stdout)["first"]) == (1, None)
 
 
 async def test_a_command_without_a_gateway_reports_it(tmp_path: Path) -> None:
@@ -461,7 +461,7 @@ async def test_a_host_that_accepts_no_connection_delays_only_the_first_request(
             assert 0.3 <= first.seconds < 0.6
             assert {event.reason for event in others} == {"pc: circuit_open"}
             assert sorted(event.seconds for event in others)[15] < 0.05
-            # Nor later: as long as the background finds nobody there, no request has to.
+            # Nor later: health checks spare requests the wait.
             await anyio.sleep(1)
             assert (await chain.chat()).headers["x-hostler-reason"] == "pc: circuit_open"
 

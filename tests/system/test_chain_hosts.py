@@ -195,7 +195,7 @@ async def test_a_local_only_model_stays_local_while_its_machine_sleeps(tmp_path:
     async with start_chain(tmp_path, backends, history=state) as chain:
         assert (await chain.chat()).status_code == 503
     assert cloud.requests == []
-    # What cannot be read is as if nothing had ever been heard.
+    # An unreadable file counts as missing.
     state.with_name("machines.json").write_bytes(b"{\xff")
     async with start_chain(tmp_path, backends, history=state) as chain:
         assert answer_text(await chain.chat()) == f"cloud:{ALL}"

@@ -108,7 +108,7 @@ async def test_a_model_without_waiting_requests_is_not_loaded(start_gateway: Sta
                 await gateway.until_counts(1, 1)
                 tasks.cancel_scope.cancel()
             await gateway.until_counts(1, 0)
-        # The stream has been left, too: `a` could go now, if anybody wanted it to.
+        # The stream was left, too: `a` could be evicted now.
         await gateway.until_counts(0, 0)
         assert (await gateway.chat("a", max_tokens=1)).status_code == 200
         assert gateway.starts() == ["a"]
@@ -153,10 +153,10 @@ async def test_the_access_log_has_the_status_that_the_client_received(
         await anext(lines)
         tasks.start_soon(gateway.chat, "a")
         await gateway.until_counts(0, 1)
-        told = await gateway.http.post("/api/chat", json=body)
+        refused = await gateway.http.post("/api/chat", json=body)
         noted = await _noted(lines, "queue_full")
         ready.set()
-    assert told.status_code == 503
+    assert refused.status_code == 503
     assert noted["status"] == 503
 
 
@@ -211,8 +211,8 @@ async def test_a_failed_load_is_explained_with_the_engines_last_output(start_gat
 
 async def test_a_request_without_a_model_goes_to_the_active_one(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {}, "b": {}}) as gateway:
-        nobody = await gateway.chat(None)
-        assert nobody.status_code == 400
+        unnamed = await gateway.chat(None)
+        assert unnamed.status_code == 400
         assert gateway.starts() == []
         await gateway.chat("b")
         answer = await gateway.chat(None)

@@ -147,7 +147,7 @@ async def test_a_connection_closed_before_the_request_arrived_is_replaced_once(
     box = Endpoint(host="127.0.0.1", port=server.listener.getsockname()[1], name="box")
     assert await ask(transport, box) == b"body"
     server.close_first.set()
-    server.first_closed.wait(5)  # the event loop stands still meanwhile: it has not heard of it
+    server.first_closed.wait(5)  # the event loop is blocked meanwhile and has not noticed
     assert await ask(transport, box) == b"body"
     assert server.requests == 2
 
@@ -202,7 +202,7 @@ async def test_a_name_that_does_not_exist_is_unavailable(transport: LanTransport
 
 
 async def test_a_name_with_a_dead_address_family_still_connects(transport: LanTransport) -> None:
-    async with backend(answering(WHOLE)[1]) as box:  # localhost is ::1 too, where nobody listens
+    async with backend(answering(WHOLE)[1]) as box:  # localhost is ::1 too, where nothing listens
         assert await ask(transport, Endpoint(host="localhost", port=box.port, name="box")) == b"body"
 
 

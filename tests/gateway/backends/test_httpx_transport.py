@@ -187,7 +187,7 @@ async def test_close_all_ends_waiting_requests(transport: HttpxTransport, begun:
             if begun:
                 await waits.wait()
             else:
-                while not router.requests:  # noqa: ASYNC110 - a socket's other end tells nobody
+                while not router.requests:  # noqa: ASYNC110 - the other end of a socket has no event
                     await anyio.sleep(0.01)
             transport.close_all(other)
             await anyio.wait_all_tasks_blocked()
