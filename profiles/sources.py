@@ -24,7 +24,7 @@ DownloadPhase = Literal["waiting", "downloading", "unpacking", "verifying", "don
 
 
 class SourceError(Exception):
-    """A model's file is not available; the message says what to put where."""
+    """A model's file is not available; the message says how to provide it."""
 
 
 class FetchProgress(msgspec.Struct, frozen=True, kw_only=True):

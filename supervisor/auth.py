@@ -38,7 +38,7 @@ _Body = TypeVar("_Body")
 
 
 class FailureThrottle:
-    """Limits wrong tokens: after `limit` of them within `window_s` an address has to wait. Keeps at most `remember`."""
+    """Limits invalid tokens: after `limit` of them within `window_s` an address has to wait. Keeps at most `remember`."""
 
     def __init__(
         self, *, limit: int = 50, window_s: float = 60.0, remember: int = 4096,
@@ -91,7 +91,7 @@ class HostCheck:
 
 
 class TokenCheck:
-    """Compares tokens with the right one in constant time, whatever their lengths."""
+    """Compares tokens with the valid one in constant time, whatever their lengths."""
 
     def __init__(self, token: str) -> None:
         self._digest = _digest(token.encode())

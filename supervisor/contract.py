@@ -36,7 +36,7 @@ FailureKind = Literal[
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a model is not available: a reason for programs, a sentence for people, and the engine's last log lines.
+    """Why a model is not available: a kind for programs, a message for users, and the engine's last log lines.
 
     For `retry_after_s` seconds the supervisor fails at once; with `None` the next request tries again.
     """

@@ -1,4 +1,4 @@
-"""The supervisor's HTTP client for its own engines, and what it asks them: readiness, health, activity.
+"""The supervisor's HTTP client for its own engines: readiness, health and activity.
 
 Not httpx: a poll of a loading engine costs about 900 us of CPU there on a kept connection (here 400 us on a fresh one), a
 poll of a port that still refuses 500 us (here 15 us), and importing it adds 250 ms of CPU and 8 MB to every start.
@@ -136,7 +136,7 @@ class Readiness:
         self._changed = anyio.Event()
 
     def on_stdout(self, line: str) -> bool:
-        """Take a line of standard output. Whether it reported the engine's state, and is no log line."""
+        """Take a line of standard output. Returns whether it was a state report rather than a log line."""
         if not line.startswith(_STATE_LINE):
             return False
         report = _decode_report(line)

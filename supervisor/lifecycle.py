@@ -1,4 +1,4 @@
-"""What surrounds one model's engine process: file and command before a start, saved slots and memory record around a stop."""
+"""The steps around one model's engine process: file and command before a start, saved slots and memory record at a stop."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ class EngineManager:
         with self._subscriptions.open() as events:
             yield events
 
-    # More than the contract.
+    # Beyond the contract.
 
     async def run(self) -> None:
         """Serve until cancelled; then end all engines, side by side, within their grace periods."""

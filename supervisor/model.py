@@ -52,11 +52,11 @@ class ManagedModel:
         return max(self._last_used, self.process.since)
 
     def mark_used(self, now: float) -> None:
-        """Record that a request wants it."""
+        """Record that a request needs it now."""
         self._last_used = now
 
     def update_activity(self, activity: EngineActivity | None, now: float) -> None:
-        """Take over what its engine reported; `None` if it reports nothing."""
+        """Apply what its engine reported; `None` if it reports nothing."""
         self.busy = activity is not None and activity.requests > 0
         if activity is None:
             return

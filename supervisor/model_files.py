@@ -134,7 +134,7 @@ class ModelFiles:
         try:
             return await anyio.to_thread.run_sync(self._describe, profile)
         except Exception:
-            logger.exception("profile %s: its model file cannot be described", profile.name)
+            logger.exception("profile %s: cannot describe the model file", profile.name)
             return FileDescription()
 
     def read_ahead(self, path: Path) -> None:

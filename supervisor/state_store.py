@@ -120,7 +120,7 @@ def _is_running(pid: int) -> bool:
 class EpochStore:
     """The highest epoch that a gateway has sent: requests of gateways that were superseded are refused.
 
-    Kept on disk, since a superseded gateway may not know it yet and would be obeyed again after a restart.
+    Kept on disk, since a superseded gateway may not know it yet, and would be accepted again after a restart.
     """
 
     def __init__(self, file: Path | None = None) -> None:

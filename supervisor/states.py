@@ -1,4 +1,4 @@
-"""The states of an engine's process as a table, and what its exit means. No process, no clock."""
+"""The states of an engine's process as a table, and explanations of its exit. Pure functions."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class OpenAIEncoder(Encoder):
     def __init__(self, request: Request, *, response_id: str, created: int, progress: str) -> None:
         output = output_of(request)
         if progress == "thinking" and (output.schema is not None or output.choices > 1):
-            # Structured output and several choices are for programs: no progress lines for people.
+            # Structured output and several choices are for programs: no progress lines.
             progress = "quiet"
         self._operation = request.origin.operation
         self._wire = request.origin.wire

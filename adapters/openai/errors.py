@@ -70,7 +70,7 @@ def error_body(error: GatewayError) -> dict[str, Any]:
 def client_message(error: GatewayError) -> str:
     """The message for the client: a backend's own where it concerns the request.
 
-    A failure of a backend of another protocol keeps the gateway's message, since clients look for meanings in its text.
+    A failure of a backend of another protocol keeps the gateway's message, since clients search its text.
     """
     if not isinstance(error, BackendRejected) or _is_account_error(error):
         return error.message

@@ -1,1 +1,1 @@
-"""Where answers come from, and how much each place is trusted at the moment."""
+"""Backends: transports, the fallback chain, circuit breakers, health checks, and costs."""

@@ -1,4 +1,4 @@
-"""Waits of requests that the gateway's stop ends: for a machine to wake, a model to load, a rate limit to pass."""
+"""Waits of requests that end when the gateway stops: for a machine to wake, a model to load, a rate limit to pass."""
 
 from __future__ import annotations
 

@@ -36,11 +36,11 @@ from hostler.supervisor.contract import EngineAddress, Supervisor
 _CHECK_PATHS = {"openai": "/v1/models", "llamacpp": "/health", "ollama": "/api/version", "anthropic": "/v1/models"}
 #: Remote backends that are down are checked less often than local ones, by this factor.
 _REMOTE_FACTOR = 3.0
-#: Beside how many requests a local server certainly answers health checks. Each request keeps a thread of llama-server
+#: The number of requests up to which a local server certainly answers health checks. Each request keeps a thread of llama-server
 #: busy until it is answered, and it may have no more than three: with all of them busy a check waits, too. About other
 #: kinds nothing is known, so their silence means nothing.
 _ANSWERS_BESIDE: Mapping[str, float] = {"llamacpp": 2, "ollama": math.inf}
-#: Checks before the requests at a remote backend count as lost, and at a local one.
+#: Failed checks after which the requests at a remote backend count as lost, and at a local one.
 _REMOTE_TRIES, _LOCAL_TRIES = 5, 2
 #: The time for a stall detector's check, in seconds. It costs an idle server a millisecond and a busy one hardly more.
 _STALL_TIMEOUT_S = 3.0
@@ -61,7 +61,7 @@ async def _responds_always() -> bool:
 class Hop(msgspec.Struct, frozen=True, kw_only=True):
     """One backend of the chain. Costs of hops that are not `local` are tracked in `spending`.
 
-    `supervised`: its engines are ours, so that their errors are explained to clients. `reachable` returns whether it is
+    `supervised`: a supervisor runs its engines, so that their errors are explained to clients. `reachable` returns whether it is
     reachable as far as the background knows; `check_now` has the background check at once.
     """
 
@@ -82,7 +82,7 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RouteHop(msgspec.Struct, frozen=True, kw_only=True):
-    """A hop of the route dry run. `reason` is why a request would not try it now, `words` the same for people."""
+    """A hop of the route dry run. `reason` is why a request would not try it now, `words` the same as text."""
 
     backend: str
     name_there: str
@@ -175,7 +175,8 @@ class Chain:
         )
 
     def _on_event(self, event: Event) -> None:
-        """A supervisor's heartbeat came or went: its host is used again at once, and waking requests continue."""
+        """A supervisor became reachable or unreachable: if reachable, its host is used again at once, and waiting requests
+        continue."""
         if not isinstance(event, HostChanged) or event.backend not in self.hops:
             return
         hop = self.hops[event.backend]

@@ -48,7 +48,7 @@ def default_file(environ: Mapping[str, str] = os.environ) -> Path:
 class SpendingTracker:
     """Adds up the costs of answers. `wall` is in seconds since the epoch; a day ends at local midnight.
 
-    A file that cannot be read or written is logged, and the sum is kept in memory: a full disk stops no answer.
+    A file that cannot be read or written is logged, and the sum is kept in memory: a full disk does not affect requests.
     """
 
     def __init__(self, file: Path, daily_limit: float | None, wall: Callable[[], float]) -> None:

@@ -76,7 +76,7 @@ class ResponseTemplate:
     def remember(
         self, method: str, data: bytes, head: ResponseHead, fields: list[tuple[bytes, bytes]], keep_s: float
     ) -> None:
-        """These bytes were one complete response, and the connection may be kept."""
+        """Remember these bytes, which are one complete response on a connection that may be kept."""
         if not self._tries or head.length is None or method == "HEAD":
             return
         self._tries -= 1

@@ -1,4 +1,4 @@
-"""The backends made from the settings: each with its protocol, transport, endpoint and headers, and their order."""
+"""Creates the backends from the settings: protocol, transport, endpoint and headers of each, and their order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many retries the gateway allows itself, so that a failing backend is not buried under them."""
+"""Limits the gateway's retries, so that they do not overload a failing backend."""
 
 from __future__ import annotations
 

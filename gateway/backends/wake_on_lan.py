@@ -38,7 +38,7 @@ class WakeOnLan:
 
     def wake(self) -> float | None:
         """Send a packet unless the machine is being woken already. Returns until when (by `clock`) to wait for it;
-        `None` while it is left alone after a failed try."""
+        `None` while waking is suspended after a failed try."""
         now = self._clock()
         if now >= self._until + PAUSE_FACTOR * self._settings.wait_s:
             self._until = now + self._settings.wait_s

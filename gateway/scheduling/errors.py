@@ -63,7 +63,7 @@ def supervisor_unreachable(host: str) -> GatewayError:
 
 
 def host_taken_over(model: str, host: str) -> GatewayError:
-    """The host obeys a gateway that was started later."""
+    """A gateway that was started later controls the host."""
     return ModelUnavailable(
         f"{model} could not be loaded on {host}: another gateway has taken over that host; restart this one to take it "
         "back",

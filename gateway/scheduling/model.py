@@ -130,7 +130,7 @@ class ScheduledModel(msgspec.Struct, eq=False):
         self.measured_service_s = seconds if measured is None else 0.8 * measured + 0.2 * seconds
 
     def apply_profile(self, profile: ProfileInfo, now: float) -> None:
-        """Take the profile over. A running process keeps the number of slots it was started with.
+        """Apply a changed profile. A running process keeps the number of slots it was started with.
 
         The idle time ends when the model is pinned, and starts over when it is unpinned.
         """
