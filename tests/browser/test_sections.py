@@ -207,7 +207,7 @@ async def test_a_name_that_is_markup_is_text_everywhere(start_gateway: StartGate
                 await open_section(page, section)
                 if section == "Now":
                     await expect(page.locator(".models")).to_contain_text(NASTY)
-                    elsewhere = page.get_by_role("region", name="Elsewhere")
+                    elsewhere = page.get_by_role("region", name="Other servers")
                     await expect(elsewhere.get_by_role("heading", name=NASTY)).to_be_visible()
                     await expect(elsewhere).to_contain_text("unavailable")
                     await expect(elsewhere).to_contain_text("else cannot be reached")

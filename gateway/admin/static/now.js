@@ -25,7 +25,7 @@ export function build(root) {
   const others = h(
     "section",
     { class: "card", "aria-labelledby": "elsewhere" },
-    h("div", { class: "head" }, h("h3", { id: "elsewhere" }, "Elsewhere"), h("span", { class: "soft small" }, "models of other servers; they are not loaded here")),
+    h("div", { class: "head" }, h("h3", { id: "elsewhere" }, "Other servers"), h("span", { class: "soft small" }, "models that no supervised host has")),
     elsewhere,
   );
   root.append(unsupervised, unconfigured, hosts, others);
@@ -154,7 +154,7 @@ function modelRow({ profile: { name } }) {
     show(step, phase);
     const memory = (status?.memory_bytes ?? 0) + (status?.gpu_bytes ?? 0);
     details.update({
-      memory: memory ? bytes(memory) : profile.memory_bytes ? `expects ${bytes(profile.memory_bytes)}` : "",
+      memory: memory ? bytes(memory) : profile.memory_bytes ? `expected: ${bytes(profile.memory_bytes)}` : "",
       context: profile.context ? count(profile.context) : "",
       slots: current === "ready" && engine ? `${engine.running} of ${engine.parallel}` : "",
       waiting: engine?.waiting || "",
