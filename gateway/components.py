@@ -1,0 +1,297 @@
+"""What a gateway is made of: hosts, the chain of backends, the catalog, the admin app, and what runs beside requests."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from hostler import __version__
+from hostler.adapters.errors import ShuttingDown
+from hostler.adapters.model_list import ModelList
+from hostler.gateway.admin.app import AdminApp
+from hostler.gateway.admin.status import ChainView, chain_view
+from hostler.gateway.auth.bind_policy import keys_in_force
+from hostler.gateway.backends.base import Backend, Endpoint, Transport
+from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
+from hostler.gateway.backends.chain import Chain
+from hostler.gateway.backends.http_transport import LanTransport
+from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport
+from hostler.gateway.catalog import Catalog, with_ends
+from hostler.gateway.config import LOCAL, ConfigError, GatewaySettings, Settings, secret
+from hostler.gateway.context import SHUTTING_DOWN
+from hostler.gateway.events import Bus
+from hostler.gateway.host_cache import HostCache
+from hostler.gateway.middleware.request_context import InFlightRequests
+from hostler.gateway.model_admin import ModelAdmin
+from hostler.gateway.scheduling.orchestrator import Orchestrator
+from hostler.gateway.scheduling.types import SchedulerSettings
+from hostler.gateway.telemetry.access_log import AccessLog
+from hostler.gateway.telemetry.tracing import MissingExtra, TracedTransport, Tracer, TracingOptions, require_extra
+from hostler.gateway.telemetry.transcripts import TranscriptLimits, Transcripts
+from hostler.gateway.telemetry.transcripts import default_file as transcripts_file
+from hostler.profiles.blobs import BlobStore
+from hostler.profiles.library import read_library
+from hostler.profiles.presets import Preset
+from hostler.profiles.sources import cache_directory
+from hostler.supervisor.contract import EngineAddress, HostStatus, Supervisor
+
+if TYPE_CHECKING:
+    from hostler.supervisor.client import SupervisorClient
+
+logger = logging.getLogger(__name__)
+
+#: The start waits at most this long for the supervisors of other machines, in seconds.
+_FIRST_SYNC_S = 1.0
+
+#: The longest pause between two calls to a supervisor that does not answer, in seconds.
+_MAX_RETRY_S = 2.0
+
+
+class Components:
+    """The parts of a gateway, built from its settings and connected. Nothing runs before `running`.
+
+    `local` is this process's own supervisor, `history` the file of past requests, `library` the file of the models that
+    clients create, `presets` those it holds, and `refresh` reloads it after a change. Raises `ConfigError` for settings
+    that contradict each other, and for an address beyond loopback without a key.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        local: Supervisor | None,
+        history: Path | None,
+        library: Path | None,
+        presets: Mapping[str, Preset],
+        refresh: Callable[[], Awaitable[object]] | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.keys = keys_in_force(settings)
+        if settings.gateway.tracing.endpoint is not None:
+            _require_tracing()
+        self._library = library
+        self.bus = Bus()
+        self.in_flight = InFlightRequests()
+        self.sleeps = CancellableSleeps()
+        self._clients: list[SupervisorClient] = []
+        self._supervisors = self._find_supervisors(local)
+        self._chain_order = chain_order(settings, local)
+        self._host_cache = HostCache(None if history is None else history.with_name("machines.json"))
+        self.catalog = Catalog(
+            settings.backends, self._chain_order, version=__version__, presets=presets, since=time.time()
+        )
+        for name in self._supervisors:
+            self.catalog.restore_host(name, self._host_cache.profiles(name))
+        self.blobs = BlobStore(cache_directory() / "models" / "blobs", settings.gateway.library.uploads_max)
+        self.model_admin = ModelAdmin(
+            settings.gateway.library,
+            library,
+            catalog=self.catalog,
+            supervisors=self._supervisors,
+            blobs=self.blobs,
+            refresh=refresh or self._read_library,
+        )
+        self.tracer, self.transcripts = _tracer(settings.gateway, clock), _transcripts(settings.gateway)
+        self._lan: Transport = LanTransport()
+        self._remote = remote_transport(self._lan, settings)
+        self.backends = self._build_backends()
+        self.hosts = {name: self._orchestrator(name, each) for name, each in self._supervisors.items()}
+        self.chain = Chain(
+            settings,
+            supervisors=self._supervisors,
+            backends={name: each for name, each in self.backends.items() if each.endpoint is not None},
+            reachable=lambda name: self.hosts[name].reachable,
+            drop_requests=self._drop_requests,
+            bus=self.bus,
+            clock=clock,
+        )
+        self.access_log = AccessLog()
+        self.admin = AdminApp(
+            bus=self.bus,
+            catalog=self.catalog,
+            hosts=self.hosts,
+            supervisors=self._supervisors,
+            chain=self.chain,
+            chain_view=self._chain_view,
+            in_progress=self.in_flight,
+            keys=self.keys,
+            history=history,
+            transcripts=self.transcripts,
+            clock=clock,
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Everything that runs beside requests, from before the first one until after the last."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.admin.run)
+            tasks.start_soon(anyio.to_thread.run_sync, self.blobs.remove_abandoned, time.time())
+            for host in self.hosts.values():
+                tasks.start_soon(host.run)
+            tasks.start_soon(self.chain.run)
+            # Supervisors answer within milliseconds; the first client should see their models.
+            if LOCAL in self.hosts:
+                await self.hosts[LOCAL].synced.wait()
+            seeded = anyio.Event()
+            tasks.start_soon(_seed_service_times, self.admin, self.hosts, seeded)
+            with anyio.move_on_after(_FIRST_SYNC_S):
+                for host in self.hosts.values():
+                    await host.synced.wait()
+                await seeded.wait()
+            try:
+                yield
+            finally:
+                self.shut_down()
+                self.access_log.flush()
+                with anyio.CancelScope(shield=True):
+                    await self._aclose()
+                tasks.cancel_scope.cancel()
+
+    def shut_down(self) -> None:
+        """End event streams, refuse waiting requests, and wake those that pause between attempts."""
+        self.bus.close()
+        self.admin.close()
+        for host in self.hosts.values():
+            host.stop(partial(ShuttingDown, SHUTTING_DOWN))
+        self.sleeps.stop()
+
+    def model_list(self) -> ModelList:
+        """The models of all backends, with the times at which idle ones will be unloaded."""
+        return with_ends(self.catalog.listing, _unload_times(self.hosts, self.clock()))
+
+    async def _aclose(self) -> None:
+        await self._lan.aclose()
+        await self._remote.aclose()
+        if self.tracer is not None:
+            await self.tracer.aclose()
+        await self.chain.aclose()
+        for client in self._clients:
+            await client.aclose()
+
+    def _find_supervisors(self, local: Supervisor | None) -> dict[str, Supervisor]:
+        supervisors: dict[str, Supervisor] = {} if local is None else {LOCAL: local}
+        for name, backend in self.settings.backends.items():
+            if backend.kind == "supervisor":
+                from hostler.supervisor.client import ClientLimits, SupervisorClient
+
+                token = secret(backend.token, backend.token_file, f"backends.{name}.token_file")
+                client = SupervisorClient(
+                    backend.url,
+                    token,
+                    limits=ClientLimits(max_retry_s=_MAX_RETRY_S),
+                    on_reachable=partial(self._on_reachable, name),
+                )
+                supervisors[name] = client
+                self._clients.append(client)
+        return supervisors
+
+    def _build_backends(self) -> dict[str, Backend]:
+        near, far = self._lan, self._remote
+        if self.tracer is not None:
+            near = TracedTransport(near, self.clock, propagate=True)
+            far = TracedTransport(far, self.clock, propagate=self.settings.gateway.tracing.to_clouds)
+        return build_backends(self.settings, self._supervisors, near, far)
+
+    def _on_reachable(self, name: str, reachable: bool) -> None:
+        # An answer to one call does not mean that events are followed again: only a snapshot does.
+        if not reachable and name in self.hosts:
+            self.hosts[name].set_reachable(False)
+
+    def _on_status(self, name: str, status: HostStatus) -> None:
+        self.catalog.update_host(name, status)
+        if name != LOCAL:
+            self._host_cache.update(name, status.profiles)
+
+    def _drop_requests(self, endpoint: Endpoint) -> None:
+        """Nothing responds at this endpoint any more: fail its requests over."""
+        if endpoint.name in self.hosts:
+            self.hosts[endpoint.name].set_reachable(False)
+        self.backends[endpoint.name].transport.close_all(endpoint)
+
+    def _orchestrator(self, name: str, supervisor: Supervisor) -> Orchestrator:
+        def close_connections(address: EngineAddress) -> None:
+            self._lan.close_all(Endpoint(host=address.host, port=address.port, name=name, key=address.key))
+
+        queue, switching = self.settings.gateway.queue, self.settings.gateway.switching
+        return Orchestrator(
+            name,
+            supervisor,
+            settings=SchedulerSettings(
+                patience_s=switching.patience_s,
+                min_residency_s=switching.min_residency_s,
+                max_waiting=queue.max_waiting,
+                max_wait_s=queue.max_wait_s,
+            ),
+            publish=self.bus.publish,
+            on_status=partial(self._on_status, name),
+            on_stopping=close_connections,
+            clock=self.clock,
+        )
+
+    def _chain_view(self) -> ChainView:
+        kinds = {name: LOCAL if name == LOCAL else self.settings.backends[name].kind for name in self._chain_order}
+        return chain_view(self.chain.hops, kinds, now=self.clock(), wall=time.time())
+
+    async def _read_library(self) -> None:
+        """Reload the library where nothing else does: its presets are all that a gateway alone uses of it."""
+        if self._library is not None:
+            library, _ = await anyio.to_thread.run_sync(read_library, self._library)
+            self.catalog.set_presets(library.presets)
+
+
+async def _seed_service_times(admin: AdminApp, hosts: Mapping[str, Orchestrator], done: anyio.Event) -> None:
+    """Give hosts the answer times of the history, so that estimates are good from the start."""
+    answers = await admin.answer_times()
+    for name, host in hosts.items():
+        host.seed_service_times(answers.get(name, {}))
+    done.set()
+
+
+def _require_tracing() -> None:
+    try:
+        require_extra()
+    except MissingExtra as error:
+        raise ConfigError("gateway.tracing.endpoint requires an extra; run `pip install 'hostler[otel]'`") from error
+
+
+def _tracer(settings: GatewaySettings, clock: Callable[[], float]) -> Tracer | None:
+    """`None` without an endpoint: nothing of OpenTelemetry is imported then."""
+    tracing = settings.tracing
+    if tracing.endpoint is None:
+        return None
+    options = TracingOptions(
+        endpoint=tracing.endpoint, headers=tracing.headers, service=tracing.service, sample=tracing.sample
+    )
+    return Tracer(options, clock, version=__version__)
+
+
+def _transcripts(settings: GatewaySettings) -> Transcripts | None:
+    """`None` while recording is off."""
+    recording = settings.recording
+    file = Path(recording.file).expanduser() if recording.file else transcripts_file()
+    if recording.contents:
+        logger.warning("recording prompts and answers in %s (gateway.recording.contents)", file)
+        return Transcripts(file, TranscriptLimits(max_bytes=recording.max_size, max_age_s=recording.max_age_s))
+    if file.is_file():
+        logger.warning("%s still contains recorded prompts and answers; delete it if it is no longer needed", file)
+    return None
+
+
+def _unload_times(hosts: Mapping[str, Orchestrator], now: float) -> dict[str, float]:
+    """When idle models will be unloaded, in seconds since the epoch; on several hosts, the last time."""
+    wall = time.time()
+    ends: dict[str, float] = {}
+    for host in hosts.values():
+        for model, seconds in host.idle_times(now).items():
+            ends[model] = max(ends.get(model, 0.0), wall + seconds)
+    return ends
