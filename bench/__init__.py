@@ -1,1 +1,1 @@
-"""The side-by-side benchmark: the same load through Hostler and its peers. Not installed."""
+"""The benchmark: the same load through Hostler and other proxies. Not installed."""

@@ -1,5 +1,5 @@
-"""`python -m bench`: the proxies side by side; `... clients`: what could carry the hot path; `... scale`: many at once;
-`... waiting`: many in line; `... ladder`: what each part of the way costs."""
+"""`python -m bench`: the proxies side by side; `... clients`: HTTP clients for the hot path; `... scale`: many clients;
+`... waiting`: many queued requests; `... ladder`: the cost of each step of a request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def kept(
     axis: str,
     series: dict[str, list[tuple[float, float]]],
 ) -> None:
-    """Write the rows and draw how they grow, where that was asked for."""
+    """Write the rows and draw the chart, where that was requested."""
     if options.json:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode({"rows": rows})))
     if options.plot and series:
@@ -37,13 +37,13 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one run")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each pair; the rows are medians")
-    parser.add_argument("--only", default=",".join(PROXIES), help="which proxies, separated by commas")
+    parser.add_argument("--only", default=",".join(PROXIES), help="proxies to run, separated by commas")
     parser.add_argument("--scenarios", default="", help=", ".join(scenario.name for scenario in SCENARIOS))
-    parser.add_argument("--json", type=Path, help="write the rows here too")
-    parser.add_argument("--plot", type=Path, help="draw a PNG here")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file, as JSON")
+    parser.add_argument("--plot", type=Path, help="draw the chart to this PNG file")
     for name in PROXIES:
         if name != "direct":
-            parser.add_argument(f"--{name}", metavar="PROGRAM", help=f"the {name} to run")
+            parser.add_argument(f"--{name}", metavar="PROGRAM", help=f"{name} program to run")
     options = parser.parse_args()
     if options.what == "clients":
         for row in clients.main(options.seconds, options.rounds):
@@ -56,9 +56,9 @@ def main() -> None:
         grown: dict[str, list[tuple[float, float]]] = {}
         for load in loads:
             if load.clients > 1:
-                grown.setdefault(f"{load.kind}: of one core", []).append((load.clients, load.core))
+                grown.setdefault(f"{load.kind}: share of one core", []).append((load.clients, load.core))
                 grown.setdefault(f"{load.kind}: memory, MiB", []).append((load.clients, load.rss_mib))
-        kept(options, loads, "many clients at once", "clients", grown)
+        kept(options, loads, "many clients", "clients", grown)
         return
     if options.what == "ladder":
         rungs = ladder.ladder()
@@ -72,7 +72,7 @@ def main() -> None:
         lines = {
             name: [(float(cost.waiting), getattr(cost, field)) for cost in costs] for name, field in events.items()
         }
-        kept(options, costs, "CPU of one event, µs", "requests in line", lines)
+        kept(options, costs, "CPU of one event, µs", "queued requests", lines)
         return
     given = vars(options)
     programs = {name: path for name in PROXIES if (path := given.get(name.replace("-", "_")))}

@@ -1,9 +1,9 @@
 """A backend that looks like llama-server on the wire and costs next to nothing: `python -m bench.backend --port 0`.
 
-What it answers is told by the request, so that every proxy can be asked for everything: `stream`, `max_tokens` (the number of
-chunks) and `user` ("slow" is 20 chunks a second, "large" is 200 MB, and "unlike" an embedding whose head never came before).
+The request determines the answer, so that every proxy can run every scenario: `stream`, `max_tokens` (the number of
+chunks) and `user` ("slow" is 20 chunks a second, "large" is 200 MB, and "unlike" an embedding whose head never repeats).
 Each chunk's text is the time at which it was written.
-Like llama-server, it closes the connection after a stream without saying so before.
+Like llama-server, it closes the connection after a stream without announcing it.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Backend(asyncio.Protocol):
         self.next()
 
     def next(self) -> None:
-        """Writes one chunk, each in a turn of its own: tokens do not come in heaps."""
+        """Write one chunk per turn of the loop, since tokens do not arrive in batches."""
         if self.transport.is_closing() or not self.writable:
             return
         if self.left:
@@ -200,7 +200,7 @@ def dechunked(data: bytes) -> tuple[bytes, bool, bytes]:
 
 
 async def serve(port: int) -> None:
-    """Serves for ever; the first line of the output is the port."""
+    """Serve forever; the first line of the output is the port."""
     server = await asyncio.get_running_loop().create_server(Backend, "127.0.0.1", port, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()

@@ -1,4 +1,4 @@
-"""Which library carries the hot path: CPU of `lan.py`, aiohttp and httpx for the same requests, in alternating runs.
+"""HTTP clients for the hot path: CPU of Hostler's own transport, aiohttp and httpx for the same requests, alternating.
 
 `python -m bench clients`. aiohttp is measured only where it is installed; it is no dependency.
 """
@@ -45,7 +45,7 @@ async def lan(port: int, stack: AsyncExitStack) -> Ask:
 async def aiohttp(port: int, stack: AsyncExitStack) -> Ask:
     import aiohttp
 
-    # A session each for whole answers and for streams, whose connection the backend closes without saying so.
+    # Separate sessions for whole answers and for streams, whose connection the backend closes without announcing it.
     kept, fresh = [
         await stack.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=close), auto_decompress=False)
@@ -117,7 +117,7 @@ async def compare(port: int, seconds: float, rounds: int) -> list[dict[str, str 
             try:
                 asks[name] = await make(port, stack)
             except ImportError:
-                print(f"{name}: skipped, it is not installed")
+                print(f"{name}: skipped, not installed")
         for _ in range(rounds):
             for connections in (1, 32):
                 for kind, body in (("whole", WHOLE), ("stream", STREAM)):
@@ -136,6 +136,6 @@ async def compare(port: int, seconds: float, rounds: int) -> list[dict[str, str 
 
 
 def main(seconds: float, rounds: int) -> list[dict[str, str | int | float]]:
-    """Runs the comparison against a backend of its own."""
+    """Run the comparison against its own backend."""
     with backend() as port:
         return uvloop.run(compare(port, seconds, rounds))

@@ -48,7 +48,7 @@ SCENARIOS = (
 
 
 class Row(msgspec.Struct, kw_only=True):
-    """What one proxy did under one load: medians over the rounds. Times in ms, CPU in µs a request, memory in MiB."""
+    """The results of one proxy under one load: medians over the rounds. Times in ms, CPU in µs per request, memory in MiB."""
 
     proxy: str
     scenario: str
@@ -81,7 +81,7 @@ def load(url: str, proxy: Proxy, scenario: Scenario, seconds: float) -> dict[str
 
 
 def measure(url: str, pid: int, proxy: Proxy, scenario: Scenario, seconds: float) -> Row:
-    """One run, with what it cost the proxy."""
+    """One run, with the proxy's CPU time and memory."""
     before = cpu_s(pid) if pid else 0.0
     seen = load(url, proxy, scenario, seconds)
     used = cpu_s(pid) - before if pid else None

@@ -1,4 +1,4 @@
-"""What a switch costs: a long conversation that goes away and comes back, and the time that is ours beside the engine's.
+"""The cost of a switch: a long conversation that is unloaded and restored, and Hostler's own share of the time.
 
 `python -m bench.conversation` runs all; `engine`, `instant` or `ready` one part. The real engine is the embedded one with the
 shipped model, which is fetched the first time.
@@ -26,9 +26,9 @@ import msgspec
 from bench.processes import free_port, running
 
 INSTANT = Path(__file__).with_name("instant.py")
-#: About this many tokens are in the conversation that goes away and comes back.
+#: The approximate length of the conversation, in tokens.
 TOKENS = 3000
-#: Said again and again, with a number, so that the engine finds nothing twice in it.
+#: Repeated with different numbers, so that the engine finds no repeated prefix.
 LINE = "In the year {} the ferry crossed the river with {} sheep, {} goats and a cart full of apples. "
 TOKENS_OF_LINE = 30
 
@@ -93,7 +93,7 @@ def ask(connection: http.client.HTTPConnection, model: str, messages: list[dict[
 
 
 def conversation() -> list[dict[str, str]]:
-    """About `TOKENS` tokens that repeat nothing."""
+    """About `TOKENS` tokens without repetition."""
     lines = [LINE.format(1000 + n, 17 * n % 97, 31 * n % 89) for n in range(TOKENS // TOKENS_OF_LINE)]
     return [{"role": "user", "content": "".join(lines) + "How many sheep crossed in the first year?"}]
 
@@ -127,21 +127,21 @@ def engine(kept: bool, threads: int) -> None:
                 read = answer.prompt_n or 0
                 total = read + (answer.cache_n or 0)
                 print(
-                    f"  {what:18} first word {answer.first_token_s:7.3f} s   prompt {total:5} tokens, "
+                    f"  {what:18} first token {answer.first_token_s:7.3f} s   prompt {total:5} tokens, "
                     f"read {read:5} ({100 * read / max(1, total):5.1f} %)"
                 )
         spent(folder / "log")
 
 
 def spent(log: Path) -> None:
-    """What was kept and given back, out of the log."""
+    """What was saved and restored, from the log."""
     for line in log.read_text().splitlines():
         if " kept " in line or "conversations back" in line or "is ready after" in line:
             print("  " + line.rpartition(": ")[2])
 
 
 def write_gguf(path: Path) -> None:
-    """The smallest file that says what it is: no tensors, a handful of facts."""
+    """A minimal GGUF file: no tensors, a few metadata keys."""
     facts: dict[str, str | int] = {
         "general.architecture": "llama", "llama.block_count": 1, "llama.context_length": 4096,
         "llama.embedding_length": 64, "llama.attention.head_count": 1, "llama.attention.head_count_kv": 1,
@@ -157,7 +157,7 @@ def write_gguf(path: Path) -> None:
 
 
 def bare_start(times: int = 20) -> float:
-    """Seconds from starting the instant engine to its first answer, without anybody else: the median."""
+    """Seconds from starting the instant engine to its first answer, without Hostler: the median."""
     taken = []
     for _ in range(times):
         port = free_port()
@@ -208,7 +208,7 @@ def instant(times: int = 20) -> None:
 
 
 def ready() -> None:
-    """From the moment in which a scripted engine gets ready to the first byte of its answer, for slow and quick ones."""
+    """The time from a scripted engine being ready to the first byte of its answer, for slow and fast engines."""
     scripted = Path(__file__).parents[1] / "tests" / "fakes" / "fake_engine.py"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -241,7 +241,7 @@ def ready() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.conversation", description=__doc__)
     parser.add_argument("what", nargs="?", choices=["engine", "instant", "ready"])
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the real engine")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of the real engine")
     options = parser.parse_args()
     if options.what in (None, "instant"):
         instant()

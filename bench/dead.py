@@ -1,8 +1,8 @@
-"""What a dead first backend costs each request: `python -m bench.dead [--litellm PROGRAM]`.
+"""The delay that a dead first backend adds to requests: `python -m bench.dead [--litellm PROGRAM]`.
 
-Both proxies have a main backend and one that stands in for it, and their defaults. The main one answers a few requests and
-dies: its port refuses connections, or takes none (a machine without power). What a request takes longer than before is what
-the dead one costs it. The requests come one after the other on a kept connection, as a person's do.
+Both proxies have a main backend and a fallback, and their default settings. The main backend answers a few requests and
+dies: its port refuses connections, or does not respond (a machine without power). The result is how much longer requests
+take than before. They are sent one after the other on a keep-alive connection.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class HostlerChain(Hostler):
 
 
 class LiteLLMChain(LiteLLM):
-    """The proxy with a fallback, as its documentation has it, and nothing else set."""
+    """The proxy with a fallback as documented, and otherwise default settings."""
 
     main = 0
     model = "main"
@@ -71,7 +71,7 @@ class LiteLLMChain(LiteLLM):
 
 
 class Cost(msgspec.Struct, kw_only=True):
-    """Milliseconds: a request before the death, and what the first, the second and the later ones took longer."""
+    """Milliseconds: a request before the failure, and the additional time of the first, second and later ones after it."""
 
     proxy: str
     death: str
@@ -84,7 +84,7 @@ class Cost(msgspec.Struct, kw_only=True):
 
 
 class Client:
-    """One person's kept connection."""
+    """One keep-alive connection."""
 
     def __init__(self, url: str, proxy: Proxy) -> None:
         parts = urlsplit(url)
@@ -94,7 +94,7 @@ class Client:
         self._headers = {"content-type": "application/json", **told}
 
     def ask(self) -> tuple[float, bool]:
-        """How long an answer takes, in milliseconds, and whether it is one. Nobody waits longer than a minute."""
+        """How long an answer takes, in milliseconds, and whether it succeeds. Times out after a minute."""
         began_at = time.perf_counter()
         try:
             self._connection.request("POST", "/v1/chat/completions", self._body, self._headers)
@@ -109,7 +109,7 @@ class Client:
 
 @contextlib.contextmanager
 def deaf(port: int) -> Iterator[None]:
-    """Nobody is let in and nobody is refused at this port: what the kernel takes by itself is full."""
+    """A port that neither accepts nor refuses connections, since the kernel's backlog is full."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -123,7 +123,7 @@ def deaf(port: int) -> Iterator[None]:
 
 
 def measure(proxy: HostlerChain | LiteLLMChain, death: str) -> Cost:
-    """One proxy, one death."""
+    """One proxy, one kind of failure."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         proxy.main = free_port()
         main = subprocess.Popen(
@@ -159,7 +159,7 @@ def measure(proxy: HostlerChain | LiteLLMChain, death: str) -> Cost:
 
 
 def middle(rows: list[Cost]) -> Cost:
-    """The medians of several rounds: on a busy machine one round says little."""
+    """The medians of several rounds, since one round is unreliable on a busy machine."""
     figures = ("before_ms", "first_ms", "second_ms", "later_ms")
     medians = {name: statistics.median(getattr(row, name) for row in rows) for name in figures}
     asked, failed = sum(row.asked for row in rows), sum(row.failed for row in rows)
@@ -179,9 +179,9 @@ def table(rows: list[Cost]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.dead", description=__doc__)
-    parser.add_argument("--litellm", metavar="PROGRAM", help="the litellm to run")
-    parser.add_argument("--hostler", metavar="PROGRAM", help="the hostler to run")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured; rows are medians")
+    parser.add_argument("--litellm", metavar="PROGRAM", help="litellm program to run")
+    parser.add_argument("--hostler", metavar="PROGRAM", help="hostler program to run")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each proxy; rows are medians")
     options = parser.parse_args()
     rows: list[Cost] = []
     for kind, program in ((HostlerChain, options.hostler), (LiteLLMChain, options.litellm)):

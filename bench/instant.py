@@ -1,6 +1,6 @@
-"""An engine that is ready as soon as Python is, for what a switch costs beside the engine: `python -I -S -E instant.py ...`.
+"""An engine that is ready as soon as Python is, to measure the rest of a switch: `python -I -S -E instant.py ...`.
 
-It takes llama-server's arguments and answers what a gateway and a supervisor ask, one request a connection.
+It accepts llama-server's arguments and answers the requests of a gateway and a supervisor, one per connection.
 """
 
 import _socket
@@ -21,7 +21,7 @@ GETS = {
 
 
 def main() -> None:
-    """Serve for ever; SIGTERM ends it, as nothing is done about it."""
+    """Serve forever; SIGTERM ends it by its default action."""
     port = int(sys.argv[sys.argv.index("--port") + 1])
     listening = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
     listening.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)

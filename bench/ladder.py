@@ -1,7 +1,7 @@
-"""What each part of a request's way costs: `python -m bench ladder`. A whole gateway in this process, without sockets.
+"""The cost of each step of a request: `python -m bench ladder`. Runs a whole gateway in this process, without sockets.
 
-A client's connection and a backend's are given their bytes by hand, and the way is cut short after one part after the other:
-what a part costs is what it adds. System calls are not in these figures.
+The client's and the backend's connections get their bytes directly, and the request is answered after one step, two steps
+and so on: the cost of a step is what it adds. System calls are not included.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BODY = EMBEDDING.partition(b"\r\n\r\n")[2]
 
 
 class Rung(msgspec.Struct, kw_only=True):
-    """The way up to and with this part: µs of CPU a request, and what the part adds."""
+    """The steps up to this one: µs of CPU per request, and what this step adds."""
 
     part: str
     cpu_us: float
@@ -69,7 +69,7 @@ class Ear:
 
 
 async def answered_by_server(scope: Scope, receive: Receive, send: Send) -> None:
-    """The shortest way: the protocol alone."""
+    """The shortest path: the server's protocol alone."""
     await receive()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -77,7 +77,7 @@ async def answered_by_server(scope: Scope, receive: Receive, send: Send) -> None
 
 
 async def answered_by_writer(scope: Scope, receive: Receive, send: Send) -> None:
-    """What stands in for the rest of the way where it is cut."""
+    """Answers in place of the remaining steps."""
     writer = scope[CONTEXT_KEY].writer
     writer.begin(ResponseHead(length=len(BODY)))
     await writer.write(Chunk(wire="openai", raw=BODY, is_body=True))
@@ -113,7 +113,7 @@ async def requests(app: Any, server: Any, heads: bytes) -> float:
 
 
 def fake_backend(dispatch: Proxy) -> None:
-    """Give the one backend a kept connection that answers at once."""
+    """Give the backend a pooled connection that answers at once."""
     (box,) = dispatch._backends.values()
     transport: Any = box.transport
     assert box.endpoint is not None
@@ -130,7 +130,7 @@ def fake_backend(dispatch: Proxy) -> None:
 
 
 async def climb(directory: Path, port: int) -> list[Rung]:
-    """All rungs: medians would tell of the neighbours, so each is the least of many rounds."""
+    """All rungs, each the minimum of many rounds: medians would depend on other processes."""
     Hostler().command(port, 0, directory)
     configuration = read(directory / "hostler.yaml", {})
     gateway = Gateway(configuration.settings, history=directory / "history.sqlite3")
@@ -184,7 +184,7 @@ def _name(layer: object) -> str:
 
 
 async def _cut(layer: Any, app: Any, server: Any, data: bytes) -> float:
-    """The way, cut after this layer."""
+    """The cost of the steps up to this middleware."""
     rest, layer.app = layer.app, answered_by_writer
     try:
         return await requests(app, server, data)
@@ -193,7 +193,7 @@ async def _cut(layer: Any, app: Any, server: Any, data: bytes) -> float:
 
 
 def ladder() -> list[Rung]:
-    """A row for each part of the way of a small whole answer."""
+    """A row for each step of a small whole answer."""
     logging.basicConfig(level="INFO", filename="/dev/null")
     # The backend is there for the gateway's probes alone.
     with tempfile.TemporaryDirectory() as directory, backend() as port:

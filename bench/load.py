@@ -1,7 +1,7 @@
-"""The load: many kept connections that ask one after the other, in a process of its own: `python -m bench.load --url ...`.
+"""The load generator: keep-alive connections with one request at a time each, in a process of its own.
 
-It prints one JSON object. Time is taken when bytes are read from the socket, so its own queue counts as delay; it is made of
-little enough that this stays small (the row "direct" shows how small).
+`python -m bench.load --url ...` prints one JSON object. Times are taken when bytes are read from the socket, so its own delay is included; the row
+"direct" shows how small that is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import httptools
 import uvloop
 
-#: Answers that began in time may take so much longer, in seconds.
+#: Additional time for answers that are in progress at the end, in seconds.
 GRACE_S = 20.0
 TIME = re.compile(rb"\d{20}")
 
@@ -94,7 +94,7 @@ class Client(asyncio.Protocol):
 
 
 class Load:
-    """A run: what is asked, for how long, and what was seen."""
+    """A run: its requests, duration, and results."""
 
     def __init__(
         self, url: str, body: bytes, headers: dict[str, str], connections: int, seconds: float, fresh: bool
@@ -120,7 +120,7 @@ class Load:
         self.transports: set[asyncio.Transport] = set()
 
     def next_request(self) -> bytes:
-        """The same again, or one whose head never came before."""
+        """The same request again, or one whose head never repeats."""
         if not self.unlike:
             return self.request
         return self.request.replace(b"content-type:", b"x-time: %020d\r\ncontent-type:" % time.monotonic_ns(), 1)
@@ -151,7 +151,7 @@ class Load:
             self.open = self.connections
             for _ in range(self.connections):
                 self.group.create_task(self.connect())
-            # Who is slower than that counts as not answered at all.
+            # Slower answers count as errors.
             try:
                 async with asyncio.timeout(self.end - time.perf_counter() + GRACE_S):
                     await self.over.wait()
@@ -171,7 +171,7 @@ class Load:
 
 
 def quantiles(values: list[float] | list[int], scale: float) -> dict[str, float] | None:
-    """The median and the 99th percentile, in other units."""
+    """The median and the 99th percentile, scaled."""
     if not values:
         return None
     ordered = sorted(values)

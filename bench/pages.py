@@ -1,6 +1,6 @@
-"""What open pages cost the gateway while 100 requests a second are told to all of them: `python -m bench.pages`.
+"""The cost of open dashboards while all of them receive 100 requests a second: `python -m bench.pages`.
 
-Each page is a reader of `/events`, as the page in the browser is. A stalled one has stopped reading.
+Each page is a reader of `/events`, like the dashboard in a browser. A stalled one has stopped reading.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FLOOD = 3_000
 
 
 class Row(msgspec.Struct, kw_only=True):
-    """The gateway with these pages open: the share of one core, memory in MiB, and what each page was told, per second."""
+    """The gateway with these pages open: the share of one core, memory in MiB, and what each page received, per second."""
 
     what: str
     core: float
@@ -40,7 +40,7 @@ class Row(msgspec.Struct, kw_only=True):
 
 
 class Pages:
-    """A gateway that is asked at a steady pace, and the pages that watch it."""
+    """A gateway that gets requests at a steady rate, and the pages that watch it."""
 
     def __init__(self, url: str, pid: int, proxy: Proxy) -> None:
         parts = urlsplit(url)
@@ -68,7 +68,7 @@ class Pages:
             self.free.append((reader, writer))
 
     async def ask(self) -> None:
-        """100 requests a second, whatever one of them takes."""
+        """Send 100 requests a second, however long each of them takes."""
         async with asyncio.TaskGroup() as group:
             due = time.monotonic()
             while True:
@@ -77,7 +77,7 @@ class Pages:
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     async def flood(self) -> None:
-        """So many events that whoever does not read has all of its buffers full."""
+        """Send enough events to fill all buffers of pages that do not read."""
 
         async def many() -> None:
             for _ in range(FLOOD // 8):
@@ -94,7 +94,7 @@ class Pages:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             if b" 200 " not in head:
-                raise RuntimeError(f"the events are not told: {head!r}")
+                raise RuntimeError(f"no event stream: {head!r}")
             while data := await reader.read(65536):
                 self.events += data.count(b"event: request")
                 self.bytes += len(data)
@@ -117,7 +117,7 @@ class Pages:
 
     @contextlib.contextmanager
     def stalled(self, pages: int) -> Iterator[None]:
-        """Pages that ask and then take nothing."""
+        """Pages that subscribe and then read nothing."""
         with contextlib.ExitStack() as stack:
             for _ in range(pages):
                 sock = stack.enter_context(socket.socket())
@@ -171,7 +171,7 @@ def median(rows: list[Row]) -> Row:
 
 
 def table(rows: list[Row]) -> str:
-    """A Markdown table; what pages cost is what is beyond the first row."""
+    """A Markdown table; the cost of pages is the difference to the first row."""
     base = rows[0].core
     lines = ["| pages | of one core | more than without | requests/s | events/s, each | KiB/s, each | RSS, MiB |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
@@ -185,11 +185,11 @@ def table(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    """Print the table; medians of some rounds."""
+    """Print the table with the medians of several rounds."""
     parser = argparse.ArgumentParser(prog="python -m bench.pages", description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of one run")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--hostler", metavar="PROGRAM", help="the hostler to run")
+    parser.add_argument("--hostler", metavar="PROGRAM", help="hostler program to run")
     options = parser.parse_args()
     proxy = PROXIES["hostler"](options.hostler)
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:

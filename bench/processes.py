@@ -1,4 +1,4 @@
-"""What a process and its children cost: CPU seconds and resident memory, as the kernel counts them; and starting them."""
+"""CPU seconds and resident memory of a process and its children, as the kernel counts them; and starting processes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def rss_mib(pid: int) -> float:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port on which no process listens now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -61,7 +61,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(command: list[str], log: Path, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """The command in a group of its own, until the block ends; its whole group is gone then."""
+    """Run the command in its own process group, which is stopped as a whole at the end of the context."""
     with log.open("wb") as out:
         process = subprocess.Popen(
             command,

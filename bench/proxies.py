@@ -1,4 +1,4 @@
-"""What is measured: how each proxy is configured and started in front of the fake backend, or why it is skipped."""
+"""The measured proxies: how each is configured and started in front of the fake backend, or why it is skipped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Proxy:
         named = self.program or default
         found = shutil.which(named) or shutil.which(str(Path(sys.executable).parent / named))
         if found is None:
-            raise Skipped(f"{self.name}: {named} is not here; {how}")
+            raise Skipped(f"{self.name}: {named} not found; {how}")
         return found
 
     def command(self, backend: int, port: int, directory: Path) -> list[str]:
@@ -56,13 +56,13 @@ class Proxy:
                 self.started_s = wait_for(url + self.ready, process, self.start_s)
             except RuntimeError as error:
                 tail = log.read_text(errors="replace")[-600:].strip()
-                raise Skipped(f"{self.name}: {error}; it said: {tail}") from error
+                raise Skipped(f"{self.name}: {error}; last output: {tail}") from error
             self.process: Popen[bytes] = process
             yield url, process.pid
 
 
 class Direct(Proxy):
-    """Nothing in between: the limit."""
+    """No proxy: the upper limit."""
 
     name = "direct"
     closes_silently = True
@@ -74,7 +74,7 @@ class Direct(Proxy):
 
 
 class Hostler(Proxy):
-    """The gateway as a user starts it, everything switched on, with a key."""
+    """The gateway as users start it, with all features on and an API key."""
 
     name = "hostler"
     ready = "/healthz"

@@ -27,7 +27,7 @@ def table(rows: list[Row]) -> str:
 
 
 def plot_growth(title: str, axis: str, series: dict[str, list[tuple[float, float]]], path: Path) -> str:
-    """Draws how something grows with a number of clients, both in logarithms; says what it did."""
+    """Draw how values grow with the number of clients, on logarithmic axes. Returns a message."""
     try:
         import matplotlib as mpl  # type: ignore[import-not-found,unused-ignore]
 
@@ -42,7 +42,7 @@ def plot_growth(title: str, axis: str, series: dict[str, list[tuple[float, float
     one.set_yscale("log")
     values = [y for points in series.values() for _, y in points]
     if values and min(values) > 1:
-        one.set_ylim(1, max(values) * 50)  # what does not grow should look like it
+        one.set_ylim(1, max(values) * 50)  # constant values should look constant
     one.set_xlabel(axis)
     one.set_title(title)
     one.legend()
@@ -52,7 +52,7 @@ def plot_growth(title: str, axis: str, series: dict[str, list[tuple[float, float
 
 
 def plot(rows: list[Row], path: Path) -> str:
-    """Draws CPU a request and added latency; says what it did."""
+    """Draw CPU per request and added latency. Returns a message."""
     try:
         import matplotlib as mpl  # type: ignore[import-not-found,unused-ignore]
 

@@ -1,4 +1,4 @@
-"""Many clients at once: open streams at the pace of a model, and connections that do nothing. `python -m bench scale`."""
+"""Many clients: open streams at the speed of a model, and idle connections. `python -m bench scale`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WATCH_S = 2.0
 
 
 class Load(msgspec.Struct, kw_only=True):
-    """What a number of clients costs the proxy: the share of one core, memory in MiB, and chunks that came, per second."""
+    """The cost of a number of clients: the share of one core, memory in MiB, and chunks received per second."""
 
     kind: str
     clients: int
@@ -76,7 +76,7 @@ class Scale:
             return await self.watch("streams", clients)
 
     async def idle(self, clients: int) -> Load:
-        """Connections that have asked once and are kept."""
+        """Connections that have sent one request and stay open."""
         writers = []
         for _ in range(clients):
             reader, writer = await self.open()
@@ -89,7 +89,7 @@ class Scale:
         return load
 
     async def large(self) -> Load:
-        """One answer of 200 MB, read as fast as it comes; the memory is the most there was meanwhile."""
+        """One answer of 200 MB, read at full speed; the memory is the peak."""
         body = json.dumps({"model": self.model, "stream": True, "user": "large", "messages": []}).encode()
         reader, writer = await self.open()
         head = f"POST /v1/chat/completions HTTP/1.1\r\n{self.headers}content-type: application/json\r\n"
@@ -113,7 +113,7 @@ class Scale:
 
 
 def scale(proxy: Proxy) -> list[Load]:
-    """The rows of one proxy in front of a backend of its own."""
+    """The rows of one proxy in front of its own backend."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         url, pid = stack.enter_context(proxy.start(stack.enter_context(backend()), Path(directory)))
         return uvloop.run(Scale(url, pid, proxy).all())

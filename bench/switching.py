@@ -1,7 +1,7 @@
-"""Mixed workloads on one GPU's worth of models, `python -m bench.switching`: Hostler measured, plain FIFO simulated beside it.
+"""Mixed workloads on a host of one model at a time, `python -m bench.switching`: Hostler measured, plain FIFO simulated.
 
-FIFO serves strictly in the order of arrival, as a gateway without a plan does. It is simulated with the load and answer
-times that were measured here, so that nothing but the order differs.
+FIFO serves strictly in the order of arrival. It is simulated with the load and answer times measured here, so that only
+the order differs.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def alternating(clients: int, requests: int) -> list[Job]:
-    """A B A B ..., so many clients at a time."""
+    """A B A B ..., from this many clients."""
     return [Job("ab"[number % 2], 0.0, number % clients) for number in range(requests)]
 
 
 def steady(seconds: float, every: float) -> list[Job]:
-    """Three clients keep A busy without a pause; somebody asks for B every so often."""
+    """Three clients keep A busy without a pause; another client requests B periodically."""
     busy = [Job("a", 0.0, client) for client in range(3) for _ in range(int(seconds / ANSWER_S))]
     rare = [Job("b", at, 100 + number) for number, at in enumerate(_steps(every / 2, seconds, every))]
     return busy + rare
@@ -92,7 +92,7 @@ def _steps(first: float, end: float, step: float) -> Iterator[float]:
 
 
 def fifo(jobs: Sequence[Job], *, load_s: float, answer_s: float, until: float) -> tuple[list[Done], int]:
-    """What strict order of arrival makes of the jobs, and how many loads it takes. Nothing is sent after `until`."""
+    """The jobs served strictly in the order of arrival, and the number of loads. No job is sent after `until`."""
     by_client: dict[int, list[Job]] = {}
     for job in jobs:
         by_client.setdefault(job.client, []).append(job)
@@ -165,7 +165,7 @@ async def connected(address: str) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def ask(http: httpx.AsyncClient, model: str, clock: Callable[[], float]) -> Done:
-    """One request, with the waiting that the gateway itself tells."""
+    """One request, with the waiting time that the gateway reports."""
     answer = await http.post(
         "/v1/chat/completions", json={"model": model, "messages": [{"role": "user", "content": "?"}]}
     )
@@ -265,7 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.switching", description=__doc__)
     parser.add_argument("--patience", type=float, default=2.0, help="gateway.switching.patience_s")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of the workloads that arrive over time")
-    parser.add_argument("--json", type=Path, help="write the rows here too")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file, as JSON")
     options = parser.parse_args()
     rows, load_s = run(options.patience, options.seconds)
     print(table(rows))
@@ -277,7 +277,7 @@ def main() -> None:
     bound = options.patience + load_s + 1.0
     late = [ours.workload for ours, _ in pairs if ours.workload.startswith("steady") and ours.waits["b"][1] > bound]
     if worse or late:
-        sys.exit(f"more switches than FIFO: {worse or 'nowhere'}; the rare model waits too long: {late or 'nowhere'}")
+        sys.exit(f"more switches than FIFO: {worse or 'nowhere'}; rare model waits too long: {late or 'nowhere'}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How the cost of an event grows with the number of those who wait for a model: `python -m bench waiting`.
+"""How the cost of an event grows with the number of requests queued for a model: `python -m bench waiting`.
 
-One orchestrator in this process, a supervisor that never has the model ready, and so many in line; then requests join and
-leave. The figures are CPU µs of this process.
+One orchestrator in this process, a supervisor whose model never gets ready, and a queue of a given length, which requests
+join and leave. The figures are CPU µs of this process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EVENTS = 300
 
 
 class Cost(msgspec.Struct, kw_only=True):
-    """What happens to one request, with so many others in line."""
+    """The cost of one request's events, with `waiting` others queued."""
 
     waiting: int
     join_us: float
@@ -58,7 +58,7 @@ class Slow:
 
 
 async def measure(waiting: int) -> Cost:
-    """The cost of each event with so many in line."""
+    """The cost of each event with this many requests queued."""
     bus = Bus()
     host = Orchestrator(
         "box",
@@ -95,12 +95,12 @@ async def measure(waiting: int) -> Cost:
 
 
 def waiting() -> list[Cost]:
-    """A row for each length of the line."""
+    """A row for each length of the queue."""
     return [anyio.run(measure, count) for count in WAITING]
 
 
 def table(rows: list[Cost]) -> str:
     """A Markdown table."""
-    lines = ["| in line | join, µs | leave, µs | show progress, µs |", "| --- | --- | --- | --- |"]
+    lines = ["| queued | join, µs | leave, µs | show progress, µs |", "| --- | --- | --- | --- |"]
     lines += [f"| {row.waiting} | {row.join_us:.0f} | {row.leave_us:.0f} | {row.progress_us:.0f} |" for row in rows]
     return "\n".join(lines)
