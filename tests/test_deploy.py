@@ -90,15 +90,15 @@ def test_the_socket_has_the_address_that_the_gateway_is_configured_to_listen_on(
 
 @pytest.mark.parametrize("path", UNITS, ids=[path.stem for path in UNITS])
 def test_a_unit_is_watched_restarted_and_locked_down(path: Path) -> None:
-    told = unit(path)
+    settings = unit(path)
     expected = {
         "Type": "notify", "Restart": "always", "ProtectSystem": "strict", "NoNewPrivileges": "yes", "PrivateTmp": "yes",
         "CapabilityBoundingSet": "", "UMask": "0077", "RestrictNamespaces": "yes", "SystemCallArchitectures": "native",
     }  # fmt: skip
-    assert {name: told[name][0] for name in expected} == expected
-    assert int(told["WatchdogSec"][0]) > 0
-    assert told["User"] != ["root"]
-    assert told["SystemCallFilter"][0] == "@system-service"
+    assert {name: settings[name][0] for name in expected} == expected
+    assert int(settings["WatchdogSec"][0]) > 0
+    assert settings["User"] != ["root"]
+    assert settings["SystemCallFilter"][0] == "@system-service"
     configparser.ConfigParser(strict=False, interpolation=None, allow_no_value=False).read_string(path.read_text())
 
 

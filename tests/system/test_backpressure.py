@@ -24,7 +24,7 @@ MB = 1024 * 1024
 
 
 class Engine:
-    """Writes 200 MB to whoever asks, as fast as they are taken."""
+    """Answers each request with 200 MB, as fast as they are read."""
 
     def __init__(self) -> None:
         self.sent = 0

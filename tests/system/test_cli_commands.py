@@ -187,8 +187,8 @@ def test_a_model_is_pinned_until_it_is_unpinned(product: Product) -> None:
     product.run("load", "alpha")
     assert product.run("pin", "first").stdout == "alpha is pinned on local: once loaded, it stays.\n"
     assert "pinned" in next(line for line in product.run("ps").stdout.splitlines() if line.startswith("alpha"))
-    told = {"model": "alpha", "pinned": False, "backends": ["local"], "remembered": True}
-    assert product.json("unpin", "alpha", "--host", "local") == told
+    output = {"model": "alpha", "pinned": False, "backends": ["local"], "remembered": True}
+    assert product.json("unpin", "alpha", "--host", "local") == output
     assert product.run("unpin", "alpha").stdout == "alpha is no longer pinned on local.\n"
     assert not next(each for each in product.json("ps")["models"] if each["model"] == "alpha")["pinned"]
 
@@ -207,9 +207,9 @@ def test_ps_shows_models_and_requests(product: Product, slow: str) -> None:
     assert "1/1" in running
     assert asked.split()[0] == "REQUEST"
     assert request.split()[:5] == [slow, "all", "slow", "local", "generating"]
-    told = product.json("ps")
-    assert told["models"][0]["model"] == "slow"
-    assert told["requests"][0]["phase"] == "generating"
+    output = product.json("ps")
+    assert output["models"][0]["model"] == "slow"
+    assert output["requests"][0]["phase"] == "generating"
 
 
 def test_cancel_ends_a_request(product: Product, slow: str) -> None:
@@ -265,8 +265,8 @@ def test_route_and_doctor(product: Product) -> None:
     assert dry.exit_code == 0
     assert "would answer" in dry.stdout
     assert product.json("route", "alpha")["answer"]["status"] == 200
-    nobody = product.run("route", "broken")
-    assert (nobody.exit_code, "could not be loaded" in nobody.stderr) == (FAILED, True)
+    failed = product.run("route", "broken")
+    assert (failed.exit_code, "could not be loaded" in failed.stderr) == (FAILED, True)
     assert product.run("route", "broken", "--json").exit_code == FAILED
     assert "ok" in product.run("doctor", "beta").stdout
     assert product.json("doctor", "beta")["hops"][0]["ok"] is True
@@ -290,32 +290,32 @@ def following(product: Product, *arguments: str) -> Iterator[IO[str]]:
 
 def test_events_are_followed_until_interrupted(product: Product) -> None:
     product.run("load", "alpha")
-    with following(product, "events", "-f", "--json") as told:
-        assert json.loads(told.readline())["event"] == "snapshot"
+    with following(product, "events", "-f", "--json") as output:
+        assert json.loads(output.readline())["event"] == "snapshot"
         product.chat("beta")
         kinds = set()
         while "request" not in kinds:
-            kinds.add(json.loads(told.readline())["event"])
+            kinds.add(json.loads(output.readline())["event"])
         assert {"switch", "engine"} <= kinds
-    with following(product, "events", "-f") as told:
-        assert "models" in told.readline()
+    with following(product, "events", "-f") as output:
+        assert "models" in output.readline()
         product.chat("alpha")
-        while "openai.chat alpha" not in (line := told.readline()):
+        while "openai.chat alpha" not in (line := output.readline()):
             assert line
 
 
 def test_logs_are_followed_until_interrupted(product: Product) -> None:
     product.run("load", "beta")
-    with following(product, "logs", "-f", "alpha") as told:
-        while "alpha wrote this" not in told.readline():
+    with following(product, "logs", "-f", "alpha") as output:
+        while "alpha wrote this" not in output.readline():
             pass
         product.run("unload", "alpha", "--now")
         product.run("load", "alpha")
-        while "alpha wrote this" not in told.readline():
+        while "alpha wrote this" not in output.readline():
             pass
-    with following(product, "logs", "--follow", "--json") as told:
+    with following(product, "logs", "--follow", "--json") as output:
         product.chat("beta")
-        while "openai.chat beta" not in (line := json.loads(told.readline()))["text"]:
+        while "openai.chat beta" not in (line := json.loads(output.readline()))["text"]:
             pass
         assert line["logger"] == "hostler.requests"
 
@@ -323,8 +323,8 @@ def test_logs_are_followed_until_interrupted(product: Product) -> None:
 @pytest.mark.parametrize("what", [("logs", "-f", "alpha"), ("events", "-f")], ids=" ".join)
 def test_a_supervisors_logs_and_events_are_followed(alone: Product, what: tuple[str, ...]) -> None:
     alone.run("load", "alpha")
-    with following(alone, *what) as told:
-        assert told.readline()
+    with following(alone, *what) as output:
+        assert output.readline()
 
 
 CALLING: list[tuple[str, ...]] = [
@@ -370,7 +370,7 @@ def test_a_key_with_the_scope_operate_alone_is_enough_to_operate(product: Produc
     assert product.run("load", "alpha", key="operate").exit_code == 0
     assert product.run("switch", "beta", key="operate").stdout.startswith("beta is ready")
     assert product.run("unload", "beta", key="operate").exit_code == 0
-    assert product.run("load", "nobody", key="operate").exit_code == USAGE
+    assert product.run("load", "missing", key="operate").exit_code == USAGE
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_paused_terminal_output_blocks_nothing(file: Callable[..., Path], home: 
         address = address_in(shown.until("Ctrl-C to stop ·"))
         # From here on the terminal is not read.
         for _ in range(40):
-            ask(address, "nobody").join(30)
+            ask(address, "missing").join(30)
         with urllib.request.urlopen(f"{address}/healthz", timeout=30) as answer:
             assert answer.status == 200
         shown.process.terminate()

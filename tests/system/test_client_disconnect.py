@@ -53,6 +53,6 @@ async def test_a_disconnect_after_the_last_event_counts_as_a_complete_answer(
                     if last in line:
                         break
             await gateway.until_counts(0, 0)
-        told = (await gateway.http.get("/admin/history")).json()
-    ends = {each["event"]["model"]: (each["event"]["outcome"], each["event"]["status"]) for each in told}
+        history = (await gateway.http.get("/admin/history")).json()
+    ends = {each["event"]["model"]: (each["event"]["outcome"], each["event"]["status"]) for each in history}
     assert ends == {"a": ("ok", 200), "b": ("client_disconnected", 499)}

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, real_model: Path) -> Iterator[HostlerProcess]:
-    """`hostler up` as everybody runs it."""
+    """`hostler up` with its default options."""
     folder = tmp_path_factory.mktemp("up")
     path = write_shipped_model_config(folder, CONFIGURATION)
     with run_hostler("up", "--config", path, errors=folder / "log") as up:

@@ -22,7 +22,7 @@ INSTALLED = os.environ.get("HOSTLER_TEST_CLIENTS")
 PROGRAMS = Path(__file__).parent / "programs"
 WORDS = "word0 word1 word2 word3 word4 "
 
-# Every model takes a moment to load, and whoever waits for it is told at once and often.
+# Every model takes a moment to load, with immediate and frequent progress for waiting clients.
 PROFILES: dict[str, Any] = {
     "a": {"default": True, "aliases": ["alpha"], "context": 65536, "script": {"ready_after": 0.6}},
     "org/b": {"context": 70000, "script": {"ready_after": 0.6}},
@@ -53,14 +53,14 @@ async def run(command: list[str], folder: Path, **environ: str) -> str:
 
 
 async def python(client: str, gateway: RunningGateway, folder: Path, **environ: str) -> Any:
-    """What the program of a client for Python tells."""
+    """The JSON that the program of a Python client prints."""
     program = str(PROGRAMS / f"{client}_client.py")
     command = [f"{INSTALLED}/{client}/bin/python", program, gateway.url, "a", "org/b"]
     return json.loads((await run(command, folder, **environ)).splitlines()[-1])
 
 
 async def node(client: str, gateway: RunningGateway, folder: Path) -> Any:
-    """What the program of a client for JavaScript tells. Packages are looked for beside the program."""
+    """The JSON that the program of a JavaScript client prints. Packages are resolved from the program's folder."""
     program = folder / f"{client}_client.mjs"
     program.write_text((PROGRAMS / program.name).read_text())
     (folder / "node_modules").symlink_to(f"{INSTALLED}/js/node_modules")
@@ -72,10 +72,10 @@ async def test_langchain_reads_streams_with_progress_in_them(
     start_gateway: StartGateway, tmp_path: Path, progress: str
 ) -> None:
     async with start_gateway(PROFILES, gateway=shown(progress)) as gateway:
-        told = await python("langchain", gateway, tmp_path)
+        printed = await python("langchain", gateway, tmp_path)
         assert gateway.starts() == ["a", "org/b"]
     answer = {"words": WORDS, "usage": 5, "whole": WORDS}
-    assert told == {"openai": answer, "ollama": answer}
+    assert printed == {"openai": answer, "ollama": answer}
 
 
 @in_every_form
@@ -83,10 +83,10 @@ async def test_litellm_reads_streams_with_progress_in_them_in_every_protocol(
     start_gateway: StartGateway, tmp_path: Path, progress: str
 ) -> None:
     async with start_gateway(PROFILES, gateway=shown(progress)) as gateway:
-        told = await python("litellm", gateway, tmp_path, LITELLM_LOCAL_MODEL_COST_MAP="True")
+        printed = await python("litellm", gateway, tmp_path, LITELLM_LOCAL_MODEL_COST_MAP="True")
         assert gateway.starts() == ["a", "org/b"] * 3 + ["a"]
-    assert set(told) == {"openai", "hosted_vllm", "lm_studio", "llamafile", "ollama_chat", "ollama", "anthropic"}
-    for protocol, answer in told.items():
+    assert set(printed) == {"openai", "hosted_vllm", "lm_studio", "llamafile", "ollama_chat", "ollama", "anthropic"}
+    for protocol, answer in printed.items():
         assert answer == {"words": WORDS, "finish": "stop", "whole": WORDS, "usage": 5}, protocol
 
 
@@ -106,8 +106,8 @@ async def test_llm_with_its_plugin_for_ollama_lists_models_and_chats(
 
 async def test_ollamas_package_for_javascript(start_gateway: StartGateway, tmp_path: Path) -> None:
     async with start_gateway(PROFILES, gateway=EAGER) as gateway:
-        told = await node("ollama", gateway, tmp_path)
-    assert told == {
+        printed = await node("ollama", gateway, tmp_path)
+    assert printed == {
         "models": ["a:latest", "alpha:latest", "org/b:latest"],
         "capabilities": ["completion"],
         "words": WORDS,
@@ -124,20 +124,20 @@ async def test_openais_package_for_javascript_reads_a_stream_with_progress_in_it
     start_gateway: StartGateway, tmp_path: Path, progress: str
 ) -> None:
     async with start_gateway(PROFILES, gateway=shown(progress)) as gateway:
-        told = await node("openai", gateway, tmp_path)
-    waited = told.pop("waited")
+        printed = await node("openai", gateway, tmp_path)
+    waited = printed.pop("waited")
     assert waited >= 3 if progress in ("thinking", "quiet") else waited == 0
     models = ["org/b", "a", "alpha"]
-    assert told == {"words": WORDS, "helped": WORDS, "whole": WORDS, "models": models}
+    assert printed == {"words": WORDS, "helped": WORDS, "whole": WORDS, "models": models}
 
 
 async def test_anthropics_package_for_javascript_reads_a_stream_with_progress_in_it(
     start_gateway: StartGateway, tmp_path: Path
 ) -> None:
     async with start_gateway(PROFILES, gateway=EAGER) as gateway:
-        told = await node("anthropic", gateway, tmp_path)
+        printed = await node("anthropic", gateway, tmp_path)
     models = ["org/b", "a", "alpha"]
-    assert told == {"words": WORDS, "finish": "end_turn", "usage": 5, "whole": WORDS, "models": models}
+    assert printed == {"words": WORDS, "finish": "end_turn", "usage": 5, "whole": WORDS, "models": models}
 
 
 @in_every_form
@@ -145,13 +145,13 @@ async def test_vercels_package_reads_a_stream_with_progress_in_it(
     start_gateway: StartGateway, tmp_path: Path, progress: str
 ) -> None:
     async with start_gateway(PROFILES, gateway=shown(progress)) as gateway:
-        told = await node("ai", gateway, tmp_path)
+        printed = await node("ai", gateway, tmp_path)
     answer = {"words": WORDS, "errors": [], "finish": "stop", "usage": 5, "whole": WORDS}
-    assert told == {"openai": answer, "compatible": answer}
+    assert printed == {"openai": answer, "compatible": answer}
 
 
 async def claude(url: str, folder: Path, *words: str) -> dict[str, Any]:
-    """What Claude Code tells, asked without a terminal, in a home of its own."""
+    """The JSON that Claude Code prints without a terminal, in its own home folder."""
     environ = {
         "ANTHROPIC_BASE_URL": url,
         "ANTHROPIC_AUTH_TOKEN": "unused",
@@ -159,15 +159,15 @@ async def claude(url: str, folder: Path, *words: str) -> dict[str, Any]:
         **{f"ANTHROPIC_{which}": "a" for which in ("MODEL", "SMALL_FAST_MODEL", "DEFAULT_HAIKU_MODEL")},
     }
     command = [f"{INSTALLED}/js/node_modules/.bin/claude", "-p", "--output-format", "json", *words]
-    told: dict[str, Any] = json.loads(await run(command, folder, **environ))
-    return told
+    printed: dict[str, Any] = json.loads(await run(command, folder, **environ))
+    return printed
 
 
 async def test_claude_code_gets_an_answer(start_gateway: StartGateway, tmp_path: Path) -> None:
     async with start_gateway(PROFILES, gateway=EAGER) as gateway:
-        told = await claude(gateway.url, tmp_path, "Hello")
+        printed = await claude(gateway.url, tmp_path, "Hello")
         assert gateway.starts() == ["a"]
-    assert (told["result"], told["is_error"], told["num_turns"]) == (WORDS, False, 1)
+    assert (printed["result"], printed["is_error"], printed["num_turns"]) == (WORDS, False, 1)
 
 
 @pytest.mark.parametrize("kind", ["openai", "ollama", "anthropic"])
@@ -188,8 +188,8 @@ async def test_claude_code_uses_its_tools(tmp_path: Path, kind: str) -> None:
         backend = {"kind": kind, "url": server.url, "models": {"a": "there"}}
         async with start_chain(tmp_path, {"there": backend}) as chain:
             url = str(chain.http.base_url).rstrip("/")
-            told = await claude(url, tmp_path, "--allowedTools", "Read", "--", "Which number?")
-    assert (told["result"], told["is_error"], told["num_turns"]) == ("It is 42.", False, 2)
+            printed = await claude(url, tmp_path, "--allowedTools", "Read", "--", "Which number?")
+    assert (printed["result"], printed["is_error"], printed["num_turns"]) == ("It is 42.", False, 2)
     assert "The number is 42." in json.dumps(server.requests[-1][1]["messages"])
 
 
@@ -204,9 +204,9 @@ def hermes_home(gateway: RunningGateway, folder: Path, provider: str, model: str
 
 async def test_hermes_discovers_models_without_starting_an_engine(start_gateway: StartGateway, tmp_path: Path) -> None:
     async with start_gateway(PROFILES) as gateway:
-        told = await python("hermes", gateway, tmp_path, HERMES_HOME=hermes_home(gateway, tmp_path, "custom", "a"))
+        printed = await python("hermes", gateway, tmp_path, HERMES_HOME=hermes_home(gateway, tmp_path, "custom", "a"))
         assert gateway.starts() == []
-    assert told == {
+    assert printed == {
         "kind": "lm-studio",
         "models": ["a", "alpha", "org/b"],
         "models at the root": ["a", "alpha", "org/b"],

@@ -1,4 +1,4 @@
-"""The official packages read streams of models that take their time to load, and tell what they are told meanwhile."""
+"""The official packages read streams of models that load slowly, with progress before the answer."""
 
 from __future__ import annotations
 

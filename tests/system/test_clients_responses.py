@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS: list[Any] = [
-    {"type": "function", "name": "weather", "description": "Tells it", "parameters": SCHEMA, "strict": True},
+    {"type": "function", "name": "weather", "description": "Current weather", "parameters": SCHEMA, "strict": True},
     {"type": "web_search"},
 ]
 CONVERSATION: list[Any] = [
@@ -68,8 +68,8 @@ def understood(answer: Response) -> tuple[str, str, list[tuple[str, str, Any]]]:
     """The words, the thoughts and the calls."""
     thoughts = [item for item in answer.output if item.type == "reasoning"]
     calls = [item for item in answer.output if item.type == "function_call"]
-    told = "".join(part.text for item in thoughts for part in item.content or [])
-    return answer.output_text, told, [(call.call_id, call.name, json.loads(call.arguments)) for call in calls]
+    reasoning = "".join(part.text for item in thoughts for part in item.content or [])
+    return answer.output_text, reasoning, [(call.call_id, call.name, json.loads(call.arguments)) for call in calls]
 
 
 def meant(story: ScriptedAnswer, backend: str) -> tuple[str, str, list[tuple[str, str, Any]]]:
@@ -142,11 +142,11 @@ async def test_a_conversation_is_translated(tmp_path: Path, backend: str) -> Non
             model="m", input=CONVERSATION, instructions="Be brief.", tools=TOOLS, tool_choice="auto",
             max_output_tokens=77, temperature=0.5, reasoning={"effort": "low"},
         )  # fmt: skip
-    told = json.dumps(server.requests[-1][1], ensure_ascii=False)
+    sent = json.dumps(server.requests[-1][1], ensure_ascii=False)
     for words in ("Be brief.", "In German.", "Weather?", "I look.", "Bern", "rain", "And here?", "iVBORw0KGgo=", "77"):
-        assert words in told, words
-    assert told.count("Tells it") == 1
-    assert "web_search" not in told
+        assert words in sent, words
+    assert sent.count("Current weather") == 1
+    assert "web_search" not in sent
     assert [path for path, _ in server.requests[:-1]] == (["/v1/responses"] if backend == "openai" else [])
 
 
@@ -196,8 +196,8 @@ async def test_progress_is_sent_in_comments(start_gateway: StartGateway) -> None
     eager = {"switching": {"progress_after_s": 0, "progress_every_s": 0.1}}
     async with start_gateway({"a": {"script": {"ready_after": 0.3}}}, gateway=eager) as gateway:
         body = {"model": "a", "input": "Hello", "stream": True}
-        told = (await gateway.http.post("/v1/responses", json=body)).text
-        shown, _, rest = told.partition("event: response.created\n")
+        text = (await gateway.http.post("/v1/responses", json=body)).text
+        shown, _, rest = text.partition("event: response.created\n")
         assert "loading a" in shown
         assert all(line.startswith(":") for line in shown.splitlines() if line)
         assert "word4" in rest

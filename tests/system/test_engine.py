@@ -38,7 +38,7 @@ def configured(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, real_model: Path) -> Iterator[HostlerProcess]:
-    """`hostler up` as everybody runs it."""
+    """`hostler up` with its default options."""
     folder = tmp_path_factory.mktemp("up")
     with run_hostler("up", "--config", configured(folder), errors=folder / "log") as up:
         yield up

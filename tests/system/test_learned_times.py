@@ -1,4 +1,4 @@
-"""What was learned before a restart: how long loads and answers take, and what charts show."""
+"""Measurements that survive a restart: times of loads and answers, and the figures of charts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SLOW = {"a": {"script": {"ready_after": 0.3}}, "b": {}}
 
 
 async def expected(http: httpx.AsyncClient) -> dict[str, Any]:
-    """What a load of `a` is taken to last, and where that is shown."""
+    """The estimated load time of `a`, wherever it is shown."""
     forecast = (await http.get("/admin/forecast", params={"model": "a"})).json()
     (host, *_) = (await http.get("/admin/status")).json()["hosts"]
     engine = next(each for each in host["engines"] if each["model"] == "a")
@@ -62,7 +62,7 @@ async def test_a_restarted_gateway_gets_load_times_from_running_supervisors(tmp_
         path.write_text(json.dumps({"gateway": {"listen": ["127.0.0.1:0"]}, "backends": {"far": far.backend}}))
         seen: list[tuple[dict[str, Any], int, int]] = []
 
-        async def live(ask: bool) -> None:
+        async def run_gateway(ask: bool) -> None:
             gateway = Gateway(read(path).settings, history=history)
             sockets = bind([("127.0.0.1", 0)], "gateway.listen")
             started = anyio.Event()
@@ -83,8 +83,8 @@ async def test_a_restarted_gateway_gets_load_times_from_running_supervisors(tmp_
                     seen.append((await expected(http), figures[0]["requests"], figures[0]["switches"]))
                 gateway.stop()
 
-        await live(True)
-        await live(False)
+        await run_gateway(True)
+        await run_gateway(False)
     (before, *counts), (after, *counts_after) = seen
     assert counts == counts_after == [1, 1]
     assert 0.3 <= after["forecast"] < 10
@@ -97,13 +97,13 @@ async def test_answer_times_survive_a_restart(tmp_path: Path, flags: Callable[[s
     async with remote_supervisor(tmp_path / "far", {"a": {"script": script}}) as far:
         history, finished = tmp_path / "history.sqlite3", list[RequestFinished]()
 
-        def hear(event: Event) -> None:
+        def on_event(event: Event) -> None:
             if isinstance(event, RequestFinished):
                 finished.append(event)
 
         speak.set()
         async with start_chain(tmp_path, {"far": far.backend}, history=history, gateway=PATIENT) as chain:
-            chain.app.bus.listen(hear)
+            chain.app.bus.listen(on_event)
             await chain.chat(model="a")
             await chain.until(lambda: finished)
         speak.clear()
@@ -121,4 +121,4 @@ async def test_answer_times_survive_a_restart(tmp_path: Path, flags: Callable[[s
             speak.set()
     (waiting,) = host["queue"]
     assert waiting["eta_s"] == pytest.approx(event.seconds - event.queue_s - event.switch_s, abs=0.05)
-    assert waiting["eta_s"] != 5.0  # what is said of a model that nobody has seen at work
+    assert waiting["eta_s"] != 5.0  # the default for a model without measurements

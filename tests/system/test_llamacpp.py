@@ -33,17 +33,17 @@ async def test_watchers_of_the_models_receive_every_change(start_gateway: StartG
             lines = answer.aiter_lines()
 
             async def until(*wanted: str) -> list[str]:
-                """What is told of a model's states until it is in the last of these."""
+                """The states of the model that are sent, until the last of these."""
                 model, last = wanted
-                told: list[str] = []
+                states_seen: list[str] = []
                 async for line in lines:
                     event = json.loads(line[5:]) if line.startswith("data:") else {"model": ""}
                     if event["model"] == model:
                         state = event["data"]["status"] + " failed" * event["data"].get("exit_code", 0)
-                        told += [state] if told[-1:] != [state] else []
+                        states_seen += [state] if states_seen[-1:] != [state] else []
                         if state == last:
                             break
-                return told
+                return states_seen
 
             assert await until("b", "unloaded") == ["unloaded"]
             assert (await gateway.http.post("/models/load", json={"model": "a"})).json() == {"success": True}

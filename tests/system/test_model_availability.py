@@ -17,7 +17,7 @@ def outside(router: FakeOpenRouter, **more: Any) -> dict[str, Any]:
 
 
 async def shown(chain: RunningChain, model: str = "m") -> tuple[str, str | None]:
-    """The model as the status tells it: its state, and why it is so."""
+    """The state of the model in the status, and its reason."""
     cards = (await chain.http.get("/admin/status")).json()["models"]
     card = next(card for card in cards if card["name"] == model)
     return card["state"], card["failure"]
@@ -51,7 +51,7 @@ async def test_models_of_an_unreachable_server_are_unavailable_until_it_returns(
         while (await shown(chain))[0] == "available":
             await chain.chat()
         assert await shown(chain) == ("unavailable", "lan cannot be reached")
-        assert (await shown(chain, "n"))[0] == "available"  # nobody has asked the other one
+        assert (await shown(chain, "n"))[0] == "available"  # no request has used the other one
         await lan.start()
         while (await shown(chain))[0] != "available":
             await chain.chat()

@@ -21,14 +21,14 @@ class Hub:
     """Serves one file, half of it at once."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.requests = 0
         self.go_on = threading.Event()
-        self.left = threading.Event()
+        self.disconnected = threading.Event()
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                hub.asked += 1
+                hub.requests += 1
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(CONTENT)))
                 self.end_headers()
@@ -37,7 +37,7 @@ class Hub:
                 self.wfile.flush()
                 while not hub.go_on.is_set():
                     if select.select([self.connection], [], [], 0.01)[0] and not self.connection.recv(1):
-                        hub.left.set()
+                        hub.disconnected.set()
                         return
                 self.wfile.write(CONTENT[half:])
 
@@ -102,7 +102,7 @@ def test_pulls_of_one_file_share_a_download_and_are_cancelled_independently(
             until_it_moves(lines)
         hub.go_on.set()
         rest = [json.loads(line) for line in lines]
-    assert rest[-1] == {"status": "success"} and hub.asked == 1
+    assert rest[-1] == {"status": "success"} and hub.requests == 1
     assert all("error" not in line for line in rest)
     (file,) = (tmp_path / "cache").rglob("far.gguf")
     assert file.read_bytes() == CONTENT
@@ -121,7 +121,7 @@ def test_a_request_for_the_model_joins_the_pull(running: HostlerProcess, hub: Hu
             hub.go_on.set()
             assert "[DONE]" in "".join(chat.iter_lines())
         assert json.loads(list(lines)[-1]) == {"status": "success"}
-    assert hub.asked == 1
+    assert hub.requests == 1
 
 
 def test_the_download_is_cancelled_when_all_clients_disconnect(
@@ -132,8 +132,8 @@ def test_the_download_is_cancelled_when_all_clients_disconnect(
         http.stream("POST", f"{running.address}/api/pull", json={"model": "far"}) as pull,
     ):
         until_it_moves(pull.iter_lines())
-    assert hub.left.wait(10)
+    assert hub.disconnected.wait(10)
     hub.go_on.set()
     assert not list((tmp_path / "cache").rglob("far.gguf"))
     again = httpx.post(f"{running.address}/api/pull", json={"model": "far", "stream": False}, timeout=20)
-    assert again.json() == {"status": "success"} and hub.asked == 2
+    assert again.json() == {"status": "success"} and hub.requests == 2

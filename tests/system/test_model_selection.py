@@ -46,15 +46,15 @@ async def test_a_header_or_the_query_can_name_the_model(
             assert await answerer(gateway, path, json=body, headers=headers) == (200, "org/b")
         assert await answerer(gateway, f"{path}?model=org%2Fb", json=body) == (200, "org/b")
         # Before the query comes the header, before the header the body.
-        headers = {"X-Hostler-Model": "org/b", "X-Model": "nobody"}
-        assert await answerer(gateway, f"{path}?model=nobody", json=body, headers=headers) == (200, "org/b")
+        headers = {"X-Hostler-Model": "org/b", "X-Model": "missing"}
+        assert await answerer(gateway, f"{path}?model=missing", json=body, headers=headers) == (200, "org/b")
         assert await answerer(gateway, path, json={**body, "model": "org/b"}, headers={"X-Model": "a"}) == (
             200,
             "org/b",
         )
-        assert (await answerer(gateway, path, json=body, headers={"X-Model": "nobody"}))[0] == 404
+        assert (await answerer(gateway, path, json=body, headers={"X-Model": "missing"}))[0] == 404
     bodies = [note["body"] for note in gateway.requests("org/b")]
-    assert not any(name in each for each in bodies for name in ("bee", "nobody"))
+    assert not any(name in each for each in bodies for name in ("bee", "missing"))
 
 
 async def test_a_model_in_a_form_precedes_headers(start_gateway: StartGateway) -> None:

@@ -24,14 +24,14 @@ ANSWERS = {
     "/v1/images/edits": ("application/json", b'{"created": 1, "data": [{"b64_json": "BBBB"}]}'),
     "/v1/moderations": ("application/json", b'{"id": "m", "model": "there", "results": []}'),
 }
-TOLD = b'event: transcript.text.delta\ndata: {"type":"transcript.text.delta","delta":"Hel"}\n\ndata: [DONE]\n\n'
+TRANSCRIPT = b'event: transcript.text.delta\ndata: {"type":"transcript.text.delta","delta":"Hel"}\n\ndata: [DONE]\n\n'
 
 
 class Studio:
     """A server for sounds and pictures. `asked` holds path, media type and body of each request."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, str, bytes]] = []
+        self.requests: list[tuple[str, str, bytes]] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one connection."""
@@ -43,10 +43,10 @@ class Studio:
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
                 path = first.split(" ")[1]
                 if first.startswith("POST"):
-                    self.asked.append((path, headers["content-type"], body))
+                    self.requests.append((path, headers["content-type"], body))
                 kind, answer = ANSWERS.get(path, ("application/json", b"{}"))
                 if b'name="stream"' in body:
-                    kind, answer = "text/event-stream", TOLD
+                    kind, answer = "text/event-stream", TRANSCRIPT
                 written = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(answer)}\r\n\r\n"
                 writer.write(written.encode() + answer)
                 await writer.drain()
@@ -78,11 +78,11 @@ each_kind = pytest.mark.parametrize("kind", ["openai", "llamacpp"])
 async def test_audio_is_transcribed(tmp_path: Path, kind: str) -> None:
     file = ("a.wav", io.BytesIO(SOUND), "audio/wav")
     async with studio(tmp_path, kind) as (there, client):
-        heard = await client.audio.transcriptions.create(model="m", file=file, language="de")
+        transcription = await client.audio.transcriptions.create(model="m", file=file, language="de")
         form = {"file": ("a.wav", SOUND), "model": (None, "m")}
         translated = await client._client.post(f"{client.base_url}audio/translations", files=form)
         assert translated.json() == {"text": "Hello"}
-    assert (heard.text, heard.model_extra) == ("Hello", {"next_month": 1})
+    assert (transcription.text, transcription.model_extra) == ("Hello", {"next_month": 1})
     for path, media_type, body in there.requests:
         assert path in ANSWERS
         assert media_type.startswith("multipart/form-data; boundary=")
@@ -96,7 +96,7 @@ async def test_transcriptions_are_streamed(tmp_path: Path) -> None:
         form = {"model": (None, "m"), "stream": (None, "true"), "file": ("a.wav", SOUND)}
         url = f"{client.base_url}audio/transcriptions"
         answer = await client._client.post(url, files=form)
-    assert (answer.headers["content-type"].partition(";")[0], answer.content) == ("text/event-stream", TOLD)
+    assert (answer.headers["content-type"].partition(";")[0], answer.content) == ("text/event-stream", TRANSCRIPT)
     assert len(there.requests) == 1
 
 

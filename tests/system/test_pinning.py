@@ -1,4 +1,4 @@
-"""Models that stay because an operator said so: whoever wants their room, however long nobody asks, over restarts."""
+"""Pinned models are never evicted or unloaded for idleness, also after a restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A gateway whose socket somebody else holds, as a socket unit does: a restart refuses nobody."""
+"""A gateway whose socket outlives it, as with a socket unit: a restart refuses no connection."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_clients_that_connect_during_a_restart_are_answered(tmp_path: Path
                 await anyio.to_thread.run_sync(leave, first)
             async with anyio.create_task_group() as clients:
                 for _ in range(5):
-                    clients.start_soon(ask)  # nobody is there
+                    clients.start_soon(ask)  # while no gateway runs
                 with gateway(tmp_path, sock):
                     with anyio.fail_after(60):
                         while len(answers) < 6:  # noqa: ASYNC110 - a process comes up
@@ -84,7 +84,7 @@ async def test_a_gateway_without_a_supervisor_lists_only_its_backends_models(tmp
             with gateway(tmp_path, sock):
                 async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
                     assert (await http.get(url)).status_code == 200
-        told = (tmp_path / "log").read_text()
-        assert "those of its backends" in told
-        assert '"model": "m"' in told
-        assert "smollm2" not in told
+        log = (tmp_path / "log").read_text()
+        assert "those of its backends" in log
+        assert '"model": "m"' in log
+        assert "smollm2" not in log

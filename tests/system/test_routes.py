@@ -15,7 +15,7 @@ from hostler.adapters.registry import load_adapters
 pytestmark = pytest.mark.anyio
 
 ADAPTERS = {adapter.name: adapter for adapter in load_adapters() if adapter.name != "plain"}
-VALUES = {"id": "a", "rest": "nobody/knows", "digest": "sha256:" + "ab" * 32, "key": "x"}
+VALUES = {"id": "a", "rest": "un/known", "digest": "sha256:" + "ab" * 32, "key": "x"}
 HELLO = b'"messages":[{"role":"user","content":"x"}],"max_tokens":3,"prompt":"x","input":"x","content":"x"'
 
 #: What no protocol takes: nothing, no JSON, no object, a model that is no name, twice the same, too deep, no text.
@@ -32,7 +32,7 @@ NONSENSE = {
     "nan": b'{"model":"a","max_tokens":NaN,' + HELLO + b"}",
     "stream": b'{"model":"a","stream":{},' + HELLO + b"}",
 }
-#: What some take and others refuse: nobody may stumble over it.
+#: What some protocols accept and others reject: none may fail on it.
 ODD = {
     "nulls": b'{"model":null,"messages":null,"prompt":null,"input":null,"content":null,"max_tokens":null}',
     "null content": b'{"model":"a","messages":[{"role":"user","content":null}],"max_tokens":3}',
@@ -83,7 +83,7 @@ async def send(gateway: RunningGateway, operation: Operation, body: bytes) -> tu
         return answer.status_code, answer.text
 
 
-#: Lists, or nothing at all, are what these take; forms are told apart before their body is read.
+#: These accept lists or an empty body; forms are recognised before their body is read.
 LENIENT = {
     "search",
     "scale",
@@ -108,11 +108,16 @@ async def test_invalid_bodies_are_rejected_in_the_clients_protocol(start_gateway
             if operation.name in LENIENT:
                 continue
             for kind, body in NONSENSE.items():
-                status, told = await send(gateway, operation, body)
-                # Nobody but the words that generate reads `stream`, and Ollama finds its names in any order.
+                status, answer = await send(gateway, operation, body)
+                # Only generating operations read `stream`, and Ollama finds its names in any order.
                 if kind == "stream" and status != 400:
                     continue
-                assert (status, is_error(name, status, told)) == (400, True), (operation.path, kind, status, told)
+                assert (status, is_error(name, status, answer)) == (400, True), (
+                    operation.path,
+                    kind,
+                    status,
+                    answer,
+                )
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -120,12 +125,12 @@ async def test_unusual_bodies_cause_no_internal_error(start_gateway: StartGatewa
     async with start_gateway({"a": {"default": True, "embeddings": True}}) as gateway:
         for operation in posts(ADAPTERS[name]):
             for kind, body in ODD.items():
-                status, told = await send(gateway, operation, body)
-                where = (operation.path, kind, status, told)
+                status, answer = await send(gateway, operation, body)
+                where = (operation.path, kind, status, answer)
                 assert status < 500 or status == 501 or (name, status) == ("ollama", 500), where
-                if status >= 400 and "File Not Found" not in json.dumps(told):
-                    assert is_error(name, status, told) or is_error("llamacpp", status, told), where
-                assert "internal error" not in json.dumps(told), where
+                if status >= 400 and "File Not Found" not in json.dumps(answer):
+                    assert is_error(name, status, answer) or is_error("llamacpp", status, answer), where
+                assert "internal error" not in json.dumps(answer), where
 
 
 @pytest.mark.parametrize("name", ["openai", "anthropic", "llamacpp", "lmstudio"])
@@ -157,8 +162,8 @@ async def test_ollamas_paths_with_extra_slashes_are_redirected(
     start_gateway: StartGateway, method: str, path: str, status: int, location: str | None
 ) -> None:
     async with start_gateway({"a": {"default": True}}) as gateway:
-        told = await gateway.http.request(method, gateway.http.base_url.copy_with(raw_path=path.encode()))
-        assert (told.status_code, told.headers.get("location")) == (status, location)
+        answer = await gateway.http.request(method, gateway.http.base_url.copy_with(raw_path=path.encode()))
+        assert (answer.status_code, answer.headers.get("location")) == (status, location)
 
 
 async def test_get_routes_answer_head(start_gateway: StartGateway) -> None:

@@ -141,7 +141,7 @@ async def test_stopping_finishes_the_answer_in_progress(
     last = flags("last")
 
     async def finish() -> None:
-        # Not to wait for something: by then who is cut off has been told.
+        # Not a wait for an event: by then an aborted client would have received its error.
         await anyio.sleep(0.5)
         last.set()
 

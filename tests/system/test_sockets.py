@@ -71,7 +71,7 @@ def handed(folder: Path, command: str, sock: socket.socket) -> subprocess.Comple
     ("command", "way_out"), [("up", "keys add"), ("gateway", "keys add"), ("supervisor", "supervisor.token")]
 )
 def test_an_inherited_socket_beyond_loopback_requires_keys(tmp_path: Path, command: str, way_out: str) -> None:
-    with bound("0.0.0.0") as sock:  # does not listen, so nobody can come in meanwhile
+    with bound("0.0.0.0") as sock:  # not listening, so no connection is possible
         done = handed(tmp_path, command, sock)
     assert done.returncode == 2, done.stderr
     assert "refusing to listen on 0.0.0.0:" in done.stderr

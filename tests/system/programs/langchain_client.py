@@ -10,7 +10,7 @@ url, one, other = sys.argv[1:]
 question = [("system", "Be brief."), ("human", "Hello")]
 
 
-def told(model):
+def answer(model):
     pieces = list(model.stream(question))
     whole = model.invoke(question)
     return {
@@ -22,4 +22,4 @@ def told(model):
 
 openai = ChatOpenAI(model=one, base_url=f"{url}/v1", api_key="unused", max_retries=0, stream_usage=True)
 ollama = ChatOllama(model=other, base_url=url, validate_model_on_init=True)
-print(json.dumps({"openai": told(openai), "ollama": told(ollama)}))
+print(json.dumps({"openai": answer(openai), "ollama": answer(ollama)}))
