@@ -75,7 +75,7 @@ class Place:
         path.write_text(json.dumps(document))
         return run_hostler("up", "--config", str(path), errors=self.folder / f"log{self.runs}", environ=self.environ)
 
-    def asked(self) -> list[dict[str, Any]]:
+    def requests(self) -> list[dict[str, Any]]:
         """The bodies of all that engines were asked."""
         notes = [json.loads(line) for line in self.engines.read_text().splitlines()]
         return [json.loads(note["body"]) for note in notes if note["event"] == "request" and note["method"] == "POST"]
