@@ -1,7 +1,7 @@
 """The load generator: keep-alive connections with one request at a time each, in a process of its own.
 
-`python -m bench.load --url ...` prints one JSON object. Times are taken when bytes are read from the socket, so its own delay is included; the row
-"direct" shows how small that is.
+`python -m bench.load --url ...` prints one JSON object. Times are taken when bytes are read from the
+socket, so its own delay is included; the row "direct" shows how small that is.
 """
 
 from __future__ import annotations

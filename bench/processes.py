@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
-# A start is measured with compiled modules, as an installed program has them, whatever this shell says.
+# Starts are measured with compiled modules, as in an installed program, whatever the environment is.
 COMPILED = {
     "PYTHONDONTWRITEBYTECODE": "",
     "PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "hostler-bench-pycache"),
