@@ -1,4 +1,4 @@
-"""ASGI's types, and what the parts of the gateway leave for each other in the scope."""
+"""ASGI's types, and the gateway's own keys in the scope."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: Who answers the request (a `RouteMatch`), who asks (a `Client`), and the request on its way (an `Exchange`).
+#: Keys of the scope: the `RouteMatch`, the `Client`, and the `RequestContext` of the request.
 ROUTE_KEY = "hostler.route"
 CLIENT_KEY = "hostler.client"
 CONTEXT_KEY = "hostler.context"
 
 #: A key of `scope["extensions"]`. Its `notify` takes a callback, which is called once if the client disconnects before the
-#: response is complete, at once if it has done so already; `None` takes it back. Only our own server offers it: elsewhere
-#: a disconnect is learned from `receive`, which takes a task that waits there.
+#: response is complete, immediately if it already has; `None` removes it. Only Hostler's own server provides it: under
+#: others a task has to wait in `receive` for the disconnect.
 DISCONNECT = "hostler.disconnect"
 
-#: Another key of it: a dictionary that all requests of a connection share whose heads are the same, byte for byte but for
-#: the body's length. What follows from the head alone can be kept there. Only our own server offers it, too.
+#: Another key of it: a dictionary shared by all requests of a connection whose heads are identical except for the body's
+#: length, to cache what depends on the head alone. Only Hostler's own server provides it.
 HEAD = "hostler.head"
 
 
 class RouteMatch(msgspec.Struct, frozen=True, kw_only=True):
-    """Who answers a request. `adapter` is `None` for the gateway's own routes."""
+    """The operation and application that a request is routed to. `adapter` is `None` for the gateway's own routes."""
 
     operation: Operation
     app: ASGIApp

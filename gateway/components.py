@@ -1,4 +1,4 @@
-"""What a gateway is made of: hosts, the chain of backends, the catalog, the admin app, and what runs beside requests."""
+"""The parts of a gateway: hosts, the chain of backends, the catalog, the admin app, and their background tasks."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class Components:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Everything that runs beside requests, from before the first one until after the last."""
+        """Run the background tasks, from before the first request until after the last one."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.admin.run)
             tasks.start_soon(anyio.to_thread.run_sync, self.blobs.remove_abandoned, time.time())

@@ -1,4 +1,4 @@
-"""The end of a request's way: the target is asked, and its answer goes to the reply, chunk by chunk."""
+"""The innermost application: sends the request to its target, and passes the answer to the response writer in chunks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from hostler.gateway.response import ResponseWriter
 
 logger = logging.getLogger(__name__)
 
-#: A whole answer up to this size is read to its end before it is passed on, since it may end with an error.
+#: A whole answer up to this size, in bytes, is read to its end before it is passed on, since it may end with an error.
 HELD_BACK = 256 * 1024
 
-#: As much of an error answer as is read and passed on, in bytes.
+#: Bytes of an error answer that are read and passed on, at most.
 ERROR_BODY_LIMIT = 1024 * 1024
 
-#: How often a refused request may be said in another way, each time smaller.
+#: How often a rejected request is amended and sent again, at most.
 AMENDMENTS = 8
 
 
@@ -43,7 +43,7 @@ class Proxy:
     async def dispatch(self, context: RequestContext) -> None:
         request, last = context.request, b""
         if isinstance(request, LoadRequest):
-            # The layers have done what was asked; there is nothing to ask a backend.
+            # The middleware have loaded the model; nothing is sent to a backend.
             context.writer.begin(ResponseHead())
         else:
             for _ in range(AMENDMENTS):
@@ -63,7 +63,7 @@ class Proxy:
         await context.writer.end(last)
 
     async def _ask(self, context: RequestContext, request: Request) -> bytes:
-        """Ask the target and write its answer, but for the last bytes, which are returned."""
+        """Send the request to the target and write its answer, except for the last bytes, which are returned."""
         attempt = context.current
         target = attempt.target
         backend = self._backends[target.backend]
@@ -86,19 +86,19 @@ class Proxy:
                 try:
                     streams = context.writer.patient and not answer.complete
                     forward = self._forward(attempt, context.writer, answer, parser, backend.timeouts.first_byte_s)
-                    # In a task of its own, which wakes up for each piece of a stream without waking what waits for it:
-                    # a dozen middleware, 1 µs a piece.
+                    # In a separate task, so that a piece of a stream does not resume the frames of a dozen middleware,
+                    # which takes 1 µs per piece.
                     return await (asyncio.create_task(forward) if streams else forward)
                 except (BackendBroken, BackendTimeout) as broken:
-                    # Some servers drop the connection, or let it hang, as soon as everything is said.
+                    # Some servers drop the connection, or let it hang, after the end of the answer.
                     if not _said_everything(context, parser):
                         broken.backend = broken.backend or backend.name
                         raise
                 except GatewayError:
                     raise
                 except Exception as error:
-                    # No reader foresees everything that a backend may say: it costs this backend, not the request.
-                    logger.exception("%s: the answer of %s could not be read", context.id, backend.name)
+                    # A parser's bug counts as a failure of this backend, so that the request can use another one.
+                    logger.exception("%s: cannot parse the response of %s", context.id, backend.name)
                     words = "The backend sent a response that its protocol does not allow."
                     raise BackendBroken(words, backend=backend.name) from error
         except asyncio.CancelledError:
@@ -112,10 +112,10 @@ class Proxy:
     async def _forward(
         self, attempt: Attempt, writer: ResponseWriter, answer: BackendResponse, parser: Parser, first_token_s: float
     ) -> bytes:
-        """Write the answer's chunks as they come. Pieces of a whole answer wait until it is known to hold no error; what the
-        end brings is returned.
+        """Write the answer's chunks as they arrive; returns the last ones, encoded.
 
-        Signs of life are no words: a backend that sends nothing else must come to the point in `first_token_s`, too.
+        Pieces of a whole answer are held back until its end shows that it contains no error. Keep-alives do not count as
+        tokens: the first token must arrive within `first_token_s`.
         """
         held, size = list[Chunk](), 0
         encode = writer.encoder.encode
@@ -135,13 +135,13 @@ class Proxy:
                         ready.append(encode(held.pop(0)))
                     ready.append(encode(chunk))
             finally:
-                # An error in the middle of a segment takes nothing back of what was said before it.
+                # Chunks before an error in the same segment are sent all the same.
                 if ready:
                     await writer.put(b"".join(ready))
             if attempt.first_token_at is None and self._clock() >= latest:
-                # Silence ends in the transport; this is for those who talk without saying anything.
-                raise BackendTimeout("signs of life came, but no word in time")
-        # What is held back goes out only when the end is known to hold no error.
+                # The transport detects silence; this is for backends that send keep-alives only.
+                raise BackendTimeout("only keep-alives arrived, but no token in time")
+        # Chunks that were held back are sent only if the end contains no error.
         last = list(parser.finish()) if held else parser.finish()
         ready = [encode(chunk) for chunk in held]
         for chunk in last:
@@ -161,25 +161,25 @@ class Proxy:
 
 
 def _amended(context: RequestContext, request: Request, rejected: BackendRejected) -> Request | None:
-    """Another way to say what was refused, if the protocol knows one and nothing was answered yet."""
+    """The amended request, if the protocol has one for this rejection and no token was sent yet."""
     return None if context.writer.committed else context.adapter.amend(request, rejected)
 
 
 def _had_everything(context: RequestContext, parser: Parser) -> bool:
-    """Whether the client left with the whole stream in its hands. Many close as soon as they have read the last event,
-    which comes a moment before the backend has ended its answer."""
+    """Whether the client disconnected after it received the whole stream. Many close as soon as they have read the last
+    event, a moment before the backend ends its answer."""
     writer = context.writer
     left = isinstance(context.cancel_reason, ClientDisconnected) and writer.patient and writer.committed
     return left and bool(context.current.finish) and _ends(parser) is not None
 
 
 def _said_everything(context: RequestContext, parser: Parser) -> bool:
-    """Whether the answer had come to its end, as its protocol marks it, when the connection broke."""
+    """Whether the answer was complete, by its protocol's end mark, when the connection broke."""
     return bool(context.current.finish) and _ends(parser) == []
 
 
 def _ends(parser: Parser) -> list[Chunk] | None:
-    """What is missing behind what was read, if it may end there."""
+    """The chunks that the end of the answer adds; `None` if it is incomplete."""
     try:
         return list(parser.finish())
     except BackendBroken:
@@ -195,7 +195,7 @@ def _endpoint(backend: Backend, context: RequestContext) -> Endpoint:
     if backend.endpoint is not None:
         return backend.endpoint
     address = context.current.address
-    assert address is not None, "a supervisor's target is asked inside a lease only"
+    assert address is not None, "a supervised target needs a lease"
     return Endpoint(host=address.host, port=address.port, key=address.key, name=backend.name)
 
 

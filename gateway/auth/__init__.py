@@ -1,1 +1,1 @@
-"""Who may call: keys, scopes, sessions of the page, and where the gateway may listen."""
+"""Authentication and authorisation: API keys, scopes, sessions of the dashboard, and bind addresses."""

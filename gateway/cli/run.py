@@ -116,7 +116,7 @@ def supervisor(configuration: Configuration, view: LiveView | None = None) -> in
                 print_in_background(_STDOUT, text)
             else:
                 view.begin(text, f"hostler {__version__}, supervisor", [f"http://{bound}"], requests=False)
-            systemd.tell("READY=1")
+            systemd.notify("READY=1")
 
         server = Server(app, drain_s=5.0, lifespan=True, shared=shared, started_callback=announce)
 
@@ -267,7 +267,7 @@ async def _handle_signals(stop: Callable[[], None], repeat_s: float) -> None:
             now = anyio.current_time()
             if first_at is None:
                 first_at = now
-                systemd.tell("STOPPING=1")
+                systemd.notify("STOPPING=1")
                 logger.info(
                     "%s received, finishing requests in progress; send it again to stop now",
                     signal.Signals(number).name,
@@ -299,7 +299,7 @@ def _announce(
     else:
         urls = list(dict.fromkeys(local_url(*place) for place in places(sockets)))
         view.begin(text, f"hostler {__version__}", [*urls, f"{urls[0]}/ui/"])
-    systemd.tell("READY=1")
+    systemd.notify("READY=1")
     _freeze_garbage_collector()
 
 

@@ -1,1 +1,1 @@
-"""Sockets, HTTP towards clients, and what systemd is told."""
+"""Sockets, HTTP to clients, and systemd's protocols."""

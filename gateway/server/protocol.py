@@ -1,6 +1,6 @@
-"""HTTP/1.1 to one client: uvicorn's httptools protocol, with strict reading and a limit on everything that a client could drag out.
+"""HTTP/1.1 to one client: uvicorn's httptools protocol with strict parsing, and limits on everything a client can delay.
 
-It knows nothing of paths or keys; what a request means is the application's business.
+Routing and authentication are up to the application.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _FRAMING = frozenset({b"content-length", b"connection", b"transfer-encoding"})
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one client may take of time (seconds) and room.
+    """Limits of one connection, in seconds, bytes and counts.
 
-    `head_s` runs from a request's first byte, or the connection's beginning, to the end of the head; a body may pause
-    for `body_s`. `idle_s` is how long a connection lies unused between requests, `stall_s` how long a client takes
-    nothing of its answer. After the last answer on a connection, what still comes is read and thrown away for
-    `linger_s`: closing over unread bytes would reset the connection, and take the answer with it. When the server stops,
-    a request that is on its way to it is served if it arrives within `stop_s`, the first one of a connection within `first_s`.
+    `head_s` is the time from a request's first byte, or the start of the connection, to the end of the head, `body_s` the
+    longest pause in a body, `idle_s` the longest pause between requests, and `stall_s` the longest time in which a client
+    reads nothing of its answer. After the last answer of a connection, bytes that still arrive are read and discarded for
+    `linger_s`: closing with unread bytes would reset the connection, and the answer would be lost. After the server is
+    stopped, a request is still served if it arrives within `stop_s`, the first one of a connection within `first_s`.
     """
 
     head_s: float = 10.0
@@ -57,10 +57,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HTTPProtocol(HttpToolsProtocol):
-    """The server's side of one connection. Requests that come while one is being answered wait for their turn.
+    """The server's side of one connection. Requests that arrive while another one is being answered wait in order.
 
-    Of the requests, `reading` is the one whose body still comes, `active` the one that is being answered. The server
-    calls `expire` now and then: deadlines cost nothing that way, where timers would cost each request 1 µs.
+    `reading` is the request whose body is still arriving, `active` the one that is being answered. The server calls
+    `expire` periodically, since a timer per deadline would cost each request 1 µs.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class HTTPProtocol(HttpToolsProtocol):
         limits: Limits | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.parser = httptools.HttpRequestParser(self)  # uvicorn's own is lenient
+        self.parser = httptools.HttpRequestParser(self)  # uvicorn's is lenient
         self.limits = limits or Limits()
         self.reading: Cycle | None = None
         self.active: Cycle | None = None
@@ -92,7 +92,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self.lingering = False
         self.gone = False
 
-    # What the event loop calls.
+    # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
@@ -113,7 +113,7 @@ class HTTPProtocol(HttpToolsProtocol):
                 self.expect_100_continue = False
                 self._start(Cycle(self, scope, keep_alive=True, body=body))
                 return
-            # Empty lines before a request may come, but win no time.
+            # Empty lines before a request are allowed, but do not extend the deadline.
             self.deadline = min(self.deadline, self.loop.time() + self.limits.head_s)
         try:
             try:
@@ -130,13 +130,13 @@ class HTTPProtocol(HttpToolsProtocol):
             if self.in_head:
                 self.head_size += len(data)
                 if self.head_size > self.limits.head_bytes:
-                    self.refuse(431, "the request's head is too large")
+                    self.refuse(431, "the request head is too large")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone = True
         self.connections.discard(self)
         self.deadline = self.stalled_at = _NEVER
-        self.parser = cast(Any, None)  # which refers back to us
+        self.parser = cast(Any, None)  # it refers to this object
         self.waiting.clear()
         self.flow.resume_writing()
         for cycle in {self.reading, self.active}:
@@ -146,7 +146,7 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        # Apart from the deadline for reading, which further requests move.
+        # Separate from the deadline for reading, which further requests move.
         self.stalled_at = self.loop.time() + self.limits.stall_s
 
     def resume_writing(self) -> None:
@@ -156,7 +156,7 @@ class HTTPProtocol(HttpToolsProtocol):
             if self.active is None and not self.discarding:
                 self._await_request()
 
-    # What the parser calls.
+    # Called by the parser.
 
     def on_message_begin(self) -> None:
         self.url = b""
@@ -171,12 +171,12 @@ class HTTPProtocol(HttpToolsProtocol):
         if self.head_size > self.limits.head_bytes or len(self.headers) >= self.limits.headers:
             self._reject(431, "the request has too many or too large headers")
         if not self.in_head:
-            return  # trailers must not pass for headers
+            return  # trailers must not count as headers
         name = name.lower()
         if name == b"transfer-encoding":
             self.chunked = True
             if value.strip().lower() != b"chunked":
-                self._reject(501, "the only Transfer-Encoding that is supported is chunked")
+                self._reject(501, "unsupported Transfer-Encoding; only chunked is supported")
         elif name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))
@@ -185,15 +185,15 @@ class HTTPProtocol(HttpToolsProtocol):
         parser, url = self.parser, self.url
         method = parser.get_method()
         if method == b"CONNECT":
-            self._reject(400, "this server offers no tunnels")
+            self._reject(400, "CONNECT is not supported")
         if parser.should_upgrade():
-            self.upgrading = True  # the request begins when its head is read without that wish
+            self.upgrading = True  # the request starts when its head is parsed again without `Upgrade`
             return
         version = parser.get_http_version()
         if version != "1.1" and (version != "1.0" or self.chunked):
-            self._reject(400, "this server speaks HTTP/1.1")
+            self._reject(400, "unsupported HTTP version; use HTTP/1.1")
         if not url.startswith(b"/") and url != b"*":
-            self._reject(400, "the request names no path of this server")
+            self._reject(400, "the request target must be a path")
         self.in_head = False
         self.deadline = self.loop.time() + self.limits.body_s
         raw_path, _, query = url.partition(b"#")[0].partition(b"?")
@@ -244,23 +244,23 @@ class HTTPProtocol(HttpToolsProtocol):
             if cycle.event is not None:
                 cycle.event.set()
 
-    # What cycles call.
+    # Called by cycles.
 
     def pause_reading(self) -> None:
-        """Read nothing for now: the kernel, and then the client, hold what comes."""
+        """Stop reading, so that the kernel's buffer fills and the client has to wait."""
         if not self.gone:
             self.deadline = _NEVER
             self.flow.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read on."""
+        """Continue reading, if it was paused."""
         if self.flow.read_paused and not self.gone:
             if self.reading is not None:
                 self.deadline = self.loop.time() + self.limits.body_s
             self.flow.resume_reading()
 
     def close(self) -> None:
-        """Close once the client has taken what was written, for which it has as long as for any answer."""
+        """Close once the client has read what was written, within `stall_s`."""
         if not self.transport.is_closing():
             self.deadline = _NEVER
             self.stalled_at = min(self.stalled_at, self.loop.time() + self.limits.stall_s)
@@ -288,13 +288,13 @@ class HTTPProtocol(HttpToolsProtocol):
             if not self.flow.write_paused:
                 self.deadline = self.loop.time() + self.limits.idle_s
 
-    # What the server calls.
+    # Called by the server.
 
     def shutdown(self) -> None:
-        """The server stops. What is being answered is finished; a request that is on its way is still served.
+        """The server stops. Answers in progress are finished, and a request that is already on its way is still served.
 
-        A client that is told to close, or that gets the end of the connection with the end of its answer, sends nothing
-        more. One whose connection lies idle may just have sent a request, so it is listened to for a moment.
+        A client that gets `Connection: close`, or the end of the connection with its answer, sends no further request. A
+        client with an idle connection may just have sent one, so its connection stays open for a moment.
         """
         self.stopping = True
         if self.active is None and not self.discarding and not self.in_head:
@@ -302,31 +302,31 @@ class HTTPProtocol(HttpToolsProtocol):
             self.deadline = min(self.deadline, self.loop.time() + patience_s)
 
     def expire(self, now: float) -> None:
-        """Close what has taken too long."""
+        """Close the connection if a deadline has passed."""
         if self.gone or now < min(self.deadline, self.stalled_at):
             return
         if now >= self.stalled_at:
             self.transport.abort()
         elif self.flow.write_paused and not self.discarding:
-            return  # who takes nothing is not written to either
+            return  # an error could not be sent: the client does not read
         elif self.discarding:
             self.transport.abort()
         elif self.in_head and self.active is None:
-            self.refuse(408, "the request's head did not arrive in time")
+            self.refuse(408, "the request head did not arrive in time")
         elif self.reading is not None:
-            self.refuse(408, f"the body did not arrive: nothing came for {self.limits.body_s:.0f} seconds")
+            self.refuse(408, f"the request body did not arrive in time: no data for {self.limits.body_s:.0f} seconds")
         else:
             self._linger(self.limits.stop_s if self.stopping else self.limits.linger_s)
 
     def refuse(self, status: int, why: str) -> None:
-        """Nothing more can be read. Answers to what came before are given first."""
+        """Stop reading, and send this error after the answers to earlier requests."""
         self.refusal = (status, why)
         self.in_head = False
         self.discarding = True
-        self.deadline = _NEVER  # an answer in progress has its own time
+        self.deadline = _NEVER  # an answer in progress has its own limits
         reading, self.reading = self.reading, None
         if reading is not None and reading is self.active:
-            # The body is no body: whoever works on the request learns that nothing more will come.
+            # The body is invalid: the application gets a disconnect, since no more of it will arrive.
             if reading.response_started:
                 reading.keep_alive = False
             else:
@@ -339,7 +339,7 @@ class HTTPProtocol(HttpToolsProtocol):
                 self._send_error(status, why)
 
     def _feed_after(self, data: bytes, upgrade: httptools.HttpParserUpgrade) -> None:
-        """Ignore the wish to speak something else, as HTTP allows; the parser would read no body after it."""
+        """Ignore `Upgrade`, as HTTP allows: parse the head again without it, since the parser would not read the body."""
         rest = memoryview(data)
         while True:
             rest = rest[upgrade.args[0] :]
@@ -349,8 +349,8 @@ class HTTPProtocol(HttpToolsProtocol):
             lines += [b"%b: %b" % field for field in self.headers if field[0] != b"upgrade"]
             head = b"\r\n".join(lines)
             if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
-                self.refusal = (400, "a header holds a line break")
-                raise httptools.HttpParserError("a header holds a line break")
+                self.refusal = (400, "a header contains a line break")
+                raise httptools.HttpParserError("a header contains a line break")
             self.parser = httptools.HttpRequestParser(self)
             self.parser.feed_data(head + b"\r\n\r\n")
             try:
@@ -361,7 +361,7 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def _reject(self, status: int, why: str) -> None:
         self.refusal = (status, why)
-        raise ValueError(why)  # ends the parser with an error, see `data_received`
+        raise ValueError(why)  # makes the parser raise, see `data_received`
 
     def _await_request(self) -> None:
         self.deadline = self.loop.time() + (self.limits.head_s if self.in_head else self.limits.idle_s)
@@ -381,7 +381,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._linger(self.limits.linger_s)
 
     def _linger(self, seconds: float) -> None:
-        """Send the end of the connection, and read on for a while: see `Limits`."""
+        """Send the end of the connection, then read and discard for a while: see `Limits`."""
         self.discarding = self.lingering = True
         self.deadline = self.loop.time() + seconds
         if not self.gone and not self.transport.is_closing():
@@ -390,7 +390,7 @@ class HTTPProtocol(HttpToolsProtocol):
 
 
 class Cycle:
-    """One request and its answer: uvicorn's `RequestResponseCycle`, stricter, and cheaper by 6 µs a request."""
+    """One request and its answer: a stricter version of uvicorn's `RequestResponseCycle`, 6 µs faster per request."""
 
     __slots__ = (
         "bodiless", "body", "body_given", "callback", "chunked_encoding", "disconnected", "event", "head", "keep_alive", "more_body",
@@ -401,7 +401,7 @@ class Cycle:
     def __init__(
         self, protocol: HTTPProtocol, scope: HTTPScope, *, keep_alive: bool, body: bytes | None = None
     ) -> None:
-        """With `body` the request is complete."""
+        """`body` is the whole body, if it has arrived."""
         self.protocol = protocol
         self.scope: HTTPScope | None = scope
         self.keep_alive = keep_alive
@@ -430,7 +430,7 @@ class Cycle:
             callback()
 
     def disconnect(self) -> None:
-        """The client has left."""
+        """The client has disconnected."""
         if not (self.disconnected or self.response_complete):
             self.disconnected = True
             if self.event is not None:
@@ -439,8 +439,8 @@ class Cycle:
                 self.callback()
 
     async def run_asgi(self, app: Any) -> None:
-        """Let the application answer. Whatever it does, the connection is in a state that the client understands."""
-        # The scope refers to this object: held on to, each request would be left to the garbage collector.
+        """Run the application. Whatever it does, the response is valid, or recognisably broken off."""
+        # The scope refers to this object: keeping it would leave each request to the garbage collector.
         scope, self.scope = self.scope, None
         assert scope is not None
         try:
@@ -449,7 +449,7 @@ class Cycle:
             self._break_off()
             raise
         except Exception:
-            logger.exception("%s %s failed", scope["method"], scope["path"][:200])
+            logger.exception("%s %s: unhandled exception", scope["method"], scope["path"][:200])
         finally:
             self.callback = None
             self.protocol.tasks.discard(self.task)
@@ -484,7 +484,7 @@ class Cycle:
         return {"type": "http.disconnect"}
 
     async def send(self, message: ASGISendEvent) -> None:
-        """The head waits for the first piece of the body, at most until the loop's next turn."""
+        """ASGI's `send`. The head is held back for the first piece of the body, at most until the loop's next turn."""
         protocol = self.protocol
         if protocol.flow.write_paused and not self.disconnected:
             await protocol.flow.drain()
@@ -492,7 +492,7 @@ class Cycle:
             return
         if message["type"] == "http.response.body":
             body, more = message.get("body", b""), message.get("more_body", False)
-            if self.chunked_encoding and more and not self.head:  # most often, and so without a further call
+            if self.chunked_encoding and more and not self.head:  # the most frequent case, without a further call
                 if body:
                     protocol.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
             else:
@@ -503,14 +503,14 @@ class Cycle:
 
     def _begin(self, status: int, headers: Any) -> None:
         if self.response_started:
-            raise RuntimeError("the response was started twice")
+            raise RuntimeError("the response was already started")
         lines = [STATUS_LINE[status]]
         length: int | None = None
         keep_alive = self.keep_alive and not self.protocol.stopping
         lines += [b"%b: %b\r\n" % header for header in self.protocol.server_state.default_headers]
         for header in headers:
             name, value = header
-            if name not in _FRAMING:  # in lower case, as ASGI has it
+            if name not in _FRAMING:  # lower case, as ASGI requires
                 lines.append(b"%b: %b\r\n" % (name, value))
             elif name == b"content-length":
                 length = int(value)
@@ -526,7 +526,7 @@ class Cycle:
             lines.append(b"transfer-encoding: chunked\r\n")
         head = b"".join(lines)
         if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
-            raise RuntimeError("a header of the response holds a line break")
+            raise RuntimeError("a response header contains a line break")
         self.head = head + b"\r\n"
         self.response_started = True
         self.waiting_for_100_continue = False
@@ -535,7 +535,7 @@ class Cycle:
 
     def _put(self, body: bytes, more: bool) -> None:
         if not self.response_started or self.response_complete:
-            raise RuntimeError("a response body before the response's start, or after its end")
+            raise RuntimeError("response body sent before the start or after the end of the response")
         if self.chunked_encoding:
             data = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             if not more:
@@ -547,7 +547,7 @@ class Cycle:
             if self.remaining is not None:
                 self.remaining -= len(body)
                 if self.remaining < 0 or (self.remaining and not more):
-                    raise RuntimeError("the response's length is not its Content-Length")
+                    raise RuntimeError("the response body does not match its Content-Length")
         if self.head:
             data, self.head = self.head + data, b""
         if data:
@@ -564,18 +564,18 @@ class Cycle:
             self.head = b""
 
     def _break_off(self) -> None:
-        """End the answer without its end, so that nobody takes the part for the whole."""
+        """End the connection in a way that clients recognise the answer as incomplete."""
         self.keep_alive = False
         if self.response_complete or self.protocol.gone:
             return
         self._flush()
         if self.response_started and self.remaining is None and not self.chunked_encoding:
-            self.protocol.transport.abort()  # the end of the connection would be the end of the answer
+            self.protocol.transport.abort()  # a regular close would mark the end of the answer
         else:
             self.protocol.close()
 
 
 def _unmapped(address: str) -> str:
-    """The IPv4 address of a client or a server on a socket for both, where it comes mapped into IPv6."""
+    """The IPv4 address, if this is an IPv4-mapped IPv6 address, else the address."""
     mapped = ipaddress.IPv6Address(address.partition("%")[0]).ipv4_mapped
     return address if mapped is None else str(mapped)

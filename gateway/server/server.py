@@ -20,27 +20,27 @@ from uvicorn.lifespan.on import LifespanOn
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.server.protocol import HTTPProtocol, Limits
 
-#: Deadlines of connections are checked every so many turns of the main loop.
+#: Deadlines of connections are checked once in this many turns of the main loop.
 _SWEEP_EVERY = 5
 
-#: While the last requests end: the interval of checking whether they have, in seconds.
+#: Interval of checking whether the last requests have ended, in seconds.
 _DRAIN_TICK_S = 0.05
 
-#: Connections that the kernel has taken for us are accepted for so long, in seconds, before their socket is closed.
+#: Time to accept the connections in the kernel's backlog before the listening socket is closed, in seconds.
 _ACCEPT_S = 0.02
 
-#: Requests that are cut off have this long, in seconds, for an error answer, and that for its way to the client.
+#: Time for cancelled requests to write an error answer, and time to send it to the client, in seconds.
 _LAST_WORDS_S = 2.0
 _FLUSH_S = 0.2
 
-#: What was cut off and would not end is waited for this much longer, in seconds.
+#: Additional time for cancelled requests that have not ended, in seconds.
 _CLEAN_UP_S = 2.0
 
 _SO_ATTACH_FILTER = 26
 
 
 class ListenError(Exception):
-    """An address cannot be listened on; the message says which, why, and the way out."""
+    """An address cannot be listened on; the message has the address, the reason, and what to change."""
 
 
 def bind(addresses: Sequence[tuple[str, int]], setting: str) -> list[socket.socket]:
@@ -77,20 +77,20 @@ def _bind_one(host: str, port: int, setting: str) -> socket.socket:
         sock.close()
         if error.errno == errno.EADDRINUSE:
             raise ListenError(
-                f"cannot listen on {shown}: another program does already; stop it or change {setting}"
+                f"cannot listen on {shown}: another program is using it; stop that program or change {setting}"
             ) from error
         raise ListenError(f"cannot listen on {shown}: {error.strerror or error}; change {setting}") from error
     return sock
 
 
 class Server(uvicorn.Server):
-    """uvicorn, without its signal handlers: whoever runs it says when to stop.
+    """uvicorn's server without its signal handlers: call `stop` to stop it.
 
-    `started_callback` is called once the sockets accept connections. Requests in progress have `drain_s` seconds when it
-    stops; then they are cancelled, and have a moment for an error answer. None is left when `serve` ends, however it
-    does; `serve` closes the sockets, and raises what ended the application's lifespan. With `lifespan`, the application
-    starts before anything is served and ends after everything. `shared` sockets stay open in another process, which
-    serves whoever connects from now on.
+    `started_callback` is called once the sockets accept connections. After `stop`, requests in progress have `drain_s`
+    seconds to finish; then they are cancelled, with a moment to send an error. No request outlives `serve`, which closes
+    the sockets and raises the error that ended the application's lifespan, if any. With `lifespan`, the application starts
+    before the first request and ends after the last one. `shared` sockets stay open in another process, which accepts new
+    connections after `stop`.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Server(uvicorn.Server):
             self._started_callback()
 
     async def main_loop(self) -> None:
-        # As uvicorn's own, but `stop` takes effect at once instead of at the next tick.
+        # Like uvicorn's, but `stop` takes effect at once instead of at the next tick.
         counter = 0
         while not await self.on_tick(counter):
             counter = (counter + 1) % 864000
@@ -160,15 +160,15 @@ class Server(uvicorn.Server):
             connection.expire(now)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Closing a listening socket resets the connections that nobody has accepted yet. So: no new ones, accept what is
-        # there, then close. What another process goes on to accept stays where it is.
+        # Closing a listening socket resets the connections in its backlog. So stop new ones, accept those that are
+        # there, then close. Those of a shared socket are left to the other process.
         listening = [each for server in self.servers for each in server.sockets]
         if not self._shared and _take_no_more(listening):
             await anyio.sleep(_ACCEPT_S)
         else:
             loop = asyncio.get_running_loop()
             for each in listening:
-                loop.remove_reader(each.fileno())  # asyncio forgets what it accepts in the turn of the close
+                loop.remove_reader(each.fileno())  # asyncio would lose connections accepted in the turn of the close
             await anyio.sleep(0.01)
         self._close_listeners(sockets)
         await anyio.lowlevel.checkpoint()
@@ -186,11 +186,11 @@ class Server(uvicorn.Server):
             each.close()
 
     async def _cut_off(self) -> None:
-        """End whatever did not end in time: first the requests, which may still tell their clients why."""
+        """Cancel the requests that did not end in time, give them time to send an error, then abort the connections."""
         for limit in (_LAST_WORDS_S, _CLEAN_UP_S):
             tasks = set(self.server_state.tasks)
             for task in tasks:
-                task.cancel("the server stops")
+                task.cancel("the server is stopping")
             if tasks:
                 await asyncio.wait(tasks, timeout=limit)
             with anyio.move_on_after(_FLUSH_S):
@@ -200,7 +200,7 @@ class Server(uvicorn.Server):
                 connection.transport.abort()
 
     def _lifespan_ended(self) -> None:
-        """The application is gone: at the end of `serve`, or because something in it failed."""
+        """Stop at once: the application has ended, at the end of `serve` or by a failure."""
         self.stop()
         self.stop()
 
@@ -217,8 +217,8 @@ class Server(uvicorn.Server):
 
 
 class _Lifespan(LifespanOn):
-    """uvicorn's, but an error is kept for the caller of `serve` instead of logged, and the end of the application is
-    noticed whenever it comes."""
+    """uvicorn's, but an error is kept for the caller of `serve` instead of logged, and the application's end is detected at
+    any time."""
 
     def __init__(self, config: uvicorn.Config, *, on_end: Callable[[], None]) -> None:
         super().__init__(config)
@@ -236,7 +236,7 @@ class _Lifespan(LifespanOn):
     async def shutdown(self) -> None:
         if self.startup_event.is_set():
             await super().shutdown()
-        elif self._task is not None:  # cancelled while the application starts
+        elif self._task is not None:  # cancelled during the application's startup
             self._task.cancel()
             await asyncio.wait((self._task,))
 
@@ -259,19 +259,19 @@ class _Lifespan(LifespanOn):
 
 
 def _take_no_more(listening: Sequence[socket.socket]) -> bool:
-    """Have the kernel begin no new connections, while those that are there can still be accepted.
+    """Have the kernel establish no new connections, while those in the backlog can still be accepted.
 
-    Clients that try meanwhile repeat their attempt, and meet a closed socket or the next process. False where it cannot be
-    done: it is a packet filter, for which Linux asks no privileges, that drops every segment with SYN.
+    Clients retry, and reach the closed socket or the next process. Returns false where this is not possible: it is a packet
+    filter, which needs no privileges on Linux, that drops every segment with SYN.
     """
     if sys.platform != "linux":
         return False
-    import ctypes  # 1 MB that a server which runs does not need
+    import ctypes  # takes 1 MB, needed only here
 
     steps = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
     for each in listening:
-        plain = socket.socket(fileno=each.fileno())  # what the loop gives need not have `setsockopt`
+        plain = socket.socket(fileno=each.fileno())  # the loop's sockets may lack `setsockopt`
         try:
             plain.setsockopt(
                 socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(steps), ctypes.addressof(program))

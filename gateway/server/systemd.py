@@ -1,4 +1,4 @@
-"""What systemd is told and what it hands over: readiness, stopping, a watchdog, and sockets that were opened for us."""
+"""systemd's protocols: notifications of readiness and stopping, the watchdog, and sockets passed by a socket unit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FIRST = 3
 
 
 def inherited(environ: Mapping[str, str] = os.environ) -> list[socket.socket]:
-    """The listening sockets that a socket unit opened for this very process; none without one.
+    """The listening sockets that a socket unit passed to this process, if any.
 
     With them, a restart refuses no connection: systemd keeps the sockets, and clients wait in their backlog.
     """
@@ -26,8 +26,8 @@ def inherited(environ: Mapping[str, str] = os.environ) -> list[socket.socket]:
     return sockets
 
 
-def tell(state: str, environ: Mapping[str, str] = os.environ) -> bool:
-    """Tell systemd, e.g. `READY=1`. Whether there was anybody to tell."""
+def notify(state: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Send a notification to systemd, e.g. `READY=1`. Returns false without systemd."""
     path = environ.get("NOTIFY_SOCKET")
     if not path:
         return False
@@ -41,9 +41,9 @@ def tell(state: str, environ: Mapping[str, str] = os.environ) -> bool:
 
 
 async def keep_watchdog(environ: Mapping[str, str] = os.environ) -> None:
-    """Tell systemd that the event loop still turns, twice as often as it asks for. Returns if it does not ask."""
+    """Notify systemd's watchdog, twice as often as required. Returns at once without a watchdog."""
     interval_s = int(environ.get("WATCHDOG_USEC", "0")) / 1e6 / 2
     if interval_s <= 0 or environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return
-    while tell("WATCHDOG=1", environ):  # noqa: ASYNC110 - this is a clock, not a wait
+    while notify("WATCHDOG=1", environ):  # noqa: ASYNC110 - this is a clock, not a wait
         await anyio.sleep(interval_s)

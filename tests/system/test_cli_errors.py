@@ -111,7 +111,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     with listener() as port:
         path = file(tmp_path, {"gateway": {"listen": [f"127.0.0.1:{port}"]}})
         done = run(tmp_path, "up", "--config", str(path))
-    assert_helpful(done, 2, f"127.0.0.1:{port}", "another program does already", "gateway.listen")
+    assert_helpful(done, 2, f"127.0.0.1:{port}", "another program is using it", "gateway.listen")
 
 
 def test_an_address_of_another_machine_is_named(tmp_path: Path) -> None:

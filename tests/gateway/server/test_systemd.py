@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from hostler.gateway.server.systemd import inherited, keep_watchdog, tell
+from hostler.gateway.server.systemd import inherited, keep_watchdog, notify
 
 _LISTENER = """
 import os, socket, sys
@@ -27,13 +27,13 @@ print(found[0].getsockname() == sock.getsockname(), len(found))
 def test_tells_the_socket_that_is_named(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
-        assert tell("READY=1", {"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        assert notify("READY=1", {"NOTIFY_SOCKET": str(tmp_path / "notify")})
         assert systemd.recv(100) == b"READY=1"
 
 
 def test_tells_nobody_where_nobody_listens(tmp_path: Path) -> None:
-    assert not tell("READY=1", {})
-    assert not tell("READY=1", {"NOTIFY_SOCKET": str(tmp_path / "gone")})
+    assert not notify("READY=1", {})
+    assert not notify("READY=1", {"NOTIFY_SOCKET": str(tmp_path / "gone")})
 
 
 @pytest.mark.anyio
