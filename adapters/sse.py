@@ -55,7 +55,7 @@ class EventSplitter:
         return done
 
     def remainder(self) -> bytes:
-        """What is left when the stream has ended: an event without its blank line, or nothing."""
+        """The unfinished event at the end of the stream: one without its blank line, or nothing."""
         rest = bytes(self._rest)
         self._rest.clear()
         return rest if rest.strip() else b""

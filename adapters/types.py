@@ -15,7 +15,7 @@ from hostler.profiles.presets import Preset
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """What the client sent, so that a backend of the same protocol gets the same bytes.
+    """The request as the client sent it, so that a backend of the same protocol gets the same bytes.
 
     `wire` names the protocol (`openai`, `ollama`, ...), `operation` the adapter's operation; `path` is percent-encoded
     as sent, `query` without the question mark.

@@ -100,7 +100,7 @@ def create_app(
 
 
 def model_middleware(parts: Components) -> list[Middleware]:
-    """What a request for a model passes, outermost first; `Proxy` is innermost."""
+    """The middleware of requests for models, outermost first, around `Proxy`."""
     settings, clock = parts.settings.gateway, parts.clock
     recording = []
     if parts.transcripts is not None:

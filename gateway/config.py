@@ -76,7 +76,7 @@ class SpendingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class TracingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The OpenTelemetry collector (OTLP over HTTP) and what it gets. Without an endpoint there are no traces."""
+    """The OpenTelemetry collector (OTLP over HTTP) and the traces sent to it. Without an endpoint there are none."""
 
     endpoint: str | None = None
     headers: Mapping[str, str] = {}
@@ -95,7 +95,7 @@ class RecordingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class LibrarySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What clients may change about the models, and the file that keeps their changes."""
+    """The changes that clients may make to models, and the file that stores them."""
 
     file: str | None = None
     change: bool = True

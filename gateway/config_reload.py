@@ -70,7 +70,7 @@ class Reloader:
             return
 
         def is_configuration(_change: object, changed: str) -> bool:
-            # The folder may contain other files, such as our own log.
+            # The folder may contain other files, such as Hostler's own log.
             return Path(changed) in files
 
         # The files are polled as well: changes saved before the watching began are not reported.

@@ -127,7 +127,7 @@ class Upload:
         return actual.replace("-", ":", 1)
 
     def discard(self) -> None:
-        """Remove what is not committed. Does nothing the second time."""
+        """Remove the upload if it is not committed. Idempotent."""
         with contextlib.suppress(OSError):
             self._file.close()
         self._temporary.unlink(missing_ok=True)

@@ -251,7 +251,7 @@ def _replace(fresh: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary_folder(folder: Path) -> Iterator[Path]:
-    """`folder`, without what an interrupted fetch left there, and gone at the end."""
+    """Create `folder`, replacing one left by an interrupted fetch, and delete it at the end."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -23,7 +23,7 @@ from hostler.profiles.sources import SourceError
 #: To connect, and between two pieces of an answer.
 _TIMEOUT_S = 15.0
 _MAX_REDIRECTS = 10
-#: What is stored is what is checked: no transport compression.
+#: No transport compression, so that the checksum is that of the transferred bytes.
 _HEADERS = {"User-Agent": "hostler", "Accept-Encoding": "identity"}
 
 

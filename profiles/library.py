@@ -26,7 +26,7 @@ _HEADER = """\
 
 
 class Library(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What clients created, by name. A model may be both: a profile of its own, and a preset on top of it."""
+    """The models that clients created, by name. A model may be both: a profile of its own, and a preset on top of it."""
 
     presets: Mapping[str, Preset] = {}
     profiles: Mapping[str, ProfileEntry] = {}
@@ -44,7 +44,7 @@ def read_library(path: Path) -> tuple[Library, Document | None]:
 
 
 def save_model(path: Path, name: str, *, preset: Preset | None, profile: ProfileEntry | None) -> None:
-    """Save a model in place of what has this name now, completely or not at all. Blocks. Raises `DocumentError`."""
+    """Save a model atomically, replacing any of the same name. Blocks. Raises `DocumentError`."""
     library, _ = read_library(path)
     if name not in library and len({*library.presets, *library.profiles}) >= MAX_MODELS:
         raise DocumentError(str(path), None, "", f"already holds {MAX_MODELS} models; delete some first")

@@ -44,7 +44,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def inherit_preset(preset: Preset, base: Preset | None) -> Preset:
-    """`preset` with what it leaves out taken from `base`, the preset that it was created from."""
+    """`preset` with missing values taken from `base`, the preset that it was created from."""
     if base is None:
         return preset
     return msgspec.structs.replace(

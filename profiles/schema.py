@@ -18,7 +18,7 @@ Packed = bytes
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the header of a GGUF file contains.
+    """Facts from the header of a GGUF file.
 
     `parameters` is the number of weights, `training_context` the tokens it was trained on, `metadata` all keys of
     the header with arrays replaced by `None` (they are large), `bytes` the size of all shards together.

@@ -141,7 +141,7 @@ class _Api:
         return await self._switch(request, body, await self._resolve(body.model, epoch=body.epoch))
 
     async def load(self, request: Request) -> Response:
-        """As `switch`, for people: a model in backoff is tried again at once."""
+        """As `switch`, for operators: a model in backoff is tried again at once."""
         body = await read_body(request, SwitchRequest)
         model = await self._resolve(body.model, epoch=body.epoch)
         states = {each.model: each.state for each in (await self._supervisor.status()).models}

@@ -205,7 +205,7 @@ class Supervisor(Protocol):
     async def report_first_response(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
         """Report the first response of a generation: of its `prompt` tokens `cached` were not processed again.
 
-        Shows whether restored slots were of use. Reports of older generations are ignored. Raises `UnknownProfile`,
+        Shows whether restored slots were useful. Reports of older generations are ignored. Raises `UnknownProfile`,
         `SupervisorUnreachable`.
         """
         ...

@@ -199,7 +199,8 @@ async def wait_until_unresponsive(address: EngineAddress, limit_s: float) -> Non
 async def _is_ours(pid: int, host: str, port: int, key: str) -> bool:
     """Whether the server at `port` is the process `pid`.
 
-    Where the system does not tell, a server that accepts our key and refuses another one is ours: no one else has it.
+    If the system cannot report that, a server that accepts the engine's key and refuses another one is the engine: no other
+    process has the key.
     """
     owner = await owns_port(pid, port)
     if owner is not None:

@@ -107,7 +107,7 @@ class EngineLifecycle:
     # Around an engine.
 
     async def restore_slots(self, address: EngineAddress) -> None:
-        """Restore what the model's last engine had in its slots, before the first request. Never raises."""
+        """Restore the slots of the model's last engine, before the first request. Never raises."""
         self._slot_generation = None
         slots = self._services.slots
         if slots is None or self.path is None:
@@ -155,7 +155,7 @@ class EngineLifecycle:
 
     @property
     def memory_need(self) -> MemoryNeed:
-        """What an engine takes, or will take: declared, else estimated and corrected by what was measured."""
+        """The memory that an engine takes, or will take: declared, else estimated and corrected by measurements."""
         return memory_need(self.profile, self.description.facts, self.peak_memory)
 
     @property
@@ -182,7 +182,7 @@ class EngineLifecycle:
     # Configuration.
 
     def replace_profile(self, profile: Profile) -> None:
-        """Take over a new profile of the same name."""
+        """Apply a new profile of the same name."""
         if profile.model != self.profile.model:
             self.path = None
         if engine_profile(profile) != engine_profile(self.profile):

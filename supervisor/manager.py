@@ -161,7 +161,7 @@ class EngineManager:
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:
         """See `contract.Supervisor`."""
-        # What clients see of a model should not change a moment after the start.
+        # Wait, so that the models' details do not change a moment after the start.
         with anyio.move_on_after(DESCRIBED_S):
             await self._described.wait()
         with self._subscriptions.open() as events:
@@ -204,7 +204,7 @@ class EngineManager:
                     yield line
 
     async def replace_profiles(self, profiles: Sequence[Profile]) -> None:
-        """Take over new profiles. Engines in `outdated` have been drained and stopped when this returns."""
+        """Apply new profiles. Engines in `outdated` have been drained and stopped when this returns."""
         wanted = {profile.name: profile for profile in profiles}
         leaving = [self._models[name] for name in self.outdated(profiles)]
         self._pins.keep_only(wanted)

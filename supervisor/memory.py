@@ -55,14 +55,14 @@ class PeakMemory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MemoryUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process and its descendants take now, in bytes."""
+    """The memory that a process and its descendants take now, in bytes."""
 
     rss: int = 0
     gpu: int = 0
 
 
 class MemoryNeed(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine will take, in bytes, and where the number comes from."""
+    """The memory that an engine will take, in bytes, and the source of the number."""
 
     total: int
     weights: int = 0
@@ -88,7 +88,7 @@ def update_peak(before: PeakMemory | None, usage: MemoryUsage, *, settled: bool 
 
 
 def memory_need(profile: Profile, facts: ModelFacts | None, peak: PeakMemory | None = None) -> MemoryNeed:
-    """What an engine of `profile` will take.
+    """The memory that an engine of `profile` will take.
 
     A declared size wins. Else it is the estimate from the file's header, raised by a higher measurement. A lower one
     counts only once it is settled, since engines take their memory while they work.
@@ -235,7 +235,7 @@ class MemoryMeter:
         self._ready = False
 
     def measure(self, pid: int) -> MemoryUsage:
-        """What the process and its descendants take now; zero if it has exited. Blocks for milliseconds."""
+        """The memory that the process and its descendants take now; zero if it has exited. Blocks for milliseconds."""
         rss = 0
         pids: set[int] = set()
         for each in _with_descendants(pid):

@@ -73,7 +73,7 @@ class StartResult:
 
 
 class Generation:
-    """One start of the engine, up to the end of its last process. Its result reaches only those who wait for it."""
+    """One start of the engine, up to the end of its last process. Its result reaches only the callers that wait for it."""
 
     def __init__(self, number: int, result: StartResult) -> None:
         self.number = number
@@ -206,7 +206,7 @@ class ManagedProcess:
         return self._next
 
     async def stop(self) -> None:
-        """End what runs and return when its whole process group is gone. Those who wait for it get `cancelled`."""
+        """Stop the current process and return when its whole group is gone. Callers waiting for it get `cancelled`."""
         cancelled = Failure(kind="cancelled", message=f'model "{self.model}" was unloaded')
         if self._next is not None:
             self._next.settle(cancelled)
@@ -218,7 +218,7 @@ class ManagedProcess:
             await current.ended.wait()
 
     async def wait_ended(self) -> None:
-        """Wait until what runs now has ended, for whatever reason."""
+        """Wait until the current process has ended, for whatever reason."""
         current = self._current
         if current is not None:
             await current.ended.wait()

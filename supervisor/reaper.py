@@ -61,7 +61,7 @@ class Reaper:
             self._send(f"forget {group}\n")
 
     def close(self) -> None:
-        """Kill what is watched, as if this process had died."""
+        """Kill the watched groups, as if this process had died."""
         if self._pipe is not None:
             os.close(self._pipe)
             self._pipe = None

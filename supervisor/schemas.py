@@ -100,7 +100,7 @@ class LocateResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SupervisorErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An error: `type` for programs, `message` for people. `models` lists the known names."""
+    """An error: `type` for programs, `message` for users. `models` lists the known names."""
 
     type: str
     message: str

@@ -53,7 +53,7 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a save wrote; `why` nothing or less was saved, for the log."""
+    """The result of a save; `why` is the reason why nothing or less was saved, for the log."""
 
     slots: int = 0
     tokens: int = 0
@@ -62,7 +62,7 @@ class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RestoreResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a restore loaded. After `crashed` the engine must be started again; the file that crashed it is deleted."""
+    """The result of a restore. After `crashed` the engine must be started again; the file that crashed it is deleted."""
 
     slots: int = 0
     tokens: int = 0
@@ -307,7 +307,7 @@ class SlotCache:
             marker.unlink(missing_ok=True)
 
     def _evict(self, wanted: int) -> None:
-        """Delete what is too old, then the oldest until `wanted` more bytes fit."""
+        """Delete expired slots, then the oldest ones until `wanted` more bytes fit."""
         now = self._clock()
         held: list[tuple[float, str, int]] = []
         for name, record in list(self._records()):
@@ -326,7 +326,7 @@ class SlotCache:
             total -= size
 
     def _files(self, pattern: str) -> list[Path]:
-        """Files only: a directory of such a name is not ours."""
+        """The saved files; directories of such a name are ignored."""
         return [path for path in self.directory.glob(pattern) if not path.is_dir()]
 
     def _records(self) -> Iterator[tuple[str, SlotRecord]]:

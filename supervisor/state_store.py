@@ -134,7 +134,7 @@ class EpochStore:
         return self.highest > self._written
 
     def admit(self, epoch: int | None) -> None:
-        """Accept a request's epoch; `None`, for requests of people, is always accepted. Raises `StaleEpoch`."""
+        """Accept a request's epoch; `None`, for requests of operators, is always accepted. Raises `StaleEpoch`."""
         if epoch is None:
             return
         if epoch < self.highest:

@@ -131,7 +131,7 @@ class PullStream:
         self._changed.set()
 
     async def _emit_progress(self, emit: Emit) -> None:
-        """Emit the latest progress; a client that reads slowly misses what is in between."""
+        """Emit the latest progress; a client that reads slowly misses intermediate values."""
         while True:
             await self._changed.wait()
             self._changed = anyio.Event()

@@ -57,7 +57,7 @@ class SwitchOperation:
         self._fetched: float | None = None
 
     def on_process_change(self, process: ManagedProcess) -> None:
-        """Follow the process of the wanted model, and those that stop for it."""
+        """Follow the process of the requested model, and those that stop for it."""
         if process.model == self.model:
             self._loaded = process.progress
             phase = _BY_PROCESS_PHASE.get(process.phase)
@@ -303,7 +303,7 @@ class SwitchCoordinator:
         # A file that cannot be fetched must not cost the model that runs now.
         await model.lifecycle.fetch_file(switch.on_fetch_progress)
         description = model.lifecycle.description
-        # A file that was just downloaded tells more than was known without it.
+        # The header of a file that was just downloaded replaces the description without it.
         if description.facts is None and (self._policy.budget is not None or not description.modified_at):
             await self._describe(model)
         async with self._eviction:

@@ -85,7 +85,7 @@ class OllamaAdapter(Adapter):
         return _with_preset(request, preset) if isinstance(request, ChatRequest | CompletionRequest) else request
 
     def validate(self, request: Request, card: ModelCard) -> Request:
-        """Rejects what the model cannot do, and lets a model with reasoning reason unless the client says otherwise.
+        """Rejects what the model cannot do, and turns reasoning on if the model has it, unless the client turns it off.
 
         Nothing is known, and so nothing rejected, for a model whose file could not be read.
         """

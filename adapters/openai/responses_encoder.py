@@ -60,7 +60,7 @@ class OutputItem:
 
 
 class ResponsesEncoder(Encoder):
-    """One response. What a backend sends in this very protocol is forwarded by an `OpenAIEncoder`."""
+    """One response. Responses of a backend of this protocol are forwarded by an `OpenAIEncoder`."""
 
     def __init__(self, request: ChatRequest, *, response_id: str, created: int, progress: str) -> None:
         self._forward = OpenAIEncoder(request, response_id=response_id, created=created, progress=progress)

@@ -45,7 +45,7 @@ class CancelBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class ForecastView(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request for the model would cause now, by host; the first host would serve it."""
+    """The forecast of a request for the model, by host; the first host would serve it."""
 
     model: str
     hosts: dict[str, SwitchEstimate]

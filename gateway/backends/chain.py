@@ -277,7 +277,7 @@ class Chain:
         return check
 
     def _is_busy(self, name: str) -> bool:
-        """Whether a server has so many of our requests that it may not answer checks."""
+        """Whether a server has so many requests in flight that it may not answer checks."""
         hop = self.hops.get(name)
         return hop is not None and hop.stall_detector is not None and hop.stall_detector.busy
 
@@ -349,7 +349,7 @@ class Chain:
         return detector
 
     def _give_up(self, name: str, breakers: CircuitBreakers) -> None:
-        """The backend is gone: no request tries it before a health check has passed."""
+        """Open the circuit of a backend that is gone, until a health check passes."""
         breakers.check_failed(self._clock(), self._connect_s + CHECK_TIMEOUT_S, confirms=True)
         self._health.of(name).check_now()
 

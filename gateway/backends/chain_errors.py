@@ -46,7 +46,7 @@ class FailedHop(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def description(self) -> str:
-        """One clause for people, with the reason for programs."""
+        """The failure as a clause, with its reason in parentheses."""
         if isinstance(self.error, TooManyRequests):
             return f"the queue of {self.hop.name} is full ({self.reason})"
         return f"{self.hop.name} {DESCRIPTIONS[self.reason]} ({self.reason})"

@@ -23,7 +23,7 @@ class DailySpending(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cost_of(usage: Usage | None, price: PriceSettings | None, *, body: bytes | None, segments: int) -> float | None:
-    """What an answer cost in US dollars: as the backend reports, else by `price`, else `None`.
+    """The cost of an answer in US dollars: as reported by the backend, else by `price`, else `None`.
 
     Without usage it is estimated from the request's `body` and the `segments` received: about four bytes are a token,
     and about one segment. `body` is `None` if there was no answer.

@@ -157,7 +157,7 @@ class HttpCheck:
 
 
 async def responds(check: Callable[[], Awaitable[CheckResult]], *, busy: bool, tries: int) -> bool:
-    """Whether a server responds to one of so many checks. A busy one need not respond, only accept connections."""
+    """Whether a server responds to one of several checks. A busy one need not respond, only accept connections."""
     good = ("responds", "silent") if busy else ("responds",)
     for _ in range(tries):
         if await check() in good:

@@ -117,7 +117,7 @@ class BackendConnection(asyncio.Protocol):
         return reader.head
 
     async def next(self, silence_s: float) -> bytes:
-        """What has arrived of the body, else what arrives next. Raises `StopAsyncIteration` once it is complete."""
+        """The unread part of the body, after waiting for it if need be. Raises `StopAsyncIteration` once it is complete."""
         reader = self.reader
         assert reader is not None
         while not reader.parts:
@@ -129,7 +129,7 @@ class BackendConnection(asyncio.Protocol):
         return self._take_parts(reader)
 
     def _take_parts(self, reader: ResponseReader) -> bytes:
-        """What has arrived of the body and was not read yet."""
+        """Take the part of the body that has arrived and was not read yet."""
         parts = reader.parts
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()

@@ -35,7 +35,7 @@ _SUPERVISOR_REALM: Final = "hostler-supervisor"
 
 _URL: Final = re.compile(r"https?://(\[[0-9A-Fa-f:.%]+\]|[^\[\]/:@\s]+)(:\d{1,5})?(/\S*)?")
 
-#: What a supervisor's host is called in the status made from it.
+#: The name of a supervisor's host in a status made from its own.
 SUPERVISOR_HOST: Final = "this one"
 
 #: Names that are listed when a model is unknown.

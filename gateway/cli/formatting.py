@@ -117,7 +117,7 @@ def cut_middle(text: str, width: int) -> str:
 
 
 def _cut_before(name: str, at: int, width: int) -> str:
-    """The name's beginning, then what stands at `at`, where it differs from names that begin and end like it."""
+    """The name's beginning, then the part at `at`, where it differs from names with the same beginning and end."""
     if cell_len(name) <= width:
         return name
     head = _first_cells(name, width // 3)
@@ -168,7 +168,7 @@ _MAX_CELL: Final = 2000
 #: The least width of wrapping columns and of names, unless a column has its own.
 _LEAST: Final = 20
 
-#: Colours by a cell's first word. They only repeat what the word says.
+#: Colours by a cell's first word. They add no information.
 STYLES: Final = {
     "ready": "green",
     "loaded": "green",

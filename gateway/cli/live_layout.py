@@ -60,7 +60,7 @@ _HINTS: Final = ("Ctrl-C to stop", "hostler ps", "hostler logs -f MODEL", "hostl
 
 
 class LiveState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the view shows. `last` are finished requests, newest first; `switches` those in progress, with their host.
+    """The data of the view. `last` are finished requests, newest first; `switches` those in progress, with their host.
 
     `stopping` is shown instead of the hints: texts separated by `|`, of which the first that fits is taken.
     """
@@ -240,7 +240,7 @@ def _progress(switch: Mapping[str, Any]) -> str:
 
 
 def _listed(group: str, names: Sequence[str], width: int) -> str:
-    """As many of the names as fit into a line, and the number of the others."""
+    """The names that fit into a line, and the number of the others."""
     line = f"{group}: {', '.join(names)}"
     if cell_len(line) <= width:
         return line

@@ -57,7 +57,7 @@ class LiveScreen:
             self._live.refresh()
 
     def restart(self) -> None:
-        """Leave what was drawn where it is: another program has used the terminal since."""
+        """Draw anew below, without removing the old block: another program has used the terminal since."""
         if self._live is not None:
             self._console.pop_render_hook()
             self._console.clear_live()

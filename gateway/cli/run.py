@@ -304,7 +304,7 @@ def _announce(
 
 
 def _freeze_garbage_collector() -> None:
-    """Exempt what is loaded by now from garbage collection: it stays until the end."""
+    """Exempt the objects that exist now from garbage collection, since they live until the end."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)

@@ -82,7 +82,7 @@ def _file_elsewhere(model: Mapping[str, Any]) -> str:
 
 
 def processes(status: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every model with a process, and what the gateway knows of its use."""
+    """Every model with a process, and its use."""
     for host in status["hosts"]:
         engines = {each["model"]: each for each in host["engines"]}
         pinned = {each["name"] for each in (host["host"] or {}).get("profiles", ()) if each.get("pinned")}
@@ -140,7 +140,7 @@ def process_state(process: Mapping[str, Any]) -> str:
 
 
 def slots(process: Mapping[str, Any]) -> str:
-    """Requests in progress, of as many as fit."""
+    """Used slots and all slots, as `1/2`."""
     return MISSING if process["parallel"] is None else f"{process['running']}/{process['parallel']}"
 
 

@@ -171,7 +171,7 @@ class FallbackMiddleware(RequestMiddleware):
             _note(context, failed)
         retried = len(context.attempts) > 1 and _retries(context) > 0
         while True:
-            # Controls call no model, and a request that names its backend may try one whose circuit is open.
+            # Load requests call no model, and a request that names its backend may try one whose circuit is open.
             permit = (
                 None
                 if isinstance(context.request, LoadRequest)

@@ -1,4 +1,4 @@
-"""Where the engines of one host listen, as reported by its supervisor, and which of these addresses are dead."""
+"""The addresses of one host's engines, as reported by its supervisor, and which of them are dead."""
 
 from __future__ import annotations
 

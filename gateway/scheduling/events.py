@@ -1,4 +1,4 @@
-"""What an orchestrator publishes about its host. Values only; the gateway's bus carries them."""
+"""The events that an orchestrator publishes about its host. Values only; the gateway's bus delivers them."""
 
 from __future__ import annotations
 

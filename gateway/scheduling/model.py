@@ -30,7 +30,7 @@ class HostCapacity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelFootprint(msgspec.Struct, frozen=True, kw_only=True):
-    """What a loaded model occupies, or a wanted one would. `moving` models are starting or stopping."""
+    """The memory that a model occupies, or would occupy. `moving` models are starting or stopping."""
 
     model: str
     memory_bytes: int = 0
@@ -176,7 +176,7 @@ class ScheduledModel(msgspec.Struct, eq=False):
         self.phase, self.switch, self.since = "loading", switch, now
 
     def footprint(self, activity: Activity | None = None) -> ModelFootprint:
-        """What the model occupies or would occupy; `activity` overrides what its phase implies."""
+        """The memory that the model occupies or would occupy; `activity` overrides what its phase implies."""
         if activity is None:
             moving, busy = self.phase in ("loading", "stopping"), self.running or self.queue
             activity = "moving" if moving else "busy" if busy else "idle"

@@ -294,7 +294,7 @@ class Orchestrator:
         """See `Lease.progress`."""
         return self._progress.progress(lease, self._clock(), self._addresses.models())
 
-    # What the supervisor reports
+    # Reports of the supervisor
 
     async def _on_event(self, event: SupervisorEvent) -> None:
         if isinstance(event, Snapshot):
@@ -334,7 +334,9 @@ class Orchestrator:
                 self._rearm()
         elif status.state != "starting" and (known is None or known.generation <= status.generation):
             self._addresses.remove(status.model)
-            if status.model not in self._stops:  # what we stop ourselves is reported when it is gone for good
+            if (
+                status.model not in self._stops
+            ):  # stops that this orchestrator requested are reported when they are complete
                 self._carry_out(self._scheduler.process_ended(status.model, now), now)
 
     def _address_replaced(self, model: str) -> None:
@@ -343,7 +345,7 @@ class Orchestrator:
         now = self._clock()
         self._carry_out(self._scheduler.process_ended(model, now), now)
 
-    # What the scheduler decides
+    # Decisions of the scheduler
 
     def _carry_out(self, decisions: list[Decision], now: float, load_error: GatewayError | None = None) -> None:
         """Carry the decisions out. `load_error` is the error of a failed load that was not the engine's fault."""

@@ -74,7 +74,7 @@ class FairQueue:
 class AdmissionControl:
     """Bounds the number of queued tickets, and keeps one busy client from occupying the whole queue.
 
-    A client turned away while another one holds several places gets a reserved place until shortly after its
+    A client refused while another one holds several places gets a reserved place until shortly after its
     `Retry-After`. Clients that are queued already cannot take reserved places.
     """
 
@@ -96,7 +96,7 @@ class AdmissionControl:
         self._reserved.pop(client, None)
 
     def reserve(self, client: str, queue: FairQueue, until: float) -> None:
-        """`client` is turned away and will return at `until`. At most half of the places are reserved."""
+        """Reserve a place for `client`, which was refused, until `until`. At most half of the places are reserved."""
         if queue.waiting(client) or queue.largest() < 2:
             return
         if client in self._reserved or len(self._reserved) < self.limit // 2:

@@ -123,7 +123,7 @@ class Scheduler:
             return self._settle(now)
         return self.release(ticket_id, now)
 
-    # What the host reports
+    # Reports of the host
 
     def loaded(self, switch_id: int | None, model: str, now: float, parallel: int = 0) -> list[Decision]:
         """`model` is ready. `switch_id` is `None` if the host loaded it on its own; `parallel` 0: as the profile
@@ -189,7 +189,7 @@ class Scheduler:
         return decisions + self._settle(now)
 
     def apply_snapshot(self, status: HostStatus, now: float) -> list[Decision]:
-        """Take over the supervisor's snapshot: its profiles, its capacity, and every change that was missed."""
+        """Apply the supervisor's snapshot: its profiles, its capacity, and every change that was missed."""
         self._connected = True
         self._capacity = HostCapacity(exclusive=status.exclusive, budget_bytes=status.budget_bytes)
         profiles = {profile.name: profile for profile in status.profiles}

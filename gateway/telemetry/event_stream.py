@@ -74,7 +74,7 @@ class EventStream:
 
     @contextmanager
     def reader(self) -> Iterator[AsyncIterator[bytes | None]]:
-        """What is added from now on, in chunks; `None` where frames were missed."""
+        """Yields the frames added from now on, in chunks; `None` where frames were missed."""
         self._readers += 1
         self._has_readers.set()
         try:

@@ -33,7 +33,7 @@ _MAX_PENDING = 20_000
 _WRITE_INTERVAL_S = 1.0
 #: Pending events that are written without waiting for more: they take a kilobyte each.
 _FLUSH_AT = 500
-#: Requests that share a row at most: a row costs twenty times what a request in it does.
+#: Requests per row, at most: a row costs twenty times as much as a request in it.
 _PER_ROW = 100
 _SAMPLE_INTERVAL_S = 15.0
 #: Rows with later times are damaged, in seconds since the epoch.
@@ -276,7 +276,7 @@ class History:
             return times
         for (body,) in self._database.execute("SELECT body FROM requests ORDER BY n"):
             for each in _read(_decode_answer_times, body):
-                # Failed answers say little about the next one, and of several attempts only the sum is known.
+                # Failed answers do not predict the next one, and of several attempts only the sum is known.
                 if each.outcome == "ok" and each.backend and each.model and len(each.attempts) <= 1:
                     recent = times.setdefault(each.backend, {}).setdefault(each.model, [])
                     recent.append(max(0.0, each.seconds - each.queue_s - each.switch_s))

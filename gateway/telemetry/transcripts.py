@@ -101,7 +101,7 @@ class Transcripts:
                 await self._in_thread(self._close)
 
     async def flush(self) -> None:
-        """Write what is pending, and delete what is beyond the limits."""
+        """Write pending transcripts, and delete those beyond the limits."""
         await self._opened.wait()
         fresh = list(self._pending)
         self._pending.clear()
