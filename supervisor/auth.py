@@ -13,6 +13,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from functools import lru_cache
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -79,7 +80,7 @@ class HostCheck:
         if (header, bound) in self._allowed:
             return True
         name, own = host_name(header), host_name(bound.partition("%")[0])
-        if name is None or not (name in self._names or name == own or self._is_loopback(name, own or "")):
+        if name is None or not (name in self._names or name == own or self._is_loopback(name, own or bound)):
             return False
         if len(self._allowed) >= _REMEMBERED_HOSTS:
             self._allowed.clear()
@@ -87,7 +88,7 @@ class HostCheck:
         return True
 
     def _is_loopback(self, name: str, own: str) -> bool:
-        return name in _LOOPBACK_NAMES and (self._loopback_everywhere or is_loopback(own))
+        return name in _LOOPBACK_NAMES and (self._loopback_everywhere or is_local(own))
 
 
 class TokenCheck:
@@ -120,21 +121,24 @@ def host_name(value: str) -> str | None:
         return name.rstrip(".")
 
 
-def is_loopback(address: str) -> bool:
-    """Whether a bound address accepts local connections only; so does an empty one, of a Unix socket."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address in ("", "localhost")
+def is_local(bound: str) -> bool:
+    """Whether only this machine can reach an address, or a Unix socket by its path."""
+    return not bound or bound == "localhost" or bound.startswith("/") or _is_loopback(bound) is True
 
 
-def is_public(address: str) -> bool:
+@lru_cache(maxsize=256)
+def is_public(bound: str) -> bool:
     """Whether other machines could reach an address. Names and the paths of Unix sockets are no addresses."""
+    return _is_loopback(bound) is False
+
+
+def _is_loopback(address: str) -> bool | None:
+    """`None` for what is no IP address. IPv4 within IPv6 counts as IPv4."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        return False
-    return not (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+        return None
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
 
 
 class RequestRejected(Exception):

@@ -8,7 +8,6 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -33,12 +32,11 @@ from hostler.gateway.asgi import (
     Send,
     route_path,
 )
-from hostler.gateway.auth.bind_policy import is_loopback
 from hostler.gateway.auth.keys import KeyRing
 from hostler.gateway.auth.sessions import Sessions, cookie_name, from_our_page, session_cookie
 from hostler.gateway.context import Client
 from hostler.gateway.routing import Router
-from hostler.supervisor.auth import FailureThrottle, is_public
+from hostler.supervisor.auth import FailureThrottle, HostCheck, host_name, is_public
 
 #: Invalid keys within a minute after which an address is throttled. Many clients may share an address.
 WRONG_KEYS = 200
@@ -60,10 +58,7 @@ class KeyThrottle(FailureThrottle):
 audit = logging.getLogger("hostler.audit")
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-#: Accepted `Host` headers that are cached.
-_MAX_HOSTS = 256
 _NONE: dict[str, Any] = {}
-_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,8 +104,7 @@ class AuthMiddleware:
         self._rules = rules
         self._throttle = throttle
         self._sessions = sessions
-        self._own_name = socket.gethostname().lower()
-        self._good_hosts: set[tuple[str, str]] = set()
+        self._hosts = HostCheck((*rules.hosts, socket.gethostname()))
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         known: _Admitted | None = scope.get("extensions", _NONE).get(HEAD, _NONE).get("admitted")
@@ -161,23 +155,14 @@ class AuthMiddleware:
         values = headers.get("host", [])
         if len(values) != 1 or not values[0]:
             raise BadRequest("exactly one Host header is required")
-        server = scope.get("server")
-        known = (values[0], server[0] if server else "")
-        if known in self._good_hosts:
-            return
-        name = _host_name(values[0])
-        if name is None:
-            raise BadRequest("the Host header is not a host name")
-        bound = known[1].split("%")[0].lower()
+        bound = (scope.get("server") or ("",))[0]
         if self._keys is None and is_public(bound):
             # The own server does not listen there, but another ASGI server may.
             raise Forbidden("without API keys only loopback is served; create a key with `hostler keys add NAME`")
-        if (name in _LOOPBACK_NAMES and _is_local(bound)) or name in (*self._rules.hosts, bound, self._own_name):
-            if len(self._good_hosts) >= _MAX_HOSTS:
-                self._good_hosts.clear()
-            self._good_hosts.add(known)
-            return
-        raise MisdirectedRequest("unknown Host; add the name to gateway.allowed_hosts")
+        if not self._hosts.allows(values[0], bound):
+            if host_name(values[0]) is None:
+                raise BadRequest("the Host header is not a host name")
+            raise MisdirectedRequest("unknown Host; add the name to gateway.allowed_hosts")
 
     def _check_origin(self, scope: Scope, headers: dict[str, list[str]]) -> str | None:
         """The foreign origin that may read the answer; `None` without one."""
@@ -316,23 +301,6 @@ def _presented(headers: dict[str, list[str]]) -> str | None:
         if value:
             return value
     return None
-
-
-def _host_name(value: str) -> str | None:
-    """The host of a `Host` header without its port, in lower case; `None` if it is invalid."""
-    try:
-        parts = urlsplit(f"//{value}")
-        name, _ = parts.hostname, parts.port
-    except ValueError:
-        return None
-    if not name or parts.path or parts.query or parts.fragment or "@" in value:
-        return None
-    return name.rstrip(".")
-
-
-def _is_local(address: str) -> bool:
-    """Whether only this machine can reach an address, or a Unix socket by its path."""
-    return is_loopback(address) or not address or address.startswith("/")
 
 
 def _same_origin(origin: str, scope: Scope, host: str) -> bool:

@@ -80,6 +80,9 @@ def test_reads_a_host_header(header: str, name: str | None) -> None:
         ("localhost", "", True),
         ("localhost", "10.0.0.5", False),
         ("[fe80::1]:8080", "fe80::1%eth0", True),
+        ("localhost", "::ffff:127.0.0.1", True),
+        ("localhost", "/run/hostler.sock", True),
+        ("run", "/run/hostler.sock", False),
     ],
 )
 def test_a_host_header_has_to_name_this_server(header: str, bound: str, allowed: bool) -> None:
