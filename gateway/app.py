@@ -23,7 +23,7 @@ from hostler.gateway.admin.login import login_form
 from hostler.gateway.admin.status import StatusView
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.auth import keys as key_file
-from hostler.gateway.auth.bind_policy import places, refuse_beyond_loopback
+from hostler.gateway.auth.bind_policy import bound_addresses, refuse_beyond_loopback
 from hostler.gateway.auth.middleware import AuthMiddleware, Rules
 from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.components import Components
@@ -62,7 +62,7 @@ def create_app(
 ) -> Starlette:
     """The gateway as an ASGI application with a lifespan, for any server: `uvicorn --factory hostler.gateway.app:create_app`.
 
-    Without a `configuration` it is read from its usual places. Like `hostler up`, it runs the supervisor of this machine:
+    Without a `configuration` it is read from its usual locations. Like `hostler up`, it runs the supervisor of this machine:
     `manager`, or a new one with `supervise`. The default of `supervise` is true if profiles are configured, or nothing is.
     `app.state.gateway` is the `Gateway`. Raises `ConfigError`, and `OSError` for a cache folder that cannot be created.
     """
@@ -230,7 +230,7 @@ class Gateway:
         `shared` sockets stay open in another process. Raises `ConfigError` for a socket beyond loopback without a key.
         """
         if self._parts.keys is None:
-            refuse_beyond_loopback(places(sockets), key_file.default_file())
+            refuse_beyond_loopback(bound_addresses(sockets), key_file.default_file())
         drain_s = self._parts.settings.gateway.drain_s
         self._server = Server(self.app, drain_s=drain_s, lifespan=True, shared=shared, started_callback=started)
         if self._stopping:

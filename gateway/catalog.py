@@ -39,7 +39,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     preset: Preset | None = None
 
 
-def with_ends(listing: ModelList, ends: Mapping[str, float]) -> ModelList:
+def with_unload_times(listing: ModelList, ends: Mapping[str, float]) -> ModelList:
     """The listing with `ends`: when idle models will be unloaded, in seconds since the epoch."""
     changed = {
         card.name: msgspec.structs.replace(card, expires_at=ends[runs])

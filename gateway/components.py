@@ -24,7 +24,7 @@ from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Chain
 from hostler.gateway.backends.http_transport import LanTransport
 from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport
-from hostler.gateway.catalog import Catalog, with_ends
+from hostler.gateway.catalog import Catalog, with_unload_times
 from hostler.gateway.config import LOCAL, ConfigError, GatewaySettings, Settings, secret
 from hostler.gateway.context import SHUTTING_DOWN
 from hostler.gateway.events import Bus
@@ -167,7 +167,7 @@ class Components:
 
     def model_list(self) -> ModelList:
         """The models of all backends, with the times at which idle ones will be unloaded."""
-        return with_ends(self.catalog.listing, _unload_times(self.hosts, self.clock()))
+        return with_unload_times(self.catalog.listing, _unload_times(self.hosts, self.clock()))
 
     async def _aclose(self) -> None:
         await self._lan.aclose()

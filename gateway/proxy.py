@@ -84,14 +84,14 @@ class Proxy:
                 parser.start(head)
                 context.writer.begin(head)
                 try:
-                    streams = context.writer.patient and not answer.complete
+                    streams = context.writer.streaming and not answer.complete
                     forward = self._forward(attempt, context.writer, answer, parser, backend.timeouts.first_byte_s)
                     # In a separate task, so that a piece of a stream does not resume the frames of a dozen middleware,
                     # which takes 1 µs per piece.
                     return await (asyncio.create_task(forward) if streams else forward)
                 except (BackendBroken, BackendTimeout) as broken:
                     # Some servers drop the connection, or let it hang, after the end of the answer.
-                    if not _said_everything(context, parser):
+                    if not _is_complete(context, parser):
                         broken.backend = broken.backend or backend.name
                         raise
                 except GatewayError:
@@ -102,7 +102,7 @@ class Proxy:
                     words = "The backend sent a response that its protocol does not allow."
                     raise BackendBroken(words, backend=backend.name) from error
         except asyncio.CancelledError:
-            if not _had_everything(context, parser):
+            if not _client_has_all(context, parser):
                 raise
             task = asyncio.current_task()
             if task is not None:
@@ -165,20 +165,20 @@ def _amended(context: RequestContext, request: Request, rejected: BackendRejecte
     return None if context.writer.committed else context.adapter.amend(request, rejected)
 
 
-def _had_everything(context: RequestContext, parser: Parser) -> bool:
+def _client_has_all(context: RequestContext, parser: Parser) -> bool:
     """Whether the client disconnected after it received the whole stream. Many close as soon as they have read the last
     event, a moment before the backend ends its answer."""
     writer = context.writer
-    left = isinstance(context.cancel_reason, ClientDisconnected) and writer.patient and writer.committed
-    return left and bool(context.current.finish) and _ends(parser) is not None
+    left = isinstance(context.cancel_reason, ClientDisconnected) and writer.streaming and writer.committed
+    return left and bool(context.current.finish) and _final_chunks(parser) is not None
 
 
-def _said_everything(context: RequestContext, parser: Parser) -> bool:
+def _is_complete(context: RequestContext, parser: Parser) -> bool:
     """Whether the answer was complete, by its protocol's end mark, when the connection broke."""
-    return bool(context.current.finish) and _ends(parser) == []
+    return bool(context.current.finish) and _final_chunks(parser) == []
 
 
-def _ends(parser: Parser) -> list[Chunk] | None:
+def _final_chunks(parser: Parser) -> list[Chunk] | None:
     """The chunks that the end of the answer adds; `None` if it is incomplete."""
     try:
         return list(parser.finish())

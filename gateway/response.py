@@ -16,18 +16,18 @@ class ResponseWriter:
     """Writes one answer through ASGI's `send`, which waits while the client lags behind.
 
     `started`: the status was sent. `committed`: a token was sent, so no other backend may serve the request any more.
-    `ended`: nothing more will be written. `status` is the one that was sent, 0 before. `patient`: the client requested a
+    `ended`: nothing more will be written. `status` is the one that was sent, 0 before. `streaming`: the client requested a
     stream, so it can receive progress. There is an `encoder` only for answers of models and of model admin. `facts`
     returns the headers, names in lower case, that describe how the request was served, as far as it is known.
     """
 
-    __slots__ = ("_facts", "_late", "_send", "committed", "encoder", "ended", "patient", "started", "status")
+    __slots__ = ("_facts", "_late", "_send", "committed", "encoder", "ended", "started", "status", "streaming")
 
     def __init__(self, send: Send, facts: Callable[[], Headers]) -> None:
         self._send = send
         self._facts = facts
         self.encoder: Encoder
-        self.patient = False
+        self.streaming = False
         self._late = False
         self.started = False
         self.committed = False
@@ -37,7 +37,7 @@ class ResponseWriter:
     def use(self, encoder: Encoder) -> None:
         """Write chunks through `encoder` from now on."""
         self.encoder = encoder
-        self.patient = encoder.streaming
+        self.streaming = encoder.streaming
 
     def begin(self, head: ResponseHead) -> None:
         """A backend has started its answer."""
@@ -98,7 +98,7 @@ class ResponseWriter:
             return
         if not self.started:
             await self.respond(response)
-        elif self.patient:
+        elif self.streaming:
             await self._end(self.encoder.error(error))
         self.ended = True
 

@@ -17,7 +17,7 @@ def addresses(settings: Settings) -> list[tuple[str, int]]:
     return [parse_address(text) for text in settings.gateway.listen]
 
 
-def places(sockets: Iterable[socket.socket]) -> list[tuple[str, int]]:
+def bound_addresses(sockets: Iterable[socket.socket]) -> list[tuple[str, int]]:
     """The addresses of sockets: a socket unit may use others than the configuration."""
     return [(name[0], name[1]) for name in (each.getsockname() for each in sockets)]
 
@@ -34,7 +34,7 @@ def keys_in_force(settings: Settings, sockets: Iterable[socket.socket] = ()) -> 
         return keys
     if named and path.exists():
         raise ConfigError(f"gateway.api_keys_file: {path} contains no keys; create one with `hostler keys add NAME`")
-    refuse_beyond_loopback([*addresses(settings), *places(sockets)], path)
+    refuse_beyond_loopback([*addresses(settings), *bound_addresses(sockets)], path)
     if named:
         raise ConfigError(f"gateway.api_keys_file: {path} does not exist; create a key with `hostler keys add NAME`")
     return None

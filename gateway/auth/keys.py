@@ -149,9 +149,9 @@ class KeyRing:
 
     def client(self, key: str) -> Client | None:
         """The client of a key. Every record is compared, each in constant time."""
-        return self.holder(digest(key))
+        return self.client_of_hash(digest(key))
 
-    def holder(self, hashed: str) -> Client | None:
+    def client_of_hash(self, hashed: str) -> Client | None:
         """The client of the key with this hash."""
         self._refresh()
         found: KeyRecord | None = None

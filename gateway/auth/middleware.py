@@ -33,7 +33,7 @@ from hostler.gateway.asgi import (
     route_path,
 )
 from hostler.gateway.auth.keys import KeyRing
-from hostler.gateway.auth.sessions import Sessions, cookie_name, from_our_page, session_cookie
+from hostler.gateway.auth.sessions import Sessions, cookie_name, from_dashboard, session_cookie
 from hostler.gateway.context import Client
 from hostler.gateway.routing import Router
 from hostler.supervisor.auth import FailureThrottle, HostCheck, host_name, is_public
@@ -237,7 +237,12 @@ class AuthMiddleware:
         scope["path_params"] = parameters
         scope[CLIENT_KEY] = client
         head = scope.get("extensions", _NONE).get(HEAD)
-        if head is not None and origin is None and route.adapter is not None and _lasts(client, headers, self._keys):
+        if (
+            head is not None
+            and origin is None
+            and route.adapter is not None
+            and _is_cacheable(client, headers, self._keys)
+        ):
             head["admitted"] = _Admitted(route, parameters, client, None if self._keys is None else self._keys.edition)
         return route
 
@@ -247,7 +252,7 @@ class AuthMiddleware:
         if presented is None and self._sessions is not None and origin is None:
             server = scope.get("server")
             token = session_cookie(cookie_name(server[1] if server else 0), headers)
-            if token is not None and from_our_page(scope["method"], headers):
+            if token is not None and from_dashboard(scope["method"], headers):
                 return self._sessions.client(token)
         # A missing key is looked up like an invalid one, so that both take the same time.
         return self._keys.client(presented or "")
@@ -273,7 +278,7 @@ def _allows(client: Client, route: RouteMatch) -> bool:
     return operation.model_info and "infer" in client.scopes
 
 
-def _lasts(client: Client, headers: dict[str, list[str]], keys: KeyRing | None) -> bool:
+def _is_cacheable(client: Client, headers: dict[str, list[str]], keys: KeyRing | None) -> bool:
     """Whether the client stays the same while the keys do: sessions expire."""
     return keys is None or (client.scopes != frozenset() and _presented(headers) is not None)
 

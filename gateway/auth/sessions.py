@@ -49,7 +49,7 @@ class Sessions:
         session = self._sessions.get(name)
         if session is None:
             return None
-        client = self._keys.holder(session.key) if self._clock() < session.until else None
+        client = self._keys.client_of_hash(session.key) if self._clock() < session.until else None
         if client is None:
             del self._sessions[name]
         return client
@@ -74,7 +74,7 @@ def session_cookie(name: str, headers: Mapping[str, Sequence[str]]) -> str | Non
     return None
 
 
-def from_our_page(method: str, headers: Mapping[str, Sequence[str]]) -> bool:
+def from_dashboard(method: str, headers: Mapping[str, Sequence[str]]) -> bool:
     """Whether a request comes from the dashboard or the address bar, according to `Sec-Fetch-Site`.
 
     Cookies are also sent from other ports of the same host. A change must have an `Origin`, which has been checked before.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 
 from hostler import __version__
-from hostler.gateway.auth.bind_policy import addresses, is_loopback, keys_in_force, places
+from hostler.gateway.auth.bind_policy import addresses, bound_addresses, is_loopback, keys_in_force
 from hostler.gateway.cli.banner import banner, format_address, local_url
 from hostler.gateway.cli.output import print_in_background
 from hostler.gateway.config import ConfigError, Configuration, parse_address, secret
@@ -100,7 +100,7 @@ def supervisor(configuration: Configuration, view: LiveView | None = None) -> in
         _refuse_without_token([(host, port)])
     sockets, shared = _listen([(host, port)], "supervisor.listen")
     if token is None:
-        _refuse_without_token(places(sockets))
+        _refuse_without_token(bound_addresses(sockets))
 
     async def main() -> None:
         # State is kept by address, which a port chosen at random is not.
@@ -108,7 +108,7 @@ def supervisor(configuration: Configuration, view: LiveView | None = None) -> in
             lambda: _manager(configuration, engine_host=host, place=settings.listen if port else None)
         )
         app: Any = create_app(configuration, manager)
-        bound = format_address(*places(sockets)[0])
+        bound = format_address(*bound_addresses(sockets)[0])
 
         def announce() -> None:
             text = f"Hostler's supervisor listens on {bound}"
@@ -293,11 +293,13 @@ def _announce(
     names = [profile.name for profile in profiles]
     named = [*names, *(model for backend in backends for model in backend.models if model != "*"), "NAME"]
     default = next((profile.name for profile in profiles if profile.default), named[0])
-    text = banner(names, default, places(sockets), keys_required=keys_required, hostname=socket.gethostname().lower())
+    text = banner(
+        names, default, bound_addresses(sockets), keys_required=keys_required, hostname=socket.gethostname().lower()
+    )
     if view is None:
         print_in_background(_STDOUT, text)
     else:
-        urls = list(dict.fromkeys(local_url(*place) for place in places(sockets)))
+        urls = list(dict.fromkeys(local_url(*place) for place in bound_addresses(sockets)))
         view.begin(text, f"hostler {__version__}", [*urls, f"{urls[0]}/ui/"])
     systemd.notify("READY=1")
     _freeze_garbage_collector()

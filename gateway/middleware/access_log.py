@@ -83,7 +83,7 @@ class AccessLogMiddleware(RequestMiddleware):
             prompt_tokens=usage.prompt_tokens if usage else 0,
             cached_tokens=usage.cached_tokens if usage else 0,
             completion_tokens=usage.completion_tokens if usage else 0,
-            streamed=context.writer.patient,
+            streamed=context.writer.streaming,
             attempts=(*map(_attempt_outcome, context.attempts),),
             failed_hops=(*(HopOutcome(backend=backend, reason=why) for backend, why in context.failed_hops),)
             if context.failed_hops

@@ -46,7 +46,7 @@ class Heartbeat:
         self._writer = context.writer
         self._every_s = settings.progress_every_s
         self._clock = clock
-        shows = context.writer.patient and settings.progress != "off"
+        shows = context.writer.streaming and settings.progress != "off"
         self._first = max(clock(), context.started_at + settings.progress_after_s) if shows else float("inf")
         self.due = self._first
 

@@ -30,7 +30,7 @@ _DRAIN_TICK_S = 0.05
 _ACCEPT_S = 0.02
 
 #: Time for cancelled requests to write an error answer, and time to send it to the client, in seconds.
-_LAST_WORDS_S = 2.0
+_LAST_ERROR_S = 2.0
 _FLUSH_S = 0.2
 
 #: Additional time for cancelled requests that have not ended, in seconds.
@@ -163,7 +163,7 @@ class Server(uvicorn.Server):
         # Closing a listening socket resets the connections in its backlog. So stop new ones, accept those that are
         # there, then close. Those of a shared socket are left to the other process.
         listening = [each for server in self.servers for each in server.sockets]
-        if not self._shared and _take_no_more(listening):
+        if not self._shared and _refuse_new_connections(listening):
             await anyio.sleep(_ACCEPT_S)
         else:
             loop = asyncio.get_running_loop()
@@ -187,7 +187,7 @@ class Server(uvicorn.Server):
 
     async def _cut_off(self) -> None:
         """Cancel the requests that did not end in time, give them time to send an error, then abort the connections."""
-        for limit in (_LAST_WORDS_S, _CLEAN_UP_S):
+        for limit in (_LAST_ERROR_S, _CLEAN_UP_S):
             tasks = set(self.server_state.tasks)
             for task in tasks:
                 task.cancel("the server is stopping")
@@ -258,7 +258,7 @@ class _Lifespan(LifespanOn):
             await self.send(message)
 
 
-def _take_no_more(listening: Sequence[socket.socket]) -> bool:
+def _refuse_new_connections(listening: Sequence[socket.socket]) -> bool:
     """Have the kernel establish no new connections, while those in the backlog can still be accepted.
 
     Clients retry, and reach the closed socket or the next process. Returns false where this is not possible: it is a packet

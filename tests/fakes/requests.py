@@ -25,8 +25,8 @@ class FakeEncoder:
 class FakeWriter:
     """Notes what is written instead of sending it."""
 
-    def __init__(self, *, patient: bool = True) -> None:
-        self.patient = patient
+    def __init__(self, *, streaming: bool = True) -> None:
+        self.streaming = streaming
         self.started = self.committed = self.ended = False
         self.status = 0
         self.encoder = FakeEncoder()

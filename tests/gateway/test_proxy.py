@@ -64,7 +64,7 @@ async def test_an_answer_that_surprises_its_reader_is_broken() -> None:
         request=ChatRequest(origin=origin, model="m", output=Output(stream=True)),
         current=Attempt(target=Target(backend="b", model="m", name_there="m")),
         writer=SimpleNamespace(
-            begin=lambda head: None, patient=True, encoder=SimpleNamespace(encode=lambda chunk: b"")
+            begin=lambda head: None, streaming=True, encoder=SimpleNamespace(encode=lambda chunk: b"")
         ),
     )
     with pytest.raises(BackendBroken) as broken:

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from hostler.gateway.auth import keys
-from hostler.gateway.auth.bind_policy import addresses, is_loopback, keys_in_force, places, refuse_beyond_loopback
+from hostler.gateway.auth.bind_policy import (
+    addresses,
+    bound_addresses,
+    is_loopback,
+    keys_in_force,
+    refuse_beyond_loopback,
+)
 from hostler.gateway.config import ConfigError, GatewaySettings, Settings
 
 
@@ -38,11 +44,11 @@ def test_a_loopback_address_is_recognised(host: str, expected: bool) -> None:
     assert is_loopback(host) == expected
 
 
-def test_addresses_are_those_of_the_configuration_and_places_those_of_sockets() -> None:
+def test_addresses_are_those_of_the_configuration_and_bound_addresses_those_of_sockets() -> None:
     assert addresses(settings("127.0.0.1:8000")) == [("127.0.0.1", 8000)]
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        assert places([sock]) == [sock.getsockname()]
+        assert bound_addresses([sock]) == [sock.getsockname()]
 
 
 def test_the_first_address_beyond_loopback_is_refused(tmp_path: Path) -> None:

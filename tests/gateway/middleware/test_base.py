@@ -63,9 +63,9 @@ async def test_a_hastened_heartbeat_is_never_before_the_first_one() -> None:
     assert heartbeat.due == 101.25
 
 
-@pytest.mark.parametrize(("patient", "progress"), [(False, "thinking"), (True, "off")])
-async def test_no_heartbeats_without_a_stream_or_where_they_are_off(patient: bool, progress: Any) -> None:
+@pytest.mark.parametrize(("streaming", "progress"), [(False, "thinking"), (True, "off")])
+async def test_no_heartbeats_without_a_stream_or_where_they_are_off(streaming: bool, progress: Any) -> None:
     settings = SwitchingSettings(progress=progress)
-    heartbeat = Heartbeat(make_context(writer=FakeWriter(patient=patient)), settings, Clock())
+    heartbeat = Heartbeat(make_context(writer=FakeWriter(streaming=streaming)), settings, Clock())
     heartbeat.hasten()
     assert heartbeat.due == float("inf")

@@ -119,7 +119,7 @@ async def test_a_waiting_stream_is_shown_progress_until_the_lease_is_granted() -
 
 
 async def test_a_client_that_asked_for_no_stream_is_shown_nothing() -> None:
-    host, writer = FakeHost(), FakeWriter(patient=False)
+    host, writer = FakeHost(), FakeWriter(streaming=False)
 
     async def grant_later() -> None:
         await anyio.sleep(0.05)
