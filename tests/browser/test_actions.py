@@ -17,7 +17,7 @@ from system.running_gateway import StartGateway, first_token
 
 pytestmark = pytest.mark.anyio
 
-SLOW = {"ready_after": 0.2, "speak": True}
+SLOW = {"ready_after": 0.2, "router_child": True}
 TALKATIVE = {"chunks": 50_000, "chunk_delay": 0.05}
 
 Flags = Callable[[str], FlagFile]

@@ -44,7 +44,7 @@ async def test_a_waiting_chat_shows_load_progress(
     start_gateway: StartGateway, open_page: OpenPage, flags: Flags
 ) -> None:
     ready = flags("ready")
-    script = {"ready_after": 0.1, "ready_when": ready.path, "speak": True}
+    script = {"ready_after": 0.1, "ready_when": ready.path, "router_child": True}
     async with start_gateway({"a": {"script": script}}) as gateway, open_page(f"{gateway.url}/ui/#try") as page:
         await say(page, "Hello")
         await expect(page.get_by_role("progressbar", name="load progress")).to_be_visible()

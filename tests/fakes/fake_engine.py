@@ -1,11 +1,11 @@
-"""A scripted llama-server: same arguments, same routes, same framing, and exactly the misbehaviour that a test asks for.
+"""A scripted llama-server: same arguments, routes and framing, with exactly the failures that a test configures.
 
-Runs alone (`python -I -S fake_engine.py -m FILE --port P ...`), standard library only, up within 30 ms. What it does
-is said by the environment: `FAKE_ENGINE` holds JSON, `FAKE_<NAME>` single values (JSON or plain text); see `SCRIPT`.
-`FAKE_LOG` names a file that gets one JSON line per start, readiness, request, vanished client, order to end, and stop.
+Runs standalone (`python -I -S fake_engine.py -m FILE --port P ...`) on the standard library, ready within 30 ms. The
+environment configures it: `FAKE_ENGINE` holds JSON, `FAKE_<NAME>` a single value (JSON or plain text); see `SCRIPT`.
+`FAKE_LOG` names a file that gets one JSON line for each start, readiness, request, disconnect, stop request, and stop.
 
-Words that end in `_when` name a gate: a file whose being there is waited for. A test that opens one knows what happens
-before and what afterwards, however slow the machine is.
+Keys that end in `_when` name a flag file whose existence is waited for, so that tests order events on machines of any
+speed.
 """
 
 import json
@@ -20,44 +20,44 @@ import time
 SCRIPT = {
     "log": None,  # file for what happens, see above
     "listen_after": 0.0,  # seconds until the port is open
-    "ready_after": 0.0,  # seconds from then on with 503 "Loading model"
-    "ready_when": None,  # a gate, besides
-    "never_ready": False,  # 503 for ever
-    "hang": False,  # accepts connections, answers nothing
-    "hang_when": None,  # the same once it is ready, from when a gate opens
+    "ready_after": 0.0,  # seconds after that with 503 "Loading model"
+    "ready_when": None,  # and until this flag is set
+    "never_ready": False,  # 503 forever
+    "hang": False,  # accepts connections but sends nothing
+    "hang_when": None,  # the same once it is ready and this flag is set
     "exit_code": None,  # ends with this code before it is ready ...
     "exit_after": 0.0,  # ... that many seconds after its start,
-    "exit_when": None,  # ... or when a gate opens,
+    "exit_when": None,  # ... or when this flag is set,
     "exit_times": None,  # ... but only at its first n starts (counted in the log)
     "stderr": "",  # written at the start
     "die_after": None,  # seconds after readiness until it ends with code 1
-    "deaf": False,  # ignores SIGTERM, SIGINT and the exit command
+    "ignore_stop": False,  # ignores SIGTERM, SIGINT and the exit command
     "slow_exit": 0.0,  # seconds from SIGTERM to the end
-    "gone_when": None,  # a gate, besides
+    "gone_when": None,  # and until this flag is set
     "grandchild": False,  # starts a child that ignores SIGTERM; its pid is in the log
-    "speak": False,  # speaks the router-child protocol on stdin and stdout
-    "check_key": True,  # asks for LLAMA_API_KEY on all routes but /health
+    "router_child": False,  # uses the router-child protocol on stdin and stdout
+    "check_key": True,  # requires LLAMA_API_KEY on all routes but /health
     "chunks": 5,  # words in an answer
     "chunk_delay": 0.0,  # seconds between them
     "first_delay": 0.0,  # seconds before the first byte of an answer
-    "answer_when": None,  # a gate before it
-    "last_when": None,  # a gate before the last word of an answer
-    "close_when": None,  # a gate between the last event of a stream and the end of its body
+    "answer_when": None,  # waits for this flag before it
+    "last_when": None,  # waits for this flag before the last word of an answer
+    "close_when": None,  # waits for this flag between the last event of a stream and the end of its body
     "chunk_bytes": 0,  # each word is padded to this length
     "crash_at_chunk": None,  # the process kills itself before this chunk (from 0)
     "break_at_chunk": None,  # only the connection breaks there
-    "end_at_chunk": None,  # the stream ends there as if whole, but without finish_reason and [DONE]
+    "end_at_chunk": None,  # the stream ends there without finish_reason and [DONE]
     "error_at_chunk": None,  # an error event in the stream there
     "ignore_stream": False,  # answers "stream": true with whole JSON
     "status": None,  # answers POSTs with this error status ...
     "error": "scripted error",  # ... and message
     "retry_after": None,  # ... and header
     "text": "word{}",  # the words, {} is the number
-    "reasoning": 0,  # so many of the chunks are thinking
-    "usage": True,  # say it in a last chunk when asked for
+    "reasoning": 0,  # this many of the chunks are reasoning
+    "usage": True,  # send usage in a last chunk if requested
     "queue": False,  # at most -np answers at a time, as the real one
     "tokens_per_char": 0.25,
-    "forgetful": False,  # takes a conversation back and reads it anew all the same
+    "discard_restored": False,  # restores a slot but evaluates its prompt anew
 }
 
 
@@ -73,7 +73,7 @@ def read_script():
                 script[name] = text
     unknown = set(script) - set(SCRIPT)
     if unknown:
-        sys.exit(f"fake engine: unknown words in the script: {', '.join(sorted(unknown))}")
+        sys.exit(f"fake engine: unknown keys in the script: {', '.join(sorted(unknown))}")
     return script
 
 
@@ -110,12 +110,12 @@ def read_arguments(words):
     return flags
 
 
-def is_open(gate):
-    return gate is None or os.path.exists(gate)  # noqa: PTH110 - pathlib would double the start time
+def is_set(flag):
+    return flag is None or os.path.exists(flag)  # noqa: PTH110 - pathlib would double the start time
 
 
-def wait_for(gate):
-    while not is_open(gate):
+def wait_for(flag):
+    while not is_set(flag):
         time.sleep(0.003)
 
 
@@ -148,31 +148,33 @@ class Engine:
             return 0
         return sum(1 for event in events if event["event"] == "start" and event["model"] == self.name)
 
-    def say(self, state, payload):
-        if self.script["speak"] and os.environ.get("LLAMA_SERVER_ROUTER_PORT"):
+    def report_state(self, state, payload):
+        if self.script["router_child"] and os.environ.get("LLAMA_SERVER_ROUTER_PORT"):
             line = "cmd_child_to_router:state:" + json.dumps({"state": state, "payload": payload})
             with self.stdout:
                 os.write(1, line.encode() + b"\n")
 
-    # Life.
+    # Lifecycle.
 
     def run(self):
         script = self.script
         before = self.earlier_starts() if script["exit_times"] is not None else 0
-        if script["deaf"]:
+        if script["ignore_stop"]:
             for number in ENDING:
                 signal.signal(number, signal.SIG_IGN)
         else:
             signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-            threading.Thread(target=self.take_signals, daemon=True).start()
-        told = {name: value for name, value in os.environ.items() if name.startswith(("LLAMA_", "FAKE_", "TEST_"))}
-        self.log("start", argv=sys.argv[1:], environment=told, environment_names=sorted(os.environ))
+            threading.Thread(target=self.wait_for_signal, daemon=True).start()
+        environment = {
+            name: value for name, value in os.environ.items() if name.startswith(("LLAMA_", "FAKE_", "TEST_"))
+        }
+        self.log("start", argv=sys.argv[1:], environment=environment, environment_names=sorted(os.environ))
         if script["stderr"]:
             os.write(2, script["stderr"].encode() + b"\n")
         if script["grandchild"]:
             self.start_grandchild()
-        if script["speak"] and os.environ.get("LLAMA_SERVER_ROUTER_PORT"):
-            threading.Thread(target=self.take_orders, daemon=True).start()
+        if script["router_child"] and os.environ.get("LLAMA_SERVER_ROUTER_PORT"):
+            threading.Thread(target=self.read_commands, daemon=True).start()
         if script["exit_code"] is not None and (script["exit_times"] is None or before < script["exit_times"]):
             if script["exit_after"] <= 0 and script["exit_when"] is None:
                 self.end(script["exit_code"], "scripted")
@@ -180,11 +182,11 @@ class Engine:
             threading.Thread(target=self.end_after, args=after, daemon=True).start()
         time.sleep(script["listen_after"])
         listening = self.listen()
-        self.say("loading", {"stages": ["text_model"], "current": "text_model", "value": 0.0})
+        self.report_state("loading", {"stages": ["text_model"], "current": "text_model", "value": 0.0})
         threading.Thread(target=self.load, daemon=True).start()
         while True:
             connection, _ = listening.accept()
-            threading.Thread(target=self.converse, args=(connection,), daemon=True).start()
+            threading.Thread(target=self.handle_connection, args=(connection,), daemon=True).start()
 
     def listen(self):
         host, port = self.flags["--host"], int(self.flags["--port"])
@@ -206,14 +208,16 @@ class Engine:
         steps = 4 if script["ready_after"] else 1
         for step in range(steps):
             time.sleep(script["ready_after"] / steps)
-            self.say("loading", {"stages": ["text_model"], "current": "text_model", "value": (step + 1) / steps})
+            self.report_state(
+                "loading", {"stages": ["text_model"], "current": "text_model", "value": (step + 1) / steps}
+            )
         wait_for(script["ready_when"])
         if script["never_ready"]:
             return
         self.ready = True
         self.log("ready")
         slot = int(self.flags["--ctx-size"]) // self.parallel
-        self.say("ready", {"id": self.name, "meta": {"n_ctx": slot}})
+        self.report_state("ready", {"id": self.name, "meta": {"n_ctx": slot}})
         os.write(2, b"0.00.010.000 I srv  llama_server: model loaded\n")
         if script["die_after"] is not None:
             time.sleep(script["die_after"])
@@ -222,26 +226,26 @@ class Engine:
             wait_for(script["hang_when"])
             self.hanging = True
 
-    def take_orders(self):
+    def read_commands(self):
         received = b""
         while True:
             piece = os.read(0, 4096)
             if not piece:
                 self.end(1, "end of stdin")
             received += piece
-            if b"cmd_router_to_child:exit\n" in received and not self.script["deaf"]:
-                self.log("told")
+            if b"cmd_router_to_child:exit\n" in received and not self.script["ignore_stop"]:
+                self.log("stop_requested")
                 self.end_after(self.script["slow_exit"], self.script["gone_when"], 0, "exit command")
 
-    def take_signals(self):
-        # A handler would have to wait for the main thread, which may be about to wait for the next connection.
+    def wait_for_signal(self):
+        # A signal handler would run in the main thread only, which may be blocked in accept().
         signal.sigwait(ENDING)
-        self.log("told")
+        self.log("stop_requested")
         self.end_after(self.script["slow_exit"], self.script["gone_when"], 0, "SIGTERM")
 
-    def end_after(self, seconds, gate, code, how):
+    def end_after(self, seconds, flag, code, how):
         time.sleep(seconds)
-        wait_for(gate)
+        wait_for(flag)
         self.end(code, how)
 
     def end(self, code, how):
@@ -258,7 +262,7 @@ class Engine:
 
     # HTTP.
 
-    def converse(self, connection):
+    def handle_connection(self, connection):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         reader = connection.makefile("rb")
         try:
@@ -308,7 +312,7 @@ class Engine:
                 return self.send_bytes(connection, 200, found.encode(), {"Content-Type": "text/plain; version=0.0.4"})
             return self.send(connection, 200, found)
         if path.startswith("/slots/"):
-            return self.keep_slot(connection, int(path.split("/")[2]), query.partition("=")[2], json.loads(body))
+            return self.slot_action(connection, int(path.split("/")[2]), query.partition("=")[2], json.loads(body))
         if self.script["status"]:
             more = {"Retry-After": str(self.script["retry_after"])} if self.script["retry_after"] is not None else {}
             return self.refuse(connection, self.script["status"], self.script["error"], "server_error", more)
@@ -354,7 +358,7 @@ class Engine:
             return "\n".join(lines) + "\n"
         return None
 
-    def keep_slot(self, connection, number, action, asked):
+    def slot_action(self, connection, number, action, asked):
         folder = self.flags.get("--slot-save-path")
         if not folder:
             return self.refuse(connection, 501, "This server does not support slots action", "not_supported_error")
@@ -373,7 +377,7 @@ class Engine:
                     size = source.seek(0, 2)
             except (OSError, ValueError):
                 return self.refuse(connection, 400, "Unable to restore slot", "invalid_request_error")
-            slot["tokens"] = 0 if self.script["forgetful"] else restored
+            slot["tokens"] = 0 if self.script["discard_restored"] else restored
             return self.send(connection, 200, {**facts, "n_restored": restored, "n_read": size})
         slot["tokens"] = 0
         return self.send(connection, 200, {"id_slot": number, "n_erased": 1})
@@ -388,7 +392,7 @@ class Engine:
         usage = {"prompt_tokens": len(texts), "total_tokens": len(texts)}
         return self.send(connection, 200, {"object": "list", "model": self.name, "data": data, "usage": usage})
 
-    # Answers.
+    # Completions.
 
     def complete(self, connection, path, asked):
         if self.script["queue"]:
@@ -411,7 +415,7 @@ class Engine:
                 self.room.release()
 
     def pause(self, connection, seconds, path, chunk):
-        """Wait, and notice a client that leaves meanwhile."""
+        """Wait, and notice a client that disconnects meanwhile."""
         end = time.monotonic() + seconds
         while True:
             readable, _, _ = select.select([connection], [], [], max(0.0, end - time.monotonic()))
@@ -431,9 +435,9 @@ class Engine:
         self.pause(connection, self.script["first_delay"], path, 0)
         self.wait(connection, self.script["answer_when"], path, 0)
 
-    def wait(self, connection, gate, path, chunk):
-        """As `pause`, for a gate."""
-        while not is_open(gate):
+    def wait(self, connection, flag, path, chunk):
+        """Like `pause`, until a flag is set."""
+        while not is_set(flag):
             self.pause(connection, 0.003, path, chunk)
 
     def stream(self, connection, answer, path):
@@ -557,13 +561,13 @@ class Answer:
             else:
                 yield self.choice(base, {"text": self.word(number)})
         asked_usage = (self.asked.get("stream_options") or {}).get("include_usage")
-        told = self.script["usage"] and (asked_usage or not self.chat)
+        with_usage = self.script["usage"] and (asked_usage or not self.chat)
         last = {"delta": {}} if self.chat else {"text": ""}
         more = {} if asked_usage and self.chat else {"timings": self.timings()}
-        if told and not self.chat:
+        if with_usage and not self.chat:
             more["usage"] = self.usage()
         yield self.choice(base, last, self.finish, more)
-        if told and self.chat:
+        if with_usage and self.chat:
             yield json.dumps({**base, "choices": [], "usage": self.usage(), "timings": self.timings()})
         yield "[DONE]"
 

@@ -143,18 +143,18 @@ async def until_struck(slots: Path, times: int) -> None:
             await anyio.sleep(0.005)
 
 
-@pytest.mark.parametrize(("forgetful", "kept"), [(True, [1, 1, 0, 0]), (False, [1, 1, 1, 1])])
+@pytest.mark.parametrize(("discard_restored", "kept"), [(True, [1, 1, 0, 0]), (False, [1, 1, 1, 1])])
 async def test_slots_are_no_longer_saved_after_useless_restores(
-    tmp_path: Path, forgetful: bool, kept: list[int]
+    tmp_path: Path, discard_restored: bool, kept: list[int]
 ) -> None:
     slots = tmp_path / "slots"
-    profile = {"model": str(model_file(tmp_path)), "script": {"forgetful": forgetful}}
+    profile = {"model": str(model_file(tmp_path)), "script": {"discard_restored": discard_restored}}
     settings = {"slots_dir": str(slots), "slots_min_tokens": 100}
     seen = []
     async with gateway_starter(tmp_path)({"a": profile, "b": profile}, supervisor=settings) as gateway:
         for turn in range(4):
             assert (await gateway.chat("a", messages=LONG)).status_code == 200
-            if forgetful and turn in (1, 2):
+            if discard_restored and turn in (1, 2):
                 await until_struck(slots, turn)
             await gateway.chat("b")
             seen.append(len(list(slots.glob("*.kv"))))

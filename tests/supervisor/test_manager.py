@@ -211,7 +211,7 @@ async def test_an_engine_that_ignores_signals_delays_a_switch_for_its_grace_peri
 ) -> None:
     settings = msgspec.structs.replace(EXCLUSIVE, stop_grace_s=1)
     took: list[float] = []
-    async with running(EngineManager([scripted("a", deaf=True), scripted("b")], settings)) as manager:
+    async with running(EngineManager([scripted("a", ignore_stop=True), scripted("b")], settings)) as manager:
         # The best of a few, here and below: the load of the machine is not what is measured.
         while not took or (min(took) > 1.5 and len(took) < 4):
             await manager.switch("a")
@@ -344,13 +344,13 @@ async def test_an_unknown_name_is_an_error_that_lists_the_known_ones(scripted: S
             await manager.locate("x")
 
 
-@pytest.mark.parametrize("speak", [False, True])
+@pytest.mark.parametrize("router_child", [False, True])
 async def test_a_switch_publishes_each_phase(
-    scripted: Scripted, running: Running, journal: Any, flags: Flags, speak: bool
+    scripted: Scripted, running: Running, journal: Any, flags: Flags, router_child: bool
 ) -> None:
     ready = flags("ready")
     async with running(
-        EngineManager([scripted("a"), scripted("b", ready_when=ready.path, speak=speak)], EXCLUSIVE)
+        EngineManager([scripted("a"), scripted("b", ready_when=ready.path, router_child=router_child)], EXCLUSIVE)
     ) as manager:
         await manager.switch("a")
         moves: list[SwitchMoved] = []
@@ -483,7 +483,7 @@ async def test_cancelling_ends_all_engines_side_by_side(
     profiles = [scripted(name, gone_when=gone.path) for name in ("a", "b", "c")]
 
     async def let_them_go() -> None:
-        await journal.until("told", 3)
+        await journal.until("stop_requested", 3)
         gone.set()
 
     async with anyio.create_task_group() as tasks, running(EngineManager(profiles, SHARED)) as manager:

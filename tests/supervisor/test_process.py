@@ -109,12 +109,12 @@ async def entered(one: ObservedProcess, *states: str) -> None:
 
 
 @pytest.mark.parametrize("ready_after", [0.0, 0.1, 0.3, 0.6, 1.0])
-@pytest.mark.parametrize("speak", [False, True])
+@pytest.mark.parametrize("router_child", [False, True])
 async def test_waiters_get_the_address_soon_after_the_engine_is_ready(
-    process: Make, journal: Any, ready_after: float, speak: bool
+    process: Make, journal: Any, ready_after: float, router_child: bool
 ) -> None:
     late: list[float] = []
-    async with process(ready_after=ready_after, speak=speak) as one:
+    async with process(ready_after=ready_after, router_child=router_child) as one:
         # The best of a few: the load of the machine is not what is measured.
         while not late or (min(late) > 0.05 and len(late) < 4):
             await one.stop()
@@ -158,9 +158,9 @@ async def test_a_cancelled_waiter_leaves_the_start_running(process: Make, journa
         assert (await one.ensure_ready()).generation == 1
 
 
-@pytest.mark.parametrize("speak", [False, True])
-async def test_stops_and_starts_again_as_another_generation(process: Make, journal: Any, speak: bool) -> None:
-    async with process(speak=speak) as one:
+@pytest.mark.parametrize("router_child", [False, True])
+async def test_stops_and_starts_again_as_another_generation(process: Make, journal: Any, router_child: bool) -> None:
+    async with process(router_child=router_child) as one:
         first = await one.ensure_ready()
         await one.stop()
         assert one.state == "stopped"
@@ -267,7 +267,7 @@ async def test_a_pinned_process_restarts_by_itself(process: Make, journal: Any) 
 
 async def test_an_engine_that_ignores_signals_is_killed_after_its_grace_period(process: Make, journal: Any) -> None:
     took: list[float] = []
-    async with process(deaf=True, limits=ProcessLimits(stop_grace_s=0.3)) as one:
+    async with process(ignore_stop=True, limits=ProcessLimits(stop_grace_s=0.3)) as one:
         while not took or (min(took) > 0.8 and len(took) < 4):
             await one.ensure_ready()
             began = time.monotonic()
@@ -339,7 +339,7 @@ async def test_the_result_of_an_old_start_never_reaches_a_new_waiter(process: Ma
         await journal.until("start")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(one.stop)
-            await journal.until("told")
+            await journal.until("stop_requested")
             new = one.request_start()
             # Now the old one gets ready while it is being stopped.
             ready.set()

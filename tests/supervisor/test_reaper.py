@@ -86,13 +86,13 @@ def assert_gone(pid: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["{}", '{"ready_after": 30}', '{"listen_after": 30, "deaf": true}', '{"speak": true}']
+    "script", ["{}", '{"ready_after": 30}', '{"listen_after": 30, "ignore_stop": true}', '{"router_child": true}']
 )
 def test_a_scripted_engine_ends_with_its_supervisor(
     parents: list[Parent], fake_engine: str, journal: Any, tmp_path: Path, script: str
 ) -> None:
     parents.append(Parent(fake_engine, str(tmp_path), str(journal.file), script))
-    pid = parents[0].until("ready" if script in ("{}", '{"speak": true}') else "starting")
+    pid = parents[0].until("ready" if script in ("{}", '{"router_child": true}') else "starting")
     parents[0].kill()
     assert_gone(pid)
 

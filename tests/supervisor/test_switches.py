@@ -220,7 +220,7 @@ async def test_a_stopping_model_is_waited_for_only_if_its_memory_is_needed(
     ):
         await manager.switch("a")
         tasks.start_soon(manager.unload, "a")
-        await journal.until("told")
+        await journal.until("stop_requested")
         with anyio.fail_after(20):
             await manager.switch("b")
         tasks.start_soon(manager.switch, "c")

@@ -246,8 +246,8 @@ async def test_an_engine_without_metrics_is_not_drained() -> None:
 
 
 async def test_an_engine_that_does_not_answer_in_time_counts_as_busy() -> None:
-    async with await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0) as deaf:
-        port = deaf.extra(anyio.abc.SocketAttribute.local_port)
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0) as silent:
+        port = silent.extra(anyio.abc.SocketAttribute.local_port)
         address = EngineAddress(model="a", host="127.0.0.1", port=port, key="", generation=1, context=1, parallel=1)
         assert await engine_activity(address, timeout_s=0.1) == EngineActivity(requests=1)
 

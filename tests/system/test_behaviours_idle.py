@@ -82,7 +82,7 @@ async def test_a_request_during_an_idle_stop_is_served_by_a_new_process(
     async with start_gateway({"a": profile}) as gateway:
         await gateway.chat("a")
         first = gateway.events("start")[0]["pid"]
-        await gateway.until(lambda: gateway.events("told"))
+        await gateway.until(lambda: gateway.events("stop_requested"))
         answers: list[int] = []
 
         async def ask() -> None:

@@ -121,7 +121,7 @@ async def test_an_engine_is_used_within_100_ms_of_being_ready(start_gateway: Sta
 
 
 async def test_a_model_that_ignores_sigterm_is_killed_after_its_grace_period(start_gateway: StartGateway) -> None:
-    profiles = {"a": {"stop_grace_s": 0.3, "script": {"deaf": True}}, "b": {}}
+    profiles = {"a": {"stop_grace_s": 0.3, "script": {"ignore_stop": True}}, "b": {}}
     took: list[float] = []
     async with start_gateway(profiles) as gateway:
         # The best of a few, here and below: what a machine does that is busy with other things is not the question.
@@ -136,7 +136,7 @@ async def test_a_model_that_ignores_sigterm_is_killed_after_its_grace_period(sta
 
 
 async def test_an_engine_that_accepts_but_never_answers_is_killed(start_gateway: StartGateway) -> None:
-    profile = {"start_timeout_s": 0.5, "script": {"hang": True, "deaf": True}}
+    profile = {"start_timeout_s": 0.5, "script": {"hang": True, "ignore_stop": True}}
     took: list[float] = []
     async with start_gateway({"a": profile}, supervisor={"max_failures": 10}) as gateway:
         while not took or (min(took) > 2.5 and len(took) < 4):

@@ -434,7 +434,7 @@ async def test_backends_of_every_kind_are_hops(
 
 
 @contextmanager
-def deaf() -> Iterator[str]:
+def unresponsive_server() -> Iterator[str]:
     """The address of a machine that takes no connection and refuses none, as one that sleeps."""
     with socket.socket() as listener, ExitStack() as stack:
         listener.bind(("127.0.0.1", 0))
@@ -449,7 +449,7 @@ def deaf() -> Iterator[str]:
 async def test_a_host_that_accepts_no_connection_delays_only_the_first_request(
     tmp_path: Path, cloud: FakeOpenRouter
 ) -> None:
-    with deaf() as url:
+    with unresponsive_server() as url:
         backends = {"pc": {"kind": "llamacpp", "url": url, "models": {"*": "m"}}, "cloud": openai_backend(cloud)}
         timeouts = {"connect_s": 0.3, "first_byte_s": 5, "between_bytes_s": 5}
         async with start_chain(tmp_path, backends, gateway={"timeouts": timeouts}) as chain:
