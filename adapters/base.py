@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from hostler.adapters.canonical import Chunk, ModelInfoRequest, Origin, Progress, Request, ResponseHead
 from hostler.adapters.errors import BackendRejected, GatewayError, NotFound
 from hostler.adapters.json_body import JsonBody
 from hostler.adapters.model_list import ModelCard, ModelList
-from hostler.adapters.types import Chunk, ModelInfoRequest, Origin, Progress, Request, ResponseHead
 from hostler.profiles.presets import Preset
 
 

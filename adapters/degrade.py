@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import msgspec
 
+from hostler.adapters.canonical import (
+    ChatRequest,
+    CompletionRequest,
+    CountRequest,
+    EmbedRequest,
+    Request,
+    RerankRequest,
+)
 from hostler.adapters.errors import BackendRejected, BadRequest
-from hostler.adapters.types import ChatRequest, CompletionRequest, CountRequest, EmbedRequest, Request, RerankRequest
 
 _REASONING = (b"think", b"reasoning")
 _CLIENT_ERRORS = frozenset({400, 422})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hostler.adapters.types import Progress
+from hostler.adapters.canonical import Progress
 
 #: Marks lines that come from the gateway and not from the model.
 PREFIX = "[hostler] "

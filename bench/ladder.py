@@ -23,7 +23,7 @@ from bench.backend import EMBEDDING
 from bench.compare import SCENARIOS
 from bench.processes import backend
 from bench.proxies import Hostler
-from hostler.adapters.types import Chunk, ResponseHead
+from hostler.adapters.canonical import Chunk, ResponseHead
 from hostler.gateway.app import Gateway
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
 from hostler.gateway.auth.middleware import AuthMiddleware

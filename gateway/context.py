@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from hostler.adapters.base import Adapter, Operation
+from hostler.adapters.canonical import Request, Usage
 from hostler.adapters.errors import GatewayError
-from hostler.adapters.types import Request, Usage
 from hostler.gateway.asgi import CONTEXT_KEY
 from hostler.gateway.scheduling.lease import Lease
 from hostler.supervisor.contract import EngineAddress

@@ -16,9 +16,9 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from hostler.adapters.canonical import CopyModel, CreateModel, DeleteModel, ProgressStep, PullModel, ReportStep
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError, ModelUnavailable
 from hostler.adapters.model_names import normalized
-from hostler.adapters.types import CopyModel, CreateModel, DeleteModel, ProgressStep, PullModel, ReportStep
 from hostler.gateway.catalog import Catalog, Placement
 from hostler.gateway.config import LOCAL, LibrarySettings
 from hostler.profiles import library

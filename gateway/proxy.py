@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 
 from hostler.adapters.base import Parser, Timing
+from hostler.adapters.canonical import Chunk, LoadRequest, Request, ResponseHead
 from hostler.adapters.errors import BackendBroken, BackendRejected, BackendTimeout, ClientDisconnected, GatewayError
-from hostler.adapters.types import Chunk, LoadRequest, Request, ResponseHead
 from hostler.gateway.asgi import CONTEXT_KEY, Receive, Scope, Send
 from hostler.gateway.backends.base import Backend, BackendResponse, Endpoint
 from hostler.gateway.backends.failure_policy import retry_after

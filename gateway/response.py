@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from hostler.adapters.base import Encoder, WireResponse
+from hostler.adapters.canonical import Chunk, Progress, ResponseHead
 from hostler.adapters.errors import GatewayError
-from hostler.adapters.types import Chunk, Progress, ResponseHead
 from hostler.gateway.asgi import Send
 
 Headers = list[tuple[bytes, bytes]]

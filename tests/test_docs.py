@@ -277,7 +277,7 @@ def test_fields_of_a_request_are_documented() -> None:
 
 
 def test_headers_of_a_request_are_documented() -> None:
-    source = (ROOT / "gateway" / "middleware" / "request_context.py").read_text(encoding="utf-8")
+    source = (ROOT / "gateway" / "serving_headers.py").read_text(encoding="utf-8")
     sent = set(re.findall(r'\bb"(x-(?:request-id|hostler-[a-z-]+))"', source))
     assert sent == {row[1].strip("`").lower() for row in section("Fields of a request")} - {""}
 

@@ -17,13 +17,13 @@ from hostler.adapters.anthropic.errors import error_response
 from hostler.adapters.anthropic.operations import COUNT, FORWARDED_HEADERS, HEADER, MESSAGES, MODEL, MODELS, OPERATIONS
 from hostler.adapters.anthropic.schema import WIRE
 from hostler.adapters.base import Adapter, Encoder, Incoming, Operation, WireResponse
+from hostler.adapters.canonical import ChatRequest, CountRequest, ModelInfoRequest, Output, Request
 from hostler.adapters.degrade import without_thinking
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError
 from hostler.adapters.json_body import JsonBody
 from hostler.adapters.model_list import ModelList
 from hostler.adapters.presets import preset_sampling, with_defaults, with_messages
-from hostler.adapters.request_model import model_outside_body
-from hostler.adapters.types import ChatRequest, CountRequest, ModelInfoRequest, Output, Request
+from hostler.adapters.requested_model import model_outside_body
 from hostler.profiles.presets import Preset
 
 # The preset parameters that this protocol has, under its names. The required limit is always the client's.

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
+from hostler.adapters.canonical import Chunk, ToolCall
 from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.types import Chunk, ToolCall
 
 TEXT, THINKING, TOOL = "text", "thinking", "tool_use"
 

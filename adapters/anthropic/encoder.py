@@ -15,10 +15,10 @@ from hostler.adapters.anthropic.blocks import BlockWriter
 from hostler.adapters.anthropic.errors import error_event
 from hostler.adapters.anthropic.schema import WIRE
 from hostler.adapters.base import Encoder
+from hostler.adapters.canonical import ChatRequest, Chunk, Progress, Request, ResponseHead, Usage
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.progress import PREFIX, progress_line
-from hostler.adapters.types import ChatRequest, Chunk, Progress, Request, ResponseHead, Usage
 
 _Event = dict[str, Any]
 _encode = msgspec.json.encode

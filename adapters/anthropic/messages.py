@@ -16,9 +16,9 @@ from hostler.adapters.anthropic.schema import (
     AnthropicTool,
     AnthropicToolChoice,
 )
+from hostler.adapters.canonical import ChatMessage, Conversation, Media, Part, Sampling, Text, Tool, ToolCall
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.types import ChatMessage, Conversation, Media, Part, Sampling, Text, Tool, ToolCall
 
 # A line for Anthropic's own accounting at the very beginning, different in each request: it has no meaning for a model,
 # and it would keep engines from finding any earlier prompt in their caches.

@@ -15,6 +15,7 @@ from hostler.adapters.anthropic.schema import (
     AnthropicUsage,
 )
 from hostler.adapters.base import Parser, raise_after
+from hostler.adapters.canonical import Chunk, ResponseHead, ToolCall, Usage
 from hostler.adapters.errors import (
     GatewayError,
     incomplete_response,
@@ -25,7 +26,6 @@ from hostler.adapters.errors import (
     truncated_response,
 )
 from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.types import Chunk, ResponseHead, ToolCall, Usage
 
 _MAX_BODY = 64 * 1024 * 1024
 _FINISH = {

@@ -13,10 +13,7 @@ from hostler.adapters.anthropic.operations import COUNT, HEADER, MESSAGES, PATHS
 from hostler.adapters.anthropic.parser import AnthropicParser
 from hostler.adapters.anthropic.schema import WIRE
 from hostler.adapters.base import Upstream, WireRequest
-from hostler.adapters.degrade import unsupported
-from hostler.adapters.errors import BadRequest
-from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     ChatMessage,
     ChatRequest,
     Conversation,
@@ -28,6 +25,9 @@ from hostler.adapters.types import (
     Text,
     Tool,
 )
+from hostler.adapters.degrade import unsupported
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.json_body import NOT_JSON
 
 # The protocol requires a limit; this one works with the smallest models.
 _MAX_TOKENS = 4096

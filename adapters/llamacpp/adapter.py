@@ -1,4 +1,4 @@
-"""llama.cpp's protocol as clients speak it. Responses are written in `encoder.py`, model info in `server.py`."""
+"""llama.cpp's protocol as clients speak it. Responses are written in `encoder.py`, model info in `models.py`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,7 @@ import msgspec
 
 from hostler.adapters import multipart, presets
 from hostler.adapters.base import Adapter, Encoder, Incoming, Operation, WireResponse
-from hostler.adapters.errors import BadRequest, GatewayError, MethodNotAllowed, ModelUnavailable, NotFound
-from hostler.adapters.json_body import JsonBody, check_size
-from hostler.adapters.llamacpp import completion, server
-from hostler.adapters.llamacpp.encoder import LlamaCppEncoder
-from hostler.adapters.llamacpp.errors import error_response
-from hostler.adapters.llamacpp.operations import COMPLETIONS, OPERATIONS, OTHER_GET, UNKNOWN
-from hostler.adapters.llamacpp.schema import WIRE
-from hostler.adapters.llamacpp.upstream import is_object
-from hostler.adapters.model_list import ModelCard, ModelList
-from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.request_model import model_outside_body
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     CompletionRequest,
     LoadRequest,
     ModelInfoRequest,
@@ -28,6 +17,17 @@ from hostler.adapters.types import (
     Passthrough,
     Request,
 )
+from hostler.adapters.errors import BadRequest, GatewayError, MethodNotAllowed, ModelUnavailable, NotFound
+from hostler.adapters.json_body import JsonBody, check_size
+from hostler.adapters.llamacpp import completion, models
+from hostler.adapters.llamacpp.encoder import LlamaCppEncoder
+from hostler.adapters.llamacpp.errors import error_response
+from hostler.adapters.llamacpp.operations import COMPLETIONS, OPERATIONS, OTHER_GET, UNKNOWN
+from hostler.adapters.llamacpp.schema import WIRE
+from hostler.adapters.llamacpp.upstream import is_object
+from hostler.adapters.model_list import ModelCard, ModelList
+from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.requested_model import model_outside_body
 from hostler.profiles.presets import Preset
 
 _MODEL_INFO = frozenset(
@@ -149,13 +149,13 @@ class LlamaCppAdapter(Adapter):
     def model_info(self, request: ModelInfoRequest, listing: ModelList) -> WireResponse:
         if request.kind not in _MODEL_INFO:
             return super().model_info(request, listing)
-        return server.model_info(request.kind, request.model, listing)
+        return models.model_info(request.kind, request.model, listing)
 
     def is_subscription(self, request: ModelInfoRequest) -> bool:
         return request.kind == "watch"
 
     def change_events(self, before: ModelList | None, now: ModelList) -> bytes:
-        return server.change_events(before, now)
+        return models.change_events(before, now)
 
     def encoder(self, request: Request, *, response_id: str, created: int, progress: str) -> Encoder:
         if request.origin.wire != WIRE:

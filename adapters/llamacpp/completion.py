@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import msgspec
 
 from hostler.adapters import json_body
+from hostler.adapters.canonical import CompletionRequest, Sampling
 from hostler.adapters.errors import BadRequest
-from hostler.adapters.types import CompletionRequest, Sampling
 
 _decode_entries = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _NUMBER = frozenset(b"-0123456789")

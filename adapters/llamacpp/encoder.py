@@ -8,15 +8,7 @@ import msgspec
 
 from hostler.adapters import sse
 from hostler.adapters.base import Encoder
-from hostler.adapters.errors import GatewayError, invalid_event
-from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.llamacpp.completion import prompt, wants_tokens
-from hostler.adapters.llamacpp.errors import error_event
-from hostler.adapters.llamacpp.operations import COMPLETIONS
-from hostler.adapters.llamacpp.schema import JSON, WIRE
-from hostler.adapters.llamacpp.upstream import is_object
-from hostler.adapters.progress import PREFIX, progress_line
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     Chunk,
     CompletionRequest,
     LoadRequest,
@@ -26,6 +18,14 @@ from hostler.adapters.types import (
     ResponseHead,
     Usage,
 )
+from hostler.adapters.errors import GatewayError, invalid_event
+from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.llamacpp.completion import prompt, wants_tokens
+from hostler.adapters.llamacpp.errors import error_event
+from hostler.adapters.llamacpp.operations import COMPLETIONS
+from hostler.adapters.llamacpp.schema import JSON, WIRE
+from hostler.adapters.llamacpp.upstream import is_object
+from hostler.adapters.progress import PREFIX, progress_line
 
 _decode = msgspec.json.Decoder().decode
 _PROBABILITIES = "completion_probabilities"

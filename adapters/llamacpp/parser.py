@@ -8,10 +8,10 @@ import msgspec
 
 from hostler.adapters import sse
 from hostler.adapters.base import Parser, raise_after
+from hostler.adapters.canonical import Chunk, ResponseHead, Usage
 from hostler.adapters.errors import BackendBroken, GatewayError, incomplete_response, invalid_event, reported_error
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.llamacpp.schema import NO_ERROR, WIRE, LlamaError, LlamaEvent
-from hostler.adapters.types import Chunk, ResponseHead, Usage
 
 # A whole response is kept up to this size, in bytes, to find its usage.
 _MAX_KEPT = 256 * 1024

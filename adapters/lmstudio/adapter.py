@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from hostler import __version__
 from hostler.adapters.base import Adapter, Encoder, Incoming, Operation, WireResponse
+from hostler.adapters.canonical import (
+    ChatRequest,
+    CompletionRequest,
+    LoadRequest,
+    ModelInfoRequest,
+    Request,
+)
 from hostler.adapters.degrade import without_thinking
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError
 from hostler.adapters.json_body import JsonBody
@@ -13,14 +20,7 @@ from hostler.adapters.lmstudio.errors import error_response
 from hostler.adapters.lmstudio.operations import OPENAI_PATHS, OPERATIONS, V1_PREFIX
 from hostler.adapters.model_list import ModelList
 from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.request_model import model_outside_body
-from hostler.adapters.types import (
-    ChatRequest,
-    CompletionRequest,
-    LoadRequest,
-    ModelInfoRequest,
-    Request,
-)
+from hostler.adapters.requested_model import model_outside_body
 from hostler.profiles.presets import Preset
 
 WIRE = "lmstudio"

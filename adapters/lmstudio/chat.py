@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
+from hostler.adapters.canonical import ChatMessage, ChatRequest, Conversation, Origin, Output, Part, Sampling, Text
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import JsonBody
 from hostler.adapters.openai.chat import decode_body, decode_media
-from hostler.adapters.types import ChatMessage, ChatRequest, Conversation, Origin, Output, Part, Sampling, Text
 
 _LEVELS = frozenset({"off", "on", "low", "medium", "high"})
 

@@ -8,11 +8,11 @@ import msgspec
 
 from hostler.adapters import sse
 from hostler.adapters.base import Encoder, Timing
+from hostler.adapters.canonical import ChatRequest, Chunk, Progress, ResponseHead, Usage
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.lmstudio.errors import error_body
 from hostler.adapters.model_list import ModelCard
 from hostler.adapters.progress import PREFIX, progress_line
-from hostler.adapters.types import ChatRequest, Chunk, Progress, ResponseHead, Usage
 from hostler.profiles.schema import ModelFacts
 
 _encode = msgspec.json.encode

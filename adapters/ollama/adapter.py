@@ -9,6 +9,15 @@ from typing import Any
 import msgspec
 
 from hostler.adapters.base import Adapter, Encoder, Incoming, Operation, WireResponse
+from hostler.adapters.canonical import (
+    ChatRequest,
+    CompletionRequest,
+    Media,
+    ModelInfoRequest,
+    ModelOperation,
+    Origin,
+    Request,
+)
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError, MethodNotAllowed, NotFound
 from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.model_names import DEFAULT_HOST, DEFAULT_NAMESPACE, ollama_name
@@ -21,16 +30,7 @@ from hostler.adapters.ollama.operations import OPERATIONS, UNKNOWN, WRONG_METHOD
 from hostler.adapters.ollama.progress import ProgressEncoder
 from hostler.adapters.ollama.schema import PLAIN, VERSION, WIRE
 from hostler.adapters.ollama.truncation import truncated
-from hostler.adapters.request_model import with_model_in_body
-from hostler.adapters.types import (
-    ChatRequest,
-    CompletionRequest,
-    Media,
-    ModelInfoRequest,
-    ModelOperation,
-    Origin,
-    Request,
-)
+from hostler.adapters.requested_model import with_model_in_body
 from hostler.profiles.presets import Preset
 
 # Pages served by this machine and apps with an embedded browser: no website can claim to be one. Ollama also allows

@@ -11,14 +11,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters.base import Encoder, Timing
-from hostler.adapters.errors import GatewayError
-from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.ollama import go_compat, requests
-from hostler.adapters.ollama.context import pack_context
-from hostler.adapters.ollama.errors import error_line
-from hostler.adapters.ollama.go_compat import format_time, nanoseconds
-from hostler.adapters.ollama.schema import JSON, LINES, WIRE
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     ChatRequest,
     Chunk,
     CompletionRequest,
@@ -31,6 +24,13 @@ from hostler.adapters.types import (
     TokenLogprob,
     Usage,
 )
+from hostler.adapters.errors import GatewayError
+from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.ollama import go_compat, requests
+from hostler.adapters.ollama.context import pack_context
+from hostler.adapters.ollama.errors import error_line
+from hostler.adapters.ollama.go_compat import format_time, nanoseconds
+from hostler.adapters.ollama.schema import JSON, LINES, WIRE
 
 # A backend of this protocol puts its own name of the model first in each line.
 _MODEL = re.compile(rb'^(\s*\{\s*"model"\s*:\s*)"(?:[^"\\]|\\.)*"', re.MULTILINE)

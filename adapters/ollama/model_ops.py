@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters.base import WireResponse
+from hostler.adapters.canonical import CopyModel, CreateModel, DeleteModel, FindBlob, Origin, PullModel
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError
 from hostler.adapters.model_list import ModelList
 from hostler.adapters.ollama import go_compat, models
@@ -14,7 +15,6 @@ from hostler.adapters.ollama.go_compat import Fields, decode_fields, quote
 from hostler.adapters.ollama.names import INVALID, is_valid, new_name, require_name
 from hostler.adapters.ollama.requests import decode_sampling
 from hostler.adapters.ollama.schema import LINES
-from hostler.adapters.types import CopyModel, CreateModel, DeleteModel, FindBlob, Origin, PullModel
 from hostler.profiles.presets import Parameter, Preset, PresetMessage, is_digest
 
 _CLOUD_OFF = "ollama cloud is disabled: {} is unavailable"

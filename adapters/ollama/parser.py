@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from hostler.adapters.base import Parser
+from hostler.adapters.canonical import Chunk, ResponseHead, TokenLogprob, ToolCall, Usage
 from hostler.adapters.errors import (
     BackendBroken,
     incomplete_response,
@@ -17,7 +18,6 @@ from hostler.adapters.errors import (
 )
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.ollama.schema import WIRE, OllamaLogprob, OllamaResponse, OllamaToolCall
-from hostler.adapters.types import Chunk, ResponseHead, TokenLogprob, ToolCall, Usage
 
 MAX_LINE = 16 * 1024 * 1024
 MAX_BODY = 64 * 1024 * 1024

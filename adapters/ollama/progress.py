@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from hostler.adapters.base import Encoder
+from hostler.adapters.canonical import Chunk, CreateModel, ModelOperation, ProgressStep, PullModel, ResponseHead
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.ollama.errors import error_line
 from hostler.adapters.ollama.go_compat import encode_json, encode_line
 from hostler.adapters.ollama.schema import JSON, LINES
-from hostler.adapters.types import Chunk, CreateModel, ModelOperation, ProgressStep, PullModel, ResponseHead
 
 _STATUS = {
     "looking": "pulling manifest",

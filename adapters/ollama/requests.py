@@ -10,11 +10,7 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters.errors import BadRequest, GatewayError
-from hostler.adapters.ollama.context import unpack_context
-from hostler.adapters.ollama.go_compat import Fields, decode_fields, decode_keep_alive, kind_of, quote
-from hostler.adapters.ollama.names import require_name
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     ChatMessage,
     ChatRequest,
     CompletionRequest,
@@ -31,6 +27,10 @@ from hostler.adapters.types import (
     Tool,
     ToolCall,
 )
+from hostler.adapters.errors import BadRequest, GatewayError
+from hostler.adapters.ollama.context import unpack_context
+from hostler.adapters.ollama.go_compat import Fields, decode_fields, decode_keep_alive, kind_of, quote
+from hostler.adapters.ollama.names import require_name
 
 _ANY_OBJECT = msgspec.Raw(b'"json"')
 _LEVELS = ("high", "medium", "low", "max")

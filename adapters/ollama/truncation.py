@@ -9,9 +9,9 @@ import re
 
 import msgspec
 
+from hostler.adapters.canonical import ChatMessage, ChatRequest, CompletionRequest, EmbedRequest, Request, Text
 from hostler.adapters.errors import BackendRejected
 from hostler.adapters.ollama.go_compat import decode_fields
-from hostler.adapters.types import ChatMessage, ChatRequest, CompletionRequest, EmbedRequest, Request, Text
 
 _TOKENS = re.compile(rb"\((\d{1,12}) tokens\)")
 _LIMIT = re.compile(rb"context size \((\d{1,12}) tokens\)|batch size: (\d{1,12})")

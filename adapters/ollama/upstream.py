@@ -9,14 +9,7 @@ import msgspec
 
 from hostler.adapters import json_body
 from hostler.adapters.base import Upstream, WireRequest
-from hostler.adapters.degrade import unsupported
-from hostler.adapters.errors import BadRequest
-from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.ollama import go_compat
-from hostler.adapters.ollama.context import is_packed
-from hostler.adapters.ollama.parser import OllamaParser
-from hostler.adapters.ollama.schema import WIRE
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     ChatMessage,
     ChatRequest,
     CompletionRequest,
@@ -29,6 +22,13 @@ from hostler.adapters.types import (
     Text,
     ToolCall,
 )
+from hostler.adapters.degrade import unsupported
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.ollama import go_compat
+from hostler.adapters.ollama.context import is_packed
+from hostler.adapters.ollama.parser import OllamaParser
+from hostler.adapters.ollama.schema import WIRE
 
 PATHS = {
     "chat": "/api/chat",

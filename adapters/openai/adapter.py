@@ -6,6 +6,16 @@ import msgspec
 
 from hostler.adapters import multipart
 from hostler.adapters.base import Adapter, Encoder, Incoming, Operation, WireResponse
+from hostler.adapters.canonical import (
+    ChatRequest,
+    CompletionRequest,
+    EmbedRequest,
+    ModelInfoRequest,
+    Output,
+    Passthrough,
+    Request,
+    RerankRequest,
+)
 from hostler.adapters.degrade import without_thinking
 from hostler.adapters.errors import BackendRejected, BadRequest, GatewayError
 from hostler.adapters.json_body import JsonBody
@@ -17,17 +27,7 @@ from hostler.adapters.openai.operations import FORMS, OPERATIONS
 from hostler.adapters.openai.rerank import RerankEncoder, wants_documents
 from hostler.adapters.openai.responses_encoder import ResponsesEncoder
 from hostler.adapters.openai.schema import RESPONSES, WIRE, StreamOptions
-from hostler.adapters.request_model import model_outside_body
-from hostler.adapters.types import (
-    ChatRequest,
-    CompletionRequest,
-    EmbedRequest,
-    ModelInfoRequest,
-    Output,
-    Passthrough,
-    Request,
-    RerankRequest,
-)
+from hostler.adapters.requested_model import model_outside_body
 from hostler.profiles.presets import Preset
 
 _FORM = "multipart/form-data"

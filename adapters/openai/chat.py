@@ -8,6 +8,21 @@ from typing import Any, TypeVar
 import msgspec
 
 from hostler.adapters import json_body, presets
+from hostler.adapters.canonical import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    Conversation,
+    EmbedRequest,
+    Media,
+    Part,
+    Request,
+    RerankRequest,
+    Sampling,
+    Text,
+    Tool,
+    ToolCall,
+)
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON, JsonBody
 from hostler.adapters.openai.request_schema import (
@@ -26,21 +41,6 @@ from hostler.adapters.openai.request_schema import (
 )
 from hostler.adapters.openai.schema import NULL
 from hostler.adapters.progress import PREFIX
-from hostler.adapters.types import (
-    ChatMessage,
-    ChatRequest,
-    CompletionRequest,
-    Conversation,
-    EmbedRequest,
-    Media,
-    Part,
-    Request,
-    RerankRequest,
-    Sampling,
-    Text,
-    Tool,
-    ToolCall,
-)
 from hostler.profiles.presets import Preset
 
 T = TypeVar("T")

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from hostler.adapters.canonical import Chunk, TokenLogprob, ToolCall, Usage
 from hostler.adapters.openai.schema import (
     WIRE,
     LlamaTimings,
@@ -22,7 +23,6 @@ from hostler.adapters.openai.schema import (
     OpenAIUsage,
     TokenDetails,
 )
-from hostler.adapters.types import Chunk, TokenLogprob, ToolCall, Usage
 
 _decode = msgspec.json.Decoder(OpenAIEvent).decode
 _decode_embeddings = msgspec.json.Decoder(OpenAIEmbeddings).decode

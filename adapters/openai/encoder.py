@@ -10,12 +10,7 @@ import msgspec
 
 from hostler.adapters import sse
 from hostler.adapters.base import Encoder
-from hostler.adapters.errors import GatewayError, invalid_event
-from hostler.adapters.json_body import NOT_JSON
-from hostler.adapters.openai.errors import error_event, responses_error_event
-from hostler.adapters.openai.fold import StreamFold, objects
-from hostler.adapters.progress import PREFIX, progress_line
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     Chunk,
     Progress,
     Request,
@@ -25,6 +20,11 @@ from hostler.adapters.types import (
     Usage,
     output_of,
 )
+from hostler.adapters.errors import GatewayError, invalid_event
+from hostler.adapters.json_body import NOT_JSON
+from hostler.adapters.openai.errors import error_event, responses_error_event
+from hostler.adapters.openai.fold import StreamFold, objects
+from hostler.adapters.progress import PREFIX, progress_line
 
 _encode = msgspec.json.encode
 # llama-server's media type of whole responses: those that are folded come from it.

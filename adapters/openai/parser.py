@@ -8,6 +8,7 @@ import msgspec
 
 from hostler.adapters import sse
 from hostler.adapters.base import Parser, raise_after
+from hostler.adapters.canonical import Chunk, ResponseHead, Usage
 from hostler.adapters.errors import (
     BackendBroken,
     GatewayError,
@@ -38,7 +39,6 @@ from hostler.adapters.openai.schema import (
     OpenAIError,
     OpenAIEvent,
 )
-from hostler.adapters.types import Chunk, ResponseHead, Usage
 
 # A whole response is kept up to this size, in bytes, to find its usage; if its fields are decoded, up to the other one.
 _MAX_KEPT = 256 * 1024

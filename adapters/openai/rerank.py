@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from hostler.adapters.base import Encoder
+from hostler.adapters.canonical import Chunk, ResponseHead
 from hostler.adapters.json_body import NOT_JSON, members
-from hostler.adapters.types import Chunk, ResponseHead
 
 _TRUE = b"true"
 

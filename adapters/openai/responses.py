@@ -7,11 +7,7 @@ from typing import Any
 
 import msgspec
 
-from hostler.adapters.errors import BadRequest
-from hostler.adapters.json_body import JsonBody
-from hostler.adapters.openai.chat import ANY_OBJECT, decode_body, decode_media
-from hostler.adapters.openai.schema import NULL
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     ChatMessage,
     ChatRequest,
     Conversation,
@@ -23,6 +19,10 @@ from hostler.adapters.types import (
     Tool,
     ToolCall,
 )
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.json_body import JsonBody
+from hostler.adapters.openai.chat import ANY_OBJECT, decode_body, decode_media
+from hostler.adapters.openai.schema import NULL
 
 _ROLES = frozenset({"user", "assistant", "system", "developer"})
 

@@ -8,11 +8,11 @@ import msgspec
 
 from hostler.adapters import json_body, sse
 from hostler.adapters.base import Encoder
+from hostler.adapters.canonical import ChatRequest, Chunk, Progress, ResponseHead, ToolCall, Usage
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.openai.encoder import OpenAIEncoder, encode_logprobs
 from hostler.adapters.openai.errors import responses_error_event
 from hostler.adapters.openai.schema import RESPONSES
-from hostler.adapters.types import ChatRequest, Chunk, Progress, ResponseHead, ToolCall, Usage
 
 # The request's fields that a response repeats, and their defaults.
 _REPEATED: dict[str, Any] = {

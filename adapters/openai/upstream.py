@@ -9,13 +9,7 @@ import msgspec
 
 from hostler.adapters import json_body, multipart
 from hostler.adapters.base import Upstream, WireRequest
-from hostler.adapters.degrade import unsupported
-from hostler.adapters.openai.chat import without_progress
-from hostler.adapters.openai.operations import FORMS, UPSTREAM_PATHS
-from hostler.adapters.openai.parser import OpenAIParser
-from hostler.adapters.openai.rerank import plain_documents
-from hostler.adapters.openai.schema import RESPONSES, WIRE
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     ChatMessage,
     ChatRequest,
     CompletionRequest,
@@ -31,6 +25,12 @@ from hostler.adapters.types import (
     Tool,
     output_of,
 )
+from hostler.adapters.degrade import unsupported
+from hostler.adapters.openai.chat import without_progress
+from hostler.adapters.openai.operations import FORMS, UPSTREAM_PATHS
+from hostler.adapters.openai.parser import OpenAIParser
+from hostler.adapters.openai.rerank import plain_documents
+from hostler.adapters.openai.schema import RESPONSES, WIRE
 
 _ANY_OBJECT = b'"json"'
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from hostler.adapters.canonical import ModelInfoRequest
 from hostler.adapters.model_list import CardState, ModelCard
-from hostler.adapters.types import ModelInfoRequest
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.circuit_breaker import BreakerState, CircuitBreakers
 from hostler.gateway.backends.failure_policy import DESCRIPTIONS

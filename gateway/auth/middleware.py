@@ -33,6 +33,7 @@ from hostler.gateway.asgi import (
     route_path,
 )
 from hostler.gateway.auth.keys import KeyRing
+from hostler.gateway.auth.scopes import allows
 from hostler.gateway.auth.sessions import Sessions, cookie_name, from_dashboard, session_cookie
 from hostler.gateway.context import Client
 from hostler.gateway.routing import Router
@@ -208,7 +209,7 @@ class AuthMiddleware:
             client = Client(name=address, scopes=frozenset())
         else:
             route, parameters = self._router.find(scope)
-            if not _allows(client, route):
+            if not allows(client, route):
                 audit.warning(
                     "refused %s %s for key %s: missing scope %s",
                     scope["method"],
@@ -266,16 +267,6 @@ class AuthMiddleware:
         if operation.scope == "open" or (operation.model_info and self._rules.open_probes):
             return route, parameters
         return None
-
-
-def _allows(client: Client, route: RouteMatch) -> bool:
-    """Whether the key's scopes cover the operation: `operate` includes `read`, and `infer` model lists."""
-    operation = route.operation
-    if operation.scope == "open" or operation.scope in client.scopes:
-        return True
-    if operation.scope == "read" and "operate" in client.scopes:
-        return True
-    return operation.model_info and "infer" in client.scopes
 
 
 def _is_cacheable(client: Client, headers: dict[str, list[str]], keys: KeyRing | None) -> bool:

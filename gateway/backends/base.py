@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from hostler.adapters.base import Upstream, WireRequest
-from hostler.adapters.types import ResponseHead
+from hostler.adapters.canonical import ResponseHead
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from hostler.adapters.types import Usage
+from hostler.adapters.canonical import Usage
 from hostler.gateway.config import PriceSettings
 from hostler.supervisor.state_store import JsonStore
 

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import cast
 
+from hostler.adapters.canonical import ResponseHead
 from hostler.adapters.errors import BackendBroken, BackendError, BackendTimeout, BackendUnavailable
-from hostler.adapters.types import ResponseHead
 from hostler.gateway.backends.http_response import MalformedResponse, ResponseReader, ResponseTemplate
 
 HIGH_WATER = 256 * 1024  # unread bytes of a response above which reading is paused

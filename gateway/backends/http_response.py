@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import httptools
 
-from hostler.adapters.types import ResponseHead
+from hostler.adapters.canonical import ResponseHead
 
 MAX_HEAD = 64 * 1024  # bytes of a response's head, of its trailers, and of framing without any content in between
 MAX_HEADERS = 128

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from hostler.adapters.base import WireRequest
+from hostler.adapters.canonical import ResponseHead
 from hostler.adapters.errors import BackendUnavailable, BadRequest
-from hostler.adapters.types import ResponseHead
 from hostler.gateway.backends.base import Endpoint, Timeouts
 from hostler.gateway.backends.http_connection import BackendConnection
 from hostler.gateway.backends.http_pool import Pool, PoolSettings

@@ -15,8 +15,8 @@ from types import TracebackType
 import httpx
 
 from hostler.adapters.base import WireRequest
+from hostler.adapters.canonical import ResponseHead
 from hostler.adapters.errors import BackendBroken, BackendError, BackendTimeout, BackendUnavailable, BadRequest
-from hostler.adapters.types import ResponseHead
 from hostler.gateway.backends.base import BackendResponse, Endpoint, Timeouts
 
 #: How long idle connections are kept, in seconds: a new TLS connection costs two or three round trips.

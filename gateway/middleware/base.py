@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from hostler.adapters.types import Progress
+from hostler.adapters.canonical import Progress
 from hostler.gateway.asgi import CONTEXT_KEY, ASGIApp, Receive, Scope, Send
 from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import RequestContext

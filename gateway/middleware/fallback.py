@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import anyio
 import msgspec
 
+from hostler.adapters.canonical import ChatRequest, CompletionRequest, LoadRequest, Progress, ProgressPhase
 from hostler.adapters.errors import (
     BackendRejected,
     BackendUnavailable,
@@ -23,7 +24,6 @@ from hostler.adapters.errors import (
     ShuttingDown,
     WaitTimeout,
 )
-from hostler.adapters.types import ChatRequest, CompletionRequest, LoadRequest, Progress, ProgressPhase
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Hop

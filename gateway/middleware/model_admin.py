@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Protocol
 
-from hostler.adapters.errors import Forbidden, NotFound
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     MODEL_OPERATIONS,
     Chunk,
     CopyModel,
@@ -19,6 +18,7 @@ from hostler.adapters.types import (
     ReportStep,
     ResponseHead,
 )
+from hostler.adapters.errors import Forbidden, NotFound
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from hostler.adapters.base import Adapter
+from hostler.adapters.canonical import ModelInfoRequest
 from hostler.adapters.model_list import ModelList
-from hostler.adapters.types import ModelInfoRequest
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext
 from hostler.gateway.events import Bus, EngineChanged, HostChanged, Subscription

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
+from hostler.adapters.canonical import LoadRequest
 from hostler.adapters.errors import WaitTimeout
-from hostler.adapters.types import LoadRequest
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import RequestContext

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from hostler.adapters.types import ModelInfoRequest
+from hostler.adapters.canonical import ModelInfoRequest
 from hostler.gateway.asgi import CONTEXT_KEY, ASGIApp, Message, Receive, Scope, Send
 from hostler.gateway.context import RequestContext
 from hostler.gateway.telemetry.transcripts import Transcript

@@ -8,13 +8,13 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import Any
 
 import anyio
 import msgspec
 
 from hostler.adapters.base import Incoming
+from hostler.adapters.canonical import ModelInfoRequest
 from hostler.adapters.errors import (
     BadRequest,
     ClientDisconnected,
@@ -24,7 +24,6 @@ from hostler.adapters.errors import (
     RequestTooLarge,
     ShuttingDown,
 )
-from hostler.adapters.types import ModelInfoRequest
 from hostler.gateway.asgi import (
     CLIENT_KEY,
     CONTEXT_KEY,
@@ -38,8 +37,8 @@ from hostler.gateway.asgi import (
 )
 from hostler.gateway.config import ProgressMode
 from hostler.gateway.context import DRAIN_EXPIRED, Client, RequestContext
-from hostler.gateway.events import printable
-from hostler.gateway.response import Headers, ResponseWriter
+from hostler.gateway.response import ResponseWriter
+from hostler.gateway.serving_headers import ServingHeaders
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +127,7 @@ class RequestContextMiddleware:
             else self._new_id()
         )
         body: bytes | None = None
-        facts = _ServingHeaders(request_id)
+        facts = ServingHeaders(request_id)
         writer = ResponseWriter(send, facts)
         try:
             body = await self._read(receive, headers)
@@ -287,38 +286,3 @@ def _only(value: str, client: Client) -> str | None:
     if name is not None and "operate" not in client.scopes:
         raise Forbidden("X-Hostler-Only requires a key with the scope operate")
     return name
-
-
-class _ServingHeaders:
-    """The headers that describe how a request was served, as far as it is known when they are sent."""
-
-    __slots__ = ("_request_id", "context")
-
-    def __init__(self, request_id: str) -> None:
-        self._request_id = request_id.encode("latin-1")
-        self.context: RequestContext | None = None
-
-    def __call__(self) -> Headers:
-        facts, context = [(b"x-request-id", self._request_id)], self.context
-        if context is None or context.attempt is None:
-            return facts
-        target, queue_s, switch_s = context.attempt.target, context.queue_s, context.switch_s
-        facts += _target_headers(target.backend, target.model, context.attempt.hop)
-        if queue_s or switch_s:
-            facts.append((b"x-hostler-queue-ms", b"%d" % round(queue_s * 1000)))
-            facts.append((b"x-hostler-switch-ms", b"%d" % round(switch_s * 1000)))
-        else:
-            facts += _NO_WAIT
-        if context.reason:
-            why = printable(" ".join(context.reason.split())[:200])
-            facts.append((b"x-hostler-reason", why.encode("latin-1", "replace")))
-        return facts
-
-
-_NO_WAIT = ((b"x-hostler-queue-ms", b"0"), (b"x-hostler-switch-ms", b"0"))
-
-
-@lru_cache(maxsize=256)
-def _target_headers(backend: str, model: str, hop: int) -> tuple[tuple[bytes, bytes], ...]:
-    facts = ((b"x-hostler-backend", backend), (b"x-hostler-model", model), (b"x-hostler-hop", str(hop)))
-    return tuple((name, printable(value).encode("latin-1", "replace")) for name, value in facts)

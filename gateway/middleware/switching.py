@@ -1,11 +1,14 @@
-"""Switching: holds the lease of a loaded model while the request is answered, and restarts an engine found dead."""
+"""Switching: holds the lease of a loaded model while the request is answered, and restarts an engine found dead.
+
+The orchestrator of the host (`scheduling/orchestrator.py`) carries out the switch while the request queues for the lease.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
+from hostler.adapters.canonical import LoadRequest
 from hostler.adapters.errors import BackendError, BackendUnavailable
-from hostler.adapters.types import LoadRequest
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware

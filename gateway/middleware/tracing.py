@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from hostler.adapters.types import ModelInfoRequest
+from hostler.adapters.canonical import ModelInfoRequest
 from hostler.gateway.asgi import CONTEXT_KEY, ASGIApp, Receive, Scope, Send
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware

@@ -6,8 +6,8 @@ from typing import Protocol
 
 import anyio
 
+from hostler.adapters.canonical import Progress
 from hostler.adapters.errors import GatewayError
-from hostler.adapters.types import Progress
 from hostler.supervisor.contract import EngineAddress
 
 

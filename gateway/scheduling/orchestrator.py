@@ -12,8 +12,8 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
+from hostler.adapters.canonical import Progress, Usage
 from hostler.adapters.errors import GatewayError, ModelUnavailable
-from hostler.adapters.types import Progress, Usage
 from hostler.gateway.scheduling.engines import EngineAddresses
 from hostler.gateway.scheduling.errors import host_taken_over, profile_removed, refusal_error, supervisor_unreachable
 from hostler.gateway.scheduling.estimates import SwitchEstimate

@@ -1,4 +1,4 @@
-"""Which models should be loaded next on a host, what must be evicted for them, and when. Pure functions."""
+"""Which models should be loaded next on a host, and when. What must stop for them is decided in `eviction`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
-from hostler.gateway.scheduling.model import HostCapacity, ModelFootprint, ScheduledModel, models_to_evict
+from hostler.gateway.scheduling.eviction import HostCapacity, ModelFootprint, models_to_evict
+from hostler.gateway.scheduling.model import ScheduledModel
 from hostler.gateway.scheduling.queue import QueueEntry, QueueRank
 from hostler.gateway.scheduling.types import SchedulerSettings
 

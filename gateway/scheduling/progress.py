@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 
-from hostler.adapters.types import Progress
+from hostler.adapters.canonical import Progress
 from hostler.gateway.scheduling.events import Waiting
 from hostler.gateway.scheduling.lease import Lease
 from hostler.gateway.scheduling.scheduler import Scheduler

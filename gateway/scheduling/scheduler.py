@@ -17,7 +17,8 @@ from hostler.gateway.scheduling.estimates import (
     seconds_until_queue_slot,
     seconds_until_served,
 )
-from hostler.gateway.scheduling.model import HostCapacity, ScheduledModel
+from hostler.gateway.scheduling.eviction import HostCapacity
+from hostler.gateway.scheduling.model import ScheduledModel
 from hostler.gateway.scheduling.policy import PlannedLoad, plan_loads
 from hostler.gateway.scheduling.queue import AdmissionControl, FairQueue, ModelQueue, QueueEntry, Ticket
 from hostler.gateway.scheduling.types import (

@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 import msgspec
 
-from hostler.gateway.scheduling.model import HostCapacity, ModelPhase, ScheduledModel, models_to_evict
+from hostler.gateway.scheduling.eviction import HostCapacity, models_to_evict
+from hostler.gateway.scheduling.model import ModelPhase, ScheduledModel
 from hostler.gateway.scheduling.queue import Ticket
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from hostler.adapters.base import Incoming
+from hostler.adapters.canonical import Chunk, Request, ResponseHead
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.openai.encoder import OpenAIEncoder
 from hostler.adapters.openai.parser import OpenAIParser
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.types import Chunk, Request, ResponseHead
 
 TRANSCRIPTS = Path(__file__).parent.parent / "transcripts"
 STREAM = ResponseHead(media_type="text/event-stream")

@@ -16,9 +16,9 @@ from hostler.adapters.base import (
     WireResponse,
     raise_after,
 )
+from hostler.adapters.canonical import Chunk, ModelInfoRequest, Passthrough, Progress, Request, ResponseHead
 from hostler.adapters.errors import BackendBroken, BackendRejected, GatewayError, NotFound
 from hostler.adapters.model_list import ModelCard, ModelList
-from hostler.adapters.types import Chunk, ModelInfoRequest, Passthrough, Progress, Request, ResponseHead
 from hostler.profiles.presets import Preset
 
 OPERATION = Operation(name="ask", path="/ask")

@@ -10,13 +10,13 @@ import pytest
 
 from hostler.adapters.anthropic.upstream import AnthropicUpstream
 from hostler.adapters.base import Adapter, Incoming, Operation, Upstream
+from hostler.adapters.canonical import ModelInfoRequest, Request
 from hostler.adapters.errors import BadRequest, GatewayError
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.upstream import OpenAIUpstream
 from hostler.adapters.registry import load_adapters
-from hostler.adapters.types import ModelInfoRequest, Request
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "compatibility.md").read_text(encoding="utf-8")
 ADAPTERS = {adapter.name: adapter for adapter in load_adapters()}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from hostler.adapters.canonical import ChatRequest, Conversation, EmbedRequest, Origin, Passthrough
 from hostler.adapters.degrade import unsupported, without_thinking
 from hostler.adapters.errors import BackendRejected
-from hostler.adapters.types import ChatRequest, Conversation, EmbedRequest, Origin, Passthrough
 
 ORIGIN = Origin(wire="anthropic", operation="messages")
 CHAT = ChatRequest(origin=ORIGIN, conversation=Conversation(messages=(), thinking="high"))

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.anthropic.upstream import AnthropicUpstream
 from hostler.adapters.base import Incoming
+from hostler.adapters.canonical import ResponseHead
 from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.ollama.adapter import OllamaAdapter
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.types import ResponseHead
 
 Transcript = Callable[[str], bytes]
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.anthropic.parser import AnthropicParser
 from hostler.adapters.base import Adapter, Encoder, Incoming, Parser
+from hostler.adapters.canonical import Chunk, Progress, Request, ResponseHead, ToolCall, Usage
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
 from hostler.adapters.llamacpp.parser import LlamaCppParser
@@ -25,7 +26,6 @@ from hostler.adapters.ollama.adapter import OllamaAdapter
 from hostler.adapters.ollama.parser import OllamaParser
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.openai.parser import OpenAIParser
-from hostler.adapters.types import Chunk, Progress, Request, ResponseHead, ToolCall, Usage
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hostler.adapters.base import Adapter, Incoming
+from hostler.adapters.canonical import ChatRequest, CompletionRequest, Request, Text
 from hostler.adapters.registry import load_adapters
-from hostler.adapters.types import ChatRequest, CompletionRequest, Request, Text
 from hostler.profiles.presets import Preset, PresetMessage, inherit_preset
 
 ADAPTERS = {adapter.name: adapter for adapter in load_adapters()}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from hostler.adapters.canonical import Progress
 from hostler.adapters.progress import progress_line
-from hostler.adapters.types import Progress
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,7 @@ from typing import Any
 import pytest
 
 from hostler.adapters.base import Adapter, Incoming, Operation
-from hostler.adapters.errors import GatewayError
-from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
-from hostler.adapters.model_list import ModelCard, ModelList
-from hostler.adapters.registry import load_adapters
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     Chunk,
     LoadRequest,
     ModelInfoRequest,
@@ -29,6 +25,10 @@ from hostler.adapters.types import (
     ToolCall,
     Usage,
 )
+from hostler.adapters.errors import GatewayError
+from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
+from hostler.adapters.model_list import ModelCard, ModelList
+from hostler.adapters.registry import load_adapters
 from hostler.profiles.schema import ModelFacts
 
 FOLDER = Path(__file__).parent.parent / "transcripts"

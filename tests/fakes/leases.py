@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hostler.adapters.canonical import Progress, Usage
 from hostler.adapters.errors import GatewayError
-from hostler.adapters.types import Progress, Usage
 from hostler.gateway.scheduling.lease import Lease
 from hostler.supervisor.contract import EngineAddress
 

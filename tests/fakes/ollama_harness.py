@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 
 from hostler.adapters.base import Incoming, Operation, Timing, WireResponse
+from hostler.adapters.canonical import Chunk, ModelInfoRequest, Request, ResponseHead
 from hostler.adapters.errors import GatewayError
 from hostler.adapters.model_list import ModelCard, ModelList
 from hostler.adapters.ollama.adapter import OllamaAdapter
-from hostler.adapters.types import Chunk, ModelInfoRequest, Request, ResponseHead
 from hostler.profiles.schema import ModelFacts
 
 FACTS = ModelFacts(

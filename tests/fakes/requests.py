@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from hostler.adapters.base import WireResponse
+from hostler.adapters.canonical import ChatRequest, Chunk, Origin, Output, Progress, Request, ResponseHead
 from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.types import ChatRequest, Chunk, Origin, Output, Progress, Request, ResponseHead
 from hostler.gateway.context import Client, RequestContext, Target
 
 OPENAI = OpenAIAdapter()

@@ -11,8 +11,8 @@ from typing import Any
 import anyio
 import pytest
 
+from hostler.adapters.canonical import CopyModel, CreateModel, DeleteModel, Origin, ProgressStep, PullModel
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError, ModelNotFound, ModelUnavailable
-from hostler.adapters.types import CopyModel, CreateModel, DeleteModel, Origin, ProgressStep, PullModel
 from hostler.gateway.catalog import Catalog
 from hostler.gateway.config import LibrarySettings
 from hostler.gateway.model_admin import ModelAdmin

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from hostler.adapters.base import Parser, Upstream, WireRequest
+from hostler.adapters.canonical import ChatRequest, Origin, Output, ResponseHead
 from hostler.adapters.errors import BackendBroken
-from hostler.adapters.types import ChatRequest, Origin, Output, ResponseHead
 from hostler.gateway.backends.base import Backend, Endpoint, Timeouts
 from hostler.gateway.context import Attempt, Target
 from hostler.gateway.proxy import Proxy

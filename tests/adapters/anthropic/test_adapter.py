@@ -9,9 +9,9 @@ import pytest
 
 from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.anthropic.upstream import AnthropicUpstream
+from hostler.adapters.canonical import ChatRequest, CountRequest
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.types import ChatRequest, CountRequest
 
 
 def user(*blocks: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hostler.adapters import sse
-from hostler.adapters.types import Chunk, ToolCall
+from hostler.adapters.canonical import Chunk, ToolCall
 
 
 @pytest.fixture

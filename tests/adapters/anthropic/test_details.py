@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from hostler.adapters import sse
+from hostler.adapters.canonical import Chunk, ResponseHead
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.openai.parser import OpenAIParser
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.types import Chunk, ResponseHead
 
 STREAM = ResponseHead(media_type="text/event-stream")
 

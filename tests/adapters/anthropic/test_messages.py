@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from hostler.adapters.anthropic.adapter import AnthropicAdapter
+from hostler.adapters.canonical import ChatMessage, ChatRequest, Conversation, Media, Text, ToolCall
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.types import ChatMessage, ChatRequest, Conversation, Media, Text, ToolCall
 
 Messages = Callable[..., ChatRequest]
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from hostler.adapters import sse
 from hostler.adapters.anthropic.parser import AnthropicParser
+from hostler.adapters.canonical import Chunk, ResponseHead, Usage
 from hostler.adapters.errors import BackendBroken
-from hostler.adapters.types import Chunk, ResponseHead, Usage
 
 STREAM = ResponseHead(media_type="text/event-stream; charset=utf-8")
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from hostler.adapters.anthropic.adapter import AnthropicAdapter
 from hostler.adapters.base import WireResponse
+from hostler.adapters.canonical import Chunk, Progress, ToolCall, Usage
 from hostler.adapters.errors import BackendBroken, ModelUnavailable, TooManyRequests
-from hostler.adapters.types import Chunk, Progress, ToolCall, Usage
 
 texts = st.text(max_size=10)
 plain = st.builds(Chunk, wire=st.just("other"), text=texts, reasoning=texts)

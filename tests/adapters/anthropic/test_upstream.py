@@ -11,9 +11,9 @@ import pytest
 from hostler.adapters.anthropic.parser import AnthropicParser
 from hostler.adapters.anthropic.upstream import AnthropicUpstream
 from hostler.adapters.base import Incoming
+from hostler.adapters.canonical import Chunk, EmbedRequest, Origin, Request, ResponseHead
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.types import Chunk, EmbedRequest, Origin, Request, ResponseHead
 
 STREAM = ResponseHead(media_type="text/event-stream; charset=utf-8")
 

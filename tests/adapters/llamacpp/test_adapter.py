@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostler.adapters.base import Incoming
-from hostler.adapters.errors import BadRequest, ModelUnavailable, NotFound
-from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
-from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
-from hostler.adapters.model_list import ModelCard
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     LoadRequest,
     ModelInfoRequest,
     Passthrough,
     Request,
 )
+from hostler.adapters.errors import BadRequest, ModelUnavailable, NotFound
+from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
+from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
+from hostler.adapters.model_list import ModelCard
 
 ADAPTER = LlamaCppAdapter()
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from hostler.adapters.base import Incoming
+from hostler.adapters.canonical import (
+    Passthrough,
+    Request,
+)
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.types import (
-    Passthrough,
-    Request,
-)
 
 ADAPTER = LlamaCppAdapter()
 

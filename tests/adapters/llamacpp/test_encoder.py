@@ -10,10 +10,7 @@ import msgspec
 import pytest
 
 from hostler.adapters.base import Encoder
-from hostler.adapters.errors import ModelUnavailable
-from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
-from hostler.adapters.llamacpp.parser import LlamaCppParser
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     Chunk,
     CompletionRequest,
     LoadRequest,
@@ -24,6 +21,9 @@ from hostler.adapters.types import (
     ResponseHead,
     Usage,
 )
+from hostler.adapters.errors import ModelUnavailable
+from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
+from hostler.adapters.llamacpp.parser import LlamaCppParser
 
 Transcript = Callable[[str], bytes]
 

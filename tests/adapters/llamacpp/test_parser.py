@@ -12,11 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hostler.adapters.base import Encoder
-from hostler.adapters.errors import BackendBroken
-from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
-from hostler.adapters.llamacpp.parser import LlamaCppParser
-from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     Chunk,
     CompletionRequest,
     LoadRequest,
@@ -26,6 +22,10 @@ from hostler.adapters.types import (
     ResponseHead,
     Usage,
 )
+from hostler.adapters.errors import BackendBroken
+from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
+from hostler.adapters.llamacpp.parser import LlamaCppParser
+from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 
 Transcript = Callable[[str], bytes]
 

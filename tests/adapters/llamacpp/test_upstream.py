@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from hostler.adapters.base import Incoming
+from hostler.adapters.canonical import (
+    ChatRequest,
+    Request,
+)
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.types import (
-    ChatRequest,
-    Request,
-)
 
 ADAPTER = LlamaCppAdapter()
 

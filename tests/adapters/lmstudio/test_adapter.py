@@ -8,14 +8,7 @@ from typing import Any
 import pytest
 
 from hostler.adapters.base import Incoming
-from hostler.adapters.errors import BadRequest, NotFound
-from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
-from hostler.adapters.lmstudio.adapter import LMStudioAdapter
-from hostler.adapters.model_list import ModelCard, ModelList
-from hostler.adapters.ollama.adapter import OllamaAdapter
-from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.registry import check_conflicts
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     ChatRequest,
     CompletionRequest,
     EmbedRequest,
@@ -25,6 +18,13 @@ from hostler.adapters.types import (
     Request,
     ResponseHead,
 )
+from hostler.adapters.errors import BadRequest, NotFound
+from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
+from hostler.adapters.lmstudio.adapter import LMStudioAdapter
+from hostler.adapters.model_list import ModelCard, ModelList
+from hostler.adapters.ollama.adapter import OllamaAdapter
+from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.registry import check_conflicts
 from hostler.profiles.schema import ModelFacts
 
 ADAPTER = LMStudioAdapter()

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from hostler.adapters.base import Incoming
+from hostler.adapters.canonical import ChatRequest, Media, Request, Text
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.lmstudio.adapter import LMStudioAdapter
-from hostler.adapters.types import ChatRequest, Media, Request, Text
 
 ADAPTER = LMStudioAdapter()
 

@@ -9,12 +9,12 @@ import pytest
 
 from hostler.adapters import sse
 from hostler.adapters.base import Encoder, Incoming, Timing
+from hostler.adapters.canonical import Chunk, Progress, Request, ResponseHead, Usage
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.lmstudio.adapter import LMStudioAdapter
 from hostler.adapters.lmstudio.encoder import StatsEncoder
 from hostler.adapters.model_list import ModelCard
 from hostler.adapters.openai.parser import OpenAIParser
-from hostler.adapters.types import Chunk, Progress, Request, ResponseHead, Usage
 from hostler.profiles.schema import ModelFacts
 
 ADAPTER = LMStudioAdapter()

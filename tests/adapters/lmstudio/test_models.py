@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from hostler.adapters.base import Incoming
+from hostler.adapters.canonical import (
+    Request,
+)
 from hostler.adapters.errors import ModelNotFound
 from hostler.adapters.lmstudio.adapter import LMStudioAdapter
 from hostler.adapters.model_list import ModelCard, ModelList
-from hostler.adapters.types import (
-    Request,
-)
 from hostler.profiles.schema import ModelFacts
 
 ADAPTER = LMStudioAdapter()

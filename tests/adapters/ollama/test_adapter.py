@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fakes.ollama_harness import OllamaHarness
 
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     ChatRequest,
     Conversation,
     Request,

@@ -9,11 +9,11 @@ import pytest
 from fakes.ollama_harness import OllamaHarness
 
 from hostler.adapters.base import Incoming, Upstream
+from hostler.adapters.canonical import Chunk, EmbedRequest, Request, ResponseHead
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.types import Chunk, EmbedRequest, Request, ResponseHead
 
 RAW = [3.0, 4.0, 12.0]
 UNIT = [3 / 13, 4 / 13, 12 / 13]

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostler.adapters.base import Encoder, Timing
+from hostler.adapters.canonical import ChatRequest, Chunk, Progress, ResponseHead, Text, TokenLogprob, ToolCall, Usage
 from hostler.adapters.errors import BackendBroken, GatewayError, TooManyRequests
-from hostler.adapters.types import ChatRequest, Chunk, Progress, ResponseHead, Text, TokenLogprob, ToolCall, Usage
 
 COUNTS = Usage(prompt_tokens=11, completion_tokens=6, cached_tokens=3, prompt_ms=690.582, completion_ms=8312.151)
 METRICS = {

@@ -9,9 +9,7 @@ import msgspec
 import pytest
 from fakes.ollama_harness import SMOL, OllamaHarness
 
-from hostler.adapters.errors import BackendRejected
-from hostler.adapters.model_list import ModelList
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     Chunk,
     CompletionRequest,
     CopyModel,
@@ -21,6 +19,8 @@ from hostler.adapters.types import (
     PullModel,
     Usage,
 )
+from hostler.adapters.errors import BackendRejected
+from hostler.adapters.model_list import ModelList
 from hostler.profiles.presets import Preset, PresetMessage
 
 BLOB = "sha256:" + "a" * 64

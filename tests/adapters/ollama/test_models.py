@@ -10,9 +10,9 @@ import ollama
 import pytest
 from fakes.ollama_harness import SMOL, OllamaHarness
 
+from hostler.adapters.canonical import ModelInfoRequest
 from hostler.adapters.model_list import ModelList
 from hostler.adapters.ollama.models import human_number
-from hostler.adapters.types import ModelInfoRequest
 
 HEX = "0123456789abcdef"
 

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostler.adapters.errors import BackendBroken
-from hostler.adapters.ollama.parser import OllamaParser
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     Chunk,
     ResponseHead,
     ToolCall,
     Usage,
 )
+from hostler.adapters.errors import BackendBroken
+from hostler.adapters.ollama.parser import OllamaParser
 
 TRANSCRIPTS = Path(__file__).parents[2] / "transcripts" / "ollama"
 

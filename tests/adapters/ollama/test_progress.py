@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from fakes.ollama_harness import OllamaHarness
 
-from hostler.adapters.errors import GatewayError, ModelNotFound
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     Chunk,
     ProgressStep,
 )
+from hostler.adapters.errors import GatewayError, ModelNotFound
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from fakes.ollama_harness import HI, OllamaHarness
 
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     ChatRequest,
     CompletionRequest,
     Conversation,

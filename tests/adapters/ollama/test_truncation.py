@@ -7,10 +7,10 @@ import json
 import pytest
 from fakes.ollama_harness import OllamaHarness
 
+from hostler.adapters.canonical import ChatRequest, EmbedRequest
 from hostler.adapters.errors import (
     BackendRejected,
 )
-from hostler.adapters.types import ChatRequest, EmbedRequest
 
 TOO_LONG = json.dumps(
     {

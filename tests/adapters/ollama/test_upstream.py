@@ -12,12 +12,7 @@ import pytest
 from fakes.ollama_harness import HI, OllamaHarness
 
 from hostler.adapters.base import Incoming
-from hostler.adapters.errors import BadRequest
-from hostler.adapters.ollama import context as memory
-from hostler.adapters.ollama.parser import OllamaParser
-from hostler.adapters.ollama.upstream import OllamaUpstream
-from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     Chunk,
     CountRequest,
     EmbedRequest,
@@ -26,6 +21,11 @@ from hostler.adapters.types import (
     RerankRequest,
     ResponseHead,
 )
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.ollama import context as memory
+from hostler.adapters.ollama.parser import OllamaParser
+from hostler.adapters.ollama.upstream import OllamaUpstream
+from hostler.adapters.openai.adapter import OpenAIAdapter
 
 TRANSCRIPTS = Path(__file__).parents[2] / "transcripts" / "ollama"
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters.errors import BadRequest
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     ChatRequest,
     CompletionRequest,
     EmbedRequest,
@@ -17,6 +16,7 @@ from hostler.adapters.types import (
     Passthrough,
     RerankRequest,
 )
+from hostler.adapters.errors import BadRequest
 
 Chat = Callable[..., ChatRequest]
 

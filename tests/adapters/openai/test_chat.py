@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters.errors import BadRequest
-from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     ChatRequest,
     Conversation,
     Media,
     Text,
     ToolCall,
 )
+from hostler.adapters.errors import BadRequest
+from hostler.adapters.openai.adapter import OpenAIAdapter
 
 Chat = Callable[..., ChatRequest]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hostler.adapters.types import Chunk, Usage
+from hostler.adapters.canonical import Chunk, Usage
 
 Parse = Callable[..., list[Chunk]]
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from hostler.adapters import sse
+from hostler.adapters.canonical import Chunk, ResponseHead, TokenLogprob, ToolCall, Usage
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.openai.fold import StreamFold
-from hostler.adapters.types import Chunk, ResponseHead, TokenLogprob, ToolCall, Usage
 
 Parse = Callable[..., list[Chunk]]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hostler.adapters import sse
+from hostler.adapters.canonical import Progress
 from hostler.adapters.errors import ModelUnavailable
-from hostler.adapters.types import Progress
 
 LOADING = Progress(phase="loading", model="b", from_model="a", percent=40.2, eta_s=11.6)
 QUEUED = Progress(phase="queued", model="b", position=3, waited_s=2.0)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hostler.adapters.canonical import Chunk, ResponseHead
 from hostler.adapters.errors import BackendBroken
-from hostler.adapters.types import Chunk, ResponseHead
 
 Parse = Callable[..., list[Chunk]]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from hostler.adapters.canonical import Chunk, ResponseHead
 from hostler.adapters.openai.rerank import RerankEncoder, plain_documents, wants_documents
-from hostler.adapters.types import Chunk, ResponseHead
 
 RESULTS = b'{"results":[{"index":1,"relevance_score":0.9},{"index":0,"relevance_score":0.1}]}'
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from hostler.adapters.base import Adapter, Incoming
+from hostler.adapters.canonical import ChatMessage, ChatRequest, Request, Text, ToolCall
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.types import ChatMessage, ChatRequest, Request, Text, ToolCall
 
 
 def requested(adapter: Adapter, path: str, **body: Any) -> Request:

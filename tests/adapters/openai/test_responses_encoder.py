@@ -14,9 +14,9 @@ from openai.types.responses import Response, ResponseStreamEvent
 
 from hostler.adapters import sse
 from hostler.adapters.base import Adapter, Incoming
+from hostler.adapters.canonical import Chunk, Request, ResponseHead, ToolCall, Usage
 from hostler.adapters.lmstudio.adapter import LMStudioAdapter
 from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.types import Chunk, Request, ResponseHead, ToolCall, Usage
 
 EVENTS: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(ResponseStreamEvent)
 

@@ -11,7 +11,7 @@ from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from hostler.adapters import sse
-from hostler.adapters.types import Chunk, Progress, ResponseHead, TokenLogprob, ToolCall, Usage
+from hostler.adapters.canonical import Chunk, Progress, ResponseHead, TokenLogprob, ToolCall, Usage
 
 texts = st.text(max_size=10)
 tokens = st.builds(TokenLogprob, token=texts, logprob=st.floats(-20, 0))

@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.openai.upstream import OpenAIUpstream
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     ChatRequest,
     Origin,
     Request,
 )
+from hostler.adapters.openai.adapter import OpenAIAdapter
+from hostler.adapters.openai.upstream import OpenAIUpstream
 
 Chat = Callable[..., ChatRequest]
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hostler.adapters.base import Adapter, Encoder, Incoming, Operation, WireResponse
-from hostler.adapters.errors import BadRequest, GatewayError
-from hostler.adapters.model_list import ModelList
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     ChatMessage,
     ChatRequest,
     Chunk,
@@ -17,6 +15,8 @@ from hostler.adapters.types import (
     Request,
     Text,
 )
+from hostler.adapters.errors import BadRequest, GatewayError
+from hostler.adapters.model_list import ModelList
 
 _TEXT = "text/plain; charset=utf-8"
 

@@ -10,6 +10,7 @@ import anyio
 import pytest
 from fakes.requests import FakeWriter, make_context, target
 
+from hostler.adapters.canonical import Usage
 from hostler.adapters.errors import (
     BackendRejected,
     ClientDisconnected,
@@ -18,7 +19,6 @@ from hostler.adapters.errors import (
     RequestCancelled,
     ShuttingDown,
 )
-from hostler.adapters.types import Usage
 from hostler.gateway.context import RequestContext
 from hostler.gateway.events import Bus, RequestFinished
 from hostler.gateway.middleware.access_log import AccessLogMiddleware

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fakes.requests import FakeWriter, make_context
 
-from hostler.adapters.types import Progress
+from hostler.adapters.canonical import Progress
 from hostler.gateway.asgi import CONTEXT_KEY
 from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import RequestContext

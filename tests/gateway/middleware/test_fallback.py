@@ -11,6 +11,7 @@ import anyio
 import pytest
 from fakes.requests import FakeWriter
 
+from hostler.adapters.canonical import ChatRequest, LoadRequest, Origin, Output, Usage
 from hostler.adapters.errors import (
     BackendBroken,
     BackendRejected,
@@ -27,7 +28,6 @@ from hostler.adapters.errors import (
     TooManyRequests,
     WaitTimeout,
 )
-from hostler.adapters.types import ChatRequest, LoadRequest, Origin, Output, Usage
 from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.circuit_breaker import BreakerRules, CircuitBreakers

@@ -7,8 +7,7 @@ from typing import Any, cast
 import pytest
 from fakes.requests import FakeWriter, make_context
 
-from hostler.adapters.errors import Forbidden, NotFound
-from hostler.adapters.types import (
+from hostler.adapters.canonical import (
     CopyModel,
     CreateModel,
     DeleteModel,
@@ -18,6 +17,7 @@ from hostler.adapters.types import (
     ProgressStep,
     PullModel,
 )
+from hostler.adapters.errors import Forbidden, NotFound
 from hostler.gateway.context import Client
 from hostler.gateway.middleware.model_admin import ModelAdminMiddleware
 from hostler.profiles.presets import Preset

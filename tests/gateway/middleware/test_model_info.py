@@ -9,9 +9,9 @@ import msgspec
 import pytest
 from fakes.requests import FakeWriter, make_context
 
+from hostler.adapters.canonical import ModelInfoRequest, Origin
 from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
 from hostler.adapters.model_list import ModelCard, ModelList
-from hostler.adapters.types import ModelInfoRequest, Origin
 from hostler.gateway.context import RequestContext
 from hostler.gateway.events import Bus, HostChanged
 from hostler.gateway.middleware.model_info import ModelInfoMiddleware

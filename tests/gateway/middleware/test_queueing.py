@@ -10,8 +10,8 @@ import pytest
 from fakes.leases import FakeHost, engine
 from fakes.requests import FakeWriter, chat, make_context, target
 
+from hostler.adapters.canonical import LoadRequest, Origin
 from hostler.adapters.errors import TooManyRequests, WaitTimeout
-from hostler.adapters.types import LoadRequest, Origin
 from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import Client, RequestContext
 from hostler.gateway.middleware.queueing import QueueingMiddleware

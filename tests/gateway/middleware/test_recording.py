@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fakes.requests import chat, make_context
 
-from hostler.adapters.types import ModelInfoRequest, Origin
+from hostler.adapters.canonical import ModelInfoRequest, Origin
 from hostler.gateway.asgi import CONTEXT_KEY
 from hostler.gateway.middleware.recording import RecordingMiddleware
 from hostler.gateway.telemetry.transcripts import Transcript

@@ -9,8 +9,8 @@ import pytest
 from fakes.leases import FakeHost, engine
 from fakes.requests import FakeWriter, make_context, target
 
+from hostler.adapters.canonical import LoadRequest, Origin, Usage
 from hostler.adapters.errors import BackendBroken, BackendError, BackendUnavailable, ModelUnavailable
-from hostler.adapters.types import LoadRequest, Origin, Usage
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.switching import SwitchingMiddleware
 from hostler.gateway.scheduling.errors import EngineLost

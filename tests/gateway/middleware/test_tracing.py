@@ -8,7 +8,7 @@ import anyio
 import pytest
 from fakes.requests import make_context
 
-from hostler.adapters.types import ModelInfoRequest, Origin
+from hostler.adapters.canonical import ModelInfoRequest, Origin
 from hostler.gateway.asgi import CONTEXT_KEY
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.tracing import TracingMiddleware

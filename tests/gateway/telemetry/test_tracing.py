@@ -6,8 +6,8 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from hostler.adapters.canonical import ChatRequest, Origin
 from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.types import ChatRequest, Origin
 from hostler.gateway.context import Attempt, Client, RequestContext, Target
 from hostler.gateway.response import ResponseWriter
 from hostler.gateway.telemetry.tracing import CURRENT, BackendCall, Trace, Tracer, TracingOptions, start_trace

@@ -6,7 +6,7 @@ import pytest
 
 from hostler.adapters.base import Incoming
 from hostler.adapters.errors import BadRequest
-from hostler.adapters.request_model import model_outside_body, with_model_in_body
+from hostler.adapters.requested_model import model_outside_body, with_model_in_body
 
 
 def incoming(body: bytes = b"", *, query: str = "", **headers: str) -> Incoming:
