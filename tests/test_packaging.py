@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
@@ -31,11 +33,8 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def unpacked(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What somebody gets who unpacks the sdist."""
-    folder = tmp_path_factory.mktemp("unpacked")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / sdist.name.removesuffix(".tar.gz")
+    """The folder inside the sdist. Read only: other tests compare it with the checkout."""
+    return _unpack(sdist, tmp_path_factory.mktemp("unpacked"))
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +48,12 @@ def names(wheel: Path) -> set[str]:
     """The paths inside the wheel."""
     with zipfile.ZipFile(wheel) as archive:
         return set(archive.namelist())
+
+
+def _unpack(sdist: Path, target: Path) -> Path:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(target, filter="data")
+    return target / sdist.name.removesuffix(".tar.gz")
 
 
 def _built(kind: str, source: Path, target: Path) -> Path:
@@ -87,9 +92,39 @@ def test_the_wheel_says_whose_it_is(wheel: Path) -> None:
     assert "# Hostler" in metadata
 
 
-def test_the_sdist_holds_the_tests_and_the_documents_too(unpacked: Path) -> None:
-    for name in ("noxfile.py", "tests/test_packaging.py", "docs/configuration.md", "CHANGELOG.md", "README.md"):
-        assert (unpacked / name).is_file(), name
+def test_the_sdist_holds_every_tracked_file_but_the_links(unpacked: Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("only a git checkout knows which files are tracked")
+    listed = _run("git", "ls-files", "-z", folder=ROOT).split("\0")
+    tracked = {name for name in listed if name and not (ROOT / name).is_symlink()}
+    held = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
+    assert held == tracked | {"PKG-INFO"}
+
+
+@pytest.mark.timeout(180)
+def test_an_editable_install_of_the_unpacked_sdist_works(sdist: Path, tmp_path: Path) -> None:
+    """`pip install -e .` as anyone would run it, except that what it depends on is taken from this environment."""
+    unpacked = _unpack(sdist, tmp_path)
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=True, symlinks=True)
+    python = environment / "bin" / "python"
+    names = {"base": str(environment), "platbase": str(environment)}
+    here = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    Path(sysconfig.get_path("purelib", "venv", names), "dependencies.pth").write_text("\n".join(sorted(here)))
+    offline = ["--disable-pip-version-check", "--no-index", "--no-deps", "--no-build-isolation"]
+    _run(python, "-m", "pip", "install", "--quiet", *offline, "--editable", ".", folder=unpacked)
+    code = "import importlib, sys; print(*(importlib.import_module(name).__file__ for name in sys.argv[1:]), sep='\\n')"
+    found = _run(
+        python, "-I", "-c", code, *(f"hostler.{package}" for package in PACKAGES), folder=tmp_path
+    ).splitlines()
+    assert [Path(file).resolve() for file in found] == [unpacked / package / "__init__.py" for package in PACKAGES]
+    assert _run(environment / "bin" / "hostler", "--version", folder=tmp_path) == f"hostler {__version__}\n"
+
+
+def _run(*command: str | Path, folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_every_package_is_linked_for_editable_installs() -> None:
