@@ -46,7 +46,7 @@ def serve() -> Serve:
 @asynccontextmanager
 async def _serve(app: Starlette) -> AsyncIterator[str]:
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=5, server_header=False
+        app, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=5, server_header=False, ws="none"
     )
     server = uvicorn.Server(config)
     started = anyio.Event()
