@@ -297,3 +297,15 @@ def words_of(kind: str) -> set[str]:
 )
 def test_outcomes_and_reasons_are_documented(kind: str, words: set[str]) -> None:
     assert words_of(kind) == words
+
+
+def sessions_named() -> Iterator[Any]:
+    for page in PAGES:
+        for found in re.finditer(r'nox -s "?([a-z]+(?: [a-z]+)*)', page.read_text(encoding="utf-8")):
+            for name in found[1].split():
+                yield pytest.param(name, id=f"{page.relative_to(ROOT)}: {name}")
+
+
+@pytest.mark.parametrize("name", [*sessions_named()])
+def test_a_nox_session_that_a_document_names_exists(name: str) -> None:
+    assert f"\ndef {name}(session: nox.Session" in (ROOT / "noxfile.py").read_text(encoding="utf-8")
