@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import coverage
 import pytest
 from fakes.flag_file import FlagFile
 from hypothesis import HealthCheck, settings
@@ -48,3 +49,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("engine") is not None and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(180))
+
+
+def pytest_sessionfinish() -> None:
+    """Save what coverage has measured, since pytest-xdist kills workers that take longer than 10 s to exit."""
+    if (measuring := coverage.Coverage.current()) is not None:
+        measuring.save()
