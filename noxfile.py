@@ -210,14 +210,11 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "report", env=environment)
 
 
-#: Where other versions of the dependencies show: whatever calls them, and system tests of those that the other tests do
-#: not reach (typer and rich at the terminal, watchfiles, uvicorn, prometheus-client, OpenTelemetry).
+#: The tests that reach the dependencies directly. Of the system tests, those at the terminal, for typer and rich.
 VERSION_TESTS = [
     *("tests/adapters", "tests/gateway", "tests/profiles", "tests/supervisor", "tests/test_docs.py"),
-    *(
-        f"tests/system/test_{name}.py"
-        for name in ("cli_asking", "cli_errors", "cli_shell", "login", "monitoring", "own_routes", "reload", "tracing")
-    ),
+    *sorted(str(file) for file in Path("tests/system").glob("test_cli_*.py")),
+    *("-m", "not engine"),
 ]
 
 
