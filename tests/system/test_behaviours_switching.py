@@ -264,7 +264,7 @@ async def test_a_request_after_an_unload_in_mid_load_gets_a_new_process(
             tasks.start_soon(lambda: gateway.action("unload", model="a"))
             await gateway.until(lambda: answers)
             # The old process is still on its way out, and gets ready on it.
-            await gateway.until(lambda: gateway.events("answered"))
+            await gateway.until(lambda: gateway.events("stop_requested"))
             tasks.start_soon(ask)
             await gateway.until_counts(0, 1)
             ready.set()
