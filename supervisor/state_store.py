@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import logging
 import os
@@ -46,8 +47,8 @@ class JsonStore(Generic[T]):
         """The stored value; `None` if there is none. An unreadable file is logged and treated as missing."""
         if self.file is None:
             return None
+        self._remove_leftovers(self.file)
         try:
-            self._remove_leftovers(self.file)
             return self._decode(self.file.read_bytes())
         except FileNotFoundError:
             return None
@@ -86,11 +87,13 @@ class JsonStore(Generic[T]):
 
     @staticmethod
     def _remove_leftovers(file: Path) -> None:
-        """Files that a process half wrote before it was killed."""
-        for leftover in file.parent.glob(f"{glob.escape(file.name)}*.new"):
-            pid = leftover.name.removesuffix(".new").rpartition(".")[2]
-            if not pid.isdecimal() or not _is_running(int(pid)):
-                leftover.unlink(missing_ok=True)
+        """Remove files that a process half wrote before it was killed. One that cannot be removed does no harm."""
+        with contextlib.suppress(OSError):
+            for leftover in file.parent.glob(f"{glob.escape(file.name)}*.new"):
+                pid = leftover.name.removesuffix(".new").rpartition(".")[2]
+                if not pid.isdecimal() or not _is_running(int(pid)):
+                    with contextlib.suppress(OSError):
+                        leftover.unlink()
 
 
 def replace_file(path: Path, content: bytes, *, sync: bool = False) -> None:
@@ -110,7 +113,7 @@ def replace_file(path: Path, content: bytes, *, sync: bool = False) -> None:
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True

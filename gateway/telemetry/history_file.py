@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
+
+logger = logging.getLogger(__name__)
 
 TABLES: Final = ("requests", "switches", "breakers", "moments")
 
@@ -62,7 +65,12 @@ def open_database(name: str) -> sqlite3.Connection:
         # Reads the first page of every table: a damaged file is noticed now rather than at the first write.
         for table in TABLES:
             database.execute(f"SELECT n FROM {table} ORDER BY n DESC LIMIT 1").fetchone()
-        _upgrade(database)
+        try:
+            _upgrade(database)
+        except sqlite3.Error as error:  # locked, or a full disk: new events can be kept all the same
+            if is_damaged(error):
+                raise
+            logger.warning("%s: older events not upgraded, next try at the next start: %s", name, error)
     except BaseException:
         database.close()
         raise

@@ -286,3 +286,10 @@ def test_what_a_running_process_is_writing_is_left_alone(tmp_path: Path) -> None
         file.write_bytes(b"{")
     JsonStore(tmp_path / "pins.json", dict[str, bool], contents="pins").read()
     assert list(tmp_path.iterdir()) == [parents]
+
+
+@pytest.mark.parametrize("name", ["pins.json.999999999.new", "pins.json.99999999999999999999.new"])
+def test_a_leftover_that_cannot_be_removed_does_not_hide_the_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "pins.json").write_text('{"a": true}')
+    (tmp_path / name).mkdir()
+    assert JsonStore(tmp_path / "pins.json", dict[str, bool], contents="pins").read() == {"a": True}

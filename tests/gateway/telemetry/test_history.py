@@ -12,6 +12,7 @@ import pytest
 
 from hostler.gateway.events import AttemptOutcome, BreakerChanged, Event, RequestFinished, SwitchChanged
 from hostler.gateway.telemetry.history import History, Sample
+from hostler.gateway.telemetry.history_file import open_database
 from hostler.supervisor.contract import SwitchMoved
 
 pytestmark = pytest.mark.anyio
@@ -271,3 +272,22 @@ async def test_files_of_an_earlier_version_are_upgraded(tmp_path: Path) -> None:
         assert moved["switch"] == {"phase": "ready", "phase_seconds": {"loading": 1.5}}
         (breaker,) = await stored(file, "breakers")
         assert breaker["previous"] == "closed"
+
+
+async def test_a_file_that_cannot_be_upgraded_is_used_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "history.sqlite3"
+    await run_with(file)
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("PRAGMA user_version = 0")
+        body = msgspec.json.encode(OLD_REQUESTS)
+        database.execute("INSERT INTO requests (n, at, body) VALUES (2, 5.0, ?)", (body,))
+        database.execute("CREATE TRIGGER full BEFORE UPDATE ON requests BEGIN SELECT RAISE(ABORT, 'no'); END")
+    with closing(open_database(str(file))) as opened, opened:
+        assert opened.execute("SELECT count(*) FROM requests").fetchone() == (1,)
+    with closing(sqlite3.connect(file)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        with closing(open_database(str(file))) as opened:
+            assert opened.execute("SELECT count(*) FROM requests").fetchone() == (1,)
+    assert "older events not upgraded" in caplog.text
