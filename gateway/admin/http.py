@@ -13,13 +13,16 @@ from starlette.responses import Response
 from starlette.routing import request_response
 
 from hostler.adapters.errors import BadRequest, ClientDisconnected, GatewayError, RequestTooLarge, ShuttingDown
-from hostler.gateway.asgi import ASGIApp
+from hostler.gateway.asgi import ASGIApp, Message, Receive, Scope, Send
 from hostler.gateway.context import DRAIN_EXPIRED
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 #: The body of an action names a model or a request, in bytes.
 _MAX_ACTION_BODY = 64 * 1024
+
+#: The time for sending a last error, in seconds.
+_LAST_ERROR_S = 1.0
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
@@ -85,18 +88,29 @@ def json_endpoint(handler: Handler) -> ASGIApp:
             return await handler(request)
         except GatewayError as error:
             return error_response(error)
-        except asyncio.CancelledError:
-            # Only the server cancels these tasks, once the drain time is over.
-            task = asyncio.current_task()
-            if task is None or task.uncancel() > 0:
-                raise
-            answer = error_response(ShuttingDown(DRAIN_EXPIRED))
-            answer.headers["Connection"] = "close"
-            return answer
 
     app: Any = request_response(guarded)
-    typed: ASGIApp = app
-    return typed
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await app(scope, receive, noting)
+        except asyncio.CancelledError:
+            # The drain time is over, or the caller of the application gave up.
+            if not started:
+                answer: Any = error_response(ShuttingDown(DRAIN_EXPIRED))
+                answer.headers["Connection"] = "close"
+                with anyio.move_on_after(_LAST_ERROR_S, shield=True):
+                    await answer(scope, receive, send)
+            raise
+
+    return answered
 
 
 def page_url(request: Request) -> str:

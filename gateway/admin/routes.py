@@ -45,6 +45,7 @@ class StatusRoutes:
         self._render_metrics = metrics
         self._version = version
         self._openapi_json = b"{}"
+        self._closed = False
         self._stream = EventStream()
 
     def routes(self) -> list[RouteMatch]:
@@ -70,7 +71,8 @@ class StatusRoutes:
         self._stream.add(frame(str(event.__struct_config__.tag), event))
 
     def close(self) -> None:
-        """End every stream."""
+        """End every stream, and report not ready."""
+        self._closed = True
         self._stream.close()
 
     async def run(self) -> None:
@@ -91,9 +93,10 @@ class StatusRoutes:
         return json_response({"status": "ok"})
 
     async def _readyz(self, request: Request) -> Response:
-        """Ready once every supervisor has been reached: until then, models may be missing from lists."""
+        """Ready once every supervisor has been reached, since models may be missing from lists before; not while stopping."""
         unreachable = [name for name, host in self._hosts.items() if not host.reachable]
-        return json_response({"ready": not unreachable, "unreachable": unreachable}, status=503 if unreachable else 200)
+        ready = not (unreachable or self._closed)
+        return json_response({"ready": ready, "unreachable": unreachable}, status=200 if ready else 503)
 
     async def _metrics(self, request: Request) -> Response:
         return Response(await self._render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -110,7 +110,11 @@ class AuthMiddleware:
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         known: _Admitted | None = scope.get("extensions", _NONE).get(HEAD, _NONE).get("admitted")
         if known is not None and (self._keys is None or known.edition is self._keys.edition):
-            scope[ROUTE_KEY], scope["path_params"], scope[CLIENT_KEY] = known.route, known.parameters, known.client
+            scope[ROUTE_KEY], scope["path_params"], scope[CLIENT_KEY] = (
+                known.route,
+                known.parameters.copy(),
+                known.client,
+            )
             return known.route.app(scope, receive, send)
         return self._check(scope, receive, send)
 

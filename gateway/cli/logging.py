@@ -107,7 +107,11 @@ class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler`."""
         if not isinstance(record, AccessLogRecord):  # arguments may change before the thread formats them
-            record.msg, record.args = record.getMessage(), None
+            try:
+                record.msg, record.args = record.getMessage(), None
+            except Exception:
+                self.handleError(record)
+                return
         lines = _count_lines(record)
         with self._changed:
             if self._lines >= self._max_lines:

@@ -163,13 +163,11 @@ class RequestContextMiddleware:
         except ClientDisconnected:
             return
         except asyncio.CancelledError:
-            # Neither the client nor an operator: the drain time is over.
-            task = asyncio.current_task()
-            if task is None or task.uncancel() > 0:
-                raise
+            # Neither the client nor an operator: the drain time is over, or the caller of the application gave up.
             stopping = ShuttingDown(DRAIN_EXPIRED)
             with anyio.move_on_after(_LAST_ERROR_S, shield=True):
                 await writer.fail(stopping, adapter.error_response(stopping, operation))
+            raise
         except GatewayError as error:
             response = adapter.error_response(error, operation)
             if body is None:

@@ -8,17 +8,17 @@ from functools import partial
 from hostler.adapters.canonical import ModelInfoRequest
 from hostler.gateway.asgi import CONTEXT_KEY, ASGIApp, Receive, Scope, Send
 from hostler.gateway.context import RequestContext
-from hostler.gateway.middleware.base import CallNext, RequestMiddleware
+from hostler.gateway.middleware.base import CallNext
 from hostler.gateway.telemetry.tracing import CURRENT, Trace, start_trace
 
 
-class TracingMiddleware(RequestMiddleware):
+class TracingMiddleware:
     """Outside of all middleware that is timed. `should_sample` decides about traces that start here."""
 
     def __init__(
         self, app: ASGIApp, *, record: Callable[[RequestContext, Trace], None], should_sample: Callable[[], bool]
     ) -> None:
-        super().__init__(app)
+        self.app = app
         self._record = record
         self._should_sample = should_sample
 

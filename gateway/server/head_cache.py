@@ -42,12 +42,12 @@ class HeadCache:
         end = start + len(digits)
         scope: HTTPScope = self._scope.copy()
         scope["state"] = scope["state"].copy()
+        scope["headers"] = headers = list(scope["headers"])  # which middleware may change
         if not (data.startswith(digits, start) and data.startswith(after, end)):
             end = data.find(b"\r", start, start + 10)
             digits = data[start:end] if end > 0 else b""
             if not (digits.isdigit() and data.startswith(after, end)) or (digits.startswith(b"0") and digits != b"0"):
                 return None
-            scope["headers"] = headers = list(scope["headers"])
             headers[self._length_at] = (b"content-length", digits)
         end += len(after)
         if len(data) - end != int(digits):
@@ -68,4 +68,4 @@ class HeadCache:
         if data.count(b"\n", 0, end) == data.count(b"\r", 0, end) == len(names) + 2:
             self._before, self._digits, self._after = data[: found.start(1)], found[1], data[found.end(1) : end]
             self._length_at = names.index(b"content-length")
-            self._scope = {**scope, "extensions": {HEAD: {}}}
+            self._scope = {**scope, "headers": list(scope["headers"]), "extensions": {HEAD: {}}}

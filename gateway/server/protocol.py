@@ -152,7 +152,7 @@ class HTTPProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self.transport.is_closing():
-            self.stalled_at = _NEVER
+            self.stalled_at = self.loop.time() + self.limits.stall_s if self.lingering else _NEVER
             if self.active is None and not self.discarding:
                 self._await_request()
 
@@ -273,20 +273,20 @@ class HTTPProtocol(HttpToolsProtocol):
             return
         if cycle is self.reading:
             self._linger(self.limits.linger_s)
-        elif self.stopping and cycle.keep_alive:
-            self._linger(self.limits.stop_s)
         elif not cycle.keep_alive:
             self.close()
         elif self.waiting:
             self._start(self.waiting.popleft())
             self.resume_reading()
+        elif self.stopping:
+            self._linger(self.limits.stop_s)
         elif self.refusal is not None:
             self._send_error(*self.refusal)
         else:
             if self.flow.read_paused:
                 self.resume_reading()
             if not self.flow.write_paused:
-                self.deadline = self.loop.time() + self.limits.idle_s
+                self._await_request()
 
     # Called by the server.
 
@@ -310,7 +310,10 @@ class HTTPProtocol(HttpToolsProtocol):
         elif self.flow.write_paused and not self.discarding:
             return  # an error could not be sent: the client does not read
         elif self.discarding:
-            self.transport.abort()
+            if self.transport.get_write_buffer_size():
+                self.deadline = now + self.limits.stop_s  # the client still reads, within `stall_s`
+            else:
+                self.transport.abort()
         elif self.in_head and self.active is None:
             self.refuse(408, "the request head did not arrive in time")
         elif self.reading is not None:
@@ -364,7 +367,8 @@ class HTTPProtocol(HttpToolsProtocol):
         raise ValueError(why)  # makes the parser raise, see `data_received`
 
     def _await_request(self) -> None:
-        self.deadline = self.loop.time() + (self.limits.head_s if self.in_head else self.limits.idle_s)
+        idle_s = self.limits.stop_s if self.stopping else self.limits.idle_s
+        self.deadline = self.loop.time() + (self.limits.head_s if self.in_head else idle_s)
 
     def _start(self, cycle: Cycle) -> None:
         self.active = cycle
@@ -383,10 +387,13 @@ class HTTPProtocol(HttpToolsProtocol):
     def _linger(self, seconds: float) -> None:
         """Send the end of the connection, then read and discard for a while: see `Limits`."""
         self.discarding = self.lingering = True
-        self.deadline = self.loop.time() + seconds
+        now = self.loop.time()
         if not self.gone and not self.transport.is_closing():
             self.resume_reading()
+            if self.transport.get_write_buffer_size():
+                self.stalled_at = min(self.stalled_at, now + self.limits.stall_s)
             self.transport.write_eof()
+        self.deadline = now + seconds
 
 
 class Cycle:
@@ -473,7 +480,7 @@ class Cycle:
                     self.protocol.resume_reading()
                 whole = body[0] if len(body) == 1 else b"".join(body)
                 return {"type": "http.request", "body": whole, "more_body": self.more_body}
-            if self.waiting_for_100_continue:
+            if self.waiting_for_100_continue and self.more_body:
                 self.waiting_for_100_continue = False
                 if not self.protocol.transport.is_closing():
                     self.protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -510,7 +517,8 @@ class Cycle:
         lines += [b"%b: %b\r\n" % header for header in self.protocol.server_state.default_headers]
         for header in headers:
             name, value = header
-            if name not in _FRAMING:  # lower case, as ASGI requires
+            name = name.lower()  # which ASGI requires, and not every application does
+            if name not in _FRAMING:
                 lines.append(b"%b: %b\r\n" % (name, value))
             elif name == b"content-length":
                 length = int(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from fakes.asgi_hosts import HOSTS, SERVERS, hostler
+from fakes.asgi_hosts import HOSTS, SERVERS, hostler, in_process
 from fakes.flag_file import FlagFile
 from fakes.ports import free_port
 from starlette.applications import Starlette
@@ -286,3 +287,20 @@ async def test_mounted_in_another_application_everything_works(configured: Confi
         described = await http.get("/llm/openapi.json")
         assert described.url.join(described.json()["servers"][0]["url"]).path == "/llm/"
         assert (await http.get("/v1/models")).status_code == 404
+
+
+async def test_a_caller_that_cancels_its_call_gets_its_cancellation(configured: Configured) -> None:
+    app = configured.app({"a": {"script": SLOW}})
+    async with in_process(app) as client:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await client.request(**asked("openai"))
+        assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_an_application_whose_lifespan_has_ended_is_not_ready(configured: Configured) -> None:
+    app = configured.app({"a": {}})
+    async with in_process(app) as client:
+        assert (await client.get("/readyz")).status_code == 200
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
+        assert (await client.get("/readyz")).json()["ready"] is False

@@ -162,3 +162,12 @@ def test_closing_waits_for_blocked_output_only_for_a_while(handler: LogHandler, 
     handler.close()
     handler.close()
     assert CLOSE_S <= time.monotonic() - began_at < 2 * CLOSE_S
+
+
+def test_arguments_that_do_not_fit_their_message_do_not_raise(
+    handler: LogHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[logging.LogRecord] = []
+    monkeypatch.setattr(handler, "handleError", failed.append)
+    handler.emit(record("%d lines", "many"))
+    assert [each.msg for each in failed] == ["%d lines"]

@@ -147,3 +147,17 @@ def test_however_requests_are_cut_the_answers_are_the_same(bodies: list[bytes], 
                 assert await whole.ask(data) == await cut.ask(*pieces)
 
     anyio.run(compare)
+
+
+@pytest.mark.anyio
+async def test_headers_that_an_application_adds_do_not_reach_the_next_request() -> None:
+    class Adding(Mirror):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            scope["headers"].append((b"x-added", b"1"))
+            await super().__call__(scope, receive, send)
+
+    adding = Adding()
+    async with talking(adding) as (talk,):
+        answers = [await talk.ask(HEAD.replace(b"%d", b"2") + b"hi") for _ in range(3)]
+    assert adding.known == [False, True, True]
+    assert [answer.count(b"x-added") for answer in answers] == [1, 1, 1]

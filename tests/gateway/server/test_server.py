@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from hostler.gateway.asgi import Receive, Scope, Send
+from hostler.gateway.server.protocol import Limits
 from hostler.gateway.server.server import Server, bind
 
 pytestmark = pytest.mark.anyio
@@ -163,3 +164,42 @@ async def test_a_server_that_is_cancelled_in_the_start_ends_the_start() -> None:
     with anyio.fail_after(5), contextlib.suppress(asyncio.CancelledError):
         await serving
     assert ended.is_set()
+
+
+class Large:
+    """Starts an answer, and sends the rest of it, more than the kernel takes, once `stopping` is set."""
+
+    def __init__(self) -> None:
+        self.stopping = anyio.Event()
+        self.sent = anyio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"Content-Length", b"%d" % SIZE)]})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        await self.stopping.wait()
+        self.sent.set()
+        await send({"type": "http.response.body", "body": bytes(SIZE - 1)})
+
+
+SIZE = 16 * 1024 * 1024
+
+
+async def test_an_answer_that_a_slow_client_still_reads_is_not_cut_off_by_a_stop() -> None:
+    app = Large()
+    sockets = bind([("127.0.0.1", 0)], "here")
+    started = anyio.Event()
+    server = Server(app, drain_s=30, started_callback=started.set, limits=Limits(stop_s=0.05))
+    serving = asyncio.ensure_future(server.serve(sockets))
+    await started.wait()
+    reader, writer = await asyncio.open_connection(*sockets[0].getsockname(), limit=1024)
+    writer.write(GET)
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    server.stop()
+    app.stopping.set()
+    await app.sent.wait()
+    await anyio.sleep(0.8)  # several sweeps of the server, with the deadline of its linger behind them
+    assert len(await reader.read(-1)) == SIZE
+    writer.close()
+    with anyio.fail_after(10):
+        await serving
