@@ -1,14 +1,16 @@
-"""Records of verified checksums: each holds while its file keeps the size and the modification time it had then."""
+"""Checksums of model files: verified once, and recorded for as long as the file keeps its size and modification time."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from hostler.profiles.sources import cache_directory
+from hostler.profiles.sources import BLOCK, cache_directory
 
 
 class ChecksumRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +41,24 @@ def record_sha256(path: Path, sha256: str, cache: Path) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_bytes(msgspec.json.encode(record))
     temporary.replace(file)
+
+
+def verify_sha256(path: Path, expected: str | None, cache: Path, on_progress: Callable[[int, int], None]) -> bool:
+    """Whether the file has this checksum. Reads it whole, and records the checksum if it is right.
+
+    `on_progress` gets the bytes read and the size for each block, and may raise.
+    """
+    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            done += len(block)
+            on_progress(done, total)
+    if expected not in (None, digest.hexdigest()):
+        return False
+    with contextlib.suppress(OSError):  # with a read-only cache, the file is read again the next time
+        record_sha256(path, digest.hexdigest(), cache)
+    return True
 
 
 def _record_path(path: Path, cache: Path) -> Path:

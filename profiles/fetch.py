@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hostler.profiles.checksums import known_sha256, record_sha256
+from hostler.profiles.checksums import known_sha256, record_sha256, verify_sha256
 from hostler.profiles.sources import (
-    BLOCK,
     REPORT_S,
     DownloadPhase,
     FetchProgress,
@@ -149,21 +148,16 @@ class _Fetcher:
         return path
 
     def _verify(self, path: Path, sha256: str | None) -> bool:
-        """Whether the file has this checksum. Reads it whole, and records the checksum if it is right."""
-        digest, done, reported_at, total = hashlib.sha256(), 0, 0.0, path.stat().st_size
-        with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                self._cancellation.check()
-                digest.update(block)
-                done += len(block)
-                if (now := time.monotonic()) - reported_at >= REPORT_S or done == total:
-                    reported_at = now
-                    self._report(FetchProgress(file=path.name, phase="verifying", completed=done, total=total))
-        if sha256 not in (None, digest.hexdigest()):
-            return False
-        with contextlib.suppress(OSError):  # with a read-only cache, the file is read again the next time
-            record_sha256(path, digest.hexdigest(), self._cache)
-        return True
+        reported_at = 0.0
+
+        def on_progress(completed: int, total: int) -> None:
+            nonlocal reported_at
+            self._cancellation.check()
+            if (now := time.monotonic()) - reported_at >= REPORT_S or completed == total:
+                reported_at = now
+                self._report(FetchProgress(file=path.name, phase="verifying", completed=completed, total=total))
+
+        return verify_sha256(path, sha256, self._cache, on_progress)
 
     def _download(self, source: ModelSource, sha256: str | None, target: Path) -> Path:
         with _temporary_folder(self._cache / "models" / ".partial" / _key(target)) as folder:

@@ -1,4 +1,4 @@
-"""The supervisor's HTTP client for its own engines: readiness, health and activity.
+"""The supervisor's HTTP client for its own engines.
 
 Not httpx: a poll of a loading engine costs about 900 us of CPU there on a kept connection (here 400 us on a fresh one), a
 poll of a port that still refuses 500 us (here 15 us), and importing it adds 250 ms of CPU and 8 MB to every start.
@@ -9,35 +9,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
-import json
-import secrets
 import socket
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import anyio
 import msgspec
 
 from hostler.supervisor.contract import EngineAddress
-from hostler.supervisor.port_owner import owns_port
 
 MAX_BODY: Final = 16 * 1024 * 1024
 MAX_HEAD: Final = 64 * 1024
-
-#: A poll of a port that refuses connections costs 16 microseconds, one of a loading engine 380.
-MIN_POLL_S: Final = 0.002
-MAX_POLL_S: Final = 0.25
-
-#: Between two polls a start may wait this part of the time that it has taken: 25 ms after 2.5 seconds.
-POLL_SHARE: Final = 1 / 100
-
-#: How a llama-server that was started as a router's child reports its state on stdout.
-_STATE_LINE: Final = "cmd_child_to_router:state:"
-
-#: On stdin, this line ends such an engine.
-EXIT_LINE: Final = b"cmd_router_to_child:exit"
 
 _METRIC_PREFIX: Final = "llamacpp:"
 _REQUEST_GAUGES: Final = frozenset({"requests_processing", "requests_deferred"})
@@ -124,90 +107,6 @@ async def engine_activity(address: EngineAddress, *, timeout_s: float = 1.0) -> 
         requests=int(sum(metrics.get(name, 0.0) for name in _REQUEST_GAUGES)),
         work_done=int(sum(metrics.get(name, 0.0) for name in _WORK_COUNTERS)),
     )
-
-
-class Readiness:
-    """One start of one engine. `progress` is the loaded share, 0 to 1, and `context` what one request gets, if reported."""
-
-    def __init__(self) -> None:
-        self.reported_ready = False
-        self.progress: float | None = None
-        self.context = 0
-        self._changed = anyio.Event()
-
-    def on_stdout(self, line: str) -> bool:
-        """Take a line of standard output. Returns whether it was a state report rather than a log line."""
-        if not line.startswith(_STATE_LINE):
-            return False
-        report = _decode_report(line)
-        if report.get("state") == "ready":
-            self.reported_ready = True
-            self.progress = 1.0
-            self.context = _context_of(report)
-        elif report.get("state") == "loading":
-            value = report.get("payload", {}).get("value")
-            if isinstance(value, int | float):
-                self.progress = min(1.0, max(0.0, float(value)))
-        self._changed.set()
-        return True
-
-    async def wait(self, pid: int, host: str, port: int, key: str, *, on_first_response: Callable[[], None]) -> None:
-        """Return when the process `pid` serves at `port`. Responses of another process there do not count.
-
-        `on_first_response` is called at the first response, which may be that the model still loads.
-        """
-        started = time.monotonic()
-        responded = ours = False
-        while True:
-            self._changed = anyio.Event()
-            status = await get_status(host, port, "/health", timeout_s=0.5)
-            if status is not None and not responded:
-                responded = True
-                on_first_response()
-            if status is not None and not ours:
-                # Usually found out while the model loads, so that it costs nothing when it is ready.
-                ours = self.reported_ready or await _is_ours(pid, host, port, key)
-            if status == 200 and ours:
-                return
-            pause = min(MAX_POLL_S, max(MIN_POLL_S, (time.monotonic() - started) * POLL_SHARE))
-            with anyio.move_on_after(MIN_POLL_S if self.reported_ready else pause):
-                await self._changed.wait()
-
-
-async def wait_until_unresponsive(address: EngineAddress, limit_s: float) -> None:
-    """Return when the engine has answered no poll for `limit_s`. Busy engines answer `/health` all the same.
-
-    One failed poll is not enough: this process may have been held up. With a limit of 0 this never returns.
-    """
-    if limit_s <= 0:
-        await anyio.sleep_forever()
-    pause = limit_s / 4
-    last_response = time.monotonic()
-    failed = 0
-    while failed < 2 or time.monotonic() - last_response < limit_s:
-        await anyio.sleep(pause)
-        asked = time.monotonic()
-        if await get_status(address.host, address.port, "/health", timeout_s=pause) is not None:
-            last_response, failed = asked, 0
-            continue
-        failed += 1
-        if time.monotonic() - asked < pause / 2:
-            # Refused at once: the process still exists, so do not poll faster than otherwise.
-            await anyio.sleep(pause / 2)
-
-
-async def _is_ours(pid: int, host: str, port: int, key: str) -> bool:
-    """Whether the server at `port` is the process `pid`.
-
-    If the system cannot report that, a server that accepts the engine's key and refuses another one is the engine: no other
-    process has the key.
-    """
-    owner = await owns_port(pid, port)
-    if owner is not None:
-        return owner
-    own = await get_status(host, port, "/v1/models", timeout_s=1.0, key=key)
-    other = await get_status(host, port, "/v1/models", timeout_s=1.0, key=secrets.token_urlsafe(8))
-    return own == 200 and other in (401, 403)
 
 
 def _refuses(host: str, port: int) -> bool:
@@ -297,20 +196,3 @@ def _metrics(text: str) -> Iterator[tuple[str, float]]:
                 yield name.removeprefix(_METRIC_PREFIX), float(value)
             except ValueError:
                 continue
-
-
-def _decode_report(line: str) -> dict[str, Any]:
-    try:
-        report = json.loads(line[len(_STATE_LINE) :])
-    except ValueError:
-        return {}
-    if not isinstance(report, dict) or not isinstance(report.get("payload", {}), dict):
-        return {}
-    return report
-
-
-def _context_of(report: dict[str, Any]) -> int:
-    """The context that one request really gets, as the engine reports it."""
-    meta = report.get("payload", {}).get("meta")
-    value = meta.get("n_ctx") if isinstance(meta, dict) else None
-    return value if isinstance(value, int) else 0

@@ -14,9 +14,10 @@ import msgspec
 from hostler.supervisor.child import Child
 from hostler.supervisor.command import free_port
 from hostler.supervisor.contract import EngineAddress, Failure, FailureKind, State, SupervisorError
-from hostler.supervisor.engine_client import EXIT_LINE, Readiness, get_status, wait_until_unresponsive
+from hostler.supervisor.engine_client import get_status
 from hostler.supervisor.lifecycle import CommandFactory, EngineLifecycle
 from hostler.supervisor.logs import EngineLog
+from hostler.supervisor.readiness import EXIT_LINE, Readiness, wait_until_unresponsive
 from hostler.supervisor.states import LINES_KEPT, advance, after_failure, backoff_delay_s, explain_exit
 
 ProcessPhase = Literal["idle", "preparing", "starting", "loading", "restoring", "ready", "saving", "stopping"]
