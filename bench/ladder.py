@@ -31,7 +31,7 @@ from hostler.gateway.backends.http_connection import BackendConnection
 from hostler.gateway.config import read
 from hostler.gateway.middleware.request_context import RequestContextMiddleware
 from hostler.gateway.proxy import Proxy
-from hostler.gateway.server.protocol import HTTPProtocol
+from hostler.gateway.server.http_protocol import HTTPProtocol
 from hostler.gateway.server.server import bind
 
 REQUESTS = 400

@@ -24,13 +24,13 @@ from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Chain
 from hostler.gateway.backends.http_transport import LanTransport
 from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport
-from hostler.gateway.catalog import Catalog, with_unload_times
 from hostler.gateway.config import LOCAL, ConfigError, GatewaySettings, Settings, secret
 from hostler.gateway.context import SHUTTING_DOWN
 from hostler.gateway.events import Bus
 from hostler.gateway.host_cache import HostCache
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_admin import ModelAdmin
+from hostler.gateway.model_catalog import Catalog, with_unload_times
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.scheduling.types import SchedulerSettings
 from hostler.gateway.telemetry.access_log import AccessLog

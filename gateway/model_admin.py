@@ -19,8 +19,8 @@ import msgspec
 from hostler.adapters.canonical import CopyModel, CreateModel, DeleteModel, ProgressStep, PullModel, ReportStep
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError, ModelUnavailable
 from hostler.adapters.model_names import normalized
-from hostler.gateway.catalog import Catalog, Placement
 from hostler.gateway.config import LOCAL, LibrarySettings
+from hostler.gateway.model_catalog import Catalog, Placement
 from hostler.profiles import library
 from hostler.profiles.blobs import BlobStore
 from hostler.profiles.gguf import read_facts

@@ -14,10 +14,10 @@ import msgspec
 from hostler.profiles.gguf_header import GGUFError
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.sources import ReportProgress
-from hostler.supervisor.command import EngineCommand, build_command, engine_profile
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.engine_client import EngineError, engine_build
+from hostler.supervisor.engine_command import EngineCommand, build_command, engine_profile
 from hostler.supervisor.memory import (
     MemoryHistory,
     MemoryNeed,

@@ -18,7 +18,6 @@ from anyio.abc import TaskGroup
 
 from hostler.profiles.schema import Profile
 from hostler.profiles.sources import FetchProgress, cache_directory
-from hostler.supervisor.command import engine_profile, parse_port_range
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import (
     EngineAddress,
@@ -30,6 +29,8 @@ from hostler.supervisor.contract import (
     SupervisorEvent,
     UnknownProfile,
 )
+from hostler.supervisor.engine_command import engine_profile, parse_port_range
+from hostler.supervisor.engine_process import ManagedProcess, ProcessLimits
 from hostler.supervisor.events import Subscriptions
 from hostler.supervisor.lifecycle import EngineLifecycle, EngineServices
 from hostler.supervisor.logs import EngineLog
@@ -44,7 +45,6 @@ from hostler.supervisor.model_files import (
     describe_file,
     local_path,
 )
-from hostler.supervisor.process import ManagedProcess, ProcessLimits
 from hostler.supervisor.slot_cache import SlotCache
 from hostler.supervisor.state_store import EpochStore, LoadTimeStore, PinStore
 from hostler.supervisor.switches import PlacementPolicy, SwitchCoordinator

@@ -9,10 +9,10 @@ import anyio
 from hostler.profiles.schema import Profile
 from hostler.supervisor.contract import ProfileInfo
 from hostler.supervisor.engine_client import EngineActivity
+from hostler.supervisor.engine_process import ManagedProcess, ProcessLimits
 from hostler.supervisor.lifecycle import EngineLifecycle
 from hostler.supervisor.logs import EngineLog
 from hostler.supervisor.memory import MemoryUsage
-from hostler.supervisor.process import ManagedProcess, ProcessLimits
 
 
 class ManagedModel:

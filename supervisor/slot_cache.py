@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.command import argument_number
 from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.engine_client import EngineError, request_json
+from hostler.supervisor.engine_command import argument_number
 from hostler.supervisor.slot_key import unsupported_reason
 from hostler.supervisor.state_store import replace_file
 

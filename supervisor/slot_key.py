@@ -10,7 +10,7 @@ import msgspec
 
 from hostler.profiles.gguf import shard_paths
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.command import argument_value
+from hostler.supervisor.engine_command import argument_value
 
 _EDGE = 1024 * 1024
 

@@ -15,9 +15,9 @@ from anyio.abc import TaskGroup
 
 from hostler.profiles.sources import FetchProgress
 from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError, SwitchMoved, SwitchPhase
+from hostler.supervisor.engine_process import ManagedProcess, ProcessPhase, StartResult
 from hostler.supervisor.memory import MemoryClaim, choose_evictions, does_not_fit, fits
 from hostler.supervisor.model import ManagedModel
-from hostler.supervisor.process import ManagedProcess, ProcessPhase, StartResult
 from hostler.supervisor.state_store import LoadTimeStore
 from hostler.supervisor.usage import UsageMonitor
 

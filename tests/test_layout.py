@@ -15,7 +15,7 @@ MAX_LINES = 600
 #: Modules without a test file of their own, and what tests them.
 TESTED_ELSEWHERE = {
     "adapters/anthropic/operations.py": ["adapters/test_transcripts.py", "adapters/test_compatibility.py"],
-    "adapters/anthropic/schema.py": ["adapters/anthropic/test_parser.py"],
+    "adapters/anthropic/schema.py": ["adapters/anthropic/test_response_parser.py"],
     "adapters/lmstudio/operations.py": ["adapters/lmstudio/test_adapter.py"],
     "adapters/canonical.py": ["adapters/test_transcripts.py"],
     "gateway/__main__.py": ["system/test_startup.py"],
@@ -39,7 +39,7 @@ TESTED_ELSEWHERE = {
     "gateway/response.py": ["system/test_behaviours_progress.py", "system/test_behaviours_bytes.py"],
     "gateway/scheduling/model.py": ["gateway/scheduling/test_scheduler.py"],
     "gateway/supervisor_app.py": ["supervisor/test_standalone.py"],
-    "gateway/telemetry/history_file.py": ["gateway/telemetry/test_history.py"],
+    "gateway/telemetry/history_schema.py": ["gateway/telemetry/test_history.py"],
     "gateway/uploads.py": ["gateway/test_model_admin.py", "system/test_model_admin.py"],
     "supervisor/contract.py": ["supervisor/test_client.py", "supervisor/test_manager.py"],
     "supervisor/instruments.py": ["supervisor/test_metrics.py", "gateway/telemetry/test_metrics.py"],

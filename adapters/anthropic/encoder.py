@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from hostler.adapters import sse
-from hostler.adapters.anthropic.blocks import BlockWriter
+from hostler.adapters.anthropic.block_writer import BlockWriter
 from hostler.adapters.anthropic.errors import error_event
 from hostler.adapters.anthropic.schema import WIRE
 from hostler.adapters.base import Encoder

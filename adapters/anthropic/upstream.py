@@ -10,7 +10,7 @@ import msgspec
 
 from hostler.adapters import json_body
 from hostler.adapters.anthropic.operations import COUNT, HEADER, MESSAGES, PATHS
-from hostler.adapters.anthropic.parser import AnthropicParser
+from hostler.adapters.anthropic.response_parser import AnthropicParser
 from hostler.adapters.anthropic.schema import WIRE
 from hostler.adapters.base import Upstream, WireRequest
 from hostler.adapters.canonical import (

@@ -12,7 +12,7 @@ from hostler.adapters.base import Parser, Upstream, WireRequest
 from hostler.adapters.canonical import Request
 from hostler.adapters.llamacpp.completion import count_prompts, has_response_fields, is_foldable, wants_probabilities
 from hostler.adapters.llamacpp.operations import COMPLETIONS, UNKNOWN
-from hostler.adapters.llamacpp.parser import LlamaCppParser
+from hostler.adapters.llamacpp.response_parser import LlamaCppParser
 from hostler.adapters.llamacpp.schema import WIRE
 from hostler.adapters.openai.upstream import OpenAIUpstream
 

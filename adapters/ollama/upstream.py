@@ -27,7 +27,7 @@ from hostler.adapters.errors import BadRequest
 from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.ollama import go_compat
 from hostler.adapters.ollama.context import is_packed
-from hostler.adapters.ollama.parser import OllamaParser
+from hostler.adapters.ollama.response_parser import OllamaParser
 from hostler.adapters.ollama.schema import WIRE
 
 PATHS = {

@@ -28,8 +28,8 @@ from hostler.adapters.canonical import (
 from hostler.adapters.degrade import unsupported
 from hostler.adapters.openai.chat import without_progress
 from hostler.adapters.openai.operations import FORMS, UPSTREAM_PATHS
-from hostler.adapters.openai.parser import OpenAIParser
 from hostler.adapters.openai.rerank import plain_documents
+from hostler.adapters.openai.response_parser import OpenAIParser
 from hostler.adapters.openai.schema import RESPONSES, WIRE
 
 _ANY_OBJECT = b'"json"'

@@ -11,9 +11,9 @@ from starlette.responses import Response
 from hostler.adapters.errors import ModelNotFound, NotFound
 from hostler.gateway.admin.http import decode_body, json_endpoint, json_response, run_while_connected
 from hostler.gateway.asgi import RouteMatch
-from hostler.gateway.catalog import Catalog
 from hostler.gateway.events import printable
 from hostler.gateway.middleware.request_context import InFlightRequests
+from hostler.gateway.model_catalog import Catalog
 from hostler.gateway.routing import gateway_route
 from hostler.gateway.scheduling.estimates import SwitchEstimate
 from hostler.gateway.scheduling.orchestrator import Orchestrator

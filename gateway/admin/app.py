@@ -23,9 +23,9 @@ from hostler.gateway.auth.keys import KeyRing
 from hostler.gateway.auth.middleware import WRONG_KEYS, KeyThrottle
 from hostler.gateway.auth.sessions import Sessions
 from hostler.gateway.backends.chain import Chain
-from hostler.gateway.catalog import Catalog
 from hostler.gateway.events import Bus
 from hostler.gateway.middleware.request_context import InFlightRequests
+from hostler.gateway.model_catalog import Catalog
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.telemetry.history import History
 from hostler.gateway.telemetry.log_buffer import LogBuffer

@@ -13,9 +13,9 @@ from hostler.adapters.model_list import CardState, ModelCard
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.circuit_breaker import BreakerState, CircuitBreakers
 from hostler.gateway.backends.failure_policy import DESCRIPTIONS
-from hostler.gateway.catalog import Catalog, Placement
 from hostler.gateway.context import RequestContext
 from hostler.gateway.events import Waiting
+from hostler.gateway.model_catalog import Catalog, Placement
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.telemetry.history import Sample
 from hostler.supervisor.contract import HostStatus

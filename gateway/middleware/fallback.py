@@ -44,7 +44,8 @@ from hostler.gateway.backends.retry_budget import RetryBudget
 from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import Attempt, RequestContext, Target
 from hostler.gateway.events import printable
-from hostler.gateway.middleware.base import CallNext, Heartbeat, RequestMiddleware
+from hostler.gateway.middleware.base import CallNext, RequestMiddleware
+from hostler.gateway.middleware.heartbeat import Heartbeat
 
 logger = logging.getLogger(__name__)
 

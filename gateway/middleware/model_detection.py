@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from itertools import groupby
 
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.catalog import Placement
 from hostler.gateway.context import RequestContext, Target
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
+from hostler.gateway.model_catalog import Placement
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 
 FindModel = Callable[[str | None], Placement]

@@ -9,7 +9,8 @@ from hostler.adapters.errors import WaitTimeout
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import RequestContext
-from hostler.gateway.middleware.base import CallNext, Heartbeat, RequestMiddleware
+from hostler.gateway.middleware.base import CallNext, RequestMiddleware
+from hostler.gateway.middleware.heartbeat import Heartbeat
 from hostler.gateway.scheduling.errors import EngineLost
 from hostler.gateway.scheduling.lease import Lease
 from hostler.gateway.scheduling.orchestrator import Orchestrator

@@ -18,7 +18,7 @@ import uvicorn
 from uvicorn.lifespan.on import LifespanOn
 
 from hostler.gateway.asgi import ASGIApp
-from hostler.gateway.server.protocol import HTTPProtocol, Limits
+from hostler.gateway.server.http_protocol import HTTPProtocol, Limits
 
 #: Deadlines of connections are checked once in this many turns of the main loop.
 _SWEEP_EVERY = 5

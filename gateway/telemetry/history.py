@@ -16,7 +16,7 @@ import anyio.to_thread
 import msgspec
 
 from hostler.gateway.events import BreakerChanged, Event, RequestFinished, SwitchChanged
-from hostler.gateway.telemetry.history_file import is_damaged, open_database
+from hostler.gateway.telemetry.history_schema import is_damaged, open_database
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from hostler.adapters.base import Incoming
 from hostler.adapters.canonical import Chunk, Request, ResponseHead
 from hostler.adapters.openai.adapter import OpenAIAdapter
 from hostler.adapters.openai.encoder import OpenAIEncoder
-from hostler.adapters.openai.parser import OpenAIParser
+from hostler.adapters.openai.response_parser import OpenAIParser
 from hostler.adapters.openai.upstream import OpenAIUpstream
 
 TRANSCRIPTS = Path(__file__).parent.parent / "transcripts"

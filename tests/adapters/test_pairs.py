@@ -16,16 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostler.adapters.anthropic.adapter import AnthropicAdapter
-from hostler.adapters.anthropic.parser import AnthropicParser
+from hostler.adapters.anthropic.response_parser import AnthropicParser
 from hostler.adapters.base import Adapter, Encoder, Incoming, Parser
 from hostler.adapters.canonical import Chunk, Progress, Request, ResponseHead, ToolCall, Usage
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
-from hostler.adapters.llamacpp.parser import LlamaCppParser
+from hostler.adapters.llamacpp.response_parser import LlamaCppParser
 from hostler.adapters.ollama.adapter import OllamaAdapter
-from hostler.adapters.ollama.parser import OllamaParser
+from hostler.adapters.ollama.response_parser import OllamaParser
 from hostler.adapters.openai.adapter import OpenAIAdapter
-from hostler.adapters.openai.parser import OpenAIParser
+from hostler.adapters.openai.response_parser import OpenAIParser
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

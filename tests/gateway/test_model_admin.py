@@ -13,9 +13,9 @@ import pytest
 
 from hostler.adapters.canonical import CopyModel, CreateModel, DeleteModel, Origin, ProgressStep, PullModel
 from hostler.adapters.errors import BadRequest, Forbidden, GatewayError, ModelNotFound, ModelUnavailable
-from hostler.gateway.catalog import Catalog
 from hostler.gateway.config import LibrarySettings
 from hostler.gateway.model_admin import ModelAdmin
+from hostler.gateway.model_catalog import Catalog
 from hostler.profiles.blobs import BlobStore
 from hostler.profiles.library import Library, read_library
 from hostler.profiles.presets import Preset

@@ -10,7 +10,7 @@ import pytest
 from hostler.adapters import sse
 from hostler.adapters.canonical import Chunk, ResponseHead
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
-from hostler.adapters.openai.parser import OpenAIParser
+from hostler.adapters.openai.response_parser import OpenAIParser
 from hostler.adapters.openai.upstream import OpenAIUpstream
 
 STREAM = ResponseHead(media_type="text/event-stream")

@@ -10,7 +10,7 @@ import pytest
 from hostler.adapters import sse
 from hostler.adapters.canonical import Chunk, Progress, ResponseHead, ToolCall, Usage
 from hostler.adapters.errors import ModelUnavailable, TooManyRequests
-from hostler.adapters.openai.parser import OpenAIParser
+from hostler.adapters.openai.response_parser import OpenAIParser
 
 LOADING = Progress(phase="loading", model="b", from_model="a", percent=40.2, eta_s=11.6)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hostler.adapters.anthropic.parser import AnthropicParser
+from hostler.adapters.anthropic.response_parser import AnthropicParser
 from hostler.adapters.anthropic.upstream import AnthropicUpstream
 from hostler.adapters.base import Incoming
 from hostler.adapters.canonical import Chunk, EmbedRequest, Origin, Request, ResponseHead

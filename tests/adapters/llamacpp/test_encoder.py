@@ -23,7 +23,7 @@ from hostler.adapters.canonical import (
 )
 from hostler.adapters.errors import ModelUnavailable
 from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
-from hostler.adapters.llamacpp.parser import LlamaCppParser
+from hostler.adapters.llamacpp.response_parser import LlamaCppParser
 
 Transcript = Callable[[str], bytes]
 

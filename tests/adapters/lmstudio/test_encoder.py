@@ -14,7 +14,7 @@ from hostler.adapters.errors import BackendBroken
 from hostler.adapters.lmstudio.adapter import LMStudioAdapter
 from hostler.adapters.lmstudio.encoder import StatsEncoder
 from hostler.adapters.model_list import ModelCard
-from hostler.adapters.openai.parser import OpenAIParser
+from hostler.adapters.openai.response_parser import OpenAIParser
 from hostler.profiles.schema import ModelFacts
 
 ADAPTER = LMStudioAdapter()

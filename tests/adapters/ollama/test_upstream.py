@@ -23,7 +23,7 @@ from hostler.adapters.canonical import (
 )
 from hostler.adapters.errors import BadRequest
 from hostler.adapters.ollama import context as memory
-from hostler.adapters.ollama.parser import OllamaParser
+from hostler.adapters.ollama.response_parser import OllamaParser
 from hostler.adapters.ollama.upstream import OllamaUpstream
 from hostler.adapters.openai.adapter import OpenAIAdapter
 

@@ -6,7 +6,7 @@ import pytest
 
 from hostler.adapters.model_list import ModelCard
 from hostler.gateway.admin.status import BackendView, BreakerView, ChainView, with_availability
-from hostler.gateway.catalog import CatalogBackend, Placement
+from hostler.gateway.model_catalog import CatalogBackend, Placement
 
 CARD = ModelCard(name="m", state="loaded", memory_bytes=7)
 CLOSED = BreakerView(model=None, state="closed")

@@ -10,9 +10,9 @@ from fakes.requests import FakeWriter, chat, make_context, target
 
 from hostler.adapters.errors import ModelNotFound
 from hostler.adapters.model_list import ModelCard
-from hostler.gateway.catalog import CatalogBackend, Placement
 from hostler.gateway.context import RequestContext, Target
 from hostler.gateway.middleware.model_detection import ModelDetectionMiddleware, nearest_first
+from hostler.gateway.model_catalog import CatalogBackend, Placement
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.scheduling.views import ServiceDistance
 from hostler.profiles.presets import Preset

@@ -12,7 +12,7 @@ import pytest
 
 from hostler.gateway.events import AttemptOutcome, BreakerChanged, Event, RequestFinished, SwitchChanged
 from hostler.gateway.telemetry.history import History, Sample
-from hostler.gateway.telemetry.history_file import open_database
+from hostler.gateway.telemetry.history_schema import open_database
 from hostler.supervisor.contract import SwitchMoved
 
 pytestmark = pytest.mark.anyio

@@ -17,7 +17,7 @@ from hostler.adapters.canonical import (
     Usage,
 )
 from hostler.adapters.errors import BackendBroken
-from hostler.adapters.ollama.parser import OllamaParser
+from hostler.adapters.ollama.response_parser import OllamaParser
 
 TRANSCRIPTS = Path(__file__).parents[2] / "transcripts" / "ollama"
 

@@ -135,7 +135,7 @@ def test_an_error_in_the_first_event_forwards_nothing(parse: Parse, error: bytes
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_chunks_before_an_error_are_still_forwarded(error: bytes) -> None:
-    from hostler.adapters.openai.parser import OpenAIParser
+    from hostler.adapters.openai.response_parser import OpenAIParser
 
     parser = OpenAIParser("chat")
     given = list(parser.feed(delta(content="one")))
@@ -166,7 +166,7 @@ def test_a_truncated_response_is_broken(parse: Parse) -> None:
 
 
 def parser_of(operation: str = "chat", **more: Any) -> Any:
-    from hostler.adapters.openai.parser import OpenAIParser
+    from hostler.adapters.openai.response_parser import OpenAIParser
 
     return OpenAIParser(operation, **more)
 

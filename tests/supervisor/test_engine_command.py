@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.command import EngineCommand, build_command, engine_program
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import SupervisorError
 from hostler.supervisor.embedded.arguments import parse
+from hostler.supervisor.engine_command import EngineCommand, build_command, engine_program
 
 
 def make(

@@ -12,9 +12,9 @@ import anyio
 import msgspec
 
 from hostler.supervisor.child import Child
-from hostler.supervisor.command import free_port
 from hostler.supervisor.contract import EngineAddress, Failure, FailureKind, State, SupervisorError
 from hostler.supervisor.engine_client import get_status
+from hostler.supervisor.engine_command import free_port
 from hostler.supervisor.lifecycle import CommandFactory, EngineLifecycle
 from hostler.supervisor.logs import EngineLog
 from hostler.supervisor.readiness import EXIT_LINE, Readiness, wait_until_unresponsive

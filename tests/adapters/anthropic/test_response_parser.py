@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hostler.adapters import sse
-from hostler.adapters.anthropic.parser import AnthropicParser
+from hostler.adapters.anthropic.response_parser import AnthropicParser
 from hostler.adapters.canonical import Chunk, ResponseHead, Usage
 from hostler.adapters.errors import BackendBroken
 

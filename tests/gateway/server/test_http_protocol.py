@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from hostler.gateway.asgi import DISCONNECT, Receive, Scope, Send
-from hostler.gateway.server.protocol import Limits
+from hostler.gateway.server.http_protocol import Limits
 from hostler.gateway.server.server import Server, bind
 
 pytestmark = pytest.mark.anyio

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hostler.gateway.catalog import Catalog
 from hostler.gateway.config import BackendSettings
+from hostler.gateway.model_catalog import Catalog
 from hostler.supervisor.contract import HostStatus, ProfileInfo
 
 BACKENDS = {

@@ -16,13 +16,13 @@ import pytest
 from fakes.flag_file import FlagFile
 
 from hostler.profiles.schema import Profile
-from hostler.supervisor.command import EngineCommand, build_command
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError
 from hostler.supervisor.engine_client import get_status
+from hostler.supervisor.engine_command import EngineCommand, build_command
+from hostler.supervisor.engine_process import ManagedProcess, ProcessLimits
 from hostler.supervisor.lifecycle import CommandFactory
 from hostler.supervisor.logs import EngineLog
-from hostler.supervisor.process import ManagedProcess, ProcessLimits
 
 pytestmark = pytest.mark.anyio
 

@@ -24,7 +24,7 @@ from hostler.adapters.canonical import (
 )
 from hostler.adapters.errors import BackendBroken
 from hostler.adapters.llamacpp.adapter import LlamaCppAdapter
-from hostler.adapters.llamacpp.parser import LlamaCppParser
+from hostler.adapters.llamacpp.response_parser import LlamaCppParser
 from hostler.adapters.llamacpp.upstream import LlamaCppUpstream
 
 Transcript = Callable[[str], bytes]
