@@ -42,6 +42,9 @@ class SurprisedUpstream(Upstream):
 class OneAnswer:
     head = ResponseHead(media_type="text/event-stream")
 
+    def __init__(self, *, complete: bool) -> None:
+        self.complete = complete
+
     @asynccontextmanager
     async def send(self, *_: Any) -> AsyncIterator[OneAnswer]:
         yield self
@@ -50,11 +53,12 @@ class OneAnswer:
         yield b"data: 1\n\n"
 
 
-async def test_an_answer_that_surprises_its_reader_is_broken() -> None:
+@pytest.mark.parametrize("complete", [False, True])
+async def test_an_answer_that_surprises_its_reader_is_broken(complete: bool) -> None:
     backend = Backend(
         name="b",
         upstream=SurprisedUpstream(),
-        transport=OneAnswer(),  # type: ignore[arg-type]
+        transport=OneAnswer(complete=complete),  # type: ignore[arg-type]
         timeouts=Timeouts(),
         endpoint=Endpoint(host="127.0.0.1", port=1, name="b"),
     )
@@ -70,3 +74,4 @@ async def test_an_answer_that_surprises_its_reader_is_broken() -> None:
     with pytest.raises(BackendBroken) as broken:
         await Proxy({"b": backend}, clock=lambda: 0.0).dispatch(context)
     assert broken.value.backend == "b"
+    assert str(broken.value.__cause__) == "b'data: 1\\n\\n'", "the parser was not asked"
