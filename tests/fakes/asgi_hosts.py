@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,6 +25,17 @@ class _StockUvicorn(uvicorn.Server):
         yield
 
 
+@contextlib.contextmanager
+def _bound() -> Iterator[list[socket.socket]]:
+    """A socket on a free port. Servers close it, but not those that are cancelled since a test has failed."""
+    sockets = bind([("127.0.0.1", 0)], "here")
+    try:
+        yield sockets
+    finally:
+        for each in sockets:
+            each.close()
+
+
 def _client(port: int) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False)
 
@@ -31,32 +43,32 @@ def _client(port: int) -> httpx.AsyncClient:
 @asynccontextmanager
 async def hostler(app: Any) -> AsyncIterator[httpx.AsyncClient]:
     """The server of `hostler up`."""
-    sockets = bind([("127.0.0.1", 0)], "here")
     started = anyio.Event()
     server = Server(app, drain_s=1, lifespan=True, started_callback=started.set)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(server.serve, sockets)
-        await started.wait()
-        async with _client(sockets[0].getsockname()[1]) as client:
-            yield client
-        server.stop()
+    with _bound() as sockets:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve, sockets)
+            await started.wait()
+            async with _client(sockets[0].getsockname()[1]) as client:
+                yield client
+            server.stop()
 
 
 @asynccontextmanager
 async def stock_uvicorn(app: Any) -> AsyncIterator[httpx.AsyncClient]:
     """`uvicorn`, with its own protocol for httptools."""
-    sockets = bind([("127.0.0.1", 0)], "here")
     config = uvicorn.Config(
         app, http="httptools", ws="none", lifespan="on", log_config=None, timeout_graceful_shutdown=1
     )
     server = _StockUvicorn(config)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(server.serve, sockets)
-        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-            await anyio.sleep(0.01)
-        async with _client(sockets[0].getsockname()[1]) as client:
-            yield client
-        server.should_exit = True
+    with _bound() as sockets:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve, sockets)
+            while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+                await anyio.sleep(0.01)
+            async with _client(sockets[0].getsockname()[1]) as client:
+                yield client
+            server.should_exit = True
 
 
 @asynccontextmanager

@@ -4,41 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import httpx
+import anyio
 import pytest
 from fakes.flag_file import FlagFile
-from system.running_gateway import RunningGateway, StartGateway
+from system.running_gateway import StartGateway, first_token
 
 pytestmark = pytest.mark.anyio
 
 SLOW = {"chunks": 50_000, "chunk_delay": 0.02}
 
 
-async def serving(gateway: RunningGateway) -> int:
-    return int((await gateway.status())["hosts"][0]["serving"])
-
-
 async def test_a_client_disconnect_in_mid_stream_stops_the_engine(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"script": SLOW}}) as gateway:
         async with gateway.stream("a") as answer:
-            lines = answer.aiter_lines()
-            for _ in range(5):
-                await anext(lines)
+            await first_token(answer)
         await gateway.until(lambda: gateway.events("gone"))
-        assert await serving(gateway) == 0
+        await gateway.until_counts(0, 0)
 
 
 async def test_a_client_disconnect_before_a_whole_answer_stops_the_engine(
     start_gateway: StartGateway,
 ) -> None:
     async with start_gateway({"a": {"parallel": 2, "script": SLOW}}) as gateway, gateway.stream("a") as other:
-        others = other.aiter_lines()
-        await anext(others)
-        with pytest.raises(httpx.ReadTimeout):
-            await gateway.http.post("/v1/chat/completions", json={"model": "a", "messages": []}, timeout=0.3)
+        await first_token(other)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(gateway.chat, "a")
+            await gateway.until(lambda: len(gateway.requests()) == 2)
+            tasks.cancel_scope.cancel()
         # The other stream continues, and the engine sees the disconnect nevertheless.
         await gateway.until(lambda: gateway.events("gone"))
-        assert await serving(gateway) == 1
+        await gateway.until_counts(1, 0)
 
 
 async def test_a_disconnect_after_the_last_event_counts_as_a_complete_answer(

@@ -10,7 +10,7 @@ import anyio
 import httpx
 import pytest
 from fakes.flag_file import FlagFile
-from system.running_gateway import StartGateway, data_events, is_complete
+from system.running_gateway import StartGateway, data_events, first_token, is_complete
 
 pytestmark = pytest.mark.anyio
 
@@ -246,10 +246,8 @@ async def test_two_streams_run_at_once_with_two_slots(start_gateway: StartGatewa
         start_gateway({"a": {"parallel": 2, "script": {"chunks": 50_000, "chunk_delay": 0.02}}}) as gateway,
         gateway.stream("a") as one,
     ):
-        first = one.aiter_lines()
-        await anext(first)
+        await first_token(one)
         with anyio.fail_after(20):
             async with gateway.stream("a") as two:
-                second = two.aiter_lines()
-                await anext(second)
+                await first_token(two)
                 assert await gateway.counts() == (2, 0)
