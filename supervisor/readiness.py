@@ -71,9 +71,13 @@ class Readiness:
                 ours = self.reported_ready or await _is_ours(pid, host, port, key)
             if status == 200 and ours:
                 return
-            pause = min(MAX_POLL_S, max(MIN_POLL_S, (time.monotonic() - started) * POLL_SHARE))
-            with anyio.move_on_after(MIN_POLL_S if self.reported_ready else pause):
+            with anyio.move_on_after(MIN_POLL_S if self.reported_ready else poll_pause_s(time.monotonic() - started)):
                 await self._changed.wait()
+
+
+def poll_pause_s(taken_s: float) -> float:
+    """Seconds from one poll to the next while a start has taken `taken_s`."""
+    return min(MAX_POLL_S, max(MIN_POLL_S, taken_s * POLL_SHARE))
 
 
 async def wait_until_unresponsive(address: EngineAddress, limit_s: float) -> None:

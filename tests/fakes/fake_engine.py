@@ -131,6 +131,7 @@ class Engine:
         self.slots = [{"tokens": 0, "busy": False} for _ in range(max(1, self.parallel))]
         self.room = threading.Semaphore(self.parallel)
         self.count = 0
+        self.polls = 0  # of /health that were answered with 200
         self.stdout = threading.Lock()
 
     def log(self, event, **facts):
@@ -295,12 +296,14 @@ class Engine:
     def answer(self, connection, method, target, headers, body):
         path, _, query = target.partition("?")
         if path not in ("/health", "/v1/health"):
-            self.log("request", method=method, path=target, headers=headers, body=body.decode("utf-8", "replace"))
+            facts = {"method": method, "path": target, "headers": headers, "polls": self.polls}
+            self.log("request", body=body.decode("utf-8", "replace"), **facts)
         while self.hanging:
             time.sleep(0.05)
         if not self.ready:
             return self.refuse(connection, 503, "Loading model", "unavailable_error")
         if path in ("/health", "/v1/health"):
+            self.polls += 1
             return self.send(connection, 200, {"status": "ok"})
         if self.script["check_key"] and self.key and not self.has_key(headers):
             return self.refuse(connection, 401, "Invalid API Key", "authentication_error")
@@ -578,13 +581,8 @@ class Answer:
         words = [self.word(number) for number in range(self.words)]
         thinking, spoken = "".join(words[: self.script["reasoning"]]), "".join(words[self.script["reasoning"] :])
         if self.native:
-            return {
-                "content": "".join(words),
-                "stop": True,
-                "stop_type": "eos",
-                "tokens_predicted": self.words,
-                "timings": self.timings(),
-            }
+            facts = {"content": "".join(words), "stop": True, "stop_type": "eos"}
+            return {**facts, "tokens_predicted": self.words, "timings": self.timings()}
         if self.chat:
             message = {"role": "assistant", "content": spoken}
             if thinking:

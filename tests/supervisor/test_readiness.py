@@ -1,4 +1,4 @@
-"""When an engine counts as unresponsive."""
+"""How often a starting engine is polled, and when a running one counts as unresponsive."""
 
 from __future__ import annotations
 
@@ -12,9 +12,18 @@ import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
 from hostler.supervisor.contract import EngineAddress
-from hostler.supervisor.readiness import wait_until_unresponsive
+from hostler.supervisor.readiness import poll_pause_s, wait_until_unresponsive
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("ready_after", [0.0, 0.1, 0.3, 0.6, 1.0, 1.3, 2.5, 300.0])
+def test_readiness_is_noticed_after_a_hundredth_of_the_load_at_most(ready_after: float) -> None:
+    assert poll_pause_s(ready_after) <= max(0.002, ready_after / 100)
+
+
+def test_an_engine_that_loads_for_very_long_is_polled_four_times_a_second() -> None:
+    assert poll_pause_s(3600.0) == 0.25
 
 
 @asynccontextmanager

@@ -22,26 +22,19 @@ async def stayed(gateway: RunningGateway, since: str, model: str = "a") -> float
 
 
 async def test_a_model_is_stopped_when_unused_for_its_ttl(start_gateway: StartGateway) -> None:
-    unused: list[float] = []
     async with start_gateway({"a": {"ttl_s": 0.6}}) as gateway:
-        # The best of a few, here and below: what a machine does that is busy with other things is not the question.
-        while not unused or (min(unused) > 0.6 + 1.0 and len(unused) < 4):
-            await gateway.chat("a")
-            unused.append(await stayed(gateway, since="done"))
-    assert 0.6 <= min(unused) <= 0.6 + 1.0
+        await gateway.chat("a")
+        assert await stayed(gateway, since="done") >= 0.6
 
 
 async def test_each_request_restarts_the_idle_time(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"ttl_s": 1.0}}) as gateway:
-        lived: list[float] = []
-        while not lived or (max(lived) < 2.0 and len(lived) < 4):
-            for _ in range(9):
-                await gateway.chat("a")
-                await anyio.sleep(0.3)
-            # Never sooner than that, however long a request was on its way.
-            assert await stayed(gateway, since="done") >= 1.0
-            lived.append(gateway.events("stop")[-1]["time"] - gateway.events("ready")[-1]["time"])
-    assert max(lived) >= 2.0
+        await gateway.chat("a")
+        first = gateway.events("done")[0]["time"]
+        # Unless these restart it, it ends half of it, or less, after the last of them.
+        while gateway.events("done")[-1]["time"] - first < 0.5:
+            await gateway.chat("a")
+        assert await stayed(gateway, since="done") >= 1.0
 
 
 async def test_a_model_is_never_stopped_in_mid_answer(start_gateway: StartGateway, flags: Flags) -> None:
@@ -62,12 +55,9 @@ async def open_later(gate: FlagFile) -> None:
 
 
 async def test_a_model_loaded_without_a_request_stays_for_its_ttl(start_gateway: StartGateway) -> None:
-    unused: list[float] = []
     async with start_gateway({"a": {"ttl_s": 0.6}, "b": {}}) as gateway:
-        while not unused or (min(unused) > 0.6 + 1.0 and len(unused) < 4):
-            assert (await gateway.action("load", model="a")).json() == {"model": "a", "state": "loaded"}
-            unused.append(await stayed(gateway, since="ready"))
-        assert 0.6 <= min(unused) <= 0.6 + 1.0
+        assert (await gateway.action("load", model="a")).json() == {"model": "a", "state": "loaded"}
+        assert await stayed(gateway, since="ready") >= 0.6
         # Without a ttl it stays.
         await gateway.action("load", model="b")
         with pytest.raises(TimeoutError):

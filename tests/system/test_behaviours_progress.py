@@ -6,7 +6,6 @@ import json
 import re
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -16,6 +15,8 @@ import pytest
 from fakes.flag_file import FlagFile
 from system.running_gateway import RunningGateway, StartGateway, data_events
 
+from hostler.gateway.config import SwitchingSettings
+
 pytestmark = pytest.mark.anyio
 
 EAGER = {"switching": {"progress_after_s": 0, "progress_every_s": 0.05}}
@@ -23,19 +24,22 @@ OFF = {"switching": {"progress": "off"}}
 QUESTION = [{"role": "user", "content": "Hello"}]
 
 
-async def test_a_cold_stream_gets_bytes_within_a_second_and_then_every_two_seconds(start_gateway: StartGateway) -> None:
-    async with start_gateway({"a": {"script": {"ready_after": 3.2}}}) as gateway:
-        tries: list[tuple[bool, list[float]]] = []
-        while not tries or (not tries[-1][0] and len(tries) < 8):  # a busy machine may be late, but not every time
-            times = [time.monotonic()]
-            async with gateway.stream("a") as answer:
-                async for _ in answer.aiter_raw():
-                    times.append(time.monotonic())
-            assert answer.status_code == 200
-            gaps = [later - earlier for earlier, later in pairwise(times)]
-            tries.append((gaps[0] <= 1.0 and max(gaps) <= 2.0, gaps))
-            await gateway.action("unload", model="a")
-        assert tries[-1][0], tries
+async def test_a_cold_stream_gets_progress_until_its_model_is_ready(
+    start_gateway: StartGateway, flags: Callable[[str], FlagFile]
+) -> None:
+    # So soon and so often; that these times are kept is tested with `Heartbeat`.
+    defaults = SwitchingSettings()
+    assert defaults.progress_after_s <= 1.0
+    assert defaults.progress_every_s <= 2.0
+    ready = flags("ready")
+    async with start_gateway({"a": {"script": {"ready_when": ready.path}}}) as gateway:
+        shown = 0
+        async with gateway.stream("a") as answer:
+            async for line in answer.aiter_lines():
+                shown += "x_hostler" in line
+                if shown == 3:
+                    ready.set()
+        assert shown >= 3
 
 
 async def test_an_early_error_keeps_its_own_status(
@@ -58,46 +62,64 @@ async def test_an_early_error_keeps_its_own_status(
         assert answer.json()["error"]["code"] == "model_not_available"
 
 
-async def test_the_first_token_follows_at_once_when_the_model_is_ready(start_gateway: StartGateway) -> None:
-    settings = {"switching": {"progress_after_s": 0.1, "progress_every_s": 20}}
+async def test_the_first_token_does_not_wait_for_the_next_progress(start_gateway: StartGateway) -> None:
+    # That would come after the end of this test.
+    settings = {"switching": {"progress_after_s": 0.1, "progress_every_s": 600}}
     async with start_gateway({"a": {"script": {"ready_after": 0.5}}}, gateway=settings) as gateway:
-        delays = []
-        for _ in range(8):  # a busy machine may be late, but not every time
-            async with gateway.stream("a") as answer:
-                async for line in answer.aiter_lines():
-                    if '"word0' in line:
-                        delays.append(time.time() - gateway.events("ready")[-1]["time"])
-                        break
-            if delays[-1] <= 0.1:
-                break
-            await gateway.action("unload", model="a")
-        assert min(delays) <= 0.1
+        async with gateway.stream("a") as answer:
+            text = (await answer.aread()).decode()
+        assert "x_hostler" in text.partition('"word0')[0]
 
 
 async def test_every_phase_of_a_switch_is_shown_and_the_second_load_has_an_estimate(
-    start_gateway: StartGateway,
+    start_gateway: StartGateway, flags: Callable[[str], FlagFile]
 ) -> None:
-    settings = {"switching": {"progress_after_s": 0, "progress_every_s": 0.2}}
-    profiles = {"a": {"script": {"ready_after": 0.5, "slow_exit": 0.2}}, "b": {"script": {"ready_after": 0.5}}}
-    async with start_gateway(profiles, gateway=settings) as gateway:
+    settings = {"switching": {"progress_after_s": 0, "progress_every_s": 0.05}}
+    gone, ready = flags("gone"), flags("ready")
+    profiles = {
+        "a": {"script": {"gone_when": gone.path}},
+        "b": {"script": {"listen_after": 0.2, "ready_when": ready.path}},
+    }
+    async with start_gateway(profiles, gateway=settings, supervisor={"stop_grace_s": 60}) as gateway:
+        ready.set()
         await gateway.chat("b")
-        for _ in range(8):  # a busy machine may miss a short phase, but not every time
-            await gateway.chat("a")
-            async with gateway.stream("b") as answer:
-                text = (await answer.aread()).decode()
-            shown = [event["x_hostler"] for event in data_events(text) if "x_hostler" in event]
-            loading = [each for each in shown if each["phase"] == "loading"]
-            percents = [each["percent"] for each in loading]
-            if {"stopping", "starting", "loading"} <= {each["phase"] for each in shown} and percents[-1] > 30:
-                break
-        assert {"stopping", "starting", "loading"} <= {each["phase"] for each in shown}
-        assert percents == sorted(percents)
-        assert percents[-1] > 30
-        assert all(each["eta_s"] is not None and each["eta_s"] < 10 for each in loading)
-        assert {each["from"] for each in shown if each["phase"] == "stopping"} == {"a"}
-        # What was not known yet when the headers went out follows the answer.
-        last = text.rpartition("data: [DONE]")[2]
-        assert "x-hostler-switch-ms=" in last and "x-hostler-switch-ms=0 " not in last
+        try:
+            for _ in range(8):  # a starting engine may be missed while this process is held up, but not every time
+                ready.clear()
+                gone.clear()
+                await gateway.chat("a")
+                text, shown = await switched(gateway, "b", stopping=gone, loading=ready)
+                if "starting" in {each["phase"] for each in shown}:
+                    break
+        finally:
+            gone.set()
+            ready.set()
+    assert {"stopping", "starting", "loading"} <= {each["phase"] for each in shown}
+    loading = [each for each in shown if each["phase"] == "loading"]
+    percents = [each["percent"] for each in loading]
+    assert percents == sorted(percents)
+    assert all(each["eta_s"] is not None for each in loading)
+    assert {each["from"] for each in shown if each["phase"] == "stopping"} == {"a"}
+    # What was not known yet when the headers went out follows the answer.
+    last = text.rpartition("data: [DONE]")[2]
+    assert "x-hostler-switch-ms=" in last and "x-hostler-switch-ms=0 " not in last
+
+
+async def switched(
+    gateway: RunningGateway, model: str, *, stopping: FlagFile, loading: FlagFile
+) -> tuple[str, list[dict[str, Any]]]:
+    """A stream and the progress in it. The flags are set when their phases are shown, with some of the load done."""
+    text, shown = "", list[dict[str, Any]]()
+    async with gateway.stream(model) as answer:
+        async for line in answer.aiter_lines():
+            text += line + "\n"
+            for progress in [event["x_hostler"] for event in data_events(line) if "x_hostler" in event]:
+                shown.append(progress)
+                if progress["phase"] == "stopping":
+                    stopping.set()
+                if progress["phase"] == "loading" and progress["percent"] > 30:
+                    loading.set()
+    return text, shown
 
 
 async def test_a_new_phase_is_shown_when_it_starts(
@@ -192,7 +214,7 @@ async def test_a_loaded_model_is_as_fast_while_clients_watch_another_one_load(
             await gateway.until(lambda: gateway.starts("cold"))
             with anyio.fail_after(30):
                 # The machine may have been busy with something else for a while.
-                while await quickest() > before + 0.02:
+                while await quickest() > 5 * before:
                     pass
             assert not gateway.events("ready", "cold")
             ready.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,15 @@ def lives(gateway: RunningGateway) -> list[tuple[str, float, float]]:
     return [(note["model"], note["time"], ends.get(note["pid"], time.time())) for note in gateway.events("start")]
 
 
-async def in_line(gateway: RunningGateway, models: str) -> dict[str, float]:
-    """Ask for the models at once; when each was answered."""
-    answered: dict[str, float] = {}
+async def in_line(gateway: RunningGateway, models: Iterable[str]) -> None:
+    """Ask for the models at once, and wait for all answers."""
 
     async def ask(model: str) -> None:
         assert (await gateway.chat(model)).status_code == 200
-        answered[model] = time.monotonic()
 
     async with anyio.create_task_group() as tasks:
         for model in models:
             tasks.start_soon(ask, model)
-    return answered
 
 
 async def test_two_cold_models_that_fit_together_load_in_parallel(start_gateway: StartGateway, flags: Flags) -> None:
@@ -99,55 +96,40 @@ async def test_a_key_of_higher_priority_gets_its_model_first(start_gateway: Star
         assert gateway.starts() == ["a", "b", "c"]
 
 
-async def test_an_engine_is_used_within_100_ms_of_being_ready(start_gateway: StartGateway) -> None:
+async def test_an_engine_is_used_after_the_first_poll_that_finds_it_ready(start_gateway: StartGateway) -> None:
+    # How soon that poll comes is tested with `poll_pause_s`.
     profiles = {
         f"ready-after-{seconds}": {"memory": "1GiB", "script": {"ready_after": seconds}}
         for seconds in (0, 0.1, 0.3, 0.6, 1.0, 1.3, 2.5)
     }
     async with start_gateway(profiles, supervisor=SHARED) as gateway:
-        late = dict.fromkeys(profiles, 1.0)
-
-        async def ask(model: str) -> None:
-            assert (await gateway.chat(model)).status_code == 200
-            late[model] = gateway.requests(model)[-1]["time"] - gateway.events("ready", model)[-1]["time"]
-
-        for _ in range(6):  # a busy machine may be late for a model now and then, but not every time
-            async with anyio.create_task_group() as tasks:
-                for model, seconds in late.items():
-                    if seconds > 0.1:
-                        await gateway.action("unload", model=model)
-                        tasks.start_soon(ask, model)
-        assert max(late.values()) <= 0.1
+        await in_line(gateway, profiles)
+        for model in profiles:
+            # The second poll asks whether restoring slots has crashed it.
+            assert [request["polls"] for request in gateway.requests(model)] == [2]
 
 
 async def test_a_model_that_ignores_sigterm_is_killed_after_its_grace_period(start_gateway: StartGateway) -> None:
     profiles = {"a": {"stop_grace_s": 0.3, "script": {"ignore_stop": True}}, "b": {}}
-    took: list[float] = []
-    async with start_gateway(profiles) as gateway:
-        # The best of a few, here and below: what a machine does that is busy with other things is not the question.
-        while not took or (min(took) > 0.8 and len(took) < 4):
-            await gateway.chat("a")
-            pid = gateway.events("start", "a")[-1]["pid"]
-            asked = time.time()
-            assert (await gateway.chat("b")).status_code == 200
-            took.append(gateway.events("start", "b")[-1]["time"] - asked)
-            assert not psutil.pid_exists(pid)
-    assert 0.3 <= min(took) <= 0.3 + 0.5
+    # With the supervisor's own grace period the test would not end.
+    async with start_gateway(profiles, supervisor={"stop_grace_s": 600}) as gateway:
+        await gateway.chat("a")
+        pid = gateway.events("start", "a")[-1]["pid"]
+        asked = time.time()
+        assert (await gateway.chat("b")).status_code == 200
+        assert gateway.events("start", "b")[-1]["time"] - asked >= 0.3
+        assert not psutil.pid_exists(pid)
 
 
 async def test_an_engine_that_accepts_but_never_answers_is_killed(start_gateway: StartGateway) -> None:
-    profile = {"start_timeout_s": 0.5, "script": {"hang": True, "ignore_stop": True}}
-    took: list[float] = []
-    async with start_gateway({"a": profile}, supervisor={"max_failures": 10}) as gateway:
-        while not took or (min(took) > 2.5 and len(took) < 4):
-            began = time.monotonic()
-            answer = await gateway.chat("a")
-            took.append(time.monotonic() - began)
-            assert answer.status_code == 503
-            assert "was not ready in time" in answer.json()["error"]["message"]
-            pid = gateway.events("start")[-1]["pid"]
-            await gateway.until(lambda pid=pid: not psutil.pid_exists(pid))
-    assert 0.5 <= min(took) <= 0.5 + 2.0
+    # Neither does it end by itself, nor is it given the time to.
+    profile = {"start_timeout_s": 0.5, "stop_grace_s": 600, "script": {"hang": True, "ignore_stop": True}}
+    async with start_gateway({"a": profile}) as gateway:
+        answer = await gateway.chat("a")
+        assert answer.status_code == 503
+        assert "was not ready in time" in answer.json()["error"]["message"]
+        pid = gateway.events("start")[-1]["pid"]
+        await gateway.until(lambda: not psutil.pid_exists(pid))
 
 
 async def test_all_waiting_requests_fail_at_once_when_the_engine_dies_during_its_load(
@@ -155,43 +137,37 @@ async def test_all_waiting_requests_fail_at_once_when_the_engine_dies_during_its
 ) -> None:
     die = flags("die")
     script = {"never_ready": True, "exit_code": 1, "exit_when": die.path}
-    late: list[float] = []
-    async with start_gateway({"a": {"script": script}}, supervisor={"max_failures": 10, "backoff_s": 30.0}) as gateway:
-        while not late or (min(late) > 0.3 and len(late) < 4):
-            die.clear()
-            answered: list[float] = []
+    # Neither the end of the pause nor that of the time for a start is waited for: the test would not end.
+    settings = {"max_failures": 10, "backoff_s": 600.0, "max_backoff_s": 600.0}
+    async with start_gateway({"a": {"start_timeout_s": 600, "script": script}}, supervisor=settings) as gateway:
+        answers: list[httpx.Response] = []
 
-            async def ask(answered: list[float]) -> None:
-                assert (await gateway.chat("a")).status_code == 503
-                answered.append(time.time())
+        async def ask() -> None:
+            answers.append(await gateway.chat("a"))
 
-            async with anyio.create_task_group() as tasks:
-                for _ in range(4):
-                    tasks.start_soon(ask, answered)
-                await gateway.until_counts(0, 4)
-                await gateway.until(lambda: len(gateway.starts()) == len(late) + 1)
-                die.set()
-            late.append(max(answered) - gateway.events("stop")[-1]["time"])
-            assert len(gateway.starts()) == len(late)
-            assert [model["state"] for model in (await gateway.status())["models"]] == ["failed"]
-    assert min(late) <= 0.3
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(ask)
+            await gateway.until_counts(0, 4)
+            await gateway.until(gateway.starts)
+            die.set()
+        assert [answer.status_code for answer in answers] == [503] * 4
+        assert gateway.starts() == ["a"]
+        assert [model["state"] for model in (await gateway.status())["models"]] == ["failed"]
 
 
 async def test_a_model_that_failed_often_fails_fast_with_its_last_output(start_gateway: StartGateway) -> None:
     script = {"exit_code": 1, "stderr": "E out of luck\n"}
-    settings = {"max_failures": 3, "backoff_s": 10.0}
+    settings = {"max_failures": 3, "backoff_s": 600.0, "max_backoff_s": 600.0}
     async with start_gateway({"a": {"script": script}}, supervisor=settings) as gateway:
         for _ in range(3):
             assert (await gateway.chat("a")).status_code == 503
-        seconds = []
         for _ in range(30):
-            began = time.monotonic()
             answer = await gateway.chat("a")
-            seconds.append(time.monotonic() - began)
             assert answer.status_code == 503
             assert "out of luck" in answer.json()["error"]["message"]
-            assert 1 <= int(answer.headers["retry-after"]) <= 60
-        assert min(seconds) <= 0.01
+            assert 1 <= int(answer.headers["retry-after"]) <= 600
+        # It was refused without a start, and without waiting for the end of the pause.
         assert gateway.starts() == ["a"] * 3
 
 
@@ -288,15 +264,11 @@ async def test_a_slow_unload_delays_no_other_model(start_gateway: StartGateway, 
             lines = await first_token(answer)
             tasks.start_soon(lambda: gateway.action("unload", model="b"))
             await gateway.until(lambda: models_in(gateway, "stopping"))
-            seconds = []
             for _ in range(9):
-                began = time.monotonic()
                 assert (await gateway.chat("c")).status_code == 200
-                seconds.append(time.monotonic() - began)
             rest = [line async for line in lines]
             assert models_in(gateway, "stopping") == ["b"]
             gone.set()
-        assert min(seconds) < 0.05
         assert is_complete("\n".join(rest))
         assert models_in(gateway, "stopping") == []
 
@@ -362,14 +334,10 @@ async def test_an_unload_refuses_the_models_queue_and_no_other(start_gateway: St
         assert gateway.starts() == ["a", "c"]
 
 
-async def test_a_switch_waits_for_patience_the_answers_in_flight_and_the_load(
+async def test_a_switch_waits_for_patience_and_the_answers_in_flight_but_not_for_later_ones(
     start_gateway: StartGateway,
 ) -> None:
-    profiles = {
-        "a": {"parallel": 2, "script": {"chunks": 5, "chunk_delay": 0.04}},
-        "b": {"script": {"ready_after": 0.2}},
-    }
-    took: list[float] = []
+    profiles = {"a": {"parallel": 2, "script": {"chunks": 5, "chunk_delay": 0.04}}, "b": {}}
     async with start_gateway(profiles, gateway={"switching": {"patience_s": 0.5}}) as gateway:
         await gateway.chat("a")
         async with anyio.create_task_group() as tasks:
@@ -380,11 +348,13 @@ async def test_a_switch_waits_for_patience_the_answers_in_flight_and_the_load(
 
             for _ in range(4):
                 tasks.start_soon(keep_asking)
-            while not took or (min(took) > 1.9 and len(took) < 4):
+            # Again and again: each time, `a` is requested without a pause.
+            for number in range(3):
                 await gateway.until_counts(2, 2)
-                began = time.monotonic()
+                began = time.time()
                 assert (await gateway.chat("b")).status_code == 200
-                took.append(time.monotonic() - began)
+                assert len(gateway.starts("b")) == number + 1
+                assert gateway.events("start", "b")[-1]["time"] - began >= 0.5
+                answered = [note["event"] for note in gateway.events(model="a") if note["event"] in ("done", "gone")]
+                assert "gone" not in answered
             tasks.cancel_scope.cancel()
-    # 0.5 patience, 0.2 in flight, 0.2 load; the rest is for starting and stopping processes on a busy machine.
-    assert 0.5 <= min(took) <= 0.5 + 0.2 + 0.2 + 1.0

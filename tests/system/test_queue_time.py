@@ -38,7 +38,16 @@ async def sees_the_gateway_stop(gateway: RunningGateway, client: anyio.CancelSco
     gateway.app.stop()
 
 
-async def waited(gateway: RunningGateway, end: End) -> tuple[RequestFinished, float]:
+async def until_queued_for(gateway: RunningGateway, seconds: float) -> float:
+    """Wait until a request has been queued so long, and how long it has been then."""
+    waited_s = -1.0
+    with anyio.fail_after(20):
+        while waited_s < seconds:
+            waited_s = max([each["waited_s"] for each in (await gateway.status())["hosts"][0]["queue"]], default=-1.0)
+    return waited_s
+
+
+async def waited(gateway: RunningGateway, end: End, *, loads: bool = False) -> tuple[RequestFinished, float]:
     """A request for `a` that is seen in the queue and then ends so, and how long it had been queued by then.
 
     The status rounds to a millisecond, perhaps upwards: half of one is taken off.
@@ -60,9 +69,12 @@ async def waited(gateway: RunningGateway, end: End) -> tuple[RequestFinished, fl
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(ask)
-        waited_s = 0.0
-        while waited_s < 0.05:
-            waited_s = max([each["waited_s"] for each in (await gateway.status())["hosts"][0]["queue"]], default=0.0)
+        await until_queued_for(gateway, 0.05)
+        if loads:
+            # More of it after the switch has begun than before.
+            await gateway.until(lambda: gateway.starts("a"))
+            await until_queued_for(gateway, 2.1 * await until_queued_for(gateway, 0.0))
+        waited_s = await until_queued_for(gateway, 0.0)
         await end(gateway, client)
         with anyio.fail_after(20):
             await over.wait()
@@ -92,20 +104,25 @@ async def test_a_client_that_disconnects_during_a_load_has_switch_time(
 ) -> None:
     ready = flags("ready")
     async with start_gateway({"a": {"script": {"ready_when": ready.path}}}) as gateway:
-        event, waited_s = await waited(gateway, leaves)
+        event, waited_s = await waited(gateway, leaves, loads=True)
         assert event.outcome == "client_disconnected"
         assert waited_s <= event.queue_s + event.switch_s <= event.seconds
         assert event.switch_s > event.queue_s
         ready.set()
 
 
-async def test_a_request_whose_load_fails_has_switch_time(start_gateway: StartGateway) -> None:
-    async with start_gateway({"a": {"script": {"exit_code": 1}}}) as gateway:
-        finished: list[RequestFinished] = []
-        gateway.app.bus.listen(lambda event: finished.append(event) if isinstance(event, RequestFinished) else None)
-        answer = await gateway.chat("a")
-        assert answer.status_code == 503
-        assert finished[0].switch_s > finished[0].queue_s
+async def test_a_request_whose_load_fails_has_switch_time(start_gateway: StartGateway, flags: Flags) -> None:
+    die = flags("die")
+
+    async def lets_it_die(gateway: RunningGateway, client: anyio.CancelScope) -> None:
+        die.set()
+
+    script = {"never_ready": True, "exit_code": 1, "exit_when": die.path}
+    async with start_gateway({"a": {"script": script}}) as gateway:
+        event, waited_s = await waited(gateway, lets_it_die, loads=True)
+        assert event.status == 503
+        assert waited_s <= event.queue_s + event.switch_s <= event.seconds
+        assert event.switch_s > event.queue_s
 
 
 async def test_a_wait_timeout_reports_its_queue_time(start_gateway: StartGateway) -> None:
