@@ -18,6 +18,9 @@ from hostler.gateway.config import read
 from hostler.gateway.events import Event, RequestFinished
 from hostler.gateway.server.server import bind
 
+#: For backends that stall. All others may be as slow as a busy machine makes them.
+IMPATIENT = {"timeouts": {"connect_s": 1, "first_byte_s": 1, "between_bytes_s": 0.5}}
+
 
 class RunningChain:
     """A running gateway and the events it published."""
@@ -33,7 +36,7 @@ class RunningChain:
         """The requests that have finished."""
         return [event for event in self.events if isinstance(event, RequestFinished)]
 
-    async def until(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
+    async def until(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
         """Wait for an effect at the other end of a socket."""
         with anyio.fail_after(seconds):
             while not condition():  # noqa: ASYNC110 - the other end has no event to wait for
@@ -83,7 +86,6 @@ async def start_chain(
     """Run a gateway with these backends as its chain, optionally with a history file."""
     gateway = {
         "listen": ["127.0.0.1:0"],
-        "timeouts": {"connect_s": 1, "first_byte_s": 1, "between_bytes_s": 0.5},
         "probing": {"every_s": 3600, "down_every_s": 0.1},
         "spending": {"file": str(tmp_path / "spending.json")},
         **more.pop("gateway", {}),

@@ -22,7 +22,6 @@ from hostler.gateway.server.server import bind
 
 pytestmark = pytest.mark.anyio
 
-PATIENT = {"timeouts": {"connect_s": 5, "first_byte_s": 60, "between_bytes_s": 60}}
 SLOW = {"a": {"script": {"ready_after": 0.3}}, "b": {}}
 
 
@@ -103,14 +102,14 @@ async def test_answer_times_survive_a_restart(tmp_path: Path, flags: Callable[[s
                 finished.append(event)
 
         speak.set()
-        async with start_chain(tmp_path, {"far": far.backend}, history=history, gateway=PATIENT) as chain:
+        async with start_chain(tmp_path, {"far": far.backend}, history=history) as chain:
             chain.app.bus.listen(on_event)
             await chain.chat(model="a")
             await chain.until(lambda: finished)
         speak.clear()
         (event,) = finished
         async with (
-            start_chain(tmp_path, {"far": far.backend}, history=history, gateway=PATIENT) as chain,
+            start_chain(tmp_path, {"far": far.backend}, history=history) as chain,
             anyio.create_task_group() as tasks,
         ):
             tasks.start_soon(partial(chain.chat, model="a"))
