@@ -137,10 +137,11 @@ class SwitchOperation:
         return max(0.0, self._expected_s - self._loading_s())
 
     def event(self, failure: Failure | None = None) -> SwitchMoved:
-        """The current state as an event."""
+        """The current state as an event. Once the switch is over, its time is that of its phases."""
+        now = self._entered if self._phase in ("ready", "failed") else time.monotonic()
         return SwitchMoved(
             id=self.number, model=self.model, phase=self._phase or "draining", from_models=self.victims,
-            percent=self.percent, eta_s=self.eta_s, elapsed_s=time.monotonic() - self._started,
+            percent=self.percent, eta_s=self.eta_s, elapsed_s=now - self._started,
             phase_seconds=dict(self._phase_seconds), failure=failure,
         )  # fmt: skip
 

@@ -29,6 +29,7 @@ class SlotEngine:
         self.reported: int | None = None
         self.missing = 0
         self.hangs = self.crashes = False
+        self.hanging = asyncio.Event()
         self.address = EngineAddress(model="alpha", host="", port=0, key="k", generation=1, context=9, parallel=2)
 
     def answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
@@ -60,6 +61,7 @@ class SlotEngine:
             if "restore" in path and self.crashes:
                 return
             if "action" in path and self.hangs:
+                self.hanging.set()
                 await reader.read()
                 return
             status, answer = self.answer(method, path, body)

@@ -110,18 +110,14 @@ async def entered(one: ObservedProcess, *states: str) -> None:
 
 @pytest.mark.parametrize("ready_after", [0.0, 0.1, 0.3, 0.6, 1.0])
 @pytest.mark.parametrize("router_child", [False, True])
-async def test_waiters_get_the_address_soon_after_the_engine_is_ready(
+async def test_waiters_get_the_address_after_the_first_poll_that_finds_the_engine_ready(
     process: Make, journal: Any, ready_after: float, router_child: bool
 ) -> None:
-    late: list[float] = []
     async with process(ready_after=ready_after, router_child=router_child) as one:
-        # The best of a few: the load of the machine is not what is measured.
-        while not late or (min(late) > 0.05 and len(late) < 4):
-            await one.stop()
-            address = await one.ensure_ready()
-            late.append(time.time() - journal.events("ready")[-1]["time"])
-            assert await get_status(address.host, address.port, "/v1/models", timeout_s=2, key=address.key) == 200
-    assert min(late) <= 0.1
+        address = await one.ensure_ready()
+        assert await get_status(address.host, address.port, "/v1/models", timeout_s=20, key=address.key) == 200
+        # The second poll asks whether restoring slots has crashed it.
+        assert journal.events("request")[-1]["polls"] == 2
 
 
 async def test_one_process_serves_all_waiters(process: Make, journal: Any, flags: Flags) -> None:
@@ -179,15 +175,13 @@ async def test_stopping_what_does_not_run_returns_at_once(process: Make) -> None
 
 async def test_an_exit_while_loading_fails_at_once_with_its_reason(process: Make, journal: Any) -> None:
     line = "0.00.001.000 E llama_model_load: error loading model: unknown model architecture: 'odd'"
-    late: list[float] = []
-    async with process(exit_code=1, exit_after=0.2, never_ready=True, stderr=line, limits=RELENTLESS) as one:
-        while not late or (min(late) > 0.3 and len(late) < 4):
-            failure = await failure_of(one)
-            late.append(time.time() - journal.events("stop")[-1]["time"])
-            assert failure.kind == "unknown_architecture"
-            assert failure.exit_code == 1
-            assert line in failure.lines
-    assert min(late) <= 0.3
+    # Else it would fail after the time for a start, which is longer than this test may take.
+    limits = msgspec.structs.replace(RELENTLESS, start_timeout_s=600)
+    async with process(exit_code=1, exit_after=0.2, never_ready=True, stderr=line, limits=limits) as one:
+        failure = await failure_of(one)
+        assert failure.kind == "unknown_architecture"
+        assert failure.exit_code == 1
+        assert line in failure.lines
 
 
 async def test_a_new_request_after_a_failed_load_tries_again(process: Make, journal: Any) -> None:
@@ -203,12 +197,8 @@ async def test_fails_fast_after_too_many_failures(process: Make, journal: Any) -
         for _ in range(3):
             await failure_of(one)
         await entered(one, "failed")
-        took = []
         for _ in range(9):
-            began = time.monotonic()
             failure = await failure_of(one)
-            took.append(time.monotonic() - began)
-        assert min(took) <= 0.01
         assert failure.lines == ("it is broken",)
         assert 0 < (failure.retry_after_s or 0) <= 100
         assert len(journal.events("start")) == 3
@@ -266,14 +256,11 @@ async def test_a_pinned_process_restarts_by_itself(process: Make, journal: Any) 
 
 
 async def test_an_engine_that_ignores_signals_is_killed_after_its_grace_period(process: Make, journal: Any) -> None:
-    took: list[float] = []
     async with process(ignore_stop=True, limits=ProcessLimits(stop_grace_s=0.3)) as one:
-        while not took or (min(took) > 0.8 and len(took) < 4):
-            await one.ensure_ready()
-            began = time.monotonic()
-            await one.stop()
-            took.append(time.monotonic() - began)
-    assert 0.3 <= min(took) <= 0.8
+        await one.ensure_ready()
+        began = time.monotonic()
+        await one.stop()
+        assert time.monotonic() - began >= 0.3
 
 
 async def test_a_grandchild_that_ignores_signals_does_not_outlive_its_engine(process: Make, journal: Any) -> None:
@@ -308,16 +295,13 @@ def assert_all_gone(pids: list[int]) -> None:
 async def test_one_that_never_gets_ready_is_killed_at_its_limit(
     process: Make, journal: Any, script: dict[str, Any]
 ) -> None:
-    took: list[float] = []
     limits = msgspec.structs.replace(RELENTLESS, start_timeout_s=0.7)
     async with process(limits=limits, **script) as one:
-        while not took or (min(took) > 1.5 and len(took) < 4):
-            began = time.monotonic()
-            failure = await failure_of(one)
-            took.append(time.monotonic() - began)
-            assert failure.kind == "start_timeout"
-            await entered(one, "backoff")
-    assert 0.7 <= min(took) <= 1.5
+        began = time.monotonic()
+        failure = await failure_of(one)
+        assert time.monotonic() - began >= 0.7
+        assert failure.kind == "start_timeout"
+        await entered(one, "backoff")
 
 
 async def test_can_be_stopped_while_it_starts(process: Make, journal: Any) -> None:

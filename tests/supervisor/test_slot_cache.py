@@ -158,8 +158,10 @@ async def test_a_file_is_deleted_when_its_restore_is_cancelled(
 ) -> None:
     await cache.save(engine.address, PROFILE, FACTS, KEY)
     engine.hangs = True
-    with anyio.move_on_after(0.05):
-        await cache.restore(engine.address, PROFILE, FACTS, KEY)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(cache.restore, engine.address, PROFILE, FACTS, KEY)
+        await engine.hanging.wait()
+        tasks.cancel_scope.cancel()
     assert names(tmp_path) == BOTH[2:]
 
 

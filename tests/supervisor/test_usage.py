@@ -259,7 +259,7 @@ async def test_the_real_engine_reports_whether_it_is_busy(real_model: Path, runn
     profile = Profile(name="a", model=str(real_model), engine="embedded", context=2048, threads=1)
     async with running(EngineManager([profile], EXCLUSIVE)) as manager:
         address = await manager.switch("a")
-        assert await engine_activity(address) == EngineActivity(requests=0, work_done=0)
+        assert await engine_activity(address, timeout_s=10) == EngineActivity(requests=0, work_done=0)
         received: list[EngineActivity | None] = []
         async with anyio.create_task_group() as tasks:
 
@@ -271,7 +271,7 @@ async def test_the_real_engine_reports_whether_it_is_busy(real_model: Path, runn
             while True:
                 received.append(await engine_activity(address, timeout_s=10))
                 await anyio.sleep(0.02)
-        after = await engine_activity(address)
+        after = await engine_activity(address, timeout_s=10)
         assert any(each is not None and each.requests == 1 for each in received)
         assert after is not None
         assert (after.requests, after.work_done > 16) == (0, True)
