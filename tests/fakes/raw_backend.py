@@ -110,6 +110,6 @@ def open_files() -> int:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Until something that the event loop brings about, and for which there is no event, has come about."""
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         while not condition():  # noqa: ASYNC110
             await anyio.sleep(0.002)

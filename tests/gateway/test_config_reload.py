@@ -57,7 +57,7 @@ async def test_files_are_polled_without_file_watching(tmp_path: Path) -> None:
     logger = logging.getLogger("hostler.gateway.config_reload")
     logger.addHandler(told)
     try:
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             async with anyio.create_task_group() as tasks:
                 with no_more_files():
                     tasks.start_soon(reloader.run)

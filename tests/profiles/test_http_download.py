@@ -76,7 +76,7 @@ def download(url: str, tmp_path: Path, cancellation: Cancellation | None = None)
 
 async def test_cancelling_ends_the_wait_for_a_response(tmp_path: Path) -> None:
     cancellation = Cancellation()
-    with socket.create_server(("127.0.0.1", 0)) as silent, anyio.fail_after(10):
+    with socket.create_server(("127.0.0.1", 0)) as silent, anyio.fail_after(20):
         async with anyio.create_task_group() as group:
 
             async def wait_in_vain() -> None:

@@ -212,7 +212,7 @@ async def test_a_switch_is_not_retried_without_end() -> None:
 
 async def test_a_refused_connection_is_noticed_at_once() -> None:
     async with SupervisorClient("http://127.0.0.1:1", TOKEN) as client:
-        with anyio.fail_after(10), pytest.raises(SupervisorUnreachable, match=r"127\.0\.0\.1:1 refuses connections"):
+        with anyio.fail_after(20), pytest.raises(SupervisorUnreachable, match=r"127\.0\.0\.1:1 refuses connections"):
             await client.switch("alpha")
         assert client.reachable is False
 

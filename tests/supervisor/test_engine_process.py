@@ -274,7 +274,7 @@ async def test_a_grandchild_that_ignores_signals_does_not_outlive_its_engine(pro
 async def test_a_grandchild_that_ignores_signals_does_not_outlive_a_crash(process: Make, journal: Any) -> None:
     async with process(grandchild=True, exit_code=1, exit_after=0.1, never_ready=True) as one:
         # The grandchild holds the pipes open: waiting for their end would take for ever.
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             assert (await failure_of(one)).kind == "exited"
         await entered(one, "backoff", "stopped")
         assert_all_gone(journal.pids())

@@ -54,7 +54,7 @@ def states(manager: EngineManager) -> dict[str, str]:
 
 async def until(manager: EngineManager, model: str, state: str) -> None:
     """Wait until the manager publishes that `model` is in `state`."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(20):
         async with manager.events() as events:
             async for event in events:
                 if isinstance(event, Snapshot) and states(manager)[model] == state:
@@ -412,7 +412,7 @@ async def test_load_times_are_remembered_and_make_an_eta(
         began = time.monotonic()
         await manager.switch("a")
         took = time.monotonic() - began
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             while not file.exists():
                 await anyio.lowlevel.checkpoint()
     async with running(EngineManager(profiles, EXCLUSIVE, state=StateFiles(load_times=file))) as manager:

@@ -96,7 +96,7 @@ async def test_the_last_caller_to_leave_cancels_the_download_and_the_next_restar
         with anyio.CancelScope() as scope:
             tasks.start_soon(_when, source.asked, scope.cancel)
             await files.path(PROFILE)
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await source.ended.wait()
         source.deliver.set()
         assert await files.path(PROFILE) == FILE

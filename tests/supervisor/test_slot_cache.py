@@ -137,7 +137,7 @@ async def test_a_failed_save_keeps_the_earlier_file(
 ) -> None:
     await cache.save(engine.address, PROFILE, FACTS, KEY)
     engine.hangs = True
-    with anyio.fail_after(15):
+    with anyio.fail_after(20):
         assert (await impatient.save(engine.address, PROFILE, FACTS, KEY)).slots == 0
     assert names(tmp_path) == BOTH
 

@@ -92,7 +92,7 @@ async def test_a_download_by_a_switch_describes_every_profile_of_the_file(far: A
     async with host.manager.events() as events:
         with pytest.raises(SupervisorError):  # there is no engine for it, which is another matter
             await host.manager.switch("m")
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             async for event in events:
                 if isinstance(event, Snapshot) and [profile.size for profile in event.host.profiles] == [7, 7]:
                     break
@@ -104,7 +104,7 @@ async def test_the_last_client_to_disconnect_cancels_the_download(far: Any) -> N
         tasks.start_soon(client.pull, "m")
         await host.asked.wait()
         tasks.cancel_scope.cancel()
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         await host.ended.wait()
     assert not host.here
 

@@ -36,7 +36,7 @@ def states(manager: EngineManager) -> dict[str, str]:
 
 async def until(manager: EngineManager, condition: Callable[[], bool]) -> None:
     """Wait until `condition` holds after one of the manager's events."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(20):
         async with manager.events() as events:
             async for _ in events:
                 if condition():

@@ -28,7 +28,7 @@ async def frames(answer: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
 async def until_lines(answer: httpx.Response, text: str) -> list[dict[str, Any]]:
     """The lines of a log up to one that contains this text."""
     lines: list[dict[str, Any]] = []
-    with anyio.fail_after(10):
+    with anyio.fail_after(20):
         async for name, data in frames(answer):
             if name == "lines":
                 lines += data
@@ -40,7 +40,7 @@ async def until_lines(answer: httpx.Response, text: str) -> list[dict[str, Any]]
 async def test_requests_in_flight_are_sent_to_readers_of_events(start_gateway: StartGateway) -> None:
     async with start_gateway({"a": {"script": {"chunks": 400, "chunk_delay": 0.05}}}) as gateway:
         async with gateway.http.stream("GET", "/events") as events, gateway.stream("a", key=None):
-            with anyio.fail_after(10):
+            with anyio.fail_after(20):
                 async for name, data in frames(events):
                     if name == "update" and data["in_flight"] and data["in_flight"][0]["phase"] == "generating":
                         break

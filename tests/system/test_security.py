@@ -236,7 +236,7 @@ async def test_a_revoked_key_is_refused_on_an_open_connection(start_gateway: Sta
         for _ in range(3):
             assert (await gateway.chat("a", key=key)).status_code == 200
         assert keys.revoke(tmp_path / "keys", "bob")
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             while (await gateway.chat("a", key=key)).status_code != 401:  # noqa: ASYNC110 - a file
                 await anyio.sleep(0.05)
 
@@ -250,7 +250,7 @@ async def test_all_requests_are_refused_once_the_last_key_is_revoked(
         assert login.status_code == 200
         assert keys.revoke(tmp_path / "keys", "bob")
         held = {"Authorization": f"Bearer {key}"}
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             while (await gateway.http.get("/v1/models", headers=held)).status_code != 401:  # noqa: ASYNC110 - a file
                 await anyio.sleep(0.05)
         assert (await gateway.http.get("/admin/status")).status_code == 401
@@ -258,6 +258,6 @@ async def test_all_requests_are_refused_once_the_last_key_is_revoked(
         for headers in ({}, held, {"x-api-key": ""}):
             assert (await gateway.http.get("/v1/models", headers=headers)).status_code == 401
         new = keys.add(tmp_path / "keys", "eve", ["infer", "read"])
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             while (await gateway.chat("a", key=new)).status_code != 200:  # noqa: ASYNC110 - a file
                 await anyio.sleep(0.05)

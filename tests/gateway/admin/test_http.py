@@ -82,7 +82,7 @@ def test_a_parameter_that_is_no_number_is_refused() -> None:
 
 
 async def test_work_ends_with_its_client() -> None:
-    with pytest.raises(ClientDisconnected), anyio.fail_after(5):
+    with pytest.raises(ClientDisconnected), anyio.fail_after(20):
         await run_while_connected(request({"type": "http.disconnect"}), anyio.sleep_forever)
 
 
@@ -92,7 +92,7 @@ async def test_finished_work_does_not_wait_for_its_client() -> None:
     async def work() -> None:
         done.set()
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         await run_while_connected(request(), work)
     assert done.is_set()
 

@@ -46,7 +46,7 @@ class FakeBackend:
         return self.responds
 
     async def checked_times(self, times: int) -> None:
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             while self.checks < times:
                 self.checked = anyio.Event()
                 await self.checked.wait()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
@@ -16,6 +15,7 @@ from fakes.raw_backend import ASK, CHUNKED, WHOLE, Peer, answering, ask, backend
 
 from hostler.adapters.errors import BackendBroken, BackendUnavailable
 from hostler.gateway.backends.base import Endpoint, Timeouts
+from hostler.gateway.backends.http_response import ResponseReader
 from hostler.gateway.backends.http_transport import LanTransport
 
 pytestmark = pytest.mark.anyio
@@ -58,18 +58,19 @@ async def test_does_not_keep_a_connection_in_doubt(transport: LanTransport, raw:
         await until(lambda: transport.open_connections(box) == 0)
 
 
-async def test_closes_an_idle_connection_before_the_backend_does(transport: LanTransport) -> None:
+@pytest.mark.parametrize(("timeout", "kept"), [(b"1", 0.0), (b"2", 1.0), (b"5", 2.0)])
+def test_keeps_an_idle_connection_for_less_time_than_the_backend_does(timeout: bytes, kept: float) -> None:
+    reader = ResponseReader("GET")
+    reader.feed(WHOLE.replace(b"Content-Type", b"Keep-Alive: timeout=" + timeout + b"\r\nContent-Type"))
+    assert (reader.complete, reader.keep_s) == (True, kept)
+
+
+async def test_closes_an_idle_connection_by_itself(transport: LanTransport) -> None:
     raw = WHOLE.replace(b"Content-Type", b"Keep-Alive: timeout=2\r\nContent-Type")
     async with backend(answering(raw)[1]) as box:
-        took: list[float] = []
-        # The best of a few: what a machine does that is busy with other things is not the question.
-        while not took or (min(took) >= 2 and len(took) < 4):
-            await ask(transport, box)
-            assert transport.open_connections(box) == 1
-            started = time.monotonic()
-            await until(lambda: transport.open_connections(box) == 0)
-            took.append(time.monotonic() - started)
-        assert min(took) < 2
+        await ask(transport, box)
+        assert transport.open_connections(box) == 1
+        await until(lambda: transport.open_connections(box) == 0)
 
 
 async def test_unrequested_bytes_close_an_idle_connection(transport: LanTransport) -> None:
@@ -102,7 +103,7 @@ class StaleServer:
     def run(self) -> None:
         first, _ = self.listener.accept()
         self.answer(first)
-        self.close_first.wait(5)
+        self.close_first.wait(20)
         if self.second == "read-and-close":
             first.recv(65536)
             self.requests += 1
@@ -110,7 +111,8 @@ class StaleServer:
             first.recv(1)
         first.close()
         self.first_closed.set()
-        self.listener.settimeout(0.3)
+        # Whether a second connection comes, if none may.
+        self.listener.settimeout(0.3 if self.second == "read-and-close" else 20)
         try:
             second, _ = self.listener.accept()
         except TimeoutError:
@@ -136,7 +138,7 @@ def stale() -> Iterator[Callable[[str], StaleServer]]:
     yield start
     for server in servers:
         server.close_first.set()
-        server.thread.join(5)
+        server.thread.join(20)
         server.listener.close()
 
 
@@ -147,7 +149,7 @@ async def test_a_connection_closed_before_the_request_arrived_is_replaced_once(
     box = Endpoint(host="127.0.0.1", port=server.listener.getsockname()[1], name="box")
     assert await ask(transport, box) == b"body"
     server.close_first.set()
-    server.first_closed.wait(5)  # the event loop is blocked meanwhile and has not noticed
+    server.first_closed.wait(20)  # the event loop is blocked meanwhile and has not noticed
     assert await ask(transport, box) == b"body"
     assert server.requests == 2
 
@@ -172,7 +174,7 @@ async def test_a_request_that_was_read_is_never_sent_again(
     server.close_first.set()
     with pytest.raises(BackendBroken, match="without an answer"):
         await ask(transport, box)
-    server.thread.join(5)
+    server.thread.join(20)
     assert server.requests == 2
 
 

@@ -68,7 +68,7 @@ async def backend(*, needs_address: bool = True) -> AsyncIterator[FakeBackend]:
 async def test_requests_at_a_vanished_engine_are_dropped() -> None:
     async with backend() as subject:
         subject.request(1)
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             while not subject.dropped:
                 await subject.moved.wait()
         assert subject.dropped[0] == 1
@@ -78,7 +78,7 @@ async def test_requests_at_a_busy_backend_continue() -> None:
     async with backend() as subject:
         subject.answers = True
         subject.request(1)
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             while len(subject.checked) < 3:
                 await subject.moved.wait()
         assert subject.dropped == []
@@ -94,7 +94,7 @@ async def test_an_address_that_serves_any_request_is_not_checked() -> None:
             spoken.segments += 1
 
         subject.during = speak
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             while 2 not in subject.dropped:
                 spoken.segments += 1
                 await anyio.sleep(0.001)
@@ -110,7 +110,7 @@ async def test_a_segment_that_arrives_during_the_check_saves_the_request() -> No
             attempt.segments += 1
 
         subject.during = speak
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             while len(subject.checked) < 3:
                 await subject.moved.wait()
         assert subject.dropped == []
@@ -129,7 +129,7 @@ async def test_a_plain_server_has_one_address_for_all_requests() -> None:
     async with backend(needs_address=False) as subject:
         subject.request(None)
         subject.request(None)
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             while not subject.dropped:
                 await subject.moved.wait()
         assert subject.dropped[0] is None

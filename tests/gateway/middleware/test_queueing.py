@@ -141,8 +141,10 @@ async def test_waiting_ends_at_the_deadline_with_the_estimate() -> None:
 
 async def test_a_cancelled_request_leaves_the_queue() -> None:
     host = FakeHost()
-    with anyio.move_on_after(0.02):
-        await queueing(host).dispatch(begun(), unreachable)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(queueing(host).dispatch, begun(), unreachable)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
     assert host.leases[0] in host.released
 
 

@@ -58,8 +58,10 @@ async def test_the_attempt_has_the_engines_address_while_the_lease_is_held() -> 
 
 async def test_the_lease_is_released_when_the_request_is_cancelled() -> None:
     subject = Switching()
-    with anyio.move_on_after(0.01):
-        await subject.middleware.dispatch(subject.leased(), anyio.sleep_forever)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(subject.middleware.dispatch, subject.leased(), anyio.sleep_forever)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
     assert subject.host.released == subject.host.leases
     assert not subject.host.answers
 

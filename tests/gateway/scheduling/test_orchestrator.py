@@ -80,7 +80,7 @@ async def orchestrating(
 
 async def leased(host: Orchestrator) -> EngineAddress:
     lease = host.lease("a")
-    assert await lease.wait(5)
+    assert await lease.wait(20)
     lease.release()
     return lease.address()
 
@@ -131,7 +131,7 @@ async def test_a_long_queue_is_not_published_with_every_request() -> None:
         leases = [host.lease("a", request_id=f"r{number}") for number in range(300)]
         assert len(published) < 100
         assert leases[299].progress().position == 300
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             await complete.wait()
         assert [(each.id, each.position) for each in published[-1].waiting] == [(f"r{n}", n + 1) for n in range(300)]
         assert [lease.progress().position for lease in leases[::100]] == [1, 101, 201]

@@ -111,7 +111,7 @@ class Orchestrated:
         """The error of a refused lease."""
         lease = self.host.lease(model)
         try:
-            assert await lease.wait(5)
+            assert await lease.wait(20)
             with pytest.raises(GatewayError) as refused:
                 lease.address()
             return refused.value
@@ -120,7 +120,7 @@ class Orchestrated:
 
     async def lease(self, model: str) -> Lease:
         lease = self.host.lease(model)
-        assert await lease.wait(5)
+        assert await lease.wait(20)
         lease.address()
         return lease
 
@@ -161,7 +161,7 @@ async def test_after_a_reconnect_the_same_generation_is_another_process() -> Non
         subject.host.set_reachable(False)
         subject.supervisor.runs["a"] = 1
         subject.supervisor.send(snapshot(a=("ready", 1)))
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             while not subject.host.reachable:  # noqa: ASYNC110 - the orchestrator pauses before it asks again
                 await anyio.sleep(0.01)
         assert subject.supervisor.subscriptions == 2
@@ -175,7 +175,7 @@ async def test_a_model_that_cannot_be_located_counts_as_stopped() -> None:
         subject.supervisor.loads["a"] = 2
         lease = subject.host.lease("a")
         assert not lease.settled
-        assert await lease.wait(5)
+        assert await lease.wait(20)
         assert lease.address() == address("a", 2)
         lease.release()
 
@@ -249,13 +249,13 @@ async def test_a_request_during_reconciliation_is_answered(runs: dict[str, int])
         supervisor.runs, supervisor.sought, supervisor.located = dict(runs), anyio.Event(), anyio.Event()
         supervisor.loads = {"a": 3}
         supervisor.send(snapshot(a=("ready", 1), b=("ready", 1)))
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await supervisor.sought.wait()
         early = subject.host.lease("a")
         supervisor.located.set()
-        assert await early.wait(5)
+        assert await early.wait(20)
         early.release()
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             while not subject.host.reachable:  # noqa: ASYNC110 - the orchestrator pauses before it asks again
                 await anyio.sleep(0.01)
         lease = await subject.lease("a")

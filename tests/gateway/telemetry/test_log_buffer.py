@@ -33,7 +33,7 @@ async def test_only_the_latest_lines_are_kept() -> None:
 
 async def test_a_follower_gets_lines_of_other_threads_too() -> None:
     buffer = LogBuffer()
-    with buffer.installed(), buffer.follow() as lines, anyio.fail_after(5):
+    with buffer.installed(), buffer.follow() as lines, anyio.fail_after(20):
         logger.warning("here")
         thread = threading.Thread(target=logger.error, args=("there",))
         thread.start()
