@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import coverage
@@ -28,6 +29,27 @@ settings.load_profile("hostler")
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+class LoopErrors(logging.Handler):
+    """What the event loop reports of tasks and callbacks, for which Python has no warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(self.format(record))
+
+
+@pytest.fixture(autouse=True)
+def loop_errors() -> Iterator[None]:
+    """Fail a test during which a task's exception was never retrieved, a pending task destroyed, or a callback failed."""
+    logger, handler = logging.getLogger("asyncio"), LoopErrors()
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+    assert handler.messages == []
 
 
 @pytest.fixture

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from hostler.profiles.store import demo_profiles
 
+#: In the log of a process, signs of a mistake that nothing else reports.
+_LEAKS = re.compile(r"Exception ignored|ResourceWarning|was never (awaited|retrieved)|Task was destroyed")
+
 _ADDRESS = re.compile(r"listens on (http://\S+|\S+:\d+)")
 
 
@@ -38,7 +41,10 @@ class HostlerProcess:
 
 @contextmanager
 def run_hostler(*arguments: str, errors: Path, environ: dict[str, str] | None = None) -> Iterator[HostlerProcess]:
-    """Run `hostler ARGUMENTS`; it is listening when the context begins and stopped when it ends."""
+    """Run `hostler ARGUMENTS`; it is listening when the context begins and stopped when it ends.
+
+    Fails if it has left files, sockets or coroutines behind.
+    """
     with errors.open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "hostler.gateway", *arguments],
@@ -46,7 +52,7 @@ def run_hostler(*arguments: str, errors: Path, environ: dict[str, str] | None = 
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env={**os.environ, **(environ or {})},
+            env={**os.environ, "PYTHONWARNINGS": "default::ResourceWarning", **(environ or {})},
         )
     assert process.stdout is not None
     try:
@@ -67,6 +73,8 @@ def run_hostler(*arguments: str, errors: Path, environ: dict[str, str] | None = 
                 process.kill()
                 process.wait()
         process.stdout.close()
+    text = errors.read_text()
+    assert not _LEAKS.search(text), text
 
 
 def write_shipped_model_config(folder: Path, configuration: str) -> str:
