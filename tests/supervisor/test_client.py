@@ -360,7 +360,7 @@ async def test_a_load_tries_a_failed_model_again_at_once(
 
 async def test_the_response_has_the_duration_of_each_phase(host: Host) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    async with httpx.AsyncClient(base_url=host[1], headers=headers, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=host[1], headers=headers, timeout=20) as http:
         first = (await http.post("/models/switch", json={"model": "beta"})).json()
         assert 0.1 <= sum(first["phase_seconds"].values()) <= first["elapsed_s"] + 0.001
         assert (await http.post("/models/switch", json={"model": "beta"})).json()["phase_seconds"] == {}
@@ -381,7 +381,7 @@ async def test_a_key_is_nowhere_but_in_addresses(host: Host) -> None:
     manager, url = host
     key = (await manager.switch("alpha")).key
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=20) as http:
         seen: list[Any] = [(await http.get(path)).text for path in ("/models/status", "/models/available")]
         seen.append((await http.get("/logs/alpha")).text)
         async with http.stream("GET", "/events") as events:

@@ -75,7 +75,7 @@ def parents() -> Iterator[list[Parent]]:
 
 def assert_gone(pid: int) -> None:
     try:
-        psutil.Process(pid).wait(10)
+        psutil.Process(pid).wait(20)
     except psutil.NoSuchProcess:
         return
     except psutil.TimeoutExpired:
@@ -131,7 +131,7 @@ def test_a_killed_reaper_is_replaced_and_forgotten_groups_are_left_alone() -> No
         reaper.watch(later.pid)
         reaper.forget(forgotten.pid)
         reaper.close()
-        assert [watched.wait(10), later.wait(10)] == [-signal.SIGKILL, -signal.SIGKILL]
+        assert [watched.wait(20), later.wait(20)] == [-signal.SIGKILL, -signal.SIGKILL]
         assert_gone(reaper.pid)
         assert forgotten.poll() is None
     finally:
@@ -148,7 +148,7 @@ def test_a_reaper_ignores_the_signals_that_end_a_service() -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             os.kill(reaper.pid, number)
         reaper.close()
-        assert watched.wait(10) == -signal.SIGKILL
+        assert watched.wait(20) == -signal.SIGKILL
 
 
 @pytest.mark.engine

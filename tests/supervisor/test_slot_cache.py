@@ -318,7 +318,7 @@ def _real_engine(model: Path, port: int, directory: Path) -> Iterator[EngineAddr
         stderr=subprocess.DEVNULL,
     )
     try:
-        with httpx.Client(timeout=2, trust_env=False) as http:
+        with httpx.Client(timeout=20, trust_env=False) as http:
             while True:
                 assert process.poll() is None
                 try:

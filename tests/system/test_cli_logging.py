@@ -40,7 +40,7 @@ class Started:
     def until_healthy(self) -> None:
         for _ in range(400):
             try:
-                httpx.get(f"{self.address}/healthz", timeout=5.0).raise_for_status()
+                httpx.get(f"{self.address}/healthz", timeout=20.0).raise_for_status()
             except httpx.ConnectError:
                 assert self.process.poll() is None
                 time.sleep(0.05)
@@ -51,7 +51,7 @@ class Started:
     def log_much(self) -> None:
         """Send requests that fail at once, until far more has been logged than a pipe holds."""
         body = {"model": "no-such-model-" + "x" * 150, "messages": [{"role": "user", "content": "Hello"}]}
-        with httpx.Client(base_url=self.address, timeout=10.0) as client:
+        with httpx.Client(base_url=self.address, timeout=20.0) as client:
             for _ in range(4 * PIPE_BYTES // 300):
                 assert client.post("/v1/nothing/chat/completions", json=body).status_code == 404
                 assert client.post("/v1/messages/count_tokens", json=body).status_code in (400, 404)
@@ -96,9 +96,9 @@ def test_an_unread_log_blocks_nothing(tmp_path: Path, command: str, form: str) -
     with started(tmp_path, command, "stderr", "--log-format", form) as service:
         service.until_healthy()
         service.log_much()
-        assert httpx.get(f"{service.address}/healthz", timeout=2.0).status_code == 200
+        assert httpx.get(f"{service.address}/healthz", timeout=20.0).status_code == 200
         service.process.terminate()
-        assert service.process.wait(15) == 0
+        assert service.process.wait(40) == 0
 
 
 @pytest.mark.parametrize("command", FILES)
@@ -107,7 +107,7 @@ def test_a_pipe_that_is_full_from_the_start_blocks_nothing(tmp_path: Path, comma
     with started(tmp_path, command, unread, full=True) as service:
         service.until_healthy()
         service.process.terminate()
-        assert service.process.wait(15) == 0
+        assert service.process.wait(40) == 0
 
 
 @pytest.mark.parametrize("by", ["setting", "option"])

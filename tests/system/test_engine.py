@@ -156,7 +156,7 @@ def test_no_engine_survives_a_killed_gateway(tmp_path: Path, real_model: Path) -
         family = psutil.Process(up.process.pid).children(recursive=True)
         assert family
         up.stop(signal.SIGKILL)
-        _, alive = psutil.wait_procs(family, timeout=10)
+        _, alive = psutil.wait_procs(family, timeout=20)
         assert alive == []
 
 
@@ -172,5 +172,5 @@ def test_a_stopped_gateway_finishes_its_answer_and_stops_its_engine(tmp_path: Pa
             rest = list(lines)
         assert "data: [DONE]" in rest
         assert up.process.wait(40) == 0
-        _, alive = psutil.wait_procs(family, timeout=5)
+        _, alive = psutil.wait_procs(family, timeout=20)
         assert alive == []

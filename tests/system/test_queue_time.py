@@ -135,4 +135,5 @@ async def test_a_wait_timeout_reports_its_queue_time(start_gateway: StartGateway
             await first_token(running)
             answer = await gateway.chat("a")
             assert answer.status_code == 503
-            assert int(answer.headers["x-hostler-queue-ms"]) >= 200
+            # The limit counts from the request's arrival: some of it may have passed before it was queued.
+            assert int(answer.headers["x-hostler-queue-ms"]) >= 100

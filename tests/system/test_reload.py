@@ -39,7 +39,7 @@ class Configured:
 
 def until(condition: Callable[[], object]) -> None:
     """Wait for another process."""
-    end = time.monotonic() + 15
+    end = time.monotonic() + 40
     while not condition():
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.02)
