@@ -68,6 +68,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(pytest_report_header())
 
 
+@pytest.fixture(autouse=True)
+def loop_errors() -> None:
+    """Not here: Playwright abandons tasks of its own when a page with a route is closed."""
+
+
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
     """One loop for all tests of a file, since the browser lives in it."""
