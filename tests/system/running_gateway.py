@@ -158,7 +158,7 @@ def gateway_starter(tmp_path: Path) -> StartGateway:
     """Make `start_gateway`: `async with start_gateway({"a": {...}, "b": {...}}) as gateway`, with profiles by name.
 
     A profile's `script` is passed to its scripted engine; its other fields and the sections go into the configuration
-    file. Without profiles the gateway has no supervisor, only its `backends`.
+    file. Without profiles the gateway has no supervisor, only its `backends`; those that are supervisors must be running.
     """
 
     @asynccontextmanager
@@ -182,6 +182,7 @@ def gateway_starter(tmp_path: Path) -> StartGateway:
 
             tasks.start_soon(serve)
             await started.wait()
+            await until_hosts_reachable(app)
             limits = httpx.Limits(max_connections=200)
             async with httpx.AsyncClient(base_url=url, timeout=30, limits=limits, trust_env=False) as http:
                 yield RunningGateway(url, tmp_path / "engines.log", manager, app, http)
@@ -211,6 +212,13 @@ async def remote_supervisor(
             with anyio.CancelScope(shield=True):
                 await host.stop_listening()
             tasks.cancel_scope.cancel()
+
+
+async def until_hosts_reachable(app: Gateway) -> None:
+    """Wait until the gateway knows the models of all of its hosts. It serves after a second without them."""
+    with anyio.fail_after(20):
+        while not all(host.reachable for host in app.status().hosts):  # noqa: ASYNC110 - the status has no event
+            await anyio.sleep(0.005)
 
 
 def write_keys(folder: Path, **priorities: int) -> tuple[str, dict[str, str]]:

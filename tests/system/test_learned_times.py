@@ -13,7 +13,7 @@ import httpx
 import pytest
 from fakes.flag_file import FlagFile
 from system.fallback_chain import start_chain
-from system.running_gateway import StartGateway, remote_supervisor
+from system.running_gateway import StartGateway, remote_supervisor, until_hosts_reachable
 
 from hostler.gateway.app import Gateway
 from hostler.gateway.config import read
@@ -72,6 +72,7 @@ async def test_a_restarted_gateway_gets_load_times_from_running_supervisors(tmp_
 
                 tasks.start_soon(serve)
                 await started.wait()
+                await until_hosts_reachable(gateway)
                 url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
                 async with httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as http:
                     if ask:
@@ -103,6 +104,7 @@ async def test_answer_times_survive_a_restart(tmp_path: Path, flags: Callable[[s
 
         speak.set()
         async with start_chain(tmp_path, {"far": far.backend}, history=history) as chain:
+            await until_hosts_reachable(chain.app)
             chain.app.bus.listen(on_event)
             await chain.chat(model="a")
             await chain.until(lambda: finished)
@@ -112,6 +114,7 @@ async def test_answer_times_survive_a_restart(tmp_path: Path, flags: Callable[[s
             start_chain(tmp_path, {"far": far.backend}, history=history) as chain,
             anyio.create_task_group() as tasks,
         ):
+            await until_hosts_reachable(chain.app)
             tasks.start_soon(partial(chain.chat, model="a"))
             tasks.start_soon(partial(chain.chat, model="a"))
             host: dict[str, Any] = {}

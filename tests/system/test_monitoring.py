@@ -18,7 +18,7 @@ from fakes.flag_file import FlagFile
 from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 from system.fallback_chain import answer_text, openai_backend, start_chain
-from system.running_gateway import gateway_starter, remote_supervisor
+from system.running_gateway import gateway_starter, remote_supervisor, until_hosts_reachable
 
 from hostler.gateway.backends.circuit_breaker import BreakerState
 from hostler.gateway.context import RequestOutcome
@@ -99,6 +99,7 @@ async def exposed(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) 
             },
         ) as chain,
     ):
+        await until_hosts_reachable(chain.app)
         paid.default = (401,)
 
         async def look() -> None:
