@@ -153,7 +153,7 @@ async def climb(directory: Path, port: int) -> list[Rung]:
         auth: Any = app.middleware_stack
         while not isinstance(auth, AuthMiddleware):
             auth = auth.app
-        match = next(each for each in auth._surface.claims() if each.operation.path == scenario.path)
+        match = next(each for each in auth._router.routes() if each.operation.path == scenario.path)
         chain: list[Any] = [match.app]
         while hasattr(chain[-1], "app"):
             chain.append(chain[-1].app)

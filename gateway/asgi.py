@@ -26,7 +26,8 @@ CONTEXT_KEY = "hostler.context"
 DISCONNECT = "hostler.disconnect"
 
 #: Another key of it: a dictionary shared by all requests of a connection whose heads are identical except for the body's
-#: length, to cache what depends on the head alone. Only Hostler's own server provides it.
+#: length, to cache what depends on the head alone. `length_at` is the index of that header. `AuthMiddleware` removes the
+#: dictionary from a scope that another middleware has changed. Only Hostler's own server provides it.
 HEAD = "hostler.head"
 
 

@@ -179,19 +179,18 @@ class RequestContext:
         return 0 if self.attempt is None else self.attempt.hop
 
     @property
-    def queue_s(self) -> float:
-        """Seconds spent in queues, over all attempts."""
+    def waits(self) -> tuple[float, float]:
+        """Seconds spent in queues, and for switches, over all attempts."""
         attempts = self.attempts
-        return attempts[0].queue_s if len(attempts) == 1 else sum(attempt.queue_s for attempt in attempts)
-
-    @property
-    def switch_s(self) -> float:
-        """Seconds spent waiting for switches, over all attempts."""
-        attempts = self.attempts
-        return attempts[0].switch_s if len(attempts) == 1 else sum(attempt.switch_s for attempt in attempts)
+        if len(attempts) == 1:  # nearly always; saves a microsecond
+            return attempts[0].queue_s, attempts[0].switch_s
+        return sum(attempt.queue_s for attempt in attempts), sum(attempt.switch_s for attempt in attempts)
 
     @property
     def cost(self) -> float | None:
         """US dollars over all attempts, as far as they are known; `None` if none is."""
-        costs = [attempt.cost for attempt in self.attempts if attempt.cost is not None]
-        return sum(costs) if costs else None
+        cost: float | None = None
+        for attempt in self.attempts:
+            if attempt.cost is not None:
+                cost = attempt.cost + (cost or 0.0)
+        return cost

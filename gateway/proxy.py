@@ -57,14 +57,15 @@ class Proxy:
                     request = amended
             else:
                 last = await self._ask(context, request)
-        total_s = self._clock() - context.started_at
-        timing = Timing(queue_s=context.queue_s, switch_s=context.switch_s, total_s=total_s)
+        total_s, (queue_s, switch_s) = self._clock() - context.started_at, context.waits
+        timing = Timing(queue_s=queue_s, switch_s=switch_s, total_s=total_s)
         context.writer.encoder.set_timing(timing)
         await context.writer.end(last)
 
     async def _ask(self, context: RequestContext, request: Request) -> bytes:
         """Send the request to the target and write its answer, except for the last bytes, which are returned."""
-        attempt = context.current
+        attempt = context.attempt
+        assert attempt is not None
         target = attempt.target
         backend = self._backends[target.backend]
         same_wire = backend.upstream.speaks(request.origin.wire)
@@ -125,14 +126,15 @@ class Proxy:
             ready: list[bytes] = []
             try:
                 for chunk in parser.feed(segment):
-                    if chunk.finish is not None or chunk.usage is not None or attempt.first_token_at is None:
+                    if attempt.first_token_at is None or chunk.finish is not None or chunk.usage is not None:
                         self._notice(attempt, chunk)
                     if chunk.is_body and size <= HELD_BACK:
                         held.append(chunk)
                         size += len(chunk.raw)
                         continue
-                    while held:
-                        ready.append(encode(held.pop(0)))
+                    if held:
+                        ready += map(encode, held)
+                        held.clear()
                     ready.append(encode(chunk))
             finally:
                 # Chunks before an error in the same segment are sent all the same.
@@ -143,11 +145,11 @@ class Proxy:
                 raise BackendTimeout("only keep-alives arrived, but no token in time")
         # Chunks that were held back are sent only if the end contains no error.
         last = list(parser.finish()) if held else parser.finish()
-        ready = [encode(chunk) for chunk in held]
+        rest = [encode(chunk) for chunk in held]
         for chunk in last:
             self._notice(attempt, chunk)
-            ready.append(encode(chunk))
-        return b"".join(ready)
+            rest.append(encode(chunk))
+        return b"".join(rest)
 
     def _notice(self, attempt: Attempt, chunk: Chunk) -> None:
         if attempt.first_token_at is None:

@@ -20,10 +20,10 @@ class ServingHeaders:
 
     def __call__(self) -> Headers:
         facts, context = [(b"x-request-id", self._request_id)], self.context
-        if context is None or context.attempt is None:
+        if context is None or (attempt := context.attempt) is None:
             return facts
-        target, queue_s, switch_s = context.attempt.target, context.queue_s, context.switch_s
-        facts += _target_headers(target.backend, target.model, context.attempt.hop)
+        queue_s, switch_s = context.waits
+        facts += _target_headers(attempt.target.backend, attempt.target.model, attempt.hop)
         if queue_s or switch_s:
             facts.append((b"x-hostler-queue-ms", b"%d" % round(queue_s * 1000)))
             facts.append((b"x-hostler-switch-ms", b"%d" % round(switch_s * 1000)))

@@ -220,6 +220,7 @@ class StatusBuilder:
             phase = "waiting"
         else:
             phase = "prefill"
+        queue_s, switch_s = context.waits
         return RequestView(
             id=context.id,
             at=round(context.started_at + offset, 2),
@@ -232,8 +233,8 @@ class StatusBuilder:
             backend=None if attempt is None else attempt.target.backend,
             hop=context.hop,
             reason=context.reason,
-            queue_s=round(context.queue_s, 3),
-            switch_s=round(context.switch_s, 3),
+            queue_s=round(queue_s, 3),
+            switch_s=round(switch_s, 3),
             first_token_s=None if first is None else round(first - context.started_at, 3),
         )
 

@@ -71,12 +71,19 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Admitted(NamedTuple):
-    """The result of the checks of a head, valid for that edition of the keys."""
+    """The result of the checks of a head, valid for that edition of the keys.
+
+    It is not valid for another target (method, path and query) or other headers, in case a middleware in between changes
+    them. The body's length stands between `before` and `after`.
+    """
 
     route: RouteMatch
     parameters: dict[str, Any]
     client: Client
     edition: object
+    target: tuple[str, str, bytes]
+    before: list[tuple[bytes, bytes]]
+    after: list[tuple[bytes, bytes]]
 
 
 class AuthMiddleware:
@@ -108,14 +115,19 @@ class AuthMiddleware:
         self._hosts = HostCheck((*rules.hosts, socket.gethostname()))
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        known: _Admitted | None = scope.get("extensions", _NONE).get(HEAD, _NONE).get("admitted")
-        if known is not None and (self._keys is None or known.edition is self._keys.edition):
-            scope[ROUTE_KEY], scope["path_params"], scope[CLIENT_KEY] = (
-                known.route,
-                known.parameters.copy(),
-                known.client,
-            )
-            return known.route.app(scope, receive, send)
+        head = scope.get("extensions", _NONE).get(HEAD, _NONE)
+        known: _Admitted | None = head.get("admitted")
+        if known is not None:
+            headers, at = scope["headers"], head["length_at"]
+            if headers[:at] != known.before or headers[at + 1 :] != known.after or _target(scope) != known.target:
+                del scope["extensions"][HEAD]
+            elif self._keys is None or known.edition is self._keys.edition:
+                scope[ROUTE_KEY], scope["path_params"], scope[CLIENT_KEY] = (
+                    known.route,
+                    known.parameters.copy(),
+                    known.client,
+                )
+                return known.route.app(scope, receive, send)
         return self._check(scope, receive, send)
 
     async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -248,7 +260,11 @@ class AuthMiddleware:
             and route.adapter is not None
             and _is_cacheable(client, headers, self._keys)
         ):
-            head["admitted"] = _Admitted(route, parameters, client, None if self._keys is None else self._keys.edition)
+            edition = None if self._keys is None else self._keys.edition
+            sent, at = scope["headers"], head["length_at"]
+            head["admitted"] = _Admitted(
+                route, parameters, client, edition, target=_target(scope), before=sent[:at], after=sent[at + 1 :]
+            )
         return route
 
     def _identify(self, scope: Scope, headers: dict[str, list[str]], origin: str | None) -> Client | None:
@@ -276,6 +292,10 @@ class AuthMiddleware:
 def _is_cacheable(client: Client, headers: dict[str, list[str]], keys: KeyRing | None) -> bool:
     """Whether the client stays the same while the keys do: sessions expire."""
     return keys is None or (client.scopes != frozenset() and _presented(headers) is not None)
+
+
+def _target(scope: Scope) -> tuple[str, str, bytes]:
+    return scope["method"], scope["path"], scope["query_string"]
 
 
 def _headers(scope: Scope) -> dict[str, list[str]]:

@@ -120,17 +120,13 @@ class BackendConnection(asyncio.Protocol):
         """The unread part of the body, after waiting for it if need be. Raises `StopAsyncIteration` once it is complete."""
         reader = self.reader
         assert reader is not None
-        while not reader.parts:
+        parts = reader.parts
+        while not parts:
             if reader.complete:
                 raise StopAsyncIteration
             if self._error is not None:
                 raise self._error
             await self._wait(silence_s)
-        return self._take_parts(reader)
-
-    def _take_parts(self, reader: ResponseReader) -> bytes:
-        """Take the part of the body that has arrived and was not read yet."""
-        parts = reader.parts
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
         self._buffered = 0
@@ -200,7 +196,9 @@ class BackendConnection(asyncio.Protocol):
                 self._transport.pause_reading()
         elif reader.head is None:
             return
-        self._wake()
+        waiter = self._waiter  # as `_wake`, which would take another frame for each piece of a stream
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def eof_received(self) -> None:
         reader = self.reader
@@ -233,18 +231,15 @@ class BackendConnection(asyncio.Protocol):
 
     def _wait(self, seconds: float) -> asyncio.Future[None]:
         """Until something changes; an error is stored in `_error`."""
-        self._waiter = waiter = self._loop.create_future()
-        self._set_deadline(self._loop.time() + seconds)
-        return waiter
-
-    def _set_deadline(self, deadline: float) -> None:
-        """Set the deadline of the pending wait."""
-        self._deadline = deadline
+        loop = self._loop
+        self._waiter = waiter = loop.create_future()
+        self._deadline = deadline = loop.time() + seconds
         if self._timer is None or self._timer_at > deadline:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = deadline
-            self._timer = self._loop.call_at(deadline, self._on_timer)
+            self._timer = loop.call_at(deadline, self._on_timer)
+        return waiter
 
     def _on_timer(self) -> None:
         self._timer = None

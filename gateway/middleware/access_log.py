@@ -60,7 +60,7 @@ class AccessLogMiddleware(RequestMiddleware):
 
     def _record(self, context: RequestContext, status: int, code: str) -> None:
         seconds = self._clock() - context.started_at
-        attempt = context.attempt
+        attempt, (queue_s, switch_s) = context.attempt, context.waits
         usage, first = (None, None) if attempt is None else (attempt.usage, attempt.first_token_at)
         event = RequestFinished(
             id=context.id,
@@ -74,11 +74,11 @@ class AccessLogMiddleware(RequestMiddleware):
             model=context.model,
             requested_model=context.requested_model,
             backend=attempt.target.backend if attempt else None,
-            hop=context.hop,
+            hop=attempt.hop if attempt else 0,
             reason=context.reason,
             code=code,
-            queue_s=context.queue_s,
-            switch_s=context.switch_s,
+            queue_s=queue_s,
+            switch_s=switch_s,
             first_token_s=None if first is None else first - context.started_at,
             prompt_tokens=usage.prompt_tokens if usage else 0,
             cached_tokens=usage.cached_tokens if usage else 0,

@@ -342,12 +342,10 @@ def _note(context: RequestContext, failed: list[FailedHop]) -> None:
 def _record_cost(context: RequestContext, attempt: Attempt, hop: Hop, outcome: AttemptResult) -> None:
     answered = outcome == "answered" or attempt.first_token_at is not None
     price = hop.price(attempt.target.model, attempt.target.name_there) if hop.prices else None
-    cost = attempt.cost = cost_of(
-        attempt.usage,
-        price,
-        body=context.request.origin.body if answered else None,
-        segments=attempt.segments,
-    )
+    cost: float | None = None
+    if price is not None or (attempt.usage is not None and attempt.usage.cost is not None):
+        body = context.request.origin.body if answered else None
+        cost = attempt.cost = cost_of(attempt.usage, price, body=body, segments=attempt.segments)
     if (cost is not None or answered) and not hop.local and hop.spending is not None:
         hop.spending.add(hop.name, cost)
 

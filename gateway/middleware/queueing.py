@@ -38,7 +38,9 @@ class QueueingMiddleware(RequestMiddleware):
         self._clock = clock
 
     def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
-        host = self._hosts.get(context.current.target.backend)
+        attempt = context.attempt
+        assert attempt is not None
+        host = self._hosts.get(attempt.target.backend)
         request = context.request
         if host is None or (isinstance(request, LoadRequest) and request.kind == "unload"):
             return call_next()

@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import msgspec
@@ -28,6 +28,7 @@ from hostler.gateway.asgi import (
     CLIENT_KEY,
     CONTEXT_KEY,
     DISCONNECT,
+    HEAD,
     ROUTE_KEY,
     ASGIApp,
     Receive,
@@ -117,15 +118,9 @@ class RequestContextMiddleware:
         adapter, operation = route.adapter, route.operation
         assert adapter is not None, "the gateway's own routes have no request context"
         client: Client = scope[CLIENT_KEY]
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        given = headers.get("x-request-id")
-        request_id = (
-            given
-            if given is not None and _REQUEST_ID.fullmatch(given)
-            else self._ids.pop()
-            if self._ids
-            else self._new_id()
-        )
+        head = _head(scope)
+        headers = head.headers
+        request_id = head.request_id or (self._ids.pop() if self._ids else self._new_id())
         body: bytes | None = None
         facts = ServingHeaders(request_id)
         writer = ResponseWriter(send, facts)
@@ -133,9 +128,9 @@ class RequestContextMiddleware:
             body = await self._read(receive, headers)
             incoming = Incoming(
                 method=scope["method"],
-                path=_path(scope),
+                path=head.path,
                 body=body,
-                query=scope["query_string"].decode("latin-1"),
+                query=head.query,
                 path_params=scope["path_params"],
                 headers=headers,
             )
@@ -154,9 +149,8 @@ class RequestContextMiddleware:
                 writer=writer,
                 client=client,
                 started_at=started_at,
-                local_only=client.local_only
-                or ("x-hostler-local-only" in headers and _header_value(headers["x-hostler-local-only"]) is not None),
-                only=_only(headers["x-hostler-only"], client) if "x-hostler-only" in headers else None,
+                local_only=client.local_only or head.local_only,
+                only=head.only if head.only is None else _only(head.only, client),
             )
             scope[CONTEXT_KEY] = context
             await self._watched(context, scope, receive, send)
@@ -231,25 +225,24 @@ class RequestContextMiddleware:
 
     async def _read(self, receive: Receive, headers: dict[str, str]) -> bytes:
         """The whole body, within the limit. The server ends bodies that stall."""
-        if headers.get("content-encoding", "identity").lower() != "identity":
+        if "content-encoding" in headers and headers["content-encoding"].lower() != "identity":
             raise BadRequest("compressed bodies are not supported; send it without Content-Encoding")
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_body:
             raise self._too_large()
-        body, parts, more = b"", list[bytes](), True
-        size = 0
+        parts: list[bytes] = []
+        size, more = 0, True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnected("the client disconnected before its request was complete")
-            body = message.get("body", b"")
+            body: bytes = message.get("body", b"")
+            more = message.get("more_body", False)
+            parts.append(body)
             size += len(body)
             if size > self._max_body:
                 raise self._too_large()
-            more = message.get("more_body", False)
-            if more or parts:
-                parts.append(body)
-        return b"".join(parts) if parts else body
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _too_large(self) -> RequestTooLarge:
         return RequestTooLarge(
@@ -262,6 +255,45 @@ async def _disconnected(receive: Receive, leave: Callable[[], None]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     leave()
+
+
+class _Head(NamedTuple):
+    """What a request's head says, read once for all requests of a connection that repeat it. `length` is the body's."""
+
+    headers: dict[str, str]
+    length: bytes
+    path: str
+    query: str
+    request_id: str | None
+    local_only: bool
+    only: str | None
+
+
+def _head(scope: Scope) -> _Head:
+    known: dict[str, Any] = scope.get("extensions", _NO_EXTENSIONS).get(HEAD, _NO_EXTENSIONS)
+    head: _Head | None = known.get("read")
+    if head is None:
+        head = _read_head(scope)
+        if known is not _NO_EXTENSIONS:
+            known["read"] = head
+    elif head.length != (length := scope["headers"][known["length_at"]][1]):
+        headers = {**head.headers, "content-length": length.decode("latin-1")}
+        head = known["read"] = head._replace(headers=headers, length=length)
+    return head
+
+
+def _read_head(scope: Scope) -> _Head:
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    given = headers.get("x-request-id", "")
+    return _Head(
+        headers=headers,
+        length=headers.get("content-length", "").encode("latin-1"),
+        path=_path(scope),
+        query=scope["query_string"].decode("latin-1"),
+        request_id=given if _REQUEST_ID.fullmatch(given) else None,
+        local_only=_header_value(headers.get("x-hostler-local-only", "")) is not None,
+        only=_header_value(headers.get("x-hostler-only", "")),
+    )
 
 
 def _path(scope: Scope) -> str:
@@ -278,9 +310,8 @@ def _header_value(value: str) -> str | None:
     return None if value.lower() in ("", "false", "0", "no") else value
 
 
-def _only(value: str, client: Client) -> str | None:
+def _only(name: str, client: Client) -> str:
     """The backend named by `X-Hostler-Only`, which requires the scope operate."""
-    name = _header_value(value)
-    if name is not None and "operate" not in client.scopes:
+    if "operate" not in client.scopes:
         raise Forbidden("X-Hostler-Only requires a key with the scope operate")
     return name

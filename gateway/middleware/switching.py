@@ -36,7 +36,9 @@ class SwitchingMiddleware(RequestMiddleware):
         self._on_model_used = on_model_used
 
     def dispatch(self, context: RequestContext, call_next: CallNext) -> Awaitable[None]:
-        target, lease = context.current.target, context.current.lease
+        attempt = context.attempt
+        assert attempt is not None
+        target, lease = attempt.target, attempt.lease
         host = self._hosts.get(target.backend)
         if host is not None and lease is not None:
             return self._hold(context, host, lease, call_next)

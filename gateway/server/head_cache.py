@@ -68,4 +68,8 @@ class HeadCache:
         if data.count(b"\n", 0, end) == data.count(b"\r", 0, end) == len(names) + 2:
             self._before, self._digits, self._after = data[: found.start(1)], found[1], data[found.end(1) : end]
             self._length_at = names.index(b"content-length")
-            self._scope = {**scope, "headers": list(scope["headers"]), "extensions": {HEAD: {}}}
+            self._scope = {
+                **scope,
+                "headers": list(scope["headers"]),
+                "extensions": {HEAD: {"length_at": self._length_at}},
+            }

@@ -514,7 +514,8 @@ class Cycle:
         lines = [STATUS_LINE[status]]
         length: int | None = None
         keep_alive = self.keep_alive and not self.protocol.stopping
-        lines += [b"%b: %b\r\n" % header for header in self.protocol.server_state.default_headers]
+        for default in self.protocol.server_state.default_headers:
+            lines.append(b"%b: %b\r\n" % default)
         for header in headers:
             name, value = header
             name = name.lower()  # which ASGI requires, and not every application does

@@ -265,6 +265,41 @@ async def test_foreign_middleware_sees_every_byte(configured: Configured, server
             assert passing.passed[-1] == (PROTOCOLS[protocol][0], len(answer.content))
 
 
+class Changing:
+    """Foreign middleware: changes the next requests, however alike they are."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.changes: list[dict[str, Any]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            change = self.changes.pop(0)
+            headers = [*scope["headers"], *change.pop("headers", [])]
+            scope = {**scope, **change, "headers": headers}
+        await self.app(scope, receive, send)
+
+
+async def test_a_request_changed_by_foreign_middleware_is_checked_anew(configured: Configured, server: Any) -> None:
+    changing = Changing(configured.app({"a": {}}))
+    changes: list[tuple[dict[str, Any], int]] = [
+        ({}, 200),
+        ({}, 200),
+        ({}, 200),
+        ({"headers": [(b"x-hostler-only", b"missing")]}, 503),
+        ({"path": "/nowhere", "raw_path": b"/nowhere"}, 404),
+        ({"method": "PUT"}, 405),
+        ({"headers": [(b"origin", b"https://evil.example")]}, 403),
+        ({"headers": [(b"host", b"evil.example")]}, 400),
+        ({}, 200),
+    ]
+    changing.changes = [change for change, _ in changes]
+    async with server(changing) as http:
+        for change, status in changes:
+            answer = await http.request(**asked("openai"))
+            assert answer.status_code == status, (change, answer.text)
+
+
 async def test_mounted_in_another_application_everything_works(configured: Configured, server: Any) -> None:
     app = configured.app({"a": {}})
     outer = Starlette(routes=[Mount("/llm", app)], lifespan=lambda _: app.router.lifespan_context(app))

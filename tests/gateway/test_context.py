@@ -11,7 +11,7 @@ from hostler.gateway.context import RequestContext
 def test_before_the_first_attempt_there_is_no_target() -> None:
     context = make_context()
     assert (context.attempt, context.target, context.hop) == (None, None, 0)
-    assert (context.queue_s, context.switch_s, context.cost) == (0.0, 0.0, None)
+    assert (context.waits, context.cost) == ((0.0, 0.0), None)
 
 
 def test_each_attempt_starts_with_nothing_of_the_one_before() -> None:
@@ -30,7 +30,7 @@ def test_waits_and_costs_are_summed_over_attempts() -> None:
     for queue_s, switch_s, cost in ((1.0, 0.5, None), (2.0, 0.0, 0.25), (0.0, 0.25, 0.5)):
         attempt = context.begin_attempt(target(), hop=0, now=0.0)
         attempt.queue_s, attempt.switch_s, attempt.cost = queue_s, switch_s, cost
-    assert (context.queue_s, context.switch_s, context.cost) == (3.0, 0.75, 0.75)
+    assert (context.waits, context.cost) == ((3.0, 0.75), 0.75)
 
 
 def test_attempts_at_the_same_target_are_distinct() -> None:

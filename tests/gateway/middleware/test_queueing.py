@@ -54,7 +54,7 @@ async def test_a_granted_lease_is_passed_on_and_released() -> None:
     assert host.requested == [
         {"model": "m", "client": "anna", "request_id": "req-1", "keep_alive_s": 5.0, "priority": 3}
     ]
-    assert context.queue_s == 0.0
+    assert context.waits == (0.0, 0.0)
 
 
 async def test_a_backend_without_a_supervisor_has_no_queue() -> None:
@@ -115,7 +115,7 @@ async def test_a_waiting_stream_is_shown_progress_until_the_lease_is_granted() -
     host.waited = (2.5, 1.0)
     await waiting(host, context, grant_later)
     assert {beat.phase for beat in writer.beats} == {"queued"}
-    assert (context.queue_s, context.switch_s) == (1.5, 1.0)
+    assert context.waits == (1.5, 1.0)
 
 
 async def test_a_client_that_asked_for_no_stream_is_shown_nothing() -> None:
