@@ -195,12 +195,12 @@ class CircuitBreakers:
 
     def acquire(self, model: str, now: float) -> Permit | None:
         """A permit for one attempt at `model`, or `None`."""
-        breaker = self._models.get(model) or self._of(model)
-        if not (breaker.allows(now) and self._host.allows(now)):
+        host, breaker = self._host, self._models.get(model) or self._of(model)
+        if not breaker.allows(now):  # before the host is asked, whose only trial call this may be
             return None
-        of_host, of_model = self._host.acquire(now), breaker.acquire(now)
-        assert of_host is not None and of_model is not None, "they allowed a call a moment ago"
-        return Permit(model, of_host, of_model)
+        of_host = host.acquire(now)
+        of_model = None if of_host is None else breaker.acquire(now)
+        return None if of_host is None or of_model is None else Permit(model, of_host, of_model)
 
     def allows(self, model: str, now: float) -> bool:
         """Whether `acquire` would give a permit. Changes nothing."""
@@ -211,8 +211,11 @@ class CircuitBreakers:
         returned permit when the attempt ends."""
         if permit.counted:
             return permit
-        self.report(permit, "answered", now)
-        return Permit(permit.model, self._host.shared_permit, self._of(permit.model).shared_permit, counted=True)
+        host, breaker = self._host, self._of(permit.model)
+        self._suspects.clear()
+        host.success(permit.of_host, now)
+        breaker.success(permit.of_model, now)
+        return Permit(permit.model, host.shared_permit, breaker.shared_permit, counted=True)
 
     def report(
         self,
