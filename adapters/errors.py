@@ -2,7 +2,7 @@
 
 GatewayError
 ├── BadRequest · Unauthenticated · Forbidden · NotFound · ModelNotFound · MethodNotAllowed · RequestTooLarge
-│   UnsupportedMediaType · MisdirectedRequest · TooManyRequests · WaitTimeout · ModelUnavailable · ShuttingDown
+│   UnsupportedMediaType · MisdirectedRequest · TooManyRequests (RateLimited) · WaitTimeout · ModelUnavailable · ShuttingDown
 │   ClientDisconnected · RequestCancelled
 └── BackendError
     ├── BackendUnavailable   never connected: nothing was sent, a retry elsewhere is safe
@@ -96,9 +96,15 @@ class MisdirectedRequest(GatewayError):
 
 
 class TooManyRequests(GatewayError):
-    """The queue is full, or a client exceeds a rate limit."""
+    """The queue is full."""
 
     status, code = 429, "queue_full"
+
+
+class RateLimited(TooManyRequests):
+    """The client sends more than it may, whatever others send."""
+
+    code = "rate_limited"
 
 
 class WaitTimeout(GatewayError):

@@ -64,7 +64,7 @@ class StatusRoutes:
 
     def on_event(self, event: Event) -> None:
         """Encode an event once for all readers of `/events`, and not at all without readers."""
-        if not self._stream.has_readers:
+        if not self._stream.readers:
             return
         if isinstance(event, HostChanged) and event.host is not None:
             event = msgspec.structs.replace(event, host=without_facts(event.host))

@@ -17,7 +17,7 @@ from hostler.adapters.errors import (
     Forbidden,
     GatewayError,
     MisdirectedRequest,
-    TooManyRequests,
+    RateLimited,
     Unauthenticated,
     UnsupportedMediaType,
 )
@@ -50,7 +50,7 @@ class KeyThrottle(FailureThrottle):
         """Count an invalid key; returns the error to answer with."""
         wait_s = self.failed(address)
         if wait_s:
-            return TooManyRequests(
+            return RateLimited(
                 "too many invalid API keys from this address; wait, then use a valid one", retry_after_s=wait_s
             )
         return Unauthenticated(message)

@@ -59,8 +59,10 @@ def bind(addresses: Sequence[tuple[str, int]], setting: str) -> list[socket.sock
 def _bind_one(host: str, port: int, setting: str) -> socket.socket:
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
+        # As bytes: for a text the codec of international names is loaded, which takes 0.5 MB.
+        name = host.encode("ascii") if host.isascii() else host
         family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
         raise ListenError(f"cannot listen on {shown}: {error.strerror or error}; change {setting}") from error

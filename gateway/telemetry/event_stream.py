@@ -24,7 +24,8 @@ class EventStream:
     """Frames for any number of readers, within one event loop.
 
     Readers wake together, at most every `pace_s`, and get what was added since as one chunk, which is joined once for
-    all of them. A reader that falls behind the ring gets `None` instead of what it missed.
+    all of them. A reader that falls behind the ring gets `None` instead of what it missed. `readers` is their number:
+    without any, nothing needs to be encoded.
     """
 
     def __init__(self, *, max_frames: int = 1000, max_bytes: int = 4 * 1024 * 1024, pace_s: float = 0.1) -> None:
@@ -40,20 +41,15 @@ class EventStream:
         self._timer: asyncio.TimerHandle | None = None
         self._available = asyncio.Event()
         self._has_readers = asyncio.Event()
-        self._readers = 0
+        self.readers = 0
         self._closed = False
-
-    @property
-    def has_readers(self) -> bool:
-        """Without readers nothing needs to be encoded."""
-        return self._readers > 0
 
     async def wait_for_reader(self) -> None:
         await self._has_readers.wait()
 
     def add(self, data: bytes) -> None:
         """Never waits; dropped without readers."""
-        if not self._readers:
+        if not self.readers:
             return
         self._frames.append(data)
         self._bytes += len(data)
@@ -75,13 +71,13 @@ class EventStream:
     @contextmanager
     def reader(self) -> Iterator[AsyncIterator[bytes | None]]:
         """Yields the frames added from now on, in chunks; `None` where frames were missed."""
-        self._readers += 1
+        self.readers += 1
         self._has_readers.set()
         try:
             yield self._chunks(self._count)
         finally:
-            self._readers -= 1
-            if not self._readers:
+            self.readers -= 1
+            if not self.readers:
                 self._has_readers.clear()
                 self._frames.clear()
                 self._bytes = 0

@@ -22,7 +22,7 @@ async def test_all_readers_get_the_same_chunk() -> None:
 
 async def test_nothing_is_kept_without_readers() -> None:
     stream = EventStream()
-    assert not stream.has_readers
+    assert stream.readers == 0
     for _ in range(10_000):
         stream.add(b"x" * 100)
     assert stream._frames.maxlen is None
