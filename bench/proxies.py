@@ -133,6 +133,26 @@ http {{
         return [program, "-e", "stderr", "-c", str(config)]
 
 
+class StarletteHttpx(Proxy):
+    """`bench/starlette_proxy.py` under uvicorn: what a proxy of these libraries costs that does nothing else."""
+
+    name = "starlette-httpx"
+
+    def command(self, backend: int, port: int, directory: Path) -> list[str]:
+        self.env = {"BACKEND": f"http://127.0.0.1:{backend}"}
+        uvicorn = [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "bench.starlette_proxy:app",
+            "--http",
+            "httptools",
+            "--loop",
+            "uvloop",
+        ]
+        return [*uvicorn, "--port", str(port), "--no-access-log", "--log-level", "error"]
+
+
 class VllmRouter(Proxy):
     """The Rust router from PyPI, with its defaults for one worker."""
 
@@ -189,11 +209,12 @@ models:
     cmd: sleep 100000
     proxy: "http://127.0.0.1:{backend}"
     checkEndpoint: /health
+    concurrencyLimit: 1000
 """
         )
         return [program, "--config", str(config), "--listen", f"127.0.0.1:{port}"]
 
 
 PROXIES: dict[str, type[Proxy]] = {
-    proxy.name: proxy for proxy in (Direct, Hostler, Nginx, VllmRouter, LlamaSwap, LiteLLM)
+    proxy.name: proxy for proxy in (Direct, Hostler, StarletteHttpx, Nginx, VllmRouter, LlamaSwap, LiteLLM)
 }
