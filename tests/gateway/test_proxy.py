@@ -63,10 +63,12 @@ async def test_an_answer_that_surprises_its_reader_is_broken(complete: bool) -> 
         endpoint=Endpoint(host="127.0.0.1", port=1, name="b"),
     )
     origin = Origin(wire="openai", operation="chat", body=b"{}")
+    attempt = Attempt(target=Target(backend="b", model="m", name_there="m"))
     context: Any = SimpleNamespace(
         id="r",
         request=ChatRequest(origin=origin, model="m", output=Output(stream=True)),
-        current=Attempt(target=Target(backend="b", model="m", name_there="m")),
+        attempt=attempt,
+        current=attempt,
         writer=SimpleNamespace(
             begin=lambda head: None, streaming=True, encoder=SimpleNamespace(encode=lambda chunk: b"")
         ),
