@@ -60,7 +60,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Run mypy, strict, over the packages, the build hook and this file."""
+    """Run mypy, strict, over the packages, the benchmarks, the build hook and this file."""
     # For the types of the OpenTelemetry SDK.
     _install(session, "types", "-e", ".[otel]")
     session.run("mypy", *session.posargs)

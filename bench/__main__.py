@@ -1,5 +1,5 @@
 """`python -m bench`: the proxies side by side; `... clients`: HTTP clients for the hot path; `... scale`: many clients;
-`... waiting`: many queued requests; `... ladder`: the cost of each step of a request."""
+`... waiting`: many queued requests; `... ladder`: the cost of each step of a request; `... start`: start and memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import clients, ladder, scale, waiting
+from bench import clients, ladder, scale, start, waiting
 from bench.compare import SCENARIOS, compare
 from bench.proxies import PROXIES
 from bench.report import plot, plot_growth, table
@@ -33,10 +33,11 @@ def kept(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", choices=["proxies", "clients", "scale", "waiting", "ladder"], default="proxies"
+        "what", nargs="?", choices=["proxies", "clients", "scale", "waiting", "ladder", "start"], default="proxies"
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one run")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each pair; the rows are medians")
+    parser.add_argument("--requests", type=int, default=45_000, help="after which `start` reports the memory again")
     parser.add_argument("--only", default=",".join(PROXIES), help="proxies to run, separated by commas")
     parser.add_argument("--scenarios", default="", help=", ".join(scenario.name for scenario in SCENARIOS))
     parser.add_argument("--json", type=Path, help="also write the rows to this file, as JSON")
@@ -60,8 +61,13 @@ def main() -> None:
                 grown.setdefault(f"{load.kind}: memory, MiB", []).append((load.clients, load.rss_mib))
         kept(options, loads, "many clients", "clients", grown)
         return
+    if options.what == "start":
+        starts = start.start(options.hostler, rounds=options.rounds, requests=options.requests, seconds=options.seconds)
+        print(start.table(starts))
+        kept(options, starts, "", "", {})
+        return
     if options.what == "ladder":
-        rungs = ladder.ladder()
+        rungs = ladder.ladder(rounds=3 * options.rounds)
         print(ladder.table(rungs))
         kept(options, rungs, "", "", {})
         return

@@ -1,7 +1,8 @@
 """A backend that looks like llama-server on the wire and costs next to nothing: `python -m bench.backend --port 0`.
 
 The request determines the answer, so that every proxy can run every scenario: `stream`, `max_tokens` (the number of
-chunks) and `user` ("slow" is 20 chunks a second, "large" is 200 MB, and "unlike" an embedding whose head never repeats).
+chunks) and `user` ("slow" is 20 chunks a second, "large" are chunks of 64 KiB, 200 MiB by default, and "unlike" an embedding
+whose head never repeats).
 Each chunk's text is the time at which it was written.
 Like llama-server, it closes the connection after a stream without announcing it.
 """
@@ -152,7 +153,7 @@ class Backend(asyncio.Protocol):
         self.large = user == "large"
         self.pace = 0.05 if user == "slow" else 0.0
         chunks = request.get("max_tokens")
-        self.left = LARGE_PIECES if self.large else chunks if isinstance(chunks, int) else CHUNKS
+        self.left = chunks if isinstance(chunks, int) else LARGE_PIECES if self.large else CHUNKS
         self.transport.write(STREAM_HEAD + FIRST)
         self.next()
 

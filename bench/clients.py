@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 
 import httpx
@@ -87,7 +87,7 @@ async def with_httpx(port: int, stack: AsyncExitStack) -> Ask:
     return ask
 
 
-CLIENTS = {"lan.py": lan, "aiohttp": aiohttp, "httpx": with_httpx}
+CLIENTS = {"hostler": lan, "aiohttp": aiohttp, "httpx": with_httpx}
 
 
 async def run(ask: Ask, body: bytes, connections: int, seconds: float) -> tuple[float, float, float]:
@@ -108,7 +108,9 @@ async def run(ask: Ask, body: bytes, connections: int, seconds: float) -> tuple[
     return cpu / len(latencies) * 1e6, len(latencies) / wall, statistics.median(latencies) * 1e3
 
 
-async def compare(port: int, seconds: float, rounds: int) -> list[dict[str, str | int | float]]:
+async def compare(
+    port: int, seconds: float, rounds: int, connections: Sequence[int]
+) -> list[dict[str, str | int | float]]:
     """One row per client, kind and number of connections: medians over the rounds."""
     taken: dict[tuple[str, str, int], list[tuple[float, float, float]]] = {}
     async with AsyncExitStack() as stack:
@@ -119,23 +121,19 @@ async def compare(port: int, seconds: float, rounds: int) -> list[dict[str, str 
             except ImportError:
                 print(f"{name}: skipped, not installed")
         for _ in range(rounds):
-            for connections in (1, 32):
+            for count in connections:
                 for kind, body in (("whole", WHOLE), ("stream", STREAM)):
                     for name, ask in asks.items():
                         await ask(body)
-                        taken.setdefault((name, kind, connections), []).append(
-                            await run(ask, body, connections, seconds)
-                        )
+                        taken.setdefault((name, kind, count), []).append(await run(ask, body, count, seconds))
     rows: list[dict[str, str | int | float]] = []
-    for (name, kind, connections), results in sorted(taken.items(), key=lambda item: (item[0][1:], item[0][0])):
+    for (name, kind, count), results in sorted(taken.items(), key=lambda item: (item[0][1:], item[0][0])):
         cpu, rate, p50 = (statistics.median(column) for column in zip(*results, strict=True))
-        rows.append(
-            {"client": name, "kind": kind, "connections": connections, "cpu_us": cpu, "per_s": rate, "p50_ms": p50}
-        )
+        rows.append({"client": name, "kind": kind, "connections": count, "cpu_us": cpu, "per_s": rate, "p50_ms": p50})
     return rows
 
 
-def main(seconds: float, rounds: int) -> list[dict[str, str | int | float]]:
+def main(seconds: float, rounds: int, connections: Sequence[int] = (1, 32)) -> list[dict[str, str | int | float]]:
     """Run the comparison against its own backend."""
     with backend() as port:
-        return uvloop.run(compare(port, seconds, rounds))
+        return uvloop.run(compare(port, seconds, rounds, connections))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.processes import backend, cpu_s, rss_mib
+from bench.processes import ROOT, backend, cpu_s, rss_mib
 from bench.proxies import PROXIES, Proxy, Skipped
 
 MESSAGES = [{"role": "user", "content": "Say something nice about horses, in three sentences at most. " * 4}]
@@ -45,6 +45,7 @@ SCENARIOS = (
     Scenario(name="slow-200", connections=200, extra={"stream": True, "user": "slow", "max_tokens": 40}, seconds=4.0),
     Scenario(name="large-1", connections=1, extra={"stream": True, "user": "large"}),
 )
+EMBED, STREAM = (next(each for each in SCENARIOS if each.name == name) for name in ("embed-32", "stream-32"))
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -75,7 +76,7 @@ def load(url: str, proxy: Proxy, scenario: Scenario, seconds: float) -> dict[str
         command.append("--fresh")
     for header in proxy.headers:
         command += ["--header", header]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=300)
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=300, cwd=ROOT)
     result: dict[str, object] = json.loads(done.stdout)
     return result
 
@@ -121,7 +122,12 @@ def merged(rows: list[Row]) -> Row:
 
 
 def compare(
-    names: list[str], programs: dict[str, str], scenarios: list[str], seconds: float, rounds: int
+    names: list[str],
+    programs: dict[str, str],
+    scenarios: list[str],
+    seconds: float,
+    rounds: int,
+    warm_up_s: float = 0.5,
 ) -> tuple[list[Row], list[str]]:
     """All rows, and what was skipped and why."""
     taken: dict[tuple[str, str], list[Row]] = {}
@@ -134,7 +140,7 @@ def compare(
             proxy = PROXIES[name](programs.get(name))
             try:
                 url, pid = stack.enter_context(proxy.start(port, Path(directory)))
-                warm = load(url, proxy, chosen[0], 0.5)
+                warm = load(url, proxy, chosen[0], warm_up_s)
                 if warm["errors"] or not warm["requests"]:
                     raise Skipped(f"{name}: started, but gave {warm['errors']} errors and {warm['requests']} answers")
             except Skipped as reason:

@@ -7,6 +7,7 @@ shipped model, which is fetched the first time.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
@@ -16,18 +17,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from bench.processes import free_port, running
+from bench.processes import free_port, hostler_up
+from hostler.profiles.downloads import Cancellation
+from hostler.profiles.fetch import fetch_sync
+from hostler.profiles.sources import cache_directory
+from hostler.profiles.store import demo_profiles
 
 INSTANT = Path(__file__).with_name("instant.py")
-#: The approximate length of the conversation, in tokens.
-TOKENS = 3000
 #: Repeated with different numbers, so that the engine finds no repeated prefix.
 LINE = "In the year {} the ferry crossed the river with {} sheep, {} goats and a cart full of apples. "
 TOKENS_OF_LINE = 30
@@ -44,21 +46,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
-@contextmanager
+@contextlib.contextmanager
 def gateway(document: dict[str, Any], folder: Path) -> Iterator[http.client.HTTPConnection]:
-    """`hostler up` with this configuration and a connection to it."""
-    path, log = folder / "hostler.yaml", folder / "log"
-    port = free_port()
-    path.write_text(json.dumps({"gateway": {"listen": [f"127.0.0.1:{port}"]}, **document}))
-    command = [sys.executable, "-m", "hostler.gateway", "up", "--config", str(path)]
-    environ = {"PYTHONUNBUFFERED": "1"}
-    with running(command, log, environ) as process:
-        deadline = time.monotonic() + 120
-        while "listens on" not in log.read_text():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"hostler did not start:\n{log.read_text()}")
-            time.sleep(0.02)
-        yield http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    """Run `hostler up` with this configuration; yields a connection to it."""
+    with (
+        hostler_up(document, folder) as port,
+        contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=600)) as connection,
+    ):
+        yield connection
 
 
 def ask(connection: http.client.HTTPConnection, model: str, messages: list[dict[str, str]], most: int = 8) -> Answer:
@@ -92,18 +87,16 @@ def ask(connection: http.client.HTTPConnection, model: str, messages: list[dict[
     )  # fmt: skip
 
 
-def conversation() -> list[dict[str, str]]:
-    """About `TOKENS` tokens without repetition."""
-    lines = [LINE.format(1000 + n, 17 * n % 97, 31 * n % 89) for n in range(TOKENS // TOKENS_OF_LINE)]
+def conversation(tokens: int) -> list[dict[str, str]]:
+    """About so many tokens without repetition."""
+    lines = [LINE.format(1000 + n, 17 * n % 97, 31 * n % 89) for n in range(tokens // TOKENS_OF_LINE)]
     return [{"role": "user", "content": "".join(lines) + "How many sheep crossed in the first year?"}]
 
 
-def engine(kept: bool, threads: int) -> None:
-    """A, then B, then A again, with a long conversation in A."""
-    from hostler.profiles.store import demo_profiles
-
-    shipped = demo_profiles()[0]
-    profile = {"model": shipped.model, "sha256": shipped.sha256, "context": 8192, "threads": threads}
+def engine(kept: bool, threads: int, tokens: int) -> None:
+    """A, then B, then A again, with a conversation of about so many tokens in A."""
+    file = fetch_sync(demo_profiles()[0], cache_directory(), lambda _: None, Cancellation())
+    profile = {"model": str(file), "context": 8192, "threads": threads}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         document = {
@@ -113,7 +106,7 @@ def engine(kept: bool, threads: int) -> None:
             "profiles": {"a": {**profile, "default": True}, "b": profile},
         }  # fmt: skip
         with gateway(document, folder) as connection:
-            said = conversation()
+            said = conversation(tokens)
             first = ask(connection, "a", said)
             asked = [*said, {"role": "assistant", "content": first.text}, {"role": "user", "content": "Thank you."}]
             other = ask(connection, "b", [{"role": "user", "content": "Hello!"}])
@@ -136,8 +129,8 @@ def engine(kept: bool, threads: int) -> None:
 def spent(log: Path) -> None:
     """What was saved and restored, from the log."""
     for line in log.read_text().splitlines():
-        if " kept " in line or "conversations back" in line or "is ready after" in line:
-            print("  " + line.rpartition(": ")[2])
+        if any(words in line for words in (": saved ", ": restored ", ": ready after ")):
+            print("  " + line.partition(" INFO ")[2].partition(": ")[2])
 
 
 def write_gguf(path: Path) -> None:
@@ -156,7 +149,7 @@ def write_gguf(path: Path) -> None:
     path.write_bytes(data)
 
 
-def bare_start(times: int = 20) -> float:
+def bare_start(times: int) -> float:
     """Seconds from starting the instant engine to its first answer, without Hostler: the median."""
     taken = []
     for _ in range(times):
@@ -180,7 +173,7 @@ def bare_start(times: int = 20) -> float:
 
 
 def instant(times: int = 20) -> None:
-    """Alternating switches with an engine that takes no time."""
+    """So many alternating switches with an engine that takes no time."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = folder / "model.gguf"
@@ -198,23 +191,23 @@ def instant(times: int = 20) -> None:
             ]
             hot = statistics.median(
                 ask(connection, "ab"[(times - 1) % 2], [{"role": "user", "content": "Hi"}]).first_byte_s
-                for _ in range(20)
+                for _ in range(times)
             )
-    median, bare = statistics.median(taken), bare_start()
+    median, bare = statistics.median(taken), bare_start(times)
     print(f"{times} alternating switches, instant engine: request to first byte")
     print(f"  median {1000 * median:6.1f} ms, best {1000 * min(taken):.1f}, worst {1000 * max(taken):.1f}")
     print(f"  of it the engine's own start {1000 * bare:.1f} ms, a request without a switch {1000 * hot:.1f} ms")
     print(f"  the switch itself {1000 * (median - bare - hot):.1f} ms")
 
 
-def ready() -> None:
+def ready(after: Sequence[float] = (0, 0.1, 0.3, 0.6, 1.0, 1.3, 2.5), times: int = 3) -> None:
     """The time from a scripted engine being ready to the first byte of its answer, for slow and fast engines."""
     scripted = Path(__file__).parents[1] / "tests" / "fakes" / "fake_engine.py"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model, notes = folder / "model.gguf", folder / "notes"
         write_gguf(model)
-        delays = {f"after-{seconds}": seconds for seconds in (0, 0.1, 0.3, 0.6, 1.0, 1.3, 2.5)}
+        delays = {f"after-{seconds}": seconds for seconds in after}
         profiles = {
             each: {"model": str(model), "env": {"FAKE_ENGINE": json.dumps({"ready_after": s, "log": str(notes)})}}
             for each, s in delays.items()
@@ -224,7 +217,7 @@ def ready() -> None:
         with gateway({"supervisor": settings, "profiles": profiles}, folder) as connection:
             for each, seconds in delays.items():
                 taken = []
-                for _ in range(3):
+                for _ in range(times):
                     began = time.time()
                     answer = ask(connection, each, [{"role": "user", "content": "Hi"}])
                     events = [json.loads(line) for line in notes.read_text().splitlines()]
@@ -242,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.conversation", description=__doc__)
     parser.add_argument("what", nargs="?", choices=["engine", "instant", "ready"])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of the real engine")
+    parser.add_argument("--tokens", type=int, default=3000, help="approximate length of the real engine's conversation")
     options = parser.parse_args()
     if options.what in (None, "instant"):
         instant()
@@ -249,7 +243,7 @@ def main() -> None:
         ready()
     if options.what in (None, "engine"):
         for kept in (False, True):
-            engine(kept, options.threads)
+            engine(kept, options.threads, options.tokens)
 
 
 if __name__ == "__main__":

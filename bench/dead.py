@@ -13,7 +13,6 @@ import http.client
 import json
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +26,6 @@ from bench.backend import MODEL
 from bench.processes import backend, free_port
 from bench.proxies import Hostler, LiteLLM, Proxy, Skipped
 
-BEFORE, AFTER = 20, 20
 GIVEN_UP_S = 60.0
 DEATHS = ("refused", "blackholed")
 
@@ -106,6 +104,9 @@ class Client:
             return (time.perf_counter() - began_at) * 1000, answer.status == 200
         return GIVEN_UP_S * 1000, False
 
+    def close(self) -> None:
+        self._connection.close()
+
 
 @contextlib.contextmanager
 def deaf(port: int) -> Iterator[None]:
@@ -122,28 +123,21 @@ def deaf(port: int) -> Iterator[None]:
         yield
 
 
-def measure(proxy: HostlerChain | LiteLLMChain, death: str) -> Cost:
-    """One proxy, one kind of failure."""
+def measure(proxy: HostlerChain | LiteLLMChain, death: str, requests: int = 20) -> Cost:
+    """One proxy, one kind of failure, with this many requests before and after it, three at least."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         proxy.main = free_port()
-        main = subprocess.Popen(
-            [sys.executable, "-m", "bench.backend", "--port", str(proxy.main)], stdout=subprocess.PIPE
-        )
-        stack.callback(main.wait)
-        stack.callback(main.kill)
-        assert main.stdout is not None
-        stack.callback(main.stdout.close)
-        main.stdout.readline()
+        main = stack.enter_context(contextlib.ExitStack())
+        main.enter_context(backend(proxy.main))
         url, _ = stack.enter_context(proxy.start(stack.enter_context(backend()), Path(directory)))
-        client = Client(url, proxy)
-        before = [client.ask() for _ in range(BEFORE)]
-        main.kill()
-        main.wait()
+        client = stack.enter_context(contextlib.closing(Client(url, proxy)))
+        before = [client.ask() for _ in range(requests)]
+        main.close()
         if death == "blackholed":
             stack.enter_context(deaf(proxy.main))
         after = [client.ask() for _ in range(3)]
         if all(well for _, well in after):
-            after += [client.ask() for _ in range(AFTER - len(after))]
+            after += [client.ask() for _ in range(requests - len(after))]
     usual = statistics.median(took for took, _ in before)
     added = [took - usual for took, _ in after]
     return Cost(

@@ -6,6 +6,10 @@ It accepts llama-server's arguments and answers the requests of a gateway and a 
 import _socket
 import sys
 
+TYPE_CHECKING = False  # typing takes longer to import than all the rest
+if TYPE_CHECKING:
+    from typing import Any
+
 ANSWER = (
     b'data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":'
     b'{"role":"assistant","content":"word"},"finish_reason":null}]}\n\n'
@@ -23,7 +27,7 @@ GETS = {
 def main() -> None:
     """Serve forever; SIGTERM ends it by its default action."""
     port = int(sys.argv[sys.argv.index("--port") + 1])
-    listening = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+    listening: Any = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
     listening.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
     listening.bind(("127.0.0.1", port))
     listening.listen(128)
@@ -63,4 +67,5 @@ def answer(connection: _socket.socket) -> None:
     )
 
 
-main()
+if __name__ == "__main__":
+    main()

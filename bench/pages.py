@@ -23,9 +23,6 @@ from bench.processes import backend, cpu_s, rss_mib
 from bench.proxies import PROXIES, Proxy
 
 EVENTS_PER_S = 100
-PAGES = 20
-SETTLE_S = 2.0
-FLOOD = 3_000
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -42,7 +39,11 @@ class Row(msgspec.Struct, kw_only=True):
 class Pages:
     """A gateway that gets requests at a steady rate, and the pages that watch it."""
 
-    def __init__(self, url: str, pid: int, proxy: Proxy) -> None:
+    def __init__(
+        self, url: str, pid: int, proxy: Proxy, pages: int = 20, flood: int = 3000, settle_s: float = 2.0
+    ) -> None:
+        """`flood` requests have events enough to fill all buffers of pages that do not read."""
+        self.pages, self.flood_requests, self.settle_s = pages, flood, settle_s
         parts = urlsplit(url)
         self.host, self.port, self.pid = parts.hostname or "", parts.port or 80, pid
         self.headers = "".join(f"{header}\r\n" for header in (f"host: {parts.netloc}", *proxy.headers))
@@ -57,15 +58,19 @@ class Pages:
         while self.free and self.free[-1][0].at_eof():
             self.free.pop()[1].close()
         reader, writer = self.free.pop() if self.free else await asyncio.open_connection(self.host, self.port)
-        writer.write(self.question)
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0])
-        await reader.readexactly(length)
-        self.answered += head.startswith(b"http/1.1 200")
-        if b"connection: close" in head:
-            writer.close()
-        else:
-            self.free.append((reader, writer))
+        kept = False
+        try:
+            writer.write(self.question)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0])
+            await reader.readexactly(length)
+            self.answered += head.startswith(b"http/1.1 200")
+            kept = b"connection: close" not in head
+        finally:
+            if kept:
+                self.free.append((reader, writer))
+            else:
+                writer.close()
 
     async def ask(self) -> None:
         """Send 100 requests a second, however long each of them takes."""
@@ -77,10 +82,10 @@ class Pages:
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     async def flood(self) -> None:
-        """Send enough events to fill all buffers of pages that do not read."""
+        """Send the `flood`."""
 
         async def many() -> None:
-            for _ in range(FLOOD // 8):
+            for _ in range(self.flood_requests // 8):
                 await self.once()
 
         async with asyncio.TaskGroup() as group:
@@ -127,7 +132,7 @@ class Pages:
             yield
 
     async def watch(self, what: str, reading: int, seconds: float) -> Row:
-        await asyncio.sleep(SETTLE_S)
+        await asyncio.sleep(self.settle_s)
         began, used = time.perf_counter(), cpu_s(self.pid)
         answered, events, size = self.answered, self.events, self.bytes
         await asyncio.sleep(seconds)
@@ -143,18 +148,18 @@ class Pages:
         )
 
     async def all(self, seconds: float, rounds: int) -> list[Row]:
-        asking = asyncio.create_task(self.ask())
+        asking, pages = asyncio.create_task(self.ask()), self.pages
         rows: dict[str, list[Row]] = {}
         try:
             for _ in range(rounds):
                 found = [await self.watch("none", 0, seconds)]
-                async with self.open(PAGES):
-                    found.append(await self.watch(f"{PAGES}", PAGES, seconds))
-                with self.stalled(PAGES):
+                async with self.open(pages):
+                    found.append(await self.watch(f"{pages}", pages, seconds))
+                with self.stalled(pages):
                     await self.flood()
-                    found.append(await self.watch(f"{PAGES} that have stalled", 0, seconds))
-                    async with self.open(PAGES):
-                        found.append(await self.watch(f"{PAGES}, and {PAGES} that have stalled", PAGES, seconds))
+                    found.append(await self.watch(f"{pages} that have stalled", 0, seconds))
+                    async with self.open(pages):
+                        found.append(await self.watch(f"{pages}, and {pages} that have stalled", pages, seconds))
                 for row in found:
                     rows.setdefault(row.what, []).append(row)
         finally:
@@ -162,6 +167,8 @@ class Pages:
                 asking.result()
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
+            while self.free:
+                self.free.pop()[1].close()
         return [median(each) for each in rows.values()]
 
 

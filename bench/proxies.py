@@ -39,7 +39,8 @@ class Proxy:
         found = shutil.which(named) or shutil.which(str(Path(sys.executable).parent / named))
         if found is None:
             raise Skipped(f"{self.name}: {named} not found; {how}")
-        return found
+        # It is started in another directory.
+        return str(Path(found).absolute())
 
     def command(self, backend: int, port: int, directory: Path) -> list[str]:
         raise NotImplementedError
@@ -77,6 +78,7 @@ class Hostler(Proxy):
     """The gateway as users start it, with all features on and an API key."""
 
     name = "hostler"
+    service = "gateway"
     ready = "/healthz"
     headers = ("authorization: Bearer bench-key",)
 
@@ -100,8 +102,9 @@ backends:
   box: {{kind: llamacpp, url: "http://127.0.0.1:{backend}", models: {{"{MODEL}": "{MODEL}"}}}}
 """
         )
-        command = [self.program] if self.program else [sys.executable, "-m", "hostler.gateway"]
-        return [*command, "gateway", "--config", str(config)]
+        named = self.program and self.find(self.program, "name another one with --hostler")
+        command = [named] if named else [sys.executable, "-m", "hostler.gateway"]
+        return [*command, self.service, "--config", str(config)]
 
 
 class Nginx(Proxy):

@@ -29,7 +29,7 @@ def table(rows: list[Row]) -> str:
 def plot_growth(title: str, axis: str, series: dict[str, list[tuple[float, float]]], path: Path) -> str:
     """Draw how values grow with the number of clients, on logarithmic axes. Returns a message."""
     try:
-        import matplotlib as mpl  # type: ignore[import-not-found,unused-ignore]
+        import matplotlib as mpl
 
         mpl.use("Agg")
         from matplotlib import pyplot
@@ -54,7 +54,7 @@ def plot_growth(title: str, axis: str, series: dict[str, list[tuple[float, float
 def plot(rows: list[Row], path: Path) -> str:
     """Draw CPU per request and added latency. Returns a message."""
     try:
-        import matplotlib as mpl  # type: ignore[import-not-found,unused-ignore]
+        import matplotlib as mpl
 
         mpl.use("Agg")
         from matplotlib import pyplot

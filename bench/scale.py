@@ -14,14 +14,20 @@ from urllib.parse import urlsplit
 import msgspec
 import uvloop
 
+from bench.backend import LARGE_PIECES
 from bench.processes import backend, cpu_s, rss_mib
 from bench.proxies import Proxy
 
-STREAMS = (100, 300, 1000)
-IDLE = (1000, 3000, 10_000)
-CHUNKS = 120  # at 20 a second
-SETTLE_S = 3.0
-WATCH_S = 2.0
+
+class Sizes(msgspec.Struct, frozen=True, kw_only=True):
+    """How many clients, and for how long. Streams have `chunks`, 20 a second, and the large answer `pieces` of 64 KiB."""
+
+    streams: tuple[int, ...] = (100, 300, 1000)
+    idle: tuple[int, ...] = (1000, 3000, 10_000)
+    chunks: int = 120
+    pieces: int = LARGE_PIECES
+    settle_s: float = 3.0
+    watch_s: float = 2.0
 
 
 class Load(msgspec.Struct, kw_only=True):
@@ -37,12 +43,13 @@ class Load(msgspec.Struct, kw_only=True):
 class Scale:
     """Clients of one proxy. `chunks` counts what all of them have received."""
 
-    def __init__(self, url: str, pid: int, proxy: Proxy) -> None:
+    def __init__(self, url: str, pid: int, proxy: Proxy, sizes: Sizes) -> None:
         parts = urlsplit(url)
         self.host, self.port, self.pid = parts.hostname or "", parts.port or 80, pid
+        self.sizes = sizes
         self.chunks = 0
         self.model = proxy.model
-        body = {"model": proxy.model, "stream": True, "user": "slow", "max_tokens": CHUNKS, "messages": []}
+        body = {"model": proxy.model, "stream": True, "user": "slow", "max_tokens": sizes.chunks, "messages": []}
         self.body = json.dumps(body).encode()
         self.headers = "".join(f"{header}\r\n" for header in (f"host: {parts.netloc}", *proxy.headers))
 
@@ -60,9 +67,9 @@ class Scale:
         writer.close()
 
     async def watch(self, kind: str, clients: int) -> Load:
-        await asyncio.sleep(SETTLE_S)
+        await asyncio.sleep(self.sizes.settle_s)
         began, used, seen = time.perf_counter(), cpu_s(self.pid), self.chunks
-        await asyncio.sleep(WATCH_S)
+        await asyncio.sleep(self.sizes.watch_s)
         seconds = time.perf_counter() - began
         core, chunks = (cpu_s(self.pid) - used) / seconds, (self.chunks - seen) / seconds
         return Load(kind=kind, clients=clients, core=core, rss_mib=rss_mib(self.pid), chunks_per_s=chunks)
@@ -89,8 +96,15 @@ class Scale:
         return load
 
     async def large(self) -> Load:
-        """One answer of 200 MB, read at full speed; the memory is the peak."""
-        body = json.dumps({"model": self.model, "stream": True, "user": "large", "messages": []}).encode()
+        """One large answer, read at full speed; the memory is the peak."""
+        request = {
+            "model": self.model,
+            "stream": True,
+            "user": "large",
+            "messages": [],
+            "max_tokens": self.sizes.pieces,
+        }
+        body = json.dumps(request).encode()
         reader, writer = await self.open()
         head = f"POST /v1/chat/completions HTTP/1.1\r\n{self.headers}content-type: application/json\r\n"
         began, used, most, size, tail = time.perf_counter(), cpu_s(self.pid), 0.0, 0, b""
@@ -106,17 +120,17 @@ class Scale:
 
     async def all(self) -> list[Load]:
         rows = [await self.watch("nobody", 0), await self.large()]
-        rows += [await self.streams(clients) for clients in STREAMS]
+        rows += [await self.streams(clients) for clients in self.sizes.streams]
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        rows += [await self.idle(clients) for clients in IDLE if clients + 200 < files]
+        rows += [await self.idle(clients) for clients in self.sizes.idle if clients + 200 < files]
         return rows
 
 
-def scale(proxy: Proxy) -> list[Load]:
+def scale(proxy: Proxy, sizes: Sizes = Sizes()) -> list[Load]:  # noqa: B008 - frozen
     """The rows of one proxy in front of its own backend."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         url, pid = stack.enter_context(proxy.start(stack.enter_context(backend()), Path(directory)))
-        return uvloop.run(Scale(url, pid, proxy).all())
+        return uvloop.run(Scale(url, pid, proxy, sizes).all())
 
 
 def table(rows: list[Load]) -> str:

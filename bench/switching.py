@@ -12,9 +12,7 @@ import heapq
 import itertools
 import json
 import random
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,12 +23,18 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from bench.processes import hostler_up
+
 ENGINE = Path(__file__).parent.parent / "tests" / "fakes" / "fake_engine.py"
-ADDRESS = re.compile(r"listens on (http://\S+)")
 
 SLOTS = 2
-LOAD_S = 0.5
-ANSWER_S = 0.1
+
+
+class Engine(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the scripted engine takes for a load and an answer, in seconds."""
+
+    load_s: float = 0.5
+    answer_s: float = 0.1
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -67,9 +71,9 @@ def alternating(clients: int, requests: int) -> list[Job]:
     return [Job("ab"[number % 2], 0.0, number % clients) for number in range(requests)]
 
 
-def steady(seconds: float, every: float) -> list[Job]:
+def steady(seconds: float, every: float, answer_s: float) -> list[Job]:
     """Three clients keep A busy without a pause; another client requests B periodically."""
-    busy = [Job("a", 0.0, client) for client in range(3) for _ in range(int(seconds / ANSWER_S))]
+    busy = [Job("a", 0.0, client) for client in range(3) for _ in range(int(seconds / answer_s))]
     rare = [Job("b", at, 100 + number) for number, at in enumerate(_steps(every / 2, seconds, every))]
     return busy + rare
 
@@ -120,41 +124,23 @@ def fifo(jobs: Sequence[Job], *, load_s: float, answer_s: float, until: float) -
 
 
 @contextmanager
-def hostler(folder: Path, patience_s: float) -> Iterator[str]:
+def hostler(folder: Path, patience_s: float, engine: Engine) -> Iterator[str]:
     """`hostler up` with three scripted models of which one fits at a time; inside it listens at this address."""
     (folder / "model.gguf").write_bytes(b"not read by the scripted engine")
-    script = {"log": str(folder / "engines.log"), "ready_after": LOAD_S, "first_delay": ANSWER_S, "chunks": 1}
+    script = {
+        "log": str(folder / "engines.log"),
+        "ready_after": engine.load_s,
+        "first_delay": engine.answer_s,
+        "chunks": 1,
+    }
     profile = {"model": str(folder / "model.gguf"), "parallel": SLOTS, "env": {"FAKE_ENGINE": json.dumps(script)}}
     document = {
-        "gateway": {
-            "listen": ["127.0.0.1:0"],
-            "queue": {"max_waiting": 1000, "max_wait_s": 600},
-            "switching": {"patience_s": patience_s},
-        },
+        "gateway": {"queue": {"max_waiting": 1000, "max_wait_s": 600}, "switching": {"patience_s": patience_s}},
         "supervisor": {"engine": f"{sys.executable} -I -S {ENGINE}", "slots_max": "0B"},
         "profiles": dict.fromkeys("abc", profile),
     }
-    path = folder / "hostler.yaml"
-    path.write_text(json.dumps(document))
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "hostler.gateway", "up", "--config", str(path)],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if found := ADDRESS.search(line):
-                yield found[1]
-                break
-        else:
-            raise SystemExit(f"hostler did not start: {(folder / 'log').read_text()}")
-    finally:
-        process.terminate()
-        process.wait(30)
-        process.stdout.close()
+    with hostler_up(document, folder) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @asynccontextmanager
@@ -238,21 +224,21 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def run(patience_s: float, seconds: float) -> tuple[list[Row], float]:
-    """All workloads under both policies, and how long a load took."""
-    forever = float("inf")
-    workloads = [(f"A/B, {clients} at a time", alternating(clients, 40), forever) for clients in (1, 4, 10)]
-    workloads.append(("steady A, B every 10 s", steady(seconds, 10.0), seconds))
+def run(patience_s: float, seconds: float, engine: Engine, requests: int = 40) -> tuple[list[Row], float]:
+    """All workloads under both policies, and how long a load took. Those that alternate have so many `requests`."""
+    forever, every = float("inf"), min(10.0, seconds)
+    workloads = [(f"A/B, {clients} at a time", alternating(clients, requests), forever) for clients in (1, 4, 10)]
+    workloads.append((f"steady A, B every {every:g} s", steady(seconds, every, engine.answer_s), seconds))
     workloads.append(("three models, Zipf, 3/s", zipf(seconds, 3.0), forever))
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with hostler(folder, patience_s) as address:
+        with hostler(folder, patience_s, engine) as address:
             load_s, answer_s = asyncio.run(calibrate(address))
             for workload, jobs, until in workloads:
-                httpx.post(f"{address}/admin/unload", json={"model": "b"}, timeout=60).raise_for_status()
-                httpx.post(f"{address}/admin/unload", json={"model": "a"}, timeout=60).raise_for_status()
-                httpx.post(f"{address}/admin/unload", json={"model": "c"}, timeout=60).raise_for_status()
+                for model in "abc":
+                    url = f"{address}/admin/unload"
+                    httpx.post(url, json={"model": model}, timeout=60, trust_env=False).raise_for_status()
                 before = starts(folder)
                 done = asyncio.run(measure(address, jobs, until))
                 rows.append(row(workload, "hostler", done, starts(folder) - before))
@@ -267,9 +253,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="length of the workloads that arrive over time")
     parser.add_argument("--json", type=Path, help="also write the rows to this file, as JSON")
     options = parser.parse_args()
-    rows, load_s = run(options.patience, options.seconds)
+    engine = Engine()
+    rows, load_s = run(options.patience, options.seconds, engine)
     print(table(rows))
-    print(f"\npatience {options.patience:g} s, a load takes {load_s:.2f} s, {SLOTS} slots, an answer {ANSWER_S:g} s")
+    print(
+        f"\npatience {options.patience:g} s, a load takes {load_s:.2f} s, {SLOTS} slots, an answer {engine.answer_s:g} s"
+    )
     if options.json:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
     pairs = list(zip(rows[::2], rows[1::2], strict=True))

@@ -18,9 +18,6 @@ from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.scheduling.types import SchedulerSettings
 from hostler.supervisor.contract import EngineAddress, HostStatus, ProfileInfo, Snapshot, SupervisorEvent
 
-WAITING = (10, 100, 300, 1000, 3000)
-EVENTS = 300
-
 
 class Cost(msgspec.Struct, kw_only=True):
     """The cost of one request's events, with `waiting` others queued."""
@@ -57,13 +54,13 @@ class Slow:
         yield only_a_snapshot()
 
 
-async def measure(waiting: int) -> Cost:
-    """The cost of each event with this many requests queued."""
+async def measure(waiting: int, events: int) -> Cost:
+    """The cost of each of these events with this many requests queued."""
     bus = Bus()
     host = Orchestrator(
         "box",
         Slow(),
-        settings=SchedulerSettings(max_waiting=waiting + EVENTS + 1, max_wait_s=3600),
+        settings=SchedulerSettings(max_waiting=waiting + events + 1, max_wait_s=3600),
         publish=bus.publish,
         on_status=lambda status: None,
         on_stopping=lambda address: None,
@@ -75,7 +72,7 @@ async def measure(waiting: int) -> Cost:
         leases = [host.lease("a", client=f"client-{number % 7}", request_id=f"r{number}") for number in range(waiting)]
         await anyio.sleep(0.3)
         spent = {"join": 0.0, "leave": 0.0, "progress": 0.0}
-        for number in range(EVENTS):
+        for number in range(events):
             began = time.process_time()
             lease = host.lease("a", client=f"client-{number % 7}", request_id=f"x{number}")
             await anyio.lowlevel.checkpoint()
@@ -90,13 +87,13 @@ async def measure(waiting: int) -> Cost:
         for lease in leases:
             lease.release()
         tasks.cancel_scope.cancel()
-    each = {f"{name}_us": seconds / EVENTS * 1e6 for name, seconds in spent.items()}
+    each = {f"{name}_us": seconds / events * 1e6 for name, seconds in spent.items()}
     return Cost(waiting=waiting, **each)
 
 
-def waiting() -> list[Cost]:
+def waiting(lengths: Sequence[int] = (10, 100, 300, 1000, 3000), events: int = 300) -> list[Cost]:
     """A row for each length of the queue."""
-    return [anyio.run(measure, count) for count in WAITING]
+    return [anyio.run(measure, length, events) for length in lengths]
 
 
 def table(rows: list[Cost]) -> str:
