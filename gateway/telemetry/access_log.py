@@ -21,9 +21,13 @@ class AccessLogRecord(logging.LogRecord):
     """
 
     def __init__(self, lines: list[tuple[float, str]], events: Sequence[RequestFinished] = ()) -> None:
-        super().__init__(logger.name, logging.INFO, __file__, 0, "\n".join(text for _, text in lines), None, None)
+        super().__init__(logger.name, logging.INFO, __file__, 0, "", None, None)
         self.lines = lines
         self.events = events
+
+    def getMessage(self) -> str:
+        """All lines as one text, which the handlers that know this class never need."""
+        return "\n".join(text for _, text in self.lines)
 
 
 class AccessLog:
