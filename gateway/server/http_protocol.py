@@ -491,7 +491,8 @@ class Cycle:
         return {"type": "http.disconnect"}
 
     async def send(self, message: ASGISendEvent) -> None:
-        """ASGI's `send`. The head is held back for the first piece of the body, at most until the loop's next turn."""
+        """ASGI's `send`. The head leaves with the first piece of the body; that of a stream waits no longer than until
+        the loop's next turn."""
         protocol = self.protocol
         if protocol.flow.write_paused and not self.disconnected:
             await protocol.flow.drain()
@@ -506,7 +507,8 @@ class Cycle:
                 self._put(body, more)
         elif message["type"] == "http.response.start":
             self._begin(message["status"], message.get("headers", ()))
-            protocol.loop.call_soon(self._flush)
+            if self.remaining is None:
+                protocol.loop.call_soon(self._flush)
 
     def _begin(self, status: int, headers: Any) -> None:
         if self.response_started:
