@@ -39,7 +39,6 @@ from hostler.gateway.middleware.queueing import QueueingMiddleware
 from hostler.gateway.middleware.recording import RecordingMiddleware
 from hostler.gateway.middleware.request_context import RequestContextMiddleware
 from hostler.gateway.middleware.switching import SwitchingMiddleware
-from hostler.gateway.middleware.tracing import TracingMiddleware
 from hostler.gateway.proxy import Proxy
 from hostler.gateway.routing import Router, adapter_routes, wrap
 from hostler.gateway.server.server import Server
@@ -107,6 +106,8 @@ def model_middleware(parts: Components) -> list[Middleware]:
         recording.append(Middleware(RecordingMiddleware, parts.transcripts.add))
     tracing = []
     if (tracer := parts.tracer) is not None:
+        from hostler.gateway.middleware.tracing import TracingMiddleware
+
         tracing.append(Middleware(TracingMiddleware, record=tracer.record, should_sample=tracer.should_sample))
     return [
         *recording,

@@ -34,7 +34,6 @@ from hostler.gateway.model_catalog import Catalog, with_unload_times
 from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.scheduling.types import SchedulerSettings
 from hostler.gateway.telemetry.access_log import AccessLog
-from hostler.gateway.telemetry.tracing import MissingExtra, TracedTransport, Tracer, TracingOptions, require_extra
 from hostler.gateway.telemetry.transcripts import TranscriptLimits, Transcripts
 from hostler.gateway.telemetry.transcripts import default_file as transcripts_file
 from hostler.profiles.blobs import BlobStore
@@ -44,6 +43,7 @@ from hostler.profiles.sources import cache_directory
 from hostler.supervisor.contract import EngineAddress, HostStatus, Supervisor
 
 if TYPE_CHECKING:
+    from hostler.gateway.telemetry.tracing import Tracer
     from hostler.supervisor.client import SupervisorClient
 
 logger = logging.getLogger(__name__)
@@ -198,6 +198,8 @@ class Components:
     def _build_backends(self) -> dict[str, Backend]:
         near, far = self._lan, self._remote
         if self.tracer is not None:
+            from hostler.gateway.telemetry.tracing import TracedTransport
+
             near = TracedTransport(near, self.clock, propagate=True)
             far = TracedTransport(far, self.clock, propagate=self.settings.gateway.tracing.to_clouds)
         return build_backends(self.settings, self._supervisors, near, far)
@@ -258,6 +260,8 @@ async def _seed_service_times(admin: AdminApp, hosts: Mapping[str, Orchestrator]
 
 
 def _require_tracing() -> None:
+    from hostler.gateway.telemetry.tracing import MissingExtra, require_extra
+
     try:
         require_extra()
     except MissingExtra as error:
@@ -269,6 +273,8 @@ def _tracer(settings: GatewaySettings, clock: Callable[[], float]) -> Tracer | N
     tracing = settings.tracing
     if tracing.endpoint is None:
         return None
+    from hostler.gateway.telemetry.tracing import Tracer, TracingOptions
+
     options = TracingOptions(
         endpoint=tracing.endpoint, headers=tracing.headers, service=tracing.service, sample=tracing.sample
     )

@@ -11,7 +11,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def demo_profiles() -> tuple[Profile, ...]:
 
 def bundled_text(name: str) -> str:
     """A file that comes with the package: `demo.yaml`, `example.yaml`."""
-    return resources.files("hostler.profiles").joinpath(name).read_text(encoding="utf-8")
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def read_profiles(path: Path, *, env: Mapping[str, str]) -> tuple[Profile, ...]:
