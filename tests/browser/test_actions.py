@@ -12,7 +12,7 @@ from browser.conftest import OpenPage
 from fakes.flag_file import FlagFile
 from fakes.ports import free_port
 from fakes.tcp_proxy import proxy_to
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import Locator, Page, Route, expect
 from system.running_gateway import StartGateway, first_token
 
 pytestmark = pytest.mark.anyio
@@ -159,6 +159,42 @@ async def test_an_open_circuit_breaker_is_shown(start_gateway: StartGateway, ope
         await expect(page.get_by_text(re.compile("dead: in use → circuit open"))).to_be_visible()
         local = page.locator(".hops > li").first
         await expect(local).to_contain_text("in use")
+
+
+async def test_what_happens_while_the_history_loads_is_not_lost(
+    start_gateway: StartGateway, open_page: OpenPage
+) -> None:
+    dead = {"kind": "openai", "url": f"http://127.0.0.1:{free_port()}/v1", "models": {"m": "m"}}
+    probing = {"every_s": 60, "down_every_s": 60}
+    async with (
+        start_gateway({"a": {}}, backends={"dead": dead}, gateway={"probing": probing}) as gateway,
+        open_page(f"{gateway.url}/ui/#chain") as page,
+    ):
+        loading, over = anyio.Event(), anyio.Event()
+        asked: list[str] = []
+
+        async def answer_late(route: Route) -> None:
+            response = await route.fetch()
+            asked.append(route.request.url)
+            if len(asked) == 3:
+                loading.set()
+            await over.wait()
+            await route.fulfill(response=response)
+
+        await page.goto("about:blank")
+        await page.route("**/admin/history?*", answer_late)
+        await page.goto(f"{gateway.url}/ui/#chain")
+        with anyio.fail_after(30):
+            await loading.wait()
+        for _ in range(3):
+            await gateway.chat("m")
+        await gateway.chat("a")
+        hop = page.locator(".hops > li").filter(has=page.get_by_role("heading", name="dead", exact=True))
+        await expect(hop).to_contain_text("circuit open")
+        over.set()
+        change = page.get_by_text(re.compile("dead: in use → circuit open"))
+        await expect(change).to_be_visible()
+        await expect(change).to_have_count(1)
 
 
 async def test_a_model_is_pinned_and_unpinned(start_gateway: StartGateway, open_page: OpenPage) -> None:

@@ -130,6 +130,7 @@ function refreshModels() {
 
 /** Events from before the page was opened, or while it was disconnected. */
 async function loadHistory() {
+  const since = now() - 1;
   try {
     const [requests, switches, breakers] = await Promise.all(
       ["requests", "switches", "breakers"].map((kind) => get(`/admin/history?kind=${kind}&limit=${kind === "breakers" ? MAX_CHANGES : MAX_ENTRIES}`)),
@@ -137,12 +138,20 @@ async function loadHistory() {
     const known = new Set(requests.map((each) => each.event.id));
     const fresh = state.requests.filter((each) => !known.has(each.id));
     state.requests = [...fresh, ...requests.map((each) => each.event)].slice(0, MAX_ENTRIES);
-    state.switches = switches.map((each) => ({ at: each.at, backend: each.event.backend, switch: each.event.switch }));
-    state.breakers = breakers.map((each) => ({ at: each.at, event: each.event }));
+    const past = switches.map((each) => ({ at: each.at, backend: each.event.backend, switch: each.event.switch }));
+    state.switches = withNewer(past, state.switches, since);
+    state.breakers = withNewer(breakers.map((each) => ({ at: each.at, event: each.event })), state.breakers, since);
   } catch {
     /* the live view works without it */
   }
   changed();
+}
+
+/** The loaded events, after those that arrived while they were being loaded and are not among them. */
+function withNewer(loaded, live, since) {
+  const content = (entry) => JSON.stringify({ ...entry, at: 0 });
+  const isLoaded = (entry) => loaded.some((each) => Math.abs(each.at - entry.at) < 10 && content(each) === content(entry));
+  return [...live.filter((entry) => entry.at >= since && !isLoaded(entry)), ...loaded];
 }
 
 let source = null;
