@@ -170,6 +170,7 @@ async def test_what_happens_while_the_history_loads_is_not_lost(
         start_gateway({"a": {}}, backends={"dead": dead}, gateway={"probing": probing}) as gateway,
         open_page(f"{gateway.url}/ui/#chain") as page,
     ):
+        await gateway.chat("a")
         loading, over = anyio.Event(), anyio.Event()
         asked: list[str] = []
 
@@ -188,10 +189,12 @@ async def test_what_happens_while_the_history_loads_is_not_lost(
             await loading.wait()
         for _ in range(3):
             await gateway.chat("m")
-        await gateway.chat("a")
         hop = page.locator(".hops > li").filter(has=page.get_by_role("heading", name="dead", exact=True))
         await expect(hop).to_contain_text("circuit open")
         over.set()
+        await page.get_by_role("link", name="Switching").click()
+        await expect(page.get_by_role("row").filter(has_text="ready")).to_have_count(1)  # from the history
+        await page.get_by_role("link", name="Chain").click()
         change = page.get_by_text(re.compile("dead: in use → circuit open"))
         await expect(change).to_be_visible()
         await expect(change).to_have_count(1)
