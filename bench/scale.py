@@ -119,7 +119,7 @@ class Scale:
         return Load(kind=f"answer of {size / 2**20:.0f} MiB", clients=1, core=core, rss_mib=most)
 
     async def all(self) -> list[Load]:
-        rows = [await self.watch("nobody", 0), await self.large()]
+        rows = [await self.watch("no clients", 0), await self.large()]
         rows += [await self.streams(clients) for clients in self.sizes.streams]
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         rows += [await self.idle(clients) for clients in self.sizes.idle if clients + 200 < files]

@@ -75,7 +75,7 @@ def test_streams_idle_connections_and_a_large_answer_are_measured(
     sizes = scale.Sizes(streams=(2,), idle=(3,), chunks=2, pieces=4, settle_s=0.0, watch_s=0.02)
     loads = uvloop.run(scale.Scale(*gateway, sizes).all())
     assert [(load.kind, load.clients) for load in loads] == [
-        ("nobody", 0),
+        ("no clients", 0),
         ("answer of 0 MiB", 1),
         ("streams", 2),
         ("idle", 3),

@@ -73,7 +73,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 class _Admitted(NamedTuple):
     """The result of the checks of a head, valid for that edition of the keys.
 
-    It is not valid for another target (method, path and query) or other headers, in case a middleware in between changes
+    It is not valid for another target (method, paths and query) or other headers, in case a middleware in between changes
     them. The body's length stands between `before` and `after`.
     """
 
@@ -81,7 +81,7 @@ class _Admitted(NamedTuple):
     parameters: dict[str, Any]
     client: Client
     edition: object
-    target: tuple[str, str, bytes]
+    target: tuple[object, ...]
     before: list[tuple[bytes, bytes]]
     after: list[tuple[bytes, bytes]]
 
@@ -253,19 +253,33 @@ class AuthMiddleware:
         scope[ROUTE_KEY] = route
         scope["path_params"] = parameters
         scope[CLIENT_KEY] = client
-        head = scope.get("extensions", _NONE).get(HEAD)
-        if (
-            head is not None
-            and origin is None
-            and route.adapter is not None
-            and _is_cacheable(client, headers, self._keys)
-        ):
-            edition = None if self._keys is None else self._keys.edition
-            sent, at = scope["headers"], head["length_at"]
-            head["admitted"] = _Admitted(
-                route, parameters, client, edition, target=_target(scope), before=sent[:at], after=sent[at + 1 :]
-            )
+        self._remember(
+            scope, route, parameters, client, cacheable=origin is None and _is_cacheable(client, headers, self._keys)
+        )
         return route
+
+    def _remember(
+        self, scope: Scope, route: RouteMatch, parameters: dict[str, Any], client: Client, *, cacheable: bool
+    ) -> None:
+        """Keep the result for requests with the same head, or nothing of this request that depends on its head."""
+        head = scope.get("extensions", _NONE).get(HEAD)
+        if head is None:
+            return
+        if not cacheable or route.adapter is None:
+            del scope["extensions"][HEAD]
+            return
+        headers, at = scope["headers"], head["length_at"]
+        for key in head.keys() - {"length_at"}:
+            del head[key]
+        head["admitted"] = _Admitted(
+            route,
+            parameters,
+            client,
+            edition=None if self._keys is None else self._keys.edition,
+            target=_target(scope),
+            before=headers[:at],
+            after=headers[at + 1 :],
+        )
 
     def _identify(self, scope: Scope, headers: dict[str, list[str]], origin: str | None) -> Client | None:
         assert self._keys is not None
@@ -294,8 +308,9 @@ def _is_cacheable(client: Client, headers: dict[str, list[str]], keys: KeyRing |
     return keys is None or (client.scopes != frozenset() and _presented(headers) is not None)
 
 
-def _target(scope: Scope) -> tuple[str, str, bytes]:
-    return scope["method"], scope["path"], scope["query_string"]
+def _target(scope: Scope) -> tuple[object, ...]:
+    paths = scope["path"], scope.get("raw_path"), scope.get("root_path")
+    return scope["method"], *paths, scope["query_string"]
 
 
 def _headers(scope: Scope) -> dict[str, list[str]]:

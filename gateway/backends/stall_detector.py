@@ -49,7 +49,6 @@ class StallDetector:
         self._silence_s = silence_s
         self._attempts: set[Attempt] = set()
         self._started = anyio.Event()
-        self._watching = False
 
     @property
     def busy(self) -> bool:
@@ -59,8 +58,7 @@ class StallDetector:
     def enter(self, attempt: Attempt) -> None:
         """The attempt is made at this backend, or will be as soon as its model is loaded."""
         self._attempts.add(attempt)
-        if not self._watching:
-            self._watching = True
+        if not self._started.is_set():
             self._started.set()
 
     def leave(self, attempt: Attempt) -> None:
@@ -77,7 +75,6 @@ class StallDetector:
                 await self._check(address, before)
             if not self._attempts:
                 self._started = anyio.Event()
-                self._watching = False
 
     async def _check(self, address: EngineAddress | None, before: _Received) -> None:
         if await self._is_alive(address) or address not in self._silent_since(before):

@@ -225,7 +225,7 @@ class RequestContextMiddleware:
 
     async def _read(self, receive: Receive, headers: dict[str, str]) -> bytes:
         """The whole body, within the limit. The server ends bodies that stall."""
-        if "content-encoding" in headers and headers["content-encoding"].lower() != "identity":
+        if headers.get("content-encoding", "identity").lower() != "identity":
             raise BadRequest("compressed bodies are not supported; send it without Content-Encoding")
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_body:

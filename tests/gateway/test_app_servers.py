@@ -292,12 +292,22 @@ async def test_a_request_changed_by_foreign_middleware_is_checked_anew(configure
         ({"headers": [(b"origin", b"https://evil.example")]}, 403),
         ({"headers": [(b"host", b"evil.example")]}, 400),
         ({}, 200),
+        ({"raw_path": b"/v1/unknown"}, 200),
+        ({}, 200),
     ]
     changing.changes = [change for change, _ in changes]
     async with server(changing) as http:
         for change, status in changes:
             answer = await http.request(**asked("openai"))
             assert answer.status_code == status, (change, answer.text)
+
+
+async def test_nothing_is_kept_of_a_request_whose_checks_are_not(configured: Configured, server: Any) -> None:
+    changing = Changing(configured.app({"a": {}}, cors_origins=["https://page.example"]))
+    page = {"headers": [(b"origin", b"https://page.example"), (b"x-hostler-only", b"missing")]}
+    changing.changes = [{}, page, {}]
+    async with server(changing) as http:
+        assert [(await http.request(**asked("openai"))).status_code for _ in range(3)] == [200, 503, 200]
 
 
 async def test_mounted_in_another_application_everything_works(configured: Configured, server: Any) -> None:

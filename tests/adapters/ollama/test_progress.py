@@ -64,7 +64,7 @@ def test_an_operation_without_progress_has_an_empty_response(harness: OllamaHarn
 )
 def test_an_error_is_the_last_line(harness: OllamaHarness, name: str, body: Any, message: str) -> None:
     encoder = harness.adapter.encoder(harness.decode(name, body), response_id="", created=0, progress="off")
-    error: GatewayError = ModelNotFound("nobody has it", model="nope")
+    error: GatewayError = ModelNotFound("no backend has it", model="nope")
     assert json.loads(encoder.error(error)) == {"error": message}
     refusal = harness.adapter.error_response(error, harness.operation(name))
     assert (refusal.status, json.loads(refusal.body)) == (500, {"error": message})
