@@ -14,9 +14,9 @@ import anyio
 import msgspec
 
 from hostler.gateway.events import Bus
-from hostler.gateway.scheduling.orchestrator import Orchestrator
-from hostler.gateway.scheduling.types import SchedulerSettings
 from hostler.supervisor.contract import EngineAddress, HostStatus, ProfileInfo, Snapshot, SupervisorEvent
+from hostler.supervisor.scheduling.orchestrator import Orchestrator
+from hostler.supervisor.scheduling.types import SchedulerSettings
 
 
 class Cost(msgspec.Struct, kw_only=True):

@@ -31,8 +31,6 @@ from hostler.gateway.host_cache import HostCache
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_admin import ModelAdmin
 from hostler.gateway.model_catalog import Catalog, with_unload_times
-from hostler.gateway.scheduling.orchestrator import Orchestrator
-from hostler.gateway.scheduling.types import SchedulerSettings
 from hostler.gateway.telemetry.access_log import AccessLog
 from hostler.gateway.telemetry.transcripts import TranscriptLimits, Transcripts
 from hostler.gateway.telemetry.transcripts import default_file as transcripts_file
@@ -41,6 +39,8 @@ from hostler.profiles.library import read_library
 from hostler.profiles.presets import Preset
 from hostler.profiles.sources import cache_directory
 from hostler.supervisor.contract import EngineAddress, HostStatus, Supervisor
+from hostler.supervisor.scheduling.orchestrator import Orchestrator
+from hostler.supervisor.scheduling.types import SchedulerSettings
 
 if TYPE_CHECKING:
     from hostler.gateway.telemetry.tracing import Tracer

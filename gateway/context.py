@@ -14,8 +14,8 @@ from hostler.adapters.base import Adapter, Operation
 from hostler.adapters.canonical import Request, Usage
 from hostler.adapters.errors import GatewayError
 from hostler.gateway.asgi import CONTEXT_KEY
-from hostler.gateway.scheduling.lease import Lease
 from hostler.supervisor.contract import EngineAddress
+from hostler.supervisor.scheduling.lease import Lease
 
 if TYPE_CHECKING:
     from hostler.gateway.response import ResponseWriter

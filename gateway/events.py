@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
-from hostler.gateway.scheduling.events import EngineChanged as EngineChanged
-from hostler.gateway.scheduling.events import HostChanged as HostChanged
-from hostler.gateway.scheduling.events import QueueChanged as QueueChanged
-from hostler.gateway.scheduling.events import SwitchChanged as SwitchChanged
-from hostler.gateway.scheduling.events import Waiting as Waiting
+from hostler.supervisor.scheduling.events import EngineChanged as EngineChanged
+from hostler.supervisor.scheduling.events import HostChanged as HostChanged
+from hostler.supervisor.scheduling.events import QueueChanged as QueueChanged
+from hostler.supervisor.scheduling.events import SwitchChanged as SwitchChanged
+from hostler.supervisor.scheduling.events import Waiting as Waiting
 
 logger = logging.getLogger(__name__)
 

@@ -37,7 +37,7 @@ TESTED_ELSEWHERE = {
     "gateway/cli/status.py": ["system/test_cli_commands.py"],
     "gateway/events.py": ["system/test_behaviours_events.py"],
     "gateway/response.py": ["system/test_behaviours_progress.py", "system/test_behaviours_bytes.py"],
-    "gateway/scheduling/model.py": ["gateway/scheduling/test_scheduler.py"],
+    "supervisor/scheduling/model.py": ["supervisor/scheduling/test_scheduler.py"],
     "gateway/supervisor_app.py": ["supervisor/test_standalone.py"],
     "gateway/telemetry/history_schema.py": ["gateway/telemetry/test_history.py"],
     "gateway/uploads.py": ["gateway/test_model_admin.py", "system/test_model_admin.py"],

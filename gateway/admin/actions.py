@@ -15,8 +15,8 @@ from hostler.gateway.events import printable
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_catalog import Catalog
 from hostler.gateway.routing import gateway_route
-from hostler.gateway.scheduling.estimates import SwitchEstimate
-from hostler.gateway.scheduling.orchestrator import Orchestrator
+from hostler.supervisor.scheduling.estimates import SwitchEstimate
+from hostler.supervisor.scheduling.orchestrator import Orchestrator
 
 
 class LoadBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -26,11 +26,11 @@ from hostler.gateway.backends.chain import Chain
 from hostler.gateway.events import Bus
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_catalog import Catalog
-from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.telemetry.history import History
 from hostler.gateway.telemetry.log_buffer import LogBuffer
 from hostler.gateway.telemetry.metrics import BackendGauges, ChainGauges, GatewayMetrics
 from hostler.gateway.telemetry.transcripts import Transcripts
+from hostler.supervisor.scheduling.orchestrator import Orchestrator
 
 
 @runtime_checkable

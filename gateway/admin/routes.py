@@ -16,9 +16,9 @@ from hostler.gateway.admin.status import StatusBuilder, without_facts
 from hostler.gateway.asgi import RouteMatch
 from hostler.gateway.events import Event, HostChanged
 from hostler.gateway.routing import gateway_route
-from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.telemetry.event_stream import EventStream, frame
 from hostler.gateway.telemetry.history import KINDS, History
+from hostler.supervisor.scheduling.orchestrator import Orchestrator
 
 #: How often changes without an event of their own are looked for, while `/events` has readers, in seconds.
 UPDATE_INTERVAL_S = 0.5

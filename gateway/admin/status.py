@@ -16,9 +16,9 @@ from hostler.gateway.backends.failure_policy import DESCRIPTIONS
 from hostler.gateway.context import RequestContext
 from hostler.gateway.events import Waiting
 from hostler.gateway.model_catalog import Catalog, Placement
-from hostler.gateway.scheduling.orchestrator import Orchestrator
 from hostler.gateway.telemetry.history import Sample
 from hostler.supervisor.contract import HostStatus
+from hostler.supervisor.scheduling.orchestrator import Orchestrator
 
 #: Requests in flight that a status lists at most.
 _MAX_IN_FLIGHT = 200

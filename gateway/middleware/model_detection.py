@@ -9,7 +9,7 @@ from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext, Target
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 from hostler.gateway.model_catalog import Placement
-from hostler.gateway.scheduling.orchestrator import Orchestrator
+from hostler.supervisor.scheduling.orchestrator import Orchestrator
 
 FindModel = Callable[[str | None], Placement]
 OrderTargets = Callable[[tuple[Target, ...]], tuple[Target, ...]]

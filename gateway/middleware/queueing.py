@@ -11,9 +11,9 @@ from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 from hostler.gateway.middleware.heartbeat import Heartbeat
-from hostler.gateway.scheduling.errors import EngineLost
-from hostler.gateway.scheduling.lease import Lease
-from hostler.gateway.scheduling.orchestrator import Orchestrator
+from hostler.supervisor.scheduling.errors import EngineLost
+from hostler.supervisor.scheduling.lease import Lease
+from hostler.supervisor.scheduling.orchestrator import Orchestrator
 
 
 class QueueingMiddleware(RequestMiddleware):

@@ -12,9 +12,9 @@ from hostler.adapters.errors import BackendError, BackendUnavailable
 from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
-from hostler.gateway.scheduling.errors import EngineLost, unloaded
-from hostler.gateway.scheduling.lease import Lease
-from hostler.gateway.scheduling.orchestrator import Orchestrator
+from hostler.supervisor.scheduling.errors import EngineLost, unloaded
+from hostler.supervisor.scheduling.lease import Lease
+from hostler.supervisor.scheduling.orchestrator import Orchestrator
 
 
 class SwitchingMiddleware(RequestMiddleware):

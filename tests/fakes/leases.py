@@ -6,8 +6,8 @@ from typing import Any
 
 from hostler.adapters.canonical import Progress, Usage
 from hostler.adapters.errors import GatewayError
-from hostler.gateway.scheduling.lease import Lease
 from hostler.supervisor.contract import EngineAddress
+from hostler.supervisor.scheduling.lease import Lease
 
 
 def engine(port: int = 1) -> EngineAddress:

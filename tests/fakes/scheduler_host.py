@@ -6,10 +6,10 @@ import itertools
 
 import msgspec
 
-from hostler.gateway.scheduling.queue import Ticket
-from hostler.gateway.scheduling.scheduler import Scheduler
-from hostler.gateway.scheduling.types import Decision, Grant, Refuse, SchedulerSettings, StartSwitch
 from hostler.supervisor.contract import Failure, HostStatus, ModelStatus, ProfileInfo
+from hostler.supervisor.scheduling.queue import Ticket
+from hostler.supervisor.scheduling.scheduler import Scheduler
+from hostler.supervisor.scheduling.types import Decision, Grant, Refuse, SchedulerSettings, StartSwitch
 
 SETTINGS = SchedulerSettings()
 

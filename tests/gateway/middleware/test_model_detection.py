@@ -13,9 +13,9 @@ from hostler.adapters.model_list import ModelCard
 from hostler.gateway.context import RequestContext, Target
 from hostler.gateway.middleware.model_detection import ModelDetectionMiddleware, nearest_first
 from hostler.gateway.model_catalog import CatalogBackend, Placement
-from hostler.gateway.scheduling.orchestrator import Orchestrator
-from hostler.gateway.scheduling.views import ServiceDistance
 from hostler.profiles.presets import Preset
+from hostler.supervisor.scheduling.orchestrator import Orchestrator
+from hostler.supervisor.scheduling.views import ServiceDistance
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,7 @@ from hostler.adapters.errors import TooManyRequests, WaitTimeout
 from hostler.gateway.config import SwitchingSettings
 from hostler.gateway.context import Client, RequestContext
 from hostler.gateway.middleware.queueing import QueueingMiddleware
-from hostler.gateway.scheduling.errors import EngineLost
+from hostler.supervisor.scheduling.errors import EngineLost
 
 pytestmark = pytest.mark.anyio
 

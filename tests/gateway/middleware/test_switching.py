@@ -13,7 +13,7 @@ from hostler.adapters.canonical import LoadRequest, Origin, Usage
 from hostler.adapters.errors import BackendBroken, BackendError, BackendUnavailable, ModelUnavailable
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.switching import SwitchingMiddleware
-from hostler.gateway.scheduling.errors import EngineLost
+from hostler.supervisor.scheduling.errors import EngineLost
 
 pytestmark = pytest.mark.anyio
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fakes.scheduler_host import A, B, SchedulerHost, loaded_host, profile
 
-from hostler.gateway.scheduling.views import UNAVAILABLE
 from hostler.supervisor.contract import Failure
+from hostler.supervisor.scheduling.views import UNAVAILABLE
 
 
 def steps(host: SchedulerHost, model: str) -> int:

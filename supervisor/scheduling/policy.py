@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
-from hostler.gateway.scheduling.eviction import HostCapacity, ModelFootprint, models_to_evict
-from hostler.gateway.scheduling.model import ScheduledModel
-from hostler.gateway.scheduling.queue import QueueEntry, QueueRank
-from hostler.gateway.scheduling.types import SchedulerSettings
+from hostler.supervisor.scheduling.eviction import HostCapacity, ModelFootprint, models_to_evict
+from hostler.supervisor.scheduling.model import ScheduledModel
+from hostler.supervisor.scheduling.queue import QueueEntry, QueueRank
+from hostler.supervisor.scheduling.types import SchedulerSettings
 
 
 class PlannedLoad(msgspec.Struct, eq=False):

@@ -8,10 +8,10 @@ import time
 import pytest
 from fakes.scheduler_host import SETTINGS, A, B, C, SchedulerHost, loaded_host, profile, status
 
-from hostler.gateway.scheduling.queue import Ticket
-from hostler.gateway.scheduling.scheduler import Scheduler
-from hostler.gateway.scheduling.types import Refuse
 from hostler.supervisor.contract import Failure
+from hostler.supervisor.scheduling.queue import Ticket
+from hostler.supervisor.scheduling.scheduler import Scheduler
+from hostler.supervisor.scheduling.types import Refuse
 
 
 def test_loads_a_model_once_for_all_queued_requests() -> None:

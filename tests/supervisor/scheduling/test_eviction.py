@@ -7,7 +7,7 @@ from itertools import chain, combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostler.gateway.scheduling.eviction import HostCapacity, ModelFootprint, models_to_evict
+from hostler.supervisor.scheduling.eviction import HostCapacity, ModelFootprint, models_to_evict
 
 EXCLUSIVE, TEN = HostCapacity(), HostCapacity(exclusive=False, budget_bytes=10)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fakes.leases import FakeHost
 from fakes.scheduler_host import SchedulerHost, loaded_host, profile
 
-from hostler.gateway.scheduling.lease import Lease
-from hostler.gateway.scheduling.progress import POSITIONS_EVERY_S, QueueProgress
 from hostler.supervisor.contract import SwitchMoved
+from hostler.supervisor.scheduling.lease import Lease
+from hostler.supervisor.scheduling.progress import POSITIONS_EVERY_S, QueueProgress
 
 
 class Queued:

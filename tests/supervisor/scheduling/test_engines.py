@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from hostler.gateway.scheduling.engines import EngineAddresses
 from hostler.supervisor.contract import EngineAddress, HostStatus, ModelStatus, SupervisorUnreachable
+from hostler.supervisor.scheduling.engines import EngineAddresses
 
 pytestmark = pytest.mark.anyio
 

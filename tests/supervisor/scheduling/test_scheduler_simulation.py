@@ -10,9 +10,9 @@ from fakes.scheduler_host import SchedulerHost, profile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostler.gateway.scheduling.queue import Ticket
-from hostler.gateway.scheduling.types import Decision, Grant, StartSwitch, Unload
 from hostler.supervisor.contract import ProfileInfo
+from hostler.supervisor.scheduling.queue import Ticket
+from hostler.supervisor.scheduling.types import Decision, Grant, StartSwitch, Unload
 
 
 class Job(msgspec.Struct, frozen=True):

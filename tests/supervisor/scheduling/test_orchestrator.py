@@ -10,9 +10,9 @@ import anyio
 import pytest
 
 from hostler.gateway.events import Event, QueueChanged
-from hostler.gateway.scheduling.orchestrator import Orchestrator
-from hostler.gateway.scheduling.types import SchedulerSettings
 from hostler.supervisor.contract import EngineAddress, HostStatus, ProfileInfo, Snapshot, SupervisorEvent
+from hostler.supervisor.scheduling.orchestrator import Orchestrator
+from hostler.supervisor.scheduling.types import SchedulerSettings
 
 pytestmark = pytest.mark.anyio
 

@@ -14,23 +14,6 @@ from anyio.abc import TaskGroup
 
 from hostler.adapters.canonical import Progress, Usage
 from hostler.adapters.errors import GatewayError, ModelUnavailable
-from hostler.gateway.scheduling.engines import EngineAddresses
-from hostler.gateway.scheduling.errors import host_taken_over, profile_removed, refusal_error, supervisor_unreachable
-from hostler.gateway.scheduling.estimates import SwitchEstimate
-from hostler.gateway.scheduling.events import (
-    EngineChanged,
-    HostChanged,
-    HostEvent,
-    QueueChanged,
-    SwitchChanged,
-    Waiting,
-)
-from hostler.gateway.scheduling.lease import Lease
-from hostler.gateway.scheduling.progress import POSITIONS_EVERY_S, QueueProgress
-from hostler.gateway.scheduling.queue import Ticket
-from hostler.gateway.scheduling.scheduler import Scheduler
-from hostler.gateway.scheduling.types import Decision, Grant, Refuse, SchedulerSettings, StartSwitch, Unload
-from hostler.gateway.scheduling.views import SchedulerView, ServiceDistance
 from hostler.supervisor.contract import (
     EngineAddress,
     Failure,
@@ -46,6 +29,23 @@ from hostler.supervisor.contract import (
     SupportsPinning,
     UnknownProfile,
 )
+from hostler.supervisor.scheduling.engines import EngineAddresses
+from hostler.supervisor.scheduling.errors import host_taken_over, profile_removed, refusal_error, supervisor_unreachable
+from hostler.supervisor.scheduling.estimates import SwitchEstimate
+from hostler.supervisor.scheduling.events import (
+    EngineChanged,
+    HostChanged,
+    HostEvent,
+    QueueChanged,
+    SwitchChanged,
+    Waiting,
+)
+from hostler.supervisor.scheduling.lease import Lease
+from hostler.supervisor.scheduling.progress import POSITIONS_EVERY_S, QueueProgress
+from hostler.supervisor.scheduling.queue import Ticket
+from hostler.supervisor.scheduling.scheduler import Scheduler
+from hostler.supervisor.scheduling.types import Decision, Grant, Refuse, SchedulerSettings, StartSwitch, Unload
+from hostler.supervisor.scheduling.views import SchedulerView, ServiceDistance
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import math
 import re
 
 from hostler.adapters.errors import BackendUnavailable, GatewayError, ModelUnavailable, TooManyRequests, WaitTimeout
-from hostler.gateway.scheduling.types import Refuse
 from hostler.supervisor.contract import Failure, FailureKind, HostStatus
+from hostler.supervisor.scheduling.types import Refuse
 
 _CAUSES: dict[FailureKind, str] = {
     "file_missing": "its file is missing",

@@ -6,9 +6,9 @@ from collections.abc import Collection
 
 import msgspec
 
-from hostler.gateway.scheduling.eviction import HostCapacity, models_to_evict
-from hostler.gateway.scheduling.model import ModelPhase, ScheduledModel
-from hostler.gateway.scheduling.queue import Ticket
+from hostler.supervisor.scheduling.eviction import HostCapacity, models_to_evict
+from hostler.supervisor.scheduling.model import ModelPhase, ScheduledModel
+from hostler.supervisor.scheduling.queue import Ticket
 
 
 class ServiceDistance(msgspec.Struct, frozen=True, kw_only=True, order=True):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hostler.gateway.scheduling.errors import load_failure_message
 from hostler.supervisor.contract import Failure
+from hostler.supervisor.scheduling.errors import load_failure_message
 
 
 @pytest.mark.parametrize(

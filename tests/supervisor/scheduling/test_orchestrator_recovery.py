@@ -10,9 +10,6 @@ import pytest
 
 from hostler.adapters.errors import BackendUnavailable, GatewayError, ModelUnavailable
 from hostler.gateway.events import Event, QueueChanged
-from hostler.gateway.scheduling.lease import Lease
-from hostler.gateway.scheduling.orchestrator import Orchestrator
-from hostler.gateway.scheduling.types import SchedulerSettings
 from hostler.supervisor.contract import (
     EngineAddress,
     HostStatus,
@@ -26,6 +23,9 @@ from hostler.supervisor.contract import (
     SupervisorUnreachable,
     UnknownProfile,
 )
+from hostler.supervisor.scheduling.lease import Lease
+from hostler.supervisor.scheduling.orchestrator import Orchestrator
+from hostler.supervisor.scheduling.types import SchedulerSettings
 
 pytestmark = pytest.mark.anyio
 

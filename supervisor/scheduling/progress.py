@@ -6,10 +6,10 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 
 from hostler.adapters.canonical import Progress
-from hostler.gateway.scheduling.events import Waiting
-from hostler.gateway.scheduling.lease import Lease
-from hostler.gateway.scheduling.scheduler import Scheduler
 from hostler.supervisor.contract import SwitchMoved
+from hostler.supervisor.scheduling.events import Waiting
+from hostler.supervisor.scheduling.lease import Lease
+from hostler.supervisor.scheduling.scheduler import Scheduler
 
 #: With more leases than this, positions are computed at most every `POSITIONS_EVERY_S` seconds instead of at every
 #: step.

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Mapping
 
 import msgspec
 
-from hostler.gateway.scheduling.eviction import HostCapacity, models_to_evict
-from hostler.gateway.scheduling.model import ScheduledModel
+from hostler.supervisor.scheduling.eviction import HostCapacity, models_to_evict
+from hostler.supervisor.scheduling.model import ScheduledModel
 
 
 def seconds_until_served(model: ScheduledModel, ahead: int, models: Collection[ScheduledModel], now: float) -> float:

@@ -10,18 +10,19 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from hostler.gateway.scheduling.estimates import (
+from hostler.supervisor.contract import Failure, HostStatus, ModelStatus
+from hostler.supervisor.scheduling.estimates import (
     SwitchEstimate,
     estimate_switch,
     is_measured,
     seconds_until_queue_slot,
     seconds_until_served,
 )
-from hostler.gateway.scheduling.eviction import HostCapacity
-from hostler.gateway.scheduling.model import ScheduledModel
-from hostler.gateway.scheduling.policy import PlannedLoad, plan_loads
-from hostler.gateway.scheduling.queue import AdmissionControl, FairQueue, ModelQueue, QueueEntry, Ticket
-from hostler.gateway.scheduling.types import (
+from hostler.supervisor.scheduling.eviction import HostCapacity
+from hostler.supervisor.scheduling.model import ScheduledModel
+from hostler.supervisor.scheduling.policy import PlannedLoad, plan_loads
+from hostler.supervisor.scheduling.queue import AdmissionControl, FairQueue, ModelQueue, QueueEntry, Ticket
+from hostler.supervisor.scheduling.types import (
     Decision,
     Grant,
     RefusalReason,
@@ -30,8 +31,7 @@ from hostler.gateway.scheduling.types import (
     StartSwitch,
     Unload,
 )
-from hostler.gateway.scheduling.views import UNAVAILABLE, SchedulerView, ServiceDistance, service_distance, view_of
-from hostler.supervisor.contract import Failure, HostStatus, ModelStatus
+from hostler.supervisor.scheduling.views import UNAVAILABLE, SchedulerView, ServiceDistance, service_distance, view_of
 
 
 class _Lease(msgspec.Struct, frozen=True):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from fakes.scheduler_host import SETTINGS, A, B, SchedulerHost, loaded_host, profile, status
 
-from hostler.gateway.scheduling.queue import Ticket
-from hostler.gateway.scheduling.scheduler import Scheduler
-from hostler.gateway.scheduling.types import SchedulerSettings
 from hostler.supervisor.contract import HostStatus, ModelStatus, ProfileInfo
+from hostler.supervisor.scheduling.queue import Ticket
+from hostler.supervisor.scheduling.scheduler import Scheduler
+from hostler.supervisor.scheduling.types import SchedulerSettings
 
 
 def considered(*, budget: int | None = None) -> Scheduler:

@@ -7,9 +7,9 @@ from typing import Literal
 
 import msgspec
 
-from hostler.gateway.scheduling.eviction import Activity, ModelFootprint
-from hostler.gateway.scheduling.queue import ModelQueue, QueueEntry
 from hostler.supervisor.contract import Failure, ProfileInfo
+from hostler.supervisor.scheduling.eviction import Activity, ModelFootprint
+from hostler.supervisor.scheduling.queue import ModelQueue, QueueEntry
 
 ModelPhase = Literal["cold", "loading", "ready", "stopping"]
 
