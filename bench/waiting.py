@@ -32,16 +32,19 @@ class Slow:
     """A supervisor whose engine is never ready."""
 
     async def status(self) -> HostStatus:
-        return HostStatus(profiles=(ProfileInfo(name="a"),), epoch=0)
+        return HostStatus(profiles=(ProfileInfo(name="a"),))
 
-    async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
+    async def switch(self, model: str, *, evict: Sequence[str] = ()) -> EngineAddress:
         await anyio.sleep_forever()
         raise AssertionError
 
-    async def unload(self, model: str, *, epoch: int | None = None) -> None: ...
+    async def unload(self, model: str) -> None: ...
 
     async def locate(self, model: str) -> EngineAddress | None:
         return None
+
+    async def active_requests(self, model: str, generation: int) -> int | None:
+        return 0
 
     async def report_first_response(self, model: str, *, generation: int, cached: int, prompt: int) -> None: ...
 

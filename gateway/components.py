@@ -39,6 +39,7 @@ from hostler.profiles.library import read_library
 from hostler.profiles.presets import Preset
 from hostler.profiles.sources import cache_directory
 from hostler.supervisor.contract import EngineAddress, HostStatus, Supervisor
+from hostler.supervisor.scheduling.host import Host
 from hostler.supervisor.scheduling.orchestrator import Orchestrator
 from hostler.supervisor.scheduling.types import SchedulerSettings
 
@@ -83,8 +84,9 @@ class Components:
         self.bus = Bus()
         self.in_flight = InFlightRequests()
         self.sleeps = CancellableSleeps()
-        self._clients: list[SupervisorClient] = []
-        self._supervisors = self._find_supervisors(local)
+        self._tokens: dict[str, str | None] = {}
+        self._clients = self._find_clients()
+        self._supervisors: dict[str, object] = {**({} if local is None else {LOCAL: local}), **self._clients}
         self._chain_order = chain_order(settings, local)
         self._host_cache = HostCache(None if history is None else history.with_name("machines.json"))
         self.catalog = Catalog(
@@ -105,7 +107,8 @@ class Components:
         self._lan: Transport = LanTransport()
         self._remote = remote_transport(self._lan, settings)
         self.backends = self._build_backends()
-        self.hosts = {name: self._orchestrator(name, each) for name, each in self._supervisors.items()}
+        self.hosts: dict[str, Host] = {} if local is None else {LOCAL: self._local_host(local)}
+        self.hosts |= {name: self._remote_host(name, client) for name, client in self._clients.items()}
         self.chain = Chain(
             settings,
             supervisors=self._supervisors,
@@ -175,25 +178,19 @@ class Components:
         if self.tracer is not None:
             await self.tracer.aclose()
         await self.chain.aclose()
-        for client in self._clients:
+        for client in self._clients.values():
             await client.aclose()
 
-    def _find_supervisors(self, local: Supervisor | None) -> dict[str, Supervisor]:
-        supervisors: dict[str, Supervisor] = {} if local is None else {LOCAL: local}
+    def _find_clients(self) -> dict[str, SupervisorClient]:
+        """A client for each supervisor of another machine."""
+        clients: dict[str, SupervisorClient] = {}
         for name, backend in self.settings.backends.items():
             if backend.kind == "supervisor":
                 from hostler.supervisor.client import ClientLimits, SupervisorClient
 
-                token = secret(backend.token, backend.token_file, f"backends.{name}.token_file")
-                client = SupervisorClient(
-                    backend.url,
-                    token,
-                    limits=ClientLimits(max_retry_s=_MAX_RETRY_S),
-                    on_reachable=partial(self._on_reachable, name),
-                )
-                supervisors[name] = client
-                self._clients.append(client)
-        return supervisors
+                token = self._tokens[name] = secret(backend.token, backend.token_file, f"backends.{name}.token_file")
+                clients[name] = SupervisorClient(backend.url, token, limits=ClientLimits(max_retry_s=_MAX_RETRY_S))
+        return clients
 
     def _build_backends(self) -> dict[str, Backend]:
         near, far = self._lan, self._remote
@@ -203,11 +200,6 @@ class Components:
             near = TracedTransport(near, self.clock, propagate=True)
             far = TracedTransport(far, self.clock, propagate=self.settings.gateway.tracing.to_clouds)
         return build_backends(self.settings, self._supervisors, near, far)
-
-    def _on_reachable(self, name: str, reachable: bool) -> None:
-        # An answer to one call does not mean that events are followed again: only a snapshot does.
-        if not reachable and name in self.hosts:
-            self.hosts[name].set_reachable(False)
 
     def _on_status(self, name: str, status: HostStatus) -> None:
         self.catalog.update_host(name, status)
@@ -220,13 +212,13 @@ class Components:
             self.hosts[endpoint.name].set_reachable(False)
         self.backends[endpoint.name].transport.close_all(endpoint)
 
-    def _orchestrator(self, name: str, supervisor: Supervisor) -> Orchestrator:
-        def close_connections(address: EngineAddress) -> None:
-            self._lan.close_all(Endpoint(host=address.host, port=address.port, name=name, key=address.key))
+    def _close_connections(self, name: str, address: EngineAddress) -> None:
+        self._lan.close_all(Endpoint(host=address.host, port=address.port, name=name, key=address.key))
 
+    def _local_host(self, supervisor: Supervisor) -> Orchestrator:
         queue, switching = self.settings.gateway.queue, self.settings.gateway.switching
         return Orchestrator(
-            name,
+            LOCAL,
             supervisor,
             settings=SchedulerSettings(
                 patience_s=switching.patience_s,
@@ -235,9 +227,27 @@ class Components:
                 max_wait_s=queue.max_wait_s,
             ),
             publish=self.bus.publish,
-            on_status=partial(self._on_status, name),
-            on_stopping=close_connections,
+            on_status=partial(self._on_status, LOCAL),
+            on_stopping=partial(self._close_connections, LOCAL),
             clock=self.clock,
+        )
+
+    def _remote_host(self, name: str, client: SupervisorClient) -> Host:
+        from hostler.supervisor.lease_frames import GatewayLimits
+        from hostler.supervisor.remote_host import RemoteHost
+
+        queue, switching = self.settings.gateway.queue, self.settings.gateway.switching
+        return RemoteHost(
+            name,
+            client.url,
+            self._tokens[name],
+            client=client,
+            limits=GatewayLimits(queue.max_waiting, queue.max_wait_s, switching.patience_s, switching.min_residency_s),
+            publish=self.bus.publish,
+            on_status=partial(self._on_status, name),
+            on_stopping=partial(self._close_connections, name),
+            clock=self.clock,
+            connect_s=self.settings.gateway.timeouts.connect_s,
         )
 
     def _chain_view(self) -> ChainView:
@@ -251,7 +261,7 @@ class Components:
             self.catalog.set_presets(library.presets)
 
 
-async def _seed_service_times(admin: AdminApp, hosts: Mapping[str, Orchestrator], done: anyio.Event) -> None:
+async def _seed_service_times(admin: AdminApp, hosts: Mapping[str, Host], done: anyio.Event) -> None:
     """Give hosts the answer times of the history, so that estimates are good from the start."""
     answers = await admin.answer_times()
     for name, host in hosts.items():
@@ -293,7 +303,7 @@ def _transcripts(settings: GatewaySettings) -> Transcripts | None:
     return None
 
 
-def _unload_times(hosts: Mapping[str, Orchestrator], now: float) -> dict[str, float]:
+def _unload_times(hosts: Mapping[str, Host], now: float) -> dict[str, float]:
     """When idle models will be unloaded, in seconds since the epoch; on several hosts, the last time."""
     wall = time.time()
     ends: dict[str, float] = {}

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -18,7 +18,7 @@ from hostler.profiles.presets import Preset
 from hostler.profiles.schema import Profile, ProfileEntry
 from hostler.profiles.store import load_profiles, read_text
 from hostler.profiles.yaml_config import Document, DocumentError, Size, parse
-from hostler.supervisor.config import SupervisorSettings
+from hostler.supervisor.config import HostLimits, SupervisorSettings
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -254,7 +254,8 @@ def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Pat
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration as read: `path` is `None` without a file. `shipped`: no profiles are configured.
 
-    `library` is the file of the models that clients created, `presets` those of them that are no profiles.
+    `library` is the file of the models that clients created, `presets` those of them that are no profiles. `host_limits`
+    are the limits of a host's queue and switches that the file sets, without defaults.
     """
 
     path: Path | None
@@ -263,17 +264,19 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     shipped: bool = False
     library: Path | None = None
     presets: Mapping[str, Preset] = {}
+    host_limits: HostLimits = HostLimits()
 
 
 def read(path: Path | None, environ: Mapping[str, str] = os.environ) -> Configuration:
     """Read the file at `path` with its manifest and library; defaults without a file. Raises `ConfigError`."""
     try:
         document = None if path is None else parse(read_text(path), str(path), env=environ)
-        settings = Settings()
+        settings, limits = Settings(), HostLimits()
         manifest = None
         if path is not None and document is not None:
             settings = document.to(Settings)
             _check(settings, document)
+            limits = _host_limits(settings.gateway, document.value)
             if settings.manifest is not None:
                 manifest = path.parent / Path(settings.manifest).expanduser()
         file = library_file(settings.gateway.library, path, environ)
@@ -289,8 +292,32 @@ def read(path: Path | None, environ: Mapping[str, str] = os.environ) -> Configur
         raise ConfigError(str(error)) from error
     shipped = not settings.profiles and manifest is None
     return Configuration(
-        path=path, settings=settings, profiles=profiles, shipped=shipped, library=file, presets=made.presets
+        path=path,
+        settings=settings,
+        profiles=profiles,
+        shipped=shipped,
+        library=file,
+        presets=made.presets,
+        host_limits=limits,
     )
+
+
+def _host_limits(settings: GatewaySettings, document: Any) -> HostLimits:
+    """The limits that the document sets: its own host is bound by them, while defaults leave them to the gateways."""
+    written = document.get("gateway") or {}
+    values: dict[str, Any] = {}
+    for section, names in HOST_LIMITS.items():
+        for name in names:
+            if name in (written.get(section) or {}):
+                values[name] = getattr(getattr(settings, section), name)
+    return HostLimits(**values)
+
+
+#: The settings of sections of `gateway` that limit a host, and so belong to its supervisor.
+HOST_LIMITS: Mapping[str, tuple[str, ...]] = {
+    "queue": ("max_waiting", "max_wait_s"),
+    "switching": ("patience_s", "min_residency_s"),
+}
 
 
 def library_file(settings: LibrarySettings, path: Path | None, environ: Mapping[str, str] = os.environ) -> Path:

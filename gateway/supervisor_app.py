@@ -26,10 +26,11 @@ def create_app(
 ) -> Starlette:
     """The supervisor's HTTP API, with a lifespan in which its engines run: `uvicorn --factory hostler.gateway.supervisor_app:create_app`.
 
-    Without a `configuration` it is read from its usual places, and a `manager` is made from it. Setting `app.state.stopping`
+    `app.state.leases` is the `LeaseServer`. Without a `configuration` it is read from its usual places, and a `manager` is made from it. Setting `app.state.stopping`
     ends streams and pending requests. Raises `ConfigError`, and `OSError` for a cache folder that cannot be made.
     """
     from hostler.supervisor.api import create_app as create_api
+    from hostler.supervisor.lease_server import LeaseServer
     from hostler.supervisor.manager import create_manager
 
     if configuration is None:
@@ -37,16 +38,16 @@ def create_app(
     settings = configuration.settings.supervisor
     token = secret(settings.token, settings.token_file, "supervisor.token_file")
     if manager is None:
-        host, port = parse_address(settings.listen)
-        # State is kept by address, which a port chosen at random is not.
-        place = settings.listen if port else None
-        manager = create_manager(configuration.profiles, settings, host=host, place=place, environ=environ)
-    engines, reloader = manager, Reloader(configuration, manager.replace_profiles, environ)
+        host, _ = parse_address(settings.listen)
+        manager = create_manager(configuration.profiles, settings, host=host, environ=environ)
+    engines, leases = manager, LeaseServer(manager, limits=configuration.host_limits)
+    reloader = Reloader(configuration, manager.replace_profiles, environ)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(engines.run)
+            tasks.start_soon(leases.run)
             tasks.start_soon(reloader.run)
             try:
                 yield
@@ -54,11 +55,14 @@ def create_app(
                 app.state.stopping.set()
             tasks.cancel_scope.cancel()
 
-    return create_api(
+    api = create_api(
         manager,
+        leases,
         token=token,
         logs=manager.logs,
         metrics=manager.metrics.render,
         allowed_hosts=configuration.settings.gateway.allowed_hosts,
         lifespan=lifespan,
     )
+    api.state.leases = leases
+    return api

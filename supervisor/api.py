@@ -16,11 +16,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Lifespan
 
+from hostler import __version__
 from hostler.supervisor.auth import RequestRejected, SupervisorAuthMiddleware, error_response, read_body
 from hostler.supervisor.contract import (
+    EngineAddress,
+    Failure,
+    FailureKind,
     ModelChanged,
     Snapshot,
-    StaleEpoch,
+    State,
     Supervisor,
     SupervisorError,
     SupervisorEvent,
@@ -31,11 +35,14 @@ from hostler.supervisor.contract import (
     UnknownProfile,
 )
 from hostler.supervisor.events import Emit, EventStreamResponse, LineStreamResponse, run_until
+from hostler.supervisor.lease_frames import CONTRACT, CONTRACT_HEADER, MEDIA_TYPE, PATH
+from hostler.supervisor.lease_server import LeaseServer
+from hostler.supervisor.lease_session import LeaseSession
+from hostler.supervisor.scheduling.errors import refusal_error
+from hostler.supervisor.scheduling.types import Refuse
 from hostler.supervisor.schemas import (
-    AnsweredRequest,
-    AnsweredResponse,
     AvailableResponse,
-    LocateResponse,
+    ForecastResponse,
     PinRequest,
     PinResponse,
     PullRequest,
@@ -55,6 +62,9 @@ MetricsRenderer = Callable[[], Awaitable[bytes]]
 
 MAX_NAME = 200
 
+#: The name under which operators queue for a model.
+_OPERATOR = "operator"
+
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
@@ -62,6 +72,7 @@ logger = logging.getLogger(__name__)
 
 def create_app(
     supervisor: Supervisor,
+    leases: LeaseServer,
     *,
     token: str | None,
     logs: LogReader | None = None,
@@ -69,30 +80,32 @@ def create_app(
     allowed_hosts: Iterable[str] = (),
     lifespan: Lifespan[Starlette] | None = None,
 ) -> Starlette:
-    """The HTTP API of `supervisor`.
+    """The HTTP API of `supervisor`, whose models are used by `leases`, which must run.
 
     `token=None` accepts every client that reaches the port: only for loopback. Setting `app.state.stopping` (an
     `anyio.Event`) ends all streams and pending requests, so that the server can stop; switches go on.
     """
-    api = _Api(supervisor, logs, metrics)
+    api = _Api(supervisor, leases, logs, metrics)
     routes = [
         Route("/healthz", api.healthz, methods=["GET"]),
         Route("/models/available", api.available, methods=["GET"]),
         Route("/models/status", api.status, methods=["GET"]),
-        Route("/models/locate", api.locate, methods=["GET"]),
         Route("/models/switch", api.switch, methods=["POST"]),
         Route("/models/load", api.load, methods=["POST"]),
         Route("/models/unload", api.unload, methods=["POST"]),
         Route("/models/pin", api.pin, methods=["POST"]),
         Route("/models/pull", api.pull, methods=["POST"]),
-        Route("/models/answered", api.answered, methods=["POST"]),
+        Route("/models/forecast", api.forecast, methods=["GET"]),
+        Route(PATH, api.leases, methods=["POST"]),
+        Route("/models/locate", api.outdated, methods=["GET"]),
+        Route("/models/answered", api.outdated, methods=["POST"]),
         Route("/events", api.events, methods=["GET"]),
     ]
     if logs is not None:
         routes.append(Route("/logs/{model:path}", api.logs, methods=["GET"]))
     if metrics is not None:
         routes.append(Route("/metrics", api.metrics, methods=["GET"]))
-    expected = (SupervisorError, UnknownProfile, StaleEpoch, SupervisorUnreachable)
+    expected = (SupervisorError, UnknownProfile, SupervisorUnreachable)
     app = Starlette(
         routes=routes,
         middleware=[
@@ -116,8 +129,11 @@ def create_app(
 class _Api:
     """The handlers."""
 
-    def __init__(self, supervisor: Supervisor, logs: LogReader | None, metrics: MetricsRenderer | None) -> None:
+    def __init__(
+        self, supervisor: Supervisor, leases: LeaseServer, logs: LogReader | None, metrics: MetricsRenderer | None
+    ) -> None:
         self._supervisor = supervisor
+        self._leases = leases
         self._logs = logs
         self._metrics = metrics
         self.stopping = anyio.Event()
@@ -131,45 +147,65 @@ class _Api:
     async def status(self, request: Request) -> Response:
         return _json(await self._supervisor.status())
 
-    async def locate(self, request: Request) -> Response:
-        model = await self._resolve(request.query_params.get("model", ""))
-        return _json(LocateResponse(address=await self._supervisor.locate(model)))
-
     async def switch(self, request: Request) -> Response:
         """With phases as events if the client accepts them, else the result alone."""
-        body = await read_body(request, SwitchRequest)
-        return await self._switch(request, body, await self._resolve(body.model, epoch=body.epoch))
+        body = await _read_order(request, SwitchRequest)
+        return await self._switch(request, await self._resolve(body.model))
 
     async def load(self, request: Request) -> Response:
         """As `switch`, for operators: a model in backoff is tried again at once."""
-        body = await read_body(request, SwitchRequest)
-        model = await self._resolve(body.model, epoch=body.epoch)
-        states = {each.model: each.state for each in (await self._supervisor.status()).models}
-        if states.get(model) == "failed":
-            # Nothing of it runs: this only resets its failures.
-            await self._supervisor.unload(model, epoch=body.epoch)
-        return await self._switch(request, body, model)
+        model = await self._resolve((await _read_order(request, SwitchRequest)).model)
+        if (await self._states()).get(model) == "failed":
+            await self._forgive(model)
+        return await self._switch(request, model)
 
-    async def _switch(self, request: Request, body: SwitchRequest, model: str) -> Response:
-        evict = [await self._resolve(name) for name in body.evict]
-        switch = SwitchStream(self._supervisor, model, evict, body.epoch)
+    async def _switch(self, request: Request, model: str) -> Response:
+        switch = SwitchStream(self._supervisor, model, self._load)
         if "text/event-stream" in request.headers.get("accept", ""):
             return EventStreamResponse(switch.stream, self.stopping)
         return _json(await self._wait_for(switch.run))
 
     async def unload(self, request: Request) -> Response:
-        body = await read_body(request, UnloadRequest)
-        model = await self._resolve(body.model, epoch=body.epoch)
-        await self._wait_for(lambda: self._supervisor.unload(model, epoch=body.epoch))
-        return _json(UnloadResponse(model=model))
+        body = await _read_order(request, UnloadRequest)
+        model, host = await self._resolve(body.model), self._leases.host
+
+        async def stop() -> None:
+            await host.unload(model, force=body.force)
+            # What the scheduler counts as stopped may have failed, or run unnoticed. A new load is left alone.
+            phases = {view.model: view.phase for view in host.models()}
+            if phases.get(model) == "cold" and (await self._states()).get(model) != "stopped":
+                await self._forgive(model)
+
+        await self._wait_for(stop)
+        self._leases.mark_changed()
+        return _json(UnloadResponse(model=model, state="draining" if host.is_serving(model) else "stopped"))
+
+    async def forecast(self, request: Request) -> Response:
+        model = await self._resolve(request.query_params.get("model", ""))
+        return _json(ForecastResponse(forecast=await self._leases.host.estimate_switch(model)))
+
+    async def leases(self, request: Request) -> Response:
+        """Connect a gateway: see `lease_frames`."""
+        contract = request.headers.get(CONTRACT_HEADER, "")
+        if contract != str(CONTRACT):
+            peer = request.client.host if request.client is not None else "?"
+            logger.warning("a gateway of another release at %s was refused: its contract is %.20r", peer, contract)
+            raise RequestRejected(426, "contract_mismatch", _mismatch(contract))
+        if request.headers.get("content-type") != MEDIA_TYPE:
+            raise RequestRejected(415, "unsupported_media", f"send frames: Content-Type: {MEDIA_TYPE}")
+        return LeaseSession(self._leases, self.stopping)
+
+    async def outdated(self, request: Request) -> Response:
+        """What gateways before contract 1 call."""
+        raise RequestRejected(426, "contract_mismatch", _mismatch("0"))
 
     async def pin(self, request: Request) -> Response:
-        body = await read_body(request, PinRequest)
-        model = await self._resolve(body.model, epoch=body.epoch)
+        body = await _read_order(request, PinRequest)
+        model = await self._resolve(body.model)
         supervisor = self._supervisor
         if not isinstance(supervisor, SupportsPinning):
             raise RequestRejected(501, "not_supported", "this supervisor pins models only by their profiles")
-        remembered = await supervisor.pin(model, body.pinned, epoch=body.epoch)
+        remembered = await supervisor.pin(model, body.pinned)
         return _json(PinResponse(model=model, pinned=body.pinned, remembered=remembered))
 
     async def pull(self, request: Request) -> Response:
@@ -183,14 +219,6 @@ class _Api:
             return EventStreamResponse(PullStream(supervisor, model).stream, self.stopping)
         await self._wait_for(lambda: supervisor.pull(model))
         return _json(PullResponse(model=model))
-
-    async def answered(self, request: Request) -> Response:
-        report = await read_body(request, AnsweredRequest)
-        model = await self._resolve(report.model)
-        await self._supervisor.report_first_response(
-            model, generation=report.generation, cached=report.cached, prompt=report.prompt
-        )
-        return _json(AnsweredResponse())
 
     async def events(self, request: Request) -> Response:
         async def produce(emit: Emit) -> None:
@@ -222,15 +250,34 @@ class _Api:
             raise RequestRejected(503, "stopping", "the supervisor is stopping; try again when it is back")
         return results[0]
 
-    async def _resolve(self, name: str, *, epoch: int | None = None) -> str:
+    async def _load(self, model: str) -> EngineAddress:
+        """Queue for the model as requests do, until it is ready. Raises `SupervisorError`, `UnknownProfile`."""
+        lease = self._leases.host.lease(model, client=_OPERATOR)
+        try:
+            while not await lease.wait(60.0):
+                lease.take_notification()
+            if lease.refusal is not None:
+                raise _order_error(lease.refusal)
+            return lease.address()
+        finally:
+            lease.release()
+            self._leases.mark_changed()
+
+    async def _states(self) -> dict[str, State]:
+        return {each.model: each.state for each in (await self._supervisor.status()).models}
+
+    async def _forgive(self, model: str) -> None:
+        """Reset the failures of a model that no request uses, and stop what is left of it."""
+        await self._supervisor.unload(model)
+        self._leases.host.forgive(model)
+
+    async def _resolve(self, name: str) -> str:
         """The profile that `name` names, directly or as an alias. Only names of the host's own list are passed on."""
         if not name:
             raise RequestRejected(400, "invalid_request", 'no model given; set "model"')
         if len(name) > MAX_NAME or not name.isprintable():
             raise RequestRejected(400, "invalid_request", f"a model name has at most {MAX_NAME} printable characters")
         host = await self._supervisor.status()
-        if epoch is not None and epoch < host.epoch:
-            raise StaleEpoch(f"epoch {epoch} is stale: a gateway that started later sent epoch {host.epoch}")
         names = {alias: profile.name for profile in host.profiles for alias in profile.aliases}
         names |= {profile.name: profile.name for profile in host.profiles}
         if name not in names:
@@ -241,6 +288,34 @@ class _Api:
 
 
 _NAMES: dict[type[SupervisorEvent], str] = {Snapshot: "snapshot", ModelChanged: "model", SwitchMoved: "switch"}
+
+
+async def _read_order(request: Request, kind: type[T]) -> T:
+    """The body of an operator's request; gateways before contract 1 send orders with an `epoch`."""
+    try:
+        return await read_body(request, kind)
+    except RequestRejected as rejected:
+        if rejected.status == 400 and "`epoch`" in rejected.body.message:
+            raise RequestRejected(426, "contract_mismatch", _mismatch("0")) from None
+        raise
+
+
+def _mismatch(contract: str) -> str:
+    older = not contract.isascii() or not contract.isdecimal() or int(contract[:9]) < CONTRACT
+    return (
+        f"this supervisor (Hostler {__version__}) and the gateway are of different releases: it speaks contract {CONTRACT}, "
+        f"the gateway {contract[:9] if contract.isdecimal() else 'none'}; update the {'gateway' if older else 'supervisor'}"
+    )
+
+
+def _order_error(refusal: Refuse) -> Exception:
+    if refusal.reason == "unknown_model":
+        return UnknownProfile(f"there is no profile {refusal.model!r} any more")
+    if refusal.failure is not None:
+        return SupervisorError(refusal.failure)
+    kind: FailureKind = "does_not_fit" if refusal.reason == "does_not_fit" else "cancelled"
+    message = refusal_error(refusal, "this host").message
+    return SupervisorError(Failure(kind=kind, message=message, retry_after_s=refusal.retry_after_s or None))
 
 
 def _json(value: msgspec.Struct) -> Response:

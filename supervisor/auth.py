@@ -33,7 +33,7 @@ _REMEMBERED_HOSTS: Final = 256
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 # The body was not read to its end: without closing the connection the server would go on reading it.
-_BODY_UNREAD: Final = frozenset({400, 401, 403, 408, 413, 415, 421, 429})
+_BODY_UNREAD: Final = frozenset({400, 401, 403, 408, 413, 415, 421, 426, 429})
 
 _Body = TypeVar("_Body")
 

@@ -1,11 +1,10 @@
-"""A supervisor on another machine: `contract.Supervisor` over HTTP."""
+"""A supervisor on another machine over HTTP: everything but its leases, which are `RemoteHost`'s."""
 
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from types import TracebackType
 from typing import TypeVar
 from urllib.parse import quote
@@ -16,17 +15,14 @@ import msgspec
 
 from hostler.adapters import sse
 from hostler.profiles.sources import FetchProgress
-from hostler.supervisor.contract import EngineAddress, HostStatus, SupervisorEvent, SupervisorUnreachable
+from hostler.supervisor.contract import HostStatus, SupervisorUnreachable
+from hostler.supervisor.scheduling.estimates import SwitchEstimate
 from hostler.supervisor.schemas import (
-    AnsweredRequest,
-    AnsweredResponse,
-    LocateResponse,
+    ForecastResponse,
     PinRequest,
     PinResponse,
     PullRequest,
     SupervisorErrorResponse,
-    SwitchRequest,
-    SwitchResponse,
     UnloadRequest,
     UnloadResponse,
     decode_error,
@@ -41,7 +37,7 @@ class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Timeouts in seconds, and retries.
 
     `silence_s` bounds the pauses in a stream, which the supervisor fills with pings: a longer one means that the
-    connection is lost. `attempts` is how often one switch or pull is requested when its connection is lost.
+    connection is lost. `attempts` is how often one pull is requested when its connection is lost.
     """
 
     connect_s: float = 2.0
@@ -60,7 +56,7 @@ class _ConnectionLost(Exception):
 class SupervisorClient:
     """The supervisor at `url`. An async context manager; else call `aclose`.
 
-    `reachable` is whether the last request got a response; `on_reachable` is called whenever that changes.
+    `reachable` is whether the last request got a response.
     """
 
     def __init__(
@@ -70,15 +66,18 @@ class SupervisorClient:
         *,
         http: httpx.AsyncClient | None = None,
         limits: ClientLimits | None = None,
-        on_reachable: Callable[[bool], None] | None = None,
     ) -> None:
         self._url = httpx.URL(url.rstrip("/")).copy_with(userinfo=b"", query=None, fragment=None)
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._http = http
         self._owns_http = http is None
         self._limits = limits or ClientLimits()
-        self._on_reachable = on_reachable
         self.reachable: bool | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the supervisor is, without anything secret."""
+        return str(self._url)
 
     async def __aenter__(self) -> SupervisorClient:
         return self
@@ -97,16 +96,6 @@ class SupervisorClient:
     async def status(self) -> HostStatus:
         """See `Supervisor`."""
         return await self._call("GET", "/models/status", HostStatus)
-
-    async def locate(self, model: str) -> EngineAddress | None:
-        """See `Supervisor`."""
-        located = await self._call("GET", "/models/locate", LocateResponse, params={"model": model})
-        return None if located.address is None else self._with_host(located.address)
-
-    async def report_first_response(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
-        """See `Supervisor`."""
-        body = AnsweredRequest(model=model, generation=generation, cached=cached, prompt=prompt)
-        await self._call("POST", "/models/answered", AnsweredResponse, body=body)
 
     async def pull(self, model: str, *, report: Callable[[FetchProgress], None] = lambda _: None) -> None:
         """See `SupportsPulling`. After a lost connection it is requested again, which joins the running download."""
@@ -135,40 +124,19 @@ class SupervisorClient:
                     report(self._decode(data, FetchProgress))
         raise _ConnectionLost(self._message("ended the stream before the download finished"))
 
-    async def pin(self, model: str, pinned: bool, *, epoch: int | None = None) -> bool:
+    async def forecast(self, model: str) -> SwitchEstimate | None:
+        """What a request for `model` would take and displace now. Raises `UnknownProfile`, `SupervisorUnreachable`."""
+        return (await self._call("GET", "/models/forecast", ForecastResponse, params={"model": model})).forecast
+
+    async def pin(self, model: str, pinned: bool) -> bool:
         """See `SupportsPinning`."""
-        body = PinRequest(model=model, pinned=pinned, epoch=epoch)
+        body = PinRequest(model=model, pinned=pinned)
         return (await self._call("POST", "/models/pin", PinResponse, body=body)).remembered
 
-    async def unload(self, model: str, *, epoch: int | None = None) -> None:
-        """See `Supervisor`."""
-        body = UnloadRequest(model=model, epoch=epoch)
+    async def unload(self, model: str, *, force: bool = True) -> None:
+        """Stop the model, with `force` at once. Raises `UnknownProfile`, `SupervisorError`, `SupervisorUnreachable`."""
+        body = UnloadRequest(model=model, force=force)
         await self._call("POST", "/models/unload", UnloadResponse, body=body, read_s=self._limits.unload_s)
-
-    async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
-        """See `Supervisor`. After a lost connection it is requested again, which joins the running switch."""
-        body = SwitchRequest(model=model, evict=tuple(evict), epoch=epoch)
-        pause = self._limits.retry_s
-        attempts = 0
-        while True:
-            attempts += 1
-            try:
-                return self._with_host(await self._follow_switch(body))
-            except _ConnectionLost as lost:
-                if attempts >= self._limits.attempts:
-                    raise SupervisorUnreachable(str(lost)) from None
-            except SupervisorUnreachable:
-                # After the first attempt nothing runs yet; later the supervisor may be restarting.
-                if attempts == 1 or attempts >= self._limits.attempts:
-                    raise
-            await anyio.sleep(pause)
-            pause = min(pause * 2, self._limits.max_retry_s)
-
-    @asynccontextmanager
-    async def events(self) -> AsyncIterator[AsyncIterator[SupervisorEvent]]:
-        """See `Supervisor`. It reconnects after a lost connection; the new `Snapshot` fills the gap."""
-        async with aclosing(self._events()) as events:
-            yield events
 
     async def logs(self, model: str, follow: bool = False) -> AsyncGenerator[str, None]:
         """The buffered log lines of a model's engines; with `follow` future ones, too. Raises as `locate` does."""
@@ -191,30 +159,6 @@ class SupervisorClient:
         finally:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
-
-    async def _events(self) -> AsyncGenerator[SupervisorEvent, None]:
-        pause = self._limits.retry_s
-        while True:
-            try:
-                async with aclosing(self._stream("GET", "/events")) as frames:
-                    async for _name, data in frames:
-                        pause = self._limits.retry_s
-                        yield self._decode(data, SupervisorEvent)  # type: ignore[arg-type]  # a union is a type to msgspec
-                raise _ConnectionLost(self._message("ended the stream of events"))
-            except (_ConnectionLost, SupervisorUnreachable) as error:
-                self._set_reachable(False, str(error))
-            await anyio.sleep(pause * random.uniform(0.75, 1.0))
-            pause = min(pause * 2, self._limits.max_retry_s)
-
-    async def _follow_switch(self, body: SwitchRequest) -> EngineAddress:
-        """One attempt. Raises `_ConnectionLost` when the connection is lost after the supervisor accepted the request."""
-        async with aclosing(self._stream("POST", "/models/switch", body=body)) as frames:
-            async for name, data in frames:
-                if name == "ready":
-                    return self._decode(data, SwitchResponse).address
-                if name == "failed":
-                    raise decode_error(self._decode(data, SupervisorErrorResponse).error)
-        raise _ConnectionLost(self._message("ended the stream before the switch finished"))
 
     async def _call(
         self,
@@ -322,12 +266,6 @@ class SupervisorClient:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise SupervisorUnreachable(self._message(f"does not respond like a supervisor: {error}")) from None
 
-    def _with_host(self, address: EngineAddress) -> EngineAddress:
-        """An engine that listens on all interfaces is reached at its supervisor's address."""
-        if address.host in ("0.0.0.0", "::", ""):
-            return msgspec.structs.replace(address, host=self._url.host)
-        return address
-
     def _set_reachable(self, reachable: bool, why: str = "") -> None:
         if reachable is self.reachable:
             return
@@ -336,8 +274,6 @@ class SupervisorClient:
             logger.info("%s", self._message("is reachable"))
         else:
             logger.warning("%s", why)
-        if self._on_reachable is not None:
-            self._on_reachable(reachable)
 
     def _message(self, what: str) -> str:
         return f"the supervisor at {self._url} {what}"

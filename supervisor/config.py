@@ -37,3 +37,13 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     slots_max_age_s: float = 7 * 24 * 3600.0
     slots_min_tokens: int = 256
     log_lines: int = 2000
+
+
+class HostLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The values of `gateway.queue` and `gateway.switching` that this file sets for its host; `None` leaves a value to the
+    gateways."""
+
+    max_waiting: int | None = None
+    max_wait_s: float | None = None
+    patience_s: float | None = None
+    min_residency_s: float | None = None

@@ -60,10 +60,6 @@ class UnknownProfile(Exception):
     """The host has no profile of that name."""
 
 
-class StaleEpoch(Exception):
-    """The request's epoch is lower than the current one: a gateway that started later has taken over."""
-
-
 class SupervisorUnreachable(Exception):
     """The supervisor did not respond. Whether it carried out the request is unknown."""
 
@@ -127,15 +123,14 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A host at one moment. `exclusive` allows one model at a time; else models share `budget_bytes`.
 
-    `epoch` is the highest that a request carried. It never gets lower, not even when a supervisor that gateways reach
-    over HTTP restarts; generations of processes do.
+    `generation` differs after each restart of the supervisor, which counts the generations of processes anew.
     """
 
     profiles: tuple[ProfileInfo, ...] = ()
     models: tuple[ModelStatus, ...] = ()
     exclusive: bool = True
     budget_bytes: int | None = None
-    epoch: int = 0
+    generation: int = 0
 
 
 #: In the order of a switch, which may skip some.
@@ -184,22 +179,26 @@ class Supervisor(Protocol):
         """The complete state. Raises `SupervisorUnreachable`."""
         ...
 
-    async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
+    async def switch(self, model: str, *, evict: Sequence[str] = ()) -> EngineAddress:
         """Make `model` ready and return where it listens.
 
         The models of `evict` are stopped first (the gateway has drained them), then any others that the host's own
         policy demands, after they have finished their responses or `drain_s` has passed. By state: `ready` returns at
         once · `starting` joins · `stopping` waits, then starts · `stopped` and `backoff` start · `failed` fails at once
-        until its backoff is over. Raises `UnknownProfile`, `SupervisorError`, `StaleEpoch`, `SupervisorUnreachable`.
+        until its backoff is over. Raises `UnknownProfile`, `SupervisorError`, `SupervisorUnreachable`.
         """
         ...
 
-    async def unload(self, model: str, *, epoch: int | None = None) -> None:
+    async def unload(self, model: str) -> None:
         """Stop `model` and return when its whole process group is gone. Raises as `switch` does."""
         ...
 
     async def locate(self, model: str) -> EngineAddress | None:
         """Where `model` listens, if it is ready now. Raises `UnknownProfile`, `SupervisorUnreachable`."""
+        ...
+
+    async def active_requests(self, model: str, generation: int) -> int | None:
+        """How many requests an engine works on: 0 once that process has ended, `None` if it does not tell."""
         ...
 
     async def report_first_response(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
@@ -219,11 +218,11 @@ class Supervisor(Protocol):
 class SupportsPinning(Protocol):
     """A supervisor whose operators can pin models while it runs."""
 
-    async def pin(self, model: str, pinned: bool, *, epoch: int | None = None) -> bool:
+    async def pin(self, model: str, pinned: bool) -> bool:
         """Pin or unpin `model`, whatever its profile says. Idempotent; starts and stops nothing.
 
         Subscribers get a `Snapshot`. Returns whether the choice survives a restart of the supervisor. Raises
-        `UnknownProfile`, `StaleEpoch`, `SupervisorUnreachable`.
+        `UnknownProfile`, `SupervisorUnreachable`.
         """
         ...
 

@@ -54,7 +54,7 @@ class _Props(msgspec.Struct, frozen=True):
 
 async def get_status(host: str, port: int, path: str, *, timeout_s: float, key: str | None = None) -> int | None:
     """The status of one GET, or `None` if there was no HTTP response in time. Never raises for a network error."""
-    if _refuses(host, port):
+    if refuses_connections(host, port):
         return None
     try:
         with anyio.move_on_after(timeout_s):
@@ -109,7 +109,7 @@ async def engine_activity(address: EngineAddress, *, timeout_s: float = 1.0) -> 
     )
 
 
-def _refuses(host: str, port: int) -> bool:
+def refuses_connections(host: str, port: int) -> bool:
     """Whether a connection is refused at once, as local addresses do. `False` proves nothing."""
     try:
         address = ipaddress.ip_address(_connect_host(host))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -29,6 +28,7 @@ from hostler.supervisor.contract import (
     SupervisorEvent,
     UnknownProfile,
 )
+from hostler.supervisor.engine_client import engine_activity
 from hostler.supervisor.engine_command import engine_profile, parse_port_range
 from hostler.supervisor.engine_process import ManagedProcess, ProcessLimits
 from hostler.supervisor.events import Subscriptions
@@ -46,7 +46,7 @@ from hostler.supervisor.model_files import (
     local_path,
 )
 from hostler.supervisor.slot_cache import SlotCache
-from hostler.supervisor.state_store import EpochStore, LoadTimeStore, PinStore
+from hostler.supervisor.state_store import LoadTimeStore, PinStore
 from hostler.supervisor.switches import PlacementPolicy, SwitchCoordinator
 from hostler.supervisor.usage import AFTER_READY_S, UsageMonitor
 
@@ -62,7 +62,6 @@ class StateFiles(msgspec.Struct, frozen=True, kw_only=True):
     load_times: Path | None = None
     pins: Path | None = None
     memory: Path | None = None
-    epoch: Path | None = None
 
 
 class EngineManager:
@@ -82,7 +81,7 @@ class EngineManager:
         self._ports = parse_port_range(settings.engine_ports)
         self._load_times = LoadTimeStore(state.load_times)
         self._pins = PinStore(state.pins)
-        self._epochs = EpochStore(state.epoch)
+        self._generation = time.time_ns() // 1_000_000
         self._memory = MemoryHistory(state.memory)
         self._files = ModelFiles(prepare, describe)
         self._services = EngineServices(
@@ -112,9 +111,8 @@ class EngineManager:
         """See `contract.Supervisor`."""
         return self.status_now()
 
-    async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
+    async def switch(self, model: str, *, evict: Sequence[str] = ()) -> EngineAddress:
         """See `contract.Supervisor`."""
-        await self._admit(epoch)
         managed = self._model(model)
         managed.mark_used(time.time())
         address = managed.process.address
@@ -122,9 +120,8 @@ class EngineManager:
             return address
         return await self._switches.request(managed, evict).result.wait()
 
-    async def unload(self, model: str, *, epoch: int | None = None) -> None:
+    async def unload(self, model: str) -> None:
         """See `contract.Supervisor`. Forgets earlier failures."""
-        await self._admit(epoch)
         managed = self._model(model)
         self._switches.cancel(model, f'model "{model}" was unloaded')
         await managed.process.stop()
@@ -134,15 +131,23 @@ class EngineManager:
         """See `contract.Supervisor`."""
         return self._model(model).process.address
 
+    async def active_requests(self, model: str, generation: int) -> int | None:
+        """See `contract.Supervisor`."""
+        managed = self._models.get(model)
+        address = None if managed is None else managed.process.address
+        if address is None or address.generation != generation:
+            return 0
+        activity = await engine_activity(address)
+        return None if activity is None else activity.requests
+
     async def pull(self, model: str, *, report: Callable[[FetchProgress], None] = lambda _: None) -> None:
         """See `contract.SupportsPulling`."""
         managed = self._model(model)
         await managed.lifecycle.fetch_file(report)
         await self._describe_shared_file(managed)
 
-    async def pin(self, model: str, pinned: bool, *, epoch: int | None = None) -> bool:
+    async def pin(self, model: str, pinned: bool) -> bool:
         """See `contract.SupportsPinning`."""
-        await self._admit(epoch)
         managed = self._model(model)
         self._pins.set(model, pinned, managed.profile.pinned)
         self._apply_pin(managed)
@@ -171,7 +176,7 @@ class EngineManager:
 
     async def run(self) -> None:
         """Serve until cancelled; then end all engines, side by side, within their grace periods."""
-        for read in (self._epochs.read, self._load_times.read, self._pins.read, self._memory.read):
+        for read in (self._load_times.read, self._pins.read, self._memory.read):
             await anyio.to_thread.run_sync(read)
         for model in self._models.values():
             self._apply_pin(model)
@@ -253,7 +258,7 @@ class EngineManager:
             models=tuple(self._model_status(model) for model in models),
             exclusive=self._policy.exclusive,
             budget_bytes=self._policy.budget,
-            epoch=self._epochs.highest,
+            generation=self._generation,
         )
 
     # Models.
@@ -341,12 +346,6 @@ class EngineManager:
 
     # Status.
 
-    async def _admit(self, epoch: int | None) -> None:
-        self._epochs.admit(epoch)
-        if self._epochs.unwritten and self._tasks is not None:
-            # Once per start of a gateway, before its first request is carried out.
-            await anyio.to_thread.run_sync(self._epochs.write)
-
     def _snapshot(self) -> Snapshot:
         return Snapshot(host=self.status_now())
 
@@ -374,15 +373,13 @@ def create_manager(
     settings: SupervisorSettings,
     *,
     host: str = "127.0.0.1",
-    place: str | None = None,
     report: Callable[[FetchProgress], None] = lambda _: None,
     environ: Mapping[str, str] = os.environ,
 ) -> EngineManager:
     """The manager of this machine, with downloads, saved slots and state in the cache folder.
 
-    Engines listen on `host` unless the settings name another address. `place` is the supervisor's own `address:port`:
-    it separates the epoch files of several supervisors on one machine; without it no epoch is kept. `report` gets the
-    progress of downloads. Raises `OSError` if the folder for slots cannot be created.
+    Engines listen on `host` unless the settings name another address. `report` gets the progress of downloads. Raises
+    `OSError` if the folder for slots cannot be created.
     """
     files = DownloadedFiles(report=report)
     folder = cache_directory(environ)
@@ -401,7 +398,6 @@ def create_manager(
         slots.prepare()
     else:
         settings = msgspec.structs.replace(settings, slots_dir=None)
-    epoch = None if place is None else folder / "epochs" / f"{re.sub(r'[^0-9A-Za-z.]+', '-', place)}.json"
     return EngineManager(
         profiles,
         settings,
@@ -413,6 +409,5 @@ def create_manager(
             load_times=folder / "load-times.json",
             pins=folder / "pins.json",
             memory=folder / "footprints.json",
-            epoch=epoch,
         ),
     )

@@ -9,11 +9,11 @@ from hostler.supervisor.contract import (
     Failure,
     FailureKind,
     ProfileInfo,
-    StaleEpoch,
     SupervisorError,
     SupervisorUnreachable,
     UnknownProfile,
 )
+from hostler.supervisor.scheduling.estimates import SwitchEstimate
 
 
 class AvailableResponse(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,15 +26,13 @@ class SwitchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The body of `POST /models/switch` and `/models/load`."""
 
     model: str
-    evict: tuple[str, ...] = ()
-    epoch: int | None = None
 
 
 class UnloadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST /models/unload`."""
+    """The body of `POST /models/unload`. Without `force` answers in progress end first."""
 
     model: str
-    epoch: int | None = None
+    force: bool = True
 
 
 class PinRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,7 +40,6 @@ class PinRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     model: str
     pinned: bool
-    epoch: int | None = None
 
 
 class PinResponse(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,19 +62,6 @@ class PullResponse(msgspec.Struct, frozen=True, kw_only=True):
     model: str
 
 
-class AnsweredRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST /models/answered`."""
-
-    model: str
-    generation: int
-    cached: int
-    prompt: int
-
-
-class AnsweredResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """The empty response of `POST /models/answered`."""
-
-
 class SwitchResponse(msgspec.Struct, frozen=True, kw_only=True):
     """The response of `POST /models/switch`. `phase_seconds` maps phases to seconds; it is empty if the model was ready already."""
 
@@ -87,16 +71,16 @@ class SwitchResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnloadResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """The response of `POST /models/unload`: the model's process group is gone."""
+    """The response of `POST /models/unload`: `stopped`, its process group is gone, or `draining`, answers still run."""
 
     model: str
     state: str = "stopped"
 
 
-class LocateResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """The response of `GET /models/locate`: `None` if the model is not ready."""
+class ForecastResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """The response of `GET /models/forecast`."""
 
-    address: EngineAddress | None
+    forecast: SwitchEstimate | None
 
 
 class SupervisorErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -138,10 +122,6 @@ def encode_error(error: Exception) -> tuple[int, SupervisorErrorBody]:
         return 404, SupervisorErrorBody(
             type="unknown_profile", message=str(error) or "the host has no profile of that name"
         )
-    if isinstance(error, StaleEpoch):
-        return 409, SupervisorErrorBody(
-            type="stale_epoch", message=str(error) or "a gateway that started later has taken over"
-        )
     if isinstance(error, SupervisorUnreachable):
         return 503, SupervisorErrorBody(type="unreachable", message=str(error) or "the supervisor does not respond")
     return 500, SupervisorErrorBody(type="internal_error", message="internal error; see the supervisor's log")
@@ -153,6 +133,4 @@ def decode_error(body: SupervisorErrorBody) -> Exception:
         return SupervisorError(body.failure)
     if body.type == "unknown_profile":
         return UnknownProfile(body.message)
-    if body.type == "stale_epoch":
-        return StaleEpoch(body.message)
     return SupervisorUnreachable(body.message)

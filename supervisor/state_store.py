@@ -13,8 +13,6 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from hostler.supervisor.contract import StaleEpoch
-
 T = TypeVar("T")
 
 #: The version of the envelope that values are written in. Files of older releases hold the bare value.
@@ -118,41 +116,6 @@ def _is_running(pid: int) -> bool:
     except OSError:
         return True
     return pid != os.getpid()
-
-
-class EpochStore:
-    """The highest epoch that a gateway has sent: requests of gateways that were superseded are refused.
-
-    Kept on disk, since a superseded gateway may not know it yet, and would be accepted again after a restart.
-    """
-
-    def __init__(self, file: Path | None = None) -> None:
-        self._store = JsonStore(file, int, contents="the gateway epoch")
-        self._written = 0
-        self.highest = 0
-
-    @property
-    def unwritten(self) -> bool:
-        """Whether `highest` has grown since the last `write`."""
-        return self.highest > self._written
-
-    def admit(self, epoch: int | None) -> None:
-        """Accept a request's epoch; `None`, for requests of operators, is always accepted. Raises `StaleEpoch`."""
-        if epoch is None:
-            return
-        if epoch < self.highest:
-            raise StaleEpoch(f"epoch {epoch} is stale; the current one is {self.highest}")
-        self.highest = epoch
-
-    def read(self) -> None:
-        """Load the stored epoch."""
-        self._written = self._store.read() or 0
-        self.highest = max(self.highest, self._written)
-
-    def write(self) -> None:
-        """Store the epoch. A failure is logged and not tried again until the epoch grows."""
-        self._written = self.highest
-        self._store.write(lambda: self.highest)
 
 
 class LoadTimeStore:

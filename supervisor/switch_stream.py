@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 
 import anyio
 
@@ -27,18 +27,17 @@ logger = logging.getLogger(__name__)
 
 
 class SwitchStream:
-    """One switch of a supervisor, followed through its events."""
+    """One switch of a supervisor, followed through its events. `load` makes the model ready."""
 
-    def __init__(self, supervisor: Supervisor, model: str, evict: Sequence[str], epoch: int | None) -> None:
+    def __init__(self, supervisor: Supervisor, model: str, load: Callable[[str], Awaitable[EngineAddress]]) -> None:
         self._supervisor = supervisor
         self._model = model
-        self._evict = evict
-        self._epoch = epoch
+        self._load = load
         self._ready_generation: int | None = None
         self._last: SwitchMoved | None = None
 
     async def run(self, emit: Emit | None = None) -> SwitchResponse:
-        """Switch and emit each `phase`. Raises what `Supervisor.switch` does."""
+        """Switch and emit each `phase`. Raises what `load` does."""
         started = time.monotonic()
         async with self._supervisor.events() as events:
             self._on_snapshot(await anext(events))
@@ -59,7 +58,7 @@ class SwitchStream:
             async with anyio.create_task_group() as following:
                 following.start_soon(follow)
                 try:
-                    address = await self._supervisor.switch(self._model, evict=self._evict, epoch=self._epoch)
+                    address = await self._load(self._model)
                 except Exception as raised:  # raised again below, outside of the task group
                     error = raised
                 if address is not None and address.generation != self._ready_generation:

@@ -16,7 +16,7 @@ from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_catalog import Catalog
 from hostler.gateway.routing import gateway_route
 from hostler.supervisor.scheduling.estimates import SwitchEstimate
-from hostler.supervisor.scheduling.orchestrator import Orchestrator
+from hostler.supervisor.scheduling.host import Host
 
 
 class LoadBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,9 +52,9 @@ class ForecastView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ActionRoutes:
-    """Load, unload, pin and cancel, and the forecast of a load. Delegates to the orchestrators; holds no state."""
+    """Load, unload, pin and cancel, and the forecast of a load. Delegates to the hosts; holds no state."""
 
-    def __init__(self, catalog: Catalog, hosts: Mapping[str, Orchestrator], in_progress: InFlightRequests) -> None:
+    def __init__(self, catalog: Catalog, hosts: Mapping[str, Host], in_progress: InFlightRequests) -> None:
         self._catalog = catalog
         self._hosts = hosts
         self._in_progress = in_progress
@@ -129,10 +129,10 @@ class ActionRoutes:
         """The effects of a load: which models are unloaded, which requests wait, and for how long."""
         model, hosts = self._hosts_of(request.query_params.get("model", ""))
         nearest = sorted(hosts, key=lambda host: host.distance(model))
-        forecasts = {host.name: view for host in nearest if (view := host.estimate_switch(model)) is not None}
+        forecasts = {host.name: view for host in nearest if (view := await host.estimate_switch(model)) is not None}
         return json_response(ForecastView(model=model, hosts=forecasts))
 
-    def _hosts_of(self, name: str) -> tuple[str, list[Orchestrator]]:
+    def _hosts_of(self, name: str) -> tuple[str, list[Host]]:
         """The canonical name, and every supervised host that has the model, in the order of the chain."""
         placement = self._catalog.find(name)
         hosts = [self._hosts[place.backend] for place in placement.places if place.backend in self._hosts]

@@ -30,7 +30,7 @@ from hostler.gateway.telemetry.history import History
 from hostler.gateway.telemetry.log_buffer import LogBuffer
 from hostler.gateway.telemetry.metrics import BackendGauges, ChainGauges, GatewayMetrics
 from hostler.gateway.telemetry.transcripts import Transcripts
-from hostler.supervisor.scheduling.orchestrator import Orchestrator
+from hostler.supervisor.scheduling.host import Host
 
 
 @runtime_checkable
@@ -66,7 +66,7 @@ class AdminApp:
         *,
         bus: Bus,
         catalog: Catalog,
-        hosts: Mapping[str, Orchestrator],
+        hosts: Mapping[str, Host],
         supervisors: Mapping[str, object],
         chain: Chain,
         chain_view: Callable[[], ChainView],

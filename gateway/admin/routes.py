@@ -18,7 +18,7 @@ from hostler.gateway.events import Event, HostChanged
 from hostler.gateway.routing import gateway_route
 from hostler.gateway.telemetry.event_stream import EventStream, frame
 from hostler.gateway.telemetry.history import KINDS, History
-from hostler.supervisor.scheduling.orchestrator import Orchestrator
+from hostler.supervisor.scheduling.host import Host
 
 #: How often changes without an event of their own are looked for, while `/events` has readers, in seconds.
 UPDATE_INTERVAL_S = 0.5
@@ -33,7 +33,7 @@ class StatusRoutes:
     def __init__(
         self,
         status: StatusBuilder,
-        hosts: Mapping[str, Orchestrator],
+        hosts: Mapping[str, Host],
         history: History,
         *,
         metrics: Callable[[], Awaitable[bytes]],

@@ -18,7 +18,7 @@ from hostler.gateway.events import Waiting
 from hostler.gateway.model_catalog import Catalog, Placement
 from hostler.gateway.telemetry.history import Sample
 from hostler.supervisor.contract import HostStatus
-from hostler.supervisor.scheduling.orchestrator import Orchestrator
+from hostler.supervisor.scheduling.host import Host
 
 #: Requests in flight that a status lists at most.
 _MAX_IN_FLIGHT = 200
@@ -143,7 +143,7 @@ class StatusBuilder:
     def __init__(
         self,
         catalog: Catalog,
-        hosts: Mapping[str, Orchestrator],
+        hosts: Mapping[str, Host],
         *,
         contexts: Callable[[], Iterable[RequestContext]],
         chain: Callable[[], ChainView],
@@ -238,7 +238,7 @@ class StatusBuilder:
             first_token_s=None if first is None else round(first - context.started_at, 3),
         )
 
-    def _host(self, host: Orchestrator, *, whole: bool) -> HostView:
+    def _host(self, host: Host, *, whole: bool) -> HostView:
         # Rounded, so that an unchanged state encodes to the same bytes.
         offset = self._wall() - self._clock()
         return HostView(
@@ -247,7 +247,7 @@ class StatusBuilder:
             host=without_facts(host.status) if whole else None,
             waiting=host.waiting,
             serving=host.serving,
-            queue=host.queue() if whole else (),
+            queue=tuple(host.queue()) if whole else (),
             engines=tuple(
                 EngineView(
                     model=each.model,
@@ -259,7 +259,7 @@ class StatusBuilder:
                     load_s=round(each.load_s, 2),
                     idle_until=_at(each.idle_until, offset),
                 )
-                for each in host.view().models
+                for each in host.models()
             ),
         )
 

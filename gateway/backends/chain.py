@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random as chance
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -30,7 +30,7 @@ from hostler.gateway.backends.stall_detector import IsAlive, StallDetector
 from hostler.gateway.backends.wake_on_lan import WakeOnLan
 from hostler.gateway.config import BackendSettings, PriceSettings, Settings
 from hostler.gateway.events import BreakerChanged, Bus, Event, HostChanged
-from hostler.supervisor.contract import EngineAddress, Supervisor
+from hostler.supervisor.contract import EngineAddress
 
 #: The path that a server of each kind is checked with.
 _CHECK_PATHS = {"openai": "/v1/models", "llamacpp": "/health", "ollama": "/api/version", "anthropic": "/v1/models"}
@@ -107,7 +107,7 @@ class Chain:
         self,
         settings: Settings,
         *,
-        supervisors: Mapping[str, Supervisor],
+        supervisors: Iterable[str],
         backends: Mapping[str, Backend],
         reachable: Callable[[str], bool],
         drop_requests: Callable[[Endpoint], None],

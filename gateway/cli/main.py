@@ -161,6 +161,7 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Check a configuration file."""
+    from hostler.gateway.cli.views import host_limits
     from hostler.gateway.config import ConfigError, find_file, read
 
     try:
@@ -175,11 +176,15 @@ def check(
     names = [profile.name for profile in found.profiles]
     if as_json:
         path = None if found.path is None else str(found.path)
-        print_json({"file": path, "valid": True, "profiles": names, "backends": list(found.settings.backends)})
+        backends_named = list(found.settings.backends)
+        limits = {name: value for name, value, _ in host_limits(found)}
+        print_json({"file": path, "valid": True, "profiles": names, "backends": backends_named, "host_limits": limits})
         return
     where = str(found.path) if found.path else "no file, using built-in defaults"
     backends = f"; backends: {', '.join(found.settings.backends)}" if found.settings.backends else ""
     typer.echo(f"{where}: valid; profiles: {', '.join(names) or 'none'}{backends}")
+    for name, value, places in host_limits(found):
+        typer.echo(f"{name}: {value:g} applies {places}")
 
 
 @app.command()

@@ -103,10 +103,7 @@ def supervisor(configuration: Configuration, view: LiveView | None = None) -> in
         _refuse_without_token(bound_addresses(sockets))
 
     async def main() -> None:
-        # State is kept by address, which a port chosen at random is not.
-        manager = _or_cannot_run(
-            lambda: _manager(configuration, engine_host=host, place=settings.listen if port else None)
-        )
+        manager = _or_cannot_run(lambda: _manager(configuration, engine_host=host))
         app: Any = create_app(configuration, manager)
         bound = format_address(*bound_addresses(sockets)[0])
 
@@ -120,12 +117,31 @@ def supervisor(configuration: Configuration, view: LiveView | None = None) -> in
 
         server = Server(app, drain_s=5.0, lifespan=True, shared=shared, started_callback=announce)
 
-        def stop() -> None:
+        requested = anyio.Event()
+
+        def end() -> None:
             app.state.stopping.set()
             server.stop()
 
-        async with _handling_signals(_showing_stop(view, stop, None), view), _supervisor_view(view, manager):
+        def stop() -> None:
+            if requested.is_set():
+                end()
+            requested.set()
+
+        async def drain() -> None:
+            await requested.wait()
+            app.state.leases.close()
+            await app.state.leases.drained(settings.drain_s)
+            end()
+
+        async with (
+            _handling_signals(_showing_stop(view, stop, None), view),
+            _supervisor_view(view, manager),
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(drain)
             await server.serve(sockets)
+            tasks.cancel_scope.cancel()
 
     return _run(main)
 
@@ -174,7 +190,9 @@ def _showing_stop(view: LiveView | None, stop: Callable[[], None], drain_s: floa
         if stopping:
             watching.stopping("Stopping now.")
         elif drain_s is None:
-            watching.stopping("Stopping: engines save their slots and exit.|Stopping.")
+            watching.stopping(
+                "Stopping: answers end, engines save their slots and exit. Ctrl-C again stops now.|Stopping."
+            )
         else:
             watching.stopping(
                 f"Stopping: waiting up to {drain_s:g} s for answers in progress. Ctrl-C again aborts them."
@@ -214,7 +232,7 @@ def _gateway(configuration: Configuration, manager: EngineManager | None = None)
     return gateway
 
 
-def _manager(configuration: Configuration, *, engine_host: str, place: str | None = None) -> EngineManager:
+def _manager(configuration: Configuration, *, engine_host: str) -> EngineManager:
     from hostler.gateway.cli.downloads import log_progress
     from hostler.supervisor.manager import create_manager
 
@@ -223,7 +241,6 @@ def _manager(configuration: Configuration, *, engine_host: str, place: str | Non
             configuration.profiles,
             configuration.settings.supervisor,
             host=engine_host,
-            place=place,
             report=log_progress(),
         )
     except OSError as error:

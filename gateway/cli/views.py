@@ -17,7 +17,7 @@ from hostler.gateway.cli.formatting import (
     format_time,
     plural,
 )
-from hostler.gateway.config import Configuration
+from hostler.gateway.config import HOST_LIMITS, Configuration
 from hostler.gateway.events import printable
 from hostler.profiles.fetch import cached
 
@@ -310,3 +310,18 @@ def key_rows(records: Iterable[KeyRecord]) -> list[Row]:
         )
         for record in records
     ]
+
+
+def host_limits(configuration: Configuration) -> Iterator[tuple[str, float, str]]:
+    """Name and value of each limit of a host's queue that the file sets, and where it applies."""
+    supervisors = [name for name, each in configuration.settings.backends.items() if each.kind == "supervisor"]
+    places = []
+    if configuration.profiles and not configuration.shipped:
+        places.append("to the models of this file, for all gateways")
+    if supervisors:
+        places.append(f"to {', '.join(supervisors)} unless set there; of several gateways the largest value applies")
+    for section, names in HOST_LIMITS.items():
+        for name in names:
+            value = getattr(configuration.host_limits, name)
+            if value is not None and places:
+                yield f"gateway.{section}.{name}", value, ", and ".join(places)

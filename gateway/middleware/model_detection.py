@@ -9,7 +9,7 @@ from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext, Target
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 from hostler.gateway.model_catalog import Placement
-from hostler.supervisor.scheduling.orchestrator import Orchestrator
+from hostler.supervisor.scheduling.host import Host
 
 FindModel = Callable[[str | None], Placement]
 OrderTargets = Callable[[tuple[Target, ...]], tuple[Target, ...]]
@@ -52,7 +52,7 @@ class ModelDetectionMiddleware(RequestMiddleware):
         return known[1]
 
 
-def nearest_first(targets: tuple[Target, ...], hosts: Mapping[str, Orchestrator]) -> tuple[Target, ...]:
+def nearest_first(targets: tuple[Target, ...], hosts: Mapping[str, Host]) -> tuple[Target, ...]:
     """The targets, with hosts that are neighbours in the chain sorted by their distance from serving the model.
 
     Everything else keeps its place: a cloud between two hosts stays between them.

@@ -12,8 +12,8 @@ from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 from hostler.gateway.middleware.heartbeat import Heartbeat
 from hostler.supervisor.scheduling.errors import EngineLost
+from hostler.supervisor.scheduling.host import Host
 from hostler.supervisor.scheduling.lease import Lease
-from hostler.supervisor.scheduling.orchestrator import Orchestrator
 
 
 class QueueingMiddleware(RequestMiddleware):
@@ -28,7 +28,7 @@ class QueueingMiddleware(RequestMiddleware):
         self,
         app: ASGIApp,
         *,
-        hosts: Mapping[str, Orchestrator],
+        hosts: Mapping[str, Host],
         settings: SwitchingSettings,
         clock: Callable[[], float],
     ) -> None:
@@ -46,7 +46,7 @@ class QueueingMiddleware(RequestMiddleware):
             return call_next()
         return self._queue(context, host, call_next)
 
-    async def _queue(self, context: RequestContext, host: Orchestrator, call_next: CallNext) -> None:
+    async def _queue(self, context: RequestContext, host: Host, call_next: CallNext) -> None:
         while True:
             lease = context.current.lease = self._join(context, host)
             try:
@@ -61,7 +61,7 @@ class QueueingMiddleware(RequestMiddleware):
                 lease.release()
 
     @staticmethod
-    def _join(context: RequestContext, host: Orchestrator) -> Lease:
+    def _join(context: RequestContext, host: Host) -> Lease:
         return host.lease(
             context.current.target.model,
             client=context.client.name,

@@ -13,8 +13,8 @@ from hostler.gateway.asgi import ASGIApp
 from hostler.gateway.context import RequestContext
 from hostler.gateway.middleware.base import CallNext, RequestMiddleware
 from hostler.supervisor.scheduling.errors import EngineLost, unloaded
+from hostler.supervisor.scheduling.host import Host
 from hostler.supervisor.scheduling.lease import Lease
-from hostler.supervisor.scheduling.orchestrator import Orchestrator
 
 
 class SwitchingMiddleware(RequestMiddleware):
@@ -28,7 +28,7 @@ class SwitchingMiddleware(RequestMiddleware):
         self,
         app: ASGIApp,
         *,
-        hosts: Mapping[str, Orchestrator],
+        hosts: Mapping[str, Host],
         on_model_used: Callable[[str], None],
     ) -> None:
         super().__init__(app)
@@ -46,17 +46,17 @@ class SwitchingMiddleware(RequestMiddleware):
             return self._unload(host, target.model, call_next)
         return call_next()
 
-    async def _unload(self, host: Orchestrator, model: str, call_next: CallNext) -> None:
+    async def _unload(self, host: Host, model: str, call_next: CallNext) -> None:
         await host.unload(model)
         await call_next()
 
-    async def _hold(self, context: RequestContext, host: Orchestrator, lease: Lease, call_next: CallNext) -> None:
+    async def _hold(self, context: RequestContext, host: Host, lease: Lease, call_next: CallNext) -> None:
         attempt = context.current
         address = attempt.address = lease.address()
         try:
             self._on_model_used(lease.model)
             await call_next()
-            host.report_answer(address, attempt.usage)
+            lease.report_answer(attempt.usage)
         except BackendError as error:
             if lease.revoked:
                 raise unloaded(lease.model) from error

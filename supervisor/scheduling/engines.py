@@ -92,7 +92,7 @@ class EngineAddresses:
             models.append(status)
         return msgspec.structs.replace(host, models=tuple(models))
 
-    async def switch_to(self, model: str, *, evict: Sequence[str], epoch: int) -> EngineAddress:
+    async def switch_to(self, model: str, *, evict: Sequence[str]) -> EngineAddress:
         """Order the switch; returns where the model listens, never an address that was marked dead.
 
         A killed process is gone a moment before its supervisor notices; one that accepts no connections but lives on is
@@ -100,11 +100,11 @@ class EngineAddresses:
         """
         pause_s = _FIRST_PAUSE_S
         while True:
-            address = await self._supervisor.switch(model, evict=evict, epoch=epoch)
+            address = await self._supervisor.switch(model, evict=evict)
             if address != self._dead.get(model):
                 self._dead.pop(model, None)
                 return address
             await anyio.sleep(pause_s)
             pause_s *= 2
             if pause_s > _LONGEST_PAUSE_S:
-                await self._supervisor.unload(model, epoch=epoch)
+                await self._supervisor.unload(model)

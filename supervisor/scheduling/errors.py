@@ -62,13 +62,9 @@ def supervisor_unreachable(host: str) -> GatewayError:
     )
 
 
-def host_taken_over(model: str, host: str) -> GatewayError:
-    """A gateway that was started later controls the host."""
-    return ModelUnavailable(
-        f"{model} could not be loaded on {host}: another gateway has taken over that host; restart this one to take it "
-        "back",
-        model=model,
-    )
+def supervisor_stopping(host: str) -> GatewayError:
+    """The host's supervisor finishes what it serves, and stops."""
+    return BackendUnavailable(f"the supervisor of {host} is stopping; try again when it is back", backend=host)
 
 
 def profile_removed(model: str, host: str) -> GatewayError:
@@ -98,6 +94,8 @@ def refusal_error(refusal: Refuse, host: str, status: HostStatus | None = None) 
         )
     if refusal.reason == "host_gone":
         return supervisor_unreachable(host)
+    if refusal.reason == "stopping":
+        return supervisor_stopping(host)
     if refusal.reason == "unknown_model":
         return profile_removed(model, host)
     if refusal.reason == "unloaded":

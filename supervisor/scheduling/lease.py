@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import anyio
 
-from hostler.adapters.canonical import Progress
+from hostler.adapters.canonical import Progress, Usage
 from hostler.adapters.errors import GatewayError
 from hostler.supervisor.contract import EngineAddress
+from hostler.supervisor.scheduling.types import Refuse
 
 
 class LeaseOwner(Protocol):
-    """What a lease needs from the orchestrator that granted it."""
+    """What a lease needs from the host that granted it."""
 
     def progress(self, lease: Lease) -> Progress: ...
 
@@ -24,8 +26,10 @@ class LeaseOwner(Protocol):
 class Lease:
     """A place in the queue for a model until it is granted, then the right to use the model. Always `release` it.
 
-    `queued`: it was not granted at once. `revoked`: the model was unloaded by force while the lease was held.
-    `waited_s` is how long it took to settle, `switch_s` the part of that spent in a switch to its model.
+    `queued`: it was not granted at once. `revoked`: the model was unloaded by force while the lease was held. `refusal`
+    is the scheduler's decision, if it was refused by one. `waited_s` is how long it took to settle, `switch_s` the part
+    of that spent in a switch to its model. `answered` and `usage` are reported with the release. `on_change` is called
+    when it is settled or revoked.
     """
 
     __slots__ = (
@@ -34,15 +38,20 @@ class Lease:
         "_event",
         "_notified",
         "_owner",
+        "answered",
         "client",
         "id",
         "keep_alive_s",
         "model",
+        "on_change",
+        "priority",
         "queued",
+        "refusal",
         "request_id",
         "requested_at",
         "revoked",
         "switch_s",
+        "usage",
         "waited_s",
     )
 
@@ -56,6 +65,7 @@ class Lease:
         client: str = "",
         request_id: str = "",
         keep_alive_s: float | None = None,
+        priority: int = 0,
     ) -> None:
         self._owner = owner
         self._address: EngineAddress | None = None
@@ -68,8 +78,13 @@ class Lease:
         self.client = client
         self.request_id = request_id
         self.keep_alive_s = keep_alive_s
+        self.priority = priority
         self.queued = False
         self.revoked = False
+        self.refusal: Refuse | None = None
+        self.answered = False
+        self.usage: Usage | None = None
+        self.on_change: Callable[[Lease], None] | None = None
         self.waited_s = 0.0
         self.switch_s = 0.0
 
@@ -111,6 +126,10 @@ class Lease:
         """Estimated seconds until it is granted."""
         return self._owner.estimate_s(self)
 
+    def report_answer(self, usage: Usage | None) -> None:
+        """An answer has ended; the release passes its usage on to the host."""
+        self.answered, self.usage = True, usage
+
     def release(self) -> None:
         """End the lease, or leave the queue. Idempotent."""
         self._owner.release(self)
@@ -122,16 +141,25 @@ class Lease:
         self._address = address
         self._wake()
 
-    def refuse(self, error: GatewayError) -> None:
+    def refuse(self, error: GatewayError, refusal: Refuse | None = None) -> None:
         """The lease will not be granted; `address` raises `error`."""
-        self._error = error
+        self._error, self.refusal = error, refusal
         self._wake()
+
+    def revoke(self) -> None:
+        """The model was unloaded by force; what still comes from its engine is cut off."""
+        self.revoked = True
+        if self.on_change is not None:
+            self.on_change(self)
 
     def notify(self) -> None:
         """The switch to its model has entered another phase."""
         self._notified = True
-        self._wake()
+        if self._event is not None:
+            self._event.set()
 
     def _wake(self) -> None:
         if self._event is not None:
             self._event.set()
+        if self.on_change is not None:
+            self.on_change(self)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import anyio
@@ -21,16 +20,17 @@ from hostler.supervisor.contract import (
     ModelChanged,
     ModelStatus,
     Snapshot,
-    StaleEpoch,
     Supervisor,
     SupervisorError,
     SupervisorEvent,
     SupervisorUnreachable,
     SupportsPinning,
+    SwitchMoved,
     UnknownProfile,
 )
+from hostler.supervisor.scheduling.abandoned import AbandonedLeases
 from hostler.supervisor.scheduling.engines import EngineAddresses
-from hostler.supervisor.scheduling.errors import host_taken_over, profile_removed, refusal_error, supervisor_unreachable
+from hostler.supervisor.scheduling.errors import profile_removed, refusal_error, supervisor_unreachable
 from hostler.supervisor.scheduling.estimates import SwitchEstimate
 from hostler.supervisor.scheduling.events import (
     EngineChanged,
@@ -44,8 +44,16 @@ from hostler.supervisor.scheduling.lease import Lease
 from hostler.supervisor.scheduling.progress import POSITIONS_EVERY_S, QueueProgress
 from hostler.supervisor.scheduling.queue import Ticket
 from hostler.supervisor.scheduling.scheduler import Scheduler
-from hostler.supervisor.scheduling.types import Decision, Grant, Refuse, SchedulerSettings, StartSwitch, Unload
-from hostler.supervisor.scheduling.views import SchedulerView, ServiceDistance
+from hostler.supervisor.scheduling.types import (
+    Decision,
+    Grant,
+    RefusalReason,
+    Refuse,
+    SchedulerSettings,
+    StartSwitch,
+    Unload,
+)
+from hostler.supervisor.scheduling.views import ModelView, ServiceDistance
 
 logger = logging.getLogger(__name__)
 
@@ -80,13 +88,14 @@ class Orchestrator:
         self._on_status = on_status
         self._on_stopping = on_stopping
         self._clock = clock
-        # Grows from one start of the gateway to the next, so that requests of a forgotten older one are refused.
-        self._epoch = int(time.time())
         self._ids = itertools.count(1)
         self._leases: dict[int, Lease] = {}
         self._addresses = EngineAddresses(supervisor)
         self._switch_times: dict[str, tuple[float, float]] = {}
         self._progress = QueueProgress(self._scheduler, self._leases)
+        self._abandoned = AbandonedLeases(
+            supervisor.active_requests, self._release_abandoned, self.engine_lost, self._leases.values, clock=clock
+        )
         self._stops: dict[str, anyio.Event] = {}
         self._first_answers: dict[str, EngineAddress] = {}
         self._tasks: TaskGroup | None = None
@@ -130,18 +139,19 @@ class Orchestrator:
         request_id: str = "",
         keep_alive_s: float | None = None,
         priority: int = 0,
+        waited_s: float = 0.0,
     ) -> Lease:
-        """Request a lease of `model`: granted at once if a slot is free, refused at once if it cannot be queued."""
+        """See `Host.lease`. `waited_s` is how long the request has waited already."""
         now = self._clock()
         lease = Lease(
-            self, lease_id=next(self._ids), model=model, requested_at=now, client=client, request_id=request_id,
+            self, lease_id=next(self._ids), model=model, requested_at=now - waited_s, client=client, request_id=request_id,
             keep_alive_s=keep_alive_s,
         )  # fmt: skip
         self._leases[lease.id] = lease
-        ticket = Ticket(id=lease.id, model=model, at=now, client=client, priority=priority)
+        ticket = Ticket(id=lease.id, model=model, at=lease.requested_at, client=client, priority=priority)
         self._carry_out(self._scheduler.request(ticket, now), now)
         if not lease.settled and self._stopped_with is not None:
-            lease.refuse(self._stopped_with())
+            lease.refuse(self._stopped_with(), self._stopping(lease))
             self._carry_out(self._scheduler.cancel(lease.id, now), now)
         if not lease.settled:
             lease.queued = True
@@ -154,6 +164,9 @@ class Orchestrator:
         if self._leases.pop(lease.id, None) is None:
             return
         now = self._clock()
+        self._abandoned.discard(lease)
+        if lease.answered:
+            self._report_answer(lease)
         if lease.settled:
             decisions = self._scheduler.release(lease.id, now, lease.keep_alive_s)
         else:
@@ -172,16 +185,46 @@ class Orchestrator:
         # All are refused before the first one leaves the queue, or its place would be given to the next of them.
         for lease in waiting:
             self._record_wait(lease, now)
-            lease.refuse(error())
+            lease.refuse(error(), self._stopping(lease))
         for lease in waiting:
             self._carry_out(self._scheduler.cancel(lease.id, now), now)
         if waiting:
             self._publish_queue(now)
             self._rearm()
 
-    def report_answer(self, address: EngineAddress, usage: Usage | None) -> None:
-        """An answer has ended. The first one of each process is reported to the supervisor: it shows whether the
-        restored slots were used."""
+    def abandon(self, lease: Lease) -> None:
+        """The holder of the lease has vanished. A queued one leaves the queue; a granted one keeps its slot until the
+        engine has stopped working for it, or `resume`."""
+        if not lease.granted or self._tasks is None:
+            self.release(lease)
+        else:
+            self._abandoned.add(lease, self._tasks)
+
+    def _release_abandoned(self, lease: Lease) -> None:
+        self.release(lease)
+        self._publish_queue(self._clock())
+
+    def resume(self, lease: Lease) -> bool:
+        """The holder of an abandoned lease is back. Returns whether the lease is still held."""
+        self._abandoned.discard(lease)
+        return self.holds(lease)
+
+    def holds(self, lease: Lease) -> bool:
+        """Whether the lease was neither released nor withdrawn."""
+        return lease.id in self._leases
+
+    def holds_engine(self, model: str, generation: int) -> EngineAddress | None:
+        """The address of the model's engine, if it is of this generation."""
+        address = self._addresses.get(model)
+        return address if address is not None and address.generation == generation else None
+
+    @staticmethod
+    def _stopping(lease: Lease) -> Refuse:
+        return Refuse(ticket=lease.id, model=lease.model, reason="stopping", retry_after_s=0.0)
+
+    def _report_answer(self, lease: Lease) -> None:
+        """Report the first answer of each process to the supervisor: it shows whether the restored slots were used."""
+        address, usage = lease.address(), lease.usage
         reported = self._first_answers.get(address.model) == address
         self._first_answers[address.model] = address
         if not reported and usage is not None and self._tasks is not None:
@@ -192,7 +235,7 @@ class Orchestrator:
             await self._supervisor.report_first_response(
                 address.model, generation=address.generation, cached=usage.cached_tokens, prompt=usage.prompt_tokens
             )
-        except (SupervisorError, SupervisorUnreachable, UnknownProfile, StaleEpoch) as error:
+        except (SupervisorError, SupervisorUnreachable, UnknownProfile) as error:
             logger.debug("%s: %s", self.name, error)
 
     def engine_lost(self, address: EngineAddress) -> None:
@@ -211,16 +254,27 @@ class Orchestrator:
         """
         now = self._clock()
         if force:
-            for lease in self._leases.values():
-                lease.revoked = lease.revoked or (lease.granted and lease.model == model)
+            for lease in list(self._leases.values()):
+                if lease.granted and lease.model == model and not lease.revoked:
+                    lease.revoke()
         self._carry_out(self._scheduler.unload(model, now, force=force), now)
         self._rearm()
         stopped = self._stops.get(model)
         if stopped is not None:
             await stopped.wait()
 
+    def apply_settings(self, settings: SchedulerSettings) -> None:
+        """Apply changed limits; queued tickets stay queued."""
+        now = self._clock()
+        self._carry_out(self._scheduler.apply_settings(settings, now), now)
+        self._rearm()
+
+    def forgive(self, model: str) -> None:
+        """The model may be loaded again, whatever failed before."""
+        self._scheduler.forgive(model)
+
     def seed_service_times(self, answers: Mapping[str, Sequence[float]]) -> None:
-        """Durations of each model's answers before this process started, oldest first: a basis for estimates."""
+        """See `Host`. Measured ones take precedence, later ones over earlier."""
         self._scheduler.seed_service_times(answers)
 
     async def pin(self, model: str, pinned: bool) -> bool:
@@ -231,9 +285,10 @@ class Orchestrator:
         if not isinstance(self._supervisor, SupportsPinning):
             raise ModelUnavailable(f"{self.name} pins models by their profiles only", model=model)
         try:
-            return await self._supervisor.pin(model, pinned, epoch=self._epoch)
-        except (UnknownProfile, StaleEpoch, SupervisorUnreachable) as error:
-            raise self._order_error(error, model) from None
+            return await self._supervisor.pin(model, pinned)
+        except (UnknownProfile, SupervisorUnreachable) as error:
+            gone = self._order_failed(error) == "host_gone"
+            raise supervisor_unreachable(self.name) if gone else profile_removed(model, self.name) from None
 
     def set_reachable(self, reachable: bool) -> None:
         """Whether the supervisor answers. While it does not, queues are refused, and its events are subscribed to
@@ -262,9 +317,17 @@ class Orchestrator:
         """The number of requests that hold a lease."""
         return sum(lease.granted for lease in self._leases.values())
 
+    def models(self) -> tuple[ModelView, ...]:
+        """See `Host`."""
+        return self._scheduler.view().models
+
+    def steps(self) -> dict[str, int]:
+        """The `steps` of every model's `distance`."""
+        return self._scheduler.steps(self._clock())
+
     def idle_times(self, now: float) -> dict[str, float]:
         """Seconds until each idle model is unloaded, by model; models that stay loaded are left out."""
-        return {view.model: view.idle_until - now for view in self.view().models if view.idle_until is not None}
+        return {view.model: view.idle_until - now for view in self.models() if view.idle_until is not None}
 
     def is_serving(self, model: str) -> bool:
         """Whether a lease of `model` is held."""
@@ -278,17 +341,21 @@ class Orchestrator:
         """See `Lease.estimate_s`."""
         return self._scheduler.estimate_s(lease.model, self._clock(), lease.id)
 
-    def view(self) -> SchedulerView:
-        """Models and tickets as the scheduler sees them; times are by `clock`."""
-        return self._scheduler.view()
-
-    def estimate_switch(self, model: str) -> SwitchEstimate | None:
-        """What a request for `model` would take and displace now; `None` if this host has no such model."""
+    async def estimate_switch(self, model: str) -> SwitchEstimate | None:
+        """See `Host`."""
         return self._scheduler.estimate_switch(model, self._clock())
 
     def queue(self) -> tuple[Waiting, ...]:
         """The queued requests in the order of service."""
         return self._progress.queue(self._clock())
+
+    def place(self, lease: Lease) -> tuple[int | None, float, bool]:
+        """The lease's position, its estimated wait in seconds, and whether that was measured."""
+        return self._progress.place(lease, self._clock())
+
+    def switches(self) -> list[SwitchMoved]:
+        """The switches in progress."""
+        return self._progress.switches()
 
     def progress(self, lease: Lease) -> Progress:
         """See `Lease.progress`."""
@@ -298,9 +365,6 @@ class Orchestrator:
 
     async def _on_event(self, event: SupervisorEvent) -> None:
         if isinstance(event, Snapshot):
-            if self.status is None:
-                # If the clock was set back, continue from the epoch that the host has seen, or it would refuse every request.
-                self._epoch = max(self._epoch, event.host.epoch + 1)
             host = await self._addresses.reconcile(
                 event.host, fresh=not self.reachable, replaced=self._address_replaced
             )
@@ -347,8 +411,8 @@ class Orchestrator:
 
     # Decisions of the scheduler
 
-    def _carry_out(self, decisions: list[Decision], now: float, load_error: GatewayError | None = None) -> None:
-        """Carry the decisions out. `load_error` is the error of a failed load that was not the engine's fault."""
+    def _carry_out(self, decisions: list[Decision], now: float, load_error: RefusalReason | None = None) -> None:
+        """Carry the decisions out. `load_error` is the reason of a failed load that was not the engine's fault."""
         queue_moved = False
         for decision in decisions:
             if isinstance(decision, Grant | Refuse):
@@ -359,10 +423,10 @@ class Orchestrator:
                 self._record_wait(lease, now)
                 if isinstance(decision, Grant):
                     lease.grant(self._addresses.of_ready(decision.model))
-                elif load_error is not None and decision.reason == "load_failed":
-                    lease.refuse(load_error)
-                else:
-                    lease.refuse(refusal_error(decision, self.name, self.status))
+                    continue
+                if load_error is not None and decision.reason == "load_failed":
+                    decision = msgspec.structs.replace(decision, reason=load_error)
+                lease.refuse(refusal_error(decision, self.name, self.status), decision)
             elif self._tasks is None:
                 raise RuntimeError("the orchestrator is not running")
             elif isinstance(decision, StartSwitch):
@@ -402,14 +466,14 @@ class Orchestrator:
         for victim in order.evict:
             self._close_connections(victim)
         failure: Failure | None = None
-        load_error: GatewayError | None = None
+        load_error: RefusalReason | None = None
         try:
-            address = await self._addresses.switch_to(order.model, evict=order.evict, epoch=self._epoch)
+            address = await self._addresses.switch_to(order.model, evict=order.evict)
         except SupervisorError as error:
             failure = error.failure
-        except (UnknownProfile, StaleEpoch, SupervisorUnreachable) as error:
+        except (UnknownProfile, SupervisorUnreachable) as error:
             failure = Failure(kind="cancelled", message=str(error))
-            load_error = self._order_error(error, order.model)
+            load_error = self._order_failed(error)
         except Exception as error:
             logger.exception("%s: switching to %s failed", self.name, order.model)
             failure = Failure(kind="exited", message=f"{type(error).__name__} while switching")
@@ -424,20 +488,18 @@ class Orchestrator:
             self._carry_out(self._scheduler.load_failed(order.id, order.model, now, failure), now, load_error)
         self._rearm()
 
-    def _order_error(self, error: UnknownProfile | StaleEpoch | SupervisorUnreachable, model: str) -> GatewayError:
-        """The client's error for a request that the supervisor refused or did not receive."""
+    def _order_failed(self, error: UnknownProfile | SupervisorUnreachable) -> RefusalReason:
+        """Why an order was refused or not received."""
         if isinstance(error, UnknownProfile):
-            return profile_removed(model, self.name)
-        if isinstance(error, StaleEpoch):
-            return host_taken_over(model, self.name)
+            return "unknown_model"
         self.set_reachable(False)
-        return supervisor_unreachable(self.name)
+        return "host_gone"
 
     async def _unload(self, order: Unload) -> None:
         self._close_connections(order.model)
         try:
-            await self._supervisor.unload(order.model, epoch=self._epoch)
-        except (SupervisorError, SupervisorUnreachable, UnknownProfile, StaleEpoch) as error:
+            await self._supervisor.unload(order.model)
+        except (SupervisorError, SupervisorUnreachable, UnknownProfile) as error:
             logger.warning("%s: unloading %s failed: %s", self.name, order.model, error)
         finally:
             stopped = self._stops.pop(order.model, None)

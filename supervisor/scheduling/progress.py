@@ -17,6 +17,36 @@ _SHORT = 50
 POSITIONS_EVERY_S = 0.25
 
 
+#: The last phases of a switch.
+ENDED = ("ready", "failed")
+
+
+def shown_progress(
+    model: str, switch: SwitchMoved | None, position: int | None, eta_s: float | None, loaded: Collection[str],
+    waited_s: float,
+) -> Progress:  # fmt: skip
+    """The progress of a request for `model`: the switch to it, else its place behind the `loaded` models."""
+    if switch is not None and switch.phase not in ENDED:
+        return Progress(
+            phase=switch.phase,
+            model=model,
+            from_model=switch.from_models[0] if switch.from_models else None,
+            position=position,
+            percent=switch.percent,
+            eta_s=eta_s if switch.eta_s is None else switch.eta_s,
+            waited_s=waited_s,
+        )
+    others = [other for other in loaded if other != model]
+    return Progress(
+        phase="queued",
+        model=model,
+        from_model=others[0] if len(others) == 1 else None,
+        position=position,
+        eta_s=eta_s,
+        waited_s=waited_s,
+    )
+
+
 class QueueProgress:
     """The progress of one host's leases. Reads the scheduler and the leases."""
 
@@ -25,6 +55,7 @@ class QueueProgress:
         self._leases = leases
         self._switches: dict[str, SwitchMoved] = {}
         self._positions: dict[int, tuple[int, float]] = {}
+        self._measured: dict[str, bool] = {}
         self._computed_at = -math.inf
 
     @property
@@ -67,25 +98,21 @@ class QueueProgress:
         position, estimate_s = self._position(lease, now)
         # A guess is good enough for Retry-After, but only a measured time is shown counting down.
         eta_s = estimate_s if self._scheduler.is_measured(lease.model, lease.id) else None
-        if switch is not None and switch.phase not in ("ready", "failed"):
-            return Progress(
-                phase=switch.phase,
-                model=lease.model,
-                from_model=switch.from_models[0] if switch.from_models else None,
-                position=position,
-                percent=switch.percent,
-                eta_s=eta_s if switch.eta_s is None else switch.eta_s,
-                waited_s=waited_s,
-            )
-        others = [model for model in loaded if model != lease.model]
-        return Progress(
-            phase="queued",
-            model=lease.model,
-            from_model=others[0] if len(others) == 1 else None,
-            position=position,
-            eta_s=eta_s,
-            waited_s=waited_s,
-        )
+        return shown_progress(lease.model, switch, position, eta_s, loaded, waited_s)
+
+    def place(self, lease: Lease, now: float) -> tuple[int | None, float, bool]:
+        """The lease's position, its estimated wait, and whether that was measured."""
+        position, estimate_s = self._position(lease, now)
+        if not self.crowded:
+            return position, estimate_s, self._scheduler.is_measured(lease.model, lease.id)
+        measured = self._measured.get(lease.model)
+        if measured is None:
+            measured = self._measured[lease.model] = self._scheduler.is_measured(lease.model)
+        return position, estimate_s, measured
+
+    def switches(self) -> list[SwitchMoved]:
+        """The switches in progress."""
+        return [switch for switch in self._switches.values() if switch.phase not in ENDED]
 
     def _in_order(self, now: float) -> Iterator[tuple[int, int, float]]:
         """Position, ticket and estimated wait of every queued ticket, in the order of service."""
@@ -102,6 +129,7 @@ class QueueProgress:
             return self._scheduler.position(lease.id), self._scheduler.estimate_s(lease.model, now, lease.id)
         if now >= self._computed_at + POSITIONS_EVERY_S:
             self._computed_at = now
+            self._measured.clear()
             self._positions = {ticket: (position, eta_s) for position, ticket, eta_s in self._in_order(now)}
         known = self._positions.get(lease.id)
         if known is None:  # it came since then, or is being served

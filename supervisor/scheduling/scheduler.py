@@ -31,7 +31,14 @@ from hostler.supervisor.scheduling.types import (
     StartSwitch,
     Unload,
 )
-from hostler.supervisor.scheduling.views import UNAVAILABLE, SchedulerView, ServiceDistance, service_distance, view_of
+from hostler.supervisor.scheduling.views import (
+    UNAVAILABLE,
+    SchedulerView,
+    ServiceDistance,
+    service_distance,
+    steps_until_served,
+    view_of,
+)
 
 
 class _Lease(msgspec.Struct, frozen=True):
@@ -72,6 +79,12 @@ class Scheduler:
         self._queue = FairQueue()
         self._admission = AdmissionControl(settings.max_waiting)
         self._plan_due = math.inf
+
+    def apply_settings(self, settings: SchedulerSettings, now: float) -> list[Decision]:
+        """Apply changed limits; queued tickets stay queued."""
+        self._settings = settings
+        self._admission.limit = settings.max_waiting
+        return self._settle(now)
 
     # Tickets
 
@@ -189,6 +202,11 @@ class Scheduler:
                 decisions.append(self._stop(state))
         return decisions + self._settle(now)
 
+    def forgive(self, model: str) -> None:
+        """The model may be loaded again, whatever failed before."""
+        if (state := self._models.get(model)) is not None:
+            state.failure, state.failed_until = None, -math.inf
+
     def apply_snapshot(self, status: HostStatus, now: float) -> list[Decision]:
         """Apply the supervisor's snapshot: its profiles, its capacity, and every change that was missed."""
         self._connected = True
@@ -213,7 +231,7 @@ class Scheduler:
     def seed_service_times(self, answers: Mapping[str, Sequence[float]]) -> None:
         """Durations of each model's answers before this process started, oldest first. Measured ones take
         precedence."""
-        self._earlier_answers = answers
+        self._earlier_answers = {**self._earlier_answers, **answers}
         for state in self._models.values():
             self._seed(state)
 
@@ -267,6 +285,14 @@ class Scheduler:
         if state is None or not state.known or (state.phase != "ready" and not self._connected):
             return UNAVAILABLE
         return service_distance(state, self._models.values(), self._capacity, now)
+
+    def steps(self, now: float) -> dict[str, int]:
+        """The `steps` of every model's `distance`."""
+        others = {state.name: state.footprint() for state in self._models.values() if state.phase != "cold"}
+        return {
+            name: steps_until_served(state, others, self._capacity, now) if state.known else UNAVAILABLE.steps
+            for name, state in self._models.items()
+        }
 
     def view(self) -> SchedulerView:
         """The whole host, for dashboards."""

@@ -9,7 +9,7 @@ import msgspec
 from hostler.supervisor.contract import Failure
 
 RefusalReason = Literal[
-    "queue_full", "wait_limit", "load_failed", "does_not_fit", "unloaded", "unknown_model", "host_gone"
+    "queue_full", "wait_limit", "load_failed", "does_not_fit", "unloaded", "unknown_model", "host_gone", "stopping"
 ]
 
 

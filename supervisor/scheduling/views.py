@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import msgspec
 
-from hostler.supervisor.scheduling.eviction import HostCapacity, models_to_evict
+from hostler.supervisor.scheduling.eviction import HostCapacity, ModelFootprint, models_to_evict
 from hostler.supervisor.scheduling.model import ModelPhase, ScheduledModel
 from hostler.supervisor.scheduling.queue import Ticket
 
@@ -54,18 +54,26 @@ def service_distance(
     model: ScheduledModel, models: Collection[ScheduledModel], capacity: HostCapacity, now: float
 ) -> ServiceDistance:
     """The distance of a request for `model`, on a host that is reachable."""
-    others = [other.footprint() for other in models if other.phase != "cold"]
-    if model.phase == "ready":
-        steps = 0
-    elif model.phase == "loading":
-        steps = 1
-    elif now < model.failed_until or (names := models_to_evict(model.footprint(), others, capacity)) is None:
+    others = {other.name: other.footprint() for other in models if other.phase != "cold"}
+    steps = steps_until_served(model, others, capacity, now)
+    if steps == UNAVAILABLE.steps:
         return UNAVAILABLE
-    else:
-        steps = 3 if names else 2
     load = (len(model.queue) + model.running) / model.parallel
     host_load = sum(len(other.queue) + other.running for other in models)
     return ServiceDistance(steps=steps, load=load, host_load=host_load)
+
+
+def steps_until_served(
+    model: ScheduledModel, others: Mapping[str, ModelFootprint], capacity: HostCapacity, now: float
+) -> int:
+    """The `steps` of the model's distance; `others` are the models that are not cold, by name."""
+    if model.phase == "ready":
+        return 0
+    if model.phase == "loading":
+        return 1
+    if now < model.failed_until or (names := models_to_evict(model.footprint(), others.values(), capacity)) is None:
+        return UNAVAILABLE.steps
+    return 3 if names else 2
 
 
 def view_of(model: ScheduledModel) -> ModelView:

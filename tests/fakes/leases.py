@@ -53,12 +53,11 @@ class FakeHost:
     def release(self, lease: Lease) -> None:
         if lease not in self.released:
             self.released.append(lease)
+            if lease.answered:
+                self.answers.append((lease.address(), lease.usage))
 
     async def unload(self, model: str) -> None:
         self.unloaded.append(model)
 
     def engine_lost(self, address: EngineAddress) -> None:
         self.lost.append(address)
-
-    def report_answer(self, address: EngineAddress, usage: Usage | None) -> None:
-        self.answers.append((address, usage))

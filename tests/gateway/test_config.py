@@ -16,6 +16,7 @@ from hostler.gateway.config import (
     read,
     secret,
 )
+from hostler.supervisor.config import HostLimits
 
 
 def test_a_named_file_must_exist(tmp_path: Path) -> None:
@@ -120,3 +121,11 @@ def test_cached_tokens_have_a_price_of_their_own() -> None:
 def test_a_backend_says_itself_whether_it_is_local() -> None:
     assert BackendSettings(kind="openai", url="https://cloud.example", local=True).is_local
     assert not BackendSettings(kind="supervisor", url="http://pc", local=False).is_local
+
+
+def test_the_limits_of_a_host_are_those_that_the_file_sets(tmp_path: Path) -> None:
+    file = tmp_path / "hostler.yaml"
+    file.write_text("gateway:\n  queue: {max_waiting: 10}\n  switching:\n    progress: quiet\n    patience_s: 0\n")
+    assert read(file, {}).host_limits == HostLimits(max_waiting=10, patience_s=0.0)
+    file.write_text("gateway:\n  queue:\n")
+    assert read(file, {}).host_limits == read(None, {}).host_limits == HostLimits()

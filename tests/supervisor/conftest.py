@@ -19,6 +19,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from hostler.profiles.schema import Profile
+from hostler.supervisor.api import create_app
 from hostler.supervisor.contract import (
     EngineAddress,
     Failure,
@@ -26,12 +27,12 @@ from hostler.supervisor.contract import (
     ModelStatus,
     ProfileInfo,
     Snapshot,
-    StaleEpoch,
     SupervisorError,
     SupervisorEvent,
     SwitchMoved,
     UnknownProfile,
 )
+from hostler.supervisor.lease_server import LeaseServer
 from hostler.supervisor.manager import EngineManager
 
 Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
@@ -79,10 +80,10 @@ class FakeSupervisor:
             ProfileInfo(name="beta"),
         )
         self.ready: dict[str, EngineAddress] = {}
-        self.epoch = 0
         self.gate = anyio.Event()
         self.gate.set()
         self.failure: Failure | None = None
+        self.active: int | None = 0
         self.starts = 0
         self.finished = 0
         self.evicted: list[str] = []
@@ -102,15 +103,18 @@ class FakeSupervisor:
     async def status(self) -> HostStatus:
         return self.host()
 
+    def snapshot(self) -> Snapshot:
+        return Snapshot(host=self.host())
+
     def host(self) -> HostStatus:
         models = tuple(
             ModelStatus(model=name, state="ready", since=1.0, generation=at.generation)
             for name, at in self.ready.items()
         )
-        return HostStatus(profiles=self.profiles, models=models, epoch=self.epoch)
+        return HostStatus(profiles=self.profiles, models=models)
 
-    async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
-        self._admit(model, epoch)
+    async def switch(self, model: str, *, evict: Sequence[str] = ()) -> EngineAddress:
+        self._admit(model)
         self.evicted.extend(evict)
         if model in self.ready:
             return self.ready[model]
@@ -150,16 +154,20 @@ class FakeSupervisor:
         del self._orders[model]
         done.set()
 
-    async def unload(self, model: str, *, epoch: int | None = None) -> None:
-        self._admit(model, epoch)
+    async def unload(self, model: str) -> None:
+        self._admit(model)
         self.ready.pop(model, None)
 
     async def locate(self, model: str) -> EngineAddress | None:
-        self._admit(model, None)
+        self._admit(model)
         return self.ready.get(model)
 
+    async def active_requests(self, model: str, generation: int) -> int | None:
+        self._admit(model)
+        return self.active
+
     async def report_first_response(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
-        self._admit(model, None)
+        self._admit(model)
         self.answers.append((model, generation, cached, prompt))
 
     @asynccontextmanager
@@ -190,13 +198,44 @@ class FakeSupervisor:
             with contextlib.suppress(anyio.BrokenResourceError):
                 listener.send_nowait(event)
 
-    def _admit(self, model: str, epoch: int | None) -> None:
+    def _admit(self, model: str) -> None:
         if model not in {profile.name for profile in self.profiles}:
             raise UnknownProfile(f'model "{model}" is unknown')
-        if epoch is not None:
-            if epoch < self.epoch:
-                raise StaleEpoch(f"epoch {epoch} is over")
-            self.epoch = epoch
+
+
+@asynccontextmanager
+async def lease_server(supervisor: Any, **options: Any) -> AsyncIterator[LeaseServer]:
+    """The leases of a supervisor's models, with everything known about them."""
+    leases = LeaseServer(supervisor, **options)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(leases.run)
+        await leases.host.synced.wait()
+        yield leases
+        tasks.cancel_scope.cancel()
+
+
+ServeAPI = Callable[..., AbstractAsyncContextManager[str]]
+
+
+@pytest.fixture
+def serve_api() -> ServeAPI:
+    """`async with serve_api(supervisor, token="t") as url:` serves a supervisor's API, with its scheduler."""
+
+    @asynccontextmanager
+    async def run(supervisor: Any, *, token: str | None = None, **options: Any) -> AsyncIterator[str]:
+        async with (
+            lease_server(supervisor) as leases,
+            _serve(create_app(supervisor, leases, token=token, **options)) as url,
+        ):
+            yield url
+
+    return run
+
+
+@pytest.fixture
+def leasing() -> Callable[..., AbstractAsyncContextManager[LeaseServer]]:
+    """`async with leasing(supervisor) as leases:` runs the scheduler of a supervisor."""
+    return lease_server
 
 
 @pytest.fixture

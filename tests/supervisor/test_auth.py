@@ -8,12 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.applications import Starlette
 
-from hostler.supervisor.api import create_app
 from hostler.supervisor.auth import FailureThrottle, HostCheck, TokenCheck, host_name
 
-Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
+ServeAPI = Callable[..., AbstractAsyncContextManager[str]]
 
 
 def test_counts_within_a_window_and_by_address() -> None:
@@ -35,9 +33,9 @@ def test_remembers_so_many_addresses_only() -> None:
 
 @pytest.mark.anyio
 async def test_after_many_wrong_tokens_an_address_is_throttled_and_the_right_token_passes(
-    fake_supervisor: Any, serve: Serve
+    fake_supervisor: Any, serve_api: ServeAPI
 ) -> None:
-    async with serve(create_app(fake_supervisor, token="right")) as url, httpx.AsyncClient(base_url=url) as http:
+    async with serve_api(fake_supervisor, token="right") as url, httpx.AsyncClient(base_url=url) as http:
         codes = []
         for number in range(60):
             answer = await http.get("/models/status", headers={"Authorization": f"Bearer wrong-{number}"})

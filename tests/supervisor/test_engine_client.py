@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hostler.supervisor.engine_client import _refuses, get_status
+from hostler.supervisor.engine_client import get_status, refuses_connections
 
 pytestmark = pytest.mark.anyio
 
@@ -23,7 +23,7 @@ def listening(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
 
 
 def test_a_port_that_listens_does_not_refuse(listening: tuple[str, int]) -> None:
-    assert not _refuses(*listening)
+    assert not refuses_connections(*listening)
 
 
 async def test_a_port_that_refuses_is_noticed_at_once(listening: tuple[str, int]) -> None:
@@ -31,9 +31,9 @@ async def test_a_port_that_refuses_is_noticed_at_once(listening: tuple[str, int]
     with socket.socket(ADDRESSES[host]) as bound:
         bound.bind((host, 0))
         port = bound.getsockname()[1]
-        assert _refuses(host, port)
+        assert refuses_connections(host, port)
         assert await get_status(host, port, "/health", timeout_s=30) is None
 
 
 def test_names_are_connected_to_the_usual_way() -> None:
-    assert not _refuses("localhost", 1)
+    assert not refuses_connections("localhost", 1)

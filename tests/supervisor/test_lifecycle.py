@@ -18,7 +18,6 @@ from fakes.slot_engine import SlotEngine, running_slot_engine
 from system.running_gateway import gateway_starter
 
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.supervisor.client import SupervisorClient
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import EngineAddress
 from hostler.supervisor.lifecycle import EngineLifecycle, EngineServices
@@ -108,14 +107,6 @@ async def test_the_first_response_of_an_earlier_generation_is_ignored(
         await manager.report_first_response("a", generation=old.generation, cached=0, prompt=9)
         await manager.report_first_response("a", generation=new.generation, cached=5, prompt=7)
     assert slots.reports == [("a", 5, 7)]
-
-
-async def test_a_remote_gateway_reports_first_responses_too(fake_supervisor: Any, serve: Any) -> None:
-    from hostler.supervisor.api import create_app
-
-    async with serve(create_app(fake_supervisor, token="t")) as url, SupervisorClient(url, "t") as client:
-        await client.report_first_response("first", generation=3, cached=10, prompt=20)
-    assert fake_supervisor.answers == [("alpha", 3, 10, 20)]
 
 
 def model_file(folder: Path) -> Path:

@@ -23,7 +23,6 @@ from hostler.supervisor.contract import (
     Failure,
     ModelChanged,
     Snapshot,
-    StaleEpoch,
     Supervisor,
     SupervisorError,
     SwitchMoved,
@@ -317,19 +316,6 @@ async def test_a_failed_download_does_not_cost_the_running_model(
         failure = await refusal(manager, "far")
         assert (failure.kind, failure.message) == ("source_unavailable", "far away")
         assert states(manager)["a"] == "ready"
-
-
-async def test_a_stale_epoch_is_rejected_and_changes_nothing(
-    scripted: Scripted, running: Running, journal: Any
-) -> None:
-    async with running(EngineManager([scripted("a"), scripted("b")], EXCLUSIVE)) as manager:
-        await manager.switch("a", epoch=7)
-        with pytest.raises(StaleEpoch):
-            await manager.switch("b", epoch=6)
-        with pytest.raises(StaleEpoch):
-            await manager.unload("a", epoch=6)
-        assert states(manager) == {"a": "ready", "b": "stopped"}
-        assert manager.status_now().epoch == 7
 
 
 async def test_an_unknown_name_is_an_error_that_lists_the_known_ones(scripted: Scripted, running: Running) -> None:

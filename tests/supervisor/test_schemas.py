@@ -8,7 +8,6 @@ import pytest
 from hostler.supervisor.contract import (
     Failure,
     FailureKind,
-    StaleEpoch,
     SupervisorError,
     SupervisorUnreachable,
     UnknownProfile,
@@ -23,7 +22,6 @@ FAILURE = Failure(kind="out_of_memory", message="no memory", lines=("a", "b"), e
     [
         (SupervisorError(FAILURE), 503),
         (UnknownProfile('no profile "x"'), 404),
-        (StaleEpoch("epoch 1 is stale"), 409),
         (SupervisorUnreachable("gone"), 503),
     ],
 )

@@ -142,12 +142,22 @@ def test_requests_without_the_token_are_rejected(standalone: Standalone) -> None
         assert http.get("/healthz").json() == {"status": "ok"}
 
 
-def test_a_request_of_an_older_gateway_is_rejected(standalone: Standalone) -> None:
-    standalone.switch("a", epoch=7)
+def test_gateways_of_another_release_are_refused_with_a_word_for_their_log(standalone: Standalone) -> None:
+    standalone.switch("a")
     with standalone.client() as http:
-        for path in ("switch", "load", "unload"):
-            refused = http.post(f"/models/{path}", json={"model": "b", "epoch": 6})
-            assert (refused.status_code, refused.json()["error"]["type"]) == (409, "stale_epoch")
+        refused = [
+            http.post(f"/models/{path}", json={"model": "b", "epoch": 6})
+            for path in ("switch", "load", "unload", "pin")
+        ]
+        refused += [http.get("/models/locate", params={"model": "a"}), http.post("/models/answered", json={})]
+        for contract in ("0", "", "x", "٣", "99"):
+            headers = [(b"Hostler-Contract", contract.encode()), (b"Content-Type", b"application/vnd.hostler.leases")]
+            refused.append(http.post("/leases", headers=headers))
+        for answer in refused:
+            assert (answer.status_code, answer.json()["error"]["type"]) == (426, "contract_mismatch")
+            assert "of different releases" in answer.json()["error"]["message"]
+        assert refused[-1].json()["error"]["message"].endswith("update the supervisor")
+        assert refused[0].json()["error"]["message"].endswith("update the gateway")
     assert standalone.status()["a"]["state"] == "ready"
 
 

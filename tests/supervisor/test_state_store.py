@@ -1,4 +1,4 @@
-"""State over restarts of the supervisor: gateway epoch, pins, load times, and the files that hold them."""
+"""State over restarts of the supervisor: pins, load times, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ import anyio
 import httpx
 import msgspec
 import pytest
-from starlette.applications import Starlette
 
 from hostler.profiles.schema import Profile
-from hostler.supervisor.api import create_app
 from hostler.supervisor.client import SupervisorClient
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.contract import Snapshot, StaleEpoch, SupportsPinning, UnknownProfile
-from hostler.supervisor.manager import EngineManager, StateFiles, create_manager
+from hostler.supervisor.contract import Snapshot, SupportsPinning, UnknownProfile
+from hostler.supervisor.manager import EngineManager, StateFiles
 from hostler.supervisor.memory import MemoryHistory
 from hostler.supervisor.state_store import JsonStore, PinStore
 
@@ -31,85 +29,7 @@ Running = Callable[[EngineManager], AbstractAsyncContextManager[EngineManager]]
 EXCLUSIVE = SupervisorSettings(exclusive=True, slots_max=0, stop_grace_s=5, backoff_s=0.05, max_backoff_s=0.4)
 
 
-async def test_a_superseded_gateway_is_rejected_after_a_restart_too(
-    scripted: Scripted, running: Running, journal: Any, tmp_path: Path
-) -> None:
-    file = tmp_path / "epochs" / "here.json"
-    async with running(EngineManager([scripted("a")], EXCLUSIVE, state=StateFiles(epoch=file))) as manager:
-        await manager.switch("a", epoch=7)
-    async with running(EngineManager([scripted("a")], EXCLUSIVE, state=StateFiles(epoch=file))) as manager:
-        for order in (manager.switch, manager.unload):
-            with pytest.raises(StaleEpoch, match="6 is stale; the current one is 7"):
-                await order("a", epoch=6)
-        await manager.unload("a", epoch=7)
-
-
-async def test_the_first_snapshot_after_a_restart_has_the_earlier_epoch(
-    scripted: Scripted, running: Running, journal: Any, tmp_path: Path
-) -> None:
-    file = tmp_path / "here.json"
-    async with running(EngineManager([scripted("a")], EXCLUSIVE, state=StateFiles(epoch=file))) as manager:
-        await manager.unload("a", epoch=7)
-    async with (
-        running(EngineManager([scripted("a")], EXCLUSIVE, state=StateFiles(epoch=file))) as manager,
-        manager.events() as events,
-    ):
-        first = await anext(events)
-        assert isinstance(first, Snapshot) and first.host.epoch == 7
-
-
-async def test_the_epoch_is_written_before_the_request_is_carried_out(
-    scripted: Scripted, running: Running, journal: Any, tmp_path: Path
-) -> None:
-    file = tmp_path / "here.json"
-    async with running(EngineManager([scripted("a")], EXCLUSIVE, state=StateFiles(epoch=file))) as manager:
-        await manager.unload("a", epoch=8)
-        assert json.loads(file.read_bytes())["value"] == 8
-        file.unlink()
-        await manager.unload("a", epoch=8)
-        assert not file.exists()  # known already: orders do not wait for a disk
-
-
-@pytest.mark.parametrize("content", [b"", b'"7"', b"[", b"\xff"])
-async def test_a_damaged_epoch_file_counts_as_missing(
-    scripted: Scripted, running: Running, journal: Any, tmp_path: Path, content: bytes
-) -> None:
-    file = tmp_path / "here.json"
-    file.write_bytes(content)
-    async with running(EngineManager([scripted("a")], EXCLUSIVE, state=StateFiles(epoch=file))) as manager:
-        await manager.unload("a", epoch=1)
-
-
-async def test_an_epoch_that_cannot_be_written_is_logged_once_and_stops_nothing(
-    scripted: Scripted, running: Running, journal: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").write_text("")
-    async with running(
-        EngineManager([scripted("a")], EXCLUSIVE, state=StateFiles(epoch=tmp_path / "file" / "here.json"))
-    ) as manager:
-        await manager.unload("a", epoch=1)
-        await manager.unload("a", epoch=1)
-        with pytest.raises(StaleEpoch):
-            await manager.unload("a", epoch=0)
-    assert caplog.text.count("lost at the next restart") == 1
-
-
-async def test_supervisors_of_one_machine_have_their_own_epochs(
-    scripted: Scripted, running: Running, journal: Any, tmp_path: Path
-) -> None:
-    environ = {"HOSTLER_CACHE": str(tmp_path)}
-
-    def host(place: str | None) -> EngineManager:
-        return create_manager([scripted("a")], EXCLUSIVE, environ=environ, place=place)
-
-    async with running(host("127.0.0.1:8080")) as manager:
-        await manager.unload("a", epoch=9)
-    for other, epoch in (("[::1]:8080", 0), ("127.0.0.1:8081", 0), (None, 0), ("127.0.0.1:8080", 9)):
-        async with running(host(other)) as manager:
-            assert manager.status_now().epoch == epoch
-
-
-Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
+ServeAPI = Callable[..., AbstractAsyncContextManager[str]]
 
 
 def states(manager: EngineManager) -> dict[str, str]:
@@ -207,18 +127,16 @@ async def test_a_pin_that_cannot_be_written_is_logged_and_stops_nothing(
 
 
 async def test_a_gateway_elsewhere_pins_over_http(
-    scripted: Scripted, running: Running, journal: Any, serve: Serve, tmp_path: Path
+    scripted: Scripted, running: Running, journal: Any, serve_api: ServeAPI, tmp_path: Path
 ) -> None:
     profile = scripted("a", profile={"aliases": ("first",)})
     async with running(EngineManager([profile], EXCLUSIVE, state=StateFiles(pins=tmp_path / "pins.json"))) as manager:
-        async with serve(create_app(manager, token="t")) as url, SupervisorClient(url, "t") as client:
+        async with serve_api(manager, token="t") as url, SupervisorClient(url, "t") as client:
             assert isinstance(client, SupportsPinning)
-            assert await client.pin("first", True, epoch=5)
+            assert await client.pin("first", True)
             assert (await client.status()).profiles[0].pinned
-            with pytest.raises(StaleEpoch):
-                await client.pin("a", False, epoch=4)
             with pytest.raises(UnknownProfile):
-                await client.pin("x", True, epoch=5)
+                await client.pin("x", True)
             async with httpx.AsyncClient(base_url=url) as nobody:
                 assert (await nobody.post("/models/pin", json={"model": "a", "pinned": False})).status_code == 401
             assert client.reachable

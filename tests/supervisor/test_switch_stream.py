@@ -9,11 +9,9 @@ from typing import Any
 
 import anyio
 import pytest
-from starlette.applications import Starlette
 
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.sources import FetchProgress, SourceError
-from hostler.supervisor.api import create_app
 from hostler.supervisor.client import ClientLimits, SupervisorClient
 from hostler.supervisor.config import SupervisorSettings
 from hostler.supervisor.contract import (
@@ -27,7 +25,7 @@ from hostler.supervisor.manager import EngineManager
 from hostler.supervisor.model_files import FileDescription
 
 pytestmark = pytest.mark.anyio
-Serve = Callable[[Starlette], AbstractAsyncContextManager[str]]
+ServeAPI = Callable[..., AbstractAsyncContextManager[str]]
 PROFILES = (
     Profile(name="m", model="hf:a/b/m.gguf", aliases=("em",)),
     Profile(name="long", model="hf:a/b/m.gguf", context=8192),
@@ -60,12 +58,12 @@ class RemoteHost:
 
 
 @pytest.fixture
-async def far(serve: Serve) -> Any:
+async def far(serve_api: ServeAPI) -> Any:
     host = RemoteHost()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(host.manager.run)
         await host.manager.started()
-        async with serve(create_app(host.manager, token="t")) as url:
+        async with serve_api(host.manager, token="t") as url:
             limits = ClientLimits(attempts=1)
             async with SupervisorClient(url, "t", limits=limits) as client:
                 yield host, client
@@ -120,7 +118,7 @@ async def test_a_failed_download_has_its_reason(far: Any) -> None:
         await client.pull("nobody")
 
 
-async def test_a_supervisor_without_downloads_rejects_a_pull(serve: Serve, fake_supervisor: Any) -> None:
-    async with serve(create_app(fake_supervisor, token="t")) as url, SupervisorClient(url, "t") as client:
+async def test_a_supervisor_without_downloads_rejects_a_pull(serve_api: ServeAPI, fake_supervisor: Any) -> None:
+    async with serve_api(fake_supervisor, token="t") as url, SupervisorClient(url, "t") as client:
         with pytest.raises(SupervisorUnreachable, match="only when a model is started"):
             await client.pull("alpha")

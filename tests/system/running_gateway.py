@@ -19,6 +19,7 @@ from hostler.gateway.auth.keys import add
 from hostler.gateway.config import Configuration, read
 from hostler.gateway.server.server import Server, bind
 from hostler.supervisor.api import create_app
+from hostler.supervisor.lease_server import LeaseServer
 from hostler.supervisor.manager import EngineManager, create_manager
 
 FAKE_ENGINE = Path(__file__).parent.parent / "fakes" / "fake_engine.py"
@@ -109,9 +110,10 @@ class RunningGateway(EngineLog):
 class RemoteSupervisor(EngineLog):
     """A supervisor behind its HTTP interface, as on another machine."""
 
-    def __init__(self, manager: EngineManager, port: int, log: Path, tasks: TaskGroup) -> None:
+    def __init__(self, manager: EngineManager, leases: LeaseServer, port: int, log: Path, tasks: TaskGroup) -> None:
         super().__init__(log)
         self.manager = manager
+        self.leases = leases
         self.port = port
         self._tasks = tasks
 
@@ -137,7 +139,9 @@ class RemoteSupervisor(EngineLog):
         await self._stopped.wait()
 
     async def _serve(self, stop: anyio.Event, stopped: anyio.Event, listening: anyio.Event) -> None:
-        app: Any = create_app(self.manager, token=_TOKEN, logs=self.manager.logs, metrics=self.manager.metrics.render)
+        app: Any = create_app(
+            self.manager, self.leases, token=_TOKEN, logs=self.manager.logs, metrics=self.manager.metrics.render
+        )
         sockets = bind([("127.0.0.1", self.port)], "supervisor.listen")
         self.port = sockets[0].getsockname()[1]
         server = Server(app, drain_s=1.0, started_callback=listening.set)
@@ -199,11 +203,13 @@ async def remote_supervisor(
     folder: Path, profiles: Profiles, *, port: int = 0, **sections: Any
 ) -> AsyncIterator[RemoteSupervisor]:
     """Run a supervisor behind its HTTP interface, as on another machine, with its engines, until the context ends."""
-    _, manager = _host_in(folder, profiles, sections)
+    configuration, manager = _host_in(folder, profiles, sections)
+    leases = LeaseServer(manager, limits=configuration.host_limits)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(manager.run)
+        tasks.start_soon(leases.run)
         # Reserved: while the interface is stopped, the system could give an ephemeral port to another socket.
-        host = RemoteSupervisor(manager, port or free_port(), folder / "engines.log", tasks)
+        host = RemoteSupervisor(manager, leases, port or free_port(), folder / "engines.log", tasks)
         await manager.started()
         await host.listen()
         try:

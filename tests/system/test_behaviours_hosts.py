@@ -109,23 +109,30 @@ async def test_falls_back_to_the_next_host_when_a_load_fails(start_gateway: Star
             assert len(one.starts()) >= 1
 
 
-async def test_a_loaded_model_still_answers_while_its_supervisor_is_unreachable(
+async def test_an_answer_survives_an_unreachable_supervisor_and_new_requests_go_elsewhere(
     start_gateway: StartGateway, tmp_path: Path
 ) -> None:
+    last = tmp_path / "last"
+    script = {"script": {"last_when": str(last), "chunk_delay": 0.005}}
     async with (
-        remote_supervisor(tmp_path / "one", {"a": {}, "b": {}}) as one,
+        remote_supervisor(tmp_path / "one", {"a": script, "b": {}}) as one,
         start_gateway({}, backends={"one": one.backend}) as gateway,
+        gateway.stream("a") as answer,
     ):
-        await gateway.chat("a")
+        lines = await first_token(answer)
         await one.stop_listening()
         await reachable(gateway, False)
-        assert (await gateway.chat("a")).status_code == 200
         # Before the host is back, since that is not waited for.
-        refused = await gateway.chat("b")
-        assert refused.status_code in (502, 503)
-        assert refused.json()["error"]["message"].startswith("no backend could answer for b: one")
+        for model in ("a", "b"):
+            refused = await gateway.chat(model)
+            assert refused.status_code in (502, 503)
+            assert refused.json()["error"]["message"].startswith(f"no backend could answer for {model}: one")
         await one.listen()
         await reachable(gateway, True)
+        # The host knows again that the answer is in progress.
+        await gateway.until_counts(1, 0)
+        last.touch()
+        assert "data: [DONE]" in [line async for line in lines]
         assert (await gateway.chat("b")).status_code == 200
         assert one.starts() == ["a", "b"]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hostler.gateway.cli import views
+from hostler.gateway.config import read
 
 
 def host(**more: Any) -> dict[str, Any]:
@@ -135,3 +137,18 @@ def test_a_paused_hop_says_until_when_and_why() -> None:
 
 def test_a_single_backend_is_no_chain() -> None:
     assert views.chain_rows({"chain": {"hops": [hop()]}}) == []
+
+
+def test_each_limit_of_a_host_says_where_it_applies(tmp_path: Path) -> None:
+    file = tmp_path / "hostler.yaml"
+    backend = "backends: {pc: {kind: supervisor, url: 'http://127.0.0.1:9'}}\n"
+    file.write_text("gateway: {queue: {max_waiting: 5}}\n" + backend)
+    assert list(views.host_limits(read(file, {}))) == [
+        ("gateway.queue.max_waiting", 5, "to pc unless set there; of several gateways the largest value applies")
+    ]
+    file.write_text("gateway: {switching: {patience_s: 3}}\nprofiles: {a: {model: a.gguf}}\n")
+    assert list(views.host_limits(read(file, {}))) == [
+        ("gateway.switching.patience_s", 3.0, "to the models of this file, for all gateways")
+    ]
+    file.write_text(backend)
+    assert not list(views.host_limits(read(file, {})))

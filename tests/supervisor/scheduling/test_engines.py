@@ -36,10 +36,10 @@ class FakeSupervisor:
             raise SupervisorUnreachable("gone")
         return self.located
 
-    async def switch(self, model: str, *, evict: Any = (), epoch: Any = None) -> EngineAddress:
+    async def switch(self, model: str, *, evict: Any = ()) -> EngineAddress:
         return self.engines.pop(0) if len(self.engines) > 1 else self.engines[0]
 
-    async def unload(self, model: str, *, epoch: Any = None) -> None:
+    async def unload(self, model: str) -> None:
         self.unloaded += 1
         self.engines = [address(9)]
 
@@ -104,7 +104,7 @@ async def test_a_dead_address_is_not_returned_again() -> None:
     subject = addresses(supervisor, known=1)
     assert subject.mark_dead(address(1))
     assert not subject.mark_dead(address(1))
-    assert await subject.switch_to("m", evict=(), epoch=1) == address(2)
+    assert await subject.switch_to("m", evict=()) == address(2)
     assert supervisor.unloaded == 0
 
 
@@ -112,5 +112,5 @@ async def test_an_engine_that_stays_dead_is_unloaded() -> None:
     supervisor = FakeSupervisor(None, address(1))
     subject = addresses(supervisor, known=1)
     subject.mark_dead(address(1))
-    assert await subject.switch_to("m", evict=(), epoch=1) == address(9)
+    assert await subject.switch_to("m", evict=()) == address(9)
     assert supervisor.unloaded == 1

@@ -1,4 +1,4 @@
-"""The orchestrator with a scripted supervisor: orders, epochs and long queues."""
+"""The orchestrator with a scripted supervisor: orders and long queues."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ class Scripted:
     def __init__(self, *answers: EngineAddress) -> None:
         self._answers = list(answers)
         self.unloaded = 0
-        self.epoch = 0
-        self.ordered: int | None = None
 
     async def status(self) -> HostStatus:
-        return HostStatus(profiles=(ProfileInfo(name="a"),), epoch=self.epoch)
+        return HostStatus(profiles=(ProfileInfo(name="a"),))
 
-    async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
-        self.ordered = epoch
+    async def switch(self, model: str, *, evict: Sequence[str] = ()) -> EngineAddress:
         return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
 
-    async def unload(self, model: str, *, epoch: int | None = None) -> None:
+    async def unload(self, model: str) -> None:
         self.unloaded += 1
         self._answers = [address(9)]
 
     async def locate(self, model: str) -> EngineAddress | None:
         return None
+
+    async def active_requests(self, model: str, generation: int) -> int | None:
+        return 0
 
     async def report_first_response(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
         pass
@@ -101,18 +101,10 @@ async def test_unloads_an_engine_that_runs_but_accepts_no_connections() -> None:
     assert supervisor.unloaded == 1
 
 
-async def test_a_clock_that_was_set_back_does_not_lock_the_gateway_out() -> None:
-    supervisor = Scripted(address(1))
-    supervisor.epoch = int(time.time()) + 1_000_000
-    async with orchestrating(supervisor) as host:
-        await leased(host)
-    assert supervisor.ordered == supervisor.epoch + 1
-
-
 class NeverReady(Scripted):
     """Its engine loads for ever."""
 
-    async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
+    async def switch(self, model: str, *, evict: Sequence[str] = ()) -> EngineAddress:
         await anyio.sleep_forever()
         raise AssertionError
 

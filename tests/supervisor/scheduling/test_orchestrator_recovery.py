@@ -17,7 +17,6 @@ from hostler.supervisor.contract import (
     ModelStatus,
     ProfileInfo,
     Snapshot,
-    StaleEpoch,
     State,
     SupervisorEvent,
     SupervisorUnreachable,
@@ -61,7 +60,7 @@ class Scripted:
     async def status(self) -> HostStatus:
         raise NotImplementedError
 
-    async def switch(self, model: str, *, evict: Sequence[str] = (), epoch: int | None = None) -> EngineAddress:
+    async def switch(self, model: str, *, evict: Sequence[str] = ()) -> EngineAddress:
         await anyio.lowlevel.checkpoint()
         result = self.loads[model]
         if isinstance(result, Exception):
@@ -69,7 +68,7 @@ class Scripted:
         self.runs[model] = result
         return address(model, result)
 
-    async def unload(self, model: str, *, epoch: int | None = None) -> None:
+    async def unload(self, model: str) -> None:
         await anyio.lowlevel.checkpoint()
         self.runs.pop(model, None)
         self.unloaded.append(model)
@@ -79,6 +78,9 @@ class Scripted:
         await self.located.wait()
         await anyio.lowlevel.checkpoint()
         return address(model, self.runs[model]) if model in self.runs else None
+
+    async def active_requests(self, model: str, generation: int) -> int | None:
+        return 0
 
     async def report_first_response(self, model: str, *, generation: int, cached: int, prompt: int) -> None:
         raise NotImplementedError
@@ -196,7 +198,6 @@ async def test_a_late_event_of_an_old_process_does_not_affect_the_new_one() -> N
     [
         (SupervisorUnreachable("gone"), BackendUnavailable, "does not respond"),
         (UnknownProfile("a"), ModelUnavailable, "no longer has a profile"),
-        (StaleEpoch("1 < 2"), ModelUnavailable, "another gateway has taken over"),
         (RuntimeError("boom"), ModelUnavailable, "could not be loaded"),
     ],
 )

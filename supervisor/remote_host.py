@@ -1,0 +1,489 @@
+"""A host on another machine: leases over one kept connection to its supervisor, which schedules them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+import random
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from urllib.parse import urlsplit
+
+import anyio
+import msgspec
+
+from hostler.adapters.canonical import Progress
+from hostler.adapters.errors import BackendUnavailable, GatewayError
+from hostler.supervisor.client import SupervisorClient
+from hostler.supervisor.contract import (
+    EngineAddress,
+    HostStatus,
+    ModelStatus,
+    SupervisorUnreachable,
+    SwitchMoved,
+    UnknownProfile,
+)
+from hostler.supervisor.lease_connection import IncompatibleSupervisor, LeaseConnection, open_connection
+from hostler.supervisor.lease_frames import (
+    DEAD_S,
+    PING_S,
+    AskFrame,
+    ClosingFrame,
+    EngineStoppingFrame,
+    EventFrame,
+    GatewayLimits,
+    GrantFrame,
+    HelloFrame,
+    HostFrame,
+    LostFrame,
+    ModelFrame,
+    PingFrame,
+    PlacesFrame,
+    QueueFrame,
+    RefuseFrame,
+    ReleaseFrame,
+    RevokeFrame,
+    SeedFrame,
+    SwitchFrame,
+    ViewFrame,
+    WelcomeFrame,
+)
+from hostler.supervisor.remote_view import RemoteView
+from hostler.supervisor.scheduling.errors import (
+    profile_removed,
+    refusal_error,
+    supervisor_stopping,
+    supervisor_unreachable,
+)
+from hostler.supervisor.scheduling.estimates import SwitchEstimate
+from hostler.supervisor.scheduling.events import (
+    EngineChanged,
+    HostChanged,
+    HostEvent,
+    QueueChanged,
+    SwitchChanged,
+    Waiting,
+)
+from hostler.supervisor.scheduling.lease import Lease
+from hostler.supervisor.scheduling.progress import shown_progress
+from hostler.supervisor.scheduling.types import Refuse
+from hostler.supervisor.scheduling.views import ModelView, ServiceDistance
+
+#: Pauses between two attempts to connect, in seconds.
+_RETRY_S, _MAX_RETRY_S = 0.25, 2.0
+
+#: A connection that lasted this long is renewed at once when it ends, in seconds.
+_STABLE_S = 1.0
+
+#: After a silence of this process itself for longer, the supervisor may have given its leases to others, in seconds.
+_SUSPENDED_S = 2.0
+
+#: Models in one `SeedFrame`.
+_SEED_MODELS = 200
+
+_MAX_TEXT = 200
+
+logger = logging.getLogger(__name__)
+
+
+class RemoteHost:
+    """`Host` over a connection to the supervisor at `url`; `client` is for its other operations.
+
+    A lease is granted by the supervisor only, never while it cannot be reached. When the connection is lost, queued leases
+    are refused unless it is back at once; granted ones are kept, and claimed again with the next connection.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        token: str | None,
+        *,
+        client: SupervisorClient,
+        limits: GatewayLimits,
+        publish: Callable[[HostEvent], None],
+        on_status: Callable[[HostStatus], None],
+        on_stopping: Callable[[EngineAddress], None],
+        clock: Callable[[], float],
+        connect_s: float = 2.0,
+    ) -> None:
+        self.name = name
+        self._url = url
+        self._token = token
+        self._client = client
+        self._limits = limits
+        self._publish = publish
+        self._on_status = on_status
+        self._on_stopping = on_stopping
+        self._clock = clock
+        self._connect_s = connect_s
+        self._instance = secrets.token_hex(8)
+        self._address = urlsplit(url).hostname or ""
+        self._ids = itertools.count(1)
+        self._leases: dict[int, Lease] = {}
+        self._connection: LeaseConnection | None = None
+        self._welcome = False
+        self._closing = False
+        self._seeds: Mapping[str, Sequence[float]] = {}
+        self._view = RemoteView()
+        self._problem = ""
+        self._stopped_with: Callable[[], GatewayError] | None = None
+        self._incompatible = False
+        self._alive_at = 0.0
+        self.status: HostStatus | None = None
+        self.reachable = False
+        self.synced = anyio.Event()
+
+    # The connection.
+
+    async def run(self) -> None:
+        """Keep connected until cancelled."""
+        pause_s = _RETRY_S
+        try:
+            while True:
+                try:
+                    connection = await open_connection(
+                        self._url, self._token, self._on_frame, timeout_s=self._connect_s
+                    )
+                except SupervisorUnreachable as error:
+                    self._incompatible = isinstance(error, IncompatibleSupervisor)
+                    self._lose(str(error))
+                else:
+                    if await self._follow(connection):
+                        pause_s = _RETRY_S
+                        continue
+                    self._lose(f"the supervisor at {self._url} {connection.lost}")
+                await anyio.sleep(pause_s * random.uniform(0.75, 1.0))
+                pause_s = min(2 * pause_s, _MAX_RETRY_S)
+        finally:
+            if self._connection is not None:
+                self._connection.finish()
+
+    async def _follow(self, connection: LeaseConnection) -> bool:
+        """Serve a connection to its end. Returns whether it is worth connecting again at once."""
+        loop = asyncio.get_running_loop()
+        self._connection, self._welcome, self._closing = connection, False, False
+        held = tuple(number for number, lease in self._leases.items() if lease.granted)
+        connection.send(HelloFrame(self._instance, self._instance[:4], self._limits, held))
+        began = self._alive_at = loop.time()
+        try:
+            while not connection.closed.is_set():
+                with anyio.move_on_after(PING_S):
+                    await connection.closed.wait()
+                    break
+                now = loop.time()
+                if now - self._alive_at > PING_S + _SUSPENDED_S:
+                    connection.close("may have given up this gateway, which was suspended")
+                elif now - connection.heard_at > DEAD_S:
+                    connection.close(f"was silent for {DEAD_S:g} s")
+                    return False
+                self._alive_at = now
+                connection.send(PingFrame())
+        finally:
+            self._connection, self._welcome = None, False
+            if not connection.closed.is_set():
+                connection.finish()
+        return self.reachable and loop.time() - began > _STABLE_S and not self._closing
+
+    def _lose(self, problem: str) -> None:
+        """The supervisor cannot be reached: refuse what waits, and forget what was known of others."""
+        if problem != self._problem:
+            logger.warning("%s: %s", self.name, problem)
+        self._problem = problem
+        self._view.clear()
+        for number, lease in list(self._leases.items()):
+            if not lease.settled:
+                del self._leases[number]
+                self._record_wait(lease)
+                lease.refuse(self._gone())
+        if self.reachable:
+            self.reachable = False
+            self._publish(HostChanged(backend=self.name, reachable=False, host=self.status))
+
+    def _gone(self) -> GatewayError:
+        if self._closing:
+            return supervisor_stopping(self.name)
+        if self._incompatible:
+            return BackendUnavailable(
+                f"the supervisor of {self.name} and this gateway are of different releases; update both",
+                backend=self.name,
+            )
+        return supervisor_unreachable(self.name)
+
+    def _send(self, frame: msgspec.Struct) -> None:
+        if self._connection is not None and self._welcome:
+            self._connection.send(frame)
+
+    def set_reachable(self, reachable: bool) -> None:
+        """See `Host`. A check that failed ends the connection; only a new one shows that the host is back."""
+        if not reachable and self._connection is not None:
+            self._connection.close("does not respond to a check")
+        if not reachable:
+            self._lose(self._problem or f"the supervisor at {self._url} does not respond")
+
+    # Leases.
+
+    def lease(
+        self,
+        model: str,
+        *,
+        client: str = "",
+        request_id: str = "",
+        keep_alive_s: float | None = None,
+        priority: int = 0,
+    ) -> Lease:
+        """See `Host`."""
+        number = next(self._ids)
+        lease = Lease(
+            self, lease_id=number, model=model, requested_at=self._clock(), client=client, request_id=request_id,
+            keep_alive_s=keep_alive_s, priority=priority,
+        )  # fmt: skip
+        if self._stopped_with is not None:
+            lease.refuse(self._stopped_with())
+        elif not self.reachable or self._closing:
+            lease.refuse(self._gone())
+        else:
+            self._leases[number] = lease
+            self._view.asked(model)
+            self._send(self._ask(lease))
+        return lease
+
+    def _ask(self, lease: Lease, waited_s: float = 0.0) -> AskFrame:
+        keep = lease.keep_alive_s
+        return AskFrame(
+            lease.id,
+            lease.model[:_MAX_TEXT],
+            lease.client[:_MAX_TEXT],
+            lease.request_id[:_MAX_TEXT],
+            lease.priority,
+            None if keep is None or math.isnan(keep) else max(0.0, keep),
+            waited_s,
+        )
+
+    def release(self, lease: Lease) -> None:
+        """See `Lease.release`."""
+        if self._leases.pop(lease.id, None) is None:
+            return
+        if not lease.settled:
+            self._record_wait(lease)
+            self._view.settled(lease.id)
+        self._view.released(lease.model)
+        self._send(ReleaseFrame(lease.id, lease.answered, lease.usage))
+
+    def stop(self, error: Callable[[], GatewayError]) -> None:
+        """See `Host`."""
+        self._stopped_with = error
+        for number, lease in list(self._leases.items()):
+            if not lease.settled:
+                del self._leases[number]
+                self._record_wait(lease)
+                self._send(ReleaseFrame(number))
+                lease.refuse(error())
+
+    def _record_wait(self, lease: Lease) -> None:
+        now = self._clock()
+        lease.waited_s = now - lease.requested_at
+        lease.switch_s = self._view.switched_s(lease.model, lease.requested_at, now)
+
+    def engine_lost(self, address: EngineAddress) -> None:
+        """See `Host`. The supervisor looks for itself before it believes it."""
+        self._send(LostFrame(address.model, address.generation))
+
+    # Operations.
+
+    async def unload(self, model: str, *, force: bool = False) -> None:
+        """See `Host`."""
+        try:
+            await self._client.unload(model, force=force)
+        except UnknownProfile:
+            raise profile_removed(model, self.name) from None
+        except SupervisorUnreachable:
+            raise supervisor_unreachable(self.name) from None
+
+    async def pin(self, model: str, pinned: bool) -> bool:
+        """See `Host`."""
+        try:
+            return await self._client.pin(model, pinned)
+        except UnknownProfile:
+            raise profile_removed(model, self.name) from None
+        except SupervisorUnreachable:
+            raise supervisor_unreachable(self.name) from None
+
+    async def estimate_switch(self, model: str) -> SwitchEstimate | None:
+        """See `Host`."""
+        try:
+            return await self._client.forecast(model)
+        except (UnknownProfile, SupervisorUnreachable):
+            return None
+
+    def seed_service_times(self, answers: Mapping[str, Sequence[float]]) -> None:
+        """See `Host`."""
+        self._seeds = answers
+        self._send_seeds()
+
+    def _send_seeds(self) -> None:
+        models = list(self._seeds)
+        for start in range(0, len(models), _SEED_MODELS):
+            part = models[start : start + _SEED_MODELS]
+            self._send(SeedFrame({model: tuple(self._seeds[model]) for model in part if len(model) <= _MAX_TEXT}))
+
+    # Views.
+
+    @property
+    def waiting(self) -> int:
+        """See `Host`."""
+        return self._view.others_waiting + self._own_waiting()
+
+    @property
+    def serving(self) -> int:
+        """See `Host`."""
+        return self._view.others_serving + self._own_serving()
+
+    def _own_waiting(self) -> int:
+        return sum(not lease.settled for lease in self._leases.values())
+
+    def _own_serving(self) -> int:
+        return sum(lease.granted for lease in self._leases.values())
+
+    def models(self) -> Sequence[ModelView]:
+        """See `Host`."""
+        return self._view.models
+
+    def queue(self) -> Sequence[Waiting]:
+        """See `Host`."""
+        return self._view.queue
+
+    def idle_times(self, now: float) -> dict[str, float]:
+        """See `Host`."""
+        return {view.model: view.idle_until - now for view in self._view.models if view.idle_until is not None}
+
+    def is_serving(self, model: str) -> bool:
+        """See `Host`."""
+        return self._view.running(model) > 0 or any(
+            lease.granted and lease.model == model for lease in self._leases.values()
+        )
+
+    def distance(self, model: str) -> ServiceDistance:
+        """See `Host`. By the supervisor's last view, and what was requested from here since then."""
+        return self._view.distance(model, available=self.reachable and not self._closing)
+
+    def estimate_s(self, lease: Lease) -> float:
+        """See `Lease.estimate_s`."""
+        return self._view.estimate_s(lease.id, self._clock())
+
+    def progress(self, lease: Lease) -> Progress:
+        """See `Lease.progress`."""
+        now = self._clock()
+        position, eta_s = self._view.place(lease.id, now)
+        switch = self._view.switches.get(lease.model)
+        return shown_progress(lease.model, switch, position, eta_s, self._loaded(), now - lease.requested_at)
+
+    def _loaded(self) -> Collection[str]:
+        return () if self.status is None else [each.model for each in self.status.models if each.state == "ready"]
+
+    # Frames.
+
+    def _on_frame(self, frame: EventFrame) -> None:
+        match frame:
+            case GrantFrame():
+                self._on_grant(frame)
+            case RefuseFrame():
+                self._on_refuse(frame)
+            case PlacesFrame():
+                self._view.apply_places(frame, self._clock())
+            case QueueFrame():
+                self._view.apply_queue(frame, waiting=self._own_waiting(), serving=self._own_serving())
+                self._publish(QueueChanged(backend=self.name, waiting=frame.waiting, serving=frame.serving))
+            case ViewFrame():
+                self._view.apply_models(frame, self._clock())
+            case SwitchFrame():
+                self._on_switch(frame.switch)
+            case ModelFrame():
+                self._on_model(frame.status)
+            case HostFrame():
+                self._on_host(frame.status)
+            case RevokeFrame():
+                if (lease := self._leases.get(frame.id)) is not None:
+                    lease.revoke()
+            case EngineStoppingFrame():
+                self._on_stopping(self._with_host(frame.address))
+            case WelcomeFrame():
+                self._on_welcome()
+            case ClosingFrame():
+                self._on_closing()
+
+    def _on_welcome(self) -> None:
+        """Ask for everything that waits, anew."""
+        self._welcome = True
+        now = self._clock()
+        for lease in self._leases.values():
+            if not lease.settled:
+                self._send(self._ask(lease, max(0.0, now - lease.requested_at)))
+        self._send_seeds()
+
+    def _on_grant(self, frame: GrantFrame) -> None:
+        lease = self._leases.get(frame.id)
+        if lease is None:
+            return  # it was withdrawn meanwhile
+        if self._connection is not None and asyncio.get_running_loop().time() - self._alive_at > PING_S + _SUSPENDED_S:
+            # Granted before this process was suspended: the supervisor may have given the slot to another gateway.
+            self._connection.close("may have given up this gateway, which was suspended")
+            return
+        lease.waited_s = self._clock() - lease.requested_at
+        lease.switch_s = min(frame.switch_s, lease.waited_s)
+        self._view.settled(frame.id)
+        lease.grant(self._with_host(frame.address))
+
+    def _on_refuse(self, frame: RefuseFrame) -> None:
+        lease = self._leases.pop(frame.id, None)
+        if lease is None:
+            return
+        lease.waited_s = self._clock() - lease.requested_at
+        lease.switch_s = min(frame.switch_s, lease.waited_s)
+        self._view.settled(frame.id)
+        self._view.released(lease.model)
+        refusal = Refuse(
+            ticket=lease.id, model=lease.model, reason=frame.reason, retry_after_s=frame.retry_after_s,
+            failure=frame.failure,
+        )  # fmt: skip
+        lease.refuse(refusal_error(refusal, self.name, self.status), refusal)
+
+    def _on_switch(self, switch: SwitchMoved) -> None:
+        if self._view.apply_switch(switch, self._clock()):
+            for lease in self._leases.values():
+                if lease.model == switch.model and not lease.settled:
+                    lease.notify()
+        self._publish(SwitchChanged(backend=self.name, switch=switch))
+
+    def _on_model(self, status: ModelStatus) -> None:
+        if self.status is None:
+            return
+        others = tuple(other for other in self.status.models if other.model != status.model)
+        self.status = msgspec.structs.replace(self.status, models=(*others, status))
+        self._view.apply_state(status)
+        self._on_status(self.status)
+        self._publish(EngineChanged(backend=self.name, status=status))
+
+    def _on_host(self, status: HostStatus) -> None:
+        if self._closing:
+            return
+        if not self.reachable:
+            logger.info("%s: the supervisor at %s is connected", self.name, self._url)
+        self.status, self.reachable, self._problem, self._incompatible = status, True, "", False
+        self._on_status(status)
+        self.synced.set()
+        self._publish(HostChanged(backend=self.name, reachable=True, host=status))
+
+    def _on_closing(self) -> None:
+        """The supervisor stops; what is granted goes on. It refuses what waits by itself."""
+        self._closing = True
+        self.reachable = False
+        self._publish(HostChanged(backend=self.name, reachable=False, host=self.status))
+
+    def _with_host(self, address: EngineAddress) -> EngineAddress:
+        """An engine that listens on all interfaces is reached at its supervisor's address."""
+        if address.host in ("0.0.0.0", "::", ""):
+            return msgspec.structs.replace(address, host=self._address)
+        return address

@@ -1,0 +1,126 @@
+"""What a supervisor has last published about its host, with what this gateway has requested and released since then."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from hostler.supervisor.contract import ModelStatus, SwitchMoved
+from hostler.supervisor.lease_frames import PlacesFrame, QueueFrame, QueuePlace, ViewFrame
+from hostler.supervisor.scheduling.events import Waiting
+from hostler.supervisor.scheduling.progress import ENDED
+from hostler.supervisor.scheduling.views import UNAVAILABLE, ModelView, ServiceDistance
+
+
+class RemoteView:
+    """The models, the queue and the switches of one host. Times are by the gateway's clock.
+
+    `others_waiting` and `others_serving` count the requests of other gateways.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything: the supervisor cannot be reached."""
+        self.models: tuple[ModelView, ...] = ()
+        self.queue: tuple[Waiting, ...] = ()
+        self.others_waiting = 0
+        self.others_serving = 0
+        self.switches: dict[str, SwitchMoved] = {}
+        self._by_name: dict[str, ModelView] = {}
+        self._steps: dict[str, int] = {}
+        self._since_view: dict[str, int] = {}
+        self._places: dict[int, tuple[QueuePlace, float]] = {}
+        self._switch_times: dict[str, tuple[float, float]] = {}
+
+    # What this gateway does.
+
+    def asked(self, model: str) -> None:
+        """A lease was requested from here."""
+        self._since_view[model] = self._since_view.get(model, 0) + 1
+
+    def released(self, model: str) -> None:
+        """A lease was released here."""
+        self._since_view[model] = self._since_view.get(model, 0) - 1
+
+    def settled(self, number: int) -> None:
+        """A lease is queued no longer."""
+        self._places.pop(number, None)
+
+    # What the supervisor publishes.
+
+    def apply_queue(self, frame: QueueFrame, *, waiting: int, serving: int) -> None:
+        """`waiting` and `serving` are this gateway's own requests among those of the frame."""
+        self.queue = frame.waiting
+        self.others_waiting = max(0, frame.total - waiting)
+        self.others_serving = max(0, frame.serving - serving)
+
+    def apply_models(self, frame: ViewFrame, now: float) -> None:
+        self.models = tuple(
+            each if each.idle_until is None else msgspec.structs.replace(each, idle_until=now + each.idle_until)
+            for each in frame.models
+        )
+        self._by_name = {each.model: each for each in self.models}
+        self._steps = frame.steps
+        self._since_view = {}
+
+    def apply_state(self, status: ModelStatus) -> None:
+        """A model's process changed; the view that follows says the rest."""
+        if status.state in ("ready", "starting"):
+            self._steps[status.model] = 0 if status.state == "ready" else 1
+        elif self._steps.get(status.model, 2) < 2:
+            self._steps[status.model] = 2
+
+    def apply_places(self, frame: PlacesFrame, now: float) -> None:
+        if frame.whole:
+            self._places.clear()
+        self._places |= {place.id: (place, now) for place in frame.places}
+
+    def apply_switch(self, switch: SwitchMoved, now: float) -> bool:
+        """Returns whether the switch has entered another phase."""
+        before = self.switches.get(switch.model)
+        self.switches[switch.model] = switch
+        began, _ = self._switch_times.get(switch.model, (0.0, 0.0))
+        if before is None or before.id != switch.id:
+            began = now - switch.elapsed_s
+        self._switch_times[switch.model] = (began, now if switch.phase in ENDED else math.inf)
+        return before is None or (before.id, before.phase) != (switch.id, switch.phase)
+
+    # Views.
+
+    def running(self, model: str) -> int:
+        """The number of requests that use the model."""
+        view = self._by_name.get(model)
+        return 0 if view is None else view.running
+
+    def distance(self, model: str, *, available: bool) -> ServiceDistance:
+        """See `Host.distance`."""
+        steps = self._steps.get(model, UNAVAILABLE.steps)
+        if not available or steps == UNAVAILABLE.steps:
+            return UNAVAILABLE
+        view = self._by_name.get(model)
+        since = sum(self._since_view.values())
+        host_load = max(0, since + sum(each.running + each.waiting for each in self.models))
+        if view is None:
+            return ServiceDistance(steps=steps, host_load=host_load)
+        load = max(0, view.running + view.waiting + self._since_view.get(model, 0)) / view.parallel
+        return ServiceDistance(steps=steps, load=load, host_load=host_load)
+
+    def place(self, number: int, now: float) -> tuple[int | None, float | None]:
+        """A queued lease's position, and its estimated wait if that rests on measurements."""
+        place, _ = self._places.get(number, (None, 0.0))
+        if place is None:
+            return None, None
+        return place.position, self.estimate_s(number, now) if place.measured else None
+
+    def estimate_s(self, number: int, now: float) -> float:
+        """A queued lease's estimated wait, in seconds."""
+        place, at = self._places.get(number, (None, 0.0))
+        return 0.0 if place is None else max(0.0, place.eta_s - (now - at))
+
+    def switched_s(self, model: str, since: float, now: float) -> float:
+        """How long a switch to the model took, from `since` to `now`."""
+        began, ended = self._switch_times.get(model, (0.0, 0.0))
+        return max(0.0, min(ended, now) - max(began, since))

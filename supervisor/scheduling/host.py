@@ -1,0 +1,102 @@
+"""A host as gateways see it, whether its scheduler runs in their process or behind a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import anyio
+
+from hostler.adapters.errors import GatewayError
+from hostler.supervisor.contract import EngineAddress, HostStatus
+from hostler.supervisor.scheduling.estimates import SwitchEstimate
+from hostler.supervisor.scheduling.events import Waiting
+from hostler.supervisor.scheduling.lease import Lease
+from hostler.supervisor.scheduling.views import ModelView, ServiceDistance
+
+
+class Host(Protocol):
+    """Leases the models of one host, and shows what it does.
+
+    `Orchestrator` is the one of this process, `RemoteHost` one on another machine. `status` is the last known one,
+    `synced` is set once the first has arrived. Plain calls never wait.
+    """
+
+    name: str
+    status: HostStatus | None
+    reachable: bool
+    synced: anyio.Event
+
+    async def run(self) -> None:
+        """Follow the host until cancelled."""
+        ...
+
+    def lease(
+        self,
+        model: str,
+        *,
+        client: str = "",
+        request_id: str = "",
+        keep_alive_s: float | None = None,
+        priority: int = 0,
+    ) -> Lease:
+        """Request a lease of `model`: granted at once if a slot is free, refused at once if it cannot be queued."""
+        ...
+
+    def stop(self, error: Callable[[], GatewayError]) -> None:
+        """Refuse this gateway's queued leases with `error()`, and every later one that would have to queue."""
+        ...
+
+    def engine_lost(self, address: EngineAddress) -> None:
+        """Nothing listens at this address any more: the next request starts a new process."""
+        ...
+
+    def set_reachable(self, reachable: bool) -> None:
+        """Whether the supervisor answers, as seen by others than this host: a failed check of its machine."""
+        ...
+
+    def seed_service_times(self, answers: Mapping[str, Sequence[float]]) -> None:
+        """Durations of each model's earlier answers, oldest first: a basis for estimates."""
+        ...
+
+    async def unload(self, model: str, *, force: bool = False) -> None:
+        """Refuse the model's queue and stop the model, with `force` at once. Raises `GatewayError`."""
+        ...
+
+    async def pin(self, model: str, pinned: bool) -> bool:
+        """Pin or unpin `model`. Returns whether that survives a restart. Raises `GatewayError`."""
+        ...
+
+    async def estimate_switch(self, model: str) -> SwitchEstimate | None:
+        """What a request for `model` would take and displace now; `None` if this host has no such model."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """The number of queued requests of all gateways."""
+        ...
+
+    @property
+    def serving(self) -> int:
+        """The number of requests of all gateways that hold a lease."""
+        ...
+
+    def models(self) -> Sequence[ModelView]:
+        """The models as the scheduler sees them; times are by this process's clock."""
+        ...
+
+    def queue(self) -> Sequence[Waiting]:
+        """The queued requests of all gateways, in the order of service."""
+        ...
+
+    def idle_times(self, now: float) -> dict[str, float]:
+        """Seconds until each idle model is unloaded, by model; models that stay loaded are left out."""
+        ...
+
+    def is_serving(self, model: str) -> bool:
+        """Whether a lease of `model` is held."""
+        ...
+
+    def distance(self, model: str) -> ServiceDistance:
+        """How far a request for `model` is from being served here."""
+        ...
