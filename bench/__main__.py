@@ -1,5 +1,6 @@
 """`python -m bench`: the proxies side by side; `... clients`: HTTP clients for the hot path; `... scale`: many clients;
-`... waiting`: many queued requests; `... ladder`: the cost of each step of a request; `... start`: start and memory."""
+`... waiting`: many queued requests; `... leases`: leases of a local and of a remote host; `... ladder`: the cost of each
+step of a request; `... start`: start and memory."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import clients, ladder, scale, start, waiting
+from bench import clients, ladder, leases, scale, start, waiting
 from bench.compare import SCENARIOS, compare
 from bench.proxies import PROXIES
 from bench.report import plot, plot_growth, table
@@ -33,7 +34,10 @@ def kept(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", choices=["proxies", "clients", "scale", "waiting", "ladder", "start"], default="proxies"
+        "what",
+        nargs="?",
+        choices=["proxies", "clients", "scale", "waiting", "leases", "ladder", "start"],
+        default="proxies",
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one run")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each pair; the rows are medians")
@@ -70,6 +74,11 @@ def main() -> None:
         rungs = ladder.ladder(rounds=3 * options.rounds)
         print(ladder.table(rungs))
         kept(options, rungs, "", "", {})
+        return
+    if options.what == "leases":
+        prices = leases.leases()
+        print(leases.table(prices))
+        kept(options, prices, "", "", {})
         return
     if options.what == "waiting":
         costs = waiting.waiting()

@@ -2,7 +2,7 @@
 
 Runs standalone (`python -I -S fake_engine.py -m FILE --port P ...`) on the standard library, ready within 30 ms. The
 environment configures it: `FAKE_ENGINE` holds JSON, `FAKE_<NAME>` a single value (JSON or plain text); see `SCRIPT`.
-`FAKE_LOG` names a file that gets one JSON line for each start, readiness, request, disconnect, stop request, and stop.
+`FAKE_LOG` names a file that gets one JSON line for each start, readiness, request, end, disconnect, stop request, and stop.
 
 Keys that end in `_when` name a flag file whose existence is waited for, so that tests order events on machines of any
 speed.
@@ -84,7 +84,6 @@ WITHOUT_VALUE = {
 }  # fmt: skip
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
-
 LONG = {"-m": "--model", "-a": "--alias", "-c": "--ctx-size", "-np": "--parallel", "-b": "--batch-size"}
 
 
@@ -401,7 +400,7 @@ class Engine:
         if self.script["queue"]:
             self.room.acquire()
         self.count += 1
-        slot = self.slots[self.count % len(self.slots)]
+        slot = min(self.slots[self.count % len(self.slots) :] + self.slots, key=lambda slot: slot["busy"])
         slot["busy"] = True
         try:
             prompt = json.dumps(asked.get("messages", asked.get("prompt", "")))
@@ -457,6 +456,7 @@ class Engine:
                     self.pause(connection, script["chunk_delay"], path, number)
                 if number == answer.words:
                     self.wait(connection, script["last_when"], path, number)
+                    self.log("finished", path=path)
                 if number == script["crash_at_chunk"]:
                     os.kill(os.getpid(), signal.SIGKILL)
                 if number == script["break_at_chunk"]:
@@ -475,7 +475,7 @@ class Engine:
             connection.sendall(b"0\r\n\r\n")
             self.log("done", path=path)
         except (BrokenPipeError, ConnectionResetError):
-            self.log("gone", path=path, chunk=-1)
+            self.log("gone", path=path, chunk=number + 1)
         # As the real one: the connection is closed after a stream, and nothing said so.
         return False
 

@@ -10,13 +10,20 @@ from anyio.abc import ByteStream, SocketStream
 
 
 class TcpProxy:
-    """Forwards connections to `port`. `cut` breaks them and refuses new ones until `restore`."""
+    """Forwards connections to `port`. `cut` breaks them and refuses new ones, `hold` lets everything vanish that they
+    carry, both until `restore`."""
 
     def __init__(self, target: int) -> None:
         self._target = target
         self._streams: set[ByteStream] = set()
         self._connected = True
+        self._flowing = anyio.Event()
+        self._flowing.set()
         self.port = 0
+
+    def point_to(self, target: int) -> None:
+        """Forward new connections to this port."""
+        self._target = target
 
     async def cut(self) -> None:
         """Break all connections."""
@@ -24,9 +31,14 @@ class TcpProxy:
         for stream in list(self._streams):
             await anyio.aclose_forcefully(stream)
 
+    def hold(self) -> None:
+        """Forward nothing, like a cable that was pulled."""
+        self._flowing = anyio.Event()
+
     def restore(self) -> None:
         """Forward connections again."""
         self._connected = True
+        self._flowing.set()
 
     async def serve(self, client: SocketStream) -> None:
         """Forward one connection."""
@@ -37,19 +49,19 @@ class TcpProxy:
             self._streams |= {client, upstream}
             try:
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(_forward, client, upstream, tasks.cancel_scope)
-                    tasks.start_soon(_forward, upstream, client, tasks.cancel_scope)
+                    tasks.start_soon(self._forward, client, upstream, tasks.cancel_scope)
+                    tasks.start_soon(self._forward, upstream, client, tasks.cancel_scope)
             finally:
                 self._streams -= {client, upstream}
 
-
-async def _forward(source: ByteStream, sink: ByteStream, scope: anyio.CancelScope) -> None:
-    try:
-        async for data in source:
-            await sink.send(data)
-    except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-        pass
-    scope.cancel()
+    async def _forward(self, source: ByteStream, sink: ByteStream, scope: anyio.CancelScope) -> None:
+        try:
+            async for data in source:
+                await self._flowing.wait()
+                await sink.send(data)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            pass
+        scope.cancel()
 
 
 @asynccontextmanager
