@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import math
-import random
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from urllib.parse import urlsplit
@@ -25,10 +23,7 @@ from hostler.supervisor.contract import (
     SwitchMoved,
     UnknownProfile,
 )
-from hostler.supervisor.lease_connection import IncompatibleSupervisor, LeaseConnection, open_connection
 from hostler.supervisor.lease_frames import (
-    DEAD_S,
-    PING_S,
     AskFrame,
     ClosingFrame,
     EngineStoppingFrame,
@@ -39,7 +34,6 @@ from hostler.supervisor.lease_frames import (
     HostFrame,
     LostFrame,
     ModelFrame,
-    PingFrame,
     PlacesFrame,
     QueueFrame,
     RefuseFrame,
@@ -50,6 +44,7 @@ from hostler.supervisor.lease_frames import (
     ViewFrame,
     WelcomeFrame,
 )
+from hostler.supervisor.lease_link import LeaseLink
 from hostler.supervisor.remote_view import RemoteView
 from hostler.supervisor.scheduling.errors import (
     profile_removed,
@@ -70,15 +65,6 @@ from hostler.supervisor.scheduling.lease import Lease
 from hostler.supervisor.scheduling.progress import shown_progress
 from hostler.supervisor.scheduling.types import Refuse
 from hostler.supervisor.scheduling.views import ModelView, ServiceDistance
-
-#: Pauses between two attempts to connect, in seconds.
-_RETRY_S, _MAX_RETRY_S = 0.25, 2.0
-
-#: A connection that lasted this long is renewed at once when it ends, in seconds.
-_STABLE_S = 1.0
-
-#: After a silence of this process itself for longer, the supervisor may have given its leases to others, in seconds.
-_SUSPENDED_S = 2.0
 
 #: Models in one `SeedFrame`.
 _SEED_MODELS = 200
@@ -110,20 +96,20 @@ class RemoteHost:
         connect_s: float = 2.0,
     ) -> None:
         self.name = name
-        self._url = url
-        self._token = token
+        self._link = LeaseLink(
+            url, token, hello=self._hello, on_frame=self._on_frame, on_lost=self._lose, usable=self._is_usable,
+            connect_s=connect_s,
+        )  # fmt: skip
         self._client = client
         self._limits = limits
         self._publish = publish
         self._on_status = on_status
         self._on_stopping = on_stopping
         self._clock = clock
-        self._connect_s = connect_s
         self._instance = secrets.token_hex(8)
         self._address = urlsplit(url).hostname or ""
         self._ids = itertools.count(1)
         self._leases: dict[int, Lease] = {}
-        self._connection: LeaseConnection | None = None
         self._welcome = False
         self._closing = False
         self._seeds: Mapping[str, Sequence[float]] = {}
@@ -131,7 +117,6 @@ class RemoteHost:
         self._problem = ""
         self._stopped_with: Callable[[], GatewayError] | None = None
         self._incompatible = False
-        self._alive_at = 0.0
         self.status: HostStatus | None = None
         self.reachable = False
         self.synced = anyio.Event()
@@ -139,59 +124,23 @@ class RemoteHost:
     # The connection.
 
     async def run(self) -> None:
-        """Keep connected until cancelled."""
-        pause_s = _RETRY_S
-        try:
-            while True:
-                try:
-                    connection = await open_connection(
-                        self._url, self._token, self._on_frame, timeout_s=self._connect_s
-                    )
-                except SupervisorUnreachable as error:
-                    self._incompatible = isinstance(error, IncompatibleSupervisor)
-                    self._lose(str(error))
-                else:
-                    if await self._follow(connection):
-                        pause_s = _RETRY_S
-                        continue
-                    self._lose(f"the supervisor at {self._url} {connection.lost}")
-                await anyio.sleep(pause_s * random.uniform(0.75, 1.0))
-                pause_s = min(2 * pause_s, _MAX_RETRY_S)
-        finally:
-            if self._connection is not None:
-                self._connection.finish()
+        """See `Host`."""
+        await self._link.run()
 
-    async def _follow(self, connection: LeaseConnection) -> bool:
-        """Serve a connection to its end. Returns whether it is worth connecting again at once."""
-        loop = asyncio.get_running_loop()
-        self._connection, self._welcome, self._closing = connection, False, False
+    def _hello(self) -> HelloFrame:
+        self._welcome, self._closing = False, False
         held = tuple(number for number, lease in self._leases.items() if lease.granted)
-        connection.send(HelloFrame(self._instance, self._instance[:4], self._limits, held))
-        began = self._alive_at = loop.time()
-        try:
-            while not connection.closed.is_set():
-                with anyio.move_on_after(PING_S):
-                    await connection.closed.wait()
-                    break
-                now = loop.time()
-                if now - self._alive_at > PING_S + _SUSPENDED_S:
-                    connection.close("may have given up this gateway, which was suspended")
-                elif now - connection.heard_at > DEAD_S:
-                    connection.close(f"was silent for {DEAD_S:g} s")
-                    return False
-                self._alive_at = now
-                connection.send(PingFrame())
-        finally:
-            self._connection, self._welcome = None, False
-            if not connection.closed.is_set():
-                connection.finish()
-        return self.reachable and loop.time() - began > _STABLE_S and not self._closing
+        return HelloFrame(self._instance, self._instance[:4], self._limits, held)
 
-    def _lose(self, problem: str) -> None:
+    def _is_usable(self) -> bool:
+        self._welcome = False
+        return self.reachable and not self._closing
+
+    def _lose(self, problem: str, incompatible: bool = False) -> None:
         """The supervisor cannot be reached: refuse what waits, and forget what was known of others."""
         if problem != self._problem:
             logger.warning("%s: %s", self.name, problem)
-        self._problem = problem
+        self._problem, self._incompatible, self._welcome = problem, incompatible, False
         self._view.clear()
         for number, lease in list(self._leases.items()):
             if not lease.settled:
@@ -212,16 +161,11 @@ class RemoteHost:
             )
         return supervisor_unreachable(self.name)
 
-    def _send(self, frame: msgspec.Struct) -> None:
-        if self._connection is not None and self._welcome:
-            self._connection.send(frame)
-
     def set_reachable(self, reachable: bool) -> None:
         """See `Host`. A check that failed ends the connection; only a new one shows that the host is back."""
-        if not reachable and self._connection is not None:
-            self._connection.close("does not respond to a check")
         if not reachable:
-            self._lose(self._problem or f"the supervisor at {self._url} does not respond")
+            self._link.close("does not respond to a check")
+            self._lose(self._problem or f"the supervisor at {self._link.url} does not respond")
 
     # Leases.
 
@@ -247,7 +191,8 @@ class RemoteHost:
         else:
             self._leases[number] = lease
             self._view.asked(model)
-            self._send(self._ask(lease))
+            if self._welcome:  # else it is asked for with all others
+                self._link.send(self._ask(lease))
         return lease
 
     def _ask(self, lease: Lease, waited_s: float = 0.0) -> AskFrame:
@@ -270,7 +215,7 @@ class RemoteHost:
             self._record_wait(lease)
             self._view.settled(lease.id)
         self._view.released(lease.model)
-        self._send(ReleaseFrame(lease.id, lease.answered, lease.usage))
+        self._link.send(ReleaseFrame(lease.id, lease.answered, lease.usage))
 
     def stop(self, error: Callable[[], GatewayError]) -> None:
         """See `Host`."""
@@ -279,7 +224,7 @@ class RemoteHost:
             if not lease.settled:
                 del self._leases[number]
                 self._record_wait(lease)
-                self._send(ReleaseFrame(number))
+                self._link.send(ReleaseFrame(number))
                 lease.refuse(error())
 
     def _record_wait(self, lease: Lease) -> None:
@@ -289,7 +234,7 @@ class RemoteHost:
 
     def engine_lost(self, address: EngineAddress) -> None:
         """See `Host`. The supervisor looks for itself before it believes it."""
-        self._send(LostFrame(address.model, address.generation))
+        self._link.send(LostFrame(address.model, address.generation))
 
     # Operations.
 
@@ -327,7 +272,7 @@ class RemoteHost:
         models = list(self._seeds)
         for start in range(0, len(models), _SEED_MODELS):
             part = models[start : start + _SEED_MODELS]
-            self._send(SeedFrame({model: tuple(self._seeds[model]) for model in part if len(model) <= _MAX_TEXT}))
+            self._link.send(SeedFrame({model: tuple(self._seeds[model]) for model in part if len(model) <= _MAX_TEXT}))
 
     # Views.
 
@@ -420,16 +365,16 @@ class RemoteHost:
         now = self._clock()
         for lease in self._leases.values():
             if not lease.settled:
-                self._send(self._ask(lease, max(0.0, now - lease.requested_at)))
+                self._link.send(self._ask(lease, max(0.0, now - lease.requested_at)))
         self._send_seeds()
 
     def _on_grant(self, frame: GrantFrame) -> None:
         lease = self._leases.get(frame.id)
         if lease is None:
             return  # it was withdrawn meanwhile
-        if self._connection is not None and asyncio.get_running_loop().time() - self._alive_at > PING_S + _SUSPENDED_S:
+        if self._link.was_suspended():
             # Granted before this process was suspended: the supervisor may have given the slot to another gateway.
-            self._connection.close("may have given up this gateway, which was suspended")
+            self._link.close()
             return
         lease.waited_s = self._clock() - lease.requested_at
         lease.switch_s = min(frame.switch_s, lease.waited_s)
@@ -470,7 +415,7 @@ class RemoteHost:
         if self._closing:
             return
         if not self.reachable:
-            logger.info("%s: the supervisor at %s is connected", self.name, self._url)
+            logger.info("%s: the supervisor at %s is connected", self.name, self._link.url)
         self.status, self.reachable, self._problem, self._incompatible = status, True, "", False
         self._on_status(status)
         self.synced.set()

@@ -43,6 +43,7 @@ TESTED_ELSEWHERE = {
     "gateway/uploads.py": ["gateway/test_model_admin.py", "system/test_model_admin.py"],
     "supervisor/contract.py": ["supervisor/test_client.py", "supervisor/test_manager.py"],
     "supervisor/scheduling/host.py": ["supervisor/scheduling/test_orchestrator.py", "supervisor/test_remote_host.py"],
+    "supervisor/lease_link.py": ["supervisor/test_remote_host.py"],
     "supervisor/instruments.py": ["supervisor/test_metrics.py", "gateway/telemetry/test_metrics.py"],
 }
 
