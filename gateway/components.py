@@ -114,6 +114,7 @@ class Components:
             supervisors=self._supervisors,
             backends={name: each for name, each in self.backends.items() if each.endpoint is not None},
             reachable=lambda name: self.hosts[name].reachable,
+            returning=lambda name: self.hosts[name].returning,
             drop_requests=self._drop_requests,
             bus=self.bus,
             clock=clock,

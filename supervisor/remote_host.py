@@ -66,6 +66,9 @@ from hostler.supervisor.scheduling.progress import shown_progress
 from hostler.supervisor.scheduling.types import Refuse
 from hostler.supervisor.scheduling.views import ModelView, ServiceDistance
 
+#: A supervisor that announced its end, or that is to be updated, is expected back within this time, in seconds.
+RETURNS_WITHIN_S = 60.0
+
 #: Models in one `SeedFrame`.
 _SEED_MODELS = 200
 
@@ -117,9 +120,15 @@ class RemoteHost:
         self._problem = ""
         self._stopped_with: Callable[[], GatewayError] | None = None
         self._incompatible = False
+        self._left_at = -math.inf
         self.status: HostStatus | None = None
         self.reachable = False
         self.synced = anyio.Event()
+
+    @property
+    def returning(self) -> bool:
+        """See `Host`: the supervisor has announced a restart, or is of another release and about to be replaced."""
+        return not self.reachable and self._clock() - self._left_at < RETURNS_WITHIN_S
 
     # The connection.
 
@@ -140,6 +149,8 @@ class RemoteHost:
         """The supervisor cannot be reached: refuse what waits, and forget what was known of others."""
         if problem != self._problem:
             logger.warning("%s: %s", self.name, problem)
+        if incompatible and not self._incompatible:
+            self._left_at = self._clock()
         self._problem, self._incompatible, self._welcome = problem, incompatible, False
         self._view.clear()
         for number, lease in list(self._leases.items()):
@@ -424,6 +435,7 @@ class RemoteHost:
     def _on_closing(self) -> None:
         """The supervisor stops; what is granted goes on. It refuses what waits by itself."""
         self._closing = True
+        self._left_at = self._clock()
         self.reachable = False
         self._publish(HostChanged(backend=self.name, reachable=False, host=self.status))
 

@@ -46,8 +46,16 @@ _REMOTE_TRIES, _LOCAL_TRIES = 5, 2
 _STALL_TIMEOUT_S = 3.0
 
 
+#: How often it is checked whether a hop is back, in seconds.
+_BACK_TICK_S = 0.05
+
+
 def _always() -> bool:
     return True
+
+
+def _never() -> bool:
+    return False
 
 
 def _nothing() -> None:
@@ -62,7 +70,7 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     """One backend of the chain. Costs of hops that are not `local` are tracked in `spending`.
 
     `supervised`: a supervisor runs its engines, so that their errors are explained to clients. `reachable` returns whether it is
-    reachable as far as the background knows; `check_now` has the background check at once.
+    reachable as far as the background knows, `returning` whether it is about to be; `check_now` has the background check at once.
     """
 
     name: str
@@ -70,11 +78,19 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     local: bool = True
     supervised: bool = False
     reachable: Callable[[], bool] = _always
+    returning: Callable[[], bool] = _never
     check_now: Callable[[], None] = _nothing
     stall_detector: StallDetector | None = None
     wake_on_lan: WakeOnLan | None = None
     spending: SpendingTracker | None = None
     prices: Mapping[str, PriceSettings] = {}
+
+    async def back(self, seconds: float) -> bool:
+        """Wait until it is reachable, at most `seconds`."""
+        with anyio.move_on_after(max(0.0, seconds)):
+            while not self.reachable():  # noqa: ASYNC110 - rare, and what is asked is a callable
+                await anyio.sleep(_BACK_TICK_S)
+        return self.reachable()
 
     def price(self, model: str, name_there: str) -> PriceSettings | None:
         """The configured price of a model here, if there is one."""
@@ -99,8 +115,8 @@ class RouteHop(msgspec.Struct, frozen=True, kw_only=True):
 class Chain:
     """All backends as hops. `run` watches them until cancelled; `aclose` closes the connections of the checks.
 
-    `backends` are the ones without a supervisor. `reachable` returns whether a supervisor's heartbeat is there;
-    `drop_requests` ends every request at an endpoint.
+    `backends` are the ones without a supervisor. `reachable` returns whether a supervisor's heartbeat is there, `returning`
+    whether it will be soon; `drop_requests` ends every request at an endpoint.
     """
 
     def __init__(
@@ -110,6 +126,7 @@ class Chain:
         supervisors: Iterable[str],
         backends: Mapping[str, Backend],
         reachable: Callable[[str], bool],
+        returning: Callable[[str], bool],
         drop_requests: Callable[[Endpoint], None],
         bus: Bus,
         clock: Callable[[], float],
@@ -132,7 +149,9 @@ class Chain:
         checked += [self._checked_server(backend, breakers[name]) for name, backend in backends.items()]
         self._health = HealthChecker(checked, clock=clock, random=random)
         for name in supervisors:
-            self.hops[name] = self._supervised_hop(name, breakers[name], partial(reachable, name))
+            self.hops[name] = self._supervised_hop(
+                name, breakers[name], partial(reachable, name), partial(returning, name)
+            )
         for name, backend in backends.items():
             self.hops[name] = self._plain_hop(backend, breakers[name])
         bus.listen(self._on_event)
@@ -187,7 +206,9 @@ class Chain:
 
     # Hops
 
-    def _supervised_hop(self, name: str, breakers: CircuitBreakers, reachable: Callable[[], bool]) -> Hop:
+    def _supervised_hop(
+        self, name: str, breakers: CircuitBreakers, reachable: Callable[[], bool], returning: Callable[[], bool]
+    ) -> Hop:
         settings = self._settings.backends.get(name)
         wake = settings.wake if settings is not None else None
         return Hop(
@@ -196,6 +217,7 @@ class Chain:
             local=settings is None or settings.is_local,
             supervised=True,
             reachable=reachable,
+            returning=returning,
             check_now=self._health.of(name).check_now,
             stall_detector=None if settings is None else self._engine_stall_detector(name, settings, breakers),
             wake_on_lan=None if wake is None else WakeOnLan(name, wake, self._clock),

@@ -53,6 +53,8 @@ logger = logging.getLogger(__name__)
 MAX_HOPS = 3
 #: The longest `Retry-After` that is waited for, in seconds; for a longer one the next hop is tried.
 LONGEST_RETRY_AFTER_S = 3.0
+#: How often it is checked whether a host is still expected back, in seconds.
+_BACK_WAIT_S = 2.0
 #: How often a hop that is loading the model is asked again, in seconds.
 _RETRY_LOADING_S = 0.5
 
@@ -118,6 +120,14 @@ class FallbackMiddleware(RequestMiddleware):
             candidate = Candidate(index, self._hops[target.backend], target, ())
             was_paused = any(each.hop is candidate.hop and each.reason == "circuit_open" for each in failed)
             if was_paused and self._skipped(context, candidate, failed) is None:
+                failed = [each for each in failed if each.hop is not candidate.hop]
+                failure = await self._try(context, candidate, failed, call_next)
+                if failure is None:
+                    return
+                failed.append(failure)
+        for index, target in enumerate(targets):
+            candidate = Candidate(index, self._hops[target.backend], target, ())
+            if await self._is_back(context, candidate, failed):
                 failed = [each for each in failed if each.hop is not candidate.hop]
                 failure = await self._try(context, candidate, failed, call_next)
                 if failure is None:
@@ -301,6 +311,16 @@ class FallbackMiddleware(RequestMiddleware):
             until = min(until, context.deadline)
         if not await self._wait(context, until, "waking", hop.wake_on_lan.wait):
             raise BackendUnavailable(f"{hop.name} is asleep and did not wake up in time", backend=hop.name)
+
+    async def _is_back(self, context: RequestContext, candidate: Candidate, failed: list[FailedHop]) -> bool:
+        """Wait for a host that will be back soon, when nothing else can answer. Returns whether to try it now."""
+        hop = candidate.hop
+        missed = any(each.hop is hop and each.reason in ("unreachable", "circuit_open") for each in failed)
+        deadline = context.deadline
+        while missed and deadline is not None and self._clock() < deadline and hop.returning():
+            if await self._wait(context, min(deadline, self._clock() + _BACK_WAIT_S), "waking", hop.back):
+                return self._skip_reason(context, candidate, failed) is None
+        return False
 
     async def _sleep(self, context: RequestContext, seconds: float, phase: ProgressPhase) -> None:
         async def sleep(for_s: float) -> bool:

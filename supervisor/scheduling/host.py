@@ -72,6 +72,11 @@ class Host(Protocol):
         ...
 
     @property
+    def returning(self) -> bool:
+        """Whether it is not reachable now, but will be soon."""
+        ...
+
+    @property
     def waiting(self) -> int:
         """The number of queued requests of all gateways."""
         ...

@@ -105,7 +105,7 @@ class Orchestrator:
         self._armed = math.inf
         self._stopped_with: Callable[[], GatewayError] | None = None
         self.status: HostStatus | None = None
-        self.reachable = False
+        self.reachable = self.returning = False
         self.synced = anyio.Event()
 
     async def run(self) -> None:

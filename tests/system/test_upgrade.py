@@ -75,6 +75,25 @@ async def test_gateways_first_and_then_supervisors_loses_no_request(
     assert caplog.text.count("is of an older release") == 1
 
 
+async def test_without_another_backend_requests_wait_for_the_new_supervisor(
+    start_gateway: StartGateway, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    port, answers = free_port(), list[httpx.Response]()
+    one = {"kind": "supervisor", "url": f"http://127.0.0.1:{port}", "token": "between-hosts", "models": {"m": "m"}}
+    async with start_gateway({}, backends={"one": one}) as gateway, anyio.create_task_group() as clients:
+
+        async def ask() -> None:
+            answers.append(await gateway.chat("m"))
+
+        async with old_supervisor(port):
+            await gateway.until(lambda: "is of an older release" in caplog.text)
+            clients.start_soon(ask)
+            await anyio.wait_all_tasks_blocked()
+        async with remote_supervisor(tmp_path / "one", {"m": {}}, port=port):
+            await gateway.until(lambda: answers)
+    assert [answer.status_code for answer in answers] == [200]
+
+
 async def test_a_supervisor_that_is_replaced_loses_no_request(
     start_gateway: StartGateway, cloud: FakeOpenRouter, tmp_path: Path
 ) -> None:

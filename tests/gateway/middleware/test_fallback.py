@@ -502,3 +502,30 @@ async def test_waiting_for_a_machine_ends_when_the_gateway_stops() -> None:
             await chain.dispatch(context)
     assert outcomes(context) == [("a", "stopped")]
     assert chain.asked == []
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_a_host_that_will_be_back_soon_is_waited_for_if_nothing_else_answers(comes_back: bool) -> None:
+    gone = [BackendUnavailable("stopping", backend="a") for _ in range(2)]
+    chain = FakeChain("a", "b", a=[gone[0]], b=[gone[1]])
+    reachable, returning = [False], [True]
+    chain.clock = anyio.current_time
+    chain.hops["a"] = Hop(
+        name="a", breakers=chain.breakers["a"], supervised=True, reachable=lambda: reachable[0],
+        returning=lambda: returning[0],
+    )  # fmt: skip
+
+    async def later() -> None:
+        while len(chain.asked) < 2:  # noqa: ASYNC110 - the request tries both by itself
+            await anyio.sleep(0.002)
+        chain.breakers["a"].recovered()
+        reachable[0], returning[0] = comes_back, False
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(later)
+        if comes_back:
+            await chain.dispatch()
+        else:
+            with pytest.raises(GatewayError, match="no backend could answer"):
+                await chain.dispatch()
+    assert chain.asked == (["a", "b", "a"] if comes_back else ["a", "b"])
