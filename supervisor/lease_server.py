@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import anyio
@@ -166,6 +166,13 @@ class LeaseServer:
         address = self.host.holds_engine(model, generation)
         if address is not None and self._is_refusing(address.host, address.port):
             self.host.engine_lost(address)
+
+    def seed_service_times(self, answers: Mapping[str, Sequence[float]]) -> None:
+        """Durations of earlier answers, as far as they are of this host's models."""
+        profiles = () if self.host.status is None else self.host.status.profiles
+        self.host.seed_service_times(
+            {profile.name: answers[profile.name] for profile in profiles if profile.name in answers}
+        )
 
     def mark_changed(self) -> None:
         """Queue or models have changed."""

@@ -188,7 +188,7 @@ class LeaseSession(Response):
         elif isinstance(frame, LostFrame):
             self._server.engine_lost(frame.model, frame.generation)
         elif isinstance(frame, SeedFrame):
-            self._server.host.seed_service_times(frame.answers)
+            self._server.seed_service_times(frame.answers)
         elif isinstance(frame, HelloFrame):
             raise InvalidFrame("a second hello")
 

@@ -32,6 +32,7 @@ class RemoteView:
         self._by_name: dict[str, ModelView] = {}
         self._steps: dict[str, int] = {}
         self._since_view: dict[str, int] = {}
+        self._host_load = 0
         self._places: dict[int, tuple[QueuePlace, float]] = {}
         self._switch_times: dict[str, tuple[float, float]] = {}
 
@@ -40,10 +41,12 @@ class RemoteView:
     def asked(self, model: str) -> None:
         """A lease was requested from here."""
         self._since_view[model] = self._since_view.get(model, 0) + 1
+        self._host_load += 1
 
     def released(self, model: str) -> None:
         """A lease was released here."""
         self._since_view[model] = self._since_view.get(model, 0) - 1
+        self._host_load -= 1
 
     def settled(self, number: int) -> None:
         """A lease is queued no longer."""
@@ -65,6 +68,7 @@ class RemoteView:
         self._by_name = {each.model: each for each in self.models}
         self._steps = frame.steps
         self._since_view = {}
+        self._host_load = sum(each.running + each.waiting for each in self.models)
 
     def apply_state(self, status: ModelStatus) -> None:
         """A model's process changed; the view that follows says the rest."""
@@ -101,8 +105,7 @@ class RemoteView:
         if not available or steps == UNAVAILABLE.steps:
             return UNAVAILABLE
         view = self._by_name.get(model)
-        since = sum(self._since_view.values())
-        host_load = max(0, since + sum(each.running + each.waiting for each in self.models))
+        host_load = max(0, self._host_load)
         if view is None:
             return ServiceDistance(steps=steps, host_load=host_load)
         load = max(0, view.running + view.waiting + self._since_view.get(model, 0)) / view.parallel
