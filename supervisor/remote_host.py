@@ -201,6 +201,7 @@ class RemoteHost:
             lease.refuse(self._gone())
         else:
             self._leases[number] = lease
+            lease.acknowledged = False
             self._view.asked(model)
             if self._welcome:  # else it is asked for with all others
                 self._link.send(self._ask(lease))
@@ -348,7 +349,7 @@ class RemoteHost:
             case RefuseFrame():
                 self._on_refuse(frame)
             case PlacesFrame():
-                self._view.apply_places(frame, self._clock())
+                self._on_places(frame)
             case QueueFrame():
                 self._view.apply_queue(frame, waiting=self._own_waiting(), serving=self._own_serving())
                 self._publish(QueueChanged(backend=self.name, waiting=frame.waiting, serving=frame.serving))
@@ -369,6 +370,12 @@ class RemoteHost:
                 self._on_welcome()
             case ClosingFrame():
                 self._on_closing()
+
+    def _on_places(self, frame: PlacesFrame) -> None:
+        self._view.apply_places(frame, self._clock())
+        for place in frame.places:
+            if (lease := self._leases.get(place.id)) is not None:
+                lease.acknowledge()
 
     def _on_welcome(self) -> None:
         """Ask for everything that waits, anew."""

@@ -84,7 +84,8 @@ class QueueingMiddleware(RequestMiddleware):
     async def _settled(self, context: RequestContext, lease: Lease) -> None:
         deadline = context.deadline if context.deadline is not None else float("inf")
         heartbeat = Heartbeat(context, self._settings, self._clock)
-        while not await lease.wait(min(heartbeat.due, deadline) - self._clock()):
+        # A request that its host has not received is not shown as waiting there: the host may be gone.
+        while not await lease.wait(min(heartbeat.due if lease.acknowledged else deadline, deadline) - self._clock()):
             if lease.take_notification():
                 heartbeat.hasten()
             now = self._clock()
@@ -95,5 +96,5 @@ class QueueingMiddleware(RequestMiddleware):
                     retry_after_s=lease.estimate_s(),
                     model=lease.model,
                 )
-            if now >= heartbeat.due:
+            if now >= heartbeat.due and lease.acknowledged:
                 await heartbeat.show(lease.progress())

@@ -26,7 +26,7 @@ class LeaseOwner(Protocol):
 class Lease:
     """A place in the queue for a model until it is granted, then the right to use the model. Always `release` it.
 
-    `queued`: it was not granted at once. `revoked`: the model was unloaded by force while the lease was held. `refusal`
+    `acknowledged`: the host has received the request. `queued`: it was not granted at once. `revoked`: the model was unloaded by force while the lease was held. `refusal`
     is the scheduler's decision, if it was refused by one. `waited_s` is how long it took to settle, `switch_s` the part
     of that spent in a switch to its model. `answered` and `usage` are reported with the release. `on_change` is called
     when it is settled or revoked.
@@ -38,6 +38,7 @@ class Lease:
         "_event",
         "_notified",
         "_owner",
+        "acknowledged",
         "answered",
         "client",
         "id",
@@ -79,6 +80,7 @@ class Lease:
         self.request_id = request_id
         self.keep_alive_s = keep_alive_s
         self.priority = priority
+        self.acknowledged = True
         self.queued = False
         self.revoked = False
         self.refusal: Refuse | None = None
@@ -151,6 +153,13 @@ class Lease:
         self.revoked = True
         if self.on_change is not None:
             self.on_change(self)
+
+    def acknowledge(self) -> None:
+        """The host has received the request, and will say more."""
+        if not self.acknowledged:
+            self.acknowledged = True
+            if self._event is not None:
+                self._event.set()
 
     def notify(self) -> None:
         """The switch to its model has entered another phase."""

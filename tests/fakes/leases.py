@@ -21,9 +21,10 @@ class FakeHost:
     `waited` is how long each lease waits in all, and in a switch, as the orchestrator would note it.
     """
 
-    def __init__(self, *, grants: bool = False, refuses: GatewayError | None = None) -> None:
+    def __init__(self, *, grants: bool = False, refuses: GatewayError | None = None, acknowledges: bool = True) -> None:
         self._grants = grants
         self._refuses = refuses
+        self._acknowledges = acknowledges
         self.estimate = 7.0
         self.waited = (0.0, 0.0)
         self.requested: list[dict[str, Any]] = []
@@ -36,6 +37,7 @@ class FakeHost:
     def lease(self, model: str, **fields: Any) -> Lease:
         self.requested.append({"model": model, **fields})
         lease = Lease(self, lease_id=len(self.leases) + 1, model=model, requested_at=0.0)
+        lease.acknowledged = self._acknowledges
         self.leases.append(lease)
         if self._grants:
             lease.grant(engine(len(self.leases)))

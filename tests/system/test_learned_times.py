@@ -86,9 +86,10 @@ async def test_a_restarted_gateway_gets_load_times_from_running_supervisors(tmp_
         await run_gateway(True)
         measured = next(each.load_s for each in far.manager.status_now().profiles if each.name == "a")
         await run_gateway(False)
-    (_, *counts), (after, *counts_after) = seen
+    (before, *counts), (after, *counts_after) = seen
     assert counts == counts_after == [1, 1]
-    assert after["forecast"] == pytest.approx(measured, abs=0.001)
+    assert after["forecast"] == before["forecast"]
+    assert after["forecast"] == pytest.approx(measured, abs=0.05)
     assert after["forecast"] >= 0.3
 
 

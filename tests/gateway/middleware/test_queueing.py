@@ -118,6 +118,22 @@ async def test_a_waiting_stream_is_shown_progress_until_the_lease_is_granted() -
     assert context.waits == (1.5, 1.0)
 
 
+async def test_a_request_that_its_host_has_not_received_is_not_shown_as_waiting() -> None:
+    host, writer = FakeHost(acknowledges=False), FakeWriter()
+    shown: list[int] = []
+
+    async def acknowledge_later() -> None:
+        await anyio.sleep(0.05)
+        shown.append(len(writer.beats))
+        host.leases[0].acknowledge()
+        while not writer.beats:  # noqa: ASYNC110 - beats come by the clock
+            await anyio.sleep(0.005)
+        host.leases[0].grant(engine())
+
+    await waiting(host, begun(writer=writer), acknowledge_later)
+    assert shown == [0]
+
+
 async def test_a_client_that_asked_for_no_stream_is_shown_nothing() -> None:
     host, writer = FakeHost(), FakeWriter(streaming=False)
 
