@@ -54,12 +54,12 @@ class Engine:
         self._released.set()
 
     async def until_looked(self) -> None:
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             await self.looked.wait()
             await anyio.wait_all_tasks_blocked()
 
     async def until_released(self) -> None:
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             await self._released.wait()
 
 
