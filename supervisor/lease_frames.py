@@ -42,6 +42,8 @@ _T = TypeVar("_T")
 
 LeaseId = Annotated[int, msgspec.Meta(ge=1, lt=2**53)]
 _Name = Annotated[str, msgspec.Meta(max_length=200)]
+# Shown in logs.
+_PlainName = Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[A-Za-z0-9._-]*\Z")]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=10_000_000)]
 
 
@@ -60,8 +62,8 @@ class GatewayLimits(msgspec.Struct, frozen=True, array_like=True):
 class HelloFrame(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
     """The first frame. `instance` names this start of the gateway, `held` are its leases from a lost connection."""
 
-    instance: _Name
-    name: _Name
+    instance: _PlainName
+    name: _PlainName
     limits: GatewayLimits
     held: tuple[LeaseId, ...] = ()
 

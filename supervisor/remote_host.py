@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import os
+import re
 import secrets
+import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from urllib.parse import urlsplit
 
@@ -139,7 +142,7 @@ class RemoteHost:
     def _hello(self) -> HelloFrame:
         self._welcome, self._closing = False, False
         held = tuple(number for number, lease in self._leases.items() if lease.granted)
-        return HelloFrame(self._instance, self._instance[:4], self._limits, held)
+        return HelloFrame(self._instance, _own_name(), self._limits, held)
 
     def _is_usable(self) -> bool:
         self._welcome = False
@@ -451,3 +454,8 @@ class RemoteHost:
         if address.host in ("0.0.0.0", "::", ""):
             return msgspec.structs.replace(address, host=self._address)
         return address
+
+
+def _own_name() -> str:
+    """This machine and process, for the supervisor's log."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()}-{os.getpid()}")[-_MAX_TEXT:]

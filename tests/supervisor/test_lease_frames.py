@@ -71,6 +71,8 @@ def raw(*values: object) -> bytes:
         raw("ask", 1, "m", "", "", 0, -1.0),
         raw("ask", 1, "m", "", "", 0, None, math.inf),
         raw("hello", "i", "n", [1, -1.0, 0.0, 0.0]),
+        raw("hello", "i", "n\n", [1, 1.0, 0.0, 0.0]),
+        raw("hello", "", "a fake line", [1, 1.0, 0.0, 0.0]),
         raw("release", 1, True, {"prompt_tokens": "x"}),
         raw({}),
         b"\0\0\x10\0" + b"\x91" * 4096,
