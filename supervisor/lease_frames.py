@@ -43,7 +43,7 @@ _T = TypeVar("_T")
 LeaseId = Annotated[int, msgspec.Meta(ge=1, lt=2**53)]
 _Name = Annotated[str, msgspec.Meta(max_length=200)]
 # Shown in logs.
-_PlainName = Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[A-Za-z0-9._-]*\Z")]
+_PlainName = Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[A-Za-z0-9._-]+\Z")]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=10_000_000)]
 
 

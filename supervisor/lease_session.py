@@ -155,6 +155,8 @@ class LeaseSession(Response):
         """The gateway still holds this lease of its earlier connection."""
         self._leases[number] = lease
         lease.on_change = partial(self._on_change, number)
+        if lease.revoked:
+            self._on_change(number, lease)
 
     def send_places(self) -> None:
         """Send where the queued leases are."""
