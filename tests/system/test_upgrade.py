@@ -16,8 +16,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from system.fallback_chain import openai_backend
-from system.running_gateway import StartGateway, remote_supervisor
+from system.fallback_chain import RunningChain, openai_backend, start_chain
+from system.running_gateway import remote_supervisor
 
 from hostler.gateway.server.server import Server, bind
 
@@ -43,87 +43,93 @@ async def old_supervisor(port: int) -> AsyncIterator[None]:
         server.stop()
 
 
+class ChatLoad:
+    """Clients that ask one question after the other, and their answers."""
+
+    def __init__(self, chain: RunningChain) -> None:
+        self._chain = chain
+        self._running = 0
+        self._stopping = False
+        self.answers: list[httpx.Response] = []
+
+    async def client(self) -> None:
+        self._running += 1
+        while not self._stopping:
+            self.answers.append(await self._chain.chat())
+        self._running -= 1
+
+    async def answered_by(self, name: str) -> None:
+        """Wait for an answer of this backend."""
+        await self._chain.until(
+            lambda: self.answers and self.answers[-1].headers.get("x-hostler-backend") == name, seconds=60
+        )
+
+    async def stop(self) -> None:
+        """Wait for the last answers."""
+        self._stopping = True
+        await self._chain.until(lambda: not self._running, seconds=60)
+
+    @property
+    def errors(self) -> list[str]:
+        return [answer.text for answer in self.answers if answer.status_code != 200]
+
+
+def supervised(port: int, **more: Any) -> dict[str, Any]:
+    return {"kind": "supervisor", "url": f"http://127.0.0.1:{port}", "token": "between-hosts", **more}
+
+
 async def test_gateways_first_and_then_supervisors_loses_no_request(
-    start_gateway: StartGateway, cloud: FakeOpenRouter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cloud: FakeOpenRouter, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    port, answers, done = free_port(), list[httpx.Response](), anyio.Event()
-    backends = {
-        "one": {"kind": "supervisor", "url": f"http://127.0.0.1:{port}", "token": "between-hosts"},
-        "cloud": openai_backend(cloud),
-    }
-    async with start_gateway({}, backends=backends) as gateway, anyio.create_task_group() as clients:
-
-        async def client() -> None:
-            while not done.is_set():
-                answers.append(await gateway.chat("m"))
-
-        async def answered_by(name: str) -> None:
-            with anyio.fail_after(30):
-                while not (answers and answers[-1].headers.get("x-hostler-backend") == name):  # noqa: ASYNC110
-                    await anyio.sleep(0.01)
-
+    port = free_port()
+    backends = {"one": supervised(port), "cloud": openai_backend(cloud)}
+    async with start_chain(tmp_path, backends) as chain, anyio.create_task_group() as clients:
+        chat = ChatLoad(chain)
         async with old_supervisor(port):
-            await gateway.until(lambda: "is of an older release" in caplog.text)
+            await chain.until(lambda: "is of an older release" in caplog.text)
             for _ in range(3):
-                clients.start_soon(client)
-            await answered_by("cloud")
+                clients.start_soon(chat.client)
+            await chat.answered_by("cloud")
         async with remote_supervisor(tmp_path / "one", {"m": {}}, port=port):
-            await answered_by("one")
-            done.set()
-            await gateway.until_counts(0, 0)
-    assert [answer.text for answer in answers if answer.status_code != 200] == []
+            await chat.answered_by("one")
+            await chat.stop()
+    assert chat.errors == []
     assert caplog.text.count("is of an older release") == 1
 
 
 async def test_without_another_backend_requests_wait_for_the_new_supervisor(
-    start_gateway: StartGateway, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     port, answers = free_port(), list[httpx.Response]()
-    one = {"kind": "supervisor", "url": f"http://127.0.0.1:{port}", "token": "between-hosts", "models": {"m": "m"}}
-    async with start_gateway({}, backends={"one": one}) as gateway, anyio.create_task_group() as clients:
+    backends = {"one": supervised(port, models={"m": "m"})}
+    async with start_chain(tmp_path, backends) as chain, anyio.create_task_group() as clients:
 
         async def ask() -> None:
-            answers.append(await gateway.chat("m"))
+            answers.append(await chain.chat())
 
         async with old_supervisor(port):
-            await gateway.until(lambda: "is of an older release" in caplog.text)
+            await chain.until(lambda: "is of an older release" in caplog.text)
             clients.start_soon(ask)
             await anyio.wait_all_tasks_blocked()
         async with remote_supervisor(tmp_path / "one", {"m": {}}, port=port):
-            await gateway.until(lambda: answers)
+            await chain.until(lambda: answers, seconds=60)
     assert [answer.status_code for answer in answers] == [200]
 
 
-async def test_a_supervisor_that_is_replaced_loses_no_request(
-    start_gateway: StartGateway, cloud: FakeOpenRouter, tmp_path: Path
-) -> None:
-    answers, done = list[httpx.Response](), anyio.Event()
+async def test_a_supervisor_that_is_replaced_loses_no_request(cloud: FakeOpenRouter, tmp_path: Path) -> None:
     script = {"m": {"script": {"chunk_delay": 0.01}}}
     port = free_port()
-    backends = {
-        "one": {"kind": "supervisor", "url": f"http://127.0.0.1:{port}", "token": "between-hosts"},
-        "cloud": openai_backend(cloud),
-    }
-    async with start_gateway({}, backends=backends) as gateway, anyio.create_task_group() as clients:
-
-        async def client() -> None:
-            while not done.is_set():
-                answers.append(await gateway.chat("m"))
-
-        async def answered_by(name: str) -> None:
-            with anyio.fail_after(30):
-                while not (answers and answers[-1].headers.get("x-hostler-backend") == name):  # noqa: ASYNC110
-                    await anyio.sleep(0.01)
-
+    backends = {"one": supervised(port), "cloud": openai_backend(cloud)}
+    async with start_chain(tmp_path, backends) as chain, anyio.create_task_group() as clients:
+        chat = ChatLoad(chain)
         async with remote_supervisor(tmp_path / "one", script, port=port) as old:
             for _ in range(3):
-                clients.start_soon(client)
-            await answered_by("one")
+                clients.start_soon(chat.client)
+            await chat.answered_by("one")
             old.leases.close()
             await old.leases.drained(20)
-            await answered_by("cloud")
+            await chat.answered_by("cloud")
         async with remote_supervisor(tmp_path / "two", script, port=port):
-            await answered_by("one")
-            done.set()
-            await gateway.until_counts(0, 0)
-    assert [answer.text for answer in answers if answer.status_code != 200] == []
+            await chat.answered_by("one")
+            await chat.stop()
+    assert chat.errors == []
