@@ -256,3 +256,51 @@ async def test_a_stream_of_a_gateway_is_untouched_by_the_death_of_another(tmp_pa
             await one.kill()
         assert words(answers[0]).split()[-1] == "word59"
         await two.until(serving=0)
+
+
+async def test_gateways_that_come_and_go_break_nothing(tmp_path: Path) -> None:
+    profiles = {"a": {**BUSY, "parallel": 2}, "b": {**BUSY, "parallel": 2}}
+    limits = {"queue": {"max_waiting": 200}, "switching": {"patience_s": 0.3}}
+    async with installation(tmp_path / "host", profiles, gateways=3, settings=limits) as all_of_it:
+        steady, frozen, killed = all_of_it.gateways
+        answers: dict[GatewayProgram, list[httpx.Response]] = {gateway: [] for gateway in all_of_it.gateways}
+        stopping = anyio.Event()
+
+        async def client(gateway: GatewayProgram, name: str) -> None:
+            number = 0
+            while not stopping.is_set():
+                number += 1
+                try:
+                    answers[gateway].append(await gateway.chat("ab"[number % 2], name, stream=True))
+                except httpx.TransportError:
+                    assert gateway is killed
+                    await anyio.sleep(0.1)
+
+        async def answered(gateway: GatewayProgram) -> None:
+            known = len(answers[gateway])
+            await all_of_it.until(lambda: len(answers[gateway]) >= known + 3, seconds=60)
+
+        async with anyio.create_task_group() as clients:
+            for gateway in all_of_it.gateways:
+                for name in ("anna", "bob"):
+                    clients.start_soon(client, gateway, name)
+            for gateway in all_of_it.gateways:
+                await answered(gateway)
+            for _ in range(2):
+                frozen.signal(signal.SIGSTOP)
+                await killed.kill()
+                await all_of_it.until(lambda: "silent for 3 s" in all_of_it.supervisor.log, seconds=60)
+                await answered(steady)
+                frozen.signal(signal.SIGCONT)
+                await killed.start()
+                killed.http.base_url = httpx.URL(killed.running.address)
+                for gateway in all_of_it.gateways:
+                    await answered(gateway)
+            stopping.set()
+        for gateway in (steady, frozen):
+            assert counts(answers[gateway]) == {200: len(answers[gateway])}
+            assert {words(answer).split()[-1] for answer in answers[gateway]} == {"word7"}
+        assert all_of_it.most_running("a", words=8) <= 2
+        assert all_of_it.most_running("b", words=8) <= 2
+        assert not all_of_it.switches_overlap()
+        await steady.until(waiting=0, serving=0)
