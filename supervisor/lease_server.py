@@ -100,7 +100,7 @@ class LeaseServer:
         return len(self._sessions)
 
     def close(self) -> None:
-        """Grant nothing any more: queued requests go elsewhere."""
+        """Queue nothing any more: waiting requests go elsewhere, and gateways ask for no more."""
         self._closing = True
         self.host.stop(_stopping)
         self._broadcast(ClosingFrame())
@@ -124,7 +124,7 @@ class LeaseServer:
 
     def join(self, session: LeaseSession, hello: HelloFrame) -> None:
         """A gateway has introduced itself. Its earlier connection, if any, is replaced."""
-        if len(self._sessions) >= MAX_GATEWAYS:
+        if len(self._sessions) >= MAX_GATEWAYS and hello.instance not in self._sessions:
             raise InvalidFrame(f"more than {MAX_GATEWAYS} gateways are connected")
         earlier = self._sessions.pop(hello.instance, None)
         if earlier is not None:

@@ -83,6 +83,7 @@ class LeaseSession(Response):
         finally:
             if self._instance is not None:
                 self._server.leave(self, self._instance)
+                logger.info("gateway %s disconnected", self._name)
         with anyio.move_on_after(LAST_WRITE_S):
             await send({"type": "http.response.body", "body": b""})
 
