@@ -95,7 +95,7 @@ async def test_the_limits_of_the_supervisors_own_file_win(tmp_path: Path) -> Non
             clients.start_soon(ask, answers, one, "a")
             await one.until(serving=1)
             clients.start_soon(ask, answers, two, "a")
-            await two.until(waiting=1)
+            await one.until(waiting=1)  # as the host says
             refused = await one.chat("a")
             assert refused.status_code == 429
             assert int(refused.headers["retry-after"]) >= 1
