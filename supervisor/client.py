@@ -145,10 +145,7 @@ class SupervisorClient:
         # An engine may log nothing for days.
         request = self._request("GET", path, "text/plain", self._limits.response_s, params, None)
         request.extensions["timeout"]["read"] = None
-        try:
-            response = await self._client().send(request, stream=True, follow_redirects=False)
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from None
+        response = await self._send(request, stream=True)
         try:
             if response.status_code != 200:
                 raise self._error(response.status_code, await response.aread())
@@ -171,10 +168,7 @@ class SupervisorClient:
         read_s: float | None = None,
     ) -> _Answer:
         request = self._request(method, path, "application/json", read_s or self._limits.response_s, params, body)
-        try:
-            response = await self._client().send(request, follow_redirects=False)
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from None
+        response = await self._send(request)
         if response.status_code != 200:
             raise self._error(response.status_code, response.content)
         self._set_reachable(True)
@@ -185,10 +179,7 @@ class SupervisorClient:
     ) -> AsyncGenerator[tuple[str, bytes], None]:
         """The events of a stream, as names and data. Raises `_ConnectionLost` once the stream has started."""
         request = self._request(method, path, "text/event-stream", self._limits.silence_s, None, body)
-        try:
-            response = await self._client().send(request, stream=True, follow_redirects=False)
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from None
+        response = await self._send(request, stream=True)
         try:
             if response.status_code != 200:
                 raise self._error(response.status_code, await response.aread())
@@ -223,6 +214,18 @@ class SupervisorClient:
         return self._client().build_request(
             method, url, params=params, headers=headers, content=content, timeout=timeout
         )
+
+    async def _send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
+        """Raises `SupervisorUnreachable` if there is no response."""
+        try:
+            return await self._client().send(request, stream=stream, follow_redirects=False)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+        except AttributeError as error:
+            # uvloop has no socket for a connection that was reset as soon as it was made, and anyio looks at it.
+            if error.obj is not None:
+                raise
+            raise self._unreachable(httpx.ConnectError("connection reset")) from None
 
     def _client(self) -> httpx.AsyncClient:
         if self._http is None:

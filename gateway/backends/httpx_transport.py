@@ -106,6 +106,11 @@ class HttpxResponse:
                 response = await client.send(request, stream=True)
         except TimeoutError as error:
             raise self._timeout("did not answer in time") from error
+        except AttributeError as error:
+            # uvloop has no socket for a connection that was reset as soon as it was made, and anyio looks at it.
+            if error.obj is not None:
+                raise
+            raise self._unreachable() from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, ValueError) as error:
             raise self._translate(error) from error
         finally:
@@ -234,10 +239,13 @@ class HttpxResponse:
                 timed_out=True,
             )
         if isinstance(error, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol | httpx.PoolTimeout):
-            return BackendUnavailable(f'backend "{name}" cannot be reached', backend=name)
+            return self._unreachable()
         if isinstance(error, httpx.TimeoutException):
             return self._timeout("did not accept the request in time")
         return self._broken("closed the connection without an answer")
+
+    def _unreachable(self) -> BackendUnavailable:
+        return BackendUnavailable(f'backend "{self._endpoint.name}" cannot be reached', backend=self._endpoint.name)
 
     def _timeout(self, problem: str) -> BackendTimeout:
         return BackendTimeout(f'backend "{self._endpoint.name}" {problem}', backend=self._endpoint.name)

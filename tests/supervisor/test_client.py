@@ -277,3 +277,27 @@ async def test_a_key_is_nowhere_but_in_addresses(host: Host) -> None:
         assert "alpha" in seen[-1]
         assert key not in "".join(seen)
         assert key in (await http.post("/models/switch", json={"model": "alpha"})).text
+
+
+def _reset_at_once() -> AttributeError:
+    """What httpx raises under uvloop for a connection that was reset as soon as it was made."""
+    transport: Any = None
+    try:
+        transport.getpeername()
+    except AttributeError as error:
+        return error
+    raise AssertionError
+
+
+@pytest.mark.parametrize("call", ["status", "unload", "pull", "logs"])
+async def test_a_connection_that_is_reset_at_once_means_unreachable(
+    quick: SupervisorClient, httpx_mock: HTTPXMock, call: str
+) -> None:
+    httpx_mock.add_exception(_reset_at_once(), is_reusable=True)
+    calls = {"status": quick.status, "unload": lambda: quick.unload("alpha"), "pull": lambda: quick.pull("alpha")}
+    with pytest.raises(SupervisorUnreachable):
+        if call == "logs":
+            await anext(quick.logs("alpha"))
+        else:
+            await calls[call]()
+    assert quick.reachable is False

@@ -192,3 +192,15 @@ async def test_close_all_ends_waiting_requests(transport: HttpxTransport, begun:
             transport.close_all(other)
             await anyio.wait_all_tasks_blocked()
             transport.close_all(endpoint)
+
+
+async def test_a_connection_that_is_reset_at_once_is_an_unreachable_backend(
+    transport: HttpxTransport, httpx_mock: HTTPXMock
+) -> None:
+    # Under uvloop it has no socket any more when anyio looks at it.
+    httpx_mock.add_exception(
+        AttributeError("'NoneType' object has no attribute 'getpeername'", name="getpeername", obj=None)
+    )
+    with pytest.raises(BackendUnavailable):
+        async with transport.send(CHAT, CLOUD, Timeouts()):
+            pass
