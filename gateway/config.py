@@ -6,18 +6,19 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec import UnsetType
 
-from hostler.profiles.library import read_library
+from hostler.profiles.library import optional_text, read_library
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import Profile, ProfileEntry
 from hostler.profiles.store import load_profiles, read_text
-from hostler.profiles.yaml_config import Document, DocumentError, Size, parse
+from hostler.profiles.yaml_config import Document, DocumentError, KeyPath, Size, parse
 from hostler.supervisor.config import HostLimits, SupervisorSettings
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -203,8 +204,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     manifest: str | None = None
 
 
+#: A host name or address as in the `Host` header, and a web page's origin as in the `Origin` header.
+_HOST = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._-]*|[0-9A-Fa-f:]+:[0-9A-Fa-f:]*|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s*]*|null")
+
+
 class ConfigError(Exception):
-    """The configuration is invalid. The message names file, line and key, and the remedy."""
+    """The configuration is invalid. Each of `mistakes` names file, line and key, and the remedy."""
+
+    def __init__(self, *mistakes: str) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
 
 
 #: Domains that no public name server knows: RFC 6761, 6762 and 8375, ICANN's resolution on `internal`, and what routers
@@ -251,11 +261,21 @@ def find_file(given: str | None, environ: Mapping[str, str] = os.environ) -> Pat
     return None
 
 
+class FileErrors(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wrong with the configuration file, while an earlier state of it is in use. `since` in seconds since the epoch."""
+
+    file: str
+    mistakes: tuple[str, ...]
+    since: float
+
+
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration as read: `path` is `None` without a file. `shipped`: no profiles are configured.
 
     `library` is the file of the models that clients created, `presets` those of them that are no profiles. `host_limits`
-    are the limits of a host's queue and switches that the file sets, without defaults.
+    are the limits of a host's queue and switches that the file sets, without defaults. `texts` are the files that were
+    read with their contents, `None` for one that does not exist. `errors`: the files have mistakes, and this is their
+    last good state.
     """
 
     path: Path | None
@@ -265,31 +285,44 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     library: Path | None = None
     presets: Mapping[str, Preset] = {}
     host_limits: HostLimits = HostLimits()
+    texts: Mapping[Path, str | None] = {}
+    errors: FileErrors | None = None
 
 
-def read(path: Path | None, environ: Mapping[str, str] = os.environ) -> Configuration:
-    """Read the file at `path` with its manifest and library; defaults without a file. Raises `ConfigError`."""
+def read(
+    path: Path | None, environ: Mapping[str, str] = os.environ, *, texts: Mapping[Path, str | None] | None = None
+) -> Configuration:
+    """Read the file at `path` with its manifest and library; defaults without a file. Relative paths start at the file.
+
+    `texts` replace the contents of files. Raises `ConfigError` with all mistakes.
+    """
+    files = _Files(texts or {})
+    errors: list[DocumentError] = []
+    settings, document, manifest = Settings(), None, None
     try:
-        document = None if path is None else parse(read_text(path), str(path), env=environ)
-        settings, limits = Settings(), HostLimits()
-        manifest = None
-        if path is not None and document is not None:
-            settings = document.to(Settings)
-            _check(settings, document)
-            limits = _host_limits(settings.gateway, document.value)
+        if path is not None:
+            document = parse(files.text(path), str(path), env=environ, errors=errors)
+            settings = document.fit(Settings, errors) or Settings()
+            known = {each.path for each in errors}
+            errors += [each for each in _broken_rules(settings, document) if each.path not in known]
+            settings = _with_absolute_paths(settings, path.absolute().parent)
             if settings.manifest is not None:
                 manifest = path.parent / Path(settings.manifest).expanduser()
         file = library_file(settings.gateway.library, path, environ)
-        made, written = read_library(file)
+        made, written = read_library(file, files.optional_text)
         profiles = load_profiles(
             document,
             settings.profiles,
             manifest,
             created=None if written is None else (written, made.profiles),
             env=environ,
+            read=files.text,
+            errors=errors,
         )
     except DocumentError as error:
-        raise ConfigError(str(error)) from error
+        errors.append(error)
+    if errors:
+        raise ConfigError(*dict.fromkeys(str(each) for each in sorted(errors, key=_place)))
     shipped = not settings.profiles and manifest is None
     return Configuration(
         path=path,
@@ -298,7 +331,57 @@ def read(path: Path | None, environ: Mapping[str, str] = os.environ) -> Configur
         shipped=shipped,
         library=file,
         presets=made.presets,
-        host_limits=limits,
+        host_limits=HostLimits() if document is None else _host_limits(settings.gateway, document.value),
+        texts=files.texts,
+    )
+
+
+def _place(error: DocumentError) -> tuple[str, int]:
+    return error.source, error.line or 0
+
+
+class _Files:
+    """Reads files, and keeps in `texts` what was read. `given` replaces the contents of some."""
+
+    def __init__(self, given: Mapping[Path, str | None]) -> None:
+        self._given = given
+        self.texts: dict[Path, str | None] = {}
+
+    def text(self, path: Path) -> str:
+        """Raises `DocumentError` if there is no such file, or if it cannot be read."""
+        text = self.optional_text(path)
+        return read_text(path) if text is None else text
+
+    def optional_text(self, path: Path) -> str | None:
+        """`None` if there is no such file. Raises `DocumentError` if it cannot be read."""
+        place = path.absolute()
+        self.texts[place] = self._given[place] if place in self._given else optional_text(path)
+        return self.texts[place]
+
+
+def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
+    """The settings with files and folders that start at `folder`, where the configuration file is."""
+
+    def absolute(path: str | None) -> str | None:
+        return None if path is None else str(folder / Path(path).expanduser())
+
+    replace = msgspec.structs.replace
+    gateway, supervisor = settings.gateway, settings.supervisor
+    return replace(
+        settings,
+        gateway=replace(
+            gateway,
+            api_keys_file=absolute(gateway.api_keys_file),
+            spending=replace(gateway.spending, file=absolute(gateway.spending.file)),
+            recording=replace(gateway.recording, file=absolute(gateway.recording.file)),
+        ),
+        backends={
+            name: replace(backend, token_file=absolute(backend.token_file), api_key_file=absolute(backend.api_key_file))
+            for name, backend in settings.backends.items()
+        },
+        supervisor=replace(
+            supervisor, token_file=absolute(supervisor.token_file), slots_dir=absolute(supervisor.slots_dir)
+        ),
     )
 
 
@@ -333,81 +416,83 @@ def library_file(settings: LibrarySettings, path: Path | None, environ: Mapping[
     return Path(base).expanduser() / "hostler" / "models.yaml"
 
 
-def _check(settings: Settings, document: Document) -> None:
-    """Check the rules that types cannot express."""
-    for index, name in enumerate(settings.gateway.chain or ()):
-        if name not in settings.backends and name != LOCAL:
-            known = ", ".join([*settings.backends, LOCAL])
-            raise document.error(("gateway", "chain", index), f"{name!r} is not a backend; backends are: {known}")
+def _broken_rules(settings: Settings, document: Document) -> Iterator[DocumentError]:
+    """The errors about rules that types cannot express."""
+    # Backends that could not be read count as well: they have errors of their own.
+    written = document.value.get("backends") if isinstance(document.value, dict) else None
+    known = list(dict.fromkeys((*settings.backends, *(written if isinstance(written, dict) else ()), LOCAL)))
+    yield from _unknown_backends(document, ("gateway", "chain"), settings.gateway.chain, known)
     for name, backend in settings.backends.items():
-        if name == LOCAL:
-            raise document.error(
-                ("backends", name), "this name is reserved for the supervisor of `hostler up`; use another one"
-            )
-        if not backend.url.startswith(("http://", "https://")):
-            raise document.error(("backends", name, "url"), f"{backend.url!r} must start with http:// or https://")
-        _check_headers(document, name, backend)
-        if backend.wake is not None:
-            _check_wake(document, name, backend, backend.wake)
-        if backend.kind != "supervisor" and not backend.models:
-            raise document.error(
-                ("backends", name), 'models is missing: list the models it serves, e.g. {"*": name-there}'
-            )
-    _check_chains(settings, document)
+        yield from _backend_errors(document, name, backend)
+    if settings.backends:  # a machine that only runs a supervisor has none
+        for profile, entry in settings.profiles.items():
+            yield from _unknown_backends(document, ("profiles", profile, "chain"), entry.chain or (), known)
     endpoint = settings.gateway.tracing.endpoint
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
-        raise document.error(
+        yield document.error(
             ("gateway", "tracing", "endpoint"), f"{endpoint!r} must be the full URL, http://.../v1/traces"
         )
+    for index, host in enumerate(settings.gateway.allowed_hosts):
+        if not _HOST.fullmatch(host):
+            message = f"{host!r} is not a host name; list the names that clients use, e.g. llm.lan"
+            yield document.error(("gateway", "allowed_hosts", index), message)
+    for index, origin in enumerate(settings.gateway.cors_origins):
+        if not _ORIGIN.fullmatch(origin):
+            message = f"{origin!r} is not an origin; list the web pages' origins, e.g. https://chat.lan"
+            yield document.error(("gateway", "cors_origins", index), message)
     for index, listen in enumerate(settings.gateway.listen):
-        _check_address(document, ("gateway", "listen", index), listen)
-    _check_address(document, ("supervisor", "listen"), settings.supervisor.listen)
+        yield from _address_errors(document, ("gateway", "listen", index), listen)
+    yield from _address_errors(document, ("supervisor", "listen"), settings.supervisor.listen)
 
 
-def _check_headers(document: Document, name: str, backend: BackendSettings) -> None:
-    """Values sent as headers must fit into one line."""
-    for key in ("referer", "title"):
+def _unknown_backends(
+    document: Document, path: KeyPath, chain: tuple[str, ...] | UnsetType | None, known: Sequence[str]
+) -> Iterator[DocumentError]:
+    for index, name in enumerate(chain or ()):
+        if name not in known:
+            yield document.error((*path, index), f"{name!r} is not a backend; backends are: {', '.join(known)}")
+
+
+def _backend_errors(document: Document, name: str, backend: BackendSettings) -> Iterator[DocumentError]:
+    path = ("backends", name)
+    if name == LOCAL:
+        yield document.error(path, "this name is reserved for the supervisor of `hostler up`; use another one")
+    if not backend.url.startswith(("http://", "https://")):
+        yield document.error((*path, "url"), f"{backend.url!r} must start with http:// or https://")
+    for key in ("referer", "title"):  # sent as headers
         value = getattr(backend, key)
         if value is not None and not re.fullmatch(r"[\x20-\x7e\xa0-\xff]+", value):
-            raise document.error(("backends", name, key), "must be one line of plain text")
+            yield document.error((*path, key), "must be one line of plain text")
+    if backend.wake is not None:
+        yield from _wake_errors(document, (*path, "wake"), backend, backend.wake)
+    if backend.kind != "supervisor" and not backend.models:
+        yield document.error(path, 'models is missing: list the models it serves, e.g. {"*": name-there}')
 
 
-def _check_wake(document: Document, name: str, backend: BackendSettings, wake: WakeSettings) -> None:
-    path = ("backends", name, "wake")
+def _wake_errors(
+    document: Document, path: KeyPath, backend: BackendSettings, wake: WakeSettings
+) -> Iterator[DocumentError]:
     if backend.kind != "supervisor":
-        raise document.error(path, "only a supervisor reports when it is awake; remove it or set kind: supervisor")
+        yield document.error(path, "only a supervisor reports when it is awake; remove it or set kind: supervisor")
     if not re.fullmatch(r"[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}", wake.mac):
-        raise document.error((*path, "mac"), f"{wake.mac!r} is not a MAC address; write it like 01:23:45:67:89:ab")
+        yield document.error((*path, "mac"), f"{wake.mac!r} is not a MAC address; write it like 01:23:45:67:89:ab")
     host, _, port = wake.broadcast.partition(":")
     try:
         ipaddress.IPv4Address(host)
         if port and not 0 < int(port) <= 65535:
             raise ValueError
     except ValueError:
-        raise document.error(
+        yield document.error(
             (*path, "broadcast"),
             f"{wake.broadcast!r} is not an address; use the network's broadcast address, e.g. 192.168.1.255",
-        ) from None
+        )
 
 
-def _check_chains(settings: Settings, document: Document) -> None:
-    """The chains of profiles may only name backends of this file. A machine that only runs a supervisor has none."""
-    if not settings.backends:
-        return
-    for profile, entry in settings.profiles.items():
-        for index, name in enumerate(entry.chain or ()):
-            if name not in settings.backends and name != LOCAL:
-                known = ", ".join([*settings.backends, LOCAL])
-                raise document.error(
-                    ("profiles", profile, "chain", index), f"{name!r} is not a backend; backends are: {known}"
-                )
-
-
-def _check_address(document: Document, path: tuple[str | int, ...], text: str) -> None:
+def _address_errors(document: Document, path: KeyPath, text: str) -> Iterator[DocumentError]:
     try:
         parse_address(text)
     except ValueError as error:
-        raise document.error(path, str(error)) from error
+        yield document.error(path, str(error))
 
 
 #: The name in the chain of the supervisor that runs in the gateway's own process.

@@ -6,7 +6,7 @@ Authorisation happens elsewhere.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,21 @@ class Library(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return name in self.presets or name in self.profiles
 
 
-def read_library(path: Path) -> tuple[Library, Document | None]:
-    """The file's content, and the document for error messages; empty if there is no file. Raises `DocumentError`."""
-    if not path.exists():
+def read_library(path: Path, read: Callable[[Path], str | None] | None = None) -> tuple[Library, Document | None]:
+    """The file's content, and the document for error messages; empty if there is no file. Raises `DocumentError`.
+
+    `read` returns the file's text, `None` if there is no file.
+    """
+    text = (read or optional_text)(path)
+    if text is None:
         return Library(), None
-    document = parse(read_text(path), str(path), env={})
+    document = parse(text, str(path), env={})
     return document.to(Library), document
+
+
+def optional_text(path: Path) -> str | None:
+    """The file's text, `None` if there is no file. Raises `DocumentError` if it cannot be read."""
+    return read_text(path) if path.exists() else None
 
 
 def save_model(path: Path, name: str, *, preset: Preset | None, profile: ProfileEntry | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -179,16 +179,32 @@ def name_key(name: str) -> str:
     return name.lower().removesuffix(":latest")
 
 
-def resolve(entries: Mapping[str, ProfileEntry]) -> tuple[Profile, ...]:
-    """The complete profiles, in the order of `entries`. Raises `ProfileError` for the first invalid one."""
-    profiles = tuple(_complete(name, entries) for name in entries)
-    for profile in profiles:
-        _check(profile)
-    _check_names(profiles)
+def resolve(entries: Mapping[str, ProfileEntry], errors: list[ProfileError] | None = None) -> tuple[Profile, ...]:
+    """The complete profiles, in the order of `entries`. Raises `ProfileError` for the first invalid one.
+
+    With `errors`, invalid profiles are left out and added to it instead, each with its first error.
+    """
+    found: list[ProfileError] = []
+    profiles: list[Profile] = []
+    for name in entries:
+        try:
+            profile = _complete(name, entries)
+            _check(profile)
+            profiles.append(profile)
+        except ProfileError as error:
+            found.append(error)
+    found += _name_errors(profiles)
     defaults = [profile.name for profile in profiles if profile.default]
-    if len(defaults) > 1:
-        raise ProfileError(defaults[1], "default", f"{defaults[0]} is already the default; only one profile can be")
-    return profiles
+    found += [
+        ProfileError(name, "default", f"{defaults[0]} is already the default; only one profile can be")
+        for name in defaults[1:]
+    ]
+    if errors is None and found:
+        raise found[0]
+    if errors is not None:
+        errors += found
+    invalid = {error.profile for error in found}
+    return tuple(profile for profile in profiles if profile.name not in invalid)
 
 
 def _complete(name: str, entries: Mapping[str, ProfileEntry]) -> Profile:
@@ -274,7 +290,7 @@ def _check_name(name: str, profile: Profile, key: str | None) -> None:
         )
 
 
-def _check_names(profiles: Iterable[Profile]) -> None:
+def _name_errors(profiles: Iterable[Profile]) -> Iterator[ProfileError]:
     taken: dict[str, tuple[Profile, str]] = {}
     for profile in profiles:
         for name in (profile.name, *profile.aliases):
@@ -282,4 +298,4 @@ def _check_names(profiles: Iterable[Profile]) -> None:
             other, spelling = taken.setdefault(name_key(name), (profile, name))
             if other is not profile:
                 owner = "a profile" if spelling == other.name else f"an alias of {other.name}"
-                raise ProfileError(profile.name, key, f"the name {name} is taken: {spelling} is {owner}")
+                yield ProfileError(profile.name, key, f"the name {name} is taken: {spelling} is {owner}")

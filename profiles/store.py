@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import msgspec
 
 from hostler.profiles.schema import Profile, ProfileEntry, ProfileError, resolve
 from hostler.profiles.sources import ModelSource
-from hostler.profiles.yaml_config import Document, DocumentError, parse
+from hostler.profiles.yaml_config import Document, DocumentError, dotted, parse
 
 MANIFEST_KEY = "profiles"
 
@@ -76,21 +76,29 @@ def load_profiles(
     *,
     created: tuple[Document, Mapping[str, ProfileEntry]] | None = None,
     env: Mapping[str, str],
+    read: Callable[[Path], str] | None = None,
+    errors: list[DocumentError] | None = None,
 ) -> tuple[Profile, ...]:
     """All profiles of an installation: the `profiles:` section of the main file and those of its manifest.
 
     With neither, the bundled ones. One file's profiles may be based on the other's. Relative model paths start at
     the file they are written in. `created` are those that clients created: one that is invalid, because its base is
-    gone or its name is taken by now, is left out with a warning. Raises `DocumentError` with file and line.
+    gone or its name is taken by now, is left out with a warning. `read` returns the manifest's text. Raises
+    `DocumentError` with file and line; with `errors`, what is invalid is left out and added to it instead.
     """
     sections = []
     if document is not None and entries:
         sections.append(_Entries(document=document, prefix=(MANIFEST_KEY,), entries=entries))
     if manifest is not None:
-        sections.append(_manifest_entries(read_text(manifest), str(manifest), env))
-    if not sections:
+        try:
+            sections.append(_manifest_entries((read or read_text)(manifest), str(manifest), env, errors))
+        except DocumentError as error:
+            if errors is None:
+                raise
+            errors.append(error)
+    if not sections and not errors:
         sections.append(_manifest_entries(bundled_text("demo.yaml"), "demo.yaml", {}))
-    return _resolve(sections) if created is None else _resolve_with_created(sections, *created)
+    return _resolve(sections, errors) if created is None or errors else _resolve_with_created(sections, *created)
 
 
 def diff(old: Iterable[Profile], new: Iterable[Profile]) -> Changes:
@@ -131,16 +139,23 @@ def read_text(path: Path) -> str:
         raise DocumentError(str(path), None, "", f"cannot be read: {error.strerror or error}") from None
 
 
-def _manifest_entries(text: str, source: str, env: Mapping[str, str]) -> _Entries:
-    document = parse(text, source, env=env)
+def _manifest_entries(
+    text: str, source: str, env: Mapping[str, str], errors: list[DocumentError] | None = None
+) -> _Entries:
+    document = parse(text, source, env=env, errors=errors)
     if not isinstance(document.value, dict) or not document.value:
         raise document.error((), "has no profiles: expected a mapping of names to profiles")
     if MANIFEST_KEY in document.value:
-        return _Entries(document=document, prefix=(MANIFEST_KEY,), entries=document.to(_Manifest).profiles)
-    return _Entries(document=document, prefix=(), entries=document.to(dict[str, ProfileEntry]))
+        if errors is None:
+            return _Entries(document=document, prefix=(MANIFEST_KEY,), entries=document.to(_Manifest).profiles)
+        fitting = document.fit(_Manifest, errors)
+        return _Entries(document=document, prefix=(MANIFEST_KEY,), entries={} if fitting is None else fitting.profiles)
+    shape = dict[str, ProfileEntry]
+    entries = document.to(shape) if errors is None else document.fit(shape, errors) or {}
+    return _Entries(document=document, prefix=(), entries=entries)
 
 
-def _resolve(sections: list[_Entries]) -> tuple[Profile, ...]:
+def _resolve(sections: list[_Entries], errors: list[DocumentError] | None = None) -> tuple[Profile, ...]:
     entries: dict[str, ProfileEntry] = {}
     origins: dict[str, _Entries] = {}
     for section in sections:
@@ -148,15 +163,25 @@ def _resolve(sections: list[_Entries]) -> tuple[Profile, ...]:
             if (other := origins.get(name)) is not None:
                 line = other.document.line(*other.prefix, name)
                 place = f"{other.document.source}:{line}"
-                raise section.document.error((*section.prefix, name), f"a profile of that name exists in {place}")
+                found = section.document.error((*section.prefix, name), f"a profile of that name exists in {place}")
+                if errors is None:
+                    raise found
+                errors.append(found)
+                continue
             entries[name] = entry
             origins[name] = section
-    try:
-        profiles = resolve(entries)
-    except ProfileError as error:
+    invalid: list[ProfileError] = []
+    profiles = resolve(entries, invalid)
+    for error in invalid:
         section = origins[error.profile]
         path = (*section.prefix, error.profile, *([error.key] if error.key else []))
-        raise section.document.error(path, error.message) from None
+        found = section.document.error(path, error.message)
+        if errors is None:
+            raise found
+        # What could not be read is reported already, and so is what follows from it.
+        place = dotted((*section.prefix, error.profile))
+        if not any(each.source == found.source and f"{each.path}.".startswith(f"{place}.") for each in errors):
+            errors.append(found)
     return tuple(_with_absolute_path(profile, entries, origins) for profile in profiles)
 
 

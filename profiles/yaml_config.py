@@ -34,6 +34,8 @@ _TYPE_NAMES = {
     "float": "a number",
     "str": "text",
 }
+#: As many mistakes of one document are reported.
+_MAX_ERRORS = 50
 _BOUNDS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}
 
 
@@ -74,7 +76,8 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
     """A document's values, the line of each, and those that come from environment variables.
 
     `written` maps the path of such a value to its text in the file (`${env:NAME}`), `unquoted` to what YAML would
-    make of the value without quotes. `secrets` maps texts that must not be shown to what is shown instead.
+    make of the value without quotes. `secrets` maps texts that must not be shown to what is shown instead. `omitted` are
+    the paths of values that could not be read.
     """
 
     value: Any
@@ -82,6 +85,7 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
     written: dict[KeyPath, str]
     unquoted: dict[KeyPath, Any]
     secrets: dict[str, str]
+    omitted: frozenset[KeyPath] = frozenset()
 
 
 class Document:
@@ -104,8 +108,23 @@ class Document:
 
     def to(self, shape: type[T]) -> T:
         """The document as a `shape`. Raises `DocumentError` for the first value that does not fit."""
+        errors: list[DocumentError] = []
+        value = self._convert(shape, errors, limit=1)
+        if errors or value is None:
+            raise errors[0]
+        return value
+
+    def fit(self, shape: type[T], errors: list[DocumentError]) -> T | None:
+        """The document as a `shape`, without the values that do not fit: they are added to `errors`.
+
+        `None` if nothing is left. Of a list only the first such value is reported.
+        """
+        return self._convert(shape, errors, limit=_MAX_ERRORS)
+
+    def _convert(self, shape: type[T], errors: list[DocumentError], limit: int) -> T | None:
         value = self.value
         unquoted = dict(self._values.unquoted)
+        removed = set(self._values.omitted)
         while True:
             try:
                 return msgspec.convert(value, shape, dec_hook=_decode)
@@ -119,7 +138,15 @@ class Document:
                 if not at_key and path in unquoted:
                     value = _with_value(value, path, unquoted.pop(path))
                     continue
-                raise self._explain(path, message, value, shape) from None
+                missing = re.fullmatch(r"Object missing required field `(.*)`", message, re.DOTALL)
+                if missing is None or (*path, missing[1]) not in removed:
+                    errors.append(self._explain(path, message, value, shape))
+                unknown = re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL)
+                broken = _in_mapping((*path, unknown[1]) if unknown else path)
+                if not broken or len(errors) >= limit:
+                    return None
+                removed.add(broken)
+                value = _without(value, broken)
 
     def _explain(self, path: KeyPath, message: str, value: Any, shape: Any) -> DocumentError:
         if match := re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL):
@@ -177,11 +204,14 @@ def dotted(path: KeyPath) -> str:
     return text
 
 
-def parse(text: str, source: str, *, env: Mapping[str, str]) -> Document:
-    """`text` as plain values with their lines. Raises `DocumentError` for anything but safe, plain YAML."""
+def parse(text: str, source: str, *, env: Mapping[str, str], errors: list[DocumentError] | None = None) -> Document:
+    """`text` as plain values with their lines. Raises `DocumentError` for anything but safe, plain YAML.
+
+    With `errors`, values with an unknown variable are left out and added to it instead.
+    """
     from hostler.profiles.yaml_values import read_values  # 0.1 s: ruamel
 
-    return Document(source, read_values(text, source, env))
+    return Document(source, read_values(text, source, env, errors))
 
 
 def _decode(shape: Any, value: Any) -> Any:
@@ -242,6 +272,18 @@ def _with_value(value: Any, path: KeyPath, new: Any) -> Any:
     if isinstance(value, list) and isinstance(step, int):
         return [*value[:step], _with_value(value[step], rest, new), *value[step + 1 :]]
     return value
+
+
+def _in_mapping(path: KeyPath) -> KeyPath:
+    """`path`, or that of the outermost list it is in: what can be left out without moving anything else."""
+    return next((path[:index] for index, step in enumerate(path) if isinstance(step, int)), path)
+
+
+def _without(value: Any, path: KeyPath) -> Any:
+    """A copy of `value` without what is at `path`."""
+    *above, last = path
+    parent = _value_at(value, tuple(above))
+    return _with_value(value, tuple(above), {key: item for key, item in parent.items() if key != last})
 
 
 def _known_keys(shape: Any, path: KeyPath) -> list[str]:

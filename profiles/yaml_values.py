@@ -24,14 +24,14 @@ _VARIABLE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 _TAG = "tag:yaml.org,2002:"
 
 
-def read_values(text: str, source: str, env: Mapping[str, str]) -> Values:
-    """The values of one document. Raises `DocumentError`.
+def read_values(text: str, source: str, env: Mapping[str, str], errors: list[DocumentError] | None = None) -> Values:
+    """The values of one document. Raises `DocumentError`, except for variables if there are `errors` to add to.
 
     Rejects custom tags, duplicate keys, anchors that contain themselves, and documents beyond the limits above.
     """
     if len(text) > MAX_CHARACTERS:
         raise DocumentError(source, None, "", f"more than {MAX_CHARACTERS} characters")
-    return _NodeReader(source, env).values(_compose(text, source))
+    return _NodeReader(source, env, errors).values(_compose(text, source))
 
 
 def _compose(text: str, source: str) -> Node | None:
@@ -54,14 +54,16 @@ def _compose(text: str, source: str) -> Node | None:
 class _NodeReader:
     """Converts the nodes to values and records lines and variables."""
 
-    def __init__(self, source: str, env: Mapping[str, str]) -> None:
+    def __init__(self, source: str, env: Mapping[str, str], errors: list[DocumentError] | None) -> None:
         self._source = source
         self._env = env
+        self._errors = errors
         self._nodes = 0
         self._lines: dict[KeyPath, int] = {(): 1}
         self._written: dict[KeyPath, str] = {}
         self._unquoted: dict[KeyPath, Any] = {}
         self._secrets: dict[str, str] = {}
+        self._omitted: set[KeyPath] = set()
 
     def values(self, root: Node | None) -> Values:
         value = {} if root is None else self.read(root, (), ())
@@ -71,6 +73,7 @@ class _NodeReader:
             written=self._written,
             unquoted=self._unquoted,
             secrets=self._secrets,
+            omitted=frozenset(self._omitted),
         )
 
     def read(self, node: Node, path: KeyPath, above: tuple[Node, ...]) -> Any:
@@ -83,14 +86,15 @@ class _NodeReader:
             raise self._error(node, path, "an anchor may not contain itself")
         if isinstance(node, MappingNode):
             self._check_tag(node, path, "map")
-            return {key: self._below(value, (*path, key), node, above) for key, value in self._items(node, path)}
+            items = [(key, self._below(value, (*path, key), node, above)) for key, value in self._items(node, path)]
+            return {key: value for key, value in items if (*path, key) not in self._omitted}
         if isinstance(node, SequenceNode):
             self._check_tag(node, path, "seq")
             values = []
             for index, item in enumerate(node.value):
                 self._lines[(*path, index)] = item.start_mark.line + 1
                 values.append(self._below(item, (*path, index), node, above))
-            return values
+            return [value for index, value in enumerate(values) if (*path, index) not in self._omitted]
         if not isinstance(node, ScalarNode):
             raise self._error(node, path, "not a mapping, a list or a plain value")
         return self._scalar(node, path)
@@ -137,7 +141,14 @@ class _NodeReader:
         self._check_tag(node, path, "null", "bool", "int", "float", "str", "timestamp")
         if node.tag not in (_TAG + "str", _TAG + "timestamp"):
             return _scalar_value(str(node.tag), node.value)
-        text, values = self._substituted(node, path)
+        try:
+            text, values = self._substituted(node, path)
+        except DocumentError as error:
+            if self._errors is None:
+                raise
+            self._errors.append(error)
+            self._omitted.add(path)
+            return None
         if values:
             self._written[path] = node.value
             self._unquoted[path] = _as_unquoted(text)
