@@ -23,6 +23,10 @@ from hostler.profiles.sources import (
     cache_directory,
 )
 
+#: A cancelled fetch may take this long to end pip and to remove partial files, in seconds. One that waits for a name
+#: server has neither.
+CLEAN_UP_S = 1.5
+
 if TYPE_CHECKING:
     from hostler.profiles.downloads import Cancellation
     from hostler.profiles.schema import Profile
@@ -65,8 +69,7 @@ async def fetch(profile: Profile, *, cache_dir: Path | None = None, report: Repo
     except get_cancelled_exc_class():
         cancellation.cancel()
         with CancelScope(shield=True):
-            # Long enough to end pip and to remove partial files; a name server that does not answer may take longer.
-            await to_thread.run_sync(finished.wait, 5.0)
+            await to_thread.run_sync(finished.wait, CLEAN_UP_S)
         raise
 
 
