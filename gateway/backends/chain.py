@@ -306,29 +306,36 @@ class Chain:
     # Stall detection
 
     def _engine_stall_detector(self, name: str, settings: BackendSettings, breakers: CircuitBreakers) -> StallDetector:
-        """A supervised machine counts as gone when neither the engine nor the supervisor responds, twice."""
+        """A supervised machine counts as gone when neither the engine nor the supervisor responds, twice. While requests wait
+        for a model there is no engine."""
         check = partial(HttpCheck, connect_s=self._connect_s, proxied=False, timeout_s=_STALL_TIMEOUT_S)
         supervisor = check(supervisor_endpoint(name, settings), "/healthz", ())
         self._http_checks.append(supervisor)
 
         async def is_alive(address: EngineAddress | None) -> bool:
-            assert address is not None, "requests wait at engines"
+            if address is None and not self.hops[name].reachable():
+                return True  # that is known, and no news: the requests wait until the machine is awake
             for _ in range(_LOCAL_TRIES):
-                engine = check(Endpoint(host=address.host, port=address.port, name=name), "/health", ())
-                try:
-                    if await any_responds(supervisor, engine):
-                        return True
-                finally:
-                    with anyio.CancelScope(shield=True):
-                        await engine.aclose()
+                if await (supervisor() if address is None else engine_responds(address)):
+                    return True
             return False
 
-        def drop(address: EngineAddress | None) -> None:
-            assert address is not None, "requests wait at engines"
-            self._give_up(name, breakers)
-            self._drop_requests(Endpoint(host=address.host, port=address.port, key=address.key, name=name))
+        async def engine_responds(address: EngineAddress) -> bool:
+            engine = check(Endpoint(host=address.host, port=address.port, name=name), "/health", ())
+            try:
+                return await any_responds(supervisor, engine)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await engine.aclose()
 
-        return self._stall_detector(name, is_alive, drop, needs_address=True)
+        def drop(address: EngineAddress | None) -> None:
+            self._give_up(name, breakers)
+            if address is None:
+                self._drop_requests(supervisor_endpoint(name, settings))
+            else:
+                self._drop_requests(Endpoint(host=address.host, port=address.port, key=address.key, name=name))
+
+        return self._stall_detector(name, is_alive, drop)
 
     def _server_stall_detector(
         self, backend: Backend, settings: BackendSettings, breakers: CircuitBreakers
@@ -353,7 +360,7 @@ class Chain:
             self._drop_requests(endpoint)
 
         max_requests = _ANSWERS_BESIDE[settings.kind] if settings.is_local else math.inf
-        return self._stall_detector(name, is_alive, drop, needs_address=False, max_requests=max_requests)
+        return self._stall_detector(name, is_alive, drop, max_requests=max_requests)
 
     def _stall_detector(
         self,
@@ -361,12 +368,9 @@ class Chain:
         is_alive: IsAlive,
         drop: Callable[[EngineAddress | None], None],
         *,
-        needs_address: bool,
         max_requests: float = math.inf,
     ) -> StallDetector:
-        detector = StallDetector(
-            name, is_alive=is_alive, drop=drop, needs_address=needs_address, max_requests=max_requests
-        )
+        detector = StallDetector(name, is_alive=is_alive, drop=drop, max_requests=max_requests)
         self._stall_detectors.append(detector)
         return detector
 

@@ -27,8 +27,8 @@ _Received = dict[Attempt, tuple[EngineAddress | None, int]]
 class StallDetector:
     """Watches the attempts at one backend, in one task, and only while there are any.
 
-    `needs_address`: attempts without an address still wait for a model to load and are not watched. `max_requests` is
-    the number of requests beside which the backend certainly answers health checks.
+    Attempts without an address are watched together: all those at a plain server, and at a supervised machine those that
+    wait for their model. `max_requests` is the number of requests beside which the backend certainly answers health checks.
     """
 
     def __init__(
@@ -37,14 +37,12 @@ class StallDetector:
         *,
         is_alive: IsAlive,
         drop: DropRequests,
-        needs_address: bool,
         max_requests: float = math.inf,
         silence_s: float = SILENCE_S,
     ) -> None:
         self._name = name
         self._is_alive = is_alive
         self._drop = drop
-        self._needs_address = needs_address
         self._max_requests = max_requests
         self._silence_s = silence_s
         self._attempts: set[Attempt] = set()
@@ -83,11 +81,7 @@ class StallDetector:
         self._drop(address)
 
     def _received(self) -> _Received:
-        return {
-            attempt: (attempt.address, attempt.segments)
-            for attempt in self._attempts
-            if attempt.address is not None or not self._needs_address
-        }
+        return {attempt: (attempt.address, attempt.segments) for attempt in self._attempts}
 
     def _silent_since(self, before: _Received) -> list[EngineAddress | None]:
         """Addresses with in-flight requests that received nothing since `before`."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import anyio
 import pytest
 from fakes.fake_openrouter import FakeOpenRouter
 from system.three_machines import (
@@ -101,3 +102,18 @@ async def test_a_frozen_machine_delays_only_the_first_of_consecutive_requests(tm
         answers = [await machines.chat(stream=number % 2 == 0) for number in range(4)]
         assert [answer.headers["x-hostler-backend"] for answer in answers] == ["openrouter"] * 4
         assert [answer.headers["x-hostler-reason"] for answer in answers[1:]] == ["main-pc: circuit_open"] * 3
+
+
+async def test_a_machine_that_freezes_with_nothing_loaded_is_replaced_as_soon_as_one_that_serves(
+    tmp_path: Path,
+) -> None:
+    async with start_machines(tmp_path) as machines:
+        await machines.recovered("main-pc")
+        await machines.pc.stop()
+        await machines.pc.start()
+        await machines.until_reachable("main-pc")
+        machines.pc.freeze()
+        # The supervisor's connections are given up later, after 30 s of silence.
+        with anyio.fail_after(20):
+            answer = await machines.chat()
+        assert answer.headers["x-hostler-backend"] == "openrouter"

@@ -23,6 +23,7 @@ import anyio
 import httpx
 import psutil
 from fakes.fake_openrouter import FakeOpenRouter, start_openrouter
+from fakes.gguf_files import LLAMA, TENSORS, GgufWriter
 from system.fallback_chain import answer_text, error_in
 from system.hostler_process import HostlerProcess, run_hostler
 from system.running_gateway import FAKE_ENGINE
@@ -101,6 +102,15 @@ class ThreeMachines:
         """Request an answer and read it to its end. The gateway's log has the `request_id`."""
         body = {"model": model, "stream": stream, "messages": [{"role": "user", "content": "Hello"}]}
         return await self.http.post("/v1/chat/completions", json=body, headers={"X-Request-Id": request_id})
+
+    async def until_reachable(self, name: str) -> None:
+        """Wait until the gateway follows this machine's supervisor."""
+        with anyio.fail_after(30):
+            while True:
+                hosts = (await self.http.get("/admin/status")).json()["hosts"]
+                if any(host["backend"] == name and host["reachable"] for host in hosts):
+                    return
+                await anyio.sleep(0.05)
 
     async def recovered(self, name: str) -> None:
         """Run the doctor until a backend is healthy, which closes its circuit."""
@@ -204,7 +214,7 @@ async def start_machines(folder: Path) -> AsyncIterator[ThreeMachines]:
         program = engines / "llama-server"
         program.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {FAKE_ENGINE} "$@"\n')
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
-        (folder / "model.gguf").write_bytes(b"not read by the scripted engine")
+        (folder / "model.gguf").write_bytes(GgufWriter().bytes(LLAMA, TENSORS))
         secrets = {"supervisor": TOKEN, "openrouter": CLOUD_KEY}
         for name, secret in secrets.items():
             (folder / name).write_text(secret)

@@ -25,15 +25,13 @@ def engine(port: int) -> EngineAddress:
 class FakeBackend:
     """A backend that responds or not, the ports that were checked and those whose requests were dropped."""
 
-    def __init__(self, *, needs_address: bool) -> None:
+    def __init__(self) -> None:
         self.answers = False
         self.checked: list[int | None] = []
         self.dropped: list[int | None] = []
         self.moved = anyio.Event()
         self.during: Any = None
-        self.detector = StallDetector(
-            "b", is_alive=self._alive, drop=self._drop, needs_address=needs_address, max_requests=1, silence_s=0.01
-        )
+        self.detector = StallDetector("b", is_alive=self._alive, drop=self._drop, max_requests=1, silence_s=0.01)
 
     async def _alive(self, address: EngineAddress | None) -> bool:
         self.checked.append(address.port if address is not None else None)
@@ -57,8 +55,8 @@ class FakeBackend:
 
 
 @asynccontextmanager
-async def backend(*, needs_address: bool = True) -> AsyncIterator[FakeBackend]:
-    subject = FakeBackend(needs_address=needs_address)
+async def backend() -> AsyncIterator[FakeBackend]:
+    subject = FakeBackend()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(subject.detector.run)
         yield subject
@@ -116,9 +114,24 @@ async def test_a_segment_that_arrives_during_the_check_saves_the_request() -> No
         assert subject.dropped == []
 
 
-async def test_requests_without_an_address_are_not_watched() -> None:
+async def test_requests_that_wait_for_their_model_are_dropped_apart_from_those_at_an_engine() -> None:
     async with backend() as subject:
         subject.request(None)
+        served = subject.request(1)
+
+        def speak() -> None:
+            served.segments += 1
+
+        subject.during = speak
+        with anyio.fail_after(5):
+            while not subject.dropped:
+                served.segments += 1
+                await anyio.sleep(0.001)
+        assert set(subject.dropped) == {None}
+
+
+async def test_requests_that_have_ended_are_not_watched() -> None:
+    async with backend() as subject:
         left = subject.request(1)
         subject.detector.leave(left)
         await anyio.sleep(0.05)
@@ -126,7 +139,7 @@ async def test_requests_without_an_address_are_not_watched() -> None:
 
 
 async def test_a_plain_server_has_one_address_for_all_requests() -> None:
-    async with backend(needs_address=False) as subject:
+    async with backend() as subject:
         subject.request(None)
         subject.request(None)
         with anyio.fail_after(20):
@@ -136,7 +149,7 @@ async def test_a_plain_server_has_one_address_for_all_requests() -> None:
 
 
 async def test_a_backend_is_busy_above_max_requests() -> None:
-    async with backend(needs_address=False) as subject:
+    async with backend() as subject:
         subject.request(None)
         assert not subject.detector.busy
         second = subject.request(None)
