@@ -15,7 +15,7 @@ from hostler.adapters.canonical import Usage
 from hostler.supervisor.contract import EngineAddress, Failure, HostStatus, ModelStatus, SwitchMoved
 from hostler.supervisor.scheduling.events import Waiting
 from hostler.supervisor.scheduling.types import RefusalReason
-from hostler.supervisor.scheduling.views import ModelView
+from hostler.supervisor.scheduling.views import ModelView, ServiceOutlook
 
 #: The version of this protocol, in the header `Hostler-Contract`. Both sides must have the same.
 CONTRACT: Final = 1
@@ -192,10 +192,10 @@ class QueueFrame(msgspec.Struct, frozen=True, array_like=True, tag="queue"):
 
 
 class ViewFrame(msgspec.Struct, frozen=True, array_like=True, tag="view"):
-    """The models as the scheduler sees them; `idle_until` counts from now. `steps` as in `ServiceDistance`."""
+    """The models as the scheduler sees them; `idle_until` counts from now."""
 
     models: tuple[ModelView, ...]
-    steps: dict[str, int]
+    outlooks: dict[str, ServiceOutlook]
 
 
 class ClosingFrame(msgspec.Struct, frozen=True, array_like=True, tag="closing"):

@@ -216,7 +216,7 @@ class LeaseServer:
         )
         return (
             QueueFrame(waiting[:MAX_LISTED], len(waiting), self.host.serving),
-            ViewFrame(models, self.host.steps()),
+            ViewFrame(models, self.host.outlooks()),
         )
 
     async def _send_views(self) -> None:

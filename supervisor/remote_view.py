@@ -10,7 +10,14 @@ from hostler.supervisor.contract import ModelStatus, SwitchMoved
 from hostler.supervisor.lease_frames import PlacesFrame, QueueFrame, QueuePlace, ViewFrame
 from hostler.supervisor.scheduling.events import Waiting
 from hostler.supervisor.scheduling.progress import ENDED
-from hostler.supervisor.scheduling.views import UNAVAILABLE, ModelView, ServiceDistance
+from hostler.supervisor.scheduling.views import (
+    NO_OUTLOOK,
+    UNAVAILABLE,
+    ModelView,
+    ServiceDistance,
+    ServiceOutlook,
+    distance_by,
+)
 
 
 class RemoteView:
@@ -30,7 +37,7 @@ class RemoteView:
         self.others_serving = 0
         self.switches: dict[str, SwitchMoved] = {}
         self._by_name: dict[str, ModelView] = {}
-        self._steps: dict[str, int] = {}
+        self._outlooks: dict[str, ServiceOutlook] = {}
         self._since_view: dict[str, int] = {}
         self._host_load = 0
         self._places: dict[int, tuple[QueuePlace, float]] = {}
@@ -66,16 +73,19 @@ class RemoteView:
             for each in frame.models
         )
         self._by_name = {each.model: each for each in self.models}
-        self._steps = frame.steps
+        self._outlooks = dict(frame.outlooks)
         self._since_view = {}
         self._host_load = sum(each.running + each.waiting for each in self.models)
 
     def apply_state(self, status: ModelStatus) -> None:
         """A model's process changed; the view that follows says the rest."""
+        before = self._outlooks.get(status.model, NO_OUTLOOK)
         if status.state in ("ready", "starting"):
-            self._steps[status.model] = 0 if status.state == "ready" else 1
-        elif self._steps.get(status.model, 2) < 2:
-            self._steps[status.model] = 2
+            steps = 0 if status.state == "ready" else 1
+            self._outlooks[status.model] = msgspec.structs.replace(before, steps=steps)
+        elif before.steps < 2:
+            view = self._by_name.get(status.model)
+            self._outlooks[status.model] = ServiceOutlook(2, 0.0 if view is None else view.load_s)
 
     def apply_places(self, frame: PlacesFrame, now: float) -> None:
         if frame.whole:
@@ -101,15 +111,13 @@ class RemoteView:
 
     def distance(self, model: str, *, available: bool) -> ServiceDistance:
         """See `Host.distance`."""
-        steps = self._steps.get(model, UNAVAILABLE.steps)
-        if not available or steps == UNAVAILABLE.steps:
+        if not available:
             return UNAVAILABLE
         view = self._by_name.get(model)
-        host_load = max(0, self._host_load)
-        if view is None:
-            return ServiceDistance(steps=steps, host_load=host_load)
-        load = max(0, view.running + view.waiting + self._since_view.get(model, 0)) / view.parallel
-        return ServiceDistance(steps=steps, load=load, host_load=host_load)
+        before, parallel = (0, 1) if view is None else (view.running + view.waiting, view.parallel)
+        requests = max(0, before + self._since_view.get(model, 0))
+        outlook = self._outlooks.get(model, NO_OUTLOOK)
+        return distance_by(outlook, requests, parallel, max(0, self._host_load), before=before)
 
     def place(self, number: int, now: float) -> tuple[int | None, float | None]:
         """A queued lease's position, and its estimated wait if that rests on measurements."""

@@ -53,7 +53,7 @@ from hostler.supervisor.scheduling.types import (
     StartSwitch,
     Unload,
 )
-from hostler.supervisor.scheduling.views import ModelView, ServiceDistance
+from hostler.supervisor.scheduling.views import ModelView, ServiceDistance, ServiceOutlook
 
 logger = logging.getLogger(__name__)
 
@@ -321,9 +321,9 @@ class Orchestrator:
         """See `Host`."""
         return self._scheduler.view().models
 
-    def steps(self) -> dict[str, int]:
-        """The `steps` of every model's `distance`."""
-        return self._scheduler.steps(self._clock())
+    def outlooks(self) -> dict[str, ServiceOutlook]:
+        """What every model's `distance` follows from."""
+        return self._scheduler.outlooks(self._clock())
 
     def idle_times(self, now: float) -> dict[str, float]:
         """Seconds until each idle model is unloaded, by model; models that stay loaded are left out."""

@@ -32,11 +32,13 @@ from hostler.supervisor.scheduling.types import (
     Unload,
 )
 from hostler.supervisor.scheduling.views import (
+    NO_OUTLOOK,
     UNAVAILABLE,
     SchedulerView,
     ServiceDistance,
+    ServiceOutlook,
     service_distance,
-    steps_until_served,
+    service_outlook,
     view_of,
 )
 
@@ -286,11 +288,13 @@ class Scheduler:
             return UNAVAILABLE
         return service_distance(state, self._models.values(), self._capacity, now)
 
-    def steps(self, now: float) -> dict[str, int]:
-        """The `steps` of every model's `distance`."""
+    def outlooks(self, now: float) -> dict[str, ServiceOutlook]:
+        """What every model's `distance` follows from."""
         others = {state.name: state.footprint() for state in self._models.values() if state.phase != "cold"}
         return {
-            name: steps_until_served(state, others, self._capacity, now) if state.known else UNAVAILABLE.steps
+            name: service_outlook(state, self._models.values(), others, self._capacity, now)
+            if state.known
+            else NO_OUTLOOK
             for name, state in self._models.items()
         }
 

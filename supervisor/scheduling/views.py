@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 import msgspec
 
+from hostler.supervisor.scheduling.estimates import seconds_until_served
 from hostler.supervisor.scheduling.eviction import HostCapacity, ModelFootprint, models_to_evict
 from hostler.supervisor.scheduling.model import ModelPhase, ScheduledModel
 from hostler.supervisor.scheduling.queue import Ticket
@@ -14,16 +16,34 @@ from hostler.supervisor.scheduling.queue import Ticket
 class ServiceDistance(msgspec.Struct, frozen=True, kw_only=True, order=True):
     """How far a request is from being served on a host; the smallest is the nearest.
 
-    `steps`: 0 the model is loaded · 1 it is loading · 2 it fits beside the loaded models · 3 a model must be evicted ·
-    4 it is not available. Then `load`, the model's requests per slot, then `host_load`, the requests of the whole host.
+    `steps`: 0 the model is loaded and has a free slot · 1 it is loading, and a slot will be free · 2 it fits beside the loaded
+    models, or all of its slots are taken · 3 a model must be evicted · 4 it is not available. Then `wait_s`, for `steps` of 2
+    the estimated wait, infinite behind answers of unknown length: an idle host is better than those. Then `load`, the
+    model's requests per slot, then `host_load`, the requests of the whole host.
     """
 
     steps: int
+    wait_s: float = 0.0
     load: float = 0.0
     host_load: int = 0
 
 
 UNAVAILABLE = ServiceDistance(steps=4)
+
+
+class ServiceOutlook(msgspec.Struct, frozen=True, array_like=True):
+    """What a model's distance follows from, besides the number of its requests.
+
+    `steps` as in `ServiceDistance`, but with a free slot; `wait_s` is the estimated wait of a request that arrives now, and
+    `turn_s` what each request before it adds to that, `None` as long as no answer was measured.
+    """
+
+    steps: int
+    wait_s: float = 0.0
+    turn_s: float | None = None
+
+
+NO_OUTLOOK = ServiceOutlook(UNAVAILABLE.steps)
 
 
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,25 +75,46 @@ def service_distance(
 ) -> ServiceDistance:
     """The distance of a request for `model`, on a host that is reachable."""
     others = {other.name: other.footprint() for other in models if other.phase != "cold"}
-    steps = steps_until_served(model, others, capacity, now)
+    outlook = service_outlook(model, models, others, capacity, now)
+    host_load = sum(len(other.queue) + other.running for other in models)
+    return distance_by(outlook, len(model.queue) + model.running, model.parallel, host_load)
+
+
+def service_outlook(
+    model: ScheduledModel,
+    models: Collection[ScheduledModel],
+    others: Mapping[str, ModelFootprint],
+    capacity: HostCapacity,
+    now: float,
+) -> ServiceOutlook:
+    """See `ServiceOutlook`; `others` are those of `models` that are not cold, by name."""
+    if model.phase in ("ready", "loading"):
+        measured = model.measured_service_s
+        return ServiceOutlook(
+            0 if model.phase == "ready" else 1,
+            seconds_until_served(model, len(model.queue), models, now),
+            None if measured is None else measured / model.parallel,
+        )
+    if now < model.failed_until or (names := models_to_evict(model.footprint(), others.values(), capacity)) is None:
+        return NO_OUTLOOK
+    return ServiceOutlook(3) if names else ServiceOutlook(2, model.load_s)
+
+
+def distance_by(
+    outlook: ServiceOutlook, requests: int, parallel: int, host_load: int, *, before: int | None = None
+) -> ServiceDistance:
+    """The distance of one more request on a host where the model has so many; it had `before` at the time of `outlook`."""
+    steps, wait_s = outlook.steps, 0.0
     if steps == UNAVAILABLE.steps:
         return UNAVAILABLE
-    load = (len(model.queue) + model.running) / model.parallel
-    host_load = sum(len(other.queue) + other.running for other in models)
-    return ServiceDistance(steps=steps, load=load, host_load=host_load)
-
-
-def steps_until_served(
-    model: ScheduledModel, others: Mapping[str, ModelFootprint], capacity: HostCapacity, now: float
-) -> int:
-    """The `steps` of the model's distance; `others` are the models that are not cold, by name."""
-    if model.phase == "ready":
-        return 0
-    if model.phase == "loading":
-        return 1
-    if now < model.failed_until or (names := models_to_evict(model.footprint(), others.values(), capacity)) is None:
-        return UNAVAILABLE.steps
-    return 3 if names else 2
+    if steps < 2 and requests >= parallel:
+        steps, wait_s = 2, math.inf
+        if outlook.turn_s is not None:
+            added = 0 if before is None else requests - max(before, parallel - 1)
+            wait_s = max(0.0, outlook.wait_s + added * outlook.turn_s)
+    elif steps == 2:
+        wait_s = outlook.wait_s
+    return ServiceDistance(steps=steps, wait_s=wait_s, load=requests / parallel, host_load=host_load)
 
 
 def view_of(model: ScheduledModel) -> ModelView:

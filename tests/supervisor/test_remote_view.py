@@ -7,7 +7,7 @@ import math
 from hostler.supervisor.contract import ModelStatus, SwitchMoved
 from hostler.supervisor.lease_frames import PlacesFrame, QueueFrame, QueuePlace, ViewFrame
 from hostler.supervisor.remote_view import RemoteView
-from hostler.supervisor.scheduling.views import UNAVAILABLE, ModelView, ServiceDistance
+from hostler.supervisor.scheduling.views import UNAVAILABLE, ModelView, ServiceDistance, ServiceOutlook
 
 
 def model(name: str, **fields: object) -> ModelView:
@@ -19,7 +19,7 @@ def model(name: str, **fields: object) -> ModelView:
 
 def view(*models: ModelView, **steps: int) -> RemoteView:
     subject = RemoteView()
-    subject.apply_models(ViewFrame(models, steps), 10.0)
+    subject.apply_models(ViewFrame(models, {name: ServiceOutlook(step) for name, step in steps.items()}), 10.0)
     return subject
 
 
@@ -27,10 +27,26 @@ def test_the_distance_counts_what_was_requested_since_the_last_view() -> None:
     subject = view(model("a", running=1), model("b", waiting=2), a=0, b=3)
     assert subject.distance("a", available=True) == ServiceDistance(steps=0, load=0.5, host_load=3)
     subject.asked("a")
-    assert subject.distance("a", available=True) == ServiceDistance(steps=0, load=1.0, host_load=4)
+    assert subject.distance("a", available=True) == ServiceDistance(steps=2, wait_s=math.inf, load=1.0, host_load=4)
     subject.released("a")
     subject.released("a")
     assert subject.distance("a", available=True).load == 0.0
+
+
+def test_the_wait_for_a_slot_counts_what_was_requested_since_the_last_view() -> None:
+    models = (model("a", running=2, waiting=1), model("b", running=1))
+    subject = RemoteView()
+    outlooks = {"a": ServiceOutlook(0, 4.0, 2.0), "b": ServiceOutlook(0, 0.0, 2.0)}
+    subject.apply_models(ViewFrame(models, outlooks), 10.0)
+    assert [subject.distance(name, available=True).wait_s for name in ("a", "b")] == [4.0, 0.0]
+    for name in ("a", "b"):
+        subject.asked(name)
+    assert [subject.distance(name, available=True).wait_s for name in ("a", "b")] == [6.0, 2.0]
+    for name in ("a", "b"):
+        subject.released(name)
+        subject.released(name)
+    assert [subject.distance(name, available=True).wait_s for name in ("a", "b")] == [2.0, 0.0]
+    assert [subject.distance(name, available=True).steps for name in ("a", "b")] == [2, 0]
 
 
 def test_what_cannot_be_reached_or_is_unknown_is_unavailable() -> None:

@@ -80,6 +80,21 @@ async def test_of_two_hosts_with_the_model_the_less_busy_one_serves(
             assert {answer.headers["x-hostler-backend"] for answer in (first, second)} == {"one", "two"}
 
 
+async def test_a_second_request_is_served_by_the_host_that_is_idle(start_gateway: StartGateway, tmp_path: Path) -> None:
+    profile: dict[str, Any] = {"a": {"script": LONG}}
+    async with (
+        remote_supervisor(tmp_path / "one", profile) as one,
+        remote_supervisor(tmp_path / "two", profile) as two,
+        start_gateway({}, backends={"one": one.backend, "two": two.backend}) as gateway,
+        gateway.stream("a") as first,
+    ):
+        await first_token(first)
+        async with gateway.stream("a") as second:
+            await first_token(second)
+            backends = {each.headers["x-hostler-backend"] for each in (first, second)}
+        assert backends == {"one", "two"}
+
+
 async def test_a_backend_between_two_hosts_stays_between_them(start_gateway: StartGateway, tmp_path: Path) -> None:
     async with (
         remote_supervisor(tmp_path / "one", {"a": {}}) as one,
