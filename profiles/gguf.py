@@ -48,10 +48,10 @@ _SPLITS_THINKING = re.compile(r"split\(\s*(['\"])</think>\1")
 
 
 class FactsCache:
-    """Reads each file's facts once, and again when its size or modification time changes. Safe from threads."""
+    """Reads each file's facts once, and again when the file changes or another takes its place. Safe from threads."""
 
     def __init__(self) -> None:
-        self._known: dict[Path, tuple[tuple[int, int], ModelFacts]] = {}
+        self._known: dict[Path, tuple[tuple[int, ...], ModelFacts]] = {}
         self._lock = threading.Lock()
 
     def read(self, path: Path) -> ModelFacts:
@@ -76,9 +76,10 @@ class FactsCache:
             return None
 
     @staticmethod
-    def _state(path: Path) -> tuple[int, int]:
+    def _state(path: Path) -> tuple[int, ...]:
         status = file_status(path)
-        return status.st_size, status.st_mtime_ns
+        # A link may lead to another file of the same size and time.
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def read_facts(path: Path) -> ModelFacts:

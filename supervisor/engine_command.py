@@ -98,6 +98,20 @@ def engine_program(engine: str | None, *, path: str | None = None) -> tuple[str,
     return (program, *words[1:])
 
 
+def reads_gguf(engine: str | None) -> bool:
+    """Whether the engine of that command line is certainly llama.cpp's, which loads GGUF files only. Blocks briefly."""
+    if engine == EMBEDDED:
+        return True
+    try:
+        program = Path(engine_program(engine)[0])
+        if engine is not None and not program.name.startswith("llama-server"):
+            return False
+        with program.open("rb") as file:
+            return file.read(2) != b"#!"  # a script may do anything
+    except (SupervisorError, ValueError, OSError):
+        return False
+
+
 def embedded_is_installed() -> bool:
     """Whether the `[embedded]` extra is installed. Does not import it: that would load 34 MB."""
     return importlib.util.find_spec("xllamacpp") is not None

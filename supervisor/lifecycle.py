@@ -15,9 +15,9 @@ from hostler.profiles.gguf_header import GGUFError
 from hostler.profiles.schema import ModelFacts, Profile
 from hostler.profiles.sources import ReportProgress
 from hostler.supervisor.config import SupervisorSettings
-from hostler.supervisor.contract import EngineAddress
+from hostler.supervisor.contract import EngineAddress, Failure, SupervisorError
 from hostler.supervisor.engine_client import EngineError, engine_build
-from hostler.supervisor.engine_command import EngineCommand, build_command, engine_profile
+from hostler.supervisor.engine_command import EngineCommand, build_command, engine_profile, engine_program, reads_gguf
 from hostler.supervisor.memory import (
     MemoryHistory,
     MemoryNeed,
@@ -57,7 +57,8 @@ class _SlotIdentity(msgspec.Struct, frozen=True, kw_only=True):
 class EngineLifecycle:
     """Prepares, accompanies and remembers the engines of one model, one after the other.
 
-    `path` is the model file once it is known to be on disk, `description` what is known of it.
+    `path` is the model file once it is known to be on disk, `description` what is known of it, `disabled` why no engine
+    could load it; both as `describe_file` last found.
     """
 
     def __init__(self, profile: Profile, services: EngineServices) -> None:
@@ -65,6 +66,7 @@ class EngineLifecycle:
         self.path: Path | None = None
         self.description = FileDescription()
         self._services = services
+        self.disabled: Failure | None = None
         self._slot_identity: _SlotIdentity | None = None
         #: The generation whose slots may be saved: the last one that was offered its restore.
         self._slot_generation: int | None = None
@@ -74,14 +76,46 @@ class EngineLifecycle:
     # Before a start.
 
     async def fetch_file(self, report: ReportProgress = lambda _: None) -> Path:
-        """The model file on disk, downloaded if necessary. Raises `SupervisorError`."""
-        self.path = await self._services.files.path(self.profile, report)
-        return self.path
+        """The model file on disk, downloaded if necessary. Raises `SupervisorError`, also if no engine could load it."""
+        try:
+            path = await self._services.files.path(self.profile, report)
+        except SupervisorError as error:
+            await self.describe_file()
+            raise error if self.disabled is None else SupervisorError(self.disabled) from error
+        if self.disabled is not None:
+            await self.describe_file()
+            if self.disabled is not None:
+                raise SupervisorError(self.disabled)
+        self.path = path
+        return path
 
     async def describe_file(self) -> None:
         """Update `description`, and recall how much memory an engine of that file took in the past."""
+        before = self.disabled
         self.description = await self._services.files.describe(self.profile)
+        failure = self.disabled = self._find_failure()
+        if failure is not None and (before is None or before.message != failure.message):
+            logger.error("%s: disabled, %s", self.profile.name, failure.message)
+        elif failure is None and before is not None:
+            logger.warning("%s: it can be used now", self.profile.name)
         self._recalled_peak = self._services.memory.get(self.profile.name, self._memory_key)
+
+    def _find_failure(self) -> Failure | None:
+        failure = self.description.failure
+        # Other programs may read other formats than GGUF.
+        if failure is not None and (failure.kind != "not_gguf" or reads_gguf(self._engine)):
+            return failure
+        try:
+            engine_program(self._engine)
+        except SupervisorError as error:
+            return error.failure
+        except ValueError as error:
+            return Failure(kind="engine_missing", message=str(error))
+        return None
+
+    @property
+    def _engine(self) -> str | None:
+        return self.profile.engine if self.profile.engine is not None else self._services.settings.engine
 
     def read_ahead(self) -> None:
         """Load the model file into the page cache in the background, if it is on disk."""

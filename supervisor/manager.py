@@ -50,6 +50,10 @@ from hostler.supervisor.state_store import LoadTimeStore, PinStore
 from hostler.supervisor.switches import PlacementPolicy, SwitchCoordinator
 from hostler.supervisor.usage import AFTER_READY_S, UsageMonitor
 
+#: Models that no engine could load are looked at this often, and reported as failed for longer, in seconds.
+RECHECK_S: Final = 5.0
+_FAILED_S: Final = 3 * RECHECK_S
+
 #: Subscribers to a host that has just started wait for its model files to be described, at most this long.
 DESCRIBED_S: Final = 1.0
 
@@ -186,6 +190,7 @@ class EngineManager:
                 for model in self._models.values():
                     tasks.start_soon(model.run)
                 tasks.start_soon(self._describe_files)
+                tasks.start_soon(self._recheck_disabled)
                 self._started.set()
                 for model in self._models.values():
                     if model.pinned:
@@ -344,13 +349,30 @@ class EngineManager:
         self._described.set()
         self._subscriptions.publish(self._snapshot())
 
+    async def _recheck_disabled(self) -> None:
+        """Look again at models that no engine could load. The report is repeated, since it is valid for a while only."""
+        while True:
+            await anyio.sleep(RECHECK_S)
+            disabled = [model for model in self._models.values() if model.lifecycle.disabled is not None]
+            for model in disabled:
+                await model.lifecycle.describe_file()
+                if model.lifecycle.disabled is None and model.pinned and self._tasks is not None:
+                    self._tasks.start_soon(self._start_pinned, model)
+            if disabled:
+                self._subscriptions.publish(self._snapshot())
+
     # Status.
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(host=self.status_now())
 
     def _model_status(self, model: ManagedModel) -> ModelStatus:
-        process = model.process
+        process, disabled = model.process, model.lifecycle.disabled
+        if process.state == "stopped" and disabled is not None:
+            failure = msgspec.structs.replace(disabled, retry_after_s=_FAILED_S)
+            return ModelStatus(
+                model=model.name, state="failed", since=process.since, generation=process.generation, failure=failure
+            )
         switch = self._switches.current(model.name) if process.state == "starting" else None
         return ModelStatus(
             model=model.name, state=process.state, since=process.since, generation=process.generation,

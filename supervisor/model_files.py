@@ -21,7 +21,7 @@ from anyio.abc import TaskGroup
 from hostler.profiles.fetch import cached, fetch
 from hostler.profiles.gguf import FactsCache, GGUFError, digest
 from hostler.profiles.schema import ModelFacts, Profile
-from hostler.profiles.sources import FetchProgress, ReportProgress, SourceError
+from hostler.profiles.sources import FetchProgress, ModelSource, ReportProgress, SourceError
 from hostler.supervisor.contract import Failure, SupervisorError
 
 #: Read-ahead is requested in pieces, so that it can be cancelled in between.
@@ -31,12 +31,13 @@ logger = logging.getLogger(__name__)
 
 
 class FileDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a profile's file without running it."""
+    """What is known of a profile's file without running it. `failure`: it is missing, damaged or no GGUF file."""
 
     facts: ModelFacts | None = None
     size: int = 0
     digest: str = ""
     modified_at: float = 0.0
+    failure: Failure | None = None
 
 
 PrepareFile = Callable[[Profile, ReportProgress], Awaitable[Path]]
@@ -85,7 +86,14 @@ class DownloadedFiles:
     def describe(self, profile: Profile) -> FileDescription:
         """Describe the profile's file from its header; only by its profile while it is not downloaded. Blocks."""
         path = cached(profile)
-        facts = None if path is None else self._read_facts(profile, path)
+        facts, failure = None, None
+        try:
+            if path is not None:
+                facts = self._facts.read(path)
+            elif ModelSource.parse(profile.model).kind == "path":
+                failure = Failure(kind="file_missing", message=f"{profile.model} does not exist")
+        except GGUFError as error:
+            failure = Failure(kind=error.kind, message=str(error))
         try:
             modified_at = path.stat().st_mtime if path is not None else 0.0
         except OSError:
@@ -95,18 +103,12 @@ class DownloadedFiles:
             size=facts.bytes if facts else 0,
             digest=digest(profile, path),
             modified_at=modified_at,
+            failure=failure,
         )
 
     def facts(self, path: Path) -> ModelFacts | None:
         """The file's header, cached. Raises `GGUFError`; blocks."""
         return self._facts.read(path)
-
-    def _read_facts(self, profile: Profile, path: Path) -> ModelFacts | None:
-        try:
-            return self._facts.read(path)
-        except GGUFError as error:
-            logger.warning("profile %s: %s", profile.name, error)
-            return None
 
 
 class ModelFiles:

@@ -383,7 +383,7 @@ class Scheduler:
         seen = "stopped" if status is None else status.state
         if status is not None and status.failure is not None and seen == "failed" and status.failure.retry_after_s:
             state.failure, state.failed_until = status.failure, now + status.failure.retry_after_s
-        elif seen in ("starting", "ready"):
+        elif seen in ("starting", "ready") or (seen == "stopped" and _was_disabled(state.failure)):
             state.failed_until = -math.inf
         if state.switch is not None:
             return  # our own switch reports by itself; the snapshot may be older than its order
@@ -480,3 +480,8 @@ class Scheduler:
                 for victim in each.victims:
                     victim.barrier = each.head
         return plan.loads
+
+
+def _was_disabled(failure: Failure | None) -> bool:
+    """Whether no engine could load the model: a host that no longer says so can."""
+    return failure is not None and failure.kind in ("file_missing", "not_gguf", "model_damaged", "engine_missing")
