@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +26,10 @@ from hostler.gateway.auth.bind_policy import bound_addresses, refuse_beyond_loop
 from hostler.gateway.auth.middleware import AuthMiddleware, Rules
 from hostler.gateway.backends.retry_budget import RetryBudget, RetryRules
 from hostler.gateway.components import Components
-from hostler.gateway.config import LOCAL, Configuration, Settings, find_file, read
+from hostler.gateway.config import LOCAL, Configuration, FileErrors, Settings, find_file
 from hostler.gateway.config_reload import Reloader
 from hostler.gateway.events import Bus
+from hostler.gateway.last_good import load
 from hostler.gateway.middleware.access_log import AccessLogMiddleware
 from hostler.gateway.middleware.fallback import FallbackMiddleware
 from hostler.gateway.middleware.model_admin import ModelAdminMiddleware
@@ -39,6 +39,7 @@ from hostler.gateway.middleware.queueing import QueueingMiddleware
 from hostler.gateway.middleware.recording import RecordingMiddleware
 from hostler.gateway.middleware.request_context import RequestContextMiddleware
 from hostler.gateway.middleware.switching import SwitchingMiddleware
+from hostler.gateway.preflight import Command, startup_check
 from hostler.gateway.proxy import Proxy
 from hostler.gateway.routing import Router, adapter_routes, wrap
 from hostler.gateway.server.server import Server
@@ -66,35 +67,35 @@ def create_app(
     `app.state.gateway` is the `Gateway`. Raises `ConfigError`, and `OSError` for a cache folder that cannot be created.
     """
     if configuration is None:
-        configuration = read(find_file(None, environ), environ)
+        configuration = load(find_file(None, environ), environ)
     if supervise is None:
         supervise = not (configuration.shipped and configuration.settings.backends)
     if manager is None and supervise:
         from hostler.supervisor.manager import create_manager
 
         manager = create_manager(configuration.profiles, configuration.settings.supervisor, environ=environ)
-    build = partial(
-        Gateway,
-        configuration.settings,
-        history=history_file(environ),
-        library=configuration.library,
-        presets=configuration.presets,
-    )
-    if manager is None:
-        return build().app
     local = manager
 
     async def apply(profiles: Sequence[Profile]) -> None:
         """Apply changed profiles once the answers of engines that stop for it have ended."""
-        await gateway.drained(local.outdated(profiles))
-        await local.replace_profiles(profiles)
+        if local is not None:
+            await gateway.drained(local.outdated(profiles))
+            await local.replace_profiles(profiles)
 
-    gateway: Gateway = build(
+    gateway = Gateway(
+        configuration.settings,
         local=local,
+        history=history_file(environ),
+        library=configuration.library,
+        presets=configuration.presets,
         refresh=lambda: reloader.reload(),
-        background=(local.run, lambda: reloader.run()),
+        config_errors=lambda: reloader.errors,
+        background=(*(() if local is None else (local.run,)), lambda: reloader.run()),
     )
-    reloader: Reloader = Reloader(configuration, apply, environ, on_presets=gateway.set_presets)
+    command: Command = "up" if local is not None else "gateway"
+    reloader = Reloader(
+        configuration, apply, environ, on_presets=gateway.set_presets, find_mistakes=startup_check(command)
+    )
     return gateway.app
 
 
@@ -174,8 +175,8 @@ class Gateway:
     """One gateway: `app` is its ASGI application, `run` serves it. Nothing runs before the application's lifespan.
 
     `local` is this process's own supervisor, `history` the file of past requests, `library` the file of the models that
-    clients create, `presets` those it holds, and `refresh` reloads it after a change. `background` runs from before the
-    start until after the end. Raises `ConfigError` for settings that contradict each other, and for an address beyond
+    clients create, `presets` those it holds, and `refresh` reloads it after a change. `config_errors` returns what is
+    wrong with the configuration file. `background` runs from before the start until after the end. Raises `ConfigError` for settings that contradict each other, and for an address beyond
     loopback without a key.
     """
 
@@ -188,6 +189,7 @@ class Gateway:
         library: Path | None = None,
         presets: Mapping[str, Preset] | None = None,
         refresh: Callable[[], Awaitable[object]] | None = None,
+        config_errors: Callable[[], FileErrors | None] = lambda: None,
         background: Sequence[Callable[[], Coroutine[Any, Any, object]]] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -198,6 +200,7 @@ class Gateway:
             library=library,
             presets=presets or {},
             refresh=refresh,
+            config_errors=config_errors,
             clock=clock,
         )
         self._background = background

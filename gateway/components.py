@@ -24,7 +24,7 @@ from hostler.gateway.backends.cancellable_sleep import CancellableSleeps
 from hostler.gateway.backends.chain import Chain
 from hostler.gateway.backends.http_transport import LanTransport
 from hostler.gateway.backends.registry import build_backends, chain_order, remote_transport
-from hostler.gateway.config import LOCAL, ConfigError, GatewaySettings, Settings, secret
+from hostler.gateway.config import LOCAL, ConfigError, FileErrors, GatewaySettings, Settings, secret
 from hostler.gateway.context import SHUTTING_DOWN
 from hostler.gateway.events import Bus
 from hostler.gateway.host_cache import HostCache
@@ -60,7 +60,8 @@ class Components:
     """The parts of a gateway, built from its settings and connected. Nothing runs before `running`.
 
     `local` is this process's own supervisor, `history` the file of past requests, `library` the file of the models that
-    clients create, `presets` those it holds, and `refresh` reloads it after a change. Raises `ConfigError` for settings
+    clients create, `presets` those it holds, and `refresh` reloads it after a change. `config_errors` returns what is
+    wrong with the configuration file. Raises `ConfigError` for settings
     that contradict each other, and for an address beyond loopback without a key.
     """
 
@@ -73,6 +74,7 @@ class Components:
         library: Path | None,
         presets: Mapping[str, Preset],
         refresh: Callable[[], Awaitable[object]] | None,
+        config_errors: Callable[[], FileErrors | None] = lambda: None,
         clock: Callable[[], float],
     ) -> None:
         self.settings = settings
@@ -127,6 +129,7 @@ class Components:
             supervisors=self._supervisors,
             chain=self.chain,
             chain_view=self._chain_view,
+            config_errors=config_errors,
             in_progress=self.in_flight,
             keys=self.keys,
             history=history,

@@ -3,25 +3,34 @@ nothing."""
 
 from __future__ import annotations
 
+import errno
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import msgspec
 
-from hostler.gateway.config import ConfigError, Configuration, Settings, read
+from hostler.gateway import last_good
+from hostler.gateway.config import ConfigError, Configuration, FileErrors, Settings
+from hostler.gateway.last_good import FindMistakes, Texts
 from hostler.profiles.presets import Preset
 from hostler.profiles.schema import Profile
 from hostler.profiles.store import diff
 
 logger = logging.getLogger(__name__)
 
-#: Editors write a file in several steps: changes within this time count as one, in milliseconds.
-_DEBOUNCE_MS = 300
+#: Editors write a file in several steps: a change counts once it is this old, in seconds, and after so many steps.
+_STEP_S = 0.3
+_MAX_STEPS = 10
 
-#: The polling interval, in milliseconds.
-_POLL_MS = 2000
+#: The files are looked at this often, in seconds: not every change is reported, such as one behind a link.
+_POLL_S = 2.0
+
+#: A configuration of the largest size that is read.
+_MAX_BYTES = 8 * 1024 * 1024
 
 ApplyProfiles = Callable[[Sequence[Profile]], Awaitable[None]]
 
@@ -30,7 +39,9 @@ class Reloader:
     """Reads the configuration again when it changes, and passes changed profiles to `apply` and changed presets to
     `on_presets`.
 
-    Changes of other sections take effect at the next start; they are logged.
+    Changes of other sections take effect at the next start; they are logged. What works is kept as the last good
+    configuration. `errors` is what is wrong with the files while they have mistakes, with which `find_mistakes` finds
+    more of them.
     """
 
     def __init__(
@@ -40,54 +51,72 @@ class Reloader:
         environ: Mapping[str, str],
         *,
         on_presets: Callable[[Mapping[str, Preset]], None] = lambda _: None,
+        find_mistakes: FindMistakes = lambda _: (),
     ) -> None:
+        self.errors = configuration.errors
         self._configuration = configuration
         self._apply = apply
         self._environ = environ
         self._on_presets = on_presets
+        self._find_mistakes = find_mistakes
         self._lock = anyio.Lock()
-        self._stamps = _stamps(self._files())
+        self._changed = anyio.Event()
+        # A fallback was not read from the files as they are.
+        self._seen: Texts = {} if configuration.errors is not None else configuration.texts
 
     async def run(self) -> None:
         """Watch until cancelled. Returns at once if there is no file to watch."""
-        files = self._files()
-        if not files:
+        if not self._files():
             return
-        try:
-            await self._watch(files)
-        except (OSError, RuntimeError) as error:
-            # The system is out of watches or file handles: that ends the watching, but not the gateway.
-            logger.warning("file watching unavailable (%s); polling every %g s", error, _POLL_MS / 1000)
-        while True:
-            await anyio.sleep(_POLL_MS / 1000)
-            await self._poll(files)
+        await anyio.to_thread.run_sync(last_good.keep, self._configuration, self._environ)
+        stopping = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch, stopping)
+            try:
+                while True:
+                    await self._poll()
+                    with anyio.move_on_after(_POLL_S):
+                        await self._changed.wait()
+                    self._changed = anyio.Event()
+            finally:
+                # The thread that watches would be waited for, seconds long.
+                stopping.set()
 
-    async def _watch(self, files: set[Path]) -> None:
+    async def _watch(self, stopping: anyio.Event) -> None:
+        """Notice changes at once where the system reports them."""
         from watchfiles import awatch
 
+        files = {each for file in self._files() for each in (file.absolute(), file.resolve())}
         folders = {each.parent for each in files if each.parent.is_dir()}
         if not folders:
             return
-
-        def is_configuration(_change: object, changed: str) -> bool:
+        try:
             # The folder may contain other files, such as Hostler's own log.
-            return Path(changed) in files
+            async for _ in awatch(
+                *folders,
+                watch_filter=lambda _, changed: Path(changed) in files,
+                stop_event=stopping,
+                recursive=False,
+            ):
+                self._changed.set()
+        except (OSError, RuntimeError) as error:
+            # The system is out of watches or file handles: that ends the watching, but not the gateway.
+            logger.warning("file watching unavailable (%s); polling every %g s", error, _POLL_S)
 
-        # The files are polled as well: changes saved before the watching began are not reported.
-        async for changes in awatch(
-            *folders,
-            watch_filter=is_configuration,
-            step=_DEBOUNCE_MS,
-            recursive=False,
-            rust_timeout=_POLL_MS,
-            yield_on_timeout=True,
-        ):
-            await self._poll(files, changed=bool(changes))
-
-    async def _poll(self, files: set[Path], *, changed: bool = False) -> None:
-        before, self._stamps = self._stamps, _stamps(files)
-        if changed or before != self._stamps:
-            await self.reload()
+    async def _poll(self) -> None:
+        try:
+            now = await anyio.to_thread.run_sync(_contents, self._files())
+            if all(self._seen.get(place, _UNSEEN) == text for place, text in now.items()):
+                return
+            for _ in range(_MAX_STEPS):
+                await anyio.sleep(_STEP_S)
+                before, now = now, await anyio.to_thread.run_sync(_contents, self._files())
+                if now == before:
+                    break
+        except OSError as error:
+            logger.debug("the configuration cannot be looked at: %s", error)
+            return
+        await self.reload()
 
     async def reload(self) -> bool:
         """Read the files again and apply what changed. Returns whether that succeeded."""
@@ -95,13 +124,17 @@ class Reloader:
             return await self._reload()
 
     async def _reload(self) -> bool:
-        try:
-            fresh = read(self._configuration.path, self._environ)
-        except ConfigError as error:
-            logger.error("%s; the previous configuration stays in effect", error)
-            return False
         old = self._configuration
-        self._log_other_changes(old.settings, fresh.settings)
+        self._seen = await anyio.to_thread.run_sync(_contents, self._files())
+        try:
+            fresh = await anyio.to_thread.run_sync(self._load, old.texts)
+        except ConfigError as error:
+            self._note(FileErrors(file=str(old.path), mistakes=error.mistakes, since=round(time.time(), 3)))
+            return False
+        self._note(fresh.errors)
+        if fresh.errors is None:
+            self._seen = fresh.texts
+            self._log_other_changes(old.settings, fresh.settings)
         changes = diff(old.profiles, fresh.profiles)
         if changes:
             logger.info(
@@ -118,15 +151,31 @@ class Reloader:
         if fresh.presets != old.presets:
             self._on_presets(fresh.presets)
         self._configuration = fresh
-        return True
+        await anyio.to_thread.run_sync(last_good.keep, fresh, self._environ)
+        return fresh.errors is None
+
+    def _load(self, kept: Texts) -> Configuration:
+        return last_good.load(
+            self._configuration.path, self._environ, find_mistakes=self._find_mistakes, kept=kept or None
+        )
+
+    def _note(self, errors: FileErrors | None) -> None:
+        """Log mistakes when they are new, and that they are gone."""
+        before, self.errors = self.errors, errors
+        if errors is None:
+            if before is not None:
+                logger.warning("%s: its mistakes are corrected", before.file)
+        elif before is None or before.mistakes != errors.mistakes:
+            for mistake in errors.mistakes:
+                logger.error("%s; the previous configuration stays in effect", mistake)
+        else:
+            self.errors = before
 
     def _files(self) -> set[Path]:
-        """The files to watch, as named and as their links resolve: most editors replace a file rather than write it."""
-        path, manifest = self._configuration.path, self._configuration.settings.manifest
-        files = [file for file in (path, self._configuration.library) if file is not None]
-        if path is not None and manifest is not None:
-            files.append(path.parent / Path(manifest).expanduser())
-        return {each for file in files for each in (file.absolute(), file.resolve())}
+        """The files that the configuration was read from, or will be."""
+        path, library = self._configuration.path, self._configuration.library
+        texts = {*self._configuration.texts, *self._seen}
+        return {each.absolute() for each in (path, library, *texts) if each is not None}
 
     def _log_other_changes(self, old: Settings, new: Settings) -> None:
         for section in old.__struct_fields__:
@@ -136,13 +185,19 @@ class Reloader:
                 logger.warning("%s: changed; takes effect at the next start", section)
 
 
-def _stamps(files: Iterable[Path]) -> set[tuple[Path, int, int]]:
-    """Path, modification time and size of each file that exists."""
-    found = set()
+#: Equal to the content of no file.
+_UNSEEN = "\0"
+
+
+def _contents(files: Iterable[Path]) -> dict[Path, str | None]:
+    """The content of each file, `None` for one that cannot be read. Blocks. Raises `OSError` without file handles."""
+    found: dict[Path, str | None] = {}
     for file in files:
         try:
-            state = file.stat()
-        except OSError:
-            continue
-        found.add((file, state.st_mtime_ns, state.st_size))
+            with file.open("rb") as content:
+                found[file] = content.read(_MAX_BYTES).decode("utf-8", "replace")
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
+            found[file] = None
     return found

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from hostler.gateway.config import Configuration, find_file, parse_address, read, secret
+from hostler.gateway.config import Configuration, find_file, parse_address, secret
 from hostler.gateway.config_reload import Reloader
+from hostler.gateway.last_good import load
+from hostler.gateway.preflight import startup_check
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -34,14 +36,14 @@ def create_app(
     from hostler.supervisor.manager import create_manager
 
     if configuration is None:
-        configuration = read(find_file(None, environ), environ)
+        configuration = load(find_file(None, environ), environ)
     settings = configuration.settings.supervisor
     token = secret(settings.token, settings.token_file, "supervisor.token_file")
     if manager is None:
         host, _ = parse_address(settings.listen)
         manager = create_manager(configuration.profiles, settings, host=host, environ=environ)
     engines, leases = manager, LeaseServer(manager, limits=configuration.host_limits)
-    reloader = Reloader(configuration, manager.replace_profiles, environ)
+    reloader = Reloader(configuration, manager.replace_profiles, environ, find_mistakes=startup_check("supervisor"))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

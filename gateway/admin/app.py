@@ -23,6 +23,7 @@ from hostler.gateway.auth.keys import KeyRing
 from hostler.gateway.auth.middleware import WRONG_KEYS, KeyThrottle
 from hostler.gateway.auth.sessions import Sessions
 from hostler.gateway.backends.chain import Chain
+from hostler.gateway.config import FileErrors
 from hostler.gateway.events import Bus
 from hostler.gateway.middleware.request_context import InFlightRequests
 from hostler.gateway.model_catalog import Catalog
@@ -58,7 +59,8 @@ class AdminApp:
     """The routes for operators, dashboards and monitoring. `run` until cancelled; `close` ends event streams first.
 
     `history` is the file to keep it in, `None` for memory only. `transcripts` is `None` while recording is off, and
-    `sessions` where no keys are needed. `chain_view` returns the current state of `chain`.
+    `sessions` where no keys are needed. `chain_view` returns the current state of `chain`, `config_errors`
+    what is wrong with the configuration file.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class AdminApp:
         supervisors: Mapping[str, object],
         chain: Chain,
         chain_view: Callable[[], ChainView],
+        config_errors: Callable[[], FileErrors | None],
         in_progress: InFlightRequests,
         keys: KeyRing | None,
         history: Path | None,
@@ -82,6 +85,7 @@ class AdminApp:
             hosts,
             contexts=in_progress.contexts,
             chain=chain_view,
+            config_errors=config_errors,
             version=__version__,
             recording=transcripts is not None,
             clock=clock,

@@ -93,10 +93,16 @@ class StatusRoutes:
         return json_response({"status": "ok"})
 
     async def _readyz(self, request: Request) -> Response:
-        """Ready once every supervisor has been reached, since models may be missing from lists before; not while stopping."""
+        """Ready once every supervisor has been reached, since models may be missing from lists before; not while stopping.
+
+        `degraded` names what works with restrictions: `configuration` while the file has mistakes.
+        """
         unreachable = [name for name, host in self._hosts.items() if not host.reachable]
         ready = not (unreachable or self._closed)
-        return json_response({"ready": ready, "unreachable": unreachable}, status=200 if ready else 503)
+        body: dict[str, object] = {"ready": ready, "unreachable": unreachable}
+        if self._status.config_errors() is not None:
+            body["degraded"] = ["configuration"]
+        return json_response(body, status=200 if ready else 503)
 
     async def _metrics(self, request: Request) -> Response:
         return Response(await self._render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -13,6 +13,7 @@ from hostler.adapters.model_list import CardState, ModelCard
 from hostler.gateway.backends.chain import Hop
 from hostler.gateway.backends.circuit_breaker import BreakerState, CircuitBreakers
 from hostler.gateway.backends.failure_policy import DESCRIPTIONS
+from hostler.gateway.config import FileErrors
 from hostler.gateway.context import RequestContext
 from hostler.gateway.events import Waiting
 from hostler.gateway.model_catalog import Catalog, Placement
@@ -115,7 +116,8 @@ class RequestView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatusView(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of the gateway. `recording`: prompts and answers are recorded."""
+    """The state of the gateway. `recording`: prompts and answers are recorded. `config_errors`: the configuration file has
+    mistakes, and its last good state is in use."""
 
     version: str
     active: str | None
@@ -125,16 +127,19 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     chain: ChainView = ChainView()
     in_flight: tuple[RequestView, ...] = ()
     recording: bool = False
+    config_errors: FileErrors | None = None
     at: float = 0.0
 
 
 class StatusUpdate(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
-    """What changes without an event of its own: slots, idle times, requests in flight, circuit breakers."""
+    """What changes without an event of its own: slots, idle times, requests in flight, circuit breakers, mistakes
+    in the configuration file."""
 
     active: str | None
     hosts: tuple[HostView, ...]
     chain: ChainView
     in_flight: tuple[RequestView, ...]
+    config_errors: FileErrors | None = None
 
 
 class StatusBuilder:
@@ -147,6 +152,7 @@ class StatusBuilder:
         *,
         contexts: Callable[[], Iterable[RequestContext]],
         chain: Callable[[], ChainView],
+        config_errors: Callable[[], FileErrors | None] = lambda: None,
         version: str,
         recording: bool = False,
         clock: Callable[[], float],
@@ -156,6 +162,7 @@ class StatusBuilder:
         self._hosts = hosts
         self._contexts = contexts
         self._chain = chain
+        self.config_errors = config_errors
         self._version = version
         self._recording = recording
         self._clock = clock
@@ -178,6 +185,7 @@ class StatusBuilder:
             chain=chain,
             in_flight=self.in_flight(),
             recording=self._recording,
+            config_errors=self.config_errors(),
             at=round(self._wall(), 3),
         )
 
@@ -187,6 +195,7 @@ class StatusBuilder:
             hosts=tuple(self._host(host, whole=False) for host in self._hosts.values()),
             chain=self._chain(),
             in_flight=self.in_flight(),
+            config_errors=self.config_errors(),
         )
 
     def sample(self) -> Sample:

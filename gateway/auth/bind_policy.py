@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hostler.gateway.auth import keys as key_file
@@ -24,30 +24,52 @@ def bound_addresses(sockets: Iterable[socket.socket]) -> list[tuple[str, int]]:
 
 def keys_in_force(settings: Settings, sockets: Iterable[socket.socket] = ()) -> KeyRing | None:
     """The API keys, `None` if none are needed. Raises `ConfigError` for an address or socket beyond loopback without keys."""
-    named = settings.gateway.api_keys_file
-    path = Path(named).expanduser() if named else key_file.default_file()
     try:
-        keys = KeyRing(path)
+        if keys := KeyRing(_key_path(settings)):
+            return keys
     except key_file.KeyFileError as error:
         raise ConfigError(str(error)) from error
-    if keys:
-        return keys
-    if named and path.exists():
-        raise ConfigError(f"gateway.api_keys_file: {path} contains no keys; create one with `hostler keys add NAME`")
-    refuse_beyond_loopback([*addresses(settings), *bound_addresses(sockets)], path)
-    if named:
-        raise ConfigError(f"gateway.api_keys_file: {path} does not exist; create a key with `hostler keys add NAME`")
+    if mistakes := list(key_mistakes(settings, bound_addresses(sockets))):
+        raise ConfigError(*mistakes)
     return None
+
+
+def key_mistakes(settings: Settings, bound: Iterable[tuple[str, int]] = ()) -> Iterator[str]:
+    """What is wrong with the key file, and addresses beyond loopback without keys; `bound` besides the configured ones."""
+    path, named = _key_path(settings), settings.gateway.api_keys_file is not None
+    try:
+        if key_file.read(path):
+            return
+    except key_file.KeyFileError as error:
+        yield str(error)
+        return
+    if named and path.exists():
+        yield f"gateway.api_keys_file: {path} contains no keys; create one with `hostler keys add NAME`"
+    elif named:
+        yield f"gateway.api_keys_file: {path} does not exist; create a key with `hostler keys add NAME`"
+    for host, port in dict.fromkeys([*addresses(settings), *bound]):
+        if not is_loopback(host):
+            yield without_keys(host, port, path)
+
+
+def _key_path(settings: Settings) -> Path:
+    named = settings.gateway.api_keys_file
+    return Path(named).expanduser() if named else key_file.default_file()
 
 
 def refuse_beyond_loopback(where: Iterable[tuple[str, int]], path: Path) -> None:
     """Raise `ConfigError` for the first address beyond loopback; `path` is the key file."""
     for host, port in where:
         if not is_loopback(host):
-            raise ConfigError(
-                f"gateway.listen: refusing to listen on {host}:{port} without API keys; "
-                f"create one with `hostler keys add NAME` (stored in {path}), or listen on 127.0.0.1:{port}"
-            )
+            raise ConfigError(without_keys(host, port, path))
+
+
+def without_keys(host: str, port: int, path: Path) -> str:
+    """Why a gateway does not listen there; `path` is the key file."""
+    return (
+        f"gateway.listen: refusing to listen on {host}:{port} without API keys; "
+        f"create one with `hostler keys add NAME` (stored in {path}), or listen on 127.0.0.1:{port}"
+    )
 
 
 def is_loopback(host: str) -> bool:

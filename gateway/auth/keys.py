@@ -134,8 +134,8 @@ class KeyRing:
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._clock = clock
-        self._records = read(path)
         self._stamp = self._mark()
+        self._records = read(path)
         self._checked = clock()
 
     def __bool__(self) -> bool:
@@ -184,9 +184,10 @@ class KeyRing:
             )
         self._records = records
 
-    def _mark(self) -> tuple[int, int] | None:
+    def _mark(self) -> tuple[int, ...] | None:
         try:
             stat = self._path.stat()
         except OSError:
             return None
-        return stat.st_mtime_ns, stat.st_size
+        # A link may lead to another file of the same size and time.
+        return stat.st_mtime_ns, stat.st_size, stat.st_ctime_ns, stat.st_ino

@@ -5,18 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, TextIO
 
 from hostler.gateway.cli import run
 from hostler.gateway.cli.logging import Format, LogHandler, configure_logging
 from hostler.gateway.cli.start_options import FAILED, INTERRUPTED, USAGE, StartCommand, StartOptions
-from hostler.gateway.config import ConfigError, Configuration, find_file, read
+from hostler.gateway.config import ConfigError, Configuration, find_file
+from hostler.gateway.last_good import load
+from hostler.gateway.preflight import startup_check
 
 if TYPE_CHECKING:  # not loaded without a terminal
     from hostler.gateway.cli.live import LiveView
 
 logger = logging.getLogger(__name__)
+
+#: Threads may take this long to end, in seconds.
+_JOIN_S = 0.5
 
 _PROGRAMS: Mapping[StartCommand, Callable[[Configuration, LiveView | None], int]] = {
     "up": run.up,
@@ -26,14 +33,31 @@ _PROGRAMS: Mapping[StartCommand, Callable[[Configuration, LiveView | None], int]
 
 
 def launch(options: StartOptions) -> int:
-    """Run the program until it ends. Reports on standard error what keeps it from running."""
+    """Run the program until it ends. Reports on standard error what keeps it from running.
+
+    Threads that hang are not waited for: then this ends the process.
+    """
+    before = set(threading.enumerate())
+    code = _launch(options)
+    if _hanging(before):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _launch(options: StartOptions) -> int:
     try:
-        configuration = read(find_file(options.config))
+        configuration = load(find_file(options.config), find_mistakes=startup_check(options.command))
     except ConfigError as error:
-        return _refuse(str(error))
+        return _refuse(*error.mistakes)
     settings = configuration.settings.gateway.logging
     form: Format = options.log_format.value if options.log_format else "plain" if options.plain else settings.format
     log = configure_logging(options.log_level.value if options.log_level else settings.level, form)
+    if configuration.errors is not None:
+        for mistake in configuration.errors.mistakes:
+            logger.error("%s", mistake)
+        logger.error("%s: running with its last good state until it is corrected", configuration.path)
     try:
         view = _live_view(log) if form == "auto" and not options.plain and _can_show_view(sys.stdout) else None
         return _PROGRAMS[options.command](configuration, view)
@@ -48,6 +72,15 @@ def launch(options: StartOptions) -> int:
         log.close()
 
 
+def _hanging(before: Collection[threading.Thread]) -> bool:
+    """Whether threads that were started since then do not end, such as one that looks up a name for a download."""
+    started = [each for each in threading.enumerate() if each not in before and not each.daemon]
+    until = time.monotonic() + _JOIN_S
+    for thread in started:
+        thread.join(max(0.0, until - time.monotonic()))
+    return any(thread.is_alive() for thread in started)
+
+
 def _can_show_view(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
@@ -58,6 +91,6 @@ def _live_view(log: LogHandler) -> LiveView:
     return LiveView(log)
 
 
-def _refuse(message: str) -> int:
-    sys.stderr.write(f"hostler: {message}\n")
+def _refuse(*messages: str) -> int:
+    sys.stderr.writelines(f"hostler: {message}\n" for message in messages)
     return USAGE

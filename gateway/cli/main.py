@@ -20,6 +20,7 @@ from hostler.gateway.cli.options import (
     JsonOption,
     ModelsArgument,
     fail,
+    fail_with,
     print_json,
     read_configuration,
 )
@@ -160,19 +161,25 @@ def check(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a configuration file."""
+    """Check a configuration file, and whether it could run.
+
+    Reports every mistake: keys, addresses, secrets, engines and model files included.
+    """
     from hostler.gateway.cli.views import host_limits
     from hostler.gateway.config import ConfigError, find_file, read
+    from hostler.gateway.preflight import all_mistakes
 
     try:
         if file is not None and not Path(file).expanduser().is_file():
             raise ConfigError(f"{file}: no such file")
         found = read(find_file(file or config))
+        if mistakes := all_mistakes(found):
+            raise ConfigError(*mistakes)
     except ConfigError as error:
         if as_json:
-            print_json({"file": file or config, "valid": False, "error": str(error)})
+            print_json({"file": file or config, "valid": False, "error": str(error), "errors": list(error.mistakes)})
             raise typer.Exit(USAGE) from None
-        fail(str(error), USAGE)
+        fail_with(error.mistakes, USAGE)
     names = [profile.name for profile in found.profiles]
     if as_json:
         path = None if found.path is None else str(found.path)

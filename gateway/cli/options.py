@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -26,9 +26,10 @@ def complete_model(context: typer.Context, incomplete: str) -> list[tuple[str, s
     """The configured names and aliases that begin like this, each with a description. Never fails, never prints."""
     parameters: dict[str, Any] = context.params
     try:
-        from hostler.gateway import config
+        from hostler.gateway.config import find_file
+        from hostler.gateway.last_good import load
 
-        profiles = config.read(config.find_file(parameters.get("config"))).profiles
+        profiles = load(find_file(parameters.get("config"))).profiles
     except Exception:  # the command itself reports what is wrong with the file
         return []
     named = set(parameters.get("names") or ())
@@ -74,18 +75,31 @@ def echo(text: str, *, err: bool = False) -> None:
 
 def fail(message: str, code: int) -> NoReturn:
     """Print an error and exit."""
-    echo(f"hostler: {message}", err=True)
+    fail_with((message,), code)
+
+
+def fail_with(messages: Iterable[str], code: int) -> NoReturn:
+    """Print errors and exit."""
+    for message in messages:
+        echo(f"hostler: {message}", err=True)
     raise typer.Exit(code)
 
 
 def read_configuration(config: str | None) -> Configuration:
-    """The configuration from the given file or the usual places. Exits if it is not valid."""
-    from hostler.gateway.config import ConfigError, find_file, read
+    """The configuration from the given file or the usual places, or its last good state, with a warning. Exits if there is
+    neither."""
+    from hostler.gateway.config import ConfigError, find_file
+    from hostler.gateway.last_good import load
 
     try:
-        return read(find_file(config))
+        found = load(find_file(config))
     except ConfigError as error:
-        fail(str(error), USAGE)
+        fail_with(error.mistakes, USAGE)
+    if found.errors is not None:
+        for mistake in found.errors.mistakes:
+            echo(f"hostler: {mistake}", err=True)
+        echo(f"hostler: {found.path}: using its last good state", err=True)
+    return found
 
 
 @contextmanager

@@ -19,7 +19,9 @@ from hostler.gateway.cli.banner import banner, format_address, local_url
 from hostler.gateway.cli.output import print_in_background
 from hostler.gateway.config import ConfigError, Configuration, parse_address, secret
 from hostler.gateway.events import SwitchChanged
+from hostler.gateway.preflight import without_token
 from hostler.gateway.server import systemd
+from hostler.gateway.server.event_loop import Loop
 from hostler.gateway.server.server import ListenError, Server, bind
 from hostler.supervisor.contract import SupervisorError, SwitchMoved
 
@@ -74,8 +76,6 @@ def up(configuration: Configuration, view: LiveView | None = None) -> int:
 
 def gateway(configuration: Configuration, view: LiveView | None = None) -> int:
     """The gateway alone, shown in `view`."""
-    if not configuration.settings.backends:
-        raise CannotRun("no backends are configured; add `backends:`, or run `hostler up`")
     alone = _gateway(configuration)
     sockets, shared = _listen(addresses(configuration.settings), "gateway.listen")
     keys_required = _or_cannot_run(lambda: keys_in_force(configuration.settings, sockets)) is not None
@@ -96,8 +96,6 @@ def supervisor(configuration: Configuration, view: LiveView | None = None) -> in
     settings = configuration.settings.supervisor
     token = _or_cannot_run(lambda: secret(settings.token, settings.token_file, "supervisor.token_file"))
     host, port = parse_address(settings.listen)
-    if token is None:
-        _refuse_without_token([(host, port)])
     sockets, shared = _listen([(host, port)], "supervisor.listen")
     if token is None:
         _refuse_without_token(bound_addresses(sockets))
@@ -207,10 +205,7 @@ def _showing_stop(view: LiveView | None, stop: Callable[[], None], drain_s: floa
 def _refuse_without_token(where: Iterable[tuple[str, int]]) -> None:
     for host, port in where:
         if not is_loopback(host):
-            raise CannotRun(
-                f"supervisor.listen: refusing to listen on {host}:{port} without a token, because other machines can reach it; "
-                "set supervisor.token (e.g. ${env:HOSTLER_SUPERVISOR_TOKEN}), or listen on 127.0.0.1"
-            )
+            raise CannotRun(without_token(host, port))
 
 
 def _listen(wanted: Sequence[tuple[str, int]], setting: str) -> tuple[list[socket.socket], bool]:
@@ -260,7 +255,7 @@ def _or_cannot_run(make: Callable[[], T]) -> T:
 
 
 def _run(main: Callable[[], Awaitable[None]]) -> int:
-    anyio.run(main, backend_options={"use_uvloop": True})
+    anyio.run(main, backend_options={"loop_factory": Loop})
     return 0
 
 

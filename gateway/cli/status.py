@@ -85,6 +85,8 @@ def status(
     state = target.status
     product = f"hostler {state['version']}" if target.kind == "gateway" else "hostler supervisor"
     print_parts(f"{product} at {target.client.url}", views.active_model(state, make_console().width), "")
+    if errors := views.config_errors(state):
+        print_parts(*errors, "")
     print_table(
         [
             Column("HOST", named=True),

@@ -81,6 +81,16 @@ def _file_elsewhere(model: Mapping[str, Any]) -> str:
     return "on another server" if model["state"] in ("available", "unavailable") else "on its host"
 
 
+def config_errors(status: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the gateway's configuration file, as lines."""
+    found = status.get("config_errors")
+    if not found:
+        return []
+    since = format_time(found["since"])
+    heading = f"The configuration has mistakes since {since}. Its last good state is in use until they are corrected:"
+    return [heading, *(f"  {mistake}" for mistake in found["mistakes"])]
+
+
 def processes(status: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every model with a process, and its use."""
     for host in status["hosts"]:

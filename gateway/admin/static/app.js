@@ -25,6 +25,7 @@ const SECTIONS = [
 const main = document.getElementById("main");
 const nav = document.getElementById("nav");
 const status = document.getElementById("link");
+const mistakes = h("p", { id: "config-errors", class: "bad", role: "alert", hidden: "" });
 const links = new Map();
 const views = new Map();
 let current = null;
@@ -42,6 +43,7 @@ function build() {
     if (target.matches(":focus-visible")) center(target);
   });
   nav.append(list);
+  main.before(mistakes);
   document.body.append(
     h("div", { class: "notifications" }, h("p", { id: "notice", role: "status" }), h("p", { id: "alert", role: "alert" })),
   );
@@ -79,6 +81,9 @@ const LINKS = { live: "live", connecting: "connecting…", reconnecting: "connec
 function update() {
   setText(status, LINKS[state.link]);
   set(status, "data-kind", state.link);
+  const wrong = state.config_errors;
+  show(mistakes, wrong !== null);
+  if (wrong !== null) setText(mistakes, `The configuration has mistakes. Its last good state is in use until they are corrected: ${wrong.mistakes.join(" · ")}`);
   views.get(current)?.update?.();
 }
 

@@ -10,6 +10,7 @@ export const state = {
   link: "connecting",
   version: "",
   recording: false, // prompts and answers are recorded
+  config_errors: null, // { file, mistakes, since } while the configuration file has mistakes
   active: null,
   default: null,
   models: [],
@@ -54,6 +55,7 @@ const handlers = {
     Object.assign(state, {
       version: value.version,
       recording: value.recording,
+      config_errors: value.config_errors,
       active: value.active,
       default: value.default,
       models: value.models,
@@ -67,6 +69,7 @@ const handlers = {
   },
   update(value) {
     state.active = value.active;
+    state.config_errors = value.config_errors;
     state.in_flight = value.in_flight;
     state.chain = value.chain;
     for (const each of value.hosts) {

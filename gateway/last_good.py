@@ -1,0 +1,112 @@
+"""The last good state of the configuration, kept in a file beside it, and used while the configuration has mistakes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from hostler.gateway.config import ConfigError, Configuration, FileErrors, read
+from hostler.supervisor.state_store import JsonStore
+
+#: Returns what keeps a valid configuration from running.
+FindMistakes = Callable[[Configuration], Sequence[str]]
+#: Files and their contents, `None` for one that does not exist.
+Texts = Mapping[Path, str | None]
+
+
+class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+    saved_at: float
+    texts: dict[str, str | None]
+
+
+def load(
+    path: Path | None,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    find_mistakes: FindMistakes = lambda _: (),
+    kept: Texts | None = None,
+) -> Configuration:
+    """The configuration at `path`, else its last good state, with the mistakes in `errors`.
+
+    `kept` is that state, else it is read from its file. Raises `ConfigError` if there is none, or if it has mistakes, too.
+    Blocks.
+    """
+    try:
+        found = read(path, environ)
+        mistakes = tuple(find_mistakes(found))
+    except ConfigError as error:
+        mistakes = error.mistakes
+    else:
+        if not mistakes and path is not None and found.texts[path.absolute()] == "":
+            kept = kept or kept_texts(path, environ)
+            if kept is not None and kept.get(path.absolute()):
+                mistakes = (f"{path}: is empty, but was not before; write a comment into it if that is meant",)
+        if not mistakes:
+            return found
+    earlier = None if path is None else _earlier(path, environ, kept or kept_texts(path, environ), find_mistakes)
+    if earlier is None:
+        raise ConfigError(*mistakes)
+    return msgspec.structs.replace(
+        earlier, errors=FileErrors(file=str(path), mistakes=mistakes, since=round(time.time(), 3))
+    )
+
+
+def _earlier(
+    path: Path, environ: Mapping[str, str], kept: Texts | None, find_mistakes: FindMistakes
+) -> Configuration | None:
+    """The last good state, with the models that clients have created since then unless their file is what is broken."""
+    if kept is None:
+        return None
+    found = _read_texts(path, environ, kept)
+    if found is not None and found.library is not None:
+        library = found.library.absolute()
+        found = _read_texts(path, environ, {place: kept[place] for place in kept if place != library}) or found
+    return None if found is None or find_mistakes(found) else found
+
+
+def _read_texts(path: Path, environ: Mapping[str, str], texts: Texts) -> Configuration | None:
+    try:
+        return read(path, environ, texts=texts)
+    except ConfigError:
+        return None
+
+
+def keep(configuration: Configuration, environ: Mapping[str, str] = os.environ) -> None:
+    """Keep this state, unless it is kept already. A failure is logged. Blocks."""
+    if configuration.path is None or configuration.errors is not None:
+        return
+    if kept_texts(configuration.path, environ) == configuration.texts:
+        return
+    texts = {str(place): text for place, text in configuration.texts.items()}
+    places = _places(configuration.path, environ)
+    place = next((each for each in places if os.access(each.parent, os.W_OK)), places[-1])
+    _store(place).write(lambda: _Kept(saved_at=time.time(), texts=texts))
+
+
+def kept_texts(path: Path, environ: Mapping[str, str] = os.environ) -> dict[Path, str | None] | None:
+    """The last good state of the file at `path` and of those that belong to it. Blocks."""
+    found = [kept for place in _places(path, environ) if (kept := _store(place).read()) is not None]
+    found = [kept for kept in found if str(path.absolute()) in kept.texts]
+    if not found:
+        return None
+    latest = max(found, key=lambda kept: kept.saved_at)
+    return {Path(place): text for place, text in latest.texts.items()}
+
+
+def _store(place: Path) -> JsonStore[_Kept]:
+    return JsonStore(place, _Kept, contents="the last good configuration")
+
+
+def _places(path: Path, environ: Mapping[str, str]) -> list[Path]:
+    """Where it is kept: in systemd's state directory or beside the file, else in the user's state directory."""
+    name = f"{path.stem}.last-good.json"
+    if directory := environ.get("STATE_DIRECTORY"):  # several directories are joined by colons
+        return [Path(directory.partition(":")[0]) / name]
+    base = Path(environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "hostler"
+    digest = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:12]
+    return [path.absolute().with_name(name), base / f"{digest}.{name}"]

@@ -1,0 +1,149 @@
+"""What keeps a valid configuration from running, found before anything is started: addresses, secrets, engines, files."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from hostler.gateway.auth.bind_policy import is_loopback, key_mistakes
+from hostler.gateway.config import LOCAL, ConfigError, Configuration, parse_address, secret
+from hostler.gateway.last_good import FindMistakes
+from hostler.profiles.fetch import cached
+from hostler.profiles.gguf import GGUFError, read_facts
+from hostler.profiles.schema import Profile
+from hostler.profiles.sources import ModelSource
+from hostler.supervisor.contract import SupervisorError
+from hostler.supervisor.engine_command import engine_program, parse_port_range
+
+Command = Literal["up", "gateway", "supervisor"]
+
+#: Arguments of engines that name a file.
+_FILE_ARGUMENTS = frozenset(
+    (
+        *("--mmproj", "-mm", "--lora", "--control-vector", "--chat-template-file", "--grammar-file"),
+        *("--model-draft", "-md", "--model-vocoder", "-mv", "--json-schema-file", "-jf"),
+    )
+)
+
+
+def startup_check(command: Command) -> FindMistakes:
+    """Finds what keeps `command` from running. Blocks."""
+    return partial(_mistakes, command)
+
+
+def _mistakes(command: Command, configuration: Configuration) -> list[str]:
+    found: list[str] = []
+    if command != "supervisor":
+        found += _gateway_mistakes(configuration, has_supervisor=command == "up")
+    if command == "gateway" and not configuration.settings.backends:
+        found.append("no backends are configured; add `backends:`, or run `hostler up`")
+    if command == "supervisor":
+        found += supervisor_mistakes(configuration)
+    if command != "gateway":
+        engines = engine_mistakes(configuration)
+        others = command == "up" and configuration.settings.backends
+        # Other profiles, or other backends, can still answer.
+        if not others and len(engines) == len(configuration.profiles):
+            found += dict.fromkeys(engines.values())
+        found += _port_mistakes(configuration)
+    return found
+
+
+def all_mistakes(configuration: Configuration) -> list[str]:
+    """Everything that could not run, whichever command is given. Blocks: model files are read."""
+    settings = configuration.settings
+    runs_models = not (configuration.shipped and settings.backends)
+    found = _gateway_mistakes(configuration, has_supervisor=True)
+    found += supervisor_mistakes(configuration)
+    if runs_models:
+        found += dict.fromkeys(engine_mistakes(configuration).values())
+        found += _port_mistakes(configuration)
+        for profile in configuration.profiles:
+            found += profile_mistakes(profile)
+    return found
+
+
+def _gateway_mistakes(configuration: Configuration, *, has_supervisor: bool) -> list[str]:
+    settings = configuration.settings
+    found = list(key_mistakes(settings))
+    for name, backend in settings.backends.items():
+        found += _secret_mistakes(backend.token, backend.token_file, f"backends.{name}.token_file")
+        found += _secret_mistakes(backend.api_key, backend.api_key_file, f"backends.{name}.api_key_file")
+    if LOCAL in (settings.gateway.chain or ()) and not has_supervisor:
+        found.append(f"gateway.chain names {LOCAL!r}, but only `hostler up` runs a supervisor of its own")
+    if settings.gateway.tracing.endpoint is not None and importlib.util.find_spec("opentelemetry") is None:
+        found.append("gateway.tracing.endpoint requires an extra; run `pip install 'hostler[otel]'`")
+    return found
+
+
+def supervisor_mistakes(configuration: Configuration) -> list[str]:
+    """What keeps the supervisor's own interface from running."""
+    settings = configuration.settings.supervisor
+    found = _secret_mistakes(settings.token, settings.token_file, "supervisor.token_file")
+    host, port = parse_address(settings.listen)
+    if settings.token is None and settings.token_file is None and not is_loopback(host):
+        found.append(without_token(host, port))
+    return found
+
+
+def without_token(host: str, port: int) -> str:
+    """Why a supervisor does not listen there."""
+    return (
+        f"supervisor.listen: refusing to listen on {host}:{port} without a token, because other machines can reach it; "
+        "set supervisor.token (e.g. ${env:HOSTLER_SUPERVISOR_TOKEN}), or listen on 127.0.0.1"
+    )
+
+
+def _secret_mistakes(value: str | None, file: str | None, where: str) -> list[str]:
+    try:
+        secret(value, file, where)
+    except ConfigError as error:
+        return list(error.mistakes)
+    return []
+
+
+def _port_mistakes(configuration: Configuration) -> list[str]:
+    text = configuration.settings.supervisor.engine_ports
+    try:
+        parse_port_range(text)
+    except ValueError:
+        return [
+            f"supervisor.engine_ports: {text!r} is not a range of ports: expected first-last, for example 8100-8199"
+        ]
+    return []
+
+
+def engine_mistakes(configuration: Configuration) -> dict[str, str]:
+    """Profiles whose engine is not installed, and why."""
+    found = {}
+    for profile in configuration.profiles:
+        where = "supervisor.engine" if profile.engine is None else f"profiles.{profile.name}.engine"
+        try:
+            engine_program(profile.engine if profile.engine is not None else configuration.settings.supervisor.engine)
+        except SupervisorError as error:
+            found[profile.name] = f"{where}: {error.failure.message}"
+        except ValueError as error:  # an open quote
+            found[profile.name] = f"{where}: {error}"
+    return found
+
+
+def profile_mistakes(profile: Profile) -> Iterator[str]:
+    """What is wrong with a profile's files, as far as they are on this machine. Blocks."""
+    where = f"profiles.{profile.name}"
+    path = cached(profile)
+    if path is None and ModelSource.parse(profile.model).kind == "path":
+        path = Path(profile.model)
+    if path is not None:
+        try:
+            read_facts(path)
+        except GGUFError as error:
+            # Engines other than llama.cpp have formats of their own.
+            if error.kind == "file_missing" or path.suffix.lower() == ".gguf":
+                yield f"{where}.model: {error}"
+    for name, value in zip(profile.args, profile.args[1:], strict=False):
+        if name in _FILE_ARGUMENTS and not os.access(Path(value).expanduser(), os.R_OK):
+            yield f"{where}.args: {name} {value} cannot be read"

@@ -1,0 +1,156 @@
+"""What cannot run is found before anything is started, all of it at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.gguf_files import LLAMA, TENSORS, GgufWriter
+
+from hostler.gateway.auth import keys
+from hostler.gateway.config import ConfigError, Configuration, read
+from hostler.gateway.preflight import Command, all_mistakes, startup_check
+
+ENGINE = f"{sys.executable} -I"
+
+
+@pytest.fixture(autouse=True)
+def no_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+def configured(folder: Path, **sections: Any) -> Configuration:
+    """A configuration with one model that can run, and these sections."""
+    (folder / "m.gguf").write_bytes(GgufWriter().bytes(LLAMA, TENSORS))
+    document = {"supervisor": {"engine": ENGINE}, "profiles": {"m": {"model": "m.gguf"}}, **sections}
+    path = folder / "hostler.yaml"
+    path.write_text(json.dumps(document))
+    return read(path, {"XDG_STATE_HOME": str(folder)})
+
+
+def test_what_can_run_has_no_mistakes(tmp_path: Path) -> None:
+    assert all_mistakes(configured(tmp_path)) == []
+
+
+FAR = ["0.0.0.0:8000"]
+LINK = {"kind": "supervisor", "url": "http://pc"}
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "an address beyond loopback without keys": ({"gateway": {"listen": FAR}}, "gateway.listen: refusing to listen"),
+    "a missing key file": ({"gateway": {"api_keys_file": "none"}}, "none does not exist"),
+    "an empty key file": ({"gateway": {"api_keys_file": "empty"}}, "empty contains no keys"),
+    "a damaged key file": ({"gateway": {"api_keys_file": "text"}}, "text:1: is not a key record"),
+    "a supervisor beyond loopback without a token": (
+        {"supervisor": {"engine": ENGINE, "listen": "0.0.0.0:8080"}}, "supervisor.listen: refusing to listen",
+    ),
+    "a missing token file": (
+        {"supervisor": {"engine": ENGINE, "token_file": "none"}}, "supervisor.token_file: ",
+    ),
+    "an empty token file": ({"supervisor": {"engine": ENGINE, "token_file": "empty"}}, "is empty"),
+    "a backend's missing token file": (
+        {"backends": {"pc": {**LINK, "token_file": "none"}}}, "backends.pc.token_file: ",
+    ),
+    "a backend's empty key file": (
+        {"backends": {"lan": {"kind": "openai", "url": "http://x", "models": {"*": "m"}, "api_key_file": "empty"}}},
+        "backends.lan.api_key_file: ",
+    ),
+    "an engine that is not installed": (
+        {"supervisor": {"engine": "no-such-engine"}}, 'supervisor.engine: the engine "no-such-engine" does not exist',
+    ),
+    "a profile's engine that is not installed": (
+        {"profiles": {"m": {"model": "m.gguf", "engine": "no-such-engine"}}}, "profiles.m.engine: ",
+    ),
+    "ports that are none": (
+        {"supervisor": {"engine": ENGINE, "engine_ports": "many"}}, "supervisor.engine_ports: 'many' is not a range",
+    ),
+    "a missing model file": ({"profiles": {"m": {"model": "none.gguf"}}}, "profiles.m.model: "),
+    "a model file that is a folder": ({"profiles": {"m": {"model": "."}}}, "is not a file"),
+    "random bytes for a model": ({"profiles": {"m": {"model": "random.gguf"}}}, "random.gguf"),
+    "a model file cut short": ({"profiles": {"m": {"model": "short.gguf"}}}, "short.gguf"),
+    "a missing projector": (
+        {"profiles": {"m": {"model": "m.gguf", "args": ["--mmproj", "/none.gguf"]}}}, "profiles.m.args: --mmproj",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_run_is_found(tmp_path: Path, name: str) -> None:
+    sections, message = WRONG[name]
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "text").write_text("not a key\n")
+    (tmp_path / "random.gguf").write_bytes(bytes(range(256)) * 40)
+    (tmp_path / "short.gguf").write_bytes(GgufWriter().bytes(LLAMA, TENSORS)[:-100])
+    found = all_mistakes(configured(tmp_path, **sections))
+    assert len(found) == 1, found
+    assert message in found[0]
+
+
+def test_all_mistakes_are_found_at_once(tmp_path: Path) -> None:
+    found = all_mistakes(
+        configured(
+            tmp_path,
+            gateway={"listen": FAR, "api_keys_file": "none"},
+            supervisor={"engine": "no-such-engine", "token_file": "none"},
+            profiles={"m": {"model": "none.gguf"}, "n": {"base": "m"}},
+        )
+    )
+    assert len(found) == 6
+
+
+def test_mistakes_in_the_text_are_found_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "hostler.yaml"
+    path.write_text(
+        "gateway:\n  lissten: []\n  drain_s: soon\n  allowed_hosts: ['*']\n  cors_origins: ['*']\n"
+        "backends:\n  b: {kind: openai, url: '${env:NOWHERE}'}\nprofiles:\n  a: {base: gone}\n  c: {}\n"
+    )
+    with pytest.raises(ConfigError) as raised:
+        read(path, {})
+    places = [mistake.removeprefix(f"{path}:").split(": ")[:2] for mistake in raised.value.mistakes]
+    assert places == [
+        ["2", "gateway.lissten"],
+        ["3", "gateway.drain_s"],
+        ["4", "gateway.allowed_hosts[0]"],
+        ["5", "gateway.cors_origins[0]"],
+        ["7", "backends.b.url"],
+        ["9", "profiles.a.base"],
+        ["10", "profiles.c"],
+    ]
+
+
+@pytest.mark.parametrize("command", ["up", "gateway", "supervisor"])
+def test_a_profile_that_cannot_run_does_not_keep_the_others_from_starting(tmp_path: Path, command: Command) -> None:
+    profiles = {"m": {"model": "m.gguf"}, "gone": {"model": "none.gguf"}, "odd": {"base": "m", "engine": "no-such"}}
+    configuration = configured(tmp_path, profiles=profiles, backends={"pc": LINK})
+    assert startup_check(command)(configuration) == []
+
+
+def test_no_engine_at_all_keeps_from_starting_unless_other_backends_answer(tmp_path: Path) -> None:
+    nothing = configured(tmp_path, supervisor={"engine": "no-such"})
+    assert len(startup_check("up")(nothing)) == len(startup_check("supervisor")(nothing)) == 1
+    other = configured(tmp_path, supervisor={"engine": "no-such"}, backends={"pc": LINK})
+    assert startup_check("up")(other) == []
+
+
+def test_a_gateway_alone_needs_backends_and_has_no_supervisor_in_its_chain(tmp_path: Path) -> None:
+    assert "no backends are configured" in startup_check("gateway")(configured(tmp_path))[0]
+    chained = configured(tmp_path, gateway={"chain": ["local", "pc"]}, backends={"pc": LINK})
+    assert "only `hostler up` runs a supervisor" in startup_check("gateway")(chained)[0]
+    assert startup_check("up")(chained) == []
+
+
+def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
+    keys.add(tmp_path / "keys", "me", ["infer"])
+    (tmp_path / "token").write_text("secret")
+    configuration = configured(
+        tmp_path,
+        gateway={"listen": FAR, "api_keys_file": "keys", "spending": {"file": "spent"}, "recording": {"file": "kept"}},
+        supervisor={"engine": ENGINE, "listen": "0.0.0.0:8080", "token_file": "token", "slots_dir": "slots"},
+        backends={"pc": {**LINK, "token_file": "token", "api_key_file": "token"}},
+    )
+    assert all_mistakes(configuration) == []
+    settings = configuration.settings
+    assert settings.gateway.spending.file == str(tmp_path / "spent")
+    assert settings.gateway.recording.file == str(tmp_path / "kept")
+    assert settings.supervisor.slots_dir == str(tmp_path / "slots")
