@@ -121,6 +121,10 @@ class LiveView:
                 tasks.start_soon(self._restart_after_stop)
                 await self._poll(get_status)
         finally:
+            if self._changed and self._state is not None:
+                # The process may end before the next frame is due.
+                self._state = msgspec.structs.replace(self._state, stopping=self._stopping)
+                self._log.submit(self._draw)
             self._log.submit(self._close)
             self._log.wait_until_written(CLOSE_S)
             self._log.output = default_output
