@@ -166,7 +166,11 @@ class BackendTimeout(BackendError):
 
 
 class BackendRejected(BackendError):
-    """The backend answered with an error status. `body` is its response, in the protocol `wire`."""
+    """The backend answered with an error status. `body` is its response, in the protocol `wire`.
+
+    `request_fault`: whatever the status, the error concerns this request alone: the backend is local, lives, and gives a
+    reason in its own words, or the request is too long for it.
+    """
 
     code = "backend_rejected"
 
@@ -180,24 +184,34 @@ class BackendRejected(BackendError):
         headers: Mapping[str, str],
         body: bytes,
         retry_after_s: float | None = None,
+        request_fault: bool = False,
     ) -> None:
         super().__init__(message, backend=backend, retry_after_s=retry_after_s)
         self.wire = wire
         self.backend_status = backend_status
         self.headers = headers
         self.body = body
+        self.request_fault = request_fault
 
 
 class BackendBroken(BackendError):
-    """The response broke off, violates the protocol, or contains an error; `backend_status` is the status it names."""
+    """The response broke off, violates the protocol, or contains an error: then `body` is that error as the backend sent
+    it, and `backend_status` the status that it names."""
 
     code = "backend_broken"
 
     def __init__(
-        self, message: str, *, backend: str = "", retry_after_s: float | None = None, backend_status: int | None = None
+        self,
+        message: str,
+        *,
+        backend: str = "",
+        retry_after_s: float | None = None,
+        backend_status: int | None = None,
+        body: bytes = b"",
     ) -> None:
         super().__init__(message, backend=backend, retry_after_s=retry_after_s)
         self.backend_status = backend_status
+        self.body = body
 
 
 def error_headers(error: GatewayError) -> list[tuple[str, str]]:
@@ -212,14 +226,30 @@ def error_headers(error: GatewayError) -> list[tuple[str, str]]:
     return headers
 
 
-#: Statuses about the gateway's own account at a backend: they concern the gateway's key, not the client's.
-ACCOUNT_STATUSES = frozenset({401, 402, 403, 407})
+_ACCOUNT_STATUSES = frozenset({401, 402, 403, 407})
+
+
+def is_account_error(error: BackendRejected) -> bool:
+    """Whether the error is about the gateway's own account at the backend: its key, not the client's."""
+    return error.backend_status in _ACCOUNT_STATUSES and not error.request_fault
+
+
+#: Statuses of 500 and above that are passed on: what a model cannot do, and servers that are busy for a moment.
+_PASSED_ON = frozenset({501, 503, 529})
 
 
 def client_status(error: GatewayError) -> int:
-    """The status to answer with: a backend's 4xx for the client's own mistake is passed on."""
-    if isinstance(error, BackendRejected) and 400 <= error.backend_status < 500:
-        return error.status if error.backend_status in ACCOUNT_STATUSES else error.backend_status
+    """The status to answer with: a backend's 4xx for the client's own mistake is passed on.
+
+    An engine's 500 that is the request's fault becomes a 400, since clients send a request again after a 500.
+    """
+    if not isinstance(error, BackendRejected):
+        return error.status
+    status = error.backend_status
+    if 400 <= status < 500:
+        return error.status if is_account_error(error) else status
+    if status == 501 or error.request_fault:
+        return status if status in _PASSED_ON else 400
     return error.status
 
 
@@ -239,6 +269,11 @@ def invalid_response() -> BackendBroken:
     return BackendBroken("The backend sent a response that its protocol does not allow.")
 
 
+def empty_response() -> BackendBroken:
+    """A response without a body."""
+    return BackendBroken("The backend sent an empty response.")
+
+
 def incomplete_response() -> BackendBroken:
     """A stream that ended without its end mark."""
     return BackendBroken("The backend's response ended before it was complete.")
@@ -254,11 +289,10 @@ def oversized_response(limit: int) -> BackendBroken:
     return BackendBroken(f"The backend's response is larger than {limit} bytes.")
 
 
-def reported_error(message: object, *, backend_status: int | None = None) -> BackendBroken:
+def reported_error(message: object, *, backend_status: int | None = None, body: bytes = b"") -> BackendBroken:
     """An error that the backend put into its response, with the backend's own message if it has one."""
-    if not isinstance(message, str) or not message.strip():
-        return BackendBroken(
-            "The backend reported an error in the middle of its response.", backend_status=backend_status
-        )
-    text = "".join(char if char.isprintable() else " " for char in message[:500])
-    return BackendBroken(f"The backend reported an error: {text}", backend_status=backend_status)
+    words = "The backend reported an error in the middle of its response."
+    if isinstance(message, str) and message.strip():
+        text = "".join(char if char.isprintable() else " " for char in message[:500])
+        words = f"The backend reported an error: {text}"
+    return BackendBroken(words, backend_status=backend_status, body=body)

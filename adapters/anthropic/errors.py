@@ -10,15 +10,15 @@ import msgspec
 from hostler.adapters import sse
 from hostler.adapters.anthropic.schema import WIRE
 from hostler.adapters.base import WireResponse
+from hostler.adapters.error_body import is_passed_on, read_error
 from hostler.adapters.errors import (
-    ACCOUNT_STATUSES,
     BackendRejected,
     GatewayError,
     client_status,
     error_headers,
+    is_account_error,
     printable,
 )
-from hostler.adapters.json_body import NOT_JSON
 
 # Statuses are the same in every protocol; clients that know only Anthropic's 529 retry a 503 all the same.
 _TYPES = {
@@ -36,23 +36,10 @@ _TYPES = {
 _MISLEADING = re.compile("context|token|too long", re.IGNORECASE)
 
 
-class RejectionDetail(msgspec.Struct, frozen=True, kw_only=True):
-    message: Any = None
-    type: Any = None
-    n_prompt_tokens: int | None = None
-    n_ctx: int | None = None
-
-
-class Rejection(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend's error, in OpenAI's, llama-server's or Anthropic's form."""
-
-    error: RejectionDetail | str | None = None
-
-
 def error_response(error: GatewayError) -> WireResponse:
     """The error as a response. An error of a backend of this protocol is passed on as it came."""
     headers = error_headers(error)
-    if isinstance(error, BackendRejected) and error.wire == WIRE and error.backend_status not in ACCOUNT_STATUSES:
+    if isinstance(error, BackendRejected) and error.wire == WIRE and is_passed_on(error):
         return WireResponse(status=error.backend_status, body=error.body, headers=tuple(headers))
     return WireResponse(status=client_status(error), body=msgspec.json.encode(_body(error)), headers=tuple(headers))
 
@@ -69,20 +56,19 @@ def _body(error: GatewayError) -> dict[str, Any]:
 
 
 def _message(error: GatewayError) -> str:
-    if not isinstance(error, BackendRejected) or error.backend_status in ACCOUNT_STATUSES:
+    if not isinstance(error, BackendRejected) or is_account_error(error):
         return error.message
-    try:
-        detail = msgspec.json.decode(error.body, type=Rejection).error
-    except NOT_JSON:
+    details = read_error(error.body)
+    if details is None or not details.message:
         return error.message
-    if isinstance(detail, RejectionDetail):
-        if detail.n_prompt_tokens is not None and detail.n_ctx is not None:
-            # Anthropic's own message: clients search for it, shorten the conversation and retry.
-            return f"prompt is too long: {detail.n_prompt_tokens} tokens > {detail.n_ctx} maximum"
-        detail = detail.message
-    if not isinstance(detail, str) or not detail:
-        return error.message
-    if error.backend_status < 500:
-        return detail
+    if details.is_overflow:
+        # Anthropic's own message: clients search for it, shorten the conversation and retry.
+        if details.sizes is not None:
+            tokens, limit = details.sizes
+            return f"prompt is too long: {tokens} tokens > {limit} maximum"
+        known = "prompt is too long" in details.message
+        return details.message if known else f"prompt is too long: {details.message}"
+    if error.backend_status < 500 or error.request_fault:
+        return details.message
     # Some clients take any failure that mentions these for a conversation that is too long, and shorten it.
-    return error.message if _MISLEADING.search(detail) else f"{error.message}: {detail}"
+    return error.message if _MISLEADING.search(details.message) else f"{error.message}: {details.message}"

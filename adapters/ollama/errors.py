@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from hostler.adapters.base import Operation, WireResponse
+from hostler.adapters.error_body import is_overflow, read_error
 from hostler.adapters.errors import (
-    ACCOUNT_STATUSES,
     BackendError,
     BackendRejected,
     ClientDisconnected,
@@ -16,9 +14,10 @@ from hostler.adapters.errors import (
     ModelUnavailable,
     NotFound,
     TooManyRequests,
+    client_status,
     error_headers,
+    is_account_error,
 )
-from hostler.adapters.json_body import NOT_JSON
 from hostler.adapters.model_names import ollama_name
 from hostler.adapters.ollama import go_compat
 from hostler.adapters.ollama.go_compat import quote
@@ -26,21 +25,12 @@ from hostler.adapters.ollama.model_ops import cloud_disabled
 from hostler.adapters.ollama.names import is_cloud_model
 from hostler.adapters.ollama.operations import UNKNOWN
 from hostler.adapters.ollama.schema import JSON, PLAIN
-from hostler.adapters.ollama.truncation import overflow
 
 SERVER_BUSY = "server busy, please try again.  maximum pending requests exceeded"
 INPUT_TOO_LONG = "the input length exceeds the context length"
 
 _MAX_TEXT = 4000
 _EMBEDS = frozenset({"embed", "embeddings"})
-
-
-class OllamaErrorDetail(msgspec.Struct, frozen=True):
-    message: str
-
-
-class OllamaErrorResponse(msgspec.Struct, frozen=True):
-    error: str | OllamaErrorDetail
 
 
 def error_response(error: GatewayError, operation: Operation | None = None) -> WireResponse:
@@ -93,24 +83,16 @@ def _unknown_model(name: str, operation: str) -> tuple[int, str]:
 
 
 def _rejected(error: BackendRejected, operation: str) -> tuple[int, str]:
-    text = _message_in(error.body) or error.message
-    status = error.backend_status
-    if status in ACCOUNT_STATUSES:
+    details = read_error(error.body)
+    text = (details.message if details is not None else "") or error.message
+    if is_account_error(error):
         return 500, _truncated(error.message)
-    if operation in _EMBEDS and overflow(error) is not None:
+    if operation in _EMBEDS and is_overflow(error):
         return 400, INPUT_TOO_LONG
+    status = client_status(error) if error.request_fault else error.backend_status
     if operation == "embeddings" and status == 501:
         status = 500
     return status, _truncated(text)
-
-
-def _message_in(body: bytes) -> str:
-    """The message of a backend's error, in either of the two forms."""
-    try:
-        detail = msgspec.json.decode(body, type=OllamaErrorResponse).error
-    except NOT_JSON:
-        return ""
-    return detail if isinstance(detail, str) else detail.message
 
 
 def _truncated(text: str, limit: int = _MAX_TEXT) -> str:

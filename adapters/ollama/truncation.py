@@ -5,16 +5,13 @@ Only the engine can count tokens: its error says how many there were; the rest i
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 
 from hostler.adapters.canonical import ChatMessage, ChatRequest, CompletionRequest, EmbedRequest, Request, Text
+from hostler.adapters.error_body import read_error
 from hostler.adapters.errors import BackendRejected
 from hostler.adapters.ollama.go_compat import decode_fields
 
-_TOKENS = re.compile(rb"\((\d{1,12}) tokens\)")
-_LIMIT = re.compile(rb"context size \((\d{1,12}) tokens\)|batch size: (\d{1,12})")
 # Characters that a chat template adds to a message.
 _TEMPLATE_CHARS = 16
 # Characters per token, and Ollama's `num_keep`.
@@ -26,12 +23,13 @@ _MARGIN = 0.95
 
 def overflow(rejected: BackendRejected) -> tuple[int, int] | None:
     """The number of tokens and the limit, if the backend rejected the request for its length."""
-    if b"too large" not in rejected.body and b"exceeds the available context" not in rejected.body:
-        return None
-    tokens, limit = _TOKENS.search(rejected.body), _LIMIT.search(rejected.body)
-    if tokens is None or limit is None:
-        return None
-    return int(tokens[1]), int(limit[1] or limit[2])
+    details = read_error(rejected.body)
+    return details.sizes if details is not None and details.is_overflow else None
+
+
+def may_truncate(request: Request) -> bool:
+    """Whether the client allows the request to be truncated."""
+    return decode_fields(request.origin.body, "Request").flag("truncate") is not False
 
 
 def truncated(request: Request, rejected: BackendRejected) -> Request | None:
@@ -39,7 +37,7 @@ def truncated(request: Request, rejected: BackendRejected) -> Request | None:
     sizes = overflow(rejected)
     if sizes is None or not isinstance(request, ChatRequest | CompletionRequest | EmbedRequest):
         return None
-    if decode_fields(request.origin.body, "Request").flag("truncate") is False:
+    if not may_truncate(request):
         return None
     tokens, limit = sizes
     share = min(limit / max(tokens, 1), 1.0) * _MARGIN

@@ -8,35 +8,29 @@ import msgspec
 
 from hostler.adapters import sse
 from hostler.adapters.base import WireResponse
+from hostler.adapters.error_body import is_overflow, is_passed_on, read_error
 from hostler.adapters.errors import (
-    ACCOUNT_STATUSES,
     BackendRejected,
     GatewayError,
     ModelNotFound,
     client_status,
     error_headers,
+    is_account_error,
     printable,
 )
-from hostler.adapters.json_body import NOT_JSON
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 # Wires whose errors have this protocol's form.
 _OPENAI_ERRORS = frozenset({"openai", "llamacpp"})
 
 
-class OpenAIErrorMessage(msgspec.Struct):
-    message: str
-
-
-class OpenAIErrorResponse(msgspec.Struct):
-    error: OpenAIErrorMessage | str
-
-
 def error_response(error: GatewayError) -> WireResponse:
     """The error as a response. An error of an engine of this protocol is passed on as it came."""
     headers = error_headers(error)
-    if isinstance(error, BackendRejected) and error.wire in _OPENAI_ERRORS and not _is_account_error(error):
+    if isinstance(error, BackendRejected) and error.wire in _OPENAI_ERRORS and is_passed_on(error):
         media_type = next((v for n, v in error.headers.items() if n.lower() == "content-type"), "application/json")
+        if "json" not in media_type.lower() and read_error(error.body) is not None:
+            media_type = "application/json"
         return WireResponse(status=error.backend_status, media_type=media_type, body=error.body, headers=tuple(headers))
     body = msgspec.json.encode({"error": error_body(error)})
     return WireResponse(status=client_status(error), body=body, headers=tuple(headers))
@@ -59,11 +53,12 @@ def error_body(error: GatewayError) -> dict[str, Any]:
     """The object under `error`."""
     status = client_status(error)
     param = error.param or ("model" if isinstance(error, ModelNotFound) else None)
+    code = "context_length_exceeded" if is_overflow(error) else error.code
     return {
         "message": printable(client_message(error), 2000),
         "type": _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
         "param": None if param is None else printable(param),
-        "code": error.code,
+        "code": code,
     }
 
 
@@ -72,16 +67,9 @@ def client_message(error: GatewayError) -> str:
 
     A failure of a backend of another protocol keeps the gateway's message, since clients search its text.
     """
-    if not isinstance(error, BackendRejected) or _is_account_error(error):
+    if not isinstance(error, BackendRejected) or is_account_error(error):
         return error.message
-    if error.wire not in _OPENAI_ERRORS and error.backend_status >= 500:
+    if error.wire not in _OPENAI_ERRORS and error.backend_status >= 500 and not error.request_fault:
         return error.message
-    try:
-        detail = msgspec.json.decode(error.body, type=OpenAIErrorResponse).error
-    except NOT_JSON:
-        return error.message
-    return (detail if isinstance(detail, str) else detail.message) or error.message
-
-
-def _is_account_error(error: BackendRejected) -> bool:
-    return error.backend_status in ACCOUNT_STATUSES
+    details = read_error(error.body)
+    return (details.message if details is not None else "") or error.message

@@ -1,0 +1,192 @@
+"""Errors of every server are read in any form, and a request that is too long is recognised in any words."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from fakes.recorded_errors import OVERFLOWS, REQUEST_FAULTS, RecordedError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostler.adapters.error_body import ErrorDetails, error_in, error_in_response, is_passed_on, read_error
+from hostler.adapters.errors import BackendRejected
+
+
+@pytest.mark.parametrize("error", [*REQUEST_FAULTS, *OVERFLOWS], ids=lambda error: error.name)
+def test_recorded_errors_are_read(error: RecordedError) -> None:
+    details = read_error(error.data)
+    assert details is not None
+    assert error.words in details.message
+    assert details.is_overflow is (error in OVERFLOWS)
+    assert details.sizes == error.sizes
+
+
+TOO_LONG = [
+    "request (5000 tokens) exceeds the available context size (4096 tokens), try increasing it",
+    "the request exceeds the available context size. try increasing the context size or enable context shift",
+    "input (5000 tokens) is too large to process. increase the physical batch size (current batch size: 512)",
+    "input is too large to process. increase the physical batch size",
+    "input (9000 tokens) is larger than the max context size (8192 tokens). skipping",
+    "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens (4000 in the messages, 1000 in the completion). Please reduce the length of the messages or completion.",
+    "The decoder prompt (length 5000) is longer than the maximum model length of 4096. Make sure that `max_model_len` is no smaller than the number of text tokens.",
+    "You passed 5001 input tokens and requested 1 output tokens. However, the model's context length is only 4096 tokens, resulting in a maximum input length of 4095 tokens. Please reduce the length of the input prompt. (parameter=input_tokens, value=5001)",
+    "'max_tokens' or 'max_completion_tokens' is too large: 8000. This model's maximum context length is 4096 tokens and your request has 100 input tokens (8000 > 4096 - 100).",
+    "The input (61709 tokens) is longer than the model's context length (40960 tokens).",
+    "Requested token count exceeds the model's maximum context length of 4096 tokens. You requested a total of 5000 tokens: 4000 tokens from the input messages and 1000 tokens for the completion.",
+    "Input length (9000 tokens) exceeds the maximum allowed length (8191 tokens). Use a shorter input or enable --allow-auto-truncate.",
+    "the input length exceeds the context length",
+    "input length exceeds maximum context length",
+    "prompt too long; exceeded max context length by 904 tokens",
+    "Trying to keep the first 14538 tokens when context the overflows. However, the model is loaded with context length of only 2048 tokens, which is not enough. Try to load the model with a larger context length, or provide a shorter input",
+    "The number of tokens to keep from the initial prompt is greater than the context length. Try to load the model with a larger context length, or provide a shorter input",
+    "Context size has been exceeded.",
+    "Reached context length of 4096 tokens with this model, but this model does not currently support mid-generation context overflow",
+    "Request length 71599 + 2048 is greater than max_seq_len 65536",
+    "Prompt length 5000 is greater than max_seq_len 4096",
+    "length of prompt_tokens (147509) must be less than max_seq_len (65536).",
+    "The input token count (134123) exceeds the maximum number of tokens allowed (131072).",
+    "The input token count exceeds the maximum number of tokens allowed 1048576.",
+    "Prompt contains 40000 tokens and 0 draft tokens, too large for model with 32768 maximum context length",
+    "Please reduce the length of the messages or completion.",
+    'This endpoint\'s maximum context length is 8192 tokens. However, you requested about 9000 tokens (9000 of text input). Please reduce the length of either one, or use the "middle-out" transform to compress your prompt automatically.',
+    "prompt is too long: 209000 tokens > 200000 maximum",
+    "input length and `max_tokens` exceed context limit: 199211 + 20000 > 200000, decrease input length or `max_tokens` and try again",
+    "Your input exceeds the context window of this model. Please adjust your input and try again.",
+    "`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000 `inputs` tokens and 100 `max_new_tokens`",
+    "`inputs` must have less than 4096 tokens. Given: 5000",
+    "Input is too long for requested model.",
+    "This model's maximum prompt length is 131072 but the request contains 537812 tokens.",
+    "too many tokens: total number of tokens in the prompt cannot exceed 4081",
+    "Requested generation length 1 is not possible! The provided prompt is 4309 tokens long, so generating 1 tokens requires a sequence length of 4310, but the maximum supported sequence length is just 4096!",
+    "Token limit exceeded: prompt has 5000 tokens, context window is 4096",
+]
+OTHER_REASONS = [
+    "Conversation roles must alternate user/assistant/user/assistant/...",
+    "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj",
+    "max_tokens is too large: 100000. This model supports at most 16384 completion tokens, whereas you provided 100000.",
+    "failed to load model: could not allocate context size 131072",
+    "CUDA error: out of memory",
+    "Rate limit reached for model in organization on tokens per minute (TPM): Limit 6000, Used 5000, Requested 2000.",
+    "temperature must be less than or equal to 2",
+    "Request too large for model `x` in organization `y` on tokens per minute (TPM): Limit 6000, Requested 8000",
+    "Too many requests, please slow down",
+    "tools param requires --jinja flag",
+    "Compute error.",
+    "Failed to parse input at pos 12",
+    "Value is not callable: null at row 1",
+    "unsupported content[].type",
+    "The model `x` does not exist",
+    "Error rendering prompt with jinja template",
+    "Only user and assistant roles are supported!",
+    "'messages' must be an array",
+    "invalid image: exceeds 20 MB",
+    "Too many images: the maximum is 5",
+    "'n' must be less than 8",
+    "You requested too many tokens per minute",
+]
+
+
+@pytest.mark.parametrize("message", TOO_LONG)
+def test_a_request_that_is_too_long_is_recognised(message: str) -> None:
+    assert ErrorDetails(message=message).is_overflow
+
+
+@pytest.mark.parametrize("message", OTHER_REASONS)
+def test_other_reasons_are_not_taken_for_length(message: str) -> None:
+    assert not ErrorDetails(message=message).is_overflow
+
+
+def test_the_size_of_a_prompt_that_fits_is_not_shown() -> None:
+    words = (
+        "'max_tokens' is too large: 8000. This model's maximum context length is 4096 tokens and your request has 100"
+    )
+    assert ErrorDetails(message=f"{words} input tokens (8000 > 4096 - 100).").sizes is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"code": 429}, 429), ({"code": "429"}, 429), ({"status": "RESOURCE_EXHAUSTED"}, 429), ({"status": 404}, 404),
+        ({"type": "overloaded_error"}, 529), ({"code": "rate_limit_exceeded"}, 429), ({"status_code": 503}, 503),
+        ({"code": 200}, None), ({"code": True}, None), ({"code": 10**400}, None), ({"code": "x"}, None),
+    ],
+)  # fmt: skip
+def test_an_error_names_a_status_in_many_ways(fields: dict[str, Any], status: int | None) -> None:
+    details = error_in({"error": {"message": "x", **fields}})
+    assert details is not None
+    assert details.status == status
+
+
+def test_an_error_within_an_error_is_read() -> None:
+    inner = json.dumps({"error": {"code": 400, "message": "too few", "status": "INVALID_ARGUMENT"}})
+    details = read_error(json.dumps({"error": {"message": inner, "code": 500}}).encode())
+    assert details is not None
+    assert (details.message, details.status) == ("too few", 400)
+    deep = "x"
+    for _ in range(20):
+        deep = json.dumps({"error": {"message": deep}})
+    assert read_error(deep.encode()) is not None
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"null", b"[]", b"{}", b'"x"', b"[1, 2]", b'{"id": 1}', b'{"error": {}}', b'{"error": ""}',
+             b'{"message": {"role": "assistant"}}', b"\xff"],
+)  # fmt: skip
+def test_what_is_no_error_is_none(body: bytes) -> None:
+    assert read_error(body) is None
+
+
+def test_an_answer_is_no_error() -> None:
+    assert error_in({"message": {"role": "assistant", "content": "no"}, "done": True, "error": None}) is None
+    assert error_in({"choices": [], "message": "x"}) is None
+
+
+def test_an_error_in_a_response_has_the_status_that_its_words_mean() -> None:
+    for error in OVERFLOWS:
+        assert (error_in_response(error.data).backend_status or 500) in (400, error.status)
+    broken = error_in_response(b'{"error": "prompt is too long"}')
+    assert (broken.backend_status, broken.body) == (400, b'{"error": "prompt is too long"}')
+    assert error_in_response(b"null").backend_status is None
+
+
+def test_a_large_error_in_a_response_is_kept_short() -> None:
+    for data in (json.dumps({"error": {"message": "x" * 10**6, "code": 400}}).encode(), b"[" + b"1," * 10**5 + b"1]"):
+        broken = error_in_response(data)
+        assert len(broken.body) < 65536
+        assert len(broken.message) < 1000
+
+
+def test_a_stack_trace_is_not_passed_on() -> None:
+    def rejected(body: bytes, status: int = 400) -> BackendRejected:
+        return BackendRejected("x", backend="b", wire="openai", backend_status=status, headers={}, body=body)
+
+    assert is_passed_on(rejected(b'{"error": "x"}'))
+    assert not is_passed_on(rejected(b'{"error": {"message": "x", "trace": "Traceback (most recent call last)"}}'))
+    assert not is_passed_on(rejected(b'{"error": "x"}', 401))
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["error", '{"error":{}}', "400"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["error", "message", "detail", "code", "type", "status", "object", "loc", "msg", "metadata"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(values)
+def test_any_json_is_read_or_is_no_error(value: Any) -> None:
+    details = read_error(json.dumps(value).encode())
+    if details is not None:
+        assert isinstance(details.message, str)
+        assert details.is_overflow in (True, False)
+        assert details.sizes is None or len(details.sizes) == 2
